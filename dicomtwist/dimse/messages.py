@@ -1,0 +1,366 @@
+"""
+The messages of the eleven DIMSE services as dataclasses (PS3.7 9.3 and 10.3).
+
+A message is its command set; whether a data set follows is :attr:`Message.has_dataset`, the data set itself travels
+beside it as fragments. The attributes are the standard's keywords in snake_case, in the order of their elements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Final, cast
+
+from dicomtwist.dimse.command import KEYWORDS, Value, decode_command, encode_command
+from dicomtwist.errors import InvalidMessage
+
+#: Command Data Set Type of a message without a data set; any other value means that one follows (PS3.7 E.1).
+NO_DATASET: Final = 0x0101
+_WITH_DATASET: Final = 0x0001
+
+#: Priority (0000,0700) (PS3.7 E.1).
+MEDIUM, HIGH, LOW = 0, 1, 2
+
+
+@dataclass(slots=True, kw_only=True)
+class Message:
+    """What all messages share."""
+
+    COMMAND_FIELD: ClassVar[int] = 0
+    NAME: ClassVar[str] = ""
+    #: Attributes without which the message cannot be acted on.
+    REQUIRED: ClassVar[tuple[str, ...]] = ()
+    _ENCODED: ClassVar[tuple[str, ...]] = ()
+
+    has_dataset: bool = False
+
+    def encode(self) -> bytes:
+        """Return the encoded command set (PS3.7 6.3.1)."""
+        return encode_command(self._values())
+
+    def _values(self) -> list[tuple[str, Value | None]]:
+        values: list[tuple[str, Value | None]] = []
+        for name in self._ENCODED:
+            if name == "command_field":
+                values.append((name, self.COMMAND_FIELD))
+            elif name == "command_data_set_type":
+                values.append((name, _WITH_DATASET if self.has_dataset else NO_DATASET))
+            else:
+                values.append((name, getattr(self, name)))
+        return values
+
+
+@dataclass(slots=True, kw_only=True)
+class Request(Message):
+    """What all requests share; *message_id* is given by the association that sends it."""
+
+    message_id: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Response(Message):
+    """What all responses share (PS3.7 Annex C tells the status and what goes with it)."""
+
+    message_id_being_responded_to: int = 0
+    status: int = 0
+    offending_element: tuple[int, ...] | None = None
+    error_comment: str | None = None
+    error_id: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class CEchoRQ(Request):
+    """C-ECHO-RQ (PS3.7 9.3.5.1)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x0030
+    affected_sop_class_uid: str | None = "1.2.840.10008.1.1"
+
+
+@dataclass(slots=True, kw_only=True)
+class CEchoRSP(Response):
+    """C-ECHO-RSP (PS3.7 9.3.5.2)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x8030
+    affected_sop_class_uid: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class CStoreRQ(Request):
+    """C-STORE-RQ (PS3.7 9.3.1.1)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x0001
+    REQUIRED: ClassVar[tuple[str, ...]] = ("affected_sop_class_uid", "affected_sop_instance_uid")
+    affected_sop_class_uid: str = ""
+    affected_sop_instance_uid: str = ""
+    priority: int = MEDIUM
+    move_originator_application_entity_title: str | None = None
+    move_originator_message_id: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class CStoreRSP(Response):
+    """C-STORE-RSP (PS3.7 9.3.1.2)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x8001
+    affected_sop_class_uid: str | None = None
+    affected_sop_instance_uid: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class CFindRQ(Request):
+    """C-FIND-RQ (PS3.7 9.3.2.1)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x0020
+    REQUIRED: ClassVar[tuple[str, ...]] = ("affected_sop_class_uid",)
+    affected_sop_class_uid: str = ""
+    priority: int = MEDIUM
+
+
+@dataclass(slots=True, kw_only=True)
+class CFindRSP(Response):
+    """C-FIND-RSP (PS3.7 9.3.2.2)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x8020
+    affected_sop_class_uid: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class _SubOperations(Response):
+    """The counts that C-GET and C-MOVE responses carry."""
+
+    affected_sop_class_uid: str | None = None
+    number_of_remaining_suboperations: int | None = None
+    number_of_completed_suboperations: int | None = None
+    number_of_failed_suboperations: int | None = None
+    number_of_warning_suboperations: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class CGetRQ(Request):
+    """C-GET-RQ (PS3.7 9.3.3.1)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x0010
+    REQUIRED: ClassVar[tuple[str, ...]] = ("affected_sop_class_uid",)
+    affected_sop_class_uid: str = ""
+    priority: int = MEDIUM
+
+
+@dataclass(slots=True, kw_only=True)
+class CGetRSP(_SubOperations):
+    """C-GET-RSP (PS3.7 9.3.3.2)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x8010
+
+
+@dataclass(slots=True, kw_only=True)
+class CMoveRQ(Request):
+    """C-MOVE-RQ (PS3.7 9.3.4.1)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x0021
+    REQUIRED: ClassVar[tuple[str, ...]] = ("affected_sop_class_uid", "move_destination")
+    affected_sop_class_uid: str = ""
+    priority: int = MEDIUM
+    move_destination: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class CMoveRSP(_SubOperations):
+    """C-MOVE-RSP (PS3.7 9.3.4.2)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x8021
+
+
+@dataclass(slots=True, kw_only=True)
+class CCancelRQ(Message):
+    """C-CANCEL-RQ (PS3.7 9.3.2.3): it has no message ID of its own and no response."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x0FFF
+    REQUIRED: ClassVar[tuple[str, ...]] = ("message_id_being_responded_to",)
+    message_id_being_responded_to: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class NEventReportRQ(Request):
+    """N-EVENT-REPORT-RQ (PS3.7 10.3.1.1)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x0100
+    REQUIRED: ClassVar[tuple[str, ...]] = ("affected_sop_class_uid", "affected_sop_instance_uid", "event_type_id")
+    affected_sop_class_uid: str = ""
+    affected_sop_instance_uid: str = ""
+    event_type_id: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class NEventReportRSP(Response):
+    """N-EVENT-REPORT-RSP (PS3.7 10.3.1.2)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x8100
+    affected_sop_class_uid: str | None = None
+    affected_sop_instance_uid: str | None = None
+    event_type_id: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class NGetRQ(Request):
+    """N-GET-RQ (PS3.7 10.3.2.1)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x0110
+    REQUIRED: ClassVar[tuple[str, ...]] = ("requested_sop_class_uid", "requested_sop_instance_uid")
+    requested_sop_class_uid: str = ""
+    requested_sop_instance_uid: str = ""
+    attribute_identifier_list: tuple[int, ...] | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class NGetRSP(Response):
+    """N-GET-RSP (PS3.7 10.3.2.2)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x8110
+    affected_sop_class_uid: str | None = None
+    affected_sop_instance_uid: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class NSetRQ(Request):
+    """N-SET-RQ (PS3.7 10.3.3.1)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x0120
+    REQUIRED: ClassVar[tuple[str, ...]] = ("requested_sop_class_uid", "requested_sop_instance_uid")
+    requested_sop_class_uid: str = ""
+    requested_sop_instance_uid: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class NSetRSP(Response):
+    """N-SET-RSP (PS3.7 10.3.3.2)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x8120
+    affected_sop_class_uid: str | None = None
+    affected_sop_instance_uid: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class NActionRQ(Request):
+    """N-ACTION-RQ (PS3.7 10.3.4.1)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x0130
+    REQUIRED: ClassVar[tuple[str, ...]] = (
+        "requested_sop_class_uid",
+        "requested_sop_instance_uid",
+        "action_type_id",
+    )
+    requested_sop_class_uid: str = ""
+    requested_sop_instance_uid: str = ""
+    action_type_id: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class NActionRSP(Response):
+    """N-ACTION-RSP (PS3.7 10.3.4.2)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x8130
+    affected_sop_class_uid: str | None = None
+    affected_sop_instance_uid: str | None = None
+    action_type_id: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class NCreateRQ(Request):
+    """N-CREATE-RQ (PS3.7 10.3.5.1); without an instance UID the performer makes one."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x0140
+    REQUIRED: ClassVar[tuple[str, ...]] = ("affected_sop_class_uid",)
+    affected_sop_class_uid: str = ""
+    affected_sop_instance_uid: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class NCreateRSP(Response):
+    """N-CREATE-RSP (PS3.7 10.3.5.2)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x8140
+    affected_sop_class_uid: str | None = None
+    affected_sop_instance_uid: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class NDeleteRQ(Request):
+    """N-DELETE-RQ (PS3.7 10.3.6.1)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x0150
+    REQUIRED: ClassVar[tuple[str, ...]] = ("requested_sop_class_uid", "requested_sop_instance_uid")
+    requested_sop_class_uid: str = ""
+    requested_sop_instance_uid: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class NDeleteRSP(Response):
+    """N-DELETE-RSP (PS3.7 10.3.6.2)."""
+
+    COMMAND_FIELD: ClassVar[int] = 0x8150
+    affected_sop_class_uid: str | None = None
+    affected_sop_instance_uid: str | None = None
+
+
+_CLASSES: Final[tuple[type[Message], ...]] = (
+    CEchoRQ, CEchoRSP, CStoreRQ, CStoreRSP, CFindRQ, CFindRSP, CGetRQ, CGetRSP, CMoveRQ, CMoveRSP, CCancelRQ,
+    NEventReportRQ, NEventReportRSP, NGetRQ, NGetRSP, NSetRQ, NSetRSP, NActionRQ, NActionRSP, NCreateRQ, NCreateRSP,
+    NDeleteRQ, NDeleteRSP,
+)  # fmt: skip
+
+#: Message classes by Command Field.
+MESSAGES: Final[dict[int, type[Message]]] = {cls.COMMAND_FIELD: cls for cls in _CLASSES}
+
+#: The response class to each request class.
+RESPONSES: Final[dict[type[Message], type[Response]]] = {
+    cls: cast("type[Response]", MESSAGES[cls.COMMAND_FIELD | 0x8000])
+    for cls in _CLASSES
+    if issubclass(cls, Request)
+}
+
+
+def _prepare(cls: type[Message]) -> frozenset[str]:
+    names = [field.name for field in fields(cls) if field.name != "has_dataset"]
+    names += ["command_field", "command_data_set_type"]
+    cls._ENCODED = tuple(sorted(names, key=lambda name: KEYWORDS[name][0]))
+    words = cls.__name__.removesuffix("RQ").removesuffix("RSP")
+    cls.NAME = _NAMES[words] + ("-RSP" if cls.__name__.endswith("RSP") else "-RQ")
+    return frozenset(names)
+
+
+_NAMES: Final = {
+    "CEcho": "C-ECHO", "CStore": "C-STORE", "CFind": "C-FIND", "CGet": "C-GET", "CMove": "C-MOVE",
+    "CCancel": "C-CANCEL", "NEventReport": "N-EVENT-REPORT", "NGet": "N-GET", "NSet": "N-SET",
+    "NAction": "N-ACTION", "NCreate": "N-CREATE", "NDelete": "N-DELETE",
+}  # fmt: skip
+
+_ATTRIBUTES: Final = {cls: _prepare(cls) for cls in _CLASSES}
+
+
+def decode_message(data: bytes) -> Message:
+    """
+    Return the message whose command set *data* is.
+
+    Elements that do not belong to the message are passed over. A response without optional elements is taken as it
+    is; only what is needed to act is demanded.
+
+    :raises InvalidMessage: it is malformed, of an unknown Command Field, or lacks what it needs.
+    """
+    values = cast("dict[str, Any]", decode_command(data))
+    command_field = values.pop("command_field", None)
+    cls = MESSAGES.get(command_field) if command_field is not None else None
+    if cls is None:
+        raise InvalidMessage(
+            "a command set without Command Field"
+            if command_field is None
+            else f"Command Field {command_field:#06x} is unknown"
+        )
+    data_set_type = values.pop("command_data_set_type", NO_DATASET)
+    required = "message_id" if issubclass(cls, Request) else "message_id_being_responded_to"
+    if required not in values:
+        raise InvalidMessage(f"{cls.NAME} without {required}")
+    if issubclass(cls, Response) and "status" not in values:
+        raise InvalidMessage(f"{cls.NAME} without status")
+    if not values.keys() <= _ATTRIBUTES[cls]:
+        for name in values.keys() - _ATTRIBUTES[cls]:
+            del values[name]
+    return cls(has_dataset=data_set_type != NO_DATASET, **values)

@@ -1,0 +1,166 @@
+"""
+PDV fragments to messages and back (PS3.8 Annex E, PS3.7 6.3).
+
+Receiving: :class:`MessageReceiver` joins command sets, which are small and bounded, and passes data sets through as the
+fragments that they came in. Sending: :func:`encode_pdata` cuts a command set, or a piece of a data set, into P-DATA-TF
+PDUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from struct import Struct
+from typing import Final, Protocol
+
+from dicomtwist.dimse.command import MAX_COMMAND_LENGTH
+from dicomtwist.dimse.messages import Message, decode_message
+from dicomtwist.errors import InvalidMessage
+from dicomtwist.ul.framing import Fragment
+
+_PDATA = Struct(">BxLLBB")
+
+#: The longest P-DATA-TF that is sent, in bytes, however long the peer would take it: an A-ABORT has to wait for the PDU
+#: that is being written, and longer ones bring no speed.
+MAX_SEND_LENGTH: Final = 131072
+
+
+class MessageUser(Protocol):
+    """Who gets the messages of a :class:`MessageReceiver`."""
+
+    def message_received(self, context_id: int, message: Message) -> None:
+        """Called with a command set; if ``message.has_dataset``, its data set follows."""
+
+    def dataset_fragment_received(self, data: memoryview) -> None:
+        """Called with a piece of the data set, in order."""
+
+    def dataset_received(self) -> None:
+        """Called when the data set is complete."""
+
+
+class MessageReceiver:
+    """
+    Turns fragments into messages for *user*.
+
+    :param user: who gets them.
+    :param contexts: the accepted presentation context IDs.
+    :param max_dataset_length: the longest data set taken, in bytes; ``None`` for no limit.
+    """
+
+    __slots__ = ("_command", "_context_id", "_in_dataset", "_length", "_user", "contexts", "max_dataset_length")
+
+    def __init__(
+        self, user: MessageUser, contexts: Container[int], max_dataset_length: int | None = None
+    ) -> None:
+        self._user = user
+        self.contexts = contexts
+        self.max_dataset_length = max_dataset_length
+        self._command = bytearray()
+        self._context_id = 0  # of the message under way, 0 between messages
+        self._in_dataset = False
+        self._length = 0
+
+    @property
+    def mid_message(self) -> bool:
+        """Whether a message has begun and is not complete."""
+        return bool(self._context_id)
+
+    def receive(self, fragment: Fragment) -> None:
+        """
+        Take the next fragment of the association.
+
+        :raises InvalidMessage: it breaks the rules; the association cannot go on.
+        """
+        context_id = fragment.context_id
+        if context_id != self._context_id:
+            if self._context_id:
+                raise InvalidMessage(
+                    f"presentation context ID {context_id} inside a message of {self._context_id}"
+                )
+            if context_id not in self.contexts:
+                raise InvalidMessage(f"presentation context ID {context_id} was not accepted")
+            self._context_id = context_id
+        control = fragment.control
+        if control & 1:
+            if self._in_dataset:
+                raise InvalidMessage("a command fragment inside a data set")
+            self._receive_command(fragment)
+        elif self._in_dataset:
+            self._receive_dataset(fragment)
+        else:
+            raise InvalidMessage("a data set fragment without a command set before it")
+
+    def _receive_command(self, fragment: Fragment) -> None:
+        data = fragment.data
+        last = fragment.ends and fragment.control & 2
+        if last and not self._command:
+            command = bytes(data)
+        else:
+            # A copy: many tiny fragments must not each keep the whole read alive that they came in.
+            self._command += data
+            command = bytes(self._command) if last else b""
+        if max(len(self._command), len(command)) > MAX_COMMAND_LENGTH:
+            raise InvalidMessage(f"a command set of more than {MAX_COMMAND_LENGTH} bytes")
+        if not last:
+            return
+        self._command.clear()
+        message = decode_message(command)
+        context_id = self._context_id
+        if message.has_dataset:
+            self._in_dataset = True
+            self._length = 0
+        else:
+            self._context_id = 0
+        self._user.message_received(context_id, message)
+
+    def _receive_dataset(self, fragment: Fragment) -> None:
+        data = fragment.data
+        if data:
+            self._length += len(data)
+            if self.max_dataset_length is not None and self._length > self.max_dataset_length:
+                raise InvalidMessage(f"a data set of more than {self.max_dataset_length} bytes")
+            self._user.dataset_fragment_received(data)
+        if fragment.ends and fragment.control & 2:
+            self._in_dataset = False
+            self._context_id = 0
+            self._user.dataset_received()
+
+
+def payload_length(peer_max_length: int) -> int:
+    """
+    Return how many bytes of a message go in one P-DATA-TF for a peer that takes *peer_max_length*, 0 for any.
+
+    Even, since a fragment has an even length, and at least 2 though a peer may ask for the impossible.
+    """
+    length = min(peer_max_length or MAX_SEND_LENGTH, MAX_SEND_LENGTH)
+    return max(2, (length - 6) & ~1)
+
+
+def encode_pdata(
+    context_id: int, command: bool, data: bytes | memoryview, payload: int, last: bool = True
+) -> list[bytes | memoryview]:
+    """
+    Return *data* cut into P-DATA-TF PDUs of one PDV each, as buffers to be joined or written in order.
+
+    :param context_id: the presentation context ID.
+    :param command: whether *data* is of a command set.
+    :param data: the bytes; empty only where *last* is set.
+    :param payload: the most bytes in one PDU, from :func:`payload_length`.
+    :param last: whether the command set or data set ends with *data*.
+    """
+    length = len(data)
+    control = 1 if command else 0
+    final = control | 2 if last else control
+    if length <= payload:
+        return [_PDATA.pack(4, length + 6, length + 2, context_id, final), data]
+    view = memoryview(data)
+    header = _PDATA.pack(4, payload + 6, payload + 2, context_id, control)
+    buffers: list[bytes | memoryview] = []
+    position = 0
+    while length - position > payload:
+        buffers.append(header)
+        buffers.append(view[position : position + payload])
+        position += payload
+    rest = length - position
+    buffers.append(_PDATA.pack(4, rest + 6, rest + 2, context_id, final))
+    buffers.append(view[position:])
+    return buffers

@@ -1,0 +1,185 @@
+"""
+The exceptions of dicomtwist. Each says what went wrong and, where there is something to do, what.
+
+.. code-block:: text
+
+    DICOMError
+    +-- ProtocolViolation         the peer sent what PS3.7 or PS3.8 forbid
+    |   +-- InvalidPDU            ... in a PDU
+    |   +-- InvalidMessage        ... in a DIMSE message
+    +-- InvalidState              the caller asked for what Table 9-10 does not allow now
+    +-- AssociationError          an association could not be made or has ended
+        +-- AssociationRejected   A-ASSOCIATE-RJ: result, source, reason
+        +-- NoAcceptedContexts    established, but with nothing that could be done
+        +-- AssociationAborted    A-ABORT by the peer or by us
+        +-- AssociationLost       the connection went away without A-ABORT or A-RELEASE
+        +-- AssociationReleased   released in order while an operation was waiting
+        +-- AssociationTimeout    a timer ran out, and which
+    NotEstablished (RuntimeError)           a service was asked for without an association
+    NoPresentationContext (ValueError)      no accepted context fits what was asked for
+    DataSetError (ValueError)               a data set cannot be sent as it is
+"""
+
+from __future__ import annotations
+
+
+class DICOMError(Exception):
+    """The base of dicomtwist's own exceptions."""
+
+
+class ProtocolViolation(DICOMError):
+    """
+    The peer sent what the standard forbids; the association is aborted.
+
+    :ivar reason: the reason code of the A-ABORT PDU that answers it (PS3.8 9.3.8).
+    """
+
+    def __init__(self, message: str, reason: int = 6) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class InvalidPDU(ProtocolViolation):
+    """A PDU that is unrecognised or malformed (PS3.8 9.3)."""
+
+
+class InvalidMessage(ProtocolViolation):
+    """A DIMSE message that is malformed, out of order or over a limit (PS3.7 6.3, 9.3, PS3.8 Annex E)."""
+
+
+class InvalidState(DICOMError):
+    """A service primitive was issued in a state in which PS3.8 Table 9-10 has no such event."""
+
+
+#: PS3.8 Table 9-21, A-ASSOCIATE-RJ result.
+REJECT_RESULTS = {1: "rejected permanently", 2: "rejected for now (transient)"}
+
+#: PS3.8 Table 9-21, A-ASSOCIATE-RJ source.
+REJECT_SOURCES = {
+    1: "DICOM UL service user",
+    2: "DICOM UL service provider (ACSE)",
+    3: "DICOM UL service provider (presentation)",
+}
+
+#: PS3.8 Table 9-21, A-ASSOCIATE-RJ reason by (source, reason).
+REJECT_REASONS = {
+    (1, 1): "no reason given",
+    (1, 2): "application context name not supported",
+    (1, 3): "calling AE title not recognised",
+    (1, 7): "called AE title not recognised",
+    (2, 1): "no reason given",
+    (2, 2): "protocol version not supported",
+    (3, 1): "temporary congestion",
+    (3, 2): "local limit exceeded",
+}
+
+#: PS3.8 Table 9-26, A-ABORT source.
+ABORT_SOURCES = {0: "DICOM UL service user", 2: "DICOM UL service provider"}
+
+#: PS3.8 Table 9-26, A-ABORT reason; of significance only where the source is the service provider.
+ABORT_REASONS = {
+    0: "reason not specified",
+    1: "unrecognised PDU",
+    2: "unexpected PDU",
+    4: "unrecognised PDU parameter",
+    5: "unexpected PDU parameter",
+    6: "invalid PDU parameter value",
+}
+
+
+class AssociationError(DICOMError):
+    """An association could not be established, or has ended before an operation was answered."""
+
+
+class AssociationRejected(AssociationError):
+    """
+    The acceptor answered with A-ASSOCIATE-RJ (PS3.8 9.3.4).
+
+    :ivar result: 1 permanent, 2 transient.
+    :ivar source: 1 service user, 2 provider (ACSE), 3 provider (presentation).
+    :ivar reason: the code, with its meaning given by the source.
+    """
+
+    def __init__(self, result: int, source: int, reason: int) -> None:
+        self.result, self.source, self.reason = result, source, reason
+        super().__init__(
+            f"association {self.result_text} by the {self.source_text}: {self.reason_text}"
+            f" ({result}, {source}, {reason})"
+        )
+
+    @property
+    def result_text(self) -> str:
+        """The result in words."""
+        return REJECT_RESULTS.get(self.result, f"rejected with unknown result {self.result}")
+
+    @property
+    def source_text(self) -> str:
+        """The source in words."""
+        return REJECT_SOURCES.get(self.source, f"unknown source {self.source}")
+
+    @property
+    def reason_text(self) -> str:
+        """The reason in words."""
+        return REJECT_REASONS.get((self.source, self.reason), f"unknown reason {self.reason}")
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether trying again as it is will not help."""
+        return self.result == 1
+
+
+class NoAcceptedContexts(AssociationError):
+    """The acceptor established the association but accepted none of the proposed presentation contexts."""
+
+
+class AssociationAborted(AssociationError):
+    """
+    The association ended with A-ABORT (PS3.8 9.3.8).
+
+    :ivar source: 0 service user, 2 service provider.
+    :ivar reason: the reason code, of significance only with source 2.
+    :ivar by_peer: whether the peer sent it; otherwise this side did.
+    :ivar detail: what led this side to it, in words, or an empty str.
+    """
+
+    def __init__(self, source: int = 0, reason: int = 0, *, by_peer: bool, detail: str = "") -> None:
+        self.source, self.reason, self.by_peer, self.detail = source, reason, by_peer, detail
+        text = "association aborted by " + ("the peer" if by_peer else "this side")
+        if source == 2:
+            text += f", {ABORT_REASONS.get(reason, f'unknown reason {reason}')}"
+        if detail:
+            text += f": {detail}"
+        super().__init__(text)
+
+
+class AssociationLost(AssociationError):
+    """The transport connection went away without A-RELEASE or A-ABORT."""
+
+
+class AssociationReleased(AssociationError):
+    """The association was released in order while something still waited for an answer."""
+
+
+class AssociationTimeout(AssociationError):
+    """
+    A timer ran out and the association was aborted.
+
+    :ivar timer: which one: ``"connection"``, ``"acse"``, ``"dimse"``, ``"network"`` or ``"write"``.
+    :ivar seconds: how long it was.
+    """
+
+    def __init__(self, timer: str, seconds: float, what: str) -> None:
+        self.timer, self.seconds = timer, seconds
+        super().__init__(f"{what} within {seconds:g} seconds ({timer} timeout)")
+
+
+class NotEstablished(DICOMError, RuntimeError):
+    """A service was asked for on an association that is not established, or no longer."""
+
+
+class NoPresentationContext(DICOMError, ValueError):
+    """No accepted presentation context fits the SOP Class, the transfer syntax or the role that was asked for."""
+
+
+class DataSetError(DICOMError, ValueError):
+    """A data set cannot be sent or decoded as it is."""

@@ -1,0 +1,186 @@
+"""
+The byte stream of a connection, cut into PDUs and fragments of presentation data values (PS3.8 9.3).
+
+Control PDUs are small and come out whole. P-DATA-TF is never joined: each piece of a PDV that a read brought goes on at
+once, as a memoryview on the bytes of that read. Every length is checked before anything is buffered for it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dicomtwist.errors import InvalidPDU
+from dicomtwist.ul.pdu import PDU_HEADER, PDV_HEADER
+
+#: The longest A-ASSOCIATE-RQ or -AC taken, in bytes. 128 contexts with 40 transfer syntaxes each take 200 kB, two
+#: user identity fields 128 kB.
+MAX_ASSOCIATE_LENGTH: Final = 512 * 1024
+
+#: The longest body of each control PDU, by type.
+MAX_CONTROL_LENGTH: Final = {
+    1: MAX_ASSOCIATE_LENGTH,
+    2: MAX_ASSOCIATE_LENGTH,
+    3: 4,
+    5: 4,
+    6: 4,
+    7: 4,
+}
+
+#: The longest P-DATA-TF that is announced unless told otherwise, in bytes (PS3.8 D.1 counts without the header).
+DEFAULT_MAX_LENGTH: Final = 131072
+
+
+class Fragment:
+    """
+    A piece of a presentation data value, as a read brought it.
+
+    :ivar context_id: the presentation context ID.
+    :ivar control: the message control header: bit 0 command, bit 1 last (PS3.8 E.2).
+    :ivar data: the bytes, a view on what was read; may be empty where *ends* is set.
+    :ivar ends: whether the PDV ends with it.
+    """
+
+    __slots__ = ("context_id", "control", "data", "ends")
+
+    def __init__(self, context_id: int, control: int, data: memoryview, ends: bool) -> None:
+        self.context_id = context_id
+        self.control = control
+        self.data = data
+        self.ends = ends
+
+    def __repr__(self) -> str:
+        return f"Fragment({self.context_id}, {self.control}, {len(self.data)} bytes, ends={self.ends})"
+
+
+class ControlPDU:
+    """A PDU other than P-DATA-TF: its type and the bytes behind its header."""
+
+    __slots__ = ("body", "pdu_type")
+
+    def __init__(self, pdu_type: int, body: memoryview) -> None:
+        self.pdu_type = pdu_type
+        self.body = body
+
+    def __repr__(self) -> str:
+        return f"ControlPDU({self.pdu_type}, {len(self.body)} bytes)"
+
+
+Frame = Fragment | ControlPDU | InvalidPDU
+
+
+class Framer:
+    """
+    Cuts a byte stream into frames.
+
+    :param max_length: the longest P-DATA-TF accepted, in bytes without the header, 0 for no limit. It may be as long
+        as it likes then, for nothing is buffered.
+    """
+
+    __slots__ = ("_body_left", "_broken", "_context_id", "_control", "_partial", "_pdu_left", "_pdu_type", "_pdv_left", "max_length")
+
+    def __init__(self, max_length: int = DEFAULT_MAX_LENGTH) -> None:
+        self.max_length = max_length
+        self._partial = bytearray()  # an incomplete header, or an incomplete control PDU
+        self._body_left = 0  # how much of a control PDU is to come
+        self._pdu_type = 0
+        self._pdu_left = 0  # how much of the current P-DATA-TF is to come, behind the current PDV
+        self._pdv_left = 0  # how much of the current PDV is to come
+        self._context_id = 0
+        self._control = 0
+        self._broken = False
+
+    @property
+    def mid_pdu(self) -> bool:
+        """Whether the last bytes fed ended inside a PDU."""
+        return bool(self._partial or self._body_left or self._pdu_left or self._pdv_left)
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """
+        Take what a read brought and return the frames in it.
+
+        After an :class:`InvalidPDU`, which is the last of its list, whatever comes is dropped: where the stream is
+        broken nobody can say where the next PDU begins.
+        """
+        frames: list[Frame] = []
+        if self._broken:
+            return frames
+        if self._body_left:
+            data = self._feed_body(data, frames)
+        elif self._partial:
+            # At most 5 bytes, of a header that a read cut in two.
+            data = bytes(self._partial) + data
+            self._partial.clear()
+        try:
+            self._scan(data, frames)
+        except InvalidPDU as error:
+            self._broken = True
+            frames.append(error)
+        return frames
+
+    def _feed_body(self, data: bytes, frames: list[Frame]) -> bytes:
+        taken = min(self._body_left, len(data))
+        self._partial += data[:taken]
+        self._body_left -= taken
+        if not self._body_left:
+            frames.append(ControlPDU(self._pdu_type, memoryview(bytes(self._partial))))
+            self._partial.clear()
+        return data[taken:]
+
+    def _scan(self, data: bytes, frames: list[Frame]) -> None:
+        view = memoryview(data)
+        position, end = 0, len(data)
+        pdv_left, pdu_left = self._pdv_left, self._pdu_left
+        context_id, control = self._context_id, self._control
+        while position < end:
+            left = end - position
+            if pdv_left:
+                taken = pdv_left if pdv_left < left else left
+                pdv_left -= taken
+                stop = position + taken
+                frames.append(Fragment(context_id, control, view[position:stop], not pdv_left))
+                position = stop
+            elif left < 6:
+                self._partial += data[position:]
+                break
+            elif pdu_left:
+                length, context_id, control = PDV_HEADER.unpack_from(data, position)
+                position += 6
+                pdu_left -= 4 + length
+                if length < 2 or length & 1 or pdu_left < 0:
+                    raise InvalidPDU(
+                        f"a PDV of length {length} in a P-DATA-TF with {pdu_left + length} bytes left for it"
+                    )
+                if 0 < pdu_left < 6:
+                    raise InvalidPDU(f"{pdu_left} bytes behind the last PDV of a P-DATA-TF")
+                pdv_left = length - 2
+                if not pdv_left:
+                    if not control & 2:
+                        # Harmless once, but endless ones would keep us busy and count as progress.
+                        raise InvalidPDU("an empty PDV that is not the last of its message")
+                    frames.append(Fragment(context_id, control, view[:0], True))
+            else:
+                pdu_type, length = PDU_HEADER.unpack_from(data, position)
+                position += 6
+                if pdu_type == 4:
+                    if length < 6 or (self.max_length and length > self.max_length):
+                        raise InvalidPDU(f"a P-DATA-TF of {length} bytes, 6 to {self.max_length or 'any'} are taken")
+                    pdu_left = length
+                else:
+                    position = self._control_pdu(pdu_type, length, view, position, frames)
+        self._pdv_left, self._pdu_left = pdv_left, pdu_left
+        self._context_id, self._control = context_id, control
+
+    def _control_pdu(self, pdu_type: int, length: int, view: memoryview, position: int, frames: list[Frame]) -> int:
+        limit = MAX_CONTROL_LENGTH.get(pdu_type)
+        if limit is None:
+            raise InvalidPDU(f"PDU type {pdu_type:#04x} is unknown", 1)
+        if length > limit:
+            raise InvalidPDU(f"a PDU of type {pdu_type} and {length} bytes, {limit} is the most")
+        stop = position + length
+        if stop <= len(view):
+            frames.append(ControlPDU(pdu_type, view[position:stop]))
+            return stop
+        self._pdu_type = pdu_type
+        self._partial += view[position:]
+        self._body_left = stop - len(view)
+        return len(view)

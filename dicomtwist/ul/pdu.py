@@ -1,0 +1,300 @@
+"""
+The seven PDUs of the DICOM Upper Layer (PS3.8 9.3), encode and decode.
+
+P-DATA-TF is here for completeness and for tests: on the wire it is read and written fragment by fragment, see
+:mod:`dicomtwist.ul.framing` and :mod:`dicomtwist.dimse.stream`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from struct import Struct
+from typing import ClassVar
+
+from dicomtwist.errors import ABORT_REASONS, InvalidPDU
+from dicomtwist.ul.items import (
+    APPLICATION_CONTEXT_NAME,
+    AnsweredContext,
+    ProposedContext,
+    UserInformation,
+    decode_variable_items,
+    encode_item,
+    encode_text,
+)
+
+PDU_HEADER = Struct(">BxL")
+PDV_HEADER = Struct(">LBB")
+_ASSOCIATE_HEAD = Struct(">HH16s16s32x")
+
+#: Bit 0 of a message control header: the fragment belongs to the command set (PS3.8 E.2).
+COMMAND_FRAGMENT = 1
+#: Bit 1 of a message control header: the fragment is the last of its command set or data set.
+LAST_FRAGMENT = 2
+
+
+def _encode(pdu_type: int, body: bytes) -> bytes:
+    return PDU_HEADER.pack(pdu_type, len(body)) + body
+
+
+def _encode_title(title: str) -> bytes:
+    raw = encode_text(title)
+    if len(raw) > 16:
+        raise ValueError(f"AE title {title!r} has {len(raw)} characters, 16 is the most")
+    return raw.ljust(16)
+
+
+def _decode_title(raw: bytes) -> str:
+    # Leading and trailing spaces are not significant (PS3.5 6.2, AE); NUL is padding that some peers use.
+    return raw.decode("latin-1").rstrip("\0 ").lstrip(" ")
+
+
+@dataclass(frozen=True, slots=True)
+class AAssociateRQ:
+    """A-ASSOCIATE-RQ (PS3.8 9.3.2)."""
+
+    pdu_type: ClassVar[int] = 1
+
+    called_ae_title: str
+    calling_ae_title: str
+    presentation_contexts: tuple[ProposedContext, ...] = ()
+    user_information: UserInformation = field(default_factory=UserInformation)
+    application_context_name: str = APPLICATION_CONTEXT_NAME
+    protocol_version: int = 1
+
+    def encode(self) -> bytes:
+        """Return the PDU's bytes."""
+        head = _ASSOCIATE_HEAD.pack(
+            self.protocol_version, 0, _encode_title(self.called_ae_title), _encode_title(self.calling_ae_title)
+        )
+        parts = [head, encode_item(0x10, encode_text(self.application_context_name))]
+        parts += [context.encode() for context in self.presentation_contexts]
+        parts.append(self.user_information.encode())
+        return _encode(1, b"".join(parts))
+
+    @classmethod
+    def decode(cls, body: memoryview) -> AAssociateRQ:
+        """
+        Return the PDU that *body*, the bytes behind the 6 of the PDU header, holds.
+
+        :raises InvalidPDU: it is too short, or a length in it lies.
+        """
+        if len(body) < 68:
+            raise InvalidPDU(f"A-ASSOCIATE-RQ of {len(body)} bytes, 68 is the least")
+        version, _, called, calling = _ASSOCIATE_HEAD.unpack_from(body)
+        items = decode_variable_items(body[68:])
+        return cls(
+            _decode_title(called),
+            _decode_title(calling),
+            items.proposed,
+            items.user_information,
+            items.application_context_name,
+            version,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AAssociateAC:
+    """A-ASSOCIATE-AC (PS3.8 9.3.3). The titles repeat the request's and shall not be tested."""
+
+    pdu_type: ClassVar[int] = 2
+
+    called_ae_title: str
+    calling_ae_title: str
+    presentation_contexts: tuple[AnsweredContext, ...] = ()
+    user_information: UserInformation = field(default_factory=UserInformation)
+    application_context_name: str = APPLICATION_CONTEXT_NAME
+    protocol_version: int = 1
+
+    def encode(self) -> bytes:
+        """Return the PDU's bytes."""
+        head = _ASSOCIATE_HEAD.pack(
+            self.protocol_version, 0, _encode_title(self.called_ae_title), _encode_title(self.calling_ae_title)
+        )
+        parts = [head, encode_item(0x10, encode_text(self.application_context_name))]
+        parts += [context.encode() for context in self.presentation_contexts]
+        parts.append(self.user_information.encode())
+        return _encode(2, b"".join(parts))
+
+    @classmethod
+    def decode(cls, body: memoryview) -> AAssociateAC:
+        """
+        Return the PDU that *body*, the bytes behind the 6 of the PDU header, holds.
+
+        :raises InvalidPDU: it is too short, or a length in it lies.
+        """
+        if len(body) < 68:
+            raise InvalidPDU(f"A-ASSOCIATE-AC of {len(body)} bytes, 68 is the least")
+        version, _, called, calling = _ASSOCIATE_HEAD.unpack_from(body)
+        items = decode_variable_items(body[68:])
+        return cls(
+            _decode_title(called),
+            _decode_title(calling),
+            items.answered,
+            items.user_information,
+            items.application_context_name,
+            version,
+        )
+
+
+def _four(body: memoryview, name: str) -> memoryview:
+    if len(body) != 4:
+        raise InvalidPDU(f"{name} of {len(body)} bytes, 4 is the length")
+    return body
+
+
+@dataclass(frozen=True, slots=True)
+class AAssociateRJ:
+    """A-ASSOCIATE-RJ (PS3.8 9.3.4)."""
+
+    pdu_type: ClassVar[int] = 3
+
+    result: int
+    source: int
+    reason: int
+
+    def encode(self) -> bytes:
+        """Return the PDU's bytes."""
+        return _encode(3, bytes((0, self.result, self.source, self.reason)))
+
+    @classmethod
+    def decode(cls, body: memoryview) -> AAssociateRJ:
+        """Return the PDU that *body* holds."""
+        _, result, source, reason = _four(body, "A-ASSOCIATE-RJ")
+        return cls(result, source, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class PDV:
+    """A presentation data value item (PS3.8 9.3.5.1); *control* is the message control header (Annex E.2)."""
+
+    context_id: int
+    control: int
+    data: bytes
+
+    def encode(self) -> bytes:
+        """Return the item's bytes."""
+        return PDV_HEADER.pack(len(self.data) + 2, self.context_id, self.control) + self.data
+
+
+@dataclass(frozen=True, slots=True)
+class PDataTF:
+    """P-DATA-TF (PS3.8 9.3.5)."""
+
+    pdu_type: ClassVar[int] = 4
+
+    pdvs: tuple[PDV, ...]
+
+    def encode(self) -> bytes:
+        """Return the PDU's bytes."""
+        return _encode(4, b"".join(pdv.encode() for pdv in self.pdvs))
+
+    @classmethod
+    def decode(cls, body: memoryview) -> PDataTF:
+        """Return the PDU that *body* holds, with copies of its data."""
+        pdvs: list[PDV] = []
+        position = 0
+        while position < len(body):
+            if len(body) - position < PDV_HEADER.size:
+                raise InvalidPDU(f"{len(body) - position} bytes are left, a PDV header takes 6")
+            length, context_id, control = PDV_HEADER.unpack_from(body, position)
+            end = position + 4 + length
+            if length < 2 or end > len(body):
+                raise InvalidPDU(f"PDV length {length} in a P-DATA-TF with {len(body) - position} bytes left")
+            pdvs.append(PDV(context_id, control, bytes(body[position + 6 : end])))
+            position = end
+        return cls(tuple(pdvs))
+
+
+@dataclass(frozen=True, slots=True)
+class AReleaseRQ:
+    """A-RELEASE-RQ (PS3.8 9.3.6)."""
+
+    pdu_type: ClassVar[int] = 5
+
+    def encode(self) -> bytes:
+        """Return the PDU's bytes."""
+        return _encode(5, b"\0\0\0\0")
+
+    @classmethod
+    def decode(cls, body: memoryview) -> AReleaseRQ:
+        """Return the PDU that *body* holds."""
+        _four(body, "A-RELEASE-RQ")
+        return cls()
+
+
+@dataclass(frozen=True, slots=True)
+class AReleaseRP:
+    """A-RELEASE-RP (PS3.8 9.3.7)."""
+
+    pdu_type: ClassVar[int] = 6
+
+    def encode(self) -> bytes:
+        """Return the PDU's bytes."""
+        return _encode(6, b"\0\0\0\0")
+
+    @classmethod
+    def decode(cls, body: memoryview) -> AReleaseRP:
+        """Return the PDU that *body* holds."""
+        _four(body, "A-RELEASE-RP")
+        return cls()
+
+
+@dataclass(frozen=True, slots=True)
+class AAbort:
+    """A-ABORT (PS3.8 9.3.8): source 0 service user, 2 service provider."""
+
+    pdu_type: ClassVar[int] = 7
+
+    source: int = 0
+    reason: int = 0
+
+    def encode(self) -> bytes:
+        """Return the PDU's bytes."""
+        return _encode(7, bytes((0, 0, self.source, self.reason)))
+
+    @classmethod
+    def decode(cls, body: memoryview) -> AAbort:
+        """Return the PDU that *body* holds."""
+        _, _, source, reason = _four(body, "A-ABORT")
+        return cls(source, reason)
+
+    @property
+    def reason_text(self) -> str:
+        """The reason in words."""
+        return ABORT_REASONS.get(self.reason, f"unknown reason {self.reason}")
+
+
+PDU = AAssociateRQ | AAssociateAC | AAssociateRJ | PDataTF | AReleaseRQ | AReleaseRP | AAbort
+
+#: PDU classes by type; P-DATA-TF too, though the framing never decodes one as a whole.
+PDU_TYPES: dict[
+    int,
+    type[AAssociateRQ]
+    | type[AAssociateAC]
+    | type[AAssociateRJ]
+    | type[PDataTF]
+    | type[AReleaseRQ]
+    | type[AReleaseRP]
+    | type[AAbort],
+] = {
+    1: AAssociateRQ,
+    2: AAssociateAC,
+    3: AAssociateRJ,
+    4: PDataTF,
+    5: AReleaseRQ,
+    6: AReleaseRP,
+    7: AAbort,
+}
+
+
+def decode_pdu(pdu_type: int, body: memoryview) -> PDU:
+    """
+    Return the PDU of *pdu_type* that *body*, the bytes behind the PDU header, holds.
+
+    :raises InvalidPDU: the type is unknown (reason 1) or the content malformed (reason 6).
+    """
+    try:
+        cls = PDU_TYPES[pdu_type]
+    except KeyError:
+        raise InvalidPDU(f"PDU type {pdu_type:#04x} is unknown", 1) from None
+    return cls.decode(body)
