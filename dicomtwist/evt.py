@@ -1,0 +1,191 @@
+"""
+Hooks: what a user binds handlers to, and the objects that handlers get.
+
+There are two kinds. A *notification* tells that something happened; any number of handlers may be bound, what they
+return is ignored. An *intervention* asks for something; one handler may be bound, and what it returns is what happens: a
+value, or a Deferred or coroutine that gives it.
+
+Handlers are bound with ``evt_handlers=[(evt.EVT_C_STORE, handler), (evt.EVT_RELEASED, handler, [argument])]`` at an AE, a
+server or an association. A handler is called as ``handler(event, *arguments)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, TypeVar
+
+Handler: TypeAlias = Callable[..., Any]
+#: How handlers are given: (event, handler) or (event, handler, arguments).
+HandlerTuple: TypeAlias = "tuple[EventType, Handler] | tuple[EventType, Handler, Sequence[Any]]"
+
+
+@dataclass(frozen=True, eq=False)
+class EventType:
+    """
+    Something to bind a handler to.
+
+    :ivar name: as it is written in code, such as ``"EVT_C_STORE"``.
+    :ivar description: when it occurs.
+    :ivar is_intervention: whether what its handler returns matters.
+    """
+
+    name: str
+    description: str
+    is_intervention: bool = False
+
+    @property
+    def is_notification(self) -> bool:
+        """Whether it only tells."""
+        return not self.is_intervention
+
+    def __repr__(self) -> str:
+        return f"evt.{self.name}"
+
+
+def _notification(name: str, description: str) -> EventType:
+    return EventType(name, description)
+
+
+def _intervention(name: str, description: str) -> EventType:
+    return EventType(name, description, True)
+
+
+EVT_CONN_OPEN: Final = _notification("EVT_CONN_OPEN", "a transport connection is open")
+EVT_CONN_CLOSE: Final = _notification("EVT_CONN_CLOSE", "a transport connection is closed")
+EVT_DATA_RECV: Final = _notification("EVT_DATA_RECV", "bytes came in: event.data")
+EVT_DATA_SENT: Final = _notification("EVT_DATA_SENT", "bytes were given to the transport: event.data")
+EVT_PDU_RECV: Final = _notification("EVT_PDU_RECV", "a PDU, or a fragment of a P-DATA-TF, came in: event.pdu")
+EVT_PDU_SENT: Final = _notification("EVT_PDU_SENT", "a PDU other than P-DATA-TF was sent: event.pdu")
+EVT_ACSE_RECV: Final = _notification("EVT_ACSE_RECV", "an association control message came in: event.primitive")
+EVT_ACSE_SENT: Final = _notification("EVT_ACSE_SENT", "an association control message was sent: event.primitive")
+EVT_DIMSE_RECV: Final = _notification("EVT_DIMSE_RECV", "a DIMSE command set came in: event.message")
+EVT_DIMSE_SENT: Final = _notification("EVT_DIMSE_SENT", "a DIMSE message was sent: event.message")
+EVT_FSM_TRANSITION: Final = _notification(
+    "EVT_FSM_TRANSITION", "the state machine moved: event.current_state, .next_state, .action, .fsm_event"
+)
+EVT_REQUESTED: Final = _notification("EVT_REQUESTED", "the peer asks for an association")
+EVT_ACCEPTED: Final = _notification("EVT_ACCEPTED", "an association was accepted, by the peer or by us")
+EVT_ESTABLISHED: Final = _notification("EVT_ESTABLISHED", "an association can be used")
+EVT_REJECTED: Final = _notification("EVT_REJECTED", "an association was rejected, by the peer or by us")
+EVT_RELEASED: Final = _notification("EVT_RELEASED", "an association was released")
+EVT_ABORTED: Final = _notification("EVT_ABORTED", "an association was aborted or lost: event.reason")
+
+EVT_ASYNC_OPS: Final = _intervention(
+    "EVT_ASYNC_OPS", "the peer proposes an asynchronous operations window; returns (invoked, performed)"
+)
+EVT_SOP_EXTENDED: Final = _intervention(
+    "EVT_SOP_EXTENDED", "the peer proposes SOP Class extended negotiation; returns {SOP Class UID: bytes}"
+)
+EVT_SOP_COMMON: Final = _intervention(
+    "EVT_SOP_COMMON", "the peer tells of common extended negotiation; returns the items that are accepted"
+)
+EVT_USER_ID: Final = _intervention(
+    "EVT_USER_ID", "the peer says who its user is; returns (verified, response or None)"
+)
+EVT_C_ECHO: Final = _intervention("EVT_C_ECHO", "C-ECHO request; returns the status")
+EVT_C_STORE: Final = _intervention("EVT_C_STORE", "C-STORE request; returns the status")
+
+_EVENTS: Final = tuple(value for value in dict(globals()).values() if isinstance(value, EventType))
+
+_H = TypeVar("_H", bound=Handler)
+
+
+def streaming(handler: _H) -> _H:
+    """
+    Mark *handler* as one that wants a C-STORE's data set as it comes in.
+
+    It is called with the command set, before the data set has arrived, and reads ``event.stream``: either
+    ``async for chunk in event.stream`` or ``event.stream.deliver_to(sink)``. An unmarked handler is called when the whole
+    data set is there.
+    """
+    handler.is_streaming = True  # type: ignore[attr-defined]
+    return handler
+
+
+class Handlers:
+    """
+    The handlers bound at one level, over those of the level above (association over server over AE).
+
+    A notification reaches the handlers of every level, the outermost first; an intervention the innermost one.
+    """
+
+    __slots__ = ("_interventions", "_notifications", "_parent")
+
+    def __init__(self, handlers: Iterable[HandlerTuple] | None = None, parent: Handlers | None = None) -> None:
+        self._parent = parent
+        self._notifications: dict[EventType, list[tuple[Handler, tuple[Any, ...]]]] = {}
+        self._interventions: dict[EventType, tuple[Handler, tuple[Any, ...]]] = {}
+        for item in handlers or ():
+            self.bind(*item)
+
+    def bind(self, event: EventType, handler: Handler, args: Sequence[Any] | None = None) -> None:
+        """
+        Bind *handler* to *event*; of an intervention it takes the place of the one before.
+
+        :param args: what it is called with behind the event.
+        :raises TypeError: *event* is not one of this module, or *handler* cannot be called.
+        """
+        if not isinstance(event, EventType):
+            raise TypeError(f"{event!r} is not an event of dicomtwist.evt")
+        if not callable(handler):
+            raise TypeError(f"the handler {handler!r} of {event!r} cannot be called")
+        entry = (handler, tuple(args or ()))
+        if event.is_intervention:
+            self._interventions[event] = entry
+        else:
+            entries = self._notifications.setdefault(event, [])
+            if handler not in [bound for bound, _ in entries]:
+                entries.append(entry)
+
+    def unbind(self, event: EventType, handler: Handler) -> None:
+        """Unbind *handler* from *event* at this level; nothing happens where it is not bound."""
+        if event.is_intervention:
+            entry = self._interventions.get(event)
+            if entry is not None and entry[0] == handler:
+                del self._interventions[event]
+            return
+        entries = self._notifications.get(event, [])
+        entries[:] = [entry for entry in entries if entry[0] != handler]
+        if not entries:
+            self._notifications.pop(event, None)
+
+    def get(self, event: EventType) -> tuple[Handler, tuple[Any, ...]] | None:
+        """Return the handler and arguments of an intervention, or ``None`` where none is bound."""
+        level: Handlers | None = self
+        while level is not None:
+            entry = level._interventions.get(event)
+            if entry is not None:
+                return entry
+            level = level._parent
+        return None
+
+    def listeners(self, event: EventType) -> list[tuple[Handler, tuple[Any, ...]]]:
+        """Return the handlers and arguments of a notification, the outermost level first."""
+        found = self._parent.listeners(event) if self._parent is not None else []
+        return found + self._notifications[event] if event in self._notifications else found
+
+    def wants(self, event: EventType) -> bool:
+        """Whether any handler listens to a notification: cheap, for what happens often."""
+        level: Handlers | None = self
+        while level is not None:
+            if event in level._notifications:
+                return True
+            level = level._parent
+        return False
+
+    def bound(self, event: EventType | None = None) -> list[HandlerTuple]:
+        """Return what is bound at this level, to *event* or to any."""
+        found: list[HandlerTuple] = [
+            (key, handler, args)
+            for key, entries in self._notifications.items()
+            for handler, args in entries
+            if event in (None, key)
+        ]
+        found += [(key, *entry) for key, entry in self._interventions.items() if event in (None, key)]
+        return found
+
+
+def get_events() -> list[EventType]:
+    """Return every event that there is, in the order of their names."""
+    return sorted(_EVENTS, key=lambda event: event.name)

@@ -1,0 +1,357 @@
+"""
+Association negotiation (PS3.8 7.1.1, PS3.7 Annex D.3): a proposal in, an answer out. No I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from dicomtwist.presentation import PresentationContext, SupportedContexts
+from dicomtwist.sop_class import ServiceClass, SOPClass
+from dicomtwist.ul.items import (
+    APPLICATION_CONTEXT_NAME,
+    AnsweredContext,
+    AsyncOperationsWindow,
+    ProposedContext,
+    RoleSelection,
+    SOPClassCommonExtended,
+    SOPClassExtended,
+    UserIdentity,
+    UserInformation,
+)
+from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
+
+#: What an extended negotiation item may be, in the list that ``associate(ext_neg=...)`` takes.
+NegotiationItem = (
+    AsyncOperationsWindow | RoleSelection | SOPClassExtended | SOPClassCommonExtended | UserIdentity
+)
+
+#: One operation at a time, which is what holds where the item was not negotiated (PS3.7 D.3.3.3).
+SYNCHRONOUS = AsyncOperationsWindow(1, 1)
+
+
+def check_ae_title(value: str | bytes, what: str = "AE title") -> str:
+    """
+    Return *value* as an AE title without its leading and trailing spaces, which are not significant (PS3.5 6.2).
+
+    :param value: 1 to 16 characters of ASCII besides the spaces around them; ``bytes`` are taken too.
+    :param what: what to call it in the error.
+    :raises TypeError: it is neither ``str`` nor ``bytes``.
+    :raises ValueError: it is empty or all spaces, too long, or has a backslash or a control character.
+    """
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is a str or bytes, not {type(value).__name__}")
+    title = value.strip(" ")
+    if not title:
+        raise ValueError(f"{what} {value!r} is empty or all spaces")
+    if len(title) > 16:
+        raise ValueError(f"{what} {value!r} has {len(title)} characters, 16 is the most")
+    if not all(" " <= character <= "~" and character != "\\" for character in title):
+        raise ValueError(f"{what} {value!r} has a character other than ASCII without control and backslash")
+    return title
+
+
+def is_ae_title(value: str) -> bool:
+    """Whether *value*, from the wire, is an AE title."""
+    try:
+        check_ae_title(value)
+    except ValueError:
+        return False
+    return True
+
+
+def merge_items(items: Iterable[object]) -> UserInformation:
+    """
+    Return the user information that the extended negotiation *items* make.
+
+    :raises TypeError: an object in it is not a negotiation item.
+    :raises ValueError: an item that may come once comes twice.
+    """
+    single: dict[type, object] = {}
+    roles: dict[str, RoleSelection] = {}
+    extended: list[SOPClassExtended] = []
+    common: list[SOPClassCommonExtended] = []
+    for item in items:
+        if isinstance(item, RoleSelection):
+            roles[item.sop_class_uid] = item
+        elif isinstance(item, SOPClassExtended):
+            extended.append(item)
+        elif isinstance(item, SOPClassCommonExtended):
+            common.append(item)
+        elif isinstance(item, AsyncOperationsWindow | UserIdentity):
+            if type(item) in single:
+                raise ValueError(f"{type(item).__name__} may be proposed once only (PS3.7 D.3.3)")
+            single[type(item)] = item
+        else:
+            raise TypeError(
+                f"{item!r} is not an extended negotiation item: AsyncOperationsWindow, RoleSelection (build_role),"
+                " SOPClassExtended, SOPClassCommonExtended, UserIdentity"
+            )
+    window = single.get(AsyncOperationsWindow)
+    identity = single.get(UserIdentity)
+    assert window is None or isinstance(window, AsyncOperationsWindow)
+    assert identity is None or isinstance(identity, UserIdentity)
+    return UserInformation(
+        async_operations=window,
+        roles=tuple(roles.values()),
+        sop_class_extended=tuple(extended),
+        sop_class_common_extended=tuple(common),
+        user_identity=identity,
+    )
+
+
+# --- the acceptor
+
+
+@dataclass(slots=True)
+class ContextAnswers:
+    """
+    What an acceptor answers to the proposed presentation contexts.
+
+    :ivar contexts: one for each proposed, with its result, and with the roles and the one transfer syntax where the
+        result is 0.
+    :ivar roles: the role selection items of the answer.
+    """
+
+    contexts: list[PresentationContext] = field(default_factory=list)
+    roles: list[RoleSelection] = field(default_factory=list)
+
+    @property
+    def accepted(self) -> dict[int, PresentationContext]:
+        """The accepted contexts by their IDs."""
+        return {
+            context.context_id: context
+            for context in self.contexts
+            if context.result == 0 and context.context_id is not None
+        }
+
+    def items(self) -> tuple[AnsweredContext, ...]:
+        """Return the presentation context items of the A-ASSOCIATE-AC."""
+        answered: list[AnsweredContext] = []
+        for context in self.contexts:
+            assert context.context_id is not None and context.result is not None
+            syntaxes = context.transfer_syntax
+            answered.append(AnsweredContext(context.context_id, context.result, syntaxes[0] if syntaxes else ""))
+        return tuple(answered)
+
+
+def answer_contexts(
+    proposed: Iterable[ProposedContext],
+    supported: SupportedContexts,
+    roles: Iterable[RoleSelection] = (),
+    *,
+    promiscuous: bool = False,
+) -> ContextAnswers:
+    """
+    Answer the presentation contexts and roles that a requestor proposes.
+
+    Of the proposed transfer syntaxes the first that is supported is taken: the requestor knows best what it has.
+
+    :param proposed: the items of the A-ASSOCIATE-RQ.
+    :param supported: what is supported; a role is answered only where both of its roles are set (PS3.7 D.3.3.4).
+    :param roles: the role selection items of the A-ASSOCIATE-RQ.
+    :param promiscuous: accept any SOP Class of the Storage Service Class, and any unknown one, with any transfer
+        syntax.
+    :returns: results 0 accepted, 1 no acceptable role, 3 abstract syntax not supported, 4 transfer syntaxes not
+        supported (PS3.8 9.3.3.2).
+    """
+    proposed_roles = {role.sop_class_uid: role for role in roles}
+    answers = ContextAnswers()
+    answered_roles: dict[str, RoleSelection] = {}
+    for offer in proposed:
+        own = supported.get(offer.abstract_syntax)
+        if own is not None:
+            wanted: Iterable[str] = own.transfer_syntax
+        elif promiscuous and _is_storage(offer.abstract_syntax):
+            own, wanted = PresentationContext(), offer.transfer_syntaxes
+        else:
+            wanted = ()
+        syntax = next((uid for uid in offer.transfer_syntaxes if uid in wanted), None)
+        context = PresentationContext.received(
+            offer.context_id, offer.abstract_syntax, offer.transfer_syntaxes if syntax is None else [syntax]
+        )
+        if own is None:
+            context.result = 3
+        elif syntax is None:
+            context.result = 4
+        else:
+            granted = _answer_role(context, own, proposed_roles.get(offer.abstract_syntax))
+            if granted is not None:
+                answered_roles[granted.sop_class_uid] = granted
+        answers.contexts.append(context)
+    answers.roles = list(answered_roles.values())
+    return answers
+
+
+def _is_storage(uid: str) -> bool:
+    # A SOP Class that nobody knows is taken for a private storage class: nothing else can be sent unannounced.
+    return SOPClass(uid).service_class in (ServiceClass.STORAGE, ServiceClass.UNKNOWN)
+
+
+def _answer_role(
+    context: PresentationContext, own: PresentationContext, proposed: RoleSelection | None
+) -> RoleSelection | None:
+    """Accept *context*, or reject it where no role is left; return the role selection item to answer with."""
+    context.result = 0
+    context.as_scp, context.as_scu = True, False
+    if proposed is None or own.scu_role is None or own.scp_role is None:
+        return None
+    # Never more than was proposed (PS3.7 D.3.3.4); the roles in the item are the requestor's.
+    granted = RoleSelection(
+        proposed.sop_class_uid, proposed.scu_role and own.scu_role, proposed.scp_role and own.scp_role
+    )
+    if not granted.scu_role and not granted.scp_role:
+        context.result, context.as_scp = 1, False
+        return None
+    context.scu_role, context.scp_role = granted.scu_role, granted.scp_role
+    context.as_scp, context.as_scu = granted.scu_role, granted.scp_role
+    return granted
+
+
+def check_request(
+    request: AAssociateRQ, *, called: Iterable[str] = (), calling: Iterable[str] = ()
+) -> AAssociateRJ | None:
+    """
+    Return the rejection that *request* deserves before anything in it is negotiated, or ``None``.
+
+    :param called: the Called AE Titles that are served; none for any.
+    :param calling: the Calling AE Titles that are let in; none for any.
+    """
+    if request.application_context_name != APPLICATION_CONTEXT_NAME:
+        return AAssociateRJ(1, 1, 2)
+    called_titles, calling_titles = frozenset(called), frozenset(calling)
+    if not is_ae_title(request.called_ae_title) or (
+        called_titles and request.called_ae_title not in called_titles
+    ):
+        return AAssociateRJ(1, 1, 7)
+    if not is_ae_title(request.calling_ae_title) or (
+        calling_titles and request.calling_ae_title not in calling_titles
+    ):
+        return AAssociateRJ(1, 1, 3)
+    return None
+
+
+def accept_window(
+    proposed: AsyncOperationsWindow, answer: tuple[int, int], cap: int
+) -> AsyncOperationsWindow:
+    """
+    Return the window to answer with: no number above what was proposed (PS3.7 D.3.3.3), 0 being above all.
+
+    :param answer: the (invoked, performed) that this side is ready for, as seen from the requestor.
+    :param cap: the most operations that are performed at once; stands for a 0 in the answer.
+    """
+
+    def least(ours: int, theirs: int) -> int:
+        if theirs == 0:
+            return ours
+        return min(ours or theirs, theirs)
+
+    invoked = least(answer[0] or cap, proposed.invoked)
+    return AsyncOperationsWindow(min(invoked, cap), least(answer[1], proposed.performed))
+
+
+# --- the requestor
+
+
+def resolve_answer(
+    requested: Iterable[PresentationContext], roles: Mapping[str, RoleSelection], answer: AAssociateAC
+) -> list[PresentationContext]:
+    """
+    Return the *requested* contexts with what the acceptor's *answer* made of them.
+
+    A context that the answer does not mention, or whose transfer syntax was not proposed, gets the result 2.
+
+    :param requested: copies with their IDs; they are changed.
+    :param roles: the role selection items that were proposed, by SOP Class.
+    """
+    answered = {item.context_id: item for item in answer.presentation_contexts}
+    granted = {role.sop_class_uid: role for role in answer.user_information.roles}
+    contexts: list[PresentationContext] = []
+    for context in requested:
+        assert context.context_id is not None
+        contexts.append(context)
+        item = answered.get(context.context_id)
+        if item is None or item.result > 4:
+            context.result = 2
+            continue
+        if item.result == 0 and item.transfer_syntax not in context.transfer_syntax:
+            context.result = 2
+            continue
+        context.result = item.result
+        if item.result:
+            continue
+        context.transfer_syntax = [item.transfer_syntax]
+        context.as_scu, context.as_scp = True, False
+        proposal = roles.get(str(context.abstract_syntax))
+        if proposal is not None:
+            context.scu_role, context.scp_role = proposal.scu_role, proposal.scp_role
+            grant = granted.get(proposal.sop_class_uid)
+            if grant is not None:
+                context.as_scu = proposal.scu_role and grant.scu_role
+                context.as_scp = proposal.scp_role and grant.scp_role
+    return contexts
+
+
+def propose_contexts(contexts: Iterable[PresentationContext]) -> tuple[ProposedContext, ...]:
+    """Return the presentation context items that propose *contexts*, which have their IDs."""
+    items: list[ProposedContext] = []
+    for context in contexts:
+        assert context.context_id is not None and context.abstract_syntax is not None
+        items.append(
+            ProposedContext(
+                context.context_id, str(context.abstract_syntax), tuple(str(uid) for uid in context.transfer_syntax)
+            )
+        )
+    return tuple(items)
+
+
+@dataclass(slots=True)
+class ServiceUser:
+    """
+    One side of an association, as negotiation tells of it.
+
+    :ivar ae_title: its AE title, without padding.
+    :ivar address: its address, as the transport tells it (a host, or the path of a UNIX socket).
+    :ivar port: its TCP port, 0 where there is none.
+    :ivar maximum_length: the longest P-DATA-TF that it takes, in bytes, 0 for no limit.
+    :ivar implementation_class_uid: who wrote it, ``""`` where it did not say.
+    :ivar implementation_version_name: likewise.
+    :ivar asynchronous_operations: (operations that it may invoke, operations that it may be asked to perform) at
+        once, 0 for any number.
+    :ivar role_selection: the role selection items that it sent, by SOP Class.
+    :ivar user_identity: of a requestor the :class:`UserIdentity` that it sent, of an acceptor its response's bytes.
+    :ivar sop_class_extended: the application information that it sent, by SOP Class.
+    :ivar sop_class_common_extended: the common extended negotiation items that it sent, by SOP Class.
+    :ivar presentation_contexts: of a requestor what it proposed, of an acceptor what it answered.
+    """
+
+    ae_title: str = ""
+    address: str = ""
+    port: int = 0
+    maximum_length: int = 0
+    implementation_class_uid: str = ""
+    implementation_version_name: str = ""
+    asynchronous_operations: tuple[int, int] = (1, 1)
+    role_selection: dict[str, RoleSelection] = field(default_factory=dict)
+    user_identity: UserIdentity | bytes | None = None
+    sop_class_extended: dict[str, bytes] = field(default_factory=dict)
+    sop_class_common_extended: dict[str, SOPClassCommonExtended] = field(default_factory=dict)
+    presentation_contexts: list[PresentationContext] = field(default_factory=list)
+
+    def learn(self, information: UserInformation) -> None:
+        """Take over what *information*, sent by this side, tells."""
+        # Without the item there is no limit that the peer could hold us to (PS3.8 D.1 makes it mandatory).
+        self.maximum_length = information.maximum_length or 0
+        self.implementation_class_uid = information.implementation_class_uid or ""
+        self.implementation_version_name = information.implementation_version_name or ""
+        self.role_selection = {role.sop_class_uid: role for role in information.roles}
+        self.user_identity = information.user_identity or information.user_identity_response
+        self.sop_class_extended = {
+            item.sop_class_uid: item.information for item in information.sop_class_extended
+        }
+        self.sop_class_common_extended = {
+            item.sop_class_uid: item for item in information.sop_class_common_extended
+        }

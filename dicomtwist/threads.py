@@ -1,0 +1,61 @@
+"""
+One bounded pool of threads for what blocks: files, fsync, decoding. The reactor's own pool is left to DNS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.threadpool import ThreadPool
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: How many threads a pool has at the most, unless told otherwise.
+DEFAULT_THREADS = 8
+
+
+class WorkerThreads:
+    """
+    A pool of threads that is there while somebody uses it.
+
+    Each user holds it with :meth:`acquire` and lets go with :meth:`release`; with the last one the threads end. So
+    nothing is left behind, and nobody has to remember to stop a pool.
+
+    :param reactor: where the results come back.
+    :param size: how many threads at the most.
+    """
+
+    def __init__(self, reactor: Any, size: int = DEFAULT_THREADS) -> None:
+        self._reactor = reactor
+        self._size = size
+        self._pool: ThreadPool | None = None
+        self._users = 0
+
+    def acquire(self) -> None:
+        """Say that the pool is needed until :meth:`release` is called."""
+        self._users += 1
+
+    def release(self) -> None:
+        """Say that this user needs it no longer; work under way is finished, its results are still delivered."""
+        self._users -= 1
+        if not self._users and self._pool is not None:
+            pool, self._pool = self._pool, None
+            # stop() waits for work under way: not in the reactor thread's way, and not in one of the pool's own.
+            self._reactor.callInThread(pool.stop) if pool.workers and pool.waiters != pool.threads else pool.stop()
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        """
+        Call *function* in a thread.
+
+        :returns: a Deferred that fires with what it returns, or fails with what it raises.
+        """
+        if not self._users:
+            raise RuntimeError("acquire() comes before run()")
+        if self._pool is None:
+            self._pool = ThreadPool(0, self._size, "dicomtwist")
+            self._pool.start()
+        return cast("Deferred[T]", deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs))
