@@ -1,0 +1,260 @@
+"""Endpoints: where a server listens and where a client connects.
+
+Twisted's endpoint strings (``tcp:``, ``tcp6:``, ``ssl:``, ``tls:``, ``unix:``, ``systemd:``, ``haproxy:``
+...) work unchanged.  This module adds the prefix ``dicomtls:`` for what they cannot say: client certificates
+that are required and checked, one bundle file of trust roots, revocation lists, and the cipher suites of the
+TLS profile of DICOM::
+
+    dicomtls:2762:privateKey=key.pem:certKey=cert.pem:trustRoots=ca.pem                  (server)
+    dicomtls:pacs.example.org:2762:privateKey=key.pem:certKey=cert.pem:trustRoots=ca.pem (client)
+
+The files are read while a string is parsed, once, in the calling thread: build endpoints at the start of a
+program, before it listens.  A renewed certificate or revocation list takes effect with the next endpoint that
+is made.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.endpoints import (
+    HostnameEndpoint,
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    TCP6ClientEndpoint,
+    TCP6ServerEndpoint,
+    clientFromString,
+    serverFromString,
+    wrapClientTLS,
+    wrapServerTLS,
+)
+from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+
+from dicomtwist.tls import (
+    PROFILES,
+    ClientCertificate,
+    TLSProfile,
+    client_tls_options,
+    server_tls_options,
+)
+from dicomtwist.tls_errors import EndpointError, PeerCertificateError, describe_tls_error
+
+__all__ = [
+    "PROFILES",
+    "ClientCertificate",
+    "EndpointError",
+    "PeerCertificateError",
+    "TLSProfile",
+    "client_endpoint",
+    "client_tls_options",
+    "describe_tls_error",
+    "parse_client",
+    "parse_server",
+    "server_endpoint",
+    "server_tls_options",
+]
+
+_SERVER_OPTIONS = (
+    "port",
+    "privateKey",
+    "certKey",
+    "trustRoots",
+    "clientCertificate",
+    "crl",
+    "extraCertChain",
+    "profile",
+    "interface",
+    "backlog",
+)
+_CLIENT_OPTIONS = (
+    "host",
+    "port",
+    "trustRoots",
+    "privateKey",
+    "certKey",
+    "hostname",
+    "crl",
+    "extraCertChain",
+    "profile",
+    "bindAddress",
+    "timeout",
+)
+
+
+# The prefix dicomtls:
+
+
+def _bind(
+    args: Sequence[str], kwargs: Mapping[str, str], positional: Sequence[str], known: Sequence[str]
+) -> dict[str, str]:
+    """The options of a description by name, with the positional ones named."""
+    if len(args) > len(positional):
+        raise EndpointError(
+            f"there is no place for {args[len(positional)]!r}: options are written name=value, and a colon "
+            "inside a value is written \\:"
+        )
+    options = dict(zip(positional, args, strict=False))
+    for name, value in kwargs.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            raise EndpointError(f"is not an option of dicomtls: {hint}", name)
+        if name in options:
+            raise EndpointError("is given twice", name)
+        options[name] = value
+    for name in positional:
+        if not options.get(name):
+            raise EndpointError("is missing", name)
+    return options
+
+
+def _number(options: Mapping[str, str], name: str, default: int, lowest: int, highest: int) -> int:
+    text = options.get(name, str(default))
+    if not (text.isascii() and text.isdecimal() and lowest <= int(text) <= highest):
+        raise EndpointError(f"{text!r} is not a number from {lowest} to {highest}", name)
+    return int(text)
+
+
+def parse_server(reactor: object, *args: str, **kwargs: str) -> IStreamServerEndpoint:
+    """Make a server endpoint of what follows ``dicomtls:`` in a description.  Reads files (blocking).
+
+    ``PORT:privateKey=FILE:certKey=FILE:trustRoots=FILE`` and, if wanted,
+    ``clientCertificate=required|optional|none``, ``crl=FILE``, ``extraCertChain=FILE``, ``profile=NAME``,
+    ``interface=ADDRESS`` (every IPv4 address by default; ``\\:\\:`` is every address of both kinds where the
+    system is dual-stack) and ``backlog=NUMBER`` (50). See :func:`~dicomtwist.endpoints.server_tls_options`
+    for what they mean.
+
+    :raises EndpointError: naming the option that is wrong.
+    """
+    options = _bind(args, kwargs, ("port",), _SERVER_OPTIONS)
+    port = _number(options, "port", 0, 0, 65535)
+    backlog = _number(options, "backlog", 50, 1, 65535)
+    interface = options.get("interface", "")
+    private_key = options.get("privateKey") or options.get("certKey")
+    if not private_key:
+        raise EndpointError("is missing: name the PEM file with the private key of this server", "privateKey")
+    creator = server_tls_options(
+        private_key,
+        options.get("certKey") or private_key,
+        options.get("trustRoots"),
+        client_certificate=cast("ClientCertificate | None", options.get("clientCertificate")),
+        crl=options.get("crl"),
+        extra_chain=options.get("extraCertChain"),
+        profile=options.get("profile", "bcp195"),
+    )
+    plain = TCP6ServerEndpoint if ":" in interface else TCP4ServerEndpoint
+    return wrapServerTLS(creator, plain(reactor, port, backlog, interface))
+
+
+def parse_client(reactor: object, *args: str, **kwargs: str) -> IStreamClientEndpoint:
+    """Make a client endpoint of what follows ``dicomtls:`` in a description.  Reads files (blocking).
+
+    ``HOST:PORT:trustRoots=FILE`` and, if wanted, ``privateKey=FILE:certKey=FILE`` (our own certificate),
+    ``hostname=NAME`` (what the certificate of the server must be for, when that is not HOST), ``crl=FILE``,
+    ``extraCertChain=FILE``, ``profile=NAME``, ``bindAddress=ADDRESS`` and ``timeout=SECONDS`` (30, for each
+    attempt to connect).  See :func:`~dicomtwist.endpoints.client_tls_options` for what they mean.
+
+    :raises EndpointError: naming the option that is wrong.
+    """
+    options = _bind(args, kwargs, ("host", "port"), _CLIENT_OPTIONS)
+    host = options["host"]
+    port = _number(options, "port", 0, 1, 65535)
+    timeout = _number(options, "timeout", 30, 1, 86400)
+    bind_address = options.get("bindAddress")
+    if bind_address is not None and not (isIPAddress(bind_address) or isIPv6Address(bind_address)):
+        raise EndpointError(f"{bind_address!r} is not an IP address", "bindAddress")
+    creator = client_tls_options(
+        options.get("hostname", host),
+        options.get("trustRoots"),
+        options.get("privateKey"),
+        options.get("certKey"),
+        crl=options.get("crl"),
+        extra_chain=options.get("extraCertChain"),
+        profile=options.get("profile", "bcp195"),
+    )
+    # An address needs no resolver, and then a failure to connect is reported as it is.
+    plain: type[Any] = (
+        TCP4ClientEndpoint
+        if isIPAddress(host)
+        else TCP6ClientEndpoint
+        if isIPv6Address(host)
+        else HostnameEndpoint
+    )
+    binding = None if bind_address is None else (bind_address, 0)
+    return wrapClientTLS(creator, plain(reactor, host, port, timeout, binding))
+
+
+# Any description
+
+# Twisted's own are not annotated: here is the edge.
+_server_from_string: Callable[[object, str], IStreamServerEndpoint] = serverFromString
+_client_from_string: Callable[[object, str], IStreamClientEndpoint] = clientFromString
+
+_SERVER_PORT = re.compile(r"(?:tcp6?|ssl):(?:port=)?([^:]*)")
+_CLIENT_PORT = re.compile(r"(?:tcp|ssl|tls):(?:[^:\\]|\\.)*:(?:port=)?([^:=]*)(?::|$)")
+
+
+def _check_port(pattern: re.Pattern[str], description: str) -> None:
+    """Twisted's parsers let a port above 65535 through, to fail when the endpoint is used."""
+    found = pattern.match(description)
+    if found is not None:
+        _number({"port": found[1]}, "port", 0, 0, 65535)
+
+
+def _explain(description: str, error: Exception) -> EndpointError:
+    """An error of Twisted's parsers in our words."""
+    prefix = description.partition(":")[0]
+    if "Unknown endpoint type" in str(error):
+        hint = (
+            f"write tcp:{description}"
+            if re.fullmatch(r"[\w.-]*[.\w][\w.-]*:\d+", description)
+            else ("it begins with a prefix such as tcp:, tcp6:, tls:, unix: or dicomtls:")
+        )
+        return EndpointError(f"{description!r} is not an endpoint, {prefix!r} is not a known prefix: {hint}")
+    if isinstance(error, OSError):
+        return EndpointError(f"{description!r}: cannot read the file {error.filename!r} ({error.strerror})")
+    return EndpointError(f"{description!r} does not work as an endpoint: {error}")
+
+
+def server_endpoint(reactor: object, description: str | int | IStreamServerEndpoint) -> IStreamServerEndpoint:
+    """The server endpoint that is meant: a description, a bare TCP port (``11112``), or an endpoint.
+
+    :raises EndpointError: for a description that cannot work.
+    """
+    if not isinstance(description, str | int):
+        if not IStreamServerEndpoint.providedBy(description):
+            raise EndpointError(f"{description!r} is neither a description nor a server endpoint")
+        return description
+    text = str(description).strip()
+    if re.fullmatch(r"-?\d+", text):
+        text = f"tcp:{text}"
+    _check_port(_SERVER_PORT, text)
+    try:
+        return _server_from_string(reactor, text)
+    except EndpointError:
+        raise
+    except Exception as error:
+        raise _explain(text, error) from error
+
+
+def client_endpoint(reactor: object, description: str | IStreamClientEndpoint) -> IStreamClientEndpoint:
+    """The client endpoint that is meant: a description (``tcp:HOST:PORT``, ``dicomtls:...``), or an endpoint.
+
+    :raises EndpointError: for a description that cannot work.
+    """
+    if not isinstance(description, str):
+        if not IStreamClientEndpoint.providedBy(description):
+            raise EndpointError(f"{description!r} is neither a description nor a client endpoint")
+        return description
+    text = description.strip()
+    _check_port(_CLIENT_PORT, text)
+    try:
+        return _client_from_string(reactor, text)
+    except EndpointError:
+        raise
+    except Exception as error:
+        raise _explain(text, error) from error

@@ -1,0 +1,474 @@
+"""TLS for DICOM: whom to trust, which cipher suites, and what a peer has to show.
+
+Everything public here is also in :mod:`dicomtwist.endpoints`, which is the place to import it from.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from OpenSSL import SSL, crypto
+from service_identity.hazmat import DNS_ID, IPAddress_ID, ServiceID, verify_service_identity
+from service_identity.pyopenssl import extract_patterns
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.interfaces import (
+    IOpenSSLClientConnectionCreator,
+    IOpenSSLServerConnectionCreator,
+)
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from dicomtwist.tls_errors import EndpointError, PeerCertificateError, last_reason
+
+if TYPE_CHECKING:
+    from twisted.protocols.tls import TLSMemoryBIOProtocol
+
+__all__ = ["PROFILES", "ClientCertificate", "TLSProfile", "client_tls_options", "server_tls_options"]
+
+ClientCertificate: TypeAlias = Literal["required", "optional", "none"]
+PrivateKey: TypeAlias = RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey | Ed448PrivateKey
+FilePath: TypeAlias = str | PathLike[str]
+VerifyCallback: TypeAlias = Callable[[SSL.Connection, crypto.X509, int, int, int], bool]
+
+_log = Logger()
+
+
+# TLS profiles
+
+
+@dataclass(frozen=True, slots=True)
+class TLSProfile:
+    """The cipher suites of a Secure Transport Connection Profile, best ones first, in OpenSSL's names."""
+
+    name: str
+    clause: str
+    tls12: tuple[str, ...]
+    tls13: tuple[str, ...] = (
+        "TLS_AES_128_GCM_SHA256",
+        "TLS_AES_256_GCM_SHA384",
+        "TLS_CHACHA20_POLY1305_SHA256",
+    )
+
+
+# RFC 9325 4.2 recommends these four, and no longer those with finite-field Diffie-Hellman of RFC 7525 4.2.
+_RFC9325 = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+)
+
+#: The profiles by name.  Both ask for TLS 1.2 at least and prefer TLS 1.3.  The first BCP 195 profile (PS3.15
+#: B.9), which let a peer downgrade to TLS 1.0, is retired, as is the non-downgrading one (B.10): it is here
+#: for old peers that offer nothing but DHE suites (a client then accepts them; a server never selects one).
+PROFILES: Mapping[str, TLSProfile] = {
+    profile.name: profile
+    for profile in (
+        TLSProfile("bcp195", "PS3.15 B.12 BCP 195 RFC 8996, 9325 TLS", _RFC9325),
+        TLSProfile(
+            "bcp195-nd",
+            "PS3.15 B.10 Non-Downgrading BCP 195 TLS (retired)",
+            (*_RFC9325, "DHE-RSA-AES128-GCM-SHA256", "DHE-RSA-AES256-GCM-SHA384"),
+        ),
+    )
+}
+
+
+# Files
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """Our own certificate with its key and the certificates that lead from it towards the root."""
+
+    key: PrivateKey
+    certificate: x509.Certificate
+    chain: tuple[x509.Certificate, ...]
+
+
+def _read(option: str, path: FilePath) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise EndpointError(f"cannot read the file {fspath(path)!r} ({reason})", option) from error
+
+
+def _certificates(option: str, path: FilePath) -> list[x509.Certificate]:
+    data = _read(option, path)
+    try:
+        return x509.load_pem_x509_certificates(data)
+    except ValueError as error:
+        hint = "it must hold certificates in PEM form (-----BEGIN CERTIFICATE-----)"
+        raise EndpointError(f"no usable certificate in the file {fspath(path)!r}: {hint}", option) from error
+
+
+def _trust_roots(path: FilePath) -> list[x509.Certificate]:
+    """Every certificate of a bundle file, or of every ``*.pem`` in a directory."""
+    if not Path(path).is_dir():
+        return _certificates("trustRoots", path)
+    found = [
+        certificate
+        for file in sorted(Path(path).glob("*.pem"))
+        for certificate in _certificates("trustRoots", file)
+    ]
+    if not found:
+        raise EndpointError(f"the directory {fspath(path)!r} has no *.pem files in it", "trustRoots")
+    return found
+
+
+def _revocation_lists(path: FilePath) -> list[x509.CertificateRevocationList]:
+    """Every list of a file.  One that has run out is refused now: with it every peer would be, later."""
+    blocks = re.findall(
+        rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", _read("crl", path), flags=re.DOTALL
+    )
+    try:
+        lists = [x509.load_pem_x509_crl(block) for block in blocks]
+    except ValueError as error:
+        raise EndpointError(f"a list in the file {fspath(path)!r} is broken ({error})", "crl") from error
+    if not lists:
+        raise EndpointError(f"no revocation list in PEM form in the file {fspath(path)!r}", "crl")
+    for each in lists:
+        if each.next_update_utc is not None and each.next_update_utc < datetime.now(UTC):
+            raise EndpointError(
+                f"the list of {each.issuer.rfc4514_string()} in the file {fspath(path)!r} ran out on "
+                f"{each.next_update_utc:%Y-%m-%d}: fetch a new one from the CA",
+                "crl",
+            )
+    return lists
+
+
+def _private_key(path: FilePath) -> PrivateKey:
+    data = _read("privateKey", path)
+    try:
+        key = load_pem_private_key(data, None)
+    except TypeError as error:
+        raise EndpointError(
+            f"the key in the file {fspath(path)!r} is protected by a passphrase: remove it with "
+            "'openssl pkey' and restrict the permissions of the file",
+            "privateKey",
+        ) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise EndpointError(
+            f"no usable PEM private key in the file {fspath(path)!r}", "privateKey"
+        ) from error
+    if not isinstance(key, PrivateKey):
+        raise EndpointError(
+            f"a key of this kind cannot be used for TLS ({fspath(path)!r}): use RSA or EC", "privateKey"
+        )
+    return key
+
+
+def _identity(
+    private_key: FilePath | None, certificate: FilePath | None, extra_chain: FilePath | None
+) -> _Identity | None:
+    """Load our own certificate.  Key and certificate may share a file, named by either option."""
+    key_path, certificate_path = private_key or certificate, certificate or private_key
+    if key_path is None or certificate_path is None:
+        if extra_chain is not None:
+            raise EndpointError("there is no certKey that the chain could belong to", "extraCertChain")
+        return None
+    leaf, *chain = _certificates("certKey", certificate_path)
+    key = _private_key(key_path)
+    if key.public_key() != leaf.public_key():
+        raise EndpointError(
+            f"the key in {fspath(key_path)!r} does not belong to the first certificate in "
+            f"{fspath(certificate_path)!r}",
+            "privateKey",
+        )
+    if not leaf.not_valid_before_utc <= datetime.now(UTC) <= leaf.not_valid_after_utc:
+        # No error: the clock may be what is wrong, and the peers decide. But let nobody search for long.
+        _log.warn(
+            "The certificate in {path} is valid from {begin} until {end} only: peers will refuse it.",
+            path=fspath(certificate_path),
+            begin=leaf.not_valid_before_utc,
+            end=leaf.not_valid_after_utc,
+        )
+    if extra_chain is not None:
+        chain += _certificates("extraCertChain", extra_chain)
+    return _Identity(key, leaf, tuple(chain))
+
+
+# Checking the peer
+
+_Codes = SSL.X509VerificationCodes
+_NOT_TRUSTED = "is not signed by a trusted CA"
+_UNCHECKED = "cannot be checked for revocation"
+_VERIFICATION: Mapping[int, str] = {
+    _Codes.ERR_UNABLE_TO_GET_ISSUER_CERT: _NOT_TRUSTED,
+    _Codes.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY: _NOT_TRUSTED,
+    _Codes.ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE: _NOT_TRUSTED,
+    _Codes.ERR_SELF_SIGNED_CERT_IN_CHAIN: _NOT_TRUSTED,
+    _Codes.ERR_CERT_UNTRUSTED: _NOT_TRUSTED,
+    _Codes.ERR_DEPTH_ZERO_SELF_SIGNED_CERT: "is self-signed and is not itself among the trusted certificates",
+    _Codes.ERR_CERT_SIGNATURE_FAILURE: "has a signature that is not that of the CA it names",
+    _Codes.ERR_CERT_NOT_YET_VALID: "is not valid yet (compare the clocks)",
+    _Codes.ERR_CERT_HAS_EXPIRED: "has expired",
+    _Codes.ERR_CERT_REVOKED: "has been revoked",
+    _Codes.ERR_UNABLE_TO_GET_CRL: f"{_UNCHECKED}: the crl file has no list of its issuer",
+    _Codes.ERR_CRL_HAS_EXPIRED: f"{_UNCHECKED}: the list of its issuer in the crl file has run out",
+    _Codes.ERR_CRL_NOT_YET_VALID: f"{_UNCHECKED}: the list of its issuer is not valid yet",
+    _Codes.ERR_INVALID_PURPOSE: "is not meant for this use: its extended key usage needs serverAuth "
+    "(server) or clientAuth (client)",
+    _Codes.ERR_INVALID_CA: "is not that of a CA, and yet another one is signed with it",
+    66: "has a key that is too short",
+    67: "has a key that is too short",
+    68: "is signed with a digest that is too weak",
+}
+
+
+def _name(certificate: x509.Certificate, which: Literal["subject", "issuer"]) -> str:
+    """A name in a peer's certificate, fit for a log: the peer chose it, so it is escaped and cut."""
+    try:
+        name: x509.Name = getattr(certificate, which)
+        text = name.rfc4514_string()
+    except ValueError:
+        return "an unreadable name"
+    return ascii(text[:200])[1:-1] if text else "no name"
+
+
+def _names(certificate: x509.Certificate) -> str:
+    """The host names and addresses that a certificate is for, escaped and cut."""
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        return ""
+    names = [
+        *extension.get_values_for_type(x509.DNSName),
+        *map(str, extension.get_values_for_type(x509.IPAddress)),
+    ]
+    return ", ".join(ascii(name[:100])[1:-1] for name in names[:10])
+
+
+def _service_id(hostname: str) -> ServiceID:
+    """What the certificate of the server must be for: an IP address, or a DNS name in its ASCII form."""
+    if isIPAddress(hostname) or isIPv6Address(hostname):
+        return IPAddress_ID(str(ipaddress.ip_address(hostname.partition("%")[0])))
+    try:
+        return DNS_ID(hostname.removesuffix(".").encode("idna").decode("ascii"))
+    except ValueError as error:
+        raise EndpointError(f"{hostname!r} is neither a host name nor an IP address", "hostname") from error
+
+
+def _check_hostname(certificate: crypto.X509, hostname: str, wanted: ServiceID) -> None:
+    try:
+        verify_service_identity(extract_patterns(certificate), [wanted], [])
+    except Exception as error:
+        # Whatever goes wrong here means that the name was not confirmed. Twisted's own client options catch
+        # VerificationError alone and then accept a certificate without any subjectAltName for every host.
+        names = _names(certificate.to_cryptography())
+        whose = f"is for {names}" if names else "has no host name or address in it (subjectAltName)"
+        raise PeerCertificateError(
+            f"host name mismatch: we asked for {hostname}, the peer's certificate {whose}"
+        ) from error
+
+
+def _refusal(certificate: x509.Certificate, code: int, depth: int) -> str:
+    """What is wrong with a certificate of the peer's chain; its own one is at depth 0."""
+    wrong = _VERIFICATION.get(code, f"was refused (OpenSSL verification error {code})")
+    if wrong is _NOT_TRUSTED:
+        return f"the peer's certificate {wrong} (it leads to {_name(certificate, 'issuer')})"
+    what = "a CA certificate in the peer's chain" if depth else "the peer's certificate"
+    return f"{what} ({_name(certificate, 'subject')}) {wrong}"
+
+
+def _verifier(hostname: str | None) -> VerifyCallback:
+    """A callback for OpenSSL: raises for the first thing that is wrong, so that the reason is kept.
+
+    pyOpenSSL raises it again out of ``do_handshake``, after OpenSSL has prepared the alert for the peer.  A
+    callback that returned False would leave no more than "certificate verify failed".
+    """
+    wanted = None if hostname is None else _service_id(hostname)
+
+    def verify(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int) -> bool:
+        if not ok:
+            raise PeerCertificateError(_refusal(certificate.to_cryptography(), code, depth), code)
+        if depth == 0 and hostname is not None and wanted is not None:
+            _check_hostname(certificate, hostname, wanted)
+        return True
+
+    return verify
+
+
+# TLS options
+
+
+def _context(
+    profile: str,
+    identity: _Identity | None,
+    trust: Sequence[x509.Certificate] | None,
+    revoked: Sequence[x509.CertificateRevocationList],
+    mode: int,
+    hostname: str | None = None,
+) -> SSL.Context:
+    if profile not in PROFILES:
+        raise EndpointError(f"{profile!r} is not a TLS profile: use one of {', '.join(PROFILES)}", "profile")
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_RENEGOTIATION)
+    # No resumption: a resumed session would not look at the peer's certificate again.
+    context.set_options(SSL.OP_NO_TICKET)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_session_id(b"dicomtls")
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    # Level 2: RSA and DH from 2048 bits, elliptic curves from 224 bits, no SHA-1 (RFC 9325 4.4 and 4.5).
+    context.set_cipher_list(":".join((*PROFILES[profile].tls12, "@SECLEVEL=2")).encode("ascii"))
+    context.set_tls13_ciphersuites(":".join(PROFILES[profile].tls13).encode("ascii"))
+    if identity is not None:
+        try:
+            context.use_certificate(identity.certificate)
+            context.use_privatekey(identity.key)
+            for certificate in identity.chain:
+                context.add_extra_chain_cert(certificate)
+        except SSL.Error as error:
+            raise EndpointError(f"OpenSSL does not accept it: {last_reason(error)}", "certKey") from error
+    store = context.get_cert_store()
+    assert store is not None
+    if mode != SSL.VERIFY_NONE:
+        if trust is None:
+            context.set_default_verify_paths()
+        else:
+            for certificate in trust:
+                store.add_cert(crypto.X509.from_cryptography(certificate))
+            # What is named is trusted as it is, also an intermediate CA, or the certificate of the peer
+            # itself.
+            store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+        for each in revoked:
+            store.add_crl(each)
+        if revoked:
+            store.set_flags(crypto.X509StoreFlags.CRL_CHECK)
+        context.set_verify(mode, _verifier(hostname))
+    return context
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+@dataclass(frozen=True, slots=True)
+class _ServerConnectionCreator:
+    context: SSL.Context
+
+    def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        return SSL.Connection(self.context)
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+@dataclass(frozen=True, slots=True)
+class _ClientConnectionCreator:
+    context: SSL.Context
+    server_name: bytes | None
+
+    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        connection = SSL.Connection(self.context)
+        if self.server_name is not None:
+            connection.set_tlsext_host_name(self.server_name)
+        return connection
+
+
+def server_tls_options(
+    private_key: FilePath,
+    certificate: FilePath,
+    trust_roots: FilePath | None = None,
+    *,
+    client_certificate: ClientCertificate | None = None,
+    crl: FilePath | None = None,
+    extra_chain: FilePath | None = None,
+    profile: str = "bcp195",
+) -> IOpenSSLServerConnectionCreator:
+    """TLS for a server, for :func:`twisted.internet.endpoints.wrapServerTLS`.  Reads files (blocking).
+
+    :param private_key: PEM file with the private key, without a passphrase.
+    :param certificate: PEM file with our certificate first, then, if wanted, the rest of its chain.
+    :param trust_roots: bundle file, or directory of ``*.pem``, with what signs the certificates of clients.
+    :param client_certificate: ``"required"`` (the default with ``trust_roots``), ``"optional"`` (checked when
+        the client sends one), or ``"none"``, which has to be said where there are no ``trust_roots``.
+    :param crl: PEM file with a revocation list of each CA that signs certificates of clients; a client whose
+        CA has no list in it is refused.
+    :param extra_chain: PEM file with more certificates between ours and the root.
+    :param profile: a name from :data:`PROFILES`.
+    :raises EndpointError: for a file or a combination that cannot work; it names options as endpoint strings
+        do.
+    """
+    identity = _identity(private_key, certificate, extra_chain)
+    if client_certificate is None and trust_roots is not None:
+        client_certificate = "required"
+    modes = {
+        "required": SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT,
+        "optional": SSL.VERIFY_PEER,
+        "none": SSL.VERIFY_NONE,
+    }
+    if client_certificate is None:
+        raise EndpointError(
+            "is missing: name the file of the CA that signs the certificates of clients, or say "
+            "clientCertificate=none to let in every client",
+            "trustRoots",
+        )
+    if client_certificate not in modes:
+        raise EndpointError(f"{client_certificate!r} is not one of {', '.join(modes)}", "clientCertificate")
+    if (client_certificate == "none") != (trust_roots is None):
+        raise EndpointError(
+            "'none' and trustRoots contradict each other: drop one of them"
+            if trust_roots is not None
+            else f"{client_certificate!r} needs trustRoots, the CA that signs client certificates",
+            "clientCertificate",
+        )
+    if crl is not None and trust_roots is None:
+        raise EndpointError("without trustRoots no client certificate is looked at", "crl")
+    return _ServerConnectionCreator(
+        _context(
+            profile,
+            identity,
+            None if trust_roots is None else _trust_roots(trust_roots),
+            [] if crl is None else _revocation_lists(crl),
+            modes[client_certificate],
+        )
+    )
+
+
+def client_tls_options(
+    hostname: str,
+    trust_roots: FilePath | None = None,
+    private_key: FilePath | None = None,
+    certificate: FilePath | None = None,
+    *,
+    crl: FilePath | None = None,
+    extra_chain: FilePath | None = None,
+    profile: str = "bcp195",
+) -> IOpenSSLClientConnectionCreator:
+    """TLS for a client, for :func:`twisted.internet.endpoints.wrapClientTLS`.  Reads files (blocking).
+
+    :param hostname: the DNS name or IP address that the certificate of the server must be for.  It is always
+        checked.
+    :param trust_roots: bundle file, or directory of ``*.pem``, with what signs the certificate of the server;
+        without it, the roots that the platform trusts.
+    :param private_key: PEM file with our private key, for a server that asks for a certificate.
+    :param certificate: PEM file with our certificate, then, if wanted, the rest of its chain.
+    :param crl: PEM file with a revocation list of the CA that signs the certificate of the server.
+    :param extra_chain: PEM file with more certificates between ours and the root.
+    :param profile: a name from :data:`PROFILES`.
+    :raises EndpointError: for a file or a combination that cannot work; it names options as endpoint strings
+        do.
+    """
+    wanted = _service_id(hostname)
+    context = _context(
+        profile,
+        _identity(private_key, certificate, extra_chain),
+        None if trust_roots is None else _trust_roots(trust_roots),
+        [] if crl is None else _revocation_lists(crl),
+        SSL.VERIFY_PEER,
+        hostname,
+    )
+    # RFC 6066 3: a server name indication is a DNS name, never an address.
+    return _ClientConnectionCreator(context, wanted.hostname if isinstance(wanted, DNS_ID) else None)

@@ -1,0 +1,217 @@
+"""Descriptions of endpoints: those that work, and those that cannot, with what the error says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from cryptography.x509.oid import NameOID
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+from twisted.internet.protocol import Factory
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+
+from dicomtwist.endpoints import (
+    EndpointError,
+    client_endpoint,
+    client_tls_options,
+    server_endpoint,
+    server_tls_options,
+)
+from tests.certificates import DAY, NOW, Authority, write
+
+
+class DescriptionTests(SynchronousTestCase):
+    """Descriptions that work, against a reactor that only notes what it is asked for."""
+
+    def setUp(self) -> None:
+        self.reactor = MemoryReactorClock()
+
+    def test_bare_port(self) -> None:
+        for description in (11112, "11112", " 11112 "):
+            reactor = MemoryReactorClock()
+            self.successResultOf(server_endpoint(reactor, description).listen(Factory()))
+            self.assertEqual([(each[0], each[3]) for each in reactor.tcpServers], [(11112, "")])
+
+    def test_strings_of_twisted(self) -> None:
+        self.successResultOf(server_endpoint(self.reactor, "tcp:104:interface=127.0.0.1").listen(Factory()))
+        self.successResultOf(server_endpoint(self.reactor, "tcp6:105").listen(Factory()))
+        self.assertEqual([(p[0], p[3]) for p in self.reactor.tcpServers], [(104, "127.0.0.1"), (105, "::")])
+        self.successResultOf(server_endpoint(self.reactor, "unix:/run/dicom.sock").listen(Factory()))
+        self.assertEqual([each[0] for each in self.reactor.unixServers], ["/run/dicom.sock"])
+        client_endpoint(self.reactor, "tcp:10.0.0.1:104").connect(Factory()).addErrback(lambda _: None)
+        client_endpoint(self.reactor, r"tcp:\:\:1:104").connect(Factory()).addErrback(lambda _: None)
+        self.assertEqual(self.reactor.tcpClients[0][:2], ("10.0.0.1", 104))
+
+    def test_endpoints_pass_through(self) -> None:
+        server = TCP4ServerEndpoint(self.reactor, 104)
+        client = TCP4ClientEndpoint(self.reactor, "10.0.0.1", 104)
+        self.assertIs(server_endpoint(self.reactor, server), server)
+        self.assertIs(client_endpoint(self.reactor, client), client)
+
+    def test_options_reach_the_transport(self) -> None:
+        directory = self.mktemp()
+        os.mkdir(directory)
+        authority = Authority(directory, "ours")
+        rest = f"privateKey={authority.issue('x.example')}:trustRoots={authority.path}"
+        server = server_endpoint(self.reactor, rf"dicomtls:2762:{rest}:interface=\:\::backlog=7")
+        self.successResultOf(server.listen(Factory()))
+        self.assertEqual([(p[0], p[2], p[3]) for p in self.reactor.tcpServers], [(2762, 7, "::")])
+        client = client_endpoint(
+            self.reactor, f"dicomtls:10.0.0.1:2762:{rest}:timeout=5:bindAddress=10.0.0.2"
+        )
+        client.connect(Factory()).addErrback(lambda _: None)
+        host, port, _, timeout, bind_address = self.reactor.tcpClients[0]
+        self.assertEqual((host, port, timeout, bind_address), ("10.0.0.1", 2762, 5, ("10.0.0.2", 0)))
+
+    def test_options_without_strings(self) -> None:
+        directory = self.mktemp()
+        os.mkdir(directory)
+        authority = Authority(directory, "ours")
+        pem = authority.issue("x.example")
+        self.assertTrue(server_tls_options(pem, pem, authority.path))
+        self.assertTrue(server_tls_options(pem, pem, client_certificate="none"))
+        self.assertTrue(client_tls_options("x.example", authority.path, pem, pem))
+        self.assertTrue(client_tls_options("x.example"))
+
+    def test_own_certificate_that_has_expired(self) -> None:
+        """It is not for us to refuse it, but it is said."""
+        directory = self.mktemp()
+        os.mkdir(directory)
+        old = Authority(directory, "ours").issue("x", not_before=NOW - 9 * DAY, not_after=NOW - DAY)
+        with capturedLogs() as events:
+            server_tls_options(old, old, client_certificate="none")
+        self.assertEqual([event["path"] for event in events], [old])
+
+
+class MistakeTests(SynchronousTestCase):
+    """Descriptions that cannot work: the error names the option and says what to do."""
+
+    def setUp(self) -> None:
+        self.directory = self.mktemp()
+        os.mkdir(self.directory)
+        self.authority = Authority(self.directory, "ours")
+        self.pem = self.authority.issue("server", "127.0.0.1")
+        self.ca = self.authority.path
+        self.reactor = MemoryReactorClock()
+
+    def assert_mistake(
+        self, make: Callable[..., object], description: Any, option: str | None, *words: str
+    ) -> None:
+        with self.assertRaises(EndpointError) as caught:
+            make(self.reactor, description)
+        self.assertIsInstance(caught.exception, ValueError)
+        self.assertEqual(caught.exception.option, option, str(caught.exception))
+        for each in (option or "", *words):
+            self.assertIn(each, str(caught.exception))
+
+    def server(self, rest: str, option: str | None, *words: str) -> None:
+        self.assert_mistake(server_endpoint, f"dicomtls:{rest}", option, *words)
+
+    def client(self, rest: str, option: str | None, *words: str) -> None:
+        self.assert_mistake(client_endpoint, f"dicomtls:{rest}", option, *words)
+
+    def test_unknown_prefix(self) -> None:
+        for make in (server_endpoint, client_endpoint):
+            self.assert_mistake(make, "quic:1", None, "'quic' is not a known prefix")
+            self.assert_mistake(make, "", None, "is not a known prefix")
+        self.assert_mistake(client_endpoint, "pacs.example.org:104", None, "write tcp:pacs.example.org:104")
+
+    def test_ports(self) -> None:
+        for port in ("65536", "-1", "x", "1.5", "²"):
+            self.assert_mistake(server_endpoint, f"tcp:{port}", "port", "from 0 to 65535")
+            self.assert_mistake(client_endpoint, f"tcp:127.0.0.1:{port}", "port", "from 0 to 65535")
+            self.server(f"{port}:privateKey={self.pem}", "port")
+            self.client(f"host:{port}", "port", "from 1 to 65535")
+        self.assert_mistake(server_endpoint, 70000, "port", "70000")
+        self.assert_mistake(server_endpoint, "-5", "port", "-5")
+        self.server("", "port", "is missing")
+        self.client("host", "port", "is missing")
+        self.client(":2762", "host", "is missing")
+
+    def test_options(self) -> None:
+        self.server(f"2762:privatekey={self.pem}", "privatekey", "did you mean privateKey?")
+        self.server("2762:zzz=1", "zzz", "there are port, privateKey,")
+        self.server(f"2762:privateKey={self.pem}:interface=::1", None, "written \\:")
+        self.server(f"2762:port=1:privateKey={self.pem}", "port", "given twice")
+        self.server("2762:trustRoots=" + self.ca, "privateKey", "is missing")
+        self.server(f"2762:privateKey={self.pem}:trustRoots={self.ca}:backlog=no", "backlog", "'no'")
+        self.server(f"2762:privateKey={self.pem}:trustRoots={self.ca}:profile=aes", "profile", "bcp195")
+        self.client(f"host:2762:trustRoots={self.ca}:timeout=0", "timeout")
+        self.client(f"host:2762:trustRoots={self.ca}:bindAddress=eth0", "bindAddress", "not an IP address")
+        self.client(f"host:2762:trustRoots={self.ca}:hostname=a..b", "hostname", "neither a host name")
+        self.client(f"host:2762:trustRoots={self.ca}:extraCertChain={self.ca}", "extraCertChain")
+
+    def test_client_certificate(self) -> None:
+        own = f"2762:privateKey={self.pem}"
+        self.server(own, "trustRoots", "clientCertificate=none")
+        self.server(f"{own}:clientCertificate=required", "clientCertificate", "needs trustRoots")
+        self.server(f"{own}:clientCertificate=optional", "clientCertificate", "needs trustRoots")
+        self.server(f"{own}:trustRoots={self.ca}:clientCertificate=none", "clientCertificate", "contradict")
+        self.server(f"{own}:trustRoots={self.ca}:clientCertificate=maybe", "clientCertificate", "maybe")
+        self.server(f"{own}:clientCertificate=none:crl={self.ca}", "crl", "without trustRoots")
+
+    def test_files(self) -> None:
+        missing = os.path.join(self.directory, "missing.pem")
+        text = write(self.directory, "notes.txt", b"hello")
+        empty = os.path.join(self.directory, "empty")
+        os.mkdir(empty)
+        trust = f":trustRoots={self.ca}"
+        self.server(f"1:privateKey={missing}:certKey={self.pem}{trust}", "privateKey", "No such file")
+        self.server(f"1:privateKey={self.pem}:certKey={missing}{trust}", "certKey", "No such file")
+        self.server(f"1:privateKey={text}:certKey={self.pem}{trust}", "privateKey", "no usable PEM")
+        self.server(f"1:privateKey={self.pem}:certKey={text}{trust}", "certKey", "in PEM form")
+        self.server(f"1:privateKey={self.pem}:trustRoots={missing}", "trustRoots", "No such file")
+        self.server(f"1:privateKey={self.pem}:trustRoots={text}", "trustRoots", "in PEM form")
+        self.server(f"1:privateKey={self.pem}:trustRoots={empty}", "trustRoots", "no *.pem files")
+        self.server(f"1:privateKey={self.pem}{trust}:crl={text}", "crl", "no revocation list")
+        self.server(f"1:privateKey={self.pem}{trust}:extraCertChain={text}", "extraCertChain", "in PEM form")
+        self.client(f"host:1:trustRoots={missing}", "trustRoots", "No such file")
+        self.client(f"host:1:certKey={self.ca}", "privateKey", "no usable PEM")
+        self.assert_mistake(server_endpoint, f"ssl:1:privateKey={missing}", None, "cannot read the file")
+
+    def test_key_of_another_certificate(self) -> None:
+        other = self.authority.issue("other", "127.0.0.1")
+        for make in (self.server, self.client):
+            place = "1" if make == self.server else "host:1"
+            rest = f"{place}:privateKey={other}:certKey={self.pem}:trustRoots={self.ca}"
+            make(rest, "privateKey", "does not belong to the first certificate")
+
+    def test_key_with_a_passphrase(self) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+        path = write(self.directory, "locked.pem", pem)
+        self.server(
+            f"1:privateKey={path}:certKey={self.pem}:trustRoots={self.ca}", "privateKey", "passphrase"
+        )
+
+    def test_list_that_ran_out(self) -> None:
+        crl = self.authority.revocation_list("crl", expires=NOW - DAY)
+        self.server(f"1:privateKey={self.pem}:trustRoots={self.ca}:crl={crl}", "crl", "ran out on", "fetch")
+
+    def test_short_key(self) -> None:
+        """RSA below 2048 bits is not for BCP 195 (RFC 9325 4.5)."""
+        from cryptography.hazmat.primitives.asymmetric import rsa
+
+        key = rsa.generate_private_key(65537, 1024)
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "short")])
+        builder = x509.CertificateBuilder(name, name, key.public_key(), 1, NOW - DAY, NOW + DAY)
+        pem = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+        clear = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        path = write(self.directory, "short.pem", clear, pem)
+        self.server(f"1:privateKey={path}:trustRoots={self.ca}", "certKey", "too small")
+
+    def test_neither_description_nor_endpoint(self) -> None:
+        self.assert_mistake(server_endpoint, ("127.0.0.1", 104), None, "neither")
+        self.assert_mistake(client_endpoint, 104, None, "neither")
