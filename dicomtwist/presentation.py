@@ -1,0 +1,598 @@
+"""Presentation Contexts (PS3.8 7.1.1.13): an abstract syntax with the transfer syntaxes it may be sent in.
+
+Besides :class:`PresentationContext` there are the two collections of an AE, :class:`RequestedContexts` and
+:class:`SupportedContexts`, and a ready list of contexts for each Service Class, such as
+``StoragePresentationContexts``. Each look at such a list gives a new one, so that a change to it is seen by
+nobody else.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from pydicom import config
+from pydicom._uid_dict import UID_dictionary
+from pydicom.uid import UID
+
+from dicomtwist.sop_class import (
+    ServiceClass,
+    SOPClass,
+    UIDLike,
+    check_uid,
+    common_storage_classes,
+    sop_classes,
+)
+from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS, RoleSelection
+
+#: One or more transfer syntaxes as users may give them.
+TransferSyntaxes = UIDLike | Iterable[UIDLike]
+
+#: Implicit VR Little Endian, Explicit VR Little Endian, the same deflated, Explicit VR Big Endian.
+DEFAULT_TRANSFER_SYNTAXES: Final = tuple(
+    UID(f"1.2.840.10008.1.2{suffix}") for suffix in ("", ".1", ".1.99", ".2")
+)
+#: The default ones and all others that are not retired, in the order of PS3.6 Table A-1.
+ALL_TRANSFER_SYNTAXES: Final = DEFAULT_TRANSFER_SYNTAXES + tuple(
+    UID(uid)
+    for uid, (_, kind, _, retired, _) in UID_dictionary.items()
+    if kind == "Transfer Syntax" and not retired and uid not in DEFAULT_TRANSFER_SYNTAXES
+)
+
+_STATUS: Final[dict[int | None, str]] = {
+    None: "Pending",
+    0: "Accepted",
+    1: "User Rejected",
+    2: "Provider Rejected",
+    3: "Abstract Syntax Not Supported",
+    4: "Transfer Syntax(es) Not Supported",
+}  # PS3.8 Table 9-18; "Pending" is before an answer
+
+_ROLES: Final[dict[tuple[bool, bool], str]] = {
+    (True, True): "SCU and SCP",
+    (True, False): "SCU only",
+    (False, True): "SCP only",
+    (False, False): "(none)",
+}
+
+
+def _abstract(value: object) -> SOPClass:
+    """Check an abstract syntax, see :func:`~dicomtwist.sop_class.check_uid`."""
+    return SOPClass(check_uid(value, "the abstract syntax"))
+
+
+def _transfer(value: object) -> UID:
+    """Check a transfer syntax.
+
+    :returns: the UID, with the encoding of a private transfer syntax if it carries one
+    :raises TypeError: when it is neither ``str`` nor ``bytes``
+    :raises ValueError: when it is not a UID, or known as the UID of something else
+    """
+    text = check_uid(value, "the transfer syntax")
+    known = UID_dictionary.get(text)
+    if known is not None and known[1] != "Transfer Syntax":
+        raise ValueError(f"{text} is not a transfer syntax but a {known[1]}: {known[0]}")
+    return _as_uid(text)
+
+
+def _as_uid(text: str) -> UID:
+    """Make a UID without the warnings of pydicom."""
+    return text if isinstance(text, UID) else UID(text, config.IGNORE)
+
+
+def _transfer_list(values: object) -> list[UID]:
+    """Check one or more transfer syntaxes.
+
+    :param values: one UID or an iterable of UIDs; ``None`` stands for the default ones
+    :returns: the transfer syntaxes in the same order, each once
+    :raises TypeError: when it is neither of both
+    :raises ValueError: when one is not a transfer syntax
+    """
+    if values is None:
+        return list(DEFAULT_TRANSFER_SYNTAXES)
+    if isinstance(values, str | bytes):
+        return [_transfer(values)]
+    if not isinstance(values, Iterable):
+        raise TypeError(f"transfer syntaxes must be a UID or a list of UIDs, not {type(values).__name__}")
+    return list(dict.fromkeys(_transfer(value) for value in values))
+
+
+def _role(value: object, what: str) -> bool | None:
+    """Give a role back; ``TypeError`` when it is neither ``bool`` nor ``None``."""
+    if value is None or isinstance(value, bool):
+        return value
+    raise TypeError(f"{what} must be a bool or None, not {type(value).__name__}")
+
+
+class PresentationContextTuple(NamedTuple):
+    """An accepted presentation context, as handlers see it."""
+
+    context_id: int
+    abstract_syntax: UID
+    transfer_syntax: UID
+
+
+class PresentationContext:
+    """An abstract syntax, its transfer syntaxes, and what was negotiated about them.
+
+    :param abstract_syntax: the UID of a SOP Class (or of a Meta SOP Class)
+    :param transfer_syntax: one transfer syntax or several, in order of preference; none by default
+    :param context_id: the ID within an association
+    :param scu_role: see :attr:`scu_role`
+    :param scp_role: see :attr:`scp_role`
+    :raises TypeError: when a value is of a wrong type
+    :raises ValueError: when a value is of the right type, but wrong
+    """
+
+    __slots__ = (
+        "_abstract_syntax",
+        "_context_id",
+        "_result",
+        "_scp_role",
+        "_scu_role",
+        "_transfer_syntax",
+        "as_scp",
+        "as_scu",
+    )
+    # It can change, so it has no hash: as a dictionary key it could get lost.
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        abstract_syntax: UIDLike | None = None,
+        transfer_syntax: TransferSyntaxes = (),
+        *,
+        context_id: int | None = None,
+        scu_role: bool | None = None,
+        scp_role: bool | None = None,
+    ) -> None:
+        #: Whether this side acts as SCU and as SCP in this context, ``None`` before it is negotiated.
+        self.as_scu: bool | None = None
+        self.as_scp: bool | None = None
+        self._result: int | None = None
+        self.abstract_syntax = abstract_syntax
+        self._transfer_syntax = _transfer_list(transfer_syntax)
+        self.context_id = context_id
+        self.scu_role = scu_role
+        self.scp_role = scp_role
+
+    @classmethod
+    def received(
+        cls, context_id: int, abstract_syntax: str, transfer_syntax: Iterable[str]
+    ) -> PresentationContext:
+        """Make a context of what a peer proposes, however odd its UIDs are.
+
+        :param context_id: the ID the peer gives it
+        :param abstract_syntax: the abstract syntax it proposes
+        :param transfer_syntax: the transfer syntaxes it proposes
+        :returns: the context; nothing in it is checked, for it must be possible to answer it (PS3.8 9.3.3.2)
+        """
+        context = cls()
+        context._context_id = context_id
+        context._abstract_syntax = SOPClass(abstract_syntax)
+        context._transfer_syntax = [_as_uid(uid) for uid in dict.fromkeys(transfer_syntax)]
+        return context
+
+    @property
+    def abstract_syntax(self) -> SOPClass | None:
+        """The abstract syntax; ``str``, ``bytes`` and ``UID`` may be assigned."""
+        return self._abstract_syntax
+
+    @abstract_syntax.setter
+    def abstract_syntax(self, value: UIDLike | None) -> None:
+        self._abstract_syntax = None if value is None else _abstract(value)
+
+    @property
+    def transfer_syntax(self) -> list[UID]:
+        """The transfer syntaxes in order of preference, each once.
+
+        This is a new list. To change the context assign one or more transfer syntaxes, or call
+        :meth:`add_transfer_syntax` and :meth:`remove_transfer_syntax`.
+        """
+        return list(self._transfer_syntax)
+
+    @transfer_syntax.setter
+    def transfer_syntax(self, values: TransferSyntaxes) -> None:
+        self._transfer_syntax = [] if values is None else _transfer_list(values)
+
+    def add_transfer_syntax(self, syntax: UIDLike) -> None:
+        """Add a transfer syntax behind the others, unless it is there.
+
+        :param syntax: the transfer syntax
+        :raises TypeError: when it is not a ``str`` or ``bytes``
+        :raises ValueError: when it is not a UID, or known as the UID of something else
+        """
+        uid = _transfer(syntax)
+        if uid not in self._transfer_syntax:
+            self._transfer_syntax.append(uid)
+
+    def remove_transfer_syntax(self, syntax: UIDLike) -> None:
+        """Remove a transfer syntax; nothing happens if it is not there.
+
+        :param syntax: the transfer syntax
+        :raises TypeError: when it is not a ``str`` or ``bytes``
+        :raises ValueError: when it is not a UID, or known as the UID of something else
+        """
+        uid = _transfer(syntax)
+        if uid in self._transfer_syntax:
+            self._transfer_syntax.remove(uid)
+
+    @property
+    def context_id(self) -> int | None:
+        """The ID within an association, odd and from 1 to 255 (PS3.8 9.3.2.2), ``None`` outside of one."""
+        return self._context_id
+
+    @context_id.setter
+    def context_id(self, value: int | None) -> None:
+        if value is not None:
+            if not isinstance(value, int):
+                raise TypeError(f"a context ID must be an int, not {type(value).__name__}")
+            if not 1 <= value <= 255 or value % 2 == 0:
+                raise ValueError(f"a context ID must be odd and from 1 to 255 (PS3.8 9.3.2.2), not {value}")
+        self._context_id = value
+
+    @property
+    def result(self) -> int | None:
+        """The answer of the acceptor, 0 to 4 (PS3.8 Table 9-18), ``None`` while there is none."""
+        return self._result
+
+    @result.setter
+    def result(self, value: int | None) -> None:
+        if value not in _STATUS:
+            raise ValueError(f"a result must be None or from 0 to 4 (PS3.8 Table 9-18), not {value!r}")
+        self._result = value
+
+    @property
+    def status(self) -> str:
+        """The :attr:`result` in words."""
+        return _STATUS[self._result]
+
+    @property
+    def scu_role(self) -> bool | None:
+        """Role selection (PS3.7 D.3.3.4): proposed, or to be accepted, that the requestor is SCU.
+
+        ``None`` means that nothing is proposed, or that a proposal is not answered.
+        """
+        return self._scu_role
+
+    @scu_role.setter
+    def scu_role(self, value: bool | None) -> None:
+        self._scu_role = _role(value, "scu_role")
+
+    @property
+    def scp_role(self) -> bool | None:
+        """The same as :attr:`scu_role`, but that the requestor is SCP."""
+        return self._scp_role
+
+    @scp_role.setter
+    def scp_role(self, value: bool | None) -> None:
+        self._scp_role = _role(value, "scp_role")
+
+    @property
+    def as_tuple(self) -> PresentationContextTuple:
+        """The ID, abstract syntax and first transfer syntax, which is the one accepted.
+
+        :raises ValueError: when one of them is missing, that is before the context is negotiated
+        """
+        if self._context_id is None or self._abstract_syntax is None or not self._transfer_syntax:
+            raise ValueError("only a context with an ID, an abstract and a transfer syntax makes a tuple")
+        return PresentationContextTuple(self._context_id, self._abstract_syntax, self._transfer_syntax[0])
+
+    def copy(self) -> PresentationContext:
+        """Make a copy that shares nothing which can change."""
+        context = object.__new__(type(self))
+        for slot in PresentationContext.__slots__:
+            setattr(context, slot, getattr(self, slot))
+        context._transfer_syntax = list(self._transfer_syntax)
+        return context
+
+    __copy__ = copy
+
+    def __eq__(self, other: object) -> bool:
+        """Two contexts are equal when all of their attributes are, and the transfer syntaxes in order."""
+        if not isinstance(other, PresentationContext):
+            return NotImplemented
+        return all(getattr(self, slot) == getattr(other, slot) for slot in PresentationContext.__slots__)
+
+    def __repr__(self) -> str:
+        """Say which context it is, on one line."""
+        name = None if self._abstract_syntax is None else self._abstract_syntax.name
+        syntaxes = ", ".join(self._transfer_syntax)
+        return f"<PresentationContext {self._context_id or '-'} {name!r} [{syntaxes}] {self.status}>"
+
+    def __str__(self) -> str:
+        """Describe the context in words; the ID, the result and the roles only when they are set."""
+        lines = [] if self._context_id is None else [f"ID: {self._context_id}"]
+        if self._abstract_syntax is not None:
+            lines.append(f"Abstract Syntax: {self._abstract_syntax.name}")
+        lines.append("Transfer Syntax(es):")
+        lines += [f"    ={syntax.name}" for syntax in self._transfer_syntax]
+        if self._result is not None:
+            lines.append(f"Result: {self.status}")
+        if self._scu_role is not None and self._scp_role is not None:
+            lines.append(f"Role selection: {_ROLES[self._scu_role, self._scp_role]}")
+        if self.as_scu is not None and self.as_scp is not None:
+            lines.append(f"Role: {_ROLES[self.as_scu, self.as_scp]}")
+        return "\n".join(lines)
+
+
+def build_context(
+    abstract_syntax: UIDLike, transfer_syntax: TransferSyntaxes | None = None
+) -> PresentationContext:
+    """Make a presentation context.
+
+    :param abstract_syntax: the UID of a SOP Class
+    :param transfer_syntax: one transfer syntax or several; ``DEFAULT_TRANSFER_SYNTAXES`` by default
+    :returns: the context
+    :raises TypeError: when a value is of a wrong type
+    :raises ValueError: when a value is not a UID, or a transfer syntax is known as something else
+    """
+    return PresentationContext(_abstract(abstract_syntax), _transfer_list(transfer_syntax))
+
+
+def build_role(uid: UIDLike, scu_role: bool = False, scp_role: bool = False) -> RoleSelection:
+    """Make a role selection item, to be proposed with an association (PS3.7 D.3.3.4).
+
+    :param uid: the SOP Class it is for
+    :param scu_role: whether the requestor proposes to be SCU
+    :param scp_role: whether the requestor proposes to be SCP
+    :returns: the item
+    :raises TypeError: when the UID is not a ``str`` or ``bytes``, or a role not a ``bool``
+    :raises ValueError: when the UID is not one
+    """
+    for name, role in (("scu_role", scu_role), ("scp_role", scp_role)):
+        if not isinstance(role, bool):
+            raise TypeError(f"{name} must be a bool, not {type(role).__name__}")
+    return RoleSelection(_abstract(uid), scu_role, scp_role)
+
+
+def number_contexts(contexts: Iterable[PresentationContext]) -> list[PresentationContext]:
+    """Copy contexts and give them IDs, as an association request needs them.
+
+    :param contexts: 1 to 128 contexts, whatever became of them in an earlier association
+    :returns: copies in the same order with the IDs 1, 3, 5, ...
+    :raises ValueError: when there is none or more than 128 (PS3.8 9.3.2.2), or when one of them lacks its
+        abstract syntax or all transfer syntaxes
+    """
+    copies = _limited([_fresh(context) for context in contexts])
+    if not copies:
+        raise ValueError("an association request needs at least one presentation context")
+    for index, context in enumerate(copies):
+        context.context_id = 2 * index + 1
+    return copies
+
+
+def _limited(contexts: list[PresentationContext]) -> list[PresentationContext]:
+    """Give the contexts back; ``ValueError`` when there are more than IDs for them."""
+    if len(contexts) > MAX_PRESENTATION_CONTEXTS:
+        raise ValueError(
+            f"an association request carries at most {MAX_PRESENTATION_CONTEXTS} presentation contexts "
+            f"(PS3.8 9.3.2.2), these would be {len(contexts)}: remove those that are not needed, or request "
+            "the others with another association"
+        )
+    return contexts
+
+
+def _fresh(context: object) -> PresentationContext:
+    """Check that a context can be negotiated, and copy it without what an earlier association made of it.
+
+    :raises ValueError: when it is no context, or lacks its abstract syntax or all transfer syntaxes
+    """
+    if not isinstance(context, PresentationContext):
+        raise ValueError(f"contexts must be PresentationContext items, not {type(context).__name__}")
+    if context.abstract_syntax is None or not context._transfer_syntax:
+        raise ValueError("a presentation context needs an abstract syntax and at least one transfer syntax")
+    copy = context.copy()
+    copy.context_id = copy.result = copy.as_scu = copy.as_scp = None
+    return copy
+
+
+def _keeps_syntaxes(context: PresentationContext, unwanted: list[UID]) -> bool:
+    """Remove transfer syntaxes from a context, and tell whether any is left."""
+    context._transfer_syntax = [uid for uid in context._transfer_syntax if uid not in unwanted]
+    return bool(context._transfer_syntax)
+
+
+class _Contexts:
+    """What the two collections of an AE have in common."""
+
+    def as_list(self) -> list[PresentationContext]:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[PresentationContext]:
+        return iter(self.as_list())
+
+    def __len__(self) -> int:
+        return len(self.as_list())
+
+
+class RequestedContexts(_Contexts):
+    """The contexts that an AE requests: at most 128, in the order of their adding, repetitions allowed.
+
+    The contexts have no IDs here, see :func:`number_contexts`.
+    """
+
+    def __init__(self) -> None:
+        self._contexts: list[PresentationContext] = []
+
+    def add(self, abstract_syntax: UIDLike, transfer_syntax: TransferSyntaxes | None = None) -> None:
+        """Add a context.
+
+        :param abstract_syntax: the UID of a SOP Class
+        :param transfer_syntax: one transfer syntax or several; the default ones by default
+        :raises TypeError: when a value is of a wrong type
+        :raises ValueError: when there are 128 contexts already, when a value is not a UID, or when there is
+            no transfer syntax
+        """
+        self.extend([build_context(abstract_syntax, transfer_syntax)])
+
+    def extend(self, contexts: Iterable[PresentationContext]) -> None:
+        """Add copies of contexts, all or none of them.
+
+        :param contexts: the contexts
+        :raises ValueError: when there would be more than 128 contexts, or when one of them is not usable
+        """
+        added = [_fresh(context) for context in contexts]
+        self._contexts = _limited(self._contexts + added)
+
+    def replace(self, contexts: Iterable[PresentationContext]) -> None:
+        """Take copies of contexts in place of the present ones.
+
+        :param contexts: the contexts, none allowed
+        :raises ValueError: when there are more than 128 contexts, or when one of them is not usable
+        """
+        self._contexts = _limited([_fresh(context) for context in contexts])
+
+    def remove(self, abstract_syntax: UIDLike, transfer_syntax: TransferSyntaxes | None = None) -> None:
+        """Remove contexts, or some of their transfer syntaxes; nothing happens to what is not there.
+
+        :param abstract_syntax: whose contexts
+        :param transfer_syntax: the transfer syntaxes to remove; a context that has no other goes as a whole,
+            and so do all when this is ``None``
+        :raises TypeError: when a value is of a wrong type
+        :raises ValueError: when a value is not a UID
+        """
+        uid = _abstract(abstract_syntax)
+        unwanted = None if transfer_syntax is None else _transfer_list(transfer_syntax)
+        self._contexts = [
+            context
+            for context in self._contexts
+            if context.abstract_syntax != uid or (unwanted is not None and _keeps_syntaxes(context, unwanted))
+        ]
+
+    def as_list(self) -> list[PresentationContext]:
+        """Give the contexts in the order of their adding: a new list of the contexts themselves."""
+        return list(self._contexts)
+
+
+class SupportedContexts(_Contexts):
+    """The contexts that an AE supports: one for each abstract syntax, as many as one likes."""
+
+    def __init__(self) -> None:
+        self._contexts: dict[str, PresentationContext] = {}
+
+    def add(
+        self,
+        abstract_syntax: UIDLike,
+        transfer_syntax: TransferSyntaxes | None = None,
+        scu_role: bool | None = None,
+        scp_role: bool | None = None,
+    ) -> None:
+        """Add a context, or transfer syntaxes to the context that is there for the abstract syntax.
+
+        Role selection is answered only when both roles are set (PS3.7 D.3.3.4).
+
+        :param abstract_syntax: the UID of a SOP Class
+        :param transfer_syntax: one transfer syntax or several; the default ones by default
+        :param scu_role: accept or reject that the requestor is SCU; ``None`` leaves what was set before
+        :param scp_role: accept or reject that the requestor is SCP; ``None`` leaves what was set before
+        :raises TypeError: when a value is of a wrong type
+        :raises ValueError: when a value is not a UID, or when there is no transfer syntax
+        """
+        context = build_context(abstract_syntax, transfer_syntax)
+        context.scu_role = scu_role
+        context.scp_role = scp_role
+        self.extend([context])
+
+    def extend(self, contexts: Iterable[PresentationContext]) -> None:
+        """Add copies of contexts with their roles, all or none of them.
+
+        :param contexts: the contexts
+        :raises ValueError: when one of them is not usable
+        """
+        for context in [_fresh(context) for context in contexts]:
+            present = self._contexts.setdefault(str(context.abstract_syntax), context)
+            syntaxes = present._transfer_syntax + context._transfer_syntax
+            present._transfer_syntax = list(dict.fromkeys(syntaxes))
+            if context.scu_role is not None:
+                present.scu_role = context.scu_role
+            if context.scp_role is not None:
+                present.scp_role = context.scp_role
+
+    def replace(self, contexts: Iterable[PresentationContext]) -> None:
+        """Take copies of contexts with their roles in place of the present ones.
+
+        :param contexts: the contexts, none allowed
+        :raises ValueError: when one of them is not usable
+        """
+        successor = SupportedContexts()
+        successor.extend(contexts)
+        self._contexts = successor._contexts
+
+    def remove(self, abstract_syntax: UIDLike, transfer_syntax: TransferSyntaxes | None = None) -> None:
+        """Remove a context, or some of its transfer syntaxes; nothing happens to what is not there.
+
+        The parameters and errors are those of :meth:`RequestedContexts.remove`.
+        """
+        uid = _abstract(abstract_syntax)
+        unwanted = None if transfer_syntax is None else _transfer_list(transfer_syntax)
+        context = self._contexts.get(uid)
+        if context is not None and (unwanted is None or not _keeps_syntaxes(context, unwanted)):
+            del self._contexts[uid]
+
+    def get(self, abstract_syntax: str) -> PresentationContext | None:
+        """Give the context for an abstract syntax, ``None`` if it is not supported."""
+        return self._contexts.get(abstract_syntax)
+
+    def as_list(self) -> list[PresentationContext]:
+        """Give the contexts in the order of their abstract syntaxes as text: a new list of the contexts."""
+        return [context for _, context in sorted(self._contexts.items())]
+
+    def __contains__(self, abstract_syntax: object) -> bool:
+        return abstract_syntax in self._contexts
+
+
+# The prebuilt lists: each has the contexts of one Service Class with the default transfer syntaxes. Only
+# StoragePresentationContexts is a choice of 120 from more, for all of storage would not fit into one request.
+_PREBUILT: Final[dict[str, ServiceClass]] = {
+    "AllStoragePresentationContexts": ServiceClass.STORAGE,
+    "ApplicationEventLoggingPresentationContexts": ServiceClass.APPLICATION_EVENT,
+    "BasicWorklistManagementPresentationContexts": ServiceClass.BASIC_WORKLIST,
+    "ColorPalettePresentationContexts": ServiceClass.COLOR_PALETTE,
+    "DefinedProcedureProtocolPresentationContexts": ServiceClass.DEFINED_PROCEDURE_PROTOCOL,
+    "DisplaySystemPresentationContexts": ServiceClass.DISPLAY_SYSTEM,
+    "HangingProtocolPresentationContexts": ServiceClass.HANGING_PROTOCOL,
+    "ImplantTemplatePresentationContexts": ServiceClass.IMPLANT_TEMPLATE,
+    "InstanceAvailabilityPresentationContexts": ServiceClass.INSTANCE_AVAILABILITY,
+    "InventoryPresentationContexts": ServiceClass.INVENTORY,
+    "MediaCreationManagementPresentationContexts": ServiceClass.MEDIA_CREATION,
+    "MediaStoragePresentationContexts": ServiceClass.MEDIA_STORAGE,
+    "ModalityPerformedPresentationContexts": ServiceClass.PROCEDURE_STEP,
+    "NonPatientObjectPresentationContexts": ServiceClass.NON_PATIENT_OBJECT,
+    "PrintManagementPresentationContexts": ServiceClass.PRINT_MANAGEMENT,
+    "ProcedureStepPresentationContexts": ServiceClass.PROCEDURE_STEP,
+    "ProtocolApprovalPresentationContexts": ServiceClass.PROTOCOL_APPROVAL,
+    "QueryRetrievePresentationContexts": ServiceClass.QUERY_RETRIEVE,
+    "RTMachineVerificationPresentationContexts": ServiceClass.RT_MACHINE_VERIFICATION,
+    "RelevantPatientInformationPresentationContexts": ServiceClass.RELEVANT_PATIENT,
+    "StorageCommitmentPresentationContexts": ServiceClass.STORAGE_COMMITMENT,
+    "StorageManagementPresentationContexts": ServiceClass.STORAGE_MANAGEMENT,
+    "StoragePresentationContexts": ServiceClass.STORAGE,
+    "SubstanceAdministrationPresentationContexts": ServiceClass.SUBSTANCE_ADMINISTRATION,
+    "UnifiedProcedurePresentationContexts": ServiceClass.UNIFIED_PROCEDURE_STEP,
+    "VerificationPresentationContexts": ServiceClass.VERIFICATION,
+}
+
+
+@functools.cache
+def _prebuilt(name: str) -> tuple[PresentationContext, ...]:
+    """Make the contexts of a prebuilt list, which are never handed out themselves."""
+    common = name == "StoragePresentationContexts"
+    classes = common_storage_classes() if common else sop_classes(_PREBUILT[name])
+    return tuple(build_context(uid) for uid in classes)
+
+
+def __getattr__(name: str) -> list[PresentationContext]:
+    """Give a new copy of a prebuilt list (PEP 562).
+
+    :raises AttributeError: when there is no list of this name
+    """
+    if name not in _PREBUILT:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return [context.copy() for context in _prebuilt(name)]
+
+
+def __dir__() -> list[str]:
+    """List the names of this module, with the prebuilt lists."""
+    return sorted({*globals(), *_PREBUILT})

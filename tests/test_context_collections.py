@@ -1,0 +1,318 @@
+"""The two collections of presentation contexts that an AE has: what it requests and what it supports."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+)
+from twisted.trial.unittest import SynchronousTestCase
+
+from dicomtwist.presentation import (
+    ALL_TRANSFER_SYNTAXES,
+    DEFAULT_TRANSFER_SYNTAXES,
+    AllStoragePresentationContexts,
+    PresentationContext,
+    QueryRetrievePresentationContexts,
+    RequestedContexts,
+    StoragePresentationContexts,
+    SupportedContexts,
+    VerificationPresentationContexts,
+    build_context,
+)
+from dicomtwist.sop_class import (
+    CTImageStorage,
+    MRImageStorage,
+    Verification,
+    VerificationSOPClass,
+)
+
+VERIFICATION_TEXT = """Abstract Syntax: Verification SOP Class
+Transfer Syntax(es):
+    =Implicit VR Little Endian
+    =Explicit VR Little Endian
+    =Deflated Explicit VR Little Endian
+    =Explicit VR Big Endian"""
+
+syntaxes = st.lists(st.sampled_from(ALL_TRANSFER_SYNTAXES), min_size=1, max_size=8)
+
+
+def text(*names: str, abstract_syntax: str = "Verification SOP Class") -> str:
+    """The printed form of a context with these transfer syntaxes."""
+    lines = [f"Abstract Syntax: {abstract_syntax}", "Transfer Syntax(es):"]
+    return "\n".join([*lines, *(f"    ={name}" for name in names)])
+
+
+class RequestedTests(SynchronousTestCase):
+    """The contexts an AE requests."""
+
+    def setUp(self) -> None:
+        self.contexts = RequestedContexts()
+
+    def test_one_by_one(self) -> None:
+        """A str, a UID and a SOP Class are taken alike, and their order is kept."""
+        self.contexts.add("1.2.840.10008.1.1")
+        self.contexts.add(UID("1.2.840.10008.5.1.4.1.1.4"))
+        self.contexts.add(CTImageStorage)
+        self.contexts.add(UID("1.2.840.10008."))
+        self.flushWarnings()  # pydicom's, about the trailing dot
+        self.assertEqual(
+            [context.abstract_syntax for context in self.contexts],
+            [Verification, MRImageStorage, CTImageStorage, "1.2.840.10008."],
+        )
+        self.assertEqual(str(self.contexts.as_list()[0]), VERIFICATION_TEXT)
+
+    def test_transfer_syntaxes(self) -> None:
+        """One transfer syntax or a list; the same abstract syntax makes a second context."""
+        self.contexts.add(VerificationSOPClass, [ImplicitVRLittleEndian, ExplicitVRBigEndian])
+        self.contexts.add(VerificationSOPClass, "1.2.840.10008.1.2.1")
+        self.contexts.add(VerificationSOPClass, "1.2.840.10008.1.2.1")
+        self.assertEqual(len(self.contexts), 3)
+        first, second, third = self.contexts.as_list()
+        self.assertEqual(str(first), text("Implicit VR Little Endian", "Explicit VR Big Endian"))
+        self.assertEqual(str(second), text("Explicit VR Little Endian"))
+        self.assertEqual(second, third)
+
+    def test_at_once(self) -> None:
+        """All at once, and others behind them."""
+        self.contexts.add(MRImageStorage)
+        self.contexts.replace([build_context(CTImageStorage), build_context("1.2.840.10008.1.1")])
+        self.contexts.add(MRImageStorage)
+        self.assertEqual(
+            [context.abstract_syntax for context in self.contexts],
+            [CTImageStorage, Verification, MRImageStorage],
+        )
+        self.contexts.replace([])
+        self.assertEqual(self.contexts.as_list(), [])
+
+    def test_limit(self) -> None:
+        """The 120 common storage contexts leave room for 8 others."""
+        self.contexts.replace(StoragePresentationContexts)
+        for _ in range(8):
+            self.contexts.add(Verification)
+        self.assertEqual(len(self.contexts), 128)
+        error = self.assertRaises(ValueError, self.contexts.add, Verification)
+        self.assertIn("128", str(error))
+        self.assertRaises(ValueError, self.contexts.extend, [build_context(Verification)])
+        self.assertEqual(len(self.contexts), 128)
+
+    def test_limit_at_once(self) -> None:
+        """Too many at once change nothing."""
+        self.contexts.add(Verification)
+        self.assertRaises(ValueError, self.contexts.replace, AllStoragePresentationContexts)
+        self.assertRaises(ValueError, self.contexts.extend, AllStoragePresentationContexts[:128])
+        self.assertEqual(len(self.contexts), 1)
+        self.contexts.replace(AllStoragePresentationContexts[:128])
+        self.assertEqual(len(self.contexts), 128)
+
+    def test_slice(self) -> None:
+        """A slice of a prebuilt list with something behind it."""
+        self.contexts.replace(StoragePresentationContexts[:127])
+        self.contexts.add(Verification)
+        self.assertEqual(self.contexts.as_list()[-1].abstract_syntax, Verification)
+
+    def test_extend(self) -> None:
+        """Two prebuilt lists one behind the other."""
+        self.contexts.replace(QueryRetrievePresentationContexts)
+        self.contexts.extend(StoragePresentationContexts[:115])
+        self.assertEqual(len(self.contexts), 128)
+        self.contexts.remove("1.2.840.10008.5.1.4.1.2.1.1")
+        self.assertEqual(len(self.contexts), 127)
+
+    def test_errors(self) -> None:
+        """Errors name what is wrong and leave everything as it was."""
+        for value, error in ((None, TypeError), (12, TypeError), ("", ValueError), ("acme", ValueError)):
+            self.assertRaises(error, self.contexts.add, value)
+        for value, error in (
+            (12, TypeError),
+            ([12], TypeError),
+            ([], ValueError),
+            (Verification, ValueError),
+        ):
+            self.assertRaises(error, self.contexts.add, Verification, value)
+        for contexts in (["1.2.840.10008.1.1"], [build_context(Verification), None], [PresentationContext()]):
+            self.assertRaises(ValueError, self.contexts.replace, contexts)
+        self.assertEqual(len(self.contexts), 0)
+
+    def test_remove_whole(self) -> None:
+        """All contexts of an abstract syntax."""
+        self.contexts.add("1.2.840.10008.1.1")
+        self.contexts.add(CTImageStorage)
+        self.contexts.add("1.2.840.10008.1.1", ImplicitVRLittleEndian)
+        self.contexts.remove(VerificationSOPClass)
+        self.assertEqual([context.abstract_syntax for context in self.contexts], [CTImageStorage])
+        self.contexts.remove("1.2.840.10008.1.1")
+        self.contexts.remove("1.2.840.10008.5.1.4.1.1.2")
+        self.assertEqual(len(self.contexts), 0)
+
+    def test_remove_transfer_syntaxes(self) -> None:
+        """Of each context only these; a context without any other goes."""
+        self.contexts.add(VerificationSOPClass, ImplicitVRLittleEndian)
+        self.contexts.add(VerificationSOPClass)
+        self.contexts.add(CTImageStorage, ImplicitVRLittleEndian)
+        self.contexts.remove(VerificationSOPClass, ImplicitVRLittleEndian)
+        self.assertEqual(len(self.contexts), 2)
+        self.contexts.remove(
+            VerificationSOPClass, [ExplicitVRLittleEndian, "1.2.840.10008.1.2.1.99", JPEGBaseline8Bit]
+        )
+        self.assertEqual(str(self.contexts.as_list()[0]), text("Explicit VR Big Endian"))
+        self.contexts.remove(VerificationSOPClass, JPEGBaseline8Bit)
+        self.assertEqual(len(self.contexts), 2)
+        self.contexts.remove(VerificationSOPClass, DEFAULT_TRANSFER_SYNTAXES)
+        self.assertEqual([context.abstract_syntax for context in self.contexts], [CTImageStorage])
+
+    def test_remove_errors(self) -> None:
+        """What cannot be in the collection is an error."""
+        self.assertRaises(TypeError, self.contexts.remove, None)
+        self.assertRaises(ValueError, self.contexts.remove, "acme")
+        self.assertRaises(TypeError, self.contexts.remove, Verification, 12)
+
+    def test_copies(self) -> None:
+        """What was put in is not shared; what is taken out is the context itself, in a list of its own."""
+        own = build_context(Verification)
+        own.context_id, own.result = 3, 0
+        self.contexts.replace([own])
+        own.remove_transfer_syntax(ImplicitVRLittleEndian)
+        self.assertEqual(str(self.contexts.as_list()[0]), VERIFICATION_TEXT)
+        self.contexts.as_list().clear()
+        self.contexts.as_list()[0].scp_role = True
+        self.assertTrue(self.contexts.as_list()[0].scp_role)
+
+
+class SupportedTests(SynchronousTestCase):
+    """The contexts an AE supports."""
+
+    def setUp(self) -> None:
+        self.contexts = SupportedContexts()
+
+    def test_order(self) -> None:
+        """They are in the order of their UIDs, however they came."""
+        self.contexts.add(UID("1.2.840.10008.5.1.4.1.1.4"))
+        self.contexts.add(CTImageStorage)
+        self.contexts.add("1.2.840.10008.1.1")
+        self.assertEqual(
+            [context.abstract_syntax for context in self.contexts],
+            [Verification, CTImageStorage, MRImageStorage],
+        )
+        self.assertEqual(str(self.contexts.as_list()[0]), VERIFICATION_TEXT)
+
+    def test_merge(self) -> None:
+        """There is one context for each abstract syntax; its transfer syntaxes are in the order of adding."""
+        self.contexts.add(CTImageStorage, ExplicitVRLittleEndian)
+        self.contexts.add(CTImageStorage, ImplicitVRLittleEndian)
+        self.assertEqual(len(self.contexts), 1)
+        self.assertEqual(
+            str(self.contexts.as_list()[0]),
+            text(
+                "Explicit VR Little Endian", "Implicit VR Little Endian", abstract_syntax="CT Image Storage"
+            ),
+        )
+
+    @given(st.lists(syntaxes, min_size=1, max_size=4))
+    def test_any_merge(self, additions: list[list[UID]]) -> None:
+        """Whatever is added in whatever portions, and removed again."""
+        contexts = SupportedContexts()
+        for addition in additions:
+            contexts.add(CTImageStorage, addition)
+        merged = list(dict.fromkeys(uid for addition in additions for uid in addition))
+        self.assertEqual(contexts.as_list()[0].transfer_syntax, merged)
+        contexts.remove(CTImageStorage, merged[1:])
+        self.assertEqual([c.transfer_syntax for c in contexts], [merged[:1]])
+        contexts.remove(CTImageStorage, merged)
+        self.assertEqual(len(contexts), 0)
+
+    def test_no_limit(self) -> None:
+        """As many as one likes, all at once and others after them."""
+        self.contexts.replace(AllStoragePresentationContexts)
+        self.contexts.add(Verification)
+        self.contexts.extend(QueryRetrievePresentationContexts)
+        self.assertEqual(len(self.contexts), len(AllStoragePresentationContexts) + 14)
+        uids = [str(context.abstract_syntax) for context in self.contexts]
+        self.assertEqual(uids, sorted(uids))
+
+    def test_at_once(self) -> None:
+        """All at once takes the place of what was there, and merges within."""
+        self.contexts.add(MRImageStorage)
+        self.contexts.replace(
+            [
+                build_context(CTImageStorage, ImplicitVRLittleEndian),
+                build_context("1.2.840.10008.1.1", [ImplicitVRLittleEndian, ExplicitVRBigEndian]),
+                build_context(CTImageStorage, ExplicitVRBigEndian),
+            ]
+        )
+        self.assertEqual(
+            [str(context) for context in self.contexts],
+            [
+                text("Implicit VR Little Endian", "Explicit VR Big Endian"),
+                text(
+                    "Implicit VR Little Endian", "Explicit VR Big Endian", abstract_syntax="CT Image Storage"
+                ),
+            ],
+        )
+        self.contexts.replace([])
+        self.assertEqual(len(self.contexts), 0)
+
+    def test_roles(self) -> None:
+        """Roles are kept, and stay when only transfer syntaxes are added."""
+        self.contexts.add(CTImageStorage, scu_role=False, scp_role=True)
+        self.contexts.add(CTImageStorage, JPEGBaseline8Bit)
+        (context,) = self.contexts
+        self.assertEqual((context.scu_role, context.scp_role), (False, True))
+        self.contexts.add(CTImageStorage, scu_role=True)
+        self.assertEqual((context.scu_role, context.scp_role), (True, True))
+        self.contexts.replace(self.contexts.as_list())
+        (context,) = self.contexts
+        self.assertEqual((context.scu_role, context.scp_role), (True, True))
+        self.assertRaises(TypeError, self.contexts.add, CTImageStorage, scu_role="yes")
+        self.assertRaises(TypeError, self.contexts.add, CTImageStorage, scp_role=1)
+
+    def test_roles_afterwards(self) -> None:
+        """Roles may be set on the contexts that the collection gives."""
+        self.contexts.replace(QueryRetrievePresentationContexts)
+        for context in self.contexts.as_list():
+            context.scp_role, context.scu_role = True, False
+        self.assertEqual({context.scp_role for context in self.contexts}, {True})
+        self.assertEqual({context.scp_role for context in QueryRetrievePresentationContexts}, {None})
+
+    def test_lookup(self) -> None:
+        """By abstract syntax."""
+        self.contexts.add(CTImageStorage)
+        self.assertIs(self.contexts.get("1.2.840.10008.5.1.4.1.1.2"), self.contexts.as_list()[0])
+        self.assertIs(self.contexts.get("1.2.3"), None)
+        self.assertIn(CTImageStorage, self.contexts)
+        self.assertNotIn(Verification, self.contexts)
+
+    def test_remove(self) -> None:
+        """Whole or by transfer syntax."""
+        self.contexts.replace(VerificationPresentationContexts)
+        self.contexts.remove(VerificationSOPClass)
+        self.assertEqual(len(self.contexts), 0)
+        self.contexts.remove(VerificationSOPClass)
+        self.contexts.add(VerificationSOPClass, ImplicitVRLittleEndian)
+        self.contexts.remove(VerificationSOPClass, ImplicitVRLittleEndian)
+        self.assertEqual(len(self.contexts), 0)
+        self.contexts.add(VerificationSOPClass, [*DEFAULT_TRANSFER_SYNTAXES[:2], ExplicitVRBigEndian])
+        self.contexts.remove(VerificationSOPClass, [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+        self.assertEqual(str(self.contexts.as_list()[0]), text("Explicit VR Big Endian"))
+
+    def test_errors(self) -> None:
+        """Errors leave everything as it was."""
+        for value, error in ((None, TypeError), (12, TypeError), ("", ValueError), ("acme", ValueError)):
+            self.assertRaises(error, self.contexts.add, value)
+            self.assertRaises(error, self.contexts.remove, value)
+        for value, error in (
+            (12, TypeError),
+            ([12], TypeError),
+            ([], ValueError),
+            (Verification, ValueError),
+        ):
+            self.assertRaises(error, self.contexts.add, Verification, value)
+        for contexts in (["1.2.840.10008.1.1"], [build_context(Verification), None], [PresentationContext()]):
+            self.assertRaises(ValueError, self.contexts.replace, contexts)
+            self.assertRaises(ValueError, self.contexts.extend, contexts)
+        self.assertEqual(len(self.contexts), 0)
