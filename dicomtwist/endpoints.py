@@ -215,6 +215,8 @@ def _explain(description: str, error: Exception) -> EndpointError:
             else ("it begins with a prefix such as tcp:, tcp6:, tls:, unix: or dicomtls:")
         )
         return EndpointError(f"{description!r} is not an endpoint, {prefix!r} is not a known prefix: {hint}")
+    if prefix == "systemd" and isinstance(error, LookupError):
+        return EndpointError(f"{description!r}: systemd handed over no such socket to this process")
     if isinstance(error, OSError):
         return EndpointError(f"{description!r}: cannot read the file {error.filename!r} ({error.strerror})")
     return EndpointError(f"{description!r} does not work as an endpoint: {error}")

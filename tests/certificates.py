@@ -9,14 +9,14 @@ from typing import Any
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
@@ -48,15 +48,34 @@ class Authority:
 
     def issue_without_names(self, name: str) -> str:
         """The like, without a subjectAltName: as many devices come from the factory."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        return self._sign(name, ec.generate_private_key(ec.SECP256R1()))
+
+    def issue_short(self, name: str) -> str:
+        """The like, with an RSA key of 1024 bits."""
+        return self._sign(name, rsa.generate_private_key(65537, 1024))
+
+    def issue_for_servers(self, name: str) -> str:
+        """The like, for servers alone."""
+        usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+        return self._sign("only", ec.generate_private_key(ec.SECP256R1()), usage, common_name=name)
+
+    def _sign(
+        self,
+        name: str,
+        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
+        *extensions: x509.ExtensionType,
+        common_name: str = "",
+    ) -> str:
         builder = (
             x509.CertificateBuilder(self.certificate.subject)
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name or name)]))
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(NOW - DAY)
             .not_valid_after(NOW + DAY)
         )
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=False)
         pem = builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
         clear = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         return write(self.directory, f"{name}.pem", clear, pem)

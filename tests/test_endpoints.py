@@ -6,26 +6,26 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
-    NoEncryption,
     PrivateFormat,
 )
-from cryptography.x509.oid import NameOID
+from OpenSSL import SSL
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist.endpoints import (
     EndpointError,
     client_endpoint,
     client_tls_options,
+    describe_tls_error,
     server_endpoint,
     server_tls_options,
 )
@@ -179,6 +179,9 @@ class MistakeTests(SynchronousTestCase):
         self.server(f"1:privateKey={self.pem}{trust}:extraCertChain={text}", "extraCertChain", "in PEM form")
         self.client(f"host:1:trustRoots={missing}", "trustRoots", "No such file")
         self.client(f"host:1:certKey={self.ca}", "privateKey", "no usable PEM")
+        self.assert_mistake(
+            server_endpoint, "systemd:domain=INET:index=9", None, "systemd handed over no such"
+        )
         self.assert_mistake(server_endpoint, f"ssl:1:privateKey={missing}", None, "cannot read the file")
 
     def test_key_of_another_certificate(self) -> None:
@@ -202,16 +205,38 @@ class MistakeTests(SynchronousTestCase):
 
     def test_short_key(self) -> None:
         """RSA below 2048 bits is not for BCP 195 (RFC 9325 4.5)."""
-        from cryptography.hazmat.primitives.asymmetric import rsa
-
-        key = rsa.generate_private_key(65537, 1024)
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "short")])
-        builder = x509.CertificateBuilder(name, name, key.public_key(), 1, NOW - DAY, NOW + DAY)
-        pem = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
-        clear = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        path = write(self.directory, "short.pem", clear, pem)
+        path = self.authority.issue_short("short")
         self.server(f"1:privateKey={path}:trustRoots={self.ca}", "certKey", "too small")
 
     def test_neither_description_nor_endpoint(self) -> None:
         self.assert_mistake(server_endpoint, ("127.0.0.1", 104), None, "neither")
         self.assert_mistake(client_endpoint, 104, None, "neither")
+
+
+class WordTests(SynchronousTestCase):
+    """describe_tls_error on what no handshake in test_tls brings about."""
+
+    def test_not_tls(self) -> None:
+        self.assertIsNone(describe_tls_error(ConnectionLost()))
+        self.assertIsNone(describe_tls_error(Failure(ConnectionDone())))
+        self.assertIsNone(describe_tls_error(ValueError(), handshaking=True))
+
+    def test_wrapped(self) -> None:
+        """An error that is the cause of another one, or among its reasons."""
+        inner = SSL.Error([("SSL routines", "", "tlsv1 alert unknown ca")])
+        outer = RuntimeError("no association")
+        outer.__cause__ = inner
+        self.assertIn("not signed by a CA that the peer trusts", describe_tls_error(outer) or "")
+        several = RuntimeError()
+        several.reasons = [Failure(ConnectionLost()), Failure(inner)]  # type: ignore[attr-defined]
+        self.assertIn("not signed by a CA that the peer trusts", describe_tls_error(Failure(several)) or "")
+
+    def test_unknown_reasons(self) -> None:
+        alert = SSL.Error([("SSL routines", "", "tlsv1 alert user cancelled")])
+        self.assertEqual(describe_tls_error(alert), "the peer ended TLS with the alert: user cancelled")
+        odd = SSL.Error([("SSL routines", "", "something new")])
+        self.assertEqual(describe_tls_error(odd), "TLS failed: something new")
+
+    def test_end_of_file(self) -> None:
+        for error in (SSL.SysCallError(-1, "Unexpected EOF"), SSL.Error(), SSL.Error([])):
+            self.assertIn("in the middle of TLS", describe_tls_error(error) or "")

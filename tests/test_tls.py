@@ -11,19 +11,14 @@ from unittest import SkipTest
 
 import trustme
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
-    PrivateFormat,
 )
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import SSL
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, wrapClientTLS
-from twisted.internet.error import ConnectionDone, ConnectionLost, ConnectionRefusedError
+from twisted.internet.error import ConnectionDone, ConnectionRefusedError
 from twisted.internet.interfaces import (
     IAddress,
     IHandshakeListener,
@@ -34,7 +29,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 from twisted.python.failure import Failure
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
 from dicomtwist.endpoints import (
@@ -282,19 +277,7 @@ class ServerTests(Handshakes):
 
     @awaited
     async def test_certificate_for_servers_only(self) -> None:
-        key = ec.generate_private_key(ec.SECP256R1())
-        builder = (
-            x509.CertificateBuilder(self.authority.certificate.subject)
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a\r\nb\x1b[31m")]))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(NOW - DAY)
-            .not_valid_after(NOW + DAY)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        )
-        pem = builder.sign(self.authority.key, hashes.SHA256()).public_bytes(Encoding.PEM)
-        clear = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        path = write(self.directory, "serveronly.pem", clear, pem)
+        path = self.authority.issue_for_servers("a\r\nb\x1b[31m")
         server, client = await self.meet(client={"privateKey": path})
         self.assert_refused_by_server(
             server, client, "needs serverAuth (server) or", "refused our certificate"
@@ -509,12 +492,14 @@ class ClientTests(Handshakes):
 class Foreign:
     """A TLS client that is not ours."""
 
-    def __init__(self, test: Handshakes, ciphers: bytes = b"DEFAULT", newest: int = 0) -> None:
+    def __init__(
+        self, test: Handshakes, ciphers: bytes = b"DEFAULT", newest: int = 0, pem: str | None = None
+    ) -> None:
         self.context = SSL.Context(SSL.TLS_METHOD)
         self.context.set_cipher_list(ciphers)
         self.context.set_max_proto_version(newest)
-        self.context.use_certificate_file(test.client_pem)
-        self.context.use_privatekey_file(test.client_pem)
+        self.context.use_certificate_file(pem or test.client_pem)
+        self.context.use_privatekey_file(pem or test.client_pem)
 
     def clientConnectionForTLS(self, tlsProtocol: object) -> SSL.Connection:
         return SSL.Connection(self.context)
@@ -558,35 +543,13 @@ class ProfileTests(Handshakes):
         self.assertEqual(client.version, "")
 
     @awaited
+    async def test_short_key(self) -> None:
+        """RSA below 2048 bits is refused (RFC 9325 4.5)."""
+        short = Foreign(self, b"DEFAULT:@SECLEVEL=0", pem=self.authority.issue_short("short.example"))
+        server, client = await self.meet(creator=short)
+        self.assert_refused_by_server(server, client, "has a key that is too short", "the peer")
+
+    @awaited
     async def test_retired_profile(self) -> None:
         options = {"profile": "bcp195-nd"}
         self.assert_accepted(*await self.meet(server=options, client=options))
-
-
-class WordTests(SynchronousTestCase):
-    """describe_tls_error on what no handshake above brings about."""
-
-    def test_not_tls(self) -> None:
-        self.assertIsNone(describe_tls_error(ConnectionLost()))
-        self.assertIsNone(describe_tls_error(Failure(ConnectionDone())))
-        self.assertIsNone(describe_tls_error(ValueError(), handshaking=True))
-
-    def test_wrapped(self) -> None:
-        """An error that is the cause of another one, or among its reasons."""
-        inner = SSL.Error([("SSL routines", "", "tlsv1 alert unknown ca")])
-        outer = RuntimeError("no association")
-        outer.__cause__ = inner
-        self.assertIn("not signed by a CA that the peer trusts", describe_tls_error(outer) or "")
-        several = RuntimeError()
-        several.reasons = [Failure(ConnectionLost()), Failure(inner)]  # type: ignore[attr-defined]
-        self.assertIn("not signed by a CA that the peer trusts", describe_tls_error(Failure(several)) or "")
-
-    def test_unknown_reasons(self) -> None:
-        alert = SSL.Error([("SSL routines", "", "tlsv1 alert user cancelled")])
-        self.assertEqual(describe_tls_error(alert), "the peer ended TLS with the alert: user cancelled")
-        odd = SSL.Error([("SSL routines", "", "something new")])
-        self.assertEqual(describe_tls_error(odd), "TLS failed: something new")
-
-    def test_end_of_file(self) -> None:
-        for error in (SSL.SysCallError(-1, "Unexpected EOF"), SSL.Error(), SSL.Error([])):
-            self.assertIn("in the middle of TLS", describe_tls_error(error) or "")
