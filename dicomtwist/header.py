@@ -1,0 +1,479 @@
+"""A scanner that takes a few attributes from the front of an encoded data set as its bytes arrive.
+
+What a server needs to know of an image before it can file it stands in the first few kilobytes. The scanner
+takes that, as raw value bytes, from whatever fragments the wire delivers; it steps over all else by its
+length and keeps nothing of it. It is meant for bytes from anyone: no length is believed before the bytes are
+there, nesting costs one number, and the only exception that bytes can cause is :class:`HeaderError`.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import zlib
+from collections.abc import Collection
+from typing import NoReturn, TypeAlias
+
+from dicomtwist.part10 import decode_uid
+
+__all__ = ["HeaderError", "HeaderScanner", "decode_uid", "scan"]
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+
+#: Default limits; each is an argument of :class:`HeaderScanner`. The one on inflated bytes is a limit on
+#: time as well: 4 MiB of the smallest elements take about 0.2 s.
+MAX_VALUE_LENGTH = 64 * 1024
+MAX_DEPTH = 64
+MAX_INFLATED = 4 * 1024 * 1024
+MAX_INFLATE_RATIO = 100
+
+# Papyrus 3 Implicit VR (retired), and GE's private syntax whose pixels alone are big endian.
+_IMPLICIT = frozenset((IMPLICIT_LITTLE_ENDIAN, "1.2.840.10008.1.20", "1.2.840.113619.5.2"))
+# Deflated Explicit VR LE (PS3.5 A.5), and the two JPIP referenced syntaxes that deflate the data set as well.
+_DEFLATED = frozenset(("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"))
+
+# PS3.5 table 7.1-2: two bytes of length. Table 7.1-1: two reserved bytes, then four bytes of length.
+_SHORT_VRS = b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
+_LONG_VRS = b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split()
+
+
+class _Encoding:
+    """How the numbers of an element header are laid out in one byte order.
+
+    A tag is unpacked as one number and not as two, which saves a third of the time of the whole scan. In
+    little endian this *raw* tag has its halves swapped; only the few tags that matter are put right.
+    """
+
+    __slots__ = ("explicit", "group_mask", "implicit", "long", "long_vrs", "short_vrs")
+
+    def __init__(self, order: str) -> None:
+        self.explicit = struct.Struct(order + "IHH").unpack_from  # raw tag, VR, length or reserved
+        self.implicit = struct.Struct(order + "II").unpack_from  # raw tag, length
+        self.long = struct.Struct(order + "I").unpack_from
+        self.group_mask = 0xFFFF0000 if order == ">" else 0x0000FFFF
+        vr = struct.Struct(order + "H")
+        self.short_vrs = frozenset(vr.unpack(name)[0] for name in _SHORT_VRS)
+        self.long_vrs = frozenset(vr.unpack(name)[0] for name in _LONG_VRS)
+
+    def swap(self, tag: int) -> int:
+        """From a raw tag to a tag, or back."""
+        return tag if self.group_mask > 0xFFFF else (tag & 0xFFFF) << 16 | tag >> 16
+
+
+_LITTLE = _Encoding("<")
+_BIG = _Encoding(">")
+
+
+@functools.lru_cache(maxsize=32)
+def _plan(wanted: frozenset[int], encoding: _Encoding) -> tuple[frozenset[int], int]:
+    """The raw tags of what is wanted, and the highest tag (-1: none); a program wants the same few sets."""
+    return frozenset(map(encoding.swap, wanted)), max(wanted, default=-1)
+
+
+_UNDEFINED = 0xFFFFFFFF
+_HIGHEST_TAG = 0xFFFDFFFF  # above are items and delimiters, which no data set has at its top level
+_MAX_ELEMENT_HEADER = 12
+_MAX_PIECE = 1 << 30  # of what is scanned at once: less than any undefined length seems to be
+_INFLATE_IN = 16 * 1024
+_INFLATE_OUT = 64 * 1024
+_RATIO_SLACK = 1024 * 1024
+
+
+class HeaderError(ValueError):
+    """The bytes are no data set in the Transfer Syntax that was named, or exceed a limit; says where."""
+
+
+class HeaderScanner:
+    """Takes wanted top-level elements from the front of a data set, fed in pieces of any size.
+
+    The memory it needs is bounded by ``len(wanted) * max_value_length``, whatever is fed.
+
+    Tolerated, because real senders do it: elements with a Value Representation that no standard knows,
+    elements of an explicit data set that are written implicitly, a sequence that ends without its last Item
+    Delimitation Item.
+
+    :param transfer_syntax_uid: how the data set is encoded; one that is not known is Explicit VR Little
+        Endian, as all encapsulated ones are (PS3.5 A.4).
+    :param wanted: tags, each ``group << 16 | element``; a frozenset saves some time.
+    :param stop_after: the tag after which nothing is of interest; the highest wanted one by default.
+        Elements stand in ascending order (PS3.5 section 7.1), so the first greater tag ends the scan.
+    :param max_value_length: a wanted value that is longer, in bytes, is stepped over and noted in
+        ``skipped``.
+    :param max_depth: how many sequences of undefined length may be nested.
+    :param max_inflated: how many bytes a deflated data set may inflate to before the scan must have ended.
+    :param max_inflate_ratio: how many times its size a deflated data set may inflate to (the first MiB is
+        free).
+    """
+
+    __slots__ = (
+        "_deflated_in",
+        "_depth",
+        "_encoding",
+        "_error",
+        "_fragments",
+        "_implicit",
+        "_inflated_out",
+        "_inflater",
+        "_max_depth",
+        "_max_inflated",
+        "_max_ratio",
+        "_max_value",
+        "_need",
+        "_offset",
+        "_pending",
+        "_skip",
+        "_stop",
+        "_tag",
+        "_un_depth",
+        "_value",
+        "_wanted_raw",
+        "done",
+        "skipped",
+        "values",
+    )
+
+    def __init__(
+        self,
+        transfer_syntax_uid: str,
+        wanted: Collection[int],
+        *,
+        stop_after: int | None = None,
+        max_value_length: int = MAX_VALUE_LENGTH,
+        max_depth: int = MAX_DEPTH,
+        max_inflated: int = MAX_INFLATED,
+        max_inflate_ratio: int = MAX_INFLATE_RATIO,
+    ) -> None:
+        encoding = _BIG if transfer_syntax_uid == EXPLICIT_BIG_ENDIAN else _LITTLE
+        wanted_raw, highest = _plan(wanted if isinstance(wanted, frozenset) else frozenset(wanted), encoding)
+        if stop_after is None:
+            stop_after = highest
+        #: Tag -> raw value of each wanted element met so far, padding included.
+        self.values: dict[int, bytes] = {}
+        #: Tag -> declared length of each wanted element that was too long (0xFFFFFFFF: undefined) and was
+        #: left out.
+        self.skipped: dict[int, int] = {}
+        #: Whether the scan has ended: all that was wanted is in ``values``, or is known to be absent.
+        self.done = stop_after < 0
+        self._stop = min(stop_after, _HIGHEST_TAG)
+        self._max_value = max_value_length
+        self._max_depth = max_depth
+        self._max_inflated = max_inflated
+        self._max_ratio = max_inflate_ratio
+        self._implicit = transfer_syntax_uid in _IMPLICIT
+        self._encoding = encoding
+        self._wanted_raw = wanted_raw
+        self._inflater = zlib.decompressobj(-15) if transfer_syntax_uid in _DEFLATED else None
+        self._deflated_in = 0
+        self._inflated_out = 0
+        self._error: HeaderError | None = None
+        # Where the scan stands between two pieces: at most one of these four is in use.
+        self._skip = 0  # bytes to step over
+        self._need = 0  # bytes still missing from a wanted value, which grows in _value
+        self._value = bytearray()
+        self._pending = b""  # the beginning of an element header, less than 12 bytes
+        self._tag = 0  # the element that is being stepped over or collected, for messages
+        self._offset = 0  # in the (inflated) data set, of the piece that is being scanned
+        # Nesting needs no stack: an element of defined length is stepped over whole, so what is open
+        # alternates sequence, item, sequence, ... and a count says it all. Odd: in a sequence. Even: in an
+        # item.
+        self._depth = 0
+        self._un_depth = 0  # the depth at which an UN of undefined length opened, Implicit VR LE within
+        self._fragments = False  # the open sequence holds fragments of pixel data
+
+    def feed(self, data: Buffer) -> bool:
+        """Scan the next piece.
+
+        :param data: bytes of the data set as it is encoded (a deflated one: still deflated). Not kept.
+        :returns: whether the scan has ended and needs no more.
+        :raises HeaderError: the bytes make no sense or exceed a limit; every later call raises it again.
+        """
+        if self._error is not None:
+            raise self._error
+        if self.done:
+            return True
+        if self._inflater is not None:
+            return self._inflate(self._inflater, data)
+        if len(data) > _MAX_PIECE:
+            view = memoryview(data)
+            return any(self._consume(view[at : at + _MAX_PIECE]) for at in range(0, len(view), _MAX_PIECE))
+        return self._consume(data)
+
+    def finish(self) -> None:
+        """Say that the data set ends here: wanted elements that are not in ``values`` now were not in it.
+
+        :raises HeaderError: the data set ends inside an element or a sequence before the scan had ended.
+        """
+        if self._error is not None:
+            raise self._error
+        if self.done:
+            return
+        if self._inflater is not None and not self._inflater.eof:
+            self._fail("the deflated data set is cut off", 0)
+        if self._skip or self._need:
+            missing = self._skip + self._need
+            self._fail(f"the data set ends inside {_name(self._tag)}, {missing} bytes short", 0)
+        if self._pending:
+            self._fail("the data set ends inside the header of an element", 0)
+        if self._depth:
+            self._fail("the data set ends inside a sequence of undefined length", 0)
+        self.done = True
+
+    def _consume(self, data: Buffer) -> bool:
+        size = len(data)
+        pos = 0
+        while pos < size:
+            if self._skip:
+                taken = min(self._skip, size - pos)
+                self._skip -= taken
+                pos += taken
+                continue
+            if self._need:
+                taken = min(self._need, size - pos)
+                self._value += data[pos : pos + taken]
+                self._need -= taken
+                pos += taken
+                if not self._need:
+                    self.values[self._tag] = bytes(self._value)
+                    self._value = bytearray()
+                    self.done = self._tag >= self._stop
+            elif self._pending:
+                # An element header that was split: complete it, which takes no more than 12 bytes, and go on.
+                before = len(self._pending)
+                head = self._pending + bytes(data[pos : pos + _MAX_ELEMENT_HEADER])
+                self._offset -= before
+                used = self._nested(head, 0) if self._depth else self._top(head, 0)
+                self._offset += before
+                if not used:
+                    self._pending = head
+                    pos = size
+                else:
+                    self._pending = b""
+                    pos += used - before
+            else:
+                used = self._nested(data, pos) if self._depth else self._top(data, pos)
+                if used == pos and not self.done:
+                    self._pending = bytes(data[pos:])
+                    used = size
+                pos = used
+            if self.done:
+                self._pending = b""
+                break
+        self._offset += size
+        return self.done
+
+    def _top(self, buffer: Buffer, pos: int) -> int:
+        """Scan elements outside any sequence; hot.
+
+        :returns: the position up to which the buffer was used. The same as ``pos``: no whole element header
+            is there.
+        """
+        size = len(buffer)
+        encoding = self._encoding
+        unpack, long, implicit = encoding.explicit, encoding.long, encoding.implicit
+        short_vrs, long_vrs, is_explicit = encoding.short_vrs, encoding.long_vrs, not self._implicit
+        wanted, stop, mask = self._wanted_raw, self._stop, encoding.group_mask
+        stop_group = encoding.swap(stop) & mask
+        here = raw = start = length = 0
+        last = size - 8
+        while pos <= last:
+            if is_explicit:
+                raw, vr, length = unpack(buffer, pos)
+                start = pos + 8
+                if vr not in short_vrs:
+                    if vr in long_vrs:
+                        start = pos + 12
+                        if start > size:
+                            break
+                        (length,) = long(buffer, pos + 8)
+                    else:
+                        start, length = self._odd_vr(buffer, pos, length)
+                        if start > size:
+                            break
+            else:
+                raw, length = implicit(buffer, pos)
+                start = pos + 8
+            if raw in wanted or raw & mask >= stop_group:
+                tag = encoding.swap(raw)
+                if tag >= 0xFFFE0000:
+                    self._fail(f"{_name(tag)} outside any sequence", pos)
+                if tag > stop or (tag == stop and raw not in wanted):
+                    self.done = True
+                    return pos
+                if raw in wanted:
+                    used = self._take(tag, buffer, pos, start, length)
+                    if used:
+                        return used
+            here, pos = pos, start + length
+        if pos <= size:
+            return pos
+        # The value ends beyond the buffer. One of undefined length seems to, because no buffer has 4 GiB.
+        if length == _UNDEFINED:
+            self._open(buffer, here, 1)
+            return start
+        self._tag = encoding.swap(raw)
+        self._skip = pos - size
+        return size
+
+    def _take(self, tag: int, buffer: Buffer, pos: int, start: int, length: int) -> int:
+        """Note a wanted element.
+
+        :returns: the position up to which the buffer was used when the loop has to end here, else 0.
+        """
+        if tag in self.values or tag in self.skipped:
+            self._fail(f"{_name(tag)} stands twice in the data set", pos)
+        end = start + length
+        if length > self._max_value:  # an undefined length is the greatest of all
+            self.skipped[tag] = length
+        elif end <= len(buffer):
+            self.values[tag] = bytes(buffer[start:end])
+        else:
+            self._tag = tag
+            self._value = bytearray(buffer[start:])
+            self._need = end - len(buffer)
+            return len(buffer)
+        if tag < self._stop:
+            return 0
+        self.done = True
+        return min(end, len(buffer))
+
+    def _nested(self, buffer: Buffer, pos: int) -> int:
+        """Find the end of a sequence of undefined length, however deep; returns as :meth:`_top` does."""
+        size = len(buffer)
+        while pos + 8 <= size and self._depth:
+            in_un = self._un_depth > 0
+            encoding = _LITTLE if in_un else self._encoding
+            raw, length = encoding.implicit(buffer, pos)
+            tag = encoding.swap(raw)
+            start = pos + 8
+            if tag >= 0xFFFE0000:
+                if tag != 0xFFFEE000:
+                    self._close(tag, pos)
+                    pos = start
+                    continue
+                if not self._depth & 1 or (self._fragments and length == _UNDEFINED):
+                    self._fail("an item where none can be", pos)
+                if length == _UNDEFINED:
+                    self._depth += 1
+                    pos = start
+                    continue
+            else:
+                if self._depth & 1:
+                    self._fail(f"{_name(tag)} where an item or the end of a sequence was due", pos)
+                if not (in_un or self._implicit):
+                    raw, vr, length = encoding.explicit(buffer, pos)
+                    if vr in encoding.long_vrs:
+                        start = pos + 12
+                        if start > size:
+                            break
+                        (length,) = encoding.long(buffer, pos + 8)
+                    elif vr not in encoding.short_vrs:
+                        start, length = self._odd_vr(buffer, pos, length)
+                        if start > size:
+                            break
+                if length == _UNDEFINED:
+                    self._open(buffer, pos, self._depth + 1)
+                    pos = start
+                    continue
+            pos = start + length
+            if pos > size:
+                self._tag = tag
+                self._skip = pos - size
+                return size
+        return pos
+
+    def _odd_vr(self, buffer: Buffer, pos: int, length: int) -> tuple[int, int]:
+        """Where the value starts, and its length, under a Value Representation that PS3.5 does not know.
+
+        The start may lie beyond the buffer: then more has to come first, and the length means nothing.
+        """
+        vr = bytes(buffer[pos + 4 : pos + 6])
+        if vr.isalpha() and vr.isupper():
+            # One of the future has the long form (PS3.5 section 6.2). One that is a mistake usually has the
+            # short one; the two bytes of its length stand where the long form has two reserved zeros.
+            if length:
+                return pos + 8, length
+            if pos + 12 > len(buffer):
+                return pos + 12, 0
+            return pos + 12, int(self._encoding.long(buffer, pos + 8)[0])
+        # Not letters at all: an element that is written implicitly. Its length is where VR and length would
+        # be.
+        return pos + 8, int(self._encoding.long(buffer, pos + 4)[0])
+
+    def _open(self, buffer: Buffer, pos: int, depth: int) -> None:
+        """Go into a sequence, or into fragments of pixel data, of undefined length."""
+        if depth > 2 * self._max_depth:
+            self._fail(f"sequences are nested more than {self._max_depth} deep", pos)
+        if not (self._implicit or self._un_depth):
+            vr = bytes(buffer[pos + 4 : pos + 6])
+            if vr == b"UN":
+                self._un_depth = depth  # Implicit VR Little Endian within (PS3.5 section 6.2.2)
+            elif vr == b"OB" or vr == b"OW":
+                self._fragments = True
+            elif vr in _LONG_VRS and vr != b"SQ":
+                self._fail(f"an element of VR {vr.decode()} and undefined length, which it cannot have", pos)
+        self._depth = depth
+
+    def _close(self, tag: int, pos: int) -> None:
+        """Leave an item or a sequence at a delimiter. Its length field says nothing and is not looked at."""
+        depth = self._depth
+        if tag == 0xFFFEE0DD:
+            depth -= 1 if depth & 1 else 2  # in an item: its own delimiter was forgotten
+        elif tag == 0xFFFEE00D:
+            depth -= 0 if depth & 1 else 1  # in a sequence: one too many, after an item of defined length
+        else:
+            self._fail(f"{_name(tag)} is no item and no delimiter", pos)
+        self._depth = depth
+        if depth < self._un_depth:
+            self._un_depth = 0
+        if depth & 1 == 0:
+            self._fragments = False
+
+    def _inflate(self, inflater: zlib._Decompress, data: Buffer) -> bool:
+        view = memoryview(data)
+        for begin in range(0, len(view), _INFLATE_IN):
+            source: Buffer = view[begin : begin + _INFLATE_IN]
+            self._deflated_in += len(source)
+            while not inflater.eof:
+                try:
+                    inflated = inflater.decompress(source, _INFLATE_OUT)
+                except zlib.error as error:
+                    self._fail(f"the data set is not deflated as its Transfer Syntax says ({error})", 0)
+                self._inflated_out += len(inflated)
+                source = inflater.unconsumed_tail
+                if self._consume(inflated):
+                    return True
+                if self._inflated_out > self._max_inflated:
+                    self._fail(f"the data set inflates to more than {self._max_inflated} bytes", 0)
+                used = self._deflated_in - len(source)
+                if self._inflated_out > _RATIO_SLACK and self._inflated_out > used * self._max_ratio:
+                    self._fail(f"the data set inflates to more than {self._max_ratio} times its size", 0)
+                if not source and len(inflated) < _INFLATE_OUT:
+                    break
+        return False
+
+    def _fail(self, reason: str, pos: int) -> NoReturn:
+        self._error = HeaderError(f"{reason} (at byte {self._offset + pos} of the data set)")
+        self._value = bytearray()
+        raise self._error
+
+
+def _name(tag: int) -> str:
+    return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
+
+
+def scan(data: Buffer, transfer_syntax_uid: str, wanted: Collection[int]) -> dict[int, bytes]:
+    """The wanted top-level elements of a data set that is in memory.
+
+    :param data: the encoded data set, at least up to the highest wanted element.
+    :param transfer_syntax_uid: how it is encoded.
+    :param wanted: tags, each ``group << 16 | element``.
+    :returns: tag -> raw value, padding included; elements that are absent or longer than 64 KiB are left out.
+    :raises HeaderError: the bytes make no sense, exceed a limit, or end inside an element.
+    """
+    scanner = HeaderScanner(transfer_syntax_uid, wanted)
+    if not scanner.feed(data):
+        scanner.finish()
+    return scanner.values

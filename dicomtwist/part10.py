@@ -1,0 +1,239 @@
+"""The File Meta Information at the front of a DICOM file (PS3.10 section 7.1), written and read by hand.
+
+A received instance becomes a file by putting these few hundred bytes in front of the data set that came over
+the wire; a file is sent by finding where its data set starts. Neither needs a parsed data set, so neither
+parses one.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import BinaryIO
+
+__all__ = ["FileMeta", "NotDicomFile", "decode_uid", "encode_preamble_and_meta", "read_file_meta"]
+
+#: The longest File Meta Information that is read, in bytes. Real ones have 200 to 400; only private
+#: information (0002,0102) can make one longer, and it is of no use here.
+MAX_META_LENGTH = 64 * 1024
+
+_FIRST_READ = 4096
+_PREAMBLE_LENGTH = 132
+_UNDEFINED = 0xFFFFFFFF
+_DEFLATED = frozenset(
+    ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205")
+)  # Deflated Explicit VR LE, JPIP Referenced Deflate, JPIP HTJ2K Referenced Deflate
+
+_LENGTH = struct.Struct("<H")
+_LONG = struct.Struct("<I")
+_ELEMENT = struct.Struct("<HH2sH")
+_LONG_VRS = frozenset(
+    (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+)
+
+# A preamble is always zero (a peer's preamble may make the file a program as well, CVE-2019-11687), and the
+# group length and the version never move, so everything before the first UID is two constants around one
+# number.
+_HEAD = bytes(128) + b"DICM" + b"\x02\x00\x00\x00UL\x04\x00"
+_VERSION = b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01"
+
+
+class NotDicomFile(ValueError):
+    """The file is not a DICOM file of PS3.10, or its File Meta Information is damaged; the text says why."""
+
+
+@dataclass(slots=True)
+class FileMeta:
+    """The File Meta Information of one file (PS3.10 table 7.1-1). An empty string: the element is absent.
+
+    :param media_storage_sop_class_uid: (0002,0002).
+    :param media_storage_sop_instance_uid: (0002,0003).
+    :param transfer_syntax_uid: (0002,0010), of the data set that follows.
+    :param implementation_class_uid: (0002,0012), of the program that wrote the file.
+    :param implementation_version_name: (0002,0013), at most 16 characters.
+    :param source_ae_title: (0002,0016), of the application that the data set came from; at most 16
+        characters.
+    :param sending_ae_title: (0002,0017), of the application that sent it over a network.
+    :param receiving_ae_title: (0002,0018), of the application that received it.
+    """
+
+    media_storage_sop_class_uid: str = ""
+    media_storage_sop_instance_uid: str = ""
+    transfer_syntax_uid: str = ""
+    implementation_class_uid: str = ""
+    implementation_version_name: str = ""
+    source_ae_title: str = ""
+    sending_ae_title: str = ""
+    receiving_ae_title: str = ""
+
+
+# Element number in group 0002 -> the field that holds it, for reading.
+_FIELDS = {
+    0x0002: "media_storage_sop_class_uid",
+    0x0003: "media_storage_sop_instance_uid",
+    0x0010: "transfer_syntax_uid",
+    0x0012: "implementation_class_uid",
+    0x0013: "implementation_version_name",
+    0x0016: "source_ae_title",
+    0x0017: "sending_ae_title",
+    0x0018: "receiving_ae_title",
+}
+
+
+def decode_uid(value: bytes) -> str:
+    """The text of a UI, AE or SH value, without its padding.
+
+    Padding is NUL by PS3.5 section 9.1; spaces are wrong but common and are removed as well. A byte that is
+    not ASCII is kept as the character of that number, so that a UID which is not one stays visibly wrong.
+
+    :param value: the value as it stands in a data set.
+    :returns: its text.
+    """
+    return value.strip(b"\0 ").decode("latin-1")
+
+
+def _uid(head: bytes, value: str) -> bytes:
+    raw = value.encode("ascii")
+    length = len(raw)
+    if not 0 < length <= 64:
+        raise ValueError(f"a UID of the File Meta Information has 1 to 64 characters, not {length}")
+    if length & 1:
+        return head + _LENGTH.pack(length + 1) + raw + b"\0"
+    return head + _LENGTH.pack(length) + raw
+
+
+def _text(head: bytes, value: str) -> bytes:
+    raw = value.encode("ascii")
+    length = len(raw)
+    if length > 16 or not value.isprintable():
+        raise ValueError(
+            f"{value[:64]!r} cannot stand in the File Meta Information: "
+            "at most 16 characters, no control characters"
+        )
+    if length & 1:
+        return head + _LENGTH.pack(length + 1) + raw + b" "
+    return head + _LENGTH.pack(length) + raw
+
+
+def encode_preamble_and_meta(meta: FileMeta) -> bytes:
+    """Everything of a file that stands before its data set (PS3.10 section 7.1).
+
+    :param meta: what to write; the four UIDs are required, the rest is left out where empty.
+    :returns: 128 zero bytes, ``DICM``, and group 0002 in Explicit VR Little Endian with its group length.
+    :raises ValueError: a UID is empty, too long or not ASCII; an AE title or version name is too long, not
+        ASCII or holds control characters (UnicodeEncodeError is a ValueError).
+    """
+    body = (
+        _VERSION
+        + _uid(b"\x02\x00\x02\x00UI", meta.media_storage_sop_class_uid)
+        + _uid(b"\x02\x00\x03\x00UI", meta.media_storage_sop_instance_uid)
+        + _uid(b"\x02\x00\x10\x00UI", meta.transfer_syntax_uid)
+        + _uid(b"\x02\x00\x12\x00UI", meta.implementation_class_uid)
+    )
+    if meta.implementation_version_name:
+        body += _text(b"\x02\x00\x13\x00SH", meta.implementation_version_name)
+    if meta.source_ae_title:
+        body += _text(b"\x02\x00\x16\x00AE", meta.source_ae_title)
+    if meta.sending_ae_title:
+        body += _text(b"\x02\x00\x17\x00AE", meta.sending_ae_title)
+    if meta.receiving_ae_title:
+        body += _text(b"\x02\x00\x18\x00AE", meta.receiving_ae_title)
+    return _HEAD + _LONG.pack(len(body)) + body
+
+
+def read_file_meta(file: BinaryIO) -> tuple[FileMeta, int]:
+    """Read the File Meta Information and find where the data set starts; the data set itself is never read.
+
+    A missing or wrong group length, missing elements, and unknown or private elements of group 0002 are
+    tolerated: a field that was not there is an empty string (a caller that needs the Transfer Syntax has to
+    look).
+
+    :param file: a seekable binary file, at its start. It is left at the start of the data set.
+    :returns: the File Meta Information, and the offset of the data set in bytes from the start.
+    :raises NotDicomFile: there is no preamble, no ``DICM``, no group 0002; or an element of group 0002 has
+        no valid header, is cut off, or ends beyond 64 KiB.
+    :raises OSError: the file cannot be read.
+    """
+    data = file.read(_FIRST_READ)
+    if data[128:_PREAMBLE_LENGTH] != b"DICM":
+        raise NotDicomFile(_why_no_prefix(data))
+    meta = FileMeta()
+    pos = _PREAMBLE_LENGTH
+    declared_end = -1
+    while True:
+        if len(data) < pos + 12:
+            data = _more(file, data, pos + 12)
+        if data[pos : pos + 2] != b"\x02\x00":
+            break
+        # Only a compressed data set can begin with the bytes of group 0002 by accident: there the group
+        # length decides, everywhere else the elements themselves do, because group lengths are wrong often
+        # enough.
+        if pos == declared_end and meta.transfer_syntax_uid in _DEFLATED:
+            break
+        start, length, element = _element(data, pos)
+        pos = start + length
+        if pos > _PREAMBLE_LENGTH + MAX_META_LENGTH:
+            raise NotDicomFile(
+                f"element (0002,{element:04X}) claims {length} bytes; File Meta Information above "
+                f"{MAX_META_LENGTH} bytes is not accepted"
+            )
+        if len(data) < pos:
+            data = _more(file, data, pos)
+            if len(data) < pos:
+                raise NotDicomFile(
+                    f"the file ends inside element (0002,{element:04X}) of its File Meta Information"
+                )
+        if element == 0:
+            if length == 4:
+                declared_end = pos + int(_LONG.unpack_from(data, start)[0])
+        elif field := _FIELDS.get(element):
+            setattr(meta, field, decode_uid(data[start:pos]))
+    if pos == _PREAMBLE_LENGTH:
+        raise NotDicomFile("the file has a preamble and DICM but no File Meta Information (group 0002)")
+    file.seek(pos)
+    return meta, pos
+
+
+def _more(file: BinaryIO, data: bytes, needed: int) -> bytes:
+    """Read on to at least ``needed`` bytes, or to the end; a raw file may answer with less than was asked."""
+    while len(data) < needed:
+        more = file.read(max(needed - len(data), _FIRST_READ))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _element(data: bytes, pos: int) -> tuple[int, int, int]:
+    """The start and length of the value of the element at ``pos``, and its element number."""
+    if len(data) < pos + 8:
+        raise NotDicomFile("the file ends inside its File Meta Information")
+    _, element, vr, length = _ELEMENT.unpack_from(data, pos)
+    if vr not in _LONG_VRS:
+        if not (vr.isalpha() and vr.isupper()):
+            raise NotDicomFile(
+                f"element (0002,{element:04X}) has no Value Representation: "
+                "File Meta Information is Explicit VR Little Endian"
+            )
+        return pos + 8, length, element
+    if len(data) < pos + 12:
+        raise NotDicomFile("the file ends inside its File Meta Information")
+    length = _LONG.unpack_from(data, pos + 8)[0]
+    if length == _UNDEFINED:
+        raise NotDicomFile(
+            f"element (0002,{element:04X}) has an undefined length, which File Meta cannot have"
+        )
+    return pos + 12, length, element
+
+
+def _why_no_prefix(data: bytes) -> str:
+    if not data:
+        return "the file is empty"
+    if data[:2] in (b"\x08\x00", b"\x00\x08", b"\x02\x00"):
+        return (
+            "the file has no preamble and no DICM at byte 128; it looks like a bare data set, "
+            "whose Transfer Syntax cannot be known"
+        )
+    if len(data) < _PREAMBLE_LENGTH:
+        return f"the file has {len(data)} bytes; a DICOM file has at least a preamble of 128 and DICM"
+    return "the file does not have DICM at byte 128, so it is not a DICOM file (PS3.10)"
