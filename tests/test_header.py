@@ -290,8 +290,8 @@ class Limits(SynchronousTestCase):
 
 
 PIECES = st.sampled_from(
-    [SQ + UNDEFINED, ITEM + UNDEFINED, ITEM + b"\x04\0\0\0", END_ITEM, END_SEQUENCE, TAIL, b"\x09\x00\x10\x10UN\0\0",
-     UNDEFINED, implicit(0x00081140, b""), b"\xe0\x7f\x10\x00OB\0\0", ui(NAME, b"N^N ")]
+    [SQ + UNDEFINED, ITEM + UNDEFINED, ITEM + b"\x04\0\0\0", END_ITEM, END_SEQUENCE, TAIL, UNDEFINED,
+     b"\x09\x00\x10\x10UN\0\0", implicit(0x00081140, b""), b"\xe0\x7f\x10\x00OB\0\0", ui(NAME, b"N^N ")]
 )  # fmt: skip
 NEARLY = st.lists(PIECES | st.binary(max_size=12), max_size=30).map(b"".join)
 

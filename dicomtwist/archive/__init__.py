@@ -1,0 +1,1 @@
+"""What is behind ``twist dicom``: received instances on disk."""

@@ -1,0 +1,442 @@
+"""Where received instances live on disk: ``root/<study>/<series>/<instance>.dcm``.
+
+An instance is written to a temporary file on the same file system and renamed to its final name once it is
+whole, so what is visible under a final name is always a whole file, the old one or the new one, whatever
+happens and whenever. With durability ``full`` it is also on the medium, and so is every directory that leads
+to it, before a call returns.
+
+Everything here blocks and is meant for worker threads. One :class:`InstanceStore` serves all of them; two of
+them may store the same instance at once (the last rename wins); one :class:`InstanceWriter` belongs to one
+thread at a time.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import fcntl
+import itertools
+import os
+import re
+import secrets
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+__all__ = [
+    "Durability",
+    "FileSystem",
+    "InstanceStore",
+    "InstanceWriter",
+    "InvalidUID",
+    "StoreClosed",
+    "StoreError",
+    "StoreUnusable",
+]
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+#: The folder of temporary files, in the root. No UID begins with a dot, so no study can have this name.
+INCOMING = ".incoming"
+TEMPORARY_SUFFIX = ".part"
+INSTANCE_SUFFIX = ".dcm"
+
+#: How many folders of series and studies are remembered as made (and, with durability full, as being on the
+#: medium).
+MAX_KNOWN_FOLDERS = 4096
+
+_IOV_MAX = os.sysconf("SC_IOV_MAX")
+_FILE_MODE = 0o640
+_FOLDER_MODE = 0o750
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+_UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
+
+
+class StoreError(Exception):
+    """The base of the exceptions of this module. What the operating system refuses is an OSError as it
+    came."""
+
+
+class StoreUnusable(StoreError):
+    """The folder cannot be used as a store; the text says why and what to do."""
+
+
+class StoreClosed(StoreError):
+    """A writer was used after its commit, its discard or its failure."""
+
+
+class InvalidUID(StoreError, ValueError):
+    """A text from a peer is no UID (PS3.5 section 9.1) and so cannot become part of a path."""
+
+
+class Durability(enum.Enum):
+    """What has happened to an instance when the call that stores it returns."""
+
+    FULL = "full"
+    """File and folders are on the medium: it survives a power cut."""
+    NONE = "none"
+    """The operating system has it: it survives a crash of this program, not one of the machine."""
+
+
+class FileSystem:
+    """The system calls that storing is made of, so that a test can make any one of them fail.
+
+    Each is the function of :mod:`os` with the same name and raises OSError as that does.
+    """
+
+    def open(self, path: str, flags: int, mode: int = 0o777) -> int:
+        return os.open(path, flags, mode)
+
+    def writev(self, fd: int, buffers: Sequence[Buffer]) -> int:
+        return os.writev(fd, buffers)
+
+    def fsync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def rename(self, source: str, target: str) -> None:
+        os.rename(source, target)
+
+    def mkdir(self, path: str, mode: int = 0o777) -> None:
+        os.mkdir(path, mode)
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)
+
+    def listdir(self, path: str) -> list[str]:
+        return os.listdir(path)
+
+
+class InstanceStore:
+    """The instances under one folder.
+
+    Several stores, in one process or in many, may share a root: the temporary files that a dead one left
+    behind are removed only by one that has the root for itself.
+
+    :param root: the folder; made by :meth:`prepare` when it is missing, if its parent is there.
+    :param durability: what a successful commit promises.
+    :param file_system: the system calls to use.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        durability: Durability = Durability.FULL,
+        file_system: FileSystem | None = None,
+    ) -> None:
+        self.root = root
+        self.durability = durability
+        self._fs = file_system or FileSystem()
+        self._full = durability is Durability.FULL
+        self._root = os.fspath(root)
+        self._incoming = os.path.join(self._root, INCOMING)
+        # Names that no one else has: a random part for this store, a number for each file. Counting is
+        # atomic.
+        self._prefix = os.path.join(self._incoming, secrets.token_hex(8))
+        self._numbers = itertools.count()
+        # (study, series) or (study, "") -> folder, for those that this store knows to exist. With durability
+        # full, a folder is known only when it and those above it have been synced, even if another thread or
+        # process had made it: whoever made it may not have come to its fsync yet. Names and not open file
+        # descriptors: these would follow a folder that someone moves away, and gain nothing (measured).
+        self._known: dict[tuple[str, str], str] = {}
+        self._known_lock = threading.Lock()
+        self._lock_fd = -1
+
+    def prepare(self) -> int:
+        """Make the root and its folder for temporary files, remove left-over ones, and try whether all works.
+
+        :returns: how many left-over temporary files were removed.
+        :raises StoreUnusable: the folder cannot be made or written, temporary files would be on another file
+            system, or a folder cannot be synced although durability full asks for it.
+        """
+        fs = self._fs
+        try:
+            is_new = self._make_folder(self._root)
+            self._make_folder(self._incoming)
+            removed = self._remove_left_overs()
+            probe = f"{self._prefix}-probe{TEMPORARY_SUFFIX}"
+            target = os.path.join(self._root, f".{os.path.basename(probe)}")
+            placed = probe
+            fd = fs.open(probe, _CREATE, _FILE_MODE)
+            try:
+                try:
+                    self._write_all(fd, [b"\0"])
+                finally:
+                    fs.close(fd)
+                fs.rename(probe, target)
+                placed = target
+            finally:
+                fs.unlink(placed)
+            if self._full:
+                self._sync_folder(self._root)
+                try:
+                    self._sync_folder(os.path.dirname(os.path.abspath(self._root)))
+                except PermissionError:
+                    # Not readable for us. If we could make the root there, it has to be; if not, whoever
+                    # made it did so long ago.
+                    if is_new:
+                        raise
+        except OSError as error:
+            self.close()
+            raise StoreUnusable(self._why_unusable(error)) from error
+        return removed
+
+    def close(self) -> None:
+        """Let go of the root; idempotent. Writers that are still open are not affected."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def path(self, study_uid: str, series_uid: str, instance_uid: str) -> Path:
+        """Where an instance is or would be.
+
+        :raises InvalidUID: one of the three is no UID.
+        """
+        _check_uids(study_uid, series_uid, instance_uid)
+        return self.root / study_uid / series_uid / f"{instance_uid}{INSTANCE_SUFFIX}"
+
+    def create(self) -> InstanceWriter:
+        """Open a temporary file for one instance, which comes piece by piece.
+
+        :raises OSError: it cannot be made.
+        """
+        temporary, fd = self._open_temporary()
+        return InstanceWriter(self, temporary, fd)
+
+    def store(self, buffers: Sequence[Buffer], study_uid: str, series_uid: str, instance_uid: str) -> Path:
+        """Store an instance that is in memory, whole; what create, write and commit do, with less around it.
+
+        :param buffers: the file, preamble first. Contiguous bytes each.
+        :returns: where it is.
+        :raises InvalidUID: one of the three is no UID; nothing was written.
+        :raises OSError: as it came, errno intact; the temporary file is gone, and an earlier copy of the
+            instance is as it was, unless the very last step failed (the fsync of the folder: then the new one
+            is in its place).
+        """
+        _check_uids(study_uid, series_uid, instance_uid)
+        temporary, fd = self._open_temporary()
+        try:
+            try:
+                self._write_all(fd, buffers)
+                if self._full:
+                    self._fs.fsync(fd)
+            finally:
+                self._fs.close(fd)
+            return self._place(temporary, study_uid, series_uid, instance_uid)
+        except BaseException:
+            self._remove(temporary)
+            raise
+
+    # What follows is used by the writer as well.
+
+    def _open_temporary(self) -> tuple[str, int]:
+        path = f"{self._prefix}-{next(self._numbers):x}{TEMPORARY_SUFFIX}"
+        return path, self._fs.open(path, _CREATE, _FILE_MODE)
+
+    def _write_all(self, fd: int, buffers: Sequence[Buffer]) -> int:
+        """Write every byte; returns how many."""
+        writev = self._fs.writev
+        total = sum(map(len, buffers))
+        if len(buffers) <= _IOV_MAX:
+            # Nearly always all there is to do.
+            written = writev(fd, buffers) if total else 0
+            if written == total:
+                return total
+        else:
+            written = 0
+        left = _after(buffers, written)
+        done = written
+        while done < total:
+            written = writev(fd, left[:_IOV_MAX])
+            if not written:
+                raise OSError(errno.EIO, "writing an instance makes no progress")
+            done += written
+            left = _after(left, written)
+        return total
+
+    def _place(self, temporary: str, study_uid: str, series_uid: str, instance_uid: str) -> Path:
+        """Give a temporary file, whole and closed, its final name."""
+        folder = self._known.get((study_uid, series_uid)) or self._make_folders(study_uid, series_uid)
+        target = f"{folder}/{instance_uid}{INSTANCE_SUFFIX}"
+        try:
+            self._fs.rename(temporary, target)
+        except FileNotFoundError:
+            # Someone has removed the folder since it became known (a clean-up of old studies, say).
+            with self._known_lock:
+                self._known.pop((study_uid, ""), None)
+            self._make_folders(study_uid, series_uid)
+            self._fs.rename(temporary, target)
+        if self._full:
+            self._sync_folder(folder)
+        return Path(target)
+
+    def _make_folders(self, study_uid: str, series_uid: str) -> str:
+        study = f"{self._root}/{study_uid}"
+        series = f"{study}/{series_uid}"
+        is_new = self._make_folder(study)
+        if self._full and (is_new or (study_uid, "") not in self._known):
+            self._sync_folder(self._root)
+        self._make_folder(series)
+        if self._full:
+            self._sync_folder(study)
+        with self._known_lock:
+            while len(self._known) >= MAX_KNOWN_FOLDERS:
+                del self._known[next(iter(self._known))]
+            self._known[(study_uid, "")] = study
+            self._known[(study_uid, series_uid)] = series
+        return series
+
+    def _make_folder(self, path: str) -> bool:
+        """Make a folder if it is not there; returns whether it was not."""
+        try:
+            self._fs.mkdir(path, _FOLDER_MODE)
+        except FileExistsError:
+            return False
+        return True
+
+    def _sync_folder(self, path: str) -> None:
+        fd = self._fs.open(path, _FOLDER)
+        try:
+            self._fs.fsync(fd)
+        finally:
+            self._fs.close(fd)
+
+    def _remove(self, temporary: str) -> None:
+        try:
+            self._fs.unlink(temporary)
+        except OSError:
+            # It was renamed already, or the file system is beyond it (EROFS, EIO). The error that led here
+            # says more, and the next start removes the file.
+            pass
+
+    def _remove_left_overs(self) -> int:
+        """Remove the temporary files of stores that are gone, unless another store lives in the same root."""
+        if self._lock_fd < 0:
+            self._lock_fd = os.open(
+                os.path.join(self._incoming, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640
+            )
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            removed = 0  # the other one's files may be in use
+        except OSError:
+            return 0  # no locks on this file system, so no way to know whether there is another one
+        else:
+            left_over = [name for name in self._fs.listdir(self._incoming) if name.endswith(TEMPORARY_SUFFIX)]
+            for name in left_over:
+                self._fs.unlink(os.path.join(self._incoming, name))
+            removed = len(left_over)
+        # Shared from here on: until every holder is gone, nobody can have the lock exclusively and remove
+        # anything.
+        fcntl.flock(self._lock_fd, fcntl.LOCK_SH)
+        return removed
+
+    def _why_unusable(self, error: OSError) -> str:
+        reason = error.strerror or str(error)
+        if error.errno == errno.EXDEV:
+            advice = f"{self._incoming} must be on the same file system as the folder it is in"
+        elif error.errno in (errno.EINVAL, errno.ENOTSUP) and self._full:
+            advice = "if its file system cannot sync folders, use durability none"
+        elif error.errno == errno.ENOENT:
+            advice = "make the folder above it first"
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+            advice = "there is a file in its place"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            advice = "let the user that runs the server write there"
+        else:
+            advice = "choose another folder or repair this one"
+        return f"cannot store instances in {self._root}: {reason}; {advice}"
+
+
+class InstanceWriter:
+    """One instance that is being written; made by :meth:`InstanceStore.create`.
+
+    Any failure removes the temporary file and closes the writer; so do :meth:`commit` and :meth:`discard`.
+    """
+
+    __slots__ = ("_fd", "_store", "_temporary", "size")
+
+    def __init__(self, store: InstanceStore, temporary: str, fd: int) -> None:
+        self._store = store
+        self._temporary = temporary
+        self._fd = fd
+        #: How many bytes have been written.
+        self.size = 0
+
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        """Append buffers, all bytes of them.
+
+        :param buffers: contiguous bytes each; any number.
+        :raises OSError: as it came, errno intact; the temporary file is gone.
+        :raises StoreClosed: the writer has ended.
+        """
+        if self._fd < 0:
+            raise StoreClosed("this instance has been committed or discarded")
+        try:
+            self.size += self._store._write_all(self._fd, buffers)
+        except BaseException:
+            self.discard()
+            raise
+
+    def commit(self, study_uid: str, series_uid: str, instance_uid: str) -> Path:
+        """Make the instance visible under its final name, in place of an earlier copy if there is one.
+
+        :returns: where it is.
+        :raises InvalidUID: one of the three is no UID; the temporary file is gone.
+        :raises OSError: as it came, errno intact; the temporary file is gone, and an earlier copy of the
+            instance is as it was, unless the very last step failed (the fsync of the folder: then the new one
+            is in its place).
+        :raises StoreClosed: the writer has ended.
+        """
+        if self._fd < 0:
+            raise StoreClosed("this instance has been committed or discarded")
+        store = self._store
+        try:
+            _check_uids(study_uid, series_uid, instance_uid)
+            if store._full:
+                store._fs.fsync(self._fd)
+            # Never closed twice: after a failing close the number may already belong to another thread's
+            # file.
+            fd, self._fd = self._fd, -1
+            store._fs.close(fd)
+            return store._place(self._temporary, study_uid, series_uid, instance_uid)
+        except BaseException:
+            if self._fd >= 0:
+                self.discard()
+            else:
+                store._remove(self._temporary)
+            raise
+
+    def discard(self) -> None:
+        """Remove the temporary file; idempotent, and without effect after a commit."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        try:
+            self._store._fs.close(fd)
+        except OSError:
+            pass  # what was written is not wanted any more, so it does not matter that it is lost
+        self._store._remove(self._temporary)
+
+
+def _check_uids(*uids: str) -> None:
+    """Refuse what is no UID: 1 to 64 characters, numbers with dots between (leading zeros are tolerated)."""
+    for uid in uids:
+        if len(uid) > 64 or not _UID.fullmatch(uid):
+            raise InvalidUID(f"{uid[:80]!r} is no UID: 1 to 64 characters, digits with single dots between")
+
+
+def _after(buffers: Sequence[Buffer], count: int) -> list[Buffer]:
+    """What is left of the buffers behind the first ``count`` bytes."""
+    for index, buffer in enumerate(buffers):
+        if count < len(buffer):
+            rest: list[Buffer] = [memoryview(buffer)[count:]] if count else [buffer]
+            return [*rest, *buffers[index + 1 :]]
+        count -= len(buffer)
+    return []

@@ -1,0 +1,1 @@
+"""Tests of the archive: files on disk, and what is built on them."""
