@@ -66,7 +66,7 @@ def fed(scanner: HeaderScanner, data: bytes, chunk: int) -> dict[int, bytes]:
 def raw_values(path: Path) -> dict[int, bytes]:
     """The raw value of each element outside sequences of undefined length, as pydicom sees it."""
     dataset = pydicom.dcmread(path)
-    values = {}
+    values: dict[int, bytes] = {}
     for tag in list(dataset.keys()):
         raw = dataset.get_item(tag)
         if isinstance(raw, RawDataElement) and raw.length != EVERYTHING:

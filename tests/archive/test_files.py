@@ -397,7 +397,7 @@ class Faults(StoreTestCase):
             self.assert_no_left_overs()
             self.assertEqual(path.read_bytes(), OLD)
         writer = store.create()
-        self.assertRaises(OSError, lambda: [writer.write([huge[:50_000]]) for _ in range(10)])
+        self.assertRaises(OSError, writer.write, [huge[:50_000]] * 10)
         self.assertRaises(StoreClosed, writer.write, [b"x"])
         self.assertEqual(by_writer(store, NEW).read_bytes(), NEW)
 
