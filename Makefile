@@ -1,0 +1,76 @@
+# make run            a DICOM server on 127.0.0.1:11112 that keeps what it receives in ./dicom-archive
+# make test           all tests; installs DCMTK for them when it can
+# make lint types package-check bench format clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STORAGE ?= dicom-archive
+TESTS ?= tests
+
+METADATA := setup.cfg pyproject.toml
+BASE := $(VENV)/.installed
+TEST := $(VENV)/.installed-test
+DEV := $(VENV)/.installed-dev
+
+.PHONY: run test lint format types package-check bench peers clean
+
+run: $(BASE)
+	@echo "A DICOM Storage SCP on 127.0.0.1:11112 that keeps what it receives in $(STORAGE)/"
+	@echo "Send it an image from another terminal, with DCMTK:"
+	@echo
+	@echo "    storescu 127.0.0.1 11112 $$($(BIN)/python -c \
+	  'from pydicom.data import get_testdata_file as f; print(f("CT_small.dcm", download=False))')"
+	@echo
+	@exec $(BIN)/twist dicom --storage $(STORAGE)
+
+test: $(TEST) peers
+	$(BIN)/python -m twisted.trial $(TESTS)
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(DEV)
+	$(BIN)/mypy
+
+package-check: $(DEV)
+	$(BIN)/python .ci/packaging_check.py
+
+bench: $(TEST) peers
+	$(BIN)/python -m benchmarks
+
+# DCMTK is a peer in the tests. Where it is missing and cannot be installed the tests that need it are skipped, or fail
+# when CI=true.
+peers:
+	@if ! ls /usr/bin/dcmdump /usr/local/bin/dcmdump >/dev/null 2>&1 && ! command -v dcmdump >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends dcmtk; \
+	  else \
+	    echo "DCMTK is not installed: the tests against it are skipped"; \
+	  fi; \
+	fi
+
+# One virtual environment; the stamp files say what has been installed into it.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(BASE): $(METADATA) | $(BIN)/python
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+$(TEST): $(METADATA) | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[test]'
+	@touch $@ $(BASE)
+
+$(DEV): $(METADATA) | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[test,dev]'
+	@touch $@ $(TEST) $(BASE)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info _trial_temp* .hypothesis .mypy_cache .ruff_cache twisted/plugins/dropin.cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
