@@ -40,26 +40,6 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SkipTest, TestCase
 
-__all__ = [
-    "Certificates",
-    "DicomFile",
-    "PeerError",
-    "Process",
-    "Result",
-    "certificates",
-    "dataset_bytes",
-    "dcmtk",
-    "dcmtk_storescp",
-    "dicom_files",
-    "free_port",
-    "one_per_transfer_syntax",
-    "pynetdicom_script",
-    "require",
-    "run",
-    "start",
-    "wait_listening",
-]
-
 reactor = cast(Any, _reactor)
 
 
@@ -134,9 +114,7 @@ class Result:
 
     @property
     def text(self) -> str:
-        """
-        Both streams as text, standard output first.
-        """
+        """Both streams as text, standard output first."""
         return _text(self.stdout, self.stderr)
 
 
@@ -177,16 +155,12 @@ class Process(ProcessProtocol):
 
     @property
     def text(self) -> str:
-        """
-        What it printed so far, standard output first.
-        """
+        """What it printed so far, standard output first."""
         return _text(self.stdout, self.stderr)
 
     @property
     def running(self) -> bool:
-        """
-        Whether it has not ended yet.
-        """
+        """Whether it has not ended yet."""
         return self.result is None
 
     async def wait(self, timeout: float = 60) -> Result:
@@ -262,9 +236,7 @@ class Process(ProcessProtocol):
                 self._waiters.append((condition, waiter))
 
     def connectionMade(self) -> None:
-        """
-        No peer reads its standard input.
-        """
+        """No peer reads its standard input."""
         pid = self.transport.pid
         assert pid is not None
         self.pid = pid
@@ -272,29 +244,21 @@ class Process(ProcessProtocol):
         self.transport.closeStdin()
 
     def outReceived(self, data: bytes) -> None:
-        """
-        Keep what it prints.
-        """
+        """Keep what it prints."""
         self.stdout += data
         self._look()
 
     def errReceived(self, data: bytes) -> None:
-        """
-        Keep what it prints.
-        """
+        """Keep what it prints."""
         self.stderr += data
         self._look()
 
     def processExited(self, reason: Failure) -> None:
-        """
-        The process is reaped: its number may be given to another one.
-        """
+        """The process is reaped: its number may be given to another one."""
         _alive.discard(self.pid)
 
     def processEnded(self, reason: Failure) -> None:
-        """
-        The process is reaped and its pipes are closed.
-        """
+        """The process is reaped and its pipes are closed."""
         ended: Any = reason.value
         self.result = Result(ended.exitCode, ended.signal, bytes(self.stdout), bytes(self.stderr))
         self._look()
@@ -541,6 +505,8 @@ def certificates() -> Certificates:
 class DicomFile:
     """
     A file of PS3.10 with an instance that can be stored.
+
+    :ivar study: its Study Instance UID, and ``series`` its Series Instance UID; empty where it names none.
     """
 
     path: str
@@ -566,18 +532,21 @@ _BROKEN = {"MR_truncated.dcm", "rtplan_truncated.dcm", "SC_rgb_jpeg.dcm"}
 
 
 @functools.cache
-def dicom_files() -> tuple[DicomFile, ...]:
+def dicom_files(*, without_study: bool = False) -> tuple[DicomFile, ...]:
     """
     The storage instances among the files that are installed with pydicom, in the order of their paths.
 
     Only complete ones: the File Meta Information and the data set agree about the instance, its study and
     series are named, and all UIDs are valid. Several are versions of one instance in different transfer
     syntaxes with the *same* SOP Instance UID. Nothing is downloaded.
+
+    :param without_study: also those that name no study and no series: palettes, which belong to none, and all
+        that come in JPEG-LS near-lossless. A receiver that needs a study must refuse them.
     """
     files = []
     for path in sorted(path for path in _DATA_ROOT.rglob("*") if path.is_file() and path.name not in _BROKEN):
         file = _describe(path)
-        if file is not None:
+        if file is not None and (without_study or (file.study and file.series)):
             files.append(file)
     return tuple(files)
 
@@ -592,21 +561,23 @@ def _describe(path: Path) -> DicomFile | None:
     if "FileMetaInformationGroupLength" not in meta or not syntax.is_transfer_syntax:
         return None
     uids = [
-        UID(str(dataset.get(keyword, "")))
+        UID(dataset.get(keyword) or "")
         for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
     ]
     declared = [meta.get("MediaStorageSOPClassUID"), meta.get("MediaStorageSOPInstanceUID")]
-    if uids[:2] != declared or not all(uid and uid.is_valid for uid in uids):
+    if uids[:2] != declared or not all(uids[:2]) or not all(uid.is_valid for uid in uids if uid):
         return None
     return DicomFile(str(path), str(syntax), *map(str, uids))
 
 
-def one_per_transfer_syntax() -> dict[str, DicomFile]:
+def one_per_transfer_syntax(*, without_study: bool = False) -> dict[str, DicomFile]:
     """
     The largest of :func:`dicom_files` in each transfer syntax in which they come.
     """
     found: dict[str, DicomFile] = {}
-    for file in sorted(dicom_files(), key=lambda file: Path(file.path).stat().st_size):
+    for file in sorted(
+        dicom_files(without_study=without_study), key=lambda file: Path(file.path).stat().st_size
+    ):
         found[file.transfer_syntax] = file
     return found
 
