@@ -178,11 +178,7 @@ def parse_client(reactor: object, *args: str, **kwargs: str) -> IStreamClientEnd
     )
     # An address needs no resolver, and then a failure to connect is reported as it is.
     plain: type[Any] = (
-        TCP4ClientEndpoint
-        if isIPAddress(host)
-        else TCP6ClientEndpoint
-        if isIPv6Address(host)
-        else HostnameEndpoint
+        TCP4ClientEndpoint if isIPAddress(host) else TCP6ClientEndpoint if isIPv6Address(host) else HostnameEndpoint
     )
     binding = None if bind_address is None else (bind_address, 0)
     return wrapClientTLS(creator, plain(reactor, host, port, timeout, binding))

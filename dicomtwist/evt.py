@@ -13,7 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+from dicomtwist.datasets import DataSetStream, decode_dataset, file_meta_dataset
+from dicomtwist.dimse.messages import CStoreRQ, Request
+from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
+from dicomtwist.presentation import PresentationContextTuple
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+    from pydicom.dataset import FileMetaDataset
+
+    from dicomtwist.association import Association
 
 Handler: TypeAlias = Callable[..., Any]
 #: How handlers are given: (event, handler) or (event, handler, arguments).
@@ -80,9 +91,7 @@ EVT_SOP_EXTENDED: Final = _intervention(
 EVT_SOP_COMMON: Final = _intervention(
     "EVT_SOP_COMMON", "the peer tells of common extended negotiation; returns the items that are accepted"
 )
-EVT_USER_ID: Final = _intervention(
-    "EVT_USER_ID", "the peer says who its user is; returns (verified, response or None)"
-)
+EVT_USER_ID: Final = _intervention("EVT_USER_ID", "the peer says who its user is; returns (verified, response or None)")
 EVT_C_ECHO: Final = _intervention("EVT_C_ECHO", "C-ECHO request; returns the status")
 EVT_C_STORE: Final = _intervention("EVT_C_STORE", "C-STORE request; returns the status")
 
@@ -110,10 +119,10 @@ class Handlers:
     A notification reaches the handlers of every level, the outermost first; an intervention the innermost one.
     """
 
-    __slots__ = ("_interventions", "_notifications", "_parent")
+    __slots__ = ("_interventions", "_notifications", "parent")
 
     def __init__(self, handlers: Iterable[HandlerTuple] | None = None, parent: Handlers | None = None) -> None:
-        self._parent = parent
+        self.parent = parent
         self._notifications: dict[EventType, list[tuple[Handler, tuple[Any, ...]]]] = {}
         self._interventions: dict[EventType, tuple[Handler, tuple[Any, ...]]] = {}
         for item in handlers or ():
@@ -157,12 +166,12 @@ class Handlers:
             entry = level._interventions.get(event)
             if entry is not None:
                 return entry
-            level = level._parent
+            level = level.parent
         return None
 
     def listeners(self, event: EventType) -> list[tuple[Handler, tuple[Any, ...]]]:
         """Return the handlers and arguments of a notification, the outermost level first."""
-        found = self._parent.listeners(event) if self._parent is not None else []
+        found = self.parent.listeners(event) if self.parent is not None else []
         return found + self._notifications[event] if event in self._notifications else found
 
     def wants(self, event: EventType) -> bool:
@@ -171,7 +180,7 @@ class Handlers:
         while level is not None:
             if event in level._notifications:
                 return True
-            level = level._parent
+            level = level.parent
         return False
 
     def bound(self, event: EventType | None = None) -> list[HandlerTuple]:
@@ -189,3 +198,114 @@ class Handlers:
 def get_events() -> list[EventType]:
     """Return every event that there is, in the order of their names."""
     return sorted(_EVENTS, key=lambda event: event.name)
+
+
+class Event:
+    """
+    What a handler gets.
+
+    :ivar event: which one it is of this module's.
+    :ivar assoc: the association that it happened on.
+    """
+
+    def __init__(self, event: EventType, assoc: Association, **attributes: Any) -> None:
+        self.event = event
+        self.assoc = assoc
+        self.__dict__.update(attributes)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{self.event.name} has no attribute {name!r}: {self.event.description}")
+
+    def __repr__(self) -> str:
+        return f"<{self.event.name} of {self.assoc!r}>"
+
+
+class DIMSEEvent(Event):
+    """
+    A request of the peer's.
+
+    :ivar request: its command set, such as :class:`~dicomtwist.dimse.messages.CStoreRQ`.
+    :ivar context: the presentation context that it came in: context_id, abstract_syntax, transfer_syntax.
+    """
+
+    def __init__(
+        self, event: EventType, assoc: Association, request: Request, context: PresentationContextTuple
+    ) -> None:
+        self.event = event
+        self.assoc = assoc
+        self.request = request
+        self.context = context
+
+    @property
+    def message_id(self) -> int:
+        """The Message ID (0000,0110) of the request."""
+        return self.request.message_id
+
+
+class StoreEvent(DIMSEEvent):
+    """
+    A C-STORE request with its data set.
+
+    :ivar stream: the data set as it comes in; for a handler marked with :func:`streaming`.
+    """
+
+    request: CStoreRQ
+
+    def __init__(
+        self,
+        event: EventType,
+        assoc: Association,
+        request: CStoreRQ,
+        context: PresentationContextTuple,
+        stream: DataSetStream,
+    ) -> None:
+        super().__init__(event, assoc, request, context)
+        self.stream = stream
+        self._encoded: bytes | None = None
+        self._dataset: Dataset | None = None
+
+    def complete(self, encoded: bytes) -> None:
+        """Take the whole data set; done before a handler that is not streaming is called."""
+        self._encoded = encoded
+
+    @property
+    def dataset(self) -> Dataset:
+        """
+        The data set, decoded at the first look.
+
+        :raises DataSetError: it cannot be decoded.
+        """
+        if self._dataset is None:
+            self._dataset = decode_dataset(self.encoded_dataset(include_meta=False), self.context.transfer_syntax)
+        return self._dataset
+
+    @property
+    def file_meta(self) -> FileMetaDataset:
+        """File Meta Information for a Part 10 file of the data set (PS3.10 7.1)."""
+        return file_meta_dataset(self.meta)
+
+    @property
+    def meta(self) -> FileMeta:
+        """The same for :func:`dicomtwist.part10.encode_preamble_and_meta`."""
+        settings = self.assoc.settings
+        return FileMeta(
+            media_storage_sop_class_uid=self.request.affected_sop_class_uid,
+            media_storage_sop_instance_uid=self.request.affected_sop_instance_uid,
+            transfer_syntax_uid=str(self.context.transfer_syntax),
+            implementation_class_uid=settings.implementation_class_uid,
+            implementation_version_name=settings.implementation_version_name or "",
+            source_ae_title=self.assoc.remote.ae_title,
+        )
+
+    def encoded_dataset(self, include_meta: bool = True) -> bytes:
+        """
+        Return the data set as it came over the network.
+
+        :param include_meta: with preamble and File Meta Information in front, which makes a Part 10 file.
+        :raises RuntimeError: in a streaming handler, which reads :attr:`stream` instead.
+        """
+        if self._encoded is None:
+            raise RuntimeError("a streaming handler has no whole data set: read event.stream")
+        if not include_meta:
+            return self._encoded
+        return encode_preamble_and_meta(self.meta) + self._encoded

@@ -23,9 +23,7 @@ from dicomtwist.ul.items import (
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 
 #: What an extended negotiation item may be, in the list that ``associate(ext_neg=...)`` takes.
-NegotiationItem = (
-    AsyncOperationsWindow | RoleSelection | SOPClassExtended | SOPClassCommonExtended | UserIdentity
-)
+NegotiationItem = AsyncOperationsWindow | RoleSelection | SOPClassExtended | SOPClassCommonExtended | UserIdentity
 
 #: One operation at a time, which is what holds where the item was not negotiated (PS3.7 D.3.3.3).
 SYNCHRONOUS = AsyncOperationsWindow(1, 1)
@@ -223,20 +221,14 @@ def check_request(
     if request.application_context_name != APPLICATION_CONTEXT_NAME:
         return AAssociateRJ(1, 1, 2)
     called_titles, calling_titles = frozenset(called), frozenset(calling)
-    if not is_ae_title(request.called_ae_title) or (
-        called_titles and request.called_ae_title not in called_titles
-    ):
+    if not is_ae_title(request.called_ae_title) or (called_titles and request.called_ae_title not in called_titles):
         return AAssociateRJ(1, 1, 7)
-    if not is_ae_title(request.calling_ae_title) or (
-        calling_titles and request.calling_ae_title not in calling_titles
-    ):
+    if not is_ae_title(request.calling_ae_title) or (calling_titles and request.calling_ae_title not in calling_titles):
         return AAssociateRJ(1, 1, 3)
     return None
 
 
-def accept_window(
-    proposed: AsyncOperationsWindow, answer: tuple[int, int], cap: int
-) -> AsyncOperationsWindow:
+def accept_window(proposed: AsyncOperationsWindow, answer: tuple[int, int], cap: int) -> AsyncOperationsWindow:
     """
     Return the window to answer with: no number above what was proposed (PS3.7 D.3.3.3), 0 being above all.
 
@@ -349,9 +341,5 @@ class ServiceUser:
         self.implementation_version_name = information.implementation_version_name or ""
         self.role_selection = {role.sop_class_uid: role for role in information.roles}
         self.user_identity = information.user_identity or information.user_identity_response
-        self.sop_class_extended = {
-            item.sop_class_uid: item.information for item in information.sop_class_extended
-        }
-        self.sop_class_common_extended = {
-            item.sop_class_uid: item for item in information.sop_class_common_extended
-        }
+        self.sop_class_extended = {item.sop_class_uid: item.information for item in information.sop_class_extended}
+        self.sop_class_common_extended = {item.sop_class_uid: item for item in information.sop_class_common_extended}

@@ -27,9 +27,7 @@ _DEFLATED = frozenset(
 _LENGTH = struct.Struct("<H")
 _LONG = struct.Struct("<I")
 _ELEMENT = struct.Struct("<HH2sH")
-_LONG_VRS = frozenset(
-    (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
-)
+_LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 
 # A preamble is always zero (a peer's preamble may make the file a program as well, CVE-2019-11687), and the
 # group length and the version never move, so everything before the first UID is two constants around one
@@ -107,8 +105,7 @@ def _text(head: bytes, value: str) -> bytes:
     length = len(raw)
     if length > 16 or not value.isprintable():
         raise ValueError(
-            f"{value[:64]!r} cannot stand in the File Meta Information: "
-            "at most 16 characters, no control characters"
+            f"{value[:64]!r} cannot stand in the File Meta Information: at most 16 characters, no control characters"
         )
     if length & 1:
         return head + _LENGTH.pack(length + 1) + raw + b" "
@@ -180,9 +177,7 @@ def read_file_meta(file: BinaryIO) -> tuple[FileMeta, int]:
         if len(data) < pos:
             data = _more(file, data, pos)
             if len(data) < pos:
-                raise NotDicomFile(
-                    f"the file ends inside element (0002,{element:04X}) of its File Meta Information"
-                )
+                raise NotDicomFile(f"the file ends inside element (0002,{element:04X}) of its File Meta Information")
         if element == 0:
             if length == 4:
                 declared_end = pos + int(_LONG.unpack_from(data, start)[0])
@@ -220,9 +215,7 @@ def _element(data: bytes, pos: int) -> tuple[int, int, int]:
         raise NotDicomFile("the file ends inside its File Meta Information")
     length = _LONG.unpack_from(data, pos + 8)[0]
     if length == _UNDEFINED:
-        raise NotDicomFile(
-            f"element (0002,{element:04X}) has an undefined length, which File Meta cannot have"
-        )
+        raise NotDicomFile(f"element (0002,{element:04X}) has an undefined length, which File Meta cannot have")
     return pos + 12, length, element
 
 

@@ -30,9 +30,7 @@ from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS, RoleSelection
 TransferSyntaxes = UIDLike | Iterable[UIDLike]
 
 #: Implicit VR Little Endian, Explicit VR Little Endian, the same deflated, Explicit VR Big Endian.
-DEFAULT_TRANSFER_SYNTAXES: Final = tuple(
-    UID(f"1.2.840.10008.1.2{suffix}") for suffix in ("", ".1", ".1.99", ".2")
-)
+DEFAULT_TRANSFER_SYNTAXES: Final = tuple(UID(f"1.2.840.10008.1.2{suffix}") for suffix in ("", ".1", ".1.99", ".2"))
 #: The default ones and all others that are not retired, in the order of PS3.6 Table A-1.
 ALL_TRANSFER_SYNTAXES: Final = DEFAULT_TRANSFER_SYNTAXES + tuple(
     UID(uid)
@@ -158,9 +156,7 @@ class PresentationContext:
         self.scp_role = scp_role
 
     @classmethod
-    def received(
-        cls, context_id: int, abstract_syntax: str, transfer_syntax: Iterable[str]
-    ) -> PresentationContext:
+    def received(cls, context_id: int, abstract_syntax: str, transfer_syntax: Iterable[str]) -> PresentationContext:
         """Make a context of what a peer proposes, however odd its UIDs are.
 
         :param context_id: the ID the peer gives it
@@ -317,9 +313,7 @@ class PresentationContext:
         return "\n".join(lines)
 
 
-def build_context(
-    abstract_syntax: UIDLike, transfer_syntax: TransferSyntaxes | None = None
-) -> PresentationContext:
+def build_context(abstract_syntax: UIDLike, transfer_syntax: TransferSyntaxes | None = None) -> PresentationContext:
     """Make a presentation context.
 
     :param abstract_syntax: the UID of a SOP Class

@@ -122,16 +122,12 @@ _ALIASES: Final[dict[str, str]] = {
     "ColorPaletteInformationModelMove": "ColorPaletteQueryRetrieveInformationModelMove",
     "ColorPaletteInformationModelGet": "ColorPaletteQueryRetrieveInformationModelGet",
     "PseudoColorSoftcopyPresentationStageStorage": "PseudoColorSoftcopyPresentationStateStorage",
-    "VariableModalityLUTSoftcopyPresentationStageStorage": (
-        "VariableModalityLUTSoftcopyPresentationStateStorage"
-    ),
+    "VariableModalityLUTSoftcopyPresentationStageStorage": ("VariableModalityLUTSoftcopyPresentationStateStorage"),
     "OphthlamicOpticalCoherenceTomographyBscanVolumeAnalysisStorage": (
         "OphthalmicOpticalCoherenceTomographyBscanVolumeAnalysisStorage"
     ),
     "RoboticArmRadiationRecordStorage": "RoboticRadiationRecordStorage",
-    "RTBrachyApplicationSetupDeliveryInstructionsStorage": (
-        "RTBrachyApplicationSetupDeliveryInstructionStorage"
-    ),
+    "RTBrachyApplicationSetupDeliveryInstructionsStorage": ("RTBrachyApplicationSetupDeliveryInstructionStorage"),
 }
 
 # Retired SOP Classes that are served all the same: this information model is still met in the field.

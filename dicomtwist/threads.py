@@ -34,6 +34,7 @@ class WorkerThreads:
         self._size = size
         self._pool: ThreadPool | None = None
         self._users = 0
+        self._working = 0
 
     def acquire(self) -> None:
         """Say that the pool is needed until :meth:`release` is called."""
@@ -42,10 +43,7 @@ class WorkerThreads:
     def release(self) -> None:
         """Say that this user needs it no longer; work under way is finished, its results are still delivered."""
         self._users -= 1
-        if not self._users and self._pool is not None:
-            pool, self._pool = self._pool, None
-            # stop() waits for work under way: not in the reactor thread's way, and not in one of the pool's own.
-            self._reactor.callInThread(pool.stop) if pool.workers and pool.waiters != pool.threads else pool.stop()
+        self._stop_if_unused()
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         """
@@ -53,9 +51,20 @@ class WorkerThreads:
 
         :returns: a Deferred that fires with what it returns, or fails with what it raises.
         """
-        if not self._users:
-            raise RuntimeError("acquire() comes before run()")
         if self._pool is None:
             self._pool = ThreadPool(0, self._size, "dicomtwist")
             self._pool.start()
-        return cast("Deferred[T]", deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs))
+        self._working += 1
+        deferred = cast("Deferred[T]", deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs))
+        return deferred.addBoth(self._done)
+
+    def _done(self, result: T) -> T:
+        self._working -= 1
+        self._stop_if_unused()
+        return result
+
+    def _stop_if_unused(self) -> None:
+        # Only idle threads are joined, so the reactor does not wait for anything that blocks.
+        if self._pool is not None and self._users <= 0 and not self._working:
+            pool, self._pool = self._pool, None
+            pool.stop()

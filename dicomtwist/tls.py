@@ -122,9 +122,7 @@ def _trust_roots(path: FilePath) -> list[x509.Certificate]:
     if not Path(path).is_dir():
         return _certificates("trustRoots", path)
     found = [
-        certificate
-        for file in sorted(Path(path).glob("*.pem"))
-        for certificate in _certificates("trustRoots", file)
+        certificate for file in sorted(Path(path).glob("*.pem")) for certificate in _certificates("trustRoots", file)
     ]
     if not found:
         raise EndpointError(f"the directory {fspath(path)!r} has no *.pem files in it", "trustRoots")
@@ -133,9 +131,7 @@ def _trust_roots(path: FilePath) -> list[x509.Certificate]:
 
 def _revocation_lists(path: FilePath) -> list[x509.CertificateRevocationList]:
     """Every list of a file.  One that has run out is refused now: with it every peer would be, later."""
-    blocks = re.findall(
-        rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", _read("crl", path), flags=re.DOTALL
-    )
+    blocks = re.findall(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", _read("crl", path), flags=re.DOTALL)
     try:
         lists = [x509.load_pem_x509_crl(block) for block in blocks]
     except ValueError as error:
@@ -163,9 +159,7 @@ def _private_key(path: FilePath) -> PrivateKey:
             "privateKey",
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise EndpointError(
-            f"no usable PEM private key in the file {fspath(path)!r}", "privateKey"
-        ) from error
+        raise EndpointError(f"no usable PEM private key in the file {fspath(path)!r}", "privateKey") from error
     if not isinstance(key, PrivateKey):
         raise EndpointError(
             f"a key of this kind cannot be used for TLS ({fspath(path)!r}): use RSA or EC", "privateKey"
@@ -186,8 +180,7 @@ def _identity(
     key = _private_key(key_path)
     if key.public_key() != leaf.public_key():
         raise EndpointError(
-            f"the key in {fspath(key_path)!r} does not belong to the first certificate in "
-            f"{fspath(certificate_path)!r}",
+            f"the key in {fspath(key_path)!r} does not belong to the first certificate in {fspath(certificate_path)!r}",
             "privateKey",
         )
     if not leaf.not_valid_before_utc <= datetime.now(UTC) <= leaf.not_valid_after_utc:

@@ -1,0 +1,303 @@
+"""
+The acceptor's side of an association: being asked, and answering (PS3.8 7.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+
+from dicomtwist import evt
+from dicomtwist.association import Association
+from dicomtwist.errors import AssociationRejected
+from dicomtwist.negotiation import accept_window, answer_contexts, check_request
+from dicomtwist.presentation import SupportedContexts
+from dicomtwist.protocol import UpperLayerProtocol
+from dicomtwist.settings import Settings
+from dicomtwist.ul.connection import AbortIndication
+from dicomtwist.ul.items import (
+    AsyncOperationsWindow,
+    SOPClassExtended,
+    UserIdentity,
+    UserInformation,
+)
+from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
+
+if TYPE_CHECKING:
+    from dicomtwist.ae import AE
+
+#: The rejections that an acceptor gives besides those of :func:`~dicomtwist.negotiation.check_request`.
+_TOO_MANY = AAssociateRJ(2, 3, 2)
+_NOT_NOW = AAssociateRJ(2, 3, 1)
+_NOT_VERIFIED = AAssociateRJ(2, 2, 1)
+_BAD_IDENTITY = AAssociateRJ(1, 2, 1)
+
+
+class Host:
+    """
+    Who answers under one AE title on a port.
+
+    :ivar ae: whose it is.
+    :ivar settings: what holds for its associations.
+    :ivar supported: the presentation contexts that it accepts.
+    :ivar handlers: what its users bound.
+    """
+
+    __slots__ = ("ae", "handlers", "settings", "supported")
+
+    def __init__(self, ae: AE, settings: Settings, supported: SupportedContexts, handlers: evt.Handlers) -> None:
+        self.ae = ae
+        self.settings = settings
+        self.supported = supported
+        self.handlers = handlers
+
+
+class AcceptorAssociation(Association):
+    """An association that a peer asks for."""
+
+    mode = "acceptor"
+
+    def __init__(self, factory: AcceptorFactory) -> None:
+        self._factory = factory
+        host = factory.hosts[0]
+        super().__init__(host.ae, host.settings, host.handlers)
+        self._supported = host.supported
+        self._asked_at: float | None = None
+        self.acceptor.ae_title = host.settings.ae_title
+
+    def transport_opened(self) -> None:
+        """The server counts connections."""
+        super().transport_opened()
+        self._factory.opened(self)
+
+    def associate_indication(self, request: AAssociateRQ) -> None:
+        """Decide about the request, which may take a handler's time."""
+        self._learn(request)
+        self._asked_at = self.ae.reactor.seconds()
+        if self.settings.acse_timeout is not None:
+            self._protocol.watch(self.settings.acse_timeout)
+        self.notify(evt.EVT_PDU_RECV, pdu=request)
+        self.notify(evt.EVT_ACSE_RECV, primitive="A-ASSOCIATE indication")
+        self.notify(evt.EVT_REQUESTED)
+        if self._end is not None:
+            return  # a handler aborted
+        settings = self.settings
+        rejection = check_request(
+            request,
+            called=self._factory.titles if settings.require_called_aet else (),
+            calling=settings.require_calling_aet,
+        )
+        if rejection is None and self._factory.full(settings.maximum_associations):
+            rejection = _TOO_MANY
+        if rejection is not None:
+            self._reject(rejection)
+            return
+        Deferred.fromCoroutine(self._negotiate(request)).addErrback(self._negotiation_failed)
+
+    def _learn(self, request: AAssociateRQ) -> None:
+        """Take over what the requestor tells, and be who it calls."""
+        requestor = self.requestor
+        requestor.ae_title = request.calling_ae_title
+        requestor.learn(request.user_information)
+        window = request.user_information.async_operations
+        if window is not None:
+            requestor.asynchronous_operations = (window.invoked, window.performed)
+        host = self._factory.host_of(request.called_ae_title)
+        host.ae.association_opened(self)
+        if host.ae is not self.ae:
+            self.ae.association_closed(self)
+        self.ae, self.settings, self._supported = host.ae, host.settings, host.supported
+        self._handlers.parent = host.handlers
+        self._trace()
+        self.acceptor.ae_title = host.settings.ae_title
+
+    def _negotiation_failed(self, reason: Failure) -> None:
+        self.log.failure("the negotiation with {peer!r} failed", reason, peer=self.requestor.ae_title)
+        if self._end is None:
+            self._reject(_NOT_NOW)
+
+    async def _negotiate(self, request: AAssociateRQ) -> None:
+        information = request.user_information
+        identity_response: bytes | None = None
+        if information.user_identity is not None:
+            verified, identity_response = await self._verify(information.user_identity)
+            if self._end is not None:
+                return
+            if not verified:
+                known = 1 <= information.user_identity.identity_type <= 5
+                self._reject(_NOT_VERIFIED if known else _BAD_IDENTITY)
+                return
+        window = await self._answer_window(information.async_operations)
+        extended = await self._answer_extended()
+        await self._ask(evt.EVT_SOP_COMMON, {}, items=self.requestor.sop_class_common_extended)
+        if self._end is not None:
+            return
+        answers = answer_contexts(
+            request.presentation_contexts,
+            self._supported,
+            information.roles,
+            promiscuous=self.settings.promiscuous,
+        )
+        settings = self.settings
+        own = UserInformation(
+            maximum_length=settings.maximum_pdu_size,
+            implementation_class_uid=settings.implementation_class_uid,
+            implementation_version_name=settings.implementation_version_name,
+            async_operations=window,
+            roles=tuple(answers.roles),
+            sop_class_extended=extended,
+            user_identity_response=identity_response,
+        )
+        self.acceptor.learn(own)
+        self.acceptor.presentation_contexts = [context.copy() for context in answers.contexts]
+        if window is not None:
+            self.acceptor.asynchronous_operations = (window.performed, window.invoked)
+        self._asked_at = None
+        answer = AAssociateAC(request.called_ae_title, request.calling_ae_title, answers.items(), own)
+        self._protocol.accept(answer)
+        self.notify(evt.EVT_PDU_SENT, pdu=answer)
+        self.notify(evt.EVT_ACSE_SENT, primitive="A-ASSOCIATE response")
+        # The window speaks of the requestor: what it invokes is what we perform.
+        invoked, performed = (window.performed, window.invoked) if window is not None else (1, 1)
+        self.established(answers.contexts, invoked, performed)
+
+    async def _verify(self, identity: UserIdentity) -> tuple[bool, bytes | None]:
+        """Return whether the user is let in, and the response to send, if one was asked for."""
+        if not 1 <= identity.identity_type <= 5:
+            return False, None
+        bound = self.handler(evt.EVT_USER_ID)
+        if bound is None:
+            return True, None
+        try:
+            event = evt.Event(
+                evt.EVT_USER_ID,
+                self,
+                user_id_type=identity.identity_type,
+                primary_field=identity.primary,
+                secondary_field=identity.secondary,
+                response_requested=identity.response_requested,
+            )
+            verified, response = await _await(bound[0](event, *bound[1]))
+        except Exception:
+            self.log.failure("the handler of {event!r} raised: the user is not let in", event=evt.EVT_USER_ID)
+            return False, None
+        return bool(verified), response if identity.response_requested else None
+
+    async def _ask(self, event: evt.EventType, default: Any, **attributes: Any) -> Any:
+        """Return what the handler of a negotiation hook says, *default* where there is none or it raises."""
+        bound = self.handler(event)
+        if bound is None:
+            return default
+        try:
+            return await _await(bound[0](evt.Event(event, self, **attributes), *bound[1]))
+        except Exception:
+            self.log.failure("the handler of {event!r} raised: nothing is answered", event=event)
+            return default
+
+    async def _answer_window(self, proposed: AsyncOperationsWindow | None) -> AsyncOperationsWindow | None:
+        if proposed is None:
+            return None
+        answer = await self._ask(evt.EVT_ASYNC_OPS, None, nr_invoked=proposed.invoked, nr_performed=proposed.performed)
+        if answer is None:
+            return None
+        invoked, performed = answer
+        return accept_window(proposed, (int(invoked), int(performed)), self.settings.maximum_operations)
+
+    async def _answer_extended(self) -> tuple[SOPClassExtended, ...]:
+        proposed = self.requestor.sop_class_extended
+        if not proposed:
+            return ()
+        answer: Mapping[str, bytes] = await self._ask(evt.EVT_SOP_EXTENDED, {}, app_info=dict(proposed))
+        return tuple(SOPClassExtended(str(uid), bytes(info)) for uid, info in answer.items() if uid in proposed)
+
+    def _reject(self, answer: AAssociateRJ) -> None:
+        reason = AssociationRejected(answer.result, answer.source, answer.reason)
+        self.log.info(
+            "{peer!r} at {address} asked for {called!r}: {reason}",
+            peer=self.requestor.ae_title,
+            address=self.requestor.address,
+            called=self.acceptor.ae_title,
+            reason=reason,
+        )
+        self._asked_at = None
+        self.is_rejected = True
+        self._over(Failure(reason))
+        self._protocol.reject(answer)
+        self.notify(evt.EVT_PDU_SENT, pdu=answer)
+        self.notify(evt.EVT_REJECTED)
+
+    def abort_indication(self, indication: AbortIndication) -> None:
+        """A connection that never became an association is told of here, and nowhere else."""
+        if self._end is None and not self.is_established:
+            self.log.info(
+                "{address}: no association: {detail}",
+                address=self.requestor.address,
+                detail=indication.detail or "aborted by the peer",
+            )
+        super().abort_indication(indication)
+
+    def transport_closed(self, reason: Failure) -> None:
+        """The server counts connections."""
+        super().transport_closed(reason)
+        self._factory.closed(self)
+
+    def _deadlines(self) -> list[tuple[str, float, float, str]]:
+        if self._asked_at is None or self.settings.acse_timeout is None:
+            return super()._deadlines()
+        return [("acse", self.settings.acse_timeout, self._asked_at, "the handlers did not decide about the request")]
+
+
+async def _await(result: Any) -> Any:
+    """Return *result*, or what it gives if it is a Deferred or coroutine."""
+    return await result if hasattr(result, "__await__") else result
+
+
+class AcceptorFactory(Factory):
+    """
+    Makes the protocols of a server: ``endpoint.listen(ae.acceptor_factory(...))``.
+
+    :param hosts: who answers, by the Called AE Title; the first also answers to titles that are nobody's.
+    :param ended: called with each association when its connection is closed.
+
+    :ivar associations: the connections that are open, established or not yet.
+    """
+
+    noisy = False
+
+    def __init__(self, hosts: Iterable[Host], ended: Callable[[Association], None] | None = None) -> None:
+        self.hosts = list(hosts)
+        self.associations: set[AcceptorAssociation] = set()
+        self._by_title = {host.settings.ae_title: host for host in reversed(self.hosts)}
+        self._ended = ended
+
+    @property
+    def titles(self) -> frozenset[str]:
+        """The AE titles that are served."""
+        return frozenset(self._by_title)
+
+    def host_of(self, called_ae_title: str) -> Host:
+        """Return who answers to *called_ae_title*."""
+        return self._by_title.get(called_ae_title, self.hosts[0])
+
+    def full(self, maximum: int) -> bool:
+        """Whether *maximum* associations are established."""
+        return sum(association.is_established for association in self.associations) >= maximum
+
+    def buildProtocol(self, addr: IAddress | None) -> UpperLayerProtocol:
+        """Make the protocol and its association."""
+        return AcceptorAssociation(self).protocol
+
+    def opened(self, association: AcceptorAssociation) -> None:
+        """A connection was made."""
+        self.associations.add(association)
+
+    def closed(self, association: AcceptorAssociation) -> None:
+        """A connection is gone."""
+        self.associations.discard(association)
+        if self._ended is not None:
+            self._ended(association)

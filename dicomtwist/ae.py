@@ -1,0 +1,432 @@
+"""
+AE: an Application Entity, as requestor and as acceptor of associations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.endpoints import (
+    HostnameEndpoint,
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    TCP6ClientEndpoint,
+    TCP6ServerEndpoint,
+)
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+
+from dicomtwist import evt
+from dicomtwist.acceptor import AcceptorFactory, Host
+from dicomtwist.association import Association
+from dicomtwist.endpoints import client_endpoint, server_endpoint
+from dicomtwist.errors import AssociationTimeout
+from dicomtwist.negotiation import check_ae_title, merge_items
+from dicomtwist.presentation import (
+    PresentationContext,
+    RequestedContexts,
+    SupportedContexts,
+    TransferSyntaxes,
+    UIDLike,
+)
+from dicomtwist.requestor import RequestorAssociation, RequestorFactory
+from dicomtwist.server import Server, log_ended
+from dicomtwist.settings import Settings
+from dicomtwist.threads import WorkerThreads
+
+if TYPE_CHECKING:
+    from dicomtwist.protocol import UpperLayerProtocol
+
+#: How an address to connect to, or to listen at, may be given: a host and a port, a port, an endpoint string, an endpoint.
+Address = Any
+
+
+def _setting(name: str, doc: str) -> Any:
+    def get(self: AE) -> Any:
+        return getattr(self.settings, name)
+
+    def put(self: AE, value: Any) -> None:
+        setattr(self.settings, name, value)
+
+    return property(get, put, doc=doc)
+
+
+class AE:
+    """
+    An Application Entity (PS3.8 7): its title, what it requests and supports, its limits.
+
+    :param ae_title: its AE title, 1 to 16 characters.
+    :param reactor: the reactor to use; Twisted's own by default.
+    :raises ValueError: the title is not one.
+
+    :ivar settings: all of its settings; the attributes below are the same ones.
+    """
+
+    def __init__(self, ae_title: str | bytes = "DICOMTWIST", *, reactor: Any = None) -> None:
+        self.settings = Settings(ae_title=check_ae_title(ae_title))
+        self._reactor = reactor
+        self._requested = RequestedContexts()
+        self._supported = SupportedContexts()
+        self._handlers = evt.Handlers()
+        self._associations: set[Association] = set()
+        self._servers: list[Server] = []
+        self._threads: WorkerThreads | None = None
+
+    @property
+    def reactor(self) -> Any:
+        """The reactor that it uses."""
+        if self._reactor is None:
+            from twisted.internet import reactor
+
+            self._reactor = reactor
+        return self._reactor
+
+    @property
+    def threads(self) -> WorkerThreads:
+        """Where its files are read; there while it has connections."""
+        if self._threads is None:
+            self._threads = WorkerThreads(self.reactor)
+        return self._threads
+
+    # --- settings
+
+    @property
+    def ae_title(self) -> str:
+        """Its AE title; assigning checks it (``ValueError``)."""
+        return self.settings.ae_title
+
+    @ae_title.setter
+    def ae_title(self, value: str | bytes) -> None:
+        self.settings.ae_title = check_ae_title(value)
+
+    acse_timeout = _setting("acse_timeout", "See :attr:`Settings.acse_timeout`, in seconds.")
+    dimse_timeout = _setting("dimse_timeout", "See :attr:`Settings.dimse_timeout`, in seconds.")
+    network_timeout = _setting("network_timeout", "See :attr:`Settings.network_timeout`, in seconds.")
+    connection_timeout = _setting("connection_timeout", "See :attr:`Settings.connection_timeout`, in seconds.")
+    maximum_associations = _setting("maximum_associations", "See :attr:`Settings.maximum_associations`.")
+    maximum_pdu_size = _setting("maximum_pdu_size", "See :attr:`Settings.maximum_pdu_size`, in bytes.")
+    implementation_class_uid = _setting("implementation_class_uid", "The Implementation Class UID.")
+    implementation_version_name = _setting(
+        "implementation_version_name", "The Implementation Version Name, ``None`` to leave it out."
+    )
+    require_called_aet = _setting("require_called_aet", "Whether to reject requests for another title.")
+
+    @property
+    def require_calling_aet(self) -> list[str]:
+        """The titles that may ask for an association; empty for any."""
+        return list(self.settings.require_calling_aet)
+
+    @require_calling_aet.setter
+    def require_calling_aet(self, titles: Iterable[str | bytes]) -> None:
+        self.settings.require_calling_aet = [check_ae_title(title) for title in titles]
+
+    # --- contexts
+
+    @property
+    def requested_contexts(self) -> list[PresentationContext]:
+        """The presentation contexts to propose, in the order they were added; may be assigned."""
+        return self._requested.as_list()
+
+    @requested_contexts.setter
+    def requested_contexts(self, contexts: Iterable[PresentationContext]) -> None:
+        self._requested.replace(contexts)
+
+    def add_requested_context(self, abstract_syntax: UIDLike, transfer_syntax: TransferSyntaxes | None = None) -> None:
+        """
+        Propose one more presentation context.
+
+        :param abstract_syntax: the SOP Class.
+        :param transfer_syntax: one or a list; the four uncompressed ones by default.
+        :raises ValueError: there are 128 already, or a UID is not one.
+        """
+        self._requested.add(abstract_syntax, transfer_syntax)
+
+    def remove_requested_context(
+        self, abstract_syntax: UIDLike, transfer_syntax: TransferSyntaxes | None = None
+    ) -> None:
+        """Do not propose a presentation context, or some of its transfer syntaxes, any more."""
+        self._requested.remove(abstract_syntax, transfer_syntax)
+
+    @property
+    def supported_contexts(self) -> list[PresentationContext]:
+        """The presentation contexts that are accepted, ordered by abstract syntax; may be assigned."""
+        return self._supported.as_list()
+
+    @supported_contexts.setter
+    def supported_contexts(self, contexts: Iterable[PresentationContext]) -> None:
+        self._supported.replace(contexts)
+
+    def add_supported_context(
+        self,
+        abstract_syntax: UIDLike,
+        transfer_syntax: TransferSyntaxes | None = None,
+        scu_role: bool | None = None,
+        scp_role: bool | None = None,
+    ) -> None:
+        """
+        Accept one more abstract syntax, or more transfer syntaxes of it.
+
+        :param scu_role: whether a requestor that proposes to be SCU may be; with *scp_role* ``None``, a proposal of roles is not
+            answered and the default roles hold (PS3.7 D.3.3.4).
+        :param scp_role: whether a requestor that proposes to be SCP may be.
+        """
+        self._supported.add(abstract_syntax, transfer_syntax, scu_role, scp_role)
+
+    def remove_supported_context(
+        self, abstract_syntax: UIDLike, transfer_syntax: TransferSyntaxes | None = None
+    ) -> None:
+        """Do not accept an abstract syntax, or some of its transfer syntaxes, any more."""
+        self._supported.remove(abstract_syntax, transfer_syntax)
+
+    # --- hooks
+
+    def bind(self, event: evt.EventType, handler: evt.Handler, args: Sequence[Any] | None = None) -> None:
+        """Bind *handler* to *event* for every association of this AE, see :meth:`dicomtwist.evt.Handlers.bind`."""
+        self._handlers.bind(event, handler, args)
+
+    def unbind(self, event: evt.EventType, handler: evt.Handler) -> None:
+        """Unbind *handler* from *event* where it was bound for this AE."""
+        self._handlers.unbind(event, handler)
+
+    # --- associations
+
+    @property
+    def active_associations(self) -> list[Association]:
+        """The associations that are established, of both roles."""
+        return [association for association in self._associations if association.is_established]
+
+    def association_opened(self, association: Association) -> None:
+        """A connection of an association was made."""
+        if association not in self._associations:
+            self._associations.add(association)
+            self.threads.acquire()
+
+    def association_closed(self, association: Association) -> None:
+        """A connection of an association is gone."""
+        if association in self._associations:
+            self._associations.discard(association)
+            self.threads.release()
+
+    # --- as requestor
+
+    def requestor_factory(
+        self,
+        ae_title: str | bytes = "ANY-SCP",
+        *,
+        contexts: Iterable[PresentationContext] | None = None,
+        ext_neg: Iterable[object] = (),
+        max_pdu: int | None = None,
+        evt_handlers: Iterable[evt.HandlerTuple] | None = None,
+    ) -> RequestorFactory:
+        """
+        Return a factory for ``endpoint.connect``; the parameters are those of :meth:`associate`.
+
+        :raises ValueError: a title, a context or an item is wrong, or there are no contexts or more than 128.
+        """
+        settings = self.settings if max_pdu is None else replace(self.settings, maximum_pdu_size=max_pdu)
+        return RequestorFactory(
+            self,
+            settings,
+            evt.Handlers(evt_handlers, parent=self._handlers),
+            check_ae_title(ae_title, "the called AE title"),
+            self.requested_contexts if contexts is None else list(contexts),
+            merge_items(ext_neg),
+        )
+
+    def associate(
+        self,
+        address: str | IStreamClientEndpoint,
+        port: int | None = None,
+        *,
+        ae_title: str | bytes = "ANY-SCP",
+        contexts: Iterable[PresentationContext] | None = None,
+        ext_neg: Iterable[object] = (),
+        max_pdu: int | None = None,
+        bind_address: tuple[str, int] | tuple[str, int, int, int] | None = None,
+        evt_handlers: Iterable[evt.HandlerTuple] | None = None,
+    ) -> Deferred[Association]:
+        """
+        Ask a peer for an association (PS3.8 7.1).
+
+        :param address: a host name or IP address together with *port*; or an endpoint string such as
+            ``"tls:host:2762"`` or ``"dicomtls:host:2762:trustRoots=ca.pem"``; or an endpoint.
+        :param port: the peer's port.
+        :param ae_title: the peer's AE title.
+        :param contexts: the presentation contexts to propose; by default :attr:`requested_contexts`.
+        :param ext_neg: extended negotiation items: ``build_role(...)``, ``AsyncOperationsWindow``, ``SOPClassExtended``,
+            ``SOPClassCommonExtended``, ``UserIdentity``.
+        :param max_pdu: the longest P-DATA-TF that is taken, in bytes, 0 for no limit.
+        :param bind_address: (host, port) to connect from; with a host and port only.
+        :param evt_handlers: handlers for this association.
+        :returns: a Deferred with the established :class:`Association`. It fails with :class:`AssociationRejected` (with
+            result, source and reason), :class:`AssociationAborted`, :class:`AssociationTimeout`,
+            :class:`NoAcceptedContexts` or :class:`AssociationLost`; or with the error of the connection or of the TLS
+            handshake as it is. Cancelling it, at any stage, closes the connection.
+        :raises ValueError: an argument is wrong.
+        """
+        factory = self.requestor_factory(
+            ae_title, contexts=contexts, ext_neg=ext_neg, max_pdu=max_pdu, evt_handlers=evt_handlers
+        )
+        endpoint = self._client_endpoint(address, port, bind_address)
+        return Deferred.fromCoroutine(self._associate(endpoint, factory))
+
+    def _client_endpoint(
+        self, address: str | IStreamClientEndpoint, port: int | None, bind_address: tuple[Any, ...] | None
+    ) -> IStreamClientEndpoint:
+        if port is None:
+            if bind_address is not None:
+                raise ValueError("bind_address goes with a host and a port; an endpoint says itself where it binds")
+            return client_endpoint(self.reactor, address)
+        if not isinstance(address, str):
+            raise TypeError(f"a port goes with a host name, not with {type(address).__name__}")
+        bind = None if bind_address is None else (bind_address[0], bind_address[1])
+        # Twisted's own limit of 30 seconds must not cut ours short.
+        seconds = self.settings.connection_timeout
+        if isIPAddress(address):
+            return TCP4ClientEndpoint(self.reactor, address, port, seconds, bind)
+        if isIPv6Address(address):
+            return TCP6ClientEndpoint(self.reactor, address, port, seconds, bind)
+        return HostnameEndpoint(self.reactor, address, port, seconds or _FOR_EVER, bind)
+
+    async def _associate(self, endpoint: IStreamClientEndpoint, factory: RequestorFactory) -> Association:
+        connecting: Deferred[UpperLayerProtocol] = endpoint.connect(factory)
+        seconds = self.settings.connection_timeout
+        if seconds is not None:
+            limit = seconds
+
+            def timed_out(result: Any, _: float) -> None:
+                raise AssociationTimeout("connection", limit, "no connection was made")
+
+            connecting.addTimeout(seconds, self.reactor, timed_out)
+        protocol = await connecting
+        association = _unwrapped(protocol).user
+        assert isinstance(association, RequestorAssociation)
+        return await association.when_established()
+
+    # --- as acceptor
+
+    def host(
+        self,
+        *,
+        ae_title: str | bytes | None = None,
+        contexts: Iterable[PresentationContext] | None = None,
+        evt_handlers: Iterable[evt.HandlerTuple] | None = None,
+    ) -> Host:
+        """
+        Return this AE as one that answers on a port, for :meth:`acceptor_factory` of another; see :meth:`start_server`.
+        """
+        settings = self.settings
+        if ae_title is not None:
+            settings = replace(settings, ae_title=check_ae_title(ae_title))
+        supported = self._supported
+        if contexts is not None:
+            supported = SupportedContexts()
+            supported.replace(contexts)
+        return Host(self, settings, supported, evt.Handlers(evt_handlers, parent=self._handlers))
+
+    def acceptor_factory(
+        self,
+        *,
+        ae_title: str | bytes | None = None,
+        contexts: Iterable[PresentationContext] | None = None,
+        evt_handlers: Iterable[evt.HandlerTuple] | None = None,
+        others: Iterable[Host | AE] = (),
+    ) -> AcceptorFactory:
+        """Return a factory for ``endpoint.listen``; the parameters are those of :meth:`start_server`."""
+        hosts = [self.host(ae_title=ae_title, contexts=contexts, evt_handlers=evt_handlers)]
+        hosts += [other.host() if isinstance(other, AE) else other for other in others]
+        titles = [host.settings.ae_title for host in hosts]
+        if len(set(titles)) < len(titles):
+            raise ValueError(f"AE titles on one port must differ: {', '.join(titles)}")
+        if not any(len(host.supported) or host.settings.promiscuous for host in hosts):
+            raise ValueError("there are no supported presentation contexts: add some, or every request is for nothing")
+        return AcceptorFactory(hosts, log_ended)
+
+    def start_server(
+        self,
+        address: tuple[str, int] | tuple[str, int, int, int] | int | str | IStreamServerEndpoint,
+        *,
+        ae_title: str | bytes | None = None,
+        contexts: Iterable[PresentationContext] | None = None,
+        evt_handlers: Iterable[evt.HandlerTuple] | None = None,
+        others: Iterable[Host | AE] = (),
+    ) -> Deferred[Server]:
+        """
+        Listen for association requests.
+
+        :param address: (host, port), for IPv6 also (host, port, flowinfo, scope_id), the host ``""`` for all of IPv4; a
+            port; an endpoint string such as ``"tcp6:11112"`` or ``"dicomtls:2762:..."``; or an endpoint. Port 0 takes a
+            free one.
+        :param ae_title: the title of this server, if not that of the AE.
+        :param contexts: what this server accepts, if not :attr:`supported_contexts`.
+        :param evt_handlers: handlers for the associations of this server.
+        :param others: more AEs that answer on the same port, each to its own title, with its own contexts, handlers and
+            settings; requests for a title that is nobody's go to this one, or are rejected where it requires the called
+            title.
+        :returns: a Deferred with the :class:`Server`; it fails with ``CannotListenError`` where the port is not to be had.
+        :raises ValueError: an argument is wrong.
+        """
+        factory = self.acceptor_factory(ae_title=ae_title, contexts=contexts, evt_handlers=evt_handlers, others=others)
+        endpoint = self._server_endpoint(address)
+        return Deferred.fromCoroutine(self._listen(endpoint, factory))
+
+    def _server_endpoint(self, address: Any) -> IStreamServerEndpoint:
+        if isinstance(address, tuple):
+            host, port = str(address[0]), int(address[1])
+            if ":" in host:
+                return TCP6ServerEndpoint(self.reactor, port, interface=host)
+            return TCP4ServerEndpoint(self.reactor, port, interface=host)
+        return server_endpoint(self.reactor, address)
+
+    async def _listen(self, endpoint: IStreamServerEndpoint, factory: AcceptorFactory) -> Server:
+        server = Server(factory, self.reactor)
+        server.listening(await endpoint.listen(factory))
+        self._servers.append(server)
+        return server
+
+    def shutdown(self, grace: float = 0.0) -> Deferred[None]:
+        """
+        Stop every server and abort every association of this AE, after *grace* seconds.
+
+        :returns: a Deferred that fires with ``None`` when all connections are closed.
+        """
+        servers, self._servers = self._servers, []
+        waiting: list[Deferred[Any]] = [server.shutdown(grace) for server in servers]
+        for association in self.active_associations:
+            if association.is_requestor:
+                waiting.append(association.when_ended())
+                association.abort("the AE is shutting down")
+        return DeferredList(waiting).addCallback(lambda _: None)
+
+    def __str__(self) -> str:
+        settings = self.settings
+        lines = [
+            f"Application Entity {settings.ae_title!r}",
+            f"  Implementation: {settings.implementation_class_uid} {settings.implementation_version_name or ''}".rstrip(),
+            f"  Maximum PDU size: {settings.maximum_pdu_size or 'no limit'}",
+            f"  Timeouts in seconds: ACSE {settings.acse_timeout}, DIMSE {settings.dimse_timeout},"
+            f" network {settings.network_timeout}, connection {settings.connection_timeout}",
+            f"  Associations: {len(self.active_associations)} active, {settings.maximum_associations} at the most",
+            f"  Called AE title: {'must be ours' if settings.require_called_aet else 'any'}",
+            f"  Calling AE titles: {', '.join(settings.require_calling_aet) or 'any'}",
+        ]
+        for words, contexts in (("Requested", self.requested_contexts), ("Supported", self.supported_contexts)):
+            lines.append(f"  {words} presentation contexts: {len(contexts) or 'none'}")
+            for context in contexts:
+                lines += [f"    {line}" for line in str(context).splitlines()]
+        return "\n".join(lines)
+
+
+#: HostnameEndpoint wants a number where there is no limit: a week, in seconds.
+_FOR_EVER = 7 * 24 * 3600
+
+
+def _unwrapped(protocol: Any) -> UpperLayerProtocol:
+    """Return our protocol out of the wrappers that an endpoint may have put around it."""
+    while not hasattr(protocol, "user") and hasattr(protocol, "wrappedProtocol"):
+        protocol = protocol.wrappedProtocol
+    result: UpperLayerProtocol = protocol
+    return result

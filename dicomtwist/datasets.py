@@ -1,0 +1,548 @@
+"""
+Data sets on their way: sources, which are sent, and streams, which arrive.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from array import array
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, Protocol, TypeAlias
+
+from pydicom import Dataset, dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_dataset
+from pydicom.filewriter import write_dataset
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
+
+from dicomtwist.errors import DataSetError
+from dicomtwist.part10 import FileMeta, read_file_meta
+from dicomtwist.threads import WorkerThreads
+
+#: How much of a file is read at once, in bytes, and how much of a stream waits for a slow reader.
+CHUNK = 1024 * 1024
+
+#: The most that a deflated data set may inflate to for :func:`decode_dataset`, in bytes.
+MAX_INFLATED = 1024 * 1024 * 1024
+
+#: Between these a data set can be converted, since they differ in how elements are written only (PS3.5 A.1 to A.5).
+UNCOMPRESSED = frozenset(
+    (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
+)
+
+
+# --- encoding and decoding
+
+
+def decode_dataset(data: bytes, transfer_syntax: str) -> Dataset:
+    """
+    Decode a whole data set.
+
+    :param data: the bytes as they come over the network, without File Meta Information.
+    :param transfer_syntax: the UID of the transfer syntax that they are in.
+    :raises DataSetError: they cannot be decoded, or inflate to more than :data:`MAX_INFLATED`.
+    """
+    syntax = UID(transfer_syntax)
+    try:
+        if syntax == DeflatedExplicitVRLittleEndian:
+            data = _inflate(data)
+        return read_dataset(
+            BytesIO(data), syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian, bytelength=len(data)
+        )
+    except DataSetError:
+        raise
+    except Exception as error:
+        raise DataSetError(f"the data set cannot be decoded as {syntax.name}: {error}") from error
+
+
+def _inflate(data: bytes) -> bytes:
+    decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflated = decompressor.decompress(data, MAX_INFLATED)
+    if decompressor.unconsumed_tail:
+        raise DataSetError(f"the deflated data set inflates to more than {MAX_INFLATED} bytes")
+    return inflated
+
+
+def encode_dataset(dataset: Dataset, transfer_syntax: str) -> bytes:
+    """
+    Encode *dataset* for the network, without File Meta Information and command set elements.
+
+    :param transfer_syntax: the UID of the transfer syntax to encode in. Pixel data is not compressed or
+        decompressed; its bytes are swapped where the byte order changes.
+    :raises DataSetError: an element cannot be encoded.
+    """
+    syntax = UID(transfer_syntax)
+    buffer = DicomBytesIO()
+    buffer.is_implicit_VR = syntax == ImplicitVRLittleEndian
+    buffer.is_little_endian = syntax != ExplicitVRBigEndian
+    try:
+        was_little_endian = dataset.original_encoding[1]
+        source = dataset
+        if was_little_endian is not None and was_little_endian != buffer.is_little_endian:
+            source = _swapped(dataset)
+        elif dataset.original_encoding[0] not in (None, buffer.is_implicit_VR):
+            _decode_all(dataset)
+        write_dataset(buffer, Dataset({tag: source.get_item(tag) for tag in source.keys() if tag.group > 2}))
+    except Exception as error:
+        raise DataSetError(f"the data set cannot be encoded as {syntax.name}: {error}") from error
+    encoded = buffer.getvalue()
+    if syntax == DeflatedExplicitVRLittleEndian:
+        compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        encoded = compressor.compress(encoded) + compressor.flush()
+        if len(encoded) & 1:
+            encoded += b"\0"
+    return encoded
+
+
+def _decode_all(dataset: Dataset) -> None:
+    """Make every element's value known, so that none is written as the raw bytes that were read."""
+    for _ in dataset.iterall():
+        pass
+
+
+#: How many bytes a unit of these VRs has: they are numbers that pydicom keeps as bytes (PS3.5 7.3).
+_UNIT_CODES = {"OW": "H", "OF": "I", "OL": "I", "OD": "Q", "OV": "Q"}
+
+
+def _swapped(dataset: Dataset) -> Dataset:
+    """Return a copy of *dataset* with the bytes of each number that pydicom keeps as bytes swapped."""
+    import copy
+
+    _decode_all(dataset)
+    swapped = copy.deepcopy(dataset)
+    for element in swapped.iterall():
+        code = _UNIT_CODES.get(element.VR)
+        if code is not None and isinstance(element.value, bytes):
+            units = array(code, element.value)
+            units.byteswap()
+            element.value = units.tobytes()
+    return swapped
+
+
+def file_meta_dataset(meta: FileMeta) -> FileMetaDataset:
+    """Return *meta* as pydicom's File Meta Information."""
+    dataset = FileMetaDataset()
+    dataset.MediaStorageSOPClassUID = UID(meta.media_storage_sop_class_uid)
+    dataset.MediaStorageSOPInstanceUID = UID(meta.media_storage_sop_instance_uid)
+    dataset.TransferSyntaxUID = UID(meta.transfer_syntax_uid)
+    if meta.implementation_class_uid:
+        dataset.ImplementationClassUID = UID(meta.implementation_class_uid)
+    if meta.implementation_version_name:
+        dataset.ImplementationVersionName = meta.implementation_version_name
+    if meta.source_ae_title:
+        dataset.SourceApplicationEntityTitle = meta.source_ae_title
+    return dataset
+
+
+# --- sending
+
+#: A piece of a data set, and whether it is the last.
+Chunk: TypeAlias = tuple[bytes | memoryview, bool]
+
+
+class DataSetSource(Protocol):
+    """
+    A data set to send, in the transfer syntax of the presentation context that it is sent in.
+
+    Whoever writes one of their own gives pieces of even length, except that the last may be of any.
+    """
+
+    def read(self) -> Chunk | Deferred[Chunk]:
+        """Return the next piece and whether it is the last; called again only when the one before has come."""
+
+    def close(self) -> None:
+        """Called once, when everything was read or nothing more is wanted."""
+
+
+class BytesSource:
+    """A data set that is in memory."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data = data
+
+    def read(self) -> Chunk:
+        """Return all of it."""
+        return self._data, True
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class FileSource:
+    """
+    A data set that is read from an open file in a thread, one chunk ahead of what is sent.
+
+    :param file: positioned behind *first*; it is closed with the source.
+    :param first: what was read already.
+    :param left: how many bytes are behind it, ``None`` where that is not known.
+    """
+
+    __slots__ = ("_ahead", "_closed", "_file", "_first", "_left", "_threads")
+
+    def __init__(self, file: BinaryIO, threads: WorkerThreads, first: bytes, left: int | None) -> None:
+        self._file = file
+        self._threads = threads
+        self._first: bytes | None = first
+        self._left = left
+        self._ahead: Deferred[bytes] | None = None
+        self._closed = False
+
+    def read(self) -> Chunk | Deferred[Chunk]:
+        """Return the next chunk; the one behind it is being read meanwhile."""
+        if self._first is not None:
+            first, self._first = self._first, None
+            last = self._left == 0
+            if not last:
+                self._read_ahead()
+            return first, last
+        assert self._ahead is not None
+        return self._ahead.addCallback(self._have)
+
+    def _read_ahead(self) -> None:
+        self._ahead = self._threads.run(self._file.read, CHUNK)
+
+    def _have(self, data: bytes) -> Chunk:
+        self._ahead = None
+        if self._left is None:
+            last = not data
+        else:
+            self._left -= len(data)
+            last = self._left == 0
+            if not data and not last:
+                raise DataSetError(f"the file ended {self._left} bytes before its size said")
+        if not last and not self._closed:
+            self._read_ahead()
+        return data, last
+
+    def close(self) -> None:
+        """Close the file, after a read that is under way."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._ahead is None:
+            self._file.close()
+        else:
+            self._ahead.addBoth(self._close_late)
+
+    def _close_late(self, result: object) -> None:
+        # A failure of a read that nobody wants any more is nobody's.
+        self._file.close()
+
+
+class OpenedInstance:
+    """
+    A Part 10 file ready to be sent.
+
+    :ivar meta: its File Meta Information.
+    :ivar source: its data set.
+    """
+
+    __slots__ = ("meta", "source")
+
+    def __init__(self, meta: FileMeta, source: DataSetSource) -> None:
+        self.meta = meta
+        self.source = source
+
+
+def open_instance(path: str | os.PathLike[str], threads: WorkerThreads) -> Deferred[OpenedInstance]:
+    """
+    Open a Part 10 file for sending, in a thread; a small one is read whole, of a larger one the first chunk.
+
+    :returns: a Deferred with the :class:`OpenedInstance`; it fails with ``OSError`` or
+        :class:`~dicomtwist.part10.NotDicomFile`.
+    """
+    return threads.run(_open, Path(path), threads)
+
+
+def _open(path: Path, threads: WorkerThreads) -> OpenedInstance:
+    # Unbuffered: what is read here is large, or the whole.
+    file = open(path, "rb", buffering=0)  # noqa: SIM115
+    try:
+        return _start(file, threads, os.fstat(file.fileno()).st_size)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _start(file: BinaryIO, threads: WorkerThreads, size: int | None) -> OpenedInstance:
+    head = file.read(CHUNK)
+    meta, offset = read_file_meta(BytesIO(head))
+    first = head[offset:]
+    if size is not None and size <= len(head):
+        file.close()
+        return OpenedInstance(meta, BytesSource(first))
+    if len(first) & 1:
+        first += file.read(1)
+    left = None if size is None else size - offset - len(first)
+    return OpenedInstance(meta, FileSource(file, threads, first, left))
+
+
+class _Unclosed:
+    """A file-like object that the caller opened, and closes."""
+
+    __slots__ = ("_file",)
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, count: int) -> bytes:
+        # A raw file may give less than was asked for: odd pieces must not leave an odd fragment in the middle.
+        parts: list[bytes] = []
+        while count:
+            part = self._file.read(count)
+            if not part:
+                break
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        pass
+
+
+def open_file_like(file: BinaryIO, threads: WorkerThreads) -> Deferred[OpenedInstance]:
+    """
+    The same for an object with ``read(count)`` that gives a Part 10 file from where it stands; it is left open.
+    """
+
+    def start() -> OpenedInstance:
+        return _start(_Unclosed(file), threads, None)  # type: ignore[arg-type]
+
+    return threads.run(start)
+
+
+def convert_file(path: str | os.PathLike[str], transfer_syntax: str) -> bytes:
+    """Return the data set of the Part 10 file at *path* encoded in another uncompressed syntax. Blocks."""
+    return encode_dataset(dcmread(path), transfer_syntax)
+
+
+# --- receiving
+
+
+class DataSetSink(Protocol):
+    """Who takes a data set as it arrives, see :meth:`DataSetStream.deliver_to`."""
+
+    def write(self, data: memoryview) -> None:
+        """Take the next piece; the view may be kept, it pins the read that it came in."""
+
+    def finish(self) -> None:
+        """The data set is complete."""
+
+    def fail(self, reason: Failure) -> None:
+        """The data set will not be complete: the association ended, or a limit was passed."""
+
+
+class StreamPauser(Protocol):
+    """Who can stop reading from the peer while a sink is busy."""
+
+    def pause_reading(self) -> None:
+        """Stop for now."""
+
+    def resume_reading(self) -> None:
+        """Go on."""
+
+
+class DataSetStream:
+    """
+    A data set that is arriving.
+
+    Read it in one of three ways: ``async for chunk in stream``, :meth:`deliver_to` a sink, or :meth:`read` all of it. Until
+    one is chosen, and whenever a reader is behind by more than :data:`CHUNK`, the peer is not read from, so what waits
+    here is bounded.
+
+    :ivar received: how many bytes have come so far.
+    """
+
+    __slots__ = ("_buffer", "_buffered", "_failure", "_finished", "_paused", "_pauser", "_sink", "_waiting", "received")
+
+    def __init__(self, pauser: StreamPauser) -> None:
+        self._pauser = pauser
+        self._sink: DataSetSink | None = None
+        self._buffer: list[memoryview] = []
+        self._buffered = 0
+        self._finished = False
+        self._failure: Failure | None = None
+        self._paused = False
+        self._waiting: Deferred[memoryview | None] | None = None
+        self.received = 0
+
+    # --- for the reader
+
+    def deliver_to(self, sink: DataSetSink) -> None:
+        """
+        Give all of the data set to *sink*, what has come already at once.
+
+        The sink calls :meth:`pause` and :meth:`resume` where it cannot keep up.
+
+        :raises RuntimeError: the stream has a reader already.
+        """
+        if self._sink is not None:
+            raise RuntimeError("this data set is delivered to a sink already")
+        self._sink = sink
+        buffer, self._buffer, self._buffered = self._buffer, [], 0
+        for data in buffer:
+            sink.write(data)
+        if self._failure is not None:
+            sink.fail(self._failure)
+        elif self._finished:
+            sink.finish()
+        else:
+            self.resume()
+
+    def read(self) -> Deferred[bytes]:
+        """
+        Read the whole data set into memory.
+
+        :returns: a Deferred with its bytes; it fails with the reason where the data set stays incomplete.
+        """
+        sink = CollectingSink()
+        self.deliver_to(sink)
+        return sink.done
+
+    def __aiter__(self) -> DataSetStream:
+        return self
+
+    async def __anext__(self) -> memoryview:
+        data = await self._next()
+        if data is None:
+            raise StopAsyncIteration
+        return data
+
+    def _next(self) -> Deferred[memoryview | None]:
+        if self._buffer:
+            data = self._buffer.pop(0)
+            self._buffered -= len(data)
+            if self._buffered < CHUNK:
+                self.resume()
+            return succeed(data)
+        waiting: Deferred[memoryview | None] = Deferred()
+        if self._failure is not None:
+            waiting.errback(self._failure)
+        elif self._finished:
+            waiting.callback(None)
+        else:
+            self._waiting = waiting
+            self.resume()
+        return waiting
+
+    def pause(self) -> None:
+        """Stop reading from the peer; what has been read already may still come."""
+        if not self._paused and not self._finished:
+            self._paused = True
+            self._pauser.pause_reading()
+
+    def resume(self) -> None:
+        """Go on reading from the peer."""
+        if self._paused:
+            self._paused = False
+            self._pauser.resume_reading()
+
+    # --- for the association
+
+    def feed(self, data: memoryview) -> None:
+        """Take the next piece."""
+        self.received += len(data)
+        if self._sink is not None:
+            self._sink.write(data)
+        elif self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.callback(data)
+        else:
+            self._buffer.append(data)
+            self._buffered += len(data)
+            if self._buffered >= CHUNK:
+                self.pause()
+
+    def end(self) -> None:
+        """The data set is complete."""
+        self.resume()
+        self._finished = True
+        if self._sink is not None:
+            self._sink.finish()
+        elif self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.callback(None)
+
+    def fail(self, reason: Failure) -> None:
+        """The data set will not be complete."""
+        if self._finished:
+            return
+        self._paused = False  # there is nothing left to resume
+        self._finished = True
+        self._failure = reason
+        if self._sink is not None:
+            self._sink.fail(reason)
+        elif self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.errback(reason)
+
+    def discard(self, then: Callable[[], None]) -> None:
+        """Let go of what has come, of what comes, and of who reads it; call *then* when the data set has ended."""
+        self._buffer.clear()
+        if self._failure is not None:
+            return
+        if self._finished:
+            then()
+            return
+        self._sink = _Nowhere(then)
+        self.resume()
+
+
+class CollectingSink:
+    """
+    Collects a data set in memory.
+
+    :ivar done: fires with the bytes.
+    """
+
+    __slots__ = ("_parts", "done")
+
+    def __init__(self) -> None:
+        self._parts: list[memoryview] = []
+        self.done: Deferred[bytes] = Deferred()
+
+    def write(self, data: memoryview) -> None:
+        """Keep *data*."""
+        self._parts.append(data)
+
+    def finish(self) -> None:
+        """Join it."""
+        self.done.callback(b"".join(self._parts))
+
+    def fail(self, reason: Failure) -> None:
+        """Pass the reason on."""
+        self._parts.clear()
+        self.done.errback(reason)
+
+
+class _Nowhere:
+    """Where a data set goes that nobody wants."""
+
+    __slots__ = ("_then",)
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then = then
+
+    def write(self, data: memoryview) -> None:
+        """Forget *data*."""
+
+    def finish(self) -> None:
+        """Tell that it is over."""
+        self._then()
+
+    def fail(self, reason: Failure) -> None:
+        """Nobody waits for it."""

@@ -1,0 +1,210 @@
+"""
+Messages on their way out: one after the other, each data set pulled from its source as the transport takes it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from dicomtwist.datasets import Chunk, DataSetSource
+from dicomtwist.dimse.messages import Message
+from dicomtwist.dimse.stream import encode_pdata, payload_length
+from dicomtwist.errors import DataSetError
+
+if TYPE_CHECKING:
+    from dicomtwist.protocol import UpperLayerProtocol
+
+#: How much of a data set is given to the transport at once, in bytes. A peer that takes this much within the network
+#: timeout counts as alive.
+WRITE_SIZE = 256 * 1024
+
+
+class _Queued:
+    __slots__ = ("context_id", "message", "sent", "source")
+
+    def __init__(
+        self, context_id: int, message: Message, source: DataSetSource | None, sent: Callable[[], None] | None
+    ) -> None:
+        self.context_id = context_id
+        self.message = message
+        self.source = source
+        self.sent = sent
+
+
+class Outgoing:
+    """
+    The queue of messages of one association. The fragments of two messages are never mixed (PS3.7 6.3).
+
+    :param protocol: the upper layer to send with.
+    :param peer_max_length: the longest P-DATA-TF that the peer takes, in bytes, 0 for any.
+    :param failed: called with the reason when a data set that has begun cannot be finished, after which nothing can be
+        sent any more.
+    """
+
+    def __init__(
+        self,
+        protocol: UpperLayerProtocol,
+        peer_max_length: int,
+        failed: Callable[[Message, Failure], None],
+    ) -> None:
+        self._protocol = protocol
+        self._payload = payload_length(peer_max_length)
+        self._failed = failed
+        self._queue: deque[_Queued] = deque()
+        self._current: _Queued | None = None
+        self._rest: memoryview = memoryview(b"")
+        self._rest_is_last = False
+        self._reading = False
+        self._running = False
+        self._closed = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a message is being sent or waits."""
+        return self._current is not None or bool(self._queue)
+
+    def send(
+        self,
+        context_id: int,
+        message: Message,
+        source: DataSetSource | None = None,
+        sent: Callable[[], None] | None = None,
+    ) -> None:
+        """
+        Send *message*, and its data set from *source*; it is closed in any case.
+
+        :param sent: called when the last of it was given to the transport.
+        """
+        if self._closed:
+            if source is not None:
+                source.close()
+            return
+        if source is None and self._current is None and not self._queue:
+            self._protocol.send(encode_pdata(context_id, True, message.encode(), self._payload))
+            if sent is not None:
+                sent()
+            return
+        self._queue.append(_Queued(context_id, message, source, sent))
+        self._run()
+
+    def _run(self) -> None:
+        """Send what is queued, until the transport is full, a source is waited for, or nothing is left."""
+        if self._running:
+            return
+        self._running = True
+        try:
+            while not self._closed:
+                head: list[bytes | memoryview] = []
+                if self._current is None:
+                    if not self._queue:
+                        return
+                    queued = self._current = self._queue.popleft()
+                    head = encode_pdata(queued.context_id, True, queued.message.encode(), self._payload)
+                if not self._pump(self._current, head):
+                    return
+                self._finish()
+        finally:
+            self._running = False
+
+    def _pump(self, current: _Queued, buffers: list[bytes | memoryview]) -> bool:
+        """
+        Give the transport what it takes of the data set; return whether the message is complete.
+
+        :param buffers: the command set where it is still to be sent. It goes out with the first of the data set where
+            that is there at once: one write, one packet.
+        """
+        if current.source is None:
+            self._protocol.send(buffers)
+            return True
+        while not self._closed:
+            if not self._rest and not self._rest_is_last:
+                if self._reading or self._read(current.source):
+                    break
+                continue
+            if self._protocol.write_paused_since is not None and not buffers:
+                return False
+            piece = self._rest[:WRITE_SIZE]
+            self._rest = self._rest[WRITE_SIZE:]
+            last = self._rest_is_last and not self._rest
+            self._protocol.send(buffers + encode_pdata(current.context_id, False, piece, self._payload, last))
+            buffers = []
+            if last:
+                return True
+        if buffers and not self._closed:
+            self._protocol.send(buffers)
+        return False
+
+    def _read(self, source: DataSetSource) -> bool:
+        """Ask the source for more; return whether it has to be waited for."""
+        try:
+            chunk = source.read()
+        except Exception:
+            self._fail(Failure())
+            return False
+        if isinstance(chunk, Deferred):
+            self._reading = True
+
+            def have(chunk: Chunk) -> None:
+                self._reading = False
+                self._take(chunk)
+                self._run()  # without effect where it was there at once, and _run is still at work
+
+            def failed(reason: Failure) -> None:
+                self._reading = False
+                self._fail(reason)
+
+            chunk.addCallback(have).addErrback(failed)
+            return self._reading
+        self._take(chunk)
+        return False
+
+    def _take(self, chunk: Chunk) -> None:
+        data, last = chunk
+        if self._closed:
+            return
+        if len(data) & 1:
+            if not last:
+                self._fail(Failure(DataSetError("a source gave a piece of odd length that is not the last")))
+                return
+            # Every data set is of even length (PS3.5 7.1.1); the pad of a deflated one is a zero (PS3.5 A.5).
+            data = bytes(data) + b"\0"
+        self._rest = memoryview(data)
+        self._rest_is_last = last
+
+    def _finish(self) -> None:
+        current, self._current = self._current, None
+        self._rest = memoryview(b"")
+        self._rest_is_last = False
+        assert current is not None
+        if current.source is not None:
+            current.source.close()
+        if current.sent is not None:
+            current.sent()
+
+    def _fail(self, reason: Failure) -> None:
+        current = self._current
+        if current is None or self._closed:
+            return
+        self.close()
+        self._failed(current.message, reason)
+
+    def writable(self) -> None:
+        """The transport takes more."""
+        if self._current is not None and not self._reading:
+            self._run()
+
+    def close(self) -> None:
+        """Drop everything that was not given to the transport yet."""
+        self._closed = True
+        dropped = [self._current, *self._queue] if self._current is not None else []
+        self._current = None
+        self._queue.clear()
+        self._rest = memoryview(b"")
+        for queued in dropped:
+            if queued is not None and queued.source is not None:
+                queued.source.close()

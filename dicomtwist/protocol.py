@@ -1,0 +1,405 @@
+"""
+The upper layer on a Twisted transport: the only module that touches a transport or a timer.
+
+:class:`UpperLayerProtocol` owns one :class:`~dicomtwist.ul.connection.ULConnection`, does what its events ask for, and
+hands indications to the association above it.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IDelayedCall, IHandshakeListener, IPushProducer, ISSLTransport
+from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from dicomtwist.ul.connection import (
+    AbortIndication,
+    AssociateConfirmation,
+    AssociateIndication,
+    ReleaseConfirmation,
+    ReleaseIndication,
+    Signal,
+    ULConnection,
+    ULEvent,
+)
+from dicomtwist.ul.framing import Fragment
+from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
+
+#: How much may be written while the transport is full before the peer is not read from any more, in bytes.
+#: Only answers to what the peer asks can pile up there, since data sets wait for the transport.
+MAX_BACKLOG = 256 * 1024
+
+_QUICKACK = getattr(socket, "TCP_QUICKACK", None)
+
+
+class UpperLayerUser(Protocol):
+    """What an association does with what the upper layer tells it."""
+
+    def transport_opened(self) -> None:
+        """The transport is open; under TLS the handshake is still to come."""
+
+    def transport_ready(self) -> None:
+        """The transport is open, and the TLS handshake, if any, done."""
+
+    def associate_indication(self, request: AAssociateRQ) -> None:
+        """The peer asks for an association."""
+
+    def associate_confirmation(self, answer: AAssociateAC | AAssociateRJ) -> None:
+        """The peer has answered."""
+
+    def fragment_received(self, fragment: Fragment) -> None:
+        """A fragment of a message came."""
+
+    def release_indication(self, collision: bool) -> None:
+        """The peer asks for the release."""
+
+    def release_confirmation(self) -> None:
+        """The peer agrees to the release."""
+
+    def abort_indication(self, indication: AbortIndication) -> None:
+        """The association is over."""
+
+    def transport_writable(self) -> None:
+        """The transport takes more data sets."""
+
+    def transport_closed(self, reason: Failure) -> None:
+        """The connection is gone; nothing comes after this."""
+
+    def check_time(self, now: float) -> float | None:
+        """Act on what has run out by *now*; return when to be asked again, ``None`` for never."""
+
+    def data_traced(self, sent: bool, data: bytes) -> None:
+        """Bytes came or went; called only while :attr:`UpperLayerProtocol.tracing` is set."""
+
+    def state_traced(self, before: int, after: int) -> None:
+        """The state machine moved; called only while :attr:`UpperLayerProtocol.tracing` is set."""
+
+
+def address_of(address: object) -> tuple[str, int]:
+    """Return host and port of a Twisted address; of a UNIX socket its path and 0."""
+    if isinstance(address, IPv4Address | IPv6Address):
+        # A dual-stack socket shows IPv4 peers as ::ffff:192.0.2.1.
+        return address.host.removeprefix("::ffff:") if "." in address.host else address.host, address.port
+    if isinstance(address, UNIXAddress) and address.name is not None:
+        return address.name.decode("utf-8", "replace"), 0
+    return "", 0
+
+
+@implementer(IHandshakeListener, IPushProducer)
+class UpperLayerProtocol(TwistedProtocol):
+    """
+    One transport connection that carries, or is to carry, an association.
+
+    :param user: the association.
+    :param requestor: whether this side asks for it.
+    :param max_length: the longest P-DATA-TF that is taken, in bytes, 0 for no limit.
+    :param artim_seconds: how long the ARTIM timer runs; ``None`` for ever.
+    :param clock: an ``IReactorTime``.
+
+    :ivar last_received: when bytes came last, in seconds of the clock.
+    :ivar last_sent: when bytes were written last.
+    :ivar bytes_received: how many bytes came.
+    :ivar bytes_sent: how many bytes were given to the transport.
+    :ivar write_paused_since: since when the transport is full, ``None`` where it is not.
+    :ivar read_paused_since: since when the peer is not read from, ``None`` where it is.
+    :ivar secure: whether the connection is TLS.
+    :ivar handshaking: whether its handshake is still under way.
+    :ivar tracing: whether the user wants to know of every byte and state.
+    """
+
+    transport: Any
+
+    def __init__(
+        self,
+        user: UpperLayerUser,
+        *,
+        requestor: bool,
+        max_length: int,
+        artim_seconds: float | None,
+        clock: Any,
+    ) -> None:
+        self.user = user
+        self.clock = clock
+        self.connection = ULConnection(requestor=requestor, max_length=max_length)
+        self.tracing = False
+        self.closed = False
+        self.secure = self.handshaking = False
+        self.last_received = self.last_sent = 0.0
+        self.bytes_received = self.bytes_sent = 0
+        self.write_paused_since: float | None = None
+        self.read_paused_since: float | None = None
+        self._artim_seconds = artim_seconds
+        self._artim: IDelayedCall | None = None
+        self._closing: IDelayedCall | None = None
+        self._watch: IDelayedCall | None = None
+        self._read_pauses = 0
+        self._backlog = 0
+        self._backlogged = False
+        self._socket: socket.socket | None = None
+        self._request: AAssociateRQ | None = None
+
+    # --- the transport's side
+
+    def connectionMade(self) -> None:
+        """The transport is open; under TLS, the handshake is still to come."""
+        self.last_received = self.last_sent = self.clock.seconds()
+        self.secure = self.handshaking = ISSLTransport.providedBy(self.transport)
+        self._tune_socket()
+        self.transport.registerProducer(self, True)
+        self.user.transport_opened()
+        if not self.connection.requestor:
+            self._do(self.connection.connection_made())
+        if not self.secure:
+            self.user.transport_ready()
+
+    def handshakeCompleted(self) -> None:
+        """The TLS handshake is done."""
+        self.handshaking = False
+        if not self.closed:
+            self.user.transport_ready()
+
+    def _tune_socket(self) -> None:
+        """Switch off Nagle's algorithm, and remember the socket whose acknowledgements are not to be delayed."""
+        try:
+            self.transport.setTcpNoDelay(True)
+        except (AttributeError, OSError):
+            return  # not TCP
+        if _QUICKACK is None:
+            return
+        transport = self.transport
+        while transport is not None:
+            handle = transport.getHandle() if hasattr(transport, "getHandle") else None
+            if isinstance(handle, socket.socket):
+                self._socket = handle
+                return
+            transport = getattr(transport, "transport", None)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes came."""
+        self.last_received = self.clock.seconds()
+        self.bytes_received += len(data)
+        if self._socket is not None and len(data) < 65536:
+            # A peer that leaves Nagle's algorithm on writes the next piece only when this one is acknowledged, which
+            # the kernel delays by 40 ms unless it is told again after each read. A full read has more behind it.
+            try:
+                self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)  # type: ignore[arg-type]
+            except OSError:
+                self._socket = None
+        if self.tracing:
+            self.user.data_traced(False, data)
+            before = self.connection.state
+            events = self.connection.receive_data(data)
+            if self.connection.state != before:
+                self.user.state_traced(before, self.connection.state)
+        else:
+            events = self.connection.receive_data(data)
+        fragment_received = self.user.fragment_received
+        for event in events:
+            if type(event) is Fragment:
+                if not self.closed:
+                    fragment_received(event)
+            else:
+                self._do((event,))
+        if self.connection.has_output:
+            self._do(())
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is gone."""
+        if self.closed:
+            return
+        # What the connection says of it is not what the user wants to know: the reason is better.
+        self.connection.connection_lost()
+        self.closed = True
+        self._socket = None
+        for call in (self._artim, self._closing, self._watch):
+            if call is not None and call.active():
+                call.cancel()
+        self.user.transport_closed(reason)
+
+    def pauseProducing(self) -> None:
+        """The transport is full."""
+        if self.write_paused_since is None:
+            self.write_paused_since = self.clock.seconds()
+            self._backlog = 0
+
+    def resumeProducing(self) -> None:
+        """The transport takes more."""
+        self.write_paused_since = None
+        if self._backlogged:
+            self._backlogged = False
+            self.resume_reading()
+        if not self.closed:
+            self.user.transport_writable()
+
+    def stopProducing(self) -> None:
+        """The transport is going away; ``connectionLost`` follows."""
+
+    # --- the association's side
+
+    def request(self, request: AAssociateRQ) -> None:
+        """Ask for an association; called in ``transport_ready``."""
+        self._do(self.connection.associate(request))
+        self._step(self.connection.connection_made)
+
+    def accept(self, answer: AAssociateAC) -> None:
+        """Answer yes."""
+        self._step(self.connection.accept, answer)
+
+    def reject(self, answer: AAssociateRJ) -> None:
+        """Answer no."""
+        self._step(self.connection.reject, answer)
+
+    def release(self) -> None:
+        """Ask for the release."""
+        self._step(self.connection.release)
+
+    def respond_release(self) -> None:
+        """Agree to the release."""
+        self._step(self.connection.release_response)
+
+    def abort(self) -> None:
+        """Abort, behind at most the PDU that is being written; without effect where nothing is left to abort."""
+        self._step(self.connection.abort)
+
+    def protocol_error(self, reason: int, detail: str) -> None:
+        """Abort as the service provider, for what a message of the peer broke."""
+        self._step(self.connection.protocol_error, reason, detail)
+
+    def close(self) -> None:
+        """Close the transport, now if nothing can be written any more."""
+        self._do((Signal.CLOSE,))
+
+    @property
+    def may_send_data(self) -> bool:
+        """Whether a P-DATA request is allowed."""
+        return self.connection.may_send_data and not self.closed
+
+    def send(self, buffers: Sequence[bytes | memoryview]) -> None:
+        """Write P-DATA-TF PDUs; the caller has checked :attr:`may_send_data`."""
+        self.write(b"".join(buffers))
+
+    def write(self, data: bytes) -> None:
+        """Give *data* to the transport."""
+        self.last_sent = self.clock.seconds()
+        self.bytes_sent += len(data)
+        if self.tracing:
+            self.user.data_traced(True, data)
+        self.transport.write(data)
+        if self.write_paused_since is not None:
+            self._backlog += len(data)
+            if self._backlog > MAX_BACKLOG and not self._backlogged:
+                self._backlogged = True
+                self.pause_reading()
+
+    def pause_reading(self) -> None:
+        """Do not read from the peer until :meth:`resume_reading` was called as often."""
+        self._read_pauses += 1
+        if self._read_pauses == 1 and not self.closed:
+            self.read_paused_since = self.clock.seconds()
+            self.transport.pauseProducing()
+
+    def resume_reading(self) -> None:
+        """Take one pause back."""
+        if not self._read_pauses:
+            return  # closing took all of them back
+        self._read_pauses -= 1
+        if not self._read_pauses and not self.closed:
+            self.read_paused_since = None
+            self.last_received = self.clock.seconds()
+            self.transport.resumeProducing()
+
+    def watch(self, seconds: float) -> None:
+        """Call the user's ``check_time`` in *seconds* at the latest."""
+        if self.closed:
+            return
+        if self._watch is not None and self._watch.active():
+            if self._watch.getTime() - self.clock.seconds() <= seconds:
+                return
+            self._watch.reset(seconds)
+            return
+        self._watch = self.clock.callLater(seconds, self._check_time)
+
+    def _check_time(self) -> None:
+        now = self.clock.seconds()
+        again = self.user.check_time(now)
+        if again is not None:
+            self.watch(max(again - now, 0.001))
+
+    # --- what the connection asks for
+
+    def _step(self, primitive: Callable[..., list[ULEvent]], *args: Any) -> None:
+        before = self.connection.state
+        events = primitive(*args)
+        if self.tracing and self.connection.state != before:
+            self.user.state_traced(before, self.connection.state)
+        self._do(events)
+
+    def _do(self, events: Sequence[ULEvent]) -> None:
+        data = self.connection.data_to_send()
+        if data and not self.closed:
+            self.write(data)
+        for event in events:
+            match event:
+                case Signal.START_ARTIM:
+                    self._start_artim()
+                case Signal.STOP_ARTIM:
+                    if self._artim is not None and self._artim.active():
+                        self._artim.cancel()
+                case Signal.CLOSE:
+                    self._close()
+                case AssociateIndication():
+                    self.user.associate_indication(event.request)
+                case AssociateConfirmation():
+                    self.user.associate_confirmation(event.answer)
+                case ReleaseIndication():
+                    self.user.release_indication(event.collision)
+                case ReleaseConfirmation():
+                    self.user.release_confirmation()
+                case AbortIndication():
+                    self.user.abort_indication(event)
+                case Fragment():
+                    self.user.fragment_received(event)
+
+    def _start_artim(self) -> None:
+        if self._read_pauses and not self.closed:
+            # From here on only the peer's close is waited for, and a paused transport would not notice it.
+            self._read_pauses = 0
+            self.read_paused_since = None
+            self.transport.resumeProducing()
+        if self._artim_seconds is None or self.closed:
+            return
+        if self._artim is not None and self._artim.active():
+            self._artim.reset(self._artim_seconds)
+        else:
+            self._artim = self.clock.callLater(self._artim_seconds, self._artim_expired)
+
+    def _artim_expired(self) -> None:
+        # Whoever has not closed by now may never read what is queued: no flush is waited for.
+        before = self.connection.state
+        self._do([event for event in self.connection.artim_expired() if event is not Signal.CLOSE])
+        if self.tracing:
+            self.user.state_traced(before, self.connection.state)
+        self.transport.abortConnection()
+
+    def _close(self) -> None:
+        if self.closed or (self._closing is not None and self._closing.active()):
+            return
+        # A registered producer keeps loseConnection from ever completing.
+        self.transport.unregisterProducer()
+        if self.write_paused_since is not None:
+            self.transport.abortConnection()
+            return
+        if self._artim_seconds is not None:
+            # Under TLS the peer has to answer the close, and may not.
+            self._closing = self.clock.callLater(self._artim_seconds, self.transport.abortConnection)
+        if self._read_pauses:
+            self._read_pauses = 0
+            self.read_paused_since = None
+            self.transport.resumeProducing()
+        self.transport.loseConnection()

@@ -1,0 +1,235 @@
+"""
+The requestor's side of an association: asking, and understanding the answer (PS3.8 7.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+
+from dicomtwist import evt
+from dicomtwist.association import Association
+from dicomtwist.errors import AssociationRejected, NoAcceptedContexts
+from dicomtwist.negotiation import propose_contexts, resolve_answer
+from dicomtwist.presentation import PresentationContext, number_contexts
+from dicomtwist.protocol import UpperLayerProtocol
+from dicomtwist.settings import Settings
+from dicomtwist.ul.items import UserInformation
+from dicomtwist.ul.machine import State
+from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
+
+if TYPE_CHECKING:
+    from dicomtwist.ae import AE
+
+
+#: Before the A-ASSOCIATE-RQ is sent there is nothing to abort.
+_NOT_ASKED = (State.STA1, State.STA4)
+#: A close that tells nothing, besides that it happened.
+_PLAIN_CLOSE = (ConnectionDone, ConnectionLost)
+
+
+class RequestorAssociation(Association):
+    """
+    An association that we ask for.
+
+    :param called_ae_title: the title of whom it is asked.
+    :param contexts: the presentation contexts to propose, with their IDs.
+    :param items: the extended negotiation items to propose.
+    """
+
+    mode = "requestor"
+
+    def __init__(
+        self,
+        ae: AE,
+        settings: Settings,
+        handlers: evt.Handlers,
+        called_ae_title: str,
+        contexts: Sequence[PresentationContext],
+        items: UserInformation,
+    ) -> None:
+        super().__init__(ae, settings, handlers)
+        self._proposed = list(contexts)
+        self._asked_at: float | None = None
+        self._answered: Deferred[Association] | None = Deferred(self._cancelled)
+        self.acceptor.ae_title = called_ae_title
+        self._information = UserInformation(
+            maximum_length=settings.maximum_pdu_size,
+            implementation_class_uid=settings.implementation_class_uid,
+            implementation_version_name=settings.implementation_version_name,
+            async_operations=items.async_operations,
+            roles=items.roles,
+            sop_class_extended=items.sop_class_extended,
+            sop_class_common_extended=items.sop_class_common_extended,
+            user_identity=items.user_identity,
+        )
+        requestor = self.requestor
+        requestor.ae_title = settings.ae_title
+        requestor.learn(self._information)
+        requestor.presentation_contexts = [context.copy() for context in contexts]
+        if items.async_operations is not None:
+            requestor.asynchronous_operations = (
+                items.async_operations.invoked,
+                items.async_operations.performed,
+            )
+
+    def when_established(self) -> Deferred[Association]:
+        """
+        Return a Deferred that fires with this association once it is established; to be asked for once.
+
+        It fails when the connection is closed, with what stood in the way: :class:`AssociationRejected`,
+        :class:`AssociationAborted`, :class:`AssociationTimeout`, :class:`NoAcceptedContexts`,
+        :class:`AssociationLost`, or the error of the TLS handshake. Cancelling it aborts.
+        """
+        assert self._answered is not None
+        return self._answered
+
+    def _cancelled(self, deferred: Deferred[Association]) -> None:
+        self._answered = None
+        if self._protocol.connection.state in _NOT_ASKED:
+            self._protocol.close()
+        else:
+            self.abort("the caller gave up")
+
+    def transport_opened(self) -> None:
+        """The time for the answer runs, with that for a TLS handshake in it."""
+        super().transport_opened()
+        self._asked_at = self.ae.reactor.seconds()
+        if self.settings.acse_timeout is not None:
+            self._protocol.watch(self.settings.acse_timeout)
+
+    def transport_ready(self) -> None:
+        """Ask."""
+        request = AAssociateRQ(
+            self.acceptor.ae_title,
+            self.requestor.ae_title,
+            propose_contexts(self._proposed),
+            self._information,
+        )
+        self._asked_at = self.ae.reactor.seconds()
+        self._protocol.request(request)
+        self.notify(evt.EVT_REQUESTED)
+        self.notify(evt.EVT_ACSE_SENT, primitive="A-ASSOCIATE request")
+        self.notify(evt.EVT_PDU_SENT, pdu=request)
+
+    def associate_confirmation(self, answer: AAssociateAC | AAssociateRJ) -> None:
+        """Understand the answer."""
+        self._asked_at = None
+        self.notify(evt.EVT_PDU_RECV, pdu=answer)
+        self.notify(evt.EVT_ACSE_RECV, primitive="A-ASSOCIATE confirmation")
+        if isinstance(answer, AAssociateRJ):
+            self.is_rejected = True
+            self.notify(evt.EVT_REJECTED)
+            self._over(Failure(AssociationRejected(answer.result, answer.source, answer.reason)))
+            return
+        information = answer.user_information
+        acceptor = self.acceptor
+        acceptor.learn(information)
+        contexts = resolve_answer(self._proposed, self.requestor.role_selection, answer)
+        acceptor.presentation_contexts = [context.copy() for context in contexts]
+        invoked, performed = 1, 1
+        proposed = self._information.async_operations
+        if proposed is not None and information.async_operations is not None:
+            window = information.async_operations
+            invoked, performed = (
+                _within(window.invoked, proposed.invoked),
+                _within(window.performed, proposed.performed),
+            )
+            # What the acceptor performs is what we invoke, and the other way round.
+            acceptor.asynchronous_operations = (performed, invoked)
+        self.established(contexts, invoked, performed)
+        if not self._contexts:
+            self._nothing_accepted()
+        elif self._answered is not None:
+            answered, self._answered = self._answered, None
+            answered.callback(self)
+
+    def _nothing_accepted(self) -> None:
+        reasons = sorted({f"{context.abstract_syntax}: {context.status}" for context in self._rejected})
+        more = f" and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+        self._unusable = Failure(
+            NoAcceptedContexts(
+                f"{self.acceptor.ae_title} accepted none of the {len(self._rejected)} presentation contexts: "
+                + "; ".join(reasons[:5])
+                + more
+            )
+        )
+        self.release().addErrback(lambda _: None)
+
+    _unusable: Failure | None = None
+
+    def transport_closed(self, reason: Failure) -> None:
+        """Tell why there is no association."""
+        # What a TLS handshake or the transport says of itself is the best answer while there is no association.
+        secure_error = reason if self._protocol.secure and self._end is None else None
+        super().transport_closed(reason)
+        if self._answered is not None:
+            answered, self._answered = self._answered, None
+            failure = self._unusable or self._end
+            if secure_error is not None and not reason.check(*_PLAIN_CLOSE):
+                failure = secure_error
+            assert failure is not None
+            answered.errback(failure)
+
+    def _deadlines(self) -> list[tuple[str, float, float, str]]:
+        if self._asked_at is None or self.settings.acse_timeout is None:
+            return super()._deadlines()
+        what = "the TLS handshake did not end" if self._protocol.handshaking else "the peer did not answer the request"
+        return [("acse", self.settings.acse_timeout, self._asked_at, what)]
+
+    def _timed_out(self, timer: str, seconds: float, what: str) -> None:
+        super()._timed_out(timer, seconds, what)
+        if self._protocol.handshaking:
+            self._protocol.transport.abortConnection()
+
+
+def _within(answered: int, proposed: int) -> int:
+    """Return what was *answered*, where that is no more than was *proposed*; 0 is above all."""
+    if proposed == 0:
+        return answered
+    return min(answered or proposed, proposed)
+
+
+class RequestorFactory(Factory):
+    """
+    Makes the protocol of one association that we ask for: ``endpoint.connect(ae.requestor_factory(...))``.
+
+    The protocol's ``user`` is the :class:`RequestorAssociation`, whose :meth:`~RequestorAssociation.when_established` tells
+    when it can be used.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        ae: AE,
+        settings: Settings,
+        handlers: evt.Handlers,
+        called_ae_title: str,
+        contexts: Sequence[PresentationContext],
+        items: UserInformation,
+    ) -> None:
+        self._ae = ae
+        self._settings = settings
+        self._handlers = handlers
+        self._called_ae_title = called_ae_title
+        self._contexts = number_contexts(contexts)
+        self._items = items
+
+    def buildProtocol(self, addr: IAddress | None) -> UpperLayerProtocol:
+        """Make the protocol and its association."""
+        association = RequestorAssociation(
+            self._ae,
+            self._settings,
+            self._handlers,
+            self._called_ae_title,
+            [context.copy() for context in self._contexts],
+            self._items,
+        )
+        return association.protocol

@@ -1,0 +1,130 @@
+"""
+A listening Application Entity.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+
+from dicomtwist import evt
+from dicomtwist.acceptor import AcceptorAssociation, AcceptorFactory
+from dicomtwist.protocol import address_of
+
+if TYPE_CHECKING:
+    from dicomtwist.association import Association
+
+
+class Server:
+    """
+    What ``AE.start_server`` gives: a port, or more, that takes associations.
+
+    :ivar factory: what makes its associations.
+    """
+
+    log = Logger()
+
+    def __init__(self, factory: AcceptorFactory, clock: Any) -> None:
+        self.factory = factory
+        self._clock = clock
+        self._ports: list[IListeningPort] = []
+
+    def __repr__(self) -> str:
+        return f"<Server of {', '.join(sorted(self.factory.titles))} at {self.addresses}>"
+
+    def listening(self, port: IListeningPort) -> None:
+        """Take *port*, which listens with :attr:`factory`."""
+        self._ports.append(port)
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """The addresses that it listens at, as (host, port); of a UNIX socket (path, 0)."""
+        return [address_of(port.getHost()) for port in self._ports]
+
+    @property
+    def port(self) -> int:
+        """The TCP port that it listens at; of several the first."""
+        return self.addresses[0][1]
+
+    @property
+    def active_associations(self) -> list[AcceptorAssociation]:
+        """The associations that are established."""
+        return [association for association in self.factory.associations if association.is_established]
+
+    def bind(self, event: evt.EventType, handler: evt.Handler, args: Any = None) -> None:
+        """Bind *handler* to *event* for the associations of this server, those that are there included."""
+        for host in self.factory.hosts:
+            host.handlers.bind(event, handler, args)
+
+    def unbind(self, event: evt.EventType, handler: evt.Handler) -> None:
+        """Unbind *handler* from *event* where it was bound for this server."""
+        for host in self.factory.hosts:
+            host.handlers.unbind(event, handler)
+
+    def stop_listening(self) -> Deferred[None]:
+        """
+        Take no more connections; associations go on.
+
+        :returns: a Deferred that fires with ``None`` when the ports are closed.
+        """
+        ports, self._ports = self._ports, []
+        stopped: DeferredList = DeferredList([_deferred(port.stopListening()) for port in ports], consumeErrors=True)
+        return stopped.addCallback(lambda _: None)
+
+    def shutdown(self, grace: float = 0.0) -> Deferred[None]:
+        """
+        Stop: no more connections, then wait for the associations, then abort those that are left.
+
+        :param grace: how long to wait for associations to end by themselves, in seconds.
+        :returns: a Deferred that fires with ``None`` when every connection is closed.
+        """
+        return Deferred.fromCoroutine(self._shutdown(grace))
+
+    async def _shutdown(self, grace: float) -> None:
+        await self.stop_listening()
+        associations = list(self.factory.associations)
+        for association in associations:
+            if not association.is_established:
+                association.drop()
+        ended = DeferredList([association.when_ended() for association in associations])
+        if associations and grace > 0:
+            late = self._clock.callLater(grace, _abort, associations)
+            await ended
+            if late.active():
+                late.cancel()
+            return
+        _abort(associations)
+        await ended
+
+
+def _abort(associations: list[AcceptorAssociation]) -> None:
+    for association in associations:
+        association.abort("the server is shutting down")
+
+
+def _deferred(result: Any) -> Deferred[Any]:
+    if isinstance(result, Deferred):
+        return result
+    done: Deferred[Any] = Deferred()
+    done.callback(result)
+    return done
+
+
+def log_ended(association: Association) -> None:
+    """Write the one log line of an association that has ended: who, what, how many, how."""
+    if not association.was_established:
+        return
+    counts = ", ".join(
+        f"{count} {service}" + (f" ({association.failed[service]} failed)" if association.failed[service] else "")
+        for service, count in association.performed.items()
+    )
+    Server.log.info(
+        "{peer!r} at {address}: {counts}; {ending}",
+        peer=association.remote.ae_title,
+        address=association.remote.address,
+        counts=counts or "nothing asked for",
+        ending="released" if association.is_released else str(association.end_reason),
+    )

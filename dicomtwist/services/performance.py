@@ -1,0 +1,152 @@
+"""
+One operation that is being performed for the peer, from its request to its final response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any
+
+from pydicom import Dataset
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from dicomtwist.dimse import status as codes
+from dicomtwist.dimse.messages import RESPONSES, Request, Response
+
+if TYPE_CHECKING:
+    from dicomtwist.association import Association
+    from dicomtwist.datasets import DataSetStream
+    from dicomtwist.evt import EventType
+    from dicomtwist.presentation import PresentationContextTuple
+
+
+class Performance:
+    """
+    An operation that the peer invoked.
+
+    :ivar assoc: the association that it came on.
+    :ivar context: the presentation context that it came in.
+    :ivar request: its command set.
+    :ivar stream: its data set as it comes in, where it has one.
+    :ivar is_cancelled: whether the peer sent C-CANCEL, or is gone.
+    """
+
+    __slots__ = ("assoc", "context", "is_cancelled", "request", "stream")
+
+    log = Logger()
+
+    def __init__(self, assoc: Association, context: PresentationContextTuple, request: Request) -> None:
+        self.assoc = assoc
+        self.context = context
+        self.request = request
+        self.stream: DataSetStream | None = None
+        self.is_cancelled = False
+
+    @property
+    def service_name(self) -> str:
+        """The DIMSE service, such as ``"C-STORE"``."""
+        return self.request.NAME.removesuffix("-RQ")
+
+    def cancel(self) -> None:
+        """The peer does not want the result any more, or will not get it."""
+        self.is_cancelled = True
+
+    def response(self, status: int, error_comment: str | None = None) -> Response:
+        """Return a response to the request, with what it has to repeat of it."""
+        request = self.request
+        response = RESPONSES[type(request)](
+            message_id_being_responded_to=request.message_id,
+            status=status,
+            error_comment=error_comment[:64] if error_comment else None,
+        )
+        for suffix in ("sop_class_uid", "sop_instance_uid"):
+            value = getattr(request, "affected_" + suffix, None) or getattr(request, "requested_" + suffix, None)
+            if value and hasattr(response, "affected_" + suffix):
+                setattr(response, "affected_" + suffix, value)
+        return response
+
+    def finish(self, response: Response) -> None:
+        """Answer for good."""
+        self.assoc.respond(self, response)
+        self.assoc.performance_done(self, response.status)
+
+    def refuse(self, status: int, why: str) -> None:
+        """Answer with a failure when the data set, which nobody reads, has come."""
+        self.log.info(
+            "{service} of {peer!r} refused with 0x{status:04X}: {why}",
+            service=self.service_name,
+            peer=self.assoc.remote.ae_title,
+            status=status,
+            why=why,
+        )
+        response = self.response(status, why)
+        if self.stream is None:
+            self.finish(response)
+        else:
+            self.stream.discard(lambda: self.finish(response))
+
+    def call(self, event: EventType, occurrence: object, then: Callable[[Any], None], failure_status: int) -> None:
+        """
+        Call the handler of an intervention and go on with what it returns, at once where it is there at once.
+
+        :param then: called with the value.
+        :param failure_status: the status to answer with where the handler raises.
+        """
+        bound = self.assoc.handler(event)
+        assert bound is not None
+        handler, arguments = bound
+        try:
+            result = handler(occurrence, *arguments)
+            if type(result) is CoroutineType:
+                result = Deferred.fromCoroutine(result)
+            if isinstance(result, Deferred):
+                result.addCallback(then).addErrback(self._raised, event, failure_status)
+                return
+            then(result)
+        except Exception:
+            self._raised(Failure(), event, failure_status)
+
+    def _raised(self, reason: Failure, event: EventType, status: int) -> None:
+        if self.is_cancelled and self.assoc.end_reason is not None and reason.value is self.assoc.end_reason:
+            return  # the handler was reading the data set of a peer that is gone: it knows, the peer does not care
+        self.log.failure(
+            "the handler of {event} raised; {peer!r} gets the status 0x{status:04X}",
+            reason,
+            event=event,
+            peer=self.assoc.remote.ae_title,
+            status=status,
+        )
+        self.refuse(status, "the handler failed")
+
+
+def status_response(performance: Performance, value: object) -> Response:
+    """
+    Return the response for what a handler returned: a status as a number, or a Dataset with one.
+
+    Of a Dataset, Status (0000,0900), Error Comment, Error ID and Offending Element are taken.
+
+    :raises TypeError: it is neither.
+    :raises ValueError: the status does not fit in 16 bits, or the Dataset has none.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 0 <= value <= 0xFFFF:
+            raise ValueError(f"a handler returned the status {value:#x}, which has more than 16 bits")
+        return performance.response(int(value))
+    if isinstance(value, Dataset):
+        if "Status" not in value:
+            raise ValueError("a handler returned a Dataset without Status (0000,0900)")
+        response = status_response(performance, int(value.Status))
+        response.error_comment = str(value.ErrorComment)[:64] if "ErrorComment" in value else None
+        response.error_id = int(value.ErrorID) if "ErrorID" in value else None
+        if "OffendingElement" in value:
+            tags = value.OffendingElement
+            tags = tags if isinstance(tags, list) or hasattr(tags, "append") else [tags]
+            response.offending_element = tuple(int(tag) for tag in tags)
+        return response
+    raise TypeError(f"a handler returned {type(value).__name__}, a status is an int or a Dataset with Status")
+
+
+__all__ = ["Performance", "codes", "status_response"]

@@ -1,0 +1,95 @@
+"""
+The Storage Service Class: C-STORE (PS3.4 Annex B, PS3.7 9.1.1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.python.failure import Failure
+
+from dicomtwist import evt
+from dicomtwist.dimse.messages import CStoreRQ
+from dicomtwist.dimse.status import (
+    CANNOT_UNDERSTAND,
+    OUT_OF_RESOURCES,
+    SOP_CLASS_NOT_SUPPORTED,
+    STORE_HANDLER_FAILED,
+)
+from dicomtwist.services.performance import Performance, status_response
+
+
+def perform_store(performance: Performance) -> None:
+    """
+    Give the instance to the handler of ``EVT_C_STORE`` and answer what it returns.
+
+    A streaming handler is called at once, any other when the data set is complete. The response waits for the end of
+    the data set in any case, since a requestor does not listen before.
+    """
+    request, stream, assoc = performance.request, performance.stream, performance.assoc
+    assert isinstance(request, CStoreRQ)
+    bound = assoc.handler(evt.EVT_C_STORE)
+    if stream is None:
+        performance.refuse(CANNOT_UNDERSTAND, "a C-STORE request without a data set")
+    elif not request.affected_sop_instance_uid or not request.affected_sop_class_uid:
+        performance.refuse(CANNOT_UNDERSTAND, "a C-STORE request without its SOP Class or Instance UID")
+    elif request.affected_sop_class_uid != performance.context.abstract_syntax:
+        performance.refuse(SOP_CLASS_NOT_SUPPORTED, "the SOP Class is not that of the presentation context")
+    elif bound is None:
+        performance.refuse(STORE_HANDLER_FAILED, "no handler is bound to EVT_C_STORE")
+    else:
+        event = evt.StoreEvent(evt.EVT_C_STORE, assoc, request, performance.context, stream)
+        if getattr(bound[0], "is_streaming", False):
+            _stream(performance, event)
+        else:
+            stream.deliver_to(_Collector(performance, event, assoc.settings.maximum_buffered_size))
+
+
+def _stream(performance: Performance, event: evt.StoreEvent) -> None:
+    def handled(value: Any) -> None:
+        response = status_response(performance, value)
+        # Whatever the handler has not read is not wanted.
+        event.stream.discard(lambda: performance.finish(response))
+
+    performance.call(evt.EVT_C_STORE, event, handled, STORE_HANDLER_FAILED)
+
+
+class _Collector:
+    """Collects a data set for a handler that wants the whole of it, up to a limit."""
+
+    __slots__ = ("_event", "_length", "_limit", "_parts", "_performance")
+
+    def __init__(self, performance: Performance, event: evt.StoreEvent, limit: int) -> None:
+        self._performance = performance
+        self._event = event
+        self._limit = limit
+        self._parts: list[memoryview] = []
+        self._length = 0
+
+    def write(self, data: memoryview) -> None:
+        """Keep *data*, unless it is too much: then let go of all."""
+        self._length += len(data)
+        if self._length <= self._limit:
+            self._parts.append(data)
+        else:
+            self._parts.clear()
+
+    def finish(self) -> None:
+        """Call the handler."""
+        performance = self._performance
+        performance.stream = None
+        if self._length > self._limit:
+            performance.refuse(OUT_OF_RESOURCES, f"a data set of more than {self._limit} bytes")
+            return
+        self._event.complete(b"".join(self._parts))
+        self._parts.clear()
+        performance.call(
+            evt.EVT_C_STORE,
+            self._event,
+            lambda value: performance.finish(status_response(performance, value)),
+            STORE_HANDLER_FAILED,
+        )
+
+    def fail(self, reason: Failure) -> None:
+        """The peer is gone: nobody is to be told."""
+        self._parts.clear()
