@@ -575,9 +575,7 @@ def one_per_transfer_syntax(*, without_study: bool = False) -> dict[str, DicomFi
     The largest of :func:`dicom_files` in each transfer syntax in which they come.
     """
     found: dict[str, DicomFile] = {}
-    for file in sorted(
-        dicom_files(without_study=without_study), key=lambda file: Path(file.path).stat().st_size
-    ):
+    for file in sorted(dicom_files(without_study=without_study), key=lambda file: Path(file.path).stat().st_size):
         found[file.transfer_syntax] = file
     return found
 

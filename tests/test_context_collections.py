@@ -157,9 +157,7 @@ class RequestedTests(SynchronousTestCase):
         self.contexts.add(CTImageStorage, ImplicitVRLittleEndian)
         self.contexts.remove(VerificationSOPClass, ImplicitVRLittleEndian)
         self.assertEqual(len(self.contexts), 2)
-        self.contexts.remove(
-            VerificationSOPClass, [ExplicitVRLittleEndian, "1.2.840.10008.1.2.1.99", JPEGBaseline8Bit]
-        )
+        self.contexts.remove(VerificationSOPClass, [ExplicitVRLittleEndian, "1.2.840.10008.1.2.1.99", JPEGBaseline8Bit])
         self.assertEqual(str(self.contexts.as_list()[0]), text("Explicit VR Big Endian"))
         self.contexts.remove(VerificationSOPClass, JPEGBaseline8Bit)
         self.assertEqual(len(self.contexts), 2)
@@ -208,9 +206,7 @@ class SupportedTests(SynchronousTestCase):
         self.assertEqual(len(self.contexts), 1)
         self.assertEqual(
             str(self.contexts.as_list()[0]),
-            text(
-                "Explicit VR Little Endian", "Implicit VR Little Endian", abstract_syntax="CT Image Storage"
-            ),
+            text("Explicit VR Little Endian", "Implicit VR Little Endian", abstract_syntax="CT Image Storage"),
         )
 
     @given(st.lists(syntaxes, min_size=1, max_size=4))
@@ -249,9 +245,7 @@ class SupportedTests(SynchronousTestCase):
             [str(context) for context in self.contexts],
             [
                 text("Implicit VR Little Endian", "Explicit VR Big Endian"),
-                text(
-                    "Implicit VR Little Endian", "Explicit VR Big Endian", abstract_syntax="CT Image Storage"
-                ),
+                text("Implicit VR Little Endian", "Explicit VR Big Endian", abstract_syntax="CT Image Storage"),
             ],
         )
         self.contexts.replace([])

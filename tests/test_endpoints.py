@@ -68,9 +68,7 @@ class DescriptionTests(SynchronousTestCase):
         server = server_endpoint(self.reactor, rf"dicomtls:2762:{rest}:interface=\:\::backlog=7")
         self.successResultOf(server.listen(Factory()))
         self.assertEqual([(p[0], p[2], p[3]) for p in self.reactor.tcpServers], [(2762, 7, "::")])
-        client = client_endpoint(
-            self.reactor, f"dicomtls:10.0.0.1:2762:{rest}:timeout=5:bindAddress=10.0.0.2"
-        )
+        client = client_endpoint(self.reactor, f"dicomtls:10.0.0.1:2762:{rest}:timeout=5:bindAddress=10.0.0.2")
         client.connect(Factory()).addErrback(lambda _: None)
         host, port, _, timeout, bind_address = self.reactor.tcpClients[0]
         self.assertEqual((host, port, timeout, bind_address), ("10.0.0.1", 2762, 5, ("10.0.0.2", 0)))
@@ -106,9 +104,7 @@ class MistakeTests(SynchronousTestCase):
         self.ca = self.authority.path
         self.reactor = MemoryReactorClock()
 
-    def assert_mistake(
-        self, make: Callable[..., object], description: Any, option: str | None, *words: str
-    ) -> None:
+    def assert_mistake(self, make: Callable[..., object], description: Any, option: str | None, *words: str) -> None:
         with self.assertRaises(EndpointError) as caught:
             make(self.reactor, description)
         self.assertIsInstance(caught.exception, ValueError)
@@ -179,9 +175,7 @@ class MistakeTests(SynchronousTestCase):
         self.server(f"1:privateKey={self.pem}{trust}:extraCertChain={text}", "extraCertChain", "in PEM form")
         self.client(f"host:1:trustRoots={missing}", "trustRoots", "No such file")
         self.client(f"host:1:certKey={self.ca}", "privateKey", "no usable PEM")
-        self.assert_mistake(
-            server_endpoint, "systemd:domain=INET:index=9", None, "systemd handed over no such"
-        )
+        self.assert_mistake(server_endpoint, "systemd:domain=INET:index=9", None, "systemd handed over no such")
         self.assert_mistake(server_endpoint, f"ssl:1:privateKey={missing}", None, "cannot read the file")
 
     def test_key_of_another_certificate(self) -> None:
@@ -195,9 +189,7 @@ class MistakeTests(SynchronousTestCase):
         key = ec.generate_private_key(ec.SECP256R1())
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
         path = write(self.directory, "locked.pem", pem)
-        self.server(
-            f"1:privateKey={path}:certKey={self.pem}:trustRoots={self.ca}", "privateKey", "passphrase"
-        )
+        self.server(f"1:privateKey={path}:certKey={self.pem}:trustRoots={self.ca}", "privateKey", "passphrase")
 
     def test_list_that_ran_out(self) -> None:
         crl = self.authority.revocation_list("crl", expires=NOW - DAY)

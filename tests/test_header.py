@@ -157,26 +157,14 @@ class Structure(SynchronousTestCase):
         inner = ITEM + UNDEFINED + implicit(STUDY, b"9.9\0") + implicit(0x4D4D4953, b"x" * 300) + END_ITEM
         un = b"\x09\x00\x10\x10UN\0\0"
         self.check(un + UNDEFINED + inner + END_SEQUENCE + TAIL)
-        self.check(
-            SQ + UNDEFINED + ITEM + UNDEFINED + un + UNDEFINED + inner + END_SEQUENCE + END_SEQUENCE + TAIL
-        )
+        self.check(SQ + UNDEFINED + ITEM + UNDEFINED + un + UNDEFINED + inner + END_SEQUENCE + END_SEQUENCE + TAIL)
 
     def test_implicit(self) -> None:
-        sequence = (
-            b"\x08\x00\x40\x11"
-            + UNDEFINED
-            + ITEM
-            + UNDEFINED
-            + implicit(STUDY, b"9")
-            + END_ITEM
-            + END_SEQUENCE
-        )
+        sequence = b"\x08\x00\x40\x11" + UNDEFINED + ITEM + UNDEFINED + implicit(STUDY, b"9") + END_ITEM + END_SEQUENCE
         self.check(sequence + implicit(STUDY, b"1.2\0") + implicit(SERIES, b"1.3\0"), IMPLICIT)
 
     def test_fragments_before_what_is_wanted(self) -> None:
-        fragments = (
-            b"\x08\x00\x00\x10OB\0\0" + UNDEFINED + ITEM + b"\0\0\0\0" + ITEM + b"\x08\0\0\0" + END_SEQUENCE
-        )
+        fragments = b"\x08\x00\x00\x10OB\0\0" + UNDEFINED + ITEM + b"\0\0\0\0" + ITEM + b"\x08\0\0\0" + END_SEQUENCE
         self.check(fragments + END_SEQUENCE + TAIL)
         self.refuse(b"\x08\x00\x00\x10OB\0\0" + UNDEFINED + ITEM + UNDEFINED + bytes(9), "item where none")
 

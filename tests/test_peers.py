@@ -54,9 +54,7 @@ class ProcessTests(TestCase):
         """
         Exit code, both streams and the environment.
         """
-        source = (
-            "import os, sys; print(os.environ['WORD']); print(*sys.argv[1:], file=sys.stderr); sys.exit(3)"
-        )
+        source = "import os, sys; print(os.environ['WORD']); print(*sys.argv[1:], file=sys.stderr); sys.exit(3)"
         result = await peers.run(sys.executable, "-c", source, Path("a"), 1, env={"WORD": "word"})
         self.assertEqual((result.code, result.stdout, result.stderr), (3, b"word\n", b"a 1\n"))
         self.assertEqual(result.text, "word\na 1\n")

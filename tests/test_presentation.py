@@ -319,9 +319,7 @@ class PrintedFormTests(SynchronousTestCase):
     def test_repr(self) -> None:
         """One line for a debugger."""
         context = build_context(Verification, ImplicitVRLittleEndian)
-        self.assertEqual(
-            repr(context), "<PresentationContext - 'Verification SOP Class' [1.2.840.10008.1.2] Pending>"
-        )
+        self.assertEqual(repr(context), "<PresentationContext - 'Verification SOP Class' [1.2.840.10008.1.2] Pending>")
 
 
 class BuildTests(SynchronousTestCase):
@@ -331,9 +329,7 @@ class BuildTests(SynchronousTestCase):
         """As the documentation shows it."""
         context_a = build_context(CTImageStorage, ImplicitVRLittleEndian)
         context_b = build_context("1.2.840.10008.1.1", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
-        self.assertEqual(
-            str(context_a), text("Implicit VR Little Endian", abstract_syntax="CT Image Storage")
-        )
+        self.assertEqual(str(context_a), text("Implicit VR Little Endian", abstract_syntax="CT Image Storage"))
         self.assertEqual(str(context_b), text("Implicit VR Little Endian", "Explicit VR Big Endian"))
         self.assertEqual(build_context(CTImageStorage).transfer_syntax, list(DEFAULT_TRANSFER_SYNTAXES))
 

@@ -215,9 +215,7 @@ class ServerTests(Handshakes):
     async def test_expired_client(self) -> None:
         old = self.authority.issue("old.example", not_before=NOW - 9 * DAY, not_after=NOW - DAY)
         server, client = await self.meet(client={"privateKey": old})
-        self.assert_refused_by_server(
-            server, client, "has expired", "the peer refused our certificate: it has expired"
-        )
+        self.assert_refused_by_server(server, client, "has expired", "the peer refused our certificate: it has expired")
 
     @awaited
     async def test_client_from_the_future(self) -> None:
@@ -279,9 +277,7 @@ class ServerTests(Handshakes):
     async def test_certificate_for_servers_only(self) -> None:
         path = self.authority.issue_for_servers("a\r\nb\x1b[31m")
         server, client = await self.meet(client={"privateKey": path})
-        self.assert_refused_by_server(
-            server, client, "needs serverAuth (server) or", "refused our certificate"
-        )
+        self.assert_refused_by_server(server, client, "needs serverAuth (server) or", "refused our certificate")
         self.assertTrue((server.text or "").isprintable(), "what the peer chose is escaped")
 
     @awaited
@@ -416,9 +412,7 @@ class ClientTests(Handshakes):
         server, client = Side(greeting=b"hello"), Side()
         port = await self.listen(self.server_string(), server)
         number = cast(Any, port.getHost()).port
-        await client_endpoint(reactor, self.client_string(number, host="localhost")).connect(
-            OneFactory(client)
-        )
+        await client_endpoint(reactor, self.client_string(number, host="localhost")).connect(OneFactory(client))
         await server.lost
         await client.lost
         self.assert_accepted(server, client)
@@ -492,9 +486,7 @@ class ClientTests(Handshakes):
 class Foreign:
     """A TLS client that is not ours."""
 
-    def __init__(
-        self, test: Handshakes, ciphers: bytes = b"DEFAULT", newest: int = 0, pem: str | None = None
-    ) -> None:
+    def __init__(self, test: Handshakes, ciphers: bytes = b"DEFAULT", newest: int = 0, pem: str | None = None) -> None:
         self.context = SSL.Context(SSL.TLS_METHOD)
         self.context.set_cipher_list(ciphers)
         self.context.set_max_proto_version(newest)

@@ -318,9 +318,7 @@ class InstanceStore:
     def _remove_left_overs(self) -> int:
         """Remove the temporary files of stores that are gone, unless another store lives in the same root."""
         if self._lock_fd < 0:
-            self._lock_fd = os.open(
-                os.path.join(self._incoming, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640
-            )
+            self._lock_fd = os.open(os.path.join(self._incoming, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -7,10 +7,11 @@ Hand-written because every message passes here: a C-STORE request decodes in abo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from struct import Struct, error
 from struct import pack as struct_pack
 from struct import unpack as struct_unpack
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from dicomtwist.errors import InvalidMessage
 
@@ -20,9 +21,12 @@ MAX_COMMAND_LENGTH: Final = 64 * 1024
 #: What a decoded element holds: a number, text, or the tags of an AT as ``group << 16 | element``.
 Value: TypeAlias = int | str | tuple[int, ...]
 
+_HEADER = Struct("<LL")  # tag and length
+_RUN = Struct("<QHQHQHQH")  # four numbers, each behind its header
 _ELEMENT = Struct("<HHL")
 _ELEMENT_US = Struct("<HHLH")
-_GROUP_LENGTH = Struct("<HHLL")
+_GROUP_LENGTH = Struct("<LLL")
+_GROUP_LENGTH_HEADER = _GROUP_LENGTH.pack(0, 4, 0)[:8]
 
 #: Every element of a command set that is not retired: element number to (keyword in snake_case, VR) (PS3.7 E.1).
 ELEMENTS: Final[dict[int, tuple[str, str]]] = {
@@ -87,8 +91,25 @@ _DECODERS: Final[dict[str, Callable[[bytes], Value]]] = {
     "AT": _decode_tags,
 }
 
-_BY_ELEMENT: Final = {
-    element: (keyword, None if vr == "US" else _DECODERS[vr]) for element, (keyword, vr) in ELEMENTS.items()
+
+#: (keyword, decoder) by tag, as ``_HEADER`` reads it: the group is in the lower half.
+_BY_TAG: Final = {element << 16: (keyword, _DECODERS[vr]) for element, (keyword, vr) in ELEMENTS.items()}
+
+_COMMAND_FIELD: Final = KEYWORDS["command_field"][0] << 16
+
+
+def number_header(keyword: str) -> int:
+    """Return the header (tag, length) of an element that holds a number, its eight bytes read as one number."""
+    return KEYWORDS[keyword][0] << 16 | 2 << 32
+
+
+#: The numbers that stand side by side in the requests of the C services and in all responses, by their headers.
+_RUNS: Final = {
+    tuple(number_header(keyword) for keyword in run): run
+    for run in (
+        ("command_field", "message_id", "priority", "command_data_set_type"),
+        ("command_field", "message_id_being_responded_to", "command_data_set_type", "status"),
+    )
 }
 
 
@@ -96,42 +117,92 @@ def decode_command(data: bytes) -> dict[str, Value]:
     """
     Return the elements of the command set *data* by their keywords.
 
-    Elements that PS3.7 does not define, or has retired, are passed over, the group length too.
+    Elements that PS3.7 does not define, or has retired, are passed over, and so are the group length and elements
+    without a value.
 
     :raises InvalidMessage: an element of another group, a length that lies, a number of the wrong size.
     """
     values: dict[str, Value] = {}
-    position, end = 0, len(data)
-    unpack_from, known = _ELEMENT.unpack_from, _BY_ELEMENT
+    end = len(data)
+    position = _GROUP_LENGTH.size if data.startswith(_GROUP_LENGTH_HEADER) else 0
     try:
         while position < end:
-            group, element, length = unpack_from(data, position)
+            tag, length = _HEADER.unpack_from(data, position)
+            if tag == _COMMAND_FIELD and end - position >= _RUN.size:
+                head1, value1, head2, value2, head3, value3, head4, value4 = _RUN.unpack_from(data, position)
+                run = _RUNS.get((head1, head2, head3, head4))
+                if run is not None:
+                    name1, name2, name3, name4 = run
+                    values[name1] = value1
+                    values[name2] = value2
+                    values[name3] = value3
+                    values[name4] = value4
+                    position += _RUN.size
+                    continue
             position += 8
             stop = position + length
-            if group or stop > end:
+            if stop > end:
                 raise InvalidMessage(
-                    f"command element ({group:04x},{element:04x}) of {length} bytes, {end - position} are left"
-                    if stop > end
-                    else f"element ({group:04x},{element:04x}) in a command set, which is of group 0000 only"
+                    f"command element {_tag_text(tag)} of {length} bytes, {end - position} are left"
                 )
-            entry = known.get(element)
-            if entry is not None:
-                keyword, decoder = entry
-                if decoder is None:
-                    if length != 2:
-                        raise InvalidMessage(f"{keyword} holds {length} bytes, 2 is the length of VR US")
-                    values[keyword] = data[position] | data[position + 1] << 8
-                else:
-                    values[keyword] = decoder(data[position:stop])
+            if tag in _BY_TAG:
+                if length:
+                    keyword, decode = _BY_TAG[tag]
+                    values[keyword] = decode(data[position:stop])
+            elif tag & 0xFFFF:
+                raise InvalidMessage(
+                    f"element {_tag_text(tag)} in a command set, which is of group 0000 only"
+                )
             position = stop
     except error:
         raise InvalidMessage(f"{end - position} bytes are left, an element header takes 8") from None
     return values
 
 
-def _encode_text(value: str, pad: bytes) -> bytes:
-    raw = value.encode("latin-1", "replace")
-    return raw + pad if len(raw) & 1 else raw
+def _tag_text(tag: int) -> str:
+    return f"({tag & 0xFFFF:04x},{tag >> 16:04x})"
+
+
+def _number_encoder(element: int) -> Callable[[int], bytes]:
+    return partial(_ELEMENT_US.pack, 0, element, 2)
+
+
+def _text_encoder(element: int, pad: bytes) -> Callable[[str], bytes]:
+    pack = _ELEMENT.pack
+
+    def encode(value: str) -> bytes:
+        raw = value.encode("latin-1", "replace")
+        if len(raw) & 1:
+            raw += pad
+        return pack(0, element, len(raw)) + raw
+
+    return encode
+
+
+def _tags_encoder(element: int) -> Callable[[tuple[int, ...]], bytes]:
+    def encode(value: tuple[int, ...]) -> bytes:
+        raw = b"".join([struct_pack("<HH", tag >> 16, tag & 0xFFFF) for tag in value])
+        return _ELEMENT.pack(0, element, len(raw)) + raw
+
+    return encode
+
+
+def _encoder(element: int, vr: str) -> Callable[[Any], bytes]:
+    if vr == "US":
+        return _number_encoder(element)
+    if vr == "AT":
+        return _tags_encoder(element)
+    return _text_encoder(element, b"\0" if vr == "UI" else b" ")
+
+
+#: What encodes the element of each keyword.
+ENCODERS: Final = {keyword: _encoder(element, vr) for keyword, (element, vr) in KEYWORDS.items()}
+
+
+def join_elements(elements: Iterable[bytes]) -> bytes:
+    """Return the command set of *elements* that are encoded already, with its group length in front."""
+    body = b"".join(elements)
+    return _GROUP_LENGTH.pack(0, 4, len(body)) + body
 
 
 def encode_command(values: Iterable[tuple[str, Value | None]]) -> bytes:
@@ -140,21 +211,4 @@ def encode_command(values: Iterable[tuple[str, Value | None]]) -> bytes:
 
     :param values: in ascending order of the elements; a value of ``None`` is left out.
     """
-    parts: list[bytes] = []
-    for keyword, value in values:
-        if value is None:
-            continue
-        element, vr = KEYWORDS[keyword]
-        if vr == "US":
-            assert isinstance(value, int)
-            parts.append(_ELEMENT_US.pack(0, element, 2, value))
-            continue
-        if vr == "AT":
-            assert isinstance(value, tuple)
-            raw = b"".join(struct_pack("<HH", tag >> 16, tag & 0xFFFF) for tag in value)
-        else:
-            assert isinstance(value, str)
-            raw = _encode_text(value, b"\0" if vr == "UI" else b" ")
-        parts.append(_ELEMENT.pack(0, element, len(raw)) + raw)
-    body = b"".join(parts)
-    return _GROUP_LENGTH.pack(0, 0, 4, len(body)) + body
+    return join_elements([ENCODERS[keyword](value) for keyword, value in values if value is not None])

@@ -7,10 +7,20 @@ beside it as fragments. The attributes are the standard's keywords in snake_case
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import groupby
+from struct import Struct
 from typing import Any, ClassVar, Final, cast
 
-from dicomtwist.dimse.command import KEYWORDS, Value, decode_command, encode_command
+from dicomtwist.dimse.command import (
+    ENCODERS,
+    KEYWORDS,
+    Value,
+    decode_command,
+    join_elements,
+    number_header,
+)
 from dicomtwist.errors import InvalidMessage
 
 #: Command Data Set Type of a message without a data set; any other value means that one follows (PS3.7 E.1).
@@ -29,24 +39,12 @@ class Message:
     NAME: ClassVar[str] = ""
     #: Attributes without which the message cannot be acted on.
     REQUIRED: ClassVar[tuple[str, ...]] = ()
-    _ENCODED: ClassVar[tuple[str, ...]] = ()
 
     has_dataset: bool = False
 
     def encode(self) -> bytes:
         """Return the encoded command set (PS3.7 6.3.1)."""
-        return encode_command(self._values())
-
-    def _values(self) -> list[tuple[str, Value | None]]:
-        values: list[tuple[str, Value | None]] = []
-        for name in self._ENCODED:
-            if name == "command_field":
-                values.append((name, self.COMMAND_FIELD))
-            elif name == "command_data_set_type":
-                values.append((name, _WITH_DATASET if self.has_dataset else NO_DATASET))
-            else:
-                values.append((name, getattr(self, name)))
-        return values
+        return _ENCODE[type(self)](self)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -183,7 +181,11 @@ class NEventReportRQ(Request):
     """N-EVENT-REPORT-RQ (PS3.7 10.3.1.1)."""
 
     COMMAND_FIELD: ClassVar[int] = 0x0100
-    REQUIRED: ClassVar[tuple[str, ...]] = ("affected_sop_class_uid", "affected_sop_instance_uid", "event_type_id")
+    REQUIRED: ClassVar[tuple[str, ...]] = (
+        "affected_sop_class_uid",
+        "affected_sop_instance_uid",
+        "event_type_id",
+    )
     affected_sop_class_uid: str = ""
     affected_sop_instance_uid: str = ""
     event_type_id: int = 0
@@ -318,22 +320,78 @@ RESPONSES: Final[dict[type[Message], type[Response]]] = {
 }
 
 
-def _prepare(cls: type[Message]) -> frozenset[str]:
-    names = [field.name for field in fields(cls) if field.name != "has_dataset"]
-    names += ["command_field", "command_data_set_type"]
-    cls._ENCODED = tuple(sorted(names, key=lambda name: KEYWORDS[name][0]))
-    words = cls.__name__.removesuffix("RQ").removesuffix("RSP")
-    cls.NAME = _NAMES[words] + ("-RSP" if cls.__name__.endswith("RSP") else "-RQ")
-    return frozenset(names)
-
-
 _NAMES: Final = {
     "CEcho": "C-ECHO", "CStore": "C-STORE", "CFind": "C-FIND", "CGet": "C-GET", "CMove": "C-MOVE",
     "CCancel": "C-CANCEL", "NEventReport": "N-EVENT-REPORT", "NGet": "N-GET", "NSet": "N-SET",
     "NAction": "N-ACTION", "NCreate": "N-CREATE", "NDelete": "N-DELETE",
 }  # fmt: skip
 
-_ATTRIBUTES: Final = {cls: _prepare(cls) for cls in _CLASSES}
+for _class in _CLASSES:
+    _service = _class.__name__.removesuffix("RQ").removesuffix("RSP")
+    _class.NAME = _NAMES[_service] + ("-RSP" if _class.__name__.endswith("RSP") else "-RQ")
+
+
+# Each message passes through encode and decode once, so these are written out for each class, as dataclasses write
+# out __init__: a loop over the fields takes twice as long.
+
+
+def _compile(signature: str, lines: list[str], names: dict[str, Any]) -> Any:
+    exec("\n    ".join([f"def function({signature}):", *lines]), names)
+    return names["function"]
+
+
+def _write_encoder(cls: type[Message]) -> Callable[[Message], bytes]:
+    """Return a function that encodes a *cls*: numbers that are always there with one pack, others one by one."""
+    sources = {
+        field.name: (f"self.{field.name}", field.default is None)
+        for field in fields(cls)
+        if field.name != "has_dataset"
+    }
+    sources["command_field"] = (str(cls.COMMAND_FIELD), False)
+    sources["command_data_set_type"] = (f"{_WITH_DATASET} if self.has_dataset else {NO_DATASET}", False)
+    elements = sorted((KEYWORDS[keyword], keyword, *source) for keyword, source in sources.items())
+
+    names: dict[str, Any] = {"join_elements": join_elements}
+    parts: list[str] = []
+    for is_run, group in groupby(elements, lambda element: element[0][1] == "US" and not element[3]):
+        if is_run:
+            run = [f"{number_header(keyword)}, {source}" for _, keyword, source, _ in group]
+            pack = f"pack_{len(run)}"
+            names[pack] = Struct("<" + "QH" * len(run)).pack
+            parts.append(f"{pack}({', '.join(run)})")
+            continue
+        for _, keyword, source, optional in group:
+            names[f"encode_{keyword}"] = ENCODERS[keyword]
+            skip = f"b'' if {source} is None else " if optional else ""
+            parts.append(f"{skip}encode_{keyword}({source})")
+    return cast(
+        "Callable[[Message], bytes]", _compile("self", [f"return join_elements(({', '.join(parts)}))"], names)
+    )
+
+
+def _write_maker(cls: type[Message]) -> Callable[[dict[str, Value]], Message]:
+    """Return a function that makes a *cls* of decoded elements; a ``KeyError`` names what is missing."""
+    needed = {"message_id"} if issubclass(cls, Request) else {"message_id_being_responded_to"}
+    if issubclass(cls, Response):
+        needed.add("status")
+    lines = [
+        "self = new(cls)",
+        f"self.has_dataset = values.get('command_data_set_type', {NO_DATASET}) != {NO_DATASET}",
+    ]
+    for field in fields(cls):
+        name = field.name
+        if name in needed:
+            lines.append(f"self.{name} = values['{name}']")
+        elif name != "has_dataset":
+            lines.append(f"self.{name} = values.get('{name}', {field.default!r})")
+    names = {"new": object.__new__, "cls": cls}
+    return cast("Callable[[dict[str, Value]], Message]", _compile("values", [*lines, "return self"], names))
+
+
+_ENCODE: Final = {cls: _write_encoder(cls) for cls in _CLASSES}
+_MAKE: Final[dict[Value, Callable[[dict[str, Value]], Message]]] = {
+    cls.COMMAND_FIELD: _write_maker(cls) for cls in _CLASSES
+}
 
 
 def decode_message(data: bytes) -> Message:
@@ -345,22 +403,16 @@ def decode_message(data: bytes) -> Message:
 
     :raises InvalidMessage: it is malformed, of an unknown Command Field, or lacks what it needs.
     """
-    values = cast("dict[str, Any]", decode_command(data))
-    command_field = values.pop("command_field", None)
-    cls = MESSAGES.get(command_field) if command_field is not None else None
-    if cls is None:
-        raise InvalidMessage(
-            "a command set without Command Field"
-            if command_field is None
-            else f"Command Field {command_field:#06x} is unknown"
-        )
-    data_set_type = values.pop("command_data_set_type", NO_DATASET)
-    required = "message_id" if issubclass(cls, Request) else "message_id_being_responded_to"
-    if required not in values:
-        raise InvalidMessage(f"{cls.NAME} without {required}")
-    if issubclass(cls, Response) and "status" not in values:
-        raise InvalidMessage(f"{cls.NAME} without status")
-    if not values.keys() <= _ATTRIBUTES[cls]:
-        for name in values.keys() - _ATTRIBUTES[cls]:
-            del values[name]
-    return cls(has_dataset=data_set_type != NO_DATASET, **values)
+    values = decode_command(data)
+    try:
+        command_field = values["command_field"]
+    except KeyError:
+        raise InvalidMessage("a command set without Command Field") from None
+    try:
+        make = _MAKE[command_field]
+    except KeyError:
+        raise InvalidMessage(f"Command Field {command_field:#06x} is unknown") from None
+    try:
+        return make(values)
+    except KeyError as error:
+        raise InvalidMessage(f"{MESSAGES[cast('int', command_field)].NAME} without {error.args[0]}") from None

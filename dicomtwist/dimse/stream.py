@@ -24,6 +24,10 @@ _PDATA = Struct(">BxLLBB")
 MAX_SEND_LENGTH: Final = 131072
 
 
+#: In place of a presentation context ID between messages. A peer can send any byte, 0 too.
+_NONE: Final = -1
+
+
 class MessageUser(Protocol):
     """Who gets the messages of a :class:`MessageReceiver`."""
 
@@ -55,14 +59,14 @@ class MessageReceiver:
         self.contexts = contexts
         self.max_dataset_length = max_dataset_length
         self._command = bytearray()
-        self._context_id = 0  # of the message under way, 0 between messages
+        self._context_id = _NONE  # of the message under way
         self._in_dataset = False
         self._length = 0
 
     @property
     def mid_message(self) -> bool:
         """Whether a message has begun and is not complete."""
-        return bool(self._context_id)
+        return self._context_id != _NONE
 
     def receive(self, fragment: Fragment) -> None:
         """
@@ -72,7 +76,7 @@ class MessageReceiver:
         """
         context_id = fragment.context_id
         if context_id != self._context_id:
-            if self._context_id:
+            if self._context_id != _NONE:
                 raise InvalidMessage(
                     f"presentation context ID {context_id} inside a message of {self._context_id}"
                 )
@@ -109,7 +113,7 @@ class MessageReceiver:
             self._in_dataset = True
             self._length = 0
         else:
-            self._context_id = 0
+            self._context_id = _NONE
         self._user.message_received(context_id, message)
 
     def _receive_dataset(self, fragment: Fragment) -> None:
@@ -121,7 +125,7 @@ class MessageReceiver:
             self._user.dataset_fragment_received(data)
         if fragment.ends and fragment.control & 2:
             self._in_dataset = False
-            self._context_id = 0
+            self._context_id = _NONE
             self._user.dataset_received()
 
 

@@ -114,7 +114,7 @@ class ULConnection:
         self.state = State.STA1
         self._framer = Framer(max_length)
         self._out: list[bytes] = []
-        self._request: AAssociateRQ | None = None
+        self._request = b""
 
     @property
     def mid_pdu(self) -> bool:
@@ -125,6 +125,11 @@ class ULConnection:
     def may_send_data(self) -> bool:
         """Whether a P-DATA request is allowed now (Sta6, and Sta8 until the release is answered)."""
         return self.state in _SENDING
+
+    @property
+    def has_output(self) -> bool:
+        """Whether :meth:`data_to_send` would return something."""
+        return bool(self._out)
 
     def data_to_send(self) -> bytes:
         """Return the bytes to write now, and forget them."""
@@ -187,9 +192,13 @@ class ULConnection:
     # --- what the local user asks for
 
     def associate(self, request: AAssociateRQ) -> list[ULEvent]:
-        """A-ASSOCIATE request (Evt1): *request* is sent once the transport is open."""
+        """
+        A-ASSOCIATE request (Evt1): *request* is sent once the transport is open.
+
+        :raises ValueError: *request* cannot be encoded.
+        """
         self._check(Event.EVT1)
-        self._request = request
+        self._request = request.encode()
         return self._step(Event.EVT1)
 
     def accept(self, answer: AAssociateAC) -> list[ULEvent]:
@@ -246,8 +255,7 @@ class ULConnection:
                 # Connecting is the owner's; data passes by without coming here.
                 pass
             case Action.AE_2:
-                assert self._request is not None
-                self._out.append(self._request.encode())
+                self._out.append(self._request)
             case Action.AE_3:
                 assert isinstance(pdu, AAssociateAC)
                 events.append(AssociateConfirmation(pdu))

@@ -91,8 +91,8 @@ class Framer:
 
     @property
     def mid_pdu(self) -> bool:
-        """Whether the last bytes fed ended inside a PDU."""
-        return bool(self._partial or self._body_left or self._pdu_left or self._pdv_left)
+        """Whether the last bytes fed ended inside a PDU; not where the stream is broken, for nothing is awaited."""
+        return not self._broken and bool(self._partial or self._body_left or self._pdu_left or self._pdv_left)
 
     def feed(self, data: bytes) -> list[Frame]:
         """

@@ -7,7 +7,7 @@ lead to. Where there are two, the action decides: AE-6 by whether the request is
 
 from __future__ import annotations
 
-from enum import Enum, IntEnum
+from enum import Enum, IntEnum, unique
 from typing import Final
 
 
@@ -53,6 +53,7 @@ class Event(IntEnum):
     EVT19 = 19  #: Unrecognised or invalid PDU received
 
 
+@unique  # two actions of the same words would be one
 class Action(Enum):
     """PS3.8 Tables 9-6 to 9-9."""
 
@@ -80,7 +81,7 @@ class Action(Enum):
     AA_2 = "Stop ARTIM timer if running; close transport connection"
     AA_3 = "Issue A-ABORT or A-P-ABORT indication, as the source says, and close transport connection"
     AA_4 = "Issue A-P-ABORT indication primitive"
-    AA_5 = "Stop ARTIM timer"
+    AA_5 = "Stop ARTIM timer, no A-ASSOCIATE-RQ PDU came"
     AA_6 = "Ignore PDU"
     AA_7 = "Send A-ABORT PDU"
     AA_8 = "Send A-ABORT PDU (service-provider source), issue A-P-ABORT indication, start ARTIM timer"

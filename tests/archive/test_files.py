@@ -107,9 +107,7 @@ class StoreTestCase(SynchronousTestCase):
         self.root = Path(self.mktemp()) / "store"
         self.root.parent.mkdir(parents=True)
 
-    def make(
-        self, durability: Durability = Durability.FULL, file_system: FileSystem | None = None
-    ) -> InstanceStore:
+    def make(self, durability: Durability = Durability.FULL, file_system: FileSystem | None = None) -> InstanceStore:
         store = InstanceStore(self.root, durability=durability, file_system=file_system)
         store.prepare()
         self.addCleanup(store.close)
@@ -169,9 +167,7 @@ class Storing(StoreTestCase):
                 temporary = calls[0].split()[1]
                 mine = [call.split()[0] for call in calls[1:] if call.endswith(temporary)]
                 self.assertEqual(mine, expected if way is by_store else ["writev", *expected])
-                rest = [
-                    call for call in calls if "part" not in call and call.split()[0] not in ("open", "close")
-                ]
+                rest = [call for call in calls if "part" not in call and call.split()[0] not in ("open", "close")]
                 final = [f"rename {series}/1.2.3.4.5.dcm", f"fsync {series}"]
                 self.assertEqual(rest, final if known else folders + final)
                 self.assertLess(calls.index(f"fsync {temporary}"), calls.index(final[0]))
