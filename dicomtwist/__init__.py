@@ -38,3 +38,35 @@ from dicomtwist.ul.items import (
 )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AE",
+    "AllStoragePresentationContexts",
+    "Association",
+    "AssociationAborted",
+    "AssociationError",
+    "AssociationLost",
+    "AssociationRejected",
+    "AssociationReleased",
+    "AssociationTimeout",
+    "AsyncOperationsWindow",
+    "build_context",
+    "build_role",
+    "check_ae_title",
+    "DataSetError",
+    "DEFAULT_TRANSFER_SYNTAXES",
+    "DICOMError",
+    "evt",
+    "NoAcceptedContexts",
+    "NoPresentationContext",
+    "NotEstablished",
+    "PresentationContext",
+    "Server",
+    "sop_class",
+    "SOPClassCommonExtended",
+    "SOPClassExtended",
+    "Status",
+    "StoragePresentationContexts",
+    "UserIdentity",
+    "VerificationPresentationContexts",
+]

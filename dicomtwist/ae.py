@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import (
     HostnameEndpoint,
@@ -16,7 +17,6 @@ from twisted.internet.endpoints import (
     TCP6ClientEndpoint,
     TCP6ServerEndpoint,
 )
-from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 
 from dicomtwist import evt
@@ -30,11 +30,11 @@ from dicomtwist.presentation import (
     RequestedContexts,
     SupportedContexts,
     TransferSyntaxes,
-    UIDLike,
 )
 from dicomtwist.requestor import RequestorAssociation, RequestorFactory
 from dicomtwist.server import Server, log_ended
 from dicomtwist.settings import Settings
+from dicomtwist.sop_class import UIDLike
 from dicomtwist.threads import WorkerThreads
 
 if TYPE_CHECKING:
@@ -169,8 +169,8 @@ class AE:
         """
         Accept one more abstract syntax, or more transfer syntaxes of it.
 
-        :param scu_role: whether a requestor that proposes to be SCU may be; with *scp_role* ``None``, a proposal of roles is not
-            answered and the default roles hold (PS3.7 D.3.3.4).
+        :param scu_role: whether a requestor that proposes to be SCU may be; with *scp_role* ``None``, a proposal of roles is
+            not answered and the default roles hold (PS3.7 D.3.3.4).
         :param scp_role: whether a requestor that proposes to be SCP may be.
         """
         self._supported.add(abstract_syntax, transfer_syntax, scu_role, scp_role)
@@ -284,7 +284,7 @@ class AE:
             raise TypeError(f"a port goes with a host name, not with {type(address).__name__}")
         bind = None if bind_address is None else (bind_address[0], bind_address[1])
         # Twisted's own limit of 30 seconds must not cut ours short.
-        seconds = self.settings.connection_timeout
+        seconds: Any = self.settings.connection_timeout
         if isIPAddress(address):
             return TCP4ClientEndpoint(self.reactor, address, port, seconds, bind)
         if isIPv6Address(address):
@@ -292,7 +292,7 @@ class AE:
         return HostnameEndpoint(self.reactor, address, port, seconds or _FOR_EVER, bind)
 
     async def _associate(self, endpoint: IStreamClientEndpoint, factory: RequestorFactory) -> Association:
-        connecting: Deferred[UpperLayerProtocol] = endpoint.connect(factory)
+        connecting: Deferred[Any] = endpoint.connect(factory)
         seconds = self.settings.connection_timeout
         if seconds is not None:
             limit = seconds

@@ -1,28 +1,25 @@
 """
-Association: what users hold. It sends requests and matches their responses, and performs what the peer asks for.
+Association: what users hold. Its life from establishment to its end is here.
 
-How an association comes about is in :mod:`dicomtwist.requestor` and :mod:`dicomtwist.acceptor`.
+How it comes about is in :mod:`dicomtwist.requestor` and :mod:`dicomtwist.acceptor`, the messages that it carries are in
+:mod:`dicomtwist.exchange`.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydicom import Dataset
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.datasets import DataSetSource, DataSetStream
-from dicomtwist.dimse import status as codes
-from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, CEchoRQ, Message, Request, Response
+from dicomtwist.dimse.messages import CEchoRQ, Response
 from dicomtwist.dimse.status import Status
-from dicomtwist.dimse.stream import MessageReceiver
 from dicomtwist.errors import (
     AssociationAborted,
     AssociationLost,
@@ -32,11 +29,10 @@ from dicomtwist.errors import (
     NoPresentationContext,
     NotEstablished,
 )
+from dicomtwist.exchange import Exchange, WindowPlace
 from dicomtwist.negotiation import ServiceUser
-from dicomtwist.outgoing import Outgoing
 from dicomtwist.presentation import PresentationContext, PresentationContextTuple
 from dicomtwist.protocol import UpperLayerProtocol, address_of
-from dicomtwist.services import SERVICES, Performance
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.storescu import store
@@ -45,44 +41,9 @@ from dicomtwist.ul.connection import AbortIndication
 from dicomtwist.ul.framing import Fragment
 from dicomtwist.ul.machine import State
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
-from dicomtwist.window import Window
 
 if TYPE_CHECKING:
     from dicomtwist.ae import AE
-
-#: Message IDs are 16 bits (PS3.7 9.1).
-_MAX_MESSAGE_ID = 0xFFFF
-
-
-class Operation:
-    """A request that we sent, until its response has come."""
-
-    __slots__ = ("message_id", "request", "response", "result", "sent_at")
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.message_id = request.message_id
-        self.sent_at: float | None = None
-        self.response: Response | None = None  # while its data set is still coming
-        # The response may come when the caller has lost interest: Deferred takes care of a result after cancel().
-        self.result: Deferred[tuple[Response, bytes | None]] = Deferred()
-
-
-class WindowPlace:
-    """A place in the asynchronous operations window, for ``async with``."""
-
-    __slots__ = ("_assoc",)
-
-    def __init__(self, assoc: Association) -> None:
-        self._assoc = assoc
-
-    async def __aenter__(self) -> None:
-        await self._assoc.enter_window()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._assoc.leave_window()
 
 
 class Association:
@@ -97,8 +58,7 @@ class Association:
     :ivar is_rejected: whether the acceptor rejected it.
     :ivar is_aborted: whether it ended with an abort, by either side, or the connection was lost.
     :ivar is_released: whether it was released.
-    :ivar performed: how many operations were performed for the peer, by service, such as ``"C-STORE"``.
-    :ivar failed: how many of them with a failure status.
+    :ivar was_established: whether it ever could.
     """
 
     log = Logger()
@@ -114,24 +74,12 @@ class Association:
         self.is_rejected = False
         self.is_aborted = False
         self.is_released = False
-        self.performed: Counter[str] = Counter()
-        self.failed: Counter[str] = Counter()
-        self.invoked: Counter[str] = Counter()
         self._handlers = evt.Handlers(parent=handlers)
         self._protocol: UpperLayerProtocol = self._make_protocol()
         self._contexts: dict[int, PresentationContext] = {}
         self._tuples: dict[int, PresentationContextTuple] = {}
         self._rejected: list[PresentationContext] = []
-        self._receiver = MessageReceiver(self, self._tuples, settings.maximum_object_size)
-        self._outgoing: Outgoing | None = None
-        self._window = Window(1)
-        self._perform_limit = 1
-        self._operations: dict[int, Operation] = {}
-        self._performing: dict[int, Performance] = {}
-        self._last_message_id = 0
-        self._incoming: Operation | DataSetStream | None = None
-        self._collected: list[memoryview] = []
-        self._collected_length = 0
+        self._exchange: Exchange | None = None
         self._end: Failure | None = None
         self._closed = False
         self._release_asked_at: float | None = None
@@ -171,6 +119,17 @@ class Association:
         return self._protocol
 
     @property
+    def exchange(self) -> Exchange:
+        """
+        The messages that it carries.
+
+        :raises NotEstablished: it was never established.
+        """
+        if self._exchange is None:
+            raise NotEstablished("the association is not established")
+        return self._exchange
+
+    @property
     def is_requestor(self) -> bool:
         """Whether this side asked for it."""
         return self.mode == "requestor"
@@ -201,7 +160,7 @@ class Association:
         return self._protocol.bytes_sent
 
     @property
-    def end_reason(self) -> Exception | None:
+    def end_reason(self) -> BaseException | None:
         """Why it ended, ``None`` where it was released or is not over."""
         return None if self._end is None or self.is_released else self._end.value
 
@@ -241,6 +200,11 @@ class Association:
     def _handler_failed(self, reason: Failure, event: evt.EventType) -> None:
         self.log.failure("a handler of {event} raised", reason, event=event)
 
+    def has_role(self, context_id: int, *, as_scu: bool) -> bool:
+        """Whether this side is SCU, or SCP, in a presentation context."""
+        context = self._contexts[context_id]
+        return bool(context.as_scu if as_scu else context.as_scp)
+
     def has_handler(self, event: evt.EventType) -> bool:
         """Whether a handler of an intervention is bound."""
         return self._handlers.get(event) is not None
@@ -270,9 +234,7 @@ class Association:
         return done
 
     def _release_when_idle(self) -> None:
-        if self._release_asked_at is not None or self._operations or self._window.waiting:
-            return
-        if self._outgoing is not None and self._outgoing.busy:
+        if self._release_asked_at is not None or self.exchange.asking:
             return
         if not self.is_established or self._protocol.connection.state is not State.STA6:
             return  # the peer asks for it as well; its request is answered
@@ -336,20 +298,8 @@ class Association:
             return
         self._end = reason
         self.is_established = False
-        if self._outgoing is not None:
-            self._outgoing.close()
-        operations, self._operations = list(self._operations.values()), {}
-        for operation in operations:
-            if not operation.result.called:
-                operation.result.errback(reason)
-        self._window.fail(reason)
-        incoming, self._incoming = self._incoming, None
-        self._collected.clear()
-        if isinstance(incoming, DataSetStream):
-            incoming.fail(reason)
-        performing, self._performing = list(self._performing.values()), {}
-        for performance in performing:
-            performance.cancel()
+        if self._exchange is not None:
+            self._exchange.fail(reason)
 
     # --- UpperLayerUser: what the upper layer tells
 
@@ -386,9 +336,7 @@ class Association:
             else:
                 self._rejected.append(context)
         cap = self.settings.maximum_operations
-        self._window.limit = min(invoked or cap, cap)
-        self._perform_limit = min(performed or cap, cap)
-        self._outgoing = Outgoing(self._protocol, self.remote.maximum_length, self._send_failed)
+        self._exchange = Exchange(self, self._tuples, min(invoked or cap, cap), min(performed or cap, cap))
         self.is_established = self.was_established = True
         self._protocol.last_received = self.ae.reactor.seconds()
         shortest = self._shortest_timeout()
@@ -399,17 +347,17 @@ class Association:
 
     def fragment_received(self, fragment: Fragment) -> None:
         """Take a fragment; what breaks the rules aborts."""
-        if self._end is not None:
+        if self._end is not None or self._exchange is None:
             return
         try:
-            self._receiver.receive(fragment)
+            self._exchange.receive(fragment)
         except InvalidMessage as error:
             self._protocol.protocol_error(error.reason, str(error))
 
     def release_indication(self, collision: bool) -> None:
         """The peer asks for the release: it is answered when what it asked for before is done."""
         self.notify(evt.EVT_ACSE_RECV, primitive="A-RELEASE indication")
-        if self._receiver.mid_message:
+        if self.exchange.mid_message:
             self._protocol.protocol_error(2, "A-RELEASE-RQ inside a message")
             return
         self._release_to_answer = True
@@ -418,7 +366,7 @@ class Association:
         self._answer_release()
 
     def _answer_release(self) -> None:
-        if not self._release_to_answer or self._performing or (self._outgoing is not None and self._outgoing.busy):
+        if not self._release_to_answer or self.exchange.answering:
             return
         if self._protocol.connection.state not in (State.STA8, State.STA9, State.STA12):
             return
@@ -456,8 +404,15 @@ class Association:
 
     def transport_writable(self) -> None:
         """The transport takes more."""
-        if self._outgoing is not None:
-            self._outgoing.writable()
+        if self._exchange is not None:
+            self._exchange.writable()
+
+    def exchange_advanced(self) -> None:
+        """An operation was answered, or a message is out: what waits for that may go on."""
+        if self._waiting_for_release:
+            self._release_when_idle()
+        if self._release_to_answer:
+            self._answer_release()
 
     def transport_closed(self, reason: Failure) -> None:
         """The connection is gone: whatever still waits is told, once."""
@@ -500,166 +455,6 @@ class Association:
         """The state machine moved."""
         self.notify(evt.EVT_FSM_TRANSITION, current_state=State(before).name, next_state=State(after).name)
 
-    # --- MessageUser: what the message stream tells
-
-    def message_received(self, context_id: int, message: Message) -> None:
-        """A command set came; if it says so, its data set follows."""
-        if self._handlers.wants(evt.EVT_DIMSE_RECV):
-            self.notify(evt.EVT_DIMSE_RECV, message=message, context_id=context_id)
-        if isinstance(message, Request):
-            self._request_received(context_id, message)
-        elif isinstance(message, Response):
-            self._response_received(message)
-        elif isinstance(message, CCancelRQ):
-            performance = self._performing.get(message.message_id_being_responded_to)
-            if performance is not None:
-                performance.cancel()
-
-    def dataset_fragment_received(self, data: memoryview) -> None:
-        """A piece of a data set came."""
-        incoming = self._incoming
-        if type(incoming) is DataSetStream:
-            incoming.feed(data)
-            return
-        self._collected_length += len(data)
-        if self._collected_length > self.settings.maximum_buffered_size:
-            raise InvalidMessage(f"a response with a data set of more than {self.settings.maximum_buffered_size} bytes")
-        self._collected.append(data)
-
-    def dataset_received(self) -> None:
-        """A data set is complete."""
-        incoming, self._incoming = self._incoming, None
-        if isinstance(incoming, DataSetStream):
-            incoming.end()
-        elif isinstance(incoming, Operation):
-            data = b"".join(self._collected)
-            self._collected.clear()
-            assert incoming.response is not None
-            self._complete(incoming, incoming.response, data)
-
-    # --- performing what the peer asks for
-
-    def _request_received(self, context_id: int, request: Request) -> None:
-        performance = Performance(self, self._tuples[context_id], request)
-        if request.has_dataset:
-            self._incoming = performance.stream = DataSetStream(self._protocol)
-        context = self._contexts[context_id]
-        service = SERVICES.get(type(request))
-        as_performer = context.as_scu if request.COMMAND_FIELD == 0x0100 else context.as_scp
-        if request.message_id in self._performing:
-            performance.refuse(codes.DUPLICATE_INVOCATION, "this Message ID is in use")
-        elif len(self._performing) >= self._perform_limit:
-            performance.refuse(codes.RESOURCE_LIMITATION, f"no more than {self._perform_limit} operations at once")
-        elif service is None:
-            performance.refuse(codes.UNRECOGNISED_OPERATION, "this service is not provided")
-        elif not as_performer:
-            performance.refuse(codes.SOP_CLASS_NOT_SUPPORTED, "not in this role")
-        else:
-            self._performing[request.message_id] = performance
-            service(performance)
-
-    def respond(self, performance: Performance, response: Response, source: DataSetSource | None = None) -> None:
-        """Send a response; called by :class:`Performance`."""
-        if self._end is not None or self._outgoing is None or not self._protocol.may_send_data:
-            if source is not None:
-                source.close()
-            return
-        if self._handlers.wants(evt.EVT_DIMSE_SENT):
-            self.notify(evt.EVT_DIMSE_SENT, message=response, context_id=performance.context.context_id)
-        self._outgoing.send(performance.context.context_id, response, source, self._sent_response)
-
-    def performance_done(self, performance: Performance, status: int) -> None:
-        """An operation was answered for good; called by :class:`Performance`."""
-        if self._performing.get(performance.request.message_id) is performance:
-            del self._performing[performance.request.message_id]
-        service = performance.service_name
-        self.performed[service] += 1
-        if status and codes.category(status) is codes.StatusCategory.FAILURE:
-            self.failed[service] += 1
-        if self._release_to_answer:
-            self._answer_release()
-
-    def _sent_response(self) -> None:
-        if self._release_to_answer:
-            self._answer_release()
-
-    # --- asking the peer
-
-    def window(self) -> WindowPlace:
-        """Return an asynchronous context that has a place in the asynchronous operations window."""
-        return WindowPlace(self)
-
-    def enter_window(self) -> Deferred[None]:
-        """Return a Deferred that fires when one more operation may be outstanding."""
-        return self._window.enter()
-
-    def leave_window(self) -> None:
-        """Give the place back."""
-        self._window.leave()
-        if self._waiting_for_release:
-            self._release_when_idle()
-
-    def start(
-        self, context_id: int, request: Request, source: DataSetSource | None = None
-    ) -> Deferred[tuple[Response, bytes | None]]:
-        """
-        Send *request*; the caller has a place in the window.
-
-        :param source: its data set, which is closed in any case.
-        :returns: a Deferred with the response and its data set; it fails with the :class:`AssociationError` that ended
-            the association before the answer came.
-        """
-        if self._end is not None or self._outgoing is None or not self._protocol.may_send_data:
-            if source is not None:
-                source.close()
-            return fail(self._end or NotEstablished("the association is being released"))
-        request.message_id = self._next_message_id()
-        request.has_dataset = source is not None
-        operation = Operation(request)
-        self._operations[request.message_id] = operation
-        self.invoked[request.NAME.removesuffix("-RQ")] += 1
-
-        def sent() -> None:
-            operation.sent_at = self.ae.reactor.seconds()
-
-        if self._handlers.wants(evt.EVT_DIMSE_SENT):
-            self.notify(evt.EVT_DIMSE_SENT, message=request, context_id=context_id)
-        self._outgoing.send(context_id, request, source, sent)
-        return operation.result
-
-    def _next_message_id(self) -> int:
-        while True:
-            self._last_message_id = self._last_message_id % _MAX_MESSAGE_ID + 1
-            if self._last_message_id not in self._operations:
-                return self._last_message_id
-
-    def _response_received(self, response: Response) -> None:
-        operation = self._operations.get(response.message_id_being_responded_to)
-        if operation is None:
-            raise InvalidMessage(
-                f"{response.NAME} to Message ID {response.message_id_being_responded_to}, which waits for none"
-            )
-        if type(response) is not RESPONSES[type(operation.request)]:
-            raise InvalidMessage(f"{response.NAME} to {operation.request.NAME}")
-        if response.has_dataset:
-            self._incoming = operation
-            operation.response = response
-            self._collected_length = 0
-        else:
-            self._complete(operation, response, None)
-
-    def _complete(self, operation: Operation, response: Response, data: bytes | None) -> None:
-        del self._operations[operation.message_id]
-        if not operation.result.called:
-            operation.result.callback((response, data))
-
-    def _send_failed(self, message: Message, reason: Failure) -> None:
-        """A data set that has begun cannot be finished: there is no way to take it back but to abort."""
-        operation = self._operations.pop(message.message_id, None) if isinstance(message, Request) else None
-        if operation is not None and not operation.result.called:
-            operation.result.errback(reason)
-        self.abort(f"the data set of {message.NAME} could not be read: {reason.getErrorMessage()}")
-
     # --- services
 
     def send_c_echo(self) -> Deferred[Status]:
@@ -673,8 +468,8 @@ class Association:
 
     async def _echo(self) -> Status:
         context = self.context_for("1.2.840.10008.1.1")
-        async with self.window():
-            response, _ = await self.start(context.context_id, CEchoRQ())
+        async with WindowPlace(self.exchange):
+            response, _ = await self.exchange.start(context.context_id, CEchoRQ())
         return self.status_of(response)
 
     def send_c_store(
@@ -738,8 +533,7 @@ class Association:
             named = True
             if transfer_syntax is not None and context.transfer_syntax != transfer_syntax:
                 continue
-            whole = self._contexts[context_id]
-            if whole.as_scu if as_scu else whole.as_scp:
+            if self.has_role(context_id, as_scu=as_scu):
                 return context
         raise NoPresentationContext(self._why_no_context(abstract_syntax, transfer_syntax, named, as_scu))
 
@@ -775,7 +569,7 @@ class Association:
 
     def _deadlines(self) -> list[tuple[str, float, float, str]]:
         """Return what can run out: (timer, seconds, since when, what did not happen)."""
-        settings, protocol = self.settings, self._protocol
+        settings, protocol, exchange = self.settings, self._protocol, self._exchange
         found: list[tuple[str, float, float, str]] = []
         if settings.acse_timeout is not None and self._release_asked_at is not None:
             found.append(
@@ -790,13 +584,14 @@ class Association:
                 found.append(("network", settings.network_timeout, since, "a received data set was not taken"))
         reading = protocol.read_paused_since is None
         if settings.dimse_timeout is not None and reading:
-            if self._receiver.mid_message or protocol.connection.mid_pdu:
+            if (exchange is not None and exchange.mid_message) or protocol.connection.mid_pdu:
                 found.append(("dimse", settings.dimse_timeout, protocol.last_received, "a message did not go on"))
-            sent = [operation.sent_at for operation in self._operations.values() if operation.sent_at is not None]
-            if sent:
-                since = max(min(sent), protocol.last_received)
+            waiting = exchange.waiting_since if exchange is not None else None
+            if waiting is not None:
+                since = max(waiting, protocol.last_received)
                 found.append(("dimse", settings.dimse_timeout, since, "the peer did not answer a request"))
-        if settings.network_timeout is not None and not found and not self._operations and not self._performing:
+        busy = exchange is not None and (exchange.asking or exchange.answering)
+        if settings.network_timeout is not None and not found and not busy:
             since = max(protocol.last_received, protocol.last_sent)
             found.append(("network", settings.network_timeout, since, "nothing happened"))
         return found

@@ -94,7 +94,7 @@ def encode_dataset(dataset: Dataset, transfer_syntax: str) -> bytes:
             source = _swapped(dataset)
         elif dataset.original_encoding[0] not in (None, buffer.is_implicit_VR):
             _decode_all(dataset)
-        write_dataset(buffer, Dataset({tag: source.get_item(tag) for tag in source.keys() if tag.group > 2}))
+        write_dataset(buffer, Dataset({tag: source.get_item(tag) for tag in list(source.keys()) if tag.group > 2}))
     except Exception as error:
         raise DataSetError(f"the data set cannot be encoded as {syntax.name}: {error}") from error
     encoded = buffer.getvalue()
@@ -270,7 +270,7 @@ def open_instance(path: str | os.PathLike[str], threads: WorkerThreads) -> Defer
 
 def _open(path: Path, threads: WorkerThreads) -> OpenedInstance:
     # Unbuffered: what is read here is large, or the whole.
-    file = open(path, "rb", buffering=0)  # noqa: SIM115
+    file = open(path, "rb", buffering=0)
     try:
         return _start(file, threads, os.fstat(file.fileno()).st_size)
     except BaseException:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
@@ -71,8 +71,7 @@ class Server:
         :returns: a Deferred that fires with ``None`` when the ports are closed.
         """
         ports, self._ports = self._ports, []
-        stopped: DeferredList = DeferredList([_deferred(port.stopListening()) for port in ports], consumeErrors=True)
-        return stopped.addCallback(lambda _: None)
+        return Deferred.fromCoroutine(_stop(ports))
 
     def shutdown(self, grace: float = 0.0) -> Deferred[None]:
         """
@@ -105,21 +104,19 @@ def _abort(associations: list[AcceptorAssociation]) -> None:
         association.abort("the server is shutting down")
 
 
-def _deferred(result: Any) -> Deferred[Any]:
-    if isinstance(result, Deferred):
-        return result
-    done: Deferred[Any] = Deferred()
-    done.callback(result)
-    return done
+async def _stop(ports: list[IListeningPort]) -> None:
+    for port in ports:
+        await maybeDeferred(port.stopListening)
 
 
 def log_ended(association: Association) -> None:
     """Write the one log line of an association that has ended: who, what, how many, how."""
     if not association.was_established:
         return
+    exchange = association.exchange
     counts = ", ".join(
-        f"{count} {service}" + (f" ({association.failed[service]} failed)" if association.failed[service] else "")
-        for service, count in association.performed.items()
+        f"{count} {service}" + (f" ({exchange.failures[service]} failed)" if exchange.failures[service] else "")
+        for service, count in exchange.counts.items()
     )
     Server.log.info(
         "{peer!r} at {address}: {counts}; {ending}",

@@ -5,7 +5,7 @@ Sending instances: from a path, a Dataset or a file-like object to a C-STORE req
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -22,6 +22,7 @@ from dicomtwist.datasets import (
 from dicomtwist.dimse.messages import CStoreRQ
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DataSetError, NoPresentationContext
+from dicomtwist.exchange import WindowPlace
 from dicomtwist.presentation import PresentationContextTuple
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ async def store(
 ) -> Status:
     """Do what :meth:`dicomtwist.association.Association.send_c_store` says."""
     assoc.check_established()
-    async with assoc.window():
+    async with WindowPlace(assoc.exchange):
         # The place comes first and the file second, so that a thousand calls do not open a thousand files.
         context, instance_uid, source = await _prepare(assoc, dataset)
         request = CStoreRQ(
@@ -47,7 +48,7 @@ async def store(
             move_originator_application_entity_title=originator_aet,
             move_originator_message_id=originator_id,
         )
-        response, _ = await assoc.start(context.context_id, request, source)
+        response, _ = await assoc.exchange.start(context.context_id, request, source)
     return assoc.status_of(response)
 
 
@@ -61,7 +62,7 @@ async def _prepare(
     if isinstance(dataset, str | os.PathLike):
         opened = await open_instance(dataset, threads)
     elif hasattr(dataset, "read"):
-        opened = await open_file_like(dataset, threads)
+        opened = await open_file_like(cast("BinaryIO", dataset), threads)
     else:
         raise TypeError(f"a path, a Dataset or a binary file can be sent, not {type(dataset).__name__}")
     meta = opened.meta

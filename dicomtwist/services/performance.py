@@ -70,8 +70,8 @@ class Performance:
 
     def finish(self, response: Response) -> None:
         """Answer for good."""
-        self.assoc.respond(self, response)
-        self.assoc.performance_done(self, response.status)
+        self.assoc.exchange.respond(self, response)
+        self.assoc.exchange.performance_done(self, response.status)
 
     def refuse(self, status: int, why: str) -> None:
         """Answer with a failure when the data set, which nobody reads, has come."""

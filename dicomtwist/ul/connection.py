@@ -195,8 +195,11 @@ class ULConnection:
         """
         A-ASSOCIATE request (Evt1): *request* is sent once the transport is open.
 
+        :raises InvalidState: the association is under way, or this side accepts.
         :raises ValueError: *request* cannot be encoded.
         """
+        if not self.requestor:
+            raise InvalidState("an association cannot be asked for on a connection that was accepted")
         self._check(Event.EVT1)
         self._request = request.encode()
         return self._step(Event.EVT1)

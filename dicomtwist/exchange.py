@@ -1,0 +1,285 @@
+"""
+The exchange of DIMSE messages on an established association (PS3.7 8): which requests wait for which responses, and what
+is being performed for the peer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
+
+from dicomtwist import evt
+from dicomtwist.datasets import DataSetSource, DataSetStream
+from dicomtwist.dimse import status as codes
+from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, Message, NEventReportRQ, Request, Response
+from dicomtwist.dimse.stream import MessageReceiver
+from dicomtwist.errors import InvalidMessage, NotEstablished
+from dicomtwist.outgoing import Outgoing
+from dicomtwist.presentation import PresentationContextTuple
+from dicomtwist.services import SERVICES, Performance
+from dicomtwist.window import Window
+
+if TYPE_CHECKING:
+    from dicomtwist.association import Association
+
+#: Message IDs are 16 bits (PS3.7 9.1).
+_MAX_MESSAGE_ID = 0xFFFF
+
+
+class Operation:
+    """A request that we sent, until its response has come."""
+
+    __slots__ = ("message_id", "request", "response", "result", "sent_at")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.message_id = request.message_id
+        self.sent_at: float | None = None
+        self.response: Response | None = None  # while its data set is still coming
+        # The response may come when the caller has lost interest: Deferred takes care of a result after cancel().
+        self.result: Deferred[tuple[Response, bytes | None]] = Deferred()
+
+
+class Exchange:
+    """
+    Sends and receives the messages of *assoc*.
+
+    :param contexts: the accepted presentation contexts by their IDs.
+    :param invoked: how many operations this side may have outstanding.
+    :param performed: how many the peer may have.
+
+    :ivar counts: how many operations were performed for the peer, by service.
+    :ivar failures: how many of them with a failure status.
+    """
+
+    def __init__(
+        self, assoc: Association, contexts: dict[int, PresentationContextTuple], invoked: int, performed: int
+    ) -> None:
+        self._assoc = assoc
+        self._protocol = assoc.protocol
+        self._contexts = contexts
+        self._receiver = MessageReceiver(self, contexts, assoc.settings.maximum_object_size)
+        self._outgoing = Outgoing(self._protocol, assoc.remote.maximum_length, self._send_failed)
+        self._window = Window(invoked)
+        self._perform_limit = performed
+        self._operations: dict[int, Operation] = {}
+        self._performing: dict[int, Performance] = {}
+        self._last_message_id = 0
+        self._incoming: Operation | DataSetStream | None = None
+        self._collected: list[memoryview] = []
+        self._collected_length = 0
+        self._failure: Failure | None = None
+        self.receive = self._receiver.receive
+        self.writable = self._outgoing.writable
+        self.counts: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+
+    # --- how things stand
+
+    @property
+    def mid_message(self) -> bool:
+        """Whether the peer has begun a message and not finished it."""
+        return self._receiver.mid_message
+
+    @property
+    def asking(self) -> bool:
+        """Whether an operation of ours is outstanding, waits for the window, or has its message on the way."""
+        return bool(self._operations) or bool(self._window.waiting) or self._outgoing.busy
+
+    @property
+    def answering(self) -> bool:
+        """Whether an operation of the peer's is being performed, or a message is on the way."""
+        return bool(self._performing) or self._outgoing.busy
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when the oldest of our operations waits for its response, ``None`` where none does."""
+        return min(
+            (operation.sent_at for operation in self._operations.values() if operation.sent_at is not None),
+            default=None,
+        )
+
+    def fail(self, reason: Failure) -> None:
+        """Nothing more is sent or answered: fail what waits, each once."""
+        self._failure = reason
+        self._outgoing.close()
+        operations, self._operations = list(self._operations.values()), {}
+        for operation in operations:
+            if not operation.result.called:
+                operation.result.errback(reason)
+        self._window.fail(reason)
+        incoming, self._incoming = self._incoming, None
+        self._collected.clear()
+        performing, self._performing = list(self._performing.values()), {}
+        for performance in performing:
+            performance.cancel()
+        if isinstance(incoming, DataSetStream):
+            incoming.fail(reason)
+
+    # --- MessageUser: what the message stream tells
+
+    def message_received(self, context_id: int, message: Message) -> None:
+        """A command set came; if it says so, its data set follows."""
+        self._assoc.notify(evt.EVT_DIMSE_RECV, message=message, context_id=context_id)
+        if isinstance(message, Request):
+            self._request_received(context_id, message)
+        elif isinstance(message, Response):
+            self._response_received(message)
+        elif isinstance(message, CCancelRQ):
+            performance = self._performing.get(message.message_id_being_responded_to)
+            if performance is not None:
+                performance.cancel()
+
+    def dataset_fragment_received(self, data: memoryview) -> None:
+        """A piece of a data set came."""
+        incoming = self._incoming
+        if type(incoming) is DataSetStream:
+            incoming.feed(data)
+            return
+        limit = self._assoc.settings.maximum_buffered_size
+        self._collected_length += len(data)
+        if self._collected_length > limit:
+            raise InvalidMessage(f"a response with a data set of more than {limit} bytes")
+        self._collected.append(data)
+
+    def dataset_received(self) -> None:
+        """A data set is complete."""
+        incoming, self._incoming = self._incoming, None
+        if isinstance(incoming, DataSetStream):
+            incoming.end()
+        elif isinstance(incoming, Operation):
+            data = b"".join(self._collected)
+            self._collected.clear()
+            assert incoming.response is not None
+            self._complete(incoming, incoming.response, data)
+
+    # --- performing what the peer asks for
+
+    def _request_received(self, context_id: int, request: Request) -> None:
+        performance = Performance(self._assoc, self._contexts[context_id], request)
+        if request.has_dataset:
+            self._incoming = performance.stream = DataSetStream(self._protocol)
+        service = SERVICES.get(type(request))
+        if request.message_id in self._performing:
+            performance.refuse(codes.DUPLICATE_INVOCATION, "this Message ID is in use")
+        elif len(self._performing) >= self._perform_limit:
+            performance.refuse(codes.RESOURCE_LIMITATION, f"no more than {self._perform_limit} operations at once")
+        elif service is None:
+            performance.refuse(codes.UNRECOGNISED_OPERATION, "this service is not provided")
+        elif not self._assoc.has_role(context_id, as_scu=type(request) is NEventReportRQ):
+            performance.refuse(codes.SOP_CLASS_NOT_SUPPORTED, "not in this role")
+        else:
+            self._performing[request.message_id] = performance
+            service(performance)
+
+    def respond(self, performance: Performance, response: Response, source: DataSetSource | None = None) -> None:
+        """Send a response; for :class:`Performance`."""
+        if self._failure is not None or not self._protocol.may_send_data:
+            if source is not None:
+                source.close()
+            return
+        self._assoc.notify(evt.EVT_DIMSE_SENT, message=response, context_id=performance.context.context_id)
+        response.has_dataset = source is not None
+        self._outgoing.send(performance.context.context_id, response, source, self._assoc.exchange_advanced)
+
+    def performance_done(self, performance: Performance, status: int) -> None:
+        """An operation was answered for good; for :class:`Performance`."""
+        if self._performing.get(performance.request.message_id) is performance:
+            del self._performing[performance.request.message_id]
+        service = performance.service_name
+        self.counts[service] += 1
+        if status and codes.category(status) is codes.StatusCategory.FAILURE:
+            self.failures[service] += 1
+        self._assoc.exchange_advanced()
+
+    # --- asking the peer
+
+    def enter_window(self) -> Deferred[None]:
+        """Return a Deferred that fires when one more operation may be outstanding."""
+        return self._window.enter()
+
+    def leave_window(self) -> None:
+        """Give the place back."""
+        self._window.leave()
+        self._assoc.exchange_advanced()
+
+    def start(
+        self, context_id: int, request: Request, source: DataSetSource | None = None
+    ) -> Deferred[tuple[Response, bytes | None]]:
+        """
+        Send *request*; the caller has a place in the window.
+
+        :param source: its data set, which is closed in any case.
+        :returns: a Deferred with the response and its data set; it fails with the :class:`AssociationError` that ended
+            the association before the answer came.
+        """
+        if self._failure is not None or not self._protocol.may_send_data:
+            if source is not None:
+                source.close()
+            return fail(self._failure or NotEstablished("the association is being released"))
+        request.message_id = self._next_message_id()
+        request.has_dataset = source is not None
+        operation = Operation(request)
+        self._operations[request.message_id] = operation
+
+        def sent() -> None:
+            operation.sent_at = self._protocol.last_sent
+
+        self._assoc.notify(evt.EVT_DIMSE_SENT, message=request, context_id=context_id)
+        self._outgoing.send(context_id, request, source, sent)
+        return operation.result
+
+    def _next_message_id(self) -> int:
+        while True:
+            self._last_message_id = self._last_message_id % _MAX_MESSAGE_ID + 1
+            if self._last_message_id not in self._operations:
+                return self._last_message_id
+
+    def _response_received(self, response: Response) -> None:
+        operation = self._operations.get(response.message_id_being_responded_to)
+        if operation is None:
+            raise InvalidMessage(
+                f"{response.NAME} to Message ID {response.message_id_being_responded_to}, which waits for none"
+            )
+        if type(response) is not RESPONSES[type(operation.request)]:
+            raise InvalidMessage(f"{response.NAME} to {operation.request.NAME}")
+        if response.has_dataset:
+            self._incoming = operation
+            operation.response = response
+            self._collected_length = 0
+        else:
+            self._complete(operation, response, None)
+
+    def _complete(self, operation: Operation, response: Response, data: bytes | None) -> None:
+        # Gone already where the association ended, or the same response came twice within its data set.
+        self._operations.pop(operation.message_id, None)
+        if not operation.result.called:
+            operation.result.callback((response, data))
+
+    def _send_failed(self, message: Message, reason: Failure) -> None:
+        """A data set that has begun cannot be finished: there is no way to take it back but to abort."""
+        operation = self._operations.pop(message.message_id, None) if isinstance(message, Request) else None
+        if operation is not None and not operation.result.called:
+            operation.result.errback(reason)
+        self._assoc.abort(f"the data set of {message.NAME} could not be read: {reason.getErrorMessage()}")
+
+
+class WindowPlace:
+    """A place in the asynchronous operations window, for ``async with``."""
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    async def __aenter__(self) -> None:
+        await self._exchange.enter_window()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._exchange.leave_window()
