@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import RESPONSES, Request, Response
+from dicomtwist.dimse.status import Status
 
 if TYPE_CHECKING:
     from dicomtwist.association import Association
@@ -124,9 +125,10 @@ class Performance:
 
 def status_response(performance: Performance, value: object) -> Response:
     """
-    Return the response for what a handler returned: a status as a number, or a Dataset with one.
+    Return the response for what a handler returned: a status as a number, as a
+    :class:`~dicomtwist.dimse.status.Status`, or as a Dataset with Status (0000,0900).
 
-    Of a Dataset, Status (0000,0900), Error Comment, Error ID and Offending Element are taken.
+    Of the latter two, Error Comment, Error ID and Offending Element are taken as well.
 
     :raises TypeError: it is neither.
     :raises ValueError: the status does not fit in 16 bits, or the Dataset has none.
@@ -134,7 +136,12 @@ def status_response(performance: Performance, value: object) -> Response:
     if isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value <= 0xFFFF:
             raise ValueError(f"a handler returned the status {value:#x}, which has more than 16 bits")
-        return performance.response(int(value))
+        response = performance.response(int(value))
+        if isinstance(value, Status):
+            response.error_comment = value.error_comment[:64] if value.error_comment else None
+            response.offending_element = value.offending_element
+            response.error_id = value.error_id
+        return response
     if isinstance(value, Dataset):
         if "Status" not in value:
             raise ValueError("a handler returned a Dataset without Status (0000,0900)")

@@ -1,0 +1,225 @@
+"""
+From a C-STORE request to a file: the handler of ``EVT_C_STORE`` behind ``twist dicom``.
+
+A small instance is collected, then scanned and written in one call to a thread. A large one goes to a temporary file in
+pieces, one write under way at a time, and reading from the peer pauses while too much waits to be written.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from dicomtwist import evt
+from dicomtwist.archive.files import InstanceStore, InstanceWriter, InvalidUID, StoreError
+from dicomtwist.dimse.status import CANNOT_UNDERSTAND, DATASET_MISMATCH, OUT_OF_RESOURCES, Status
+from dicomtwist.header import HeaderError, HeaderScanner
+from dicomtwist.part10 import decode_uid, encode_preamble_and_meta
+from dicomtwist.threads import WorkerThreads
+
+#: What is written at once, in bytes; an instance below it is written in one go.
+WRITE_SIZE: Final = 1024 * 1024
+#: How much of one instance may wait to be written before its peer is not read from, in bytes.
+MAX_UNWRITTEN: Final = 4 * 1024 * 1024
+
+_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES = 0x00080016, 0x00080018, 0x0020000D, 0x0020000E
+_WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES))
+
+
+class _Refused(Exception):
+    """The instance cannot be stored as it is; *status* says so to the peer."""
+
+    def __init__(self, status: int, comment: str) -> None:
+        super().__init__(comment)
+        self.status = Status(status, "C-STORE", comment)
+
+
+class StorageReceiver:
+    """
+    Stores what peers send.
+
+    :param store: where instances live.
+    :param threads: where files are written; the caller holds it while this is used.
+    """
+
+    log = Logger()
+
+    def __init__(self, store: InstanceStore, threads: WorkerThreads) -> None:
+        self.store = store
+        self.threads = threads
+
+    @evt.streaming
+    def handle_store(self, event: evt.StoreEvent) -> Deferred[Status]:
+        """
+        Store the instance of *event*.
+
+        :returns: a Deferred with the status: success once it is stored (with full durability, on the disk), 0xA900
+            where command and data set disagree, 0xC000 where the data set cannot be understood, 0xA700 where the
+            storage refuses.
+        """
+        incoming = _Incoming(self, event)
+        event.stream.deliver_to(incoming)
+        return incoming.done
+
+
+class _Incoming:
+    """One instance on its way to disk."""
+
+    def __init__(self, receiver: StorageReceiver, event: evt.StoreEvent) -> None:
+        self._receiver = receiver
+        self._event = event
+        self._stream = event.stream
+        self._meta = encode_preamble_and_meta(event.meta)
+        self._scanner = HeaderScanner(event.context.transfer_syntax, _WANTED)
+        self._writer: InstanceWriter | None = None
+        self._waiting: list[memoryview] = []
+        self._unwritten = 0
+        self._writing = False
+        self._finished = False
+        self._refusal: Failure | None = None
+        self.done: Deferred[Status] = Deferred()
+
+    # --- the sink, in the reactor thread
+
+    def write(self, data: memoryview) -> None:
+        """Take the next piece."""
+        if self._refusal is not None:
+            return
+        self._waiting.append(data)
+        self._unwritten += len(data)
+        if self._unwritten >= WRITE_SIZE and not self._writing:
+            self._write()
+        if self._unwritten > MAX_UNWRITTEN:
+            self._stream.pause()
+
+    def finish(self) -> None:
+        """The instance is whole."""
+        self._finished = True
+        if not self._writing:
+            self._commit()
+
+    def fail(self, reason: Failure) -> None:
+        """The instance will not be whole: nothing of it is kept."""
+        self._refusal = reason
+        self._waiting.clear()
+        if not self._writing:
+            self._discard()
+
+    def _write(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        size = self._unwritten
+        self._writing = True
+
+        def written(_: None) -> None:
+            self._writing = False
+            self._unwritten -= size
+            if self._refusal is not None:
+                self._discard()
+            elif self._finished:
+                self._commit()
+            else:
+                if self._unwritten >= WRITE_SIZE:
+                    self._write()
+                if self._unwritten <= MAX_UNWRITTEN:
+                    self._stream.resume()
+
+        def failed(reason: Failure) -> None:
+            self._writing = False
+            self._refuse(reason)
+
+        self._receiver.threads.run(self._write_some, waiting).addCallbacks(written, failed)
+
+    def _commit(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        job = self._receiver.threads.run(self._finish_writing, waiting)
+        job.addCallbacks(lambda _: self.done.callback(Status(0, "C-STORE")), self._refuse)
+
+    def _refuse(self, reason: Failure) -> None:
+        """Nothing is kept; the peer is told why, unless it is gone."""
+        gone = self._refusal is not None
+        self._refusal = reason
+        self._waiting.clear()
+        self._stream.resume()
+        if gone:
+            self._discard()
+            return
+        status = _status_for(reason)
+        self._receiver.log.error(
+            "an instance of {peer!r} was not stored, status 0x{status:04X}: {reason}",
+            peer=self._event.assoc.remote.ae_title,
+            status=int(status),
+            reason=reason.getErrorMessage(),
+        )
+        self._receiver.threads.run(self._discard_file).addBoth(lambda _: self.done.callback(status))
+
+    def _discard(self) -> None:
+        """The peer is gone."""
+        reason = self._refusal
+        assert reason is not None
+        self._receiver.threads.run(self._discard_file).addBoth(lambda _: self.done.errback(reason))
+
+    # --- in a worker thread
+
+    def _write_some(self, buffers: list[memoryview]) -> None:
+        writer = self._writer
+        if writer is None:
+            writer = self._writer = self._receiver.store.create()
+            writer.write([self._meta])
+        writer.write(buffers)
+        self._scan(buffers)
+
+    def _finish_writing(self, buffers: list[memoryview]) -> None:
+        if self._writer is None:
+            data = [b"".join(buffers)]
+            self._scan(data)
+            self._receiver.store.store([self._meta, *data], *self._checked_uids())
+            return
+        self._write_some(buffers)
+        self._writer.commit(*self._checked_uids())
+
+    def _discard_file(self) -> None:
+        if self._writer is not None:
+            self._writer.discard()
+
+    def _scan(self, buffers: list[memoryview] | list[bytes]) -> None:
+        if not self._scanner.done:
+            for data in buffers:
+                if self._scanner.feed(data):
+                    break
+
+    def _checked_uids(self) -> tuple[str, str, str]:
+        """Return the Study, Series and SOP Instance UIDs of the data set, which agrees with the request."""
+        if not self._scanner.done:
+            self._scanner.finish()
+        values = self._scanner.values
+        found = {tag: decode_uid(values.get(tag, b"")) for tag in _WANTED}
+        request = self._event.request
+        for tag, expected, name in (
+            (_SOP_CLASS, request.affected_sop_class_uid, "SOP Class UID"),
+            (_SOP_INSTANCE, request.affected_sop_instance_uid, "SOP Instance UID"),
+        ):
+            if found[tag] != expected:
+                raise _Refused(DATASET_MISMATCH, f"the data set has another {name} than the request")
+        for tag, name in ((_STUDY, "Study Instance UID"), (_SERIES, "Series Instance UID")):
+            if not found[tag]:
+                raise _Refused(DATASET_MISMATCH, f"the data set has no {name}")
+        return found[_STUDY], found[_SERIES], found[_SOP_INSTANCE]
+
+
+def _status_for(reason: Failure) -> Status:
+    error = reason.value
+    if isinstance(error, _Refused):
+        return error.status
+    if isinstance(error, InvalidUID):
+        return Status(CANNOT_UNDERSTAND, "C-STORE", "a UID in the data set is not valid")
+    if isinstance(error, HeaderError):
+        return Status(CANNOT_UNDERSTAND, "C-STORE", "the data set cannot be read")
+    if isinstance(error, OSError) and error.errno is not None:
+        return Status(OUT_OF_RESOURCES, "C-STORE", f"storage: {errno.errorcode.get(error.errno, 'error')}")
+    if isinstance(error, StoreError):
+        return Status(OUT_OF_RESOURCES, "C-STORE", "the storage is closed")
+    return Status(OUT_OF_RESOURCES, "C-STORE", "the storage failed")

@@ -1,0 +1,118 @@
+"""
+DICOMService: a listening AE as a Twisted service, to be composed with others in a MultiService.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from dicomtwist import evt
+from dicomtwist.ae import AE
+from dicomtwist.endpoints import server_endpoint
+from dicomtwist.server import Server
+
+
+class DICOMService(Service):
+    """
+    Listens while it runs. When stopped it takes no more connections, lets associations finish, and aborts those that are
+    left after a while, in that order.
+
+    :param ae: who listens.
+    :param endpoints: where: endpoint strings, ports or endpoints.
+    :param evt_handlers: handlers for its associations.
+    :param grace: how long associations may go on when it is stopped, in seconds.
+
+    :ivar server: what listens, while it runs.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        ae: AE,
+        endpoints: Sequence[str | int | IStreamServerEndpoint],
+        *,
+        evt_handlers: Iterable[evt.HandlerTuple] | None = None,
+        grace: float = 10.0,
+    ) -> None:
+        self.ae = ae
+        self.grace = grace
+        self.server: Server | None = None
+        self._endpoints = [server_endpoint(ae.reactor, endpoint) for endpoint in endpoints]
+        self._handlers = list(evt_handlers or ())
+
+    def startService(self) -> None:
+        """
+        Listen.
+
+        :raises CannotListenError: a port is not to be had; the others are closed again.
+        """
+        super().startService()  # type: ignore[no-untyped-call]
+        factory = self.ae.acceptor_factory(evt_handlers=self._handlers)
+        self.server = Server(factory, self.ae.reactor)
+        failures: list[Failure] = []
+        for endpoint in self._endpoints:
+            listening: Deferred[Any] = endpoint.listen(factory)
+            listening.addCallbacks(self._listening, failures.append)
+            if failures:
+                self.server.stop_listening()
+                super().stopService()  # type: ignore[no-untyped-call]
+                failures[0].raiseException()
+
+    def _listening(self, port: Any) -> None:
+        if self.server is None:
+            port.stopListening()
+            return
+        self.server.listening(port)
+        address, number = self.server.addresses[-1]
+        self.log.info("{title} listens at {address}", title=self.ae.ae_title, address=f"{address} port {number}")
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Stop listening, drain, abort what is left.
+
+        :returns: a Deferred that fires with ``None`` when every connection is closed.
+        """
+        super().stopService()  # type: ignore[no-untyped-call]
+        server, self.server = self.server, None
+        return succeed(None) if server is None else server.shutdown(self.grace)
+
+
+class ArchiveService(DICOMService):
+    """
+    ``twist dicom``: a :class:`DICOMService` that stores what it gets.
+
+    :param receiver: who stores it.
+    """
+
+    def __init__(
+        self, ae: AE, endpoints: Sequence[str | int | IStreamServerEndpoint], receiver: Any, *, grace: float = 10.0
+    ) -> None:
+        super().__init__(ae, endpoints, evt_handlers=[(evt.EVT_C_STORE, receiver.handle_store)], grace=grace)
+        self._receiver = receiver
+
+    def startService(self) -> None:
+        """Listen; a port that is not to be had ends the program with one line, for it runs before the reactor does."""
+        self._receiver.threads.acquire()
+        try:
+            super().startService()
+        except CannotListenError as error:
+            self._receiver.threads.release()
+            raise SystemExit(f"twist dicom: {error}") from None
+
+    def stopService(self) -> Deferred[None]:
+        """Stop, and close the storage when the last association is gone."""
+        return super().stopService().addBoth(self._close)
+
+    def _close(self, result: Any) -> Any:
+        self._receiver.threads.release()
+        self._receiver.store.close()
+        return result

@@ -1,0 +1,152 @@
+"""
+``twist dicom``: its options, and the service that they make.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import IService
+from twisted.python import usage
+
+from dicomtwist.ae import AE
+from dicomtwist.archive.files import Durability, InstanceStore, StoreError
+from dicomtwist.archive.receiver import StorageReceiver
+from dicomtwist.endpoints import EndpointError, server_endpoint
+from dicomtwist.negotiation import check_ae_title
+from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
+from dicomtwist.service import ArchiveService
+from dicomtwist.settings import Settings
+from dicomtwist.threads import WorkerThreads
+
+DEFAULT_PORT = "tcp:11112:interface=127.0.0.1"
+
+_DEFAULTS = Settings()
+
+
+def _title(value: str) -> str:
+    try:
+        return check_ae_title(value)
+    except ValueError as error:
+        raise usage.UsageError(str(error)) from None
+
+
+def _seconds(value: str) -> float | None:
+    if value == "none":
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise usage.UsageError(f"{value!r} is not a time: seconds above 0, or none")
+    return seconds
+
+
+def _count(least: int, most: int) -> Any:
+    def convert(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            number = least - 1
+        if not least <= number <= most:
+            raise usage.UsageError(f"{value!r} is not a number from {least} to {most}")
+        return number
+
+    return convert
+
+
+def _durability(value: str) -> Durability:
+    try:
+        return Durability(value)
+    except ValueError:
+        raise usage.UsageError(f"--durability is full or none, not {value!r}") from None
+
+
+class Options(usage.Options):
+    """What can be said behind ``twist dicom``."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "A DICOM Storage SCP. Every instance that a peer sends becomes a file STORAGE/STUDY/SERIES/INSTANCE.dcm, and the "
+        "peer is told of success when the file is on the disk."
+    )
+
+    optParameters = [
+        ["ae-title", None, "DICOMTWIST", "AE title of this server.", _title],
+        ["storage", None, "dicom-archive", "Folder for the received instances; it is made if it is missing."],
+        ["durability", None, "full", "full: success is told after fsync; none: no fsync, faster.", _durability],
+        [
+            "max-pdu",
+            None,
+            _DEFAULTS.maximum_pdu_size,
+            "Longest P-DATA-TF taken, in bytes; 0 for no limit.",
+            _count(0, 2**32 - 1),
+        ],
+        [
+            "max-associations",
+            None,
+            _DEFAULTS.maximum_associations,
+            "Most associations at once; one more is rejected for now.",
+            _count(1, 2**31),
+        ],
+        ["acse-timeout", None, _DEFAULTS.acse_timeout, "Seconds for an association request to come whole.", _seconds],
+        ["dimse-timeout", None, _DEFAULTS.dimse_timeout, "Seconds in which a message has to go on.", _seconds],
+        ["network-timeout", None, _DEFAULTS.network_timeout, "Seconds in which something has to happen.", _seconds],
+        ["grace", None, 10.0, "Seconds for associations to finish when the server is stopped.", _seconds],
+    ]
+    optFlags = [["require-called-aet", None, "Reject associations that call another AE title than --ae-title."]]
+    compData = usage.Completions(
+        optActions={"storage": usage.CompleteDirs(), "durability": usage.CompleteList(["full", "none"])}
+    )
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self["ports"] = []
+        self["calling"] = []
+
+    def opt_port(self, description: str) -> None:
+        """
+        Where to listen: an endpoint string, or a number for tcp. May be given more than once.
+        [default: tcp:11112:interface=127.0.0.1]
+        """
+        self["ports"].append(description)
+
+    def opt_allow_calling(self, title: str) -> None:
+        """Calling AE title that may associate; all may where none is given. May be given more than once."""
+        self["calling"].append(_title(title))
+
+    def postOptions(self) -> None:
+        """Check what only shows now, so that a mistake is one line and not a traceback."""
+        from twisted.internet import reactor
+
+        try:
+            self["endpoints"] = [server_endpoint(reactor, port) for port in self["ports"] or [DEFAULT_PORT]]
+        except EndpointError as error:
+            raise usage.UsageError(f"--port: {error}") from None
+        self["store"] = InstanceStore(Path(self["storage"]), durability=self["durability"])
+        try:
+            self["store"].prepare()
+        except (StoreError, OSError) as error:
+            raise usage.UsageError(f"--storage: {error}") from None
+
+
+def makeService(options: Options) -> IService:
+    """Make the service of ``twist dicom``."""
+    ae = AE(options["ae-title"])
+    settings = ae.settings
+    settings.maximum_pdu_size = options["max-pdu"]
+    settings.maximum_associations = options["max-associations"]
+    settings.acse_timeout = options["acse-timeout"]
+    settings.dimse_timeout = options["dimse-timeout"]
+    settings.network_timeout = options["network-timeout"]
+    settings.require_called_aet = bool(options["require-called-aet"])
+    settings.require_calling_aet = options["calling"]
+    # Whatever storage class comes is kept, also those that are younger than this program, or private.
+    settings.promiscuous = True
+    for context in AllStoragePresentationContexts:
+        ae.add_supported_context(context.abstract_syntax or "", ALL_TRANSFER_SYNTAXES)
+    ae.add_supported_context("1.2.840.10008.1.1")
+    receiver = StorageReceiver(options["store"], WorkerThreads(ae.reactor))
+    return ArchiveService(ae, options["endpoints"], receiver, grace=options["grace"] or 0.0)
