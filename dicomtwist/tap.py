@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from dicomtwist.service import ArchiveService
 from dicomtwist.settings import Settings
 from dicomtwist.threads import WorkerThreads
 
+#: The exit status of a command that was used wrongly (sysexits.h).
+_EX_USAGE = 64
+
 DEFAULT_PORT = "tcp:11112:interface=127.0.0.1"
 
 _DEFAULTS = Settings()
@@ -32,26 +37,29 @@ def _title(value: str) -> str:
         raise usage.UsageError(str(error)) from None
 
 
-def _seconds(value: str) -> float | None:
-    if value == "none":
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < float("inf"):
-        raise usage.UsageError(f"{value!r} is not a time: seconds above 0, or none")
-    return seconds
+def _seconds(option: str) -> Any:
+    def convert(value: str) -> float | None:
+        if value == "none":
+            return None
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = -1.0
+        if not 0 < seconds < float("inf"):
+            raise usage.UsageError(f"{option} {value!r} is not a time: seconds above 0, or none")
+        return seconds
+
+    return convert
 
 
-def _count(least: int, most: int) -> Any:
+def _count(option: str, least: int, most: int) -> Any:
     def convert(value: str) -> int:
         try:
             number = int(value)
         except ValueError:
             number = least - 1
         if not least <= number <= most:
-            raise usage.UsageError(f"{value!r} is not a number from {least} to {most}")
+            raise usage.UsageError(f"{option} {value!r} is not a number from {least} to {most}")
         return number
 
     return convert
@@ -82,19 +90,37 @@ class Options(usage.Options):
             None,
             _DEFAULTS.maximum_pdu_size,
             "Longest P-DATA-TF taken, in bytes; 0 for no limit.",
-            _count(0, 2**32 - 1),
+            _count("--max-pdu", 0, 2**32 - 1),
         ],
         [
             "max-associations",
             None,
             _DEFAULTS.maximum_associations,
             "Most associations at once; one more is rejected for now.",
-            _count(1, 2**31),
+            _count("--max-associations", 1, 2**31),
         ],
-        ["acse-timeout", None, _DEFAULTS.acse_timeout, "Seconds for an association request to come whole.", _seconds],
-        ["dimse-timeout", None, _DEFAULTS.dimse_timeout, "Seconds in which a message has to go on.", _seconds],
-        ["network-timeout", None, _DEFAULTS.network_timeout, "Seconds in which something has to happen.", _seconds],
-        ["grace", None, 10.0, "Seconds for associations to finish when the server is stopped.", _seconds],
+        [
+            "acse-timeout",
+            None,
+            _DEFAULTS.acse_timeout,
+            "Seconds for an association request to come whole.",
+            _seconds("--acse-timeout"),
+        ],
+        [
+            "dimse-timeout",
+            None,
+            _DEFAULTS.dimse_timeout,
+            "Seconds in which a message has to go on.",
+            _seconds("--dimse-timeout"),
+        ],
+        [
+            "network-timeout",
+            None,
+            _DEFAULTS.network_timeout,
+            "Seconds in which something has to happen.",
+            _seconds("--network-timeout"),
+        ],
+        ["grace", None, 10.0, "Seconds for associations to finish when the server is stopped.", _seconds("--grace")],
     ]
     optFlags = [["require-called-aet", None, "Reject associations that call another AE title than --ae-title."]]
     compData = usage.Completions(
@@ -105,6 +131,18 @@ class Options(usage.Options):
         super().__init__()  # type: ignore[no-untyped-call]
         self["ports"] = []
         self["calling"] = []
+
+    def parseOptions(self, options: list[str] | None = None) -> None:
+        """
+        Parse *options*.
+
+        :raises SystemExit: one is wrong. ``twist`` would print the whole help behind the one line that matters.
+        """
+        try:
+            super().parseOptions(options)  # type: ignore[no-untyped-call]
+        except usage.UsageError as error:
+            print(f"twist dicom: {error}; see twist dicom --help", file=sys.stderr)
+            raise SystemExit(_EX_USAGE) from None
 
     def opt_port(self, description: str) -> None:
         """
@@ -148,5 +186,15 @@ def makeService(options: Options) -> IService:
     for context in AllStoragePresentationContexts:
         ae.add_supported_context(context.abstract_syntax or "", ALL_TRANSFER_SYNTAXES)
     ae.add_supported_context("1.2.840.10008.1.1")
+    ae.reactor.callWhenRunning(_stop_at_sigterm, ae.reactor)
     receiver = StorageReceiver(options["store"], WorkerThreads(ae.reactor))
     return ArchiveService(ae, options["endpoints"], receiver, grace=options["grace"] or 0.0)
+
+
+def _stop_at_sigterm(reactor: Any) -> None:
+    """
+    Make SIGTERM an orderly stop with exit status 0.
+
+    ``twist`` drains as well, and then ends by the signal that it got; a supervisor takes that for a failure.
+    """
+    reactor.callLater(0, signal.signal, signal.SIGTERM, lambda *_: reactor.callFromThread(reactor.stop))
