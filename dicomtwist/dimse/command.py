@@ -22,11 +22,12 @@ MAX_COMMAND_LENGTH: Final = 64 * 1024
 Value: TypeAlias = int | str | tuple[int, ...]
 
 _HEADER = Struct("<LL")  # tag and length
-_RUN = Struct("<QHQHQHQH")  # four numbers, each behind its header
+_FRONT = Struct("<QLLL")  # the group length behind its header, tag and length of the next element
+_NUMBERS = Struct("<QHQHQHQH")  # four numbers, each behind its header
 _ELEMENT = Struct("<HHL")
 _ELEMENT_US = Struct("<HHLH")
 _GROUP_LENGTH = Struct("<LLL")
-_GROUP_LENGTH_HEADER = _GROUP_LENGTH.pack(0, 4, 0)[:8]
+_GROUP_LENGTH_HEADER = 4 << 32  # tag 0, length 4, as _FRONT reads it
 
 #: Every element of a command set that is not retired: element number to (keyword in snake_case, VR) (PS3.7 E.1).
 ELEMENTS: Final[dict[int, tuple[str, str]]] = {
@@ -56,9 +57,7 @@ ELEMENTS: Final[dict[int, tuple[str, str]]] = {
 }
 
 #: The same by keyword: (element number, VR).
-KEYWORDS: Final[dict[str, tuple[int, str]]] = {
-    keyword: (element, vr) for element, (keyword, vr) in ELEMENTS.items()
-}
+KEYWORDS: Final[dict[str, tuple[int, str]]] = {keyword: (element, vr) for element, (keyword, vr) in ELEMENTS.items()}
 
 
 def _decode_text(value: bytes) -> str:
@@ -95,22 +94,52 @@ _DECODERS: Final[dict[str, Callable[[bytes], Value]]] = {
 #: (keyword, decoder) by tag, as ``_HEADER`` reads it: the group is in the lower half.
 _BY_TAG: Final = {element << 16: (keyword, _DECODERS[vr]) for element, (keyword, vr) in ELEMENTS.items()}
 
-_COMMAND_FIELD: Final = KEYWORDS["command_field"][0] << 16
-
 
 def number_header(keyword: str) -> int:
     """Return the header (tag, length) of an element that holds a number, its eight bytes read as one number."""
     return KEYWORDS[keyword][0] << 16 | 2 << 32
 
 
-#: The numbers that stand side by side in the requests of the C services and in all responses, by their headers.
-_RUNS: Final = {
-    tuple(number_header(keyword) for keyword in run): run
-    for run in (
-        ("command_field", "message_id", "priority", "command_data_set_type"),
-        ("command_field", "message_id_being_responded_to", "command_data_set_type", "status"),
-    )
-}
+_SOP_CLASS_UID: Final = KEYWORDS["affected_sop_class_uid"][0] << 16
+_COMMAND_FIELD: Final = number_header("command_field")
+_MESSAGE_ID: Final = number_header("message_id")
+_RESPONDED_TO: Final = number_header("message_id_being_responded_to")
+_PRIORITY: Final = number_header("priority")
+_DATA_SET_TYPE: Final = number_header("command_data_set_type")
+_STATUS: Final = number_header("status")
+
+
+def _decode_front(data: bytes) -> tuple[dict[str, Value], int]:
+    """
+    Return what the front of a command set holds and where it ends, if it is that of a C request or of a response.
+
+    Most command sets begin with the group length, the Affected SOP Class UID and then four numbers. Read at one go
+    they take a third of the time. Of any other command set nothing is returned, and 0.
+    """
+    if len(data) >= _FRONT.size + _NUMBERS.size:
+        group_length, _, tag, length = _FRONT.unpack_from(data)
+        stop = _FRONT.size + length
+        end = stop + _NUMBERS.size
+        if group_length == _GROUP_LENGTH_HEADER and tag == _SOP_CLASS_UID and length and end <= len(data):
+            head1, field, head2, message_id, head3, number3, head4, number4 = _NUMBERS.unpack_from(data, stop)
+            if head1 == _COMMAND_FIELD:
+                if head2 == _MESSAGE_ID and head3 == _PRIORITY and head4 == _DATA_SET_TYPE:
+                    return {
+                        "affected_sop_class_uid": _decode_text(data[_FRONT.size : stop]),
+                        "command_field": field,
+                        "message_id": message_id,
+                        "priority": number3,
+                        "command_data_set_type": number4,
+                    }, end
+                if head2 == _RESPONDED_TO and head3 == _DATA_SET_TYPE and head4 == _STATUS:
+                    return {
+                        "affected_sop_class_uid": _decode_text(data[_FRONT.size : stop]),
+                        "command_field": field,
+                        "message_id_being_responded_to": message_id,
+                        "command_data_set_type": number3,
+                        "status": number4,
+                    }, end
+    return {}, 0
 
 
 def decode_command(data: bytes) -> dict[str, Value]:
@@ -122,37 +151,21 @@ def decode_command(data: bytes) -> dict[str, Value]:
 
     :raises InvalidMessage: an element of another group, a length that lies, a number of the wrong size.
     """
-    values: dict[str, Value] = {}
+    values, position = _decode_front(data)
     end = len(data)
-    position = _GROUP_LENGTH.size if data.startswith(_GROUP_LENGTH_HEADER) else 0
     try:
         while position < end:
             tag, length = _HEADER.unpack_from(data, position)
-            if tag == _COMMAND_FIELD and end - position >= _RUN.size:
-                head1, value1, head2, value2, head3, value3, head4, value4 = _RUN.unpack_from(data, position)
-                run = _RUNS.get((head1, head2, head3, head4))
-                if run is not None:
-                    name1, name2, name3, name4 = run
-                    values[name1] = value1
-                    values[name2] = value2
-                    values[name3] = value3
-                    values[name4] = value4
-                    position += _RUN.size
-                    continue
             position += 8
             stop = position + length
             if stop > end:
-                raise InvalidMessage(
-                    f"command element {_tag_text(tag)} of {length} bytes, {end - position} are left"
-                )
+                raise InvalidMessage(f"command element {_tag_text(tag)} of {length} bytes, {end - position} are left")
             if tag in _BY_TAG:
                 if length:
                     keyword, decode = _BY_TAG[tag]
                     values[keyword] = decode(data[position:stop])
             elif tag & 0xFFFF:
-                raise InvalidMessage(
-                    f"element {_tag_text(tag)} in a command set, which is of group 0000 only"
-                )
+                raise InvalidMessage(f"element {_tag_text(tag)} in a command set, which is of group 0000 only")
             position = stop
     except error:
         raise InvalidMessage(f"{end - position} bytes are left, an element header takes 8") from None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from itertools import groupby
-from struct import Struct
+from struct import Struct, error
 from typing import Any, ClassVar, Final, cast
 
 from dicomtwist.dimse.command import (
@@ -43,8 +43,15 @@ class Message:
     has_dataset: bool = False
 
     def encode(self) -> bytes:
-        """Return the encoded command set (PS3.7 6.3.1)."""
-        return _ENCODE[type(self)](self)
+        """
+        Return the encoded command set (PS3.7 6.3.1).
+
+        :raises ValueError: a number does not fit in 16 bits.
+        """
+        try:
+            return _ENCODE[type(self)](self)
+        except error as reason:
+            raise ValueError(f"{self.NAME}: {reason}") from None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,7 +77,7 @@ class CEchoRQ(Request):
     """C-ECHO-RQ (PS3.7 9.3.5.1)."""
 
     COMMAND_FIELD: ClassVar[int] = 0x0030
-    affected_sop_class_uid: str | None = "1.2.840.10008.1.1"
+    affected_sop_class_uid: str = "1.2.840.10008.1.1"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -314,9 +321,7 @@ MESSAGES: Final[dict[int, type[Message]]] = {cls.COMMAND_FIELD: cls for cls in _
 
 #: The response class to each request class.
 RESPONSES: Final[dict[type[Message], type[Response]]] = {
-    cls: cast("type[Response]", MESSAGES[cls.COMMAND_FIELD | 0x8000])
-    for cls in _CLASSES
-    if issubclass(cls, Request)
+    cls: cast("type[Response]", MESSAGES[cls.COMMAND_FIELD | 0x8000]) for cls in _CLASSES if issubclass(cls, Request)
 }
 
 
@@ -364,9 +369,7 @@ def _write_encoder(cls: type[Message]) -> Callable[[Message], bytes]:
             names[f"encode_{keyword}"] = ENCODERS[keyword]
             skip = f"b'' if {source} is None else " if optional else ""
             parts.append(f"{skip}encode_{keyword}({source})")
-    return cast(
-        "Callable[[Message], bytes]", _compile("self", [f"return join_elements(({', '.join(parts)}))"], names)
-    )
+    return cast("Callable[[Message], bytes]", _compile("self", [f"return join_elements([{', '.join(parts)}])"], names))
 
 
 def _write_maker(cls: type[Message]) -> Callable[[dict[str, Value]], Message]:
@@ -414,5 +417,5 @@ def decode_message(data: bytes) -> Message:
         raise InvalidMessage(f"Command Field {command_field:#06x} is unknown") from None
     try:
         return make(values)
-    except KeyError as error:
-        raise InvalidMessage(f"{MESSAGES[cast('int', command_field)].NAME} without {error.args[0]}") from None
+    except KeyError as missing:
+        raise InvalidMessage(f"{MESSAGES[cast('int', command_field)].NAME} without {missing.args[0]}") from None
