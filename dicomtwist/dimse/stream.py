@@ -52,9 +52,7 @@ class MessageReceiver:
 
     __slots__ = ("_command", "_context_id", "_in_dataset", "_length", "_user", "contexts", "max_dataset_length")
 
-    def __init__(
-        self, user: MessageUser, contexts: Container[int], max_dataset_length: int | None = None
-    ) -> None:
+    def __init__(self, user: MessageUser, contexts: Container[int], max_dataset_length: int | None = None) -> None:
         self._user = user
         self.contexts = contexts
         self.max_dataset_length = max_dataset_length
@@ -77,9 +75,7 @@ class MessageReceiver:
         context_id = fragment.context_id
         if context_id != self._context_id:
             if self._context_id != _NONE:
-                raise InvalidMessage(
-                    f"presentation context ID {context_id} inside a message of {self._context_id}"
-                )
+                raise InvalidMessage(f"presentation context ID {context_id} inside a message of {self._context_id}")
             if context_id not in self.contexts:
                 raise InvalidMessage(f"presentation context ID {context_id} was not accepted")
             self._context_id = context_id

@@ -180,9 +180,7 @@ class ULConnection:
             pdu = decode_pdu(frame.pdu_type, frame.body)
         except InvalidPDU as error:
             return self._receive(Event.EVT19, reason=error.reason, detail=str(error))
-        return self._receive(
-            _PDU_EVENTS[frame.pdu_type], pdu, detail=f"{type(pdu).__name__} out of place"
-        )
+        return self._receive(_PDU_EVENTS[frame.pdu_type], pdu, detail=f"{type(pdu).__name__} out of place")
 
     def _receive(self, event: Event, pdu: object = None, *, reason: int = 2, detail: str = "") -> list[ULEvent]:
         if (event, self.state) not in TABLE:
@@ -249,9 +247,7 @@ class ULConnection:
         self.state = ACTIONS[action][choice]
         return events
 
-    def _act(
-        self, action: Action, event: Event, pdu: object, reason: int, detail: str, events: list[ULEvent]
-    ) -> int:
+    def _act(self, action: Action, event: Event, pdu: object, reason: int, detail: str, events: list[ULEvent]) -> int:
         """Do *action* and return which of its next states applies."""
         match action:
             case Action.AE_1 | Action.DT_1 | Action.DT_2 | Action.AR_6 | Action.AR_7 | Action.AA_6:

@@ -76,7 +76,17 @@ class Framer:
         as it likes then, for nothing is buffered.
     """
 
-    __slots__ = ("_body_left", "_broken", "_context_id", "_control", "_partial", "_pdu_left", "_pdu_type", "_pdv_left", "max_length")
+    __slots__ = (
+        "_body_left",
+        "_broken",
+        "_context_id",
+        "_control",
+        "_partial",
+        "_pdu_left",
+        "_pdu_type",
+        "_pdv_left",
+        "max_length",
+    )
 
     def __init__(self, max_length: int = DEFAULT_MAX_LENGTH) -> None:
         self.max_length = max_length

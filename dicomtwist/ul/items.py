@@ -28,9 +28,7 @@ _U16x2 = Struct(">HH")
 def encode_item(item_type: int, value: bytes) -> bytes:
     """Return an item: its type, a reserved byte, the length of *value* in 16 bits and *value*."""
     if len(value) > 0xFFFF:
-        raise ValueError(
-            f"item {item_type:#04x} would hold {len(value)} bytes, its length field counts 65535 at most"
-        )
+        raise ValueError(f"item {item_type:#04x} would hold {len(value)} bytes, its length field counts 65535 at most")
     return _HEADER.pack(item_type, len(value)) + value
 
 
@@ -57,9 +55,7 @@ def _walk(data: memoryview, where: str) -> Iterator[tuple[int, memoryview]]:
         item_type, length = _HEADER.unpack_from(data, position)
         position += 4
         if length > end - position:
-            raise InvalidPDU(
-                f"{where}: item {item_type:#04x} says {length} bytes, {end - position} are left"
-            )
+            raise InvalidPDU(f"{where}: item {item_type:#04x} says {length} bytes, {end - position} are left")
         yield item_type, data[position : position + length]
         position += length
 
@@ -251,9 +247,7 @@ class _Fields:
     def take(self, count: int) -> memoryview:
         end = self._position + count
         if end > len(self._data):
-            raise InvalidPDU(
-                f"{self._where}: a field of {count} bytes, {len(self._data) - self._position} are left"
-            )
+            raise InvalidPDU(f"{self._where}: a field of {count} bytes, {len(self._data) - self._position} are left")
         value = self._data[self._position : end]
         self._position = end
         return value
