@@ -1,0 +1,324 @@
+"""The items of A-ASSOCIATE-RQ and -AC (PS3.8 9.3.2 and 9.3.3, PS3.7 D.3.3)."""
+
+import tracemalloc
+import unittest
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicomtwist.errors import InvalidPDU
+from dicomtwist.ul.items import (
+    AnsweredContext,
+    AsyncOperationsWindow,
+    ProposedContext,
+    RoleSelection,
+    SOPClassCommonExtended,
+    SOPClassExtended,
+    UserIdentity,
+    UserInformation,
+    decode_text,
+    decode_user_information,
+    decode_variable_items,
+    encode_item,
+)
+
+uids = st.text("0123456789.", min_size=1, max_size=64)
+context_ids = st.integers(0, 127).map(lambda number: 2 * number + 1)
+names = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=16)
+u16 = st.integers(0, 0xFFFF)
+
+proposed_contexts = st.builds(ProposedContext, context_ids, uids, st.lists(uids, max_size=6).map(tuple))
+answered_contexts = st.one_of(
+    st.builds(AnsweredContext, context_ids, st.just(0), uids),
+    st.builds(AnsweredContext, context_ids, st.integers(1, 255)),
+)
+user_identities = st.builds(
+    UserIdentity, st.integers(0, 255), st.binary(max_size=40), st.binary(max_size=40), st.booleans()
+)
+user_informations = st.builds(
+    UserInformation,
+    maximum_length=st.none() | st.integers(0, 0xFFFFFFFF),
+    implementation_class_uid=st.none() | uids,
+    implementation_version_name=st.none() | names,
+    async_operations=st.none() | st.builds(AsyncOperationsWindow, u16, u16),
+    roles=st.lists(st.builds(RoleSelection, uids, st.booleans(), st.booleans()), max_size=3).map(tuple),
+    sop_class_extended=st.lists(st.builds(SOPClassExtended, uids, st.binary(max_size=20)), max_size=3).map(tuple),
+    sop_class_common_extended=st.lists(
+        st.builds(SOPClassCommonExtended, uids, uids, st.lists(uids, max_size=3).map(tuple)), max_size=3
+    ).map(tuple),
+    user_identity=st.none() | user_identities,
+    user_identity_response=st.none() | st.binary(max_size=40),
+)
+
+
+def value_of(item):
+    """Return what is behind the header of *item*, with its length checked."""
+    assert int.from_bytes(item[2:4], "big") == len(item) - 4
+    return memoryview(item)[4:]
+
+
+def user_information(*sub_items):
+    """Return what the user information item of these (type, value) pairs decodes to."""
+    return decode_user_information(memoryview(b"".join(encode_item(*pair) for pair in sub_items)))
+
+
+class KnownBytesTests(unittest.TestCase):
+    """Each sub-item by hand."""
+
+    KNOWN = (
+        (UserInformation(maximum_length=0x12345678), b"\x51\x00\x00\x04\x12\x34\x56\x78"),
+        (UserInformation(implementation_class_uid="1.2.3"), b"\x52\x00\x00\x051.2.3"),
+        (
+            UserInformation(async_operations=AsyncOperationsWindow(5, 258)),
+            b"\x53\x00\x00\x04\x00\x05\x01\x02",
+        ),
+        (
+            UserInformation(roles=(RoleSelection("1.2", True, False), RoleSelection("1.3", False, True))),
+            b"\x54\x00\x00\x07\x00\x031.2\x01\x00\x54\x00\x00\x07\x00\x031.3\x00\x01",
+        ),
+        (UserInformation(implementation_version_name="AB"), b"\x55\x00\x00\x02AB"),
+        (
+            UserInformation(sop_class_extended=(SOPClassExtended("1.2", b"\1\0\1"),)),
+            b"\x56\x00\x00\x08\x00\x031.2\1\0\1",
+        ),
+        (
+            UserInformation(sop_class_common_extended=(SOPClassCommonExtended("1.2", "4.2", ("1.5", "1.66")),)),
+            b"\x57\x00\x00\x17\x00\x031.2\x00\x034.2\x00\x0b\x00\x031.5\x00\x041.66",
+        ),
+        (
+            UserInformation(user_identity=UserIdentity(2, b"me", b"key", True)),
+            b"\x58\x00\x00\x0b\x02\x01\x00\x02me\x00\x03key",
+        ),
+        (UserInformation(user_identity_response=b"ok"), b"\x59\x00\x00\x04\x00\x02ok"),
+    )
+
+    def test_sub_items(self):
+        for information, encoded in self.KNOWN:
+            with self.subTest(encoded[0]):
+                item = information.encode()
+                self.assertEqual(item, b"\x50\x00" + len(encoded).to_bytes(2, "big") + encoded)
+                self.assertEqual(decode_user_information(value_of(item)), information)
+
+    def test_all_at_once_are_in_the_order_of_their_types(self):
+        parts = {}
+        for information, _ in self.KNOWN:
+            for name in UserInformation.__dataclass_fields__:
+                value = getattr(information, name)
+                if value not in (None, ()):
+                    parts[name] = value
+        self.assertEqual(parts.keys(), UserInformation.__dataclass_fields__.keys())
+        item = UserInformation(**parts).encode()
+        self.assertEqual(item[4:], b"".join(encoded for _, encoded in self.KNOWN))
+        self.assertEqual(decode_user_information(value_of(item)), UserInformation(**parts))
+
+    def test_presentation_contexts(self):
+        self.assertEqual(
+            ProposedContext(3, "1.2", ("1.3", "1.4")).encode(),
+            b"\x20\x00\x00\x19\x03\x00\x00\x00\x30\x00\x00\x031.2\x40\x00\x00\x031.3\x40\x00\x00\x031.4",
+        )
+        self.assertEqual(AnsweredContext(3, 4, "1.3").encode(), b"\x21\x00\x00\x0b\x03\x00\x04\x00\x40\x00\x00\x031.3")
+
+
+class RoundTripTests(unittest.TestCase):
+    @given(proposed_contexts)
+    def test_proposed_context(self, context):
+        self.assertEqual(ProposedContext.decode(value_of(context.encode())), context)
+
+    @given(answered_contexts)
+    def test_answered_context(self, context):
+        self.assertEqual(AnsweredContext.decode(value_of(context.encode())), context)
+
+    @given(user_informations)
+    def test_user_information(self, information):
+        self.assertEqual(decode_user_information(value_of(information.encode())), information)
+
+
+class LimitTests(unittest.TestCase):
+    def test_items_that_do_not_fit(self):
+        long = "1" * 0x10000
+        for item in (
+            ProposedContext(1, long, ()),
+            ProposedContext(1, "1.2", ("1" * 64,) * 1000),
+            AnsweredContext(1, 0, long),
+            UserInformation(implementation_class_uid=long),
+            UserInformation(roles=(RoleSelection(long),)),
+            UserInformation(sop_class_extended=(SOPClassExtended("1.2", bytes(0x10000)),)),
+            UserInformation(user_identity=UserIdentity(2, bytes(0x10000))),
+            UserInformation(user_identity=UserIdentity(2, bytes(40000), bytes(40000))),
+            UserInformation(user_identity_response=bytes(0x10000)),
+        ):
+            with self.assertRaisesRegex(ValueError, "65535"):
+                item.encode()
+
+    def test_the_longest_that_fits(self):
+        information = UserInformation(user_identity=UserIdentity(5, bytes(0xFFFF - 4 - 6)))
+        self.assertEqual(decode_user_information(value_of(information.encode())), information)
+
+    def test_128_contexts(self):
+        contexts = tuple(ProposedContext(number, "1.2", ("1.3",)) for number in range(1, 256, 2))
+        encoded = b"".join(context.encode() for context in contexts)
+        self.assertEqual(decode_variable_items(memoryview(encoded)).proposed, contexts)
+
+
+class LieTests(unittest.TestCase):
+    """Lengths that disagree with what is there."""
+
+    def assert_invalid(self, data):
+        with self.assertRaises(InvalidPDU):
+            decode_variable_items(memoryview(data))
+
+    def test_item_headers(self):
+        for data in (
+            b"\x10",
+            b"\x10\0\0",
+            b"\x10\0\0\1",
+            b"\x10\0\xff\xff1.2",
+            b"\x77\0\0\5abcd",
+            b"\x50\0\0\1",
+        ):
+            with self.subTest(data=data):
+                self.assert_invalid(data)
+
+    def test_presentation_contexts(self):
+        for value in (
+            b"",
+            b"\1\0\0",
+            b"\1\0\0\0",
+            b"\1\0\0\0\x30",
+            b"\1\0\0\0\x30\0\0\4abc",
+            b"\1\0\0\0\x40\0\0\0",
+        ):
+            with self.subTest(value=value):
+                self.assert_invalid(encode_item(0x20, value))
+        for value in b"", b"\1\0\0", b"\1\0\0\0\x40\0\0\4abc":
+            with self.subTest(value=value):
+                self.assert_invalid(encode_item(0x21, value))
+
+    def test_context_ids(self):
+        for number in 0, 2, 254:
+            self.assert_invalid(ProposedContext(number, "1.2", ("1.3",)).encode())
+            self.assert_invalid(AnsweredContext(number, 0, "1.3").encode())
+        self.assert_invalid(ProposedContext(1, "1.2", ("1.3",)).encode() * 2)
+        self.assert_invalid(AnsweredContext(1, 0, "1.3").encode() * 2)
+
+    def test_129_contexts(self):
+        encoded = b"".join(ProposedContext(2 * n % 256 + 1, "1.2", ("1.3",)).encode() for n in range(129))
+        self.assert_invalid(encoded)
+
+    def test_sub_items(self):
+        for item_type, value in (
+            (0x51, b"\0\0\1"),
+            (0x53, b"\0\1\0"),
+            (0x54, b"\0\3ab"),
+            (0x54, b"\0\2ab"),
+            (0x54, b"\0\2ab\1"),
+            (0x56, b"\0"),
+            (0x56, b"\0\3ab"),
+            (0x57, b"\0\1a"),
+            (0x57, b"\0\1a\0\1b"),
+            (0x57, b"\0\1a\0\1b\0\4\0\1c"),
+            (0x57, b"\0\1a\0\1b\0\3\0\2c"),
+            (0x57, b"\xff\xffa"),
+            (0x58, b""),
+            (0x58, b"\1"),
+            (0x58, b"\1\0"),
+            (0x58, b"\1\0\0\5abcd"),
+            (0x58, b"\1\0\0\1a\0"),
+            (0x58, b"\2\0\0\1a\xff\xffb"),
+            (0x59, b""),
+            (0x59, b"\0\2a"),
+        ):
+            with self.subTest(item_type=hex(item_type), value=value), self.assertRaises(InvalidPDU):
+                user_information((item_type, value))
+
+    @given(st.sampled_from(range(0x51, 0x5A)), st.binary(max_size=40))
+    def test_arbitrary_sub_items(self, item_type, value):
+        try:
+            user_information((item_type, value))
+        except InvalidPDU:
+            pass
+
+
+class ToleranceTests(unittest.TestCase):
+    """What peers do though it is not quite right, or may do and means nothing to us."""
+
+    def test_unknown_items_are_skipped(self):
+        context = ProposedContext(1, "1.2", ("1.3",))
+        inside = ProposedContext.decode(
+            memoryview(b"\1\0\0\0" + encode_item(0x99, b"?") + encode_item(0x30, b"1.2") + encode_item(0x40, b"1.3"))
+        )
+        self.assertEqual(inside, context)
+        items = decode_variable_items(memoryview(encode_item(0x99, b"????") + context.encode() + encode_item(0, b"")))
+        self.assertEqual(items.proposed, (context,))
+        self.assertEqual(user_information((0x5A, b"?"), (0x51, b"\0\0\0\7"), (0xFF, b"")), UserInformation(7))
+
+    def test_of_repeated_sub_items_the_first_counts(self):
+        self.assertEqual(user_information((0x51, b"\0\0\0\1"), (0x51, b"\0\0\0\2")), UserInformation(1))
+        twice = UserInformation(3).encode() + UserInformation(4).encode()
+        self.assertEqual(decode_variable_items(memoryview(twice)).user_information, UserInformation(3))
+
+    def test_padding(self):
+        for padded in b"1.2.3\0", b"1.2.3 ", b"1.2.3\0 \0":
+            self.assertEqual(user_information((0x52, padded)).implementation_class_uid, "1.2.3")
+        self.assertEqual(decode_text(b"\xe4\xff"), "\xe4\xff")
+
+    def test_a_long_version_name(self):
+        self.assertEqual(
+            user_information((0x55, b"MORE_THAN_SIXTEEN_CHARACTERS")).implementation_version_name,
+            "MORE_THAN_SIXTEEN_CHARACTERS",
+        )
+
+    def test_identity_without_secondary_field(self):
+        self.assertEqual(user_information((0x58, b"\1\0\0\2me")).user_identity, UserIdentity(1, b"me"))
+
+    def test_rejected_context_with_garbage_for_a_syntax(self):
+        self.assertEqual(AnsweredContext.decode(memoryview(b"\1\0\3\0\xff\xff")), AnsweredContext(1, 3))
+
+    def test_contexts_without_transfer_syntaxes(self):
+        value = b"\1\0\0\0" + encode_item(0x30, b"1.2") + encode_item(0x40, b"") * 5
+        self.assertEqual(ProposedContext.decode(memoryview(value)), ProposedContext(1, "1.2", ()))
+
+
+class SecretTests(unittest.TestCase):
+    def test_repr(self):
+        for shown in (
+            UserIdentity(2, b"name", b"word"),
+            UserInformation(user_identity=UserIdentity(2, b"name", b"word"), user_identity_response=b"word"),
+        ):
+            self.assertNotIn("b'name'", repr(shown))
+            self.assertNotIn("word'", repr(shown))
+        self.assertIn("identity_type=2", repr(UserIdentity(2, b"name")))
+
+
+class MemoryTests(unittest.TestCase):
+    """What items become takes no more than a small multiple of what came."""
+
+    def multiple_of(self, data, decode):
+        view = memoryview(data)
+        decode(view)
+        tracemalloc.start()
+        try:
+            kept = decode(view)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        self.assertIsNotNone(kept)
+        return peak / len(data)
+
+    def test_16000_empty_transfer_syntaxes(self):
+        value = b"\1\0\0\0" + encode_item(0x30, b"1.2") + encode_item(0x40, b"") * 16000
+        self.assertLess(self.multiple_of(encode_item(0x20, value), decode_variable_items), 2)
+
+    def test_many_short_items(self):
+        uid_list = b"\0\1a\0\1b\xff\xf0" + b"\0\2ab" * (0xFFF0 // 4)
+        for what, item, decode in (
+            ("transfer syntaxes", encode_item(0x30, b"1.2") + encode_item(0x40, b"ab") * 10000, None),
+            ("roles", encode_item(0x54, b"\0\0\0\0") * 8000, decode_user_information),
+            ("extended", encode_item(0x56, b"\0\0") * 10000, decode_user_information),
+            ("common extended", encode_item(0x57, bytes(6)) * 6000, decode_user_information),
+            ("related", encode_item(0x57, uid_list), decode_user_information),
+            ("unknown", encode_item(0x77, b"") * 16000, decode_user_information),
+        ):
+            data = item if decode else encode_item(0x20, b"\1\0\0\0" + item)
+            with self.subTest(what):
+                self.assertLess(self.multiple_of(data, decode or decode_variable_items), 24)
