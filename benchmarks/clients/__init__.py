@@ -1,0 +1,1 @@
+"""Clients that are measured, each a process of its own."""

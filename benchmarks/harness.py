@@ -1,0 +1,335 @@
+"""
+What all benchmarks share: processes, folders, rounds, and the rows of the table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import SkipTest
+
+from tests import peers
+
+#: Where ``python -m`` finds this package and the plugin, installed or not.
+ROOT = Path(__file__).resolve().parent.parent
+#: The longest P-DATA-TF, for both sides.
+MAX_PDU = 131072
+#: The longest that any process may take, in seconds.
+TIMEOUT = 600.0
+
+Seconds = float
+#: Does the work once and returns how long it took.
+Side = Callable[[], Seconds]
+
+
+class BenchmarkError(Exception):
+    """A measurement cannot be made, or what was measured did not do its work."""
+
+
+def dcmtk(name: str) -> str:
+    """
+    Return the path of one of DCMTK's tools.
+
+    :raises BenchmarkError: it is not installed.
+    """
+    try:
+        return peers.dcmtk(name)
+    except (SkipTest, peers.PeerError) as error:
+        raise BenchmarkError(str(error)) from None
+
+
+# --- processes
+
+
+def _environment(nodelay: bool) -> dict[str, str]:
+    environment = {**os.environ, "TCP_NODELAY": "1"}
+    if not nodelay:
+        del environment["TCP_NODELAY"]
+    return environment
+
+
+def run(command: Sequence[object], *, nodelay: bool = True) -> Seconds:
+    """
+    Run a program to its end.
+
+    :returns: how long it took.
+    :raises BenchmarkError: it failed.
+    """
+    return run_all([command], nodelay=nodelay)
+
+
+def run_all(commands: Sequence[Sequence[object]], *, nodelay: bool = True) -> Seconds:
+    """The same for several programs at once."""
+    environment = _environment(nodelay)
+    began = time.perf_counter()
+    processes = [
+        subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment,
+            cwd=ROOT,
+        )
+        for command in commands
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=TIMEOUT)
+            if process.returncode:
+                text = errors.decode("utf-8", "replace")[-2000:]
+                raise BenchmarkError(f"{process.args[0]!r} ended with {process.returncode}: {text}")  # type: ignore[index]
+        return time.perf_counter() - began
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def run_client(module: str, *arguments: object, memory: bool = False) -> dict[str, float]:
+    """
+    Run a client of :mod:`benchmarks.clients`.
+
+    :param memory: whether to watch its resident memory.
+    :returns: what it measured, see :mod:`benchmarks.clients.send`; with *memory* also ``peak``, the most KiB.
+    """
+    command = [sys.executable, "-m", f"benchmarks.clients.{module}", *(str(argument) for argument in arguments)]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=_environment(True),
+        cwd=ROOT,
+    )
+    try:
+        with MemoryWatch(process.pid if memory else None) as watch:
+            output, errors = process.communicate(timeout=TIMEOUT)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    if process.returncode:
+        raise BenchmarkError(f"{module} ended with {process.returncode}: {errors.decode('utf-8', 'replace')[-2000:]}")
+    result: dict[str, float] = json.loads(output)
+    if memory:
+        result["peak"] = watch.peak
+    return result
+
+
+@dataclass(frozen=True)
+class Server:
+    """
+    A server that runs.
+
+    :ivar port: where it listens, on 127.0.0.1.
+    :ivar pid: its process.
+    """
+
+    port: int
+    pid: int
+
+
+@contextmanager
+def serving(command: Callable[[int], Sequence[object]], log: Path, *, nodelay: bool = True) -> Iterator[Server]:
+    """
+    Run a server, and end it and what it forked.
+
+    :param command: gives the command line for a port.
+    :param log: the file for what it prints.
+    """
+    port = peers.free_port()
+    words = [str(word) for word in command(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=_environment(nodelay),
+            cwd=ROOT,
+            start_new_session=True,
+        )
+    try:
+        _wait_listening(port, process, log)
+        yield Server(port, process.pid)
+    finally:
+        _end(process)
+
+
+def _wait_listening(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not _listens(port):
+        if process.poll() is not None:
+            raise BenchmarkError(f"{process.args!r} ended at once: {log.read_text(errors='replace')[-2000:]}")
+        if time.monotonic() > deadline:
+            raise BenchmarkError(f"{process.args!r} did not listen within 30 s")
+        time.sleep(0.02)
+
+
+def _listens(port: int) -> bool:
+    # Where the system tells who listens there is no need to connect.
+    try:
+        lines = Path("/proc/net/tcp").read_text().splitlines()[1:] + Path("/proc/net/tcp6").read_text().splitlines()[1:]
+    except OSError:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+    return any(fields[1].endswith(f":{port:04X}") and fields[3] == "0A" for fields in map(str.split, lines))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    # It leads a session of its own, so its group is itself and the children that serve associations.
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, signal_number)
+        except ProcessLookupError:
+            pass
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def resident(pid: int | str = "self") -> int:
+    """Return the resident memory of a process in KiB, 0 where it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS:")), 0)
+
+
+class MemoryWatch:
+    """
+    Watches the resident memory of a process, for ``with``.
+
+    :ivar peak: the most that it was, in KiB.
+    """
+
+    def __init__(self, pid: int | None) -> None:
+        self.peak = 0
+        self._pid = pid
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        assert self._pid is not None
+        while not self._stop.wait(0.01):
+            self.peak = max(self.peak, resident(self._pid))
+
+    def __enter__(self) -> MemoryWatch:
+        if self._pid is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop.set()
+        if self._pid is not None:
+            self._thread.join()
+
+
+# --- rounds
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    A row of the table.
+
+    :ivar work: what was done.
+    :ivar ours: what it cost us, in words.
+    :ivar peer_name: whom we are measured against.
+    :ivar peer: what it cost the peer, in words.
+    :ivar ratio: in words.
+    :ivar needed: the least, or for memory the most, in words; empty where nothing is asked for.
+    :ivar good: whether it is good enough, ``None`` where nothing is asked for.
+    :ivar note: what else is worth knowing.
+    """
+
+    work: str
+    ours: str
+    peer_name: str
+    peer: str
+    ratio: str
+    needed: str
+    good: bool | None
+    note: str = ""
+
+
+class Bench:
+    """
+    What a benchmark works with.
+
+    :param root: a folder for everything that is written; the caller removes it at the very end.
+    :param rounds: how often each side is measured.
+    :param quick: whether to do a small part only.
+    """
+
+    def __init__(self, root: Path, rounds: int, quick: bool) -> None:
+        self.root = root
+        self.rounds = rounds
+        self.quick = quick
+        self._folders = 0
+
+    def scaled(self, count: int, quick: int) -> int:
+        """Return how many to do: *count*, or *quick* of them."""
+        return quick if self.quick else count
+
+    def fresh(self) -> Path:
+        """Return a new, empty folder."""
+        self._folders += 1
+        folder = self.root / f"run-{self._folders}"
+        folder.mkdir()
+        return folder
+
+    def measure(self, sides: Mapping[str, Side], *, rounds: int | None = None) -> dict[str, list[Seconds]]:
+        """Measure all *sides* in turn, after one round that does not count (with --quick there is none)."""
+        for side in () if self.quick else sides.values():
+            side()
+        found: dict[str, list[Seconds]] = {name: [] for name in sides}
+        for _ in range(rounds or self.rounds):
+            for name, side in sides.items():
+                os.sync()
+                found[name].append(side())
+        return found
+
+
+def compare(
+    work: str, ours: list[Seconds], peer_name: str, peer: list[Seconds], needed: float | None = None, note: str = ""
+) -> Row:
+    """Return the row for the times of both sides."""
+    ratio = statistics.median(peer) / statistics.median(ours)
+    return Row(
+        work,
+        spread(ours),
+        peer_name,
+        spread(peer),
+        f"{ratio:.2f}",
+        "" if needed is None else f"{needed:g}",
+        None if needed is None else ratio >= needed,
+        note,
+    )
+
+
+def spread(times: list[Seconds]) -> str:
+    """Return the median of *times*, the shortest and the longest."""
+    median = statistics.median(times)
+    digits = 4 if median < 0.1 else 3 if median < 1 else 2
+    return f"{median:.{digits}f} ({min(times):.{digits}f}-{max(times):.{digits}f})"

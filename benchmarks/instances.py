@@ -1,0 +1,92 @@
+"""
+Instances to send: a real CT image with pixel data of the wanted size, and UIDs of their own.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from functools import cache
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pydicom.uid import UID
+
+_SERIES = 4
+# All of the same length, so that they can be replaced in the encoded file.
+_ROOT = "1.2.826.0.1.3680043.8.498.1"
+_STUDY = f"{_ROOT}.1"
+_MARK = f"{_ROOT}.2.1999999999"
+_SERIES_MARK = f"{_ROOT}.3.9"
+
+
+def _template(rows: int) -> tuple[bytes, int]:
+    """Return a file with square pixel data up to its pixels, and how many bytes those have."""
+    path = get_testdata_file("CT_small.dcm", download=False)
+    assert isinstance(path, str)
+    dataset = dcmread(path)
+    if "DataSetTrailingPadding" in dataset:
+        del dataset.DataSetTrailingPadding
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(_MARK)
+    dataset.StudyInstanceUID = _STUDY
+    dataset.SeriesInstanceUID = _SERIES_MARK
+    dataset.Rows = dataset.Columns = rows
+    dataset.PixelData = b"\0\0"
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    length = rows * rows * 2
+    # The length of Pixel Data, in Explicit VR Little Endian, comes right before it.
+    head = buffer.getvalue()[:-2]
+    return head[:-4] + length.to_bytes(4, "little"), length
+
+
+@cache
+def _head_length() -> int:
+    return len(_template(2)[0])
+
+
+def make(folder: Path, count: int, size: int, first: int = 0) -> list[Path]:
+    """
+    Write instances into a new folder.
+
+    :param size: how many bytes each shall have, roughly.
+    :param first: the number of the first, which makes its SOP Instance UID.
+    """
+    folder.mkdir()
+    head, length = _template(math.isqrt(max(2, size - _head_length()) // 2))
+    block = os.urandom(min(length, 1 << 20))
+    pixels = (block * -(-length // len(block)))[:length]
+    paths = []
+    for number in range(first, first + count):
+        path = folder / f"{number:06}.dcm"
+        with path.open("wb") as file:
+            file.write(_numbered(head, number))
+            file.write(pixels)
+        paths.append(path)
+    return paths
+
+
+def make_sparse(path: Path, rows: int) -> Path:
+    """Write one instance whose pixels, two bytes each, take no room on the disk: as many columns as rows."""
+    head, length = _template(rows)
+    with path.open("wb") as file:
+        file.write(_numbered(head, 0))
+        file.truncate(len(head) + length)
+    return path
+
+
+def _numbered(head: bytes, number: int) -> bytes:
+    return head.replace(_MARK.encode(), f"{_ROOT}.2.1{number:09}".encode()).replace(
+        _SERIES_MARK.encode(), f"{_ROOT}.3.{number % _SERIES + 1}".encode()
+    )
+
+
+def count_stored(folder: Path) -> int:
+    """Return how many instances there are below *folder*, without what is on its way."""
+    found = 0
+    for _, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += sum(not name.startswith(".") for name in names)
+    return found

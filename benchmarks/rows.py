@@ -1,0 +1,325 @@
+"""
+The benchmarks: each returns the rows of the table that it measures.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from benchmarks import instances
+from benchmarks.harness import (
+    Bench,
+    BenchmarkError,
+    MemoryWatch,
+    Row,
+    Seconds,
+    Server,
+    Side,
+    compare,
+    resident,
+    run,
+    run_all,
+    run_client,
+    serving,
+)
+from benchmarks.programs import (
+    Program,
+    dcmtk_storescp,
+    delaying_proxy,
+    echoscu,
+    pynetdicom_storescp,
+    storescu,
+    twist_dicom,
+    window_server,
+)
+
+STORESCP: Final = "DCMTK storescp"
+STORESCU: Final = "DCMTK storescu"
+#: By how much the memory of a process may grow, in KiB.
+MAX_GROWTH: Final = 32 * 1024
+
+
+# --- C-ECHO
+
+
+def echo(bench: Bench) -> list[Row]:
+    """C-ECHO on one association."""
+    count = bench.scaled(20000, 2000)
+
+    with ExitStack() as stack:
+        ours = _echo_server(bench, stack, twist_dicom(bench.fresh()))
+        peer = _echo_server(bench, stack, dcmtk_storescp(bench.fresh()))
+
+        def side(server: Server, repeat: int) -> Side:
+            return lambda: run(echoscu(server.port, repeat))
+
+        times = bench.measure({"ours": side(ours, count), "peer": side(peer, count)})
+        alone = bench.measure({"ours": side(ours, 1), "peer": side(peer, 1)})
+    rates = [(count - 1) / max(1e-9, statistics.median(times[name]) - statistics.median(alone[name])) for name in times]
+    note = f"without the client's start: {rates[0]:.0f}/s, peer {rates[1]:.0f}/s"
+    return [compare(f"{count} C-ECHO", times["ours"], STORESCP, times["peer"], 0.5, note)]
+
+
+def echo_stock(bench: Bench) -> list[Row]:
+    """C-ECHO by a client with Nagle's algorithm on."""
+    count = 20
+    with ExitStack() as stack:
+        ours = _echo_server(bench, stack, twist_dicom(bench.fresh()), nodelay=False)
+        peer = _echo_server(bench, stack, dcmtk_storescp(bench.fresh()), nodelay=False)
+        times = bench.measure(
+            {
+                "ours": lambda: run(echoscu(ours.port, count), nodelay=False),
+                "peer": lambda: run(echoscu(peer.port, count), nodelay=False),
+            }
+        )
+    return [compare(f"{count} C-ECHO, stock", times["ours"], STORESCP, times["peer"], 20)]
+
+
+def _echo_server(bench: Bench, stack: ExitStack, program: Program, *, nodelay: bool = True) -> Server:
+    server = stack.enter_context(serving(program, bench.fresh() / "log", nodelay=nodelay))
+    run(echoscu(server.port, 1), nodelay=nodelay)
+    return server
+
+
+# --- receiving
+
+
+def store_small(bench: Bench) -> list[Row]:
+    """Small instances, one after the other."""
+    count = bench.scaled(1000, 100)
+    sides = _receivers(bench, instances.make(bench.fresh() / "in", count, 12_000), pynetdicom=True)
+    times = bench.measure(sides)
+    work = f"receive {count} x 12 KB"
+    return [
+        compare(f"{work}, durability none", times["none"], STORESCP, times["dcmtk"], 0.8),
+        compare(f"{work}, durability full", times["full"], STORESCP, times["dcmtk"], 0.4),
+        compare(f"{work}, durability none", times["none"], "pynetdicom storescp", times["pynetdicom"]),
+    ]
+
+
+def store_medium(bench: Bench) -> list[Row]:
+    """CT images, one after the other."""
+    count = bench.scaled(300, 30)
+    sides = _receivers(bench, instances.make(bench.fresh() / "in", count, 530_800), pynetdicom=True)
+    times = bench.measure(sides)
+    work = f"receive {count} x 525 KB"
+    return [
+        compare(f"{work}, durability none", times["none"], STORESCP, times["dcmtk"]),
+        compare(f"{work}, durability full", times["full"], STORESCP, times["dcmtk"]),
+        compare(f"{work}, durability none", times["none"], "pynetdicom storescp", times["pynetdicom"]),
+    ]
+
+
+def store_parallel(bench: Bench) -> list[Row]:
+    """Many clients at once."""
+    clients, each = (8, 20) if bench.quick else (64, 100)
+    paths = instances.make(bench.fresh() / "in", clients * each, 12_000)
+    shares = [paths[start : start + each] for start in range(0, len(paths), each)]
+    sides = _receivers(bench, *shares)
+    times = bench.measure(sides, rounds=min(bench.rounds, 3))
+    work = f"receive {clients} clients x {each} x 12 KB"
+    return [
+        compare(f"{work}, durability none", times["none"], STORESCP, times["dcmtk"]),
+        compare(f"{work}, durability full", times["full"], STORESCP, times["dcmtk"]),
+    ]
+
+
+def store_large(bench: Bench) -> list[Row]:
+    """One large object."""
+    megabytes = bench.scaled(200, 50)
+    sides = _receivers(bench, instances.make(bench.fresh() / "in", 1, megabytes * 1_000_000))
+    times = bench.measure(sides)
+    work = f"receive one of {megabytes} MB"
+    return [
+        compare(f"{work}, durability none", times["none"], STORESCP, times["dcmtk"], 0.7),
+        compare(f"{work}, durability full", times["full"], STORESCP, times["dcmtk"]),
+    ]
+
+
+def _receivers(bench: Bench, *shares: Sequence[Path], pynetdicom: bool = False) -> dict[str, Side]:
+    """Return the sides that receive *shares*, each from a client of its own."""
+    warm = instances.make(bench.fresh() / "warm", 1, 12_000, first=999_999)
+    programs: dict[str, Callable[[Path], Program]] = {
+        "none": lambda folder: twist_dicom(folder, "none"),
+        "full": lambda folder: twist_dicom(folder, "full"),
+        "dcmtk": dcmtk_storescp,
+    }
+    if pynetdicom:
+        programs["pynetdicom"] = pynetdicom_storescp
+
+    def side(program: Callable[[Path], Program]) -> Side:
+        def receive() -> Seconds:
+            folder = bench.fresh()
+            storage = folder / "storage"
+            storage.mkdir()
+            with serving(program(storage), folder / "log") as server:
+                run(storescu(server.port, warm))
+                seconds = run_all([storescu(server.port, share) for share in shares])
+            expected = 1 + sum(map(len, shares))
+            stored = instances.count_stored(storage)
+            if stored != expected:
+                raise BenchmarkError(f"{stored} instances were stored, {expected} were sent")
+            _remove_large(storage)
+            return seconds
+
+        return receive
+
+    return {name: side(program) for name, program in programs.items()}
+
+
+def _remove_large(folder: Path) -> None:
+    """Remove large files, which are few: the disk need not be busy with them in the next run."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_size > 10_000_000:
+            path.unlink()
+
+
+# --- sending
+
+
+def send_small(bench: Bench) -> list[Row]:
+    """Small instances, one after the other."""
+    return _send(bench, bench.scaled(1000, 100), "12 KB", 12_000, 0.5, bench.scaled(50, 10))
+
+
+def send_medium(bench: Bench) -> list[Row]:
+    """CT images, one after the other."""
+    return _send(bench, bench.scaled(300, 30), "525 KB", 530_800, 0.8, bench.scaled(50, 10))
+
+
+def _send(bench: Bench, count: int, words: str, size: int, needed: float, few: int) -> list[Row]:
+    paths = instances.make(bench.fresh() / "in", count, size)
+    few_paths = instances.make(bench.fresh() / "in", few, size)
+    folder, few_folder = paths[0].parent, few_paths[0].parent
+
+    def ours(server: Server) -> Seconds:
+        return run_client("send", server.port, folder)["total"]
+
+    def dcmtk(server: Server) -> Seconds:
+        # Without what the process costs: its start, its end, an association.
+        alone = run(storescu(server.port, paths[:1]))
+        return run(storescu(server.port, paths)) - alone
+
+    def pynetdicom(server: Server) -> Seconds:
+        return run_client("pynetdicom_send", server.port, few_folder)["total"]
+
+    def kept(send: Callable[[Server], Seconds]) -> Side:
+        def side() -> Seconds:
+            storage = bench.fresh()
+            with serving(dcmtk_storescp(storage), bench.fresh() / "log") as server:
+                run(echoscu(server.port, 1))
+                seconds = send(server)
+            if instances.count_stored(storage) != count:
+                raise BenchmarkError("the peer did not store everything")
+            return seconds
+
+        return side
+
+    work = f"send {count} x {words}"
+    with serving(dcmtk_storescp(bench.fresh(), "--ignore"), bench.fresh() / "log") as server:
+        ignored = bench.measure({"ours": lambda: ours(server), "dcmtk": lambda: dcmtk(server)})
+        slow = bench.measure({"pynetdicom": lambda: pynetdicom(server)}, rounds=min(bench.rounds, 3))["pynetdicom"]
+    stored = bench.measure({"ours": kept(ours), "dcmtk": kept(dcmtk)})
+    scaled = [seconds * count / few for seconds in slow]
+    return [
+        compare(f"{work} to storescp --ignore", ignored["ours"], STORESCU, ignored["dcmtk"], needed),
+        compare(f"{work} to storescp", stored["ours"], STORESCU, stored["dcmtk"], needed),
+        compare(
+            f"{work} to storescp --ignore",
+            ignored["ours"],
+            "pynetdicom",
+            scaled,
+            note=f"the peer's time is that of {few}, scaled",
+        ),
+    ]
+
+
+# --- memory
+
+
+def memory(bench: Bench) -> list[Row]:
+    """Resident memory while one object of 2 GB comes or goes."""
+    # Two bytes a pixel, as many rows as columns.
+    rows = bench.scaled(32768, 8192)
+    words = "128 MiB" if bench.quick else "2 GiB"
+    folder = bench.fresh() / "in"
+    folder.mkdir()
+    instances.make_sparse(folder / "large.dcm", rows)
+    warm = instances.make(bench.fresh() / "warm", 1, 12_000, first=999_999)[0].parent
+
+    storage = bench.fresh()
+    with serving(twist_dicom(storage), bench.fresh() / "log") as server:
+        run_client("send", server.port, warm)
+        base = resident(server.pid)
+        with MemoryWatch(server.pid) as watch:
+            receiving = run_client("send", server.port, folder)["total"]
+        received = watch.peak - base
+    if instances.count_stored(storage) != 2:
+        raise BenchmarkError("the object was not stored")
+    _remove_large(storage)
+
+    with serving(dcmtk_storescp(bench.fresh(), "--ignore"), bench.fresh() / "log") as server:
+        result = run_client("send", server.port, folder, memory=True)
+    sent = int(result["peak"] - result["base"])
+    return [
+        _memory_row(f"memory while receiving {words}", base, received, receiving),
+        _memory_row(f"memory while sending {words}", int(result["base"]), sent, result["total"]),
+    ]
+
+
+def _memory_row(work: str, base: int, growth: int, seconds: Seconds) -> Row:
+    return Row(
+        work,
+        f"+{growth / 1024:.1f} MiB",
+        "",
+        "",
+        "",
+        f"< {MAX_GROWTH // 1024} MiB",
+        growth < MAX_GROWTH,
+        f"from {base / 1024:.0f} MiB; took {seconds:.1f} s",
+    )
+
+
+# --- the asynchronous operations window
+
+
+def window(bench: Bench) -> list[Row]:
+    """C-STORE over a long line, with a window and without; both sides are ours."""
+    count, operations, delay = bench.scaled(200, 32), 64, 0.025
+    folder = instances.make(bench.fresh() / "in", count, 12_000)[0].parent
+    with ExitStack() as stack:
+        server = stack.enter_context(serving(window_server(operations), bench.fresh() / "log"))
+        proxy = stack.enter_context(serving(delaying_proxy(server.port, delay), bench.fresh() / "log"))
+        times = bench.measure(
+            {
+                "many": lambda: run_client("send", proxy.port, folder, "--window", operations)["stores"],
+                "one": lambda: run_client("send", proxy.port, folder)["stores"],
+            }
+        )
+    return [
+        compare(
+            f"{count} C-STORE, {2 * delay * 1000:.0f} ms round trip, window of {operations}",
+            times["many"],
+            "ours, one at a time",
+            times["one"],
+            20,
+        )
+    ]
+
+
+BENCHMARKS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
+    "echo": echo,
+    "echo-stock": echo_stock,
+    "store-small": store_small,
+    "store-medium": store_medium,
+    "store-parallel": store_parallel,
+    "store-large": store_large,
+    "send-small": send_small,
+    "send-medium": send_medium,
+    "memory": memory,
+    "window": window,
+}

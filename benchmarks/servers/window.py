@@ -1,0 +1,36 @@
+"""
+A server that takes instances, keeps none, and grants an asynchronous operations window: ``python -m
+benchmarks.servers.window PORT OPERATIONS``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from twisted.internet.defer import Deferred
+from twisted.internet.task import react
+
+from benchmarks.harness import MAX_PDU
+from dicomtwist import AE, evt
+
+
+def _main(reactor: object, port: str, operations: str) -> Deferred[None]:
+    def window(event: evt.Event) -> tuple[int, int]:
+        return int(operations), 1
+
+    def store(event: evt.StoreEvent) -> int:
+        return 0
+
+    ae = AE("BENCHMARK")
+    ae.maximum_pdu_size = MAX_PDU
+    ae.add_supported_context(CTImageStorage, ExplicitVRLittleEndian)
+    started = ae.start_server(
+        ("127.0.0.1", int(port)), evt_handlers=[(evt.EVT_ASYNC_OPS, window), (evt.EVT_C_STORE, store)]
+    )
+    # Until it is killed.
+    return started.addCallback(lambda _: Deferred())
+
+
+if __name__ == "__main__":
+    react(_main, sys.argv[1:])
