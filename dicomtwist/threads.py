@@ -25,7 +25,8 @@ class WorkerThreads:
     Each user holds it with :meth:`acquire` and lets go with :meth:`release`; with the last one the threads end. So
     nothing is left behind, and nobody has to remember to stop a pool.
 
-    :param reactor: where the results come back.
+    :param reactor: where the results come back. One with ``make_thread_pool(minimum, maximum, name)``, as that of
+        :mod:`dicomtwist.testing`, brings a pool of its own.
     :param size: how many threads at the most.
     """
 
@@ -52,7 +53,8 @@ class WorkerThreads:
         :returns: a Deferred that fires with what it returns, or fails with what it raises.
         """
         if self._pool is None:
-            self._pool = ThreadPool(0, self._size, "dicomtwist")
+            make_thread_pool = getattr(self._reactor, "make_thread_pool", ThreadPool)
+            self._pool = make_thread_pool(0, self._size, "dicomtwist")
             self._pool.start()
         self._working += 1
         deferred = cast("Deferred[T]", deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs))
