@@ -2,7 +2,7 @@
 DICOM networking on Twisted: the upper layer as a Protocol, Deferreds for DIMSE answers, endpoints for everything.
 """
 
-from dicomtwist import evt, sop_class
+from dicomtwist import evt, presentation, sop_class
 from dicomtwist.ae import AE
 from dicomtwist.association import Association
 from dicomtwist.dimse.status import Status
@@ -21,11 +21,10 @@ from dicomtwist.errors import (
 )
 from dicomtwist.negotiation import check_ae_title
 from dicomtwist.presentation import (
+    ALL_TRANSFER_SYNTAXES,
     DEFAULT_TRANSFER_SYNTAXES,
-    AllStoragePresentationContexts,
+    PREBUILT_CONTEXTS,
     PresentationContext,
-    StoragePresentationContexts,
-    VerificationPresentationContexts,
     build_context,
     build_role,
 )
@@ -41,7 +40,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AE",
-    "AllStoragePresentationContexts",
+    "ALL_TRANSFER_SYNTAXES",
     "Association",
     "AssociationAborted",
     "AssociationError",
@@ -66,7 +65,18 @@ __all__ = [
     "SOPClassCommonExtended",
     "SOPClassExtended",
     "Status",
-    "StoragePresentationContexts",
     "UserIdentity",
-    "VerificationPresentationContexts",
 ]
+__all__ += PREBUILT_CONTEXTS
+
+
+def __getattr__(name: str) -> list[PresentationContext]:
+    """Give a new copy of a prebuilt list of presentation contexts (PEP 562)."""
+    if name not in PREBUILT_CONTEXTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    contexts: list[PresentationContext] = getattr(presentation, name)
+    return contexts
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PREBUILT_CONTEXTS})

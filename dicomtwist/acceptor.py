@@ -5,7 +5,7 @@ The acceptor's side of an association: being asked, and answering (PS3.8 7.1).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
@@ -22,6 +22,7 @@ from dicomtwist.settings import Settings
 from dicomtwist.ul.connection import AbortIndication
 from dicomtwist.ul.items import (
     AsyncOperationsWindow,
+    SOPClassCommonExtended,
     SOPClassExtended,
     UserIdentity,
     UserInformation,
@@ -30,6 +31,11 @@ from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 
 if TYPE_CHECKING:
     from dicomtwist.ae import AE
+
+#: Identities that are confirmed with an empty response (PS3.7 D.3.3.7.2).
+_WITHOUT_SERVER_RESPONSE = (1, 2)
+
+_T = TypeVar("_T")
 
 #: The rejections that an acceptor gives besides those of :func:`~dicomtwist.negotiation.check_request`.
 _TOO_MANY = AAssociateRJ(2, 3, 2)
@@ -83,7 +89,7 @@ class AcceptorAssociation(Association):
             self._protocol.watch(self.settings.acse_timeout)
         self.notify(evt.EVT_PDU_RECV, pdu=request)
         self.notify(evt.EVT_ACSE_RECV, primitive="A-ASSOCIATE indication")
-        self.notify(evt.EVT_REQUESTED)
+        self.notify(evt.EVT_REQUESTED, pdu=request)
         if self._end is not None:
             return  # a handler aborted
         settings = self.settings
@@ -103,6 +109,7 @@ class AcceptorAssociation(Association):
         """Take over what the requestor tells, and be who it calls."""
         requestor = self.requestor
         requestor.ae_title = request.calling_ae_title
+        requestor.called_ae_title = request.called_ae_title
         requestor.learn(request.user_information)
         window = request.user_information.async_operations
         if window is not None:
@@ -134,7 +141,7 @@ class AcceptorAssociation(Association):
                 return
         window = await self._answer_window(information.async_operations)
         extended = await self._answer_extended()
-        await self._ask(evt.EVT_SOP_COMMON, {}, items=self.requestor.sop_class_common_extended)
+        common = await self._answer_common()
         if self._end is not None:
             return
         answers = answer_contexts(
@@ -154,6 +161,7 @@ class AcceptorAssociation(Association):
             user_identity_response=identity_response,
         )
         self.acceptor.learn(own)
+        self.acceptor.sop_class_common_extended = common
         self.acceptor.presentation_contexts = [context.copy() for context in answers.contexts]
         if window is not None:
             self.acceptor.asynchronous_operations = (window.performed, window.invoked)
@@ -164,7 +172,7 @@ class AcceptorAssociation(Association):
         self.notify(evt.EVT_ACSE_SENT, primitive="A-ASSOCIATE response")
         # The window speaks of the requestor: what it invokes is what we perform.
         invoked, performed = (window.performed, window.invoked) if window is not None else (1, 1)
-        self.established(answers.contexts, invoked, performed)
+        self.established(answer, answers.contexts, invoked, performed)
 
     async def _verify(self, identity: UserIdentity) -> tuple[bool, bytes | None]:
         """Return whether the user is let in, and the response to send, if one was asked for."""
@@ -186,34 +194,58 @@ class AcceptorAssociation(Association):
         except Exception:
             self.log.failure("the handler of {event!r} raised: the user is not let in", event=evt.EVT_USER_ID)
             return False, None
-        return bool(verified), response if identity.response_requested else None
+        if not identity.response_requested or not verified:
+            return bool(verified), None
+        if response is None and identity.identity_type in _WITHOUT_SERVER_RESPONSE:
+            response = b""
+        return True, response
 
-    async def _ask(self, event: evt.EventType, default: Any, **attributes: Any) -> Any:
-        """Return what the handler of a negotiation hook says, *default* where there is none or it raises."""
+    async def _ask(self, event: evt.EventType, understand: Callable[[Any], _T], **attributes: Any) -> _T | None:
+        """Return what the handler of a negotiation hook says; ``None`` where there is none, or it says what cannot be."""
         bound = self.handler(event)
         if bound is None:
-            return default
+            return None
         try:
-            return await _await(bound[0](evt.Event(event, self, **attributes), *bound[1]))
+            answer = await _await(bound[0](evt.Event(event, self, **attributes), *bound[1]))
+            return None if answer is None else understand(answer)
         except Exception:
-            self.log.failure("the handler of {event!r} raised: nothing is answered", event=event)
-            return default
+            self.log.failure("the handler of {event!r} failed: nothing is answered", event=event)
+            return None
 
     async def _answer_window(self, proposed: AsyncOperationsWindow | None) -> AsyncOperationsWindow | None:
         if proposed is None:
             return None
-        answer = await self._ask(evt.EVT_ASYNC_OPS, None, nr_invoked=proposed.invoked, nr_performed=proposed.performed)
-        if answer is None:
-            return None
-        invoked, performed = answer
-        return accept_window(proposed, (int(invoked), int(performed)), self.settings.maximum_operations)
+
+        def understand(answer: Any) -> AsyncOperationsWindow:
+            invoked, performed = answer
+            if invoked < 0 or performed < 0:
+                raise ValueError(f"a window of {answer}: 0 is for no limit, nothing is below it")
+            return accept_window(proposed, (int(invoked), int(performed)), self.settings.maximum_operations)
+
+        return await self._ask(
+            evt.EVT_ASYNC_OPS, understand, nr_invoked=proposed.invoked, nr_performed=proposed.performed
+        )
 
     async def _answer_extended(self) -> tuple[SOPClassExtended, ...]:
         proposed = self.requestor.sop_class_extended
         if not proposed:
             return ()
-        answer: Mapping[str, bytes] = await self._ask(evt.EVT_SOP_EXTENDED, {}, app_info=dict(proposed))
-        return tuple(SOPClassExtended(str(uid), bytes(info)) for uid, info in answer.items() if uid in proposed)
+
+        def understand(answer: Mapping[str, bytes]) -> tuple[SOPClassExtended, ...]:
+            return tuple(SOPClassExtended(str(uid), bytes(info)) for uid, info in answer.items() if uid in proposed)
+
+        return await self._ask(evt.EVT_SOP_EXTENDED, understand, app_info=dict(proposed)) or ()
+
+    async def _answer_common(self) -> dict[str, SOPClassCommonExtended]:
+        """Nothing is sent about these (PS3.7 D.3.3.6): what is accepted is known to the acceptor alone."""
+        proposed = self.requestor.sop_class_common_extended
+        if not proposed:
+            return {}
+
+        def understand(answer: Mapping[str, object]) -> dict[str, SOPClassCommonExtended]:
+            return {uid: item for uid, item in proposed.items() if uid in answer}
+
+        return await self._ask(evt.EVT_SOP_COMMON, understand, items=dict(proposed)) or {}
 
     def _reject(self, answer: AAssociateRJ) -> None:
         reason = AssociationRejected(answer.result, answer.source, answer.reason)
@@ -229,7 +261,7 @@ class AcceptorAssociation(Association):
         self._over(Failure(reason))
         self._protocol.reject(answer)
         self.notify(evt.EVT_PDU_SENT, pdu=answer)
-        self.notify(evt.EVT_REJECTED)
+        self.notify(evt.EVT_REJECTED, pdu=answer)
 
     def abort_indication(self, indication: AbortIndication) -> None:
         """A connection that never became an association is told of here, and nowhere else."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, DeferredList
@@ -16,12 +16,15 @@ from twisted.internet.endpoints import (
     TCP4ServerEndpoint,
     TCP6ClientEndpoint,
     TCP6ServerEndpoint,
+    wrapClientTLS,
+    wrapServerTLS,
 )
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 
 from dicomtwist import evt
 from dicomtwist.acceptor import AcceptorFactory, Host
 from dicomtwist.association import Association
+from dicomtwist.callbacks import OlderStyle
 from dicomtwist.endpoints import client_endpoint, server_endpoint
 from dicomtwist.errors import AssociationTimeout
 from dicomtwist.negotiation import check_ae_title, merge_items
@@ -36,12 +39,13 @@ from dicomtwist.server import Server, log_ended
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import UIDLike
 from dicomtwist.threads import WorkerThreads
+from dicomtwist.tls import client_tls, server_tls
 
 if TYPE_CHECKING:
     from dicomtwist.protocol import UpperLayerProtocol
 
-#: How an address to connect to, or to listen at, may be given: a host and a port, a port, an endpoint string, an endpoint.
-Address = Any
+#: (host, port), for IPv6 also (host, port, flowinfo, scope_id).
+BindAddress = tuple[str, int] | tuple[str, int, int, int]
 
 
 def _setting(name: str, doc: str) -> Any:
@@ -54,19 +58,20 @@ def _setting(name: str, doc: str) -> Any:
     return property(get, put, doc=doc)
 
 
-class AE:
+class AE(OlderStyle):
     """
     An Application Entity (PS3.8 7): its title, what it requests and supports, its limits.
 
     :param ae_title: its AE title, 1 to 16 characters.
+    :param port: the port that :meth:`start` listens at; :meth:`start_server` takes its own.
     :param reactor: the reactor to use; Twisted's own by default.
     :raises ValueError: the title is not one.
 
     :ivar settings: all of its settings; the attributes below are the same ones.
     """
 
-    def __init__(self, ae_title: str | bytes = "DICOMTWIST", *, reactor: Any = None) -> None:
-        self.settings = Settings(ae_title=check_ae_title(ae_title))
+    def __init__(self, ae_title: str | bytes = "DICOMTWIST", port: int = 0, *, reactor: Any = None) -> None:
+        self.settings = Settings(ae_title=cast("str", ae_title))
         self._reactor = reactor
         self._requested = RequestedContexts()
         self._supported = SupportedContexts()
@@ -74,6 +79,7 @@ class AE:
         self._associations: set[Association] = set()
         self._servers: list[Server] = []
         self._threads: WorkerThreads | None = None
+        super().__init__(port)
 
     @property
     def reactor(self) -> Any:
@@ -100,7 +106,7 @@ class AE:
 
     @ae_title.setter
     def ae_title(self, value: str | bytes) -> None:
-        self.settings.ae_title = check_ae_title(value)
+        self.settings.ae_title = cast("str", value)
 
     acse_timeout = _setting("acse_timeout", "See :attr:`Settings.acse_timeout`, in seconds.")
     dimse_timeout = _setting("dimse_timeout", "See :attr:`Settings.dimse_timeout`, in seconds.")
@@ -112,16 +118,35 @@ class AE:
     implementation_version_name = _setting(
         "implementation_version_name", "The Implementation Version Name, ``None`` to leave it out."
     )
-    require_called_aet = _setting("require_called_aet", "Whether to reject requests for another title.")
+
+    @property
+    def require_called_aet(self) -> bool:
+        """
+        Whether to reject requests for another title than ours.
+
+        The older style of giving the title itself is taken too, where it is ours; empty for any.
+        """
+        return self.settings.require_called_aet
+
+    @require_called_aet.setter
+    def require_called_aet(self, value: bool | str | bytes) -> None:
+        if isinstance(value, str | bytes):
+            if value.strip() and check_ae_title(value) != self.ae_title:
+                raise ValueError(
+                    f"require_called_aet = {value!r} would reject every request for {self.ae_title!r}: set ae_title to the"
+                    " title that is called, and require_called_aet = True"
+                )
+            value = bool(value.strip())
+        self.settings.require_called_aet = value
 
     @property
     def require_calling_aet(self) -> list[str]:
-        """The titles that may ask for an association; empty for any."""
+        """The titles that may ask for an association, or one title; empty for any."""
         return list(self.settings.require_calling_aet)
 
     @require_calling_aet.setter
-    def require_calling_aet(self, titles: Iterable[str | bytes]) -> None:
-        self.settings.require_calling_aet = [check_ae_title(title) for title in titles]
+    def require_calling_aet(self, titles: Iterable[str | bytes] | str | bytes) -> None:
+        self.settings.require_calling_aet = cast("list[str]", titles)
 
     # --- contexts
 
@@ -217,23 +242,27 @@ class AE:
         ae_title: str | bytes = "ANY-SCP",
         *,
         contexts: Iterable[PresentationContext] | None = None,
-        ext_neg: Iterable[object] = (),
+        ext_neg: Iterable[object] | None = None,
         max_pdu: int | None = None,
         evt_handlers: Iterable[evt.HandlerTuple] | None = None,
     ) -> RequestorFactory:
         """
         Return a factory for ``endpoint.connect``; the parameters are those of :meth:`associate`.
 
-        :raises ValueError: a title, a context or an item is wrong, or there are no contexts or more than 128.
+        :raises ValueError: a title, a context or an item is wrong, or there are more than 128 contexts.
+        :raises RuntimeError: there are no contexts.
         """
         settings = self.settings if max_pdu is None else replace(self.settings, maximum_pdu_size=max_pdu)
+        proposed = self.requested_contexts if contexts is None else list(contexts)
+        if not proposed:
+            raise RuntimeError("there are no presentation contexts to propose: call add_requested_context() first")
         return RequestorFactory(
             self,
             settings,
             evt.Handlers(evt_handlers, parent=self._handlers),
             check_ae_title(ae_title, "the called AE title"),
-            self.requested_contexts if contexts is None else list(contexts),
-            merge_items(ext_neg),
+            proposed,
+            merge_items(ext_neg or ()),
         )
 
     def associate(
@@ -243,9 +272,10 @@ class AE:
         *,
         ae_title: str | bytes = "ANY-SCP",
         contexts: Iterable[PresentationContext] | None = None,
-        ext_neg: Iterable[object] = (),
+        ext_neg: Iterable[object] | None = None,
         max_pdu: int | None = None,
-        bind_address: tuple[str, int] | tuple[str, int, int, int] | None = None,
+        bind_address: BindAddress | None = None,
+        tls_args: object = None,
         evt_handlers: Iterable[evt.HandlerTuple] | None = None,
     ) -> Deferred[Association]:
         """
@@ -259,18 +289,25 @@ class AE:
         :param ext_neg: extended negotiation items: ``build_role(...)``, ``AsyncOperationsWindow``, ``SOPClassExtended``,
             ``SOPClassCommonExtended``, ``UserIdentity``.
         :param max_pdu: the longest P-DATA-TF that is taken, in bytes, 0 for no limit.
-        :param bind_address: (host, port) to connect from; with a host and port only.
+        :param bind_address: (host, port), for IPv6 also (host, port, flowinfo, scope_id), to connect from; with a host
+            and port only.
+        :param tls_args: TLS around the connection: (context, host name), see :func:`dicomtwist.tls.client_tls`. An
+            endpoint string says it all in itself.
         :param evt_handlers: handlers for this association.
         :returns: a Deferred with the established :class:`Association`. It fails with :class:`AssociationRejected` (with
             result, source and reason), :class:`AssociationAborted`, :class:`AssociationTimeout`,
             :class:`NoAcceptedContexts` or :class:`AssociationLost`; or with the error of the connection or of the TLS
             handshake as it is. Cancelling it, at any stage, closes the connection.
+        :raises TypeError: an argument is of a wrong type, such as a context of the module ``ssl``.
         :raises ValueError: an argument is wrong.
+        :raises RuntimeError: there are no presentation contexts to propose.
         """
         factory = self.requestor_factory(
             ae_title, contexts=contexts, ext_neg=ext_neg, max_pdu=max_pdu, evt_handlers=evt_handlers
         )
         endpoint = self._client_endpoint(address, port, bind_address)
+        if tls_args is not None:
+            endpoint = wrapClientTLS(client_tls(tls_args), endpoint)
         return Deferred.fromCoroutine(self._associate(endpoint, factory))
 
     def _client_endpoint(
@@ -282,7 +319,7 @@ class AE:
             return client_endpoint(self.reactor, address)
         if not isinstance(address, str):
             raise TypeError(f"a port goes with a host name, not with {type(address).__name__}")
-        bind = None if bind_address is None else (bind_address[0], bind_address[1])
+        bind = None if bind_address is None else _host_and_port(bind_address)
         # Twisted's own limit of 30 seconds must not cut ours short.
         seconds: Any = self.settings.connection_timeout
         if isIPAddress(address):
@@ -347,8 +384,10 @@ class AE:
 
     def start_server(
         self,
-        address: tuple[str, int] | tuple[str, int, int, int] | int | str | IStreamServerEndpoint,
+        address: BindAddress | int | str | IStreamServerEndpoint,
         *,
+        block: bool = False,
+        ssl_context: object = None,
         ae_title: str | bytes | None = None,
         contexts: Iterable[PresentationContext] | None = None,
         evt_handlers: Iterable[evt.HandlerTuple] | None = None,
@@ -360,6 +399,9 @@ class AE:
         :param address: (host, port), for IPv6 also (host, port, flowinfo, scope_id), the host ``""`` for all of IPv4; a
             port; an endpoint string such as ``"tcp6:11112"`` or ``"dicomtls:2762:..."``; or an endpoint. Port 0 takes a
             free one.
+        :param block: nothing blocks a reactor; ``True`` is an error that says what to do instead.
+        :param ssl_context: TLS for every connection, see :func:`dicomtwist.tls.server_tls`. An endpoint string says it
+            all in itself.
         :param ae_title: the title of this server, if not that of the AE.
         :param contexts: what this server accepts, if not :attr:`supported_contexts`.
         :param evt_handlers: handlers for the associations of this server.
@@ -367,19 +409,33 @@ class AE:
             settings; requests for a title that is nobody's go to this one, or are rejected where it requires the called
             title.
         :returns: a Deferred with the :class:`Server`; it fails with ``CannotListenError`` where the port is not to be had.
+        :raises TypeError: an argument is of a wrong type, such as a context of the module ``ssl``.
         :raises ValueError: an argument is wrong.
         """
+        if block:
+            raise ValueError(
+                "block=True has no place on a reactor, which serves all at once: leave it out, await start_server(), and"
+                " let twisted.internet.task.react(), reactor.run() or 'twist dicom' run the reactor"
+            )
         factory = self.acceptor_factory(ae_title=ae_title, contexts=contexts, evt_handlers=evt_handlers, others=others)
         endpoint = self._server_endpoint(address)
+        if ssl_context is not None:
+            endpoint = wrapServerTLS(server_tls(ssl_context), endpoint)
         return Deferred.fromCoroutine(self._listen(endpoint, factory))
 
     def _server_endpoint(self, address: Any) -> IStreamServerEndpoint:
         if isinstance(address, tuple):
-            host, port = str(address[0]), int(address[1])
+            host, port = _host_and_port(address)
             if ":" in host:
                 return TCP6ServerEndpoint(self.reactor, port, interface=host)
             return TCP4ServerEndpoint(self.reactor, port, interface=host)
         return server_endpoint(self.reactor, address)
+
+    def make_server(self, *args: object, **kwargs: object) -> NoReturn:
+        """:raises TypeError: a server that somebody else serves is a factory here; the message says how."""
+        raise TypeError(
+            "make_server() has no place on a reactor: endpoint.listen(ae.acceptor_factory(...)) serves the AE"
+        )
 
     async def _listen(self, endpoint: IStreamServerEndpoint, factory: AcceptorFactory) -> Server:
         server = Server(factory, self.reactor)
@@ -418,6 +474,18 @@ class AE:
             for context in contexts:
                 lines += [f"    {line}" for line in str(context).splitlines()]
         return "\n".join(lines)
+
+
+def _host_and_port(address: tuple[Any, ...]) -> tuple[str, int]:
+    """Return an address as Twisted takes it, the scope of IPv6 behind the host."""
+    if len(address) not in (2, 4):
+        raise ValueError(f"an address is (host, port), for IPv6 also (host, port, flowinfo, scope_id), not {address!r}")
+    host, port, flow, scope = address if len(address) == 4 else (*address, 0, 0)
+    if not isinstance(host, str) or isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"an address is a host as str and a port as int, not {address!r}")
+    if flow:
+        raise ValueError(f"Twisted's endpoints have no place for the flow label {flow}, it must be 0")
+    return (f"{host}%{scope}" if scope else host), port
 
 
 #: HostnameEndpoint wants a number where there is no limit: a week, in seconds.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from types import CoroutineType, TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from pydicom import Dataset
 from twisted.internet.defer import Deferred
@@ -273,6 +273,10 @@ class Association:
             self._waiting_for_end.append(waiting)
         return waiting
 
+    def join(self, *args: object) -> NoReturn:
+        """:raises TypeError: there is no thread; the message says what to wait for instead."""
+        raise TypeError("an association is no thread, and nothing may wait on a reactor: await when_ended()")
+
     async def __aenter__(self) -> Association:
         return self
 
@@ -321,10 +325,13 @@ class Association:
         """Only a requestor is answered."""
         raise AssertionError("an acceptor got an A-ASSOCIATE confirmation")
 
-    def established(self, contexts: list[PresentationContext], invoked: int, performed: int) -> None:
+    def established(
+        self, answer: AAssociateAC, contexts: list[PresentationContext], invoked: int, performed: int
+    ) -> None:
         """
         Begin to exchange messages.
 
+        :param answer: what the acceptor answered.
         :param contexts: all of the presentation contexts, each with its result.
         :param invoked: how many operations this side may have outstanding, 0 for any number.
         :param performed: how many the peer may have, 0 for any number.
@@ -342,7 +349,7 @@ class Association:
         shortest = self._shortest_timeout()
         if shortest is not None:
             self._protocol.watch(shortest)
-        self.notify(evt.EVT_ACCEPTED)
+        self.notify(evt.EVT_ACCEPTED, pdu=answer)
         self.notify(evt.EVT_ESTABLISHED)
 
     def fragment_received(self, fragment: Fragment) -> None:

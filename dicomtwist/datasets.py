@@ -213,7 +213,9 @@ class FileSource:
         return self._ahead.addCallback(self._have)
 
     def _read_ahead(self) -> None:
-        self._ahead = self._threads.run(self._file.read, CHUNK)
+        # Not more than there was when it was opened: a file may be growing.
+        count = CHUNK if self._left is None else min(CHUNK, self._left)
+        self._ahead = self._threads.run(self._file.read, count)
 
     def _have(self, data: bytes) -> Chunk:
         self._ahead = None

@@ -75,10 +75,10 @@ EVT_DIMSE_SENT: Final = _notification("EVT_DIMSE_SENT", "a DIMSE message was sen
 EVT_FSM_TRANSITION: Final = _notification(
     "EVT_FSM_TRANSITION", "the state machine moved: event.current_state, .next_state, .action, .fsm_event"
 )
-EVT_REQUESTED: Final = _notification("EVT_REQUESTED", "the peer asks for an association")
-EVT_ACCEPTED: Final = _notification("EVT_ACCEPTED", "an association was accepted, by the peer or by us")
+EVT_REQUESTED: Final = _notification("EVT_REQUESTED", "an association is asked for, by the peer or by us: event.pdu")
+EVT_ACCEPTED: Final = _notification("EVT_ACCEPTED", "an association was accepted, by the peer or by us: event.pdu")
 EVT_ESTABLISHED: Final = _notification("EVT_ESTABLISHED", "an association can be used")
-EVT_REJECTED: Final = _notification("EVT_REJECTED", "an association was rejected, by the peer or by us")
+EVT_REJECTED: Final = _notification("EVT_REJECTED", "an association was rejected, by the peer or by us: event.pdu")
 EVT_RELEASED: Final = _notification("EVT_RELEASED", "an association was released")
 EVT_ABORTED: Final = _notification("EVT_ABORTED", "an association was aborted or lost: event.reason")
 

@@ -306,6 +306,7 @@ class ServiceUser:
     One side of an association, as negotiation tells of it.
 
     :ivar ae_title: its AE title, without padding.
+    :ivar called_ae_title: of a requestor, the title that it calls.
     :ivar address: its address, as the transport tells it (a host, or the path of a UNIX socket).
     :ivar port: its TCP port, 0 where there is none.
     :ivar maximum_length: the longest P-DATA-TF that it takes, in bytes, 0 for no limit.
@@ -321,6 +322,7 @@ class ServiceUser:
     """
 
     ae_title: str = ""
+    called_ae_title: str = ""
     address: str = ""
     port: int = 0
     maximum_length: int = 0

@@ -568,6 +568,9 @@ _PREBUILT: Final[dict[str, ServiceClass]] = {
     "VerificationPresentationContexts": ServiceClass.VERIFICATION,
 }
 
+#: The names of the prebuilt lists.
+PREBUILT_CONTEXTS: Final = tuple(_PREBUILT)
+
 
 @functools.cache
 def _prebuilt(name: str) -> tuple[PresentationContext, ...]:

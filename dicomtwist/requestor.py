@@ -71,6 +71,7 @@ class RequestorAssociation(Association):
         )
         requestor = self.requestor
         requestor.ae_title = settings.ae_title
+        requestor.called_ae_title = called_ae_title
         requestor.learn(self._information)
         requestor.presentation_contexts = [context.copy() for context in contexts]
         if items.async_operations is not None:
@@ -114,7 +115,7 @@ class RequestorAssociation(Association):
         )
         self._asked_at = self.ae.reactor.seconds()
         self._protocol.request(request)
-        self.notify(evt.EVT_REQUESTED)
+        self.notify(evt.EVT_REQUESTED, pdu=request)
         self.notify(evt.EVT_ACSE_SENT, primitive="A-ASSOCIATE request")
         self.notify(evt.EVT_PDU_SENT, pdu=request)
 
@@ -125,7 +126,7 @@ class RequestorAssociation(Association):
         self.notify(evt.EVT_ACSE_RECV, primitive="A-ASSOCIATE confirmation")
         if isinstance(answer, AAssociateRJ):
             self.is_rejected = True
-            self.notify(evt.EVT_REJECTED)
+            self.notify(evt.EVT_REJECTED, pdu=answer)
             self._over(Failure(AssociationRejected(answer.result, answer.source, answer.reason)))
             return
         information = answer.user_information
@@ -143,7 +144,7 @@ class RequestorAssociation(Association):
             )
             # What the acceptor performs is what we invoke, and the other way round.
             acceptor.asynchronous_operations = (performed, invoked)
-        self.established(contexts, invoked, performed)
+        self.established(answer, contexts, invoked, performed)
         if not self._contexts:
             self._nothing_accepted()
         elif self._answered is not None:

@@ -4,20 +4,29 @@ The settings of an Application Entity: what it tells of itself, what it waits fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
+from dicomtwist.negotiation import check_ae_title
+from dicomtwist.sop_class import check_uid
 from dicomtwist.ul.framing import DEFAULT_MAX_LENGTH
 
 #: Who wrote this implementation: a UID derived from a UUID (PS3.5 B.2).
 IMPLEMENTATION_CLASS_UID: Final = "2.25.260441731958706374411094471653409221487"
 IMPLEMENTATION_VERSION_NAME: Final = "DICOMTWIST_0.1"
 
+#: The least that can be said to be taken, in bytes: the header of a fragment is 6 (PS3.8 9.3.5.1), and with fewer the
+#: headers would be most of what is sent.
+SHORTEST_PDU: Final = 64
+
 
 @dataclass(slots=True)
 class Settings:
     """
     What holds for the associations of an AE. Times are in seconds, ``None`` for no limit.
+
+    Assigning checks: ``TypeError`` for a value of a wrong type, ``ValueError`` for one that cannot be.
 
     :ivar ae_title: the AE title.
     :ivar implementation_class_uid: the Implementation Class UID (PS3.7 D.3.3.2).
@@ -57,3 +66,80 @@ class Settings:
     require_called_aet: bool = False
     require_calling_aet: list[str] = field(default_factory=list)
     promiscuous: bool = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        check = _CHECKS.get(name)
+        object.__setattr__(self, name, value if check is None else check(name, value))
+
+
+def _seconds(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number of seconds or None, not {type(value).__name__}")
+    if not value > 0:
+        raise ValueError(f"{name} is a number of seconds above 0, or None for no limit, not {value}")
+    return value
+
+
+def _number(lowest: int, highest: int | None = None) -> Callable[[str, Any], int]:
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} is an int, not {type(value).__name__}")
+        if value < lowest or (highest is not None and value > highest):
+            most = "" if highest is None else f" and at most {highest}"
+            raise ValueError(f"{name} is at least {lowest}{most}, not {value}")
+        return value
+
+    return check
+
+
+def _pdu_size(name: str, value: Any) -> int:
+    size = _number(0, 0xFFFFFFFF)(name, value)
+    if 0 < size < SHORTEST_PDU:
+        raise ValueError(f"{name} is 0 for no limit, or at least {SHORTEST_PDU}, not {size}")
+    return size
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is a bool, not {type(value).__name__}")
+    return value
+
+
+def _version_name(name: str, value: Any) -> str | None:
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name} is a str or None, not {type(value).__name__}")
+    if value is not None and not (1 <= len(value) <= 16 and value.isascii() and value.isprintable()):
+        raise ValueError(
+            f"{name} has 1 to 16 characters of ASCII (PS3.7 D.3.3.2), or is None to leave it out: {value!r}"
+        )
+    return value
+
+
+def _titles(name: str, value: Any) -> list[str]:
+    if isinstance(value, str | bytes):
+        # As one title, the empty one for any: iterating over its characters is not what anybody means.
+        value = [value] if value.strip() else []
+    return [check_ae_title(title, f"a title of {name}") for title in value]
+
+
+_CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
+    "ae_title": lambda name, value: check_ae_title(value),
+    "implementation_class_uid": lambda name, value: check_uid(value, "the Implementation Class UID"),
+    "implementation_version_name": _version_name,
+    "acse_timeout": _seconds,
+    "dimse_timeout": _seconds,
+    "network_timeout": _seconds,
+    "connection_timeout": _seconds,
+    "maximum_pdu_size": _pdu_size,
+    "maximum_associations": _number(1),
+    "maximum_operations": _number(1, 0xFFFF),
+    "maximum_object_size": _number(1),
+    "maximum_buffered_size": _number(1),
+    "require_called_aet": _flag,
+    "require_calling_aet": _titles,
+    "promiscuous": _flag,
+}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from service_identity.pyopenssl import extract_patterns
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
+    IOpenSSLContextFactory,
     IOpenSSLServerConnectionCreator,
 )
 from twisted.logger import Logger
@@ -37,7 +39,15 @@ from dicomtwist.tls_errors import EndpointError, PeerCertificateError, last_reas
 if TYPE_CHECKING:
     from twisted.protocols.tls import TLSMemoryBIOProtocol
 
-__all__ = ["PROFILES", "ClientCertificate", "TLSProfile", "client_tls_options", "server_tls_options"]
+__all__ = [
+    "PROFILES",
+    "ClientCertificate",
+    "TLSProfile",
+    "client_tls",
+    "client_tls_options",
+    "server_tls",
+    "server_tls_options",
+]
 
 ClientCertificate: TypeAlias = Literal["required", "optional", "none"]
 PrivateKey: TypeAlias = RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey | Ed448PrivateKey
@@ -368,6 +378,95 @@ class _ClientConnectionCreator:
         if self.server_name is not None:
             connection.set_tlsext_host_name(self.server_name)
         return connection
+
+
+def _not_stdlib(value: object, options: str) -> None:
+    if isinstance(value, ssl.SSLContext):
+        raise TypeError(
+            "a context of the module ssl cannot be used under Twisted, whose TLS is pyOpenSSL: pass an"
+            f" OpenSSL.SSL.Context, dicomtwist.tls.{options}(...), or an endpoint string that begins with dicomtls:"
+        )
+
+
+def _given_context(value: object) -> SSL.Context | None:
+    if isinstance(value, SSL.Context):
+        return value
+    if IOpenSSLContextFactory.providedBy(value):
+        context: SSL.Context = value.getContext()
+        return context
+    return None
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+@dataclass(frozen=True, slots=True)
+class _GivenClientContext:
+    """A context that somebody else made; with a host name, the name is checked where certificates are."""
+
+    context: SSL.Context
+    hostname: str
+    service: ServiceID
+
+    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        connection = SSL.Connection(self.context)
+        if isinstance(self.service, DNS_ID):
+            connection.set_tlsext_host_name(self.service.hostname)
+        if self.context.get_verify_mode() & SSL.VERIFY_PEER:
+            connection.set_verify(self.context.get_verify_mode(), _verifier(self.hostname))
+        return connection
+
+
+def client_tls(tls_args: object) -> IOpenSSLClientConnectionCreator:
+    """
+    The TLS of a client as ``associate(tls_args=...)`` takes it.
+
+    :param tls_args: an ``OpenSSL.SSL.Context``, ``twisted.internet.ssl.CertificateOptions`` or an
+        ``IOpenSSLClientConnectionCreator`` such as :func:`client_tls_options` gives; or a tuple of it and a host name
+        or ``None``. The host name is told to the server (server name indication), and, where the context verifies
+        certificates, the certificate must be for it: then dicomtwist checks the chain and the name, and a verify
+        callback of the context is not called. With ``None`` no name is checked. A connection creator knows its own
+        host name.
+    :raises TypeError: it is something else, such as a context of the module ``ssl``.
+    :raises ValueError: a host name goes with a connection creator, or is not one.
+    """
+    given, hostname = tls_args if isinstance(tls_args, tuple) and len(tls_args) == 2 else (tls_args, None)
+    _not_stdlib(given, "client_tls_options")
+    if hostname is not None and not isinstance(hostname, str):
+        raise TypeError(f"a host name is a str or None, not {type(hostname).__name__}")
+    if hostname is None and IOpenSSLClientConnectionCreator.providedBy(given):
+        creator: IOpenSSLClientConnectionCreator = given
+        return creator
+    context = _given_context(given)
+    if context is None:
+        if IOpenSSLClientConnectionCreator.providedBy(given):
+            raise ValueError("a connection creator knows its own host name: pass None beside it")
+        raise TypeError(
+            "tls_args is (context, host name or None), the context an OpenSSL.SSL.Context, CertificateOptions or"
+            f" dicomtwist.tls.client_tls_options(...), not {type(given).__name__}"
+        )
+    if hostname is None:
+        return _ClientConnectionCreator(context, None)
+    return _GivenClientContext(context, hostname, _service_id(hostname))
+
+
+def server_tls(ssl_context: object) -> IOpenSSLServerConnectionCreator:
+    """
+    The TLS of a server as ``start_server(ssl_context=...)`` takes it.
+
+    :param ssl_context: an ``OpenSSL.SSL.Context``, ``twisted.internet.ssl.CertificateOptions``, or an
+        ``IOpenSSLServerConnectionCreator`` such as :func:`server_tls_options` gives.
+    :raises TypeError: it is something else, such as a context of the module ``ssl``.
+    """
+    _not_stdlib(ssl_context, "server_tls_options")
+    if IOpenSSLServerConnectionCreator.providedBy(ssl_context):
+        creator: IOpenSSLServerConnectionCreator = ssl_context
+        return creator
+    context = _given_context(ssl_context)
+    if context is None:
+        raise TypeError(
+            "ssl_context is an OpenSSL.SSL.Context, CertificateOptions or dicomtwist.tls.server_tls_options(...), not"
+            f" {type(ssl_context).__name__}"
+        )
+    return _ServerConnectionCreator(context)
 
 
 def server_tls_options(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from itertools import groupby
 from struct import Struct, error
-from typing import Any, ClassVar, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from dicomtwist.dimse.command import (
     ENCODERS,
@@ -41,6 +41,19 @@ class Message:
     REQUIRED: ClassVar[tuple[str, ...]] = ()
 
     has_dataset: bool = False
+
+    if not TYPE_CHECKING:  # for a type checker there are the names in snake_case alone
+
+        def __getattr__(self, name: str) -> Any:
+            """
+            Give an element by its keyword in the standard (``AffectedSOPInstanceUID``), read only.
+
+            This is asked only for what is no attribute, so the attributes themselves are as quick as without it.
+            """
+            attribute = _STANDARD_KEYWORDS.get(name)
+            if attribute is None:
+                raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+            return getattr(self, attribute)
 
     def encode(self) -> bytes:
         """
@@ -315,6 +328,12 @@ _CLASSES: Final[tuple[type[Message], ...]] = (
     NEventReportRQ, NEventReportRSP, NGetRQ, NGetRSP, NSetRQ, NSetRSP, NActionRQ, NActionRSP, NCreateRQ, NCreateRSP,
     NDeleteRQ, NDeleteRSP,
 )  # fmt: skip
+
+_WORDS: Final = {"sop": "SOP", "uid": "UID", "id": "ID"}
+#: The keywords of PS3.7 E.1 as the standard spells them, to the names of attributes.
+_STANDARD_KEYWORDS: Final = {
+    "".join(_WORDS.get(word, word.capitalize()) for word in keyword.split("_")): keyword for keyword in KEYWORDS
+}
 
 #: Message classes by Command Field.
 MESSAGES: Final[dict[int, type[Message]]] = {cls.COMMAND_FIELD: cls for cls in _CLASSES}

@@ -1,0 +1,211 @@
+"""
+The older style of an AE, for programs that were written for it: callbacks such as ``ae.on_c_store = f``, and the names
+``port``, ``start`` and ``stop``.
+
+Each callback is an adapter that is bound to one hook of :mod:`dicomtwist.evt`, with the arguments that it had. New
+programs bind handlers to the hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+
+from dicomtwist import evt
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+    from dicomtwist.ae import AE
+    from dicomtwist.negotiation import ServiceUser
+    from dicomtwist.server import Server
+
+#: What makes the arguments of a callback from an event; ``None`` where the callback is not meant.
+Arguments: TypeAlias = Callable[[evt.Event], tuple[Any, ...] | None]
+
+
+def padded(title: str) -> bytes:
+    """Return an AE title as the older style has it: 16 bytes, spaces behind it."""
+    return title.encode("latin-1", "replace").ljust(16)
+
+
+def _side(user: ServiceUser) -> dict[str, Any]:
+    return {"ae_title": padded(user.ae_title), "address": user.address, "port": user.port}
+
+
+def information(event: evt.Event) -> dict[str, Any]:
+    """
+    Return the ``info`` that callbacks get.
+
+    :returns: ``requestor`` with ae_title, called_aet, address and port; ``acceptor`` with ae_title, address and port;
+        ``parameters`` with message_id, priority, and of C-STORE originator_aet and originator_message_id;
+        ``sop_class_extended`` with the application information that was agreed on, by SOP Class UID. AE titles are
+        ``bytes`` of length 16.
+    """
+    assoc, request = event.assoc, event.request
+    parameters: dict[str, Any] = {"message_id": request.message_id}
+    if hasattr(request, "priority"):
+        parameters["priority"] = request.priority
+    if hasattr(request, "move_originator_message_id"):
+        originator = request.move_originator_application_entity_title
+        parameters["originator_aet"] = padded(originator) if originator else None
+        parameters["originator_message_id"] = request.move_originator_message_id
+    if hasattr(request, "requested_sop_class_uid"):
+        parameters["requested_sop_class"] = request.requested_sop_class_uid
+        parameters["requested_sop_instance"] = request.requested_sop_instance_uid
+    return {
+        "requestor": {**_side(assoc.requestor), "called_aet": padded(assoc.requestor.called_ae_title)},
+        "acceptor": _side(assoc.acceptor),
+        "parameters": parameters,
+        "sop_class_extended": dict(assoc.acceptor.sop_class_extended),
+    }
+
+
+def _user_identity(event: evt.Event) -> tuple[Any, ...]:
+    info = {"requestor": _side(event.assoc.requestor)}
+    # Of the five forms only username with passcode has a second field.
+    secondary = event.secondary_field if event.user_id_type == 2 else None
+    return event.user_id_type, event.primary_field, secondary, info
+
+
+#: The callbacks: the hook that each is bound to, and its arguments.
+CALLBACKS: Final[dict[str, tuple[evt.EventType, Arguments]]] = {
+    "on_make_connection": (evt.EVT_CONN_OPEN, lambda event: () if event.assoc.is_requestor else None),
+    "on_receive_connection": (evt.EVT_CONN_OPEN, lambda event: () if event.assoc.is_acceptor else None),
+    "on_association_requested": (evt.EVT_REQUESTED, lambda event: (event.pdu,)),
+    "on_association_accepted": (evt.EVT_ACCEPTED, lambda event: (event.pdu,)),
+    "on_association_rejected": (evt.EVT_REJECTED, lambda event: (event.pdu,)),
+    "on_association_released": (evt.EVT_RELEASED, lambda event: (None,)),
+    "on_association_aborted": (evt.EVT_ABORTED, lambda event: (event.reason,)),
+    "on_async_ops_window": (evt.EVT_ASYNC_OPS, lambda event: (event.nr_invoked, event.nr_performed)),
+    "on_sop_class_extended": (evt.EVT_SOP_EXTENDED, lambda event: (event.app_info,)),
+    "on_sop_class_common_extended": (evt.EVT_SOP_COMMON, lambda event: (event.items,)),
+    "on_user_identity": (evt.EVT_USER_ID, _user_identity),
+    "on_c_echo": (evt.EVT_C_ECHO, lambda event: (event.context, information(event))),
+    "on_c_store": (evt.EVT_C_STORE, lambda event: (event.dataset, event.context, information(event))),
+}
+
+#: Those whose services are not provided yet. To set one is an error rather than something that is never called.
+NOT_YET: Final = (
+    "on_c_find", "on_c_find_cancel", "on_c_get", "on_c_get_cancel", "on_c_move", "on_c_move_cancel", "on_n_action",
+    "on_n_create", "on_n_delete", "on_n_event_report", "on_n_get", "on_n_set",
+)  # fmt: skip
+
+
+class _Callback:
+    """An attribute of an AE: assigning a function binds it, assigning ``None`` unbinds it."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, ae: Any, owner: type | None = None) -> Any:
+        if ae is None:
+            return self
+        bound = ae._callbacks.get(self._name)
+        return None if bound is None else bound[0]
+
+    def __set__(self, ae: Any, callback: Any) -> None:
+        connect(ae, self._name, callback)
+
+
+def connect(ae: Any, name: str, callback: Callable[..., Any] | None) -> None:
+    """
+    Bind *callback* as the one called *name* in the older style, in place of the one before.
+
+    :raises NotImplementedError: there is no hook for it.
+    :raises TypeError: it cannot be called.
+    """
+    if name not in CALLBACKS:
+        raise NotImplementedError(f"{name} is never called: the service that it belongs to is not provided yet")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"{name} is a function or None, not {type(callback).__name__}")
+    event_type, arguments = CALLBACKS[name]
+    before = ae._callbacks.pop(name, None)
+    if before is not None:
+        ae.unbind(event_type, before[1])
+    if callback is None:
+        return
+
+    def adapter(event: evt.Event) -> Any:
+        given = arguments(event)
+        return None if given is None else callback(*given)
+
+    ae.bind(event_type, adapter)
+    ae._callbacks[name] = (callback, adapter)
+
+
+class OlderStyle:
+    """
+    What an AE has for programs in the older style.
+
+    A subclass may have the callbacks as methods.
+
+    :ivar port: the port that :meth:`start` listens at.
+    :ivar bind_addr: the address of the network interface that it listens at, ``""`` for all.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        if isinstance(port, bool) or not isinstance(port, int):
+            raise TypeError(f"a port is an int, not {type(port).__name__}")
+        if not 0 <= port <= 0xFFFF:
+            raise ValueError(f"a port is from 0 to 65535, not {port}")
+        self.port = port
+        self.bind_addr = ""
+        self._callbacks: dict[str, tuple[Callable[..., Any], evt.Handler]] = {}
+        for name in (*CALLBACKS, *NOT_YET):
+            if not isinstance(getattr(type(self), name), _Callback):
+                connect(self, name, getattr(self, name))
+
+    on_make_connection = _Callback()
+    on_receive_connection = _Callback()
+    on_association_requested = _Callback()
+    on_association_accepted = _Callback()
+    on_association_rejected = _Callback()
+    on_association_released = _Callback()
+    on_association_aborted = _Callback()
+    on_async_ops_window = _Callback()
+    on_sop_class_extended = _Callback()
+    on_sop_class_common_extended = _Callback()
+    on_user_identity = _Callback()
+    on_c_echo = _Callback()
+    on_c_store = _Callback()
+    on_c_find = _Callback()
+    on_c_find_cancel = _Callback()
+    on_c_get = _Callback()
+    on_c_get_cancel = _Callback()
+    on_c_move = _Callback()
+    on_c_move_cancel = _Callback()
+    on_n_action = _Callback()
+    on_n_create = _Callback()
+    on_n_delete = _Callback()
+    on_n_event_report = _Callback()
+    on_n_get = _Callback()
+    on_n_set = _Callback()
+
+    def start(self) -> Deferred[Server]:
+        """Listen at :attr:`bind_addr` and :attr:`port`; nothing blocks. The same as :meth:`AE.start_server`."""
+        return cast("AE", self).start_server((self.bind_addr, self.port))
+
+    def stop(self) -> Deferred[None]:
+        """Stop listening and abort every association: :meth:`AE.shutdown` without grace."""
+        return cast("AE", self).shutdown()
+
+    def quit(self) -> Deferred[None]:
+        """The same as :meth:`stop`."""
+        return self.stop()
+
+    def cleanup_associations(self) -> None:
+        """Do nothing: an association that has ended is gone from ``active_associations`` at once."""
+
+    @property
+    def address(self) -> str:
+        """:raises AttributeError: to find out would block; the message says where addresses are told."""
+        raise AttributeError(
+            "an AE has no address of its own: server.addresses tells where a server listens, association.local.address"
+            " where an association comes from"
+        )
+
+    @property
+    def client_socket(self) -> Any:
+        """:raises AttributeError: connections are Twisted's; the message says where they are."""
+        raise AttributeError("an AE has no socket: association.protocol.transport is the connection of an association")
