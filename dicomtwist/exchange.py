@@ -103,15 +103,21 @@ class Exchange:
             default=None,
         )
 
+    def check(self) -> None:
+        """Raise the :class:`AssociationError` that ended the association, where one did."""
+        if self._failure is not None:
+            self._failure.raiseException()
+
     def fail(self, reason: Failure) -> None:
         """Nothing more is sent or answered: fail what waits, each once."""
         self._failure = reason
         self._outgoing.close()
+        # First who waits for a place: an operation that fails gives its own back, to whoever is next.
+        self._window.fail(reason)
         operations, self._operations = list(self._operations.values()), {}
         for operation in operations:
             if not operation.result.called:
                 operation.result.errback(reason)
-        self._window.fail(reason)
         incoming, self._incoming = self._incoming, None
         self._collected.clear()
         performing, self._performing = list(self._performing.values()), {}

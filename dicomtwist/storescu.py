@@ -67,6 +67,7 @@ async def _prepare(
         raise TypeError(f"a path, a Dataset or a binary file can be sent, not {type(dataset).__name__}")
     meta = opened.meta
     try:
+        assoc.exchange.check()
         context = _context(assoc, meta.media_storage_sop_class_uid, meta.transfer_syntax_uid)
         if context.transfer_syntax == meta.transfer_syntax_uid:
             return context, meta.media_storage_sop_instance_uid, opened.source
