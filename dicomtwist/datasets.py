@@ -220,7 +220,7 @@ class FileSource:
     def _have(self, data: bytes) -> Chunk:
         self._ahead = None
         if self._left is None:
-            last = not data
+            last = len(data) < CHUNK
         else:
             self._left -= len(data)
             last = self._left == 0
@@ -284,7 +284,7 @@ def _start(file: BinaryIO, threads: WorkerThreads, size: int | None) -> OpenedIn
     head = file.read(CHUNK)
     meta, offset = read_file_meta(BytesIO(head))
     first = head[offset:]
-    if size is not None and size <= len(head):
+    if len(head) < CHUNK if size is None else size <= len(head):
         file.close()
         return OpenedInstance(meta, BytesSource(first))
     if len(first) & 1:
@@ -302,7 +302,8 @@ class _Unclosed:
         self._file = file
 
     def read(self, count: int) -> bytes:
-        # A raw file may give less than was asked for: odd pieces must not leave an odd fragment in the middle.
+        # A raw file may give less than was asked for. Here that means the end: it is how the last piece is known,
+        # the only one that may be odd.
         parts: list[bytes] = []
         while count:
             part = self._file.read(count)
