@@ -52,6 +52,5 @@ class Window:
     def fail(self, reason: Failure) -> None:
         """Fail whoever waits, and whoever comes."""
         self._failure = reason
-        waiting, self._waiting = self._waiting, deque()
-        for deferred in waiting:
-            deferred.errback(reason)
+        while self._waiting:  # who fails may cancel others that wait
+            self._waiting.popleft().errback(reason)
