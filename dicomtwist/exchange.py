@@ -33,15 +33,21 @@ _MAX_MESSAGE_ID = 0xFFFF
 class Operation:
     """A request that we sent, until its response has come."""
 
-    __slots__ = ("message_id", "request", "response", "result", "sent_at")
+    __slots__ = ("_window", "is_given_up", "message_id", "request", "response", "result", "sent_at")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, window: Window) -> None:
         self.request = request
         self.message_id = request.message_id
         self.sent_at: float | None = None
         self.response: Response | None = None  # while its data set is still coming
-        # The response may come when the caller has lost interest: Deferred takes care of a result after cancel().
-        self.result: Deferred[tuple[Response, bytes | None]] = Deferred()
+        self.result: Deferred[tuple[Response, bytes | None]] = Deferred(self._given_up)
+        self.is_given_up = False
+        self._window = window
+
+    def _given_up(self, result: object) -> None:
+        # The caller has lost interest, the peer is still at it: its place in the window stays taken.
+        self.is_given_up = True
+        self._window.keep()
 
 
 class Exchange:
@@ -229,7 +235,7 @@ class Exchange:
             return fail(self._failure or NotEstablished("the association is being released"))
         request.message_id = self._next_message_id()
         request.has_dataset = source is not None
-        operation = Operation(request)
+        operation = Operation(request, self._window)
         self._operations[request.message_id] = operation
 
         def sent() -> None:
@@ -262,8 +268,10 @@ class Exchange:
 
     def _complete(self, operation: Operation, response: Response, data: bytes | None) -> None:
         # Gone already where the association ended, or the same response came twice within its data set.
-        self._operations.pop(operation.message_id, None)
-        if not operation.result.called:
+        known = self._operations.pop(operation.message_id, None)
+        if known is not None and operation.is_given_up:
+            self.leave_window()
+        elif not operation.result.called:
             operation.result.callback((response, data))
 
     def _send_failed(self, message: Message, reason: Failure) -> None:

@@ -49,6 +49,10 @@ class Window:
         else:
             self.used -= 1
 
+    def keep(self) -> None:
+        """Keep a place taken that is about to be given back, until :meth:`leave` is called once more."""
+        self.used += 1
+
     def fail(self, reason: Failure) -> None:
         """Fail whoever waits, and whoever comes."""
         self._failure = reason
