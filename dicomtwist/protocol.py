@@ -193,20 +193,18 @@ class UpperLayerProtocol(TwistedProtocol):
                 self._socket = None
         if self.tracing:
             self.user.data_traced(False, data)
-            before = self.connection.state
-            events = self.connection.receive_data(data)
-            if self.connection.state != before:
-                self.user.state_traced(before, self.connection.state)
-        else:
-            events = self.connection.receive_data(data)
-        fragment_received = self.user.fragment_received
-        for event in events:
+        connection, fragment_received = self.connection, self.user.fragment_received
+        state = connection.state
+        for event in connection.events_of(data):
             if type(event) is Fragment:
                 if not self.closed:
                     fragment_received(event)
             else:
+                if self.tracing and connection.state != state:
+                    self.user.state_traced(state, connection.state)
                 self._do((event,))
-        if self.connection.has_output:
+            state = connection.state
+        if connection.has_output:
             self._do(())
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

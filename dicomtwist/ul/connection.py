@@ -7,6 +7,7 @@ transport, writes :meth:`ULConnection.data_to_send`, and shows the indications t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
@@ -161,19 +162,25 @@ class ULConnection:
 
     def receive_data(self, data: bytes) -> list[ULEvent]:
         """Take what a read brought; return what came of it, in order."""
-        events: list[ULEvent] = []
+        return list(self.events_of(data))
+
+    def events_of(self, data: bytes) -> Iterator[ULEvent]:
+        """
+        Take what a read brought; yield what comes of it, in order.
+
+        Each PDU is looked at when what came of the one before has been dealt with, for that may change the state.
+        """
         for frame in self._framer.feed(data):
             if type(frame) is Fragment:
                 if self.state in _RECEIVING:
-                    events.append(frame)
+                    yield frame
                 else:
-                    events += self._receive(Event.EVT10, detail="P-DATA-TF out of place")
+                    yield from self._receive(Event.EVT10, detail="P-DATA-TF out of place")
             elif type(frame) is ControlPDU:
-                events += self._receive_control(frame)
+                yield from self._receive_control(frame)
             else:
                 assert isinstance(frame, InvalidPDU)
-                events += self._receive(Event.EVT19, reason=frame.reason, detail=str(frame))
-        return events
+                yield from self._receive(Event.EVT19, reason=frame.reason, detail=str(frame))
 
     def _receive_control(self, frame: ControlPDU) -> list[ULEvent]:
         try:
