@@ -144,6 +144,9 @@ class AcceptorAssociation(Association):
         common = await self._answer_common()
         if self._end is not None:
             return
+        if self._factory.full(self.settings.maximum_associations):
+            self._reject(_TOO_MANY)  # others were accepted while the handlers decided
+            return
         answers = answer_contexts(
             request.presentation_contexts,
             self._supported,
