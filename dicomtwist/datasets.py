@@ -52,19 +52,42 @@ def decode_dataset(data: bytes, transfer_syntax: str) -> Dataset:
 
     :param data: the bytes as they come over the network, without File Meta Information.
     :param transfer_syntax: the UID of the transfer syntax that they are in.
-    :raises DataSetError: they cannot be decoded, or inflate to more than :data:`MAX_INFLATED`.
+    :raises DataSetError: they cannot be decoded, end inside an element, or inflate to more than :data:`MAX_INFLATED`.
     """
     syntax = UID(transfer_syntax)
     try:
         if syntax == DeflatedExplicitVRLittleEndian:
             data = _inflate(data)
-        return read_dataset(
-            BytesIO(data), syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian, bytelength=len(data)
+        file = _Watched(data)
+        dataset = read_dataset(
+            file, syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian, bytelength=len(data)
         )
     except DataSetError:
         raise
     except Exception as error:
         raise DataSetError(f"the data set cannot be decoded as {syntax.name}: {error}") from error
+    if file.cut_off or file.tell() != len(data):
+        raise DataSetError(f"the data set cannot be decoded as {syntax.name}: it ends inside an element")
+    return dataset
+
+
+class _Watched(BytesIO):
+    """
+    Knows whether it ended too early for who reads it: pydicom takes half a value, and half a sequence, for the whole.
+
+    :ivar cut_off: whether the last read gave less than was asked for, and was not taken back.
+    """
+
+    cut_off = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.cut_off = size is not None and len(data) < size
+        return data
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self.cut_off = False
+        return super().seek(offset, whence)
 
 
 def _inflate(data: bytes) -> bytes:
@@ -72,6 +95,8 @@ def _inflate(data: bytes) -> bytes:
     inflated = decompressor.decompress(data, MAX_INFLATED)
     if decompressor.unconsumed_tail:
         raise DataSetError(f"the deflated data set inflates to more than {MAX_INFLATED} bytes")
+    if not decompressor.eof:
+        raise DataSetError("the deflated data set ends too early")
     return inflated
 
 

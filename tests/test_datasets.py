@@ -1,0 +1,765 @@
+"""
+Data sets: encoding and decoding against pydicom and DCMTK, sources that are sent, streams that arrive.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset, dcmread
+from pydicom.data import get_testdata_file
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
+
+from dicomtwist import datasets
+from dicomtwist.datasets import (
+    CHUNK,
+    BytesSource,
+    CollectingSink,
+    DataSetStream,
+    FileSource,
+    OpenedInstance,
+    convert_file,
+    decode_dataset,
+    encode_dataset,
+    file_meta_dataset,
+    open_file_like,
+    open_instance,
+)
+from dicomtwist.errors import DataSetError
+from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
+from dicomtwist.threads import WorkerThreads
+from tests import peers
+
+SYNTAXES = {
+    "implicit": ImplicitVRLittleEndian,
+    "explicit": ExplicitVRLittleEndian,
+    "deflated": DeflatedExplicitVRLittleEndian,
+    "big": ExplicitVRBigEndian,
+}
+#: dcmconv's names for the same.
+DCMCONV = {"implicit": "+ti", "explicit": "+te", "deflated": "+td", "big": "+tb"}
+
+
+def testdata(name: str) -> str:
+    path = get_testdata_file(name, download=False)
+    assert isinstance(path, str)
+    return path
+
+
+def numbers(dataset: Dataset) -> list[tuple[int, str, object]]:
+    """Every element of a data set and of the sequences in it, with the values that pydicom keeps as bytes as they are."""
+    return [(int(e.tag), e.VR, e.value) for e in dataset.iterall() if e.VR != "SQ"]
+
+
+def data_set_of(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
+        read_file_meta(file)
+        return file.read()
+
+
+def sample() -> Dataset:
+    """Values of every VR whose bytes depend on their order, also in a sequence."""
+    item = Dataset()
+    item.add_new(0x00280106, "US", 513)
+    item.add_new(0x00660016, "OF", b"\1\2\3\4\5\6\7\10")
+    dataset = Dataset()
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    dataset.SOPInstanceUID = "1.2.3"
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.PatientName = "Müller^Jürgen"
+    dataset.add_new(0x00081115, "SQ", [item])
+    dataset.add_new(0x00280002, "US", 1)
+    dataset.add_new(0x00280100, "US", 16)
+    dataset.add_new(0x00280103, "US", 0)
+    dataset.add_new(0x00280009, "AT", [0x00181063, 0x00540010])
+    dataset.add_new(0x00186020, "SL", [-2, 70000])
+    dataset.add_new(0x00189073, "FD", 1.5)
+    dataset.add_new(0x00660023, "OW", b"\1\2\3\4")
+    dataset.add_new(0x00660022, "OD", bytes(range(16)))
+    dataset.add_new(0x00660040, "OL", bytes(range(8)))
+    dataset.add_new(0x7FE00001, "OV", bytes(range(24)))
+    dataset.add_new(0x7FE00010, "OW", bytes(range(32)))
+    return dataset
+
+
+class CodecTests(SynchronousTestCase):
+    """
+    encode_dataset and decode_dataset.
+    """
+
+    def test_round_trip(self) -> None:
+        """
+        What is encoded in an uncompressed syntax is decoded to the same.
+        """
+        for name, syntax in SYNTAXES.items():
+            decoded = decode_dataset(encode_dataset(sample(), syntax), syntax)
+            self.assertEqual(decoded.PatientName, "Müller^Jürgen", name)
+            self.assertEqual(decoded[0x00081115].value[0][0x00280106].value, 513, name)
+            self.assertEqual(decoded[0x00280009].value, [0x00181063, 0x00540010], name)
+            self.assertEqual(decoded[0x00189073].value, 1.5, name)
+
+    def test_as_pydicom_writes(self) -> None:
+        """
+        The bytes of a file's data set are what pydicom reads from that file.
+        """
+        for name in ("CT_small.dcm", "MR_small.dcm", "rtplan.dcm", "MR_small_bigendian.dcm", "image_dfl.dcm"):
+            path = testdata(name)
+            dataset = dcmread(path)
+            decoded = decode_dataset(data_set_of(path), dataset.file_meta.TransferSyntaxUID)
+            self.assertEqual(numbers(decoded), numbers(dataset), name)
+
+    def test_unchanged(self) -> None:
+        """
+        A data set that is encoded as it was read gives the bytes that were read.
+        """
+        for name in ("CT_small.dcm", "MR_small.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm"):
+            dataset = dcmread(testdata(name))
+            encoded = encode_dataset(dataset, dataset.file_meta.TransferSyntaxUID)
+            self.assertEqual(encoded, data_set_of(testdata(name)), name)
+
+    def test_source_is_left_alone(self) -> None:
+        """
+        Swapping bytes is done in a copy.
+        """
+        dataset = dcmread(testdata("MR_small.dcm"))
+        pixels = dataset.PixelData
+        encode_dataset(dataset, ExplicitVRBigEndian)
+        self.assertEqual(dataset.PixelData, pixels)
+
+    def test_neither_meta_nor_command(self) -> None:
+        """
+        Elements of the groups 0000 and 0002 do not go over the network with a data set.
+        """
+        dataset = sample()
+        dataset.add_new(0x00000900, "US", 0)
+        dataset.add_new(0x00020010, "UI", "1.2")
+        decoded = decode_dataset(encode_dataset(dataset, ImplicitVRLittleEndian), ImplicitVRLittleEndian)
+        self.assertEqual({element.tag.group for element in decoded} & {0, 2}, set())
+
+    def test_cannot_be_encoded(self) -> None:
+        """
+        A value that has no encoding fails, and the error says in which syntax.
+        """
+        dataset = Dataset()
+        dataset.add_new(0x00280002, "US", 70000)
+        error = self.assertRaises(DataSetError, encode_dataset, dataset, ExplicitVRLittleEndian)
+        self.assertIn("Explicit VR Little Endian", str(error))
+
+    def test_odd_swap(self) -> None:
+        """
+        Words whose bytes do not come out even cannot be swapped.
+        """
+        raw = encode_dataset(sample(), ExplicitVRLittleEndian)
+        dataset = decode_dataset(raw, ExplicitVRLittleEndian)
+        dataset[0x7FE00010].value = b"123"
+        self.assertRaises(DataSetError, encode_dataset, dataset, ExplicitVRBigEndian)
+
+    def test_deflated_is_even(self) -> None:
+        """
+        A deflated data set is padded to an even length with one zero (PS3.5 A.5).
+        """
+        lengths = set()
+        for length in range(40):
+            dataset = Dataset()
+            dataset.PatientID = "".join(chr(65 + (length * i * i) % 26) for i in range(length))
+            encoded = encode_dataset(dataset, DeflatedExplicitVRLittleEndian)
+            lengths.add(len(encoded) & 1)
+            self.assertEqual(decode_dataset(encoded, DeflatedExplicitVRLittleEndian), dataset)
+        self.assertEqual(lengths, {0})
+
+    def test_deflate_limit(self) -> None:
+        """
+        A small data set that inflates beyond the limit is refused, before it is inflated whole.
+        """
+        self.patch(datasets, "MAX_INFLATED", 1000)
+        compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        bomb = compressor.compress(bytes(100_000)) + compressor.flush()
+        error = self.assertRaises(DataSetError, decode_dataset, bomb, DeflatedExplicitVRLittleEndian)
+        self.assertIn("more than 1000 bytes", str(error))
+
+    def test_deflate_at_the_limit(self) -> None:
+        """
+        The limit itself is allowed.
+        """
+        plain = encode_dataset(sample(), ExplicitVRLittleEndian)
+        self.patch(datasets, "MAX_INFLATED", len(plain))
+        encoded = encode_dataset(sample(), DeflatedExplicitVRLittleEndian)
+        self.assertEqual(decode_dataset(encoded, DeflatedExplicitVRLittleEndian).SOPInstanceUID, "1.2.3")
+
+    def test_deflate_broken(self) -> None:
+        """
+        What is not deflated, and what is cut off, is an error and not a data set.
+        """
+        encoded = encode_dataset(sample(), DeflatedExplicitVRLittleEndian)
+        for broken in (b"\xff" * 20, encoded[: len(encoded) // 2], b""):
+            self.assertRaises(DataSetError, decode_dataset, broken, DeflatedExplicitVRLittleEndian)
+
+    def test_cut_off(self) -> None:
+        """
+        A data set that ends inside an element is an error, in each syntax and wherever the cut is in the last element.
+        """
+        for name in ("implicit", "explicit", "big"):
+            encoded = encode_dataset(sample(), SYNTAXES[name])
+            for missing in (1, 2, 31, 32, 33, 36):
+                error = self.assertRaises(DataSetError, decode_dataset, encoded[:-missing], SYNTAXES[name])
+                self.assertIn(SYNTAXES[name].name, str(error))
+
+    def test_cut_off_at_undefined_length(self) -> None:
+        """
+        The same inside a sequence and inside compressed pixel data, whose end is marked.
+        """
+        dataset = Dataset()
+        item = Dataset()
+        item.PatientID = "1234"
+        dataset.add_new(0x00081115, "SQ", [item])
+        dataset[0x00081115].is_undefined_length = True
+        encoded = encode_dataset(dataset, ExplicitVRLittleEndian)
+        self.assertEqual(decode_dataset(encoded, ExplicitVRLittleEndian), dataset)
+        for end in range(1, len(encoded)):
+            self.assertRaises(DataSetError, decode_dataset, encoded[:end], ExplicitVRLittleEndian)
+        path = testdata("JPEG-lossy.dcm")
+        encoded, syntax = data_set_of(path), dcmread(path).file_meta.TransferSyntaxUID
+        self.assertEqual(decode_dataset(encoded, syntax).PixelData, dcmread(path).PixelData)
+        for missing in (1, 8, 9, 1000, 9000):
+            self.assertRaises(DataSetError, decode_dataset, encoded[:-missing], syntax)
+
+    def test_empty(self) -> None:
+        """
+        Nothing is a data set without elements.
+        """
+        self.assertEqual(len(decode_dataset(b"", ImplicitVRLittleEndian)), 0)
+
+    def test_file_meta(self) -> None:
+        """
+        File Meta Information becomes pydicom's, what it does not have is left out.
+        """
+        meta = FileMeta("1.2.3", "1.2.4", "1.2.840.10008.1.2", "1.2.5", "NAME", "SOURCE")
+        full = file_meta_dataset(meta)
+        self.assertEqual(
+            (full.MediaStorageSOPClassUID, full.MediaStorageSOPInstanceUID, full.TransferSyntaxUID),
+            ("1.2.3", "1.2.4", ImplicitVRLittleEndian),
+        )
+        self.assertEqual(
+            (full.ImplementationClassUID, full.ImplementationVersionName, full.SourceApplicationEntityTitle),
+            ("1.2.5", "NAME", "SOURCE"),
+        )
+        self.assertEqual(len(file_meta_dataset(FileMeta("1.2.3", "1.2.4", "1.2.840.10008.1.2"))), 3)
+
+
+class ConversionTests(TestCase):
+    """
+    Conversion between the uncompressed syntaxes gives what DCMTK's dcmconv gives.
+    """
+
+    async def both(self, path: str | Path, target: str) -> tuple[Dataset, Dataset]:
+        """The file converted by dcmconv and by us."""
+        converted = Path(self.mktemp())
+        result = await peers.run(peers.dcmtk("dcmconv"), DCMCONV[target], path, converted)
+        self.assertEqual(result.code, 0, result.text)
+        ours = decode_dataset(convert_file(path, SYNTAXES[target]), SYNTAXES[target])
+        return ours, dcmread(converted)
+
+    async def test_files(self) -> None:
+        """
+        From each syntax to each, images with 16 bits and sequences in them: all elements have the same values, and pixel
+        data the same bytes.
+        """
+        names = ("CT_small.dcm", "MR_small.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm", "rtplan.dcm")
+        for name in names:
+            for target in SYNTAXES:
+                ours, theirs = await self.both(testdata(name), target)
+                ours_numbers = [each for each in numbers(ours) if each[0] & 0xFFFF]  # dcmconv drops group lengths
+                self.assertEqual(ours_numbers, numbers(theirs), f"{name} to {target}")
+
+    async def test_every_word_size(self) -> None:
+        """
+        OW, OF, OL, OD and OV are swapped by the size of their numbers, at the top and in sequences.
+        """
+        syntax = ExplicitVRLittleEndian
+        path = Path(self.mktemp())
+        meta = FileMeta("1.2.840.10008.5.1.4.1.1.7", "1.2.3", str(syntax), "1.2.5")
+        path.write_bytes(encode_preamble_and_meta(meta) + encode_dataset(sample(), syntax))
+        for target in SYNTAXES:
+            ours, theirs = await self.both(path, target)
+            self.assertEqual(numbers(ours), numbers(theirs), target)
+
+    async def test_there_and_back(self) -> None:
+        """
+        To Big Endian and back the bytes are what they were.
+        """
+        dataset = dcmread(testdata("MR_small.dcm"))
+        big = decode_dataset(encode_dataset(dataset, ExplicitVRBigEndian), ExplicitVRBigEndian)
+        self.assertNotEqual(big.PixelData, dataset.PixelData)
+        self.assertEqual(encode_dataset(big, ExplicitVRLittleEndian), encode_dataset(dataset, ExplicitVRLittleEndian))
+
+
+META = FileMeta("1.2.840.10008.5.1.4.1.1.7", "1.2.3", "1.2.840.10008.1.2.1", "1.2.5")
+
+
+class Trickle(io.RawIOBase):
+    """A file-like object that gives less than it is asked for, and counts how often it is closed."""
+
+    def __init__(self, data: bytes, most: int) -> None:
+        self._data = io.BytesIO(data)
+        self._most = most
+        self.closings = 0
+
+    def read(self, count: int = -1) -> bytes:
+        return self._data.read(min(count, self._most))
+
+    def close(self) -> None:
+        self.closings += 1
+
+
+class SourceTests(TestCase):
+    """
+    Sources read a file in threads, ahead of what is sent.
+    """
+
+    def setUp(self) -> None:
+        self.threads = WorkerThreads(reactor)
+        self.threads.acquire()
+        self.addCleanup(self.threads.release)
+
+    def file(self, length: int) -> tuple[Path, bytes]:
+        """A Part 10 file with a data set of *length* bytes that are no elements: nobody looks."""
+        data = os.urandom(length)
+        path = Path(self.mktemp())
+        path.write_bytes(encode_preamble_and_meta(META) + data)
+        return path, data
+
+    async def drain(self, opened: OpenedInstance) -> list[bytes]:
+        parts: list[bytes] = []
+        last = False
+        while not last:
+            chunk = opened.source.read()
+            if isinstance(chunk, Deferred):
+                chunk = await chunk
+            data, last = chunk
+            parts.append(bytes(data))
+        opened.source.close()
+        return parts
+
+    def lengths(self) -> Iterator[int]:
+        head = len(encode_preamble_and_meta(META))
+        for edge in (0, CHUNK - head, 2 * CHUNK - head, 3 * CHUNK):
+            yield from (length for length in range(edge - 2, edge + 3) if length >= 0)
+
+    async def test_paths(self) -> None:
+        """
+        Of every length around the size of a chunk the data set comes whole, in pieces of even length but for the last.
+        """
+        for length in self.lengths():
+            path, data = self.file(length)
+            opened = await open_instance(path, self.threads)
+            self.assertEqual(opened.meta, META)
+            parts = await self.drain(opened)
+            self.assertEqual(b"".join(parts) == data, True, length)
+            self.assertEqual([len(part) & 1 for part in parts[:-1]], [0] * (len(parts) - 1), length)
+
+    async def test_file_like(self) -> None:
+        """
+        The same of an object with ``read``, however little it gives at once. It is read from where it stands and is left
+        open.
+        """
+        for length in self.lengths():
+            path, data = self.file(length)
+            for most in (CHUNK, 70_001):
+                file = Trickle(b"before" + path.read_bytes(), most)
+                file.read(6)
+                parts = await self.drain(await open_file_like(file, self.threads))  # type: ignore[arg-type]
+                self.assertEqual(b"".join(parts) == data, True, length)
+                self.assertEqual([len(part) & 1 for part in parts[:-1]], [0] * (len(parts) - 1), length)
+                self.assertEqual(file.closings, 0)
+
+    async def test_missing(self) -> None:
+        """
+        A file that is not there, and one that is no Part 10 file.
+        """
+        await self.assertFailure(open_instance("no-such-file", self.threads), FileNotFoundError)
+        path = Path(self.mktemp())
+        path.write_bytes(b"text" * 100)
+        await self.assertFailure(open_instance(path, self.threads), NotDicomFile)
+        await self.assertFailure(open_file_like(io.BytesIO(b""), self.threads), NotDicomFile)
+
+    async def test_closed_after_a_bad_start(self) -> None:
+        """
+        A file whose beginning is wrong is not left open.
+        """
+        path = Path(self.mktemp())
+        path.write_bytes(b"text" * 100)
+        await self.assertFailure(open_instance(path, self.threads), NotDicomFile)
+        folder = "/proc/self/fd"
+        if not os.path.isdir(folder):
+            raise SkipTest("no way to see the open files")
+        opened = {os.path.realpath(f"{folder}/{number}") for number in os.listdir(folder)}
+        self.assertNotIn(str(path.resolve()), opened)
+
+    async def test_truncated_while_reading(self) -> None:
+        """
+        A file that becomes shorter fails; the error says how much is missing.
+        """
+        path, _ = self.file(4 * CHUNK)
+        opened = await open_instance(path, self.threads)
+        os.truncate(path, CHUNK + CHUNK // 2)
+        error = await self.assertFailure(Deferred.fromCoroutine(self.drain(opened)), DataSetError)
+        self.assertIn("before its size said", str(error))
+        opened.source.close()
+
+    async def test_growing_while_reading(self) -> None:
+        """
+        Of a file that becomes longer that much is sent which was there when it was opened.
+        """
+        path, data = self.file(2 * CHUNK + 100)
+        opened = await open_instance(path, self.threads)
+        with open(path, "ab") as file:
+            file.write(bytes(5 * CHUNK))
+        self.assertEqual(b"".join(await self.drain(opened)) == data, True)
+
+    def source(self, file: Any, left: int | None = 10 * CHUNK) -> FileSource:
+        return FileSource(file, self.threads, b"ab", left)
+
+    async def test_closed_once(self) -> None:
+        """
+        Before the first read, between two, while one is under way: the file is closed exactly once, and never under the
+        hands of a thread that reads it.
+        """
+        for reads in range(4):
+            file = Trickle(bytes(10 * CHUNK), CHUNK)
+            source = self.source(file)
+            for _ in range(reads):
+                chunk = source.read()
+                if isinstance(chunk, Deferred):
+                    await chunk
+            source.close()
+            source.close()
+            while file.closings == 0:
+                await self.threads.run(int)
+            self.assertEqual(file.closings, 1)
+
+    async def test_closed_while_reading(self) -> None:
+        """
+        Closing waits for the read that is under way, whose result is nobody's.
+        """
+        gate = threading.Event()
+        order: list[str] = []
+
+        class Slow:
+            def read(self, count: int) -> bytes:
+                gate.wait(10)
+                order.append("read")
+                raise OSError("the disk is gone")
+
+            def close(self) -> None:
+                order.append("closed")
+
+        source = self.source(Slow())
+        source.read()
+        source.close()
+        self.assertEqual(order, [])
+        gate.set()
+        while "closed" not in order:
+            await self.threads.run(int)
+        self.assertEqual(order, ["read", "closed"])
+
+    async def test_read_error(self) -> None:
+        """
+        An error of the file is the error of the read that it was for, and the file is closed once.
+        """
+
+        class Broken(Trickle):
+            def read(self, count: int = -1) -> bytes:
+                raise OSError("the disk is gone")
+
+        file = Broken(b"", 1)
+        source = self.source(file)
+        source.read()
+        chunk = source.read()
+        assert isinstance(chunk, Deferred)
+        await self.assertFailure(chunk, OSError)
+        source.close()
+        source.close()
+        await self.threads.run(int)
+        self.assertEqual(file.closings, 1)
+
+    def test_bytes(self) -> None:
+        """
+        A data set in memory comes at once.
+        """
+        source = BytesSource(b"abc")
+        self.assertEqual(source.read(), (b"abc", True))
+        source.close()
+
+
+class Pauser:
+    """Counts, as a protocol does, how often it was paused."""
+
+    def __init__(self) -> None:
+        self.paused = 0
+
+    def pause_reading(self) -> None:
+        self.paused += 1
+
+    def resume_reading(self) -> None:
+        self.paused -= 1
+
+
+class Sink:
+    """Writes down what it is given."""
+
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+
+    def write(self, data: memoryview) -> None:
+        self.calls.append(bytes(data))
+
+    def finish(self) -> None:
+        self.calls.append("finish")
+
+    def fail(self, reason: Failure) -> None:
+        self.calls.append(reason.value)
+
+
+LOST = Failure(ConnectionError("lost"))
+
+
+class StreamTests(SynchronousTestCase):
+    """
+    DataSetStream: three ways to read, and each in every order with what comes.
+    """
+
+    def setUp(self) -> None:
+        self.pauser = Pauser()
+        self.stream = DataSetStream(self.pauser)
+
+    def feed(self, *parts: bytes) -> None:
+        for part in parts:
+            self.stream.feed(memoryview(part))
+
+    async def _iterate(self) -> list[bytes]:
+        return [bytes(chunk) async for chunk in self.stream]
+
+    def iterate(self) -> Deferred[list[bytes]]:
+        return Deferred.fromCoroutine(self._iterate())
+
+    def test_iterate(self) -> None:
+        """
+        ``async for`` gives each piece as it comes, whether it came before or after.
+        """
+        self.feed(b"ab")
+        reading = self.iterate()
+        self.feed(b"cd")
+        self.assertNoResult(reading)
+        self.stream.end()
+        self.assertEqual(self.successResultOf(reading), [b"ab", b"cd"])
+        self.assertEqual(self.stream.received, 4)
+
+    def test_iterate_late(self) -> None:
+        """
+        A stream that has ended is read all the same.
+        """
+        self.feed(b"ab", b"cd")
+        self.stream.end()
+        self.assertEqual(self.successResultOf(self.iterate()), [b"ab", b"cd"])
+
+    def test_read(self) -> None:
+        """
+        ``read`` gives the whole.
+        """
+        self.feed(b"ab")
+        reading = self.stream.read()
+        self.feed(b"cd")
+        self.stream.end()
+        self.assertEqual(self.successResultOf(reading), b"abcd")
+
+    def test_sink(self) -> None:
+        """
+        A sink gets what has come, what comes, and the end.
+        """
+        sink = Sink()
+        self.feed(b"ab")
+        self.stream.deliver_to(sink)
+        self.feed(b"cd")
+        self.stream.end()
+        self.assertEqual(sink.calls, [b"ab", b"cd", "finish"])
+
+    def test_sink_late(self) -> None:
+        """
+        A sink that comes after the end, or after the failure, is told.
+        """
+        sink = Sink()
+        self.feed(b"ab")
+        self.stream.end()
+        self.stream.deliver_to(sink)
+        self.assertEqual(sink.calls, [b"ab", "finish"])
+        self.setUp()
+        sink = Sink()
+        self.feed(b"ab")
+        self.stream.fail(LOST)
+        self.stream.deliver_to(sink)
+        self.assertEqual(sink.calls, [b"ab", LOST.value])
+
+    def test_one_sink(self) -> None:
+        """
+        A second reader is an error.
+        """
+        self.stream.deliver_to(Sink())
+        self.assertRaises(RuntimeError, self.stream.deliver_to, Sink())
+        self.assertRaises(RuntimeError, self.stream.read)
+
+    def test_fails_before_it_is_read(self) -> None:
+        """
+        What is missing is told to whoever reads afterwards, behind what has come.
+        """
+        self.feed(b"ab")
+        self.stream.fail(LOST)
+        self.assertIs(self.failureResultOf(self.iterate()).value, LOST.value)
+        self.setUp()
+        self.stream.fail(LOST)
+        self.assertIs(self.failureResultOf(self.stream.read()).value, LOST.value)
+
+    def test_fails_while_it_is_read(self) -> None:
+        """
+        A reader that waits gets the failure, once.
+        """
+        for read in (self.iterate, lambda: self.stream.read()):
+            self.setUp()
+            reading: Deferred[Any] = read()
+            self.feed(b"ab")
+            self.stream.fail(LOST)
+            self.stream.fail(Failure(ValueError("later")))
+            self.assertIs(self.failureResultOf(reading).value, LOST.value)
+
+    def test_no_failure_after_the_end(self) -> None:
+        """
+        A data set that is complete stays complete.
+        """
+        self.feed(b"ab")
+        self.stream.end()
+        self.stream.fail(LOST)
+        self.assertEqual(self.successResultOf(self.stream.read()), b"ab")
+
+    def test_pauses_while_nobody_reads(self) -> None:
+        """
+        What waits is bounded: at one chunk the peer is not read from any more; reading resumes it.
+        """
+        half = bytes(CHUNK // 2)
+        self.feed(half)
+        self.assertEqual(self.pauser.paused, 0)
+        self.feed(half, half)
+        self.assertEqual(self.pauser.paused, 1)
+        reading = self.iterate()
+        self.assertEqual(self.pauser.paused, 0)
+        self.stream.end()
+        self.assertEqual(len(self.successResultOf(reading)), 3)
+
+    def test_resumed_by_each_way(self) -> None:
+        """
+        A sink, a read and a discard let the peer go on as well, and so do end and failure.
+        """
+        ways: list[Any] = [
+            lambda: self.stream.deliver_to(Sink()),
+            lambda: self.stream.read(),
+            lambda: self.stream.discard(lambda: None),
+            lambda: self.stream.end(),
+        ]
+        for way in ways:
+            self.setUp()
+            self.feed(bytes(CHUNK))
+            self.assertEqual(self.pauser.paused, 1)
+            way()
+            self.assertEqual(self.pauser.paused, 0)
+
+    def test_nothing_to_resume_after_a_failure(self) -> None:
+        """
+        The connection is gone: nobody touches it.
+        """
+        self.feed(bytes(CHUNK))
+        self.stream.fail(LOST)
+        self.stream.deliver_to(Sink())
+        self.assertEqual(self.pauser.paused, 1)
+
+    def test_sink_pauses(self) -> None:
+        """
+        A sink pauses and resumes; twice is once.
+        """
+        self.stream.deliver_to(Sink())
+        self.stream.pause()
+        self.stream.pause()
+        self.assertEqual(self.pauser.paused, 1)
+        self.stream.resume()
+        self.stream.resume()
+        self.assertEqual(self.pauser.paused, 0)
+        self.stream.end()
+        self.stream.pause()
+        self.assertEqual(self.pauser.paused, 0)
+
+    def test_discard(self) -> None:
+        """
+        What has come and what comes is forgotten; the end is told.
+        """
+        told: list[str] = []
+        self.feed(b"ab")
+        self.stream.discard(lambda: told.append("ended"))
+        self.feed(b"cd")
+        self.assertEqual(told, [])
+        self.stream.end()
+        self.assertEqual(told, ["ended"])
+
+    def test_discard_after_the_end(self) -> None:
+        """
+        Where nothing more comes the end is told at once; after a failure never.
+        """
+        told: list[str] = []
+        self.stream.end()
+        self.stream.discard(lambda: told.append("ended"))
+        self.assertEqual(told, ["ended"])
+        self.setUp()
+        self.stream.fail(LOST)
+        self.stream.discard(lambda: told.append("failed"))
+        self.assertEqual(told, ["ended"])
+
+    def test_discard_then_failure(self) -> None:
+        """
+        A failure while it is discarded is nobody's.
+        """
+        told: list[str] = []
+        self.stream.discard(lambda: told.append("ended"))
+        self.stream.fail(LOST)
+        self.assertEqual(told, [])
+
+    def test_discard_takes_it_from_its_reader(self) -> None:
+        """
+        A sink that read part of it is let go of.
+        """
+        sink = Sink()
+        self.stream.deliver_to(sink)
+        self.feed(b"ab")
+        self.stream.discard(lambda: None)
+        self.feed(b"cd")
+        self.stream.end()
+        self.assertEqual(sink.calls, [b"ab"])
+
+    def test_collecting_sink(self) -> None:
+        """
+        It joins what it was given, and forgets it at a failure.
+        """
+        sink = CollectingSink()
+        sink.write(memoryview(b"ab"))
+        sink.fail(LOST)
+        self.assertIs(self.failureResultOf(sink.done).value, LOST.value)
