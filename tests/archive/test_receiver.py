@@ -1,0 +1,257 @@
+"""The storage receiver: from the wire to the disk, and what the peer is told where that fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from pydicom import Dataset, dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.trial.unittest import TestCase
+
+from dicomtwist import AE, AssociationError, evt
+from dicomtwist.archive.files import Durability, FileSystem, InstanceStore
+from dicomtwist.archive.receiver import MAX_UNWRITTEN, WRITE_SIZE, StorageReceiver
+from dicomtwist.datasets import encode_dataset
+from dicomtwist.threads import WorkerThreads
+from tests import peers
+
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+
+
+def instance(pixels: int = 1000, **elements: object) -> Dataset:
+    """A made-up instance with *pixels* bytes of pixel data."""
+    dataset = Dataset()
+    dataset.SOPClassUID = SECONDARY_CAPTURE
+    dataset.SOPInstanceUID = "1.2.3.4"
+    dataset.StudyInstanceUID = "1.2.3"
+    dataset.SeriesInstanceUID = "1.2.3.1"
+    dataset.PatientID = "P"
+    dataset.add_new(0x7FE00010, "OB", bytes(pixels))
+    for keyword, value in elements.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    return dataset
+
+
+class Failing(FileSystem):
+    """A file system on which one call fails, from its n-th time on."""
+
+    def __init__(self, call: str, code: int, after: int = 0) -> None:
+        self.call, self.code, self.after = call, code, after
+        self.broken = True
+
+    def _maybe(self, call: str) -> None:
+        if self.broken and call == self.call:
+            if self.after:
+                self.after -= 1
+            else:
+                raise OSError(self.code, os.strerror(self.code))
+
+    def open(self, path, flags, mode=0o777):
+        self._maybe("open")
+        return super().open(path, flags, mode)
+
+    def writev(self, fd, buffers):
+        self._maybe("writev")
+        return super().writev(fd, buffers)
+
+    def fsync(self, fd):
+        self._maybe("fsync")
+        super().fsync(fd)
+
+    def rename(self, source, target):
+        self._maybe("rename")
+        super().rename(source, target)
+
+    def mkdir(self, path, mode=0o777):
+        self._maybe("mkdir")
+        super().mkdir(path, mode)
+
+
+class Receiver(TestCase):
+    """Over loopback, onto a real disk."""
+
+    timeout = 60
+
+    async def start(self, file_system: FileSystem | None = None, durability: Durability = Durability.FULL) -> None:
+        """Start a server with a storage of its own."""
+        self.folder = Path(self.mktemp())
+        self.store = InstanceStore(self.folder, durability=durability, file_system=file_system)
+        self.store.prepare()
+        self.threads = WorkerThreads(reactor)
+        self.threads.acquire()
+        self.receiver = StorageReceiver(self.store, self.threads)
+        ae = AE("SCP")
+        ae.settings.promiscuous = True
+        ae.add_supported_context("1.2.840.10008.1.1")
+        self.server = await ae.start_server(
+            ("127.0.0.1", 0), evt_handlers=[(evt.EVT_C_STORE, self.receiver.handle_store)]
+        )
+        self.scu = AE("SCU")
+        self.scu.add_requested_context(SECONDARY_CAPTURE, [ExplicitVRLittleEndian])
+        self.scu.add_requested_context(SECONDARY_CAPTURE, [DeflatedExplicitVRLittleEndian])
+
+        def stop() -> Deferred[None]:
+            self.threads.release()
+            self.store.close()
+            return self.server.shutdown()
+
+        self.addCleanup(stop)
+
+    def files(self) -> list[Path]:
+        """Every file there is."""
+        return sorted(path for path in self.folder.rglob("*") if path.is_file() and path.name != ".lock")
+
+    def associate(self):
+        """An association with the server."""
+        return self.scu.associate("127.0.0.1", self.server.port)
+
+    async def test_small_and_large(self) -> None:
+        """Both ways of writing give the bytes that were sent."""
+        await self.start()
+        async with await self.associate() as assoc:
+            for number, size in enumerate((0, 1, 1000, WRITE_SIZE - 500, WRITE_SIZE + 2, 7 * WRITE_SIZE + 4)):
+                dataset = instance(size + size % 2, SOPInstanceUID=f"1.2.3.4.{number}")
+                self.assertEqual(await assoc.send_c_store(dataset), 0)
+                path = self.folder / "1.2.3" / "1.2.3.1" / f"1.2.3.4.{number}.dcm"
+                self.assertEqual(peers.dataset_bytes(path), encode_dataset(dataset, ExplicitVRLittleEndian))
+                self.assertEqual(dcmread(path).file_meta.MediaStorageSOPInstanceUID, f"1.2.3.4.{number}")
+        self.assertEqual(len(self.files()), 6)
+
+    async def test_deflated(self) -> None:
+        """A deflated data set is stored as it came, and its UIDs are found."""
+        await self.start()
+        self.scu.requested_contexts = self.scu.requested_contexts[1:]
+        async with await self.associate() as assoc:
+            self.assertEqual(await assoc.send_c_store(instance(100_000)), 0)
+        (path,) = self.files()
+        self.assertEqual(dcmread(path).file_meta.TransferSyntaxUID, DeflatedExplicitVRLittleEndian)
+        self.assertEqual(dcmread(path).PixelData, bytes(100_000))
+
+    async def test_what_cannot_be_stored(self) -> None:
+        """Missing, different and climbing UIDs: a failure that says why, and nothing on the disk."""
+        await self.start()
+        async with await self.associate() as assoc:
+            for size in (1000, 3 * WRITE_SIZE):
+                for elements, code, words in (
+                    ({"StudyInstanceUID": None}, 0xA900, "Study Instance UID"),
+                    ({"SeriesInstanceUID": ""}, 0xA900, "Series Instance UID"),
+                    ({"StudyInstanceUID": "1.2.x"}, 0xC000, "UID"),
+                ):
+                    dataset = instance(size)
+                    for keyword, value in elements.items():
+                        if value is None:
+                            delattr(dataset, keyword)
+                        else:
+                            dataset[keyword]._value = value
+                    status = await assoc.send_c_store(dataset)
+                    self.assertEqual(status, code)
+                    self.assertIn(words, status.error_comment)
+            self.assertEqual(await assoc.send_c_store(instance()), 0, "the association lives on")
+        self.assertEqual(len(self.files()), 1)
+
+    async def test_a_failing_disk(self) -> None:
+        """ENOSPC, EIO, EROFS at each step: 0xA700, nothing left, and the next one is stored once there is room."""
+        for size in (1000, 3 * WRITE_SIZE):
+            for call in ("open", "writev", "fsync", "rename", "mkdir"):
+                for code in (errno.ENOSPC, errno.EIO, errno.EROFS):
+                    disk = Failing(call, code)
+                    disk.broken = False
+                    await self.start(disk)
+                    disk.broken = True
+                    async with await self.associate() as assoc:
+                        status = await assoc.send_c_store(instance(size))
+                        self.assertEqual(status, 0xA700, (call, code))
+                        self.assertIn(errno.errorcode[code], status.error_comment)
+                        self.assertEqual(self.files(), [], (call, code))
+                        disk.broken = False
+                        self.assertEqual(await assoc.send_c_store(instance(size)), 0)
+                    self.assertEqual(len(self.files()), 1)
+                    await self.server.shutdown()
+
+    async def test_a_disk_that_fails_in_the_middle(self) -> None:
+        """The rest of the instance is taken and thrown away; the old copy stays."""
+        disk = Failing("writev", errno.ENOSPC, after=10**6)
+        await self.start(disk)
+        async with await self.associate() as assoc:
+            self.assertEqual(await assoc.send_c_store(instance(1000)), 0)
+            before = [path.read_bytes() for path in self.files()]
+            disk.after = 3
+            self.assertEqual(await assoc.send_c_store(instance(40 * WRITE_SIZE)), 0xA700)
+            self.assertEqual([path.read_bytes() for path in self.files()], before)
+
+    async def test_a_peer_that_goes_in_the_middle(self) -> None:
+        """Abort and loss while an instance is coming: nothing partial, the old copy stays."""
+        await self.start()
+        async with await self.associate() as assoc:
+            self.assertEqual(await assoc.send_c_store(instance(1000)), 0)
+        before = [path.read_bytes() for path in self.files()]
+        for ending in ("abort", "lose"):
+            assoc = await self.associate()
+            sending = assoc.send_c_store(instance(60 * WRITE_SIZE))
+            (acceptor,) = self.server.active_associations
+            while acceptor.bytes_received < 10 * WRITE_SIZE:
+                await self.turn()
+            if ending == "abort":
+                assoc.abort()
+            else:
+                assoc.protocol.transport.abortConnection()
+            await self.assertFailure(sending, AssociationError)
+            await gatherResults([assoc.when_ended(), acceptor.when_ended()])
+            while len(self.files()) > 1:
+                await self.turn()
+            self.assertEqual([path.read_bytes() for path in self.files()], before)
+
+    def turn(self) -> Deferred[None]:
+        """Let the reactor go round once."""
+        done: Deferred[None] = Deferred()
+        reactor.callLater(0, done.callback, None)
+        return done
+
+    async def test_reading_waits_for_a_slow_disk(self) -> None:
+        """What is not written yet is bounded, however fast the peer sends."""
+        import threading
+
+        gate = threading.Event()
+        gate.set()
+
+        class Slow(FileSystem):
+            """A disk that does not write before it is told to."""
+
+            def writev(self, fd, buffers):
+                gate.wait(30)
+                return super().writev(fd, buffers)
+
+        await self.start(Slow(), Durability.NONE)
+        gate.clear()
+        self.addCleanup(gate.set)
+        async with await self.associate() as assoc:
+            sending = assoc.send_c_store(instance(64 * WRITE_SIZE))
+            (acceptor,) = self.server.active_associations
+            while acceptor.protocol.read_paused_since is None:
+                await self.turn()
+            came = acceptor.bytes_received
+            self.assertLess(came, MAX_UNWRITTEN + 2 * WRITE_SIZE)
+            gate.set()
+            self.assertEqual(await sending, 0)
+        (path,) = self.files()
+        self.assertGreater(path.stat().st_size, 64 * WRITE_SIZE)
+
+    async def test_two_associations_store_the_same_instance(self) -> None:
+        """At once: both are told of success, and one whole file is there."""
+        await self.start()
+        assocs = await gatherResults([self.associate() for _ in range(4)])
+        sizes = [2 * WRITE_SIZE, 3 * WRITE_SIZE, 1000, 2000]
+        statuses = await gatherResults(
+            [assoc.send_c_store(instance(size)) for assoc, size in zip(assocs, sizes, strict=True)]
+        )
+        self.assertEqual(statuses, [0] * 4)
+        await gatherResults([assoc.release() for assoc in assocs])
+        (path,) = self.files()
+        self.assertIn(len(dcmread(path)[0x7FE00010].value), sizes)

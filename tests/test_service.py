@@ -1,0 +1,112 @@
+"""DICOMService and ArchiveService: composition, start and stop."""
+
+from __future__ import annotations
+
+from twisted.application.service import MultiService
+from twisted.internet.error import CannotListenError
+from twisted.trial.unittest import TestCase
+
+from dicomtwist import AE, AssociationAborted, AssociationLost
+from dicomtwist.service import DICOMService
+from dicomtwist.tap import Options, makeService
+
+VERIFICATION = "1.2.840.10008.1.1"
+LOOPBACK = "tcp:0:interface=127.0.0.1"
+
+
+class Services(TestCase):
+    """In this process, over loopback."""
+
+    timeout = 60
+
+    def service(self, **keywords: float) -> DICOMService:
+        """A verification SCP."""
+        ae = AE("SCP")
+        ae.add_supported_context(VERIFICATION)
+        return DICOMService(ae, [LOOPBACK, LOOPBACK], **keywords)
+
+    async def test_in_a_multi_service(self) -> None:
+        """It listens at every endpoint while its parent runs."""
+        parent, child = MultiService(), self.service()
+        child.setServiceParent(parent)
+        self.assertIsNone(child.server)
+        parent.startService()
+        assert child.server is not None
+        ports = [port for _, port in child.server.addresses]
+        self.assertEqual(len(set(ports)), 2)
+        scu = AE("SCU")
+        scu.add_requested_context(VERIFICATION)
+        for port in ports:
+            async with await scu.associate("127.0.0.1", port) as assoc:
+                self.assertTrue((await assoc.send_c_echo()).is_success)
+        await parent.stopService()
+        self.assertIsNone(child.server)
+        for port in ports:
+            await self.assertFailure(scu.associate("127.0.0.1", port), ConnectionRefusedError, Exception)
+
+    async def test_stop_waits_and_then_aborts(self) -> None:
+        """Associations may finish in the grace time; those that do not are aborted."""
+        service = self.service(grace=0.2)
+        service.startService()
+        assert service.server is not None
+        scu = AE("SCU")
+        scu.add_requested_context(VERIFICATION)
+        port = service.server.port
+        finishing, lingering = await scu.associate("127.0.0.1", port), await scu.associate("127.0.0.1", port)
+        stopping = service.stopService()
+        self.assertTrue((await finishing.send_c_echo()).is_success)
+        await finishing.release()
+        self.assertFalse(stopping.called)
+        await stopping
+        await lingering.when_ended()
+        self.assertIsInstance(lingering.end_reason, AssociationAborted | AssociationLost)
+
+    async def test_a_busy_port(self) -> None:
+        """It raises, and what listened already is closed."""
+        first = self.service()
+        first.startService()
+        assert first.server is not None
+        ae = AE("SCP")
+        ae.add_supported_context(VERIFICATION)
+        second = DICOMService(ae, [LOOPBACK, f"tcp:{first.server.port}:interface=127.0.0.1"])
+        self.assertRaises(CannotListenError, second.startService)
+        await second.stopService()
+        await first.stopService()
+
+    async def test_stop_without_start(self) -> None:
+        """A service that was never started stops at once."""
+        await self.service().stopService()
+
+
+class Plugin(TestCase):
+    """What ``twist`` calls."""
+
+    def test_defaults(self) -> None:
+        """The options that nobody gives."""
+        options = Options()
+        options.parseOptions(["--storage", self.mktemp()])
+        service = makeService(options)
+        self.assertEqual(service.ae.ae_title, "DICOMTWIST")
+        self.assertEqual(service.ae.maximum_associations, 1000)
+        self.assertEqual(service.grace, 10.0)
+        options["store"].close()
+
+    def test_options(self) -> None:
+        """Each reaches its setting."""
+        options = Options()
+        options.parseOptions(
+            [
+                *("--storage", self.mktemp(), "--ae-title", "A B", "--max-pdu", "0", "--max-associations", "7"),
+                *("--acse-timeout", "1", "--dimse-timeout", "2.5", "--network-timeout", "none", "--grace", "none"),
+                *("--require-called-aet", "--allow-calling", "X", "--allow-calling", "Y", "--durability", "none"),
+                *("--port", "tcp:0", "--port", "0"),
+            ]
+        )
+        service = makeService(options)
+        settings = service.ae.settings
+        self.assertEqual((settings.ae_title, settings.maximum_pdu_size, settings.maximum_associations), ("A B", 0, 7))
+        self.assertEqual((settings.acse_timeout, settings.dimse_timeout, settings.network_timeout), (1.0, 2.5, None))
+        self.assertTrue(settings.require_called_aet)
+        self.assertEqual(settings.require_calling_aet, ["X", "Y"])
+        self.assertEqual(len(options["endpoints"]), 2)
+        options["store"].close()
