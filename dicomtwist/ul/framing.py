@@ -156,7 +156,9 @@ class Framer:
                 length, context_id, control = PDV_HEADER.unpack_from(data, position)
                 position += 6
                 pdu_left -= 4 + length
-                if length < 2 or length & 1 or pdu_left < 0:
+                # A length is even by PS3.8 Annex E. Where it is not, nothing is unclear, and there are peers (pynetdicom,
+                # told of an odd maximum) that have no other way.
+                if length < 2 or pdu_left < 0:
                     raise InvalidPDU(
                         f"a PDV of length {length} in a P-DATA-TF with {pdu_left + length} bytes left for it"
                     )
