@@ -359,7 +359,7 @@ class EndingTests(Scp):
         port = await self.scp("+xa", *flags)
         aborted = Recorder()
         assoc = await self.proposing(file).associate("127.0.0.1", port, evt_handlers=[(evt.EVT_ABORTED, aborted)])
-        failures: list[BaseException] = []
+        failures: list[BaseException | None] = []
         waiting: list[Deferred[Any]] = [assoc.send_c_store(file.path) for _ in range(3)]
         waiting += [assoc.send_c_echo(), assoc.release()]
 
