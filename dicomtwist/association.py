@@ -247,22 +247,18 @@ class Association:
     def abort(self, detail: str = "") -> None:
         """
         Abort the association (A-ABORT, PS3.8 7.3). What waits to be sent is dropped, what waits for an answer fails.
+        A connection on which none was asked for yet is closed.
 
         :param detail: why, in words; for the exceptions and the log of this side, the peer is not told.
         """
         if self._closed or self._end is not None:
             return
         self._over(Failure(AssociationAborted(0, 0, by_peer=False, detail=detail)))
-        self.is_aborted = True
+        if self._protocol.connection.state in (State.STA1, State.STA2):
+            self._protocol.close()  # nothing was asked for that could be aborted
+            return
         self._protocol.abort()
         self.notify(evt.EVT_ACSE_SENT, primitive="A-ABORT request")
-
-    def drop(self) -> None:
-        """End what is not established: abort what was asked for, close what was not."""
-        if self._protocol.connection.state in (State.STA1, State.STA2):
-            self._protocol.close()
-        else:
-            self.abort("the server is shutting down")
 
     def when_ended(self) -> Deferred[Association]:
         """Return a Deferred that fires with this association when its connection is closed."""
@@ -293,7 +289,6 @@ class Association:
         if self._closed or self._end is not None:
             return
         self._over(Failure(AssociationTimeout(timer, seconds, what)))
-        self.is_aborted = True
         self._protocol.abort()
 
     def _over(self, reason: Failure) -> None:
@@ -302,6 +297,7 @@ class Association:
             return
         self._end = reason
         self.is_established = False
+        self.is_aborted = not (self.is_rejected or self.is_released)
         if self._exchange is not None:
             self._exchange.fail(reason)
 
@@ -336,6 +332,8 @@ class Association:
         :param invoked: how many operations this side may have outstanding, 0 for any number.
         :param performed: how many the peer may have, 0 for any number.
         """
+        if self._end is not None:
+            return  # a handler aborted
         for context in contexts:
             if context.result == 0 and context.context_id is not None:
                 self._contexts[context.context_id] = context
@@ -364,6 +362,8 @@ class Association:
     def release_indication(self, collision: bool) -> None:
         """The peer asks for the release: it is answered when what it asked for before is done."""
         self.notify(evt.EVT_ACSE_RECV, primitive="A-RELEASE indication")
+        if self._end is not None:
+            return  # a handler aborted
         if self.exchange.mid_message:
             self._protocol.protocol_error(2, "A-RELEASE-RQ inside a message")
             return
@@ -406,7 +406,6 @@ class Association:
             error = AssociationAborted(
                 indication.source, indication.reason, by_peer=indication.by_peer, detail=indication.detail
             )
-            self.is_aborted = True
             self._over(Failure(error))
 
     def transport_writable(self) -> None:
@@ -428,7 +427,6 @@ class Association:
         self._closed = True
         if self._end is None:
             self._over(self._lost(reason))
-            self.is_aborted = True
         assert self._end is not None
         if self.is_released:
             self.notify(evt.EVT_RELEASED)

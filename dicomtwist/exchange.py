@@ -137,6 +137,8 @@ class Exchange:
     def message_received(self, context_id: int, message: Message) -> None:
         """A command set came; if it says so, its data set follows."""
         self._assoc.notify(evt.EVT_DIMSE_RECV, message=message, context_id=context_id)
+        if self._failure is not None:
+            return  # a handler aborted
         if isinstance(message, Request):
             self._request_received(context_id, message)
         elif isinstance(message, Response):

@@ -107,6 +107,8 @@ class RequestorAssociation(Association):
 
     def transport_ready(self) -> None:
         """Ask."""
+        if self._end is not None:
+            return  # a handler aborted
         request = AAssociateRQ(
             self.acceptor.ae_title,
             self.requestor.ae_title,
@@ -145,6 +147,8 @@ class RequestorAssociation(Association):
             # What the acceptor performs is what we invoke, and the other way round.
             acceptor.asynchronous_operations = (performed, invoked)
         self.established(answer, contexts, invoked, performed)
+        if self._end is not None:
+            return  # a handler aborted
         if not self._contexts:
             self._nothing_accepted()
         elif self._answered is not None:

@@ -87,7 +87,7 @@ class Server:
         associations = list(self.factory.associations)
         for association in associations:
             if not association.is_established:
-                association.drop()
+                association.abort("the server is shutting down")
         ended = DeferredList([association.when_ended() for association in associations])
         if associations and grace > 0:
             late = self._clock.callLater(grace, _abort, associations)
