@@ -19,6 +19,7 @@ from dicomtwist.negotiation import accept_window, answer_contexts, check_request
 from dicomtwist.presentation import SupportedContexts
 from dicomtwist.protocol import UpperLayerProtocol
 from dicomtwist.settings import Settings
+from dicomtwist.tls_errors import describe_tls_error
 from dicomtwist.ul.connection import AbortIndication
 from dicomtwist.ul.items import (
     AsyncOperationsWindow,
@@ -277,7 +278,11 @@ class AcceptorAssociation(Association):
         super().abort_indication(indication)
 
     def transport_closed(self, reason: Failure) -> None:
-        """The server counts connections."""
+        """The server counts connections, and tells of a TLS handshake that led to nothing."""
+        if self._protocol.secure and self._end is None and not self.was_established:
+            words = describe_tls_error(reason, handshaking=self._protocol.handshaking)
+            if words is not None:
+                self.log.info("{address}: no association: {detail}", address=self.requestor.address, detail=words)
         super().transport_closed(reason)
         self._factory.closed(self)
 
