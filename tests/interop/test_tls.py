@@ -1,0 +1,323 @@
+"""
+DCMTK over TLS, in both roles, with the endpoint strings that a user writes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from OpenSSL import SSL
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+
+from dicomtwist import AssociationError, AssociationLost, Server, evt
+from dicomtwist.endpoints import PeerCertificateError, describe_tls_error
+from tests.interop.common import EXPLICIT, LOOPBACK, VERIFICATION, InteropTestCase, Recorder, Store
+from tests.peers import (
+    DicomFile,
+    Result,
+    certificates,
+    dataset_bytes,
+    dcmtk,
+    dcmtk_storescp,
+    dicom_files,
+    one_per_transfer_syntax,
+    run,
+)
+
+
+def image() -> DicomFile:
+    """An MR image of 322 KB that DCMTK encodes as pydicom did."""
+    (found,) = (file for file in dicom_files() if file.name.endswith("examples_overlay.dcm"))
+    return found
+
+
+class TLSTestCase(InteropTestCase):
+    """
+    The log is watched: a peer that is refused is a line in it, and no traceback.
+    """
+
+    def setUp(self) -> None:
+        self.certificates = certificates()
+        self.log: list[LogEvent] = []
+        # Not annotated as an observer, though it is one.
+        observer: Any = self.log.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+
+    def logged(self) -> str:
+        """What our server said of connections that are no associations, in words."""
+        return "; ".join(formatEvent(event) for event in self.log if event["log_namespace"].startswith("dicomtwist"))
+
+    # Strings.
+
+    def own(self, name: str) -> str:
+        """The options that name a key and its certificate."""
+        paths = vars(self.certificates)
+        return f"privateKey={paths[f'{name}_key']}:certKey={paths[f'{name}_cert']}"
+
+    @property
+    def mutual(self) -> str:
+        """A server that requires a certificate of its CA."""
+        return f"dicomtls:0:{self.own('server')}:trustRoots={self.certificates.ca}:interface=127.0.0.1"
+
+    @property
+    def one_sided(self) -> str:
+        """A server that asks for no certificate."""
+        return f"dicomtls:0:{self.own('server')}:clientCertificate=none:interface=127.0.0.1"
+
+    @property
+    def stock(self) -> str:
+        """The same in Twisted's own words."""
+        return f"ssl:0:{self.own('server')}:interface=127.0.0.1"
+
+    def client(self, port: int, options: str, host: str = "127.0.0.1") -> str:
+        """A client that trusts the CA of the tests."""
+        return f"dicomtls:{host}:{port}:trustRoots={self.certificates.ca}:{options}".rstrip(":")
+
+    # DCMTK's flags.
+
+    def shows(self, name: str) -> list[str]:
+        """The flags that name a key and its certificate."""
+        paths = vars(self.certificates)
+        return ["+tls", paths[f"{name}_key"], paths[f"{name}_cert"]]
+
+    async def echoscu(self, server: Server, *flags: str) -> Result:
+        """Run echoscu."""
+        return await run(dcmtk("echoscu"), "-v", *flags, "127.0.0.1", server.port)
+
+    async def scp(self, *flags: str) -> int:
+        """Start storescp."""
+        self.folder = Path(self.mktemp())
+        return await dcmtk_storescp(self, self.folder, "+xa", "+B", *flags)
+
+    async def refused(self, endpoint: str, *kinds: type[BaseException]) -> Any:
+        """The error that an association fails with."""
+        return await self.assert_fails(self.requestor().associate(endpoint), *kinds)
+
+
+class ServerTests(TLSTestCase):
+    """
+    DCMTK's clients, our server.
+    """
+
+    async def _store(self, address: str, *flags: str) -> None:
+        store, released = Store(), Recorder()
+        server = await self.serve((evt.EVT_C_STORE, store), (evt.EVT_RELEASED, released), address=address)
+        result = await run(dcmtk("storescu"), "-R", "-xe", *flags, "127.0.0.1", server.port, image().path)
+        self.assertEqual(result.code, 0, result.text)
+        self.assertEqual([data == dataset_bytes(image().path) for data in store.datasets], [True])
+        await released.wait()
+        self.assertTrue(released.events[0].assoc.protocol.secure)
+        result = await self.echoscu(server, "--repeat", "50", *flags)
+        self.assertEqual(result.code, 0, result.text)
+
+    async def test_mutual(self) -> None:
+        """
+        Both show a certificate of the same CA.
+        """
+        await self._store(self.mutual, *self.shows("client"), "+cf", self.certificates.ca)
+
+    async def test_client_profiles(self) -> None:
+        """
+        The profiles of the standard that are not retired, as the client has them.
+        """
+        server = await self.serve(address=self.mutual)
+        for profile in ("+py", "+px", "+pz"):
+            result = await self.echoscu(server, *self.shows("client"), "+cf", self.certificates.ca, profile)
+            self.assertEqual(result.code, 0, profile + result.text)
+
+    async def test_server_certificate_only(self) -> None:
+        """
+        A client without a certificate, where none is asked for.
+        """
+        await self._store(self.one_sided, "+tla", "+cf", self.certificates.ca)
+
+    async def test_string_of_twisted(self) -> None:
+        """
+        Twisted's ``ssl:``.
+        """
+        await self._store(self.stock, *self.shows("client"), "+cf", self.certificates.ca)
+
+    async def test_large_data(self) -> None:
+        """
+        All transfer syntaxes on one association, in small and in large PDUs.
+        """
+        files = [file.path for file in one_per_transfer_syntax(without_study=True).values()]
+        for size in (4096, 131072):
+            store = Store()
+            server = await self.serve((evt.EVT_C_STORE, store), address=self.mutual, maximum_pdu_size=size)
+            result = await run(
+                dcmtk("storescu"),
+                *("-R", "-nh", *self.shows("client"), "+cf", self.certificates.ca, "-pdu", size),
+                *("--repeat", 10, "127.0.0.1", server.port),
+                *[path for path in files if path.endswith(("examples_overlay.dcm", "SC_rgb_jpeg_dcmd.dcm"))],
+            )
+            self.assertEqual(result.code, 0, result.text)
+            self.assertEqual(len(store.stored), 20)
+            self.assertEqual(len(set(store.datasets)), 2)
+
+    async def _is_refused(self, address: Any, *flags: str) -> tuple[str, str]:
+        """What echoscu and our log say when no association comes about."""
+        closed = Recorder()
+        server = await self.serve((evt.EVT_CONN_CLOSE, closed), address=address)
+        self.log.clear()
+        result = await self.echoscu(server, *flags)
+        self.assertNotEqual(result.code, 0)
+        await closed.wait()
+        self.assertEqual(self.flushLoggedErrors(), [])
+        return result.text, self.logged()
+
+    async def test_client_of_another_ca(self) -> None:
+        """
+        A client whose certificate is of an unrelated CA is refused, and the log says why.
+        """
+        _, log = await self._is_refused(self.mutual, *self.shows("other"), "+cf", self.certificates.ca)
+        self.assertIn("127.0.0.1: no association: the peer's certificate is not signed by a trusted CA", log)
+
+    async def test_client_without_a_certificate(self) -> None:
+        """
+        A client that shows none is refused where one is required.
+        """
+        _, log = await self._is_refused(self.mutual, "+tla", "+cf", self.certificates.ca)
+        self.assertIn("the peer sent no certificate, and one is required", log)
+
+    async def test_client_that_does_not_trust_us(self) -> None:
+        """
+        A client that refuses our certificate.
+        """
+        for address in (self.mutual, self.one_sided, self.stock):
+            text, log = await self._is_refused(address, *self.shows("client"), "+cf", self.certificates.other_ca)
+            self.assertIn("certificate verify failed", text)
+            self.assertIn("the peer refused our certificate", log)
+
+    async def test_plain_client(self) -> None:
+        """
+        A client without TLS at a port with TLS, and the other way round: both end, nothing hangs.
+        """
+        for address in (self.mutual, self.stock):
+            _, log = await self._is_refused(address)
+            self.assertIn("the peer does not speak TLS", log)
+        _, log = await self._is_refused(LOOPBACK, *self.shows("client"), "+cf", self.certificates.ca)
+        self.assertIn("PDU type 0x16 is unknown", log)
+
+    async def test_goes_on(self) -> None:
+        """
+        Peers that are refused are in nobody's way.
+        """
+        server = await self.serve(address=self.mutual)
+        for _ in range(3):
+            for flags in ([], self.shows("other"), ["+tla"]):
+                result = await self.echoscu(server, *flags, *(["+cf", self.certificates.ca] if flags else []))
+                self.assertNotEqual(result.code, 0)
+            result = await self.echoscu(server, *self.shows("client"), "+cf", self.certificates.ca)
+            self.assertEqual(result.code, 0, result.text)
+
+
+class ClientTests(TLSTestCase):
+    """
+    Our client, DCMTK's server.
+    """
+
+    async def _store(self, endpoint: str) -> None:
+        ae = self.requestor(VERIFICATION, (image().sop_class, EXPLICIT))
+        async with await ae.associate(endpoint) as assoc:
+            self.assertTrue(assoc.protocol.secure)
+            self.assertEqual(assoc.remote.address, "127.0.0.1")
+            for _ in range(10):
+                self.assertEqual(await assoc.send_c_echo(), 0)
+            self.assertEqual(await assoc.send_c_store(image().path), 0)
+        self.assertTrue(assoc.is_released)
+        (path,) = self.folder.iterdir()
+        self.assertEqual(dataset_bytes(path) == dataset_bytes(image().path), True)
+        path.unlink()
+
+    async def test_mutual(self) -> None:
+        """
+        Both show a certificate, in our words and in Twisted's.
+        """
+        port = await self.scp(*self.shows("server"), "+cf", self.certificates.ca)
+        own, c = self.own("client"), self.certificates
+        for endpoint in (
+            self.client(port, own),
+            self.client(port, own, "localhost"),
+            f"ssl:127.0.0.1:{port}:{own}:caCertsDir={c.ca_dir}:hostname=localhost",
+            f"tls:127.0.0.1:{port}:certificate={c.client_cert}:privateKey={c.client_key}:trustRoots={c.ca_dir}",
+        ):
+            await self._store(endpoint)
+
+    async def test_without_a_certificate(self) -> None:
+        """
+        Only the server shows one.
+        """
+        port = await self.scp(*self.shows("server"), "-ic")
+        await self._store(self.client(port, ""))
+
+    async def test_server_profiles(self) -> None:
+        """
+        The profiles of the standard that are not retired, as the server has them, and both of ours.
+        """
+        for flag in ("+py", "+px", "+pz"):
+            port = await self.scp(*self.shows("server"), "+cf", self.certificates.ca, flag)
+            for profile in ("bcp195", "bcp195-nd"):
+                endpoint = self.client(port, f"{self.own('client')}:profile={profile}")
+                async with await self.requestor().associate(endpoint) as assoc:
+                    self.assertEqual(await assoc.send_c_echo(), 0)
+
+    async def test_many_files(self) -> None:
+        """
+        Data in both directions does not stall.
+        """
+        port = await self.scp(*self.shows("server"), "+cf", self.certificates.ca, "+uf")
+        files = [file for file in dicom_files() if file.transfer_syntax == EXPLICIT]
+        ae = self.requestor(*sorted({(file.sop_class, EXPLICIT) for file in files}))
+        async with await ae.associate(self.client(port, self.own("client"))) as assoc:
+            for file in files:
+                self.assertEqual(await assoc.send_c_store(file.path), 0)
+        stored = sorted(dataset_bytes(path) for path in self.folder.iterdir())
+        self.assertEqual(stored == sorted(dataset_bytes(file.path) for file in files), True)
+
+    async def test_server_of_another_ca(self) -> None:
+        """
+        We refuse a server whose certificate is of an unrelated CA: the error is that of TLS.
+        """
+        port = await self.scp(*self.shows("other"), "+cf", self.certificates.ca)
+        error = await self.refused(self.client(port, self.own("client")), PeerCertificateError)
+        self.assertIn("not signed by a trusted CA", str(error))
+        for endpoint in (
+            f"tls:localhost:{port}:trustRoots={self.certificates.ca_dir}",
+            f"ssl:localhost:{port}:caCertsDir={self.certificates.ca_dir}:hostname=localhost",
+        ):
+            error = await self.refused(endpoint, SSL.Error)
+            self.assertIn("certificate verify failed", str(error))
+
+    async def test_wrong_host(self) -> None:
+        """
+        A certificate for another host.
+        """
+        port = await self.scp(*self.shows("server"), "+cf", self.certificates.ca)
+        endpoint = self.client(port, f"{self.own('client')}:hostname=pacs.example.org")
+        error = await self.refused(endpoint, PeerCertificateError)
+        self.assertIn("host name mismatch", str(error))
+
+    async def test_we_are_refused(self) -> None:
+        """
+        The server refuses our certificate, or that we have none: the error is that of TLS, and says so.
+        """
+        port = await self.scp(*self.shows("server"), "+cf", self.certificates.ca)
+        for options, words in (
+            (self.own("other"), "the peer refused our certificate"),
+            ("", "requires a client certificate"),
+        ):
+            error = await self.refused(self.client(port, options), SSL.Error)
+            self.assertIn(words, describe_tls_error(error) or "")
+
+    async def test_plain_server(self) -> None:
+        """
+        TLS to a port without, and the other way round.
+        """
+        port = await self.scp()
+        error = await self.refused(self.client(port, self.own("client")), SSL.Error, AssociationLost)
+        self.assertIn("it does not speak TLS", str(error))
+        port = await self.scp(*self.shows("server"), "+cf", self.certificates.ca)
+        await self.refused(f"tcp:127.0.0.1:{port}", AssociationError)
