@@ -1,5 +1,5 @@
 """
-Instances to send: a real CT image with pixel data of the wanted size, and UIDs of their own.
+Instances to send: a real MR image with pixel data of the wanted size, and UIDs of their own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SERIES_MARK = f"{_ROOT}.3.9"
 
 def _template(rows: int) -> tuple[bytes, int]:
     """Return a file with square pixel data up to its pixels, and how many bytes those have."""
-    path = get_testdata_file("CT_small.dcm", download=False)
+    path = get_testdata_file("MR_small.dcm", download=False)
     assert isinstance(path, str)
     dataset = dcmread(path)
     if "DataSetTrailingPadding" in dataset:

@@ -97,12 +97,12 @@ def store_small(bench: Bench) -> list[Row]:
     return [
         compare(f"{work}, durability none", times["none"], STORESCP, times["dcmtk"], 0.8),
         compare(f"{work}, durability full", times["full"], STORESCP, times["dcmtk"], 0.4),
-        compare(f"{work}, durability none", times["none"], "pynetdicom storescp", times["pynetdicom"]),
+        _beside_pynetdicom(work, times),
     ]
 
 
 def store_medium(bench: Bench) -> list[Row]:
-    """CT images, one after the other."""
+    """Images of 512 x 512, one after the other."""
     count = bench.scaled(300, 30)
     sides = _receivers(bench, instances.make(bench.fresh() / "in", count, 530_800), pynetdicom=True)
     times = bench.measure(sides)
@@ -110,7 +110,7 @@ def store_medium(bench: Bench) -> list[Row]:
     return [
         compare(f"{work}, durability none", times["none"], STORESCP, times["dcmtk"]),
         compare(f"{work}, durability full", times["full"], STORESCP, times["dcmtk"]),
-        compare(f"{work}, durability none", times["none"], "pynetdicom storescp", times["pynetdicom"]),
+        _beside_pynetdicom(work, times),
     ]
 
 
@@ -140,6 +140,16 @@ def store_large(bench: Bench) -> list[Row]:
     ]
 
 
+#: pynetdicom is slower by far: it gets one instance of so many, and its time is multiplied.
+_PYNETDICOM_SHARE: Final = 10
+
+
+def _beside_pynetdicom(work: str, times: dict[str, list[Seconds]]) -> Row:
+    scaled = [seconds * _PYNETDICOM_SHARE for seconds in times["pynetdicom"]]
+    note = f"the peer's time is that of every {_PYNETDICOM_SHARE}th, scaled"
+    return compare(f"{work}, durability none", times["none"], "pynetdicom storescp", scaled, note=note)
+
+
 def _receivers(bench: Bench, *shares: Sequence[Path], pynetdicom: bool = False) -> dict[str, Side]:
     """Return the sides that receive *shares*, each from a client of its own."""
     warm = instances.make(bench.fresh() / "warm", 1, 12_000, first=999_999)
@@ -148,10 +158,8 @@ def _receivers(bench: Bench, *shares: Sequence[Path], pynetdicom: bool = False) 
         "full": lambda folder: twist_dicom(folder, "full"),
         "dcmtk": dcmtk_storescp,
     }
-    if pynetdicom:
-        programs["pynetdicom"] = pynetdicom_storescp
 
-    def side(program: Callable[[Path], Program]) -> Side:
+    def side(program: Callable[[Path], Program], shares: Sequence[Sequence[Path]]) -> Side:
         def receive() -> Seconds:
             folder = bench.fresh()
             storage = folder / "storage"
@@ -168,7 +176,10 @@ def _receivers(bench: Bench, *shares: Sequence[Path], pynetdicom: bool = False) 
 
         return receive
 
-    return {name: side(program) for name, program in programs.items()}
+    sides = {name: side(program, shares) for name, program in programs.items()}
+    if pynetdicom:
+        sides["pynetdicom"] = side(pynetdicom_storescp, [share[::_PYNETDICOM_SHARE] for share in shares])
+    return sides
 
 
 def _remove_large(folder: Path) -> None:
@@ -187,7 +198,7 @@ def send_small(bench: Bench) -> list[Row]:
 
 
 def send_medium(bench: Bench) -> list[Row]:
-    """CT images, one after the other."""
+    """Images of 512 x 512, one after the other."""
     return _send(bench, bench.scaled(300, 30), "525 KB", 530_800, 0.8, bench.scaled(50, 10))
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE
 
 from benchmarks.harness import MAX_PDU
@@ -19,7 +19,7 @@ def _main(port: int, folder: Path) -> None:
     paths = sorted(folder.glob("*.dcm"))
     ae = AE("BENCHMARK")
     ae.maximum_pdu_size = MAX_PDU
-    ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    ae.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
     began = time.perf_counter()
     association = ae.associate("127.0.0.1", port)
     if not association.is_established:

@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import react
 
@@ -26,7 +26,7 @@ async def _send(arguments: argparse.Namespace) -> None:
     paths = sorted(arguments.folder.glob("*.dcm"))
     ae = AE("BENCHMARK")
     ae.maximum_pdu_size = MAX_PDU
-    ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    ae.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
     base = resident()
     began = time.perf_counter()
     window = [AsyncOperationsWindow(arguments.window, 1)] if arguments.window > 1 else []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
@@ -24,7 +24,7 @@ def _main(reactor: object, port: str, operations: str) -> Deferred[None]:
 
     ae = AE("BENCHMARK")
     ae.maximum_pdu_size = MAX_PDU
-    ae.add_supported_context(CTImageStorage, ExplicitVRLittleEndian)
+    ae.add_supported_context(MRImageStorage, ExplicitVRLittleEndian)
     started = ae.start_server(
         ("127.0.0.1", int(port)), evt_handlers=[(evt.EVT_ASYNC_OPS, window), (evt.EVT_C_STORE, store)]
     )
