@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 P = ParamSpec("P")
@@ -50,19 +51,27 @@ class WorkerThreads:
         """
         Call *function* in a thread.
 
-        :returns: a Deferred that fires with what it returns, or fails with what it raises.
+        :returns: a Deferred that fires with what it returns, or fails with what it raises. Cancelling it does not stop the
+            work, only the waiting for it.
         """
         if self._pool is None:
             make_thread_pool = getattr(self._reactor, "make_thread_pool", ThreadPool)
             self._pool = make_thread_pool(0, self._size, "dicomtwist")
             self._pool.start()
         self._working += 1
-        deferred = cast("Deferred[T]", deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs))
-        return deferred.addBoth(self._done)
+        # Two, since the work goes on where the caller's is cancelled, and the pool must not be stopped under it.
+        work = cast("Deferred[T]", deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs))
+        result: Deferred[T] = Deferred()
 
-    def _done(self, result: T) -> T:
-        self._working -= 1
-        self._stop_if_unused()
+        def done(outcome: T | Failure) -> None:
+            self._working -= 1
+            self._stop_if_unused()
+            if isinstance(outcome, Failure):
+                result.errback(outcome)
+            else:
+                result.callback(outcome)
+
+        work.addBoth(done)
         return result
 
     def _stop_if_unused(self) -> None:
