@@ -330,7 +330,7 @@ class ServiceUser:
     implementation_version_name: str = ""
     asynchronous_operations: tuple[int, int] = (1, 1)
     role_selection: dict[str, RoleSelection] = field(default_factory=dict)
-    user_identity: UserIdentity | bytes | None = None
+    user_identity: UserIdentity | bytes | None = field(default=None, repr=False)
     sop_class_extended: dict[str, bytes] = field(default_factory=dict)
     sop_class_common_extended: dict[str, SOPClassCommonExtended] = field(default_factory=dict)
     presentation_contexts: list[PresentationContext] = field(default_factory=list)
