@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP4ClientEndpoint,
@@ -19,6 +19,7 @@ from twisted.internet.endpoints import (
     wrapClientTLS,
     wrapServerTLS,
 )
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 
 from dicomtwist import evt
@@ -338,7 +339,11 @@ class AE(OlderStyle):
                 raise AssociationTimeout("connection", limit, "no connection was made")
 
             connecting.addTimeout(seconds, self.reactor, timed_out)
-        protocol = await connecting
+        try:
+            protocol = await connecting
+        except ConnectingCancelledError as error:
+            # One error for all stages, and the one that addTimeout() knows.
+            raise CancelledError from error
         association = _unwrapped(protocol).user
         assert isinstance(association, RequestorAssociation)
         return await association.when_established()
