@@ -319,6 +319,8 @@ class Losses(MemoryTestCase):
                 self.network.flush()
                 if not self.association.protocol.closed:
                     self.assertIn(name, OURS)
+                    for deferred, _ in self.waiting:
+                        deferred.addErrback(lambda _: None)
                 else:
                     for deferred, _ in self.waiting:
                         self.failureResultOf(deferred)
