@@ -17,7 +17,7 @@ from dicomtwist.association import Association
 from dicomtwist.errors import AssociationRejected
 from dicomtwist.negotiation import accept_window, answer_contexts, check_request
 from dicomtwist.presentation import SupportedContexts
-from dicomtwist.protocol import UpperLayerProtocol
+from dicomtwist.protocol import UpperLayerProtocol, address_of
 from dicomtwist.settings import Settings
 from dicomtwist.tls_errors import describe_tls_error
 from dicomtwist.ul.connection import AbortIndication
@@ -109,6 +109,8 @@ class AcceptorAssociation(Association):
     def _learn(self, request: AAssociateRQ) -> None:
         """Take over what the requestor tells, and be who it calls."""
         requestor = self.requestor
+        # Behind a proxy the transport learns who the peer is from the first bytes.
+        requestor.address, requestor.port = address_of(self._protocol.transport.getPeer())
         requestor.ae_title = request.calling_ae_title
         requestor.called_ae_title = request.called_ae_title
         requestor.learn(request.user_information)
