@@ -321,13 +321,13 @@ class AE(OlderStyle):
         if not isinstance(address, str):
             raise TypeError(f"a port goes with a host name, not with {type(address).__name__}")
         bind = None if bind_address is None else _host_and_port(bind_address)
-        # Twisted's own limit of 30 seconds must not cut ours short.
-        seconds: Any = self.settings.connection_timeout
+        # No limits of the endpoint's own: they would cut ours short, or fail with an error of their own.
+        unlimited: Any = None
         if isIPAddress(address):
-            return TCP4ClientEndpoint(self.reactor, address, port, seconds, bind)
+            return TCP4ClientEndpoint(self.reactor, address, port, unlimited, bind)
         if isIPv6Address(address):
-            return TCP6ClientEndpoint(self.reactor, address, port, seconds, bind)
-        return HostnameEndpoint(self.reactor, address, port, seconds or _FOR_EVER, bind)
+            return TCP6ClientEndpoint(self.reactor, address, port, unlimited, bind)
+        return HostnameEndpoint(self.reactor, address, port, _FOR_EVER, bind)
 
     async def _associate(self, endpoint: IStreamClientEndpoint, factory: RequestorFactory) -> Association:
         connecting: Deferred[Any] = endpoint.connect(factory)
