@@ -218,10 +218,10 @@ class FileSource:
 
     __slots__ = ("_ahead", "_closed", "_file", "_first", "_left", "_threads")
 
-    def __init__(self, file: BinaryIO, threads: WorkerThreads, first: bytes, left: int | None) -> None:
+    def __init__(self, file: BinaryIO, threads: WorkerThreads, first: bytes | memoryview, left: int | None) -> None:
         self._file = file
         self._threads = threads
-        self._first: bytes | None = first
+        self._first: bytes | memoryview | None = first
         self._left = left
         self._ahead: Deferred[bytes] | None = None
         self._closed = False
@@ -306,14 +306,15 @@ def _open(path: Path, threads: WorkerThreads) -> OpenedInstance:
 
 
 def _start(file: BinaryIO, threads: WorkerThreads, size: int | None) -> OpenedInstance:
-    head = file.read(CHUNK)
+    # No more is asked for than there is: the memory of the rest would be taken and given back each time.
+    head = file.read(CHUNK if size is None else min(CHUNK, size))
     meta, offset = read_file_meta(BytesIO(head))
-    first = head[offset:]
+    first = memoryview(head)[offset:]
     if len(head) < CHUNK if size is None else size <= len(head):
         file.close()
         return OpenedInstance(meta, BytesSource(first))
     if len(first) & 1:
-        first += file.read(1)
+        first = memoryview(bytes(first) + file.read(1))
     left = None if size is None else size - offset - len(first)
     return OpenedInstance(meta, FileSource(file, threads, first, left))
 

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IDelayedCall, IHandshakeListener, IPushProducer, ISSLTransport
 from twisted.internet.protocol import Protocol as TwistedProtocol
@@ -18,6 +19,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from dicomtwist.output import Output, make_output
 from dicomtwist.ul.connection import (
     AbortIndication,
     AssociateConfirmation,
@@ -34,6 +36,9 @@ from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 #: How much may be written while the transport is full before the peer is not read from any more, in bytes.
 #: Only answers to what the peer asks can pile up there, since data sets wait for the transport.
 MAX_BACKLOG = 256 * 1024
+
+#: What is read at once at the most while a large data set comes in, in bytes. Twisted begins with 64 KiB.
+MAX_READ_SIZE = 256 * 1024
 
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
@@ -142,7 +147,8 @@ class UpperLayerProtocol(TwistedProtocol):
         self._backlog = 0
         self._backlogged = False
         self._socket: socket.socket | None = None
-        self._request: AAssociateRQ | None = None
+        self._output: Output | None = None
+        self._read_size = FileDescriptor.bufferSize
 
     # --- the transport's side
 
@@ -151,7 +157,7 @@ class UpperLayerProtocol(TwistedProtocol):
         self.last_received = self.last_sent = self.clock.seconds()
         self.secure = self.handshaking = ISSLTransport.providedBy(self.transport)
         self._tune_socket()
-        self.transport.registerProducer(self, True)
+        self._output = make_output(self.transport, self)
         self.user.transport_opened()
         if not self.connection.requestor:
             self._do(self.connection.connection_made())
@@ -184,13 +190,7 @@ class UpperLayerProtocol(TwistedProtocol):
         """Bytes came."""
         self.last_received = self.clock.seconds()
         self.bytes_received += len(data)
-        if self._socket is not None and len(data) < 65536:
-            # A peer that leaves Nagle's algorithm on writes the next piece only when this one is acknowledged, which
-            # the kernel delays by 40 ms unless it is told again after each read. A full read has more behind it.
-            try:
-                self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)  # type: ignore[arg-type]
-            except OSError:
-                self._socket = None
+        sent_before = self.bytes_sent
         if self.tracing:
             self.user.data_traced(False, data)
         connection, fragment_received = self.connection, self.user.fragment_received
@@ -206,6 +206,23 @@ class UpperLayerProtocol(TwistedProtocol):
             state = connection.state
         if connection.has_output:
             self._do(())
+        if len(data) >= self._read_size:
+            self._read_more()
+        elif self._socket is not None and self.bytes_sent == sent_before:
+            # A peer that leaves Nagle's algorithm on writes the next piece only when this one is acknowledged, which
+            # the kernel delays by 40 ms unless it is told after each read. An answer carries the acknowledgement with
+            # it, and a full read has more behind it.
+            try:
+                self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)  # type: ignore[arg-type]
+            except OSError:
+                self._socket = None
+
+    def _read_more(self) -> None:
+        """A full read: a large data set is coming, and larger reads are fewer."""
+        transport = self.transport
+        if self._read_size < MAX_READ_SIZE and getattr(transport, "bufferSize", None) == self._read_size:
+            self._read_size *= 2
+            transport.bufferSize = self._read_size
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""
@@ -280,17 +297,15 @@ class UpperLayerProtocol(TwistedProtocol):
 
     def send(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Write P-DATA-TF PDUs; the caller has checked :attr:`may_send_data`."""
-        self.write(b"".join(buffers))
-
-    def write(self, data: bytes) -> None:
-        """Give *data* to the transport."""
+        length = sum(map(len, buffers))
         self.last_sent = self.clock.seconds()
-        self.bytes_sent += len(data)
+        self.bytes_sent += length
         if self.tracing:
-            self.user.data_traced(True, data)
-        self.transport.write(data)
+            self.user.data_traced(True, b"".join(buffers))
+        assert self._output is not None
+        self._output.write(buffers)
         if self.write_paused_since is not None:
-            self._backlog += len(data)
+            self._backlog += length
             if self._backlog > MAX_BACKLOG and not self._backlogged:
                 self._backlogged = True
                 self.pause_reading()
@@ -341,7 +356,7 @@ class UpperLayerProtocol(TwistedProtocol):
     def _do(self, events: Sequence[ULEvent]) -> None:
         data = self.connection.data_to_send()
         if data and not self.closed:
-            self.write(data)
+            self.send((data,))
         for event in events:
             match event:
                 case Signal.START_ARTIM:
