@@ -298,13 +298,14 @@ class UpperLayerProtocol(TwistedProtocol):
     def send(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Write P-DATA-TF PDUs; the caller has checked :attr:`may_send_data`."""
         length = sum(map(len, buffers))
+        full = self.write_paused_since is not None
         self.last_sent = self.clock.seconds()
         self.bytes_sent += length
         if self.tracing:
             self.user.data_traced(True, b"".join(buffers))
         assert self._output is not None
         self._output.write(buffers)
-        if self.write_paused_since is not None:
+        if full:
             self._backlog += length
             if self._backlog > MAX_BACKLOG and not self._backlogged:
                 self._backlogged = True
