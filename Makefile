@@ -1,5 +1,5 @@
 # make run            a DICOM server on 127.0.0.1:11112 that keeps what it receives in ./dicom-archive
-# make test           all tests; installs DCMTK for them when it can
+# make test           all tests; installs DCMTK and tshark for them when it can
 # make lint types package-check bench format clean
 
 PYTHON ?= python3
@@ -44,14 +44,17 @@ package-check: $(DEV)
 bench: $(TEST) peers
 	$(BIN)/python -m benchmarks
 
-# DCMTK is a peer in the tests. Where it is missing and cannot be installed the tests that need it are skipped, or fail
-# when CI=true.
+# DCMTK is a peer in the tests, and Wireshark's tshark reads what we write. Where they are missing and cannot be
+# installed the tests that need them are skipped, or fail when CI=true.
 peers:
-	@if ! ls /usr/bin/dcmdump /usr/local/bin/dcmdump >/dev/null 2>&1 && ! command -v dcmdump >/dev/null; then \
+	@missing=; \
+	ls /usr/bin/dcmdump /usr/local/bin/dcmdump >/dev/null 2>&1 || command -v dcmdump >/dev/null || missing=dcmtk; \
+	command -v text2pcap >/dev/null && command -v tshark >/dev/null || missing="$$missing tshark"; \
+	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends dcmtk; \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	  else \
-	    echo "DCMTK is not installed: the tests against it are skipped"; \
+	    echo "Not installed: $$missing. The tests that need them are skipped."; \
 	  fi; \
 	fi
 

@@ -52,6 +52,10 @@ class PeerError(AssertionError):
 # --- tools -------------------------------------------------------------------------------------------------
 
 
+# Debian's packages of the tools that are not in DCMTK.
+_PACKAGES = {"tshark": "tshark", "text2pcap": "tshark"}
+
+
 def _is_script(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"#!"
@@ -70,29 +74,37 @@ def _find_tool(name: str) -> str | None:
 
 def require(*tools: str) -> None:
     """
-    Skip the test that is running unless all these tools of DCMTK are there; let it fail when ``CI=true``.
+    Skip the test that is running unless all these tools are there; let it fail when ``CI=true``.
 
-    :param tools: names such as ``"storescu"``.
+    :param tools: names such as ``"storescu"`` or ``"tshark"``.
     :raises SkipTest: when one is missing.
     :raises PeerError: when one is missing and the environment says ``CI=true``.
     """
     missing = [name for name in tools if _find_tool(name) is None]
     if not missing:
         return
-    message = f"not installed: {', '.join(missing)} (DCMTK; Debian and Ubuntu: apt-get install dcmtk)"
+    packages = sorted({_PACKAGES.get(name, "dcmtk") for name in missing})
+    message = f"not installed: {', '.join(missing)} (Debian and Ubuntu: apt-get install {' '.join(packages)})"
     if os.environ.get("CI", "").lower() in {"1", "true"}:
         raise PeerError(message)
     raise SkipTest(message)
 
 
-def dcmtk(name: str) -> str:
+def tool(name: str) -> str:
     """
-    The absolute path of one of DCMTK's tools; skips or fails like :func:`require` when it is missing.
+    The absolute path of a tool; skips or fails like :func:`require` when it is missing.
     """
     require(name)
     path = _find_tool(name)
     assert path is not None
     return path
+
+
+def dcmtk(name: str) -> str:
+    """
+    The absolute path of one of DCMTK's tools; see :func:`tool`.
+    """
+    return tool(name)
 
 
 # --- processes ---------------------------------------------------------------------------------------------
