@@ -46,7 +46,7 @@ def _main() -> int:
                 measured = BENCHMARKS[name](bench)
             except BenchmarkError as error:
                 failed += 1
-                measured = [Row(name, "failed", "", "", "", "", None, " ".join(str(error).split()))]
+                measured = [Row(name, report.FAILED, "", "", "", "", None, " ".join(str(error).split()))]
             rows += measured
             print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     for line in report.setting(rounds):

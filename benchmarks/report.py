@@ -14,6 +14,9 @@ from pathlib import Path
 
 from benchmarks.harness import BenchmarkError, Row, dcmtk
 
+#: In the place of our time where a benchmark could not be run.
+FAILED = "failed"
+
 _HEADERS = ("Work", "Ours", "Peer", "", "Ratio", "Needed", "Verdict", "")
 
 
@@ -38,7 +41,10 @@ def markdown(rows: Sequence[Row], rounds: int) -> str:
     lines += [_line(_HEADERS), _line(["---"] * len(_HEADERS))]
     lines += [_line(_cells(row)) for row in rows]
     short = [row.work for row in rows if row.good is False]
-    lines += ["", f"Short of what is needed: {'; '.join(short)}." if short else "Nothing is short of what is needed."]
+    failed = [row.work for row in rows if row.ours == FAILED]
+    lines += ["", f"Short of what is needed: {'; '.join(short) or 'nothing that was measured'}."]
+    if failed:
+        lines.append(f"Could not be measured: {', '.join(failed)}.")
     return "\n".join(lines) + "\n"
 
 
