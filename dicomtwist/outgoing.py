@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 #: timeout counts as alive.
 WRITE_SIZE = 256 * 1024
 
+#: How many messages may wait behind one that is being sent before the peer is not read from any more. Requests of ours
+#: are bounded by the window: only answers can be that many.
+MAX_QUEUED = 1000
+
 
 class _Queued:
     __slots__ = ("context_id", "message", "sent", "source")
@@ -62,6 +66,11 @@ class Outgoing:
         self._reading = False
         self._running = False
         self._closed = False
+        self._too_many = False
+
+    @property
+    def _is_full(self) -> bool:
+        return self._protocol.write_paused_since is not None
 
     @property
     def busy(self) -> bool:
@@ -90,6 +99,9 @@ class Outgoing:
                 sent()
             return
         self._queue.append(_Queued(context_id, message, source, sent))
+        if len(self._queue) > MAX_QUEUED and not self._too_many:
+            self._too_many = True
+            self._protocol.pause_reading()
         self._run()
 
     def _run(self) -> None:
@@ -101,7 +113,7 @@ class Outgoing:
             while not self._closed:
                 head: list[bytes | memoryview] = []
                 if self._current is None:
-                    if not self._queue:
+                    if not self._queue or (self._queue[0].source is not None and self._is_full):
                         return
                     queued = self._current = self._queue.popleft()
                     head = encode_pdata(queued.context_id, True, queued.message.encode(), self._payload)
@@ -126,7 +138,7 @@ class Outgoing:
                 if self._reading or self._read(current.source):
                     break
                 continue
-            if self._protocol.write_paused_since is not None and not buffers:
+            if self._is_full and not buffers:
                 return False
             piece = self._rest[:WRITE_SIZE]
             self._rest = self._rest[WRITE_SIZE:]
@@ -180,6 +192,9 @@ class Outgoing:
         current, self._current = self._current, None
         self._rest = memoryview(b"")
         self._rest_is_last = False
+        if self._too_many and not self._queue:
+            self._too_many = False
+            self._protocol.resume_reading()
         assert current is not None
         if current.source is not None:
             current.source.close()
@@ -195,7 +210,7 @@ class Outgoing:
 
     def writable(self) -> None:
         """The transport takes more."""
-        if self._current is not None and not self._reading:
+        if not self._reading:
             self._run()
 
     def close(self) -> None:
