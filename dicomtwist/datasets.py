@@ -29,6 +29,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist.errors import DataSetError
 from dicomtwist.part10 import FileMeta, read_file_meta
+from dicomtwist.pieces import Pieces
 from dicomtwist.threads import WorkerThreads
 
 #: How much of a file is read at once, in bytes, and how much of a stream waits for a slow reader.
@@ -396,13 +397,12 @@ class DataSetStream:
     :ivar received: how many bytes have come so far.
     """
 
-    __slots__ = ("_buffer", "_buffered", "_failure", "_finished", "_paused", "_pauser", "_sink", "_waiting", "received")
+    __slots__ = ("_buffer", "_failure", "_finished", "_paused", "_pauser", "_sink", "_waiting", "received")
 
     def __init__(self, pauser: StreamPauser) -> None:
         self._pauser = pauser
         self._sink: DataSetSink | None = None
-        self._buffer: list[memoryview] = []
-        self._buffered = 0
+        self._buffer = Pieces()
         self._finished = False
         self._failure: Failure | None = None
         self._paused = False
@@ -422,9 +422,8 @@ class DataSetStream:
         if self._sink is not None:
             raise RuntimeError("this data set is delivered to a sink already")
         self._sink = sink
-        buffer, self._buffer, self._buffered = self._buffer, [], 0
-        for data in buffer:
-            sink.write(data)
+        while self._buffer.length:
+            sink.write(self._buffer.pop())
         if self._failure is not None:
             sink.fail(self._failure)
         elif self._finished:
@@ -452,10 +451,9 @@ class DataSetStream:
         return data
 
     def _next(self) -> Deferred[memoryview | None]:
-        if self._buffer:
-            data = self._buffer.pop(0)
-            self._buffered -= len(data)
-            if self._buffered < CHUNK:
+        if self._buffer.length:
+            data = self._buffer.pop()
+            if self._buffer.length < CHUNK:
                 self.resume()
             return succeed(data)
         waiting: Deferred[memoryview | None] = Deferred()
@@ -492,8 +490,7 @@ class DataSetStream:
             waiting.callback(data)
         else:
             self._buffer.append(data)
-            self._buffered += len(data)
-            if self._buffered >= CHUNK:
+            if self._buffer.length >= CHUNK:
                 self.pause()
 
     def end(self) -> None:
@@ -538,23 +535,23 @@ class CollectingSink:
     :ivar done: fires with the bytes.
     """
 
-    __slots__ = ("_parts", "done")
+    __slots__ = ("_pieces", "done")
 
     def __init__(self) -> None:
-        self._parts: list[memoryview] = []
+        self._pieces = Pieces()
         self.done: Deferred[bytes] = Deferred()
 
     def write(self, data: memoryview) -> None:
         """Keep *data*."""
-        self._parts.append(data)
+        self._pieces.append(data)
 
     def finish(self) -> None:
         """Join it."""
-        self.done.callback(b"".join(self._parts))
+        self.done.callback(self._pieces.take())
 
     def fail(self, reason: Failure) -> None:
         """Pass the reason on."""
-        self._parts.clear()
+        self._pieces.clear()
         self.done.errback(reason)
 
 

@@ -19,6 +19,7 @@ from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, Message, NEventRepor
 from dicomtwist.dimse.stream import MessageReceiver
 from dicomtwist.errors import InvalidMessage, NotEstablished
 from dicomtwist.outgoing import Outgoing
+from dicomtwist.pieces import Pieces
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.services import SERVICES, Performance
 from dicomtwist.window import Window
@@ -76,8 +77,7 @@ class Exchange:
         self._performing: dict[int, Performance] = {}
         self._last_message_id = 0
         self._incoming: Operation | DataSetStream | None = None
-        self._collected: list[memoryview] = []
-        self._collected_length = 0
+        self._collected = Pieces()
         self._failure: Failure | None = None
         self.receive = self._receiver.receive
         self.writable = self._outgoing.writable
@@ -155,10 +155,9 @@ class Exchange:
             incoming.feed(data)
             return
         limit = self._assoc.settings.maximum_buffered_size
-        self._collected_length += len(data)
-        if self._collected_length > limit:
-            raise InvalidMessage(f"a response with a data set of more than {limit} bytes")
         self._collected.append(data)
+        if self._collected.length > limit:
+            raise InvalidMessage(f"a response with a data set of more than {limit} bytes")
 
     def dataset_received(self) -> None:
         """A data set is complete."""
@@ -166,8 +165,7 @@ class Exchange:
         if isinstance(incoming, DataSetStream):
             incoming.end()
         elif isinstance(incoming, Operation):
-            data = b"".join(self._collected)
-            self._collected.clear()
+            data = self._collected.take()
             assert incoming.response is not None
             self._complete(incoming, incoming.response, data)
 
@@ -264,7 +262,6 @@ class Exchange:
         if response.has_dataset:
             self._incoming = operation
             operation.response = response
-            self._collected_length = 0
         else:
             self._complete(operation, response, None)
 

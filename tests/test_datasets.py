@@ -575,7 +575,7 @@ class StreamTests(SynchronousTestCase):
         """
         self.feed(b"ab", b"cd")
         self.stream.end()
-        self.assertEqual(self.successResultOf(self.iterate()), [b"ab", b"cd"])
+        self.assertEqual(b"".join(self.successResultOf(self.iterate())), b"abcd")
 
     def test_read(self) -> None:
         """

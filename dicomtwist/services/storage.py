@@ -16,6 +16,7 @@ from dicomtwist.dimse.status import (
     SOP_CLASS_NOT_SUPPORTED,
     STORE_HANDLER_FAILED,
 )
+from dicomtwist.pieces import Pieces
 from dicomtwist.services.performance import Performance, status_response
 
 
@@ -57,22 +58,22 @@ def _stream(performance: Performance, event: evt.StoreEvent) -> None:
 class _Collector:
     """Collects a data set for a handler that wants the whole of it, up to a limit."""
 
-    __slots__ = ("_event", "_length", "_limit", "_parts", "_performance")
+    __slots__ = ("_event", "_length", "_limit", "_performance", "_pieces")
 
     def __init__(self, performance: Performance, event: evt.StoreEvent, limit: int) -> None:
         self._performance = performance
         self._event = event
         self._limit = limit
-        self._parts: list[memoryview] = []
+        self._pieces = Pieces()
         self._length = 0
 
     def write(self, data: memoryview) -> None:
         """Keep *data*, unless it is too much: then let go of all."""
         self._length += len(data)
         if self._length <= self._limit:
-            self._parts.append(data)
+            self._pieces.append(data)
         else:
-            self._parts.clear()
+            self._pieces.clear()
 
     def finish(self) -> None:
         """Call the handler."""
@@ -81,8 +82,7 @@ class _Collector:
         if self._length > self._limit:
             performance.refuse(OUT_OF_RESOURCES, f"a data set of more than {self._limit} bytes")
             return
-        self._event.complete(b"".join(self._parts))
-        self._parts.clear()
+        self._event.complete(self._pieces.take())
         performance.call(
             evt.EVT_C_STORE,
             self._event,
@@ -92,4 +92,4 @@ class _Collector:
 
     def fail(self, reason: Failure) -> None:
         """The peer is gone: nobody is to be told."""
-        self._parts.clear()
+        self._pieces.clear()
