@@ -397,6 +397,32 @@ def _given_context(value: object) -> SSL.Context | None:
     return None
 
 
+class _Verified(SSL.Connection):
+    """Verifies without a change to its context; pyOpenSSL keeps the reason of a refusal for the context's callback alone."""
+
+    _refused: PeerCertificateError | None = None
+
+    def verify_for(self, hostname: str) -> None:
+        verifier = _verifier(hostname)
+
+        def verify(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int) -> bool:
+            try:
+                return verifier(connection, certificate, code, depth, ok)
+            except PeerCertificateError as error:
+                self._refused = error
+                return False
+
+        self.set_verify(self.get_context().get_verify_mode(), verify)
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except SSL.Error:
+            if self._refused is not None:
+                raise self._refused from None
+            raise
+
+
 @implementer(IOpenSSLClientConnectionCreator)
 @dataclass(frozen=True, slots=True)
 class _GivenClientContext:
@@ -407,11 +433,11 @@ class _GivenClientContext:
     service: ServiceID
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        connection = SSL.Connection(self.context)
+        connection = _Verified(self.context)
         if isinstance(self.service, DNS_ID):
             connection.set_tlsext_host_name(self.service.hostname)
         if self.context.get_verify_mode() & SSL.VERIFY_PEER:
-            connection.set_verify(self.context.get_verify_mode(), _verifier(self.hostname))
+            connection.verify_for(self.hostname)
         return connection
 
 
