@@ -1,0 +1,624 @@
+"""
+The AE's attributes, methods and callbacks, by the reference document 003.
+
+It is the oldest of the documents: where a newer one says otherwise (defaults, titles as ``str``), that holds. Its style of
+callbacks works as an adapter over the hooks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from dicomtwist import (
+    AE,
+    AssociationAborted,
+    AssociationRejected,
+    AsyncOperationsWindow,
+    SOPClassCommonExtended,
+    SOPClassExtended,
+    StoragePresentationContexts,
+    UserIdentity,
+    VerificationPresentationContexts,
+    build_context,
+    build_role,
+    evt,
+)
+from dicomtwist.callbacks import CALLBACKS, NOT_YET, OlderStyle
+from dicomtwist.sop_class import CTImageStorage, MRImageStorage, Verification, VerificationSOPClass
+from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
+from tests.loopback import LoopbackTestCase, ct_image
+
+
+def noting(seen: list[Any], what: object, answer: Any) -> Any:
+    """*answer*, with *what* written down."""
+    seen.append(what)
+    return answer
+
+
+class AttributeTests(LoopbackTestCase):
+    """
+    The attributes.
+    """
+
+    def test_all(self) -> None:
+        """
+        Every attribute of the document is there, and what is documented as settable can be set.
+        """
+        ae = AE(ae_title=b"MYAE", port=11112)
+        self.assertEqual((ae.ae_title, ae.port, ae.bind_addr), ("MYAE", 11112, ""))
+        for name in ("acse_timeout", "dimse_timeout", "network_timeout"):
+            setattr(ae, name, 5)
+            self.assertEqual(getattr(ae, name), 5)
+            setattr(ae, name, None)
+            self.assertIsNone(getattr(ae, name))
+        ae.maximum_associations = 2
+        ae.maximum_pdu_size = 16382
+        ae.implementation_class_uid = "1.2.3"
+        ae.implementation_version_name = "NAME"
+        self.assertEqual((ae.maximum_associations, ae.maximum_pdu_size), (2, 16382))
+        self.assertEqual((ae.implementation_class_uid, ae.implementation_version_name), ("1.2.3", "NAME"))
+        self.assertEqual((ae.active_associations, ae.requested_contexts, ae.supported_contexts), ([], [], []))
+
+    def test_require_calling_aet(self) -> None:
+        """
+        "If not empty bytes, the calling AE title must match": one title in bytes works as a list of one.
+        """
+        ae = AE()
+        ae.require_calling_aet = b"SCU"
+        self.assertEqual(ae.require_calling_aet, ["SCU"])
+        ae.require_calling_aet = b""
+        self.assertEqual(ae.require_calling_aet, [])
+
+    def test_require_called_aet(self) -> None:
+        """
+        "If not empty bytes the called AE title must match": our own title in bytes works as True; another would reject
+        all that is for us, which is an error that says what to set.
+        """
+        ae = AE("SCP")
+        ae.require_called_aet = b"SCP             "
+        self.assertTrue(ae.require_called_aet)
+        ae.require_called_aet = b""
+        self.assertFalse(ae.require_called_aet)
+        error = self.assertRaises(ValueError, setattr, ae, "require_called_aet", b"OTHER")
+        self.assertIn("set ae_title", str(error))
+
+    async def test_titles_required(self) -> None:
+        """
+        The codes of both: (1, 1, 7) for the called title, (1, 1, 3) for the calling one.
+        """
+        for name, value, reason in (("require_called_aet", b"SCP", 7), ("require_calling_aet", b"OTHER", 3)):
+            scp = self.scp()
+            setattr(scp, name, value)
+            server = await self.serve(scp)
+            error = await self.failure(self.scu().associate("127.0.0.1", server.port), AssociationRejected)
+            self.assertEqual((error.result, error.source, error.reason), (1, 1, reason))
+
+    async def test_maximum_pdu_size(self) -> None:
+        """
+        "A value of 0 means there is no maximum size"; each side learns what the other said.
+        """
+        scp = self.scp()
+        scp.maximum_pdu_size = 0
+        server = await self.serve(scp)
+        assoc = await self.scu().associate("127.0.0.1", server.port, max_pdu=16382)
+        await assoc.send_c_echo()
+        (accepted,) = scp.active_associations
+        self.assertEqual((assoc.acceptor.maximum_length, accepted.requestor.maximum_length), (0, 16382))
+        await assoc.release()
+
+    async def test_implementation(self) -> None:
+        """
+        The Implementation Class UID and Version Name go to the peer.
+        """
+        scp, scu = self.scp(), self.scu()
+        scp.implementation_class_uid, scp.implementation_version_name = "1.2.3", "SCP_V1"
+        scu.implementation_class_uid, scu.implementation_version_name = "1.2.4", None
+        server = await self.serve(scp)
+        assoc = await scu.associate("127.0.0.1", server.port)
+        await assoc.send_c_echo()
+        (accepted,) = scp.active_associations
+        told, heard = assoc.acceptor, accepted.requestor
+        self.assertEqual((told.implementation_class_uid, told.implementation_version_name), ("1.2.3", "SCP_V1"))
+        self.assertEqual((heard.implementation_class_uid, heard.implementation_version_name), ("1.2.4", ""))
+        await assoc.release()
+
+    def test_what_has_no_place(self) -> None:
+        """
+        ``address`` and ``client_socket`` are errors that say where to look.
+        """
+        self.assertIn("server.addresses", str(self.assertRaises(AttributeError, lambda: AE().address)))
+        self.assertIn("transport", str(self.assertRaises(AttributeError, lambda: AE().client_socket)))
+
+
+class MethodTests(LoopbackTestCase):
+    """
+    The methods.
+    """
+
+    async def test_start_and_stop(self) -> None:
+        """
+        The C-STORE SCP example: ``ae = AE(port=11112)``, ``ae.start()``; "calling stop() will kill all associations, close
+        the listen socket and quit".
+        """
+        for stop in ("stop", "quit"):
+            ae = AE(port=0)
+            ae.supported_contexts = StoragePresentationContexts
+            ae.bind_addr = "127.0.0.1"
+
+            def on_c_store(dataset: Dataset, context: Any, info: dict[str, Any]) -> int:
+                return 0x0000
+
+            ae.on_c_store = on_c_store
+            server = await ae.start()
+            self.assertEqual(server.addresses[0][0], "127.0.0.1")
+            assoc = await self.scu().associate("127.0.0.1", server.port)
+            self.assertEqual(await assoc.send_c_store(ct_image()), 0)
+            ended = assoc.when_ended()
+            await getattr(ae, stop)()
+            await ended
+            self.assertTrue(assoc.is_aborted)
+            self.assertEqual((server.addresses, ae.active_associations), ([], []))
+
+    async def test_c_echo_scu_example(self) -> None:
+        """
+        The C-ECHO SCU example.
+        """
+        server = await self.serve(self.scp())
+        ae = AE(ae_title=b"MYAE")
+        ae.requested_contexts = VerificationPresentationContexts
+        assoc = await ae.associate("127.0.0.1", server.port)
+        if assoc.is_established:
+            self.assertEqual(await assoc.send_c_echo(), 0x0000)
+            await assoc.release()
+        self.assertTrue(assoc.is_released)
+
+    def test_no_requested_contexts(self) -> None:
+        """
+        "Raises: RuntimeError - If called with no requested presentation contexts".
+        """
+        error = self.assertRaises(RuntimeError, AE().associate, "127.0.0.1", 104)
+        self.assertIn("add_requested_context()", str(error))
+
+    def test_cleanup_associations(self) -> None:
+        """
+        "Remove dead associations": there are none to remove.
+        """
+        AE().cleanup_associations()
+
+    def test_add_requested_context(self) -> None:
+        """
+        The examples of add_requested_context: by UID, by name, with one transfer syntax, twice with different ones.
+        """
+        ae = AE()
+        ae.add_requested_context("1.2.840.10008.1.1")
+        ae.add_requested_context(VerificationSOPClass, ImplicitVRLittleEndian)
+        ae.add_requested_context(VerificationSOPClass, [ImplicitVRLittleEndian, ExplicitVRBigEndian])
+        self.assertEqual([context.abstract_syntax for context in ae.requested_contexts], [Verification] * 3)
+        self.assertEqual(
+            str(ae.requested_contexts[2]),
+            "Abstract Syntax: Verification SOP Class\n"
+            "Transfer Syntax(es):\n"
+            "    =Implicit VR Little Endian\n"
+            "    =Explicit VR Big Endian",
+        )
+        for _ in range(125):
+            ae.add_requested_context(VerificationSOPClass)
+        self.assertRaises(ValueError, ae.add_requested_context, VerificationSOPClass)
+
+    def test_add_supported_context(self) -> None:
+        """
+        The examples of add_supported_context: extended by further transfer syntaxes, and with roles.
+        """
+        ae = AE()
+        ae.add_supported_context(VerificationSOPClass, [ImplicitVRLittleEndian, ExplicitVRBigEndian])
+        ae.add_supported_context(VerificationSOPClass, ExplicitVRLittleEndian)
+        (context,) = ae.supported_contexts
+        # The example prints them in another order than they are added; the order of adding is what matters to us.
+        self.assertEqual(context.transfer_syntax, [ImplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian])
+        ae.add_supported_context(CTImageStorage, scu_role=True, scp_role=True)
+        self.assertEqual((ae.supported_contexts[1].scu_role, ae.supported_contexts[1].scp_role), (True, True))
+
+    def test_remove_contexts(self) -> None:
+        """
+        The examples of remove_requested_context and remove_supported_context: whole; by a transfer syntax that is the
+        only one; by some of several.
+        """
+        for kind in ("requested", "supported"):
+            ae = AE()
+            add, remove = getattr(ae, f"add_{kind}_context"), getattr(ae, f"remove_{kind}_context")
+            add("1.2.840.10008.1.1")
+            remove("1.2.840.10008.1.1")
+            self.assertEqual(getattr(ae, f"{kind}_contexts"), [])
+            add(VerificationSOPClass, ImplicitVRLittleEndian)
+            remove(VerificationSOPClass, ImplicitVRLittleEndian)
+            self.assertEqual(getattr(ae, f"{kind}_contexts"), [])
+            add(VerificationSOPClass, [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+            remove(VerificationSOPClass, [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+            (context,) = getattr(ae, f"{kind}_contexts")
+            self.assertEqual(context.transfer_syntax, [ExplicitVRBigEndian])
+            remove(MRImageStorage)
+            setattr(ae, f"{kind}_contexts", VerificationPresentationContexts)
+            remove(VerificationSOPClass)
+            self.assertEqual(getattr(ae, f"{kind}_contexts"), [])
+
+
+class CallbackTests(LoopbackTestCase):
+    """
+    The callbacks. Seven of them are documented as not implemented; they work.
+    """
+
+    def test_names(self) -> None:
+        """
+        Every on_* of the document is an attribute of AE; those whose services are missing say so when they are set.
+        """
+        names = {name for name in vars(OlderStyle) if name.startswith("on_")}
+        self.assertEqual(names, set(CALLBACKS) | set(NOT_YET))
+        self.assertEqual(len(names), 25)
+        ae = AE()
+        for name in NOT_YET:
+            self.assertIsNone(getattr(ae, name))
+            self.assertIn(name, str(self.assertRaises(NotImplementedError, setattr, ae, name, lambda *args: 0)))
+        self.assertRaises(TypeError, setattr, ae, "on_c_echo", 3)
+
+    def test_assigning(self) -> None:
+        """
+        What is assigned is what is there; None takes it away; one that replaces another is bound alone.
+        """
+        ae = AE()
+        self.assertIsNone(ae.on_c_echo)
+        for callback in (lambda context, info: 0, lambda context, info: 1):
+            ae.on_c_echo = callback
+            self.assertIs(ae.on_c_echo, callback)
+        ae.on_association_released = print
+        ae.on_association_released = repr
+        self.assertEqual(len(ae._handlers.bound(evt.EVT_RELEASED)), 1)
+        ae.on_association_released = ae.on_c_echo = None
+        self.assertEqual(ae._handlers.bound(), [])
+
+    async def test_info(self) -> None:
+        """
+        on_c_store(dataset, context, info) and on_c_echo(context, info), and every key of the info dict.
+        """
+        calls: dict[str, Any] = {}
+        scp = self.scp("SCP")
+
+        def on_c_store(dataset: Dataset, context: Any, info: dict[str, Any]) -> int:
+            calls["store"] = (dataset.PatientName, context, info)
+            return 0x0000
+
+        def on_c_echo(context: Any, info: dict[str, Any]) -> int:
+            calls["echo"] = (context, info)
+            return 0x0122
+
+        scp.on_c_store = on_c_store
+        scp.on_c_echo = on_c_echo
+        scp.on_sop_class_extended = lambda app_info: dict.fromkeys(app_info, b"\x02")
+        server = await self.serve(scp)
+        extended = SOPClassExtended(str(CTImageStorage), b"\x01")
+        async with await self.scu().associate("127.0.0.1", server.port, ae_title="CALLED", ext_neg=[extended]) as assoc:
+            status = await assoc.send_c_store(ct_image(), priority=1, originator_aet="MOVER", originator_id=7)
+            self.assertEqual(status, 0)
+            self.assertEqual(await assoc.send_c_echo(), 0x0122)
+            self.assertEqual(await assoc.send_c_store(ct_image()), 0)
+        name, context, info = calls["store"]
+        self.assertEqual((name, context.context_id, context.abstract_syntax), ("Test^Case", 3, CTImageStorage))
+        self.assertEqual(context.transfer_syntax, ImplicitVRLittleEndian)
+        self.assertEqual(info["parameters"]["originator_aet"], None)
+        self.assertEqual(info["parameters"]["originator_message_id"], None)
+        self.assertEqual(
+            info["requestor"],
+            {
+                "ae_title": b"SCU             ",
+                "called_aet": b"CALLED          ",
+                "address": "127.0.0.1",
+                "port": assoc.requestor.port,
+            },
+        )
+        self.assertEqual(
+            info["acceptor"], {"ae_title": b"SCP             ", "address": "127.0.0.1", "port": server.port}
+        )
+        self.assertEqual(info["sop_class_extended"], {CTImageStorage: b"\x02"})
+        context, info = calls["echo"]
+        self.assertEqual(context.abstract_syntax, Verification)
+        self.assertEqual(info["parameters"], {"message_id": 2})
+
+    async def test_originator(self) -> None:
+        """
+        'originator_aet' and 'originator_message_id' of a C-MOVE's sub-operation.
+        """
+        seen: list[dict[str, Any]] = []
+        scp = self.scp()
+        scp.on_c_store = lambda dataset, context, info: noting(seen, info["parameters"], 0)
+        server = await self.serve(scp)
+        async with await self.scu().associate("127.0.0.1", server.port) as assoc:
+            await assoc.send_c_store(ct_image(), priority=1, originator_aet="MOVER", originator_id=7)
+        self.assertEqual(
+            seen,
+            [
+                {
+                    "message_id": 1,
+                    "priority": 1,
+                    "originator_aet": b"MOVER           ",
+                    "originator_message_id": 7,
+                }
+            ],
+        )
+
+    async def test_later(self) -> None:
+        """
+        A callback may also answer with a Deferred or be a coroutine: it is a handler like any other.
+        """
+        from twisted.internet import reactor
+
+        scp = self.scp()
+        server = await self.serve(scp)
+
+        async def slow(context: Any, info: dict[str, Any]) -> int:
+            await deferLater(reactor, 0.001)
+            return 0x0122
+
+        def deferred(context: Any, info: dict[str, Any]) -> Deferred[int]:
+            return deferLater(reactor, 0.001, lambda: 0x0210)
+
+        async with await self.scu().associate("127.0.0.1", server.port) as assoc:
+            for callback, status in ((slow, 0x0122), (deferred, 0x0210)):
+                scp.on_c_echo = callback
+                self.assertEqual(await assoc.send_c_echo(), status)
+            scp.on_c_echo = None
+            self.assertEqual(await assoc.send_c_echo(), 0)
+
+    async def test_raising(self) -> None:
+        """
+        A callback that raises gives the failure status, and its traceback is logged.
+        """
+        scp = self.scp()
+
+        def on_c_store(dataset: Dataset, context: Any, info: dict[str, Any]) -> int:
+            raise NotImplementedError("later")
+
+        scp.on_c_store = on_c_store
+        server = await self.serve(scp)
+        async with await self.scu().associate("127.0.0.1", server.port) as assoc:
+            self.assertEqual(await assoc.send_c_store(ct_image()), 0xC211)
+        self.assertEqual(len(self.flushLoggedErrors(NotImplementedError)), 1)
+
+    def record(self, ae: AE, side: str, calls: list[tuple[Any, ...]]) -> None:
+        for name in CALLBACKS:
+            if "association" in name or "connection" in name:
+                setattr(ae, name, lambda *args, name=name: calls.append((side, name, *args)))
+
+    async def test_accepted_and_released(self) -> None:
+        """
+        on_make_connection, on_receive_connection, on_association_requested, _accepted and _released, at both sides, with
+        the A-ASSOCIATE request and response.
+        """
+        calls: list[tuple[Any, ...]] = []
+        scp, scu = self.scp(), self.scu()
+        self.record(scp, "scp", calls)
+        self.record(scu, "scu", calls)
+        server = await self.serve(scp)
+        assoc = await scu.associate("127.0.0.1", server.port)
+        await assoc.send_c_echo()
+        (accepted,) = scp.active_associations
+        ended = accepted.when_ended()
+        await assoc.release()
+        await ended
+        for side, first in (("scu", "on_make_connection"), ("scp", "on_receive_connection")):
+            own = [call[1:] for call in calls if call[0] == side]
+            self.assertEqual(
+                [call[0] for call in own],
+                [first, "on_association_requested", "on_association_accepted", "on_association_released"],
+            )
+            (_, requested, accepted_call, released) = own
+            assert isinstance(requested[1], AAssociateRQ) and isinstance(accepted_call[1], AAssociateAC)
+            self.assertEqual(requested[1].calling_ae_title, "SCU")
+            self.assertEqual(released[1:], (None,))
+
+    async def test_rejected(self) -> None:
+        """
+        on_association_rejected, with the A-ASSOCIATE-RJ.
+        """
+        calls: list[tuple[Any, ...]] = []
+        scp, scu = self.scp(), self.scu()
+        scp.require_calling_aet = ["OTHER"]
+        self.record(scp, "scp", calls)
+        self.record(scu, "scu", calls)
+        server = await self.serve(scp)
+        await self.failure(scu.associate("127.0.0.1", server.port), AssociationRejected)
+        rejections = [call for call in calls if call[1] == "on_association_rejected"]
+        self.assertEqual(sorted(call[0] for call in rejections), ["scp", "scu"])
+        self.assertEqual([call[2] for call in rejections], [AAssociateRJ(1, 1, 3)] * 2)
+
+    async def test_aborted(self) -> None:
+        """
+        on_association_aborted, with the reason.
+        """
+        calls: list[tuple[Any, ...]] = []
+        scp, scu = self.scp(), self.scu()
+        self.record(scp, "scp", calls)
+        self.record(scu, "scu", calls)
+        server = await self.serve(scp)
+        assoc = await scu.associate("127.0.0.1", server.port)
+        await assoc.send_c_echo()
+        (accepted,) = scp.active_associations
+        ends = [assoc.when_ended(), accepted.when_ended()]
+        assoc.abort()
+        for end in ends:
+            await end
+        aborts = {call[0]: call[2] for call in calls if call[1] == "on_association_aborted"}
+        self.assertEqual(set(aborts), {"scp", "scu"})
+        self.assertIsInstance(aborts["scp"], AssociationAborted)
+        self.assertEqual((aborts["scp"].by_peer, aborts["scu"].by_peer), (True, False))
+
+    async def test_async_ops_window(self) -> None:
+        """
+        on_async_ops_window(nr_invoked, nr_performed); "If the callback is not implemented then no response ... will be
+        sent". The values that it returns are not ignored as they are there: the window is real.
+        """
+        scp = self.scp()
+        server = await self.serve(scp)
+        proposal = AsyncOperationsWindow(5, 3)
+        async with await self.scu().associate("127.0.0.1", server.port, ext_neg=[proposal]) as assoc:
+            self.assertEqual(assoc.acceptor.asynchronous_operations, (1, 1))
+        seen: list[tuple[int, int]] = []
+        scp.on_async_ops_window = lambda invoked, performed: noting(seen, (invoked, performed), (4, 2))
+        async with await self.scu().associate("127.0.0.1", server.port, ext_neg=[proposal]) as assoc:
+            self.assertEqual(assoc.acceptor.asynchronous_operations, (2, 4))
+        self.assertEqual(seen, [(5, 3)])
+
+    async def test_window_that_cannot_be(self) -> None:
+        """
+        What is no pair of numbers, or negative, is logged and gives no response: the association is made all the same.
+        """
+        scp = self.scp()
+        server = await self.serve(scp)
+        for answer, error in (((-1, 1), ValueError), (5, TypeError), (("a", "b"), TypeError)):
+            scp.on_async_ops_window = lambda invoked, performed, answer=answer: answer
+            proposal = AsyncOperationsWindow(5, 3)
+            async with await self.scu().associate("127.0.0.1", server.port, ext_neg=[proposal]) as assoc:
+                self.assertEqual(assoc.acceptor.asynchronous_operations, (1, 1))
+            self.assertEqual(len(self.flushLoggedErrors(error)), 1)
+
+    async def test_sop_class_extended(self) -> None:
+        """
+        on_sop_class_extended(app_info): "{SOP Class UID : Service Class Application Information} ... Return None if no
+        response is to be sent". What was not proposed is not answered.
+        """
+        scp = self.scp()
+        server = await self.serve(scp)
+        items = [SOPClassExtended(str(CTImageStorage), b"\x01"), SOPClassExtended(str(MRImageStorage), b"\x02")]
+        seen: list[dict[str, bytes]] = []
+        for answer, expected in (
+            (None, {}),
+            ({}, {}),
+            ({CTImageStorage: b"\x03"}, {CTImageStorage: b"\x03"}),
+            ({CTImageStorage: b"\x03", "1.2.3": b"\x04"}, {CTImageStorage: b"\x03"}),
+        ):
+            scp.on_sop_class_extended = lambda app_info, answer=answer: noting(seen, app_info, answer)
+            async with await self.scu().associate("127.0.0.1", server.port, ext_neg=items) as assoc:
+                self.assertEqual(assoc.acceptor.sop_class_extended, expected)
+        self.assertEqual(seen, [{CTImageStorage: b"\x01", MRImageStorage: b"\x02"}] * 4)
+        scp.on_sop_class_extended = lambda app_info: "nonsense"
+        async with await self.scu().associate("127.0.0.1", server.port, ext_neg=items) as assoc:
+            self.assertEqual(assoc.acceptor.sop_class_extended, {})
+        self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1)
+
+    async def test_sop_class_common_extended(self) -> None:
+        """
+        on_sop_class_common_extended(items): "The {SOP Class UID : SOPClassCommonExtendedNegotiation} items sent by the
+        requestor"; what it returns is accepted, and known to the acceptor. Nothing is sent about them.
+        """
+        scp = self.scp()
+        item = SOPClassCommonExtended(str(CTImageStorage), "1.2.840.10008.4.2", (str(MRImageStorage),))
+        seen: list[object] = []
+        accepted: list[object] = []
+        scp.on_sop_class_common_extended = lambda items: noting(seen, items, items)
+        server = await self.serve(
+            scp,
+            evt_handlers=[(evt.EVT_ESTABLISHED, lambda e: accepted.append(e.assoc.acceptor.sop_class_common_extended))],
+        )
+        async with await self.scu().associate("127.0.0.1", server.port, ext_neg=[item]) as assoc:
+            self.assertEqual(assoc.acceptor.sop_class_common_extended, {})
+        self.assertEqual((seen, accepted), ([{CTImageStorage: item}], [{CTImageStorage: item}]))
+
+    async def test_user_identity(self) -> None:
+        """
+        on_user_identity(user_id_type, primary_field, secondary_field, info): "secondary_field will be None unless the
+        user_id_type is 2"; info has the requestor; it returns is_verified, response.
+        """
+        scp = self.scp()
+        server = await self.serve(scp)
+        seen: list[tuple[Any, ...]] = []
+
+        def on_user_identity(
+            user_id_type: int, primary_field: bytes, secondary_field: bytes | None, info: dict[str, Any]
+        ) -> tuple[bool, bytes | None]:
+            seen.append((user_id_type, primary_field, secondary_field, info))
+            return primary_field != b"stranger", b"ticket"
+
+        scp.on_user_identity = on_user_identity
+        for identity in (UserIdentity(2, b"user", b"password"), UserIdentity(3, b"request", response_requested=True)):
+            async with await self.scu().associate("127.0.0.1", server.port, ext_neg=[identity]) as assoc:
+                expected = b"ticket" if identity.response_requested else None
+                self.assertEqual(assoc.acceptor.user_identity, expected)
+        asked = self.scu().associate("127.0.0.1", server.port, ext_neg=[UserIdentity(1, b"stranger")])
+        error = await self.failure(asked, AssociationRejected)
+        self.assertEqual((error.result, error.source, error.reason), (2, 2, 1))
+        self.assertEqual(
+            [each[:3] for each in seen],
+            [(2, b"user", b"password"), (3, b"request", None), (1, b"stranger", None)],
+        )
+        info = seen[0][3]["requestor"]
+        self.assertEqual((info["ae_title"], info["address"]), (b"SCU             ", "127.0.0.1"))
+        self.assertGreater(info["port"], 0)
+
+    async def test_subclass(self) -> None:
+        """
+        The callbacks as methods of a subclass.
+        """
+
+        class Own(AE):
+            def on_c_echo(self, context: Any, info: dict[str, Any]) -> int:
+                return 0x0122
+
+        ae = Own("OWN")
+        ae.add_supported_context(Verification)
+        server = await self.serve(ae)
+        contexts = [build_context(Verification)]
+        async with await self.scu().associate("127.0.0.1", server.port, contexts=contexts) as assoc:
+            self.assertEqual(await assoc.send_c_echo(), 0x0122)
+
+        class Early(AE):
+            def on_c_find(self, dataset: Any, context: Any, info: Any) -> None:
+                return None
+
+        self.assertRaises(NotImplementedError, Early)
+
+    async def test_a_hook_of_the_server_comes_first(self) -> None:
+        """
+        Callback and hook are one mechanism: a handler that a server has for itself is asked in place of the AE's callback.
+        """
+        scp = self.scp()
+        scp.on_c_echo = lambda context, info: 0x0122
+        server = await self.serve(scp, evt_handlers=[(evt.EVT_C_ECHO, lambda event: 0x0210)])
+        async with await self.scu().associate("127.0.0.1", server.port) as assoc:
+            self.assertEqual(await assoc.send_c_echo(), 0x0210)
+            server.unbind(evt.EVT_C_ECHO, server.factory.hosts[0].handlers.bound()[0][1])
+            self.assertEqual(await assoc.send_c_echo(), 0x0122)
+
+    async def test_status_table(self) -> None:
+        """
+        Every status of the tables for C-ECHO and C-STORE, with and without warnings, comes through as it is.
+        """
+        scp = self.scp()
+        server = await self.serve(scp)
+        echo = (0x0000, 0x0122, 0x0210, 0x0211, 0x0212)
+        store = (*echo, 0xB000, 0xB006, 0xB007, 0x0117, 0x0124, 0xA700, 0xA7FF, 0xA900, 0xA9FF, 0xC000, 0xCFFF)
+        async with await self.scu().associate("127.0.0.1", server.port) as assoc:
+            for code in echo:
+                scp.on_c_echo = lambda context, info, code=code: code
+                self.assertEqual(await assoc.send_c_echo(), code)
+            for code in store:
+                scp.on_c_store = lambda dataset, context, info, code=code: code
+                status = await assoc.send_c_store(ct_image())
+                self.assertEqual(status, code)
+                expected = "Success" if code == 0 else "Warning" if code >> 12 == 0xB else "Failure"
+                self.assertEqual(status.category.value, expected)
+
+    async def test_role_selection(self) -> None:
+        """
+        "If None then ignore the proposal (if either scp_role or scu_role is None then both are assumed to be)".
+        """
+        scp = AE()
+        scp.add_supported_context(CTImageStorage, scp_role=True)
+        server = await self.serve(scp)
+        role = build_role(CTImageStorage, scp_role=True)
+        async with await self.scu().associate("127.0.0.1", server.port, ext_neg=[role]) as assoc:
+            self.assertEqual(assoc.acceptor.role_selection, {})
+            (context,) = assoc.accepted_contexts
+            self.assertEqual((context.as_scu, context.as_scp), (True, False))
