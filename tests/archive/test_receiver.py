@@ -97,10 +97,12 @@ class Receiver(TestCase):
         self.scu.add_requested_context(SECONDARY_CAPTURE, [ExplicitVRLittleEndian])
         self.scu.add_requested_context(SECONDARY_CAPTURE, [DeflatedExplicitVRLittleEndian])
 
+        store, threads, server = self.store, self.threads, self.server
+
         def stop() -> Deferred[None]:
-            self.threads.release()
-            self.store.close()
-            return self.server.shutdown()
+            threads.release()
+            store.close()
+            return server.shutdown()
 
         self.addCleanup(stop)
 
