@@ -282,8 +282,17 @@ class MemoryNetwork(Clock):
         """
         deferred = awaitable if isinstance(awaitable, Deferred) else Deferred.fromCoroutine(awaitable)
         results: list[T | Failure] = []
-        deferred.addBoth(results.append)
+        asking = True
+
+        def keep(result: T | Failure) -> T | Failure | None:
+            if not asking:
+                return result
+            results.append(result)
+            return None if isinstance(result, Failure) else result
+
+        deferred.addBoth(keep)
         self.flush()
+        asking = False
         if not results:
             raise AssertionError(f"there is no result yet of {awaitable!r}")
         result = results[0]
