@@ -209,7 +209,7 @@ class InstanceStore:
         temporary, fd = self._open_temporary()
         return InstanceWriter(self, temporary, fd)
 
-    def store(self, buffers: Sequence[Buffer], study_uid: str, series_uid: str, instance_uid: str) -> Path:
+    def store(self, buffers: Sequence[Buffer], study_uid: str, series_uid: str, instance_uid: str) -> str:
         """Store an instance that is in memory, whole; what create, write and commit do, with less around it.
 
         :param buffers: the file, preamble first. Contiguous bytes each.
@@ -260,7 +260,7 @@ class InstanceStore:
             left = _after(left, written)
         return total
 
-    def _place(self, temporary: str, study_uid: str, series_uid: str, instance_uid: str) -> Path:
+    def _place(self, temporary: str, study_uid: str, series_uid: str, instance_uid: str) -> str:
         """Give a temporary file, whole and closed, its final name."""
         folder = self._known.get((study_uid, series_uid)) or self._make_folders(study_uid, series_uid)
         target = f"{folder}/{instance_uid}{INSTANCE_SUFFIX}"
@@ -274,7 +274,7 @@ class InstanceStore:
             self._fs.rename(temporary, target)
         if self._full:
             self._sync_folder(folder)
-        return Path(target)
+        return target
 
     def _make_folders(self, study_uid: str, series_uid: str) -> str:
         study = f"{self._root}/{study_uid}"
@@ -382,7 +382,7 @@ class InstanceWriter:
             self.discard()
             raise
 
-    def commit(self, study_uid: str, series_uid: str, instance_uid: str) -> Path:
+    def commit(self, study_uid: str, series_uid: str, instance_uid: str) -> str:
         """Make the instance visible under its final name, in place of an earlier copy if there is one.
 
         :returns: where it is.

@@ -121,14 +121,14 @@ class StoreTestCase(SynchronousTestCase):
 
 
 def by_store(store: InstanceStore, data: bytes) -> Path:
-    return store.store([data[:132], data[132:]], *UIDS)
+    return Path(store.store([data[:132], data[132:]], *UIDS))
 
 
 def by_writer(store: InstanceStore, data: bytes) -> Path:
     writer = store.create()
     writer.write([data[:132]])
     writer.write([memoryview(data)[132:1000], bytearray(data[1000:])])
-    return writer.commit(*UIDS)
+    return Path(writer.commit(*UIDS))
 
 
 WAYS: tuple[Callable[[InstanceStore, bytes], Path], ...] = (by_store, by_writer)
@@ -196,21 +196,21 @@ class Storing(StoreTestCase):
                 self.assertRaises(InvalidUID, store.path, *uids)
         self.assertEqual([entry.name for entry in self.root.iterdir()], [".incoming"])
         self.assert_no_left_overs()
-        self.assertTrue(store.store([NEW], "0", "1" * 64, "1.02").exists())
+        self.assertTrue(Path(store.store([NEW], "0", "1" * 64, "1.02")).exists())
 
     def test_many_and_empty_buffers(self) -> None:
         for file_system in (FileSystem(), Dribbling()):
             store = self.make(Durability.NONE, file_system)
             buffers: list[Buffer] = [b"", *(bytes([n % 256]) * (n % 7) for n in range(5000)), b""]
             whole = b"".join(buffers)
-            self.assertEqual(store.store(buffers, *UIDS).read_bytes(), whole)
+            self.assertEqual(Path(store.store(buffers, *UIDS)).read_bytes(), whole)
             writer = store.create()
             writer.write(buffers)
             writer.write([])
             writer.write([b""])
             writer.write([memoryview(whole)])
             self.assertEqual(writer.size, 2 * len(whole))
-            self.assertEqual(writer.commit(*UIDS).read_bytes(), whole * 2)
+            self.assertEqual(Path(writer.commit(*UIDS)).read_bytes(), whole * 2)
 
     def test_a_write_that_makes_no_progress(self) -> None:
         class Stuck(FileSystem):
@@ -232,7 +232,7 @@ class Storing(StoreTestCase):
         self.assertRaises(StoreClosed, writer.write, [OLD])
         self.assertRaises(StoreClosed, writer.commit, *UIDS)
         writer = store.create()
-        path = writer.commit(*UIDS)
+        path = Path(writer.commit(*UIDS))
         writer.discard()
         self.assertTrue(path.exists())
         self.assertEqual(self.open_files(), before)
@@ -279,7 +279,7 @@ class Storing(StoreTestCase):
                 for turn in range(60):
                     data = bytes([number]) * (5000 + number)
                     WAYS[turn % 2](store, data)
-                    path = store.store([data], "1.9", f"1.9.{turn % 7}", f"1.9.{number}.{turn}")
+                    path = Path(store.store([data], "1.9", f"1.9.{turn % 7}", f"1.9.{number}.{turn}"))
                     seen = store.path(*UIDS).read_bytes()
                     if path.read_bytes() != data or len(set(seen)) != 1 or len(seen) != 5000 + seen[0]:
                         wrong.append(path)
@@ -454,7 +454,7 @@ class Preparing(StoreTestCase):
         second = InstanceStore(self.root)
         self.addCleanup(second.close)
         self.assertEqual(second.prepare(), 0)
-        self.assertEqual(writer.commit(*UIDS).read_bytes(), NEW)
+        self.assertEqual(Path(writer.commit(*UIDS)).read_bytes(), NEW)
         first.create().write([NEW])
         first.close()
         second.close()
