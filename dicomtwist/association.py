@@ -40,7 +40,7 @@ from dicomtwist.tls_errors import describe_tls_error
 from dicomtwist.ul.connection import AbortIndication
 from dicomtwist.ul.framing import Fragment
 from dicomtwist.ul.machine import State
-from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
+from dicomtwist.ul.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, AReleaseRP, AReleaseRQ
 
 if TYPE_CHECKING:
     from dicomtwist.ae import AE
@@ -241,6 +241,7 @@ class Association:
         self._release_asked_at = self.ae.reactor.seconds()
         self._protocol.release()
         self.notify(evt.EVT_ACSE_SENT, primitive="A-RELEASE request")
+        self.notify(evt.EVT_PDU_SENT, pdu=AReleaseRQ())
         if self.settings.acse_timeout is not None:
             self._protocol.watch(self.settings.acse_timeout)
 
@@ -259,6 +260,7 @@ class Association:
             return
         self._protocol.abort()
         self.notify(evt.EVT_ACSE_SENT, primitive="A-ABORT request")
+        self.notify(evt.EVT_PDU_SENT, pdu=AAbort(0, 0))
 
     def when_ended(self) -> Deferred[Association]:
         """Return a Deferred that fires with this association when its connection is closed."""
@@ -290,6 +292,7 @@ class Association:
             return
         self._over(Failure(AssociationTimeout(timer, seconds, what)))
         self._protocol.abort()
+        self.notify(evt.EVT_PDU_SENT, pdu=AAbort(0, 0))
 
     def _over(self, reason: Failure) -> None:
         """Nothing more is sent or answered: fail what waits, each once. The connection may still have to close."""
@@ -352,6 +355,7 @@ class Association:
 
     def fragment_received(self, fragment: Fragment) -> None:
         """Take a fragment; what breaks the rules aborts."""
+        self.notify(evt.EVT_PDU_RECV, pdu=fragment)
         if self._end is not None or self._exchange is None:
             return
         try:
@@ -361,6 +365,7 @@ class Association:
 
     def release_indication(self, collision: bool) -> None:
         """The peer asks for the release: it is answered when what it asked for before is done."""
+        self.notify(evt.EVT_PDU_RECV, pdu=AReleaseRQ())
         self.notify(evt.EVT_ACSE_RECV, primitive="A-RELEASE indication")
         if self._end is not None:
             return  # a handler aborted
@@ -381,6 +386,7 @@ class Association:
         waits_for_confirmation = self._protocol.connection.state is State.STA9
         self._protocol.respond_release()
         self.notify(evt.EVT_ACSE_SENT, primitive="A-RELEASE response")
+        self.notify(evt.EVT_PDU_SENT, pdu=AReleaseRP())
         if not waits_for_confirmation:
             self._released()
 
@@ -392,6 +398,7 @@ class Association:
 
     def release_confirmation(self) -> None:
         """The peer agrees."""
+        self.notify(evt.EVT_PDU_RECV, pdu=AReleaseRP())
         self.notify(evt.EVT_ACSE_RECV, primitive="A-RELEASE confirmation")
         self._release_asked_at = None
         if self._protocol.connection.state is State.STA12:
@@ -401,6 +408,9 @@ class Association:
 
     def abort_indication(self, indication: AbortIndication) -> None:
         """The peer aborted, or we did for what it sent."""
+        if not indication.lost:
+            event = evt.EVT_PDU_RECV if indication.by_peer else evt.EVT_PDU_SENT
+            self.notify(event, pdu=AAbort(indication.source, indication.reason))
         self.notify(evt.EVT_ACSE_RECV, primitive="A-ABORT indication")
         if self._end is None:
             error = AssociationAborted(

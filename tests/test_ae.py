@@ -418,6 +418,58 @@ class AssociationTests(TestCase):
         await (await scu.associate("127.0.0.1", server.port)).release()
         self.assertEqual(len(seen), 2)
 
+    async def test_pdus(self) -> None:
+        """
+        EVT_PDU_RECV and EVT_PDU_SENT tell of every PDU but the P-DATA-TF that are sent; of those that come, of each
+        fragment.
+        """
+        seen: list[tuple[str, str, str]] = []
+
+        def note(event: evt.Event, side: str) -> None:
+            seen.append((side, event.event.name[-4:], type(event.pdu).__name__))
+
+        scp, scu = self.scp(), self.scu()
+        for ae, side in ((scp, "scp"), (scu, "scu")):
+            ae.bind(evt.EVT_PDU_RECV, note, [side])
+            ae.bind(evt.EVT_PDU_SENT, note, [side])
+        server = await self.serve(scp)
+        assoc = await scu.associate("127.0.0.1", server.port)
+        await assoc.send_c_echo()
+        (accepted,) = scp.active_associations
+        ended = accepted.when_ended()
+        await assoc.release()
+        await ended
+        self.assertEqual(
+            [each[1:] for each in seen if each[0] == "scu"],
+            [
+                ("SENT", "AAssociateRQ"),
+                ("RECV", "AAssociateAC"),
+                ("RECV", "Fragment"),
+                ("SENT", "AReleaseRQ"),
+                ("RECV", "AReleaseRP"),
+            ],
+        )
+        self.assertEqual(
+            [each[1:] for each in seen if each[0] == "scp"],
+            [
+                ("RECV", "AAssociateRQ"),
+                ("SENT", "AAssociateAC"),
+                ("RECV", "Fragment"),
+                ("RECV", "AReleaseRQ"),
+                ("SENT", "AReleaseRP"),
+            ],
+        )
+        seen.clear()
+        assoc = await scu.associate("127.0.0.1", server.port)
+        await assoc.send_c_echo()
+        (accepted,) = scp.active_associations
+        ended = accepted.when_ended()
+        assoc.abort()
+        await ended
+        self.assertEqual(
+            [each for each in seen if each[2] == "AAbort"], [("scu", "SENT", "AAbort"), ("scp", "RECV", "AAbort")]
+        )
+
     async def test_several_titles(self) -> None:
         """
         Several AEs on one port: each answers to its title with its own settings; who is not called is not there.
