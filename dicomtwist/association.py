@@ -517,7 +517,7 @@ class Association:
         """Return the status of *response*, with what it says beside it."""
         return Status(
             response.status,
-            response.NAME.removesuffix("-RSP"),
+            response.SERVICE,
             response.error_comment,
             response.offending_element,
             response.error_id,

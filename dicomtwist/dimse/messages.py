@@ -36,7 +36,10 @@ class Message:
     """What all messages share."""
 
     COMMAND_FIELD: ClassVar[int] = 0
+    #: The message, such as ``"C-STORE-RQ"``.
     NAME: ClassVar[str] = ""
+    #: The DIMSE service that it is of, such as ``"C-STORE"``.
+    SERVICE: ClassVar[str] = ""
     #: Attributes without which the message cannot be acted on.
     REQUIRED: ClassVar[tuple[str, ...]] = ()
 
@@ -351,8 +354,8 @@ _NAMES: Final = {
 }  # fmt: skip
 
 for _class in _CLASSES:
-    _service = _class.__name__.removesuffix("RQ").removesuffix("RSP")
-    _class.NAME = _NAMES[_service] + ("-RSP" if _class.__name__.endswith("RSP") else "-RQ")
+    _class.SERVICE = _NAMES[_class.__name__.removesuffix("RQ").removesuffix("RSP")]
+    _class.NAME = _class.SERVICE + ("-RSP" if _class.__name__.endswith("RSP") else "-RQ")
 
 
 # Each message passes through encode and decode once, so these are written out for each class, as dataclasses write

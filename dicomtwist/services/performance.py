@@ -5,8 +5,9 @@ One operation that is being performed for the peer, from its request to its fina
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pydicom import Dataset
 from twisted.internet.defer import Deferred
@@ -14,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist.dimse import status as codes
-from dicomtwist.dimse.messages import RESPONSES, Request, Response
+from dicomtwist.dimse.messages import RESPONSES, Message, Request, Response
 from dicomtwist.dimse.status import Status
 
 if TYPE_CHECKING:
@@ -22,6 +23,20 @@ if TYPE_CHECKING:
     from dicomtwist.datasets import DataSetStream
     from dicomtwist.evt import EventType
     from dicomtwist.presentation import PresentationContextTuple
+
+
+def _repeated(request: type[Message], response: type[Response]) -> tuple[tuple[str, str], ...]:
+    """Return which attributes of *request* its *response* repeats, and under which name (PS3.7 9.3, 10.3)."""
+    names = {field.name for field in fields(request)}
+    return tuple(
+        (asked + suffix, "affected" + suffix)
+        for suffix in ("_sop_class_uid", "_sop_instance_uid")
+        for asked in ("affected", "requested")
+        if asked + suffix in names and "affected" + suffix in {field.name for field in fields(response)}
+    )
+
+
+_REPEATED: Final = {request: _repeated(request, response) for request, response in RESPONSES.items()}
 
 
 class Performance:
@@ -49,7 +64,7 @@ class Performance:
     @property
     def service_name(self) -> str:
         """The DIMSE service, such as ``"C-STORE"``."""
-        return self.request.NAME.removesuffix("-RQ")
+        return self.request.SERVICE
 
     def cancel(self) -> None:
         """The peer does not want the result any more, or will not get it."""
@@ -63,10 +78,8 @@ class Performance:
             status=status,
             error_comment=error_comment[:64] if error_comment else None,
         )
-        for suffix in ("sop_class_uid", "sop_instance_uid"):
-            value = getattr(request, "affected_" + suffix, None) or getattr(request, "requested_" + suffix, None)
-            if value and hasattr(response, "affected_" + suffix):
-                setattr(response, "affected_" + suffix, value)
+        for asked, answered in _REPEATED[type(request)]:
+            setattr(response, answered, getattr(request, asked) or None)
         return response
 
     def finish(self, response: Response) -> None:
