@@ -575,7 +575,8 @@ class StreamTests(SynchronousTestCase):
         """
         self.feed(b"ab", b"cd")
         self.stream.end()
-        self.assertEqual(b"".join(self.successResultOf(self.iterate())), b"abcd")
+        parts: list[bytes] = self.successResultOf(self.iterate())
+        self.assertEqual(b"".join(parts), b"abcd")
 
     def test_read(self) -> None:
         """
