@@ -39,9 +39,9 @@ def pynetdicom_storescp(storage: Path) -> Program:
     ]
 
 
-def window_server(operations: int) -> Program:
-    """Return a server of ours that grants so many operations at once and keeps nothing."""
-    return lambda port: [sys.executable, "-m", "benchmarks.servers.window", port, operations]
+def window_server(operations: int, seconds: float = 0) -> Program:
+    """Return a server of ours that grants so many operations at once, takes *seconds* for each and keeps nothing."""
+    return lambda port: [sys.executable, "-m", "benchmarks.servers.window", port, operations, seconds]
 
 
 def delaying_proxy(target: int, seconds: float) -> Program:

@@ -32,7 +32,7 @@ async def _send(arguments: argparse.Namespace) -> None:
     window = [AsyncOperationsWindow(arguments.window, 1)] if arguments.window > 1 else []
     association = await ae.associate("127.0.0.1", arguments.port, ext_neg=window)
     first = time.perf_counter()
-    if window:
+    if window or arguments.at_once:
         statuses = await gatherResults([association.send_c_store(path) for path in paths], consumeErrors=True)
     else:
         statuses = [await association.send_c_store(path) for path in paths]
@@ -55,4 +55,5 @@ if __name__ == "__main__":
     parser.add_argument("port", type=int)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--window", type=int, default=1, help="operations to have outstanding")
+    parser.add_argument("--at-once", action="store_true", help="ask for all at once, whatever the window")
     react(_main, (parser.parse_args(),))

@@ -1,26 +1,29 @@
 """
 A server that takes instances, keeps none, and grants an asynchronous operations window: ``python -m
-benchmarks.servers.window PORT OPERATIONS``.
+benchmarks.servers.window PORT OPERATIONS [SECONDS]``. It takes SECONDS for each instance, in which it is free for others.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from twisted.internet.defer import Deferred
-from twisted.internet.task import react
+from twisted.internet.task import deferLater, react
 
 from benchmarks.harness import MAX_PDU
 from dicomtwist import AE, evt
 
 
-def _main(reactor: object, port: str, operations: str) -> Deferred[None]:
+def _main(reactor: Any, port: str, operations: str, seconds: str = "0") -> Deferred[None]:
+    work = float(seconds)
+
     def window(event: evt.Event) -> tuple[int, int]:
         return int(operations), 1
 
-    def store(event: evt.StoreEvent) -> int:
-        return 0
+    def store(event: evt.StoreEvent) -> int | Deferred[int]:
+        return deferLater(reactor, work, int) if work else 0
 
     ae = AE("BENCHMARK")
     ae.maximum_pdu_size = MAX_PDU
