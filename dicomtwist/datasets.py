@@ -517,15 +517,28 @@ class DataSetStream:
             waiting.errback(reason)
 
     def discard(self, then: Callable[[], None]) -> None:
-        """Let go of what has come, of what comes, and of who reads it; call *then* when the data set has ended."""
+        """
+        Let go of what has come and of what comes; call *then* when the data set has ended.
+
+        Who reads it still is told that nothing more comes.
+        """
         self._buffer.clear()
         if self._failure is not None:
             return
         if self._finished:
             then()
             return
-        self._sink = _Nowhere(then)
+        sink, self._sink = self._sink, _Nowhere(then)
+        waiting, self._waiting = self._waiting, None
+        if sink is not None:
+            sink.fail(_unwanted())
+        if waiting is not None:
+            waiting.errback(_unwanted())
         self.resume()
+
+
+def _unwanted() -> Failure:
+    return Failure(DataSetError("the request was answered before the data set had come, the rest of it is dropped"))
 
 
 class CollectingSink:

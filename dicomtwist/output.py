@@ -76,7 +76,7 @@ class SocketOutput:
             self._to_transport(b"".join(buffers))
             return
         try:
-            sent = self._socket.sendmsg(buffers)
+            sent = self._socket.send(buffers[0]) if len(buffers) == 1 else self._socket.sendmsg(buffers)
         except OSError:
             # Full, or broken: then the transport finds out in its own way, and closes.
             sent = 0

@@ -7,6 +7,7 @@ parses one.
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -120,22 +121,36 @@ def encode_preamble_and_meta(meta: FileMeta) -> bytes:
     :raises ValueError: a UID is empty, too long or not ASCII; an AE title or version name is too long, not
         ASCII or holds control characters (UnicodeEncodeError is a ValueError).
     """
-    body = (
-        _VERSION
-        + _uid(b"\x02\x00\x02\x00UI", meta.media_storage_sop_class_uid)
-        + _uid(b"\x02\x00\x03\x00UI", meta.media_storage_sop_instance_uid)
-        + _uid(b"\x02\x00\x10\x00UI", meta.transfer_syntax_uid)
-        + _uid(b"\x02\x00\x12\x00UI", meta.implementation_class_uid)
+    before, behind = _around_instance_uid(
+        meta.media_storage_sop_class_uid,
+        meta.transfer_syntax_uid,
+        meta.implementation_class_uid,
+        meta.implementation_version_name,
+        meta.source_ae_title,
+        meta.sending_ae_title,
+        meta.receiving_ae_title,
     )
-    if meta.implementation_version_name:
-        body += _text(b"\x02\x00\x13\x00SH", meta.implementation_version_name)
-    if meta.source_ae_title:
-        body += _text(b"\x02\x00\x16\x00AE", meta.source_ae_title)
-    if meta.sending_ae_title:
-        body += _text(b"\x02\x00\x17\x00AE", meta.sending_ae_title)
-    if meta.receiving_ae_title:
-        body += _text(b"\x02\x00\x18\x00AE", meta.receiving_ae_title)
-    return _HEAD + _LONG.pack(len(body)) + body
+    instance_uid = _uid(b"\x02\x00\x03\x00UI", meta.media_storage_sop_instance_uid)
+    length = len(before) + len(instance_uid) + len(behind)
+    return b"".join((_HEAD, _LONG.pack(length), before, instance_uid, behind))
+
+
+@functools.lru_cache(maxsize=256)
+def _around_instance_uid(
+    sop_class: str, transfer_syntax: str, implementation: str, version: str, source: str, sending: str, receiving: str
+) -> tuple[bytes, bytes]:
+    """What stands before and behind the SOP Instance UID: the same for all that one peer sends of a kind."""
+    before = _VERSION + _uid(b"\x02\x00\x02\x00UI", sop_class)
+    behind = _uid(b"\x02\x00\x10\x00UI", transfer_syntax) + _uid(b"\x02\x00\x12\x00UI", implementation)
+    for head, value in (
+        (b"\x02\x00\x13\x00SH", version),
+        (b"\x02\x00\x16\x00AE", source),
+        (b"\x02\x00\x17\x00AE", sending),
+        (b"\x02\x00\x18\x00AE", receiving),
+    ):
+        if value:
+            behind += _text(head, value)
+    return before, behind
 
 
 def read_file_meta(file: BinaryIO) -> tuple[FileMeta, int]:

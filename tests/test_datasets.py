@@ -746,7 +746,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_discard_takes_it_from_its_reader(self) -> None:
         """
-        A sink that read part of it is let go of.
+        A sink that read part of it is told, once, and let go of.
         """
         sink = Sink()
         self.stream.deliver_to(sink)
@@ -754,7 +754,17 @@ class StreamTests(SynchronousTestCase):
         self.stream.discard(lambda: None)
         self.feed(b"cd")
         self.stream.end()
-        self.assertEqual(sink.calls, [b"ab"])
+        first, told = sink.calls
+        self.assertEqual(first, b"ab")
+        self.assertIsInstance(told, DataSetError)
+
+    def test_discard_ends_an_iteration(self) -> None:
+        """
+        Whoever waits for the next piece is told.
+        """
+        waiting = Deferred.fromCoroutine(self.stream.__anext__())
+        self.stream.discard(lambda: None)
+        self.failureResultOf(waiting, DataSetError)
 
     def test_collecting_sink(self) -> None:
         """

@@ -30,6 +30,9 @@ _SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES = 0x00080016, 0x00080018, 0x0020000D,
 _WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES))
 
 
+_SUCCESS: Final = Status(0, "C-STORE")
+
+
 class _Refused(Exception):
     """The instance cannot be stored as it is; *status* says so to the peer."""
 
@@ -73,7 +76,6 @@ class _Incoming:
         self._receiver = receiver
         self._event = event
         self._stream = event.stream
-        self._meta = encode_preamble_and_meta(event.meta)
         self._scanner = HeaderScanner(event.context.transfer_syntax, _WANTED)
         self._writer: InstanceWriter | None = None
         self._waiting: list[memoryview] = []
@@ -104,6 +106,8 @@ class _Incoming:
 
     def fail(self, reason: Failure) -> None:
         """The instance will not be whole: nothing of it is kept."""
+        if self._refusal is not None:
+            return  # it was refused already, and the rest was not wanted
         self._refusal = reason
         self._waiting.clear()
         if not self._writing:
@@ -136,7 +140,10 @@ class _Incoming:
     def _commit(self) -> None:
         waiting, self._waiting = self._waiting, []
         job = self._receiver.threads.run(self._finish_writing, waiting)
-        job.addCallbacks(lambda _: self.done.callback(Status(0, "C-STORE")), self._refuse)
+        job.addCallbacks(self._stored, self._refuse)
+
+    def _stored(self, _: None) -> None:
+        self.done.callback(_SUCCESS)
 
     def _refuse(self, reason: Failure) -> None:
         """Nothing is kept; the peer is told why, unless it is gone."""
@@ -168,7 +175,7 @@ class _Incoming:
         writer = self._writer
         if writer is None:
             writer = self._writer = self._receiver.store.create()
-            writer.write([self._meta])
+            writer.write([self._meta()])
         writer.write(buffers)
         self._scan(buffers)
 
@@ -176,10 +183,16 @@ class _Incoming:
         if self._writer is None:
             data = [b"".join(buffers)]
             self._scan(data)
-            self._receiver.store.store([self._meta, *data], *self._checked_uids())
+            self._receiver.store.store([self._meta(), *data], *self._checked_uids())
             return
         self._write_some(buffers)
         self._writer.commit(*self._checked_uids())
+
+    def _meta(self) -> bytes:
+        try:
+            return encode_preamble_and_meta(self._event.meta)
+        except ValueError as error:
+            raise _Refused(CANNOT_UNDERSTAND, "the request has a UID that is not valid") from error
 
     def _discard_file(self) -> None:
         if self._writer is not None:
