@@ -33,7 +33,7 @@ from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 if TYPE_CHECKING:
     from dicomtwist.ae import AE
 
-#: Identities that are confirmed with an empty response (PS3.7 D.3.3.7.2).
+#: Identities that are confirmed with an empty response, whatever the handler says (PS3.7 D.3.3.7.2).
 _WITHOUT_SERVER_RESPONSE = (1, 2)
 
 _T = TypeVar("_T")
@@ -202,9 +202,7 @@ class AcceptorAssociation(Association):
             return False, None
         if not identity.response_requested or not verified:
             return bool(verified), None
-        if response is None and identity.identity_type in _WITHOUT_SERVER_RESPONSE:
-            response = b""
-        return True, response
+        return True, b"" if identity.identity_type in _WITHOUT_SERVER_RESPONSE else response
 
     async def _ask(self, event: evt.EventType, understand: Callable[[Any], _T], **attributes: Any) -> _T | None:
         """Return what the handler of a negotiation hook says; ``None`` where there is none, or it says what cannot be."""

@@ -3,8 +3,8 @@ Writing to a transport: through its buffer, or past it straight to the socket wh
 
 Twisted's transports take bytes into a buffer and write when the reactor finds the socket ready. For an answer of a hundred
 bytes that is two changes of the reactor's interest and one more round, more than all the rest of a C-ECHO; for a data set it
-is two copies. So on a plain stream socket :class:`SocketOutput` writes at once, and gives the transport only what the
-kernel does not take.
+is two copies. So on a plain stream socket :class:`SocketOutput` writes at once, and keeps what the kernel does not
+take, without a copy, for the next time that it does.
 """
 
 from __future__ import annotations
@@ -13,29 +13,45 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
-from twisted.internet.interfaces import IPullProducer, IPushProducer
+from twisted.internet.interfaces import IPullProducer
 from twisted.internet.tcp import Connection
 from zope.interface import implementer
 
 Buffers: TypeAlias = Sequence[bytes | memoryview]
 
-#: What the kernel takes in one call, in buffers (``UIO_MAXIOV``); a longer list goes through the transport.
+#: What the kernel takes in one call, in buffers (``UIO_MAXIOV``).
 _MAX_BUFFERS = 1024
 
 
+class Writer(Protocol):
+    """Who writes, and is told how it goes."""
+
+    def pauseProducing(self) -> None:
+        """The peer takes no more for now."""
+
+    def resumeProducing(self) -> None:
+        """All is written, more may come."""
+
+    def write_progressed(self) -> None:
+        """The peer took some of what waits."""
+
+
 class Output(Protocol):
-    """Where an upper layer writes; tells its ``IPushProducer`` when it is full and when it takes more."""
+    """Where an upper layer writes."""
 
     def write(self, buffers: Buffers) -> None:
         """Write *buffers* in order."""
 
+    def hand_over(self) -> None:
+        """Give what waits to the transport, which is going to be closed when it is written."""
 
-def make_output(transport: Any, producer: IPushProducer) -> Output:
-    """Return the output to use for *transport*, with *producer* registered."""
+
+def make_output(transport: Any, writer: Writer) -> Output:
+    """Return the output to use for *transport*, with *writer* registered as its producer."""
     handle = transport.getHandle() if isinstance(transport, Connection) and not transport.TLS else None
     if isinstance(handle, socket.socket) and hasattr(handle, "sendmsg"):
-        return SocketOutput(transport, handle, producer)
-    transport.registerProducer(producer, True)
+        return SocketOutput(transport, handle, writer)
+    transport.registerProducer(writer, True)
     return TransportOutput(transport)
 
 
@@ -51,53 +67,82 @@ class TransportOutput:
         """Write *buffers* in order."""
         self._transport.write(b"".join(buffers))
 
+    def hand_over(self) -> None:
+        """The transport has it all."""
+
 
 @implementer(IPullProducer)
 class SocketOutput:
     """
-    Writes to the socket while the transport has nothing to write.
+    Writes to the socket itself, and keeps what the kernel does not take until it takes more.
 
-    It is the transport's pull producer, which is asked for more whenever the transport's buffer is empty: that is when
-    the socket may be written to again.
+    It is the pull producer of a transport whose own buffer stays empty, and is asked to go on when the socket can be
+    written to.
     """
 
-    __slots__ = ("_buffered", "_producer", "_socket", "_transport")
+    __slots__ = ("_handed", "_rest", "_socket", "_transport", "_writer")
 
-    def __init__(self, transport: Any, handle: socket.socket, producer: IPushProducer) -> None:
+    def __init__(self, transport: Any, handle: socket.socket, writer: Writer) -> None:
         self._transport = transport
         self._socket = handle
-        self._producer = producer
-        self._buffered = False
+        self._writer = writer
+        self._rest: list[bytes | memoryview] = []
+        self._handed = False
         transport.registerProducer(self, False)
 
     def write(self, buffers: Buffers) -> None:
         """Write *buffers* in order."""
-        if self._buffered or len(buffers) > _MAX_BUFFERS:
-            self._to_transport(b"".join(buffers))
-            return
+        if self._handed:
+            self._transport.write(b"".join(buffers))
+        elif self._rest:
+            self._rest += buffers
+        else:
+            self._rest = self._send(buffers)
+            if self._rest:
+                self._writer.pauseProducing()
+                self._transport.startWriting()
+
+    def _send(self, buffers: Buffers) -> list[bytes | memoryview]:
+        """Give the kernel what it takes of *buffers*; return the rest."""
         try:
-            sent = self._socket.send(buffers[0]) if len(buffers) == 1 else self._socket.sendmsg(buffers)
+            if len(buffers) == 1:
+                sent = self._socket.send(buffers[0])
+            else:
+                sent = self._socket.sendmsg(buffers[:_MAX_BUFFERS])
         except OSError:
-            # Full, or broken: then the transport finds out in its own way, and closes.
+            # Full, or broken: the transport finds out which when it is asked to write, and closes.
             sent = 0
         for index, data in enumerate(buffers):
             if sent < len(data):
-                rest = memoryview(data)[sent:]
-                self._to_transport(b"".join([rest, *buffers[index + 1 :]]))
-                return
+                return [memoryview(data)[sent:], *buffers[index + 1 :]]
             sent -= len(data)
-
-    def _to_transport(self, data: bytes) -> None:
-        if not self._buffered:
-            self._buffered = True
-            self._producer.pauseProducing()
-        self._transport.write(data)
+        return []
 
     def resumeProducing(self) -> None:
-        """The transport's buffer is empty."""
-        if self._buffered:
-            self._buffered = False
-            self._producer.resumeProducing()
+        """The socket can be written to, and the transport has nothing to write."""
+        if self._handed:
+            self._handed = False
+            self._writer.resumeProducing()
+        if not self._rest:
+            return
+        before = len(self._rest), len(self._rest[0])
+        self._rest = self._send(self._rest)
+        if not self._rest:
+            self._writer.resumeProducing()
+        elif (len(self._rest), len(self._rest[0])) != before:
+            self._writer.write_progressed()
+            self._transport.startWriting()
+        else:
+            # Nothing went though the socket is writable: the transport's own attempt tells what is wrong.
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Give what waits to the transport; it writes, until it has written all."""
+        self._handed = True
+        rest, self._rest = self._rest, []
+        if rest:
+            self._transport.write(b"".join(rest))
 
     def stopProducing(self) -> None:
         """The transport is going away."""
+        self._rest = []

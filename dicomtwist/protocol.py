@@ -243,6 +243,10 @@ class UpperLayerProtocol(TwistedProtocol):
             self.write_paused_since = self.clock.seconds()
             self._backlog = 0
 
+    def write_progressed(self) -> None:
+        """The transport is full, but it was written to: the peer is there."""
+        self.write_paused_since = self.clock.seconds()
+
     def resumeProducing(self) -> None:
         """The transport takes more."""
         self.write_paused_since = None
@@ -404,6 +408,8 @@ class UpperLayerProtocol(TwistedProtocol):
     def _close(self) -> None:
         if self.closed or (self._closing is not None and self._closing.active()):
             return
+        if self._output is not None:
+            self._output.hand_over()
         # A registered producer keeps loseConnection from ever completing.
         self.transport.unregisterProducer()
         if self.write_paused_since is not None:

@@ -20,6 +20,7 @@ from dicomtwist.negotiation import propose_contexts, resolve_answer
 from dicomtwist.presentation import PresentationContext, number_contexts
 from dicomtwist.protocol import UpperLayerProtocol
 from dicomtwist.settings import Settings
+from dicomtwist.sop_class import SOPClass
 from dicomtwist.ul.items import UserInformation
 from dicomtwist.ul.machine import State
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
@@ -156,7 +157,7 @@ class RequestorAssociation(Association):
             answered.callback(self)
 
     def _nothing_accepted(self) -> None:
-        reasons = sorted({f"{context.abstract_syntax}: {context.status}" for context in self._rejected})
+        reasons = sorted({f"{_named(context)}: {context.status}" for context in self._rejected})
         more = f" and {len(reasons) - 5} more" if len(reasons) > 5 else ""
         self._unusable = Failure(
             NoAcceptedContexts(
@@ -192,6 +193,13 @@ class RequestorAssociation(Association):
         super()._timed_out(timer, seconds, what)
         if self._protocol.handshaking:
             self._protocol.transport.abortConnection()
+
+
+def _named(context: PresentationContext) -> str:
+    """Return the name of a context's SOP Class with its UID, or the UID where it has none."""
+    uid = str(context.abstract_syntax)
+    name = SOPClass(uid).name
+    return uid if name == uid else f"{name} ({uid})"
 
 
 def _within(answered: int, proposed: int) -> int:

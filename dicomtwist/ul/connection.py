@@ -210,7 +210,9 @@ class ULConnection:
         return self._step(Event.EVT1)
 
     def accept(self, answer: AAssociateAC) -> list[ULEvent]:
-        """A-ASSOCIATE response, accept (Evt7)."""
+        """A-ASSOCIATE response, accept (Evt7). The maximum length that *answer* tells is what is taken from now on."""
+        if answer.user_information.maximum_length is not None:
+            self._framer.max_length = answer.user_information.maximum_length
         return self._step(Event.EVT7, answer)
 
     def reject(self, answer: AAssociateRJ) -> list[ULEvent]:
