@@ -204,6 +204,22 @@ class WireTests(InteropTestCase):
         # Common extended negotiation and the identity's response, which the dissector leaves as they are.
         common, response = (bytes.fromhex(data.replace(":", "")) for data in fields["dicom.userinfo.data"])
         self.assertEqual(common.count(b"1.2.840.10008."), 4)
+        # A name and its password are confirmed with an empty one.
+        self.assertEqual(response, b"\0\0")
+
+    async def test_user_identity_response(self) -> None:
+        """
+        The answer to a ticket, which the dissector leaves as it is.
+        """
+        transcript = Transcript()
+        server = await self.serve((evt.EVT_USER_ID, lambda event: (True, b"response")))
+        identity = UserIdentity(3, b"ticket", response_requested=True)
+        async with await self.requestor().associate(
+            "127.0.0.1", server.port, ext_neg=[identity], evt_handlers=transcript.handlers
+        ):
+            pass
+        fields = await self._check(transcript)
+        (response,) = (bytes.fromhex(data.replace(":", "")) for data in fields["dicom.userinfo.data"])
         self.assertEqual(response, b"\0\x08response")
 
     async def test_rejection(self) -> None:
