@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.association import Association
+from dicomtwist.deadlines import Deadline
 from dicomtwist.errors import AssociationRejected
 from dicomtwist.negotiation import accept_window, answer_contexts, check_request
 from dicomtwist.presentation import SupportedContexts
@@ -286,10 +287,14 @@ class AcceptorAssociation(Association):
         super().transport_closed(reason)
         self._factory.closed(self)
 
-    def _deadlines(self) -> list[tuple[str, float, float, str]]:
+    def _deadlines(self) -> list[Deadline]:
         if self._asked_at is None or self.settings.acse_timeout is None:
             return super()._deadlines()
-        return [("acse", self.settings.acse_timeout, self._asked_at, "the handlers did not decide about the request")]
+        return [
+            Deadline(
+                "acse", self.settings.acse_timeout, self._asked_at, "the handlers did not decide about the request"
+            )
+        ]
 
 
 async def _await(result: Any) -> Any:

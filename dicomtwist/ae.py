@@ -212,10 +212,20 @@ class AE(OlderStyle):
     def bind(self, event: evt.EventType, handler: evt.Handler, args: Sequence[Any] | None = None) -> None:
         """Bind *handler* to *event* for every association of this AE, see :meth:`dicomtwist.evt.Handlers.bind`."""
         self._handlers.bind(event, handler, args)
+        self._handlers_changed()
 
     def unbind(self, event: evt.EventType, handler: evt.Handler) -> None:
         """Unbind *handler* from *event* where it was bound for this AE."""
         self._handlers.unbind(event, handler)
+        self._handlers_changed()
+
+    def get_handlers(self, event: evt.EventType | None = None) -> list[evt.HandlerTuple]:
+        """Return what is bound for this AE, to *event* or to any, as (event, handler, arguments)."""
+        return self._handlers.bound(event)
+
+    def _handlers_changed(self) -> None:
+        for association in self._associations:
+            association.handlers_changed()
 
     # --- associations
 
@@ -448,7 +458,7 @@ class AE(OlderStyle):
         self._servers.append(server)
         return server
 
-    def shutdown(self, grace: float = 0.0) -> Deferred[None]:
+    def shutdown(self, grace: float | None = 0.0) -> Deferred[None]:
         """
         Stop every server and abort every association of this AE, after *grace* seconds.
 

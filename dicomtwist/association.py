@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
+from dicomtwist.deadlines import Deadline, deadlines, shortest_timeout
 from dicomtwist.dimse.messages import CEchoRQ, Response
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import (
@@ -176,6 +177,14 @@ class Association:
         self._handlers.unbind(event, handler)
         self._trace()
 
+    def get_handlers(self, event: evt.EventType | None = None) -> list[evt.HandlerTuple]:
+        """Return what is bound for this association alone, to *event* or to any, as (event, handler, arguments)."""
+        return self._handlers.bound(event)
+
+    def handlers_changed(self) -> None:
+        """Handlers of the server or AE were bound or unbound."""
+        self._trace()
+
     def _trace(self) -> None:
         """Tell the upper layer whether anybody wants to know of every byte and state."""
         self._protocol.tracing = any(
@@ -293,6 +302,8 @@ class Association:
         self._over(Failure(AssociationTimeout(timer, seconds, what)))
         self._protocol.abort()
         self.notify(evt.EVT_PDU_SENT, pdu=AAbort(0, 0))
+        # Whoever did not keep the time is not waited for again, to close.
+        self._protocol.close()
 
     def _over(self, reason: Failure) -> None:
         """Nothing more is sent or answered: fail what waits, each once. The connection may still have to close."""
@@ -347,7 +358,7 @@ class Association:
         self._exchange = Exchange(self, self._tuples, min(invoked or cap, cap), min(performed or cap, cap))
         self.is_established = self.was_established = True
         self._protocol.last_received = self.ae.reactor.seconds()
-        shortest = self._shortest_timeout()
+        shortest = shortest_timeout(self.settings)
         if shortest is not None:
             self._protocol.watch(shortest)
         self.notify(evt.EVT_ACCEPTED, pdu=answer)
@@ -564,16 +575,11 @@ class Association:
 
     # --- time
 
-    def _shortest_timeout(self) -> float | None:
-        settings = self.settings
-        times = [settings.acse_timeout, settings.dimse_timeout, settings.network_timeout]
-        return min((seconds for seconds in times if seconds is not None), default=None)
-
     def check_time(self, now: float) -> float | None:
         """Abort if something has run out by *now*; return when to look again."""
         if self._end is not None:
             return None
-        shortest = self._shortest_timeout()
+        shortest = shortest_timeout(self.settings)
         again = None if shortest is None else now + shortest
         for timer, seconds, since, what in self._deadlines():
             if since + seconds <= now:
@@ -582,31 +588,5 @@ class Association:
             again = since + seconds if again is None else min(again, since + seconds)
         return again
 
-    def _deadlines(self) -> list[tuple[str, float, float, str]]:
-        """Return what can run out: (timer, seconds, since when, what did not happen)."""
-        settings, protocol, exchange = self.settings, self._protocol, self._exchange
-        found: list[tuple[str, float, float, str]] = []
-        if settings.acse_timeout is not None and self._release_asked_at is not None:
-            found.append(
-                ("acse", settings.acse_timeout, self._release_asked_at, "the peer did not agree to the release")
-            )
-        if settings.network_timeout is not None:
-            if protocol.write_paused_since is not None:
-                since = protocol.write_paused_since
-                found.append(("write", settings.network_timeout, since, "the peer did not read what was written"))
-            if protocol.read_paused_since is not None:
-                since = protocol.read_paused_since
-                found.append(("network", settings.network_timeout, since, "a received data set was not taken"))
-        reading = protocol.read_paused_since is None
-        if settings.dimse_timeout is not None and reading:
-            if (exchange is not None and exchange.mid_message) or protocol.connection.mid_pdu:
-                found.append(("dimse", settings.dimse_timeout, protocol.last_received, "a message did not go on"))
-            waiting = exchange.waiting_since if exchange is not None else None
-            if waiting is not None:
-                since = max(waiting, protocol.last_received)
-                found.append(("dimse", settings.dimse_timeout, since, "the peer did not answer a request"))
-        busy = exchange is not None and (exchange.asking or exchange.answering)
-        if settings.network_timeout is not None and not found and not busy:
-            since = max(protocol.last_received, protocol.last_sent)
-            found.append(("network", settings.network_timeout, since, "nothing happened"))
-        return found
+    def _deadlines(self) -> list[Deadline]:
+        return deadlines(self.settings, self._protocol, self._exchange, self._release_asked_at)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import time
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from dicomtwist.datasets import DataSetStream, decode_dataset, file_meta_dataset
@@ -206,12 +208,19 @@ class Event:
 
     :ivar event: which one it is of this module's.
     :ivar assoc: the association that it happened on.
+    :ivar timestamp: when, as an aware ``datetime`` in UTC.
     """
 
     def __init__(self, event: EventType, assoc: Association, **attributes: Any) -> None:
         self.event = event
         self.assoc = assoc
+        self._seconds = time()
         self.__dict__.update(attributes)
+
+    @property
+    def timestamp(self) -> datetime:
+        """When it happened."""
+        return datetime.fromtimestamp(self._seconds, UTC)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"{self.event.name} has no attribute {name!r}: {self.event.description}")
@@ -233,6 +242,7 @@ class DIMSEEvent(Event):
     ) -> None:
         self.event = event
         self.assoc = assoc
+        self._seconds = time()
         self.request = request
         self.context = context
 

@@ -31,6 +31,7 @@ from dicomtwist.ul.connection import (
     ULEvent,
 )
 from dicomtwist.ul.framing import Fragment
+from dicomtwist.ul.machine import State
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 
 #: How much may be written while the transport is full before the peer is not read from any more, in bytes.
@@ -400,6 +401,9 @@ class UpperLayerProtocol(TwistedProtocol):
     def _artim_expired(self) -> None:
         # Whoever has not closed by now may never read what is queued: no flush is waited for.
         before = self.connection.state
+        if before is State.STA2:
+            detail = f"no association request came within {self._artim_seconds:g} seconds"
+            self.user.abort_indication(AbortIndication(0, 0, by_peer=False, detail=detail))
         self._do([event for event in self.connection.artim_expired() if event is not Signal.CLOSE])
         if self.tracing:
             self.user.state_traced(before, self.connection.state)

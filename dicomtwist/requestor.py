@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.association import Association
+from dicomtwist.deadlines import Deadline
 from dicomtwist.errors import AssociationRejected, NoAcceptedContexts
 from dicomtwist.negotiation import propose_contexts, resolve_answer
 from dicomtwist.presentation import PresentationContext, number_contexts
@@ -183,11 +184,11 @@ class RequestorAssociation(Association):
             assert failure is not None
             answered.errback(failure)
 
-    def _deadlines(self) -> list[tuple[str, float, float, str]]:
+    def _deadlines(self) -> list[Deadline]:
         if self._asked_at is None or self.settings.acse_timeout is None:
             return super()._deadlines()
         what = "the TLS handshake did not end" if self._protocol.handshaking else "the peer did not answer the request"
-        return [("acse", self.settings.acse_timeout, self._asked_at, what)]
+        return [Deadline("acse", self.settings.acse_timeout, self._asked_at, what)]
 
     def _timed_out(self, timer: str, seconds: float, what: str) -> None:
         super()._timed_out(timer, seconds, what)

@@ -58,11 +58,21 @@ class Server:
         """Bind *handler* to *event* for the associations of this server, those that are there included."""
         for host in self.factory.hosts:
             host.handlers.bind(event, handler, args)
+        self._handlers_changed()
 
     def unbind(self, event: evt.EventType, handler: evt.Handler) -> None:
         """Unbind *handler* from *event* where it was bound for this server."""
         for host in self.factory.hosts:
             host.handlers.unbind(event, handler)
+        self._handlers_changed()
+
+    def get_handlers(self, event: evt.EventType | None = None) -> list[evt.HandlerTuple]:
+        """Return what is bound for this server, to *event* or to any, as (event, handler, arguments)."""
+        return self.factory.hosts[0].handlers.bound(event)
+
+    def _handlers_changed(self) -> None:
+        for association in self.factory.associations:
+            association.handlers_changed()
 
     def stop_listening(self) -> Deferred[None]:
         """
@@ -73,23 +83,26 @@ class Server:
         ports, self._ports = self._ports, []
         return Deferred.fromCoroutine(_stop(ports))
 
-    def shutdown(self, grace: float = 0.0) -> Deferred[None]:
+    def shutdown(self, grace: float | None = 0.0) -> Deferred[None]:
         """
         Stop: no more connections, then wait for the associations, then abort those that are left.
 
-        :param grace: how long to wait for associations to end by themselves, in seconds.
+        :param grace: how long to wait for associations to end by themselves, in seconds; ``None`` for ever.
         :returns: a Deferred that fires with ``None`` when every connection is closed.
         """
         return Deferred.fromCoroutine(self._shutdown(grace))
 
-    async def _shutdown(self, grace: float) -> None:
+    async def _shutdown(self, grace: float | None) -> None:
         await self.stop_listening()
         associations = list(self.factory.associations)
         for association in associations:
             if not association.is_established:
                 association.abort("the server is shutting down")
         ended = DeferredList([association.when_ended() for association in associations])
-        if associations and grace > 0:
+        if associations and grace is None:
+            await ended
+            return
+        if associations and grace:
             late = self._clock.callLater(grace, _abort, associations)
             await ended
             if late.active():

@@ -28,7 +28,7 @@ class DICOMService(Service):
     :param ae: who listens.
     :param endpoints: where: endpoint strings, ports or endpoints.
     :param evt_handlers: handlers for its associations.
-    :param grace: how long associations may go on when it is stopped, in seconds.
+    :param grace: how long associations may go on when it is stopped, in seconds; ``None`` for ever.
 
     :ivar server: what listens, while it runs.
     """
@@ -41,7 +41,7 @@ class DICOMService(Service):
         endpoints: Sequence[str | int | IStreamServerEndpoint],
         *,
         evt_handlers: Iterable[evt.HandlerTuple] | None = None,
-        grace: float = 10.0,
+        grace: float | None = 10.0,
     ) -> None:
         self.ae = ae
         self.grace = grace
@@ -94,7 +94,12 @@ class ArchiveService(DICOMService):
     """
 
     def __init__(
-        self, ae: AE, endpoints: Sequence[str | int | IStreamServerEndpoint], receiver: Any, *, grace: float = 10.0
+        self,
+        ae: AE,
+        endpoints: Sequence[str | int | IStreamServerEndpoint],
+        receiver: Any,
+        *,
+        grace: float | None = 10.0,
     ) -> None:
         super().__init__(ae, endpoints, evt_handlers=[(evt.EVT_C_STORE, receiver.handle_store)], grace=grace)
         self._receiver = receiver

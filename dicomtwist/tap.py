@@ -72,6 +72,16 @@ def _durability(value: str) -> Durability:
         raise usage.UsageError(f"--durability is full or none, not {value!r}") from None
 
 
+#: The options that are settings of the AE.
+_SETTINGS = {
+    "max-pdu": "maximum_pdu_size",
+    "max-associations": "maximum_associations",
+    "acse-timeout": "acse_timeout",
+    "dimse-timeout": "dimse_timeout",
+    "network-timeout": "network_timeout",
+}
+
+
 class Options(usage.Options):
     """What can be said behind ``twist dicom``."""
 
@@ -120,7 +130,7 @@ class Options(usage.Options):
             "Seconds in which something has to happen.",
             _seconds("--network-timeout"),
         ],
-        ["grace", None, 10.0, "Seconds for associations to finish when the server is stopped.", _seconds("--grace")],
+        ["grace", None, 10.0, "Seconds for associations to finish at a stop; none for ever.", _seconds("--grace")],
     ]
     optFlags = [["require-called-aet", None, "Reject associations that call another AE title than --ae-title."]]
     compData = usage.Completions(
@@ -163,6 +173,7 @@ class Options(usage.Options):
             self["endpoints"] = [server_endpoint(reactor, port) for port in self["ports"] or [DEFAULT_PORT]]
         except EndpointError as error:
             raise usage.UsageError(f"--port: {error}") from None
+        self["ae"] = _make_ae(self)
         self["store"] = InstanceStore(Path(self["storage"]), durability=self["durability"])
         try:
             self["store"].prepare()
@@ -170,25 +181,34 @@ class Options(usage.Options):
             raise usage.UsageError(f"--storage: {error}") from None
 
 
-def makeService(options: Options) -> IService:
-    """Make the service of ``twist dicom``."""
+def _make_ae(options: Options) -> AE:
+    """
+    Return the AE that *options* ask for.
+
+    :raises usage.UsageError: a setting refuses what its option says.
+    """
     ae = AE(options["ae-title"])
-    settings = ae.settings
-    settings.maximum_pdu_size = options["max-pdu"]
-    settings.maximum_associations = options["max-associations"]
-    settings.acse_timeout = options["acse-timeout"]
-    settings.dimse_timeout = options["dimse-timeout"]
-    settings.network_timeout = options["network-timeout"]
-    settings.require_called_aet = bool(options["require-called-aet"])
-    settings.require_calling_aet = options["calling"]
+    for option, setting in _SETTINGS.items():
+        try:
+            setattr(ae.settings, setting, options[option])
+        except (ValueError, TypeError) as error:
+            raise usage.UsageError(f"--{option}: {error}") from None
+    ae.settings.require_called_aet = bool(options["require-called-aet"])
+    ae.settings.require_calling_aet = options["calling"]
     # Whatever storage class comes is kept, also those that are younger than this program, or private.
-    settings.promiscuous = True
+    ae.settings.promiscuous = True
     for context in AllStoragePresentationContexts:
         ae.add_supported_context(context.abstract_syntax or "", ALL_TRANSFER_SYNTAXES)
     ae.add_supported_context("1.2.840.10008.1.1")
+    return ae
+
+
+def makeService(options: Options) -> IService:
+    """Make the service of ``twist dicom``."""
+    ae: AE = options["ae"]
     ae.reactor.callWhenRunning(_stop_at_sigterm, ae.reactor)
     receiver = StorageReceiver(options["store"], WorkerThreads(ae.reactor))
-    return ArchiveService(ae, options["endpoints"], receiver, grace=options["grace"] or 0.0)
+    return ArchiveService(ae, options["endpoints"], receiver, grace=options["grace"])
 
 
 def _stop_at_sigterm(reactor: Any) -> None:

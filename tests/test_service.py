@@ -109,4 +109,5 @@ class Plugin(TestCase):
         self.assertTrue(settings.require_called_aet)
         self.assertEqual(settings.require_calling_aet, ["X", "Y"])
         self.assertEqual(len(options["endpoints"]), 2)
+        self.assertIsNone(service.grace)
         options["store"].close()

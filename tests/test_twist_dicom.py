@@ -145,6 +145,7 @@ class TwistDicom(TestCase):
         answers = await gatherResults([protocol.closed for protocol in silent])
         self.assertEqual(answers, [b""] * 8)
         await self.echo(port)
+        self.assertEqual(self.server.text.count("no association request came within 2 seconds"), 8)
 
     async def test_garbage(self) -> None:
         """What is no DICOM is aborted and told in one line without a traceback."""
@@ -270,6 +271,7 @@ class TwistDicom(TestCase):
             (["--durability", "maybe"], "--durability is full or none"),
             (["--ae-title", "a" * 17], "17 characters"),
             (["--max-pdu", "big"], "--max-pdu 'big'"),
+            (["--max-pdu", "5"], "--max-pdu:"),
             (["--dimse-timeout", "-1"], "--dimse-timeout '-1'"),
             (["--storage", "/proc/nowhere"], "--storage"),
             (["--port", "dicomtls:0:privateKey=nowhere:certKey=nowhere"], "--port"),
