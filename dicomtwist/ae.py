@@ -115,6 +115,10 @@ class AE(OlderStyle):
     connection_timeout = _setting("connection_timeout", "See :attr:`Settings.connection_timeout`, in seconds.")
     maximum_associations = _setting("maximum_associations", "See :attr:`Settings.maximum_associations`.")
     maximum_pdu_size = _setting("maximum_pdu_size", "See :attr:`Settings.maximum_pdu_size`, in bytes.")
+    maximum_operations = _setting("maximum_operations", "See :attr:`Settings.maximum_operations`.")
+    maximum_object_size = _setting("maximum_object_size", "See :attr:`Settings.maximum_object_size`, in bytes.")
+    maximum_buffered_size = _setting("maximum_buffered_size", "See :attr:`Settings.maximum_buffered_size`, in bytes.")
+    promiscuous = _setting("promiscuous", "See :attr:`Settings.promiscuous`.")
     implementation_class_uid = _setting("implementation_class_uid", "The Implementation Class UID.")
     implementation_version_name = _setting(
         "implementation_version_name", "The Implementation Version Name, ``None`` to leave it out."

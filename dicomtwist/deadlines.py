@@ -54,9 +54,10 @@ def deadlines(
         if (exchange is not None and exchange.mid_message) or protocol.connection.mid_pdu:
             found.append(Deadline("dimse", dimse, protocol.last_received, "a message did not go on"))
         waiting = exchange.waiting_since if exchange is not None else None
-        if waiting is not None:
-            # Every byte that comes is progress: the answer may be behind a large data set of the peer's.
-            since = max(waiting, protocol.last_received)
+        if waiting is not None and protocol.write_paused_since is None:
+            # Every byte that comes or goes is progress: the answer may be behind a large data set of the peer's, and what
+            # is still in our buffer nobody can answer.
+            since = max(waiting, protocol.last_received, protocol.last_sent)
             found.append(Deadline("dimse", dimse, since, "the peer did not answer a request"))
     busy = exchange is not None and (exchange.asking or exchange.answering)
     if network is not None and not found and not busy:

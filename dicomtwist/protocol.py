@@ -109,7 +109,7 @@ class UpperLayerProtocol(TwistedProtocol):
     :param clock: an ``IReactorTime``.
 
     :ivar last_received: when bytes came last, in seconds of the clock.
-    :ivar last_sent: when bytes were written last.
+    :ivar last_sent: when bytes were written last, or left the transport's buffer.
     :ivar bytes_received: how many bytes came.
     :ivar bytes_sent: how many bytes were given to the transport.
     :ivar write_paused_since: since when the transport is full, ``None`` where it is not.
@@ -246,11 +246,12 @@ class UpperLayerProtocol(TwistedProtocol):
 
     def write_progressed(self) -> None:
         """The transport is full, but it was written to: the peer is there."""
-        self.write_paused_since = self.clock.seconds()
+        self.write_paused_since = self.last_sent = self.clock.seconds()
 
     def resumeProducing(self) -> None:
         """The transport takes more."""
         self.write_paused_since = None
+        self.last_sent = self.clock.seconds()
         if self._backlogged:
             self._backlogged = False
             self.resume_reading()

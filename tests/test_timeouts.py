@@ -288,6 +288,20 @@ class DIMSETimeout(MemoryTestCase):
         self.failureResultOf(storing, AssociationTimeout)
 
 
+    def test_what_is_in_our_buffer_cannot_be_answered(self) -> None:
+        # A request that was handed over whole, over a link that takes longer for it than an answer may take.
+        association, peer = self.scripted_scp()
+        peer.transport.frozen = True
+        storing = association.send_c_store(instance(200_000))
+        self.network.advance(DIMSE + 1)
+        self.assertTrue(association.is_established)
+        peer.transport.frozen = False
+        self.network.advance(DIMSE - 1)
+        self.assertTrue(association.is_established)
+        self.network.advance(1)
+        self.failureResultOf(storing, AssociationTimeout)
+
+
 class NetworkTimeout(MemoryTestCase):
     def timed_out(self, association: Any, timer: str, words: str) -> None:
         error = association.end_reason
