@@ -126,6 +126,7 @@ class RequestedTests(SynchronousTestCase):
 
     def test_errors(self) -> None:
         """Errors name what is wrong and leave everything as it was."""
+        value: object
         for value, error in ((None, TypeError), (12, TypeError), ("", ValueError), ("acme", ValueError)):
             self.assertRaises(error, self.contexts.add, value)
         for value, error in (
@@ -296,6 +297,7 @@ class SupportedTests(SynchronousTestCase):
 
     def test_errors(self) -> None:
         """Errors leave everything as it was."""
+        value: object
         for value, error in ((None, TypeError), (12, TypeError), ("", ValueError), ("acme", ValueError)):
             self.assertRaises(error, self.contexts.add, value)
             self.assertRaises(error, self.contexts.remove, value)

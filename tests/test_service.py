@@ -7,7 +7,7 @@ from twisted.internet.error import CannotListenError
 from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, AssociationAborted, AssociationLost
-from dicomtwist.service import DICOMService
+from dicomtwist.service import ArchiveService, DICOMService
 from dicomtwist.tap import Options, makeService
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -19,11 +19,11 @@ class Services(TestCase):
 
     timeout = 60
 
-    def service(self, **keywords: float) -> DICOMService:
+    def service(self, grace: float | None = 10.0) -> DICOMService:
         """A verification SCP."""
         ae = AE("SCP")
         ae.add_supported_context(VERIFICATION)
-        return DICOMService(ae, [LOOPBACK, LOOPBACK], **keywords)
+        return DICOMService(ae, [LOOPBACK, LOOPBACK], grace=grace)
 
     async def test_in_a_multi_service(self) -> None:
         """It listens at every endpoint while its parent runs."""
@@ -86,6 +86,7 @@ class Plugin(TestCase):
         options = Options()
         options.parseOptions(["--storage", self.mktemp()])
         service = makeService(options)
+        assert isinstance(service, ArchiveService)
         self.assertEqual(service.ae.ae_title, "DICOMTWIST")
         self.assertEqual(service.ae.maximum_associations, 1000)
         self.assertEqual(service.grace, 10.0)
@@ -103,6 +104,7 @@ class Plugin(TestCase):
             ]
         )
         service = makeService(options)
+        assert isinstance(service, ArchiveService)
         settings = service.ae.settings
         self.assertEqual((settings.ae_title, settings.maximum_pdu_size, settings.maximum_associations), ("A B", 0, 7))
         self.assertEqual((settings.acse_timeout, settings.dimse_timeout, settings.network_timeout), (1.0, 2.5, None))

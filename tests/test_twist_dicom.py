@@ -7,9 +7,10 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 from pydicom import dcmread
-from twisted.internet import reactor
+from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol
@@ -21,6 +22,8 @@ from dicomtwist.part10 import read_file_meta
 from tests import peers
 
 VERIFICATION = "1.2.840.10008.1.1"
+
+reactor = cast(Any, _reactor)
 
 
 class Silent(Protocol):
@@ -46,7 +49,7 @@ class Silent(Protocol):
 
 
 def connect(port: int, data: bytes) -> Deferred[Silent]:
-    return connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", port), Silent(data))
+    return cast("Deferred[Silent]", connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", port), Silent(data)))
 
 
 class TwistDicom(TestCase):
@@ -80,6 +83,13 @@ class TwistDicom(TestCase):
         ae.add_requested_context(VERIFICATION)
         async with await ae.associate("127.0.0.1", port, **keywords) as assoc:  # type: ignore[arg-type]
             self.assertTrue((await assoc.send_c_echo()).is_success)
+
+    async def rejected(self, ae: AE, port: int) -> AssociationRejected:
+        """The rejection that *ae* gets."""
+        asking: Deferred[Any] = ae.associate("127.0.0.1", port)  # assertFailure makes it one of the error
+        error = await self.assertFailure(asking, AssociationRejected)
+        assert isinstance(error, AssociationRejected)
+        return error
 
     async def test_stores_every_transfer_syntax_byte_for_byte(self) -> None:
         """What comes over the wire is what is on the disk, and DCMTK and pydicom read it."""
@@ -127,12 +137,12 @@ class TwistDicom(TestCase):
         port = await self.start("--allow-calling", "GOOD", "--allow-calling", "OTHER", "--max-associations", "1")
         stranger = AE("STRANGER")
         stranger.add_requested_context(VERIFICATION)
-        refused = await self.assertFailure(stranger.associate("127.0.0.1", port), AssociationRejected)
+        refused = await self.rejected(stranger, port)
         self.assertEqual((refused.result, refused.source, refused.reason), (1, 1, 3))
         good = AE("GOOD")
         good.add_requested_context(VERIFICATION)
         async with await good.associate("127.0.0.1", port):
-            full = await self.assertFailure(good.associate("127.0.0.1", port), AssociationRejected)
+            full = await self.rejected(good, port)
             self.assertEqual((full.result, full.source, full.reason), (2, 3, 2))
         await self.echo(port)
 

@@ -11,7 +11,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
 
-from dicomtwist.dimse.command import ELEMENTS, KEYWORDS, decode_command, encode_command
+from dicomtwist.dimse.command import ELEMENTS, KEYWORDS, Value, decode_command, encode_command
 from dicomtwist.errors import InvalidMessage
 
 #: The C-STORE-RQ of a CT image, element by element.
@@ -26,7 +26,7 @@ STORE = (
     b"\x00\x00\x30\x10\x04\x00\x00\x00MOVE"
     b"\x00\x00\x31\x10\x02\x00\x00\x00\x34\x12"
 )
-STORE_VALUES = {
+STORE_VALUES: dict[str, Value] = {
     "affected_sop_class_uid": "1.2.840.10008.5.1.4.1.1.2",
     "command_field": 0x0001,
     "message_id": 7,
@@ -39,7 +39,7 @@ STORE_VALUES = {
 
 # No spaces, which are padding at the ends, and no backslash, which parts several values.
 characters = st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="\\")
-VALUES = {
+VALUES: dict[str, st.SearchStrategy[Value]] = {
     "UI": st.text("0123456789.", min_size=1, max_size=64),
     "AE": st.text(characters, min_size=1, max_size=16),
     "LO": st.text(characters, min_size=1, max_size=64),

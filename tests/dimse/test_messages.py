@@ -2,6 +2,7 @@
 
 import unittest
 from dataclasses import fields
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,7 +69,7 @@ def read_standard():
 
 def strategy_of(cls):
     """Return a strategy for messages of *cls*."""
-    values = {"has_dataset": st.booleans()}
+    values: dict[str, st.SearchStrategy[Any]] = {"has_dataset": st.booleans()}
     for field in fields(cls):
         if field.name != "has_dataset":
             value = VALUES[KEYWORDS[field.name][1]]
@@ -231,6 +232,7 @@ class MissingTests(unittest.TestCase):
     def test_requests_without_uids_are_for_the_services_to_answer(self):
         request = decode_message(command(command_field=0x0001, message_id=3))
         self.assertEqual(request, CStoreRQ(message_id=3))
+        assert isinstance(request, CStoreRQ)
         self.assertEqual(request.affected_sop_class_uid, "")
 
     def test_elements_of_other_messages_are_passed_over(self):
@@ -244,7 +246,7 @@ class MissingTests(unittest.TestCase):
 class AttributeTests(unittest.TestCase):
     def test_there_are_no_other_attributes(self):
         with self.assertRaises(AttributeError):
-            CEchoRSP().statsu = 0
+            CEchoRSP().statsu = 0  # type: ignore[attr-defined]
 
     def test_attributes_may_be_set(self):
         response = CFindRSP(message_id_being_responded_to=1)
@@ -255,7 +257,7 @@ class AttributeTests(unittest.TestCase):
 
     def test_by_keyword_only(self):
         with self.assertRaises(TypeError):
-            CEchoRQ(1)
+            CEchoRQ(1)  # type: ignore[call-arg, arg-type]
 
     def test_examples(self):
         for message in (

@@ -1,6 +1,7 @@
 """Fragments to messages and back (PS3.8 Annex E)."""
 
 import unittest
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -308,6 +309,7 @@ class EncodeTests(unittest.TestCase):
     def test_data_is_not_copied(self):
         data = bytes(1000)
         for buffer in encode_pdata(1, False, data, 100)[1::2]:
+            assert isinstance(buffer, memoryview)
             self.assertIs(buffer.obj, data)
         self.assertIs(encode_pdata(1, False, data, 1000)[1], data)
 
@@ -375,7 +377,7 @@ class RoundTripTests(unittest.TestCase):
         st.integers(1, 200),
     )
     def test_any(self, message, pieces, half, size):
-        expected = [(1, message)]
+        expected: list[Any] = [(1, message)]
         if message.has_dataset:
             expected.append(b"".join(pieces))
         else:

@@ -2,7 +2,9 @@
 
 import tracemalloc
 import unittest
+from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from dicomtwist.ul.framing import (
     MAX_CONTROL_LENGTH,
     ControlPDU,
     Fragment,
+    Frame,
     Framer,
 )
 from dicomtwist.ul.pdu import PDV, AAbort, AAssociateRJ, AAssociateRQ, AReleaseRQ, PDataTF
@@ -37,6 +40,24 @@ streams = st.lists(
 )
 
 
+def fragments(frames: Iterable[Frame]) -> list[Fragment]:
+    """Return *frames*, which are all to be fragments."""
+    result = []
+    for frame in frames:
+        assert isinstance(frame, Fragment), frame
+        result.append(frame)
+    return result
+
+
+def control_pdus(frames: Iterable[Frame]) -> list[ControlPDU]:
+    """Return *frames*, which are all to be control PDUs."""
+    result = []
+    for frame in frames:
+        assert isinstance(frame, ControlPDU), frame
+        result.append(frame)
+    return result
+
+
 def cut(data, places):
     """Return *data* cut at *places*."""
     edges = [0, *sorted(places), len(data)]
@@ -45,7 +66,7 @@ def cut(data, places):
 
 def feed(framer, reads):
     """Feed *reads*; return what came, with the pieces of each PDV joined, and whether it ends inside a PDV."""
-    result = []
+    result: list[tuple[Any, ...]] = []
     open_pdv = None
     for read in reads:
         for frame in framer.feed(read):
@@ -66,7 +87,7 @@ def feed(framer, reads):
 
 def expected(pdus):
     """Return what :func:`feed` is to return for *pdus*."""
-    result = []
+    result: list[tuple[Any, ...]] = []
     for pdu in pdus:
         if isinstance(pdu, PDataTF):
             result += [("PDV", pdv.context_id, pdv.control, pdv.data) for pdv in pdu.pdvs]
@@ -97,10 +118,10 @@ class CutTests(unittest.TestCase):
 
     @given(streams, st.binary(min_size=1, max_size=60), st.data())
     def test_damaged_streams(self, pdus, noise, data):
-        stream = bytearray(b"".join(pdu.encode() for pdu in pdus))
-        where = data.draw(st.integers(0, len(stream)))
-        stream[where : where + len(noise)] = noise
-        stream = bytes(stream)
+        damaged = bytearray(b"".join(pdu.encode() for pdu in pdus))
+        where = data.draw(st.integers(0, len(damaged)))
+        damaged[where : where + len(noise)] = noise
+        stream = bytes(damaged)
         whole = feed(Framer(1000), [stream])
         places = data.draw(st.lists(st.integers(0, len(stream)), max_size=10))
         self.assertEqual(feed(Framer(1000), cut(stream, places)), whole)
@@ -123,7 +144,7 @@ class ViewTests(unittest.TestCase):
         reads = cut(stream, [500, 900, 1500])
         framer = Framer()
         for read in reads:
-            for frame in framer.feed(read):
+            for frame in fragments(framer.feed(read)):
                 self.assertIsInstance(frame.data, memoryview)
                 self.assertIs(frame.data.obj, read)
 
@@ -131,13 +152,13 @@ class ViewTests(unittest.TestCase):
         framer = Framer()
         framer.feed(b"\4\0\0\0\1\6\0\0\1\2\7\2")
         for _ in range(255):
-            (frame,) = framer.feed(b"z")
+            (frame,) = fragments(framer.feed(b"z"))
             self.assertEqual((frame.context_id, frame.control, frame.ends), (7, 2, False))
-        (frame,) = framer.feed(b"z")
+        (frame,) = fragments(framer.feed(b"z"))
         self.assertTrue(frame.ends)
 
     def test_an_end_without_data(self):
-        (frame,) = Framer().feed(PDataTF((PDV(9, 2, b""),)).encode())
+        (frame,) = fragments(Framer().feed(PDataTF((PDV(9, 2, b""),)).encode()))
         self.assertEqual((frame.context_id, frame.control, bytes(frame.data), frame.ends), (9, 2, b"", True))
 
     def test_repr_holds_no_data(self):
@@ -154,8 +175,9 @@ class LengthTests(unittest.TestCase):
             target = framer() if framer else Framer()
             frames = [frame for read in reads for frame in target.feed(read)]
             self.assertEqual(len(frames), 1, frames)
-            self.assertIsInstance(frames[-1], InvalidPDU)
-            self.assertEqual(frames[-1].reason, reason)
+            (frame,) = frames
+            assert isinstance(frame, InvalidPDU), frame
+            self.assertEqual(frame.reason, reason)
 
     def test_4_gigabytes_of_each_type(self):
         for pdu_type in range(1, 8):
@@ -180,11 +202,11 @@ class LengthTests(unittest.TestCase):
 
     def test_the_longest_association_request(self):
         body = bytes(MAX_ASSOCIATE_LENGTH)
-        frames = Framer().feed(b"\1\0" + MAX_ASSOCIATE_LENGTH.to_bytes(4, "big") + body)
+        frames = control_pdus(Framer().feed(b"\1\0" + MAX_ASSOCIATE_LENGTH.to_bytes(4, "big") + body))
         self.assertEqual([(frame.pdu_type, len(frame.body)) for frame in frames], [(1, MAX_ASSOCIATE_LENGTH)])
 
     def test_short_control_pdus_are_for_the_decoder_to_refuse(self):
-        (frame,) = Framer().feed(b"\5\0\0\0\0\0")
+        (frame,) = control_pdus(Framer().feed(b"\5\0\0\0\0\0"))
         self.assertEqual((frame.pdu_type, bytes(frame.body)), (5, b""))
 
     def test_maximum_length(self):
@@ -201,7 +223,7 @@ class LengthTests(unittest.TestCase):
         framer = Framer(0)
         header = b"\4\0\xff\xff\xff\xfe\xff\xff\xff\xfa\1\0"
         self.assertEqual(framer.feed(header), [])
-        (frame,) = framer.feed(b"ab")
+        (frame,) = fragments(framer.feed(b"ab"))
         self.assertFalse(frame.ends)
 
     def test_pdata_without_room_for_a_pdv(self):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from dicomtwist.errors import InvalidPDU
 from dicomtwist.ul.items import AnsweredContext, ProposedContext, UserIdentity, UserInformation
 from dicomtwist.ul.pdu import (
+    PDU,
     PDU_TYPES,
     PDV,
     AAbort,
@@ -52,7 +53,7 @@ ECHO_AC = (
 
 INFORMATION = UserInformation(16384, "1.2.3.4", "TWIST1")
 
-KNOWN = [
+KNOWN: list[tuple[PDU, bytes]] = [
     (
         AAssociateRQ(
             "ANY-SCP",
