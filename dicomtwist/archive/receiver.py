@@ -100,6 +100,8 @@ class _Incoming:
 
     def finish(self) -> None:
         """The instance is whole."""
+        if self._refusal is not None:
+            return  # a part of it could not be written, which is being told
         self._finished = True
         if not self._writing:
             self._commit()

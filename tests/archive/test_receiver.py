@@ -188,6 +188,19 @@ class Receiver(TestCase):
             self.assertEqual(await assoc.send_c_store(instance(40 * WRITE_SIZE)), 0xA700)
             self.assertEqual([path.read_bytes() for path in self.files()], before)
 
+    async def test_the_end_comes_before_it_is_known_that_a_write_failed(self) -> None:
+        """And the other way round: either way the instance is refused once, and nothing of it is kept."""
+        for after in range(6):
+            disk = Failing("writev", errno.EIO, after=10**6)
+            await self.start(disk)
+            async with await self.associate() as assoc:
+                for size in (2 * WRITE_SIZE, 2 * WRITE_SIZE + 50, 3 * WRITE_SIZE, 5 * WRITE_SIZE):
+                    disk.after = after % 3
+                    status = await assoc.send_c_store(instance(size, SOPInstanceUID=f"1.2.3.4.{size}"))
+                    self.assertEqual(status, 0xA700)
+                    self.assertEqual(self.files(), [])
+            await self.server.shutdown()
+
     async def test_a_peer_that_goes_in_the_middle(self) -> None:
         """Abort and loss while an instance is coming: nothing partial, the old copy stays."""
         await self.start()
