@@ -1,0 +1,205 @@
+"""The rooms of docs/architecture.md: each module is in one of them, and imports nothing but what that one may."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import unittest
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import dicomtwist
+
+PACKAGE = Path(dicomtwist.__file__).parent
+ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
+
+#: Packages by the name that they are imported under, and how the table calls them.
+PACKAGES = {
+    "cryptography": "cryptography",
+    "OpenSSL": "pyOpenSSL",
+    "pydicom": "pydicom",
+    "service_identity": "service-identity",
+    "twisted": "Twisted",
+    "zope": "Twisted",  # zope.interface, which Twisted stands on
+}
+
+ALL_ABOVE = None
+
+
+class Room(NamedTuple):
+    """
+    One row of the table.
+
+    :ivar modules: its files; a folder stands for all in it that no other room has. What is further right may import what
+        is further left.
+    :ivar own: the rooms of the package that it may import, of those above it.
+    :ivar others: the packages that it may import besides the standard library.
+    """
+
+    modules: tuple[str, ...]
+    own: tuple[str, ...] | None = ALL_ABOVE
+    others: tuple[str, ...] = ()
+
+
+ROOMS = (
+    Room(("errors.py",), ()),
+    Room(("ul/",), ("errors.py",)),
+    Room(("dimse/",), ("errors.py", "ul/")),
+    Room(("pieces.py",), ()),
+    Room(("part10.py", "header.py"), ()),
+    Room(("sop_class.py", "presentation.py"), ("ul/",), ("pydicom",)),
+    Room(("negotiation.py", "settings.py")),
+    Room(("window.py",), (), ("Twisted",)),
+    Room(("threads.py",), (), ("Twisted",)),
+    Room(("datasets.py",), ("errors.py", "part10.py", "pieces.py", "threads.py"), ("Twisted", "pydicom")),
+    Room(("evt.py",)),
+    Room(("services/",), ALL_ABOVE, ("Twisted", "pydicom")),
+    Room(("outgoing.py", "exchange.py"), ALL_ABOVE, ("Twisted",)),
+    Room(("output.py", "protocol.py"), ("errors.py", "ul/"), ("Twisted",)),
+    Room(("storescu.py", "deadlines.py"), ALL_ABOVE, ("Twisted", "pydicom")),
+    Room(("tls_errors.py",), (), ("Twisted", "pyOpenSSL", "service-identity")),
+    Room(("tls.py",), ("tls_errors.py",), ("Twisted", "pyOpenSSL", "service-identity", "cryptography")),
+    Room(("endpoints.py",), ("tls_errors.py", "tls.py"), ("Twisted",)),
+    Room(("association.py",), ALL_ABOVE, ("Twisted", "pydicom")),
+    Room(("requestor.py", "acceptor.py"), ALL_ABOVE, ("Twisted",)),
+    Room(("server.py",), ALL_ABOVE, ("Twisted",)),
+    Room(("callbacks.py",), ("evt.py",)),
+    Room(("ae.py",), ALL_ABOVE, ("Twisted",)),
+    Room(("__init__.py",)),
+    Room(("testing/",), ("errors.py", "ul/", "dimse/"), ("Twisted",)),
+    Room(("archive/files.py",), ()),
+    Room(("archive/",), ("dimse/", "part10.py", "header.py", "threads.py", "evt.py", "archive/files.py"), ("Twisted",)),
+    Room(("service.py", "tap.py"), ALL_ABOVE, ("Twisted",)),
+)
+
+#: Imports that go up all the same: (importer, imported), each with its reason behind it.
+EXCEPTIONS: frozenset[tuple[str, str]] = frozenset()
+
+
+def modules() -> dict[str, str]:
+    """Every module of the package: its name to its file, seen from the package's folder."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        file = path.relative_to(PACKAGE)
+        parts = file.parts[:-1] if file.name == "__init__.py" else file.with_suffix("").parts
+        found[".".join(("dicomtwist", *parts))] = file.as_posix()
+    return found
+
+
+def place(file: str) -> tuple[int, int]:
+    """Where *file* is in the table: its room, and its place there. Its own name counts before that of its folder."""
+    folder = file.rpartition("/")[0] + "/"
+    for name in (file, folder):
+        for number, room in enumerate(ROOMS):
+            if name in room.modules:
+                return number, room.modules.index(name)
+    raise LookupError(f"dicomtwist/{file} is in no room: add it to ROOMS here and to docs/architecture.md")
+
+
+def run_time(node: ast.AST) -> Iterator[ast.AST]:
+    """All that is in *node* and that a type checker is not alone in reading."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            for other in child.orelse:
+                yield other
+                yield from run_time(other)
+        else:
+            yield child
+            yield from run_time(child)
+
+
+def imports(file: str) -> Iterator[str]:
+    """The names that *file* imports at run time, wherever in it; a module where the name is one, else what it is in."""
+    known = modules()
+    for node in run_time(ast.parse((PACKAGE / file).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level and node.module, f"{file} has a relative import"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in known else node.module
+
+
+class Layers(unittest.TestCase):
+    def setUp(self) -> None:
+        self.modules = modules()
+
+    def test_every_module_has_one_room(self) -> None:
+        names = [name for room in ROOMS for name in room.modules]
+        self.assertEqual(len(names), len(set(names)))
+        for file in self.modules.values():
+            place(file)
+        for name in names:
+            self.assertTrue((PACKAGE / name).exists(), f"{name} has a room and is not there")
+
+    def test_nothing_imports_upwards(self) -> None:
+        wrong = []
+        for file in self.modules.values():
+            number, position = place(file)
+            room = ROOMS[number]
+            for name in imports(file):
+                if name not in self.modules or (file, self.modules[name]) in EXCEPTIONS:
+                    continue
+                imported, before = place(self.modules[name])
+                if imported == number:
+                    # Within a folder the order is free, see the test of cycles.
+                    allowed = before < position or room.modules[position].endswith("/")
+                else:
+                    own = (
+                        room.own
+                        if room.own is not None
+                        else [name for above in ROOMS[:number] for name in above.modules]
+                    )
+                    allowed = imported < number and ROOMS[imported].modules[before] in own
+                if not allowed:
+                    wrong.append(f"{file} imports {self.modules[name]}")
+        self.assertEqual(wrong, [])
+
+    def test_no_other_packages(self) -> None:
+        wrong = []
+        for file in self.modules.values():
+            room = ROOMS[place(file)[0]]
+            for name in {name.partition(".")[0] for name in imports(file)} - sys.stdlib_module_names - {"dicomtwist"}:
+                if PACKAGES.get(name) not in room.others:
+                    wrong.append(f"{file} imports {name}")
+        self.assertEqual(wrong, [])
+
+    def test_no_cycles(self) -> None:
+        graph = {
+            file: {self.modules[name] for name in imports(file) if name in self.modules}
+            for file in self.modules.values()
+        }
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            self.fail(" -> ".join(error.args[1]))
+
+    def test_the_exceptions_are_needed(self) -> None:
+        found = {
+            (file, self.modules[name])
+            for file in self.modules.values()
+            for name in imports(file)
+            if name in self.modules
+        }
+        self.assertEqual(EXCEPTIONS - found, set())
+
+
+class Table(unittest.TestCase):
+    """The table of docs/architecture.md says the same."""
+
+    def test_same_rooms(self) -> None:
+        section = ARCHITECTURE.read_text().partition("## Rooms\n")[2].partition("\n## ")[0]
+        rows = [
+            [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:3] == "| `"
+        ]
+        told = [(tuple(re.findall(r"`([^`]+)`", row[0])), row[2]) for row in rows]
+        self.assertEqual(told, [(room.modules, self.words(room)) for room in ROOMS])
+
+    def words(self, room: Room) -> str:
+        """What the table says that *room* may import."""
+        own = "all above" if room.own is None else ", ".join(f"`{name}`" for name in room.own)
+        return "; ".join(part for part in (own, ", ".join(room.others)) if part) or "nothing"
