@@ -364,11 +364,6 @@ class Association:
         self.notify(evt.EVT_ACCEPTED, pdu=answer)
         self.notify(evt.EVT_ESTABLISHED)
 
-    @property
-    def expects_data(self) -> bool:
-        """Whether a message has begun and is not complete."""
-        return self._end is None and self._exchange is not None and self._exchange.mid_message
-
     def fragment_received(self, fragment: Fragment) -> None:
         """Take a fragment; what breaks the rules aborts."""
         self.notify(evt.EVT_PDU_RECV, pdu=fragment)

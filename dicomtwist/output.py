@@ -78,15 +78,13 @@ class SocketOutput:
 
     It is the pull producer of a transport whose own buffer stays empty, and is asked to go on when the socket can be
     written to.
-
-    :ivar socket: the socket.
     """
 
-    __slots__ = ("_handed", "_rest", "_transport", "_writer", "socket")
+    __slots__ = ("_handed", "_rest", "_socket", "_transport", "_writer")
 
     def __init__(self, transport: Any, handle: socket.socket, writer: Writer) -> None:
         self._transport = transport
-        self.socket = handle
+        self._socket = handle
         self._writer = writer
         self._rest: list[bytes | memoryview] = []
         self._handed = False
@@ -108,9 +106,9 @@ class SocketOutput:
         """Give the kernel what it takes of *buffers*; return the rest."""
         try:
             if len(buffers) == 1:
-                sent = self.socket.send(buffers[0])
+                sent = self._socket.send(buffers[0])
             else:
-                sent = self.socket.sendmsg(buffers[:_MAX_BUFFERS])
+                sent = self._socket.sendmsg(buffers[:_MAX_BUFFERS])
         except OSError:
             # Full, or broken: the transport finds out which when it is asked to write, and closes.
             sent = 0

@@ -19,7 +19,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from dicomtwist.output import Output, SocketOutput, make_output
+from dicomtwist.output import Output, make_output
 from dicomtwist.ul.connection import (
     AbortIndication,
     AssociateConfirmation,
@@ -37,9 +37,6 @@ from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 #: How much may be written while the transport is full before the peer is not read from any more, in bytes.
 #: Only answers to what the peer asks can pile up there, since data sets wait for the transport.
 MAX_BACKLOG = 256 * 1024
-
-#: How often is read in one turn of the reactor at the most while a message is coming; then it is the others' turn.
-MAX_READS_AT_ONCE = 4
 
 #: What is read at once at the most while a large data set comes in, in bytes. Twisted begins with 64 KiB.
 MAX_READ_SIZE = 256 * 1024
@@ -61,10 +58,6 @@ class UpperLayerUser(Protocol):
 
     def associate_confirmation(self, answer: AAssociateAC | AAssociateRJ) -> None:
         """The peer has answered."""
-
-    @property
-    def expects_data(self) -> bool:
-        """Whether more is to come at once: a message has begun and is not complete."""
 
     def fragment_received(self, fragment: Fragment) -> None:
         """A fragment of a message came."""
@@ -156,7 +149,6 @@ class UpperLayerProtocol(TwistedProtocol):
         self._backlogged = False
         self._socket: socket.socket | None = None
         self._output: Output | None = None
-        self._direct: socket.socket | None = None
         self._read_size = FileDescriptor.bufferSize
 
     # --- the transport's side
@@ -167,8 +159,6 @@ class UpperLayerProtocol(TwistedProtocol):
         self.secure = self.handshaking = ISSLTransport.providedBy(self.transport)
         self._tune_socket()
         self._output = make_output(self.transport, self)
-        if isinstance(self._output, SocketOutput):
-            self._direct = self._output.socket
         self.user.transport_opened()
         if not self.connection.requestor:
             self._do(self.connection.connection_made())
@@ -198,20 +188,9 @@ class UpperLayerProtocol(TwistedProtocol):
             transport = getattr(transport, "transport", None)
 
     def dataReceived(self, data: bytes) -> None:
-        """Bytes came; where more of the same message is to come, look whether it is there before the reactor waits for it."""
+        """Bytes came."""
         sent_before = self.bytes_sent
         self._received(data)
-        if self._direct is not None:
-            for _ in range(MAX_READS_AT_ONCE):
-                if self.closed or self._read_pauses or not self.user.expects_data:
-                    break
-                try:
-                    data = self._direct.recv(self._read_size)
-                except OSError:
-                    break  # nothing there, or broken: the transport finds out which
-                if not data:
-                    break  # closed by the peer, which the transport will read as well
-                self._received(data)
         if self._socket is not None and self.bytes_sent == sent_before and len(data) < self._read_size:
             # A peer that leaves Nagle's algorithm on writes the next piece only when this one is acknowledged, which
             # the kernel delays by 40 ms unless it is told after each read. An answer carries the acknowledgement with
@@ -256,7 +235,7 @@ class UpperLayerProtocol(TwistedProtocol):
         # What the connection says of it is not what the user wants to know: the reason is better.
         self.connection.connection_lost()
         self.closed = True
-        self._socket = self._direct = None
+        self._socket = None
         for call in (self._artim, self._closing, self._watch):
             if call is not None and call.active():
                 call.cancel()

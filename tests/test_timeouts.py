@@ -287,7 +287,6 @@ class DIMSETimeout(MemoryTestCase):
         self.network.advance(DIMSE)
         self.failureResultOf(storing, AssociationTimeout)
 
-
     def test_what_is_in_our_buffer_cannot_be_answered(self) -> None:
         # A request that was handed over whole, over a link that takes longer for it than an answer may take.
         association, peer = self.scripted_scp()
