@@ -373,6 +373,10 @@ class Association:
             self._exchange.receive(fragment)
         except InvalidMessage as error:
             self._protocol.protocol_error(error.reason, str(error))
+        except Exception:
+            # Such as a sink that raises. The peer gets an A-ABORT, and not just a connection that goes away.
+            self.log.failure("what came from {peer!r} could not be taken", peer=self.remote.ae_title)
+            self.abort("what the peer sent could not be taken, the log says why")
 
     def release_indication(self, collision: bool) -> None:
         """The peer asks for the release: it is answered when what it asked for before is done."""

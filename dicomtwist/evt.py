@@ -75,7 +75,7 @@ EVT_ACSE_SENT: Final = _notification("EVT_ACSE_SENT", "an association control me
 EVT_DIMSE_RECV: Final = _notification("EVT_DIMSE_RECV", "a DIMSE command set came in: event.message")
 EVT_DIMSE_SENT: Final = _notification("EVT_DIMSE_SENT", "a DIMSE message was sent: event.message")
 EVT_FSM_TRANSITION: Final = _notification(
-    "EVT_FSM_TRANSITION", "the state machine moved: event.current_state, .next_state, .action, .fsm_event"
+    "EVT_FSM_TRANSITION", "the state machine moved: event.current_state, event.next_state"
 )
 EVT_REQUESTED: Final = _notification("EVT_REQUESTED", "an association is asked for, by the peer or by us: event.pdu")
 EVT_ACCEPTED: Final = _notification("EVT_ACCEPTED", "an association was accepted, by the peer or by us: event.pdu")

@@ -161,13 +161,11 @@ def answer_contexts(
     answered_roles: dict[str, RoleSelection] = {}
     for offer in proposed:
         own = supported.get(offer.abstract_syntax)
-        if own is not None:
-            wanted: Iterable[str] = own.transfer_syntax
-        elif promiscuous and _is_storage(offer.abstract_syntax):
-            own, wanted = PresentationContext(), offer.transfer_syntaxes
-        else:
-            wanted = ()
+        wanted = own.transfer_syntax if own is not None else []
         syntax = next((uid for uid in offer.transfer_syntaxes if uid in wanted), None)
+        if syntax is None and promiscuous and _is_storage(offer.abstract_syntax):
+            own = own or PresentationContext()
+            syntax = next(iter(offer.transfer_syntaxes), None)
         context = PresentationContext.received(
             offer.context_id, offer.abstract_syntax, offer.transfer_syntaxes if syntax is None else [syntax]
         )

@@ -250,6 +250,31 @@ class SlowHandlers(MemoryTestCase):
             self.assertEqual(len(self.flushLoggedErrors(KeyError)), int(handler is bad))
             self.tearDown()
 
+    def test_a_sink_that_raises(self) -> None:
+        # The peer is told with an A-ABORT; the traceback is in our log.
+        class Broken:
+            def write(self, data: memoryview) -> None:
+                raise KeyError("x")
+
+            def finish(self) -> None:
+                pass
+
+            def fail(self, reason: Failure) -> None:
+                pass
+
+        @evt.streaming
+        def into_it(event: evt.StoreEvent) -> Deferred[int]:
+            event.stream.deliver_to(Broken())
+            return Deferred()
+
+        association, accepted = self.both((evt.EVT_C_STORE, into_it))
+        storing = association.send_c_store(instance(1000))
+        self.network.flush()
+        error = self.failureResultOf(storing, AssociationAborted).value
+        self.assertTrue(error.by_peer)
+        self.assertIn("could not be taken", str(accepted.end_reason))
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+
     def test_a_handler_learns_that_the_peer_is_gone(self) -> None:
         ends: list[BaseException] = []
 

@@ -188,7 +188,7 @@ class ContextTests(SynchronousTestCase):
     def test_promiscuous(self) -> None:
         """
         Every storage SOP Class and every unknown one is accepted in the first transfer syntax that is proposed; of other
-        service classes what is supported; what is supported keeps its own transfer syntaxes.
+        service classes what is supported; what is supported prefers its own transfer syntaxes.
         """
         jpeg = str(JPEGBaseline8Bit)
         proposed = (
@@ -205,6 +205,8 @@ class ContextTests(SynchronousTestCase):
         )
         self.assertEqual(self.answer(proposed[0], promiscuous=True), [(1, 0, [jpeg])])
         self.assertEqual(self.answer(proposed[3], promiscuous=True), [(7, 0, [IMPLICIT])])
+        self.assertEqual(self.answer(ProposedContext(1, CT, (jpeg,)), promiscuous=True), [(1, 0, [jpeg])])
+        self.assertEqual(self.answer(ProposedContext(1, CT, (jpeg,))), [(1, 4, [jpeg])])
 
 
 BOTH = (False, True)
