@@ -17,6 +17,7 @@ from dicomtwist.ul.items import (
     AnsweredContext,
     ProposedContext,
     UserInformation,
+    VariableItems,
     decode_variable_items,
     encode_item,
     encode_text,
@@ -48,6 +49,25 @@ def _decode_title(raw: bytes) -> str:
     return raw.decode("latin-1").rstrip("\0 ").lstrip(" ")
 
 
+def _encode_associate(pdu: AAssociateRQ | AAssociateAC) -> bytes:
+    head = _ASSOCIATE_HEAD.pack(
+        pdu.protocol_version, 0, _encode_title(pdu.called_ae_title), _encode_title(pdu.calling_ae_title)
+    )
+    parts = [head, encode_item(0x10, encode_text(pdu.application_context_name))]
+    parts += [context.encode() for context in pdu.presentation_contexts]
+    parts.append(pdu.user_information.encode())
+    return _encode(pdu.pdu_type, b"".join(parts))
+
+
+def _decode_associate(body: memoryview, name: str) -> tuple[int, str, str, VariableItems]:
+    """Return the protocol version, the called and the calling title, and the items."""
+    if len(body) < _ASSOCIATE_HEAD.size:
+        raise InvalidPDU(f"{name} of {len(body)} bytes, {_ASSOCIATE_HEAD.size} is the least")
+    version, _, called, calling = _ASSOCIATE_HEAD.unpack_from(body)
+    items = decode_variable_items(body[_ASSOCIATE_HEAD.size :])
+    return version, _decode_title(called), _decode_title(calling), items
+
+
 @dataclass(frozen=True, slots=True)
 class AAssociateRQ:
     """A-ASSOCIATE-RQ (PS3.8 9.3.2)."""
@@ -63,13 +83,7 @@ class AAssociateRQ:
 
     def encode(self) -> bytes:
         """Return the PDU's bytes."""
-        head = _ASSOCIATE_HEAD.pack(
-            self.protocol_version, 0, _encode_title(self.called_ae_title), _encode_title(self.calling_ae_title)
-        )
-        parts = [head, encode_item(0x10, encode_text(self.application_context_name))]
-        parts += [context.encode() for context in self.presentation_contexts]
-        parts.append(self.user_information.encode())
-        return _encode(1, b"".join(parts))
+        return _encode_associate(self)
 
     @classmethod
     def decode(cls, body: memoryview) -> AAssociateRQ:
@@ -78,18 +92,8 @@ class AAssociateRQ:
 
         :raises InvalidPDU: it is too short, or a length in it lies.
         """
-        if len(body) < 68:
-            raise InvalidPDU(f"A-ASSOCIATE-RQ of {len(body)} bytes, 68 is the least")
-        version, _, called, calling = _ASSOCIATE_HEAD.unpack_from(body)
-        items = decode_variable_items(body[68:])
-        return cls(
-            _decode_title(called),
-            _decode_title(calling),
-            items.proposed,
-            items.user_information,
-            items.application_context_name,
-            version,
-        )
+        version, called, calling, items = _decode_associate(body, "A-ASSOCIATE-RQ")
+        return cls(called, calling, items.proposed, items.user_information, items.application_context_name, version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +111,7 @@ class AAssociateAC:
 
     def encode(self) -> bytes:
         """Return the PDU's bytes."""
-        head = _ASSOCIATE_HEAD.pack(
-            self.protocol_version, 0, _encode_title(self.called_ae_title), _encode_title(self.calling_ae_title)
-        )
-        parts = [head, encode_item(0x10, encode_text(self.application_context_name))]
-        parts += [context.encode() for context in self.presentation_contexts]
-        parts.append(self.user_information.encode())
-        return _encode(2, b"".join(parts))
+        return _encode_associate(self)
 
     @classmethod
     def decode(cls, body: memoryview) -> AAssociateAC:
@@ -122,18 +120,8 @@ class AAssociateAC:
 
         :raises InvalidPDU: it is too short, or a length in it lies.
         """
-        if len(body) < 68:
-            raise InvalidPDU(f"A-ASSOCIATE-AC of {len(body)} bytes, 68 is the least")
-        version, _, called, calling = _ASSOCIATE_HEAD.unpack_from(body)
-        items = decode_variable_items(body[68:])
-        return cls(
-            _decode_title(called),
-            _decode_title(calling),
-            items.answered,
-            items.user_information,
-            items.application_context_name,
-            version,
-        )
+        version, called, calling, items = _decode_associate(body, "A-ASSOCIATE-AC")
+        return cls(called, calling, items.answered, items.user_information, items.application_context_name, version)
 
 
 def _four(body: memoryview, name: str) -> memoryview:
