@@ -44,6 +44,9 @@ def deadlines(
     found: list[Deadline] = []
     if settings.acse_timeout is not None and release_asked_at is not None:
         found.append(Deadline("acse", settings.acse_timeout, release_asked_at, "the peer did not agree to the release"))
+    if settings.acse_timeout is not None and protocol.control_since is not None:
+        # For the whole of it, not for each byte: nothing that small takes long, unless it is meant to.
+        found.append(Deadline("acse", settings.acse_timeout, protocol.control_since, "a PDU did not come whole"))
     network = settings.network_timeout
     if network is not None and protocol.write_paused_since is not None:
         found.append(Deadline("write", network, protocol.write_paused_since, "the peer did not read what was written"))

@@ -114,6 +114,7 @@ class UpperLayerProtocol(TwistedProtocol):
     :ivar bytes_sent: how many bytes were given to the transport.
     :ivar write_paused_since: since when the transport is full, ``None`` where it is not.
     :ivar read_paused_since: since when the peer is not read from, ``None`` where it is.
+    :ivar control_since: since when a PDU of the peer's that carries no data is incomplete, ``None`` where none is.
     :ivar secure: whether the connection is TLS.
     :ivar handshaking: whether its handshake is still under way.
     :ivar tracing: whether the user wants to know of every byte and state.
@@ -140,6 +141,7 @@ class UpperLayerProtocol(TwistedProtocol):
         self.bytes_received = self.bytes_sent = 0
         self.write_paused_since: float | None = None
         self.read_paused_since: float | None = None
+        self.control_since: float | None = None
         self._artim_seconds = artim_seconds
         self._artim: IDelayedCall | None = None
         self._closing: IDelayedCall | None = None
@@ -218,6 +220,11 @@ class UpperLayerProtocol(TwistedProtocol):
             state = connection.state
         if connection.has_output:
             self._do(())
+        if connection.mid_control:
+            if self.control_since is None:
+                self.control_since = self.last_received
+        else:
+            self.control_since = None
         if len(data) >= self._read_size:
             self._read_more()
 

@@ -177,10 +177,10 @@ class ARTIM(MemoryTestCase):
 
 
 class DIMSETimeout(MemoryTestCase):
-    def timed_out(self, association: Any, words: str) -> None:
+    def timed_out(self, association: Any, words: str, timer: str = "dimse") -> None:
         error = association.end_reason
         self.assertIsInstance(error, AssociationTimeout)
-        self.assertEqual((error.timer, error.seconds), ("dimse", DIMSE))
+        self.assertEqual((error.timer, error.seconds), (timer, DIMSE))
         self.assertIn(words, str(error))
         self.assertTrue(association.is_aborted)
 
@@ -244,6 +244,24 @@ class DIMSETimeout(MemoryTestCase):
         peer.send(*ScriptedPeer.encode_message(3, store(), encoded(100_000))[:6])
         self.network.advance(DIMSE)
         self.timed_out(association, "did not go on")
+
+    def trickle(self, start: bytes) -> None:
+        # Each byte is no progress: the time is for the whole PDU.
+        association, peer = self.scripted_scu()
+        peer.send(start)
+        for second in range(ACSE - 1):
+            self.network.advance(1)
+            if second % 8 == 7:
+                peer.send(b"\x00")
+            self.assertTrue(association.is_established, second)
+        self.network.advance(1)
+        self.timed_out(association, "a PDU did not come whole", "acse")
+
+    def test_a_header_that_comes_byte_by_byte(self) -> None:
+        self.trickle(b"\x05\x00")
+
+    def test_a_control_pdu_that_comes_byte_by_byte(self) -> None:
+        self.trickle(b"\x01\x00\x00\x07\xff\xff")
 
     def test_a_response_that_stops(self) -> None:
         association, peer = self.scripted_scp()

@@ -118,6 +118,11 @@ class ULConnection:
         self._request = b""
 
     @property
+    def mid_control(self) -> bool:
+        """Whether the peer has begun a PDU that carries no data, and not finished it."""
+        return self._framer.mid_control
+
+    @property
     def mid_pdu(self) -> bool:
         """Whether the peer has begun a PDU and not finished it."""
         return self._framer.mid_pdu

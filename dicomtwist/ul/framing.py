@@ -104,6 +104,14 @@ class Framer:
         """Whether the last bytes fed ended inside a PDU; not where the stream is broken, for nothing is awaited."""
         return not self._broken and bool(self._partial or self._body_left or self._pdu_left or self._pdv_left)
 
+    @property
+    def mid_control(self) -> bool:
+        """Whether the last bytes fed ended inside a PDU that is not P-DATA-TF, its header included."""
+        if self._broken:
+            return False
+        in_header = bool(self._partial) and not self._pdu_left and self._partial[0] != 4
+        return bool(self._body_left) or in_header
+
     def feed(self, data: bytes) -> list[Frame]:
         """
         Take what a read brought and return the frames in it.
