@@ -131,7 +131,24 @@ port = int(sys.argv[1])
 options = json.loads(sys.argv[2])
 
 def associate(ae, **arguments):
-    assoc = ae.associate("127.0.0.1", port, **arguments)
+    # A rejection that closes the connection before the thread that asked has looked whether there is one is taken for
+    # a failure to connect, so its close is held up until that thread waits for the answer.
+    waits = threading.Event()
+
+    def requested(event):
+        receive_pdu = event.assoc.dul.receive_pdu
+
+        def receive(*args, **keywords):
+            waits.set()
+            return receive_pdu(*args, **keywords)
+
+        event.assoc.dul.receive_pdu = receive
+
+    def received(event):
+        waits.wait(20)
+
+    handlers = [(evt.EVT_REQUESTED, requested), (evt.EVT_PDU_RECV, received)]
+    assoc = ae.associate("127.0.0.1", port, evt_handlers=handlers, **arguments)
     primitive = assoc.acceptor.primitive
     if assoc.is_rejected:
         tell(rejected=[primitive.result, primitive.result_source, primitive.diagnostic])
