@@ -4,18 +4,20 @@ The acceptor's side of an association: being asked, and answering (PS3.8 7.1).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.association import Association
 from dicomtwist.deadlines import Deadline
-from dicomtwist.errors import AssociationRejected
+from dicomtwist.errors import AssociationAborted, AssociationRejected
 from dicomtwist.negotiation import accept_window, answer_contexts, check_request
 from dicomtwist.presentation import SupportedContexts
 from dicomtwist.protocol import UpperLayerProtocol, address_of
@@ -40,10 +42,18 @@ _WITHOUT_SERVER_RESPONSE = (1, 2)
 _T = TypeVar("_T")
 
 #: The rejections that an acceptor gives besides those of :func:`~dicomtwist.negotiation.check_request`.
-_TOO_MANY = AAssociateRJ(2, 3, 2)
-_NOT_NOW = AAssociateRJ(2, 3, 1)
+_TOO_MANY = AAssociateRJ(2, 3, 2)  # local limit exceeded
+_NOT_NOW = AAssociateRJ(2, 3, 1)  # temporary congestion
 _NOT_VERIFIED = AAssociateRJ(2, 2, 1)
 _BAD_IDENTITY = AAssociateRJ(1, 2, 1)
+
+
+#: How many connections beyond a limit are kept to be told so, with the rejection of what they ask for; more are closed at
+#: once.
+MAX_SURPLUS = 64
+
+#: For how many addresses the associations that they ask for in a minute are counted.
+MAX_COUNTED_ADDRESSES = 10_000
 
 
 class Host:
@@ -66,22 +76,32 @@ class Host:
 
 
 class AcceptorAssociation(Association):
-    """An association that a peer asks for."""
+    """
+    An association that a peer asks for.
+
+    :ivar host: who answers.
+    :ivar counted_address: the address that its connection is counted for.
+    :ivar is_surplus: whether its connection is beyond a limit, and kept only to be told so.
+    """
 
     mode = "acceptor"
 
     def __init__(self, factory: AcceptorFactory) -> None:
         self._factory = factory
-        host = factory.hosts[0]
+        self.host = host = factory.hosts[0]
+        self.counted_address = ""
+        self.is_surplus = False
         super().__init__(host.ae, host.settings, host.handlers)
-        self._supported = host.supported
         self._asked_at: float | None = None
         self.acceptor.ae_title = host.settings.ae_title
 
     def transport_opened(self) -> None:
-        """The server counts connections."""
+        """The server counts connections, and closes those that are too many."""
         super().transport_opened()
-        self._factory.opened(self)
+        if not self._factory.opened(self):
+            self._over(Failure(AssociationAborted(0, 0, by_peer=False, detail="too many connections")))
+            # Nothing is waited for, not even the end of a TLS handshake.
+            self._protocol.transport.abortConnection()
 
     def associate_indication(self, request: AAssociateRQ) -> None:
         """Decide about the request, which may take a handler's time."""
@@ -100,8 +120,10 @@ class AcceptorAssociation(Association):
             called=self._factory.titles if settings.require_called_aet else (),
             calling=settings.require_calling_aet,
         )
-        if rejection is None and self._factory.full(settings.maximum_associations):
+        if rejection is None and (self.is_surplus or self._factory.full(self.host)):
             rejection = _TOO_MANY
+        if rejection is None and not self._factory.in_rate(self):
+            rejection = _NOT_NOW
         if rejection is not None:
             self._reject(rejection)
             return
@@ -118,11 +140,11 @@ class AcceptorAssociation(Association):
         window = request.user_information.async_operations
         if window is not None:
             requestor.asynchronous_operations = (window.invoked, window.performed)
-        host = self._factory.host_of(request.called_ae_title)
+        self.host = host = self._factory.host_of(request.called_ae_title)
         host.ae.association_opened(self)
         if host.ae is not self.ae:
             self.ae.association_closed(self)
-        self.ae, self.settings, self._supported = host.ae, host.settings, host.supported
+        self.ae, self.settings = host.ae, host.settings
         self._handlers.parent = host.handlers
         self._trace()
         self.acceptor.ae_title = host.settings.ae_title
@@ -148,12 +170,12 @@ class AcceptorAssociation(Association):
         common = await self._answer_common()
         if self._end is not None:
             return
-        if self._factory.full(self.settings.maximum_associations):
+        if self._factory.full(self.host):
             self._reject(_TOO_MANY)  # others were accepted while the handlers decided
             return
         answers = answer_contexts(
             request.presentation_contexts,
-            self._supported,
+            self.host.supported,
             information.roles,
             promiscuous=self.settings.promiscuous,
         )
@@ -313,12 +335,18 @@ class AcceptorFactory(Factory):
     """
 
     noisy = False
+    log = Logger()
 
     def __init__(self, hosts: Iterable[Host], ended: Callable[[Association], None] | None = None) -> None:
         self.hosts = list(hosts)
         self.associations: set[AcceptorAssociation] = set()
         self._by_title = {host.settings.ae_title: host for host in reversed(self.hosts)}
         self._ended = ended
+        self._connections: Counter[str] = Counter()  # by address
+        self._surplus = 0
+        self._refused = 0  # connections that were closed at once, since there was room last
+        self._requests: Counter[str] = Counter()  # by address, in the minute that is under way
+        self._minute = 0
 
     @property
     def titles(self) -> frozenset[str]:
@@ -329,20 +357,61 @@ class AcceptorFactory(Factory):
         """Return who answers to *called_ae_title*."""
         return self._by_title.get(called_ae_title, self.hosts[0])
 
-    def full(self, maximum: int) -> bool:
-        """Whether *maximum* associations are established."""
-        return sum(association.is_established for association in self.associations) >= maximum
+    def full(self, host: Host) -> bool:
+        """Whether as many associations of *host* are established as it has at the most."""
+        established = sum(one.is_established and one.host is host for one in self.associations)
+        return established >= host.settings.maximum_associations
+
+    def in_rate(self, association: AcceptorAssociation) -> bool:
+        """Whether the address of *association*, which asks, has not asked too often in the minute that is under way."""
+        minute = int(association.ae.reactor.seconds() // 60)
+        if minute != self._minute or len(self._requests) >= MAX_COUNTED_ADDRESSES:
+            self._requests.clear()
+            self._minute = minute
+        address = association.requestor.address
+        self._requests[address] += 1
+        rate = association.settings.maximum_association_rate
+        return rate is None or self._requests[address] <= rate
 
     def buildProtocol(self, addr: IAddress | None) -> UpperLayerProtocol:
         """Make the protocol and its association."""
         return AcceptorAssociation(self).protocol
 
-    def opened(self, association: AcceptorAssociation) -> None:
-        """A connection was made."""
+    def opened(self, association: AcceptorAssociation) -> bool:
+        """A connection was made. Return whether it may stay, be it only to be rejected."""
+        settings, address = self.hosts[0].settings, association.requestor.address
+        association.counted_address = address  # a proxy may tell another one later
+        association.is_surplus = (
+            len(self.associations) - self._surplus >= settings.maximum_connections
+            or self._connections[address] >= settings.maximum_connections_per_peer
+        )
         self.associations.add(association)
+        self._connections[address] += 1
+        self._surplus += association.is_surplus
+        if self._surplus <= MAX_SURPLUS:
+            return True
+        self._refused += 1
+        if self._refused == 1:
+            self.log.warn(
+                "{address}: closed at once: of {count} connections {own} are from there; so are more that are too many",
+                address=address,
+                count=len(self.associations),
+                own=self._connections[address],
+            )
+        return False
 
     def closed(self, association: AcceptorAssociation) -> None:
         """A connection is gone."""
+        if association not in self.associations:
+            return
         self.associations.discard(association)
+        address = association.counted_address
+        self._connections[address] -= 1
+        if not self._connections[address]:
+            del self._connections[address]
+        self._surplus -= association.is_surplus
+        if self._refused and not self._surplus:
+            self.log.info("{count} connections were closed at once, there is room again", count=self._refused)
+            self._refused = 0
         if self._ended is not None:
             self._ended(association)

@@ -112,8 +112,15 @@ class AE(OlderStyle):
     acse_timeout = _setting("acse_timeout", "See :attr:`Settings.acse_timeout`, in seconds.")
     dimse_timeout = _setting("dimse_timeout", "See :attr:`Settings.dimse_timeout`, in seconds.")
     network_timeout = _setting("network_timeout", "See :attr:`Settings.network_timeout`, in seconds.")
+    write_timeout = _setting("write_timeout", "See :attr:`Settings.write_timeout`, in seconds.")
+    pdu_timeout = _setting("pdu_timeout", "See :attr:`Settings.pdu_timeout`, in seconds.")
     connection_timeout = _setting("connection_timeout", "See :attr:`Settings.connection_timeout`, in seconds.")
     maximum_associations = _setting("maximum_associations", "See :attr:`Settings.maximum_associations`.")
+    maximum_connections = _setting("maximum_connections", "See :attr:`Settings.maximum_connections`.")
+    maximum_connections_per_peer = _setting(
+        "maximum_connections_per_peer", "See :attr:`Settings.maximum_connections_per_peer`."
+    )
+    maximum_association_rate = _setting("maximum_association_rate", "See :attr:`Settings.maximum_association_rate`.")
     maximum_pdu_size = _setting("maximum_pdu_size", "See :attr:`Settings.maximum_pdu_size`, in bytes.")
     maximum_operations = _setting("maximum_operations", "See :attr:`Settings.maximum_operations`.")
     maximum_object_size = _setting("maximum_object_size", "See :attr:`Settings.maximum_object_size`, in bytes.")

@@ -29,7 +29,13 @@ class Deadline(NamedTuple):
 
 def shortest_timeout(settings: Settings) -> float | None:
     """Return the shortest of the timeouts, in seconds: nothing runs out sooner after it began."""
-    times = (settings.acse_timeout, settings.dimse_timeout, settings.network_timeout)
+    times = (
+        settings.acse_timeout,
+        settings.dimse_timeout,
+        settings.network_timeout,
+        settings.write_timeout,
+        settings.pdu_timeout,
+    )
     return min((seconds for seconds in times if seconds is not None), default=None)
 
 
@@ -44,12 +50,16 @@ def deadlines(
     found: list[Deadline] = []
     if settings.acse_timeout is not None and release_asked_at is not None:
         found.append(Deadline("acse", settings.acse_timeout, release_asked_at, "the peer did not agree to the release"))
-    if settings.acse_timeout is not None and protocol.control_since is not None:
-        # For the whole of it, not for each byte: nothing that small takes long, unless it is meant to.
-        found.append(Deadline("acse", settings.acse_timeout, protocol.control_since, "a PDU did not come whole"))
+    if protocol.pdu_since is not None:
+        # For the whole of it, not for each byte. One without data is small: it takes long only if it is meant to.
+        control = protocol.connection.mid_control
+        timer, seconds = ("acse", settings.acse_timeout) if control else ("pdu", settings.pdu_timeout)
+        if seconds is not None:
+            found.append(Deadline(timer, seconds, protocol.pdu_since, "a PDU did not come whole"))
+    write = settings.write_timeout
+    if write is not None and protocol.write_paused_since is not None:
+        found.append(Deadline("write", write, protocol.write_paused_since, "the peer did not read what was written"))
     network = settings.network_timeout
-    if network is not None and protocol.write_paused_since is not None:
-        found.append(Deadline("write", network, protocol.write_paused_since, "the peer did not read what was written"))
     if network is not None and protocol.read_paused_since is not None:
         found.append(Deadline("network", network, protocol.read_paused_since, "a received data set was not taken"))
     dimse = settings.dimse_timeout

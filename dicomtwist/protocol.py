@@ -114,7 +114,7 @@ class UpperLayerProtocol(TwistedProtocol):
     :ivar bytes_sent: how many bytes were given to the transport.
     :ivar write_paused_since: since when the transport is full, ``None`` where it is not.
     :ivar read_paused_since: since when the peer is not read from, ``None`` where it is.
-    :ivar control_since: since when a PDU of the peer's that carries no data is incomplete, ``None`` where none is.
+    :ivar pdu_since: since when a PDU of the peer's is incomplete, ``None`` where none is, or the peer is not read from.
     :ivar secure: whether the connection is TLS.
     :ivar handshaking: whether its handshake is still under way.
     :ivar tracing: whether the user wants to know of every byte and state.
@@ -141,11 +141,12 @@ class UpperLayerProtocol(TwistedProtocol):
         self.bytes_received = self.bytes_sent = 0
         self.write_paused_since: float | None = None
         self.read_paused_since: float | None = None
-        self.control_since: float | None = None
+        self.pdu_since: float | None = None
         self._artim_seconds = artim_seconds
         self._artim: IDelayedCall | None = None
         self._closing: IDelayedCall | None = None
         self._watch: IDelayedCall | None = None
+        self._pdu_number = 0
         self._read_pauses = 0
         self._backlog = 0
         self._backlogged = False
@@ -220,11 +221,11 @@ class UpperLayerProtocol(TwistedProtocol):
             state = connection.state
         if connection.has_output:
             self._do(())
-        if connection.mid_control:
-            if self.control_since is None:
-                self.control_since = self.last_received
-        else:
-            self.control_since = None
+        if not connection.mid_pdu or self._read_pauses:
+            self.pdu_since = None
+        elif self.pdu_since is None or self._pdu_number != connection.pdus_begun:
+            self.pdu_since = self.last_received
+            self._pdu_number = connection.pdus_begun
         if len(data) >= self._read_size:
             self._read_more()
 
@@ -332,6 +333,7 @@ class UpperLayerProtocol(TwistedProtocol):
         self._read_pauses += 1
         if self._read_pauses == 1 and not self.closed:
             self.read_paused_since = self.clock.seconds()
+            self.pdu_since = None
             self.transport.pauseProducing()
 
     def resume_reading(self) -> None:
@@ -342,6 +344,7 @@ class UpperLayerProtocol(TwistedProtocol):
         if not self._read_pauses and not self.closed:
             self.read_paused_since = None
             self.last_received = self.clock.seconds()
+            self.pdu_since = self.last_received if self.connection.mid_pdu else None
             self.transport.resumeProducing()
 
     def watch(self, seconds: float) -> None:

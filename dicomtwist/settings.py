@@ -35,12 +35,21 @@ class Settings:
         A-ASSOCIATE-RQ to come whole, for the connection to close in the end.
     :ivar dimse_timeout: for the answer to a DIMSE request, and for a message that has begun to go on. Each byte that
         comes starts it anew, so that a large data set that moves slowly is not timed out.
-    :ivar network_timeout: for anything to come while nothing is under way, for the peer to take what is written, and
-        for a handler to take what it streams.
+    :ivar network_timeout: for anything to come while nothing is under way, and for a handler to take what it streams.
+    :ivar write_timeout: for the peer to take something of what is written; each time that it does starts it anew.
+    :ivar pdu_timeout: for a P-DATA-TF to come whole, from its first byte to its last, however the bytes between them
+        come; a PDU of any other kind has the ACSE timeout. With a large :attr:`maximum_pdu_size` and a slow line it has
+        to be longer.
     :ivar connection_timeout: for the TCP connection to be made; ``None`` leaves it to the operating system.
     :ivar maximum_pdu_size: the longest P-DATA-TF that is taken, in bytes, 0 for no limit.
-    :ivar maximum_associations: how many associations a server has at once; one more is rejected as transient (local
-        limit exceeded). An event-driven association costs some kilobytes and no thread, hence a default of 1000.
+    :ivar maximum_associations: how many associations an AE has at once on one server; one more is rejected as transient
+        (local limit exceeded). An event-driven association costs some kilobytes and no thread, hence a default of 1000.
+    :ivar maximum_connections: how many connections a server has at once, whether they carry an association or not. One
+        more is let in only to be told, with the rejection that ``maximum_associations`` gives; when 64 of those wait to be
+        told, the next is closed at once. For all AEs of a server that of the first one holds.
+    :ivar maximum_connections_per_peer: the same for the connections from one address.
+    :ivar maximum_association_rate: how many associations one address may ask for in a minute, ``None`` for any number;
+        one more is rejected as transient (temporary congestion).
     :ivar maximum_operations: how many operations of one association are performed at once, where the peer may ask for
         any number (asynchronous operations window 0).
     :ivar maximum_object_size: the longest data set that is taken, in bytes; a longer one aborts the association.
@@ -57,9 +66,14 @@ class Settings:
     acse_timeout: float | None = 30.0
     dimse_timeout: float | None = 30.0
     network_timeout: float | None = 60.0
+    write_timeout: float | None = 60.0
+    pdu_timeout: float | None = 120.0
     connection_timeout: float | None = None
     maximum_pdu_size: int = DEFAULT_MAX_LENGTH
     maximum_associations: int = 1000
+    maximum_connections: int = 2000
+    maximum_connections_per_peer: int = 500
+    maximum_association_rate: int | None = None
     maximum_operations: int = 64
     maximum_object_size: int = 8 * 1024**3
     maximum_buffered_size: int = 512 * 1024**2
@@ -92,6 +106,11 @@ def _number(lowest: int, highest: int | None = None) -> Callable[[str, Any], int
         return value
 
     return check
+
+
+def _number_or_none(lowest: int) -> Callable[[str, Any], int | None]:
+    check = _number(lowest)
+    return lambda name, value: None if value is None else check(name, value)
 
 
 def _pdu_size(name: str, value: Any) -> int:
@@ -133,9 +152,14 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "acse_timeout": _seconds,
     "dimse_timeout": _seconds,
     "network_timeout": _seconds,
+    "write_timeout": _seconds,
+    "pdu_timeout": _seconds,
     "connection_timeout": _seconds,
     "maximum_pdu_size": _pdu_size,
     "maximum_associations": _number(1),
+    "maximum_connections": _number(1),
+    "maximum_connections_per_peer": _number(1),
+    "maximum_association_rate": _number_or_none(1),
     "maximum_operations": _number(1, 0xFFFF),
     "maximum_object_size": _number(1),
     "maximum_buffered_size": _number(1),

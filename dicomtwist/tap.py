@@ -52,8 +52,10 @@ def _seconds(option: str) -> Any:
     return convert
 
 
-def _count(option: str, least: int, most: int) -> Any:
-    def convert(value: str) -> int:
+def _count(option: str, least: int, most: int, *, none: bool = False) -> Any:
+    def convert(value: str) -> int | None:
+        if none and value == "none":
+            return None
         try:
             number = int(value)
         except ValueError:
@@ -76,9 +78,15 @@ def _durability(value: str) -> Durability:
 _SETTINGS = {
     "max-pdu": "maximum_pdu_size",
     "max-associations": "maximum_associations",
+    "max-connections": "maximum_connections",
+    "max-connections-per-peer": "maximum_connections_per_peer",
+    "max-association-rate": "maximum_association_rate",
+    "max-object-size": "maximum_object_size",
     "acse-timeout": "acse_timeout",
     "dimse-timeout": "dimse_timeout",
     "network-timeout": "network_timeout",
+    "write-timeout": "write_timeout",
+    "pdu-timeout": "pdu_timeout",
 }
 
 
@@ -110,6 +118,34 @@ class Options(usage.Options):
             _count("--max-associations", 1, 2**31),
         ],
         [
+            "max-connections",
+            None,
+            _DEFAULTS.maximum_connections,
+            "Most connections at once, with an association or without.",
+            _count("--max-connections", 1, 2**31),
+        ],
+        [
+            "max-connections-per-peer",
+            None,
+            _DEFAULTS.maximum_connections_per_peer,
+            "Most of them from one address.",
+            _count("--max-connections-per-peer", 1, 2**31),
+        ],
+        [
+            "max-association-rate",
+            None,
+            _DEFAULTS.maximum_association_rate,
+            "Most associations that one address may ask for in a minute; none for any number.",
+            _count("--max-association-rate", 1, 2**31, none=True),
+        ],
+        [
+            "max-object-size",
+            None,
+            _DEFAULTS.maximum_object_size,
+            "Longest data set taken, in bytes.",
+            _count("--max-object-size", 1, 2**63),
+        ],
+        [
             "acse-timeout",
             None,
             _DEFAULTS.acse_timeout,
@@ -129,6 +165,20 @@ class Options(usage.Options):
             _DEFAULTS.network_timeout,
             "Seconds in which something has to happen.",
             _seconds("--network-timeout"),
+        ],
+        [
+            "write-timeout",
+            None,
+            _DEFAULTS.write_timeout,
+            "Seconds in which a peer has to take some of what is written.",
+            _seconds("--write-timeout"),
+        ],
+        [
+            "pdu-timeout",
+            None,
+            _DEFAULTS.pdu_timeout,
+            "Seconds for a P-DATA-TF to come whole.",
+            _seconds("--pdu-timeout"),
         ],
         ["grace", None, 10.0, "Seconds for associations to finish at a stop; none for ever.", _seconds("--grace")],
     ]

@@ -10,11 +10,20 @@ from dicomtwist import AssociationAborted, AssociationTimeout, UserIdentity, evt
 from dicomtwist.dimse.messages import CEchoRSP
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.ul.items import UserInformation
-from dicomtwist.ul.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, AReleaseRP, AReleaseRQ
+from dicomtwist.ul.pdu import (
+    PDU_HEADER,
+    PDV_HEADER,
+    AAbort,
+    AAssociateAC,
+    AAssociateRJ,
+    AAssociateRQ,
+    AReleaseRP,
+    AReleaseRQ,
+)
 from tests.memory import VERIFICATION, MemoryTestCase, echo, encoded, instance, store
 
 #: The defaults.
-ACSE, DIMSE, NETWORK = 30, 30, 60
+ACSE, DIMSE, NETWORK, PDU = 30, 30, 60, 120
 
 
 class Connecting(MemoryTestCase):
@@ -180,7 +189,7 @@ class DIMSETimeout(MemoryTestCase):
     def timed_out(self, association: Any, words: str, timer: str = "dimse") -> None:
         error = association.end_reason
         self.assertIsInstance(error, AssociationTimeout)
-        self.assertEqual((error.timer, error.seconds), (timer, DIMSE))
+        self.assertEqual((error.timer, error.seconds), (timer, {"dimse": DIMSE, "acse": ACSE, "pdu": PDU}[timer]))
         self.assertIn(words, str(error))
         self.assertTrue(association.is_aborted)
 
@@ -218,12 +227,59 @@ class DIMSETimeout(MemoryTestCase):
         self.assertTrue(association.is_established)
 
     def test_a_data_set_that_moves_byte_by_byte(self) -> None:
+        self.scp.pdu_timeout = None
         association, peer = self.scripted_scu()
         data = b"".join(ScriptedPeer.encode_message(3, store(), encoded()))
         for place in range(len(data)):
             peer.send(data[place : place + 1])
             self.network.advance(DIMSE - 1)
         self.assertTrue(association.is_established)
+        self.assertEqual(len(peer.messages()), 1)
+
+    def test_a_pdu_that_moves_byte_by_byte(self) -> None:
+        association, peer = self.scripted_scu()
+        pieces = ScriptedPeer.encode_message(3, store(), encoded())
+        peer.send(*pieces[:2])
+        data = b"".join(pieces[2:])
+        for place in range(PDU // 10):
+            self.assertTrue(association.is_established, place)
+            peer.send(data[place : place + 1])
+            self.network.advance(10)
+        self.timed_out(association, "a PDU did not come whole", "pdu")
+        self.assertEqual(peer.take(), [AAbort(0, 0)])
+
+    def test_each_pdu_has_its_own_time(self) -> None:
+        association, peer = self.scripted_scu()
+        data = b"".join(ScriptedPeer.encode_message(3, store(), encoded(60_000)))
+        step = 1000  # no read ends where a PDU does
+        for place in range(0, len(data), step):
+            peer.send(data[place : place + step])
+            self.network.advance(5)
+        self.assertTrue(association.is_established)
+        self.assertGreater(self.network.seconds(), 2 * PDU)
+        self.assertEqual(len(peer.messages()), 1)
+
+    def test_a_pdu_that_is_not_read(self) -> None:
+        # What we do not read is not counted against the peer.
+        reading: list[Deferred[None]] = [Deferred()]
+
+        @evt.streaming
+        async def slow(event: evt.StoreEvent) -> int:
+            await reading[0]
+            return len([piece async for piece in event.stream]) * 0
+
+        self.scp.network_timeout = None
+        self.scp.maximum_pdu_size = 0
+        association, peer = self.scripted_scu((evt.EVT_C_STORE, slow))
+        data = encoded(3_000_000)
+        header = PDU_HEADER.pack(4, len(data) + 6) + PDV_HEADER.pack(len(data) + 2, 3, 2)
+        peer.send(*ScriptedPeer.encode_message(3, store(), b"")[:2], header, data[:2_000_000])
+        self.network.advance(10 * PDU)
+        self.assertTrue(association.is_established)
+        reading[0].callback(None)
+        self.network.advance(1)
+        peer.send(data[2_000_000:])
+        self.network.advance(1)
         self.assertEqual(len(peer.messages()), 1)
 
     def test_a_data_set_that_stops(self) -> None:
@@ -397,7 +453,7 @@ class NetworkTimeout(MemoryTestCase):
 
     def test_no_limits(self) -> None:
         for ae in (self.scp, self.scu):
-            ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = None
+            ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.write_timeout = ae.pdu_timeout = None
         association, accepted = self.both((evt.EVT_C_ECHO, lambda event: Deferred()))
         association.send_c_echo().addErrback(lambda _: None)
         self.network.flush()

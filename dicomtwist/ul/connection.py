@@ -128,6 +128,11 @@ class ULConnection:
         return self._framer.mid_pdu
 
     @property
+    def pdus_begun(self) -> int:
+        """Of how many PDUs the peer has sent the first byte."""
+        return self._framer.begun
+
+    @property
     def may_send_data(self) -> bool:
         """Whether a P-DATA request is allowed now (Sta6, and Sta8 until the release is answered)."""
         return self.state in _SENDING

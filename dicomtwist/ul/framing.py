@@ -74,6 +74,7 @@ class Framer:
 
     :param max_length: the longest P-DATA-TF accepted, in bytes without the header, 0 for no limit. It may be as long
         as it likes then, for nothing is buffered.
+    :ivar begun: of how many PDUs the first byte has come.
     """
 
     __slots__ = (
@@ -85,6 +86,7 @@ class Framer:
         "_pdu_left",
         "_pdu_type",
         "_pdv_left",
+        "begun",
         "max_length",
     )
 
@@ -98,6 +100,7 @@ class Framer:
         self._context_id = 0
         self._control = 0
         self._broken = False
+        self.begun = 0
 
     @property
     def mid_pdu(self) -> bool:
@@ -128,6 +131,8 @@ class Framer:
             # At most 5 bytes, of a header that a read cut in two.
             data = bytes(self._partial) + data
             self._partial.clear()
+            if not self._pdu_left:
+                self.begun -= 1  # it is looked at again
         try:
             self._scan(data, frames)
         except InvalidPDU as error:
@@ -159,6 +164,8 @@ class Framer:
                 position = stop
             elif left < 6:
                 self._partial += data[position:]
+                if not pdu_left:
+                    self.begun += 1
                 break
             elif pdu_left:
                 length, context_id, control = PDV_HEADER.unpack_from(data, position)
@@ -181,6 +188,7 @@ class Framer:
             else:
                 pdu_type, length = PDU_HEADER.unpack_from(data, position)
                 position += 6
+                self.begun += 1
                 if pdu_type == 4:
                     if length < 6 or (self.max_length and length > self.max_length):
                         raise InvalidPDU(f"a P-DATA-TF of {length} bytes, 6 to {self.max_length or 'any'} are taken")
