@@ -23,6 +23,8 @@ from pydicom import config
 from pydicom._uid_dict import UID_dictionary
 from pydicom.uid import UID
 
+from dicomtwist.dimse.status import use_service_classes
+
 
 class ServiceClass(enum.StrEnum):
     """The Service Classes of PS3.4 (and PS3.22), which say what messages a SOP Class is used with."""
@@ -314,6 +316,15 @@ def uid_to_service_class(uid: str) -> ServiceClass:
     if entry.service_class is not None:
         return entry.service_class
     return _derive(entry.keyword, entry.current)
+
+
+def _service_class_name(uid: str) -> str:
+    """Give the name of the Service Class of a SOP Class; empty when there is none for this UID."""
+    service_class = uid_to_service_class(uid)
+    return "" if service_class is ServiceClass.UNKNOWN else service_class.value
+
+
+use_service_classes(_service_class_name)  # so that statuses are told in the words of their Service Class
 
 
 def sop_classes(service_class: ServiceClass) -> list[SOPClass]:

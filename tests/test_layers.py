@@ -50,7 +50,7 @@ ROOMS = (
     Room(("dimse/",), ("errors.py", "ul/")),
     Room(("pieces.py",), ()),
     Room(("part10.py", "header.py"), ()),
-    Room(("sop_class.py", "presentation.py"), ("ul/",), ("pydicom",)),
+    Room(("sop_class.py", "presentation.py"), ("ul/", "dimse/"), ("pydicom",)),
     Room(("negotiation.py", "settings.py")),
     Room(("window.py",), (), ("Twisted",)),
     Room(("threads.py",), (), ("Twisted",)),

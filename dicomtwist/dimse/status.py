@@ -1,11 +1,25 @@
 """
 DIMSE status codes: what class they are of and what they mean (PS3.7 Annex C, PS3.4 for each service class).
+
+The meanings themselves are in :mod:`dicomtwist.dimse.status_tables`. They are looked up when they are asked for: a
+:class:`Status` is made for each response, and printed for few.
 """
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import Final
+from collections.abc import Callable
+from enum import StrEnum
+from typing import ClassVar, Final, NamedTuple
+
+from dicomtwist.dimse.status_tables import (
+    ERROR_IDS,
+    FAILURE_REASONS,
+    GENERAL,
+    TABLES,
+    USUAL_SERVICE_CLASS,
+    Row,
+    StatusTable,
+)
 
 SUCCESS: Final = 0x0000
 CANCEL: Final = 0xFE00
@@ -14,13 +28,19 @@ PENDING: Final = 0xFF00
 PENDING_WARNING: Final = 0xFF01
 NO_SUCH_ATTRIBUTE: Final = 0x0105
 INVALID_ATTRIBUTE_VALUE: Final = 0x0106
+ATTRIBUTE_LIST_ERROR: Final = 0x0107
 PROCESSING_FAILURE: Final = 0x0110
 DUPLICATE_SOP_INSTANCE: Final = 0x0111
 NO_SUCH_SOP_INSTANCE: Final = 0x0112
+NO_SUCH_EVENT_TYPE: Final = 0x0113
+NO_SUCH_ARGUMENT: Final = 0x0114
 INVALID_ARGUMENT_VALUE: Final = 0x0115
+ATTRIBUTE_VALUE_OUT_OF_RANGE: Final = 0x0116
 INVALID_SOP_INSTANCE: Final = 0x0117
 NO_SUCH_SOP_CLASS: Final = 0x0118
+CLASS_INSTANCE_CONFLICT: Final = 0x0119
 MISSING_ATTRIBUTE: Final = 0x0120
+MISSING_ATTRIBUTE_VALUE: Final = 0x0121
 SOP_CLASS_NOT_SUPPORTED: Final = 0x0122
 NO_SUCH_ACTION: Final = 0x0123
 NOT_AUTHORISED: Final = 0x0124
@@ -37,14 +57,24 @@ CANNOT_COUNT_MATCHES: Final = 0xA701
 CANNOT_PERFORM_SUBOPERATIONS: Final = 0xA702
 MOVE_DESTINATION_UNKNOWN: Final = 0xA801
 SUBOPERATIONS_FAILED: Final = 0xB000
+#: Relevant Patient Information Query (PS3.4 Q.2.1.1.4).
+MORE_THAN_ONE_MATCH: Final = 0xC100
 
 #: What the hooks that are missing or raise give, as the reference does, so that its users find the same numbers.
 STORE_HANDLER_FAILED: Final = 0xC211
+FIND_HANDLER_FAILED: Final = 0xC311
+FIND_ENCODING_FAILED: Final = 0xC312
+GET_HANDLER_FAILED: Final = 0xC411
+GET_NUMBER_INVALID: Final = 0xC413
+MOVE_HANDLER_FAILED: Final = 0xC511
+MOVE_NUMBER_INVALID: Final = 0xC513
+MOVE_DESTINATION_FAILED: Final = 0xC514
+MOVE_DESTINATION_INVALID: Final = 0xC515
 ECHO_HANDLER_FAILED: Final = 0xC001
 
 
-class StatusCategory(Enum):
-    """The status classes of PS3.7 Annex C."""
+class StatusCategory(StrEnum):
+    """The status classes of PS3.7 Annex C; each equals its name as a ``str``."""
 
     SUCCESS = "Success"
     WARNING = "Warning"
@@ -66,79 +96,134 @@ def category(code: int) -> StatusCategory:
     return StatusCategory.FAILURE
 
 
-_GENERAL: Final[dict[int, str]] = {
-    0x0000: "Success",
-    0x0105: "No such attribute",
-    0x0106: "Invalid attribute value",
-    0x0107: "Attribute list error",
-    0x0110: "Processing failure",
-    0x0111: "Duplicate SOP Instance",
-    0x0112: "No such SOP Instance",
-    0x0113: "No such Event Type",
-    0x0114: "No such argument",
-    0x0115: "Invalid argument value",
-    0x0116: "Attribute value out of range",
-    0x0117: "Invalid SOP Instance",
-    0x0118: "No such SOP Class",
-    0x0119: "Class-Instance conflict",
-    0x0120: "Missing attribute",
-    0x0121: "Missing attribute value",
-    0x0122: "SOP Class not supported",
-    0x0123: "No such Action Type",
-    0x0124: "Refused: not authorised",
-    0x0210: "Duplicate invocation",
-    0x0211: "Unrecognised operation",
-    0x0212: "Mistyped argument",
-    0x0213: "Resource limitation",
-    0xFE00: "Cancelled",
-    0xFF00: "Pending",
-    0xFF01: "Pending: optional keys not supported",
-}
+class _Words(NamedTuple):
+    """The meanings of one service class."""
 
-#: Per DIMSE service: (first code, last code, meaning), PS3.4 B.2.3, C.4.
-_BY_SERVICE: Final[dict[str, tuple[tuple[int, int, str], ...]]] = {
-    "C-STORE": (
-        (0xA700, 0xA7FF, "Refused: out of resources"),
-        (0xA900, 0xA9FF, "Error: data set does not match SOP Class"),
-        (0xB000, 0xB000, "Coercion of data elements"),
-        (0xB006, 0xB006, "Elements discarded"),
-        (0xB007, 0xB007, "Data set does not match SOP Class"),
-        (0xC000, 0xCFFF, "Error: cannot understand"),
-    ),
-    "C-FIND": (
-        (0xA700, 0xA700, "Refused: out of resources"),
-        (0xA900, 0xA900, "Error: identifier does not match SOP Class"),
-        (0xB001, 0xB001, "Matching reached the response limit, the search may be resumed"),
-        (0xC000, 0xCFFF, "Unable to process"),
-    ),
-    "C-GET": (
-        (0xA701, 0xA701, "Refused: out of resources, cannot count the matches"),
-        (0xA702, 0xA702, "Refused: out of resources, cannot perform sub-operations"),
-        (0xA900, 0xA900, "Error: identifier does not match SOP Class"),
-        (0xB000, 0xB000, "Sub-operations complete with failures or warnings"),
-        (0xC000, 0xCFFF, "Unable to process"),
-    ),
-    "C-MOVE": (
-        (0xA701, 0xA701, "Refused: out of resources, cannot count the matches"),
-        (0xA702, 0xA702, "Refused: out of resources, cannot perform sub-operations"),
-        (0xA801, 0xA801, "Refused: Move Destination unknown"),
-        (0xA900, 0xA900, "Error: identifier does not match SOP Class"),
-        (0xB000, 0xB000, "Sub-operations complete with failures or warnings"),
-        (0xC000, 0xCFFF, "Unable to process"),
-    ),
-}
+    by_service: dict[str, tuple[Row, ...]]
+    exact: dict[int, str]  # whatever the service
+    ranges: tuple[Row, ...]
 
 
-def meaning(code: int, service: str = "") -> str:
+def _sort(service_class: str) -> _Words:
+    tables = status_tables(service_class)
+    rows = [row for table in tables for row in table.rows]
+    return _Words(
+        {table.service: table.rows for table in tables},
+        {first: words for first, last, words in rows if first == last},
+        tuple(row for row in rows if row[0] != row[1]),
+    )
+
+
+def status_tables(service_class: str = "", service: str = "") -> tuple[StatusTable, ...]:
+    """
+    Return the tables of status codes that PS3.4 defines beside the general ones.
+
+    :param service_class: the name of a service class, such as ``"Print Management"``; all by default.
+    :param service: the DIMSE service, such as ``"N-ACTION"``; all by default.
+    """
+    return tuple(
+        table for table in TABLES if service_class in ("", table.service_class) and service in ("", table.service)
+    )
+
+
+_WORDS: Final = {name: _sort(name) for name in {table.service_class for table in TABLES}}
+
+
+def _unknown_service_class(sop_class: str) -> str:
+    return ""
+
+
+_find_service_class: Callable[[str], str] = _unknown_service_class
+
+
+def use_service_classes(find: Callable[[str], str]) -> None:
+    """
+    Have *find* tell the name of the service class of a SOP Class UID.
+
+    DIMSE does not know SOP Classes. :mod:`dicomtwist.sop_class` does, and calls this when it is imported.
+    """
+    global _find_service_class
+    _find_service_class = find
+
+
+def service_class_of(sop_class: str) -> str:
+    """Return the name of the service class of *sop_class*, a UID or such a name itself; ``""`` if it is not known."""
+    return sop_class if sop_class in _WORDS else str(_find_service_class(sop_class))
+
+
+def meaning(code: int, service: str = "", sop_class: str = "", error_id: int | None = None) -> str:
     """
     Return the status *code* in words.
 
-    :param service: the DIMSE service, such as ``"C-STORE"``; without it only the codes common to all are told apart.
+    The same code means one thing in one service class and something else in another (0xC100 of a query is *More than
+    one match found* for Relevant Patient Information, and *Unable to process* elsewhere), so say what is known:
+
+    :param service: the DIMSE service, such as ``"C-STORE"``. Where the service class is not known, that of Storage or
+        Query/Retrieve is assumed for the C services.
+    :param sop_class: the UID of the SOP Class, or the name of its service class, such as ``"Print Management"``.
+    :param error_id: Error ID (0000,0903) of the response.
+    :returns: the meaning in PS3.4, else that in PS3.7 Annex C, else the status class alone.
     """
-    for first, last, words in _BY_SERVICE.get(service, ()):
+    service_class = service_class_of(sop_class) if sop_class else ""
+    if error_id is not None:
+        words = ERROR_IDS.get((service_class, code, error_id))
+        if words:
+            return words
+    return (
+        _meaning_within(service_class, code, service)
+        or _meaning_within(USUAL_SERVICE_CLASS.get(service, ""), code, service)
+        or GENERAL.get(code)
+        or category(code).value
+    )
+
+
+def _meaning_within(service_class: str, code: int, service: str) -> str | None:
+    known = _WORDS.get(service_class)
+    if known is None:
+        return None
+    rows = known.by_service.get(service, () if service else known.ranges)
+    if not service and code in known.exact:
+        return known.exact[code]
+    for first, last, words in rows:
         if first <= code <= last:
             return words
-    return _GENERAL.get(code, category(code).value)
+    # A service class has one meaning for a code, and devices send it with services that it is not defined for.
+    return known.exact.get(code) if code not in GENERAL else None
+
+
+def failure_reason(code: int) -> str:
+    """
+    Return a Failure Reason (0008,1197) in words: why a SOP Instance was not stored, committed to or sent.
+
+    :param code: most are status codes, those of C-STORE included (PS3.3 C.14.1.1).
+    """
+    return FAILURE_REASONS.get(code) or meaning(code, "C-STORE")
+
+
+def code_to_category(code: int) -> StatusCategory:
+    """
+    Return the class of the status *code*; it equals the ``str`` of its name, such as ``"Failure"``.
+
+    :raises ValueError: it is no number of 16 bits.
+    """
+    return category(_checked(code))
+
+
+def code_to_status(code: int, service: str = "", sop_class: str = "") -> Status:
+    """
+    Return the status *code* as what operations give.
+
+    :param service: see :func:`meaning`.
+    :param sop_class: see :func:`meaning`.
+    :raises ValueError: it is no number of 16 bits.
+    """
+    return Status(_checked(code), service, sop_class=sop_class)
+
+
+def _checked(code: int) -> int:
+    if not isinstance(code, int) or not 0 <= code <= 0xFFFF:
+        raise ValueError(f"a status is a number of 16 bits, not {code!r}")
+    return code
 
 
 class Status(int):
@@ -152,12 +237,22 @@ class Status(int):
     :ivar error_comment: Error Comment (0000,0902), or ``None``.
     :ivar offending_element: the tags of (0000,0901), or ``None``.
     :ivar error_id: Error ID (0000,0903), or ``None``.
+    :ivar sop_class: the UID of the SOP Class that was operated on, or the name of its service class; ``""`` if it is
+        not known.
     """
 
-    service: str
-    error_comment: str | None
-    offending_element: tuple[int, ...] | None
-    error_id: int | None
+    #: The statuses that any service may answer with.
+    SUCCESS: ClassVar[Status]
+    CANCEL: ClassVar[Status]
+    PENDING: ClassVar[Status]
+    MOVE_DESTINATION_UNKNOWN: ClassVar[Status]
+
+    # Most statuses have none of these, and one is made for each response: they stay with the class until set.
+    service: str = ""
+    error_comment: str | None = None
+    offending_element: tuple[int, ...] | None = None
+    error_id: int | None = None
+    sop_class: str = ""
 
     def __new__(
         cls,
@@ -166,13 +261,20 @@ class Status(int):
         error_comment: str | None = None,
         offending_element: tuple[int, ...] | None = None,
         error_id: int | None = None,
+        sop_class: str = "",
     ) -> Status:
         """Make the status *code*."""
-        self = super().__new__(cls, code)
-        self.service = service
-        self.error_comment = error_comment
-        self.offending_element = offending_element
-        self.error_id = error_id
+        self = int.__new__(cls, code)
+        if service:
+            self.service = service
+        if sop_class:
+            self.sop_class = sop_class
+        if error_comment is not None:
+            self.error_comment = error_comment
+        if offending_element is not None:
+            self.offending_element = offending_element
+        if error_id is not None:
+            self.error_id = error_id
         return self
 
     def __bool__(self) -> bool:
@@ -206,7 +308,12 @@ class Status(int):
     @property
     def meaning(self) -> str:
         """The status in words."""
-        return meaning(self, self.service)
+        return meaning(self, self.service, self.sop_class, self.error_id)
+
+    @property
+    def service_class(self) -> str:
+        """The name of the service class, such as ``"Print Management"``; ``""`` if it is not known."""
+        return service_class_of(self.sop_class)
 
     @property
     def Status(self) -> int:
@@ -219,3 +326,9 @@ class Status(int):
     def __str__(self) -> str:
         text = f"0x{int(self):04X} {self.meaning}"
         return f"{text}: {self.error_comment}" if self.error_comment else text
+
+
+Status.SUCCESS = Status(SUCCESS)
+Status.CANCEL = Status(CANCEL)
+Status.PENDING = Status(PENDING)
+Status.MOVE_DESTINATION_UNKNOWN = Status(MOVE_DESTINATION_UNKNOWN)
