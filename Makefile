@@ -1,5 +1,6 @@
 # make run            a DICOM server on 127.0.0.1:11112 that keeps what it receives in ./dicom-archive
 # make test           all tests; installs DCMTK and tshark for them when it can
+# make fuzz           arbitrary bytes for all that reads what a peer sends; FUZZ_SECONDS=120 for each target
 # make lint types package-check bench format clean
 
 PYTHON ?= python3
@@ -7,13 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STORAGE ?= dicom-archive
 TESTS ?= tests
+FUZZ_SECONDS ?= 120
 
 METADATA := setup.cfg pyproject.toml
 BASE := $(VENV)/.installed
 TEST := $(VENV)/.installed-test
 DEV := $(VENV)/.installed-dev
+FUZZ := $(VENV)/.installed-fuzz
 
-.PHONY: run test lint format types package-check bench peers clean
+.PHONY: run test lint format types package-check bench fuzz peers clean
 
 run: $(BASE)
 	@echo "A DICOM Storage SCP on 127.0.0.1:11112 that keeps what it receives in $(STORAGE)/"
@@ -43,6 +46,9 @@ package-check: $(DEV)
 
 bench: $(TEST) peers
 	$(BIN)/python -m benchmarks
+
+fuzz: $(FUZZ)
+	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
 # DCMTK is a peer in the tests, and Wireshark's tshark reads what we write. Where they are missing and cannot be
 # installed the tests that need them are skipped, or fail when CI=true.
@@ -74,6 +80,10 @@ $(DEV): $(METADATA) | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[test,dev]'
 	@touch $@ $(TEST) $(BASE)
 
+$(FUZZ): $(METADATA) | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[fuzz]'
+	@touch $@ $(BASE)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info _trial_temp* .hypothesis .mypy_cache .ruff_cache twisted/plugins/dropin.cache
+	rm -rf $(VENV) build dist *.egg-info _trial_temp* .fuzz .hypothesis .mypy_cache .ruff_cache twisted/plugins/dropin.cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,366 @@
+"""
+What is fed with arbitrary bytes, and what has to hold whatever they are: the errors that a target may raise are those that
+its docstring in dicomtwist names, and where there are two ways to the same result both lead there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from io import BytesIO
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from dicomtwist import AE, Association, AsyncOperationsWindow, build_context, evt
+from dicomtwist.datasets import encode_dataset
+from dicomtwist.dimse.messages import Message, decode_message
+from dicomtwist.dimse.stream import MessageReceiver
+from dicomtwist.errors import AssociationError, DataSetError, InvalidMessage, InvalidPDU, NoPresentationContext
+from dicomtwist.header import HeaderError, HeaderScanner
+from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
+from dicomtwist.testing import MemoryNetwork
+from dicomtwist.ul.connection import ULConnection
+from dicomtwist.ul.framing import MAX_ASSOCIATE_LENGTH, ControlPDU, Fragment, Frame, Framer
+from dicomtwist.ul.items import ProposedContext, UserInformation
+from dicomtwist.ul.machine import State
+from dicomtwist.ul.pdu import AAssociateRQ, decode_pdu
+
+VERIFICATION = "1.2.840.10008.1.1"
+CT = "1.2.840.10008.5.1.4.1.1.2"
+MR = "1.2.840.10008.5.1.4.1.1.4"
+SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
+UIDS = frozenset((0x00080016, 0x00080018, 0x0020000D, 0x0020000E))
+
+#: Longer than all timeouts together that one connection can wait for, in seconds.
+FOR_EVER = 1000
+
+Target = Callable[[bytes], None]
+
+
+def cut(data: bytes, way: int) -> Iterator[bytes]:
+    """Cut *data* as reads might: whole, in single bytes, or in pieces of *way* bytes."""
+    size = way or len(data) or 1
+    return (data[place : place + size] for place in range(0, len(data), size))
+
+
+def pdu(data: bytes) -> None:
+    """The first byte is the type of a PDU, the rest its body. What can be decoded is the same when it is encoded again."""
+    if not data:
+        return
+    try:
+        decoded = decode_pdu(data[0], memoryview(data)[1:])
+    except InvalidPDU:
+        return
+    try:
+        again = decoded.encode()
+    except ValueError:
+        return  # an item of nearly 64 KiB, which gets longer by a field that was left out
+    assert decode_pdu(again[0], memoryview(again)[6:]) == decoded
+
+
+def _content(frames: list[Frame]) -> list[object]:
+    """What frames hold, however it was cut."""
+    content: list[Any] = []
+    fresh = True
+    for frame in frames:
+        if isinstance(frame, Fragment):
+            if fresh:
+                content.append([frame.context_id, frame.control, b"", False])
+            content[-1][2] += bytes(frame.data)
+            content[-1][3] = fresh = frame.ends
+        elif isinstance(frame, ControlPDU):
+            content.append((frame.pdu_type, bytes(frame.body)))
+        else:
+            content.append((type(frame), frame.reason))
+    return content
+
+
+def framing(data: bytes) -> None:
+    """A byte stream, however it is cut, gives the same; nothing is kept but what a PDU may have."""
+    whole = _content(Framer(1000).feed(data))
+    framer = Framer(1000)
+    frames: list[Frame] = []
+    for piece in cut(data, 1 + len(data) % 7):
+        frames += framer.feed(piece)
+        assert len(framer._partial) <= min(len(data), MAX_ASSOCIATE_LENGTH)
+    assert _content(frames) == whole
+
+
+def command(data: bytes) -> None:
+    """A command set. What can be decoded is the same when it is encoded again."""
+    try:
+        message = decode_message(data)
+    except InvalidMessage:
+        return
+    again = decode_message(message.encode())
+    assert type(again) is type(message)
+    for field in fields(message):
+        before, after = getattr(message, field.name), getattr(again, field.name)
+        assert before == after or not (before or after), field.name
+
+
+class _Messages:
+    """A user of messages that checks the order in which they come."""
+
+    def __init__(self) -> None:
+        self.in_dataset = False
+
+    def message_received(self, context_id: int, message: Message) -> None:
+        assert not self.in_dataset and context_id in (1, 3)
+        self.in_dataset = message.has_dataset
+
+    def dataset_fragment_received(self, data: memoryview) -> None:
+        assert self.in_dataset and data
+
+    def dataset_received(self) -> None:
+        assert self.in_dataset
+        self.in_dataset = False
+
+
+def messages(data: bytes) -> None:
+    """P-DATA-TF PDUs: messages with their data sets, in order."""
+    user = _Messages()
+    receiver = MessageReceiver(user, (1, 3), 5000)
+    framer = Framer()
+    try:
+        for piece in cut(data, len(data) % 50):
+            for frame in framer.feed(piece):
+                if isinstance(frame, Fragment):
+                    receiver.receive(frame)
+                    assert receiver.mid_message or not user.in_dataset
+    except InvalidMessage:
+        pass
+
+
+def header(data: bytes) -> None:
+    """The first byte chooses the transfer syntax, the rest is a data set. However it is cut, it says the same."""
+    if not data:
+        return
+    syntax = SYNTAXES[data[0] % len(SYNTAXES)]
+    results: list[dict[int, bytes] | None] = []
+    for way in (0, 1 + data[0] // 8):
+        scanner = HeaderScanner(syntax, UIDS, max_value_length=100)
+        try:
+            for piece in cut(data[1:], way):
+                if scanner.feed(piece):
+                    break
+            scanner.finish()
+            results.append(dict(scanner.values))
+        except HeaderError:
+            results.append(None)
+        assert all(len(value) <= 100 for value in scanner.values.values())
+        assert len(scanner._pending) < 12
+    if syntax == SYNTAXES[2] and None in results:
+        return  # where deflated bytes are wrong behind what is wanted, it depends on the cuts whether that shows
+    assert results[0] == results[1], results
+
+
+def part10(data: bytes) -> None:
+    """A file."""
+    try:
+        meta, start = read_file_meta(BytesIO(data))
+    except NotDicomFile:
+        return
+    assert 132 <= start <= len(data)
+    assert isinstance(meta, FileMeta)
+    try:
+        again = encode_preamble_and_meta(meta)
+    except ValueError:
+        return
+    assert read_file_meta(BytesIO(again))[0].transfer_syntax_uid == meta.transfer_syntax_uid
+
+
+def state_machine(data: bytes) -> None:
+    """The sans-I/O connection: what the user asks for and what comes, one byte to say which."""
+    if not data:
+        return
+    connection = ULConnection(requestor=bool(data[0] & 1), max_length=1000)
+    if connection.requestor:
+        connection.associate(AAssociateRQ("A", "B"))
+    connection.connection_made()
+    position = 1
+    while position + 1 < len(data):
+        what, length = data[position], data[position + 1]
+        position += 2
+        if what & 0x80:
+            list(connection.events_of(data[position : position + length]))
+            position += length
+        elif what & 1 and connection.state is State.STA6:
+            connection.release()
+        elif what & 2 and connection.state in (State.STA8, State.STA9, State.STA12):
+            connection.release_response()
+        elif what & 4:
+            connection.abort()
+        elif what & 8:
+            connection.artim_expired()
+        elif what & 16:
+            connection.protocol_error(6, "x")
+        sent = connection.data_to_send()
+        while sent:
+            end = 6 + int.from_bytes(sent[2:6], "big")
+            decode_pdu(sent[0], memoryview(sent)[6:end])
+            sent = sent[end:]
+    connection.connection_lost()
+    assert connection.state is State.STA1
+
+
+@implementer(ILogObserver)
+class LogWatch:
+    """
+    Notices failures that are logged, where there must be none.
+
+    :ivar failures: those that were logged.
+    """
+
+    def __init__(self) -> None:
+        self.failures: list[Failure] = []
+
+    def __call__(self, event: LogEvent) -> None:
+        if "log_failure" in event:
+            self.failures.append(event["log_failure"])
+
+    def __enter__(self) -> LogWatch:
+        globalLogPublisher.addObserver(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        globalLogPublisher.removeObserver(self)
+
+    def check(self) -> None:
+        """:raises BaseException: the first failure that was logged."""
+        if self.failures:
+            self.failures[0].raiseException()
+
+
+def _stored(event: evt.StoreEvent) -> int:
+    try:
+        repr(event.dataset)
+    except DataSetError:
+        return 0xC000
+    return 0
+
+
+@evt.streaming
+async def _streamed(event: evt.StoreEvent) -> int:
+    try:
+        async for piece in event.stream:
+            len(piece)
+    except AssociationError:
+        pass
+    return 0
+
+
+def make_acceptor(network: MemoryNetwork) -> AE:
+    """An AE of each kind of handler, which listens at 104."""
+    scp = AE("SCP", reactor=network)
+    scp.supported_contexts = [build_context(VERIFICATION), build_context(CT, SYNTAXES), build_context(MR, SYNTAXES)]
+    window = (evt.EVT_ASYNC_OPS, lambda event: (3, 3))
+    other = scp.host(ae_title="STREAMS", evt_handlers=[(evt.EVT_C_STORE, _streamed), window])
+    scp.start_server(104, evt_handlers=[(evt.EVT_C_STORE, _stored), window], others=[other])
+    return scp
+
+
+#: What an association is asked for with, before the bytes of a target.
+REQUEST = tuple(
+    AAssociateRQ(
+        title,
+        "FUZZ",
+        tuple(ProposedContext(2 * number + 1, uid, SYNTAXES) for number, uid in enumerate((VERIFICATION, CT, MR))),
+        UserInformation(maximum_length=16384, async_operations=AsyncOperationsWindow(2, 2)),
+    ).encode()
+    for title in ("SCP", "STREAMS")
+)
+
+
+def _run_out(network: MemoryNetwork, *aes: AE) -> None:
+    """Let all time go by: nothing may be left."""
+    network.advance(FOR_EVER)
+    for connection in network.connections:
+        connection.client.loseConnection()
+    network.advance(FOR_EVER)
+    assert not [connection for connection in network.connections if connection.is_open], "a connection is open"
+    assert not network.getDelayedCalls(), network.getDelayedCalls()
+    assert not network.pools, "threads are left"
+    assert not any(ae._associations for ae in aes), "an association is left"
+
+
+def acceptor(data: bytes) -> None:
+    """The first byte chooses: whether an association is there already, with which handler, how the rest is cut."""
+    if not data:
+        return
+    with LogWatch() as watch:
+        network = MemoryNetwork()
+        scp = make_acceptor(network)
+        peer = network.scripted_client(104)
+        way = data[0]
+        if way & 1:
+            peer.send(REQUEST[way >> 1 & 1])
+        for piece in cut(data[1:], (way >> 2) * 3):
+            if peer.closed is None:
+                peer.send(piece)
+            if way & 0x80:
+                network.advance(1)
+        _run_out(network, scp)
+        watch.check()
+
+
+def requestor(data: bytes) -> None:
+    """The same for the other side, which sends an echo and an instance when it can."""
+    if not data:
+        return
+    with LogWatch() as watch:
+        network = MemoryNetwork()
+        scu = AE("SCU", reactor=network)
+        scu.requested_contexts = [build_context(VERIFICATION), build_context(CT, ExplicitVRLittleEndian)]
+        peer = network.scripted_server(105)
+        ended: list[object] = []
+
+        async def converse() -> None:
+            try:
+                assoc: Association = await scu.associate("127.0.0.1", 105)
+                echo: Deferred[Any] = assoc.send_c_echo()
+                echo.addErrback(lambda reason: reason.trap(AssociationError, NoPresentationContext))
+                await assoc.send_c_store(BytesIO(INSTANCE))
+                await echo
+                await assoc.release()
+            except (AssociationError, NoPresentationContext) as error:
+                ended.append(error)
+
+        conversation = Deferred.fromCoroutine(converse())
+        conversation.addBoth(ended.append)
+        network.flush()
+        way = data[0]
+        if way & 1:
+            peer.accept()
+        for piece in cut(data[1:], (way >> 2) * 3):
+            if peer.closed is None:
+                peer.send(piece)
+            if way & 0x80:
+                network.advance(1)
+        _run_out(network, scu)
+        assert ended, "somebody still waits"
+        if isinstance(ended[-1], Failure):
+            ended[-1].raiseException()
+        watch.check()
+
+
+def _instance() -> bytes:
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = CT, "1.2.3.4"
+    meta = encode_preamble_and_meta(FileMeta(CT, "1.2.3.4", SYNTAXES[1], "1.2.3"))
+    return meta + encode_dataset(dataset, SYNTAXES[1])
+
+
+#: What the requestor sends.
+INSTANCE = _instance()
+
+TARGETS: dict[str, Target] = {
+    target.__name__: target
+    for target in (pdu, framing, command, messages, header, part10, state_machine, acceptor, requestor)
+}
