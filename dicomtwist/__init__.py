@@ -4,6 +4,7 @@ DICOM networking on Twisted: the upper layer as a Protocol, Deferreds for DIMSE 
 
 from dicomtwist import evt, presentation, sop_class
 from dicomtwist.ae import AE
+from dicomtwist.answers import Answers, Retrieval, RetrievalResult, SubOperations
 from dicomtwist.association import Association
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import (
@@ -18,8 +19,16 @@ from dicomtwist.errors import (
     NoAcceptedContexts,
     NoPresentationContext,
     NotEstablished,
+    OperationFailed,
+    PoolError,
+    PoolFull,
+    PoolStopped,
+    PoolTimeout,
+    RetriesExhausted,
+    TooManyAnswers,
 )
 from dicomtwist.negotiation import check_ae_title
+from dicomtwist.pool import AssociationPool
 from dicomtwist.presentation import (
     ALL_TRANSFER_SYNTAXES,
     DEFAULT_TRANSFER_SYNTAXES,
@@ -41,10 +50,12 @@ __version__ = "0.1.0"
 __all__ = [
     "AE",
     "ALL_TRANSFER_SYNTAXES",
+    "Answers",
     "Association",
     "AssociationAborted",
     "AssociationError",
     "AssociationLost",
+    "AssociationPool",
     "AssociationRejected",
     "AssociationReleased",
     "AssociationTimeout",
@@ -59,12 +70,22 @@ __all__ = [
     "NoAcceptedContexts",
     "NoPresentationContext",
     "NotEstablished",
+    "OperationFailed",
+    "PoolError",
+    "PoolFull",
+    "PoolStopped",
+    "PoolTimeout",
     "PresentationContext",
+    "RetriesExhausted",
+    "Retrieval",
+    "RetrievalResult",
     "Server",
     "sop_class",
     "SOPClassCommonExtended",
     "SOPClassExtended",
     "Status",
+    "SubOperations",
+    "TooManyAnswers",
     "UserIdentity",
 ]
 __all__ += PREBUILT_CONTEXTS

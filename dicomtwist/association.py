@@ -7,20 +7,16 @@ How it comes about is in :mod:`dicomtwist.requestor` and :mod:`dicomtwist.accept
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from types import CoroutineType, TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from pydicom import Dataset
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.deadlines import Deadline, deadlines, shortest_timeout
-from dicomtwist.dimse.messages import CEchoRQ, Response
-from dicomtwist.dimse.status import Status
 from dicomtwist.errors import (
     AssociationAborted,
     AssociationLost,
@@ -30,13 +26,13 @@ from dicomtwist.errors import (
     NoPresentationContext,
     NotEstablished,
 )
-from dicomtwist.exchange import Exchange, WindowPlace
+from dicomtwist.exchange import Exchange
 from dicomtwist.negotiation import ServiceUser
 from dicomtwist.presentation import PresentationContext, PresentationContextTuple
 from dicomtwist.protocol import UpperLayerProtocol, address_of
+from dicomtwist.scu import ServiceClassUser
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import SOPClass
-from dicomtwist.storescu import store
 from dicomtwist.tls_errors import describe_tls_error
 from dicomtwist.ul.connection import AbortIndication
 from dicomtwist.ul.framing import Fragment
@@ -47,9 +43,9 @@ if TYPE_CHECKING:
     from dicomtwist.ae import AE
 
 
-class Association:
+class Association(ServiceClassUser):
     """
-    An association with a peer.
+    An association with a peer. What the peer is asked for is in :class:`~dicomtwist.scu.ServiceClassUser`.
 
     :ivar ae: the AE that it belongs to.
     :ivar mode: ``"requestor"`` or ``"acceptor"``: which side we are.
@@ -485,58 +481,7 @@ class Association:
         """The state machine moved."""
         self.notify(evt.EVT_FSM_TRANSITION, current_state=State(before).name, next_state=State(after).name)
 
-    # --- services
-
-    def send_c_echo(self) -> Deferred[Status]:
-        """
-        Ask whether the peer is there (C-ECHO, PS3.7 9.1.5).
-
-        :returns: a Deferred with the :class:`Status`; it fails with the :class:`AssociationError` that ended the
-            association before the answer came, :class:`NotEstablished` or :class:`NoPresentationContext`.
-        """
-        return Deferred.fromCoroutine(self._echo())
-
-    async def _echo(self) -> Status:
-        context = self.context_for("1.2.840.10008.1.1")
-        async with WindowPlace(self.exchange):
-            response, _ = await self.exchange.start(context.context_id, CEchoRQ())
-        return self.status_of(response)
-
-    def send_c_store(
-        self,
-        dataset: str | os.PathLike[str] | Dataset | BinaryIO,
-        *,
-        priority: int = 2,
-        originator_aet: str | None = None,
-        originator_id: int | None = None,
-    ) -> Deferred[Status]:
-        """
-        Ask the peer to store an instance (C-STORE, PS3.7 9.1.1).
-
-        :param dataset: the path of a Part 10 file, which is streamed from disk; a pydicom Dataset; or an open binary
-            file or the like that gives a Part 10 file from where it stands.
-        :param priority: 0 medium, 1 high, 2 low.
-        :param originator_aet: for a C-MOVE's sub-operation, the AE title that asked for it.
-        :param originator_id: and the Message ID that it was asked with.
-        :returns: a Deferred with the :class:`Status`, whatever it says; it fails with
-
-            * the :class:`AssociationError` that ended the association before the answer came, :class:`NotEstablished`,
-            * :class:`NoPresentationContext` where no accepted context fits the SOP Class and transfer syntax,
-            * ``OSError``, :class:`~dicomtwist.part10.NotDicomFile` or :class:`~dicomtwist.errors.DataSetError` where
-              the data set cannot be read or encoded. If that shows when part of it is sent, the association is aborted.
-        """
-        return Deferred.fromCoroutine(store(self, dataset, priority, originator_aet, originator_id))
-
-    @staticmethod
-    def status_of(response: Response) -> Status:
-        """Return the status of *response*, with what it says beside it."""
-        return Status(
-            response.status,
-            response.SERVICE,
-            response.error_comment,
-            response.offending_element,
-            response.error_id,
-        )
+    # --- presentation contexts
 
     def check_established(self) -> None:
         """:raises NotEstablished: it is not established, or no longer; the cause says why."""

@@ -193,16 +193,20 @@ class DataSetSource(Protocol):
 
 
 class BytesSource:
-    """A data set that is in memory."""
+    """
+    A data set that is in memory.
 
-    __slots__ = ("_data",)
+    :ivar data: it.
+    """
+
+    __slots__ = ("data",)
 
     def __init__(self, data: bytes | memoryview) -> None:
-        self._data = data
+        self.data = data
 
     def read(self) -> Chunk:
         """Return all of it."""
-        return self._data, True
+        return self.data, True
 
     def close(self) -> None:
         """Nothing to close."""

@@ -63,7 +63,7 @@ def deadlines(
     if network is not None and protocol.read_paused_since is not None:
         found.append(Deadline("network", network, protocol.read_paused_since, "a received data set was not taken"))
     dimse = settings.dimse_timeout
-    if dimse is not None and protocol.read_paused_since is None:
+    if dimse is not None and not protocol.reading_paused:
         if (exchange is not None and exchange.mid_message) or protocol.connection.mid_pdu:
             found.append(Deadline("dimse", dimse, protocol.last_received, "a message did not go on"))
         waiting = exchange.waiting_since if exchange is not None else None

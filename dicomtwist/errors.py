@@ -9,18 +9,30 @@ The exceptions of dicomtwist. Each says what went wrong and, where there is some
     |   +-- InvalidMessage        ... in a DIMSE message
     +-- InvalidState              the caller asked for what Table 9-10 does not allow now
     +-- AssociationError          an association could not be made or has ended
-        +-- AssociationRejected   A-ASSOCIATE-RJ: result, source, reason
-        +-- NoAcceptedContexts    established, but with nothing that could be done
-        +-- AssociationAborted    A-ABORT by the peer or by us
-        +-- AssociationLost       the connection went away without A-ABORT or A-RELEASE
-        +-- AssociationReleased   released in order while an operation was waiting
-        +-- AssociationTimeout    a timer ran out, and which
+    |   +-- AssociationRejected   A-ASSOCIATE-RJ: result, source, reason
+    |   +-- NoAcceptedContexts    established, but with nothing that could be done
+    |   +-- AssociationAborted    A-ABORT by the peer or by us
+    |   +-- AssociationLost       the connection went away without A-ABORT or A-RELEASE
+    |   +-- AssociationReleased   released in order while an operation was waiting
+    |   +-- AssociationTimeout    a timer ran out, and which
+    +-- PoolError                 a pool of associations gave up before there was an answer; the cause says why
+        +-- PoolFull              too many wait already
+        +-- PoolStopped           it is stopped or being stopped
+        +-- PoolTimeout           its time ran out
+        +-- RetriesExhausted      all attempts failed
+    OperationFailed               the peer answered with a failure status
+    TooManyAnswers                a limit on what is collected was passed
     NotEstablished (RuntimeError)           a service was asked for without an association
     NoPresentationContext (ValueError)      no accepted context fits what was asked for
     DataSetError (ValueError)               a data set cannot be sent as it is
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dicomtwist.dimse.status import Status
 
 
 class DICOMError(Exception):
@@ -173,6 +185,24 @@ class AssociationTimeout(AssociationError):
         super().__init__(f"{what} within {seconds:g} seconds ({timer} timeout)")
 
 
+class OperationFailed(DICOMError):
+    """
+    The peer did not do what it was asked for, or not to its end.
+
+    :ivar status: the :class:`~dicomtwist.dimse.status.Status` of its final response.
+    :ivar result: what came of it all the same, such as a :class:`~dicomtwist.answers.RetrievalResult`, or ``None``.
+    """
+
+    def __init__(self, status: Status, result: object = None) -> None:
+        self.status = status
+        self.result = result
+        super().__init__(f"{status.service or 'the operation'} ended with {status}")
+
+
+class TooManyAnswers(DICOMError):
+    """More answers came than were to be collected."""
+
+
 class NotEstablished(DICOMError, RuntimeError):
     """A service was asked for on an association that is not established, or no longer."""
 
@@ -183,3 +213,42 @@ class NoPresentationContext(DICOMError, ValueError):
 
 class DataSetError(DICOMError, ValueError):
     """A data set cannot be sent or decoded as it is."""
+
+
+class PoolError(DICOMError):
+    """
+    An :class:`~dicomtwist.pool.AssociationPool` gave up. ``__cause__`` is the last failure, where there was one.
+
+    :ivar attempts: how many attempts have failed.
+    """
+
+    def __init__(self, message: str, attempts: int = 0, cause: BaseException | None = None) -> None:
+        self.attempts = attempts
+        if cause is not None:
+            message = f"{message}; the last of {attempts} failed attempts: {cause}"
+        super().__init__(message)
+        self.__cause__ = cause
+
+
+class PoolFull(PoolError):
+    """As many operations as may wait for an association do so already."""
+
+
+class PoolStopped(PoolError):
+    """The pool is stopped, or was before there was an answer."""
+
+
+class PoolTimeout(PoolError):
+    """
+    The time that an operation may wait and be tried again ran out.
+
+    :ivar seconds: how long it was.
+    """
+
+    def __init__(self, message: str, seconds: float, attempts: int = 0, cause: BaseException | None = None) -> None:
+        super().__init__(message, attempts, cause)
+        self.seconds = seconds
+
+
+class RetriesExhausted(PoolError):
+    """As many attempts as an operation has have all failed."""

@@ -18,7 +18,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from dicomtwist.datasets import DataSetStream, decode_dataset, file_meta_dataset
-from dicomtwist.dimse.messages import CStoreRQ, Request
+from dicomtwist.dimse.messages import CFindRQ, CGetRQ, CMoveRQ, CStoreRQ, Request
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 from dicomtwist.presentation import PresentationContextTuple
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import FileMetaDataset
 
     from dicomtwist.association import Association
+    from dicomtwist.services.performance import Performance
 
 Handler: TypeAlias = Callable[..., Any]
 #: How handlers are given: (event, handler) or (event, handler, arguments).
@@ -74,6 +75,9 @@ EVT_ACSE_RECV: Final = _notification("EVT_ACSE_RECV", "an association control me
 EVT_ACSE_SENT: Final = _notification("EVT_ACSE_SENT", "an association control message was sent: event.primitive")
 EVT_DIMSE_RECV: Final = _notification("EVT_DIMSE_RECV", "a DIMSE command set came in: event.message")
 EVT_DIMSE_SENT: Final = _notification("EVT_DIMSE_SENT", "a DIMSE message was sent: event.message")
+EVT_C_CANCEL: Final = _notification(
+    "EVT_C_CANCEL", "the peer cancels an operation that is being performed: event.message_id, event.request"
+)
 EVT_FSM_TRANSITION: Final = _notification(
     "EVT_FSM_TRANSITION", "the state machine moved: event.current_state, event.next_state"
 )
@@ -96,6 +100,19 @@ EVT_SOP_COMMON: Final = _intervention(
 EVT_USER_ID: Final = _intervention("EVT_USER_ID", "the peer says who its user is; returns (verified, response or None)")
 EVT_C_ECHO: Final = _intervention("EVT_C_ECHO", "C-ECHO request; returns the status")
 EVT_C_STORE: Final = _intervention("EVT_C_STORE", "C-STORE request; returns the status")
+EVT_C_FIND: Final = _intervention("EVT_C_FIND", "C-FIND request; yields (status, identifier)")
+EVT_C_GET: Final = _intervention("EVT_C_GET", "C-GET request; yields how many, then (status, what to store)")
+EVT_C_MOVE: Final = _intervention(
+    "EVT_C_MOVE", "C-MOVE request; yields the destination, how many, then (status, what to store)"
+)
+EVT_N_ACTION: Final = _intervention("EVT_N_ACTION", "N-ACTION request; returns (status, action reply or None)")
+EVT_N_CREATE: Final = _intervention("EVT_N_CREATE", "N-CREATE request; returns (status, attribute list or None)")
+EVT_N_DELETE: Final = _intervention("EVT_N_DELETE", "N-DELETE request; returns the status")
+EVT_N_EVENT_REPORT: Final = _intervention(
+    "EVT_N_EVENT_REPORT", "N-EVENT-REPORT request; returns (status, event reply or None)"
+)
+EVT_N_GET: Final = _intervention("EVT_N_GET", "N-GET request; returns (status, attribute list or None)")
+EVT_N_SET: Final = _intervention("EVT_N_SET", "N-SET request; returns (status, attribute list or None)")
 
 _EVENTS: Final = tuple(value for value in dict(globals()).values() if isinstance(value, EventType))
 
@@ -250,6 +267,50 @@ class DIMSEEvent(Event):
     def message_id(self) -> int:
         """The Message ID (0000,0110) of the request."""
         return self.request.message_id
+
+
+class IdentifierEvent(DIMSEEvent):
+    """
+    A C-FIND, C-GET or C-MOVE request with its identifier.
+
+    :ivar is_cancelled: whether the peer sent C-CANCEL for it, or is gone; it changes while the handler is at work.
+    """
+
+    request: CFindRQ | CGetRQ | CMoveRQ
+
+    def __init__(self, event: EventType, performance: Performance, encoded: bytes) -> None:
+        super().__init__(event, performance.assoc, performance.request, performance.context)
+        self._performance = performance
+        self._encoded = encoded
+        self._dataset: Dataset | None = None
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether nobody wants further answers."""
+        return self._performance.is_cancelled
+
+    @property
+    def identifier(self) -> Dataset:
+        """
+        The identifier: the keys to match and to return, decoded at the first look.
+
+        :raises DataSetError: it cannot be decoded.
+        """
+        if self._dataset is None:
+            self._dataset = decode_dataset(self._encoded, str(self.context.transfer_syntax))
+        return self._dataset
+
+    @property
+    def encoded_identifier(self) -> bytes:
+        """The identifier as it came over the network."""
+        return self._encoded
+
+    @property
+    def move_destination(self) -> str:
+        """The Move Destination (0000,0600) of a C-MOVE: the AE title to send to."""
+        if not isinstance(self.request, CMoveRQ):
+            raise AttributeError(f"{self.event.name} has no move destination")
+        return self.request.move_destination
 
 
 class StoreEvent(DIMSEEvent):

@@ -6,8 +6,9 @@ is being performed for the peer.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
@@ -17,7 +18,7 @@ from dicomtwist.datasets import DataSetSource, DataSetStream
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, Message, NEventReportRQ, Request, Response
 from dicomtwist.dimse.stream import MessageReceiver
-from dicomtwist.errors import InvalidMessage, NotEstablished
+from dicomtwist.errors import AssociationError, InvalidMessage, NotEstablished
 from dicomtwist.outgoing import Outgoing
 from dicomtwist.pieces import Pieces
 from dicomtwist.presentation import PresentationContextTuple
@@ -27,17 +28,33 @@ from dicomtwist.window import Window
 if TYPE_CHECKING:
     from dicomtwist.association import Association
 
+#: The statuses of responses that more responses follow (PS3.7 C.1.3).
+PENDING_STATUSES = frozenset((codes.PENDING, codes.PENDING_WARNING))
+
 #: Message IDs are 16 bits (PS3.7 9.1).
 _MAX_MESSAGE_ID = 0xFFFF
 
 
+#: Who takes the pending responses to a request, each with its data set.
+PendingResponses: TypeAlias = Callable[[Response, bytes | None], None]
+
+
 class Operation:
-    """A request that we sent, until its response has come."""
+    """
+    A request that we sent, until its final response has come.
 
-    __slots__ = ("_window", "is_given_up", "message_id", "request", "response", "result", "sent_at")
+    :ivar message_id: its Message ID.
+    :ivar result: fires with the final response and its data set.
+    """
 
-    def __init__(self, request: Request, window: Window) -> None:
+    __slots__ = (
+        "_window", "context_id", "is_given_up", "message_id", "pending", "request", "response", "result", "sent_at",
+    )  # fmt: skip
+
+    def __init__(self, context_id: int, request: Request, window: Window, pending: PendingResponses | None) -> None:
+        self.context_id = context_id
         self.request = request
+        self.pending = pending
         self.message_id = request.message_id
         self.sent_at: float | None = None
         self.response: Response | None = None  # while its data set is still coming
@@ -74,6 +91,8 @@ class Exchange:
         self._window = Window(invoked)
         self._perform_limit = performed
         self._operations: dict[int, Operation] = {}
+        self._full: dict[Operation, bool] = {}
+        self._is_paused = False
         self._performing: dict[int, Performance] = {}
         self._last_message_id = 0
         self._incoming: Operation | DataSetStream | None = None
@@ -117,6 +136,8 @@ class Exchange:
     def fail(self, reason: Failure) -> None:
         """Nothing more is sent or answered: fail what waits, each once."""
         self._failure = reason
+        self._full.clear()
+        self._balance()
         self._outgoing.close()
         # First who waits for a place: an operation that fails gives its own back, to whoever is next.
         self._window.fail(reason)
@@ -146,6 +167,9 @@ class Exchange:
         elif isinstance(message, CCancelRQ):
             performance = self._performing.get(message.message_id_being_responded_to)
             if performance is not None:
+                self._assoc.notify(
+                    evt.EVT_C_CANCEL, message_id=message.message_id_being_responded_to, request=performance.request
+                )
                 performance.cancel()
 
     def dataset_fragment_received(self, data: memoryview) -> None:
@@ -188,9 +212,19 @@ class Exchange:
             self._performing[request.message_id] = performance
             service(performance)
 
+    @property
+    def may_respond(self) -> bool:
+        """Whether a response would still be sent."""
+        return self._failure is None and self._protocol.may_send_data
+
+    @property
+    def outgoing(self) -> Outgoing:
+        """The messages on their way."""
+        return self._outgoing
+
     def respond(self, performance: Performance, response: Response, source: DataSetSource | None = None) -> None:
         """Send a response; for :class:`Performance`."""
-        if self._failure is not None or not self._protocol.may_send_data:
+        if not self.may_respond:
             if source is not None:
                 source.close()
             return
@@ -229,21 +263,80 @@ class Exchange:
         :returns: a Deferred with the response and its data set; it fails with the :class:`AssociationError` that ended
             the association before the answer came.
         """
+        try:
+            return self.begin(context_id, request, source).result
+        except (AssociationError, NotEstablished):
+            return fail()
+
+    def begin(
+        self,
+        context_id: int,
+        request: Request,
+        source: DataSetSource | None = None,
+        pending: PendingResponses | None = None,
+    ) -> Operation:
+        """
+        Send *request*; the caller has a place in the window.
+
+        :param source: its data set, which is closed in any case.
+        :param pending: called with each pending response; without it, any response is the final one.
+        :raises AssociationError: the one that ended the association.
+        :raises NotEstablished: it is being released.
+        """
         if self._failure is not None or not self._protocol.may_send_data:
             if source is not None:
                 source.close()
-            return fail(self._failure or NotEstablished("the association is being released"))
+            self.check()
+            raise NotEstablished("the association is being released")
         request.message_id = self._next_message_id()
         request.has_dataset = source is not None
-        operation = Operation(request, self._window)
+        operation = Operation(context_id, request, self._window, pending)
         self._operations[request.message_id] = operation
+        if self._full:
+            self._balance()
 
         def sent() -> None:
             operation.sent_at = self._protocol.last_sent
 
         self._assoc.notify(evt.EVT_DIMSE_SENT, message=request, context_id=context_id)
         self._outgoing.send(context_id, request, source, sent)
-        return operation.result
+        return operation
+
+    def cancel(self, message_id: int) -> None:
+        """
+        Send C-CANCEL for an operation of ours; without effect where it is over (PS3.7 9.3.2.3).
+
+        :raises NotEstablished: the association is not established.
+        """
+        operation = self._operations.get(message_id)
+        if operation is None or self._failure is not None or not self._protocol.may_send_data:
+            return
+        message = CCancelRQ(message_id_being_responded_to=message_id)
+        self._assoc.notify(evt.EVT_DIMSE_SENT, message=message, context_id=operation.context_id)
+        self._outgoing.send(operation.context_id, message)
+
+    def set_full(self, operation: Operation, full: bool, overfull: bool = False) -> None:
+        """
+        Say whether the pending responses of *operation* are taken at the moment.
+
+        The peer is not read from while all of the operations are full, so that the responses to others still come; or
+        one is overfull.
+        """
+        if full:
+            self._full[operation] = overfull
+        else:
+            self._full.pop(operation, None)
+        self._balance()
+
+    def _balance(self) -> None:
+        full = self._full
+        pause = bool(full) and (len(full) >= len(self._operations) or any(full.values()))
+        if pause and not self._is_paused:
+            self._is_paused = True
+            self._protocol.pause_reading(timed=False)
+        elif self._is_paused and not pause:
+            self._is_paused = False
+            self._protocol.resume_reading(timed=False)
 
     def _next_message_id(self) -> int:
         while True:
@@ -266,8 +359,13 @@ class Exchange:
             self._complete(operation, response, None)
 
     def _complete(self, operation: Operation, response: Response, data: bytes | None) -> None:
+        if operation.pending is not None and response.status in PENDING_STATUSES:
+            operation.pending(response, data)
+            return
         # Gone already where the association ended, or the same response came twice within its data set.
         known = self._operations.pop(operation.message_id, None)
+        if self._full:
+            self.set_full(operation, False)
         if known is not None and operation.is_given_up:
             self.leave_window()
         elif not operation.result.called:

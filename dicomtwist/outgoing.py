@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from dicomtwist.datasets import Chunk, DataSetSource
+from dicomtwist.datasets import BytesSource, Chunk, DataSetSource
 from dicomtwist.dimse.messages import Message
 from dicomtwist.dimse.stream import encode_pdata, payload_length
 from dicomtwist.errors import DataSetError
@@ -26,6 +26,12 @@ WRITE_SIZE = 256 * 1024
 #: How many messages may wait behind one that is being sent before the peer is not read from any more. Requests of ours
 #: are bounded by the window: only answers can be that many.
 MAX_QUEUED = 1000
+
+#: How many may wait before who makes them one after the other is told to wait as well (:meth:`Outgoing.room`).
+CONGESTED = 16
+
+#: How many bytes are held back at the most while the queue is corked.
+CORKED_SIZE = 64 * 1024
 
 
 class _Queued:
@@ -67,6 +73,9 @@ class Outgoing:
         self._running = False
         self._closed = False
         self._too_many = False
+        self._corked: list[bytes | memoryview] | None = None
+        self._corked_length = 0
+        self._waiting_for_room: list[Deferred[None]] = []
 
     @property
     def _is_full(self) -> bool:
@@ -93,8 +102,7 @@ class Outgoing:
             if source is not None:
                 source.close()
             return
-        if source is None and self._current is None and not self._queue:
-            self._protocol.send(encode_pdata(context_id, True, message.encode(), self._payload))
+        if self._current is None and not self._queue and self._send_at_once(context_id, message, source):
             if sent is not None:
                 sent()
             return
@@ -104,10 +112,61 @@ class Outgoing:
             self._protocol.pause_reading()
         self._run()
 
+    def _send_at_once(self, context_id: int, message: Message, source: DataSetSource | None) -> bool:
+        """Send a message that is in memory and not large, where nothing is before it; return whether it was."""
+        if source is None:
+            buffers = encode_pdata(context_id, True, message.encode(), self._payload)
+        elif type(source) is BytesSource and len(source.data) <= CORKED_SIZE and not self._is_full:
+            buffers = encode_pdata(context_id, True, message.encode(), self._payload)
+            data = source.data
+            if len(data) & 1:
+                data = bytes(data) + b"\0"
+            buffers += encode_pdata(context_id, False, data, self._payload)
+        else:
+            return False
+        if self._corked is None:
+            self._protocol.send(buffers)
+        else:
+            self._corked += buffers
+            self._corked_length += sum(map(len, buffers))
+            if self._corked_length > CORKED_SIZE:
+                self.flush()
+        return True
+
+    def cork(self) -> None:
+        """Hold back what is sent, for fewer and larger writes, until :meth:`uncork`; the caller does not wait meanwhile."""
+        if self._corked is None:
+            self._corked = []
+
+    def uncork(self) -> None:
+        """Write what was held back."""
+        self.flush()
+        self._corked = None
+
+    def flush(self) -> None:
+        """Write what was held back, and hold on."""
+        if self._corked:
+            corked, self._corked, self._corked_length = self._corked, [], 0
+            if not self._closed:
+                self._protocol.send(corked)
+
+    def room(self) -> Deferred[None] | None:
+        """Return a Deferred that fires when it makes sense to make more messages, ``None`` where it does now."""
+        if self._closed or not (self._is_full or len(self._queue) >= CONGESTED):
+            return None
+        waiting: Deferred[None] = Deferred(self._waiting_for_room.remove)
+        self._waiting_for_room.append(waiting)
+        return waiting
+
+    def _tell_of_room(self) -> None:
+        while self._waiting_for_room and (self._closed or not (self._is_full or len(self._queue) >= CONGESTED)):
+            self._waiting_for_room.pop(0).callback(None)
+
     def _run(self) -> None:
         """Send what is queued, until the transport is full, a source is waited for, or nothing is left."""
         if self._running:
             return
+        self.flush()
         self._running = True
         try:
             while not self._closed:
@@ -200,6 +259,8 @@ class Outgoing:
             current.source.close()
         if current.sent is not None:
             current.sent()
+        if self._waiting_for_room:
+            self._tell_of_room()
 
     def _fail(self, reason: Failure) -> None:
         current = self._current
@@ -212,6 +273,7 @@ class Outgoing:
         """The transport takes more."""
         if not self._reading:
             self._run()
+        self._tell_of_room()
 
     def close(self) -> None:
         """Drop everything that was not given to the transport yet."""
@@ -223,3 +285,5 @@ class Outgoing:
         for queued in dropped:
             if queued is not None and queued.source is not None:
                 queued.source.close()
+        self._corked = None
+        self._tell_of_room()

@@ -113,7 +113,8 @@ class UpperLayerProtocol(TwistedProtocol):
     :ivar bytes_received: how many bytes came.
     :ivar bytes_sent: how many bytes were given to the transport.
     :ivar write_paused_since: since when the transport is full, ``None`` where it is not.
-    :ivar read_paused_since: since when the peer is not read from, ``None`` where it is.
+    :ivar read_paused_since: since when the peer is not read from for what the network timeout limits, ``None`` where it is
+        read from, or not for another reason.
     :ivar pdu_since: since when a PDU of the peer's is incomplete, ``None`` where none is, or the peer is not read from.
     :ivar secure: whether the connection is TLS.
     :ivar handshaking: whether its handshake is still under way.
@@ -147,7 +148,7 @@ class UpperLayerProtocol(TwistedProtocol):
         self._closing: IDelayedCall | None = None
         self._watch: IDelayedCall | None = None
         self._pdu_number = 0
-        self._read_pauses = 0
+        self._read_pauses = self._timed_pauses = 0
         self._backlog = 0
         self._backlogged = False
         self._socket: socket.socket | None = None
@@ -328,23 +329,45 @@ class UpperLayerProtocol(TwistedProtocol):
                 self._backlogged = True
                 self.pause_reading()
 
-    def pause_reading(self) -> None:
-        """Do not read from the peer until :meth:`resume_reading` was called as often."""
+    @property
+    def reading_paused(self) -> bool:
+        """Whether the peer is not read from."""
+        return bool(self._read_pauses)
+
+    def pause_reading(self, timed: bool = True) -> None:
+        """
+        Do not read from the peer until :meth:`resume_reading` was called as often.
+
+        :param timed: whether the network timeout is to end a pause that lasts; if not, it may last for ever.
+        """
         self._read_pauses += 1
-        if self._read_pauses == 1 and not self.closed:
+        self._timed_pauses += timed
+        if self.closed:
+            return
+        if timed and self._timed_pauses == 1:
             self.read_paused_since = self.clock.seconds()
+        if self._read_pauses == 1:
             self.pdu_since = None
             self.transport.pauseProducing()
 
-    def resume_reading(self) -> None:
-        """Take one pause back."""
+    def resume_reading(self, timed: bool = True) -> None:
+        """Take one pause back, *timed* as it was."""
         if not self._read_pauses:
             return  # closing took all of them back
         self._read_pauses -= 1
-        if not self._read_pauses and not self.closed:
+        self._timed_pauses -= timed
+        if not self._timed_pauses:
             self.read_paused_since = None
+        if not self._read_pauses and not self.closed:
             self.last_received = self.clock.seconds()
             self.pdu_since = self.last_received if self.connection.mid_pdu else None
+            self.transport.resumeProducing()
+
+    def _read_to_the_end(self) -> None:
+        """Take back all pauses: from here on only the peer's close is waited for, which a paused transport misses."""
+        if self._read_pauses and not self.closed:
+            self._read_pauses = self._timed_pauses = 0
+            self.read_paused_since = None
             self.transport.resumeProducing()
 
     def watch(self, seconds: float) -> None:
@@ -400,11 +423,7 @@ class UpperLayerProtocol(TwistedProtocol):
                     self.user.fragment_received(event)
 
     def _start_artim(self) -> None:
-        if self._read_pauses and not self.closed:
-            # From here on only the peer's close is waited for, and a paused transport would not notice it.
-            self._read_pauses = 0
-            self.read_paused_since = None
-            self.transport.resumeProducing()
+        self._read_to_the_end()
         if self._artim_seconds is None or self.closed:
             return
         if self._artim is not None and self._artim.active():
@@ -436,8 +455,5 @@ class UpperLayerProtocol(TwistedProtocol):
         if self._artim_seconds is not None:
             # Under TLS the peer has to answer the close, and may not.
             self._closing = self.clock.callLater(self._artim_seconds, self.transport.abortConnection)
-        if self._read_pauses:
-            self._read_pauses = 0
-            self.read_paused_since = None
-            self.transport.resumeProducing()
+        self._read_to_the_end()
         self.transport.loseConnection()

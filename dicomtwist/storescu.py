@@ -5,6 +5,7 @@ Sending instances: from a path, a Dataset or a file-like object to a C-STORE req
 from __future__ import annotations
 
 import os
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pydicom import Dataset
@@ -26,18 +27,20 @@ from dicomtwist.exchange import WindowPlace
 from dicomtwist.presentation import PresentationContextTuple
 
 if TYPE_CHECKING:
-    from dicomtwist.association import Association
+    from dicomtwist.scu import ServiceClassUser
 
 
 async def store(
-    assoc: Association,
-    dataset: str | os.PathLike[str] | Dataset | BinaryIO,
+    assoc: ServiceClassUser,
+    dataset: str | os.PathLike[str] | Dataset | BinaryIO | bytes,
     priority: int,
     originator_aet: str | None,
     originator_id: int | None,
 ) -> Status:
-    """Do what :meth:`dicomtwist.association.Association.send_c_store` says."""
+    """Do what :meth:`dicomtwist.scu.ServiceClassUser.send_c_store` says."""
     assoc.check_established()
+    if isinstance(dataset, bytes):
+        dataset = BytesIO(dataset)
     async with WindowPlace(assoc.exchange):
         # The place comes first and the file second, so that a thousand calls do not open a thousand files.
         context, instance_uid, source = await _prepare(assoc, dataset)
@@ -49,11 +52,11 @@ async def store(
             move_originator_message_id=originator_id,
         )
         response, _ = await assoc.exchange.start(context.context_id, request, source)
-    return assoc.status_of(response)
+    return assoc.status_of(response, str(context.abstract_syntax))
 
 
 async def _prepare(
-    assoc: Association, dataset: str | os.PathLike[str] | Dataset | BinaryIO
+    assoc: ServiceClassUser, dataset: str | os.PathLike[str] | Dataset | BinaryIO
 ) -> tuple[PresentationContextTuple, str, DataSetSource]:
     """Return the presentation context to use, the SOP Instance UID, and the data set encoded for the context."""
     if isinstance(dataset, Dataset):
@@ -84,7 +87,7 @@ async def _prepare(
     return context, meta.media_storage_sop_instance_uid, BytesSource(encoded)
 
 
-def _from_dataset(assoc: Association, dataset: Dataset) -> tuple[PresentationContextTuple, str, DataSetSource]:
+def _from_dataset(assoc: ServiceClassUser, dataset: Dataset) -> tuple[PresentationContextTuple, str, DataSetSource]:
     sop_class, instance = dataset.get("SOPClassUID"), dataset.get("SOPInstanceUID")
     if not sop_class or not instance:
         raise DataSetError("the Dataset has no SOPClassUID or no SOPInstanceUID, which C-STORE needs")
@@ -101,7 +104,7 @@ def _syntax_of(dataset: Dataset) -> str:
     return str(ImplicitVRLittleEndian if dataset.original_encoding[0] else ExplicitVRLittleEndian)
 
 
-def _context(assoc: Association, sop_class: str, syntax: str) -> PresentationContextTuple:
+def _context(assoc: ServiceClassUser, sop_class: str, syntax: str) -> PresentationContextTuple:
     """
     Return the context with exactly *syntax*, else one that the data set can be converted for.
 

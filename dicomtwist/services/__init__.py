@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from dicomtwist.dimse.messages import CEchoRQ, CStoreRQ, Message
+from dicomtwist.dimse.messages import CEchoRQ, CFindRQ, CStoreRQ, Message
 from dicomtwist.services.performance import Performance
+from dicomtwist.services.query import perform_find
 from dicomtwist.services.storage import perform_store
 from dicomtwist.services.verification import perform_echo
 
@@ -20,4 +21,5 @@ __all__ = ["SERVICES", "Performance"]
 SERVICES: Final[dict[type[Message], Callable[[Performance], None]]] = {
     CEchoRQ: perform_echo,
     CStoreRQ: perform_store,
+    CFindRQ: perform_find,
 }

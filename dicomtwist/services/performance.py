@@ -20,7 +20,7 @@ from dicomtwist.dimse.status import Status
 
 if TYPE_CHECKING:
     from dicomtwist.association import Association
-    from dicomtwist.datasets import DataSetStream
+    from dicomtwist.datasets import DataSetSource, DataSetStream
     from dicomtwist.evt import EventType
     from dicomtwist.presentation import PresentationContextTuple
 
@@ -48,9 +48,11 @@ class Performance:
     :ivar request: its command set.
     :ivar stream: its data set as it comes in, where it has one.
     :ivar is_cancelled: whether the peer sent C-CANCEL, or is gone.
+    :ivar is_done: whether it was answered for good.
+    :ivar on_cancel: called when the peer sends C-CANCEL, or is gone.
     """
 
-    __slots__ = ("assoc", "context", "is_cancelled", "request", "stream")
+    __slots__ = ("assoc", "context", "is_cancelled", "is_done", "on_cancel", "request", "stream")
 
     log = Logger()
 
@@ -59,7 +61,8 @@ class Performance:
         self.context = context
         self.request = request
         self.stream: DataSetStream | None = None
-        self.is_cancelled = False
+        self.is_cancelled = self.is_done = False
+        self.on_cancel: Callable[[], None] | None = None
 
     @property
     def service_name(self) -> str:
@@ -68,7 +71,11 @@ class Performance:
 
     def cancel(self) -> None:
         """The peer does not want the result any more, or will not get it."""
+        if self.is_cancelled or self.is_done:
+            return
         self.is_cancelled = True
+        if self.on_cancel is not None:
+            self.on_cancel()
 
     def response(self, status: int, error_comment: str | None = None) -> Response:
         """Return a response to the request, with what it has to repeat of it."""
@@ -82,9 +89,10 @@ class Performance:
             setattr(response, answered, getattr(request, asked) or None)
         return response
 
-    def finish(self, response: Response) -> None:
-        """Answer for good."""
-        self.assoc.exchange.respond(self, response)
+    def finish(self, response: Response, source: DataSetSource | None = None) -> None:
+        """Answer for good, with the data set of *source* if there is one."""
+        self.is_done = True
+        self.assoc.exchange.respond(self, response, source)
         self.assoc.exchange.performance_done(self, response.status)
 
     def refuse(self, status: int, why: str) -> None:
@@ -117,13 +125,14 @@ class Performance:
             if type(result) is CoroutineType:
                 result = Deferred.fromCoroutine(result)
             if isinstance(result, Deferred):
-                result.addCallback(then).addErrback(self._raised, event, failure_status)
+                result.addCallback(then).addErrback(self.handler_failed, event, failure_status)
                 return
             then(result)
         except Exception:
-            self._raised(Failure(), event, failure_status)
+            self.handler_failed(Failure(), event, failure_status)
 
-    def _raised(self, reason: Failure, event: EventType, status: int) -> None:
+    def handler_failed(self, reason: Failure, event: EventType, status: int) -> None:
+        """Log what a handler raised, and answer with *status*."""
         if self.is_cancelled and self.assoc.end_reason is not None and reason.value is self.assoc.end_reason:
             return  # the handler was reading the data set of a peer that is gone: it knows, the peer does not care
         self.log.failure(

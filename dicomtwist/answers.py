@@ -1,0 +1,452 @@
+"""
+Answers to C-FIND, C-GET and C-MOVE: one request, many responses, taken one by one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+from pydicom import Dataset
+from pydicom.multival import MultiValue
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python import threadable
+from twisted.python.failure import Failure
+
+from dicomtwist.datasets import BytesSource, decode_dataset
+from dicomtwist.dimse.messages import CGetRSP, CMoveRSP, Request, Response
+from dicomtwist.dimse.status import Status
+from dicomtwist.errors import DICOMError, OperationFailed, TooManyAnswers
+from dicomtwist.exchange import Operation
+from dicomtwist.presentation import PresentationContextTuple
+
+if TYPE_CHECKING:
+    from dicomtwist.scu import ServiceClassUser
+
+#: How many answers, and how many bytes of them, may wait to be taken before the peer is not read from any more.
+FULL_COUNT: Final = 100
+FULL_SIZE: Final = 1024 * 1024
+
+#: The same while other operations of the association wait for their responses, which come behind the answers.
+OVERFULL_COUNT: Final = 10_000
+OVERFULL_SIZE: Final = 64 * 1024 * 1024
+
+#: How many answers :meth:`Answers.collect` takes, unless told otherwise.
+MAX_COLLECTED: Final = 100_000
+
+#: An identifier of more bytes than this is decoded in a thread.
+DECODED_AT_ONCE: Final = 64 * 1024
+
+#: One answer: its status, and its data set where it has one.
+Answer = tuple[Status, Dataset | None]
+
+
+class _Inbox:
+    """
+    The responses to one operation, between the exchange and who takes them.
+
+    :ivar message_id: the Message ID of the request, ``None`` until it is sent.
+    :ivar final: the status of the final response.
+    """
+
+    def __init__(
+        self,
+        assoc: ServiceClassUser,
+        context: PresentationContextTuple,
+        request: Request,
+        identifier: bytes,
+        arrived: Callable[[Response, Status], None],
+    ) -> None:
+        self.assoc = assoc
+        self.context = context
+        self.message_id: int | None = None
+        self.final: Status | None = None
+        self.is_left = False
+        self._request = request
+        self._identifier = identifier
+        self._arrived: Callable[[Response, Status], None] | None = arrived
+        self._waiting: Deferred[None] | None = None
+        self._answers: deque[tuple[Status, bytes | None]] = deque()
+        self._size = 0
+        self._operation: Operation | None = None
+        self._failure: Failure | None = None
+        self._entering = assoc.exchange.enter_window()
+        self._entering.addCallbacks(self._start, self._failed)
+
+    # --- for the exchange
+
+    def _start(self, place: None) -> None:
+        exchange = self.assoc.exchange
+        if self.is_left:
+            exchange.leave_window()
+            return
+        try:
+            operation = exchange.begin(
+                self.context.context_id, self._request, BytesSource(self._identifier), self._pending
+            )
+        except DICOMError:
+            exchange.leave_window()
+            self._failed(Failure())
+            return
+        self._operation = operation
+        self.message_id = operation.message_id
+        operation.result.addCallbacks(self._finished, self._failed)
+        operation.result.addBoth(lambda _: exchange.leave_window())
+
+    def _status_of(self, response: Response) -> Status:
+        status = self.assoc.status_of(response, str(self.context.abstract_syntax))
+        if self._arrived is not None:
+            self._arrived(response, status)
+        return status
+
+    def _pending(self, response: Response, data: bytes | None) -> None:
+        if self.is_left:
+            return
+        self._put(self._status_of(response), data)
+
+    def _put(self, status: Status, data: bytes | None) -> None:
+        self._answers.append((status, data))
+        self._size += len(data) if data else 0
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.callback(None)
+        self._balance(True)
+
+    def _balance(self, more: bool) -> None:
+        """Tell the exchange where it turns from full to not, or the other way."""
+        count, size = len(self._answers), self._size
+        operation = self._operation
+        if operation is None or self.final is not None or self._failure is not None:
+            return
+        full = count >= FULL_COUNT or size >= FULL_SIZE
+        if full or not more:
+            overfull = count >= OVERFULL_COUNT or size >= OVERFULL_SIZE
+            self.assoc.exchange.set_full(operation, full, overfull)
+
+    def _finished(self, result: tuple[Response, bytes | None]) -> None:
+        response, data = result
+        status = self._status_of(response)
+        self.final = status
+        if not self.is_left:
+            self._put(status, data)
+        self._arrived = None
+
+    def _failed(self, reason: Failure) -> None:
+        if self.is_left and reason.check(CancelledError):
+            return  # it was left before it was asked
+        self._failure = reason
+        self._arrived = None
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.callback(None)
+
+    # --- for who takes them
+
+    async def take(self) -> Answer:
+        """Return the next answer, the final one too; behind that, stop."""
+        while not self._answers:
+            if self._failure is not None:
+                self._failure.raiseException()
+            if self.is_left or self.final is not None:
+                raise StopAsyncIteration
+            if self._waiting is not None:
+                raise RuntimeError("the next answer is waited for already")
+            self._waiting = Deferred(self._not_waiting)
+            await self._waiting
+        status, data = self._answers.popleft()
+        if data:
+            self._size -= len(data)
+        self._balance(False)
+        if not data:
+            return status, None
+        syntax = str(self.context.transfer_syntax)
+        if len(data) <= DECODED_AT_ONCE:
+            return status, decode_dataset(data, syntax)
+        return status, await self.assoc.ae.threads.run(decode_dataset, data, syntax)
+
+    def _not_waiting(self, cancelled: Deferred[None]) -> None:
+        self._waiting = None
+
+    def cancel(self) -> None:
+        """Send C-CANCEL; answers come until the peer ends it."""
+        if self.message_id is not None and self.final is None:
+            self.assoc.exchange.cancel(self.message_id)
+
+    def leave(self) -> None:
+        """Nobody takes any more: send C-CANCEL, and drop what still comes."""
+        if self.is_left:
+            return
+        self.is_left = True
+        self._answers.clear()
+        self._size = 0
+        self._arrived = None
+        if self.final is not None or self._failure is not None:
+            return
+        if self._operation is None:
+            self._entering.cancel()
+        else:
+            self._balance(False)
+            self.cancel()
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.callback(None)
+
+
+class _Cursor:
+    """What a loop holds: when it lets go of it before the end, the rest is not wanted."""
+
+    __slots__ = ("_answers",)
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+
+    def __aiter__(self) -> _Cursor:
+        return self
+
+    def __anext__(self) -> Awaitable[Answer]:
+        # Not a coroutine of this object: the traceback of what it raises would keep the object alive.
+        return self._answers.__anext__()
+
+    def __del__(self) -> None:
+        _let_go(self._answers._inbox)
+
+
+def _let_go(inbox: _Inbox) -> None:
+    """Leave *inbox*; Python may free an object in any thread."""
+    if inbox.is_left or inbox.final is not None:
+        inbox.is_left = True
+    elif threadable.ioThread in (None, threadable.getThreadID()):
+        inbox.leave()
+    else:
+        inbox.assoc.ae.reactor.callFromThread(inbox.leave)
+
+
+class Answers:
+    """
+    The answers to a C-FIND, as they come: an asynchronous iterator of (:class:`Status`, identifier).
+
+    .. code-block:: python
+
+        async for status, identifier in association.send_c_find(keys, StudyRootQueryRetrieveInformationModelFind):
+            if status.is_pending:
+                print(identifier.PatientName)
+
+    The last item is the final response, mostly with ``None`` for the identifier. Iterating raises the
+    :class:`AssociationError` that ended the association before that.
+
+    The peer sends no faster than answers are taken: what waits here is bounded. Leaving the loop before its end, by
+    ``break`` or an exception, sends C-CANCEL and drops the answers that still come; so does letting go of the object, and
+    leaving it as an asynchronous context manager, which is the way that does not depend on when Python frees objects.
+    The request is sent at once, or when the asynchronous operations window has a place for it.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self, assoc: ServiceClassUser, context: PresentationContextTuple, request: Request, identifier: bytes
+    ) -> None:
+        self._inbox = _Inbox(assoc, context, request, identifier, self._hook())
+
+    def _hook(self) -> Callable[[Response, Status], None]:
+        return lambda response, status: None
+
+    @property
+    def message_id(self) -> int | None:
+        """The Message ID of the request, ``None`` while it waits for a place in the window."""
+        return self._inbox.message_id
+
+    @property
+    def status(self) -> Status | None:
+        """The status of the final response, ``None`` until it has come."""
+        return self._inbox.final
+
+    def __aiter__(self) -> _Cursor:
+        return _Cursor(self)
+
+    def __anext__(self) -> Awaitable[Answer]:
+        return self._inbox.take()
+
+    def cancel(self) -> None:
+        """
+        Send C-CANCEL (PS3.7 9.3.2.3). The answers under way still come, the last one mostly with the status 0xFE00.
+        """
+        self._inbox.cancel()
+
+    def leave(self) -> None:
+        """Want no more: send C-CANCEL where the operation is not over, drop what still comes."""
+        self._inbox.leave()
+
+    async def aclose(self) -> None:
+        """The same as :meth:`leave`."""
+        self.leave()
+
+    async def __aenter__(self) -> Answers:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.leave()
+
+    def __del__(self) -> None:
+        inbox = self.__dict__.get("_inbox")  # missing where the constructor raised
+        if inbox is not None:
+            _let_go(inbox)
+
+    def collect(self, limit: int = MAX_COLLECTED) -> Deferred[list[Dataset]]:
+        """
+        Take all answers.
+
+        :param limit: the most identifiers to take.
+        :returns: a Deferred with the identifiers of the pending responses. It fails with
+
+            * :class:`OperationFailed` where the final status is a failure, or 0xFE00,
+            * :class:`TooManyAnswers` where there are more than *limit*; the peer is told to stop,
+            * the :class:`AssociationError` that ended the association.
+        """
+        return Deferred.fromCoroutine(self._collect(limit))
+
+    async def _collect(self, limit: int) -> list[Dataset]:
+        collected: list[Dataset] = []
+        async for status, identifier in self:
+            if status.is_pending:
+                if len(collected) >= limit:
+                    raise TooManyAnswers(
+                        f"more than {limit} answers: narrow the query, or give collect() a higher limit"
+                    )
+                if identifier is not None:
+                    collected.append(identifier)
+        check_done(self.status)
+        return collected
+
+
+def check_done(status: Status | None) -> None:
+    """:raises OperationFailed: *status* says that the operation was not done, or not to its end."""
+    if status is not None and not (status.is_success or status.is_warning):
+        raise OperationFailed(status)
+
+
+class SubOperations:
+    """
+    How far a C-GET or C-MOVE has come (PS3.4 C.4.2.1.6, C.4.3.1.4).
+
+    :ivar remaining: how many sub-operations are to come, ``None`` where the peer did not say.
+    :ivar completed: how many were done.
+    :ivar failed: how many failed.
+    :ivar warning: how many were done with a warning.
+    """
+
+    __slots__ = ("completed", "failed", "remaining", "warning")
+
+    def __init__(self) -> None:
+        self.remaining: int | None = None
+        self.completed = self.failed = self.warning = 0
+
+    def update(self, response: Response) -> None:
+        """Take over what *response* tells; what it does not mention stays as it is."""
+        assert isinstance(response, CGetRSP | CMoveRSP)
+        # A final response has no remaining ones (PS3.7 9.1.3.1.6), unless it was cancelled.
+        self.remaining = response.number_of_remaining_suboperations
+        for name in ("completed", "failed", "warning"):
+            number = getattr(response, f"number_of_{name}_suboperations")
+            if number is not None:
+                setattr(self, name, number)
+
+    def __repr__(self) -> str:
+        remaining = "?" if self.remaining is None else self.remaining
+        return (
+            f"<sub-operations: {self.completed} completed, {self.warning} with warning, {self.failed} failed,"
+            f" {remaining} remaining>"
+        )
+
+
+#: Who is told of each change of the counts.
+OnProgress = Callable[[SubOperations], object]
+
+
+class Retrieval(Answers):
+    """
+    The answers to a C-GET or C-MOVE: an asynchronous iterator like :class:`Answers`.
+
+    The data set of the final response is ``None``, or has the Failed SOP Instance UID List (0008,0058).
+
+    :ivar suboperations: how far it has come; up to date also where nobody iterates.
+    """
+
+    def __init__(
+        self,
+        assoc: ServiceClassUser,
+        context: PresentationContextTuple,
+        request: Request,
+        identifier: bytes,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        self.suboperations = SubOperations()
+        self._on_progress = on_progress
+        super().__init__(assoc, context, request, identifier)
+
+    def _hook(self) -> Callable[[Response, Status], None]:
+        # Not a method of this object, which the exchange would hold: it is to notice when nobody wants it any more.
+        counts, on_progress, log = self.suboperations, self._on_progress, self.log
+
+        def arrived(response: Response, status: Status) -> None:
+            counts.update(response)
+            if on_progress is None:
+                return
+            try:
+                on_progress(counts)
+            except Exception:
+                log.failure("the progress callback of {name} raised", name=response.NAME)
+
+        return arrived
+
+    def when_done(self) -> Deferred[RetrievalResult]:
+        """
+        Wait for the end.
+
+        :returns: a Deferred with the :class:`RetrievalResult`, where some sub-operations failed too; it fails with
+            :class:`OperationFailed` where the final status is a failure or 0xFE00, or with the
+            :class:`AssociationError` that ended the association.
+        """
+        return Deferred.fromCoroutine(self._wait())
+
+    async def _wait(self) -> RetrievalResult:
+        last: Dataset | None = None
+        async for _, identifier in self:
+            last = identifier
+        assert self.status is not None
+        result = RetrievalResult(self.status, self.suboperations, failed_instances(last))
+        if not (self.status.is_success or self.status.is_warning):
+            raise OperationFailed(self.status, result)
+        return result
+
+
+class RetrievalResult:
+    """
+    How a C-GET or C-MOVE ended.
+
+    :ivar status: the final status.
+    :ivar suboperations: the counts.
+    :ivar failed_instances: the SOP Instance UIDs that the peer tells to have failed.
+    """
+
+    __slots__ = ("failed_instances", "status", "suboperations")
+
+    def __init__(self, status: Status, suboperations: SubOperations, failed: list[str]) -> None:
+        self.status = status
+        self.suboperations = suboperations
+        self.failed_instances = failed
+
+    def __repr__(self) -> str:
+        return f"<RetrievalResult {self.status}, {self.suboperations!r}>"
+
+
+def failed_instances(identifier: Dataset | None) -> list[str]:
+    """Return the Failed SOP Instance UID List (0008,0058) of a final response's data set."""
+    value = identifier.get("FailedSOPInstanceUIDList") if identifier is not None else None
+    if not value:
+        return []
+    return [str(uid) for uid in value] if isinstance(value, MultiValue | list) else [str(value)]

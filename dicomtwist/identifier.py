@@ -1,0 +1,121 @@
+"""
+Identifiers and attribute lists: the small data sets of queries and of DIMSE-N, encoded in a hurry.
+
+A query is answered with a data set of a dozen short elements for each match. pydicom encodes any data set, at a few
+hundred microseconds each; what is written out here are the elements that identifiers are made of, all else goes to pydicom.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from struct import Struct, error
+from typing import Any, Final
+
+from pydicom import Dataset
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.multival import MultiValue
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.valuerep import PersonName
+
+from dicomtwist.datasets import encode_dataset
+
+_IMPLICIT: Final = Struct("<HHL").pack
+_EXPLICIT: Final = Struct("<HH2sH").pack
+
+#: VRs of text with a space as padding (PS3.5 6.2). The longest length is that of a short header in explicit VR.
+_TEXT: Final = frozenset(("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM"))
+_NUMBERS: Final = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
+_SHORT: Final = _TEXT | _NUMBERS.keys() | {"UI"}
+
+
+class _NotSimple(Exception):
+    """Something that pydicom has to encode."""
+
+
+def encode_identifier(dataset: Dataset | bytes, transfer_syntax: str) -> bytes:
+    """
+    Encode *dataset* for the network; ``bytes`` are taken as encoded already.
+
+    :param transfer_syntax: the UID of the transfer syntax to encode in.
+    :raises DataSetError: an element cannot be encoded.
+    :raises TypeError: it is neither a Dataset nor ``bytes``.
+    """
+    if isinstance(dataset, bytes):
+        return dataset
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"a data set is a pydicom Dataset or bytes, not {type(dataset).__name__}")
+    if transfer_syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
+        try:
+            return _encode(dataset, transfer_syntax == ImplicitVRLittleEndian)
+        except (_NotSimple, UnicodeEncodeError, ValueError, TypeError, error):
+            pass  # where it cannot be encoded at all, the error is pydicom's to give
+    return encode_dataset(dataset, transfer_syntax)
+
+
+def _encode(dataset: Dataset, implicit: bool) -> bytes:
+    parts: list[bytes] = []
+    for tag, element in sorted(dataset._dict.items()):
+        group = tag >> 16
+        if group <= 2:
+            continue
+        if type(element) is not DataElement:
+            assert isinstance(element, RawDataElement)
+            vr, value = _raw(dataset, element, implicit)
+        else:
+            vr = element.VR
+            value = _value(vr, element.value)
+        length = len(value)
+        if length & 1:
+            value += b"\0" if vr == "UI" else b" "
+            length += 1
+        if implicit:
+            parts.append(_IMPLICIT(group, tag & 0xFFFF, length))
+        elif vr in _SHORT:
+            parts.append(_EXPLICIT(group, tag & 0xFFFF, vr.encode(), length))
+        else:
+            raise _NotSimple
+        parts.append(value)
+    return b"".join(parts)
+
+
+def _raw(dataset: Dataset, element: RawDataElement, implicit: bool) -> tuple[str, bytes]:
+    """Return VR and value of an element as it was read, if it may be written in the same way."""
+    vr = element.VR or ""
+    if vr not in _SHORT and not (implicit and element.is_implicit_VR and element.length != 0xFFFFFFFF):
+        raise _NotSimple
+    if not element.is_little_endian or (vr == "SQ" or (not vr and not element.is_implicit_VR)):
+        raise _NotSimple
+    if element.value is None and element.length:
+        raise _NotSimple  # pydicom has left it in its file
+    return vr, element.value or b""
+
+
+def _value(vr: str, value: Any) -> bytes:
+    if value is None or value == "":
+        if vr == "SQ":
+            raise _NotSimple
+        return b""
+    if vr in _TEXT or vr == "UI":
+        if type(value) is MultiValue or type(value) is list:
+            return "\\".join(map(_text, value)).encode("ascii")
+        return _text(value).encode("ascii")
+    code = _NUMBERS.get(vr)
+    if code is None:
+        raise _NotSimple
+    if isinstance(value, MultiValue | list):
+        return Struct(f"<{len(value)}{code}").pack(*value)
+    return Struct("<" + code).pack(value)
+
+
+def _text(value: Any) -> str:
+    """Return one value as it is written; what pydicom writes otherwise than ``str`` does is not simple."""
+    if isinstance(value, str):
+        return value
+    if type(value) is PersonName:
+        return str(value)
+    written: Any = getattr(value, "original_string", None)
+    if isinstance(written, str):
+        return written
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        return str(value)
+    raise _NotSimple

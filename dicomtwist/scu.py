@@ -1,0 +1,185 @@
+"""
+What a Service Class User asks its peer for: the operations of an association (PS3.7 9.1, 10.1).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, BinaryIO
+
+from pydicom import Dataset
+from twisted.internet.defer import Deferred
+
+from dicomtwist.answers import Answers, OnProgress, Retrieval
+from dicomtwist.dimse.messages import CEchoRQ, CFindRQ, CGetRQ, CMoveRQ, Response
+from dicomtwist.dimse.status import Status
+from dicomtwist.exchange import Exchange, WindowPlace
+from dicomtwist.identifier import encode_identifier
+from dicomtwist.negotiation import check_ae_title
+from dicomtwist.presentation import PresentationContextTuple
+from dicomtwist.storescu import store
+
+if TYPE_CHECKING:
+    from dicomtwist.ae import AE
+
+
+class ServiceClassUser:
+    """
+    The operations that the peer is asked for.
+
+    What takes a data set takes a pydicom Dataset, which is encoded in the transfer syntax of the presentation context,
+    or ``bytes`` that are in it already.
+    """
+
+    if TYPE_CHECKING:
+        ae: AE
+
+        @property
+        def exchange(self) -> Exchange:
+            """The messages of the association."""
+
+        def check_established(self) -> None:
+            """Raise where it is not."""
+
+        def context_for(
+            self, abstract_syntax: str, transfer_syntax: str | None = None, *, as_scu: bool = True
+        ) -> PresentationContextTuple:
+            """Return the accepted presentation context for a service."""
+
+    def send_c_echo(self) -> Deferred[Status]:
+        """
+        Ask whether the peer is there (C-ECHO, PS3.7 9.1.5).
+
+        :returns: a Deferred with the :class:`Status`; it fails with the :class:`AssociationError` that ended the
+            association before the answer came, :class:`NotEstablished` or :class:`NoPresentationContext`.
+        """
+        return Deferred.fromCoroutine(self._echo())
+
+    async def _echo(self) -> Status:
+        context = self.context_for("1.2.840.10008.1.1")
+        async with WindowPlace(self.exchange):
+            response, _ = await self.exchange.start(context.context_id, CEchoRQ())
+        return self.status_of(response)
+
+    def send_c_store(
+        self,
+        dataset: str | os.PathLike[str] | Dataset | BinaryIO | bytes,
+        *,
+        priority: int = 2,
+        originator_aet: str | None = None,
+        originator_id: int | None = None,
+    ) -> Deferred[Status]:
+        """
+        Ask the peer to store an instance (C-STORE, PS3.7 9.1.1).
+
+        :param dataset: the path of a Part 10 file, which is streamed from disk; a pydicom Dataset; an open binary file or
+            the like that gives a Part 10 file from where it stands; or the ``bytes`` of one.
+        :param priority: 0 medium, 1 high, 2 low.
+        :param originator_aet: for a C-MOVE's sub-operation, the AE title that asked for it.
+        :param originator_id: and the Message ID that it was asked with.
+        :returns: a Deferred with the :class:`Status`, whatever it says; it fails with
+
+            * the :class:`AssociationError` that ended the association before the answer came, :class:`NotEstablished`,
+            * :class:`NoPresentationContext` where no accepted context fits the SOP Class and transfer syntax,
+            * ``OSError``, :class:`~dicomtwist.part10.NotDicomFile` or :class:`~dicomtwist.errors.DataSetError` where
+              the data set cannot be read or encoded. If that shows when part of it is sent, the association is aborted.
+        """
+        return Deferred.fromCoroutine(store(self, dataset, priority, originator_aet, originator_id))
+
+    def send_c_find(self, identifier: Dataset | bytes, query_model: str, *, priority: int = 2) -> Answers:
+        """
+        Ask the peer what matches (C-FIND, PS3.7 9.1.2).
+
+        :param identifier: the keys to match and to return, with Query/Retrieve Level where the model has levels.
+        :param query_model: the SOP Class UID of the information model, such as
+            ``sop_class.StudyRootQueryRetrieveInformationModelFind``.
+        :param priority: 0 medium, 1 high, 2 low.
+        :returns: the :class:`~dicomtwist.answers.Answers`, an asynchronous iterator of (status, identifier or ``None``);
+            ``await answers.collect()`` gives the identifiers.
+        :raises NotEstablished: the association is not established.
+        :raises NoPresentationContext: no context of the model was accepted.
+        :raises DataSetError: the identifier cannot be encoded.
+        """
+        context = self.context_for(query_model)
+        request = CFindRQ(affected_sop_class_uid=str(query_model), priority=priority)
+        return Answers(self, context, request, encode_identifier(identifier, str(context.transfer_syntax)))
+
+    def send_c_get(
+        self,
+        identifier: Dataset | bytes,
+        query_model: str,
+        *,
+        priority: int = 2,
+        on_progress: OnProgress | None = None,
+    ) -> Retrieval:
+        """
+        Ask the peer to send what matches, on this association (C-GET, PS3.7 9.1.3).
+
+        It comes as C-STORE requests to the handler of ``EVT_C_STORE``, in contexts for which the role of SCP was
+        negotiated: propose them with ``ext_neg=[build_role(sop_class, scp_role=True)]``.
+
+        :param identifier: the unique keys of what to send, with Query/Retrieve Level.
+        :param query_model: the SOP Class UID of the information model.
+        :param priority: 0 medium, 1 high, 2 low.
+        :param on_progress: called with the :class:`~dicomtwist.answers.SubOperations` on each response.
+        :returns: the :class:`~dicomtwist.answers.Retrieval`, an asynchronous iterator of (status, data set or ``None``);
+            ``await retrieval.when_done()`` gives how it ended.
+        :raises NotEstablished: the association is not established.
+        :raises NoPresentationContext: no context of the model was accepted.
+        :raises DataSetError: the identifier cannot be encoded.
+        """
+        context = self.context_for(query_model)
+        request = CGetRQ(affected_sop_class_uid=str(query_model), priority=priority)
+        encoded = encode_identifier(identifier, str(context.transfer_syntax))
+        return Retrieval(self, context, request, encoded, on_progress)
+
+    def send_c_move(
+        self,
+        identifier: Dataset | bytes,
+        move_aet: str,
+        query_model: str,
+        *,
+        priority: int = 2,
+        on_progress: OnProgress | None = None,
+    ) -> Retrieval:
+        """
+        Ask the peer to send what matches to the AE *move_aet* (C-MOVE, PS3.7 9.1.4).
+
+        :param identifier: the unique keys of what to send, with Query/Retrieve Level.
+        :param move_aet: the AE title to send to, as the peer knows it.
+        :param query_model: the SOP Class UID of the information model.
+        :param priority: 0 medium, 1 high, 2 low.
+        :param on_progress: called with the :class:`~dicomtwist.answers.SubOperations` on each response.
+        :returns: the :class:`~dicomtwist.answers.Retrieval`, as with :meth:`send_c_get`.
+        :raises ValueError: *move_aet* is no AE title.
+        :raises NotEstablished: the association is not established.
+        :raises NoPresentationContext: no context of the model was accepted.
+        :raises DataSetError: the identifier cannot be encoded.
+        """
+        title = check_ae_title(move_aet, "the Move Destination")
+        context = self.context_for(query_model)
+        request = CMoveRQ(affected_sop_class_uid=str(query_model), priority=priority, move_destination=title)
+        encoded = encode_identifier(identifier, str(context.transfer_syntax))
+        return Retrieval(self, context, request, encoded, on_progress)
+
+    def send_c_cancel(self, message_id: int) -> None:
+        """
+        Ask the peer to end a C-FIND, C-GET or C-MOVE early (C-CANCEL, PS3.7 9.3.2.3). There is no response to it: the
+        operation ends with the status 0xFE00, or as if nothing had been said. Without effect where it is over.
+
+        :param message_id: the Message ID of its request, :attr:`Answers.message_id`; ``Answers.cancel()`` does the same.
+        :raises NotEstablished: the association was never established.
+        """
+        self.exchange.cancel(message_id)
+
+    @staticmethod
+    def status_of(response: Response, sop_class: str = "") -> Status:
+        """Return the status of *response* to an operation of *sop_class*, with what it says beside it."""
+        return Status(
+            response.status,
+            response.SERVICE,
+            response.error_comment,
+            response.offending_element,
+            response.error_id,
+            sop_class,
+        )

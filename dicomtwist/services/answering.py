@@ -1,0 +1,288 @@
+"""
+Operations that are answered with many responses: the handler's generator is pulled as the transport takes what it yields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final
+
+from pydicom import Dataset
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from dicomtwist import evt
+from dicomtwist.dimse.status import OUT_OF_RESOURCES
+from dicomtwist.errors import AssociationError
+from dicomtwist.pieces import Pieces
+from dicomtwist.services.performance import Performance
+
+if TYPE_CHECKING:
+    from dicomtwist.outgoing import Outgoing
+
+#: For how long a generator that is never waited for is pulled before others get their turn, in seconds.
+TURN: Final = 0.01
+
+#: The longest identifier, or other data set of a request that is no instance, in bytes.
+MAX_IDENTIFIER: Final = 16 * 1024 * 1024
+
+
+class Ended(Exception):
+    """The generator has no more, or the operation was cancelled."""
+
+
+class Refused(Exception):
+    """
+    The operation ends with a failure.
+
+    :ivar status: the status to answer with.
+    """
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class Answering:
+    """
+    Pulls what a handler yields, one by one, while its operation is being performed.
+
+    :param performance: the operation.
+    :param event: what the handler is bound to.
+    :param failure_status: the status to answer with where the handler raises.
+    """
+
+    __slots__ = (
+        "_async",
+        "_event",
+        "_failure_status",
+        "_items",
+        "_outgoing",
+        "_performance",
+        "_reactor",
+        "_task",
+        "_turn",
+    )
+    log = Logger()
+
+    def __init__(self, performance: Performance, event: evt.EventType, failure_status: int) -> None:
+        self._performance = performance
+        self._event = event
+        self._failure_status = failure_status
+        self._outgoing = performance.assoc.exchange.outgoing
+        self._items: Any = None
+        self._async = False
+        self._reactor = performance.assoc.ae.reactor
+        self._turn = 0.0
+        self._task: Deferred[None] | None = None
+
+    # --- for the service
+
+    def run(self, work: Callable[[Answering], Awaitable[None]], cancelled: Callable[[], None]) -> None:
+        """
+        Start *work*, and close the generator when it is over.
+
+        Where C-CANCEL comes meanwhile, whatever is waited for is cancelled, which an asynchronous generator notices as a
+        ``CancelledError``.
+
+        :param work: calls the handler, pulls, and answers.
+        :param cancelled: answers an operation that was cancelled.
+        """
+        steps = _Corked(self._outgoing, self._work(work, cancelled))
+
+        def cancel() -> None:
+            # While it runs itself, it looks before it goes on.
+            if self._task is not None and not self._task.called and not steps.running:
+                self._task.cancel()
+
+        async def task() -> None:
+            await steps
+
+        self._performance.on_cancel = cancel
+        self._turn = self._reactor.seconds()
+        self._task = Deferred.fromCoroutine(task())
+        self._task.addErrback(lambda reason: self.log.failure("while {event} was answered", reason, event=self._event))
+
+    async def call(self, occurrence: object) -> None:
+        """
+        Call the handler: a generator, an asynchronous generator, or what returns an iterable, or a Deferred or coroutine of
+        one.
+
+        :raises TypeError: it is none of these.
+        """
+        bound = self._performance.assoc.handler(self._event)
+        assert bound is not None
+        handler, arguments = bound
+        result = handler(occurrence, *arguments)
+        if type(result) is CoroutineType or isinstance(result, Deferred):
+            result = await result
+        if hasattr(result, "__aiter__"):
+            self._async = True
+            self._items = result.__aiter__()
+        elif hasattr(result, "__iter__") and not isinstance(result, str | bytes | Dataset):
+            self._items = iter(result)
+        else:
+            raise TypeError(f"a handler returned {type(result).__name__} where a generator was expected")
+
+    async def next(self) -> Any:
+        """
+        Return what the handler yields next.
+
+        :raises Ended: there is no more, or the operation was cancelled.
+        """
+        if self._performance.is_cancelled:
+            raise Ended
+        if self._async:
+            try:
+                item = await self._items.__anext__()
+            except StopAsyncIteration:
+                raise Ended from None
+        else:
+            try:
+                item = next(self._items)
+            except StopIteration:
+                raise Ended from None
+        if self._performance.is_cancelled:
+            raise Ended
+        return item
+
+    async def room(self) -> None:
+        """Wait until the transport takes more; now and then let others have their turn."""
+        waiting = self._outgoing.room()
+        if waiting is None:
+            if self._reactor.seconds() - self._turn < TURN:
+                return
+            waiting = deferLater(self._reactor, 0)
+        await waiting
+        self._turn = self._reactor.seconds()
+
+    # --- inside
+
+    async def _work(self, work: Callable[[Answering], Awaitable[None]], cancelled: Callable[[], None]) -> None:
+        failure: Failure | None = None
+        try:
+            try:
+                await work(self)
+            finally:
+                await self._close()
+        except CancelledError:
+            failure = Failure()
+        except Ended:
+            pass
+        except Exception:
+            failure = Failure()
+        if not self._performance.is_cancelled:
+            if failure is not None:
+                self._failed(failure)
+            return
+        if failure is not None and not failure.check(CancelledError, AssociationError):
+            self.log.failure("the handler of {event} raised when it was cancelled", failure, event=self._event)
+        if not self._performance.is_done:
+            cancelled()
+
+    async def _close(self) -> None:
+        """Close the generator, so that its ``finally`` is run."""
+        items, self._items = self._items, None
+        if hasattr(items, "aclose"):
+            await items.aclose()
+        elif hasattr(items, "close"):
+            items.close()
+
+    def _failed(self, reason: Failure) -> None:
+        if self._performance.is_done:
+            self.log.failure("the handler of {event} raised when all was answered", reason, event=self._event)
+        elif isinstance(reason.value, Refused):
+            if reason.value.__cause__ is not None:
+                self.log.failure("what the handler of {event} yielded was no good", reason, event=self._event)
+            self._performance.refuse(reason.value.status, str(reason.value))
+        else:
+            self._performance.handler_failed(reason, self._event, self._failure_status)
+
+
+class _Corked:
+    """
+    Awaits *steps*, and holds what they send back until they wait for something.
+
+    :ivar running: whether they are running at the moment.
+    """
+
+    __slots__ = ("_outgoing", "_steps", "running")
+
+    def __init__(self, outgoing: Outgoing, steps: Coroutine[Any, Any, None]) -> None:
+        self._outgoing = outgoing
+        self._steps = steps
+        self.running = False
+
+    def _step(self, proceed: Callable[[Any], Any], value: Any) -> Any:
+        self._outgoing.cork()
+        self.running = True
+        try:
+            return proceed(value)
+        finally:
+            self.running = False
+            self._outgoing.uncork()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        send, throw = self._steps.send, self._steps.throw
+        try:
+            awaited = self._step(send, None)
+            while True:
+                try:
+                    value = yield awaited
+                except GeneratorExit:
+                    self._steps.close()
+                    raise
+                except BaseException as error:
+                    awaited = self._step(throw, error)
+                else:
+                    awaited = self._step(send, value)
+        except StopIteration:
+            return
+
+
+def with_dataset(performance: Performance, missing: int, then: Callable[[bytes], None]) -> None:
+    """
+    Collect the data set of a request that is no instance and go on with it; refuse a request without, or a very long one.
+
+    :param missing: the status where there is none.
+    """
+    stream = performance.stream
+    if stream is None:
+        performance.refuse(missing, "a request without its data set")
+    else:
+        stream.deliver_to(_Collector(performance, then))
+
+
+class _Collector:
+    """Collects the data set of a request, up to a limit."""
+
+    __slots__ = ("_length", "_performance", "_pieces", "_then")
+
+    def __init__(self, performance: Performance, then: Callable[[bytes], None]) -> None:
+        self._performance = performance
+        self._then = then
+        self._pieces = Pieces()
+        self._length = 0
+
+    def write(self, data: memoryview) -> None:
+        """Keep *data*, unless it is too much: then let go of all."""
+        self._length += len(data)
+        if self._length <= MAX_IDENTIFIER:
+            self._pieces.append(data)
+        else:
+            self._pieces.clear()
+
+    def finish(self) -> None:
+        """Go on."""
+        self._performance.stream = None
+        if self._length > MAX_IDENTIFIER:
+            self._performance.refuse(OUT_OF_RESOURCES, f"a data set of more than {MAX_IDENTIFIER} bytes")
+        else:
+            self._then(self._pieces.take())
+
+    def fail(self, reason: Failure) -> None:
+        """The peer is gone: nobody is to be told."""
+        self._pieces.clear()

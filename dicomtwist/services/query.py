@@ -1,0 +1,124 @@
+"""
+Query service classes: C-FIND (PS3.4 Annexes C, K, Q, U, V, X, BB and others, PS3.7 9.1.2).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydicom import Dataset
+
+from dicomtwist import evt
+from dicomtwist.datasets import BytesSource
+from dicomtwist.dimse import status as codes
+from dicomtwist.dimse.messages import CFindRQ
+from dicomtwist.errors import DataSetError
+from dicomtwist.identifier import encode_identifier
+from dicomtwist.services.answering import Answering, Ended, Refused, with_dataset
+from dicomtwist.services.performance import Performance, status_response
+from dicomtwist.sop_class import ServiceClass, uid_to_service_class
+
+
+def perform_find(performance: Performance) -> None:
+    """
+    Answer each match that the handler of ``EVT_C_FIND`` yields as a pending response, and the end as the final one.
+
+    The handler yields (status, identifier), or a pending answer's identifier alone; an identifier is a Dataset, or ``bytes``
+    in the transfer syntax of the context. Its end is Success.
+    """
+    if not performance.assoc.has_handler(evt.EVT_C_FIND):
+        performance.refuse(codes.FIND_HANDLER_FAILED, "no handler is bound to EVT_C_FIND")
+        return
+    with_dataset(performance, codes.FIND_HANDLER_FAILED, lambda identifier: _find(performance, identifier))
+
+
+def _find(performance: Performance, identifier: bytes) -> None:
+    event = evt.IdentifierEvent(evt.EVT_C_FIND, performance, identifier)
+    assert isinstance(performance.request, CFindRQ)
+    matches = _SingleMatch if _is_single(performance) else _Matches
+    find = matches(performance, event)
+    Answering(performance, evt.EVT_C_FIND, codes.FIND_HANDLER_FAILED).run(
+        find.answer, lambda: performance.finish(performance.response(codes.CANCEL))
+    )
+
+
+def _is_single(performance: Performance) -> bool:
+    """Whether there may be one match only (PS3.4 Q.2.1.1.2)."""
+    return uid_to_service_class(str(performance.context.abstract_syntax)) is ServiceClass.RELEVANT_PATIENT
+
+
+class _Matches:
+    """Answers with any number of matches."""
+
+    def __init__(self, performance: Performance, event: evt.IdentifierEvent) -> None:
+        self._performance = performance
+        self._event = event
+        self._syntax = str(performance.context.transfer_syntax)
+
+    async def answer(self, answering: Answering) -> None:
+        """Pull the matches and answer them."""
+        performance, exchange = self._performance, self._performance.assoc.exchange
+        await answering.call(self._event)
+        while True:
+            try:
+                status, identifier = unpack(await answering.next())
+            except Ended:
+                break
+            response = performance.response(status) if type(status) is int else status_response(performance, status)
+            if response.status not in (codes.PENDING, codes.PENDING_WARNING):
+                performance.finish(response, None if identifier is None else self._encode(identifier))
+                return
+            if identifier is None:
+                raise Refused(codes.FIND_ENCODING_FAILED, "a pending answer without an identifier")
+            source = self._encode(identifier)
+            if self._may_go(source):
+                exchange.respond(performance, response, source)
+                await answering.room()
+        if not performance.is_cancelled:
+            self._end()
+
+    def _encode(self, identifier: Dataset | bytes) -> BytesSource:
+        try:
+            return BytesSource(encode_identifier(identifier, self._syntax))
+        except (DataSetError, TypeError) as error:
+            raise Refused(codes.FIND_ENCODING_FAILED, "an identifier cannot be encoded") from error
+
+    def _may_go(self, source: BytesSource) -> bool:
+        """Whether a match may be answered at once."""
+        return True
+
+    def _end(self) -> None:
+        self._performance.finish(self._performance.response(codes.SUCCESS))
+
+
+class _SingleMatch(_Matches):
+    """Answers with one match, once it is known to be the only one."""
+
+    _match: BytesSource | None = None
+
+    def _may_go(self, source: BytesSource) -> bool:
+        if self._match is not None:
+            raise Refused(codes.MORE_THAN_ONE_MATCH, "more than one match")
+        self._match = source
+        return False
+
+    def _end(self) -> None:
+        if self._match is not None:
+            performance = self._performance
+            performance.assoc.exchange.respond(performance, performance.response(codes.PENDING), self._match)
+        super()._end()
+
+
+def unpack(item: Any) -> tuple[Any, Any]:
+    """
+    Return the status and the rest of what a handler yielded.
+
+    :raises TypeError: it is neither (status, something) nor something alone.
+    """
+    if isinstance(item, tuple):
+        if len(item) != 2:
+            raise TypeError(f"a handler yielded a tuple of {len(item)}, (status, identifier) was expected")
+        return item
+    if isinstance(item, int):
+        return item, None
+    return codes.PENDING, item
