@@ -57,6 +57,9 @@ class Programs(TestCase):
     async def test_streaming(self) -> None:
         await self.run_all("guides/streaming.md", 3)
 
+    async def test_pooling(self) -> None:
+        await self.run_all("guides/pooling.md", 3)
+
     async def test_migrating(self) -> None:
         ae = AE("ANY-SCP")
         ae.add_supported_context(Verification)

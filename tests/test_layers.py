@@ -69,6 +69,7 @@ ROOMS = (
     Room(("server.py",), ALL_ABOVE, ("Twisted",)),
     Room(("callbacks.py",), ("evt.py",)),
     Room(("ae.py",), ALL_ABOVE, ("Twisted",)),
+    Room(("slots.py", "attempts.py", "pool.py"), ALL_ABOVE, ("Twisted",)),
     Room(("__init__.py",)),
     Room(("testing/",), ("errors.py", "ul/", "dimse/"), ("Twisted",)),
     Room(("archive/files.py",), ()),

@@ -1,0 +1,142 @@
+"""
+What an :class:`~dicomtwist.pool.AssociationPool` keeps of each association: who uses it, and what they have asked for.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final
+
+from dicomtwist import evt
+from dicomtwist.dimse.messages import (
+    CEchoRQ,
+    CFindRQ,
+    CGetRQ,
+    CMoveRQ,
+    CStoreRQ,
+    NGetRQ,
+    Request,
+    Response,
+)
+from dicomtwist.dimse.status import StatusCategory, category
+
+if TYPE_CHECKING:
+    from dicomtwist.association import Association
+
+#: What changes nothing if it is done twice. The others of PS3.7 10 create, change, act or tell.
+REPEATABLE: Final[tuple[type[Request], ...]] = (CEchoRQ, CStoreRQ, CFindRQ, CGetRQ, CMoveRQ, NGetRQ)
+
+#: In whose use of an association the running code is. A coroutine keeps it however often it waits.
+current_lease: ContextVar[Lease | None] = ContextVar("dicomtwist_current_lease", default=None)
+
+
+class Lease:
+    """
+    The use of an association by one caller.
+
+    :ivar slot: the association.
+    :ivar since: when it began, in seconds of the clock.
+    :ivar unanswered: the Message IDs of the requests that were sent in it and wait for their final response.
+    :ivar is_answered: whether a response to any of its requests came, pending ones included.
+    :ivar is_repeatable: whether all that was sent in it may be sent again.
+    """
+
+    __slots__ = ("is_answered", "is_repeatable", "since", "slot", "unanswered")
+
+    def __init__(self, slot: Slot, since: float) -> None:
+        self.slot = slot
+        self.since = since
+        self.unanswered: set[int] = set()
+        self.is_answered = False
+        self.is_repeatable = True
+
+
+class Slot:
+    """
+    A pooled association.
+
+    :param association: established.
+    :param now: seconds of the clock.
+
+    :ivar leases: who uses it.
+    :ivar exclusive: whether the one who does wants it alone.
+    :ivar retired: whether it is given to nobody any more.
+    :ivar idle_since: since when nobody uses it, in seconds of the clock.
+    """
+
+    def __init__(self, association: Association, now: float) -> None:
+        self.association = association
+        self.leases: set[Lease] = set()
+        self.exclusive = False
+        self.retired = False
+        self.idle_since = now
+        self._asked: dict[int, tuple[Lease, ...]] = {}
+        most = association.settings.maximum_operations
+        # What the acceptor performs at once is what we may ask for at once; 0 is any number (PS3.7 D.3.3.3).
+        self._capacity = min(association.acceptor.asynchronous_operations[1] or most, most)
+        association.bind(evt.EVT_DIMSE_SENT, self._sent)
+        association.bind(evt.EVT_DIMSE_RECV, self._received)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether something can be asked for: it has not ended, and nobody has asked for its release."""
+        return self.association.is_established and self.association.protocol.may_send_data
+
+    @property
+    def room(self) -> int:
+        """How many more callers it has a place for."""
+        if self.retired or self.exclusive or not self.is_usable:
+            return 0
+        return self._capacity - len(self.leases)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the peer has an association of it: established, and not just being released."""
+        association = self.association
+        return association.is_established and not (self.retired and not self.leases and not association.exchange.asking)
+
+    def lend(self, now: float, *, exclusive: bool) -> Lease:
+        """Return a new use of it; there is :attr:`room`."""
+        lease = Lease(self, now)
+        self.leases.add(lease)
+        self.exclusive = exclusive
+        return lease
+
+    def leave(self, lease: Lease, now: float) -> None:
+        """
+        The use is over.
+
+        Who leaves behind what is not answered had enough of waiting for it: nobody is given this association any more.
+        """
+        self.leases.discard(lease)
+        self.exclusive = False
+        if lease.unanswered or (not self.leases and self.association.exchange.asking):
+            self.retired = True
+        if not self.leases:
+            self.idle_since = now
+
+    def _sent(self, event: evt.Event) -> None:
+        request = event.message
+        if not isinstance(request, Request):
+            return
+        lease = current_lease.get()
+        # Where a callback sends, and nobody can tell whose it is, it counts as everybody's: rather an operation too few is
+        # repeated than one too many.
+        askers = (lease,) if lease in self.leases else tuple(self.leases)
+        self._asked[request.message_id] = askers
+        for lease in askers:
+            lease.unanswered.add(request.message_id)
+            if not isinstance(request, REPEATABLE):
+                lease.is_repeatable = False
+
+    def _received(self, event: evt.Event) -> None:
+        response = event.message
+        if not isinstance(response, Response):
+            return
+        message_id = response.message_id_being_responded_to
+        is_final = category(response.status) is not StatusCategory.PENDING
+        askers = self._asked.pop(message_id, ()) if is_final else self._asked.get(message_id, ())
+        for lease in askers:
+            lease.is_answered = True
+            if is_final:
+                lease.unanswered.discard(message_id)
