@@ -479,10 +479,10 @@ class Performing(MemoryTestCase):
         peer.send_message(1, echo(1))
         self.assertEqual(len(waiting), 2, "free again")
 
-    def test_a_service_that_is_not_provided(self) -> None:
+    def test_a_service_without_a_handler(self) -> None:
         _, peer, _ = self.pending()
         peer.send_message(1, CFindRQ(message_id=5, affected_sop_class_uid=VERIFICATION), encoded())
-        self.assertEqual(statuses(peer.messages()), [(5, 0x0211)])
+        self.assertEqual(statuses(peer.messages()), [(5, 0xC311)])
 
     def test_the_wrong_sop_class(self) -> None:
         _, peer, _ = self.pending()
