@@ -18,10 +18,12 @@ ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
 
 #: Packages by the name that they are imported under, and how the table calls them.
 PACKAGES = {
+    "click": "click",
     "cryptography": "cryptography",
     "OpenSSL": "pyOpenSSL",
     "pydicom": "pydicom",
     "service_identity": "service-identity",
+    "tqdm": "tqdm",
     "twisted": "Twisted",
     "zope": "Twisted",  # zope.interface, which Twisted stands on
 }
@@ -75,6 +77,7 @@ ROOMS = (
     Room(("archive/files.py",), ()),
     Room(("archive/",), ("dimse/", "part10.py", "header.py", "threads.py", "evt.py", "archive/files.py"), ("Twisted",)),
     Room(("service.py", "tap.py"), ALL_ABOVE, ("Twisted",)),
+    Room(("tools/",), ALL_ABOVE, ("Twisted", "pyOpenSSL", "click", "tqdm")),
 )
 
 #: Imports that go up all the same: (importer, imported), each with its reason behind it.

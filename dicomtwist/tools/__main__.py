@@ -1,0 +1,8 @@
+"""``python -m dicomtwist.tools``: the ``dicomtwist`` command where its script is not on the path."""
+
+from __future__ import annotations
+
+from dicomtwist.tools import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""
+What the command prints: results on standard output, what happens meanwhile on standard error.
+
+Whatever a peer or a file name brings along is made harmless first: no escape sequence reaches the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TextIO, cast
+
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
+
+from dicomtwist import AE, evt
+
+#: How much is said: ``-q``, nothing, ``-v``, ``-vv``.
+QUIET, NORMAL, VERBOSE, DEBUG = -1, 0, 1, 2
+
+
+def printable(text: object) -> str:
+    """Return *text* with everything that is not printable escaped, so that it is one harmless line."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in str(text)
+    )
+
+
+def table(rows: Iterable[Sequence[object]], indent: str = "") -> list[str]:
+    """Return *rows* as lines with their columns below each other."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)] if cells else []
+    return [
+        (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
+        for row in cells
+    ]
+
+
+def plural(count: int, noun: str) -> str:
+    """Return *count* with its noun."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+class Output:
+    """
+    Where a subcommand says things.
+
+    :param verbosity: one of the constants of this module.
+    :param as_json: print one JSON document in the place of everything else on standard output.
+
+    :ivar around: called with a function that writes to standard error; a progress bar steps aside there.
+    """
+
+    def __init__(self, verbosity: int = NORMAL, *, as_json: bool = False) -> None:
+        self.verbosity = verbosity
+        self.as_json = as_json
+        self.around: Callable[[Callable[[], None]], None] | None = None
+        for stream in (sys.stdout, sys.stderr):
+            # Whatever the locale is: a file name or title must not end the program.
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+    # --- standard output
+
+    def result(self, *lines: str) -> None:
+        """Print *lines* of the result, unless JSON is asked for or nothing at all."""
+        if not self.as_json and self.verbosity > QUIET:
+            self._print(sys.stdout, lines)
+
+    def document(self, document: dict[str, Any]) -> None:
+        """Print *document*, where JSON is asked for."""
+        if self.as_json:
+            self._print(sys.stdout, [json.dumps(document)], clean=False)
+
+    # --- standard error
+
+    def error(self, text: str) -> None:
+        """Say what went wrong; also with ``-q``."""
+        self._note([f"dicomtwist: {text}"])
+
+    def note(self, text: str, level: int = NORMAL) -> None:
+        """Say what happens, from *level* of verbosity on."""
+        if self.verbosity >= level:
+            self._note([text])
+
+    def _note(self, lines: Sequence[str]) -> None:
+        if self.around is None:
+            self._print(sys.stderr, lines)
+        else:
+            self.around(lambda: self._print(sys.stderr, lines))
+
+    def _print(self, stream: TextIO, lines: Iterable[str], *, clean: bool = True) -> None:
+        try:
+            for line in lines:
+                print(printable(line) if clean else line, file=stream)
+            stream.flush()
+        except BrokenPipeError:
+            # Whoever read has gone, such as "head": nothing more can be told there, not even at the exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+    # --- what happens below
+
+    def begin_logging(self) -> None:
+        """Have the log of Twisted and dicomtwist go through here, one line for each event."""
+        globalLogBeginner.beginLoggingTo(
+            [cast(ILogObserver, self._logged)], discardBuffer=True, redirectStandardIO=False
+        )
+
+    def _logged(self, event: LogEvent) -> None:
+        level = event.get("log_level", LogLevel.info)
+        wanted = NORMAL if level >= LogLevel.error else VERBOSE if level >= LogLevel.warn else DEBUG
+        if self.verbosity < wanted:
+            return
+        text = formatEvent(event)
+        failure = event.get("log_failure")
+        if failure is not None:
+            text = f"{text}: {failure.type.__name__}: {failure.getErrorMessage()}"
+            if self.verbosity >= DEBUG:
+                self._note([text, *failure.getTraceback().splitlines()])
+                return
+        self._note([text])
+
+    def follow(self, ae: AE) -> None:
+        """Tell of the associations of *ae*: with ``-v`` how they come and go, with ``-vv`` of each message."""
+        if self.verbosity >= VERBOSE:
+            for event, tell in _EVENTS.items():
+                ae.bind(event, self._tell, [tell, VERBOSE])
+        if self.verbosity >= DEBUG:
+            for event, tell in _DETAILS.items():
+                ae.bind(event, self._tell, [tell, DEBUG])
+
+    def _tell(self, event: evt.Event, tell: Callable[[Any], str], level: int) -> None:
+        text = tell(event)
+        if text:
+            self.note(text, level)
+
+
+def _accepted(event: Any) -> str:
+    contexts = event.pdu.presentation_contexts
+    accepted = sum(context.result == 0 for context in contexts)
+    return f"association accepted, {accepted} of {plural(len(contexts), 'presentation context')}"
+
+
+def _pdu(direction: str) -> Callable[[Any], str]:
+    def tell(event: Any) -> str:
+        name = type(event.pdu).__name__
+        return "" if name == "Fragment" else f"{direction} {name}"
+
+    return tell
+
+
+def _dimse(direction: str) -> Callable[[Any], str]:
+    def tell(event: Any) -> str:
+        message = event.message
+        number = getattr(message, "message_id", None) or getattr(message, "message_id_being_responded_to", "")
+        status = getattr(message, "status", None)
+        return f"{direction} {message.NAME} {number}" + ("" if status is None else f" status 0x{status:04X}")
+
+    return tell
+
+
+_EVENTS: dict[evt.EventType, Callable[[Any], str]] = {
+    evt.EVT_CONN_OPEN: lambda event: f"connected to {event.address[0]} {event.address[1] or ''}".rstrip(),
+    evt.EVT_REQUESTED: lambda event: f"association asked for as {event.assoc.requestor.ae_title}",
+    evt.EVT_ACCEPTED: _accepted,
+    evt.EVT_REJECTED: lambda event: "association rejected",
+    evt.EVT_RELEASED: lambda event: "association released",
+    evt.EVT_ABORTED: lambda event: f"association ended: {event.reason}",
+}
+
+_DETAILS: dict[evt.EventType, Callable[[Any], str]] = {
+    evt.EVT_PDU_SENT: _pdu("->"),
+    evt.EVT_PDU_RECV: _pdu("<-"),
+    evt.EVT_DIMSE_SENT: _dimse("->"),
+    evt.EVT_DIMSE_RECV: _dimse("<-"),
+}

@@ -1,0 +1,100 @@
+"""
+A subcommand under the reactor: it runs to its end or until it is interrupted, and says how it went as an exit status.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
+
+from twisted.internet import task
+from twisted.internet.defer import CancelledError, Deferred
+
+from dicomtwist.tools.output import Output
+
+#: Exit statuses.
+ALL_WELL, SOME_FAILED, USED_WRONGLY, NO_ASSOCIATION = 0, 1, 2, 3
+
+
+class Interrupts:
+    """
+    What SIGINT (Ctrl-C) and SIGTERM do: the first asks to stop in order, the second to stop at once, a third kills.
+
+    A subcommand that has nothing to bring to an end is cancelled at the first.
+
+    :ivar count: how many there were.
+    """
+
+    def __init__(self, reactor: Any, output: Output) -> None:
+        self.count = 0
+        self._reactor = reactor
+        self._output = output
+        self._stop: Callable[[], None] | None = None
+        self._abort: Callable[[], None] | None = None
+        self._running: Deferred[int] | None = None
+
+    def handle(self, stop: Callable[[], None], abort: Callable[[], None]) -> None:
+        """Have *stop* called for the first, and *abort* for the second."""
+        self._stop, self._abort = stop, abort
+
+    def install(self, running: Deferred[int]) -> None:
+        """Take the signals over from the reactor, which installs its own when it starts."""
+        self._running = running
+
+        def take_over() -> None:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: self._reactor.callFromThread(self._interrupted))
+
+        self._reactor.callWhenRunning(lambda: self._reactor.callLater(0, take_over))
+
+    def _interrupted(self) -> None:
+        self.count += 1
+        if self.count > 1:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+        if self.count == 1 and self._stop is not None:
+            self._output.note("stopping: what is on its way is finished first; once more to abort")
+            self._stop()
+        elif self.count <= 2 and self._abort is not None:
+            self._abort()
+        elif self._running is not None:
+            self._running.cancel()
+
+
+Main = Callable[[Any, Interrupts], Coroutine[Any, Any, int]]
+
+
+def run(main: Main, output: Output) -> NoReturn:
+    """
+    Run *main* under the reactor and exit with the status that it returns.
+
+    :param main: called with the reactor and the :class:`Interrupts`.
+    :raises SystemExit: always.
+    """
+    output.begin_logging()
+
+    async def guarded(running: Deferred[int]) -> None:
+        try:
+            status = await running
+        except CancelledError:
+            output.error("interrupted")
+            status = SOME_FAILED
+        except BrokenPipeError:
+            status = SOME_FAILED
+        except Exception as error:
+            if "DICOMTWIST_TRACEBACK" in os.environ:
+                raise
+            output.error(f"{type(error).__name__}: {error} (a bug: DICOMTWIST_TRACEBACK=1 shows where)")
+            status = SOME_FAILED
+        raise SystemExit(status)
+
+    def start(reactor: Any) -> Deferred[None]:
+        interrupts = Interrupts(reactor, output)
+        running = Deferred.fromCoroutine(main(reactor, interrupts))
+        interrupts.install(running)
+        return Deferred.fromCoroutine(guarded(running))
+
+    task.react(start)
+    raise AssertionError("not reached")
