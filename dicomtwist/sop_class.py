@@ -17,12 +17,14 @@ from __future__ import annotations
 import enum
 import functools
 import re
+from collections.abc import Iterable
 from typing import Final, NamedTuple, cast
 
 from pydicom import config
 from pydicom._uid_dict import UID_dictionary
 from pydicom.uid import UID
 
+from dicomtwist.dimse.messages import RESPONSES
 from dicomtwist.dimse.status import use_service_classes
 
 
@@ -190,6 +192,8 @@ class _Entry(NamedTuple):
     keyword: str
     service_class: ServiceClass | None  # None: to be derived from the keyword
     current: bool  # in force in DICOM itself: neither retired nor of another standard, nor private
+    dimse: tuple[str, ...] = ()  # what register_uid was told: the DIMSE services
+    members: tuple[str, ...] = ()  # and of a Meta SOP Class the SOP Classes
 
 
 def _complete_dictionary() -> None:
@@ -352,7 +356,15 @@ def common_storage_classes() -> list[SOPClass]:
     return [SOPClass(uid) for uid in sorted([*uids, *_COMMON_STORAGE_ELSEWHERE])]
 
 
-def register_uid(uid: UIDLike, keyword: str, service_class: ServiceClass | str, name: str = "") -> SOPClass:
+def register_uid(
+    uid: UIDLike,
+    keyword: str,
+    service_class: ServiceClass | str,
+    name: str = "",
+    *,
+    dimse: str | Iterable[str] = (),
+    members: Iterable[UIDLike] = (),
+) -> SOPClass:
     """Make a private SOP Class known, so that it is named and served like one of DICOM.
 
     Registering the same again is allowed and does nothing.
@@ -361,15 +373,25 @@ def register_uid(uid: UIDLike, keyword: str, service_class: ServiceClass | str, 
     :param keyword: the name under which this module offers it: a Python identifier that is not in use
     :param service_class: the Service Class that serves it
     :param name: the name in words; the keyword by default
+    :param dimse: the DIMSE service that it is used with, such as ``"C-FIND"``, or several; by default that of the
+        Service Class, or for an information model what its keyword ends in (``Find``, ``Move``, ``Get``)
+    :param members: of a Meta SOP Class the UIDs of the SOP Classes that it stands for
     :returns: the SOP Class
-    :raises TypeError: when `uid` is neither ``str`` nor ``bytes``, or `keyword` not a ``str``
-    :raises ValueError: when the UID is malformed or known already, when the keyword is not an identifier or
-        means something else already, or when there is no such Service Class
+    :raises TypeError: when `uid` or one of `members` is neither ``str`` nor ``bytes``, or `keyword` not a ``str``
+    :raises ValueError: when a UID is malformed or `uid` known already, when the keyword is not an identifier or
+        means something else already, or when there is no such Service Class or DIMSE service
     """
     sop_class = SOPClass(check_uid(uid, "the SOP Class"))
     if not isinstance(keyword, str):
         raise TypeError(f"a keyword must be a str, not {type(keyword).__name__}")
-    entry = _Entry(name or keyword, keyword, ServiceClass(service_class), current=False)
+    entry = _Entry(
+        name or keyword,
+        keyword,
+        ServiceClass(service_class),
+        current=False,
+        dimse=_check_services((dimse,) if isinstance(dimse, str) else tuple(dimse)),
+        members=tuple(str(check_uid(member, "a SOP Class of the Meta SOP Class")) for member in members),
+    )
     if _entries.get(sop_class) == entry:
         return sop_class
     if sop_class in _entries:
@@ -381,6 +403,29 @@ def register_uid(uid: UIDLike, keyword: str, service_class: ServiceClass | str, 
     _entries[sop_class] = entry
     _uids[keyword] = sop_class
     return sop_class
+
+
+def _check_services(services: tuple[str, ...]) -> tuple[str, ...]:
+    """Check the names of DIMSE services.
+
+    :raises ValueError: when one of them is none
+    """
+    known = {request.SERVICE for request in RESPONSES}
+    for service in services:
+        if service not in known:
+            raise ValueError(f"there is no DIMSE service {service!r}: it is one of {', '.join(sorted(known))}")
+    return services
+
+
+def registered_services(uid: str) -> tuple[str, ...]:
+    """Give the DIMSE services that :func:`register_uid` was told of a private SOP Class; none of any other."""
+    entry = _entries.get(uid)
+    return entry.dimse if entry else ()
+
+
+def registered_members() -> dict[str, tuple[str, ...]]:
+    """Give the private Meta SOP Classes that were registered, with the UIDs that they stand for."""
+    return {uid: entry.members for uid, entry in _entries.items() if entry.members}
 
 
 def _find(keyword: str) -> str | None:

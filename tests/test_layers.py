@@ -52,7 +52,7 @@ ROOMS = (
     Room(("dimse/",), ("errors.py", "ul/")),
     Room(("pieces.py",), ()),
     Room(("part10.py", "header.py"), ()),
-    Room(("sop_class.py", "presentation.py"), ("ul/", "dimse/"), ("pydicom",)),
+    Room(("sop_class.py", "sop_relations.py", "presentation.py"), ("ul/", "dimse/"), ("pydicom",)),
     Room(("negotiation.py", "settings.py")),
     Room(("window.py",), (), ("Twisted",)),
     Room(("threads.py",), (), ("Twisted",)),
