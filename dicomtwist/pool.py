@@ -214,7 +214,7 @@ class AssociationPool(Service):
 
     def send_c_store(
         self,
-        dataset: str | os.PathLike[str] | Dataset | BinaryIO,
+        dataset: str | os.PathLike[str] | Dataset | BinaryIO | bytes,
         *,
         priority: int = 2,
         originator_aet: str | None = None,

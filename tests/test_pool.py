@@ -29,6 +29,7 @@ from dicomtwist import (
     build_context,
     evt,
 )
+from dicomtwist.attempts import RereadableFile
 from dicomtwist.dimse.messages import CEchoRQ, NActionRQ
 from dicomtwist.slots import current_lease
 from tests.memory import CT, VERIFICATION, MemoryTestCase, encoded, instance, part10
@@ -700,6 +701,17 @@ class Again(PoolTestCase):
         """How much was sent on the last connection."""
         return self.last().client.bytes_written if self.network.connections else 0
 
+    def test_one_reader_of_a_file_after_the_other(self) -> None:
+        file = BytesIO(b"before 0123456789")
+        file.seek(7)
+        whole = RereadableFile(file)
+        first = whole.reopen()
+        self.assertEqual(first.read(4), b"0123")
+        second = whole.reopen()
+        self.assertEqual(second.read(2), b"01")
+        self.assertEqual(first.read(4), b"", "who is late gets nothing, and moves nothing")
+        self.assertEqual(second.read(), b"23456789")
+
     def test_what_cannot_be_read_again_is_sent_once(self) -> None:
         class Pipe(BytesIO):
             def seekable(self) -> bool:
@@ -911,9 +923,44 @@ class NotToBeHad(PoolTestCase):
             self.answer(number)
         self.assertEqual([int(self.successResultOf(one)) for one in accepted], [0, 0, 0])
 
+    def test_who_comes_back_is_not_too_many(self) -> None:
+        self.serve()
+        pool = self.pool(size=3, max_waiting=1)
+        accepted = [self.echo(pool) for _ in range(3)]
+        for connection in self.network.connections:
+            connection.cut()
+        self.network.flush()
+        self.assertEqual(pool.waiting, 3)
+        self.network.advance(1)
+        for number in range(3, 6):
+            self.answer(number)
+        self.assertEqual([int(self.successResultOf(one)) for one in accepted], [0, 0, 0])
+
 
 class Cancelling(PoolTestCase):
     """A Deferred that is cancelled, at each stage."""
+
+    def test_who_gives_up_makes_way(self) -> None:
+        """As one that waits for an association to itself, and everybody behind it."""
+        self.listen((evt.EVT_ASYNC_OPS, lambda event: (3, 3)), (evt.EVT_C_ECHO, self.desk))
+        pool = self.pool(size=1, ext_neg=[AsyncOperationsWindow(3, 1)])
+        first = self.echo(pool)
+
+        async def alone() -> None:
+            async with pool.association(exclusive=True):
+                self.fail("it was not alone")
+
+        exclusive = Deferred.fromCoroutine(alone())
+        behind = self.echo(pool)
+        self.assertEqual((self.desk.count, pool.waiting), (1, 2))
+        exclusive.cancel()
+        self.failure(exclusive, CancelledError)
+        self.network.flush()
+        self.assertEqual((self.desk.count, pool.waiting), (2, 0))
+        self.answer(0)
+        self.answer(1)
+        self.successResultOf(first)
+        self.successResultOf(behind)
 
     def test_while_it_waits(self) -> None:
         self.serve()
