@@ -69,7 +69,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(BASE): $(METADATA) | $(BIN)/python
-	$(BIN)/python -m pip install -q -e '.[tools]'
+	$(BIN)/python -m pip install -q -e '.[archive,tools]'
 	@touch $@
 
 $(TEST): $(METADATA) | $(BIN)/python

@@ -112,8 +112,8 @@ def main() -> None:
         run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", sources)
         (wheel,) = (folder / "dist").glob("*.whl")
         check_wheel(wheel)
-        check_install(folder / "from-wheel", wheel)
-        check_install(folder / "editable", "-e", sources)
+        check_install(folder / "from-wheel", f"{wheel}[archive]")
+        check_install(folder / "editable", "-e", f"{sources}[archive]")
     print("package-check: the wheel and the editable install both give twist its dicom command")
 
 

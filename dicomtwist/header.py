@@ -102,6 +102,8 @@ class HeaderScanner:
         Elements stand in ascending order (PS3.5 section 7.1), so the first greater tag ends the scan.
     :param max_value_length: a wanted value that is longer, in bytes, is stepped over and noted in
         ``skipped``.
+    :param sequences: whether wanted sequences of undefined length are taken as well, with the delimiter at
+        their end; otherwise they are noted in ``skipped``. (Those of defined length are values as any other.)
     :param max_depth: how many sequences of undefined length may be nested.
     :param max_inflated: how many bytes a deflated data set may inflate to before the scan must have ended.
     :param max_inflate_ratio: how many times its size a deflated data set may inflate to (the first MiB is
@@ -109,6 +111,8 @@ class HeaderScanner:
     """
 
     __slots__ = (
+        "_capture",
+        "_captured",
         "_deflated_in",
         "_depth",
         "_encoding",
@@ -142,6 +146,7 @@ class HeaderScanner:
         *,
         stop_after: int | None = None,
         max_value_length: int = MAX_VALUE_LENGTH,
+        sequences: bool = False,
         max_depth: int = MAX_DEPTH,
         max_inflated: int = MAX_INFLATED,
         max_inflate_ratio: int = MAX_INFLATE_RATIO,
@@ -182,6 +187,8 @@ class HeaderScanner:
         self._depth = 0
         self._un_depth = 0  # the depth at which an UN of undefined length opened, Implicit VR LE within
         self._fragments = False  # the open sequence holds fragments of pixel data
+        self._capture = sequences
+        self._captured: bytearray | None = None  # what has come of a wanted sequence of undefined length
 
     def feed(self, data: Buffer) -> bool:
         """Scan the next piece.
@@ -227,6 +234,8 @@ class HeaderScanner:
         while pos < size:
             if self._skip:
                 taken = min(self._skip, size - pos)
+                if self._captured is not None:
+                    self._append(data[pos : pos + taken])
                 self._skip -= taken
                 pos += taken
                 continue
@@ -244,7 +253,7 @@ class HeaderScanner:
                 before = len(self._pending)
                 head = self._pending + bytes(data[pos : pos + _MAX_ELEMENT_HEADER])
                 self._offset -= before
-                used = self._nested(head, 0) if self._depth else self._top(head, 0)
+                used = self._within(head, 0) if self._depth else self._top(head, 0)
                 self._offset += before
                 if not used:
                     self._pending = head
@@ -253,7 +262,7 @@ class HeaderScanner:
                     self._pending = b""
                     pos += used - before
             else:
-                used = self._nested(data, pos) if self._depth else self._top(data, pos)
+                used = self._within(data, pos) if self._depth else self._top(data, pos)
                 if used == pos and not self.done:
                     self._pending = bytes(data[pos:])
                     used = size
@@ -312,6 +321,9 @@ class HeaderScanner:
         # The value ends beyond the buffer. One of undefined length seems to, because no buffer has 4 GiB.
         if length == _UNDEFINED:
             self._open(buffer, here, 1)
+            if self._capture and raw in wanted and not self._un_depth and not self._fragments:
+                self._tag = encoding.swap(raw)
+                self._captured = bytearray()
             return start
         self._tag = encoding.swap(raw)
         self._skip = pos - size
@@ -334,10 +346,34 @@ class HeaderScanner:
             self._value = bytearray(buffer[start:])
             self._need = end - len(buffer)
             return len(buffer)
-        if tag < self._stop:
+        if tag < self._stop or (length == _UNDEFINED and self._capture):
             return 0
         self.done = True
         return min(end, len(buffer))
+
+    def _within(self, buffer: Buffer, pos: int) -> int:
+        """Go on in a sequence of undefined length, keeping what it holds where it is wanted."""
+        if self._captured is None:
+            return self._nested(buffer, pos)
+        tag = self._tag
+        used = self._nested(buffer, pos)
+        self._append(buffer[pos:used])
+        if not self._depth:
+            if self._captured is not None:
+                self.values[tag] = bytes(self._captured)
+                del self.skipped[tag]
+                self._captured = None
+            self.done = tag >= self._stop
+        elif self._captured is not None:
+            self._tag = tag
+        return used
+
+    def _append(self, data: Buffer) -> None:
+        assert self._captured is not None
+        if len(self._captured) + len(data) > self._max_value:
+            self._captured = None
+        else:
+            self._captured += data
 
     def _nested(self, buffer: Buffer, pos: int) -> int:
         """Find the end of a sequence of undefined length, however deep; returns as :meth:`_top` does."""

@@ -119,5 +119,5 @@ class ArchiveService(DICOMService):
 
     def _close(self, result: Any) -> Any:
         self._receiver.threads.release()
-        self._receiver.store.close()
+        self._receiver.archive.close()
         return result

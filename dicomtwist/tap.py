@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from pathlib import Path
@@ -13,8 +14,15 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from dicomtwist.ae import AE
-from dicomtwist.archive.files import Durability, InstanceStore, StoreError
-from dicomtwist.archive.receiver import StorageReceiver
+
+try:
+    from dicomtwist.archive.archive import Archive, Duplicates
+    from dicomtwist.archive.files import Durability, StoreError
+    from dicomtwist.archive.receiver import StorageReceiver
+except ModuleNotFoundError as error:
+    if error.name != "sqlalchemy":
+        raise
+    raise SystemExit('twist dicom needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
 from dicomtwist.endpoints import EndpointError, server_endpoint
 from dicomtwist.negotiation import check_ae_title
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
@@ -24,6 +32,9 @@ from dicomtwist.threads import WorkerThreads
 
 #: The exit status of a command that was used wrongly (sysexits.h).
 _EX_USAGE = 64
+
+#: What is left free on the disk, in bytes: enough for the index to be closed, and for an operator to act.
+DEFAULT_MIN_FREE = 128 * 1024 * 1024
 
 DEFAULT_PORT = "tcp:11112:interface=127.0.0.1"
 
@@ -74,6 +85,23 @@ def _durability(value: str) -> Durability:
         raise usage.UsageError(f"--durability is full or none, not {value!r}") from None
 
 
+def _duplicates(value: str) -> Duplicates:
+    try:
+        return Duplicates(value)
+    except ValueError:
+        raise usage.UsageError(f"--duplicates is keep, replace or reject, not {value!r}") from None
+
+
+def _bytes(option: str) -> Any:
+    def convert(value: str) -> int:
+        found = re.fullmatch(r"(\d{1,15})([kKMGT]?)", value)
+        if not found:
+            raise usage.UsageError(f"{option} {value!r} is not a number of bytes: 0, 500M, 10G")
+        return int(found[1]) << 10 * " KMGT".index(found[2].upper() or " ")
+
+    return convert
+
+
 #: The options that are settings of the AE.
 _SETTINGS = {
     "max-pdu": "maximum_pdu_size",
@@ -95,14 +123,35 @@ class Options(usage.Options):
 
     synopsis = "[options]"
     longdesc = (
-        "A DICOM Storage SCP. Every instance that a peer sends becomes a file STORAGE/STUDY/SERIES/INSTANCE.dcm, and the "
-        "peer is told of success when the file is on the disk."
+        "A DICOM archive. Every instance that a peer sends becomes a file STORAGE/STUDY/SERIES/INSTANCE.dcm and a row in the "
+        "index STORAGE/.index, and the peer is told of success when both are on the disk."
     )
 
+    # Defaults are what the converters return: usage.Options converts only what is given.
     optParameters = [
         ["ae-title", None, "DICOMTWIST", "AE title of this server.", _title],
         ["storage", None, "dicom-archive", "Folder for the received instances; it is made if it is missing."],
-        ["durability", None, "full", "full: success is told after fsync; none: no fsync, faster.", _durability],
+        [
+            "durability",
+            None,
+            Durability.FULL,
+            "full: success is told after fsync; none: no fsync, faster.",
+            _durability,
+        ],
+        [
+            "duplicates",
+            None,
+            Duplicates.REPLACE,
+            "Of an instance that is here already and differs: replace it, keep it, or reject the one that comes.",
+            _duplicates,
+        ],
+        [
+            "min-free",
+            None,
+            DEFAULT_MIN_FREE,
+            "Bytes (500M, 10G) to stay free on the disk; with less, instances are refused.",
+            _bytes("--min-free"),
+        ],
         [
             "max-pdu",
             None,
@@ -184,7 +233,11 @@ class Options(usage.Options):
     ]
     optFlags = [["require-called-aet", None, "Reject associations that call another AE title than --ae-title."]]
     compData = usage.Completions(
-        optActions={"storage": usage.CompleteDirs(), "durability": usage.CompleteList(["full", "none"])}
+        optActions={
+            "storage": usage.CompleteDirs(),
+            "durability": usage.CompleteList(["full", "none"]),
+            "duplicates": usage.CompleteList([one.value for one in Duplicates]),
+        }
     )
 
     def __init__(self) -> None:
@@ -224,9 +277,14 @@ class Options(usage.Options):
         except EndpointError as error:
             raise usage.UsageError(f"--port: {error}") from None
         self["ae"] = _make_ae(self)
-        self["store"] = InstanceStore(Path(self["storage"]), durability=self["durability"])
+        self["archive"] = Archive(
+            Path(self["storage"]),
+            durability=self["durability"],
+            duplicates=self["duplicates"],
+            min_free=self["min-free"],
+        )
         try:
-            self["store"].prepare()
+            self["archive"].open()
         except (StoreError, OSError) as error:
             raise usage.UsageError(f"--storage: {error}") from None
 
@@ -257,7 +315,7 @@ def makeService(options: Options) -> IService:
     """Make the service of ``twist dicom``."""
     ae: AE = options["ae"]
     ae.reactor.callWhenRunning(_stop_at_sigterm, ae.reactor)
-    receiver = StorageReceiver(options["store"], WorkerThreads(ae.reactor))
+    receiver = StorageReceiver(options["archive"], WorkerThreads(ae.reactor))
     return ArchiveService(ae, options["endpoints"], receiver, grace=options["grace"])
 
 

@@ -129,6 +129,10 @@ class WorkerThreads:
         self._pool.callInThreadWithCallback(in_thread, function, *args, **kwargs)
         return result
 
+    def call_in_reactor(self, function: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call *function* in the reactor thread; from any thread, for what is finished by another than the one that took it."""
+        self._reactor.callFromThread(function, *args, **kwargs)
+
     def _done(self, result: Deferred[T], success: bool, outcome: Any) -> None:
         self._working -= 1
         self._stop_if_unused()

@@ -23,6 +23,7 @@ PACKAGES = {
     "OpenSSL": "pyOpenSSL",
     "pydicom": "pydicom",
     "service_identity": "service-identity",
+    "sqlalchemy": "SQLAlchemy",
     "tqdm": "tqdm",
     "twisted": "Twisted",
     "zope": "Twisted",  # zope.interface, which Twisted stands on
@@ -58,7 +59,7 @@ ROOMS = (
     Room(("threads.py",), (), ("Twisted",)),
     Room(("datasets.py",), ("errors.py", "part10.py", "pieces.py", "threads.py"), ("Twisted", "pydicom")),
     Room(("identifier.py",), ("errors.py", "datasets.py"), ("pydicom",)),
-    Room(("evt.py",)),
+    Room(("evt.py",), ALL_ABOVE, ("pydicom",)),
     Room(("services/",), ALL_ABOVE, ("Twisted", "pydicom")),
     Room(("outgoing.py", "exchange.py"), ALL_ABOVE, ("Twisted",)),
     Room(("output.py", "protocol.py"), ("errors.py", "ul/"), ("Twisted",)),
@@ -75,7 +76,11 @@ ROOMS = (
     Room(("__init__.py",)),
     Room(("testing/",), ("errors.py", "ul/", "dimse/"), ("Twisted",)),
     Room(("archive/files.py",), ()),
-    Room(("archive/",), ("dimse/", "part10.py", "header.py", "threads.py", "evt.py", "archive/files.py"), ("Twisted",)),
+    Room(
+        ("archive/",),
+        ("dimse/", "part10.py", "header.py", "threads.py", "evt.py", "archive/files.py"),
+        ("Twisted", "pydicom", "SQLAlchemy"),
+    ),
     Room(("service.py", "tap.py"), ALL_ABOVE, ("Twisted",)),
     Room(("tools/",), ALL_ABOVE, ("Twisted", "pyOpenSSL", "click", "tqdm")),
 )

@@ -75,7 +75,8 @@ class TwistDicom(TestCase):
 
     def stored(self) -> list[Path]:
         """What is in the storage, without its own book-keeping."""
-        return sorted(path for path in self.storage.rglob("*") if path.is_file() and path.name != ".lock")
+        files = (path for path in self.storage.rglob("*") if path.is_file() and path.name != ".lock")
+        return sorted(path for path in files if ".index" not in path.parts)
 
     async def echo(self, port: int, **keywords: object) -> None:
         """A C-ECHO of another AE."""

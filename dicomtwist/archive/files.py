@@ -33,6 +33,7 @@ __all__ = [
     "StoreClosed",
     "StoreError",
     "StoreUnusable",
+    "check_uids",
 ]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -80,6 +81,9 @@ class Durability(enum.Enum):
     NONE = "none"
     """The operating system has it: it survives a crash of this program, not one of the machine."""
 
+    def __str__(self) -> str:
+        return str(self.value)
+
 
 class FileSystem:
     """The system calls that storing is made of, so that a test can make any one of them fail.
@@ -105,8 +109,16 @@ class FileSystem:
     def mkdir(self, path: str, mode: int = 0o777) -> None:
         os.mkdir(path, mode)
 
+    def link(self, source: str, target: str) -> None:
+        os.link(source, target)
+
     def unlink(self, path: str) -> None:
         os.unlink(path)
+
+    def free(self, path: str) -> int:
+        """How many bytes programs may still write where *path* is; :func:`os.statvfs`."""
+        status = os.statvfs(path)
+        return status.f_bavail * status.f_frsize
 
     def listdir(self, path: str) -> list[str]:
         return os.listdir(path)
@@ -120,6 +132,8 @@ class InstanceStore:
 
     :param root: the folder; made by :meth:`prepare` when it is missing, if its parent is there.
     :param durability: what a successful commit promises.
+    :param min_free: how many bytes have to be free on the file system for another instance to be written; with
+        less there is ENOSPC. 0: as long as there is room.
     :param file_system: the system calls to use.
     """
 
@@ -128,10 +142,12 @@ class InstanceStore:
         root: Path,
         *,
         durability: Durability = Durability.FULL,
+        min_free: int = 0,
         file_system: FileSystem | None = None,
     ) -> None:
         self.root = root
         self.durability = durability
+        self.min_free = min_free
         self._fs = file_system or FileSystem()
         self._full = durability is Durability.FULL
         self._root = os.fspath(root)
@@ -198,7 +214,7 @@ class InstanceStore:
 
         :raises InvalidUID: one of the three is no UID.
         """
-        _check_uids(study_uid, series_uid, instance_uid)
+        check_uids(study_uid, series_uid, instance_uid)
         return self.root / study_uid / series_uid / f"{instance_uid}{INSTANCE_SUFFIX}"
 
     def create(self) -> InstanceWriter:
@@ -219,7 +235,23 @@ class InstanceStore:
             instance is as it was, unless the very last step failed (the fsync of the folder: then the new one
             is in its place).
         """
-        _check_uids(study_uid, series_uid, instance_uid)
+        check_uids(study_uid, series_uid, instance_uid)
+        temporary = self.write_temporary(buffers)
+        try:
+            return self._place(temporary, study_uid, series_uid, instance_uid)
+        except BaseException:
+            self._remove(temporary)
+            raise
+
+    # The steps of storing, for one who has more to do between them, such as keeping an index.
+
+    def write_temporary(self, buffers: Sequence[Buffer]) -> str:
+        """Write a temporary file, with durability full onto the medium.
+
+        :param buffers: the file, preamble first. Contiguous bytes each.
+        :returns: its path.
+        :raises OSError: as it came, errno intact; nothing is left of it.
+        """
         temporary, fd = self._open_temporary()
         try:
             try:
@@ -228,16 +260,75 @@ class InstanceStore:
                     self._fs.fsync(fd)
             finally:
                 self._fs.close(fd)
-            return self._place(temporary, study_uid, series_uid, instance_uid)
         except BaseException:
             self._remove(temporary)
             raise
+        return temporary
+
+    def folder(self, study_uid: str, series_uid: str) -> str:
+        """The folder of a series; it is made, and on the medium with durability full.
+
+        :raises OSError: as it came, errno intact.
+        """
+        return self._known.get((study_uid, series_uid)) or self._make_folders(study_uid, series_uid)
+
+    def rename(self, source: str, study_uid: str, series_uid: str, instance_uid: str) -> str:
+        """Give a file its final name, in place of an earlier one. Its folder has to be synced behind it.
+
+        :returns: the final name.
+        :raises OSError: as it came, errno intact; both are as they were.
+        """
+        target = f"{self.folder(study_uid, series_uid)}/{instance_uid}{INSTANCE_SUFFIX}"
+        try:
+            self._fs.rename(source, target)
+        except FileNotFoundError:
+            # Someone has removed the folder since it became known (a clean-up of old studies, say).
+            with self._known_lock:
+                self._known.pop((study_uid, ""), None)
+            self._make_folders(study_uid, series_uid)
+            self._fs.rename(source, target)
+        return target
+
+    def set_aside(self, path: str) -> str:
+        """Give the file *path* a second name among the temporary files, from where :meth:`put_back` takes it.
+
+        :returns: the second name.
+        :raises OSError: as it came, errno intact.
+        """
+        temporary = f"{self._prefix}-{next(self._numbers):x}{TEMPORARY_SUFFIX}"
+        self._fs.link(path, temporary)
+        return temporary
+
+    def put_back(self, temporary: str, path: str) -> None:
+        """Undo a replacement: what was set aside gets its name back.
+
+        :raises OSError: as it came, errno intact.
+        """
+        self._fs.rename(temporary, path)
+
+    def sync_folder(self, path: str) -> None:
+        """Have the names in the folder *path* on the medium; nothing with durability none.
+
+        :raises OSError: as it came, errno intact.
+        """
+        if self._full:
+            self._sync_folder(path)
+
+    def remove(self, path: str) -> None:
+        """Remove a file, quietly where that cannot be done."""
+        self._remove(path)
 
     # What follows is used by the writer as well.
 
     def _open_temporary(self) -> tuple[str, int]:
+        if self.min_free:
+            self._check_free()
         path = f"{self._prefix}-{next(self._numbers):x}{TEMPORARY_SUFFIX}"
         return path, self._fs.open(path, _CREATE, _FILE_MODE)
+
+    def _check_free(self) -> None:
+        if self._fs.free(self._incoming) < self.min_free:
+            raise OSError(errno.ENOSPC, f"less than {self.min_free} bytes are free, which are to stay so")
 
     def _write_all(self, fd: int, buffers: Sequence[Buffer]) -> int:
         """Write every byte; returns how many."""
@@ -262,18 +353,8 @@ class InstanceStore:
 
     def _place(self, temporary: str, study_uid: str, series_uid: str, instance_uid: str) -> str:
         """Give a temporary file, whole and closed, its final name."""
-        folder = self._known.get((study_uid, series_uid)) or self._make_folders(study_uid, series_uid)
-        target = f"{folder}/{instance_uid}{INSTANCE_SUFFIX}"
-        try:
-            self._fs.rename(temporary, target)
-        except FileNotFoundError:
-            # Someone has removed the folder since it became known (a clean-up of old studies, say).
-            with self._known_lock:
-                self._known.pop((study_uid, ""), None)
-            self._make_folders(study_uid, series_uid)
-            self._fs.rename(temporary, target)
-        if self._full:
-            self._sync_folder(folder)
+        target = self.rename(temporary, study_uid, series_uid, instance_uid)
+        self.sync_folder(os.path.dirname(target))
         return target
 
     def _make_folders(self, study_uid: str, series_uid: str) -> str:
@@ -377,6 +458,8 @@ class InstanceWriter:
         if self._fd < 0:
             raise StoreClosed("this instance has been committed or discarded")
         try:
+            if self._store.min_free:
+                self._store._check_free()
             self.size += self._store._write_all(self._fd, buffers)
         except BaseException:
             self.discard()
@@ -392,24 +475,42 @@ class InstanceWriter:
             is in its place).
         :raises StoreClosed: the writer has ended.
         """
+        try:
+            check_uids(study_uid, series_uid, instance_uid)
+        except InvalidUID:
+            self.discard()
+            raise
+        temporary = self.seal()
+        try:
+            return self._store._place(temporary, study_uid, series_uid, instance_uid)
+        except BaseException:
+            self._store._remove(temporary)
+            raise
+
+    def seal(self) -> str:
+        """The instance is whole: close its temporary file, with durability full on the medium.
+
+        :returns: its path; the file belongs to the caller.
+        :raises OSError: as it came, errno intact; the temporary file is gone.
+        :raises StoreClosed: the writer has ended.
+        """
         if self._fd < 0:
             raise StoreClosed("this instance has been committed or discarded")
         store = self._store
         try:
-            _check_uids(study_uid, series_uid, instance_uid)
             if store._full:
                 store._fs.fsync(self._fd)
             # Never closed twice: after a failing close the number may already belong to another thread's
             # file.
             fd, self._fd = self._fd, -1
             store._fs.close(fd)
-            return store._place(self._temporary, study_uid, series_uid, instance_uid)
         except BaseException:
             if self._fd >= 0:
                 self.discard()
             else:
                 store._remove(self._temporary)
             raise
+        return self._temporary
 
     def discard(self) -> None:
         """Remove the temporary file; idempotent, and without effect after a commit."""
@@ -423,7 +524,7 @@ class InstanceWriter:
         self._store._remove(self._temporary)
 
 
-def _check_uids(*uids: str) -> None:
+def check_uids(*uids: str) -> None:
     """Refuse what is no UID: 1 to 64 characters, numbers with dots between (leading zeros are tolerated)."""
     for uid in uids:
         if len(uid) > 64 or not _UID.fullmatch(uid):

@@ -15,9 +15,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.archive.files import InstanceStore, InstanceWriter, InvalidUID, StoreError
-from dicomtwist.dimse.status import CANNOT_UNDERSTAND, DATASET_MISMATCH, OUT_OF_RESOURCES, Status
-from dicomtwist.header import HeaderError, HeaderScanner
+from dicomtwist.archive.archive import Archive, DuplicateInstance
+from dicomtwist.archive.files import Buffer, InstanceWriter, InvalidUID, StoreError, check_uids
+from dicomtwist.archive.index import IndexFailed
+from dicomtwist.archive.record import Record, make_record, scanner_for
+from dicomtwist.dimse.status import (
+    CANNOT_UNDERSTAND,
+    DATASET_MISMATCH,
+    DUPLICATE_SOP_INSTANCE,
+    OUT_OF_RESOURCES,
+    Status,
+)
+from dicomtwist.header import HeaderError
 from dicomtwist.part10 import decode_uid, encode_preamble_and_meta
 from dicomtwist.threads import WorkerThreads
 
@@ -45,14 +54,14 @@ class StorageReceiver:
     """
     Stores what peers send.
 
-    :param store: where instances live.
+    :param archive: where instances are kept; open.
     :param threads: where files are written; the caller holds it while this is used.
     """
 
     log = Logger()
 
-    def __init__(self, store: InstanceStore, threads: WorkerThreads) -> None:
-        self.store = store
+    def __init__(self, archive: Archive, threads: WorkerThreads) -> None:
+        self.archive = archive
         self.threads = threads
 
     @evt.streaming
@@ -60,9 +69,9 @@ class StorageReceiver:
         """
         Store the instance of *event*.
 
-        :returns: a Deferred with the status: success once it is stored (with full durability, on the disk), 0xA900
-            where command and data set disagree, 0xC000 where the data set cannot be understood, 0xA700 where the
-            storage refuses.
+        :returns: a Deferred with the status: success once it is stored and indexed (with full durability, on the disk),
+            0xA900 where command and data set disagree, 0xC000 where the data set cannot be understood, 0x0111 where it is
+            there already and duplicates are rejected, 0xA700 where the storage refuses.
         """
         incoming = _Incoming(self, event)
         event.stream.deliver_to(incoming)
@@ -76,12 +85,13 @@ class _Incoming:
         self._receiver = receiver
         self._event = event
         self._stream = event.stream
-        self._scanner = HeaderScanner(event.context.transfer_syntax, _WANTED)
+        self._scanner = scanner_for(event.context.transfer_syntax)
         self._writer: InstanceWriter | None = None
         self._waiting: list[memoryview] = []
         self._unwritten = 0
         self._writing = False
         self._finished = False
+        self._unreadable = False
         self._refusal: Failure | None = None
         self.done: Deferred[Status] = Deferred()
 
@@ -141,11 +151,17 @@ class _Incoming:
 
     def _commit(self) -> None:
         waiting, self._waiting = self._waiting, []
-        job = self._receiver.threads.run(self._finish_writing, waiting)
-        job.addCallbacks(self._stored, self._refuse)
+        self._receiver.threads.run(self._finish_writing, waiting).addErrback(self._refuse)
 
-    def _stored(self, _: None) -> None:
-        self.done.callback(_SUCCESS)
+    def _kept(self, error: BaseException | None) -> None:
+        """The archive has it, or has not; in any thread."""
+        self._receiver.threads.call_in_reactor(self._stored, error)
+
+    def _stored(self, error: BaseException | None) -> None:
+        if error is None:
+            self.done.callback(_SUCCESS)
+        else:
+            self._refuse(Failure(error))
 
     def _refuse(self, reason: Failure) -> None:
         """Nothing is kept; the peer is told why, unless it is gone."""
@@ -176,19 +192,23 @@ class _Incoming:
     def _write_some(self, buffers: list[memoryview]) -> None:
         writer = self._writer
         if writer is None:
-            writer = self._writer = self._receiver.store.create()
+            writer = self._writer = self._receiver.archive.store.create()
             writer.write([self._meta()])
         writer.write(buffers)
         self._scan(buffers)
 
     def _finish_writing(self, buffers: list[memoryview]) -> None:
+        content: list[Buffer] | str
         if self._writer is None:
-            data = [b"".join(buffers)]
-            self._scan(data)
-            self._receiver.store.store([self._meta(), *data], *self._checked_uids())
-            return
-        self._write_some(buffers)
-        self._writer.commit(*self._checked_uids())
+            data = b"".join(buffers)
+            self._scan([data])
+            record = self._checked_record()
+            content = [self._meta(), data]
+        else:
+            self._write_some(buffers)
+            record = self._checked_record()
+            content = self._writer.seal()
+        self._receiver.archive.keep(record, self._event.context.transfer_syntax, content, self._kept)
 
     def _meta(self) -> bytes:
         try:
@@ -201,15 +221,28 @@ class _Incoming:
             self._writer.discard()
 
     def _scan(self, buffers: list[memoryview] | list[bytes]) -> None:
-        if not self._scanner.done:
+        if self._scanner.done or self._unreadable:
+            return
+        try:
             for data in buffers:
                 if self._scanner.feed(data):
                     break
+        except HeaderError as error:
+            self._settle_for_less(error)
 
-    def _checked_uids(self) -> tuple[str, str, str]:
-        """Return the Study, Series and SOP Instance UIDs of the data set, which agrees with the request."""
-        if not self._scanner.done:
-            self._scanner.finish()
+    def _settle_for_less(self, error: HeaderError) -> None:
+        """A data set that cannot be read to the end of what is indexed is kept if it can be filed."""
+        if not self._scanner.values.keys() >= _WANTED:
+            raise error
+        self._unreadable = True
+
+    def _checked_record(self) -> Record:
+        """Return the record of the instance, which agrees with the request."""
+        if not (self._scanner.done or self._unreadable):
+            try:
+                self._scanner.finish()
+            except HeaderError as error:
+                self._settle_for_less(error)
         values = self._scanner.values
         found = {tag: decode_uid(values.get(tag, b"")) for tag in _WANTED}
         request = self._event.request
@@ -222,7 +255,8 @@ class _Incoming:
         for tag, name in ((_STUDY, "Study Instance UID"), (_SERIES, "Series Instance UID")):
             if not found[tag]:
                 raise _Refused(DATASET_MISMATCH, f"the data set has no {name}")
-        return found[_STUDY], found[_SERIES], found[_SOP_INSTANCE]
+        check_uids(found[_STUDY], found[_SERIES], found[_SOP_INSTANCE])
+        return make_record(values, self._event.context.transfer_syntax)
 
 
 def _status_for(reason: Failure) -> Status:
@@ -233,6 +267,10 @@ def _status_for(reason: Failure) -> Status:
         return Status(CANNOT_UNDERSTAND, "C-STORE", "a UID in the data set is not valid")
     if isinstance(error, HeaderError):
         return Status(CANNOT_UNDERSTAND, "C-STORE", "the data set cannot be read")
+    if isinstance(error, DuplicateInstance):
+        return Status(DUPLICATE_SOP_INSTANCE, "C-STORE", "the instance is here already")
+    if isinstance(error, IndexFailed):
+        return Status(OUT_OF_RESOURCES, "C-STORE", str(error)[:64])
     if isinstance(error, OSError) and error.errno is not None:
         return Status(OUT_OF_RESOURCES, "C-STORE", f"storage: {errno.errorcode.get(error.errno, 'error')}")
     if isinstance(error, StoreError):

@@ -13,7 +13,8 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, AssociationError, evt
-from dicomtwist.archive.files import Durability, FileSystem, InstanceStore
+from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.files import Durability, FileSystem
 from dicomtwist.archive.receiver import MAX_UNWRITTEN, WRITE_SIZE, StorageReceiver
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.threads import WorkerThreads
@@ -82,11 +83,11 @@ class Receiver(TestCase):
     async def start(self, file_system: FileSystem | None = None, durability: Durability = Durability.FULL) -> None:
         """Start a server with a storage of its own."""
         self.folder = Path(self.mktemp())
-        self.store = InstanceStore(self.folder, durability=durability, file_system=file_system)
-        self.store.prepare()
+        self.archive = Archive(self.folder, durability=durability, file_system=file_system)
+        self.archive.open()
         self.threads = WorkerThreads(reactor)
         self.threads.acquire()
-        self.receiver = StorageReceiver(self.store, self.threads)
+        self.receiver = StorageReceiver(self.archive, self.threads)
         ae = AE("SCP")
         ae.settings.promiscuous = True
         ae.add_supported_context("1.2.840.10008.1.1")
@@ -97,18 +98,19 @@ class Receiver(TestCase):
         self.scu.add_requested_context(SECONDARY_CAPTURE, [ExplicitVRLittleEndian])
         self.scu.add_requested_context(SECONDARY_CAPTURE, [DeflatedExplicitVRLittleEndian])
 
-        store, threads, server = self.store, self.threads, self.server
+        archive, threads, server = self.archive, self.threads, self.server
 
         def stop() -> Deferred[None]:
             threads.release()
-            store.close()
+            archive.close()
             return server.shutdown()
 
         self.addCleanup(stop)
 
     def files(self) -> list[Path]:
         """Every file there is."""
-        return sorted(path for path in self.folder.rglob("*") if path.is_file() and path.name != ".lock")
+        files = (path for path in self.folder.rglob("*") if path.is_file() and path.name != ".lock")
+        return sorted(path for path in files if ".index" not in path.parts)
 
     def associate(self):
         """An association with the server."""

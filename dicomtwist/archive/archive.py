@@ -1,0 +1,178 @@
+"""
+An archive: the files of instances and the index of them, kept together.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from dicomtwist.archive.commits import Arrival, GroupCommit, Raced
+from dicomtwist.archive.files import Buffer, Durability, FileSystem, InstanceStore, StoreError
+from dicomtwist.archive.index import FOLDER, Index
+from dicomtwist.archive.record import Record
+from dicomtwist.part10 import NotDicomFile, read_file_meta
+
+__all__ = ["Archive", "DuplicateInstance", "Duplicates"]
+
+_PIECE: Final = 256 * 1024
+
+
+class Duplicates(enum.Enum):
+    """What becomes of an instance that is there already."""
+
+    KEEP = "keep"
+    """The first copy stays, whatever comes; the peer is told of success."""
+    REPLACE = "replace"
+    """The first copy stays where both are byte for byte the same; else the one that came last takes its place."""
+    REJECT = "reject"
+    """The first copy stays; the peer is told that the instance is a duplicate (0x0111)."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class DuplicateInstance(StoreError):
+    """The instance is there already, and duplicates are rejected."""
+
+
+class Archive:
+    """
+    Files and index in one folder.
+
+    Everything here blocks and is meant for worker threads, any number of them.
+
+    :param root: the folder; made by :meth:`open` when it is missing, if its parent is there.
+    :param durability: what success promises.
+    :param duplicates: what becomes of an instance that is there already.
+    :param min_free: how many bytes have to stay free on the file system.
+    :param file_system: the system calls to use for files.
+
+    :ivar store: the files.
+    :ivar index: the index, while it is open.
+    """
+
+    index: Index
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        durability: Durability = Durability.FULL,
+        duplicates: Duplicates = Duplicates.REPLACE,
+        min_free: int = 0,
+        file_system: FileSystem | None = None,
+    ) -> None:
+        self.root = root
+        self.duplicates = duplicates
+        self.store = InstanceStore(root, durability=durability, min_free=min_free, file_system=file_system)
+        self._commits: GroupCommit | None = None
+
+    def open(self) -> int:
+        """
+        Make or open the folder and its index, and remove left-over temporary files.
+
+        :returns: how many temporary files were removed.
+        :raises StoreUnusable: the folder or its index cannot be used; the text says why and what to do.
+        """
+        removed = self.store.prepare()
+        try:
+            self.index = Index(self.root / FOLDER, durability=self.store.durability)
+        except BaseException:
+            self.store.close()
+            raise
+        self._commits = GroupCommit(self.store, self.index)
+        return removed
+
+    def close(self) -> None:
+        """Let go of files and index; idempotent."""
+        self.store.close()
+        if self._commits is not None:
+            self._commits = None
+            self.index.close()
+
+    def keep(
+        self,
+        record: Record,
+        transfer_syntax: str,
+        content: Sequence[Buffer] | str,
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        """
+        Keep an instance that is whole.
+
+        :param record: what the index is to know of it.
+        :param transfer_syntax: how its data set is encoded.
+        :param content: its file: what is before the data set and then the data set, contiguous bytes each; or the path of
+            a temporary file that :meth:`~dicomtwist.archive.files.InstanceWriter.seal` gave, which is gone afterwards.
+        :param done: called once, in any thread: with ``None`` when the instance is kept (with durability full, its file,
+            its folders and its row in the index are on the medium), else with what went wrong. That is an
+            :class:`OSError` as it came, :class:`DuplicateInstance`,
+            :class:`~dicomtwist.archive.files.InvalidUID` or :class:`~dicomtwist.archive.index.IndexFailed`; then nothing
+            is left of the instance, and an earlier copy is as it was.
+        """
+        temporary = content if isinstance(content, str) else ""
+        try:
+            commits = self._commits
+            if commits is None:
+                raise StoreError("the archive is closed")
+            target = os.fspath(self.store.path(record.study_uid, record.series_uid, record.sop_instance_uid))
+            exists = os.path.lexists(target)
+            if exists and self._first_stays(target, transfer_syntax, content):
+                size = 0
+                if temporary:
+                    self.store.remove(temporary)
+                    temporary = ""
+            else:
+                if not temporary:
+                    assert not isinstance(content, str)
+                    temporary = self.store.write_temporary(content)
+                size = os.path.getsize(temporary) if isinstance(content, str) else sum(map(len, content))
+        except BaseException as error:
+            if temporary:
+                self.store.remove(temporary)
+            done(error)
+            return
+
+        def committed(error: BaseException | None) -> None:
+            if isinstance(error, Raced):
+                self.keep(record, transfer_syntax, temporary or content, done)
+            else:
+                done(error)
+
+        commits.submit(Arrival(record, transfer_syntax, size, temporary, target, exists, committed))
+
+    def _first_stays(self, target: str, transfer_syntax: str, content: Sequence[Buffer] | str) -> bool:
+        """Whether the copy that is there stays; what is compared is the data set and how it is encoded."""
+        if self.duplicates is Duplicates.REJECT:
+            raise DuplicateInstance("the instance is in the archive already")
+        return self.duplicates is Duplicates.KEEP or _same_dataset(target, transfer_syntax, content)
+
+
+def _same_dataset(path: str, transfer_syntax: str, content: Sequence[Buffer] | str) -> bool:
+    """Whether the file *path* holds the data set of *content*; one that cannot be read does not."""
+    try:
+        with open(path, "rb") as first:
+            meta, start = read_file_meta(first)
+            if meta.transfer_syntax_uid != transfer_syntax:
+                return False
+            length = os.fstat(first.fileno()).st_size - start
+            if not isinstance(content, str):
+                return length == sum(map(len, content[1:])) and all(
+                    first.read(len(piece)) == piece for piece in content[1:]
+                )
+            with open(content, "rb") as second:
+                _, start = read_file_meta(second)
+                return length == os.fstat(second.fileno()).st_size - start and _same_rest(first, second)
+    except (OSError, NotDicomFile):
+        return False
+
+
+def _same_rest(first: BinaryIO, second: BinaryIO) -> bool:
+    while piece := first.read(_PIECE):
+        if piece != second.read(_PIECE):
+            return False
+    return True

@@ -1,0 +1,199 @@
+"""
+Group commit: many instances that are whole get their names, and their rows in the index, together.
+
+Whoever comes while a commit is under way goes into the next. So the syncs of a folder and of the database are shared by all
+who wait for them, and one who is alone does not wait for anybody. The thread that comes first does the work of those that
+come while it is at it; the others do not wait in theirs.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from dicomtwist.archive.files import InstanceStore
+from dicomtwist.archive.index import Index, Indexed, IndexFailed
+from dicomtwist.archive.record import Record
+
+__all__ = ["Arrival", "GroupCommit", "Raced"]
+
+#: How many instances go into one commit at the most.
+MAX_GROUP: Final = 256
+
+
+class Raced(Exception):
+    """Another copy of the instance came between the look and the commit: look again."""
+
+
+@dataclass(slots=True, eq=False)
+class Arrival:
+    """
+    An instance that is whole and wants to be kept.
+
+    :ivar record: what the index is to know of it.
+    :ivar transfer_syntax: how its data set is encoded.
+    :ivar size: of its file, in bytes.
+    :ivar temporary: its file, on the medium with durability full; empty where the copy that is there stays.
+    :ivar target: its final name.
+    :ivar exists: whether there is a copy.
+    :ivar done: called in any thread, once, with ``None`` or with what went wrong.
+    """
+
+    record: Record
+    transfer_syntax: str
+    size: int
+    temporary: str
+    target: str
+    exists: bool
+    done: Callable[[BaseException | None], None]
+    aside: str = field(default="", init=False)
+    placed: bool = field(default=False, init=False)
+
+
+class GroupCommit:
+    """
+    Commits what arrives to files and index.
+
+    :param store: the files.
+    :param index: the index.
+    """
+
+    def __init__(self, store: InstanceStore, index: Index) -> None:
+        self._store = store
+        self._index = index
+        self._lock = threading.Lock()
+        self._waiting: list[Arrival] = []
+        self._busy = False
+
+    def submit(self, arrival: Arrival) -> None:
+        """
+        Commit *arrival*, and whatever else comes meanwhile, or leave it to the thread that is at it.
+
+        Its ``done`` gets ``None`` when the instance is kept; an OSError as it came or :class:`IndexFailed` where it is
+        not: then nothing is left of it, and an earlier copy is as it was; :class:`Raced` where the state of the target is
+        not what ``exists`` says (the temporary file stays).
+        """
+        with self._lock:
+            self._waiting.append(arrival)
+            if self._busy:
+                return
+            self._busy = True
+        while True:
+            with self._lock:
+                group = self._next_group()
+                if not group:
+                    self._busy = False
+                    return
+            self._commit(group)
+
+    def _next_group(self) -> list[Arrival]:
+        """The next instances that wait, each target once."""
+        group: dict[str, Arrival] = {}
+        later: list[Arrival] = []
+        for arrival in self._waiting:
+            if arrival.target in group or len(group) >= MAX_GROUP:
+                later.append(arrival)
+            else:
+                group[arrival.target] = arrival
+        self._waiting = later
+        return list(group.values())
+
+    def _commit(self, group: list[Arrival]) -> None:
+        outcomes: dict[Arrival, BaseException | None] = {}
+        try:
+            group = self._without_raced(group, outcomes)
+            self._announce([arrival for arrival in group if arrival.temporary and arrival.exists], outcomes)
+            placed = [arrival for arrival in group if arrival not in outcomes and self._place(arrival, outcomes)]
+            self._sync(placed, outcomes)
+            self._add([arrival for arrival in placed if arrival not in outcomes], outcomes)
+        except BaseException as error:
+            # A mistake of ours: nobody is told of success, and nobody waits for ever.
+            for arrival in group:
+                outcomes.setdefault(arrival, error)
+        for arrival, outcome in outcomes.items():
+            self._settle(arrival, outcome)
+        for arrival, outcome in outcomes.items():
+            arrival.done(outcome)
+
+    def _without_raced(self, group: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> list[Arrival]:
+        left = []
+        for arrival in group:
+            if os.path.lexists(arrival.target) is arrival.exists:
+                left.append(arrival)
+            else:
+                outcomes[arrival] = Raced()
+        return left
+
+    def _announce(self, replacing: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> None:
+        if not replacing:
+            return
+        try:
+            self._index.announce_replacing(arrival.record.uids for arrival in replacing)
+        except IndexFailed as error:
+            outcomes.update(dict.fromkeys(replacing, error))
+
+    def _place(self, arrival: Arrival, outcomes: dict[Arrival, BaseException | None]) -> bool:
+        """Give the file its name; one that is there already is set aside, and comes back if anything goes wrong."""
+        if not arrival.temporary:
+            return True
+        try:
+            if arrival.exists:
+                arrival.aside = self._store.set_aside(arrival.target)
+            self._store.rename(arrival.temporary, *arrival.record.uids)
+            arrival.placed = True
+        except OSError as error:
+            outcomes[arrival] = error
+            return False
+        return True
+
+    def _sync(self, placed: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> None:
+        folders: dict[str, list[Arrival]] = {}
+        for arrival in placed:
+            folders.setdefault(os.path.dirname(arrival.target), []).append(arrival)
+        for folder, arrivals in folders.items():
+            try:
+                self._store.sync_folder(folder)
+            except OSError as error:
+                outcomes.update(dict.fromkeys(arrivals, error))
+
+    def _add(self, placed: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> None:
+        new = [arrival for arrival in placed if arrival.temporary]
+        rows = [Indexed(arrival.record, arrival.transfer_syntax, arrival.size, arrival.exists) for arrival in new]
+        if rows:
+            try:
+                self._index.add(rows)
+            except IndexFailed as error:
+                if len(new) == 1:
+                    outcomes[new[0]] = error
+                else:
+                    # It may be one of them that the database does not like.
+                    for arrival in new:
+                        self._add([arrival], outcomes)
+        for arrival in placed:
+            outcomes.setdefault(arrival, None)
+
+    def _settle(self, arrival: Arrival, error: BaseException | None) -> None:
+        """Remove what is not needed any more: of the old copy after success, of the new one after a failure."""
+        store = self._store
+        if error is None:
+            if arrival.aside:
+                store.remove(arrival.aside)
+        elif isinstance(error, Raced):
+            return
+        elif arrival.placed:
+            try:
+                if arrival.aside:
+                    store.put_back(arrival.aside, arrival.target)
+                else:
+                    store.remove(arrival.target)
+                store.sync_folder(os.path.dirname(arrival.target))
+            except OSError:
+                # The file system is beyond it. The peer is not told of success, and the next start finds out what is there.
+                pass
+        elif arrival.temporary:
+            store.remove(arrival.temporary)
+            if arrival.aside:
+                store.remove(arrival.aside)

@@ -1,0 +1,344 @@
+"""
+The index of an archive: who writes it.
+
+One :class:`Index` writes one database; a lock in its folder keeps a second program out. Everything here blocks and is
+meant for worker threads; calls exclude each other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Select, bindparam, exists, func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from dicomtwist.archive.attributes import Level
+from dicomtwist.archive.files import Durability, StoreError
+from dicomtwist.archive.record import COLUMNS, Record, Row
+from dicomtwist.archive.schema import (
+    TABLES,
+    IndexUnusable,
+    Statement,
+    instance,
+    migrate,
+    patient,
+    replacing,
+    series,
+    sqlite_engine,
+    study,
+    upsert,
+)
+
+__all__ = ["Index", "IndexFailed", "Indexed"]
+
+#: The folder of the index, in that of the archive. No UID begins with a dot, so no study can have this name.
+FOLDER: Final = ".index"
+#: How many patients, studies and series each are remembered as they are in the database.
+MAX_KNOWN_ENTITIES: Final = 4096
+#: How many rows are fetched at once where all are gone through.
+_ROWS: Final = 5000
+
+_NAME_OF_KEY: Final = {
+    Level.PATIENT: "patient_key",
+    Level.STUDY: "study_instance_uid",
+    Level.SERIES: "series_instance_uid",
+}
+
+
+class IndexFailed(StoreError):
+    """The database refused; nothing of what was asked for is in it. The text says what it said."""
+
+
+@dataclass(slots=True)
+class Indexed:
+    """
+    An instance for the index.
+
+    :ivar transfer_syntax: how its data set is encoded.
+    :ivar size: of its file, in bytes.
+    :ivar replaces: whether there may be another row for the same file, of another patient even.
+    """
+
+    record: Record
+    transfer_syntax: str
+    size: int
+    replaces: bool = False
+
+
+class _Entities:
+    """The patients, studies or series, as far as they are remembered."""
+
+    def __init__(self, engine: Engine, level: Level) -> None:
+        table = TABLES[level]
+        columns = list(COLUMNS[level])
+        parent = ["patient_key"] if level is Level.PATIENT else ["parent"]
+        self.known: dict[tuple[Any, str], tuple[int, Row]] = {}
+        # The writer gives the numbers, for it is the only one; so an INSERT need not return any.
+        with engine.connect() as connection:
+            self.next_id = (connection.execute(select(func.max(table.c.id))).scalar() or 0) + 1
+        key = table.c[_NAME_OF_KEY[level]]
+        criterion = key == bindparam("key_")
+        names = ["key_"]
+        if level is not Level.PATIENT:
+            criterion &= table.c.parent == bindparam("parent_")
+            names.append("parent_")
+        self.level = level
+        self.insert = Statement(engine, table.insert(), ["id", *parent, *columns], values=True)
+        self.find = Statement(engine, select(table.c.id, *(table.c[name] for name in columns)).where(criterion), names)
+        values: Any = {table.c[name].name: bindparam(f"{name}_new") for name in columns}
+        update = table.update().where(table.c.id == bindparam("id_")).values(values)
+        self.update = Statement(engine, update, [*(f"{name}_new" for name in columns), "id_"])
+
+    def id_for(self, cursor: Any, parent: int, key: str, row: Row) -> int:
+        """Return the number of an entity that is in the database then, as *row* describes it."""
+        known = self.known.get((parent, key))
+        if known is not None and (known[1] is row or known[1] == row):
+            return known[0]
+        if known is None:
+            cursor.execute(
+                self.find.text, self.find.parameters([key] if self.level is Level.PATIENT else [key, parent])
+            )
+            found = cursor.fetchone()
+            known = (found[0], tuple(found[1:])) if found else None
+        if known is None:
+            number = self.next_id
+            self.next_id += 1
+            first = key if self.level is Level.PATIENT else parent
+            cursor.execute(self.insert.text, self.insert.parameters([number, first, *row]))
+        else:
+            number = known[0]
+            if known[1] != row:
+                cursor.execute(self.update.text, self.update.parameters([*row, number]))
+        while len(self.known) >= MAX_KNOWN_ENTITIES:
+            del self.known[next(iter(self.known))]
+        self.known[(parent, key)] = (number, row)
+        return number
+
+
+class Index:
+    """
+    The database of an archive, opened for writing.
+
+    :param folder: where it is; made when it is missing.
+    :param durability: whether a commit is on the medium when it returns.
+    :param engine: another database than the SQLite one in *folder*.
+
+    :raises IndexUnusable: another program has it open, it is of a later version or it is damaged.
+    """
+
+    def __init__(self, folder: Path, *, durability: Durability = Durability.FULL, engine: Engine | None = None) -> None:
+        self._lock = RLock()
+        self._lock_fd = -1
+        self.folder = folder
+        try:
+            folder.mkdir(mode=0o750, exist_ok=True)
+            self._lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.engine = engine or sqlite_engine(folder / "index.sqlite", full=durability is Durability.FULL)
+            self.found_version = migrate(self.engine)
+            self._connection: Connection = self.engine.connect()
+        except BlockingIOError:
+            self._unlock()
+            raise IndexUnusable(f"another program uses {folder}; stop it first") from None
+        except (OSError, SQLAlchemyError, IndexUnusable) as error:
+            self._unlock()
+            if isinstance(error, IndexUnusable):
+                raise
+            raise IndexUnusable(
+                f"cannot use the index in {folder}: {_reason(error)}; if it is damaged, move it away: it is made anew "
+                "from the files"
+            ) from error
+        self._entities = {level: _Entities(self.engine, level) for level in _NAME_OF_KEY}
+        self._insert = upsert(
+            self.engine,
+            instance,
+            ["parent", "transfer_syntax", "size", *COLUMNS[Level.IMAGE]],
+            ["parent", "sop_instance_uid"],
+        )
+
+    def close(self) -> None:
+        """Let go of the database; idempotent."""
+        with self._lock:
+            if self._lock_fd < 0:
+                return
+            self._connection.close()
+            self.engine.dispose()
+            self._unlock()
+
+    def add(self, instances: Sequence[Indexed]) -> None:
+        """
+        Add *instances*, all or none, in place of those that have the same file.
+
+        A patient, study or series is described by the instance that came last.
+
+        :raises IndexFailed: the database refused.
+        """
+        with self._transaction() as cursor:
+            rows = [self._row(cursor, one) for one in instances]
+            cursor.executemany(self._insert.text, [self._insert.parameters(row) for row in rows])
+            for one, row in zip(instances, rows, strict=True):
+                if one.replaces:
+                    self._remove_others(one.record, row[0])
+                    self._connection.execute(_announced(one.record.uids))
+
+    def announce_replacing(self, instances: Iterable[tuple[str, str, str]]) -> None:
+        """
+        Note that the files of *instances* are about to be replaced; :meth:`add` takes it back.
+
+        :param instances: their Study, Series and SOP Instance UIDs.
+        :raises IndexFailed: the database refused.
+        """
+        with self._transaction():
+            for uids in instances:
+                self._connection.execute(_announced(uids))
+                self._connection.execute(replacing.insert().values(path="/".join(uids)))
+
+    def announced(self) -> list[tuple[str, str, str]]:
+        """Return the instances whose files were being replaced when the program before this one ended."""
+        with self._transaction():
+            paths = self._connection.execute(select(replacing.c.path)).scalars().all()
+        return [(study_uid, series_uid, uid) for study_uid, series_uid, uid in (path.split("/") for path in paths)]
+
+    def forget_announced(self) -> None:
+        """Take back all that was announced: what became of it is known."""
+        with self._transaction():
+            self._connection.execute(replacing.delete())
+
+    def remove(self, instances: Iterable[tuple[str, str, str]]) -> None:
+        """
+        Remove instances, and what is empty then.
+
+        :param instances: their Study, Series and SOP Instance UIDs.
+        :raises IndexFailed: the database refused.
+        """
+        with self._transaction():
+            for uids in instances:
+                self._delete(self._connection.execute(_rows_of(*uids)).all())
+            self._forget()
+
+    def files(self) -> Iterator[tuple[str, str, list[str]]]:
+        """
+        Return all that is indexed, a series at a time in the order of their UIDs: Study and Series Instance UID, and the
+        SOP Instance UIDs.
+
+        :raises IndexFailed: the database refused.
+        """
+        order = (study.c.study_instance_uid, series.c.series_instance_uid)
+        uids = select(*order, series.c.id).join(study, series.c.parent == study.c.id).order_by(*order)
+        names = select(instance.c.sop_instance_uid).where(instance.c.parent == bindparam("series"))
+        with self._lock, _failures(), self.engine.connect() as connection:
+            text = Statement(self.engine, names, ["series"])
+            cursor: Any = connection.connection.cursor()
+            before: tuple[str, str] | None = None
+            found: list[str] = []
+            for study_uid, series_uid, number in connection.execute(uids).all():
+                if before not in (None, (study_uid, series_uid)):
+                    assert before is not None
+                    yield (*before, found)
+                    found = []
+                before = (study_uid, series_uid)
+                cursor.execute(text.text, text.parameters([number]))
+                found += [row[0] for row in cursor.fetchall()]
+            if before is not None:
+                yield (*before, found)
+
+    def counts(self) -> dict[Level, int]:
+        """Return how many patients, studies, series and instances there are."""
+        with self._transaction():
+            return {
+                level: self._connection.execute(select(func.count()).select_from(table)).scalar_one()
+                for level, table in TABLES.items()
+            }
+
+    # --- within
+
+    def _row(self, cursor: Any, one: Indexed) -> tuple[Any, ...]:
+        record, entities = one.record, self._entities
+        patient_id = entities[Level.PATIENT].id_for(cursor, 0, record.patient_key, record.patient)
+        study_id = entities[Level.STUDY].id_for(cursor, patient_id, record.study_uid, record.study)
+        series_id = entities[Level.SERIES].id_for(cursor, study_id, record.series_uid, record.series)
+        return (series_id, one.transfer_syntax, one.size, *record.instance)
+
+    def _remove_others(self, record: Record, series_id: int) -> None:
+        """Remove the rows that the same file had as one of another patient."""
+        found = self._connection.execute(_rows_of(record.study_uid, record.series_uid, record.sop_instance_uid)).all()
+        others = [row for row in found if row[1] != series_id]
+        if others:
+            self._delete(others)
+            self._forget()
+
+    def _delete(self, rows: Iterable[Any]) -> None:
+        execute = self._connection.execute
+        for instance_id, series_id, study_id, patient_id in rows:
+            execute(instance.delete().where(instance.c.id == instance_id))
+            for table, number, child in (
+                (series, series_id, instance),
+                (study, study_id, series),
+                (patient, patient_id, study),
+            ):
+                empty = ~exists().where(child.c.parent == number)
+                execute(table.delete().where(table.c.id == number, empty))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        with self._lock:
+            try:
+                with _failures(), self._connection.begin():
+                    dbapi: Any = self._connection.connection
+                    yield dbapi.cursor()
+            except IndexFailed:
+                self._forget()
+                raise
+
+    def _forget(self) -> None:
+        """Remember nothing of the database: a transaction was rolled back, or rows were removed."""
+        for entities in self._entities.values():
+            entities.known.clear()
+
+    def _unlock(self) -> None:
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+
+def _announced(uids: tuple[str, str, str]) -> Any:
+    return replacing.delete().where(replacing.c.path == "/".join(uids))
+
+
+def _rows_of(study_uid: str, series_uid: str, instance_uid: str) -> Select[Any]:
+    return (
+        select(instance.c.id, series.c.id, study.c.id, study.c.parent)
+        .join(series, instance.c.parent == series.c.id)
+        .join(study, series.c.parent == study.c.id)
+        .where(
+            instance.c.sop_instance_uid == instance_uid,
+            series.c.series_instance_uid == series_uid,
+            study.c.study_instance_uid == study_uid,
+        )
+    )
+
+
+def _reason(error: BaseException) -> str:
+    original = getattr(error, "orig", None)
+    return str(original or error)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What the database and its driver raise, as one type."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise IndexFailed(f"index: {_reason(error)}") from error
+    except Exception as error:
+        # The drivers' own, whose only common base is the one that PEP 249 has each module define.
+        if type(error).__module__.partition(".")[0] in ("sqlite3", "psycopg", "psycopg2"):
+            raise IndexFailed(f"index: {error}") from error
+        raise

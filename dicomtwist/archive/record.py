@@ -1,0 +1,258 @@
+"""
+From the front of an encoded data set to a row for each level: what the index is told of an instance.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from typing import Final
+
+from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.filereader import read_dataset
+
+from dicomtwist.archive.attributes import Attribute, Level, at_level
+from dicomtwist.archive.values import datetime_key, name_groups, name_key, normal_date, sounds, time_key
+from dicomtwist.header import HeaderScanner
+
+__all__ = ["COLUMNS", "WANTED", "Record", "make_record", "scanner_for"]
+
+#: The longest value that the index takes, in bytes; a longer one counts as empty. That of an LT has 10240 characters.
+MAX_VALUE_LENGTH: Final = 16 * 1024
+#: How many descriptions of patient, study and series are remembered as they were decoded, and the most bytes of each.
+MAX_REMEMBERED: Final = 1024
+_MAX_REMEMBERED_LENGTH: Final = 8 * 1024
+
+_CHARACTER_SET: Final = 0x00080005
+_IMPLICIT: Final = frozenset(("1.2.840.10008.1.2", "1.2.840.10008.1.20", "1.2.840.113619.5.2"))
+_BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
+
+_TAGS: Final = {level: tuple(attribute.tag for attribute in at_level(level)) for level in Level}
+_UPPER_TAGS: Final = (*_TAGS[Level.PATIENT], *_TAGS[Level.STUDY], *_TAGS[Level.SERIES])
+#: The tags that are looked for in each instance.
+WANTED: Final = frozenset((_CHARACTER_SET, *_UPPER_TAGS, *_TAGS[Level.IMAGE]))
+
+#: Columns of Patient's Name by component group, and how it sounds.
+NAME_COLUMNS: Final = ("name_alphabetic", "name_ideographic", "name_phonetic", "name_sound")
+
+
+def _columns(level: Level) -> tuple[str, ...]:
+    columns = ["character_set"]
+    for attribute in at_level(level):
+        columns.append(attribute.column)
+        if attribute.key_column:
+            columns.append(attribute.key_column)
+    if level is Level.PATIENT:
+        columns += NAME_COLUMNS
+    return tuple(columns)
+
+
+#: The columns that a :class:`Record` has values for, by level.
+COLUMNS: Final = {level: _columns(level) for level in Level}
+
+Row = tuple[str, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class Record:
+    """
+    One instance as the index has it: for each level the values of :data:`COLUMNS`.
+
+    :ivar patient_key: what patients are told apart by: Patient ID and its issuer; where there is none, name and date of
+        birth, so that not all who have none are one patient.
+    """
+
+    patient_key: str
+    study_uid: str
+    series_uid: str
+    sop_instance_uid: str
+    patient: Row
+    study: Row
+    series: Row
+    instance: Row
+
+    @property
+    def uids(self) -> tuple[str, str, str]:
+        """Study, Series and SOP Instance UID."""
+        return self.study_uid, self.series_uid, self.sop_instance_uid
+
+
+@dataclass(slots=True, frozen=True)
+class _Encoding:
+    """How the data set is encoded."""
+
+    character_set: bytes
+    implicit: bool
+    little: bool
+
+
+def scanner_for(transfer_syntax_uid: str) -> HeaderScanner:
+    """Return a scanner for all that a record needs."""
+    return HeaderScanner(transfer_syntax_uid, WANTED, max_value_length=MAX_VALUE_LENGTH, sequences=True)
+
+
+def make_record(values: Mapping[int, bytes], transfer_syntax_uid: str) -> Record:
+    """
+    Make the record of an instance; nothing that *values* hold makes it fail.
+
+    :param values: tag to raw value, as a :class:`~dicomtwist.header.HeaderScanner` found them.
+    :param transfer_syntax_uid: how the data set is encoded.
+    """
+    encoding = _Encoding(
+        values.get(_CHARACTER_SET, b""), transfer_syntax_uid in _IMPLICIT, transfer_syntax_uid != _BIG_ENDIAN
+    )
+    get = values.get
+    upper = tuple([get(tag, b"") for tag in _UPPER_TAGS])
+    describe = _described if sum(map(len, upper)) <= _MAX_REMEMBERED_LENGTH else _describe
+    patient_key, patient, study, series = describe(upper, encoding)
+    instance = _row(Level.IMAGE, [get(tag, b"") for tag in _TAGS[Level.IMAGE]], encoding)
+    return Record(patient_key, study[1], series[1], instance[1], patient, study, series, instance)
+
+
+def _describe(upper: tuple[bytes, ...], encoding: _Encoding) -> tuple[str, Row, Row, Row]:
+    at_study = len(_TAGS[Level.PATIENT])
+    at_series = at_study + len(_TAGS[Level.STUDY])
+    patient = _row(Level.PATIENT, upper[:at_study], encoding)
+    value = dict(zip(COLUMNS[Level.PATIENT], patient, strict=False))
+    groups = name_groups(value["patient_name"])
+    patient += (*groups, sounds(value["patient_name"]))
+    if value["patient_id"]:
+        key = f"{value['patient_id']}\\{value['issuer_of_patient_id']}"
+    else:
+        key = f"\\\\{value['patient_name_key']}\\{value['patient_birth_date']}"
+    study = _row(Level.STUDY, upper[at_study:at_series], encoding)
+    return key, patient, study, _row(Level.SERIES, upper[at_series:], encoding)
+
+
+_described: Callable[[tuple[bytes, ...], _Encoding], tuple[str, Row, Row, Row]] = lru_cache(maxsize=MAX_REMEMBERED)(
+    _describe
+)
+
+
+def _row(level: Level, raws: list[bytes] | tuple[bytes, ...], encoding: _Encoding) -> Row:
+    row = [_uid_text(encoding.character_set)]
+    append = row.append
+    for raw, (attribute, decode, key) in zip(raws, _DECODERS[level], strict=True):
+        if not raw:
+            append("")
+            if key:
+                append("")
+            continue
+        text = decode(raw, encoding, attribute)
+        append(text)
+        if key:
+            append(key(text))
+    return tuple(row)
+
+
+# --- values
+
+
+def _uid_text(raw: bytes) -> str:
+    """The text of what has no character set: UI, CS, AS, DA and the like."""
+    text = raw.decode("latin-1").strip(" \0")
+    return text.replace("\0", "") if "\0" in text else text
+
+
+def _plain(raw: bytes, encoding: _Encoding, attribute: Attribute) -> str:
+    return _uid_text(raw)
+
+
+def _integer(raw: bytes, encoding: _Encoding, attribute: Attribute) -> str:
+    return "\\".join(integer_text(value) for value in _uid_text(raw).split("\\"))
+
+
+def integer_text(text: str) -> str:
+    """Return an IS without leading zeros and plus sign; what is no number as it is."""
+    text = text.strip()
+    digits = text.lstrip("+-")
+    return str(int(text)) if digits.isascii() and digits.isdigit() and len(text) <= 12 else text
+
+
+def _binary(raw: bytes, encoding: _Encoding, attribute: Attribute) -> str:
+    return str(struct.unpack_from("<H" if encoding.little else ">H", raw)[0]) if len(raw) >= 2 else ""
+
+
+def _date(raw: bytes, encoding: _Encoding, attribute: Attribute) -> str:
+    return normal_date(_uid_text(raw))
+
+
+@lru_cache(maxsize=64)
+def encodings_of(character_set: str) -> tuple[str, ...]:
+    """Return Python's names of the encodings that a Specific Character Set (0008,0005) stands for."""
+    terms = [term.strip() for term in character_set.split("\\")]
+    try:
+        return tuple(convert_encodings(terms))
+    except LookupError:
+        return ("iso8859",)
+
+
+# Each takes the character set back to the first one (PS3.5 6.1.2.5.3); pydicom wants numbers.
+_DELIMITERS: Final = set(b"\n\r\t\f\\^=")
+
+
+def decode_text(raw: bytes, character_set: str) -> str:
+    """
+    Return a text as it is written in *character_set*; bytes that mean nothing in it are U+FFFD.
+
+    :param character_set: the Specific Character Set (0008,0005), several terms divided by ``\\``.
+    """
+    if raw.isascii() and b"\x1b" not in raw:
+        text = raw.decode("ascii")
+    else:
+        names = encodings_of(character_set)
+        try:
+            text = decode_bytes(raw, names, _DELIMITERS)
+        except (UnicodeError, LookupError):
+            text = raw.decode(names[0], "replace")
+    # Neither is a character of any text, and databases refuse them.
+    return text.replace("\0", "").encode("utf-8", "replace").decode() if not text.isascii() else text.replace("\0", "")
+
+
+def _text(raw: bytes, encoding: _Encoding, attribute: Attribute) -> str:
+    text = decode_text(raw, _uid_text(encoding.character_set))
+    return text.rstrip() if attribute.vr in ("LT", "ST", "UT") else text.strip()
+
+
+_SEQUENCE_DELIMITERS: Final = (b"\xfe\xff\xdd\xe0\0\0\0\0", b"\xff\xfe\xe0\xdd\0\0\0\0")
+
+
+def _sequence(raw: bytes, encoding: _Encoding, attribute: Attribute) -> str:
+    return _sequence_json(raw, encoding, attribute.tag)
+
+
+@lru_cache(maxsize=256)
+def _sequence_json(raw: bytes, encoding: _Encoding, tag: int) -> str:
+    """A sequence in the DICOM JSON model (PS3.18 F.2); one that cannot be read is empty."""
+    order = "<" if encoding.little else ">"
+    length = 0xFFFFFFFF if raw.endswith(_SEQUENCE_DELIMITERS) else len(raw)
+    head = struct.pack(f"{order}HH", tag >> 16, tag & 0xFFFF)
+    head += struct.pack(f"{order}I", length) if encoding.implicit else b"SQ\0\0" + struct.pack(f"{order}I", length)
+    try:
+        dataset = read_dataset(BytesIO(head + raw), encoding.implicit, encoding.little)
+        dataset.SpecificCharacterSet = _uid_text(encoding.character_set).split("\\")
+        dataset.decode()
+        del dataset.SpecificCharacterSet
+        return dataset.to_json() if len(dataset) and len(dataset[tag].value) else ""
+    except Exception:
+        # pydicom raises whatever a value makes it raise. The instance is kept as it is in any case.
+        return ""
+
+
+_BY_VR: Final[dict[str, Callable[[bytes, _Encoding, Attribute], str]]] = {
+    **dict.fromkeys(("LO", "SH", "PN", "LT", "ST", "UT", "UC"), _text),
+    **dict.fromkeys(("UI", "CS", "AS", "AE", "DS", "TM", "DT"), _plain),
+    "IS": _integer,
+    "US": _binary,
+    "DA": _date,
+    "SQ": _sequence,
+}
+_KEYS: Final[dict[str, Callable[[str], str]]] = {"PN": name_key, "TM": time_key, "DT": datetime_key}
+
+_DECODERS: Final = {
+    level: tuple((attribute, _BY_VR[attribute.vr], _KEYS.get(attribute.vr)) for attribute in at_level(level))
+    for level in Level
+}

@@ -1,0 +1,229 @@
+"""
+The tables of the index, and how a database of an earlier version becomes one of this.
+
+The database of an archive is SQLite, in its folder. Everything goes through SQLAlchemy's Core, so that the statements are
+those of whatever database the engine is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    inspect,
+    select,
+)
+
+from dicomtwist.archive.attributes import Level
+from dicomtwist.archive.files import StoreUnusable
+from dicomtwist.archive.record import COLUMNS
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "IndexUnusable",
+    "Statement",
+    "about",
+    "instance",
+    "migrate",
+    "patient",
+    "replacing",
+    "series",
+    "sqlite_engine",
+    "study",
+    "upsert",
+]
+
+#: The version of the tables below. Whoever changes them raises it and adds to :data:`MIGRATIONS` what makes the tables of
+#: the version before into these.
+SCHEMA_VERSION: Final = 1
+
+metadata = MetaData()
+
+_ID = BigInteger().with_variant(Integer, "sqlite")
+# Compared as bytes everywhere, as DICOM's ranges and prefixes want it, whatever the language of the database.
+_TEXT = Text().with_variant(String(collation="C"), "postgresql")
+
+
+def _texts(level: Level) -> list[Column[str]]:
+    return [Column(name, _TEXT, nullable=False, server_default="") for name in COLUMNS[level]]
+
+
+patient = Table(
+    "patient",
+    metadata,
+    Column("id", _ID, primary_key=True, autoincrement=False),
+    Column("patient_key", _TEXT, nullable=False, unique=True),
+    *_texts(Level.PATIENT),
+)
+study = Table(
+    "study",
+    metadata,
+    Column("id", _ID, primary_key=True, autoincrement=False),
+    Column("in_patient", _ID, ForeignKey("patient.id"), nullable=False, key="parent"),
+    *_texts(Level.STUDY),
+)
+series = Table(
+    "series",
+    metadata,
+    Column("id", _ID, primary_key=True, autoincrement=False),
+    Column("in_study", _ID, ForeignKey("study.id"), nullable=False, key="parent"),
+    *_texts(Level.SERIES),
+)
+instance = Table(
+    "instance",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("in_series", _ID, ForeignKey("series.id"), nullable=False, key="parent"),
+    Column("transfer_syntax", _TEXT, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    *_texts(Level.IMAGE),
+)
+#: Files that are being replaced: where the program dies before the index knows of the new one, they are read anew.
+replacing = Table("replacing", metadata, Column("path", _TEXT, primary_key=True))
+#: What is to be known of the database itself.
+about = Table("about", metadata, Column("name", _TEXT, primary_key=True), Column("value", _TEXT, nullable=False))
+
+# One entity of its name below each parent. A study may be there of two patients, a series of two studies: they are kept
+# apart, as their files are, since one that is filed with the wrong patient is worse than one that is there twice.
+Index("study_in_patient", study.c.parent, study.c.study_instance_uid, unique=True)
+Index("series_in_study", series.c.parent, series.c.series_instance_uid, unique=True)
+Index("instance_in_series", instance.c.parent, instance.c.sop_instance_uid, unique=True)
+for _column in (
+    *(patient.c.patient_id, patient.c.name_alphabetic, patient.c.name_ideographic, patient.c.name_phonetic),
+    *(patient.c.patient_birth_date, study.c.study_instance_uid, study.c.study_date, study.c.accession_number),
+    *(study.c.study_id, series.c.series_instance_uid, series.c.modality, instance.c.sop_instance_uid),
+):
+    Index(f"{_column.table.name}_by_{_column.name}", _column)
+
+TABLES: Final = {Level.PATIENT: patient, Level.STUDY: study, Level.SERIES: series, Level.IMAGE: instance}
+
+#: version -> what makes the tables of that version into those of the next, in the transaction of all of them.
+MIGRATIONS: Final[dict[int, Callable[[Connection], None]]] = {}
+
+
+class IndexUnusable(StoreUnusable):
+    """The index cannot be used; the text says why and what to do."""
+
+
+def sqlite_engine(path: Path, *, full: bool) -> Engine:
+    """
+    Return an engine for the index of an archive.
+
+    :param path: the file of the database, made when it is missing.
+    :param full: whether a commit is on the medium when it returns. If not, a crash of the machine may lose the last
+        commits, and breaks nothing.
+    """
+    arguments = {"timeout": 60, "cached_statements": 256, "check_same_thread": False}
+    engine = create_engine(f"sqlite:///{path}", connect_args=arguments)
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # transactions begin where BEGIN says so
+        cursor = connection.cursor()
+        for pragma in (
+            "journal_mode=WAL",
+            f"synchronous={'FULL' if full else 'NORMAL'}",
+            "foreign_keys=OFF",  # the writer keeps them itself; a look at the parent for each row costs time
+            "case_sensitive_like=ON",
+            "cache_size=-65536",
+            "journal_size_limit=67108864",
+            "temp_store=MEMORY",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+def migrate(
+    engine: Engine,
+    *,
+    version: int = SCHEMA_VERSION,
+    migrations: dict[int, Callable[[Connection], None]] | None = None,
+) -> int:
+    """
+    Make the tables, or make those of an earlier version into those of this, all or nothing.
+
+    :returns: the version that was found; 0 where there was none.
+    :raises IndexUnusable: the tables are of a later version.
+    """
+    steps = MIGRATIONS if migrations is None else migrations
+    with engine.begin() as connection:
+        found = _found_version(connection)
+        if found > version:
+            raise IndexUnusable(
+                f"the index has version {found}, and this program knows versions up to {version}; use the program "
+                "that wrote it, or move the index away: it is made anew from the files"
+            )
+        if not found:
+            metadata.create_all(connection)
+            connection.execute(about.insert().values(name="version", value=str(version)))
+        else:
+            for step in range(found, version):
+                steps[step](connection)
+            if found < version:
+                connection.execute(about.update().where(about.c.name == "version").values(value=str(version)))
+    return found
+
+
+def _found_version(connection: Connection) -> int:
+    if not inspect(connection).has_table("about"):
+        return 0
+    return int(connection.execute(select(about.c.value).where(about.c.name == "version")).scalar_one())
+
+
+class Statement:
+    """
+    A statement that is compiled once, for rows that go straight to the driver.
+
+    :param statement: an INSERT, UPDATE, DELETE or SELECT.
+    :param names: the names of its parameters in the order in which values will be given.
+    """
+
+    __slots__ = ("_names", "_order", "text")
+
+    def __init__(self, engine: Engine, statement: Any, names: Sequence[str], *, values: bool = False) -> None:
+        compiled: Any = statement.compile(engine, column_keys=list(names) if values else None)
+        self.text = str(compiled)
+        self._names = tuple(names)
+        # Drivers want either a tuple, in the order of the text, or a dictionary.
+        self._order: tuple[int, ...] | None = None
+        if compiled.positional:
+            order = tuple(self._names.index(name) for name in compiled.positiontup)
+            self._order = () if order == tuple(range(len(order))) else order
+
+    def parameters(self, values: Sequence[Any]) -> Any:
+        """Return *values* as the driver wants them."""
+        if self._order is None:
+            return dict(zip(self._names, values, strict=True))
+        return [values[at] for at in self._order] if self._order else values
+
+
+def upsert(engine: Engine, table: Table, names: Sequence[str], unique: Sequence[str]) -> Statement:
+    """Return an INSERT of *names*; a row that is there already, by the columns *unique*, gets the values instead."""
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    module: Any = postgresql if engine.dialect.name == "postgresql" else sqlite
+    insert = module.insert(table)
+    values = {table.c[name].name: insert.excluded[table.c[name].name] for name in names if name not in unique}
+    insert = insert.on_conflict_do_update(index_elements=[table.c[name] for name in unique], set_=values)
+    return Statement(engine, insert, names, values=True)

@@ -1,0 +1,256 @@
+"""
+Values as they are compared: names, dates and times in a normal form, wildcards as patterns (PS3.4 C.2.2.2).
+
+Nothing here knows of a database. What cannot be a date or a time is an empty text, which no key matches.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from datetime import datetime, timedelta, timezone, tzinfo
+from functools import lru_cache
+from typing import Final
+
+__all__ = [
+    "date_range",
+    "datetime_key",
+    "datetime_range",
+    "has_wildcard",
+    "like_pattern",
+    "name_groups",
+    "name_key",
+    "normal_date",
+    "parse_offset",
+    "shift",
+    "sounds",
+    "time_key",
+    "time_range",
+    "wildcard_regex",
+]
+
+#: The end of each range that has none.
+LAST_DATE: Final = "99991231"
+LAST_TIME: Final = "235959.999999"
+FIRST_TIME: Final = "000000.000000"
+
+_DATE = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d)")
+_TIME = re.compile(r"(\d\d):?(?:(\d\d):?(?:(\d\d)(?:\.(\d{1,6}))?)?)?")
+_DATETIME = re.compile(r"(\d{4}(?:\d\d(?:\d\d(?:\d\d(?:\d\d(?:\d\d(?:\.\d{1,6})?)?)?)?)?)?)([+-]\d{4})?")
+
+
+# --- wildcards
+
+
+def has_wildcard(text: str) -> bool:
+    """Whether *text* asks for wildcard matching (PS3.4 C.2.2.2.4)."""
+    return "*" in text or "?" in text
+
+
+def like_pattern(text: str) -> str:
+    r"""Return *text* as a pattern of SQL's LIKE with ``\`` as its escape character."""
+    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return re.sub(r"\*+", "%", escaped).replace("?", "_")
+
+
+@lru_cache(maxsize=256)
+def wildcard_regex(text: str) -> re.Pattern[str]:
+    """
+    Return *text* as a regular expression to be used with ``fullmatch``.
+
+    Each run of ``*`` takes the shortest text that lets the part behind it match and is never reconsidered, which finds
+    every match, since the last part is bound to the end. So no key makes a comparison slow.
+    """
+    parts = [re.escape(part).replace(r"\?", ".") for part in re.split(r"\*+", text)]
+    if len(parts) == 1:
+        return re.compile(parts[0], re.DOTALL)
+    middle = "".join(f"(?>.*?{part})" for part in parts[1:-1])
+    return re.compile(f"{parts[0]}{middle}.*{parts[-1]}", re.DOTALL)
+
+
+# --- person names
+
+
+def name_groups(value: str) -> list[str]:
+    """
+    Return the three component groups of a person name in the form in which they are compared (PS3.5 6.2.1).
+
+    Case, the width of characters, empty components at the end and spaces around components make no difference
+    (PS3.4 C.2.2.2.1: matching of names is not case sensitive).
+    """
+    groups = unicodedata.normalize("NFKC", value).casefold().split("=")[:3]
+    normal = ["^".join(part.strip() for part in group.split("^")).rstrip("^") for group in groups]
+    return normal + [""] * (3 - len(normal))
+
+
+def name_key(value: str) -> str:
+    """Return the names in *value*, several divided by ``\\``, in the form in which they are compared."""
+    return "\\".join("=".join(name_groups(name)).rstrip("=") for name in value.split("\\"))
+
+
+_SOUNDEX = {letter: digit for digit, letters in enumerate(
+    ("bfpv", "cgjkqsxz", "dt", "l", "mn", "r"), 1) for letter in letters}  # fmt: skip
+
+
+def sounds(value: str) -> str:
+    """
+    Return how the words of a name sound, each between spaces: the American Soundex of what is Latin, other words as they
+    are. Accents make no difference.
+    """
+    folded = unicodedata.normalize("NFKD", value).casefold()
+    folded = "".join(char for char in folded if not unicodedata.combining(char))
+    words = [word for word in re.split(r"[\s^=\\,.*?-]+", folded) if word]
+    return f" {' '.join(dict.fromkeys(_soundex(word) for word in words))} " if words else ""
+
+
+def _soundex(word: str) -> str:
+    if not (word.isascii() and word.isalpha()):
+        return word
+    code, before = word[0], _SOUNDEX.get(word[0], 0)
+    for letter in word[1:]:
+        digit = _SOUNDEX.get(letter, 0)
+        if digit and digit != before:
+            code += str(digit)
+        if letter not in "hw":
+            before = digit
+    return f"{code[:4]:0<4}"
+
+
+# --- dates and times
+
+
+def normal_date(value: str) -> str:
+    """Return a DA, also one of the form of ACR-NEMA, as ``YYYYMMDD``; what is none is an empty text."""
+    found = _DATE.fullmatch(value.strip())
+    return "".join(found.groups()) if found else ""
+
+
+def time_key(value: str) -> str:
+    """Return a TM as ``HHMMSS.FFFFFF``; what is left out is zero."""
+    return _filled_time(value, "000000", "0")
+
+
+def _filled_time(value: str, rest: str, fraction: str) -> str:
+    found = _TIME.fullmatch(value.strip())
+    if not found:
+        return ""
+    digits = "".join(part or "" for part in found.groups()[:3])
+    return f"{digits}{rest[len(digits) :]}.{(found[4] or ''):{fraction}<6}"
+
+
+def _split(value: str) -> tuple[str, str, bool]:
+    """The ends of a range, and whether it is one (PS3.4 C.2.2.2.5). The hyphen of a UTC offset does not divide."""
+    value = value.strip()
+    if "-" not in value:
+        return value, value, False
+    # An offset is four digits behind a sign; in a range with one, the hyphen that divides is followed by another number
+    # of digits, by nothing, or stands first.
+    for at in (at for at, char in enumerate(value) if char == "-"):
+        low, high = value[:at].strip(), value[at + 1 :].strip()
+        if not (low or high):
+            continue
+        if all(not end or _is_point(end) for end in (low, high)) and not _is_offset_hyphen(value, at):
+            return low, high, True
+    return value, value, False
+
+
+def _is_point(text: str) -> bool:
+    return bool(_DATETIME.fullmatch(text) or _DATE.fullmatch(text) or _TIME.fullmatch(text))
+
+
+def _is_offset_hyphen(value: str, at: int) -> bool:
+    """Whether the hyphen begins a UTC offset: four digits from -1200 to -0000 behind a DT that has no offset yet."""
+    behind = re.match(r"(\d{4})(?!\d)", value[at + 1 :])
+    return bool(behind and int(behind[1]) <= 1200 and at >= 4 and value[:at].replace(".", "").isdigit())
+
+
+def date_range(value: str) -> tuple[str, str]:
+    """
+    Return the first and last date that a key of VR DA stands for.
+
+    :raises ValueError: it is none.
+    """
+    low, high, _ = _split(value)
+    first = normal_date(low) if low else "0"
+    last = normal_date(high) if high else LAST_DATE
+    if not (first and last):
+        raise ValueError(f"{value[:64]!r} is no date and no range of dates")
+    return first, last
+
+
+def time_range(value: str) -> tuple[str, str]:
+    """
+    Return the first and last time that a key of VR TM stands for; 1015 stands for the whole minute.
+
+    :raises ValueError: it is none.
+    """
+    low, high, _ = _split(value)
+    first = _filled_time(low, "000000", "0") if low else FIRST_TIME
+    last = _filled_time(high, "__5959", "9") if high else LAST_TIME
+    if not (first and last):
+        raise ValueError(f"{value[:64]!r} is no time and no range of times")
+    return first, last
+
+
+def datetime_key(value: str, zone: tzinfo | None = None, *, last: bool = False) -> str:
+    """
+    Return a DT as ``YYYYMMDDHHMMSS.FFFFFF`` in the time zone *zone*, that of this machine by default.
+
+    :param last: whether what is left out is to be the greatest that it can be, not the least.
+    """
+    found = _DATETIME.fullmatch(value.strip())
+    if not found:
+        return ""
+    digits, _, fraction = found[1].partition(".")
+    rest, fill = ("00001231235959", "9") if last else ("00000101000000", "0")
+    whole = f"{digits}{rest[len(digits) :]}.{fraction:{fill}<6}"
+    if last and len(digits) == 6:
+        whole = f"{digits}{_days(digits)}{whole[8:]}"
+    if not found[2]:
+        return whole
+    shifted = shift(whole[:8], whole[8:], parse_offset(found[2]), zone)
+    return "".join(shifted)
+
+
+def _days(month: str) -> str:
+    try:
+        following = datetime(int(month[:4]), int(month[4:]), 28) + timedelta(days=4)
+    except (ValueError, OverflowError):
+        return "31"
+    return f"{(following - timedelta(days=following.day)).day:02}"
+
+
+def datetime_range(value: str, zone: tzinfo | None = None) -> tuple[str, str]:
+    """
+    Return the first and last moment that a key of VR DT stands for, in the time zone *zone*.
+
+    :raises ValueError: it is none.
+    """
+    low, high, _ = _split(value)
+    first = datetime_key(low, zone) if low else "0"
+    last = datetime_key(high, zone, last=True) if high else LAST_DATE + LAST_TIME
+    if not (first and last):
+        raise ValueError(f"{value[:64]!r} is no date and time and no range of them")
+    return first, last
+
+
+def parse_offset(value: str) -> timezone | None:
+    """Return a Timezone Offset From UTC (0008,0201) as a time zone, or ``None`` where it is none."""
+    found = re.fullmatch(r"([+-])(\d\d)(\d\d)", value.strip())
+    if not found or int(found[2]) > 14 or int(found[3]) > 59:
+        return None
+    offset = timedelta(hours=int(found[2]), minutes=int(found[3]))
+    return timezone(-offset if found[1] == "-" else offset)
+
+
+def shift(date: str, time: str, source: tzinfo | None, target: tzinfo | None) -> tuple[str, str]:
+    """
+    Return a date and a time, both in normal form, of one time zone in another; ``None`` is that of this machine.
+
+    What is no moment of a calendar stays as it is.
+    """
+    try:
+        moment = datetime.strptime(date + time, "%Y%m%d%H%M%S.%f").replace(tzinfo=source).astimezone(target)
+    except (ValueError, OverflowError):
+        return date, time
+    return f"{moment.year:04}{moment:%m%d}", f"{moment:%H%M%S.%f}"
