@@ -60,6 +60,9 @@ class Programs(TestCase):
     async def test_pooling(self) -> None:
         await self.run_all("guides/pooling.md", 3)
 
+    async def test_service_classes(self) -> None:
+        await self.run_all("service_classes.md", 1)
+
     async def test_migrating(self) -> None:
         ae = AE("ANY-SCP")
         ae.add_supported_context(Verification)

@@ -179,13 +179,13 @@ _PRINT: Final = (
     StatusTable(
         "Print Management",
         "N-CREATE",
-        "H.4.1.2.1, H.4.2.2.1, H.4.9.1.2",
+        "H.4.1.2.1.2, H.4.2.2.1.2, H.4.9.2.1.2",
         (_MEMORY_ALLOCATION, _DENSITY, _UNPRINTED_FILM),
     ),
     StatusTable(
         "Print Management",
         "N-SET",
-        "H.4.1.2.2, H.4.2.2.2, H.4.3.1.2, H.4.3.2.2",
+        "H.4.1.2.2.2, H.4.2.2.2.2, H.4.3.1.2.1.2, H.4.3.2.2.1.2",
         (
             _MEMORY_ALLOCATION,
             _SMALLER_IMAGE,
@@ -201,7 +201,7 @@ _PRINT: Final = (
     StatusTable(
         "Print Management",
         "N-ACTION",
-        "H.4.1.2.4, H.4.2.2.4",
+        "H.4.1.2.4.2, H.4.2.2.4.2",
         (
             _one(0xB601, "Film Session printing (collation) is not supported"),
             _one(0xB602, "The Film Session has no Image Box (empty page)"),
