@@ -28,6 +28,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from dicomtwist.errors import DataSetError
+from dicomtwist.nesting import check_nesting
 from dicomtwist.part10 import FileMeta, read_file_meta
 from dicomtwist.pieces import Pieces
 from dicomtwist.threads import WorkerThreads
@@ -53,7 +54,8 @@ def decode_dataset(data: bytes, transfer_syntax: str) -> Dataset:
 
     :param data: the bytes as they come over the network, without File Meta Information.
     :param transfer_syntax: the UID of the transfer syntax that they are in.
-    :raises DataSetError: they cannot be decoded, end inside an element, or inflate to more than :data:`MAX_INFLATED`.
+    :raises DataSetError: they cannot be decoded, end inside an element, inflate to more than :data:`MAX_INFLATED`, or have
+        sequences nested deeper than :data:`~dicomtwist.nesting.MAX_NESTED`.
     """
     syntax = UID(transfer_syntax)
     try:
@@ -69,6 +71,7 @@ def decode_dataset(data: bytes, transfer_syntax: str) -> Dataset:
         raise DataSetError(f"the data set cannot be decoded as {syntax.name}: {error}") from error
     if file.cut_off or file.tell() != len(data):
         raise DataSetError(f"the data set cannot be decoded as {syntax.name}: it ends inside an element")
+    check_nesting(dataset)
     return dataset
 
 

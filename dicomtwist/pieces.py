@@ -43,6 +43,12 @@ class Pieces:
         self.length -= len(piece)
         return piece
 
+    def take_pieces(self) -> list[memoryview | bytearray]:
+        """Take all, as the pieces that it is in."""
+        pieces = list(self._pieces)
+        self.clear()
+        return pieces
+
     def take(self) -> bytes:
         """Take all, in one."""
         data = b"".join(self._pieces)

@@ -102,7 +102,7 @@ def command(data: bytes) -> None:
     assert type(again) is type(message)
     for field in fields(message):
         before, after = getattr(message, field.name), getattr(again, field.name)
-        assert before == after or not (before or after), field.name
+        assert before == after or not before, field.name  # an empty value is none
 
 
 class _Messages:

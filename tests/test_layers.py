@@ -57,7 +57,8 @@ ROOMS = (
     Room(("negotiation.py", "settings.py")),
     Room(("window.py",), (), ("Twisted",)),
     Room(("threads.py",), (), ("Twisted",)),
-    Room(("datasets.py",), ("errors.py", "part10.py", "pieces.py", "threads.py"), ("Twisted", "pydicom")),
+    Room(("nesting.py",), ("errors.py",), ("pydicom",)),
+    Room(("datasets.py",), ("errors.py", "nesting.py", "part10.py", "pieces.py", "threads.py"), ("Twisted", "pydicom")),
     Room(("identifier.py",), ("errors.py", "datasets.py"), ("pydicom",)),
     Room(("evt.py",), ALL_ABOVE, ("pydicom",)),
     Room(("services/",), ALL_ABOVE, ("Twisted", "pydicom")),
@@ -78,7 +79,7 @@ ROOMS = (
     Room(("archive/files.py",), ()),
     Room(
         ("archive/",),
-        ("dimse/", "part10.py", "header.py", "threads.py", "evt.py", "archive/files.py"),
+        ("dimse/", "pieces.py", "part10.py", "header.py", "threads.py", "evt.py", "archive/files.py"),
         ("Twisted", "pydicom", "SQLAlchemy"),
     ),
     Room(("service.py", "tap.py"), ALL_ABOVE, ("Twisted",)),

@@ -28,6 +28,7 @@ from dicomtwist.dimse.status import (
 )
 from dicomtwist.header import HeaderError
 from dicomtwist.part10 import decode_uid, encode_preamble_and_meta
+from dicomtwist.pieces import Pieces
 from dicomtwist.threads import WorkerThreads
 
 #: What is written at once, in bytes; an instance below it is written in one go.
@@ -87,7 +88,7 @@ class _Incoming:
         self._stream = event.stream
         self._scanner = scanner_for(event.context.transfer_syntax)
         self._writer: InstanceWriter | None = None
-        self._waiting: list[memoryview] = []
+        self._waiting = Pieces()
         self._unwritten = 0
         self._writing = False
         self._finished = False
@@ -126,7 +127,7 @@ class _Incoming:
             self._discard()
 
     def _write(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting = self._waiting.take_pieces()
         size = self._unwritten
         self._writing = True
 
@@ -150,7 +151,7 @@ class _Incoming:
         self._receiver.threads.run(self._write_some, waiting).addCallbacks(written, failed)
 
     def _commit(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting = self._waiting.take_pieces()
         self._receiver.threads.run(self._finish_writing, waiting).addErrback(self._refuse)
 
     def _kept(self, error: BaseException | None) -> None:
@@ -189,7 +190,7 @@ class _Incoming:
 
     # --- in a worker thread
 
-    def _write_some(self, buffers: list[memoryview]) -> None:
+    def _write_some(self, buffers: list[memoryview | bytearray]) -> None:
         writer = self._writer
         if writer is None:
             writer = self._writer = self._receiver.archive.store.create()
@@ -197,7 +198,7 @@ class _Incoming:
         writer.write(buffers)
         self._scan(buffers)
 
-    def _finish_writing(self, buffers: list[memoryview]) -> None:
+    def _finish_writing(self, buffers: list[memoryview | bytearray]) -> None:
         content: list[Buffer] | str
         if self._writer is None:
             data = b"".join(buffers)
@@ -220,7 +221,7 @@ class _Incoming:
         if self._writer is not None:
             self._writer.discard()
 
-    def _scan(self, buffers: list[memoryview] | list[bytes]) -> None:
+    def _scan(self, buffers: list[memoryview | bytearray] | list[bytes]) -> None:
         if self._scanner.done or self._unreadable:
             return
         try:
