@@ -123,6 +123,7 @@ class AE(OlderStyle):
     maximum_association_rate = _setting("maximum_association_rate", "See :attr:`Settings.maximum_association_rate`.")
     maximum_pdu_size = _setting("maximum_pdu_size", "See :attr:`Settings.maximum_pdu_size`, in bytes.")
     maximum_operations = _setting("maximum_operations", "See :attr:`Settings.maximum_operations`.")
+    move_associations = _setting("move_associations", "See :attr:`Settings.move_associations`.")
     maximum_object_size = _setting("maximum_object_size", "See :attr:`Settings.maximum_object_size`, in bytes.")
     maximum_buffered_size = _setting("maximum_buffered_size", "See :attr:`Settings.maximum_buffered_size`, in bytes.")
     promiscuous = _setting("promiscuous", "See :attr:`Settings.promiscuous`.")
@@ -341,6 +342,8 @@ class AE(OlderStyle):
             return client_endpoint(self.reactor, address)
         if not isinstance(address, str):
             raise TypeError(f"a port goes with a host name, not with {type(address).__name__}")
+        if isinstance(port, bool) or not isinstance(port, int):
+            raise TypeError(f"a port is an int, not {type(port).__name__}")
         bind = None if bind_address is None else _host_and_port(bind_address)
         # No limits of the endpoint's own: they would cut ours short, or fail with an error of their own.
         unlimited: Any = None

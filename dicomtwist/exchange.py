@@ -128,6 +128,11 @@ class Exchange:
             default=None,
         )
 
+    @property
+    def invoke_limit(self) -> int:
+        """How many operations this side may have outstanding."""
+        return self._window.limit
+
     def check(self) -> None:
         """Raise the :class:`AssociationError` that ended the association, where one did."""
         if self._failure is not None:
@@ -206,11 +211,23 @@ class Exchange:
             performance.refuse(codes.RESOURCE_LIMITATION, f"no more than {self._perform_limit} operations at once")
         elif service is None:
             performance.refuse(codes.UNRECOGNISED_OPERATION, "this service is not provided")
-        elif not self._assoc.has_role(context_id, as_scu=type(request) is NEventReportRQ):
+        elif not self._may_be_asked(context_id, request):
             performance.refuse(codes.SOP_CLASS_NOT_SUPPORTED, "not in this role")
         else:
             self._performing[request.message_id] = performance
             service(performance)
+
+    def _may_be_asked(self, context_id: int, request: Request) -> bool:
+        """
+        Whether this side is in the role that performs *request*.
+
+        An N-EVENT-REPORT goes to the SCU. But many an SCP sends it on an association of its own and does not negotiate
+        its role there (Storage Commitment, PS3.4 J.3.3), or it asks for a role and does not look at the answer. Where a
+        handler for it is bound that is taken: to refuse would lose the event, and nothing else can be meant.
+        """
+        if type(request) is not NEventReportRQ:
+            return self._assoc.has_role(context_id, as_scu=False)
+        return self._assoc.has_role(context_id, as_scu=True) or self._assoc.has_handler(evt.EVT_N_EVENT_REPORT)
 
     @property
     def may_respond(self) -> bool:

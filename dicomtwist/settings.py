@@ -52,6 +52,7 @@ class Settings:
         one more is rejected as transient (temporary congestion).
     :ivar maximum_operations: how many operations of one association are performed at once, where the peer may ask for
         any number (asynchronous operations window 0).
+    :ivar move_associations: how many associations the instances of one C-MOVE are sent over at once.
     :ivar maximum_object_size: the longest data set that is taken, in bytes; a longer one aborts the association.
     :ivar maximum_buffered_size: the longest data set that is collected in memory for a handler, in bytes; a longer one
         is refused with status 0xA700 and the association goes on.
@@ -75,6 +76,7 @@ class Settings:
     maximum_connections_per_peer: int = 500
     maximum_association_rate: int | None = None
     maximum_operations: int = 64
+    move_associations: int = 1
     maximum_object_size: int = 8 * 1024**3
     maximum_buffered_size: int = 512 * 1024**2
     require_called_aet: bool = False
@@ -161,6 +163,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "maximum_connections_per_peer": _number(1),
     "maximum_association_rate": _number_or_none(1),
     "maximum_operations": _number(1, 0xFFFF),
+    "move_associations": _number(1, 64),
     "maximum_object_size": _number(1),
     "maximum_buffered_size": _number(1),
     "require_called_aet": _flag,

@@ -10,9 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from dicomtwist.dimse.messages import CEchoRQ, CFindRQ, CStoreRQ, Message
+from dicomtwist.dimse.messages import (
+    CEchoRQ,
+    CFindRQ,
+    CGetRQ,
+    CMoveRQ,
+    CStoreRQ,
+    Message,
+    NActionRQ,
+    NCreateRQ,
+    NDeleteRQ,
+    NEventReportRQ,
+    NGetRQ,
+    NSetRQ,
+)
+from dicomtwist.services.normalised import perform_normalised
 from dicomtwist.services.performance import Performance
 from dicomtwist.services.query import perform_find
+from dicomtwist.services.retrieve import perform_get, perform_move
 from dicomtwist.services.storage import perform_store
 from dicomtwist.services.verification import perform_echo
 
@@ -22,4 +37,12 @@ SERVICES: Final[dict[type[Message], Callable[[Performance], None]]] = {
     CEchoRQ: perform_echo,
     CStoreRQ: perform_store,
     CFindRQ: perform_find,
+    CGetRQ: perform_get,
+    CMoveRQ: perform_move,
+    NEventReportRQ: perform_normalised,
+    NGetRQ: perform_normalised,
+    NSetRQ: perform_normalised,
+    NActionRQ: perform_normalised,
+    NCreateRQ: perform_normalised,
+    NDeleteRQ: perform_normalised,
 }

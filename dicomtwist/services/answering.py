@@ -243,34 +243,44 @@ class _Corked:
             return
 
 
-def with_dataset(performance: Performance, missing: int, then: Callable[[bytes], None]) -> None:
+def with_dataset(
+    performance: Performance,
+    missing: int,
+    then: Callable[[bytes], None],
+    limit: int = MAX_IDENTIFIER,
+    too_long: int = OUT_OF_RESOURCES,
+) -> None:
     """
     Collect the data set of a request that is no instance and go on with it; refuse a request without, or a very long one.
 
     :param missing: the status where there is none.
+    :param limit: the most bytes to collect.
+    :param too_long: the status where there are more.
     """
     stream = performance.stream
     if stream is None:
         performance.refuse(missing, "a request without its data set")
     else:
-        stream.deliver_to(_Collector(performance, then))
+        stream.deliver_to(_Collector(performance, then, limit, too_long))
 
 
 class _Collector:
     """Collects the data set of a request, up to a limit."""
 
-    __slots__ = ("_length", "_performance", "_pieces", "_then")
+    __slots__ = ("_length", "_limit", "_performance", "_pieces", "_then", "_too_long")
 
-    def __init__(self, performance: Performance, then: Callable[[bytes], None]) -> None:
+    def __init__(self, performance: Performance, then: Callable[[bytes], None], limit: int, too_long: int) -> None:
         self._performance = performance
         self._then = then
+        self._limit = limit
+        self._too_long = too_long
         self._pieces = Pieces()
         self._length = 0
 
     def write(self, data: memoryview) -> None:
         """Keep *data*, unless it is too much: then let go of all."""
         self._length += len(data)
-        if self._length <= MAX_IDENTIFIER:
+        if self._length <= self._limit:
             self._pieces.append(data)
         else:
             self._pieces.clear()
@@ -278,8 +288,8 @@ class _Collector:
     def finish(self) -> None:
         """Go on."""
         self._performance.stream = None
-        if self._length > MAX_IDENTIFIER:
-            self._performance.refuse(OUT_OF_RESOURCES, f"a data set of more than {MAX_IDENTIFIER} bytes")
+        if self._length > self._limit:
+            self._performance.refuse(self._too_long, f"a data set of more than {self._limit} bytes")
         else:
             self._then(self._pieces.take())
 

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist.dimse import status as codes
-from dicomtwist.dimse.messages import RESPONSES, Message, Request, Response
+from dicomtwist.dimse.messages import RESPONSES, Message, NCreateRSP, NGetRSP, NSetRSP, Request, Response
 from dicomtwist.dimse.status import Status
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ def _repeated(request: type[Message], response: type[Response]) -> tuple[tuple[s
         if asked + suffix in names and "affected" + suffix in {field.name for field in fields(response)}
     )
 
+
+#: The responses that may say which attributes their status is about (PS3.7 C.4.2, C.5).
+_WITH_ATTRIBUTES: Final = (NGetRSP, NSetRSP, NCreateRSP)
 
 _REPEATED: Final = {request: _repeated(request, response) for request, response in RESPONSES.items()}
 
@@ -150,7 +153,8 @@ def status_response(performance: Performance, value: object) -> Response:
     Return the response for what a handler returned: a status as a number, as a
     :class:`~dicomtwist.dimse.status.Status`, or as a Dataset with Status (0000,0900).
 
-    Of the latter two, Error Comment, Error ID and Offending Element are taken as well.
+    Of the latter two, Error Comment, Error ID, Offending Element and, where the response has it, Attribute Identifier
+    List are taken as well.
 
     :raises TypeError: it is neither.
     :raises ValueError: the status does not fit in 16 bits, or the Dataset has none.
@@ -163,6 +167,8 @@ def status_response(performance: Performance, value: object) -> Response:
             response.error_comment = value.error_comment[:64] if value.error_comment else None
             response.offending_element = value.offending_element
             response.error_id = value.error_id
+            if value.attribute_identifier_list and isinstance(response, _WITH_ATTRIBUTES):
+                response.attribute_identifier_list = value.attribute_identifier_list
         return response
     if isinstance(value, Dataset):
         if "Status" not in value:
@@ -171,11 +177,17 @@ def status_response(performance: Performance, value: object) -> Response:
         response.error_comment = str(value.ErrorComment)[:64] if "ErrorComment" in value else None
         response.error_id = int(value.ErrorID) if "ErrorID" in value else None
         if "OffendingElement" in value:
-            tags = value.OffendingElement
-            tags = tags if isinstance(tags, list) or hasattr(tags, "append") else [tags]
-            response.offending_element = tuple(int(tag) for tag in tags)
+            response.offending_element = _tags(value.OffendingElement)
+        if "AttributeIdentifierList" in value and isinstance(response, _WITH_ATTRIBUTES):
+            response.attribute_identifier_list = _tags(value.AttributeIdentifierList)
         return response
     raise TypeError(f"a handler returned {type(value).__name__}, a status is an int or a Dataset with Status")
+
+
+def _tags(value: Any) -> tuple[int, ...]:
+    """Return the tags that an element of VR AT holds, one or many."""
+    tags = value if isinstance(value, list) or hasattr(value, "append") else [value]
+    return tuple(int(tag) for tag in tags)
 
 
 __all__ = ["Performance", "codes", "status_response"]

@@ -1,0 +1,139 @@
+"""
+DIMSE-N: N-EVENT-REPORT, N-GET, N-SET, N-ACTION, N-CREATE and N-DELETE (PS3.7 10.1; PS3.4 Annexes F, H, J, P, R, S, CC, DD,
+EE and KK).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, cast
+
+from pydicom import Dataset
+from pydicom.uid import UID
+
+from dicomtwist import evt
+from dicomtwist.datasets import BytesSource
+from dicomtwist.dimse import status as codes
+from dicomtwist.dimse.messages import (
+    Message,
+    NActionRQ,
+    NActionRSP,
+    NCreateRQ,
+    NCreateRSP,
+    NDeleteRQ,
+    NEventReportRQ,
+    NEventReportRSP,
+    NGetRQ,
+    NSetRQ,
+    Response,
+)
+from dicomtwist.dimse.status import Status
+from dicomtwist.identifier import DECODED_AT_ONCE, encode_identifier
+from dicomtwist.services.answering import with_dataset
+from dicomtwist.services.performance import Performance, status_response
+from dicomtwist.sop_class import check_uid
+from dicomtwist.sop_relations import carriers, meta_members
+
+#: The hook of each request, and the event that its handler gets.
+_HOOKS: Final[dict[type[Message], tuple[evt.EventType, type[evt.NormalisedEvent]]]] = {
+    NEventReportRQ: (evt.EVT_N_EVENT_REPORT, evt.EventReportEvent),
+    NGetRQ: (evt.EVT_N_GET, evt.GetEvent),
+    NSetRQ: (evt.EVT_N_SET, evt.SetEvent),
+    NActionRQ: (evt.EVT_N_ACTION, evt.ActionEvent),
+    NCreateRQ: (evt.EVT_N_CREATE, evt.CreateEvent),
+    NDeleteRQ: (evt.EVT_N_DELETE, evt.NormalisedEvent),
+}
+
+#: Failures that name the Event or Action Type that they are about (PS3.7 C.5).
+_OF_A_TYPE: Final = frozenset(
+    (codes.NO_SUCH_EVENT_TYPE, codes.NO_SUCH_ARGUMENT, codes.INVALID_ARGUMENT_VALUE, codes.NO_SUCH_ACTION)
+)
+
+
+def perform_normalised(performance: Performance) -> None:
+    """
+    Give the request to the handler of its hook and answer what it returns: a status, or (status, reply).
+
+    The reply is a Dataset, ``bytes`` in the transfer syntax of the context, or ``None``. Without a handler, or where it
+    raises or its reply cannot be encoded, the status is 0x0110.
+    """
+    hook, kind = _HOOKS[type(performance.request)]
+
+    def handle(encoded: bytes) -> None:
+        _handle(performance, kind(hook, performance, encoded))
+
+    if not _fits(performance):
+        performance.refuse(codes.SOP_CLASS_NOT_SUPPORTED, "the SOP Class is not one of the presentation context")
+    elif not performance.assoc.has_handler(hook):
+        performance.refuse(codes.PROCESSING_FAILURE, f"no handler is bound to {hook.name}")
+    elif performance.stream is None:
+        handle(b"")
+    else:
+        # Images to print come in N-SET, so the bound is that of instances.
+        limit = performance.assoc.settings.maximum_buffered_size
+        with_dataset(performance, codes.PROCESSING_FAILURE, handle, limit, codes.RESOURCE_LIMITATION)
+
+
+def _fits(performance: Performance, event: evt.NormalisedEvent) -> bool:
+    """
+    Whether the SOP Class belongs to the presentation context: is it, is in its Meta SOP Class, or both are of UPS.
+
+    Of a Meta SOP Class of which it is not known what is in it, anything is taken.
+    """
+    request, context = performance.request, str(performance.context.abstract_syntax)
+    uid = event.sop_class_uid
+    if uid == context or context in carriers(uid, request.SERVICE):
+        return True
+    return UID(context).type == "Meta SOP Class" and not meta_members(context)
+
+
+def _handle(performance: Performance, event: evt.NormalisedEvent) -> None:
+    def call(decoded: object = None) -> None:
+        performance.call(event.event, event, lambda value: _answer(performance, event, value), codes.PROCESSING_FAILURE)
+
+    if len(event.encoded_dataset) <= DECODED_AT_ONCE:
+        call()
+    else:
+        # What goes wrong there goes wrong again when the handler looks, which is where it can be dealt with.
+        performance.assoc.ae.threads.run(event.decode).addBoth(call)
+
+
+def _answer(performance: Performance, event: evt.NormalisedEvent, value: Any) -> None:
+    status, reply = value, None
+    if isinstance(value, tuple):
+        if len(value) != 2:
+            raise TypeError(f"a handler returned a tuple of {len(value)}, (status, data set or None) was expected")
+        status, reply = value
+    response = status_response(performance, status)
+    if isinstance(response, NCreateRSP):
+        _name_instance(response, event, status, reply)
+    source = None
+    if reply is not None:
+        if isinstance(performance.request, NDeleteRQ):
+            raise TypeError("a handler of EVT_N_DELETE returned a data set, of which the response has none")
+        encoded = encode_identifier(reply, str(performance.context.transfer_syntax))
+        source = BytesSource(encoded) if encoded else None
+    if source is not None or response.status in _OF_A_TYPE:
+        _name_type(response, performance)
+    performance.finish(response, source)
+
+
+def _name_type(response: Response, performance: Performance) -> None:
+    """Say which Event or Action Type the reply, or the failure, is of (PS3.7 10.1.1.1.7, 10.1.4.1.7)."""
+    request = performance.request
+    if isinstance(response, NEventReportRSP) and isinstance(request, NEventReportRQ):
+        response.event_type_id = request.event_type_id
+    elif isinstance(response, NActionRSP) and isinstance(request, NActionRQ):
+        response.action_type_id = request.action_type_id
+
+
+def _name_instance(response: NCreateRSP, event: evt.NormalisedEvent, status: Any, reply: Any) -> None:
+    """Say which instance was created, where the request left that to us (PS3.7 10.1.5.1.3)."""
+    if response.affected_sop_instance_uid or codes.category(response.status) is codes.StatusCategory.FAILURE:
+        return
+    uid = None
+    if isinstance(status, Status):
+        uid = status.affected_sop_instance_uid
+    for dataset in (status, reply):
+        if not uid and isinstance(dataset, Dataset):
+            uid = dataset.get("AffectedSOPInstanceUID") or dataset.get("SOPInstanceUID")
+    response.affected_sop_instance_uid = check_uid(uid or event.sop_instance_uid, "the Affected SOP Instance UID")

@@ -1,0 +1,241 @@
+"""
+Retrieve service classes: C-GET and C-MOVE (PS3.4 C.4.2, C.4.3 and others, PS3.7 9.1.3, 9.1.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from pydicom import Dataset
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from dicomtwist import evt
+from dicomtwist.datasets import BytesSource
+from dicomtwist.dimse import status as codes
+from dicomtwist.dimse.messages import CGetRQ, CGetRSP, CMoveRQ, CMoveRSP
+from dicomtwist.dimse.status import StatusCategory, category
+from dicomtwist.identifier import encode_identifier
+from dicomtwist.services.answering import Answering, Ended, Refused, with_dataset
+from dicomtwist.services.destination import MoveAssociations
+from dicomtwist.services.performance import Performance, status_response
+from dicomtwist.services.query import unpack
+from dicomtwist.services.suboperations import Destination, SameAssociation, SubOperations
+
+
+def perform_get(performance: Performance) -> None:
+    """
+    Send what the handler of ``EVT_C_GET`` yields over the association that asked.
+
+    The handler yields the number of sub-operations, then (status, instance) for each, or the instance alone: the path of a
+    Part 10 file, the ``bytes`` of one, an open one, or a Dataset.
+    """
+    _perform(performance, evt.EVT_C_GET, _Get)
+
+
+def perform_move(performance: Performance) -> None:
+    """
+    Send what the handler of ``EVT_C_MOVE`` yields over an association of its own.
+
+    The handler yields where the destination is, then the same as with C-GET. A destination is (address, port), (address,
+    port, arguments) with the arguments of ``AE.associate`` and ``move_associations``, an endpoint string, or ``None`` where
+    it is not known.
+    """
+    _perform(performance, evt.EVT_C_MOVE, _Move)
+
+
+def _perform(performance: Performance, event: evt.EventType, kind: type[_Retrieve]) -> None:
+    if not performance.assoc.has_handler(event):
+        performance.refuse(kind.HANDLER_FAILED, f"no handler is bound to {event.name}")
+        return
+
+    def start(identifier: bytes) -> None:
+        retrieve = kind(performance, evt.IdentifierEvent(event, performance, identifier))
+        Answering(performance, event, kind.HANDLER_FAILED).run(retrieve.answer, retrieve.cancelled)
+
+    with_dataset(performance, kind.HANDLER_FAILED, start)
+
+
+class _Retrieve:
+    """What both have in common."""
+
+    HANDLER_FAILED = codes.GET_HANDLER_FAILED
+    NUMBER_INVALID = codes.GET_NUMBER_INVALID
+    ENDED_EARLY = codes.GET_NUMBER_INVALID
+    log = Logger()
+
+    def __init__(self, performance: Performance, event: evt.IdentifierEvent) -> None:
+        self._performance = performance
+        self._event = event
+        self._destination: Destination | None = None
+        self._suboperations: SubOperations | None = None
+
+    async def answer(self, answering: Answering) -> None:
+        """Pull what is to be sent, send it, and answer."""
+        response: CGetRSP | CMoveRSP | None = None
+        identifier: Dataset | bytes | None = None
+        failure: Failure | None = None
+        try:
+            await answering.call(self._event)
+            try:
+                self._destination = await self._find_destination(answering)
+                await self._begin(answering)
+                response, identifier = await self._pull(answering)
+            except Ended:
+                if not self._performance.is_cancelled:
+                    raise Refused(self.ENDED_EARLY, "the handler yielded less than it has to") from None
+        except CancelledError:
+            if not self._performance.is_cancelled:
+                failure = Failure()
+        except Exception:
+            failure = Failure()
+        try:
+            if self._suboperations is not None:
+                # What is on its way arrives, also where no more is wanted.
+                await self._suboperations.settle()
+        finally:
+            if self._destination is not None:
+                await self._destination.close()
+        if self._performance.is_cancelled:
+            return
+        if failure is not None:
+            response = self._failed(answering, failure)
+        self._finish(cast("CGetRSP | CMoveRSP", response), identifier)
+
+    async def _find_destination(self, answering: Answering) -> Destination:
+        raise NotImplementedError
+
+    async def _begin(self, answering: Answering) -> None:
+        number = await answering.next()
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise Refused(
+                self.NUMBER_INVALID, f"a handler yielded {number!r}, the number of sub-operations was expected"
+            )
+        assert self._destination is not None
+        threads = self._performance.assoc.ae.threads
+        self._suboperations = SubOperations(self._destination, number, threads, self._progressed)
+
+    async def _pull(self, answering: Answering) -> tuple[CGetRSP | CMoveRSP, Any]:
+        """Store what is yielded; return the final response, without the counts, and what goes with it."""
+        suboperations = self._suboperations
+        assert suboperations is not None
+        while True:
+            await suboperations.place()
+            try:
+                status, instance = unpack(await answering.next())
+            except Ended:
+                break
+            response = self._response(status)
+            if category(response.status) is StatusCategory.SUCCESS:
+                break
+            if category(response.status) is not StatusCategory.PENDING:
+                return response, instance
+            suboperations.start(instance)
+            await answering.room()
+        await suboperations.settle()
+        return self._response(suboperations.status), None
+
+    def _response(self, status: object) -> CGetRSP | CMoveRSP:
+        return cast("CGetRSP | CMoveRSP", status_response(self._performance, status))
+
+    def _failed(self, answering: Answering, reason: Failure) -> CGetRSP | CMoveRSP:
+        if isinstance(reason.value, Refused):
+            self.log.info("{service} ends with 0x{status:04X}: {why}", service=self._performance.service_name,
+                          status=reason.value.status, why=str(reason.value))  # fmt: skip
+            return cast("CGetRSP", self._performance.response(reason.value.status, str(reason.value)))
+        self.log.failure(
+            "the handler of {event} raised; {peer!r} gets the status 0x{status:04X}",
+            reason,
+            event=self._event.event,
+            peer=self._performance.assoc.remote.ae_title,
+            status=self.HANDLER_FAILED,
+        )
+        return cast("CGetRSP", self._performance.response(self.HANDLER_FAILED, "the handler failed"))
+
+    def _progressed(self) -> None:
+        performance = self._performance
+        if performance.is_cancelled or performance.is_done or self._suboperations is None:
+            return
+        response = cast("CGetRSP | CMoveRSP", performance.response(codes.PENDING))
+        self._suboperations.tell(response, remaining=True)
+        performance.assoc.exchange.respond(performance, response)
+
+    def _finish(self, response: CGetRSP | CMoveRSP, identifier: Dataset | bytes | None) -> None:
+        suboperations = self._suboperations
+        if suboperations is not None and suboperations.failed:
+            self.log.info(
+                "{service} of {peer!r}: {failed} of {done} sub-operations failed. {last}",
+                service=self._performance.service_name,
+                peer=self._performance.assoc.remote.ae_title,
+                failed=suboperations.failed,
+                done=suboperations.done,
+                last=suboperations.last_failure,
+            )
+        if suboperations is not None:
+            suboperations.tell(response, remaining=response.status == codes.CANCEL)
+            if identifier is None and suboperations.failed and response.status != codes.SUCCESS:
+                identifier = Dataset()
+                identifier.FailedSOPInstanceUIDList = suboperations.failed_instances
+        if identifier is None:
+            self._performance.finish(response)
+            return
+        encoded = encode_identifier(identifier, str(self._performance.context.transfer_syntax))
+        self._performance.finish(response, BytesSource(encoded))
+
+    def cancelled(self) -> None:
+        """Answer a C-CANCEL."""
+        self._finish(self._response(codes.CANCEL), None)
+
+
+class _Get(_Retrieve):
+    async def _find_destination(self, answering: Answering) -> Destination:
+        request = self._performance.request
+        assert isinstance(request, CGetRQ)
+        return SameAssociation(self._performance.assoc, request.priority)
+
+
+class _Move(_Retrieve):
+    HANDLER_FAILED = codes.MOVE_HANDLER_FAILED
+    NUMBER_INVALID = codes.MOVE_NUMBER_INVALID
+    ENDED_EARLY = codes.MOVE_DESTINATION_FAILED
+
+    async def _find_destination(self, answering: Answering) -> Destination:
+        request = self._performance.request
+        assert isinstance(request, CMoveRQ)
+        found = await answering.next()
+        address, arguments = self._address(found)
+        try:
+            self._moving = MoveAssociations(
+                self._performance.assoc,
+                request.move_destination,
+                request.message_id,
+                request.priority,
+                address,
+                arguments,
+            )
+            return self._moving
+        except (TypeError, ValueError) as error:
+            raise Refused(codes.MOVE_DESTINATION_INVALID, str(error)) from error
+
+    def _address(self, found: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Return the arguments of ``associate``: by place, and by name."""
+        unknown = Refused(codes.MOVE_DESTINATION_UNKNOWN, "the Move Destination is not known")
+        if found is None:
+            raise unknown
+        if not isinstance(found, tuple):
+            return (found,), {}
+        if len(found) not in (2, 3) or (len(found) == 3 and not isinstance(found[2], Mapping)):
+            raise Refused(codes.MOVE_DESTINATION_INVALID, "a handler yielded no (address, port) for the destination")
+        if found[0] is None or (found[1] is None and len(found) == 2):
+            raise unknown
+        place = found[:2] if found[1] is not None else found[:1]
+        return place, found[2] if len(found) == 3 else {}
+
+    async def _begin(self, answering: Answering) -> None:
+        await super()._begin(answering)
+        try:
+            await self._moving.open()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise Refused(codes.MOVE_DESTINATION_INVALID, f"the destination cannot be reached: {error}") from error
