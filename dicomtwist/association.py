@@ -28,9 +28,10 @@ from dicomtwist.errors import (
 )
 from dicomtwist.exchange import Exchange
 from dicomtwist.negotiation import ServiceUser
+from dicomtwist.nscu import NormalisedUser
 from dicomtwist.presentation import PresentationContext, PresentationContextTuple
 from dicomtwist.protocol import UpperLayerProtocol, address_of
-from dicomtwist.scu import ServiceClassUser
+from dicomtwist.record import RecordKeeper
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.tls_errors import describe_tls_error
@@ -43,9 +44,10 @@ if TYPE_CHECKING:
     from dicomtwist.ae import AE
 
 
-class Association(ServiceClassUser):
+class Association(NormalisedUser):
     """
-    An association with a peer. What the peer is asked for is in :class:`~dicomtwist.scu.ServiceClassUser`.
+    An association with a peer. What the peer is asked for is in :class:`~dicomtwist.scu.ServiceClassUser` and
+    :class:`~dicomtwist.nscu.NormalisedUser`.
 
     :ivar ae: the AE that it belongs to.
     :ivar mode: ``"requestor"`` or ``"acceptor"``: which side we are.
@@ -79,6 +81,7 @@ class Association(ServiceClassUser):
         self._exchange: Exchange | None = None
         self._end: Failure | None = None
         self._closed = False
+        self._keeper: RecordKeeper | None = None
         self._release_asked_at: float | None = None
         self._release_to_answer = False
         self._waiting_for_release: list[Deferred[None]] = []
@@ -182,13 +185,19 @@ class Association(ServiceClassUser):
         self._trace()
 
     def _trace(self) -> None:
-        """Tell the upper layer whether anybody wants to know of every byte and state."""
+        """Tell the upper layer whether anybody wants to know of every byte and state; keep a record where one is wanted."""
         self._protocol.tracing = any(
             self._handlers.wants(event) for event in (evt.EVT_DATA_RECV, evt.EVT_DATA_SENT, evt.EVT_FSM_TRANSITION)
         )
+        if not self._handlers.wants(evt.EVT_RECORD):
+            self._keeper = None
+        elif self._keeper is None:
+            self._keeper = RecordKeeper(self.ae.reactor.seconds())
 
     def notify(self, event: evt.EventType, **attributes: Any) -> None:
         """Call the handlers of a notification; what they raise is logged and goes no further."""
+        if self._keeper is not None:
+            self._keeper.notified(event, attributes, self.ae.reactor.seconds())
         if not self._handlers.wants(event):
             return
         occurrence = evt.Event(event, self, **attributes)
@@ -454,6 +463,8 @@ class Association(ServiceClassUser):
         elif self.is_aborted:
             self.notify(evt.EVT_ABORTED, reason=self._end.value)
         self.notify(evt.EVT_CONN_CLOSE)
+        if self._keeper is not None:
+            self.notify(evt.EVT_RECORD, record=self._keeper.finish(self, self.ae.reactor.seconds()))
         waiting, self._waiting_for_release = self._waiting_for_release, []
         for release in waiting:
             if self.is_released:

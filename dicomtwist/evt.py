@@ -87,6 +87,7 @@ EVT_ESTABLISHED: Final = _notification("EVT_ESTABLISHED", "an association can be
 EVT_REJECTED: Final = _notification("EVT_REJECTED", "an association was rejected, by the peer or by us: event.pdu")
 EVT_RELEASED: Final = _notification("EVT_RELEASED", "an association was released")
 EVT_ABORTED: Final = _notification("EVT_ABORTED", "an association was aborted or lost: event.reason")
+EVT_RECORD: Final = _notification("EVT_RECORD", "an association is over, and this is all there is to say: event.record")
 
 EVT_ASYNC_OPS: Final = _intervention(
     "EVT_ASYNC_OPS", "the peer proposes an asynchronous operations window; returns (invoked, performed)"

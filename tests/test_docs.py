@@ -52,7 +52,7 @@ class Programs(TestCase):
                 self.assertEqual(stdout.decode(), printed)
 
     async def test_handlers(self) -> None:
-        await self.run_all("guides/handlers.md", 4)
+        await self.run_all("guides/handlers.md", 5)
 
     async def test_streaming(self) -> None:
         await self.run_all("guides/streaming.md", 3)

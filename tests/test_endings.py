@@ -381,4 +381,4 @@ class Abort(MemoryTestCase):
 
 
 #: These tell that it is over already.
-LATE = (evt.EVT_RELEASED, evt.EVT_ABORTED, evt.EVT_CONN_CLOSE, evt.EVT_REJECTED)
+LATE = (evt.EVT_RELEASED, evt.EVT_ABORTED, evt.EVT_CONN_CLOSE, evt.EVT_RECORD, evt.EVT_REJECTED)

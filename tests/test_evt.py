@@ -44,7 +44,7 @@ class EventTypeTests(SynchronousTestCase):
         What tells is a notification, what asks an intervention.
         """
         told = "CONN_OPEN CONN_CLOSE DATA_RECV DATA_SENT PDU_RECV PDU_SENT ACSE_RECV ACSE_SENT DIMSE_RECV DIMSE_SENT"
-        told += " C_CANCEL FSM_TRANSITION REQUESTED ACCEPTED ESTABLISHED REJECTED RELEASED ABORTED"
+        told += " C_CANCEL FSM_TRANSITION REQUESTED ACCEPTED ESTABLISHED REJECTED RELEASED ABORTED RECORD"
         notifications = {event.name for event in get_events() if event.is_notification}
         self.assertEqual(notifications, {f"EVT_{name}" for name in told.split()})
         asked = {"EVT_ASYNC_OPS", "EVT_SOP_EXTENDED", "EVT_SOP_COMMON", "EVT_USER_ID", "EVT_C_ECHO", "EVT_C_STORE"}

@@ -63,6 +63,7 @@ ROOMS = (
     Room(("evt.py",), ALL_ABOVE, ("pydicom",)),
     Room(("services/",), ALL_ABOVE, ("Twisted", "pydicom")),
     Room(("outgoing.py", "exchange.py"), ALL_ABOVE, ("Twisted",)),
+    Room(("record.py",), ("errors.py", "dimse/", "evt.py")),
     Room(("output.py", "protocol.py"), ("errors.py", "ul/"), ("Twisted",)),
     Room(("storescu.py", "answers.py", "scu.py", "deadlines.py"), ALL_ABOVE, ("Twisted", "pydicom")),
     Room(("tls_errors.py",), (), ("Twisted", "pyOpenSSL", "service-identity")),

@@ -1,0 +1,403 @@
+"""
+What there is to say of an association when it is over: who, what, how many, how it ended.
+
+A :class:`RecordKeeper` is there only where somebody listens to ``EVT_RECORD``; it takes notes of what the association
+tells, and makes the :class:`AssociationRecord` at the end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from time import time
+from typing import TYPE_CHECKING, Any, Final
+
+from dicomtwist import evt
+from dicomtwist.dimse.messages import Message, Request, Response
+from dicomtwist.dimse.status import StatusCategory, category
+from dicomtwist.errors import AssociationAborted, AssociationRejected, AssociationTimeout
+
+if TYPE_CHECKING:
+    from dicomtwist.association import Association
+
+#: How many operations of an association are recorded one by one; beyond that they are only counted.
+MAX_OPERATIONS: Final = 1000
+
+#: How many different (direction, service, status) are counted each for itself.
+MAX_COUNTED: Final = 200
+
+#: Stands for any status in the counts, where there are too many different ones: no status of DIMSE is negative.
+OTHER_STATUS: Final = -1
+
+#: The directions of an operation: who was asked.
+SENT: Final = "sent"
+RECEIVED: Final = "received"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextRecord:
+    """
+    A presentation context that was proposed.
+
+    :ivar context_id: its ID.
+    :ivar abstract_syntax: the SOP Class UID.
+    :ivar transfer_syntax: the transfer syntax that was accepted, ``None`` where none was.
+    :ivar result: 0 accepted, otherwise why not (PS3.8 9.3.3.2), ``None`` where there was no answer.
+    """
+
+    context_id: int | None
+    abstract_syntax: str
+    transfer_syntax: str | None
+    result: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationRecord:
+    """
+    A DIMSE operation.
+
+    :ivar direction: ``"sent"`` where we asked, ``"received"`` where the peer did.
+    :ivar service: such as ``"C-STORE"``.
+    :ivar message_id: the Message ID of the request.
+    :ivar sop_class_uid: what it was about, ``""`` where it did not say.
+    :ivar sop_instance_uid: likewise.
+    :ivar status: the status of the final response, ``None`` where none came.
+    :ivar pending: how many pending responses came before.
+    :ivar started: seconds from the start of the association to the request.
+    :ivar seconds: from the request's command set to that of the final response, or to the end of the association.
+    """
+
+    direction: str
+    service: str
+    message_id: int
+    sop_class_uid: str
+    sop_instance_uid: str
+    status: int | None
+    pending: int
+    started: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationCount:
+    """
+    How many operations ended so.
+
+    :ivar status: the status, ``None`` for no answer, ``OTHER_STATUS`` for more different ones than are counted.
+    """
+
+    direction: str
+    service: str
+    status: int | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """
+    How an association ended.
+
+    :ivar kind: ``"released"``, ``"aborted"``, ``"rejected"``, ``"timeout"``, ``"lost"``, or ``"not asked for"`` where a
+        connection was closed before it was one.
+    :ivar by: ``"us"`` or ``"peer"``: who asked for the release, aborted, rejected, or did not wait any longer; ``None`` where
+        nobody did.
+    :ivar why: in words, ``""`` where it was released.
+    :ivar codes: of a rejection result, source and reason, of an abort source and reason; else empty.
+    :ivar timer: of a timeout, which one ran out, as :attr:`~dicomtwist.AssociationTimeout.timer`.
+    """
+
+    kind: str
+    by: str | None = None
+    why: str = ""
+    codes: tuple[int, ...] = ()
+    timer: str | None = None
+
+    def __str__(self) -> str:
+        return self.why or (
+            f"{self.kind} by {'this side' if self.by == 'us' else 'the peer'}" if self.by else self.kind
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssociationRecord:
+    """
+    An association that is over.
+
+    :ivar mode: ``"requestor"`` or ``"acceptor"``: which side we were.
+    :ivar calling_ae_title: the requestor's title, ``""`` where none was told.
+    :ivar called_ae_title: the title that was asked for.
+    :ivar local: our address and port.
+    :ivar remote: the peer's.
+    :ivar secure: whether the connection was TLS.
+    :ivar implementation_class_uid: the peer's, ``""`` where it did not say.
+    :ivar implementation_version_name: likewise.
+    :ivar started: when the connection was made.
+    :ivar seconds: from then to its end.
+    :ivar established: seconds from the start until it was established, ``None`` where it never was.
+    :ivar bytes_received: how many bytes came over the connection.
+    :ivar bytes_sent: how many were given to it.
+    :ivar contexts: the presentation contexts, in the order of their IDs.
+    :ivar operations: the first operations that ended, in the order in which they did; behind them those that never did.
+    :ivar omitted: how many more there were, which are only in the counts.
+    :ivar counts: all operations, by direction, service and status.
+    :ivar ending: how it ended.
+    """
+
+    mode: str
+    calling_ae_title: str
+    called_ae_title: str
+    local: tuple[str, int]
+    remote: tuple[str, int]
+    secure: bool
+    implementation_class_uid: str
+    implementation_version_name: str
+    started: datetime
+    seconds: float
+    established: float | None
+    bytes_received: int
+    bytes_sent: int
+    contexts: tuple[ContextRecord, ...]
+    operations: tuple[OperationRecord, ...]
+    omitted: int
+    counts: tuple[OperationCount, ...]
+    ending: Ending
+
+    @property
+    def ended(self) -> datetime:
+        """When the connection was gone."""
+        return self.started + timedelta(seconds=self.seconds)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as what ``json.dumps`` takes; times are ISO 8601 in UTC."""
+        result = _plain(self)
+        result["started"] = self.started.isoformat()
+        result["ended"] = self.ended.isoformat()
+        return dict(result)
+
+    def __str__(self) -> str:
+        peer, us = _address(self.remote), _address(self.local)
+        requestor, acceptor = (us, peer) if self.mode == "requestor" else (peer, us)
+        return (
+            f"{self.calling_ae_title!r} at {requestor} to {self.called_ae_title!r} at {acceptor}: {self._what()};"
+            f" {self.bytes_received} bytes in, {self.bytes_sent} out, {self.seconds:.3f} s; {_one_line(str(self.ending))}"
+        )
+
+    def _what(self) -> str:
+        totals: Counter[tuple[str, str]] = Counter()
+        failures: Counter[tuple[str, str]] = Counter()
+        for item in self.counts:
+            key = item.direction, item.service
+            totals[key] += item.count
+            # Of those that are counted together nobody knows any more.
+            if item.status is None or (item.status >= 0 and category(item.status) is StatusCategory.FAILURE):
+                failures[key] += item.count
+        words = [
+            f"{count} {service} {direction}"
+            + (f" ({failures[direction, service]} failed)" if failures[direction, service] else "")
+            for (direction, service), count in totals.items()
+        ]
+        return ", ".join(words) or "nothing asked for"
+
+
+def _plain(value: Any) -> Any:
+    """Return records as dicts and tuples as lists."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    fields = getattr(value, "__dataclass_fields__", None)
+    return value if fields is None else {name: _plain(getattr(value, name)) for name in fields}
+
+
+def _address(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _one_line(text: str) -> str:
+    """Return *text*, of which a part may be the peer's, without what would begin another line."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+class _Open:
+    """An operation that is under way."""
+
+    __slots__ = ("direction", "pending", "request", "since")
+
+    def __init__(self, direction: str, request: Request, since: float) -> None:
+        self.direction = direction
+        self.request = request
+        self.since = since
+        self.pending = 0
+
+
+class RecordKeeper:
+    """
+    Takes notes of an association, from when somebody wants a record of it.
+
+    :param now: seconds of the clock.
+    """
+
+    __slots__ = (
+        "_asked_for",
+        "_counts",
+        "_established",
+        "_omitted",
+        "_open",
+        "_operations",
+        "_proposed",
+        "_released_by",
+        "_since",
+        "_started",
+    )  # fmt: skip
+
+    def __init__(self, now: float) -> None:
+        self._since = now
+        self._started = datetime.fromtimestamp(time(), UTC)
+        self._established: float | None = None
+        self._asked_for = False
+        self._proposed: tuple[ContextRecord, ...] = ()
+        self._released_by: str | None = None
+        # The last one of a Message ID first: a request that uses one that is in use is answered before the other.
+        self._open: dict[tuple[str, int], list[_Open]] = {}
+        self._operations: list[OperationRecord] = []
+        self._omitted = 0
+        self._counts: Counter[tuple[str, str, int | None]] = Counter()
+
+    def notified(self, event: evt.EventType, attributes: Mapping[str, Any], now: float) -> None:
+        """Note what a notification tells."""
+        if event is evt.EVT_DIMSE_SENT:
+            self._message(SENT, RECEIVED, attributes["message"], now)
+        elif event is evt.EVT_DIMSE_RECV:
+            self._message(RECEIVED, SENT, attributes["message"], now)
+        elif event is evt.EVT_ACSE_SENT:
+            self._control(attributes["primitive"], "A-RELEASE request", "us")
+        elif event is evt.EVT_ACSE_RECV:
+            self._control(attributes["primitive"], "A-RELEASE indication", "peer")
+        elif event is evt.EVT_REQUESTED:
+            self._asked_for = True
+            self._proposed = tuple(
+                ContextRecord(
+                    context_id=context.context_id,
+                    abstract_syntax=context.abstract_syntax,
+                    transfer_syntax=None,
+                    result=None,
+                )
+                for context in attributes["pdu"].presentation_contexts
+            )
+        elif event is evt.EVT_ESTABLISHED:
+            self._established = now - self._since
+
+    def _control(self, primitive: str, release: str, by: str) -> None:
+        if primitive == release and self._released_by is None:
+            self._released_by = by
+
+    def _message(self, asking: str, answering: str, message: Message, now: float) -> None:
+        """Note a message: a request goes the way *asking*, what it answers went the way *answering*."""
+        if isinstance(message, Request):
+            self._open.setdefault((asking, message.message_id), []).append(_Open(asking, message, now))
+        elif isinstance(message, Response):
+            key = answering, message.message_id_being_responded_to
+            waiting = self._open.get(key)
+            if not waiting:
+                return  # the association ends for it
+            if category(message.status) is StatusCategory.PENDING:
+                waiting[-1].pending += 1
+                return
+            operation = waiting.pop()
+            if not waiting:
+                del self._open[key]
+            self._done(operation, message, now)
+
+    def _done(self, operation: _Open, response: Response | None, now: float) -> None:
+        request = operation.request
+        status = None if response is None else response.status
+        counted = operation.direction, request.SERVICE, status
+        if counted not in self._counts and len(self._counts) >= MAX_COUNTED:
+            counted = operation.direction, request.SERVICE, OTHER_STATUS
+        self._counts[counted] += 1
+        if len(self._operations) >= MAX_OPERATIONS:
+            self._omitted += 1
+            return
+        self._operations.append(
+            OperationRecord(
+                direction=operation.direction,
+                service=request.SERVICE,
+                message_id=request.message_id,
+                sop_class_uid=_uid(request, "sop_class_uid"),
+                # The SCP of an N-CREATE may choose the UID, and says so in its response (PS3.7 10.1.5.1.4).
+                sop_instance_uid=_uid(request, "sop_instance_uid") or _uid(response, "sop_instance_uid"),
+                status=status,
+                pending=operation.pending,
+                started=operation.since - self._since,
+                seconds=now - operation.since,
+            )
+        )
+
+    def finish(self, association: Association, now: float) -> AssociationRecord:
+        """Return the record of *association*, which is over."""
+        for operation in [operation for waiting in self._open.values() for operation in waiting]:
+            self._done(operation, None, now)
+        self._open.clear()
+        requestor, remote, local = association.requestor, association.remote, association.local
+        return AssociationRecord(
+            mode=association.mode,
+            calling_ae_title=requestor.ae_title,
+            called_ae_title=requestor.called_ae_title,
+            local=(local.address, local.port),
+            remote=(remote.address, remote.port),
+            secure=association.protocol.secure,
+            implementation_class_uid=remote.implementation_class_uid,
+            implementation_version_name=remote.implementation_version_name,
+            started=self._started,
+            seconds=now - self._since,
+            established=self._established,
+            bytes_received=association.bytes_received,
+            bytes_sent=association.bytes_sent,
+            contexts=_contexts(association) or self._proposed,
+            operations=tuple(self._operations),
+            omitted=self._omitted,
+            counts=tuple(
+                OperationCount(direction=direction, service=service, status=status, count=count)
+                for (direction, service, status), count in self._counts.items()
+            ),
+            ending=self._ending(association),
+        )
+
+    def _ending(self, association: Association) -> Ending:
+        if association.is_released:
+            return Ending(kind="released", by=self._released_by)
+        error = association.end_reason
+        why = str(error)
+        if isinstance(error, AssociationRejected):
+            by = "peer" if association.is_requestor else "us"
+            return Ending(kind="rejected", by=by, why=why, codes=(error.result, error.source, error.reason))
+        if isinstance(error, AssociationTimeout):
+            return Ending(kind="timeout", by="us", why=why, timer=error.timer)
+        if isinstance(error, AssociationAborted):
+            by = "peer" if error.by_peer else "us"
+            return Ending(kind="aborted", by=by, why=why, codes=(error.source, error.reason))
+        return Ending(kind="lost" if self._asked_for or association.was_established else "not asked for", why=why)
+
+
+def _uid(message: Message | None, name: str) -> str:
+    """Return a UID of *message*: what it affects or what it asks for, as its service calls it."""
+    for prefix in ("affected_", "requested_"):
+        value = getattr(message, prefix + name, None)
+        if value:
+            return str(value)
+    return ""
+
+
+def _contexts(association: Association) -> tuple[ContextRecord, ...]:
+    """Return the contexts that were answered."""
+    contexts = [*association.accepted_contexts, *association.rejected_contexts]
+    return tuple(
+        ContextRecord(
+            context_id=context.context_id,
+            abstract_syntax=str(context.abstract_syntax),
+            transfer_syntax=str(context.transfer_syntax[0]) if context.result == 0 else None,
+            result=context.result,
+        )
+        for context in sorted(contexts, key=lambda context: context.context_id or 0)
+    )
