@@ -93,6 +93,7 @@ class Limits(SynchronousTestCase):
         for name, cells in self.settings.items():
             self.assertEqual(self.value(cells[1]), getattr(settings, name), name)
         told = {field.name for field in fields(Settings) if field.name.endswith("timeout") or "maximum" in field.name}
+        told.add("move_associations")
         self.assertEqual(set(self.settings), told)
 
     def test_options(self) -> None:

@@ -405,7 +405,7 @@ class MoveTests(MoveTestCase):
             waiting.append(Deferred())
             return waiting[-1]
 
-        self.store = slow  # type: ignore[assignment]
+        self.store = slow  # type: ignore[method-assign]
         self.archive.bind(evt.EVT_C_STORE, slow)
         self.network.result_of(
             self.archive.start_server(
@@ -511,14 +511,15 @@ class MoveFailureTests(MoveTestCase):
                 event.assoc.abort()
             return 0
 
-        self.store = handler  # type: ignore[method-assign, assignment]
+        self.store = handler  # type: ignore[method-assign]
         self.listening()
         result = self.move(to_archive, 4)
         self.assertEqual(result.status, 0xB000)
         self.assertEqual(result.failed_instances, [uid(1), uid(2), uid(3)])
 
     def test_cancelled(self) -> None:
-        self.refuse[uid(1)] = answer = Deferred()
+        answer: Deferred[int] = Deferred()
+        self.refuse[uid(1)] = answer
         self.listening()
         retrieval = self.moving(to_archive, 10)
         retrieval.cancel()
