@@ -16,11 +16,12 @@ from twisted.logger import Logger
 from twisted.python import threadable
 from twisted.python.failure import Failure
 
-from dicomtwist.datasets import BytesSource, decode_dataset
+from dicomtwist.datasets import BytesSource
 from dicomtwist.dimse.messages import CGetRSP, CMoveRSP, Request, Response
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DICOMError, OperationFailed, TooManyAnswers
 from dicomtwist.exchange import Operation
+from dicomtwist.identifier import decode_identifier
 from dicomtwist.presentation import PresentationContextTuple
 
 if TYPE_CHECKING:
@@ -36,9 +37,6 @@ OVERFULL_SIZE: Final = 64 * 1024 * 1024
 
 #: How many answers :meth:`Answers.collect` takes, unless told otherwise.
 MAX_COLLECTED: Final = 100_000
-
-#: An identifier of more bytes than this is decoded in a thread.
-DECODED_AT_ONCE: Final = 64 * 1024
 
 #: One answer: its status, and its data set where it has one.
 Answer = tuple[Status, Dataset | None]
@@ -162,10 +160,7 @@ class _Inbox:
         self._balance(False)
         if not data:
             return status, None
-        syntax = str(self.context.transfer_syntax)
-        if len(data) <= DECODED_AT_ONCE:
-            return status, decode_dataset(data, syntax)
-        return status, await self.assoc.ae.threads.run(decode_dataset, data, syntax)
+        return status, await decode_identifier(data, str(self.context.transfer_syntax), self.assoc.ae.threads)
 
     def _not_waiting(self, cancelled: Deferred[None]) -> None:
         self._waiting = None

@@ -17,8 +17,23 @@ from datetime import UTC, datetime
 from time import time
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import generate_uid
+
 from dicomtwist.datasets import DataSetStream, decode_dataset, file_meta_dataset
-from dicomtwist.dimse.messages import CFindRQ, CGetRQ, CMoveRQ, CStoreRQ, Request
+from dicomtwist.dimse.messages import (
+    CFindRQ,
+    CGetRQ,
+    CMoveRQ,
+    CStoreRQ,
+    NActionRQ,
+    NCreateRQ,
+    NDeleteRQ,
+    NEventReportRQ,
+    NGetRQ,
+    NSetRQ,
+    Request,
+)
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 from dicomtwist.presentation import PresentationContextTuple
 
@@ -30,6 +45,8 @@ if TYPE_CHECKING:
     from dicomtwist.services.performance import Performance
 
 Handler: TypeAlias = Callable[..., Any]
+#: The requests of DIMSE-N.
+NormalisedRequest: TypeAlias = NActionRQ | NCreateRQ | NDeleteRQ | NEventReportRQ | NGetRQ | NSetRQ
 #: How handlers are given: (event, handler) or (event, handler, arguments).
 HandlerTuple: TypeAlias = "tuple[EventType, Handler] | tuple[EventType, Handler, Sequence[Any]]"
 
@@ -312,6 +329,146 @@ class IdentifierEvent(DIMSEEvent):
         if not isinstance(self.request, CMoveRQ):
             raise AttributeError(f"{self.event.name} has no move destination")
         return self.request.move_destination
+
+
+class NormalisedEvent(DIMSEEvent):
+    """
+    A request of a DIMSE-N service (PS3.7 10.1), N-DELETE as it is; the others add what they have.
+
+    Data sets are decoded at the first look, long ones before the handler is called; without one they are empty.
+    """
+
+    request: NormalisedRequest
+
+    def __init__(self, event: EventType, performance: Performance) -> None:
+        super().__init__(event, performance.assoc, performance.request, performance.context)
+        self._encoded = b""
+        self._dataset: Dataset | None = None
+        self._made_uid: str | None = None
+
+    def complete(self, encoded: bytes) -> None:
+        """Take the data set; done before the handler is called."""
+        self._encoded = encoded
+
+    @property
+    def sop_class_uid(self) -> str:
+        """The SOP Class that the request names, affected or requested."""
+        request = self.request
+        if isinstance(request, NCreateRQ | NEventReportRQ):
+            return request.affected_sop_class_uid
+        return request.requested_sop_class_uid
+
+    @property
+    def sop_instance_uid(self) -> str:
+        """
+        The SOP Instance that the request names, affected or requested.
+
+        Of an N-CREATE that leaves it to this side, a UID that is made at the first look: it is what the response says,
+        unless the handler returns another one.
+        """
+        request = self.request
+        if not isinstance(request, NCreateRQ | NEventReportRQ):
+            return request.requested_sop_instance_uid
+        if request.affected_sop_instance_uid:
+            return request.affected_sop_instance_uid
+        if self._made_uid is None:
+            self._made_uid = str(generate_uid(prefix=None))
+        return self._made_uid
+
+    @property
+    def meta_uid(self) -> str | None:
+        """The abstract syntax of the context where it is not the SOP Class: a Meta SOP Class, or another one of UPS."""
+        abstract_syntax = str(self.context.abstract_syntax)
+        return None if abstract_syntax == self.sop_class_uid else abstract_syntax
+
+    @property
+    def encoded_dataset(self) -> bytes:
+        """The data set as it came over the network, empty where there is none."""
+        return self._encoded
+
+    def decode(self) -> Dataset:
+        """
+        Return the data set, decoded at the first call.
+
+        :raises DataSetError: it cannot be decoded.
+        """
+        if self._dataset is None:
+            self._dataset = decode_dataset(self._encoded, str(self.context.transfer_syntax))
+        return self._dataset
+
+
+class CreateEvent(NormalisedEvent):
+    """An N-CREATE request."""
+
+    @property
+    def attribute_list(self) -> Dataset:
+        """
+        The Attribute List: what to create the instance with.
+
+        :raises DataSetError: it cannot be decoded.
+        """
+        return self.decode()
+
+
+class SetEvent(NormalisedEvent):
+    """An N-SET request."""
+
+    @property
+    def modification_list(self) -> Dataset:
+        """
+        The Modification List: what to change, and to what.
+
+        :raises DataSetError: it cannot be decoded.
+        """
+        return self.decode()
+
+
+class GetEvent(NormalisedEvent):
+    """An N-GET request."""
+
+    @property
+    def attribute_identifiers(self) -> list[BaseTag]:
+        """The tags of the attributes that are asked for; none stands for all (PS3.7 10.1.2.1.5)."""
+        assert isinstance(self.request, NGetRQ)
+        return [Tag(tag) for tag in self.request.attribute_identifier_list or ()]
+
+
+class ActionEvent(NormalisedEvent):
+    """An N-ACTION request."""
+
+    @property
+    def action_type(self) -> int:
+        """The Action Type ID (0000,1008)."""
+        assert isinstance(self.request, NActionRQ)
+        return self.request.action_type_id
+
+    @property
+    def action_information(self) -> Dataset:
+        """
+        The Action Information.
+
+        :raises DataSetError: it cannot be decoded.
+        """
+        return self.decode()
+
+
+class EventReportEvent(NormalisedEvent):
+    """An N-EVENT-REPORT request."""
+
+    @property
+    def event_type(self) -> int:
+        """The Event Type ID (0000,1002)."""
+        assert isinstance(self.request, NEventReportRQ)
+        return self.request.event_type_id
+
+    @property
+    def event_information(self) -> Dataset:
+        """
+        The Event Information.
+
+        :raises DataSetError: it cannot be decoded.
+        """
+        return self.decode()
 
 
 class StoreEvent(DIMSEEvent):

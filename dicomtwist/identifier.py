@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from struct import Struct, error
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydicom import Dataset
 from pydicom.dataelem import DataElement, RawDataElement
@@ -17,7 +17,13 @@ from pydicom.multival import MultiValue
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import PersonName
 
-from dicomtwist.datasets import encode_dataset
+from dicomtwist.datasets import decode_dataset, encode_dataset
+
+if TYPE_CHECKING:
+    from dicomtwist.threads import WorkerThreads
+
+#: One of more bytes than this is decoded in a thread.
+DECODED_AT_ONCE: Final = 64 * 1024
 
 _IMPLICIT: Final = Struct("<HHL").pack
 _EXPLICIT: Final = Struct("<HH2sH").pack
@@ -26,6 +32,17 @@ _EXPLICIT: Final = Struct("<HH2sH").pack
 _TEXT: Final = frozenset(("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM"))
 _NUMBERS: Final = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
 _SHORT: Final = _TEXT | _NUMBERS.keys() | {"UI"}
+
+
+async def decode_identifier(data: bytes, transfer_syntax: str, threads: WorkerThreads) -> Dataset:
+    """
+    Decode the data set of a response, a long one in a thread.
+
+    :raises DataSetError: it cannot be decoded.
+    """
+    if len(data) <= DECODED_AT_ONCE:
+        return decode_dataset(data, transfer_syntax)
+    return await threads.run(decode_dataset, data, transfer_syntax)
 
 
 class _NotSimple(Exception):

@@ -65,7 +65,7 @@ ROOMS = (
     Room(("outgoing.py", "exchange.py"), ALL_ABOVE, ("Twisted",)),
     Room(("record.py",), ("errors.py", "dimse/", "evt.py")),
     Room(("output.py", "protocol.py"), ("errors.py", "ul/"), ("Twisted",)),
-    Room(("storescu.py", "answers.py", "scu.py", "deadlines.py"), ALL_ABOVE, ("Twisted", "pydicom")),
+    Room(("storescu.py", "answers.py", "scu.py", "nscu.py", "deadlines.py"), ALL_ABOVE, ("Twisted", "pydicom")),
     Room(("tls_errors.py",), (), ("Twisted", "pyOpenSSL", "service-identity")),
     Room(("tls.py",), ("tls_errors.py",), ("Twisted", "pyOpenSSL", "service-identity", "cryptography")),
     Room(("endpoints.py",), ("tls_errors.py", "tls.py"), ("Twisted",)),

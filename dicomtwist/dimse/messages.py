@@ -237,11 +237,12 @@ class NGetRQ(Request):
 
 @dataclass(slots=True, kw_only=True)
 class NGetRSP(Response):
-    """N-GET-RSP (PS3.7 10.3.2.2)."""
+    """N-GET-RSP (PS3.7 10.3.2.2); the list is of Attributes that the status is about (Annex C), so below."""
 
     COMMAND_FIELD: ClassVar[int] = 0x8110
     affected_sop_class_uid: str | None = None
     affected_sop_instance_uid: str | None = None
+    attribute_identifier_list: tuple[int, ...] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -261,6 +262,7 @@ class NSetRSP(Response):
     COMMAND_FIELD: ClassVar[int] = 0x8120
     affected_sop_class_uid: str | None = None
     affected_sop_instance_uid: str | None = None
+    attribute_identifier_list: tuple[int, ...] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -305,6 +307,7 @@ class NCreateRSP(Response):
     COMMAND_FIELD: ClassVar[int] = 0x8140
     affected_sop_class_uid: str | None = None
     affected_sop_instance_uid: str | None = None
+    attribute_identifier_list: tuple[int, ...] | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -239,6 +239,10 @@ class Status(int):
     :ivar error_id: Error ID (0000,0903), or ``None``.
     :ivar sop_class: the UID of the SOP Class that was operated on, or the name of its service class; ``""`` if it is
         not known.
+    :ivar attribute_identifier_list: the tags of (0000,1005), or ``None``: of N-GET, N-SET and N-CREATE, the attributes
+        that the status is about.
+    :ivar affected_sop_instance_uid: the SOP Instance that was operated on, of an N-CREATE the one that was created;
+        ``None`` where it is not known, and of the C services.
     """
 
     #: The statuses that any service may answer with.
@@ -253,6 +257,8 @@ class Status(int):
     offending_element: tuple[int, ...] | None = None
     error_id: int | None = None
     sop_class: str = ""
+    attribute_identifier_list: tuple[int, ...] | None = None
+    affected_sop_instance_uid: str | None = None
 
     def __new__(
         cls,
@@ -262,6 +268,8 @@ class Status(int):
         offending_element: tuple[int, ...] | None = None,
         error_id: int | None = None,
         sop_class: str = "",
+        attribute_identifier_list: tuple[int, ...] | None = None,
+        affected_sop_instance_uid: str | None = None,
     ) -> Status:
         """Make the status *code*."""
         self = int.__new__(cls, code)
@@ -275,6 +283,10 @@ class Status(int):
             self.offending_element = offending_element
         if error_id is not None:
             self.error_id = error_id
+        if attribute_identifier_list is not None:
+            self.attribute_identifier_list = attribute_identifier_list
+        if affected_sop_instance_uid is not None:
+            self.affected_sop_instance_uid = affected_sop_instance_uid
         return self
 
     def __bool__(self) -> bool:

@@ -5,7 +5,7 @@ EE and KK).
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from pydicom import Dataset
 from pydicom.uid import UID
@@ -57,16 +57,18 @@ def perform_normalised(performance: Performance) -> None:
     raises or its reply cannot be encoded, the status is 0x0110.
     """
     hook, kind = _HOOKS[type(performance.request)]
+    event = kind(hook, performance)
 
     def handle(encoded: bytes) -> None:
-        _handle(performance, kind(hook, performance, encoded))
+        event.complete(encoded)
+        _handle(performance, event)
 
-    if not _fits(performance):
+    if not _fits(performance, event):
         performance.refuse(codes.SOP_CLASS_NOT_SUPPORTED, "the SOP Class is not one of the presentation context")
     elif not performance.assoc.has_handler(hook):
         performance.refuse(codes.PROCESSING_FAILURE, f"no handler is bound to {hook.name}")
     elif performance.stream is None:
-        handle(b"")
+        _handle(performance, event)
     else:
         # Images to print come in N-SET, so the bound is that of instances.
         limit = performance.assoc.settings.maximum_buffered_size

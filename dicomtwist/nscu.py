@@ -1,0 +1,289 @@
+"""
+The operations and the notification of DIMSE-N, for the one who asks (PS3.7 10.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pydicom import Dataset
+from pydicom.tag import BaseTag, Tag
+from twisted.internet.defer import Deferred
+
+from dicomtwist.datasets import BytesSource
+from dicomtwist.dimse.messages import (
+    NActionRQ,
+    NCreateRQ,
+    NDeleteRQ,
+    NEventReportRQ,
+    NGetRQ,
+    NSetRQ,
+    Request,
+    Response,
+)
+from dicomtwist.dimse.status import Status
+from dicomtwist.errors import NoPresentationContext
+from dicomtwist.exchange import WindowPlace
+from dicomtwist.identifier import decode_identifier, encode_identifier
+from dicomtwist.presentation import PresentationContextTuple
+from dicomtwist.scu import ServiceClassUser
+from dicomtwist.sop_class import SOPClass, check_uid
+from dicomtwist.sop_relations import carriers
+
+#: What most of these operations give: the status and the data set of the response.
+Reply = tuple[Status, Dataset | None]
+
+
+class NormalisedUser(ServiceClassUser):
+    """
+    The operations of DIMSE-N that the peer is asked for, and the notification that it is sent.
+
+    They return a Deferred with (:class:`Status`, Dataset or ``None``), whatever the status says; N-DELETE with the
+    :class:`Status` alone. ``status.affected_sop_instance_uid`` is the SOP Instance that was operated on,
+    ``status.attribute_identifier_list`` the tags that a status such as 0x0107 is about. The Deferred fails with
+
+    * the :class:`AssociationError` that ended the association before the answer came, :class:`NotEstablished`,
+    * :class:`NoPresentationContext` where none was accepted that the operation may go on,
+    * :class:`DataSetError` where the data set cannot be encoded, or that of the response not be decoded,
+    * ``ValueError`` or ``TypeError`` where a UID or a number cannot be sent.
+
+    The presentation context is that of the SOP Class, else of a Meta SOP Class that it belongs to. With *meta_uid* it is
+    the one of that abstract syntax and no other. Unified Procedure Steps are always instances of the SOP Class UPS Push,
+    the operations on them go on the contexts that have them: UPS Push, Pull, Watch or Event (PS3.4 CC.2).
+    """
+
+    def send_n_create(
+        self,
+        dataset: Dataset | bytes | None,
+        class_uid: str,
+        instance_uid: str | None = None,
+        *,
+        meta_uid: str | None = None,
+    ) -> Deferred[Reply]:
+        """
+        Ask the peer to create a SOP Instance (N-CREATE, PS3.7 10.1.5).
+
+        :param dataset: the Attribute List, ``None`` to leave it to the peer.
+        :param class_uid: the SOP Class UID.
+        :param instance_uid: the SOP Instance UID; ``None`` to have the peer make one, which is then in
+            ``status.affected_sop_instance_uid``.
+        :param meta_uid: the abstract syntax of the presentation context, where it is another.
+        :returns: see :class:`NormalisedUser`; the data set is the Attribute List of what was created.
+        """
+
+        async def create() -> Reply:
+            uid = None if instance_uid is None else check_uid(instance_uid, "the SOP Instance UID")
+            request = NCreateRQ(affected_sop_class_uid=_class(class_uid), affected_sop_instance_uid=uid)
+            return await _ask(self, request, dataset, _context(self, class_uid, request, meta_uid))
+
+        return Deferred.fromCoroutine(create())
+
+    def send_n_set(
+        self, dataset: Dataset | bytes, class_uid: str, instance_uid: str, *, meta_uid: str | None = None
+    ) -> Deferred[Reply]:
+        """
+        Ask the peer to change a SOP Instance (N-SET, PS3.7 10.1.3).
+
+        :param dataset: the Modification List.
+        :param class_uid: the SOP Class UID.
+        :param instance_uid: the SOP Instance UID.
+        :param meta_uid: the abstract syntax of the presentation context, where it is another.
+        :returns: see :class:`NormalisedUser`; the data set is the Attribute List of what was changed.
+        """
+
+        async def change() -> Reply:
+            request = NSetRQ(
+                requested_sop_class_uid=_class(class_uid), requested_sop_instance_uid=_instance(instance_uid)
+            )
+            return await _ask(self, request, dataset, _context(self, class_uid, request, meta_uid))
+
+        return Deferred.fromCoroutine(change())
+
+    def send_n_get(
+        self,
+        identifier_list: Iterable[int | str | BaseTag | tuple[int, int]] | None,
+        class_uid: str,
+        instance_uid: str,
+        *,
+        meta_uid: str | None = None,
+    ) -> Deferred[Reply]:
+        """
+        Ask the peer for attributes of a SOP Instance (N-GET, PS3.7 10.1.2).
+
+        :param identifier_list: the tags of the attributes, or their keywords; none for all.
+        :param class_uid: the SOP Class UID.
+        :param instance_uid: the SOP Instance UID.
+        :param meta_uid: the abstract syntax of the presentation context, where it is another.
+        :returns: see :class:`NormalisedUser`; the data set is the Attribute List.
+        """
+
+        async def get() -> Reply:
+            request = NGetRQ(
+                requested_sop_class_uid=_class(class_uid),
+                requested_sop_instance_uid=_instance(instance_uid),
+                attribute_identifier_list=tuple(int(Tag(tag)) for tag in identifier_list or ()) or None,
+            )
+            return await _ask(self, request, None, _context(self, class_uid, request, meta_uid))
+
+        return Deferred.fromCoroutine(get())
+
+    def send_n_action(
+        self,
+        dataset: Dataset | bytes | None,
+        action_type: int,
+        class_uid: str,
+        instance_uid: str,
+        *,
+        meta_uid: str | None = None,
+    ) -> Deferred[Reply]:
+        """
+        Ask the peer to do something with a SOP Instance (N-ACTION, PS3.7 10.1.4).
+
+        :param dataset: the Action Information, ``None`` where there is none.
+        :param action_type: the Action Type ID.
+        :param class_uid: the SOP Class UID.
+        :param instance_uid: the SOP Instance UID.
+        :param meta_uid: the abstract syntax of the presentation context, where it is another.
+        :returns: see :class:`NormalisedUser`; the data set is the Action Reply.
+        """
+
+        async def act() -> Reply:
+            request = NActionRQ(
+                requested_sop_class_uid=_class(class_uid),
+                requested_sop_instance_uid=_instance(instance_uid),
+                action_type_id=_number(action_type, "an Action Type ID"),
+            )
+            return await _ask(self, request, dataset, _context(self, class_uid, request, meta_uid))
+
+        return Deferred.fromCoroutine(act())
+
+    def send_n_event_report(
+        self,
+        dataset: Dataset | bytes | None,
+        event_type: int,
+        class_uid: str,
+        instance_uid: str,
+        *,
+        meta_uid: str | None = None,
+        any_role: bool = False,
+    ) -> Deferred[Reply]:
+        """
+        Tell the peer of an event (N-EVENT-REPORT, PS3.7 10.1.1).
+
+        It goes from SCP to SCU: on an association that this side asked for, the role of SCP has to be negotiated,
+        ``ext_neg=[build_role(sop_class, scp_role=True)]``.
+
+        :param dataset: the Event Information, ``None`` where there is none.
+        :param event_type: the Event Type ID.
+        :param class_uid: the SOP Class UID.
+        :param instance_uid: the SOP Instance UID.
+        :param meta_uid: the abstract syntax of the presentation context, where it is another.
+        :param any_role: send it as SCU where the peer did not agree to the role of SCP. The standard does not have that,
+            but there are peers that do not negotiate roles and take it.
+        :returns: see :class:`NormalisedUser`; the data set is the Event Reply.
+        """
+
+        async def report() -> Reply:
+            request = NEventReportRQ(
+                affected_sop_class_uid=_class(class_uid),
+                affected_sop_instance_uid=_instance(instance_uid),
+                event_type_id=_number(event_type, "an Event Type ID"),
+            )
+            try:
+                context = _context(self, class_uid, request, meta_uid, as_scu=False)
+            except NoPresentationContext:
+                if not any_role:
+                    raise
+                context = _context(self, class_uid, request, meta_uid)
+            return await _ask(self, request, dataset, context)
+
+        return Deferred.fromCoroutine(report())
+
+    def send_n_delete(self, class_uid: str, instance_uid: str, *, meta_uid: str | None = None) -> Deferred[Status]:
+        """
+        Ask the peer to delete a SOP Instance (N-DELETE, PS3.7 10.1.6).
+
+        :param class_uid: the SOP Class UID.
+        :param instance_uid: the SOP Instance UID.
+        :param meta_uid: the abstract syntax of the presentation context, where it is another.
+        :returns: a Deferred with the :class:`Status`, see :class:`NormalisedUser`.
+        """
+
+        async def delete() -> Status:
+            request = NDeleteRQ(
+                requested_sop_class_uid=_class(class_uid), requested_sop_instance_uid=_instance(instance_uid)
+            )
+            status, _ = await _ask(self, request, None, _context(self, class_uid, request, meta_uid))
+            return status
+
+        return Deferred.fromCoroutine(delete())
+
+
+def _context(
+    assoc: NormalisedUser, class_uid: str, request: Request, meta_uid: str | None, *, as_scu: bool = True
+) -> PresentationContextTuple:
+    """Return the context that *request* goes on: the first accepted one of those that it may go on."""
+    wanted: Sequence[str]
+    if meta_uid is not None:
+        wanted = (check_uid(meta_uid, "the Meta SOP Class UID"),)
+    else:
+        action_type = request.action_type_id if isinstance(request, NActionRQ) else None
+        # Where the standard has no such operation, it is for the peer to refuse it.
+        wanted = carriers(class_uid, request.SERVICE, action_type) or (class_uid,)
+    first: NoPresentationContext | None = None
+    for abstract_syntax in wanted:
+        try:
+            return assoc.context_for(abstract_syntax, as_scu=as_scu)
+        except NoPresentationContext as error:
+            first = first or error
+    assert first is not None
+    if len(wanted) == 1:
+        raise first
+    others = ", ".join(SOPClass(uid).name for uid in wanted[1:])
+    raise NoPresentationContext(f"{first}; nor is there one for {others}") from first
+
+
+async def _ask(
+    assoc: NormalisedUser, request: Request, dataset: Dataset | bytes | None, context: PresentationContextTuple
+) -> Reply:
+    syntax = str(context.transfer_syntax)
+    encoded = b"" if dataset is None else encode_identifier(dataset, syntax)
+    async with WindowPlace(assoc.exchange):
+        # A data set without elements is none: there is no PDV of length 0 for it that peers would not stumble over.
+        source = BytesSource(encoded) if encoded else None
+        response, data = await assoc.exchange.start(context.context_id, request, source)
+    status = _status(request, response)
+    if not data or isinstance(request, NDeleteRQ):
+        return status, None
+    return status, await decode_identifier(data, syntax, assoc.ae.threads)
+
+
+def _status(request: Request, response: Response) -> Status:
+    role = "affected" if isinstance(request, NCreateRQ | NEventReportRQ) else "requested"
+    instance_uid: str | None = getattr(response, "affected_sop_instance_uid", None)
+    return Status(
+        response.status,
+        response.SERVICE,
+        response.error_comment,
+        response.offending_element,
+        response.error_id,
+        getattr(request, f"{role}_sop_class_uid"),
+        getattr(response, "attribute_identifier_list", None),
+        instance_uid or getattr(request, f"{role}_sop_instance_uid"),
+    )
+
+
+def _class(uid: str) -> str:
+    return check_uid(uid, "the SOP Class UID")
+
+
+def _instance(uid: str) -> str:
+    return check_uid(uid, "the SOP Instance UID")
+
+
+def _number(value: int, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} is an int, not {type(value).__name__}")
+    if not 0 <= value <= 0xFFFF:
+        raise ValueError(f"{what} is a number of 16 bits, not {value}")
+    return value
