@@ -69,6 +69,7 @@ ROOMS = (
     Room(("tls_errors.py",), (), ("Twisted", "pyOpenSSL", "service-identity")),
     Room(("tls.py",), ("tls_errors.py",), ("Twisted", "pyOpenSSL", "service-identity", "cryptography")),
     Room(("endpoints.py",), ("tls_errors.py", "tls.py"), ("Twisted",)),
+    Room(("peer.py",), ("negotiation.py", "endpoints.py"), ("Twisted",)),
     Room(("association.py",), ALL_ABOVE, ("Twisted", "pydicom")),
     Room(("requestor.py", "acceptor.py"), ALL_ABOVE, ("Twisted",)),
     Room(("server.py",), ALL_ABOVE, ("Twisted",)),
@@ -83,6 +84,7 @@ ROOMS = (
         ("dimse/", "pieces.py", "part10.py", "header.py", "threads.py", "evt.py", "archive/files.py"),
         ("Twisted", "pydicom", "SQLAlchemy"),
     ),
+    Room(("archive/peers.py",), ("negotiation.py", "peer.py"), ("Twisted",)),
     Room(("service.py", "tap.py"), ALL_ABOVE, ("Twisted",)),
     Room(("tools/",), ALL_ABOVE, ("Twisted", "pyOpenSSL", "click", "tqdm")),
 )

@@ -16,7 +16,7 @@ from dicomtwist.settings import Settings
 from dicomtwist.tools import identity as identities
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.output import QUIET, Output
-from dicomtwist.tools.peer import Peer, parse_peer
+from dicomtwist.peer import Peer, parse_peer
 
 _DEFAULTS = Settings()
 

@@ -1,0 +1,102 @@
+"""
+AE titles and where they listen: for what the archive sends of its own accord, such as the instances of a C-MOVE and the
+results of a storage commitment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from twisted.internet.interfaces import IStreamClientEndpoint
+
+from dicomtwist.negotiation import check_ae_title
+from dicomtwist.peer import parse_peer
+
+__all__ = ["MAX_PEERS", "Destination", "Peers"]
+
+#: How many peers there may be.
+MAX_PEERS: Final = 10_000
+#: The longest file of peers, in bytes.
+MAX_FILE_LENGTH: Final = 4 * 1024 * 1024
+
+#: Where a peer listens, as a handler of ``EVT_C_MOVE`` yields it: (host, port), or an endpoint.
+Destination = tuple[str, int] | IStreamClientEndpoint
+
+
+class Peers:
+    """
+    The peers that are known, by AE title.
+
+    :param reactor: for the endpoints.
+    :param descriptions: ``TITLE=ADDRESS`` each, where ADDRESS is ``host:port``, ``[::1]:port`` or an endpoint string such
+        as ``tls:host:port`` or ``dicomtls:...``; or ``@FILE``, whose lines are such descriptions. Empty lines and lines
+        that begin with ``#`` say nothing. What comes later goes before what came earlier.
+    :raises ValueError: one of them is wrong; the text says which and why. Files are read, and so are those that an endpoint
+        string names, which blocks.
+    """
+
+    def __init__(self, reactor: Any, descriptions: Iterable[str] = ()) -> None:
+        self._reactor = reactor
+        self._descriptions = list(descriptions)
+        self._destinations: dict[str, Destination] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """
+        Read all anew, files and certificates; what is under way goes on as it is. It blocks.
+
+        :raises ValueError: something is wrong; then nothing has changed.
+        """
+        found: dict[str, Destination] = {}
+        for description in self._descriptions:
+            for source, line in _lines(description):
+                try:
+                    title, destination = self._parse(line)
+                except ValueError as error:
+                    raise ValueError(f"{source}{error}") from None
+                found[title] = destination
+                if len(found) > MAX_PEERS:
+                    raise ValueError(f"there are more than {MAX_PEERS} peers")
+        self._destinations = found
+
+    def destination(self, title: str) -> Destination | None:
+        """Return where the AE *title* listens, ``None`` where it is not known."""
+        return self._destinations.get(title.strip(" "))
+
+    def __contains__(self, title: object) -> bool:
+        return isinstance(title, str) and self.destination(title) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._destinations)
+
+    def __len__(self) -> int:
+        return len(self._destinations)
+
+    def _parse(self, description: str) -> tuple[str, Destination]:
+        name, equals, address = description.partition("=")
+        if not equals:
+            raise ValueError(f"{description!r} is no peer: write TITLE=host:port or TITLE=tls:host:port")
+        title = check_ae_title(name)
+        peer = parse_peer(address)
+        return title, peer.endpoint(self._reactor) or (peer.host, peer.port)
+
+
+def _lines(description: str) -> Iterator[tuple[str, str]]:
+    """The descriptions that *description* stands for, each behind the words that say where it is from."""
+    if not description.startswith("@"):
+        yield "", description
+        return
+    path = Path(description[1:])
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_LENGTH + 1)
+    except OSError as error:
+        raise ValueError(f"cannot read the peers of {str(path)!r}: {error.strerror}") from None
+    if len(content) > MAX_FILE_LENGTH:
+        raise ValueError(f"{str(path)!r} has more than {MAX_FILE_LENGTH} bytes")
+    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
+        text = line.strip()
+        if text and not text.startswith("#"):
+            yield f"{path}, line {number}: ", text
