@@ -191,7 +191,7 @@ class AcceptorAssociation(Association):
         )
         self.acceptor.learn(own)
         self.acceptor.sop_class_common_extended = common
-        self.acceptor.presentation_contexts = [context.copy() for context in answers.contexts]
+        self.acceptor.presentation_contexts = answers.contexts
         if window is not None:
             self.acceptor.asynchronous_operations = (window.performed, window.invoked)
         self._asked_at = None

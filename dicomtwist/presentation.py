@@ -2,8 +2,7 @@
 
 Besides :class:`PresentationContext` there are the two collections of an AE, :class:`RequestedContexts` and
 :class:`SupportedContexts`, and a ready list of contexts for each Service Class, such as
-``StoragePresentationContexts``. Each look at such a list gives a new one, so that a change to it is seen by
-nobody else.
+``StoragePresentationContexts``. Each look at such a list gives a new one.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import functools
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from pydicom import config
 from pydicom._uid_dict import UID_dictionary
 from pydicom.uid import UID
 
@@ -22,6 +20,7 @@ from dicomtwist.sop_class import (
     UIDLike,
     check_uid,
     common_storage_classes,
+    shared_uid,
     sop_classes,
 )
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS, RoleSelection
@@ -76,7 +75,7 @@ def _transfer(value: object) -> UID:
 
 def _as_uid(text: str) -> UID:
     """Make a UID without the warnings of pydicom."""
-    return text if isinstance(text, UID) else UID(text, config.IGNORE)
+    return text if isinstance(text, UID) else shared_uid(UID, text)
 
 
 def _transfer_list(values: object) -> list[UID]:
@@ -109,6 +108,9 @@ class PresentationContextTuple(NamedTuple):
     context_id: int
     abstract_syntax: UID
     transfer_syntax: UID
+
+
+_known_tuple = functools.lru_cache(maxsize=4096)(PresentationContextTuple)
 
 
 class PresentationContext:
@@ -166,7 +168,7 @@ class PresentationContext:
         """
         context = cls()
         context._context_id = context_id
-        context._abstract_syntax = SOPClass(abstract_syntax)
+        context._abstract_syntax = shared_uid(SOPClass, abstract_syntax)
         context._transfer_syntax = [_as_uid(uid) for uid in dict.fromkeys(transfer_syntax)]
         return context
 
@@ -269,11 +271,14 @@ class PresentationContext:
     def as_tuple(self) -> PresentationContextTuple:
         """The ID, abstract syntax and first transfer syntax, which is the one accepted.
 
-        :raises ValueError: when one of them is missing, that is before the context is negotiated
+        :raises ValueError: when one of them is missing
         """
         if self._context_id is None or self._abstract_syntax is None or not self._transfer_syntax:
             raise ValueError("only a context with an ID, an abstract and a transfer syntax makes a tuple")
-        return PresentationContextTuple(self._context_id, self._abstract_syntax, self._transfer_syntax[0])
+        abstract, syntax = self._abstract_syntax, self._transfer_syntax[0]
+        # Of known UIDs there is one object, as there is of the UIDs themselves.
+        make = _known_tuple if abstract in UID_dictionary and syntax in UID_dictionary else PresentationContextTuple
+        return make(self._context_id, abstract, syntax)
 
     def copy(self) -> PresentationContext:
         """Make a copy that shares nothing which can change."""

@@ -137,7 +137,7 @@ class RequestorAssociation(Association):
         acceptor = self.acceptor
         acceptor.learn(information)
         contexts = resolve_answer(self._proposed, self.requestor.role_selection, answer)
-        acceptor.presentation_contexts = [context.copy() for context in contexts]
+        acceptor.presentation_contexts = contexts
         invoked, performed = 1, 1
         proposed = self._information.async_operations
         if proposed is not None and information.async_operations is not None:

@@ -18,7 +18,7 @@ import enum
 import functools
 import re
 from collections.abc import Iterable
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple, TypeVar, cast
 
 from pydicom import config
 from pydicom._uid_dict import UID_dictionary
@@ -296,6 +296,26 @@ class SOPClass(UID):
     def service_class(self) -> ServiceClass:
         """The Service Class, :attr:`ServiceClass.UNKNOWN` when there is none for this UID."""
         return uid_to_service_class(self)
+
+
+_U = TypeVar("_U", UID, SOPClass)
+
+
+@functools.lru_cache(maxsize=4096)
+def _known_uid(kind: type[_U], text: str) -> _U:
+    return kind(text, config.IGNORE)
+
+
+def shared_uid(kind: type[_U], text: str) -> _U:
+    """Make a UID without pydicom's warnings.
+
+    Of one that is in the dictionary there is one object only: every association has a hundred of them.
+
+    :param kind: ``UID`` or ``SOPClass``
+    :param text: the UID
+    :returns: the UID, which is not to be changed
+    """
+    return _known_uid(kind, text) if text in UID_dictionary else kind(text, config.IGNORE)
 
 
 def uid_to_sop_class(uid: str) -> SOPClass:
