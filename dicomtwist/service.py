@@ -9,7 +9,6 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -84,40 +83,3 @@ class DICOMService(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         server, self.server = self.server, None
         return succeed(None) if server is None else server.shutdown(self.grace)
-
-
-class ArchiveService(DICOMService):
-    """
-    ``twist dicom``: a :class:`DICOMService` that stores what it gets.
-
-    :param receiver: who stores it.
-    """
-
-    def __init__(
-        self,
-        ae: AE,
-        endpoints: Sequence[str | int | IStreamServerEndpoint],
-        receiver: Any,
-        *,
-        grace: float | None = 10.0,
-    ) -> None:
-        super().__init__(ae, endpoints, evt_handlers=[(evt.EVT_C_STORE, receiver.handle_store)], grace=grace)
-        self._receiver = receiver
-
-    def startService(self) -> None:
-        """Listen; a port that is not to be had ends the program with one line, for it runs before the reactor does."""
-        self._receiver.threads.acquire()
-        try:
-            super().startService()
-        except CannotListenError as error:
-            self._receiver.threads.release()
-            raise SystemExit(f"twist dicom: {error}") from None
-
-    def stopService(self) -> Deferred[None]:
-        """Stop, and close the storage when the last association is gone."""
-        return super().stopService().addBoth(self._close)
-
-    def _close(self, result: Any) -> Any:
-        self._receiver.threads.release()
-        self._receiver.archive.close()
-        return result

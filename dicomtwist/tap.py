@@ -19,6 +19,7 @@ try:
     from dicomtwist.archive.archive import Archive, Duplicates
     from dicomtwist.archive.files import Durability, StoreError
     from dicomtwist.archive.receiver import StorageReceiver
+    from dicomtwist.archive_service import ArchiveService
 except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
         raise
@@ -26,7 +27,6 @@ except ModuleNotFoundError as error:
 from dicomtwist.endpoints import EndpointError, server_endpoint
 from dicomtwist.negotiation import check_ae_title
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
-from dicomtwist.service import ArchiveService
 from dicomtwist.settings import Settings
 from dicomtwist.threads import WorkerThreads
 
@@ -152,6 +152,7 @@ class Options(usage.Options):
             "Bytes (500M, 10G) to stay free on the disk; with less, instances are refused.",
             _bytes("--min-free"),
         ],
+        ["import", None, None, "Folder whose DICOM files are copied into the archive while it runs."],
         [
             "max-pdu",
             None,
@@ -277,6 +278,8 @@ class Options(usage.Options):
         except EndpointError as error:
             raise usage.UsageError(f"--port: {error}") from None
         self["ae"] = _make_ae(self)
+        if self["import"] is not None and not Path(self["import"]).is_dir():
+            raise usage.UsageError(f"--import: {self['import']} is no folder")
         self["archive"] = Archive(
             Path(self["storage"]),
             durability=self["durability"],
@@ -316,7 +319,8 @@ def makeService(options: Options) -> IService:
     ae: AE = options["ae"]
     ae.reactor.callWhenRunning(_stop_at_sigterm, ae.reactor)
     receiver = StorageReceiver(options["archive"], WorkerThreads(ae.reactor))
-    return ArchiveService(ae, options["endpoints"], receiver, grace=options["grace"])
+    folder = Path(options["import"]) if options["import"] is not None else None
+    return ArchiveService(ae, options["endpoints"], receiver, grace=options["grace"], import_from=folder)
 
 
 def _stop_at_sigterm(reactor: Any) -> None:

@@ -85,7 +85,7 @@ ROOMS = (
         ("Twisted", "pydicom", "SQLAlchemy"),
     ),
     Room(("archive/peers.py",), ("negotiation.py", "peer.py"), ("Twisted",)),
-    Room(("service.py", "tap.py"), ALL_ABOVE, ("Twisted",)),
+    Room(("service.py", "archive_service.py", "tap.py"), ALL_ABOVE, ("Twisted",)),
     Room(("tools/",), ALL_ABOVE, ("Twisted", "pyOpenSSL", "click", "tqdm")),
 )
 

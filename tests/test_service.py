@@ -7,7 +7,10 @@ from twisted.internet.error import CannotListenError
 from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, AssociationAborted, AssociationLost
-from dicomtwist.service import ArchiveService, DICOMService
+from dicomtwist.archive.archive import Duplicates
+from dicomtwist.archive.files import Durability
+from dicomtwist.archive_service import ArchiveService
+from dicomtwist.service import DICOMService
 from dicomtwist.tap import Options, makeService
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -90,7 +93,11 @@ class Plugin(TestCase):
         self.assertEqual(service.ae.ae_title, "DICOMTWIST")
         self.assertEqual(service.ae.maximum_associations, 1000)
         self.assertEqual(service.grace, 10.0)
-        options["store"].close()
+        archive = options["archive"]
+        self.assertIs(archive.store.durability, Durability.FULL)
+        self.assertIs(archive.duplicates, Duplicates.REPLACE)
+        self.assertEqual(archive.store.min_free, 128 * 1024 * 1024)
+        options["archive"].close()
 
     def test_options(self) -> None:
         """Each reaches its setting."""
@@ -100,7 +107,7 @@ class Plugin(TestCase):
                 *("--storage", self.mktemp(), "--ae-title", "A B", "--max-pdu", "0", "--max-associations", "7"),
                 *("--acse-timeout", "1", "--dimse-timeout", "2.5", "--network-timeout", "none", "--grace", "none"),
                 *("--require-called-aet", "--allow-calling", "X", "--allow-calling", "Y", "--durability", "none"),
-                *("--port", "tcp:0", "--port", "0"),
+                *("--port", "tcp:0", "--port", "0", "--duplicates", "reject", "--min-free", "3G"),
             ]
         )
         service = makeService(options)
@@ -112,4 +119,8 @@ class Plugin(TestCase):
         self.assertEqual(settings.require_calling_aet, ["X", "Y"])
         self.assertEqual(len(options["endpoints"]), 2)
         self.assertIsNone(service.grace)
-        options["store"].close()
+        archive = options["archive"]
+        self.assertIs(archive.store.durability, Durability.NONE)
+        self.assertIs(archive.duplicates, Duplicates.REJECT)
+        self.assertEqual(archive.store.min_free, 3 * 1024**3)
+        options["archive"].close()

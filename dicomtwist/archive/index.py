@@ -238,7 +238,7 @@ class Index:
             cursor: Any = connection.connection.cursor()
             before: tuple[str, str] | None = None
             found: list[str] = []
-            for study_uid, series_uid, number in connection.execute(uids).all():
+            for study_uid, series_uid, number in connection.execution_options(yield_per=_ROWS).execute(uids):
                 if before not in (None, (study_uid, series_uid)):
                     assert before is not None
                     yield (*before, found)

@@ -1,0 +1,227 @@
+"""
+From a row of the index to an encoded identifier, without a Dataset in between.
+
+An answer of ten keys takes some ten microseconds this way; pydicom's encoder takes some hundred.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+from pydicom import Dataset
+from pydicom.charset import encode_string
+from pydicom.dataelem import DataElement
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+
+from dicomtwist.archive.attributes import Attribute, Level
+from dicomtwist.archive.record import decode_text, encodings_of
+from dicomtwist.archive.sequences import answer_item, load
+
+__all__ = ["AnswerEncoder", "Field"]
+
+_IMPLICIT: Final = "1.2.840.10008.1.2"
+_BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
+_DEFLATED: Final = "1.2.840.10008.1.2.1.99"
+_UNICODE: Final = "ISO_IR 192"
+
+_CHARACTER_SET, _LEVEL, _RETRIEVE_AE, _AVAILABILITY = 0x00080005, 0x00080052, 0x00080054, 0x00080056
+
+#: What depends on the character set (PS3.5 6.1.2.2).
+_TEXT_VRS: Final = frozenset(("LO", "LT", "PN", "SH", "ST", "UC", "UT", "SQ"))
+_LONG_VRS: Final = frozenset(("SQ", "UC", "UT"))
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """
+    A key of an answer.
+
+    :ivar attribute: what it is.
+    :ivar position: where its value is in a row.
+    :ivar keys: the keys of its item in the identifier, of a sequence.
+    """
+
+    attribute: Attribute
+    position: int
+    keys: Dataset | None = None
+
+
+class AnswerEncoder:
+    """
+    Encodes the answers to one identifier.
+
+    :param fields: the keys, in any order.
+    :param character_sets: where in a row the Specific Character Sets are of the levels that its values are from.
+    :param level: Query/Retrieve Level (0008,0052) of the answers.
+    :param ae_title: Retrieve AE Title (0008,0054).
+    :param transfer_syntax: Implicit or Explicit VR Little Endian, Explicit VR Big Endian or Deflated.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[Field],
+        character_sets: Sequence[int],
+        level: Level,
+        ae_title: str,
+        transfer_syntax: str,
+    ) -> None:
+        self._syntax = transfer_syntax
+        self._implicit = transfer_syntax == _IMPLICIT
+        self._order = ">" if transfer_syntax == _BIG_ENDIAN else "<"
+        self._character_sets = tuple(character_sets)
+        constants = {
+            _LEVEL: self._constant(_LEVEL, "CS", level.name),
+            _RETRIEVE_AE: self._constant(_RETRIEVE_AE, "AE", ae_title),
+            _AVAILABILITY: self._constant(_AVAILABILITY, "CS", "ONLINE"),
+        }
+        #: In the order of the tags: what is the same in all answers, or the head of a field and how it goes on.
+        self._parts: list[tuple[bytes, _Part | None]] = []
+        by_tag = {field.attribute.tag: field for field in fields}
+        for tag in sorted({*constants, *by_tag}):
+            if tag in constants:
+                self._parts.append((constants[tag], None))
+            else:
+                field = by_tag[tag]
+                self._parts.append((self._head(tag, field.attribute.vr), self._part(field)))
+
+    def encode(self, row: Sequence[Any]) -> bytes:
+        """Return the answer for *row*, in the character set of its data; in Unicode where levels differ in theirs."""
+        found = {row[at] for at in self._character_sets}
+        found.discard("")
+        term = found.pop() if len(found) == 1 else _UNICODE if found else ""
+        encoded = self._encode(row, term)
+        if encoded is None:
+            # Not ASCII, where no character set is told, or not to be written in it.
+            encoded = self._encode(row, _UNICODE)
+            assert encoded is not None
+        if self._syntax == _DEFLATED:
+            deflater = zlib.compressobj(wbits=-15)
+            encoded = deflater.compress(encoded) + deflater.flush()
+            return encoded + b"\0" * (len(encoded) & 1)
+        return encoded
+
+    def _encode(self, row: Sequence[Any], term: str) -> bytes | None:
+        parts = [self._constant(_CHARACTER_SET, "CS", term)] if term else []
+        append = parts.append
+        for head, part in self._parts:
+            if part is None:
+                append(head)
+                continue
+            encoded = part(head, row, term)
+            if encoded is None:
+                return None
+            append(encoded)
+        return b"".join(parts)
+
+    def _head(self, tag: int, vr: str) -> bytes:
+        head = struct.pack(f"{self._order}HH", tag >> 16, tag & 0xFFFF)
+        if self._implicit:
+            return head
+        return head + vr.encode() + (b"\0\0" if vr in _LONG_VRS else b"")
+
+    def _constant(self, tag: int, vr: str, text: str) -> bytes:
+        return _constant(self._head(tag, vr), f"{self._order}{'I' if self._implicit else 'H'}", text)
+
+    def _part(self, field: Field) -> _Part:
+        vr, at = field.attribute.vr, field.position
+        long = self._implicit or vr in _LONG_VRS
+        length = struct.Struct(self._order + ("I" if long else "H")).pack
+        longest = 0xFFFFFFFE if long else 0xFFFE
+        if vr == "SQ":
+            return self._sequence(field, length)
+        if vr == "US":
+            number = struct.Struct(f"{self._order}H").pack
+
+            def binary(head: bytes, row: Sequence[Any], term: str) -> bytes | None:
+                text = row[at]
+                value: bytes = number(int(text)) if text else b""
+                return head + length(len(value)) + value
+
+            return binary
+        pad = b"\0" if vr == "UI" else b" "
+        is_text = vr in _TEXT_VRS
+
+        def plain(head: bytes, row: Sequence[Any], term: str) -> bytes | None:
+            text: str = row[at]
+            if text.isascii():
+                raw = text.encode()
+            else:
+                encoded = encode_text(text, term, vr) if is_text else text.encode("ascii", "replace")
+                if encoded is None:
+                    return None
+                raw = encoded
+            if len(raw) & 1:
+                raw += pad
+            if len(raw) > longest:
+                raw = b""
+            return head + length(len(raw)) + raw
+
+        return plain
+
+    def _sequence(self, field: Field, length: Callable[[int], bytes]) -> _Part:
+        tag, at = field.attribute.tag, field.position
+        keys = field.keys if field.keys is not None else Dataset()
+
+        def sequence(head: bytes, row: Sequence[Any], term: str) -> bytes | None:
+            if not row[at]:
+                return head + length(0)
+            stored = load(row[at])
+            items = [answer_item(item, keys) for item in stored[tag].value or ()] if tag in stored else []
+            answer = Dataset()
+            answer.add(DataElement(tag, "SQ", items))
+            return self._encode_dataset(answer, term)
+
+        return sequence
+
+    def _encode_dataset(self, dataset: Dataset, term: str) -> bytes | None:
+        buffer = DicomBytesIO()
+        buffer.is_little_endian = self._order == "<"
+        buffer.is_implicit_VR = self._implicit
+        if not term and not dataset.to_json().isascii():
+            return None
+        try:
+            write_dataset(buffer, dataset, list(encodings_of(term or "ISO_IR 6")))
+        except Exception:
+            # Stored text that pydicom does not write; the answer goes without.
+            return b"" if term == _UNICODE else None
+        return bytes(buffer.getvalue())
+
+
+_Part = Callable[[bytes, Sequence[Any], str], "bytes | None"]
+
+
+@lru_cache(maxsize=256)
+def _constant(head: bytes, length: str, text: str) -> bytes:
+    raw = text.encode("ascii", "replace")
+    raw += b" " * (len(raw) & 1)
+    return head + struct.pack(length, len(raw)) + raw
+
+
+def encode_text(text: str, term: str, vr: str) -> bytes | None:
+    """
+    Return *text* as it is written in the character set *term*, or ``None`` where it cannot be.
+
+    :param term: a Specific Character Set (0008,0005); several terms divided by ``\\``.
+    """
+    if term == _UNICODE:
+        return text.encode("utf-8", "replace")
+    if not term:
+        return None
+    names = list(encodings_of(term))
+    try:
+        if vr == "PN":
+            # Each component begins in the first character set again (PS3.5 6.1.2.5.3).
+            raw = b"=".join(
+                b"^".join(encode_string(part, names) for part in group.split("^")) for group in text.split("=")
+            )
+        else:
+            raw = encode_string(text, names)
+    except (UnicodeError, LookupError, ValueError):
+        return None
+    return raw if decode_text(raw, term) == text else None

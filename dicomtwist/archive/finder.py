@@ -1,0 +1,344 @@
+"""
+Answers of the index to queries: pages of encoded identifiers, and the instances that a retrieval is for.
+
+The numbers of all that matches are fetched first, eight bytes each; then a page at a time is read and encoded. So no
+transaction stays open while a peer takes its time, and memory does not grow with what the answers hold. What is removed
+meanwhile is left out.
+
+:class:`Finder` works in threads and is what handlers call; :class:`Search` and :func:`search` are the same without.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import tzinfo
+from typing import Any, Final, Generic, TypeVar
+
+from pydicom import Dataset
+from sqlalchemy import ColumnElement, Connection, Engine, Select, func, select
+from sqlalchemy.exc import SQLAlchemyError
+from twisted.internet.defer import Deferred
+
+from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.attributes import Attribute, Level
+from dicomtwist.archive.encoding import AnswerEncoder, Field
+from dicomtwist.archive.files import INSTANCE_SUFFIX
+from dicomtwist.archive.index import IndexFailed
+from dicomtwist.archive.matching import BASELINE, Model, Negotiated, Query, compile_find, compile_retrieve
+from dicomtwist.archive.schema import TABLES, instance, patient, series, study
+from dicomtwist.threads import WorkerThreads
+
+__all__ = ["Finder", "Found", "StoredInstance"]
+
+#: How many answers are read, encoded and handed over at once.
+PAGE_SIZE: Final = 500
+#: How many answers one query may have: 8 bytes are kept for each.
+MAX_MATCHES: Final = 10_000_000
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInstance:
+    """
+    An instance that is to be sent.
+
+    :ivar path: its file.
+    :ivar size: of the file, in bytes.
+    """
+
+    path: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax: str
+    size: int
+
+
+class TooManyMatches(IndexFailed):
+    """More entities match than one query may have answers."""
+
+
+class Found(Generic[T]):
+    """
+    What matches: ``async for page in found.pages()``, each page a list.
+
+    :ivar total: how many entities match.
+    :ivar unsupported: tags of keys that were not looked at; where there are any, the pending status is 0xFF01.
+    """
+
+    def __init__(
+        self,
+        threads: WorkerThreads,
+        numbers: array[int],
+        read: Callable[[Sequence[int]], list[T]],
+        unsupported: Sequence[int] = (),
+    ) -> None:
+        self.total = len(numbers)
+        self.unsupported = tuple(unsupported)
+        self._threads = threads
+        self._numbers = numbers
+        self._read = read
+
+    async def pages(self, size: int = PAGE_SIZE) -> AsyncIterator[list[T]]:
+        """
+        Yield the answers, up to *size* at a time; each page is read when it is asked for.
+
+        :raises IndexFailed: the database cannot be read.
+        """
+        for start in range(0, self.total, size):
+            yield await self._threads.run(self._read, self._numbers[start : start + size])
+
+
+class Finder:
+    """
+    Asks the index of an archive, in threads.
+
+    :param archive: open.
+    :param threads: where it is asked; the caller holds it while this is used.
+    :param ae_title: Retrieve AE Title (0008,0054) of the answers.
+    :param zone: the time zone of data that does not tell its own; by default that of this machine.
+    """
+
+    def __init__(self, archive: Archive, threads: WorkerThreads, ae_title: str, *, zone: tzinfo | None = None) -> None:
+        self._archive = archive
+        self._threads = threads
+        self._ae_title = ae_title
+        self._zone = zone
+
+    def find(
+        self,
+        identifier: Dataset,
+        model: Model,
+        transfer_syntax: str,
+        negotiated: Negotiated = BASELINE,
+    ) -> Deferred[Found[bytes]]:
+        """
+        Find what matches the identifier of a C-FIND.
+
+        :param transfer_syntax: how the answers are to be encoded.
+        :returns: a Deferred that fires with encoded identifiers. It fails with
+            :class:`~dicomtwist.archive.matching.InvalidIdentifier`, which carries the status 0xA900, or with
+            :class:`~dicomtwist.archive.index.IndexFailed`.
+        """
+        return self._threads.run(self._find, identifier, model, transfer_syntax, negotiated)
+
+    def retrieve(
+        self, identifier: Dataset, model: Model, negotiated: Negotiated = BASELINE
+    ) -> Deferred[Found[StoredInstance]]:
+        """
+        Find the instances that the identifier of a C-MOVE or C-GET names.
+
+        :returns: a Deferred that fires with them, in the order of studies, series and Instance Number; it fails as that of
+            :meth:`find`.
+        """
+        return self._threads.run(self._retrieve, identifier, model, negotiated)
+
+    def _find(self, identifier: Dataset, model: Model, transfer_syntax: str, negotiated: Negotiated) -> Found[bytes]:
+        query = compile_find(identifier, model, negotiated, zone=self._zone)
+        search = Search(self._archive.index.engine, query)
+        reader = AnswerReader(search, self._ae_title, transfer_syntax)
+        return Found(self._threads, search.numbers(), reader.read, query.unsupported)
+
+    def _retrieve(self, identifier: Dataset, model: Model, negotiated: Negotiated) -> Found[StoredInstance]:
+        search = Search(self._archive.index.engine, compile_retrieve(identifier, model, negotiated))
+        root = os.fspath(self._archive.root)
+        order = (study.c.id, series.c.id, func.length(instance.c.instance_number), instance.c.instance_number)
+        numbers = search.numbers(levels={Level.STUDY, Level.SERIES}, order=order)
+        return Found(self._threads, numbers, lambda page: search.instances(root, page))
+
+
+class Search:
+    """
+    A compiled query and the database that is asked.
+
+    :param engine: of the index.
+    :param query: what is asked.
+    """
+
+    def __init__(self, engine: Engine, query: Query) -> None:
+        self.engine = engine
+        self.query = query
+
+    def numbers(self, *, levels: set[Level] | None = None, order: Sequence[ColumnElement[Any]] = ()) -> array[int]:
+        """
+        Return the numbers of all entities that match.
+
+        :param levels: what has to be joined for *order*.
+        :raises IndexFailed: the database cannot be read.
+        :raises TooManyMatches: there are more than ``MAX_MATCHES``.
+        """
+        query = self.query
+        table = TABLES[query.level]
+        columns: list[ColumnElement[Any]] = [table.c.id]
+        predicates = []
+        for wanted, predicate in query.residual:
+            predicates.append((slice(len(columns), len(columns) + len(wanted)), predicate))
+            columns += wanted
+        joined = {*query.levels, *(levels or ())}
+        if any(column.table is study for wanted, _ in query.residual for column in wanted if hasattr(column, "table")):
+            joined.add(Level.STUDY)
+        statement = _joined(select(*columns), query.level, joined).where(*query.criteria)
+        statement = statement.order_by(*(order or (table.c.id,))).limit(MAX_MATCHES + 1)
+        numbers = array("q")
+        with reading(self.engine) as connection:
+            rows = connection.execution_options(yield_per=5000).execute(statement)
+            if predicates:
+                numbers.extend(row[0] for row in rows if all(predicate(row[part]) for part, predicate in predicates))
+            else:
+                numbers.extend(rows.scalars())
+        if len(numbers) > MAX_MATCHES:
+            raise TooManyMatches(f"more than {MAX_MATCHES} match")
+        return numbers
+
+    def rows(self, columns: Sequence[ColumnElement[Any]], levels: set[Level], page: Sequence[int]) -> list[Any]:
+        """Return *columns* of the entities *page*, behind the number of each, in that order."""
+        table = TABLES[self.query.level]
+        statement = _joined(select(table.c.id, *columns), self.query.level, levels)
+        with reading(self.engine) as connection:
+            found = {row[0]: row for row in connection.execute(_of(statement, table.c.id, page))}
+        return [found[number] for number in page if number in found]
+
+    def instances(self, root: str, page: Sequence[int]) -> list[StoredInstance]:
+        """Return the instances *page* of a retrieval."""
+        columns = (
+            *(study.c.study_instance_uid, series.c.series_instance_uid, instance.c.sop_instance_uid),
+            *(instance.c.sop_class_uid, instance.c.transfer_syntax, instance.c.size),
+        )
+        return [
+            StoredInstance(f"{root}/{in_study}/{in_series}/{uid}{INSTANCE_SUFFIX}", sop_class, uid, syntax, size)
+            for _, in_study, in_series, uid, sop_class, syntax, size in self.rows(
+                columns, {Level.STUDY, Level.SERIES}, page
+            )
+        ]
+
+
+class AnswerReader:
+    """
+    Reads and encodes pages of answers to a C-FIND.
+
+    :param search: the query.
+    :param ae_title: Retrieve AE Title (0008,0054).
+    :param transfer_syntax: how answers are encoded.
+    """
+
+    def __init__(self, search: Search, ae_title: str, transfer_syntax: str) -> None:
+        self._search = search
+        query = search.query
+        self._computed = [key for key in query.keys if key.is_computed]
+        stored = [key for key in query.keys if not key.is_computed]
+        self._levels = {key.level for key in query.keys} | {query.level}
+        self._columns: list[ColumnElement[Any]] = []
+        fields = [Field(key, self._add(key.level, key.column), query.sequences.get(key.tag)) for key in stored]
+        # In a row of the patient level there is no number of a study, but none is needed either.
+        self._numbers = [self._add(key.level, "id") for key in self._computed]
+        sets = [self._add(level, "character_set") for level in sorted({key.level for key in stored} | {query.level})]
+        end = len(self._columns) + 1
+        fields += [Field(key, end + at) for at, key in enumerate(self._computed)]
+        self._encoder = AnswerEncoder(fields, sets, query.level, ae_title, transfer_syntax)
+
+    def _add(self, level: Level, name: str) -> int:
+        self._columns.append(TABLES[level].c[name])
+        return len(self._columns)  # behind the number of the entity
+
+    def read(self, page: Sequence[int]) -> list[bytes]:
+        """
+        Return the answers for the entities *page*.
+
+        :raises IndexFailed: the database cannot be read.
+        """
+        rows = self._search.rows(self._columns, self._levels, page)
+        encode = self._encoder.encode
+        if not self._computed:
+            return [encode(row) for row in rows]
+        values = [
+            self._compute(key, {row[at] for row in rows}) for key, at in zip(self._computed, self._numbers, strict=True)
+        ]
+        return [
+            encode(
+                (*row, *(found.get(row[at], empty) for (found, empty), at in zip(values, self._numbers, strict=True)))
+            )
+            for row in rows
+        ]
+
+    def _compute(self, key: Attribute, numbers: set[int]) -> tuple[dict[int, str], str]:
+        """Return for each entity the value of *key*, and the value of one that has nothing below it."""
+        statement, entity, is_count = _COMPUTE[key.keyword]
+        with reading(self._search.engine) as connection:
+            rows = connection.execute(_of(statement(), entity, sorted(numbers))).all()
+        if is_count:
+            return {number: str(count) for number, count in rows}, "0"
+        collected: dict[int, list[str]] = {}
+        for number, text in rows:
+            if text:
+                collected.setdefault(number, []).append(text)
+        return {number: "\\".join(sorted(texts)) for number, texts in collected.items()}, ""
+
+
+def _counted(entity: ColumnElement[Any], table: Any, *joins: tuple[Any, ColumnElement[bool]]) -> Any:
+    def statement() -> Select[Any]:
+        return _with(select(entity, func.count()).select_from(table), joins).group_by(entity)
+
+    return statement, entity, True
+
+
+def _collected(
+    entity: ColumnElement[Any], value: ColumnElement[Any], table: Any, *joins: tuple[Any, ColumnElement[bool]]
+) -> Any:
+    def statement() -> Select[Any]:
+        return _with(select(entity, value).select_from(table), joins).group_by(entity, value)
+
+    return statement, entity, False
+
+
+def _with(statement: Select[Any], joins: Sequence[tuple[Any, ColumnElement[bool]]]) -> Select[Any]:
+    for table, condition in joins:
+        statement = statement.join(table, condition)
+    return statement
+
+
+_SERIES_OF_INSTANCE: Final = (series, instance.c.parent == series.c.id)
+_STUDY_OF_SERIES: Final = (study, series.c.parent == study.c.id)
+_COMPUTE: Final[dict[str, Any]] = {
+    "NumberOfPatientRelatedStudies": _counted(study.c.parent, study),
+    "NumberOfPatientRelatedSeries": _counted(study.c.parent, series, _STUDY_OF_SERIES),
+    "NumberOfPatientRelatedInstances": _counted(study.c.parent, instance, _SERIES_OF_INSTANCE, _STUDY_OF_SERIES),
+    "NumberOfStudyRelatedSeries": _counted(series.c.parent, series),
+    "NumberOfStudyRelatedInstances": _counted(series.c.parent, instance, _SERIES_OF_INSTANCE),
+    "NumberOfSeriesRelatedInstances": _counted(instance.c.parent, instance),
+    "ModalitiesInStudy": _collected(series.c.parent, series.c.modality, series),
+    "SOPClassesInStudy": _collected(series.c.parent, instance.c.sop_class_uid, instance, _SERIES_OF_INSTANCE),
+    "AvailableTransferSyntaxUID": _collected(instance.c.id, instance.c.transfer_syntax, instance),
+}
+
+
+def _of(statement: Select[Any], column: ColumnElement[Any], numbers: Sequence[int]) -> Select[Any]:
+    return statement.where(column.in_(numbers))
+
+
+def _joined(statement: Select[Any], level: Level, levels: set[Level]) -> Select[Any]:
+    """Join to the table of *level* those above it, up to the highest of *levels*."""
+    statement = statement.select_from(TABLES[level])
+    chain = ((Level.SERIES, instance, series), (Level.STUDY, series, study), (Level.PATIENT, study, patient))
+    highest = min(levels, default=level)
+    for upper, child, parent in chain:
+        if highest <= upper < level:
+            statement = statement.join(parent, child.c.parent == parent.c.id)
+    return statement
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """
+    A connection for reading.
+
+    :raises IndexFailed: the database cannot be read.
+    """
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except SQLAlchemyError as error:
+        raise IndexFailed(f"index: {getattr(error, 'orig', None) or error}") from error

@@ -1,0 +1,415 @@
+"""
+From an identifier to a query: the matching of PS3.4 C.2.2.2 for the information models of PS3.4 C.6.
+
+An identifier becomes criteria of SQL; where SQL cannot say all of it, they find a little too much, and a predicate on the row
+decides. Nothing here touches a database.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import tzinfo
+from typing import Any, Final
+
+from pydicom import Dataset
+from pydicom.multival import MultiValue
+from sqlalchemy import ColumnElement, and_, exists, false, or_, select
+
+from dicomtwist.archive import names
+from dicomtwist.archive.attributes import BY_TAG, Attribute, Level
+from dicomtwist.archive.ranges import Moments, moments, paired_time, single_range
+from dicomtwist.archive.record import integer_text
+from dicomtwist.archive.schema import TABLES, instance, series, study
+from dicomtwist.archive.sequences import sequence_predicate
+from dicomtwist.archive.values import has_wildcard, like_pattern, wildcard_regex
+from dicomtwist.dimse.status import DATASET_MISMATCH
+
+__all__ = ["BASELINE", "InvalidIdentifier", "Model", "Negotiated", "Query", "compile_find", "compile_retrieve"]
+
+#: How many values a key may have, such as a list of UIDs; databases have limits of their own not far above.
+MAX_VALUES: Final = 10_000
+
+_LEVEL: Final = 0x00080052
+_TIMEZONE: Final = 0x00080201
+#: What is in an identifier, or in an answer, without being a key.
+_NO_KEYS: Final = frozenset((0x00080005, _LEVEL, 0x00080053, 0x00080054, 0x00080056))
+_EMPTY: Final = '""'
+
+
+class Model(enum.Enum):
+    """An information model, by the levels that it has."""
+
+    PATIENT_ROOT = (Level.PATIENT, Level.STUDY, Level.SERIES, Level.IMAGE)
+    STUDY_ROOT = (Level.STUDY, Level.SERIES, Level.IMAGE)
+    PATIENT_STUDY_ONLY = (Level.PATIENT, Level.STUDY)
+
+
+@dataclass(frozen=True, slots=True)
+class Negotiated:
+    """
+    What extended negotiation has switched on (PS3.4 C.5.1.1), each off by default.
+
+    :ivar relational: keys of any level above may be given, unique ones need not be.
+    :ivar date_time: a date and its time are matched as one.
+    :ivar fuzzy: names match that sound alike.
+    :ivar timezone: times are those of the identifier's Timezone Offset From UTC (0008,0201).
+    :ivar empty_values: a key of two quotation marks matches what is empty.
+    """
+
+    relational: bool = False
+    date_time: bool = False
+    fuzzy: bool = False
+    timezone: bool = False
+    empty_values: bool = False
+
+    @classmethod
+    def from_bytes(cls, information: bytes) -> Negotiated:
+        """Return what a Service-class-application-information field says (PS3.4 tables C.5-1 and C.5-3)."""
+        on = [byte == 1 for byte in information[:6]] + [False] * 6
+        return cls(on[0], on[1], on[2], on[3], on[5])
+
+
+#: Nothing negotiated.
+BASELINE: Final = Negotiated()
+
+
+class InvalidIdentifier(ValueError):
+    """
+    An identifier that cannot be answered.
+
+    :ivar status: 0xA900, for the response.
+    :ivar comment: an Error Comment (0000,0902), at most 64 characters.
+    """
+
+    def __init__(self, comment: str) -> None:
+        super().__init__(comment)
+        self.status = DATASET_MISMATCH
+        self.comment = comment if len(comment) <= 64 else f"{comment[:61]}..."
+
+
+#: Whether a row matches, by the values of the columns that were asked for with it.
+Predicate = Callable[[Sequence[Any]], bool]
+
+
+@dataclass(slots=True)
+class Query:
+    """
+    What is asked for.
+
+    :ivar level: the level of the answers.
+    :ivar criteria: all have to hold.
+    :ivar residual: columns, and the predicate on their values that has to hold as well.
+    :ivar keys: the attributes that answers have, in the order of their tags.
+    :ivar sequences: the keys in each sequence that is asked for, by tag.
+    :ivar unsupported: tags of keys that are neither matched nor answered (the pending status is 0xFF01 then).
+    """
+
+    level: Level
+    criteria: list[ColumnElement[bool]] = field(default_factory=list)
+    residual: list[tuple[tuple[ColumnElement[Any], ...], Predicate]] = field(default_factory=list)
+    keys: list[Attribute] = field(default_factory=list)
+    sequences: dict[int, Dataset] = field(default_factory=dict)
+    unsupported: list[int] = field(default_factory=list)
+    levels: set[Level] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Key:
+    """A key of an identifier: the values that it gives, none for universal matching."""
+
+    attribute: Attribute
+    values: list[str]
+
+    @property
+    def column(self) -> ColumnElement[Any]:
+        return TABLES[self.attribute.level].c[self.attribute.column]
+
+    @property
+    def compared(self) -> ColumnElement[Any]:
+        """The column that is compared with."""
+        return TABLES[self.attribute.level].c[self.attribute.key_column or self.attribute.column]
+
+
+def compile_find(
+    identifier: Dataset, model: Model, negotiated: Negotiated = BASELINE, *, zone: tzinfo | None = None
+) -> Query:
+    """
+    Compile the identifier of a C-FIND.
+
+    :param zone: the time zone of data that does not tell its own; by default that of this machine.
+    :raises InvalidIdentifier: it is not one of *model*, or a value makes no sense.
+    """
+    level = _level(identifier, model)
+    query = Query(level)
+    keys: dict[int, _Key] = {}
+    for tag in sorted(int(tag) for tag in identifier.keys()):  # noqa: SIM118
+        attribute = BY_TAG.get(tag)
+        if tag in _NO_KEYS or tag & 0xFFFF == 0:
+            continue
+        if attribute is None or attribute.level > level:
+            if not (tag == _TIMEZONE and negotiated.timezone):
+                query.unsupported.append(tag)
+        elif attribute.vr == "SQ":
+            query.keys.append(attribute)
+            _add_sequence(query, attribute, identifier)
+        else:
+            query.keys.append(attribute)
+            keys[tag] = _Key(attribute, _values(identifier, tag))
+    _check_unique(keys, model, level, relational=negotiated.relational)
+    query.keys += [upper.unique for upper in model.value if upper <= level and upper.unique not in query.keys]
+    query.keys.sort(key=lambda attribute: attribute.tag)
+    source = _values(identifier, _TIMEZONE)[:1] if negotiated.timezone and _TIMEZONE in identifier else []
+    keys.pop(_TIMEZONE, None) if negotiated.timezone else None
+    _add_moments(query, keys, negotiated, source[0] if source else "", zone)
+    for key in keys.values():
+        _add_key(query, key, negotiated, zone)
+    return query
+
+
+def compile_retrieve(identifier: Dataset, model: Model, negotiated: Negotiated = BASELINE) -> Query:
+    """
+    Compile the identifier of a C-MOVE or C-GET; the answers are instances, whatever its level.
+
+    Unique keys alone are looked at; the one of the level itself may be a list (PS3.4 C.4.2.1.4).
+
+    :raises InvalidIdentifier: it is not one of *model*, or a unique key is missing or has a wildcard.
+    """
+    level = _level(identifier, model)
+    query = Query(Level.IMAGE)
+    keys = {}
+    for upper in model.value:
+        attribute = upper.unique
+        values = _values(identifier, attribute.tag) if attribute.tag in identifier else []
+        if upper <= level and values:
+            keys[attribute.tag] = _Key(attribute, values)
+    if level.unique.tag not in keys:
+        raise InvalidIdentifier(f"{level.unique.keyword} is missing")
+    _check_unique(keys, model, level, relational=negotiated.relational)
+    for key in keys.values():
+        query.criteria.append(key.column.in_(key.values))
+        query.levels.add(key.attribute.level)
+    return query
+
+
+def _level(identifier: Dataset, model: Model) -> Level:
+    values = _values(identifier, _LEVEL) if _LEVEL in identifier else []
+    if len(values) != 1:
+        raise InvalidIdentifier("Query/Retrieve Level is missing")
+    try:
+        level = Level[values[0].strip()]
+    except KeyError:
+        raise InvalidIdentifier(f"Query/Retrieve Level {values[0][:16]!r} is unknown") from None
+    if level not in model.value:
+        raise InvalidIdentifier(f"the information model has no level {level.name}")
+    return level
+
+
+def _values(identifier: Dataset, tag: int) -> list[str]:
+    """The values of a key, none where it is empty."""
+    try:
+        value = identifier[tag].value
+    except Exception as error:
+        # pydicom raises whatever a value makes it raise.
+        raise InvalidIdentifier(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) cannot be read") from error
+    if value is None:
+        return []
+    found = [str(one) for one in value] if isinstance(value, (list, tuple, MultiValue)) else [str(value)]
+    if len(found) > MAX_VALUES:
+        raise InvalidIdentifier(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) has more than {MAX_VALUES} values")
+    return [text for text in (one.strip(" \0") for one in found) if text]
+
+
+def _check_unique(keys: dict[int, _Key], model: Model, level: Level, *, relational: bool) -> None:
+    """Hierarchical queries name one entity of each level above (PS3.4 C.4.1.3.1.1)."""
+    for upper in model.value:
+        attribute = upper.unique
+        if upper >= level or relational:
+            continue
+        key = keys.get(attribute.tag)
+        if key is None or not key.values:
+            raise InvalidIdentifier(f"{attribute.keyword} is missing, a query for {level.name} needs it")
+        if len(key.values) > 1 or has_wildcard(key.values[0]):
+            raise InvalidIdentifier(f"{attribute.keyword} has to be a single value")
+
+
+# --- keys
+
+
+def _add_key(query: Query, key: _Key, negotiated: Negotiated, zone: tzinfo | None) -> None:
+    attribute, values = key.attribute, key.values
+    if not values or values == ["*"]:
+        return
+    if attribute.is_computed:
+        criterion = _computed(attribute, values)
+        if criterion is not None:
+            query.criteria.append(criterion)
+            query.levels.add(attribute.level)
+        return
+    query.levels.add(attribute.level)
+    if negotiated.empty_values and values == [_EMPTY]:
+        query.criteria.append(key.column == "")
+    elif attribute.vr == "PN":
+        _add_name(query, key, negotiated)
+    elif attribute.vr in ("DA", "TM", "DT"):
+        try:
+            ranges = [single_range(attribute.vr, value, zone) for value in values]
+        except ValueError as error:
+            raise InvalidIdentifier(f"{attribute.keyword}: {error}") from error
+        query.criteria.append(or_(*(key.compared.between(first, last) for first, last in ranges)))
+    elif attribute.vr == "UI":
+        query.criteria.append(_uids(key))
+    elif attribute.vr == "DS":
+        _add_number(query, key)
+    else:
+        _add_text(query, key)
+
+
+def _uids(key: _Key) -> ColumnElement[bool]:
+    if any(has_wildcard(value) for value in key.values):
+        raise InvalidIdentifier(f"{key.attribute.keyword}: a UID has no wildcards")
+    return key.column.in_(key.values)
+
+
+def _add_text(query: Query, key: _Key) -> None:
+    column = key.column
+    values = [integer_text(value) for value in key.values] if key.attribute.vr in ("IS", "US") else key.values
+    if not key.attribute.is_multiple:
+        query.criteria.append(_any(column, values))
+        return
+    criteria = []
+    for value in values:
+        pattern = f"*\\{value}\\*" if not has_wildcard(value) else f"*{value}*"
+        criteria.append(("\\" + column + "\\").like(like_pattern(pattern), escape="\\"))
+    query.criteria.append(or_(*criteria))
+    patterns = [wildcard_regex(value) for value in values if has_wildcard(value)]
+    if patterns:
+        plain = set(values)
+
+        def matches(row: Sequence[Any]) -> bool:
+            return any(
+                one in plain or any(pattern.fullmatch(one) for pattern in patterns) for one in row[0].split("\\")
+            )
+
+        query.residual.append(((column,), matches))
+
+
+def _any(column: ColumnElement[Any], values: Sequence[str]) -> ColumnElement[bool]:
+    """Whether a column has one of the values, or is like one that has wildcards."""
+    plain = [value for value in values if not has_wildcard(value)]
+    criteria: list[ColumnElement[bool]] = [
+        column.like(like_pattern(value), escape="\\") for value in values if has_wildcard(value)
+    ]
+    if plain:
+        criteria.append(column == plain[0] if len(plain) == 1 else column.in_(plain))
+    return or_(*criteria) if criteria else false()
+
+
+def _add_number(query: Query, key: _Key) -> None:
+    try:
+        wanted = {float(value) for value in key.values}
+    except ValueError:
+        raise InvalidIdentifier(f"{key.attribute.keyword}: {key.values[0][:16]!r} is no number") from None
+
+    def matches(row: Sequence[Any]) -> bool:
+        for text in row[0].split("\\"):
+            try:
+                if float(text) in wanted:
+                    return True
+            except ValueError:
+                pass
+        return False
+
+    query.criteria.append(key.column != "")
+    query.residual.append(((key.column,), matches))
+
+
+def _add_name(query: Query, key: _Key, negotiated: Negotiated) -> None:
+    fuzzy = negotiated.fuzzy
+    if key.attribute.keyword == "PatientName":
+        columns = TABLES[Level.PATIENT].c
+        groups = (columns.name_alphabetic, columns.name_ideographic, columns.name_phonetic)
+        query.criteria.append(
+            or_(*(names.criterion(value, groups, columns.name_sound if fuzzy else None) for value in key.values))
+        )
+        return
+    predicate = names.predicate(key.values, fuzzy=fuzzy)
+    query.criteria.append(key.column != "")
+    if not fuzzy:
+        query.criteria.append(or_(*(names.coarse(value, key.compared) for value in key.values)))
+    query.residual.append(((key.column,), lambda row: predicate(row[0])))
+
+
+def _computed(attribute: Attribute, values: list[str]) -> ColumnElement[bool] | None:
+    """What is collected from below can be matched; what is counted cannot, and is answered all the same."""
+    if attribute.keyword == "ModalitiesInStudy":
+        below = select(series.c.id).where(series.c.parent == study.c.id, _any(series.c.modality, values))
+        return exists(below.correlate(study))
+    if attribute.keyword == "SOPClassesInStudy":
+        within = (
+            select(instance.c.id)
+            .join(series, instance.c.parent == series.c.id)
+            .where(series.c.parent == study.c.id, instance.c.sop_class_uid.in_(values))
+        )
+        return exists(within.correlate(study))
+    if attribute.keyword == "AvailableTransferSyntaxUID":
+        return instance.c.transfer_syntax.in_(values)
+    return None
+
+
+def _add_sequence(query: Query, attribute: Attribute, identifier: Dataset) -> None:
+    try:
+        items = list(identifier[attribute.tag].value or ())
+    except Exception as error:
+        raise InvalidIdentifier(f"{attribute.keyword} cannot be read") from error
+    if len(items) > 1:
+        raise InvalidIdentifier(f"{attribute.keyword} has more than one item")
+    query.sequences[attribute.tag] = items[0] if items else Dataset()
+    try:
+        predicate = sequence_predicate(items[0]) if items else None
+    except ValueError as error:
+        raise InvalidIdentifier(f"{attribute.keyword}: {error}") from error
+    if predicate is not None:
+        matches = predicate
+        column = TABLES[attribute.level].c[attribute.column]
+        query.levels.add(attribute.level)
+        query.criteria.append(column != "")
+        query.residual.append(((column,), lambda row: matches(row[0])))
+
+
+# --- dates with their times
+
+
+def _add_moments(query: Query, keys: dict[int, _Key], negotiated: Negotiated, offset: str, zone: tzinfo | None) -> None:
+    """Take out of *keys* those pairs of date and time that are matched as one (PS3.4 C.2.2.2.5.2)."""
+    for tag, key in [*keys.items()]:
+        time_tag = paired_time(tag)
+        if time_tag is None or len(key.values) != 1:
+            continue
+        time = keys.get(time_tag)
+        combined = negotiated.date_time and time is not None and len(time.values) == 1
+        if not (combined or offset):
+            continue
+        try:
+            wanted = moments(key.values[0], time.values[0] if combined and time else "", offset, zone)
+        except ValueError as error:
+            raise InvalidIdentifier(f"{key.attribute.keyword}: {error}") from error
+        del keys[tag]
+        if combined:
+            del keys[time_tag]
+        time_attribute = BY_TAG[time_tag]
+        table = TABLES[key.attribute.level]
+        _add_moment(query, key, table.c[time_attribute.key_column or ""], wanted)
+
+
+def _add_moment(query: Query, key: _Key, time: ColumnElement[Any], wanted: Moments) -> None:
+    query.levels.update((key.attribute.level, Level.STUDY) if wanted.is_shifted else (key.attribute.level,))
+    date = key.column
+    if wanted.is_shifted and query.level >= Level.STUDY:
+        query.criteria.append(date.between(*wanted.days))
+        query.residual.append(((date, time, study.c.timezone_offset_from_utc), wanted.contains))
+        return
+    after = or_(date > wanted.first[0], and_(date == wanted.first[0], time >= wanted.first[1]))
+    before = or_(date < wanted.last[0], and_(date == wanted.last[0], time <= wanted.last[1]))
+    query.criteria += [date.between(wanted.first[0], wanted.last[0]), after, before]

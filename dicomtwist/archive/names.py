@@ -1,0 +1,92 @@
+"""
+Matching of person names (PS3.4 C.2.2.2.1, PS3.5 6.2.1): by component group, without regard to case, and by sound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, or_, true
+
+from dicomtwist.archive.values import has_wildcard, like_pattern, name_groups, sounds, wildcard_regex
+
+
+def _alternatives(group: str) -> list[str]:
+    """The forms of a group: ``doe^*`` is ``doe`` as well, whose empty components at the end are not written."""
+    forms = [group]
+    while group.endswith("^*"):
+        group = group[:-2].rstrip("^")
+        forms.append(group)
+    return [form for form in forms if form] or [group]
+
+
+def criterion(
+    value: str, groups: Sequence[ColumnElement[Any]], sound: ColumnElement[Any] | None
+) -> ColumnElement[bool]:
+    """
+    Return the criterion of a key, where each component group has a column in normal form.
+
+    A key with one group matches any of them; one with more (divided by ``=``) matches each with its own.
+
+    :param groups: the columns of the alphabetic, ideographic and phonetic group.
+    :param sound: the column of what the words sound like, for fuzzy matching.
+    """
+    wanted = name_groups(value)
+    exact: ColumnElement[bool]
+    if "=" in value:
+        exact = and_(true(), *(_like(column, group) for column, group in zip(groups, wanted, strict=True) if group))
+    else:
+        exact = or_(*(_like(column, wanted[0]) for column in groups))
+    codes = _codes(value) if sound is not None else []
+    if not codes or sound is None:
+        return exact
+    return or_(exact, and_(*(sound.like(like_pattern(f"* {code} *"), escape="\\") for code in codes)))
+
+
+def _like(column: ColumnElement[Any], group: str) -> ColumnElement[bool]:
+    return or_(
+        *(
+            column.like(like_pattern(form), escape="\\") if has_wildcard(form) else column == form
+            for form in _alternatives(group)
+        )
+    )
+
+
+def coarse(value: str, column: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Return a criterion that finds at least what :func:`predicate` does, in a column with all names in normal form."""
+    groups = [_alternatives(group)[-1] for group in name_groups(value) if group]
+    return and_(true(), *(column.like(like_pattern(f"*{group}*"), escape="\\") for group in groups))
+
+
+def _codes(value: str) -> list[str]:
+    """How the words sound that have no wildcards."""
+    words = value.replace("^", " ").replace("=", " ").split()
+    return sounds(" ".join(word for word in words if not has_wildcard(word))).split()
+
+
+def predicate(values: Sequence[str], *, fuzzy: bool) -> Callable[[str], bool]:
+    """Return whether any of the names in a text, divided by ``\\``, matches one of *values*."""
+    tests = [_predicate(value, fuzzy) for value in values]
+    return lambda text: any(test(name) for name in text.split("\\") for test in tests)
+
+
+def _predicate(value: str, fuzzy: bool) -> Callable[[str], bool]:
+    patterns = [
+        [wildcard_regex(form) for form in _alternatives(group)] if group else [] for group in name_groups(value)
+    ]
+    codes = set(_codes(value)) if fuzzy else set()
+
+    def matches(name: str) -> bool:
+        groups = name_groups(name)
+        if codes and codes <= set(sounds(name).split()):
+            return True
+        if "=" in value:
+            return all(
+                any(pattern.fullmatch(group) for pattern in forms)
+                for forms, group in zip(patterns, groups, strict=True)
+                if forms
+            )
+        return any(pattern.fullmatch(group) for pattern in patterns[0] for group in groups if group)
+
+    return matches

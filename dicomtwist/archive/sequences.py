@@ -1,0 +1,110 @@
+"""
+Sequences in queries: matching of their items (PS3.4 C.2.2.2.6) and what an answer has of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydicom import DataElement, Dataset
+from pydicom.multival import MultiValue
+
+from dicomtwist.archive import names
+from dicomtwist.archive.ranges import single_range
+from dicomtwist.archive.values import datetime_key, has_wildcard, normal_date, time_key, wildcard_regex
+
+#: How deep the sequences of an identifier may be nested.
+MAX_NESTING = 8
+
+_ItemTest = Callable[[Dataset], bool]
+
+
+def load(text: str) -> Dataset:
+    """Return the data set with the one sequence that is stored as *text* (the DICOM JSON model), or an empty one."""
+    return Dataset.from_json(text) if text else Dataset()
+
+
+def sequence_predicate(item: Dataset) -> Callable[[str], bool] | None:
+    """
+    Return whether any item of a stored sequence matches all keys of *item*; ``None`` where any does.
+
+    :raises ValueError: a key makes no sense.
+    """
+    test = _item_test(item, 1)
+    if test is None:
+        return None
+    matches = test
+
+    def predicate(text: str) -> bool:
+        return any(matches(found) for element in load(text) for found in element.value or ())
+
+    return predicate
+
+
+def _item_test(item: Dataset, depth: int) -> _ItemTest | None:
+    if depth > MAX_NESTING:
+        raise ValueError(f"sequences are nested more than {MAX_NESTING} deep")
+    tests = [test for element in item if (test := _element_test(element, depth)) is not None]
+    if not tests:
+        return None
+    return lambda found: all(test(found) for test in tests)
+
+
+def _element_test(element: DataElement, depth: int) -> _ItemTest | None:
+    tag = element.tag
+    if element.VR == "SQ":
+        inner = _item_test(element.value[0], depth + 1) if element.value else None
+        if inner is None:
+            return None
+        test = inner
+        return lambda found: tag in found and any(test(one) for one in found[tag].value or ())
+    values = [value for value in texts(element) if value]
+    if not values or values == ["*"]:
+        return None
+    matches = _value_test(element.VR, values)
+    return lambda found: tag in found and matches(found[tag])
+
+
+def texts(element: DataElement) -> list[str]:
+    """Return the values of *element* as texts."""
+    value: Any = element.value
+    if value is None:
+        return []
+    values = value if isinstance(value, (list, tuple, MultiValue)) else [value]
+    return [str(one).strip() for one in values]
+
+
+def _value_test(vr: str, values: list[str]) -> Callable[[DataElement], bool]:
+    if vr == "PN":
+        predicate = names.predicate(values, fuzzy=False)
+        return lambda found: any(predicate(text) for text in texts(found))
+    if vr in ("DA", "TM", "DT"):
+        ranges = [single_range(vr, value, None) for value in values]
+        key = {"DA": normal_date, "TM": time_key, "DT": datetime_key}[vr]
+        return lambda found: any(first <= key(text) <= last for text in texts(found) if text for first, last in ranges)
+    plain = set(values)
+    patterns = [wildcard_regex(value) for value in values if has_wildcard(value) and vr != "UI"]
+    return lambda found: any(
+        text in plain or any(pattern.fullmatch(text) for pattern in patterns) for text in texts(found)
+    )
+
+
+def answer_item(stored: Dataset, wanted: Dataset) -> Dataset:
+    """
+    Return of the item *stored* what the item *wanted* of an identifier asks for: all of it where that has no keys, else its
+    keys, empty where they are not stored (PS3.4 C.2.2.2.6).
+    """
+    if not len(wanted):
+        return stored
+    answer = Dataset()
+    for element in wanted:
+        if element.tag not in stored:
+            answer.add(DataElement(element.tag, element.VR, [] if element.VR == "SQ" else None))
+        elif element.VR == "SQ":
+            keys = element.value[0] if element.value else Dataset()
+            items = [answer_item(item, keys) for item in stored[element.tag].value or ()]
+            answer.add(DataElement(element.tag, "SQ", items))
+        else:
+            answer.add(stored[element.tag])
+    return answer

@@ -1,0 +1,109 @@
+"""
+The service behind ``twist dicom``: a :class:`~dicomtwist.service.DICOMService` with an archive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IStreamServerEndpoint
+
+from dicomtwist import evt
+from dicomtwist.ae import AE
+from dicomtwist.archive.files import StoreError
+from dicomtwist.archive.reconcile import Import, Reconciled, import_folder, reconcile
+from dicomtwist.service import DICOMService
+
+
+class ArchiveService(DICOMService):
+    """
+    ``twist dicom``: a :class:`DICOMService` that stores what it gets.
+
+    :param receiver: who stores it.
+    :param import_from: a folder whose DICOM files are taken over while it runs.
+    """
+
+    def __init__(
+        self,
+        ae: AE,
+        endpoints: Sequence[str | int | IStreamServerEndpoint],
+        receiver: Any,
+        *,
+        grace: float | None = 10.0,
+        import_from: Path | None = None,
+    ) -> None:
+        super().__init__(ae, endpoints, evt_handlers=[(evt.EVT_C_STORE, receiver.handle_store)], grace=grace)
+        self._receiver = receiver
+        self._import_from = import_from
+        self._importing: Deferred[None] = succeed(None)
+
+    def startService(self) -> None:
+        """
+        Bring files and index together, then listen.
+
+        What goes wrong ends the program with one line, for it runs before the reactor does; so nothing is blocked either.
+        """
+        self._receiver.threads.acquire()
+        try:
+            self._reconcile()
+            super().startService()
+        except (CannotListenError, OSError, StoreError) as error:
+            self._receiver.threads.release()
+            self._receiver.archive.close()
+            raise SystemExit(f"twist dicom: {error}") from None
+        if self._import_from is not None:
+            self._importing = self._import(self._import_from)
+
+    def _reconcile(self) -> None:
+        def progress(found: Reconciled) -> None:
+            self.log.info("{count} files indexed so far", count=found.indexed)
+
+        found = reconcile(self._receiver.archive, progress)
+        self.log.info(
+            "the archive has {total} instances; at this start {indexed} files were indexed, "
+            "{lost} rows without a file removed, {unreadable} files could not be read",
+            total=found.instances + found.indexed,
+            indexed=found.indexed,
+            lost=found.lost,
+            unreadable=found.unreadable,
+        )
+        for name in found.lost_names:
+            self.log.error("{name} is gone: it was indexed, and there is no file", name=name)
+        for name in found.unreadable_names:
+            self.log.warn("not indexed: {name}", name=name)
+
+    def _import(self, folder: Path) -> Deferred[None]:
+        def progress(found: Import) -> None:
+            self.log.info("{seen} files looked at, {kept} in the archive", seen=found.seen, kept=found.kept)
+
+        def done(found: Import) -> None:
+            for reason in found.reasons:
+                self.log.warn("not imported: {reason}", reason=reason)
+            self.log.info(
+                "import of {folder} {how}: {kept} instances in the archive, {skipped} files skipped, {failed} failed",
+                folder=str(folder),
+                how="ended" if self.running else "interrupted",
+                kept=found.kept,
+                skipped=found.skipped,
+                failed=found.failed,
+            )
+
+        running: Deferred[Import] = self._receiver.threads.run(
+            import_folder, self._receiver.archive, folder, progress=progress, stopped=lambda: not self.running
+        )
+        return running.addCallback(done).addErrback(
+            lambda reason: self.log.error("import: {reason}", reason=reason.getErrorMessage())
+        )
+
+    def stopService(self) -> Deferred[None]:
+        """Stop, and close the storage when the last association is gone."""
+        return super().stopService().addCallback(lambda _: self._importing).addBoth(self._close)
+
+    def _close(self, result: Any) -> Any:
+        self._receiver.threads.release()
+        self._receiver.archive.close()
+        return result
