@@ -47,6 +47,8 @@ def sop_classes_named(name: str) -> list[SOPClass]:
             contexts: list[PresentationContext] = getattr(presentation, group)
             return [context.abstract_syntax for context in contexts if context.abstract_syntax is not None]
     if name[:1].isdigit():
+        if name in ALL_TRANSFER_SYNTAXES:
+            raise ValueError(f"{name} is a transfer syntax and not a SOP Class")
         return [uid_to_sop_class(check_uid(name, "the SOP Class"))]
     found = _keyword(name)
     if found is None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import click
-from twisted.internet.defer import Deferred, gatherResults
 
 from dicomtwist import (
     AssociationError,
@@ -24,6 +23,7 @@ from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.options import Command, connects, own_option
 from dicomtwist.tools.output import VERBOSE, Output, plural
 from dicomtwist.tools.session import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts, run
+from dicomtwist.tools.together import together
 
 #: The most C-ECHOs on one association.
 MAX_ECHOES = 1_000_000
@@ -95,7 +95,7 @@ async def _ask(connection: Connection, reactor: Any, output: Output, count: int)
             answers.error = str(error)
 
     try:
-        await gatherResults([Deferred.fromCoroutine(ask_over_one()) for _ in range(connection.associations)])
+        await together(*(ask_over_one() for _ in range(connection.associations)))
     finally:
         await ae.shutdown()
     return answers

@@ -4,6 +4,8 @@ The progress bar of ``dicomtwist store``, on a terminal.
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -45,8 +47,18 @@ class Progress:
         """Begin to draw it."""
         if not self.shown:
             return
+        # A terminal that does not know its size, as on a serial line, says 0: a bar of no width would be none.
+        knows_size = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        assumed = shutil.get_terminal_size()
         self._bar = tqdm(
-            total=None, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr, dynamic_ncols=True, mininterval=0
+            total=None,
+            unit="B",
+            unit_scale=True,
+            file=sys.stderr,
+            dynamic_ncols=knows_size,
+            ncols=None if knows_size else assumed.columns,
+            nrows=None if knows_size else assumed.lines,
+            mininterval=0,
         )
         self._output.around = self._around
         self._loop.clock = reactor

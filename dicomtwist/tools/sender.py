@@ -11,7 +11,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults
+from twisted.internet.defer import CancelledError, Deferred
 
 from dicomtwist import (
     AE,
@@ -30,6 +30,7 @@ from dicomtwist.tools.causes import NO_ASSOCIATION_ERRORS, Cause, cause_of
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.contexts import Need, contexts_for, needed_by
 from dicomtwist.tools.scan import Batch, Instance, Scanner
+from dicomtwist.tools.together import together
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
 #: How many instances may wait to be sent before the scan waits for them.
@@ -214,15 +215,12 @@ class Sender:
 
     async def run(self) -> None:
         """Send everything, or until :meth:`stop` is called."""
-        scan = Deferred.fromCoroutine(self._scan())
         self._senders = self._connection.associations
-        senders = [Deferred.fromCoroutine(self._send()) for _ in range(self._senders)]
         try:
-            await gatherResults([scan, *senders], consumeErrors=True)
+            await together(self._scan(), *(self._send() for _ in range(self._senders)))
         finally:
             # Where one of them failed the others are let go as well: nothing goes on behind the caller's back.
             self.abort()
-            await DeferredList([scan, *senders], consumeErrors=True)
         self.not_sent = len(self._backlog.give_up())
 
     def stop(self) -> None:
@@ -241,7 +239,7 @@ class Sender:
     # --- the scan
 
     async def _scan(self) -> None:
-        await gatherResults([Deferred.fromCoroutine(self._scan_in_a_thread()) for _ in range(SCANNERS)])
+        await together(*(self._scan_in_a_thread() for _ in range(SCANNERS)))
         self._backlog.complete = True
         self._backlog.wake()
 
@@ -341,7 +339,7 @@ class Sender:
         # Of the requestor: what it may invoke, 0 for any number.
         agreed = association.acceptor.asynchronous_operations[1] if self._connection.async_ops > 1 else 1
         lanes = min(self._connection.async_ops, agreed or self._connection.async_ops)
-        await gatherResults([Deferred.fromCoroutine(self._lane(way, group)) for _ in range(lanes)])
+        await together(*(self._lane(way, group) for _ in range(lanes)))
         try:
             if association.is_established:
                 await association.release()

@@ -1,0 +1,1 @@
+"""The ``dicomtwist`` command, as a process."""

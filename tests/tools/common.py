@@ -1,0 +1,150 @@
+"""
+The ``dicomtwist`` command as a process, with pipes or at a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pydicom.uid import UID
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import TestCase
+
+from dicomtwist import AE, AllStoragePresentationContexts, Server, evt
+from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES
+from dicomtwist.sop_class import Verification
+from tests import peers
+
+reactor = cast(Any, _reactor)
+
+
+class Terminal(peers.Process):
+    """A process at a pseudo-terminal: what it prints on either stream is in ``stdout``."""
+
+    def type(self, text: str) -> None:
+        """Type *text*; Ctrl-C is ``"\\x03"``."""
+        cast(Any, self.transport).write(text.encode())
+
+
+class ToolTestCase(TestCase):
+    """
+    A test that runs the command.
+
+    :ivar folder: an empty folder of its own.
+    """
+
+    timeout = 120
+
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir()
+
+    async def tool(self, *args: object, env: dict[str, str] | None = None) -> peers.Result:
+        """Run the command to its end, with pipes."""
+        return await peers.run(sys.executable, "-m", "dicomtwist.tools", *args, env=env, timeout=90)
+
+    async def json(self, *args: object, code: int) -> dict[str, Any]:
+        """Run it with ``--json``; return the one document that it prints, and check the exit status in both places."""
+        result = await self.tool(*args, "--json")
+        self.assertEqual(result.code, code, result.text)
+        self.assertEqual(result.stdout.count(b"\n"), 1, result.text)
+        document: dict[str, Any] = json.loads(result.stdout)
+        self.assertEqual(document["exit_status"], code)
+        return document
+
+    async def start_tool(self, *args: object) -> peers.Process:
+        """Start it, with pipes."""
+        return await peers.start(self, sys.executable, "-m", "dicomtwist.tools", *args)
+
+    def terminal(self, *args: object) -> Terminal:
+        """Start it at a terminal; it is killed with the test."""
+        command = [sys.executable, "-m", "dicomtwist.tools", *map(str, args)]
+        process = Terminal(command)
+        env = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+        reactor.spawnProcess(process, sys.executable, command, env=env, path=os.getcwd(), usePTY=True)
+        self.addCleanup(lambda: Deferred.fromCoroutine(process.stop("KILL")))
+        return process
+
+    async def serve(
+        self, *handlers: Any, address: Any = ("127.0.0.1", 0), title: str = "SCP", **settings: Any
+    ) -> Server:
+        """Start a server in this process that takes Verification and every storage class."""
+        ae = AE(title)
+        ae.add_supported_context(Verification)
+        for context in AllStoragePresentationContexts:
+            ae.add_supported_context(context.abstract_syntax or "", ALL_TRANSFER_SYNTAXES)
+        for name, value in settings.items():
+            assert hasattr(ae, name), name
+            setattr(ae, name, value)
+        self.addCleanup(ae.shutdown)
+        return await ae.start_server(address, evt_handlers=handlers)
+
+    async def twist_dicom(self, *options: str) -> tuple[int, Path]:
+        """Start ``twist dicom``; return its port and its folder."""
+        port, storage = peers.free_port(), self.folder / "storage"
+        if "--port" not in options:
+            options = ("--port", f"tcp:{port}:interface=127.0.0.1", *options)
+        arguments = ("-m", "twisted", "--log-format", "text", "dicom", "--storage", storage)
+        await peers.start(self, sys.executable, *arguments, *options, ready=port)
+        return port, storage
+
+    def instances(self, count: int, folder: Path | None = None) -> list[Path]:
+        """Write so many small CT images, each an instance of its own."""
+        folder = folder or self.folder / "study"
+        folder.mkdir(exist_ok=True)
+        dataset = dcmread(str(get_testdata_file("CT_small.dcm")))
+        paths = []
+        for number in range(count):
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(f"1.2.826.0.1.{number}")
+            paths.append(folder / f"{number}.dcm")
+            dataset.save_as(paths[-1])
+        return paths
+
+
+class Stores:
+    """
+    A handler of C-STORE that keeps the SOP Instance UIDs, and answers when it is told to.
+
+    :ivar uids: what has come.
+    :ivar status: what it answers.
+    """
+
+    def __init__(self, status: int = 0, *, holds: bool = False) -> None:
+        self.uids: list[str] = []
+        self.status = status
+        self._holds = holds
+        self._held: list[Deferred[int]] = []
+        self._waiting: list[tuple[int, Deferred[None]]] = []
+
+    def __call__(self, event: evt.StoreEvent) -> int | Deferred[int]:
+        """Take one."""
+        self.uids.append(event.request.affected_sop_instance_uid)
+        result: int | Deferred[int] = self.status
+        if self._holds:
+            result = Deferred()
+            self._held.append(result)
+        for count, waiting in [entry for entry in self._waiting if entry[0] <= len(self.uids)]:
+            self._waiting.remove((count, waiting))
+            waiting.callback(None)
+        return result
+
+    async def wait(self, count: int) -> None:
+        """Wait until so many have come."""
+        if len(self.uids) < count:
+            waiting: Deferred[None] = Deferred()
+            self._waiting.append((count, waiting))
+            await waiting.addTimeout(60, reactor)
+
+    def answer(self) -> None:
+        """Answer what is held, and what comes from now on at once."""
+        self._holds = False
+        held, self._held = self._held, []
+        for deferred in held:
+            deferred.callback(self.status)

@@ -1,0 +1,189 @@
+"""The command itself: its help, its mistakes, what it needs, and secrets."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from dicomtwist import UserIdentity, evt
+from dicomtwist.tools.identity import MAX_SECRET
+from tests import peers
+from tests.tools.common import ToolTestCase
+
+COMMANDS = ("echo", "store", "dump-association", "diagnose")
+SECRET = "correct-horse-battery"
+
+
+class Help(ToolTestCase):
+    """What it says of itself."""
+
+    async def test_each_command_reads_as_a_manual_page(self) -> None:
+        for command in COMMANDS:
+            result = await self.tool(command, "--help")
+            self.assertEqual(result.code, 0, result.text)
+            text = result.stdout.decode()
+            self.assertRegex(text, rf"^Usage: dicomtwist {command} \[OPTIONS\] PEER")
+            for heading in ("Connection:", "TLS:", "User identity:", "Output:", "Exit status:", "Examples:"):
+                self.assertIn(heading, text)
+            self.assertIn("3  there was no association", text)
+            # Every option that the help tells of is explained.
+            for line in re.findall(r"^  (-\S.*)$", text, re.MULTILINE):
+                self.assertTrue("  " in line or len(line) > 20, line)
+
+    async def test_completion(self) -> None:
+        for shell, words in (("bash", "complete"), ("zsh", "compdef"), ("fish", "complete --no-files")):
+            script = await self.tool(env={"_DICOMTWIST_COMPLETE": f"{shell}_source"})
+            self.assertIn(words, script.stdout.decode(), script.text)
+        env = {"_DICOMTWIST_COMPLETE": "bash_complete", "COMP_WORDS": "dicomtwist echo --tls-r", "COMP_CWORD": "2"}
+        self.assertEqual((await self.tool(env=env)).stdout, b"plain,--tls-roots\n")
+        env.update(COMP_WORDS="dicomtwist diagnose --propose work", COMP_CWORD="3")
+        self.assertEqual((await self.tool(env=env)).stdout, b"plain,worklist\n")
+
+    async def test_without_its_packages(self) -> None:
+        """One line that says what to install."""
+        blocked = self.folder / "blocked.py"
+        blocked.write_text(
+            "import importlib.util, sys\n"
+            "found = importlib.util.find_spec\n"
+            "importlib.util.find_spec = lambda name, *rest: None if name in ('click', 'tqdm') else found(name, *rest)\n"
+            "sys.modules['click'] = sys.modules['tqdm'] = None\n"
+            "from dicomtwist.tools import main\n"
+            "main()\n"
+        )
+        result = await peers.run(sys.executable, blocked)
+        self.assertEqual(result.code, 2)
+        self.assertEqual(
+            result.text, "dicomtwist: this command needs click and tqdm: pip install 'dicomtwist[tools]'\n"
+        )
+
+
+class Mistakes(ToolTestCase):
+    """Each is an exit status 2, and one line behind the usage."""
+
+    async def test_words(self) -> None:
+        nowhere = self.folder / "nowhere.pem"
+        for options, words in (
+            (["nowhere"], "has no port"),
+            (["127.0.0.1:1", "--calling", "x" * 17], "16 is the most"),
+            (["127.0.0.1:1", "--tls-roots", nowhere], "--tls-roots: cannot read the file"),
+            (["127.0.0.1:1", "--tls-key", nowhere], "--tls-certificate: cannot read the file"),
+            (["tls:127.0.0.1:1", "--tls-roots", nowhere], "--tls-roots has no place"),
+            (["dicomtls:127.0.0.1:1:trustRoots=/nowhere"], "cannot read the file"),
+            (["unix:/nowhere", "--tls"], "--tls-hostname is missing"),
+            (["foo:127.0.0.1:1"], "not a known prefix"),
+            (["127.0.0.1:1", "--async-ops", "0"], "--async-ops"),
+            (["127.0.0.1:1", "--max-pdu", "5"], "at least 64"),
+            (["127.0.0.1:1", "--dimse-timeout", "-1"], "is not a time"),
+            (["127.0.0.1:1", "-v", "-q"], "contradict"),
+            (["127.0.0.1:1", "--user", "U", "--jwt-file", "x"], "contradict"),
+            (["127.0.0.1:1", "--no-password"], "--user is missing"),
+            (["127.0.0.1:1", "--user", "U"], "there is no terminal"),
+        ):
+            result = await self.tool("echo", *options)
+            self.assertEqual((result.code, result.stdout), (2, b""), result.text)
+            lines = [line for line in result.stderr.decode().splitlines() if line.startswith("Error: ")]
+            self.assertEqual(len(lines), 1, result.text)
+            self.assertIn(words, lines[0])
+
+
+class Secrets(ToolTestCase):
+    """User identity: it arrives, and shows nowhere."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.got: list[UserIdentity] = []
+        self.secret = self.folder / "secret"
+        self.secret.write_text(f"{SECRET}\n")
+
+    async def serve_users(self) -> int:
+        def identify(event: Any) -> tuple[bool, bytes]:
+            self.got.append(event.assoc.requestor.user_identity)
+            return True, b""
+
+        server = await self.serve((evt.EVT_USER_ID, identify))
+        return server.port
+
+    def assert_no_secret(self, text: str) -> None:
+        self.assertNotIn(SECRET, text)
+        self.assertNotIn(SECRET.encode().hex(), text)
+
+    async def test_from_files(self) -> None:
+        port = await self.serve_users()
+        for options, kind, primary, secondary in (
+            (["--user", "Jane", "--password-file", self.secret], 2, "Jane", SECRET),
+            (["--user", "Jane", "--no-password"], 1, "Jane", ""),
+            (["--kerberos-file", self.secret], 3, f"{SECRET}\n", ""),
+            (["--saml-file", self.secret], 4, SECRET, ""),
+            (["--jwt-file", self.secret], 5, SECRET, ""),
+        ):
+            for command in ("echo", "diagnose"):
+                self.got.clear()
+                result = await self.tool(command, "-vv", *options, f"127.0.0.1:{port}")
+                self.assertEqual(result.code, 0, result.text)
+                self.assert_no_secret(result.text)
+                (identity,) = self.got
+                self.assertEqual(identity.identity_type, kind)
+                self.assertEqual((identity.primary, identity.secondary), (primary.encode(), secondary.encode()))
+
+    async def test_at_the_prompt(self) -> None:
+        """Asked for at a terminal, without echo."""
+        port = await self.serve_users()
+        process = self.terminal("echo", "-vv", "--user", "Jane", f"127.0.0.1:{port}")
+        await process.wait_for("Password of Jane: ")
+        process.type(f"{SECRET}\n")
+        result = await process.wait()
+        self.assertEqual(result.code, 0, result.text)
+        self.assert_no_secret(result.text)
+        self.assertEqual([identity.secondary for identity in self.got], [SECRET.encode()])
+
+    async def test_never_from_the_command_line(self) -> None:
+        """It is refused there, and not repeated; not even where it is taken for the name of a file."""
+        for option in ("--password", "--jwt", "--kerberos", "--saml"):
+            for options in ([option, SECRET], [f"{option}={SECRET}"]):
+                result = await self.tool("echo", "127.0.0.1:1", "--user", "Jane", *options)
+                self.assertEqual(result.code, 2)
+                self.assertIn(f"use {option}-file", result.text)
+                self.assert_no_secret(result.text)
+            result = await self.tool(
+                "echo", "127.0.0.1:1", *(["--user", "J"] if option == "--password" else []), f"{option}-file", SECRET
+            )
+            self.assertEqual(result.code, 2)
+            self.assertIn("cannot be read: No such file", result.text)
+            self.assert_no_secret(result.text)
+
+    async def test_files_that_cannot_be(self) -> None:
+        for content, words in (
+            (b"", "is empty"),
+            (b"\n", "is empty"),
+            (b"x" * (MAX_SECRET + 1), "more than 65535 bytes"),
+        ):
+            self.secret.write_bytes(content)
+            result = await self.tool("echo", "127.0.0.1:1", "--user", "Jane", "--password-file", self.secret)
+            self.assertEqual(result.code, 2)
+            self.assertIn(f"--password-file: the file {'has ' if 'more' in words else ''}{words}", result.text)
+
+    async def test_not_in_the_list_of_processes(self) -> None:
+        """Nor in the environment of the process."""
+        held: Deferred[tuple[bool, bytes]] = Deferred()
+        asked: Deferred[None] = Deferred()
+
+        def identify(event: Any) -> Deferred[tuple[bool, bytes]]:
+            asked.callback(None)
+            return held
+
+        server = await self.serve((evt.EVT_USER_ID, identify))
+        process = await self.start_tool(
+            "echo", "--user", "Jane", "--password-file", self.secret, f"127.0.0.1:{server.port}"
+        )
+        await asked
+        for name in ("cmdline", "environ"):
+            path = Path("/proc", str(process.pid), name)
+            if os.access(path, os.R_OK):
+                self.assertNotIn(SECRET.encode(), path.read_bytes())
+        held.callback((True, b""))
+        self.assertEqual((await process.wait()).code, 0)

@@ -1,0 +1,279 @@
+"""``dicomtwist diagnose``: broken set-ups, each with a real process or socket at the other end."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from typing import Any
+
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.protocol import Factory, Protocol
+
+from dicomtwist import AE, Status, evt
+from dicomtwist.sop_class import CTImageStorage, Verification
+from tests import peers
+from tests.certificates import NOW, Authority
+from tests.tools.common import ToolTestCase, reactor
+
+LOCAL = "127.0.0.1"
+
+
+class Greeting(Protocol):
+    """Says something at once, or nothing."""
+
+    data = b""
+
+    def connectionMade(self) -> None:
+        """A client is there."""
+        assert self.transport is not None
+        if self.data:
+            self.transport.write(self.data)
+
+
+class DiagnoseTestCase(ToolTestCase):
+    """What a diagnosis is held to."""
+
+    async def diagnosed(self, code: str, *args: object, status: int = 3, failed: str | None = None) -> dict[str, Any]:
+        """
+        Run a diagnosis that finds the cause *code*.
+
+        :param failed: the step that failed.
+        """
+        document = await self.json("diagnose", *args, code=status)
+        self.assertIsNotNone(document["cause"], document)
+        self.assertEqual(document["cause"]["code"], code, document)
+        for text in (document["cause"]["what"], document["cause"]["advice"]):
+            self.assertTrue(text)
+            self.assertNotIn("\n", text)
+        steps = document["steps"]
+        self.assertTrue(all(step["seconds"] >= 0 for step in steps))
+        self.assertEqual(
+            [step["step"] for step in steps if not step["ok"]], [] if failed is None else [failed], document
+        )
+        return document
+
+    async def listen(self, data: bytes = b"") -> int:
+        """Listen with a socket that speaks no DICOM."""
+        factory = Factory.forProtocol(type("Peer", (Greeting,), {"data": data}))
+        port = await TCP4ServerEndpoint(reactor, 0, interface=LOCAL).listen(factory)
+        self.addCleanup(port.stopListening)
+        return int(port.getHost().port)
+
+    async def secure(self, certificate: str, *options: str) -> int:
+        """Start ``twist dicom`` over TLS with a file that has key and certificate."""
+        port = peers.free_port()
+        endpoint = f"dicomtls:{port}:interface={LOCAL}:privateKey={certificate}:certKey={certificate}"
+        await peers.start(
+            self,
+            *(sys.executable, "-m", "twisted", "dicom", "--storage", self.folder / "storage"),
+            *("--port", ":".join((endpoint, *(options or ("clientCertificate=none",))))),
+            ready=port,
+        )
+        return port
+
+    def authority(self, name: str = "ours") -> Authority:
+        """An authority that writes into the folder of the test."""
+        return Authority(str(self.folder), name)
+
+
+class Works(DiagnoseTestCase):
+    """Nothing is wrong."""
+
+    async def test_twist_dicom(self) -> None:
+        port, _ = await self.twist_dicom()
+        self.instances(1)
+        result = await self.tool("diagnose", f"localhost:{port}", self.folder / "study")
+        self.assertEqual(result.code, 0, result.text)
+        text = result.stdout.decode()
+        for step in ("look up name", "connect", "association", "echo", "release"):
+            self.assertRegex(text, rf"(?m)^  ok  {step} +\d+\.\d ms")
+        self.assertRegex(text, r"(?m)^  3 +CT Image Storage +Explicit VR Little Endian +Explicit VR Little Endian$")
+        self.assertEqual(text.splitlines()[-1], "It works.")
+
+    async def test_over_tls(self) -> None:
+        authority = self.authority()
+        port = await self.secure(authority.issue("server", LOCAL), f"trustRoots={authority.path}")
+        own = authority.issue("client", "ct1")
+        document = await self.json(
+            "diagnose", "--tls-roots", authority.path, "--tls-certificate", own, f"{LOCAL}:{port}", code=0
+        )
+        steps = {step["step"]: step["detail"] for step in document["steps"]}
+        self.assertRegex(steps["TLS handshake"], r"^TLSv1\.3, TLS_\w+, certificate valid until \d{4}-\d\d-\d\d$")
+
+    async def test_at_a_terminal(self) -> None:
+        server = await self.serve()
+        result = await self.terminal("diagnose", f"{LOCAL}:{server.port}").wait()
+        self.assertEqual(result.code, 0, result.text)
+        self.assertIn("It works.", result.text)
+
+
+class Broken(DiagnoseTestCase):
+    """The set-ups that there are most."""
+
+    async def test_wrong_port(self) -> None:
+        port = peers.free_port()
+        found = await self.diagnosed("refused", f"{LOCAL}:{port}", failed="connect")
+        self.assertIn(f"nothing listens at {LOCAL}:{port}", found["cause"]["what"])
+        self.assertIn("check the port", found["cause"]["advice"])
+
+    async def test_wrong_title(self) -> None:
+        port, _ = await self.twist_dicom("--ae-title", "ARCHIVE", "--require-called-aet")
+        found = await self.diagnosed("called-title", f"WRONG@{LOCAL}:{port}", failed="association")
+        self.assertIn("does not answer to the AE title WRONG", found["cause"]["what"])
+        self.assertIn("called AE title not recognised (1, 1, 7)", found["cause"]["what"])
+        self.assertEqual((await self.tool("diagnose", f"ARCHIVE@{LOCAL}:{port}")).code, 0)
+
+    async def test_calling_title_refused(self) -> None:
+        port, _ = await self.twist_dicom("--allow-calling", "CT1")
+        found = await self.diagnosed("calling-title", f"{LOCAL}:{port}", failed="association")
+        self.assertIn("(1, 1, 3)", found["cause"]["what"])
+        self.assertIn("--calling", found["cause"]["advice"])
+        self.assertEqual((await self.tool("diagnose", "--calling", "CT1", f"{LOCAL}:{port}")).code, 0)
+
+    async def test_no_common_context(self) -> None:
+        ae = AE("CTONLY")
+        ae.add_supported_context(CTImageStorage)
+        self.addCleanup(ae.shutdown)
+        server = await ae.start_server((LOCAL, 0))
+        found = await self.diagnosed("no-common-context", f"{LOCAL}:{server.port}", failed="association")
+        (row,) = found["contexts"]
+        self.assertEqual((row["sop_class"], row["answer"]), (str(Verification), "Abstract Syntax Not Supported"))
+
+    async def test_tls_to_plain(self) -> None:
+        """To DCMTK, to ourselves, and with an endpoint string."""
+        dcmtk = await peers.dcmtk_storescp(self, self.folder / "out")
+        twist, _ = await self.twist_dicom()
+        ca = self.authority().path
+        for options in (
+            ("--tls-roots", ca, f"{LOCAL}:{dcmtk}"),
+            ("--tls-roots", ca, f"{LOCAL}:{twist}"),
+            (f"dicomtls:{LOCAL}:{dcmtk}:trustRoots={ca}",),
+        ):
+            found = await self.diagnosed("peer-is-plain", *options, failed="TLS handshake")
+            self.assertIn("without TLS", f"{found['cause']}")
+
+    async def test_plain_to_tls(self) -> None:
+        """To DCMTK, which wants a certificate of us, and to ourselves."""
+        certificates = peers.certificates()
+        dcmtk = await peers.dcmtk_storescp(
+            self, self.folder / "out", "+tls", certificates.server_key, certificates.server_cert, "+cf", certificates.ca
+        )
+        twist = await self.secure(self.authority().issue("server", LOCAL))
+        for port in (dcmtk, twist):
+            found = await self.diagnosed("peer-is-secure", f"{LOCAL}:{port}", failed="association")
+            self.assertIn("--tls", found["cause"]["advice"])
+
+    async def test_unknown_ca(self) -> None:
+        port = await self.secure(self.authority().issue("server", LOCAL))
+        other = self.authority("other").path
+        found = await self.diagnosed("unknown-ca", "--tls-roots", other, f"{LOCAL}:{port}", failed="TLS handshake")
+        self.assertIn("not signed by a trusted CA (it leads to", found["cause"]["what"])
+        self.assertIn("--tls-roots", found["cause"]["advice"])
+
+    async def test_expired_certificate(self) -> None:
+        authority = self.authority()
+        expired = authority.issue("server", LOCAL, not_before=NOW - timedelta(3), not_after=NOW - timedelta(1))
+        port = await self.secure(expired)
+        found = await self.diagnosed(
+            "expired", "--tls-roots", authority.path, f"{LOCAL}:{port}", failed="TLS handshake"
+        )
+        self.assertIn("has expired", found["cause"]["what"])
+
+    async def test_client_certificate_missing(self) -> None:
+        """With TLS 1.3, where it shows only behind the handshake, and with DCMTK."""
+        authority, certificates = self.authority(), peers.certificates()
+        ours = await self.secure(authority.issue("server", LOCAL), f"trustRoots={authority.path}")
+        dcmtk = await peers.dcmtk_storescp(
+            self, self.folder / "out", "+tls", certificates.server_key, certificates.server_cert, "+cf", certificates.ca
+        )
+        for port, ca in ((ours, authority.path), (dcmtk, certificates.ca)):
+            document = await self.json("diagnose", "--tls-roots", ca, f"{LOCAL}:{port}", code=3)
+            self.assertEqual(document["cause"]["code"], "client-certificate", document)
+            self.assertIn("--tls-certificate", document["cause"]["advice"])
+
+    async def test_host_name_mismatch(self) -> None:
+        authority = self.authority()
+        port = await self.secure(authority.issue("server", "pacs.example.org"))
+        roots = ("--tls-roots", authority.path)
+        found = await self.diagnosed("host-name", *roots, f"{LOCAL}:{port}", failed="TLS handshake")
+        self.assertIn(f"we asked for {LOCAL}, the peer's certificate is for pacs.example.org", found["cause"]["what"])
+        result = await self.tool("diagnose", *roots, "--tls-hostname", "pacs.example.org", f"{LOCAL}:{port}")
+        self.assertEqual(result.code, 0, result.text)
+
+    async def test_silent_peer(self) -> None:
+        port = await self.listen()
+        found = await self.diagnosed("silent", "--acse-timeout", "1", f"{LOCAL}:{port}", failed="association")
+        self.assertIn("said nothing for 1 seconds", found["cause"]["what"])
+        took = next(step["seconds"] for step in found["steps"] if step["step"] == "association")
+        self.assertGreaterEqual(took, 0.9)
+
+    async def test_silent_peer_over_tls(self) -> None:
+        port = await self.listen()
+        await self.diagnosed("silent", "--acse-timeout", "1", "--tls", f"{LOCAL}:{port}", failed="TLS handshake")
+
+    async def test_peer_at_its_limit(self) -> None:
+        port, _ = await self.twist_dicom("--max-associations", "1")
+        ae = AE("HOLDER")
+        ae.add_requested_context(Verification)
+        async with await ae.associate(LOCAL, port):
+            found = await self.diagnosed("limit", f"{LOCAL}:{port}", failed="association")
+        self.assertIn("local limit exceeded (2, 3, 2)", found["cause"]["what"])
+        self.assertIn("try again later", found["cause"]["advice"])
+
+
+class BrokenOtherwise(DiagnoseTestCase):
+    """And some more."""
+
+    async def test_in_words(self) -> None:
+        """What the people get who do not ask for JSON."""
+        port, _ = await self.twist_dicom("--ae-title", "ARCHIVE", "--require-called-aet")
+        result = await self.tool("diagnose", f"WRONG@{LOCAL}:{port}")
+        self.assertEqual((result.code, result.stderr), (3, b""))
+        *steps, wrong, to_do = result.stdout.decode().splitlines()
+        self.assertRegex(steps[-1], r"^  FAILED  association  \d+\.\d ms ")
+        self.assertRegex(wrong, "^Wrong: the peer does not answer to the AE title WRONG")
+        self.assertEqual(to_do, f"To do: write its own title, as in TITLE@{LOCAL}:{port}")
+
+    async def test_other_services(self) -> None:
+        for data, name in (
+            (b"SSH-2.0-OpenSSH_9\r\n", "SSH"),
+            (b"220 mail ESMTP\r\n", "SMTP"),
+            (b"HTTP/1.1 400\r\n", "HTTP"),
+        ):
+            port = await self.listen(data)
+            found = await self.diagnosed("not-dicom", f"{LOCAL}:{port}", failed="association")
+            self.assertIn(name, found["cause"]["what"])
+
+    async def test_unknown_host(self) -> None:
+        found = await self.diagnosed("unknown-host", "nowhere.invalid:104", failed="look up name")
+        self.assertIn("there is no host nowhere.invalid", found["cause"]["what"])
+
+    async def test_no_unix_socket(self) -> None:
+        await self.diagnosed("connect", f"unix:{self.folder}/nowhere", failed="connect")
+
+    async def test_our_certificate_is_refused(self) -> None:
+        authority, other = self.authority(), self.authority("other")
+        port = await self.secure(authority.issue("server", LOCAL), f"trustRoots={authority.path}")
+        own = other.issue("client", "ct1")
+        document = await self.json(
+            "diagnose", "--tls-roots", authority.path, "--tls-certificate", own, f"{LOCAL}:{port}", code=3
+        )
+        self.assertEqual(document["cause"]["code"], "our-certificate", document)
+
+    async def test_a_file_that_the_peer_would_not_take(self) -> None:
+        port = await peers.dcmtk_storescp(self, self.folder / "out")
+        file = peers.one_per_transfer_syntax()["1.2.840.10008.1.2.4.50"]
+        found = await self.diagnosed("context", f"{LOCAL}:{port}", file.path, status=1)
+        self.assertEqual([row["accepted"] for row in found["contexts"]], [True, False])
+
+    async def test_echo_fails(self) -> None:
+        server = await self.serve((evt.EVT_C_ECHO, lambda event: Status(0x0110)))
+        found = await self.diagnosed("echo", f"{LOCAL}:{server.port}", status=1, failed="echo")
+        self.assertIn("0x0110 Processing failure", found["cause"]["what"])
+
+    async def test_user_not_let_in(self) -> None:
+        server = await self.serve((evt.EVT_USER_ID, lambda event: (False, None)))
+        found = await self.diagnosed(
+            "rejected", "--user", "U", "--no-password", f"{LOCAL}:{server.port}", failed="association"
+        )
+        self.assertIn("and the user", found["cause"]["advice"])

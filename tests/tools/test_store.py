@@ -1,0 +1,375 @@
+"""``dicomtwist store``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from pydicom.data import get_testdata_file
+
+from dicomtwist import Association, evt
+from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
+from dicomtwist.sop_class import CTImageStorage
+from tests import peers
+from tests.tools.common import Stores, ToolTestCase
+
+EXPLICIT = "1.2.840.10008.1.2.1"
+
+
+class Peers(ToolTestCase):
+    """Against real peers."""
+
+    async def test_twist_dicom_takes_all_there_is(self) -> None:
+        """Every transfer syntax, byte for byte, and what is no DICOM between them."""
+        files = {file.sop_instance: file for file in peers.dicom_files()}
+        study = self.folder / "study"
+        (study / "deep" / "deeper").mkdir(parents=True)
+        for number, file in enumerate(files.values()):
+            target = study / ("deep/deeper" if number % 2 else "") / f"{number}"
+            target.write_bytes(Path(file.path).read_bytes())
+        (study / "readme.txt").write_text("not DICOM")
+        (study / "empty").touch()
+        port, storage = await self.twist_dicom()
+        document = await self.json("store", f"127.0.0.1:{port}", study, code=0)
+        self.assertEqual((document["stored"], document["failed"], document["skipped"]), (len(files), 0, 2))
+        by_name = {path.stem: path for path in storage.rglob("*.dcm")}
+        self.assertEqual(set(by_name), set(files))
+        for uid, file in files.items():
+            sent = peers.dataset_bytes(file.path)
+            self.assertEqual(peers.dataset_bytes(by_name[uid]), sent + b"\0" * (len(sent) % 2), file.name)
+
+    async def test_storescp(self) -> None:
+        """DCMTK, which takes what is not compressed; the rest fails, and each reason is told once in the summary."""
+        out = self.folder / "out"
+        port = await peers.dcmtk_storescp(self, out)
+        self.instances(5)
+        compressed = Path(str(get_testdata_file("MR_small_RLE.dcm")))
+        result = await self.tool("store", f"127.0.0.1:{port}", self.folder / "study", compressed)
+        self.assertEqual(result.code, 1, result.text)
+        self.assertEqual(len(list(out.iterdir())), 5)
+        text = result.stdout.decode()
+        self.assertRegex(text, r"(?m)^  stored  5$")
+        self.assertRegex(text, r"(?m)^  failed  1 +the peer did not accept a presentation context for MR Image Storage")
+        self.assertRegex(text, r"(?m)^\d.* in \d+\.\d s, .* over 1 association$")
+        self.assertRegex(
+            result.stderr.decode(), rf"^failed {re.escape(str(compressed))}: the peer did not accept .*\n$"
+        )
+
+    async def test_converted_where_the_peer_takes_one_syntax_alone(self) -> None:
+        """An Implicit VR peer gets Explicit VR files in Implicit VR."""
+        out = self.folder / "out"
+        port = await peers.dcmtk_storescp(self, out, "+xi")
+        self.instances(2)
+        self.assertEqual((await self.json("store", f"127.0.0.1:{port}", self.folder / "study", code=0))["stored"], 2)
+        dump = await peers.run(peers.dcmtk("dcmdump"), "+P", "TransferSyntaxUID", *out.iterdir())
+        self.assertEqual(dump.text.count("=LittleEndianImplicit"), 2, dump.text)
+
+    async def test_a_status_of_failure(self) -> None:
+        """It is counted, by what it says."""
+        stores = Stores(0xA700)
+        server = await self.serve((evt.EVT_C_STORE, stores))
+        self.instances(3)
+        document = await self.json("store", f"127.0.0.1:{server.port}", self.folder / "study", code=1)
+        self.assertEqual(document["failures"], {"0xA700 Refused: out of resources": 3})
+        self.assertEqual((document["stored"], document["bytes"]), (0, 0))
+
+    async def test_a_warning_is_stored(self) -> None:
+        stores = Stores(0xB000)
+        server = await self.serve((evt.EVT_C_STORE, stores))
+        self.instances(2)
+        document = await self.json("store", f"127.0.0.1:{server.port}", self.folder / "study", code=0)
+        self.assertEqual(document["stored"], 2)
+        self.assertEqual(document["warnings"], {"0xB000 Coercion of data elements": 2})
+
+
+class Negotiation(ToolTestCase):
+    """What is proposed."""
+
+    def tiny(self, number: int, syntax: str = EXPLICIT) -> None:
+        """A file of a private SOP Class of its own."""
+        meta = FileMeta(f"1.2.3.4.{number}", f"1.2.3.5.{number}", syntax, "1.2.3")
+        (self.folder / "study").mkdir(exist_ok=True)
+        uid = f"1.2.3.5.{number}".encode()
+        dataset = b"\x08\x00\x18\x00UI" + (len(uid) + len(uid) % 2).to_bytes(2, "little") + uid + b"\0" * (len(uid) % 2)
+        (self.folder / "study" / f"{number}").write_bytes(encode_preamble_and_meta(meta) + dataset)
+
+    async def test_just_what_the_files_need(self) -> None:
+        proposals: list[list[tuple[str, list[str]]]] = []
+
+        def requested(event: Any) -> None:
+            contexts = event.pdu.presentation_contexts
+            proposals.append([(each.abstract_syntax, list(each.transfer_syntaxes)) for each in contexts])
+
+        server = await self.serve((evt.EVT_REQUESTED, requested), (evt.EVT_C_STORE, Stores()))
+        self.instances(2)
+        await self.json("store", f"127.0.0.1:{server.port}", self.folder / "study", code=0)
+        self.assertEqual(proposals, [[(CTImageStorage, [EXPLICIT]), (CTImageStorage, ["1.2.840.10008.1.2"])]])
+
+    async def test_more_than_an_association_has_place_for(self) -> None:
+        """150 SOP Classes, each with two transfer syntaxes to propose: three associations, one after the other."""
+        counts: list[int] = []
+        stores = Stores()
+        server = await self.serve(
+            (evt.EVT_REQUESTED, lambda event: counts.append(len(event.pdu.presentation_contexts))),
+            (evt.EVT_C_STORE, stores),
+            promiscuous=True,
+        )
+        for number in range(150):
+            self.tiny(number)
+        document = await self.json("store", f"127.0.0.1:{server.port}", self.folder / "study", code=0)
+        self.assertEqual((document["stored"], document["associations"]), (150, 3))
+        self.assertEqual(sorted(counts), [44, 128, 128])
+        self.assertEqual(len(set(stores.uids)), 150)
+
+    async def test_nothing_accepted(self) -> None:
+        server = await self.serve((evt.EVT_C_STORE, Stores()))
+        for number in range(3):
+            self.tiny(number)
+        document = await self.json("store", f"127.0.0.1:{server.port}", self.folder / "study", code=1)
+        self.assertEqual((document["failed"], document["cause"]["code"]), (3, "no-common-context"))
+
+    async def test_operations_at_once(self) -> None:
+        """As many as the peer agrees to, and no more."""
+        stores = Stores(holds=True)
+        server = await self.serve(
+            (evt.EVT_C_STORE, stores), (evt.EVT_ASYNC_OPS, lambda event: (3, 1)), maximum_operations=3
+        )
+        self.instances(9)
+        process = await self.start_tool("store", "--async-ops", "8", f"127.0.0.1:{server.port}", self.folder / "study")
+        await stores.wait(3)
+        self.assertEqual(len(stores.uids), 3)
+        stores.answer()
+        result = await process.wait()
+        self.assertEqual(result.code, 0, result.text)
+        self.assertEqual(len(set(stores.uids)), 9)
+
+    async def test_associations_at_once(self) -> None:
+        """As many as are asked for; one that the peer refuses is done without."""
+        stores = Stores(holds=True)
+        server = await self.serve((evt.EVT_C_STORE, stores), maximum_associations=3)
+        self.instances(9)
+        process = await self.start_tool(
+            "store", "--associations", "4", f"127.0.0.1:{server.port}", self.folder / "study"
+        )
+        await stores.wait(3)
+        self.assertEqual(len(server.active_associations), 3)
+        stores.answer()
+        result = await process.wait()
+        self.assertEqual(result.code, 0, result.text)
+        self.assertEqual(len(set(stores.uids)), 9)
+
+
+class Failures(ToolTestCase):
+    """What can go wrong."""
+
+    async def test_nobody_there(self) -> None:
+        self.instances(2)
+        port = peers.free_port()
+        document = await self.json("store", f"127.0.0.1:{port}", self.folder / "study", code=3)
+        self.assertEqual((document["stored"], document["not_sent"], document["associations"]), (0, 2, 0))
+        self.assertEqual(document["cause"]["code"], "refused")
+
+    async def test_rejected(self) -> None:
+        self.instances(1)
+        server = await self.serve(require_called_aet=True)
+        result = await self.tool("store", f"WRONG@127.0.0.1:{server.port}", self.folder / "study")
+        self.assertEqual(result.code, 3, result.text)
+        self.assertIn("does not answer to the AE title WRONG", result.stderr.decode())
+
+    async def test_no_paths_and_no_dicom(self) -> None:
+        (self.folder / "readme.txt").write_text("not DICOM")
+        for args, code, words in (
+            ([], 2, "Missing argument"),
+            ([self.folder / "nowhere"], 2, "does not exist"),
+            ([self.folder], 1, "none of the files is a DICOM file"),
+        ):
+            result = await self.tool("store", "127.0.0.1:1", *args)
+            self.assertEqual(result.code, code, result.text)
+            self.assertIn(words, result.stderr.decode())
+
+    async def test_a_broken_file(self) -> None:
+        """It says DICM and is cut short: it should have been sent, and is not skipped in silence."""
+        (path,) = self.instances(1)
+        broken = path.with_name("broken")
+        broken.write_bytes(path.read_bytes()[:150])
+        server = await self.serve((evt.EVT_C_STORE, Stores()))
+        document = await self.json("store", f"127.0.0.1:{server.port}", self.folder / "study", code=1)
+        self.assertEqual((document["stored"], document["failed"], document["skipped"]), (1, 1, 0))
+        self.assertIn("File Meta Information", next(iter(document["failures"])))
+
+    async def test_an_association_that_breaks(self) -> None:
+        """What was on its way is sent again over another one."""
+        stores = Stores()
+        aborted: list[Association] = []
+
+        def abort_once(event: evt.StoreEvent) -> Any:
+            if len(stores.uids) == 4 and not aborted:
+                aborted.append(event.assoc)
+                event.assoc.abort("for the test")
+                return 0
+            return stores(event)
+
+        server = await self.serve((evt.EVT_C_STORE, abort_once))
+        self.instances(10)
+        document = await self.json("store", f"127.0.0.1:{server.port}", self.folder / "study", code=0)
+        self.assertEqual((document["stored"], document["associations"]), (10, 2))
+        self.assertEqual(len(set(stores.uids)), 10)
+
+    async def test_a_peer_that_aborts_each_time(self) -> None:
+        """It is given up after a few, not after one for each of a million files."""
+
+        def abort(event: evt.StoreEvent) -> int:
+            event.assoc.abort("for the test")
+            return 0
+
+        server = await self.serve((evt.EVT_C_STORE, abort))
+        self.instances(20)
+        document = await self.json("store", f"127.0.0.1:{server.port}", self.folder / "study", code=1)
+        self.assertEqual((document["stored"], document["associations"]), (0, 3))
+        self.assertEqual(document["cause"]["code"], "ended")
+        self.assertEqual(document["failed"] + document["not_sent"], 20)
+
+    async def test_names_that_are_no_text(self) -> None:
+        """A name of bytes that are no UTF-8, and one of escape sequences: sent, and harmless where they are told."""
+        (path,) = self.instances(1)
+        data = path.read_bytes()
+        path.unlink()
+        folder = os.fsencode(path.parent)
+        for name in (b"\xff\xfe", b"\x1b[31mred"):
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(data)
+        server = await self.serve((evt.EVT_C_STORE, Stores()))
+        journal = self.folder / "journal"
+        peer = f"127.0.0.1:{server.port}"
+        result = await self.tool("store", "-v", "--resume", journal, peer, path.parent, env={"LC_ALL": "C"})
+        self.assertEqual(result.code, 0, result.text)
+        self.assertNotIn(b"\x1b", result.stderr)
+        self.assertIn("\\x1b[31mred", result.stderr.decode())
+        self.assertEqual((await self.json("store", "--resume", journal, peer, path.parent, code=0))["stored_before"], 2)
+
+
+class Interrupted(ToolTestCase):
+    """Ctrl-C, and going on."""
+
+    async def test_in_order_and_resumed(self) -> None:
+        """The first lets what is on its way be answered and releases; the same command again sends the rest, once."""
+        stores = Stores(holds=True)
+        ended: list[Association] = []
+        server = await self.serve(
+            (evt.EVT_C_STORE, stores), (evt.EVT_RELEASED, lambda event: ended.append(event.assoc))
+        )
+        self.instances(12)
+        journal = self.folder / "journal"
+        command = ("store", "--resume", journal, f"127.0.0.1:{server.port}", self.folder / "study")
+        process = await self.start_tool(*command)
+        await stores.wait(1)
+        process.signal("INT")
+        await process.wait_for("what is on its way is finished first")
+        stores.answer()
+        result = await process.wait()
+        self.assertEqual(result.code, 1, result.text)
+        self.assertIn("interrupted: go on with the same command", result.text)
+        self.assertEqual((len(stores.uids), len(ended)), (1, 1))
+        self.assertRegex(result.stdout.decode(), r"(?m)^  stored    1$")
+        self.assertRegex(result.stdout.decode(), r"(?m)^  not sent  11")
+        document = await self.json(*command, code=0)
+        self.assertEqual((document["stored"], document["stored_before"]), (11, 1))
+        self.assertEqual(len(set(stores.uids)), 12)
+        self.assertEqual(len(stores.uids), 12)
+        self.assertEqual((await self.json(*command, code=0))["stored_before"], 12)
+
+    async def test_at_once(self) -> None:
+        """The second aborts, at a terminal."""
+        stores = Stores(holds=True)
+        server = await self.serve((evt.EVT_C_STORE, stores))
+        self.instances(3)
+        process = self.terminal("store", f"127.0.0.1:{server.port}", self.folder / "study")
+        await stores.wait(1)
+        (association,) = server.active_associations
+        process.type("\x03")
+        await process.wait_for("once more to abort")
+        self.assertTrue(association.is_established)
+        process.type("\x03")
+        result = await process.wait()
+        self.assertEqual(result.code, 1, result.text)
+        await association.when_ended()
+        self.assertTrue(association.is_aborted)
+        self.assertIn("interrupted", result.text)
+
+    async def test_killed(self) -> None:
+        """What was noted before is not sent again."""
+        stores = Stores()
+        gate = Stores(holds=True)
+
+        def store(event: evt.StoreEvent) -> Any:
+            return stores(event) if len(stores.uids) < 200 else gate(event)
+
+        server = await self.serve((evt.EVT_C_STORE, store))
+        self.instances(300)
+        journal = self.folder / "journal"
+        command = ("store", "--resume", journal, f"127.0.0.1:{server.port}", self.folder / "study")
+        process = await self.start_tool(*command)
+        await gate.wait(1)
+        process.signal("KILL")
+        await process.wait()
+        noted = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
+        self.assertGreater(len(noted), 0)
+        before = len(stores.uids)
+        gate.answer()
+        document = await self.json(*command, code=0)
+        self.assertEqual(document["stored_before"], len(noted))
+        self.assertEqual(document["stored"], 300 - len(noted))
+        self.assertEqual(len(stores.uids) + len(gate.uids) - before - 1, 300 - len(noted))
+
+    async def test_a_changed_file_is_sent_again(self) -> None:
+        stores = Stores()
+        server = await self.serve((evt.EVT_C_STORE, stores))
+        paths = self.instances(2)
+        command = ("store", "--resume", self.folder / "journal", f"127.0.0.1:{server.port}", self.folder / "study")
+        await self.json(*command, code=0)
+        os.utime(paths[0], ns=(1, 1))
+        document = await self.json(*command, code=0)
+        self.assertEqual((document["stored"], document["stored_before"]), (1, 1))
+
+    async def test_a_journal_of_another_peer(self) -> None:
+        server = await self.serve((evt.EVT_C_STORE, Stores()))
+        self.instances(1)
+        journal = self.folder / "journal"
+        await self.json("store", "--resume", journal, f"A@127.0.0.1:{server.port}", self.folder / "study", code=0)
+        result = await self.tool("store", "--resume", journal, f"B@127.0.0.1:{server.port}", self.folder / "study")
+        self.assertEqual(result.code, 2)
+        self.assertIn("is about A@127.0.0.1", result.text)
+
+
+class Bar(ToolTestCase):
+    """The progress bar."""
+
+    async def test_at_a_terminal(self) -> None:
+        """It shows how much is done of how much, how fast, and the time left."""
+        stores = Stores(holds=True)
+        server = await self.serve((evt.EVT_C_STORE, stores))
+        self.instances(40)
+        process = self.terminal("store", f"127.0.0.1:{server.port}", self.folder / "study")
+        await stores.wait(1)
+        # Of some bytes: the survey is done, and the first instance has gone out.
+        await process.until(lambda: re.search(r"%\|.*\| *[\d.]+k?/1\.5", process.text) is not None, 60, "a bar")
+        stores.answer()
+        result = await process.wait()
+        self.assertEqual(result.code, 0, result.text)
+        self.assertRegex(result.text, r"100%\|█+\| 1\.5\dM/1\.5\dM \[\d\d:\d\d<00:00, .*B/s, 40 stored\]")
+        self.assertRegex(result.text, r"(?m)^  stored  40\r$")
+
+    async def test_not_in_a_pipe(self) -> None:
+        server = await self.serve((evt.EVT_C_STORE, Stores()))
+        self.instances(3)
+        result = await self.tool("store", f"127.0.0.1:{server.port}", self.folder / "study")
+        self.assertEqual((result.code, result.stderr), (0, b""), result.text)
+
+    async def test_not_where_it_is_quiet(self) -> None:
+        server = await self.serve((evt.EVT_C_STORE, Stores()))
+        self.instances(3)
+        result = await self.terminal("store", "-q", f"127.0.0.1:{server.port}", self.folder / "study").wait()
+        self.assertEqual((result.code, result.text), (0, ""))
