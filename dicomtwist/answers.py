@@ -63,6 +63,7 @@ class _Inbox:
         self.message_id: int | None = None
         self.final: Status | None = None
         self.is_left = False
+        self._is_cancelled = False
         self._request = request
         self._identifier = identifier
         self._arrived: Callable[[Response, Status], None] | None = arrived
@@ -91,6 +92,8 @@ class _Inbox:
             return
         self._operation = operation
         self.message_id = operation.message_id
+        if self._is_cancelled:
+            exchange.cancel(operation.message_id)
         operation.result.addCallbacks(self._finished, self._failed)
         operation.result.addBoth(lambda _: exchange.leave_window())
 
@@ -166,7 +169,8 @@ class _Inbox:
         self._waiting = None
 
     def cancel(self) -> None:
-        """Send C-CANCEL; answers come until the peer ends it."""
+        """Send C-CANCEL, behind the request where that waits for the window; answers come until the peer ends it."""
+        self._is_cancelled = True
         if self.message_id is not None and self.final is None:
             self.assoc.exchange.cancel(self.message_id)
 

@@ -436,6 +436,15 @@ class CancelTests(FindTestCase):
         self.assertFalse(association.exchange.asking)
         self.assertEqual(self.closed, 1)
 
+    def test_cancelled_while_it_waits_for_the_window(self) -> None:
+        association, _ = self.both((evt.EVT_C_FIND, self.endless))
+        first, second = self.find(association), self.find(association)
+        second.cancel()
+        first.leave()
+        self.network.flush()
+        self.assertEqual([int(status) for status, _ in self.all_of(second)][-1], 0xFE00)
+        self.assertFalse(association.exchange.asking)
+
     def test_the_peer_goes(self) -> None:
         association, _ = self.both((evt.EVT_C_FIND, self.endless))
         answers = self.find(association)
