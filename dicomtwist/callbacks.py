@@ -38,7 +38,9 @@ def information(event: evt.Event) -> dict[str, Any]:
     Return the ``info`` that callbacks get.
 
     :returns: ``requestor`` with ae_title, called_aet, address and port; ``acceptor`` with ae_title, address and port;
-        ``parameters`` with message_id, priority, and of C-STORE originator_aet and originator_message_id;
+        ``parameters`` with message_id, priority, of C-STORE originator_aet and originator_message_id, of DIMSE-N
+        requested_sop_class and requested_sop_instance (of N-CREATE and N-EVENT-REPORT affected_...), action_type and
+        event_type;
         ``sop_class_extended`` with the application information that was agreed on, by SOP Class UID. AE titles are
         ``bytes`` of length 16.
     """
@@ -50,9 +52,13 @@ def information(event: evt.Event) -> dict[str, Any]:
         originator = request.move_originator_application_entity_title
         parameters["originator_aet"] = padded(originator) if originator else None
         parameters["originator_message_id"] = request.move_originator_message_id
-    if hasattr(request, "requested_sop_class_uid"):
-        parameters["requested_sop_class"] = request.requested_sop_class_uid
-        parameters["requested_sop_instance"] = request.requested_sop_instance_uid
+    if isinstance(event, evt.NormalisedEvent):
+        named = "requested" if hasattr(request, "requested_sop_class_uid") else "affected"
+        parameters[f"{named}_sop_class"] = getattr(request, f"{named}_sop_class_uid")
+        parameters[f"{named}_sop_instance"] = getattr(request, f"{named}_sop_instance_uid")
+        parameters.update(
+            (name, getattr(event, name)) for name in ("action_type", "event_type") if hasattr(event, name)
+        )
     return {
         "requestor": {**_side(assoc.requestor), "called_aet": padded(assoc.requestor.called_ae_title)},
         "acceptor": _side(assoc.acceptor),
@@ -66,6 +72,19 @@ def _user_identity(event: evt.Event) -> tuple[Any, ...]:
     # Of the five forms only username with passcode has a second field.
     secondary = event.secondary_field if event.user_id_type == 2 else None
     return event.user_id_type, event.primary_field, secondary, info
+
+
+def _with(attribute: str) -> Arguments:
+    """Return what makes (data set, context, info) of an event, where the data set is *attribute* of it."""
+    return lambda event: (getattr(event, attribute), event.context, information(event))
+
+
+def _move(event: evt.Event) -> tuple[Any, ...]:
+    return event.identifier, padded(event.move_destination), event.context, information(event)
+
+
+def _cancel_of(service: str) -> Arguments:
+    return lambda event: () if service == event.request.SERVICE else None
 
 
 #: The callbacks: the hook that each is bound to, and its arguments.
@@ -82,14 +101,20 @@ CALLBACKS: Final[dict[str, tuple[evt.EventType, Arguments]]] = {
     "on_sop_class_common_extended": (evt.EVT_SOP_COMMON, lambda event: (event.items,)),
     "on_user_identity": (evt.EVT_USER_ID, _user_identity),
     "on_c_echo": (evt.EVT_C_ECHO, lambda event: (event.context, information(event))),
-    "on_c_store": (evt.EVT_C_STORE, lambda event: (event.dataset, event.context, information(event))),
+    "on_c_store": (evt.EVT_C_STORE, _with("dataset")),
+    "on_c_find": (evt.EVT_C_FIND, _with("identifier")),
+    "on_c_get": (evt.EVT_C_GET, _with("identifier")),
+    "on_c_move": (evt.EVT_C_MOVE, _move),
+    "on_c_find_cancel": (evt.EVT_C_CANCEL, _cancel_of("C-FIND")),
+    "on_c_get_cancel": (evt.EVT_C_CANCEL, _cancel_of("C-GET")),
+    "on_c_move_cancel": (evt.EVT_C_CANCEL, _cancel_of("C-MOVE")),
+    "on_n_action": (evt.EVT_N_ACTION, _with("action_information")),
+    "on_n_create": (evt.EVT_N_CREATE, _with("attribute_list")),
+    "on_n_delete": (evt.EVT_N_DELETE, lambda event: (event.context, information(event))),
+    "on_n_event_report": (evt.EVT_N_EVENT_REPORT, _with("event_information")),
+    "on_n_get": (evt.EVT_N_GET, _with("attribute_identifiers")),
+    "on_n_set": (evt.EVT_N_SET, _with("modification_list")),
 }
-
-#: Those whose services are not provided yet. To set one is an error rather than something that is never called.
-NOT_YET: Final = (
-    "on_c_find", "on_c_find_cancel", "on_c_get", "on_c_get_cancel", "on_c_move", "on_c_move_cancel", "on_n_action",
-    "on_n_create", "on_n_delete", "on_n_event_report", "on_n_get", "on_n_set",
-)  # fmt: skip
 
 
 class _Callback:
@@ -112,11 +137,8 @@ def connect(ae: Any, name: str, callback: Callable[..., Any] | None) -> None:
     """
     Bind *callback* as the one called *name* in the older style, in place of the one before.
 
-    :raises NotImplementedError: there is no hook for it.
     :raises TypeError: it cannot be called.
     """
-    if name not in CALLBACKS:
-        raise NotImplementedError(f"{name} is never called: the service that it belongs to is not provided yet")
     if callback is not None and not callable(callback):
         raise TypeError(f"{name} is a function or None, not {type(callback).__name__}")
     event_type, arguments = CALLBACKS[name]
@@ -152,7 +174,7 @@ class OlderStyle:
         self.port = port
         self.bind_addr = ""
         self._callbacks: dict[str, tuple[Callable[..., Any], evt.Handler]] = {}
-        for name in (*CALLBACKS, *NOT_YET):
+        for name in CALLBACKS:
             if not isinstance(getattr(type(self), name), _Callback):
                 connect(self, name, getattr(self, name))
 

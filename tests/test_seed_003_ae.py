@@ -7,6 +7,7 @@ callbacks works as an adapter over the hooks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydicom import Dataset
@@ -19,6 +20,7 @@ from dicomtwist import (
     AssociationAborted,
     AssociationRejected,
     AsyncOperationsWindow,
+    OperationFailed,
     SOPClassCommonExtended,
     SOPClassExtended,
     StoragePresentationContexts,
@@ -28,8 +30,18 @@ from dicomtwist import (
     build_role,
     evt,
 )
-from dicomtwist.callbacks import CALLBACKS, NOT_YET, OlderStyle
-from dicomtwist.sop_class import CTImageStorage, MRImageStorage, Verification, VerificationSOPClass
+from dicomtwist.callbacks import CALLBACKS, OlderStyle
+from dicomtwist.sop_class import (
+    CTImageStorage,
+    ModalityPerformedProcedureStep,
+    MRImageStorage,
+    RTConventionalMachineVerification,
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+    Verification,
+    VerificationSOPClass,
+)
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 from tests.loopback import LoopbackTestCase, ct_image
 
@@ -254,15 +266,17 @@ class CallbackTests(LoopbackTestCase):
 
     def test_names(self) -> None:
         """
-        Every on_* of the document is an attribute of AE; those whose services are missing say so when they are set.
+        Every on_* of the document is an attribute of AE, and each is bound to a hook.
         """
         names = {name for name in vars(OlderStyle) if name.startswith("on_")}
-        self.assertEqual(names, set(CALLBACKS) | set(NOT_YET))
+        self.assertEqual(names, set(CALLBACKS))
         self.assertEqual(len(names), 25)
         ae = AE()
-        for name in NOT_YET:
+        for name, (event, _) in CALLBACKS.items():
             self.assertIsNone(getattr(ae, name))
-            self.assertIn(name, str(self.assertRaises(NotImplementedError, setattr, ae, name, lambda *args: 0)))
+            setattr(ae, name, print)
+            self.assertEqual([bound for bound, *_ in ae._handlers.bound()], [event])
+            setattr(ae, name, None)
         self.assertRaises(TypeError, setattr, ae, "on_c_echo", 3)
 
     def test_assigning(self) -> None:
@@ -573,12 +587,6 @@ class CallbackTests(LoopbackTestCase):
         async with await self.scu().associate("127.0.0.1", server.port, contexts=contexts) as assoc:
             self.assertEqual(await assoc.send_c_echo(), 0x0122)
 
-        class Early(AE):
-            def on_c_find(self, dataset: Any, context: Any, info: Any) -> None:
-                return None
-
-        self.assertRaises(NotImplementedError, Early)
-
     async def test_a_hook_of_the_server_comes_first(self) -> None:
         """
         Callback and hook are one mechanism: a handler that a server has for itself is asked in place of the AE's callback.
@@ -622,3 +630,207 @@ class CallbackTests(LoopbackTestCase):
             self.assertEqual(assoc.acceptor.role_selection, {})
             (context,) = assoc.accepted_contexts
             self.assertEqual((context.as_scu, context.as_scp), (True, False))
+
+
+class QueryCallbackTests(LoopbackTestCase):
+    """
+    on_c_find, on_c_get and on_c_move, generators, and what they are told of C-CANCEL.
+    """
+
+    FIND = StudyRootQueryRetrieveInformationModelFind
+    GET = StudyRootQueryRetrieveInformationModelGet
+    MOVE = StudyRootQueryRetrieveInformationModelMove
+
+    def both(self) -> tuple[AE, AE]:
+        """An SCP and an SCU of the three."""
+        scp, scu = self.scp("SCP"), self.scu()
+        for model in (self.FIND, self.GET, self.MOVE):
+            scp.add_supported_context(model)
+            scu.add_requested_context(model)
+        scp.remove_supported_context(CTImageStorage)
+        scp.add_supported_context(CTImageStorage, scu_role=True, scp_role=True)
+        return scp, scu
+
+    def keys(self) -> Dataset:
+        """An identifier."""
+        dataset = Dataset()
+        dataset.QueryRetrieveLevel = "STUDY"
+        dataset.StudyInstanceUID = "1.2.3"
+        return dataset
+
+    async def test_find(self) -> None:
+        """
+        on_c_find(dataset, context, info) yields (status, identifier).
+        """
+        scp, scu = self.both()
+        seen: list[Any] = []
+
+        def on_c_find(dataset: Dataset, context: Any, info: dict[str, Any]) -> Iterator[Any]:
+            seen.append((dataset.StudyInstanceUID, context.abstract_syntax, info["parameters"]))
+            yield 0xFF00, dataset
+            status = Dataset()
+            status.Status = 0xFF01
+            yield status, dataset
+            yield 0x0000, None
+
+        scp.on_c_find = on_c_find
+        server = await self.serve(scp)
+        async with await scu.associate("127.0.0.1", server.port) as assoc:
+            statuses = [int(status) async for status, _ in assoc.send_c_find(self.keys(), self.FIND, priority=1)]
+        self.assertEqual(statuses, [0xFF00, 0xFF01, 0x0000])
+        self.assertEqual(seen, [("1.2.3", self.FIND, {"message_id": 1, "priority": 1})])
+
+    async def test_get(self) -> None:
+        """
+        on_c_get(dataset, context, info) yields how many, then (status, dataset).
+        """
+        scp, scu = self.both()
+
+        def on_c_get(dataset: Dataset, context: Any, info: dict[str, Any]) -> Iterator[Any]:
+            yield 2
+            for number in range(2):
+                yield 0xFF00, ct_image(f"{dataset.StudyInstanceUID}.{number}")
+            yield 0x0000, None
+
+        scp.on_c_get = on_c_get
+        stored: list[str] = []
+        scu.on_c_store = lambda dataset, context, info: noting(stored, dataset.SOPInstanceUID, 0)
+        server = await self.serve(scp)
+        roles = [build_role(CTImageStorage, scu_role=True, scp_role=True)]
+        async with await scu.associate("127.0.0.1", server.port, ext_neg=roles) as assoc:
+            result = await assoc.send_c_get(self.keys(), self.GET).when_done()
+        self.assertEqual((result.status, result.suboperations.completed), (0, 2))
+        self.assertEqual(stored, ["1.2.3.0", "1.2.3.1"])
+
+    async def test_move(self) -> None:
+        """
+        on_c_move(dataset, move_aet, context, info) yields (addr, port), how many, then (status, dataset).
+        """
+        scp, scu = self.both()
+        target = self.scp("TARGET")
+        stored: list[str] = []
+        target.on_c_store = lambda dataset, context, info: noting(stored, info["parameters"]["originator_aet"], 0)
+        where = await self.serve(target)
+        titles: list[bytes] = []
+
+        def on_c_move(dataset: Dataset, move_aet: bytes, context: Any, info: dict[str, Any]) -> Iterator[Any]:
+            titles.append(move_aet)
+            if move_aet != b"TARGET          ":
+                yield None, None
+                return
+            yield "127.0.0.1", where.port
+            yield 1
+            yield 0xFF00, ct_image()
+
+        scp.on_c_move = on_c_move
+        server = await self.serve(scp)
+        async with await scu.associate("127.0.0.1", server.port) as assoc:
+            result = await assoc.send_c_move(self.keys(), "TARGET", self.MOVE).when_done()
+            self.assertEqual((result.status, result.suboperations.completed), (0, 1))
+            failed = await self.failure(
+                assoc.send_c_move(self.keys(), "NOBODY", self.MOVE).when_done(), OperationFailed
+            )
+            self.assertEqual(failed.status, 0xA801)
+        self.assertEqual(titles, [b"TARGET          ", b"NOBODY          "])
+        self.assertEqual(stored, [b"SCU             "])
+
+    async def test_cancel(self) -> None:
+        """
+        on_c_find_cancel() and the others are called, each for its own service. What they return does not matter: the
+        operation ends.
+        """
+        scp, scu = self.both()
+        seen: list[str] = []
+
+        def endless(dataset: Dataset, *others: Any) -> Iterator[Any]:
+            while True:
+                yield 0xFF00, dataset
+
+        async def wait(dataset: Dataset, *others: Any) -> Any:
+            await Deferred()
+
+        scp.on_c_find = endless
+        scp.on_c_get = scp.on_c_move = wait
+        for name in ("on_c_find_cancel", "on_c_get_cancel", "on_c_move_cancel"):
+            setattr(scp, name, lambda name=name: noting(seen, name, False))
+        server = await self.serve(scp)
+        async with await scu.associate("127.0.0.1", server.port) as assoc:
+            found = assoc.send_c_find(self.keys(), self.FIND)
+            await anext(found)
+            found.cancel()
+            statuses = [int(status) async for status, _ in found]
+            self.assertEqual(statuses[-1], 0xFE00)
+            for ask in (
+                lambda: assoc.send_c_get(self.keys(), self.GET),
+                lambda: assoc.send_c_move(self.keys(), "TARGET", self.MOVE),
+            ):
+                retrieval = ask()
+                retrieval.cancel()
+                self.assertEqual([int(status) async for status, _ in retrieval], [0xFE00])
+        self.assertEqual(seen, ["on_c_find_cancel", "on_c_get_cancel", "on_c_move_cancel"])
+
+
+class NormalisedCallbackTests(LoopbackTestCase):
+    """
+    The six of DIMSE-N.
+    """
+
+    async def test_all(self) -> None:
+        """
+        Their arguments and info, and that they return (status, dataset), on_n_delete the status.
+        """
+        seen: dict[str, Any] = {}
+        scp, scu = self.scp(), self.scu()
+        patient = Dataset()
+        patient.PatientName = "Test^Case"
+        for name in ("on_n_action", "on_n_create", "on_n_get", "on_n_set"):
+
+            def callback(given: Any, context: Any, info: dict[str, Any], name: str = name) -> Any:
+                seen[name] = (given, context.abstract_syntax, info["parameters"])
+                return 0x0001, patient
+
+            setattr(scp, name, callback)
+        scp.on_n_delete = lambda context, info: noting(seen.setdefault("on_n_delete", []), info["parameters"], 0x0112)
+        scu.on_n_event_report = lambda dataset, context, info: noting(
+            seen.setdefault("on_n_event_report", []), (dataset, info["parameters"]), (0x0000, patient)
+        )
+        uid, instance = RTConventionalMachineVerification, "1.2.3"
+        scp.add_supported_context(uid)
+        scu.add_requested_context(uid)
+        server = await self.serve(scp)
+        async with await scu.associate("127.0.0.1", server.port) as assoc:
+            (accepted,) = server.factory.associations
+            expected = (0x0001, patient)
+            self.assertEqual(await assoc.send_n_create(patient, uid, instance), expected)
+            self.assertEqual(await assoc.send_n_set(patient, uid, instance), expected)
+            self.assertEqual(await assoc.send_n_get([0x00100010], uid, instance), expected)
+            self.assertEqual(await assoc.send_n_action(patient, 3, uid, instance), expected)
+            self.assertEqual(await assoc.send_n_delete(uid, instance), 0x0112)
+            self.assertEqual(await accepted.send_n_event_report(patient, 4, uid, instance), (0x0000, patient))
+        affected = {"affected_sop_class": uid, "affected_sop_instance": instance}
+        requested = {"requested_sop_class": uid, "requested_sop_instance": instance}
+        self.assertEqual(
+            seen,
+            {
+                "on_n_create": (patient, uid, {"message_id": 1, **affected}),
+                "on_n_set": (patient, uid, {"message_id": 2, **requested}),
+                "on_n_get": ([0x00100010], uid, {"message_id": 3, **requested}),
+                "on_n_action": (patient, uid, {"message_id": 4, **requested, "action_type": 3}),
+                "on_n_delete": [{"message_id": 5, **requested}],
+                "on_n_event_report": [(patient, {"message_id": 1, **affected, "event_type": 4})],
+            },
+        )
+
+    async def test_raising(self) -> None:
+        """
+        One that raises answers 0x0110.
+        """
+        scp, scu = self.scp(), self.scu()
+        scp.on_n_create = lambda dataset, context, info: info["nothing"]
+        scp.add_supported_context(ModalityPerformedProcedureStep)
+        scu.add_requested_context(ModalityPerformedProcedureStep)
+        server = await self.serve(scp)
+        async with await scu.associate("127.0.0.1", server.port) as assoc:
+            status, _ = await assoc.send_n_create(None, ModalityPerformedProcedureStep, "1.2.3")
+        self.assertEqual(status, 0x0110)
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
