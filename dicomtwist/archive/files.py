@@ -314,6 +314,30 @@ class InstanceStore:
         if self._full:
             self._sync_folder(path)
 
+    def put_file(self, buffers: Sequence[Buffer], folder: str, name: str) -> str:
+        """Write a file that is no instance, in place of an earlier one; with durability full onto the medium.
+
+        :param buffers: its content. Contiguous bytes each.
+        :param folder: a folder in the root, made when it is missing. No UID begins with a dot, nor contains
+            other letters than digits and dots, so it cannot be that of a study.
+        :param name: the name of the file.
+        :returns: where it is.
+        :raises OSError: as it came, errno intact; an earlier one is as it was, unless the very last step failed
+            (the fsync of the folder: then the new one is in its place).
+        """
+        path = os.path.join(self._root, folder)
+        if self._make_folder(path):
+            self.sync_folder(self._root)
+        temporary = self.write_temporary(buffers)
+        target = os.path.join(path, name)
+        try:
+            self._fs.rename(temporary, target)
+        except BaseException:
+            self._remove(temporary)
+            raise
+        self.sync_folder(path)
+        return target
+
     def remove(self, path: str) -> None:
         """Remove a file, quietly where that cannot be done."""
         self._remove(path)

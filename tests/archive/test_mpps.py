@@ -1,0 +1,359 @@
+"""Performed procedure steps: what is kept, what is refused, what survives."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from pydicom import Dataset, dcmread
+from pydicom.tag import Tag
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicomtwist import Association, Status, build_context
+from dicomtwist.archive import mpps
+from dicomtwist.archive.files import Durability, FileSystem, InstanceStore
+from dicomtwist.archive.mpps import FOLDER, PerformedProcedureSteps
+from dicomtwist.archive.providers import combined
+from dicomtwist.sop_class import (
+    ModalityPerformedProcedureStep,
+    ModalityPerformedProcedureStepNotification,
+    ModalityPerformedProcedureStepRetrieve,
+)
+from dicomtwist.threads import WorkerThreads
+from tests.archive.test_receiver import Failing
+from tests.memory import MemoryTestCase
+
+CLASSES = (
+    ModalityPerformedProcedureStep,
+    ModalityPerformedProcedureStepRetrieve,
+    ModalityPerformedProcedureStepNotification,
+)
+UID = "1.2.3.4.5"
+
+
+def item(**elements: Any) -> Dataset:
+    """A data set; ``None`` leaves an element out."""
+    dataset = Dataset()
+    for keyword, value in elements.items():
+        if value is not None:
+            setattr(dataset, keyword, value)
+    return dataset
+
+
+def scheduled(**elements: Any) -> Dataset:
+    """An item of the Scheduled Step Attributes Sequence."""
+    values: dict[str, Any] = {
+        "StudyInstanceUID": "1.2.3",
+        "ReferencedStudySequence": [],
+        "AccessionNumber": "A1",
+        "RequestedProcedureID": "",
+        "RequestedProcedureDescription": "",
+        "ScheduledProcedureStepID": "S1",
+        "ScheduledProcedureStepDescription": "",
+        "ScheduledProtocolCodeSequence": [],
+    }
+    return item(**{**values, **elements})
+
+
+def step(**elements: Any) -> Dataset:
+    """What a modality sends at the beginning; *elements* instead, ``None`` for none."""
+    values: dict[str, Any] = {
+        "SpecificCharacterSet": "ISO_IR 100",
+        "ScheduledStepAttributesSequence": [scheduled()],
+        "PatientName": "Müller^Käthe",
+        "PatientID": "P1",
+        "PatientBirthDate": "19500101",
+        "PatientSex": "F",
+        "ReferencedPatientSequence": [],
+        "PerformedProcedureStepID": "PPS1",
+        "PerformedStationAETitle": "MODALITY",
+        "PerformedStationName": "",
+        "PerformedLocation": "",
+        "PerformedProcedureStepStartDate": "20240501",
+        "PerformedProcedureStepStartTime": "101500",
+        "PerformedProcedureStepStatus": "IN PROGRESS",
+        "PerformedProcedureStepDescription": "",
+        "PerformedProcedureTypeDescription": "",
+        "ProcedureCodeSequence": [],
+        "PerformedProcedureStepEndDate": "",
+        "PerformedProcedureStepEndTime": "",
+        "Modality": "CT",
+        "StudyID": "",
+        "PerformedProtocolCodeSequence": [],
+        "PerformedSeriesSequence": [],
+    }
+    return item(**{**values, **elements})
+
+
+def series(**elements: Any) -> Dataset:
+    return item(**{"ProtocolName": "Head", "SeriesInstanceUID": "1.2.3.1", **elements})
+
+
+def end(status: str = "COMPLETED", **elements: Any) -> Dataset:
+    """What a modality sends at the end."""
+    values: dict[str, Any] = {
+        "PerformedProcedureStepStatus": status,
+        "PerformedProcedureStepEndDate": "20240501",
+        "PerformedProcedureStepEndTime": "103000",
+        "PerformedSeriesSequence": [series()],
+    }
+    return item(**{**values, **elements})
+
+
+class StepsTestCase(MemoryTestCase):
+    """A server that keeps steps, and a modality that tells of them."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.scp.supported_contexts = [build_context(uid) for uid in CLASSES]
+        self.scu.requested_contexts = [build_context(uid) for uid in CLASSES]
+        self.root = Path(self.mktemp())
+        self.begin()
+
+    def begin(self, file_system: FileSystem | None = None) -> None:
+        """Start, or start again, with the storage as it is."""
+        self.network.result_of(self.scp.shutdown())
+        self.store = InstanceStore(self.root, durability=Durability.FULL, file_system=file_system)
+        self.store.prepare()
+        self.addCleanup(self.store.close)
+        self.steps = PerformedProcedureSteps(self.store, WorkerThreads(self.network))
+        self.assoc, self.accepted = self.both(*combined(self.steps.provided))
+
+    def ask(self, result: Any) -> Status:
+        status, dataset = self.answer(result)
+        self.assertIsNone(dataset)
+        return status
+
+    def answer(self, result: Any) -> tuple[Status, Dataset | None]:
+        self.network.flush()
+        found: tuple[Status, Dataset | None] = self.successResultOf(result)
+        return found
+
+    def create(self, dataset: Dataset | None = None, uid: str | None = UID) -> Status:
+        return self.ask(self.assoc.send_n_create(dataset or step(), ModalityPerformedProcedureStep, uid))
+
+    def set(self, dataset: Dataset | None = None, uid: str = UID) -> Status:
+        return self.ask(self.assoc.send_n_set(dataset or end(), ModalityPerformedProcedureStep, uid))
+
+    def get(self, *tags: str, uid: str = UID) -> tuple[Status, Dataset | None]:
+        return self.answer(self.assoc.send_n_get(tags, ModalityPerformedProcedureStepRetrieve, uid))
+
+    def kept(self, uid: str = UID) -> Dataset:
+        return dcmread(self.root / FOLDER / f"{uid}.dcm")
+
+    def assert_status(self, status: Status, code: int, *keywords: str) -> None:
+        self.assertEqual(f"{status:04X}", f"{code:04X}", status.error_comment)
+        self.assertEqual(status.attribute_identifier_list or (), tuple(int(Tag(keyword)) for keyword in keywords))
+
+
+class Creating(StepsTestCase):
+    def test_kept_as_a_file(self) -> None:
+        self.assert_status(self.create(), 0)
+        kept = self.kept()
+        self.assertEqual(str(kept.PatientName), "Müller^Käthe")
+        self.assertEqual(kept.ScheduledStepAttributesSequence[0].AccessionNumber, "A1")
+        self.assertEqual((kept.SOPClassUID, kept.SOPInstanceUID), (ModalityPerformedProcedureStep, UID))
+        self.assertEqual(kept.file_meta.MediaStorageSOPInstanceUID, UID)
+        self.assertEqual(kept.file_meta.TransferSyntaxUID, ExplicitVRLittleEndian)
+        self.assertEqual(kept.file_meta.SourceApplicationEntityTitle, "SCU")
+        self.assertEqual(list((self.root / ".incoming").glob("*.part")), [])
+
+    def test_a_uid_is_made_where_the_modality_gives_none(self) -> None:
+        status = self.create(uid=None)
+        assert status.affected_sop_instance_uid
+        self.assertEqual(self.kept(status.affected_sop_instance_uid).PatientID, "P1")
+
+    def test_twice(self) -> None:
+        self.create()
+        self.assert_status(self.create(step(PatientID="P2")), 0x0111)
+        self.assertEqual(self.kept().PatientID, "P1")
+
+    def test_two_at_once(self) -> None:
+        """The second is looked at when the first is kept."""
+        second = self.scu.associate("127.0.0.1", 104)
+        self.network.flush()
+        other: Association = self.successResultOf(second)
+        asked = [each.send_n_create(step(), ModalityPerformedProcedureStep, UID) for each in (self.assoc, other)]
+        self.network.flush()
+        self.assertEqual(sorted(int(self.successResultOf(one)[0]) for one in asked), [0, 0x0111])
+
+    def test_what_is_required_is_missing(self) -> None:
+        for keyword in (
+            "ScheduledStepAttributesSequence",
+            "PerformedProcedureStepID",
+            "Modality",
+            "PatientName",
+            "StudyID",
+        ):
+            self.assert_status(self.create(step(**{keyword: None})), 0x0120, keyword)
+        for keyword in ("StudyInstanceUID", "AccessionNumber", "ScheduledProtocolCodeSequence"):
+            dataset = step(ScheduledStepAttributesSequence=[scheduled(), scheduled(**{keyword: None})])
+            self.assert_status(self.create(dataset), 0x0120, keyword)
+        self.assertFalse((self.root / FOLDER).exists())
+
+    def test_what_is_required_is_empty(self) -> None:
+        empty = {
+            "ScheduledStepAttributesSequence": [],
+            "PerformedProcedureStepID": "",
+            "PerformedProcedureStepStatus": "",
+        }
+        for keyword, value in empty.items():
+            self.assert_status(self.create(step(**{keyword: value})), 0x0121, keyword)
+        dataset = step(ScheduledStepAttributesSequence=[scheduled(StudyInstanceUID="")])
+        self.assert_status(self.create(dataset), 0x0121, "StudyInstanceUID")
+
+    def test_values_that_are_none(self) -> None:
+        wrong = {
+            "PerformedProcedureStepStatus": "COMPLETED",
+            "PerformedProcedureStepStartDate": "yesterday",
+            "PerformedProcedureStepStartTime": "noon",
+        }
+        for keyword, value in wrong.items():
+            dataset = step()
+            dataset[keyword] = dataset[keyword].__class__(Tag(keyword), "CS", value)
+            self.assert_status(self.create(dataset), 0x0106, keyword)
+        dataset = step(ScheduledStepAttributesSequence=[scheduled(StudyInstanceUID="1.2.x")])
+        self.assert_status(self.create(dataset), 0x0106, "StudyInstanceUID")
+
+    def test_a_uid_that_is_a_path(self) -> None:
+        """What cannot be sent by our own SCU: checked where it matters."""
+        self.assertRaises(ValueError, self.steps._path, "../../etc/passwd")
+
+    def test_no_room(self) -> None:
+        self.begin(Failing("writev", errno.ENOSPC, 1))
+        self.assert_status(self.create(), 0x0213)
+        self.begin(Failing("rename", errno.EIO, 1))
+        self.assert_status(self.create(), 0x0110)
+        self.begin()
+        self.assert_status(self.create(), 0)
+
+    def test_bounded(self) -> None:
+        with mock.patch.object(mpps, "MAX_STEP_LENGTH", 100):
+            self.assert_status(self.create(), 0x0213)
+
+    def test_other_services_are_refused(self) -> None:
+        status = self.ask(self.assoc.send_n_create(step(), ModalityPerformedProcedureStepNotification, UID))
+        self.assert_status(status, 0x0122)
+        status, _ = self.answer(self.assoc.send_n_get([], ModalityPerformedProcedureStep, UID))
+        self.assert_status(status, 0x0122)
+
+
+class Setting(StepsTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.create()
+
+    def test_to_the_end(self) -> None:
+        self.assert_status(self.set(item(PerformedProcedureStepDescription="Kopf")), 0)
+        self.assertEqual(self.kept().PerformedProcedureStepStatus, "IN PROGRESS")
+        self.assert_status(self.set(), 0)
+        kept = self.kept()
+        self.assertEqual(kept.PerformedProcedureStepStatus, "COMPLETED")
+        self.assertEqual(kept.PerformedSeriesSequence[0].SeriesInstanceUID, "1.2.3.1")
+        self.assertEqual(kept.PerformedProcedureStepDescription, "Kopf")
+        self.assertEqual(kept.PatientName, "Müller^Käthe")
+
+    def test_nothing_after_the_end(self) -> None:
+        for status, uid in (("COMPLETED", UID), ("DISCONTINUED", "1.2.3.4.6")):
+            self.create(uid=uid) if uid != UID else None
+            self.assert_status(self.set(end(status), uid), 0)
+            for change in (end("COMPLETED"), end("DISCONTINUED"), item(PerformedProcedureStepStatus="IN PROGRESS")):
+                refused = self.set(change, uid)
+                self.assert_status(refused, 0x0110)
+                self.assertEqual(refused.error_id, 0xA710)
+                self.assertIn("no longer be updated", refused.error_comment or "")
+            self.assertEqual(self.kept(uid).PerformedProcedureStepStatus, status)
+
+    def test_unknown(self) -> None:
+        self.assert_status(self.set(uid="9.9"), 0x0112)
+
+    def test_it_survives_a_restart(self) -> None:
+        self.begin()
+        self.assert_status(self.set(), 0)
+        self.begin()
+        self.assert_status(self.set(), 0x0110)
+
+    def test_what_may_not_change(self) -> None:
+        self.assert_status(self.set(end(PatientID="P2")), 0x0106, "PatientID")
+        self.assert_status(
+            self.set(end(ScheduledStepAttributesSequence=[scheduled(AccessionNumber="A2")])),
+            0x0106,
+            "ScheduledStepAttributesSequence",
+        )
+        self.assertEqual(self.kept().PerformedProcedureStepStatus, "IN PROGRESS")
+
+    def test_what_may_not_change_may_be_repeated(self) -> None:
+        again = step(PerformedProcedureStepStatus="COMPLETED", **{
+            keyword: end().get(keyword)
+            for keyword in ("PerformedProcedureStepEndDate", "PerformedProcedureStepEndTime", "PerformedSeriesSequence")
+        })  # fmt: skip
+        self.assert_status(self.set(again), 0)
+        self.assertEqual(self.kept().PerformedProcedureStepStatus, "COMPLETED")
+
+    def test_what_the_end_needs(self) -> None:
+        self.assert_status(self.set(end(PerformedProcedureStepEndDate="")), 0x0121, "PerformedProcedureStepEndDate")
+        self.assert_status(self.set(end(PerformedSeriesSequence=[])), 0x0121, "PerformedSeriesSequence")
+        self.assert_status(self.set(end(PerformedSeriesSequence=[series(ProtocolName=None)])), 0x0120, "ProtocolName")
+        self.assert_status(self.set(end("ABANDONED")), 0x0106, "PerformedProcedureStepStatus")
+        self.assertEqual(self.kept().PerformedProcedureStepStatus, "IN PROGRESS")
+
+    def test_discontinued_before_there_was_a_series(self) -> None:
+        self.assert_status(self.set(end("DISCONTINUED", PerformedSeriesSequence=[])), 0)
+
+    def test_character_sets_are_kept_together(self) -> None:
+        change = item(SpecificCharacterSet="ISO_IR 144", PerformedProcedureStepDescription="Голова")
+        self.assert_status(self.set(change), 0)
+        kept = self.kept()
+        self.assertEqual(kept.PerformedProcedureStepDescription, "Голова")
+        self.assertEqual(kept.PatientName, "Müller^Käthe")
+        self.assertEqual(kept.SpecificCharacterSet, "ISO_IR 192")
+
+    def test_a_failure_leaves_what_was(self) -> None:
+        for call, after in (("writev", 1), ("fsync", 2), ("rename", 1)):
+            self.begin(Failing(call, errno.EIO, after))
+            self.assert_status(self.set(), 0x0110)
+            self.assertEqual(self.kept().PerformedProcedureStepStatus, "IN PROGRESS", call)
+
+    def test_a_damaged_file(self) -> None:
+        path = self.root / FOLDER / f"{UID}.dcm"
+        path.write_bytes(path.read_bytes()[:-3])
+        self.assert_status(self.set(), 0x0110)
+        path.write_bytes(b"nothing")
+        self.assert_status(self.set(), 0x0110)
+        with mock.patch.object(mpps, "MAX_STEP_LENGTH", 5):
+            self.assert_status(self.set(item(StudyID="")), 0x0213)
+
+
+class Getting(StepsTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.create()
+
+    def test_all(self) -> None:
+        status, dataset = self.get()
+        self.assert_status(status, 0)
+        assert dataset is not None
+        self.assertEqual(dataset.PatientName, "Müller^Käthe")
+        self.assertEqual(dataset, Dataset(self.kept()))
+
+    def test_some(self) -> None:
+        status, dataset = self.get("PatientID", "PerformedProcedureStepStatus")
+        self.assert_status(status, 0)
+        assert dataset is not None
+        self.assertEqual(
+            [element.keyword for element in dataset],
+            ["SpecificCharacterSet", "PatientID", "PerformedProcedureStepStatus"],
+        )
+
+    def test_some_are_not_there(self) -> None:
+        status, dataset = self.get("PatientID", "PatientComments")
+        self.assert_status(status, 0x0001, "PatientComments")
+        assert dataset is not None
+        self.assertEqual(dataset.PatientID, "P1")
+
+    def test_unknown(self) -> None:
+        status, dataset = self.get(uid="9.9")
+        self.assert_status(status, 0x0112)
+        self.assertIsNone(dataset)
