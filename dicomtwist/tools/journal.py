@@ -82,7 +82,7 @@ class Journal:
         while line := self._file.readline(MAX_LINE):
             ends_well = line.endswith(b"\n")
             entry = _parse(line)
-            if ends_well and isinstance(entry.get("path"), str):
+            if isinstance(entry.get("path"), str):
                 self._known.add(_key(entry["path"], entry.get("size"), entry.get("changed")))
         if not ends_well:
             self._append([b"\n"])

@@ -12,11 +12,11 @@ import click
 
 from dicomtwist import UserIdentity, check_ae_title
 from dicomtwist.endpoints import PROFILES, EndpointError, client_tls_options
+from dicomtwist.peer import Peer, parse_peer
 from dicomtwist.settings import Settings
 from dicomtwist.tools import identity as identities
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.output import QUIET, Output
-from dicomtwist.peer import Peer, parse_peer
 
 _DEFAULTS = Settings()
 

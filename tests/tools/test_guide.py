@@ -1,0 +1,71 @@
+"""docs/guides/command.md: its commands run, and print what it says but for times and ports."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from pydicom.data import get_testdata_file
+
+from tests import peers
+from tests.tools.common import ToolTestCase
+
+GUIDE = Path(__file__).parent.parent.parent / "docs" / "guides" / "command.md"
+#: Commands, and what they print where that is told.
+BLOCK = re.compile(r"```sh\n(.*?)```(?:\n\nprints\n\n```text\n(.*?)```)?", re.DOTALL)
+#: Numbers that are others each time.
+MEASURED = re.compile(r"\d+\.\d+ (?=k?B|MB|ms|s)|\d+ (?=instances/s)")
+
+
+def comparable(text: str) -> str:
+    """What is the same each time; the width of columns goes by the numbers in them."""
+    return re.sub(r"  +", "  ", MEASURED.sub("N ", text))
+
+
+class Guide(ToolTestCase):
+    """Each block of commands, in a folder that has what they name."""
+
+    async def start_servers(self) -> dict[str, str]:
+        """Start a server with a plain and a TLS port; return the ports of the guide with theirs."""
+        certificates = peers.certificates()
+        for name, source in (("ca.pem", "ca"), ("ct1.pem", "client_cert"), ("ct1-key.pem", "client_key")):
+            shutil.copy(getattr(certificates, source), self.folder / name)
+        secure = peers.free_port()
+        plain = peers.free_port()
+        endpoints = (
+            f"tcp:{plain}:interface=127.0.0.1",
+            f"dicomtls:{secure}:interface=127.0.0.1:privateKey={certificates.server_key}"
+            f":certKey={certificates.server_cert}:trustRoots={certificates.ca}",
+        )
+        storage = Path(self.mktemp()).absolute()
+        options = (option for endpoint in endpoints for option in ("--port", endpoint))
+        arguments = ("-m", "twisted", "dicom", "--storage", storage, *options)
+        await peers.start(self, sys.executable, *arguments, ready=secure)
+        return {"11112": str(plain), "11113": str(peers.free_port()), "2762": str(secure)}
+
+    async def test_it_runs(self) -> None:
+        blocks = BLOCK.findall(GUIDE.read_text())
+        self.assertGreaterEqual(len(blocks), 8)
+        ports = await self.start_servers()
+        self.instances(20)
+        (self.folder / "study" / "readme.txt").write_text("not DICOM")
+        shutil.copy(str(get_testdata_file("CT_small.dcm")), self.folder / "image.dcm")
+        command = self.folder / "bin" / "dicomtwist"
+        command.parent.mkdir()
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m dicomtwist.tools "$@"\n')
+        command.chmod(0o755)
+        env = {"PATH": f"{command.parent}:{os.environ['PATH']}"}
+        for commands, printed in blocks:
+            for port, ours in ports.items():
+                commands = re.sub(rf"\b{port}\b", ours, commands)
+            script = f"set -e\ncd '{self.folder}'\n{commands}"
+            result = await peers.run("/bin/bash", "-c", script, env=env, timeout=90)
+            self.assertEqual(result.code, 0, f"{commands}\n{result.text}")
+            if printed:
+                got = result.stdout.decode()
+                for port, ours in ports.items():
+                    got = re.sub(rf"\b{ours}\b", port, got)
+                self.assertEqual(comparable(got), comparable(printed))
