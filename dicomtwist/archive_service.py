@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IStreamServerEndpoint
 
 from dicomtwist import evt
 from dicomtwist.ae import AE
 from dicomtwist.archive.files import StoreError
+from dicomtwist.archive.providers import Provider, combined
 from dicomtwist.archive.reconcile import Import, Reconciled, import_folder, reconcile
 from dicomtwist.service import DICOMService
 
@@ -25,6 +26,7 @@ class ArchiveService(DICOMService):
 
     :param receiver: who stores it.
     :param import_from: a folder whose DICOM files are taken over while it runs.
+    :param providers: the service classes that it provides beside storage; their SOP Classes become supported contexts.
     """
 
     def __init__(
@@ -35,8 +37,14 @@ class ArchiveService(DICOMService):
         *,
         grace: float | None = 10.0,
         import_from: Path | None = None,
+        providers: Sequence[Provider] = (),
     ) -> None:
-        super().__init__(ae, endpoints, evt_handlers=[(evt.EVT_C_STORE, receiver.handle_store)], grace=grace)
+        provided = [entry for provider in providers for entry in provider.provided]
+        handlers = [(evt.EVT_C_STORE, receiver.handle_store), *combined(provided)]
+        super().__init__(ae, endpoints, evt_handlers=handlers, grace=grace)
+        for entry in provided:
+            ae.add_supported_context(entry.sop_class)
+        self._providers = tuple(providers)
         self._receiver = receiver
         self._import_from = import_from
         self._importing: Deferred[None] = succeed(None)
@@ -50,6 +58,8 @@ class ArchiveService(DICOMService):
         self._receiver.threads.acquire()
         try:
             self._reconcile()
+            for provider in self._providers:
+                provider.start()
             super().startService()
         except (CannotListenError, OSError, StoreError) as error:
             self._receiver.threads.release()
@@ -101,7 +111,8 @@ class ArchiveService(DICOMService):
 
     def stopService(self) -> Deferred[None]:
         """Stop, and close the storage when the last association is gone."""
-        return super().stopService().addCallback(lambda _: self._importing).addBoth(self._close)
+        stopping = [super().stopService(), *(provider.stop() for provider in self._providers)]
+        return DeferredList(stopping).addCallback(lambda _: self._importing).addBoth(self._close)
 
     def _close(self, result: Any) -> Any:
         self._receiver.threads.release()

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from twisted.python import usage
 
 from dicomtwist.ae import AE
@@ -18,6 +20,9 @@ from dicomtwist.ae import AE
 try:
     from dicomtwist.archive.archive import Archive, Duplicates
     from dicomtwist.archive.files import Durability, StoreError
+    from dicomtwist.archive.mpps import PerformedProcedureSteps
+    from dicomtwist.archive.peers import Peers
+    from dicomtwist.archive.providers import Provider
     from dicomtwist.archive.receiver import StorageReceiver
     from dicomtwist.archive_service import ArchiveService
 except ModuleNotFoundError as error:
@@ -39,6 +44,7 @@ DEFAULT_MIN_FREE = 128 * 1024 * 1024
 DEFAULT_PORT = "tcp:11112:interface=127.0.0.1"
 
 _DEFAULTS = Settings()
+_log = Logger()
 
 
 def _title(value: str) -> str:
@@ -245,6 +251,7 @@ class Options(usage.Options):
         super().__init__()  # type: ignore[no-untyped-call]
         self["ports"] = []
         self["calling"] = []
+        self["peer"] = []
 
     def parseOptions(self, options: list[str] | None = None) -> None:
         """
@@ -269,6 +276,13 @@ class Options(usage.Options):
         """Calling AE title that may associate; all may where none is given. May be given more than once."""
         self["calling"].append(_title(title))
 
+    def opt_peer(self, description: str) -> None:
+        """
+        Where an AE listens: TITLE=host:port, TITLE=endpoint-string, or @FILE with one of them on each line, which is read
+        again at SIGHUP. May be given more than once.
+        """
+        self["peer"].append(description)
+
     def postOptions(self) -> None:
         """Check what only shows now, so that a mistake is one line and not a traceback."""
         from twisted.internet import reactor
@@ -277,6 +291,10 @@ class Options(usage.Options):
             self["endpoints"] = [server_endpoint(reactor, port) for port in self["ports"] or [DEFAULT_PORT]]
         except EndpointError as error:
             raise usage.UsageError(f"--port: {error}") from None
+        try:
+            self["peers"] = Peers(reactor, self["peer"])
+        except ValueError as error:
+            raise usage.UsageError(f"--peer: {error}") from None
         self["ae"] = _make_ae(self)
         if self["import"] is not None and not Path(self["import"]).is_dir():
             raise usage.UsageError(f"--import: {self['import']} is no folder")
@@ -318,9 +336,14 @@ def makeService(options: Options) -> IService:
     """Make the service of ``twist dicom``."""
     ae: AE = options["ae"]
     ae.reactor.callWhenRunning(_stop_at_sigterm, ae.reactor)
-    receiver = StorageReceiver(options["archive"], WorkerThreads(ae.reactor))
+    threads = WorkerThreads(ae.reactor)
+    receiver = StorageReceiver(options["archive"], threads)
+    ae.reactor.callWhenRunning(_reload_at_sighup, ae.reactor, options["peers"], threads)
+    providers: list[Provider] = [PerformedProcedureSteps(options["archive"].store, threads)]
     folder = Path(options["import"]) if options["import"] is not None else None
-    return ArchiveService(ae, options["endpoints"], receiver, grace=options["grace"], import_from=folder)
+    return ArchiveService(
+        ae, options["endpoints"], receiver, grace=options["grace"], import_from=folder, providers=providers
+    )
 
 
 def _stop_at_sigterm(reactor: Any) -> None:
@@ -330,3 +353,14 @@ def _stop_at_sigterm(reactor: Any) -> None:
     ``twist`` drains as well, and then ends by the signal that it got; a supervisor takes that for a failure.
     """
     reactor.callLater(0, signal.signal, signal.SIGTERM, lambda *_: reactor.callFromThread(reactor.stop))
+
+
+def _reload_at_sighup(reactor: Any, peers: Peers, threads: WorkerThreads) -> None:
+    """Read the peers anew at SIGHUP; a mistake in them is told, and those before stay."""
+
+    def reload() -> None:
+        reloading: Deferred[None] = threads.run(peers.reload)
+        reloading.addCallback(lambda _: _log.info("{count} peers are known", count=len(peers)))
+        reloading.addErrback(lambda why: _log.error("peers stay as they were: {why}", why=why.getErrorMessage()))
+
+    signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reload))

@@ -35,7 +35,9 @@ class Provided(NamedTuple):
 class Provider(Protocol):
     """A service class, alive while its server is."""
 
-    provided: Sequence[Provided]
+    @property
+    def provided(self) -> Sequence[Provided]:
+        """What it answers."""
 
     def start(self) -> None:
         """The server is about to listen."""
