@@ -138,28 +138,33 @@ def _filled_time(value: str, rest: str, fraction: str) -> str:
     return f"{digits}{rest[len(digits) :]}.{(found[4] or ''):{fraction}<6}"
 
 
-def _split(value: str) -> tuple[str, str, bool]:
-    """The ends of a range, and whether it is one (PS3.4 C.2.2.2.5). The hyphen of a UTC offset does not divide."""
+def _ends(value: str) -> tuple[str, str]:
+    """
+    The ends of a range of dates or times, the same where it is none (PS3.4 C.2.2.2.5).
+
+    :raises ValueError: neither end is there.
+    """
+    low, hyphen, high = (part.strip() for part in value.partition("-"))
+    if not (low or high):
+        raise ValueError(f"{value[:64]!r} is no range")
+    return low, high if hyphen else low
+
+
+def _moments(value: str) -> tuple[str, str]:
+    """The same of a range of DT, where a hyphen may also begin an offset from UTC."""
     value = value.strip()
     if "-" not in value:
-        return value, value, False
-    # An offset is four digits behind a sign; in a range with one, the hyphen that divides is followed by another number
-    # of digits, by nothing, or stands first.
+        return value, value
     for at in (at for at, char in enumerate(value) if char == "-"):
         low, high = value[:at].strip(), value[at + 1 :].strip()
-        if not (low or high):
-            continue
-        if all(not end or _is_point(end) for end in (low, high)) and not _is_offset_hyphen(value, at):
-            return low, high, True
-    return value, value, False
+        if (low or high) and all(not end or _DATETIME.fullmatch(end) for end in (low, high)):
+            if not _is_offset(value, at):
+                return low, high
+    return value, value
 
 
-def _is_point(text: str) -> bool:
-    return bool(_DATETIME.fullmatch(text) or _DATE.fullmatch(text) or _TIME.fullmatch(text))
-
-
-def _is_offset_hyphen(value: str, at: int) -> bool:
-    """Whether the hyphen begins a UTC offset: four digits from -1200 to -0000 behind a DT that has no offset yet."""
+def _is_offset(value: str, at: int) -> bool:
+    """Whether four digits from 0000 to 1200 follow the hyphen, behind a DT that has no offset yet."""
     behind = re.match(r"(\d{4})(?!\d)", value[at + 1 :])
     return bool(behind and int(behind[1]) <= 1200 and at >= 4 and value[:at].replace(".", "").isdigit())
 
@@ -170,7 +175,7 @@ def date_range(value: str) -> tuple[str, str]:
 
     :raises ValueError: it is none.
     """
-    low, high, _ = _split(value)
+    low, high = _ends(value)
     first = normal_date(low) if low else "0"
     last = normal_date(high) if high else LAST_DATE
     if not (first and last):
@@ -184,7 +189,7 @@ def time_range(value: str) -> tuple[str, str]:
 
     :raises ValueError: it is none.
     """
-    low, high, _ = _split(value)
+    low, high = _ends(value)
     first = _filled_time(low, "000000", "0") if low else FIRST_TIME
     last = _filled_time(high, "__5959", "9") if high else LAST_TIME
     if not (first and last):
@@ -226,7 +231,7 @@ def datetime_range(value: str, zone: tzinfo | None = None) -> tuple[str, str]:
 
     :raises ValueError: it is none.
     """
-    low, high, _ = _split(value)
+    low, high = _moments(value)
     first = datetime_key(low, zone) if low else "0"
     last = datetime_key(high, zone, last=True) if high else LAST_DATE + LAST_TIME
     if not (first and last):

@@ -1,0 +1,233 @@
+"""
+``twist dicom`` killed at random moments while DCMTK's clients send: nothing that was acknowledged is lost.
+
+Run it for longer than the test does with::
+
+    python -m tests.archive.kill_rounds --rounds 50
+
+Each round starts the server on the same storage, lets several ``storescu`` send new instances and other versions of old
+ones, and kills it with SIGKILL after a random time. The next start has to find every acknowledged instance: its file with the
+bytes that were sent, and its row. What was not acknowledged is there as a whole, in a version that was sent, or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from io import BytesIO
+from pathlib import Path
+
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from tests import peers
+
+_ROOT = "1.2.826.0.1.3680043.8.498.77"
+_PIXELS = 12_000
+_LARGE = 3_000_000
+
+
+def write_instance(path: Path, number: int, version: int) -> str:
+    """Write a file; instances are told apart by *number*, what is in them by *version*. Returns the SOP Instance UID."""
+    rng = random.Random((number, version).__repr__())
+    dataset = Dataset()
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    dataset.SOPInstanceUID = f"{_ROOT}.{number}"
+    dataset.Modality = "OT"
+    dataset.PatientName = f"Patient^{number // 40}"
+    dataset.PatientID = f"P{number // 40}"
+    dataset.StudyInstanceUID = f"{_ROOT}.1.{number // 40}"
+    dataset.SeriesInstanceUID = f"{_ROOT}.2.{number // 20}"
+    dataset.InstanceNumber = version
+    dataset.Rows = dataset.Columns = 1
+    dataset.BitsAllocated = 8
+    dataset.add_new(0x7FE00010, "OB", rng.randbytes(_LARGE if number % 37 == 0 else _PIXELS))
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    path.write_bytes(buffer.getvalue())
+    return str(dataset.SOPInstanceUID)
+
+
+class Lost(AssertionError):
+    """A promise was broken; the text says which."""
+
+
+class Rounds:
+    """
+    One storage, and what its server has promised.
+
+    :param folder: an empty folder for all there is.
+    """
+
+    def __init__(self, folder: Path, rng: random.Random) -> None:
+        self.folder = folder
+        self.rng = rng
+        self.storage = folder / "storage"
+        self.numbers = 0
+        self.old = 0
+        self.version = 0
+        #: SOP Instance UID -> each version that was sent since the last one that must be there, that one included.
+        self.possible: dict[str, list[bytes]] = {}
+        #: Those that have to be there in some version.
+        self.promised: set[str] = set()
+        self.acknowledged = 0
+        self.started = 0.0
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the server, wait until it listens."""
+        self.port = peers.free_port()
+        self.log = open(self.folder / "server.log", "ab")
+        began = time.monotonic()
+        command = ["-m", "twisted", "--log-format", "text", "dicom", "--storage", str(self.storage), "--min-free", "0"]
+        server = subprocess.Popen(
+            [sys.executable, *command, "--port", f"tcp:{self.port}:interface=127.0.0.1"],
+            stdout=self.log,
+            stderr=self.log,
+        )
+        while peers._listens(self.port) is False and server.poll() is None:
+            time.sleep(0.02)
+        if server.poll() is not None:
+            raise Lost(f"the server does not start: {(self.folder / 'server.log').read_text()[-2000:]}")
+        self.started = max(self.started, time.monotonic() - began)
+        return server
+
+    def round(self, clients: int, count: int) -> None:
+        """Send, kill, and check after the next start."""
+        server = self.start()
+        self.old = self.numbers
+        sending = [self.send(client, count) for client in range(clients)]
+        try:
+            time.sleep(self.rng.uniform(0.02, 0.9))
+        finally:
+            server.send_signal(signal.SIGKILL)
+            server.wait()
+        outputs = [process.communicate(timeout=60)[0].decode("utf-8", "replace") for process, _ in sending]
+        for (_, sent), output in zip(sending, outputs, strict=True):
+            self.note(sent, output)
+        server = self.start()
+        try:
+            self.check()
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+            self.log.close()
+
+    def send(self, client: int, count: int) -> tuple[subprocess.Popen[bytes], dict[str, tuple[str, bytes]]]:
+        """Begin to send: three of four instances are new, the others are there already in another version."""
+        outgoing = self.folder / "outgoing" / str(client)
+        shutil.rmtree(outgoing, ignore_errors=True)
+        outgoing.mkdir(parents=True)
+        sent: dict[str, tuple[str, bytes]] = {}
+        # No two clients send the same instance in one round, so that the order of its versions is known.
+        old = [number for number in range(self.old) if number % 8 == client]
+        chosen = self.rng.sample(old, min(len(old), count // 4))
+        chosen += range(self.numbers, self.numbers + count - len(chosen))
+        self.numbers += count
+        self.rng.shuffle(chosen)
+        for number in chosen:
+            self.version += 1
+            path = outgoing / f"{len(sent):04}.dcm"
+            uid = write_instance(path, number, self.version)
+            sent[str(path)] = (uid, peers.dataset_bytes(path))
+        command = [peers.dcmtk("storescu"), "-v", "127.0.0.1", str(self.port), *sent]
+        environment = {**os.environ, "TCP_NODELAY": "1"}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment), sent
+
+    def note(self, sent: dict[str, tuple[str, bytes]], output: str) -> None:
+        """Take from the output of a client what it was promised."""
+        tried = re.findall(r"Sending file: (\S+)(.*?)(?=Sending file|\Z)", output, re.DOTALL)
+        for path, rest in tried:
+            uid, content = sent[path]
+            if "Received Store Response (Success)" in rest:
+                self.possible[uid] = [content]
+                self.promised.add(uid)
+                self.acknowledged += 1
+            else:
+                self.possible.setdefault(uid, []).append(content)
+
+    def check(self) -> None:
+        """
+        Compare files, index and promises.
+
+        :raises Lost: they differ.
+        """
+        files = {path.stem: path for path in self.storage.glob("[0-9]*/*/*.dcm")}
+        for uid in self.promised - files.keys():
+            raise Lost(f"{uid} was acknowledged and is gone")
+        for uid, path in files.items():
+            content = peers.dataset_bytes(path)
+            if content not in self.possible.get(uid, []):
+                raise Lost(f"{path} is no version that can be there")
+            if uid not in self.promised:
+                # It has survived a start, and is there like any other.
+                self.promised.add(uid)
+            self.possible[uid] = [content]
+        left = [path for path in self.storage.rglob("*") if path.is_file() and path.suffix == ".part"]
+        if left:
+            raise Lost(f"left over: {left}")
+        self.check_index(files)
+
+    def check_index(self, files: dict[str, Path]) -> None:
+        """Compare the index with *files*: the same instances, the same versions."""
+        with sqlite3.connect(f"file:{self.storage / '.index' / 'index.sqlite'}?mode=ro", uri=True) as database:
+            rows = database.execute(
+                "SELECT sop_instance_uid, instance_number, size, study_instance_uid FROM instance"
+                " JOIN series ON in_series = series.id JOIN study ON in_study = study.id"
+            ).fetchall()
+        database.close()
+        if sorted(row[0] for row in rows) != sorted(files):
+            raise Lost(f"index and files differ: {sorted({row[0] for row in rows} ^ files.keys())}")
+        for uid, number, size, study in rows:
+            path = files[uid]
+            element = b"\x20\x00\x13\x00IS" + len(_even(number)).to_bytes(2, "little") + _even(number)
+            if element not in path.read_bytes():
+                raise Lost(f"the index has another version of {path}")
+            if size != path.stat().st_size or study != path.parent.parent.name:
+                raise Lost(f"the row of {path} is not that of the file")
+
+
+def _even(text: str) -> bytes:
+    return text.encode() + b" " * (len(text) % 2)
+
+
+def main() -> None:
+    """Run as many rounds as are asked for; the exit status is 0 when every promise was kept."""
+    parser = argparse.ArgumentParser(
+        description="Kill twist dicom at random moments and look what is there afterwards."
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clients", type=int, default=3)
+    parser.add_argument("--count", type=int, default=60, help="instances of each client and round")
+    parser.add_argument("--seed", type=int, default=None, help="repeat the choices of a run; not its moments")
+    options = parser.parse_args()
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="dicomtwist-kill-"))
+    rounds = Rounds(folder, random.Random(seed))
+    try:
+        for number in range(options.rounds):
+            rounds.round(options.clients, options.count)
+            print(
+                f"round {number + 1}: {rounds.acknowledged} acknowledged so far, {len(rounds.promised)} instances there",
+                flush=True,
+            )
+    except Lost as error:
+        raise SystemExit(f"LOST, see {folder}: {error}") from None
+    print(f"nothing lost in {options.rounds} rounds; the slowest start took {rounds.started:.1f} s")
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
