@@ -7,6 +7,7 @@ from typing import Any
 from dicomtwist import AE, AssociationRejected, build_context
 from dicomtwist.acceptor import MAX_COUNTED_ADDRESSES, MAX_SURPLUS
 from dicomtwist.testing import ScriptedPeer
+from dicomtwist.testing.peer import ScriptedPeerFactory
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ
 from tests.hostile.common import ACSE, HostileTestCase
 from tests.memory import VERIFICATION
@@ -23,7 +24,9 @@ class Connections(HostileTestCase):
     def test_5000_that_say_nothing(self) -> None:
         self.scp.maximum_connections, self.scp.maximum_connections_per_peer = 1000, 10_000
         self.serve()
-        peers = [self.network.scripted_client(104) for _ in range(5000)]
+        peers = [ScriptedPeer(self.network) for _ in range(5000)]
+        for peer in peers:
+            self.network.connectTCP("127.0.0.1", 104, ScriptedPeerFactory(peer))
         self.network.flush()
         self.assertEqual(self.others(), 999 + MAX_SURPLUS)
         self.assertEqual(sum(peer.closed is not None for peer in peers), 5000 - 999 - MAX_SURPLUS)

@@ -1,0 +1,379 @@
+"""
+``twist dicom`` as a process among hostile peers: rows 9, 10, 15 to 22 and 30 to 33. Its memory and its files are looked at,
+and while it goes on another AE's C-ECHO is answered.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import struct
+import sys
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, cast
+
+from pydicom import Dataset
+from pydicom.sequence import Sequence
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
+from twisted.trial.unittest import TestCase
+
+from dicomtwist import AE, Association
+from dicomtwist.acceptor import MAX_SURPLUS
+from dicomtwist.datasets import encode_dataset
+from dicomtwist.dimse.messages import CStoreRQ
+from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
+from dicomtwist.testing import ScriptedPeer
+from dicomtwist.ul.items import ProposedContext, UserInformation
+from dicomtwist.ul.pdu import AAssociateRQ
+from tests import peers, test_twist_dicom
+from tests.hostile.common import pdata
+
+reactor = cast(Any, _reactor)
+
+VERIFICATION = "1.2.840.10008.1.1"
+CT = "1.2.840.10008.5.1.4.1.1.2"
+IMPLICIT, EXPLICIT, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"
+
+#: How much more memory the process may have afterwards than before, in bytes: what allocators keep, and no more.
+MARGIN = 64 * 1024**2
+#: Within how many seconds an echo is answered, on a machine that is busy with other things too.
+PROMPTLY = 10
+
+REQUEST = AAssociateRQ(
+    "ANY",
+    "HOSTILE",
+    (ProposedContext(1, VERIFICATION, (IMPLICIT,)), ProposedContext(3, CT, (EXPLICIT,))),
+    UserInformation(maximum_length=16384),
+).encode()
+
+
+def instance(uid: str = "1.2.3.4", *, pixels: int = 100, **elements: Any) -> Dataset:
+    """An instance that can be stored, with *elements* as they are given, right or wrong."""
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = CT, uid
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2.3", "1.2.3.1"
+    dataset.PatientID = "P"
+    dataset.add_new(0x7FE00010, "OW", bytes(pixels))
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, "1")
+        dataset[keyword]._value = value
+    return dataset
+
+
+def file_of(encoded: bytes, uid: str = "1.2.3.4", syntax: str = EXPLICIT, preamble: bytes = bytes(128)) -> BytesIO:
+    """A Part 10 file of a data set that is encoded already."""
+    meta = encode_preamble_and_meta(FileMeta(CT, uid, syntax, "1.2.3"))
+    return BytesIO(preamble + meta[128:] + encoded)
+
+
+def store_command(uid: str = "1.2.3.4", sop_class: str = CT) -> bytes:
+    """The P-DATA-TF of a C-STORE request whose data set is to come."""
+    request = CStoreRQ(message_id=1, affected_sop_class_uid=sop_class, affected_sop_instance_uid=uid)
+    return b"".join(ScriptedPeer.encode_message(3, request, b"")[:2])
+
+
+class ProcessTestCase(TestCase):
+    """A server process with a storage of its own."""
+
+    timeout = 120
+
+    async def start(self, *options: str) -> None:
+        """Start it, and note what it is like when it has been used a little."""
+        self.storage = Path(self.mktemp())
+        self.port = peers.free_port()
+        self.server = await peers.start(
+            self,
+            sys.executable,
+            *("-m", "twisted", "--log-format", "text", "dicom", "--storage", str(self.storage)),
+            *("--port", f"tcp:{self.port}:interface=127.0.0.1", *options),
+            ready=self.port,
+        )
+        self.neighbour = AE("NEIGHBOUR")
+        self.neighbour.add_requested_context(VERIFICATION)
+        self.ae = AE("HOSTILE")
+        for syntax in (EXPLICIT, IMPLICIT, DEFLATED):
+            self.ae.add_requested_context(CT, syntax)
+        async with self.association() as assoc:
+            self.assertEqual(
+                await assoc.send_c_store(file_of(encode_dataset(instance("1.2.3.99"), EXPLICIT), "1.2.3.99")), 0
+            )
+        await self.echo()
+        self.base, self.before = self.memory(), self.files()
+        self.assertEqual(len([path for path in self.before if path.suffix == ".dcm"]), 1)
+
+    @asynccontextmanager
+    async def association(self) -> AsyncIterator[Association]:
+        """An association for images; released, unless it is over."""
+        assoc = await self.ae.associate("127.0.0.1", self.port)
+        try:
+            yield assoc
+        finally:
+            if assoc.is_established:
+                await assoc.release()
+
+    def memory(self) -> int:
+        """What the process has of it, in bytes."""
+        return int(Path(f"/proc/{self.server.pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+    def files(self) -> dict[Path, bytes]:
+        """Every instance and temporary file, with what is in it; not the index and its like."""
+        return {
+            path: path.read_bytes()
+            for path in self.storage.rglob("*")
+            if path.is_file() and not path.name.startswith((".lock", "index"))
+        }
+
+    async def echo(self) -> None:
+        """Another AE's C-ECHO is answered promptly."""
+        asked = reactor.seconds()
+        async with await self.neighbour.associate("127.0.0.1", self.port) as assoc:
+            self.assertTrue((await assoc.send_c_echo()).is_success)
+        self.assertLess(reactor.seconds() - asked, PROMPTLY)
+
+    async def all_is_as_before(self, *more: str) -> None:
+        """Nothing is left but the instances *more*; what was there is what it was."""
+        await self.echo()
+        files = self.files()
+        new = sorted(path.name for path in files if path not in self.before)
+        self.assertEqual(new, sorted(f"{uid}.dcm" for uid in more))
+        self.assertEqual({path: files.get(path) for path in self.before}, self.before)
+        self.assertLess(self.memory(), self.base + MARGIN)
+        self.assertNotIn("Traceback", self.server.text)
+
+    async def hostile(self, data: bytes) -> test_twist_dicom.Silent:
+        """A connection on which an association is there and *data* are sent."""
+        peer = await test_twist_dicom.connect(self.port, REQUEST)
+        await peer.answered
+        assert peer.transport is not None
+        peer.transport.write(data)
+        return peer
+
+
+class Storing(ProcessTestCase):
+    async def test_names_that_climb(self) -> None:
+        """Rows 15 to 17 and 22: no file name is ever a peer's text, and no shell sees any."""
+        await self.start()
+        wrong = [
+            "../../x",
+            "/etc/x",
+            "..",
+            "",
+            "1." * 150,
+            "1.2\0.3",
+            "$(touch x)",
+            "`touch x`",
+            "1.2/../3",
+            "1.2.3;ls",
+        ]
+        async with self.association() as assoc:
+            for text in wrong:
+                for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+                    encoded = encode_dataset(instance(pixels=100, **{keyword: text}), EXPLICIT)
+                    status = await assoc.send_c_store(file_of(encoded))
+                    self.assertTrue(status.is_failure, f"{keyword} {text!r}: {status}")
+            for text in ("../../x", "$(touch x)", "/etc/x", "..", "%_' OR 1=1--"):
+                odd = instance("1.2.3.5", PatientID=text, StudyID=text)
+                self.assertEqual(await assoc.send_c_store(file_of(encode_dataset(odd, EXPLICIT), "1.2.3.5")), 0)
+            status = await assoc.send_c_store(file_of(encode_dataset(instance("1.2.3.6"), EXPLICIT), "1.2.3.7"))
+            self.assertEqual(status, 0xA900)
+        for uid in ("../../x", "", "1." * 150, "\xff\xfe", "$(touch x)"):
+            peer = await self.hostile(store_command(uid) + pdata((3, 2, encode_dataset(instance(), EXPLICIT))))
+            cast(Any, peer.transport).abortConnection()
+            await peer.closed
+        await self.all_is_as_before("1.2.3.5")
+
+    async def test_data_sets_that_lie(self) -> None:
+        """Rows 18 to 20, 32 and 33."""
+        await self.start()
+
+        def deflated(data: bytes) -> bytes:
+            packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+            return packer.compress(data) + packer.flush()
+
+        front = encode_dataset(instance("1.2.3.5"), EXPLICIT)
+        pixels = struct.pack("<HH2s2xL", 0x7FE0, 0x10, b"OB", 1 << 27) + bytes(1 << 27)
+        bomb = deflated(front[: front.index(b"\xe0\x7f\x10\x00")] + pixels)
+        hidden = deflated(struct.pack("<HH2s2xL", 8, 1, b"UN", 1 << 27) + bytes(1 << 27) + front)
+        opening = struct.pack("<HH2s2xL", 8, 0x1140, b"SQ", 0xFFFFFFFF) + struct.pack(
+            "<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF
+        )
+        nested = b""
+        for _ in range(10_000):
+            item = struct.pack("<HHL", 0xFFFE, 0xE000, len(nested)) + nested
+            nested = struct.pack("<HH2s2xL", 8, 0x1140, b"SQ", len(item)) + item
+        huge = struct.pack("<HH2s2xL", 8, 1, b"UN", 0xFFFFFFFE) + bytes(10)
+        async with self.association() as assoc:
+            self.assertEqual(await assoc.send_c_store(file_of(bomb, "1.2.3.5", DEFLATED)), 0)
+            for data, syntax in ((hidden, DEFLATED), (opening * 10_000, EXPLICIT), (huge, EXPLICIT), (b"\0", EXPLICIT)):
+                status = await assoc.send_c_store(file_of(data, syntax=syntax))
+                self.assertTrue(status.is_failure, status)
+                await self.echo()
+            at = front.index(struct.pack("<HH", 0x20, 0xD))
+            status = await assoc.send_c_store(
+                file_of(front[:at].replace(b"1.2.3.5\0", b"1.2.3.6\0") + nested + front[at:], "1.2.3.6")
+            )
+            self.assertIn(int(status), (0, 0xC000))  # stepped over by its length, or refused as out of order
+            contradictory = instance("1.2.3.7", Rows=65535, Columns=65535, BitsAllocated=8, NumberOfFrames="2147483647")
+            self.assertEqual(
+                await assoc.send_c_store(
+                    file_of(encode_dataset(contradictory, EXPLICIT), "1.2.3.7", preamble=b"MZ" + b"\x90" * 126)
+                ),
+                0,
+            )
+        stored = self.storage / "1.2.3" / "1.2.3.1"
+        self.assertEqual(peers.dataset_bytes(stored / "1.2.3.5.dcm"), bomb + b"\0" * (len(bomb) % 2))
+        self.assertEqual((stored / "1.2.3.7.dcm").read_bytes()[:132], bytes(128) + b"DICM")
+        (stored / "1.2.3.6.dcm").unlink(missing_ok=True)
+        await self.all_is_as_before("1.2.3.5", "1.2.3.7")
+
+    async def test_cut_off(self) -> None:
+        """Row 21: a sender that is gone, also when it sends again what is there: nothing partial, the old copy intact."""
+        await self.start()
+        data = encode_dataset(instance("1.2.3.99", pixels=3_000_000), EXPLICIT)
+        whole = store_command("1.2.3.99") + b"".join(
+            pdata((3, 2 if place + 100_000 >= len(data) else 0, data[place : place + 100_000]))
+            for place in range(0, len(data), 100_000)
+        )
+        # In the command set, at its end, in the first and in a later write, before the last byte.
+        begun = len(store_command("1.2.3.99"))
+        cuts = [
+            (offset, way) for way in ("reset", "close") for offset in (3, 60, begun, 5000, 1_100_000, len(whole) - 1)
+        ]
+        cuts += [(begun + count * len(pdata((3, 0, bytes(100_000)))), "abort") for count in (0, 1, 12, 29)]
+        for offset, way in cuts:
+            peer = await self.hostile(whole[:offset] + (b"\7\0\0\0\0\4\0\0\0\0" if way == "abort" else b""))
+            assert peer.transport is not None
+            if way == "reset":
+                cast(Any, peer.transport).abortConnection()
+            elif way == "close":
+                peer.transport.loseConnection()
+            await peer.closed
+        # Each leaves its line when all of it is over; one is of the association at the start.
+        await self.server.until(
+            lambda: self.server.text.count("'HOSTILE' at") > len(cuts), 30, "a line for each of the associations"
+        )
+        async with self.association() as assoc:
+            self.assertEqual(
+                await assoc.send_c_store(file_of(encode_dataset(instance("1.2.3.5"), EXPLICIT), "1.2.3.5")), 0
+            )
+        await self.all_is_as_before("1.2.3.5")
+
+    async def test_a_data_set_that_never_ends(self) -> None:
+        """Row 9: more than an object may have."""
+        limit = 1_500_000  # the archive has begun a file by then
+        await self.start("--max-object-size", str(limit), "--acse-timeout", "2")
+        some = pdata(*[(3, 0, bytes(1000))] * 100)
+        peer = await self.hostile(store_command())
+        await self.flood(peer, some, limit // 100_000 + 1)
+        self.assertEqual((await peer.closed)[-10:], b"\7\0\0\0\0\4\0\0\2\6")
+        await self.server.wait_for(f"a data set of more than {limit} bytes")
+        await self.all_is_as_before()
+
+    async def test_pieces_of_one_byte(self) -> None:
+        """Row 10: each of them costs what it holds, and no one else waits for them."""
+        await self.start()
+        peer = await self.hostile(store_command())
+        await self.flood(peer, pdata(*[(3, 0, b"x")] * 18_000), 20)
+        cast(Any, peer.transport).abortConnection()
+        await peer.closed
+        await self.server.wait_for("'HOSTILE' at 127.0.0.1: nothing asked for")
+        await self.all_is_as_before()
+
+    async def flood(self, peer: test_twist_dicom.Silent, data: bytes, times: int) -> None:
+        """Send *data* so often; the neighbour is heard, and the memory stays, all the while."""
+        for number in range(times):
+            cast(Any, peer.transport).write(data)
+            if number % 5 == 0:
+                await self.echo()
+                self.assertLess(self.memory(), self.base + MARGIN)
+
+
+class Exhausted(ProcessTestCase):
+    async def test_file_descriptors(self) -> None:
+        """Row 30: none is left; who comes is closed, who is there goes on, and all is well when there are some again."""
+        await self.start("--acse-timeout", "60")
+        assoc = await self.neighbour.associate("127.0.0.1", self.port)
+        used = len(os.listdir(f"/proc/{self.server.pid}/fd"))
+        limits = resource.prlimit(self.server.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(self.server.pid, resource.RLIMIT_NOFILE, (used + 20, limits[1]))
+        silent, refused = await self.connections(60)
+        await self.first(silent, 30 - refused)
+        self.assertTrue((await assoc.send_c_echo()).is_success)
+        await self.close(*silent)
+        resource.prlimit(self.server.pid, resource.RLIMIT_NOFILE, limits)
+        await assoc.release()
+        await self.all_is_as_before()
+
+    async def connections(self, count: int) -> tuple[list[test_twist_dicom.Silent], int]:
+        """Connect *count* times; return who is connected, and how many were reset before they knew."""
+        results = await DeferredList(
+            [test_twist_dicom.connect(self.port, b"") for _ in range(count)], consumeErrors=True
+        )
+        silent = [result for success, result in results if success]
+        return silent, count - len(silent)
+
+    async def first(self, silent: list[test_twist_dicom.Silent], count: int) -> None:
+        """Wait until *count* of them are closed."""
+        enough: Deferred[None] = Deferred()
+        left = count
+
+        def one(result: bytes) -> bytes:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                enough.callback(None)
+            return result
+
+        for peer in silent:
+            peer.closed.addCallback(one)
+        if count > 0:
+            await enough.addTimeout(60, reactor)
+
+    async def close(self, *silent: test_twist_dicom.Silent) -> None:
+        """Go away."""
+        for peer in silent:
+            if not peer.closed.called:
+                cast(Any, peer.transport).abortConnection()
+        await gatherResults([peer.closed for peer in silent])
+
+    async def test_disk(self) -> None:
+        """Row 31: a file cannot grow any more: 0xA700, nothing is left of it, and what fits is stored."""
+        await self.start()
+        resource.prlimit(self.server.pid, resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
+        async with self.association() as assoc:
+            large = encode_dataset(instance("1.2.3.5", pixels=5_000_000), EXPLICIT)
+            self.assertEqual(await assoc.send_c_store(file_of(large, "1.2.3.5")), 0xA700)
+            await self.echo()
+            small = encode_dataset(instance("1.2.3.6"), EXPLICIT)
+            self.assertEqual(await assoc.send_c_store(file_of(small, "1.2.3.6")), 0)
+        await self.all_is_as_before("1.2.3.6")
+
+    async def test_too_many_connections(self) -> None:
+        """Row 30: those beyond the limit are told, and more of them closed at once."""
+        await self.start("--max-connections", "20", "--max-connections-per-peer", "10", "--acse-timeout", "60")
+        silent, refused = await self.connections(10)
+        self.assertEqual(refused, 0)
+        peer = await test_twist_dicom.connect(self.port, REQUEST)
+        await peer.answered
+        self.assertEqual(peer.received, b"\3\0\0\0\0\4\0\2\3\2")
+        more, refused = await self.connections(100)
+        await self.first(more, 100 - (MAX_SURPLUS - 1) - refused)  # one of those that are kept was told
+        await self.close(*silent, peer, *more)
+        await self.server.wait_for("there is room again")
+        await self.all_is_as_before()
+
+
+class Indexed(ProcessTestCase):
+    async def test_wide_sequences(self) -> None:
+        """Row 19: many items are no trouble either."""
+        await self.start()
+        wide = instance("1.2.3.5")
+        wide.ReferencedImageSequence = Sequence([Dataset() for _ in range(20_000)])
+        async with self.association() as assoc:
+            self.assertEqual(await assoc.send_c_store(file_of(encode_dataset(wide, EXPLICIT), "1.2.3.5")), 0)
+        await self.all_is_as_before("1.2.3.5")
