@@ -327,11 +327,12 @@ assoc.release()
 
         def act(event: evt.ActionEvent) -> int:
             # The answer goes first, the notification follows it.
-            reporting.append(deferLater(event.assoc.ae.reactor, 0, report, event.assoc))
+            reporting.append(Deferred.fromCoroutine(report(event.assoc)))
             return 0x0000
 
-        def report(assoc: Association) -> Deferred[Reply]:
-            return assoc.send_n_event_report(patient("Reported"), 4, MACHINE, INSTANCE)
+        async def report(assoc: Association) -> Reply:
+            await deferLater(assoc.ae.reactor, 0)
+            return await assoc.send_n_event_report(patient("Reported"), 4, MACHINE, INSTANCE)
 
         self.server.bind(evt.EVT_N_ACTION, act)
         lines = await self.scu(
