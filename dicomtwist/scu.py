@@ -4,8 +4,7 @@ What a Service Class User asks its peer for: the operations of an association (P
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from pydicom import Dataset
 from twisted.internet.defer import Deferred
@@ -17,7 +16,7 @@ from dicomtwist.exchange import Exchange, WindowPlace
 from dicomtwist.identifier import encode_identifier
 from dicomtwist.negotiation import check_ae_title
 from dicomtwist.presentation import PresentationContextTuple
-from dicomtwist.storescu import store
+from dicomtwist.storescu import Instance, open_outgoing, prepare
 
 if TYPE_CHECKING:
     from dicomtwist.ae import AE
@@ -63,7 +62,7 @@ class ServiceClassUser:
 
     def send_c_store(
         self,
-        dataset: str | os.PathLike[str] | Dataset | BinaryIO | bytes,
+        dataset: Instance,
         *,
         priority: int = 2,
         originator_aet: str | None = None,
@@ -84,7 +83,17 @@ class ServiceClassUser:
             * ``OSError``, :class:`~dicomtwist.part10.NotDicomFile` or :class:`~dicomtwist.errors.DataSetError` where
               the data set cannot be read or encoded. If that shows when part of it is sent, the association is aborted.
         """
-        return Deferred.fromCoroutine(store(self, dataset, priority, originator_aet, originator_id))
+        return Deferred.fromCoroutine(self._store(dataset, priority, originator_aet, originator_id))
+
+    async def _store(
+        self, dataset: Instance, priority: int, originator_aet: str | None, originator_id: int | None
+    ) -> Status:
+        self.check_established()
+        async with WindowPlace(self.exchange):
+            # The place comes first and the file second, so that a thousand calls do not open a thousand files.
+            instance = await open_outgoing(dataset, self.ae.threads)
+            prepared = await prepare(self, instance, priority, originator_aet, originator_id)
+            return await prepared.send()
 
     def send_c_find(self, identifier: Dataset | bytes, query_model: str, *, priority: int = 2) -> Answers:
         """

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -23,76 +23,100 @@ from dicomtwist.datasets import (
 from dicomtwist.dimse.messages import CStoreRQ
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DataSetError, NoPresentationContext
-from dicomtwist.exchange import WindowPlace
 from dicomtwist.presentation import PresentationContextTuple
 
 if TYPE_CHECKING:
     from dicomtwist.scu import ServiceClassUser
+    from dicomtwist.threads import WorkerThreads
+
+#: What can be sent: the path of a Part 10 file, the bytes of one, an open one, or a Dataset.
+Instance: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Dataset"
 
 
-async def store(
-    assoc: ServiceClassUser,
-    dataset: str | os.PathLike[str] | Dataset | BinaryIO | bytes,
-    priority: int,
-    originator_aet: str | None,
-    originator_id: int | None,
-) -> Status:
-    """Do what :meth:`dicomtwist.scu.ServiceClassUser.send_c_store` says."""
-    assoc.check_established()
-    if isinstance(dataset, bytes):
-        dataset = BytesIO(dataset)
-    async with WindowPlace(assoc.exchange):
-        # The place comes first and the file second, so that a thousand calls do not open a thousand files.
-        context, instance_uid, source = await _prepare(assoc, dataset)
-        request = CStoreRQ(
-            affected_sop_class_uid=str(context.abstract_syntax),
-            affected_sop_instance_uid=instance_uid,
-            priority=priority,
-            move_originator_application_entity_title=originator_aet,
-            move_originator_message_id=originator_id,
-        )
-        response, _ = await assoc.exchange.start(context.context_id, request, source)
-    return assoc.status_of(response, str(context.abstract_syntax))
+class OutgoingInstance:
+    """
+    An instance that is going to be sent. It is open: to be encoded for a context, or to be closed.
 
+    :param instance: what the user gave.
+    :param source: the data set as it is in a file; of a Dataset there is none.
+    :ivar sop_class_uid: its SOP Class UID.
+    :ivar sop_instance_uid: its SOP Instance UID.
+    :ivar transfer_syntax: the UID of the transfer syntax that it is in.
+    """
 
-async def _prepare(
-    assoc: ServiceClassUser, dataset: str | os.PathLike[str] | Dataset | BinaryIO
-) -> tuple[PresentationContextTuple, str, DataSetSource]:
-    """Return the presentation context to use, the SOP Instance UID, and the data set encoded for the context."""
-    if isinstance(dataset, Dataset):
-        return _from_dataset(assoc, dataset)
-    threads = assoc.ae.threads
-    if isinstance(dataset, str | os.PathLike):
-        opened = await open_instance(dataset, threads)
-    elif hasattr(dataset, "read"):
-        opened = await open_file_like(cast("BinaryIO", dataset), threads)
-    else:
-        raise TypeError(f"a path, a Dataset or a binary file can be sent, not {type(dataset).__name__}")
-    meta = opened.meta
-    try:
-        assoc.exchange.check()
-        context = _context(assoc, meta.media_storage_sop_class_uid, meta.transfer_syntax_uid)
-        if context.transfer_syntax == meta.transfer_syntax_uid:
-            return context, meta.media_storage_sop_instance_uid, opened.source
-        if not isinstance(dataset, str | os.PathLike):
+    __slots__ = ("_instance", "_source", "sop_class_uid", "sop_instance_uid", "transfer_syntax")
+
+    def __init__(
+        self,
+        instance: Instance,
+        source: DataSetSource | None,
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        transfer_syntax: str,
+    ) -> None:
+        self._instance = instance
+        self._source = source
+        self.sop_class_uid = sop_class_uid
+        self.sop_instance_uid = sop_instance_uid
+        self.transfer_syntax = transfer_syntax
+
+    async def encoded(self, transfer_syntax: str, threads: WorkerThreads) -> DataSetSource:
+        """
+        Return the data set in *transfer_syntax*, converted where it is in another one.
+
+        :raises NoPresentationContext: it would have to be converted and cannot be read again.
+        """
+        instance = self._instance
+        if isinstance(instance, Dataset):
+            return BytesSource(encode_dataset(instance, transfer_syntax))
+        if transfer_syntax == self.transfer_syntax and self._source is not None:
+            source, self._source = self._source, None
+            return source
+        self.close()
+        if not isinstance(instance, str | os.PathLike):
             raise NoPresentationContext(
-                f"the file is in {meta.transfer_syntax_uid} and only {context.transfer_syntax} was accepted:"
+                f"the file is in {self.transfer_syntax} and only {transfer_syntax} was accepted:"
                 " give a path or a Dataset, which can be converted"
             )
-    except BaseException:
-        opened.source.close()
-        raise
-    opened.source.close()
-    encoded = await threads.run(convert_file, dataset, str(context.transfer_syntax))
-    return context, meta.media_storage_sop_instance_uid, BytesSource(encoded)
+        return BytesSource(await threads.run(convert_file, instance, transfer_syntax))
+
+    def close(self) -> None:
+        """Close the file."""
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
 
 
-def _from_dataset(assoc: ServiceClassUser, dataset: Dataset) -> tuple[PresentationContextTuple, str, DataSetSource]:
-    sop_class, instance = dataset.get("SOPClassUID"), dataset.get("SOPInstanceUID")
-    if not sop_class or not instance:
-        raise DataSetError("the Dataset has no SOPClassUID or no SOPInstanceUID, which C-STORE needs")
-    context = _context(assoc, str(sop_class), _syntax_of(dataset))
-    return context, str(instance), BytesSource(encode_dataset(dataset, str(context.transfer_syntax)))
+async def open_outgoing(instance: Instance, threads: WorkerThreads) -> OutgoingInstance:
+    """
+    Open what a user gave to be sent.
+
+    :raises OSError: it cannot be read.
+    :raises NotDicomFile: it is no Part 10 file.
+    :raises DataSetError: a Dataset does not say what it is.
+    :raises TypeError: it is none of what can be sent.
+    """
+    if isinstance(instance, Dataset):
+        sop_class, sop_instance = instance.get("SOPClassUID"), instance.get("SOPInstanceUID")
+        if not sop_class or not sop_instance:
+            raise DataSetError("the Dataset has no SOPClassUID or no SOPInstanceUID, which C-STORE needs")
+        return OutgoingInstance(instance, None, str(sop_class), str(sop_instance), _syntax_of(instance))
+    if isinstance(instance, str | os.PathLike):
+        opened = await open_instance(instance, threads)
+    elif isinstance(instance, bytes):
+        opened = await open_file_like(BytesIO(instance), threads)
+    elif hasattr(instance, "read"):
+        opened = await open_file_like(cast("BinaryIO", instance), threads)
+    else:
+        raise TypeError(f"a path, a Dataset or a binary file can be sent, not {type(instance).__name__}")
+    meta = opened.meta
+    return OutgoingInstance(
+        instance,
+        opened.source,
+        meta.media_storage_sop_class_uid,
+        meta.media_storage_sop_instance_uid,
+        meta.transfer_syntax_uid,
+    )
 
 
 def _syntax_of(dataset: Dataset) -> str:
@@ -102,6 +126,65 @@ def _syntax_of(dataset: Dataset) -> str:
         return str(meta.TransferSyntaxUID)
     # Without one it is not compressed, as far as anybody can tell: any uncompressed syntax will do.
     return str(ImplicitVRLittleEndian if dataset.original_encoding[0] else ExplicitVRLittleEndian)
+
+
+class PreparedStore:
+    """
+    A C-STORE request that can be sent at once, or closed.
+
+    :ivar assoc: the association that it is for.
+    :ivar context: its presentation context.
+    :ivar request: its command set.
+    """
+
+    __slots__ = ("_source", "assoc", "context", "request")
+
+    def __init__(
+        self, assoc: ServiceClassUser, context: PresentationContextTuple, request: CStoreRQ, source: DataSetSource
+    ) -> None:
+        self.assoc = assoc
+        self.context = context
+        self.request = request
+        self._source = source
+
+    async def send(self) -> Status:
+        """Send it, in a place in the window that the caller has, and wait for the answer."""
+        response, _ = await self.assoc.exchange.start(self.context.context_id, self.request, self._source)
+        return self.assoc.status_of(response, str(self.context.abstract_syntax))
+
+    def close(self) -> None:
+        """Do not send it."""
+        self._source.close()
+
+
+async def prepare(
+    assoc: ServiceClassUser,
+    instance: OutgoingInstance,
+    priority: int,
+    originator_aet: str | None = None,
+    originator_id: int | None = None,
+) -> PreparedStore:
+    """
+    Choose the presentation context for *instance*, which is closed where that fails, and encode it for the context.
+
+    :raises NoPresentationContext: none that was accepted fits.
+    :raises DataSetError: it cannot be encoded.
+    """
+    try:
+        assoc.exchange.check()
+        context = _context(assoc, instance.sop_class_uid, instance.transfer_syntax)
+        source = await instance.encoded(str(context.transfer_syntax), assoc.ae.threads)
+    except BaseException:
+        instance.close()
+        raise
+    request = CStoreRQ(
+        affected_sop_class_uid=str(context.abstract_syntax),
+        affected_sop_instance_uid=instance.sop_instance_uid,
+        priority=priority,
+        move_originator_application_entity_title=originator_aet,
+        move_originator_message_id=originator_id,
+    )
+    return PreparedStore(assoc, context, request, source)
 
 
 def _context(assoc: ServiceClassUser, sop_class: str, syntax: str) -> PresentationContextTuple:

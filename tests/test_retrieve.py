@@ -26,6 +26,7 @@ from dicomtwist import (
     build_role,
     evt,
 )
+from dicomtwist.datasets import encode_dataset
 from dicomtwist.dimse.messages import CGetRSP, CMoveRSP
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 from tests.memory import CT, MemoryTestCase, encoded, instance, part10
@@ -144,6 +145,34 @@ class GetTests(GetTestCase):
         self.assertTrue(self.get(lambda event: [1, path]).status.is_success)
         self.assertEqual(self.events[0].dataset.PatientName, "Nobody")
         self.assertEqual(self.events[0].context.transfer_syntax, ImplicitVRLittleEndian)
+
+    def test_one_is_opened_ahead(self) -> None:
+        """While one is under way the next is opened, and no more; where the handler goes on its file may be gone."""
+        self.refuse = {uid(number): Deferred() for number in range(4)}
+        pulled: list[int] = []
+
+        def handler(event: evt.IdentifierEvent) -> Iterator[Any]:
+            yield 4
+            for number in range(4):
+                pulled.append(number)
+                path = Path(self.mktemp())
+                # Two are read whole, two in pieces.
+                path.write_bytes(part10(2_000_000 if number % 2 else 100, uid=uid(number)))
+                yield path
+                path.unlink()
+
+        association = self.associated(handler)
+        retrieval = association.send_c_get(keys(), GET)
+        for number in range(4):
+            self.network.flush()
+            self.assertEqual(self.stored, [uid(known) for known in range(number + 1)])
+            self.assertEqual(len(pulled), min(number + 2, 4))
+            waiting = self.refuse[uid(number)]
+            assert isinstance(waiting, Deferred)
+            waiting.callback(0)
+        self.assertTrue(self.ended(retrieval).status.is_success)
+        self.assertEqual([event.encoded_dataset(include_meta=False) for event in self.events[::3]],
+                         [encoded(100, uid(0)), encoded(2_000_000, uid(3))])  # fmt: skip
 
     def test_nothing(self) -> None:
         result = self.get(datasets, 0)
@@ -339,6 +368,7 @@ class MoveTestCase(RetrieveTestCase):
         self.archive = AE("ARCHIVE", reactor=self.network)
         self.archive.supported_contexts = [CT_CONTEXT]
         self.associations: list[Association] = []
+        self.most_open = 0
 
     def tearDown(self) -> None:
         super().tearDown()
@@ -348,10 +378,14 @@ class MoveTestCase(RetrieveTestCase):
         """Start the destination."""
         bound: list[Any] = [
             (evt.EVT_C_STORE, self.store),
-            (evt.EVT_ESTABLISHED, lambda event: self.associations.append(event.assoc)),
+            (evt.EVT_ESTABLISHED, self.opened),
             *handlers,
         ]
         self.network.result_of(self.archive.start_server(port, evt_handlers=bound))
+
+    def opened(self, event: evt.Event) -> None:
+        self.associations.append(event.assoc)
+        self.most_open = max(self.most_open, sum(each.is_established for each in self.associations))
 
     def move(self, handler: Any, *args: Any, destination: str = "ARCHIVE") -> RetrievalResult:
         return self.ended(self.moving(handler, *args, destination=destination))
@@ -444,7 +478,7 @@ class MoveTests(MoveTestCase):
         self.assertTrue(self.ended(retrieval).status.is_success)
 
     def test_what_was_not_proposed(self) -> None:
-        """An instance in a transfer syntax that nobody thought of gets an association of its own."""
+        """For an instance in a transfer syntax that nobody thought of the association is made again."""
         self.archive.add_supported_context(CT, JPEGBaseline8Bit)
         self.listening()
         path = Path(self.mktemp())
@@ -454,7 +488,49 @@ class MoveTests(MoveTestCase):
         result = self.move(lambda event: handler)
         self.assertTrue(result.status.is_success)
         self.assertEqual(self.stored, [uid(8), uid(1), uid(8)])
-        self.assertEqual(len(self.associations), 2)
+        first, second = self.associations
+        self.assertEqual((first.is_released, second.is_released), (True, True))
+        # The destination may serve one at a time.
+        self.assertEqual(self.most_open, 1)
+
+    def test_instances_go_as_they_are(self) -> None:
+        """Nothing is converted where the destination takes it as it is."""
+        self.listening()
+        files = {}
+        for number, syntax in enumerate((ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRLittleEndian)):
+            path = Path(self.mktemp())
+            data = encode_dataset(instance(uid=uid(number)), syntax)
+            path.write_bytes(encode_preamble_and_meta(FileMeta(CT, uid(number), str(syntax), "1.2.3")) + data)
+            files[path] = data
+        result = self.move(lambda event: [("127.0.0.1", 11113), 3, *files])
+        self.assertTrue(result.status.is_success)
+        self.assertEqual([event.encoded_dataset(include_meta=False) for event in self.events], list(files.values()))
+        self.assertEqual((len(self.associations), self.most_open), (2, 1))
+
+    def test_given_contexts_convert(self) -> None:
+        """Who gives contexts has a reason: what is not compressed is converted for them."""
+        self.listening()
+        arguments = {"contexts": [build_context(CT, ImplicitVRLittleEndian)]}
+        path = Path(self.mktemp())
+        path.write_bytes(part10(uid=uid(1)))
+        result = self.move(lambda event: [("127.0.0.1", 11113, arguments), 1, path])
+        self.assertTrue(result.status.is_success)
+        self.assertEqual(self.events[0].context.transfer_syntax, ImplicitVRLittleEndian)
+        self.assertEqual(len(self.associations), 1)
+
+    def test_a_destination_that_minds(self) -> None:
+        """It rejects the second proposal: the others are stored as before."""
+        self.listening((evt.EVT_REQUESTED, self.mind))
+        path = Path(self.mktemp())
+        path.write_bytes(encode_preamble_and_meta(FileMeta(CT, uid(8), str(JPEGBaseline8Bit), "1.2.3")) + encoded())
+        result = self.move(lambda event: [("127.0.0.1", 11113), 3, instance(uid=uid(0)), path, instance(uid=uid(1))])
+        self.assertEqual((result.status, result.failed_instances), (0xB000, [uid(8)]))
+        self.assertEqual(self.stored, [uid(0), uid(1)])
+
+    def mind(self, event: evt.Event) -> None:
+        """Abort who asks for JPEG."""
+        if any(JPEGBaseline8Bit in context.transfer_syntaxes for context in event.pdu.presentation_contexts):
+            event.assoc.abort()
 
     def test_what_the_destination_does_not_take(self) -> None:
         self.listening()
@@ -515,7 +591,7 @@ class MoveFailureTests(MoveTestCase):
         self.listening()
         result = self.move(to_archive, 4)
         self.assertEqual(result.status, 0xB000)
-        self.assertEqual(result.failed_instances, [uid(1), uid(2), uid(3)])
+        self.assertCountEqual(result.failed_instances, [uid(1), uid(2), uid(3)])
 
     def test_cancelled(self) -> None:
         answer: Deferred[int] = Deferred()

@@ -7,25 +7,56 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from dicomtwist.dimse.status import Status
+from dicomtwist.datasets import UNCOMPRESSED
 from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished
 from dicomtwist.presentation import PresentationContext, StoragePresentationContexts, build_context
-from dicomtwist.services.suboperations import Instance, describe
+from dicomtwist.storescu import OutgoingInstance, PreparedStore, prepare
 
 if TYPE_CHECKING:
     from dicomtwist.association import Association
 
-#: How many more associations are made for what the first ones did not propose: one for each SOP Class and transfer syntax.
-MAX_EXTRA_ASSOCIATIONS: Final = 16
+#: How many presentation contexts are added to those that were proposed at first: each costs an association anew.
+MAX_ADDED_CONTEXTS: Final = 16
+
+#: The result of a presentation context whose SOP Class the acceptor does not support (PS3.8 9.3.3.2).
+_ABSTRACT_SYNTAX_NOT_SUPPORTED: Final = 3
+
+#: A proposal has 128 presentation contexts at the most (PS3.8 9.3.2.2).
+_MAX_CONTEXTS: Final = 128
+
+
+class _Line:
+    """
+    An association with the destination.
+
+    :ivar busy: how many requests are under way on it.
+    :ivar added: the contexts that were added to its proposal.
+    """
+
+    __slots__ = ("added", "association", "busy")
+
+    def __init__(self, association: Association, added: frozenset[tuple[str, str]]) -> None:
+        self.association = association
+        self.added = added
+        self.busy = 0
+
+    @property
+    def room(self) -> int:
+        """How many more requests may be under way."""
+        return self.association.exchange.invoke_limit - self.busy
 
 
 class MoveAssociations:
     """
     The associations that the instances of one C-MOVE are sent over.
+
+    Where an instance needs a presentation context that was not proposed, an association is released and made again with
+    it: some destinations serve one association at a time, and another one beside it would wait for ever.
 
     :param source: the association that the C-MOVE came on.
     :param move_destination: the AE title to send to.
@@ -53,16 +84,20 @@ class MoveAssociations:
             raise ValueError(f"move_associations is a number above 0, not {number!r}")
         self._number = number
         self._address = address
-        if self._arguments.get("contexts") is None:
-            self._arguments["contexts"] = self._ae.requested_contexts or StoragePresentationContexts
+        given: list[PresentationContext] = self._arguments.pop("contexts", None) or self._ae.requested_contexts
+        self._contexts = given or _any_storage()
+        #: Whether instances are converted rather than a context added for them: who gives contexts has a reason.
+        self._converts = bool(given)
+        self._added: dict[tuple[str, str], PresentationContext] = {}
         self._priority = priority
         # PS3.7 9.1.1.1.8: who asked for the move, and the ID that it has there.
         self._originator_aet = source.requestor.ae_title if source.is_acceptor else source.acceptor.ae_title
         self._originator_id = originator_id
-        self._associations: list[Association] = []
-        self._busy: dict[Association, int] = {}
-        self._extra: dict[tuple[str, str], Deferred[Association | None]] = {}
+        self._lines: list[_Line] = []
+        self._idle: Deferred[None] | None = None
         self._failure: Failure | None = None
+
+    # --- for SubOperations
 
     async def open(self) -> None:
         """
@@ -71,97 +106,129 @@ class MoveAssociations:
         :raises TypeError: the arguments are not those of ``associate``.
         :raises ValueError: likewise.
         """
-        asking = [self._ae.associate(*self._address, **self._arguments) for _ in range(self._number)]
-        results: list[tuple[bool, Any]] = await DeferredList(asking, consumeErrors=True)
+        results: list[tuple[bool, Any]] = await DeferredList(
+            [Deferred.fromCoroutine(self._line()) for _ in range(self._number)], consumeErrors=True
+        )
         for success, result in results:
             if success:
-                self._add(result)
+                self._lines.append(result)
             else:
                 self._failure = result
-        if not self._associations and self._failure is not None:
+        if not self._lines and self._failure is not None:
             if self._failure.check(TypeError, ValueError):
                 self._failure.raiseException()
             self.log.info("the move destination could not be reached: {error}", error=self._failure.getErrorMessage())
 
-    def _add(self, association: Association) -> None:
-        self._associations.append(association)
-        self._busy[association] = 0
-
     @property
     def capacity(self) -> int:
         """As many as the windows of the associations allow."""
-        return sum(each.exchange.invoke_limit for each in self._associations if each.is_established)
+        return sum(line.association.exchange.invoke_limit for line in self._usable)
 
-    def store(self, instance: Instance) -> Deferred[Status]:
-        """Store one, over the association that has most room."""
-        return Deferred.fromCoroutine(self._store(instance))
-
-    async def _store(self, instance: Instance) -> Status:
-        usable = [each for each in self._associations if each.is_established]
-        if not usable:
-            reason = "has ended" if self._associations else "could not be made"
-            raise NotEstablished(f"the association with the move destination {reason}")
-        association = max(usable, key=lambda each: each.exchange.invoke_limit - self._busy[each])
+    async def prepare(self, instance: OutgoingInstance) -> PreparedStore:
+        """Make the request for one, over the association that has most room."""
         try:
-            return await self._send(association, instance)
-        except NoPresentationContext as error:
-            extra = await self._extra_for(instance)
-            if extra is None:
-                raise
-            self.log.debug("an association of its own for what was not proposed: {error}", error=error)
-        return await self._send(extra, instance)
+            line = await self._line_for(instance)
+        except BaseException:
+            instance.close()
+            raise
+        prepared = await prepare(line.association, instance, self._priority, self._originator_aet, self._originator_id)
+        line.busy += 1
+        return prepared
 
-    async def _send(self, association: Association, instance: Instance) -> Status:
-        self._busy[association] += 1
-        try:
-            return await association.send_c_store(
-                instance,
-                priority=self._priority,
-                originator_aet=self._originator_aet,
-                originator_id=self._originator_id,
-            )
-        finally:
-            self._busy[association] -= 1
-
-    async def _extra_for(self, instance: Instance) -> Association | None:
-        """Return an association for the SOP Class and transfer syntax of *instance*, which no other has proposed."""
-        described = await describe(instance, self._ae.threads)
-        wanted = described.sop_class_uid, described.transfer_syntax
-        if not all(wanted) or self._was_proposed(*wanted):
-            return None
-        if wanted not in self._extra:
-            if len(self._extra) >= MAX_EXTRA_ASSOCIATIONS:
-                return None
-            self._extra[wanted] = Deferred.fromCoroutine(self._open_extra(*wanted))
-        # Several may wait for it: each has its own Deferred, since whoever is cancelled cancels what it waits for.
-        mine: Deferred[Association | None] = Deferred()
-
-        def opened(association: Association | None) -> Association | None:
-            if not mine.called:
-                mine.callback(association)
-            return association
-
-        self._extra[wanted].addCallback(opened)
-        return await mine
-
-    def _was_proposed(self, sop_class: str, syntax: str) -> bool:
-        proposed: list[PresentationContext] = self._arguments["contexts"]
-        return any(context.abstract_syntax == sop_class and syntax in context.transfer_syntax for context in proposed)
-
-    async def _open_extra(self, sop_class: str, syntax: str) -> Association | None:
-        arguments = {**self._arguments, "contexts": [build_context(sop_class, syntax)]}
-        try:
-            association = await self._ae.associate(*self._address, **arguments)
-        except Exception as error:
-            self.log.info("the move destination takes no {sop_class} in {syntax}: {error}",
-                          sop_class=sop_class, syntax=syntax, error=error)  # fmt: skip
-            return None
-        self._busy[association] = 0
-        return association
+    def done(self, prepared: PreparedStore) -> None:
+        """A request was answered, or given up."""
+        for line in self._lines:
+            if line.association is prepared.assoc:
+                line.busy -= 1
+        idle, self._idle = self._idle, None
+        if idle is not None:
+            idle.callback(None)
 
     async def close(self) -> None:
         """Release the associations."""
-        releasing = [association.release() for association in self._busy if association.is_established]
-        for _, result in await DeferredList(releasing, consumeErrors=True):
-            if isinstance(result, Failure) and not result.check(AssociationError, NotEstablished):
-                self.log.failure("while the association with the move destination was released", result)
+        await DeferredList([Deferred.fromCoroutine(self._release(line.association)) for line in self._lines])
+
+    # --- inside
+
+    @property
+    def _usable(self) -> list[_Line]:
+        return [line for line in self._lines if line.association.is_established]
+
+    async def _line(self) -> _Line:
+        added = frozenset(self._added)
+        contexts = [*self._added.values(), *self._contexts][:_MAX_CONTEXTS]
+        return _Line(await self._ae.associate(*self._address, contexts=contexts, **self._arguments), added)
+
+    async def _release(self, association: Association) -> None:
+        if not association.is_established:
+            return
+        try:
+            await association.release()
+        except (AssociationError, NotEstablished):
+            pass  # it is over as well
+        except Exception:
+            self.log.failure("while the association with the move destination was released")
+
+    async def _line_for(self, instance: OutgoingInstance) -> _Line:
+        """Return the association for *instance*; one that cannot take it if none can."""
+        usable = self._usable
+        if not usable:
+            why = "has ended" if self._lines else "could not be made"
+            raise NotEstablished(f"the association with the move destination {why}")
+        line = max(usable, key=lambda each: each.room)
+        wanted = instance.sop_class_uid, instance.transfer_syntax
+        if self._takes(line.association, instance) or not all(wanted) or self._is_refused(line, *wanted):
+            return line
+        if wanted not in self._added and len(self._added) >= MAX_ADDED_CONTEXTS:
+            return line
+        return await self._again(line, wanted)
+
+    def _takes(self, association: Association, instance: OutgoingInstance) -> bool:
+        """Whether *instance* can be sent over *association*, as it is or in a way that was wanted."""
+        syntaxes = [instance.transfer_syntax]
+        if self._converts and instance.transfer_syntax in UNCOMPRESSED:
+            syntaxes += UNCOMPRESSED
+        for syntax in syntaxes:
+            try:
+                association.context_for(instance.sop_class_uid, syntax)
+            except NoPresentationContext:
+                continue
+            return True
+        return False
+
+    def _is_refused(self, line: _Line, sop_class: str, syntax: str) -> bool:
+        """Whether the destination does not take the SOP Class, or not in the transfer syntax: nothing else would help."""
+        if any(
+            context.abstract_syntax == sop_class and context.result == _ABSTRACT_SYNTAX_NOT_SUPPORTED
+            for context in line.association.rejected_contexts
+        ):
+            return True
+        return (sop_class, syntax) in line.added or any(
+            context.abstract_syntax == sop_class and context.transfer_syntax == [syntax] for context in self._contexts
+        )
+
+    async def _again(self, line: _Line, wanted: tuple[str, str]) -> _Line:
+        """Make an association again, with a context for *wanted*; without it, where the destination minds."""
+        while line.busy:
+            self._idle = Deferred()
+            await self._idle
+        self._lines.remove(line)
+        await self._release(line.association)
+        self._added[wanted] = build_context(*wanted)
+        try:
+            made = await self._line()
+        except AssociationError as error:
+            self.log.info("the move destination takes no {wanted}: {error}", wanted=wanted, error=error)
+            del self._added[wanted]
+            made = await self._line()
+        self._lines.append(made)
+        return made
+
+
+def _any_storage() -> list[PresentationContext]:
+    """Return contexts for what is stored mostly: in Explicit VR, as most files are; what is not gets one of its own."""
+    return [
+        build_context(context.abstract_syntax, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+        for context in StoragePresentationContexts
+        if context.abstract_syntax is not None
+    ]

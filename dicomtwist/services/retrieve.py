@@ -93,6 +93,8 @@ class _Retrieve:
             failure = Failure()
         try:
             if self._suboperations is not None:
+                if self._performance.is_cancelled:
+                    self._suboperations.stop()
                 # What is on its way arrives, also where no more is wanted.
                 await self._suboperations.settle()
         finally:

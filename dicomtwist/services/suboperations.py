@@ -4,34 +4,30 @@ The C-STORE sub-operations of C-GET and C-MOVE: where they go, how many are unde
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from io import BytesIO
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol
 
-from pydicom import Dataset
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
-from dicomtwist.datasets import open_instance
 from dicomtwist.dimse.messages import CGetRSP, CMoveRSP
 from dicomtwist.dimse.status import (
     CANNOT_PERFORM_SUBOPERATIONS,
     SUBOPERATIONS_FAILED,
     SUCCESS,
-    Status,
     StatusCategory,
     category,
 )
 from dicomtwist.errors import AssociationError, DataSetError, NoPresentationContext, NotEstablished
-from dicomtwist.part10 import NotDicomFile, read_file_meta
+from dicomtwist.part10 import NotDicomFile
+from dicomtwist.storescu import Instance, OutgoingInstance, PreparedStore, open_outgoing, prepare
 
 if TYPE_CHECKING:
     from dicomtwist.association import Association
     from dicomtwist.threads import WorkerThreads
 
-#: What can be sent: the path of a Part 10 file, the bytes of one, an open one, or a Dataset.
-Instance: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Dataset"
+#: How many instances are opened, and wait in memory, while as many as may be under way are.
+AHEAD: Final = 1
 
 #: How many SOP Instance UIDs are kept for the Failed SOP Instance UID List. The counts tell of all.
 MAX_FAILED_INSTANCES: Final = 10_000
@@ -43,43 +39,6 @@ _MOST: Final = 0xFFFF
 _FAILURES: Final = (AssociationError, NotEstablished, NoPresentationContext, DataSetError, NotDicomFile, OSError)
 
 
-class Described:
-    """
-    What an instance says of itself.
-
-    :ivar sop_class_uid: its SOP Class UID, ``""`` where it is not known, like the others.
-    :ivar sop_instance_uid: its SOP Instance UID.
-    :ivar transfer_syntax: the UID of the transfer syntax that it is in.
-    """
-
-    __slots__ = ("sop_class_uid", "sop_instance_uid", "transfer_syntax")
-
-    def __init__(self, sop_class_uid: str = "", sop_instance_uid: str = "", transfer_syntax: str = "") -> None:
-        self.sop_class_uid = sop_class_uid
-        self.sop_instance_uid = sop_instance_uid
-        self.transfer_syntax = transfer_syntax
-
-
-async def describe(instance: Instance, threads: WorkerThreads) -> Described:
-    """Look what *instance* says of itself; a file is opened for it, so this is for those that could not be sent."""
-    if isinstance(instance, Dataset):
-        meta: Any = getattr(instance, "file_meta", None)
-        syntax = str(meta.get("TransferSyntaxUID", "")) if meta is not None else ""
-        return Described(str(instance.get("SOPClassUID", "")), str(instance.get("SOPInstanceUID", "")), syntax)
-    try:
-        if isinstance(instance, bytes):
-            found, _ = read_file_meta(BytesIO(instance))
-        elif isinstance(instance, str | os.PathLike):
-            opened = await open_instance(instance, threads)
-            opened.source.close()
-            found = opened.meta
-        else:
-            return Described()
-    except (OSError, NotDicomFile):
-        return Described()
-    return Described(found.media_storage_sop_class_uid, found.media_storage_sop_instance_uid, found.transfer_syntax_uid)
-
-
 class Destination(Protocol):
     """Where instances are stored."""
 
@@ -87,8 +46,11 @@ class Destination(Protocol):
     def capacity(self) -> int:
         """How many may be under way at once."""
 
-    def store(self, instance: Instance) -> Deferred[Status]:
-        """Store one."""
+    async def prepare(self, instance: OutgoingInstance) -> PreparedStore:
+        """Make the request for one, which is closed where that fails. Called for one at a time."""
+
+    def done(self, prepared: PreparedStore) -> None:
+        """A request was answered, or given up."""
 
     async def close(self) -> None:
         """Nothing more is to be stored."""
@@ -118,6 +80,7 @@ class SubOperations:
         self._progressed = progressed
         self._under_way = 0
         self._waiting: Deferred[None] | None = None
+        self._is_opening = self._is_stopped = False
         self.completed = self.failed = self.warning = 0
         self.failed_instances: list[str] = []
         self.last_failure = ""
@@ -151,16 +114,22 @@ class SubOperations:
         response.number_of_warning_suboperations = min(self.warning, _MOST)
 
     def start(self, instance: Instance) -> None:
-        """Store one more, whoever is under way."""
+        """Store one more. :meth:`place` tells when it is open, so that the next can be asked for."""
         self._under_way += 1
         self._total = max(self._total, self.done + self._under_way)
+        self._is_opening = True
         Deferred.fromCoroutine(self._store(instance)).addErrback(
             lambda reason: self.log.failure("while a sub-operation was performed", reason)
         )
 
     async def place(self) -> None:
-        """Wait until one more may be under way."""
-        while self._under_way >= max(self._destination.capacity, 1):
+        """
+        Wait until one more may be opened.
+
+        One is opened after the other, and they are sent in that order. :data:`AHEAD` wait, open, for others that are
+        under way, so that no time is lost between an answer and the next request.
+        """
+        while self._is_opening or self._under_way >= max(self._destination.capacity, 1) + AHEAD:
             await self._wait()
 
     async def settle(self) -> None:
@@ -171,41 +140,90 @@ class SubOperations:
                 await self._wait()
             except CancelledError as error:
                 cancelled = error
+                self.stop()
         if cancelled is not None:
             raise cancelled
+
+    def stop(self) -> None:
+        """Do not send those that wait."""
+        self._is_stopped = True
 
     def _wait(self) -> Deferred[None]:
         waiting = self._waiting = Deferred(lambda _: setattr(self, "_waiting", None))
         return waiting
 
-    async def _store(self, instance: Instance) -> None:
-        try:
-            status: int = await self._destination.store(instance)
-            kind = category(status)
-        except (*_FAILURES, CancelledError, TypeError) as error:
-            self.log.debug("a sub-operation failed: {error}", error=error)
-            self.last_failure = str(error)
-            kind = StatusCategory.FAILURE
-        except Exception:
-            self.log.failure("a sub-operation failed")
-            kind = StatusCategory.FAILURE
-        failed = kind not in (StatusCategory.SUCCESS, StatusCategory.WARNING)
-        if failed and len(self.failed_instances) < MAX_FAILED_INSTANCES:
-            uid = (await describe(instance, self._threads)).sop_instance_uid
-            if uid:
-                self.failed_instances.append(uid)
-        self._under_way -= 1
-        if failed:
-            self.failed += 1
-        elif kind is StatusCategory.WARNING:
-            self.warning += 1
-        else:
-            self.completed += 1
-        if self.remaining:
-            self._progressed()
+    def _wake(self) -> None:
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.callback(None)
+
+    async def _store(self, instance: Instance) -> None:
+        uid = ""
+        try:
+            opened = await open_outgoing(instance, self._threads)
+            uid = opened.sop_instance_uid
+            prepared = await self._destination.prepare(opened)
+        except Exception as error:
+            self._is_opening = False
+            self._over(self._why(error), uid)
+        else:
+            # It takes its turn before the next one is asked for.
+            sending = Deferred.fromCoroutine(self._send(prepared))
+            self._is_opening = False
+            if not sending.called:
+                self._wake()
+            await sending
+        self._wake()
+
+    async def _send(self, prepared: PreparedStore) -> None:
+        exchange = prepared.assoc.exchange
+        uid = prepared.request.affected_sop_instance_uid
+        try:
+            await exchange.enter_window()
+        except Exception as error:
+            prepared.close()
+            self._destination.done(prepared)
+            self._over(self._why(error), uid)
+            return
+        kind: StatusCategory | None = None
+        try:
+            if self._is_stopped:
+                prepared.close()
+            else:
+                kind = category(await prepared.send())
+        except Exception as error:
+            kind = self._why(error)
+        self._destination.done(prepared)
+        # What is told of this one, and the next one, go out together.
+        exchange.outgoing.cork()
+        self._over(kind, uid)
+        exchange.leave_window()
+        exchange.outgoing.uncork()
+
+    def _why(self, error: Exception) -> StatusCategory:
+        """Note why one failed that the peer did not answer."""
+        if isinstance(error, (*_FAILURES, CancelledError, TypeError)):
+            self.log.debug("a sub-operation failed: {error}", error=error)
+            self.last_failure = str(error)
+        else:
+            self.log.failure("a sub-operation failed")
+        return StatusCategory.FAILURE
+
+    def _over(self, kind: StatusCategory | None, uid: str) -> None:
+        """Count one; ``None`` for one that was not tried."""
+        self._under_way -= 1
+        if kind is None:
+            return
+        if kind is StatusCategory.SUCCESS:
+            self.completed += 1
+        elif kind is StatusCategory.WARNING:
+            self.warning += 1
+        else:
+            self.failed += 1
+            if uid and len(self.failed_instances) < MAX_FAILED_INSTANCES:
+                self.failed_instances.append(uid)
+        if self.remaining:
+            self._progressed()
 
 
 class SameAssociation:
@@ -220,9 +238,12 @@ class SameAssociation:
         """As many as the asynchronous operations window lets this side invoke."""
         return self._assoc.exchange.invoke_limit
 
-    def store(self, instance: Instance) -> Deferred[Status]:
-        """Store one."""
-        return self._assoc.send_c_store(instance, priority=self._priority)
+    async def prepare(self, instance: OutgoingInstance) -> PreparedStore:
+        """Make the request for one."""
+        return await prepare(self._assoc, instance, self._priority)
+
+    def done(self, prepared: PreparedStore) -> None:
+        """Nothing to do."""
 
     async def close(self) -> None:
         """The association is the requestor's."""
