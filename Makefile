@@ -1,6 +1,7 @@
 # make run            a DICOM server on 127.0.0.1:11112 that keeps what it receives in ./dicom-archive
 # make test           all tests; installs DCMTK and tshark for them when it can
 # make fuzz           arbitrary bytes for all that reads what a peer sends; FUZZ_SECONDS=120 for each target
+# make docs           the documentation, into build/docs
 # make lint types package-check bench format clean
 
 PYTHON ?= python3
@@ -14,9 +15,10 @@ METADATA := setup.cfg pyproject.toml
 BASE := $(VENV)/.installed
 TEST := $(VENV)/.installed-test
 DEV := $(VENV)/.installed-dev
+DOCS := $(VENV)/.installed-docs
 FUZZ := $(VENV)/.installed-fuzz
 
-.PHONY: run test lint format types package-check bench fuzz peers clean
+.PHONY: run test lint format types package-check docs bench fuzz peers clean
 
 run: $(BASE)
 	@echo "A DICOM Storage SCP on 127.0.0.1:11112 that keeps what it receives in $(STORAGE)/"
@@ -43,6 +45,10 @@ types: $(DEV)
 
 package-check: $(DEV)
 	$(BIN)/python .ci/packaging_check.py
+
+docs: $(DOCS)
+	$(BIN)/python -m sphinx -q -W -j auto docs build/docs
+	@echo "build/docs/index.html"
 
 bench: $(TEST) peers
 	$(BIN)/python -m benchmarks
@@ -79,6 +85,10 @@ $(TEST): $(METADATA) | $(BIN)/python
 $(DEV): $(METADATA) | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[test,dev]'
 	@touch $@ $(TEST) $(BASE)
+
+$(DOCS): $(METADATA) | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[docs]'
+	@touch $@ $(BASE)
 
 $(FUZZ): $(METADATA) | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[fuzz]'

@@ -3,72 +3,142 @@
 from __future__ import annotations
 
 import importlib
-import os
+import inspect
 import re
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.utils import getProcessOutputAndValue
+from twisted.internet.defer import Deferred
+from twisted.python.reflect import namedAny
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+import dicomtwist
 from dicomtwist import AE
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import Verification
 from dicomtwist.tap import Options
+from tests.documentation import (
+    DOCS,
+    NO_PROGRAM,
+    PROGRAMS,
+    PROJECT,
+    Block,
+    blocks,
+    commands,
+    matches,
+    pages,
+    run_page,
+)
 from tests.test_layers import modules
 
-PROJECT = Path(__file__).parent.parent
-DOCS = PROJECT / "docs"
+#: Blocks that a test of their own runs: the page and the block's first line, and the test.
+ELSEWHERE = {
+    ("README.md", "# server.py"): "tests.test_readme.Readme.test_server_and_client",
+    ("README.md", "# client.py"): "tests.test_readme.Readme.test_server_and_client",
+    ("README.md", "@evt.streaming"): "tests.test_readme.Readme.test_streaming_handler",
+    ("docs/guides/testing.md", "from twisted.trial.unittest import SynchronousTestCase"): (
+        "tests.test_testing.Guide.test_two_aes"
+    ),
+    ("docs/guides/testing.md", "network.answers = False  # attempts to connect get no answer"): (
+        "tests.test_testing.Guide.test_the_peer"
+    ),
+    ("docs/guides/testing.md", "from dicomtwist.dimse.messages import CEchoRQ"): (
+        "tests.test_testing.Guide.test_the_peer"
+    ),
+}
 
-#: A program, and what it prints where that is told.
-PROGRAM = re.compile(r"```python\n(.*?)```(?:\n\nprints\n\n```text\n(.*?)```)?", re.DOTALL)
+#: Pages that are run as a whole by a test of their own.
+PAGES_ELSEWHERE = {"docs/guides/command.md": "tests.tools.test_guide"}
+
+#: Pages whose programs ask a server at 11112 for Verification.
+WITH_SERVER = ("docs/migrating.md",)
+
+
+def elsewhere(block: Block) -> str | None:
+    """The name of the test that runs *block*, where that is not one of this module."""
+    return PAGES_ELSEWHERE.get(block.page) or ELSEWHERE.get((block.page, block.text.partition("\n")[0]))
 
 
 class Programs(TestCase):
-    """Each Python block of a page is a whole program."""
+    """Each program in a page does what the page says. There is a test for each page that has some, see below."""
 
-    timeout = 60
+    timeout = 300
 
-    async def run_all(self, page: str, count: int, port: int | None = None) -> None:
-        """
-        Run the programs of *page*, and compare what they print.
+    async def run_page(self, page: Path) -> None:
+        """Run the blocks of *page*."""
+        name = page.relative_to(PROJECT).as_posix()
+        ports = {}
+        if name in WITH_SERVER:
+            ae = AE("ANY-SCP")
+            ae.add_supported_context(Verification)
+            self.addCleanup(ae.shutdown)
+            ports["11112"] = (await ae.start_server(("127.0.0.1", 0))).port
+        await run_page(self, page, [block for block in blocks(page) if elsewhere(block) is None], ports)
 
-        :param count: how many there are.
-        :param port: of the server that a program expects at 11112.
-        """
-        programs = PROGRAM.findall((DOCS / page).read_text())
-        self.assertEqual(len(programs), count)
-        folder = Path(self.mktemp())
-        folder.mkdir()
-        for number, (source, printed) in enumerate(programs):
-            path = folder / f"program{number}.py"
-            path.write_text(source.replace("11112", str(port)) if port else source)
-            arguments = [os.fsencode(path.absolute())]
-            stdout, stderr, code = await getProcessOutputAndValue(sys.executable, arguments, os.environ, str(folder))
-            self.assertEqual(code, 0, stderr.decode())
-            if printed:
-                self.assertEqual(stdout.decode(), printed)
 
-    async def test_handlers(self) -> None:
-        await self.run_all("guides/handlers.md", 5)
+def _add_tests() -> None:
+    for page in pages():
+        if any(block.is_program and elsewhere(block) is None for block in blocks(page)):
+            name = page.relative_to(PROJECT).with_suffix("").as_posix().removeprefix("docs/").replace("/", "_")
+            setattr(Programs, f"test_{name}", lambda self, page=page: Deferred.fromCoroutine(self.run_page(page)))
 
-    async def test_streaming(self) -> None:
-        await self.run_all("guides/streaming.md", 3)
 
-    async def test_pooling(self) -> None:
-        await self.run_all("guides/pooling.md", 3)
+_add_tests()
 
-    async def test_service_classes(self) -> None:
-        await self.run_all("service_classes.md", 1)
 
-    async def test_migrating(self) -> None:
-        ae = AE("ANY-SCP")
-        ae.add_supported_context(Verification)
-        server = await ae.start_server(("127.0.0.1", 0))
-        self.addCleanup(ae.shutdown)
-        await self.run_all("migrating.md", 1, server.port)
+class Blocks(SynchronousTestCase):
+    """No block of code is forgotten."""
+
+    def setUp(self) -> None:
+        self.blocks = [block for page in pages() for block in blocks(page)]
+
+    def test_each_says_what_it_is(self) -> None:
+        """Programs are run; what is none says so."""
+        self.assertGreater(len(self.blocks), 20)
+        for block in self.blocks:
+            self.assertIn(block.language, (*PROGRAMS, *NO_PROGRAM), f"{block}: write ```text, or what it is")
+            self.assertIn(block.key, ("", "server", "file", "not run"), f"{block}: no such comment")
+            if block.key == "not run":
+                self.assertGreater(len(block.value), 10, f"{block}: why not?")
+
+    def test_files_are_used(self) -> None:
+        """What is saved is run by a command of its page, or read by a test."""
+        for block in self.blocks:
+            if block.file is not None and block.is_program and elsewhere(block) is None:
+                used = [other.text for other in self.blocks if other.page == block.page and other is not block]
+                module = Path(block.file).stem
+                self.assertTrue(any(module in text for text in used), f"{block}: nothing runs {block.file}")
+
+    def test_elsewhere(self) -> None:
+        """The tests that run the others are there, and so are the blocks."""
+        found = {(block.page, block.text.partition("\n")[0]) for block in self.blocks}
+        self.assertEqual(set(ELSEWHERE) - found, set())
+        for name in ELSEWHERE.values():
+            self.assertTrue(callable(namedAny(name)), name)
+        for page, name in PAGES_ELSEWHERE.items():
+            self.assertIn(Path(page).name, Path(namedAny(name).__file__).read_text())
+
+    def test_each_page_is_run(self) -> None:
+        """Where there is a program that no other test runs, there is a test of its page."""
+        waiting = {block.page for block in self.blocks if block.is_program and elsewhere(block) is None}
+        tests = {name for name in dir(Programs) if name.startswith("test_")}
+        self.assertEqual(len(tests), len(waiting))
+
+    def test_what_is_expected(self) -> None:
+        """The comparison knows what differs."""
+        self.assertTrue(matches("a\n", "a\n"))
+        self.assertFalse(matches("a\n", "a\nb\n"))
+        self.assertFalse(matches("a.c\n", "abc\n"))
+        self.assertTrue(matches("...a ... c\n...\nend\n", "x a b c\n1\n2\nend\n"))
+        self.assertTrue(matches("a\n...\n", "a\n"))
+        self.assertFalse(matches("a\n...\nend\n", "a\n"))
+        self.assertFalse(matches("a\n", ""))
+
+    def test_commands(self) -> None:
+        block = Block("page", 1, "console", "$ one \\\n    more\nprinted\n$ two\n")
+        self.assertEqual(list(commands(block)), [("one \\\n    more\n", "printed\n"), ("two\n", "")])
+        self.assertRaises(ValueError, list, commands(Block("page", 1, "console", "printed\n")))
 
 
 class Limits(SynchronousTestCase):
@@ -124,16 +194,48 @@ class Limits(SynchronousTestCase):
 class Links(SynchronousTestCase):
     """Links between the pages."""
 
-    PAGES = [PROJECT / "README.md", *sorted(DOCS.rglob("*.md"))]
-
     def test_they_lead_somewhere(self) -> None:
-        for page in self.PAGES:
+        for page in pages():
             for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
                 self.assertTrue((page.parent / target).exists(), f"{page.relative_to(PROJECT)} links to {target}")
 
     def test_the_index_has_all(self) -> None:
-        index = DOCS / "index.md"
-        linked = {(DOCS / target).resolve() for target in re.findall(r"\]\(([^)]+)\)", index.read_text())}
-        for page in self.PAGES:
-            if page not in (index, PROJECT / "README.md"):
-                self.assertIn(page.resolve(), linked)
+        """The pages are linked from docs/index.md, those of the API from docs/reference/index.md."""
+        reference = DOCS / "reference"
+        for index, others in ((DOCS / "index.md", pages()[1:]), (reference / "index.md", reference.glob("*.md"))):
+            linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)]+)\)", index.read_text())}
+            for page in others:
+                if page != index and (page.parent != reference or index.parent == reference):
+                    if page.name != "index.md":
+                        self.assertIn(page.resolve(), linked)
+
+    def test_the_index_has_a_place_for_all(self) -> None:
+        """Each page is in a toctree of docs/index.md, as Sphinx demands."""
+        trees = [block.text.split() for block in blocks(DOCS / "index.md") if block.language == "{toctree}"]
+        entries = [entry for tree in trees for entry in tree if not entry.startswith(":")]
+        self.assertEqual(len(entries), len(set(entries)))
+        for page in DOCS.rglob("*.md"):
+            name = page.relative_to(DOCS).with_suffix("").as_posix()
+            if name != "index" and (page.parent.name != "reference" or page.name == "index.md"):
+                self.assertIn(name, entries)
+
+
+class Reference(SynchronousTestCase):
+    """The pages of the API."""
+
+    def setUp(self) -> None:
+        folder = DOCS / "reference"
+        found = [re.findall(r"automodule:: (\S+)", page.read_text()) for page in sorted(folder.glob("*.md"))]
+        self.modules = [name for names in found for name in names]
+
+    def test_modules_are_there(self) -> None:
+        self.assertEqual(len(self.modules), len(set(self.modules)))
+        self.assertEqual(set(self.modules) - set(modules()), set())
+
+    def test_public_names_have_a_page(self) -> None:
+        """What ``from dicomtwist import ...`` gives is defined in a module that has a page."""
+        for name in dicomtwist.__all__:
+            value = getattr(dicomtwist, name)
+            module = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+            if module is not None and module.startswith("dicomtwist"):
+                self.assertIn(module, self.modules, name)
