@@ -143,7 +143,7 @@ class Index:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.engine = engine or sqlite_engine(folder / "index.sqlite", full=durability is Durability.FULL)
             self.found_version = migrate(self.engine)
-            self._connection: Connection = self.engine.connect()
+            self._open: Connection | None = self.engine.connect()
         except BlockingIOError:
             self._unlock()
             raise IndexUnusable(f"another program uses {folder}; stop it first") from None
@@ -168,7 +168,9 @@ class Index:
         with self._lock:
             if self._lock_fd < 0:
                 return
-            self._connection.close()
+            if self._open is not None:
+                self._open.close()
+                self._open = None
             self.engine.dispose()
             self._unlock()
 
@@ -286,16 +288,35 @@ class Index:
                 empty = ~exists().where(child.c.parent == number)
                 execute(table.delete().where(table.c.id == number, empty))
 
+    @property
+    def _connection(self) -> Connection:
+        if self._open is None:
+            self._open = self.engine.connect()
+        return self._open
+
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
         with self._lock:
+            if self._lock_fd < 0:
+                raise IndexFailed("index: it is closed")
             try:
                 with _failures(), self._connection.begin():
                     dbapi: Any = self._connection.connection
                     yield dbapi.cursor()
             except IndexFailed:
                 self._forget()
+                self._reopen()
                 raise
+
+    def _reopen(self) -> None:
+        """After a failure take another connection: a ROLLBACK may have failed as well."""
+        broken, self._open = self._open, None
+        if broken is not None:
+            try:
+                broken.invalidate()
+                broken.close()
+            except Exception:
+                pass  # drivers' own; the connection is not used any more, whatever it says
 
     def _forget(self) -> None:
         """Remember nothing of the database: a transaction was rolled back, or rows were removed."""

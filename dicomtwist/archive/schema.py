@@ -7,7 +7,7 @@ those of whatever database the engine is of.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,7 +113,7 @@ for _column in (
 TABLES: Final = {Level.PATIENT: patient, Level.STUDY: study, Level.SERIES: series, Level.IMAGE: instance}
 
 #: version -> what makes the tables of that version into those of the next, in the transaction of all of them.
-MIGRATIONS: Final[dict[int, Callable[[Connection], None]]] = {}
+MIGRATIONS: Final[dict[int, Callable[[Connection], object]]] = {}
 
 
 class IndexUnusable(StoreUnusable):
@@ -129,7 +129,7 @@ def sqlite_engine(path: Path, *, full: bool) -> Engine:
         commits, and breaks nothing.
     """
     arguments = {"timeout": 60, "cached_statements": 256, "check_same_thread": False}
-    engine = create_engine(f"sqlite:///{path}", connect_args=arguments)
+    engine = create_engine(f"sqlite:///{path}", connect_args=arguments, pool_size=16)
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
@@ -158,7 +158,7 @@ def migrate(
     engine: Engine,
     *,
     version: int = SCHEMA_VERSION,
-    migrations: dict[int, Callable[[Connection], None]] | None = None,
+    migrations: Mapping[int, Callable[[Connection], object]] | None = None,
 ) -> int:
     """
     Make the tables, or make those of an earlier version into those of this, all or nothing.
