@@ -19,6 +19,7 @@ from dicomtwist.ae import AE
 
 try:
     from dicomtwist.archive.archive import Archive, Duplicates
+    from dicomtwist.archive.commitment import StorageCommitment
     from dicomtwist.archive.files import Durability, StoreError
     from dicomtwist.archive.mpps import PerformedProcedureSteps
     from dicomtwist.archive.peers import Peers
@@ -339,7 +340,10 @@ def makeService(options: Options) -> IService:
     threads = WorkerThreads(ae.reactor)
     receiver = StorageReceiver(options["archive"], threads)
     ae.reactor.callWhenRunning(_reload_at_sighup, ae.reactor, options["peers"], threads)
-    providers: list[Provider] = [PerformedProcedureSteps(options["archive"].store, threads)]
+    providers: list[Provider] = [
+        PerformedProcedureSteps(options["archive"].store, threads),
+        StorageCommitment(options["archive"], threads, ae, options["peers"]),
+    ]
     folder = Path(options["import"]) if options["import"] is not None else None
     return ArchiveService(
         ae, options["endpoints"], receiver, grace=options["grace"], import_from=folder, providers=providers

@@ -88,6 +88,8 @@ ROOMS = (
     Room(("archive/peers.py",), ("negotiation.py", "peer.py"), ("Twisted",)),
     Room(("archive/providers.py",), ("dimse/", "evt.py"), ("Twisted",)),
     Room(("archive/mpps.py",), ALL_ABOVE, ("Twisted", "pydicom")),
+    Room(("archive/holdings.py", "archive/transactions.py"), ALL_ABOVE, ("SQLAlchemy",)),
+    Room(("archive/commitment.py",), ALL_ABOVE, ("Twisted", "pydicom")),
     Room(("service.py", "archive_service.py", "tap.py"), ALL_ABOVE, ("Twisted",)),
     Room(("tools/",), ALL_ABOVE, ("Twisted", "pyOpenSSL", "click", "tqdm")),
 )

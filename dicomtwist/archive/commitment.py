@@ -1,0 +1,397 @@
+"""
+Storage commitment, push model: the archive is asked to answer for instances, looks at each, and reports (PS3.4 Annex J).
+
+A request is kept as a file before it is answered, and until its report has arrived: on the association that it came on while
+that is there, else on one of our own to the AE that asked, tried again until it succeeds or is too old.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import time
+from typing import Any, Final
+
+from pydicom import Dataset
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from dicomtwist import evt
+from dicomtwist.ae import AE
+from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.files import InvalidUID, check_uids
+from dicomtwist.archive.holdings import CHECKED_AT_ONCE, Reference, check
+from dicomtwist.archive.index import IndexFailed
+from dicomtwist.archive.peers import Peers
+from dicomtwist.archive.providers import Provided
+from dicomtwist.archive.transactions import Transaction, Transactions, TransactionUnreadable
+from dicomtwist.association import Association
+from dicomtwist.dimse import status as codes
+from dicomtwist.dimse.status import Status
+from dicomtwist.errors import DataSetError, DICOMError, NoPresentationContext
+from dicomtwist.identifier import encode_identifier
+from dicomtwist.presentation import build_context, build_role
+from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+from dicomtwist.threads import WorkerThreads
+
+__all__ = ["StorageCommitment"]
+
+#: Failure Reason (0008,1197): the Transaction UID is that of another request (PS3.3 C.14.1.1).
+DUPLICATE_TRANSACTION_UID: Final = 0x0131
+
+#: How many transactions may be under way, from request to report.
+MAX_TRANSACTIONS: Final = 10_000
+#: How many instances one of them may have.
+MAX_REFERENCES: Final = 100_000
+#: How many transactions are checked at a time, and how many are reported on associations of our own.
+MAX_CHECKING: Final = 2
+MAX_REPORTING: Final = 4
+
+#: How long a requestor has to release the association before the report goes out on it, in seconds. Who releases as soon
+#: as the request is answered does not expect it there.
+PAUSE: Final = 1.0
+#: The time between two attempts to report, in seconds: at first, and at the most; it doubles.
+FIRST_DELAY: Final = 10.0
+LONGEST_DELAY: Final = 600.0
+#: For how long a report is tried, in seconds.
+REPORT_FOR: Final = 24 * 3600.0
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, comment: str) -> None:
+        super().__init__(comment)
+        self.status = Status(status, "N-ACTION", comment[:64])
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A transaction under way, without its instances: they are in its file."""
+
+    uid: str
+    requestor: str
+    received: float
+    digest: bytes
+    name: str = ""
+    assoc: Association | None = None
+    task: Deferred[None] | None = None
+    waiting: Any = None
+
+
+class StorageCommitment:
+    """
+    An SCP of the SOP Class Storage Commitment Push Model.
+
+    :param archive: what it answers for; open while it runs.
+    :param threads: where files are read and written; the caller holds it while this is used.
+    :param ae: in whose name associations are asked for.
+    :param peers: where the AEs that ask listen.
+    :param clock: the time, in seconds since 1970.
+
+    :ivar provided: what it answers.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self, archive: Archive, threads: WorkerThreads, ae: AE, peers: Peers, *, clock: Callable[[], float] = time
+    ) -> None:
+        self._archive = archive
+        self._threads = threads
+        self._ae = ae
+        self._peers = peers
+        self._clock = clock
+        self._transactions = Transactions(archive.store)
+        self._pending: dict[str, _Pending] = {}
+        self._conflicting: set[_Pending] = set()
+        self._running = False
+        self._checking = DeferredSemaphore(MAX_CHECKING)
+        self._reporting = DeferredSemaphore(MAX_REPORTING)
+        self.provided = (Provided(evt.EVT_N_ACTION, StorageCommitmentPushModel, self.handle_action),)
+
+    def start(self) -> None:
+        """Take up what was not reported when the program ended; it blocks for as long as its files take to read."""
+        self._running = True
+        for name in self._transactions.names():
+            try:
+                transaction = self._transactions.load(name)
+            except TransactionUnreadable as error:
+                self.log.error("a storage commitment cannot be taken up: {error}", error=str(error))
+                continue
+            pending = _Pending(
+                transaction.uid, transaction.requestor, transaction.received, transaction.digest, transaction.name
+            )
+            self._note(pending)
+            self._begin(pending)
+
+    def stop(self) -> Deferred[None]:
+        """Stop reporting; what is not reported is taken up at the next start."""
+        self._running = False
+        tasks = [pending.task for pending in self._all() if pending.task is not None]
+        for task in tasks:
+            task.cancel()
+        self._pending.clear()
+        self._conflicting.clear()
+        return DeferredList(tasks).addCallback(lambda _: None)
+
+    @property
+    def unreported(self) -> int:
+        """How many transactions are under way."""
+        return len(self._pending) + len(self._conflicting)
+
+    # --- the request
+
+    async def handle_action(self, event: evt.ActionEvent) -> Status:
+        """
+        Take a request for commitment.
+
+        :returns: a coroutine of the status: success once it is kept, and the report follows; 0x0123 where it is another
+            action, 0x0112 another instance than the well-known one, 0x0115 where UIDs are missing or are none, 0x0213
+            where it is too much or there is no room, 0x0110 where the storage refuses.
+        """
+        try:
+            await self._take(event)
+        except _Refused as error:
+            return error.status
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            comment = f"storage: {errno.errorcode.get(error.errno or 0, 'error')}"
+            self.log.error("a storage commitment was not taken: {error}", error=str(error))
+            return Status(codes.RESOURCE_LIMITATION if full else codes.PROCESSING_FAILURE, "N-ACTION", comment)
+        return Status.SUCCESS
+
+    async def _take(self, event: evt.ActionEvent) -> None:
+        if event.action_type != 1:
+            raise _Refused(codes.NO_SUCH_ACTION, "the Action Type ID is not 1")
+        if event.sop_instance_uid != StorageCommitmentPushModelInstance:
+            raise _Refused(codes.NO_SUCH_SOP_INSTANCE, "not the well-known SOP Instance")
+        if self.unreported >= MAX_TRANSACTIONS:
+            raise _Refused(codes.RESOURCE_LIMITATION, "too many storage commitments are under way")
+        requestor = event.assoc.requestor.ae_title
+        transaction, digest = await self._threads.run(_parse, event, requestor, self._clock())
+        pending = _Pending(transaction.uid, requestor, transaction.received, digest, assoc=event.assoc)
+        same = self._pending.get(transaction.uid)
+        if same is not None and same.digest == digest:
+            # The answer got lost, say: asked for once more while the first is under way.
+            same.assoc = event.assoc
+            if same.waiting is not None and same.waiting.active():
+                same.waiting.reset(PAUSE)
+            return
+        if same is not None:
+            transaction = transaction.checked([DUPLICATE_TRANSACTION_UID] * len(transaction.references))
+        self._note(pending)
+        try:
+            pending.name = (await self._threads.run(self._transactions.save, transaction)).name
+        except BaseException:
+            self._forget(pending)
+            raise
+        if self._running:
+            self._begin(pending)
+
+    # --- what is under way
+
+    def _all(self) -> list[_Pending]:
+        return [*self._pending.values(), *self._conflicting]
+
+    def _note(self, pending: _Pending) -> None:
+        if self._pending.setdefault(pending.uid, pending) is not pending:
+            self._conflicting.add(pending)
+
+    def _forget(self, pending: _Pending) -> None:
+        self._conflicting.discard(pending)
+        if self._pending.get(pending.uid) is pending:
+            del self._pending[pending.uid]
+
+    def _begin(self, pending: _Pending) -> None:
+        pending.task = Deferred.fromCoroutine(self._see_through(pending))
+        pending.task.addErrback(self._stopped, pending)
+
+    def _stopped(self, why: Failure, pending: _Pending) -> None:
+        if not why.check(CancelledError):
+            self.log.failure(
+                "in the storage commitment {uid} of {peer!r}", why, uid=pending.uid, peer=pending.requestor
+            )
+
+    async def _see_through(self, pending: _Pending) -> None:
+        """Check, report, and report again."""
+        await self._wait(pending, PAUSE)
+        delay = FIRST_DELAY
+        while True:
+            try:
+                await self._checked(pending)
+                if await self._report(pending):
+                    break
+            except TransactionUnreadable as error:
+                self.log.error("a storage commitment is given up: {error}", error=str(error))
+                self._forget(pending)
+                return
+            except (OSError, IndexFailed) as error:
+                self.log.error("a storage commitment waits: {error}", error=str(error))
+            if self._clock() - pending.received > REPORT_FOR:
+                self.log.error(
+                    "the storage commitment {uid} is given up: {peer!r} could not be told",
+                    uid=pending.uid,
+                    peer=pending.requestor,
+                )
+                break
+            await self._wait(pending, delay)
+            delay = min(2 * delay, LONGEST_DELAY)
+        await self._threads.run(self._transactions.remove, pending.name)
+        self._forget(pending)
+
+    async def _wait(self, pending: _Pending, seconds: float) -> None:
+        """Wait, unless the requestor asks again meanwhile."""
+        over: Deferred[None] = Deferred(lambda _: call.cancel())
+        call = pending.waiting = self._ae.reactor.callLater(seconds, over.callback, None)
+        await over
+
+    # --- the check
+
+    async def _checked(self, pending: _Pending) -> None:
+        """See to it that the file of a transaction has what came of the check."""
+        await self._checking.acquire()
+        try:
+            transaction = await self._threads.run(self._transactions.load, pending.name)
+            if transaction.reasons is not None:
+                return
+            reasons: list[int] = []
+            damaged: list[str] = []
+            for start in range(0, len(transaction.references), CHECKED_AT_ONCE):
+                some = transaction.references[start : start + CHECKED_AT_ONCE]
+                reasons += await self._threads.run(check, self._archive, some, damaged)
+                while damaged:
+                    self.log.error("an instance of the archive is damaged: {which}", which=damaged.pop())
+            await self._threads.run(self._transactions.save, transaction.checked(reasons))
+        finally:
+            self._checking.release()
+        self.log.info(
+            "storage commitment {uid} of {peer!r}: {held} instances are held, {failed} are not",
+            uid=pending.uid,
+            peer=pending.requestor,
+            held=reasons.count(0),
+            failed=len(reasons) - reasons.count(0),
+        )
+
+    # --- the report
+
+    async def _report(self, pending: _Pending) -> bool:
+        """Report once, in one way or the other; return whether it was taken."""
+        assoc, pending.assoc = pending.assoc, None
+        if assoc is not None and assoc.is_established:
+            try:
+                if await self._send(assoc, pending):
+                    return True
+            except DICOMError as error:
+                self._not_told(pending, error)
+        destination = self._peers.destination(pending.requestor)
+        if destination is None:
+            self._not_told(pending, "where it listens is not known: see --peer")
+            return False
+        await self._reporting.acquire()
+        try:
+            return await self._report_to(destination if isinstance(destination, tuple) else (destination,), pending)
+        finally:
+            self._reporting.release()
+
+    async def _report_to(self, address: tuple[object, ...], pending: _Pending) -> bool:
+        taken = False
+        try:
+            assoc = await self._ae.associate(
+                *address,  # type: ignore[arg-type]
+                ae_title=pending.requestor,
+                contexts=[build_context(StorageCommitmentPushModel)],
+                ext_neg=[build_role(StorageCommitmentPushModel, scp_role=True)],
+            )
+            async with assoc:
+                taken = await self._send(assoc, pending)
+        except (CancelledError, TransactionUnreadable):
+            raise
+        except Exception as error:
+            # Whatever an endpoint fails with: the network, names, TLS.
+            if not taken:
+                self._not_told(pending, error)
+        return taken
+
+    async def _send(self, assoc: Association, pending: _Pending) -> bool:
+        uid = str(StorageCommitmentPushModel)
+        try:
+            context = assoc.context_for(uid, as_scu=False)
+        except NoPresentationContext:
+            # There are peers that do not negotiate roles and take the report all the same.
+            context = assoc.context_for(uid)
+        syntax = str(context.transfer_syntax)
+        event_type, encoded = await self._threads.run(self._information, pending.name, syntax)
+        status, _ = await assoc.send_n_event_report(
+            encoded, event_type, uid, StorageCommitmentPushModelInstance, any_role=True
+        )
+        if status.is_success or status.is_warning:
+            return True
+        self._not_told(pending, f"it answered {status}")
+        return False
+
+    def _not_told(self, pending: _Pending, why: object) -> None:
+        self.log.warn(
+            "the storage commitment {uid} could not be reported to {peer!r}: {why}",
+            uid=pending.uid,
+            peer=pending.requestor,
+            why=str(why) or type(why).__name__,
+        )
+
+    def _information(self, name: str, transfer_syntax: str) -> tuple[int, bytes]:
+        """Return the Event Type ID and the encoded Event Information (PS3.4 tables J.3-2 and J.3-3); in a thread."""
+        transaction = self._transactions.load(name)
+        reasons = transaction.reasons or ()
+        information = Dataset()
+        information.TransactionUID = transaction.uid
+        held = [_item(one) for one, reason in zip(transaction.references, reasons, strict=True) if not reason]
+        failed = [
+            _item(one, FailureReason=reason)
+            for one, reason in zip(transaction.references, reasons, strict=True)
+            if reason
+        ]
+        if held:
+            information.RetrieveAETitle = self._ae.ae_title
+            information.ReferencedSOPSequence = held
+        if failed:
+            information.FailedSOPSequence = failed
+        return 2 if failed else 1, encode_identifier(information, transfer_syntax)
+
+
+def _item(reference: Reference, **more: int) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = reference.sop_class_uid
+    item.ReferencedSOPInstanceUID = reference.sop_instance_uid
+    for keyword, value in more.items():
+        setattr(item, keyword, value)
+    return item
+
+
+def _parse(event: evt.ActionEvent, requestor: str, received: float) -> tuple[Transaction, bytes]:
+    """
+    Return what is asked for, and its digest; in a thread.
+
+    :raises _Refused: it is no request for commitment.
+    """
+    try:
+        information = event.action_information
+        uid = str(information.get("TransactionUID") or "")
+        items: Sequence[Dataset] = information.get("ReferencedSOPSequence") or ()
+        if len(items) > MAX_REFERENCES:
+            raise _Refused(codes.RESOURCE_LIMITATION, f"more than {MAX_REFERENCES} instances")
+        references = tuple(
+            Reference(str(item.get("ReferencedSOPClassUID") or ""), str(item.get("ReferencedSOPInstanceUID") or ""))
+            for item in items
+        )
+    except DataSetError as error:
+        raise _Refused(codes.PROCESSING_FAILURE, "the Action Information cannot be read") from error
+    if not references:
+        raise _Refused(codes.INVALID_ARGUMENT_VALUE, "the Referenced SOP Sequence is missing or empty")
+    try:
+        check_uids(uid)
+        for reference in references:
+            check_uids(*reference)
+    except InvalidUID as error:
+        raise _Refused(codes.INVALID_ARGUMENT_VALUE, "a UID is missing or is none") from error
+    transaction = Transaction(uid, requestor, received, references)
+    return transaction, transaction.digest

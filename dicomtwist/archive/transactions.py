@@ -1,0 +1,137 @@
+"""
+Storage commitments that are asked for and not reported yet: a file each, so that they outlive the program.
+
+Everything here blocks and is meant for worker threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from dicomtwist.archive.files import InstanceStore, StoreError
+from dicomtwist.archive.holdings import Reference
+
+__all__ = ["FOLDER", "Transaction", "TransactionUnreadable", "Transactions"]
+
+#: The folder of the files, in that of the archive.
+FOLDER: Final = ".commitment"
+#: The longest file of a transaction, in bytes.
+MAX_FILE_LENGTH: Final = 64 * 1024 * 1024
+
+_NAME: Final = re.compile(r"[0-9a-f]{32}\.json")
+
+
+class TransactionUnreadable(StoreError):
+    """The file of a transaction cannot be read; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """
+    A storage commitment that was asked for.
+
+    :ivar uid: its Transaction UID.
+    :ivar requestor: the AE title of who asked.
+    :ivar received: when, in seconds since 1970.
+    :ivar references: the instances.
+    :ivar reasons: for each 0 or a Failure Reason; ``None`` where they were not checked yet.
+    :ivar name: the name of its file.
+    """
+
+    uid: str
+    requestor: str
+    received: float
+    references: tuple[Reference, ...]
+    reasons: tuple[int, ...] | None = None
+    name: str = ""
+
+    @property
+    def digest(self) -> bytes:
+        """The same for the same request: who asks, and for what."""
+        content = "\n".join((self.requestor, *(" ".join(reference) for reference in self.references)))
+        return hashlib.sha256(content.encode()).digest()
+
+    def checked(self, reasons: Sequence[int]) -> Transaction:
+        """Return it with what came of the check."""
+        return replace(self, reasons=tuple(reasons))
+
+
+class Transactions:
+    """
+    The files of the transactions.
+
+    :param store: where they are; prepared.
+    """
+
+    def __init__(self, store: InstanceStore) -> None:
+        self._store = store
+        self._folder = os.path.join(os.fspath(store.root), FOLDER)
+
+    def save(self, transaction: Transaction) -> Transaction:
+        """
+        Write a transaction, with durability full onto the medium.
+
+        :returns: it, with the name of its file.
+        :raises OSError: as it came, errno intact.
+        """
+        if not transaction.name:
+            transaction = replace(transaction, name=f"{secrets.token_hex(16)}.json")
+        content = {
+            "version": 1,
+            "transaction": transaction.uid,
+            "requestor": transaction.requestor,
+            "received": transaction.received,
+            "references": transaction.references,
+            "reasons": transaction.reasons,
+        }
+        self._store.put_file([json.dumps(content).encode()], FOLDER, transaction.name)
+        return transaction
+
+    def load(self, name: str) -> Transaction:
+        """
+        Read a transaction.
+
+        :raises TransactionUnreadable: it cannot be read.
+        """
+        path = os.path.join(self._folder, name)
+        try:
+            with open(path, "rb") as file:
+                content = file.read(MAX_FILE_LENGTH + 1)
+            if len(content) > MAX_FILE_LENGTH:
+                raise ValueError(f"more than {MAX_FILE_LENGTH} bytes")
+            return _transaction(json.loads(content), name)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise TransactionUnreadable(f"{path}: {error}") from error
+
+    def names(self) -> Iterator[str]:
+        """Return the names of all files, in the order of their names."""
+        try:
+            names = sorted(os.listdir(self._folder))
+        except FileNotFoundError:
+            names = []
+        return iter([name for name in names if _NAME.fullmatch(name)])
+
+    def remove(self, name: str) -> None:
+        """Remove a transaction that was reported."""
+        self._store.remove(os.path.join(self._folder, name))
+
+
+def _transaction(content: Any, name: str) -> Transaction:
+    if content["version"] != 1:
+        raise ValueError(f"version {content['version']} is unknown")
+    references = tuple(Reference(str(sop_class), str(uid)) for sop_class, uid in content["references"])
+    reasons = content["reasons"]
+    if reasons is not None:
+        reasons = tuple(int(reason) for reason in reasons)
+        if len(reasons) != len(references):
+            raise ValueError("not a reason for each instance")
+    return Transaction(
+        str(content["transaction"]), str(content["requestor"]), float(content["received"]), references, reasons, name
+    )
