@@ -147,7 +147,8 @@ def decode_command(data: bytes) -> dict[str, Value]:
     Return the elements of the command set *data* by their keywords.
 
     Elements that PS3.7 does not define, or has retired, are passed over, and so are the group length and elements
-    without a value.
+    without a value. Behind a response elements of other groups are as well: Orthanc puts its Failed SOP Instance UID List
+    there, where a data set should follow.
 
     :raises InvalidMessage: an element of another group, a length that lies, a number of the wrong size.
     """
@@ -164,12 +165,18 @@ def decode_command(data: bytes) -> dict[str, Value]:
                 if length:
                     keyword, decode = _BY_TAG[tag]
                     values[keyword] = decode(data[position:stop])
-            elif tag & 0xFFFF:
+            elif tag & 0xFFFF and not _is_response(values):
                 raise InvalidMessage(f"element {_tag_text(tag)} in a command set, which is of group 0000 only")
             position = stop
     except error:
         raise InvalidMessage(f"{end - position} bytes are left, an element header takes 8") from None
     return values
+
+
+def _is_response(values: dict[str, Value]) -> bool:
+    """Whether the elements before are those of a response."""
+    field = values.get("command_field", 0)
+    return isinstance(field, int) and bool(field & 0x8000)
 
 
 def _tag_text(tag: int) -> str:

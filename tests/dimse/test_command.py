@@ -179,6 +179,14 @@ class MalformedTests(unittest.TestCase):
         self.assert_invalid(element(0x0100, b"\1\0", group=1), "group 0000 only")
         self.assert_invalid(element(0x0010, b"", group=8), "group 0000 only")
 
+    def test_other_groups_behind_a_response(self):
+        """As Orthanc writes them, in a C-GET response of which a sub-operation failed."""
+        response = element(0x0100, b"\x10\x80") + element(0x0120, b"\1\0")
+        more = element(0x0000, b"\4\0\0\0", group=8) + element(0x0058, b"1.2\0", group=8)
+        self.assertEqual(decode_command(response + more), decode_command(response))
+        self.assert_invalid(response + more[:-1], "are left")
+        self.assert_invalid(more + response, "group 0000 only")
+
     def test_lengths_that_lie(self):
         for length in 3, 4, 0xFFFFFFFE, 0xFFFFFFFF:
             data = b"\0\0\2\0" + length.to_bytes(4, "little") + b"1."
