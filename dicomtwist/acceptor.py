@@ -113,7 +113,7 @@ class AcceptorAssociation(Association):
         self.notify(evt.EVT_ACSE_RECV, primitive="A-ASSOCIATE indication")
         self.notify(evt.EVT_REQUESTED, pdu=request)
         if self._end is not None:
-            return  # a handler aborted
+            return  # a handler aborted or rejected
         settings = self.settings
         rejection = check_request(
             request,
@@ -274,14 +274,28 @@ class AcceptorAssociation(Association):
 
         return await self._ask(evt.EVT_SOP_COMMON, understand, items=dict(proposed)) or {}
 
-    def _reject(self, answer: AAssociateRJ) -> None:
+    def reject(self, result: int, source: int, reason: int, why: str = "") -> None:
+        """
+        Reject the association that is asked for: for handlers of ``EVT_REQUESTED``. Nothing happens once it was answered.
+
+        :param result: 1 permanently, 2 for now; *source* and *reason* as in PS3.8 9.3.4.
+        :param why: words for the log.
+        :raises ValueError: one of the three does not fit in a byte.
+        """
+        if not all(0 <= value <= 255 for value in (result, source, reason)):
+            raise ValueError(f"result, source and reason are a byte each, not {(result, source, reason)}")
+        if self._end is None and self._asked_at is not None:
+            self._reject(AAssociateRJ(result, source, reason), why)
+
+    def _reject(self, answer: AAssociateRJ, why: str = "") -> None:
         reason = AssociationRejected(answer.result, answer.source, answer.reason)
         self.log.info(
-            "{peer!r} at {address} asked for {called!r}: {reason}",
+            "{peer!r} at {address} asked for {called!r}: {reason}{why}",
             peer=self.requestor.ae_title,
             address=self.requestor.address,
             called=self.acceptor.ae_title,
             reason=reason,
+            why=f": {why}" if why else "",
         )
         self._asked_at = None
         self.is_rejected = True

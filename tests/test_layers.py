@@ -86,6 +86,10 @@ ROOMS = (
         ("Twisted", "pydicom", "SQLAlchemy"),
     ),
     Room(("archive/peers.py",), ("negotiation.py", "peer.py"), ("Twisted",)),
+    Room(
+        ("archive/certificates.py", "archive/rules.py", "archive/users.py"), ("negotiation.py",), ("cryptography",)
+    ),
+    Room(("archive/access.py",), ALL_ABOVE, ("Twisted",)),
     Room(("archive/providers.py",), ("dimse/", "evt.py"), ("Twisted",)),
     Room(("archive/mpps.py",), ALL_ABOVE, ("Twisted", "pydicom")),
     Room(("archive/holdings.py", "archive/transactions.py"), ALL_ABOVE, ("SQLAlchemy",)),

@@ -1,0 +1,253 @@
+"""
+The rules of a server put to work: associations and operations that no rule allows are refused.
+
+An association is judged when it is asked for, and again when its user is known; each operation when it is asked for, by its
+DIMSE service and SOP Class. So a rule that is gone holds no longer for associations that are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import ISSLTransport
+from twisted.logger import Logger
+
+from dicomtwist import evt
+from dicomtwist.acceptor import AcceptorAssociation
+from dicomtwist.archive.certificates import Certificate
+from dicomtwist.archive.rules import DEFAULT_RULES, IDENTITY_TYPES, UNIX, Asker, Identity, Operation, Rules
+from dicomtwist.archive.users import Users
+from dicomtwist.association import Association
+from dicomtwist.dimse.status import NOT_AUTHORISED, Status
+from dicomtwist.server import Server
+from dicomtwist.services.answering import Refused
+from dicomtwist.sop_class import (
+    ModalityPerformedProcedureStep,
+    ModalityPerformedProcedureStepNotification,
+    ModalityPerformedProcedureStepRetrieve,
+    ModalityWorklistInformationFind,
+    StorageCommitmentPushModel,
+)
+from dicomtwist.threads import WorkerThreads
+from dicomtwist.ul.items import UserIdentity
+
+__all__ = ["Access", "Policy"]
+
+#: The operation of each hook; of DIMSE-N it is that of the SOP Class.
+_OPERATIONS: Final = {
+    evt.EVT_C_ECHO: Operation.ECHO,
+    evt.EVT_C_STORE: Operation.STORE,
+    evt.EVT_C_FIND: Operation.FIND,
+    evt.EVT_C_GET: Operation.GET,
+    evt.EVT_C_MOVE: Operation.MOVE,
+}
+_BY_CLASS: Final = {
+    str(ModalityWorklistInformationFind): Operation.WORKLIST,
+    str(ModalityPerformedProcedureStep): Operation.MPPS,
+    str(ModalityPerformedProcedureStepRetrieve): Operation.MPPS,
+    str(ModalityPerformedProcedureStepNotification): Operation.MPPS,
+    str(StorageCommitmentPushModel): Operation.COMMIT,
+}
+_NORMALISED: Final = frozenset(
+    (
+        *(evt.EVT_N_ACTION, evt.EVT_N_CREATE, evt.EVT_N_DELETE),
+        *(evt.EVT_N_EVENT_REPORT, evt.EVT_N_GET, evt.EVT_N_SET),
+    )
+)
+#: The hooks whose handlers yield many answers.
+_ANSWERING: Final = (evt.EVT_C_FIND, evt.EVT_C_GET, evt.EVT_C_MOVE)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """
+    What holds: replaced as a whole where it is read anew.
+
+    :ivar rules: who may do what.
+    :ivar users: the users with a passcode, where there are some.
+    :ivar taken: the types of user identity that are taken as they come, without a proof.
+    """
+
+    rules: Rules = DEFAULT_RULES
+    users: Users | None = None
+    taken: frozenset[Identity] = frozenset()
+
+    @property
+    def looks_at_users(self) -> bool:
+        """Whether it matters who the user is; if not, an identity is passed over as if there were none."""
+        return self.users is not None or bool(self.taken) or self.rules.about_users
+
+
+class _Judged:
+    """An association, as it was judged last."""
+
+    __slots__ = ("allowed", "asker", "rules", "told")
+
+    def __init__(self, asker: Asker, rules: Rules) -> None:
+        self.asker = asker
+        self.rules = rules
+        self.allowed = rules.allowed(asker)
+        self.told: set[Operation] = set()
+
+    def may(self, operations: Iterable[Operation], rules: Rules) -> bool:
+        if rules is not self.rules:
+            self.rules, self.allowed = rules, rules.allowed(self.asker)
+        return not self.asker.undecided and self.allowed.issuperset(operations)
+
+
+class Access:
+    """
+    Who may do what with a server.
+
+    :param policy: what holds at first.
+    :param threads: where passcodes are checked; the caller holds it while this is used.
+    """
+
+    log = Logger()
+
+    def __init__(self, policy: Policy, threads: WorkerThreads) -> None:
+        self.policy = policy
+        self._threads = threads
+        self._judged: WeakKeyDictionary[Association, _Judged] = WeakKeyDictionary()
+
+    def guarded(self, handlers: Iterable[evt.HandlerTuple]) -> list[evt.HandlerTuple]:
+        """
+        Return *handlers* with those of DIMSE services behind the rules, and what the rules need besides.
+
+        A refused operation is answered with 0x0124, not authorised (PS3.7 C.5.12).
+        """
+        found: list[evt.HandlerTuple] = [(evt.EVT_REQUESTED, self.handle_requested)]
+        entries = list(handlers)
+        if all(entry[0] is not evt.EVT_C_ECHO for entry in entries):
+            entries.append((evt.EVT_C_ECHO, lambda event: 0x0000))
+        if self.policy.looks_at_users:
+            found.append((evt.EVT_USER_ID, self.handle_user))
+        for event, handler, *arguments in entries:
+            if event in _OPERATIONS or event in _NORMALISED:
+                handler = self._guarded(event, handler)
+            found.append((event, handler, *arguments))  # type: ignore[arg-type]
+        return found
+
+    def change(self, policy: Policy, server: Server | None) -> None:
+        """
+        Have *policy* hold from here on, for the associations that are there as well.
+
+        :param server: what listens with what :meth:`guarded` returned.
+        """
+        self.policy = policy
+        if server is not None:
+            change = server.bind if policy.looks_at_users else server.unbind
+            change(evt.EVT_USER_ID, self.handle_user)
+
+    # --- associations
+
+    def handle_requested(self, event: evt.Event) -> None:
+        """Reject an association that nothing would be allowed on."""
+        assoc = event.assoc
+        assert isinstance(assoc, AcceptorAssociation)
+        policy = self.policy
+        asker = _asker(assoc)
+        if policy.looks_at_users and isinstance(assoc.requestor.user_identity, UserIdentity):
+            asker = replace(asker, undecided=True)
+        rejection = policy.rules.rejection(asker)
+        if rejection is not None:
+            assoc.reject(rejection.result, rejection.source, rejection.reason, rejection.words)
+            return
+        self._judged[assoc] = _Judged(asker, policy.rules)
+
+    def handle_user(self, event: evt.Event) -> Any:
+        """
+        Say whether the user is let in: known by the passcode or taken as it comes, and then allowed anything.
+
+        :returns: (whether, ``None``), or a Deferred of it.
+        """
+        policy, assoc = self.policy, event.assoc
+        kind = IDENTITY_TYPES[event.user_id_type]
+        name = event.primary_field.decode("utf-8", "replace") if kind in (Identity.USERNAME, Identity.PASSCODE) else ""
+        if kind in policy.taken:
+            return self._let_in(assoc, kind, name, True)
+        if kind is not Identity.PASSCODE or policy.users is None:
+            return self._let_in(assoc, kind, name, False)
+        verifying: Deferred[bool] = self._threads.run(policy.users.verify, name, event.secondary_field)
+        return verifying.addCallback(lambda right: self._let_in(assoc, kind, name, right))
+
+    def _let_in(self, assoc: Association, kind: Identity, name: str, right: bool) -> tuple[bool, None]:
+        why = f"a user identity of type {kind} was not confirmed"
+        if right:
+            rules = self.policy.rules
+            asker = replace(_asker(assoc), user=name, identity=kind)
+            rejection = rules.rejection(asker)
+            if rejection is None:
+                self._judged[assoc] = _Judged(asker, rules)
+                return True, None
+            why = rejection.words
+        self.log.info("{peer!r} at {address}: {why}", peer=assoc.remote.ae_title, address=assoc.remote.address, why=why)
+        return False, None
+
+    # --- operations
+
+    def _guarded(self, event_type: evt.EventType, handler: evt.Handler) -> evt.Handler:
+        def guard(event: evt.DIMSEEvent, *arguments: Any) -> Any:
+            operations = _operations(event)
+            judged = self._judged.get(event.assoc)
+            if judged is not None and judged.may(operations, self.policy.rules):
+                return handler(event, *arguments)
+            return self._refuse(event, judged, operations)
+
+        if getattr(handler, "is_streaming", False):
+            evt.streaming(guard)
+        return guard
+
+    def _refuse(self, event: evt.DIMSEEvent, judged: _Judged | None, operations: Iterable[Operation]) -> Any:
+        wanted = " and ".join(sorted(operations))
+        if event.event in _ANSWERING:
+            raise Refused(NOT_AUTHORISED, f"no rule allows {wanted}")
+        if judged is None or not judged.told.issuperset(operations):
+            # Once for each association, however many instances somebody tries to store.
+            self.log.info(
+                "{service} of {peer!r} at {address} refused with 0x{status:04X}: no rule allows {wanted}",
+                service=event.request.SERVICE,
+                peer=event.assoc.remote.ae_title,
+                address=event.assoc.remote.address,
+                status=NOT_AUTHORISED,
+                wanted=wanted,
+            )
+            if judged is not None:
+                judged.told.update(operations)
+        return Status(NOT_AUTHORISED, event.request.SERVICE, f"no rule allows {wanted}")
+
+
+def _operations(event: evt.DIMSEEvent) -> frozenset[Operation]:
+    """What is asked for: by the service, and by the SOP Classes of both the request and its context, should they differ."""
+    uids = {str(event.context.abstract_syntax)}
+    request: Any = event.request
+    for name in ("affected_sop_class_uid", "requested_sop_class_uid"):
+        if uid := getattr(request, name, None):
+            uids.add(str(uid))
+    return frozenset(_operation(event.event, uid) for uid in uids)
+
+
+def _operation(event: evt.EventType, uid: str) -> Operation:
+    if event in _NORMALISED:
+        found = _BY_CLASS.get(uid, Operation.OTHER)
+        return found if found in (Operation.MPPS, Operation.COMMIT) else Operation.OTHER
+    if event is evt.EVT_C_FIND and _BY_CLASS.get(uid) is Operation.WORKLIST:
+        return Operation.WORKLIST
+    return _OPERATIONS[event]
+
+
+def _asker(assoc: Association) -> Asker:
+    transport: Any = assoc.protocol.transport
+    address = assoc.requestor.address
+    if isinstance(transport.getPeer(), UNIXAddress):
+        address = UNIX
+    certificate = None
+    if ISSLTransport.providedBy(transport):
+        shown: Any = transport.getPeerCertificate()
+        certificate = None if shown is None else Certificate.of(shown.to_cryptography())
+    return Asker(assoc.requestor.called_ae_title, assoc.requestor.ae_title, address, certificate=certificate)

@@ -1,0 +1,182 @@
+"""
+The users of a server: a file of names with hashed passcodes.
+
+``python -m dicomtwist.archive.users NAME`` asks for a passcode and prints the line for the file.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import getpass
+import hashlib
+import hmac
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Final
+
+__all__ = ["UserEntry", "Users", "hash_passcode"]
+
+#: How many users there may be.
+MAX_USERS: Final = 10_000
+#: The longest file of users, in bytes.
+MAX_FILE_LENGTH: Final = 4 * 1024 * 1024
+#: How much memory the check of one passcode may take, in bytes: 128 * N * r of scrypt (RFC 7914).
+MAX_SCRYPT_MEMORY: Final = 64 * 1024 * 1024
+#: How many passcodes are remembered as right, so that who associates often does not cost a fifth of a second each time.
+MAX_REMEMBERED: Final = 1024
+#: How many passes (p) scrypt may make.
+MAX_SCRYPT_PASSES: Final = 16
+
+#: N, r and p of scrypt for passcodes that are hashed here: 32 MiB each.
+_N, _R, _P = 2**15, 8, 3
+_KEY_LENGTH: Final = 32
+_NAME: Final = "scrypt"
+
+
+@dataclass(frozen=True, slots=True)
+class UserEntry:
+    """A user with the hash of the passcode."""
+
+    name: str
+    n: int
+    r: int
+    p: int
+    salt: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+
+    def is_passcode(self, passcode: bytes) -> bool:
+        """Whether *passcode* is the right one. It takes a fifth of a second or so."""
+        return hmac.compare_digest(_scrypt(passcode, self.salt, self.n, self.r, self.p, len(self.key)), self.key)
+
+    def __str__(self) -> str:
+        salt, key = (base64.b64encode(value).decode("ascii") for value in (self.salt, self.key))
+        return f"{self.name}:{_NAME}:{self.n}:{self.r}:{self.p}:{salt}:{key}"
+
+
+def hash_passcode(name: str, passcode: bytes, n: int = _N, r: int = _R, p: int = _P) -> UserEntry:
+    """
+    Return the entry of a user.
+
+    :param n: what the hash costs, and *r* and *p*: parameters of scrypt (RFC 7914).
+    :raises ValueError: the name is empty, has a colon or a control character, or begins with ``#``.
+    """
+    salt = os.urandom(16)
+    return UserEntry(_checked_name(name), n, r, p, salt, _scrypt(passcode, salt, n, r, p, _KEY_LENGTH))
+
+
+class Users:
+    """
+    The users of a file. Everything here blocks.
+
+    :param path: the file: ``NAME:scrypt:N:R:P:SALT:KEY`` on each line, the last two in base 64; empty lines and lines that
+        begin with ``#`` say nothing.
+    :raises ValueError: the file cannot be read, or a line of it is wrong; the text says which, and nothing of what is in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._entries = {entry.name: entry for entry in _read(path)}
+        if len(self._entries) > MAX_USERS:
+            raise ValueError(f"{str(path)!r} has more than {MAX_USERS} users")
+        like = next(iter(self._entries.values()), UserEntry("", _N, _R, _P, b"", b""))
+        self._nobody = UserEntry("", like.n, like.r, like.p, secrets.token_bytes(16), secrets.token_bytes(_KEY_LENGTH))
+        self._secret = secrets.token_bytes(32)
+        self._right: dict[bytes, None] = {}
+        self._lock = Lock()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def verify(self, name: str, passcode: bytes) -> bool:
+        """Whether *passcode* is that of the user *name*. A name that is not known takes as long as a wrong passcode."""
+        digest = hmac.digest(self._secret, name.encode() + b"\0" + passcode, "sha256")
+        if digest in self._right:
+            return True
+        entry = self._entries.get(name)
+        if not (entry or self._nobody).is_passcode(passcode) or entry is None:
+            return False
+        with self._lock:
+            while len(self._right) >= MAX_REMEMBERED:
+                del self._right[next(iter(self._right))]
+            self._right[digest] = None
+        return True
+
+
+def _scrypt(passcode: bytes, salt: bytes, n: int, r: int, p: int, length: int) -> bytes:
+    # OpenSSL counts some kilobytes besides.
+    return hashlib.scrypt(passcode, salt=salt, n=n, r=r, p=p, maxmem=MAX_SCRYPT_MEMORY + 1024 * 1024, dklen=length)
+
+
+def _checked_name(name: str) -> str:
+    if not name or ":" in name or name.startswith("#") or name != name.strip() or not name.isprintable():
+        raise ValueError(f"{name!r} is no name of a user: no colon, no control character, no space around it")
+    return name
+
+
+def _read(path: Path) -> Iterator[UserEntry]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_LENGTH + 1)
+    except OSError as error:
+        raise ValueError(f"cannot read the users of {str(path)!r}: {error.strerror}") from None
+    if len(content) > MAX_FILE_LENGTH:
+        raise ValueError(f"{str(path)!r} has more than {MAX_FILE_LENGTH} bytes")
+    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
+        if line.strip() and not line.startswith("#"):
+            try:
+                yield _parse(line.strip())
+            except (ValueError, binascii.Error):
+                raise ValueError(
+                    f"{path}, line {number}: no user; 'python -m dicomtwist.archive.users NAME' makes such a line"
+                ) from None
+
+
+def _parse(line: str) -> UserEntry:
+    name, kind, n, r, p, salt, key = line.split(":")
+    entry = UserEntry(
+        _checked_name(name),
+        *(int(n), int(r), int(p)),
+        base64.b64decode(salt, validate=True),
+        base64.b64decode(key, validate=True),
+    )
+    if kind != _NAME or entry.n < 2 or entry.n & (entry.n - 1) or entry.r < 1:
+        raise ValueError("not scrypt")
+    if not 1 <= entry.p <= MAX_SCRYPT_PASSES or 128 * entry.n * entry.r > MAX_SCRYPT_MEMORY:
+        raise ValueError("takes too much")
+    if len(entry.salt) < 8 or not 16 <= len(entry.key) <= 64:
+        raise ValueError("too short")
+    return entry
+
+
+def main(arguments: list[str]) -> int:
+    """Print the line of the user that the one argument names; the passcode is asked for, or read from a pipe."""
+    if len(arguments) != 1:
+        print("usage: python -m dicomtwist.archive.users NAME", file=sys.stderr)
+        return 64
+    try:
+        name = _checked_name(arguments[0])
+        if sys.stdin.isatty():
+            passcode = getpass.getpass(f"Passcode of {name}: ")
+            if passcode != getpass.getpass("Again: "):
+                raise ValueError("they differ")
+        else:
+            passcode = sys.stdin.readline().rstrip("\n")
+        if not passcode:
+            raise ValueError("an empty passcode is none")
+    except ValueError as error:
+        print(f"{error}", file=sys.stderr)
+        return 65
+    print(hash_passcode(name, passcode.encode()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
