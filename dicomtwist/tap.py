@@ -25,6 +25,7 @@ try:
     from dicomtwist.archive.peers import Peers
     from dicomtwist.archive.providers import Provider
     from dicomtwist.archive.receiver import StorageReceiver
+    from dicomtwist.archive.worklist import Worklist
     from dicomtwist.archive_service import ArchiveService
 except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
@@ -159,6 +160,7 @@ class Options(usage.Options):
             "Bytes (500M, 10G) to stay free on the disk; with less, instances are refused.",
             _bytes("--min-free"),
         ],
+        ["worklist", None, None, "Folder with the files (*.wl, TITLE/*.wl) of a modality worklist, to be queried."],
         ["import", None, None, "Folder whose DICOM files are copied into the archive while it runs."],
         [
             "max-pdu",
@@ -243,6 +245,7 @@ class Options(usage.Options):
     compData = usage.Completions(
         optActions={
             "storage": usage.CompleteDirs(),
+            "worklist": usage.CompleteDirs(),
             "durability": usage.CompleteList(["full", "none"]),
             "duplicates": usage.CompleteList([one.value for one in Duplicates]),
         }
@@ -299,6 +302,8 @@ class Options(usage.Options):
         self["ae"] = _make_ae(self)
         if self["import"] is not None and not Path(self["import"]).is_dir():
             raise usage.UsageError(f"--import: {self['import']} is no folder")
+        if self["worklist"] is not None and not Path(self["worklist"]).is_dir():
+            raise usage.UsageError(f"--worklist: {self['worklist']} is no folder")
         self["archive"] = Archive(
             Path(self["storage"]),
             durability=self["durability"],
@@ -344,6 +349,8 @@ def makeService(options: Options) -> IService:
         PerformedProcedureSteps(options["archive"].store, threads),
         StorageCommitment(options["archive"], threads, ae, options["peers"]),
     ]
+    if options["worklist"] is not None:
+        providers.append(Worklist(Path(options["worklist"]), threads))
     folder = Path(options["import"]) if options["import"] is not None else None
     return ArchiveService(
         ae, options["endpoints"], receiver, grace=options["grace"], import_from=folder, providers=providers

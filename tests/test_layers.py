@@ -91,7 +91,7 @@ ROOMS = (
     ),
     Room(("archive/access.py",), ALL_ABOVE, ("Twisted",)),
     Room(("archive/providers.py",), ("dimse/", "evt.py"), ("Twisted",)),
-    Room(("archive/mpps.py",), ALL_ABOVE, ("Twisted", "pydicom")),
+    Room(("archive/mpps.py", "archive/worklist.py"), ALL_ABOVE, ("Twisted", "pydicom")),
     Room(("archive/holdings.py", "archive/transactions.py"), ALL_ABOVE, ("SQLAlchemy",)),
     Room(("archive/commitment.py",), ALL_ABOVE, ("Twisted", "pydicom")),
     Room(("service.py", "archive_service.py", "tap.py"), ALL_ABOVE, ("Twisted",)),

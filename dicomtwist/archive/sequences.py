@@ -17,7 +17,8 @@ from dicomtwist.archive.values import datetime_key, has_wildcard, normal_date, t
 #: How deep the sequences of an identifier may be nested.
 MAX_NESTING = 8
 
-_ItemTest = Callable[[Dataset], bool]
+#: Whether a data set matches.
+ItemTest = Callable[[Dataset], bool]
 
 
 def load(text: str) -> Dataset:
@@ -31,7 +32,7 @@ def sequence_predicate(item: Dataset) -> Callable[[str], bool] | None:
 
     :raises ValueError: a key makes no sense.
     """
-    test = _item_test(item, 1)
+    test = item_test(item, 1)
     if test is None:
         return None
     matches = test
@@ -42,7 +43,13 @@ def sequence_predicate(item: Dataset) -> Callable[[str], bool] | None:
     return predicate
 
 
-def _item_test(item: Dataset, depth: int) -> _ItemTest | None:
+def item_test(item: Dataset, depth: int = 1) -> ItemTest | None:
+    """
+    Return whether a data set matches all keys of *item*; ``None`` where any does.
+
+    :param depth: how deep *item* is nested in the identifier.
+    :raises ValueError: a key makes no sense.
+    """
     if depth > MAX_NESTING:
         raise ValueError(f"sequences are nested more than {MAX_NESTING} deep")
     tests = [test for element in item if (test := _element_test(element, depth)) is not None]
@@ -51,10 +58,10 @@ def _item_test(item: Dataset, depth: int) -> _ItemTest | None:
     return lambda found: all(test(found) for test in tests)
 
 
-def _element_test(element: DataElement, depth: int) -> _ItemTest | None:
+def _element_test(element: DataElement, depth: int) -> ItemTest | None:
     tag = element.tag
     if element.VR == "SQ":
-        inner = _item_test(element.value[0], depth + 1) if element.value else None
+        inner = item_test(element.value[0], depth + 1) if element.value else None
         if inner is None:
             return None
         test = inner

@@ -1,0 +1,302 @@
+"""The worklist: files as they come and go, matching, answers."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from pydicom import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from twisted.trial.unittest import SynchronousTestCase
+
+from dicomtwist import Association, OperationFailed, build_context, evt
+from dicomtwist.archive import worklist
+from dicomtwist.archive.providers import combined
+from dicomtwist.archive.worklist import Worklist, WorklistFolder, compile_query
+from dicomtwist.sop_class import ModalityWorklistInformationModelFind, StudyRootQueryRetrieveInformationModelFind
+from dicomtwist.threads import WorkerThreads
+from tests.archive.worklists import ITEMS, code, item, items, query, write
+from tests.memory import MemoryTestCase
+
+
+class Matching(SynchronousTestCase):
+    """Which of the items match; each is told by the last digit of its Accession Number."""
+
+    def matching(self, asked: Dataset, among: list[Dataset] | None = None) -> str:
+        test = compile_query(asked)
+        return "".join(one.AccessionNumber[-1] for one in among or items() if test(one))
+
+    def test_table(self) -> None:
+        for keys, expected in (
+            ({}, "1234567"),
+            ({"PatientName": "VIVALDI^ANTONIO"}, "12"),
+            ({"PatientName": "vivaldi^antonio"}, "12"),
+            ({"PatientName": "VIVALDI*"}, "12"),
+            ({"PatientName": "*"}, "1234567"),
+            ({"PatientName": "?OZART*"}, "7"),
+            ({"PatientName": "NOBODY"}, ""),
+            ({"PatientID": "B?"}, "67"),
+            ({"PatientSex": "F"}, "45"),
+            ({"AccessionNumber": "1003"}, "3"),
+            ({"StudyInstanceUID": ["1.2.7.1", "1.2.7.5"]}, "15"),
+            ({"PatientBirthDate": "19520101-19540101"}, "234"),
+            ({"Modality": "CT"}, "246"),
+            ({"Modality": "ct"}, ""),
+            ({"ScheduledStationAETitle": "AA32"}, "13"),
+            ({"ScheduledStationAETitle": "AA33"}, "1"),
+            ({"ScheduledProcedureStepStartDate": "20240107"}, "34"),
+            ({"ScheduledProcedureStepStartDate": "20240106-20240107"}, "234"),
+            ({"ScheduledProcedureStepStartDate": "20240107-"}, "3467"),
+            ({"ScheduledProcedureStepStartDate": "-20240105"}, "15"),
+            ({"ScheduledProcedureStepStartTime": "0900-1200"}, "46"),
+            ({"ScheduledProcedureStepStartTime": "-12"}, "146"),
+            (
+                {
+                    "ScheduledProcedureStepStartDate": "20240105-20240107",
+                    "ScheduledProcedureStepStartTime": "1200-1000",
+                },
+                "24",
+            ),
+            ({"ScheduledProcedureStepStartDate": "20240107", "ScheduledProcedureStepStartTime": "0900-1000"}, "4"),
+            ({"ScheduledPerformingPhysicianName": "ROSS", "Modality": "CT", "PatientSex": "F"}, "4"),
+            ({"RequestedProcedureCodeSequence": [code("C1")]}, "1357"),
+        ):
+            self.assertEqual(self.matching(query(**keys)), expected, keys)
+
+    def test_other_character_sets(self) -> None:
+        asked = query(PatientName="люк*")
+        asked.SpecificCharacterSet = "ISO_IR 144"
+        self.assertEqual(self.matching(asked), "5")
+
+    def test_an_identifier_without_steps(self) -> None:
+        asked = Dataset()
+        asked.PatientID = "V1"
+        self.assertEqual(self.matching(asked), "12")
+        asked.ScheduledProcedureStepSequence = []
+        self.assertEqual(self.matching(asked), "12")
+
+    def test_a_step_without_a_date(self) -> None:
+        asked = query(ScheduledProcedureStepStartDate="20240101-20240102", ScheduledProcedureStepStartTime="00-23")
+        date, time = "ScheduledProcedureStepStartDate", "ScheduledProcedureStepStartTime"
+        steps: tuple[dict[str, str], ...] = ({date: ""}, {}, {date: "20240101"}, {date: "20240102", time: "2400"})
+        among = [item(number, AccessionNumber=str(number), **values) for number, values in enumerate(steps, 1)]
+        self.assertEqual(self.matching(asked, among), "3")
+
+    def test_keys_that_make_no_sense(self) -> None:
+        two = query()
+        two.ScheduledProcedureStepSequence.append(Dataset())
+        wrong = query()
+        wrong.ScheduledProcedureStepSequence[0]["ScheduledProcedureStepStartDate"].value = ["2024-13-01-02"]
+        self.assertRaises(ValueError, compile_query, two)
+        self.assertRaises(ValueError, compile_query, wrong)
+
+    def test_nothing_is_changed(self) -> None:
+        asked, among = query(ScheduledProcedureStepStartDate="2024-", ScheduledProcedureStepStartTime="10-"), items()
+        before = str(asked), str(among)
+        compile_query(query(ScheduledProcedureStepStartDate="20240101-", ScheduledProcedureStepStartTime="10-"))
+        for one in among:
+            worklist.answer(one, 0, asked)
+        self.assertEqual((str(asked), str(among)), before)
+
+
+class Folder(SynchronousTestCase):
+    """Files come, change and go."""
+
+    def setUp(self) -> None:
+        self.root = Path(self.mktemp())
+        self.root.mkdir()
+        self.told: list[str] = []
+        self.folder = WorklistFolder(self.root, self.told.append)
+
+    def names(self, title: str = "ANY") -> list[str]:
+        return [str(one.PatientName) for one in self.folder.items(title)]
+
+    def write(self, name: str, patient: str = "A", **options: Any) -> Path:
+        path = self.root / name
+        path.parent.mkdir(exist_ok=True)
+        write(path, item(1, PatientName=patient), **options)
+        # The clock of the file system may be too coarse for what a test does in a row.
+        self.moment = getattr(self, "moment", time.time_ns()) + 1_000_000_000
+        os.utime(path, ns=(self.moment, self.moment))
+        return path
+
+    def test_they_come_change_and_go(self) -> None:
+        self.assertEqual(self.names(), [])
+        path = self.write("b.wl")
+        self.write("a.wl", "B")
+        self.assertEqual(self.names(), ["B", "A"])
+        self.write("b.wl", "C")
+        self.assertEqual(self.names(), ["B", "C"])
+        path.unlink()
+        self.assertEqual(self.names(), ["B"])
+        self.assertEqual(self.told, [])
+        self.assertEqual(list(self.folder._known), [str(self.root / "a.wl")])
+
+    def test_read_once(self) -> None:
+        self.write("a.wl")
+        with mock.patch.object(worklist, "read_item", wraps=worklist.read_item) as reading:
+            for _ in range(3):
+                self.names()
+            self.assertEqual(reading.call_count, 1)
+            self.write("a.wl")
+            self.names()
+            self.assertEqual(reading.call_count, 2)
+
+    def test_every_encoding(self) -> None:
+        for number, syntax in enumerate((ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)):
+            self.write(f"{number}.wl", f"N{number}", transfer_syntax=syntax)
+        self.write("3.wl", "N3", meta=False)
+        self.write("4.wl", "N4", transfer_syntax=ImplicitVRLittleEndian, meta=False)
+        self.assertEqual(self.names(), ["N0", "N1", "N2", "N3", "N4"])
+
+    def test_a_folder_for_a_title(self) -> None:
+        self.write("all.wl", "ALL")
+        self.write("CT1/one.wl", "CT1")
+        self.write("MR1/one.wl", "MR1")
+        self.assertEqual(self.names("CT1"), ["ALL", "CT1"])
+        self.assertEqual(self.names("XX"), ["ALL"])
+
+    def test_titles_that_are_paths(self) -> None:
+        self.write("sub/one.wl")
+        inner = WorklistFolder(self.root / "sub")
+        for title in ("", ".", "..", "../sub", "/", str(self.root), "a\0b"):
+            self.assertEqual(len(inner.items(title)), 1, title)
+
+    def test_other_files(self) -> None:
+        path = self.write("a.wl")
+        for name in ("lockfile", "a.dump", ".hidden.wl", "a.wl.tmp"):
+            (self.root / name).write_bytes(path.read_bytes())
+        self.assertEqual(self.names(), ["A"])
+
+    def test_what_cannot_be_read_is_told_once(self) -> None:
+        good = self.write("good.wl").read_bytes()
+        write(self.root / "empty_steps.wl", Dataset())
+        (self.root / "cut.wl").write_bytes(good[:-5])
+        (self.root / "empty.wl").write_bytes(b"")
+        (self.root / "noise.wl").write_bytes(b"\xff" * 300)
+        (self.root / "folder.wl").mkdir()
+        (self.root / "gone.wl").symlink_to("nowhere")
+        with mock.patch.object(worklist, "MAX_FILE_LENGTH", len(good)):
+            (self.root / "long.wl").write_bytes(good + b"\0\0")
+            self.assertEqual(self.names(), ["A"])
+            self.assertEqual(self.names(), ["A"])
+        told = sorted(Path(why.split()[0]).name for why in self.told)
+        self.assertEqual(told, ["cut.wl", "empty.wl", "empty_steps.wl", "folder.wl", "long.wl", "noise.wl"])
+
+    def test_bounds(self) -> None:
+        for number in range(4):
+            self.write(f"{number}.wl")
+        with mock.patch.object(worklist, "MAX_FILES", 3):
+            self.assertEqual(len(self.names()), 3)
+        self.assertIn("more than 3 files", self.told[0])
+        size = (self.root / "0.wl").stat().st_size
+        with mock.patch.object(worklist, "MAX_REMEMBERED", 2 * size):
+            folder = WorklistFolder(self.root)
+            for _ in range(2):
+                self.assertEqual(len(folder.items("")), 4)
+            self.assertEqual((len(folder._known), folder._remembered), (2, 2 * size))
+
+    def test_no_folder(self) -> None:
+        self.assertRaises(FileNotFoundError, WorklistFolder(self.root / "none").items, "")
+
+
+class Served(MemoryTestCase):
+    """On an association."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        models = [ModalityWorklistInformationModelFind, StudyRootQueryRetrieveInformationModelFind]
+        self.scp.supported_contexts = [build_context(uid) for uid in models]
+        self.scu.requested_contexts = [build_context(uid) for uid in models]
+        self.root = Path(self.mktemp())
+        self.root.mkdir()
+        for number, one in enumerate(items(), 1):
+            write(self.root / f"{number}.wl", one)
+        self.worklist = Worklist(self.root, WorkerThreads(self.network))
+        self.listen(*combined(self.worklist.provided))
+        self.assoc: Association = self.associate()
+
+    def ask(self, asked: Dataset, model: str = ModalityWorklistInformationModelFind) -> list[Dataset]:
+        return self.network.result_of(self.assoc.send_c_find(asked, model).collect())
+
+    def refused(self, asked: Dataset, **options: Any) -> int:
+        error = self.assertRaises(OperationFailed, self.ask, asked, **options)
+        return int(error.status)
+
+    def test_keys_are_answered_and_nothing_else(self) -> None:
+        asked = query(PatientID="M1", PatientComments="", RequestedProcedureCodeSequence=[])
+        (found,) = self.ask(asked)
+        keys = {element.keyword for element in asked} | {"SpecificCharacterSet"}
+        self.assertEqual({element.keyword for element in found}, keys)
+        self.assertEqual(found.SpecificCharacterSet, "ISO_IR 100")
+        self.assertEqual(found.PatientName, "Müller^Käthe")
+        self.assertEqual(found.PatientComments, "")
+        self.assertEqual(found.RequestedProcedureCodeSequence, [code("C0", "Something")])
+        (step,) = found.ScheduledProcedureStepSequence
+        self.assertEqual(
+            {one.keyword for one in step}, {one.keyword for one in asked.ScheduledProcedureStepSequence[0]}
+        )
+        self.assertEqual((step.Modality, step.ScheduledProcedureStepStartTime), ("CT", "094500"))
+
+    def test_character_sets_are_kept(self) -> None:
+        (found,) = self.ask(query(PatientID="L1"))
+        self.assertEqual(found.SpecificCharacterSet, "ISO_IR 192")
+        self.assertEqual(found.PatientName, "Люксембург^Роза")
+
+    def test_an_answer_for_each_step(self) -> None:
+        """The sequence of an answer has one item (PS3.4 K.6.1.2.2)."""
+        several = item(8, PatientID="S1", Modality="CT", ScheduledProcedureStepID="S1")
+        for identity, modality in (("S2", "MR"), ("S3", "CT")):
+            step = Dataset()
+            step.ScheduledProcedureStepID, step.Modality = identity, modality
+            several.ScheduledProcedureStepSequence.append(step)
+        write(self.root / "8.wl", several)
+        found = self.ask(query(PatientID="S1", Modality="CT"))
+        steps = [one.ScheduledProcedureStepSequence for one in found]
+        self.assertEqual([[step.ScheduledProcedureStepID for step in each] for each in steps], [["S1"], ["S3"]])
+
+    def test_no_keys_at_all(self) -> None:
+        self.assertEqual(len(self.ask(Dataset())), len(ITEMS))
+
+    def test_what_is_refused(self) -> None:
+        two = query()
+        two.ScheduledProcedureStepSequence.append(Dataset())
+        self.assertEqual(self.refused(two), 0xA900)
+        self.assertEqual(self.refused(query(), model=StudyRootQueryRetrieveInformationModelFind), 0x0122)
+        for path in self.root.iterdir():
+            path.unlink()
+        self.root.rmdir()
+        self.assertEqual(self.refused(query()), 0xA700)
+
+    def test_many_and_cancelled(self) -> None:
+        for number in range(300):
+            write(self.root / f"x{number}.wl", item(number, PatientID="MANY"))
+        self.assertEqual(len(self.ask(query(PatientID="MANY"))), 300)
+        with mock.patch.object(worklist, "PAGE_SIZE", 1):
+            answers = self.assoc.send_c_find(query(PatientID="MANY"), ModalityWorklistInformationModelFind)
+            seen = []
+
+            async def take() -> None:
+                async for status, _ in answers:
+                    seen.append(int(status))
+                    if len(seen) == 3:
+                        answers.cancel()
+
+            self.network.result_of(take())
+        self.assertLess(len(seen), 300)
+        self.assertEqual(answers.status, 0xFE00)
+
+    def test_a_folder_for_the_title_that_is_called(self) -> None:
+        (self.root / "CT1").mkdir()
+        write(self.root / "CT1" / "1.wl", item(1, PatientID="X1"))
+        self.assertEqual(self.ask(query(PatientID="X1")), [])
+        self.assoc = self.associate(ae_title="CT1")
+        self.assertEqual(len(self.ask(query(PatientID="X1"))), 1)
+
+    def test_two_handlers_of_the_same(self) -> None:
+        other = Worklist(self.root, WorkerThreads(self.network))
+        self.assertRaises(ValueError, combined, [*self.worklist.provided, *other.provided])
+        self.assertEqual([entry[0] for entry in combined(other.provided)], [evt.EVT_C_FIND])
