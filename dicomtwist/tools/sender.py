@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
 
 from dicomtwist import (
     AE,
@@ -23,6 +24,7 @@ from dicomtwist import (
     NotEstablished,
     Status,
 )
+from dicomtwist.attempts import is_transient
 from dicomtwist.part10 import NotDicomFile
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.threads import WorkerThreads
@@ -39,6 +41,8 @@ MAX_PENDING = 8192
 SCANNERS = 2
 #: How many associations may end without having had anything stored, one after the other, before it is given up.
 MAX_FRUITLESS = 3
+#: How long to wait for a peer that is gone, after it has stored something: before each further attempt, in seconds.
+RECONNECT_DELAYS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 class Report(Protocol):
@@ -52,6 +56,9 @@ class Report(Protocol):
 
     def failed(self, instance: Instance, reason: str) -> None:
         """An instance was not stored, and will not be."""
+
+    def waiting(self, cause: Cause, seconds: float) -> None:
+        """There is no association; it is asked for again in *seconds*."""
 
 
 @dataclass(eq=False)
@@ -197,6 +204,7 @@ class Sender:
         self._asking: set[Deferred[Any]] = set()
         self._senders = 0
         self._fruitless = 0
+        self._reconnects: int | None = None  # since something was stored last, None before that
         self._stopping = False
         self._refused: dict[Need, str] = {}
         self.associations = 0
@@ -290,8 +298,7 @@ class Sender:
         except CancelledError:
             return False
         except NO_ASSOCIATION_ERRORS as error:
-            self._no_association(error)
-            return False
+            return await self._no_association(error)
         finally:
             self._asking.discard(asking)
         self.associations += 1
@@ -311,11 +318,35 @@ class Sender:
         self.cause = self.cause or cause_of(error, self._connection)
         self._backlog.wake()
 
-    def _no_association(self, error: BaseException) -> None:
-        """One of the associations could not be had: with others at work that is no reason to give up."""
-        if self._senders == 1 and not self._stopping:
-            self.cause = cause_of(error, self._connection)
-            self.stop()
+    async def _no_association(self, error: Exception) -> bool:
+        """
+        An association could not be had; return whether to ask again.
+
+        With others at work it is done without. A peer that has stored something and is gone may come back.
+        """
+        if self._ways or self._stopping or (self._reconnects is None and self._senders > 1):
+            return False
+        cause = cause_of(error, self._connection)
+        if self._reconnects is not None and self._reconnects < len(RECONNECT_DELAYS) and is_transient(error):
+            seconds = RECONNECT_DELAYS[self._reconnects]
+            self._reconnects += 1
+            self._report.waiting(cause, seconds)
+            return await self._pause(seconds)
+        self.cause = cause
+        self.stop()
+        return False
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait; return whether it was not for nothing."""
+        pause: Deferred[None] = deferLater(self._ae.reactor, seconds)
+        self._asking.add(pause)
+        try:
+            await pause
+        except CancelledError:
+            return False
+        finally:
+            self._asking.discard(pause)
+        return True
 
     def _bears_fruit(self, way: Way) -> bool:
         if way.fruits:
@@ -371,6 +402,7 @@ class Sender:
         else:
             if status.is_success or status.is_warning:
                 way.fruits += 1
+                self._reconnects = 0
                 self._report.stored(instance, status)
             else:
                 self._report.failed(instance, str(status))

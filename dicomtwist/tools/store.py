@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 
 from dicomtwist import Status
 from dicomtwist.threads import WorkerThreads
+from dicomtwist.tools.causes import Cause
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.journal import Journal, JournalError
 from dicomtwist.tools.options import Command, connects, own_option
@@ -75,6 +76,10 @@ class Tally:
     def failed(self, instance: Instance, reason: str) -> None:
         """Count it and tell of it."""
         self._failed(instance.path, reason, instance.size)
+
+    def waiting(self, cause: Cause, seconds: float) -> None:
+        """Tell of it."""
+        self.output.note(f"no association, the next attempt is in {seconds:g} s: {cause.what}")
 
     def _failed(self, path: str, reason: str, size: int) -> None:
         count_reasons(self.failures, reason, MAX_REASONS)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.data import get_testdata_file
+from twisted.internet.defer import Deferred
 
 from dicomtwist import Association, evt
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
@@ -216,6 +217,32 @@ class Failures(ToolTestCase):
         self.instances(10)
         document = await self.json("store", f"127.0.0.1:{server.port}", self.folder / "study", code=0)
         self.assertEqual((document["stored"], document["associations"]), (10, 2))
+        self.assertEqual(len(set(stores.uids)), 10)
+
+    async def test_a_peer_that_is_started_anew(self) -> None:
+        """It is waited for, and what it had not answered is sent again."""
+        stores, gone = Stores(), Deferred[None]()
+
+        def store(event: evt.StoreEvent) -> Any:
+            if len(stores.uids) == 3 and not gone.called:
+                Deferred.fromCoroutine(stop(event.assoc))
+                return Deferred()
+            return stores(event)
+
+        async def stop(association: Association) -> None:
+            await server.shutdown(0)
+            gone.callback(None)
+
+        server = await self.serve((evt.EVT_C_STORE, store))
+        self.instances(10)
+        port = server.port
+        command = ("store", "--associations", "2", f"127.0.0.1:{port}", self.folder / "study")
+        process = await self.start_tool(*command)
+        await gone
+        await process.wait_for("the next attempt is in")
+        await self.serve((evt.EVT_C_STORE, stores), address=("127.0.0.1", port))
+        result = await process.wait()
+        self.assertEqual(result.code, 0, result.text)
         self.assertEqual(len(set(stores.uids)), 10)
 
     async def test_a_peer_that_aborts_each_time(self) -> None:
