@@ -6,6 +6,7 @@ An answer of ten keys takes some ten microseconds this way; pydicom's encoder ta
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -24,6 +25,9 @@ from dicomtwist.archive.record import decode_text, encodings_of
 from dicomtwist.archive.sequences import answer_item, load
 
 __all__ = ["AnswerEncoder", "Field"]
+
+#: How many elements are remembered for each key of an answer.
+MAX_MADE: Final = 512
 
 _IMPLICIT: Final = "1.2.840.10008.1.2"
 _BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
@@ -80,15 +84,17 @@ class AnswerEncoder:
             _RETRIEVE_AE: self._constant(_RETRIEVE_AE, "AE", ae_title),
             _AVAILABILITY: self._constant(_AVAILABILITY, "CS", "ONLINE"),
         }
-        #: In the order of the tags: what is the same in all answers, or the head of a field and how it goes on.
-        self._parts: list[tuple[bytes, _Part | None]] = []
+        #: In the order of the tags: where the value is in a row, and what makes an element of it; or an element that is
+        #: the same in all answers.
+        self._parts: list[tuple[int, bytes | _Part]] = []
         by_tag = {field.attribute.tag: field for field in fields}
         for tag in sorted({*constants, *by_tag}):
             if tag in constants:
-                self._parts.append((constants[tag], None))
+                self._parts.append((0, constants[tag]))
             else:
-                field = by_tag[tag]
-                self._parts.append((self._head(tag, field.attribute.vr), self._part(field)))
+                self._parts.append((by_tag[tag].position, self._part(by_tag[tag])))
+        #: Character set -> for each part, elements by value. Most values are those of the row before.
+        self._made: dict[str, list[dict[str, bytes]]] = {}
 
     def encode(self, row: Sequence[Any]) -> bytes:
         """Return the answer for *row*, in the character set of its data; in Unicode where levels differ in theirs."""
@@ -107,17 +113,26 @@ class AnswerEncoder:
         return encoded
 
     def _encode(self, row: Sequence[Any], term: str) -> bytes | None:
-        parts = [self._constant(_CHARACTER_SET, "CS", term)] if term else []
-        append = parts.append
-        for head, part in self._parts:
-            if part is None:
-                append(head)
+        made = self._made.get(term)
+        if made is None:
+            made = self._made[term] = [{} for _ in self._parts]
+        elements = [self._constant(_CHARACTER_SET, "CS", term)] if term else []
+        append = elements.append
+        for (at, part), known in zip(self._parts, made, strict=True):
+            if part.__class__ is bytes:
+                append(part)
                 continue
-            encoded = part(head, row, term)
-            if encoded is None:
-                return None
-            append(encoded)
-        return b"".join(parts)
+            text = row[at]
+            element = known.get(text)
+            if element is None:
+                element = part(text, term)  # type: ignore[operator]
+                if element is None:
+                    return None
+                if len(known) >= MAX_MADE:
+                    known.clear()
+                known[text] = element
+            append(element)
+        return b"".join(elements)
 
     def _head(self, tag: int, vr: str) -> bytes:
         head = struct.pack(f"{self._order}HH", tag >> 16, tag & 0xFFFF)
@@ -129,17 +144,17 @@ class AnswerEncoder:
         return _constant(self._head(tag, vr), f"{self._order}{'I' if self._implicit else 'H'}", text)
 
     def _part(self, field: Field) -> _Part:
-        vr, at = field.attribute.vr, field.position
+        vr = field.attribute.vr
+        head = self._head(field.attribute.tag, vr)
         long = self._implicit or vr in _LONG_VRS
         length = struct.Struct(self._order + ("I" if long else "H")).pack
         longest = 0xFFFFFFFE if long else 0xFFFE
         if vr == "SQ":
-            return self._sequence(field, length)
+            return self._sequence(field, head + length(0))
         if vr == "US":
             number = struct.Struct(f"{self._order}H").pack
 
-            def binary(head: bytes, row: Sequence[Any], term: str) -> bytes | None:
-                text = row[at]
+            def binary(text: str, term: str) -> bytes | None:
                 value: bytes = number(int(text)) if text else b""
                 return head + length(len(value)) + value
 
@@ -147,8 +162,7 @@ class AnswerEncoder:
         pad = b"\0" if vr == "UI" else b" "
         is_text = vr in _TEXT_VRS
 
-        def plain(head: bytes, row: Sequence[Any], term: str) -> bytes | None:
-            text: str = row[at]
+        def plain(text: str, term: str) -> bytes | None:
             if text.isascii():
                 raw = text.encode()
             else:
@@ -164,14 +178,14 @@ class AnswerEncoder:
 
         return plain
 
-    def _sequence(self, field: Field, length: Callable[[int], bytes]) -> _Part:
-        tag, at = field.attribute.tag, field.position
+    def _sequence(self, field: Field, empty: bytes) -> _Part:
+        tag = field.attribute.tag
         keys = field.keys if field.keys is not None else Dataset()
 
-        def sequence(head: bytes, row: Sequence[Any], term: str) -> bytes | None:
-            if not row[at]:
-                return head + length(0)
-            stored = load(row[at])
+        def sequence(text: str, term: str) -> bytes | None:
+            if not text:
+                return empty
+            stored = load(text)
             items = [answer_item(item, keys) for item in stored[tag].value or ()] if tag in stored else []
             answer = Dataset()
             answer.add(DataElement(tag, "SQ", items))
@@ -183,7 +197,7 @@ class AnswerEncoder:
         buffer = DicomBytesIO()
         buffer.is_little_endian = self._order == "<"
         buffer.is_implicit_VR = self._implicit
-        if not term and not dataset.to_json().isascii():
+        if not term and not json.dumps(dataset.to_json_dict(), ensure_ascii=False).isascii():
             return None
         try:
             write_dataset(buffer, dataset, list(encodings_of(term or "ISO_IR 6")))
@@ -193,7 +207,7 @@ class AnswerEncoder:
         return bytes(buffer.getvalue())
 
 
-_Part = Callable[[bytes, Sequence[Any], str], "bytes | None"]
+_Part = Callable[[str, str], "bytes | None"]
 
 
 @lru_cache(maxsize=256)

@@ -19,7 +19,7 @@ from datetime import tzinfo
 from typing import Any, Final, Generic, TypeVar
 
 from pydicom import Dataset
-from sqlalchemy import ColumnElement, Connection, Engine, Select, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from twisted.internet.defer import Deferred
 
@@ -272,10 +272,10 @@ class AnswerReader:
         if is_count:
             return {number: str(count) for number, count in rows}, "0"
         collected: dict[int, list[str]] = {}
-        for number, text in rows:
-            if text:
-                collected.setdefault(number, []).append(text)
-        return {number: "\\".join(sorted(texts)) for number, texts in collected.items()}, ""
+        for number, value in rows:
+            if value:
+                collected.setdefault(number, []).append(value)
+        return {number: "\\".join(sorted(values)) for number, values in collected.items()}, ""
 
 
 def _counted(entity: ColumnElement[Any], table: Any, *joins: tuple[Any, ColumnElement[bool]]) -> Any:
@@ -316,7 +316,10 @@ _COMPUTE: Final[dict[str, Any]] = {
 
 
 def _of(statement: Select[Any], column: ColumnElement[Any], numbers: Sequence[int]) -> Select[Any]:
-    return statement.where(column.in_(numbers))
+    """Only rows whose *column* is one of *numbers*; written out, which is much faster than some hundred parameters."""
+    table: Any = getattr(column, "table", None)
+    listed = ",".join(map(str, map(int, numbers))) or "NULL"
+    return statement.where(text(f"{table.name}.{getattr(column, 'name', '')} IN ({listed})"))
 
 
 def _joined(statement: Select[Any], level: Level, levels: set[Level]) -> Select[Any]:
@@ -339,6 +342,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
     """
     try:
         with engine.connect() as connection:
-            yield connection
+            # No two pages have the same text.
+            yield connection.execution_options(compiled_cache=None)
     except SQLAlchemyError as error:
         raise IndexFailed(f"index: {getattr(error, 'orig', None) or error}") from error
