@@ -53,7 +53,7 @@ class PeerError(AssertionError):
 
 
 # Debian's packages of the tools that are not in DCMTK.
-_PACKAGES = {"tshark": "tshark", "text2pcap": "tshark", "Orthanc": "orthanc", "gdcmscu": "libgdcm-tools"}
+_PACKAGES = {"tshark": "tshark", "text2pcap": "tshark", "Orthanc": "orthanc"}
 
 
 def _is_script(path: Path) -> bool:
@@ -64,7 +64,7 @@ def _is_script(path: Path) -> bool:
 @functools.cache
 def _find_tool(name: str) -> str | None:
     # pynetdicom installs scripts named storescp, echoscu and so on: what starts with "#!" is not DCMTK's.
-    folders = ["/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", *os.get_exec_path()]
+    folders = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/opt/homebrew/bin", *os.get_exec_path()]
     for folder in folders:
         path = Path(folder, name)
         if path.is_file() and os.access(path, os.X_OK) and not _is_script(path):

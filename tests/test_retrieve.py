@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+)
 from twisted.internet.defer import Deferred
 
 from dicomtwist import (
@@ -381,7 +386,7 @@ class MoveTestCase(RetrieveTestCase):
             (evt.EVT_ESTABLISHED, self.opened),
             *handlers,
         ]
-        self.network.result_of(self.archive.start_server(port, evt_handlers=bound))
+        self.destination = self.network.result_of(self.archive.start_server(port, evt_handlers=bound))
 
     def opened(self, event: evt.Event) -> None:
         self.associations.append(event.assoc)
@@ -494,18 +499,46 @@ class MoveTests(MoveTestCase):
         self.assertEqual(self.most_open, 1)
 
     def test_instances_go_as_they_are(self) -> None:
-        """Nothing is converted where the destination takes it as it is."""
+        """Nothing is converted where the destination takes it as the first one is; the others are, rather than begin anew."""
         self.listening()
-        files = {}
-        for number, syntax in enumerate((ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRLittleEndian)):
-            path = Path(self.mktemp())
-            data = encode_dataset(instance(uid=uid(number)), syntax)
-            path.write_bytes(encode_preamble_and_meta(FileMeta(CT, uid(number), str(syntax), "1.2.3")) + data)
-            files[path] = data
-        result = self.move(lambda event: [("127.0.0.1", 11113), 3, *files])
-        self.assertTrue(result.status.is_success)
-        self.assertEqual([event.encoded_dataset(include_meta=False) for event in self.events], list(files.values()))
-        self.assertEqual((len(self.associations), self.most_open), (2, 1))
+        for first, second in (
+            (ExplicitVRLittleEndian, ImplicitVRLittleEndian),
+            (ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian),
+        ):
+            paths, sent = [], []
+            for number, syntax in enumerate((first, second, first)):
+                path = Path(self.mktemp())
+                data = encode_dataset(instance(uid=uid(number)), syntax)
+                path.write_bytes(encode_preamble_and_meta(FileMeta(CT, uid(number), str(syntax), "1.2.3")) + data)
+                paths.append(path)
+                sent.append(data)
+            self.events.clear()
+            self.associations.clear()
+            result = self.move(lambda event, paths=paths: [("127.0.0.1", 11113), 3, *paths])
+            self.assertTrue(result.status.is_success)
+            came = [event.encoded_dataset(include_meta=False) for event in self.events]
+            self.assertEqual(came[::2], sent[::2])
+            self.assertEqual(self.events[1].dataset.SOPInstanceUID, uid(1))
+            self.assertEqual(len(self.associations), 1)
+            self.server.shutdown()
+            self.network.flush()
+
+    def test_one_association_only(self) -> None:
+        """A destination that takes one association and no more, such as a client that moves to itself, can be stored to."""
+        self.listening((evt.EVT_ESTABLISHED, lambda event: self.stop_listening()))
+        compressed = Path(self.mktemp())
+        compressed.write_bytes(
+            encode_preamble_and_meta(FileMeta(CT, uid(8), str(JPEGBaseline8Bit), "1.2.3")) + encoded()
+        )
+        self.archive.add_supported_context(CT, JPEGBaseline8Bit)
+        items = [instance(uid=uid(0)), instance(uid=uid(1)), compressed, instance(uid=uid(2))]
+        result = self.move(lambda event: [("127.0.0.1", 11113), 4, *items])
+        self.assertEqual((result.status, self.stored), (0xB000, [uid(0), uid(1)]))
+        self.assertEqual(result.failed_instances, [uid(8), uid(2)])
+
+    def stop_listening(self) -> None:
+        """Nobody else is let in."""
+        self.destination.shutdown(grace=None)
 
     def test_given_contexts_convert(self) -> None:
         """Who gives contexts has a reason: what is not compressed is converted for them."""

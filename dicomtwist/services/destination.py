@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.error import ConnectError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist.datasets import UNCOMPRESSED
-from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished
+from dicomtwist.dimse.status import MOVE_DESTINATION_INVALID
+from dicomtwist.errors import AssociationError, NotEstablished
 from dicomtwist.presentation import PresentationContext, StoragePresentationContexts, build_context
+from dicomtwist.services.answering import Refused
 from dicomtwist.storescu import OutgoingInstance, PreparedStore, prepare
 
 if TYPE_CHECKING:
@@ -55,8 +58,9 @@ class MoveAssociations:
     """
     The associations that the instances of one C-MOVE are sent over.
 
-    Where an instance needs a presentation context that was not proposed, an association is released and made again with
-    it: some destinations serve one association at a time, and another one beside it would wait for ever.
+    They are made when the first instance is there, and propose a presentation context for just what it is. Where a later
+    one cannot be sent for want of a context, an association is released and made again with it: some destinations serve
+    one association at a time, and another one beside it would wait for ever.
 
     :param source: the association that the C-MOVE came on.
     :param move_destination: the AE title to send to.
@@ -84,40 +88,18 @@ class MoveAssociations:
             raise ValueError(f"move_associations is a number above 0, not {number!r}")
         self._number = number
         self._address = address
-        given: list[PresentationContext] = self._arguments.pop("contexts", None) or self._ae.requested_contexts
-        self._contexts = given or _any_storage()
-        #: Whether instances are converted rather than a context added for them: who gives contexts has a reason.
-        self._converts = bool(given)
+        self._given: list[PresentationContext] = self._arguments.pop("contexts", None) or self._ae.requested_contexts
+        self._contexts = self._given or _any_storage()
         self._added: dict[tuple[str, str], PresentationContext] = {}
         self._priority = priority
         # PS3.7 9.1.1.1.8: who asked for the move, and the ID that it has there.
         self._originator_aet = source.requestor.ae_title if source.is_acceptor else source.acceptor.ae_title
         self._originator_id = originator_id
         self._lines: list[_Line] = []
+        self._is_open = False
         self._idle: Deferred[None] | None = None
-        self._failure: Failure | None = None
 
     # --- for SubOperations
-
-    async def open(self) -> None:
-        """
-        Make the associations; a destination that does not accept any fails what is stored there.
-
-        :raises TypeError: the arguments are not those of ``associate``.
-        :raises ValueError: likewise.
-        """
-        results: list[tuple[bool, Any]] = await DeferredList(
-            [Deferred.fromCoroutine(self._line()) for _ in range(self._number)], consumeErrors=True
-        )
-        for success, result in results:
-            if success:
-                self._lines.append(result)
-            else:
-                self._failure = result
-        if not self._lines and self._failure is not None:
-            if self._failure.check(TypeError, ValueError):
-                self._failure.raiseException()
-            self.log.info("the move destination could not be reached: {error}", error=self._failure.getErrorMessage())
 
     @property
     def capacity(self) -> int:
@@ -127,6 +109,8 @@ class MoveAssociations:
     async def prepare(self, instance: OutgoingInstance) -> PreparedStore:
         """Make the request for one, over the association that has most room."""
         try:
+            if not self._is_open:
+                await self._open(instance)
             line = await self._line_for(instance)
         except BaseException:
             instance.close()
@@ -153,6 +137,26 @@ class MoveAssociations:
     @property
     def _usable(self) -> list[_Line]:
         return [line for line in self._lines if line.association.is_established]
+
+    async def _open(self, first: OutgoingInstance) -> None:
+        """Make the associations; a destination that does not accept any fails what is stored there."""
+        self._is_open = True
+        wanted = first.sop_class_uid, first.transfer_syntax
+        if all(wanted) and not any(wanted[0] == context.abstract_syntax for context in self._given):
+            self._added[wanted] = build_context(*wanted)
+        results: list[tuple[bool, Any]] = await DeferredList(
+            [Deferred.fromCoroutine(self._line()) for _ in range(self._number)], consumeErrors=True
+        )
+        failures: list[Failure] = []
+        for success, result in results:
+            (self._lines if success else failures).append(result)
+        if self._lines or not failures:
+            return
+        error = failures[0].value
+        if isinstance(error, TypeError | ValueError):
+            why = f"the destination cannot be reached: {error}"
+            raise Refused(MOVE_DESTINATION_INVALID, why) from error
+        self.log.info("the move destination could not be reached: {error}", error=error)
 
     async def _line(self) -> _Line:
         added = frozenset(self._added)
@@ -183,18 +187,16 @@ class MoveAssociations:
             return line
         return await self._again(line, wanted)
 
-    def _takes(self, association: Association, instance: OutgoingInstance) -> bool:
-        """Whether *instance* can be sent over *association*, as it is or in a way that was wanted."""
-        syntaxes = [instance.transfer_syntax]
-        if self._converts and instance.transfer_syntax in UNCOMPRESSED:
-            syntaxes += UNCOMPRESSED
-        for syntax in syntaxes:
-            try:
-                association.context_for(instance.sop_class_uid, syntax)
-            except NoPresentationContext:
-                continue
-            return True
-        return False
+    @staticmethod
+    def _takes(association: Association, instance: OutgoingInstance) -> bool:
+        """Whether *instance* can be sent over *association*, converted where that is possible."""
+        syntaxes = {instance.transfer_syntax}
+        if instance.transfer_syntax in UNCOMPRESSED:
+            syntaxes |= UNCOMPRESSED
+        return any(
+            context.abstract_syntax == instance.sop_class_uid and not syntaxes.isdisjoint(context.transfer_syntax)
+            for context in association.accepted_contexts
+        )
 
     def _is_refused(self, line: _Line, sop_class: str, syntax: str) -> bool:
         """Whether the destination does not take the SOP Class, or not in the transfer syntax: nothing else would help."""
@@ -216,17 +218,22 @@ class MoveAssociations:
         await self._release(line.association)
         self._added[wanted] = build_context(*wanted)
         try:
-            made = await self._line()
-        except AssociationError as error:
-            self.log.info("the move destination takes no {wanted}: {error}", wanted=wanted, error=error)
-            del self._added[wanted]
-            made = await self._line()
+            try:
+                made = await self._line()
+            except AssociationError as error:
+                self.log.info("the move destination takes no {wanted}: {error}", wanted=wanted, error=error)
+                del self._added[wanted]
+                made = await self._line()
+        except (AssociationError, ConnectError) as error:
+            raise NotEstablished(
+                f"the association with the move destination could not be made again: {error}"
+            ) from error
         self._lines.append(made)
         return made
 
 
 def _any_storage() -> list[PresentationContext]:
-    """Return contexts for what is stored mostly: in Explicit VR, as most files are; what is not gets one of its own."""
+    """Return contexts for what is stored mostly: in Explicit VR, as most files are."""
     return [
         build_context(context.abstract_syntax, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
         for context in StoragePresentationContexts

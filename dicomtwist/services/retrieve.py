@@ -209,7 +209,7 @@ class _Move(_Retrieve):
         found = await answering.next()
         address, arguments = self._address(found)
         try:
-            self._moving = MoveAssociations(
+            return MoveAssociations(
                 self._performance.assoc,
                 request.move_destination,
                 request.message_id,
@@ -217,7 +217,6 @@ class _Move(_Retrieve):
                 address,
                 arguments,
             )
-            return self._moving
         except (TypeError, ValueError) as error:
             raise Refused(codes.MOVE_DESTINATION_INVALID, str(error)) from error
 
@@ -234,10 +233,3 @@ class _Move(_Retrieve):
             raise unknown
         place = found[:2] if found[1] is not None else found[:1]
         return place, found[2] if len(found) == 3 else {}
-
-    async def _begin(self, answering: Answering) -> None:
-        await super()._begin(answering)
-        try:
-            await self._moving.open()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise Refused(codes.MOVE_DESTINATION_INVALID, f"the destination cannot be reached: {error}") from error

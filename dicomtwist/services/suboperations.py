@@ -20,6 +20,7 @@ from dicomtwist.dimse.status import (
 )
 from dicomtwist.errors import AssociationError, DataSetError, NoPresentationContext, NotEstablished
 from dicomtwist.part10 import NotDicomFile
+from dicomtwist.services.answering import Refused
 from dicomtwist.storescu import Instance, OutgoingInstance, PreparedStore, open_outgoing, prepare
 
 if TYPE_CHECKING:
@@ -47,7 +48,11 @@ class Destination(Protocol):
         """How many may be under way at once."""
 
     async def prepare(self, instance: OutgoingInstance) -> PreparedStore:
-        """Make the request for one, which is closed where that fails. Called for one at a time."""
+        """
+        Make the request for one, which is closed where that fails. Called for one at a time.
+
+        :raises Refused: there is no such destination, nothing can be stored.
+        """
 
     def done(self, prepared: PreparedStore) -> None:
         """A request was answered, or given up."""
@@ -81,6 +86,8 @@ class SubOperations:
         self._under_way = 0
         self._waiting: Deferred[None] | None = None
         self._is_opening = self._is_stopped = False
+        self._preparing: Deferred[PreparedStore] | None = None
+        self._refused: Refused | None = None
         self.completed = self.failed = self.warning = 0
         self.failed_instances: list[str] = []
         self.last_failure = ""
@@ -128,9 +135,13 @@ class SubOperations:
 
         One is opened after the other, and they are sent in that order. :data:`AHEAD` wait, open, for others that are
         under way, so that no time is lost between an answer and the next request.
+
+        :raises Refused: there is no such destination.
         """
         while self._is_opening or self._under_way >= max(self._destination.capacity, 1) + AHEAD:
             await self._wait()
+        if self._refused is not None:
+            raise self._refused
 
     async def settle(self) -> None:
         """Wait until none is under way. Who cancels the waiting is told when it is over."""
@@ -147,6 +158,8 @@ class SubOperations:
     def stop(self) -> None:
         """Do not send those that wait."""
         self._is_stopped = True
+        if self._preparing is not None:
+            self._preparing.cancel()
 
     def _wait(self) -> Deferred[None]:
         waiting = self._waiting = Deferred(lambda _: setattr(self, "_waiting", None))
@@ -162,14 +175,20 @@ class SubOperations:
         try:
             opened = await open_outgoing(instance, self._threads)
             uid = opened.sop_instance_uid
-            prepared = await self._destination.prepare(opened)
+            self._preparing = Deferred.fromCoroutine(self._destination.prepare(opened))
+            prepared = await self._preparing
+        except Refused as error:
+            self._is_opening = False
+            self._refused = error
+            self._over(None, uid)
         except Exception as error:
             self._is_opening = False
-            self._over(self._why(error), uid)
+            self._over(None if self._is_stopped else self._why(error), uid)
         else:
             # It takes its turn before the next one is asked for.
             sending = Deferred.fromCoroutine(self._send(prepared))
             self._is_opening = False
+            self._preparing = None
             if not sending.called:
                 self._wake()
             await sending

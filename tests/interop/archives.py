@@ -253,9 +253,13 @@ class ArchiveTestCase(InteropTestCase):
     def assert_received(self, received: Received, files: Sequence[DicomFile]) -> None:
         """Check that *files* came, each once, byte for byte."""
         self.assertEqual(len(received.requests), len(files))
-        self.assertEqual(set(received.datasets), {file.sop_instance for file in files})
+        self.assert_bytes(received.datasets, files)
+
+    def assert_bytes(self, datasets: dict[str, bytes], files: Sequence[DicomFile]) -> None:
+        """Check data sets by their SOP Instance UIDs."""
+        self.assertEqual(set(datasets), {file.sop_instance for file in files})
         for file in files:
-            self.assertTrue(received.datasets[file.sop_instance] == expected_bytes(file), file.name)
+            self.assertTrue(datasets[file.sop_instance] == expected_bytes(file), file.name)
 
 
 # --- real ones -----------------------------------------------------------------------------------------------

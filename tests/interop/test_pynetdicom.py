@@ -4,7 +4,6 @@ pynetdicom, in a process of its own, in both roles.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -28,183 +27,16 @@ from tests.interop.common import (
     EXPLICIT,
     IMPLICIT,
     VERIFICATION,
-    InteropTestCase,
     Recorder,
     Store,
     store_stream,
 )
-from tests.peers import Process, dataset_bytes, dicom_files, one_per_transfer_syntax, pynetdicom_script
+from tests.interop.scripts import PynetdicomTestCase, told
+from tests.peers import dataset_bytes, dicom_files, one_per_transfer_syntax
 
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 MR = "1.2.840.10008.5.1.4.1.1.4"
 STORAGE_SERVICE = "1.2.840.10008.4.2"
-
-# What every script begins with. Each line of JSON that it prints is one thing it has to tell.
-PRELUDE = """
-import json, sys, threading
-from pynetdicom import AE, AllStoragePresentationContexts, _config, build_context, build_role, evt
-from pynetdicom.pdu_primitives import *
-from pynetdicom.sop_class import *
-from pydicom.uid import AllTransferSyntaxes
-
-SYNTAXES = [str(uid) for uid in AllTransferSyntaxes]
-_config.STORE_SEND_CHUNKED_DATASET = True
-CT, MR, FIND = map(str, (CTImageStorage, MRImageStorage, StudyRootQueryRetrieveInformationModelFind))
-lock = threading.Lock()
-
-def tell(**words):
-    def plain(value):
-        if isinstance(value, bytes):
-            return value.decode("latin-1")
-        return str(value)
-    with lock:
-        sys.stdout.write(json.dumps(words, default=plain) + "\\n")
-        sys.stdout.flush()
-
-def asked_for(user):
-    return {
-        "ae_title": user.ae_title,
-        "maximum_length": user.maximum_length,
-        "implementation_class_uid": user.implementation_class_uid,
-        "implementation_version_name": user.implementation_version_name,
-        "asynchronous_operations": user.asynchronous_operations,
-        "roles": {str(uid): [item.scu_role, item.scp_role] for uid, item in user.role_selection.items()},
-        "sop_class_extended": {str(uid): info.hex() for uid, info in user.sop_class_extended.items()},
-    }
-"""
-
-SCP = (
-    PRELUDE
-    + """
-options = json.loads(sys.argv[1])
-ae = AE(options.get("ae_title", "PYNETDICOM"))
-for context in AllStoragePresentationContexts:
-    ae.add_supported_context(context.abstract_syntax, options.get("syntaxes", SYNTAXES), True, True)
-ae.add_supported_context(Verification)
-ae.add_supported_context(FIND)
-for name in ("maximum_pdu_size", "maximum_associations", "require_called_aet", "require_calling_aet"):
-    if name in options:
-        setattr(ae, name, options[name])
-
-def store(event):
-    tell(stored=event.request.AffectedSOPInstanceUID, syntax=event.context.transfer_syntax,
-         data=event.encoded_dataset(include_meta=False).hex() if options.get("tell_data", True) else "")
-    return options.get("status", 0)
-
-def user(event):
-    tell(user=event.user_id_type, primary=event.primary_field, secondary=event.secondary_field or b"")
-    return event.primary_field != b"mallory", b"hello"
-
-def extended(event):
-    tell(extended={str(uid): info.hex() for uid, info in event.app_info.items()})
-    return {uid: info[:1] for uid, info in event.app_info.items()}
-
-def common(event):
-    tell(common={str(uid): [item.service_class_uid, [str(related) for related in item.related_general_sop_class_identification]]
-                 for uid, item in event.items.items()})
-    return {}
-
-def window(event):
-    tell(window=[event.nr_invoked, event.nr_performed])
-    return event.nr_invoked, event.nr_performed
-
-server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[
-    (evt.EVT_C_STORE, store),
-    (evt.EVT_C_ECHO, lambda event: 0),
-    (evt.EVT_USER_ID, user),
-    (evt.EVT_SOP_EXTENDED, extended),
-    (evt.EVT_SOP_COMMON, common),
-    (evt.EVT_ASYNC_OPS, window),
-    (evt.EVT_ESTABLISHED, lambda event: tell(established=asked_for(event.assoc.requestor))),
-    (evt.EVT_RELEASED, lambda event: tell(released=True)),
-    (evt.EVT_ABORTED, lambda event: tell(aborted=True)),
-])
-tell(port=server.server_address[1])
-threading.Event().wait()
-"""
-)
-
-SCU = (
-    PRELUDE
-    + """
-port = int(sys.argv[1])
-options = json.loads(sys.argv[2])
-
-def associate(ae, **arguments):
-    # A rejection that closes the connection before the thread that asked has looked whether there is one is taken for
-    # a failure to connect, so its close is held up until that thread waits for the answer.
-    waits = threading.Event()
-
-    def requested(event):
-        receive_pdu = event.assoc.dul.receive_pdu
-
-        def receive(*args, **keywords):
-            waits.set()
-            return receive_pdu(*args, **keywords)
-
-        event.assoc.dul.receive_pdu = receive
-
-    def received(event):
-        waits.wait(20)
-
-    handlers = [(evt.EVT_REQUESTED, requested), (evt.EVT_PDU_RECV, received)]
-    assoc = ae.associate("127.0.0.1", port, evt_handlers=handlers, **arguments)
-    primitive = assoc.acceptor.primitive
-    if assoc.is_rejected:
-        tell(rejected=[primitive.result, primitive.result_source, primitive.diagnostic])
-    return assoc
-"""
-)
-
-
-def told(process: Process) -> list[dict[str, Any]]:
-    """What a script has told, without a line that has only begun."""
-    return [json.loads(line) for line in bytes(process.stdout).split(b"\n")[:-1]]
-
-
-class Scp:
-    """
-    A pynetdicom SCP that runs.
-    """
-
-    def __init__(self, process: Process) -> None:
-        self.process = process
-        self.port: int = told(process)[0]["port"]
-
-    async def told(self, key: str, count: int = 1) -> list[Any]:
-        """What it told under *key*, once that is as much as *count*."""
-
-        def found() -> list[Any]:
-            return [line[key] for line in told(self.process) if key in line]
-
-        await self.process.until(lambda: len(found()) >= count, 20, f"{count} of {key}")
-        return found()
-
-    async def stored(self, count: int) -> list[tuple[str, str, bytes]]:
-        """Transfer syntax, instance and data set of what it stored."""
-        await self.told("stored", count)
-        return [
-            (line["syntax"], line["stored"], bytes.fromhex(line["data"]))
-            for line in told(self.process)
-            if "stored" in line
-        ]
-
-
-class PynetdicomTestCase(InteropTestCase):
-    """
-    Scripts for each test.
-    """
-
-    async def scp(self, **options: Any) -> Scp:
-        """Start a pynetdicom SCP."""
-        return Scp(await pynetdicom_script(self, SCP, json.dumps(options), ready='"port"'))
-
-    async def scu(self, port: int, source: str, **options: Any) -> list[dict[str, Any]]:
-        """Run a pynetdicom client to its end; return what it told."""
-        process = await pynetdicom_script(self, SCU + source, port, json.dumps(options))
-        result = await process.wait()
-        self.assertEqual(result.code, 0, result.text)
-        return told(process)
 
 
 class ScpTests(PynetdicomTestCase):
