@@ -13,7 +13,7 @@ from twisted.internet.task import deferLater
 from dicomtwist import Association, build_context, build_role, evt
 from dicomtwist.nscu import Reply
 from tests.interop.common import InteropTestCase
-from tests.interop.test_pynetdicom import PRELUDE, SCU, told
+from tests.interop.scripts import PRELUDE, SCU, told
 from tests.peers import Process, pynetdicom_script
 
 # A SOP Class that has all six services.
@@ -332,27 +332,29 @@ assoc.release()
 
         async def report(assoc: Association) -> Reply:
             await deferLater(assoc.ae.reactor, 0)
-            return await assoc.send_n_event_report(patient("Reported"), 4, MACHINE, INSTANCE)
+            reply = await assoc.send_n_event_report(patient("Reported"), 4, MACHINE, INSTANCE)
+            await assoc.release()
+            return reply
 
         self.server.bind(evt.EVT_N_ACTION, act)
         lines = await self.scu(
             port,
             """
-came = threading.Event()
+over = threading.Event()
 
 def reported(event):
     tell(reported=event.event_type, patient=event.event_information.PatientName)
     reply = Dataset()
     reply.PatientID = "taken"
-    came.set()
     return 0x0000, reply
 
 ae = AE("SCU")
 ae.add_requested_context(MACHINE)
-assoc = ae.associate("127.0.0.1", port, evt_handlers=[(evt.EVT_N_EVENT_REPORT, reported)])
+handlers = [(evt.EVT_N_EVENT_REPORT, reported), (evt.EVT_RELEASED, lambda event: over.set())]
+assoc = ae.associate("127.0.0.1", port, evt_handlers=handlers)
 tell(answer=words(assoc.send_n_action(None, 1, MACHINE, INSTANCE)))
-came.wait(20)
-assoc.release()
+# Who releases before its answer is sent gets no answer out: the other side releases.
+assert over.wait(30)
 """,
         )
         self.assertEqual(lines, [{"answer": [0, None, None]}, {"reported": 4, "patient": "Reported"}])
