@@ -314,6 +314,17 @@ class InstanceStore:
         if self._full:
             self._sync_folder(path)
 
+    def make_folder(self, name: str) -> str:
+        """Make a folder in the root where it is missing, with durability full onto the medium.
+
+        :returns: where it is.
+        :raises OSError: as it came, errno intact.
+        """
+        path = os.path.join(self._root, name)
+        if self._make_folder(path):
+            self.sync_folder(self._root)
+        return path
+
     def put_file(self, buffers: Sequence[Buffer], folder: str, name: str) -> str:
         """Write a file that is no instance, in place of an earlier one; with durability full onto the medium.
 
@@ -325,9 +336,7 @@ class InstanceStore:
         :raises OSError: as it came, errno intact; an earlier one is as it was, unless the very last step failed
             (the fsync of the folder: then the new one is in its place).
         """
-        path = os.path.join(self._root, folder)
-        if self._make_folder(path):
-            self.sync_folder(self._root)
+        path = self.make_folder(folder)
         temporary = self.write_temporary(buffers)
         target = os.path.join(path, name)
         try:

@@ -8,6 +8,7 @@ on the medium before the peer is told of success.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
@@ -102,7 +103,7 @@ class PerformedProcedureSteps:
     def __init__(self, store: InstanceStore, threads: WorkerThreads) -> None:
         self._store = store
         self._threads = threads
-        # A request looks at the file before it writes it: one after the other.
+        # A request looks at the file before it writes it: one after the other, in this process and in all.
         self._lock = DeferredLock()
         self.provided = (
             Provided(evt.EVT_N_CREATE, ModalityPerformedProcedureStep, self.handle_create),
@@ -150,12 +151,12 @@ class PerformedProcedureSteps:
         return self._answered(self._threads.run(self._get, event))
 
     def _one_by_one(
-        self, event: evt.CreateEvent | evt.SetEvent, function: Callable[[Any], Dataset | None]
+        self, event: evt.CreateEvent | evt.SetEvent, function: Callable[[Any], None]
     ) -> Deferred[tuple[Status, Dataset | None]]:
         if len(event.encoded_dataset) > MAX_STEP_LENGTH:
             status = Status(codes.RESOURCE_LIMITATION, "", f"more than {MAX_STEP_LENGTH} bytes")
             return succeed((status, None))
-        return self._answered(self._lock.run(self._threads.run, function, event))
+        return self._answered(self._lock.run(self._threads.run, self._exclusively, function, event))
 
     def _answered(self, result: Deferred[Any]) -> Deferred[tuple[Status, Dataset | None]]:
         def answer(value: Any) -> tuple[Status, Dataset | None]:
@@ -177,6 +178,17 @@ class PerformedProcedureSteps:
         return result.addCallback(answer).addErrback(refuse)
 
     # --- in a worker thread
+
+    def _exclusively(self, function: Callable[[Any], None], event: evt.CreateEvent | evt.SetEvent) -> None:
+        """Call *function* while no other process that shares the storage is at it; for so long the thread waits."""
+        self._store.make_folder(FOLDER)
+        path = os.path.join(os.fspath(self._store.root), FOLDER, ".lock")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            function(event)
+        finally:
+            os.close(fd)
 
     def _path(self, uid: str) -> str:
         check_uids(uid)

@@ -93,7 +93,7 @@ class CommitmentTestCase(MemoryTestCase):
         self.stop()
         super().tearDown()
 
-    def open(self, file_system: FileSystem | None = None) -> None:
+    def open(self, file_system: FileSystem | None = None, **options: Any) -> None:
         """Start the archive."""
         self.archive = Archive(self.root, durability=self.durability, file_system=file_system)
         self.archive.open()
@@ -103,6 +103,7 @@ class CommitmentTestCase(MemoryTestCase):
             self.scp,
             Peers(self.network, self.peers),
             clock=lambda: SECONDS + self.network.seconds(),
+            **options,
         )
         self.commitment.start()
         self.server = self.listen(*combined(self.commitment.provided))
@@ -330,6 +331,13 @@ class AnotherAssociation(CommitmentTestCase):
         self.network.advance(PAUSE)
         self.assertEqual(self.reports.all, [(2, [ONE], {NONE: 0x0112})])
         self.assertEqual(self.files(), [])
+
+    def test_one_process_of_several_takes_up(self) -> None:
+        self.ask_and_leave(asking_for(ONE))
+        self.restart(take_up=False)
+        self.assertEqual(self.commitment.unreported, 0)
+        self.restart()
+        self.assertEqual(self.commitment.unreported, 1)
 
     def test_what_was_found_survives_too(self) -> None:
         """An instance is looked at once, and what was found is what is reported."""

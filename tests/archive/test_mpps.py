@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -179,6 +180,25 @@ class Creating(StepsTestCase):
         self.network.flush()
         self.assertEqual(sorted(int(self.successResultOf(one)[0]) for one in asked), [0, 0x0111])
 
+    def test_two_processes_at_once(self) -> None:
+        """A second one with the same storage waits for the first."""
+        self.create(uid="9.9")
+        path = self.root / FOLDER / ".lock"
+        locks: list[int] = []
+        flock = fcntl.flock
+
+        def noting(fd: int, operation: int) -> None:
+            locks.append(operation)
+            self.assertTrue(path.samefile(f"/proc/self/fd/{fd}"))
+            flock(fd, operation)
+            with open(path) as other:
+                self.assertRaises(BlockingIOError, flock, other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+        with mock.patch.object(fcntl, "flock", noting):
+            self.assert_status(self.create(), 0)
+            self.assert_status(self.set(), 0)
+        self.assertEqual(locks, [fcntl.LOCK_EX] * 2)
+
     def test_what_is_required_is_missing(self) -> None:
         for keyword in (
             "ScheduledStepAttributesSequence",
@@ -191,7 +211,7 @@ class Creating(StepsTestCase):
         for keyword in ("StudyInstanceUID", "AccessionNumber", "ScheduledProtocolCodeSequence"):
             dataset = step(ScheduledStepAttributesSequence=[scheduled(), scheduled(**{keyword: None})])
             self.assert_status(self.create(dataset), 0x0120, keyword)
-        self.assertFalse((self.root / FOLDER).exists())
+        self.assertEqual(list((self.root / FOLDER).glob("*.dcm")), [])
 
     def test_what_is_required_is_empty(self) -> None:
         empty = {
