@@ -285,6 +285,7 @@ class HeaderScanner:
         short_vrs, long_vrs, is_explicit = encoding.short_vrs, encoding.long_vrs, not self._implicit
         wanted, stop, mask = self._wanted_raw, self._stop, encoding.group_mask
         stop_group = encoding.swap(stop) & mask
+        values, skipped, longest = self.values, self.skipped, self._max_value
         here = raw = start = length = 0
         last = size - 8
         while pos <= last:
@@ -312,6 +313,11 @@ class HeaderScanner:
                     self.done = True
                     return pos
                 if raw in wanted:
+                    end = start + length
+                    if end <= size and length <= longest and tag < stop and tag not in values and tag not in skipped:
+                        values[tag] = bytes(buffer[start:end])  # as _take would; this is nearly all of them
+                        pos = end
+                        continue
                     used = self._take(tag, buffer, pos, start, length)
                     if used:
                         return used

@@ -284,6 +284,55 @@ PIECES = st.sampled_from(
 NEARLY = st.lists(PIECES | st.binary(max_size=12), max_size=30).map(b"".join)
 
 
+class Sequences(SynchronousTestCase):
+    """Wanted sequences of undefined length, where they are asked for."""
+
+    TAG = 0x00081140
+
+    def content(self, implicit_vr: bool) -> bytes:
+        """Two items: one of undefined length with another sequence in it, one of defined length."""
+        value = implicit(NAME, b"A^B ") if implicit_vr else struct.pack("<HH2sH", 0x10, 0x10, b"PN", 4) + b"A^B "
+        head = SQ[:4] if implicit_vr else SQ
+        inner = head + UNDEFINED + ITEM + struct.pack("<I", len(value)) + value + END_SEQUENCE
+        first = ITEM + UNDEFINED + inner + value + END_ITEM
+        return first + ITEM + struct.pack("<I", len(value)) + value + END_SEQUENCE
+
+    def test_in_any_pieces(self) -> None:
+        for syntax in (IMPLICIT, EXPLICIT):
+            content = self.content(syntax == IMPLICIT)
+            head = SQ[:4] if syntax == IMPLICIT else SQ
+            tail = implicit(STUDY, b"1.2\0") if syntax == IMPLICIT else ui(STUDY, b"1.2\0")
+            data = head + UNDEFINED + content + tail
+            for chunk in range(1, len(data) + 1):
+                scanner = HeaderScanner(syntax, {self.TAG, STUDY}, sequences=True)
+                self.assertEqual(fed(scanner, data, chunk), {self.TAG: content, STUDY: b"1.2\0"})
+                self.assertEqual(scanner.skipped, {})
+            last = HeaderScanner(syntax, {self.TAG}, sequences=True)
+            self.assertEqual(fed(last, data, 7), {self.TAG: content})
+            self.assertTrue(last.done)
+            plain = HeaderScanner(syntax, {self.TAG, STUDY})
+            self.assertEqual(fed(plain, data, 7), {STUDY: b"1.2\0"})
+            self.assertEqual(plain.skipped, {self.TAG: EVERYTHING})
+
+    def test_one_that_is_too_long(self) -> None:
+        content = self.content(False)
+        data = SQ + UNDEFINED + content + ui(STUDY, b"1.2\0")
+        for chunk in (1, 5, 1000):
+            short = HeaderScanner(EXPLICIT, {self.TAG, STUDY}, sequences=True, max_value_length=len(content) - 1)
+            self.assertEqual(fed(short, data, chunk), {STUDY: b"1.2\0"})
+            self.assertEqual(short.skipped, {self.TAG: EVERYTHING})
+            exact = HeaderScanner(EXPLICIT, {self.TAG, STUDY}, sequences=True, max_value_length=len(content))
+            self.assertIn(self.TAG, fed(exact, data, chunk))
+
+    def test_one_that_is_cut_off(self) -> None:
+        data = SQ + UNDEFINED + self.content(False)
+        for end in range(len(SQ) + 4, len(data) - 8):
+            scanner = HeaderScanner(EXPLICIT, {self.TAG, STUDY}, sequences=True)
+            scanner.feed(data[:end])
+            self.assertRaises(HeaderError, scanner.finish)
+            self.assertEqual(scanner.values, {})
+
+
 class AnyBytes(SynchronousTestCase):
     @settings(max_examples=300, deadline=None)
     @given(st.binary(max_size=400) | NEARLY, st.sampled_from(SYNTAXES), st.integers(1, 40), st.booleans())

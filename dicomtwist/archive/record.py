@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from typing import Final
+from typing import Final, NamedTuple
 
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.filereader import read_dataset
@@ -80,8 +80,7 @@ class Record:
         return self.study_uid, self.series_uid, self.sop_instance_uid
 
 
-@dataclass(slots=True, frozen=True)
-class _Encoding:
+class _Encoding(NamedTuple):
     """How the data set is encoded."""
 
     character_set: bytes
