@@ -87,7 +87,7 @@ class StorageCommitment:
     :param threads: where files are read and written; the caller holds it while this is used.
     :param ae: in whose name associations are asked for.
     :param peers: where the AEs that ask listen.
-    :param take_up: whether to report what was not reported when the program ended. Of processes that share an archive
+    :param takes_up: whether to report what was not reported when the program ended. Of processes that share an archive
         one does; each reports what it was asked itself.
     :param clock: the time, in seconds since 1970.
 
@@ -103,14 +103,14 @@ class StorageCommitment:
         ae: AE,
         peers: Peers,
         *,
-        take_up: bool = True,
+        takes_up: bool = True,
         clock: Callable[[], float] = time,
     ) -> None:
         self._archive = archive
         self._threads = threads
         self._ae = ae
         self._peers = peers
-        self._take_up = take_up
+        self._takes_up = takes_up
         self._clock = clock
         self._transactions = Transactions(archive.store)
         self._pending: dict[str, _Pending] = {}
@@ -123,7 +123,7 @@ class StorageCommitment:
     def start(self) -> None:
         """Take up what was not reported when the program ended; it blocks for as long as its files take to read."""
         self._running = True
-        for name in self._transactions.names() if self._take_up else ():
+        for name in self._transactions.names() if self._takes_up else ():
             try:
                 transaction = self._transactions.load(name)
             except TransactionUnreadable as error:

@@ -334,7 +334,7 @@ class AnotherAssociation(CommitmentTestCase):
 
     def test_one_process_of_several_takes_up(self) -> None:
         self.ask_and_leave(asking_for(ONE))
-        self.restart(take_up=False)
+        self.restart(takes_up=False)
         self.assertEqual(self.commitment.unreported, 0)
         self.restart()
         self.assertEqual(self.commitment.unreported, 1)
