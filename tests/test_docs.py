@@ -7,14 +7,18 @@ import inspect
 import re
 from dataclasses import fields
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.association import Association, ServiceUser
+from pynetdicom.events import Event
 from twisted.internet.defer import Deferred
 from twisted.python.reflect import namedAny
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import dicomtwist
-from dicomtwist import AE
+from dicomtwist import AE, evt
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import Verification
 from dicomtwist.tap import Options
@@ -63,7 +67,7 @@ def elsewhere(block: Block) -> str | None:
 class Programs(TestCase):
     """Each program in a page does what the page says. There is a test for each page that has some, see below."""
 
-    timeout = 300
+    timeout = 600
 
     async def run_page(self, page: Path) -> None:
         """Run the blocks of *page*."""
@@ -239,3 +243,24 @@ class Reference(SynchronousTestCase):
             module = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
             if module is not None and module.startswith("dicomtwist"):
                 self.assertIn(module, self.modules, name)
+
+
+class Names(SynchronousTestCase):
+    """The pages that have to name everything do."""
+
+    def test_events(self) -> None:
+        """docs/guides/handlers.md tells of each event, as what it is."""
+        page = (DOCS / "guides" / "handlers.md").read_text()
+        notifications, _, interventions = page.partition("An **intervention** asks.")
+        for event in evt.get_events():
+            rows = interventions if event.is_intervention else notifications
+            self.assertIsNotNone(re.search(rf"^\|.*`{event.name}`.*\|", rows, re.MULTILINE), event.name)
+
+    def test_migrating(self) -> None:
+        """docs/migrating.md has every public name of the reference's AE, association, its users and events."""
+        page = (DOCS / "migrating.md").read_text()
+        kinds: tuple[type, ...] = (ApplicationEntity, Association, ServiceUser, Event)
+        names = {name for kind in kinds for name in dir(kind) if not name.startswith("_")} - set(dir(Thread))
+        self.assertGreater(len(names), 80)
+        missing = [name for name in sorted(names) if not re.search(rf"\b{name}\b", page)]
+        self.assertEqual(missing, [])
