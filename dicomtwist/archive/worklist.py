@@ -237,9 +237,9 @@ def answer(item: Dataset, at: int, identifier: Dataset) -> Dataset:
 
     :param at: the position of the step; the sequence of the answer has it alone (PS3.4 K.6.1.2.2).
     """
-    one = Dataset({element.tag: element for element in item if element.tag != _STEPS})
-    one.add(DataElement(_STEPS, "SQ", [item[_STEPS].value[at]]))
     wanted = _keys(identifier)
+    one = Dataset({tag: item[tag] for tag in wanted.keys() if tag in item and tag != _STEPS})  # noqa: SIM118
+    one.add(DataElement(_STEPS, "SQ", [item[_STEPS].value[at]]))
     found = answer_item(one, wanted) if len(wanted) else Dataset()
     if "SpecificCharacterSet" in item:
         found["SpecificCharacterSet"] = item["SpecificCharacterSet"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,7 +14,7 @@ from pydicom import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist import Association, OperationFailed, build_context, evt
+from dicomtwist import Association, OperationFailed, build_context, evt, tap
 from dicomtwist.archive import worklist
 from dicomtwist.archive.providers import combined
 from dicomtwist.archive.worklist import Worklist, WorklistFolder, compile_query
@@ -300,3 +302,24 @@ class Served(MemoryTestCase):
         other = Worklist(self.root, WorkerThreads(self.network))
         self.assertRaises(ValueError, combined, [*self.worklist.provided, *other.provided])
         self.assertEqual([entry[0] for entry in combined(other.provided)], [evt.EVT_C_FIND])
+
+
+class Options(SynchronousTestCase):
+    """What is wrong with an option is one line, before anything is made."""
+
+    def refused(self, *options: str) -> str:
+        printed = StringIO()
+        self.patch(sys, "stderr", printed)
+        storage = Path(self.mktemp())
+        error = self.assertRaises(SystemExit, tap.Options().parseOptions, ["--storage", str(storage), *options])
+        self.assertEqual(error.code, 64)
+        self.assertFalse(storage.exists())
+        (line,) = printed.getvalue().splitlines()
+        return line
+
+    def test_no_folder(self) -> None:
+        self.assertIn("--worklist: nowhere is no folder", self.refused("--worklist", "nowhere"))
+
+    def test_no_peer(self) -> None:
+        self.assertIn("--peer: 'PACS' is no peer", self.refused("--peer", "PACS"))
+        self.assertIn("--peer: cannot read the peers of 'none'", self.refused("--peer", "@none"))
