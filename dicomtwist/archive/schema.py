@@ -129,7 +129,8 @@ def sqlite_engine(path: Path, *, full: bool) -> Engine:
         commits, and breaks nothing.
     """
     arguments = {"timeout": 60, "cached_statements": 256, "check_same_thread": False}
-    engine = create_engine(f"sqlite:///{path}", connect_args=arguments, pool_size=16)
+    # What a statement carries is of patients, and has no place in the text of an error.
+    engine = create_engine(f"sqlite:///{path}", connect_args=arguments, pool_size=16, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
