@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
+from click.testing import CliRunner
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import UID
@@ -20,6 +21,7 @@ from twisted.trial.unittest import TestCase
 from dicomtwist import AE, AllStoragePresentationContexts, Server, evt
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES
 from dicomtwist.sop_class import Verification
+from dicomtwist.tools.cli import dicomtwist
 from tests import peers
 
 reactor = cast(Any, _reactor)
@@ -40,7 +42,8 @@ class ToolTestCase(TestCase):
     :ivar folder: an empty folder of its own.
     """
 
-    timeout = 120
+    # Each process takes a second to begin, and many times that where the machine is busy.
+    timeout = 600
 
     def setUp(self) -> None:
         self.folder = Path(self.mktemp()).absolute()
@@ -48,7 +51,7 @@ class ToolTestCase(TestCase):
 
     async def tool(self, *args: object, env: dict[str, str] | None = None) -> peers.Result:
         """Run the command to its end, with pipes."""
-        return await peers.run(sys.executable, "-m", "dicomtwist.tools", *args, env=env, timeout=90)
+        return await peers.run(sys.executable, "-m", "dicomtwist.tools", *args, env=env, timeout=120)
 
     async def json(self, *args: object, code: int) -> dict[str, Any]:
         """Run it with ``--json``; return the one document that it prints, and check the exit status in both places."""
@@ -58,6 +61,11 @@ class ToolTestCase(TestCase):
         document: dict[str, Any] = json.loads(result.stdout)
         self.assertEqual(document["exit_status"], code)
         return document
+
+    def misuse(self, *args: object) -> peers.Result:
+        """Run what fails before there is anything to do, in this process: it is the same, and quick."""
+        result = CliRunner().invoke(dicomtwist, [str(arg) for arg in args], prog_name="dicomtwist")
+        return peers.Result(result.exit_code, None, result.stdout.encode(), result.stderr.encode())
 
     async def start_tool(self, *args: object) -> peers.Process:
         """Start it, with pipes."""

@@ -65,7 +65,7 @@ class Help(ToolTestCase):
 class Mistakes(ToolTestCase):
     """Each is an exit status 2, and one line behind the usage."""
 
-    async def test_words(self) -> None:
+    def test_words(self) -> None:
         nowhere = self.folder / "nowhere.pem"
         for options, words in (
             (["nowhere"], "has no port"),
@@ -84,11 +84,19 @@ class Mistakes(ToolTestCase):
             (["127.0.0.1:1", "--no-password"], "--user is missing"),
             (["127.0.0.1:1", "--user", "U"], "there is no terminal"),
         ):
-            result = await self.tool("echo", *options)
+            result = self.misuse("echo", *options)
             self.assertEqual((result.code, result.stdout), (2, b""), result.text)
             lines = [line for line in result.stderr.decode().splitlines() if line.startswith("Error: ")]
             self.assertEqual(len(lines), 1, result.text)
             self.assertIn(words, lines[0])
+
+    async def test_as_a_process(self) -> None:
+        result = await self.tool("echo", "nowhere")
+        self.assertEqual((result.code, result.stdout), (2, b""), result.text)
+        self.assertEqual(
+            result.stderr.decode().splitlines()[-1],
+            "Error: Invalid value for 'PEER': 'nowhere' has no port: write nowhere:104",
+        )
 
 
 class Secrets(ToolTestCase):
@@ -121,7 +129,7 @@ class Secrets(ToolTestCase):
             (["--saml-file", self.secret], 4, SECRET, ""),
             (["--jwt-file", self.secret], 5, SECRET, ""),
         ):
-            for command in ("echo", "diagnose"):
+            for command in ("echo", "diagnose") if kind == 2 else ("echo",):
                 self.got.clear()
                 result = await self.tool(command, "-vv", *options, f"127.0.0.1:{port}")
                 self.assertEqual(result.code, 0, result.text)
@@ -141,29 +149,29 @@ class Secrets(ToolTestCase):
         self.assert_no_secret(result.text)
         self.assertEqual([identity.secondary for identity in self.got], [SECRET.encode()])
 
-    async def test_never_from_the_command_line(self) -> None:
+    def test_never_from_the_command_line(self) -> None:
         """It is refused there, and not repeated; not even where it is taken for the name of a file."""
         for option in ("--password", "--jwt", "--kerberos", "--saml"):
             for options in ([option, SECRET], [f"{option}={SECRET}"]):
-                result = await self.tool("echo", "127.0.0.1:1", "--user", "Jane", *options)
+                result = self.misuse("echo", "127.0.0.1:1", "--user", "Jane", *options)
                 self.assertEqual(result.code, 2)
                 self.assertIn(f"use {option}-file", result.text)
                 self.assert_no_secret(result.text)
-            result = await self.tool(
+            result = self.misuse(
                 "echo", "127.0.0.1:1", *(["--user", "J"] if option == "--password" else []), f"{option}-file", SECRET
             )
             self.assertEqual(result.code, 2)
             self.assertIn("cannot be read: No such file", result.text)
             self.assert_no_secret(result.text)
 
-    async def test_files_that_cannot_be(self) -> None:
+    def test_files_that_cannot_be(self) -> None:
         for content, words in (
             (b"", "is empty"),
             (b"\n", "is empty"),
             (b"x" * (MAX_SECRET + 1), "more than 65535 bytes"),
         ):
             self.secret.write_bytes(content)
-            result = await self.tool("echo", "127.0.0.1:1", "--user", "Jane", "--password-file", self.secret)
+            result = self.misuse("echo", "127.0.0.1:1", "--user", "Jane", "--password-file", self.secret)
             self.assertEqual(result.code, 2)
             self.assertIn(f"--password-file: the file {'has ' if 'more' in words else ''}{words}", result.text)
 

@@ -85,8 +85,8 @@ class DumpAssociation(ToolTestCase):
         self.assertEqual((document["accepted"], document["cause"]["code"]), (0, "no-common-context"))
         self.assertEqual(len(document["contexts"]), 1)
 
-    async def test_what_cannot_be_proposed(self) -> None:
+    def test_what_cannot_be_proposed(self) -> None:
         for name in ("NoSuchStorage", "1.2.x", "check_uid", "1.2.840.10008.1.2"):
-            result = await self.tool("dump-association", "--propose", name, "127.0.0.1:1")
+            result = self.misuse("dump-association", "--propose", name, "127.0.0.1:1")
             self.assertEqual(result.code, 2, result.text)
             self.assertIn("--propose", result.stderr.decode())
