@@ -17,7 +17,8 @@ from pydicom.uid import UID
 _SERIES = 4
 # All of the same length, so that they can be replaced in the encoded file.
 _ROOT = "1.2.826.0.1.3680043.8.498.1"
-_STUDY = f"{_ROOT}.1"
+#: The Study Instance UID of all of them.
+STUDY = f"{_ROOT}.1"
 _MARK = f"{_ROOT}.2.1999999999"
 _SERIES_MARK = f"{_ROOT}.3.9"
 
@@ -30,7 +31,7 @@ def _template(rows: int) -> tuple[bytes, int]:
     if "DataSetTrailingPadding" in dataset:
         del dataset.DataSetTrailingPadding
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(_MARK)
-    dataset.StudyInstanceUID = _STUDY
+    dataset.StudyInstanceUID = STUDY
     dataset.SeriesInstanceUID = _SERIES_MARK
     dataset.Rows = dataset.Columns = rows
     dataset.PixelData = b"\0\0"

@@ -37,6 +37,7 @@ from benchmarks.programs import (
     twist_dicom,
     window_server,
 )
+from benchmarks.retrieval import find, get_medium, get_small, move_medium, move_small
 
 STORESCP: Final = "DCMTK storescp"
 STORESCU: Final = "DCMTK storescu"
@@ -361,6 +362,11 @@ BENCHMARKS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "store-large": store_large,
     "send-small": send_small,
     "send-medium": send_medium,
+    "find": find,
+    "get-small": get_small,
+    "get-medium": get_medium,
+    "move-small": move_small,
+    "move-medium": move_medium,
     "memory": memory,
     "window": window,
     "window-proof": window_proof,

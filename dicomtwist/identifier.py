@@ -8,13 +8,14 @@ hundred microseconds each; what is written out here are the elements that identi
 from __future__ import annotations
 
 from decimal import Decimal
+from operator import itemgetter
 from struct import Struct, error
 from typing import TYPE_CHECKING, Any, Final
 
 from pydicom import Dataset
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.multival import MultiValue
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import PersonName
 
 from dicomtwist.datasets import decode_dataset, encode_dataset
@@ -31,7 +32,13 @@ _EXPLICIT: Final = Struct("<HH2sH").pack
 #: VRs of text with a space as padding (PS3.5 6.2). The longest length is that of a short header in explicit VR.
 _TEXT: Final = frozenset(("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM"))
 _NUMBERS: Final = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
-_SHORT: Final = _TEXT | _NUMBERS.keys() | {"UI"}
+_STRING_VRS: Final = _TEXT | {"UI"}
+_SHORT: Final = {vr: vr.encode() for vr in _STRING_VRS | _NUMBERS.keys()}
+
+#: The types of most values, which are written as they are.
+_STRINGS: Final = frozenset((str, UID))
+
+_FIRST: Final = itemgetter(0)
 
 
 async def decode_identifier(data: bytes, transfer_syntax: str, threads: WorkerThreads) -> Dataset:
@@ -71,7 +78,8 @@ def encode_identifier(dataset: Dataset | bytes, transfer_syntax: str) -> bytes:
 
 def _encode(dataset: Dataset, implicit: bool) -> bytes:
     parts: list[bytes] = []
-    for tag, element in sorted(dataset._dict.items()):
+    # Plain numbers are sorted in a fifth of the time that pydicom's tags take.
+    for tag, element in sorted([(int(tag), element) for tag, element in dataset._dict.items()], key=_FIRST):
         group = tag >> 16
         if group <= 2:
             continue
@@ -80,7 +88,8 @@ def _encode(dataset: Dataset, implicit: bool) -> bytes:
             vr, value = _raw(dataset, element, implicit)
         else:
             vr = element.VR
-            value = _value(vr, element.value)
+            text = element.value
+            value = text.encode("ascii") if type(text) in _STRINGS and vr in _STRING_VRS else _value(vr, text)
         length = len(value)
         if length & 1:
             value += b"\0" if vr == "UI" else b" "
@@ -88,7 +97,7 @@ def _encode(dataset: Dataset, implicit: bool) -> bytes:
         if implicit:
             parts.append(_IMPLICIT(group, tag & 0xFFFF, length))
         elif vr in _SHORT:
-            parts.append(_EXPLICIT(group, tag & 0xFFFF, vr.encode(), length))
+            parts.append(_EXPLICIT(group, tag & 0xFFFF, _SHORT[vr], length))
         else:
             raise _NotSimple
         parts.append(value)
@@ -108,14 +117,14 @@ def _raw(dataset: Dataset, element: RawDataElement, implicit: bool) -> tuple[str
 
 
 def _value(vr: str, value: Any) -> bytes:
-    if value is None or value == "":
-        if vr == "SQ":
-            raise _NotSimple
-        return b""
-    if vr in _TEXT or vr == "UI":
+    if value is not None and vr in _STRING_VRS:
         if type(value) is MultiValue or type(value) is list:
             return "\\".join(map(_text, value)).encode("ascii")
         return _text(value).encode("ascii")
+    if vr == "SQ":
+        raise _NotSimple
+    if value is None or value == "":
+        return b""
     code = _NUMBERS.get(vr)
     if code is None:
         raise _NotSimple

@@ -1,0 +1,96 @@
+"""
+C-FIND, C-GET and C-MOVE beside dcmqrscp, with DCMTK's clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from benchmarks import instances
+from benchmarks.harness import Bench, BenchmarkError, Row, Server, compare, run, run_client, serving
+from benchmarks.programs import (
+    archive_server,
+    dcmqrscp,
+    dcmqrscp_configuration,
+    dcmtk_storescp,
+    findscu,
+    getscu,
+    movescu,
+    storescu,
+)
+
+DCMQRSCP: Final = "dcmqrscp"
+
+
+@contextmanager
+def _archives(bench: Bench, paths: Sequence[Path]) -> Iterator[tuple[Server, Server]]:
+    """Run our archive and DCMTK's, with *paths* in both; they move to a storescp that ignores what comes."""
+    with ExitStack() as stack:
+        target = stack.enter_context(serving(dcmtk_storescp(bench.fresh(), "--ignore"), bench.fresh() / "log"))
+        ours = stack.enter_context(serving(archive_server(paths[0].parent, target.port), bench.fresh() / "log"))
+        configuration = dcmqrscp_configuration(bench.fresh(), target.port)
+        peer = stack.enter_context(serving(dcmqrscp(configuration), bench.fresh() / "log"))
+        run(storescu(peer.port, paths, called="DCMQRSCP"))
+        if instances.count_stored(configuration.parent / "storage") < len(paths):
+            raise BenchmarkError("dcmqrscp did not store everything")
+        yield ours, peer
+
+
+def find(bench: Bench) -> list[Row]:
+    """C-FIND with many answers, by findscu and by our own client."""
+    count = bench.scaled(1300, 100)
+    paths = instances.make(bench.fresh() / "in", count, 1)
+    with _archives(bench, paths) as (ours, peer):
+
+        def client(server: Server) -> float:
+            return run_client("find", server.port, count)["total"]
+
+        times = bench.measure(
+            {
+                "ours": lambda: run(findscu(ours.port)),
+                "peer": lambda: run(findscu(peer.port)),
+                "asking ours": lambda: client(ours),
+                "asking peer": lambda: client(peer),
+            }
+        )
+    work = f"C-FIND, {count} answers"
+    return [
+        compare(f"{work}, to findscu", times["ours"], DCMQRSCP, times["peer"], 1.0),
+        compare(f"{work}, to our client", times["asking ours"], DCMQRSCP, times["asking peer"]),
+        compare(f"{work}, decoded by our client", times["asking peer"], "findscu", times["peer"]),
+    ]
+
+
+def get_small(bench: Bench) -> list[Row]:
+    """C-GET of small instances by getscu."""
+    return _get(bench, bench.scaled(1000, 100), "12 KB", 12_000)
+
+
+def get_medium(bench: Bench) -> list[Row]:
+    """C-GET of images of 512 x 512 by getscu."""
+    return _get(bench, bench.scaled(300, 30), "525 KB", 530_800)
+
+
+def _get(bench: Bench, count: int, words: str, size: int) -> list[Row]:
+    with _archives(bench, instances.make(bench.fresh() / "in", count, size)) as (ours, peer):
+        times = bench.measure({"ours": lambda: run(getscu(ours.port)), "peer": lambda: run(getscu(peer.port))})
+    return [compare(f"C-GET {count} x {words}", times["ours"], DCMQRSCP, times["peer"], 1.0)]
+
+
+def move_small(bench: Bench) -> list[Row]:
+    """C-MOVE of small instances to storescp."""
+    return _move(bench, bench.scaled(1000, 100), "12 KB", 12_000)
+
+
+def move_medium(bench: Bench) -> list[Row]:
+    """C-MOVE of images of 512 x 512 to storescp."""
+    return _move(bench, bench.scaled(300, 30), "525 KB", 530_800)
+
+
+def _move(bench: Bench, count: int, words: str, size: int) -> list[Row]:
+    with _archives(bench, instances.make(bench.fresh() / "in", count, size)) as (ours, peer):
+        times = bench.measure({"ours": lambda: run(movescu(ours.port)), "peer": lambda: run(movescu(peer.port))})
+    return [compare(f"C-MOVE {count} x {words}", times["ours"], DCMQRSCP, times["peer"], 1.0)]
