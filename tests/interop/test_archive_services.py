@@ -280,7 +280,7 @@ class ProcedureStepTests(ArchiveTestCase):
         await self.process.stop("KILL")
         (kept,) = self.kept_steps()
         self.assertEqual((kept.PerformedProcedureStepStatus, kept.PatientName), ("COMPLETED", "Doe^Jane"))
-        dump = await peers.run(peers.dcmtk("dcmdump"), "-q", next((self.root / "storage" / ".mpps").iterdir()))
+        dump = await peers.run(peers.dcmtk("dcmdump"), "-q", next((self.root / "storage" / ".mpps").glob("*.dcm")))
         self.assertEqual(dump.code, 0, dump.text)
 
 
