@@ -107,8 +107,8 @@ class Rounds:
         """Send, kill, and check after the next start."""
         server = self.start()
         self.old = self.numbers
-        sending = [self.send(client, count) for client in range(clients)]
         try:
+            sending = [self.send(client, count) for client in range(clients)]
             time.sleep(self.rng.uniform(0.02, 0.9))
         finally:
             server.send_signal(signal.SIGKILL)
@@ -214,6 +214,8 @@ def main() -> None:
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
     print(f"seed {seed}", flush=True)
+    # Who is told to stop stops the server as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     folder = Path(tempfile.mkdtemp(prefix="dicomtwist-kill-"))
     rounds = Rounds(folder, random.Random(seed))
     try:

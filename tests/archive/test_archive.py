@@ -387,9 +387,8 @@ class Faults(ArchiveCase):
                 if failures > 20:
                     break
             self.assertGreater(failures, 20)
-            self.assertEqual(
-                [path.stem for path in sorted(self.assert_consistent(archive), key=os.path.getmtime)], acknowledged
-            )
+            there = [path.stem for path in self.assert_consistent(archive)]
+            self.assertEqual(sorted(there), sorted(acknowledged))
             shutil.rmtree(self.root / "1.2.1")
             reconcile(archive)
             self.assertIsNone(keep(archive, dataset(5000)))
