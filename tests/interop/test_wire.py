@@ -4,12 +4,6 @@ What we write, as Wireshark's dissector of DICOM reads it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
 from dicomtwist import (
     AllStoragePresentationContexts,
     AssociationAborted,
@@ -25,104 +19,19 @@ from dicomtwist import (
 )
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES
 from tests.interop.common import (
-    BIG_ENDIAN,
     CT,
     EXPLICIT,
-    IMPLICIT,
     VERIFICATION,
-    InteropTestCase,
     Store,
 )
-from tests.peers import DicomFile, dicom_files, one_per_transfer_syntax, require, run, tool
-
-#: A TCP segment of the capture, in bytes: IP has 16 bits for a length.
-SEGMENT = 32768
-
-#: What the dissector says where a length does not add up.
-COMPLAINTS = ("_ws.malformed", "_ws.expert", "dicom.pdv.len.invalid", "dicom.assoc.item.len.invalid")
-
-#: What it remarks upon where it is as it should be.
-ENDINGS = ("dicom.assoc.reject", "dicom.assoc.abort")
+from tests.interop.wire import ENDINGS, READ, Transcript, WireTestCase
+from tests.peers import DicomFile, dicom_files, one_per_transfer_syntax
 
 
-@dataclass
-class Transcript:
-    """
-    What went over one connection, as its requestor saw it.
-
-    :ivar pieces: (sent by the requestor, bytes), in order.
-    """
-
-    pieces: list[tuple[bool, bytes]] = field(default_factory=list)
-
-    @property
-    def handlers(self) -> list[Any]:
-        """The handlers that write it."""
-        return [
-            (evt.EVT_DATA_SENT, lambda event: self.pieces.append((True, bytes(event.data)))),
-            (evt.EVT_DATA_RECV, lambda event: self.pieces.append((False, bytes(event.data)))),
-        ]
-
-    def hexdump(self) -> Iterator[str]:
-        """The lines that text2pcap wants."""
-        for sent, data in self.pieces:
-            for start in range(0, len(data), SEGMENT):
-                yield "O" if sent else "I"
-                segment = data[start : start + SEGMENT]
-                for offset in range(0, len(segment), 16):
-                    yield f"{offset:06x} {segment[offset : offset + 16].hex(' ')}"
-
-
-def walk(pairs: Any) -> Iterator[tuple[str, Any]]:
-    """All names and values in what tshark tells, at any depth. A name may occur more than once."""
-    if isinstance(pairs, list):
-        for entry in pairs:
-            if isinstance(entry, tuple):
-                yield entry
-                yield from walk(entry[1])
-            else:
-                yield from walk(entry)
-
-
-#: The transfer syntaxes in whose contexts the dissector reads messages. In others it takes command sets for malformed,
-#: those of DCMTK as well.
-READ = (IMPLICIT, EXPLICIT, BIG_ENDIAN)
-
-
-class WireTests(InteropTestCase):
+class WireTests(WireTestCase):
     """
     Nothing that either side of ours writes is malformed.
     """
-
-    def setUp(self) -> None:
-        require("tshark", "text2pcap")
-
-    async def _dissect(self, transcript: Transcript) -> list[tuple[str, Any]]:
-        """What the DICOM layers of all packets hold."""
-        text, capture = Path(self.mktemp()), Path(self.mktemp())
-        text.write_text("\n".join(transcript.hexdump()) + "\n")
-        result = await run(tool("text2pcap"), "-q", "-D", "-4", "10.0.0.1,10.0.0.2", "-T", "40000,104", text, capture)
-        self.assertEqual(result.code, 0, result.text)
-        result = await run(tool("tshark"), "-r", capture, "-Y", "dicom", "-T", "json", timeout=120)
-        self.assertEqual(result.code, 0, result.text)
-        packets = json.loads(result.stdout, object_pairs_hook=lambda pairs: pairs)
-        found: list[tuple[str, Any]] = []
-        for name, layer in walk(packets):
-            if name in ("dicom", "_ws.malformed"):
-                found += [(name, layer), *walk(layer)]
-        return found
-
-    async def _check(self, transcript: Transcript, *remarks: str) -> dict[str, list[str]]:
-        """Check that nothing is wrong, besides some remarks; return the values of each name."""
-        fields: dict[str, list[str]] = {}
-        for name, value in await self._dissect(transcript):
-            if name == "_ws.expert" and value[0][0] in remarks:
-                continue
-            if not name.startswith("_ws.expert."):
-                self.assertFalse(name.startswith(COMPLAINTS), f"{name}: {value}")
-            if isinstance(value, str):
-                fields.setdefault(name, []).append(value)
-        return fields
 
     async def _messages(self, files: list[DicomFile], ours: int, theirs: int) -> dict[str, list[str]]:
         transcript = Transcript()
@@ -134,7 +43,7 @@ class WireTests(InteropTestCase):
             self.assertEqual(await assoc.send_c_echo(), 0)
             for file in files:
                 self.assertEqual(await assoc.send_c_store(file.path), 0xA900)
-        fields = await self._check(transcript)
+        fields = await self.check(transcript)
         self.assertEqual(fields["dicom.max_pdu_len"], [str(theirs), str(ours)])
         lengths = [int(length) for length in fields["dicom.pdv.len"]]
         self.assertEqual([length for length in lengths if length % 2], [])
@@ -190,7 +99,7 @@ class WireTests(InteropTestCase):
             "127.0.0.1", server.port, contexts=proposed, ext_neg=items, evt_handlers=transcript.handlers
         ):
             pass
-        fields = await self._check(transcript)
+        fields = await self.check(transcript)
         self.assertEqual(fields["dicom.pdu.type"], ["0x01", "0x02", "0x05", "0x06"])
         self.assertEqual(fields["dicom.pctx.id"], [f"0x{number:02x}" for number in range(1, 256, 2)] * 2)
         self.assertEqual(fields["dicom.pctx.result"], ["0x03", "0x04", *["0x00"] * 126])
@@ -218,7 +127,7 @@ class WireTests(InteropTestCase):
             "127.0.0.1", server.port, ext_neg=[identity], evt_handlers=transcript.handlers
         ):
             pass
-        fields = await self._check(transcript)
+        fields = await self.check(transcript)
         (response,) = (bytes.fromhex(data.replace(":", "")) for data in fields["dicom.userinfo.data"])
         self.assertEqual(response, b"\0\x08response")
 
@@ -232,7 +141,7 @@ class WireTests(InteropTestCase):
             "127.0.0.1", server.port, ae_title="SOMEBODY", evt_handlers=transcript.handlers
         )
         await self.assert_fails(associating, AssociationRejected)
-        fields = await self._check(transcript, *ENDINGS)
+        fields = await self.check(transcript, *ENDINGS)
         codes = [fields[f"dicom.assoc.reject.{name}"] for name in ("result", "source", "reason")]
         self.assertEqual(codes, [["1"], ["1"], ["7"]])
 
@@ -245,7 +154,7 @@ class WireTests(InteropTestCase):
         assoc = await self.requestor().associate("127.0.0.1", server.port, evt_handlers=transcript.handlers)
         assoc.abort()
         await assoc.when_ended()
-        fields = await self._check(transcript, *ENDINGS)
+        fields = await self.check(transcript, *ENDINGS)
         self.assertEqual((fields["dicom.assoc.abort.source"], fields["dicom.assoc.abort.reason"]), (["0"], ["0"]))
 
         (file,) = (file for file in dicom_files() if file.name.endswith("CT_small.dcm"))
@@ -255,5 +164,5 @@ class WireTests(InteropTestCase):
         assoc = await ae.associate("127.0.0.1", server.port, evt_handlers=transcript.handlers)
         error = await self.assert_fails(assoc.send_c_store(file.path), AssociationAborted)
         self.assertTrue(error.by_peer)
-        fields = await self._check(transcript, *ENDINGS)
+        fields = await self.check(transcript, *ENDINGS)
         self.assertEqual((fields["dicom.assoc.abort.source"], fields["dicom.assoc.abort.reason"]), (["2"], ["6"]))
