@@ -11,9 +11,18 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from dicomtwist.archive.commits import Arrival, GroupCommit, Raced
-from dicomtwist.archive.files import Buffer, Durability, FileSystem, InstanceStore, StoreError
+from dicomtwist.archive.files import (
+    INSTANCE_SUFFIX,
+    Buffer,
+    Durability,
+    FileSystem,
+    InstanceStore,
+    StoreError,
+    check_uids,
+)
 from dicomtwist.archive.index import FOLDER, Index
 from dicomtwist.archive.record import Record
+from dicomtwist.archive.sharing import Committing
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 
 __all__ = ["Archive", "DuplicateInstance", "Duplicates"]
@@ -50,9 +59,13 @@ class Archive:
     :param duplicates: what becomes of an instance that is there already.
     :param min_free: how many bytes have to stay free on the file system.
     :param file_system: the system calls to use for files.
+    :param process: the name of this process among those that share the archive; empty where it is the only one.
+    :param lock: for another than the first of them: the file descriptor of the lock that the first has, taken over by
+        :meth:`open`.
 
     :ivar store: the files.
     :ivar index: the index, while it is open.
+    :ivar committing: what keeps other processes from what is committed here; ``None`` where there is no other.
     """
 
     index: Index
@@ -65,11 +78,17 @@ class Archive:
         duplicates: Duplicates = Duplicates.REPLACE,
         min_free: int = 0,
         file_system: FileSystem | None = None,
+        process: str = "",
+        lock: int = -1,
     ) -> None:
         self.root = root
+        self._root = os.fspath(root)
+        self._process = process
+        self._lock = lock
         self.duplicates = duplicates
         self.store = InstanceStore(root, durability=durability, min_free=min_free, file_system=file_system)
         self._commits: GroupCommit | None = None
+        self.committing: Committing | None = None
 
     def open(self) -> int:
         """
@@ -80,11 +99,13 @@ class Archive:
         """
         removed = self.store.prepare()
         try:
-            self.index = Index(self.root / FOLDER, durability=self.store.durability)
+            self.index = Index(self.root / FOLDER, durability=self.store.durability, lock=self._lock)
+            if self._process:
+                self.committing = Committing(self.root / FOLDER, self._process, self.store.temporary_names)
         except BaseException:
             self.store.close()
             raise
-        self._commits = GroupCommit(self.store, self.index)
+        self._commits = GroupCommit(self.store, self.index, self.committing)
         return removed
 
     def close(self) -> None:
@@ -93,6 +114,8 @@ class Archive:
         if self._commits is not None:
             self._commits = None
             self.index.close()
+        if self.committing is not None:
+            self.committing.close()
 
     def keep(
         self,
@@ -119,7 +142,8 @@ class Archive:
             commits = self._commits
             if commits is None:
                 raise StoreError("the archive is closed")
-            target = os.fspath(self.store.path(record.study_uid, record.series_uid, record.sop_instance_uid))
+            check_uids(*record.uids)
+            target = f"{self._root}/{record.study_uid}/{record.series_uid}/{record.sop_instance_uid}{INSTANCE_SUFFIX}"
             exists = os.path.lexists(target)
             if exists and self._first_stays(target, transfer_syntax, content):
                 size = 0

@@ -17,6 +17,7 @@ from typing import Final
 from dicomtwist.archive.files import InstanceStore
 from dicomtwist.archive.index import Index, Indexed, IndexFailed
 from dicomtwist.archive.record import Record
+from dicomtwist.archive.sharing import Committing
 
 __all__ = ["Arrival", "GroupCommit", "Raced"]
 
@@ -59,9 +60,11 @@ class GroupCommit:
 
     :param store: the files.
     :param index: the index.
+    :param committing: keeps other processes from what is committed here, where there are some.
     """
 
-    def __init__(self, store: InstanceStore, index: Index) -> None:
+    def __init__(self, store: InstanceStore, index: Index, committing: Committing | None = None) -> None:
+        self._committing = committing
         self._store = store
         self._index = index
         self._lock = threading.Lock()
@@ -103,6 +106,23 @@ class GroupCommit:
 
     def _commit(self, group: list[Arrival]) -> None:
         outcomes: dict[Arrival, BaseException | None] = {}
+        if self._committing is None:
+            self._commit_alone(group, outcomes)
+        else:
+            try:
+                with self._committing.holding(arrival.record.uids for arrival in group):
+                    self._commit_alone(group, outcomes)
+            except OSError as error:
+                # There are no locks, or the last note could not be taken back, which is no harm.
+                for arrival in group:
+                    if arrival not in outcomes:
+                        outcomes[arrival] = error
+                        self._settle(arrival, error)
+        for arrival, outcome in outcomes.items():
+            arrival.done(outcome)
+
+    def _commit_alone(self, group: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> None:
+        """Commit *group* while nobody else is at its instances."""
         try:
             group = self._without_raced(group, outcomes)
             self._announce([arrival for arrival in group if arrival.temporary and arrival.exists], outcomes)
@@ -115,8 +135,6 @@ class GroupCommit:
                 outcomes.setdefault(arrival, error)
         for arrival, outcome in outcomes.items():
             self._settle(arrival, outcome)
-        for arrival, outcome in outcomes.items():
-            arrival.done(outcome)
 
     def _without_raced(self, group: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> list[Arrival]:
         left = []

@@ -203,6 +203,20 @@ class InstanceStore:
             raise StoreUnusable(self._why_unusable(error)) from error
         return removed
 
+    @property
+    def temporary_names(self) -> str:
+        """What the names of this store's temporary files begin with."""
+        return os.path.basename(self._prefix)
+
+    def remove_temporaries(self, beginning: str) -> None:
+        """Remove the temporary files of a store that is gone, by what their names begin with.
+
+        :raises OSError: as it came, errno intact.
+        """
+        for name in self._fs.listdir(self._incoming):
+            if beginning and name.startswith(f"{beginning}-") and name.endswith(TEMPORARY_SUFFIX):
+                self._fs.unlink(os.path.join(self._incoming, name))
+
     def close(self) -> None:
         """Let go of the root; idempotent. Writers that are still open are not affected."""
         if self._lock_fd >= 0:

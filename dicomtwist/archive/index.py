@@ -1,8 +1,8 @@
 """
 The index of an archive: who writes it.
 
-One :class:`Index` writes one database; a lock in its folder keeps a second program out. Everything here blocks and is
-meant for worker threads; calls exclude each other.
+A lock in its folder keeps a second program out; the processes of one program share it, each with an :class:`Index` of its
+own. Everything here blocks and is meant for worker threads; calls exclude each other.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dicomtwist.archive.files import Durability, StoreError
 from dicomtwist.archive.record import COLUMNS, Record, Row
 from dicomtwist.archive.schema import (
     TABLES,
+    WRITING,
     IndexUnusable,
     Statement,
     instance,
@@ -80,9 +81,9 @@ class _Entities:
         columns = list(COLUMNS[level])
         parent = ["patient_key"] if level is Level.PATIENT else ["parent"]
         self.known: dict[tuple[Any, str], tuple[int, Row]] = {}
-        # The writer gives the numbers, for it is the only one; so an INSERT need not return any.
-        with engine.connect() as connection:
-            self.next_id = (connection.execute(select(func.max(table.c.id))).scalar() or 0) + 1
+        # The writer gives the numbers, for it is the only one while its transaction lasts; so an INSERT need not return any.
+        self._highest = Statement(engine, select(func.max(table.c.id)), []).text
+        self.next_id = 0
         key = table.c[_NAME_OF_KEY[level]]
         criterion = key == bindparam("key_")
         names = ["key_"]
@@ -95,6 +96,12 @@ class _Entities:
         values: Any = {table.c[name].name: bindparam(f"{name}_new") for name in columns}
         update = table.update().where(table.c.id == bindparam("id_")).values(values)
         self.update = Statement(engine, update, [*(f"{name}_new" for name in columns), "id_"])
+
+    def look_again(self, cursor: Any) -> None:
+        """Remember nothing, and look which number is the next: another process may have written."""
+        self.known.clear()
+        cursor.execute(self._highest)
+        self.next_id = (cursor.fetchone()[0] or 0) + 1
 
     def id_for(self, cursor: Any, parent: int, key: str, row: Row) -> int:
         """Return the number of an entity that is in the database then, as *row* describes it."""
@@ -129,21 +136,31 @@ class Index:
     :param folder: where it is; made when it is missing.
     :param durability: whether a commit is on the medium when it returns.
     :param engine: another database than the SQLite one in *folder*.
+    :param lock: the file descriptor of the lock that another process of this program has; it is taken over.
 
     :raises IndexUnusable: another program has it open, it is of a later version or it is damaged.
     """
 
-    def __init__(self, folder: Path, *, durability: Durability = Durability.FULL, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        durability: Durability = Durability.FULL,
+        engine: Engine | None = None,
+        lock: int = -1,
+    ) -> None:
         self._lock = RLock()
-        self._lock_fd = -1
+        self._lock_fd = lock
+        self._data_version: int | None = None
         self.folder = folder
         try:
             folder.mkdir(mode=0o750, exist_ok=True)
-            self._lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock < 0:
+                self._lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+                fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.engine = engine or sqlite_engine(folder / "index.sqlite", full=durability is Durability.FULL)
             self.found_version = migrate(self.engine)
-            self._open: Connection | None = self.engine.connect()
+            self._open: Connection | None = None
         except BlockingIOError:
             self._unlock()
             raise IndexUnusable(f"another program uses {folder}; stop it first") from None
@@ -156,12 +173,19 @@ class Index:
                 "from the files"
             ) from error
         self._entities = {level: _Entities(self.engine, level) for level in _NAME_OF_KEY}
+        # Drivers begin transactions themselves, but SQLite's, which was told not to.
+        self._begin = "BEGIN IMMEDIATE" if self.engine.dialect.name == "sqlite" else ""
         self._insert = upsert(
             self.engine,
             instance,
             ["parent", "transfer_syntax", "size", *COLUMNS[Level.IMAGE]],
             ["parent", "sop_instance_uid"],
         )
+
+    @property
+    def lock(self) -> int:
+        """The file descriptor of the lock, for other processes of this program; the lock is held while any has it."""
+        return self._lock_fd
 
     def close(self) -> None:
         """Let go of the database; idempotent."""
@@ -182,13 +206,28 @@ class Index:
 
         :raises IndexFailed: the database refused.
         """
-        with self._transaction() as cursor:
-            rows = [self._row(cursor, one) for one in instances]
-            cursor.executemany(self._insert.text, [self._insert.parameters(row) for row in rows])
-            for one, row in zip(instances, rows, strict=True):
-                if one.replaces:
-                    self._remove_others(one.record, row[0])
-                    self._connection.execute(_announced(one.record.uids))
+        if any(one.replaces for one in instances):
+            with self._transaction() as cursor:
+                rows = self._insert_rows(cursor, instances)
+                for one, row in zip(instances, rows, strict=True):
+                    if one.replaces:
+                        self._remove_others(one.record, row[0])
+                        self._connection.execute(_announced(one.record.uids))
+            return
+        # The same without what SQLAlchemy has around a transaction, which costs as much as the rest of it.
+        with self._lock, self._recovering():
+            dbapi: Any = self._connection.connection.dbapi_connection
+            cursor = dbapi.cursor()
+            if self._begin:
+                cursor.execute(self._begin)
+            self._see_others(cursor)
+            self._insert_rows(cursor, instances)
+            dbapi.commit()
+
+    def _insert_rows(self, cursor: Any, instances: Sequence[Indexed]) -> list[tuple[Any, ...]]:
+        rows = [self._row(cursor, one) for one in instances]
+        cursor.executemany(self._insert.text, [self._insert.parameters(row) for row in rows])
+        return rows
 
     def announce_replacing(self, instances: Iterable[tuple[str, str, str]]) -> None:
         """
@@ -291,22 +330,29 @@ class Index:
     @property
     def _connection(self) -> Connection:
         if self._open is None:
-            self._open = self.engine.connect()
+            self._open = self.engine.connect().execution_options(**WRITING)
+            self._data_version = None
         return self._open
 
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
-        with self._lock:
-            if self._lock_fd < 0:
-                raise IndexFailed("index: it is closed")
-            try:
-                with _failures(), self._connection.begin():
-                    dbapi: Any = self._connection.connection
-                    yield dbapi.cursor()
-            except IndexFailed:
-                self._forget()
-                self._reopen()
-                raise
+        with self._lock, self._recovering(), self._connection.begin():
+            dbapi: Any = self._connection.connection
+            cursor = dbapi.cursor()
+            self._see_others(cursor)
+            yield cursor
+
+    @contextmanager
+    def _recovering(self) -> Iterator[None]:
+        if self._lock_fd < 0:
+            raise IndexFailed("index: it is closed")
+        try:
+            with _failures():
+                yield
+        except BaseException:
+            self._forget()
+            self._reopen()
+            raise
 
     def _reopen(self) -> None:
         """After a failure take another connection: a ROLLBACK may have failed as well."""
@@ -317,6 +363,21 @@ class Index:
                 broken.close()
             except Exception:
                 pass  # drivers' own; the connection is not used any more, whatever it says
+
+    def _see_others(self, cursor: Any) -> None:
+        """Forget what other processes may have changed since the last transaction; within this one they wait."""
+        if self.engine.dialect.name == "sqlite":
+            cursor.execute("PRAGMA data_version")
+            version = cursor.fetchone()[0]
+            if version == self._data_version:
+                return
+            self._data_version = version
+        elif self._data_version is not None:
+            return
+        else:
+            self._data_version = 0
+        for entities in self._entities.values():
+            entities.look_again(cursor)
 
     def _forget(self) -> None:
         """Remember nothing of the database: a transaction was rolled back, or rows were removed."""

@@ -16,12 +16,13 @@ from typing import Final
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.files import INSTANCE_SUFFIX, Buffer, InvalidUID, StoreError, check_uids
-from dicomtwist.archive.index import Indexed
+from dicomtwist.archive.index import FOLDER, Indexed
 from dicomtwist.archive.record import WANTED, Record, make_record, scanner_for
+from dicomtwist.archive.sharing import left_behind
 from dicomtwist.header import HeaderError
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 
-__all__ = ["Import", "Reconciled", "import_folder", "read_record", "reconcile"]
+__all__ = ["Import", "Reconciled", "import_folder", "read_record", "reconcile", "repair"]
 
 #: How many rows go into one transaction.
 _ROWS: Final = 500
@@ -133,6 +134,36 @@ def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda 
     if announced:
         archive.index.forget_announced()
     return found
+
+
+def repair(archive: Archive, process: str) -> int:
+    """
+    See to what another process that shared the archive left behind when it died.
+
+    What it was about to commit is in the index then if its file is there, and is not if there is none; its temporary files
+    are removed.
+
+    :param archive: open, and in use.
+    :param process: the name of the process that is gone.
+    :returns: how many instances it was at.
+    :raises OSError: a file could not be looked at.
+    :raises IndexFailed: the database refused.
+    """
+    assert archive.committing is not None
+    beginning, instances = left_behind(archive.root / FOLDER, process)
+    for uids in instances:
+        with archive.committing.holding([uids]):
+            path = os.fspath(archive.store.path(*uids))
+            if not os.path.lexists(path):
+                archive.index.remove([uids])
+                continue
+            try:
+                record, transfer_syntax, size = read_record(path)
+            except (NotDicomFile, HeaderError, InvalidUID):
+                continue  # it was there before, and could not be indexed then either
+            archive.index.add([Indexed(record, transfer_syntax, size, replaces=True)])
+    archive.store.remove_temporaries(beginning)
+    return len(instances)
 
 
 def _path(archive: Archive, study_uid: str, series_uid: str, uid: str) -> str:

@@ -35,6 +35,7 @@ from dicomtwist.archive.record import COLUMNS
 
 __all__ = [
     "SCHEMA_VERSION",
+    "WRITING",
     "IndexUnusable",
     "Statement",
     "about",
@@ -116,6 +117,11 @@ TABLES: Final = {Level.PATIENT: patient, Level.STUDY: study, Level.SERIES: serie
 MIGRATIONS: Final[dict[int, Callable[[Connection], object]]] = {}
 
 
+#: The execution options of a connection that writes: nobody else does from the beginning of a transaction on, so that what
+#: is read in it still holds when it is written. Others wait for their turn.
+WRITING: Final = {"dicomtwist_writing": True}
+
+
 class IndexUnusable(StoreUnusable):
     """The index cannot be used; the text says why and what to do."""
 
@@ -150,7 +156,8 @@ def sqlite_engine(path: Path, *, full: bool) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begun(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
+        writing = connection.get_execution_options().get("dicomtwist_writing")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
     return engine
 
