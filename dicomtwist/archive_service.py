@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 
 from dicomtwist import evt
 from dicomtwist.ae import AE
+from dicomtwist.archive.access import Access
 from dicomtwist.archive.files import StoreError
 from dicomtwist.archive.providers import Provider, combined
 from dicomtwist.archive.reconcile import Import, Reconciled, import_folder, reconcile
@@ -26,6 +27,7 @@ class ArchiveService(DICOMService):
 
     :param receiver: who stores it.
     :param import_from: a folder whose DICOM files are taken over while it runs.
+    :param access: who may do what; without it anybody may do anything.
     :param providers: the service classes that it provides beside storage; their SOP Classes become supported contexts.
     """
 
@@ -38,9 +40,12 @@ class ArchiveService(DICOMService):
         grace: float | None = 10.0,
         import_from: Path | None = None,
         providers: Sequence[Provider] = (),
+        access: Access | None = None,
     ) -> None:
         provided = [entry for provider in providers for entry in provider.provided]
-        handlers = [(evt.EVT_C_STORE, receiver.handle_store), *combined(provided)]
+        handlers: list[evt.HandlerTuple] = [(evt.EVT_C_STORE, receiver.handle_store), *combined(provided)]
+        if access is not None:
+            handlers = access.guarded(handlers)
         super().__init__(ae, endpoints, evt_handlers=handlers, grace=grace)
         for entry in provided:
             ae.add_supported_context(entry.sop_class)

@@ -39,6 +39,15 @@ class Server:
         """Take *port*, which listens with :attr:`factory`."""
         self._ports.append(port)
 
+    def exchange(self, before: IListeningPort, port: IListeningPort) -> Deferred[None]:
+        """
+        Take *port*, which listens with :attr:`factory` at the socket of *before*, in its place; associations go on.
+
+        :returns: a Deferred that fires with ``None`` when the port before is closed.
+        """
+        self._ports[self._ports.index(before)] = port
+        return Deferred.fromCoroutine(_stop([before]))
+
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """The addresses that it listens at, as (host, port); of a UNIX socket (path, 0)."""

@@ -4,12 +4,12 @@ DICOMService: a listening AE as a Twisted service, to be composed with others in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -47,6 +47,7 @@ class DICOMService(Service):
         self.server: Server | None = None
         self._endpoints = [server_endpoint(ae.reactor, endpoint) for endpoint in endpoints]
         self._handlers = list(evt_handlers or ())
+        self._ports: dict[int, IListeningPort] = {}
 
     def startService(self) -> None:
         """
@@ -58,18 +59,38 @@ class DICOMService(Service):
         factory = self.ae.acceptor_factory(evt_handlers=self._handlers)
         self.server = Server(factory, self.ae.reactor)
         failures: list[Failure] = []
-        for endpoint in self._endpoints:
+        for index, endpoint in enumerate(self._endpoints):
             listening: Deferred[Any] = endpoint.listen(factory)
-            listening.addCallbacks(self._listening, failures.append)
+            listening.addCallbacks(self._listening, failures.append, callbackArgs=(index,))
             if failures:
                 self.server.stop_listening()
                 super().stopService()  # type: ignore[no-untyped-call]
                 failures[0].raiseException()
 
-    def _listening(self, port: Any) -> None:
+    def relisten(self, endpoints: Mapping[int, IStreamServerEndpoint]) -> Deferred[None]:
+        """
+        Listen at other endpoints that have the same sockets, such as those of :class:`~dicomtwist.sockets.Sockets`, in
+        place of those that were given first. Associations go on, and no connection is refused.
+
+        :param endpoints: by their places among those that were given first.
+        :returns: a Deferred that fires with ``None``, or fails as :meth:`startService` does; then the others listen.
+        """
+        return Deferred.fromCoroutine(self._relisten(endpoints))
+
+    async def _relisten(self, endpoints: Mapping[int, IStreamServerEndpoint]) -> None:
+        for index, endpoint in endpoints.items():
+            if self.server is None:
+                return
+            port: Any = await endpoint.listen(self.server.factory)
+            before, self._ports[index] = self._ports[index], port
+            if port is not before:
+                await self.server.exchange(before, port)
+
+    def _listening(self, port: Any, index: int) -> None:
         if self.server is None:
             port.stopListening()
             return
+        self._ports[index] = port
         self.server.listening(port)
         address, number = self.server.addresses[-1]
         self.log.info("{title} listens at {address}", title=self.ae.ae_title, address=f"{address} port {number}")

@@ -4,20 +4,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
 from twisted.python import usage
 
 from dicomtwist.ae import AE
 
 try:
+    from dicomtwist.archive.access import Access
     from dicomtwist.archive.archive import Archive, Duplicates
     from dicomtwist.archive.commitment import StorageCommitment
     from dicomtwist.archive.files import Durability, StoreError
@@ -31,11 +33,15 @@ except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
         raise
     raise SystemExit('twist dicom needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
-from dicomtwist.endpoints import EndpointError, server_endpoint
+from dicomtwist.configuration import Configuration, ConfigurationError, add_configuration, read_configuration
 from dicomtwist.negotiation import check_ae_title
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
+from dicomtwist.reloading import Reloading
 from dicomtwist.settings import Settings
+from dicomtwist.sockets import Sockets
+from dicomtwist.supervisor import SupervisorService, WorkerService
 from dicomtwist.threads import WorkerThreads
+from dicomtwist.workers import MAX_WORKERS, Place, Workers, worker_command
 
 #: The exit status of a command that was used wrongly (sysexits.h).
 _EX_USAGE = 64
@@ -46,7 +52,6 @@ DEFAULT_MIN_FREE = 128 * 1024 * 1024
 DEFAULT_PORT = "tcp:11112:interface=127.0.0.1"
 
 _DEFAULTS = Settings()
-_log = Logger()
 
 
 def _title(value: str) -> str:
@@ -137,6 +142,14 @@ class Options(usage.Options):
 
     # Defaults are what the converters return: usage.Options converts only what is given.
     optParameters = [
+        ["config", None, None, "File of TOML with these options, peers and rules; what is given here goes before it."],
+        [
+            "workers",
+            None,
+            1,
+            "Processes that serve the ports; with more than one, another one watches over them.",
+            _count("--workers", 1, MAX_WORKERS),
+        ],
         ["ae-title", None, "DICOMTWIST", "AE title of this server.", _title],
         ["storage", None, "dicom-archive", "Folder for the received instances; it is made if it is missing."],
         [
@@ -244,6 +257,7 @@ class Options(usage.Options):
     optFlags = [["require-called-aet", None, "Reject associations that call another AE title than --ae-title."]]
     compData = usage.Completions(
         optActions={
+            "config": usage.CompleteFiles("*.toml"),
             "storage": usage.CompleteDirs(),
             "worklist": usage.CompleteDirs(),
             "durability": usage.CompleteList(["full", "none"]),
@@ -256,6 +270,7 @@ class Options(usage.Options):
         self["ports"] = []
         self["calling"] = []
         self["peer"] = []
+        self["configuration"] = Configuration()
 
     def parseOptions(self, options: list[str] | None = None) -> None:
         """
@@ -264,9 +279,15 @@ class Options(usage.Options):
         :raises SystemExit: one is wrong. ``twist`` would print the whole help behind the one line that matters.
         """
         try:
+            given = sys.argv[1:] if options is None else options
+            self["configuration"], options = add_configuration(self, given)
+            self["arguments"] = options
             super().parseOptions(options)  # type: ignore[no-untyped-call]
+        except ConfigurationError as error:
+            print(f"twist dicom: {error}", file=sys.stderr)
+            raise SystemExit(_EX_USAGE) from None
         except usage.UsageError as error:
-            print(f"twist dicom: {error}; see twist dicom --help", file=sys.stderr)
+            print(f"twist dicom: {self['configuration'].located(str(error))}; see twist dicom --help", file=sys.stderr)
             raise SystemExit(_EX_USAGE) from None
 
     def opt_port(self, description: str) -> None:
@@ -292,13 +313,15 @@ class Options(usage.Options):
         from twisted.internet import reactor
 
         try:
-            self["endpoints"] = [server_endpoint(reactor, port) for port in self["ports"] or [DEFAULT_PORT]]
-        except EndpointError as error:
+            self["sockets"] = self._sockets(reactor)
+            self["endpoints"] = self["sockets"].endpoints()
+        except ValueError as error:
             raise usage.UsageError(f"--port: {error}") from None
         try:
             self["peers"] = Peers(reactor, self["peer"])
         except ValueError as error:
             raise usage.UsageError(f"--peer: {error}") from None
+        self["policy"] = self["configuration"].policy()
         self["ae"] = _make_ae(self)
         if self["import"] is not None and not Path(self["import"]).is_dir():
             raise usage.UsageError(f"--import: {self['import']} is no folder")
@@ -309,11 +332,24 @@ class Options(usage.Options):
             durability=self["durability"],
             duplicates=self["duplicates"],
             min_free=self["min-free"],
+            process=self["place"].name if self["place"] else "supervisor" if self["workers"] > 1 else "",
+            lock=self["place"].lock if self["place"] else -1,
         )
         try:
             self["archive"].open()
         except (StoreError, OSError) as error:
             raise usage.UsageError(f"--storage: {error}") from None
+
+    def _sockets(self, reactor: Any) -> Sockets:
+        """Where to listen: at sockets of our own, or as a worker at those that the supervisor has."""
+        place = self["place"] = Place.taken(os.environ)
+        if place is not None:
+            return Sockets(reactor, place.ports, inherited=place.sockets)
+        ports = self["ports"] = self["ports"] or [DEFAULT_PORT]
+        sockets = Sockets(reactor, ports, only_held=self["workers"] > 1)
+        if self["workers"] > 1:
+            sockets.check_shareable()
+        return sockets
 
 
 def _make_ae(options: Options) -> AE:
@@ -344,16 +380,60 @@ def makeService(options: Options) -> IService:
     ae.reactor.callWhenRunning(_stop_at_sigterm, ae.reactor)
     threads = WorkerThreads(ae.reactor)
     receiver = StorageReceiver(options["archive"], threads)
-    ae.reactor.callWhenRunning(_reload_at_sighup, ae.reactor, options["peers"], threads)
+    access = Access(options["policy"], threads)
     providers: list[Provider] = [
         PerformedProcedureSteps(options["archive"].store, threads),
-        StorageCommitment(options["archive"], threads, ae, options["peers"]),
+        StorageCommitment(options["archive"], threads, ae, options["peers"], takes_up=options["place"] is None),
     ]
     if options["worklist"] is not None:
         providers.append(Worklist(Path(options["worklist"]), threads))
-    folder = Path(options["import"]) if options["import"] is not None else None
-    return ArchiveService(
-        ae, options["endpoints"], receiver, grace=options["grace"], import_from=folder, providers=providers
+    place: Place | None = options["place"]
+    folder = Path(options["import"]) if options["import"] is not None and place is None else None
+    kind = WorkerService if place else SupervisorService if options["workers"] > 1 else ArchiveService
+    service = kind(
+        *(ae, options["endpoints"], receiver),
+        grace=options["grace"],
+        import_from=folder,
+        providers=providers,
+        access=access,
+    )
+    reloading = _reloading(options, service, threads, access)
+    if isinstance(service, SupervisorService):
+        service.have(lambda clean_up: _workers(options, clean_up))
+        reloading.then = service.workers.reload
+    ae.reactor.callWhenRunning(_reload_at_sighup, ae.reactor, reloading)
+    if place is not None:
+        ae.reactor.callWhenRunning(place.begin, ae.reactor)
+    return service
+
+
+def _workers(options: Options, clean_up: Callable[[str], Deferred[Any]]) -> Workers:
+    ae: AE = options["ae"]
+    # What the file says of peers may be another thing by the time that a worker starts.
+    arguments = [argument for argument in options["arguments"] if not argument.startswith("--peer=")]
+    parent: Any = options.parent
+    return Workers(
+        *(ae.reactor, options["workers"], worker_command(parent, arguments), options["ports"]),
+        lambda: [options["archive"].index.lock, *options["sockets"].filenos()],
+        grace=options["grace"],
+        clean_up=clean_up,
+    )
+
+
+def _reloading(options: Options, service: ArchiveService, threads: WorkerThreads, access: Access) -> Reloading:
+    configuration: Configuration = options["configuration"]
+
+    def read() -> Configuration:
+        if configuration.path is None:
+            return configuration
+        return read_configuration(configuration.path, options)
+
+    of_file = len(configuration.peers) + len(configuration.options.get("peer", ()))
+    return Reloading(
+        *(service, threads, options["sockets"], access, options["peers"]),
+        given_peers=options["peer"][of_file:],
+        configuration=configuration,
+        read=read,
     )
 
 
@@ -366,12 +446,6 @@ def _stop_at_sigterm(reactor: Any) -> None:
     reactor.callLater(0, signal.signal, signal.SIGTERM, lambda *_: reactor.callFromThread(reactor.stop))
 
 
-def _reload_at_sighup(reactor: Any, peers: Peers, threads: WorkerThreads) -> None:
-    """Read the peers anew at SIGHUP; a mistake in them is told, and those before stay."""
-
-    def reload() -> None:
-        reloading: Deferred[None] = threads.run(peers.reload)
-        reloading.addCallback(lambda _: _log.info("{count} peers are known", count=len(peers)))
-        reloading.addErrback(lambda why: _log.error("peers stay as they were: {why}", why=why.getErrorMessage()))
-
-    signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reload))
+def _reload_at_sighup(reactor: Any, reloading: Reloading) -> None:
+    """Read anew at SIGHUP what may change while the program runs."""
+    signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reloading.reload))

@@ -38,7 +38,7 @@ PROJECT = Path(__file__).parent.parent
 DOCS = PROJECT / "docs"
 
 PROGRAMS = ("python", "console", "sh")
-NO_PROGRAM = ("text", "ini", "dockerfile", "{toctree}", "{include}", "{eval-rst}")
+NO_PROGRAM = ("text", "ini", "toml", "dockerfile", "{toctree}", "{include}", "{eval-rst}")
 
 #: Ports that the pages use; in a test free ones take their places.
 PORTS = re.compile(r"\b(11112|11113|11114|2762|8080)\b")

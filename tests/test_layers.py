@@ -94,7 +94,8 @@ ROOMS = (
     Room(("archive/mpps.py", "archive/worklist.py"), ALL_ABOVE, ("Twisted", "pydicom")),
     Room(("archive/holdings.py", "archive/transactions.py"), ALL_ABOVE, ("SQLAlchemy",)),
     Room(("archive/commitment.py",), ALL_ABOVE, ("Twisted", "pydicom")),
-    Room(("service.py", "archive_service.py", "tap.py"), ALL_ABOVE, ("Twisted",)),
+    Room(("configuration.py", "sockets.py", "workers.py"), ALL_ABOVE, ("Twisted",)),
+    Room(("service.py", "archive_service.py", "reloading.py", "supervisor.py", "tap.py"), ALL_ABOVE, ("Twisted",)),
     Room(("tools/",), ALL_ABOVE, ("Twisted", "pyOpenSSL", "click", "tqdm")),
 )
 

@@ -43,14 +43,16 @@ class Peers:
         self._destinations: dict[str, Destination] = {}
         self.reload()
 
-    def reload(self) -> None:
+    def reload(self, descriptions: Iterable[str] | None = None) -> None:
         """
         Read all anew, files and certificates; what is under way goes on as it is. It blocks.
 
+        :param descriptions: others in place of those that were given first.
         :raises ValueError: something is wrong; then nothing has changed.
         """
         found: dict[str, Destination] = {}
-        for description in self._descriptions:
+        given = self._descriptions if descriptions is None else list(descriptions)
+        for description in given:
             for source, line in _lines(description):
                 try:
                     title, destination = self._parse(line)
@@ -59,7 +61,7 @@ class Peers:
                 found[title] = destination
                 if len(found) > MAX_PEERS:
                     raise ValueError(f"there are more than {MAX_PEERS} peers")
-        self._destinations = found
+        self._descriptions, self._destinations = given, found
 
     def destination(self, title: str) -> Destination | None:
         """Return where the AE *title* listens, ``None`` where it is not known."""

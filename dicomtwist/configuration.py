@@ -1,0 +1,193 @@
+"""
+The configuration file of ``twist dicom``: its options, its peers and its rules in one file of TOML.
+
+A key is an option without the dashes before it. What is said on the command line goes before what the file says.
+"""
+
+from __future__ import annotations
+
+import getopt
+import re
+import tomllib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from twisted.python import usage
+
+from dicomtwist.archive.access import Policy
+from dicomtwist.archive.rules import DEFAULT_RULES, Identity, Rules, nearest, parse_rules
+from dicomtwist.archive.users import Users
+
+__all__ = ["Configuration", "ConfigurationError", "add_configuration", "read_configuration"]
+
+#: The longest configuration file, in bytes.
+MAX_FILE_LENGTH: Final = 4 * 1024 * 1024
+
+#: The options that may be given more than once.
+LISTS: Final = ("port", "allow-calling", "peer")
+#: What is said in tables, besides the options.
+_TABLES: Final = ("peers", "access")
+#: What makes no sense in a file.
+_NOT_HERE: Final = ("config", "help", "version")
+
+
+class ConfigurationError(ValueError):
+    """What is wrong with a configuration; the text names the file and the key."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """
+    What a configuration file says.
+
+    :ivar path: the file, ``None`` where there is none.
+    :ivar options: the options as they would be on the command line: the values of each, none for a flag.
+    :ivar peers: the peers, ``TITLE=ADDRESS`` each.
+    :ivar rules: who may do what.
+    :ivar users: the file of users, ``None`` where there is none.
+    :ivar taken: the types of user identity that are taken as they come.
+    """
+
+    path: Path | None = None
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    peers: tuple[str, ...] = ()
+    rules: Rules = DEFAULT_RULES
+    users: Path | None = None
+    taken: frozenset[Identity] = frozenset()
+
+    def arguments(self, given: Collection[str]) -> list[str]:
+        """Return the options for the command line, but for those that are *given* there."""
+        arguments = []
+        for name, values in self.options.items():
+            if name not in given or name == "peer":
+                arguments += [f"--{name}={value}" for value in values] if values else [f"--{name}"]
+        return arguments + [f"--peer={peer}" for peer in self.peers]
+
+    def policy(self) -> Policy:
+        """
+        Return what holds; the file of users is read, which blocks.
+
+        :raises ConfigurationError: the file is wrong, or a rule is about a user who cannot be.
+        """
+        try:
+            users = None if self.users is None else Users(self.users)
+            for rule in self.rules.rules:
+                if Identity.USERNAME not in self.taken:
+                    for name in sorted(rule.users):
+                        if users is None or name not in users:
+                            where = "is unknown, as access.users names no file" if users is None else f"is not in {self.users}"
+                            raise ValueError(f"a rule is about the user {name!r}, who {where}")
+        except ValueError as error:
+            raise ConfigurationError(f"{self.path}: access: {error}") from None
+        return Policy(self.rules, users, self.taken)
+
+    def located(self, message: str) -> str:
+        """Return *message*, about an option, with the name of this file where the option is from it."""
+        found = re.match(r"--([a-z-]+)", message)
+        if self.path is None or found is None or found[1] not in self.options:
+            return message
+        return f"{self.path}: {message.removeprefix('--')}"
+
+
+def add_configuration(options: usage.Options, arguments: Sequence[str]) -> tuple[Configuration, list[str]]:
+    """
+    Return what the configuration file says that *arguments* name with ``--config``, and the arguments with its options.
+
+    :raises ConfigurationError: the file is wrong.
+    """
+    parser: Any = options
+    try:
+        pairs, _ = getopt.getopt(list(arguments), parser.shortOpt, parser.longOpt)
+    except getopt.GetoptError:
+        return Configuration(), list(arguments)  # the parser of the options says it
+    given = {name.removeprefix("--"): value for name, value in pairs}
+    if "config" not in given:
+        return Configuration(), list(arguments)
+    found = read_configuration(Path(given["config"]), options)
+    return found, [*found.arguments(given), *arguments]
+
+
+def read_configuration(path: Path, options: usage.Options) -> Configuration:
+    """
+    Read a configuration file; it blocks.
+
+    :param options: which options there are.
+    :raises ConfigurationError: it cannot be read, is no TOML, has a key that is not known or a value of a wrong type.
+    """
+    content = _load(path)
+    known: Any = options
+    parameters = [parameter[0] for parameter in known.optParameters if parameter[0] not in _NOT_HERE]
+    try:
+        return _understand(path, content, parameters, [flag[0] for flag in known.optFlags])
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_LENGTH + 1)
+        if len(data) > MAX_FILE_LENGTH:
+            raise ConfigurationError(f"{path} has more than {MAX_FILE_LENGTH} bytes")
+        return tomllib.loads(data.decode("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} is not in UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+
+
+def _understand(path: Path, content: dict[str, Any], parameters: list[str], flags: list[str]) -> Configuration:
+    options: dict[str, tuple[str, ...]] = {}
+    for key, value in content.items():
+        if key in flags:
+            if not isinstance(value, bool):
+                raise ValueError(f"{key} is true or false, not {value!r}")
+            if value:
+                options[key] = ()
+        elif key in LISTS:
+            options[key] = tuple(_text(key, one) for one in (value if isinstance(value, list) else [value]))
+        elif key in parameters:
+            options[key] = (_text(key, value),)
+        elif key not in _TABLES:
+            raise ValueError(f"{key} is not an option: {nearest(key, [*parameters, *LISTS, *flags, *_TABLES])}")
+    access = _table(content, "access")
+    for key in access:
+        if key not in ("rule", "users", "accept-identity"):
+            raise ValueError(f"access.{key} is not a key: {nearest(key, ('rule', 'users', 'accept-identity'))}")
+    return Configuration(
+        path,
+        {name: values for name, values in options.items() if values or name in flags},
+        tuple(f"{title}={_text(f'peers.{title}', address)}" for title, address in _table(content, "peers").items()),
+        parse_rules(access["rule"], "access.rule") if "rule" in access else DEFAULT_RULES,
+        Path(_text("access.users", access["users"])) if "users" in access else None,
+        frozenset(_identities(access.get("accept-identity", []))),
+    )
+
+
+def _table(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = content.get(key, {})
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key} is a table: write [{key}]")
+    return value
+
+
+def _text(key: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{key} is a text or a number, not {value!r}")
+    if value == "":
+        raise ValueError(f"{key} is empty: leave it out")
+    return str(value)
+
+
+def _identities(value: Any) -> Iterable[Identity]:
+    for one in value if isinstance(value, list) else [value]:
+        try:
+            yield Identity(one)
+        except ValueError:
+            raise ValueError(
+                f"access.accept-identity: {one!r} is not known: {nearest(str(one), list(Identity))}"
+            ) from None

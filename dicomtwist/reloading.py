@@ -1,0 +1,98 @@
+"""
+What a running ``twist dicom`` reads anew at SIGHUP: its configuration file, peers, rules, users and certificates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from dicomtwist.archive.access import Access, Policy
+from dicomtwist.archive.peers import Peers
+from dicomtwist.configuration import Configuration
+from dicomtwist.service import DICOMService
+from dicomtwist.sockets import Sockets
+from dicomtwist.threads import WorkerThreads
+
+__all__ = ["Reloading"]
+
+
+@dataclass
+class Reloading:
+    """
+    Reads anew, all or nothing; associations go on.
+
+    :ivar service: what listens.
+    :ivar threads: where files are read.
+    :ivar sockets: where it listens; certificates and revocation lists are those of its endpoint strings.
+    :ivar access: who may do what.
+    :ivar peers: the peers.
+    :ivar given_peers: those of the command line, which go before those of the file.
+    :ivar configuration: what holds.
+    :ivar read: reads the configuration file, or returns what holds where there is none; it may block.
+    :ivar then: called when all is done.
+    """
+
+    service: DICOMService
+    threads: WorkerThreads
+    sockets: Sockets
+    access: Access
+    peers: Peers
+    given_peers: Sequence[str]
+    configuration: Configuration
+    read: Callable[[], Configuration]
+    then: Callable[[], None] = lambda: None
+    _under_way: Deferred[None] = field(default_factory=lambda: succeed(None), init=False)
+
+    log = Logger()
+
+    def reload(self) -> Deferred[None]:
+        """
+        Read anew. A mistake is told in the log, and what was before stays.
+
+        :returns: a Deferred that fires with ``None`` when that is done, behind what was asked for before.
+        """
+        self._under_way.addCallback(lambda _: Deferred.fromCoroutine(self._reload())).addErrback(self._failed)
+        done: Deferred[None] = Deferred()
+        self._under_way.addCallback(done.callback)
+        return done
+
+    async def _reload(self) -> None:
+        configuration, policy, endpoints = await self.threads.run(self._read_all)
+        await self.service.relisten(endpoints)
+        self.access.change(policy, self.service.server)
+        before, self.configuration = self.configuration, configuration
+        self.log.info(
+            "read anew: {rules} rules, {users} users, {peers} peers, the certificates of {ports} ports",
+            rules=len(policy.rules),
+            users=0 if policy.users is None else len(policy.users),
+            peers=len(self.peers),
+            ports=len(endpoints),
+        )
+        changed = sorted(
+            name
+            for name in {*before.options, *configuration.options} - {"peer"}
+            if before.options.get(name) != configuration.options.get(name)
+        )
+        if changed:
+            self.log.warn("changed in {path}, and held to from the next start on: {names}", path=str(configuration.path),
+                          names=", ".join(changed))  # fmt: skip
+        self.then()
+
+    def _read_all(self) -> tuple[Configuration, Policy, dict[int, IStreamServerEndpoint]]:
+        configuration = self.read()
+        policy = configuration.policy()
+        endpoints = self.sockets.endpoints_with_files()
+        self.peers.reload([*configuration.options.get("peer", ()), *configuration.peers, *self.given_peers])
+        return configuration, policy, endpoints
+
+    def _failed(self, reason: Failure) -> None:
+        if reason.check(ValueError, OSError):
+            self.log.error("nothing is changed: {reason}", reason=reason.getErrorMessage())
+        else:
+            self.log.failure("nothing is changed", reason)

@@ -1,0 +1,159 @@
+"""
+The listening sockets of a server, kept so that endpoints can listen at them again: after their certificates were renewed, or
+in another process.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from zope.interface import implementer
+
+from dicomtwist.endpoints import server_endpoint
+
+__all__ = ["Sockets"]
+
+#: Endpoint strings whose endpoints have read files.
+_WITH_FILES: Final = re.compile(r"(?:^|:)(?:dicomtls|ssl|tls):")
+#: Those whose sockets are not those of TCP, or not made here.
+_OF_OTHERS: Final = re.compile(r"(?:^|:)(?:unix|systemd|fd):")
+
+
+class Sockets:
+    """
+    The sockets behind endpoint strings, one for each.
+
+    :param reactor: who listens.
+    :param descriptions: the endpoint strings.
+    :param inherited: file descriptors of sockets that listen already, one for each string; they are closed when they are
+        taken over. Without them sockets are made.
+    :param only_held: whether connections are left for other processes to accept.
+    """
+
+    def __init__(
+        self, reactor: Any, descriptions: Sequence[str], *, inherited: Sequence[int] = (), only_held: bool = False
+    ) -> None:
+        self.reactor = reactor
+        self._descriptions = [str(description) for description in descriptions]
+        self._inherited = dict(enumerate(inherited))
+        self._only_held = only_held
+        self._ports: dict[int, Any] = {}
+
+    def endpoints(self) -> list[IStreamServerEndpoint]:
+        """
+        Return the endpoints, made anew. They can listen while those that were made before do.
+
+        :raises EndpointError: a string does not work; files are read, which blocks.
+        """
+        return [self._endpoint(index) for index in range(len(self._descriptions))]
+
+    def endpoints_with_files(self) -> dict[int, IStreamServerEndpoint]:
+        """
+        Return those endpoints, made anew, that have read files such as certificates, by their place among the strings.
+
+        :raises EndpointError: a file is wrong.
+        """
+        return {
+            index: self._endpoint(index)
+            for index, description in enumerate(self._descriptions)
+            if _WITH_FILES.search(description)
+        }
+
+    def filenos(self) -> list[int]:
+        """Return the file descriptors of the sockets, which listen."""
+        return [self._ports[index].fileno() for index in range(len(self._descriptions))]
+
+    def check_shareable(self) -> None:
+        """:raises ValueError: a socket cannot be that of several processes."""
+        for description in self._descriptions:
+            if _OF_OTHERS.search(description):
+                raise ValueError(f"{description!r} takes one process: several share ports of TCP")
+
+    def _endpoint(self, index: int) -> IStreamServerEndpoint:
+        return server_endpoint(_Listener(self, index), self._descriptions[index])
+
+    def listen(self, index: int, factory: Any, make: Callable[[], Any]) -> Any:
+        """Listen at the socket that is there, or have *make* make one."""
+        before = self._ports.get(index)
+        inherited = self._inherited.pop(index, None)
+        if before is not None and self._only_held:
+            return before
+        if before is not None:
+            port: Any = _Again(self, before.held, factory)
+        elif inherited is not None:
+            # The reactor works with a descriptor of its own.
+            with socket.socket(fileno=inherited) as adopted:
+                port = self.reactor.adoptStreamPort(inherited, adopted.family, factory)
+        else:
+            port = make()
+        if self._only_held:
+            self.reactor.removeReader(port)
+        elif before is None and _WITH_FILES.search(self._descriptions[index]):
+            port = _Again(self, port, factory)
+        self._ports[index] = port
+        return port
+
+    def is_last(self, port: Any) -> bool:
+        """Whether no other port listens at the socket of *port*."""
+        return any(port is one for one in self._ports.values())
+
+
+@implementer(IListeningPort)
+class _Again:
+    """
+    A port at a socket that others may listen at later: its socket is kept by a port that does not accept, since the reactor
+    shuts a socket down when the port that made it is closed.
+
+    :ivar held: the port that keeps the socket.
+    """
+
+    def __init__(self, sockets: Sockets, held: Any, factory: Any) -> None:
+        self._sockets = sockets
+        self.held = held
+        sockets.reactor.removeReader(held)
+        self._port = sockets.reactor.adoptStreamPort(held.fileno(), held.addressFamily, factory)
+
+    def startListening(self) -> None:
+        """It does."""
+
+    def getHost(self) -> Any:
+        return self.held.getHost()
+
+    def stopListening(self) -> Deferred[None]:
+        stopping: Deferred[None] = Deferred.fromCoroutine(self._stop(self._sockets.is_last(self)))
+        return stopping
+
+    async def _stop(self, is_last: bool) -> None:
+        await maybeDeferred(self._port.stopListening)
+        if is_last:
+            await maybeDeferred(self.held.stopListening)
+
+
+class _Listener:
+    """The reactor, as the endpoints of one string see it: it listens where the sockets are."""
+
+    def __init__(self, sockets: Sockets, index: int) -> None:
+        self._sockets = sockets
+        self._index = index
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sockets.reactor, name)
+
+    def _listen(self, name: str, place: Any, factory: Any, *args: Any, **keywords: Any) -> Any:
+        make = getattr(self._sockets.reactor, name)
+        return self._sockets.listen(self._index, factory, lambda: make(place, factory, *args, **keywords))
+
+    def listenTCP(self, port: int, factory: Any, *args: Any, **keywords: Any) -> Any:
+        return self._listen("listenTCP", port, factory, *args, **keywords)
+
+    def listenUNIX(self, address: Any, factory: Any, *args: Any, **keywords: Any) -> Any:
+        return self._listen("listenUNIX", address, factory, *args, **keywords)
+
+    def listenSSL(self, port: int, factory: Any, contextFactory: Any, *args: Any, **keywords: Any) -> Any:
+        return self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), *args, **keywords)

@@ -1,0 +1,304 @@
+"""
+Several processes behind the ports of one server: who starts them, watches over them and stops them.
+
+The supervisor makes the sockets, brings files and index together and does not accept connections; its workers inherit the
+sockets, and whichever is free accepts. A worker that ends is replaced. When the supervisor is gone, however that came about,
+its workers stop as if they were told to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from signal import SIGTERM
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.error import ProcessExitedAlready, ReactorNotRunning
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+__all__ = ["Place", "Workers", "worker_command"]
+
+#: How many workers there may be.
+MAX_WORKERS: Final = 64
+#: The time before a worker that ended is replaced, in seconds: at first, and at the most; it doubles.
+FIRST_DELAY: Final = 0.5
+LONGEST_DELAY: Final = 60.0
+#: A worker that worked for so long, in seconds, is replaced after the first delay again.
+STEADY: Final = 60.0
+#: How much longer than the associations that it finishes a worker may take to stop, in seconds; then it is killed.
+MARGIN: Final = 10.0
+
+#: What a worker finds in its environment.
+VARIABLE: Final = "DICOMTWIST_WORKER"
+#: File descriptors of a worker: what it tells the supervisor, what tells it that the supervisor is there, the lock of the
+#: archive, and from there on the sockets.
+_TELLS, _LIVES, _LOCK, _SOCKETS = 3, 4, 5, 6
+
+
+@dataclass(frozen=True)
+class Place:
+    """
+    What a worker is told.
+
+    :ivar number: of the worker, from 1 on.
+    :ivar ports: the endpoint strings.
+    """
+
+    number: int
+    ports: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The name that it has among those who share the archive."""
+        return f"worker-{self.number}"
+
+    @property
+    def lock(self) -> int:
+        """The file descriptor of the lock of the archive."""
+        return _LOCK
+
+    @property
+    def sockets(self) -> list[int]:
+        """The file descriptors of the sockets, one for each of the endpoint strings."""
+        return [_SOCKETS + index for index in range(len(self.ports))]
+
+    def environment(self) -> dict[str, str]:
+        """Return what :meth:`taken` understands."""
+        return {VARIABLE: json.dumps({"number": self.number, "ports": self.ports})}
+
+    @classmethod
+    def taken(cls, environment: MutableMapping[str, str]) -> Place | None:
+        """Take the place of this process out of its environment; ``None`` where it is no worker."""
+        text = environment.pop(VARIABLE, None)
+        if text is None:
+            return None
+        told = json.loads(text)
+        return cls(int(told["number"]), tuple(told["ports"]))
+
+    def begin(self, reactor: Any) -> None:
+        """Tell the supervisor that connections are accepted, and stop when it is gone."""
+        reactor.addReader(_Lifeline(reactor))
+        os.write(_TELLS, b"ready\n")
+        os.close(_TELLS)
+
+
+@implementer(IReadDescriptor)
+class _Lifeline:
+    """A pipe that nobody writes to; it is closed when the supervisor is gone."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def fileno(self) -> int:
+        return _LIVES
+
+    def logPrefix(self) -> str:
+        return type(self).__name__
+
+    def doRead(self) -> None:
+        self._reactor.removeReader(self)
+        self.connectionLost()
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        """The supervisor is gone, or the reactor ends anyway."""
+        try:
+            self._reactor.stop()
+        except ReactorNotRunning:
+            pass
+
+
+def worker_command(options: Mapping[str, Any] | None, arguments: Sequence[str]) -> list[str]:
+    """
+    Return the command that runs a worker.
+
+    :param options: the options of ``twist`` itself, for the log.
+    :param arguments: those of ``twist dicom``.
+    """
+    # A folder that is not among those of our modules is none of its.
+    command = [sys.executable, *([] if {"", os.getcwd()} & set(sys.path) else ["-P"]), "-m", "twisted"]
+    if options is not None:
+        file = getattr(options["logFile"], "name", "<stdout>")
+        command += [
+            f"--reactor={options['reactorName']}",
+            f"--log-level={options['logLevel'].name}",
+            f"--log-format={options['logFormat']}",
+            f"--log-file={ {'<stdout>': '-', '<stderr>': '+'}.get(file, file) }",
+        ]
+    return [*command, "dicom", *arguments]
+
+
+class _Worker(ProcessProtocol):
+    """
+    One worker process.
+
+    :ivar pid: its process ID.
+    :ivar ready_since: since when it accepts connections, ``None`` where it does not yet.
+    :ivar ended: fires when it is gone.
+    """
+
+    def __init__(self, workers: Workers, number: int) -> None:
+        self._workers = workers
+        self.number = number
+        self.ready_since: float | None = None
+        self.ended: Deferred[None] = Deferred()
+        self.pid = 0
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        self.pid = transport.pid
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
+        self.ready_since = self._workers.reactor.seconds()
+        self._workers.log.info("worker {number} is ready: process {pid}", number=self.number, pid=self.pid)
+        self._workers.is_ready()
+
+    def signal(self, name: str) -> None:
+        """Send it a signal; nothing happens where it is gone."""
+        transport: Any = self.transport
+        try:
+            transport.signalProcess(name)
+        except ProcessExitedAlready:
+            pass
+
+    def processEnded(self, reason: Failure) -> None:
+        self._workers.worker_ended(self, reason)
+        self.ended.callback(None)
+
+
+class Workers:
+    """
+    The worker processes of a server.
+
+    :param reactor: who spawns them.
+    :param count: how many.
+    :param command: what runs one.
+    :param ports: the endpoint strings.
+    :param sockets: gives the file descriptors of their sockets and, before them, that of the lock of the archive.
+    :param grace: how long their associations may go on at a stop, in seconds; ``None`` for ever.
+    :param clean_up: called with the name of a worker that ended, before it is replaced; its Deferred is waited for.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        count: int,
+        command: Sequence[str],
+        ports: Sequence[str],
+        sockets: Callable[[], Sequence[int]],
+        *,
+        grace: float | None,
+        clean_up: Callable[[str], Deferred[Any]],
+    ) -> None:
+        self.reactor = reactor
+        self._command = list(command)
+        self._places = {number: Place(number, tuple(ports)) for number in range(1, count + 1)}
+        self._sockets = sockets
+        self._grace = grace
+        self._clean_up = clean_up
+        self._workers: dict[int, _Worker] = {}
+        self._delays = dict.fromkeys(self._places, FIRST_DELAY)
+        self._waiting: dict[int, Any] = {}
+        self._cleaning: dict[int, Deferred[Any]] = {}
+        self._running = False
+        self._told = False
+
+    @property
+    def pids(self) -> list[int]:
+        """The process IDs of those that are there."""
+        return [worker.pid for worker in self._workers.values()]
+
+    def start(self) -> None:
+        """Start all of them."""
+        self._running = True
+        for number in self._places:
+            self._start(number)
+
+    def reload(self) -> None:
+        """Have them read anew what may change; one that is not ready yet reads it anyway."""
+        for worker in self._workers.values():
+            if worker.ready_since is not None:
+                worker.signal("HUP")
+
+    def stop(self) -> Deferred[None]:
+        """
+        Stop all of them: their associations finish, what is left is aborted; who does not end then is killed.
+
+        :returns: a Deferred that fires with ``None`` when all are gone.
+        """
+        self._running = False
+        for call in self._waiting.values():
+            call.cancel()
+        self._waiting.clear()
+        workers = list(self._workers.values())
+        late = [
+            self.reactor.callLater(self._grace + MARGIN, self._kill, worker)
+            for worker in workers
+            if self._grace is not None
+        ]
+        for worker in workers:
+            worker.signal("TERM")
+
+        def ended(_: Any) -> Deferred[Any]:
+            for call in late:
+                if call.active():
+                    call.cancel()
+            return DeferredList(list(self._cleaning.values()))
+
+        return DeferredList([worker.ended for worker in workers]).addCallback(ended).addCallback(lambda _: None)
+
+    # --- for the workers
+
+    def is_ready(self) -> None:
+        """One more accepts connections."""
+        ready = sum(worker.ready_since is not None for worker in self._workers.values())
+        if ready == len(self._places) and not self._told:
+            self._told = True
+            self.log.info("all {count} workers are ready", count=ready)
+
+    def worker_ended(self, worker: _Worker, reason: Failure) -> None:
+        """Have it replaced, unless all are to stop."""
+        number = worker.number
+        del self._workers[number]
+        ended: Any = reason.value
+        how = f"by signal {ended.signal}" if ended.signal else f"with status {ended.exitCode}"
+        clean = ended.exitCode == 0 and not ended.signal
+        if self._running or not (clean or ended.signal == SIGTERM):
+            log = self.log.info if clean else self.log.error
+            log("worker {number}, process {pid}, ended {how}", number=number, pid=worker.pid, how=how)
+        if worker.ready_since is not None and self.reactor.seconds() - worker.ready_since >= STEADY:
+            self._delays[number] = FIRST_DELAY
+        cleaning = succeed(None) if clean else self._clean_up(self._places[number].name)
+        cleaning.addErrback(lambda why: self.log.failure("after the end of worker {number}", why, number=number))
+        self._cleaning[number] = cleaning.addCallback(lambda _: self._replace(number))
+
+    def _replace(self, number: int) -> None:
+        self._cleaning.pop(number, None)
+        if self._running:
+            delay = self._delays[number]
+            self._delays[number] = min(2 * delay, LONGEST_DELAY)
+            self._waiting[number] = self.reactor.callLater(delay, self._start, number)
+
+    def _start(self, number: int) -> None:
+        self._waiting.pop(number, None)
+        place = self._places[number]
+        worker = self._workers[number] = _Worker(self, number)
+        lock, *sockets = self._sockets()
+        with open(os.devnull, "rb") as nothing:
+            descriptors: dict[int, Any] = {0: nothing.fileno(), 1: 1, 2: 2, _TELLS: "r", _LIVES: "w", _LOCK: lock}
+            descriptors.update(zip(place.sockets, sockets, strict=True))
+            environment = {**os.environ, **place.environment()}
+            self.reactor.spawnProcess(worker, sys.executable, self._command, environment, childFDs=descriptors)
+
+    def _kill(self, worker: _Worker) -> None:
+        self.log.error("worker {number}, process {pid}, does not stop: killed", number=worker.number, pid=worker.pid)
+        worker.signal("KILL")

@@ -1,0 +1,191 @@
+"""The configuration file of ``twist dicom``: what it may say, and what is said of mistakes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from dicomtwist.archive.rules import DEFAULT_RULES, Identity, Operation
+from dicomtwist.archive.users import hash_passcode
+from dicomtwist.configuration import (
+    MAX_FILE_LENGTH,
+    Configuration,
+    ConfigurationError,
+    add_configuration,
+    read_configuration,
+)
+from dicomtwist.tap import Options
+from tests.documentation import DOCS, blocks
+
+
+class ConfigurationTestCase(SynchronousTestCase):
+    """Files to read."""
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp())
+
+    def read(self, text: str | bytes) -> Configuration:
+        self.path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return read_configuration(self.path, Options())
+
+    def options(self, text: str, *arguments: str) -> dict[str, Any]:
+        """What the options are with a file and arguments, without what comes of them."""
+
+        class OnlyParsed(Options):
+            def postOptions(self) -> None:
+                """Nothing is opened here."""
+
+        self.path.write_text(text)
+        options: Any = OnlyParsed()
+        options.parseOptions(["--config", str(self.path), *arguments])
+        return dict(options)
+
+
+class OptionsInTheFile(ConfigurationTestCase):
+    """Options in the file."""
+
+    def test_each_kind(self) -> None:
+        options = self.options(
+            'ae-title = "ARCHIVE"\nmax-associations = 7\nacse-timeout = 2.5\npdu-timeout = "none"\nmin-free = "2G"\n'
+            'require-called-aet = true\nport = [11112, "tcp6:11113"]\nallow-calling = "CT1"\npeer = "@peers.txt"\n'
+            '[peers]\nCT1 = "ct1:104"\n'
+        )
+        self.assertEqual(options["ae-title"], "ARCHIVE")
+        self.assertEqual(options["max-associations"], 7)
+        self.assertEqual(options["acse-timeout"], 2.5)
+        self.assertIsNone(options["pdu-timeout"])
+        self.assertEqual(options["min-free"], 2 * 1024**3)
+        self.assertTrue(options["require-called-aet"])
+        self.assertEqual(options["ports"], ["11112", "tcp6:11113"])
+        self.assertEqual(options["calling"], ["CT1"])
+        self.assertEqual(options["peer"], ["@peers.txt", "CT1=ct1:104"])
+
+    def test_a_flag_that_is_not(self) -> None:
+        self.assertFalse(self.options("require-called-aet = false")["require-called-aet"])
+
+    def test_the_command_line_goes_first(self) -> None:
+        text = 'ae-title = "FILE"\ngrace = 7\nport = ["11112", "11113"]\nallow-calling = ["A"]\n[peers]\nA = "a:1"\n'
+        options = self.options(text, "--ae-title", "LINE", "--port", "11114", "--allow-c", "B", "--peer", "B=b:2")
+        self.assertEqual(options["ae-title"], "LINE")
+        self.assertEqual(options["grace"], 7)
+        self.assertEqual(options["ports"], ["11114"])
+        self.assertEqual(options["calling"], ["B"], "an abbreviation is the option as well")
+        self.assertEqual(options["peer"], ["A=a:1", "B=b:2"], "peers are those of both")
+
+    def test_without(self) -> None:
+        self.assertEqual(add_configuration(Options(), ["--grace", "3"]), (Configuration(), ["--grace", "3"]))
+
+    def test_every_option_may_be_there(self) -> None:
+        """A file with the default of each option says the same as none."""
+        parameters: Any = Options.optParameters
+        lines = [
+            f'{name} = "{default}"' for name, _, default, *_ in parameters if default is not None and name != "config"
+        ]
+        given = self.options("\n".join(lines))
+        for name, _, default, *_ in parameters:
+            if name != "config":
+                self.assertEqual(given[name], default, name)
+
+
+class Access(ConfigurationTestCase):
+    """Rules and users in the file."""
+
+    def test_nothing(self) -> None:
+        policy = self.read("").policy()
+        self.assertIs(policy.rules, DEFAULT_RULES)
+        self.assertIsNone(policy.users)
+
+    def test_all(self) -> None:
+        users = Path(self.mktemp())
+        users.write_text(f"{hash_passcode('alice', b'secret', n=16)}\n")
+        configuration = self.read(
+            f'[access]\nusers = "{users}"\naccept-identity = ["kerberos"]\n'
+            '[[access.rule]]\ncalling = "CT*"\nallow = ["store"]\n'
+            '[[access.rule]]\nuser = "alice"\nallow = "all"\n'
+        )
+        policy = configuration.policy()
+        self.assertEqual(policy.rules.rules[0].allow, {Operation.STORE})
+        self.assertEqual(policy.taken, {Identity.KERBEROS})
+        assert policy.users is not None
+        self.assertIn("alice", policy.users)
+
+    def test_users_who_cannot_be(self) -> None:
+        rule = '[[access.rule]]\nuser = "bob"\nallow = "all"\n'
+        error = self.assertRaises(ConfigurationError, self.read(rule).policy)
+        self.assertIn("'bob', who is unknown, as access.users names no file", str(error))
+        self.read(f'[access]\naccept-identity = "username"\n{rule}').policy()
+        users = Path(self.mktemp())
+        users.write_text("")
+        error = self.assertRaises(ConfigurationError, self.read(f'[access]\nusers = "{users}"\n{rule}').policy)
+        self.assertIn(f"'bob', who is not in {users}", str(error))
+        error = self.assertRaises(ConfigurationError, self.read('[access]\nusers = "nowhere"\n').policy)
+        self.assertIn("cannot read the users", str(error))
+
+
+class Mistakes(ConfigurationTestCase):
+    """They are told with the file and the key, and the nearest one that there is."""
+
+    def test_each(self) -> None:
+        for text, words in (
+            ("max-asociations = 3", "max-asociations is not an option: did you mean max-associations?"),
+            ("zzz = 3", "zzz is not an option: there are workers, ae-title,"),
+            ("config = 'x'", "config is not an option"),
+            ("require-called-aet = 1", "require-called-aet is true or false, not 1"),
+            ("grace = true", "grace is a text or a number, not True"),
+            ("grace = [1]", "grace is a text or a number"),
+            ("storage = ''", "storage is empty: leave it out"),
+            ("port = [[1]]", "port is a text or a number"),
+            ("peers = ['A=b:1']", "peers is a table: write [peers]"),
+            ("[peers]\nA = 2026-01-01", "peers.A is a text or a number"),
+            ("access = 3", "access is a table"),
+            ("[access]\nrules = []", "access.rules is not a key: did you mean rule?"),
+            ("[access]\naccept-identity = 'kerberus'", "did you mean kerberos?"),
+            ("[[access.rule]]\nalow = 'all'", "access.rule 1: alow is not a key: did you mean allow?"),
+            ("[access.rule]\nallow = 'all'", "access.rule: write each rule as a table, [[access.rule]]"),
+            ("a = ", "Invalid value"),
+            ("a = 1\na = 2", "Cannot overwrite"),
+            (b"a = '\xff'", "is not in UTF-8"),
+            (b"#" * (MAX_FILE_LENGTH + 1), f"more than {MAX_FILE_LENGTH} bytes"),
+        ):
+            error = self.assertRaises(ConfigurationError, self.read, text)
+            self.assertIn(words, str(error))
+            self.assertIn(str(self.path), str(error))
+        error = self.assertRaises(ConfigurationError, read_configuration, Path("nowhere"), Options())
+        self.assertEqual(str(error), "cannot read nowhere: No such file or directory")
+
+    def test_values_of_options(self) -> None:
+        """What an option refuses is told as one of the file, where it is from there."""
+        configuration = self.read("grace = -1")
+        self.assertEqual(configuration.located("--grace '-1' is not a time"), f"{self.path}: grace '-1' is not a time")
+        self.assertEqual(configuration.located("--max-pdu 'x'"), "--max-pdu 'x'")
+        self.assertEqual(Configuration().located("--grace x"), "--grace x")
+
+
+class Example(ConfigurationTestCase):
+    """The example of docs/guides/configuration.md."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        (block,) = [one for one in blocks(DOCS / "guides" / "configuration.md") if one.language == "toml"]
+        self.text = block.text
+
+    def test_it_is_read(self) -> None:
+        configuration = self.read(self.text)
+        self.assertGreater(len(configuration.rules), 3)
+        self.assertGreater(len(configuration.peers), 1)
+
+    def test_it_has_every_option(self) -> None:
+        """As it is, or commented out with its default."""
+        parameters: Any = Options.optParameters
+        flags: Any = Options.optFlags
+        told = set(re.findall(r"^#? ?([a-z-]+) = ", self.text, re.MULTILINE))
+        known = {one[0] for one in (*parameters, *flags)} - {"config"} | {"port", "allow-calling", "peer"}
+        self.assertEqual(known - told, set())
+
+    def test_commented_out(self) -> None:
+        """What is commented out can be said as well."""
+        lines = [re.sub(r"^# ([a-z-]+ = )", r"\1", line) for line in self.text.splitlines() if line.strip() != "#"]
+        self.read("\n".join(lines))

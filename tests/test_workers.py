@@ -1,0 +1,402 @@
+"""``twist dicom`` with a configuration that changes and with several processes, as an operator runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from dicomtwist import AE, Association, AssociationRejected
+from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.attributes import Level
+from dicomtwist.archive.reconcile import reconcile, repair
+from dicomtwist.archive.sharing import Committing, left_behind
+from dicomtwist.errors import AssociationError
+from dicomtwist.sockets import Sockets
+from dicomtwist.sop_class import CTImageStorage
+from dicomtwist.workers import Place
+from tests import peers
+from tests.archive.samples import dataset, keep
+
+VERIFICATION = "1.2.840.10008.1.1"
+
+reactor = cast(Any, _reactor)
+
+
+def instance(study: str, uid: str | None = None) -> Dataset:
+    """A small CT image."""
+    found = Dataset()
+    found.SOPClassUID = CTImageStorage
+    found.SOPInstanceUID = uid or generate_uid()
+    found.StudyInstanceUID = study
+    found.SeriesInstanceUID = f"{study}.1"
+    found.PatientID = study
+    found.Modality = "CT"
+    return found
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there; one that only waits for its parent to notice is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class ServerTestCase(TestCase):
+    """A server as a process."""
+
+    timeout = 240
+
+    def setUp(self) -> None:
+        self.storage = Path(self.mktemp())
+        self.configuration = Path(self.mktemp()).with_suffix(".toml")
+        self.configuration.parent.mkdir(parents=True, exist_ok=True)
+
+    async def start(self, text: str, *options: str, port: int, ready: str = "read anew|listens at") -> None:
+        self.configuration.write_text(text)
+        command = ("-m", "twisted", "--log-format", "text", "dicom", "--storage", str(self.storage))
+        self.server = await peers.start(
+            self, sys.executable, *command, "--config", str(self.configuration), *options, ready=port, timeout=90
+        )
+
+    def scu(self, title: str = "SCU") -> AE:
+        ae = AE(title)
+        ae.add_requested_context(VERIFICATION)
+        ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+        return ae
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that no process tells of; the test's own timeout is the limit."""
+        while not condition():
+            await deferLater(reactor, 0.05)
+
+
+class Reload(ServerTestCase):
+    """SIGHUP: rules, peers and certificates are read anew, and associations go on."""
+
+    async def reload(self, text: str | None = None, *, good: bool = True) -> None:
+        if text is not None:
+            self.configuration.write_text(text)
+        words = "read anew" if good else "nothing is changed"
+        count = self.server.text.count(words)
+        self.server.signal("HUP")
+        await self.until(lambda: self.server.text.count(words) > count)
+
+    async def test_rules(self) -> None:
+        port = peers.free_port()
+        port_line = f'port = "tcp:{port}:interface=127.0.0.1"\n'
+        rule = '[[access.rule]]\ncalling = "SCU"\nallow = {}\n'
+        await self.start(port_line + rule.format('"echo"'), port=port)
+        assoc = await self.scu().associate("127.0.0.1", port)
+        self.assertEqual(await assoc.send_c_store(instance("1.2")), 0x0124)
+        await self.assertFailure(self.scu("ELSE").associate("127.0.0.1", port), AssociationRejected)
+        await self.reload(port_line + rule.format('["store"]'))
+        self.assertEqual(await assoc.send_c_store(instance("1.2")), 0x0000)
+        self.assertEqual(await assoc.send_c_echo(), 0x0124)
+        # What is wrong changes nothing.
+        await self.reload(port_line + "[[access.rule]]\nalow = 'all'\n", good=False)
+        self.assertIn("access.rule 1: alow is not a key: did you mean allow?", self.server.text)
+        self.assertEqual(await assoc.send_c_store(instance("1.2")), 0x0000)
+        # Other options wait for the next start, and that is said.
+        await self.reload("max-associations = 3\n" + port_line + rule.format('"all"'))
+        self.assertRegex(self.server.text, r"held to from the next start on: max-associations")
+        self.assertEqual(await assoc.send_c_echo(), 0x0000)
+        await assoc.release()
+
+    async def test_certificates(self) -> None:
+        """Another certificate for the next connection; a wrong file keeps the one before."""
+        certificates = peers.certificates()
+        folder = Path(self.mktemp())
+        folder.mkdir()
+
+        def put(key: str, certificate: str, ca: str) -> None:
+            for source, name in ((key, "key.pem"), (certificate, "cert.pem"), (ca, "ca.pem")):
+                shutil.copy(source, folder / name)
+
+        port = peers.free_port()
+        files = f"privateKey={folder}/key.pem:certKey={folder}/cert.pem:trustRoots={folder}/ca.pem"
+        put(certificates.server_key, certificates.server_cert, certificates.ca)
+        await self.start(f'port = "dicomtls:{port}:interface=127.0.0.1:{files}"\n', port=port)
+        ours = f"privateKey={certificates.client_key}:certKey={certificates.client_cert}"
+        theirs = f"privateKey={certificates.other_key}:certKey={certificates.other_cert}"
+
+        async def echo(trust: str, own: str) -> Association:
+            assoc = await self.scu().associate(f"dicomtls:127.0.0.1:{port}:trustRoots={trust}:{own}")
+            self.assertEqual(await assoc.send_c_echo(), 0x0000)
+            return assoc
+
+        first = await echo(certificates.ca, ours)
+        (folder / "cert.pem").write_text("nothing")
+        await self.reload(good=False)
+        self.assertIn("certKey: no usable certificate", self.server.text)
+        await (await echo(certificates.ca, ours)).release()
+        put(certificates.other_key, certificates.other_cert, certificates.other_ca)
+        await self.reload()
+        await (await echo(certificates.other_ca, theirs)).release()
+        await self.assertFailure(Deferred.fromCoroutine(echo(certificates.ca, ours)), Exception)
+        await self.server.wait_for("no association:")
+        self.assertEqual(await first.send_c_echo(), 0x0000, "the association of before goes on")
+        await first.release()
+
+    async def test_mistake_at_the_start(self) -> None:
+        for text, words in (
+            ("max-asociations = 3", "did you mean max-associations?"),
+            ("max-associations = 0", "max-associations '0' is not a number"),
+            ('port = "unix:/tmp/x"\nworkers = 2', "takes one process"),
+            ("workers = 65", "workers '65' is not a number from 1 to 64"),
+        ):
+            self.configuration.write_text(text)
+            result = await peers.run(
+                sys.executable, "-m", "twisted", "dicom", "--storage", self.mktemp(), "--config", self.configuration
+            )
+            self.assertEqual(result.code, 64, result.text)
+            (line,) = [line for line in result.stderr.decode().splitlines() if line.strip()]
+            self.assertIn(words, line)
+
+
+class WorkersTestCase(ServerTestCase):
+    """Two workers behind one port."""
+
+    async def start_workers(self, text: str = "", *options: str, count: int = 2) -> int:
+        port = peers.free_port()
+        place = ("--port", f"tcp:{port}:interface=127.0.0.1", "--workers", str(count))
+        await self.start(text, *place, *options, port=port)
+        await self.server.wait_for(f"all {count} workers are ready", 120)
+        return port
+
+    def pids(self) -> dict[int, int]:
+        """The process ID of each worker, the last that was told."""
+        return {
+            int(number): int(pid)
+            for number, pid in re.findall(r"worker (\d+) is ready: process (\d+)", self.server.text)
+        }
+
+    def holders(self, port: int) -> list[int]:
+        """The workers that have an established connection at *port*, by their open sockets; one entry for each."""
+        inodes = set()
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[1].endswith(f":{port:04X}") and fields[3] == "01":
+                inodes.add(f"socket:[{fields[9]}]")
+        found = []
+        for pid in self.pids().values():
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                try:
+                    found += [pid] if os.readlink(entry) in inodes else []
+                except FileNotFoundError:
+                    continue
+        return found
+
+    async def gone(self, *pids: int) -> None:
+        await self.until(lambda: not any(runs(pid) for pid in pids))
+
+
+class Load(WorkersTestCase):
+    """What several processes do together."""
+
+    async def test_both_take_load(self) -> None:
+        """Connections go to both, and what they store is in one index."""
+        port = await self.start_workers()
+        assocs: list[Association] = []
+        while len(set(self.holders(port))) < 2:
+            self.assertLess(len(assocs), 200, "one worker takes all")
+            assocs.append(await self.scu().associate("127.0.0.1", port))
+        self.assertNotIn(self.server.pid, self.holders(port))
+
+        async def send(assoc: Association, number: int) -> None:
+            # Each with instances of its own, all in the same study of the same patient.
+            for image in range(10):
+                status = await assoc.send_c_store(instance("1.2.3", f"1.2.3.{number + 1}.{image + 1}"))
+                self.assertTrue(status.is_success, str(status))
+            await assoc.release()
+
+        await gatherResults([Deferred.fromCoroutine(send(assoc, number)) for number, assoc in enumerate(assocs)])
+        pids = [self.server.pid, *self.pids().values()]
+        self.server.signal("TERM")
+        result = await self.server.wait(60)
+        self.assertEqual(result.code, 0, result.text)
+        await self.gone(*pids)
+        self.assertNotIn("Traceback", result.text)
+        archive = Archive(self.storage)
+        archive.open()
+        self.addCleanup(archive.close)
+        counts = archive.index.counts()
+        self.assertEqual(counts[Level.IMAGE], 10 * len(assocs))
+        self.assertEqual((counts[Level.PATIENT], counts[Level.STUDY], counts[Level.SERIES]), (1, 1, 1))
+        found = reconcile(archive)
+        self.assertEqual((found.indexed, found.lost, found.unreadable), (0, 0, 0))
+
+    async def test_a_killed_worker(self) -> None:
+        """kill -9 in a load: what was answered is there, the other goes on, and another one comes."""
+        port = await self.start_workers()
+        before = self.pids()
+        answered: list[str] = []
+        killed: list[int] = []
+
+        async def send(number: int) -> None:
+            assoc = await self.scu().associate("127.0.0.1", port)
+            try:
+                for image in range(60):
+                    uid = f"1.2.3.{number + 1}.{image + 1}"
+                    sending = assoc.send_c_store(instance(f"1.2.{number + 1}", uid))
+                    if len(answered) >= 40 and not killed:
+                        killed.append(self.holders(port)[0])
+                        os.kill(killed[0], 9)
+                    if (await sending).is_success:
+                        answered.append(uid)
+                await assoc.release()
+            except AssociationError:
+                await assoc.when_ended()
+
+        await gatherResults([Deferred.fromCoroutine(send(number)) for number in range(6)])
+        self.assertGreaterEqual(len(answered), 40)
+        await self.until(lambda: set(self.pids().values()) - set(before.values()) != set())
+        self.assertRegex(self.server.text, rf"worker \d, process {killed[0]}, ended by signal 9")
+        async with await self.scu().associate("127.0.0.1", port) as assoc:
+            self.assertTrue((await assoc.send_c_store(instance("1.2.99", "1.2.99.1"))).is_success)
+        self.server.signal("TERM")
+        self.assertEqual((await self.server.wait(60)).code, 0)
+        archive = Archive(self.storage)
+        self.addCleanup(archive.close)
+        self.assertEqual(archive.open(), 0, "its temporary files are gone")
+        indexed = {uid for *_, uids in archive.index.files() for uid in uids}
+        self.assertEqual({*answered, "1.2.99.1"} - indexed, set())
+        found = reconcile(archive)
+        self.assertEqual((found.indexed, found.lost, found.unreadable), (0, 0, 0))
+
+    async def test_reload(self) -> None:
+        """SIGHUP reaches all; a mistake reaches none."""
+        rule = '[[access.rule]]\nallow = "{}"\n'
+        port = await self.start_workers(rule.format("echo"))
+        assocs: list[Association] = []
+        while len(set(self.holders(port))) < 2:
+            self.assertLess(len(assocs), 200)
+            assocs.append(await self.scu().associate("127.0.0.1", port))
+        self.configuration.write_text("nonsense")
+        self.server.signal("HUP")
+        await self.server.wait_for("nothing is changed", 60)
+        self.assertEqual(self.server.text.count("nothing is changed"), 1)
+        self.configuration.write_text(rule.format("store"))
+        self.server.signal("HUP")
+        await self.until(lambda: self.server.text.count("read anew") == 3)
+        for assoc in assocs:
+            self.assertEqual(await assoc.send_c_echo(), 0x0124)
+            await assoc.release()
+
+    async def test_the_supervisor_is_killed(self) -> None:
+        """Nobody stays behind, and what was under way is finished."""
+        port = await self.start_workers()
+        assoc = await self.scu().associate("127.0.0.1", port)
+        pids = list(self.pids().values())
+        os.kill(self.server.pid, 9)
+        self.assertTrue((await assoc.send_c_store(instance("1.2"))).is_success)
+        await assoc.release()
+        await self.gone(*pids)
+
+    async def test_stop_waits_and_aborts(self) -> None:
+        """Associations finish; after the grace time what is left is aborted, and no process stays."""
+        port = await self.start_workers("", "--grace", "1")
+        assoc = await self.scu().associate("127.0.0.1", port)
+        pids = [self.server.pid, *self.pids().values()]
+        self.server.signal("TERM")
+        self.assertTrue((await assoc.send_c_store(instance("1.2"))).is_success)
+        await assoc.when_ended()
+        self.assertTrue(assoc.is_aborted)
+        self.assertEqual((await self.server.wait(60)).code, 0)
+        await self.gone(*pids)
+
+
+class Sharing(SynchronousTestCase):
+    """Several writers of one archive, and what one leaves behind."""
+
+    def setUp(self) -> None:
+        self.root = Path(self.mktemp())
+        self.first = Archive(self.root, process="supervisor")
+        self.first.open()
+        self.addCleanup(self.first.close)
+        self.second = Archive(self.root, process="worker-1", lock=os.dup(self.first.index.lock))
+        self.second.open()
+        self.addCleanup(self.second.close)
+
+    def test_they_see_each_other(self) -> None:
+        """Patients, studies and series that one made are those of the other; numbers are given once."""
+        for number in range(6):
+            archive = (self.first, self.second)[number % 2]
+            self.assertIsNone(keep(archive, dataset(number)))
+        self.assertEqual(self.first.index.counts(), self.second.index.counts())
+        self.assertEqual(self.first.index.counts()[Level.IMAGE], 6)
+        found = reconcile(self.first)
+        self.assertEqual((found.indexed, found.lost), (0, 0))
+
+    def test_what_is_left_behind(self) -> None:
+        """A file in place that the index does not know, a row without a file, and a temporary file."""
+        self.assertIsNone(keep(self.second, dataset(1)))
+        self.assertIsNone(keep(self.second, dataset(2)))
+        (one, two) = [
+            (study_uid, series_uid, uid) for study_uid, series_uid, uids in self.first.index.files() for uid in uids
+        ]
+        committing = self.second.committing
+        assert committing is not None
+        temporary = self.second.store.write_temporary([b"x"])
+        with committing.holding([one, two]):
+            # Here it dies: the notes are as they are now.
+            notes = {path: path.read_bytes() for path in (self.root / ".index").glob("committing-*")}
+        for path, content in notes.items():
+            path.write_bytes(content)
+        self.first.index.remove([one])
+        self.first.store.path(*two).unlink()
+        self.assertEqual(left_behind(self.root / ".index", "worker-1")[1], [one, two])
+        self.assertEqual(repair(self.first, "worker-1"), 2)
+        left = [(a, b, uid) for a, b, uids in self.first.index.files() for uid in uids]
+        self.assertEqual(left, [one])
+        self.assertFalse(Path(temporary).exists())
+        self.assertTrue(self.first.store.path(*one).exists())
+
+    def test_nothing_is_left_behind(self) -> None:
+        self.assertEqual(left_behind(self.root / ".index", "nobody"), ("", []))
+        self.assertEqual(repair(self.first, "worker-1"), 0)
+
+    def test_notes_of_a_longer_group(self) -> None:
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        committing = Committing(folder, "x", "abc")
+        self.addCleanup(committing.close)
+        for names in ([("1.2.3.4.5.6.7", "1.2", "1")] * 3, [("1", "2", "3")]):
+            with committing.holding(names):
+                self.assertEqual(left_behind(folder, "x"), ("abc", names))
+            self.assertEqual(left_behind(folder, "x"), ("abc", []))
+        self.assertRaises(ZeroDivisionError, self._fails_within, committing)
+        self.assertEqual(left_behind(folder, "x"), ("abc", []))
+
+    def _fails_within(self, committing: Committing) -> None:
+        with committing.holding([("1", "2", "3")]):
+            raise ZeroDivisionError
+
+
+class Places(SynchronousTestCase):
+    """What a worker is told."""
+
+    def test_environment(self) -> None:
+        environment = Place(2, ("tcp:1", "tcp:2")).environment()
+        place = Place.taken(environment)
+        assert place is not None
+        self.assertEqual((place.name, place.ports, len(place.sockets)), ("worker-2", ("tcp:1", "tcp:2"), 2))
+        self.assertEqual(environment, {}, "programs that it starts are no workers")
+        self.assertIsNone(Place.taken({}))
+
+    def test_sockets_of_one_process(self) -> None:
+        for description in ("unix:/run/dicom.sock", "systemd:domain=INET:index=0", "haproxy:unix:/x"):
+            self.assertRaises(ValueError, Sockets(reactor, [description]).check_shareable)
+        Sockets(reactor, ["tcp:1", "dicomtls:2:privateKey=x", "haproxy:tcp6:1"]).check_shareable()
