@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -182,7 +183,8 @@ class GroupCommit:
         rows = [Indexed(arrival.record, arrival.transfer_syntax, arrival.size, arrival.exists) for arrival in new]
         if rows:
             try:
-                self._index.add(rows)
+                with nullcontext() if self._committing is None else self._committing.turn():
+                    self._index.add(rows)
             except IndexFailed as error:
                 if len(new) == 1:
                     outcomes[new[0]] = error

@@ -23,6 +23,8 @@ _Uids = tuple[str, str, str]
 
 _LOCKS: Final = "committing.lock"
 _NOTES: Final = "committing-"
+#: The byte that stands for the index; those of instances are before it.
+_TURN: Final = 1 << 40
 
 
 class Committing:
@@ -65,6 +67,18 @@ class Committing:
             finally:
                 os.ftruncate(self._notes, len(self._head))
                 fcntl.lockf(self._locks, fcntl.LOCK_UN, 0, 0)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """
+        Wait for the turn to write the index, within :meth:`holding`. SQLite looks again after some milliseconds where another
+        process writes; who waits here goes on at once.
+        """
+        fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, _TURN)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, _TURN)
 
     def _lock(self, names: Iterable[str]) -> None:
         # Bytes of a file that nobody reads, in one order for all, so that nobody waits in a circle.
