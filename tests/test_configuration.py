@@ -177,6 +177,13 @@ class Example(ConfigurationTestCase):
         self.assertGreater(len(configuration.rules), 3)
         self.assertGreater(len(configuration.peers), 1)
 
+    def test_those_of_access(self) -> None:
+        """The examples of docs/guides/access.md are read as well."""
+        texts = [one.text for one in blocks(DOCS / "guides" / "access.md") if one.language == "toml"]
+        self.assertGreater(len(texts), 2)
+        for text in texts:
+            self.assertGreater(len(self.read(text).rules), 0)
+
     def test_it_has_every_option(self) -> None:
         """As it is, or commented out with its default."""
         parameters: Any = Options.optParameters

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from twisted.internet import reactor as _reactor
@@ -149,6 +151,29 @@ class Reload(ServerTestCase):
         await self.server.wait_for("no association:")
         self.assertEqual(await first.send_c_echo(), 0x0000, "the association of before goes on")
         await first.release()
+
+    async def test_client_certificates(self) -> None:
+        """Rules about the certificate of the peer: its subject, its fingerprint, and none."""
+        certificates = peers.certificates()
+        secure, plain = peers.free_port(), peers.free_port()
+        files = f"privateKey={certificates.server_key}:certKey={certificates.server_cert}:trustRoots={certificates.ca}"
+        ports = f'port = ["dicomtls:{secure}:interface=127.0.0.1:{files}", "tcp:{plain}:interface=127.0.0.1"]\n'
+        rule = '[[access.rule]]\ncertificate = "{}"\nallow = "echo"\n'
+        await self.start(ports + rule.format("CN=client"), port=plain)
+        own = f"privateKey={certificates.client_key}:certKey={certificates.client_cert}"
+        endpoint = f"dicomtls:127.0.0.1:{secure}:trustRoots={certificates.ca}:{own}"
+        pem = Path(certificates.client_cert).read_bytes()
+        fingerprint = x509.load_pem_x509_certificate(pem).fingerprint(SHA256()).hex()
+        for pattern, fits in (("CN=client", True), ("CN=else", False), (f"sha256:{fingerprint}", True)):
+            await self.reload(ports + rule.format(pattern))
+            asking: Deferred[Any] = self.scu().associate(endpoint)
+            if fits:
+                assoc = await asking
+                self.assertEqual(await assoc.send_c_echo(), 0x0000)
+                await assoc.release()
+            else:
+                await self.assertFailure(asking, AssociationRejected)
+            await self.assertFailure(self.scu().associate("127.0.0.1", plain), AssociationRejected)
 
     async def test_mistake_at_the_start(self) -> None:
         for text, words in (
