@@ -16,6 +16,7 @@ from twisted.application.service import IService
 from twisted.internet.defer import Deferred
 from twisted.python import usage
 
+from dicomtwist import evt
 from dicomtwist.ae import AE
 
 try:
@@ -26,6 +27,7 @@ try:
     from dicomtwist.archive.mpps import PerformedProcedureSteps
     from dicomtwist.archive.peers import Peers
     from dicomtwist.archive.providers import Provider
+    from dicomtwist.archive.query_retrieve import QueryRetrieve
     from dicomtwist.archive.receiver import StorageReceiver
     from dicomtwist.archive.worklist import Worklist
     from dicomtwist.archive_service import ArchiveService
@@ -369,7 +371,8 @@ def _make_ae(options: Options) -> AE:
     # Whatever storage class comes is kept, also those that are younger than this program, or private.
     ae.settings.promiscuous = True
     for context in AllStoragePresentationContexts:
-        ae.add_supported_context(context.abstract_syntax or "", ALL_TRANSFER_SYNTAXES)
+        # Both roles, for C-GET: who retrieves is the SCP of what it gets.
+        ae.add_supported_context(context.abstract_syntax or "", ALL_TRANSFER_SYNTAXES, scu_role=True, scp_role=True)
     ae.add_supported_context("1.2.840.10008.1.1")
     return ae
 
@@ -381,7 +384,10 @@ def makeService(options: Options) -> IService:
     threads = WorkerThreads(ae.reactor)
     receiver = StorageReceiver(options["archive"], threads)
     access = Access(options["policy"], threads)
+    query_retrieve = QueryRetrieve(options["archive"], threads, ae.ae_title, options["peers"])
+    ae.bind(evt.EVT_SOP_EXTENDED, query_retrieve.handle_extended)
     providers: list[Provider] = [
+        query_retrieve,
         PerformedProcedureSteps(options["archive"].store, threads),
         StorageCommitment(options["archive"], threads, ae, options["peers"], takes_up=options["place"] is None),
     ]

@@ -1,0 +1,223 @@
+"""
+Query/Retrieve: C-FIND, C-MOVE and C-GET of the archive (PS3.4 Annex C).
+
+Queries are answered from the index, in pages that are read in threads as the peer takes the answers; instances are sent
+straight from their files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+
+from dicomtwist import evt
+from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.finder import Finder, Found, StoredInstance, TooManyMatches
+from dicomtwist.archive.index import IndexFailed
+from dicomtwist.archive.matching import InvalidIdentifier, Model, Negotiated
+from dicomtwist.archive.peers import Peers
+from dicomtwist.archive.providers import Provided
+from dicomtwist.datasets import UNCOMPRESSED
+from dicomtwist.dimse.status import (
+    CANNOT_COUNT_MATCHES,
+    DATASET_MISMATCH,
+    OUT_OF_RESOURCES,
+    PENDING,
+    PENDING_WARNING,
+    Status,
+)
+from dicomtwist.errors import DataSetError
+from dicomtwist.presentation import PresentationContext, build_context
+from dicomtwist.services.answering import Refused
+from dicomtwist.sop_class import (
+    PatientRootQueryRetrieveInformationModelFind,
+    PatientRootQueryRetrieveInformationModelGet,
+    PatientRootQueryRetrieveInformationModelMove,
+    PatientStudyOnlyQueryRetrieveInformationModelFind,
+    PatientStudyOnlyQueryRetrieveInformationModelGet,
+    PatientStudyOnlyQueryRetrieveInformationModelMove,
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+)
+from dicomtwist.threads import WorkerThreads
+from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
+
+__all__ = ["QueryRetrieve"]
+
+_FIND: Final = {
+    str(PatientRootQueryRetrieveInformationModelFind): Model.PATIENT_ROOT,
+    str(StudyRootQueryRetrieveInformationModelFind): Model.STUDY_ROOT,
+    str(PatientStudyOnlyQueryRetrieveInformationModelFind): Model.PATIENT_STUDY_ONLY,
+}
+_MOVE: Final = {
+    str(PatientRootQueryRetrieveInformationModelMove): Model.PATIENT_ROOT,
+    str(StudyRootQueryRetrieveInformationModelMove): Model.STUDY_ROOT,
+    str(PatientStudyOnlyQueryRetrieveInformationModelMove): Model.PATIENT_STUDY_ONLY,
+}
+_GET: Final = {
+    str(PatientRootQueryRetrieveInformationModelGet): Model.PATIENT_ROOT,
+    str(StudyRootQueryRetrieveInformationModelGet): Model.STUDY_ROOT,
+    str(PatientStudyOnlyQueryRetrieveInformationModelGet): Model.PATIENT_STUDY_ONLY,
+}
+_MODELS: Final = {**_FIND, **_MOVE, **_GET}
+
+#: Which bytes of the application information may be on: of C-FIND relational queries, date-time matching, fuzzy names,
+#: timezone adjustment and empty values (PS3.4 table C.5-1), of the others relational retrieval (table C.5-3).
+_FIND_OPTIONS: Final = b"\1\1\1\1\0\1"
+_RETRIEVE_OPTIONS: Final = b"\1"
+
+
+class QueryRetrieve:
+    """
+    An SCP of the three information models.
+
+    :param archive: open.
+    :param threads: where it is asked; the caller holds it while this is used.
+    :param ae_title: Retrieve AE Title (0008,0054) of the answers.
+    :param peers: where the destinations of C-MOVE listen.
+
+    :ivar provided: what it answers.
+    """
+
+    log = Logger()
+
+    def __init__(self, archive: Archive, threads: WorkerThreads, ae_title: str, peers: Peers) -> None:
+        self._finder = Finder(archive, threads, ae_title)
+        self._peers = peers
+        self.provided = (
+            *(Provided(evt.EVT_C_FIND, model, self.handle_find) for model in _FIND),
+            *(Provided(evt.EVT_C_MOVE, model, self.handle_move) for model in _MOVE),
+            *(Provided(evt.EVT_C_GET, model, self.handle_get) for model in _GET),
+        )
+
+    def start(self) -> None:
+        """Nothing to do: the index is asked when somebody asks."""
+
+    def stop(self) -> Deferred[None]:
+        """Nothing to wait for: what is under way ends with its association."""
+        return succeed(None)
+
+    # --- handlers
+
+    def handle_extended(self, event: evt.Event) -> dict[str, bytes]:
+        """Agree to what of the extended negotiation is known here (PS3.4 C.5.1.1, C.5.2.1, C.5.3.1)."""
+        return {
+            uid: bytes(wanted & known for wanted, known in zip(information, _options(uid), strict=False))
+            for uid, information in event.app_info.items()
+            if uid in _MODELS
+        }
+
+    async def handle_find(self, event: evt.IdentifierEvent) -> AsyncIterator[tuple[int, Any]]:
+        """
+        Answer a query.
+
+        :returns: yields (0xFF00, or 0xFF01 where a key was not looked at, with an encoded identifier) for each match; or
+            ends with 0xA900 where the identifier is not one, or with 0xA700 where the index cannot be read.
+        """
+        syntax = str(event.context.transfer_syntax)
+        try:
+            found = await self._finder.find(event.identifier, _model(event), syntax, _negotiated(event))
+            status = PENDING_WARNING if found.unsupported else PENDING
+            async for page in found.pages():
+                for encoded in page:
+                    yield status, encoded
+        except (InvalidIdentifier, DataSetError, IndexFailed) as error:
+            yield self._failed(event, error, OUT_OF_RESOURCES), None
+
+    async def handle_get(self, event: evt.IdentifierEvent) -> AsyncIterator[Any]:
+        """
+        Send what an identifier names over the association that asked.
+
+        :returns: yields how many instances there are, then the path of each; or ends with 0xA900 or 0xA701.
+        """
+        try:
+            found = await self._retrieve(event)
+            yield found.total
+            async for page in found.pages():
+                for instance in page:
+                    yield PENDING, instance.path
+        except (InvalidIdentifier, DataSetError, IndexFailed) as error:
+            status = self._failed(event, error, CANNOT_COUNT_MATCHES)
+            raise Refused(status, status.error_comment or "") from None
+
+    async def handle_move(self, event: evt.IdentifierEvent) -> AsyncIterator[Any]:
+        """
+        Send what an identifier names to one of the peers.
+
+        :returns: yields where the peer listens, ``None`` where it is not known; how many instances there are; then the path
+            of each. Or it ends with 0xA900 or 0xA701.
+        """
+        destination = self._peers.destination(event.move_destination)
+        if destination is None:
+            self.log.info(
+                "C-MOVE of {peer!r} to {destination!r}, which is no --peer",
+                peer=event.assoc.remote.ae_title,
+                destination=event.move_destination,
+            )
+            yield None
+            return
+        try:
+            found = await self._retrieve(event)
+            pages = found.pages()
+            first: list[StoredInstance] = await anext(pages, [])
+            place = destination if isinstance(destination, tuple) else (destination, None)
+            yield *place, {"contexts": _contexts(first)} if first else {}
+            yield found.total
+            for instance in first:
+                yield PENDING, instance.path
+            async for page in pages:
+                for instance in page:
+                    yield PENDING, instance.path
+        except (InvalidIdentifier, DataSetError, IndexFailed) as error:
+            status = self._failed(event, error, CANNOT_COUNT_MATCHES)
+            raise Refused(status, status.error_comment or "") from None
+
+    async def _retrieve(self, event: evt.IdentifierEvent) -> Found[StoredInstance]:
+        return await self._finder.retrieve(event.identifier, _model(event), _negotiated(event))
+
+    def _failed(self, event: evt.IdentifierEvent, error: Exception, unreadable: int) -> Status:
+        """Return the status that *error* makes, and log it where it is ours."""
+        service = event.request.SERVICE
+        if isinstance(error, InvalidIdentifier):
+            return Status(error.status, service, error.comment)
+        if isinstance(error, DataSetError):
+            return Status(DATASET_MISMATCH, service, "the identifier cannot be read")
+        if isinstance(error, TooManyMatches):
+            return Status(unreadable, service, str(error)[:64])
+        self.log.error("{service} cannot be answered: {error}", service=service, error=str(error))
+        return Status(unreadable, service, "the index cannot be read")
+
+
+def _options(model: str) -> bytes:
+    return _FIND_OPTIONS if model in _FIND else _RETRIEVE_OPTIONS
+
+
+def _model(event: evt.IdentifierEvent) -> Model:
+    return _MODELS[str(event.context.abstract_syntax)]
+
+
+def _negotiated(event: evt.IdentifierEvent) -> Negotiated:
+    agreed: Mapping[str, bytes] = event.assoc.acceptor.sop_class_extended
+    return Negotiated.from_bytes(agreed.get(str(event.context.abstract_syntax), b""))
+
+
+def _contexts(instances: list[StoredInstance]) -> list[PresentationContext]:
+    """
+    Return what to propose for *instances*: each SOP Class in each transfer syntax that it is in.
+
+    Those beyond the limit, and those of later pages, are proposed when one of them is to be sent.
+    """
+    wanted: dict[tuple[str, str], PresentationContext] = {}
+    for instance in instances:
+        syntax = instance.transfer_syntax
+        key = instance.sop_class_uid, "" if syntax in UNCOMPRESSED else syntax
+        if key in wanted or len(wanted) == MAX_PRESENTATION_CONTEXTS:
+            continue
+        others = [ExplicitVRLittleEndian, ImplicitVRLittleEndian] if syntax in UNCOMPRESSED else []
+        wanted[key] = build_context(instance.sop_class_uid, list(dict.fromkeys([syntax, *others])))
+    return list(wanted.values())
