@@ -14,6 +14,7 @@ from dicomtwist.archive.commits import Arrival, GroupCommit, Raced
 from dicomtwist.archive.files import (
     INSTANCE_SUFFIX,
     Buffer,
+    DuplicateInstance,
     Durability,
     FileSystem,
     InstanceStore,
@@ -42,10 +43,6 @@ class Duplicates(enum.Enum):
 
     def __str__(self) -> str:
         return str(self.value)
-
-
-class DuplicateInstance(StoreError):
-    """The instance is there already, and duplicates are rejected."""
 
 
 class Archive:

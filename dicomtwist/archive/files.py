@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 __all__ = [
+    "DuplicateInstance",
     "Durability",
     "FileSystem",
+    "IndexFailed",
     "InstanceStore",
     "InstanceWriter",
     "InvalidUID",
@@ -71,6 +73,14 @@ class StoreClosed(StoreError):
 
 class InvalidUID(StoreError, ValueError):
     """A text from a peer is no UID (PS3.5 section 9.1) and so cannot become part of a path."""
+
+
+class DuplicateInstance(StoreError):
+    """The instance is there already, and duplicates are rejected."""
+
+
+class IndexFailed(StoreError):
+    """The database of an archive refused; nothing of what was asked for is in it. The text says what it said."""
 
 
 class Durability(enum.Enum):

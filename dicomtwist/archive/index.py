@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, Select, bindparam, exists, func, sele
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicomtwist.archive.attributes import Level
-from dicomtwist.archive.files import Durability, StoreError
+from dicomtwist.archive.files import Durability, IndexFailed
 from dicomtwist.archive.record import COLUMNS, Record, Row
 from dicomtwist.archive.schema import (
     TABLES,
@@ -51,10 +51,6 @@ _NAME_OF_KEY: Final = {
     Level.STUDY: "study_instance_uid",
     Level.SERIES: "series_instance_uid",
 }
-
-
-class IndexFailed(StoreError):
-    """The database refused; nothing of what was asked for is in it. The text says what it said."""
 
 
 @dataclass(slots=True)

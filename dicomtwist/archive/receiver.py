@@ -1,5 +1,5 @@
 """
-From a C-STORE request to a file: the handler of ``EVT_C_STORE`` behind ``twist dicom``.
+From a C-STORE request to a file: the handler of ``EVT_C_STORE`` behind ``twist dicom`` and ``dicomtwist get``.
 
 A small instance is collected, then scanned and written in one call to a thread. A large one goes to a temporary file in
 pieces, one write under way at a time, and reading from the peer pauses while too much waits to be written.
@@ -8,16 +8,24 @@ pieces, one write under way at a time, and reading from the peer pauses while to
 from __future__ import annotations
 
 import errno
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.archive.archive import Archive, DuplicateInstance
-from dicomtwist.archive.files import Buffer, InstanceWriter, InvalidUID, StoreError, check_uids
-from dicomtwist.archive.index import IndexFailed
+from dicomtwist.archive.files import (
+    Buffer,
+    DuplicateInstance,
+    IndexFailed,
+    InstanceStore,
+    InstanceWriter,
+    InvalidUID,
+    StoreError,
+    check_uids,
+)
 from dicomtwist.archive.record import Record, make_record, scanner_for
 from dicomtwist.dimse.status import (
     CANNOT_UNDERSTAND,
@@ -51,6 +59,21 @@ class _Refused(Exception):
         self.status = Status(status, "C-STORE", comment)
 
 
+class Keeper(Protocol):
+    """Where instances are kept: an :class:`~dicomtwist.archive.archive.Archive`, or a folder without an index."""
+
+    store: InstanceStore
+
+    def keep(
+        self,
+        record: Record,
+        transfer_syntax: str,
+        content: Sequence[Buffer] | str,
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        """Keep an instance that is whole, see :meth:`dicomtwist.archive.archive.Archive.keep`."""
+
+
 class StorageReceiver:
     """
     Stores what peers send.
@@ -61,7 +84,7 @@ class StorageReceiver:
 
     log = Logger()
 
-    def __init__(self, archive: Archive, threads: WorkerThreads) -> None:
+    def __init__(self, archive: Keeper, threads: WorkerThreads) -> None:
         self.archive = archive
         self.threads = threads
 
