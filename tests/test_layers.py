@@ -96,7 +96,7 @@ ROOMS = (
     Room(("archive/commitment.py", "archive/query_retrieve.py"), ALL_ABOVE, ("Twisted", "pydicom")),
     Room(("configuration.py", "sockets.py", "workers.py"), ALL_ABOVE, ("Twisted",)),
     Room(("service.py", "archive_service.py", "reloading.py", "supervisor.py", "tap.py"), ALL_ABOVE, ("Twisted",)),
-    Room(("tools/",), ALL_ABOVE, ("Twisted", "pyOpenSSL", "click", "tqdm")),
+    Room(("tools/",), ALL_ABOVE, ("Twisted", "pydicom", "pyOpenSSL", "click", "tqdm")),
 )
 
 #: Imports that go up all the same: (importer, imported), each with its reason behind it.

@@ -1,0 +1,267 @@
+"""
+Keys of a query as they are written on a command line: ``PatientID=A*``, ``(0010,0020)``, ``Sequence[0].Keyword=value``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from pydicom import DataElement, Dataset, Sequence
+from pydicom.charset import python_encoding
+from pydicom.config import IGNORE
+from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
+from pydicom.tag import BaseTag, Tag
+
+from dicomtwist.nesting import MAX_NESTED
+
+#: The most items of a sequence that a key may name.
+MAX_ITEMS: Final = 100
+#: The longest value, in characters; the longest list of UIDs that makes sense is far below.
+MAX_VALUE: Final = 64 * 1024
+
+#: One step on the way to an attribute: its tag, and the item where it is a sequence that the way leads into.
+Step = tuple[BaseTag, int | None]
+#: The way to an attribute.
+Path = tuple[Step, ...]
+
+_TAG = re.compile(r"\(?\s*([0-9A-Fa-f]{4})\s*,\s*([0-9A-Fa-f]{4})\s*\)?")
+_KEYWORD = re.compile(r"[A-Za-z][A-Za-z0-9]*")
+_STEP = re.compile(r"(.*?)(?:\[\s*([0-9]{1,9})\s*\])?", re.DOTALL)
+
+_CHARACTER_SET: Final = 0x00080005
+_INTEGERS: Final = {
+    "US": (0, 2**16 - 1),
+    "UL": (0, 2**32 - 1),
+    "UV": (0, 2**64 - 1),
+    "SS": (-(2**15), 2**15 - 1),
+    "SL": (-(2**31), 2**31 - 1),
+    "SV": (-(2**63), 2**63 - 1),
+}
+_REALS: Final = frozenset(("FL", "FD"))
+#: Text of which there is one value, in which a backslash is a backslash (PS3.5 6.2).
+_ONE_VALUE: Final = frozenset(("LT", "ST", "UT", "UR"))
+_BYTES: Final = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "UN"))
+
+
+class KeyMistake(ValueError):
+    """A key cannot be used; the text says which, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """
+    One key.
+
+    :ivar path: where in the identifier it is.
+    :ivar value: what to match, empty for what is only asked for.
+    """
+
+    path: Path
+    value: str = ""
+
+    def __str__(self) -> str:
+        return f"{written(self.path)}={self.value}" if self.value else written(self.path)
+
+
+def name_of(tag: BaseTag) -> str:
+    """Return the keyword of *tag*, or how it is written where it has none."""
+    return keyword_for_tag(tag) or f"({tag.group:04X},{tag.element:04X})"
+
+
+def written(path: Path) -> str:
+    """Return *path* as :func:`parse_key` takes it."""
+    return ".".join(name_of(tag) + ("" if item is None else f"[{item}]") for tag, item in path)
+
+
+def vr_of(tag: BaseTag) -> str:
+    """Return the VR of an attribute; where the dictionary has several, the first."""
+    if tag.is_private_creator:
+        return "LO"
+    try:
+        return dictionary_VR(tag).split(" or ")[0]
+    except KeyError:
+        return "UN"
+
+
+def parse_key(text: str) -> Key:
+    """
+    Return the key that *text* says.
+
+    :param text: ``Keyword``, ``(gggg,eeee)``, either behind ``Sequence[0].``, with ``=value`` or without. A sequence without
+        the number of an item means its first one where something follows, and the sequence as a whole where nothing does.
+    :raises KeyMistake: it says none.
+    """
+    name, _, value = text.partition("=")
+    if len(value) > MAX_VALUE:
+        raise KeyMistake(f"the value of {name[:80]!r} has more than {MAX_VALUE} characters")
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in text):
+        raise KeyMistake(f"{text[:80]!a} is no text in the encoding of this terminal")
+    parts = name.strip().split(".")
+    if len(parts) > MAX_NESTED:
+        raise KeyMistake(f"{name[:80]!r} is nested deeper than {MAX_NESTED} sequences")
+    steps: list[Step] = []
+    for part in parts:
+        tag, item = _step(part.strip())
+        is_last = len(steps) == len(parts) - 1
+        is_sequence = vr_of(tag) == "SQ"
+        if not is_sequence and (item is not None or not is_last):
+            raise KeyMistake(f"{name_of(tag)} is no sequence: nothing is in it")
+        if is_last and is_sequence and value:
+            raise KeyMistake(
+                f"{name_of(tag)} is a sequence: name what is in it, as in {name_of(tag)}[0].Keyword={value}"
+            )
+        steps.append((tag, item if is_last or item is not None else 0))
+    key = Key(tuple(steps), value)
+    _element(key)
+    return key
+
+
+def _step(text: str) -> Step:
+    match = _STEP.fullmatch(text)
+    assert match is not None
+    name, item = match[1].strip(), match[2]
+    if item is not None and int(item) >= MAX_ITEMS:
+        raise KeyMistake(f"{name}[{item}]: the items are those from 0 to {MAX_ITEMS - 1}")
+    return _tag(name), None if item is None else int(item)
+
+
+def _tag(name: str) -> BaseTag:
+    numbers = _TAG.fullmatch(name)
+    if numbers is not None and name.startswith("(") == name.endswith(")"):
+        tag = Tag(int(numbers[1], 16), int(numbers[2], 16))
+    elif _KEYWORD.fullmatch(name) and (found := tag_for_keyword(name)) is not None:
+        tag = Tag(found)
+    else:
+        raise KeyMistake(
+            f"{name[:80]!r} is neither the keyword of an attribute, as PatientID, nor a tag, as (0010,0020)"
+        )
+    if tag.group <= 0x0002 or tag.group >= 0xFFFC or tag.element == 0 or not tag.group & 1 == tag.is_private:
+        raise KeyMistake(f"{name_of(tag)} is no attribute that can be asked for")
+    return tag
+
+
+# --- values
+
+
+def _numbers(value: str, convert: Callable[[str], object]) -> object:
+    values = [convert(part) for part in value.split("\\")]
+    return values[0] if len(values) == 1 else values
+
+
+def _integer(vr: str) -> Callable[[str], int]:
+    low, high = _INTEGERS[vr]
+
+    def convert(text: str) -> int:
+        number = int(text)
+        if not low <= number <= high:
+            raise ValueError(f"it is not from {low} to {high}")
+        return number
+
+    return convert
+
+
+def _element(key: Key) -> DataElement:
+    """Return the element that *key* ends in."""
+    tag = key.path[-1][0]
+    vr = vr_of(tag)
+    value = key.value
+    try:
+        if vr == "SQ":
+            return DataElement(tag, vr, Sequence())
+        if not value:
+            return DataElement(tag, vr, None)
+        if vr in _INTEGERS:
+            return DataElement(tag, vr, _numbers(value, _integer(vr)))
+        if vr in _REALS:
+            return DataElement(tag, vr, _numbers(value, float))
+        if vr == "AT":
+            return DataElement(tag, vr, _numbers(value, lambda part: _tag(part.strip())))
+        if vr in _BYTES:
+            return DataElement(tag, vr, value.encode("utf-8"))
+        if tag == _CHARACTER_SET and not all(part.strip() in python_encoding for part in value.split("\\")):
+            raise ValueError("there is no such character set, as ISO_IR 192 is for UTF-8")
+        # Queries have wildcards and ranges where pydicom wants dates and UIDs.
+        return DataElement(tag, vr, value if vr in _ONE_VALUE else _several(value), validation_mode=IGNORE)
+    except (ValueError, TypeError, OverflowError, ArithmeticError) as error:
+        raise KeyMistake(
+            f"{name_of(tag)} cannot be {value[:80]!r}, its value representation is {vr}: {error}"
+        ) from None
+
+
+def _several(value: str) -> str | list[str]:
+    return value.split("\\") if "\\" in value else value
+
+
+# --- identifiers
+
+
+def add(dataset: Dataset, key: Key) -> None:
+    """Put *key* into *dataset*; one that is there already is replaced, unless by a key without a value."""
+    for tag, item in key.path[:-1]:
+        assert item is not None
+        dataset = _item(dataset, tag, item)
+    tag, item = key.path[-1]
+    if item is not None:
+        _item(dataset, tag, item)
+    elif key.value or tag not in dataset:
+        dataset[tag] = _element(key)
+
+
+def _item(dataset: Dataset, tag: BaseTag, number: int) -> Dataset:
+    if tag not in dataset or not isinstance(dataset[tag].value, Sequence):
+        dataset[tag] = DataElement(tag, "SQ", Sequence())
+    items = dataset[tag].value
+    while len(items) <= number:
+        items.append(Dataset())
+    item: Dataset = items[number]
+    return item
+
+
+def make_identifier(keys: Iterable[Key], dataset: Dataset | None = None) -> Dataset:
+    """
+    Return an identifier of *keys*.
+
+    :param dataset: what to begin with, which is changed.
+    """
+    identifier = Dataset() if dataset is None else dataset
+    for key in keys:
+        add(identifier, key)
+    if "SpecificCharacterSet" not in identifier and any(not key.value.isascii() for key in keys_of(identifier)):
+        identifier.SpecificCharacterSet = "ISO_IR 192"
+    return identifier
+
+
+def keys_of(dataset: Dataset, before: Path = ()) -> list[Key]:
+    """Return what *dataset* asks for, in its order; a sequence without items is a key of its own."""
+    keys: list[Key] = []
+    for element in dataset:
+        if element.VR != "SQ":
+            value = element.value
+            several = isinstance(value, list) or (hasattr(value, "append") and not isinstance(value, str))
+            text = "\\".join(map(str, value)) if several else "" if value is None else str(value)
+            keys.append(Key((*before, (element.tag, None)), text))
+        elif not element.value:
+            keys.append(Key((*before, (element.tag, None))))
+        for number, item in enumerate(element.value if element.VR == "SQ" else ()):
+            keys += keys_of(item, (*before, (element.tag, number)))
+    return keys
+
+
+def parse_lines(lines: Iterable[str]) -> list[Key]:
+    """
+    Return the keys of a text, one in a line; empty lines and those that begin with ``#`` are none.
+
+    :raises KeyMistake: a line says none.
+    """
+    keys = []
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if text and not text.startswith("#"):
+            try:
+                keys.append(parse_key(text))
+            except KeyMistake as mistake:
+                raise KeyMistake(f"line {number}: {mistake}") from None
+    return keys

@@ -1,0 +1,152 @@
+"""Keys of a query: as they are written, and what becomes of them."""
+
+from __future__ import annotations
+
+from unittest import TestCase
+
+from hypothesis import given
+from hypothesis import strategies as some
+from pydicom import Dataset
+from pydicom._dicom_dict import DicomDictionary
+from pydicom.tag import Tag
+
+from dicomtwist import DataSetError
+from dicomtwist.datasets import decode_dataset
+from dicomtwist.identifier import encode_identifier
+from dicomtwist.tools.keys import (
+    MAX_ITEMS,
+    MAX_VALUE,
+    Key,
+    KeyMistake,
+    Path,
+    keys_of,
+    make_identifier,
+    name_of,
+    parse_key,
+    parse_lines,
+    vr_of,
+    written,
+)
+
+EXPLICIT = "1.2.840.10008.1.2.1"
+STEPS = "ScheduledProcedureStepSequence"
+
+
+def identifier(*texts: str) -> Dataset:
+    """The identifier of *texts* as it arrives at a peer."""
+    encoded = encode_identifier(make_identifier(map(parse_key, texts)), EXPLICIT)
+    return decode_dataset(encoded, EXPLICIT)
+
+
+class Written(TestCase):
+    def test_keywords_and_tags(self) -> None:
+        for text in ("PatientID=A*", "(0010,0020)=A*", "0010,0020=A*", " ( 0010 , 0020 ) =A*"):
+            key = parse_key(text)
+            self.assertEqual((key.path, key.value), (((Tag(0x00100020), None),), "A*"), text)
+            self.assertEqual(str(key), "PatientID=A*")
+        self.assertEqual(parse_key("PatientID").value, "")
+        self.assertEqual(parse_key("PatientComments=a=b").value, "a=b")
+
+    def test_sequences(self) -> None:
+        for text in (f"{STEPS}[0].Modality=CT", f"{STEPS}.Modality=CT", "(0040,0100)[0].(0008,0060)=CT"):
+            self.assertEqual(str(parse_key(text)), f"{STEPS}[0].Modality=CT")
+        dataset = identifier(
+            f"{STEPS}[1].Modality=CT", f"{STEPS}[1].ScheduledStationAETitle", "RequestAttributesSequence"
+        )
+        self.assertEqual([len(item) for item in dataset.ScheduledProcedureStepSequence], [0, 2])
+        self.assertEqual(len(dataset.RequestAttributesSequence), 0)
+
+    def test_values(self) -> None:
+        """Of every kind, as they arrive."""
+        dataset = identifier(
+            "StudyInstanceUID=1.2\\3.4",
+            "StudyDate=20240101-20241231",
+            "SOPInstanceUID=*",
+            "Rows=512",
+            "NumberOfFrames=3",
+            "PatientName=Yamada^Tarou=山田^太郎",
+            "PatientSize=1.75",
+            "SelectorAttribute=(0010,0020)",
+            "StudyComments=a\\b",
+            "(0009,0010)=CREATOR",
+            "SeriesDate",
+        )
+        self.assertEqual(list(dataset.StudyInstanceUID), ["1.2", "3.4"])
+        self.assertEqual((dataset.StudyDate, dataset.SOPInstanceUID), ("20240101-20241231", "*"))
+        self.assertEqual((dataset.Rows, dataset.NumberOfFrames, dataset.PatientSize), (512, 3, 1.75))
+        self.assertEqual((dataset.SpecificCharacterSet, dataset.PatientName.ideographic), ("ISO_IR 192", "山田^太郎"))
+        self.assertEqual((dataset.SelectorAttribute, dataset.StudyComments), (0x00100020, "a\\b"))
+        self.assertEqual((dataset[0x00090010].value, dataset.SeriesDate), ("CREATOR", ""))
+        self.assertNotIn("SpecificCharacterSet", identifier("PatientID=A"))
+
+    def test_the_last_value_counts(self) -> None:
+        """And asking for what is matched already changes nothing."""
+        dataset = identifier("PatientID=A", "PatientID=B", "PatientID", f"{STEPS}[0].Modality=CT", f"{STEPS}")
+        self.assertEqual((dataset.PatientID, dataset.ScheduledProcedureStepSequence[0].Modality), ("B", "CT"))
+
+    def test_mistakes(self) -> None:
+        for text, words in (
+            ("", "neither the keyword"),
+            ("=x", "neither the keyword"),
+            ("PatientId=1", "neither the keyword"),
+            ("(0010,0020=1", "neither the keyword"),
+            ("PatientID[0]=1", "is no sequence"),
+            ("PatientID.Modality=1", "is no sequence"),
+            (f"{STEPS}=1", "is a sequence"),
+            (f"{STEPS}[{MAX_ITEMS}].Modality", "the items are those"),
+            (f"{STEPS}[-1].Modality", "neither the keyword"),
+            (f"{STEPS}[999999999].Modality", "the items are those"),
+            ("Rows=many", "cannot be 'many'"),
+            ("Rows=65536", "from 0 to 65535"),
+            ("NumberOfFrames=x", "cannot be 'x'"),
+            ("TransferSyntaxUID=1.2", "no attribute that can be asked for"),
+            ("(0010,0000)=1", "no attribute that can be asked for"),
+            ("PatientID=\udcff", "no text"),
+            ("SpecificCharacterSet=UTF-8", "no such character set"),
+            ("PatientID=" + "x" * (MAX_VALUE + 1), "more than"),
+            (".".join([STEPS] * 65), "nested deeper"),
+        ):
+            with self.assertRaises(KeyMistake, msg=text) as raised:
+                parse_key(text)
+            self.assertIn(words, str(raised.exception))
+
+    def test_lines(self) -> None:
+        keys = parse_lines(["# all of a day", "", "StudyDate=20240101", "  PatientName  "])
+        self.assertEqual([str(key) for key in keys], ["StudyDate=20240101", "PatientName"])
+        with self.assertRaisesRegex(KeyMistake, "line 2: 'Nonsense'"):
+            parse_lines(["PatientID", "Nonsense"])
+
+
+TAGS = some.sampled_from([Tag(tag) for tag in sorted(DicomDictionary) if 0x0008 <= tag >> 16 < 0x6000 and tag & 0xFFFF])
+SEQUENCES = TAGS.filter(lambda tag: vr_of(tag) == "SQ")
+PATHS = some.tuples(
+    some.lists(some.tuples(SEQUENCES, some.integers(0, MAX_ITEMS - 1)), max_size=3),
+    TAGS.map(lambda tag: (tag, None)),
+).map(lambda parts: (*parts[0], parts[1]))
+
+
+class Any(TestCase):
+    """Whatever there is."""
+
+    @given(PATHS)
+    def test_what_is_written_is_read(self, path: Path) -> None:
+        key = Key(path)
+        self.assertEqual(parse_key(str(key)), key)
+        self.assertEqual(parse_key(written(key.path)), key)
+        self.assertIn(key, keys_of(make_identifier([key])))
+
+    @given(some.text(max_size=200) | some.builds("{}={}".format, TAGS.map(name_of), some.text(max_size=50)))
+    def test_nothing_but_a_key_or_a_mistake(self, text: str) -> None:
+        try:
+            key = parse_key(text)
+        except KeyMistake as mistake:
+            self.assertTrue(str(mistake))
+            return
+        self.assertEqual(parse_key(str(key)), key)
+        identifier = make_identifier([key])
+        self.assertIn(key.path[0][0], identifier)
+        try:
+            self.assertTrue(encode_identifier(identifier, EXPLICIT))
+        except DataSetError:
+            # The value has letters that the character set that was asked for does not have.
+            self.assertFalse(text.isascii())
