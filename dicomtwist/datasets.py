@@ -9,7 +9,6 @@ import zlib
 from array import array
 from collections.abc import Callable
 from io import BytesIO
-from pathlib import Path
 from typing import BinaryIO, Protocol, TypeAlias
 
 from pydicom import Dataset, dcmread
@@ -300,10 +299,10 @@ def open_instance(path: str | os.PathLike[str], threads: WorkerThreads) -> Defer
     :returns: a Deferred with the :class:`OpenedInstance`; it fails with ``OSError`` or
         :class:`~dicomtwist.part10.NotDicomFile`.
     """
-    return threads.run(_open, Path(path), threads)
+    return threads.run(_open, path, threads)
 
 
-def _open(path: Path, threads: WorkerThreads) -> OpenedInstance:
+def _open(path: str | os.PathLike[str], threads: WorkerThreads) -> OpenedInstance:
     # Unbuffered: what is read here is large, or the whole.
     file = open(path, "rb", buffering=0)
     try:

@@ -166,7 +166,6 @@ class Outgoing:
         """Send what is queued, until the transport is full, a source is waited for, or nothing is left."""
         if self._running:
             return
-        self.flush()
         self._running = True
         try:
             while not self._closed:
@@ -176,6 +175,10 @@ class Outgoing:
                         return
                     queued = self._current = self._queue.popleft()
                     head = encode_pdata(queued.context_id, True, queued.message.encode(), self._payload)
+                    if self._corked:
+                        # What was held back before it goes out with it.
+                        head = self._corked + head
+                        self._corked, self._corked_length = [], 0
                 if not self._pump(self._current, head):
                     return
                 self._finish()

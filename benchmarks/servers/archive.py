@@ -57,16 +57,6 @@ class Archive:
             answer.SOPInstanceUID = f"{self._root}{number:09}"
             yield 0xFF00, answer
 
-    def find_anew(self, event: evt.IdentifierEvent) -> Iterator[Any]:
-        """Answer for each file with a Dataset of its own."""
-        for number in range(len(self._paths)):
-            answer = Dataset()
-            answer.QueryRetrieveLevel = "IMAGE"
-            answer.SOPInstanceUID = f"{self._root}{number:09}"
-            for keyword, value in self._common:
-                setattr(answer, keyword, value)
-            yield 0xFF00, answer
-
     def get(self, event: evt.IdentifierEvent) -> Iterator[Any]:
         """Send each file."""
         yield len(self._paths)

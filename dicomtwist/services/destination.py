@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist.datasets import UNCOMPRESSED
 from dicomtwist.dimse.status import MOVE_DESTINATION_INVALID
-from dicomtwist.errors import AssociationError, NotEstablished
+from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished
 from dicomtwist.presentation import PresentationContext, StoragePresentationContexts, build_context
 from dicomtwist.services.answering import Refused
 from dicomtwist.storescu import OutgoingInstance, PreparedStore, prepare
@@ -190,13 +190,15 @@ class MoveAssociations:
     @staticmethod
     def _takes(association: Association, instance: OutgoingInstance) -> bool:
         """Whether *instance* can be sent over *association*, converted where that is possible."""
-        syntaxes = {instance.transfer_syntax}
-        if instance.transfer_syntax in UNCOMPRESSED:
-            syntaxes |= UNCOMPRESSED
-        return any(
-            context.abstract_syntax == instance.sop_class_uid and not syntaxes.isdisjoint(context.transfer_syntax)
-            for context in association.accepted_contexts
-        )
+        try:
+            association.context_for(instance.sop_class_uid, instance.transfer_syntax)
+        except NoPresentationContext:
+            return instance.transfer_syntax in UNCOMPRESSED and any(
+                context.abstract_syntax == instance.sop_class_uid
+                and not UNCOMPRESSED.isdisjoint(context.transfer_syntax)
+                for context in association.accepted_contexts
+            )
+        return True
 
     def _is_refused(self, line: _Line, sop_class: str, syntax: str) -> bool:
         """Whether the destination does not take the SOP Class, or not in the transfer syntax: nothing else would help."""

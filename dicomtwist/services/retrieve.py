@@ -116,8 +116,10 @@ class _Retrieve:
                 self.NUMBER_INVALID, f"a handler yielded {number!r}, the number of sub-operations was expected"
             )
         assert self._destination is not None
-        threads = self._performance.assoc.ae.threads
-        self._suboperations = SubOperations(self._destination, number, threads, self._progressed)
+        assoc = self._performance.assoc
+        self._suboperations = SubOperations(
+            self._destination, number, assoc.ae.threads, assoc.exchange.outgoing, self._progressed
+        )
 
     async def _pull(self, answering: Answering) -> tuple[CGetRSP | CMoveRSP, Any]:
         """Store what is yielded; return the final response, without the counts, and what goes with it."""

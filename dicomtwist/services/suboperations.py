@@ -25,6 +25,7 @@ from dicomtwist.storescu import Instance, OutgoingInstance, PreparedStore, open_
 
 if TYPE_CHECKING:
     from dicomtwist.association import Association
+    from dicomtwist.outgoing import Outgoing
     from dicomtwist.threads import WorkerThreads
 
 #: How many instances are opened, and wait in memory, while as many as may be under way are.
@@ -68,6 +69,7 @@ class SubOperations:
     :param destination: where the instances go.
     :param total: how many there are to be.
     :param threads: where files are looked at.
+    :param outgoing: how the requestor is told.
     :param progressed: called when one is over, while others are to come.
 
     :ivar failed_instances: the SOP Instance UIDs of those that failed, as far as they are known.
@@ -77,9 +79,15 @@ class SubOperations:
     log = Logger()
 
     def __init__(
-        self, destination: Destination, total: int, threads: WorkerThreads, progressed: Callable[[], None]
+        self,
+        destination: Destination,
+        total: int,
+        threads: WorkerThreads,
+        outgoing: Outgoing,
+        progressed: Callable[[], None],
     ) -> None:
         self._destination = destination
+        self._outgoing = outgoing
         self._total = total
         self._threads = threads
         self._progressed = progressed
@@ -171,7 +179,8 @@ class SubOperations:
             waiting.callback(None)
 
     async def _store(self, instance: Instance) -> None:
-        uid = ""
+        # Of a path that cannot be read nothing is known but what it tells itself.
+        uid = str(getattr(instance, "sop_instance_uid", ""))
         try:
             opened = await open_outgoing(instance, self._threads)
             uid = opened.sop_instance_uid
@@ -213,11 +222,11 @@ class SubOperations:
         except Exception as error:
             kind = self._why(error)
         self._destination.done(prepared)
-        # What is told of this one, and the next one, go out together.
-        exchange.outgoing.cork()
+        # The next one goes out before what is told of this one, or together with it where both go the same way.
+        self._outgoing.cork()
         self._over(kind, uid)
         exchange.leave_window()
-        exchange.outgoing.uncork()
+        self._outgoing.uncork()
 
     def _why(self, error: Exception) -> StatusCategory:
         """Note why one failed that the peer did not answer."""
