@@ -10,9 +10,10 @@ import dicomtwist as package
 from dicomtwist.tools.diagnose import diagnose
 from dicomtwist.tools.dump import dump_association
 from dicomtwist.tools.echo import echo
+from dicomtwist.tools.find import find, worklist
 from dicomtwist.tools.store import store
 
-COMMANDS: tuple[click.Command, ...] = (echo, store, dump_association, diagnose)
+COMMANDS: tuple[click.Command, ...] = (echo, store, find, worklist, dump_association, diagnose)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

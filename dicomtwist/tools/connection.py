@@ -64,15 +64,23 @@ class Connection:
         return items
 
     def associate(
-        self, ae: AE, contexts: Iterable[PresentationContext], handlers: Iterable[HandlerTuple] = ()
+        self,
+        ae: AE,
+        contexts: Iterable[PresentationContext],
+        handlers: Iterable[HandlerTuple] = (),
+        items: Iterable[object] = (),
     ) -> Deferred[Association]:
-        """Ask for an association, see :meth:`dicomtwist.AE.associate`."""
+        """
+        Ask for an association, see :meth:`dicomtwist.AE.associate`.
+
+        :param items: extended negotiation items besides those that the options ask for.
+        """
         return ae.associate(
             self.peer.host if self.endpoint is None else self.endpoint,
             self.peer.port if self.endpoint is None else None,
             ae_title=self.peer.title,
             contexts=contexts,
-            ext_neg=self.negotiation_items(),
+            ext_neg=[*self.negotiation_items(), *items],
             tls_args=self.tls_args,
             evt_handlers=handlers,
         )

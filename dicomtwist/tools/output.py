@@ -50,12 +50,14 @@ class Output:
     :param as_json: print one JSON document in the place of everything else on standard output.
 
     :ivar around: called with a function that writes to standard error; a progress bar steps aside there.
+    :ivar unread: whether nobody reads standard output any more, such as ``head`` that has seen enough.
     """
 
     def __init__(self, verbosity: int = NORMAL, *, as_json: bool = False) -> None:
         self.verbosity = verbosity
         self.as_json = as_json
         self.around: Callable[[Callable[[], None]], None] | None = None
+        self.unread = False
         for stream in (sys.stdout, sys.stderr):
             # Whatever the locale is: a file name or title must not end the program.
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -71,6 +73,11 @@ class Output:
         """Print *document*, where JSON is asked for."""
         if self.as_json:
             self._print(sys.stdout, [json.dumps(document)], clean=False)
+
+    def piece(self, text: str) -> None:
+        """Print *text* as it is, a piece of a long JSON document, where JSON is asked for."""
+        if self.as_json:
+            self._print(sys.stdout, [text], clean=False, end="")
 
     # --- standard error
 
@@ -89,13 +96,14 @@ class Output:
         else:
             self.around(lambda: self._print(sys.stderr, lines))
 
-    def _print(self, stream: TextIO, lines: Iterable[str], *, clean: bool = True) -> None:
+    def _print(self, stream: TextIO, lines: Iterable[str], *, clean: bool = True, end: str = "\n") -> None:
         try:
             for line in lines:
-                print(printable(line) if clean else line, file=stream)
+                print(printable(line) if clean else line, file=stream, end=end)
             stream.flush()
         except BrokenPipeError:
             # Whoever read has gone, such as "head": nothing more can be told there, not even at the exit.
+            self.unread = self.unread or stream is sys.stdout
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
     # --- what happens below

@@ -1,5 +1,5 @@
 """
-The progress bar of ``dicomtwist store``, on a terminal.
+The progress bar of what takes its time, on a terminal.
 """
 
 from __future__ import annotations
@@ -27,18 +27,25 @@ class Progress:
     A bar on standard error where that is a terminal, and nothing otherwise.
 
     :param output: what it makes room for; with ``-q`` there is no bar.
-    :param done: returns how many bytes are done.
-    :param total: returns how many there are, ``None`` while that is not known: then the time left is not told.
+    :param done: returns how much is done.
+    :param total: returns how much there is, ``None`` while that is not known: then the time left is not told.
     :param note: returns what to write beside it.
+    :param unit: what is counted; bytes are told in kB and MB.
 
     :ivar shown: whether there is one.
     """
 
     def __init__(
-        self, output: Output, done: Callable[[], int], total: Callable[[], int | None], note: Callable[[], str]
+        self,
+        output: Output,
+        done: Callable[[], int],
+        total: Callable[[], int | None],
+        note: Callable[[], str],
+        unit: str = "B",
     ) -> None:
         self.shown = sys.stderr.isatty() and output.verbosity >= NORMAL
         self._output = output
+        self._unit = unit
         self._done, self._total, self._note = done, total, note
         self._bar: tqdm[Any] | None = None
         self._loop = LoopingCall(self._draw)
@@ -52,8 +59,8 @@ class Progress:
         assumed = shutil.get_terminal_size()
         self._bar = tqdm(
             total=None,
-            unit="B",
-            unit_scale=True,
+            unit=self._unit,
+            unit_scale=self._unit == "B",
             file=sys.stderr,
             dynamic_ncols=knows_size,
             ncols=None if knows_size else assumed.columns,
