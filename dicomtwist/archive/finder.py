@@ -45,7 +45,8 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class StoredInstance:
     """
-    An instance that is to be sent.
+    An instance that is to be sent: a path (``os.PathLike``) that knows what it should lead to, so that one whose file is
+    gone can still be told of by its UID.
 
     :ivar path: its file.
     :ivar size: of the file, in bytes.
@@ -56,6 +57,9 @@ class StoredInstance:
     sop_instance_uid: str
     transfer_syntax: str
     size: int
+
+    def __fspath__(self) -> str:
+        return self.path
 
 
 class TooManyMatches(IndexFailed):

@@ -133,14 +133,14 @@ class QueryRetrieve:
         """
         Send what an identifier names over the association that asked.
 
-        :returns: yields how many instances there are, then the path of each; or ends with 0xA900 or 0xA701.
+        :returns: yields how many instances there are, then each, a path; or ends with 0xA900 or 0xA701.
         """
         try:
             found = await self._retrieve(event)
             yield found.total
             async for page in found.pages():
                 for instance in page:
-                    yield PENDING, instance.path
+                    yield PENDING, instance
         except (InvalidIdentifier, DataSetError, IndexFailed) as error:
             status = self._failed(event, error, CANNOT_COUNT_MATCHES)
             raise Refused(status, status.error_comment or "") from None
@@ -149,8 +149,8 @@ class QueryRetrieve:
         """
         Send what an identifier names to one of the peers.
 
-        :returns: yields where the peer listens, ``None`` where it is not known; how many instances there are; then the path
-            of each. Or it ends with 0xA900 or 0xA701.
+        :returns: yields where the peer listens, ``None`` where it is not known; how many instances there are; then each,
+            a path. Or it ends with 0xA900 or 0xA701.
         """
         destination = self._peers.destination(event.move_destination)
         if destination is None:
@@ -169,10 +169,10 @@ class QueryRetrieve:
             yield *place, {"contexts": _contexts(first)} if first else {}
             yield found.total
             for instance in first:
-                yield PENDING, instance.path
+                yield PENDING, instance
             async for page in pages:
                 for instance in page:
-                    yield PENDING, instance.path
+                    yield PENDING, instance
         except (InvalidIdentifier, DataSetError, IndexFailed) as error:
             status = self._failed(event, error, CANNOT_COUNT_MATCHES)
             raise Refused(status, status.error_comment or "") from None
