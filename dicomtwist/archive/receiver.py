@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred
@@ -117,6 +118,8 @@ class _Incoming:
         self._finished = False
         self._unreadable = False
         self._refusal: Failure | None = None
+        self._keeper: int | None = None
+        self._outcome: BaseException | None = None
         self.done: Deferred[Status] = Deferred()
 
     # --- the sink, in the reactor thread
@@ -175,11 +178,19 @@ class _Incoming:
 
     def _commit(self) -> None:
         waiting = self._waiting.take_pieces()
-        self._receiver.threads.run(self._finish_writing, waiting).addErrback(self._refuse)
+        self._receiver.threads.run(self._finish_writing, waiting).addCallbacks(self._finished_writing, self._refuse)
+
+    def _finished_writing(self, kept: bool) -> None:
+        if kept:
+            self._stored(self._outcome)
 
     def _kept(self, error: BaseException | None) -> None:
         """The archive has it, or has not; in any thread."""
-        self._receiver.threads.call_in_reactor(self._stored, error)
+        if self._keeper == get_ident():
+            # Within _finish_writing: its end wakes the reactor, once for both.
+            self._keeper, self._outcome = None, error
+        else:
+            self._receiver.threads.call_in_reactor(self._stored, error)
 
     def _stored(self, error: BaseException | None) -> None:
         if error is None:
@@ -221,7 +232,8 @@ class _Incoming:
         writer.write(buffers)
         self._scan(buffers)
 
-    def _finish_writing(self, buffers: list[memoryview | bytearray]) -> None:
+    def _finish_writing(self, buffers: list[memoryview | bytearray]) -> bool:
+        """Hand the instance to the archive; return whether it has told what came of it already."""
         content: list[Buffer] | str
         if self._writer is None:
             data = b"".join(buffers)
@@ -232,7 +244,12 @@ class _Incoming:
             self._write_some(buffers)
             record = self._checked_record()
             content = self._writer.seal()
+        self._keeper = get_ident()
         self._receiver.archive.keep(record, self._event.context.transfer_syntax, content, self._kept)
+        if self._keeper is None:
+            return True
+        self._keeper = None  # another thread tells
+        return False
 
     def _meta(self) -> bytes:
         try:
