@@ -11,9 +11,10 @@ from dicomtwist.tools.diagnose import diagnose
 from dicomtwist.tools.dump import dump_association
 from dicomtwist.tools.echo import echo
 from dicomtwist.tools.find import find, worklist
+from dicomtwist.tools.retrieve import get, move
 from dicomtwist.tools.store import store
 
-COMMANDS: tuple[click.Command, ...] = (echo, store, find, worklist, dump_association, diagnose)
+COMMANDS: tuple[click.Command, ...] = (echo, store, find, get, move, worklist, dump_association, diagnose)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from dicomtwist import ALL_TRANSFER_SYNTAXES, PresentationContext, build_context, presentation, sop_class
 from dicomtwist.presentation import PREBUILT_CONTEXTS
-from dicomtwist.sop_class import SOPClass, Verification, check_uid, uid_to_sop_class
+from dicomtwist.sop_class import SOPClass, Verification, check_uid, common_storage_classes, uid_to_sop_class
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
 IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
@@ -102,3 +102,73 @@ def split(contexts: Sequence[PresentationContext]) -> Iterator[list[Presentation
     """Cut *contexts* into as many as an association may have."""
     for start in range(0, len(contexts), MAX_PRESENTATION_CONTEXTS):
         yield list(contexts[start : start + MAX_PRESENTATION_CONTEXTS])
+
+
+# --- what is to come in
+
+#: Compressed transfer syntaxes, the most usual first.
+_COMPRESSED = (
+    "1.2.840.10008.1.2.4.70",  # JPEG Lossless, Selection Value 1
+    "1.2.840.10008.1.2.4.90",  # JPEG 2000, lossless
+    "1.2.840.10008.1.2.4.50",  # JPEG Baseline
+    "1.2.840.10008.1.2.4.91",  # JPEG 2000
+    "1.2.840.10008.1.2.5",  # RLE Lossless
+    "1.2.840.10008.1.2.4.80",  # JPEG-LS, lossless
+)
+#: The SOP Classes of which most instances are; these are first to have their compressed instances taken.
+_USUAL = (
+    *("CTImageStorage", "MRImageStorage", "UltrasoundMultiFrameImageStorage", "DigitalXRayImageStorageForPresentation"),
+    *(
+        "DigitalMammographyXRayImageStorageForPresentation",
+        "ComputedRadiographyImageStorage",
+        "XRayAngiographicImageStorage",
+    ),
+    *("UltrasoundImageStorage", "SecondaryCaptureImageStorage", "EnhancedCTImageStorage", "EnhancedMRImageStorage"),
+    *("NuclearMedicineImageStorage", "PositronEmissionTomographyImageStorage", "BreastTomosynthesisImageStorage"),
+    *("VLEndoscopicImageStorage", "VLPhotographicImageStorage", "MultiFrameTrueColorSecondaryCaptureImageStorage"),
+)
+
+
+def storage_classes(names: Iterable[str]) -> list[SOPClass]:
+    """
+    Return the storage SOP Classes that *names* mean, the common ones for no names: those in use, the most usual first.
+
+    :raises ValueError: a name means none, or they are more than an association has place for.
+    """
+    classes = list(dict.fromkeys(uid for name in names for uid in sop_classes_named(name)))
+    if not classes:
+        usual = [uid for name in _USUAL if (uid := _keyword(name)) is not None]
+        in_use = [uid for uid in common_storage_classes() if not uid.is_retired]
+        classes = list(dict.fromkeys([*usual, *in_use]))
+    if len(classes) >= MAX_PRESENTATION_CONTEXTS:
+        most = MAX_PRESENTATION_CONTEXTS - 1
+        raise ValueError(f"these are {len(classes)} SOP Classes, an association has place for {most} of them")
+    return classes
+
+
+def contexts_to_take(classes: Sequence[SOPClass], room: int) -> list[PresentationContext]:
+    """
+    Return presentation contexts for instances of *classes* that are to come in, in whatever transfer syntax.
+
+    Each class has one for what is not compressed. The room that is left goes to compressed ones, each transfer syntax in one
+    of its own as far as that goes: of several in one, the peer takes a single one.
+
+    :param classes: the SOP Classes; where there is not room for all of them, what comes first is served first.
+    :param room: how many contexts at the most.
+    """
+    contexts = [build_context(uid, ["1.2.840.10008.1.2.1", IMPLICIT_LITTLE_ENDIAN]) for uid in classes]
+    others = [
+        str(syntax)
+        for syntax in ALL_TRANSFER_SYNTAXES
+        if str(syntax) not in CONVERTIBLE - {"1.2.840.10008.1.2.1.99"} and str(syntax) not in _COMPRESSED
+    ]
+    left = room - len(contexts)
+    for number, uid in enumerate(classes):
+        share = left // (len(classes) - number) or min(left, 1)
+        alone = _COMPRESSED[: max(0, share - 1)]
+        rest = [syntax for syntax in (*_COMPRESSED, *others) if syntax not in alone]
+        contexts += [build_context(uid, syntax) for syntax in alone]
+        if share:
+            contexts.append(build_context(uid, rest))
+        left -= len(alone) + bool(share)
+    return contexts

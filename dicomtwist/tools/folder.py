@@ -1,0 +1,119 @@
+"""
+Where ``dicomtwist get`` and ``move --receive`` put what comes: a folder of Part 10 files, named by their UIDs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dicomtwist import Association, Status, evt
+from dicomtwist.archive.files import Buffer, Durability, InstanceStore, StoreUnusable
+from dicomtwist.archive.receiver import StorageReceiver
+from dicomtwist.archive.record import Record
+from dicomtwist.threads import WorkerThreads
+from dicomtwist.tools.options import own_option
+
+__all__ = ["Folder", "Receiving", "durability_option", "open_folder"]
+
+
+class Folder:
+    """
+    Keeps instances as files, without an index; a :class:`~dicomtwist.archive.receiver.Keeper`.
+
+    A file is there whole or not at all, and one that comes again takes the place of the first.
+
+    :param store: the folder; ready.
+    """
+
+    def __init__(self, store: InstanceStore) -> None:
+        self.store = store
+
+    def keep(
+        self,
+        record: Record,
+        transfer_syntax: str,
+        content: Sequence[Buffer] | str,
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        """Keep an instance that is whole; it blocks, and *done* is called in the same thread."""
+        store = self.store
+        error: BaseException | None = None
+        try:
+            if not isinstance(content, str):
+                store.store(content, *record.uids)
+            else:
+                try:
+                    store.sync_folder(os.path.dirname(store.rename(content, *record.uids)))
+                except BaseException:
+                    store.remove(content)
+                    raise
+        except BaseException as raised:
+            error = raised
+        done(error)
+
+
+def open_folder(path: str, durability: str) -> InstanceStore:
+    """
+    Return the folder *path*, which is made where it is missing.
+
+    :raises click.UsageError: it cannot be used.
+    """
+    store = InstanceStore(Path(path), durability=Durability(durability))
+    try:
+        store.prepare()
+    except StoreUnusable as error:
+        raise click.UsageError(str(error)) from None
+    return store
+
+
+def durability_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a subcommand ``--durability``."""
+    return own_option(
+        "--durability",
+        type=click.Choice([str(each) for each in Durability]),
+        default=str(Durability.FULL),
+        show_default=True,
+        help="Whether what is told to be stored survives a power cut; none is faster.",
+    )(function)
+
+
+class Receiving:
+    """
+    Takes C-STOREs into a folder, and counts them.
+
+    :param store: the folder.
+    :param threads: where it is written; the caller holds it.
+
+    :ivar stored: how many instances were stored.
+    :ivar failures: how many were not, by what was answered.
+    """
+
+    def __init__(self, store: InstanceStore, threads: WorkerThreads) -> None:
+        self.stored = 0
+        self.failures: Counter[str] = Counter()
+        self._receiver = StorageReceiver(Folder(store), threads)
+        self._under_way = 0
+        self.associations: set[Association] = set()
+
+    @property
+    def handler(self) -> evt.HandlerTuple:
+        """The handler of ``EVT_C_STORE``."""
+        return evt.EVT_C_STORE, self._store
+
+    @evt.streaming
+    def _store(self, event: evt.StoreEvent) -> Any:
+        # The statuses that it gives are a few.
+        return self._receiver.handle_store(event).addCallback(self._count)
+
+    def _count(self, status: Status) -> Status:
+        if status.is_success or status.is_warning:
+            self.stored += 1
+        else:
+            self.failures[str(status)] += 1
+        return status
