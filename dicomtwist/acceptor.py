@@ -346,6 +346,7 @@ class AcceptorFactory(Factory):
     :param ended: called with each association when its connection is closed.
 
     :ivar associations: the connections that are open, established or not yet.
+    :ivar performed: how many operations were performed on those that are closed, by service.
     """
 
     noisy = False
@@ -354,6 +355,7 @@ class AcceptorFactory(Factory):
     def __init__(self, hosts: Iterable[Host], ended: Callable[[Association], None] | None = None) -> None:
         self.hosts = list(hosts)
         self.associations: set[AcceptorAssociation] = set()
+        self.performed: Counter[str] = Counter()
         self._by_title = {host.settings.ae_title: host for host in reversed(self.hosts)}
         self._ended = ended
         self._connections: Counter[str] = Counter()  # by address
@@ -419,6 +421,8 @@ class AcceptorFactory(Factory):
         if association not in self.associations:
             return
         self.associations.discard(association)
+        if association.was_established:
+            self.performed.update(association.exchange.counts)
         address = association.counted_address
         self._connections[address] -= 1
         if not self._connections[address]:

@@ -28,6 +28,7 @@ class ArchiveService(DICOMService):
     :param receiver: who stores it.
     :param import_from: a folder whose DICOM files are taken over while it runs.
     :param access: who may do what; without it anybody may do anything.
+    :param lag_warning: as of :class:`DICOMService`.
     :param providers: the service classes that it provides beside storage; their SOP Classes become supported contexts.
     """
 
@@ -41,12 +42,13 @@ class ArchiveService(DICOMService):
         import_from: Path | None = None,
         providers: Sequence[Provider] = (),
         access: Access | None = None,
+        lag_warning: float | None = 1.0,
     ) -> None:
         provided = [entry for provider in providers for entry in provider.provided]
         handlers: list[evt.HandlerTuple] = [(evt.EVT_C_STORE, receiver.handle_store), *combined(provided)]
         if access is not None:
             handlers = access.guarded(handlers)
-        super().__init__(ae, endpoints, evt_handlers=handlers, grace=grace)
+        super().__init__(ae, endpoints, evt_handlers=handlers, grace=grace, lag_warning=lag_warning)
         for entry in provided:
             ae.add_supported_context(entry.sop_class)
         self._providers = tuple(providers)

@@ -4,6 +4,7 @@ A listening Application Entity.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
@@ -62,6 +63,15 @@ class Server:
     def active_associations(self) -> list[AcceptorAssociation]:
         """The associations that are established."""
         return [association for association in self.factory.associations if association.is_established]
+
+    @property
+    def operations(self) -> Counter[str]:
+        """How many operations its associations have performed since it listens, by service such as ``"C-STORE"``."""
+        total = self.factory.performed.copy()
+        for association in self.factory.associations:
+            if association.was_established:
+                total.update(association.exchange.counts)
+        return total
 
     def bind(self, event: evt.EventType, handler: evt.Handler, args: Any = None) -> None:
         """Bind *handler* to *event* for the associations of this server, those that are there included."""

@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from dicomtwist import evt
 from dicomtwist.ae import AE
 from dicomtwist.endpoints import server_endpoint
+from dicomtwist.monitor import ReactorLag, Vitals
 from dicomtwist.server import Server
 
 
@@ -28,8 +29,10 @@ class DICOMService(Service):
     :param endpoints: where: endpoint strings, ports or endpoints.
     :param evt_handlers: handlers for its associations.
     :param grace: how long associations may go on when it is stopped, in seconds; ``None`` for ever.
+    :param lag_warning: how late the reactor may be before that is logged, in seconds; ``None`` for not at all.
 
     :ivar server: what listens, while it runs.
+    :ivar lag: how late the reactor is while it runs, a :class:`~dicomtwist.monitor.ReactorLag`.
     """
 
     log = Logger()
@@ -41,9 +44,11 @@ class DICOMService(Service):
         *,
         evt_handlers: Iterable[evt.HandlerTuple] | None = None,
         grace: float | None = 10.0,
+        lag_warning: float | None = 1.0,
     ) -> None:
         self.ae = ae
         self.grace = grace
+        self.lag = ReactorLag(ae.reactor, lag_warning)
         self.server: Server | None = None
         self._endpoints = [server_endpoint(ae.reactor, endpoint) for endpoint in endpoints]
         self._handlers = list(evt_handlers or ())
@@ -66,6 +71,15 @@ class DICOMService(Service):
                 self.server.stop_listening()
                 super().stopService()  # type: ignore[no-untyped-call]
                 failures[0].raiseException()
+        self.lag.start()
+
+    def vitals(self) -> Vitals:
+        """Return how it is doing: associations, operations, the lag of the reactor, memory."""
+        return Vitals.of(self.server, self.lag)
+
+    def log_vitals(self) -> None:
+        """Write them into the log, as one line."""
+        self.log.info("{vitals}", vitals=str(self.vitals()))
 
     def relisten(self, endpoints: Mapping[int, IStreamServerEndpoint]) -> Deferred[None]:
         """
@@ -102,5 +116,6 @@ class DICOMService(Service):
         :returns: a Deferred that fires with ``None`` when every connection is closed.
         """
         super().stopService()  # type: ignore[no-untyped-call]
+        self.lag.stop()
         server, self.server = self.server, None
         return succeed(None) if server is None else server.shutdown(self.grace)

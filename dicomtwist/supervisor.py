@@ -46,6 +46,11 @@ class SupervisorService(ArchiveService):
         super().startService()
         self.ae.reactor.callWhenRunning(self.workers.start)
 
+    def log_vitals(self) -> None:
+        """Have the workers write how they are doing, for it is they who serve."""
+        super().log_vitals()
+        self.workers.log_vitals()
+
     def stopService(self) -> Deferred[None]:
         """Stop the workers, then the rest."""
         return self.workers.stop().addBoth(lambda _: super(SupervisorService, self).stopService())

@@ -255,6 +255,13 @@ class Options(usage.Options):
             _seconds("--pdu-timeout"),
         ],
         ["grace", None, 10.0, "Seconds for associations to finish at a stop; none for ever.", _seconds("--grace")],
+        [
+            "lag-warning",
+            None,
+            1.0,
+            "Seconds that the reactor may be late before that is logged; none for never.",
+            _seconds("--lag-warning"),
+        ],
     ]
     optFlags = [["require-called-aet", None, "Reject associations that call another AE title than --ae-title."]]
     compData = usage.Completions(
@@ -402,12 +409,14 @@ def makeService(options: Options) -> IService:
         import_from=folder,
         providers=providers,
         access=access,
+        lag_warning=options["lag-warning"],
     )
     reloading = _reloading(options, service, threads, access)
     if isinstance(service, SupervisorService):
         service.have(lambda clean_up: _workers(options, clean_up))
         reloading.then = service.workers.reload
     ae.reactor.callWhenRunning(_reload_at_sighup, ae.reactor, reloading)
+    ae.reactor.callWhenRunning(_log_vitals_at_sigusr1, ae.reactor, service)
     if place is not None:
         ae.reactor.callWhenRunning(place.begin, ae.reactor)
     return service
@@ -455,3 +464,8 @@ def _stop_at_sigterm(reactor: Any) -> None:
 def _reload_at_sighup(reactor: Any, reloading: Reloading) -> None:
     """Read anew at SIGHUP what may change while the program runs."""
     signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reloading.reload))
+
+
+def _log_vitals_at_sigusr1(reactor: Any, service: ArchiveService) -> None:
+    """Write at SIGUSR1 how the server is doing."""
+    signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(service.log_vitals))

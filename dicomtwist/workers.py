@@ -225,9 +225,16 @@ class Workers:
 
     def reload(self) -> None:
         """Have them read anew what may change; one that is not ready yet reads it anyway."""
+        self._signal("HUP")
+
+    def log_vitals(self) -> None:
+        """Have each write into the log how it is doing."""
+        self._signal("USR1")
+
+    def _signal(self, name: str) -> None:
         for worker in self._workers.values():
             if worker.ready_since is not None:
-                worker.signal("HUP")
+                worker.signal(name)
 
     def stop(self) -> Deferred[None]:
         """

@@ -95,6 +95,7 @@ ROOMS = (
     Room(("archive/holdings.py", "archive/transactions.py"), ALL_ABOVE, ("SQLAlchemy",)),
     Room(("archive/commitment.py", "archive/query_retrieve.py"), ALL_ABOVE, ("Twisted", "pydicom")),
     Room(("configuration.py", "sockets.py", "workers.py"), ALL_ABOVE, ("Twisted",)),
+    Room(("monitor.py",), (), ("Twisted",)),
     Room(("service.py", "archive_service.py", "reloading.py", "supervisor.py", "tap.py"), ALL_ABOVE, ("Twisted",)),
     Room(("tools/",), ALL_ABOVE, ("Twisted", "pydicom", "pyOpenSSL", "click", "tqdm")),
 )

@@ -1,0 +1,144 @@
+"""
+How a server that runs is doing: how late the reactor is, how many associations there are, what they did, what memory it takes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from twisted.logger import Logger
+
+if TYPE_CHECKING:
+    from dicomtwist.server import Server
+
+__all__ = ["ReactorLag", "Vitals", "resident_memory"]
+
+#: The time between two looks at how late the reactor is, in seconds.
+INTERVAL: Final = 0.5
+#: The time that the maximum and the mean are of, and in which it is told once at the most that they are high, in seconds.
+WINDOW: Final = 60.0
+
+
+class ReactorLag:
+    """
+    How late the timers of a reactor fire: what computes in its thread, or blocks it, holds all of them up.
+
+    :param clock: the reactor.
+    :param warning: how late, in seconds, is told in the log; ``None`` for nothing.
+    """
+
+    log = Logger()
+
+    def __init__(self, clock: Any, warning: float | None = 1.0) -> None:
+        self._clock = clock
+        self._warning = warning
+        self._samples: deque[tuple[float, float]] = deque()
+        self._told: float | None = None
+        self._due = 0.0
+        self._call: Any = None
+
+    def start(self) -> None:
+        """Look from here on; nothing happens where that is done already."""
+        if self._call is None:
+            self._samples.clear()
+            self._told = None
+            self._next()
+
+    def stop(self) -> None:
+        """Look no longer; what was seen stays to be asked for."""
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+
+    @property
+    def maximum(self) -> float:
+        """The latest that a timer was in the last minute, in seconds. One that has not fired though it is due counts."""
+        return max((late for _, late in self._recent()), default=0.0)
+
+    @property
+    def mean(self) -> float:
+        """How late they were on average in the last minute, in seconds."""
+        recent = self._recent()
+        return sum(late for _, late in recent) / len(recent) if recent else 0.0
+
+    def _recent(self) -> list[tuple[float, float]]:
+        now = self._clock.seconds()
+        recent = [(at, late) for at, late in self._samples if at > now - WINDOW]
+        if self._call is not None and now > self._due:
+            recent.append((now, now - self._due))
+        return recent
+
+    def _next(self) -> None:
+        self._due = self._clock.seconds() + INTERVAL
+        self._call = self._clock.callLater(INTERVAL, self._look)
+
+    def _look(self) -> None:
+        now = self._clock.seconds()
+        late = max(0.0, now - self._due)
+        self._samples.append((now, late))
+        while self._samples[0][0] <= now - WINDOW:
+            self._samples.popleft()
+        self._next()
+        if self._warning is None or late <= self._warning:
+            return
+        if self._told is None or now - self._told >= WINDOW:
+            self._told = now
+            self.log.info(
+                "the reactor was held up for {late:.3f} s; in the last minute its timers were late by {mean:.3f} s on average",
+                late=late,
+                mean=self.mean,
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vitals:
+    """
+    How a server is doing.
+
+    :ivar associations: how many are established.
+    :ivar connections: how many connections there are, with an association or without.
+    :ivar operations: how many operations were performed since the start, by service such as ``"C-STORE"``.
+    :ivar lag_maximum: the latest that a timer was in the last minute, in seconds.
+    :ivar lag_mean: how late they were on average.
+    :ivar memory: the resident memory of the process, in bytes; 0 where the system does not tell.
+    """
+
+    associations: int
+    connections: int
+    operations: Mapping[str, int]
+    lag_maximum: float
+    lag_mean: float
+    memory: int
+
+    @classmethod
+    def of(cls, server: Server | None, lag: ReactorLag) -> Vitals:
+        """Return how *server* is doing; ``None`` where nothing listens."""
+        return cls(
+            associations=0 if server is None else len(server.active_associations),
+            connections=0 if server is None else len(server.factory.associations),
+            operations={} if server is None else dict(sorted(server.operations.items())),
+            lag_maximum=lag.maximum,
+            lag_mean=lag.mean,
+            memory=resident_memory(),
+        )
+
+    def __str__(self) -> str:
+        operations = ", ".join(f"{count} {service}" for service, count in self.operations.items())
+        return (
+            f"{self.associations} associations, {self.connections} connections; since the start "
+            f"{operations or 'nothing was asked for'}; the reactor was late by {self.lag_maximum:.3f} s at the most and "
+            f"{self.lag_mean:.3f} s on average in the last minute; {self.memory // 1024**2} MiB of memory"
+        )
+
+
+def resident_memory() -> int:
+    """Return the resident memory of this process in bytes, 0 where the system does not tell it in ``/proc``."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -1,0 +1,168 @@
+"""How a server that runs is doing: the lag of its reactor, its line of status, and who asks for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+from dicomtwist import AE, build_context, evt
+from dicomtwist.monitor import INTERVAL, WINDOW, ReactorLag, Vitals, resident_memory
+from dicomtwist.service import DICOMService
+from tests.memory import CT, VERIFICATION, MemoryTestCase
+
+
+class Lag(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.lines: list[str] = []
+        observer: Any = self.observe
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+
+    def observe(self, event: LogEvent) -> None:
+        if event.get("log_namespace") == "dicomtwist.monitor.ReactorLag":
+            self.assertEqual(event["log_level"].name, "info")
+            self.lines.append(formatEvent(event))
+
+    def lag(self, warning: float | None = 1.0) -> ReactorLag:
+        lag = ReactorLag(self.clock, warning)
+        lag.start()
+        self.addCleanup(lag.stop)
+        return lag
+
+    def hold_up(self, seconds: float) -> None:
+        """The timer that is next fires so late."""
+        self.clock.advance(INTERVAL + seconds)
+
+    def test_on_time(self) -> None:
+        lag = self.lag()
+        self.assertEqual((lag.maximum, lag.mean), (0.0, 0.0))
+        self.clock.pump([INTERVAL] * 10)
+        self.assertEqual((lag.maximum, lag.mean), (0.0, 0.0))
+        self.assertEqual(self.lines, [])
+
+    def test_late(self) -> None:
+        lag = self.lag()
+        for seconds in (0.25, 0.0, 0.5, 0.25):
+            self.hold_up(seconds)
+        self.assertEqual((lag.maximum, lag.mean), (0.5, 0.25))
+        self.assertEqual(self.lines, [])
+
+    def test_of_the_last_minute(self) -> None:
+        """What is older counts no longer, and is not kept."""
+        lag = self.lag()
+        self.hold_up(0.75)
+        self.clock.pump([INTERVAL] * int(WINDOW / INTERVAL - 1))
+        self.assertEqual(lag.maximum, 0.75)
+        self.clock.pump([INTERVAL] * 1000)
+        self.assertEqual((lag.maximum, lag.mean), (0.0, 0.0))
+        self.assertLessEqual(len(lag._samples), WINDOW / INTERVAL)
+
+    def test_one_that_has_not_fired(self) -> None:
+        """Who asks while the reactor is held up is told of that too."""
+        lag = self.lag()
+        self.clock.rightNow += INTERVAL + 3
+        self.assertEqual((lag.maximum, lag.mean), (3.0, 3.0))
+
+    def test_told_once_a_minute(self) -> None:
+        self.lag()
+        self.hold_up(1.0)
+        self.assertEqual(self.lines, [])
+        self.hold_up(2.0)
+        self.hold_up(5.0)
+        self.assertEqual(len(self.lines), 1)
+        self.assertIn("held up for 2.000 s", self.lines[0])
+        self.assertIn("late by 1.500 s on average", self.lines[0])
+        self.clock.pump([INTERVAL] * int(WINDOW / INTERVAL))
+        self.assertEqual(len(self.lines), 1)
+        self.hold_up(1.5)
+        self.assertEqual(len(self.lines), 2)
+
+    def test_never_told(self) -> None:
+        lag = self.lag(None)
+        self.hold_up(100)
+        self.assertEqual((self.lines, lag.maximum), ([], 100.0))
+
+    def test_start_and_stop(self) -> None:
+        """Twice is as once; after a stop nothing is left to fire, and what was seen can be asked for."""
+        lag = self.lag()
+        lag.start()
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.hold_up(0.5)
+        lag.stop()
+        lag.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual(lag.maximum, 0.5)
+        self.clock.advance(WINDOW)
+        lag.start()
+        self.assertEqual(lag.maximum, 0.0)
+
+
+class OfAService(MemoryTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        ae = AE("SCP", reactor=self.network)
+        ae.supported_contexts = [build_context(VERIFICATION), build_context(CT)]
+        handlers: list[evt.HandlerTuple] = [(evt.EVT_C_STORE, lambda event: 0xA700)]
+        self.service = DICOMService(ae, ["tcp:105:interface=127.0.0.1"], evt_handlers=handlers, lag_warning=0.5)
+
+    def vitals(self) -> Vitals:
+        return self.service.vitals()
+
+    def test_counts(self) -> None:
+        """Operations of associations that are there and of those that are over; each kind of connection."""
+        self.assertEqual(self.vitals().connections, 0)
+        self.service.startService()
+        scu = AE("SCU", reactor=self.network)
+        scu.requested_contexts = [build_context(VERIFICATION)]
+        first, second = (self.network.result_of(scu.associate("127.0.0.1", 105)) for _ in range(2))
+        silent = self.network.scripted_client(105)
+        for assoc in (first, second, second):
+            self.assertEqual(self.network.result_of(assoc.send_c_echo()), 0)
+        found = self.vitals()
+        self.assertEqual((found.associations, found.connections, found.operations), (2, 3, {"C-ECHO": 3}))
+        self.network.result_of(second.release())
+        silent.close()
+        found = self.vitals()
+        self.assertEqual((found.associations, found.connections, found.operations), (1, 1, {"C-ECHO": 3}))
+        self.assertIn("1 associations, 1 connections; since the start 3 C-ECHO; ", str(found))
+        self.network.result_of(first.release())
+        self.network.result_of(self.service.stopService())
+        self.assertEqual(self.vitals().associations, 0)
+
+    def test_lag(self) -> None:
+        """It is measured while the service runs."""
+        self.service.startService()
+        self.network.advance(3)
+        self.assertEqual(self.vitals().lag_maximum, self.service.lag.maximum)
+        self.network.result_of(self.service.stopService())
+        self.assertEqual(self.network.getDelayedCalls(), [])
+
+    def test_a_line(self) -> None:
+        lines: list[str] = []
+
+        def observe(event: LogEvent) -> None:
+            if event.get("log_namespace", "").startswith("dicomtwist"):
+                lines.append(formatEvent(event))
+
+        observer: Any = observe
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.service.log_vitals()
+        self.assertEqual(len(lines), 1)
+        self.assertRegex(
+            lines[0], r"^0 associations, 0 connections; since the start nothing was asked for; .* MiB of memory$"
+        )
+
+
+class Memory(SynchronousTestCase):
+    def test_it_grows(self) -> None:
+        before = resident_memory()
+        if not before:
+            raise SkipTest("this system does not tell in /proc")
+        kept = b"x" * 50_000_000
+        self.assertGreater(resident_memory() - before, 40_000_000)
+        del kept
