@@ -87,7 +87,7 @@ class Asking:
         """Return the exit status; *done* says whether the operation did all that it was asked for."""
         if self.association is None and self.cause is not None:
             return NO_ASSOCIATION
-        return ALL_WELL if done and not self.interrupted and not self.error else SOME_FAILED
+        return ALL_WELL if done and not (self.interrupted or self.error or self.cause) else SOME_FAILED
 
     def tell(self) -> None:
         """Say what went wrong."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import click
 
 import dicomtwist as package
+from dicomtwist.tools.commit import commit
 from dicomtwist.tools.diagnose import diagnose
 from dicomtwist.tools.dump import dump_association
 from dicomtwist.tools.echo import echo
@@ -14,7 +15,7 @@ from dicomtwist.tools.find import find, worklist
 from dicomtwist.tools.retrieve import get, move
 from dicomtwist.tools.store import store
 
-COMMANDS: tuple[click.Command, ...] = (echo, store, find, get, move, worklist, dump_association, diagnose)
+COMMANDS: tuple[click.Command, ...] = (echo, store, find, get, move, worklist, commit, dump_association, diagnose)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
