@@ -50,6 +50,18 @@ def dcmtk(name: str) -> str:
         raise BenchmarkError(str(error)) from None
 
 
+def installed(name: str) -> str:
+    """
+    Return the path of another program.
+
+    :raises BenchmarkError: it is not installed.
+    """
+    try:
+        return peers.tool(name)
+    except (SkipTest, peers.PeerError) as error:
+        raise BenchmarkError(str(error)) from None
+
+
 # --- processes
 
 

@@ -19,6 +19,8 @@ _SERIES = 4
 _ROOT = "1.2.826.0.1.3680043.8.498.1"
 #: The Study Instance UID of all of them.
 STUDY = f"{_ROOT}.1"
+#: The Series Instance UID of the first series.
+SERIES = f"{_ROOT}.3.1"
 _MARK = f"{_ROOT}.2.1999999999"
 _SERIES_MARK = f"{_ROOT}.3.9"
 
@@ -48,12 +50,13 @@ def _head_length() -> int:
     return len(_template(2)[0])
 
 
-def make(folder: Path, count: int, size: int, first: int = 0) -> list[Path]:
+def make(folder: Path, count: int, size: int, first: int = 0, series: int = _SERIES) -> list[Path]:
     """
     Write instances into a new folder.
 
     :param size: how many bytes each shall have, roughly.
     :param first: the number of the first, which makes its SOP Instance UID.
+    :param series: how many series they are of.
     """
     folder.mkdir()
     head, length = _template(math.isqrt(max(2, size - _head_length()) // 2))
@@ -63,7 +66,7 @@ def make(folder: Path, count: int, size: int, first: int = 0) -> list[Path]:
     for number in range(first, first + count):
         path = folder / f"{number:06}.dcm"
         with path.open("wb") as file:
-            file.write(_numbered(head, number))
+            file.write(_numbered(head, number, series))
             file.write(pixels)
         paths.append(path)
     return paths
@@ -78,9 +81,9 @@ def make_sparse(path: Path, rows: int) -> Path:
     return path
 
 
-def _numbered(head: bytes, number: int) -> bytes:
+def _numbered(head: bytes, number: int, series: int = _SERIES) -> bytes:
     return head.replace(_MARK.encode(), f"{_ROOT}.2.1{number:09}".encode()).replace(
-        _SERIES_MARK.encode(), f"{_ROOT}.3.{number % _SERIES + 1}".encode()
+        _SERIES_MARK.encode(), f"{_ROOT}.3.{number % series + 1}".encode()
     )
 
 

@@ -4,19 +4,20 @@ The command lines of the servers: ours and the peers'. This is the one place tha
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from benchmarks import instances
-from benchmarks.harness import MAX_PDU, dcmtk
+from benchmarks.harness import MAX_PDU, dcmtk, installed
 
 #: Gives the command line of a server for a port.
 Program = Callable[[int], Sequence[object]]
 
 
-def twist_dicom(storage: Path, durability: str = "none") -> Program:
+def twist_dicom(storage: Path, durability: str = "none", *options: object) -> Program:
     """Return our server, as users run it."""
     return lambda port: [
         sys.executable,
@@ -25,6 +26,7 @@ def twist_dicom(storage: Path, durability: str = "none") -> Program:
         *("--storage", storage),
         *("--durability", durability),
         *("--max-pdu", MAX_PDU),
+        *options,
     ]
 
 
@@ -51,9 +53,9 @@ def delaying_proxy(target: int, seconds: float) -> Program:
     return lambda port: [sys.executable, "-m", "benchmarks.proxy", port, target, seconds]
 
 
-def echoscu(port: int, repeat: int) -> Sequence[object]:
+def echoscu(port: int, repeat: int, called: str = "ANY-SCP") -> Sequence[object]:
     """Return DCMTK's client for C-ECHO."""
-    return [dcmtk("echoscu"), "--repeat", repeat, "127.0.0.1", port]
+    return [dcmtk("echoscu"), "-aec", called, "--repeat", repeat, "127.0.0.1", port]
 
 
 def storescu(port: int, paths: Sequence[Path], called: str = "ANY-SCP") -> Sequence[object]:
@@ -110,9 +112,53 @@ def dcmqrscp(configuration: Path) -> Program:
     return lambda port: [dcmtk("dcmqrscp"), "+B", "-c", configuration, port]
 
 
-def findscu(port: int) -> Sequence[object]:
-    """Return DCMTK's client for C-FIND, which does not print what it gets."""
-    return _asking("findscu", port, QUERY, "-q")
+def orthanc(folder: Path) -> Program:
+    """Return Orthanc, which keeps its files in *folder*."""
+
+    def command(port: int) -> Sequence[object]:
+        settings = {
+            "Name": "ORTHANC",
+            "StorageDirectory": str(folder / "storage"),
+            "IndexDirectory": str(folder / "storage"),
+            "HttpServerEnabled": False,
+            "DicomAet": "ORTHANC",
+            "DicomPort": port,
+        }
+        configuration = folder / "orthanc.json"
+        configuration.write_text(json.dumps(settings))
+        return [installed("Orthanc"), configuration]
+
+    return command
+
+
+def pynetdicom_qrscp(folder: Path) -> Program:
+    """Return pynetdicom's archive, which keeps its files in *folder*."""
+
+    def command(port: int) -> Sequence[object]:
+        configuration = folder / "qrscp.ini"
+        configuration.write_text(
+            f"""[DEFAULT]
+ae_title: QRSCP
+port: {port}
+max_pdu: {MAX_PDU}
+acse_timeout: 30
+dimse_timeout: 30
+network_timeout: 30
+bind_address: 127.0.0.1
+instance_location: {folder}/instances
+database_location: {folder}/instances.sqlite
+log_identifier: False
+"""
+        )
+        return [sys.executable, "-m", "pynetdicom", "qrscp", "-q", "-c", configuration]
+
+    return command
+
+
+def findscu(port: int, series: str = "") -> Sequence[object]:
+    """Return DCMTK's client for C-FIND, which does not print what it gets; an archive may want the series to be told."""
+    keys = [f"{key}{series}" if key.startswith("Series") else key for key in QUERY]
+    return _asking("findscu", port, keys, "-q")
 
 
 def getscu(port: int) -> Sequence[object]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import instances
+from benchmarks.archiving import archive_find, archive_retrieve, index_growth, ingest_medium, ingest_small
 from benchmarks.harness import (
     Bench,
     BenchmarkError,
@@ -367,6 +368,11 @@ BENCHMARKS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "get-medium": get_medium,
     "move-small": move_small,
     "move-medium": move_medium,
+    "archive-small": ingest_small,
+    "archive-medium": ingest_medium,
+    "archive-find": archive_find,
+    "archive-retrieve": archive_retrieve,
+    "index-growth": index_growth,
     "memory": memory,
     "window": window,
     "window-proof": window_proof,

@@ -1,0 +1,261 @@
+"""
+``twist dicom`` as an archive: instances that are durable and indexed, queries and retrievals from the index, beside DCMTK's,
+Orthanc's and pynetdicom's archives.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from pydicom import Dataset
+
+from benchmarks import instances
+from benchmarks.harness import (
+    Bench,
+    BenchmarkError,
+    Row,
+    Seconds,
+    Server,
+    Side,
+    compare,
+    run,
+    serving,
+    spread,
+)
+from benchmarks.programs import (
+    Program,
+    dcmqrscp,
+    dcmqrscp_configuration,
+    dcmtk_storescp,
+    echoscu,
+    findscu,
+    getscu,
+    movescu,
+    orthanc,
+    pynetdicom_qrscp,
+    storescu,
+    twist_dicom,
+)
+from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.files import Durability
+from dicomtwist.archive.finder import Search
+from dicomtwist.archive.index import Indexed
+from dicomtwist.archive.matching import Model, compile_find
+from dicomtwist.archive.record import Record, make_record, scanner_for
+from dicomtwist.datasets import encode_dataset
+
+DCMQRSCP: Final = "dcmqrscp"
+_EXPLICIT: Final = "1.2.840.10008.1.2.1"
+#: Of how many instances pynetdicom's time is taken, which is scaled: it is that slow.
+_FEW: Final = 100
+
+
+# --- storing
+
+
+def ingest_small(bench: Bench) -> list[Row]:
+    """Small instances into archives, indexed; ours durable."""
+    return _ingest(bench, bench.scaled(1000, 100), "12 KB", 12_000)
+
+
+def ingest_medium(bench: Bench) -> list[Row]:
+    """Images of 512 x 512 into archives, indexed; ours durable."""
+    return _ingest(bench, bench.scaled(300, 30), "525 KB", 530_800)
+
+
+def _ingest(bench: Bench, count: int, words: str, size: int) -> list[Row]:
+    paths = instances.make(bench.fresh() / "in", count, size)
+    few = paths[:_FEW]
+
+    def ours(durability: str) -> Side:
+        return lambda: _stored(bench, twist_dicom(bench.fresh(), durability), paths, "ANY-SCP")
+
+    def dcmtk() -> Seconds:
+        configuration = dcmqrscp_configuration(bench.fresh(), 1)
+        return _stored(bench, dcmqrscp(configuration), paths, "DCMQRSCP")
+
+    def pynetdicom() -> Seconds:
+        return _stored(bench, pynetdicom_qrscp(bench.fresh()), few, "QRSCP") * len(paths) / len(few)
+
+    times = bench.measure({"full": ours("full"), "none": ours("none"), "dcmqrscp": dcmtk})
+    slow = bench.measure(
+        {
+            "orthanc": lambda: _stored(bench, orthanc(bench.fresh()), paths, "ORTHANC"),
+            "pynetdicom": pynetdicom,
+        },
+        rounds=min(bench.rounds, 3),
+    )
+    work = f"archive {count} x {words}"
+    return [
+        compare(f"{work}, durability full", times["full"], DCMQRSCP, times["dcmqrscp"], 2.0),
+        compare(f"{work}, durability none", times["none"], DCMQRSCP, times["dcmqrscp"]),
+        compare(f"{work}, durability full", times["full"], "Orthanc", slow["orthanc"], 3.0),
+        compare(
+            f"{work}, durability full",
+            times["full"],
+            "pynetdicom qrscp",
+            slow["pynetdicom"],
+            15.0,
+            f"the peer's time is that of {len(few)}, scaled",
+        ),
+    ]
+
+
+def _stored(bench: Bench, program: Program, paths: Sequence[Path], called: str) -> Seconds:
+    """Store *paths* in an archive that is empty, and return how long that took."""
+    with serving(program, bench.fresh() / "log") as server:
+        run(echoscu(server.port, 1, called))
+        return run(storescu(server.port, paths, called))
+
+
+# --- asking
+
+
+@contextmanager
+def _archives(bench: Bench, paths: Sequence[Path]) -> Iterator[tuple[Server, Server]]:
+    """Run our archive and DCMTK's, with *paths* in both; they move to a storescp that ignores what comes."""
+    with ExitStack() as stack:
+        target = stack.enter_context(serving(dcmtk_storescp(bench.fresh(), "--ignore"), bench.fresh() / "log"))
+        storage = bench.fresh()
+        options = ("--peer", f"DESTINATION=127.0.0.1:{target.port}")
+        ours = stack.enter_context(serving(twist_dicom(storage, "none", *options), bench.fresh() / "log"))
+        configuration = dcmqrscp_configuration(bench.fresh(), target.port)
+        peer = stack.enter_context(serving(dcmqrscp(configuration), bench.fresh() / "log"))
+        run(storescu(ours.port, paths))
+        run(storescu(peer.port, paths, called="DCMQRSCP"))
+        for folder in (storage, configuration.parent / "storage"):
+            if instances.count_stored(folder) < len(paths):
+                raise BenchmarkError(f"{folder} does not have everything")
+        yield ours, peer
+
+
+def archive_find(bench: Bench) -> list[Row]:
+    """C-FIND with many answers from the index."""
+    count = bench.scaled(1300, 100)
+    paths = instances.make(bench.fresh() / "in", count, 1, series=1)
+    with _archives(bench, paths) as (ours, peer):
+        times = bench.measure(
+            {
+                "ours": lambda: run(findscu(ours.port, instances.SERIES)),
+                "peer": lambda: run(findscu(peer.port, instances.SERIES)),
+            }
+        )
+    return [compare(f"archive, C-FIND, {count} answers", times["ours"], DCMQRSCP, times["peer"], 1.0)]
+
+
+def archive_retrieve(bench: Bench) -> list[Row]:
+    """C-GET and C-MOVE of both sizes from the archive."""
+    rows = []
+    for count, few, words, size in ((1000, 100, "12 KB", 12_000), (300, 30, "525 KB", 530_800)):
+        number = bench.scaled(count, few)
+        with _archives(bench, instances.make(bench.fresh() / "in", number, size)) as (ours, peer):
+            for name, command in (("C-GET", getscu), ("C-MOVE", movescu)):
+                rows.append(_asked(bench, f"archive, {name} {number} x {words}", command, ours, peer))
+    return rows
+
+
+def _asked(bench: Bench, work: str, command: Callable[[int], Sequence[object]], ours: Server, peer: Server) -> Row:
+    times = bench.measure({"ours": lambda: run(command(ours.port)), "peer": lambda: run(command(peer.port))})
+    return compare(work, times["ours"], DCMQRSCP, times["peer"], 1.0)
+
+
+# --- how it grows
+
+
+def index_growth(bench: Bench) -> list[Row]:
+    """A query and the rate of new rows with a thousand rows in the index, and with a million (synthetic)."""
+    sizes = (1000, 5000) if bench.quick else (1000, 100_000, 1_000_000)
+    found: dict[int, tuple[list[Seconds], list[Seconds]]] = {}
+    archive = Archive(bench.fresh() / "archive", durability=Durability.NONE)
+    archive.open()
+    try:
+        rows = _synthetic()
+        total = 0
+        for size in sizes:
+            while total < size:
+                step = min(1000, size - total)
+                archive.index.add([next(rows) for _ in range(step)])
+                total += step
+            found[size] = _queries(archive, bench.rounds), _additions(archive, rows, bench.rounds)
+            total += bench.rounds * 200
+    finally:
+        archive.close()
+    first = found[sizes[0]]
+    table = []
+    for size in sizes[1:]:
+        asked, added = found[size]
+        slower = (statistics.median(asked) - statistics.median(first[0])) * 1000
+        work = f"study-level query by patient, {size:,} instances"
+        table.append(
+            Row(
+                work,
+                spread(asked),
+                f"ours, {sizes[0]:,}",
+                spread(first[0]),
+                f"+{slower:.1f} ms",
+                "< 20 ms",
+                slower < 20,
+            )
+        )
+        table.append(compare(f"200 new rows, {size:,} instances", added, less, first[1], 0.8))
+    return table
+
+
+def _queries(archive: Archive, rounds: int) -> list[Seconds]:
+    times = []
+    for number in range(rounds * 4):
+        identifier = Dataset()
+        identifier.QueryRetrieveLevel = "STUDY"
+        identifier.PatientID = f"P{number:07}"
+        identifier.StudyInstanceUID = ""
+        began = time.perf_counter()
+        matches = Search(archive.index.engine, compile_find(identifier, Model.STUDY_ROOT)).numbers()
+        times.append(time.perf_counter() - began)
+        if not len(matches):
+            raise BenchmarkError(f"nothing was found for {identifier.PatientID}")
+    return times
+
+
+def _additions(archive: Archive, rows: Iterator[Indexed], rounds: int) -> list[Seconds]:
+    """How long 200 rows take, each committed by itself as a store would."""
+    times = []
+    for _ in range(rounds):
+        batch = [next(rows) for _ in range(200)]
+        began = time.perf_counter()
+        for row in batch:
+            archive.index.add([row])
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def _synthetic() -> Iterator[Indexed]:
+    """Rows of instances: ten to a series, two series to a study, two studies to a patient."""
+    number = 0
+    record: Record | None = None
+    while True:
+        series, study, patient = number // 10, number // 20, number // 40
+        if number % 10 == 0 or record is None:
+            dataset = Dataset()
+            dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+            dataset.SOPInstanceUID = f"1.2.826.0.1.9.{number}"
+            dataset.StudyDate = f"20{10 + study % 15:02}{study % 12 + 1:02}{study % 28 + 1:02}"
+            dataset.Modality = "MR"
+            dataset.PatientName = f"Name{patient % 5000}^First{patient % 77}"
+            dataset.PatientID = f"P{patient:07}"
+            dataset.StudyInstanceUID = f"1.2.826.0.1.7.{study}"
+            dataset.SeriesInstanceUID = f"1.2.826.0.1.8.{series}"
+            dataset.InstanceNumber = "1"
+            scanner = scanner_for(_EXPLICIT)
+            if not scanner.feed(encode_dataset(dataset, _EXPLICIT)):
+                scanner.finish()
+            record = make_record(scanner.values, _EXPLICIT)
+        uid = f"1.2.826.0.1.9.{number}"
+        one = replace(record, sop_instance_uid=uid, instance=(record.instance[0], uid, *record.instance[2:]))
+        yield Indexed(one, _EXPLICIT, 12_000)
+        number += 1
