@@ -5,6 +5,7 @@ What a query or retrieval asks for: the options that say it, and the identifier 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -200,7 +201,10 @@ def checked(query: Query) -> Query:
     :raises click.UsageError: it cannot.
     """
     try:
-        encode_identifier(query.identifier, "1.2.840.10008.1.2.1")
+        with warnings.catch_warnings():
+            # pydicom would send question marks for letters that the character set does not have.
+            warnings.filterwarnings("error", "Failed to encode")
+            encode_identifier(query.identifier, "1.2.840.10008.1.2.1")
     except DataSetError as error:
         raise click.UsageError(f"the keys cannot be sent: {error}") from None
     return query

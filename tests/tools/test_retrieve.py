@@ -1,0 +1,205 @@
+"""``dicomtwist get`` and ``dicomtwist move``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydicom import dcmread
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from dicomtwist import AE, Association, evt
+from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES
+from dicomtwist.sop_class import CTImageStorage
+from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelGet as STUDY_GET
+from dicomtwist.tools.contexts import contexts_to_take, sop_classes_named, storage_classes
+from tests import peers
+from tests.interop.archives import dcmqrscp, orthanc, study
+from tests.tools.common import ToolTestCase, reactor
+
+STUDY = f"StudyInstanceUID={study()[0].study}"
+
+
+class Proposed(SynchronousTestCase):
+    """What a peer may send on one association."""
+
+    def test_common_ones(self) -> None:
+        """Each uncompressed; what is most usual compressed as well; no more than there is room for."""
+        classes = storage_classes(())
+        contexts = contexts_to_take(classes, 127)
+        self.assertEqual(len(contexts), 127)
+        self.assertEqual({context.abstract_syntax for context in contexts}, set(classes))
+        compressed = [str(context.abstract_syntax) for context in contexts[len(classes) :]]
+        self.assertEqual(compressed, [str(uid) for uid in classes[: 127 - len(classes)]])
+        self.assertIn(str(CTImageStorage), compressed)
+
+    def test_named_ones(self) -> None:
+        """The fewer there are, the more has a context of its own; nothing is left out, nothing is there twice."""
+        for count in (1, 2, 10, 63, 64, 127):
+            classes = sop_classes_named("storage")[:count]
+            contexts = contexts_to_take(classes, 127)
+            self.assertLessEqual(len(contexts), 127)
+            for uid in classes:
+                proposed = [
+                    str(syntax)
+                    for context in contexts
+                    if context.abstract_syntax == uid
+                    for syntax in context.transfer_syntax
+                ]
+                self.assertEqual(len(proposed), len(set(proposed)))
+                if count <= 63:
+                    missing = {str(syntax) for syntax in ALL_TRANSFER_SYNTAXES} - set(proposed)
+                    self.assertEqual(missing, {"1.2.840.10008.1.2.2"})  # it is converted
+
+    def test_mistakes(self) -> None:
+        for names, words in ((("storage",), "has place for 127"), (("CTImage",), "neither a SOP Class keyword")):
+            with self.assertRaisesRegex(ValueError, words):
+                storage_classes(names)
+
+
+class Archives(ToolTestCase):
+    """Real ones, that know us as CT1."""
+
+    def files(self, folder: Path) -> list[Path]:
+        """What is in *folder*, and whether it is the study."""
+        paths = sorted(folder.rglob("*.dcm"))
+        for path in paths:
+            dataset = dcmread(path)
+            uids = (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID)
+            self.assertEqual(path, folder / uids[0] / uids[1] / f"{uids[2]}.dcm")
+            (original,) = [file for file in study() if file.sop_instance == uids[2]]
+            self.assertEqual(dataset.PixelData, dcmread(original.path).PixelData)
+        return paths
+
+    async def ask(self, peer: str, port: int, *, moves: bool = True) -> None:
+        """Get and move the study, and what there is not."""
+        calling = ("--calling", "CT1")
+        result = await self.tool("get", *calling, peer, self.folder / "got", "-k", STUDY)
+        self.assertEqual(result.code, 0, result.text)
+        self.assertIn(f"  stored     {len(study())}  in {self.folder}/got\n", result.stdout.decode())
+        self.assertEqual(len(self.files(self.folder / "got")), len(study()))
+        receives = ("--receive", self.folder / "moved", "--listen", f"tcp:{port}:interface=127.0.0.1")
+        document = await self.json("move", *calling, *receives, peer, "-k", STUDY, code=0)
+        self.assertEqual(
+            (document["completed"], document["failed"], document["stored"]), (len(study()), 0, len(study()))
+        )
+        self.assertEqual(len(self.files(self.folder / "moved")), len(study()))
+        document = await self.json("move", *calling, "--to", "NOBODY", peer, "-k", STUDY, code=1)
+        self.assertEqual(document["completed"], 0)
+        document = await self.json("get", *calling, peer, self.folder / "none", "-k", "StudyInstanceUID=1.2.3", code=1)
+        self.assertEqual((document["stored"], self.files(self.folder / "none")), (0, []))
+
+    async def store(self, peer: str, files: Sequence[peers.DicomFile]) -> None:
+        """Fill an archive."""
+        result = await self.tool("store", "-q", peer, *[file.path for file in files])
+        self.assertEqual(result.code, 0, result.text)
+
+    async def test_twist_dicom(self) -> None:
+        """And at a terminal, where a bar counts them."""
+        back = peers.free_port()
+        port, _ = await self.twist_dicom("--peer", f"CT1=127.0.0.1:{back}")
+        peer = f"127.0.0.1:{port}"
+        await self.store(peer, study())
+        await self.ask(peer, back)
+        process = self.terminal("get", "--durability", "none", peer, self.folder / "again", "-k", STUDY)
+        result = await process.wait(120)
+        self.assertEqual(result.code, 0, result.text)
+        count = len(study())
+        self.assertIn(f"{count}/{count}", result.text)
+        self.assertEqual(len(self.files(self.folder / "again")), count)
+        # Nobody listens where the archive knows CT1 to be; and no class that it has is taken.
+        document = await self.json("move", "--to", "CT1", peer, "-k", STUDY, code=1)
+        self.assertEqual((document["status"], document["failed"]), ("0xA702", count))
+        self.assertEqual(len(document["failed_instances"]), count)
+        document = await self.json(
+            "get", "--sop-class", "MRImageStorage", peer, self.folder / "no", "-k", STUDY, code=1
+        )
+        self.assertEqual((document["failed"], document["stored"]), (count, 0))
+
+    async def test_dcmqrscp(self) -> None:
+        back = peers.free_port()
+        port = await dcmqrscp(self, study(), {"CT1": back})
+        await self.ask(f"DCMQRSCP@127.0.0.1:{port}", back)
+
+    async def test_orthanc(self) -> None:
+        back = peers.free_port()
+        port = await orthanc(self, study(), {"CT1": back})
+        await self.ask(f"ORTHANC@127.0.0.1:{port}", back)
+
+    def test_mistakes(self) -> None:
+        taken = self.folder / "file"
+        taken.write_text("")
+        for command, options, words in (
+            ("get", [self.folder / "x"], "not said what to send"),
+            ("get", [self.folder / "x", "-k", "StudyInstanceUID"], "not said what to send"),
+            ("get", [taken, "-k", STUDY], "is a file"),
+            ("get", [self.folder / "no" / "x", "-k", STUDY], "make the folder above it first"),
+            ("get", [self.folder / "x", "-k", STUDY, "--sop-class", "CT"], "--sop-class: 'CT' is neither"),
+            ("move", ["-k", STUDY], "not said where to send it"),
+            ("move", ["-k", STUDY, "--to", "x" * 17], "16 is the most"),
+            ("move", ["-k", STUDY, "--receive", self.folder / "x", "--listen", "foo:1"], "foo"),
+        ):
+            result = self.misuse(command, "127.0.0.1:1", *options)
+            self.assertEqual(result.code, 2, result.text)
+            self.assertIn(words, result.text)
+
+
+class Conduct(ToolTestCase):
+    """Where it does not go well."""
+
+    async def test_interrupted(self) -> None:
+        """C-CANCEL between two instances: the first is kept, and told of."""
+        ended: Deferred[Association] = Deferred()
+        sent: Deferred[None] = Deferred()
+        go_on: Deferred[None] = Deferred()
+
+        async def get(event: Any) -> AsyncIterator[Any]:
+            yield 2
+            yield 0xFF00, study()[0].path
+            sent.callback(None)
+            await go_on
+            yield 0xFE00, None
+
+        ae = AE("SCP")
+        ae.add_supported_context(STUDY_GET)
+        ae.add_supported_context(CTImageStorage, ALL_TRANSFER_SYNTAXES, scu_role=True, scp_role=True)
+        self.addCleanup(ae.shutdown)
+        handlers: list[Any] = [
+            (evt.EVT_C_GET, get),
+            (evt.EVT_C_CANCEL, lambda event: go_on.callback(None)),
+            (evt.EVT_RELEASED, lambda event: ended.callback(event.assoc)),
+        ]
+        server = await ae.start_server(("127.0.0.1", 0), evt_handlers=handlers)
+        peer = f"127.0.0.1:{server.port}"
+        process = await self.start_tool("get", "-v", "--json", peer, self.folder / "got", "-k", STUDY)
+        await sent.addTimeout(120, reactor)
+        await process.wait_for("1 completed", 120)
+        process.signal("INT")
+        result = await process.wait(120)
+        self.assertEqual(result.code, 1, result.text)
+        document = json.loads(result.stdout)
+        self.assertEqual((document["status"], document["stored"], document["interrupted"]), ("0xFE00", 1, True))
+        self.assertEqual(len(list((self.folder / "got").rglob("*.dcm"))), 1)
+        await ended
+
+    async def test_no_place_to_listen(self) -> None:
+        server = await self.serve()
+        listen = f"tcp:{server.port}:interface=127.0.0.1"
+        result = await self.tool(
+            *("move", "--receive", self.folder / "x", "--listen", listen, f"127.0.0.1:{server.port}", "-k", STUDY)
+        )
+        self.assertEqual(result.code, 1, result.text)
+        self.assertIn(f"dicomtwist: --listen {listen}: ", result.stderr.decode())
+
+    async def test_without_sqlalchemy(self) -> None:
+        """It is for archives, and not among what the command needs."""
+        blocked = self.folder / "blocked.py"
+        blocked.write_text("import sys\nsys.modules['sqlalchemy'] = None\nfrom dicomtwist.tools import main\nmain()\n")
+        nobody = f"127.0.0.1:{peers.free_port()}"
+        result = await peers.run(sys.executable, blocked, "get", "--json", nobody, self.folder / "x", "-k", STUDY)
+        self.assertEqual(result.code, 3, result.text)
+        self.assertEqual(json.loads(result.stdout)["cause"]["code"], "refused")
