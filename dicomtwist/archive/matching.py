@@ -8,7 +8,7 @@ decides. Nothing here touches a database.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from typing import Any, Final
@@ -23,12 +23,12 @@ from dicomtwist.archive.ranges import Moments, moments, paired_time, single_rang
 from dicomtwist.archive.record import integer_text
 from dicomtwist.archive.schema import TABLES, instance, series, study
 from dicomtwist.archive.sequences import sequence_predicate
-from dicomtwist.archive.values import has_wildcard, like_pattern, wildcard_regex
+from dicomtwist.archive.values import check_key, has_wildcard, like_pattern, wildcard_regex
 from dicomtwist.dimse.status import DATASET_MISMATCH
 
 __all__ = ["BASELINE", "InvalidIdentifier", "Model", "Negotiated", "Query", "compile_find", "compile_retrieve"]
 
-#: How many values a key may have, such as a list of UIDs; databases have limits of their own not far above.
+#: How many values the keys may have together, such as a list of UIDs; databases have limits of their own not far above.
 MAX_VALUES: Final = 10_000
 
 _LEVEL: Final = 0x00080052
@@ -157,6 +157,7 @@ def compile_find(
         else:
             query.keys.append(attribute)
             keys[tag] = _Key(attribute, _values(identifier, tag))
+    _check_costs(keys.values())
     _check_unique(keys, model, level, relational=negotiated.relational)
     query.keys += [upper.unique for upper in model.value if upper <= level and upper.unique not in query.keys]
     query.keys.sort(key=lambda attribute: attribute.tag)
@@ -186,6 +187,7 @@ def compile_retrieve(identifier: Dataset, model: Model, negotiated: Negotiated =
             keys[attribute.tag] = _Key(attribute, values)
     if level.unique.tag not in keys:
         raise InvalidIdentifier(f"{level.unique.keyword} is missing")
+    _check_costs(keys.values())
     _check_unique(keys, model, level, relational=negotiated.relational)
     for key in keys.values():
         query.criteria.append(key.column.in_(key.values))
@@ -215,10 +217,26 @@ def _values(identifier: Dataset, tag: int) -> list[str]:
         raise InvalidIdentifier(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) cannot be read") from error
     if value is None:
         return []
+    if isinstance(value, bytes) and tag in BY_TAG and BY_TAG[tag].vr == "UI":
+        # A list of more than 64 KiB is UN where the VR is explicit (PS3.5 6.2.2).
+        value = value.decode("ascii", "replace").split("\\")
     found = [str(one) for one in value] if isinstance(value, (list, tuple, MultiValue)) else [str(value)]
     if len(found) > MAX_VALUES:
         raise InvalidIdentifier(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) has more than {MAX_VALUES} values")
     return [text for text in (one.strip(" \0") for one in found) if text]
+
+
+def _check_costs(keys: Iterable[_Key]) -> None:
+    """Nobody asks for more than the database takes, nor for what takes long for each row."""
+    total = 0
+    for key in keys:
+        try:
+            check_key(key.attribute.vr, key.values, one_by_one=key.attribute.is_multiple)
+        except ValueError as error:
+            raise InvalidIdentifier(f"{key.attribute.keyword}: {error}") from None
+        total += len(key.values)
+    if total > MAX_VALUES:
+        raise InvalidIdentifier(f"the keys have more than {MAX_VALUES} values")
 
 
 def _check_unique(keys: dict[int, _Key], model: Model, level: Level, *, relational: bool) -> None:

@@ -5,17 +5,20 @@ Matching of person names (PS3.4 C.2.2.2.1, PS3.5 6.2.1): by component group, wit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, and_, or_, true
 
 from dicomtwist.archive.values import has_wildcard, like_pattern, name_groups, sounds, wildcard_regex
 
+#: How many components a group of a person name has at the most (PS3.5 6.2.1.1).
+_COMPONENTS: Final = 5
+
 
 def _alternatives(group: str) -> list[str]:
     """The forms of a group: ``doe^*`` is ``doe`` as well, whose empty components at the end are not written."""
     forms = [group]
-    while group.endswith("^*"):
+    while group.endswith("^*") and len(forms) < _COMPONENTS:
         group = group[:-2].rstrip("^")
         forms.append(group)
     return [form for form in forms if form] or [group]

@@ -12,7 +12,7 @@ from pydicom.multival import MultiValue
 
 from dicomtwist.archive import names
 from dicomtwist.archive.ranges import single_range
-from dicomtwist.archive.values import datetime_key, has_wildcard, normal_date, time_key, wildcard_regex
+from dicomtwist.archive.values import check_key, datetime_key, has_wildcard, normal_date, time_key, wildcard_regex
 
 #: How deep the sequences of an identifier may be nested.
 MAX_NESTING = 8
@@ -69,6 +69,7 @@ def _element_test(element: DataElement, depth: int) -> ItemTest | None:
     values = [value for value in texts(element) if value]
     if not values or values == ["*"]:
         return None
+    check_key(element.VR, values)
     matches = _value_test(element.VR, values)
     return lambda found: tag in found and matches(found[tag])
 

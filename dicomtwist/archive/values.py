@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
 from typing import Final
 
 __all__ = [
+    "check_key",
     "date_range",
     "datetime_key",
     "datetime_range",
@@ -37,6 +39,28 @@ FIRST_TIME: Final = "000000.000000"
 _DATE = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d)")
 _TIME = re.compile(r"(\d\d):?(?:(\d\d):?(?:(\d\d)(?:\.(\d{1,6}))?)?)?")
 _DATETIME = re.compile(r"(\d{4}(?:\d\d(?:\d\d(?:\d\d(?:\d\d(?:\d\d(?:\.\d{1,6})?)?)?)?)?)?)([+-]\d{4})?")
+
+
+#: The longest value of a key, in characters: far above what any VR that is matched has.
+MAX_KEY_LENGTH: Final = 1024
+#: How many values of a key there may be that are compared one after the other: wildcards, names, ranges of dates. Each becomes
+#: up to fifteen comparisons, and databases take a thousand of those.
+MAX_ALTERNATIVES: Final = 50
+
+
+def check_key(vr: str, values: Sequence[str], *, one_by_one: bool = False) -> None:
+    """
+    Check that a key with *values* can be compared at a cost that is bounded.
+
+    :param one_by_one: whether they are compared one after the other, whatever their VR.
+    :raises ValueError: it cannot.
+    """
+    if any(len(value) > MAX_KEY_LENGTH for value in values):
+        raise ValueError(f"a value has more than {MAX_KEY_LENGTH} characters")
+    if not one_by_one and vr not in ("PN", "DA", "TM", "DT"):
+        values = [value for value in values if has_wildcard(value)]
+    if len(values) > MAX_ALTERNATIVES:
+        raise ValueError(f"more than {MAX_ALTERNATIVES} values to compare with")
 
 
 # --- wildcards
