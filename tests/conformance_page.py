@@ -58,6 +58,27 @@ STORE_STATUSES: Final = {
     0xC000: "the data set cannot be read, or a UID is none",
 }
 
+#: The statuses of the other services of the archive.
+FIND_STATUSES: Final = {
+    0x0000: "all matches were answered",
+    0xFF00: "a match; all keys were looked at",
+    0xFF01: "a match; at least one key is none that the archive knows at this level",
+    0xFE00: "C-CANCEL came",
+    0xA700: "the index cannot be read, or more match than one query may have answers",
+    0xA900: "the identifier cannot be read, its level is not one of the model, a unique key is missing or has several values,"
+    " or a value makes no sense; the Error Comment says which",
+}
+RETRIEVE_STATUSES: Final = {
+    0x0000: "all instances were stored, or there are none",
+    0xFF00: "one more is over; with the counts",
+    0xFE00: "C-CANCEL came; with the counts",
+    0xB000: "some were not stored, or with a warning",
+    0xA701: "the index cannot be read",
+    0xA702: "none was stored: the destination could not be reached, takes none of them, or the files are gone",
+    0xA801: "C-MOVE: the destination is none of `--peer`",
+    0xA900: "as with C-FIND; also where there is no unique key of the level",
+}
+
 
 @contextmanager
 def archive(*options: str) -> Iterator[ArchiveService]:
@@ -167,12 +188,23 @@ def initiation() -> str:
 
 def store_statuses() -> str:
     """The statuses of C-STORE."""
+    return _statuses(STORE_STATUSES, "C-STORE", ServiceClass.STORAGE)
+
+
+def find_statuses() -> str:
+    """The statuses of C-FIND."""
+    return _statuses(FIND_STATUSES, "C-FIND", ServiceClass.QUERY_RETRIEVE)
+
+
+def retrieve_statuses() -> str:
+    """The statuses of C-GET and C-MOVE."""
+    return _statuses(RETRIEVE_STATUSES, "C-MOVE", ServiceClass.QUERY_RETRIEVE)
+
+
+def _statuses(told: dict[int, str], service: str, service_class: ServiceClass) -> str:
     return table(
         "Status | Meaning | When",
-        (
-            (f"0x{code:04X}", meaning(code, "C-STORE", ServiceClass.STORAGE), words)
-            for code, words in STORE_STATUSES.items()
-        ),
+        ((f"0x{code:04X}", meaning(code, service, service_class), words) for code, words in told.items()),
     )
 
 
@@ -241,6 +273,8 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "policies": policies,
     "initiation": initiation,
     "store statuses": store_statuses,
+    "find statuses": find_statuses,
+    "retrieve statuses": retrieve_statuses,
     "options": options,
     "character sets": character_sets,
     "security": security,
