@@ -17,7 +17,7 @@ from dicomtwist.errors import DataSetError, NoPresentationContext
 from dicomtwist.sop_class import ModalityWorklistInformationFind
 from dicomtwist.tools.asking import Asking
 from dicomtwist.tools.connection import Connection
-from dicomtwist.tools.keys import Key, KeyMistake, make_identifier, parse_key
+from dicomtwist.tools.keys import Key, KeyMistake, parse_key
 from dicomtwist.tools.options import Command, connects, own_option
 from dicomtwist.tools.output import Output, plural
 from dicomtwist.tools.query import (
@@ -25,6 +25,7 @@ from dicomtwist.tools.query import (
     checked,
     columns_of,
     format_options,
+    identifier_of,
     key_options,
     level_options,
     make_query,
@@ -261,5 +262,5 @@ def worklist(
         asked += [parse_key(f"{name}={value}") for name, value in own.items() if value]
     except KeyMistake as mistake:
         raise click.UsageError(str(mistake)) from None
-    query = checked(Query(make_identifier(asked), ModalityWorklistInformationFind, columns_of(asked)))
+    query = checked(Query(identifier_of(asked), ModalityWorklistInformationFind, columns_of(asked)))
     run(Find("worklist", connection, output, query, as_csv=as_csv, limit=limit).main, output)

@@ -13,6 +13,7 @@ from pydicom import DataElement, Dataset, Sequence
 from pydicom.charset import python_encoding
 from pydicom.config import IGNORE
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
+from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 
 from dicomtwist.nesting import MAX_NESTED
@@ -180,7 +181,7 @@ def _element(key: Key) -> DataElement:
         if vr == "AT":
             return DataElement(tag, vr, _numbers(value, lambda part: _tag(part.strip())))
         if vr in _BYTES:
-            return DataElement(tag, vr, value.encode("utf-8"))
+            return DataElement(tag, vr, value.encode("latin-1"))
         if tag == _CHARACTER_SET and not all(part.strip() in python_encoding for part in value.split("\\")):
             raise ValueError("there is no such character set, as ISO_IR 192 is for UTF-8")
         # Queries have wildcards and ranges where pydicom wants dates and UIDs.
@@ -238,16 +239,23 @@ def keys_of(dataset: Dataset, before: Path = ()) -> list[Key]:
     """Return what *dataset* asks for, in its order; a sequence without items is a key of its own."""
     keys: list[Key] = []
     for element in dataset:
+        if element.tag.element == 0:
+            continue  # the length of a group
         if element.VR != "SQ":
-            value = element.value
-            several = isinstance(value, list) or (hasattr(value, "append") and not isinstance(value, str))
-            text = "\\".join(map(str, value)) if several else "" if value is None else str(value)
-            keys.append(Key((*before, (element.tag, None)), text))
+            keys.append(Key((*before, (element.tag, None)), _text(element.value)))
         elif not element.value:
             keys.append(Key((*before, (element.tag, None))))
         for number, item in enumerate(element.value if element.VR == "SQ" else ()):
             keys += keys_of(item, (*before, (element.tag, number)))
     return keys
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    if isinstance(value, MultiValue | list):
+        return "\\".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def parse_lines(lines: Iterable[str]) -> list[Key]:

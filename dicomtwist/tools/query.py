@@ -140,7 +140,10 @@ def read_keys(files: Sequence[str]) -> list[Key]:
     keys: list[Key] = []
     for file in files:
         try:
-            keys += _keys_in(file)
+            found = _keys_in(file)
+            if not found:
+                raise KeyMistake("there is no key in it")
+            keys += found
         except (KeyMistake, OSError, InvalidDicomError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             if isinstance(error, UnicodeDecodeError):
@@ -172,7 +175,7 @@ def make_query(
     :raises click.UsageError: it cannot be asked for.
     """
     keys = [*read_keys(files), *keys]
-    identifier = make_identifier(keys)
+    identifier = identifier_of(keys)
     level = (level or str(identifier.get("QueryRetrieveLevel") or "") or _lowest(identifier)).upper()
     if level == "PATIENT" and root == "study":
         raise click.UsageError("--level PATIENT needs --root patient: the Study Root model has no such level")
@@ -181,6 +184,18 @@ def make_query(
         make_identifier(keys, identifier)
     identifier.QueryRetrieveLevel = level
     return checked(Query(identifier, model(root, service), columns_of(keys)))
+
+
+def identifier_of(keys: Iterable[Key]) -> Dataset:
+    """
+    Return an identifier of *keys*.
+
+    :raises click.UsageError: a value cannot be one.
+    """
+    try:
+        return make_identifier(keys)
+    except KeyMistake as mistake:
+        raise click.UsageError(str(mistake)) from None
 
 
 def _lowest(identifier: Dataset) -> str:

@@ -15,7 +15,7 @@ from dicomtwist.tools.identity import MAX_SECRET
 from tests import peers
 from tests.tools.common import ToolTestCase
 
-COMMANDS = ("echo", "store", "dump-association", "diagnose")
+COMMANDS = ("echo", "store", "find", "get", "move", "worklist", "commit", "dump-association", "diagnose")
 SECRET = "correct-horse-battery"
 
 

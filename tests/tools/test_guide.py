@@ -11,6 +11,7 @@ from pathlib import Path
 from pydicom.data import get_testdata_file
 
 from tests import peers
+from tests.archive.worklists import items, write
 from tests.tools.common import ToolTestCase
 
 GUIDE = Path(__file__).parent.parent.parent / "docs" / "guides" / "command.md"
@@ -41,14 +42,18 @@ class Guide(ToolTestCase):
             f":certKey={certificates.server_cert}:trustRoots={certificates.ca}",
         )
         storage = Path(self.mktemp()).absolute()
-        options = (option for endpoint in endpoints for option in ("--port", endpoint))
+        options = [option for endpoint in endpoints for option in ("--port", endpoint)]
+        back, worklist = peers.free_port(), Path(self.mktemp()).absolute()
+        worklist.mkdir()
+        write(worklist / "1.wl", items()[0])
+        options += ["--peer", f"CT1=127.0.0.1:{back}", "--worklist", str(worklist)]
         arguments = ("-m", "twisted", "dicom", "--storage", storage, *options)
         await peers.start(self, sys.executable, *arguments, ready=secure)
-        return {"11112": str(plain), "11113": str(peers.free_port()), "2762": str(secure)}
+        return {"11112": str(plain), "11113": str(peers.free_port()), "11114": str(back), "2762": str(secure)}
 
     async def test_it_runs(self) -> None:
         blocks = BLOCK.findall(GUIDE.read_text())
-        self.assertGreaterEqual(len(blocks), 8)
+        self.assertGreaterEqual(len(blocks), 15)
         ports = await self.start_servers()
         self.instances(20)
         (self.folder / "study" / "readme.txt").write_text("not DICOM")

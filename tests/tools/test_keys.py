@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path as FilePath
+from tempfile import TemporaryDirectory
 from unittest import TestCase
 
+from click import UsageError
 from hypothesis import given
 from hypothesis import strategies as some
 from pydicom import Dataset
@@ -13,6 +16,7 @@ from pydicom.tag import Tag
 from dicomtwist import DataSetError
 from dicomtwist.datasets import decode_dataset
 from dicomtwist.identifier import encode_identifier
+from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 from dicomtwist.tools.keys import (
     MAX_ITEMS,
     MAX_VALUE,
@@ -27,6 +31,7 @@ from dicomtwist.tools.keys import (
     vr_of,
     written,
 )
+from dicomtwist.tools.query import MAX_KEYS_FILE, read_keys
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 STEPS = "ScheduledProcedureStepSequence"
@@ -115,6 +120,41 @@ class Written(TestCase):
         self.assertEqual([str(key) for key in keys], ["StudyDate=20240101", "PatientName"])
         with self.assertRaisesRegex(KeyMistake, "line 2: 'Nonsense'"):
             parse_lines(["PatientID", "Nonsense"])
+
+
+class Files(TestCase):
+    """What ``-f`` takes."""
+
+    def setUp(self) -> None:
+        folder = TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = FilePath(folder.name, "keys")
+
+    def test_a_dicom_file(self) -> None:
+        """Each attribute is a key, as it is."""
+        asked = make_identifier(
+            map(
+                parse_key,
+                ("PatientName=Müller*", "StudyInstanceUID=1.2\\3.4", f"{STEPS}[1].Modality", "(0009,1001)=\xff"),
+            )
+        )
+        meta = FileMeta("1.2.840.10008.5.1.4.31", "1.2.3", EXPLICIT, "1.2.4")
+        self.path.write_bytes(encode_preamble_and_meta(meta) + encode_identifier(asked, EXPLICIT))
+        keys = read_keys([str(self.path)])
+        self.assertEqual(keys, keys_of(asked))
+        self.assertEqual(encode_identifier(make_identifier(keys), EXPLICIT), encode_identifier(asked, EXPLICIT))
+
+    def test_what_is_none(self) -> None:
+        for content, words in (
+            (b"PatientID\nNonsense", "line 2: 'Nonsense' is neither"),
+            (b"\xff\xfe", "neither a DICOM file nor text"),
+            (bytes(128) + b"DICM", "there is no key in it"),
+            (bytes(128) + b"DICM" + b"\x02\x00\x00\x00UL\x04\x00", "it cannot be read|no key in it"),
+            (b"#" * (MAX_KEYS_FILE + 1), "more than"),
+        ):
+            self.path.write_bytes(content)
+            with self.assertRaisesRegex(UsageError, words):
+                read_keys([str(self.path)])
 
 
 TAGS = some.sampled_from([Tag(tag) for tag in sorted(DicomDictionary) if 0x0008 <= tag >> 16 < 0x6000 and tag & 0xFFFF])
