@@ -73,7 +73,7 @@ class DcmtkTests(ClientTestCase):
         return await run(dcmtk(name), "-v", "-aec", "TWIST", *flags, "127.0.0.1", port or self.port)
 
     async def test_findscu(self) -> None:
-        """Each model at each of its levels; in each transfer syntax; cancelled; refused."""
+        """Each model at each of its levels, in each transfer syntax; what is refused."""
         await self.begin()
         first = self.files[0]
         unique = (
@@ -157,6 +157,20 @@ class DcmtkTests(ClientTestCase):
         self.assert_files([*folder.iterdir()], self.files)
         result = await self.tool("movescu", "-S", "-aem", "STRANGER", *of_study(study(7)))
         self.assertEqual(statuses(result, MOVED), ["Refused: MoveDestinationUnknown"], result.text)
+
+    async def test_cancelled(self) -> None:
+        """movescu cancels what it has moved to itself: what it has is what is told."""
+        port = free_port()
+        await self.begin(f"MOVESCU=127.0.0.1:{port}", files=study(50))
+        folder = self.new_folder()
+        flags = ("-d", "-S", "--cancel", 3, "+P", port, "-od", folder)
+        result = await self.tool("movescu", *flags, *of_study(study(50)))
+        self.assertIn("0xfe00: Cancel", result.text)
+        came = len([*folder.iterdir()])
+        self.assertLess(came, 50)
+        for name, count in (("Remaining", 50 - came), ("Completed", came), ("Failed", 0)):
+            counts = statuses(result, rf"{name} Suboperations *: (\w+)")
+            self.assertEqual(counts[-1], str(count), result.text)
 
 
 # --- Orthanc
