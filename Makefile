@@ -1,6 +1,8 @@
 # make run            a DICOM server on 127.0.0.1:11112 that keeps what it receives in ./dicom-archive
 # make test           all tests; installs DCMTK and tshark for them when it can
 # make fuzz           arbitrary bytes for all that reads what a peer sends; FUZZ_SECONDS=120 for each target
+# make load           twist dicom under more than it should get: a thousand associations, thousands of idle connections
+# make soak           twist dicom among all kinds of peers for SOAK_SECONDS=600; its memory has to be flat
 # make docs           the documentation, into build/docs
 # make lint types package-check bench format clean
 
@@ -9,7 +11,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STORAGE ?= dicom-archive
 TESTS ?= tests
+# Processes that run tests at once: most of them wait for servers to start.
+JOBS ?= -j 3
 FUZZ_SECONDS ?= 120
+SOAK_SECONDS ?= 600
 
 METADATA := setup.cfg pyproject.toml
 BASE := $(VENV)/.installed
@@ -18,7 +23,7 @@ DEV := $(VENV)/.installed-dev
 DOCS := $(VENV)/.installed-docs
 FUZZ := $(VENV)/.installed-fuzz
 
-.PHONY: run test lint format types package-check docs bench fuzz peers clean
+.PHONY: run test lint format types package-check docs bench load soak fuzz peers clean
 
 run: $(BASE)
 	@echo "A DICOM Storage SCP on 127.0.0.1:11112 that keeps what it receives in $(STORAGE)/"
@@ -30,7 +35,7 @@ run: $(BASE)
 	@exec $(BIN)/twist dicom --storage $(STORAGE)
 
 test: $(TEST) peers
-	$(BIN)/python -m twisted.trial $(TESTS)
+	$(BIN)/python -m twisted.trial $(JOBS) $(TESTS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -52,6 +57,12 @@ docs: $(DOCS)
 
 bench: $(TEST) peers
 	$(BIN)/python -m benchmarks
+
+load: $(TEST)
+	$(BIN)/python -m benchmarks.load
+
+soak: $(TEST)
+	$(BIN)/python -m benchmarks.soak --seconds $(SOAK_SECONDS)
 
 fuzz: $(FUZZ)
 	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)

@@ -222,16 +222,14 @@ class Failures(ToolTestCase):
     async def test_a_peer_that_is_started_anew(self) -> None:
         """It is waited for, and what it had not answered is sent again."""
         stores, gone = Stores(), Deferred[None]()
+        stopping: list[Deferred[None]] = []
 
         def store(event: evt.StoreEvent) -> Any:
-            if len(stores.uids) == 3 and not gone.called:
-                Deferred.fromCoroutine(stop(event.assoc))
-                return Deferred()
-            return stores(event)
-
-        async def stop(association: Association) -> None:
-            await server.shutdown(0)
-            gone.callback(None)
+            if len(stores.uids) < 3 or gone.called:
+                return stores(event)
+            if not stopping:  # there are two associations
+                stopping.append(server.shutdown(0).chainDeferred(gone))
+            return Deferred()
 
         server = await self.serve((evt.EVT_C_STORE, store))
         self.instances(10)
