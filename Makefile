@@ -67,13 +67,14 @@ soak: $(TEST)
 fuzz: $(FUZZ)
 	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
-# DCMTK and Orthanc are peers in the tests, and Wireshark's tshark reads what we write. Where they are missing and cannot
+# DCMTK, Orthanc and GDCM are peers in the tests, and Wireshark's tshark reads what we write. Where they are missing and cannot
 # be installed the tests that need them are skipped, or fail when CI=true.
 peers:
 	@missing=; \
 	ls /usr/bin/dcmdump /usr/local/bin/dcmdump >/dev/null 2>&1 || command -v dcmdump >/dev/null || missing=dcmtk; \
 	command -v text2pcap >/dev/null && command -v tshark >/dev/null || missing="$$missing tshark"; \
 	ls /usr/sbin/Orthanc >/dev/null 2>&1 || command -v Orthanc >/dev/null || missing="$$missing orthanc"; \
+	command -v gdcmscu >/dev/null || missing="$$missing libgdcm-tools"; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \

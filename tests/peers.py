@@ -53,7 +53,7 @@ class PeerError(AssertionError):
 
 
 # Debian's packages of the tools that are not in DCMTK.
-_PACKAGES = {"tshark": "tshark", "text2pcap": "tshark", "Orthanc": "orthanc"}
+_PACKAGES = {"tshark": "tshark", "text2pcap": "tshark", "Orthanc": "orthanc", "gdcmscu": "libgdcm-tools"}
 
 
 def _is_script(path: Path) -> bool:
