@@ -77,7 +77,11 @@ class Configuration:
                 if Identity.USERNAME not in self.taken:
                     for name in sorted(rule.users):
                         if users is None or name not in users:
-                            where = "is unknown, as access.users names no file" if users is None else f"is not in {self.users}"
+                            where = (
+                                "is unknown, as access.users names no file"
+                                if users is None
+                                else f"is not in {self.users}"
+                            )
                             raise ValueError(f"a rule is about the user {name!r}, who {where}")
         except ValueError as error:
             raise ConfigurationError(f"{self.path}: access: {error}") from None

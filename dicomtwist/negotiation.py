@@ -316,7 +316,8 @@ class ServiceUser:
     :ivar user_identity: of a requestor the :class:`UserIdentity` that it sent, of an acceptor its response's bytes.
     :ivar sop_class_extended: the application information that it sent, by SOP Class.
     :ivar sop_class_common_extended: the common extended negotiation items that it sent, by SOP Class.
-    :ivar presentation_contexts: of a requestor what it proposed, of an acceptor what it answered.
+    :ivar presentation_contexts: of this side as requestor what it proposed, of an acceptor what it answered. What a peer
+        proposes is in the event of ``EVT_REQUESTED``.
     """
 
     ae_title: str = ""

@@ -86,9 +86,7 @@ ROOMS = (
         ("Twisted", "pydicom", "SQLAlchemy"),
     ),
     Room(("archive/peers.py",), ("negotiation.py", "peer.py"), ("Twisted",)),
-    Room(
-        ("archive/certificates.py", "archive/rules.py", "archive/users.py"), ("negotiation.py",), ("cryptography",)
-    ),
+    Room(("archive/certificates.py", "archive/rules.py", "archive/users.py"), ("negotiation.py",), ("cryptography",)),
     Room(("archive/access.py",), ALL_ABOVE, ("Twisted",)),
     Room(("archive/providers.py",), ("dimse/", "evt.py"), ("Twisted",)),
     Room(("archive/mpps.py", "archive/worklist.py"), ALL_ABOVE, ("Twisted", "pydicom")),

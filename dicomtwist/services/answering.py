@@ -251,7 +251,7 @@ def with_dataset(
     too_long: int = OUT_OF_RESOURCES,
 ) -> None:
     """
-    Collect the data set of a request that is no instance and go on with it; refuse a request without, or a very long one.
+    Collect the data set of a request and go on with it; refuse a request without, or one that is too long.
 
     :param missing: the status where there is none.
     :param limit: the most bytes to collect.

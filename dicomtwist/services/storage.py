@@ -6,17 +6,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.python.failure import Failure
-
 from dicomtwist import evt
 from dicomtwist.dimse.messages import CStoreRQ
 from dicomtwist.dimse.status import (
     CANNOT_UNDERSTAND,
-    OUT_OF_RESOURCES,
     SOP_CLASS_NOT_SUPPORTED,
     STORE_HANDLER_FAILED,
 )
-from dicomtwist.pieces import Pieces
+from dicomtwist.services.answering import with_dataset
 from dicomtwist.services.performance import Performance, status_response
 
 
@@ -43,7 +40,18 @@ def perform_store(performance: Performance) -> None:
         if getattr(bound[0], "is_streaming", False):
             _stream(performance, event)
         else:
-            stream.deliver_to(_Collector(performance, event, assoc.settings.maximum_buffered_size))
+            limit = assoc.settings.maximum_buffered_size
+            with_dataset(performance, CANNOT_UNDERSTAND, lambda data: _handle(performance, event, data), limit)
+
+
+def _handle(performance: Performance, event: evt.StoreEvent, data: bytes) -> None:
+    event.complete(data)
+    performance.call(
+        evt.EVT_C_STORE,
+        event,
+        lambda value: performance.finish(status_response(performance, value)),
+        STORE_HANDLER_FAILED,
+    )
 
 
 def _stream(performance: Performance, event: evt.StoreEvent) -> None:
@@ -53,43 +61,3 @@ def _stream(performance: Performance, event: evt.StoreEvent) -> None:
         event.stream.discard(lambda: performance.finish(response))
 
     performance.call(evt.EVT_C_STORE, event, handled, STORE_HANDLER_FAILED)
-
-
-class _Collector:
-    """Collects a data set for a handler that wants the whole of it, up to a limit."""
-
-    __slots__ = ("_event", "_length", "_limit", "_performance", "_pieces")
-
-    def __init__(self, performance: Performance, event: evt.StoreEvent, limit: int) -> None:
-        self._performance = performance
-        self._event = event
-        self._limit = limit
-        self._pieces = Pieces()
-        self._length = 0
-
-    def write(self, data: memoryview) -> None:
-        """Keep *data*, unless it is too much: then let go of all."""
-        self._length += len(data)
-        if self._length <= self._limit:
-            self._pieces.append(data)
-        else:
-            self._pieces.clear()
-
-    def finish(self) -> None:
-        """Call the handler."""
-        performance = self._performance
-        performance.stream = None
-        if self._length > self._limit:
-            performance.refuse(OUT_OF_RESOURCES, f"a data set of more than {self._limit} bytes")
-            return
-        self._event.complete(self._pieces.take())
-        performance.call(
-            evt.EVT_C_STORE,
-            self._event,
-            lambda value: performance.finish(status_response(performance, value)),
-            STORE_HANDLER_FAILED,
-        )
-
-    def fail(self, reason: Failure) -> None:
-        """The peer is gone: nobody is to be told."""
-        self._pieces.clear()
