@@ -5,22 +5,25 @@ and while it goes on another AE's C-ECHO is answered.
 
 from __future__ import annotations
 
+import atexit
 import os
 import resource
 import signal
 import struct
+import subprocess
 import sys
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from pydicom import Dataset
 from pydicom.sequence import Sequence
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, Association, AssociationError
@@ -78,15 +81,28 @@ def store_command(uid: str = "1.2.3.4", sop_class: str = CT) -> bytes:
     return b"".join(ScriptedPeer.encode_message(3, request, b"")[:2])
 
 
+def command(port: int, storage: Path, *options: str) -> list[str]:
+    """The arguments of Python for a server."""
+    return [
+        *("-m", "twisted", "--log-format", "text", "dicom", "--storage", str(storage)),
+        *("--port", f"tcp:{port}:interface=127.0.0.1", *options),
+    ]
+
+
 class ProcessTestCase(TestCase):
     """A server process with a storage of its own."""
 
     timeout = 300
+    server: peers.Process | SharedProcess
 
     async def start(self, *options: str) -> None:
         """Start it, and note what it is like when it has been used a little."""
         self.storage = Path(self.mktemp())
         await self.run_server(*options)
+        await self.note()
+
+    async def note(self) -> None:
+        """Note what the server is like when it has been used a little."""
         self.neighbour = AE("NEIGHBOUR")
         self.neighbour.add_requested_context(VERIFICATION)
         self.ae = AE("HOSTILE")
@@ -98,18 +114,13 @@ class ProcessTestCase(TestCase):
             )
         await self.echo()
         self.base, self.before = self.memory(), self.files()
-        self.assertEqual(len([path for path in self.before if path.suffix == ".dcm"]), 1)
+        self.assertEqual({path.suffix for path in self.before}, {".dcm"})
 
     async def run_server(self, *options: str) -> None:
         """Start a process on the storage."""
         self.port = peers.free_port()
         self.server = await peers.start(
-            self,
-            sys.executable,
-            *("-m", "twisted", "--log-format", "text", "dicom", "--storage", str(self.storage)),
-            *("--port", f"tcp:{self.port}:interface=127.0.0.1", *options),
-            ready=self.port,
-            timeout=90,
+            self, sys.executable, *command(self.port, self.storage, *options), ready=self.port, timeout=90
         )
 
     @asynccontextmanager
@@ -159,11 +170,85 @@ class ProcessTestCase(TestCase):
         peer.transport.write(data)
         return peer
 
+    async def flood(self, peer: test_twist_dicom.Silent, data: bytes, times: int) -> None:
+        """Send *data* so often; the neighbour is heard, and the memory stays, all the while."""
+        for number in range(times):
+            cast(Any, peer.transport).write(data)
+            if number % 5 == 0:
+                await self.echo()
+                self.assertLess(self.memory(), self.base + MARGIN)
+
+
+class SharedProcess:
+    """
+    A server that several tests come to, one after the other, for what it starts with costs more than they do. What it prints
+    is in a file.
+
+    :ivar pid: its process.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.port, self.storage = peers.free_port(), folder / "storage"
+        self._log = folder / "log"
+        self._since = 0
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, *command(self.port, self.storage)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self.pid = self._process.pid
+
+    @property
+    def text(self) -> str:
+        """What it printed since the test began."""
+        return self._log.read_bytes()[self._since :].decode("utf-8", "replace")
+
+    async def begin(self) -> None:
+        """A test begins."""
+        await peers.wait_listening(self.port, timeout=90)
+        self._since = self._log.stat().st_size
+
+    async def until(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
+        """Wait for a condition."""
+        end = reactor.seconds() + timeout
+        while not condition():
+            if self._process.poll() is not None or reactor.seconds() > end:
+                raise peers.PeerError(f"{timeout} s without {what}, or it ended\n{self.text}")
+            await deferLater(reactor, 0.02)
+
+    async def wait_for(self, text: str) -> None:
+        """Wait until it has printed *text*."""
+        await self.until(lambda: text in self.text, 30, f"the text {text!r}")
+
+    def end(self) -> None:
+        """End it."""
+        self._process.terminate()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
 
 class Storing(ProcessTestCase):
+    """The tests use UIDs of their own, since all are stored in one archive."""
+
+    shared: ClassVar[SharedProcess | None] = None
+
+    async def share(self) -> None:
+        """Begin with the server that the others have as well."""
+        shared = self.shared
+        if shared is None:
+            # trial has nothing that is done for a class.
+            shared = type(self).shared = SharedProcess(Path(self.mktemp()).absolute())
+            atexit.register(shared.end)
+        await shared.begin()
+        self.server, self.port, self.storage = shared, shared.port, shared.storage
+        await self.note()
+
     async def test_names_that_climb(self) -> None:
         """Rows 15 to 17 and 22: no file name is ever a peer's text, and no shell sees any."""
-        await self.start()
+        await self.share()
         wrong = [
             "../../x",
             "/etc/x",
@@ -183,19 +268,19 @@ class Storing(ProcessTestCase):
                     status = await assoc.send_c_store(file_of(encoded))
                     self.assertTrue(status.is_failure, f"{keyword} {text!r}: {status}")
             for text in ("../../x", "$(touch x)", "/etc/x", "..", "%_' OR 1=1--"):
-                odd = instance("1.2.3.5", PatientID=text, StudyID=text)
-                self.assertEqual(await assoc.send_c_store(file_of(encode_dataset(odd, EXPLICIT), "1.2.3.5")), 0)
-            status = await assoc.send_c_store(file_of(encode_dataset(instance("1.2.3.6"), EXPLICIT), "1.2.3.7"))
+                odd = instance("1.2.3.15", PatientID=text, StudyID=text)
+                self.assertEqual(await assoc.send_c_store(file_of(encode_dataset(odd, EXPLICIT), "1.2.3.15")), 0)
+            status = await assoc.send_c_store(file_of(encode_dataset(instance("1.2.3.16"), EXPLICIT), "1.2.3.17"))
             self.assertEqual(status, 0xA900)
         for uid in ("../../x", "", "1." * 150, "\xff\xfe", "$(touch x)"):
             peer = await self.hostile(store_command(uid) + pdata((3, 2, encode_dataset(instance(), EXPLICIT))))
             cast(Any, peer.transport).abortConnection()
             await peer.closed
-        await self.all_is_as_before("1.2.3.5")
+        await self.all_is_as_before("1.2.3.15")
 
     async def test_data_sets_that_lie(self) -> None:
         """Rows 18 to 20, 32 and 33."""
-        await self.start()
+        await self.share()
 
         def deflated(data: bytes) -> bytes:
             packer = zlib.compressobj(1, zlib.DEFLATED, -15)
@@ -239,7 +324,7 @@ class Storing(ProcessTestCase):
 
     async def test_cut_off(self) -> None:
         """Row 21: a sender that is gone, also when it sends again what is there: nothing partial, the old copy intact."""
-        await self.start()
+        await self.share()
         data = encode_dataset(instance("1.2.3.99", pixels=3_000_000), EXPLICIT)
         whole = store_command("1.2.3.99") + b"".join(
             pdata((3, 2 if place + 100_000 >= len(data) else 0, data[place : place + 100_000]))
@@ -265,24 +350,13 @@ class Storing(ProcessTestCase):
         )
         async with self.association() as assoc:
             self.assertEqual(
-                await assoc.send_c_store(file_of(encode_dataset(instance("1.2.3.5"), EXPLICIT), "1.2.3.5")), 0
+                await assoc.send_c_store(file_of(encode_dataset(instance("1.2.3.25"), EXPLICIT), "1.2.3.25")), 0
             )
-        await self.all_is_as_before("1.2.3.5")
-
-    async def test_a_data_set_that_never_ends(self) -> None:
-        """Row 9: more than an object may have."""
-        limit = 1_500_000  # the archive has begun a file by then
-        await self.start("--max-object-size", str(limit), "--acse-timeout", "2")
-        some = pdata(*[(3, 0, bytes(1000))] * 100)
-        peer = await self.hostile(store_command())
-        await self.flood(peer, some, limit // 100_000 + 1)
-        self.assertEqual((await peer.closed)[-10:], b"\7\0\0\0\0\4\0\0\2\6")
-        await self.server.wait_for(f"a data set of more than {limit} bytes")
-        await self.all_is_as_before()
+        await self.all_is_as_before("1.2.3.25")
 
     async def test_pieces_of_one_byte(self) -> None:
         """Row 10: each of them costs what it holds, and no one else waits for them."""
-        await self.start()
+        await self.share()
         peer = await self.hostile(store_command())
         await self.flood(peer, pdata(*[(3, 0, b"x")] * 18_000), 20)
         cast(Any, peer.transport).abortConnection()
@@ -290,13 +364,27 @@ class Storing(ProcessTestCase):
         await self.server.wait_for("'HOSTILE' at 127.0.0.1: nothing asked for")
         await self.all_is_as_before()
 
-    async def flood(self, peer: test_twist_dicom.Silent, data: bytes, times: int) -> None:
-        """Send *data* so often; the neighbour is heard, and the memory stays, all the while."""
-        for number in range(times):
-            cast(Any, peer.transport).write(data)
-            if number % 5 == 0:
-                await self.echo()
-                self.assertLess(self.memory(), self.base + MARGIN)
+    async def test_disk(self) -> None:
+        """Row 31: a file cannot grow any more: 0xA700, nothing is left of it, and what fits is stored."""
+        await self.share()
+        before = resource.prlimit(self.server.pid, resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
+        self.addCleanup(resource.prlimit, self.server.pid, resource.RLIMIT_FSIZE, before)
+        async with self.association() as assoc:
+            large = encode_dataset(instance("1.2.3.35", pixels=5_000_000), EXPLICIT)
+            self.assertEqual(await assoc.send_c_store(file_of(large, "1.2.3.35")), 0xA700)
+            await self.echo()
+            small = encode_dataset(instance("1.2.3.36"), EXPLICIT)
+            self.assertEqual(await assoc.send_c_store(file_of(small, "1.2.3.36")), 0)
+        await self.all_is_as_before("1.2.3.36")
+
+    async def test_wide_sequences(self) -> None:
+        """Row 19: many items are no trouble either."""
+        await self.share()
+        wide = instance("1.2.3.45")
+        wide.ReferencedImageSequence = Sequence([Dataset() for _ in range(20_000)])
+        async with self.association() as assoc:
+            self.assertEqual(await assoc.send_c_store(file_of(encode_dataset(wide, EXPLICIT), "1.2.3.45")), 0)
+        await self.all_is_as_before("1.2.3.45")
 
 
 class Exhausted(ProcessTestCase):
@@ -347,17 +435,16 @@ class Exhausted(ProcessTestCase):
                 cast(Any, peer.transport).abortConnection()
         await gatherResults([peer.closed for peer in silent])
 
-    async def test_disk(self) -> None:
-        """Row 31: a file cannot grow any more: 0xA700, nothing is left of it, and what fits is stored."""
-        await self.start()
-        resource.prlimit(self.server.pid, resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
-        async with self.association() as assoc:
-            large = encode_dataset(instance("1.2.3.5", pixels=5_000_000), EXPLICIT)
-            self.assertEqual(await assoc.send_c_store(file_of(large, "1.2.3.5")), 0xA700)
-            await self.echo()
-            small = encode_dataset(instance("1.2.3.6"), EXPLICIT)
-            self.assertEqual(await assoc.send_c_store(file_of(small, "1.2.3.6")), 0)
-        await self.all_is_as_before("1.2.3.6")
+    async def test_a_data_set_that_never_ends(self) -> None:
+        """Row 9: more than an object may have."""
+        limit = 1_500_000  # the archive has begun a file by then
+        await self.start("--max-object-size", str(limit), "--acse-timeout", "2")
+        some = pdata(*[(3, 0, bytes(1000))] * 100)
+        peer = await self.hostile(store_command())
+        await self.flood(peer, some, limit // 100_000 + 1)
+        self.assertEqual((await peer.closed)[-10:], b"\7\0\0\0\0\4\0\0\2\6")
+        await self.server.wait_for(f"a data set of more than {limit} bytes")
+        await self.all_is_as_before()
 
     async def test_too_many_connections(self) -> None:
         """Row 30: those beyond the limit are told, and more of them closed at once."""
@@ -398,6 +485,7 @@ class Killed(ProcessTestCase):
 
         uids = list(encoded)
         await gatherResults([Deferred.fromCoroutine(send(uids[start::4])) for start in range(4)])
+        assert isinstance(self.server, peers.Process)
         await self.server.wait(30)
         self.assertGreaterEqual(len(answered), 25)
         self.assertLess(len(answered), len(uids))
@@ -408,14 +496,3 @@ class Killed(ProcessTestCase):
         self.assertLessEqual(set(answered), set(found))
         for uid in set(found) & set(uids):
             self.assertEqual(peers.dataset_bytes(found[uid]), encoded[uid])
-
-
-class Indexed(ProcessTestCase):
-    async def test_wide_sequences(self) -> None:
-        """Row 19: many items are no trouble either."""
-        await self.start()
-        wide = instance("1.2.3.5")
-        wide.ReferencedImageSequence = Sequence([Dataset() for _ in range(20_000)])
-        async with self.association() as assoc:
-            self.assertEqual(await assoc.send_c_store(file_of(encode_dataset(wide, EXPLICIT), "1.2.3.5")), 0)
-        await self.all_is_as_before("1.2.3.5")
