@@ -23,6 +23,7 @@ from tests.peers import (
     dicom_files,
     one_per_transfer_syntax,
     run,
+    tool,
 )
 
 
@@ -321,3 +322,92 @@ class ClientTests(TLSTestCase):
         self.assertIn("it does not speak TLS", str(error))
         port = await self.scp(*self.shows("server"), "+cf", self.certificates.ca)
         await self.refused(f"tcp:127.0.0.1:{port}", AssociationError)
+
+
+class OpenSSLTests(TLSTestCase):
+    """
+    What OpenSSL's own client gets from our server: nothing that BCP 195 forbids.
+    """
+
+    async def s_client(self, server: Server, *flags: str) -> Result:
+        """Run a handshake, without anything behind it."""
+        script = 'exec "$0" s_client "$@" </dev/null'
+        files = self.certificates
+        certificate = ("-cert", files.client_cert, "-key", files.client_key, "-CAfile", files.ca)
+        address = f"127.0.0.1:{server.port}"
+        return await run(tool("sh"), "-c", script, tool("openssl"), "-connect", address, *certificate, *flags)
+
+    async def negotiated(self, server: Server, *flags: str) -> str:
+        """The protocol and cipher suite of a handshake that succeeds."""
+        result = await self.s_client(server, *flags)
+        self.assertEqual(result.code, 0, result.text)
+        self.assertIn("Verify return code: 0 (ok)", result.text)
+        (line,) = {line for line in result.text.splitlines() if "Cipher is" in line}
+        return line
+
+    async def test_what_is_taken(self) -> None:
+        """
+        TLS 1.2 and 1.3, without compression and with secure renegotiation only.
+        """
+        server = await self.serve(address=self.mutual)
+        for flags, words in (
+            (("-tls1_3",), "TLSv1.3, Cipher is TLS_AES_"),
+            (("-tls1_2",), "TLSv1.2, Cipher is ECDHE-RSA-AES"),
+            (("-tls1_2", "-cipher", "ECDHE-RSA-AES128-GCM-SHA256"), "TLSv1.2, Cipher is ECDHE-RSA-AES128-GCM-SHA256"),
+        ):
+            self.assertIn(words, await self.negotiated(server, *flags))
+            result = await self.s_client(server, *flags)
+            self.assertIn("Compression: NONE", result.text)
+
+    async def test_old_versions(self) -> None:
+        """
+        TLS 1.0 and 1.1 get the alert protocol_version, whatever ciphers come with them.
+        """
+        server = await self.serve(address=self.mutual)
+        for flag in ("-tls1", "-tls1_1"):
+            result = await self.s_client(server, flag, "-cipher", "ALL:@SECLEVEL=0")
+            self.assertNotEqual(result.code, 0, result.text)
+            self.assertIn("alert protocol version", result.text)
+            self.assertIn("Cipher is (NONE)", result.text)
+        self.assertIn("Cipher is ECDHE", await self.negotiated(server, "-tls1_2"))
+
+    async def test_weak_ciphers(self) -> None:
+        """
+        Without forward secrecy, with CBC and SHA-1, without encryption, without a certificate, with a short hash: no handshake.
+        """
+        server = await self.serve(address=self.mutual)
+        listed = await run(tool("openssl"), "ciphers", "-s", "-tls1_2", "ALL:COMPLEMENTOFALL:@SECLEVEL=0")
+        there = set(listed.text.strip().split(":"))
+        weak = (
+            *(
+                "AES128-SHA",
+                "AES256-GCM-SHA384",
+                "AES128-SHA256",
+                "NULL-SHA256",
+                "ECDHE-RSA-NULL-SHA",
+                "ADH-AES256-GCM-SHA384",
+            ),
+            *(
+                "AECDH-AES128-SHA",
+                "ECDHE-RSA-AES128-SHA",
+                "DHE-RSA-AES128-SHA",
+                "CAMELLIA128-SHA",
+                "DES-CBC3-SHA",
+                "RC4-SHA",
+            ),
+        )
+        tried = [name for name in weak if name in there]
+        self.assertGreater(len(tried), 5, listed.text)
+        for name in tried:
+            result = await self.s_client(server, "-tls1_2", "-cipher", f"{name}:@SECLEVEL=0")
+            self.assertNotEqual(result.code, 0, name)
+            self.assertIn("handshake failure", result.text, name)
+
+    async def test_no_resumption(self) -> None:
+        """
+        Each connection is a handshake of its own, in which the certificate is looked at again.
+        """
+        server = await self.serve(address=self.mutual)
+        result = await self.s_client(server, "-tls1_2", "-reconnect")
+        self.assertEqual(result.code, 0, result.text)
+        self.assertEqual((result.text.count("New, TLSv1.2"), result.text.count("Reused, ")), (6, 0), result.text)
