@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from signal import SIGTERM
+from signal import SIGTERM, SIGUSR1
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
@@ -160,8 +160,12 @@ class _Worker(ProcessProtocol):
         self._workers.log.info("worker {number} is ready: process {pid}", number=self.number, pid=self.pid)
         self._workers.is_ready()
 
-    def signal(self, name: str) -> None:
-        """Send it a signal; nothing happens where it is gone."""
+    def signal(self, name: str | int) -> None:
+        """
+        Send it a signal; nothing happens where it is gone.
+
+        :param name: ``"HUP"``, ``"TERM"`` or ``"KILL"``, of others the number, for Twisted knows no more names.
+        """
         transport: Any = self.transport
         try:
             transport.signalProcess(name)
@@ -229,9 +233,9 @@ class Workers:
 
     def log_vitals(self) -> None:
         """Have each write into the log how it is doing."""
-        self._signal("USR1")
+        self._signal(SIGUSR1)
 
-    def _signal(self, name: str) -> None:
+    def _signal(self, name: str | int) -> None:
         for worker in self._workers.values():
             if worker.ready_since is not None:
                 worker.signal(name)

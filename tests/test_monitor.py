@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from typing import Any
 
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from dicomtwist import AE, build_context, evt
 from dicomtwist.monitor import INTERVAL, WINDOW, ReactorLag, Vitals, resident_memory
 from dicomtwist.service import DICOMService
+from tests import peers
 from tests.memory import CT, VERIFICATION, MemoryTestCase
 
 
@@ -156,6 +160,28 @@ class OfAService(MemoryTestCase):
         self.assertRegex(
             lines[0], r"^0 associations, 0 connections; since the start nothing was asked for; .* MiB of memory$"
         )
+
+
+class AtSIGUSR1(TestCase):
+    """``twist dicom --workers 2``: each of the processes that serve says how it is doing."""
+
+    timeout = 180
+
+    async def test_workers(self) -> None:
+        port = peers.free_port()
+        server = await peers.start(
+            self,
+            sys.executable,
+            *("-m", "twisted", "--log-format", "text", "dicom", "--storage", self.mktemp(), "--workers", "2"),
+            *("--port", f"tcp:{port}:interface=127.0.0.1", "--lag-warning", "60"),
+            ready=port,
+            timeout=90,
+        )
+        await server.until(lambda: "all 2 workers are ready" in server.text, 90, "its workers")
+        os.kill(server.pid, signal.SIGUSR1)
+        mark = "0 associations, 0 connections; since the start nothing was asked for"
+        await server.until(lambda: server.text.count(mark) >= 3, 60, "a line of each process")
+        self.assertTrue(server.running)
 
 
 class Memory(SynchronousTestCase):

@@ -1,0 +1,323 @@
+"""
+``python -m benchmarks.load``: what ``twist dicom`` does under more than it should get.
+
+==============  =====================================================================================================
+associations    1,000 at once, each of which echoes and stores; none fails
+connections     5,000 that do nothing, as far as the limit of open files allows; a C-ECHO meanwhile, and afterwards none is left
+senders         64 that store in parallel; none is refused, and all is there
+hostile         a C-ECHO while 1,000 connections are half open, in the middle of a TLS handshake, or send a byte a second
+idle            the memory of an association that does nothing, with 1, 20 and 120 presentation contexts
+==============  =====================================================================================================
+
+The exit status is 1 where something is short of what is needed. ``--short`` does a small part of each, to see whether it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall, react
+
+from benchmarks import instances, report
+from benchmarks.crowd import (
+    MR,
+    REQUEST,
+    VERIFICATION,
+    Raw,
+    all_of,
+    client,
+    connections,
+    echo_times,
+    many_files,
+    open_files,
+    pause,
+    quantile,
+    server,
+    vitals,
+)
+from benchmarks.harness import BenchmarkError, Row, resident, serving
+from dicomtwist import AE, Association
+from dicomtwist.presentation import AllStoragePresentationContexts, build_context
+from tests.peers import certificates, free_port
+
+#: By how much the slowest of a hundred C-ECHOs may be slower than without those who do not behave.
+MOST_RATIO: Final = 20.0
+#: The most memory of an association that does nothing, in KiB.
+MOST_IDLE: Final = 40.0
+#: How long a C-ECHO may take while thousands of connections are made, in seconds.
+MOST_ECHO: Final = 2.0
+
+
+@dataclass
+class Load:
+    """
+    What a load works with.
+
+    :ivar root: a folder for all that is written.
+    :ivar short: whether to do a small part only.
+    """
+
+    root: Path
+    short: bool
+    _folders: int = 0
+
+    def scaled(self, count: int, short: int) -> int:
+        """Return how many to do: *count*, or *short* of them."""
+        return short if self.short else count
+
+    def fresh(self) -> Path:
+        """Return an empty folder."""
+        self._folders += 1
+        folder = self.root / str(self._folders)
+        folder.mkdir()
+        return folder
+
+
+def _row(work: str, figure: str, needed: str = "", good: bool | None = None, note: str = "") -> Row:
+    return Row(work, figure, "", "", "", needed, good, note)
+
+
+async def associations(load: Load) -> list[Row]:
+    """Associations that are all open at once, each of which echoes and stores."""
+    count = load.scaled(1000, 30)
+    folder = load.fresh()
+    paths = instances.make(folder / "in", count, 12_000)
+    ae, log = client(), folder / "log"
+    failed: list[str] = []
+    with serving(server(folder / "out", "--network-timeout", 600), log) as running:
+        began = time.perf_counter()
+        there = await all_of([lambda: ae.associate("127.0.0.1", running.port)] * count)
+        opened = time.perf_counter() - began
+        times: list[float] = []
+
+        async def work(assoc: Association, path: Path) -> None:
+            began = time.perf_counter()
+            echoed = await assoc.send_c_echo()
+            times.append(time.perf_counter() - began)
+            stored = await assoc.send_c_store(path)
+            failed.extend(str(status) for status in (echoed, stored) if not status.is_success)
+
+        began = time.perf_counter()
+        jobs = [lambda assoc=assoc, path=path: work(assoc, path) for assoc, path in zip(there, paths, strict=True)]
+        await all_of(jobs, count)
+        worked = time.perf_counter() - began
+        established = sum(assoc.is_established for assoc in there)
+        line = await vitals(running, log)
+        await all_of([assoc.release for assoc in there])
+    stored = instances.count_stored(folder / "out")
+    good = not failed and established == count and stored == count
+    return [
+        _row(
+            f"{count} associations at once: echo and store on each",
+            f"{worked:.2f} s, opened in {opened:.2f} s",
+            "none fails",
+            good,
+            f"{len(failed)} failed, {stored} stored; all asked at once: p50 of the echo {quantile(times, 0.5):.2f} s",
+        ),
+        _row("... in its own words", line.partition("] ")[2] or line),
+    ]
+
+
+async def idle_connections(load: Load) -> list[Row]:
+    """Connections that do nothing."""
+    limit = many_files()
+    count = min(load.scaled(5000, 100), limit - 500)
+    folder = load.fresh()
+    ae = client()
+    with serving(server(folder / "out", "--acse-timeout", load.scaled(30, 3)), folder / "log") as running:
+        await echo_times(ae, running.port, 10)
+        before, files = resident(running.pid), open_files(running)
+        making = Deferred.fromCoroutine(connections(running.port, count))
+        slowest = 0.0
+        while not making.called:
+            slowest = max(slowest, *await echo_times(ae, running.port, 5))
+        silent = await making
+        memory = resident(running.pid) - before
+        times = await echo_times(ae, running.port, load.scaled(500, 50))
+        for one in silent:
+            await one.closed
+        left = max(0, open_files(running) - files)
+        after = await echo_times(ae, running.port, 50)
+    return [
+        _row(
+            f"{count} connections that do nothing: p99 of an echo",
+            f"{quantile(times, 0.99) * 1000:.1f} ms; {max(slowest, *times) * 1000:.0f} ms at the most",
+            f"{MOST_ECHO:g} s",
+            max(slowest, *times) < MOST_ECHO,
+            f"{memory / count:.1f} KiB each; afterwards {quantile(after, 0.99) * 1000:.1f} ms",
+        ),
+        _row("... that are left when their time is over", str(left), "0", left == 0),
+    ]
+
+
+async def senders(load: Load) -> list[Row]:
+    """Senders in parallel."""
+    count, each = load.scaled(64, 16), load.scaled(50, 5)
+    folder = load.fresh()
+    paths = instances.make(folder / "in", count * each, 12_000)
+    ae = client()
+    refused = 0
+    with serving(server(folder / "out"), folder / "log") as running:
+
+        async def send(some: list[Path]) -> None:
+            nonlocal refused
+            async with await ae.associate("127.0.0.1", running.port) as assoc:
+                for path in some:
+                    refused += not (await assoc.send_c_store(path)).is_success
+
+        began = time.perf_counter()
+        await all_of([lambda some=paths[start::count]: send(some) for start in range(count)], count)  # type: ignore[misc]
+        took = time.perf_counter() - began
+    stored = instances.count_stored(folder / "out")
+    return [
+        _row(
+            f"{count} senders in parallel, {each} instances each",
+            f"{took:.2f} s, {count * each / took:.0f} instances a second",
+            "none refused",
+            not refused and stored == count * each,
+            f"{refused} refused, {stored} stored, on the disk",
+        )
+    ]
+
+
+async def hostile(load: Load) -> list[Row]:
+    """Connections that are half open, in the middle of a TLS handshake, or slow."""
+    many_files()
+    count, rounds = load.scaled(1000, 20), load.scaled(1000, 100)
+    folder, secure = load.fresh(), free_port()
+    ae = client()
+    program = server(folder / "out", "--acse-timeout", 600, "--pdu-timeout", 600, secure=(secure, certificates()))
+    with serving(program, folder / "log") as running:
+        await echo_times(ae, running.port, rounds)
+        base = await echo_times(ae, running.port, rounds)
+        half = await connections(running.port, count)
+        shaking = await connections(secure, count, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40))
+        slow = await connections(running.port, count // 2)
+        storing = await connections(running.port, count // 2, REQUEST)
+        for one in storing:
+            await one.answered
+        dripping = [_Drip(slow, REQUEST), _Drip(storing, b"\4\0\0\0\x40\0\0\0\x3f\xfc\3\0" + bytes(16380))]
+        times = await echo_times(ae, running.port, rounds)
+        there = [one for one in (*half, *shaking, *slow, *storing) if not one.closed.called]
+        for drip in dripping:
+            drip.stop()
+        for one in (*half, *shaking, *slow, *storing):
+            await one.leave()
+        after = await echo_times(ae, running.port, rounds)
+    ratio = quantile(times, 0.99) / quantile(base, 0.99)
+    return [
+        _row(
+            f"p99 of an echo among {count} half open, {count} half-handshaken and {count} slow connections",
+            f"{quantile(times, 0.99) * 1000:.2f} ms, {ratio:.1f} times {quantile(base, 0.99) * 1000:.2f} ms",
+            f"{MOST_RATIO:g} times",
+            ratio < MOST_RATIO and len(there) == 3 * count,
+            f"p50 {quantile(times, 0.5) * 1000:.2f} ms, without {quantile(base, 0.5) * 1000:.2f} ms;"
+            f" afterwards p99 {quantile(after, 0.99) * 1000:.2f} ms",
+        )
+    ]
+
+
+class _Drip:
+    """Sends on each of many connections a byte a second, a tenth of them at a time."""
+
+    def __init__(self, peers: list[Raw], data: bytes) -> None:
+        self._peers, self._data, self._turn = peers, data, 0
+        self._call = LoopingCall(self._drip)
+        self._call.start(0.1)
+        self.stop = self._call.stop
+
+    def _drip(self) -> None:
+        place = self._turn // 10 % len(self._data)
+        for peer in self._peers[self._turn % 10 :: 10]:
+            peer.send(self._data[place : place + 1])
+        self._turn += 1
+
+
+async def idle(load: Load) -> list[Row]:
+    """The memory of associations that do nothing."""
+    count = load.scaled(500, 50)
+    rows = []
+    for contexts in (1, 20, 120):
+        folder = load.fresh()
+        ae = AE("CROWD")
+        storage = AllStoragePresentationContexts[: contexts - 1]
+        ae.requested_contexts = [
+            build_context(VERIFICATION),
+            *(build_context(one.abstract_syntax or MR) for one in storage),
+        ]
+        with serving(server(folder / "out", "--network-timeout", 600), folder / "log") as running:
+            for _ in range(2):
+                warm = await all_of([lambda: ae.associate("127.0.0.1", running.port)] * 20)  # noqa: B023
+                await all_of([assoc.release for assoc in warm])
+            before = resident(running.pid)
+            there = await all_of([lambda: ae.associate("127.0.0.1", running.port)] * count)  # noqa: B023
+            await pause(1)
+            memory = (resident(running.pid) - before) / count
+            await all_of([assoc.release for assoc in there])
+        rows.append(
+            _row(
+                f"memory of an idle association with {contexts} contexts ({count} of them)",
+                f"{memory:.1f} KiB",
+                f"{MOST_IDLE:g} KiB",
+                memory < MOST_IDLE,
+            )
+        )
+    return rows
+
+
+#: What can be done, by name.
+LOADS: Final[dict[str, Callable[[Load], Awaitable[list[Row]]]]] = {
+    "associations": associations,
+    "connections": idle_connections,
+    "senders": senders,
+    "hostile": hostile,
+    "idle": idle,
+}
+
+
+async def run(names: list[str], root: Path, *, short: bool) -> list[Row]:
+    """Do what is named, one after the other; what cannot be done is a row that is not good."""
+    load = Load(root, short)
+    many_files()
+    rows: list[Row] = []
+    for name in names:
+        began = time.monotonic()
+        try:
+            rows += await LOADS[name](load)
+        except BenchmarkError as error:
+            rows.append(_row(name, report.FAILED, good=False, note=" ".join(str(error).split())))
+        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return rows
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description="twist dicom under load.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(LOADS)}; all by default")
+    parser.add_argument("--short", action="store_true", help="a small part of each")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in LOADS]
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(LOADS)}")
+
+    async def main(reactor: Any) -> None:
+        with tempfile.TemporaryDirectory(prefix="dicomtwist-load-") as root:
+            rows = await run(arguments.names or list(LOADS), Path(root), short=arguments.short)
+        print(report.text(rows))
+        print(f"open files: {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} at the most")
+        if any(row.good is False for row in rows):
+            raise SystemExit(1)
+
+    react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,367 @@
+"""
+``python -m benchmarks.soak --seconds 600``: ``twist dicom`` among all kinds of peers, and whether its memory is flat.
+
+Peers echo, store small and large instances, ask and retrieve, cancel, abort in the middle of a message, stop reading, send what
+is no DICOM and connect to say nothing, each again and again. What is stored are the same instances each time, so that the
+archive does not grow. A neighbour's C-ECHO is timed all the while.
+
+It is good when all of these hold:
+
+* memory: a fifth of the time is for warming up. Of the rest, the median of the resident memory in the last third is at the most
+  8 MiB or 5 % above that in the first third, whatever is more;
+* afterwards the server has not more files open than at first, and no association;
+* what has to succeed has succeeded, each C-ECHO of the neighbour within 5 seconds;
+* the log has no traceback, and the storage no temporary file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import react
+
+from benchmarks import instances
+from benchmarks.crowd import (
+    MR,
+    REQUEST,
+    VERIFICATION,
+    client,
+    connect,
+    many_files,
+    open_files,
+    pause,
+    quantile,
+    server,
+    vitals,
+)
+from benchmarks.harness import Server, resident, serving
+from dicomtwist import AE, AssociationError, build_role, evt
+from dicomtwist.archive.files import TEMPORARY_SUFFIX
+from dicomtwist.dimse.messages import CFindRQ, CStoreRQ
+from dicomtwist.identifier import encode_identifier
+from dicomtwist.sop_class import (
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+)
+from dicomtwist.testing import ScriptedPeer
+from dicomtwist.ul.items import ProposedContext, UserInformation
+from dicomtwist.ul.pdu import AAssociateRQ
+
+#: The part of the time that is for warming up.
+WARM_UP: Final = 0.2
+#: By how much the memory may grow afterwards: the more of this many KiB and this part.
+MOST_GROWTH: Final = 8 * 1024
+MOST_PART: Final = 0.05
+#: Within how many seconds the neighbour's C-ECHO is answered.
+MOST_ECHO: Final = 5.0
+#: Small instances, and large ones.
+SMALL, LARGE = 200, 5
+
+_FIND, _GET = StudyRootQueryRetrieveInformationModelFind, StudyRootQueryRetrieveInformationModelGet
+
+
+def keys(level: str, **values: str) -> Dataset:
+    """Return an identifier."""
+    made = Dataset()
+    made.QueryRetrieveLevel = level
+    made.StudyInstanceUID = instances.STUDY
+    for keyword, value in values.items():
+        setattr(made, keyword, value)
+    return made
+
+
+class Soak:
+    """
+    The peers of a server.
+
+    :param running: the server.
+    :param small: files of small instances.
+    :param large: files of large ones.
+
+    :ivar counts: what was done, by name.
+    :ivar wrong: what should not have been, in words; the first of them.
+    :ivar echoes: how long each C-ECHO of the neighbour took, in seconds.
+    """
+
+    def __init__(self, running: Server, small: Sequence[Path], large: Sequence[Path], until: float) -> None:
+        self._port = running.port
+        self._small, self._large = small, large
+        self._until = until
+        self._random = random.Random(1)
+        self.counts: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.echoes: list[float] = []
+
+    async def run(self) -> None:
+        """Do all of it until the time is over."""
+        jobs: list[Callable[[], Awaitable[None]]] = [
+            self.echo,
+            *[self.store_small] * 3,
+            self.store_large,
+            self.find,
+            self.get,
+            self.cancel,
+            self.abort,
+            self.leave_in_a_message,
+            self.stop_reading,
+            self.garbage,
+            self.half_open,
+        ]
+        await gatherResults([Deferred.fromCoroutine(self._again_and_again(job)) for job in jobs])
+
+    async def _again_and_again(self, job: Callable[[], Awaitable[None]]) -> None:
+        name = getattr(job, "__name__", "")
+        while time.monotonic() < self._until:
+            try:
+                await job()
+            except AssociationError as error:
+                self._is_wrong(f"{name}: {error}")
+            self.counts[name] += 1
+            await pause(self._random.uniform(0.01, 0.1))
+
+    def _is_wrong(self, words: str) -> None:
+        self.counts["wrong"] += 1
+        if len(self.wrong) < 20:
+            self.wrong.append(words)
+
+    # --- who behaves
+
+    async def echo(self) -> None:
+        """The neighbour."""
+        async with await client().associate("127.0.0.1", self._port) as assoc:
+            for _ in range(10):
+                began = time.perf_counter()
+                status = await assoc.send_c_echo()
+                self.echoes.append(time.perf_counter() - began)
+                if not status.is_success:
+                    self._is_wrong(f"echo: {status}")
+                await pause(0.02)
+
+    async def _store(self, paths: Sequence[Path]) -> None:
+        async with await client().associate("127.0.0.1", self._port) as assoc:
+            for path in paths:
+                status = await assoc.send_c_store(path)
+                if not status.is_success:
+                    self._is_wrong(f"store: {status}")
+
+    async def store_small(self) -> None:
+        """Some of the instances, again."""
+        await self._store(self._random.sample(self._small, 20))
+
+    async def store_large(self) -> None:
+        """One of those, again."""
+        await self._store([self._random.choice(self._large)])
+
+    def _asking(self) -> AE:
+        ae = AE("ASKING")
+        for uid in (VERIFICATION, _FIND, _GET):
+            ae.add_requested_context(uid)
+        ae.add_requested_context(MR, ExplicitVRLittleEndian)
+        return ae
+
+    async def find(self) -> None:
+        """All instances, and one."""
+        async with await self._asking().associate("127.0.0.1", self._port) as assoc:
+            for series, uid in (("", ""), (instances.SERIES, "")):
+                level = "IMAGE" if series else "SERIES"
+                wanted = keys(
+                    level, SeriesInstanceUID=series, Modality="MR", **({"SOPInstanceUID": uid} if series else {})
+                )
+                found = await assoc.send_c_find(wanted, _FIND).collect()
+                if not found:
+                    self._is_wrong("find: nothing was found")
+
+    async def get(self) -> None:
+        """A series."""
+        came = 0
+
+        def store(event: evt.StoreEvent) -> int:
+            nonlocal came
+            came += len(event.encoded_dataset()) > 0
+            return 0x0000
+
+        roles = [build_role(MR, scp_role=True)]
+        handlers: list[evt.HandlerTuple] = [(evt.EVT_C_STORE, store)]
+        asking = self._asking().associate("127.0.0.1", self._port, ext_neg=roles, evt_handlers=handlers)
+        async with await asking as assoc:
+            result = await assoc.send_c_get(keys("SERIES", SeriesInstanceUID=instances.SERIES), _GET).when_done()
+            if not result.status.is_success or not came:
+                self._is_wrong(f"get: {result}, {came} came")
+
+    # --- who does not
+
+    async def cancel(self) -> None:
+        """A query that is left behind after its first answer."""
+        async with await self._asking().associate("127.0.0.1", self._port) as assoc:
+            wanted = keys("IMAGE", SeriesInstanceUID=instances.SERIES, SOPInstanceUID="")
+            async for _ in assoc.send_c_find(wanted, _FIND):
+                break
+            if not (await assoc.send_c_echo()).is_success:
+                self._is_wrong("an echo after a cancel failed")
+
+    async def abort(self) -> None:
+        """An association that is aborted while an instance is on its way."""
+        assoc = await client().associate("127.0.0.1", self._port)
+        storing = assoc.send_c_store(self._random.choice(self._large))
+        storing.addErrback(lambda reason: reason.trap(AssociationError))
+        await pause(self._random.uniform(0, 0.02))
+        assoc.abort()
+        await assoc.when_ended()
+
+    async def leave_in_a_message(self) -> None:
+        """A connection that is reset in the middle of an instance."""
+        peer = await connect(self._port, REQUEST)
+        await peer.answered
+        request = CStoreRQ(message_id=1, affected_sop_class_uid=MR, affected_sop_instance_uid="1.2.3.4")
+        whole = b"".join(ScriptedPeer.encode_message(3, request, self._random.choice(self._small).read_bytes()[400:]))
+        peer.send(whole[: self._random.randrange(1, len(whole))])
+        await pause(self._random.uniform(0, 0.05))
+        await peer.leave()
+
+    async def stop_reading(self) -> None:
+        """A query whose answers are not taken."""
+        ask = AAssociateRQ("ANY", "HOSTILE", (ProposedContext(1, _FIND, (ExplicitVRLittleEndian,)),), UserInformation())
+        peer = await connect(self._port, ask.encode())
+        await peer.answered
+        if not peer.closed.called:
+            peer.transport.pauseProducing()
+        wanted = keys("IMAGE", SeriesInstanceUID=instances.SERIES, SOPInstanceUID="", ImageComments="")
+        request = CFindRQ(message_id=1, affected_sop_class_uid=_FIND)
+        message = ScriptedPeer.encode_message(1, request, encode_identifier(wanted, ExplicitVRLittleEndian))
+        for _ in range(20):
+            peer.send(b"".join(message))
+        await pause(self._random.uniform(0.1, 1))
+        await peer.leave()
+
+    async def garbage(self) -> None:
+        """What is no DICOM, or lies."""
+        data = self._random.choice(
+            [
+                b"GET / HTTP/1.1\r\n\r\n",
+                b"\x16\x03\x01\x02\0" + bytes(500),
+                b"\1\0\xff\xff\xff\xff" + bytes(100),
+                REQUEST + b"\4\0\xff\xff\xff\xff" + bytes(100),
+                REQUEST + b"\4\0\0\0\0\6\0\0\0\2\3\2" * 100,
+                REQUEST[:50] + self._random.randbytes(200),
+                self._random.randbytes(5000),
+            ]
+        )
+        peer = await connect(self._port, data)
+        await pause(0.05)
+        await peer.leave()
+
+    async def half_open(self) -> None:
+        """A connection on which nothing is said until it is closed."""
+        peer = await connect(self._port, REQUEST[: self._random.randrange(len(REQUEST))])
+        await peer.closed
+
+
+async def watch(running: Server, until: float, samples: list[tuple[float, int]]) -> None:
+    """Note the resident memory of a server, in KiB, each second."""
+    while time.monotonic() < until:
+        samples.append((time.monotonic(), resident(running.pid)))
+        await pause(1)
+
+
+def growth(samples: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """
+    Return how memory grew after the warm-up, and what it was: the medians of its last and its first third.
+
+    :param samples: of time and KiB, in order.
+    :returns: the growth in KiB, and the median of the first third.
+    """
+    began, ended = samples[0][0], samples[-1][0]
+    rest = [size for at, size in samples if at >= began + WARM_UP * (ended - began)]
+    third = max(1, len(rest) // 3)
+    first = statistics.median(rest[:third])
+    return statistics.median(rest[-third:]) - first, first
+
+
+def is_flat(samples: Sequence[tuple[float, int]]) -> bool:
+    """Return whether memory did not grow, see the module."""
+    grown, first = growth(samples)
+    return grown <= max(MOST_GROWTH, MOST_PART * first)
+
+
+async def soak(root: Path, seconds: float) -> bool:
+    """Do it, and print what came of it; return whether it is good."""
+    many_files()
+    small = instances.make(root / "small", SMALL, 12_000)
+    large = instances.make(root / "large", LARGE, 5_000_000, first=SMALL)
+    storage, log = root / "storage", root / "log"
+    samples: list[tuple[float, int]] = []
+    with serving(server(storage, "--acse-timeout", 5, "--network-timeout", 20, "--write-timeout", 20), log) as running:
+        # All that is asked for is there, and threads and caches are.
+        async with await client().associate("127.0.0.1", running.port) as assoc:
+            for path in (*small, *large):
+                await assoc.send_c_store(path)
+        await pause(0.5)
+        files = open_files(running)
+        until = time.monotonic() + seconds
+        peers = Soak(running, small, large, until)
+        await gatherResults([Deferred.fromCoroutine(work) for work in (peers.run(), watch(running, until, samples))])
+        for _ in range(60):
+            line = await vitals(running, log)
+            if " 0 associations, 0 connections" in line:
+                break
+            await pause(1)
+        left = max(0, open_files(running) - files)
+    text = log.read_text(errors="replace")
+    stored = instances.count_stored(storage)
+    temporary = [path.name for path in storage.rglob("*") if path.is_file() and path.suffix == TEMPORARY_SUFFIX]
+    grown, first = growth(samples)
+    checks = {
+        "memory is flat": is_flat(samples),
+        "no file is left open": not left,
+        "no association is left": " 0 associations, 0 connections" in line,
+        "nothing is wrong": not peers.wrong,
+        f"each echo within {MOST_ECHO:g} s": bool(peers.echoes) and max(peers.echoes) < MOST_ECHO,
+        "no traceback": "Traceback" not in text,
+        "what is stored is what was sent": stored == SMALL + LARGE and not temporary,
+    }
+    print(f"{seconds:g} s: " + ", ".join(f"{count} {name}" for name, count in sorted(peers.counts.items())))
+    print(
+        f"memory: {samples[0][1]} KiB at first, {first:.0f} KiB in the first third after the warm-up,"
+        f" {grown:+.0f} KiB in the last, {max(size for _, size in samples)} KiB at the most"
+    )
+    if peers.echoes:
+        print(
+            f"echo: p50 {quantile(peers.echoes, 0.5) * 1000:.1f} ms, p99 {quantile(peers.echoes, 0.99) * 1000:.1f} ms,"
+            f" {max(peers.echoes) * 1000:.0f} ms at the most, of {len(peers.echoes)}"
+        )
+    print(line)
+    for words in peers.wrong:
+        print(f"wrong: {words}")
+    for words, good in checks.items():
+        print(f"{'OK   ' if good else 'WRONG'} {words}")
+    return all(checks.values())
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.soak", description="twist dicom among all kinds of peers."
+    )
+    parser.add_argument("--seconds", type=float, default=600, metavar="S", help="for how long (default: 600)")
+    arguments = parser.parse_args()
+
+    async def main(reactor: Any) -> None:
+        with tempfile.TemporaryDirectory(prefix="dicomtwist-soak-") as root:
+            if not await soak(Path(root), arguments.seconds):
+                raise SystemExit(1)
+
+    react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
+
+
+if __name__ == "__main__":
+    _main()
