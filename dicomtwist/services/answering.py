@@ -31,7 +31,7 @@ MAX_IDENTIFIER: Final = 16 * 1024 * 1024
 
 
 class Ended(Exception):
-    """The generator has no more, or the operation was cancelled."""
+    """The generator has no more, the operation was cancelled, or the association is over."""
 
 
 class Refused(Exception):
@@ -150,13 +150,19 @@ class Answering:
         return item
 
     async def room(self) -> None:
-        """Wait until the transport takes more; now and then let others have their turn."""
+        """
+        Wait until the transport takes more; now and then let others have their turn.
+
+        :raises Ended: the association is over, so nobody takes any.
+        """
         waiting = self._outgoing.room()
         if waiting is None:
             if self._reactor.seconds() - self._turn < TURN:
                 return
             waiting = deferLater(self._reactor, 0)
         await waiting
+        if not self._performance.assoc.is_established:
+            raise Ended
         self._turn = self._reactor.seconds()
 
     # --- inside
