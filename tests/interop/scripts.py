@@ -14,9 +14,38 @@ from tests.peers import Process, pynetdicom_script
 PRELUDE = """
 import json, sys, threading
 from pynetdicom import AE, AllStoragePresentationContexts, _config, build_context, build_role, evt
+from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import *
 from pynetdicom.sop_class import *
 from pydicom.uid import AllTransferSyntaxes
+
+class Checkpoint:
+    # pynetdicom's thread that looks for requests says that it pauses a moment before it does, and for a moment after: a
+    # response that comes then is taken for no request and dropped. This one knows whether the thread stands still.
+    def __init__(self):
+        self.standing, self._passable, self._changed = False, True, threading.Condition()
+
+    def set(self):
+        with self._changed:
+            self._passable = True
+            self._changed.notify_all()
+
+    def clear(self):
+        with self._changed:
+            self._passable = False
+
+    def wait(self):
+        with self._changed:
+            while not self._passable:
+                self.standing = True
+                self._changed.wait()
+            self.standing = False
+
+def checkpoint(assoc):
+    return assoc.__dict__.setdefault("checkpoint", Checkpoint())
+
+Association._reactor_checkpoint = property(checkpoint, lambda assoc, value: None)
+Association._is_paused = property(lambda assoc: checkpoint(assoc).standing or assoc._kill, lambda assoc, value: None)
 
 SYNTAXES = [str(uid) for uid in AllTransferSyntaxes]
 _config.STORE_SEND_CHUNKED_DATASET = True
