@@ -44,8 +44,12 @@ class Checkpoint:
 def checkpoint(assoc):
     return assoc.__dict__.setdefault("checkpoint", Checkpoint())
 
+def is_paused(assoc):
+    # The thread itself, in a handler that sends, looks for nothing meanwhile.
+    return checkpoint(assoc).standing or assoc._kill or threading.current_thread() is assoc
+
 Association._reactor_checkpoint = property(checkpoint, lambda assoc, value: None)
-Association._is_paused = property(lambda assoc: checkpoint(assoc).standing or assoc._kill, lambda assoc, value: None)
+Association._is_paused = property(is_paused, lambda assoc, value: None)
 
 SYNTAXES = [str(uid) for uid in AllTransferSyntaxes]
 _config.STORE_SEND_CHUNKED_DATASET = True
