@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +42,7 @@ from benchmarks.programs import (
     storescu,
     twist_dicom,
 )
+from benchmarks.retrieval import DCMQRSCP, asked
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.files import Durability
 from dicomtwist.archive.finder import Search
@@ -50,7 +51,6 @@ from dicomtwist.archive.matching import Model, compile_find
 from dicomtwist.archive.record import Record, make_record, scanner_for
 from dicomtwist.datasets import encode_dataset
 
-DCMQRSCP: Final = "dcmqrscp"
 _EXPLICIT: Final = "1.2.840.10008.1.2.1"
 #: Of how many instances pynetdicom's time is taken, which is scaled: it is that slow.
 _FEW: Final = 100
@@ -156,13 +156,8 @@ def archive_retrieve(bench: Bench) -> list[Row]:
         number = bench.scaled(count, few)
         with _archives(bench, instances.make(bench.fresh() / "in", number, size)) as (ours, peer):
             for name, command in (("C-GET", getscu), ("C-MOVE", movescu)):
-                rows.append(_asked(bench, f"archive, {name} {number} x {words}", command, ours, peer))
+                rows.append(asked(bench, f"archive, {name} {number} x {words}", command, ours, peer))
     return rows
-
-
-def _asked(bench: Bench, work: str, command: Callable[[int], Sequence[object]], ours: Server, peer: Server) -> Row:
-    times = bench.measure({"ours": lambda: run(command(ours.port)), "peer": lambda: run(command(peer.port))})
-    return compare(work, times["ours"], DCMQRSCP, times["peer"], 1.0)
 
 
 # --- how it grows

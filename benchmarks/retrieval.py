@@ -4,7 +4,7 @@ C-FIND, C-GET and C-MOVE beside dcmqrscp, with DCMTK's clients.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,9 @@ from benchmarks.programs import (
 )
 
 DCMQRSCP: Final = "dcmqrscp"
+
+#: Gives the command line of a client for a port.
+Client = Callable[[int], Sequence[object]]
 
 
 @contextmanager
@@ -66,31 +69,30 @@ def find(bench: Bench) -> list[Row]:
 
 def get_small(bench: Bench) -> list[Row]:
     """C-GET of small instances by getscu."""
-    return _get(bench, bench.scaled(1000, 100), "12 KB", 12_000)
+    return _retrieved(bench, "C-GET", getscu, bench.scaled(1000, 100), "12 KB", 12_000)
 
 
 def get_medium(bench: Bench) -> list[Row]:
     """C-GET of images of 512 x 512 by getscu."""
-    return _get(bench, bench.scaled(300, 30), "525 KB", 530_800)
-
-
-def _get(bench: Bench, count: int, words: str, size: int) -> list[Row]:
-    with _archives(bench, instances.make(bench.fresh() / "in", count, size)) as (ours, peer):
-        times = bench.measure({"ours": lambda: run(getscu(ours.port)), "peer": lambda: run(getscu(peer.port))})
-    return [compare(f"C-GET {count} x {words}", times["ours"], DCMQRSCP, times["peer"], 1.0)]
+    return _retrieved(bench, "C-GET", getscu, bench.scaled(300, 30), "525 KB", 530_800)
 
 
 def move_small(bench: Bench) -> list[Row]:
     """C-MOVE of small instances to storescp."""
-    return _move(bench, bench.scaled(1000, 100), "12 KB", 12_000)
+    return _retrieved(bench, "C-MOVE", movescu, bench.scaled(1000, 100), "12 KB", 12_000)
 
 
 def move_medium(bench: Bench) -> list[Row]:
     """C-MOVE of images of 512 x 512 to storescp."""
-    return _move(bench, bench.scaled(300, 30), "525 KB", 530_800)
+    return _retrieved(bench, "C-MOVE", movescu, bench.scaled(300, 30), "525 KB", 530_800)
 
 
-def _move(bench: Bench, count: int, words: str, size: int) -> list[Row]:
+def _retrieved(bench: Bench, name: str, command: Client, count: int, words: str, size: int) -> list[Row]:
     with _archives(bench, instances.make(bench.fresh() / "in", count, size)) as (ours, peer):
-        times = bench.measure({"ours": lambda: run(movescu(ours.port)), "peer": lambda: run(movescu(peer.port))})
-    return [compare(f"C-MOVE {count} x {words}", times["ours"], DCMQRSCP, times["peer"], 1.0)]
+        return [asked(bench, f"{name} {count} x {words}", command, ours, peer)]
+
+
+def asked(bench: Bench, work: str, command: Client, ours: Server, peer: Server) -> Row:
+    """Run *command* against both archives in turn."""
+    times = bench.measure({"ours": lambda: run(command(ours.port)), "peer": lambda: run(command(peer.port))})
+    return compare(work, times["ours"], DCMQRSCP, times["peer"], 1.0)

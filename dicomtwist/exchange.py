@@ -204,18 +204,15 @@ class Exchange:
         performance = Performance(self._assoc, self._contexts[context_id], request)
         if request.has_dataset:
             self._incoming = performance.stream = DataSetStream(self._protocol)
-        service = SERVICES.get(type(request))
         if request.message_id in self._performing:
             performance.refuse(codes.DUPLICATE_INVOCATION, "this Message ID is in use")
         elif len(self._performing) >= self._perform_limit:
             performance.refuse(codes.RESOURCE_LIMITATION, f"no more than {self._perform_limit} operations at once")
-        elif service is None:
-            performance.refuse(codes.UNRECOGNISED_OPERATION, "this service is not provided")
         elif not self._may_be_asked(context_id, request):
             performance.refuse(codes.SOP_CLASS_NOT_SUPPORTED, "not in this role")
         else:
             self._performing[request.message_id] = performance
-            service(performance)
+            SERVICES[type(request)](performance)
 
     def _may_be_asked(self, context_id: int, request: Request) -> bool:
         """

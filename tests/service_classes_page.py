@@ -34,8 +34,8 @@ INTRODUCTION = """\
 Each service class of PS3.4 with its SOP Classes, the DIMSE services that they are used with, the hooks to bind a handler to,
 and the status codes that it defines. This page is written from the code, and a test holds it to that.
 
-A hook has the name of its DIMSE service: `evt.EVT_N_CREATE` for N-CREATE. A request of a service for which there is no
-provider is answered with 0x0211. [Handlers](guides/handlers.md) tells what handlers get and give.
+A hook has the name of its DIMSE service: `evt.EVT_N_CREATE` for N-CREATE. [Handlers](guides/handlers.md) tells what handlers
+get and give, and how a request is answered to whose hook no handler is bound.
 
 The same code means one thing in one service class and something else in another, so a `Status` knows its DIMSE service and
 SOP Class, and says in words what it is:

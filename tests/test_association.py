@@ -25,8 +25,9 @@ from dicomtwist import (
     build_context,
     evt,
 )
-from dicomtwist.dimse.messages import CEchoRSP, CFindRQ, CStoreRSP, Message, Response
+from dicomtwist.dimse.messages import RESPONSES, CEchoRSP, CFindRQ, CStoreRSP, Message, Response
 from dicomtwist.errors import REJECT_REASONS, REJECT_RESULTS, REJECT_SOURCES
+from dicomtwist.services import SERVICES
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.ul.items import AnsweredContext, UserInformation
 from dicomtwist.ul.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, AReleaseRP, AReleaseRQ
@@ -478,6 +479,9 @@ class Performing(MemoryTestCase):
         self.assertEqual(statuses(peer.messages()), [(1, 0x0210), (1, 0)])
         peer.send_message(1, echo(1))
         self.assertEqual(len(waiting), 2, "free again")
+
+    def test_every_service_is_provided(self) -> None:
+        self.assertEqual(set(SERVICES), set(RESPONSES))
 
     def test_a_service_without_a_handler(self) -> None:
         _, peer, _ = self.pending()

@@ -103,7 +103,7 @@ class _Retrieve:
         if self._performance.is_cancelled:
             return
         if failure is not None:
-            response = self._failed(answering, failure)
+            response = self._failed(failure)
         self._finish(cast("CGetRSP | CMoveRSP", response), identifier)
 
     async def _find_destination(self, answering: Answering) -> Destination:
@@ -144,7 +144,7 @@ class _Retrieve:
     def _response(self, status: object) -> CGetRSP | CMoveRSP:
         return cast("CGetRSP | CMoveRSP", status_response(self._performance, status))
 
-    def _failed(self, answering: Answering, reason: Failure) -> CGetRSP | CMoveRSP:
+    def _failed(self, reason: Failure) -> CGetRSP | CMoveRSP:
         if isinstance(reason.value, Refused):
             self.log.info("{service} ends with 0x{status:04X}: {why}", service=self._performance.service_name,
                           status=reason.value.status, why=str(reason.value))  # fmt: skip
