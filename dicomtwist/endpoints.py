@@ -16,7 +16,9 @@ is made.
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -192,6 +194,9 @@ _client_from_string: Callable[[object, str], IStreamClientEndpoint] = clientFrom
 
 _SERVER_PORT = re.compile(r"(?:tcp6?|ssl):(?:port=)?([^:]*)")
 _CLIENT_PORT = re.compile(r"(?:tcp|ssl|tls):(?:[^:\\]|\\.)*:(?:port=)?([^:=]*)(?::|$)")
+_SOCKET_PATH = re.compile(r"unix:(?:(?:path|address)=)?((?:[^:\\]|\\.)*)")
+# sun_path of sockaddr_un without the NUL behind it, see unix(7); the BSDs have four bytes less.
+_MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 
 
 def _check_port(pattern: re.Pattern[str], description: str) -> None:
@@ -199,6 +204,17 @@ def _check_port(pattern: re.Pattern[str], description: str) -> None:
     found = pattern.match(description)
     if found is not None:
         _number({"port": found[1]}, "port", 0, 0, 65535)
+
+
+def _check_path(description: str) -> None:
+    """With a path that is too long for a socket, Twisted's client would wait until its time is over."""
+    found = _SOCKET_PATH.match(description)
+    if found is not None:
+        length = len(os.fsencode(re.sub(r"\\(.)", r"\1", found[1])))
+        if length > _MAX_SOCKET_PATH:
+            raise EndpointError(
+                f"{description!r}: the path of a socket has {_MAX_SOCKET_PATH} bytes at the most, this one has {length}"
+            )
 
 
 def _explain(description: str, error: Exception) -> EndpointError:
@@ -231,6 +247,7 @@ def server_endpoint(reactor: object, description: str | int | IStreamServerEndpo
     if re.fullmatch(r"-?\d+", text):
         text = f"tcp:{text}"
     _check_port(_SERVER_PORT, text)
+    _check_path(text)
     try:
         return _server_from_string(reactor, text)
     except EndpointError:
@@ -250,6 +267,7 @@ def client_endpoint(reactor: object, description: str | IStreamClientEndpoint) -
         return description
     text = description.strip()
     _check_port(_CLIENT_PORT, text)
+    _check_path(text)
     try:
         return _client_from_string(reactor, text)
     except EndpointError:

@@ -403,6 +403,16 @@ def free_port() -> int:
     raise PeerError("no free port left")
 
 
+def socket_path(test: TestCase) -> Path:
+    """
+    Return where a UNIX socket of *test* may be: with the checkout deep in the file system, a file next to it may have a
+    path that is too long for one.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="dicom-"))
+    test.addCleanup(shutil.rmtree, folder, ignore_errors=True)
+    return folder / "s"
+
+
 def _listens(port: int) -> bool | None:
     """
     Whether some socket of this machine listens on a port; ``None`` when the system does not tell.

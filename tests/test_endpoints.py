@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -135,6 +136,18 @@ class MistakeTests(SynchronousTestCase):
         self.server("", "port", "is missing")
         self.client("host", "port", "is missing")
         self.client(":2762", "host", "is missing")
+
+    def test_paths(self) -> None:
+        longest = "/run/" + "s" * (102 if sys.platform == "linux" else 98)
+        server_endpoint(self.reactor, f"unix:{longest}:mode=600")
+        client_endpoint(self.reactor, f"unix:path={longest}:timeout=5")
+        client_endpoint(self.reactor, rf"unix:{longest[:-1]}\:")
+        for make in (server_endpoint, client_endpoint):
+            for description in (f"unix:{longest}s", rf"unix:{longest}\:", f"unix:{longest[:-1]}ä"):
+                error = self.assertRaises(EndpointError, make, self.reactor, description)
+                self.assertIn("the path of a socket has", str(error))
+        error = self.assertRaises(EndpointError, client_endpoint, self.reactor, f"unix:address={longest}/s:timeout=5")
+        self.assertIn(f"this one has {len(longest) + 2}", str(error))
 
     def test_options(self) -> None:
         self.server(f"2762:privatekey={self.pem}", "privatekey", "did you mean privateKey?")

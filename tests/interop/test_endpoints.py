@@ -5,9 +5,7 @@ Associations over every kind of endpoint, between two of ours; over IPv6 with DC
 from __future__ import annotations
 
 import socket
-import tempfile
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 from twisted.internet import reactor
@@ -20,7 +18,7 @@ from zope.interface import implementer
 
 from dicomtwist import Server, evt
 from tests.interop.common import CT, EXPLICIT, VERIFICATION, InteropTestCase, Recorder, Store
-from tests.peers import certificates, dataset_bytes, dcmtk, dicom_files, run
+from tests.peers import certificates, dataset_bytes, dcmtk, dicom_files, run, socket_path
 
 
 def require_ipv6() -> None:
@@ -120,10 +118,7 @@ class EndpointTests(InteropTestCase):
         """
         A UNIX socket.
         """
-        # The path of a socket may have some hundred bytes only.
-        folder = Path(tempfile.mkdtemp(prefix="dicom-"))
-        self.addCleanup(rmtree, folder, ignore_errors=True)
-        path = folder / "s"
+        path = socket_path(self)
         server, _ = await self._works(f"unix:{path}", lambda server: f"unix:{path}")
         self.assertEqual(server.addresses, [(str(path), 0)])
         await server.shutdown()

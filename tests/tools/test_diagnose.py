@@ -249,7 +249,7 @@ class BrokenOtherwise(DiagnoseTestCase):
         self.assertIn("there is no host nowhere.invalid", found["cause"]["what"])
 
     async def test_no_unix_socket(self) -> None:
-        await self.diagnosed("connect", f"unix:{self.folder}/nowhere", failed="connect")
+        await self.diagnosed("connect", f"unix:{peers.socket_path(self)}", failed="connect")
 
     async def test_our_certificate_is_refused(self) -> None:
         authority, other = self.authority(), self.authority("other")

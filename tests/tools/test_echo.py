@@ -54,7 +54,7 @@ class Echo(ToolTestCase):
         self.assertEqual((document["associations"], document["answers"]), (4, 12))
 
     async def test_unix_socket_and_ipv6(self) -> None:
-        path = self.folder / "s"
+        path = peers.socket_path(self)
         await self.serve(address=f"unix:{path}")
         self.assertEqual((await self.tool("echo", f"A@unix:{path}")).code, 0)
         server = await self.serve(address=("::1", 0))
