@@ -122,6 +122,7 @@ class ArchiveService(DICOMService):
         return DeferredList(stopping).addCallback(lambda _: self._importing).addBoth(self._close)
 
     def _close(self, result: Any) -> Any:
+        self._receiver.stop()
         self._receiver.threads.release()
         self._receiver.archive.close()
         return result

@@ -10,6 +10,7 @@ from threading import Thread
 from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 P = ParamSpec("P")
@@ -132,6 +133,11 @@ class WorkerThreads:
     def call_in_reactor(self, function: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
         """Call *function* in the reactor thread; from any thread, for what is finished by another than the one that took it."""
         self._reactor.callFromThread(function, *args, **kwargs)
+
+    def call_later(self, seconds: float, function: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> IDelayedCall:
+        """Call *function* in the reactor thread after so many seconds; the caller sees to it that the call is cancelled."""
+        call: IDelayedCall = self._reactor.callLater(seconds, function, *args, **kwargs)
+        return call
 
     def _done(self, result: Deferred[T], success: bool, outcome: Any) -> None:
         self._working -= 1

@@ -386,7 +386,7 @@ class Sharing(SynchronousTestCase):
         self.assertEqual(repair(self.first, "worker-1"), 2)
         left = [(a, b, uid) for a, b, uids in self.first.index.files() for uid in uids]
         self.assertEqual(left, [one])
-        self.assertFalse(Path(temporary).exists())
+        self.assertFalse(Path(temporary.path).exists())
         self.assertTrue(self.first.store.path(*one).exists())
 
     def test_nothing_is_left_behind(self) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from dicomtwist.archive.behind import Behind
 from dicomtwist.archive.commits import Arrival, GroupCommit, Raced
 from dicomtwist.archive.files import (
     INSTANCE_SUFFIX,
@@ -19,10 +21,11 @@ from dicomtwist.archive.files import (
     FileSystem,
     InstanceStore,
     StoreError,
+    Written,
     check_uids,
 )
-from dicomtwist.archive.index import FOLDER, Index
-from dicomtwist.archive.record import Record
+from dicomtwist.archive.index import FOLDER, Index, IndexFailed
+from dicomtwist.archive.record import Instance
 from dicomtwist.archive.sharing import Committing
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 
@@ -85,6 +88,7 @@ class Archive:
         self.duplicates = duplicates
         self.store = InstanceStore(root, durability=durability, min_free=min_free, file_system=file_system)
         self._commits: GroupCommit | None = None
+        self._behind: Behind | None = None
         self.committing: Committing | None = None
 
     def open(self) -> int:
@@ -102,7 +106,10 @@ class Archive:
         except BaseException:
             self.store.close()
             raise
-        self._commits = GroupCommit(self.store, self.index, self.committing)
+        if self.store.durability is Durability.NONE and self.committing is None:
+            # Of several processes none knows what another has not told the index yet.
+            self._behind = Behind(self.index)
+        self._commits = GroupCommit(self.store, self.index, self.committing, self._behind)
         return removed
 
     def close(self) -> None:
@@ -110,70 +117,78 @@ class Archive:
         self.store.close()
         if self._commits is not None:
             self._commits = None
+            # What the index refuses now it learns at the next start, from the files.
+            with suppress(IndexFailed):
+                self.catch_up()
             self.index.close()
         if self.committing is not None:
             self.committing.close()
 
-    def keep(
-        self,
-        record: Record,
-        transfer_syntax: str,
-        content: Sequence[Buffer] | str,
-        done: Callable[[BaseException | None], None],
-    ) -> None:
+    def keep(self, instance: Instance, done: Callable[[BaseException | None], None]) -> None:
         """
         Keep an instance that is whole.
 
-        :param record: what the index is to know of it.
-        :param transfer_syntax: how its data set is encoded.
-        :param content: its file: what is before the data set and then the data set, contiguous bytes each; or the path of
-            a temporary file that :meth:`~dicomtwist.archive.files.InstanceWriter.seal` gave, which is gone afterwards.
-        :param done: called once, in any thread: with ``None`` when the instance is kept (with durability full, its file,
-            its folders and its row in the index are on the medium), else with what went wrong. That is an
+        :param done: called once, in any thread: with ``None`` when the instance is kept, else with what went wrong. Kept
+            means with durability full that its file, its folders and its row in the index are on the medium; with
+            durability none that its file has its name, and its row follows (see :meth:`catch_up`). What went wrong is an
             :class:`OSError` as it came, :class:`DuplicateInstance`,
             :class:`~dicomtwist.archive.files.InvalidUID` or :class:`~dicomtwist.archive.index.IndexFailed`; then nothing
             is left of the instance, and an earlier copy is as it was.
         """
-        temporary = content if isinstance(content, str) else ""
+        content = instance.content
+        written = content if isinstance(content, Written) else None
         try:
             commits = self._commits
             if commits is None:
                 raise StoreError("the archive is closed")
-            check_uids(*record.uids)
-            target = f"{self._root}/{record.study_uid}/{record.series_uid}/{record.sop_instance_uid}{INSTANCE_SUFFIX}"
+            check_uids(*instance.uids)
+            study_uid, series_uid, uid = instance.uids
+            target = f"{self._root}/{study_uid}/{series_uid}/{uid}{INSTANCE_SUFFIX}"
             exists = os.path.lexists(target)
-            if exists and self._first_stays(target, transfer_syntax, content):
-                size = 0
-                if temporary:
-                    self.store.remove(temporary)
-                    temporary = ""
-            else:
-                if not temporary:
-                    assert not isinstance(content, str)
-                    temporary = self.store.write_temporary(content)
-                size = os.path.getsize(temporary) if isinstance(content, str) else sum(map(len, content))
+            if exists and self._first_stays(target, instance):
+                if written is not None:
+                    self.store.remove(written.path)
+                    written = None
+            elif not isinstance(content, Written):
+                written = self.store.write_temporary(content)
         except BaseException as error:
-            if temporary:
-                self.store.remove(temporary)
+            if written is not None:
+                self.store.remove(written.path)
             done(error)
             return
 
         def committed(error: BaseException | None) -> None:
             if isinstance(error, Raced):
-                self.keep(record, transfer_syntax, temporary or content, done)
+                if written is not None:
+                    instance.content = written
+                self.keep(instance, done)
             else:
                 done(error)
 
-        commits.submit(Arrival(record, transfer_syntax, size, temporary, target, exists, committed))
+        commits.submit(Arrival(instance, written, target, exists, committed))
 
-    def _first_stays(self, target: str, transfer_syntax: str, content: Sequence[Buffer] | str) -> bool:
+    @property
+    def behind(self) -> int:
+        """How many instances are kept and not in the index yet."""
+        return len(self._behind) if self._behind is not None else 0
+
+    def catch_up(self) -> None:
+        """
+        Have the index know all that is kept; who is about to ask it calls this first. It blocks.
+
+        :raises IndexFailed: the database refused; what could not be added is tried again with the next call.
+        """
+        if self._behind is not None:
+            self._behind.catch_up()
+
+    def _first_stays(self, target: str, instance: Instance) -> bool:
         """Whether the copy that is there stays; what is compared is the data set and how it is encoded."""
         if self.duplicates is Duplicates.REJECT:
             raise DuplicateInstance("the instance is in the archive already")
-        return self.duplicates is Duplicates.KEEP or _same_dataset(target, transfer_syntax, content)
+        return self.duplicates is Duplicates.KEEP or _same_dataset(target, instance.transfer_syntax, instance.content)
 
 
-def _same_dataset(path: str, transfer_syntax: str, content: Sequence[Buffer] | str) -> bool:
+def _same_dataset(path: str, transfer_syntax: str, content: Sequence[Buffer] | Written) -> bool:
     """Whether the file *path* holds the data set of *content*; one that cannot be read does not."""
     try:
         with open(path, "rb") as first:
@@ -181,11 +196,11 @@ def _same_dataset(path: str, transfer_syntax: str, content: Sequence[Buffer] | s
             if meta.transfer_syntax_uid != transfer_syntax:
                 return False
             length = os.fstat(first.fileno()).st_size - start
-            if not isinstance(content, str):
+            if not isinstance(content, Written):
                 return length == sum(map(len, content[1:])) and all(
                     first.read(len(piece)) == piece for piece in content[1:]
                 )
-            with open(content, "rb") as second:
+            with open(content.path, "rb") as second:
                 _, start = read_file_meta(second)
                 return length == os.fstat(second.fileno()).st_size - start and _same_rest(first, second)
     except (OSError, NotDicomFile):

@@ -15,9 +15,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Final
 
-from dicomtwist.archive.files import InstanceStore
+from dicomtwist.archive.behind import Behind
+from dicomtwist.archive.files import InstanceStore, Written
 from dicomtwist.archive.index import Index, Indexed, IndexFailed
-from dicomtwist.archive.record import Record
+from dicomtwist.archive.record import Instance
 from dicomtwist.archive.sharing import Committing
 
 __all__ = ["Arrival", "GroupCommit", "Raced"]
@@ -35,19 +36,15 @@ class Arrival:
     """
     An instance that is whole and wants to be kept.
 
-    :ivar record: what the index is to know of it.
-    :ivar transfer_syntax: how its data set is encoded.
-    :ivar size: of its file, in bytes.
-    :ivar temporary: its file, on the medium with durability full; empty where the copy that is there stays.
+    :ivar instance: the instance.
+    :ivar written: its file, on the medium with durability full; ``None`` where the copy that is there stays.
     :ivar target: its final name.
     :ivar exists: whether there is a copy.
     :ivar done: called in any thread, once, with ``None`` or with what went wrong.
     """
 
-    record: Record
-    transfer_syntax: str
-    size: int
-    temporary: str
+    instance: Instance
+    written: Written | None
     target: str
     exists: bool
     done: Callable[[BaseException | None], None]
@@ -62,10 +59,18 @@ class GroupCommit:
     :param store: the files.
     :param index: the index.
     :param committing: keeps other processes from what is committed here, where there are some.
+    :param behind: takes the rows of new instances, so that nobody waits for the index; without it all wait.
     """
 
-    def __init__(self, store: InstanceStore, index: Index, committing: Committing | None = None) -> None:
+    def __init__(
+        self,
+        store: InstanceStore,
+        index: Index,
+        committing: Committing | None = None,
+        behind: Behind | None = None,
+    ) -> None:
         self._committing = committing
+        self._behind = behind
         self._store = store
         self._index = index
         self._lock = threading.Lock()
@@ -81,10 +86,11 @@ class GroupCommit:
         not what ``exists`` says (the temporary file stays).
         """
         with self._lock:
-            self._waiting.append(arrival)
             if self._busy:
+                self._waiting.append(arrival)
                 return
             self._busy = True
+        self._commit([arrival])
         while True:
             with self._lock:
                 group = self._next_group()
@@ -106,12 +112,35 @@ class GroupCommit:
         return list(group.values())
 
     def _commit(self, group: list[Arrival]) -> None:
+        if self._behind is not None:
+            for arrival in group:
+                if not arrival.exists:
+                    arrival.done(self._commit_new(arrival, self._behind))
+            group = [arrival for arrival in group if arrival.exists]
+        if group:
+            self._commit_group(group)
+
+    def _commit_new(self, arrival: Arrival, behind: Behind) -> BaseException | None:
+        """Commit a new instance whose row may follow; nothing of it is shared with others."""
+        assert arrival.written is not None
+        try:
+            if os.path.lexists(arrival.target):
+                return Raced()
+            self._store.rename(arrival.written.path, *arrival.instance.uids)
+            arrival.placed = True
+            behind.add(_row(arrival), arrival.instance.size)
+        except BaseException as error:
+            self._settle(arrival, error)
+            return error
+        return None
+
+    def _commit_group(self, group: list[Arrival]) -> None:
         outcomes: dict[Arrival, BaseException | None] = {}
         if self._committing is None:
             self._commit_alone(group, outcomes)
         else:
             try:
-                with self._committing.holding(arrival.record.uids for arrival in group):
+                with self._committing.holding(arrival.instance.uids for arrival in group):
                     self._commit_alone(group, outcomes)
             except OSError as error:
                 # There are no locks, or the last note could not be taken back, which is no harm.
@@ -126,7 +155,7 @@ class GroupCommit:
         """Commit *group* while nobody else is at its instances."""
         try:
             group = self._without_raced(group, outcomes)
-            self._announce([arrival for arrival in group if arrival.temporary and arrival.exists], outcomes)
+            self._announce([arrival for arrival in group if arrival.written and arrival.exists], outcomes)
             placed = [arrival for arrival in group if arrival not in outcomes and self._place(arrival, outcomes)]
             self._sync(placed, outcomes)
             self._add([arrival for arrival in placed if arrival not in outcomes], outcomes)
@@ -150,18 +179,20 @@ class GroupCommit:
         if not replacing:
             return
         try:
-            self._index.announce_replacing(arrival.record.uids for arrival in replacing)
+            if self._behind is not None:
+                self._behind.catch_up()  # or the row of the old copy would come after that of the new one
+            self._index.announce_replacing(arrival.instance.uids for arrival in replacing)
         except IndexFailed as error:
             outcomes.update(dict.fromkeys(replacing, error))
 
     def _place(self, arrival: Arrival, outcomes: dict[Arrival, BaseException | None]) -> bool:
         """Give the file its name; one that is there already is set aside, and comes back if anything goes wrong."""
-        if not arrival.temporary:
+        if arrival.written is None:
             return True
         try:
             if arrival.exists:
                 arrival.aside = self._store.set_aside(arrival.target)
-            self._store.rename(arrival.temporary, *arrival.record.uids)
+            self._store.rename(arrival.written.path, *arrival.instance.uids)
             arrival.placed = True
         except OSError as error:
             outcomes[arrival] = error
@@ -179,10 +210,10 @@ class GroupCommit:
                 outcomes.update(dict.fromkeys(arrivals, error))
 
     def _add(self, placed: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> None:
-        new = [arrival for arrival in placed if arrival.temporary]
-        rows = [Indexed(arrival.record, arrival.transfer_syntax, arrival.size, arrival.exists) for arrival in new]
-        if rows:
+        new = [arrival for arrival in placed if arrival.written]
+        if new:
             try:
+                rows = [_row(arrival)() for arrival in new]
                 with nullcontext() if self._committing is None else self._committing.turn():
                     self._index.add(rows)
             except IndexFailed as error:
@@ -213,7 +244,15 @@ class GroupCommit:
             except OSError:
                 # The file system is beyond it. The peer is not told of success, and the next start finds out what is there.
                 pass
-        elif arrival.temporary:
-            store.remove(arrival.temporary)
+        elif arrival.written is not None:
+            store.remove(arrival.written.path)
             if arrival.aside:
                 store.remove(arrival.aside)
+
+
+def _row(arrival: Arrival) -> Callable[[], Indexed]:
+    instance, written = arrival.instance, arrival.written
+    assert written is not None
+    return lambda: Indexed(
+        instance.describe(), instance.transfer_syntax, written.size, arrival.exists, written.digest or None
+    )

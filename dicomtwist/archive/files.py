@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 import errno
 import fcntl
+import hashlib
 import itertools
 import os
 import re
@@ -22,7 +23,7 @@ import secrets
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 __all__ = [
     "DuplicateInstance",
@@ -35,6 +36,7 @@ __all__ = [
     "StoreClosed",
     "StoreError",
     "StoreUnusable",
+    "Written",
     "check_uids",
 ]
 
@@ -93,6 +95,19 @@ class Durability(enum.Enum):
 
     def __str__(self) -> str:
         return str(self.value)
+
+
+class Written(NamedTuple):
+    """A temporary file that is whole and closed; with durability full on the medium.
+
+    :ivar path: where it is.
+    :ivar size: of the file, in bytes.
+    :ivar digest: the SHA-256 of the file; empty with durability none, which promises nothing of the medium.
+    """
+
+    path: str
+    size: int
+    digest: bytes
 
 
 class FileSystem:
@@ -260,7 +275,7 @@ class InstanceStore:
             is in its place).
         """
         check_uids(study_uid, series_uid, instance_uid)
-        temporary = self.write_temporary(buffers)
+        temporary = self.write_temporary(buffers).path
         try:
             return self._place(temporary, study_uid, series_uid, instance_uid)
         except BaseException:
@@ -269,17 +284,16 @@ class InstanceStore:
 
     # The steps of storing, for one who has more to do between them, such as keeping an index.
 
-    def write_temporary(self, buffers: Sequence[Buffer]) -> str:
+    def write_temporary(self, buffers: Sequence[Buffer]) -> Written:
         """Write a temporary file, with durability full onto the medium.
 
         :param buffers: the file, preamble first. Contiguous bytes each.
-        :returns: its path.
         :raises OSError: as it came, errno intact; nothing is left of it.
         """
         temporary, fd = self._open_temporary()
         try:
             try:
-                self._write_all(fd, buffers)
+                size = self._write_all(fd, buffers)
                 if self._full:
                     self._fs.fsync(fd)
             finally:
@@ -287,7 +301,7 @@ class InstanceStore:
         except BaseException:
             self._remove(temporary)
             raise
-        return temporary
+        return Written(temporary, size, self._digest(buffers))
 
     def folder(self, study_uid: str, series_uid: str) -> str:
         """The folder of a series; it is made, and on the medium with durability full.
@@ -361,7 +375,7 @@ class InstanceStore:
             (the fsync of the folder: then the new one is in its place).
         """
         path = self.make_folder(folder)
-        temporary = self.write_temporary(buffers)
+        temporary = self.write_temporary(buffers).path
         target = os.path.join(path, name)
         try:
             self._fs.rename(temporary, target)
@@ -407,6 +421,14 @@ class InstanceStore:
             done += written
             left = _after(left, written)
         return total
+
+    def _digest(self, buffers: Sequence[Buffer]) -> bytes:
+        if not self._full:
+            return b""
+        digest = hashlib.sha256()
+        for buffer in buffers:
+            digest.update(buffer)
+        return digest.digest()
 
     def _place(self, temporary: str, study_uid: str, series_uid: str, instance_uid: str) -> str:
         """Give a temporary file, whole and closed, its final name."""
@@ -496,12 +518,13 @@ class InstanceWriter:
     Any failure removes the temporary file and closes the writer; so do :meth:`commit` and :meth:`discard`.
     """
 
-    __slots__ = ("_fd", "_store", "_temporary", "size")
+    __slots__ = ("_fd", "_hash", "_store", "_temporary", "size")
 
     def __init__(self, store: InstanceStore, temporary: str, fd: int) -> None:
         self._store = store
         self._temporary = temporary
         self._fd = fd
+        self._hash = hashlib.sha256() if store._full else None
         #: How many bytes have been written.
         self.size = 0
 
@@ -518,6 +541,9 @@ class InstanceWriter:
             if self._store.min_free:
                 self._store._check_free()
             self.size += self._store._write_all(self._fd, buffers)
+            if self._hash is not None:
+                for buffer in buffers:
+                    self._hash.update(buffer)
         except BaseException:
             self.discard()
             raise
@@ -537,17 +563,17 @@ class InstanceWriter:
         except InvalidUID:
             self.discard()
             raise
-        temporary = self.seal()
+        temporary = self.seal().path
         try:
             return self._store._place(temporary, study_uid, series_uid, instance_uid)
         except BaseException:
             self._store._remove(temporary)
             raise
 
-    def seal(self) -> str:
+    def seal(self) -> Written:
         """The instance is whole: close its temporary file, with durability full on the medium.
 
-        :returns: its path; the file belongs to the caller.
+        :returns: the file, which belongs to the caller.
         :raises OSError: as it came, errno intact; the temporary file is gone.
         :raises StoreClosed: the writer has ended.
         """
@@ -567,7 +593,7 @@ class InstanceWriter:
             else:
                 store._remove(self._temporary)
             raise
-        return self._temporary
+        return Written(self._temporary, self.size, b"" if self._hash is None else self._hash.digest())
 
     def discard(self) -> None:
         """Remove the temporary file; idempotent, and without effect after a commit."""

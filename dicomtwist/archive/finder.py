@@ -50,6 +50,7 @@ class StoredInstance:
 
     :ivar path: its file.
     :ivar size: of the file, in bytes.
+    :ivar digest: the SHA-256 of the file as it was received; ``None`` where it is not known, or was not asked for.
     """
 
     path: str
@@ -57,6 +58,7 @@ class StoredInstance:
     sop_instance_uid: str
     transfer_syntax: str
     size: int
+    digest: bytes | None = None
 
     def __fspath__(self) -> str:
         return self.path
@@ -143,12 +145,15 @@ class Finder:
 
     def _find(self, identifier: Dataset, model: Model, transfer_syntax: str, negotiated: Negotiated) -> Found[bytes]:
         query = compile_find(identifier, model, negotiated, zone=self._zone)
+        self._archive.catch_up()
         search = Search(self._archive.index.engine, query)
         reader = AnswerReader(search, self._ae_title, transfer_syntax)
         return Found(self._threads, search.numbers(), reader.read, query.unsupported)
 
     def _retrieve(self, identifier: Dataset, model: Model, negotiated: Negotiated) -> Found[StoredInstance]:
-        search = Search(self._archive.index.engine, compile_retrieve(identifier, model, negotiated))
+        query = compile_retrieve(identifier, model, negotiated)
+        self._archive.catch_up()
+        search = Search(self._archive.index.engine, query)
         root = os.fspath(self._archive.root)
         order = (study.c.id, series.c.id, func.length(instance.c.instance_number), instance.c.instance_number)
         numbers = search.numbers(levels={Level.STUDY, Level.SERIES}, order=order)

@@ -4,6 +4,7 @@ Whether the archive holds an instance: found in the index, read from the disk to
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -60,18 +61,19 @@ def _find(archive: Archive, uids: Iterable[str]) -> list[StoredInstance]:
     statement = (
         select(
             *(study.c.study_instance_uid, series.c.series_instance_uid, instance.c.sop_instance_uid),
-            *(instance.c.sop_class_uid, instance.c.transfer_syntax, instance.c.size),
+            *(instance.c.sop_class_uid, instance.c.transfer_syntax, instance.c.size, instance.c.digest),
         )
         .join(series, instance.c.parent == series.c.id)
         .join(study, series.c.parent == study.c.id)
         .where(instance.c.sop_instance_uid.in_(sorted(uids)))
     )
+    archive.catch_up()
     with reading(archive.index.engine) as connection:
         rows = connection.execute(statement).all()
     root = os.fspath(archive.root)
     return [
-        StoredInstance(f"{root}/{in_study}/{in_series}/{uid}{INSTANCE_SUFFIX}", sop_class, uid, syntax, size)
-        for in_study, in_series, uid, sop_class, syntax, size in rows
+        StoredInstance(f"{root}/{in_study}/{in_series}/{uid}{INSTANCE_SUFFIX}", sop_class, uid, syntax, size, digest)
+        for in_study, in_series, uid, sop_class, syntax, size, digest in rows
     ]
 
 
@@ -107,13 +109,18 @@ def _read(stored: StoredInstance, *, sync: bool) -> None:
         size = os.fstat(file.fileno()).st_size
         if size != stored.size:
             raise Damaged(f"{size} bytes where {stored.size} were stored")
-        meta, _ = read_file_meta(file)
+        meta, start = read_file_meta(file)
         if meta.transfer_syntax_uid != stored.transfer_syntax:
             raise Damaged("its transfer syntax is another one")
         scanner = HeaderScanner(stored.transfer_syntax, frozenset((_SOP_CLASS, _SOP_INSTANCE)))
+        file.seek(0)
+        digest = hashlib.sha256(file.read(start))
         while piece := file.read(_PIECE):
+            digest.update(piece)
             if not scanner.done:
                 scanner.feed(piece)
+        if stored.digest is not None and digest.digest() != stored.digest:
+            raise Damaged("its bytes are not those that were stored")
         if not scanner.done:
             scanner.finish()
         uids = tuple(decode_uid(scanner.values.get(tag, b"")) for tag in (_SOP_CLASS, _SOP_INSTANCE))

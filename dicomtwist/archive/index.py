@@ -27,6 +27,7 @@ from dicomtwist.archive.schema import (
     WRITING,
     IndexUnusable,
     Statement,
+    extend_log,
     instance,
     migrate,
     patient,
@@ -61,12 +62,14 @@ class Indexed:
     :ivar transfer_syntax: how its data set is encoded.
     :ivar size: of its file, in bytes.
     :ivar replaces: whether there may be another row for the same file, of another patient even.
+    :ivar digest: the SHA-256 of its file, where it is known.
     """
 
     record: Record
     transfer_syntax: str
     size: int
     replaces: bool = False
+    digest: bytes | None = None
 
 
 class _Entities:
@@ -156,6 +159,8 @@ class Index:
                 fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.engine = engine or sqlite_engine(folder / "index.sqlite", full=durability is Durability.FULL)
             self.found_version = migrate(self.engine)
+            if lock < 0 and durability is Durability.FULL:
+                extend_log(self.engine, folder)
             self._open: Connection | None = None
         except BlockingIOError:
             self._unlock()
@@ -174,7 +179,7 @@ class Index:
         self._insert = upsert(
             self.engine,
             instance,
-            ["parent", "transfer_syntax", "size", *COLUMNS[Level.IMAGE]],
+            ["parent", "transfer_syntax", "size", "digest", *COLUMNS[Level.IMAGE]],
             ["parent", "sop_instance_uid"],
         )
 
@@ -301,7 +306,7 @@ class Index:
         patient_id = entities[Level.PATIENT].id_for(cursor, 0, record.patient_key, record.patient)
         study_id = entities[Level.STUDY].id_for(cursor, patient_id, record.study_uid, record.study)
         series_id = entities[Level.SERIES].id_for(cursor, study_id, record.series_uid, record.series)
-        return (series_id, one.transfer_syntax, one.size, *record.instance)
+        return (series_id, one.transfer_syntax, one.size, one.digest, *record.instance)
 
     def _remove_others(self, record: Record, series_id: int) -> None:
         """Remove the rows that the same file had as one of another patient."""

@@ -8,26 +8,26 @@ pieces, one write under way at a time, and reading from the peer pauses while to
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from threading import get_ident
 from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.archive.files import (
-    Buffer,
     DuplicateInstance,
     IndexFailed,
     InstanceStore,
     InstanceWriter,
     InvalidUID,
     StoreError,
-    check_uids,
 )
-from dicomtwist.archive.record import Record, make_record, scanner_for
+from dicomtwist.archive.record import Instance, Record, make_record, scanner_for
 from dicomtwist.dimse.status import (
     CANNOT_UNDERSTAND,
     DATASET_MISMATCH,
@@ -35,13 +35,17 @@ from dicomtwist.dimse.status import (
     OUT_OF_RESOURCES,
     Status,
 )
-from dicomtwist.header import HeaderError
+from dicomtwist.header import HeaderError, HeaderScanner
 from dicomtwist.part10 import decode_uid, encode_preamble_and_meta
 from dicomtwist.pieces import Pieces
 from dicomtwist.threads import WorkerThreads
 
-#: What is written at once, in bytes; an instance below it is written in one go.
-WRITE_SIZE: Final = 1024 * 1024
+#: An instance below so many bytes is written in one go, when it is whole; a larger one is written while the rest of it comes.
+FIRST_WRITE: Final = 64 * 1024
+#: What is written at once of a larger one after that, in bytes.
+WRITE_SIZE: Final = 256 * 1024
+#: For how long nothing has come when the index catches up, in seconds (with durability none).
+PAUSE: Final = 0.05
 #: How much of one instance may wait to be written before its peer is not read from, in bytes.
 MAX_UNWRITTEN: Final = 4 * 1024 * 1024
 
@@ -65,14 +69,15 @@ class Keeper(Protocol):
 
     store: InstanceStore
 
-    def keep(
-        self,
-        record: Record,
-        transfer_syntax: str,
-        content: Sequence[Buffer] | str,
-        done: Callable[[BaseException | None], None],
-    ) -> None:
+    def keep(self, instance: Instance, done: Callable[[BaseException | None], None]) -> None:
         """Keep an instance that is whole, see :meth:`dicomtwist.archive.archive.Archive.keep`."""
+
+    @property
+    def behind(self) -> int:
+        """How many instances are kept and not in the index yet."""
+
+    def catch_up(self) -> None:
+        """Have the index know all that is kept, see :meth:`dicomtwist.archive.archive.Archive.catch_up`."""
 
 
 class StorageReceiver:
@@ -88,6 +93,8 @@ class StorageReceiver:
     def __init__(self, archive: Keeper, threads: WorkerThreads) -> None:
         self.archive = archive
         self.threads = threads
+        self._came = 0
+        self._waiting: IDelayedCall | None = None
 
     @evt.streaming
     def handle_store(self, event: evt.StoreEvent) -> Deferred[Status]:
@@ -102,6 +109,32 @@ class StorageReceiver:
         event.stream.deliver_to(incoming)
         return incoming.done
 
+    def index_later(self) -> None:
+        """Have the index catch up, where it is behind, once nothing has come for a moment: so it is in nobody's way."""
+        self._came += 1
+        if self._waiting is None and self.archive.behind:
+            self._wait()
+
+    def stop(self) -> None:
+        """Wait for nothing any more; what is not indexed is when the archive is closed."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _wait(self) -> None:
+        self._waiting = self.threads.call_later(PAUSE, self._waited, self._came)
+
+    def _waited(self, came: int) -> None:
+        if came != self._came:
+            self._wait()
+            return
+        self._waiting = None
+        self.threads.run(self.archive.catch_up).addErrback(self._not_caught_up)
+
+    def _not_caught_up(self, reason: Failure) -> None:
+        # The next instance, and who asks the index, tries again.
+        self.log.error("instances that are stored are not indexed yet: {reason}", reason=reason.getErrorMessage())
+
 
 class _Incoming:
     """One instance on its way to disk."""
@@ -110,10 +143,11 @@ class _Incoming:
         self._receiver = receiver
         self._event = event
         self._stream = event.stream
-        self._scanner = scanner_for(event.context.transfer_syntax)
+        self._scanner: HeaderScanner | None = None
         self._writer: InstanceWriter | None = None
         self._waiting = Pieces()
         self._unwritten = 0
+        self._enough = FIRST_WRITE
         self._writing = False
         self._finished = False
         self._unreadable = False
@@ -130,7 +164,7 @@ class _Incoming:
             return
         self._waiting.append(data)
         self._unwritten += len(data)
-        if self._unwritten >= WRITE_SIZE and not self._writing:
+        if self._unwritten >= self._enough and not self._writing:
             self._write()
         if self._unwritten > MAX_UNWRITTEN:
             self._stream.pause()
@@ -155,6 +189,7 @@ class _Incoming:
     def _write(self) -> None:
         waiting = self._waiting.take_pieces()
         size = self._unwritten
+        self._enough = WRITE_SIZE
         self._writing = True
 
         def written(_: None) -> None:
@@ -165,7 +200,7 @@ class _Incoming:
             elif self._finished:
                 self._commit()
             else:
-                if self._unwritten >= WRITE_SIZE:
+                if self._unwritten >= self._enough:
                     self._write()
                 if self._unwritten <= MAX_UNWRITTEN:
                     self._stream.resume()
@@ -195,6 +230,7 @@ class _Incoming:
     def _stored(self, error: BaseException | None) -> None:
         if error is None:
             self.done.callback(_SUCCESS)
+            self._receiver.index_later()
         else:
             self._refuse(Failure(error))
 
@@ -234,18 +270,19 @@ class _Incoming:
 
     def _finish_writing(self, buffers: list[memoryview | bytearray]) -> bool:
         """Hand the instance to the archive; return whether it has told what came of it already."""
-        content: list[Buffer] | str
+        syntax = self._event.context.transfer_syntax
         if self._writer is None:
             data = b"".join(buffers)
-            self._scan([data])
-            record = self._checked_record()
-            content = [self._meta(), data]
+            # Only what the answer depends on; the rest when the index wants it.
+            uids = self._checked_uids(_scanned(data, scanner_for(syntax, _WANTED)))
+            instance = Instance(uids, syntax, [self._meta(), data], lambda: _described(data, syntax))
         else:
             self._write_some(buffers)
-            record = self._checked_record()
-            content = self._writer.seal()
+            values = self._finish_scan()
+            uids = self._checked_uids(values)
+            instance = Instance(uids, syntax, self._writer.seal(), lambda: make_record(values, syntax))
         self._keeper = get_ident()
-        self._receiver.archive.keep(record, self._event.context.transfer_syntax, content, self._kept)
+        self._receiver.archive.keep(instance, self._kept)
         if self._keeper is None:
             return True
         self._keeper = None  # another thread tells
@@ -261,7 +298,9 @@ class _Incoming:
         if self._writer is not None:
             self._writer.discard()
 
-    def _scan(self, buffers: list[memoryview | bytearray] | list[bytes]) -> None:
+    def _scan(self, buffers: list[memoryview | bytearray]) -> None:
+        if self._scanner is None:
+            self._scanner = scanner_for(self._event.context.transfer_syntax)
         if self._scanner.done or self._unreadable:
             return
         try:
@@ -273,18 +312,22 @@ class _Incoming:
 
     def _settle_for_less(self, error: HeaderError) -> None:
         """A data set that cannot be read to the end of what is indexed is kept if it can be filed."""
+        assert self._scanner is not None
         if not self._scanner.values.keys() >= _WANTED:
             raise error
         self._unreadable = True
 
-    def _checked_record(self) -> Record:
-        """Return the record of the instance, which agrees with the request."""
+    def _finish_scan(self) -> Mapping[int, bytes]:
+        assert self._scanner is not None
         if not (self._scanner.done or self._unreadable):
             try:
                 self._scanner.finish()
             except HeaderError as error:
                 self._settle_for_less(error)
-        values = self._scanner.values
+        return self._scanner.values
+
+    def _checked_uids(self, values: Mapping[int, bytes]) -> tuple[str, str, str]:
+        """Return the UIDs of study, series and instance, which agree with the request."""
         found = {tag: decode_uid(values.get(tag, b"")) for tag in _WANTED}
         request = self._event.request
         for tag, expected, name in (
@@ -296,8 +339,21 @@ class _Incoming:
         for tag, name in ((_STUDY, "Study Instance UID"), (_SERIES, "Series Instance UID")):
             if not found[tag]:
                 raise _Refused(DATASET_MISMATCH, f"the data set has no {name}")
-        check_uids(found[_STUDY], found[_SERIES], found[_SOP_INSTANCE])
-        return make_record(values, self._event.context.transfer_syntax)
+        return found[_STUDY], found[_SERIES], found[_SOP_INSTANCE]
+
+
+def _scanned(data: bytes, scanner: HeaderScanner) -> Mapping[int, bytes]:
+    if not scanner.feed(data):
+        scanner.finish()
+    return scanner.values
+
+
+def _described(data: bytes, transfer_syntax: str) -> Record:
+    """Return the record of a data set that can be read as far as its UIDs."""
+    scanner = scanner_for(transfer_syntax)
+    with suppress(HeaderError):
+        _scanned(data, scanner)
+    return make_record(scanner.values, transfer_syntax)
 
 
 def _status_for(reason: Failure) -> Status:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.files import INSTANCE_SUFFIX, Buffer, InvalidUID, StoreError, check_uids
+from dicomtwist.archive.files import INSTANCE_SUFFIX, Buffer, InvalidUID, StoreError, Written, check_uids
 from dicomtwist.archive.index import FOLDER, Indexed
-from dicomtwist.archive.record import WANTED, Record, make_record, scanner_for
+from dicomtwist.archive.record import WANTED, Instance, Record, make_record, scanner_for
 from dicomtwist.archive.sharing import left_behind
 from dicomtwist.header import HeaderError
 from dicomtwist.part10 import NotDicomFile, read_file_meta
@@ -275,6 +275,7 @@ def import_folder(
     :param stopped: asked before each file; the import ends where it says so.
     :returns: what came of it, when all that was begun is committed.
     :raises OSError: *folder* cannot be read.
+    :raises IndexFailed: some of what was kept is not in the index, which refuses; the next start tries again.
     """
     importing = _Importing(archive, progress)
     root = os.fspath(archive.root)
@@ -283,6 +284,7 @@ def import_folder(
             break
         importing.add(path)
     importing.wait()
+    archive.catch_up()
     return importing.found
 
 
@@ -314,9 +316,10 @@ class _Importing:
         except OSError as error:
             self._done(path, error)
         else:
-            self._archive.keep(record, transfer_syntax, content, lambda error: self._done(path, error))
+            instance = Instance(record.uids, transfer_syntax, content, lambda: record)
+            self._archive.keep(instance, lambda error: self._done(path, error))
 
-    def _content(self, path: str, size: int) -> list[Buffer] | str:
+    def _content(self, path: str, size: int) -> list[Buffer] | Written:
         with open(path, "rb") as file:
             if size <= _WHOLE:
                 _, start = read_file_meta(file)

@@ -5,7 +5,7 @@ From the front of an encoded data set to a row for each level: what the index is
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -15,10 +15,11 @@ from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.filereader import read_dataset
 
 from dicomtwist.archive.attributes import Attribute, Level, at_level
+from dicomtwist.archive.files import Buffer, Written
 from dicomtwist.archive.values import datetime_key, name_groups, name_key, normal_date, sounds, time_key
 from dicomtwist.header import HeaderScanner
 
-__all__ = ["COLUMNS", "WANTED", "Record", "make_record", "scanner_for"]
+__all__ = ["COLUMNS", "WANTED", "Instance", "Record", "make_record", "scanner_for"]
 
 #: The longest value that the index takes, in bytes; a longer one counts as empty. That of an LT has 10240 characters.
 MAX_VALUE_LENGTH: Final = 16 * 1024
@@ -80,6 +81,30 @@ class Record:
         return self.study_uid, self.series_uid, self.sop_instance_uid
 
 
+@dataclass(slots=True, eq=False)
+class Instance:
+    """
+    An instance as it is handed to an archive.
+
+    :ivar uids: its Study, Series and SOP Instance UIDs.
+    :ivar transfer_syntax: how its data set is encoded.
+    :ivar content: its file: what is before the data set and then the data set, contiguous bytes each; or a temporary file
+        that :meth:`~dicomtwist.archive.files.InstanceWriter.seal` gave, which the archive takes over.
+    :ivar describe: returns what the index is to know of it. Called in any thread, and not before it is needed; it does not
+        fail.
+    """
+
+    uids: tuple[str, str, str]
+    transfer_syntax: str
+    content: Sequence[Buffer] | Written
+    describe: Callable[[], Record]
+
+    @property
+    def size(self) -> int:
+        """How many bytes of it are in memory."""
+        return 0 if isinstance(self.content, Written) else sum(map(len, self.content))
+
+
 class _Encoding(NamedTuple):
     """How the data set is encoded."""
 
@@ -88,9 +113,9 @@ class _Encoding(NamedTuple):
     little: bool
 
 
-def scanner_for(transfer_syntax_uid: str) -> HeaderScanner:
-    """Return a scanner for all that a record needs."""
-    return HeaderScanner(transfer_syntax_uid, WANTED, max_value_length=MAX_VALUE_LENGTH, sequences=True)
+def scanner_for(transfer_syntax_uid: str, wanted: frozenset[int] = WANTED) -> HeaderScanner:
+    """Return a scanner for all that a record needs, or for the tags *wanted* of it."""
+    return HeaderScanner(transfer_syntax_uid, wanted, max_value_length=MAX_VALUE_LENGTH, sequences=True)
 
 
 def make_record(values: Mapping[int, bytes], transfer_syntax_uid: str) -> Record:

@@ -6,16 +6,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dicomtwist import Association, Status, evt
-from dicomtwist.archive.files import Buffer, Durability, InstanceStore, StoreUnusable
+from dicomtwist.archive.files import Durability, InstanceStore, StoreUnusable, Written, check_uids
 from dicomtwist.archive.receiver import StorageReceiver
-from dicomtwist.archive.record import Record
+from dicomtwist.archive.record import Instance
 from dicomtwist.threads import WorkerThreads
 from dicomtwist.tools.options import own_option
 
@@ -31,31 +31,32 @@ class Folder:
     :param store: the folder; ready.
     """
 
+    #: There is no index.
+    behind = 0
+
     def __init__(self, store: InstanceStore) -> None:
         self.store = store
 
-    def keep(
-        self,
-        record: Record,
-        transfer_syntax: str,
-        content: Sequence[Buffer] | str,
-        done: Callable[[BaseException | None], None],
-    ) -> None:
+    def keep(self, instance: Instance, done: Callable[[BaseException | None], None]) -> None:
         """Keep an instance that is whole; it blocks, and *done* is called in the same thread."""
-        store = self.store
+        store, content = self.store, instance.content
         error: BaseException | None = None
         try:
-            if not isinstance(content, str):
-                store.store(content, *record.uids)
+            check_uids(*instance.uids)
+            if not isinstance(content, Written):
+                store.store(content, *instance.uids)
             else:
                 try:
-                    store.sync_folder(os.path.dirname(store.rename(content, *record.uids)))
+                    store.sync_folder(os.path.dirname(store.rename(content.path, *instance.uids)))
                 except BaseException:
-                    store.remove(content)
+                    store.remove(content.path)
                     raise
         except BaseException as raised:
             error = raised
         done(error)
+
+    def catch_up(self) -> None:
+        """Nothing to do."""
 
 
 def open_folder(path: str, durability: str) -> InstanceStore:

@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.finder import AnswerReader, Search
 from dicomtwist.archive.matching import BASELINE, Model, Negotiated, compile_find
-from dicomtwist.archive.record import Record, make_record, scanner_for
+from dicomtwist.archive.record import Instance, Record, make_record, scanner_for
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 
@@ -49,11 +49,16 @@ def encoded(made: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) -> tup
     return make_record(scanner.values, transfer_syntax), [encode_preamble_and_meta(meta), data]
 
 
+def handed(made: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) -> Instance:
+    """An instance as an archive gets it."""
+    record, content = encoded(made, transfer_syntax)
+    return Instance(record.uids, str(transfer_syntax), content, lambda: record)
+
+
 def keep(archive: Archive, made: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) -> BaseException | None:
     """Keep an instance; returns what went wrong."""
-    record, content = encoded(made, transfer_syntax)
     outcomes: list[BaseException | None] = []
-    archive.keep(record, str(transfer_syntax), content, outcomes.append)
+    archive.keep(handed(made, transfer_syntax), outcomes.append)
     (outcome,) = outcomes
     return outcome
 
@@ -72,6 +77,7 @@ def ask(
     identifier.QueryRetrieveLevel = level
     for keyword, value in keys.items():
         setattr(identifier, keyword, value)
+    archive.catch_up()
     search = Search(archive.index.engine, compile_find(identifier, model, negotiated))
     answers = AnswerReader(search, "ARCHIVE", transfer_syntax).read(search.numbers())
     implicit, little = transfer_syntax == "1.2.840.10008.1.2", transfer_syntax != "1.2.840.10008.1.2.2"

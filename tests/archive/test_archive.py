@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -30,10 +31,10 @@ from dicomtwist.archive.finder import Finder
 from dicomtwist.archive.index import Indexed, IndexFailed
 from dicomtwist.archive.matching import Model
 from dicomtwist.archive.reconcile import Reconciled, import_folder, reconcile
-from dicomtwist.archive.record import make_record, scanner_for
+from dicomtwist.archive.record import Instance, make_record, scanner_for
 from dicomtwist.threads import WorkerThreads
 from tests import peers
-from tests.archive.samples import ask, dataset, encoded, files, keep
+from tests.archive.samples import ask, dataset, encoded, files, handed, keep
 
 
 class ArchiveCase(SynchronousTestCase):
@@ -92,12 +93,14 @@ class Keeping(ArchiveCase):
         """Those that came through a temporary file are compared as well."""
         archive = self.open()
         for comment, inode_stays in (("a", False), ("a", True), ("b", False)):
-            record, content = encoded(dataset(PatientComments=comment))
+            one = handed(dataset(PatientComments=comment))
             writer = archive.store.create()
-            writer.write(content)
+            assert isinstance(one.content, list)
+            writer.write(one.content)
             before = [path.stat().st_ino for path in files(self.root) if path.suffix == ".dcm"]
             outcomes: list[BaseException | None] = []
-            archive.keep(record, "1.2.840.10008.1.2.1", writer.seal(), outcomes.append)
+            one.content = writer.seal()
+            archive.keep(one, outcomes.append)
             self.assertEqual(outcomes, [None])
             (path,) = self.assert_consistent(archive)
             self.assertEqual([path.stat().st_ino] == before, inode_stays)
@@ -161,8 +164,7 @@ class Keeping(ArchiveCase):
         def work(thread: int) -> None:
             for number in range(40):
                 series = thread if number % 4 else 99
-                record, content = encoded(dataset(number, series, PatientComments=str(thread)))
-                archive.keep(record, "1.2.840.10008.1.2.1", content, done)
+                archive.keep(handed(dataset(number, series, PatientComments=str(thread))), done)
 
         threads = [threading.Thread(target=work, args=(thread,)) for thread in range(8)]
         for thread in threads:
@@ -196,13 +198,14 @@ class Keeping(ArchiveCase):
         archive = self.open()
         syntax = "1.2.840.10008.1.2.1"
         for number, name in enumerate((b"\xff\xfe\0\0", b"\x1b$B\xff", b"\0", b"\\", b"=", b"^", b"\xed\xa0\x80")):
-            _, (head, data) = encoded(dataset(study=number, PatientName="12345678"))
+            record, (head, data) = encoded(dataset(study=number, PatientName="12345678"))
             data = data.replace(b"12345678", (name * 8)[:8])
             scanner = scanner_for(syntax)
             if not scanner.feed(data):
                 scanner.finish()
+            odd = make_record(scanner.values, syntax)
             outcomes: list[BaseException | None] = []
-            archive.keep(make_record(scanner.values, syntax), syntax, [head, data], outcomes.append)
+            archive.keep(Instance(record.uids, syntax, [head, data], partial(lambda odd: odd, odd)), outcomes.append)
             self.assertEqual(outcomes, [None], name)
             (answer,) = ask(archive, "STUDY", StudyInstanceUID=f"1.2.{number}", PatientName=None)
             self.assertIn("PatientName", answer)
@@ -331,8 +334,7 @@ class Faults(ArchiveCase):
         assert commits is not None
         commits._busy = True  # as if a commit were under way
         for number in (1, 2, 3, 4):
-            record, content = encoded(dataset(number))
-            archive.keep(record, "1.2.840.10008.1.2.1", content, partial(outcomes.__setitem__, number))
+            archive.keep(handed(dataset(number)), partial(outcomes.__setitem__, number))
         self.assertEqual(outcomes, {})
         commits._busy = False
         self.kept(archive, dataset(5))
@@ -496,25 +498,43 @@ class Schema(ArchiveCase):
         self.open().close()
         engine = schema.sqlite_engine(self.root / ".index" / "index.sqlite", full=True)
         self.addCleanup(engine.dispose)
-        self.assertEqual(schema.migrate(engine), 1)
+        here = schema.SCHEMA_VERSION
+        self.assertEqual(schema.migrate(engine), here)
 
-        def to_two(connection: Connection) -> None:
+        def to_next(connection: Connection) -> None:
             connection.execute(text("ALTER TABLE study ADD COLUMN colour TEXT"))
 
-        def to_three(connection: Connection) -> None:
+        def to_the_one_after(connection: Connection) -> None:
             connection.execute(text("UPDATE study SET colour = 'green'"))
             if fails:
                 connection.execute(text("SELECT nothing FROM nowhere"))
 
         fails = [True]
-        steps = {1: to_two, 2: to_three}
-        self.assertRaises(OperationalError, schema.migrate, engine, version=3, migrations=steps)
-        self.assertEqual(schema.migrate(engine), 1, "all or nothing")
+        steps = {here: to_next, here + 1: to_the_one_after}
+        self.assertRaises(OperationalError, schema.migrate, engine, version=here + 2, migrations=steps)
+        self.assertEqual(schema.migrate(engine), here, "all or nothing")
         fails.clear()
-        self.assertEqual(schema.migrate(engine, version=3, migrations=steps), 1)
-        self.assertEqual(schema.migrate(engine, version=3, migrations=steps), 3)
+        self.assertEqual(schema.migrate(engine, version=here + 2, migrations=steps), here)
+        self.assertEqual(schema.migrate(engine, version=here + 2, migrations=steps), here + 2)
         error = self.assertRaises(StoreUnusable, self.open)
-        self.assertIn("version 3", str(error))
+        self.assertIn(f"version {here + 2}", str(error))
+
+    def test_from_version_1(self) -> None:
+        """Which had no digests: what is there stays, and what comes has one."""
+        archive = self.open()
+        self.kept(archive, dataset(1))
+        with archive.index.engine.begin() as connection:
+            connection.execute(text("ALTER TABLE instance DROP COLUMN digest"))
+            connection.execute(text("UPDATE about SET value = '1' WHERE name = 'version'"))
+        archive.close()
+        archive = self.open()
+        self.assertEqual(archive.index.found_version, 1)
+        self.kept(archive, dataset(2))
+        self.assertEqual(len(ask(archive, "IMAGE", StudyInstanceUID="1.2.1", SeriesInstanceUID="1.2.1.1")), 2)
+        with archive.index.engine.connect() as connection:
+            digests = connection.execute(text("SELECT digest FROM instance ORDER BY sop_instance_uid")).scalars().all()
+        content = (self.root / "1.2.1" / "1.2.1.1" / "1.2.1.1.2.dcm").read_bytes()
+        self.assertEqual(digests, [None, hashlib.sha256(content).digest()])
 
     def test_every_version_has_a_way_here(self) -> None:
         self.assertEqual(sorted(schema.MIGRATIONS), list(range(1, schema.SCHEMA_VERSION)))

@@ -204,6 +204,14 @@ class SameAssociation(CommitmentTestCase):
         self.path(1).write_bytes(whole)
         self.assertEqual(self.report(asking_for(ONE)), (1, [ONE], {}))
 
+    def test_a_bit_is_flipped(self) -> None:
+        """Nothing but the digest tells, which there is with durability full."""
+        damaged = bytearray(self.path(1).read_bytes())
+        damaged[damaged.index(b"Doe^John")] ^= 1
+        self.path(1).write_bytes(damaged)
+        held = self.durability is Durability.NONE
+        self.assertEqual(self.report(asking_for(ONE)), (1, [ONE], {}) if held else (2, [], {ONE: 0x0110}))
+
     def test_many(self) -> None:
         uids = [f"1.2.3.{number}" for number in range(500)]
         event_type, held, failed = self.report(asking_for(ONE, *uids, TWO))

@@ -116,6 +116,7 @@ class QueryRetrieveTestCase(MemoryTestCase):
     def keep(self, *instances: Dataset, syntax: str = ExplicitVRLittleEndian) -> None:
         for one in instances:
             self.assertIsNone(keep(self.archive, one, syntax))
+        self.archive.catch_up()
 
     def store(self, event: evt.StoreEvent) -> int:
         self.stored.append(event.request.affected_sop_instance_uid)

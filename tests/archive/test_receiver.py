@@ -98,9 +98,10 @@ class Receiver(TestCase):
         self.scu.add_requested_context(SECONDARY_CAPTURE, [ExplicitVRLittleEndian])
         self.scu.add_requested_context(SECONDARY_CAPTURE, [DeflatedExplicitVRLittleEndian])
 
-        archive, threads, server = self.archive, self.threads, self.server
+        archive, threads, server, receiver = self.archive, self.threads, self.server, self.receiver
 
         def stop() -> Deferred[None]:
+            receiver.stop()
             threads.release()
             archive.close()
             return server.shutdown()
