@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -224,12 +225,15 @@ class Access:
 
 def _operations(event: evt.DIMSEEvent) -> frozenset[Operation]:
     """What is asked for: by the service, and by the SOP Classes of both the request and its context, should they differ."""
-    uids = {str(event.context.abstract_syntax)}
     request: Any = event.request
-    for name in ("affected_sop_class_uid", "requested_sop_class_uid"):
-        if uid := getattr(request, name, None):
-            uids.add(str(uid))
-    return frozenset(_operation(event.event, uid) for uid in uids)
+    affected = getattr(request, "affected_sop_class_uid", None)
+    requested = getattr(request, "requested_sop_class_uid", None)
+    return _operations_on(event.event, event.context.abstract_syntax, affected, requested)
+
+
+@lru_cache(maxsize=1024)
+def _operations_on(event: evt.EventType, *uids: str | None) -> frozenset[Operation]:
+    return frozenset(_operation(event, str(uid)) for uid in uids if uid)
 
 
 def _operation(event: evt.EventType, uid: str) -> Operation:

@@ -42,8 +42,8 @@ from dicomtwist.threads import WorkerThreads
 
 #: An instance below so many bytes is written in one go, when it is whole; a larger one is written while the rest of it comes.
 FIRST_WRITE: Final = 64 * 1024
-#: What is written at once of a larger one after that, in bytes.
-WRITE_SIZE: Final = 256 * 1024
+#: What is written at once of a larger one, in bytes: each write is four times the one before, up to this.
+WRITE_SIZE: Final = 1024 * 1024
 #: For how long nothing has come when the index catches up, in seconds (with durability none).
 PAUSE: Final = 0.05
 #: How much of one instance may wait to be written before its peer is not read from, in bytes.
@@ -189,7 +189,7 @@ class _Incoming:
     def _write(self) -> None:
         waiting = self._waiting.take_pieces()
         size = self._unwritten
-        self._enough = WRITE_SIZE
+        self._enough = min(4 * self._enough, WRITE_SIZE)
         self._writing = True
 
         def written(_: None) -> None:
