@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from sqlalchemy import Engine
+
 from dicomtwist.archive.behind import Behind
 from dicomtwist.archive.commits import Arrival, GroupCommit, Raced
 from dicomtwist.archive.files import (
@@ -62,6 +64,8 @@ class Archive:
     :param process: the name of this process among those that share the archive; empty where it is the only one.
     :param lock: for another than the first of them: the file descriptor of the lock that the first has, taken over by
         :meth:`open`.
+    :param engine: the database of the index, disposed of by :meth:`close`, where it is not to be the SQLite file in the folder:
+        one of PostgreSQL, which then answers for what durability full promises of rows.
 
     :ivar store: the files.
     :ivar index: the index, while it is open.
@@ -80,8 +84,10 @@ class Archive:
         file_system: FileSystem | None = None,
         process: str = "",
         lock: int = -1,
+        engine: Engine | None = None,
     ) -> None:
         self.root = root
+        self._engine = engine
         self._root = os.fspath(root)
         self._process = process
         self._lock = lock
@@ -100,7 +106,7 @@ class Archive:
         """
         removed = self.store.prepare()
         try:
-            self.index = Index(self.root / FOLDER, durability=self.store.durability, lock=self._lock)
+            self.index = Index(self.root / FOLDER, durability=self.store.durability, lock=self._lock, engine=self._engine)
             if self._process:
                 self.committing = Committing(self.root / FOLDER, self._process, self.store.temporary_names)
         except BaseException:

