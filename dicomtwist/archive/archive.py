@@ -106,7 +106,9 @@ class Archive:
         """
         removed = self.store.prepare()
         try:
-            self.index = Index(self.root / FOLDER, durability=self.store.durability, lock=self._lock, engine=self._engine)
+            self.index = Index(
+                self.root / FOLDER, durability=self.store.durability, lock=self._lock, engine=self._engine
+            )
             if self._process:
                 self.committing = Committing(self.root / FOLDER, self._process, self.store.temporary_names)
         except BaseException:
