@@ -4,7 +4,8 @@
 # make load           twist dicom under more than it should get: a thousand associations, thousands of idle connections
 # make soak           twist dicom among all kinds of peers for SOAK_SECONDS=600; its memory has to be flat
 # make docs           the documentation, into build/docs
-# make lint types package-check bench format clean
+# make bench          measures beside DCMTK, Orthanc and pynetdicom, and writes docs/benchmarks.md; BENCH="echo find" these only
+# make lint types package-check format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,6 +14,7 @@ STORAGE ?= dicom-archive
 TESTS ?= tests
 # Processes that run tests at once: most of them wait for servers to start.
 JOBS ?= -j 3
+BENCH ?=
 FUZZ_SECONDS ?= 120
 SOAK_SECONDS ?= 600
 
@@ -56,7 +58,7 @@ docs: $(DOCS)
 	@echo "build/docs/index.html"
 
 bench: $(TEST) peers
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(BENCH) --write docs/benchmarks.md
 
 load: $(TEST)
 	$(BIN)/python -m benchmarks.load
