@@ -119,8 +119,21 @@ def run_client(module: str, *arguments: object, memory: bool = False) -> dict[st
 
     :param memory: whether to watch its resident memory.
     :returns: what it measured, see :mod:`benchmarks.clients.send`; with *memory* also ``peak``, the most KiB.
+    :raises BenchmarkError: it failed.
     """
-    command = [sys.executable, "-m", f"benchmarks.clients.{module}", *(str(argument) for argument in arguments)]
+    result, peak = run_module(f"benchmarks.clients.{module}", *arguments, memory=memory)
+    return {**result, "peak": peak} if memory else result
+
+
+def run_module(module: str, *arguments: object, memory: bool = False) -> tuple[Any, int]:
+    """
+    Run a module that prints JSON.
+
+    :param memory: whether to watch its resident memory.
+    :returns: what it printed; and the most KiB that it had, 0 where nobody watched.
+    :raises BenchmarkError: it failed.
+    """
+    command = [sys.executable, "-m", module, *(str(argument) for argument in arguments)]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -138,10 +151,7 @@ def run_client(module: str, *arguments: object, memory: bool = False) -> dict[st
             process.wait()
     if process.returncode:
         raise BenchmarkError(f"{module} ended with {process.returncode}: {errors.decode('utf-8', 'replace')[-2000:]}")
-    result: dict[str, float] = json.loads(output)
-    if memory:
-        result["peak"] = watch.peak
-    return result
+    return json.loads(output), watch.peak
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,8 @@ turn. How the work is done is told in `benchmarks/__init__.py`.
   or SHORT. It is no promise, and OK is not "as fast as": 0.4 is met by who takes two and a half times as long. Rows without
   are there to know.
 - Where the note says *scaled* the peer got a part of the work, since all of it takes minutes, and its time was multiplied.
+- Rows about memory say by how much the server's resident memory grew. One association more or less is lost in what Python
+  has in stock; a thousand are not. Rows about CPU say what the server computes, in all of its threads.
 - Rows whose peer is *ours* compare dicomtwist with itself: with more work, or done another way.
 - A run of a few benchmarks replaces the rows of these, so each has its date.
 

@@ -25,6 +25,7 @@ from benchmarks.harness import (
     run,
     run_all,
     run_client,
+    run_module,
     serving,
     spread,
 )
@@ -298,6 +299,30 @@ def _memory_row(work: str, base: int, growth: int, seconds: Seconds) -> Row:
     )
 
 
+# --- many at once, see benchmarks.load
+
+
+def idle_growth(bench: Bench) -> list[Row]:
+    """The memory of associations that do nothing, of 1 to 1,000 of them."""
+    return _loaded(bench, "idle-growth")
+
+
+def cost(bench: Bench) -> list[Row]:
+    """What the server computes for a C-ECHO and for a C-STORE, on 1 to 1,000 associations."""
+    return _loaded(bench, "cost")
+
+
+def hostile(bench: Bench) -> list[Row]:
+    """C-ECHO while connections are half open, in the middle of a TLS handshake, or slow."""
+    return _loaded(bench, "hostile")
+
+
+def _loaded(bench: Bench, name: str) -> list[Row]:
+    short = ["--short"] if bench.quick else []
+    rows, _ = run_module("benchmarks.load", name, "--json", "--folder", bench.fresh(), *short)
+    return [Row(**fields) for fields in rows]
+
+
 # --- the asynchronous operations window
 
 
@@ -374,6 +399,9 @@ BENCHMARKS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "archive-retrieve": archive_retrieve,
     "index-growth": index_growth,
     "memory": memory,
+    "idle-growth": idle_growth,
+    "cost": cost,
+    "hostile": hostile,
     "window": window,
     "window-proof": window_proof,
 }

@@ -27,7 +27,7 @@ class Short(TestCase):
             rows = await load.run([name], root, short=True)
         self.assertTrue(rows)
         # Of memory a few say little, and of times a busy machine.
-        short = [row for row in rows if row.good is False and name not in ("idle", "hostile")]
+        short = [row for row in rows if row.good is False and name not in ("idle-growth", "hostile")]
         self.assertEqual(short, [])
         self.assertEqual([row for row in rows if row.ours == "failed"], [])
 
@@ -42,6 +42,12 @@ class Short(TestCase):
 
     async def test_hostile(self) -> None:
         await self.measured("hostile")
+
+    async def test_idle_growth(self) -> None:
+        await self.measured("idle-growth")
+
+    async def test_cost(self) -> None:
+        await self.measured("cost")
 
     async def test_soak(self) -> None:
         root = Path(self.mktemp()).absolute()
