@@ -8,7 +8,8 @@ Run them all with ``make bench``, or some of them with::
     python -m benchmarks --quick                    # a small part of everything, once: does it work at all?
     python -m benchmarks --write docs/benchmarks.md # puts the rows into docs/benchmarks.json, and the page is made of that
 
-``make bench`` does the last. How to read the table is told on that page, whose words are in :mod:`benchmarks.report`.
+``make bench`` does the last. :mod:`benchmarks.load`, :mod:`benchmarks.soak` and :mod:`benchmarks.profile` are commands of their
+own. How to read the table is told on that page, whose words are in :mod:`benchmarks.report`.
 
 How it is measured:
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from benchmarks import harness, report
+from benchmarks import harness, profile, report
 from benchmarks.harness import Bench, Row, compare
 from benchmarks.rows import BENCHMARKS
+from tests import peers
 from tests.documentation import DOCS
 
 HERE, THERE = ["this machine", "these versions"], ["another machine", "others"]
@@ -86,3 +87,19 @@ class Rows(SynchronousTestCase):
             for _ in range(3):
                 bench.settle()
         self.assertEqual((len(costs), words.getvalue().count("stays so")), (0, 1))
+
+
+class Profile(SynchronousTestCase):
+    def test_of_a_store(self) -> None:
+        """The functions that do the work are there, those of threads as well, and what waits is not."""
+        root = Path(self.mktemp()).absolute()
+        root.mkdir()
+        peers.dcmtk("storescu")
+        count, stats = profile.profiled(root, "store-small", "full", 0.02)
+        self.assertEqual(count, 20)
+        calls = {function[2]: figures[1] for function, figures in stats.items()}
+        self.assertEqual(calls["handle_store"], count)
+        self.assertGreaterEqual(calls["<built-in method posix.fsync>"], count)
+        text = profile.table(count, stats, 10_000)
+        self.assertIn("dicomtwist/archive/receiver.py", text)
+        self.assertNotIn("'poll'", text)

@@ -1,0 +1,94 @@
+"""
+``python -m benchmarks.profile echo``: where ``twist dicom`` spends its time for one kind of work.
+
+It does the work under cProfile, for DCMTK's client, and prints the functions that take most of it, by what each takes itself,
+for one operation; what only waits is left out. Threads count as well. A call costs more under cProfile, so that small
+functions seem larger than they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pstats
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import instances
+from benchmarks.harness import ROOT, BenchmarkError, Server, run, serving
+from benchmarks.programs import echoscu, storescu, twist_dicom
+
+#: What is done: how often, and of which size in bytes.
+WORK: Final = {"echo": (20_000, 0), "store-small": (1000, 12_000), "store-large": (1, 200_000_000)}
+#: Functions that wait.
+WAITING: Final = (
+    "<method 'poll' of 'select.epoll' objects>",
+    "<method 'acquire' of '_thread.lock' objects>",
+    "<method 'get' of '_queue.SimpleQueue' objects>",
+)
+
+
+def profiled(root: Path, name: str, durability: str, part: float = 1) -> tuple[int, dict[Any, Any]]:
+    """
+    Do the work in the folder *root*.
+
+    :param part: how much of it.
+    :returns: how many operations there were, and what cProfile found: see ``stats`` of :class:`pstats.Stats`.
+    """
+    count, size = WORK[name]
+    count = max(1, int(count * part))
+    paths = instances.make(root / "in", count if size else 1, size or 1)
+    warm = instances.make(root / "warm", 1, 12_000, first=len(paths))
+    found = root / "profile"
+    program = twist_dicom(root / "storage", durability)
+
+    def under_profile(port: int) -> Sequence[object]:
+        _, _, _, *arguments = program(port)  # python -m twisted
+        return [sys.executable, "-m", "benchmarks.servers.profiled", found, *arguments]
+
+    with serving(under_profile, root / "log") as server:
+        run(echoscu(server.port, 1))
+        run(storescu(server.port, warm))
+        os.kill(server.pid, signal.SIGUSR2)
+        run(storescu(server.port, paths) if size else echoscu(server.port, count))
+        _wait_for(found, server)
+    return count, pstats.Stats(str(found)).stats  # type: ignore[attr-defined]
+
+
+def _wait_for(found: Path, server: Server) -> None:
+    os.kill(server.pid, signal.SIGUSR2)
+    deadline = time.monotonic() + 30
+    while not found.exists() or not found.stat().st_size:
+        if time.monotonic() > deadline:
+            raise BenchmarkError("the server does not tell what it found")
+        time.sleep(0.1)
+
+
+def table(count: int, stats: dict[Any, Any], lines: int) -> str:
+    """Return the functions that take most."""
+    working = {function: figures for function, figures in stats.items() if function[2] not in WAITING}
+    everything = sum(own for _, _, own, *_ in working.values())
+    rows = [f"{everything / count * 1e6:.1f} us of each", "", "   own us      %    calls  function"]
+    for function, (_, calls, own, *_) in sorted(working.items(), key=lambda item: -item[1][2])[:lines]:
+        name = pstats.func_std_string(function).removeprefix(f"{ROOT}/")  # type: ignore[attr-defined]
+        rows.append(f"{own / count * 1e6:9.1f}  {own / everything:5.1%}  {calls / count:7.2f}  {name}")
+    return "\n".join(rows)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description="Where the server's time goes.")
+    parser.add_argument("work", choices=WORK)
+    parser.add_argument("--durability", choices=("full", "none"), default="full", help="default: full")
+    parser.add_argument("--lines", type=int, default=25, metavar="N", help="how many functions (default: 25)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="dicomtwist-profile-") as root:
+        print(table(*profiled(Path(root), arguments.work, arguments.durability), arguments.lines))
+
+
+if __name__ == "__main__":
+    _main()
