@@ -61,6 +61,7 @@ class HostileTestCase(MemoryTestCase):
         self.neighbour: Association | None = None
         self.server: Server | None = None
         self._refs: list[weakref.ref[Any]] = []
+        self._lines_before: dict[int, int] = {}
 
     def tearDown(self) -> None:
         """All is over: nobody has anything of it any more."""
@@ -111,7 +112,9 @@ class HostileTestCase(MemoryTestCase):
             self.serve()
         assert self.server is not None
         before = set(self.server.factory.associations)
+        lines = len(self.log.lines)
         peer = self.network.scripted_client(104)
+        self._lines_before[id(peer)] = lines
         self._remember(self.server.factory.associations - before)
         if established:
             peer.request((1, VERIFICATION), (3, CT), (5, "1.2.3"), **options)
@@ -128,7 +131,10 @@ class HostileTestCase(MemoryTestCase):
         return transport
 
     def is_aborted(self, peer: ScriptedPeer, *answers: PDU) -> None:
-        """The peer gets *answers* at once; it is waited for to close, which it does not, and closed."""
+        """
+        The peer gets *answers* at once; it is waited for to close, which it does not, and closed. One line tells of it: this
+        is for one peer at a time.
+        """
         self.assertEqual(peer.take(), list(answers))
         self.assertIsNone(peer.closed)
         self.echo_is_answered()
@@ -138,6 +144,10 @@ class HostileTestCase(MemoryTestCase):
         self.assertIn(peer.take(), ([], [UNRECOGNISED]))  # at most once more, by AA-7
         self.wait(ACSE)
         self.assertIsNotNone(peer.closed)
+        lines = self.log.lines[self._lines_before[id(peer)] :]
+        self.assertEqual([line for line in lines if not line.isprintable()], [])
+        # Operations that were refused have lines of their own, without the address.
+        self.assertEqual(sum("127.0.0.1" in line for line in lines), 1, lines)
 
     def lines_with(self, words: str) -> int:
         """How many lines of the log say *words*."""
@@ -150,7 +160,7 @@ class HostileTestCase(MemoryTestCase):
             try:
                 test(*(case if isinstance(case, tuple) else (case,)))
             except self.failureException as error:
-                raise self.failureException(f"{case!r}: {error}") from error
+                raise self.failureException(f"{case!r:.500}: {error}") from error
 
     def echoes(self, peer: ScriptedPeer, message_id: int = 77) -> None:
         """The peer's association is alive."""

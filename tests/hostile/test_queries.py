@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from array import array
 from pathlib import Path
 from typing import Any
@@ -184,11 +185,15 @@ class Keys(QueryTestCase):
         """C-GET and C-MOVE are held to the same."""
         requests: list[CGetRQ | CMoveRQ] = [CGetRQ(message_id=1), CMoveRQ(message_id=1, move_destination="GONE")]
         for request in requests:
-            for uids in ([f"1.2.{number}" for number in range(MAX_VALUES + 1)], ["1" * 2000], ["*"], ["1.2.?"]):
+            for uids, expected in (
+                ([f"1.2.{number}" for number in range(MAX_VALUES + 1)], 0xA900),
+                (["1" * 2000], 0xA900),
+                (["*"], 0),  # a UID with a wildcard names nothing
+                (["1.2.?"], 0),
+            ):
                 peer = self.querying()
                 self.ask(peer, request, keys(StudyInstanceUID=uids))
-                # A UID with a wildcard names nothing.
-                self.assertIn(statuses(peer), ([0xA900], [0x0000], [0xA702]), uids[:1])
+                self.assertEqual(statuses(peer), [expected], uids[:1])
                 self.echoes(peer)
                 peer.close()
         self.assertEqual(self.lines_with("cannot be answered"), 0)
@@ -220,9 +225,11 @@ class Keys(QueryTestCase):
         """The worst of patterns and the longest of values, within the limits: few steps for each letter."""
         value = ("a" * 63 + "\\") * 200
         self.assertIsNone(keep(self.archive, dataset(9, study=9, StudyDescription="a" * 10_000, OtherPatientIDs=value)))
+        began = time.process_time()
         for pattern in ("*a" * 500 + "b", "*" + "?" * 1000 + "b", "*?" * 500 + "b", "*a?" * 330 + "b"):
             for keyword in ("StudyDescription", "OtherPatientIDs"):
-                self.assertNotIn(0xA900, self.find(keys(**{keyword: pattern})), pattern[:10])
+                self.assertEqual(self.find(keys(**{keyword: pattern})), [0], pattern[:10])
+        self.assertLess(time.process_time() - began, 10)
 
     def test_bytes_that_are_none(self) -> None:
         """An identifier that lies about its lengths, and one of 16 MiB and more."""
