@@ -30,6 +30,7 @@ from dicomtwist.sop_class import CTImageStorage
 from dicomtwist.workers import Place
 from tests import peers
 from tests.archive.samples import dataset, keep
+from tests.certificates import Authority
 
 VERIFICATION = "1.2.840.10008.1.1"
 
@@ -149,6 +150,35 @@ class Reload(ServerTestCase):
         await (await echo(certificates.other_ca, theirs)).release()
         await self.assertFailure(Deferred.fromCoroutine(echo(certificates.ca, ours)), Exception)
         await self.server.wait_for("no association:")
+        self.assertEqual(await first.send_c_echo(), 0x0000, "the association of before goes on")
+        await first.release()
+
+    async def test_revocation(self) -> None:
+        """A certificate that is on the list now is not let in any more; a list that is broken keeps the one before."""
+        folder = self.mktemp()
+        Path(folder).mkdir()
+        authority = Authority(folder, "ours")
+        certificate, other = authority.issue("one"), authority.issue("other")
+        current = authority.revocation_list("current")
+        port = peers.free_port()
+        files = f"privateKey={authority.issue('server', '127.0.0.1')}:trustRoots={authority.path}:crl={current}"
+        await self.start(f'port = "dicomtls:{port}:interface=127.0.0.1:{files}"\n', port=port)
+
+        def asking(own: str) -> Deferred[Association]:
+            return self.scu().associate(f"dicomtls:127.0.0.1:{port}:trustRoots={authority.path}:privateKey={own}")
+
+        first = await asking(certificate)
+        authority.revocation_list("current", certificate)
+        await self.reload()
+        await self.assertFailure(asking(certificate), Exception)
+        await self.server.wait_for("has been revoked")
+        await (await asking(other)).release()
+        Path(current).write_text("nothing")
+        await self.reload(good=False)
+        self.assertIn("crl: no revocation list in PEM form", self.server.text)
+        await self.assertFailure(asking(certificate), Exception)
+        await self.until(lambda: self.server.text.count("has been revoked") == 2)
+        await (await asking(other)).release()
         self.assertEqual(await first.send_c_echo(), 0x0000, "the association of before goes on")
         await first.release()
 

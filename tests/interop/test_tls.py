@@ -12,6 +12,7 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from dicomtwist import AssociationError, AssociationLost, Server, evt
 from dicomtwist.endpoints import PeerCertificateError, describe_tls_error
+from tests.certificates import DAY, NOW, Authority
 from tests.interop.common import EXPLICIT, LOOPBACK, VERIFICATION, InteropTestCase, Recorder, Store
 from tests.peers import (
     DicomFile,
@@ -333,6 +334,7 @@ class OpenSSLTests(TLSTestCase):
         """Run a handshake, without anything behind it."""
         script = 'exec "$0" s_client "$@" </dev/null'
         files = self.certificates
+        # Flags that are there twice count as they are the last time.
         certificate = ("-cert", files.client_cert, "-key", files.client_key, "-CAfile", files.ca)
         address = f"127.0.0.1:{server.port}"
         return await run(tool("sh"), "-c", script, tool("openssl"), "-connect", address, *certificate, *flags)
@@ -411,3 +413,38 @@ class OpenSSLTests(TLSTestCase):
         result = await self.s_client(server, "-tls1_2", "-reconnect")
         self.assertEqual(result.code, 0, result.text)
         self.assertEqual((result.text.count("New, TLSv1.2"), result.text.count("Reused, ")), (6, 0), result.text)
+
+    async def test_client_certificates(self) -> None:
+        """
+        One that is expired, not valid yet, revoked, of another CA, or not there: an alert for the client, the reason for us.
+        """
+        folder = self.mktemp()
+        Path(folder).mkdir()
+        ours, theirs = Authority(folder, "ours"), Authority(folder, "theirs")
+        good, revoked = ours.issue("good"), ours.issue("revoked")
+        files = f"privateKey={ours.issue('server', '127.0.0.1')}:trustRoots={ours.path}"
+        lists = f"crl={ours.revocation_list('list', revoked)}"
+        server = await self.serve(address=f"dicomtls:0:{files}:{lists}:interface=127.0.0.1")
+        past = {"not_before": NOW - 9 * DAY, "not_after": NOW - DAY}
+        future = {"not_before": NOW + DAY, "not_after": NOW + 9 * DAY}
+        cases = (
+            (ours.issue("expired", **past), "certificate expired", "has expired"),
+            (ours.issue("future", **future), "certificate", "is not valid yet"),
+            (revoked, "certificate revoked", "has been revoked"),
+            (theirs.issue("stranger"), "unknown ca", "is not signed by a trusted CA"),
+        )
+        for version in ("-tls1_2", "-tls1_3"):
+            for pem, alert, words in cases:
+                # A client of TLS 1.3 learns of it after its own handshake: -ign_eof has it wait for the end.
+                self.log.clear()
+                shown = ("-cert", pem, "-key", pem, "-CAfile", ours.path)
+                result = await self.s_client(server, version, *shown, "-ign_eof")
+                self.assertNotEqual(result.code, 0, (version, words))
+                self.assertRegex(result.text, f"alert ([a-z]+ )*{alert}")
+                self.assertRegex(
+                    self.logged(), rf"^127\.0\.0\.1: no association: the peer's certificate( \(.*\))? {words}"
+                )
+                shown = ("-cert", good, "-key", good, "-CAfile", ours.path)
+                result = await self.s_client(server, version, *shown)
+                self.assertEqual(result.code, 0, result.text)
+        self.assertEqual(self.flushLoggedErrors(), [])
