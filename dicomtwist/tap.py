@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -386,6 +387,8 @@ def _make_ae(options: Options) -> AE:
 
 def makeService(options: Options) -> IService:
     """Make the service of ``twist dicom``."""
+    # pydicom warns of values that are wrong and quotes them, which would put what peers say of patients into the log.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(pydicom|dicomtwist)\b")
     ae: AE = options["ae"]
     ae.reactor.callWhenRunning(_stop_at_sigterm, ae.reactor)
     threads = WorkerThreads(ae.reactor)
