@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import unittest
 from dataclasses import fields
 from pathlib import Path
 from threading import Thread
@@ -193,6 +194,33 @@ class Limits(SynchronousTestCase):
             for constant in pattern.findall((PROJECT / "dicomtwist" / file).read_text()):
                 name = f"{module.removeprefix('dicomtwist.')}.{constant}"
                 self.assertIn(name, self.constants, f"docs/limits.md does not tell of {name}")
+
+
+class Hostile(SynchronousTestCase):
+    """docs/security.md tells what a server meets, and which tests hold it to what it does then."""
+
+    def setUp(self) -> None:
+        page = (DOCS / "security.md").read_text()
+        self.rows = re.findall(r"^\| (\d+) \| .* \| .* \| (.*) \|$", page, re.MULTILINE)
+        self.named = {name for _, cell in self.rows for name in re.findall(r"`([\w.]+)`", cell)}
+
+    def test_rows(self) -> None:
+        """Tests call them by their numbers."""
+        self.assertEqual([int(number) for number, _ in self.rows], list(range(1, 37)))
+
+    def test_they_are_there(self) -> None:
+        for name in self.named:
+            self.assertTrue(callable(namedAny(f"tests.{name}")), name)
+
+    def test_all_are_named(self) -> None:
+        """A test of hostile peers is in a row, by itself or with its class."""
+        for path in (PROJECT / "tests" / "hostile").glob("test_*.py"):
+            module = namedAny(f"tests.hostile.{path.stem}")
+            for case in vars(module).values():
+                if isinstance(case, type) and issubclass(case, TestCase | SynchronousTestCase | unittest.TestCase):
+                    name = f"hostile.{path.stem}.{case.__name__}"
+                    if case.__module__ == module.__name__ and any(test.startswith("test_") for test in vars(case)):
+                        self.assertTrue(any(f"{named}.".startswith(f"{name}.") for named in self.named), name)
 
 
 class Links(SynchronousTestCase):
