@@ -30,12 +30,15 @@ def _parse() -> argparse.Namespace:
         metavar="PAGE.md",
         help="keep what was measured in PAGE.json, in the place of earlier rows, and write PAGE.md from all that is there",
     )
+    parser.add_argument("--measure-nothing", action="store_true", help="with --write: only write PAGE.md anew")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     if arguments.rounds < 1:
         parser.error("--rounds is 1 or more")
+    if arguments.measure_nothing and not arguments.write:
+        parser.error("--measure-nothing is for --write")
     if arguments.quick and arguments.write:
         parser.error("--quick measures too little to be written")
     return arguments
@@ -53,11 +56,18 @@ def _measure(name: str, bench: Bench) -> list[Row]:
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
+def _write_page(path: Path, results: report.Results) -> None:
+    path.write_text(report.page(results, BENCHMARKS), encoding="utf-8")
+
+
 def _main() -> int:
     arguments = _parse()
     if arguments.list:
         for name, benchmark in BENCHMARKS.items():
             print(f"{name:15} {benchmark.__doc__}")
+        return 0
+    if arguments.measure_nothing:
+        _write_page(arguments.write, report.load(arguments.write.with_suffix(".json")))
         return 0
     # So that servers are ended and files removed when this is.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -71,8 +81,8 @@ def _main() -> int:
             rows += measured
             if arguments.write:
                 # After each, so that what was measured is there when a later one is given up.
-                results = report.keep(arguments.write.with_suffix(".json"), name, measured, rounds, on)
-                arguments.write.write_text(report.page(results, BENCHMARKS), encoding="utf-8")
+                kept = arguments.write.with_suffix(".json")
+                _write_page(arguments.write, report.keep(kept, name, measured, rounds, on))
     print(*on, f"medians of {rounds}", "", report.text(rows), sep="\n")
     return 1 if any(row.ours == report.FAILED for row in rows) else 0
 

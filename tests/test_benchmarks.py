@@ -24,7 +24,10 @@ def row(work: str, good: bool | None = True) -> Row:
 
 class Page(SynchronousTestCase):
     def test_is_made_of_what_is_kept(self) -> None:
-        """The page that is there says what is kept, and nobody wrote into it."""
+        """
+        The page that is there says what is kept, and nobody wrote into it. Where its words have changed, this writes it anew:
+        ``python -m benchmarks --write docs/benchmarks.md --measure-nothing``.
+        """
         kept = report.load(DOCS / "benchmarks.json")
         self.assertEqual((DOCS / "benchmarks.md").read_text(), report.page(kept, BENCHMARKS))
         self.assertLessEqual(set(kept), set(BENCHMARKS), "a benchmark is kept that there is not any more")
