@@ -101,7 +101,7 @@ class StorageReceiver:
         """
         Store the instance of *event*.
 
-        :returns: a Deferred with the status: success once it is stored and indexed (with full durability, on the disk),
+        :returns: a Deferred with the status: success once it is kept (:meth:`dicomtwist.archive.archive.Archive.keep`),
             0xA900 where command and data set disagree, 0xC000 where the data set cannot be understood, 0x0111 where it is
             there already and duplicates are rejected, 0xA700 where the storage refuses.
         """
@@ -274,8 +274,9 @@ class _Incoming:
         if self._writer is None:
             data = b"".join(buffers)
             # Only what the answer depends on; the rest when the index wants it.
-            uids = self._checked_uids(_scanned(data, scanner_for(syntax, _WANTED)))
-            instance = Instance(uids, syntax, [self._meta(), data], lambda: _described(data, syntax))
+            filed = _scanned(data, scanner_for(syntax, _WANTED))
+            uids = self._checked_uids(filed)
+            instance = Instance(uids, syntax, [self._meta(), data], lambda: _described(data, syntax, filed))
         else:
             self._write_some(buffers)
             values = self._finish_scan()
@@ -348,12 +349,12 @@ def _scanned(data: bytes, scanner: HeaderScanner) -> Mapping[int, bytes]:
     return scanner.values
 
 
-def _described(data: bytes, transfer_syntax: str) -> Record:
-    """Return the record of a data set that can be read as far as its UIDs."""
+def _described(data: bytes, transfer_syntax: str, filed: Mapping[int, bytes]) -> Record:
+    """Return the record of a data set as far as it can be read; *filed* has what it is filed by."""
     scanner = scanner_for(transfer_syntax)
     with suppress(HeaderError):
         _scanned(data, scanner)
-    return make_record(scanner.values, transfer_syntax)
+    return make_record({**scanner.values, **filed}, transfer_syntax)
 
 
 def _status_for(reason: Failure) -> Status:
