@@ -1,5 +1,5 @@
 # make run            a DICOM server on 127.0.0.1:11112 that keeps what it receives in ./dicom-archive
-# make test           all tests; installs DCMTK and tshark for them when it can
+# make test           all tests; installs DCMTK and the other peers for them when it can
 # make fuzz           arbitrary bytes for all that reads what a peer sends; FUZZ_SECONDS=120 for each target
 # make load           twist dicom under more than it should get: a thousand associations, thousands of idle connections
 # make soak           twist dicom among all kinds of peers for SOAK_SECONDS=600; its memory has to be flat
@@ -69,14 +69,15 @@ soak: $(TEST)
 fuzz: $(FUZZ)
 	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
-# DCMTK, Orthanc and GDCM are peers in the tests, and Wireshark's tshark reads what we write. Where they are missing and cannot
-# be installed the tests that need them are skipped, or fail when CI=true.
+# DCMTK, Orthanc and GDCM are peers in the tests, haproxy stands before the server, and Wireshark's tshark reads what we write.
+# Where they are missing and cannot be installed the tests that need them are skipped, or fail when CI=true.
 peers:
 	@missing=; \
 	ls /usr/bin/dcmdump /usr/local/bin/dcmdump >/dev/null 2>&1 || command -v dcmdump >/dev/null || missing=dcmtk; \
 	command -v text2pcap >/dev/null && command -v tshark >/dev/null || missing="$$missing tshark"; \
 	ls /usr/sbin/Orthanc >/dev/null 2>&1 || command -v Orthanc >/dev/null || missing="$$missing orthanc"; \
 	command -v gdcmscu >/dev/null || missing="$$missing libgdcm-tools"; \
+	ls /usr/sbin/haproxy >/dev/null 2>&1 || command -v haproxy >/dev/null || missing="$$missing haproxy"; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \

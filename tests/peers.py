@@ -1,5 +1,5 @@
 """
-Real peers for the tests: DCMTK's tools and pynetdicom scripts, as processes beside the reactor.
+Real peers for the tests: DCMTK's tools, other programs and pynetdicom scripts, as processes beside the reactor.
 
 Everything here is asynchronous: a test awaits a client that runs to its end (:func:`run`), or a server that
 is killed and waited for when the test is over (:func:`start`). Nothing stays behind: no process, no socket,
@@ -53,7 +53,13 @@ class PeerError(AssertionError):
 
 
 # Debian's packages of the tools that are not in DCMTK.
-_PACKAGES = {"tshark": "tshark", "text2pcap": "tshark", "Orthanc": "orthanc", "gdcmscu": "libgdcm-tools"}
+_PACKAGES = {
+    "tshark": "tshark",
+    "text2pcap": "tshark",
+    "Orthanc": "orthanc",
+    "gdcmscu": "libgdcm-tools",
+    "haproxy": "haproxy",
+}
 
 
 def _is_script(path: Path) -> bool:

@@ -167,14 +167,12 @@ class HAProxyTests(DeploymentTestCase):
 
     async def test_haproxy_itself(self) -> None:
         """haproxy with the configuration of the page, and a C-ECHO through it."""
-        tool = Path("/usr/sbin/haproxy")
-        if not tool.exists():
-            raise SkipTest("haproxy is not installed")
+        haproxy = peers.tool("haproxy")
         behind, server = await self.start_behind()
         front = peers.free_port()
         configuration = Path(self.mktemp()).absolute()
         configuration.write_text(file("haproxy.cfg").replace("11112", str(front)).replace("11113", str(behind)))
-        await peers.start(self, str(tool), "-db", "-f", configuration, ready=front)
+        await peers.start(self, haproxy, "-db", "-f", configuration, ready=front)
         await self.echo(f"tcp:127.0.0.1:{front}", "ARCHIVE")
         await server.wait_for("'OTHER'", 60)
 
