@@ -73,10 +73,13 @@ class ToolTestCase(TestCase):
 
     def terminal(self, *args: object) -> Terminal:
         """Start it at a terminal; it is killed with the test."""
-        command = [sys.executable, "-m", "dicomtwist.tools", *map(str, args)]
+        return self.at_terminal([sys.executable, "-m", "dicomtwist.tools", *map(str, args)])
+
+    def at_terminal(self, command: list[str], env: dict[str, str] | None = None) -> Terminal:
+        """Start a program at a terminal; it is killed with the test."""
         process = Terminal(command)
-        env = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
-        reactor.spawnProcess(process, sys.executable, command, env=env, path=os.getcwd(), usePTY=True)
+        env = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40", **(env or {})}
+        reactor.spawnProcess(process, command[0], command, env=env, path=os.getcwd(), usePTY=True)
         self.addCleanup(lambda: Deferred.fromCoroutine(process.stop("KILL")))
         return process
 
@@ -94,12 +97,15 @@ class ToolTestCase(TestCase):
         self.addCleanup(ae.shutdown)
         return await ae.start_server(address, evt_handlers=handlers)
 
-    async def twist_dicom(self, *options: str) -> tuple[int, Path]:
-        """Start ``twist dicom``; return its port and its folder."""
+    async def twist_dicom(self, *options: str, tls: str = "") -> tuple[int, Path]:
+        """
+        Start ``twist dicom``; return its port and its folder.
+
+        :param tls: the options of a port that speaks TLS, as an endpoint string has them; without them it speaks none.
+        """
         port, storage = peers.free_port(), self.folder / "storage"
-        if "--port" not in options:
-            options = ("--port", f"tcp:{port}:interface=127.0.0.1", *options)
-        arguments = ("-m", "twisted", "--log-format", "text", "dicom", "--storage", storage)
+        endpoint = f"dicomtls:{port}:interface=127.0.0.1:{tls}" if tls else f"tcp:{port}:interface=127.0.0.1"
+        arguments = ("-m", "twisted", "--log-format", "text", "dicom", "--storage", storage, "--port", endpoint)
         await peers.start(self, sys.executable, *arguments, *options, ready=port)
         return port, storage
 

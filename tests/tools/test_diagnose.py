@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import timedelta
 from typing import Any
 
@@ -61,14 +60,8 @@ class DiagnoseTestCase(ToolTestCase):
 
     async def secure(self, certificate: str, *options: str) -> int:
         """Start ``twist dicom`` over TLS with a file that has key and certificate."""
-        port = peers.free_port()
-        endpoint = f"dicomtls:{port}:interface={LOCAL}:privateKey={certificate}:certKey={certificate}"
-        await peers.start(
-            self,
-            *(sys.executable, "-m", "twisted", "dicom", "--storage", self.folder / "storage"),
-            *("--port", ":".join((endpoint, *(options or ("clientCertificate=none",))))),
-            ready=port,
-        )
+        files = f"privateKey={certificate}:certKey={certificate}"
+        port, _ = await self.twist_dicom(tls=":".join((files, *(options or ("clientCertificate=none",)))))
         return port
 
     def authority(self, name: str = "ours") -> Authority:

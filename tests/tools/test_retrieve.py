@@ -10,6 +10,9 @@ from typing import Any
 
 from pydicom import dcmread
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.error import ConnectError
+from twisted.internet.protocol import Factory
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist import AE, Association, evt
@@ -18,7 +21,7 @@ from dicomtwist.sop_class import CTImageStorage
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelGet as STUDY_GET
 from dicomtwist.tools.contexts import contexts_to_take, sop_classes_named, storage_classes
 from tests import peers
-from tests.interop.archives import dcmqrscp, orthanc, study
+from tests.interop.archives import dcmqrscp, expected_bytes, orthanc, study
 from tests.tools.common import ToolTestCase, reactor
 
 STUDY = f"StudyInstanceUID={study()[0].study}"
@@ -138,7 +141,7 @@ class Archives(ToolTestCase):
             ("get", [self.folder / "x", "-k", "StudyInstanceUID"], "not said what to send"),
             ("get", [taken, "-k", STUDY], "is a file"),
             ("get", [self.folder / "no" / "x", "-k", STUDY], "make the folder above it first"),
-            ("get", [self.folder / "x", "-k", STUDY, "--sop-class", "CT"], "--sop-class: 'CT' is neither"),
+            ("get", [self.folder / "x", "-k", STUDY, "--sop-class", "CT"], "'--sop-class': 'CT' is neither"),
             ("move", ["-k", STUDY], "not said where to send it"),
             ("move", ["-k", STUDY, "--to", "x" * 17], "16 is the most"),
             ("move", ["-k", STUDY, "--receive", self.folder / "x", "--listen", "foo:1"], "foo"),
@@ -146,6 +149,115 @@ class Archives(ToolTestCase):
             result = self.misuse(command, "127.0.0.1:1", *options)
             self.assertEqual(result.code, 2, result.text)
             self.assertIn(words, result.text)
+
+
+class OverTLS(ToolTestCase):
+    """What goes there and what comes back, over TLS."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.certificates = peers.certificates()
+        self.roots = ("--tls-roots", self.certificates.ca)
+        self.own = ("--tls-certificate", self.certificates.client_cert, "--tls-key", self.certificates.client_key)
+
+    def files_of(self, name: str) -> str:
+        """The key and certificate of *name* in an endpoint string."""
+        pem = vars(self.certificates)
+        return f"privateKey={pem[f'{name}_key']}:certKey={pem[f'{name}_cert']}"
+
+    def listen(self, port: int, clients: str) -> str:
+        """Where to receive what is moved; *clients* says who is let in."""
+        return f"dicomtls:{port}:interface=127.0.0.1:{self.files_of('server')}:{clients}"
+
+    async def start_archive(self, back: int, *, mutual: bool, shown: str = "client") -> str:
+        """
+        Start ``twist dicom`` with the study in it; return the peer.
+
+        :param back: the port that it knows for CT1, which it asks over TLS.
+        :param mutual: whether it lets in only who has a certificate.
+        :param shown: whose certificate it has for CT1.
+        """
+        clients = f"trustRoots={self.certificates.ca}" if mutual else "clientCertificate=none"
+        address = f"dicomtls:127.0.0.1:{back}:trustRoots={self.certificates.ca}:{self.files_of(shown)}"
+        port, _ = await self.twist_dicom("--peer", f"CT1={address}", tls=f"{self.files_of('server')}:{clients}")
+        peer = f"127.0.0.1:{port}"
+        result = await self.tool("store", "-q", *self.roots, *self.own, peer, *[file.path for file in study()])
+        self.assertEqual(result.code, 0, result.text)
+        return peer
+
+    def assert_study(self, folder: str) -> None:
+        """Check that the study is in *folder*, byte for byte."""
+        came = {path.stem: peers.dataset_bytes(path) for path in (self.folder / folder).rglob("*.dcm")}
+        self.assertEqual(came, {file.sop_instance: expected_bytes(file) for file in study()})
+
+    async def test_the_peer_has_a_certificate(self) -> None:
+        """And we have none, where we ask and where we listen."""
+        back = peers.free_port()
+        peer = await self.start_archive(back, mutual=False)
+        result = await self.tool("get", *self.roots, peer, self.folder / "got", "-k", STUDY)
+        self.assertEqual(result.code, 0, result.text)
+        self.assert_study("got")
+        receives = ("--receive", self.folder / "moved", "--listen", self.listen(back, "clientCertificate=none"))
+        result = await self.tool("move", "--calling", "CT1", *self.roots, *receives, peer, "-k", STUDY)
+        self.assertEqual(result.code, 0, result.text)
+        self.assert_study("moved")
+        # A CA that did not sign its certificate; and a port that speaks TLS asked without.
+        strange = ("--tls-roots", self.certificates.other_ca)
+        for options, code in ((strange, "unknown-ca"), ((), "closed")):
+            for command in (("get", self.folder / "none"), ("move", "--to", "CT1")):
+                document = await self.json(command[0], *options, peer, *command[1:], "-k", STUDY, code=3)
+                self.assertEqual(document["cause"]["code"], code)
+        self.assertEqual(list((self.folder / "none").rglob("*.dcm")), [])
+
+    async def test_both_have_certificates(self) -> None:
+        """Each side shows its own, in both directions; who has none, or that of another CA, is not let in."""
+        back = peers.free_port()
+        peer = await self.start_archive(back, mutual=True)
+        mutual = (*self.roots, *self.own)
+        document = await self.json("get", *mutual, peer, self.folder / "got", "-k", STUDY, code=0)
+        self.assertEqual((document["completed"], document["stored"]), (len(study()), len(study())))
+        self.assert_study("got")
+        listen = self.listen(back, f"trustRoots={self.certificates.ca}")
+        receives = ("--calling", "CT1", "--receive", self.folder / "moved", "--listen", listen)
+        document = await self.json("move", *mutual, *receives, peer, "-k", STUDY, code=0)
+        self.assertEqual((document["completed"], document["stored"]), (len(study()), len(study())))
+        self.assert_study("moved")
+        # The same with an endpoint string in the place of the options.
+        address = f"dicomtls:{peer}:trustRoots={self.certificates.ca}:{self.files_of('client')}"
+        result = await self.tool("get", "-q", f"ARCHIVE@{address}", self.folder / "again", "-k", STUDY)
+        self.assertEqual((result.code, result.text), (0, ""))
+        self.assert_study("again")
+        strange = ("--tls-certificate", self.certificates.other_cert, "--tls-key", self.certificates.other_key)
+        for options, code in (((), "client-certificate"), (strange, "our-certificate")):
+            document = await self.json("get", *self.roots, *options, peer, self.folder / "none", "-k", STUDY, code=3)
+            self.assertEqual(document["cause"]["code"], code)
+            document = await self.json("move", *self.roots, *options, "--to", "CT1", peer, "-k", STUDY, code=3)
+            self.assertEqual(document["cause"]["code"], code)
+
+    async def test_the_way_back_does_not_work(self) -> None:
+        """An archive whose certificate we do not let in where we listen: all of them fail, and we listen no more."""
+        back = peers.free_port()
+        peer = await self.start_archive(back, mutual=True, shown="other")
+        listen = self.listen(back, f"trustRoots={self.certificates.ca}")
+        receives = ("--calling", "CT1", "--receive", self.folder / "moved", "--listen", listen)
+        document = await self.json("move", *self.roots, *self.own, *receives, peer, "-k", STUDY, code=1)
+        self.assertEqual(
+            (document["status"], document["failed"], document["stored"]), ("0xA702", len(study()), 0), document
+        )
+        await self.assertFailure(TCP4ClientEndpoint(reactor, "127.0.0.1", back).connect(Factory()), ConnectError)
+
+    async def test_at_a_terminal(self) -> None:
+        """The bar counts what comes over TLS as well."""
+        back = peers.free_port()
+        peer = await self.start_archive(back, mutual=True)
+        listen = self.listen(back, f"trustRoots={self.certificates.ca}")
+        receives = ("--calling", "CT1", "--receive", self.folder / "moved", "--listen", listen)
+        mutual, count = (*self.roots, *self.own), len(study())
+        for command in (("get", *mutual, peer, self.folder / "got"), ("move", *mutual, *receives, peer)):
+            result = await self.terminal(*command, "-k", STUDY).wait(120)
+            self.assertEqual(result.code, 0, result.text)
+            self.assertRegex(result.text, rf"100%\|█+\| {count}/{count} \[")
+            self.assertRegex(result.text, rf"(?m)^  completed  {count}\r$")
 
 
 class Conduct(ToolTestCase):
