@@ -69,8 +69,9 @@ soak: $(TEST)
 fuzz: $(FUZZ)
 	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
-# DCMTK, Orthanc and GDCM are peers in the tests, haproxy stands before the server, and Wireshark's tshark reads what we write.
-# Where they are missing and cannot be installed the tests that need them are skipped, or fail when CI=true.
+# DCMTK, Orthanc and GDCM are peers in the tests, haproxy stands before the server, Wireshark's tshark reads what we write, and
+# the command is completed in zsh and fish. Where they are missing and cannot be installed the tests that need them are skipped,
+# or fail when CI=true.
 peers:
 	@missing=; \
 	ls /usr/bin/dcmdump /usr/local/bin/dcmdump >/dev/null 2>&1 || command -v dcmdump >/dev/null || missing=dcmtk; \
@@ -78,6 +79,7 @@ peers:
 	ls /usr/sbin/Orthanc >/dev/null 2>&1 || command -v Orthanc >/dev/null || missing="$$missing orthanc"; \
 	command -v gdcmscu >/dev/null || missing="$$missing libgdcm-tools"; \
 	ls /usr/sbin/haproxy >/dev/null 2>&1 || command -v haproxy >/dev/null || missing="$$missing haproxy"; \
+	for shell in zsh fish; do command -v $$shell >/dev/null || missing="$$missing $$shell"; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \

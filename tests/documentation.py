@@ -8,6 +8,7 @@ What a block is, is said by the word behind its fence:
 * ``console``: commands behind ``$ `` and what they print, in which ``...`` stands for anything, alone on its line for any
   number of lines.
 * ``sh``: a script.
+* ``zsh``, ``fish``: likewise, for these shells; a test of its own runs it.
 * what is no program, see :data:`NO_PROGRAM`.
 
 A comment ``<!-- KEY: VALUE -->`` on the line above a fence says more:
@@ -37,7 +38,7 @@ from tests import peers
 PROJECT = Path(__file__).parent.parent
 DOCS = PROJECT / "docs"
 
-PROGRAMS = ("python", "console", "sh")
+PROGRAMS = ("python", "console", "sh", "zsh", "fish")
 NO_PROGRAM = ("text", "ini", "toml", "dockerfile", "{toctree}", "{include}", "{eval-rst}")
 
 #: Ports that the pages use; in a test free ones take their places.

@@ -58,7 +58,7 @@ _PACKAGES = {
     "text2pcap": "tshark",
     "Orthanc": "orthanc",
     "gdcmscu": "libgdcm-tools",
-    "haproxy": "haproxy",
+    **{name: name for name in ("haproxy", "zsh", "fish")},
 }
 
 

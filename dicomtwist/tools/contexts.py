@@ -35,6 +35,12 @@ def groups() -> list[str]:
     return sorted({*_SHORT, *(name.removesuffix(_ENDING).lower() for name in PREBUILT_CONTEXTS)})
 
 
+def names_like(start: str) -> list[str]:
+    """Return what :func:`sop_classes_named` knows that begins with *start*, in whatever case: groups, then keywords."""
+    known = [*groups(), *(name for name in dir(sop_class) if _keyword(name) is not None)]
+    return [name for name in known if name.lower().startswith(start.lower())]
+
+
 def sop_classes_named(name: str) -> list[SOPClass]:
     """
     Return the SOP Classes that *name* means: a group, a keyword such as ``CTImageStorage``, or a UID.

@@ -14,36 +14,14 @@ from dicomtwist import DEFAULT_TRANSFER_SYNTAXES, AssociationError, Presentation
 from dicomtwist.tools.attempt import Attempt, describe_contexts, describe_sides
 from dicomtwist.tools.causes import Cause, cause_of
 from dicomtwist.tools.connection import Connection
-from dicomtwist.tools.contexts import contexts_for, contexts_named, groups, split
-from dicomtwist.tools.options import Command, connects, own_option
+from dicomtwist.tools.contexts import contexts_for, contexts_named, split
+from dicomtwist.tools.options import Command, SOPClassType, connects, own_option
 from dicomtwist.tools.output import Output, plural, table
 from dicomtwist.tools.scan import needs_of
 from dicomtwist.tools.session import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts, run
 
 #: The most presentation contexts that are proposed, over several associations.
 MAX_PROPOSED = 16_384
-
-
-class ProposalType(click.ParamType[str]):
-    """What to propose: a group, a keyword or a UID."""
-
-    name = "sop_class"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name, checked."""
-        try:
-            contexts_named([value])
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        return str(value)
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[click.shell_completion.CompletionItem]:
-        """Return the groups that begin so."""
-        return [
-            click.shell_completion.CompletionItem(group) for group in groups() if group.startswith(incomplete.lower())
-        ]
 
 
 def proposes(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -53,7 +31,7 @@ def proposes(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         each = own_option("--each-syntax", is_flag=True, help="One context for each transfer syntax that there is.")
         propose = own_option(
             "--propose",
-            type=ProposalType(),
+            type=SOPClassType(),
             multiple=True,
             metavar="WHAT",
             help=f"A SOP Class (CTImageStorage, or a UID) or a group (storage, query, worklist, verification ...); may be"

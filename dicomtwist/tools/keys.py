@@ -12,7 +12,7 @@ from typing import Final
 from pydicom import DataElement, Dataset, Sequence
 from pydicom.charset import python_encoding
 from pydicom.config import IGNORE
-from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
+from pydicom.datadict import dictionary_VR, keyword_dict, keyword_for_tag, tag_for_keyword
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 
@@ -129,6 +129,20 @@ def _step(text: str) -> Step:
     return _tag(name), None if item is None else int(item)
 
 
+def keywords_like(start: str) -> list[str]:
+    """Return the keywords of the attributes that can be asked for and that begin with *start*, in whatever case."""
+    return sorted(
+        keyword
+        for keyword, tag in keyword_dict.items()
+        if keyword.lower().startswith(start.lower()) and _can_be_asked_for(Tag(tag))
+    )
+
+
+def _can_be_asked_for(tag: BaseTag) -> bool:
+    """Whether it is of a data set, and no length of a group, in which pydicom has keywords for some."""
+    return 0x0002 < tag.group < 0xFFFC and tag.element != 0 and bool(tag.group & 1) == tag.is_private
+
+
 def _tag(name: str) -> BaseTag:
     numbers = _TAG.fullmatch(name)
     if numbers is not None and name.startswith("(") == name.endswith(")"):
@@ -139,7 +153,7 @@ def _tag(name: str) -> BaseTag:
         raise KeyMistake(
             f"{name[:80]!r} is neither the keyword of an attribute, as PatientID, nor a tag, as (0010,0020)"
         )
-    if tag.group <= 0x0002 or tag.group >= 0xFFFC or tag.element == 0 or not tag.group & 1 == tag.is_private:
+    if not _can_be_asked_for(tag):
         raise KeyMistake(f"{name_of(tag)} is no attribute that can be asked for")
     return tag
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from dicomtwist import UserIdentity, check_ae_title
 from dicomtwist.endpoints import PROFILES, EndpointError, client_tls_options
@@ -16,6 +17,7 @@ from dicomtwist.peer import Peer, parse_peer
 from dicomtwist.settings import Settings
 from dicomtwist.tools import identity as identities
 from dicomtwist.tools.connection import Connection
+from dicomtwist.tools.contexts import names_like, sop_classes_named
 from dicomtwist.tools.output import QUIET, Output
 
 _DEFAULTS = Settings()
@@ -136,6 +138,34 @@ class SecondsType(click.ParamType["float | None"]):
         return seconds
 
 
+class FileType(click.ParamType[str]):
+    """The name of a file, which who needs it opens and complains of; here it is only for completion."""
+
+    name = "file"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Have the shell complete names of files."""
+        return [CompletionItem(incomplete, type="file")]
+
+
+class SOPClassType(click.ParamType[str]):
+    """A SOP Class by its keyword or UID, or a group of them."""
+
+    name = "sop_class"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name, checked."""
+        try:
+            sop_classes_named(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the groups and keywords that begin so."""
+        return [CompletionItem(name) for name in names_like(incomplete)]
+
+
 def _no_secret(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     """Refuse a secret on the command line, without repeating it."""
     if value is not None:
@@ -153,7 +183,7 @@ def _secret_options() -> list[Callable[..., Any]]:
         _connection_option(f"--{name}", hidden=True, expose_value=False, callback=_no_secret)
         for name in ("password", "jwt", "kerberos", "saml")
     ]
-    user = functools.partial(_connection_option, group="User identity", metavar="FILE")
+    user = functools.partial(_connection_option, group="User identity", type=FileType(), metavar="FILE")
     return [
         _connection_option(
             "--user",
@@ -174,13 +204,19 @@ def _secret_options() -> list[Callable[..., Any]]:
 
 def _tls_options() -> list[Callable[..., Any]]:
     tls = functools.partial(_connection_option, group="TLS")
+    file = functools.partial(tls, type=FileType(), metavar="FILE")
     return [
         tls("--tls", is_flag=True, help="Connect over TLS 1.2 or later. Any other option of TLS means it as well."),
-        tls("--tls-roots", metavar="PATH", help="Who signs the peer's certificate: a PEM file, or a folder of *.pem."),
-        tls("--tls-certificate", metavar="FILE", help="Our certificate, for a peer that asks for one, in PEM form."),
-        tls("--tls-key", metavar="FILE", help="Its key; by default in the same file."),
-        tls("--tls-chain", metavar="FILE", help="More certificates between ours and the root."),
-        tls("--tls-crl", metavar="FILE", help="Revocation list of the CA that signs the peer's certificate."),
+        tls(
+            "--tls-roots",
+            type=FileType(),
+            metavar="PATH",
+            help="Who signs the peer's certificate: a PEM file, or a folder of *.pem.",
+        ),
+        file("--tls-certificate", help="Our certificate, for a peer that asks for one, in PEM form."),
+        file("--tls-key", help="Its key; by default in the same file."),
+        file("--tls-chain", help="More certificates between ours and the root."),
+        file("--tls-crl", help="Revocation list of the CA that signs the peer's certificate."),
         tls("--tls-hostname", metavar="NAME", help="Whom the peer's certificate is for, where that is not its host."),
         tls("--tls-profile", type=click.Choice(list(PROFILES)), help="Cipher suites; bcp195 by default."),
     ]

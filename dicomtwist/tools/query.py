@@ -12,13 +12,23 @@ from pathlib import Path as FilePath
 from typing import Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
 from dicomtwist import DataSetError, sop_class
 from dicomtwist.identifier import encode_identifier
 from dicomtwist.sop_class import SOPClass
-from dicomtwist.tools.keys import Key, KeyMistake, Path, keys_of, make_identifier, parse_key, parse_lines
+from dicomtwist.tools.keys import (
+    Key,
+    KeyMistake,
+    Path,
+    keys_of,
+    keywords_like,
+    make_identifier,
+    parse_key,
+    parse_lines,
+)
 from dicomtwist.tools.options import own_option
 
 #: The longest file of keys, in bytes.
@@ -80,6 +90,12 @@ class KeyType(click.ParamType[Key]):
             return parse_key(value)
         except KeyMistake as mistake:
             self.fail(str(mistake), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the keywords that begin so; of what is in a sequence, behind the way that leads there."""
+        way, dot, start = incomplete.rpartition(".")
+        # Without a letter they are some thousands.
+        return [CompletionItem(f"{way}{dot}{keyword}") for keyword in keywords_like(start)] if start else []
 
 
 def key_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -32,7 +32,7 @@ from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.contexts import contexts_to_take, storage_classes
 from dicomtwist.tools.folder import Receiving, durability_option, open_folder
 from dicomtwist.tools.keys import Key
-from dicomtwist.tools.options import Command, TitleType, connects, own_option
+from dicomtwist.tools.options import Command, SOPClassType, TitleType, connects, own_option
 from dicomtwist.tools.output import VERBOSE, Output, table
 from dicomtwist.tools.progress import Progress
 from dicomtwist.tools.query import Query, key_options, level_options, make_query
@@ -319,6 +319,7 @@ CT and MR images of a series, in any transfer syntax that there is:
 @own_option(
     "--sop-class",
     "sop_classes",
+    type=SOPClassType(),
     multiple=True,
     metavar="WHAT",
     help="Take a SOP Class (CTImageStorage, or a UID) or a group of them; may be given more than once. The fewer there are,"

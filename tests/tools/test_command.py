@@ -35,15 +35,6 @@ class Help(ToolTestCase):
             for line in re.findall(r"^  (-\S.*)$", text, re.MULTILINE):
                 self.assertTrue("  " in line or len(line) > 20, line)
 
-    async def test_completion(self) -> None:
-        for shell, words in (("bash", "complete"), ("zsh", "compdef"), ("fish", "complete --no-files")):
-            script = await self.tool(env={"_DICOMTWIST_COMPLETE": f"{shell}_source"})
-            self.assertIn(words, script.stdout.decode(), script.text)
-        env = {"_DICOMTWIST_COMPLETE": "bash_complete", "COMP_WORDS": "dicomtwist echo --tls-r", "COMP_CWORD": "2"}
-        self.assertEqual((await self.tool(env=env)).stdout, b"plain,--tls-roots\n")
-        env.update(COMP_WORDS="dicomtwist diagnose --propose work", COMP_CWORD="3")
-        self.assertEqual((await self.tool(env=env)).stdout, b"plain,worklist\n")
-
     async def test_without_its_packages(self) -> None:
         """One line that says what to install."""
         blocked = self.folder / "blocked.py"
