@@ -29,6 +29,10 @@ MAX_ASSOCIATIONS = 64
 #: The most operations at once on an association.
 MAX_OPERATIONS = 1024
 
+PEER = (
+    "[TITLE@]host:port, as in PACS@pacs.example.org:104 or [::1]:104, or [TITLE@] and an endpoint string, as in"
+    " PACS@dicomtls:pacs.example.org:2762:trustRoots=ca.pem. Without TITLE it is ANY-SCP that is called."
+)
 EXIT_STATUS = """\b
 0  all went well
 1  something failed, or it was interrupted
@@ -50,7 +54,7 @@ class Option(click.Option):
 
 class Command(click.Command):
     """
-    A subcommand whose help reads as a manual page: its options in groups, the exit status, examples.
+    A subcommand whose help reads as a manual page: what a peer is, its options in groups, the exit status, examples.
 
     :param examples: command lines, each behind a line that says what it does.
     """
@@ -68,6 +72,8 @@ class Command(click.Command):
                 groups.setdefault(getattr(param, "group", "Options"), []).append(record)
         # --help comes last of all, whatever group was first.
         groups["Options"] = groups.pop("Options", [])
+        with formatter.section("Peer"):
+            formatter.write_text(PEER)
         order = sorted(groups, key=lambda name: name != self.own_group)
         for name in order:
             with formatter.section(name):
@@ -224,7 +230,7 @@ def _tls_options() -> list[Callable[..., Any]]:
 
 def _options() -> list[Callable[..., Any]]:
     connection = functools.partial(_connection_option, show_default=True)
-    seconds = functools.partial(connection, type=SecondsType(), metavar="SECONDS")
+    seconds = functools.partial(connection, type=SecondsType(), metavar="SECONDS|none")
     return [
         connection("--calling", type=TitleType(), default=_DEFAULTS.ae_title, metavar="TITLE", help="Our AE title."),
         connection(
@@ -232,14 +238,14 @@ def _options() -> list[Callable[..., Any]]:
             type=click.IntRange(1, MAX_ASSOCIATIONS),
             default=1,
             metavar="N",
-            help="How many associations at once.",
+            help="How many associations at once, for echo and store; what the others do takes one.",
         ),
         connection(
             "--async-ops",
             type=click.IntRange(1, MAX_OPERATIONS),
             default=1,
             metavar="N",
-            help="How many operations at once on an association, as far as the peer agrees.",
+            help="How many operations at once on an association, for store, as far as the peer agrees.",
         ),
         connection(
             "--max-pdu",
@@ -248,9 +254,7 @@ def _options() -> list[Callable[..., Any]]:
             metavar="BYTES",
             help="Longest P-DATA-TF that we take; 0 for no limit.",
         ),
-        seconds(
-            "--connect-timeout", default=f"{CONNECT_TIMEOUT:g}", help="For the TCP connection to be made; or none."
-        ),
+        seconds("--connect-timeout", default=f"{CONNECT_TIMEOUT:g}", help="For the TCP connection to be made."),
         seconds(
             "--acse-timeout", default=f"{_DEFAULTS.acse_timeout:g}", help="For TLS, and the association's answers."
         ),

@@ -302,9 +302,13 @@ async def dcmqrscp(
     return port
 
 
-async def orthanc(testcase: TestCase, files: Sequence[DicomFile], destinations: dict[str, int] | None = None) -> int:
+async def orthanc(
+    testcase: TestCase, files: Sequence[DicomFile], destinations: dict[str, int] | None = None, **more: Any
+) -> int:
     """
     Start Orthanc with *files* in it, as the AE ``ORTHANC``, and return its port; see :func:`dcmqrscp`.
+
+    :param more: further settings of its configuration.
     """
     path = tool("Orthanc")
     folder = Path(testcase.mktemp()).absolute()
@@ -325,6 +329,7 @@ async def orthanc(testcase: TestCase, files: Sequence[DicomFile], destinations: 
         },
         "SynchronousCMove": True,
         "StableAge": 1,
+        **more,
     }
     (folder / "orthanc.json").write_text(json.dumps(settings))
     await start(testcase, path, folder / "orthanc.json", ready=port, timeout=60)

@@ -28,7 +28,7 @@ class Help(ToolTestCase):
             self.assertEqual(result.code, 0, result.text)
             text = result.stdout.decode()
             self.assertRegex(text, rf"^Usage: dicomtwist {command} \[OPTIONS\] PEER")
-            for heading in ("Connection:", "TLS:", "User identity:", "Output:", "Exit status:", "Examples:"):
+            for heading in ("Peer:", "Connection:", "TLS:", "User identity:", "Output:", "Exit status:", "Examples:"):
                 self.assertIn(heading, text)
             self.assertIn("3  there was no association", text)
             # Every option that the help tells of is explained.
