@@ -127,7 +127,7 @@ def level_options(function: Callable[..., Any]) -> Callable[..., Any]:
     level = own_option(
         "--level",
         type=click.Choice(LEVELS, case_sensitive=False),
-        help="Query/Retrieve Level.  [default: that of the lowest unique key; STUDY]",
+        help="Query/Retrieve Level.  [default: that of the lowest unique key, PATIENT only to retrieve; STUDY]",
     )
     root = own_option(
         "--root", type=click.Choice(ROOTS), default=ROOTS[0], show_default=True, help="Information model."
@@ -192,7 +192,9 @@ def make_query(
     """
     keys = [*read_keys(files), *keys]
     identifier = identifier_of(keys)
-    level = (level or str(identifier.get("QueryRetrieveLevel") or "") or _lowest(identifier)).upper()
+    # Who knows a patient wants to see the studies, but to have all that there is.
+    highest = "PATIENT" if root == "patient" and service != "Find" else "STUDY"
+    level = (level or str(identifier.get("QueryRetrieveLevel") or "") or _lowest(identifier, highest)).upper()
     if level == "PATIENT" and root == "study":
         raise click.UsageError("--level PATIENT needs --root patient: the Study Root model has no such level")
     if usual and all(key.value for key in keys):
@@ -214,10 +216,10 @@ def identifier_of(keys: Iterable[Key]) -> Dataset:
         raise click.UsageError(str(mistake)) from None
 
 
-def _lowest(identifier: Dataset) -> str:
-    """Return the lowest level whose unique key has a value."""
+def _lowest(identifier: Dataset, highest: str) -> str:
+    """Return the lowest level whose unique key has a value; *highest*, or STUDY where there is none, is where it ends."""
     found = [level for level, keyword in UNIQUE_KEYS.items() if identifier.get(keyword)]
-    return found[-1] if found and found[-1] != "PATIENT" else "STUDY"
+    return found[-1] if found and found[-1] != "PATIENT" else highest if found else "STUDY"
 
 
 def columns_of(keys: Iterable[Key]) -> list[Path]:

@@ -77,12 +77,12 @@ class Transfer:
         if self._store is not None:
             self.receiving = Receiving(self._store, asking.ae.threads)
         progress = Progress(self.output, self._done, lambda: self.total, self._note, unit=" instances")
-        progress.start(reactor)
         since = reactor.seconds()
         result: RetrievalResult | None = None
         try:
             association = await self.associate(asking)
             if association is not None:
+                progress.start(reactor)
                 result = await self._transfer(asking, association)
                 await asking.release()
         finally:

@@ -40,14 +40,16 @@ class Interrupts:
         self._stop, self._abort = stop, abort
 
     def install(self, running: Deferred[int]) -> None:
-        """Take the signals over from the reactor, which installs its own when it starts."""
+        """Take the signals over, before the reactor runs and once more from the reactor, which takes them when it starts."""
         self._running = running
 
         def take_over() -> None:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: self._reactor.callFromThread(self._interrupted))
 
-        self._reactor.callWhenRunning(lambda: self._reactor.callLater(0, take_over))
+        take_over()
+        # Behind what the reactor does itself, and before it makes the first connection.
+        self._reactor.callWhenRunning(take_over)
 
     def _interrupted(self) -> None:
         self.count += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 
@@ -270,3 +271,15 @@ class BrokenOtherwise(DiagnoseTestCase):
             "rejected", "--user", "U", "--no-password", f"{LOCAL}:{server.port}", failed="association"
         )
         self.assertIn("and the user", found["cause"]["advice"])
+
+    async def test_interrupted(self) -> None:
+        """While the peer says nothing."""
+        taken: Deferred[None] = Deferred()
+        factory = Factory.forProtocol(type("Peer", (Greeting,), {"connectionMade": lambda self: taken.callback(None)}))
+        port = await TCP4ServerEndpoint(reactor, 0, interface=LOCAL).listen(factory)
+        self.addCleanup(port.stopListening)
+        process = self.terminal("diagnose", f"{LOCAL}:{port.getHost().port}")
+        await taken.addTimeout(120, reactor)
+        process.type("\x03")
+        result = await process.wait(120)
+        self.assertEqual((result.code, result.text.replace("^C", "")), (1, "dicomtwist: interrupted\r\n"))

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist import AE, Association, evt
+from dicomtwist.sop_class import ModalityWorklistInformationFind
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelFind as STUDY_FIND
 from dicomtwist.tools.keys import parse_key
 from dicomtwist.tools.output import Output
@@ -277,6 +278,36 @@ class Conduct(ToolTestCase):
         self.assertEqual(result.code, 1, result.text)
         document = json.loads(result.stdout)
         self.assertEqual((document["count"], document["interrupted"]), (1, True))
+        await ended
+
+    async def test_a_worklist_interrupted(self) -> None:
+        """By SIGTERM, which asks to stop as Ctrl-C does, while it prints a table into a pipe."""
+        ended: Deferred[Association] = Deferred()
+        asked: Deferred[None] = Deferred()
+        go_on: Deferred[None] = Deferred()
+
+        async def find(event: Any) -> AsyncIterator[Any]:
+            yield 0xFF00, answer(PatientID="1")
+            asked.callback(None)
+            await go_on
+            yield 0xFE00, None
+
+        ae = AE("SCP")
+        ae.add_supported_context(ModalityWorklistInformationFind)
+        self.addCleanup(ae.shutdown)
+        handlers: list[Any] = [
+            (evt.EVT_C_FIND, find),
+            (evt.EVT_C_CANCEL, lambda event: go_on.callback(None)),
+            (evt.EVT_RELEASED, lambda event: ended.callback(event.assoc)),
+        ]
+        server = await ae.start_server(("127.0.0.1", 0), evt_handlers=handlers)
+        process = await self.start_tool("worklist", f"127.0.0.1:{server.port}")
+        await asked.addTimeout(120, reactor)
+        await process.wait_for("PatientID", 120)
+        process.signal("TERM")
+        result = await process.wait(120)
+        self.assertEqual(result.code, 1, result.text)
+        self.assertEqual(len(result.stdout.splitlines()), 2, result.text)
         await ended
 
     async def test_interrupted_twice(self) -> None:

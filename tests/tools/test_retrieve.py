@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectError
 from twisted.internet.protocol import Factory
@@ -19,7 +19,10 @@ from dicomtwist import AE, Association, evt
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES
 from dicomtwist.sop_class import CTImageStorage
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelGet as STUDY_GET
+from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelMove as STUDY_MOVE
 from dicomtwist.tools.contexts import contexts_to_take, sop_classes_named, storage_classes
+from dicomtwist.tools.keys import parse_key
+from dicomtwist.tools.query import make_query
 from tests import peers
 from tests.interop.archives import dcmqrscp, expected_bytes, orthanc, study
 from tests.tools.common import ToolTestCase, reactor
@@ -64,6 +67,24 @@ class Proposed(SynchronousTestCase):
                 storage_classes(names)
 
 
+class Levels(SynchronousTestCase):
+    """At which level is asked, where it is not said."""
+
+    def test_the_lowest_unique_key(self) -> None:
+        for service, root, keys, level in (
+            ("Get", "study", ["StudyInstanceUID=1.2"], "STUDY"),
+            ("Get", "study", ["StudyInstanceUID=1.2", "SeriesInstanceUID=1.3", "SOPInstanceUID"], "SERIES"),
+            ("Move", "patient", ["PatientID=1", "StudyInstanceUID=1.2", "SOPInstanceUID=1.4"], "IMAGE"),
+            ("Move", "patient", ["PatientID=1"], "PATIENT"),
+            ("Get", "study", ["PatientID=1"], "STUDY"),
+            ("Get", "patient", ["PatientName=A"], "STUDY"),
+            ("Find", "patient", ["PatientID=1"], "STUDY"),
+            ("Find", "patient", ["PatientID=1", "QueryRetrieveLevel=PATIENT"], "PATIENT"),
+        ):
+            query = make_query([parse_key(key) for key in keys], (), None, root, service, usual=False)
+            self.assertEqual(query.identifier.QueryRetrieveLevel, level, (service, root, keys))
+
+
 class Archives(ToolTestCase):
     """Real ones, that know us as CT1."""
 
@@ -91,6 +112,9 @@ class Archives(ToolTestCase):
             (document["completed"], document["failed"], document["stored"]), (len(study()), 0, len(study()))
         )
         self.assertEqual(len(self.files(self.folder / "moved")), len(study()))
+        patient = ("--root", "patient", "-k", f"PatientID={dcmread(study()[0].path).PatientID}")
+        document = await self.json("get", *calling, *patient, peer, self.folder / "patient", code=0)
+        self.assertEqual(len(self.files(self.folder / "patient")), document["stored"])
         document = await self.json("move", *calling, "--to", "NOBODY", peer, "-k", STUDY, code=1)
         self.assertEqual(document["completed"], 0)
         document = await self.json("get", *calling, peer, self.folder / "none", "-k", "StudyInstanceUID=1.2.3", code=1)
@@ -297,6 +321,79 @@ class Conduct(ToolTestCase):
         self.assertEqual((document["status"], document["stored"], document["interrupted"]), ("0xFE00", 1, True))
         self.assertEqual(len(list((self.folder / "got").rglob("*.dcm"))), 1)
         await ended
+
+    async def test_a_move_interrupted(self) -> None:
+        """C-CANCEL, a release, and what has come before is kept."""
+        back = peers.free_port()
+        ended: list[Association] = []
+        both: Deferred[None] = Deferred()
+        sent: Deferred[None] = Deferred()
+        never: Deferred[None] = Deferred()
+
+        def released(event: Any) -> None:
+            ended.append(event.assoc)
+            if len(ended) == 2:
+                both.callback(None)
+
+        async def move(event: Any) -> AsyncIterator[Any]:
+            yield "127.0.0.1", back
+            yield 2
+            yield 0xFF00, study()[0].path
+            sent.callback(None)
+            await never
+
+        ae = AE("SCP")
+        ae.add_supported_context(STUDY_MOVE)
+        # The association that asks, and the one over which the instance goes.
+        ae.bind(evt.EVT_RELEASED, released)
+        self.addCleanup(ae.shutdown)
+        server = await ae.start_server(("127.0.0.1", 0), evt_handlers=[(evt.EVT_C_MOVE, move)])
+        receives = ("--receive", self.folder / "moved", "--listen", f"tcp:{back}:interface=127.0.0.1")
+        process = self.terminal("move", "-v", *receives, f"127.0.0.1:{server.port}", "-k", STUDY)
+        await sent.addTimeout(120, reactor)
+        await process.wait_for("1 completed", 120)
+        process.type("\x03")
+        result = await process.wait(120)
+        self.assertEqual(result.code, 1, result.text)
+        self.assertIn("dicomtwist: interrupted\r\n", result.text)
+        self.assertEqual(len(list((self.folder / "moved").rglob("*.dcm"))), 1)
+        await both.addTimeout(60, reactor)
+
+    async def test_interrupted_twice(self) -> None:
+        """A peer that does not care for C-CANCEL."""
+        asked: Deferred[Association] = Deferred()
+        never: Deferred[None] = Deferred()
+        for_ever: Deferred[None] = Deferred()
+
+        async def get(event: Any) -> AsyncIterator[Any]:
+            asked.callback(event.assoc)
+            try:
+                await never
+            except CancelledError:
+                await for_ever
+            yield 0
+
+        ae = AE("SCP")
+        ae.add_supported_context(STUDY_GET)
+        ae.add_supported_context(CTImageStorage, ALL_TRANSFER_SYNTAXES, scu_role=True, scp_role=True)
+        self.addCleanup(ae.shutdown)
+        server = await ae.start_server(("127.0.0.1", 0), evt_handlers=[(evt.EVT_C_GET, get)])
+        process = await self.start_tool("get", f"127.0.0.1:{server.port}", self.folder / "got", "-k", STUDY)
+        association = await asked.addTimeout(120, reactor)
+        process.signal("INT")
+        await process.wait_for("once more to abort", 120)
+        self.assertTrue(association.is_established)
+        process.signal("INT")
+        result = await process.wait(120)
+        self.assertEqual(result.code, 1, result.text)
+        await association.when_ended()
+        self.assertTrue(association.is_aborted)
+
+    async def test_no_bar_without_an_association(self) -> None:
+        nobody = f"127.0.0.1:{peers.free_port()}"
+        result = await self.terminal("get", nobody, self.folder / "x", "-k", STUDY).wait(120)
+        self.assertEqual(result.code, 3, result.text)
+        self.assertEqual(len(result.text.splitlines()), 1, result.text)
 
     async def test_no_place_to_listen(self) -> None:
         server = await self.serve()
