@@ -259,7 +259,11 @@ def _options() -> list[Callable[..., Any]]:
             "--acse-timeout", default=f"{_DEFAULTS.acse_timeout:g}", help="For TLS, and the association's answers."
         ),
         seconds("--dimse-timeout", default=f"{_DEFAULTS.dimse_timeout:g}", help="For an answer to come or to go on."),
-        seconds("--network-timeout", default=f"{_DEFAULTS.network_timeout:g}", help="For anything to happen at all."),
+        seconds(
+            "--network-timeout",
+            default=f"{_DEFAULTS.network_timeout:g}",
+            help="For anything to come while nothing is under way.",
+        ),
         *_tls_options(),
         *_secret_options(),
         _connection_option("-v", "--verbose", group="Output", count=True, help="Tell more; -vv tells of each message."),

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 
 from dicomtwist import UserIdentity, evt
 from dicomtwist.tools.identity import MAX_SECRET
 from tests import peers
-from tests.tools.common import ToolTestCase
+from tests.tools.common import ToolTestCase, reactor
 
 COMMANDS = ("echo", "store", "find", "get", "move", "worklist", "commit", "dump-association", "diagnose")
 SECRET = "correct-horse-battery"
@@ -88,6 +89,38 @@ class Mistakes(ToolTestCase):
             result.stderr.decode().splitlines()[-1],
             "Error: Invalid value for 'PEER': 'nowhere' has no port: write nowhere:104",
         )
+
+
+class Settings(ToolTestCase):
+    """What the options of the connection do."""
+
+    async def test_longest_pdu(self) -> None:
+        server = await self.serve()
+        for option, told in ((["--max-pdu", 16384], 16384), (["--max-pdu", 0], 0), ([], 131072)):
+            document = await self.json(
+                *("dump-association", *option, "--propose", "verification", f"127.0.0.1:{server.port}"), code=0
+            )
+            self.assertEqual(document["sides"]["proposed"]["maximum_pdu_length"], told)
+
+    async def test_timeouts(self) -> None:
+        """A peer that does not answer: it is waited for until then, or for as long as it takes."""
+        held: list[Deferred[int]] = []
+
+        def hold(event: Any) -> Deferred[int]:
+            held.append(Deferred())
+            return held[-1]
+
+        server = await self.serve((evt.EVT_C_ECHO, hold))
+        document = await self.json("echo", "--dimse-timeout", "0.5", f"127.0.0.1:{server.port}", code=1)
+        self.assertIn("within 0.5 s", document["error"])
+        never = ("--dimse-timeout", "none", "--network-timeout", "none", "--acse-timeout", "none")
+        process = await self.start_tool("echo", "-vv", *never, f"127.0.0.1:{server.port}")
+        await process.wait_for("-> C-ECHO-RQ")
+        # Longer than the one that has given up.
+        await deferLater(reactor, 0.6)
+        self.assertTrue(process.running)
+        held[-1].callback(0)
+        self.assertEqual((await process.wait()).code, 0)
 
 
 class Secrets(ToolTestCase):
