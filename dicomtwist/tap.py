@@ -238,7 +238,7 @@ class Options(usage.Options):
             "network-timeout",
             None,
             _DEFAULTS.network_timeout,
-            "Seconds in which something has to happen.",
+            "Seconds that an association may be idle.",
             _seconds("--network-timeout"),
         ],
         [

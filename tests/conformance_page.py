@@ -137,15 +137,17 @@ def policies() -> str:
     """What PS3.2 A.4.2.1.2 asks for."""
     with archive() as service:
         settings = service.ae.settings
-        bound = [
-            item[0] for item in service.ae.acceptor_factory(evt_handlers=service._handlers).hosts[0].handlers.bound()
-        ]
+        # At the server, and at the AE above it.
+        host = service.ae.acceptor_factory(evt_handlers=service._handlers).hosts[0]
+        bound = {item[0] for item in (*host.handlers.bound(), *service.ae.get_handlers())}
         asynchronous = (
             "negotiated" if evt.EVT_ASYNC_OPS in bound else "not negotiated: one operation at a time each way"
         )
         granted = [each for each in service.ae.supported_contexts if each.scu_role is not None]
         roles = f"answered for {len(granted)} SOP Classes" if granted else "not answered: the default roles hold"
-        identity = "verified" if evt.EVT_USER_ID in bound else "all of the five types are taken, none is verified"
+        identity = "passed over, of whatever type; verified where there are [rules](guides/access.md) about users"
+        assert evt.EVT_USER_ID not in bound
+        extended = "answered for Query/Retrieve, see 3.2.1" if evt.EVT_SOP_EXTENDED in bound else "not answered"
         rows = [
             ("Application context name", APPLICATION_CONTEXT_NAME),
             ("Maximum PDU size that is received (`--max-pdu`)", f"{settings.maximum_pdu_size} bytes"),
@@ -153,7 +155,7 @@ def policies() -> str:
             ("Associations at once (`--max-associations`)", settings.maximum_associations),
             ("Asynchronous operations", asynchronous),
             ("SCP/SCU role selection", roles),
-            ("SOP Class extended negotiation", "answered" if evt.EVT_SOP_EXTENDED in bound else "not answered"),
+            ("SOP Class extended negotiation", extended),
             ("User identity", identity),
             ("Implementation Class UID", settings.implementation_class_uid),
             ("Implementation Version Name", settings.implementation_version_name),

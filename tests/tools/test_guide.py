@@ -32,8 +32,10 @@ class Guide(ToolTestCase):
     async def start_servers(self) -> dict[str, str]:
         """Start a server with a plain and a TLS port; return the ports of the guide with theirs."""
         certificates = peers.certificates()
-        for name, source in (("ca.pem", "ca"), ("ct1.pem", "client_cert"), ("ct1-key.pem", "client_key")):
-            shutil.copy(getattr(certificates, source), self.folder / name)
+        shutil.copy(certificates.ca, self.folder / "ca.pem")
+        for name, source in (("ct1", "client"), ("ct2", "server")):
+            shutil.copy(getattr(certificates, f"{source}_cert"), self.folder / f"{name}.pem")
+            shutil.copy(getattr(certificates, f"{source}_key"), self.folder / f"{name}-key.pem")
         secure = peers.free_port()
         plain = peers.free_port()
         endpoints = (
@@ -43,13 +45,18 @@ class Guide(ToolTestCase):
         )
         storage = Path(self.mktemp()).absolute()
         options = [option for endpoint in endpoints for option in ("--port", endpoint)]
-        back, worklist = peers.free_port(), Path(self.mktemp()).absolute()
+        back, secure_back = peers.free_port(), peers.free_port()
+        worklist = Path(self.mktemp()).absolute()
         worklist.mkdir()
         write(worklist / "1.wl", items()[0])
         options += ["--peer", f"CT1=127.0.0.1:{back}", "--worklist", str(worklist)]
+        files = f"privateKey={certificates.client_key}:certKey={certificates.client_cert}"
+        options += ["--peer", f"CT2=dicomtls:127.0.0.1:{secure_back}:trustRoots={certificates.ca}:{files}"]
         arguments = ("-m", "twisted", "dicom", "--storage", storage, *options)
         await peers.start(self, sys.executable, *arguments, ready=secure)
-        return {"11112": str(plain), "11113": str(peers.free_port()), "11114": str(back), "2762": str(secure)}
+        nobody = peers.free_port()
+        ports = {"11112": plain, "11113": nobody, "11114": back, "11115": secure_back, "2762": secure}
+        return {name: str(port) for name, port in ports.items()}
 
     async def test_it_runs(self) -> None:
         blocks = BLOCK.findall(GUIDE.read_text())
