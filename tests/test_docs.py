@@ -273,6 +273,27 @@ class Reference(SynchronousTestCase):
                 self.assertIn(module, self.modules, name)
 
 
+class SeedChecklist(SynchronousTestCase):
+    """docs/seed_checklist.md names tests that are there."""
+
+    def test_tests_are_there(self) -> None:
+        page = (DOCS / "seed_checklist.md").read_text()
+        sections = re.findall(r"^## [^\n]*\(`(tests/\w+\.py)`\)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+        self.assertEqual(len(sections), 5)
+        for file, rows in sections:
+            for row in re.findall(r"^\| (?!In the document)(.*) \|$", rows, re.MULTILINE):
+                last = row.rpartition(" | ")[2]
+                names = re.findall(r"`([^`]*)`", last)
+                self.assertTrue(names or last == "the same tests", row)
+                source = (PROJECT / file).read_text()
+                for name in names:
+                    if name.startswith("tests/"):
+                        source += (PROJECT / name).read_text()
+                for name in names:
+                    for part in () if name.startswith("tests/") else name.split("."):
+                        self.assertRegex(source, rf"(class|def) {part}\b", row)
+
+
 class Names(SynchronousTestCase):
     """The pages that have to name everything do."""
 

@@ -352,6 +352,13 @@ class BindAddressTests(LoopbackTestCase):
             await server.shutdown()
             await self.failure(self.scu().associate("::1" if host == "::1" else "127.0.0.1", port), Exception)
 
+    def test_flow_label(self) -> None:
+        """
+        "int flowinfo": Twisted has no place for one that is not 0, and the error says so.
+        """
+        error = self.assertRaises(ValueError, self.scp().start_server, ("::1", 0, 1, 0))
+        self.assertIn("flow label", str(error))
+
     async def test_port_in_use(self) -> None:
         """
         The same port is to be had again at once when a server was shut down.

@@ -110,9 +110,19 @@ class RequestedContextTests(LoopbackTestCase):
         ae.add_requested_context(Verification)
         self.assertEqual(len(ae.requested_contexts), 1)
         self.assertEqual(
-            str(ae.requested_contexts[0]).splitlines()[:3],
-            ["Abstract Syntax: Verification SOP Class", "Transfer Syntax(es):", "    =Implicit VR Little Endian"],
+            str(ae.requested_contexts[0]),
+            "Abstract Syntax: Verification SOP Class\n"
+            "Transfer Syntax(es):\n"
+            "    =Implicit VR Little Endian\n"
+            "    =Explicit VR Little Endian\n"
+            "    =Deflated Explicit VR Little Endian\n"
+            "    =Explicit VR Big Endian",
         )
+        added = [MRImageStorage, CTImageStorage, Verification]
+        ae.requested_contexts = []
+        for uid in added:
+            ae.add_requested_context(uid)
+        self.assertEqual([context.abstract_syntax for context in ae.requested_contexts], added)
 
     def test_repeated(self) -> None:
         """
@@ -188,11 +198,14 @@ class PortTests(LoopbackTestCase):
 
     async def test_any_port(self) -> None:
         """
-        "by default ... use the first port available".
+        "by default ... use the first port available", also where the AE has a port to listen at, from which the older
+        document 003 has it ask.
         """
         server = await self.serve(self.scp())
-        async with await self.scu().associate("127.0.0.1", server.port) as assoc:
-            self.assertGreater(assoc.requestor.port, 0)
+        ae = self.scu()
+        ae.port = server.port
+        async with await ae.associate("127.0.0.1", server.port) as assoc:
+            self.assertNotIn(assoc.requestor.port, (0, server.port))
 
     async def test_ipv6(self) -> None:
         """

@@ -734,6 +734,63 @@ class QueryCallbackTests(LoopbackTestCase):
         self.assertEqual(titles, [b"TARGET          ", b"NOBODY          "])
         self.assertEqual(stored, [b"SCU             "])
 
+    #: The statuses of the tables of on_c_find, on_c_get and on_c_move that end an operation.
+    FINAL = {
+        "find": (0x0000, 0xA700, 0xA900, 0xC000, 0xCFFF, 0xFE00),
+        "get": (0x0000, 0xA701, 0xA702, 0xA900, *range(0xAA00, 0xAA05), 0xC000, 0xCFFF, 0xFE00, 0xB000),
+        "move": (
+            *(0x0000, 0xFE00, 0x0122, 0x0124, 0x0210, 0x0211, 0x0212, 0xA701, 0xA702, 0xA801, 0xA900),
+            *(*range(0xAA00, 0xAA05), 0xC000, 0xCFFF),
+        ),
+    }
+
+    async def test_status_tables(self) -> None:
+        """
+        Every status of the tables comes through as it is, and is of the category that it has there.
+        """
+        scp, scu = self.both()
+        where = await self.serve(self.scp("TARGET"))
+        server = await self.serve(scp)
+        others = {0x0000: "Success", 0xB000: "Warning", 0xFE00: "Cancel"}
+        async with await scu.associate("127.0.0.1", server.port) as assoc:
+            ask = {
+                "find": lambda: assoc.send_c_find(self.keys(), self.FIND),
+                "get": lambda: assoc.send_c_get(self.keys(), self.GET),
+                "move": lambda: assoc.send_c_move(self.keys(), "TARGET", self.MOVE),
+            }
+            first: dict[str, list[Any]] = {"find": [], "get": [0], "move": [("127.0.0.1", where.port), 0]}
+            for service, codes in self.FINAL.items():
+                for code in codes:
+                    answers = [*first[service], (code, None)]
+                    setattr(scp, f"on_c_{service}", lambda *args, answers=answers: iter(answers))
+                    responses: Any = ask[service]()
+                    (status,) = [status async for status, _ in responses]
+                    self.assertEqual(status, code, service)
+                    self.assertEqual(status.category.value, others.get(code, "Failure"), hex(code))
+
+    async def test_failed_list(self) -> None:
+        """
+        on_c_get and on_c_move: "If the status is 'Failed', 'Warning' or 'Cancel' then yield a Dataset with a (0008,0058)
+        Failed SOP Instance UID List element".
+        """
+        scp, scu = self.both()
+        where = await self.serve(self.scp("TARGET"))
+        server = await self.serve(scp)
+        failed = Dataset()
+        failed.FailedSOPInstanceUIDList = ["1.2.3.1", "1.2.3.2"]
+        async with await scu.associate("127.0.0.1", server.port) as assoc:
+            for code in (0xA702, 0xB000, 0xFE00):
+                scp.on_c_get = lambda dataset, context, info, code=code: iter([2, (code, failed)])
+                scp.on_c_move = lambda dataset, move_aet, context, info, code=code: iter(
+                    [("127.0.0.1", where.port), 2, (code, failed)]
+                )
+                for retrieval in (
+                    assoc.send_c_get(self.keys(), self.GET),
+                    assoc.send_c_move(self.keys(), "TARGET", self.MOVE),
+                ):
+                    answers = [(int(status), identifier) async for status, identifier in retrieval]
+                    self.assertEqual(answers, [(code, failed)])
+
     async def test_cancel(self) -> None:
         """
         on_c_find_cancel() and the others are called, each for its own service. What they return does not matter: the
