@@ -19,9 +19,9 @@ from dicomtwist.errors import DataSetError
 if TYPE_CHECKING:
     from dicomtwist.protocol import UpperLayerProtocol
 
-#: How much of a data set is given to the transport at once, in bytes. A peer that takes this much within the network
-#: timeout counts as alive.
-WRITE_SIZE = 256 * 1024
+#: How many PDUs are made at once at the most, for peers that take very short ones: in two buffers each, they are what the
+#: kernel takes in one call.
+MAX_PDUS = 512
 
 #: How many messages may wait behind one that is being sent before the peer is not read from any more. Requests of ours
 #: are bounded by the window: only answers can be that many.
@@ -64,6 +64,8 @@ class Outgoing:
     ) -> None:
         self._protocol = protocol
         self._payload = payload_length(peer_max_length)
+        # Of whole PDUs, so that none of a few bytes is between them.
+        self._piece = min(max(1, protocol.write_size // self._payload), MAX_PDUS) * self._payload
         self._failed = failed
         self._queue: deque[_Queued] = deque()
         self._current: _Queued | None = None
@@ -202,8 +204,8 @@ class Outgoing:
                 continue
             if self._is_full and not buffers:
                 return False
-            piece = self._rest[:WRITE_SIZE]
-            self._rest = self._rest[WRITE_SIZE:]
+            piece = self._rest[: self._piece]
+            self._rest = self._rest[self._piece :]
             last = self._rest_is_last and not self._rest
             self._protocol.send(buffers + encode_pdata(current.context_id, False, piece, self._payload, last))
             buffers = []

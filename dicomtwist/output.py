@@ -19,6 +19,13 @@ from zope.interface import implementer
 
 Buffers: TypeAlias = Sequence[bytes | memoryview]
 
+#: How much of a data set is given to the transport's buffer at once, in bytes. A peer that takes this much within the
+#: network timeout counts as alive.
+WRITE_SIZE = 256 * 1024
+
+#: The same of what is given to the socket: a chunk of a file goes in one call, and whatever the peer takes of it counts.
+SOCKET_WRITE_SIZE = 1024 * 1024
+
 #: What the kernel takes in one call, in buffers (``UIO_MAXIOV``).
 _MAX_BUFFERS = 1024
 
@@ -38,6 +45,10 @@ class Writer(Protocol):
 
 class Output(Protocol):
     """Where an upper layer writes."""
+
+    @property
+    def write_size(self) -> int:
+        """How much of a data set to write at once, in bytes."""
 
     def write(self, buffers: Buffers) -> None:
         """Write *buffers* in order."""
@@ -59,6 +70,7 @@ class TransportOutput:
     """Writes to the transport's buffer: for TLS, for wrapped transports, for those in memory."""
 
     __slots__ = ("_transport",)
+    write_size = WRITE_SIZE
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
@@ -81,6 +93,7 @@ class SocketOutput:
     """
 
     __slots__ = ("_handed", "_rest", "_socket", "_transport", "_writer")
+    write_size = SOCKET_WRITE_SIZE
 
     def __init__(self, transport: Any, handle: socket.socket, writer: Writer) -> None:
         self._transport = transport

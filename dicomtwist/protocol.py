@@ -313,6 +313,12 @@ class UpperLayerProtocol(TwistedProtocol):
         """Whether a P-DATA request is allowed."""
         return self.connection.may_send_data and not self.closed
 
+    @property
+    def write_size(self) -> int:
+        """How much of a data set to write at once, in bytes."""
+        assert self._output is not None
+        return self._output.write_size
+
     def send(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Write P-DATA-TF PDUs; the caller has checked :attr:`may_send_data`."""
         length = sum(map(len, buffers))

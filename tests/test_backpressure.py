@@ -13,7 +13,8 @@ from twisted.python.failure import Failure
 from dicomtwist import AssociationAborted, AssociationLost, DataSetError, build_role, datasets, evt
 from dicomtwist.datasets import CHUNK
 from dicomtwist.dimse.messages import CEchoRSP
-from dicomtwist.outgoing import WRITE_SIZE
+from dicomtwist.outgoing import MAX_PDUS
+from dicomtwist.output import WRITE_SIZE
 from dicomtwist.protocol import MAX_BACKLOG
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.testing.transport import READ_SIZE, WIRE_SIZE
@@ -134,6 +135,41 @@ class PeerDoesNotRead(MemoryTestCase):
 
         datasets.open = recording  # type: ignore[attr-defined]
         self.addCleanup(delattr, datasets, "open")
+
+
+class Writes(MemoryTestCase):
+    def written(self, length: int, maximum: int) -> tuple[list[int], list[int]]:
+        """Send *length* bytes of pixels; return the lengths of its PDUs, and how many buffers each write had."""
+        peer = self.network.scripted_server(105)
+        asking = self.asking(105)
+        peer.accept(information=UserInformation(maximum_length=maximum))
+        association = self.successResultOf(asking)
+        writes: list[int] = []
+        send = association.protocol.send
+
+        def counted(buffers: Any) -> None:
+            writes.append(len(buffers))
+            send(buffers)
+
+        self.patch(association.protocol, "send", counted)
+        storing = association.send_c_store(instance(length))
+        storing.addErrback(lambda _: None)
+        ((_, dataset),) = peer.messages()
+        self.assertEqual(dataset, encoded(length))
+        pdvs = [pdv for pdu in peer.pdus if isinstance(pdu, PDataTF) for pdv in pdu.pdvs]
+        association.abort()
+        peer.close()
+        return [len(pdv.data) for pdv in pdvs if not pdv.control & 1], writes
+
+    def test_all_pdus_but_the_last_are_full(self) -> None:
+        lengths, writes = self.written(1_000_000, 16384)
+        self.assertEqual(set(lengths[:-1]), {16384 - 6})
+        self.assertLess(len(writes), 8)
+
+    def test_short_pdus_are_not_made_too_many_at_once(self) -> None:
+        lengths, writes = self.written(20_000, 16)
+        self.assertEqual(set(lengths[:-1]), {10})
+        self.assertLessEqual(max(writes[1:]), 2 * MAX_PDUS)
 
 
 class SlowHandlers(MemoryTestCase):
