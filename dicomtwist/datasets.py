@@ -9,7 +9,7 @@ import zlib
 from array import array
 from collections.abc import Callable
 from io import BytesIO
-from typing import BinaryIO, Protocol, TypeAlias
+from typing import BinaryIO, Protocol, TypeAlias, cast
 
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
@@ -283,13 +283,15 @@ class OpenedInstance:
 
     :ivar meta: its File Meta Information.
     :ivar source: its data set.
+    :ivar held: how much of it is in memory, in bytes.
     """
 
-    __slots__ = ("meta", "source")
+    __slots__ = ("held", "meta", "source")
 
-    def __init__(self, meta: FileMeta, source: DataSetSource) -> None:
+    def __init__(self, meta: FileMeta, source: DataSetSource, held: int) -> None:
         self.meta = meta
         self.source = source
+        self.held = held
 
 
 def open_instance(path: str | os.PathLike[str], threads: WorkerThreads) -> Deferred[OpenedInstance]:
@@ -299,31 +301,50 @@ def open_instance(path: str | os.PathLike[str], threads: WorkerThreads) -> Defer
     :returns: a Deferred with the :class:`OpenedInstance`; it fails with ``OSError`` or
         :class:`~dicomtwist.part10.NotDicomFile`.
     """
-    return threads.run(_open, path, threads)
+    return threads.run(open_path, path, threads)
 
 
-def _open(path: str | os.PathLike[str], threads: WorkerThreads) -> OpenedInstance:
-    # Unbuffered: what is read here is large, or the whole.
-    file = open(path, "rb", buffering=0)
+def open_path(path: str | os.PathLike[str], threads: WorkerThreads) -> OpenedInstance:
+    """
+    The same in the thread that calls. Blocks.
+
+    :param threads: where the rest of a large file is read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return _start(file, threads, os.fstat(file.fileno()).st_size)
+        size = os.fstat(descriptor).st_size
+        # No more is asked for than there is: the memory of the rest would be taken and given back each time.
+        head = os.read(descriptor, min(CHUNK, size))
+        meta, offset = read_file_meta(BytesIO(head))
+        first = memoryview(head)[offset:]
+        if size > len(head):
+            # Unbuffered: what is read of it is large.
+            file = open(descriptor, "rb", buffering=0)
+            descriptor = -1
+            return _in_pieces(file, threads, meta, first, size - offset)
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+    return OpenedInstance(meta, BytesSource(first), len(head))
+
+
+def _in_pieces(
+    file: BinaryIO, threads: WorkerThreads, meta: FileMeta, first: memoryview, length: int | None
+) -> OpenedInstance:
+    """
+    Return an instance that is read as it is sent.
+
+    :param first: what was read of its data set.
+    :param length: of the data set, ``None`` where that is not known.
+    """
+    try:
+        if len(first) & 1:
+            first = memoryview(bytes(first) + file.read(1))
     except BaseException:
         file.close()
         raise
-
-
-def _start(file: BinaryIO, threads: WorkerThreads, size: int | None) -> OpenedInstance:
-    # No more is asked for than there is: the memory of the rest would be taken and given back each time.
-    head = file.read(CHUNK if size is None else min(CHUNK, size))
-    meta, offset = read_file_meta(BytesIO(head))
-    first = memoryview(head)[offset:]
-    if len(head) < CHUNK if size is None else size <= len(head):
-        file.close()
-        return OpenedInstance(meta, BytesSource(first))
-    if len(first) & 1:
-        first = memoryview(bytes(first) + file.read(1))
-    left = None if size is None else size - offset - len(first)
-    return OpenedInstance(meta, FileSource(file, threads, first, left))
+    left = None if length is None else length - len(first)
+    return OpenedInstance(meta, FileSource(file, threads, first, left), len(first))
 
 
 class _Unclosed:
@@ -356,7 +377,13 @@ def open_file_like(file: BinaryIO, threads: WorkerThreads) -> Deferred[OpenedIns
     """
 
     def start() -> OpenedInstance:
-        return _start(_Unclosed(file), threads, None)  # type: ignore[arg-type]
+        unclosed = _Unclosed(file)
+        head = unclosed.read(CHUNK)
+        meta, offset = read_file_meta(BytesIO(head))
+        first = memoryview(head)[offset:]
+        if len(head) < CHUNK:
+            return OpenedInstance(meta, BytesSource(first), len(head))
+        return _in_pieces(cast("BinaryIO", unclosed), threads, meta, first, None)
 
     return threads.run(start)
 

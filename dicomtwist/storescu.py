@@ -5,6 +5,7 @@ Sending instances: from a path, a Dataset or a file-like object to a C-STORE req
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
@@ -15,17 +16,21 @@ from dicomtwist.datasets import (
     UNCOMPRESSED,
     BytesSource,
     DataSetSource,
+    OpenedInstance,
     convert_file,
     encode_dataset,
     open_file_like,
     open_instance,
+    open_path,
 )
-from dicomtwist.dimse.messages import CStoreRQ
+from dicomtwist.dimse.messages import CStoreRQ, Response
 from dicomtwist.dimse.status import Status
-from dicomtwist.errors import DataSetError, NoPresentationContext
+from dicomtwist.errors import AssociationError, DataSetError, NoPresentationContext, NotEstablished
 from dicomtwist.presentation import PresentationContextTuple
 
 if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
     from dicomtwist.scu import ServiceClassUser
     from dicomtwist.threads import WorkerThreads
 
@@ -42,9 +47,10 @@ class OutgoingInstance:
     :ivar sop_class_uid: its SOP Class UID.
     :ivar sop_instance_uid: its SOP Instance UID.
     :ivar transfer_syntax: the UID of the transfer syntax that it is in.
+    :ivar held: how much of a file is in memory, in bytes.
     """
 
-    __slots__ = ("_instance", "_source", "sop_class_uid", "sop_instance_uid", "transfer_syntax")
+    __slots__ = ("_instance", "_source", "held", "sop_class_uid", "sop_instance_uid", "transfer_syntax")
 
     def __init__(
         self,
@@ -53,9 +59,11 @@ class OutgoingInstance:
         sop_class_uid: str,
         sop_instance_uid: str,
         transfer_syntax: str,
+        held: int = 0,
     ) -> None:
         self._instance = instance
         self._source = source
+        self.held = held
         self.sop_class_uid = sop_class_uid
         self.sop_instance_uid = sop_instance_uid
         self.transfer_syntax = transfer_syntax
@@ -69,8 +77,8 @@ class OutgoingInstance:
         instance = self._instance
         if isinstance(instance, Dataset):
             return BytesSource(encode_dataset(instance, transfer_syntax))
-        if transfer_syntax == self.transfer_syntax and self._source is not None:
-            source, self._source = self._source, None
+        source = self.as_it_is(transfer_syntax)
+        if source is not None:
             return source
         self.close()
         if not isinstance(instance, str | os.PathLike):
@@ -79,6 +87,13 @@ class OutgoingInstance:
                 " give a path or a Dataset, which can be converted"
             )
         return BytesSource(await threads.run(convert_file, instance, transfer_syntax))
+
+    def as_it_is(self, transfer_syntax: str) -> DataSetSource | None:
+        """Return the data set of a file that is in *transfer_syntax*; ``None`` where there is something to be done for it."""
+        if transfer_syntax != self.transfer_syntax:
+            return None
+        source, self._source = self._source, None
+        return source
 
     def close(self) -> None:
         """Close the file."""
@@ -109,6 +124,35 @@ async def open_outgoing(instance: Instance, threads: WorkerThreads) -> OutgoingI
         opened = await open_file_like(cast("BinaryIO", instance), threads)
     else:
         raise TypeError(f"a path, a Dataset or a binary file can be sent, not {type(instance).__name__}")
+    return _of_file(instance, opened)
+
+
+def open_paths(
+    paths: Sequence[str | os.PathLike[str]], threads: WorkerThreads, enough: int
+) -> list[OutgoingInstance | Exception]:
+    """
+    Open Part 10 files, one after the other in the thread that calls. Blocks.
+
+    :param threads: where the rest of a large one is read.
+    :param enough: where so many bytes of them are in memory, the others are left for another time.
+    :returns: for each that was looked at what :func:`open_outgoing` gives, or raises.
+    """
+    results: list[OutgoingInstance | Exception] = []
+    held = 0
+    for path in paths:
+        try:
+            opened = open_path(path, threads)
+        except Exception as error:
+            results.append(error)
+            continue
+        results.append(_of_file(path, opened))
+        held += opened.held
+        if held >= enough:
+            break
+    return results
+
+
+def _of_file(instance: Instance, opened: OpenedInstance) -> OutgoingInstance:
     meta = opened.meta
     return OutgoingInstance(
         instance,
@@ -116,6 +160,7 @@ async def open_outgoing(instance: Instance, threads: WorkerThreads) -> OutgoingI
         meta.media_storage_sop_class_uid,
         meta.media_storage_sop_instance_uid,
         meta.transfer_syntax_uid,
+        opened.held,
     )
 
 
@@ -147,9 +192,13 @@ class PreparedStore:
         self.request = request
         self._source = source
 
+    def start(self) -> Deferred[tuple[Response, bytes | None]]:
+        """Send it, in a place in the window that the caller has; the Deferred is that of :meth:`Exchange.start`."""
+        return self.assoc.exchange.start(self.context.context_id, self.request, self._source)
+
     async def send(self) -> Status:
-        """Send it, in a place in the window that the caller has, and wait for the answer."""
-        response, _ = await self.assoc.exchange.start(self.context.context_id, self.request, self._source)
+        """The same, and wait for the answer."""
+        response, _ = await self.start()
         return self.assoc.status_of(response, str(self.context.abstract_syntax))
 
     def close(self) -> None:
@@ -177,6 +226,37 @@ async def prepare(
     except BaseException:
         instance.close()
         raise
+    return _prepared(assoc, context, instance, source, priority, originator_aet, originator_id)
+
+
+def prepare_at_once(
+    assoc: ServiceClassUser,
+    instance: OutgoingInstance,
+    priority: int,
+    originator_aet: str | None = None,
+    originator_id: int | None = None,
+) -> PreparedStore | None:
+    """Do the same for a file that goes as it is; return ``None``, and leave *instance*, where :func:`prepare` is needed."""
+    try:
+        assoc.exchange.check()
+        context = assoc.context_for(instance.sop_class_uid, instance.transfer_syntax)
+    except (AssociationError, NotEstablished, NoPresentationContext):
+        return None
+    source = instance.as_it_is(instance.transfer_syntax)
+    if source is None:
+        return None
+    return _prepared(assoc, context, instance, source, priority, originator_aet, originator_id)
+
+
+def _prepared(
+    assoc: ServiceClassUser,
+    context: PresentationContextTuple,
+    instance: OutgoingInstance,
+    source: DataSetSource,
+    priority: int,
+    originator_aet: str | None,
+    originator_id: int | None,
+) -> PreparedStore:
     request = CStoreRQ(
         affected_sop_class_uid=str(context.abstract_syntax),
         affected_sop_instance_uid=instance.sop_instance_uid,

@@ -34,6 +34,7 @@ from dicomtwist import (
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.dimse.messages import CGetRSP, CMoveRSP
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
+from dicomtwist.services.suboperations import PATHS_AHEAD
 from tests.memory import CT, MemoryTestCase, encoded, instance, part10
 
 GET = "1.2.840.10008.5.1.4.1.2.2.3"
@@ -111,6 +112,20 @@ class GetTestCase(RetrieveTestCase):
         return self.ended(self.retrieval)
 
 
+def spied(case: RetrieveTestCase, *associations: Association) -> list[Association]:
+    """Return a list to which each association is added when it writes."""
+    writes: list[Association] = []
+    for association in associations:
+        send = association.protocol.send
+
+        def noted(buffers: Any, association: Association = association, send: Any = send) -> None:
+            writes.append(association)
+            send(buffers)
+
+        case.patch(association.protocol, "send", noted)
+    return writes
+
+
 def datasets(event: evt.Event, count: int) -> Iterator[Any]:
     yield count
     for number in range(count):
@@ -151,33 +166,106 @@ class GetTests(GetTestCase):
         self.assertEqual(self.events[0].dataset.PatientName, "Nobody")
         self.assertEqual(self.events[0].context.transfer_syntax, ImplicitVRLittleEndian)
 
-    def test_one_is_opened_ahead(self) -> None:
-        """While one is under way the next is opened, and no more; where the handler goes on its file may be gone."""
-        self.refuse = {uid(number): Deferred() for number in range(4)}
+    def ahead(self, sizes: list[int], kind: str) -> list[int]:
+        """Return how many were asked for while none was answered, and then after each answer."""
+        count = len(sizes)
+        self.refuse = {uid(number): Deferred() for number in range(count)}
         pulled: list[int] = []
 
         def handler(event: evt.IdentifierEvent) -> Iterator[Any]:
-            yield 4
-            for number in range(4):
+            yield count
+            for number, size in enumerate(sizes):
                 pulled.append(number)
-                path = Path(self.mktemp())
-                # Two are read whole, two in pieces.
-                path.write_bytes(part10(2_000_000 if number % 2 else 100, uid=uid(number)))
-                yield path
-                path.unlink()
+                if kind == "path":
+                    path = Path(self.mktemp())
+                    path.write_bytes(part10(size, uid=uid(number)))
+                    yield path
+                    path.unlink()
+                else:
+                    yield instance(size, uid=uid(number)) if kind == "dataset" else part10(size, uid=uid(number))
 
         association = self.associated(handler)
         retrieval = association.send_c_get(keys(), GET)
-        for number in range(4):
+        numbers = []
+        for number in range(count):
             self.network.flush()
             self.assertEqual(self.stored, [uid(known) for known in range(number + 1)])
-            self.assertEqual(len(pulled), min(number + 2, 4))
+            numbers.append(len(pulled))
             waiting = self.refuse[uid(number)]
             assert isinstance(waiting, Deferred)
             waiting.callback(0)
         self.assertTrue(self.ended(retrieval).status.is_success)
-        self.assertEqual([event.encoded_dataset(include_meta=False) for event in self.events[::3]],
-                         [encoded(100, uid(0)), encoded(2_000_000, uid(3))])  # fmt: skip
+        return numbers
+
+    def test_paths_are_asked_for_ahead(self) -> None:
+        """So many, and then several at once; where the handler goes on the file that it has yielded may be gone."""
+        numbers = self.ahead([100] * (3 * PATHS_AHEAD), "path")
+        batch = PATHS_AHEAD // 2
+        most = [PATHS_AHEAD + 1 + number * batch for number in range(4)] + [3 * PATHS_AHEAD]
+        self.assertEqual(numbers[: 3 * batch], [most[0]] * batch + [most[1]] * batch + [most[2]] * batch)
+        self.assertEqual(set(numbers), set(most))
+        self.assertEqual(self.events[30].encoded_dataset(include_meta=False), encoded(100, uid(30)))
+
+    def test_large_files_are_not_read_far_ahead(self) -> None:
+        """What of them is in memory is bounded: one that is sent, one that is next, one behind it that is read."""
+        numbers = self.ahead([2_000_000 - number % 2 for number in range(8)], "path")
+        self.assertEqual(numbers, [4, 5, 6, 7, 8, 8, 8, 8])
+        self.assertEqual(self.events[7].encoded_dataset(include_meta=False), encoded(1_999_999, uid(7)))
+
+    def test_of_what_is_in_memory_one_is_asked_for_ahead(self) -> None:
+        for kind in ("dataset", "bytes"):
+            self.stored.clear()
+            self.assertEqual(self.ahead([100] * 5, kind), [2, 3, 4, 5, 5])
+            self.server.shutdown()
+            self.network.flush()
+
+    def test_a_list(self) -> None:
+        """Of what it holds several are read in one go; it may hold whatever can be yielded."""
+        paths = [Path(self.mktemp()) for _ in range(30)]
+        for number, path in enumerate(paths):
+            path.write_bytes(part10(2_000_000 if number == 20 else 100, uid=uid(number)))
+        gone = [Path(self.mktemp()) for _ in range(2)]
+        trips: list[Any] = []
+
+        def handler(event: evt.IdentifierEvent) -> Iterator[Any]:
+            run = event.assoc.ae.threads.run
+
+            def counted(*args: Any) -> Any:
+                trips.append(args)
+                return run(*args)
+
+            self.patch(event.assoc.ae.threads, "run", counted)
+            yield 35
+            yield 0xFF00, []
+            yield 0xFF00, [*paths[:25], gone[0]]
+            for path in paths[:25]:
+                path.unlink()
+            yield [instance(uid=uid(40)), instance(uid=uid(41)), *paths[25:], gone[1]]
+            yield instance(uid=uid(42))
+
+        result = self.get(handler)
+        self.assertEqual(self.stored, [uid(number) for number in (*range(25), 40, 41, *range(25, 30), 42)])
+        self.assertEqual(result.suboperations.completed, 33)
+        self.assertEqual(result.suboperations.failed, 2)
+        self.assertLess(len(trips), 12)
+
+    def test_a_response_and_the_next_request_go_together(self) -> None:
+        association = self.associated(lambda event: [20, [part10(uid=uid(number)) for number in range(20)]])
+        (accepted,) = self.server.factory.associations
+        writes = spied(self, accepted)
+        retrieval = association.send_c_get(keys(), GET)
+        self.assertTrue(self.ended(retrieval).status.is_success)
+        self.assertEqual(len(self.stored), 20)
+        self.assertLessEqual(len(writes), 21)
+
+    def test_cancelled_in_a_list(self) -> None:
+        path = Path(self.mktemp())
+        path.write_bytes(part10(uid=uid(1)))
+        association = self.associated(lambda event: [100, (0xFF00, [path] * 100)])
+        retrieval = association.send_c_get(keys(), GET, on_progress=self.saw)
+        retrieval.cancel()
+        self.assertEqual(self.ended(retrieval).status, 0xFE00)
+        self.assertLess(len(self.stored), 3)
 
     def test_nothing(self) -> None:
         result = self.get(datasets, 0)
@@ -423,6 +511,21 @@ class MoveTests(MoveTestCase):
         self.assertEqual(request.move_originator_application_entity_title, "SCU")
         self.assertEqual(request.move_originator_message_id, 1)
 
+    def test_the_next_request_goes_before_the_response(self) -> None:
+        """Who asked waits for nothing, the destination does."""
+        self.listening()
+        first: Deferred[int] = Deferred()
+        self.refuse[uid(0)] = first
+        retrieval = self.moving(to_archive, 3)
+        (to_requestor,) = self.server.factory.associations
+        (to_destination,) = [each for each in self.scp._associations if each is not to_requestor]
+        writes = spied(self, to_requestor, to_destination)
+        first.callback(0)
+        self.network.flush()
+        self.assertEqual(writes[:2], [to_destination, to_requestor])
+        self.assertTrue(self.ended(retrieval).status.is_success)
+        self.assertEqual(self.progress, [(2, 1, 0, 0), (1, 2, 0, 0), (None, 3, 0, 0)])
+
     def test_kinds_of_destinations(self) -> None:
         self.listening()
         for destination in (
@@ -582,9 +685,13 @@ class MoveFailureTests(MoveTestCase):
 
     def test_not_a_destination(self) -> None:
         for nowhere in (7, ("127.0.0.1",), ("127.0.0.1", "port"), ("127.0.0.1", 104, {"nonsense": 1}), "nonsense:1"):
-            self.assertEqual(self.move(lambda event, nowhere=nowhere: [nowhere, 1, instance()]).status, 0xC515, nowhere)
-            self.server.shutdown()
-            self.network.flush()
+            path = Path(self.mktemp())
+            path.write_bytes(part10())
+            for yielded in (instance(), path, [path] * 3):
+                result = self.move(lambda event, nowhere=nowhere, yielded=yielded: [nowhere, 1, yielded])
+                self.assertEqual(result.status, 0xC515, nowhere)
+                self.server.shutdown()
+                self.network.flush()
         self.flushLoggedErrors()
 
     def test_number(self) -> None:

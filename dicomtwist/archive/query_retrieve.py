@@ -133,14 +133,13 @@ class QueryRetrieve:
         """
         Send what an identifier names over the association that asked.
 
-        :returns: yields how many instances there are, then each, a path; or ends with 0xA900 or 0xA701.
+        :returns: yields how many instances there are, then lists of them, paths; or ends with 0xA900 or 0xA701.
         """
         try:
             found = await self._retrieve(event)
             yield found.total
             async for page in found.pages():
-                for instance in page:
-                    yield PENDING, instance
+                yield PENDING, page
         except (InvalidIdentifier, DataSetError, IndexFailed) as error:
             status = self._failed(event, error, CANNOT_COUNT_MATCHES)
             raise Refused(status, status.error_comment or "") from None
@@ -149,8 +148,8 @@ class QueryRetrieve:
         """
         Send what an identifier names to one of the peers.
 
-        :returns: yields where the peer listens, ``None`` where it is not known; how many instances there are; then each,
-            a path. Or it ends with 0xA900 or 0xA701.
+        :returns: yields where the peer listens, ``None`` where it is not known; how many instances there are; then
+            lists of them, paths. Or it ends with 0xA900 or 0xA701.
         """
         destination = self._peers.destination(event.move_destination)
         if destination is None:
@@ -168,11 +167,9 @@ class QueryRetrieve:
             place = destination if isinstance(destination, tuple) else (destination, None)
             yield *place, {"contexts": _contexts(first)} if first else {}
             yield found.total
-            for instance in first:
-                yield PENDING, instance
+            yield PENDING, first
             async for page in pages:
-                for instance in page:
-                    yield PENDING, instance
+                yield PENDING, page
         except (InvalidIdentifier, DataSetError, IndexFailed) as error:
             status = self._failed(event, error, CANNOT_COUNT_MATCHES)
             raise Refused(status, status.error_comment or "") from None

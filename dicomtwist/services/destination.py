@@ -18,7 +18,7 @@ from dicomtwist.dimse.status import MOVE_DESTINATION_INVALID
 from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished
 from dicomtwist.presentation import PresentationContext, StoragePresentationContexts, build_context
 from dicomtwist.services.answering import Refused
-from dicomtwist.storescu import OutgoingInstance, PreparedStore, prepare
+from dicomtwist.storescu import OutgoingInstance, PreparedStore, prepare, prepare_at_once
 
 if TYPE_CHECKING:
     from dicomtwist.association import Association
@@ -106,8 +106,21 @@ class MoveAssociations:
         """As many as the windows of the associations allow."""
         return sum(line.association.exchange.invoke_limit for line in self._usable)
 
+    def prepare_at_once(self, instance: OutgoingInstance) -> PreparedStore | None:
+        """Make the request for one, over the association that has most room, where nothing has to be waited for."""
+        usable = self._usable
+        if not usable:
+            return None
+        line = usable[0] if len(usable) == 1 else max(usable, key=lambda each: each.room)
+        prepared = prepare_at_once(
+            line.association, instance, self._priority, self._originator_aet, self._originator_id
+        )
+        if prepared is not None:
+            line.busy += 1
+        return prepared
+
     async def prepare(self, instance: OutgoingInstance) -> PreparedStore:
-        """Make the request for one, over the association that has most room."""
+        """The same where an association has to be made, or the instance has to be converted."""
         try:
             if not self._is_open:
                 await self._open(instance)

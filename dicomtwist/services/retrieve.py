@@ -30,7 +30,7 @@ def perform_get(performance: Performance) -> None:
     Send what the handler of ``EVT_C_GET`` yields over the association that asked.
 
     The handler yields the number of sub-operations, then (status, instance) for each, or the instance alone: the path of a
-    Part 10 file, the ``bytes`` of one, an open one, or a Dataset.
+    Part 10 file, the ``bytes`` of one, an open one, or a Dataset. In place of an instance it may yield a list of some.
     """
     _perform(performance, evt.EVT_C_GET, _Get)
 
@@ -131,14 +131,22 @@ class _Retrieve:
                 status, instance = unpack(await answering.next())
             except Ended:
                 break
-            response = self._response(status)
-            if category(response.status) is StatusCategory.SUCCESS:
-                break
-            if category(response.status) is not StatusCategory.PENDING:
-                return response, instance
-            suboperations.start(instance)
-            await answering.room()
+            if type(status) is not int or status != codes.PENDING:
+                response = self._response(status)
+                if category(response.status) is StatusCategory.SUCCESS:
+                    break
+                if category(response.status) is not StatusCategory.PENDING:
+                    return response, instance
+            if type(instance) is not list:
+                suboperations.start(instance)
+                await answering.room()
+                continue
+            for number, one in enumerate(instance, 1):
+                await suboperations.place(together=number > 1)
+                suboperations.start(one, more=number < len(instance))
+                await answering.room()
         await suboperations.settle()
+        suboperations.check()
         return self._response(suboperations.status), None
 
     def _response(self, status: object) -> CGetRSP | CMoveRSP:

@@ -4,13 +4,17 @@ The C-STORE sub-operations of C-GET and C-MOVE: where they go, how many are unde
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from dicomtwist.dimse.messages import CGetRSP, CMoveRSP
+from dicomtwist.dimse.messages import CGetRSP, CMoveRSP, Response
 from dicomtwist.dimse.status import (
     CANNOT_PERFORM_SUBOPERATIONS,
     SUBOPERATIONS_FAILED,
@@ -21,15 +25,31 @@ from dicomtwist.dimse.status import (
 from dicomtwist.errors import AssociationError, DataSetError, NoPresentationContext, NotEstablished
 from dicomtwist.part10 import NotDicomFile
 from dicomtwist.services.answering import Refused
-from dicomtwist.storescu import Instance, OutgoingInstance, PreparedStore, open_outgoing, prepare
+from dicomtwist.storescu import (
+    Instance,
+    OutgoingInstance,
+    PreparedStore,
+    open_outgoing,
+    open_paths,
+    prepare,
+    prepare_at_once,
+)
 
 if TYPE_CHECKING:
     from dicomtwist.association import Association
     from dicomtwist.outgoing import Outgoing
     from dicomtwist.threads import WorkerThreads
 
-#: How many instances are opened, and wait in memory, while as many as may be under way are.
+#: How many requests are made, and wait, while as many as may be under way are; and how many instances are asked for beside
+#: those that are under way, where one of them is in memory.
 AHEAD: Final = 1
+
+#: How many paths are asked for beside the sub-operations that are under way. They are opened several at a time: a trip to a
+#: thread and back costs as much as to read some small files.
+PATHS_AHEAD: Final = 32
+
+#: How many bytes of files are read ahead, beside the one that passes it.
+READ_AHEAD: Final = 1024 * 1024
 
 #: How many SOP Instance UIDs are kept for the Failed SOP Instance UID List. The counts tell of all.
 MAX_FAILED_INSTANCES: Final = 10_000
@@ -37,8 +57,13 @@ MAX_FAILED_INSTANCES: Final = 10_000
 #: The counts of a response have 16 bits (PS3.7 E.1); of more than that they tell the most that they can.
 _MOST: Final = 0xFFFF
 
+#: Of how many paths that wait some are worth a trip to a thread, while others are open.
+_BATCH: Final = PATHS_AHEAD // 2
+
 #: What makes a sub-operation fail, beside what is a mistake in a program.
 _FAILURES: Final = (AssociationError, NotEstablished, NoPresentationContext, DataSetError, NotDicomFile, OSError)
+
+_Path: TypeAlias = "str | os.PathLike[str]"
 
 
 class Destination(Protocol):
@@ -47,6 +72,9 @@ class Destination(Protocol):
     @property
     def capacity(self) -> int:
         """How many may be under way at once."""
+
+    def prepare_at_once(self, instance: OutgoingInstance) -> PreparedStore | None:
+        """Make the request for one, where nothing has to be waited for; else return ``None``."""
 
     async def prepare(self, instance: OutgoingInstance) -> PreparedStore:
         """
@@ -65,6 +93,9 @@ class Destination(Protocol):
 class SubOperations:
     """
     The sub-operations of one C-GET or C-MOVE.
+
+    Each goes through four queues, in the order in which they were started: to be opened, which several paths are in one trip
+    to a thread; to have a request made; to have a place in the window; to be answered.
 
     :param destination: where the instances go.
     :param total: how many there are to be.
@@ -92,9 +123,14 @@ class SubOperations:
         self._threads = threads
         self._progressed = progressed
         self._under_way = 0
-        self._waiting: Deferred[None] | None = None
-        self._is_opening = self._is_stopped = False
+        self._requested = 0  # for how many there is a request
+        self._closed: deque[Instance] = deque()
+        self._open: deque[OutgoingInstance] = deque()
+        self._held = 0  # how many bytes the open ones have in memory
+        self._is_opening = self._is_advancing = self._is_stopped = False
+        self._is_last_in_memory = self._is_more_coming = False
         self._preparing: Deferred[PreparedStore] | None = None
+        self._waiting: tuple[Callable[[], bool], Deferred[None]] | None = None
         self._refused: Refused | None = None
         self.completed = self.failed = self.warning = 0
         self.failed_instances: list[str] = []
@@ -128,26 +164,45 @@ class SubOperations:
         response.number_of_failed_suboperations = min(self.failed, _MOST)
         response.number_of_warning_suboperations = min(self.warning, _MOST)
 
-    def start(self, instance: Instance) -> None:
-        """Store one more. :meth:`place` tells when it is open, so that the next can be asked for."""
+    # --- for the service
+
+    def start(self, instance: Instance, *, more: bool = False) -> None:
+        """
+        Store one more, when its turn comes. :meth:`place` tells when there may be another.
+
+        :param more: whether others come with it, so that it may wait to be opened together with them.
+        """
+        self._is_more_coming = more
         self._under_way += 1
         self._total = max(self._total, self.done + self._under_way)
-        self._is_opening = True
-        Deferred.fromCoroutine(self._store(instance)).addErrback(
-            lambda reason: self.log.failure("while a sub-operation was performed", reason)
-        )
+        self._is_last_in_memory = not _is_path(instance)
+        self._closed.append(instance)
+        self._advance()
 
-    async def place(self) -> None:
+    async def place(self, *, together: bool = False) -> None:
         """
-        Wait until one more may be opened.
+        Wait until there may be one more.
 
-        One is opened after the other, and they are sent in that order. :data:`AHEAD` wait, open, for others that are
-        under way, so that no time is lost between an answer and the next request.
+        So much is asked for ahead that no time is lost between an answer and the next request: paths, and of what takes memory
+        one.
 
+        :param together: whether it comes with the one before. If not, that has to be open first: where a handler goes on, what
+            it has yielded may be gone.
         :raises Refused: there is no such destination.
         """
-        while self._is_opening or self._under_way >= max(self._destination.capacity, 1) + AHEAD:
-            await self._wait()
+        if not together and not self._is_read:
+            await self._wait(lambda: self._is_read)
+        if not self._has_room(PATHS_AHEAD):
+            # Then for several at once.
+            await self._wait(lambda: self._has_room(PATHS_AHEAD - _BATCH + 1))
+        self.check()
+
+    def check(self) -> None:
+        """
+        Say whether there was a destination for those that are over.
+
+        :raises Refused: there was not.
+        """
         if self._refused is not None:
             raise self._refused
 
@@ -156,7 +211,7 @@ class SubOperations:
         cancelled: CancelledError | None = None
         while self._under_way:
             try:
-                await self._wait()
+                await self._wait(lambda: not self._under_way)
             except CancelledError as error:
                 cancelled = error
                 self.stop()
@@ -166,75 +221,195 @@ class SubOperations:
     def stop(self) -> None:
         """Do not send those that wait."""
         self._is_stopped = True
+        self._drop()
         if self._preparing is not None:
             self._preparing.cancel()
 
-    def _wait(self) -> Deferred[None]:
-        waiting = self._waiting = Deferred(lambda _: setattr(self, "_waiting", None))
+    # --- who waits
+
+    @property
+    def _is_read(self) -> bool:
+        """Whether the last one is open; of what is in memory, whether its request is made."""
+        if self._closed or self._is_opening:
+            return False
+        return not self._is_last_in_memory or not (self._open or self._preparing is not None)
+
+    def _has_room(self, ahead: int) -> bool:
+        """Whether there may be one more, where up to *ahead* paths are asked for ahead."""
+        if self._is_last_in_memory:
+            ahead = AHEAD
+        return self._under_way < max(self._destination.capacity, 1) + ahead
+
+    def _wait(self, ready: Callable[[], bool]) -> Deferred[None]:
+        waiting: Deferred[None] = Deferred(lambda _: setattr(self, "_waiting", None))
+        self._waiting = ready, waiting
         return waiting
 
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            waiting.callback(None)
+        if self._waiting is not None:
+            ready, waiting = self._waiting
+            if self._refused is not None or ready():
+                self._waiting = None
+                waiting.callback(None)
 
-    async def _store(self, instance: Instance) -> None:
-        # Of a path that cannot be read nothing is known but what it tells itself.
-        uid = str(getattr(instance, "sop_instance_uid", ""))
+    # --- from an instance to a request
+
+    def _advance(self) -> None:
+        """Do what can be done: make requests of what is open, and open more."""
+        if self._is_advancing:
+            return  # who does so already, further up, goes on with it
+        self._is_advancing = True
         try:
-            opened = await open_outgoing(instance, self._threads)
-            uid = opened.sop_instance_uid
-            self._preparing = Deferred.fromCoroutine(self._destination.prepare(opened))
-            prepared = await self._preparing
-        except Refused as error:
-            self._is_opening = False
-            self._refused = error
-            self._over(None, uid)
-        except Exception as error:
-            self._is_opening = False
-            self._over(None if self._is_stopped else self._why(error), uid)
-        else:
-            # It takes its turn before the next one is asked for.
-            sending = Deferred.fromCoroutine(self._send(prepared))
-            self._is_opening = False
-            self._preparing = None
-            if not sending.called:
-                self._wake()
-            await sending
+            while self._prepare_next() or self._open_next():
+                pass
+        finally:
+            self._is_advancing = False
         self._wake()
 
-    async def _send(self, prepared: PreparedStore) -> None:
-        exchange = prepared.assoc.exchange
-        uid = prepared.request.affected_sop_instance_uid
-        try:
-            await exchange.enter_window()
-        except Exception as error:
-            prepared.close()
-            self._destination.done(prepared)
-            self._over(self._why(error), uid)
-            return
-        kind: StatusCategory | None = None
-        try:
-            if self._is_stopped:
-                prepared.close()
-            else:
-                kind = category(await prepared.send())
-        except Exception as error:
-            kind = self._why(error)
-        self._destination.done(prepared)
-        # The next one goes out before what is told of this one, or together with it where both go the same way.
-        self._outgoing.cork()
-        self._over(kind, uid)
-        exchange.leave_window()
-        self._outgoing.uncork()
+    def _open_next(self) -> bool:
+        """Open what waits for it where it is time to, paths together; return whether there was something to do."""
+        closed = self._closed
+        if not closed or self._is_opening:
+            return False
+        if self._open and self._held > READ_AHEAD // 2:
+            return False
+        if self._is_more_coming and len(closed) < _BATCH < 2 * len(self._open):
+            return False
+        self._is_opening = True
+        opening: Deferred[Any]
+        if _is_path(closed[0]):
+            instances = list(islice(takewhile(_is_path, closed), PATHS_AHEAD))
+            opening = self._threads.run(open_paths, cast("list[_Path]", instances), self._threads, READ_AHEAD)
+        else:
+            instances = [closed[0]]
+            opening = Deferred.fromCoroutine(open_outgoing(instances[0], self._threads)).addCallback(lambda one: [one])
+        for _ in instances:
+            closed.popleft()
+        opening.addErrback(lambda reason: [reason.value] * len(instances))
+        opening.addCallback(self._opened, instances).addErrback(self._broken)
+        return True
 
-    def _why(self, error: Exception) -> StatusCategory:
+    def _opened(self, results: Sequence[OutgoingInstance | BaseException], instances: list[Instance]) -> None:
+        self._is_opening = False
+        self._closed.extendleft(reversed(instances[len(results) :]))
+        for instance, result in zip(instances, results, strict=False):
+            if isinstance(result, OutgoingInstance):
+                self._open.append(result)
+                self._held += result.held
+            else:
+                # Of a path that cannot be read nothing is known but what it tells itself.
+                self._over(self._why(Failure(result)), str(getattr(instance, "sop_instance_uid", "")))
+        if self._is_stopped or self._refused is not None:
+            self._drop()
+        self._advance()
+
+    def _drop(self) -> None:
+        """Forget those that have no request yet, which are not counted."""
+        self._under_way -= len(self._closed) + len(self._open)
+        self._closed.clear()
+        while self._open:
+            self._open.popleft().close()
+        self._held = 0
+
+    def _prepare_next(self) -> bool:
+        """Make the next request, where it may be made; return whether it was."""
+        if not self._open or self._preparing is not None:
+            return False
+        if self._requested >= max(self._destination.capacity, 1) + AHEAD:
+            return False
+        instance = self._open.popleft()
+        self._held -= instance.held
+        self._requested += 1
+        prepared = self._destination.prepare_at_once(instance)
+        if prepared is not None:
+            self._send(prepared)
+            return True
+        self._preparing = Deferred.fromCoroutine(self._destination.prepare(instance))
+        self._preparing.addCallbacks(
+            self._prepared, self._not_prepared, errbackArgs=(instance.sop_instance_uid,)
+        ).addErrback(self._broken)
+        return True
+
+    def _prepared(self, prepared: PreparedStore) -> None:
+        self._preparing = None
+        self._send(prepared)
+        self._advance()
+
+    def _not_prepared(self, reason: Failure, uid: str) -> None:
+        self._preparing = None
+        self._requested -= 1
+        if isinstance(reason.value, Refused):
+            self._refused = reason.value
+            self._over(None, uid)
+            self._drop()
+        else:
+            self._over(None if self._is_stopped else self._why(reason), uid)
+        self._advance()
+
+    # --- from a request to its answer
+
+    def _send(self, prepared: PreparedStore) -> None:
+        prepared.assoc.exchange.enter_window().addCallbacks(
+            self._entered, self._kept_out, callbackArgs=(prepared,), errbackArgs=(prepared,)
+        ).addErrback(self._broken)
+
+    def _kept_out(self, reason: Failure, prepared: PreparedStore) -> None:
+        prepared.close()
+        self._destination.done(prepared)
+        self._requested -= 1
+        self._over(self._why(reason), prepared.request.affected_sop_instance_uid)
+        self._advance()
+
+    def _entered(self, _: object, prepared: PreparedStore) -> None:
+        if self._is_stopped:
+            prepared.close()
+            self._end(prepared, None)
+            return
+        try:
+            answer = prepared.start()
+        except Exception:
+            self._failed(Failure(), prepared)
+        else:
+            answer.addCallbacks(
+                self._answered, self._failed, callbackArgs=(prepared,), errbackArgs=(prepared,)
+            ).addErrback(self._broken)
+
+    def _answered(self, answer: tuple[Response, bytes | None], prepared: PreparedStore) -> None:
+        self._end(prepared, category(answer[0].status))
+
+    def _failed(self, reason: Failure, prepared: PreparedStore) -> None:
+        self._end(prepared, self._why(reason))
+
+    def _end(self, prepared: PreparedStore, kind: StatusCategory | None) -> None:
+        """Count one that had a place in the window, and give that to the next."""
+        self._destination.done(prepared)
+        self._requested -= 1
+        exchange, uid = prepared.assoc.exchange, prepared.request.affected_sop_instance_uid
+        if exchange.outgoing is not self._outgoing:
+            # Who asked can wait, the destination is not to.
+            exchange.leave_window()
+            self._over(kind, uid)
+        else:
+            # What is told of this one goes out together with the next one.
+            self._outgoing.cork()
+            try:
+                self._over(kind, uid)
+                exchange.leave_window()
+            finally:
+                self._outgoing.uncork()
+        self._advance()
+
+    def _broken(self, reason: Failure) -> None:
+        self.log.failure("while a sub-operation was performed", reason)
+
+    def _why(self, reason: Failure) -> StatusCategory:
         """Note why one failed that the peer did not answer."""
+        error = reason.value
         if isinstance(error, (*_FAILURES, CancelledError, TypeError)):
             self.log.debug("a sub-operation failed: {error}", error=error)
             self.last_failure = str(error)
         else:
-            self.log.failure("a sub-operation failed")
+            self.log.failure("a sub-operation failed", reason)
         return StatusCategory.FAILURE
 
     def _over(self, kind: StatusCategory | None, uid: str) -> None:
@@ -254,6 +429,10 @@ class SubOperations:
             self._progressed()
 
 
+def _is_path(instance: Instance) -> bool:
+    return isinstance(instance, str | os.PathLike)
+
+
 class SameAssociation:
     """The association that a C-GET came on."""
 
@@ -266,8 +445,12 @@ class SameAssociation:
         """As many as the asynchronous operations window lets this side invoke."""
         return self._assoc.exchange.invoke_limit
 
+    def prepare_at_once(self, instance: OutgoingInstance) -> PreparedStore | None:
+        """Make the request for one, where nothing has to be waited for."""
+        return prepare_at_once(self._assoc, instance, self._priority)
+
     async def prepare(self, instance: OutgoingInstance) -> PreparedStore:
-        """Make the request for one."""
+        """The same where the instance has to be converted."""
         return await prepare(self._assoc, instance, self._priority)
 
     def done(self, prepared: PreparedStore) -> None:
