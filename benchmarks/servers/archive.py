@@ -58,10 +58,9 @@ class Archive:
             yield 0xFF00, answer
 
     def get(self, event: evt.IdentifierEvent) -> Iterator[Any]:
-        """Send each file."""
+        """Send each file; all are known, so they come in one list."""
         yield len(self._paths)
-        for path in self._paths:
-            yield 0xFF00, path
+        yield 0xFF00, self._paths
 
     def move(self, event: evt.IdentifierEvent) -> Iterator[Any]:
         """Move each file."""
