@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.datasets import DataSetSource, DataSetStream
+from dicomtwist.datasets import DataSetStream
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, Message, NEventReportRQ, Request, Response
 from dicomtwist.dimse.stream import MessageReceiver
@@ -23,6 +23,7 @@ from dicomtwist.outgoing import Outgoing
 from dicomtwist.pieces import Pieces
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.services import SERVICES, Performance
+from dicomtwist.sources import DataSetSource
 from dicomtwist.window import Window
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from pydicom import Dataset
 from pydicom.tag import BaseTag, Tag
 from twisted.internet.defer import Deferred
 
-from dicomtwist.datasets import BytesSource
 from dicomtwist.dimse.messages import (
     NActionRQ,
     NCreateRQ,
@@ -29,6 +28,7 @@ from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.scu import ServiceClassUser
 from dicomtwist.sop_class import SOPClass, check_uid
 from dicomtwist.sop_relations import carriers
+from dicomtwist.sources import BytesSource
 
 #: What most of these operations give: the status and the data set of the response.
 Reply = tuple[Status, Dataset | None]

@@ -12,21 +12,20 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicomtwist.datasets import (
-    UNCOMPRESSED,
-    BytesSource,
-    DataSetSource,
-    OpenedInstance,
-    convert_file,
-    encode_dataset,
-    open_file_like,
-    open_instance,
-    open_path,
-)
+from dicomtwist.datasets import UNCOMPRESSED, encode_dataset
 from dicomtwist.dimse.messages import CStoreRQ, Response
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import AssociationError, DataSetError, NoPresentationContext, NotEstablished
 from dicomtwist.presentation import PresentationContextTuple
+from dicomtwist.sources import (
+    BytesSource,
+    DataSetSource,
+    OpenedInstance,
+    convert_file,
+    open_file_like,
+    open_instance,
+    open_path,
+)
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from dicomtwist import AssociationAborted, AssociationLost, DataSetError, build_role, datasets, evt
+from dicomtwist import AssociationAborted, AssociationLost, DataSetError, build_role, datasets, evt, sources
 from dicomtwist.datasets import CHUNK
 from dicomtwist.dimse.messages import CEchoRSP
 from dicomtwist.outgoing import MAX_PDUS
@@ -133,8 +133,8 @@ class PeerDoesNotRead(MemoryTestCase):
             opened.append(builtins.open(*args, **kwargs))
             return opened[-1]
 
-        datasets.open = recording  # type: ignore[attr-defined]
-        self.addCleanup(delattr, datasets, "open")
+        sources.open = recording  # type: ignore[attr-defined]
+        self.addCleanup(delattr, sources, "open")
 
 
 class Writes(MemoryTestCase):
@@ -492,7 +492,7 @@ class Sources(MemoryTestCase):
         class Odd:
             closed = False
 
-            def read(self) -> datasets.Chunk:
+            def read(self) -> sources.Chunk:
                 return b"abc", False
 
             def close(self) -> None:

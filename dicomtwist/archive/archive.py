@@ -17,15 +17,14 @@ from dicomtwist.archive.behind import Behind
 from dicomtwist.archive.commits import Arrival, GroupCommit, Raced
 from dicomtwist.archive.files import (
     INSTANCE_SUFFIX,
-    Buffer,
     DuplicateInstance,
     Durability,
-    FileSystem,
     InstanceStore,
     StoreError,
     Written,
     check_uids,
 )
+from dicomtwist.archive.filesystem import Buffer, FileSystem
 from dicomtwist.archive.index import FOLDER, Index, IndexFailed
 from dicomtwist.archive.record import Instance
 from dicomtwist.archive.sharing import Committing

@@ -11,7 +11,6 @@ from pydicom import Dataset
 from pydicom.uid import UID
 
 from dicomtwist import evt
-from dicomtwist.datasets import BytesSource
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import (
     Message,
@@ -32,6 +31,7 @@ from dicomtwist.services.answering import with_dataset
 from dicomtwist.services.performance import Performance, status_response
 from dicomtwist.sop_class import check_uid
 from dicomtwist.sop_relations import carriers, meta_members
+from dicomtwist.sources import BytesSource
 
 #: The hook of each request, and the event that its handler gets.
 _HOOKS: Final[dict[type[Message], tuple[evt.EventType, type[evt.NormalisedEvent]]]] = {

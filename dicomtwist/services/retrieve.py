@@ -13,7 +13,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.datasets import BytesSource
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import CGetRQ, CGetRSP, CMoveRQ, CMoveRSP
 from dicomtwist.dimse.status import StatusCategory, category
@@ -23,6 +22,7 @@ from dicomtwist.services.destination import MoveAssociations
 from dicomtwist.services.performance import Performance, status_response
 from dicomtwist.services.query import unpack
 from dicomtwist.services.suboperations import Destination, SameAssociation, SubOperations
+from dicomtwist.sources import BytesSource
 
 
 def perform_get(performance: Performance) -> None:

@@ -26,7 +26,8 @@ from dicomtwist.archive import index as index_module
 from dicomtwist.archive import schema
 from dicomtwist.archive.archive import Archive, DuplicateInstance, Duplicates
 from dicomtwist.archive.attributes import Level
-from dicomtwist.archive.files import Durability, FileSystem, StoreUnusable
+from dicomtwist.archive.files import Durability, StoreUnusable
+from dicomtwist.archive.filesystem import FileSystem
 from dicomtwist.archive.finder import Finder
 from dicomtwist.archive.index import Indexed, IndexFailed
 from dicomtwist.archive.matching import Model

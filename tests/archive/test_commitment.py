@@ -22,7 +22,8 @@ from dicomtwist.archive.commitment import (
     REPORT_FOR,
     StorageCommitment,
 )
-from dicomtwist.archive.files import Durability, FileSystem
+from dicomtwist.archive.files import Durability
+from dicomtwist.archive.filesystem import FileSystem
 from dicomtwist.archive.peers import Peers
 from dicomtwist.archive.providers import combined
 from dicomtwist.archive.transactions import FOLDER, Transactions, TransactionUnreadable

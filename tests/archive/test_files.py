@@ -16,15 +16,8 @@ from pathlib import Path
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from dicomtwist.archive import files
-from dicomtwist.archive.files import (
-    Buffer,
-    Durability,
-    FileSystem,
-    InstanceStore,
-    InvalidUID,
-    StoreClosed,
-    StoreUnusable,
-)
+from dicomtwist.archive.files import Durability, InstanceStore, InvalidUID, StoreClosed, StoreUnusable
+from dicomtwist.archive.filesystem import Buffer, FileSystem
 
 UIDS = ("1.2.3", "1.2.3.4", "1.2.3.4.5")
 OLD, NEW = b"old" * 1000, b"new!" * 2000

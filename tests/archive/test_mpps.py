@@ -14,7 +14,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomtwist import Association, Status, build_context
 from dicomtwist.archive import mpps
-from dicomtwist.archive.files import Durability, FileSystem, InstanceStore
+from dicomtwist.archive.files import Durability, InstanceStore
+from dicomtwist.archive.filesystem import FileSystem
 from dicomtwist.archive.mpps import FOLDER, PerformedProcedureSteps
 from dicomtwist.archive.providers import combined
 from dicomtwist.sop_class import (

@@ -14,7 +14,8 @@ from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, AssociationError, evt
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.files import Durability, FileSystem
+from dicomtwist.archive.files import Durability
+from dicomtwist.archive.filesystem import FileSystem
 from dicomtwist.archive.receiver import MAX_UNWRITTEN, WRITE_SIZE, StorageReceiver
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.threads import WorkerThreads
