@@ -745,6 +745,28 @@ class MoveFailureTests(MoveTestCase):
         self.assertEqual(self.stored, [uid(0), uid(1)])
         self.assertTrue(self.associations[0].is_released)
 
+    def test_cancelled_while_the_destination_is_released(self) -> None:
+        """A C-CANCEL that comes that late ends the waiting, not the release, and is no error."""
+        self.listening()
+        released = []
+        release = Association.release
+
+        def slow(association: Association) -> Deferred[None]:
+            if association.ae is self.scp:
+                released.append(release(association))
+                return Deferred()
+            return release(association)
+
+        self.patch(Association, "release", slow)
+        retrieval = self.moving(to_archive, 3)
+        self.network.flush()
+        self.assertEqual(len(released), 1)
+        retrieval.cancel()
+        self.network.flush()
+        self.assertEqual(self.ended(retrieval).status, 0xFE00)
+        self.assertEqual(self.stored, [uid(0), uid(1), uid(2)])
+        self.assertEqual(self.flushLoggedErrors(), [])
+
     def test_cancelled_while_it_connects(self) -> None:
         self.network.answers = False
         self.server = self.listen((evt.EVT_C_MOVE, to_archive, [10]))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.error import ConnectError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -183,6 +183,8 @@ class MoveAssociations:
             await association.release()
         except (AssociationError, NotEstablished):
             pass  # it is over as well
+        except CancelledError:
+            pass  # a C-CANCEL that came late: nobody waits for the release any more, which goes on
         except Exception:
             self.log.failure("while the association with the move destination was released")
 
