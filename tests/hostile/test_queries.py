@@ -60,6 +60,7 @@ class QueryTestCase(HostileTestCase):
 
     def setUp(self) -> None:
         super().setUp()
+        self.receivers: list[StorageReceiver] = []
         # Wrong values are what this is about.
         for setting in ("reading_validation_mode", "writing_validation_mode"):
             self.patch(config.settings, f"_{setting}", config.IGNORE)
@@ -82,10 +83,14 @@ class QueryTestCase(HostileTestCase):
             *("SELF=tcp:127.0.0.1:104", "OTHER=tcp:127.0.0.1:105", "SILENT=tcp:127.0.0.1:106", "GONE=127.0.0.1:107"),
         ]
         query_retrieve = QueryRetrieve(archive, threads, "ARCHIVE", Peers(self.network, places))
-        return [
-            *combined(query_retrieve.provided),
-            (evt.EVT_C_STORE, StorageReceiver(archive, threads).handle_store),
-        ]
+        receiver = StorageReceiver(archive, threads)
+        self.receivers.append(receiver)
+        return [*combined(query_retrieve.provided), (evt.EVT_C_STORE, receiver.handle_store)]
+
+    def tearDown(self) -> None:
+        for receiver in self.receivers:
+            receiver.stop()
+        super().tearDown()
 
     def serve_archive(self, archive: Archive) -> None:
         self.support(self.scp)
