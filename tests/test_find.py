@@ -459,6 +459,29 @@ class CancelTests(FindTestCase):
         self.network.flush()
         self.failureResultOf(collecting).raiseException()
 
+    def test_a_handler_that_waits_for_ever(self) -> None:
+        """The peer is gone and the handler does not care: when both are forgotten nothing is said of it."""
+        never: list[Deferred[None]] = [Deferred(), Deferred()]
+
+        async def handler(event: evt.IdentifierEvent) -> AsyncIterator[Any]:
+            try:
+                await never[0]
+            except CancelledError:
+                await never[1]
+            yield 0
+
+        association, accepted = self.both((evt.EVT_C_FIND, handler))
+        answers = self.find(association)
+        association.abort()
+        with self.assertRaises(AssociationAborted):
+            self.all_of_raising(answers)
+        accepted.unbind(evt.EVT_C_FIND, handler)
+        self.network.result_of(self.scp.shutdown())
+        del association, accepted, answers, handler
+        never.clear()
+        gc.collect()
+        self.assertEqual(self.flushLoggedErrors(), [])
+
     def test_nothing_to_cancel(self) -> None:
         association, _ = self.both((evt.EVT_C_FIND, numbered, [1]))
         answers = self.find(association)

@@ -172,6 +172,10 @@ class Answering:
         try:
             try:
                 await work(self)
+            except GeneratorExit:
+                # A handler that waits for what never comes is forgotten with all around it: there is no more awaiting.
+                self._items = None
+                raise
             finally:
                 await self._close()
         except CancelledError:

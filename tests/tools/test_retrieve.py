@@ -364,6 +364,7 @@ class Conduct(ToolTestCase):
         asked: Deferred[Association] = Deferred()
         never: Deferred[None] = Deferred()
         for_ever: Deferred[None] = Deferred()
+        self.addCleanup(for_ever.callback, None)
 
         async def get(event: Any) -> AsyncIterator[Any]:
             asked.callback(event.assoc)
