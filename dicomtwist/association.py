@@ -84,6 +84,7 @@ class Association(NormalisedUser):
         self._keeper: RecordKeeper | None = None
         self._release_asked_at: float | None = None
         self._release_to_answer = False
+        self._tolerated: tuple[str, ...] = ()
         self._waiting_for_release: list[Deferred[None]] = []
         self._waiting_for_end: list[Deferred[Association]] = []
         self._trace()
@@ -226,6 +227,22 @@ class Association(NormalisedUser):
     def handler(self, event: evt.EventType) -> tuple[evt.Handler, tuple[Any, ...]] | None:
         """Return the handler and arguments of an intervention, or ``None``."""
         return self._handlers.get(event)
+
+    def note_tolerated(self, what: Sequence[str]) -> None:
+        """
+        Log what the peer does in another way than the standard has it, each thing once.
+
+        :param what: in words, of which none are the peer's.
+        """
+        news = tuple(words for words in what if words not in self._tolerated)
+        if news:
+            self._tolerated += news
+            self.log.info(
+                "{peer!r} at {address}: tolerated, though the standard has it otherwise: {what}",
+                peer=self.remote.ae_title,
+                address=self.remote.address,
+                what="; ".join(news),
+            )
 
     # --- ending it
 

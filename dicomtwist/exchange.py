@@ -166,6 +166,8 @@ class Exchange:
         self._assoc.notify(evt.EVT_DIMSE_RECV, message=message, context_id=context_id)
         if self._failure is not None:
             return  # a handler aborted
+        if message.tolerated:
+            self._assoc.note_tolerated(message.tolerated)
         if isinstance(message, Request):
             self._request_received(context_id, message)
         elif isinstance(message, Response):

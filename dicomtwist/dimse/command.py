@@ -23,7 +23,9 @@ Value: TypeAlias = int | str | tuple[int, ...]
 
 _HEADER = Struct("<LL")  # tag and length
 _FRONT = Struct("<QLLL")  # the group length behind its header, tag and length of the next element
+_FRONT_LENGTH: Final = _FRONT.size
 _NUMBERS = Struct("<QHQHQHQH")  # four numbers, each behind its header
+_NUMBERS_LENGTH: Final = _NUMBERS.size
 _ELEMENT = Struct("<HHL")
 _ELEMENT_US = Struct("<HHLH")
 _GROUP_LENGTH = Struct("<LLL")
@@ -65,6 +67,27 @@ def _decode_text(value: bytes) -> str:
     return value.decode("latin-1").rstrip("\0 ")
 
 
+def _decode_uid(value: bytes) -> str:
+    """
+    Return a UID as PS3.5 9.1 has it: ASCII, padded with NUL.
+
+    :raises ValueError: it is written in another way; :func:`_decode_odd_uid` takes it.
+    """
+    bare = value.rstrip(b"\0")
+    if not bare or bare[-1] == 0x20:
+        raise ValueError("padded with spaces, or nothing but padding")
+    return bare.decode("ascii")
+
+
+def _decode_odd_uid(value: bytes, tolerated: list[str]) -> str:
+    text = _decode_text(value)
+    if not text.isascii():
+        tolerated.append("UIDs that are not ASCII")
+    if value.rstrip(b"\0").endswith(b" "):
+        tolerated.append("UIDs that are padded with spaces")
+    return text
+
+
 def _decode_title(value: bytes) -> str:
     return value.decode("latin-1").strip("\0 ")
 
@@ -83,7 +106,7 @@ def _decode_tags(value: bytes) -> tuple[int, ...]:
 
 
 _DECODERS: Final[dict[str, Callable[[bytes], Value]]] = {
-    "UI": _decode_text,
+    "UI": _decode_uid,
     "LO": _decode_text,
     "AE": _decode_title,
     "US": _decode_number,
@@ -115,17 +138,19 @@ def _decode_front(data: bytes) -> tuple[dict[str, Value], int]:
 
     Most command sets begin with the group length, the Affected SOP Class UID and then four numbers. Read at one go
     they take a third of the time. Of any other command set nothing is returned, and 0.
+
+    :raises ValueError: its UID is not written as it should be.
     """
-    if len(data) >= _FRONT.size + _NUMBERS.size:
+    if len(data) >= _FRONT_LENGTH + _NUMBERS_LENGTH:
         group_length, _, tag, length = _FRONT.unpack_from(data)
-        stop = _FRONT.size + length
-        end = stop + _NUMBERS.size
+        stop = _FRONT_LENGTH + length
+        end = stop + _NUMBERS_LENGTH
         if group_length == _GROUP_LENGTH_HEADER and tag == _SOP_CLASS_UID and length and end <= len(data):
             head1, field, head2, message_id, head3, number3, head4, number4 = _NUMBERS.unpack_from(data, stop)
             if head1 == _COMMAND_FIELD:
                 if head2 == _MESSAGE_ID and head3 == _PRIORITY and head4 == _DATA_SET_TYPE:
                     return {
-                        "affected_sop_class_uid": _decode_text(data[_FRONT.size : stop]),
+                        "affected_sop_class_uid": _decode_uid(data[_FRONT_LENGTH:stop]),
                         "command_field": field,
                         "message_id": message_id,
                         "priority": number3,
@@ -133,7 +158,7 @@ def _decode_front(data: bytes) -> tuple[dict[str, Value], int]:
                     }, end
                 if head2 == _RESPONDED_TO and head3 == _DATA_SET_TYPE and head4 == _STATUS:
                     return {
-                        "affected_sop_class_uid": _decode_text(data[_FRONT.size : stop]),
+                        "affected_sop_class_uid": _decode_uid(data[_FRONT_LENGTH:stop]),
                         "command_field": field,
                         "message_id_being_responded_to": message_id,
                         "command_data_set_type": number3,
@@ -142,7 +167,7 @@ def _decode_front(data: bytes) -> tuple[dict[str, Value], int]:
     return {}, 0
 
 
-def decode_command(data: bytes) -> dict[str, Value]:
+def decode_command(data: bytes, tolerated: list[str] | None = None) -> dict[str, Value]:
     """
     Return the elements of the command set *data* by their keywords.
 
@@ -150,9 +175,16 @@ def decode_command(data: bytes) -> dict[str, Value]:
     without a value. Behind a response elements of other groups are as well: Orthanc puts its Failed SOP Instance UID List
     there, where a data set should follow.
 
+    :param tolerated: gets what is not as the standard has it and was taken all the same, in words, with none of the
+        peer's.
     :raises InvalidMessage: an element of another group, a length that lies, a number of the wrong size.
     """
-    values, position = _decode_front(data)
+    if tolerated is None:
+        tolerated = []
+    try:
+        values, position = _decode_front(data)
+    except ValueError:
+        values, position = {}, 0
     end = len(data)
     try:
         while position < end:
@@ -164,9 +196,14 @@ def decode_command(data: bytes) -> dict[str, Value]:
             if tag in _BY_TAG:
                 if length:
                     keyword, decode = _BY_TAG[tag]
-                    values[keyword] = decode(data[position:stop])
-            elif tag & 0xFFFF and not _is_response(values):
-                raise InvalidMessage(f"element {_tag_text(tag)} in a command set, which is of group 0000 only")
+                    try:
+                        values[keyword] = decode(data[position:stop])
+                    except ValueError:
+                        values[keyword] = _decode_odd_uid(data[position:stop], tolerated)
+            elif tag & 0xFFFF:
+                if not _is_response(values):
+                    raise InvalidMessage(f"element {_tag_text(tag)} in a command set, which is of group 0000 only")
+                tolerated.append("elements of a data set in the command set of a response")
             position = stop
     except error:
         raise InvalidMessage(f"{end - position} bytes are left, an element header takes 8") from None

@@ -8,7 +8,7 @@ beside it as fragments. The attributes are the standard's keywords in snake_case
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import groupby
 from struct import Struct, error
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
@@ -31,9 +31,18 @@ _WITH_DATASET: Final = 0x0001
 MEDIUM, HIGH, LOW = 0, 1, 2
 
 
+#: Elements that are mandatory and may be missing, with what stands for them.
+_DEFAULTS: Final[dict[str, int]] = {"priority": MEDIUM, "command_data_set_type": NO_DATASET}
+
+
 @dataclass(slots=True, kw_only=True)
 class Message:
-    """What all messages share."""
+    """
+    What all messages share.
+
+    :ivar has_dataset: whether a data set follows.
+    :ivar tolerated: of a message that was decoded, what is not as the standard has it and was taken all the same, in words.
+    """
 
     COMMAND_FIELD: ClassVar[int] = 0
     #: The message, such as ``"C-STORE-RQ"``.
@@ -44,6 +53,7 @@ class Message:
     REQUIRED: ClassVar[tuple[str, ...]] = ()
 
     has_dataset: bool = False
+    tolerated: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
 
     if not TYPE_CHECKING:  # for a type checker there are the names in snake_case alone
 
@@ -370,12 +380,14 @@ def _compile(signature: str, lines: list[str], names: dict[str, Any]) -> Any:
     return names["function"]
 
 
+#: The fields of a message that are no elements of its command set.
+_NO_ELEMENTS: Final = ("has_dataset", "tolerated")
+
+
 def _write_encoder(cls: type[Message]) -> Callable[[Message], bytes]:
     """Return a function that encodes a *cls*: numbers that are always there with one pack, others one by one."""
     sources = {
-        field.name: (f"self.{field.name}", field.default is None)
-        for field in fields(cls)
-        if field.name != "has_dataset"
+        one.name: (f"self.{one.name}", one.default is None) for one in fields(cls) if one.name not in _NO_ELEMENTS
     }
     sources["command_field"] = (str(cls.COMMAND_FIELD), False)
     sources["command_data_set_type"] = (f"{_WITH_DATASET} if self.has_dataset else {NO_DATASET}", False)
@@ -400,18 +412,20 @@ def _write_encoder(cls: type[Message]) -> Callable[[Message], bytes]:
 def _write_maker(cls: type[Message]) -> Callable[[dict[str, Value]], Message]:
     """Return a function that makes a *cls* of decoded elements; a ``KeyError`` names what is missing."""
     needed = {"message_id"} if issubclass(cls, Request) else {"message_id_being_responded_to"}
+    needed.update(_DEFAULTS)
     if issubclass(cls, Response):
         needed.add("status")
     lines = [
         "self = new(cls)",
-        f"self.has_dataset = values.get('command_data_set_type', {NO_DATASET}) != {NO_DATASET}",
+        f"self.has_dataset = values['command_data_set_type'] != {NO_DATASET}",
+        "self.tolerated = ()",
     ]
-    for field in fields(cls):
-        name = field.name
+    for one in fields(cls):
+        name = one.name
         if name in needed:
             lines.append(f"self.{name} = values['{name}']")
-        elif name != "has_dataset":
-            lines.append(f"self.{name} = values.get('{name}', {field.default!r})")
+        elif name not in _NO_ELEMENTS:
+            lines.append(f"self.{name} = values.get('{name}', {one.default!r})")
     names = {"new": object.__new__, "cls": cls}
     return cast("Callable[[dict[str, Value]], Message]", _compile("values", [*lines, "return self"], names))
 
@@ -431,7 +445,8 @@ def decode_message(data: bytes) -> Message:
 
     :raises InvalidMessage: it is malformed, of an unknown Command Field, or lacks what it needs.
     """
-    values = decode_command(data)
+    tolerated: list[str] = []
+    values = decode_command(data, tolerated)
     try:
         command_field = values["command_field"]
     except KeyError:
@@ -440,7 +455,17 @@ def decode_message(data: bytes) -> Message:
         make = _MAKE[command_field]
     except KeyError:
         raise InvalidMessage(f"Command Field {command_field:#06x} is unknown") from None
-    try:
-        return make(values)
-    except KeyError as missing:
-        raise InvalidMessage(f"{MESSAGES[cast('int', command_field)].NAME} without {missing.args[0]}") from None
+    while True:
+        try:
+            message = make(values)
+        except KeyError as error:
+            (missing,) = error.args
+            without = f"{MESSAGES[cast('int', command_field)].NAME} without {missing}"
+            if missing not in _DEFAULTS:
+                raise InvalidMessage(without) from None
+            tolerated.append(without)
+            values[missing] = _DEFAULTS[missing]
+            continue
+        if tolerated:
+            message.tolerated = tuple(dict.fromkeys(tolerated))
+        return message

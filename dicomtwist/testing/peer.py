@@ -58,6 +58,10 @@ class ScriptedPeerFactory(Factory):
         return self._peer if self._peer.transport is None else None
 
 
+#: What it tells of itself: no limit of a P-DATA-TF, and an implementation class UID, which is mandatory.
+_INFORMATION = UserInformation(maximum_length=0, implementation_class_uid="1.2.3")
+
+
 class ScriptedPeer(TwistedProtocol):
     """
     A peer that sends what it is told and keeps what comes back. It does nothing by itself: it does not even close.
@@ -146,7 +150,7 @@ class ScriptedPeer(TwistedProtocol):
             else ProposedContext(context[0], context[1], ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1"))
             for context in contexts
         ]
-        self.send(AAssociateRQ(called, calling, tuple(proposed), information or UserInformation()))
+        self.send(AAssociateRQ(called, calling, tuple(proposed), information or _INFORMATION))
 
     def accept(self, *, information: UserInformation | None = None, results: Iterable[int] = ()) -> None:
         """
@@ -162,9 +166,7 @@ class ScriptedPeer(TwistedProtocol):
             AnsweredContext(context.context_id, result, context.transfer_syntaxes[0])
             for context, result in zip(proposed, codes, strict=False)
         )
-        self.send(
-            AAssociateAC(request.called_ae_title, request.calling_ae_title, answers, information or UserInformation())
-        )
+        self.send(AAssociateAC(request.called_ae_title, request.calling_ae_title, answers, information or _INFORMATION))
 
     def send_message(self, context_id: int, message: Message, dataset: bytes | None = None) -> None:
         """Send a DIMSE message, with *dataset* if there is one."""

@@ -46,6 +46,17 @@ def decode_text(value: bytes | memoryview) -> str:
     return bytes(value).decode("latin-1").rstrip("\0 ")
 
 
+def _decode_uid(value: memoryview, tolerated: set[str]) -> str:
+    """Return *value* as a UID; add to *tolerated* what should not be in it (PS3.8 Annex F)."""
+    text = str(value, "latin-1")
+    uid = text.rstrip("\0 ")
+    if len(uid) != len(text):
+        tolerated.add("UIDs that are padded")
+    if not uid.isascii():
+        tolerated.add("UIDs that are not ASCII")
+    return uid
+
+
 def _walk(data: memoryview, where: str) -> Iterator[tuple[int, memoryview]]:
     """Yield (item type, value) for each item in *data*; raise :class:`InvalidPDU` where a length lies."""
     position, end = 0, len(data)
@@ -75,19 +86,25 @@ class ProposedContext:
         return encode_item(0x20, b"".join(parts))
 
     @classmethod
-    def decode(cls, value: memoryview) -> ProposedContext:
-        """Return the context that *value*, the bytes behind the item header, holds."""
+    def decode(cls, value: memoryview, tolerated: set[str]) -> ProposedContext:
+        """
+        Return the context that *value*, the bytes behind the item header, holds.
+
+        :param tolerated: gets what is not as the standard has it and was taken all the same, in words.
+        """
         if len(value) < 4:
             raise InvalidPDU(f"presentation context item of {len(value)} bytes")
         abstract_syntax = None
         transfer_syntaxes: list[str] = []
         for item_type, content in _walk(value[4:], "presentation context"):
             if item_type == 0x30:
-                abstract_syntax = decode_text(content)
+                abstract_syntax = _decode_uid(content, tolerated)
             elif item_type == 0x40 and content:
-                transfer_syntaxes.append(decode_text(content))
+                transfer_syntaxes.append(_decode_uid(content, tolerated))
         if not abstract_syntax:
             raise InvalidPDU(f"presentation context {value[0]} has no abstract syntax")
+        if not transfer_syntaxes:
+            tolerated.add("presentation contexts without a transfer syntax")
         return cls(value[0], abstract_syntax, tuple(transfer_syntaxes))
 
 
@@ -112,8 +129,12 @@ class AnsweredContext:
         )
 
     @classmethod
-    def decode(cls, value: memoryview) -> AnsweredContext:
-        """Return the answer that *value*, the bytes behind the item header, holds."""
+    def decode(cls, value: memoryview, tolerated: set[str]) -> AnsweredContext:
+        """
+        Return the answer that *value*, the bytes behind the item header, holds.
+
+        :param tolerated: gets what is not as the standard has it and was taken all the same, in words.
+        """
         if len(value) < 4:
             raise InvalidPDU(f"presentation context item of {len(value)} bytes")
         transfer_syntax = ""
@@ -121,7 +142,7 @@ class AnsweredContext:
             # Of a context that was not accepted the syntax is not significant, and some peers send garbage.
             for item_type, content in _walk(value[4:], "presentation context"):
                 if item_type == 0x40:
-                    transfer_syntax = decode_text(content)
+                    transfer_syntax = _decode_uid(content, tolerated)
         return cls(value[0], value[2], transfer_syntax)
 
 
@@ -234,6 +255,17 @@ def _counted(value: bytes) -> bytes:
     return _U16.pack(len(value)) + value
 
 
+#: The sub-items that may come once, in words.
+_SINGLE = {
+    0x51: "maximum length",
+    0x52: "implementation class UID",
+    0x53: "asynchronous operations window",
+    0x55: "implementation version name",
+    0x58: "user identity",
+    0x59: "response to a user identity",
+}
+
+
 class _Fields:
     """Reads the fields of one sub-item in order, each checked against what is there."""
 
@@ -265,12 +297,17 @@ class _Fields:
         return self._position < len(self._data)
 
 
-def decode_user_information(value: memoryview) -> UserInformation:
+#: The longest implementation version name, in characters (PS3.7 D.3.3.2.3).
+_MAX_VERSION_NAME = 16
+
+
+def decode_user_information(value: memoryview, tolerated: set[str]) -> UserInformation:
     """
     Return the user information that *value*, the bytes behind the item header, holds.
 
     Unknown sub-items are skipped (PS3.8 9.3.1); of a repeated single sub-item the first counts.
 
+    :param tolerated: gets what is not as the standard has it and was taken all the same, in words.
     :raises InvalidPDU: a length disagrees with the bytes that are there.
     """
     single: dict[int, _Fields] = {}
@@ -280,56 +317,71 @@ def decode_user_information(value: memoryview) -> UserInformation:
     for item_type, content in _walk(value, "user information"):
         fields = _Fields(content, f"sub-item {item_type:#04x}")
         if item_type == 0x54:
-            uid = decode_text(fields.counted())
+            uid = _decode_uid(fields.counted(), tolerated)
             roles.append(RoleSelection(uid, bool(fields.number(1)), bool(fields.number(1))))
         elif item_type == 0x56:
-            extended.append(SOPClassExtended(decode_text(fields.counted()), bytes(fields.rest())))
+            extended.append(SOPClassExtended(_decode_uid(fields.counted(), tolerated), bytes(fields.rest())))
         elif item_type == 0x57:
-            common.append(_decode_common_extended(fields))
-        else:
-            single.setdefault(item_type, fields)
+            common.append(_decode_common_extended(fields, tolerated))
+        elif single.setdefault(item_type, fields) is not fields and item_type in _SINGLE:
+            tolerated.add(f"{_SINGLE[item_type]} more than once")
 
     window = single.get(0x53)
+    class_uid = _decode_uid(single[0x52].rest(), tolerated) if 0x52 in single else None
+    version_name = decode_text(single[0x55].rest()) if 0x55 in single else None
+    for item_type in (0x51, 0x52):
+        if item_type not in single:
+            tolerated.add(f"no {_SINGLE[item_type]}")
+    if version_name is not None and len(version_name) > _MAX_VERSION_NAME:
+        tolerated.add(f"an implementation version name of more than {_MAX_VERSION_NAME} characters")
     return UserInformation(
         maximum_length=single[0x51].number(4) if 0x51 in single else None,
-        implementation_class_uid=decode_text(single[0x52].rest()) if 0x52 in single else None,
-        implementation_version_name=decode_text(single[0x55].rest()) if 0x55 in single else None,
+        implementation_class_uid=class_uid,
+        implementation_version_name=version_name,
         async_operations=AsyncOperationsWindow(window.number(2), window.number(2)) if window else None,
         roles=tuple(roles),
         sop_class_extended=tuple(extended),
         sop_class_common_extended=tuple(common),
-        user_identity=_decode_user_identity(single[0x58]) if 0x58 in single else None,
+        user_identity=_decode_user_identity(single[0x58], tolerated) if 0x58 in single else None,
         user_identity_response=bytes(single[0x59].counted()) if 0x59 in single else None,
     )
 
 
-def _decode_common_extended(fields: _Fields) -> SOPClassCommonExtended:
-    sop_class_uid = decode_text(fields.counted())
-    service_class_uid = decode_text(fields.counted())
+def _decode_common_extended(fields: _Fields, tolerated: set[str]) -> SOPClassCommonExtended:
+    sop_class_uid = _decode_uid(fields.counted(), tolerated)
+    service_class_uid = _decode_uid(fields.counted(), tolerated)
     related = _Fields(fields.counted(), "related general SOP classes")
     uids: list[str] = []
     while related.more():
-        uids.append(decode_text(related.counted()))
+        uids.append(_decode_uid(related.counted(), tolerated))
     return SOPClassCommonExtended(sop_class_uid, service_class_uid, tuple(uids))
 
 
-def _decode_user_identity(fields: _Fields) -> UserIdentity:
+def _decode_user_identity(fields: _Fields, tolerated: set[str]) -> UserIdentity:
     identity_type = fields.number(1)
     response_requested = bool(fields.number(1))
     primary = bytes(fields.counted())
     # The secondary field is there for type 2 only, and some peers leave its length out for the other types.
-    secondary = bytes(fields.counted()) if fields.more() else b""
+    if fields.more():
+        secondary = bytes(fields.counted())
+    else:
+        secondary = b""
+        tolerated.add("a user identity without the length of its second field")
     return UserIdentity(identity_type, primary, secondary, response_requested)
 
 
 @dataclass(frozen=True, slots=True)
 class VariableItems:
-    """What stands in the variable field of an A-ASSOCIATE-RQ or -AC."""
+    """
+    What stands in the variable field of an A-ASSOCIATE-RQ or -AC; and what is not as the standard has it there and was
+    taken all the same, in words.
+    """
 
     application_context_name: str
     proposed: tuple[ProposedContext, ...]
     answered: tuple[AnsweredContext, ...]
     user_information: UserInformation
+    tolerated: set[str]
 
 
 def decode_variable_items(data: memoryview) -> VariableItems:
@@ -339,24 +391,30 @@ def decode_variable_items(data: memoryview) -> VariableItems:
     :raises InvalidPDU: a length lies, a context ID is even or repeated, or there are more than 128 contexts.
     """
     name = ""
+    tolerated: set[str] = set()
     proposed: list[ProposedContext] = []
     answered: list[AnsweredContext] = []
     user_information: UserInformation | None = None
     seen: set[int] = set()
     for item_type, content in _walk(data, "A-ASSOCIATE"):
         if item_type == 0x10:
-            name = decode_text(content)
+            name = _decode_uid(content, tolerated)
         elif item_type == 0x20:
-            offer = ProposedContext.decode(content)
+            offer = ProposedContext.decode(content, tolerated)
             _check_context_id(offer.context_id, seen)
             proposed.append(offer)
         elif item_type == 0x21:
-            answer = AnsweredContext.decode(content)
+            answer = AnsweredContext.decode(content, tolerated)
             _check_context_id(answer.context_id, seen)
             answered.append(answer)
         elif item_type == 0x50 and user_information is None:
-            user_information = decode_user_information(content)
-    return VariableItems(name, tuple(proposed), tuple(answered), user_information or UserInformation())
+            user_information = decode_user_information(content, tolerated)
+        elif item_type == 0x50:
+            tolerated.add("user information more than once")
+    if user_information is None:
+        user_information = UserInformation()
+        tolerated.add("no user information")
+    return VariableItems(name, tuple(proposed), tuple(answered), user_information, tolerated)
 
 
 def _check_context_id(context_id: int, seen: set[int]) -> None:

@@ -60,17 +60,23 @@ def _encode_associate(pdu: AAssociateRQ | AAssociateAC) -> bytes:
 
 
 def _decode_associate(body: memoryview, name: str) -> tuple[int, str, str, VariableItems]:
-    """Return the protocol version, the called and the calling title, and the items."""
+    """Return the protocol version, the called and the calling title, and the items; what was tolerated is with them."""
     if len(body) < _ASSOCIATE_HEAD.size:
         raise InvalidPDU(f"{name} of {len(body)} bytes, {_ASSOCIATE_HEAD.size} is the least")
     version, _, called, calling = _ASSOCIATE_HEAD.unpack_from(body)
     items = decode_variable_items(body[_ASSOCIATE_HEAD.size :])
+    if name == "A-ASSOCIATE-RQ" and b"\0" in called + calling:  # those of an A-ASSOCIATE-AC are not tested
+        items.tolerated.add("AE titles that are padded with NULs")
     return version, _decode_title(called), _decode_title(calling), items
 
 
 @dataclass(frozen=True, slots=True)
 class AAssociateRQ:
-    """A-ASSOCIATE-RQ (PS3.8 9.3.2)."""
+    """
+    A-ASSOCIATE-RQ (PS3.8 9.3.2).
+
+    *tolerated* tells, of one that was decoded, what is not as the standard has it and was taken all the same, in words.
+    """
 
     pdu_type: ClassVar[int] = 1
 
@@ -80,6 +86,7 @@ class AAssociateRQ:
     user_information: UserInformation = field(default_factory=UserInformation)
     application_context_name: str = APPLICATION_CONTEXT_NAME
     protocol_version: int = 1
+    tolerated: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def encode(self) -> bytes:
         """Return the PDU's bytes."""
@@ -93,12 +100,24 @@ class AAssociateRQ:
         :raises InvalidPDU: it is too short, or a length in it lies.
         """
         version, called, calling, items = _decode_associate(body, "A-ASSOCIATE-RQ")
-        return cls(called, calling, items.proposed, items.user_information, items.application_context_name, version)
+        return cls(
+            called,
+            calling,
+            items.proposed,
+            items.user_information,
+            items.application_context_name,
+            version,
+            tuple(sorted(items.tolerated)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class AAssociateAC:
-    """A-ASSOCIATE-AC (PS3.8 9.3.3). The titles repeat the request's and shall not be tested."""
+    """
+    A-ASSOCIATE-AC (PS3.8 9.3.3). The titles repeat the request's and shall not be tested.
+
+    *tolerated* is as in :class:`AAssociateRQ`.
+    """
 
     pdu_type: ClassVar[int] = 2
 
@@ -108,6 +127,7 @@ class AAssociateAC:
     user_information: UserInformation = field(default_factory=UserInformation)
     application_context_name: str = APPLICATION_CONTEXT_NAME
     protocol_version: int = 1
+    tolerated: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def encode(self) -> bytes:
         """Return the PDU's bytes."""
@@ -121,7 +141,15 @@ class AAssociateAC:
         :raises InvalidPDU: it is too short, or a length in it lies.
         """
         version, called, calling, items = _decode_associate(body, "A-ASSOCIATE-AC")
-        return cls(called, calling, items.answered, items.user_information, items.application_context_name, version)
+        return cls(
+            called,
+            calling,
+            items.answered,
+            items.user_information,
+            items.application_context_name,
+            version,
+            tuple(sorted(items.tolerated)),
+        )
 
 
 def _four(body: memoryview, name: str) -> memoryview:

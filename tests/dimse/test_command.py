@@ -110,6 +110,34 @@ class KnownBytesTests(unittest.TestCase):
             {"move_destination": "ABC", "affected_sop_instance_uid": "1.2", "error_comment": " x"},
         )
 
+    def test_what_is_tolerated_is_told(self):
+        padded, foreign = "UIDs that are padded with spaces", "UIDs that are not ASCII"
+        for raw, text, told in (
+            (b"1.2\0", "1.2", []),
+            (b"1.23", "1.23", []),
+            (b"1.2\0\0\0", "1.2", []),
+            (b"\0\0", "", []),
+            (b"1.2 ", "1.2", [padded]),
+            (b"1.2 \0", "1.2", [padded]),
+            (b"  ", "", [padded]),
+            (b"1.\xe4\0", "1.\xe4", [foreign]),
+            (b"1.\xe4 ", "1.\xe4", [foreign, padded]),
+        ):
+            # In front, where most are read at one go, and anywhere else.
+            front = STORE[:12] + element(2, raw) + STORE[46:]
+            for data, keyword in (
+                (front, "affected_sop_class_uid"),
+                (element(0x1001, raw), "requested_sop_instance_uid"),
+            ):
+                tolerated: list[str] = []
+                values = decode_command(data, tolerated)
+                self.assertEqual((values[keyword], tolerated), (text, told))
+                self.assertEqual(decode_command(data), values)
+            self.assertEqual(decode_command(front), {**STORE_VALUES, "affected_sop_class_uid": text})
+        tolerated = []
+        decode_command(STORE, tolerated)
+        self.assertEqual(tolerated, [])
+
     def test_without_group_length(self):
         self.assertEqual(decode_command(STORE[12:]), STORE_VALUES)
 
@@ -183,7 +211,9 @@ class MalformedTests(unittest.TestCase):
         """As Orthanc writes them, in a C-GET response of which a sub-operation failed."""
         response = element(0x0100, b"\x10\x80") + element(0x0120, b"\1\0")
         more = element(0x0000, b"\4\0\0\0", group=8) + element(0x0058, b"1.2\0", group=8)
-        self.assertEqual(decode_command(response + more), decode_command(response))
+        tolerated: list[str] = []
+        self.assertEqual(decode_command(response + more, tolerated), decode_command(response))
+        self.assertEqual(set(tolerated), {"elements of a data set in the command set of a response"})
         self.assert_invalid(response + more[:-1], "are left")
         self.assert_invalid(more + response, "group 0000 only")
 

@@ -71,7 +71,7 @@ def strategy_of(cls):
     """Return a strategy for messages of *cls*."""
     values: dict[str, st.SearchStrategy[Any]] = {"has_dataset": st.booleans()}
     for field in fields(cls):
-        if field.name != "has_dataset":
+        if field.name not in ("has_dataset", "tolerated"):
             value = VALUES[KEYWORDS[field.name][1]]
             values[field.name] = st.none() | value if field.default is None else value
     return st.builds(cls, **values)
@@ -94,7 +94,7 @@ class StandardTests(unittest.TestCase):
                 ours = {
                     KEYWORDS[field.name][0]: field.default is None
                     for field in fields(cls)
-                    if field.name != "has_dataset"
+                    if field.name not in ("has_dataset", "tolerated")
                 }
                 self.assertEqual(ours, elements)
 
@@ -228,6 +228,30 @@ class MissingTests(unittest.TestCase):
             decode_message(command(command_field=0x8001, message_id_being_responded_to=3, status=0)),
             CStoreRSP(message_id_being_responded_to=3, status=0),
         )
+
+    def test_what_is_tolerated_is_told(self):
+        """Each once, and nothing of what may be left out."""
+        none = {"command_data_set_type": 0x0101}
+        for values, told in (
+            ({"command_field": 0x8030, "message_id_being_responded_to": 3, "status": 0, **none}, ()),
+            ({"command_field": 0x0030, "message_id": 3, **none}, ()),
+            ({"command_field": 0x0030, "message_id": 3}, ("C-ECHO-RQ without command_data_set_type",)),
+            ({"command_field": 0x0001, "message_id": 3, **none}, ("C-STORE-RQ without priority",)),
+            (
+                {"command_field": 0x0001, "message_id": 3},
+                ("C-STORE-RQ without command_data_set_type", "C-STORE-RQ without priority"),
+            ),
+            (
+                {"command_field": 0x0130, "message_id": 3, "requested_sop_class_uid": "1.\xe4", **none}
+                | {"requested_sop_instance_uid": "1.\xf6"},
+                ("UIDs that are not ASCII",),
+            ),
+        ):
+            message = decode_message(command(**values))
+            self.assertEqual(message.tolerated, told)
+            self.assertEqual(decode_message(message.encode()).has_dataset, message.has_dataset)
+        self.assertEqual(CEchoRQ().tolerated, ())
+        self.assertNotIn("tolerated", repr(CEchoRQ()))
 
     def test_requests_without_uids_are_for_the_services_to_answer(self):
         request = decode_message(command(command_field=0x0001, message_id=3))

@@ -162,7 +162,11 @@ class Commands(HostileTestCase):
 
 
 class WrongButReal(HostileTestCase):
-    """Row 35: tolerated."""
+    """Row 35: tolerated, and noted once."""
+
+    def noted(self) -> list[str]:
+        """What the log says of that."""
+        return [line for line in self.log.lines if ": tolerated" in line]
 
     def test_requests(self) -> None:
         got: list[tuple[str, str, int]] = []
@@ -175,16 +179,31 @@ class WrongButReal(HostileTestCase):
             return 0
 
         self.serve((evt.EVT_C_STORE, keep))
-        information = UserInformation(implementation_version_name="A NAME OF MORE THAN 16 CHARACTERS")
+        information = UserInformation(0, "1.2.3", "A NAME OF MORE THAN 16 CHARACTERS")
         peer = self.connect(established=True, information=information)
-        for uid, instance in ((CT.encode() + b" ", b"1.2.3.4 "), (CT.encode() + b"\0", b"1.2.3\xe4\0")):
+        twice = ((CT.encode() + b" ", b"1.2.3.4 "), (CT.encode() + b"\0", b"1.2.3\xe4\0")) * 2
+        for uid, instance in twice:
             command = element(2, uid) + element(0x100, b"\1\0") + element(0x110, b"\1\0")
             command += element(0x800, b"\0\0") + element(0x1000, instance)
             # No group length, no priority, and command and data set in one PDU.
             peer.send(pdata((3, 3, command), (3, 2, encoded())))
-        self.assertEqual(got, [(CT, "1.2.3.4", len(encoded())), (CT, "1.2.3\xe4", len(encoded()))])
-        self.assertEqual(statuses(peer), [0, 0])
+        self.assertEqual(got, [(CT, "1.2.3.4", len(encoded())), (CT, "1.2.3\xe4", len(encoded()))] * 2)
+        self.assertEqual(statuses(peer), [0, 0, 0, 0])
         self.echoes(peer)
+        before = "'SCRIPTED' at 127.0.0.1: tolerated, though the standard has it otherwise: "
+        self.assertEqual(
+            self.noted(),
+            [
+                before + "an implementation version name of more than 16 characters",
+                before + "UIDs that are padded with spaces; C-STORE-RQ without priority",
+                before + "UIDs that are not ASCII",
+            ],
+        )
+        # Another association of the same peer tells once more; one with nothing of it tells nothing.
+        self.connect(established=True, information=information)
+        self.assertEqual(len(self.noted()), 4)
+        self.echoes(self.connect(established=True))
+        self.assertEqual(len(self.noted()), 4)
 
     def test_responses_without_optional_elements(self) -> None:
         association, peer = self.scripted_scp()
@@ -192,9 +211,21 @@ class WrongButReal(HostileTestCase):
         self.network.flush()
         peer.send(pdata((1, 3, element(0x100, b"\x30\x80") + element(0x120, b"\1\0") + element(0x900, b"\0\0"))))
         self.assertEqual(self.successResultOf(echoing), 0)
+        (line,) = self.noted()
+        self.assertIn("'ANY-SCP' at 127.0.0.1", line)
+        self.assertIn("C-ECHO-RSP without command_data_set_type", line)
         peer.send_message(1, CEchoRSP(message_id_being_responded_to=1, status=0))  # once more
         self.assertIsInstance(peer.take()[-1], AAbort)
         self.assertTrue(association.is_aborted)
+
+    def test_an_answer(self) -> None:
+        """What the acceptor tells of itself is noted by the requestor."""
+        peer = self.network.scripted_server(105)
+        asking = self.asking(105)
+        peer.accept(information=UserInformation(0, "1.2.3\0"))
+        self.assertTrue(self.successResultOf(asking).is_established)
+        (line,) = self.noted()
+        self.assertIn("UIDs that are padded", line)
 
     def test_a_response_of_another_service(self) -> None:
         association, peer = self.scripted_scp()

@@ -59,7 +59,7 @@ def value_of(item):
 
 def user_information(*sub_items):
     """Return what the user information item of these (type, value) pairs decodes to."""
-    return decode_user_information(memoryview(b"".join(encode_item(*pair) for pair in sub_items)))
+    return decode_user_information(memoryview(b"".join(encode_item(*pair) for pair in sub_items)), set())
 
 
 class KnownBytesTests(unittest.TestCase):
@@ -97,7 +97,7 @@ class KnownBytesTests(unittest.TestCase):
             with self.subTest(encoded[0]):
                 item = information.encode()
                 self.assertEqual(item, b"\x50\x00" + len(encoded).to_bytes(2, "big") + encoded)
-                self.assertEqual(decode_user_information(value_of(item)), information)
+                self.assertEqual(decode_user_information(value_of(item), set()), information)
 
     def test_all_at_once_are_in_the_order_of_their_types(self):
         parts = {}
@@ -109,7 +109,7 @@ class KnownBytesTests(unittest.TestCase):
         self.assertEqual(parts.keys(), UserInformation.__dataclass_fields__.keys())
         item = UserInformation(**parts).encode()
         self.assertEqual(item[4:], b"".join(encoded for _, encoded in self.KNOWN))
-        self.assertEqual(decode_user_information(value_of(item)), UserInformation(**parts))
+        self.assertEqual(decode_user_information(value_of(item), set()), UserInformation(**parts))
 
     def test_presentation_contexts(self):
         self.assertEqual(
@@ -122,15 +122,15 @@ class KnownBytesTests(unittest.TestCase):
 class RoundTripTests(unittest.TestCase):
     @given(proposed_contexts)
     def test_proposed_context(self, context):
-        self.assertEqual(ProposedContext.decode(value_of(context.encode())), context)
+        self.assertEqual(ProposedContext.decode(value_of(context.encode()), set()), context)
 
     @given(answered_contexts)
     def test_answered_context(self, context):
-        self.assertEqual(AnsweredContext.decode(value_of(context.encode())), context)
+        self.assertEqual(AnsweredContext.decode(value_of(context.encode()), set()), context)
 
     @given(user_informations)
     def test_user_information(self, information):
-        self.assertEqual(decode_user_information(value_of(information.encode())), information)
+        self.assertEqual(decode_user_information(value_of(information.encode()), set()), information)
 
 
 class LimitTests(unittest.TestCase):
@@ -152,7 +152,7 @@ class LimitTests(unittest.TestCase):
 
     def test_the_longest_that_fits(self):
         information = UserInformation(user_identity=UserIdentity(5, bytes(0xFFFF - 4 - 6)))
-        self.assertEqual(decode_user_information(value_of(information.encode())), information)
+        self.assertEqual(decode_user_information(value_of(information.encode()), set()), information)
 
     def test_128_contexts(self):
         contexts = tuple(ProposedContext(number, "1.2", ("1.3",)) for number in range(1, 256, 2))
@@ -245,7 +245,8 @@ class ToleranceTests(unittest.TestCase):
     def test_unknown_items_are_skipped(self):
         context = ProposedContext(1, "1.2", ("1.3",))
         inside = ProposedContext.decode(
-            memoryview(b"\1\0\0\0" + encode_item(0x99, b"?") + encode_item(0x30, b"1.2") + encode_item(0x40, b"1.3"))
+            memoryview(b"\1\0\0\0" + encode_item(0x99, b"?") + encode_item(0x30, b"1.2") + encode_item(0x40, b"1.3")),
+            set(),
         )
         self.assertEqual(inside, context)
         items = decode_variable_items(memoryview(encode_item(0x99, b"????") + context.encode() + encode_item(0, b"")))
@@ -272,11 +273,73 @@ class ToleranceTests(unittest.TestCase):
         self.assertEqual(user_information((0x58, b"\1\0\0\2me")).user_identity, UserIdentity(1, b"me"))
 
     def test_rejected_context_with_garbage_for_a_syntax(self):
-        self.assertEqual(AnsweredContext.decode(memoryview(b"\1\0\3\0\xff\xff")), AnsweredContext(1, 3))
+        self.assertEqual(AnsweredContext.decode(memoryview(b"\1\0\3\0\xff\xff"), set()), AnsweredContext(1, 3))
 
     def test_contexts_without_transfer_syntaxes(self):
         value = b"\1\0\0\0" + encode_item(0x30, b"1.2") + encode_item(0x40, b"") * 5
-        self.assertEqual(ProposedContext.decode(memoryview(value)), ProposedContext(1, "1.2", ()))
+        self.assertEqual(ProposedContext.decode(memoryview(value), set()), ProposedContext(1, "1.2", ()))
+
+
+class ToldTests(unittest.TestCase):
+    """What is taken though the standard has it otherwise is told, in words that are not the peer's."""
+
+    INFORMATION = UserInformation(0, "1.2.3", "A NAME OF THE 16")
+
+    def tolerated(self, *items: bytes, information: bytes | None = None) -> set[str]:
+        data = b"".join(items) + (self.INFORMATION.encode() if information is None else information)
+        return decode_variable_items(memoryview(data)).tolerated
+
+    def within(self, *sub_items: tuple[int, bytes]) -> set[str]:
+        item = encode_item(0x50, b"".join(encode_item(*pair) for pair in sub_items))
+        return self.tolerated(information=item)
+
+    def test_nothing(self):
+        name = encode_item(0x10, b"1.2.840.10008.3.1.1.1")
+        proposed, answered = ProposedContext(1, "1.2", ("1.3",)).encode(), AnsweredContext(3, 0, "1.3").encode()
+        rejected = encode_item(0x21, b"\5\0\3\0\xff\xff")  # its transfer syntax is not looked at
+        self.assertEqual(self.tolerated(name, encode_item(0x99, b"?"), proposed, answered, rejected), set())
+        for known, _ in KnownBytesTests.KNOWN:
+            self.assertLessEqual(
+                self.tolerated(information=known.encode()), {"no maximum length", "no implementation class UID"}
+            )
+
+    def test_uids(self):
+        padded, foreign = {"UIDs that are padded"}, {"UIDs that are not ASCII"}
+        for raw, told in (b"1.2\0", padded), (b"1.2 ", padded), (b"1.\xe4", foreign), (b"1.\xe4 \0", padded | foreign):
+            for item in (
+                encode_item(0x10, raw),
+                encode_item(0x20, b"\1\0\0\0" + encode_item(0x30, raw) + encode_item(0x40, b"1.2")),
+                encode_item(0x20, b"\1\0\0\0" + encode_item(0x30, b"1.2") + encode_item(0x40, raw)),
+                encode_item(0x21, b"\1\0\0\0" + encode_item(0x40, raw)),
+            ):
+                self.assertEqual(self.tolerated(item), told)
+            counted = len(raw).to_bytes(2, "big") + raw
+            for sub_item in (
+                (0x54, counted + b"\0\1"),
+                (0x56, counted + b"?"),
+                (0x57, counted * 2 + b"\0\0"),
+                (0x57, b"\0\0" * 2 + len(counted).to_bytes(2, "big") + counted),
+            ):
+                self.assertEqual(self.within((0x51, bytes(4)), (0x52, b"1.2"), sub_item), told)
+            self.assertEqual(self.within((0x51, bytes(4)), (0x52, raw)), told)
+
+    def test_what_is_missing_or_too_much(self):
+        length, uid = (0x51, bytes(4)), (0x52, b"1.2")
+        for sub_items, told in (
+            ([uid], "no maximum length"),
+            ([length], "no implementation class UID"),
+            ([length, uid, (0x55, b"A NAME OF THE 17.")], "an implementation version name of more than 16 characters"),
+            ([length, length, uid], "maximum length more than once"),
+            ([length, uid, (0x58, b"\1\0\0\2me"), (0x58, b"?")], "user identity more than once"),
+            ([length, uid, (0x58, b"\1\0\0\2me")], "a user identity without the length of its second field"),
+        ):
+            with self.subTest(told):
+                self.assertIn(told, self.within(*sub_items))
+        self.assertEqual(self.within(length, uid, (0x77, b""), (0x77, b"")), set())
+        self.assertEqual(self.tolerated(information=b""), {"no user information"})
+        self.assertEqual(self.tolerated(self.INFORMATION.encode()), {"user information more than once"})
+        context = encode_item(0x20, b"\1\0\0\0" + encode_item(0x30, b"1.2"))
+        self.assertEqual(self.tolerated(context), {"presentation contexts without a transfer syntax"})
 
 
 class SecretTests(unittest.TestCase):
@@ -310,14 +373,17 @@ class MemoryTests(unittest.TestCase):
         self.assertLess(self.multiple_of(encode_item(0x20, value), decode_variable_items), 2)
 
     def test_many_short_items(self):
+        def information(view):
+            return decode_user_information(view, set())
+
         uid_list = b"\0\1a\0\1b\xff\xf0" + b"\0\2ab" * (0xFFF0 // 4)
         for what, item, decode in (
             ("transfer syntaxes", encode_item(0x30, b"1.2") + encode_item(0x40, b"ab") * 10000, None),
-            ("roles", encode_item(0x54, b"\0\0\0\0") * 8000, decode_user_information),
-            ("extended", encode_item(0x56, b"\0\0") * 10000, decode_user_information),
-            ("common extended", encode_item(0x57, bytes(6)) * 6000, decode_user_information),
-            ("related", encode_item(0x57, uid_list), decode_user_information),
-            ("unknown", encode_item(0x77, b"") * 16000, decode_user_information),
+            ("roles", encode_item(0x54, b"\0\0\0\0") * 8000, information),
+            ("extended", encode_item(0x56, b"\0\0") * 10000, information),
+            ("common extended", encode_item(0x57, bytes(6)) * 6000, information),
+            ("related", encode_item(0x57, uid_list), information),
+            ("unknown", encode_item(0x77, b"") * 16000, information),
         ):
             data = item if decode else encode_item(0x20, b"\1\0\0\0" + item)
             with self.subTest(what):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicomtwist.errors import InvalidPDU
-from dicomtwist.ul.items import AnsweredContext, ProposedContext, UserIdentity, UserInformation
+from dicomtwist.ul.items import AnsweredContext, ProposedContext, UserIdentity, UserInformation, encode_item
 from dicomtwist.ul.pdu import (
     PDU,
     PDU_TYPES,
@@ -141,6 +141,32 @@ class KnownBytesTests(unittest.TestCase):
         noisy[8:10] = b"\xff\xff"
         noisy[42:74] = b"\xff" * 32
         self.assertEqual(decode(bytes(noisy)), decode(ECHO_RQ))
+
+
+class ToldTests(unittest.TestCase):
+    """What was tolerated is told by the PDU."""
+
+    def test_nothing(self):
+        for pdu, encoded in KNOWN[:2]:
+            self.assertEqual(decode(encoded).tolerated, ())
+            self.assertEqual(getattr(pdu, "tolerated", None), ())
+
+    def test_in_order(self):
+        pdu = decode(associate(encode_item(0x10, b"1.2\0") + UserInformation(0, "1.2", "X" * 17).encode()))
+        self.assertEqual(
+            pdu.tolerated, ("UIDs that are padded", "an implementation version name of more than 16 characters")
+        )
+        self.assertEqual(
+            pdu, decode(associate(encode_item(0x10, b"1.2") + UserInformation(0, "1.2", "X" * 17).encode()))
+        )
+
+    def test_titles(self):
+        """Those of an A-ASSOCIATE-AC are not tested (PS3.8 9.3.3)."""
+        for start in 10, 26:
+            for encoded, told in (ECHO_RQ, ("AE titles that are padded with NULs",)), (ECHO_AC, ()):
+                pdu = bytearray(encoded)
+                pdu[start : start + 16] = b"SCP".ljust(16, b"\0")
+                self.assertEqual(decode(bytes(pdu)).tolerated, told)
 
 
 class TitleTests(unittest.TestCase):
