@@ -4,6 +4,7 @@ The acceptor's side of an association: being asked, and answering (PS3.8 7.1).
 
 from __future__ import annotations
 
+import resource
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -51,6 +52,10 @@ _BAD_IDENTITY = AAssociateRJ(1, 2, 1)
 #: How many connections beyond a limit are kept to be told so, with the rejection of what they ask for; more are closed at
 #: once.
 MAX_SURPLUS = 64
+
+#: How many of the file descriptors that the process may have are no connection's that stays, but a quarter at the most: for
+#: those that are told of it, and for files.
+RESERVED_DESCRIPTORS = 128
 
 #: For how many addresses the associations that they ask for in a minute are counted.
 MAX_COUNTED_ADDRESSES = 10_000
@@ -334,6 +339,19 @@ class AcceptorAssociation(Association):
         ]
 
 
+def _few_descriptors(transport: Any) -> bool:
+    """
+    Whether *transport* has one of the last file descriptors that the process may have.
+
+    A new one is always the lowest that is free, so its number tells how many are taken, by whatever it is.
+    """
+    fileno = getattr(transport, "fileno", None)
+    if fileno is None:
+        return False
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return limit != resource.RLIM_INFINITY and bool(fileno() >= limit - min(RESERVED_DESCRIPTORS, limit // 4))
+
+
 async def _await(result: Any) -> Any:
     """Return *result*, or what it gives if it is a Deferred or coroutine."""
     return await result if hasattr(result, "__await__") else result
@@ -362,6 +380,7 @@ class AcceptorFactory(Factory):
         self._connections: Counter[str] = Counter()  # by address
         self._surplus = 0
         self._refused = 0  # connections that were closed at once, since there was room last
+        self._few_descriptors = False  # since there was room last
         self._requests: Counter[str] = Counter()  # by address, in the minute that is under way
         self._minute = 0
 
@@ -398,10 +417,19 @@ class AcceptorFactory(Factory):
         """A connection was made. Return whether it may stay, be it only to be rejected."""
         settings, address = self.hosts[0].settings, association.requestor.address
         association.counted_address = address  # a proxy may tell another one later
+        few_descriptors = _few_descriptors(association.protocol.transport)
         association.is_surplus = (
-            len(self.associations) - self._surplus >= settings.maximum_connections
+            few_descriptors
+            or len(self.associations) - self._surplus >= settings.maximum_connections
             or self._connections[address] >= settings.maximum_connections_per_peer
         )
+        if few_descriptors and not self._few_descriptors:
+            self._few_descriptors = True
+            self.log.warn(
+                "{address}: file descriptors run out with {count} connections: who comes is told that there are too many",
+                address=address,
+                count=len(self.associations),
+            )
         self.associations.add(association)
         self._connections[address] += 1
         self._surplus += association.is_surplus
@@ -432,5 +460,8 @@ class AcceptorFactory(Factory):
         if self._refused and not self._surplus:
             self.log.info("{count} connections were closed at once, there is room again", count=self._refused)
             self._refused = 0
+        if self._few_descriptors and not self._surplus:
+            self._few_descriptors = False
+            self.log.info("there are file descriptors again, {count} connections", count=len(self.associations))
         if self._ended is not None:
             self._ended(association)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dicomtwist import AE, AssociationRejected, build_context
+from dicomtwist import AE, AssociationRejected, acceptor, build_context
 from dicomtwist.acceptor import MAX_COUNTED_ADDRESSES, MAX_SURPLUS
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.testing.peer import ScriptedPeerFactory
@@ -42,6 +42,24 @@ class Connections(HostileTestCase):
         peer = self.connect(established=True)
         self.assertIsInstance(peer.pdus[0], AAssociateAC)
         peers.clear()
+
+    def test_the_last_file_descriptors(self) -> None:
+        """Who gets one of them is told that there are too many, until they have gone."""
+        few = False
+        self.patch(acceptor, "_few_descriptors", lambda transport: few)  # connections in memory have none
+        peer = self.connect(established=True)
+        self.assertIsInstance(peer.pdus[0], AAssociateAC)
+        few = True
+        peers = [self.connect(established=True) for _ in range(2)]
+        for peer in peers:
+            self.assertEqual(peer.pdus, [TOO_MANY])
+        self.assertEqual(self.lines_with("file descriptors run out"), 1)
+        peers[0].close()
+        self.assertEqual(self.lines_with("there are file descriptors again"), 0)
+        peers[1].close()
+        self.assertEqual(self.lines_with("there are file descriptors again"), 1)
+        few = False
+        self.echoes(self.connect(established=True))
 
     def test_of_one_address(self) -> None:
         self.scp.maximum_connections_per_peer = 3

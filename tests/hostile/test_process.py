@@ -434,19 +434,35 @@ class Storing(ProcessTestCase):
 
 class Exhausted(ProcessTestCase):
     async def test_file_descriptors(self) -> None:
-        """Row 30: none is left; who comes is closed, who is there goes on, and all is well when there are some again."""
+        """
+        Row 30: few are left, and then none. Who comes is told as long as that can be, then closed; who is there goes on, and
+        all is well when there are some again.
+        """
         await self.start("--acse-timeout", "60")
-        assoc = await self.neighbour.associate("127.0.0.1", self.port)
+        assoc = await self.ae.associate("127.0.0.1", self.port)
         used = len(os.listdir(f"/proc/{self.server.pid}/fd"))
         limits = resource.prlimit(self.server.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(self.server.pid, resource.RLIMIT_NOFILE, (used + 20, limits[1]))
+        resource.prlimit(self.server.pid, resource.RLIMIT_NOFILE, (used + 30, limits[1]))
+        some, refused = await self.connections(30 - (used + 30) // 4)
+        self.assertEqual(refused, 0)
+        told = await test_twist_dicom.connect(self.port, REQUEST)
+        await told.answered
+        self.assertEqual(told.received, b"\3\0\0\0\0\4\0\2\3\2")
+        await self.server.wait_for("file descriptors run out")
+        status = await assoc.send_c_store(file_of(encode_dataset(instance("1.2.3.5"), EXPLICIT), "1.2.3.5"))
+        self.assertTrue(status.is_success)
         silent, refused = await self.connections(60)
-        await self.first(silent, 30 - refused)
-        self.assertTrue((await assoc.send_c_echo()).is_success)
-        await self.close(*silent)
+        await self.first(silent, 60 - 30 - refused)
+        status = await assoc.send_c_store(file_of(encode_dataset(instance("1.2.3.6"), EXPLICIT), "1.2.3.6"))
+        self.assertIn(status, (0, 0xA700))
+        await self.close(*some, told, *silent)
+        await self.server.wait_for("there are file descriptors again")
+        more = ["1.2.3.6"] if status.is_success else []
+        await self.all_is_as_before("1.2.3.5", *more)
+        self.assertEqual(self.server.text.count("file descriptors run out"), 1)
         resource.prlimit(self.server.pid, resource.RLIMIT_NOFILE, limits)
         await assoc.release()
-        await self.all_is_as_before()
+        await self.all_is_as_before("1.2.3.5", *more)
 
     async def connections(self, count: int) -> tuple[list[test_twist_dicom.Silent], int]:
         """Connect *count* times; return who is connected, and how many were reset before they knew."""
