@@ -212,7 +212,26 @@ class NoPresentationContext(DICOMError, ValueError):
 
 
 class DataSetError(DICOMError, ValueError):
-    """A data set cannot be sent or decoded as it is."""
+    """
+    A data set cannot be sent or decoded as it is.
+
+    Where pydicom says why, its exception is the ``__cause__``, and what it says, values too, is in the text of this one.
+    """
+
+
+#: The longest text of :func:`loggable`, in characters.
+MAX_LOGGED = 300
+
+
+def loggable(error: BaseException | None) -> str:
+    """
+    Return *error* in words for the log: one line, nothing in it that is not printable, and none of the values that pydicom
+    and databases quote.
+    """
+    if isinstance(error, DataSetError) and error.__cause__ is not None:
+        return f"a data set cannot be decoded or encoded: {type(error.__cause__).__name__}"
+    line = str(error).partition("\n")[0][:MAX_LOGGED]
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line) or type(error).__name__
 
 
 class PoolError(DICOMError):

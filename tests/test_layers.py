@@ -87,6 +87,7 @@ ROOMS = (
     Room(
         ("archive/",),
         (
+            "errors.py",
             "dimse/",
             "pieces.py",
             "part10.py",

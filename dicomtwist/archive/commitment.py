@@ -30,7 +30,7 @@ from dicomtwist.archive.transactions import Transaction, Transactions, Transacti
 from dicomtwist.association import Association
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.status import Status
-from dicomtwist.errors import DataSetError, DICOMError, NoPresentationContext
+from dicomtwist.errors import DataSetError, DICOMError, NoPresentationContext, loggable
 from dicomtwist.identifier import encode_identifier
 from dicomtwist.presentation import build_context, build_role
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
@@ -127,7 +127,7 @@ class StorageCommitment:
             try:
                 transaction = self._transactions.load(name)
             except TransactionUnreadable as error:
-                self.log.error("a storage commitment cannot be taken up: {error}", error=str(error))
+                self.log.error("a storage commitment cannot be taken up: {error}", error=loggable(error))
                 continue
             pending = _Pending(
                 transaction.uid, transaction.requestor, transaction.received, transaction.digest, transaction.name
@@ -167,7 +167,7 @@ class StorageCommitment:
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             comment = f"storage: {errno.errorcode.get(error.errno or 0, 'error')}"
-            self.log.error("a storage commitment was not taken: {error}", error=str(error))
+            self.log.error("a storage commitment was not taken: {error}", error=loggable(error))
             return Status(codes.RESOURCE_LIMITATION if full else codes.PROCESSING_FAILURE, "N-ACTION", comment)
         return Status.SUCCESS
 
@@ -233,11 +233,11 @@ class StorageCommitment:
                 if await self._report(pending):
                     break
             except TransactionUnreadable as error:
-                self.log.error("a storage commitment is given up: {error}", error=str(error))
+                self.log.error("a storage commitment is given up: {error}", error=loggable(error))
                 self._forget(pending)
                 return
             except (OSError, IndexFailed) as error:
-                self.log.error("a storage commitment waits: {error}", error=str(error))
+                self.log.error("a storage commitment waits: {error}", error=loggable(error))
             if self._clock() - pending.received > REPORT_FOR:
                 self.log.error(
                     "the storage commitment {uid} is given up: {peer!r} could not be told",
@@ -337,7 +337,7 @@ class StorageCommitment:
         )
         if status.is_success or status.is_warning:
             return True
-        self._not_told(pending, f"it answered {status}")
+        self._not_told(pending, f"it answered 0x{int(status):04X} {status.meaning}")
         return False
 
     def _not_told(self, pending: _Pending, why: object) -> None:
@@ -345,7 +345,7 @@ class StorageCommitment:
             "the storage commitment {uid} could not be reported to {peer!r}: {why}",
             uid=pending.uid,
             peer=pending.requestor,
-            why=str(why) or type(why).__name__,
+            why=loggable(why) if isinstance(why, BaseException) else why,
         )
 
     def _information(self, name: str, transfer_syntax: str) -> tuple[int, bytes]:

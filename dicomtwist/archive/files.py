@@ -571,7 +571,10 @@ def check_uids(*uids: str) -> None:
     """Refuse what is no UID: 1 to 64 characters, numbers with dots between (leading zeros are tolerated)."""
     for uid in uids:
         if len(uid) > 64 or not _UID.fullmatch(uid):
-            raise InvalidUID(f"{uid[:80]!r} is no UID: 1 to 64 characters, digits with single dots between")
+            # Not what it is: that may be a name, and is told in logs.
+            raise InvalidUID(
+                f"{len(uid)} characters that are no UID, which is 1 to 64 of digits with single dots between"
+            )
 
 
 def _after(buffers: Sequence[Buffer], count: int) -> list[Buffer]:

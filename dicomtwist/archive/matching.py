@@ -202,7 +202,7 @@ def _level(identifier: Dataset, model: Model) -> Level:
     try:
         level = Level[values[0].strip()]
     except KeyError:
-        raise InvalidIdentifier(f"Query/Retrieve Level {values[0][:16]!r} is unknown") from None
+        raise InvalidIdentifier(f"a Query/Retrieve Level of {len(values[0])} characters that is none") from None
     if level not in model.value:
         raise InvalidIdentifier(f"the information model has no level {level.name}")
     return level

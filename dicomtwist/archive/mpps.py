@@ -28,7 +28,7 @@ from dicomtwist.archive.values import normal_date, time_key
 from dicomtwist.datasets import decode_dataset, encode_dataset
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.status import Status
-from dicomtwist.errors import DataSetError
+from dicomtwist.errors import DataSetError, loggable
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
 from dicomtwist.sop_class import ModalityPerformedProcedureStep, ModalityPerformedProcedureStepRetrieve
 from dicomtwist.threads import WorkerThreads
@@ -171,7 +171,7 @@ class PerformedProcedureSteps:
             self.log.warn(
                 "a performed procedure step was refused, status 0x{status:04X}: {why}",
                 status=int(status),
-                why=reason.getErrorMessage(),
+                why=loggable(reason.value),
             )
             return status, None
 
@@ -281,7 +281,7 @@ def _check_changes(step: Dataset, changes: Dataset) -> None:
     """:raises _Refused: an N-SET changes what it may not, or to what it may not."""
     status = _text(changes, "PerformedProcedureStepStatus")
     if "PerformedProcedureStepStatus" in changes and status not in (IN_PROGRESS, COMPLETED, DISCONTINUED):
-        raise _invalid("PerformedProcedureStepStatus", f"no status of a step: {status[:16]!r}")
+        raise _invalid("PerformedProcedureStepStatus", f"{len(status)} characters that are no status of a step")
     for keyword in _FIXED:
         # Repeating what is known changes nothing, and modalities do it.
         if keyword in changes and changes.get(keyword) != step.get(keyword) and not _is_empty(changes, keyword):

@@ -30,7 +30,7 @@ from dicomtwist.dimse.status import (
     PENDING_WARNING,
     Status,
 )
-from dicomtwist.errors import DataSetError
+from dicomtwist.errors import DataSetError, loggable
 from dicomtwist.presentation import PresentationContext, build_context
 from dicomtwist.services.answering import Refused
 from dicomtwist.sop_class import (
@@ -156,7 +156,7 @@ class QueryRetrieve:
             self.log.info(
                 "C-MOVE of {peer!r} to {destination!r}, which is no --peer",
                 peer=event.assoc.remote.ae_title,
-                destination=event.move_destination,
+                destination=event.move_destination[:16],
             )
             yield None
             return
@@ -186,7 +186,7 @@ class QueryRetrieve:
             return Status(DATASET_MISMATCH, service, "the identifier cannot be read")
         if isinstance(error, TooManyMatches):
             return Status(unreadable, service, str(error)[:64])
-        self.log.error("{service} cannot be answered: {error}", service=service, error=str(error))
+        self.log.error("{service} cannot be answered: {error}", service=service, error=loggable(error))
         return Status(unreadable, service, "the index cannot be read")
 
 

@@ -35,6 +35,7 @@ from dicomtwist.dimse.status import (
     OUT_OF_RESOURCES,
     Status,
 )
+from dicomtwist.errors import loggable
 from dicomtwist.header import HeaderError, HeaderScanner
 from dicomtwist.part10 import decode_uid, encode_preamble_and_meta
 from dicomtwist.pieces import Pieces
@@ -133,7 +134,7 @@ class StorageReceiver:
 
     def _not_caught_up(self, reason: Failure) -> None:
         # The next instance, and who asks the index, tries again.
-        self.log.error("instances that are stored are not indexed yet: {reason}", reason=reason.getErrorMessage())
+        self.log.error("instances that are stored are not indexed yet: {reason}", reason=loggable(reason.value))
 
 
 class _Incoming:
@@ -248,7 +249,7 @@ class _Incoming:
             "an instance of {peer!r} was not stored, status 0x{status:04X}: {reason}",
             peer=self._event.assoc.remote.ae_title,
             status=int(status),
-            reason=reason.getErrorMessage(),
+            reason=loggable(reason.value),
         )
         self._receiver.threads.run(self._discard_file).addBoth(lambda _: self.done.callback(status))
 

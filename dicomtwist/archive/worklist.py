@@ -28,7 +28,7 @@ from dicomtwist.archive.sequences import ItemTest, answer_item, item_test, texts
 from dicomtwist.archive.values import normal_date, time_key
 from dicomtwist.datasets import decode_dataset
 from dicomtwist.dimse.status import DATASET_MISMATCH, OUT_OF_RESOURCES, PENDING, Status
-from dicomtwist.errors import DataSetError
+from dicomtwist.errors import DataSetError, loggable
 from dicomtwist.identifier import encode_identifier
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 from dicomtwist.sop_class import ModalityWorklistInformationModelFind
@@ -123,7 +123,7 @@ class WorklistFolder:
         try:
             item = read_item(path)
         except (OSError, ValueError) as error:
-            item = f"{path} is passed over: {error}"
+            item = f"{path} is passed over: {loggable(error)}"
             self._unreadable(item)
         size = stamp[1] if isinstance(item, Dataset) else len(item)
         if self._remembered + size <= MAX_REMEMBERED:
@@ -286,7 +286,7 @@ class Worklist:
             yield Status(DATASET_MISMATCH, "C-FIND", str(error)[:64]), None
             return
         except OSError as error:
-            self.log.error("the worklist cannot be read: {error}", error=str(error))
+            self.log.error("the worklist cannot be read: {error}", error=loggable(error))
             yield Status(OUT_OF_RESOURCES, "C-FIND", "the worklist cannot be read"), None
             return
         for start in range(0, len(matches), PAGE_SIZE):
@@ -313,7 +313,7 @@ class Worklist:
             try:
                 yield encode_identifier(answer(item, at, identifier), syntax)
             except DataSetError as error:
-                self._told(f"an item of the worklist cannot be answered: {error}")
+                self._told(f"an item of the worklist cannot be answered: {loggable(error)}")
 
     def _told(self, why: str) -> None:
         """From a worker thread."""

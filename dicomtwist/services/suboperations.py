@@ -22,7 +22,7 @@ from dicomtwist.dimse.status import (
     StatusCategory,
     category,
 )
-from dicomtwist.errors import AssociationError, DataSetError, NoPresentationContext, NotEstablished
+from dicomtwist.errors import AssociationError, DataSetError, NoPresentationContext, NotEstablished, loggable
 from dicomtwist.part10 import NotDicomFile
 from dicomtwist.services.answering import Refused
 from dicomtwist.storescu import (
@@ -407,7 +407,7 @@ class SubOperations:
         error = reason.value
         if isinstance(error, (*_FAILURES, CancelledError, TypeError)):
             self.log.debug("a sub-operation failed: {error}", error=error)
-            self.last_failure = str(error)
+            self.last_failure = loggable(error)
         else:
             self.log.failure("a sub-operation failed", reason)
         return StatusCategory.FAILURE

@@ -16,6 +16,7 @@ from twisted.trial.unittest import TestCase
 from dicomtwist import AE, Association, AssociationRejected, UserIdentity
 from dicomtwist.archive.users import hash_passcode
 from dicomtwist.datasets import encode_dataset
+from dicomtwist.dimse.messages import NCreateRQ
 from dicomtwist.errors import OperationFailed
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 from dicomtwist.sop_class import (
@@ -32,6 +33,7 @@ from dicomtwist.sop_class import (
     StudyRootQueryRetrieveInformationModelMove,
     Verification,
 )
+from dicomtwist.sources import BytesSource
 from dicomtwist.ul.items import encode_item
 from tests import peers, test_twist_dicom
 from tests.archive import test_mpps, worklists
@@ -39,7 +41,7 @@ from tests.hostile.test_negotiation import context
 from tests.hostile.test_wire import APPLICATION, associate_rq
 
 EXPLICIT = "1.2.840.10008.1.2.1"
-#: What every secret begins with. UIDs and levels of queries are none: they are told where they are refused.
+#: What every secret begins with.
 MARK = "S3cret"
 
 #: Elements by tag: a VR and a value.
@@ -72,11 +74,14 @@ WRONG: Elements = {
     0x00100030: (b"DA", b"S3cretBirth"),
     0x00101010: (b"AS", b"S3cretAge"),
     0x00101030: (b"DS", b"S3cretWeight"),
-    0x0020000D: (b"UI", b"1.2.x"),
+    0x0020000D: (b"UI", b"S3cret^Name"),
     0x00200013: (b"IS", b"S3cretNumber"),
     0x00280010: (b"US", b"S3cret0"),
+    0x00189074: (b"UL", b"S3cret"),  # pydicom quotes a value whose length cannot be
     0x00400275: (b"SQ", b"S3cretSequence"),
 }
+#: UIDs and levels that are none: names.
+UIDS = ("S3cret^Name", "S3cret\x1b[2J", "S3cret\r\n2026 all is well", "1.2.S3cret" * 30)
 
 
 def encode(elements: Elements) -> bytes:
@@ -160,6 +165,7 @@ class TwistDicomLog(TestCase):
         lines = [line for line in text.splitlines() if MARK.lower() in line.lower() or MARK.encode().hex() in line]
         self.assertEqual(lines, [])
         self.assertNotIn("Traceback", text)
+        self.assertEqual([line for line in text.splitlines() if not line.isprintable() or len(line) > 500], [])
 
     async def test_patients(self) -> None:
         """Stored, asked for, retrieved, scheduled and performed, each with every value that is wrong."""
@@ -178,6 +184,12 @@ class TwistDicomLog(TestCase):
                     await work()
                 except OperationFailed:
                     failed += 1
+        for uid in UIDS:
+            ids: Elements = {0x00080016: (b"UI", CTImageStorage.encode()), 0x00080018: (b"UI", uid[:64].encode())}
+            status = await assoc.send_c_store(BytesIO(self.file(encode({**PATIENT, **ids}), uid[:64])))
+            self.assertTrue(status.is_failure)
+            refused += 1
+            self.assertEqual(await self.create(assoc, uid), 0x0117)
         self.assertGreater(failed, 5)
         # These have led to something.
         found = await assoc.send_c_find(worklists.query(), ModalityWorklistInformationFind).collect()
@@ -198,6 +210,14 @@ class TwistDicomLog(TestCase):
         await self.server.wait(60)
         self.is_clean()
 
+    async def create(self, assoc: Association, uid: str) -> int:
+        """The status of an N-CREATE with any text as its UID."""
+        sop_class = str(ModalityPerformedProcedureStep)
+        request = NCreateRQ(affected_sop_class_uid=sop_class, affected_sop_instance_uid=uid)
+        context = assoc.context_for(sop_class)
+        response, _ = await assoc.exchange.start(context.context_id, request, BytesSource(performed()))
+        return response.status
+
     def operations(self, assoc: Association, data: bytes, number: int) -> list[Callable[[], Awaitable[Any]]]:
         """All that can be asked with a data set."""
         steps, uid = ModalityPerformedProcedureStep, f"1.2.9.{number}"
@@ -207,12 +227,13 @@ class TwistDicomLog(TestCase):
             lambda: assoc.send_n_create(encode_dataset(test_mpps.step(), EXPLICIT) + data, steps, f"{uid}.1"),
             lambda: assoc.send_n_create(performed(), steps, f"{uid}.2"),
             lambda: assoc.send_n_set(data, steps, f"{uid}.2"),
+            lambda: assoc.send_n_set(encode({0x00400252: (b"CS", b"S3cret^Name")}), steps, f"{uid}.2"),
             lambda: assoc.send_n_action(data, 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance),
         ]
         study, patient = StudyRootQueryRetrieveInformationModelFind, PatientRootQueryRetrieveInformationModelFind
         gets = StudyRootQueryRetrieveInformationModelGet, PatientRootQueryRetrieveInformationModelGet
         moves = StudyRootQueryRetrieveInformationModelMove, PatientRootQueryRetrieveInformationModelMove
-        for level in (b"PATIENT", b"STUDY", b"SERIES", b"IMAGE", b"NONE"):
+        for level in (b"PATIENT", b"STUDY", b"SERIES", b"IMAGE", b"S3cret^Name", b"S3cret\x1b[2J"):
             keys = encode({0x00080052: (b"CS", level)}) + data
             for model in (study, patient):
                 asked.append(lambda keys=keys, model=model: assoc.send_c_find(keys, model).collect())  # type: ignore[misc]

@@ -106,7 +106,7 @@ class QueryTestCase(HostileTestCase):
         peer.request(
             *(ProposedContext(number, uid, (ExplicitVRLittleEndian,)) for number, uid in CONTEXTS),
             ProposedContext(9, SECONDARY_CAPTURE, (ExplicitVRLittleEndian,)),
-            information=UserInformation(roles=(RoleSelection(SECONDARY_CAPTURE, False, True),)),
+            information=UserInformation(0, "1.2.3", roles=(RoleSelection(SECONDARY_CAPTURE, False, True),)),
         )
         peer.take()
         self.assertTrue(self.association_of(peer).is_established)
