@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from pydicom import Dataset
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence as DataSets
 from sqlalchemy import ColumnElement, and_, exists, false, or_, select
 
 from dicomtwist.archive import names
@@ -217,6 +218,8 @@ def _values(identifier: Dataset, tag: int) -> list[str]:
         raise InvalidIdentifier(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) cannot be read") from error
     if value is None:
         return []
+    if isinstance(value, DataSets):
+        raise InvalidIdentifier(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) is a sequence, and should not be")
     if isinstance(value, bytes) and tag in BY_TAG and BY_TAG[tag].vr == "UI":
         # A list of more than 64 KiB is UN where the VR is explicit (PS3.5 6.2.2).
         value = value.decode("ascii", "replace").split("\\")
@@ -379,6 +382,8 @@ def _computed(attribute: Attribute, values: list[str]) -> ColumnElement[bool] | 
 def _add_sequence(query: Query, attribute: Attribute, identifier: Dataset) -> None:
     try:
         items = list(identifier[attribute.tag].value or ())
+        for item in items:
+            item.decode()  # down to the last element: pydicom raises whatever a value makes it raise
     except Exception as error:
         raise InvalidIdentifier(f"{attribute.keyword} cannot be read") from error
     if len(items) > 1:

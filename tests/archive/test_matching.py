@@ -29,6 +29,7 @@ from dicomtwist.archive.values import (
     time_range,
     wildcard_regex,
 )
+from dicomtwist.datasets import decode_dataset
 from tests.archive.samples import ask, dataset, keep
 
 
@@ -404,6 +405,35 @@ class Levels(MatchingCase):
         identifier = Dataset()
         identifier.QueryRetrieveLevel = "IMAGE"
         compile_find(identifier, Model.STUDY_ROOT, relational)
+
+    def test_values_that_pydicom_does_not_take(self) -> None:
+        """Also within sequences, and where a sequence stands in place of a text."""
+        level = b"\x08\0\x52\0\6\0\0\0STUDY "
+
+        def sequence(tag: bytes, item: bytes) -> bytes:
+            content = b"\xfe\xff\0\xe0" + len(item).to_bytes(4, "little") + item
+            return tag + len(content).to_bytes(4, "little") + content
+
+        length_to_end = b"\x08\0\1\0\6\0\0\0ABCDEF"  # of VR UL: a multiple of 4
+        code = b"\x08\0\x32\x10"
+        for keys, words in (
+            (sequence(code, length_to_end), "ProcedureCodeSequence cannot be read"),
+            (sequence(code, sequence(code, length_to_end)), "ProcedureCodeSequence cannot be read"),
+        ):
+            identifier = decode_dataset(level + keys, ImplicitVRLittleEndian)
+            error = self.assertRaises(InvalidIdentifier, compile_find, identifier, Model.STUDY_ROOT)
+            self.assertEqual(error.comment, words)
+        for keyword in ("PatientID", "StudyInstanceUID", "StudyDate"):
+            identifier = item(QueryRetrieveLevel="STUDY")
+            identifier.add_new(keyword, "SQ", [item(PatientID="X")])
+            for compile_it in compile_find, compile_retrieve:
+                if compile_it is compile_find or keyword == "StudyInstanceUID":
+                    error = self.assertRaises(InvalidIdentifier, compile_it, identifier, Model.STUDY_ROOT)
+                    self.assertIn("is a sequence", error.comment)
+        identifier = item(QueryRetrieveLevel="STUDY")
+        identifier.add_new("ProcedureCodeSequence", "LO", "X")
+        error = self.assertRaises(InvalidIdentifier, compile_find, identifier, Model.STUDY_ROOT)
+        self.assertIn("cannot be read", error.comment)
 
     def test_keys_that_are_not_supported(self) -> None:
         identifier = Dataset()
