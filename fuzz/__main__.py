@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 #: The longest input, in bytes. The seeds are shorter or cut: what matters happens in headers.
 MAX_LENGTH = 8192
@@ -75,8 +77,11 @@ def main() -> int:
         ]
         print(f"== {name}", flush=True)
         source = "import sys; from fuzz.__main__ import _child; _child(sys.argv[1], sys.argv[2:])"
-        if subprocess.run([sys.executable, "-c", source, name, *arguments], check=False).returncode:
-            failed.append(name)
+        with TemporaryDirectory() as folder:  # libFuzzer ends the process before it could clean up
+            environment = {**os.environ, "TMPDIR": folder}
+            child = [sys.executable, "-c", source, name, *arguments]
+            if subprocess.run(child, check=False, env=environment).returncode:
+                failed.append(name)
     print(f"failed: {', '.join(failed)}" if failed else "nothing was found")
     return 1 if failed else 0
 

@@ -20,7 +20,7 @@ from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 from dicomtwist.testing import MemoryNetwork
 from dicomtwist.ul.items import SOPClassCommonExtended, SOPClassExtended
 from dicomtwist.ul.pdu import PDU_HEADER
-from fuzz.targets import CT, MR, SYNTAXES, VERIFICATION, make_acceptor
+from fuzz.targets import CT, MR, SYNTAXES, TARGETS, VERIFICATION, make_acceptor
 
 
 def instance(sop_class: str = CT, pixels: int = 300) -> Dataset:
@@ -141,8 +141,9 @@ def seeds() -> dict[str, list[bytes]]:
     control = {pdu for pdu in whole if pdu[0] != 4}
     commands = [message.encode() for message in _every_message()]
     data = {syntax: encode_dataset(instance(), syntax) for syntax in SYNTAXES}
+    small = {syntax: encode_dataset(instance(pixels=20), syntax) for syntax in SYNTAXES}
     bomb = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return {
+    found = {
         "pdu": [pdu[:1] + pdu[6:] for pdu in sorted(control)],
         "framing": conversations,
         "command": commands,
@@ -151,8 +152,8 @@ def seeds() -> dict[str, list[bytes]]:
             for stream in conversations
             if b"\4\0" in {pdu[:2] for pdu in pdus(stream)}
         ],
-        "header": [bytes((number + 4 * 8,)) + encoded for number, encoded in enumerate(data.values())]
-        + [b"\2" + bomb.compress(bytes(1 << 20)) + bomb.flush()],
+        "header": [bytes((number + 4 * 8,)) + encoded for number, encoded in enumerate(small.values())]
+        + [b"\2" + bomb.compress(bytes(1 << 14)) + bomb.flush()],
         "part10": [
             encode_preamble_and_meta(FileMeta(CT, "1.2.3.4", syntax, "1.2.3", "V", "SOURCE")) + encoded
             for syntax, encoded in data.items()
@@ -168,3 +169,8 @@ def seeds() -> dict[str, list[bytes]]:
         "requestor": [bytes((way,)) + stream for stream in recorder.received for way in (0, 4 * 7)]
         + [bytes((way,)) + b"".join(pdus(stream)[1:]) for stream in recorder.received for way in (1, 0x81)],
     }
+    if "query" in TARGETS:
+        from fuzz.archive_targets import archive_seeds
+
+        found.update(archive_seeds())
+    return found

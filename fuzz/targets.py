@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from importlib.util import find_spec
 from io import BytesIO
 from typing import Any
 
@@ -36,6 +37,9 @@ CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
 SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 UIDS = frozenset((0x00080016, 0x00080018, 0x0020000D, 0x0020000E))
+
+#: How much of a deflated data set is inflated, in bytes: more takes time and leads nowhere else.
+MAX_INFLATED = 4 * 1024
 
 #: Longer than all timeouts together that one connection can wait for, in seconds.
 FOR_EVER = 1000
@@ -148,7 +152,7 @@ def header(data: bytes) -> None:
     syntax = SYNTAXES[data[0] % len(SYNTAXES)]
     results: list[dict[int, bytes] | None] = []
     for way in (0, 1 + data[0] // 8):
-        scanner = HeaderScanner(syntax, UIDS, max_value_length=100)
+        scanner = HeaderScanner(syntax, UIDS, max_value_length=100, max_inflated=MAX_INFLATED)
         try:
             for piece in cut(data[1:], way):
                 if scanner.feed(piece):
@@ -367,3 +371,7 @@ TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (pdu, framing, command, messages, header, part10, state_machine, acceptor, requestor)
 }
+if find_spec("sqlalchemy") is not None:
+    from fuzz.archive_targets import ARCHIVE_TARGETS
+
+    TARGETS.update(ARCHIVE_TARGETS)

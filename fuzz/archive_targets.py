@@ -1,0 +1,280 @@
+"""
+What of the archive is fed with arbitrary bytes: identifiers of queries, files of a worklist, performed procedure steps. Needs
+the extra ``archive``, as the archive does.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+from pydicom import Dataset
+
+from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.files import Durability, InvalidUID
+from dicomtwist.archive.finder import AnswerReader, Search
+from dicomtwist.archive.matching import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
+from dicomtwist.archive.mpps import FOLDER, PerformedProcedureSteps, _Refused, _status_for
+from dicomtwist.archive.record import Instance, make_record, scanner_for
+from dicomtwist.archive.worklist import answer, compile_query, read_item
+from dicomtwist.datasets import decode_dataset, encode_dataset
+from dicomtwist.errors import DataSetError
+from dicomtwist.identifier import encode_identifier
+from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
+
+#: Implicit and Explicit VR Little Endian: one bit chooses.
+SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
+_EXPLICIT = SYNTAXES[1]
+_MODELS = list(Model)
+
+
+class Place:
+    """
+    A folder with an archive of two instances.
+
+    :ivar archive: it, open.
+    :ivar path: of a file for whoever needs one.
+    :ivar steps: keeps performed procedure steps in its storage.
+    """
+
+    def __init__(self) -> None:
+        self._folder = TemporaryDirectory(prefix="fuzz-")
+        root = Path(self._folder.name)
+        self.path = os.fspath(root / "file")
+        self.archive = Archive(root / "archive", durability=Durability.NONE)
+        self.archive.open()
+        for number, name in enumerate(("Doe^John", "Yamada^Tarou=山田^太郎"), 1):
+            outcomes: list[BaseException | None] = []
+            self.archive.keep(_handed(number, name), outcomes.append)
+            assert outcomes == [None]
+        self.archive.catch_up()
+        self.steps = PerformedProcedureSteps(self.archive.store, None)  # type: ignore[arg-type]  # no threads are needed
+
+
+@cache
+def _place() -> Place:
+    return Place()
+
+
+def _handed(number: int, name: str) -> Instance:
+    """An instance as an archive gets it."""
+    made = Dataset()
+    made.SpecificCharacterSet = "ISO_IR 192"
+    made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"1.2.3.4.{number}"
+    made.StudyInstanceUID, made.SeriesInstanceUID = "1.2.3", f"1.2.3.{number}"
+    made.PatientName, made.PatientID, made.Modality = name, f"P{number}", "CT"
+    made.StudyDate, made.StudyTime, made.InstanceNumber = "20240101", "101500", number
+    made.PatientWeight, made.StudyDescription = "70", "Head"
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator = "C1", "99TEST"
+    made.ProcedureCodeSequence = [code]
+    data = encode_dataset(made, _EXPLICIT)
+    scanner = scanner_for(_EXPLICIT)
+    if not scanner.feed(data):
+        scanner.finish()
+    record = make_record(scanner.values, _EXPLICIT)
+    meta = encode_preamble_and_meta(FileMeta(str(made.SOPClassUID), str(made.SOPInstanceUID), _EXPLICIT, "1.2.3"))
+    return Instance(record.uids, _EXPLICIT, [meta, data], lambda: record)
+
+
+def _two(data: bytes) -> tuple[bytes, bytes]:
+    """Two parts: the first has the length that two bytes in front say."""
+    end = 2 + int.from_bytes(data[:2], "big")
+    return data[2:end], data[end:]
+
+
+def query(data: bytes) -> None:
+    """
+    The first byte chooses information model, transfer syntax and kind of query, the second what was negotiated, the rest is
+    the identifier. What can be compiled is answered, and the answers can be decoded.
+    """
+    if len(data) < 2:
+        return
+    syntax, model = SYNTAXES[data[0] & 1], _MODELS[(data[0] >> 2) % len(_MODELS)]
+    negotiated = Negotiated.from_bytes(bytes(data[1] >> bit & 1 for bit in range(6)))
+    compile_query = compile_retrieve if data[0] & 2 else compile_find
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            compiled = compile_query(decode_dataset(data[2:], syntax), model, negotiated)
+        except (DataSetError, InvalidIdentifier):
+            return
+        search = Search(_place().archive.index.engine, compiled)
+        numbers = search.numbers()
+        if data[0] & 2:
+            search.instances("root", numbers)
+            return
+        for found in AnswerReader(search, "FUZZ", syntax).read(numbers):
+            decode_dataset(found, syntax).decode()
+
+
+def worklist(data: bytes) -> None:
+    """An identifier and a file of a worklist. What can be read and compiled is answered."""
+    keys, content = _two(data)
+    path = _place().path
+    with open(path, "wb") as file:
+        file.write(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            item = read_item(path)
+        except ValueError:
+            return
+        try:
+            identifier = decode_dataset(keys, _EXPLICIT)
+        except DataSetError:
+            return
+        try:
+            identifier.decode()
+        except Exception:
+            return  # whatever pydicom raises: it is no identifier
+        try:
+            matches = compile_query(identifier)
+        except ValueError:
+            return
+        for at in matches(item):
+            try:
+                encode_identifier(answer(item, at, identifier), _EXPLICIT)
+            except DataSetError:
+                pass
+
+
+def steps(data: bytes) -> None:
+    """A performed procedure step as N-CREATE and as N-SET bring it. What is refused has a status that says why."""
+    created, changed = _two(data)
+    keeper, uid = _place().steps, "1.2.3.4.5"
+    assoc = SimpleNamespace(
+        settings=SimpleNamespace(implementation_class_uid="1.2.3", implementation_version_name=None),
+        remote=SimpleNamespace(ae_title="FUZZ"),
+    )
+    event: Any = SimpleNamespace(sop_instance_uid=uid, assoc=assoc, attribute_identifiers=[])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            event.attribute_list = decode_dataset(created, _EXPLICIT)
+            event.modification_list = decode_dataset(changed, _EXPLICIT)
+            keeper._exclusively(keeper._create, event)
+            encode_identifier(keeper._get(event)[1], _EXPLICIT)
+            keeper._exclusively(keeper._set, event)
+            encode_identifier(keeper._get(event)[1], _EXPLICIT)
+        except (_Refused, DataSetError, InvalidUID) as error:
+            assert _status_for(error) is not None
+    kept = _place().archive.root / FOLDER / f"{uid}.dcm"
+    kept.unlink(missing_ok=True)
+
+
+ARCHIVE_TARGETS = {"query": query, "worklist": worklist, "steps": steps}
+
+
+# --- what they begin with
+
+
+def _items(**elements: Any) -> Dataset:
+    made = Dataset()
+    for keyword, value in elements.items():
+        setattr(made, keyword, value)
+    return made
+
+
+def _identifiers() -> list[Dataset]:
+    code = _items(CodeValue="C*", CodingSchemeDesignator="99TEST", CodeMeaning="")
+    return [
+        _items(QueryRetrieveLevel="PATIENT", PatientID="P?", PatientName="Doe*", NumberOfPatientRelatedStudies=""),
+        _items(QueryRetrieveLevel="STUDY", StudyDate="20230101-20240601", StudyTime="-1200", StudyInstanceUID=""),
+        _items(QueryRetrieveLevel="STUDY", PatientID="P1", StudyInstanceUID=["1.2.3", "1.2.4"], ModalitiesInStudy="CT"),
+        _items(QueryRetrieveLevel="STUDY", PatientName="山*=*", SpecificCharacterSet="ISO_IR 192", StudyDescription="H*"),
+        _items(QueryRetrieveLevel="STUDY", ProcedureCodeSequence=[code], PatientWeight="70.0", PatientAge=""),
+        _items(
+            QueryRetrieveLevel="STUDY", StudyDate="20240101", StudyTime="10-11", TimezoneOffsetFromUTC="-0530",
+            PatientBirthDate='""',
+        ),
+        _items(
+            QueryRetrieveLevel="SERIES", StudyInstanceUID="1.2.3", Modality="CT\\MR", SeriesNumber="",
+            RequestAttributesSequence=[_items(ScheduledProcedureStepID="S?")],
+        ),
+        _items(
+            QueryRetrieveLevel="IMAGE", StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.3.1", InstanceNumber="1",
+            SOPInstanceUID="1.2.3.4.1", AcquisitionDateTime="2024-",
+        ),
+    ]  # fmt: skip
+
+
+def _scheduled(**elements: Any) -> Dataset:
+    return _items(
+        ScheduledStationAETitle=["AA32", "AA33"], Modality="CT", ScheduledProcedureStepStartDate="20240105",
+        ScheduledProcedureStepStartTime="085600", ScheduledProcedureStepID="S1", **elements,
+    )  # fmt: skip
+
+
+def _worklists() -> list[tuple[Dataset, Dataset]]:
+    item = _items(
+        SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Käthe", PatientID="M1", AccessionNumber="1",
+        ScheduledProcedureStepSequence=[_scheduled(), _scheduled(ScheduledProcedureStepLocation="HERE")],
+    )  # fmt: skip
+    moment = _items(
+        ScheduledProcedureStepStartDate="20240101-20240201", ScheduledProcedureStepStartTime="08-17", Modality="C?"
+    )
+    keys = [
+        _items(PatientName="m*", ScheduledProcedureStepSequence=[moment], SpecificCharacterSet="ISO_IR 192"),
+        _items(
+            AccessionNumber="1\\2",
+            PatientID="",
+            ScheduledProcedureStepSequence=[_items(ScheduledStationAETitle="AA33")],
+        ),
+        _items(ScheduledProcedureStepSequence=[], RequestedProcedureCodeSequence=[_items(CodeValue="A")]),
+    ]
+    return [(one, item) for one in keys]
+
+
+def _performed() -> list[tuple[Dataset, Dataset]]:
+    scheduled = _items(
+        StudyInstanceUID="1.2.3", ReferencedStudySequence=[], AccessionNumber="A1", RequestedProcedureID="",
+        RequestedProcedureDescription="", ScheduledProcedureStepID="S1", ScheduledProcedureStepDescription="",
+        ScheduledProtocolCodeSequence=[],
+    )  # fmt: skip
+    step = _items(
+        SpecificCharacterSet="ISO_IR 100", ScheduledStepAttributesSequence=[scheduled], PatientName="Müller^Käthe",
+        PatientID="P1", PatientBirthDate="19500101", PatientSex="F", ReferencedPatientSequence=[], StudyID="",
+        PerformedProcedureStepID="PPS1", PerformedStationAETitle="MODALITY", PerformedStationName="", PerformedLocation="",
+        PerformedProcedureStepStartDate="20240501", PerformedProcedureStepStartTime="101500", Modality="CT",
+        PerformedProcedureStepStatus="IN PROGRESS", PerformedProcedureStepDescription="", ProcedureCodeSequence=[],
+        PerformedProcedureTypeDescription="", PerformedProcedureStepEndDate="", PerformedProcedureStepEndTime="",
+        PerformedProtocolCodeSequence=[], PerformedSeriesSequence=[],
+    )  # fmt: skip
+    series = _items(ProtocolName="Head", SeriesInstanceUID="1.2.3.1")
+    return [
+        (step, _items(PerformedProcedureStepDescription="More", SpecificCharacterSet="ISO_IR 192", PatientID="P1")),
+        (
+            step,
+            _items(
+                PerformedProcedureStepStatus="COMPLETED", PerformedProcedureStepEndDate="20240501",
+                PerformedProcedureStepEndTime="103000", PerformedSeriesSequence=[series],
+            ),
+        ),
+    ]  # fmt: skip
+
+
+def _joined(first: bytes, second: bytes) -> bytes:
+    return len(first).to_bytes(2, "big") + first + second
+
+
+def archive_seeds() -> dict[str, list[bytes]]:
+    """Return what each of these targets begins with."""
+    items = [(encode_dataset(keys, _EXPLICIT), encode_dataset(item, _EXPLICIT)) for keys, item in _worklists()]
+    meta = encode_preamble_and_meta(FileMeta("1.2.276.0.7230010.3.1.0.1", "1.2.3", _EXPLICIT, "1.2.3"))
+    return {
+        "query": [
+            bytes((kind, negotiated)) + encode_dataset(identifier, SYNTAXES[kind & 1])
+            for identifier in _identifiers()
+            for kind, negotiated in ((0, 0), (5, 0x3F), (3, 1), (6, 0))
+        ],
+        "worklist": [_joined(keys, start + item) for keys, item in items for start in (b"", meta)],
+        "steps": [
+            _joined(encode_dataset(step, _EXPLICIT), encode_dataset(change, _EXPLICIT)) for step, change in _performed()
+        ],
+    }
