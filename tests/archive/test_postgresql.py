@@ -8,7 +8,6 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Engine, create_engine
 
@@ -19,6 +18,7 @@ from dicomtwist.archive.files import Durability
 from dicomtwist.archive.reconcile import reconcile
 from tests.archive import test_matching
 from tests.archive.samples import ask, dataset, keep
+from tests.archive.test_archive import ArchiveCase
 
 
 @functools.cache
@@ -53,17 +53,8 @@ class Matching(test_matching.Matching):
         self.addCleanup(self.archive.close)
 
 
-class Keeping(test_matching.MatchingCase):
+class Keeping(ArchiveCase):
     """Instances that come, change and go."""
-
-    def setUp(self) -> None:
-        self.root = Path(self.mktemp())
-
-    def open(self, **options: Any) -> Archive:
-        archive = Archive(self.root, **options)
-        archive.open()
-        self.addCleanup(archive.close)
-        return archive
 
     def test_life(self) -> None:
         archive = self.open(engine=empty())
