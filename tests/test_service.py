@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from typing import Any
+
 from twisted.application.service import MultiService
 from twisted.internet.error import CannotListenError
 from twisted.trial.unittest import TestCase
@@ -98,6 +101,24 @@ class Plugin(TestCase):
         self.assertIs(archive.duplicates, Duplicates.REPLACE)
         self.assertEqual(archive.store.min_free, 128 * 1024 * 1024)
         options["archive"].close()
+
+    def test_the_start_is_left_alone(self) -> None:
+        """When it runs, the collector has nothing of what the start made to look through."""
+        options = Options()
+        options.parseOptions(["--storage", self.mktemp()])
+        when_running: list[Any] = []
+        self.patch(
+            options["ae"].reactor, "callWhenRunning", lambda function, *args: when_running.append((function, args))
+        )
+        makeService(options)
+        options["archive"].close()
+        gc.unfreeze()
+        self.addCleanup(gc.unfreeze)
+        for function, args in when_running:
+            if not args:
+                function()
+        self.assertGreater(gc.get_freeze_count(), 10_000)
+        self.assertLess(len(gc.get_objects()), 10_000)
 
     def test_options(self) -> None:
         """Each reaches its setting."""
