@@ -99,8 +99,8 @@ class ProposedContext:
         for item_type, content in _walk(value[4:], "presentation context"):
             if item_type == 0x30:
                 abstract_syntax = _decode_uid(content, tolerated)
-            elif item_type == 0x40 and content:
-                transfer_syntaxes.append(_decode_uid(content, tolerated))
+            elif item_type == 0x40 and (uid := _decode_uid(content, tolerated)):
+                transfer_syntaxes.append(uid)
         if not abstract_syntax:
             raise InvalidPDU(f"presentation context {value[0]} has no abstract syntax")
         if not transfer_syntaxes:

@@ -275,6 +275,13 @@ class ToleranceTests(unittest.TestCase):
     def test_rejected_context_with_garbage_for_a_syntax(self):
         self.assertEqual(AnsweredContext.decode(memoryview(b"\1\0\3\0\xff\xff"), set()), AnsweredContext(1, 3))
 
+    def test_transfer_syntaxes_that_are_nothing_but_padding(self):
+        """They are none, as those without any bytes."""
+        for padding in (b"", b"\0", b" \0 "):
+            value = b"\1\0\0\0" + encode_item(0x30, b"1.2") + encode_item(0x40, padding) + encode_item(0x40, b"1.2.3")
+            decoded = ProposedContext.decode(memoryview(value), set())
+            self.assertEqual(decoded.transfer_syntaxes, ("1.2.3",))
+
     def test_contexts_without_transfer_syntaxes(self):
         value = b"\1\0\0\0" + encode_item(0x30, b"1.2") + encode_item(0x40, b"") * 5
         self.assertEqual(ProposedContext.decode(memoryview(value), set()), ProposedContext(1, "1.2", ()))
