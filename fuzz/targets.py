@@ -22,7 +22,7 @@ from dicomtwist import AE, Association, AsyncOperationsWindow, build_context, ev
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.dimse.messages import Message, decode_message
 from dicomtwist.dimse.stream import MessageReceiver
-from dicomtwist.errors import AssociationError, DataSetError, InvalidMessage, InvalidPDU, NoPresentationContext
+from dicomtwist.errors import AssociationError, InvalidMessage, InvalidPDU, NoPresentationContext
 from dicomtwist.header import HeaderError, HeaderScanner
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
 from dicomtwist.testing import MemoryNetwork
@@ -248,7 +248,8 @@ class LogWatch:
 def _stored(event: evt.StoreEvent) -> int:
     try:
         repr(event.dataset)
-    except DataSetError:
+    except Exception:
+        # That of a data set that cannot be decoded, and whatever pydicom raises for values when they are looked at.
         return 0xC000
     return 0
 

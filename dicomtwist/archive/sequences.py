@@ -26,6 +26,13 @@ def load(text: str) -> Dataset:
     return Dataset.from_json(text) if text else Dataset()
 
 
+def items_of(dataset: Dataset, tag: int) -> list[Dataset]:
+    """Return the items of the sequence *tag*; none where it is not there, or is no sequence though it should be one."""
+    if tag not in dataset or dataset[tag].VR != "SQ":
+        return []
+    return list(dataset[tag].value or ())
+
+
 def sequence_predicate(item: Dataset) -> Callable[[str], bool] | None:
     """
     Return whether any item of a stored sequence matches all keys of *item*; ``None`` where any does.
@@ -65,7 +72,7 @@ def _element_test(element: DataElement, depth: int) -> ItemTest | None:
         if inner is None:
             return None
         test = inner
-        return lambda found: tag in found and any(test(one) for one in found[tag].value or ())
+        return lambda found: any(test(one) for one in items_of(found, tag))
     values = [value for value in texts(element) if value]
     if not values or values == ["*"]:
         return None
@@ -111,7 +118,7 @@ def answer_item(stored: Dataset, wanted: Dataset) -> Dataset:
             answer.add(DataElement(element.tag, element.VR, [] if element.VR == "SQ" else None))
         elif element.VR == "SQ":
             keys = element.value[0] if element.value else Dataset()
-            items = [answer_item(item, keys) for item in stored[element.tag].value or ()]
+            items = [answer_item(item, keys) for item in items_of(stored, element.tag)]
             answer.add(DataElement(element.tag, "SQ", items))
         else:
             answer.add(stored[element.tag])

@@ -24,7 +24,7 @@ from twisted.logger import Logger
 from dicomtwist import evt
 from dicomtwist.archive.providers import Provided
 from dicomtwist.archive.ranges import moments
-from dicomtwist.archive.sequences import ItemTest, answer_item, item_test, texts
+from dicomtwist.archive.sequences import ItemTest, answer_item, item_test, items_of, texts
 from dicomtwist.archive.values import normal_date, time_key
 from dicomtwist.datasets import decode_dataset
 from dicomtwist.dimse.status import DATASET_MISMATCH, OUT_OF_RESOURCES, PENDING, Status
@@ -159,7 +159,7 @@ def read_item(path: str) -> Dataset:
     item = decode_dataset(content[start:], syntax)
     try:
         item.decode()
-        has_steps = bool(item.get(_STEPS) and len(item[_STEPS].value))
+        has_steps = bool(items_of(item, _STEPS))
     except Exception as error:
         # pydicom raises whatever a value makes it raise.
         raise DataSetError(f"a value cannot be decoded: {error}") from error
@@ -190,7 +190,7 @@ def compile_query(identifier: Dataset) -> Query:
     def query(item: Dataset) -> Sequence[int]:
         if matches is not None and not matches(item):
             return ()
-        steps = item[_STEPS].value
+        steps = items_of(item, _STEPS)
         return [at for at, step in enumerate(steps) if step_matches is None or step_matches(step)]
 
     return query
@@ -201,7 +201,9 @@ def _keys(identifier: Dataset) -> Dataset:
 
 
 def _step_test(identifier: Dataset) -> ItemTest | None:
-    items = identifier[_STEPS].value if _STEPS in identifier else None
+    if _STEPS in identifier and identifier[_STEPS].VR != "SQ":
+        raise ValueError("Scheduled Procedure Step Sequence is no sequence")
+    items = items_of(identifier, _STEPS)
     if not items:
         return None
     if len(items) > 1:
@@ -239,7 +241,7 @@ def answer(item: Dataset, at: int, identifier: Dataset) -> Dataset:
     """
     wanted = _keys(identifier)
     one = Dataset({tag: item[tag] for tag in wanted.keys() if tag in item and tag != _STEPS})  # noqa: SIM118
-    one.add(DataElement(_STEPS, "SQ", [item[_STEPS].value[at]]))
+    one.add(DataElement(_STEPS, "SQ", [items_of(item, _STEPS)[at]]))
     found = answer_item(one, wanted) if len(wanted) else Dataset()
     if "SpecificCharacterSet" in item:
         found["SpecificCharacterSet"] = item["SpecificCharacterSet"]

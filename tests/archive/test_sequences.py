@@ -1,0 +1,51 @@
+"""Sequences of stored data sets and of identifiers, also where one is none."""
+
+from __future__ import annotations
+
+import unittest
+
+from pydicom import DataElement, Dataset
+
+from dicomtwist.archive.sequences import answer_item, item_test, items_of
+from dicomtwist.archive.worklist import compile_query
+
+_CODES, _MEANING = 0x00081032, 0x00080104
+_STEPS = 0x00400100
+
+
+def sequence(tag: int, *items: Dataset) -> Dataset:
+    """A data set with a sequence."""
+    return Dataset({tag: DataElement(tag, "SQ", list(items))})
+
+
+def text(tag: int, value: str = "X") -> Dataset:
+    """A data set with a text."""
+    return Dataset({tag: DataElement(tag, "LO", value)})
+
+
+class NoSequence(unittest.TestCase):
+    """Explicit data sets say themselves what VR an element has, and it may be any."""
+
+    def test_items_of(self) -> None:
+        inner = text(_MEANING)
+        self.assertEqual(items_of(sequence(_CODES, inner), _CODES), [inner])
+        for dataset in (sequence(_CODES), text(_CODES), Dataset({_CODES: DataElement(_CODES, "OB", b"ab")}), Dataset()):
+            self.assertEqual(items_of(dataset, _CODES), [])
+
+    def test_a_text_where_a_sequence_is_asked_for(self) -> None:
+        keys = sequence(_CODES, text(_MEANING))
+        test = item_test(keys)
+        assert test is not None
+        self.assertTrue(test(sequence(_CODES, text(_MEANING))))
+        self.assertFalse(test(text(_CODES)))
+        self.assertEqual(answer_item(text(_CODES), keys), sequence(_CODES))
+
+    def test_a_sequence_where_a_text_is_asked_for(self) -> None:
+        test = item_test(text(_CODES))
+        assert test is not None
+        self.assertFalse(test(sequence(_CODES, text(_MEANING))))
+
+    def test_steps_of_a_worklist(self) -> None:
+        self.assertEqual(compile_query(sequence(_STEPS))(text(_STEPS)), [])
+        with self.assertRaisesRegex(ValueError, "is no sequence"):
+            compile_query(text(_STEPS))
