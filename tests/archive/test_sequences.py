@@ -13,14 +13,21 @@ _CODES, _MEANING = 0x00081032, 0x00080104
 _STEPS = 0x00400100
 
 
+def with_element(tag: int, vr: str, value: object) -> Dataset:
+    """A data set with one element."""
+    made = Dataset()
+    made.add(DataElement(tag, vr, value))
+    return made
+
+
 def sequence(tag: int, *items: Dataset) -> Dataset:
     """A data set with a sequence."""
-    return Dataset({tag: DataElement(tag, "SQ", list(items))})
+    return with_element(tag, "SQ", list(items))
 
 
-def text(tag: int, value: str = "X") -> Dataset:
+def text(tag: int) -> Dataset:
     """A data set with a text."""
-    return Dataset({tag: DataElement(tag, "LO", value)})
+    return with_element(tag, "LO", "X")
 
 
 class NoSequence(unittest.TestCase):
@@ -29,7 +36,7 @@ class NoSequence(unittest.TestCase):
     def test_items_of(self) -> None:
         inner = text(_MEANING)
         self.assertEqual(items_of(sequence(_CODES, inner), _CODES), [inner])
-        for dataset in (sequence(_CODES), text(_CODES), Dataset({_CODES: DataElement(_CODES, "OB", b"ab")}), Dataset()):
+        for dataset in (sequence(_CODES), text(_CODES), with_element(_CODES, "OB", b"ab"), Dataset()):
             self.assertEqual(items_of(dataset, _CODES), [])
 
     def test_a_text_where_a_sequence_is_asked_for(self) -> None:
