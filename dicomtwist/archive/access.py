@@ -8,7 +8,7 @@ DIMSE service and SOP Class. So a rule that is gone holds no longer for associat
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -24,6 +24,7 @@ from dicomtwist.archive.certificates import Certificate
 from dicomtwist.archive.rules import DEFAULT_RULES, IDENTITY_TYPES, UNIX, Asker, Identity, Operation, Rules
 from dicomtwist.archive.users import Users
 from dicomtwist.association import Association
+from dicomtwist.dimse.messages import RESPONSES
 from dicomtwist.dimse.status import NOT_AUTHORISED, Status
 from dicomtwist.server import Server
 from dicomtwist.services.answering import Refused
@@ -223,12 +224,20 @@ class Access:
         return Status(NOT_AUTHORISED, event.request.SERVICE, f"no rule allows {wanted}")
 
 
+#: The SOP Class UIDs that a kind of request has. To ask each request for what it does not have would cost an exception.
+_SOP_CLASSES: Final = {
+    request: tuple(
+        field.name for field in fields(request) if field.name in ("affected_sop_class_uid", "requested_sop_class_uid")
+    )
+    for request in RESPONSES
+}
+
+
 def _operations(event: evt.DIMSEEvent) -> frozenset[Operation]:
     """What is asked for: by the service, and by the SOP Classes of both the request and its context, should they differ."""
-    request: Any = event.request
-    affected = getattr(request, "affected_sop_class_uid", None)
-    requested = getattr(request, "requested_sop_class_uid", None)
-    return _operations_on(event.event, event.context.abstract_syntax, affected, requested)
+    request = event.request
+    uids = [getattr(request, name) for name in _SOP_CLASSES[type(request)]]
+    return _operations_on(event.event, event.context.abstract_syntax, *uids)
 
 
 @lru_cache(maxsize=1024)
