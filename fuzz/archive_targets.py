@@ -79,7 +79,7 @@ def _handed(number: int, name: str) -> Instance:
         scanner.finish()
     record = make_record(scanner.values, _EXPLICIT)
     meta = encode_preamble_and_meta(FileMeta(str(made.SOPClassUID), str(made.SOPInstanceUID), _EXPLICIT, "1.2.3"))
-    return Instance(record.uids, _EXPLICIT, [meta, data], lambda: record)
+    return Instance(record.uids, _EXPLICIT, [meta, data], lambda: record, record.length)
 
 
 def _two(data: bytes) -> tuple[bytes, bytes]:

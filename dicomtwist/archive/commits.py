@@ -128,7 +128,7 @@ class GroupCommit:
                 return Raced()
             self._store.rename(arrival.written.path, *arrival.instance.uids)
             arrival.placed = True
-            behind.add(_row(arrival), arrival.instance.size)
+            behind.add(_row(arrival), arrival.instance.held)
         except BaseException as error:
             self._settle(arrival, error)
             return error
@@ -251,8 +251,8 @@ class GroupCommit:
 
 
 def _row(arrival: Arrival) -> Callable[[], Indexed]:
-    instance, written = arrival.instance, arrival.written
+    """Return what makes the row of an instance, and keeps nothing of its content."""
+    written = arrival.written
     assert written is not None
-    return lambda: Indexed(
-        instance.describe(), instance.transfer_syntax, written.size, arrival.exists, written.digest or None
-    )
+    describe, syntax, exists = arrival.instance.describe, arrival.instance.transfer_syntax, arrival.exists
+    return lambda: Indexed(describe(), syntax, written.size, exists, written.digest or None)

@@ -277,12 +277,13 @@ class _Incoming:
             # Only what the answer depends on; the rest when the index wants it.
             filed = _scanned(data, scanner_for(syntax, _WANTED))
             uids = self._checked_uids(filed)
-            instance = Instance(uids, syntax, [self._meta(), data], lambda: _described(data, syntax, filed))
+            instance = Instance(uids, syntax, [self._meta(), data], lambda: _described(data, syntax, filed), len(data))
         else:
             self._write_some(buffers)
             values = self._finish_scan()
             uids = self._checked_uids(values)
-            instance = Instance(uids, syntax, self._writer.seal(), lambda: make_record(values, syntax))
+            held = sum(map(len, values.values()))
+            instance = Instance(uids, syntax, self._writer.seal(), lambda: make_record(values, syntax), held)
         self._keeper = get_ident()
         self._receiver.archive.keep(instance, self._kept)
         if self._keeper is None:

@@ -317,7 +317,7 @@ class _Importing:
         except OSError as error:
             self._done(path, error)
         else:
-            instance = Instance(record.uids, transfer_syntax, content, lambda: record)
+            instance = Instance(record.uids, transfer_syntax, content, lambda: record, record.length)
             self._archive.keep(instance, lambda error: self._done(path, error))
 
     def _content(self, path: str, size: int) -> list[Buffer] | Written:

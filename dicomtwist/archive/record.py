@@ -81,6 +81,11 @@ class Record:
         """Study, Series and SOP Instance UID."""
         return self.study_uid, self.series_uid, self.sop_instance_uid
 
+    @property
+    def length(self) -> int:
+        """How many characters it has."""
+        return sum(len(text) for row in (self.patient, self.study, self.series, self.instance) for text in row)
+
 
 @dataclass(slots=True, eq=False)
 class Instance:
@@ -93,17 +98,14 @@ class Instance:
         that :meth:`~dicomtwist.archive.files.InstanceWriter.seal` gave, which the archive takes over.
     :ivar describe: returns what the index is to know of it. Called in any thread, and not before it is needed; it does not
         fail.
+    :ivar held: how many bytes *describe* keeps in memory, about.
     """
 
     uids: tuple[str, str, str]
     transfer_syntax: str
     content: Sequence[Buffer] | Written
     describe: Callable[[], Record]
-
-    @property
-    def size(self) -> int:
-        """How many bytes of it are in memory."""
-        return 0 if isinstance(self.content, Written) else sum(map(len, self.content))
+    held: int
 
 
 class _Encoding(NamedTuple):

@@ -52,7 +52,7 @@ def encoded(made: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) -> tup
 def handed(made: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) -> Instance:
     """An instance as an archive gets it."""
     record, content = encoded(made, transfer_syntax)
-    return Instance(record.uids, str(transfer_syntax), content, lambda: record)
+    return Instance(record.uids, str(transfer_syntax), content, lambda: record, record.length)
 
 
 def keep(archive: Archive, made: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) -> BaseException | None:

@@ -206,7 +206,7 @@ class Keeping(ArchiveCase):
                 scanner.finish()
             odd = make_record(scanner.values, syntax)
             outcomes: list[BaseException | None] = []
-            archive.keep(Instance(record.uids, syntax, [head, data], partial(lambda odd: odd, odd)), outcomes.append)
+            archive.keep(Instance(record.uids, syntax, [head, data], partial(lambda odd: odd, odd), 0), outcomes.append)
             self.assertEqual(outcomes, [None], name)
             (answer,) = ask(archive, "STUDY", StudyInstanceUID=f"1.2.{number}", PatientName=None)
             self.assertIn("PatientName", answer)

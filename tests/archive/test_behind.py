@@ -68,7 +68,7 @@ class Following(BehindTestCase):
 
     def test_no_more_than_so_many_bytes_wait(self) -> None:
         self.patch(behind, "MAX_BEHIND_BYTES", 5000)
-        self.kept(1, 2, PatientComments="x" * 3000)
+        self.kept(1, 2, PatientComments="x" * 3000)  # which the record has as well
         self.assertEqual(self.archive.behind, 2)
         self.kept(3)
         self.assertEqual((self.archive.behind, self.indexed()), (1, 2))
@@ -155,6 +155,15 @@ class Failing(BehindTestCase):
         self.archive.catch_up()
         self.assertEqual((self.archive.behind, self.indexed()), (0, 3))
 
+    def test_a_mistake_of_ours(self) -> None:
+        self.kept(1, 2)
+        add, self.archive.index.add = self.archive.index.add, lambda rows: 1 // 0  # type: ignore[method-assign,assignment]
+        self.assertRaises(ZeroDivisionError, self.archive.catch_up)
+        self.assertEqual(self.archive.behind, 2)
+        self.archive.index.add = add  # type: ignore[method-assign]
+        self.archive.catch_up()
+        self.assertEqual(self.indexed(), 2)
+
     def test_who_would_be_one_too_many_is_refused(self) -> None:
         self.patch(behind, "MAX_BEHIND", 2)
         self.refuses = "1"
@@ -208,6 +217,15 @@ class Receiving(MemoryTestCase):
         self.store(3)
         self.network.advance(PAUSE * 1.1)
         self.assertEqual(self.archive.behind, 0)
+
+    def test_what_is_kept_of_a_large_one_counts(self) -> None:
+        """Its pixels are in the file, what the index wants of its header is in memory."""
+        self.patch(behind, "MAX_BEHIND_BYTES", 5000)
+        for number in (1, 2):
+            large = dataset(number, PatientComments="x" * 6000)
+            large.add_new(0x7FE00010, "OB", bytes(200_000))
+            self.assertEqual(self.network.result_of(self.assoc.send_c_store(large)), 0)
+        self.assertEqual(self.archive.behind, 1)
 
     def test_the_database_refuses(self) -> None:
         add, self.archive.index.add = self.archive.index.add, self.refuse  # type: ignore[method-assign,assignment]
