@@ -30,14 +30,14 @@ MAX_DEPTH = 64
 MAX_INFLATED = 4 * 1024 * 1024
 MAX_INFLATE_RATIO = 100
 
-# Papyrus 3 Implicit VR (retired), and GE's private syntax whose pixels alone are big endian.
-_IMPLICIT = frozenset((IMPLICIT_LITTLE_ENDIAN, "1.2.840.10008.1.20", "1.2.840.113619.5.2"))
-# Deflated Explicit VR LE (PS3.5 A.5), and the two JPIP referenced syntaxes that deflate the data set as well.
-_DEFLATED = frozenset(("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"))
+#: Papyrus 3 Implicit VR (retired), and GE's private syntax whose pixels alone are big endian.
+IMPLICIT = frozenset((IMPLICIT_LITTLE_ENDIAN, "1.2.840.10008.1.20", "1.2.840.113619.5.2"))
+#: Deflated Explicit VR LE (PS3.5 A.5), and the two JPIP referenced syntaxes that deflate the data set as well.
+DEFLATED = frozenset(("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"))
 
-# PS3.5 table 7.1-2: two bytes of length. Table 7.1-1: two reserved bytes, then four bytes of length.
-_SHORT_VRS = b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
-_LONG_VRS = b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split()
+#: PS3.5 table 7.1-2: two bytes of length. Table 7.1-1: two reserved bytes, then four bytes of length.
+SHORT_VRS = b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
+LONG_VRS = b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split()
 
 
 class _Encoding:
@@ -55,8 +55,8 @@ class _Encoding:
         self.long = struct.Struct(order + "I").unpack_from
         self.group_mask = 0xFFFF0000 if order == ">" else 0x0000FFFF
         vr = struct.Struct(order + "H")
-        self.short_vrs = frozenset(vr.unpack(name)[0] for name in _SHORT_VRS)
-        self.long_vrs = frozenset(vr.unpack(name)[0] for name in _LONG_VRS)
+        self.short_vrs = frozenset(vr.unpack(name)[0] for name in SHORT_VRS)
+        self.long_vrs = frozenset(vr.unpack(name)[0] for name in LONG_VRS)
 
     def swap(self, tag: int) -> int:
         """From a raw tag to a tag, or back."""
@@ -167,10 +167,10 @@ class HeaderScanner:
         self._max_depth = max_depth
         self._max_inflated = max_inflated
         self._max_ratio = max_inflate_ratio
-        self._implicit = transfer_syntax_uid in _IMPLICIT
+        self._implicit = transfer_syntax_uid in IMPLICIT
         self._encoding = encoding
         self._wanted_raw = wanted_raw
-        self._inflater = zlib.decompressobj(-15) if transfer_syntax_uid in _DEFLATED else None
+        self._inflater = zlib.decompressobj(-15) if transfer_syntax_uid in DEFLATED else None
         self._deflated_in = 0
         self._inflated_out = 0
         self._error: HeaderError | None = None
@@ -454,7 +454,7 @@ class HeaderScanner:
                 self._un_depth = depth  # Implicit VR Little Endian within (PS3.5 section 6.2.2)
             elif vr == b"OB" or vr == b"OW":
                 self._fragments = True
-            elif vr in _LONG_VRS and vr != b"SQ":
+            elif vr in LONG_VRS and vr != b"SQ":
                 self._fail(f"an element of VR {vr.decode()} and undefined length, which it cannot have", pos)
         self._depth = depth
 

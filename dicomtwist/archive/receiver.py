@@ -8,8 +8,7 @@ pieces, one write under way at a time, and reading from the peer pauses while to
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
 from typing import Final, Protocol
 
@@ -26,8 +25,10 @@ from dicomtwist.archive.files import (
     InstanceWriter,
     InvalidUID,
     StoreError,
+    Written,
 )
-from dicomtwist.archive.record import Instance, Record, make_record, scanner_for
+from dicomtwist.archive.filesystem import Buffer
+from dicomtwist.archive.record import MAX_VALUE_LENGTH, WANTED, Instance, make_record, scanner_for
 from dicomtwist.dimse.status import (
     CANNOT_UNDERSTAND,
     DATASET_MISMATCH,
@@ -37,6 +38,7 @@ from dicomtwist.dimse.status import (
 )
 from dicomtwist.errors import loggable
 from dicomtwist.header import HeaderError, HeaderScanner
+from dicomtwist.layouts import Layouts
 from dicomtwist.part10 import decode_uid, encode_preamble_and_meta
 from dicomtwist.pieces import Pieces
 from dicomtwist.threads import WorkerThreads
@@ -87,6 +89,8 @@ class StorageReceiver:
 
     :param archive: where instances are kept; open.
     :param threads: where files are written; the caller holds it while this is used.
+
+    :ivar layouts: how the data sets are laid out that came lately.
     """
 
     log = Logger()
@@ -94,6 +98,7 @@ class StorageReceiver:
     def __init__(self, archive: Keeper, threads: WorkerThreads) -> None:
         self.archive = archive
         self.threads = threads
+        self.layouts = Layouts(WANTED, MAX_VALUE_LENGTH)
         self._came = 0
         self._waiting: IDelayedCall | None = None
 
@@ -151,7 +156,7 @@ class _Incoming:
         self._enough = FIRST_WRITE
         self._writing = False
         self._finished = False
-        self._unreadable = False
+        self._values: Mapping[int, bytes] | None = None
         self._refusal: Failure | None = None
         self._keeper: int | None = None
         self._outcome: BaseException | None = None
@@ -272,18 +277,19 @@ class _Incoming:
     def _finish_writing(self, buffers: list[memoryview | bytearray]) -> bool:
         """Hand the instance to the archive; return whether it has told what came of it already."""
         syntax = self._event.context.transfer_syntax
+        content: Sequence[Buffer] | Written
         if self._writer is None:
             data = b"".join(buffers)
-            # Only what the answer depends on; the rest when the index wants it.
-            filed = _scanned(data, scanner_for(syntax, _WANTED))
-            uids = self._checked_uids(filed)
-            instance = Instance(uids, syntax, [self._meta(), data], lambda: _described(data, syntax, filed), len(data))
+            values = self._found_in(data)
+            uids = self._checked_uids(values)
+            content = [self._meta(), data]
         else:
             self._write_some(buffers)
-            values = self._finish_scan()
+            values = self._found()
             uids = self._checked_uids(values)
-            held = sum(map(len, values.values()))
-            instance = Instance(uids, syntax, self._writer.seal(), lambda: make_record(values, syntax), held)
+            content = self._writer.seal()
+        held = sum(map(len, values.values()))
+        instance = Instance(uids, syntax, content, lambda: make_record(values, syntax), held)
         self._keeper = get_ident()
         self._receiver.archive.keep(instance, self._kept)
         if self._keeper is None:
@@ -301,33 +307,51 @@ class _Incoming:
         if self._writer is not None:
             self._writer.discard()
 
-    def _scan(self, buffers: list[memoryview | bytearray]) -> None:
-        if self._scanner is None:
-            self._scanner = scanner_for(self._event.context.transfer_syntax)
-        if self._scanner.done or self._unreadable:
+    def _scan(self, buffers: Sequence[Buffer]) -> None:
+        """Look for what the index wants in the next pieces of a large instance."""
+        layouts, syntax = self._receiver.layouts, self._event.context.transfer_syntax
+        scanner = self._scanner
+        if scanner is None:
+            self._values = layouts.values(buffers[0], syntax, whole=False)
+            scanner = self._scanner = scanner_for(syntax)
+        if self._values is not None:
             return
         try:
-            for data in buffers:
-                if self._scanner.feed(data):
-                    break
+            for number, data in enumerate(buffers):
+                if scanner.feed(data):
+                    self._values = scanner.values
+                    if not number:
+                        layouts.learn(data, syntax, scanner.values)
+                    return
         except HeaderError as error:
-            self._settle_for_less(error)
+            self._values = _enough(scanner, error)
 
-    def _settle_for_less(self, error: HeaderError) -> None:
-        """A data set that cannot be read to the end of what is indexed is kept if it can be filed."""
-        assert self._scanner is not None
-        if not self._scanner.values.keys() >= _WANTED:
-            raise error
-        self._unreadable = True
-
-    def _finish_scan(self) -> Mapping[int, bytes]:
-        assert self._scanner is not None
-        if not (self._scanner.done or self._unreadable):
+    def _found(self) -> Mapping[int, bytes]:
+        """Return what the index wants of a large instance that is whole."""
+        scanner = self._scanner
+        assert scanner is not None
+        if self._values is None:
             try:
-                self._scanner.finish()
+                scanner.finish()
             except HeaderError as error:
-                self._settle_for_less(error)
-        return self._scanner.values
+                return _enough(scanner, error)
+            self._values = scanner.values
+        return self._values
+
+    def _found_in(self, data: bytes) -> Mapping[int, bytes]:
+        """Return what the index wants of a small instance."""
+        layouts, syntax = self._receiver.layouts, self._event.context.transfer_syntax
+        values = layouts.values(data, syntax)
+        if values is None:
+            scanner = scanner_for(syntax)
+            try:
+                if not scanner.feed(data):
+                    scanner.finish()
+            except HeaderError as error:
+                return _enough(scanner, error)
+            values = scanner.values
+            layouts.learn(data, syntax, values)
+        return values
 
     def _checked_uids(self, values: Mapping[int, bytes]) -> tuple[str, str, str]:
         """Return the UIDs of study, series and instance, which agree with the request."""
@@ -345,18 +369,15 @@ class _Incoming:
         return found[_STUDY], found[_SERIES], found[_SOP_INSTANCE]
 
 
-def _scanned(data: bytes, scanner: HeaderScanner) -> Mapping[int, bytes]:
-    if not scanner.feed(data):
-        scanner.finish()
+def _enough(scanner: HeaderScanner, error: HeaderError) -> Mapping[int, bytes]:
+    """
+    Return what was found of a data set that cannot be read to the end of what is indexed: it is kept if it can be filed.
+
+    :raises HeaderError: it cannot.
+    """
+    if not scanner.values.keys() >= _WANTED:
+        raise error
     return scanner.values
-
-
-def _described(data: bytes, transfer_syntax: str, filed: Mapping[int, bytes]) -> Record:
-    """Return the record of a data set as far as it can be read; *filed* has what it is filed by."""
-    scanner = scanner_for(transfer_syntax)
-    with suppress(HeaderError):
-        _scanned(data, scanner)
-    return make_record({**scanner.values, **filed}, transfer_syntax)
 
 
 def _status_for(reason: Failure) -> Status:
