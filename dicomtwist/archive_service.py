@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 from dicomtwist import evt
 from dicomtwist.ae import AE
 from dicomtwist.archive.access import Access
-from dicomtwist.archive.files import StoreError
+from dicomtwist.archive.kept import StoreError
 from dicomtwist.archive.providers import Provider, combined
 from dicomtwist.archive.reconcile import Import, Reconciled, import_folder, reconcile
 from dicomtwist.service import DICOMService

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import signal
@@ -25,7 +24,7 @@ try:
     from dicomtwist.archive.access import Access
     from dicomtwist.archive.archive import Archive, Duplicates
     from dicomtwist.archive.commitment import StorageCommitment
-    from dicomtwist.archive.files import Durability, StoreError
+    from dicomtwist.archive.kept import Durability, StoreError
     from dicomtwist.archive.mpps import PerformedProcedureSteps
     from dicomtwist.archive.peers import Peers
     from dicomtwist.archive.providers import Provider
@@ -45,6 +44,7 @@ from dicomtwist.settings import Settings
 from dicomtwist.sockets import Sockets
 from dicomtwist.supervisor import SupervisorService, WorkerService
 from dicomtwist.threads import WorkerThreads
+from dicomtwist.tuning import keep_memory, leave_alone_what_is_there
 from dicomtwist.workers import MAX_WORKERS, Place, Workers, worker_command
 
 #: The exit status of a command that was used wrongly (sysexits.h).
@@ -421,7 +421,8 @@ def makeService(options: Options) -> IService:
         reloading.then = service.workers.reload
     ae.reactor.callWhenRunning(_reload_at_sighup, ae.reactor, reloading)
     ae.reactor.callWhenRunning(_log_vitals_at_sigusr1, ae.reactor, service)
-    ae.reactor.callWhenRunning(_leave_alone_what_is_there)
+    ae.reactor.callWhenRunning(leave_alone_what_is_there)
+    ae.reactor.callWhenRunning(keep_memory)
     if place is not None:
         ae.reactor.callWhenRunning(place.begin, ae.reactor)
     return service
@@ -455,15 +456,6 @@ def _reloading(options: Options, service: ArchiveService, threads: WorkerThreads
         configuration=configuration,
         read=read,
     )
-
-
-def _leave_alone_what_is_there() -> None:
-    """
-    Take what the start made, modules and dictionaries, out of what Python's collector looks through: that takes 50 ms each
-    time, in which nobody is answered.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _stop_at_sigterm(reactor: Any) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 from pydicom import Dataset
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.files import Durability, InvalidUID
 from dicomtwist.archive.finder import AnswerReader, Search
+from dicomtwist.archive.kept import Durability, InvalidUID
 from dicomtwist.archive.matching import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
 from dicomtwist.archive.mpps import FOLDER, PerformedProcedureSteps, _Refused, _status_for
 from dicomtwist.archive.record import Instance, make_record, scanner_for

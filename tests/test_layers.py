@@ -83,7 +83,7 @@ ROOMS = (
     Room(("slots.py", "attempts.py", "pool.py"), ALL_ABOVE, ("Twisted",)),
     Room(("__init__.py",)),
     Room(("testing/",), ("errors.py", "ul/", "dimse/"), ("Twisted",)),
-    Room(("archive/filesystem.py", "archive/files.py"), ()),
+    Room(("archive/filesystem.py", "archive/kept.py", "archive/files.py"), ()),
     Room(
         ("archive/",),
         (
@@ -96,6 +96,7 @@ ROOMS = (
             "threads.py",
             "evt.py",
             "archive/filesystem.py",
+            "archive/kept.py",
             "archive/files.py",
         ),
         ("Twisted", "pydicom", "SQLAlchemy"),
@@ -109,6 +110,7 @@ ROOMS = (
     Room(("archive/commitment.py", "archive/query_retrieve.py"), ALL_ABOVE, ("Twisted", "pydicom")),
     Room(("configuration.py", "sockets.py", "workers.py"), ALL_ABOVE, ("Twisted",)),
     Room(("monitor.py",), (), ("Twisted",)),
+    Room(("tuning.py",), ()),
     Room(("service.py", "archive_service.py", "reloading.py", "supervisor.py", "tap.py"), ALL_ABOVE, ("Twisted",)),
     Room(("tools/",), ALL_ABOVE, ("Twisted", "pydicom", "pyOpenSSL", "click", "tqdm")),
 )

@@ -15,17 +15,10 @@ from sqlalchemy import Engine
 
 from dicomtwist.archive.behind import Behind
 from dicomtwist.archive.commits import Arrival, GroupCommit, Raced
-from dicomtwist.archive.files import (
-    INSTANCE_SUFFIX,
-    DuplicateInstance,
-    Durability,
-    InstanceStore,
-    StoreError,
-    Written,
-    check_uids,
-)
+from dicomtwist.archive.files import INSTANCE_SUFFIX, InstanceStore
 from dicomtwist.archive.filesystem import Buffer, FileSystem
 from dicomtwist.archive.index import FOLDER, Index, IndexFailed
+from dicomtwist.archive.kept import DuplicateInstance, Durability, StoreError, Written, check_uids
 from dicomtwist.archive.record import Instance
 from dicomtwist.archive.sharing import Committing
 from dicomtwist.part10 import NotDicomFile, read_file_meta
@@ -192,10 +185,12 @@ class Archive:
         """Whether the copy that is there stays; what is compared is the data set and how it is encoded."""
         if self.duplicates is Duplicates.REJECT:
             raise DuplicateInstance("the instance is in the archive already")
-        return self.duplicates is Duplicates.KEEP or _same_dataset(target, instance.transfer_syntax, instance.content)
+        return self.duplicates is Duplicates.KEEP or _same_dataset(
+            target, instance.transfer_syntax, instance.content, self.store
+        )
 
 
-def _same_dataset(path: str, transfer_syntax: str, content: Sequence[Buffer] | Written) -> bool:
+def _same_dataset(path: str, transfer_syntax: str, content: Sequence[Buffer] | Written, store: InstanceStore) -> bool:
     """Whether the file *path* holds the data set of *content*; one that cannot be read does not."""
     try:
         with open(path, "rb") as first:
@@ -207,7 +202,7 @@ def _same_dataset(path: str, transfer_syntax: str, content: Sequence[Buffer] | W
                 return length == sum(map(len, content[1:])) and all(
                     first.read(len(piece)) == piece for piece in content[1:]
                 )
-            with open(content.path, "rb") as second:
+            with open(store.readable(content.path), "rb") as second:
                 _, start = read_file_meta(second)
                 return length == os.fstat(second.fileno()).st_size - start and _same_rest(first, second)
     except (OSError, NotDicomFile):

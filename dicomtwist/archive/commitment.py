@@ -21,9 +21,9 @@ from twisted.python.failure import Failure
 from dicomtwist import evt
 from dicomtwist.ae import AE
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.files import InvalidUID, check_uids
 from dicomtwist.archive.holdings import CHECKED_AT_ONCE, Reference, check
 from dicomtwist.archive.index import IndexFailed
+from dicomtwist.archive.kept import InvalidUID, check_uids
 from dicomtwist.archive.peers import Peers
 from dicomtwist.archive.providers import Provided
 from dicomtwist.archive.transactions import Transaction, Transactions, TransactionUnreadable

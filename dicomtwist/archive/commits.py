@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from dicomtwist.archive.behind import Behind
-from dicomtwist.archive.files import InstanceStore, Written
+from dicomtwist.archive.files import InstanceStore
 from dicomtwist.archive.index import Index, Indexed, IndexFailed
+from dicomtwist.archive.kept import Written
 from dicomtwist.archive.record import Instance
 from dicomtwist.archive.sharing import Committing
 
@@ -124,11 +125,11 @@ class GroupCommit:
         """Commit a new instance whose row may follow; nothing of it is shared with others."""
         assert arrival.written is not None
         try:
-            if os.path.lexists(arrival.target):
-                return Raced()
-            self._store.rename(arrival.written.path, *arrival.instance.uids)
+            self._store.rename(arrival.written.path, *arrival.instance.uids, exclusive=True)
             arrival.placed = True
             behind.add(_row(arrival), arrival.instance.held)
+        except FileExistsError:
+            return Raced()
         except BaseException as error:
             self._settle(arrival, error)
             return error
@@ -169,7 +170,8 @@ class GroupCommit:
     def _without_raced(self, group: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> list[Arrival]:
         left = []
         for arrival in group:
-            if os.path.lexists(arrival.target) is arrival.exists:
+            # For a new one the question is asked when it gets its name.
+            if not arrival.exists or os.path.lexists(arrival.target):
                 left.append(arrival)
             else:
                 outcomes[arrival] = Raced()
@@ -192,8 +194,11 @@ class GroupCommit:
         try:
             if arrival.exists:
                 arrival.aside = self._store.set_aside(arrival.target)
-            self._store.rename(arrival.written.path, *arrival.instance.uids)
+            self._store.rename(arrival.written.path, *arrival.instance.uids, exclusive=not arrival.exists)
             arrival.placed = True
+        except FileExistsError:
+            outcomes[arrival] = Raced()
+            return False
         except OSError as error:
             outcomes[arrival] = error
             return False

@@ -1,9 +1,13 @@
 """Where received instances live on disk: ``root/<study>/<series>/<instance>.dcm``.
 
-An instance is written to a temporary file on the same file system and renamed to its final name once it is
+An instance is written to a temporary file on the same file system that gets its final name once it is
 whole, so what is visible under a final name is always a whole file, the old one or the new one, whatever
 happens and whenever. With durability ``full`` it is also on the medium, and so is every directory that leads
 to it, before a call returns.
+
+Where the system can (``O_TMPFILE``), a temporary file has no name: it is gone with the program, and to sync it
+is less work, since no folder has to know of it. What this module calls the path of a temporary file is then
+a name that it could have, and gets where it takes the place of an earlier one.
 
 Everything here blocks and is meant for worker threads. One :class:`InstanceStore` serves all of them; two of
 them may store the same instance at once (the last rename wins); one :class:`InstanceWriter` belongs to one
@@ -12,34 +16,27 @@ thread at a time.
 
 from __future__ import annotations
 
-import enum
 import errno
 import fcntl
 import hashlib
 import itertools
 import os
-import re
 import secrets
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from dicomtwist.archive.filesystem import Buffer, FileSystem
+from dicomtwist.archive.kept import (
+    Durability,
+    InvalidUID,
+    StoreClosed,
+    StoreUnusable,
+    Written,
+    check_uids,
+)
 
-__all__ = [
-    "DuplicateInstance",
-    "Durability",
-    "IndexFailed",
-    "InstanceStore",
-    "InstanceWriter",
-    "InvalidUID",
-    "StoreClosed",
-    "StoreError",
-    "StoreUnusable",
-    "Written",
-    "check_uids",
-]
+__all__ = ["InstanceStore", "InstanceWriter"]
 
 #: The folder of temporary files, in the root. No UID begins with a dot, so no study can have this name.
 INCOMING = ".incoming"
@@ -50,63 +47,16 @@ INSTANCE_SUFFIX = ".dcm"
 #: medium).
 MAX_KNOWN_FOLDERS = 4096
 
+#: How many whole files without a name may wait for it, since each takes a file descriptor; the next have names.
+MAX_NAMELESS = 64
+
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
 _FILE_MODE = 0o640
 _FOLDER_MODE = 0o750
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+#: What makes a file without a name in a folder; 0 where the system cannot.
+_NAMELESS = getattr(os, "O_TMPFILE", 0) and os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-
-_UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
-
-
-class StoreError(Exception):
-    """The base of the exceptions of this module. What the operating system refuses is an OSError as it
-    came."""
-
-
-class StoreUnusable(StoreError):
-    """The folder cannot be used as a store; the text says why and what to do."""
-
-
-class StoreClosed(StoreError):
-    """A writer was used after its commit, its discard or its failure."""
-
-
-class InvalidUID(StoreError, ValueError):
-    """A text from a peer is no UID (PS3.5 section 9.1) and so cannot become part of a path."""
-
-
-class DuplicateInstance(StoreError):
-    """The instance is there already, and duplicates are rejected."""
-
-
-class IndexFailed(StoreError):
-    """The database of an archive refused; nothing of what was asked for is in it. The text says what it said."""
-
-
-class Durability(enum.Enum):
-    """What has happened to an instance when the call that stores it returns."""
-
-    FULL = "full"
-    """File and folders are on the medium: it survives a power cut."""
-    NONE = "none"
-    """The operating system has it: it survives a crash of this program, not one of the machine."""
-
-    def __str__(self) -> str:
-        return str(self.value)
-
-
-class Written(NamedTuple):
-    """A temporary file that is whole and closed; with durability full on the medium.
-
-    :ivar path: where it is.
-    :ivar size: of the file, in bytes.
-    :ivar digest: the SHA-256 of the file; empty with durability none, which promises nothing of the medium.
-    """
-
-    path: str
-    size: int
-    digest: bytes
 
 
 class InstanceStore:
@@ -148,6 +98,9 @@ class InstanceStore:
         self._known: dict[tuple[str, str], str] = {}
         self._known_lock = threading.Lock()
         self._lock_fd = -1
+        self._can_be_nameless = False
+        # Whole files that wait for a name: the path that stands for each -> its file descriptor.
+        self._nameless: dict[str, int] = {}
 
     def prepare(self) -> int:
         """Make the root and its folder for temporary files, remove left-over ones, and try whether all works.
@@ -174,6 +127,7 @@ class InstanceStore:
                 placed = target
             finally:
                 fs.unlink(placed)
+            self._can_be_nameless = self._tried_nameless(target)
             if self._full:
                 self._sync_folder(self._root)
                 try:
@@ -221,8 +175,12 @@ class InstanceStore:
 
         :raises OSError: it cannot be made.
         """
-        temporary, fd = self._open_temporary()
-        return InstanceWriter(self, temporary, fd)
+        return InstanceWriter(self, *self._open_temporary())
+
+    def readable(self, temporary: str) -> str:
+        """Where a whole temporary file can be opened."""
+        fd = self._nameless.get(temporary, -1)
+        return f"/proc/self/fd/{fd}" if fd >= 0 else temporary
 
     def store(self, buffers: Sequence[Buffer], study_uid: str, series_uid: str, instance_uid: str) -> str:
         """Store an instance that is in memory, whole; what create, write and commit do, with less around it.
@@ -250,18 +208,34 @@ class InstanceStore:
         :param buffers: the file, preamble first. Contiguous bytes each.
         :raises OSError: as it came, errno intact; nothing is left of it.
         """
-        temporary, fd = self._open_temporary()
+        temporary, fd, nameless = self._open_temporary(len(self._nameless) < MAX_NAMELESS)
         try:
             try:
                 size = self._write_all(fd, buffers)
                 if self._full:
                     self._fs.fsync(fd)
-            finally:
-                self._fs.close(fd)
+            except BaseException:
+                self._close_quietly(fd)
+                raise
+            self._written(temporary, fd, nameless)
         except BaseException:
-            self._remove(temporary)
+            if not nameless:
+                self._remove(temporary)
             raise
         return Written(temporary, size, self._digest(buffers))
+
+    def _written(self, temporary: str, fd: int, nameless: bool) -> None:
+        """A temporary file is whole: close it, unless that would be its end."""
+        if not nameless:
+            self._fs.close(fd)
+            return
+        try:
+            if not self._full:
+                self._fs.flush(fd)  # a sync would have told it already
+        except BaseException:
+            self._close_quietly(fd)
+            raise
+        self._nameless[temporary] = fd
 
     def folder(self, study_uid: str, series_uid: str) -> str:
         """The folder of a series; it is made, and on the medium with durability full.
@@ -270,22 +244,47 @@ class InstanceStore:
         """
         return self._known.get((study_uid, series_uid)) or self._make_folders(study_uid, series_uid)
 
-    def rename(self, source: str, study_uid: str, series_uid: str, instance_uid: str) -> str:
-        """Give a file its final name, in place of an earlier one. Its folder has to be synced behind it.
+    def rename(
+        self, source: str, study_uid: str, series_uid: str, instance_uid: str, *, exclusive: bool = False
+    ) -> str:
+        """Give a temporary file its final name. Its folder has to be synced behind it.
 
+        :param exclusive: whether there has to be no earlier one; otherwise it takes its place.
         :returns: the final name.
+        :raises FileExistsError: there is an earlier one, though *exclusive*; both are as they were.
         :raises OSError: as it came, errno intact; both are as they were.
         """
         target = f"{self.folder(study_uid, series_uid)}/{instance_uid}{INSTANCE_SUFFIX}"
         try:
-            self._fs.rename(source, target)
+            self._give_name(source, target, exclusive)
         except FileNotFoundError:
             # Someone has removed the folder since it became known (a clean-up of old studies, say).
             with self._known_lock:
                 self._known.pop((study_uid, ""), None)
             self._make_folders(study_uid, series_uid)
-            self._fs.rename(source, target)
+            self._give_name(source, target, exclusive)
         return target
+
+    def _give_name(self, source: str, target: str, exclusive: bool) -> None:
+        fd = self._nameless.get(source, -1)
+        if fd < 0:
+            if exclusive and os.path.lexists(target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+            self._fs.rename(source, target)
+            return
+        try:
+            self._fs.name(fd, target)
+        except FileExistsError:
+            if exclusive:
+                raise
+            self._fs.name(fd, source)
+            try:
+                self._fs.rename(source, target)
+            except BaseException:
+                self._fs.unlink(source)
+                raise
+        del self._nameless[source]
+        self._close_quietly(fd)  # what it could tell has been heard
 
     def set_aside(self, path: str) -> str:
         """Give the file *path* a second name among the temporary files, from where :meth:`put_back` takes it.
@@ -338,7 +337,7 @@ class InstanceStore:
         temporary = self.write_temporary(buffers).path
         target = os.path.join(path, name)
         try:
-            self._fs.rename(temporary, target)
+            self._give_name(temporary, target, False)
         except BaseException:
             self._remove(temporary)
             raise
@@ -351,11 +350,37 @@ class InstanceStore:
 
     # What follows is used by the writer as well.
 
-    def _open_temporary(self) -> tuple[str, int]:
+    def _open_temporary(self, nameless: bool = True) -> tuple[str, int, bool]:
+        """Open a temporary file; returns its path, its descriptor, and whether it is without a name."""
         if self.min_free:
             self._check_free()
         path = f"{self._prefix}-{next(self._numbers):x}{TEMPORARY_SUFFIX}"
-        return path, self._fs.open(path, _CREATE, _FILE_MODE)
+        if nameless and self._can_be_nameless:
+            return path, self._fs.open(self._incoming, _NAMELESS, _FILE_MODE), True
+        return path, self._fs.open(path, _CREATE, _FILE_MODE), False
+
+    def _tried_nameless(self, target: str) -> bool:
+        """Whether files can be without a name, and get one; not on every file system, nor without /proc."""
+        if not _NAMELESS:
+            return False
+        try:
+            fd = self._fs.open(self._incoming, _NAMELESS, _FILE_MODE)
+        except OSError:
+            return False
+        try:
+            self._fs.name(fd, target)
+            self._fs.unlink(target)
+        except OSError:
+            return False
+        finally:
+            self._close_quietly(fd)
+        return True
+
+    def _close_quietly(self, fd: int) -> None:
+        try:
+            self._fs.close(fd)
+        except OSError:
+            pass
 
     def _check_free(self) -> None:
         if self._fs.free(self._incoming) < self.min_free:
@@ -428,6 +453,10 @@ class InstanceStore:
             self._fs.close(fd)
 
     def _remove(self, temporary: str) -> None:
+        fd = self._nameless.pop(temporary, -1)
+        if fd >= 0:
+            self._close_quietly(fd)
+            return
         try:
             self._fs.unlink(temporary)
         except OSError:
@@ -478,11 +507,12 @@ class InstanceWriter:
     Any failure removes the temporary file and closes the writer; so do :meth:`commit` and :meth:`discard`.
     """
 
-    __slots__ = ("_fd", "_hash", "_store", "_temporary", "size")
+    __slots__ = ("_fd", "_hash", "_nameless", "_store", "_temporary", "size")
 
-    def __init__(self, store: InstanceStore, temporary: str, fd: int) -> None:
+    def __init__(self, store: InstanceStore, temporary: str, fd: int, nameless: bool) -> None:
         self._store = store
         self._temporary = temporary
+        self._nameless = nameless
         self._fd = fd
         self._hash = hashlib.sha256() if store._full else None
         #: How many bytes have been written.
@@ -531,7 +561,7 @@ class InstanceWriter:
             raise
 
     def seal(self) -> Written:
-        """The instance is whole: close its temporary file, with durability full on the medium.
+        """The instance is whole: its temporary file is, with durability full on the medium.
 
         :returns: the file, which belongs to the caller.
         :raises OSError: as it came, errno intact; the temporary file is gone.
@@ -546,7 +576,7 @@ class InstanceWriter:
             # Never closed twice: after a failing close the number may already belong to another thread's
             # file.
             fd, self._fd = self._fd, -1
-            store._fs.close(fd)
+            store._written(self._temporary, fd, self._nameless)
         except BaseException:
             if self._fd >= 0:
                 self.discard()
@@ -560,21 +590,9 @@ class InstanceWriter:
         if self._fd < 0:
             return
         fd, self._fd = self._fd, -1
-        try:
-            self._store._fs.close(fd)
-        except OSError:
-            pass  # what was written is not wanted any more, so it does not matter that it is lost
-        self._store._remove(self._temporary)
-
-
-def check_uids(*uids: str) -> None:
-    """Refuse what is no UID: 1 to 64 characters, numbers with dots between (leading zeros are tolerated)."""
-    for uid in uids:
-        if len(uid) > 64 or not _UID.fullmatch(uid):
-            # Not what it is: that may be a name, and is told in logs.
-            raise InvalidUID(
-                f"{len(uid)} characters that are no UID, which is 1 to 64 of digits with single dots between"
-            )
+        self._store._close_quietly(fd)  # what was written is not wanted any more, so it does not matter that it is lost
+        if not self._nameless:
+            self._store._remove(self._temporary)
 
 
 def _after(buffers: Sequence[Buffer], count: int) -> list[Buffer]:

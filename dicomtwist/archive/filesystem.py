@@ -31,6 +31,10 @@ class FileSystem:
     def close(self, fd: int) -> None:
         os.close(fd)
 
+    def flush(self, fd: int) -> None:
+        """Close the file without closing it: there are file systems that tell only then of what could not be written."""
+        os.close(os.dup(fd))
+
     def rename(self, source: str, target: str) -> None:
         os.rename(source, target)
 
@@ -39,6 +43,11 @@ class FileSystem:
 
     def link(self, source: str, target: str) -> None:
         os.link(source, target)
+
+    def name(self, fd: int, target: str) -> None:
+        """Give an open file that has no name (``O_TMPFILE``) the name *target*; FileExistsError where there is one."""
+        # With a descriptor of a folder, whichever it is, Python calls linkat, which alone follows the link in /proc.
+        os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=fd, follow_symlinks=True)
 
     def unlink(self, path: str) -> None:
         os.unlink(path)

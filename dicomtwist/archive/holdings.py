@@ -13,8 +13,9 @@ from typing import Final, NamedTuple
 from sqlalchemy import select
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.files import INSTANCE_SUFFIX, Durability
+from dicomtwist.archive.files import INSTANCE_SUFFIX
 from dicomtwist.archive.finder import StoredInstance, reading
+from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.schema import instance, series, study
 from dicomtwist.dimse.status import CLASS_INSTANCE_CONFLICT, NO_SUCH_SOP_INSTANCE, PROCESSING_FAILURE
 from dicomtwist.header import HeaderError, HeaderScanner

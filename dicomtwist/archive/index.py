@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, Select, bindparam, exists, func, sele
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicomtwist.archive.attributes import Level
-from dicomtwist.archive.files import Durability, IndexFailed
+from dicomtwist.archive.kept import Durability, IndexFailed
 from dicomtwist.archive.record import COLUMNS, Record, Row
 from dicomtwist.archive.schema import (
     TABLES,

@@ -22,7 +22,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.archive.files import InstanceStore, InvalidUID, StoreError, check_uids
+from dicomtwist.archive.files import InstanceStore
+from dicomtwist.archive.kept import InvalidUID, StoreError, check_uids
 from dicomtwist.archive.providers import Provided
 from dicomtwist.archive.values import normal_date, time_key
 from dicomtwist.datasets import decode_dataset, encode_dataset

@@ -18,16 +18,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.archive.files import (
-    DuplicateInstance,
-    IndexFailed,
-    InstanceStore,
-    InstanceWriter,
-    InvalidUID,
-    StoreError,
-    Written,
-)
+from dicomtwist.archive.files import InstanceStore, InstanceWriter
 from dicomtwist.archive.filesystem import Buffer
+from dicomtwist.archive.kept import DuplicateInstance, IndexFailed, InvalidUID, StoreError, Written
 from dicomtwist.archive.record import MAX_VALUE_LENGTH, WANTED, Instance, make_record, scanner_for
 from dicomtwist.dimse.status import (
     CANNOT_UNDERSTAND,

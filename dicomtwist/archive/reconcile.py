@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.files import INSTANCE_SUFFIX, InvalidUID, StoreError, Written, check_uids
+from dicomtwist.archive.files import INSTANCE_SUFFIX
 from dicomtwist.archive.filesystem import Buffer
 from dicomtwist.archive.index import FOLDER, Indexed
+from dicomtwist.archive.kept import InvalidUID, StoreError, Written, check_uids
 from dicomtwist.archive.record import WANTED, Instance, Record, make_record, scanner_for
 from dicomtwist.archive.sharing import left_behind
 from dicomtwist.header import HeaderError

@@ -15,8 +15,8 @@ from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.filereader import read_dataset
 
 from dicomtwist.archive.attributes import Attribute, Level, at_level
-from dicomtwist.archive.files import Written
 from dicomtwist.archive.filesystem import Buffer
+from dicomtwist.archive.kept import Written
 from dicomtwist.archive.values import datetime_key, name_groups, name_key, normal_date, sounds, time_key
 from dicomtwist.header import HeaderScanner
 

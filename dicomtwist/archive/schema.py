@@ -34,7 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicomtwist.archive.attributes import Level
-from dicomtwist.archive.files import StoreUnusable
+from dicomtwist.archive.kept import StoreUnusable
 from dicomtwist.archive.record import COLUMNS
 
 __all__ = [

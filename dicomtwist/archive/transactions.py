@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from dicomtwist.archive.files import InstanceStore, StoreError
+from dicomtwist.archive.files import InstanceStore
 from dicomtwist.archive.holdings import Reference
+from dicomtwist.archive.kept import StoreError
 
 __all__ = ["FOLDER", "Transaction", "TransactionUnreadable", "Transactions"]
 

@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from dicomtwist import Association, Status, evt
-from dicomtwist.archive.files import Durability, InstanceStore, StoreUnusable, Written, check_uids
+from dicomtwist.archive.files import InstanceStore
+from dicomtwist.archive.kept import Durability, StoreUnusable, Written, check_uids
 from dicomtwist.archive.receiver import StorageReceiver
 from dicomtwist.archive.record import Instance
 from dicomtwist.threads import WorkerThreads

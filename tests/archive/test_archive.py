@@ -26,10 +26,10 @@ from dicomtwist.archive import index as index_module
 from dicomtwist.archive import schema
 from dicomtwist.archive.archive import Archive, DuplicateInstance, Duplicates
 from dicomtwist.archive.attributes import Level
-from dicomtwist.archive.files import Durability, StoreUnusable
 from dicomtwist.archive.filesystem import FileSystem
 from dicomtwist.archive.finder import Finder
 from dicomtwist.archive.index import Indexed, IndexFailed
+from dicomtwist.archive.kept import Durability, StoreUnusable
 from dicomtwist.archive.matching import Model
 from dicomtwist.archive.reconcile import Reconciled, import_folder, reconcile
 from dicomtwist.archive.record import Instance, make_record, scanner_for
@@ -245,6 +245,10 @@ class Failing(FileSystem):
     def rename(self, source, target):
         self._count("rename")
         super().rename(source, target)
+
+    def name(self, fd, target):
+        self._count("name")
+        super().name(fd, target)
 
     def link(self, source, target):
         self._count("link")

@@ -12,8 +12,8 @@ from dicomtwist import AE, evt
 from dicomtwist.archive import behind
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.attributes import Level
-from dicomtwist.archive.files import Durability, IndexFailed
 from dicomtwist.archive.index import Indexed
+from dicomtwist.archive.kept import Durability, IndexFailed
 from dicomtwist.archive.receiver import PAUSE, StorageReceiver
 from dicomtwist.archive.reconcile import reconcile
 from dicomtwist.presentation import build_context

@@ -22,8 +22,8 @@ from dicomtwist.archive.commitment import (
     REPORT_FOR,
     StorageCommitment,
 )
-from dicomtwist.archive.files import Durability
 from dicomtwist.archive.filesystem import FileSystem
+from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.peers import Peers
 from dicomtwist.archive.providers import combined
 from dicomtwist.archive.transactions import FOLDER, Transactions, TransactionUnreadable

@@ -16,8 +16,9 @@ from pathlib import Path
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from dicomtwist.archive import files
-from dicomtwist.archive.files import Durability, InstanceStore, InvalidUID, StoreClosed, StoreUnusable
+from dicomtwist.archive.files import InstanceStore
 from dicomtwist.archive.filesystem import Buffer, FileSystem
+from dicomtwist.archive.kept import Durability, InvalidUID, StoreClosed, StoreUnusable
 
 UIDS = ("1.2.3", "1.2.3.4", "1.2.3.4.5")
 OLD, NEW = b"old" * 1000, b"new!" * 2000
@@ -52,9 +53,17 @@ class Recording(FileSystem):
         super().close(fd)
         self.note("close", self.paths.pop(fd))
 
+    def flush(self, fd: int) -> None:
+        self.note("flush", self.paths[fd])
+        super().flush(fd)
+
     def rename(self, source: str, target: str) -> None:
         self.note("rename", target)
         super().rename(source, target)
+
+    def name(self, fd: int, target: str) -> None:
+        self.note("name", target)
+        super().name(fd, target)
 
     def mkdir(self, path: str, mode: int = 0o777) -> None:
         self.note("mkdir", path)
@@ -100,14 +109,22 @@ class StoreTestCase(SynchronousTestCase):
         self.root = Path(self.mktemp()) / "store"
         self.root.parent.mkdir(parents=True)
 
+    #: Whether temporary files may be without a name.
+    nameless = True
+
     def make(self, durability: Durability = Durability.FULL, file_system: FileSystem | None = None) -> InstanceStore:
+        if not self.nameless:
+            self.patch(files, "_NAMELESS", 0)
         store = InstanceStore(self.root, durability=durability, file_system=file_system)
         store.prepare()
         self.addCleanup(store.close)
+        self.store = store
+        self.assertEqual(store._can_be_nameless, self.nameless)
         return store
 
     def assert_no_left_overs(self) -> None:
         self.assertEqual(list(self.root.rglob("*.part")), [])
+        self.assertEqual(self.store._nameless if hasattr(self, "store") else {}, {})
 
     def open_files(self) -> int:
         return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
@@ -155,23 +172,64 @@ class Storing(StoreTestCase):
                 if not known:
                     store._known.clear()
                 recording.calls.clear()
-                way(store, NEW)
+                path = way(store, NEW)
                 calls = recording.calls
                 temporary = calls[0].split()[1]
                 mine = [call.split()[0] for call in calls[1:] if call.endswith(temporary)]
                 self.assertEqual(mine, expected if way is by_store else ["writev", *expected])
-                rest = [call for call in calls if "part" not in call and call.split()[0] not in ("open", "close")]
-                final = [f"rename {series}/1.2.3.4.5.dcm", f"fsync {series}"]
+                rest = [
+                    call for call in calls if not call.endswith(temporary) and call.split()[0] not in ("open", "close")
+                ]
+                final = [f"{'name' if self.nameless else 'rename'} {series}/1.2.3.4.5.dcm", f"fsync {series}"]
                 self.assertEqual(rest, final if known else folders + final)
                 self.assertLess(calls.index(f"fsync {temporary}"), calls.index(final[0]))
+                path.unlink()
+
+    def test_the_place_of_an_earlier_one(self) -> None:
+        recording = Recording()
+        store = self.make(file_system=recording)
+        for way in WAYS:
+            path = way(store, OLD)
+            recording.calls.clear()
+            way(store, NEW)
+            self.assertEqual(path.read_bytes(), NEW)
+            # It is never without a name.
+            self.assertNotIn(f"unlink {path}", recording.calls)
+            self.assertIn(f"rename {path}", recording.calls)
+            self.assertEqual(recording.calls[-2:], [f"fsync {path.parent}", f"close {path.parent}"])
+
+    def test_only_where_there_is_none(self) -> None:
+        store = self.make()
+        first, second = (store.write_temporary([data]).path for data in (OLD, NEW))
+        path = Path(store.rename(first, *UIDS, exclusive=True))
+        self.assertRaises(FileExistsError, store.rename, second, *UIDS, exclusive=True)
+        self.assertEqual(path.read_bytes(), OLD)
+        self.assertEqual(Path(store.readable(second)).read_bytes(), NEW)
+        store.rename(second, *UIDS)
+        self.assertEqual(path.read_bytes(), NEW)
+        self.assert_no_left_overs()
+
+    def test_many_that_wait_for_their_name(self) -> None:
+        """They do not take all file descriptors."""
+        store = self.make(Durability.NONE)
+        before = self.open_files()
+        written = [store.write_temporary([b"%d" % number]) for number in range(files.MAX_NAMELESS + 10)]
+        self.assertEqual(self.open_files() - before, files.MAX_NAMELESS if self.nameless else 0)
+        for number, one in enumerate(written):
+            self.assertEqual(Path(store.rename(one.path, "1.2", "1.3", f"1.4.{number}")).read_bytes(), b"%d" % number)
+        self.assertEqual(self.open_files(), before)
+        self.assert_no_left_overs()
 
     def test_system_calls_of_none(self) -> None:
         recording = Recording()
         store = self.make(Durability.NONE, recording)
-        by_store(store, OLD)
+        by_store(store, OLD).unlink()
         recording.calls.clear()
         by_store(store, NEW)
-        self.assertEqual([call.split()[0] for call in recording.calls], ["open", "writev", "close", "rename"])
+        expected = (
+            ["open", "writev", "flush", "name", "close"] if self.nameless else ["open", "writev", "close", "rename"]
+        )
+        self.assertEqual([call.split()[0] for call in recording.calls], expected)
 
     def test_uids_that_are_none(self) -> None:
         store = self.make()
@@ -328,12 +386,14 @@ class Faults(StoreTestCase):
                     self.assertEqual(error.errno, code)
                     self.assertNotEqual(failing.failed, "")
                 else:
-                    self.assertEqual(failing.failed, "")
+                    # What the last close of a file without a name could tell has been heard before.
+                    self.assertIn(failing.failed, ("", f"close {self.root / '.incoming'}") if self.nameless else ("",))
                 failed = failing.failed
                 failing.arm(-1, 0)
                 self.assert_no_left_overs()
                 self.assertEqual(self.open_files(), before, failed)
-                if f"rename {path}" in failing.calls and not failed.startswith("rename"):
+                last = f"rename {path}" if earlier or not self.nameless else f"name {path}"
+                if last in failing.calls and failed != last:
                     self.assertEqual(path.read_bytes(), NEW, failed)
                 elif earlier:
                     self.assertEqual(path.read_bytes(), OLD, failed)
@@ -342,7 +402,7 @@ class Faults(StoreTestCase):
                 self.assertEqual(by_writer(store, OLD).read_bytes(), OLD)
                 if not failed:
                     break
-            # open, writev, close, rename at least, and two to make the folders
+            # open, writev, close or name, rename at least, and two to make the folders
             self.assertGreaterEqual(step, 4 if known else 6)
 
     def test_a_file_system_that_is_read_only_now(self) -> None:
@@ -361,7 +421,7 @@ class Faults(StoreTestCase):
             self.assertEqual(self.assertRaises(OSError, way, store, NEW).errno, errno.EIO)
         store.close()
         again = InstanceStore(self.root)
-        self.assertEqual(again.prepare(), 2)
+        self.assertEqual(again.prepare(), 0 if self.nameless else 2)
         again.close()
 
     def test_a_full_file_system(self) -> None:
@@ -451,14 +511,33 @@ class Preparing(StoreTestCase):
         first.create().write([NEW])
         first.close()
         second.close()
-        self.assertEqual(second.prepare(), 1)
+        self.assertEqual(second.prepare(), 0 if self.nameless else 1)
         self.assert_no_left_overs()
+
+
+class NamedStoring(Storing):
+    """With temporary files that have names."""
+
+    nameless = False
+
+
+class NamedFaults(Faults):
+    """With temporary files that have names."""
+
+    nameless = False
+
+
+class NamedPreparing(Preparing):
+    """With temporary files that have names."""
+
+    nameless = False
 
 
 VICTIM = """
 import sys
 from pathlib import Path
-from dicomtwist.archive.files import Durability, InstanceStore
+from dicomtwist.archive.files import InstanceStore
+from dicomtwist.archive.kept import Durability
 
 store = InstanceStore(Path(sys.argv[1]), durability=Durability(sys.argv[2]))
 store.prepare()

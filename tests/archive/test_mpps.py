@@ -14,8 +14,9 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomtwist import Association, Status, build_context
 from dicomtwist.archive import mpps
-from dicomtwist.archive.files import Durability, InstanceStore
+from dicomtwist.archive.files import InstanceStore
 from dicomtwist.archive.filesystem import FileSystem
+from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.mpps import FOLDER, PerformedProcedureSteps
 from dicomtwist.archive.providers import combined
 from dicomtwist.sop_class import (
@@ -245,7 +246,7 @@ class Creating(StepsTestCase):
     def test_no_room(self) -> None:
         self.begin(Failing("writev", errno.ENOSPC, 1))
         self.assert_status(self.create(), 0x0213)
-        self.begin(Failing("rename", errno.EIO, 1))
+        self.begin(Failing("name", errno.EIO, 1))
         self.assert_status(self.create(), 0x0110)
         self.begin()
         self.assert_status(self.create(), 0)

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, create_engine
 from dicomtwist.archive import schema
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.attributes import Level
-from dicomtwist.archive.files import Durability
+from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.reconcile import reconcile
 from tests.archive import test_matching
 from tests.archive.samples import ask, dataset, keep

@@ -34,8 +34,8 @@ from dicomtwist import (
 )
 from dicomtwist.archive import finder
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.files import Durability
 from dicomtwist.archive.index import IndexFailed
+from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.peers import Peers
 from dicomtwist.archive.providers import combined
 from dicomtwist.archive.query_retrieve import QueryRetrieve

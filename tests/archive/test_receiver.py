@@ -14,8 +14,8 @@ from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, AssociationError, evt
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.files import Durability
 from dicomtwist.archive.filesystem import FileSystem
+from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.receiver import MAX_UNWRITTEN, WRITE_SIZE, StorageReceiver
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.threads import WorkerThreads
@@ -70,6 +70,10 @@ class Failing(FileSystem):
     def rename(self, source, target):
         self._maybe("rename")
         super().rename(source, target)
+
+    def name(self, fd, target):
+        self._maybe("name")
+        super().name(fd, target)
 
     def mkdir(self, path, mode=0o777):
         self._maybe("mkdir")
@@ -165,7 +169,7 @@ class Receiver(TestCase):
     async def test_a_failing_disk(self) -> None:
         """ENOSPC, EIO, EROFS at each step: 0xA700, nothing left, and the next one is stored once there is room."""
         for size in (1000, 3 * WRITE_SIZE):
-            for call in ("open", "writev", "fsync", "rename", "mkdir"):
+            for call in ("open", "writev", "fsync", "name", "mkdir"):
                 for code in (errno.ENOSPC, errno.EIO, errno.EROFS):
                     disk = Failing(call, code)
                     disk.broken = False

@@ -17,7 +17,7 @@ from twisted.trial.unittest import TestCase
 from dicomtwist import AE, AssociationTimeout, build_context, evt
 from dicomtwist.archive import finder
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.files import Durability
+from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.matching import MAX_VALUES, Model
 from dicomtwist.archive.peers import Peers
 from dicomtwist.archive.providers import combined
