@@ -58,6 +58,7 @@ class Association(NormalisedUser):
     :ivar is_aborted: whether it ended with an abort, by either side, or the connection was lost.
     :ivar is_released: whether it was released.
     :ivar was_established: whether it ever could.
+    :ivar tells_of_messages: whether anybody wants to know of each message and fragment, which is asked for each.
     """
 
     log = Logger()
@@ -87,6 +88,7 @@ class Association(NormalisedUser):
         self._tolerated: tuple[str, ...] = ()
         self._waiting_for_release: list[Deferred[None]] = []
         self._waiting_for_end: list[Deferred[Association]] = []
+        self.tells_of_messages = False
         self._trace()
 
     def _make_protocol(self) -> UpperLayerProtocol:
@@ -194,6 +196,9 @@ class Association(NormalisedUser):
             self._keeper = None
         elif self._keeper is None:
             self._keeper = RecordKeeper(self.ae.reactor.seconds())
+        self.tells_of_messages = self._keeper is not None or any(
+            self._handlers.wants(event) for event in (evt.EVT_PDU_RECV, evt.EVT_DIMSE_RECV, evt.EVT_DIMSE_SENT)
+        )
 
     def notify(self, event: evt.EventType, **attributes: Any) -> None:
         """Call the handlers of a notification; what they raise is logged and goes no further."""
@@ -388,7 +393,8 @@ class Association(NormalisedUser):
 
     def fragment_received(self, fragment: Fragment) -> None:
         """Take a fragment; what breaks the rules aborts."""
-        self.notify(evt.EVT_PDU_RECV, pdu=fragment)
+        if self.tells_of_messages:
+            self.notify(evt.EVT_PDU_RECV, pdu=fragment)
         if self._end is not None or self._exchange is None:
             return
         try:

@@ -163,9 +163,10 @@ class Exchange:
 
     def message_received(self, context_id: int, message: Message) -> None:
         """A command set came; if it says so, its data set follows."""
-        self._assoc.notify(evt.EVT_DIMSE_RECV, message=message, context_id=context_id)
-        if self._failure is not None:
-            return  # a handler aborted
+        if self._assoc.tells_of_messages:
+            self._assoc.notify(evt.EVT_DIMSE_RECV, message=message, context_id=context_id)
+            if self._failure is not None:
+                return  # a handler aborted
         if message.tolerated:
             self._assoc.note_tolerated(message.tolerated)
         if isinstance(message, Request):
@@ -245,7 +246,8 @@ class Exchange:
             if source is not None:
                 source.close()
             return
-        self._assoc.notify(evt.EVT_DIMSE_SENT, message=response, context_id=performance.context.context_id)
+        if self._assoc.tells_of_messages:
+            self._assoc.notify(evt.EVT_DIMSE_SENT, message=response, context_id=performance.context.context_id)
         response.has_dataset = source is not None
         self._outgoing.send(performance.context.context_id, response, source, self._assoc.exchange_advanced)
 
@@ -315,7 +317,8 @@ class Exchange:
         def sent() -> None:
             operation.sent_at = self._protocol.last_sent
 
-        self._assoc.notify(evt.EVT_DIMSE_SENT, message=request, context_id=context_id)
+        if self._assoc.tells_of_messages:
+            self._assoc.notify(evt.EVT_DIMSE_SENT, message=request, context_id=context_id)
         self._outgoing.send(context_id, request, source, sent)
         return operation
 

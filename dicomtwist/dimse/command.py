@@ -26,6 +26,8 @@ _FRONT = Struct("<QLLL")  # the group length behind its header, tag and length o
 _FRONT_LENGTH: Final = _FRONT.size
 _NUMBERS = Struct("<QHQHQHQH")  # four numbers, each behind its header
 _NUMBERS_LENGTH: Final = _NUMBERS.size
+_THREE_NUMBERS = Struct("<QHQHQH")
+_THREE_LENGTH: Final = _THREE_NUMBERS.size
 _ELEMENT = Struct("<HHL")
 _ELEMENT_US = Struct("<HHLH")
 _GROUP_LENGTH = Struct("<LLL")
@@ -136,16 +138,27 @@ def _decode_front(data: bytes) -> tuple[dict[str, Value], int]:
     """
     Return what the front of a command set holds and where it ends, if it is that of a C request or of a response.
 
-    Most command sets begin with the group length, the Affected SOP Class UID and then four numbers. Read at one go
-    they take a third of the time. Of any other command set nothing is returned, and 0.
+    Most command sets begin with the group length, the Affected SOP Class UID and then four numbers; that of a C-ECHO request
+    has three, and no more. Read at one go they take a third of the time. Of any other command set nothing is returned, and 0.
 
     :raises ValueError: its UID is not written as it should be.
     """
-    if len(data) >= _FRONT_LENGTH + _NUMBERS_LENGTH:
+    if len(data) >= _FRONT_LENGTH + _THREE_LENGTH:
         group_length, _, tag, length = _FRONT.unpack_from(data)
         stop = _FRONT_LENGTH + length
         end = stop + _NUMBERS_LENGTH
-        if group_length == _GROUP_LENGTH_HEADER and tag == _SOP_CLASS_UID and length and end <= len(data):
+        if group_length != _GROUP_LENGTH_HEADER or tag != _SOP_CLASS_UID or not length:
+            pass
+        elif stop + _THREE_LENGTH == len(data):
+            head1, field, head2, message_id, head3, number3 = _THREE_NUMBERS.unpack_from(data, stop)
+            if head1 == _COMMAND_FIELD and head2 == _MESSAGE_ID and head3 == _DATA_SET_TYPE:
+                return {
+                    "affected_sop_class_uid": _decode_uid(data[_FRONT_LENGTH:stop]),
+                    "command_field": field,
+                    "message_id": message_id,
+                    "command_data_set_type": number3,
+                }, len(data)
+        elif end <= len(data):
             head1, field, head2, message_id, head3, number3, head4, number4 = _NUMBERS.unpack_from(data, stop)
             if head1 == _COMMAND_FIELD:
                 if head2 == _MESSAGE_ID and head3 == _PRIORITY and head4 == _DATA_SET_TYPE:

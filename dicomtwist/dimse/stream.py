@@ -90,20 +90,20 @@ class MessageReceiver:
             raise InvalidMessage("a data set fragment without a command set before it")
 
     def _receive_command(self, fragment: Fragment) -> None:
-        data = fragment.data
         last = fragment.ends and fragment.control & 2
+        command: bytes | bytearray
         if last and not self._command:
-            command = bytes(data)
+            command = bytes(fragment.data)
         else:
             # A copy: many tiny fragments must not each keep the whole read alive that they came in.
-            self._command += data
-            command = bytes(self._command) if last else b""
-        if max(len(self._command), len(command)) > MAX_COMMAND_LENGTH:
+            command = self._command
+            command += fragment.data
+        if len(command) > MAX_COMMAND_LENGTH:
             raise InvalidMessage(f"a command set of more than {MAX_COMMAND_LENGTH} bytes")
         if not last:
             return
+        message = decode_message(bytes(command))
         self._command.clear()
-        message = decode_message(command)
         context_id = self._context_id
         if message.has_dataset:
             self._in_dataset = True

@@ -40,7 +40,8 @@ def _repeated(request: type[Message], response: type[Response]) -> tuple[tuple[s
 #: The responses that may say which attributes their status is about (PS3.7 C.4.2, C.5).
 _WITH_ATTRIBUTES: Final = (NGetRSP, NSetRSP, NCreateRSP)
 
-_REPEATED: Final = {request: _repeated(request, response) for request, response in RESPONSES.items()}
+#: The response to each request, and what it repeats.
+_RESPONSES: Final = {request: (response, _repeated(request, response)) for request, response in RESPONSES.items()}
 
 
 class Performance:
@@ -84,20 +85,24 @@ class Performance:
     def response(self, status: int, error_comment: str | None = None) -> Response:
         """Return a response to the request, with what it has to repeat of it."""
         request = self.request
-        response = RESPONSES[type(request)](
-            message_id_being_responded_to=request.message_id,
-            status=status,
-            error_comment=error_comment[:64] if error_comment else None,
-        )
-        for asked, answered in _REPEATED[type(request)]:
+        make, repeated = _RESPONSES[type(request)]
+        response = make(message_id_being_responded_to=request.message_id, status=status)
+        if error_comment:
+            response.error_comment = error_comment[:64]
+        for asked, answered in repeated:
             setattr(response, answered, getattr(request, asked) or None)
         return response
+
+    def answer(self, value: object) -> None:
+        """Answer for good with what a handler returned, see :func:`status_response`."""
+        self.finish(self.response(0) if type(value) is int and not value else status_response(self, value))
 
     def finish(self, response: Response, source: DataSetSource | None = None) -> None:
         """Answer for good, with the data set of *source* if there is one."""
         self.is_done = True
-        self.assoc.exchange.respond(self, response, source)
-        self.assoc.exchange.performance_done(self, response.status)
+        exchange = self.assoc.exchange
+        exchange.respond(self, response, source)
+        exchange.performance_done(self, response.status)
 
     def refuse(self, status: int, why: str) -> None:
         """Answer with a failure when the data set, which nobody reads, has come."""

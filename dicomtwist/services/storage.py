@@ -46,12 +46,7 @@ def perform_store(performance: Performance) -> None:
 
 def _handle(performance: Performance, event: evt.StoreEvent, data: bytes) -> None:
     event.complete(data)
-    performance.call(
-        evt.EVT_C_STORE,
-        event,
-        lambda value: performance.finish(status_response(performance, value)),
-        STORE_HANDLER_FAILED,
-    )
+    performance.call(evt.EVT_C_STORE, event, performance.answer, STORE_HANDLER_FAILED)
 
 
 def _stream(performance: Performance, event: evt.StoreEvent) -> None:
