@@ -116,6 +116,7 @@ class Archive:
         """Let go of files and index; idempotent."""
         self.store.close()
         if self._commits is not None:
+            self._commits.close()
             self._commits = None
             # What the index refuses now it learns at the next start, from the files.
             with suppress(IndexFailed):

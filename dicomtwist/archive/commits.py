@@ -11,14 +11,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from dicomtwist.archive.behind import Behind
+from dicomtwist.archive.beside import Beside
 from dicomtwist.archive.files import InstanceStore
 from dicomtwist.archive.index import Index, Indexed, IndexFailed
-from dicomtwist.archive.kept import Written
+from dicomtwist.archive.kept import Durability, Written
 from dicomtwist.archive.record import Instance
 from dicomtwist.archive.sharing import Committing
 
@@ -77,6 +78,11 @@ class GroupCommit:
         self._lock = threading.Lock()
         self._waiting: list[Arrival] = []
         self._busy = False
+        self._beside = Beside()
+
+    def close(self) -> None:
+        """Nothing more comes; idempotent."""
+        self._beside.close()
 
     def submit(self, arrival: Arrival) -> None:
         """
@@ -158,8 +164,11 @@ class GroupCommit:
             group = self._without_raced(group, outcomes)
             self._announce([arrival for arrival in group if arrival.written and arrival.exists], outcomes)
             placed = [arrival for arrival in group if arrival not in outcomes and self._place(arrival, outcomes)]
-            self._sync(placed, outcomes)
-            self._add([arrival for arrival in placed if arrival not in outcomes], outcomes)
+            if self._store.durability is Durability.FULL and not any(arrival.exists for arrival in placed):
+                self._sync_and_add(placed, outcomes)
+            else:
+                self._sync(placed, outcomes)
+                self._add([arrival for arrival in placed if arrival not in outcomes], outcomes)
         except BaseException as error:
             # A mistake of ours: nobody is told of success, and nobody waits for ever.
             for arrival in group:
@@ -213,6 +222,27 @@ class GroupCommit:
                 self._store.sync_folder(folder)
             except OSError as error:
                 outcomes.update(dict.fromkeys(arrivals, error))
+
+    def _sync_and_add(self, placed: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> None:
+        """
+        Have names and rows on the medium, both at once: nobody is told before both are.
+
+        What is there of an instance after a power cut in between, a row or a file, the next start finds alone, and sees to
+        it. It is for new instances only: there is no row of an earlier copy to go back to.
+        """
+        if not placed:
+            return
+        unsynced: dict[Arrival, BaseException | None] = {}
+        self._beside.begin(lambda: self._sync(placed, unsynced))
+        try:
+            self._add(placed, outcomes)
+        finally:
+            self._beside.wait()
+        lost = [arrival for arrival in unsynced if outcomes[arrival] is None]
+        outcomes.update(unsynced)
+        if lost:
+            with suppress(IndexFailed):  # the next start finds that there is no file
+                self._index.remove(arrival.instance.uids for arrival in lost)
 
     def _add(self, placed: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> None:
         new = [arrival for arrival in placed if arrival.written]

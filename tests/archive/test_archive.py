@@ -287,7 +287,9 @@ class Faults(ArchiveCase):
                     assert isinstance(outcome, OSError)
                     self.assertEqual(outcome.errno, code)
                     self.assertEqual({path: path.read_bytes() for path in files(self.root)}, before, failed)
-                    if earlier:
+                    if not earlier:
+                        self.assert_consistent(archive)
+                    else:
                         (answer,) = ask(archive, "STUDY", PatientComments=None)
                         self.assertEqual(answer.PatientComments, "old")
                 self.assertIn("link" if earlier else "mkdir", steps)
