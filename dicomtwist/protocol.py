@@ -195,10 +195,10 @@ class UpperLayerProtocol(TwistedProtocol):
         """Bytes came."""
         sent_before = self.bytes_sent
         self._received(data)
-        if self._socket is not None and self.bytes_sent == sent_before and len(data) < self._read_size:
+        if self._socket is not None and self.bytes_sent == sent_before:
             # A peer that leaves Nagle's algorithm on writes the next piece only when this one is acknowledged, which
             # the kernel delays by 40 ms unless it is told after each read. An answer carries the acknowledgement with
-            # it, and a full read has more behind it.
+            # it.
             try:
                 self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)  # type: ignore[arg-type]
             except OSError:
