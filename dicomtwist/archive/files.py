@@ -530,8 +530,11 @@ class InstanceWriter:
         try:
             if self._store.min_free:
                 self._store._check_free()
+            offset = self.size
             self.size += self._store._write_all(self._fd, buffers)
             if self._hash is not None:
+                # While the rest is still to come, and while this is being digested.
+                self._store._fs.start_writing(self._fd, offset, self.size - offset)
                 for buffer in buffers:
                     self._hash.update(buffer)
         except BaseException:

@@ -231,6 +231,23 @@ class Storing(StoreTestCase):
         )
         self.assertEqual([call.split()[0] for call in recording.calls], expected)
 
+    def test_a_large_one_is_on_its_way_to_the_medium_while_it_comes(self) -> None:
+        class Watching(FileSystem):
+            started: list[tuple[int, int]] = []
+
+            def start_writing(self, fd: int, offset: int, length: int) -> None:
+                self.started.append((offset, length))
+                super().start_writing(fd, offset, length)
+                super().start_writing(-1, offset, length)  # what fails is no matter
+
+        watching = Watching()
+        for durability, started in ((Durability.NONE, []), (Durability.FULL, [(0, 1000), (1000, 3000)])):
+            writer = self.make(durability, watching).create()
+            writer.write([OLD[:1000]])
+            writer.write([OLD[1000:], NEW[:1000]])
+            self.assertEqual(Path(writer.commit(*UIDS)).read_bytes(), OLD + NEW[:1000])
+            self.assertEqual(watching.started, started)
+
     def test_uids_that_are_none(self) -> None:
         store = self.make()
         for wrong in (
