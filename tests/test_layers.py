@@ -83,7 +83,7 @@ ROOMS = (
     Room(("slots.py", "attempts.py", "pool.py"), ALL_ABOVE, ("Twisted",)),
     Room(("__init__.py",)),
     Room(("testing/",), ("errors.py", "ul/", "dimse/"), ("Twisted",)),
-    Room(("archive/filesystem.py", "archive/kept.py", "archive/files.py"), ()),
+    Room(("archive/filesystem.py", "archive/kept.py", "archive/writer.py", "archive/files.py"), ()),
     Room(
         ("archive/",),
         (

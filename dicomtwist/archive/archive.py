@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeAlias, cast
 
 from sqlalchemy import Engine
 
@@ -26,6 +26,9 @@ from dicomtwist.part10 import NotDicomFile, read_file_meta
 __all__ = ["Archive", "DuplicateInstance", "Duplicates"]
 
 _PIECE: Final = 256 * 1024
+
+#: What is called with how it went.
+_Done: TypeAlias = Callable[[BaseException | None], None]
 
 
 class Duplicates(enum.Enum):
@@ -125,7 +128,7 @@ class Archive:
         if self.committing is not None:
             self.committing.close()
 
-    def keep(self, instance: Instance, done: Callable[[BaseException | None], None]) -> None:
+    def keep(self, instance: Instance, done: _Done) -> None:
         """
         Keep an instance that is whole.
 
@@ -136,28 +139,50 @@ class Archive:
             :class:`~dicomtwist.archive.files.InvalidUID` or :class:`~dicomtwist.archive.index.IndexFailed`; then nothing
             is left of the instance, and an earlier copy is as it was.
         """
-        content = instance.content
-        written = content if isinstance(content, Written) else None
-        try:
-            commits = self._commits
-            if commits is None:
-                raise StoreError("the archive is closed")
-            check_uids(*instance.uids)
-            study_uid, series_uid, uid = instance.uids
-            target = f"{self._root}/{study_uid}/{series_uid}/{uid}{INSTANCE_SUFFIX}"
-            exists = os.path.lexists(target)
-            if exists and self._first_stays(target, instance):
-                if written is not None:
+        self.keep_all([(instance, done)])
+
+    def keep_all(self, instances: Sequence[tuple[Instance, _Done]]) -> None:
+        """
+        Keep instances that are whole, together, which is less work than one by one.
+
+        :param instances: each with what is called with how it went, see :meth:`keep`.
+        """
+        commits = self._commits
+        fresh: list[tuple[Instance, _Done, str, bool]] = []
+        arrivals: list[Arrival] = []
+        for instance, done in instances:
+            content = instance.content
+            try:
+                if commits is None:
+                    raise StoreError("the archive is closed")
+                study_uid, series_uid, uid = instance.uids
+                check_uids(study_uid, series_uid, uid)
+                target = f"{self._root}/{study_uid}/{series_uid}/{uid}{INSTANCE_SUFFIX}"
+                exists = os.path.lexists(target)
+                first_stays = exists and self._first_stays(target, instance)
+            except BaseException as error:
+                if isinstance(content, Written):
+                    self.store.remove(content.path)
+                done(error)
+                continue
+            if first_stays or isinstance(content, Written):
+                written = content if isinstance(content, Written) else None
+                if first_stays and written is not None:
                     self.store.remove(written.path)
                     written = None
-            elif not isinstance(content, Written):
-                written = self.store.write_temporary(content)
-        except BaseException as error:
-            if written is not None:
-                self.store.remove(written.path)
-            done(error)
-            return
+                arrivals.append(self._arrival(instance, done, written, target, exists))
+            else:
+                fresh.append((instance, done, target, exists))
+        contents = [cast("Sequence[Buffer]", instance.content) for instance, *_ in fresh]
+        for (instance, done, target, exists), result in zip(fresh, self.store.write_temporaries(contents), strict=True):
+            if isinstance(result, Written):
+                arrivals.append(self._arrival(instance, done, result, target, exists))
+            else:
+                done(result)
+        if arrivals and commits is not None:
+            commits.submit(arrivals)
 
+    def _arrival(self, instance: Instance, done: _Done, written: Written | None, target: str, exists: bool) -> Arrival:
         def committed(error: BaseException | None) -> None:
             if isinstance(error, Raced):
                 if written is not None:
@@ -166,7 +191,7 @@ class Archive:
             else:
                 done(error)
 
-        commits.submit(Arrival(instance, written, target, exists, committed))
+        return Arrival(instance, written, target, exists, committed)
 
     @property
     def behind(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -84,20 +84,19 @@ class GroupCommit:
         """Nothing more comes; idempotent."""
         self._beside.close()
 
-    def submit(self, arrival: Arrival) -> None:
+    def submit(self, arrivals: Sequence[Arrival]) -> None:
         """
-        Commit *arrival*, and whatever else comes meanwhile, or leave it to the thread that is at it.
+        Commit *arrivals*, and whatever else comes meanwhile, or leave them to the thread that is at it.
 
-        Its ``done`` gets ``None`` when the instance is kept; an OSError as it came or :class:`IndexFailed` where it is
+        The ``done`` of each gets ``None`` when the instance is kept; an OSError as it came or :class:`IndexFailed` where it is
         not: then nothing is left of it, and an earlier copy is as it was; :class:`Raced` where the state of the target is
         not what ``exists`` says (the temporary file stays).
         """
         with self._lock:
+            self._waiting += arrivals
             if self._busy:
-                self._waiting.append(arrival)
                 return
             self._busy = True
-        self._commit([arrival])
         while True:
             with self._lock:
                 group = self._next_group()

@@ -29,12 +29,11 @@ from pathlib import Path
 from dicomtwist.archive.filesystem import Buffer, FileSystem
 from dicomtwist.archive.kept import (
     Durability,
-    InvalidUID,
-    StoreClosed,
     StoreUnusable,
     Written,
     check_uids,
 )
+from dicomtwist.archive.writer import InstanceWriter
 
 __all__ = ["InstanceStore", "InstanceWriter"]
 
@@ -57,6 +56,19 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 #: What makes a file without a name in a folder; 0 where the system cannot.
 _NAMELESS = getattr(os, "O_TMPFILE", 0) and os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class _Begun:
+    """A temporary file that is written and not closed yet."""
+
+    __slots__ = ("buffers", "fd", "nameless", "size", "temporary")
+
+    def __init__(self, temporary: str, fd: int, nameless: bool, buffers: Sequence[Buffer]) -> None:
+        self.temporary = temporary
+        self.fd = fd
+        self.nameless = nameless
+        self.buffers = buffers
+        self.size = 0
 
 
 class InstanceStore:
@@ -208,21 +220,58 @@ class InstanceStore:
         :param buffers: the file, preamble first. Contiguous bytes each.
         :raises OSError: as it came, errno intact; nothing is left of it.
         """
-        temporary, fd, nameless = self._open_temporary(len(self._nameless) < MAX_NAMELESS)
+        (result,) = self.write_temporaries([buffers])
+        if isinstance(result, Written):
+            return result
+        raise result
+
+    def write_temporaries(self, contents: Sequence[Sequence[Buffer]]) -> list[Written | BaseException]:
+        """Write temporary files, with durability full onto the medium: all of them are on their way there before the
+        first is waited for, so that one commit of the file system's journal does for many.
+
+        :param contents: the buffers of each file.
+        :returns: for each, the file; or why there is none, an OSError as it came, and then nothing is left of it.
+        """
+        files = [self._begun(buffers, several=len(contents) > 1) for buffers in contents]
+        return [self._finished(file) if isinstance(file, _Begun) else file for file in files]
+
+    def _begun(self, buffers: Sequence[Buffer], several: bool) -> _Begun | BaseException:
+        """Write a file; returns it, or why that failed."""
         try:
-            try:
-                size = self._write_all(fd, buffers)
-                if self._full:
-                    self._fs.fsync(fd)
-            except BaseException:
-                self._close_quietly(fd)
-                raise
-            self._written(temporary, fd, nameless)
-        except BaseException:
-            if not nameless:
-                self._remove(temporary)
-            raise
-        return Written(temporary, size, self._digest(buffers))
+            temporary, fd, nameless = self._open_temporary(len(self._nameless) < MAX_NAMELESS)
+        except BaseException as error:
+            return error
+        file = _Begun(temporary, fd, nameless, buffers)
+        try:
+            file.size = self._write_all(fd, buffers)
+            if self._full and several:
+                self._fs.start_writing(fd, 0, file.size)
+        except BaseException as error:
+            self._abandon(file)
+            return error
+        return file
+
+    def _finished(self, file: _Begun) -> Written | BaseException:
+        """Sync a file, and close it; returns it, or why that failed."""
+        try:
+            digest = self._digest(file.buffers)
+            if self._full:
+                self._fs.fsync(file.fd)
+        except BaseException as error:
+            self._abandon(file)
+            return error
+        try:
+            self._written(file.temporary, file.fd, file.nameless)
+        except BaseException as error:
+            if not file.nameless:
+                self._remove(file.temporary)
+            return error
+        return Written(file.temporary, file.size, digest)
+
+    def _abandon(self, file: _Begun) -> None:
+        self._close_quietly(file.fd)
+        if not file.nameless:
+            self._remove(file.temporary)
 
     def _written(self, temporary: str, fd: int, nameless: bool) -> None:
         """A temporary file is whole: close it, unless that would be its end."""
@@ -499,103 +548,6 @@ class InstanceStore:
         else:
             advice = "choose another folder or repair this one"
         return f"cannot store instances in {self._root}: {reason}; {advice}"
-
-
-class InstanceWriter:
-    """One instance that is being written; made by :meth:`InstanceStore.create`.
-
-    Any failure removes the temporary file and closes the writer; so do :meth:`commit` and :meth:`discard`.
-    """
-
-    __slots__ = ("_fd", "_hash", "_nameless", "_store", "_temporary", "size")
-
-    def __init__(self, store: InstanceStore, temporary: str, fd: int, nameless: bool) -> None:
-        self._store = store
-        self._temporary = temporary
-        self._nameless = nameless
-        self._fd = fd
-        self._hash = hashlib.sha256() if store._full else None
-        #: How many bytes have been written.
-        self.size = 0
-
-    def write(self, buffers: Sequence[Buffer]) -> None:
-        """Append buffers, all bytes of them.
-
-        :param buffers: contiguous bytes each; any number.
-        :raises OSError: as it came, errno intact; the temporary file is gone.
-        :raises StoreClosed: the writer has ended.
-        """
-        if self._fd < 0:
-            raise StoreClosed("this instance has been committed or discarded")
-        try:
-            if self._store.min_free:
-                self._store._check_free()
-            offset = self.size
-            self.size += self._store._write_all(self._fd, buffers)
-            if self._hash is not None:
-                # While the rest is still to come, and while this is being digested.
-                self._store._fs.start_writing(self._fd, offset, self.size - offset)
-                for buffer in buffers:
-                    self._hash.update(buffer)
-        except BaseException:
-            self.discard()
-            raise
-
-    def commit(self, study_uid: str, series_uid: str, instance_uid: str) -> str:
-        """Make the instance visible under its final name, in place of an earlier copy if there is one.
-
-        :returns: where it is.
-        :raises InvalidUID: one of the three is no UID; the temporary file is gone.
-        :raises OSError: as it came, errno intact; the temporary file is gone, and an earlier copy of the
-            instance is as it was, unless the very last step failed (the fsync of the folder: then the new one
-            is in its place).
-        :raises StoreClosed: the writer has ended.
-        """
-        try:
-            check_uids(study_uid, series_uid, instance_uid)
-        except InvalidUID:
-            self.discard()
-            raise
-        temporary = self.seal().path
-        try:
-            return self._store._place(temporary, study_uid, series_uid, instance_uid)
-        except BaseException:
-            self._store._remove(temporary)
-            raise
-
-    def seal(self) -> Written:
-        """The instance is whole: its temporary file is, with durability full on the medium.
-
-        :returns: the file, which belongs to the caller.
-        :raises OSError: as it came, errno intact; the temporary file is gone.
-        :raises StoreClosed: the writer has ended.
-        """
-        if self._fd < 0:
-            raise StoreClosed("this instance has been committed or discarded")
-        store = self._store
-        try:
-            if store._full:
-                store._fs.fsync(self._fd)
-            # Never closed twice: after a failing close the number may already belong to another thread's
-            # file.
-            fd, self._fd = self._fd, -1
-            store._written(self._temporary, fd, self._nameless)
-        except BaseException:
-            if self._fd >= 0:
-                self.discard()
-            else:
-                store._remove(self._temporary)
-            raise
-        return Written(self._temporary, self.size, b"" if self._hash is None else self._hash.digest())
-
-    def discard(self) -> None:
-        """Remove the temporary file; idempotent, and without effect after a commit."""
-        if self._fd < 0:
-            return
-        fd, self._fd = self._fd, -1
-        self._store._close_quietly(fd)  # what was written is not wanted any more, so it does not matter that it is lost
-        if not self._nameless:
-            self._store._remove(self._temporary)
 
 
 def _after(buffers: Sequence[Buffer], count: int) -> list[Buffer]:

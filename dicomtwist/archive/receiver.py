@@ -1,14 +1,17 @@
 """
 From a C-STORE request to a file: the handler of ``EVT_C_STORE`` behind ``twist dicom`` and ``dicomtwist get``.
 
-A small instance is collected, then scanned and written in one call to a thread. A large one goes to a temporary file in
-pieces, one write under way at a time, and reading from the peer pauses while too much waits to be written.
+A small instance is collected, then scanned and written in a thread, together with the small ones of others that are whole
+meanwhile. A large one goes to a temporary file in pieces, one write under way at a time, and reading from the peer pauses
+while too much waits to be written.
 """
 
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from threading import get_ident
 from typing import Final, Protocol
 
@@ -20,7 +23,7 @@ from twisted.python.failure import Failure
 from dicomtwist import evt
 from dicomtwist.archive.files import InstanceStore, InstanceWriter
 from dicomtwist.archive.filesystem import Buffer
-from dicomtwist.archive.kept import DuplicateInstance, IndexFailed, InvalidUID, StoreError, Written
+from dicomtwist.archive.kept import DuplicateInstance, Durability, IndexFailed, InvalidUID, StoreError, Written
 from dicomtwist.archive.record import MAX_VALUE_LENGTH, WANTED, Instance, make_record, scanner_for
 from dicomtwist.dimse.status import (
     CANNOT_UNDERSTAND,
@@ -40,6 +43,11 @@ from dicomtwist.threads import WorkerThreads
 FIRST_WRITE: Final = 64 * 1024
 #: What is written at once of a larger one, in bytes: each write is four times the one before, up to this.
 WRITE_SIZE: Final = 1024 * 1024
+#: How many small instances are written together at the most.
+BATCH: Final = 32
+#: In how many threads: one computes while the other waits for the medium, where anything is waited for. More are in the
+#: way of each other.
+WRITERS: Final = {Durability.FULL: 2, Durability.NONE: 1}
 #: For how long nothing has come when the index catches up, in seconds (with durability none).
 PAUSE: Final = 0.05
 #: How much of one instance may wait to be written before its peer is not read from, in bytes.
@@ -68,6 +76,9 @@ class Keeper(Protocol):
     def keep(self, instance: Instance, done: Callable[[BaseException | None], None]) -> None:
         """Keep an instance that is whole, see :meth:`dicomtwist.archive.archive.Archive.keep`."""
 
+    def keep_all(self, instances: Sequence[tuple[Instance, Callable[[BaseException | None], None]]]) -> None:
+        """Keep some, see :meth:`dicomtwist.archive.archive.Archive.keep_all`."""
+
     @property
     def behind(self) -> int:
         """How many instances are kept and not in the index yet."""
@@ -94,6 +105,11 @@ class StorageReceiver:
         self.layouts = Layouts(WANTED, MAX_VALUE_LENGTH)
         self._came = 0
         self._waiting: IDelayedCall | None = None
+        self._whole: deque[_Incoming] = deque()
+        self._writers = 0
+        self._max_writers = WRITERS[archive.store.durability]
+        self._told: deque[tuple[_Incoming, BaseException | None]] = deque()
+        self._is_telling = False
 
     @evt.streaming
     def handle_store(self, event: evt.StoreEvent) -> Deferred[Status]:
@@ -107,6 +123,82 @@ class StorageReceiver:
         incoming = _Incoming(self, event)
         event.stream.deliver_to(incoming)
         return incoming.done
+
+    # --- small instances
+
+    def keep_small(self, incoming: _Incoming) -> None:
+        """Keep a small instance that is whole; it is told of it."""
+        self._whole.append(incoming)
+        self._write_whole()
+
+    def _write_whole(self) -> None:
+        if self._whole and self._writers < self._max_writers:
+            self._writers += 1
+            self.threads.run(self._keep_whole).addCallback(self._wrote)
+
+    def _wrote(self, outcomes: list[tuple[_Incoming, BaseException | None]]) -> None:
+        self._writers -= 1
+        for incoming, error in outcomes:
+            incoming.kept(error)
+        self._write_whole()  # what came after the thread had looked
+
+    def _keep_whole(self) -> list[tuple[_Incoming, BaseException | None]]:
+        """
+        In a worker thread: keep what is whole, until nothing is.
+
+        :returns: those that were kept last, or not, and what went wrong; of others the reactor thread was told before.
+        """
+        outcomes: list[tuple[_Incoming, BaseException | None]] = []
+        while self._whole:
+            for incoming, error in outcomes:
+                self.tell(incoming, error)
+            outcomes = self._keep_some()
+        return outcomes
+
+    def _keep_some(self) -> list[tuple[_Incoming, BaseException | None]]:
+        thread = get_ident()
+        outcomes: list[tuple[_Incoming, BaseException | None]] = []
+
+        def done(incoming: _Incoming, error: BaseException | None) -> None:
+            if get_ident() == thread:
+                outcomes.append((incoming, error))
+            else:
+                self.tell(incoming, error)  # another thread is at it, and has committed this one as well
+
+        taken: list[_Incoming] = []
+        instances: list[tuple[Instance, Callable[[BaseException | None], None]]] = []
+        for _ in range(BATCH):
+            try:
+                incoming = self._whole.popleft()
+            except IndexError:
+                break
+            try:
+                instances.append((incoming.small(), partial(done, incoming)))
+                taken.append(incoming)
+            except BaseException as error:
+                outcomes.append((incoming, error))
+        try:
+            self.archive.keep_all(instances)
+        except BaseException as error:
+            # A mistake of ours: nobody waits for ever.
+            told = {incoming for incoming, _ in outcomes}
+            outcomes += [(incoming, error) for incoming in taken if incoming not in told]
+        return outcomes
+
+    def tell(self, incoming: _Incoming, error: BaseException | None) -> None:
+        """In any thread: have the reactor thread tell *incoming* how it went, with what else it is to tell."""
+        self._told.append((incoming, error))
+        if not self._is_telling:
+            self._is_telling = True
+            self.threads.call_in_reactor(self._tell)
+
+    def _tell(self) -> None:
+        self._is_telling = False
+        while self._told:
+            incoming, error = self._told.popleft()
+            incoming.kept(error)
+
+    # --- the index
 
     def index_later(self) -> None:
         """Have the index catch up, where it is behind, once nothing has come for a moment: so it is in nobody's way."""
@@ -211,12 +303,15 @@ class _Incoming:
         self._receiver.threads.run(self._write_some, waiting).addCallbacks(written, failed)
 
     def _commit(self) -> None:
+        if self._writer is None:
+            self._receiver.keep_small(self)
+            return
         waiting = self._waiting.take_pieces()
         self._receiver.threads.run(self._finish_writing, waiting).addCallbacks(self._finished_writing, self._refuse)
 
     def _finished_writing(self, kept: bool) -> None:
         if kept:
-            self._stored(self._outcome)
+            self.kept(self._outcome)
 
     def _kept(self, error: BaseException | None) -> None:
         """The archive has it, or has not; in any thread."""
@@ -224,9 +319,12 @@ class _Incoming:
             # Within _finish_writing: its end wakes the reactor, once for both.
             self._keeper, self._outcome = None, error
         else:
-            self._receiver.threads.call_in_reactor(self._stored, error)
+            self._receiver.tell(self, error)
 
-    def _stored(self, error: BaseException | None) -> None:
+    def kept(self, error: BaseException | None) -> None:
+        """The archive has it, or has not for *error*."""
+        if self.done.called:
+            return
         if error is None:
             self.done.callback(_SUCCESS)
             self._receiver.index_later()
@@ -267,22 +365,25 @@ class _Incoming:
         writer.write(buffers)
         self._scan(buffers)
 
-    def _finish_writing(self, buffers: list[memoryview | bytearray]) -> bool:
-        """Hand the instance to the archive; return whether it has told what came of it already."""
+    def small(self) -> Instance:
+        """
+        Return a small instance that is whole.
+
+        :raises Exception: it is not to be kept, see ``_status_for``.
+        """
         syntax = self._event.context.transfer_syntax
-        content: Sequence[Buffer] | Written
-        if self._writer is None:
-            data = b"".join(buffers)
-            values = self._found_in(data)
-            uids = self._checked_uids(values)
-            content = [self._meta(), data]
-        else:
-            self._write_some(buffers)
-            values = self._found()
-            uids = self._checked_uids(values)
-            content = self._writer.seal()
-        held = sum(map(len, values.values()))
-        instance = Instance(uids, syntax, content, lambda: make_record(values, syntax), held)
+        data = self._waiting.take()
+        values = self._found_in(data)
+        uids = self._checked_uids(values)
+        return _instance(uids, syntax, [self._meta(), data], values)
+
+    def _finish_writing(self, buffers: list[memoryview | bytearray]) -> bool:
+        """Hand a large instance to the archive; return whether it has told what came of it already."""
+        self._write_some(buffers)
+        assert self._writer is not None
+        values = self._found()
+        uids = self._checked_uids(values)
+        instance = _instance(uids, self._event.context.transfer_syntax, self._writer.seal(), values)
         self._keeper = get_ident()
         self._receiver.archive.keep(instance, self._kept)
         if self._keeper is None:
@@ -360,6 +461,12 @@ class _Incoming:
             if not found[tag]:
                 raise _Refused(DATASET_MISMATCH, f"the data set has no {name}")
         return found[_STUDY], found[_SERIES], found[_SOP_INSTANCE]
+
+
+def _instance(
+    uids: tuple[str, str, str], syntax: str, content: Sequence[Buffer] | Written, values: Mapping[int, bytes]
+) -> Instance:
+    return Instance(uids, syntax, content, lambda: make_record(values, syntax), sum(map(len, values.values())))
 
 
 def _enough(scanner: HeaderScanner, error: HeaderError) -> Mapping[int, bytes]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,11 @@ class Folder:
         except BaseException as raised:
             error = raised
         done(error)
+
+    def keep_all(self, instances: Sequence[tuple[Instance, Callable[[BaseException | None], None]]]) -> None:
+        """Keep some."""
+        for instance, done in instances:
+            self.keep(instance, done)
 
     def catch_up(self) -> None:
         """Nothing to do."""

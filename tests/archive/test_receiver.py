@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
@@ -13,6 +14,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, AssociationError, evt
+from dicomtwist.archive import receiver
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.filesystem import FileSystem
 from dicomtwist.archive.kept import Durability
@@ -80,7 +82,7 @@ class Failing(FileSystem):
         super().mkdir(path, mode)
 
 
-class Receiver(TestCase):
+class ReceiverCase(TestCase):
     """Over loopback, onto a real disk."""
 
     timeout = 60
@@ -113,6 +115,12 @@ class Receiver(TestCase):
 
         self.addCleanup(stop)
 
+    def turn(self) -> Deferred[None]:
+        """Let the reactor go round once."""
+        done: Deferred[None] = Deferred()
+        reactor.callLater(0, done.callback, None)
+        return done
+
     def files(self) -> list[Path]:
         """Every file there is."""
         files = (path for path in self.folder.rglob("*") if path.is_file() and path.name != ".lock")
@@ -121,6 +129,10 @@ class Receiver(TestCase):
     def associate(self):
         """An association with the server."""
         return self.scu.associate("127.0.0.1", self.server.port)
+
+
+class Receiver(ReceiverCase):
+    """One instance."""
 
     async def test_small_and_large(self) -> None:
         """Both ways of writing give the bytes that were sent."""
@@ -231,16 +243,8 @@ class Receiver(TestCase):
                 await self.turn()
             self.assertEqual([path.read_bytes() for path in self.files()], before)
 
-    def turn(self) -> Deferred[None]:
-        """Let the reactor go round once."""
-        done: Deferred[None] = Deferred()
-        reactor.callLater(0, done.callback, None)
-        return done
-
     async def test_reading_waits_for_a_slow_disk(self) -> None:
         """What is not written yet is bounded, however fast the peer sends."""
-        import threading
-
         gate = threading.Event()
         gate.set()
 
@@ -278,3 +282,113 @@ class Receiver(TestCase):
         await gatherResults([assoc.release() for assoc in assocs])
         (path,) = self.files()
         self.assertIn(len(dcmread(path)[0x7FE00010].value), sizes)
+
+
+class Held(FileSystem):
+    """A file system whose first write waits, and which notes what is done to files from then on."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.calls: list[str] = []
+        self.fails_at = fails_at
+        self._writes = 0
+
+    def hold(self) -> None:
+        self.gate.clear()
+        self._writes = 0
+        self.calls.clear()
+
+    def writev(self, fd, buffers):
+        self.gate.wait(30)
+        self._writes += 1
+        if self._writes - 1 == self.fails_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.calls.append("write")
+        return super().writev(fd, buffers)
+
+    def start_writing(self, fd, offset, length):
+        self.calls.append("start")
+        super().start_writing(fd, offset, length)
+
+    def fsync(self, fd):
+        self.calls.append("sync")
+        super().fsync(fd)
+
+
+class Together(ReceiverCase):
+    """Small instances that are whole while another is written."""
+
+    async def together(self, disk: Held, numbers: list[int], durability: Durability = Durability.FULL) -> list[int]:
+        """Send instances with these *numbers*, of which the first is held until all others are whole; return the statuses."""
+        await self.start(disk, durability)
+        self.receiver._max_writers = 1
+        assocs = await gatherResults([self.associate() for _ in numbers])
+        self.assertEqual(await assocs[0].send_c_store(instance(SOPInstanceUID="1.2.3.4.99")), 0)
+        disk.hold()
+        self.addCleanup(disk.gate.set)
+        sending = []
+        for number, assoc in zip(numbers, assocs, strict=True):
+            sending.append(assoc.send_c_store(instance(1000 + number, SOPInstanceUID=f"1.2.3.4.{number}")))
+            while len(self.receiver._whole) < len(sending) - 1 or not self.receiver._writers:
+                await self.turn()
+        disk.gate.set()
+        statuses = await gatherResults(sending)
+        await gatherResults([assoc.release() for assoc in assocs])
+        self.assertEqual(self.receiver._writers, 0)
+        return [int(status) for status in statuses]
+
+    async def test_are_on_their_way_before_the_first_is_waited_for(self) -> None:
+        disk = Held()
+        self.assertEqual(await self.together(disk, [0, 2, 4, 6]), [0] * 4)
+        self.assertEqual(disk.calls[:2], ["write", "sync"])
+        rest = disk.calls[disk.calls.index("start") - 1 :]
+        # Then the names, in one folder.
+        self.assertEqual(rest, ["write", "start"] * 3 + ["sync"] * 3 + ["sync"])
+        self.assertEqual(len(self.files()), 5)
+        for number in (0, 2, 4, 6):
+            path = self.folder / "1.2.3" / "1.2.3.1" / f"1.2.3.4.{number}.dcm"
+            self.assertEqual(len(dcmread(path)[0x7FE00010].value), 1000 + number)
+
+    async def test_one_that_cannot_be_written(self) -> None:
+        """The others are kept all the same."""
+        for durability in Durability:
+            self.assertEqual(await self.together(Held(fails_at=2), [0, 2, 4, 6], durability), [0, 0, 0xA700, 0])
+            self.assertEqual(len(self.files()), 4)
+            self.assertEqual(self.archive.store._nameless, {})
+
+    async def test_one_that_cannot_be_stored(self) -> None:
+        await self.together(Held(), [0])
+        wrong = instance(SOPInstanceUID="1.2.3.4.7")
+        wrong.StudyInstanceUID = ""
+        assocs = await gatherResults([self.associate() for _ in range(2)])
+        statuses = await gatherResults([
+            assocs[0].send_c_store(wrong), assocs[1].send_c_store(instance(SOPInstanceUID="1.2.3.4.8")),
+        ])  # fmt: skip
+        self.assertEqual(statuses, [0xA900, 0])
+        await gatherResults([assoc.release() for assoc in assocs])
+
+    async def test_the_same_instance(self) -> None:
+        """All are told of success, and there is one file."""
+        for durability in Durability:
+            self.assertEqual(await self.together(Held(), [0, 2, 2, 2], durability), [0] * 4)
+            self.assertEqual(len(self.files()), 3)
+
+    async def test_more_than_are_written_together(self) -> None:
+        self.patch(receiver, "BATCH", 3)
+        self.assertEqual(await self.together(Held(), list(range(0, 20, 2))), [0] * 10)
+        self.assertEqual(len(self.files()), 11)
+
+    async def test_a_mistake_of_ours(self) -> None:
+        """Nobody waits for ever, and the next one is kept."""
+        await self.start()
+        keep_all = self.archive.keep_all
+
+        def wrong(instances):
+            raise RuntimeError("a mistake")
+
+        async with await self.associate() as assoc:
+            self.archive.keep_all = wrong
+            self.assertEqual(await assoc.send_c_store(instance()), 0xA700)
+            self.archive.keep_all = keep_all
+            self.assertEqual(await assoc.send_c_store(instance()), 0)
