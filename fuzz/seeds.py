@@ -152,6 +152,7 @@ def seeds() -> dict[str, list[bytes]]:
             for stream in conversations
             if b"\4\0" in {pdu[:2] for pdu in pdus(stream)}
         ],
+        "layouts": [bytes((number,)) + bytes(12) + encoded for number, encoded in enumerate(small.values())],
         "header": [bytes((number + 4 * 8,)) + encoded for number, encoded in enumerate(small.values())]
         + [b"\2" + bomb.compress(bytes(1 << 14)) + bomb.flush()],
         "part10": [

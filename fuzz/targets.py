@@ -24,6 +24,7 @@ from dicomtwist.dimse.messages import Message, decode_message
 from dicomtwist.dimse.stream import MessageReceiver
 from dicomtwist.errors import AssociationError, InvalidMessage, InvalidPDU, NoPresentationContext
 from dicomtwist.header import HeaderError, HeaderScanner
+from dicomtwist.layouts import Layouts
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
 from dicomtwist.testing import MemoryNetwork
 from dicomtwist.ul.connection import ULConnection
@@ -166,6 +167,38 @@ def header(data: bytes) -> None:
     if syntax == SYNTAXES[2] and None in results:
         return  # where deflated bytes are wrong behind what is wanted, it depends on the cuts whether that shows
     assert results[0] == results[1], results
+
+
+def layouts(data: bytes) -> None:
+    """
+    The first byte chooses the transfer syntax, the next twelve say what is changed in the data set that the rest is. Where the
+    changed one is laid out like it, a scan finds the same.
+    """
+    if len(data) < 14:
+        return
+    syntax = SYNTAXES[data[0] % len(SYNTAXES)]
+    first = data[13:]
+    changed = bytearray(first)
+    for number in range(1, 13, 3):
+        changed[int.from_bytes(data[number : number + 2], "big") % len(first)] ^= data[number + 2]
+    known = Layouts(UIDS, 100)
+    scanner = HeaderScanner(syntax, UIDS, max_value_length=100, sequences=True, max_inflated=MAX_INFLATED)
+    try:
+        if not scanner.feed(first):
+            scanner.finish()
+    except HeaderError:
+        return
+    known.learn(first, syntax, scanner.values)
+    for candidate in (first, bytes(changed), bytes(changed[: len(changed) // 2])):
+        for whole in (True, False):
+            values = known.values(candidate, syntax, whole=whole)
+            if values is None:
+                continue
+            scanner = HeaderScanner(syntax, UIDS, max_value_length=100, sequences=True)
+            if not scanner.feed(candidate):
+                assert whole, "it may go on"
+                scanner.finish()
+            assert values == scanner.values, (values, scanner.values)
 
 
 def part10(data: bytes) -> None:
@@ -370,7 +403,7 @@ INSTANCE = _instance()
 
 TARGETS: dict[str, Target] = {
     target.__name__: target
-    for target in (pdu, framing, command, messages, header, part10, state_machine, acceptor, requestor)
+    for target in (pdu, framing, command, messages, header, layouts, part10, state_machine, acceptor, requestor)
 }
 if find_spec("sqlalchemy") is not None:
     from fuzz.archive_targets import ARCHIVE_TARGETS

@@ -388,7 +388,7 @@ class Together(ReceiverCase):
             raise RuntimeError("a mistake")
 
         async with await self.associate() as assoc:
-            self.archive.keep_all = wrong
+            self.archive.keep_all = wrong  # type: ignore[method-assign]
             self.assertEqual(await assoc.send_c_store(instance()), 0xA700)
-            self.archive.keep_all = keep_all
+            self.archive.keep_all = keep_all  # type: ignore[method-assign]
             self.assertEqual(await assoc.send_c_store(instance()), 0)
