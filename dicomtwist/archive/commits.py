@@ -84,25 +84,31 @@ class GroupCommit:
         """Nothing more comes; idempotent."""
         self._beside.close()
 
-    def submit(self, arrivals: Sequence[Arrival]) -> None:
+    def submit(self, arrivals: Sequence[Arrival], between: Callable[[], None] | None = None) -> None:
         """
         Commit *arrivals*, and whatever else comes meanwhile, or leave them to the thread that is at it.
 
         The ``done`` of each gets ``None`` when the instance is kept; an OSError as it came or :class:`IndexFailed` where it is
         not: then nothing is left of it, and an earlier copy is as it was; :class:`Raced` where the state of the target is
         not what ``exists`` says (the temporary file stays).
+
+        :param between: called before each commit but the first.
         """
         with self._lock:
             self._waiting += arrivals
             if self._busy:
                 return
             self._busy = True
+        committed = False
         while True:
             with self._lock:
                 group = self._next_group()
                 if not group:
                     self._busy = False
                     return
+            if committed and between is not None:
+                between()
+            committed = True
             self._commit(group)
 
     def _next_group(self) -> list[Arrival]:

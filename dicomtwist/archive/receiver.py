@@ -73,11 +73,12 @@ class Keeper(Protocol):
 
     store: InstanceStore
 
-    def keep(self, instance: Instance, done: Callable[[BaseException | None], None]) -> None:
-        """Keep an instance that is whole, see :meth:`dicomtwist.archive.archive.Archive.keep`."""
-
-    def keep_all(self, instances: Sequence[tuple[Instance, Callable[[BaseException | None], None]]]) -> None:
-        """Keep some, see :meth:`dicomtwist.archive.archive.Archive.keep_all`."""
+    def keep_all(
+        self,
+        instances: Sequence[tuple[Instance, Callable[[BaseException | None], None]]],
+        between: Callable[[], None] | None = None,
+    ) -> None:
+        """Keep instances that are whole, see :meth:`dicomtwist.archive.archive.Archive.keep_all`."""
 
     @property
     def behind(self) -> int:
@@ -156,37 +157,52 @@ class StorageReceiver:
         return outcomes
 
     def _keep_some(self) -> list[tuple[_Incoming, BaseException | None]]:
-        thread = get_ident()
+        instances: list[tuple[_Incoming, Instance]] = []
         outcomes: list[tuple[_Incoming, BaseException | None]] = []
-
-        def done(incoming: _Incoming, error: BaseException | None) -> None:
-            if get_ident() == thread:
-                outcomes.append((incoming, error))
-            else:
-                self.tell(incoming, error)  # another thread is at it, and has committed this one as well
-
-        taken: list[_Incoming] = []
-        instances: list[tuple[Instance, Callable[[BaseException | None], None]]] = []
         for _ in range(BATCH):
             try:
                 incoming = self._whole.popleft()
             except IndexError:
                 break
             try:
-                instances.append((incoming.small(), partial(done, incoming)))
-                taken.append(incoming)
+                instances.append((incoming, incoming.small()))
             except BaseException as error:
                 outcomes.append((incoming, error))
+        return outcomes + self.keep(instances) if instances else outcomes
+
+    # --- in worker threads
+
+    def keep(self, instances: Sequence[tuple[_Incoming, Instance]]) -> list[tuple[_Incoming, BaseException | None]]:
+        """
+        Keep instances.
+
+        :returns: those that were kept, or not, and what went wrong; of others the reactor thread was told, or will be.
+        """
+        thread = get_ident()
+        outcomes: list[tuple[_Incoming, BaseException | None]] = []
+        left = {incoming for incoming, _ in instances}
+
+        def done(incoming: _Incoming, error: BaseException | None) -> None:
+            left.discard(incoming)
+            if get_ident() == thread:
+                outcomes.append((incoming, error))
+            else:
+                self.tell(incoming, error)  # another thread is at it, and has committed this one as well
+
+        def between() -> None:
+            # Nobody waits for what others brought.
+            while outcomes:
+                self.tell(*outcomes.pop())
+
         try:
-            self.archive.keep_all(instances)
+            self.archive.keep_all([(instance, partial(done, incoming)) for incoming, instance in instances], between)
         except BaseException as error:
             # A mistake of ours: nobody waits for ever.
-            told = {incoming for incoming, _ in outcomes}
-            outcomes += [(incoming, error) for incoming in taken if incoming not in told]
+            outcomes += [(incoming, error) for incoming in left]
         return outcomes
 
     def tell(self, incoming: _Incoming, error: BaseException | None) -> None:
-        """In any thread: have the reactor thread tell *incoming* how it went, with what else it is to tell."""
+        """Have the reactor thread tell *incoming* how it went, with what else it is to tell."""
         self._told.append((incoming, error))
         if not self._is_telling:
             self._is_telling = True
@@ -243,8 +259,6 @@ class _Incoming:
         self._finished = False
         self._values: Mapping[int, bytes] | None = None
         self._refusal: Failure | None = None
-        self._keeper: int | None = None
-        self._outcome: BaseException | None = None
         self.done: Deferred[Status] = Deferred()
 
     # --- the sink, in the reactor thread
@@ -309,22 +323,12 @@ class _Incoming:
         waiting = self._waiting.take_pieces()
         self._receiver.threads.run(self._finish_writing, waiting).addCallbacks(self._finished_writing, self._refuse)
 
-    def _finished_writing(self, kept: bool) -> None:
-        if kept:
-            self.kept(self._outcome)
-
-    def _kept(self, error: BaseException | None) -> None:
-        """The archive has it, or has not; in any thread."""
-        if self._keeper == get_ident():
-            # Within _finish_writing: its end wakes the reactor, once for both.
-            self._keeper, self._outcome = None, error
-        else:
-            self._receiver.tell(self, error)
+    def _finished_writing(self, outcomes: list[tuple[_Incoming, BaseException | None]]) -> None:
+        for _, error in outcomes:
+            self.kept(error)
 
     def kept(self, error: BaseException | None) -> None:
         """The archive has it, or has not for *error*."""
-        if self.done.called:
-            return
         if error is None:
             self.done.callback(_SUCCESS)
             self._receiver.index_later()
@@ -377,19 +381,14 @@ class _Incoming:
         uids = self._checked_uids(values)
         return _instance(uids, syntax, [self._meta(), data], values)
 
-    def _finish_writing(self, buffers: list[memoryview | bytearray]) -> bool:
-        """Hand a large instance to the archive; return whether it has told what came of it already."""
+    def _finish_writing(self, buffers: list[memoryview | bytearray]) -> list[tuple[_Incoming, BaseException | None]]:
+        """Hand a large instance to the archive; return how that went, unless another thread tells."""
         self._write_some(buffers)
         assert self._writer is not None
         values = self._found()
         uids = self._checked_uids(values)
         instance = _instance(uids, self._event.context.transfer_syntax, self._writer.seal(), values)
-        self._keeper = get_ident()
-        self._receiver.archive.keep(instance, self._kept)
-        if self._keeper is None:
-            return True
-        self._keeper = None  # another thread tells
-        return False
+        return self._receiver.keep([(self, instance)])
 
     def _meta(self) -> bytes:
         try:

@@ -56,8 +56,12 @@ class Folder:
             error = raised
         done(error)
 
-    def keep_all(self, instances: Sequence[tuple[Instance, Callable[[BaseException | None], None]]]) -> None:
-        """Keep some."""
+    def keep_all(
+        self,
+        instances: Sequence[tuple[Instance, Callable[[BaseException | None], None]]],
+        between: Callable[[], None] | None = None,
+    ) -> None:
+        """Keep some; *between* is never called, for there is no other thread's work to be done."""
         for instance, done in instances:
             self.keep(instance, done)
 

@@ -325,6 +325,41 @@ class Faults(ArchiveCase):
             self.assertGreater(step, 3)
             archive.close()
 
+    def test_a_mistake_with_the_names(self) -> None:
+        """Both are told of, and the next is kept."""
+        archive = self.open()
+        rename = archive.store.rename
+        outcomes: list[BaseException | None] = []
+
+        def wrong(*_: object, **__: object) -> str:
+            raise RuntimeError("a mistake")
+
+        archive.store.rename = wrong  # type: ignore[method-assign]
+        archive.keep_all([(handed(dataset(number)), outcomes.append) for number in (1, 2)])
+        self.assertEqual([type(outcome) for outcome in outcomes], [RuntimeError] * 2)
+        archive.store.rename = rename  # type: ignore[method-assign]
+        self.kept(archive, dataset(3))
+        self.assertEqual(len(self.assert_consistent(archive)), 1)
+        self.assertEqual(archive.store._nameless, {})
+
+    def test_nobody_waits_for_what_others_bring(self) -> None:
+        """Who does the work of others tells first how it went for its own."""
+        archive = self.open()
+        order: list[object] = []
+        add = archive.index.add
+
+        def another(rows: list[Indexed]) -> None:
+            if not order:
+                other = threading.Thread(target=archive.keep, args=(handed(dataset(2)), order.append))
+                other.start()
+                other.join()
+            order.append("commit")
+            add(rows)
+
+        archive.index.add = another  # type: ignore[method-assign,assignment]
+        archive.keep_all([(handed(dataset(1)), order.append)], lambda: order.append("between"))
+        self.assertEqual(order, ["commit", None, "between", "commit", None])
+
     def test_one_row_of_a_group(self) -> None:
         """The others in the same commit are kept."""
         archive = self.open()
