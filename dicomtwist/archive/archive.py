@@ -141,15 +141,13 @@ class Archive:
         """
         self.keep_all([(instance, done)])
 
-    def keep_all(
-        self, instances: Sequence[tuple[Instance, _Done]], between: Callable[[], None] | None = None
-    ) -> None:
+    def keep_all(self, instances: Sequence[tuple[Instance, _Done]], between: Callable[[], None] | None = None) -> None:
         """
         Keep instances that are whole, together, which is less work than one by one.
 
         :param instances: each with what is called with how it went, see :meth:`keep`.
-        :param between: called when these have been told of, if the call does not return then, but goes on with what other threads
-            brought meanwhile.
+        :param between: called when these have been told of, where the call does not return then, but goes on with what other
+            threads brought meanwhile.
         """
         commits = self._commits
         fresh: list[tuple[Instance, _Done, str, bool]] = []

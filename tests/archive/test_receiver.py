@@ -384,7 +384,7 @@ class Together(ReceiverCase):
         await self.start()
         keep_all = self.archive.keep_all
 
-        def wrong(instances):
+        def wrong(instances, between=None):
             raise RuntimeError("a mistake")
 
         async with await self.associate() as assoc:
