@@ -17,13 +17,16 @@ from dicomtwist.header import DEFLATED, EXPLICIT_BIG_ENDIAN, IMPLICIT, LONG_VRS,
 __all__ = ["Layouts"]
 
 #: How many layouts are remembered, and of how many headers each may consist.
-MAX_LAYOUTS: Final = 16
+MAX_LAYOUTS: Final = 32
 MAX_HEADERS: Final = 1024
 #: How deep sequences of undefined length may be nested in a layout.
 MAX_DEPTH: Final = 8
-#: After so many that were learned and have not been met again only one of as many is learned: learning takes as long as the
-#: scan, and there are senders no two of whose data sets are alike.
-PATIENCE: Final = 32
+#: To learn a layout takes as long as so many scans, each of which is saved when it is met again. What is saved may be spent
+#: on learning, up to as much as is there at the start; beyond that one of some data sets is learned, for there are senders no
+#: two of whose data sets are alike.
+COST: Final = 4
+SAVINGS: Final = 128
+ONE_OF: Final = 32
 
 _UNDEFINED: Final = 0xFFFFFFFF
 _DELIMITERS: Final = 0xFFFE0000
@@ -74,7 +77,8 @@ class Layouts:
         self._wanted = wanted
         self._max_value_length = max_value_length
         self._layouts: tuple[_Layout, ...] = ()
-        self._patience = self._until_next = PATIENCE
+        self._saved = SAVINGS
+        self._passed_over = 0
 
     def values(self, data: Buffer, transfer_syntax_uid: str, *, whole: bool = True) -> dict[int, bytes] | None:
         """
@@ -93,7 +97,7 @@ class Layouts:
                 and (len(data) >= layout.end if not layout.whole else whole and len(data) == layout.end)
                 and layout.cut.unpack_from(data) == layout.headers
             ):
-                self._patience = self._until_next = PATIENCE
+                self._saved = min(self._saved + 1, SAVINGS)
                 if layout is not layouts[0]:
                     self._layouts = (layout, *(other for other in layouts if other is not layout))
                 return dict(zip(layout.tags, layout.take.unpack_from(data), strict=True))
@@ -106,13 +110,13 @@ class Layouts:
         :param data: all of the data set, or so much of it that the scanner needed no more.
         :param found: what the scanner found.
         """
-        if self._patience:
-            self._patience -= 1
+        if self._saved >= COST:
+            self._saved -= COST
         else:
-            self._until_next -= 1
-            if self._until_next:
+            self._passed_over += 1
+            if self._passed_over < ONE_OF:
                 return
-            self._until_next = PATIENCE
+            self._passed_over = 0
         if transfer_syntax_uid in DEFLATED:
             return
         try:

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist import layouts
 from dicomtwist.header import HeaderError, HeaderScanner
-from dicomtwist.layouts import MAX_HEADERS, MAX_LAYOUTS, PATIENCE, Layouts
+from dicomtwist.layouts import COST, MAX_HEADERS, MAX_LAYOUTS, ONE_OF, SAVINGS, Layouts
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 
 SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -165,7 +165,8 @@ class LayoutTests(SynchronousTestCase):
     def test_few_are_remembered_those_that_came_last(self) -> None:
         names = [b"x" * 2 * number for number in range(MAX_LAYOUTS + 1)]
         known = learned(*(dataset(name=name) for name in names[:-1]))
-        self.assertIsNotNone(known.values(dataset(name=names[0]), EXPLICIT))
+        for _ in range(COST):
+            self.assertIsNotNone(known.values(dataset(name=names[0]), EXPLICIT))
         last = dataset(name=names[-1])
         known.learn(last, EXPLICIT, scanned(last))
         found = [known.values(dataset(name=name), EXPLICIT) is not None for name in names]
@@ -173,24 +174,31 @@ class LayoutTests(SynchronousTestCase):
 
     def test_a_sender_of_whose_data_sets_no_two_are_alike(self) -> None:
         known = Layouts(WANTED)
+        number = 0
 
-        def met(number: int) -> bool:
-            data = dataset(name=b"x" * 2 * number)
-            known.learn(data, EXPLICIT, scanned(data))
-            return known.values(data, EXPLICIT) is not None
+        def learned_of(count: int) -> int:
+            """How many of *count* data sets that are like no other are learned."""
+            nonlocal number
+            learned = 0
+            for _ in range(count):
+                number += 1
+                before = known._layouts
+                data = dataset(name=b"x" * 2 * number)
+                known.learn(data, EXPLICIT, scanned(data))
+                learned += known._layouts is not before
+            return learned
 
-        def learns(number: int) -> bool:
-            before = known._layouts
-            data = dataset(name=b"x" * 2 * number)
-            known.learn(data, EXPLICIT, scanned(data))
-            return known._layouts is not before
-
-        self.assertEqual(sum(learns(number) for number in range(PATIENCE)), PATIENCE)
-        self.assertEqual(sum(learns(number) for number in range(PATIENCE, 4 * PATIENCE)), 3)
-        # One that is met again shows that it is worth while.
-        while not met(number=5000):
-            pass
-        self.assertTrue(learns(4 * PATIENCE + 1))
+        first = SAVINGS // COST
+        self.assertEqual(learned_of(first), first)
+        self.assertEqual(learned_of(3 * ONE_OF), 3)
+        # Each one that is met again saves something.
+        last = dataset(name=b"x" * 2 * number)
+        for _ in range(2 * COST):
+            self.assertIsNotNone(known.values(last, EXPLICIT))
+        self.assertEqual(learned_of(ONE_OF - 1), 2)
+        for _ in range(2 * SAVINGS):
+            known.values(dataset(name=b"x" * 2 * (number - ONE_OF + 2)), EXPLICIT)
+        self.assertEqual(learned_of(first), first)
 
 
 class RealFileTests(SynchronousTestCase):

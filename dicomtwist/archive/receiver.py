@@ -135,13 +135,19 @@ class StorageReceiver:
     def _write_whole(self) -> None:
         if self._whole and self._writers < self._max_writers:
             self._writers += 1
-            self.threads.run(self._keep_whole).addCallback(self._wrote)
+            self.threads.run(self._keep_whole).addCallbacks(self._wrote, self._not_written)
 
     def _wrote(self, outcomes: list[tuple[_Incoming, BaseException | None]]) -> None:
         self._writers -= 1
         for incoming, error in outcomes:
             incoming.kept(error)
         self._write_whole()  # what came after the thread had looked
+
+    def _not_written(self, reason: Failure) -> None:
+        """A mistake of ours that nothing else has caught: the next ones are written all the same."""
+        self._writers -= 1
+        self.log.failure("instances were not written", reason)
+        self._write_whole()
 
     def _keep_whole(self) -> list[tuple[_Incoming, BaseException | None]]:
         """
