@@ -30,7 +30,7 @@ MAX_DEPTH = 64
 MAX_INFLATED = 4 * 1024 * 1024
 MAX_INFLATE_RATIO = 100
 
-#: Papyrus 3 Implicit VR (retired), and GE's private syntax whose pixels alone are big endian.
+#: Implicit VR Little Endian, Papyrus 3 Implicit VR (retired), and GE's private syntax whose pixels alone are big endian.
 IMPLICIT = frozenset((IMPLICIT_LITTLE_ENDIAN, "1.2.840.10008.1.20", "1.2.840.113619.5.2"))
 #: Deflated Explicit VR LE (PS3.5 A.5), and the two JPIP referenced syntaxes that deflate the data set as well.
 DEFLATED = frozenset(("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"))

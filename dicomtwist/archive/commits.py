@@ -13,15 +13,18 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Final
 
+from twisted.python.failure import Failure
+
 from dicomtwist.archive.behind import Behind
-from dicomtwist.archive.beside import Beside
 from dicomtwist.archive.files import InstanceStore
 from dicomtwist.archive.index import Index, Indexed, IndexFailed
 from dicomtwist.archive.kept import Durability, Written
 from dicomtwist.archive.record import Instance
 from dicomtwist.archive.sharing import Committing
+from dicomtwist.threads import Threads
 
 __all__ = ["Arrival", "GroupCommit", "Raced"]
 
@@ -78,11 +81,11 @@ class GroupCommit:
         self._lock = threading.Lock()
         self._waiting: list[Arrival] = []
         self._busy = False
-        self._beside = Beside()
+        self._syncing = Threads(0, 1, "dicomtwist-sync")
 
     def close(self) -> None:
         """Nothing more comes; idempotent."""
-        self._beside.close()
+        self._syncing.stop()
 
     def submit(self, arrivals: Sequence[Arrival], between: Callable[[], None] | None = None) -> None:
         """
@@ -238,11 +241,15 @@ class GroupCommit:
         if not placed:
             return
         unsynced: dict[Arrival, BaseException | None] = {}
-        self._beside.begin(lambda: self._sync(placed, unsynced))
+        synced: SimpleQueue[object] = SimpleQueue()
+        self._syncing.grow(1)
+        self._syncing.callInThreadWithCallback(lambda _, result: synced.put(result), self._sync, placed, unsynced)
         try:
             self._add(placed, outcomes)
         finally:
-            self._beside.wait()
+            result = synced.get()
+        if isinstance(result, Failure):
+            result.raiseException()
         lost = [arrival for arrival in unsynced if outcomes[arrival] is None]
         outcomes.update(unsynced)
         if lost:

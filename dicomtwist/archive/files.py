@@ -330,7 +330,7 @@ class InstanceStore:
             try:
                 self._fs.rename(source, target)
             except BaseException:
-                self._fs.unlink(source)
+                self._unlink_quietly(source)
                 raise
         del self._nameless[source]
         self._close_quietly(fd)  # what it could tell has been heard
@@ -505,9 +505,12 @@ class InstanceStore:
         fd = self._nameless.pop(temporary, -1)
         if fd >= 0:
             self._close_quietly(fd)
-            return
+        else:
+            self._unlink_quietly(temporary)
+
+    def _unlink_quietly(self, path: str) -> None:
         try:
-            self._fs.unlink(temporary)
+            self._fs.unlink(path)
         except OSError:
             # It was renamed already, or the file system is beyond it (EROFS, EIO). The error that led here
             # says more, and the next start removes the file.

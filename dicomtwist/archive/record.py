@@ -18,7 +18,7 @@ from dicomtwist.archive.attributes import Attribute, Level, at_level
 from dicomtwist.archive.filesystem import Buffer
 from dicomtwist.archive.kept import Written
 from dicomtwist.archive.values import datetime_key, name_groups, name_key, normal_date, sounds, time_key
-from dicomtwist.header import HeaderScanner
+from dicomtwist.header import EXPLICIT_BIG_ENDIAN, IMPLICIT, HeaderScanner
 
 __all__ = ["COLUMNS", "WANTED", "Instance", "Record", "make_record", "scanner_for"]
 
@@ -29,8 +29,6 @@ MAX_REMEMBERED: Final = 1024
 _MAX_REMEMBERED_LENGTH: Final = 8 * 1024
 
 _CHARACTER_SET: Final = 0x00080005
-_IMPLICIT: Final = frozenset(("1.2.840.10008.1.2", "1.2.840.10008.1.20", "1.2.840.113619.5.2"))
-_BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
 
 _TAGS: Final = {level: tuple(attribute.tag for attribute in at_level(level)) for level in Level}
 _UPPER_TAGS: Final = (*_TAGS[Level.PATIENT], *_TAGS[Level.STUDY], *_TAGS[Level.SERIES])
@@ -129,7 +127,7 @@ def make_record(values: Mapping[int, bytes], transfer_syntax_uid: str) -> Record
     :param transfer_syntax_uid: how the data set is encoded.
     """
     encoding = _Encoding(
-        values.get(_CHARACTER_SET, b""), transfer_syntax_uid in _IMPLICIT, transfer_syntax_uid != _BIG_ENDIAN
+        values.get(_CHARACTER_SET, b""), transfer_syntax_uid in IMPLICIT, transfer_syntax_uid != EXPLICIT_BIG_ENDIAN
     )
     get = values.get
     upper = tuple([get(tag, b"") for tag in _UPPER_TAGS])

@@ -296,10 +296,12 @@ class Held(FileSystem):
 
     def hold(self) -> None:
         self.gate.clear()
+        self.is_held = False
         self._writes = 0
         self.calls.clear()
 
     def writev(self, fd, buffers):
+        self.is_held = True
         self.gate.wait(30)
         self._writes += 1
         if self._writes - 1 == self.fails_at:
@@ -330,7 +332,8 @@ class Together(ReceiverCase):
         sending = []
         for number, assoc in zip(numbers, assocs, strict=True):
             sending.append(assoc.send_c_store(instance(1000 + number, SOPInstanceUID=f"1.2.3.4.{number}")))
-            while len(self.receiver._whole) < len(sending) - 1 or not self.receiver._writers:
+            # The first is taken alone, the others come while it is being written.
+            while not disk.is_held or len(self.receiver._whole) < len(sending) - 1:
                 await self.turn()
         disk.gate.set()
         statuses = await gatherResults(sending)
