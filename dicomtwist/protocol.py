@@ -31,7 +31,7 @@ from dicomtwist.ul.connection import (
     ULEvent,
 )
 from dicomtwist.ul.framing import Fragment
-from dicomtwist.ul.machine import State
+from dicomtwist.ul.state_machine import State
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 
 #: How much may be written while the transport is full before the peer is not read from any more, in bytes.

@@ -23,7 +23,7 @@ from dicomtwist.protocol import UpperLayerProtocol
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.ul.items import UserInformation
-from dicomtwist.ul.machine import State
+from dicomtwist.ul.state_machine import State
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from dicomtwist.testing import MemoryNetwork
 from dicomtwist.ul.connection import ULConnection
 from dicomtwist.ul.framing import MAX_ASSOCIATE_LENGTH, ControlPDU, Fragment, Frame, Framer
 from dicomtwist.ul.items import ProposedContext, UserInformation
-from dicomtwist.ul.machine import State
+from dicomtwist.ul.state_machine import State
 from dicomtwist.ul.pdu import AAssociateRQ, decode_pdu
 
 VERIFICATION = "1.2.840.10008.1.1"

@@ -21,7 +21,7 @@ from dicomtwist import (
 from dicomtwist.dimse.messages import CEchoRSP
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.ul.items import RoleSelection, UserInformation
-from dicomtwist.ul.machine import State
+from dicomtwist.ul.state_machine import State
 from dicomtwist.ul.pdu import AAbort, AAssociateAC, AAssociateRQ, AReleaseRP, AReleaseRQ
 from tests.memory import CT, VERIFICATION, MemoryTestCase, encoded, instance, part10, store
 

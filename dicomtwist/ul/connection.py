@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from dicomtwist.errors import InvalidPDU, InvalidState
 from dicomtwist.ul.framing import DEFAULT_MAX_LENGTH, ControlPDU, Fragment, Framer
-from dicomtwist.ul.machine import ACTIONS, TABLE, Action, Event, State
+from dicomtwist.ul.state_machine import ACTIONS, TABLE, Action, Event, State
 from dicomtwist.ul.pdu import (
     AAbort,
     AAssociateAC,

@@ -17,7 +17,7 @@ from dicomtwist.errors import AssociationError, DICOMError
 from dicomtwist.testing import MemoryNetwork, ScriptedPeer
 from dicomtwist.ul.framing import MAX_ASSOCIATE_LENGTH
 from dicomtwist.ul.items import ProposedContext
-from dicomtwist.ul.machine import State
+from dicomtwist.ul.state_machine import State
 from dicomtwist.ul.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, AReleaseRP, AReleaseRQ
 from fuzz.targets import FOR_EVER, LogWatch
 from tests.hostile.common import pdata

@@ -17,7 +17,7 @@ from dicomtwist.ul.connection import (
     ULConnection,
 )
 from dicomtwist.ul.framing import Fragment
-from dicomtwist.ul.machine import State
+from dicomtwist.ul.state_machine import State
 from dicomtwist.ul.pdu import (
     PDV,
     AAbort,

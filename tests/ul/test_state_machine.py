@@ -15,7 +15,7 @@ from dicomtwist.ul.connection import (
 )
 from dicomtwist.ul.framing import Fragment
 from dicomtwist.ul.items import AnsweredContext, ProposedContext
-from dicomtwist.ul.machine import ACTIONS, TABLE, Event, State
+from dicomtwist.ul.state_machine import ACTIONS, TABLE, Event, State
 from dicomtwist.ul.pdu import (
     PDV,
     AAbort,
@@ -185,7 +185,7 @@ def name_of(event):
 
 
 class TableTests(unittest.TestCase):
-    """The data of :mod:`dicomtwist.ul.machine`."""
+    """The data of :mod:`dicomtwist.ul.state_machine`."""
 
     def test_each_cell(self):
         for event in Event:
