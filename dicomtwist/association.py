@@ -37,8 +37,8 @@ from dicomtwist.sop_class import SOPClass
 from dicomtwist.tls_errors import describe_tls_error
 from dicomtwist.ul.connection import AbortIndication
 from dicomtwist.ul.framing import Fragment
-from dicomtwist.ul.state_machine import State
 from dicomtwist.ul.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, AReleaseRP, AReleaseRQ
+from dicomtwist.ul.state_machine import State
 
 if TYPE_CHECKING:
     from dicomtwist.ae import AE

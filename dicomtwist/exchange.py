@@ -16,8 +16,8 @@ from twisted.python.failure import Failure
 from dicomtwist import evt
 from dicomtwist.datasets import DataSetStream
 from dicomtwist.dimse import status as codes
+from dicomtwist.dimse.message_stream import MessageReceiver
 from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, Message, NEventReportRQ, Request, Response
-from dicomtwist.dimse.stream import MessageReceiver
 from dicomtwist.errors import AssociationError, InvalidMessage, NotEstablished
 from dicomtwist.outgoing import Outgoing
 from dicomtwist.pieces import Pieces

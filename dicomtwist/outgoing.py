@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from dicomtwist.dimse.message_stream import encode_pdata, payload_length
 from dicomtwist.dimse.messages import Message
-from dicomtwist.dimse.stream import encode_pdata, payload_length
 from dicomtwist.errors import DataSetError
 from dicomtwist.sources import BytesSource, Chunk, DataSetSource
 

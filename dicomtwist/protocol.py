@@ -31,8 +31,8 @@ from dicomtwist.ul.connection import (
     ULEvent,
 )
 from dicomtwist.ul.framing import Fragment
-from dicomtwist.ul.state_machine import State
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
+from dicomtwist.ul.state_machine import State
 
 #: How much may be written while the transport is full before the peer is not read from any more, in bytes.
 #: Only answers to what the peer asks can pile up there, since data sets wait for the transport.

@@ -23,8 +23,8 @@ from dicomtwist.protocol import UpperLayerProtocol
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.ul.items import UserInformation
-from dicomtwist.ul.state_machine import State
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
+from dicomtwist.ul.state_machine import State
 
 if TYPE_CHECKING:
     from dicomtwist.ae import AE

@@ -20,8 +20,8 @@ from zope.interface import implementer
 
 from dicomtwist import AE, Association, AsyncOperationsWindow, build_context, evt
 from dicomtwist.datasets import encode_dataset
+from dicomtwist.dimse.message_stream import MessageReceiver
 from dicomtwist.dimse.messages import Message, decode_message
-from dicomtwist.dimse.stream import MessageReceiver
 from dicomtwist.errors import AssociationError, InvalidMessage, InvalidPDU, NoPresentationContext
 from dicomtwist.header import HeaderError, HeaderScanner
 from dicomtwist.layouts import Layouts
@@ -30,8 +30,8 @@ from dicomtwist.testing import MemoryNetwork
 from dicomtwist.ul.connection import ULConnection
 from dicomtwist.ul.framing import MAX_ASSOCIATE_LENGTH, ControlPDU, Fragment, Frame, Framer
 from dicomtwist.ul.items import ProposedContext, UserInformation
-from dicomtwist.ul.state_machine import State
 from dicomtwist.ul.pdu import AAssociateRQ, decode_pdu
+from dicomtwist.ul.state_machine import State
 
 VERIFICATION = "1.2.840.10008.1.1"
 CT = "1.2.840.10008.5.1.4.1.1.2"

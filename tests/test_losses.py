@@ -21,8 +21,8 @@ from dicomtwist import (
 from dicomtwist.dimse.messages import CEchoRSP
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.ul.items import RoleSelection, UserInformation
-from dicomtwist.ul.state_machine import State
 from dicomtwist.ul.pdu import AAbort, AAssociateAC, AAssociateRQ, AReleaseRP, AReleaseRQ
+from dicomtwist.ul.state_machine import State
 from tests.memory import CT, VERIFICATION, MemoryTestCase, encoded, instance, part10, store
 
 #: A Deferred that waits in a state, and what it fails with when the connection is lost.

@@ -12,8 +12,8 @@ from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.python.failure import Failure
 
+from dicomtwist.dimse.message_stream import encode_pdata
 from dicomtwist.dimse.messages import Message, decode_message
-from dicomtwist.dimse.stream import encode_pdata
 from dicomtwist.ul.items import AnsweredContext, ProposedContext, UserInformation
 from dicomtwist.ul.pdu import (
     COMMAND_FRAGMENT,

@@ -14,7 +14,6 @@ from typing import TypeAlias
 
 from dicomtwist.errors import InvalidPDU, InvalidState
 from dicomtwist.ul.framing import DEFAULT_MAX_LENGTH, ControlPDU, Fragment, Framer
-from dicomtwist.ul.state_machine import ACTIONS, TABLE, Action, Event, State
 from dicomtwist.ul.pdu import (
     AAbort,
     AAssociateAC,
@@ -24,6 +23,7 @@ from dicomtwist.ul.pdu import (
     AReleaseRQ,
     decode_pdu,
 )
+from dicomtwist.ul.state_machine import ACTIONS, TABLE, Action, Event, State
 
 
 class Signal(Enum):

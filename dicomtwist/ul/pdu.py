@@ -2,7 +2,7 @@
 The seven PDUs of the DICOM Upper Layer (PS3.8 9.3), encode and decode.
 
 P-DATA-TF is here for completeness and for tests: on the wire it is read and written fragment by fragment, see
-:mod:`dicomtwist.ul.framing` and :mod:`dicomtwist.dimse.stream`.
+:mod:`dicomtwist.ul.framing` and :mod:`dicomtwist.dimse.message_stream`.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from dicomtwist.errors import AssociationError, DICOMError
 from dicomtwist.testing import MemoryNetwork, ScriptedPeer
 from dicomtwist.ul.framing import MAX_ASSOCIATE_LENGTH
 from dicomtwist.ul.items import ProposedContext
-from dicomtwist.ul.state_machine import State
 from dicomtwist.ul.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, AReleaseRP, AReleaseRQ
+from dicomtwist.ul.state_machine import State
 from fuzz.targets import FOR_EVER, LogWatch
 from tests.hostile.common import pdata
 from tests.memory import CONTEXTS, CT, VERIFICATION, echo, encoded, instance, store

@@ -17,7 +17,6 @@ from dicomtwist.ul.connection import (
     ULConnection,
 )
 from dicomtwist.ul.framing import Fragment
-from dicomtwist.ul.state_machine import State
 from dicomtwist.ul.pdu import (
     PDV,
     AAbort,
@@ -28,6 +27,7 @@ from dicomtwist.ul.pdu import (
     AReleaseRQ,
     PDataTF,
 )
+from dicomtwist.ul.state_machine import State
 
 RQ = AAssociateRQ("SCP", "SCU")
 AC = AAssociateAC("SCP", "SCU")

@@ -14,7 +14,7 @@ for name in "twisted", "zope", "pydicom", "numpy":
 package = types.ModuleType("dicomtwist")  # in place of the real one, which imports everything
 package.__path__ = [sys.argv[1]]
 sys.modules["dicomtwist"] = package
-import dicomtwist.ul.connection, dicomtwist.ul.machine, dicomtwist.dimse.status, dicomtwist.dimse.stream
+import dicomtwist.ul.connection, dicomtwist.ul.state_machine, dicomtwist.dimse.status, dicomtwist.dimse.message_stream
 """
 
 

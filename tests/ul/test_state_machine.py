@@ -15,7 +15,6 @@ from dicomtwist.ul.connection import (
 )
 from dicomtwist.ul.framing import Fragment
 from dicomtwist.ul.items import AnsweredContext, ProposedContext
-from dicomtwist.ul.state_machine import ACTIONS, TABLE, Event, State
 from dicomtwist.ul.pdu import (
     PDV,
     AAbort,
@@ -26,6 +25,7 @@ from dicomtwist.ul.pdu import (
     AReleaseRQ,
     PDataTF,
 )
+from dicomtwist.ul.state_machine import ACTIONS, TABLE, Event, State
 
 # Table 9-10, state by state: the event and its action. What is not named is a blank cell.
 STANDARD = """

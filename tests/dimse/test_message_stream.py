@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicomtwist.dimse.command import MAX_COMMAND_LENGTH
+from dicomtwist.dimse.message_stream import MAX_SEND_LENGTH, MessageReceiver, encode_pdata, payload_length
 from dicomtwist.dimse.messages import CEchoRQ, CFindRQ, CStoreRQ, NGetRQ
-from dicomtwist.dimse.stream import MAX_SEND_LENGTH, MessageReceiver, encode_pdata, payload_length
 from dicomtwist.errors import InvalidMessage
 from dicomtwist.ul.framing import Fragment, Framer
 from dicomtwist.ul.pdu import PDataTF
