@@ -36,10 +36,10 @@ from dicomtwist.presentation import (
     TransferSyntaxes,
 )
 from dicomtwist.requestor import RequestorAssociation, RequestorFactory
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.server import Server, log_ended
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import UIDLike
-from dicomtwist.threads import WorkerThreads
 from dicomtwist.tls import client_tls, server_tls
 
 if TYPE_CHECKING:

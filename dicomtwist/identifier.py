@@ -21,7 +21,7 @@ from pydicom.valuerep import PersonName
 from dicomtwist.datasets import decode_dataset, encode_dataset
 
 if TYPE_CHECKING:
-    from dicomtwist.threads import WorkerThreads
+    from dicomtwist.runtime.threads import WorkerThreads
 
 #: One of more bytes than this is decoded in a thread.
 DECODED_AT_ONCE: Final = 64 * 1024

@@ -15,9 +15,9 @@ from twisted.python.failure import Failure
 from dicomtwist.archive.access import Access, Policy
 from dicomtwist.archive.peers import Peers
 from dicomtwist.configuration import Configuration
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.service import DICOMService
 from dicomtwist.sockets import Sockets
-from dicomtwist.threads import WorkerThreads
 
 __all__ = ["Reloading"]
 

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from dicomtwist.datasets import CHUNK, encode_dataset
 from dicomtwist.errors import DataSetError
 from dicomtwist.part10 import FileMeta, read_file_meta
-from dicomtwist.threads import WorkerThreads
+from dicomtwist.runtime.threads import WorkerThreads
 
 #: A piece of a data set, and whether it is the last.
 Chunk: TypeAlias = tuple[bytes | memoryview, bool]

@@ -30,8 +30,8 @@ from dicomtwist.sources import (
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
+    from dicomtwist.runtime.threads import WorkerThreads
     from dicomtwist.scu import ServiceClassUser
-    from dicomtwist.threads import WorkerThreads
 
 #: What can be sent: the path of a Part 10 file, the bytes of one, an open one, or a Dataset.
 Instance: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Dataset"

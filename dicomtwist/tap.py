@@ -40,11 +40,11 @@ from dicomtwist.configuration import Configuration, ConfigurationError, add_conf
 from dicomtwist.negotiation import check_ae_title
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from dicomtwist.reloading import Reloading
+from dicomtwist.runtime.memory import keep_memory, leave_alone_what_is_there
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.settings import Settings
 from dicomtwist.sockets import Sockets
 from dicomtwist.supervisor import SupervisorService, WorkerService
-from dicomtwist.threads import WorkerThreads
-from dicomtwist.tuning import keep_memory, leave_alone_what_is_there
 from dicomtwist.workers import MAX_WORKERS, Place, Workers, worker_command
 
 #: The exit status of a command that was used wrongly (sysexits.h).

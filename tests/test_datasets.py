@@ -29,8 +29,8 @@ from dicomtwist import datasets
 from dicomtwist.datasets import CHUNK, CollectingSink, DataSetStream, decode_dataset, encode_dataset, file_meta_dataset
 from dicomtwist.errors import DataSetError
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.sources import BytesSource, FileSource, OpenedInstance, convert_file, open_file_like, open_instance
-from dicomtwist.threads import WorkerThreads
 from tests import peers
 
 SYNTAXES = {

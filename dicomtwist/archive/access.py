@@ -26,6 +26,7 @@ from dicomtwist.archive.users import Users
 from dicomtwist.association import Association
 from dicomtwist.dimse.messages import RESPONSES
 from dicomtwist.dimse.status import NOT_AUTHORISED, Status
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.server import Server
 from dicomtwist.services.answering import Refused
 from dicomtwist.sop_class import (
@@ -35,7 +36,6 @@ from dicomtwist.sop_class import (
     ModalityWorklistInformationFind,
     StorageCommitmentPushModel,
 )
-from dicomtwist.threads import WorkerThreads
 from dicomtwist.ul.items import UserIdentity
 
 __all__ = ["Access", "Policy"]

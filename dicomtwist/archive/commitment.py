@@ -33,8 +33,8 @@ from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DataSetError, DICOMError, NoPresentationContext, loggable
 from dicomtwist.identifier import encode_identifier
 from dicomtwist.presentation import build_context, build_role
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
-from dicomtwist.threads import WorkerThreads
 
 __all__ = ["StorageCommitment"]
 

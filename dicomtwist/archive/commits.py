@@ -24,7 +24,7 @@ from dicomtwist.archive.index import Index, Indexed, IndexFailed
 from dicomtwist.archive.kept import Durability, Written
 from dicomtwist.archive.record import Instance
 from dicomtwist.archive.sharing import Committing
-from dicomtwist.threads import Threads
+from dicomtwist.runtime.threads import Threads
 
 __all__ = ["Arrival", "GroupCommit", "Raced"]
 

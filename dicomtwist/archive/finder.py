@@ -30,7 +30,7 @@ from dicomtwist.archive.files import INSTANCE_SUFFIX
 from dicomtwist.archive.index import IndexFailed
 from dicomtwist.archive.matching import BASELINE, Model, Negotiated, Query, compile_find, compile_retrieve
 from dicomtwist.archive.schema import TABLES, instance, patient, series, study
-from dicomtwist.threads import WorkerThreads
+from dicomtwist.runtime.threads import WorkerThreads
 
 __all__ = ["Finder", "Found", "StoredInstance"]
 

@@ -31,8 +31,8 @@ from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DataSetError, loggable
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.sop_class import ModalityPerformedProcedureStep, ModalityPerformedProcedureStepRetrieve
-from dicomtwist.threads import WorkerThreads
 
 __all__ = ["FOLDER", "PerformedProcedureSteps"]
 

@@ -32,6 +32,7 @@ from dicomtwist.dimse.status import (
 )
 from dicomtwist.errors import DataSetError, loggable
 from dicomtwist.presentation import PresentationContext, build_context
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.services.answering import Refused
 from dicomtwist.sop_class import (
     PatientRootQueryRetrieveInformationModelFind,
@@ -44,7 +45,6 @@ from dicomtwist.sop_class import (
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
 )
-from dicomtwist.threads import WorkerThreads
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
 __all__ = ["QueryRetrieve"]

@@ -37,7 +37,7 @@ from dicomtwist.header import HeaderError, HeaderScanner
 from dicomtwist.layouts import Layouts
 from dicomtwist.part10 import decode_uid, encode_preamble_and_meta
 from dicomtwist.pieces import Pieces
-from dicomtwist.threads import WorkerThreads
+from dicomtwist.runtime.threads import WorkerThreads
 
 #: An instance below so many bytes is written in one go, when it is whole; a larger one is written while the rest of it comes.
 FIRST_WRITE: Final = 64 * 1024

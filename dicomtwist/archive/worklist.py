@@ -31,8 +31,8 @@ from dicomtwist.dimse.status import DATASET_MISMATCH, OUT_OF_RESOURCES, PENDING,
 from dicomtwist.errors import DataSetError, loggable
 from dicomtwist.identifier import encode_identifier
 from dicomtwist.part10 import NotDicomFile, read_file_meta
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.sop_class import ModalityWorklistInformationModelFind
-from dicomtwist.threads import WorkerThreads
 
 __all__ = ["Worklist", "WorklistFolder", "compile_query"]
 

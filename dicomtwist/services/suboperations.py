@@ -38,7 +38,7 @@ from dicomtwist.storescu import (
 if TYPE_CHECKING:
     from dicomtwist.association import Association
     from dicomtwist.outgoing import Outgoing
-    from dicomtwist.threads import WorkerThreads
+    from dicomtwist.runtime.threads import WorkerThreads
 
 #: How many requests are made, and wait, while as many as may be under way are; and how many instances are asked for beside
 #: those that are under way, where one of them is in memory.

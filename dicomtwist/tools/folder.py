@@ -17,7 +17,7 @@ from dicomtwist.archive.files import InstanceStore
 from dicomtwist.archive.kept import Durability, StoreUnusable, Written, check_uids
 from dicomtwist.archive.receiver import StorageReceiver
 from dicomtwist.archive.record import Instance
-from dicomtwist.threads import WorkerThreads
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.tools.options import own_option
 
 __all__ = ["Folder", "Receiving", "durability_option", "open_folder"]

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from twisted.internet.defer import Deferred
 
-from dicomtwist.threads import WorkerThreads
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.tools.scan import Instance
 
 _FORMAT = "dicomtwist store"

@@ -26,8 +26,8 @@ from dicomtwist import (
 )
 from dicomtwist.attempts import is_transient
 from dicomtwist.part10 import NotDicomFile
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.sop_class import SOPClass
-from dicomtwist.threads import WorkerThreads
 from dicomtwist.tools.causes import NO_ASSOCIATION_ERRORS, Cause, cause_of
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.contexts import Need, contexts_for, needed_by

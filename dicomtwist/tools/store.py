@@ -12,7 +12,7 @@ import click
 from twisted.internet.defer import Deferred
 
 from dicomtwist import Status
-from dicomtwist.threads import WorkerThreads
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.tools.causes import Cause
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.journal import Journal, JournalError

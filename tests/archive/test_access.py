@@ -16,6 +16,7 @@ from dicomtwist.archive.rules import Identity, parse_rules
 from dicomtwist.archive.users import Users, hash_passcode
 from dicomtwist.dimse.messages import CFindRQ, CFindRSP
 from dicomtwist.errors import OperationFailed
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.sop_class import (
     ModalityPerformedProcedureStep,
     ModalityWorklistInformationFind,
@@ -26,7 +27,6 @@ from dicomtwist.sop_class import (
     UnifiedProcedureStepPush,
 )
 from dicomtwist.testing import MemoryNetwork
-from dicomtwist.threads import WorkerThreads
 from dicomtwist.ul.items import UserInformation
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ
 from tests.memory import CONTEXTS, CT, VERIFICATION, MemoryTestCase, instance

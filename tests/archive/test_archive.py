@@ -33,7 +33,7 @@ from dicomtwist.archive.kept import Durability, StoreUnusable
 from dicomtwist.archive.matching import Model
 from dicomtwist.archive.reconcile import Reconciled, import_folder, reconcile
 from dicomtwist.archive.record import Instance, make_record, scanner_for
-from dicomtwist.threads import WorkerThreads
+from dicomtwist.runtime.threads import WorkerThreads
 from tests import peers
 from tests.archive.samples import ask, dataset, encoded, files, handed, keep
 

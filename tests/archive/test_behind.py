@@ -17,7 +17,7 @@ from dicomtwist.archive.kept import Durability, IndexFailed
 from dicomtwist.archive.receiver import PAUSE, StorageReceiver
 from dicomtwist.archive.reconcile import reconcile
 from dicomtwist.presentation import build_context
-from dicomtwist.threads import WorkerThreads
+from dicomtwist.runtime.threads import WorkerThreads
 from tests.archive.samples import SECONDARY_CAPTURE, ask, dataset, files, handed, keep
 from tests.memory import MemoryTestCase
 

@@ -19,12 +19,12 @@ from dicomtwist.archive.filesystem import FileSystem
 from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.mpps import FOLDER, PerformedProcedureSteps
 from dicomtwist.archive.providers import combined
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.sop_class import (
     ModalityPerformedProcedureStep,
     ModalityPerformedProcedureStepNotification,
     ModalityPerformedProcedureStepRetrieve,
 )
-from dicomtwist.threads import WorkerThreads
 from tests.archive.test_receiver import Failing
 from tests.memory import MemoryTestCase
 

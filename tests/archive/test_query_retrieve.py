@@ -39,7 +39,7 @@ from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.peers import Peers
 from dicomtwist.archive.providers import combined
 from dicomtwist.archive.query_retrieve import QueryRetrieve
-from dicomtwist.threads import WorkerThreads
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.ul.pdu import AAssociateRQ
 from tests.archive.samples import SECONDARY_CAPTURE, dataset, keep
 from tests.memory import CT, MemoryTestCase

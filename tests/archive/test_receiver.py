@@ -20,7 +20,7 @@ from dicomtwist.archive.filesystem import FileSystem
 from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.receiver import MAX_UNWRITTEN, WRITE_SIZE, StorageReceiver
 from dicomtwist.datasets import encode_dataset
-from dicomtwist.threads import WorkerThreads
+from dicomtwist.runtime.threads import WorkerThreads
 from tests import peers
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"

@@ -18,8 +18,8 @@ from dicomtwist import Association, OperationFailed, build_context, evt, tap
 from dicomtwist.archive import worklist
 from dicomtwist.archive.providers import combined
 from dicomtwist.archive.worklist import Worklist, WorklistFolder, compile_query
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.sop_class import ModalityWorklistInformationModelFind, StudyRootQueryRetrieveInformationModelFind
-from dicomtwist.threads import WorkerThreads
 from tests.archive.worklists import ITEMS, code, item, items, query, write
 from tests.memory import MemoryTestCase
 

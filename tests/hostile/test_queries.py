@@ -28,8 +28,8 @@ from dicomtwist.archive.values import MAX_ALTERNATIVES, MAX_KEY_LENGTH
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.dimse.messages import CCancelRQ, CFindRQ, CGetRQ, CGetRSP, CMoveRQ, CStoreRQ, CStoreRSP
 from dicomtwist.identifier import encode_identifier
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.testing import ScriptedPeer
-from dicomtwist.threads import WorkerThreads
 from dicomtwist.ul.items import ProposedContext, RoleSelection, UserInformation
 from tests.archive.samples import SECONDARY_CAPTURE, dataset, keep
 from tests.hostile.common import DIMSE, HostileTestCase, statuses

@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
-from dicomtwist.threads import WorkerThreads
+from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.tools.contexts import contexts_for, needed_by
 from dicomtwist.tools.journal import Journal, JournalError
 from dicomtwist.tools.scan import Batch, Instance, Scanner, Survey, Unreadable, needs_of, walk

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 PROGRAM = """
 import json, resource, sys
-from dicomtwist.tuning import keep_memory
+from dicomtwist.runtime.memory import keep_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
