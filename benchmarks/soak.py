@@ -48,8 +48,8 @@ from benchmarks.crowd import (
 from benchmarks.harness import Server, resident, serving
 from dicomtwist import AE, AssociationError, build_role, evt
 from dicomtwist.archive.files import TEMPORARY_SUFFIX
+from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.messages import CFindRQ, CStoreRQ
-from dicomtwist.identifier import encode_identifier
 from dicomtwist.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,

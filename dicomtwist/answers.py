@@ -16,13 +16,13 @@ from twisted.logger import Logger
 from twisted.python import threadable
 from twisted.python.failure import Failure
 
+from dicomtwist.datasets.identifier import decode_identifier
+from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse.messages import CGetRSP, CMoveRSP, Request, Response
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DICOMError, OperationFailed, TooManyAnswers
 from dicomtwist.exchange import Operation
-from dicomtwist.identifier import decode_identifier
 from dicomtwist.presentation import PresentationContextTuple
-from dicomtwist.sources import BytesSource
 
 if TYPE_CHECKING:
     from dicomtwist.scu import ServiceClassUser

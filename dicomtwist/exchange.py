@@ -14,16 +14,16 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.datasets import DataSetStream
+from dicomtwist.datasets.chunk_buffer import Pieces
+from dicomtwist.datasets.codec import DataSetStream
+from dicomtwist.datasets.sources import DataSetSource
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.message_stream import MessageReceiver
 from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, Message, NEventReportRQ, Request, Response
 from dicomtwist.errors import AssociationError, InvalidMessage, NotEstablished
 from dicomtwist.outgoing import Outgoing
-from dicomtwist.pieces import Pieces
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.services import SERVICES, Performance
-from dicomtwist.sources import DataSetSource
 from dicomtwist.window import Window
 
 if TYPE_CHECKING:

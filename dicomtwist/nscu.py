@@ -10,6 +10,8 @@ from pydicom import Dataset
 from pydicom.tag import BaseTag, Tag
 from twisted.internet.defer import Deferred
 
+from dicomtwist.datasets.identifier import decode_identifier, encode_identifier
+from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse.messages import (
     NActionRQ,
     NCreateRQ,
@@ -23,12 +25,10 @@ from dicomtwist.dimse.messages import (
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import NoPresentationContext
 from dicomtwist.exchange import WindowPlace
-from dicomtwist.identifier import decode_identifier, encode_identifier
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.scu import ServiceClassUser
 from dicomtwist.sop_class import SOPClass, check_uid
 from dicomtwist.sop_relations import carriers
-from dicomtwist.sources import BytesSource
 
 #: What most of these operations give: the status and the data set of the response.
 Reply = tuple[Status, Dataset | None]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from dicomtwist.datasets.sources import BytesSource, Chunk, DataSetSource
 from dicomtwist.dimse.message_stream import encode_pdata, payload_length
 from dicomtwist.dimse.messages import Message
 from dicomtwist.errors import DataSetError
-from dicomtwist.sources import BytesSource, Chunk, DataSetSource
 
 if TYPE_CHECKING:
     from dicomtwist.protocol import UpperLayerProtocol

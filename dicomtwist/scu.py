@@ -10,10 +10,10 @@ from pydicom import Dataset
 from twisted.internet.defer import Deferred
 
 from dicomtwist.answers import Answers, OnProgress, Retrieval
+from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.messages import CEchoRQ, CFindRQ, CGetRQ, CMoveRQ, Response
 from dicomtwist.dimse.status import Status
 from dicomtwist.exchange import Exchange, WindowPlace
-from dicomtwist.identifier import encode_identifier
 from dicomtwist.negotiation import check_ae_title
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.storescu import Instance, open_outgoing, prepare

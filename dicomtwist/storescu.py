@@ -12,12 +12,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicomtwist.datasets import UNCOMPRESSED, encode_dataset
-from dicomtwist.dimse.messages import CStoreRQ, Response
-from dicomtwist.dimse.status import Status
-from dicomtwist.errors import AssociationError, DataSetError, NoPresentationContext, NotEstablished
-from dicomtwist.presentation import PresentationContextTuple
-from dicomtwist.sources import (
+from dicomtwist.datasets.codec import UNCOMPRESSED, encode_dataset
+from dicomtwist.datasets.sources import (
     BytesSource,
     DataSetSource,
     OpenedInstance,
@@ -26,6 +22,10 @@ from dicomtwist.sources import (
     open_instance,
     open_path,
 )
+from dicomtwist.dimse.messages import CStoreRQ, Response
+from dicomtwist.dimse.status import Status
+from dicomtwist.errors import AssociationError, DataSetError, NoPresentationContext, NotEstablished
+from dicomtwist.presentation import PresentationContextTuple
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred

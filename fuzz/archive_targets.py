@@ -23,8 +23,8 @@ from dicomtwist.archive.mpps import FOLDER, PerformedProcedureSteps, _Refused, _
 from dicomtwist.archive.record import Instance, make_record, scanner_for
 from dicomtwist.archive.worklist import answer, compile_query, read_item
 from dicomtwist.datasets import decode_dataset, encode_dataset
+from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.errors import DataSetError
-from dicomtwist.identifier import encode_identifier
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 
 #: Implicit and Explicit VR Little Endian: one bit chooses.

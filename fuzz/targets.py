@@ -20,11 +20,11 @@ from zope.interface import implementer
 
 from dicomtwist import AE, Association, AsyncOperationsWindow, build_context, evt
 from dicomtwist.datasets import encode_dataset
+from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner
+from dicomtwist.datasets.layout_cache import Layouts
 from dicomtwist.dimse.message_stream import MessageReceiver
 from dicomtwist.dimse.messages import Message, decode_message
 from dicomtwist.errors import AssociationError, InvalidMessage, InvalidPDU, NoPresentationContext
-from dicomtwist.header import HeaderError, HeaderScanner
-from dicomtwist.layouts import Layouts
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
 from dicomtwist.testing import MemoryNetwork
 from dicomtwist.ul.connection import ULConnection

@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from dicomtwist import AssociationAborted, AssociationLost, DataSetError, build_role, datasets, evt, sources
-from dicomtwist.datasets import CHUNK
+from dicomtwist import AssociationAborted, AssociationLost, DataSetError, build_role, evt
+from dicomtwist.datasets import CHUNK, codec, sources
 from dicomtwist.dimse.messages import CEchoRSP
 from dicomtwist.outgoing import MAX_PDUS
 from dicomtwist.output import WRITE_SIZE
@@ -212,7 +212,7 @@ class SlowHandlers(MemoryTestCase):
             taken = 0
             ending = ""
 
-            def __init__(self, stream: datasets.DataSetStream) -> None:
+            def __init__(self, stream: codec.DataSetStream) -> None:
                 self.stream = stream
                 self.done: Deferred[int] = Deferred()
 

@@ -25,6 +25,7 @@ from dicomtwist import (
     build_role,
     evt,
 )
+from dicomtwist.datasets.identifier import DECODED_AT_ONCE, encode_identifier
 from dicomtwist.dimse.messages import (
     RESPONSES,
     NActionRQ,
@@ -42,7 +43,6 @@ from dicomtwist.dimse.messages import (
     Request,
     Response,
 )
-from dicomtwist.identifier import DECODED_AT_ONCE, encode_identifier
 from dicomtwist.nscu import Reply
 from dicomtwist.presentation import DEFAULT_TRANSFER_SYNTAXES
 from tests.memory import MemoryTestCase

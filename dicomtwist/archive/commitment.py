@@ -28,10 +28,10 @@ from dicomtwist.archive.peers import Peers
 from dicomtwist.archive.providers import Provided
 from dicomtwist.archive.transactions import Transaction, Transactions, TransactionUnreadable
 from dicomtwist.association import Association
+from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DataSetError, DICOMError, NoPresentationContext, loggable
-from dicomtwist.identifier import encode_identifier
 from dicomtwist.presentation import build_context, build_role
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance

@@ -17,8 +17,8 @@ from dicomtwist.archive.files import INSTANCE_SUFFIX
 from dicomtwist.archive.finder import StoredInstance, reading
 from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.schema import instance, series, study
+from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner
 from dicomtwist.dimse.status import CLASS_INSTANCE_CONFLICT, NO_SUCH_SOP_INSTANCE, PROCESSING_FAILURE
-from dicomtwist.header import HeaderError, HeaderScanner
 from dicomtwist.part10 import NotDicomFile, decode_uid, read_file_meta
 
 __all__ = ["CHECKED_AT_ONCE", "Reference", "check"]

@@ -26,7 +26,7 @@ from dicomtwist.archive.files import InstanceStore
 from dicomtwist.archive.kept import InvalidUID, StoreError, check_uids
 from dicomtwist.archive.providers import Provided
 from dicomtwist.archive.values import normal_date, time_key
-from dicomtwist.datasets import decode_dataset, encode_dataset
+from dicomtwist.datasets.codec import decode_dataset, encode_dataset
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DataSetError, loggable

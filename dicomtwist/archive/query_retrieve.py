@@ -21,7 +21,7 @@ from dicomtwist.archive.index import IndexFailed
 from dicomtwist.archive.matching import InvalidIdentifier, Model, Negotiated
 from dicomtwist.archive.peers import Peers
 from dicomtwist.archive.providers import Provided
-from dicomtwist.datasets import UNCOMPRESSED
+from dicomtwist.datasets.codec import UNCOMPRESSED
 from dicomtwist.dimse.status import (
     CANNOT_COUNT_MATCHES,
     DATASET_MISMATCH,

@@ -25,6 +25,9 @@ from dicomtwist.archive.files import InstanceStore, InstanceWriter
 from dicomtwist.archive.filesystem import Buffer
 from dicomtwist.archive.kept import DuplicateInstance, Durability, IndexFailed, InvalidUID, StoreError, Written
 from dicomtwist.archive.record import MAX_VALUE_LENGTH, WANTED, Instance, make_record, scanner_for
+from dicomtwist.datasets.chunk_buffer import Pieces
+from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner
+from dicomtwist.datasets.layout_cache import Layouts
 from dicomtwist.dimse.status import (
     CANNOT_UNDERSTAND,
     DATASET_MISMATCH,
@@ -33,10 +36,7 @@ from dicomtwist.dimse.status import (
     Status,
 )
 from dicomtwist.errors import loggable
-from dicomtwist.header import HeaderError, HeaderScanner
-from dicomtwist.layouts import Layouts
 from dicomtwist.part10 import decode_uid, encode_preamble_and_meta
-from dicomtwist.pieces import Pieces
 from dicomtwist.runtime.threads import WorkerThreads
 
 #: An instance below so many bytes is written in one go, when it is whole; a larger one is written while the rest of it comes.

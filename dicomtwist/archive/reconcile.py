@@ -21,7 +21,7 @@ from dicomtwist.archive.index import FOLDER, Indexed
 from dicomtwist.archive.kept import InvalidUID, StoreError, Written, check_uids
 from dicomtwist.archive.record import WANTED, Instance, Record, make_record, scanner_for
 from dicomtwist.archive.sharing import left_behind
-from dicomtwist.header import HeaderError
+from dicomtwist.datasets.header_scanner import HeaderError
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 
 __all__ = ["Import", "Reconciled", "import_folder", "read_record", "reconcile", "repair"]

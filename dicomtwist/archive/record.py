@@ -18,7 +18,7 @@ from dicomtwist.archive.attributes import Attribute, Level, at_level
 from dicomtwist.archive.filesystem import Buffer
 from dicomtwist.archive.kept import Written
 from dicomtwist.archive.values import datetime_key, name_groups, name_key, normal_date, sounds, time_key
-from dicomtwist.header import EXPLICIT_BIG_ENDIAN, IMPLICIT, HeaderScanner
+from dicomtwist.datasets.header_scanner import EXPLICIT_BIG_ENDIAN, IMPLICIT, HeaderScanner
 
 __all__ = ["COLUMNS", "WANTED", "Instance", "Record", "make_record", "scanner_for"]
 
@@ -123,7 +123,7 @@ def make_record(values: Mapping[int, bytes], transfer_syntax_uid: str) -> Record
     """
     Make the record of an instance; nothing that *values* hold makes it fail.
 
-    :param values: tag to raw value, as a :class:`~dicomtwist.header.HeaderScanner` found them.
+    :param values: tag to raw value, as a :class:`~dicomtwist.datasets.header_scanner.HeaderScanner` found them.
     :param transfer_syntax_uid: how the data set is encoded.
     """
     encoding = _Encoding(

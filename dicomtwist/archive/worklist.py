@@ -26,10 +26,10 @@ from dicomtwist.archive.providers import Provided
 from dicomtwist.archive.ranges import moments
 from dicomtwist.archive.sequences import ItemTest, answer_item, item_test, items_of, texts
 from dicomtwist.archive.values import normal_date, time_key
-from dicomtwist.datasets import decode_dataset
+from dicomtwist.datasets.codec import decode_dataset
+from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.status import DATASET_MISMATCH, OUT_OF_RESOURCES, PENDING, Status
 from dicomtwist.errors import DataSetError, loggable
-from dicomtwist.identifier import encode_identifier
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.sop_class import ModalityWorklistInformationModelFind

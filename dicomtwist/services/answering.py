@@ -15,9 +15,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
+from dicomtwist.datasets.chunk_buffer import Pieces
 from dicomtwist.dimse.status import OUT_OF_RESOURCES
 from dicomtwist.errors import AssociationError
-from dicomtwist.pieces import Pieces
 from dicomtwist.services.performance import Performance
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from twisted.internet.error import ConnectError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from dicomtwist.datasets import UNCOMPRESSED
+from dicomtwist.datasets.codec import UNCOMPRESSED
 from dicomtwist.dimse.status import MOVE_DESTINATION_INVALID
 from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished
 from dicomtwist.presentation import PresentationContext, StoragePresentationContexts, build_context

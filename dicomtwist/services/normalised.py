@@ -11,6 +11,8 @@ from pydicom import Dataset
 from pydicom.uid import UID
 
 from dicomtwist import evt
+from dicomtwist.datasets.identifier import DECODED_AT_ONCE, encode_identifier
+from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import (
     Message,
@@ -26,12 +28,10 @@ from dicomtwist.dimse.messages import (
     Response,
 )
 from dicomtwist.dimse.status import Status
-from dicomtwist.identifier import DECODED_AT_ONCE, encode_identifier
 from dicomtwist.services.answering import with_dataset
 from dicomtwist.services.performance import Performance, status_response
 from dicomtwist.sop_class import check_uid
 from dicomtwist.sop_relations import carriers, meta_members
-from dicomtwist.sources import BytesSource
 
 #: The hook of each request, and the event that its handler gets.
 _HOOKS: Final[dict[type[Message], tuple[evt.EventType, type[evt.NormalisedEvent]]]] = {

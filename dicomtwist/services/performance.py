@@ -20,10 +20,10 @@ from dicomtwist.dimse.status import Status
 
 if TYPE_CHECKING:
     from dicomtwist.association import Association
-    from dicomtwist.datasets import DataSetStream
+    from dicomtwist.datasets.codec import DataSetStream
+    from dicomtwist.datasets.sources import DataSetSource
     from dicomtwist.evt import EventType
     from dicomtwist.presentation import PresentationContextTuple
-    from dicomtwist.sources import DataSetSource
 
 
 def _repeated(request: type[Message], response: type[Response]) -> tuple[tuple[str, str], ...]:

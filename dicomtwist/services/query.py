@@ -9,14 +9,14 @@ from typing import Any
 from pydicom import Dataset
 
 from dicomtwist import evt
+from dicomtwist.datasets.identifier import encode_identifier
+from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import CFindRQ
 from dicomtwist.errors import DataSetError
-from dicomtwist.identifier import encode_identifier
 from dicomtwist.services.answering import Answering, Ended, Refused, with_dataset
 from dicomtwist.services.performance import Performance, status_response
 from dicomtwist.sop_class import ServiceClass, uid_to_service_class
-from dicomtwist.sources import BytesSource
 
 
 def perform_find(performance: Performance) -> None:

@@ -13,16 +13,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
+from dicomtwist.datasets.identifier import encode_identifier
+from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import CGetRQ, CGetRSP, CMoveRQ, CMoveRSP
 from dicomtwist.dimse.status import StatusCategory, category
-from dicomtwist.identifier import encode_identifier
 from dicomtwist.services.answering import Answering, Ended, Refused, with_dataset
 from dicomtwist.services.destination import MoveAssociations
 from dicomtwist.services.performance import Performance, status_response
 from dicomtwist.services.query import unpack
 from dicomtwist.services.suboperations import Destination, SameAssociation, SubOperations
-from dicomtwist.sources import BytesSource
 
 
 def perform_get(performance: Performance) -> None:

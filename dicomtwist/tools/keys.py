@@ -16,7 +16,7 @@ from pydicom.datadict import dictionary_VR, keyword_dict, keyword_for_tag, tag_f
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 
-from dicomtwist.nesting import MAX_NESTED
+from dicomtwist.datasets.nesting import MAX_NESTED
 
 #: The most items of a sequence that a key may name.
 MAX_ITEMS: Final = 100

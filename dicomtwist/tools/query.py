@@ -17,7 +17,7 @@ from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
 from dicomtwist import DataSetError, sop_class
-from dicomtwist.identifier import encode_identifier
+from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.tools.keys import (
     Key,

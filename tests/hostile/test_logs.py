@@ -15,7 +15,7 @@ from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, Association, AssociationRejected, UserIdentity
 from dicomtwist.archive.users import hash_passcode
-from dicomtwist.datasets import encode_dataset
+from dicomtwist.datasets import BytesSource, encode_dataset
 from dicomtwist.dimse.messages import NCreateRQ
 from dicomtwist.errors import OperationFailed
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
@@ -33,7 +33,6 @@ from dicomtwist.sop_class import (
     StudyRootQueryRetrieveInformationModelMove,
     Verification,
 )
-from dicomtwist.sources import BytesSource
 from dicomtwist.ul.items import encode_item
 from tests import peers, test_twist_dicom
 from tests.archive import test_mpps, worklists

@@ -26,8 +26,8 @@ from dicomtwist.archive.receiver import StorageReceiver
 from dicomtwist.archive.sequences import MAX_NESTING
 from dicomtwist.archive.values import MAX_ALTERNATIVES, MAX_KEY_LENGTH
 from dicomtwist.datasets import encode_dataset
+from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.messages import CCancelRQ, CFindRQ, CGetRQ, CGetRSP, CMoveRQ, CStoreRQ, CStoreRSP
-from dicomtwist.identifier import encode_identifier
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.ul.items import ProposedContext, RoleSelection, UserInformation

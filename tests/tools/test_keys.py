@@ -15,7 +15,7 @@ from pydicom.tag import Tag
 
 from dicomtwist import DataSetError
 from dicomtwist.datasets import decode_dataset
-from dicomtwist.identifier import encode_identifier
+from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 from dicomtwist.tools.keys import (
     MAX_ITEMS,

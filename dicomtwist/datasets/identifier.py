@@ -18,7 +18,7 @@ from pydicom.multival import MultiValue
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import PersonName
 
-from dicomtwist.datasets import decode_dataset, encode_dataset
+from dicomtwist.datasets.codec import decode_dataset, encode_dataset
 
 if TYPE_CHECKING:
     from dicomtwist.runtime.threads import WorkerThreads

@@ -25,12 +25,24 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
-from dicomtwist import datasets
-from dicomtwist.datasets import CHUNK, CollectingSink, DataSetStream, decode_dataset, encode_dataset, file_meta_dataset
+from dicomtwist.datasets import (
+    CHUNK,
+    BytesSource,
+    CollectingSink,
+    DataSetStream,
+    FileSource,
+    OpenedInstance,
+    codec,
+    convert_file,
+    decode_dataset,
+    encode_dataset,
+    file_meta_dataset,
+    open_file_like,
+    open_instance,
+)
 from dicomtwist.errors import DataSetError
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
 from dicomtwist.runtime.threads import WorkerThreads
-from dicomtwist.sources import BytesSource, FileSource, OpenedInstance, convert_file, open_file_like, open_instance
 from tests import peers
 
 SYNTAXES = {
@@ -174,7 +186,7 @@ class CodecTests(SynchronousTestCase):
         """
         A small data set that inflates beyond the limit is refused, before it is inflated whole.
         """
-        self.patch(datasets, "MAX_INFLATED", 1000)
+        self.patch(codec, "MAX_INFLATED", 1000)
         compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
         bomb = compressor.compress(bytes(100_000)) + compressor.flush()
         error = self.assertRaises(DataSetError, decode_dataset, bomb, DeflatedExplicitVRLittleEndian)
@@ -185,7 +197,7 @@ class CodecTests(SynchronousTestCase):
         The limit itself is allowed.
         """
         plain = encode_dataset(sample(), ExplicitVRLittleEndian)
-        self.patch(datasets, "MAX_INFLATED", len(plain))
+        self.patch(codec, "MAX_INFLATED", len(plain))
         encoded = encode_dataset(sample(), DeflatedExplicitVRLittleEndian)
         self.assertEqual(decode_dataset(encoded, DeflatedExplicitVRLittleEndian).SOPInstanceUID, "1.2.3")
 

@@ -22,7 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist import DataSetError
 from dicomtwist.datasets import encode_dataset
-from dicomtwist.identifier import _encode, encode_identifier
+from dicomtwist.datasets.identifier import _encode, encode_identifier
 
 SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
 

@@ -3,7 +3,8 @@
 The instances of a series nearly always have the same elements with values of the same lengths. Where the headers of all
 elements are where they were in an earlier data set, byte for byte, what is wanted stands where it stood there: a comparison
 that C does takes the place of the scan, in a tenth of its time. A scan of such a data set would go the same way, since it
-looks at nothing but these headers; whatever is different is left to the :class:`~dicomtwist.header.HeaderScanner`.
+looks at nothing but these headers; whatever is different is left to the
+:class:`~dicomtwist.datasets.header_scanner.HeaderScanner`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ import struct
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from dicomtwist.header import DEFLATED, EXPLICIT_BIG_ENDIAN, IMPLICIT, LONG_VRS, MAX_VALUE_LENGTH, SHORT_VRS, Buffer
+from dicomtwist.datasets.header_scanner import (
+    DEFLATED,
+    EXPLICIT_BIG_ENDIAN,
+    IMPLICIT,
+    LONG_VRS,
+    MAX_VALUE_LENGTH,
+    SHORT_VRS,
+    Buffer,
+)
 
 __all__ = ["Layouts"]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydicom.dataelem import RawDataElement
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist.header import HeaderError, HeaderScanner, decode_uid, scan
+from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner, decode_uid, scan
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 
 SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"

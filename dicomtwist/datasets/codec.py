@@ -25,10 +25,10 @@ from pydicom.uid import (
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
+from dicomtwist.datasets.chunk_buffer import Pieces
+from dicomtwist.datasets.nesting import check_nesting
 from dicomtwist.errors import DataSetError
-from dicomtwist.nesting import check_nesting
 from dicomtwist.part10 import FileMeta
-from dicomtwist.pieces import Pieces
 
 #: How much of a file is read at once, in bytes, and how much of a stream waits for a slow reader.
 CHUNK = 1024 * 1024
@@ -52,7 +52,7 @@ def decode_dataset(data: bytes, transfer_syntax: str) -> Dataset:
     :param data: the bytes as they come over the network, without File Meta Information.
     :param transfer_syntax: the UID of the transfer syntax that they are in.
     :raises DataSetError: they cannot be decoded, end inside an element, inflate to more than :data:`MAX_INFLATED`, or have
-        sequences nested deeper than :data:`~dicomtwist.nesting.MAX_NESTED`.
+        sequences nested deeper than :data:`~dicomtwist.datasets.nesting.MAX_NESTED`.
     """
     syntax = UID(transfer_syntax)
     try:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist import layouts
-from dicomtwist.header import HeaderError, HeaderScanner
-from dicomtwist.layouts import COST, MAX_HEADERS, MAX_LAYOUTS, ONE_OF, SAVINGS, Layouts
+from dicomtwist.datasets import layout_cache
+from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner
+from dicomtwist.datasets.layout_cache import COST, MAX_HEADERS, MAX_LAYOUTS, ONE_OF, SAVINGS, Layouts
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 
 SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -154,8 +154,8 @@ class LayoutTests(SynchronousTestCase):
     def test_more_headers_and_deeper_ones_than_are_remembered(self) -> None:
         many = b"".join(element(0x00090000 + number, b"LO", b"") for number in range(MAX_HEADERS))
         deep = element(REFERENCED, b"SQ", b"", UNDEFINED)
-        nested = (deep + item(b"", UNDEFINED)) * (layouts.MAX_DEPTH + 1) + (ITEM_END + SEQUENCE_END) * (
-            layouts.MAX_DEPTH + 1
+        nested = (deep + item(b"", UNDEFINED)) * (layout_cache.MAX_DEPTH + 1) + (ITEM_END + SEQUENCE_END) * (
+            layout_cache.MAX_DEPTH + 1
         )
         for front in (many, nested):
             data = front + element(STUDY, b"UI", b"1.3\0") + element(0x7FE00010, b"OW", b"")
