@@ -23,7 +23,7 @@ from dicomtwist.negotiation import accept_window, answer_contexts, check_request
 from dicomtwist.presentation import SupportedContexts
 from dicomtwist.protocol import UpperLayerProtocol, address_of
 from dicomtwist.settings import Settings
-from dicomtwist.tls_errors import describe_tls_error
+from dicomtwist.tls.errors import describe_tls_error
 from dicomtwist.ul.connection import AbortIndication
 from dicomtwist.ul.items import (
     AsyncOperationsWindow,

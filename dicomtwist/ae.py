@@ -40,7 +40,7 @@ from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.server import Server, log_ended
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import UIDLike
-from dicomtwist.tls import client_tls, server_tls
+from dicomtwist.tls.contexts import client_tls, server_tls
 
 if TYPE_CHECKING:
     from dicomtwist.protocol import UpperLayerProtocol

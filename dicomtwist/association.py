@@ -34,7 +34,7 @@ from dicomtwist.protocol import UpperLayerProtocol, address_of
 from dicomtwist.record import RecordKeeper
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import SOPClass
-from dicomtwist.tls_errors import describe_tls_error
+from dicomtwist.tls.errors import describe_tls_error
 from dicomtwist.ul.connection import AbortIndication
 from dicomtwist.ul.framing import Fragment
 from dicomtwist.ul.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, AReleaseRP, AReleaseRQ

@@ -36,14 +36,8 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 
-from dicomtwist.tls import (
-    PROFILES,
-    ClientCertificate,
-    TLSProfile,
-    client_tls_options,
-    server_tls_options,
-)
-from dicomtwist.tls_errors import EndpointError, PeerCertificateError, describe_tls_error
+from dicomtwist.tls.contexts import PROFILES, ClientCertificate, TLSProfile, client_tls_options, server_tls_options
+from dicomtwist.tls.errors import EndpointError, PeerCertificateError, describe_tls_error
 
 __all__ = [
     "PROFILES",

@@ -20,7 +20,7 @@ from dicomtwist import (
     NoAcceptedContexts,
 )
 from dicomtwist.endpoints import PeerCertificateError, describe_tls_error
-from dicomtwist.tls_errors import last_reason
+from dicomtwist.tls.errors import last_reason
 from dicomtwist.tools.connection import Connection
 
 

@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from dicomtwist import AE, AssociationError, AssociationTimeout, NoPresentationContext, NotEstablished
 from dicomtwist.sop_class import Verification
-from dicomtwist.tls_errors import last_reason
+from dicomtwist.tls.errors import last_reason
 from dicomtwist.tools.attempt import Attempt, Step, describe_contexts, describe_sides
 from dicomtwist.tools.causes import Cause, cause_of, not_dicom, peer_is_plain, peer_is_secure
 from dicomtwist.tools.connection import Connection

@@ -34,7 +34,7 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from dicomtwist.tls_errors import EndpointError, PeerCertificateError, last_reason
+from dicomtwist.tls.errors import EndpointError, PeerCertificateError, last_reason
 
 if TYPE_CHECKING:
     from twisted.protocols.tls import TLSMemoryBIOProtocol
@@ -384,7 +384,7 @@ def _not_stdlib(value: object, options: str) -> None:
     if isinstance(value, ssl.SSLContext):
         raise TypeError(
             "a context of the module ssl cannot be used under Twisted, whose TLS is pyOpenSSL: pass an"
-            f" OpenSSL.SSL.Context, dicomtwist.tls.{options}(...), or an endpoint string that begins with dicomtls:"
+            f" OpenSSL.SSL.Context, dicomtwist.tls.contexts.{options}(...), or an endpoint string that begins with dicomtls:"
         )
 
 
