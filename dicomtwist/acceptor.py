@@ -21,9 +21,9 @@ from dicomtwist.deadlines import Deadline
 from dicomtwist.errors import AssociationAborted, AssociationRejected
 from dicomtwist.negotiation import accept_window, answer_contexts, check_request
 from dicomtwist.presentation import SupportedContexts
-from dicomtwist.protocol import UpperLayerProtocol, address_of
 from dicomtwist.settings import Settings
 from dicomtwist.tls.errors import describe_tls_error
+from dicomtwist.transport.upper_layer import UpperLayerProtocol, address_of
 from dicomtwist.ul.connection import AbortIndication
 from dicomtwist.ul.items import (
     AsyncOperationsWindow,

@@ -43,7 +43,7 @@ from dicomtwist.sop_class import UIDLike
 from dicomtwist.tls.contexts import client_tls, server_tls
 
 if TYPE_CHECKING:
-    from dicomtwist.protocol import UpperLayerProtocol
+    from dicomtwist.transport.upper_layer import UpperLayerProtocol
 
 #: (host, port), for IPv6 also (host, port, flowinfo, scope_id).
 BindAddress = tuple[str, int] | tuple[str, int, int, int]

@@ -30,11 +30,11 @@ from dicomtwist.exchange import Exchange
 from dicomtwist.negotiation import ServiceUser
 from dicomtwist.nscu import NormalisedUser
 from dicomtwist.presentation import PresentationContext, PresentationContextTuple
-from dicomtwist.protocol import UpperLayerProtocol, address_of
 from dicomtwist.record import RecordKeeper
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.tls.errors import describe_tls_error
+from dicomtwist.transport.upper_layer import UpperLayerProtocol, address_of
 from dicomtwist.ul.connection import AbortIndication
 from dicomtwist.ul.framing import Fragment
 from dicomtwist.ul.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, AReleaseRP, AReleaseRQ

@@ -7,8 +7,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dicomtwist.exchange import Exchange
-from dicomtwist.protocol import UpperLayerProtocol
 from dicomtwist.settings import Settings
+from dicomtwist.transport.upper_layer import UpperLayerProtocol
 
 
 class Deadline(NamedTuple):

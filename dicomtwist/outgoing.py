@@ -17,7 +17,7 @@ from dicomtwist.dimse.messages import Message
 from dicomtwist.errors import DataSetError
 
 if TYPE_CHECKING:
-    from dicomtwist.protocol import UpperLayerProtocol
+    from dicomtwist.transport.upper_layer import UpperLayerProtocol
 
 #: How many PDUs are made at once at the most, for peers that take very short ones: in two buffers each, they are what the
 #: kernel takes in one call.

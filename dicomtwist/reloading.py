@@ -13,11 +13,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist.archive.access import Access, Policy
-from dicomtwist.archive.peers import Peers
 from dicomtwist.configuration import Configuration
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.service import DICOMService
-from dicomtwist.sockets import Sockets
+from dicomtwist.transport.listening_sockets import Sockets
+from dicomtwist.transport.peer_directory import Peers
 
 __all__ = ["Reloading"]
 

@@ -19,9 +19,9 @@ from dicomtwist.deadlines import Deadline
 from dicomtwist.errors import AssociationRejected, NoAcceptedContexts
 from dicomtwist.negotiation import propose_contexts, resolve_answer
 from dicomtwist.presentation import PresentationContext, number_contexts
-from dicomtwist.protocol import UpperLayerProtocol
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import SOPClass
+from dicomtwist.transport.upper_layer import UpperLayerProtocol
 from dicomtwist.ul.items import UserInformation
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 from dicomtwist.ul.state_machine import State

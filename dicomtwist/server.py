@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from dicomtwist import evt
 from dicomtwist.acceptor import AcceptorAssociation, AcceptorFactory
-from dicomtwist.protocol import address_of
+from dicomtwist.transport.upper_layer import address_of
 
 if TYPE_CHECKING:
     from dicomtwist.association import Association

@@ -26,12 +26,12 @@ try:
     from dicomtwist.archive.commitment import StorageCommitment
     from dicomtwist.archive.kept import Durability, StoreError
     from dicomtwist.archive.mpps import PerformedProcedureSteps
-    from dicomtwist.archive.peers import Peers
     from dicomtwist.archive.providers import Provider
     from dicomtwist.archive.query_retrieve import QueryRetrieve
     from dicomtwist.archive.receiver import StorageReceiver
     from dicomtwist.archive.worklist import Worklist
     from dicomtwist.archive_service import ArchiveService
+    from dicomtwist.transport.peer_directory import Peers
 except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
         raise
@@ -43,8 +43,8 @@ from dicomtwist.reloading import Reloading
 from dicomtwist.runtime.memory import keep_memory, leave_alone_what_is_there
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.settings import Settings
-from dicomtwist.sockets import Sockets
 from dicomtwist.supervisor import SupervisorService, WorkerService
+from dicomtwist.transport.listening_sockets import Sockets
 from dicomtwist.workers import MAX_WORKERS, Place, Workers, worker_command
 
 #: The exit status of a command that was used wrongly (sysexits.h).

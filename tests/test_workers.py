@@ -25,8 +25,8 @@ from dicomtwist.archive.attributes import Level
 from dicomtwist.archive.reconcile import reconcile, repair
 from dicomtwist.archive.sharing import Committing, left_behind
 from dicomtwist.errors import AssociationError
-from dicomtwist.sockets import Sockets
 from dicomtwist.sop_class import CTImageStorage
+from dicomtwist.transport.listening_sockets import Sockets
 from dicomtwist.workers import Place
 from tests import peers
 from tests.archive.samples import dataset, keep

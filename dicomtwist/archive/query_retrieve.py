@@ -19,7 +19,6 @@ from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.finder import Finder, Found, StoredInstance, TooManyMatches
 from dicomtwist.archive.index import IndexFailed
 from dicomtwist.archive.matching import InvalidIdentifier, Model, Negotiated
-from dicomtwist.archive.peers import Peers
 from dicomtwist.archive.providers import Provided
 from dicomtwist.datasets.codec import UNCOMPRESSED
 from dicomtwist.dimse.status import (
@@ -45,6 +44,7 @@ from dicomtwist.sop_class import (
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
 )
+from dicomtwist.transport.peer_directory import Peers
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
 __all__ = ["QueryRetrieve"]

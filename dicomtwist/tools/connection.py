@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 
 from dicomtwist import AE, Association, AsyncOperationsWindow, PresentationContext, UserIdentity
 from dicomtwist.evt import HandlerTuple
-from dicomtwist.peer import Peer
+from dicomtwist.transport.peer_address import Peer
 
 
 @dataclass(slots=True)

@@ -13,12 +13,12 @@ from click.shell_completion import CompletionItem
 
 from dicomtwist import UserIdentity, check_ae_title
 from dicomtwist.endpoints import PROFILES, EndpointError, client_tls_options
-from dicomtwist.peer import Peer, parse_peer
 from dicomtwist.settings import Settings
 from dicomtwist.tools import identity as identities
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.contexts import names_like, sop_classes_named
 from dicomtwist.tools.output import QUIET, Output
+from dicomtwist.transport.peer_address import Peer, parse_peer
 
 _DEFAULTS = Settings()
 

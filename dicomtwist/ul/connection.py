@@ -1,7 +1,7 @@
 """
 One connection of the DICOM Upper Layer, without I/O: what was read goes in, events and bytes to write come out.
 
-The owner (:mod:`dicomtwist.protocol`) does what the returned events ask for: it runs the ARTIM timer, closes the
+The owner (:mod:`dicomtwist.transport.upper_layer`) does what the returned events ask for: it runs the ARTIM timer, closes the
 transport, writes :meth:`ULConnection.data_to_send`, and shows the indications to the association above.
 """
 

@@ -24,11 +24,11 @@ from dicomtwist.archive.commitment import (
 )
 from dicomtwist.archive.filesystem import FileSystem
 from dicomtwist.archive.kept import Durability
-from dicomtwist.archive.peers import Peers
 from dicomtwist.archive.providers import combined
 from dicomtwist.archive.transactions import FOLDER, Transactions, TransactionUnreadable
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+from dicomtwist.transport.peer_directory import Peers
 from dicomtwist.ul.pdu import AAssociateRQ
 from tests.archive.samples import SECONDARY_CAPTURE, dataset, keep
 from tests.archive.test_receiver import Failing

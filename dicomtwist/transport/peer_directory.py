@@ -12,7 +12,7 @@ from typing import Any, Final
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from dicomtwist.negotiation import check_ae_title
-from dicomtwist.peer import parse_peer
+from dicomtwist.transport.peer_address import parse_peer
 
 __all__ = ["MAX_PEERS", "Destination", "Peers"]
 

@@ -6,7 +6,7 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import TCP6ClientEndpoint
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist.peer import Peer, parse_peer
+from dicomtwist.transport.peer_address import Peer, parse_peer
 
 
 class Parsed(SynchronousTestCase):

@@ -19,7 +19,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from dicomtwist.output import Output, make_output
+from dicomtwist.transport.socket_writer import Output, make_output
 from dicomtwist.ul.connection import (
     AbortIndication,
     AssociateConfirmation,

@@ -14,10 +14,10 @@ from dicomtwist import AssociationAborted, AssociationLost, DataSetError, build_
 from dicomtwist.datasets import CHUNK, codec, sources
 from dicomtwist.dimse.messages import CEchoRSP
 from dicomtwist.outgoing import MAX_PDUS
-from dicomtwist.output import WRITE_SIZE
-from dicomtwist.protocol import MAX_BACKLOG
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.testing.transport import READ_SIZE, WIRE_SIZE
+from dicomtwist.transport.socket_writer import WRITE_SIZE
+from dicomtwist.transport.upper_layer import MAX_BACKLOG
 from dicomtwist.ul.items import RoleSelection, UserInformation
 from dicomtwist.ul.pdu import PDV, AAbort, PDataTF
 from tests.memory import VERIFICATION, FailingFile, MemoryTestCase, echo, encoded, instance, part10, store

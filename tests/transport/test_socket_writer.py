@@ -17,7 +17,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import TestCase
 
-from dicomtwist.output import SocketOutput, TransportOutput, make_output
+from dicomtwist.transport.socket_writer import SocketOutput, TransportOutput, make_output
 
 LARGE = random.Random(1).randbytes(20_000_000)
 

@@ -10,9 +10,9 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist.archive import peers
-from dicomtwist.archive.peers import Peers
 from dicomtwist.testing import MemoryNetwork
+from dicomtwist.transport import peer_directory
+from dicomtwist.transport.peer_directory import Peers
 from tests.peers import certificates
 
 
@@ -84,7 +84,7 @@ class PeersTest(SynchronousTestCase):
     def test_bounds(self) -> None:
         path = Path(self.mktemp())
         path.write_text("A=one:1\nB=two:2\n")
-        with mock.patch.object(peers, "MAX_PEERS", 1):
+        with mock.patch.object(peer_directory, "MAX_PEERS", 1):
             self.assertIn("more than 1 peers", self.refused(f"@{path}"))
-        with mock.patch.object(peers, "MAX_FILE_LENGTH", 8):
+        with mock.patch.object(peer_directory, "MAX_FILE_LENGTH", 8):
             self.assertIn("more than 8 bytes", self.refused(f"@{path}"))
