@@ -2,7 +2,7 @@
 Association: what users hold. Its life from establishment to its end is here.
 
 How it comes about is in :mod:`dicomtwist.requestor` and :mod:`dicomtwist.acceptor`, the messages that it carries are in
-:mod:`dicomtwist.exchange`.
+:mod:`dicomtwist.exchange.exchange`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dicomtwist.errors import (
     NoPresentationContext,
     NotEstablished,
 )
-from dicomtwist.exchange import Exchange
+from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.negotiation import ServiceUser
 from dicomtwist.nscu import NormalisedUser
 from dicomtwist.presentation import PresentationContext, PresentationContextTuple

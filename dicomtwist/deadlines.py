@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dicomtwist.exchange import Exchange
+from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.settings import Settings
 from dicomtwist.transport.upper_layer import UpperLayerProtocol
 

@@ -24,7 +24,7 @@ from dicomtwist.dimse.messages import (
 )
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import NoPresentationContext
-from dicomtwist.exchange import WindowPlace
+from dicomtwist.exchange.exchange import WindowPlace
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.scu import ServiceClassUser
 from dicomtwist.sop_class import SOPClass, check_uid

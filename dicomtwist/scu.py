@@ -13,10 +13,10 @@ from dicomtwist.answers import Answers, OnProgress, Retrieval
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.messages import CEchoRQ, CFindRQ, CGetRQ, CMoveRQ, Response
 from dicomtwist.dimse.status import Status
-from dicomtwist.exchange import Exchange, WindowPlace
+from dicomtwist.exchange.exchange import Exchange, WindowPlace
+from dicomtwist.exchange.store_request import Instance, open_outgoing, prepare
 from dicomtwist.negotiation import check_ae_title
 from dicomtwist.presentation import PresentationContextTuple
-from dicomtwist.storescu import Instance, open_outgoing, prepare
 
 if TYPE_CHECKING:
     from dicomtwist.ae import AE

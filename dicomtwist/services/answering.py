@@ -21,7 +21,7 @@ from dicomtwist.errors import AssociationError
 from dicomtwist.services.performance import Performance
 
 if TYPE_CHECKING:
-    from dicomtwist.outgoing import Outgoing
+    from dicomtwist.exchange.send_queue import Outgoing
 
 #: For how long a generator that is never waited for is pulled before others get their turn, in seconds.
 TURN: Final = 0.01

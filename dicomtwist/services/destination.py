@@ -16,9 +16,9 @@ from twisted.python.failure import Failure
 from dicomtwist.datasets.codec import UNCOMPRESSED
 from dicomtwist.dimse.status import MOVE_DESTINATION_INVALID
 from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished
+from dicomtwist.exchange.store_request import OutgoingInstance, PreparedStore, prepare, prepare_at_once
 from dicomtwist.presentation import PresentationContext, StoragePresentationContexts, build_context
 from dicomtwist.services.answering import Refused
-from dicomtwist.storescu import OutgoingInstance, PreparedStore, prepare, prepare_at_once
 
 if TYPE_CHECKING:
     from dicomtwist.association import Association

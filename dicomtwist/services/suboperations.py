@@ -23,9 +23,7 @@ from dicomtwist.dimse.status import (
     category,
 )
 from dicomtwist.errors import AssociationError, DataSetError, NoPresentationContext, NotEstablished, loggable
-from dicomtwist.part10 import NotDicomFile
-from dicomtwist.services.answering import Refused
-from dicomtwist.storescu import (
+from dicomtwist.exchange.store_request import (
     Instance,
     OutgoingInstance,
     PreparedStore,
@@ -34,10 +32,12 @@ from dicomtwist.storescu import (
     prepare,
     prepare_at_once,
 )
+from dicomtwist.part10 import NotDicomFile
+from dicomtwist.services.answering import Refused
 
 if TYPE_CHECKING:
     from dicomtwist.association import Association
-    from dicomtwist.outgoing import Outgoing
+    from dicomtwist.exchange.send_queue import Outgoing
     from dicomtwist.runtime.threads import WorkerThreads
 
 #: How many requests are made, and wait, while as many as may be under way are; and how many instances are asked for beside

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from dicomtwist import AssociationAborted, AssociationLost, DataSetError, build_role, evt
 from dicomtwist.datasets import CHUNK, codec, sources
 from dicomtwist.dimse.messages import CEchoRSP
-from dicomtwist.outgoing import MAX_PDUS
+from dicomtwist.exchange.send_queue import MAX_PDUS
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.testing.transport import READ_SIZE, WIRE_SIZE
 from dicomtwist.transport.socket_writer import WRITE_SIZE

@@ -21,10 +21,10 @@ from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.message_stream import MessageReceiver
 from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, Message, NEventReportRQ, Request, Response
 from dicomtwist.errors import AssociationError, InvalidMessage, NotEstablished
-from dicomtwist.outgoing import Outgoing
+from dicomtwist.exchange.operations_window import Window
+from dicomtwist.exchange.send_queue import Outgoing
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.services import SERVICES, Performance
-from dicomtwist.window import Window
 
 if TYPE_CHECKING:
     from dicomtwist.association import Association

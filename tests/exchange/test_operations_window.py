@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist.window import Window
+from dicomtwist.exchange.operations_window import Window
 
 
 def _noting(numbers: list[int], number: int) -> Callable[[None], None]:
