@@ -4,7 +4,6 @@ DICOM networking on Twisted: the upper layer as a Protocol, Deferreds for DIMSE 
 
 from dicomtwist import evt, presentation, sop_class
 from dicomtwist.ae import AE
-from dicomtwist.answers import Answers, Retrieval, RetrievalResult, SubOperations
 from dicomtwist.association import Association
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import (
@@ -37,6 +36,7 @@ from dicomtwist.presentation import (
     build_context,
     build_role,
 )
+from dicomtwist.scu.responses import Answers, Retrieval, RetrievalResult, SubOperations
 from dicomtwist.server import Server
 from dicomtwist.ul.items import (
     AsyncOperationsWindow,

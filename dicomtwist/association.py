@@ -28,9 +28,9 @@ from dicomtwist.errors import (
 )
 from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.negotiation import ServiceUser
-from dicomtwist.nscu import NormalisedUser
 from dicomtwist.presentation import PresentationContext, PresentationContextTuple
 from dicomtwist.record import RecordKeeper
+from dicomtwist.scu.dimse_n import NormalisedUser
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.tls.errors import describe_tls_error
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 class Association(NormalisedUser):
     """
     An association with a peer. What the peer is asked for is in :class:`~dicomtwist.scu.ServiceClassUser` and
-    :class:`~dicomtwist.nscu.NormalisedUser`.
+    :class:`~dicomtwist.scu.NormalisedUser`.
 
     :ivar ae: the AE that it belongs to.
     :ivar mode: ``"requestor"`` or ``"acceptor"``: which side we are.

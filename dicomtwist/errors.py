@@ -190,7 +190,7 @@ class OperationFailed(DICOMError):
     The peer did not do what it was asked for, or not to its end.
 
     :ivar status: the :class:`~dicomtwist.dimse.status.Status` of its final response.
-    :ivar result: what came of it all the same, such as a :class:`~dicomtwist.answers.RetrievalResult`, or ``None``.
+    :ivar result: what came of it all the same, such as a :class:`~dicomtwist.scu.RetrievalResult`, or ``None``.
     """
 
     def __init__(self, status: Status, result: object = None) -> None:

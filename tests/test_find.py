@@ -26,9 +26,9 @@ from dicomtwist import (
     build_context,
     evt,
 )
-from dicomtwist.answers import FULL_COUNT
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.messages import CCancelRQ, CFindRQ, CFindRSP
+from dicomtwist.scu.responses import FULL_COUNT
 from tests.memory import VERIFICATION, MemoryTestCase
 
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"

@@ -70,7 +70,7 @@ ROOMS = (
     Room(("exchange/send_queue.py", "exchange/exchange.py"), ALL_ABOVE, ("Twisted",)),
     Room(("record.py",), ("errors.py", "dimse/", "evt.py")),
     Room(("transport/socket_writer.py", "transport/upper_layer.py"), ("errors.py", "ul/"), ("Twisted",)),
-    Room(("answers.py", "scu.py", "nscu.py", "deadlines.py"), ALL_ABOVE, ("Twisted", "pydicom")),
+    Room(("scu/responses.py", "scu/dimse_c.py", "scu/dimse_n.py", "deadlines.py"), ALL_ABOVE, ("Twisted", "pydicom")),
     Room(("tls/errors.py",), (), ("Twisted", "pyOpenSSL", "service-identity")),
     Room(("tls/contexts.py",), ("tls/errors.py",), ("Twisted", "pyOpenSSL", "service-identity", "cryptography")),
     Room(("endpoints.py",), ("tls/errors.py", "tls/contexts.py"), ("Twisted",)),

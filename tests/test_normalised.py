@@ -43,8 +43,8 @@ from dicomtwist.dimse.messages import (
     Request,
     Response,
 )
-from dicomtwist.nscu import Reply
 from dicomtwist.presentation import DEFAULT_TRANSFER_SYNTAXES
+from dicomtwist.scu import Reply
 from tests.memory import MemoryTestCase
 
 MPPS = "1.2.840.10008.3.1.2.3.3"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from dicomtwist.runtime.threads import WorkerThreads
-    from dicomtwist.scu import ServiceClassUser
+    from dicomtwist.scu.dimse_c import ServiceClassUser
 
 #: What can be sent: the path of a Part 10 file, the bytes of one, an open one, or a Dataset.
 Instance: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Dataset"

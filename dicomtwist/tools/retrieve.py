@@ -21,11 +21,11 @@ from dicomtwist import (
     build_context,
     build_role,
 )
-from dicomtwist.answers import Retrieval, RetrievalResult, SubOperations
 from dicomtwist.archive.files import InstanceStore
 from dicomtwist.endpoints import EndpointError, server_endpoint
 from dicomtwist.errors import DataSetError, NoPresentationContext
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES
+from dicomtwist.scu.responses import Retrieval, RetrievalResult, SubOperations
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.tools.asking import Asking
 from dicomtwist.tools.connection import Connection

@@ -260,7 +260,7 @@ class FindTests(QueryRetrieveTestCase):
 
     def test_bytes_that_are_no_data_set(self) -> None:
         assoc = self.asking_for(STUDY_FIND)
-        with mock.patch("dicomtwist.scu.encode_identifier", lambda *_: b"\x08\x00\x52\x00CS\xff\x00garbage!"):
+        with mock.patch("dicomtwist.scu.dimse_c.encode_identifier", lambda *_: b"\x08\x00\x52\x00CS\xff\x00garbage!"):
             ((status, _),) = self.all_of(assoc.send_c_find(keys("STUDY"), STUDY_FIND))
         self.assertEqual((int(status), status.error_comment), (0xA900, "the identifier cannot be read"))
         self.assertTrue(assoc.is_established)

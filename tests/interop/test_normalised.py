@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from dicomtwist import Association, build_context, build_role, evt
-from dicomtwist.nscu import Reply
+from dicomtwist.scu import Reply
 from tests.interop.common import InteropTestCase
 from tests.interop.scripts import PRELUDE, SCU, told
 from tests.peers import Process, pynetdicom_script

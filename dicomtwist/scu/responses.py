@@ -25,7 +25,7 @@ from dicomtwist.exchange.exchange import Operation
 from dicomtwist.presentation import PresentationContextTuple
 
 if TYPE_CHECKING:
-    from dicomtwist.scu import ServiceClassUser
+    from dicomtwist.scu.dimse_c import ServiceClassUser
 
 #: How many answers, and how many bytes of them, may wait to be taken before the peer is not read from any more.
 FULL_COUNT: Final = 100

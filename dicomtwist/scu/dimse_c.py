@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from pydicom import Dataset
 from twisted.internet.defer import Deferred
 
-from dicomtwist.answers import Answers, OnProgress, Retrieval
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.messages import CEchoRQ, CFindRQ, CGetRQ, CMoveRQ, Response
 from dicomtwist.dimse.status import Status
@@ -17,6 +16,7 @@ from dicomtwist.exchange.exchange import Exchange, WindowPlace
 from dicomtwist.exchange.store_request import Instance, open_outgoing, prepare
 from dicomtwist.negotiation import check_ae_title
 from dicomtwist.presentation import PresentationContextTuple
+from dicomtwist.scu.responses import Answers, OnProgress, Retrieval
 
 if TYPE_CHECKING:
     from dicomtwist.ae import AE
@@ -103,7 +103,7 @@ class ServiceClassUser:
         :param query_model: the SOP Class UID of the information model, such as
             ``sop_class.StudyRootQueryRetrieveInformationModelFind``.
         :param priority: 0 medium, 1 high, 2 low.
-        :returns: the :class:`~dicomtwist.answers.Answers`, an asynchronous iterator of (status, identifier or ``None``);
+        :returns: the :class:`~dicomtwist.scu.Answers`, an asynchronous iterator of (status, identifier or ``None``);
             ``await answers.collect()`` gives the identifiers.
         :raises NotEstablished: the association is not established.
         :raises NoPresentationContext: no context of the model was accepted.
@@ -130,8 +130,8 @@ class ServiceClassUser:
         :param identifier: the unique keys of what to send, with Query/Retrieve Level.
         :param query_model: the SOP Class UID of the information model.
         :param priority: 0 medium, 1 high, 2 low.
-        :param on_progress: called with the :class:`~dicomtwist.answers.SubOperations` on each response.
-        :returns: the :class:`~dicomtwist.answers.Retrieval`, an asynchronous iterator of (status, data set or ``None``);
+        :param on_progress: called with the :class:`~dicomtwist.scu.SubOperations` on each response.
+        :returns: the :class:`~dicomtwist.scu.Retrieval`, an asynchronous iterator of (status, data set or ``None``);
             ``await retrieval.when_done()`` gives how it ended.
         :raises NotEstablished: the association is not established.
         :raises NoPresentationContext: no context of the model was accepted.
@@ -158,8 +158,8 @@ class ServiceClassUser:
         :param move_aet: the AE title to send to, as the peer knows it.
         :param query_model: the SOP Class UID of the information model.
         :param priority: 0 medium, 1 high, 2 low.
-        :param on_progress: called with the :class:`~dicomtwist.answers.SubOperations` on each response.
-        :returns: the :class:`~dicomtwist.answers.Retrieval`, as with :meth:`send_c_get`.
+        :param on_progress: called with the :class:`~dicomtwist.scu.SubOperations` on each response.
+        :returns: the :class:`~dicomtwist.scu.Retrieval`, as with :meth:`send_c_get`.
         :raises ValueError: *move_aet* is no AE title.
         :raises NotEstablished: the association is not established.
         :raises NoPresentationContext: no context of the model was accepted.

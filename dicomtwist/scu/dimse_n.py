@@ -26,7 +26,7 @@ from dicomtwist.dimse.status import Status
 from dicomtwist.errors import NoPresentationContext
 from dicomtwist.exchange.exchange import WindowPlace
 from dicomtwist.presentation import PresentationContextTuple
-from dicomtwist.scu import ServiceClassUser
+from dicomtwist.scu.dimse_c import ServiceClassUser
 from dicomtwist.sop_class import SOPClass, check_uid
 from dicomtwist.sop_relations import carriers
 
