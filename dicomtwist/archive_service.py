@@ -16,8 +16,8 @@ from dicomtwist import evt
 from dicomtwist.ae import AE
 from dicomtwist.archive.access import Access
 from dicomtwist.archive.kept import StoreError
-from dicomtwist.archive.providers import Provider, combined
 from dicomtwist.archive.reconcile import Import, Reconciled, import_folder, reconcile
+from dicomtwist.scp.dispatch import Provider, combined
 from dicomtwist.service import DICOMService
 
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import FileMetaDataset
 
     from dicomtwist.association import Association
-    from dicomtwist.services.performance import Performance
+    from dicomtwist.scp.performed import Performance
 
 Handler: TypeAlias = Callable[..., Any]
 #: The requests of DIMSE-N.

@@ -26,11 +26,11 @@ try:
     from dicomtwist.archive.commitment import StorageCommitment
     from dicomtwist.archive.kept import Durability, StoreError
     from dicomtwist.archive.mpps import PerformedProcedureSteps
-    from dicomtwist.archive.providers import Provider
     from dicomtwist.archive.query_retrieve import QueryRetrieve
     from dicomtwist.archive.receiver import StorageReceiver
     from dicomtwist.archive.worklist import Worklist
     from dicomtwist.archive_service import ArchiveService
+    from dicomtwist.scp.dispatch import Provider
     from dicomtwist.transport.peer_directory import Peers
 except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":

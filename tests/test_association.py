@@ -27,7 +27,7 @@ from dicomtwist import (
 )
 from dicomtwist.dimse.messages import RESPONSES, CEchoRSP, CFindRQ, CStoreRSP, Message, Response
 from dicomtwist.errors import REJECT_REASONS, REJECT_RESULTS, REJECT_SOURCES
-from dicomtwist.services import SERVICES
+from dicomtwist.scp import SERVICES
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.ul.items import AnsweredContext, UserInformation
 from dicomtwist.ul.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, AReleaseRP, AReleaseRQ

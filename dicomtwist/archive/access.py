@@ -27,8 +27,8 @@ from dicomtwist.association import Association
 from dicomtwist.dimse.messages import RESPONSES
 from dicomtwist.dimse.status import NOT_AUTHORISED, Status
 from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.scp.multiple_responses import Refused
 from dicomtwist.server import Server
-from dicomtwist.services.answering import Refused
 from dicomtwist.sop_class import (
     ModalityPerformedProcedureStep,
     ModalityPerformedProcedureStepNotification,

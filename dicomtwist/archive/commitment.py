@@ -24,7 +24,6 @@ from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.holdings import CHECKED_AT_ONCE, Reference, check
 from dicomtwist.archive.index import IndexFailed
 from dicomtwist.archive.kept import InvalidUID, check_uids
-from dicomtwist.archive.providers import Provided
 from dicomtwist.archive.transactions import Transaction, Transactions, TransactionUnreadable
 from dicomtwist.association import Association
 from dicomtwist.datasets.identifier import encode_identifier
@@ -33,6 +32,7 @@ from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DataSetError, DICOMError, NoPresentationContext, loggable
 from dicomtwist.presentation import build_context, build_role
 from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.scp.dispatch import Provided
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 from dicomtwist.transport.peer_directory import Peers
 

@@ -24,7 +24,6 @@ from twisted.python.failure import Failure
 from dicomtwist import evt
 from dicomtwist.archive.files import InstanceStore
 from dicomtwist.archive.kept import InvalidUID, StoreError, check_uids
-from dicomtwist.archive.providers import Provided
 from dicomtwist.archive.values import normal_date, time_key
 from dicomtwist.datasets.codec import decode_dataset, encode_dataset
 from dicomtwist.dimse import status as codes
@@ -32,6 +31,7 @@ from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DataSetError, loggable
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
 from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.scp.dispatch import Provided
 from dicomtwist.sop_class import ModalityPerformedProcedureStep, ModalityPerformedProcedureStepRetrieve
 
 __all__ = ["FOLDER", "PerformedProcedureSteps"]

@@ -19,7 +19,6 @@ from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.finder import Finder, Found, StoredInstance, TooManyMatches
 from dicomtwist.archive.index import IndexFailed
 from dicomtwist.archive.matching import InvalidIdentifier, Model, Negotiated
-from dicomtwist.archive.providers import Provided
 from dicomtwist.datasets.codec import UNCOMPRESSED
 from dicomtwist.dimse.status import (
     CANNOT_COUNT_MATCHES,
@@ -32,7 +31,8 @@ from dicomtwist.dimse.status import (
 from dicomtwist.errors import DataSetError, loggable
 from dicomtwist.presentation import PresentationContext, build_context
 from dicomtwist.runtime.threads import WorkerThreads
-from dicomtwist.services.answering import Refused
+from dicomtwist.scp.dispatch import Provided
+from dicomtwist.scp.multiple_responses import Refused
 from dicomtwist.sop_class import (
     PatientRootQueryRetrieveInformationModelFind,
     PatientRootQueryRetrieveInformationModelGet,

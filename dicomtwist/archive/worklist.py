@@ -22,7 +22,6 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from dicomtwist import evt
-from dicomtwist.archive.providers import Provided
 from dicomtwist.archive.ranges import moments
 from dicomtwist.archive.sequences import ItemTest, answer_item, item_test, items_of, texts
 from dicomtwist.archive.values import normal_date, time_key
@@ -32,6 +31,7 @@ from dicomtwist.dimse.status import DATASET_MISMATCH, OUT_OF_RESOURCES, PENDING,
 from dicomtwist.errors import DataSetError, loggable
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.scp.dispatch import Provided
 from dicomtwist.sop_class import ModalityWorklistInformationModelFind
 
 __all__ = ["Worklist", "WorklistFolder", "compile_query"]

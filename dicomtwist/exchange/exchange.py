@@ -24,7 +24,7 @@ from dicomtwist.errors import AssociationError, InvalidMessage, NotEstablished
 from dicomtwist.exchange.operations_window import Window
 from dicomtwist.exchange.send_queue import Outgoing
 from dicomtwist.presentation import PresentationContextTuple
-from dicomtwist.services import SERVICES, Performance
+from dicomtwist.scp.services import SERVICES, Performance
 
 if TYPE_CHECKING:
     from dicomtwist.association import Association

@@ -24,9 +24,9 @@ from dicomtwist.archive.commitment import (
 )
 from dicomtwist.archive.filesystem import FileSystem
 from dicomtwist.archive.kept import Durability
-from dicomtwist.archive.providers import combined
 from dicomtwist.archive.transactions import FOLDER, Transactions, TransactionUnreadable
 from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.scp.dispatch import combined
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 from dicomtwist.transport.peer_directory import Peers
 from dicomtwist.ul.pdu import AAssociateRQ

@@ -18,8 +18,8 @@ from dicomtwist.archive.files import InstanceStore
 from dicomtwist.archive.filesystem import FileSystem
 from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.mpps import FOLDER, PerformedProcedureSteps
-from dicomtwist.archive.providers import combined
 from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.scp.dispatch import combined
 from dicomtwist.sop_class import (
     ModalityPerformedProcedureStep,
     ModalityPerformedProcedureStepNotification,

@@ -36,9 +36,9 @@ from dicomtwist.archive import finder
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index import IndexFailed
 from dicomtwist.archive.kept import Durability
-from dicomtwist.archive.providers import combined
 from dicomtwist.archive.query_retrieve import QueryRetrieve
 from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.scp.dispatch import combined
 from dicomtwist.transport.peer_directory import Peers
 from dicomtwist.ul.pdu import AAssociateRQ
 from tests.archive.samples import SECONDARY_CAPTURE, dataset, keep

@@ -19,7 +19,6 @@ from dicomtwist.archive import finder
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.matching import MAX_VALUES, Model
-from dicomtwist.archive.providers import combined
 from dicomtwist.archive.query_retrieve import QueryRetrieve
 from dicomtwist.archive.receiver import StorageReceiver
 from dicomtwist.archive.sequences import MAX_NESTING
@@ -28,6 +27,7 @@ from dicomtwist.datasets import encode_dataset
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.messages import CCancelRQ, CFindRQ, CGetRQ, CGetRSP, CMoveRQ, CStoreRQ, CStoreRSP
 from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.scp.dispatch import combined
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.transport.peer_directory import Peers
 from dicomtwist.ul.items import ProposedContext, RoleSelection, UserInformation

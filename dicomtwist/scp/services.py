@@ -1,7 +1,7 @@
 """
 What a service class provider does with each request.
 
-:data:`SERVICES` maps request classes to functions that get a :class:`~dicomtwist.services.performance.Performance` and answer
+:data:`SERVICES` maps request classes to functions that get a :class:`~dicomtwist.scp.Performance` and answer
 it, at once or later.
 """
 
@@ -24,12 +24,12 @@ from dicomtwist.dimse.messages import (
     NGetRQ,
     NSetRQ,
 )
-from dicomtwist.services.normalised import perform_normalised
-from dicomtwist.services.performance import Performance
-from dicomtwist.services.query import perform_find
-from dicomtwist.services.retrieve import perform_get, perform_move
-from dicomtwist.services.storage import perform_store
-from dicomtwist.services.verification import perform_echo
+from dicomtwist.scp.dimse_n import perform_normalised
+from dicomtwist.scp.echo import perform_echo
+from dicomtwist.scp.find import perform_find
+from dicomtwist.scp.performed import Performance
+from dicomtwist.scp.retrieve import perform_get, perform_move
+from dicomtwist.scp.store import perform_store
 
 __all__ = ["SERVICES", "Performance"]
 

@@ -18,7 +18,7 @@ from dicomtwist.dimse.status import MOVE_DESTINATION_INVALID
 from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished
 from dicomtwist.exchange.store_request import OutgoingInstance, PreparedStore, prepare, prepare_at_once
 from dicomtwist.presentation import PresentationContext, StoragePresentationContexts, build_context
-from dicomtwist.services.answering import Refused
+from dicomtwist.scp.multiple_responses import Refused
 
 if TYPE_CHECKING:
     from dicomtwist.association import Association

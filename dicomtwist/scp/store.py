@@ -13,8 +13,8 @@ from dicomtwist.dimse.status import (
     SOP_CLASS_NOT_SUPPORTED,
     STORE_HANDLER_FAILED,
 )
-from dicomtwist.services.answering import with_dataset
-from dicomtwist.services.performance import Performance, status_response
+from dicomtwist.scp.multiple_responses import with_dataset
+from dicomtwist.scp.performed import Performance, status_response
 
 
 def perform_store(performance: Performance) -> None:

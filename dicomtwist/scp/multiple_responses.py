@@ -18,7 +18,7 @@ from dicomtwist import evt
 from dicomtwist.datasets.chunk_buffer import Pieces
 from dicomtwist.dimse.status import OUT_OF_RESOURCES
 from dicomtwist.errors import AssociationError
-from dicomtwist.services.performance import Performance
+from dicomtwist.scp.performed import Performance
 
 if TYPE_CHECKING:
     from dicomtwist.exchange.send_queue import Outgoing

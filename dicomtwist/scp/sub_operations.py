@@ -33,7 +33,7 @@ from dicomtwist.exchange.store_request import (
     prepare_at_once,
 )
 from dicomtwist.part10 import NotDicomFile
-from dicomtwist.services.answering import Refused
+from dicomtwist.scp.multiple_responses import Refused
 
 if TYPE_CHECKING:
     from dicomtwist.association import Association

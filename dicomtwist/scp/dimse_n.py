@@ -28,8 +28,8 @@ from dicomtwist.dimse.messages import (
     Response,
 )
 from dicomtwist.dimse.status import Status
-from dicomtwist.services.answering import with_dataset
-from dicomtwist.services.performance import Performance, status_response
+from dicomtwist.scp.multiple_responses import with_dataset
+from dicomtwist.scp.performed import Performance, status_response
 from dicomtwist.sop_class import check_uid
 from dicomtwist.sop_relations import carriers, meta_members
 

@@ -34,7 +34,7 @@ from dicomtwist import (
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.dimse.messages import CGetRSP, CMoveRSP
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
-from dicomtwist.services.suboperations import PATHS_AHEAD
+from dicomtwist.scp.sub_operations import PATHS_AHEAD
 from tests.memory import CT, MemoryTestCase, encoded, instance, part10
 
 GET = "1.2.840.10008.5.1.4.1.2.2.3"

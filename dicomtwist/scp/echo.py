@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dicomtwist import evt
 from dicomtwist.dimse.status import ECHO_HANDLER_FAILED
-from dicomtwist.services.performance import Performance
+from dicomtwist.scp.performed import Performance
 
 
 def perform_echo(performance: Performance) -> None:
