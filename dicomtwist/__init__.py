@@ -4,7 +4,8 @@ DICOM networking on Twisted: the upper layer as a Protocol, Deferreds for DIMSE 
 
 from dicomtwist import evt, presentation, sop_class
 from dicomtwist.ae import AE
-from dicomtwist.association import Association
+from dicomtwist.association.association import Association
+from dicomtwist.association.negotiation import check_ae_title
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import (
     AssociationAborted,
@@ -26,7 +27,6 @@ from dicomtwist.errors import (
     RetriesExhausted,
     TooManyAnswers,
 )
-from dicomtwist.negotiation import check_ae_title
 from dicomtwist.pool import AssociationPool
 from dicomtwist.presentation import (
     ALL_TRANSFER_SYNTAXES,

@@ -23,19 +23,19 @@ from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 
 from dicomtwist import evt
-from dicomtwist.acceptor import AcceptorFactory, Host
-from dicomtwist.association import Association
+from dicomtwist.association.acceptor import AcceptorFactory, Host
+from dicomtwist.association.association import Association
+from dicomtwist.association.negotiation import check_ae_title, merge_items
+from dicomtwist.association.requestor import RequestorAssociation, RequestorFactory
 from dicomtwist.callbacks import OlderStyle
 from dicomtwist.endpoints import client_endpoint, server_endpoint
 from dicomtwist.errors import AssociationTimeout
-from dicomtwist.negotiation import check_ae_title, merge_items
 from dicomtwist.presentation import (
     PresentationContext,
     RequestedContexts,
     SupportedContexts,
     TransferSyntaxes,
 )
-from dicomtwist.requestor import RequestorAssociation, RequestorFactory
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.server import Server, log_ended
 from dicomtwist.settings import Settings

@@ -20,7 +20,7 @@ from dicomtwist.errors import AssociationError, AssociationRejected, NoAcceptedC
 from dicomtwist.slots import Lease
 
 if TYPE_CHECKING:
-    from dicomtwist.association import Association
+    from dicomtwist.association.association import Association
 
 
 class Call:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from dicomtwist.ae import AE
-    from dicomtwist.negotiation import ServiceUser
+    from dicomtwist.association.negotiation import ServiceUser
     from dicomtwist.server import Server
 
 #: What makes the arguments of a callback from an event; ``None`` where the callback is not meant.

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
 
-    from dicomtwist.association import Association
+    from dicomtwist.association.association import Association
     from dicomtwist.scp.performed import Performance
 
 Handler: TypeAlias = Callable[..., Any]

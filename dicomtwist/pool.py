@@ -20,12 +20,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.association import Association
+from dicomtwist.association.association import Association
+from dicomtwist.association.negotiation import check_ae_title
 from dicomtwist.attempts import Call, Connecting, RereadableFile, Waiter, is_transient, may_repeat
 from dicomtwist.dimse.status import Status
 from dicomtwist.endpoints import client_endpoint
 from dicomtwist.errors import AssociationTimeout, PoolFull, PoolStopped, PoolTimeout, RetriesExhausted
-from dicomtwist.negotiation import check_ae_title
 from dicomtwist.presentation import PresentationContext
 from dicomtwist.slots import Lease, Slot, current_lease
 

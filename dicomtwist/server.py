@@ -12,11 +12,11 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
 from dicomtwist import evt
-from dicomtwist.acceptor import AcceptorAssociation, AcceptorFactory
+from dicomtwist.association.acceptor import AcceptorAssociation, AcceptorFactory
 from dicomtwist.transport.upper_layer import address_of
 
 if TYPE_CHECKING:
-    from dicomtwist.association import Association
+    from dicomtwist.association.association import Association
 
 
 class Server:

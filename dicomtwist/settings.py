@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dicomtwist.negotiation import check_ae_title
+from dicomtwist.association.negotiation import check_ae_title
 from dicomtwist.sop_class import check_uid
 from dicomtwist.ul.framing import DEFAULT_MAX_LENGTH
 

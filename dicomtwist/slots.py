@@ -21,7 +21,7 @@ from dicomtwist.dimse.messages import (
 from dicomtwist.dimse.status import StatusCategory, category
 
 if TYPE_CHECKING:
-    from dicomtwist.association import Association
+    from dicomtwist.association.association import Association
 
 #: What changes nothing if it is done twice. The others of PS3.7 10 create, change, act or tell.
 REPEATABLE: Final[tuple[type[Request], ...]] = (CEchoRQ, CStoreRQ, CFindRQ, CGetRQ, CMoveRQ, NGetRQ)

@@ -36,8 +36,8 @@ except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
         raise
     raise SystemExit('twist dicom needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
+from dicomtwist.association.negotiation import check_ae_title
 from dicomtwist.configuration import Configuration, ConfigurationError, add_configuration, read_configuration
-from dicomtwist.negotiation import check_ae_title
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from dicomtwist.reloading import Reloading
 from dicomtwist.runtime.memory import keep_memory, leave_alone_what_is_there

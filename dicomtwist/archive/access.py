@@ -19,11 +19,11 @@ from twisted.internet.interfaces import ISSLTransport
 from twisted.logger import Logger
 
 from dicomtwist import evt
-from dicomtwist.acceptor import AcceptorAssociation
 from dicomtwist.archive.certificates import Certificate
 from dicomtwist.archive.rules import DEFAULT_RULES, IDENTITY_TYPES, UNIX, Asker, Identity, Operation, Rules
 from dicomtwist.archive.users import Users
-from dicomtwist.association import Association
+from dicomtwist.association.acceptor import AcceptorAssociation
+from dicomtwist.association.association import Association
 from dicomtwist.dimse.messages import RESPONSES
 from dicomtwist.dimse.status import NOT_AUTHORISED, Status
 from dicomtwist.runtime.threads import WorkerThreads

@@ -25,7 +25,7 @@ from dicomtwist.archive.holdings import CHECKED_AT_ONCE, Reference, check
 from dicomtwist.archive.index import IndexFailed
 from dicomtwist.archive.kept import InvalidUID, check_uids
 from dicomtwist.archive.transactions import Transaction, Transactions, TransactionUnreadable
-from dicomtwist.association import Association
+from dicomtwist.association.association import Association
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.status import Status

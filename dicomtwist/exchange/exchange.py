@@ -27,7 +27,7 @@ from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.scp.services import SERVICES, Performance
 
 if TYPE_CHECKING:
-    from dicomtwist.association import Association
+    from dicomtwist.association.association import Association
 
 #: The statuses of responses that more responses follow (PS3.7 C.1.3).
 PENDING_STATUSES = frozenset((codes.PENDING, codes.PENDING_WARNING))

@@ -21,7 +21,7 @@ from dicomtwist.presentation import PresentationContext, StoragePresentationCont
 from dicomtwist.scp.multiple_responses import Refused
 
 if TYPE_CHECKING:
-    from dicomtwist.association import Association
+    from dicomtwist.association.association import Association
 
 #: How many presentation contexts are added to those that were proposed at first: each costs an association anew.
 MAX_ADDED_CONTEXTS: Final = 16

@@ -19,7 +19,7 @@ from dicomtwist.dimse.messages import RESPONSES, Message, NCreateRSP, NGetRSP, N
 from dicomtwist.dimse.status import Status
 
 if TYPE_CHECKING:
-    from dicomtwist.association import Association
+    from dicomtwist.association.association import Association
     from dicomtwist.datasets.codec import DataSetStream
     from dicomtwist.datasets.sources import DataSetSource
     from dicomtwist.evt import EventType

@@ -36,7 +36,7 @@ from dicomtwist.part10 import NotDicomFile
 from dicomtwist.scp.multiple_responses import Refused
 
 if TYPE_CHECKING:
-    from dicomtwist.association import Association
+    from dicomtwist.association.association import Association
     from dicomtwist.exchange.send_queue import Outgoing
     from dicomtwist.runtime.threads import WorkerThreads
 

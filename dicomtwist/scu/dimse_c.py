@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from pydicom import Dataset
 from twisted.internet.defer import Deferred
 
+from dicomtwist.association.negotiation import check_ae_title
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.messages import CEchoRQ, CFindRQ, CGetRQ, CMoveRQ, Response
 from dicomtwist.dimse.status import Status
 from dicomtwist.exchange.exchange import Exchange, WindowPlace
 from dicomtwist.exchange.store_request import Instance, open_outgoing, prepare
-from dicomtwist.negotiation import check_ae_title
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.scu.responses import Answers, OnProgress, Retrieval
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from dicomtwist.negotiation import check_ae_title
+from dicomtwist.association.negotiation import check_ae_title
 from dicomtwist.transport.peer_address import parse_peer
 
 __all__ = ["MAX_PEERS", "Destination", "Peers"]

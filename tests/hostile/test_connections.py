@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dicomtwist import AE, AssociationRejected, acceptor, build_context
-from dicomtwist.acceptor import MAX_COUNTED_ADDRESSES, MAX_SURPLUS
+from dicomtwist import AE, AssociationRejected, build_context
+from dicomtwist.association import acceptor
+from dicomtwist.association.acceptor import MAX_COUNTED_ADDRESSES, MAX_SURPLUS
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.testing.peer import ScriptedPeerFactory
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ

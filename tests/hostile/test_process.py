@@ -28,7 +28,7 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, Association, AssociationError
-from dicomtwist.acceptor import MAX_SURPLUS
+from dicomtwist.association.acceptor import MAX_SURPLUS
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.dimse.messages import CStoreRQ
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta

@@ -1,7 +1,7 @@
 """
 Association: what users hold. Its life from establishment to its end is here.
 
-How it comes about is in :mod:`dicomtwist.requestor` and :mod:`dicomtwist.acceptor`, the messages that it carries are in
+How it comes about is in :mod:`dicomtwist.association.requestor` and :mod:`dicomtwist.association.acceptor`, the messages that it carries are in
 :mod:`dicomtwist.exchange.exchange`.
 """
 
@@ -16,7 +16,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.deadlines import Deadline, deadlines, shortest_timeout
+from dicomtwist.association.negotiation import ServiceUser
+from dicomtwist.association.record import RecordKeeper
+from dicomtwist.association.timeouts import Deadline, deadlines, shortest_timeout
 from dicomtwist.errors import (
     AssociationAborted,
     AssociationLost,
@@ -27,9 +29,7 @@ from dicomtwist.errors import (
     NotEstablished,
 )
 from dicomtwist.exchange.exchange import Exchange
-from dicomtwist.negotiation import ServiceUser
 from dicomtwist.presentation import PresentationContext, PresentationContextTuple
-from dicomtwist.record import RecordKeeper
 from dicomtwist.scu.dimse_n import NormalisedUser
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import SOPClass

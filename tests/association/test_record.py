@@ -9,6 +9,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from dicomtwist import Association, AsyncOperationsWindow, build_context, evt
+from dicomtwist.association import AssociationRecord, Ending, OperationCount, RecordKeeper
+from dicomtwist.association.record import MAX_COUNTED, MAX_OPERATIONS, OTHER_STATUS
 from dicomtwist.dimse.messages import (
     CEchoRQ,
     CEchoRSP,
@@ -18,15 +20,6 @@ from dicomtwist.dimse.messages import (
     CStoreRSP,
     NCreateRQ,
     NCreateRSP,
-)
-from dicomtwist.record import (
-    MAX_COUNTED,
-    MAX_OPERATIONS,
-    OTHER_STATUS,
-    AssociationRecord,
-    Ending,
-    OperationCount,
-    RecordKeeper,
 )
 from dicomtwist.ul.pdu import AAbort, AAssociateRJ, AReleaseRP, AReleaseRQ
 from tests.memory import CT, MemoryTestCase, echo, instance, store

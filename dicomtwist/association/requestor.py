@@ -14,10 +14,10 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.association import Association
-from dicomtwist.deadlines import Deadline
+from dicomtwist.association.association import Association
+from dicomtwist.association.negotiation import propose_contexts, resolve_answer
+from dicomtwist.association.timeouts import Deadline
 from dicomtwist.errors import AssociationRejected, NoAcceptedContexts
-from dicomtwist.negotiation import propose_contexts, resolve_answer
 from dicomtwist.presentation import PresentationContext, number_contexts
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import SOPClass

@@ -16,10 +16,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.association import Association
-from dicomtwist.deadlines import Deadline
+from dicomtwist.association.association import Association
+from dicomtwist.association.negotiation import accept_window, answer_contexts, check_request
+from dicomtwist.association.timeouts import Deadline
 from dicomtwist.errors import AssociationAborted, AssociationRejected
-from dicomtwist.negotiation import accept_window, answer_contexts, check_request
 from dicomtwist.presentation import SupportedContexts
 from dicomtwist.settings import Settings
 from dicomtwist.tls.errors import describe_tls_error
@@ -42,7 +42,7 @@ _WITHOUT_SERVER_RESPONSE = (1, 2)
 
 _T = TypeVar("_T")
 
-#: The rejections that an acceptor gives besides those of :func:`~dicomtwist.negotiation.check_request`.
+#: The rejections that an acceptor gives besides those of :func:`~dicomtwist.association.negotiation.check_request`.
 _TOO_MANY = AAssociateRJ(2, 3, 2)  # local limit exceeded
 _NOT_NOW = AAssociateRJ(2, 3, 1)  # temporary congestion
 _NOT_VERIFIED = AAssociateRJ(2, 2, 1)

@@ -18,13 +18,11 @@ from pydicom.uid import (
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist import UserIdentity, build_context, build_role
-from dicomtwist.negotiation import (
-    ServiceUser,
+from dicomtwist.association import ServiceUser, check_ae_title, is_ae_title
+from dicomtwist.association.negotiation import (
     accept_window,
     answer_contexts,
-    check_ae_title,
     check_request,
-    is_ae_title,
     merge_items,
     propose_contexts,
     resolve_answer,

@@ -20,7 +20,7 @@ from dicomtwist.dimse.status import StatusCategory, category
 from dicomtwist.errors import AssociationAborted, AssociationRejected, AssociationTimeout
 
 if TYPE_CHECKING:
-    from dicomtwist.association import Association
+    from dicomtwist.association.association import Association
 
 #: How many operations of an association are recorded one by one; beyond that they are only counted.
 MAX_OPERATIONS: Final = 1000
