@@ -3,7 +3,8 @@ DICOM networking on Twisted: the upper layer as a Protocol, Deferreds for DIMSE 
 """
 
 from dicomtwist import evt, presentation, sop_class
-from dicomtwist.ae import AE
+from dicomtwist.ae.ae import AE
+from dicomtwist.ae.server import Server
 from dicomtwist.association.association import Association
 from dicomtwist.association.negotiation import check_ae_title
 from dicomtwist.dimse.status import Status
@@ -37,7 +38,6 @@ from dicomtwist.presentation import (
     build_role,
 )
 from dicomtwist.scu.responses import Answers, Retrieval, RetrievalResult, SubOperations
-from dicomtwist.server import Server
 from dicomtwist.ul.items import (
     AsyncOperationsWindow,
     SOPClassCommonExtended,

@@ -32,7 +32,7 @@ from dicomtwist.slots import Lease, Slot, current_lease
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-    from dicomtwist.ae import AE, BindAddress
+    from dicomtwist.ae.ae import AE, BindAddress
 
 T = TypeVar("T")
 

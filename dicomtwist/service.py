@@ -14,10 +14,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.ae import AE
+from dicomtwist.ae.ae import AE
+from dicomtwist.ae.monitor import ReactorLag, Vitals
+from dicomtwist.ae.server import Server
 from dicomtwist.endpoints import server_endpoint
-from dicomtwist.monitor import ReactorLag, Vitals
-from dicomtwist.server import Server
 
 
 class DICOMService(Service):
@@ -32,7 +32,7 @@ class DICOMService(Service):
     :param lag_warning: how late the reactor may be before that is logged, in seconds; ``None`` for not at all.
 
     :ivar server: what listens, while it runs.
-    :ivar lag: how late the reactor is while it runs, a :class:`~dicomtwist.monitor.ReactorLag`.
+    :ivar lag: how late the reactor is while it runs, a :class:`~dicomtwist.ae.ReactorLag`.
     """
 
     log = Logger()

@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.python import usage
 
 from dicomtwist import evt
-from dicomtwist.ae import AE
+from dicomtwist.ae.ae import AE
 
 try:
     from dicomtwist.archive.access import Access

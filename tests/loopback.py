@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE
-from dicomtwist.server import Server
+from dicomtwist.ae import Server
 from dicomtwist.sop_class import CTImageStorage, Verification
 
 

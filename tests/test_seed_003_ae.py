@@ -30,7 +30,7 @@ from dicomtwist import (
     build_role,
     evt,
 )
-from dicomtwist.callbacks import CALLBACKS, OlderStyle
+from dicomtwist.ae.legacy_callbacks import CALLBACKS, OlderStyle
 from dicomtwist.sop_class import (
     CTImageStorage,
     ModalityPerformedProcedureStep,

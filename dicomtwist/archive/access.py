@@ -19,6 +19,7 @@ from twisted.internet.interfaces import ISSLTransport
 from twisted.logger import Logger
 
 from dicomtwist import evt
+from dicomtwist.ae.server import Server
 from dicomtwist.archive.certificates import Certificate
 from dicomtwist.archive.rules import DEFAULT_RULES, IDENTITY_TYPES, UNIX, Asker, Identity, Operation, Rules
 from dicomtwist.archive.users import Users
@@ -28,7 +29,6 @@ from dicomtwist.dimse.messages import RESPONSES
 from dicomtwist.dimse.status import NOT_AUTHORISED, Status
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.scp.multiple_responses import Refused
-from dicomtwist.server import Server
 from dicomtwist.sop_class import (
     ModalityPerformedProcedureStep,
     ModalityPerformedProcedureStepNotification,

@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.ae import AE
+from dicomtwist.ae.ae import AE
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.holdings import CHECKED_AT_ONCE, Reference, check
 from dicomtwist.archive.index import IndexFailed

@@ -35,7 +35,7 @@ from dicomtwist.ul.items import (
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 
 if TYPE_CHECKING:
-    from dicomtwist.ae import AE
+    from dicomtwist.ae.ae import AE
 
 #: Identities that are confirmed with an empty response, whatever the handler says (PS3.7 D.3.3.7.2).
 _WITHOUT_SERVER_RESPONSE = (1, 2)

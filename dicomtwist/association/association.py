@@ -41,7 +41,7 @@ from dicomtwist.ul.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, 
 from dicomtwist.ul.state_machine import State
 
 if TYPE_CHECKING:
-    from dicomtwist.ae import AE
+    from dicomtwist.ae.ae import AE
 
 
 class Association(NormalisedUser):

@@ -27,7 +27,7 @@ from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 from dicomtwist.ul.state_machine import State
 
 if TYPE_CHECKING:
-    from dicomtwist.ae import AE
+    from dicomtwist.ae.ae import AE
 
 
 #: Before the A-ASSOCIATE-RQ is sent there is nothing to abort.

@@ -19,7 +19,7 @@ from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.scu.responses import Answers, OnProgress, Retrieval
 
 if TYPE_CHECKING:
-    from dicomtwist.ae import AE
+    from dicomtwist.ae.ae import AE
 
 
 class ServiceClassUser:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from twisted.logger import Logger
 
 if TYPE_CHECKING:
-    from dicomtwist.server import Server
+    from dicomtwist.ae.server import Server
 
 __all__ = ["ReactorLag", "Vitals", "resident_memory"]
 

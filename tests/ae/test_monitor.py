@@ -13,7 +13,8 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from dicomtwist import AE, build_context, evt
-from dicomtwist.monitor import INTERVAL, WINDOW, ReactorLag, Vitals, resident_memory
+from dicomtwist.ae import ReactorLag, Vitals, resident_memory
+from dicomtwist.ae.monitor import INTERVAL, WINDOW
 from dicomtwist.service import DICOMService
 from tests import peers
 from tests.memory import CT, VERIFICATION, MemoryTestCase
@@ -28,7 +29,7 @@ class Lag(SynchronousTestCase):
         self.addCleanup(globalLogPublisher.removeObserver, observer)
 
     def observe(self, event: LogEvent) -> None:
-        if event.get("log_namespace") == "dicomtwist.monitor.ReactorLag":
+        if event.get("log_namespace") == "dicomtwist.ae.ReactorLag":
             self.assertEqual(event["log_level"].name, "info")
             self.lines.append(formatEvent(event))
 

@@ -16,9 +16,9 @@ from zope.interface import implementer
 
 import dicomtwist
 from dicomtwist import AE, AssociationRejected, build_context, build_role, evt
+from dicomtwist.ae import Server
 from dicomtwist.endpoints import EndpointError
 from dicomtwist.presentation import PREBUILT_CONTEXTS
-from dicomtwist.server import Server
 from dicomtwist.settings import IMPLEMENTATION_CLASS_UID, SHORTEST_PDU, Settings
 from dicomtwist.sop_class import CTImageStorage, Verification
 

@@ -23,11 +23,12 @@ from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 
 from dicomtwist import evt
+from dicomtwist.ae.legacy_callbacks import OlderStyle
+from dicomtwist.ae.server import Server, log_ended
 from dicomtwist.association.acceptor import AcceptorFactory, Host
 from dicomtwist.association.association import Association
 from dicomtwist.association.negotiation import check_ae_title, merge_items
 from dicomtwist.association.requestor import RequestorAssociation, RequestorFactory
-from dicomtwist.callbacks import OlderStyle
 from dicomtwist.endpoints import client_endpoint, server_endpoint
 from dicomtwist.errors import AssociationTimeout
 from dicomtwist.presentation import (
@@ -37,7 +38,6 @@ from dicomtwist.presentation import (
     TransferSyntaxes,
 )
 from dicomtwist.runtime.threads import WorkerThreads
-from dicomtwist.server import Server, log_ended
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import UIDLike
 from dicomtwist.tls.contexts import client_tls, server_tls

@@ -16,9 +16,9 @@ from dicomtwist import evt
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
-    from dicomtwist.ae import AE
+    from dicomtwist.ae.ae import AE
+    from dicomtwist.ae.server import Server
     from dicomtwist.association.negotiation import ServiceUser
-    from dicomtwist.server import Server
 
 #: What makes the arguments of a callback from an event; ``None`` where the callback is not meant.
 Arguments: TypeAlias = Callable[[evt.Event], tuple[Any, ...] | None]
