@@ -28,7 +28,7 @@ from dicomtwist.errors import (
     RetriesExhausted,
     TooManyAnswers,
 )
-from dicomtwist.pool import AssociationPool
+from dicomtwist.pool.pool import AssociationPool
 from dicomtwist.presentation import (
     ALL_TRANSFER_SYNTAXES,
     DEFAULT_TRANSFER_SYNTAXES,

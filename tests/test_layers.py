@@ -84,7 +84,7 @@ ROOMS = (
     Room(("ae/server.py",), ALL_ABOVE, ("Twisted",)),
     Room(("ae/legacy_callbacks.py",), ("evt.py",)),
     Room(("ae/ae.py",), ALL_ABOVE, ("Twisted",)),
-    Room(("slots.py", "attempts.py", "pool.py"), ALL_ABOVE, ("Twisted",)),
+    Room(("pool/lease.py", "pool/retry.py", "pool/pool.py"), ALL_ABOVE, ("Twisted",)),
     Room(("__init__.py",)),
     Room(("testing/",), ("errors.py", "ul/", "dimse/"), ("Twisted",)),
     Room(("archive/filesystem.py", "archive/kept.py", "archive/writer.py", "archive/files.py"), ()),

@@ -24,8 +24,8 @@ from dicomtwist import (
     NotEstablished,
     Status,
 )
-from dicomtwist.attempts import is_transient
 from dicomtwist.part10 import NotDicomFile
+from dicomtwist.pool.retry import is_transient
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.tools.causes import NO_ASSOCIATION_ERRORS, Cause, cause_of

@@ -29,9 +29,9 @@ from dicomtwist import (
     build_context,
     evt,
 )
-from dicomtwist.attempts import RereadableFile
 from dicomtwist.dimse.messages import CEchoRQ, NActionRQ
-from dicomtwist.slots import current_lease
+from dicomtwist.pool import RereadableFile
+from dicomtwist.pool.lease import current_lease
 from tests.memory import CT, VERIFICATION, MemoryTestCase, encoded, instance, part10
 
 

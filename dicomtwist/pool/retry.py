@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.errors import AssociationError, AssociationRejected, NoAcceptedContexts, NotEstablished
-from dicomtwist.slots import Lease
+from dicomtwist.pool.lease import Lease
 
 if TYPE_CHECKING:
     from dicomtwist.association.association import Association
