@@ -13,8 +13,8 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IStreamServerEndpoint
 
 from dicomtwist import evt
+from dicomtwist.access.enforcement import Access
 from dicomtwist.ae.ae import AE
-from dicomtwist.archive.access import Access
 from dicomtwist.archive.kept import StoreError
 from dicomtwist.archive.reconcile import Import, Reconciled, import_folder, reconcile
 from dicomtwist.scp.dispatch import Provider, combined

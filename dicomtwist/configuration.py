@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from twisted.python import usage
 
-from dicomtwist.archive.access import Policy
-from dicomtwist.archive.rules import DEFAULT_RULES, Identity, Rules, nearest, parse_rules
-from dicomtwist.archive.users import Users
+from dicomtwist.access.enforcement import Policy
+from dicomtwist.access.rules import DEFAULT_RULES, Identity, Rules, nearest, parse_rules
+from dicomtwist.access.users import Users
 
 __all__ = ["Configuration", "ConfigurationError", "add_configuration", "read_configuration"]
 

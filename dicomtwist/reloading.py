@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from dicomtwist.archive.access import Access, Policy
+from dicomtwist.access.enforcement import Access, Policy
 from dicomtwist.configuration import Configuration
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.service import DICOMService

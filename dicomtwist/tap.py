@@ -21,7 +21,7 @@ from dicomtwist import evt
 from dicomtwist.ae.ae import AE
 
 try:
-    from dicomtwist.archive.access import Access
+    from dicomtwist.access.enforcement import Access
     from dicomtwist.archive.archive import Archive, Duplicates
     from dicomtwist.archive.commitment import StorageCommitment
     from dicomtwist.archive.kept import Durability, StoreError

@@ -8,8 +8,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist.archive.rules import DEFAULT_RULES, Identity, Operation
-from dicomtwist.archive.users import hash_passcode
+from dicomtwist.access.rules import DEFAULT_RULES, Identity, Operation
+from dicomtwist.access.users import hash_passcode
 from dicomtwist.configuration import (
     MAX_FILE_LENGTH,
     Configuration,

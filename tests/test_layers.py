@@ -107,11 +107,11 @@ ROOMS = (
     ),
     Room(("transport/peer_directory.py",), ("association/negotiation.py", "transport/peer_address.py"), ("Twisted",)),
     Room(
-        ("archive/certificates.py", "archive/rules.py", "archive/users.py"),
+        ("access/certificates.py", "access/rules.py", "access/users.py"),
         ("association/negotiation.py",),
         ("cryptography",),
     ),
-    Room(("archive/access.py",), ALL_ABOVE, ("Twisted",)),
+    Room(("access/enforcement.py",), ALL_ABOVE, ("Twisted",)),
     Room(("scp/dispatch.py",), ("dimse/", "evt.py"), ("Twisted",)),
     Room(("archive/mpps.py", "archive/worklist.py"), ALL_ABOVE, ("Twisted", "pydicom")),
     Room(("archive/holdings.py", "archive/transactions.py"), ALL_ABOVE, ("SQLAlchemy",)),

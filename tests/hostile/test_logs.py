@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, Association, AssociationRejected, UserIdentity
-from dicomtwist.archive.users import hash_passcode
+from dicomtwist.access.users import hash_passcode
 from dicomtwist.datasets import BytesSource, encode_dataset
 from dicomtwist.dimse.messages import NCreateRQ
 from dicomtwist.errors import OperationFailed

@@ -11,9 +11,9 @@ from twisted.internet.address import IPv4Address
 from twisted.logger import ILogObserver, LogEvent, eventAsText, globalLogPublisher
 
 from dicomtwist import AE, AssociationRejected, Server, UserIdentity, build_context, evt
-from dicomtwist.archive.access import Access, Policy
-from dicomtwist.archive.rules import Identity, parse_rules
-from dicomtwist.archive.users import Users, hash_passcode
+from dicomtwist.access.enforcement import Access, Policy
+from dicomtwist.access.rules import Identity, parse_rules
+from dicomtwist.access.users import Users, hash_passcode
 from dicomtwist.dimse.messages import CFindRQ, CFindRSP
 from dicomtwist.errors import OperationFailed
 from dicomtwist.runtime.threads import WorkerThreads

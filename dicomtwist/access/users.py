@@ -1,7 +1,7 @@
 """
 The users of a server: a file of names with hashed passcodes.
 
-``python -m dicomtwist.archive.users NAME`` asks for a passcode and prints the line for the file.
+``python -m dicomtwist.access.users NAME`` asks for a passcode and prints the line for the file.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _read(path: Path) -> Iterator[UserEntry]:
                 yield _parse(line.strip())
             except (ValueError, binascii.Error):
                 raise ValueError(
-                    f"{path}, line {number}: no user; 'python -m dicomtwist.archive.users NAME' makes such a line"
+                    f"{path}, line {number}: no user; 'python -m dicomtwist.access.users NAME' makes such a line"
                 ) from None
 
 
@@ -159,7 +159,7 @@ def _parse(line: str) -> UserEntry:
 def main(arguments: list[str]) -> int:
     """Print the line of the user that the one argument names; the passcode is asked for, or read from a pipe."""
     if len(arguments) != 1:
-        print("usage: python -m dicomtwist.archive.users NAME", file=sys.stderr)
+        print("usage: python -m dicomtwist.access.users NAME", file=sys.stderr)
         return 64
     try:
         name = _checked_name(arguments[0])

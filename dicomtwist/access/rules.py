@@ -15,7 +15,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final
 
-from dicomtwist.archive.certificates import Certificate, CertificatePattern, parse_pattern
+from dicomtwist.access.certificates import Certificate, CertificatePattern, parse_pattern
 from dicomtwist.association.negotiation import check_ae_title
 
 __all__ = ["DEFAULT_RULES", "Asker", "Identity", "Operation", "Rejection", "Rule", "Rules", "nearest", "parse_rules"]

@@ -19,10 +19,10 @@ from twisted.internet.interfaces import ISSLTransport
 from twisted.logger import Logger
 
 from dicomtwist import evt
+from dicomtwist.access.certificates import Certificate
+from dicomtwist.access.rules import DEFAULT_RULES, IDENTITY_TYPES, UNIX, Asker, Identity, Operation, Rules
+from dicomtwist.access.users import Users
 from dicomtwist.ae.server import Server
-from dicomtwist.archive.certificates import Certificate
-from dicomtwist.archive.rules import DEFAULT_RULES, IDENTITY_TYPES, UNIX, Asker, Identity, Operation, Rules
-from dicomtwist.archive.users import Users
 from dicomtwist.association.acceptor import AcceptorAssociation
 from dicomtwist.association.association import Association
 from dicomtwist.dimse.messages import RESPONSES

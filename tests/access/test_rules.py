@@ -12,8 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist.archive.certificates import Certificate, parse_pattern
-from dicomtwist.archive.rules import (
+from dicomtwist.access.certificates import Certificate, parse_pattern
+from dicomtwist.access.rules import (
     DEFAULT_RULES,
     EVERYTHING,
     MAX_RULES,
@@ -24,7 +24,7 @@ from dicomtwist.archive.rules import (
     Rejection,
     parse_rules,
 )
-from dicomtwist.archive.users import MAX_SCRYPT_PASSES, UserEntry, Users, hash_passcode
+from dicomtwist.access.users import MAX_SCRYPT_PASSES, UserEntry, Users, hash_passcode
 
 ECHO_AND_STORE = {Operation.ECHO, Operation.STORE}
 
@@ -251,7 +251,7 @@ class Passcodes(SynchronousTestCase):
         """What it prints is a line for the file."""
 
         def run(*arguments: str, passcode: str = "secret\n") -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-m", "dicomtwist.archive.users", *arguments]
+            command = [sys.executable, "-m", "dicomtwist.access.users", *arguments]
             return subprocess.run(command, input=passcode, capture_output=True, text=True, timeout=120)
 
         made = run("alice")
