@@ -46,9 +46,9 @@ from benchmarks.retrieval import DCMQRSCP, asked
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.finder import Search
 from dicomtwist.archive.index import Indexed
-from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.matching import Model, compile_find
 from dicomtwist.archive.record import Record, make_record, scanner_for
+from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
 
 _EXPLICIT: Final = "1.2.840.10008.1.2.1"

@@ -24,10 +24,10 @@ try:
     from dicomtwist.access.enforcement import Access
     from dicomtwist.archive.archive import Archive, Duplicates
     from dicomtwist.archive.commitment import StorageCommitment
-    from dicomtwist.archive.kept import Durability, StoreError
     from dicomtwist.archive.mpps import PerformedProcedureSteps
     from dicomtwist.archive.query_retrieve import QueryRetrieve
     from dicomtwist.archive.receiver import StorageReceiver
+    from dicomtwist.archive.storage.types import Durability, StoreError
     from dicomtwist.archive.worklist import Worklist
     from dicomtwist.archive_service import ArchiveService
     from dicomtwist.scp.dispatch import Provider

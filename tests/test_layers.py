@@ -87,7 +87,15 @@ ROOMS = (
     Room(("pool/lease.py", "pool/retry.py", "pool/pool.py"), ALL_ABOVE, ("Twisted",)),
     Room(("__init__.py",)),
     Room(("testing/",), ("errors.py", "ul/", "dimse/"), ("Twisted",)),
-    Room(("archive/filesystem.py", "archive/kept.py", "archive/writer.py", "archive/files.py"), ()),
+    Room(
+        (
+            "archive/storage/system_calls.py",
+            "archive/storage/types.py",
+            "archive/storage/file_writer.py",
+            "archive/storage/file_store.py",
+        ),
+        (),
+    ),
     Room(
         ("archive/",),
         (
@@ -99,9 +107,9 @@ ROOMS = (
             "datasets/layout_cache.py",
             "runtime/threads.py",
             "evt.py",
-            "archive/filesystem.py",
-            "archive/kept.py",
-            "archive/files.py",
+            "archive/storage/system_calls.py",
+            "archive/storage/types.py",
+            "archive/storage/file_store.py",
         ),
         ("Twisted", "pydicom", "SQLAlchemy"),
     ),

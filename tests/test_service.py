@@ -11,7 +11,7 @@ from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, AssociationAborted, AssociationLost
 from dicomtwist.archive.archive import Duplicates
-from dicomtwist.archive.kept import Durability
+from dicomtwist.archive.storage.types import Durability
 from dicomtwist.archive_service import ArchiveService
 from dicomtwist.service import DICOMService
 from dicomtwist.tap import Options, makeService

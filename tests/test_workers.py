@@ -23,7 +23,7 @@ from dicomtwist import AE, Association, AssociationRejected
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.attributes import Level
 from dicomtwist.archive.reconcile import reconcile, repair
-from dicomtwist.archive.sharing import Committing, left_behind
+from dicomtwist.archive.storage.process_locks import Committing, left_behind
 from dicomtwist.errors import AssociationError
 from dicomtwist.sop_class import CTImageStorage
 from dicomtwist.transport.listening_sockets import Sockets

@@ -15,12 +15,12 @@ from sqlalchemy import Engine
 
 from dicomtwist.archive.behind import Behind
 from dicomtwist.archive.commits import Arrival, GroupCommit, Raced
-from dicomtwist.archive.files import INSTANCE_SUFFIX, InstanceStore
-from dicomtwist.archive.filesystem import Buffer, FileSystem
 from dicomtwist.archive.index import FOLDER, Index, IndexFailed
-from dicomtwist.archive.kept import DuplicateInstance, Durability, StoreError, Written, check_uids
 from dicomtwist.archive.record import Instance
-from dicomtwist.archive.sharing import Committing
+from dicomtwist.archive.storage.file_store import INSTANCE_SUFFIX, InstanceStore
+from dicomtwist.archive.storage.process_locks import Committing
+from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
+from dicomtwist.archive.storage.types import DuplicateInstance, Durability, StoreError, Written, check_uids
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 
 __all__ = ["Archive", "DuplicateInstance", "Duplicates"]
@@ -136,7 +136,7 @@ class Archive:
             means with durability full that its file, its folders and its row in the index are on the medium; with
             durability none that its file has its name, and its row follows (see :meth:`catch_up`). What went wrong is an
             :class:`OSError` as it came, :class:`DuplicateInstance`,
-            :class:`~dicomtwist.archive.files.InvalidUID` or :class:`~dicomtwist.archive.index.IndexFailed`; then nothing
+            :class:`~dicomtwist.archive.storage.file_store.InvalidUID` or :class:`~dicomtwist.archive.index.IndexFailed`; then nothing
             is left of the instance, and an earlier copy is as it was.
         """
         self.keep_all([(instance, done)])

@@ -19,11 +19,11 @@ from typing import Final
 from twisted.python.failure import Failure
 
 from dicomtwist.archive.behind import Behind
-from dicomtwist.archive.files import InstanceStore
 from dicomtwist.archive.index import Index, Indexed, IndexFailed
-from dicomtwist.archive.kept import Durability, Written
 from dicomtwist.archive.record import Instance
-from dicomtwist.archive.sharing import Committing
+from dicomtwist.archive.storage.file_store import InstanceStore
+from dicomtwist.archive.storage.process_locks import Committing
+from dicomtwist.archive.storage.types import Durability, Written
 from dicomtwist.runtime.threads import Threads
 
 __all__ = ["Arrival", "GroupCommit", "Raced"]

@@ -26,10 +26,10 @@ from twisted.internet.defer import Deferred
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.attributes import Attribute, Level
 from dicomtwist.archive.encoding import AnswerEncoder, Field
-from dicomtwist.archive.files import INSTANCE_SUFFIX
 from dicomtwist.archive.index import IndexFailed
 from dicomtwist.archive.matching import BASELINE, Model, Negotiated, Query, compile_find, compile_retrieve
 from dicomtwist.archive.schema import TABLES, instance, patient, series, study
+from dicomtwist.archive.storage.file_store import INSTANCE_SUFFIX
 from dicomtwist.runtime.threads import WorkerThreads
 
 __all__ = ["Finder", "Found", "StoredInstance"]

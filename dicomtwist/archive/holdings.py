@@ -13,10 +13,10 @@ from typing import Final, NamedTuple
 from sqlalchemy import select
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.files import INSTANCE_SUFFIX
 from dicomtwist.archive.finder import StoredInstance, reading
-from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.schema import instance, series, study
+from dicomtwist.archive.storage.file_store import INSTANCE_SUFFIX
+from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner
 from dicomtwist.dimse.status import CLASS_INSTANCE_CONFLICT, NO_SUCH_SOP_INSTANCE, PROCESSING_FAILURE
 from dicomtwist.part10 import NotDicomFile, decode_uid, read_file_meta

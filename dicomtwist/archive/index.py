@@ -20,7 +20,6 @@ from sqlalchemy import Connection, Engine, Select, bindparam, exists, func, sele
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicomtwist.archive.attributes import Level
-from dicomtwist.archive.kept import Durability, IndexFailed
 from dicomtwist.archive.record import COLUMNS, Record, Row
 from dicomtwist.archive.schema import (
     TABLES,
@@ -37,6 +36,7 @@ from dicomtwist.archive.schema import (
     study,
     upsert,
 )
+from dicomtwist.archive.storage.types import Durability, IndexFailed
 
 __all__ = ["Index", "IndexFailed", "Indexed"]
 

@@ -21,10 +21,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.archive.files import InstanceStore, InstanceWriter
-from dicomtwist.archive.filesystem import Buffer
-from dicomtwist.archive.kept import DuplicateInstance, Durability, IndexFailed, InvalidUID, StoreError, Written
 from dicomtwist.archive.record import MAX_VALUE_LENGTH, WANTED, Instance, make_record, scanner_for
+from dicomtwist.archive.storage.file_store import InstanceStore, InstanceWriter
+from dicomtwist.archive.storage.system_calls import Buffer
+from dicomtwist.archive.storage.types import DuplicateInstance, Durability, IndexFailed, InvalidUID, StoreError, Written
 from dicomtwist.datasets.chunk_buffer import Pieces
 from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner
 from dicomtwist.datasets.layout_cache import Layouts

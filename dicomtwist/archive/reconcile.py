@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.files import INSTANCE_SUFFIX
-from dicomtwist.archive.filesystem import Buffer
 from dicomtwist.archive.index import FOLDER, Indexed
-from dicomtwist.archive.kept import InvalidUID, StoreError, Written, check_uids
 from dicomtwist.archive.record import WANTED, Instance, Record, make_record, scanner_for
-from dicomtwist.archive.sharing import left_behind
+from dicomtwist.archive.storage.file_store import INSTANCE_SUFFIX
+from dicomtwist.archive.storage.process_locks import left_behind
+from dicomtwist.archive.storage.system_calls import Buffer
+from dicomtwist.archive.storage.types import InvalidUID, StoreError, Written, check_uids
 from dicomtwist.datasets.header_scanner import HeaderError
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 

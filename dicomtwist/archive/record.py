@@ -15,8 +15,8 @@ from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.filereader import read_dataset
 
 from dicomtwist.archive.attributes import Attribute, Level, at_level
-from dicomtwist.archive.filesystem import Buffer
-from dicomtwist.archive.kept import Written
+from dicomtwist.archive.storage.system_calls import Buffer
+from dicomtwist.archive.storage.types import Written
 from dicomtwist.archive.values import datetime_key, name_groups, name_key, normal_date, sounds, time_key
 from dicomtwist.datasets.header_scanner import EXPLICIT_BIG_ENDIAN, IMPLICIT, HeaderScanner
 
@@ -93,7 +93,7 @@ class Instance:
     :ivar uids: its Study, Series and SOP Instance UIDs.
     :ivar transfer_syntax: how its data set is encoded.
     :ivar content: its file: what is before the data set and then the data set, contiguous bytes each; or a temporary file
-        that :meth:`~dicomtwist.archive.files.InstanceWriter.seal` gave, which the archive takes over.
+        that :meth:`~dicomtwist.archive.storage.file_store.InstanceWriter.seal` gave, which the archive takes over.
     :ivar describe: returns what the index is to know of it. Called in any thread, and not before it is needed; it does not
         fail.
     :ivar held: how many bytes *describe* keeps in memory, about.

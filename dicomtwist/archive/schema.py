@@ -34,8 +34,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicomtwist.archive.attributes import Level
-from dicomtwist.archive.kept import StoreUnusable
 from dicomtwist.archive.record import COLUMNS
+from dicomtwist.archive.storage.types import StoreUnusable
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from dicomtwist.archive.files import InstanceStore
 from dicomtwist.archive.holdings import Reference
-from dicomtwist.archive.kept import StoreError
+from dicomtwist.archive.storage.file_store import InstanceStore
+from dicomtwist.archive.storage.types import StoreError
 
 __all__ = ["FOLDER", "Transaction", "TransactionUnreadable", "Transactions"]
 

@@ -13,10 +13,10 @@ from typing import Any
 import click
 
 from dicomtwist import Association, Status, evt
-from dicomtwist.archive.files import InstanceStore
-from dicomtwist.archive.kept import Durability, StoreUnusable, Written, check_uids
 from dicomtwist.archive.receiver import StorageReceiver
 from dicomtwist.archive.record import Instance
+from dicomtwist.archive.storage.file_store import InstanceStore
+from dicomtwist.archive.storage.types import Durability, StoreUnusable, Written, check_uids
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.tools.options import own_option
 

@@ -21,7 +21,7 @@ from dicomtwist import (
     build_context,
     build_role,
 )
-from dicomtwist.archive.files import InstanceStore
+from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.endpoints import EndpointError, server_endpoint
 from dicomtwist.errors import DataSetError, NoPresentationContext
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES

@@ -26,13 +26,13 @@ from dicomtwist.archive import index as index_module
 from dicomtwist.archive import schema
 from dicomtwist.archive.archive import Archive, DuplicateInstance, Duplicates
 from dicomtwist.archive.attributes import Level
-from dicomtwist.archive.filesystem import FileSystem
 from dicomtwist.archive.finder import Finder
 from dicomtwist.archive.index import Indexed, IndexFailed
-from dicomtwist.archive.kept import Durability, StoreUnusable
 from dicomtwist.archive.matching import Model
 from dicomtwist.archive.reconcile import Reconciled, import_folder, reconcile
 from dicomtwist.archive.record import Instance, make_record, scanner_for
+from dicomtwist.archive.storage.system_calls import FileSystem
+from dicomtwist.archive.storage.types import Durability, StoreUnusable
 from dicomtwist.runtime.threads import WorkerThreads
 from tests import peers
 from tests.archive.samples import ask, dataset, encoded, files, handed, keep

@@ -13,9 +13,9 @@ from dicomtwist.archive import behind
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.attributes import Level
 from dicomtwist.archive.index import Indexed
-from dicomtwist.archive.kept import Durability, IndexFailed
 from dicomtwist.archive.receiver import PAUSE, StorageReceiver
 from dicomtwist.archive.reconcile import reconcile
+from dicomtwist.archive.storage.types import Durability, IndexFailed
 from dicomtwist.presentation import build_context
 from dicomtwist.runtime.threads import WorkerThreads
 from tests.archive.samples import SECONDARY_CAPTURE, ask, dataset, files, handed, keep

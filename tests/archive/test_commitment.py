@@ -22,8 +22,8 @@ from dicomtwist.archive.commitment import (
     REPORT_FOR,
     StorageCommitment,
 )
-from dicomtwist.archive.filesystem import FileSystem
-from dicomtwist.archive.kept import Durability
+from dicomtwist.archive.storage.system_calls import FileSystem
+from dicomtwist.archive.storage.types import Durability
 from dicomtwist.archive.transactions import FOLDER, Transactions, TransactionUnreadable
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.scp.dispatch import combined

@@ -14,10 +14,10 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomtwist import Association, Status, build_context
 from dicomtwist.archive import mpps
-from dicomtwist.archive.files import InstanceStore
-from dicomtwist.archive.filesystem import FileSystem
-from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.mpps import FOLDER, PerformedProcedureSteps
+from dicomtwist.archive.storage.file_store import InstanceStore
+from dicomtwist.archive.storage.system_calls import FileSystem
+from dicomtwist.archive.storage.types import Durability
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.scp.dispatch import combined
 from dicomtwist.sop_class import (

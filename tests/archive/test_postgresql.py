@@ -14,8 +14,8 @@ from sqlalchemy import Engine, create_engine
 from dicomtwist.archive import schema
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.attributes import Level
-from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.reconcile import reconcile
+from dicomtwist.archive.storage.types import Durability
 from tests.archive import test_matching
 from tests.archive.samples import ask, dataset, keep
 from tests.archive.test_archive import ArchiveCase

@@ -35,8 +35,8 @@ from dicomtwist import (
 from dicomtwist.archive import finder
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index import IndexFailed
-from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.query_retrieve import QueryRetrieve
+from dicomtwist.archive.storage.types import Durability
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.scp.dispatch import combined
 from dicomtwist.transport.peer_directory import Peers

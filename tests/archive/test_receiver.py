@@ -16,9 +16,9 @@ from twisted.trial.unittest import TestCase
 from dicomtwist import AE, AssociationError, evt
 from dicomtwist.archive import receiver
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.filesystem import FileSystem
-from dicomtwist.archive.kept import Durability
 from dicomtwist.archive.receiver import MAX_UNWRITTEN, WRITE_SIZE, StorageReceiver
+from dicomtwist.archive.storage.system_calls import FileSystem
+from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.runtime.threads import WorkerThreads
 from tests import peers

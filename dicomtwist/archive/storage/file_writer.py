@@ -8,17 +8,17 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dicomtwist.archive.filesystem import Buffer
-from dicomtwist.archive.kept import InvalidUID, StoreClosed, Written, check_uids
+from dicomtwist.archive.storage.system_calls import Buffer
+from dicomtwist.archive.storage.types import InvalidUID, StoreClosed, Written, check_uids
 
 if TYPE_CHECKING:
-    from dicomtwist.archive.files import InstanceStore
+    from dicomtwist.archive.storage.file_store import InstanceStore
 
 __all__ = ["InstanceWriter"]
 
 
 class InstanceWriter:
-    """One instance that is being written; made by :meth:`~dicomtwist.archive.files.InstanceStore.create`.
+    """One instance that is being written; made by :meth:`~dicomtwist.archive.storage.file_store.InstanceStore.create`.
 
     Any failure removes the temporary file and closes the writer; so do :meth:`commit` and :meth:`discard`.
     """

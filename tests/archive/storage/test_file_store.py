@@ -15,10 +15,10 @@ from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from dicomtwist.archive import files
-from dicomtwist.archive.files import InstanceStore
-from dicomtwist.archive.filesystem import Buffer, FileSystem
-from dicomtwist.archive.kept import Durability, InvalidUID, StoreClosed, StoreUnusable
+from dicomtwist.archive.storage import file_store
+from dicomtwist.archive.storage.file_store import InstanceStore
+from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
+from dicomtwist.archive.storage.types import Durability, InvalidUID, StoreClosed, StoreUnusable
 
 UIDS = ("1.2.3", "1.2.3.4", "1.2.3.4.5")
 OLD, NEW = b"old" * 1000, b"new!" * 2000
@@ -99,7 +99,7 @@ class Dribbling(FileSystem):
     """Writes as little at once as the operating system may."""
 
     def writev(self, fd: int, buffers: Sequence[Buffer]) -> int:
-        assert len(buffers) <= files._IOV_MAX
+        assert len(buffers) <= file_store._IOV_MAX
         joined = b"".join(buffers)
         return os.write(fd, joined[: random.randint(1, 700)])
 
@@ -114,7 +114,7 @@ class StoreTestCase(SynchronousTestCase):
 
     def make(self, durability: Durability = Durability.FULL, file_system: FileSystem | None = None) -> InstanceStore:
         if not self.nameless:
-            self.patch(files, "_NAMELESS", 0)
+            self.patch(file_store, "_NAMELESS", 0)
         store = InstanceStore(self.root, durability=durability, file_system=file_system)
         store.prepare()
         self.addCleanup(store.close)
@@ -213,8 +213,8 @@ class Storing(StoreTestCase):
         """They do not take all file descriptors."""
         store = self.make(Durability.NONE)
         before = self.open_files()
-        written = [store.write_temporary([b"%d" % number]) for number in range(files.MAX_NAMELESS + 10)]
-        self.assertEqual(self.open_files() - before, files.MAX_NAMELESS if self.nameless else 0)
+        written = [store.write_temporary([b"%d" % number]) for number in range(file_store.MAX_NAMELESS + 10)]
+        self.assertEqual(self.open_files() - before, file_store.MAX_NAMELESS if self.nameless else 0)
         for number, one in enumerate(written):
             self.assertEqual(Path(store.rename(one.path, "1.2", "1.3", f"1.4.{number}")).read_bytes(), b"%d" % number)
         self.assertEqual(self.open_files(), before)
@@ -331,7 +331,7 @@ class Storing(StoreTestCase):
         self.assert_no_left_overs()
 
     def test_known_folders_are_bounded(self) -> None:
-        self.patch(files, "MAX_KNOWN_FOLDERS", 10)
+        self.patch(file_store, "MAX_KNOWN_FOLDERS", 10)
         store = self.make(Durability.NONE)
         for number in range(50):
             store.store([OLD], f"1.{number}", "1.2", "1.3")
@@ -553,8 +553,8 @@ class NamedPreparing(Preparing):
 VICTIM = """
 import sys
 from pathlib import Path
-from dicomtwist.archive.files import InstanceStore
-from dicomtwist.archive.kept import Durability
+from dicomtwist.archive.storage.file_store import InstanceStore
+from dicomtwist.archive.storage.types import Durability
 
 store = InstanceStore(Path(sys.argv[1]), durability=Durability(sys.argv[2]))
 store.prepare()

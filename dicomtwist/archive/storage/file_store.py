@@ -26,14 +26,9 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from dicomtwist.archive.filesystem import Buffer, FileSystem
-from dicomtwist.archive.kept import (
-    Durability,
-    StoreUnusable,
-    Written,
-    check_uids,
-)
-from dicomtwist.archive.writer import InstanceWriter
+from dicomtwist.archive.storage.file_writer import InstanceWriter
+from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
+from dicomtwist.archive.storage.types import Durability, StoreUnusable, Written, check_uids
 
 __all__ = ["InstanceStore", "InstanceWriter"]
 
