@@ -45,9 +45,9 @@ from benchmarks.programs import (
 from benchmarks.retrieval import DCMQRSCP, asked
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.finder import Search
-from dicomtwist.archive.index import Indexed
+from dicomtwist.archive.index.index import Indexed
+from dicomtwist.archive.index.record import Record, make_record, scanner_for
 from dicomtwist.archive.matching import Model, compile_find
-from dicomtwist.archive.record import Record, make_record, scanner_for
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
 

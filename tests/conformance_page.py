@@ -18,7 +18,7 @@ from pydicom.charset import python_encoding
 from pydicom.uid import UID
 
 from dicomtwist import evt
-from dicomtwist.archive.attributes import ATTRIBUTES, COMPUTED, Level
+from dicomtwist.archive.index.attributes import ATTRIBUTES, COMPUTED, Level
 from dicomtwist.archive_service import ArchiveService
 from dicomtwist.dimse.status import meaning
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES, DEFAULT_TRANSFER_SYNTAXES, PresentationContext

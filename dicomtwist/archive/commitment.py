@@ -22,7 +22,7 @@ from dicomtwist import evt
 from dicomtwist.ae.ae import AE
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.holdings import CHECKED_AT_ONCE, Reference, check
-from dicomtwist.archive.index import IndexFailed
+from dicomtwist.archive.index.index import IndexFailed
 from dicomtwist.archive.storage.types import InvalidUID, check_uids
 from dicomtwist.archive.transactions import Transaction, Transactions, TransactionUnreadable
 from dicomtwist.association.association import Association

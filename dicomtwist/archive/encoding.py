@@ -20,8 +20,8 @@ from pydicom.dataelem import DataElement
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
-from dicomtwist.archive.attributes import Attribute, Level
-from dicomtwist.archive.record import decode_text, encodings_of
+from dicomtwist.archive.index.attributes import Attribute, Level
+from dicomtwist.archive.index.record import decode_text, encodings_of
 from dicomtwist.archive.sequences import answer_item, load
 
 __all__ = ["AnswerEncoder", "Field"]

@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.finder import StoredInstance, reading
-from dicomtwist.archive.schema import instance, series, study
+from dicomtwist.archive.index.schema import instance, series, study
 from dicomtwist.archive.storage.file_store import INSTANCE_SUFFIX
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner

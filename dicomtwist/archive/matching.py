@@ -19,12 +19,12 @@ from pydicom.sequence import Sequence as DataSets
 from sqlalchemy import ColumnElement, and_, exists, false, or_, select
 
 from dicomtwist.archive import names
-from dicomtwist.archive.attributes import BY_TAG, Attribute, Level
+from dicomtwist.archive.index.attributes import BY_TAG, Attribute, Level
+from dicomtwist.archive.index.normal_forms import check_key, has_wildcard, like_pattern, wildcard_regex
+from dicomtwist.archive.index.record import integer_text
+from dicomtwist.archive.index.schema import TABLES, instance, series, study
 from dicomtwist.archive.ranges import Moments, moments, paired_time, single_range
-from dicomtwist.archive.record import integer_text
-from dicomtwist.archive.schema import TABLES, instance, series, study
 from dicomtwist.archive.sequences import sequence_predicate
-from dicomtwist.archive.values import check_key, has_wildcard, like_pattern, wildcard_regex
 from dicomtwist.dimse.status import DATASET_MISMATCH
 
 __all__ = ["BASELINE", "InvalidIdentifier", "Model", "Negotiated", "Query", "compile_find", "compile_retrieve"]

@@ -22,9 +22,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
+from dicomtwist.archive.index.normal_forms import normal_date, time_key
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.types import InvalidUID, StoreError, check_uids
-from dicomtwist.archive.values import normal_date, time_key
 from dicomtwist.datasets.codec import decode_dataset, encode_dataset
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.status import Status

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, and_, or_, true
 
-from dicomtwist.archive.values import has_wildcard, like_pattern, name_groups, sounds, wildcard_regex
+from dicomtwist.archive.index.normal_forms import has_wildcard, like_pattern, name_groups, sounds, wildcard_regex
 
 #: How many components a group of a person name has at the most (PS3.5 6.2.1.1).
 _COMPONENTS: Final = 5

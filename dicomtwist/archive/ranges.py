@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final
 
-from dicomtwist.archive.attributes import BY_TAG
-from dicomtwist.archive.values import (
+from dicomtwist.archive.index.attributes import BY_TAG
+from dicomtwist.archive.index.normal_forms import (
     FIRST_TIME,
     LAST_DATE,
     LAST_TIME,

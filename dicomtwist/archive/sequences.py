@@ -11,8 +11,15 @@ from pydicom import DataElement, Dataset
 from pydicom.multival import MultiValue
 
 from dicomtwist.archive import names
+from dicomtwist.archive.index.normal_forms import (
+    check_key,
+    datetime_key,
+    has_wildcard,
+    normal_date,
+    time_key,
+    wildcard_regex,
+)
 from dicomtwist.archive.ranges import single_range
-from dicomtwist.archive.values import check_key, datetime_key, has_wildcard, normal_date, time_key, wildcard_regex
 
 #: How deep the sequences of an identifier may be nested.
 MAX_NESTING = 8

@@ -12,8 +12,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.finder import AnswerReader, Search
+from dicomtwist.archive.index.record import Instance, Record, make_record, scanner_for
 from dicomtwist.archive.matching import BASELINE, Model, Negotiated, compile_find
-from dicomtwist.archive.record import Instance, Record, make_record, scanner_for
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 

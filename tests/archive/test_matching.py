@@ -19,8 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.finder import Search
-from dicomtwist.archive.matching import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
-from dicomtwist.archive.values import (
+from dicomtwist.archive.index.normal_forms import (
     date_range,
     datetime_range,
     like_pattern,
@@ -29,6 +28,7 @@ from dicomtwist.archive.values import (
     time_range,
     wildcard_regex,
 )
+from dicomtwist.archive.matching import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
 from dicomtwist.datasets import decode_dataset
 from tests.archive.samples import ask, dataset, keep
 

@@ -34,7 +34,7 @@ from dicomtwist import (
 )
 from dicomtwist.archive import finder
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.index import IndexFailed
+from dicomtwist.archive.index.index import IndexFailed
 from dicomtwist.archive.query_retrieve import QueryRetrieve
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.runtime.threads import WorkerThreads

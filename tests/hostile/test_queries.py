@@ -17,12 +17,12 @@ from twisted.trial.unittest import TestCase
 from dicomtwist import AE, AssociationTimeout, build_context, evt
 from dicomtwist.archive import finder
 from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.index.normal_forms import MAX_ALTERNATIVES, MAX_KEY_LENGTH
 from dicomtwist.archive.matching import MAX_VALUES, Model
 from dicomtwist.archive.query_retrieve import QueryRetrieve
 from dicomtwist.archive.receiver import StorageReceiver
 from dicomtwist.archive.sequences import MAX_NESTING
 from dicomtwist.archive.storage.types import Durability
-from dicomtwist.archive.values import MAX_ALTERNATIVES, MAX_KEY_LENGTH
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.messages import CCancelRQ, CFindRQ, CGetRQ, CGetRSP, CMoveRQ, CStoreRQ, CStoreRSP

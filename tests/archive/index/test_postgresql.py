@@ -11,9 +11,9 @@ from pathlib import Path
 
 from sqlalchemy import Engine, create_engine
 
-from dicomtwist.archive import schema
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.attributes import Level
+from dicomtwist.archive.index import schema
+from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.reconcile import reconcile
 from dicomtwist.archive.storage.types import Durability
 from tests.archive import test_matching

@@ -33,8 +33,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicomtwist.archive.attributes import Level
-from dicomtwist.archive.record import COLUMNS
+from dicomtwist.archive.index.attributes import Level
+from dicomtwist.archive.index.record import COLUMNS
 from dicomtwist.archive.storage.types import StoreUnusable
 
 __all__ = [

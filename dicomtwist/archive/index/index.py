@@ -19,9 +19,9 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, Select, bindparam, exists, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicomtwist.archive.attributes import Level
-from dicomtwist.archive.record import COLUMNS, Record, Row
-from dicomtwist.archive.schema import (
+from dicomtwist.archive.index.attributes import Level
+from dicomtwist.archive.index.record import COLUMNS, Record, Row
+from dicomtwist.archive.index.schema import (
     TABLES,
     WRITING,
     IndexUnusable,

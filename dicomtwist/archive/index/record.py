@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.filereader import read_dataset
 
-from dicomtwist.archive.attributes import Attribute, Level, at_level
+from dicomtwist.archive.index.attributes import Attribute, Level, at_level
+from dicomtwist.archive.index.normal_forms import datetime_key, name_groups, name_key, normal_date, sounds, time_key
 from dicomtwist.archive.storage.system_calls import Buffer
 from dicomtwist.archive.storage.types import Written
-from dicomtwist.archive.values import datetime_key, name_groups, name_key, normal_date, sounds, time_key
 from dicomtwist.datasets.header_scanner import EXPLICIT_BIG_ENDIAN, IMPLICIT, HeaderScanner
 
 __all__ = ["COLUMNS", "WANTED", "Instance", "Record", "make_record", "scanner_for"]

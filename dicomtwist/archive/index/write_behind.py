@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from dicomtwist.archive.index import Index, Indexed, IndexFailed
+from dicomtwist.archive.index.index import Index, Indexed, IndexFailed
 
 __all__ = ["Behind"]
 

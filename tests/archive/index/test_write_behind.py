@@ -9,10 +9,10 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist import AE, evt
-from dicomtwist.archive import behind
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.attributes import Level
-from dicomtwist.archive.index import Indexed
+from dicomtwist.archive.index import write_behind
+from dicomtwist.archive.index.attributes import Level
+from dicomtwist.archive.index.index import Indexed
 from dicomtwist.archive.receiver import PAUSE, StorageReceiver
 from dicomtwist.archive.reconcile import reconcile
 from dicomtwist.archive.storage.types import Durability, IndexFailed
@@ -60,14 +60,14 @@ class Following(BehindTestCase):
         self.assertEqual(self.archive.behind, 0)
 
     def test_no_more_than_so_many_wait(self) -> None:
-        self.patch(behind, "MAX_BEHIND", 3)
+        self.patch(write_behind, "MAX_BEHIND", 3)
         self.kept(1, 2, 3)
         self.assertEqual((self.archive.behind, self.indexed()), (3, 0))
         self.kept(4)
         self.assertEqual((self.archive.behind, self.indexed()), (1, 3))
 
     def test_no_more_than_so_many_bytes_wait(self) -> None:
-        self.patch(behind, "MAX_BEHIND_BYTES", 5000)
+        self.patch(write_behind, "MAX_BEHIND_BYTES", 5000)
         self.kept(1, 2, PatientComments="x" * 3000)  # which the record has as well
         self.assertEqual(self.archive.behind, 2)
         self.kept(3)
@@ -165,7 +165,7 @@ class Failing(BehindTestCase):
         self.assertEqual(self.indexed(), 2)
 
     def test_who_would_be_one_too_many_is_refused(self) -> None:
-        self.patch(behind, "MAX_BEHIND", 2)
+        self.patch(write_behind, "MAX_BEHIND", 2)
         self.refuses = "1"
         self.kept(1, 11)
         self.assertIsInstance(keep(self.archive, dataset(21)), IndexFailed)
@@ -220,7 +220,7 @@ class Receiving(MemoryTestCase):
 
     def test_what_is_kept_of_a_large_one_counts(self) -> None:
         """Its pixels are in the file, what the index wants of its header is in memory."""
-        self.patch(behind, "MAX_BEHIND_BYTES", 5000)
+        self.patch(write_behind, "MAX_BEHIND_BYTES", 5000)
         for number in (1, 2):
             large = dataset(number, PatientComments="x" * 6000)
             large.add_new(0x7FE00010, "OB", bytes(200_000))
