@@ -44,10 +44,10 @@ from benchmarks.programs import (
 )
 from benchmarks.retrieval import DCMQRSCP, asked
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.finder import Search
 from dicomtwist.archive.index.index import Indexed
 from dicomtwist.archive.index.record import Record, make_record, scanner_for
-from dicomtwist.archive.matching import Model, compile_find
+from dicomtwist.archive.query.compiler import Model, compile_find
+from dicomtwist.archive.query.search import Search
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
 

@@ -16,10 +16,10 @@ from typing import Any
 from pydicom import Dataset
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.finder import AnswerReader, Search
 from dicomtwist.archive.index.record import Instance, make_record, scanner_for
-from dicomtwist.archive.matching import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
 from dicomtwist.archive.mpps import FOLDER, PerformedProcedureSteps, _Refused, _status_for
+from dicomtwist.archive.query.compiler import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
+from dicomtwist.archive.query.search import AnswerReader, Search
 from dicomtwist.archive.storage.types import Durability, InvalidUID
 from dicomtwist.archive.worklist import answer, compile_query, read_item
 from dicomtwist.datasets import decode_dataset, encode_dataset

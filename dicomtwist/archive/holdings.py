@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 from sqlalchemy import select
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.finder import StoredInstance, reading
 from dicomtwist.archive.index.schema import instance, series, study
+from dicomtwist.archive.query.search import StoredInstance, reading
 from dicomtwist.archive.storage.file_store import INSTANCE_SUFFIX
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner

@@ -16,9 +16,9 @@ from twisted.logger import Logger
 
 from dicomtwist import evt
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.finder import Finder, Found, StoredInstance, TooManyMatches
 from dicomtwist.archive.index.index import IndexFailed
-from dicomtwist.archive.matching import InvalidIdentifier, Model, Negotiated
+from dicomtwist.archive.query.compiler import InvalidIdentifier, Model, Negotiated
+from dicomtwist.archive.query.search import Finder, Found, StoredInstance, TooManyMatches
 from dicomtwist.datasets.codec import UNCOMPRESSED
 from dicomtwist.dimse.status import (
     CANNOT_COUNT_MATCHES,

@@ -23,8 +23,8 @@ from twisted.logger import Logger
 
 from dicomtwist import evt
 from dicomtwist.archive.index.normal_forms import normal_date, time_key
-from dicomtwist.archive.ranges import moments
-from dicomtwist.archive.sequences import ItemTest, answer_item, item_test, items_of, texts
+from dicomtwist.archive.query.date_ranges import moments
+from dicomtwist.archive.query.sequences import ItemTest, answer_item, item_test, items_of, texts
 from dicomtwist.datasets.codec import decode_dataset
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.status import DATASET_MISMATCH, OUT_OF_RESOURCES, PENDING, Status

@@ -11,9 +11,9 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.finder import AnswerReader, Search
 from dicomtwist.archive.index.record import Instance, Record, make_record, scanner_for
-from dicomtwist.archive.matching import BASELINE, Model, Negotiated, compile_find
+from dicomtwist.archive.query.compiler import BASELINE, Model, Negotiated, compile_find
+from dicomtwist.archive.query.search import AnswerReader, Search
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 

@@ -23,13 +23,13 @@ from twisted.internet import reactor
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from dicomtwist.archive.archive import Archive, DuplicateInstance, Duplicates
-from dicomtwist.archive.finder import Finder
 from dicomtwist.archive.index import index as index_module
 from dicomtwist.archive.index import schema
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.index import Indexed, IndexFailed
 from dicomtwist.archive.index.record import Instance, make_record, scanner_for
-from dicomtwist.archive.matching import Model
+from dicomtwist.archive.query.compiler import Model
+from dicomtwist.archive.query.search import Finder
 from dicomtwist.archive.reconcile import Reconciled, import_folder, reconcile
 from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability, StoreUnusable

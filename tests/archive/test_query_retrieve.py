@@ -32,9 +32,9 @@ from dicomtwist import (
     build_role,
     evt,
 )
-from dicomtwist.archive import finder
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.index import IndexFailed
+from dicomtwist.archive.query import search as finder
 from dicomtwist.archive.query_retrieve import QueryRetrieve
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.runtime.threads import WorkerThreads

@@ -15,13 +15,13 @@ from twisted.internet.defer import gatherResults
 from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, AssociationTimeout, build_context, evt
-from dicomtwist.archive import finder
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.normal_forms import MAX_ALTERNATIVES, MAX_KEY_LENGTH
-from dicomtwist.archive.matching import MAX_VALUES, Model
+from dicomtwist.archive.query import search as finder
+from dicomtwist.archive.query.compiler import MAX_VALUES, Model
+from dicomtwist.archive.query.sequences import MAX_NESTING
 from dicomtwist.archive.query_retrieve import QueryRetrieve
 from dicomtwist.archive.receiver import StorageReceiver
-from dicomtwist.archive.sequences import MAX_NESTING
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.datasets.identifier import encode_identifier

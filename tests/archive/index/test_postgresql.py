@@ -16,7 +16,7 @@ from dicomtwist.archive.index import schema
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.reconcile import reconcile
 from dicomtwist.archive.storage.types import Durability
-from tests.archive import test_matching
+from tests.archive.query import test_compiler
 from tests.archive.samples import ask, dataset, keep
 from tests.archive.test_archive import ArchiveCase
 
@@ -43,7 +43,7 @@ def empty() -> Engine:
     return engine
 
 
-class Matching(test_matching.Matching):
+class Matching(test_compiler.Matching):
     """Every kind of matching."""
 
     def setUp(self) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 from pydicom import DataElement, Dataset
 from pydicom.multival import MultiValue
 
-from dicomtwist.archive import names
 from dicomtwist.archive.index.normal_forms import (
     check_key,
     datetime_key,
@@ -19,7 +18,8 @@ from dicomtwist.archive.index.normal_forms import (
     time_key,
     wildcard_regex,
 )
-from dicomtwist.archive.ranges import single_range
+from dicomtwist.archive.query import person_names
+from dicomtwist.archive.query.date_ranges import single_range
 
 #: How deep the sequences of an identifier may be nested.
 MAX_NESTING = 8
@@ -99,7 +99,7 @@ def texts(element: DataElement) -> list[str]:
 
 def _value_test(vr: str, values: list[str]) -> Callable[[DataElement], bool]:
     if vr == "PN":
-        predicate = names.predicate(values, fuzzy=False)
+        predicate = person_names.predicate(values, fuzzy=False)
         return lambda found: any(predicate(text) for text in texts(found))
     if vr in ("DA", "TM", "DT"):
         ranges = [single_range(vr, value, None) for value in values]

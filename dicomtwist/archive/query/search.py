@@ -24,11 +24,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from twisted.internet.defer import Deferred
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.encoding import AnswerEncoder, Field
 from dicomtwist.archive.index.attributes import Attribute, Level
 from dicomtwist.archive.index.index import IndexFailed
 from dicomtwist.archive.index.schema import TABLES, instance, patient, series, study
-from dicomtwist.archive.matching import BASELINE, Model, Negotiated, Query, compile_find, compile_retrieve
+from dicomtwist.archive.query.compiler import BASELINE, Model, Negotiated, Query, compile_find, compile_retrieve
+from dicomtwist.archive.query.response_encoder import AnswerEncoder, Field
 from dicomtwist.archive.storage.file_store import INSTANCE_SUFFIX
 from dicomtwist.runtime.threads import WorkerThreads
 
@@ -127,7 +127,7 @@ class Finder:
 
         :param transfer_syntax: how the answers are to be encoded.
         :returns: a Deferred that fires with encoded identifiers. It fails with
-            :class:`~dicomtwist.archive.matching.InvalidIdentifier`, which carries the status 0xA900, or with
+            :class:`~dicomtwist.archive.query.compiler.InvalidIdentifier`, which carries the status 0xA900, or with
             :class:`~dicomtwist.archive.index.index.IndexFailed`.
         """
         return self._threads.run(self._find, identifier, model, transfer_syntax, negotiated)

@@ -18,13 +18,13 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DataSets
 from sqlalchemy import ColumnElement, and_, exists, false, or_, select
 
-from dicomtwist.archive import names
 from dicomtwist.archive.index.attributes import BY_TAG, Attribute, Level
 from dicomtwist.archive.index.normal_forms import check_key, has_wildcard, like_pattern, wildcard_regex
 from dicomtwist.archive.index.record import integer_text
 from dicomtwist.archive.index.schema import TABLES, instance, series, study
-from dicomtwist.archive.ranges import Moments, moments, paired_time, single_range
-from dicomtwist.archive.sequences import sequence_predicate
+from dicomtwist.archive.query import person_names
+from dicomtwist.archive.query.date_ranges import Moments, moments, paired_time, single_range
+from dicomtwist.archive.query.sequences import sequence_predicate
 from dicomtwist.dimse.status import DATASET_MISMATCH
 
 __all__ = ["BASELINE", "InvalidIdentifier", "Model", "Negotiated", "Query", "compile_find", "compile_retrieve"]
@@ -352,13 +352,13 @@ def _add_name(query: Query, key: _Key, negotiated: Negotiated) -> None:
         columns = TABLES[Level.PATIENT].c
         groups = (columns.name_alphabetic, columns.name_ideographic, columns.name_phonetic)
         query.criteria.append(
-            or_(*(names.criterion(value, groups, columns.name_sound if fuzzy else None) for value in key.values))
+            or_(*(person_names.criterion(value, groups, columns.name_sound if fuzzy else None) for value in key.values))
         )
         return
-    predicate = names.predicate(key.values, fuzzy=fuzzy)
+    predicate = person_names.predicate(key.values, fuzzy=fuzzy)
     query.criteria.append(key.column != "")
     if not fuzzy:
-        query.criteria.append(or_(*(names.coarse(value, key.compared) for value in key.values)))
+        query.criteria.append(or_(*(person_names.coarse(value, key.compared) for value in key.values)))
     query.residual.append(((key.column,), lambda row: predicate(row[0])))
 
 

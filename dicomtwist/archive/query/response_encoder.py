@@ -22,7 +22,7 @@ from pydicom.filewriter import write_dataset
 
 from dicomtwist.archive.index.attributes import Attribute, Level
 from dicomtwist.archive.index.record import decode_text, encodings_of
-from dicomtwist.archive.sequences import answer_item, load
+from dicomtwist.archive.query.sequences import answer_item, load
 
 __all__ = ["AnswerEncoder", "Field"]
 

@@ -6,7 +6,7 @@ import unittest
 
 from pydicom import DataElement, Dataset
 
-from dicomtwist.archive.sequences import answer_item, item_test, items_of
+from dicomtwist.archive.query.sequences import answer_item, item_test, items_of
 from dicomtwist.archive.worklist import compile_query
 
 _CODES, _MEANING = 0x00081032, 0x00080104

@@ -18,7 +18,6 @@ from pydicom.uid import (
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.finder import Search
 from dicomtwist.archive.index.normal_forms import (
     date_range,
     datetime_range,
@@ -28,7 +27,8 @@ from dicomtwist.archive.index.normal_forms import (
     time_range,
     wildcard_regex,
 )
-from dicomtwist.archive.matching import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
+from dicomtwist.archive.query.compiler import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
+from dicomtwist.archive.query.search import Search
 from dicomtwist.datasets import decode_dataset
 from tests.archive.samples import ask, dataset, keep
 
