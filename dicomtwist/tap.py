@@ -23,12 +23,12 @@ from dicomtwist.ae.ae import AE
 try:
     from dicomtwist.access.enforcement import Access
     from dicomtwist.archive.archive import Archive, Duplicates
-    from dicomtwist.archive.commitment import StorageCommitment
-    from dicomtwist.archive.mpps import PerformedProcedureSteps
-    from dicomtwist.archive.query_retrieve import QueryRetrieve
     from dicomtwist.archive.receiver import StorageReceiver
+    from dicomtwist.archive.services.mpps import PerformedProcedureSteps
+    from dicomtwist.archive.services.query_retrieve import QueryRetrieve
+    from dicomtwist.archive.services.storage_commitment import StorageCommitment
+    from dicomtwist.archive.services.worklist import Worklist
     from dicomtwist.archive.storage.types import Durability, StoreError
-    from dicomtwist.archive.worklist import Worklist
     from dicomtwist.archive_service import ArchiveService
     from dicomtwist.scp.dispatch import Provider
     from dicomtwist.transport.peer_directory import Peers

@@ -17,11 +17,11 @@ from pydicom import Dataset
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.record import Instance, make_record, scanner_for
-from dicomtwist.archive.mpps import FOLDER, PerformedProcedureSteps, _Refused, _status_for
 from dicomtwist.archive.query.compiler import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
 from dicomtwist.archive.query.search import AnswerReader, Search
+from dicomtwist.archive.services.mpps import FOLDER, PerformedProcedureSteps, _Refused, _status_for
+from dicomtwist.archive.services.worklist import answer, compile_query, read_item
 from dicomtwist.archive.storage.types import Durability, InvalidUID
-from dicomtwist.archive.worklist import answer, compile_query, read_item
 from dicomtwist.datasets import decode_dataset, encode_dataset
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.errors import DataSetError

@@ -35,7 +35,7 @@ from dicomtwist.sop_class import (
 )
 from dicomtwist.ul.items import encode_item
 from tests import peers, test_twist_dicom
-from tests.archive import test_mpps, worklists
+from tests.archive.services import test_mpps, worklists
 from tests.hostile.test_negotiation import context
 from tests.hostile.test_wire import APPLICATION, associate_rq
 

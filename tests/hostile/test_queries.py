@@ -20,8 +20,8 @@ from dicomtwist.archive.index.normal_forms import MAX_ALTERNATIVES, MAX_KEY_LENG
 from dicomtwist.archive.query import search as finder
 from dicomtwist.archive.query.compiler import MAX_VALUES, Model
 from dicomtwist.archive.query.sequences import MAX_NESTING
-from dicomtwist.archive.query_retrieve import QueryRetrieve
 from dicomtwist.archive.receiver import StorageReceiver
+from dicomtwist.archive.services.query_retrieve import QueryRetrieve
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.datasets.identifier import encode_identifier

@@ -23,8 +23,8 @@ from dicomtwist.sop_class import (
     StorageCommitmentPushModelInstance,
 )
 from tests import peers
-from tests.archive.test_mpps import end, step
-from tests.archive.worklists import code, item, items, query, write
+from tests.archive.services.test_mpps import end, step
+from tests.archive.services.worklists import code, item, items, query, write
 from tests.interop.archives import wlmscpfs
 from tests.interop.common import InteropTestCase
 

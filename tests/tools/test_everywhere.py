@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tests import peers
-from tests.archive.worklists import items, write
+from tests.archive.services.worklists import items, write
 from tests.interop.archives import dcmqrscp, orthanc, study, wlmscpfs
 from tests.tools.common import ToolTestCase
 

@@ -23,7 +23,7 @@ from dicomtwist.tools.keys import parse_key
 from dicomtwist.tools.output import Output
 from dicomtwist.tools.rows import CSV, PAGE, JSONItems, Rows, Table, plain
 from tests import peers
-from tests.archive.worklists import items, write
+from tests.archive.services.worklists import items, write
 from tests.interop.archives import dcmqrscp, orthanc, study, wlmscpfs
 from tests.tools.common import ToolTestCase, reactor
 

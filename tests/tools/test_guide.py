@@ -11,7 +11,7 @@ from pathlib import Path
 from pydicom.data import get_testdata_file
 
 from tests import peers
-from tests.archive.worklists import items, write
+from tests.archive.services.worklists import items, write
 from tests.tools.common import ToolTestCase
 
 GUIDE = Path(__file__).parent.parent.parent / "docs" / "guides" / "command.md"

@@ -7,7 +7,7 @@ import unittest
 from pydicom import DataElement, Dataset
 
 from dicomtwist.archive.query.sequences import answer_item, item_test, items_of
-from dicomtwist.archive.worklist import compile_query
+from dicomtwist.archive.services.worklist import compile_query
 
 _CODES, _MEANING = 0x00081032, 0x00080104
 _STEPS = 0x00400100

@@ -35,7 +35,7 @@ from dicomtwist import (
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.index import IndexFailed
 from dicomtwist.archive.query import search as finder
-from dicomtwist.archive.query_retrieve import QueryRetrieve
+from dicomtwist.archive.services.query_retrieve import QueryRetrieve
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.scp.dispatch import combined

@@ -15,12 +15,12 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist import Association, OperationFailed, build_context, evt, tap
-from dicomtwist.archive import worklist
-from dicomtwist.archive.worklist import Worklist, WorklistFolder, compile_query
+from dicomtwist.archive.services import worklist
+from dicomtwist.archive.services.worklist import Worklist, WorklistFolder, compile_query
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.scp.dispatch import combined
 from dicomtwist.sop_class import ModalityWorklistInformationModelFind, StudyRootQueryRetrieveInformationModelFind
-from tests.archive.worklists import ITEMS, code, item, items, query, write
+from tests.archive.services.worklists import ITEMS, code, item, items, query, write
 from tests.memory import MemoryTestCase
 
 

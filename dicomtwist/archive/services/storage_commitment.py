@@ -23,8 +23,8 @@ from dicomtwist.ae.ae import AE
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.holdings import CHECKED_AT_ONCE, Reference, check
 from dicomtwist.archive.index.index import IndexFailed
+from dicomtwist.archive.services.commitment_journal import Transaction, Transactions, TransactionUnreadable
 from dicomtwist.archive.storage.types import InvalidUID, check_uids
-from dicomtwist.archive.transactions import Transaction, Transactions, TransactionUnreadable
 from dicomtwist.association.association import Association
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse import status as codes

@@ -13,8 +13,8 @@ from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomtwist import Association, Status, build_context
-from dicomtwist.archive import mpps
-from dicomtwist.archive.mpps import FOLDER, PerformedProcedureSteps
+from dicomtwist.archive.services import mpps
+from dicomtwist.archive.services.mpps import FOLDER, PerformedProcedureSteps
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability

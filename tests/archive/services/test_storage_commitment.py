@@ -13,9 +13,10 @@ from pydicom import Dataset
 from twisted.internet.defer import Deferred
 
 from dicomtwist import Association, Status, build_context, evt
-from dicomtwist.archive import commitment, transactions
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.commitment import (
+from dicomtwist.archive.services import commitment_journal, storage_commitment
+from dicomtwist.archive.services.commitment_journal import FOLDER, Transactions, TransactionUnreadable
+from dicomtwist.archive.services.storage_commitment import (
     FIRST_DELAY,
     LONGEST_DELAY,
     PAUSE,
@@ -24,7 +25,6 @@ from dicomtwist.archive.commitment import (
 )
 from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability
-from dicomtwist.archive.transactions import FOLDER, Transactions, TransactionUnreadable
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.scp.dispatch import combined
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
@@ -354,7 +354,7 @@ class AnotherAssociation(CommitmentTestCase):
         self.network.advance(PAUSE)
         self.restart()
         self.modality()
-        with mock.patch.object(commitment, "check", side_effect=AssertionError):
+        with mock.patch.object(storage_commitment, "check", side_effect=AssertionError):
             self.network.advance(PAUSE)
         self.assertEqual(self.reports.all, [(1, [ONE], {})])
 
@@ -385,7 +385,7 @@ class AnotherAssociation(CommitmentTestCase):
         ):
             path.write_bytes(damaged)
             self.assertRaises(TransactionUnreadable, self.commitment._transactions.load, name)
-        with mock.patch.object(transactions, "MAX_FILE_LENGTH", 10):
+        with mock.patch.object(commitment_journal, "MAX_FILE_LENGTH", 10):
             self.assertRaises(TransactionUnreadable, self.commitment._transactions.load, name)
         self.restart()
         self.assertEqual(self.commitment.unreported, 0)
@@ -433,9 +433,9 @@ class Refused(CommitmentTestCase):
         self.refused(asking_for("1.2.x"), 0x0115)
 
     def test_too_many(self) -> None:
-        with mock.patch.object(commitment, "MAX_REFERENCES", 1):
+        with mock.patch.object(storage_commitment, "MAX_REFERENCES", 1):
             self.refused(asking_for(ONE, TWO), 0x0213)
-        with mock.patch.object(commitment, "MAX_TRANSACTIONS", 0):
+        with mock.patch.object(storage_commitment, "MAX_TRANSACTIONS", 0):
             self.refused(asking_for(ONE), 0x0213)
 
     def test_no_room(self) -> None:
