@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 from dicomtwist import evt
 from dicomtwist.access.enforcement import Access
 from dicomtwist.ae.ae import AE
-from dicomtwist.archive.reconcile import Import, Reconciled, import_folder, reconcile
+from dicomtwist.archive.recovery import Import, Reconciled, import_folder, reconcile
 from dicomtwist.archive.storage.types import StoreError
 from dicomtwist.scp.dispatch import Provider, combined
 from dicomtwist.service import DICOMService

@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from dicomtwist.archive.reconcile import repair
+from dicomtwist.archive.recovery import repair
 from dicomtwist.archive_service import ArchiveService
 from dicomtwist.workers import Workers
 

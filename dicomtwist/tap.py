@@ -23,7 +23,7 @@ from dicomtwist.ae.ae import AE
 try:
     from dicomtwist.access.enforcement import Access
     from dicomtwist.archive.archive import Archive, Duplicates
-    from dicomtwist.archive.receiver import StorageReceiver
+    from dicomtwist.archive.ingest import StorageReceiver
     from dicomtwist.archive.services.mpps import PerformedProcedureSteps
     from dicomtwist.archive.services.query_retrieve import QueryRetrieve
     from dicomtwist.archive.services.storage_commitment import StorageCommitment

@@ -104,5 +104,5 @@ class Profile(SynchronousTestCase):
         self.assertEqual(calls["handle_store"], count)
         self.assertGreaterEqual(calls["<built-in method posix.fsync>"], count)
         text = profile.table(count, stats, 10_000)
-        self.assertIn("dicomtwist/archive/receiver.py", text)
+        self.assertIn("dicomtwist/archive/ingest.py", text)
         self.assertNotIn("'poll'", text)

@@ -122,7 +122,7 @@ ROOMS = (
     Room(("access/enforcement.py",), ALL_ABOVE, ("Twisted",)),
     Room(("scp/dispatch.py",), ("dimse/", "evt.py"), ("Twisted",)),
     Room(("archive/services/mpps.py", "archive/services/worklist.py"), ALL_ABOVE, ("Twisted", "pydicom")),
-    Room(("archive/holdings.py", "archive/services/commitment_journal.py"), ALL_ABOVE, ("SQLAlchemy",)),
+    Room(("archive/integrity.py", "archive/services/commitment_journal.py"), ALL_ABOVE, ("SQLAlchemy",)),
     Room(
         ("archive/services/storage_commitment.py", "archive/services/query_retrieve.py"),
         ALL_ABOVE,

@@ -22,7 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from dicomtwist import AE, Association, AssociationRejected
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.attributes import Level
-from dicomtwist.archive.reconcile import reconcile, repair
+from dicomtwist.archive.recovery import reconcile, repair
 from dicomtwist.archive.storage.process_locks import Committing, left_behind
 from dicomtwist.errors import AssociationError
 from dicomtwist.sop_class import CTImageStorage

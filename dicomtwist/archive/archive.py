@@ -13,7 +13,7 @@ from typing import BinaryIO, Final, TypeAlias, cast
 
 from sqlalchemy import Engine
 
-from dicomtwist.archive.commits import Arrival, GroupCommit, Raced
+from dicomtwist.archive.group_commit import Arrival, GroupCommit, Raced
 from dicomtwist.archive.index.index import FOLDER, Index, IndexFailed
 from dicomtwist.archive.index.record import Instance
 from dicomtwist.archive.index.write_behind import Behind

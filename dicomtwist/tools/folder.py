@@ -14,7 +14,7 @@ import click
 
 from dicomtwist import Association, Status, evt
 from dicomtwist.archive.index.record import Instance
-from dicomtwist.archive.receiver import StorageReceiver
+from dicomtwist.archive.ingest import StorageReceiver
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.types import Durability, StoreUnusable, Written, check_uids
 from dicomtwist.runtime.threads import WorkerThreads
@@ -25,7 +25,7 @@ __all__ = ["Folder", "Receiving", "durability_option", "open_folder"]
 
 class Folder:
     """
-    Keeps instances as files, without an index; a :class:`~dicomtwist.archive.receiver.Keeper`.
+    Keeps instances as files, without an index; a :class:`~dicomtwist.archive.ingest.Keeper`.
 
     A file is there whole or not at all, and one that comes again takes the place of the first.
 

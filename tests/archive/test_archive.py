@@ -30,7 +30,7 @@ from dicomtwist.archive.index.index import Indexed, IndexFailed
 from dicomtwist.archive.index.record import Instance, make_record, scanner_for
 from dicomtwist.archive.query.compiler import Model
 from dicomtwist.archive.query.search import Finder
-from dicomtwist.archive.reconcile import Reconciled, import_folder, reconcile
+from dicomtwist.archive.recovery import Reconciled, import_folder, reconcile
 from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability, StoreUnusable
 from dicomtwist.runtime.threads import WorkerThreads

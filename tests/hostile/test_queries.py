@@ -17,10 +17,10 @@ from twisted.trial.unittest import TestCase
 from dicomtwist import AE, AssociationTimeout, build_context, evt
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.normal_forms import MAX_ALTERNATIVES, MAX_KEY_LENGTH
+from dicomtwist.archive.ingest import StorageReceiver
 from dicomtwist.archive.query import search as finder
 from dicomtwist.archive.query.compiler import MAX_VALUES, Model
 from dicomtwist.archive.query.sequences import MAX_NESTING
-from dicomtwist.archive.receiver import StorageReceiver
 from dicomtwist.archive.services.query_retrieve import QueryRetrieve
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from dicomtwist.archive.holdings import Reference
+from dicomtwist.archive.integrity import Reference
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.types import StoreError
 

@@ -21,8 +21,8 @@ from twisted.python.failure import Failure
 from dicomtwist import evt
 from dicomtwist.ae.ae import AE
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.holdings import CHECKED_AT_ONCE, Reference, check
 from dicomtwist.archive.index.index import IndexFailed
+from dicomtwist.archive.integrity import CHECKED_AT_ONCE, Reference, check
 from dicomtwist.archive.services.commitment_journal import Transaction, Transactions, TransactionUnreadable
 from dicomtwist.archive.storage.types import InvalidUID, check_uids
 from dicomtwist.association.association import Association

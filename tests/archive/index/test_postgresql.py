@@ -14,7 +14,7 @@ from sqlalchemy import Engine, create_engine
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index import schema
 from dicomtwist.archive.index.attributes import Level
-from dicomtwist.archive.reconcile import reconcile
+from dicomtwist.archive.recovery import reconcile
 from dicomtwist.archive.storage.types import Durability
 from tests.archive.query import test_compiler
 from tests.archive.samples import ask, dataset, keep

@@ -13,8 +13,8 @@ from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index import write_behind
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.index import Indexed
-from dicomtwist.archive.receiver import PAUSE, StorageReceiver
-from dicomtwist.archive.reconcile import reconcile
+from dicomtwist.archive.ingest import PAUSE, StorageReceiver
+from dicomtwist.archive.recovery import reconcile
 from dicomtwist.archive.storage.types import Durability, IndexFailed
 from dicomtwist.presentation import build_context
 from dicomtwist.runtime.threads import WorkerThreads

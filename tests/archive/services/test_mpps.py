@@ -25,7 +25,7 @@ from dicomtwist.sop_class import (
     ModalityPerformedProcedureStepNotification,
     ModalityPerformedProcedureStepRetrieve,
 )
-from tests.archive.test_receiver import Failing
+from tests.archive.test_ingest import Failing
 from tests.memory import MemoryTestCase
 
 CLASSES = (

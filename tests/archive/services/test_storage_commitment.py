@@ -31,7 +31,7 @@ from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 from dicomtwist.transport.peer_directory import Peers
 from dicomtwist.ul.pdu import AAssociateRQ
 from tests.archive.samples import SECONDARY_CAPTURE, dataset, keep
-from tests.archive.test_receiver import Failing
+from tests.archive.test_ingest import Failing
 from tests.memory import CT, MemoryTestCase
 
 TRANSACTION = "1.2.99.1"

@@ -14,9 +14,9 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, AssociationError, evt
-from dicomtwist.archive import receiver
+from dicomtwist.archive import ingest as receiver
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.receiver import MAX_UNWRITTEN, WRITE_SIZE, StorageReceiver
+from dicomtwist.archive.ingest import MAX_UNWRITTEN, WRITE_SIZE, StorageReceiver
 from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
