@@ -19,11 +19,11 @@ from pydicom.uid import UID
 
 from dicomtwist import evt
 from dicomtwist.archive.index.attributes import ATTRIBUTES, COMPUTED, Level
-from dicomtwist.archive_service import ArchiveService
+from dicomtwist.daemon.archive_service import ArchiveService
+from dicomtwist.daemon.tap import Options, makeService
 from dicomtwist.dimse.status import meaning
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES, DEFAULT_TRANSFER_SYNTAXES, PresentationContext
 from dicomtwist.sop_class import ServiceClass, uid_to_service_class
-from dicomtwist.tap import Options, makeService
 from dicomtwist.tls import PROFILES
 from dicomtwist.ul.items import APPLICATION_CONTEXT_NAME
 

@@ -20,9 +20,9 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import dicomtwist
 from dicomtwist import AE, evt
+from dicomtwist.daemon.tap import Options
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import Verification
-from dicomtwist.tap import Options
 from tests.documentation import (
     DOCS,
     NO_PROGRAM,

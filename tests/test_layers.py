@@ -128,10 +128,14 @@ ROOMS = (
         ALL_ABOVE,
         ("Twisted", "pydicom"),
     ),
-    Room(("configuration.py", "transport/listening_sockets.py", "workers.py"), ALL_ABOVE, ("Twisted",)),
+    Room(("daemon/configuration.py", "transport/listening_sockets.py", "daemon/workers.py"), ALL_ABOVE, ("Twisted",)),
     Room(("ae/monitor.py",), (), ("Twisted",)),
     Room(("runtime/memory.py",), ()),
-    Room(("service.py", "archive_service.py", "reloading.py", "supervisor.py", "tap.py"), ALL_ABOVE, ("Twisted",)),
+    Room(
+        ("service.py", "daemon/archive_service.py", "daemon/reload.py", "daemon/supervisor.py", "daemon/tap.py"),
+        ALL_ABOVE,
+        ("Twisted",),
+    ),
     Room(("tools/",), ALL_ABOVE, ("Twisted", "pydicom", "pyOpenSSL", "click", "tqdm")),
 )
 

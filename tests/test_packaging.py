@@ -92,7 +92,7 @@ class PluginTests(SynchronousTestCase):
         ``twist`` has the command ``dicom``, once.
         """
         makers: list[Any] = [maker for maker in getPlugins(IServiceMaker) if maker.tapname == "dicom"]
-        self.assertEqual([maker.module for maker in makers], ["dicomtwist.tap"])
+        self.assertEqual([maker.module for maker in makers], ["dicomtwist.daemon.tap"])
 
     def test_endpoint_prefix(self) -> None:
         """

@@ -12,9 +12,9 @@ from twisted.trial.unittest import TestCase
 from dicomtwist import AE, AssociationAborted, AssociationLost
 from dicomtwist.archive.archive import Duplicates
 from dicomtwist.archive.storage.types import Durability
-from dicomtwist.archive_service import ArchiveService
+from dicomtwist.daemon.archive_service import ArchiveService
+from dicomtwist.daemon.tap import Options, makeService
 from dicomtwist.service import DICOMService
-from dicomtwist.tap import Options, makeService
 
 VERIFICATION = "1.2.840.10008.1.1"
 LOOPBACK = "tcp:0:interface=127.0.0.1"

@@ -34,8 +34,9 @@ from dicomtwist.sop_class import (
     Verification,
 )
 from dicomtwist.ul.items import encode_item
-from tests import peers, test_twist_dicom
+from tests import peers
 from tests.archive.services import test_mpps, worklists
+from tests.daemon import test_twist_dicom
 from tests.hostile.test_negotiation import context
 from tests.hostile.test_wire import APPLICATION, associate_rq
 

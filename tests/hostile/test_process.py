@@ -36,7 +36,8 @@ from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelFind
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.ul.items import ProposedContext, UserInformation
 from dicomtwist.ul.pdu import AAssociateRQ
-from tests import peers, test_twist_dicom
+from tests import peers
+from tests.daemon import test_twist_dicom
 from tests.hostile.common import pdata
 
 reactor = cast(Any, _reactor)

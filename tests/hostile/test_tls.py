@@ -13,8 +13,9 @@ from twisted.internet.error import ConnectionLost
 from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, AssociationLost
-from tests import peers, test_twist_dicom
+from tests import peers
 from tests.certificates import DAY, NOW, Authority
+from tests.daemon import test_twist_dicom
 
 VERIFICATION = "1.2.840.10008.1.1"
 

@@ -51,7 +51,7 @@ class _DICOMTLSClientParser:
 
 dicom = ServiceMaker(
     "dicomtwist",
-    "dicomtwist.tap",
+    "dicomtwist.daemon.tap",
     "A DICOM Storage SCP: keeps what it receives as files.",
     "dicom",
 )

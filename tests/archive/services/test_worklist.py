@@ -14,9 +14,10 @@ from pydicom import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist import Association, OperationFailed, build_context, evt, tap
+from dicomtwist import Association, OperationFailed, build_context, evt
 from dicomtwist.archive.services import worklist
 from dicomtwist.archive.services.worklist import Worklist, WorklistFolder, compile_query
+from dicomtwist.daemon import tap
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.scp.dispatch import combined
 from dicomtwist.sop_class import ModalityWorklistInformationModelFind, StudyRootQueryRetrieveInformationModelFind

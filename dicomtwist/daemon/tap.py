@@ -29,7 +29,7 @@ try:
     from dicomtwist.archive.services.storage_commitment import StorageCommitment
     from dicomtwist.archive.services.worklist import Worklist
     from dicomtwist.archive.storage.types import Durability, StoreError
-    from dicomtwist.archive_service import ArchiveService
+    from dicomtwist.daemon.archive_service import ArchiveService
     from dicomtwist.scp.dispatch import Provider
     from dicomtwist.transport.peer_directory import Peers
 except ModuleNotFoundError as error:
@@ -37,15 +37,15 @@ except ModuleNotFoundError as error:
         raise
     raise SystemExit('twist dicom needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
 from dicomtwist.association.negotiation import check_ae_title
-from dicomtwist.configuration import Configuration, ConfigurationError, add_configuration, read_configuration
+from dicomtwist.daemon.configuration import Configuration, ConfigurationError, add_configuration, read_configuration
+from dicomtwist.daemon.reload import Reloading
+from dicomtwist.daemon.supervisor import SupervisorService, WorkerService
+from dicomtwist.daemon.workers import MAX_WORKERS, Place, Workers, worker_command
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
-from dicomtwist.reloading import Reloading
 from dicomtwist.runtime.memory import keep_memory, leave_alone_what_is_there
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.settings import Settings
-from dicomtwist.supervisor import SupervisorService, WorkerService
 from dicomtwist.transport.listening_sockets import Sockets
-from dicomtwist.workers import MAX_WORKERS, Place, Workers, worker_command
 
 #: The exit status of a command that was used wrongly (sysexits.h).
 _EX_USAGE = 64

@@ -10,14 +10,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist.access.rules import DEFAULT_RULES, Identity, Operation
 from dicomtwist.access.users import hash_passcode
-from dicomtwist.configuration import (
+from dicomtwist.daemon.configuration import (
     MAX_FILE_LENGTH,
     Configuration,
     ConfigurationError,
     add_configuration,
     read_configuration,
 )
-from dicomtwist.tap import Options
+from dicomtwist.daemon.tap import Options
 from tests.documentation import DOCS, blocks
 
 

@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist.access.enforcement import Access, Policy
-from dicomtwist.configuration import Configuration
+from dicomtwist.daemon.configuration import Configuration
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.service import DICOMService
 from dicomtwist.transport.listening_sockets import Sockets

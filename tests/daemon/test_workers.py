@@ -24,10 +24,10 @@ from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.recovery import reconcile, repair
 from dicomtwist.archive.storage.process_locks import Committing, left_behind
+from dicomtwist.daemon.workers import Place
 from dicomtwist.errors import AssociationError
 from dicomtwist.sop_class import CTImageStorage
 from dicomtwist.transport.listening_sockets import Sockets
-from dicomtwist.workers import Place
 from tests import peers
 from tests.archive.samples import dataset, keep
 from tests.certificates import Authority

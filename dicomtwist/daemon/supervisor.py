@@ -10,8 +10,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from dicomtwist.archive.recovery import repair
-from dicomtwist.archive_service import ArchiveService
-from dicomtwist.workers import Workers
+from dicomtwist.daemon.archive_service import ArchiveService
+from dicomtwist.daemon.workers import Workers
 
 __all__ = ["SupervisorService", "WorkerService"]
 
