@@ -16,14 +16,14 @@ from zope.interface import implementer
 from dicomtwist import AE, AssociationError, AssociationTimeout, NoPresentationContext, NotEstablished
 from dicomtwist.sop_class import Verification
 from dicomtwist.tls.errors import last_reason
-from dicomtwist.tools.attempt import Attempt, Step, describe_contexts, describe_sides
-from dicomtwist.tools.causes import Cause, cause_of, not_dicom, peer_is_plain, peer_is_secure
 from dicomtwist.tools.connection import Connection
+from dicomtwist.tools.display.console import Output, plural, table
 from dicomtwist.tools.dump import Proposal, context_lines, proposes
 from dicomtwist.tools.echo import verification
+from dicomtwist.tools.explain import Cause, cause_of, not_dicom, peer_is_plain, peer_is_secure
+from dicomtwist.tools.interrupts import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts, run
 from dicomtwist.tools.options import Command, connects
-from dicomtwist.tools.output import Output, plural, table
-from dicomtwist.tools.session import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts, run
+from dicomtwist.tools.probe import Attempt, Step, describe_contexts, describe_sides
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
 #: How long a second connection, which finds out what a peer speaks, waits for an answer, in seconds.

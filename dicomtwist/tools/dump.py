@@ -11,14 +11,14 @@ from typing import Any
 import click
 
 from dicomtwist import DEFAULT_TRANSFER_SYNTAXES, AssociationError, PresentationContext
-from dicomtwist.tools.attempt import Attempt, describe_contexts, describe_sides
-from dicomtwist.tools.causes import Cause, cause_of
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.contexts import contexts_for, contexts_named, split
+from dicomtwist.tools.display.console import Output, plural, table
+from dicomtwist.tools.explain import Cause, cause_of
+from dicomtwist.tools.files.file_scanner import needs_of
+from dicomtwist.tools.interrupts import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts, run
 from dicomtwist.tools.options import Command, SOPClassType, connects, own_option
-from dicomtwist.tools.output import Output, plural, table
-from dicomtwist.tools.scan import needs_of
-from dicomtwist.tools.session import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts, run
+from dicomtwist.tools.probe import Attempt, describe_contexts, describe_sides
 
 #: The most presentation contexts that are proposed, over several associations.
 MAX_PROPOSED = 16_384

@@ -18,11 +18,11 @@ from dicomtwist import (
     build_context,
 )
 from dicomtwist.sop_class import Verification
-from dicomtwist.tools.causes import NO_ASSOCIATION_ERRORS, Cause, cause_of
 from dicomtwist.tools.connection import Connection
+from dicomtwist.tools.display.console import VERBOSE, Output, plural
+from dicomtwist.tools.explain import NO_ASSOCIATION_ERRORS, Cause, cause_of
+from dicomtwist.tools.interrupts import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts, run
 from dicomtwist.tools.options import Command, connects, own_option
-from dicomtwist.tools.output import VERBOSE, Output, plural
-from dicomtwist.tools.session import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts, run
 from dicomtwist.tools.together import together
 
 #: The most C-ECHOs on one association.

@@ -15,12 +15,14 @@ from twisted.internet.defer import DeferredLock
 from dicomtwist import Association, AssociationError, NotEstablished, Status, build_context
 from dicomtwist.errors import DataSetError, NoPresentationContext
 from dicomtwist.sop_class import ModalityWorklistInformationFind
-from dicomtwist.tools.asking import Asking
+from dicomtwist.tools.client import Asking
 from dicomtwist.tools.connection import Connection
-from dicomtwist.tools.keys import Key, KeyMistake, parse_key
+from dicomtwist.tools.display.console import Output, plural
+from dicomtwist.tools.display.result_table import CSV, PAGE_SECONDS, JSONItems, Rows, Table
+from dicomtwist.tools.interrupts import Interrupts, run
 from dicomtwist.tools.options import Command, connects, own_option
-from dicomtwist.tools.output import Output, plural
-from dicomtwist.tools.query import (
+from dicomtwist.tools.query.keys import Key, KeyMistake, parse_key
+from dicomtwist.tools.query.options import (
     Query,
     checked,
     columns_of,
@@ -31,8 +33,6 @@ from dicomtwist.tools.query import (
     make_query,
     read_keys,
 )
-from dicomtwist.tools.rows import CSV, PAGE_SECONDS, JSONItems, Rows, Table
-from dicomtwist.tools.session import Interrupts, run
 
 _STEP: Final = "ScheduledProcedureStepSequence[0]"
 #: What is asked of a worklist, in the order of the table (PS3.4 Table K.6-1).

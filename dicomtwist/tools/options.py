@@ -14,10 +14,10 @@ from click.shell_completion import CompletionItem
 from dicomtwist import UserIdentity, check_ae_title
 from dicomtwist.endpoints import PROFILES, EndpointError, client_tls_options
 from dicomtwist.settings import Settings
-from dicomtwist.tools import identity as identities
+from dicomtwist.tools import user_identity as identities
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.contexts import names_like, sop_classes_named
-from dicomtwist.tools.output import QUIET, Output
+from dicomtwist.tools.display.console import QUIET, Output
 from dicomtwist.transport.peer_address import Peer, parse_peer
 
 _DEFAULTS = Settings()
@@ -288,7 +288,7 @@ def connects(function: Callable[..., Any]) -> Callable[..., Any]:
     Give a subcommand the argument PEER and the common options.
 
     It is called with *connection*, a :class:`~dicomtwist.tools.connection.Connection`, *output*, an
-    :class:`~dicomtwist.tools.output.Output`, and its own.
+    :class:`~dicomtwist.tools.display.console.Output`, and its own.
     """
 
     @functools.wraps(function)

@@ -27,16 +27,16 @@ from dicomtwist.errors import DataSetError, NoPresentationContext
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES
 from dicomtwist.scu.responses import Retrieval, RetrievalResult, SubOperations
 from dicomtwist.sop_class import SOPClass
-from dicomtwist.tools.asking import Asking
+from dicomtwist.tools.client import Asking
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.contexts import contexts_to_take, storage_classes
-from dicomtwist.tools.folder import Receiving, durability_option, open_folder
-from dicomtwist.tools.keys import Key
+from dicomtwist.tools.display.console import VERBOSE, Output, table
+from dicomtwist.tools.display.progress import Progress
+from dicomtwist.tools.files.receiving_folder import Receiving, durability_option, open_folder
+from dicomtwist.tools.interrupts import Interrupts, run
 from dicomtwist.tools.options import Command, SOPClassType, TitleType, connects, own_option
-from dicomtwist.tools.output import VERBOSE, Output, table
-from dicomtwist.tools.progress import Progress
-from dicomtwist.tools.query import Query, key_options, level_options, make_query
-from dicomtwist.tools.session import Interrupts, run
+from dicomtwist.tools.query.keys import Key
+from dicomtwist.tools.query.options import Query, key_options, level_options, make_query
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
 #: Where ``move --receive`` listens unless told otherwise.

@@ -13,15 +13,15 @@ from twisted.internet.defer import Deferred
 
 from dicomtwist import Status
 from dicomtwist.runtime.threads import WorkerThreads
-from dicomtwist.tools.causes import Cause
 from dicomtwist.tools.connection import Connection
-from dicomtwist.tools.journal import Journal, JournalError
+from dicomtwist.tools.display.console import NORMAL, VERBOSE, Output, plural, printable, table
+from dicomtwist.tools.display.progress import Progress
+from dicomtwist.tools.explain import Cause
+from dicomtwist.tools.files.bulk_sender import SCANNERS, Sender, count_reasons
+from dicomtwist.tools.files.file_scanner import Batch, Instance, Scanner, Survey
+from dicomtwist.tools.files.resume_journal import Journal, JournalError
+from dicomtwist.tools.interrupts import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts, run
 from dicomtwist.tools.options import Command, connects, own_option
-from dicomtwist.tools.output import NORMAL, VERBOSE, Output, plural, printable, table
-from dicomtwist.tools.progress import Progress
-from dicomtwist.tools.scan import Batch, Instance, Scanner, Survey
-from dicomtwist.tools.sender import SCANNERS, Sender, count_reasons
-from dicomtwist.tools.session import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts, run
 
 #: How many different reasons of failures are told apart in the summary.
 MAX_REASONS = 50
@@ -34,7 +34,7 @@ SURVEYED = 1000
 @dataclass
 class Tally:
     """
-    What came of the files; a :class:`~dicomtwist.tools.sender.Report`.
+    What came of the files; a :class:`~dicomtwist.tools.files.bulk_sender.Report`.
 
     :ivar done: the size of all that needs no more attention, in bytes.
     :ivar sent: the size of what was stored.

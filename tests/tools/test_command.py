@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from dicomtwist import UserIdentity, evt
-from dicomtwist.tools.identity import MAX_SECRET
+from dicomtwist.tools.user_identity import MAX_SECRET
 from tests import peers
 from tests.tools.common import ToolTestCase, reactor
 

@@ -19,9 +19,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from dicomtwist import AE, Association, evt
 from dicomtwist.sop_class import ModalityWorklistInformationFind
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelFind as STUDY_FIND
-from dicomtwist.tools.keys import parse_key
-from dicomtwist.tools.output import Output
-from dicomtwist.tools.rows import CSV, PAGE, JSONItems, Rows, Table, plain
+from dicomtwist.tools.display.console import Output
+from dicomtwist.tools.display.result_table import CSV, PAGE, JSONItems, Rows, Table, plain
+from dicomtwist.tools.query.keys import parse_key
 from tests import peers
 from tests.archive.services.worklists import items, write
 from tests.interop.archives import dcmqrscp, orthanc, study, wlmscpfs

@@ -18,7 +18,7 @@ from typing import IO, Any
 from twisted.internet.defer import Deferred
 
 from dicomtwist.runtime.threads import WorkerThreads
-from dicomtwist.tools.scan import Instance
+from dicomtwist.tools.files.file_scanner import Instance
 
 _FORMAT = "dicomtwist store"
 #: The longest line that is taken for one of ours, in bytes.

@@ -13,9 +13,9 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.tools.contexts import contexts_for, needed_by
-from dicomtwist.tools.journal import Journal, JournalError
-from dicomtwist.tools.scan import Batch, Instance, Scanner, Survey, Unreadable, needs_of, walk
-from dicomtwist.tools.sender import Backlog
+from dicomtwist.tools.files.bulk_sender import Backlog
+from dicomtwist.tools.files.file_scanner import Batch, Instance, Scanner, Survey, Unreadable, needs_of, walk
+from dicomtwist.tools.files.resume_journal import Journal, JournalError
 from tests import peers
 
 IMPLICIT, EXPLICIT, JPEG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.50"

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from twisted.internet import task
 from twisted.internet.defer import CancelledError, Deferred
 
-from dicomtwist.tools.output import Output
+from dicomtwist.tools.display.console import Output
 
 #: Exit statuses.
 ALL_WELL, SOME_FAILED, USED_WRONGLY, NO_ASSOCIATION = 0, 1, 2, 3

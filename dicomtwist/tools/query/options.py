@@ -19,7 +19,8 @@ from pydicom.errors import InvalidDicomError
 from dicomtwist import DataSetError, sop_class
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.sop_class import SOPClass
-from dicomtwist.tools.keys import (
+from dicomtwist.tools.options import own_option
+from dicomtwist.tools.query.keys import (
     Key,
     KeyMistake,
     Path,
@@ -29,7 +30,6 @@ from dicomtwist.tools.keys import (
     parse_key,
     parse_lines,
 )
-from dicomtwist.tools.options import own_option
 
 #: The longest file of keys, in bytes.
 MAX_KEYS_FILE: Final = 1024 * 1024

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 from twisted.internet.task import LoopingCall
 
-from dicomtwist.tools.output import NORMAL, Output
+from dicomtwist.tools.display.console import NORMAL, Output
 
 #: How often the bar is drawn, in seconds.
 REDRAW = 0.2

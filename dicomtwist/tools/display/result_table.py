@@ -19,8 +19,8 @@ from pydicom import Dataset
 from pydicom.multival import MultiValue
 from pydicom.valuerep import DSfloat, PersonName
 
-from dicomtwist.tools.keys import Path, name_of, written
-from dicomtwist.tools.output import Output, printable
+from dicomtwist.tools.display.console import Output, printable
+from dicomtwist.tools.query.keys import Path, name_of, written
 
 #: How many rows are looked at before the first is printed, for the widths of the columns; and for how long, in seconds.
 PAGE: Final = 40

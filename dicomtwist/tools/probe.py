@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dicomtwist import AE, Association, PresentationContext, evt
-from dicomtwist.tools.causes import NO_ASSOCIATION_ERRORS
 from dicomtwist.tools.connection import Connection
-from dicomtwist.tools.output import plural
+from dicomtwist.tools.display.console import plural
+from dicomtwist.tools.explain import NO_ASSOCIATION_ERRORS
 
 __all__ = ["Attempt", "Step", "describe_contexts", "describe_sides"]
 

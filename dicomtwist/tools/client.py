@@ -11,10 +11,10 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from dicomtwist import AE, Association, AssociationError, NotEstablished, PresentationContext
 from dicomtwist.evt import HandlerTuple
-from dicomtwist.tools.causes import NO_ASSOCIATION_ERRORS, Cause, cause_of
 from dicomtwist.tools.connection import Connection
-from dicomtwist.tools.output import Output
-from dicomtwist.tools.session import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts
+from dicomtwist.tools.display.console import Output
+from dicomtwist.tools.explain import NO_ASSOCIATION_ERRORS, Cause, cause_of
+from dicomtwist.tools.interrupts import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts
 
 __all__ = ["Asking"]
 

@@ -17,7 +17,7 @@ from dicomtwist import DataSetError
 from dicomtwist.datasets import decode_dataset
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
-from dicomtwist.tools.keys import (
+from dicomtwist.tools.query.keys import (
     MAX_ITEMS,
     MAX_VALUE,
     Key,
@@ -31,7 +31,7 @@ from dicomtwist.tools.keys import (
     vr_of,
     written,
 )
-from dicomtwist.tools.query import MAX_KEYS_FILE, read_keys
+from dicomtwist.tools.query.options import MAX_KEYS_FILE, read_keys
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 STEPS = "ScheduledProcedureStepSequence"
