@@ -7,13 +7,13 @@ from __future__ import annotations
 import click
 
 import dicomtwist as package
-from dicomtwist.tools.commit import commit
-from dicomtwist.tools.diagnose import diagnose
-from dicomtwist.tools.dump import dump_association
-from dicomtwist.tools.echo import echo
-from dicomtwist.tools.find import find, worklist
-from dicomtwist.tools.retrieve import get, move
-from dicomtwist.tools.store import store
+from dicomtwist.tools.commands.commit import commit
+from dicomtwist.tools.commands.diagnose import diagnose
+from dicomtwist.tools.commands.dump import dump_association
+from dicomtwist.tools.commands.echo import echo
+from dicomtwist.tools.commands.find import find, worklist
+from dicomtwist.tools.commands.retrieve import get, move
+from dicomtwist.tools.commands.store import store
 
 COMMANDS: tuple[click.Command, ...] = (echo, store, find, get, move, worklist, commit, dump_association, diagnose)
 

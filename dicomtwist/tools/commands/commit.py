@@ -25,13 +25,13 @@ from dicomtwist.errors import DataSetError, NoPresentationContext
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance, check_uid
 from dicomtwist.tools.client import Asking
+from dicomtwist.tools.commands.retrieve import ListenType
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import VERBOSE, Output, plural
 from dicomtwist.tools.display.result_table import JSONItems
 from dicomtwist.tools.files.file_scanner import DICOMDIR, Unreadable, walk
 from dicomtwist.tools.interrupts import Interrupts, run
 from dicomtwist.tools.options import Command, SecondsType, connects, own_option
-from dicomtwist.tools.retrieve import ListenType
 
 #: How many instances a transaction has at the most; where there are more, there are several, one after the other.
 MAX_REFERENCES: Final = 1000

@@ -16,10 +16,10 @@ from zope.interface import implementer
 from dicomtwist import AE, AssociationError, AssociationTimeout, NoPresentationContext, NotEstablished
 from dicomtwist.sop_class import Verification
 from dicomtwist.tls.errors import last_reason
+from dicomtwist.tools.commands.dump import Proposal, context_lines, proposes
+from dicomtwist.tools.commands.echo import verification
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import Output, plural, table
-from dicomtwist.tools.dump import Proposal, context_lines, proposes
-from dicomtwist.tools.echo import verification
 from dicomtwist.tools.explain import Cause, cause_of, not_dicom, peer_is_plain, peer_is_secure
 from dicomtwist.tools.interrupts import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts, run
 from dicomtwist.tools.options import Command, connects
