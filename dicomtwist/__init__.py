@@ -6,7 +6,6 @@ from dicomtwist import evt, presentation, sop_class
 from dicomtwist.ae.ae import AE
 from dicomtwist.ae.server import Server
 from dicomtwist.association.association import Association
-from dicomtwist.association.negotiation import check_ae_title
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import (
     AssociationAborted,
@@ -38,6 +37,7 @@ from dicomtwist.presentation import (
     build_role,
 )
 from dicomtwist.scu.responses import Answers, Retrieval, RetrievalResult, SubOperations
+from dicomtwist.ul.ae_title import check_ae_title
 from dicomtwist.ul.items import (
     AsyncOperationsWindow,
     SOPClassCommonExtended,

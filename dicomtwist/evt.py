@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import generate_uid
 
-from dicomtwist.datasets.codec import DataSetStream, decode_dataset, file_meta_dataset
+from dicomtwist.datasets.codec import decode_dataset, file_meta_dataset
+from dicomtwist.datasets.stream import DataSetStream
 from dicomtwist.dimse.messages import (
     CFindRQ,
     CGetRQ,

@@ -84,7 +84,8 @@ class DICOMService(Service):
     def relisten(self, endpoints: Mapping[int, IStreamServerEndpoint]) -> Deferred[None]:
         """
         Listen at other endpoints that have the same sockets, such as those of
-        :class:`~dicomtwist.transport.listening_sockets.Sockets`, in place of those that were given first. Associations go on, and no connection is refused.
+        :class:`~dicomtwist.transport.listening_sockets.Sockets`, in place of those that were given first. Associations go on,
+        and no connection is refused.
 
         :param endpoints: by their places among those that were given first.
         :returns: a Deferred that fires with ``None``, or fails as :meth:`startService` does; then the others listen.

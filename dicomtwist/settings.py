@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dicomtwist.association.negotiation import check_ae_title
 from dicomtwist.sop_class import check_uid
+from dicomtwist.ul.ae_title import check_ae_title
 from dicomtwist.ul.framing import DEFAULT_MAX_LENGTH
 
 #: Who wrote this implementation: a UID derived from a UUID (PS3.5 B.2).

@@ -16,7 +16,8 @@ from typing import Any
 from pydicom import Dataset
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.index.record import Instance, make_record, scanner_for
+from dicomtwist.archive.index.record import make_record, scanner_for
+from dicomtwist.archive.instance import Instance
 from dicomtwist.archive.query.compiler import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
 from dicomtwist.archive.query.search import AnswerReader, Search
 from dicomtwist.archive.services.mpps import FOLDER, PerformedProcedureSteps, _Refused, _status_for

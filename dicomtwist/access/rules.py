@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Any, Final
 
 from dicomtwist.access.certificates import Certificate, CertificatePattern, parse_pattern
-from dicomtwist.association.negotiation import check_ae_title
+from dicomtwist.ul.ae_title import check_ae_title
 
 __all__ = ["DEFAULT_RULES", "Asker", "Identity", "Operation", "Rejection", "Rule", "Rules", "nearest", "parse_rules"]
 

@@ -27,7 +27,7 @@ from dicomtwist.ae.legacy_callbacks import OlderStyle
 from dicomtwist.ae.server import Server, log_ended
 from dicomtwist.association.acceptor import AcceptorFactory, Host
 from dicomtwist.association.association import Association
-from dicomtwist.association.negotiation import check_ae_title, merge_items
+from dicomtwist.association.negotiation import merge_items
 from dicomtwist.association.requestor import RequestorAssociation, RequestorFactory
 from dicomtwist.endpoints import client_endpoint, server_endpoint
 from dicomtwist.errors import AssociationTimeout
@@ -41,6 +41,7 @@ from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import UIDLike
 from dicomtwist.tls.contexts import client_tls, server_tls
+from dicomtwist.ul.ae_title import check_ae_title
 
 if TYPE_CHECKING:
     from dicomtwist.transport.upper_layer import UpperLayerProtocol

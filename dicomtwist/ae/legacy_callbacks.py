@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dicomtwist.ae.ae import AE
     from dicomtwist.ae.server import Server
-    from dicomtwist.association.negotiation import ServiceUser
+    from dicomtwist.association.service_user import ServiceUser
 
 #: What makes the arguments of a callback from an event; ``None`` where the callback is not meant.
 Arguments: TypeAlias = Callable[[evt.Event], tuple[Any, ...] | None]

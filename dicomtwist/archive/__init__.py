@@ -1,1 +1,1 @@
-"""What is behind ``twist dicom``: received instances on disk."""
+"""The archive: instances that are kept, found again, and moved on."""

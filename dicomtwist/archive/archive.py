@@ -15,8 +15,8 @@ from sqlalchemy import Engine
 
 from dicomtwist.archive.group_commit import Arrival, GroupCommit, Raced
 from dicomtwist.archive.index.index import FOLDER, Index, IndexFailed
-from dicomtwist.archive.index.record import Instance
 from dicomtwist.archive.index.write_behind import Behind
+from dicomtwist.archive.instance import Instance
 from dicomtwist.archive.storage.file_store import INSTANCE_SUFFIX, InstanceStore
 from dicomtwist.archive.storage.process_locks import Committing
 from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
@@ -136,8 +136,8 @@ class Archive:
             means with durability full that its file, its folders and its row in the index are on the medium; with
             durability none that its file has its name, and its row follows (see :meth:`catch_up`). What went wrong is an
             :class:`OSError` as it came, :class:`DuplicateInstance`,
-            :class:`~dicomtwist.archive.storage.file_store.InvalidUID` or :class:`~dicomtwist.archive.index.index.IndexFailed`; then nothing
-            is left of the instance, and an earlier copy is as it was.
+            :class:`~dicomtwist.archive.storage.types.InvalidUID` or :class:`~dicomtwist.archive.storage.types.IndexFailed`;
+            then nothing is left of the instance, and an earlier copy is as it was.
         """
         self.keep_all([(instance, done)])
 

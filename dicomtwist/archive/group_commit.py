@@ -19,8 +19,8 @@ from typing import Final
 from twisted.python.failure import Failure
 
 from dicomtwist.archive.index.index import Index, Indexed, IndexFailed
-from dicomtwist.archive.index.record import Instance
 from dicomtwist.archive.index.write_behind import Behind
+from dicomtwist.archive.instance import Instance
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.process_locks import Committing
 from dicomtwist.archive.storage.types import Durability, Written

@@ -21,7 +21,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.archive.index.record import MAX_VALUE_LENGTH, WANTED, Instance, make_record, scanner_for
+from dicomtwist.archive.index.record import MAX_VALUE_LENGTH, WANTED, make_record, scanner_for
+from dicomtwist.archive.instance import Instance
 from dicomtwist.archive.storage.file_store import InstanceStore, InstanceWriter
 from dicomtwist.archive.storage.system_calls import Buffer
 from dicomtwist.archive.storage.types import DuplicateInstance, Durability, IndexFailed, InvalidUID, StoreError, Written

@@ -16,7 +16,8 @@ from typing import Final
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.index import FOLDER, Indexed
-from dicomtwist.archive.index.record import WANTED, Instance, Record, make_record, scanner_for
+from dicomtwist.archive.index.record import WANTED, Record, make_record, scanner_for
+from dicomtwist.archive.instance import Instance
 from dicomtwist.archive.storage.file_store import INSTANCE_SUFFIX
 from dicomtwist.archive.storage.process_locks import left_behind
 from dicomtwist.archive.storage.system_calls import Buffer

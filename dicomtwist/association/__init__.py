@@ -1,7 +1,6 @@
 """The association as its users hold it, from the request for it to its record."""
 
 from dicomtwist.association.association import Association
-from dicomtwist.association.negotiation import ServiceUser, check_ae_title, is_ae_title
 from dicomtwist.association.record import (
     AssociationRecord,
     ContextRecord,
@@ -10,14 +9,13 @@ from dicomtwist.association.record import (
     OperationRecord,
     RecordKeeper,
 )
+from dicomtwist.association.service_user import ServiceUser
 
 __all__ = [
     "Association",
     "AssociationRecord",
-    "check_ae_title",
     "ContextRecord",
     "Ending",
-    "is_ae_title",
     "OperationCount",
     "OperationRecord",
     "RecordKeeper",

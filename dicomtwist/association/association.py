@@ -1,8 +1,8 @@
 """
 Association: what users hold. Its life from establishment to its end is here.
 
-How it comes about is in :mod:`dicomtwist.association.requestor` and :mod:`dicomtwist.association.acceptor`, the messages that it carries are in
-:mod:`dicomtwist.exchange.exchange`.
+How it comes about is in :mod:`dicomtwist.association.requestor` and :mod:`dicomtwist.association.acceptor`, the messages
+that it carries are in :mod:`dicomtwist.exchange.exchange`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.association.negotiation import ServiceUser
 from dicomtwist.association.record import RecordKeeper
+from dicomtwist.association.service_user import ServiceUser
 from dicomtwist.association.timeouts import Deadline, deadlines, shortest_timeout
 from dicomtwist.errors import (
     AssociationAborted,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from dicomtwist.presentation import PresentationContext, SupportedContexts
 from dicomtwist.sop_class import ServiceClass, SOPClass
+from dicomtwist.ul.ae_title import is_ae_title
 from dicomtwist.ul.items import (
     APPLICATION_CONTEXT_NAME,
     AnsweredContext,
@@ -27,38 +28,6 @@ NegotiationItem = AsyncOperationsWindow | RoleSelection | SOPClassExtended | SOP
 
 #: One operation at a time, which is what holds where the item was not negotiated (PS3.7 D.3.3.3).
 SYNCHRONOUS = AsyncOperationsWindow(1, 1)
-
-
-def check_ae_title(value: str | bytes, what: str = "AE title") -> str:
-    """
-    Return *value* as an AE title without its leading and trailing spaces, which are not significant (PS3.5 6.2).
-
-    :param value: 1 to 16 characters of ASCII besides the spaces around them; ``bytes`` are taken too.
-    :param what: what to call it in the error.
-    :raises TypeError: it is neither ``str`` nor ``bytes``.
-    :raises ValueError: it is empty or all spaces, too long, or has a backslash or a control character.
-    """
-    if isinstance(value, bytes):
-        value = value.decode("latin-1")
-    if not isinstance(value, str):
-        raise TypeError(f"{what} is a str or bytes, not {type(value).__name__}")
-    title = value.strip(" ")
-    if not title:
-        raise ValueError(f"{what} {value!r} is empty or all spaces")
-    if len(title) > 16:
-        raise ValueError(f"{what} {value!r} has {len(title)} characters, 16 is the most")
-    if not all(" " <= character <= "~" and character != "\\" for character in title):
-        raise ValueError(f"{what} {value!r} has a character other than ASCII without control and backslash")
-    return title
-
-
-def is_ae_title(value: str) -> bool:
-    """Whether *value*, from the wire, is an AE title."""
-    try:
-        check_ae_title(value)
-    except ValueError:
-        return False
-    return True
 
 
 def merge_items(items: Iterable[object]) -> UserInformation:
@@ -296,51 +265,3 @@ def propose_contexts(contexts: Iterable[PresentationContext]) -> tuple[ProposedC
             )
         )
     return tuple(items)
-
-
-@dataclass(slots=True)
-class ServiceUser:
-    """
-    One side of an association, as negotiation tells of it.
-
-    :ivar ae_title: its AE title, without padding.
-    :ivar called_ae_title: of a requestor, the title that it calls.
-    :ivar address: its address, as the transport tells it (a host, or the path of a UNIX socket).
-    :ivar port: its TCP port, 0 where there is none.
-    :ivar maximum_length: the longest P-DATA-TF that it takes, in bytes, 0 for no limit.
-    :ivar implementation_class_uid: who wrote it, ``""`` where it did not say.
-    :ivar implementation_version_name: likewise.
-    :ivar asynchronous_operations: (operations that it may invoke, operations that it may be asked to perform) at
-        once, 0 for any number.
-    :ivar role_selection: the role selection items that it sent, by SOP Class.
-    :ivar user_identity: of a requestor the :class:`UserIdentity` that it sent, of an acceptor its response's bytes.
-    :ivar sop_class_extended: the application information that it sent, by SOP Class.
-    :ivar sop_class_common_extended: the common extended negotiation items that it sent, by SOP Class.
-    :ivar presentation_contexts: of this side as requestor what it proposed, of an acceptor what it answered. What a peer
-        proposes is in the event of ``EVT_REQUESTED``.
-    """
-
-    ae_title: str = ""
-    called_ae_title: str = ""
-    address: str = ""
-    port: int = 0
-    maximum_length: int = 0
-    implementation_class_uid: str = ""
-    implementation_version_name: str = ""
-    asynchronous_operations: tuple[int, int] = (1, 1)
-    role_selection: dict[str, RoleSelection] = field(default_factory=dict)
-    user_identity: UserIdentity | bytes | None = field(default=None, repr=False)
-    sop_class_extended: dict[str, bytes] = field(default_factory=dict)
-    sop_class_common_extended: dict[str, SOPClassCommonExtended] = field(default_factory=dict)
-    presentation_contexts: list[PresentationContext] = field(default_factory=list)
-
-    def learn(self, information: UserInformation) -> None:
-        """Take over what *information*, sent by this side, tells."""
-        # Without the item there is no limit that the peer could hold us to (PS3.8 D.1 makes it mandatory).
-        self.maximum_length = information.maximum_length or 0
-        self.implementation_class_uid = information.implementation_class_uid or ""
-        self.implementation_version_name = information.implementation_version_name or ""
-        self.role_selection = {role.sop_class_uid: role for role in information.roles}
-        self.user_identity = information.user_identity or information.user_identity_response
-        self.sop_class_extended = {item.sop_class_uid: item.information for item in information.sop_class_extended}
-        self.sop_class_common_extended = {item.sop_class_uid: item for item in information.sop_class_common_extended}

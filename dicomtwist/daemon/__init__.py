@@ -1,0 +1,1 @@
+"""The ``twist dicom`` command: options, configuration, worker processes, reload."""

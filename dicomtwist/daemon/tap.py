@@ -36,7 +36,6 @@ except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
         raise
     raise SystemExit('twist dicom needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
-from dicomtwist.association.negotiation import check_ae_title
 from dicomtwist.daemon.configuration import Configuration, ConfigurationError, add_configuration, read_configuration
 from dicomtwist.daemon.reload import Reloading
 from dicomtwist.daemon.supervisor import SupervisorService, WorkerService
@@ -46,6 +45,7 @@ from dicomtwist.runtime.memory import keep_memory, leave_alone_what_is_there
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.settings import Settings
 from dicomtwist.transport.listening_sockets import Sockets
+from dicomtwist.ul.ae_title import check_ae_title
 
 #: The exit status of a command that was used wrongly (sysexits.h).
 _EX_USAGE = 64

@@ -1,13 +1,8 @@
 """Data sets as bytes and streams: encoded and decoded, received into sinks, sent from sources."""
 
 from dicomtwist.datasets.codec import (
-    CHUNK,
     MAX_INFLATED,
     UNCOMPRESSED,
-    CollectingSink,
-    DataSetSink,
-    DataSetStream,
-    StreamPauser,
     decode_dataset,
     encode_dataset,
     file_meta_dataset,
@@ -23,25 +18,32 @@ from dicomtwist.datasets.sources import (
     open_instance,
     open_path,
 )
+from dicomtwist.datasets.stream import (
+    CHUNK,
+    CollectingSink,
+    DataSetSink,
+    DataSetStream,
+    StreamPauser,
+)
 
 __all__ = [
-    "BytesSource",
     "CHUNK",
+    "MAX_INFLATED",
+    "UNCOMPRESSED",
+    "BytesSource",
     "Chunk",
     "CollectingSink",
-    "convert_file",
     "DataSetSink",
     "DataSetSource",
     "DataSetStream",
+    "FileSource",
+    "OpenedInstance",
+    "StreamPauser",
+    "convert_file",
     "decode_dataset",
     "encode_dataset",
     "file_meta_dataset",
-    "FileSource",
-    "MAX_INFLATED",
     "open_file_like",
     "open_instance",
     "open_path",
-    "OpenedInstance",
-    "StreamPauser",
-    "UNCOMPRESSED",
 ]

@@ -11,7 +11,8 @@ from typing import BinaryIO, Protocol, TypeAlias, cast
 from pydicom import dcmread
 from twisted.internet.defer import Deferred
 
-from dicomtwist.datasets.codec import CHUNK, encode_dataset
+from dicomtwist.datasets.codec import encode_dataset
+from dicomtwist.datasets.stream import CHUNK
 from dicomtwist.errors import DataSetError
 from dicomtwist.part10 import FileMeta, read_file_meta
 from dicomtwist.runtime.threads import WorkerThreads

@@ -6,21 +6,21 @@ is being performed for the peer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.datasets.chunk_buffer import Pieces
-from dicomtwist.datasets.codec import DataSetStream
 from dicomtwist.datasets.sources import DataSetSource
+from dicomtwist.datasets.stream import DataSetStream
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.message_stream import MessageReceiver
 from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, Message, NEventReportRQ, Request, Response
 from dicomtwist.errors import AssociationError, InvalidMessage, NotEstablished
+from dicomtwist.exchange.invoked import Operation, PendingResponses
 from dicomtwist.exchange.operations_window import Window
 from dicomtwist.exchange.send_queue import Outgoing
 from dicomtwist.presentation import PresentationContextTuple
@@ -34,39 +34,6 @@ PENDING_STATUSES = frozenset((codes.PENDING, codes.PENDING_WARNING))
 
 #: Message IDs are 16 bits (PS3.7 9.1).
 _MAX_MESSAGE_ID = 0xFFFF
-
-
-#: Who takes the pending responses to a request, each with its data set.
-PendingResponses: TypeAlias = Callable[[Response, bytes | None], None]
-
-
-class Operation:
-    """
-    A request that we sent, until its final response has come.
-
-    :ivar message_id: its Message ID.
-    :ivar result: fires with the final response and its data set.
-    """
-
-    __slots__ = (
-        "_window", "context_id", "is_given_up", "message_id", "pending", "request", "response", "result", "sent_at",
-    )  # fmt: skip
-
-    def __init__(self, context_id: int, request: Request, window: Window, pending: PendingResponses | None) -> None:
-        self.context_id = context_id
-        self.request = request
-        self.pending = pending
-        self.message_id = request.message_id
-        self.sent_at: float | None = None
-        self.response: Response | None = None  # while its data set is still coming
-        self.result: Deferred[tuple[Response, bytes | None]] = Deferred(self._given_up)
-        self.is_given_up = False
-        self._window = window
-
-    def _given_up(self, result: object) -> None:
-        # The caller has lost interest, the peer is still at it: its place in the window stays taken.
-        self.is_given_up = True
-        self._window.keep()
 
 
 class Exchange:

@@ -21,13 +21,13 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.association.association import Association
-from dicomtwist.association.negotiation import check_ae_title
 from dicomtwist.dimse.status import Status
 from dicomtwist.endpoints import client_endpoint
 from dicomtwist.errors import AssociationTimeout, PoolFull, PoolStopped, PoolTimeout, RetriesExhausted
 from dicomtwist.pool.lease import Lease, Slot, current_lease
 from dicomtwist.pool.retry import Call, Connecting, RereadableFile, Waiter, is_transient, may_repeat
 from dicomtwist.presentation import PresentationContext
+from dicomtwist.ul.ae_title import check_ae_title
 
 if TYPE_CHECKING:
     from pydicom import Dataset

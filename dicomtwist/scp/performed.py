@@ -20,8 +20,8 @@ from dicomtwist.dimse.status import Status
 
 if TYPE_CHECKING:
     from dicomtwist.association.association import Association
-    from dicomtwist.datasets.codec import DataSetStream
     from dicomtwist.datasets.sources import DataSetSource
+    from dicomtwist.datasets.stream import DataSetStream
     from dicomtwist.evt import EventType
     from dicomtwist.presentation import PresentationContextTuple
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from pydicom import Dataset
 from twisted.internet.defer import Deferred
 
-from dicomtwist.association.negotiation import check_ae_title
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.messages import CEchoRQ, CFindRQ, CGetRQ, CMoveRQ, Response
 from dicomtwist.dimse.status import Status
@@ -17,6 +16,7 @@ from dicomtwist.exchange.exchange import Exchange, WindowPlace
 from dicomtwist.exchange.store_request import Instance, open_outgoing, prepare
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.scu.responses import Answers, OnProgress, Retrieval
+from dicomtwist.ul.ae_title import check_ae_title
 
 if TYPE_CHECKING:
     from dicomtwist.ae.ae import AE

@@ -21,7 +21,7 @@ from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse.messages import CGetRSP, CMoveRSP, Request, Response
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DICOMError, OperationFailed, TooManyAnswers
-from dicomtwist.exchange.exchange import Operation
+from dicomtwist.exchange.invoked import Operation
 from dicomtwist.presentation import PresentationContextTuple
 
 if TYPE_CHECKING:

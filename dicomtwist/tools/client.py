@@ -4,10 +4,10 @@ One operation on one association, as ``find``, ``get``, ``move`` and ``commit`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
 
 from dicomtwist import AE, Association, AssociationError, NotEstablished, PresentationContext
 from dicomtwist.evt import HandlerTuple
@@ -16,7 +16,7 @@ from dicomtwist.tools.display.console import Output
 from dicomtwist.tools.explain import NO_ASSOCIATION_ERRORS, Cause, cause_of
 from dicomtwist.tools.interrupts import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts
 
-__all__ = ["Asking"]
+__all__ = ["Asking", "together"]
 
 
 class Asking:
@@ -116,3 +116,12 @@ class Asking:
         self._stop()
         if self.association is not None:
             self.association.abort("interrupted")
+
+
+async def together(*coroutines: Coroutine[Any, Any, Any]) -> None:
+    """Run *coroutines* beside each other until all are done; raise what the first that fails raises."""
+    try:
+        await gatherResults([Deferred.fromCoroutine(each) for each in coroutines], consumeErrors=True)
+    except FirstError as error:
+        # Whoever waits knows the errors of what was done, and not the one that wraps them.
+        error.subFailure.raiseException()

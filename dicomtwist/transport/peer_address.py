@@ -12,8 +12,8 @@ from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.endpoints import TCP6ClientEndpoint
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from dicomtwist.association.negotiation import check_ae_title
 from dicomtwist.endpoints import EndpointError, client_endpoint
+from dicomtwist.ul.ae_title import check_ae_title
 
 #: Whom to call where no title is given.
 ANY_TITLE = "ANY-SCP"

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from dicomtwist.association.negotiation import check_ae_title
 from dicomtwist.transport.peer_address import parse_peer
+from dicomtwist.ul.ae_title import check_ae_title
 
 __all__ = ["MAX_PEERS", "Destination", "Peers"]
 

@@ -11,7 +11,8 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.index.record import Instance, Record, make_record, scanner_for
+from dicomtwist.archive.index.record import Record, make_record, scanner_for
+from dicomtwist.archive.instance import Instance
 from dicomtwist.archive.query.compiler import BASELINE, Model, Negotiated, compile_find
 from dicomtwist.archive.query.search import AnswerReader, Search
 from dicomtwist.datasets import encode_dataset

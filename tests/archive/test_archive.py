@@ -27,7 +27,8 @@ from dicomtwist.archive.index import index as index_module
 from dicomtwist.archive.index import schema
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.index import Indexed, IndexFailed
-from dicomtwist.archive.index.record import Instance, make_record, scanner_for
+from dicomtwist.archive.index.record import make_record, scanner_for
+from dicomtwist.archive.instance import Instance
 from dicomtwist.archive.query.compiler import Model
 from dicomtwist.archive.query.search import Finder
 from dicomtwist.archive.recovery import Reconciled, import_folder, reconcile

@@ -18,7 +18,7 @@ from pydicom.uid import (
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist import UserIdentity, build_context, build_role
-from dicomtwist.association import ServiceUser, check_ae_title, is_ae_title
+from dicomtwist.association import ServiceUser
 from dicomtwist.association.negotiation import (
     accept_window,
     answer_contexts,
@@ -34,6 +34,7 @@ from dicomtwist.sop_class import (
     PatientRootQueryRetrieveInformationModelFind,
     Verification,
 )
+from dicomtwist.ul.ae_title import check_ae_title, is_ae_title
 from dicomtwist.ul.items import (
     AnsweredContext,
     AsyncOperationsWindow,

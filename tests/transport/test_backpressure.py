@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from dicomtwist import AssociationAborted, AssociationLost, DataSetError, build_role, evt
-from dicomtwist.datasets import CHUNK, codec, sources
+from dicomtwist.datasets import CHUNK, DataSetStream, sources
 from dicomtwist.dimse.messages import CEchoRSP
 from dicomtwist.exchange.send_queue import MAX_PDUS
 from dicomtwist.testing import ScriptedPeer
@@ -212,7 +212,7 @@ class SlowHandlers(MemoryTestCase):
             taken = 0
             ending = ""
 
-            def __init__(self, stream: codec.DataSetStream) -> None:
+            def __init__(self, stream: DataSetStream) -> None:
                 self.stream = stream
                 self.done: Deferred[int] = Deferred()
 

@@ -23,19 +23,17 @@ from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.record import COLUMNS, Record, Row
 from dicomtwist.archive.index.schema import (
     TABLES,
-    WRITING,
     IndexUnusable,
     Statement,
-    extend_log,
     instance,
     migrate,
     patient,
     replacing,
     series,
-    sqlite_engine,
     study,
     upsert,
 )
+from dicomtwist.archive.index.sqlite import WRITING, extend_log, sqlite_engine
 from dicomtwist.archive.storage.types import Durability, IndexFailed
 
 __all__ = ["Index", "IndexFailed", "Indexed"]

@@ -5,7 +5,7 @@ From the front of an encoded data set to a row for each level: what the index is
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -16,11 +16,9 @@ from pydicom.filereader import read_dataset
 
 from dicomtwist.archive.index.attributes import Attribute, Level, at_level
 from dicomtwist.archive.index.normal_forms import datetime_key, name_groups, name_key, normal_date, sounds, time_key
-from dicomtwist.archive.storage.system_calls import Buffer
-from dicomtwist.archive.storage.types import Written
 from dicomtwist.datasets.header_scanner import EXPLICIT_BIG_ENDIAN, IMPLICIT, HeaderScanner
 
-__all__ = ["COLUMNS", "WANTED", "Instance", "Record", "make_record", "scanner_for"]
+__all__ = ["COLUMNS", "WANTED", "Record", "make_record", "scanner_for"]
 
 #: The longest value that the index takes, in bytes; a longer one counts as empty. That of an LT has 10240 characters.
 MAX_VALUE_LENGTH: Final = 16 * 1024
@@ -83,27 +81,6 @@ class Record:
     def length(self) -> int:
         """How many characters it has."""
         return sum(len(text) for row in (self.patient, self.study, self.series, self.instance) for text in row)
-
-
-@dataclass(slots=True, eq=False)
-class Instance:
-    """
-    An instance as it is handed to an archive.
-
-    :ivar uids: its Study, Series and SOP Instance UIDs.
-    :ivar transfer_syntax: how its data set is encoded.
-    :ivar content: its file: what is before the data set and then the data set, contiguous bytes each; or a temporary file
-        that :meth:`~dicomtwist.archive.storage.file_store.InstanceWriter.seal` gave, which the archive takes over.
-    :ivar describe: returns what the index is to know of it. Called in any thread, and not before it is needed; it does not
-        fail.
-    :ivar held: how many bytes *describe* keeps in memory, about.
-    """
-
-    uids: tuple[str, str, str]
-    transfer_syntax: str
-    content: Sequence[Buffer] | Written
-    describe: Callable[[], Record]
-    held: int
 
 
 class _Encoding(NamedTuple):

@@ -1,0 +1,1 @@
+"""Queries: identifiers compiled to SQL, and the rows encoded as responses."""

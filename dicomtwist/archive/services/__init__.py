@@ -1,0 +1,1 @@
+"""The DIMSE services of the archive."""

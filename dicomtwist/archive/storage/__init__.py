@@ -1,0 +1,1 @@
+"""Where the bytes of instances lie: files, written whole or not at all."""

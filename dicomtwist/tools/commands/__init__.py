@@ -1,0 +1,1 @@
+"""The subcommands of ``dicomtwist``, one module each."""

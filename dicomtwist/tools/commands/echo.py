@@ -18,12 +18,12 @@ from dicomtwist import (
     build_context,
 )
 from dicomtwist.sop_class import Verification
+from dicomtwist.tools.client import together
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import VERBOSE, Output, plural
 from dicomtwist.tools.explain import NO_ASSOCIATION_ERRORS, Cause, cause_of
 from dicomtwist.tools.interrupts import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts, run
 from dicomtwist.tools.options import Command, connects, own_option
-from dicomtwist.tools.together import together
 
 #: The most C-ECHOs on one association.
 MAX_ECHOES = 1_000_000

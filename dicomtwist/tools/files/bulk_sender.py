@@ -28,11 +28,11 @@ from dicomtwist.part10 import NotDicomFile
 from dicomtwist.pool.retry import is_transient
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.sop_class import SOPClass
+from dicomtwist.tools.client import together
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.contexts import Need, contexts_for, needed_by
 from dicomtwist.tools.explain import NO_ASSOCIATION_ERRORS, Cause, cause_of
 from dicomtwist.tools.files.file_scanner import Batch, Instance, Scanner
-from dicomtwist.tools.together import together
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
 #: How many instances may wait to be sent before the scan waits for them.

@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from dicomtwist import Association, Status, evt
-from dicomtwist.archive.index.record import Instance
 from dicomtwist.archive.ingest import StorageReceiver
+from dicomtwist.archive.instance import Instance
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.types import Durability, StoreUnusable, Written, check_uids
 from dicomtwist.runtime.threads import WorkerThreads

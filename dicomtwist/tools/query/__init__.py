@@ -1,0 +1,1 @@
+"""Keys and identifiers as they are written on a command line."""

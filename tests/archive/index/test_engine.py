@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist.archive.index.schema import sqlite_engine
+from dicomtwist.archive.index.sqlite import sqlite_engine
 
 
 class ErrorTests(SynchronousTestCase):

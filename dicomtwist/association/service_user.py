@@ -1,0 +1,61 @@
+"""One side of an association, as it was negotiated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dicomtwist.presentation import PresentationContext
+from dicomtwist.ul.items import (
+    RoleSelection,
+    SOPClassCommonExtended,
+    UserIdentity,
+    UserInformation,
+)
+
+
+@dataclass(slots=True)
+class ServiceUser:
+    """
+    One side of an association, as negotiation tells of it.
+
+    :ivar ae_title: its AE title, without padding.
+    :ivar called_ae_title: of a requestor, the title that it calls.
+    :ivar address: its address, as the transport tells it (a host, or the path of a UNIX socket).
+    :ivar port: its TCP port, 0 where there is none.
+    :ivar maximum_length: the longest P-DATA-TF that it takes, in bytes, 0 for no limit.
+    :ivar implementation_class_uid: who wrote it, ``""`` where it did not say.
+    :ivar implementation_version_name: likewise.
+    :ivar asynchronous_operations: (operations that it may invoke, operations that it may be asked to perform) at
+        once, 0 for any number.
+    :ivar role_selection: the role selection items that it sent, by SOP Class.
+    :ivar user_identity: of a requestor the :class:`UserIdentity` that it sent, of an acceptor its response's bytes.
+    :ivar sop_class_extended: the application information that it sent, by SOP Class.
+    :ivar sop_class_common_extended: the common extended negotiation items that it sent, by SOP Class.
+    :ivar presentation_contexts: of this side as requestor what it proposed, of an acceptor what it answered. What a peer
+        proposes is in the event of ``EVT_REQUESTED``.
+    """
+
+    ae_title: str = ""
+    called_ae_title: str = ""
+    address: str = ""
+    port: int = 0
+    maximum_length: int = 0
+    implementation_class_uid: str = ""
+    implementation_version_name: str = ""
+    asynchronous_operations: tuple[int, int] = (1, 1)
+    role_selection: dict[str, RoleSelection] = field(default_factory=dict)
+    user_identity: UserIdentity | bytes | None = field(default=None, repr=False)
+    sop_class_extended: dict[str, bytes] = field(default_factory=dict)
+    sop_class_common_extended: dict[str, SOPClassCommonExtended] = field(default_factory=dict)
+    presentation_contexts: list[PresentationContext] = field(default_factory=list)
+
+    def learn(self, information: UserInformation) -> None:
+        """Take over what *information*, sent by this side, tells."""
+        # Without the item there is no limit that the peer could hold us to (PS3.8 D.1 makes it mandatory).
+        self.maximum_length = information.maximum_length or 0
+        self.implementation_class_uid = information.implementation_class_uid or ""
+        self.implementation_version_name = information.implementation_version_name or ""
+        self.role_selection = {role.sop_class_uid: role for role in information.roles}
+        self.user_identity = information.user_identity or information.user_identity_response
+        self.sop_class_extended = {item.sop_class_uid: item.information for item in information.sop_class_extended}
+        self.sop_class_common_extended = {item.sop_class_uid: item for item in information.sop_class_common_extended}

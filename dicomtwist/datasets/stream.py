@@ -1,0 +1,239 @@
+"""Data sets that are being received: a stream of fragments, and the sinks that take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
+
+from dicomtwist.datasets.chunk_buffer import Pieces
+from dicomtwist.errors import DataSetError
+
+#: How much of a file is read at once, in bytes, and how much of a stream waits for a slow reader.
+CHUNK = 1024 * 1024
+
+
+class DataSetSink(Protocol):
+    """Who takes a data set as it arrives, see :meth:`DataSetStream.deliver_to`."""
+
+    def write(self, data: memoryview) -> None:
+        """Take the next piece; the view may be kept, it pins the read that it came in."""
+
+    def finish(self) -> None:
+        """The data set is complete."""
+
+    def fail(self, reason: Failure) -> None:
+        """The data set will not be complete: the association ended, or a limit was passed."""
+
+
+class StreamPauser(Protocol):
+    """Who can stop reading from the peer while a sink is busy."""
+
+    def pause_reading(self) -> None:
+        """Stop for now."""
+
+    def resume_reading(self) -> None:
+        """Go on."""
+
+
+class DataSetStream:
+    """
+    A data set that is arriving.
+
+    Read it in one of three ways: ``async for chunk in stream``, :meth:`deliver_to` a sink, or :meth:`read` all of it. Until
+    one is chosen, and whenever a reader is behind by more than :data:`CHUNK`, the peer is not read from, so what waits
+    here is bounded.
+
+    :ivar received: how many bytes have come so far.
+    """
+
+    __slots__ = ("_buffer", "_failure", "_finished", "_paused", "_pauser", "_sink", "_waiting", "received")
+
+    def __init__(self, pauser: StreamPauser) -> None:
+        self._pauser = pauser
+        self._sink: DataSetSink | None = None
+        self._buffer = Pieces()
+        self._finished = False
+        self._failure: Failure | None = None
+        self._paused = False
+        self._waiting: Deferred[memoryview | None] | None = None
+        self.received = 0
+
+    # --- for the reader
+
+    def deliver_to(self, sink: DataSetSink) -> None:
+        """
+        Give all of the data set to *sink*, what has come already at once.
+
+        The sink calls :meth:`pause` and :meth:`resume` where it cannot keep up.
+
+        :raises RuntimeError: the stream has a reader already.
+        """
+        if self._sink is not None:
+            raise RuntimeError("this data set is delivered to a sink already")
+        self._sink = sink
+        while self._buffer.length:
+            sink.write(self._buffer.pop())
+        if self._failure is not None:
+            sink.fail(self._failure)
+        elif self._finished:
+            sink.finish()
+        else:
+            self.resume()
+
+    def read(self) -> Deferred[bytes]:
+        """
+        Read the whole data set into memory.
+
+        :returns: a Deferred with its bytes; it fails with the reason where the data set stays incomplete.
+        """
+        sink = CollectingSink()
+        self.deliver_to(sink)
+        return sink.done
+
+    def __aiter__(self) -> DataSetStream:
+        return self
+
+    async def __anext__(self) -> memoryview:
+        data = await self._next()
+        if data is None:
+            raise StopAsyncIteration
+        return data
+
+    def _next(self) -> Deferred[memoryview | None]:
+        if self._buffer.length:
+            data = self._buffer.pop()
+            if self._buffer.length < CHUNK:
+                self.resume()
+            return succeed(data)
+        waiting: Deferred[memoryview | None] = Deferred()
+        if self._failure is not None:
+            waiting.errback(self._failure)
+        elif self._finished:
+            waiting.callback(None)
+        else:
+            self._waiting = waiting
+            self.resume()
+        return waiting
+
+    def pause(self) -> None:
+        """Stop reading from the peer; what has been read already may still come."""
+        if not self._paused and not self._finished:
+            self._paused = True
+            self._pauser.pause_reading()
+
+    def resume(self) -> None:
+        """Go on reading from the peer."""
+        if self._paused:
+            self._paused = False
+            self._pauser.resume_reading()
+
+    # --- for the association
+
+    def feed(self, data: memoryview) -> None:
+        """Take the next piece."""
+        self.received += len(data)
+        if self._sink is not None:
+            self._sink.write(data)
+        elif self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.callback(data)
+        else:
+            self._buffer.append(data)
+            if self._buffer.length >= CHUNK:
+                self.pause()
+
+    def end(self) -> None:
+        """The data set is complete."""
+        self.resume()
+        self._finished = True
+        if self._sink is not None:
+            self._sink.finish()
+        elif self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.callback(None)
+
+    def fail(self, reason: Failure) -> None:
+        """The data set will not be complete."""
+        if self._finished:
+            return
+        self._paused = False  # there is nothing left to resume
+        self._finished = True
+        self._failure = reason
+        if self._sink is not None:
+            self._sink.fail(reason)
+        elif self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.errback(reason)
+
+    def discard(self, then: Callable[[], None]) -> None:
+        """
+        Let go of what has come and of what comes; call *then* when the data set has ended.
+
+        Who reads it still is told that nothing more comes.
+        """
+        self._buffer.clear()
+        if self._failure is not None:
+            return
+        if self._finished:
+            then()
+            return
+        sink, self._sink = self._sink, _Nowhere(then)
+        waiting, self._waiting = self._waiting, None
+        if sink is not None:
+            sink.fail(_unwanted())
+        if waiting is not None:
+            waiting.errback(_unwanted())
+        self.resume()
+
+
+def _unwanted() -> Failure:
+    return Failure(DataSetError("the request was answered before the data set had come, the rest of it is dropped"))
+
+
+class CollectingSink:
+    """
+    Collects a data set in memory.
+
+    :ivar done: fires with the bytes.
+    """
+
+    __slots__ = ("_pieces", "done")
+
+    def __init__(self) -> None:
+        self._pieces = Pieces()
+        self.done: Deferred[bytes] = Deferred()
+
+    def write(self, data: memoryview) -> None:
+        """Keep *data*."""
+        self._pieces.append(data)
+
+    def finish(self) -> None:
+        """Join it."""
+        self.done.callback(self._pieces.take())
+
+    def fail(self, reason: Failure) -> None:
+        """Pass the reason on."""
+        self._pieces.clear()
+        self.done.errback(reason)
+
+
+class _Nowhere:
+    """Where a data set goes that nobody wants."""
+
+    __slots__ = ("_then",)
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then = then
+
+    def write(self, data: memoryview) -> None:
+        """Forget *data*."""
+
+    def finish(self) -> None:
+        """Tell that it is over."""
+        self._then()
+
+    def fail(self, reason: Failure) -> None:
+        """Nobody waits for it."""

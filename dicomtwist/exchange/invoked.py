@@ -1,0 +1,46 @@
+"""Operations that were invoked, and their responses that are still to come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+from twisted.internet.defer import Deferred
+
+from dicomtwist.dimse.messages import Request, Response
+from dicomtwist.exchange.operations_window import Window
+
+if TYPE_CHECKING:
+    pass
+
+#: Who takes the pending responses to a request, each with its data set.
+PendingResponses: TypeAlias = Callable[[Response, bytes | None], None]
+
+
+class Operation:
+    """
+    A request that we sent, until its final response has come.
+
+    :ivar message_id: its Message ID.
+    :ivar result: fires with the final response and its data set.
+    """
+
+    __slots__ = (
+        "_window", "context_id", "is_given_up", "message_id", "pending", "request", "response", "result", "sent_at",
+    )  # fmt: skip
+
+    def __init__(self, context_id: int, request: Request, window: Window, pending: PendingResponses | None) -> None:
+        self.context_id = context_id
+        self.request = request
+        self.pending = pending
+        self.message_id = request.message_id
+        self.sent_at: float | None = None
+        self.response: Response | None = None  # while its data set is still coming
+        self.result: Deferred[tuple[Response, bytes | None]] = Deferred(self._given_up)
+        self.is_given_up = False
+        self._window = window
+
+    def _given_up(self, result: object) -> None:
+        # The caller has lost interest, the peer is still at it: its place in the window stays taken.
+        self.is_given_up = True
+        self._window.keep()
