@@ -1,0 +1,1 @@
+"""Protocols by which a lower room knows an upper one."""
