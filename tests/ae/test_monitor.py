@@ -29,7 +29,7 @@ class Lag(SynchronousTestCase):
         self.addCleanup(globalLogPublisher.removeObserver, observer)
 
     def observe(self, event: LogEvent) -> None:
-        if event.get("log_namespace") == "dicomtwist.ae.ReactorLag":
+        if event.get("log_namespace") == "dicomtwist.ae.monitor.ReactorLag":
             self.assertEqual(event["log_level"].name, "info")
             self.lines.append(formatEvent(event))
 
