@@ -26,7 +26,7 @@ from dicomtwist.archive.instance import Instance
 from dicomtwist.archive.storage.file_store import InstanceStore, InstanceWriter
 from dicomtwist.archive.storage.system_calls import Buffer
 from dicomtwist.archive.storage.types import DuplicateInstance, Durability, IndexFailed, InvalidUID, StoreError, Written
-from dicomtwist.datasets.chunk_buffer import Pieces
+from dicomtwist.datasets.chunk_buffer import ChunkBuffer
 from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner
 from dicomtwist.datasets.layout_cache import Layouts
 from dicomtwist.dimse.status import (
@@ -259,7 +259,7 @@ class _Incoming:
         self._stream = event.stream
         self._scanner: HeaderScanner | None = None
         self._writer: InstanceWriter | None = None
-        self._waiting = Pieces()
+        self._waiting = ChunkBuffer()
         self._unwritten = 0
         self._enough = FIRST_WRITE
         self._writing = False
@@ -299,7 +299,7 @@ class _Incoming:
             self._discard()
 
     def _write(self) -> None:
-        waiting = self._waiting.take_pieces()
+        waiting = self._waiting.take_chunks()
         size = self._unwritten
         self._enough = min(4 * self._enough, WRITE_SIZE)
         self._writing = True
@@ -327,7 +327,7 @@ class _Incoming:
         if self._writer is None:
             self._receiver.keep_small(self)
             return
-        waiting = self._waiting.take_pieces()
+        waiting = self._waiting.take_chunks()
         self._receiver.threads.run(self._finish_writing, waiting).addCallbacks(self._finished_writing, self._refuse)
 
     def _finished_writing(self, outcomes: list[tuple[_Incoming, BaseException | None]]) -> None:

@@ -1,61 +1,61 @@
 """
-Pieces of a data set, kept in memory until the rest has come.
+A buffer for the chunks of a data set, kept in memory until the rest has arrived.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-#: Pieces shorter than this are copied together, in bytes. A view takes some 200 bytes itself and keeps all of the read
-#: alive that it came in: kept as they come, pieces of two bytes would take a hundred times what they hold.
+#: Chunks shorter than this are copied together, in bytes. A view takes some 200 bytes itself and keeps alive all of the
+#: read that it came in: if they were kept as they arrive, chunks of two bytes would take a hundred times what they hold.
 SHORT = 4096
 
 
-class Pieces:
+class ChunkBuffer:
     """
-    A queue of pieces that takes little more memory than they hold.
+    A queue of chunks that takes little more memory than their bytes.
 
-    :ivar length: how many bytes are in it.
+    :ivar length: the number of bytes in the buffer.
     """
 
-    __slots__ = ("_pieces", "length")
+    __slots__ = ("_chunks", "length")
 
     def __init__(self) -> None:
-        self._pieces: deque[memoryview | bytearray] = deque()
+        self._chunks: deque[memoryview | bytearray] = deque()
         self.length = 0
 
     def append(self, data: memoryview) -> None:
-        """Put *data* at the end; it may be kept as it is."""
+        """Add *data* at the end. A chunk of at least :data:`SHORT` bytes is kept without a copy."""
         length = len(data)
         self.length += length
         if length >= SHORT:
-            self._pieces.append(data)
+            self._chunks.append(data)
             return
-        last = self._pieces[-1] if self._pieces else None
+        last = self._chunks[-1] if self._chunks else None
         if type(last) is bytearray:
             last += data
         else:
-            self._pieces.append(bytearray(data))
+            self._chunks.append(bytearray(data))
 
     def pop(self) -> memoryview:
-        """Take a piece from the front."""
-        piece = memoryview(self._pieces.popleft())
-        self.length -= len(piece)
-        return piece
+        """Remove the first chunk and return it."""
+        chunk = memoryview(self._chunks.popleft())
+        self.length -= len(chunk)
+        return chunk
 
-    def take_pieces(self) -> list[memoryview | bytearray]:
-        """Take all, as the pieces that it is in."""
-        pieces = list(self._pieces)
+    def take_chunks(self) -> list[memoryview | bytearray]:
+        """Empty the buffer and return its chunks."""
+        chunks = list(self._chunks)
         self.clear()
-        return pieces
+        return chunks
 
     def take(self) -> bytes:
-        """Take all, in one."""
-        data = b"".join(self._pieces)
+        """Empty the buffer and return its bytes, joined."""
+        data = b"".join(self._chunks)
         self.clear()
         return data
 
     def clear(self) -> None:
-        """Forget all."""
-        self._pieces.clear()
+        """Empty the buffer."""
+        self._chunks.clear()
         self.length = 0

@@ -8,7 +8,7 @@ from typing import Protocol
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
-from dicomtwist.datasets.chunk_buffer import Pieces
+from dicomtwist.datasets.chunk_buffer import ChunkBuffer
 from dicomtwist.errors import DataSetError
 
 #: How much of a file is read at once, in bytes, and how much of a stream waits for a slow reader.
@@ -54,7 +54,7 @@ class DataSetStream:
     def __init__(self, pauser: StreamPauser) -> None:
         self._pauser = pauser
         self._sink: DataSetSink | None = None
-        self._buffer = Pieces()
+        self._buffer = ChunkBuffer()
         self._finished = False
         self._failure: Failure | None = None
         self._paused = False
@@ -200,23 +200,23 @@ class CollectingSink:
     :ivar done: fires with the bytes.
     """
 
-    __slots__ = ("_pieces", "done")
+    __slots__ = ("_chunks", "done")
 
     def __init__(self) -> None:
-        self._pieces = Pieces()
+        self._chunks = ChunkBuffer()
         self.done: Deferred[bytes] = Deferred()
 
     def write(self, data: memoryview) -> None:
         """Keep *data*."""
-        self._pieces.append(data)
+        self._chunks.append(data)
 
     def finish(self) -> None:
         """Join it."""
-        self.done.callback(self._pieces.take())
+        self.done.callback(self._chunks.take())
 
     def fail(self, reason: Failure) -> None:
         """Pass the reason on."""
-        self._pieces.clear()
+        self._chunks.clear()
         self.done.errback(reason)
 
 

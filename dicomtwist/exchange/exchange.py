@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.datasets.chunk_buffer import Pieces
+from dicomtwist.datasets.chunk_buffer import ChunkBuffer
 from dicomtwist.datasets.sources import DataSetSource
 from dicomtwist.datasets.stream import DataSetStream
 from dicomtwist.dimse import status as codes
@@ -64,7 +64,7 @@ class Exchange:
         self._performing: dict[int, Performance] = {}
         self._last_message_id = 0
         self._incoming: Operation | DataSetStream | None = None
-        self._collected = Pieces()
+        self._collected = ChunkBuffer()
         self._failure: Failure | None = None
         self.receive = self._receiver.receive
         self.writable = self._outgoing.writable

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.datasets.chunk_buffer import Pieces
+from dicomtwist.datasets.chunk_buffer import ChunkBuffer
 from dicomtwist.dimse.status import OUT_OF_RESOURCES
 from dicomtwist.errors import AssociationError
 from dicomtwist.scp.performed import Performance
@@ -277,23 +277,23 @@ def with_dataset(
 class _Collector:
     """Collects the data set of a request, up to a limit."""
 
-    __slots__ = ("_length", "_limit", "_performance", "_pieces", "_then", "_too_long")
+    __slots__ = ("_chunks", "_length", "_limit", "_performance", "_then", "_too_long")
 
     def __init__(self, performance: Performance, then: Callable[[bytes], None], limit: int, too_long: int) -> None:
         self._performance = performance
         self._then = then
         self._limit = limit
         self._too_long = too_long
-        self._pieces = Pieces()
+        self._chunks = ChunkBuffer()
         self._length = 0
 
     def write(self, data: memoryview) -> None:
         """Keep *data*, unless it is too much: then let go of all."""
         self._length += len(data)
         if self._length <= self._limit:
-            self._pieces.append(data)
+            self._chunks.append(data)
         else:
-            self._pieces.clear()
+            self._chunks.clear()
 
     def finish(self) -> None:
         """Go on."""
@@ -301,8 +301,8 @@ class _Collector:
         if self._length > self._limit:
             self._performance.refuse(self._too_long, f"a data set of more than {self._limit} bytes")
         else:
-            self._then(self._pieces.take())
+            self._then(self._chunks.take())
 
     def fail(self, reason: Failure) -> None:
         """The peer is gone: nobody is to be told."""
-        self._pieces.clear()
+        self._chunks.clear()
