@@ -85,9 +85,6 @@ REJECT_REASONS = {
     (3, 2): "local limit exceeded",
 }
 
-#: PS3.8 Table 9-26, A-ABORT source.
-ABORT_SOURCES = {0: "DICOM UL service user", 2: "DICOM UL service provider"}
-
 #: PS3.8 Table 9-26, A-ABORT reason; of significance only where the source is the service provider.
 ABORT_REASONS = {
     0: "reason not specified",

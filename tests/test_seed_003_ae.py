@@ -30,7 +30,7 @@ from dicomtwist import (
     build_role,
     evt,
 )
-from dicomtwist.ae.legacy_callbacks import CALLBACKS, OlderStyle
+from dicomtwist.ae.legacy_callbacks import CALLBACKS, LegacyCallbacks
 from dicomtwist.sop_class import (
     CTImageStorage,
     ModalityPerformedProcedureStep,
@@ -268,7 +268,7 @@ class CallbackTests(LoopbackTestCase):
         """
         Every on_* of the document is an attribute of AE, and each is bound to a hook.
         """
-        names = {name for name in vars(OlderStyle) if name.startswith("on_")}
+        names = {name for name in vars(LegacyCallbacks) if name.startswith("on_")}
         self.assertEqual(names, set(CALLBACKS))
         self.assertEqual(len(names), 25)
         ae = AE()

@@ -23,7 +23,7 @@ from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 
 from dicomtwist import evt
-from dicomtwist.ae.legacy_callbacks import OlderStyle
+from dicomtwist.ae.legacy_callbacks import LegacyCallbacks
 from dicomtwist.ae.server import Server, log_ended
 from dicomtwist.association.acceptor import AcceptorFactory, Host
 from dicomtwist.association.association import Association
@@ -60,7 +60,7 @@ def _setting(name: str, doc: str) -> Any:
     return property(get, put, doc=doc)
 
 
-class AE(OlderStyle):
+class AE(LegacyCallbacks):
     """
     An Application Entity (PS3.8 7): its title, what it requests and supports, its limits.
 

@@ -156,7 +156,7 @@ def connect(ae: Any, name: str, callback: Callable[..., Any] | None) -> None:
     ae._callbacks[name] = (callback, adapter)
 
 
-class OlderStyle:
+class LegacyCallbacks:
     """
     What an AE has for programs in the older style.
 

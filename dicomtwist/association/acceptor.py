@@ -206,7 +206,7 @@ class AcceptorAssociation(Association):
         self.notify(evt.EVT_ACSE_SENT, primitive="A-ASSOCIATE response")
         # The window speaks of the requestor: what it invokes is what we perform.
         invoked, performed = (window.performed, window.invoked) if window is not None else (1, 1)
-        self.note_tolerated(request.tolerated)
+        self.log_deviation(request.tolerated)
         self.established(answer, answers.contexts, invoked, performed)
 
     async def _verify(self, identity: UserIdentity) -> tuple[bool, bytes | None]:

@@ -58,7 +58,7 @@ class Association(NormalisedUser):
     :ivar is_aborted: whether it ended with an abort, by either side, or the connection was lost.
     :ivar is_released: whether it was released.
     :ivar was_established: whether it ever could.
-    :ivar tells_of_messages: whether anybody wants to know of each message and fragment, which is asked for each.
+    :ivar observes_messages: whether anybody wants to know of each message and fragment, which is asked for each.
     """
 
     log = Logger()
@@ -88,7 +88,7 @@ class Association(NormalisedUser):
         self._tolerated: tuple[str, ...] = ()
         self._waiting_for_release: list[Deferred[None]] = []
         self._waiting_for_end: list[Deferred[Association]] = []
-        self.tells_of_messages = False
+        self.observes_messages = False
         self._trace()
 
     def _make_protocol(self) -> UpperLayerProtocol:
@@ -196,7 +196,7 @@ class Association(NormalisedUser):
             self._keeper = None
         elif self._keeper is None:
             self._keeper = RecordKeeper(self.ae.reactor.seconds())
-        self.tells_of_messages = self._keeper is not None or any(
+        self.observes_messages = self._keeper is not None or any(
             self._handlers.wants(event) for event in (evt.EVT_PDU_RECV, evt.EVT_DIMSE_RECV, evt.EVT_DIMSE_SENT)
         )
 
@@ -233,7 +233,7 @@ class Association(NormalisedUser):
         """Return the handler and arguments of an intervention, or ``None``."""
         return self._handlers.get(event)
 
-    def note_tolerated(self, what: Sequence[str]) -> None:
+    def log_deviation(self, what: Sequence[str]) -> None:
         """
         Log what the peer does in another way than the standard has it, each thing once.
 
@@ -393,7 +393,7 @@ class Association(NormalisedUser):
 
     def fragment_received(self, fragment: Fragment) -> None:
         """Take a fragment; what breaks the rules aborts."""
-        if self.tells_of_messages:
+        if self.observes_messages:
             self.notify(evt.EVT_PDU_RECV, pdu=fragment)
         if self._end is not None or self._exchange is None:
             return

@@ -23,12 +23,6 @@ from dicomtwist.ul.items import (
 )
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 
-#: What an extended negotiation item may be, in the list that ``associate(ext_neg=...)`` takes.
-NegotiationItem = AsyncOperationsWindow | RoleSelection | SOPClassExtended | SOPClassCommonExtended | UserIdentity
-
-#: One operation at a time, which is what holds where the item was not negotiated (PS3.7 D.3.3.3).
-SYNCHRONOUS = AsyncOperationsWindow(1, 1)
-
 
 def merge_items(items: Iterable[object]) -> UserInformation:
     """

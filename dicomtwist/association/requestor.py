@@ -148,7 +148,7 @@ class RequestorAssociation(Association):
             )
             # What the acceptor performs is what we invoke, and the other way round.
             acceptor.asynchronous_operations = (performed, invoked)
-        self.note_tolerated(answer.tolerated)
+        self.log_deviation(answer.tolerated)
         self.established(answer, contexts, invoked, performed)
         if self._end is not None:
             return  # a handler aborted

@@ -130,12 +130,12 @@ class Exchange:
 
     def message_received(self, context_id: int, message: Message) -> None:
         """A command set came; if it says so, its data set follows."""
-        if self._assoc.tells_of_messages:
+        if self._assoc.observes_messages:
             self._assoc.notify(evt.EVT_DIMSE_RECV, message=message, context_id=context_id)
             if self._failure is not None:
                 return  # a handler aborted
         if message.tolerated:
-            self._assoc.note_tolerated(message.tolerated)
+            self._assoc.log_deviation(message.tolerated)
         if isinstance(message, Request):
             self._request_received(context_id, message)
         elif isinstance(message, Response):
@@ -213,7 +213,7 @@ class Exchange:
             if source is not None:
                 source.close()
             return
-        if self._assoc.tells_of_messages:
+        if self._assoc.observes_messages:
             self._assoc.notify(evt.EVT_DIMSE_SENT, message=response, context_id=performance.context.context_id)
         response.has_dataset = source is not None
         self._outgoing.send(performance.context.context_id, response, source, self._assoc.exchange_advanced)
@@ -284,7 +284,7 @@ class Exchange:
         def sent() -> None:
             operation.sent_at = self._protocol.last_sent
 
-        if self._assoc.tells_of_messages:
+        if self._assoc.observes_messages:
             self._assoc.notify(evt.EVT_DIMSE_SENT, message=request, context_id=context_id)
         self._outgoing.send(context_id, request, source, sent)
         return operation

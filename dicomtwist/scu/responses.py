@@ -42,7 +42,7 @@ MAX_COLLECTED: Final = 100_000
 Answer = tuple[Status, Dataset | None]
 
 
-class _Inbox:
+class _ResponseQueue:
     """
     The responses to one operation, between the exchange and who takes them.
 
@@ -210,17 +210,17 @@ class _Cursor:
         return self._answers.__anext__()
 
     def __del__(self) -> None:
-        _let_go(self._answers._inbox)
+        _let_go(self._answers._responses)
 
 
-def _let_go(inbox: _Inbox) -> None:
-    """Leave *inbox*; Python may free an object in any thread."""
-    if inbox.is_left or inbox.final is not None:
-        inbox.is_left = True
+def _let_go(responses: _ResponseQueue) -> None:
+    """Leave *responses*; Python may free an object in any thread."""
+    if responses.is_left or responses.final is not None:
+        responses.is_left = True
     elif threadable.ioThread in (None, threadable.getThreadID()):
-        inbox.leave()
+        responses.leave()
     else:
-        inbox.assoc.ae.reactor.callFromThread(inbox.leave)
+        responses.assoc.ae.reactor.callFromThread(responses.leave)
 
 
 class Answers:
@@ -247,7 +247,7 @@ class Answers:
     def __init__(
         self, assoc: ServiceClassUser, context: PresentationContextTuple, request: Request, identifier: bytes
     ) -> None:
-        self._inbox = _Inbox(assoc, context, request, identifier, self._hook())
+        self._responses = _ResponseQueue(assoc, context, request, identifier, self._hook())
 
     def _hook(self) -> Callable[[Response, Status], None]:
         return lambda response, status: None
@@ -255,28 +255,28 @@ class Answers:
     @property
     def message_id(self) -> int | None:
         """The Message ID of the request, ``None`` while it waits for a place in the window."""
-        return self._inbox.message_id
+        return self._responses.message_id
 
     @property
     def status(self) -> Status | None:
         """The status of the final response, ``None`` until it has come."""
-        return self._inbox.final
+        return self._responses.final
 
     def __aiter__(self) -> _Cursor:
         return _Cursor(self)
 
     def __anext__(self) -> Awaitable[Answer]:
-        return self._inbox.take()
+        return self._responses.take()
 
     def cancel(self) -> None:
         """
         Send C-CANCEL (PS3.7 9.3.2.3). The answers under way still come, the last one mostly with the status 0xFE00.
         """
-        self._inbox.cancel()
+        self._responses.cancel()
 
     def leave(self) -> None:
         """Want no more: send C-CANCEL where the operation is not over, drop what still comes."""
-        self._inbox.leave()
+        self._responses.leave()
 
     async def aclose(self) -> None:
         """The same as :meth:`leave`."""
@@ -291,9 +291,9 @@ class Answers:
         self.leave()
 
     def __del__(self) -> None:
-        inbox = self.__dict__.get("_inbox")  # missing where the constructor raised
-        if inbox is not None:
-            _let_go(inbox)
+        responses = self.__dict__.get("_responses")  # missing where the constructor raised
+        if responses is not None:
+            _let_go(responses)
 
     def collect(self, limit: int = MAX_COLLECTED) -> Deferred[list[Dataset]]:
         """

@@ -85,7 +85,7 @@ class Sockets:
         if before is not None and self._only_held:
             return before
         if before is not None:
-            port: Any = _Again(self, before.held, factory)
+            port: Any = _AdoptedPort(self, before.held, factory)
         elif inherited is not None:
             # The reactor works with a descriptor of its own.
             with socket.socket(fileno=inherited) as adopted:
@@ -95,17 +95,17 @@ class Sockets:
         if self._only_held:
             self.reactor.removeReader(port)
         elif before is None and _WITH_FILES.search(self._descriptions[index]):
-            port = _Again(self, port, factory)
+            port = _AdoptedPort(self, port, factory)
         self._ports[index] = port
         return port
 
-    def is_last(self, port: Any) -> bool:
-        """Whether no other port listens at the socket of *port*."""
+    def is_current(self, port: Any) -> bool:
+        """Whether *port* is the current port of its socket: no other one has replaced it."""
         return any(port is one for one in self._ports.values())
 
 
 @implementer(IListeningPort)
-class _Again:
+class _AdoptedPort:
     """
     A port at a socket that others may listen at later: its socket is kept by a port that does not accept, since the reactor
     shuts a socket down when the port that made it is closed.
@@ -126,12 +126,12 @@ class _Again:
         return self.held.getHost()
 
     def stopListening(self) -> Deferred[None]:
-        stopping: Deferred[None] = Deferred.fromCoroutine(self._stop(self._sockets.is_last(self)))
+        stopping: Deferred[None] = Deferred.fromCoroutine(self._stop(self._sockets.is_current(self)))
         return stopping
 
-    async def _stop(self, is_last: bool) -> None:
+    async def _stop(self, is_current: bool) -> None:
         await maybeDeferred(self._port.stopListening)
-        if is_last:
+        if is_current:
             await maybeDeferred(self.held.stopListening)
 
 
