@@ -302,7 +302,7 @@ class Names(SynchronousTestCase):
     def test_events(self) -> None:
         """docs/guides/handlers.md tells of each event, as what it is."""
         page = (DOCS / "guides" / "handlers.md").read_text()
-        notifications, _, interventions = page.partition("An **intervention** asks.")
+        notifications, _, interventions = page.partition("An **intervention** asks")
         for event in evt.get_events():
             rows = interventions if event.is_intervention else notifications
             self.assertIsNotNone(re.search(rf"^\|.*`{event.name}`.*\|", rows, re.MULTILINE), event.name)
