@@ -1,0 +1,83 @@
+"""
+A router beside a web server, in one process: it forwards each image to another AE, and a web page shows its state.
+
+    python gateway.py tcp:11112:interface=127.0.0.1 tcp:8080:interface=127.0.0.1 127.0.0.1 11113
+
+The arguments are the DICOM endpoint, the HTTP endpoint, and the host and port to forward to. Success goes to the sender
+when the destination has answered with it: the gateway keeps nothing, so it promises nothing of its own. If the destination
+fails, the sender gets 0xA700 and sends again later. This gateway takes the uncompressed transfer syntaxes, which it converts
+if the destination wants another one of them.
+"""
+
+import json
+import sys
+from collections import Counter
+
+from twisted.application.internet import StreamServerEndpointService
+from twisted.application.service import MultiService
+from twisted.internet import endpoints
+from twisted.web.resource import Resource
+from twisted.web.server import Site
+
+from dicomtwist import (
+    AE,
+    AssociationError,
+    AssociationPool,
+    NoPresentationContext,
+    PoolError,
+    StoragePresentationContexts,
+    evt,
+)
+from dicomtwist.service import DICOMService
+from dicomtwist.sop_class import Verification
+
+
+class State(Resource):
+    """The gateway's state as JSON."""
+
+    def __init__(self, dicom, counts):
+        super().__init__()
+        self.dicom, self.counts = dicom, counts
+
+    def render_GET(self, request):
+        request.setHeader("Content-Type", "application/json")
+        associations = len(self.dicom.server.active_associations)
+        return json.dumps({"associations": associations, **self.counts}).encode() + b"\n"
+
+
+def make_service(reactor, dicom_endpoint, http_endpoint, host, port):
+    """Return the DICOM server, the pool of associations to the destination and the web server as one service."""
+    counts = Counter(forwarded=0, failed=0)
+
+    async def forward(event):
+        try:
+            status = await pool.send_c_store(event.dataset)
+        except (AssociationError, PoolError, NoPresentationContext, OSError) as error:
+            print(f"not forwarded: {error}", file=sys.stderr, flush=True)
+            status = 0xA700
+        counts["forwarded" if status == 0x0000 else "failed"] += 1
+        return status
+
+    ae = AE("GATEWAY", reactor=reactor)
+    ae.supported_contexts = StoragePresentationContexts
+    ae.add_supported_context(Verification)
+    ae.requested_contexts = StoragePresentationContexts
+    pool = AssociationPool(ae, host, int(port), size=4, attempts=2)
+    dicom = DICOMService(ae, [dicom_endpoint], evt_handlers=[(evt.EVT_C_STORE, forward)])
+    root = Resource()
+    root.putChild(b"", State(dicom, counts))
+    web = StreamServerEndpointService(endpoints.serverFromString(reactor, http_endpoint), Site(root))
+
+    gateway = MultiService()
+    for service in (pool, dicom, web):
+        service.setServiceParent(gateway)
+    return gateway
+
+
+if __name__ == "__main__":
+    from twisted.internet import reactor
+
+    gateway = make_service(reactor, *sys.argv[1:])
+    reactor.callWhenRunning(gateway.startService)
+    reactor.addSystemEventTrigger("before", "shutdown", gateway.stopService)
+    reactor.run()
