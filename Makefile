@@ -5,6 +5,7 @@
 # make soak           twist dicom among all kinds of peers for SOAK_SECONDS=600; its memory has to be flat
 # make docs           the documentation, into build/docs
 # make bench          measures beside DCMTK, Orthanc and pynetdicom, and writes docs/benchmarks.md; BENCH="echo find" these only
+# make changelog VERSION=1.2.0   CHANGELOG.md from the files in changelog.d, for a release
 # make lint types package-check format clean
 
 PYTHON ?= python3
@@ -25,7 +26,7 @@ DEV := $(VENV)/.installed-dev
 DOCS := $(VENV)/.installed-docs
 FUZZ := $(VENV)/.installed-fuzz
 
-.PHONY: run test lint format types package-check docs bench load soak fuzz peers clean
+.PHONY: run test lint format types changelog package-check docs bench load soak fuzz peers clean
 
 run: $(BASE)
 	@echo "A DICOM Storage SCP on 127.0.0.1:11112 that keeps what it receives in $(STORAGE)/"
@@ -42,6 +43,8 @@ test: $(TEST) peers
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/towncrier build --draft --version next >/dev/null
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .
@@ -49,6 +52,10 @@ format: $(DEV)
 
 types: $(DEV)
 	$(BIN)/mypy
+
+changelog: $(DEV)
+	@[ -n "$(VERSION)" ] || { echo "make changelog VERSION=1.2.0"; exit 1; }
+	$(BIN)/towncrier build --yes --version $(VERSION)
 
 package-check: $(DEV)
 	$(BIN)/python .ci/packaging_check.py
