@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
 import dicomtwist
 
 project = "dicomtwist"
@@ -30,3 +36,23 @@ html_title = f"dicomtwist {release}"
 html_show_sphinx = False
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
+
+
+def add_unreleased_changes(app: Sphinx, name: str, source: list[str]) -> None:
+    """Put the fragments of changelog.d, rendered by towncrier, above the released changes on the page of the changelog."""
+    if name == "changelog":
+        command = ["towncrier", "build", "--draft", "--version", "Unreleased", "--date", "changelog.d"]
+        draft = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        source[0] += draft.stdout.replace("](docs/", "](")
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", add_unreleased_changes)
+    # The page changes with the fragments, which Sphinx does not watch.
+    app.connect("env-get-outdated", lambda *args: ["changelog"])

@@ -227,7 +227,12 @@ class Links(SynchronousTestCase):
     """Links between the pages."""
 
     def test_they_lead_somewhere(self) -> None:
-        for page in pages():
+        for page in (
+            *pages(),
+            PROJECT / "CONTRIBUTING.md",
+            PROJECT / "SECURITY.md",
+            *PROJECT.glob("changelog.d/README.md"),
+        ):
             for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
                 self.assertTrue((page.parent / target).exists(), f"{page.relative_to(PROJECT)} links to {target}")
 
@@ -250,6 +255,33 @@ class Links(SynchronousTestCase):
             name = page.relative_to(DOCS).with_suffix("").as_posix()
             if name != "index" and (page.parent.name != "reference" or page.name == "index.md"):
                 self.assertIn(name, entries)
+
+
+class Fragments(SynchronousTestCase):
+    """The entries of the next release's changelog."""
+
+    def test_links_start_at_the_projects_folder(self) -> None:
+        """CHANGELOG.md is there; the page of the documentation drops ``docs/`` from them."""
+        for fragment in (PROJECT / "changelog.d").glob("*.*.md"):
+            for target in re.findall(r"\]\(([^)#:]+)\)", fragment.read_text()):
+                self.assertTrue(
+                    target.startswith("docs/") and (PROJECT / target).exists(), f"{fragment.name}: {target}"
+                )
+
+
+class Glossary(SynchronousTestCase):
+    """docs/glossary.md has each term once, and names modules that are there."""
+
+    def test_terms(self) -> None:
+        page = (DOCS / "glossary.md").read_text()
+        terms = [term for row in re.findall(r"^\| (\*\*.*?) \|", page, re.MULTILINE) for term in row.split(", ")]
+        self.assertGreater(len(terms), 20)
+        self.assertEqual(len(terms), len(set(terms)))
+
+    def test_modules(self) -> None:
+        page = (DOCS / "glossary.md").read_text()
+        for name in re.findall(r"`([\w/]+(?:\.py|/))`", page):
+            self.assertTrue((PROJECT / "dicomtwist" / name).exists(), name)
 
 
 class Reference(SynchronousTestCase):
