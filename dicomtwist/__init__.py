@@ -1,49 +1,84 @@
 """
-DICOM networking on Twisted: the upper layer as a Protocol, Deferreds for DIMSE answers, endpoints for everything.
+dicomtwist sends, receives, queries and archives DICOM images from Python. It is built on Twisted.
+
+A name of this package, or a module of it, is imported when it is first used: ``import dicomtwist`` alone takes no longer
+than Python itself needs to start, and a program pays for what it uses.
 """
 
-from dicomtwist import evt, presentation, sop_class
-from dicomtwist.ae.ae import AE
-from dicomtwist.ae.server import Server
-from dicomtwist.association.association import Association
-from dicomtwist.dimse.status import Status
-from dicomtwist.errors import (
-    AssociationAborted,
-    AssociationError,
-    AssociationLost,
-    AssociationRejected,
-    AssociationReleased,
-    AssociationTimeout,
-    DataSetError,
-    DICOMError,
-    NoAcceptedContexts,
-    NoPresentationContext,
-    NotEstablished,
-    OperationFailed,
-    PoolError,
-    PoolFull,
-    PoolStopped,
-    PoolTimeout,
-    RetriesExhausted,
-    TooManyAnswers,
-)
-from dicomtwist.pool.pool import AssociationPool
-from dicomtwist.presentation import (
-    ALL_TRANSFER_SYNTAXES,
-    DEFAULT_TRANSFER_SYNTAXES,
-    PREBUILT_CONTEXTS,
-    PresentationContext,
-    build_context,
-    build_role,
-)
-from dicomtwist.scu.responses import Answers, Retrieval, RetrievalResult, SubOperations
-from dicomtwist.ul.ae_title import check_ae_title
-from dicomtwist.ul.items import (
-    AsyncOperationsWindow,
-    SOPClassCommonExtended,
-    SOPClassExtended,
-    UserIdentity,
-)
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dicomtwist import evt, sop_class
+    from dicomtwist.ae.ae import AE
+    from dicomtwist.ae.server import Server
+    from dicomtwist.association.association import Association
+    from dicomtwist.dimse.status import Status
+    from dicomtwist.errors import (
+        AssociationAborted,
+        AssociationError,
+        AssociationLost,
+        AssociationRejected,
+        AssociationReleased,
+        AssociationTimeout,
+        DataSetError,
+        DICOMError,
+        NoAcceptedContexts,
+        NoPresentationContext,
+        NotEstablished,
+        OperationFailed,
+        PoolError,
+        PoolFull,
+        PoolStopped,
+        PoolTimeout,
+        RetriesExhausted,
+        TooManyAnswers,
+    )
+    from dicomtwist.pool.pool import AssociationPool
+    from dicomtwist.presentation import (
+        ALL_TRANSFER_SYNTAXES,
+        DEFAULT_TRANSFER_SYNTAXES,
+        PresentationContext,
+        build_context,
+        build_role,
+    )
+    from dicomtwist.scu.responses import Answers, Retrieval, RetrievalResult, SubOperations
+    from dicomtwist.ul.ae_title import check_ae_title
+    from dicomtwist.ul.items import (
+        AsyncOperationsWindow,
+        SOPClassCommonExtended,
+        SOPClassExtended,
+        UserIdentity,
+    )
+
+    AllStoragePresentationContexts: list[PresentationContext]
+    ApplicationEventLoggingPresentationContexts: list[PresentationContext]
+    BasicWorklistManagementPresentationContexts: list[PresentationContext]
+    ColorPalettePresentationContexts: list[PresentationContext]
+    DefinedProcedureProtocolPresentationContexts: list[PresentationContext]
+    DisplaySystemPresentationContexts: list[PresentationContext]
+    HangingProtocolPresentationContexts: list[PresentationContext]
+    ImplantTemplatePresentationContexts: list[PresentationContext]
+    InstanceAvailabilityPresentationContexts: list[PresentationContext]
+    InventoryPresentationContexts: list[PresentationContext]
+    MediaCreationManagementPresentationContexts: list[PresentationContext]
+    MediaStoragePresentationContexts: list[PresentationContext]
+    ModalityPerformedPresentationContexts: list[PresentationContext]
+    NonPatientObjectPresentationContexts: list[PresentationContext]
+    PrintManagementPresentationContexts: list[PresentationContext]
+    ProcedureStepPresentationContexts: list[PresentationContext]
+    ProtocolApprovalPresentationContexts: list[PresentationContext]
+    QueryRetrievePresentationContexts: list[PresentationContext]
+    RTMachineVerificationPresentationContexts: list[PresentationContext]
+    RelevantPatientInformationPresentationContexts: list[PresentationContext]
+    StorageCommitmentPresentationContexts: list[PresentationContext]
+    StorageManagementPresentationContexts: list[PresentationContext]
+    StoragePresentationContexts: list[PresentationContext]
+    SubstanceAdministrationPresentationContexts: list[PresentationContext]
+    UnifiedProcedurePresentationContexts: list[PresentationContext]
+    VerificationPresentationContexts: list[PresentationContext]
 
 __version__ = "0.1.0"
 
@@ -87,17 +122,119 @@ __all__ = [
     "SubOperations",
     "TooManyAnswers",
     "UserIdentity",
+    # Prebuilt lists of presentation contexts.
+    "AllStoragePresentationContexts",
+    "ApplicationEventLoggingPresentationContexts",
+    "BasicWorklistManagementPresentationContexts",
+    "ColorPalettePresentationContexts",
+    "DefinedProcedureProtocolPresentationContexts",
+    "DisplaySystemPresentationContexts",
+    "HangingProtocolPresentationContexts",
+    "ImplantTemplatePresentationContexts",
+    "InstanceAvailabilityPresentationContexts",
+    "InventoryPresentationContexts",
+    "MediaCreationManagementPresentationContexts",
+    "MediaStoragePresentationContexts",
+    "ModalityPerformedPresentationContexts",
+    "NonPatientObjectPresentationContexts",
+    "PrintManagementPresentationContexts",
+    "ProcedureStepPresentationContexts",
+    "ProtocolApprovalPresentationContexts",
+    "QueryRetrievePresentationContexts",
+    "RTMachineVerificationPresentationContexts",
+    "RelevantPatientInformationPresentationContexts",
+    "StorageCommitmentPresentationContexts",
+    "StorageManagementPresentationContexts",
+    "StoragePresentationContexts",
+    "SubstanceAdministrationPresentationContexts",
+    "UnifiedProcedurePresentationContexts",
+    "VerificationPresentationContexts",
 ]
-__all__ += PREBUILT_CONTEXTS
 
+#: The public names by the modules that define them.
+_NAMES = {
+    "ae.ae": ("AE",),
+    "ae.server": ("Server",),
+    "association.association": ("Association",),
+    "dimse.status": ("Status",),
+    "errors": (
+        "AssociationAborted",
+        "AssociationError",
+        "AssociationLost",
+        "AssociationRejected",
+        "AssociationReleased",
+        "AssociationTimeout",
+        "DataSetError",
+        "DICOMError",
+        "NoAcceptedContexts",
+        "NoPresentationContext",
+        "NotEstablished",
+        "OperationFailed",
+        "PoolError",
+        "PoolFull",
+        "PoolStopped",
+        "PoolTimeout",
+        "RetriesExhausted",
+        "TooManyAnswers",
+    ),
+    "pool.pool": ("AssociationPool",),
+    "presentation": (
+        "ALL_TRANSFER_SYNTAXES",
+        "DEFAULT_TRANSFER_SYNTAXES",
+        "PresentationContext",
+        "build_context",
+        "build_role",
+    ),
+    "scu.responses": ("Answers", "Retrieval", "RetrievalResult", "SubOperations"),
+    "ul.ae_title": ("check_ae_title",),
+    "ul.items": ("AsyncOperationsWindow", "SOPClassCommonExtended", "SOPClassExtended", "UserIdentity"),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
-def __getattr__(name: str) -> list[PresentationContext]:
-    """Give a new copy of a prebuilt list of presentation contexts (PEP 562)."""
-    if name not in PREBUILT_CONTEXTS:
+#: The modules and subpackages that ``import dicomtwist`` makes available as attributes.
+_SUBMODULES = (
+    "ae",
+    "association",
+    "datasets",
+    "dimse",
+    "endpoints",
+    "errors",
+    "evt",
+    "exchange",
+    "part10",
+    "pool",
+    "presentation",
+    "runtime",
+    "scp",
+    "scu",
+    "settings",
+    "sop_class",
+    "sop_relations",
+    "tls",
+    "transport",
+    "ul",
+)
+
+# Hidden from type checkers, for which any misspelt name would exist otherwise.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """
+        Import a public name on its first use (PEP 562).
+
+        :raises AttributeError: the package has no such name.
+        """
+        if name in _SUBMODULES:
+            return import_module(f"dicomtwist.{name}")
+        if name in _MODULE_OF:
+            value = globals()[name] = getattr(import_module(f"dicomtwist.{_MODULE_OF[name]}"), name)
+            return value
+        if name == "PREBUILT_CONTEXTS" or name in __all__:
+            # Not stored: each access to a prebuilt list gives a new copy.
+            return getattr(import_module("dicomtwist.presentation"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    contexts: list[PresentationContext] = getattr(presentation, name)
-    return contexts
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *PREBUILT_CONTEXTS})
+    special = (name for name in globals() if name.startswith("__"))
+    return sorted({*special, *__all__, *_SUBMODULES, "PREBUILT_CONTEXTS"})

@@ -4,6 +4,8 @@ What an installation gives: plugins that Twisted finds, and rooms that need noth
 
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,9 @@ from twisted.internet.interfaces import (
 )
 from twisted.plugin import getPlugins
 from twisted.trial.unittest import SynchronousTestCase
+
+import dicomtwist
+from dicomtwist.presentation import PREBUILT_CONTEXTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dicomtwist"
@@ -53,6 +58,19 @@ import twisted.plugins.dicomtwist_plugin
 heavy = {"dicomtwist", "pydicom", "OpenSSL", "twisted.internet.reactor"} & set(sys.modules)
 if heavy:
     sys.exit(f"the plugin imports {sorted(heavy)}")
+"""
+
+# What "import dicomtwist" costs, and what the package offers all the same.
+IMPORT_ROOT = """
+import sys
+import dicomtwist
+heavy = {"pydicom", "twisted", "OpenSSL"} & set(sys.modules)
+if heavy:
+    sys.exit(f"the package imports {sorted(heavy)}")
+if dicomtwist.pool.AssociationPool is not dicomtwist.AssociationPool:
+    sys.exit("a subpackage is not an attribute of the package")
+from dicomtwist import *
+AE, evt, CTImageStorage = AE, evt, sop_class.CTImageStorage
 """
 
 
@@ -114,6 +132,48 @@ class PluginTests(SynchronousTestCase):
         An ``__init__.py`` in them would hide Twisted's own plugins.
         """
         self.assertEqual(list((ROOT / "twisted").rglob("__init__.py")), [])
+
+
+class RootTests(SynchronousTestCase):
+    """
+    The package imports its names when they are first used.
+    """
+
+    def test_light(self) -> None:
+        """
+        The package alone imports neither Twisted nor pydicom, and has all its names all the same.
+        """
+        self.assertEqual(run_python(IMPORT_ROOT), (0, ""))
+
+    def test_names(self) -> None:
+        """
+        Each public name is the object of the module that type checkers find it in, and nothing is missing.
+        """
+        tree = ast.parse((PACKAGE / "__init__.py").read_text())
+        (block,) = [node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name)]
+        names = set(PREBUILT_CONTEXTS)
+        for node in block.body:
+            if isinstance(node, ast.ImportFrom):
+                assert node.module is not None
+                for name in [alias.name for alias in node.names]:
+                    names.add(name)
+                    value = getattr(importlib.import_module(node.module), name)
+                    self.assertIs(getattr(dicomtwist, name), value)
+        self.assertEqual(names, set(dicomtwist.__all__))
+        self.assertEqual(len(names), len(dicomtwist.__all__))
+        self.assertEqual(names - set(dir(dicomtwist)), set())
+        prebuilt = [
+            node.target.id
+            for node in block.body
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        ]
+        self.assertEqual(sorted(prebuilt), sorted(PREBUILT_CONTEXTS))
+
+    def test_unknown_names(self) -> None:
+        """
+        A name that is not there is an AttributeError.
+        """
+        self.assertRaises(AttributeError, getattr, dicomtwist, "Nonsense")
 
 
 class PurityTests(SynchronousTestCase):
