@@ -29,10 +29,7 @@ The exceptions of dicomtwist. Each says what went wrong and, where there is some
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from dicomtwist.dimse.status import Status
+from dicomtwist.dimse.status import Status
 
 
 class DICOMError(Exception):

@@ -11,8 +11,7 @@ server or an association. A handler is called as ``handler(event, *arguments)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from time import time
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
@@ -35,6 +34,10 @@ from dicomtwist.dimse.messages import (
     NSetRQ,
     Request,
 )
+from dicomtwist.interfaces import AssociationInterface, PerformedOperation
+from dicomtwist.interfaces import EventType as EventType
+from dicomtwist.interfaces import Handler as Handler
+from dicomtwist.interfaces import HandlerTuple as HandlerTuple
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 from dicomtwist.presentation import PresentationContextTuple
 
@@ -42,37 +45,9 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
 
-    from dicomtwist.association.association import Association
-    from dicomtwist.scp.performed import Performance
 
-Handler: TypeAlias = Callable[..., Any]
 #: The requests of DIMSE-N.
 NormalisedRequest: TypeAlias = NActionRQ | NCreateRQ | NDeleteRQ | NEventReportRQ | NGetRQ | NSetRQ
-#: How handlers are given: (event, handler) or (event, handler, arguments).
-HandlerTuple: TypeAlias = "tuple[EventType, Handler] | tuple[EventType, Handler, Sequence[Any]]"
-
-
-@dataclass(frozen=True, eq=False)
-class EventType:
-    """
-    Something to bind a handler to.
-
-    :ivar name: as it is written in code, such as ``"EVT_C_STORE"``.
-    :ivar description: when it occurs.
-    :ivar is_intervention: whether what its handler returns matters.
-    """
-
-    name: str
-    description: str
-    is_intervention: bool = False
-
-    @property
-    def is_notification(self) -> bool:
-        """Whether it only tells."""
-        return not self.is_intervention
-
-    def __repr__(self) -> str:
-        return f"evt.{self.name}"
 
 
 def _notification(name: str, description: str) -> EventType:
@@ -247,7 +222,7 @@ class Event:
     :ivar timestamp: when, as an aware ``datetime`` in UTC.
     """
 
-    def __init__(self, event: EventType, assoc: Association, **attributes: Any) -> None:
+    def __init__(self, event: EventType, assoc: AssociationInterface, **attributes: Any) -> None:
         self.event = event
         self.assoc = assoc
         self._seconds = time()
@@ -274,7 +249,7 @@ class DIMSEEvent(Event):
     """
 
     def __init__(
-        self, event: EventType, assoc: Association, request: Request, context: PresentationContextTuple
+        self, event: EventType, assoc: AssociationInterface, request: Request, context: PresentationContextTuple
     ) -> None:
         self.event = event
         self.assoc = assoc
@@ -297,7 +272,7 @@ class IdentifierEvent(DIMSEEvent):
 
     request: CFindRQ | CGetRQ | CMoveRQ
 
-    def __init__(self, event: EventType, performance: Performance, encoded: bytes) -> None:
+    def __init__(self, event: EventType, performance: PerformedOperation, encoded: bytes) -> None:
         super().__init__(event, performance.assoc, performance.request, performance.context)
         self._performance = performance
         self._encoded = encoded
@@ -341,7 +316,7 @@ class NormalisedEvent(DIMSEEvent):
 
     request: NormalisedRequest
 
-    def __init__(self, event: EventType, performance: Performance) -> None:
+    def __init__(self, event: EventType, performance: PerformedOperation) -> None:
         super().__init__(event, performance.assoc, performance.request, performance.context)
         self._encoded = b""
         self._dataset: Dataset | None = None
@@ -484,7 +459,7 @@ class StoreEvent(DIMSEEvent):
     def __init__(
         self,
         event: EventType,
-        assoc: Association,
+        assoc: AssociationInterface,
         request: CStoreRQ,
         context: PresentationContextTuple,
         stream: DataSetStream,

@@ -24,9 +24,9 @@ from dicomtwist.access.rules import DEFAULT_RULES, IDENTITY_TYPES, UNIX, Asker, 
 from dicomtwist.access.users import Users
 from dicomtwist.ae.server import Server
 from dicomtwist.association.acceptor import AcceptorAssociation
-from dicomtwist.association.association import Association
 from dicomtwist.dimse.messages import RESPONSES
 from dicomtwist.dimse.status import NOT_AUTHORISED, Status
+from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.scp.multiple_responses import Refused
 from dicomtwist.sop_class import (
@@ -115,7 +115,7 @@ class Access:
     def __init__(self, policy: Policy, threads: WorkerThreads) -> None:
         self.policy = policy
         self._threads = threads
-        self._judged: WeakKeyDictionary[Association, _Judged] = WeakKeyDictionary()
+        self._judged: WeakKeyDictionary[AssociationInterface, _Judged] = WeakKeyDictionary()
 
     def guarded(self, handlers: Iterable[evt.HandlerTuple]) -> list[evt.HandlerTuple]:
         """
@@ -178,7 +178,7 @@ class Access:
         verifying: Deferred[bool] = self._threads.run(policy.users.verify, name, event.secondary_field)
         return verifying.addCallback(lambda right: self._let_in(assoc, kind, name, right))
 
-    def _let_in(self, assoc: Association, kind: Identity, name: str, right: bool) -> tuple[bool, None]:
+    def _let_in(self, assoc: AssociationInterface, kind: Identity, name: str, right: bool) -> tuple[bool, None]:
         why = f"a user identity of type {kind} was not confirmed"
         if right:
             rules = self.policy.rules
@@ -254,7 +254,7 @@ def _operation(event: evt.EventType, uid: str) -> Operation:
     return _OPERATIONS[event]
 
 
-def _asker(assoc: Association) -> Asker:
+def _asker(assoc: AssociationInterface) -> Asker:
     transport: Any = assoc.protocol.transport
     address = assoc.requestor.address
     if isinstance(transport.getPeer(), UNIXAddress):

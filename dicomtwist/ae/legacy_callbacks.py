@@ -9,16 +9,15 @@ programs bind handlers to the hooks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from dicomtwist import evt
+from dicomtwist.interfaces import AssociationSide
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
-    from dicomtwist.ae.ae import AE
     from dicomtwist.ae.server import Server
-    from dicomtwist.association.service_user import ServiceUser
 
 #: What makes the arguments of a callback from an event; ``None`` where the callback is not meant.
 Arguments: TypeAlias = Callable[[evt.Event], tuple[Any, ...] | None]
@@ -29,8 +28,8 @@ def padded(title: str) -> bytes:
     return title.encode("latin-1", "replace").ljust(16)
 
 
-def _side(user: ServiceUser) -> dict[str, Any]:
-    return {"ae_title": padded(user.ae_title), "address": user.address, "port": user.port}
+def _side(side: AssociationSide) -> dict[str, Any]:
+    return {"ae_title": padded(side.ae_title), "address": side.address, "port": side.port}
 
 
 def information(event: evt.Event) -> dict[str, Any]:
@@ -204,13 +203,21 @@ class LegacyCallbacks:
     on_n_get = _Callback()
     on_n_set = _Callback()
 
+    if TYPE_CHECKING:
+
+        def start_server(self, address: tuple[str, int]) -> Deferred[Server]:
+            """Listen for association requests; an AE does."""
+
+        def shutdown(self, grace: float | None = 0.0) -> Deferred[None]:
+            """Stop every server and abort every association; an AE does."""
+
     def start(self) -> Deferred[Server]:
         """Listen at :attr:`bind_addr` and :attr:`port`; nothing blocks. The same as :meth:`AE.start_server`."""
-        return cast("AE", self).start_server((self.bind_addr, self.port))
+        return self.start_server((self.bind_addr, self.port))
 
     def stop(self) -> Deferred[None]:
         """Stop listening and abort every association: :meth:`AE.shutdown` without grace."""
-        return cast("AE", self).shutdown()
+        return self.shutdown()
 
     def quit(self) -> Deferred[None]:
         """The same as :meth:`stop`."""

@@ -5,7 +5,7 @@ A listening Application Entity.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
@@ -13,10 +13,8 @@ from twisted.logger import Logger
 
 from dicomtwist import evt
 from dicomtwist.association.acceptor import AcceptorAssociation, AcceptorFactory
+from dicomtwist.association.association import Association
 from dicomtwist.transport.upper_layer import address_of
-
-if TYPE_CHECKING:
-    from dicomtwist.association.association import Association
 
 
 class Server:

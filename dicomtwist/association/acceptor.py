@@ -7,7 +7,7 @@ from __future__ import annotations
 import resource
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
@@ -20,6 +20,7 @@ from dicomtwist.association.association import Association
 from dicomtwist.association.negotiation import accept_window, answer_contexts, check_request
 from dicomtwist.association.timeouts import Deadline
 from dicomtwist.errors import AssociationAborted, AssociationRejected
+from dicomtwist.interfaces import AEInterface
 from dicomtwist.presentation import SupportedContexts
 from dicomtwist.settings import Settings
 from dicomtwist.tls.errors import describe_tls_error
@@ -33,9 +34,6 @@ from dicomtwist.ul.items import (
     UserInformation,
 )
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
-
-if TYPE_CHECKING:
-    from dicomtwist.ae.ae import AE
 
 #: Identities that are confirmed with an empty response, whatever the handler says (PS3.7 D.3.3.7.2).
 _WITHOUT_SERVER_RESPONSE = (1, 2)
@@ -73,7 +71,9 @@ class Host:
 
     __slots__ = ("ae", "handlers", "settings", "supported")
 
-    def __init__(self, ae: AE, settings: Settings, supported: SupportedContexts, handlers: evt.Handlers) -> None:
+    def __init__(
+        self, ae: AEInterface, settings: Settings, supported: SupportedContexts, handlers: evt.Handlers
+    ) -> None:
         self.ae = ae
         self.settings = settings
         self.supported = supported

@@ -8,8 +8,9 @@ that it carries are in :mod:`dicomtwist.exchange.exchange`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from types import CoroutineType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -29,7 +30,9 @@ from dicomtwist.errors import (
     NotEstablished,
 )
 from dicomtwist.exchange.exchange import Exchange
+from dicomtwist.interfaces import AEInterface
 from dicomtwist.presentation import PresentationContext, PresentationContextTuple
+from dicomtwist.scp.services import performance
 from dicomtwist.scu.dimse_n import NormalisedUser
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import SOPClass
@@ -39,9 +42,6 @@ from dicomtwist.ul.connection import AbortIndication
 from dicomtwist.ul.framing import Fragment
 from dicomtwist.ul.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, AReleaseRP, AReleaseRQ
 from dicomtwist.ul.state_machine import State
-
-if TYPE_CHECKING:
-    from dicomtwist.ae.ae import AE
 
 
 class Association(NormalisedUser):
@@ -64,7 +64,7 @@ class Association(NormalisedUser):
     log = Logger()
     mode = ""
 
-    def __init__(self, ae: AE, settings: Settings, handlers: evt.Handlers) -> None:
+    def __init__(self, ae: AEInterface, settings: Settings, handlers: evt.Handlers) -> None:
         self.ae = ae
         self.settings = settings
         self.requestor = ServiceUser()
@@ -382,7 +382,9 @@ class Association(NormalisedUser):
             else:
                 self._rejected.append(context)
         cap = self.settings.maximum_operations
-        self._exchange = Exchange(self, self._tuples, min(invoked or cap, cap), min(performed or cap, cap))
+        self._exchange = Exchange(
+            self, self._tuples, min(invoked or cap, cap), min(performed or cap, cap), partial(performance, self)
+        )
         self.is_established = self.was_established = True
         self._protocol.last_received = self.ae.reactor.seconds()
         shortest = shortest_timeout(self.settings)

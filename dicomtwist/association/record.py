@@ -12,15 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from dicomtwist import evt
 from dicomtwist.dimse.messages import Message, Request, Response
 from dicomtwist.dimse.status import StatusCategory, category
 from dicomtwist.errors import AssociationAborted, AssociationRejected, AssociationTimeout
-
-if TYPE_CHECKING:
-    from dicomtwist.association.association import Association
+from dicomtwist.interfaces import AssociationInterface
 
 #: How many operations of an association are recorded one by one; beyond that they are only counted.
 MAX_OPERATIONS: Final = 1000
@@ -334,7 +332,7 @@ class RecordKeeper:
             )
         )
 
-    def finish(self, association: Association, now: float) -> AssociationRecord:
+    def finish(self, association: AssociationInterface, now: float) -> AssociationRecord:
         """Return the record of *association*, which is over."""
         for operation in [operation for waiting in self._open.values() for operation in waiting]:
             self._done(operation, None, now)
@@ -364,7 +362,7 @@ class RecordKeeper:
             ending=self._ending(association),
         )
 
-    def _ending(self, association: Association) -> Ending:
+    def _ending(self, association: AssociationInterface) -> Ending:
         if association.is_released:
             return Ending(kind="released", by=self._released_by)
         error = association.end_reason
@@ -389,7 +387,7 @@ def _uid(message: Message | None, name: str) -> str:
     return ""
 
 
-def _contexts(association: Association) -> tuple[ContextRecord, ...]:
+def _contexts(association: AssociationInterface) -> tuple[ContextRecord, ...]:
     """Return the contexts that were answered."""
     contexts = [*association.accepted_contexts, *association.rejected_contexts]
     return tuple(

@@ -5,7 +5,6 @@ The requestor's side of an association: asking, and understanding the answer (PS
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -18,6 +17,7 @@ from dicomtwist.association.association import Association
 from dicomtwist.association.negotiation import propose_contexts, resolve_answer
 from dicomtwist.association.timeouts import Deadline
 from dicomtwist.errors import AssociationRejected, NoAcceptedContexts
+from dicomtwist.interfaces import AEInterface
 from dicomtwist.presentation import PresentationContext, number_contexts
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import SOPClass
@@ -25,10 +25,6 @@ from dicomtwist.transport.upper_layer import UpperLayerProtocol
 from dicomtwist.ul.items import UserInformation
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 from dicomtwist.ul.state_machine import State
-
-if TYPE_CHECKING:
-    from dicomtwist.ae.ae import AE
-
 
 #: Before the A-ASSOCIATE-RQ is sent there is nothing to abort.
 _NOT_ASKED = (State.STA1, State.STA4)
@@ -49,7 +45,7 @@ class RequestorAssociation(Association):
 
     def __init__(
         self,
-        ae: AE,
+        ae: AEInterface,
         settings: Settings,
         handlers: evt.Handlers,
         called_ae_title: str,
@@ -223,7 +219,7 @@ class RequestorFactory(Factory):
 
     def __init__(
         self,
-        ae: AE,
+        ae: AEInterface,
         settings: Settings,
         handlers: evt.Handlers,
         called_ae_title: str,

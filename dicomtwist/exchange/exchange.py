@@ -6,8 +6,9 @@ is being performed for the peer.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeAlias
 
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
@@ -19,15 +20,13 @@ from dicomtwist.datasets.stream import DataSetStream
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.message_stream import MessageReceiver
 from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, Message, NEventReportRQ, Request, Response
+from dicomtwist.dimse.status import Status
 from dicomtwist.errors import AssociationError, InvalidMessage, NotEstablished
 from dicomtwist.exchange.invoked import Operation, PendingResponses
 from dicomtwist.exchange.operations_window import Window
 from dicomtwist.exchange.send_queue import Outgoing
+from dicomtwist.interfaces import AEInterface, ExchangeOwner, PerformedOperation
 from dicomtwist.presentation import PresentationContextTuple
-from dicomtwist.scp.services import SERVICES, Performance
-
-if TYPE_CHECKING:
-    from dicomtwist.association.association import Association
 
 #: The statuses of responses that more responses follow (PS3.7 C.1.3).
 PENDING_STATUSES = frozenset((codes.PENDING, codes.PENDING_WARNING))
@@ -35,33 +34,44 @@ PENDING_STATUSES = frozenset((codes.PENDING, codes.PENDING_WARNING))
 #: Message IDs are 16 bits (PS3.7 9.1).
 _MAX_MESSAGE_ID = 0xFFFF
 
+#: Makes the operation for a request of the peer: :func:`dicomtwist.scp.services.performance` of an association.
+MakeOperation: TypeAlias = Callable[[PresentationContextTuple, Request], PerformedOperation]
+
 
 class Exchange:
     """
-    Sends and receives the messages of *assoc*.
+    Sends and receives the messages of one association.
 
+    :param owner: the association.
     :param contexts: the accepted presentation contexts by their IDs.
     :param invoked: how many operations this side may have outstanding.
     :param performed: how many the peer may have.
+    :param make_operation: makes the operation for each request of the peer; it knows the services.
 
     :ivar counts: how many operations were performed for the peer, by service.
     :ivar failures: how many of them with a failure status.
     """
 
     def __init__(
-        self, assoc: Association, contexts: dict[int, PresentationContextTuple], invoked: int, performed: int
+        self,
+        owner: ExchangeOwner,
+        contexts: dict[int, PresentationContextTuple],
+        invoked: int,
+        performed: int,
+        make_operation: MakeOperation,
     ) -> None:
-        self._assoc = assoc
-        self._protocol = assoc.protocol
+        self._owner = owner
+        self._protocol = owner.protocol
+        self._make_operation = make_operation
         self._contexts = contexts
-        self._receiver = MessageReceiver(self, contexts, assoc.settings.maximum_object_size)
-        self._outgoing = Outgoing(self._protocol, assoc.remote.maximum_length, self._send_failed)
+        self._receiver = MessageReceiver(self, contexts, owner.settings.maximum_object_size)
+        self._outgoing = Outgoing(self._protocol, owner.remote.maximum_length, self._send_failed)
         self._window = Window(invoked)
         self._perform_limit = performed
         self._operations: dict[int, Operation] = {}
         self._full: dict[Operation, bool] = {}
         self._is_paused = False
-        self._performing: dict[int, Performance] = {}
+        self._performing: dict[int, PerformedOperation] = {}
         self._last_message_id = 0
         self._incoming: Operation | DataSetStream | None = None
         self._collected = ChunkBuffer()
@@ -130,12 +140,12 @@ class Exchange:
 
     def message_received(self, context_id: int, message: Message) -> None:
         """A command set came; if it says so, its data set follows."""
-        if self._assoc.observes_messages:
-            self._assoc.notify(evt.EVT_DIMSE_RECV, message=message, context_id=context_id)
+        if self._owner.observes_messages:
+            self._owner.notify(evt.EVT_DIMSE_RECV, message=message, context_id=context_id)
             if self._failure is not None:
                 return  # a handler aborted
         if message.tolerated:
-            self._assoc.log_deviation(message.tolerated)
+            self._owner.log_deviation(message.tolerated)
         if isinstance(message, Request):
             self._request_received(context_id, message)
         elif isinstance(message, Response):
@@ -143,7 +153,7 @@ class Exchange:
         elif isinstance(message, CCancelRQ):
             performance = self._performing.get(message.message_id_being_responded_to)
             if performance is not None:
-                self._assoc.notify(
+                self._owner.notify(
                     evt.EVT_C_CANCEL, message_id=message.message_id_being_responded_to, request=performance.request
                 )
                 performance.cancel()
@@ -154,7 +164,7 @@ class Exchange:
         if type(incoming) is DataSetStream:
             incoming.feed(data)
             return
-        limit = self._assoc.settings.maximum_buffered_size
+        limit = self._owner.settings.maximum_buffered_size
         self._collected.append(data)
         if self._collected.length > limit:
             raise InvalidMessage(f"a response with a data set of more than {limit} bytes")
@@ -172,7 +182,7 @@ class Exchange:
     # --- performing what the peer asks for
 
     def _request_received(self, context_id: int, request: Request) -> None:
-        performance = Performance(self._assoc, self._contexts[context_id], request)
+        performance = self._make_operation(self._contexts[context_id], request)
         if request.has_dataset:
             self._incoming = performance.stream = DataSetStream(self._protocol)
         if request.message_id in self._performing:
@@ -183,7 +193,7 @@ class Exchange:
             performance.refuse(codes.SOP_CLASS_NOT_SUPPORTED, "not in this role")
         else:
             self._performing[request.message_id] = performance
-            SERVICES[type(request)](performance)
+            performance.perform()
 
     def _may_be_asked(self, context_id: int, request: Request) -> bool:
         """
@@ -194,8 +204,8 @@ class Exchange:
         handler for it is bound that is taken: to refuse would lose the event, and nothing else can be meant.
         """
         if type(request) is not NEventReportRQ:
-            return self._assoc.has_role(context_id, as_scu=False)
-        return self._assoc.has_role(context_id, as_scu=True) or self._assoc.has_handler(evt.EVT_N_EVENT_REPORT)
+            return self._owner.has_role(context_id, as_scu=False)
+        return self._owner.has_role(context_id, as_scu=True) or self._owner.has_handler(evt.EVT_N_EVENT_REPORT)
 
     @property
     def may_respond(self) -> bool:
@@ -207,26 +217,26 @@ class Exchange:
         """The messages on their way."""
         return self._outgoing
 
-    def respond(self, performance: Performance, response: Response, source: DataSetSource | None = None) -> None:
-        """Send a response; for :class:`Performance`."""
+    def respond(self, performance: PerformedOperation, response: Response, source: DataSetSource | None = None) -> None:
+        """Send a response; for the operation itself."""
         if not self.may_respond:
             if source is not None:
                 source.close()
             return
-        if self._assoc.observes_messages:
-            self._assoc.notify(evt.EVT_DIMSE_SENT, message=response, context_id=performance.context.context_id)
+        if self._owner.observes_messages:
+            self._owner.notify(evt.EVT_DIMSE_SENT, message=response, context_id=performance.context.context_id)
         response.has_dataset = source is not None
-        self._outgoing.send(performance.context.context_id, response, source, self._assoc.exchange_advanced)
+        self._outgoing.send(performance.context.context_id, response, source, self._owner.exchange_advanced)
 
-    def performance_done(self, performance: Performance, status: int) -> None:
-        """An operation was answered for good; for :class:`Performance`."""
+    def performance_done(self, performance: PerformedOperation, status: int) -> None:
+        """An operation was answered for good; for the operation itself."""
         if self._performing.get(performance.request.message_id) is performance:
             del self._performing[performance.request.message_id]
         service = performance.service_name
         self.counts[service] += 1
         if status and codes.category(status) is codes.StatusCategory.FAILURE:
             self.failures[service] += 1
-        self._assoc.exchange_advanced()
+        self._owner.exchange_advanced()
 
     # --- asking the peer
 
@@ -237,7 +247,7 @@ class Exchange:
     def leave_window(self) -> None:
         """Give the place back."""
         self._window.leave()
-        self._assoc.exchange_advanced()
+        self._owner.exchange_advanced()
 
     def start(
         self, context_id: int, request: Request, source: DataSetSource | None = None
@@ -284,8 +294,8 @@ class Exchange:
         def sent() -> None:
             operation.sent_at = self._protocol.last_sent
 
-        if self._assoc.observes_messages:
-            self._assoc.notify(evt.EVT_DIMSE_SENT, message=request, context_id=context_id)
+        if self._owner.observes_messages:
+            self._owner.notify(evt.EVT_DIMSE_SENT, message=request, context_id=context_id)
         self._outgoing.send(context_id, request, source, sent)
         return operation
 
@@ -299,7 +309,7 @@ class Exchange:
         if operation is None or self._failure is not None or not self._protocol.may_send_data:
             return
         message = CCancelRQ(message_id_being_responded_to=message_id)
-        self._assoc.notify(evt.EVT_DIMSE_SENT, message=message, context_id=operation.context_id)
+        self._owner.notify(evt.EVT_DIMSE_SENT, message=message, context_id=operation.context_id)
         self._outgoing.send(operation.context_id, message)
 
     def set_full(self, operation: Operation, full: bool, overfull: bool = False) -> None:
@@ -363,7 +373,7 @@ class Exchange:
         operation = self._operations.pop(message.message_id, None) if isinstance(message, Request) else None
         if operation is not None and not operation.result.called:
             operation.result.errback(reason)
-        self._assoc.abort(f"the data set of {message.NAME} could not be read: {reason.getErrorMessage()}")
+        self._owner.abort(f"the data set of {message.NAME} could not be read: {reason.getErrorMessage()}")
 
 
 class WindowPlace:
@@ -381,3 +391,25 @@ class WindowPlace:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._exchange.leave_window()
+
+
+class InvokingAssociation(Protocol):
+    """An association as the rooms above know it that invoke operations on it: a :class:`dicomtwist.Association`."""
+
+    ae: AEInterface
+
+    @property
+    def exchange(self) -> Exchange:
+        """
+        The messages of the association.
+
+        :raises NotEstablished: it was never established.
+        """
+
+    def context_for(
+        self, abstract_syntax: str, transfer_syntax: str | None = None, *, as_scu: bool = True
+    ) -> PresentationContextTuple:
+        """Return the accepted presentation context for a service."""
+
+    def status_of(self, response: Response, sop_class: str = "") -> Status:
+        """Return the status of *response* to an operation of *sop_class*."""

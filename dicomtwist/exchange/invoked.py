@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from twisted.internet.defer import Deferred
 
 from dicomtwist.dimse.messages import Request, Response
 from dicomtwist.exchange.operations_window import Window
-
-if TYPE_CHECKING:
-    pass
 
 #: Who takes the pending responses to a request, each with its data set.
 PendingResponses: TypeAlias = Callable[[Response, bytes | None], None]

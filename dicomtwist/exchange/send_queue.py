@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -15,9 +14,7 @@ from dicomtwist.datasets.sources import BytesSource, Chunk, DataSetSource
 from dicomtwist.dimse.message_stream import encode_pdata, payload_length
 from dicomtwist.dimse.messages import Message
 from dicomtwist.errors import DataSetError
-
-if TYPE_CHECKING:
-    from dicomtwist.transport.upper_layer import UpperLayerProtocol
+from dicomtwist.interfaces import UpperLayer
 
 #: How many PDUs are made at once at the most, for peers that take very short ones: in two buffers each, they are what the
 #: kernel takes in one call.
@@ -58,7 +55,7 @@ class Outgoing:
 
     def __init__(
         self,
-        protocol: UpperLayerProtocol,
+        protocol: UpperLayer,
         peer_max_length: int,
         failed: Callable[[Message, Failure], None],
     ) -> None:

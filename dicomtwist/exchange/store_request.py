@@ -30,8 +30,8 @@ from dicomtwist.presentation import PresentationContextTuple
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
+    from dicomtwist.exchange.exchange import InvokingAssociation
     from dicomtwist.runtime.threads import WorkerThreads
-    from dicomtwist.scu.dimse_c import ServiceClassUser
 
 #: What can be sent: the path of a Part 10 file, the bytes of one, an open one, or a Dataset.
 Instance: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Dataset"
@@ -184,7 +184,7 @@ class PreparedStore:
     __slots__ = ("_source", "assoc", "context", "request")
 
     def __init__(
-        self, assoc: ServiceClassUser, context: PresentationContextTuple, request: CStoreRQ, source: DataSetSource
+        self, assoc: InvokingAssociation, context: PresentationContextTuple, request: CStoreRQ, source: DataSetSource
     ) -> None:
         self.assoc = assoc
         self.context = context
@@ -206,7 +206,7 @@ class PreparedStore:
 
 
 async def prepare(
-    assoc: ServiceClassUser,
+    assoc: InvokingAssociation,
     instance: OutgoingInstance,
     priority: int,
     originator_aet: str | None = None,
@@ -229,7 +229,7 @@ async def prepare(
 
 
 def prepare_at_once(
-    assoc: ServiceClassUser,
+    assoc: InvokingAssociation,
     instance: OutgoingInstance,
     priority: int,
     originator_aet: str | None = None,
@@ -248,7 +248,7 @@ def prepare_at_once(
 
 
 def _prepared(
-    assoc: ServiceClassUser,
+    assoc: InvokingAssociation,
     context: PresentationContextTuple,
     instance: OutgoingInstance,
     source: DataSetSource,
@@ -266,7 +266,7 @@ def _prepared(
     return PreparedStore(assoc, context, request, source)
 
 
-def _context(assoc: ServiceClassUser, sop_class: str, syntax: str) -> PresentationContextTuple:
+def _context(assoc: InvokingAssociation, sop_class: str, syntax: str) -> PresentationContextTuple:
     """
     Return the context with exactly *syntax*, else one that the data set can be converted for.
 

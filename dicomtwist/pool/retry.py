@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from threading import Lock
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectError, ConnectionClosed
@@ -17,10 +17,8 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.errors import AssociationError, AssociationRejected, NoAcceptedContexts, NotEstablished
+from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.pool.lease import Lease
-
-if TYPE_CHECKING:
-    from dicomtwist.association.association import Association
 
 
 class Call:
@@ -101,7 +99,7 @@ class Connecting:
     def __init__(self, failures_before: int) -> None:
         self.failures_before = failures_before
         self.given_up = False
-        self.association: Association | None = None
+        self.association: AssociationInterface | None = None
         self.association_asked: Deferred[Any] = Deferred()
 
     def opened(self, event: evt.Event) -> None:

@@ -21,7 +21,7 @@ from dicomtwist.presentation import PresentationContext, StoragePresentationCont
 from dicomtwist.scp.multiple_responses import Refused
 
 if TYPE_CHECKING:
-    from dicomtwist.association.association import Association
+    from dicomtwist.scp.performed import PerformingAssociation
 
 #: How many presentation contexts are added to those that were proposed at first: each costs an association anew.
 MAX_ADDED_CONTEXTS: Final = 16
@@ -43,7 +43,7 @@ class _Line:
 
     __slots__ = ("added", "association", "busy")
 
-    def __init__(self, association: Association, added: frozenset[tuple[str, str]]) -> None:
+    def __init__(self, association: PerformingAssociation, added: frozenset[tuple[str, str]]) -> None:
         self.association = association
         self.added = added
         self.busy = 0
@@ -74,7 +74,7 @@ class MoveAssociations:
 
     def __init__(
         self,
-        source: Association,
+        source: PerformingAssociation,
         move_destination: str,
         originator_id: int,
         priority: int,
@@ -176,7 +176,7 @@ class MoveAssociations:
         contexts = [*self._added.values(), *self._contexts][:_MAX_CONTEXTS]
         return _Line(await self._ae.associate(*self._address, contexts=contexts, **self._arguments), added)
 
-    async def _release(self, association: Association) -> None:
+    async def _release(self, association: PerformingAssociation) -> None:
         if not association.is_established:
             return
         try:
@@ -203,7 +203,7 @@ class MoveAssociations:
         return await self._again(line, wanted)
 
     @staticmethod
-    def _takes(association: Association, instance: OutgoingInstance) -> bool:
+    def _takes(association: PerformingAssociation, instance: OutgoingInstance) -> bool:
         """Whether *instance* can be sent over *association*, converted where that is possible."""
         try:
             association.context_for(instance.sop_class_uid, instance.transfer_syntax)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pydicom import Dataset
 from twisted.internet.defer import Deferred
@@ -17,9 +17,10 @@ from twisted.python.failure import Failure
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import RESPONSES, Message, NCreateRSP, NGetRSP, NSetRSP, Request, Response
 from dicomtwist.dimse.status import Status
+from dicomtwist.exchange.exchange import InvokingAssociation
+from dicomtwist.interfaces import AssociationInterface
 
 if TYPE_CHECKING:
-    from dicomtwist.association.association import Association
     from dicomtwist.datasets.sources import DataSetSource
     from dicomtwist.datasets.stream import DataSetStream
     from dicomtwist.evt import EventType
@@ -44,9 +45,15 @@ _WITH_ATTRIBUTES: Final = (NGetRSP, NSetRSP, NCreateRSP)
 _RESPONSES: Final = {request: (response, _repeated(request, response)) for request, response in RESPONSES.items()}
 
 
+class PerformingAssociation(AssociationInterface, InvokingAssociation, Protocol):
+    """An association as service classes know it: a :class:`dicomtwist.Association`."""
+
+
 class Performance:
     """
     An operation that the peer invoked.
+
+    :param service: what performs it, of :data:`dicomtwist.scp.SERVICES`.
 
     :ivar assoc: the association that it came on.
     :ivar context: the presentation context that it came in.
@@ -57,14 +64,21 @@ class Performance:
     :ivar on_cancel: called when the peer sends C-CANCEL, or is gone.
     """
 
-    __slots__ = ("assoc", "context", "is_cancelled", "is_done", "on_cancel", "request", "stream")
+    __slots__ = ("_service", "assoc", "context", "is_cancelled", "is_done", "on_cancel", "request", "stream")
 
     log = Logger()
 
-    def __init__(self, assoc: Association, context: PresentationContextTuple, request: Request) -> None:
+    def __init__(
+        self,
+        assoc: PerformingAssociation,
+        context: PresentationContextTuple,
+        request: Request,
+        service: Callable[[Performance], None],
+    ) -> None:
         self.assoc = assoc
         self.context = context
         self.request = request
+        self._service = service
         self.stream: DataSetStream | None = None
         self.is_cancelled = self.is_done = False
         self.on_cancel: Callable[[], None] | None = None
@@ -73,6 +87,10 @@ class Performance:
     def service_name(self) -> str:
         """The DIMSE service, such as ``"C-STORE"``."""
         return self.request.SERVICE
+
+    def perform(self) -> None:
+        """Give the request to its service, which answers at once or later."""
+        self._service(self)
 
     def cancel(self) -> None:
         """The peer does not want the result any more, or will not get it."""

@@ -23,15 +23,17 @@ from dicomtwist.dimse.messages import (
     NEventReportRQ,
     NGetRQ,
     NSetRQ,
+    Request,
 )
+from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.scp.dimse_n import perform_normalised
 from dicomtwist.scp.echo import perform_echo
 from dicomtwist.scp.find import perform_find
-from dicomtwist.scp.performed import Performance
+from dicomtwist.scp.performed import Performance, PerformingAssociation
 from dicomtwist.scp.retrieve import perform_get, perform_move
 from dicomtwist.scp.store import perform_store
 
-__all__ = ["SERVICES", "Performance"]
+__all__ = ["SERVICES", "Performance", "performance"]
 
 SERVICES: Final[dict[type[Message], Callable[[Performance], None]]] = {
     CEchoRQ: perform_echo,
@@ -46,3 +48,8 @@ SERVICES: Final[dict[type[Message], Callable[[Performance], None]]] = {
     NCreateRQ: perform_normalised,
     NDeleteRQ: perform_normalised,
 }
+
+
+def performance(assoc: PerformingAssociation, context: PresentationContextTuple, request: Request) -> Performance:
+    """Return the operation for *request*, which came on *assoc* in *context*, with its service."""
+    return Performance(assoc, context, request, SERVICES[type(request)])

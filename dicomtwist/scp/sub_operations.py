@@ -36,9 +36,9 @@ from dicomtwist.part10 import NotDicomFile
 from dicomtwist.scp.multiple_responses import Refused
 
 if TYPE_CHECKING:
-    from dicomtwist.association.association import Association
     from dicomtwist.exchange.send_queue import Outgoing
     from dicomtwist.runtime.threads import WorkerThreads
+    from dicomtwist.scp.performed import PerformingAssociation
 
 #: How many requests are made, and wait, while as many as may be under way are; and how many instances are asked for beside
 #: those that are under way, where one of them is in memory.
@@ -436,7 +436,7 @@ def _is_path(instance: Instance) -> bool:
 class SameAssociation:
     """The association that a C-GET came on."""
 
-    def __init__(self, assoc: Association, priority: int) -> None:
+    def __init__(self, assoc: PerformingAssociation, priority: int) -> None:
         self._assoc = assoc
         self._priority = priority
 

@@ -14,12 +14,10 @@ from dicomtwist.dimse.messages import CEchoRQ, CFindRQ, CGetRQ, CMoveRQ, Respons
 from dicomtwist.dimse.status import Status
 from dicomtwist.exchange.exchange import Exchange, WindowPlace
 from dicomtwist.exchange.store_request import Instance, open_outgoing, prepare
+from dicomtwist.interfaces import AEInterface
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.scu.responses import Answers, OnProgress, Retrieval
 from dicomtwist.ul.ae_title import check_ae_title
-
-if TYPE_CHECKING:
-    from dicomtwist.ae.ae import AE
 
 
 class ServiceClassUser:
@@ -31,7 +29,7 @@ class ServiceClassUser:
     """
 
     if TYPE_CHECKING:
-        ae: AE
+        ae: AEInterface
 
         @property
         def exchange(self) -> Exchange:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from pydicom import Dataset
 from pydicom.multival import MultiValue
@@ -21,11 +21,9 @@ from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse.messages import CGetRSP, CMoveRSP, Request, Response
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DICOMError, OperationFailed, TooManyAnswers
+from dicomtwist.exchange.exchange import InvokingAssociation
 from dicomtwist.exchange.invoked import Operation
 from dicomtwist.presentation import PresentationContextTuple
-
-if TYPE_CHECKING:
-    from dicomtwist.scu.dimse_c import ServiceClassUser
 
 #: How many answers, and how many bytes of them, may wait to be taken before the peer is not read from any more.
 FULL_COUNT: Final = 100
@@ -52,7 +50,7 @@ class _ResponseQueue:
 
     def __init__(
         self,
-        assoc: ServiceClassUser,
+        assoc: InvokingAssociation,
         context: PresentationContextTuple,
         request: Request,
         identifier: bytes,
@@ -245,7 +243,7 @@ class Answers:
     log = Logger()
 
     def __init__(
-        self, assoc: ServiceClassUser, context: PresentationContextTuple, request: Request, identifier: bytes
+        self, assoc: InvokingAssociation, context: PresentationContextTuple, request: Request, identifier: bytes
     ) -> None:
         self._responses = _ResponseQueue(assoc, context, request, identifier, self._hook())
 
@@ -377,7 +375,7 @@ class Retrieval(Answers):
 
     def __init__(
         self,
-        assoc: ServiceClassUser,
+        assoc: InvokingAssociation,
         context: PresentationContextTuple,
         request: Request,
         identifier: bytes,

@@ -16,13 +16,14 @@ from dicomtwist import (
     evt,
 )
 from dicomtwist.dimse.messages import CEchoRSP, CStoreRSP
+from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.ul.items import UserInformation
 from dicomtwist.ul.pdu import AAbort, AAssociateAC, AReleaseRP, AReleaseRQ, PDataTF
 from tests.memory import VERIFICATION, MemoryTestCase, echo, encoded, instance, store
 
 
-def ending(association: Association) -> str:
+def ending(association: AssociationInterface) -> str:
     """What an association says of itself."""
     words = [word for word in ("established", "rejected", "aborted", "released") if getattr(association, f"is_{word}")]
     return " ".join(words)
@@ -301,9 +302,9 @@ class Abort(MemoryTestCase):
                 continue
             self.setUp()
             self.listen()
-            heard: list[Association] = []
+            heard: list[AssociationInterface] = []
 
-            def abort(event: evt.Event, heard: list[Association] = heard) -> None:
+            def abort(event: evt.Event, heard: list[AssociationInterface] = heard) -> None:
                 heard.append(event.assoc)
                 event.assoc.abort("no")
 

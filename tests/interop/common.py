@@ -12,8 +12,9 @@ from pydicom.uid import UID
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
-from dicomtwist import AE, AllStoragePresentationContexts, Association, Server, evt
+from dicomtwist import AE, AllStoragePresentationContexts, Server, evt
 from dicomtwist.evt import EventType, StoreEvent
+from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES
 
 LOOPBACK = ("127.0.0.1", 0)
@@ -169,7 +170,7 @@ class InteropTestCase(TestCase):
         self.fail(f"{result!r} came where {', '.join(kind.__name__ for kind in kinds)} was expected")
 
 
-def ends_of(*associations: Association) -> list[str]:
+def ends_of(*associations: AssociationInterface) -> list[str]:
     """How associations ended, in a word each."""
     return [
         "released" if each.is_released else "aborted" if each.is_aborted else "rejected" if each.is_rejected else "?"

@@ -10,7 +10,8 @@ from pydicom import Dataset
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from dicomtwist import Association, build_context, build_role, evt
+from dicomtwist import build_context, build_role, evt
+from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.scu import Reply
 from tests.interop.common import InteropTestCase
 from tests.interop.scripts import PRELUDE, SCU, told
@@ -330,7 +331,7 @@ assoc.release()
             reporting.append(Deferred.fromCoroutine(report(event.assoc)))
             return 0x0000
 
-        async def report(assoc: Association) -> Reply:
+        async def report(assoc: AssociationInterface) -> Reply:
             await deferLater(assoc.ae.reactor, 0)
             reply = await assoc.send_n_event_report(patient("Reported"), 4, MACHINE, INSTANCE)
             await assoc.release()

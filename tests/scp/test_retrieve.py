@@ -33,6 +33,7 @@ from dicomtwist import (
 )
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.dimse.messages import CGetRSP, CMoveRSP
+from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 from dicomtwist.scp.sub_operations import PATHS_AHEAD
 from tests.memory import CT, MemoryTestCase, encoded, instance, part10
@@ -460,7 +461,7 @@ class MoveTestCase(RetrieveTestCase):
         self.scu.requested_contexts = [build_context(MOVE)]
         self.archive = AE("ARCHIVE", reactor=self.network)
         self.archive.supported_contexts = [CT_CONTEXT]
-        self.associations: list[Association] = []
+        self.associations: list[AssociationInterface] = []
         self.most_open = 0
 
     def tearDown(self) -> None:

@@ -25,11 +25,11 @@ from dicomtwist.archive.index.index import IndexFailed
 from dicomtwist.archive.integrity import CHECKED_AT_ONCE, Reference, check
 from dicomtwist.archive.services.commitment_journal import Transaction, Transactions, TransactionUnreadable
 from dicomtwist.archive.storage.types import InvalidUID, check_uids
-from dicomtwist.association.association import Association
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DataSetError, DICOMError, NoPresentationContext, loggable
+from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.presentation import build_context, build_role
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.scp.dispatch import Provided
@@ -74,7 +74,7 @@ class _Pending:
     received: float
     digest: bytes
     name: str = ""
-    assoc: Association | None = None
+    assoc: AssociationInterface | None = None
     task: Deferred[None] | None = None
     waiting: Any = None
 
@@ -323,7 +323,7 @@ class StorageCommitment:
                 self._not_told(pending, error)
         return taken
 
-    async def _send(self, assoc: Association, pending: _Pending) -> bool:
+    async def _send(self, assoc: AssociationInterface, pending: _Pending) -> bool:
         uid = str(StorageCommitmentPushModel)
         try:
             context = assoc.context_for(uid, as_scu=False)

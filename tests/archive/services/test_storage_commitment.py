@@ -25,6 +25,7 @@ from dicomtwist.archive.services.storage_commitment import (
 )
 from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability
+from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.scp.dispatch import combined
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
@@ -57,7 +58,7 @@ class Reports:
     def __init__(self) -> None:
         self.all: list[tuple[int, list[str], dict[str, int]]] = []
         self.information: list[Dataset] = []
-        self.associations: list[Association] = []
+        self.associations: list[AssociationInterface] = []
         self.status: int | Deferred[int] = 0
 
     def __call__(self, event: evt.EventReportEvent) -> Any:

@@ -12,6 +12,7 @@ from pydicom.data import get_testdata_file
 from twisted.internet.defer import Deferred
 
 from dicomtwist import Association, evt
+from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 from dicomtwist.sop_class import CTImageStorage
 from tests import peers
@@ -204,7 +205,7 @@ class Failures(ToolTestCase):
     async def test_an_association_that_breaks(self) -> None:
         """What was on its way is sent again over another one."""
         stores = Stores()
-        aborted: list[Association] = []
+        aborted: list[AssociationInterface] = []
 
         def abort_once(event: evt.StoreEvent) -> Any:
             if len(stores.uids) == 4 and not aborted:
