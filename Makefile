@@ -4,6 +4,7 @@
 # make load           twist dicom under more than it should get: a thousand associations, thousands of idle connections
 # make soak           twist dicom among all kinds of peers for SOAK_SECONDS=600; its memory has to be flat
 # make docs           the documentation, into build/docs
+# make picture        docs/rooms.svg, the picture of the package, from the imports of the code
 # make bench          measures beside DCMTK, Orthanc and pynetdicom, and writes docs/benchmarks.md; BENCH="echo find" these only
 # make changelog VERSION=1.2.0   CHANGELOG.md from the files in changelog.d, for a release
 # make lint types package-check format clean
@@ -26,7 +27,7 @@ DEV := $(VENV)/.installed-dev
 DOCS := $(VENV)/.installed-docs
 FUZZ := $(VENV)/.installed-fuzz
 
-.PHONY: run test lint format types changelog package-check docs bench load soak fuzz peers clean
+.PHONY: run test lint format types changelog package-check docs picture bench load soak fuzz peers clean
 
 run: $(BASE)
 	@echo "A DICOM Storage SCP on 127.0.0.1:11112 that keeps what it receives in $(STORAGE)/"
@@ -63,6 +64,9 @@ package-check: $(DEV)
 docs: $(DOCS)
 	$(BIN)/python -m sphinx -q -W -j auto docs build/docs
 	@echo "build/docs/index.html"
+
+picture: $(TEST)
+	$(BIN)/python -m tests.rooms_picture
 
 bench: $(TEST) peers
 	$(BIN)/python -m benchmarks $(BENCH) --write docs/benchmarks.md
