@@ -1,8 +1,8 @@
 """
-The tables of docs/conformance.md, written from the code: tests/test_conformance_page.py holds the page to them.
+The tables of docs/conformance.md, generated from the code: tests/test_conformance_page.py compares the page with them.
 
-``python -m tests.conformance_page`` writes them into the page. What a service class of ``twist dicom`` does is told in words
-in :data:`SERVICES`: one that is not there is an error, so that none is provided and not told of.
+``python -m tests.conformance_page`` writes them into the page. :data:`SERVICES` describes each service class of ``twist dicom``
+in words. A missing entry is an error, so that no service class is provided without a description.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from dicomtwist.ul.items import APPLICATION_CONTEXT_NAME
 
 PAGE = Path(__file__).parent.parent / "docs" / "conformance.md"
 
-#: What is said of each service class that twist dicom may provide: its clause, how it is provided, and what for.
+#: For each service class that twist dicom may provide, its annex of PS3.4 and words about how it is provided.
 SERVICES: Final[dict[ServiceClass, tuple[str, str]]] = {
     ServiceClass.VERIFICATION: ("A", "C-ECHO is answered with Success"),
     ServiceClass.STORAGE: ("B", "see 7.1"),
     ServiceClass.STORAGE_COMMITMENT: (
         "J",
-        "push model. Each instance is looked for and its file read; the report comes on the same association where that is"
-        " there, else on one of ours, see 3.2.3",
+        "push model. Each instance is looked up and its file read; the report is sent on the same association if that is"
+        " still established, else on one that the archive requests, see 3.2.3",
     ),
-    ServiceClass.PROCEDURE_STEP: ("F", "steps are kept as files; N-GET by the retrieve SOP Class"),
+    ServiceClass.PROCEDURE_STEP: ("F", "steps are stored as files; N-GET with the retrieve SOP Class"),
     ServiceClass.QUERY_RETRIEVE: (
         "C",
-        "hierarchical and, where negotiated, relational queries; keys of 7.3; C-MOVE to the peers of `--peer`, see 3.2.3",
+        "hierarchical and, if negotiated, relational queries; keys of 7.3; C-MOVE to the peers of `--peer`, see 3.2.3",
     ),
     ServiceClass.BASIC_WORKLIST: ("K", "with `--worklist`: from the files of a folder"),
 }
@@ -49,40 +49,40 @@ SERVICES: Final[dict[ServiceClass, tuple[str, str]]] = {
 #: The statuses of a C-STORE in the archive.
 STORE_STATUSES: Final = {
     0x0000: "file and index are on the disk (`--durability full`)",
-    0x0111: "the instance is there already (`--duplicates reject`)",
+    0x0111: "the instance is already stored (`--duplicates reject`)",
     0x0122: "the SOP Class is not that of the presentation context",
-    0x0210: "an operation with this Message ID is under way",
+    0x0210: "an operation with this Message ID is pending",
     0x0213: "more operations at once than were negotiated",
-    0xA700: "the disk is full, below `--min-free`, or fails; the index fails; it is too large",
+    0xA700: "the disk is full, has less than `--min-free` left, or fails; the index fails; the instance is too large",
     0xA900: "SOP Class or Instance UID of data set and request differ, or Study or Series Instance UID are missing",
-    0xC000: "the data set cannot be read, or a UID is none",
+    0xC000: "the data set cannot be read, or a UID is invalid",
 }
 
 #: The statuses of the other services of the archive.
 FIND_STATUSES: Final = {
-    0x0000: "all matches were answered",
-    0xFF00: "a match; all keys were looked at",
-    0xFF01: "a match; at least one key is none that the archive knows at this level",
-    0xFE00: "C-CANCEL came",
-    0xA700: "the index cannot be read, or more match than one query may have answers",
-    0xA900: "the identifier cannot be read, its level is not one of the model, a unique key is missing or has several values,"
-    " or a value makes no sense; the Error Comment says which",
+    0x0000: "all matches were sent",
+    0xFF00: "a match; all keys were matched",
+    0xFF01: "a match; the archive does not know at least one key at this level",
+    0xFE00: "C-CANCEL was received",
+    0xA700: "the index cannot be read, or there are more matches than the limit for one query",
+    0xA900: "the identifier cannot be read, its level is not in the model, a unique key is missing or has several values,"
+    " or a value is invalid; the Error Comment says which",
 }
 RETRIEVE_STATUSES: Final = {
-    0x0000: "all instances were stored, or there are none",
-    0xFF00: "one more is over; with the counts",
-    0xFE00: "C-CANCEL came; with the counts",
-    0xB000: "some were not stored, or with a warning",
+    0x0000: "all instances were stored, or there were none",
+    0xFF00: "one more sub-operation is complete; with the counts",
+    0xFE00: "C-CANCEL was received; with the counts",
+    0xB000: "some instances were not stored, or were stored with a warning",
     0xA701: "the index cannot be read",
-    0xA702: "none was stored: the destination could not be reached, takes none of them, or the files are gone",
-    0xA801: "C-MOVE: the destination is none of `--peer`",
-    0xA900: "as with C-FIND; also where there is no unique key of the level",
+    0xA702: "no instance was stored: the destination could not be reached, refused all of them, or the files are missing",
+    0xA801: "C-MOVE: `--peer` does not name the destination",
+    0xA900: "as for C-FIND; also if the unique key of the level is missing",
 }
 
 
 @contextmanager
 def archive(*options: str) -> Iterator[ArchiveService]:
-    """The service of ``twist dicom``, not started."""
+    """Make the service of ``twist dicom`` without starting it."""
     with tempfile.TemporaryDirectory() as folder:
         parsed = Options()
         parsed.parseOptions(["--storage", f"{folder}/archive", *options])
@@ -95,7 +95,7 @@ def archive(*options: str) -> Iterator[ArchiveService]:
 
 
 def table(head: str, rows: Iterable[Iterable[object]]) -> str:
-    """A table of Markdown; *head* has its columns between bars."""
+    """Return a table of Markdown; *head* has its columns between bars."""
     lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines)
@@ -106,13 +106,13 @@ def _class_of(context: PresentationContext) -> ServiceClass:
 
 
 def contexts() -> list[PresentationContext]:
-    """All presentation contexts that twist dicom can be made to support."""
+    """Return all presentation contexts that twist dicom can support."""
     with archive("--worklist", ".") as service:
         return service.ae.supported_contexts
 
 
 def overview() -> str:
-    """The service classes, as PS3.2 A.1 has them."""
+    """Return the table of service classes (PS3.2 A.1)."""
     found = {_class_of(context) for context in contexts()}
     rows = []
     for service_class, (annex, words) in SERVICES.items():
@@ -122,11 +122,11 @@ def overview() -> str:
 
 
 def services() -> str:
-    """The SOP Classes beside those of storage."""
+    """Return the table of all SOP Classes except those of storage."""
     rows = []
     for context in contexts():
         service_class = _class_of(context)
-        assert service_class in SERVICES, f"tests/conformance_page.py has no words for {service_class}"
+        assert service_class in SERVICES, f"tests/conformance_page.py does not describe {service_class}"
         if service_class is not ServiceClass.STORAGE:
             uid = UID(str(context.abstract_syntax))
             rows.append((service_class.value, uid.name, uid))
@@ -134,25 +134,25 @@ def services() -> str:
 
 
 def policies() -> str:
-    """What PS3.2 A.4.2.1.2 asks for."""
+    """Return the association policies (PS3.2 A.4.2.1.2)."""
     with archive() as service:
         settings = service.ae.settings
-        # At the server, and at the AE above it.
+        # Handlers are bound at the server, and at the AE above it.
         host = service.ae.acceptor_factory(evt_handlers=service._handlers).hosts[0]
         bound = {item[0] for item in (*host.handlers.bound(), *service.ae.get_handlers())}
         asynchronous = (
             "negotiated" if evt.EVT_ASYNC_OPS in bound else "not negotiated: one operation at a time each way"
         )
         granted = [each for each in service.ae.supported_contexts if each.scu_role is not None]
-        roles = f"answered for {len(granted)} SOP Classes" if granted else "not answered: the default roles hold"
-        identity = "passed over, of whatever type; verified where there are [rules](guides/access.md) about users"
+        roles = f"answered for {len(granted)} SOP Classes" if granted else "not answered: the default roles apply"
+        identity = "ignored, whatever its type; verified if there are [rules](guides/access.md) about users"
         assert evt.EVT_USER_ID not in bound
         extended = "answered for Query/Retrieve, see 3.2.1" if evt.EVT_SOP_EXTENDED in bound else "not answered"
         rows = [
             ("Application context name", APPLICATION_CONTEXT_NAME),
-            ("Maximum PDU size that is received (`--max-pdu`)", f"{settings.maximum_pdu_size} bytes"),
-            ("Maximum PDU size that is sent", "what the peer takes, at most 131072 bytes"),
-            ("Associations at once (`--max-associations`)", settings.maximum_associations),
+            ("Maximum PDU size that is accepted (`--max-pdu`)", f"{settings.maximum_pdu_size} bytes"),
+            ("Maximum PDU size that is sent", "the maximum of the peer, at most 131072 bytes"),
+            ("Simultaneous associations (`--max-associations`)", settings.maximum_associations),
             ("Asynchronous operations", asynchronous),
             ("SCP/SCU role selection", roles),
             ("SOP Class extended negotiation", extended),
@@ -164,7 +164,7 @@ def policies() -> str:
 
 
 def initiation() -> str:
-    """The associations that the archive asks for."""
+    """Return the table of associations that the archive requests."""
     found = {_class_of(context) for context in contexts()}
     rows = []
     if ServiceClass.STORAGE_COMMITMENT in found:
@@ -173,7 +173,7 @@ def initiation() -> str:
                 "Storage Commitment report (N-EVENT-REPORT)",
                 "the requestor's AE title, at the address of `--peer`",
                 "Storage Commitment Push Model, as SCP by role selection; default transfer syntaxes",
-                "the association that asked is gone; tried again until it is taken, for a day",
+                "if the association of the request has ended; repeated until the report is accepted, for a day",
             )
         )
     if ServiceClass.QUERY_RETRIEVE in found:
@@ -181,25 +181,25 @@ def initiation() -> str:
             (
                 "C-STORE of a C-MOVE",
                 "the Move Destination, at the address of `--peer`",
-                "what the instances need, each SOP Class in its transfer syntax",
-                "at a C-MOVE request; not tried again",
+                "what the instances need: each SOP Class with its transfer syntax",
+                "at a C-MOVE request; not repeated",
             )
         )
     return table("Activity | To | Presentation contexts | When", rows)
 
 
 def store_statuses() -> str:
-    """The statuses of C-STORE."""
+    """Return the statuses of C-STORE."""
     return _statuses(STORE_STATUSES, "C-STORE", ServiceClass.STORAGE)
 
 
 def find_statuses() -> str:
-    """The statuses of C-FIND."""
+    """Return the statuses of C-FIND."""
     return _statuses(FIND_STATUSES, "C-FIND", ServiceClass.QUERY_RETRIEVE)
 
 
 def retrieve_statuses() -> str:
-    """The statuses of C-GET and C-MOVE."""
+    """Return the statuses of C-GET and C-MOVE."""
     return _statuses(RETRIEVE_STATUSES, "C-MOVE", ServiceClass.QUERY_RETRIEVE)
 
 
@@ -217,7 +217,7 @@ def _default(value: Any) -> str:
 
 
 def options() -> str:
-    """The options of the command."""
+    """Return the table of options of the command."""
     parameters: Any = Options.optParameters
     flags: Any = Options.optFlags
     rows = [(f"`--{name}`", _default(default), words) for name, _, default, words, *_ in parameters]
@@ -231,12 +231,14 @@ def options() -> str:
 
 
 def character_sets() -> str:
-    """The defined terms that are decoded."""
-    return ", ".join(f"`{term}`" for term in sorted(python_encoding) if term) + "; and none, which is ISO 646."
+    """Return the defined terms of character sets that are decoded."""
+    return (
+        ", ".join(f"`{term}`" for term in sorted(python_encoding) if term) + "; and a missing value, which is ISO 646."
+    )
 
 
 def security() -> str:
-    """The profiles of TLS."""
+    """Return the table of TLS profiles."""
     return table(
         "`profile` | Clause | Cipher suites of TLS 1.2 | of TLS 1.3",
         ((f"`{name}`", each.clause, ", ".join(each.tls12), ", ".join(each.tls13)) for name, each in PROFILES.items()),
@@ -244,7 +246,7 @@ def security() -> str:
 
 
 def storage() -> str:
-    """The Storage SOP Classes."""
+    """Return the table of Storage SOP Classes."""
     found = [UID(str(context.abstract_syntax)) for context in contexts() if _class_of(context) is ServiceClass.STORAGE]
     for context in contexts():
         if _class_of(context) is ServiceClass.STORAGE:
@@ -253,20 +255,20 @@ def storage() -> str:
 
 
 def transfer_syntaxes() -> str:
-    """The transfer syntaxes."""
+    """Return the table of transfer syntaxes."""
     default = set(DEFAULT_TRANSFER_SYNTAXES)
     rows = [(UID(syntax).name, syntax, "yes" if syntax in default else "") for syntax in ALL_TRANSFER_SYNTAXES]
     return table("Transfer syntax | UID | Other services", rows)
 
 
 def attributes() -> str:
-    """The attributes of the index."""
+    """Return the table of attributes in the index."""
     rows = []
     for level in Level:
         kept = [attribute.keyword for attribute in ATTRIBUTES if attribute.level is level]
         computed = [attribute.keyword for attribute in COMPUTED if attribute.level is level]
         rows.append((level.name, ", ".join(kept), ", ".join(computed)))
-    return table("Level | Taken from the instances | Counted", rows)
+    return table("Level | Taken from the instances | Computed", rows)
 
 
 TABLES: Final[dict[str, Callable[[], str]]] = {
@@ -290,7 +292,7 @@ MARKED = re.compile(r"<!-- begin: (.*?) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
 def page() -> str:
-    """The page with its tables as they should be."""
+    """Return the page with its tables up to date."""
     return MARKED.sub(
         lambda found: f"<!-- begin: {found[1]} -->\n\n{TABLES[found[1]]()}\n\n<!-- end -->", PAGE.read_text()
     )

@@ -1,7 +1,7 @@
 """
-The text of docs/service_classes.md, written from the code: tests/test_service_classes_page.py holds the page to it.
+The text of docs/service_classes.md, generated from the code: tests/test_service_classes_page.py compares the page with it.
 
-``python -m tests.service_classes_page > docs/service_classes.md`` writes the page anew.
+``python -m tests.service_classes_page > docs/service_classes.md`` writes the page again.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dicomtwist.dimse.status_tables import ERROR_IDS, GENERAL, Row, StatusTable
 from dicomtwist.sop_class import ServiceClass, SOPClass, UnifiedProcedureStepPush, sop_classes
 from dicomtwist.sop_relations import ANNEXES, carriers, dimse_services, meta_members, well_known_instances
 
-#: Service classes with so many SOP Classes that a list says less than a sentence.
+#: Service classes with so many SOP Classes that a sentence says more than a list.
 TOLD_IN_WORDS = {
     ServiceClass.STORAGE: (
-        "All whose keywords end in `Storage` (or in `StorageForPresentation` and the like), but for those of"
-        " Non-Patient Object Storage and Media Storage: `sop_classes(ServiceClass.STORAGE)` lists them. Retired ones and"
-        " those of DICOS and DICONDE are served, too. Each is used with C-STORE."
+        "This service class has all SOP Classes whose keywords end in `Storage` (or in `StorageForPresentation` and the"
+        " like), except those of Non-Patient Object Storage and Media Storage: `sop_classes(ServiceClass.STORAGE)` lists"
+        " them. Retired SOP Classes and those of DICOS and DICONDE are included. Each is used with C-STORE."
     ),
 }
 
-#: The order in which DIMSE services are told.
+#: The order in which DIMSE services are listed.
 SERVICES = (
     "C-ECHO", "C-STORE", "C-FIND", "C-MOVE", "C-GET",
     "N-CREATE", "N-SET", "N-GET", "N-ACTION", "N-DELETE", "N-EVENT-REPORT",
@@ -31,14 +31,14 @@ SERVICES = (
 INTRODUCTION = """\
 # Service classes
 
-Each service class of PS3.4 with its SOP Classes, the DIMSE services that they are used with, the hooks to bind a handler to,
-and the status codes that it defines. This page is written from the code, and a test holds it to that.
+This page lists each service class of PS3.4 with its SOP Classes, the DIMSE services that they are used with, the events to
+bind a handler to, and the status codes that it defines. The page is generated from the code, and a test compares them.
 
-A hook has the name of its DIMSE service: `evt.EVT_N_CREATE` for N-CREATE. [Handlers](guides/handlers.md) tells what handlers
-get and give, and how a request is answered to whose hook no handler is bound.
+An event has the name of its DIMSE service: `evt.EVT_N_CREATE` for N-CREATE. [Handlers](guides/handlers.md) describes what
+handlers receive and return, and how a request is answered if no handler is bound to its event.
 
-The same code means one thing in one service class and something else in another, so a `Status` knows its DIMSE service and
-SOP Class, and says in words what it is:
+A status code can mean different things in different service classes. So a `Status` knows its DIMSE service and SOP Class, and
+its text says what it means there:
 
 ```python
 from dicomtwist.dimse.status import Status, code_to_category, meaning
@@ -64,25 +64,25 @@ Warning
 ['BasicGrayscaleImageBox', 'BasicGrayscalePrintManagementMeta']
 ```
 
-A private SOP Class is made known with `register_uid(uid, keyword, service_class)`. Where its service class has no one DIMSE
-service for all, tell it: `dimse="C-FIND"`; of a private Meta SOP Class tell its `members=`.
+`register_uid(uid, keyword, service_class)` registers a private SOP Class. If the SOP Classes of the service class differ in
+their DIMSE services, name the service: `dimse="C-FIND"`; for a private Meta SOP Class name its `members=`.
 """
 
 GENERAL_INTRODUCTION = """\
 ## Status codes of all service classes
 
-PS3.7 Annex C. A service class may give one of them words of its own, see above. What is in no table is told by its class
-alone: 0xBxxx is a warning, anything else a failure.
+These codes are from PS3.7 Annex C. A service class may define its own meaning for one of them, see above. A code that is in
+no table has only a class: 0xBxxx is a warning, any other a failure.
 """
 
 
 def anchor(title: str) -> str:
-    """The anchor of a heading, as GitHub makes it."""
+    """Return the anchor of a heading, as GitHub makes it."""
     return "".join(letter for letter in title.lower().replace(" ", "-") if letter.isalnum() or letter == "-")
 
 
 def table(*rows: tuple[str, ...]) -> Iterator[str]:
-    """The lines of a table, whose first row is its heading."""
+    """Yield the lines of a table, whose first row is its heading."""
     for number, row in enumerate(rows):
         yield f"| {' | '.join(row)} |"
         if number == 0:
@@ -90,29 +90,29 @@ def table(*rows: tuple[str, ...]) -> Iterator[str]:
 
 
 def in_order(services: set[str]) -> list[str]:
-    """DIMSE services in the order in which they are told."""
+    """Return DIMSE services in the order in which they are listed."""
     return sorted(services, key=SERVICES.index)
 
 
 def hooks(services: list[str]) -> str:
-    """The hooks of DIMSE services."""
+    """Return the events of DIMSE services."""
     return ", ".join(f"`EVT_{service.replace('-', '_')}`" for service in services)
 
 
 def services_of(service_class: ServiceClass) -> list[str]:
-    """The DIMSE services of all SOP Classes of a service class."""
+    """Return the DIMSE services of all SOP Classes of a service class."""
     return in_order({service for uid in sop_classes(service_class) for service in dimse_services(uid)})
 
 
 def code_range(row: Row) -> str:
-    """The codes of a row."""
+    """Return the codes of a row."""
     first, last, _ = row
     return f"0x{first:04X}" if first == last else f"0x{first:04X} to 0x{last:04X}"
 
 
 def overview() -> Iterator[str]:
-    """One row for each service class."""
-    rows = [("Service class", "PS3.4", "DIMSE services", "Hooks")]
+    """Yield the overview, with one row for each service class."""
+    rows = [("Service class", "PS3.4", "DIMSE services", "Events")]
     for service_class in ANNEXES:
         services = services_of(service_class)
         title = f"[{service_class.value}](#{anchor(service_class.value)})"
@@ -121,7 +121,7 @@ def overview() -> Iterator[str]:
 
 
 def sop_class_rows(service_class: ServiceClass) -> Iterator[str]:
-    """The SOP Classes of a service class."""
+    """Yield the SOP Classes of a service class."""
     if service_class in TOLD_IN_WORDS:
         yield TOLD_IN_WORDS[service_class]
         return
@@ -134,7 +134,7 @@ def sop_class_rows(service_class: ServiceClass) -> Iterator[str]:
 
 
 def remarks(uid: SOPClass) -> Iterator[str]:
-    """What else there is to say of a SOP Class."""
+    """Yield further sentences about a SOP Class."""
     if meta_members(uid):
         yield ""
         yield f"`{uid.keyword}` stands for {', '.join(f'`{member.keyword}`' for member in meta_members(uid))}."
@@ -145,9 +145,9 @@ def remarks(uid: SOPClass) -> Iterator[str]:
 
 
 def ups_contexts() -> Iterator[str]:
-    """Which operation on a UPS goes on which contexts."""
+    """Yield the table of operations on a UPS and their contexts."""
     yield ""
-    yield "All instances are of UPS Push. An operation on one goes on the context of (PS3.4 CC.2):"
+    yield "All instances belong to UPS Push. An operation on an instance uses one of these presentation contexts (PS3.4 CC.2):"
     yield ""
     actions = ("Change UPS State", "Request UPS Cancel", "Subscribe", "Unsubscribe", "Suspend Global Subscription")
     operations: list[tuple[str, str, int | None]] = []
@@ -164,7 +164,7 @@ def ups_contexts() -> Iterator[str]:
 
 
 def statuses(of_it: StatusTable) -> Iterator[str]:
-    """The statuses of a service class for one DIMSE service."""
+    """Yield the statuses of a service class for one DIMSE service."""
     yield ""
     told = f"Statuses of {of_it.service} (PS3.4 {of_it.clause})"
     usual = status_tables("Query/Retrieve", of_it.service)
@@ -180,13 +180,13 @@ def statuses(of_it: StatusTable) -> Iterator[str]:
 
 
 def section(service_class: ServiceClass) -> Iterator[str]:
-    """What there is to say of a service class."""
+    """Yield the section about a service class."""
     yield f"## {service_class.value}"
     yield ""
     yield from sop_class_rows(service_class)
     if service_class is ServiceClass.STORAGE_COMMITMENT:
         yield ""
-        yield "`status.failure_reason(code)` tells a Failure Reason (0008,1197) in words (PS3.3 C.14.1.1)."
+        yield "`status.failure_reason(code)` puts a Failure Reason (0008,1197) into words (PS3.3 C.14.1.1)."
     if service_class is ServiceClass.UNIFIED_PROCEDURE_STEP:
         yield from ups_contexts()
     for of_it in status_tables(service_class.value):
@@ -199,7 +199,7 @@ def section(service_class: ServiceClass) -> Iterator[str]:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     lines = [INTRODUCTION, *overview(), ""]
     for service_class in ANNEXES:
         lines += section(service_class)
