@@ -24,7 +24,7 @@ class Storey(NamedTuple):
     Adjacent rooms with one purpose.
 
     :ivar title: its name in the picture.
-    :ivar lowest: the first entry of its lowest room; it reaches up to the next storey.
+    :ivar lowest: an entry of its lowest room in the table; it reaches up to the next storey.
     :ivar light: the colour of its boxes on a light background.
     :ivar dark: the colour on a dark one.
     """
@@ -46,11 +46,11 @@ STOREYS: Final = (
     Storey("Commands", "daemon/", "#364fc7", "#91a7ff"),
 )
 
-#: Name and contents of each room in the picture, by its first entry in the table.
+#: Name and contents of each room in the picture, by an entry of the room in the table.
 TEXTS: Final[Mapping[str, tuple[str, str]]] = {
-    "errors.py": ("errors, part10", "exceptions; File Meta Information (PS3.10)"),
+    "errors.py": ("errors, part10, dimse/status", "exceptions; File Meta Information; status codes"),
     "ul/": ("ul/", "PS3.8: PDUs, framing, the state machine"),
-    "dimse/": ("dimse/", "PS3.7: command sets, messages, status codes"),
+    "dimse/": ("dimse/", "PS3.7: command sets, messages"),
     "runtime/": ("runtime/", "threads, memory, what every room may use"),
     "sop_class.py": ("sop_class, presentation, settings", "SOP Classes, contexts, the settings of an AE"),
     "datasets/": ("datasets/", "data sets as bytes and streams, sinks, sources"),
@@ -70,7 +70,7 @@ TEXTS: Final[Mapping[str, tuple[str, str]]] = {
     "archive/": ("archive/, archive/query/", "ingest, group commit, recovery; queries"),
     "archive/services/": ("archive/services/", "storage, query, commitment, MPPS, worklist"),
     "daemon/": ("daemon/", "twist dicom: options, workers, reload"),
-    "tools/query/keys.py": ("tools/", "the dicomtwist command and its subcommands"),
+    "tools/": ("tools/", "the dicomtwist command and its subcommands"),
 }
 
 # Measures of the picture. It is narrow, so that its text stays legible on a telephone; at least the text fits if the font is
@@ -128,10 +128,19 @@ def storeys() -> list[int]:
     """Return the storey of each room."""
     found: list[int] = []
     for room in ROOMS:
-        starts = [number for number, storey in enumerate(STOREYS) if storey.lowest == room.modules[0]]
-        found.append(starts[0] if starts else found[-1])
-    assert sorted(set(found)) == list(range(len(STOREYS))) and found == sorted(found), "STOREYS and ROOMS differ"
+        starts = [number for number, storey in enumerate(STOREYS) if storey.lowest in room.modules]
+        found.append(starts[0] if starts or not found else found[-1])
+    if found != sorted(found) or set(found) != set(range(len(STOREYS))):
+        raise LookupError("STOREYS here does not follow the order of ROOMS in tests/test_layers.py")
     return found
+
+
+def texts(row: int) -> tuple[str, str]:
+    """Return name and contents of a room."""
+    found = [TEXTS[name] for name in ROOMS[row].modules if name in TEXTS]
+    if len(found) != 1:
+        raise LookupError(f"TEXTS here needs one entry for the room {ROOMS[row].modules}")
+    return found[0]
 
 
 def places(of_rooms: list[int]) -> tuple[list[int], int]:
@@ -159,7 +168,7 @@ def boxes(of_rooms: list[int], tops: list[int]) -> Iterator[str]:
         )
     left = MARGIN + BAR + GAP
     for row in reversed(range(len(ROOMS))):
-        name, contents = TEXTS[ROOMS[row].modules[0]]
+        name, contents = texts(row)
         y = tops[row]
         yield f'<rect class="box s{of_rooms[row]}" x="{left}" y="{y}" width="{BOX}" height="{HEIGHT}" rx="5"/>'
         yield f'<text class="name" x="{left + 10}" y="{y + 17}">{escape(name)}</text>'
