@@ -7,16 +7,19 @@ from dicomtwist.datasets.codec import (
     encode_dataset,
     file_meta_dataset,
 )
+from dicomtwist.datasets.outgoing_instance import (
+    InstanceLike,
+    OutgoingInstance,
+    convert_file,
+    open_file_like,
+    open_instance,
+    open_path,
+)
 from dicomtwist.datasets.sources import (
     BytesSource,
     Chunk,
     DataSetSource,
     FileSource,
-    OpenedInstance,
-    convert_file,
-    open_file_like,
-    open_instance,
-    open_path,
 )
 from dicomtwist.datasets.stream import (
     CHUNK,
@@ -25,6 +28,9 @@ from dicomtwist.datasets.stream import (
     DataSetStream,
     StreamPauser,
 )
+
+#: The name that :class:`OutgoingInstance` had before, when it was the result of :func:`open_instance` alone.
+OpenedInstance = OutgoingInstance
 
 __all__ = [
     "CHUNK",
@@ -37,7 +43,9 @@ __all__ = [
     "DataSetSource",
     "DataSetStream",
     "FileSource",
+    "InstanceLike",
     "OpenedInstance",
+    "OutgoingInstance",
     "StreamPauser",
     "convert_file",
     "decode_dataset",

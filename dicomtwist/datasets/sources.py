@@ -4,17 +4,12 @@ Data sets to send: sources, which are read as the connection takes them.
 
 from __future__ import annotations
 
-import os
-from io import BytesIO
-from typing import BinaryIO, Protocol, TypeAlias, cast
+from typing import BinaryIO, Protocol, TypeAlias
 
-from pydicom import dcmread
 from twisted.internet.defer import Deferred
 
-from dicomtwist.datasets.codec import encode_dataset
 from dicomtwist.datasets.stream import CHUNK
 from dicomtwist.errors import DataSetError
-from dicomtwist.part10 import FileMeta, read_file_meta
 from dicomtwist.runtime.threads import WorkerThreads
 
 #: A piece of a data set, and whether it is the last.
@@ -116,119 +111,3 @@ class FileSource:
     def _close_late(self, result: object) -> None:
         # A failure of a read that nobody wants any more is nobody's.
         self._file.close()
-
-
-class OpenedInstance:
-    """
-    A Part 10 file ready to be sent.
-
-    :ivar meta: its File Meta Information.
-    :ivar source: its data set.
-    :ivar held: how much of it is in memory, in bytes.
-    """
-
-    __slots__ = ("held", "meta", "source")
-
-    def __init__(self, meta: FileMeta, source: DataSetSource, held: int) -> None:
-        self.meta = meta
-        self.source = source
-        self.held = held
-
-
-def open_instance(path: str | os.PathLike[str], threads: WorkerThreads) -> Deferred[OpenedInstance]:
-    """
-    Open a Part 10 file for sending, in a thread; a small one is read whole, of a larger one the first chunk.
-
-    :returns: a Deferred with the :class:`OpenedInstance`; it fails with ``OSError`` or
-        :class:`~dicomtwist.part10.NotDicomFile`.
-    """
-    return threads.run(open_path, path, threads)
-
-
-def open_path(path: str | os.PathLike[str], threads: WorkerThreads) -> OpenedInstance:
-    """
-    The same in the thread that calls. Blocks.
-
-    :param threads: where the rest of a large file is read.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(descriptor).st_size
-        # No more is asked for than there is: the memory of the rest would be taken and given back each time.
-        head = os.read(descriptor, min(CHUNK, size))
-        meta, offset = read_file_meta(BytesIO(head))
-        first = memoryview(head)[offset:]
-        if size > len(head):
-            # Unbuffered: what is read of it is large.
-            file = open(descriptor, "rb", buffering=0)
-            descriptor = -1
-            return _in_pieces(file, threads, meta, first, size - offset)
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
-    return OpenedInstance(meta, BytesSource(first), len(head))
-
-
-def _in_pieces(
-    file: BinaryIO, threads: WorkerThreads, meta: FileMeta, first: memoryview, length: int | None
-) -> OpenedInstance:
-    """
-    Return an instance that is read as it is sent.
-
-    :param first: what was read of its data set.
-    :param length: of the data set, ``None`` where that is not known.
-    """
-    try:
-        if len(first) & 1:
-            first = memoryview(bytes(first) + file.read(1))
-    except BaseException:
-        file.close()
-        raise
-    left = None if length is None else length - len(first)
-    return OpenedInstance(meta, FileSource(file, threads, first, left), len(first))
-
-
-class _Unclosed:
-    """A file-like object that the caller opened, and closes."""
-
-    __slots__ = ("_file",)
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def read(self, count: int) -> bytes:
-        # A raw file may give less than was asked for. Here that means the end: it is how the last piece is known,
-        # the only one that may be odd.
-        parts: list[bytes] = []
-        while count:
-            part = self._file.read(count)
-            if not part:
-                break
-            parts.append(part)
-            count -= len(part)
-        return b"".join(parts)
-
-    def close(self) -> None:
-        pass
-
-
-def open_file_like(file: BinaryIO, threads: WorkerThreads) -> Deferred[OpenedInstance]:
-    """
-    The same for an object with ``read(count)`` that gives a Part 10 file from where it stands; it is left open.
-    """
-
-    def start() -> OpenedInstance:
-        unclosed = _Unclosed(file)
-        head = unclosed.read(CHUNK)
-        meta, offset = read_file_meta(BytesIO(head))
-        first = memoryview(head)[offset:]
-        if len(head) < CHUNK:
-            return OpenedInstance(meta, BytesSource(first), len(head))
-        return _in_pieces(cast("BinaryIO", unclosed), threads, meta, first, None)
-
-    return threads.run(start)
-
-
-def convert_file(path: str | os.PathLike[str], transfer_syntax: str) -> bytes:
-    """Return the data set of the Part 10 file at *path* encoded in another uncompressed syntax. Blocks."""
-    return encode_dataset(dcmread(path), transfer_syntax)

@@ -31,7 +31,7 @@ CONGESTED = 16
 CORKED_SIZE = 64 * 1024
 
 
-class _Queued:
+class _QueuedMessage:
     __slots__ = ("context_id", "message", "sent", "source")
 
     def __init__(
@@ -64,8 +64,8 @@ class Outgoing:
         # Of whole PDUs, so that none of a few bytes is between them.
         self._piece = min(max(1, protocol.write_size // self._payload), MAX_PDUS) * self._payload
         self._failed = failed
-        self._queue: deque[_Queued] = deque()
-        self._current: _Queued | None = None
+        self._queue: deque[_QueuedMessage] = deque()
+        self._current: _QueuedMessage | None = None
         self._rest: memoryview = memoryview(b"")
         self._rest_is_last = False
         self._reading = False
@@ -105,7 +105,7 @@ class Outgoing:
             if sent is not None:
                 sent()
             return
-        self._queue.append(_Queued(context_id, message, source, sent))
+        self._queue.append(_QueuedMessage(context_id, message, source, sent))
         if len(self._queue) > MAX_QUEUED and not self._too_many:
             self._too_many = True
             self._protocol.pause_reading()
@@ -184,7 +184,7 @@ class Outgoing:
         finally:
             self._running = False
 
-    def _pump(self, current: _Queued, buffers: list[bytes | memoryview]) -> bool:
+    def _pump(self, current: _QueuedMessage, buffers: list[bytes | memoryview]) -> bool:
         """
         Give the transport what it takes of the data set; return whether the message is complete.
 

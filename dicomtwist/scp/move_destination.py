@@ -14,9 +14,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist.datasets.codec import UNCOMPRESSED
+from dicomtwist.datasets.outgoing_instance import OutgoingInstance
 from dicomtwist.dimse.status import MOVE_DESTINATION_INVALID
 from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished
-from dicomtwist.exchange.store_request import OutgoingInstance, PreparedStore, prepare, prepare_at_once
+from dicomtwist.exchange.exchange import Exchange
+from dicomtwist.exchange.store_request import prepare, prepare_at_once
 from dicomtwist.presentation import PresentationContext, StoragePresentationContexts, build_context
 from dicomtwist.scp.multiple_responses import Refused
 
@@ -106,21 +108,19 @@ class MoveAssociations:
         """As many as the windows of the associations allow."""
         return sum(line.association.exchange.invoke_limit for line in self._usable)
 
-    def prepare_at_once(self, instance: OutgoingInstance) -> PreparedStore | None:
-        """Make the request for one, over the association that has most room, where nothing has to be waited for."""
+    def prepare_at_once(self, instance: OutgoingInstance) -> Exchange | None:
+        """Prepare *instance* for the association with most room, if nothing has to be awaited for it."""
         usable = self._usable
         if not usable:
             return None
         line = usable[0] if len(usable) == 1 else max(usable, key=lambda each: each.room)
-        prepared = prepare_at_once(
-            line.association, instance, self._priority, self._originator_aet, self._originator_id
-        )
-        if prepared is not None:
-            line.busy += 1
-        return prepared
+        if not prepare_at_once(line.association, instance, self._priority, self._originator_aet, self._originator_id):
+            return None
+        line.busy += 1
+        return line.association.exchange
 
-    async def prepare(self, instance: OutgoingInstance) -> PreparedStore:
-        """The same where an association has to be made, or the instance has to be converted."""
+    async def prepare(self, instance: OutgoingInstance) -> Exchange:
+        """Prepare an instance that needs an association, or has to be converted, or fails."""
         try:
             if not self._is_open:
                 await self._open(instance)
@@ -128,14 +128,14 @@ class MoveAssociations:
         except BaseException:
             instance.close()
             raise
-        prepared = await prepare(line.association, instance, self._priority, self._originator_aet, self._originator_id)
+        await prepare(line.association, instance, self._priority, self._originator_aet, self._originator_id)
         line.busy += 1
-        return prepared
+        return line.association.exchange
 
-    def done(self, prepared: PreparedStore) -> None:
+    def done(self, exchange: Exchange) -> None:
         """A request was answered, or given up."""
         for line in self._lines:
-            if line.association is prepared.assoc:
+            if line.association.exchange is exchange:
                 line.busy -= 1
         idle, self._idle = self._idle, None
         if idle is not None:

@@ -14,6 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from dicomtwist.datasets.outgoing_instance import InstanceLike, OutgoingInstance, open_instance, open_paths
 from dicomtwist.dimse.messages import CGetRSP, CMoveRSP, Response
 from dicomtwist.dimse.status import (
     CANNOT_PERFORM_SUBOPERATIONS,
@@ -23,15 +24,8 @@ from dicomtwist.dimse.status import (
     category,
 )
 from dicomtwist.errors import AssociationError, DataSetError, NoPresentationContext, NotEstablished, loggable
-from dicomtwist.exchange.store_request import (
-    Instance,
-    OutgoingInstance,
-    PreparedStore,
-    open_outgoing,
-    open_paths,
-    prepare,
-    prepare_at_once,
-)
+from dicomtwist.exchange.exchange import Exchange
+from dicomtwist.exchange.store_request import prepare, prepare_at_once, send
 from dicomtwist.part10 import NotDicomFile
 from dicomtwist.scp.multiple_responses import Refused
 
@@ -73,18 +67,18 @@ class Destination(Protocol):
     def capacity(self) -> int:
         """How many may be under way at once."""
 
-    def prepare_at_once(self, instance: OutgoingInstance) -> PreparedStore | None:
-        """Make the request for one, where nothing has to be waited for; else return ``None``."""
+    def prepare_at_once(self, instance: OutgoingInstance) -> Exchange | None:
+        """Prepare *instance* if nothing has to be awaited for it; return where to send it, else ``None``."""
 
-    async def prepare(self, instance: OutgoingInstance) -> PreparedStore:
+    async def prepare(self, instance: OutgoingInstance) -> Exchange:
         """
-        Make the request for one, which is closed where that fails. Called for one at a time.
+        Prepare *instance* and return where to send it; close it if that fails. Called for one instance at a time.
 
         :raises Refused: there is no such destination, nothing can be stored.
         """
 
-    def done(self, prepared: PreparedStore) -> None:
-        """A request was answered, or given up."""
+    def done(self, exchange: Exchange) -> None:
+        """An instance that was to be sent over *exchange* was answered, or given up."""
 
     async def close(self) -> None:
         """Nothing more is to be stored."""
@@ -124,12 +118,12 @@ class SubOperations:
         self._progressed = progressed
         self._under_way = 0
         self._requested = 0  # for how many there is a request
-        self._closed: deque[Instance] = deque()
+        self._closed: deque[InstanceLike] = deque()
         self._open: deque[OutgoingInstance] = deque()
         self._held = 0  # how many bytes the open ones have in memory
         self._is_opening = self._is_advancing = self._is_stopped = False
         self._is_last_in_memory = self._is_more_coming = False
-        self._preparing: Deferred[PreparedStore] | None = None
+        self._preparing: Deferred[Exchange] | None = None
         self._waiting: tuple[Callable[[], bool], Deferred[None]] | None = None
         self._refused: Refused | None = None
         self.completed = self.failed = self.warning = 0
@@ -166,7 +160,7 @@ class SubOperations:
 
     # --- for the service
 
-    def start(self, instance: Instance, *, more: bool = False) -> None:
+    def start(self, instance: InstanceLike, *, more: bool = False) -> None:
         """
         Store one more, when its turn comes. :meth:`place` tells when there may be another.
 
@@ -282,14 +276,14 @@ class SubOperations:
             opening = self._threads.run(open_paths, cast("list[_Path]", instances), self._threads, READ_AHEAD)
         else:
             instances = [closed[0]]
-            opening = Deferred.fromCoroutine(open_outgoing(instances[0], self._threads)).addCallback(lambda one: [one])
+            opening = open_instance(instances[0], self._threads).addCallback(lambda one: [one])
         for _ in instances:
             closed.popleft()
         opening.addErrback(lambda reason: [reason.value] * len(instances))
         opening.addCallback(self._opened, instances).addErrback(self._broken)
         return True
 
-    def _opened(self, results: Sequence[OutgoingInstance | BaseException], instances: list[Instance]) -> None:
+    def _opened(self, results: Sequence[OutgoingInstance | BaseException], instances: list[InstanceLike]) -> None:
         self._is_opening = False
         self._closed.extendleft(reversed(instances[len(results) :]))
         for instance, result in zip(instances, results, strict=False):
@@ -320,19 +314,19 @@ class SubOperations:
         instance = self._open.popleft()
         self._held -= instance.held
         self._requested += 1
-        prepared = self._destination.prepare_at_once(instance)
-        if prepared is not None:
-            self._send(prepared)
+        exchange = self._destination.prepare_at_once(instance)
+        if exchange is not None:
+            self._send(instance, exchange)
             return True
         self._preparing = Deferred.fromCoroutine(self._destination.prepare(instance))
         self._preparing.addCallbacks(
-            self._prepared, self._not_prepared, errbackArgs=(instance.sop_instance_uid,)
+            self._prepared, self._not_prepared, callbackArgs=(instance,), errbackArgs=(instance.sop_instance_uid,)
         ).addErrback(self._broken)
         return True
 
-    def _prepared(self, prepared: PreparedStore) -> None:
+    def _prepared(self, exchange: Exchange, instance: OutgoingInstance) -> None:
         self._preparing = None
-        self._send(prepared)
+        self._send(instance, exchange)
         self._advance()
 
     def _not_prepared(self, reason: Failure, uid: str) -> None:
@@ -348,43 +342,45 @@ class SubOperations:
 
     # --- from a request to its answer
 
-    def _send(self, prepared: PreparedStore) -> None:
-        prepared.assoc.exchange.enter_window().addCallbacks(
-            self._entered, self._kept_out, callbackArgs=(prepared,), errbackArgs=(prepared,)
+    def _send(self, instance: OutgoingInstance, exchange: Exchange) -> None:
+        both = instance, exchange
+        exchange.enter_window().addCallbacks(
+            self._entered, self._kept_out, callbackArgs=both, errbackArgs=both
         ).addErrback(self._broken)
 
-    def _kept_out(self, reason: Failure, prepared: PreparedStore) -> None:
-        prepared.close()
-        self._destination.done(prepared)
+    def _kept_out(self, reason: Failure, instance: OutgoingInstance, exchange: Exchange) -> None:
+        instance.close()
+        self._destination.done(exchange)
         self._requested -= 1
-        self._over(self._why(reason), prepared.request.affected_sop_instance_uid)
+        self._over(self._why(reason), instance.sop_instance_uid)
         self._advance()
 
-    def _entered(self, _: object, prepared: PreparedStore) -> None:
+    def _entered(self, _: object, instance: OutgoingInstance, exchange: Exchange) -> None:
         if self._is_stopped:
-            prepared.close()
-            self._end(prepared, None)
+            instance.close()
+            self._end(instance, exchange, None)
             return
+        both = instance, exchange
         try:
-            answer = prepared.start()
+            answer = send(exchange, instance)
         except Exception:
-            self._failed(Failure(), prepared)
+            self._failed(Failure(), *both)
         else:
-            answer.addCallbacks(
-                self._answered, self._failed, callbackArgs=(prepared,), errbackArgs=(prepared,)
-            ).addErrback(self._broken)
+            answer.addCallbacks(self._answered, self._failed, callbackArgs=both, errbackArgs=both).addErrback(
+                self._broken
+            )
 
-    def _answered(self, answer: tuple[Response, bytes | None], prepared: PreparedStore) -> None:
-        self._end(prepared, category(answer[0].status))
+    def _answered(self, answer: tuple[Response, bytes | None], instance: OutgoingInstance, exchange: Exchange) -> None:
+        self._end(instance, exchange, category(answer[0].status))
 
-    def _failed(self, reason: Failure, prepared: PreparedStore) -> None:
-        self._end(prepared, self._why(reason))
+    def _failed(self, reason: Failure, instance: OutgoingInstance, exchange: Exchange) -> None:
+        self._end(instance, exchange, self._why(reason))
 
-    def _end(self, prepared: PreparedStore, kind: StatusCategory | None) -> None:
+    def _end(self, instance: OutgoingInstance, exchange: Exchange, kind: StatusCategory | None) -> None:
         """Count one that had a place in the window, and give that to the next."""
-        self._destination.done(prepared)
+        self._destination.done(exchange)
         self._requested -= 1
-        exchange, uid = prepared.assoc.exchange, prepared.request.affected_sop_instance_uid
+        uid = instance.sop_instance_uid
         if exchange.outgoing is not self._outgoing:
             # Who asked can wait, the destination is not to.
             exchange.leave_window()
@@ -429,7 +425,7 @@ class SubOperations:
             self._progressed()
 
 
-def _is_path(instance: Instance) -> bool:
+def _is_path(instance: InstanceLike) -> bool:
     return isinstance(instance, str | os.PathLike)
 
 
@@ -445,15 +441,16 @@ class SameAssociation:
         """As many as the asynchronous operations window lets this side invoke."""
         return self._assoc.exchange.invoke_limit
 
-    def prepare_at_once(self, instance: OutgoingInstance) -> PreparedStore | None:
-        """Make the request for one, where nothing has to be waited for."""
-        return prepare_at_once(self._assoc, instance, self._priority)
+    def prepare_at_once(self, instance: OutgoingInstance) -> Exchange | None:
+        """Prepare *instance* if nothing has to be awaited for it."""
+        return self._assoc.exchange if prepare_at_once(self._assoc, instance, self._priority) else None
 
-    async def prepare(self, instance: OutgoingInstance) -> PreparedStore:
-        """The same where the instance has to be converted."""
-        return await prepare(self._assoc, instance, self._priority)
+    async def prepare(self, instance: OutgoingInstance) -> Exchange:
+        """Prepare an instance that has to be converted, or fails."""
+        await prepare(self._assoc, instance, self._priority)
+        return self._assoc.exchange
 
-    def done(self, prepared: PreparedStore) -> None:
+    def done(self, exchange: Exchange) -> None:
         """Nothing to do."""
 
     async def close(self) -> None:

@@ -10,10 +10,11 @@ from pydicom import Dataset
 from twisted.internet.defer import Deferred
 
 from dicomtwist.datasets.identifier import encode_identifier
+from dicomtwist.datasets.outgoing_instance import InstanceLike, open_instance
 from dicomtwist.dimse.messages import CEchoRQ, CFindRQ, CGetRQ, CMoveRQ, Response
 from dicomtwist.dimse.status import Status
 from dicomtwist.exchange.exchange import Exchange, WindowPlace
-from dicomtwist.exchange.store_request import Instance, open_outgoing, prepare
+from dicomtwist.exchange.store_request import prepare, send
 from dicomtwist.interfaces import AEInterface
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.scu.responses import Answers, OnProgress, Retrieval
@@ -60,7 +61,7 @@ class ServiceClassUser:
 
     def send_c_store(
         self,
-        dataset: Instance,
+        dataset: InstanceLike,
         *,
         priority: int = 2,
         originator_aet: str | None = None,
@@ -84,14 +85,15 @@ class ServiceClassUser:
         return Deferred.fromCoroutine(self._store(dataset, priority, originator_aet, originator_id))
 
     async def _store(
-        self, dataset: Instance, priority: int, originator_aet: str | None, originator_id: int | None
+        self, dataset: InstanceLike, priority: int, originator_aet: str | None, originator_id: int | None
     ) -> Status:
         self.check_established()
         async with WindowPlace(self.exchange):
             # The place comes first and the file second, so that a thousand calls do not open a thousand files.
-            instance = await open_outgoing(dataset, self.ae.threads)
-            prepared = await prepare(self, instance, priority, originator_aet, originator_id)
-            return await prepared.send()
+            instance = await open_instance(dataset, self.ae.threads)
+            await prepare(self, instance, priority, originator_aet, originator_id)
+            response, _ = await send(self.exchange, instance)
+        return self.status_of(response, str(instance.context.abstract_syntax))
 
     def send_c_find(self, identifier: Dataset | bytes, query_model: str, *, priority: int = 2) -> Answers:
         """

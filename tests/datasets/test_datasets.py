@@ -31,7 +31,7 @@ from dicomtwist.datasets import (
     CollectingSink,
     DataSetStream,
     FileSource,
-    OpenedInstance,
+    OutgoingInstance,
     codec,
     convert_file,
     decode_dataset,
@@ -343,7 +343,7 @@ class SourceTests(TestCase):
         path.write_bytes(encode_preamble_and_meta(META) + data)
         return path, data
 
-    async def drain(self, opened: OpenedInstance) -> list[bytes]:
+    async def drain(self, opened: OutgoingInstance) -> list[bytes]:
         parts: list[bytes] = []
         last = False
         while not last:
@@ -386,6 +386,27 @@ class SourceTests(TestCase):
                 self.assertEqual(b"".join(parts) == data, True, length)
                 self.assertEqual([len(part) & 1 for part in parts[:-1]], [0] * (len(parts) - 1), length)
                 self.assertEqual(file.closings, 0)
+
+    async def test_what_can_be_opened(self) -> None:
+        """
+        One function opens paths, bytes, open files and Datasets.
+        """
+        path, data = self.file(100)
+        for instance in (path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes())):
+            opened = await open_instance(instance, self.threads)
+            self.assertEqual(opened.meta, META)
+            self.assertTrue(opened.is_in(META.transfer_syntax_uid))
+            self.assertEqual(await self.drain(opened), [data])
+        dataset = Dataset()
+        await self.assertFailure(open_instance(dataset, self.threads), DataSetError)
+        dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.3", "1.2.4"
+        opened = await open_instance(dataset, self.threads)
+        self.assertEqual(opened.meta, FileMeta("1.2.3", "1.2.4", ExplicitVRLittleEndian))
+        self.assertFalse(opened.is_in(ExplicitVRLittleEndian))
+        await opened.convert(ExplicitVRLittleEndian, self.threads)
+        self.assertEqual(await self.drain(opened), [encode_dataset(dataset, ExplicitVRLittleEndian)])
+        opened.close()
+        await self.assertFailure(open_instance(7, self.threads), TypeError)  # type: ignore[arg-type]
 
     async def test_missing(self) -> None:
         """
