@@ -1,5 +1,5 @@
 """
-The table: for a terminal, kept as JSON, and as the page ``docs/benchmarks.md`` that is made of what is kept.
+The table of results: printed on a terminal, kept as JSON, and written as the page ``docs/benchmarks.md`` from the kept results.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any, Final
 
 from benchmarks.harness import BenchmarkError, Row, dcmtk, installed
 
-#: In the place of our time where a benchmark could not be run.
+#: Stands in place of our time if a benchmark could not be run.
 FAILED = "failed"
 
 _HEADERS = ("Work", "Ours", "Peer", "Theirs", "Ratio", "Needed", "Verdict", "Note")
 
-#: What was kept of each benchmark, by its name: ``date``, ``rounds``, ``on`` (see :func:`setting`) and ``rows``.
+#: The kept results of each benchmark, by its name: ``date``, ``rounds``, ``on`` (see :func:`setting`) and ``rows``.
 Results = dict[str, dict[str, Any]]
 
 
@@ -41,17 +41,17 @@ def text(rows: Sequence[Row]) -> str:
     )
 
 
-# --- what is kept
+# --- kept results
 
 
 def load(path: Path) -> Results:
-    """Return what is kept at *path*; nothing where there is no such file."""
+    """Return the results that are kept at *path*; none if there is no such file."""
     found: Results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return found
 
 
 def keep(path: Path, name: str, rows: Sequence[Row], rounds: int, on: Sequence[str]) -> Results:
-    """Keep the rows of one benchmark at *path*, in the place of those that it had; return all that is kept."""
+    """Keep the rows of one benchmark at *path*, replacing its earlier rows, and return all kept results."""
     results = load(path)
     results[name] = {
         "date": date.today().isoformat(),
@@ -68,52 +68,53 @@ def keep(path: Path, name: str, rows: Sequence[Row], rounds: int, on: Sequence[s
 _INTRODUCTION: Final = """\
 # Benchmarks
 
-<!-- Written by `make bench`, from benchmarks.json: changes to this page are lost. -->
+<!-- `make bench` writes this page from benchmarks.json: your changes to it will be lost. -->
 
-What dicomtwist costs beside DCMTK, Orthanc and pynetdicom. Both sides of a row were measured on one machine, in one run, in
-turn. How the work is done is told in `benchmarks/__init__.py`.
+What dicomtwist costs in time and memory, beside DCMTK, Orthanc and pynetdicom. Both sides of a row were measured on one
+machine, in one run, in turn. `benchmarks/__init__.py` says how the work is done.
 
 ## How to read it
 
-- **Ours** and **theirs** are seconds where nothing else is said: the median of the rounds, and in brackets the fastest and
-  the slowest. Wide brackets say that the machine was busy, and that the row means little.
-- **Ratio** is the peer's time divided by ours: above 1 we are faster. Ratios say more about another machine than seconds do.
-- **Needed** is the least ratio that the project asks of itself, or another bound where one is written; the verdict is then OK
-  or SHORT. It is no promise, and OK is not "as fast as": 0.4 is met by who takes two and a half times as long. Rows without
-  are there to know.
-- Where the note says *scaled* the peer got a part of the work, since all of it takes minutes, and its time was multiplied.
-- Rows about memory say by how much the server's resident memory grew. One association more or less is lost in what Python
-  has in stock; a thousand are not. Rows about CPU say what the server computes, in all of its threads.
-- Rows whose peer is *ours* compare dicomtwist with itself: with more work, or done another way.
-- A run of a few benchmarks replaces the rows of these, so each has its date.
+- **Ours** and **theirs** are seconds unless the row says otherwise: the median of the rounds, and in brackets the fastest and
+  the slowest. A wide range in brackets means that the machine was busy, and that the row says little.
+- **Ratio** is the peer's time divided by ours: above 1 dicomtwist is faster. For another machine, ratios say more than seconds.
+- **Needed** is the least ratio that the project asks of itself, or another bound if one is written; the verdict is then OK or
+  SHORT. It is not a promise, and OK does not mean "as fast": a ratio of 0.4 is met by a program that takes two and a half
+  times as long. Rows without a needed ratio are for information.
+- If the note says *scaled*, the peer got a part of the work, because all of it takes minutes, and its time was multiplied.
+- Rows about memory say by how much the server's resident memory grew. A single association disappears in the memory that Python
+  holds in reserve; a thousand do not. Rows about CPU say how much CPU time the server uses, in all of its threads.
+- Rows whose peer is *ours* compare dicomtwist with itself, with more work or in another way.
+- A run of a few benchmarks replaces only their rows, so each row has its own date.
 
 What such figures do not say, and what has misled us:
 
-- **Nagle's algorithm.** Debian's DCMTK leaves it on, and its clients write a header and a body in two pieces: with delayed
-  acknowledgements a round trip costs 44 ms against most servers. Both sides run with `TCP_NODELAY=1`, so that the code is
-  measured and not that stall; the row called *stock* is without, as most users run it.
-- **Durability.** By default `twist dicom` syncs each instance before it answers (`full`). DCMTK and pynetdicom do not, so rows
-  with `none` compare like with like, those with `full` what one gets by default.
-- **Deleted files.** ext4 is slow to create files in the minute or so after thousands were deleted: 250 us each instead of 10.
-  Nothing is deleted during a run, each run of a server has a folder of its own, and a benchmark waits until files are made
+- **Nagle's algorithm.** Debian's DCMTK leaves it on, and its clients write a header and a body in two pieces. With delayed
+  acknowledgements a round trip then costs 44 ms against most servers. Both sides run with `TCP_NODELAY=1`, so that the row
+  measures the code and not that delay. The row called *stock* runs without it, as most users do.
+- **Durability.** By default `twist dicom` syncs each instance before it acknowledges it (`full`). DCMTK and pynetdicom do
+  not. So rows with `none` compare like with like, and rows with `full` show the default.
+- **Deleted files.** For about a minute after thousands of files were deleted, ext4 is slow to create files: 250 us each
+  instead of
+  10. So nothing is deleted during a run, each run of a server has its own folder, and a benchmark waits until files are created
   quickly.
-- **The page cache.** What is read was written just before, so that no row waits for a disk to read. What was written by one
-  run is on the disk before the next begins.
-- **One machine.** Client and server share its cores and its loopback interface: no network is this fast, and on one there is
-  a wait in each round trip that no server can help.
+- **The page cache.** Files that a benchmark reads were written just before, so no row waits for a disk to read. Files that one
+  run wrote are on the disk before the next begins.
+- **One machine.** Client and server share its cores and its loopback interface. No network is as fast as this, and on a network
+  each round trip contains a delay that no server can shorten.
 """
 
 _EMPTY: Final = """
 ## Figures
 
-None are kept yet: `make bench` measures, which takes an hour or so, and writes them here.
+None are kept yet: `make bench` measures them, which takes about an hour, and writes them here.
 """
 
 
 def page(results: Results, order: Iterable[str]) -> str:
-    """Return the page, with the benchmarks in *order*; what is not in it is left out."""
+    """Return the page, with the benchmarks in *order*; benchmarks that are not in *order* are left out."""
     known = {name: results[name] for name in order if name in results}
-    # One table for each machine with its versions: what was measured on another is no row beside it.
+    # One table for each machine with its versions, because rows from different machines cannot be compared.
     settings = list(dict.fromkeys(tuple(kept["on"]) for kept in known.values()))
     return _INTRODUCTION + ("".join(_section(known, on) for on in settings) or _EMPTY)
 
@@ -141,14 +142,14 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/').replace('<', '&lt;') for cell in cells)} |"
 
 
-# --- what it was measured on
+# --- machine and versions
 
 
 def setting(folder: Path) -> list[str]:
     """
-    Return what is measured on and with, in lines: the machine first.
+    Return a description of the machine and the versions, in lines: the machine first.
 
-    :param folder: where the files are.
+    :param folder: the folder of the files, whose file system is named.
     """
     return [
         f"{_processor()}, {os.cpu_count()} cores",
@@ -179,7 +180,7 @@ def _orthanc_version() -> str:
 
 
 def _printed(find: Callable[[], str]) -> list[str]:
-    """Return the words that a program prints at ``--version``, none where it is not there."""
+    """Return the words that a program prints for ``--version``, none if it is not installed."""
     try:
         return subprocess.run([find(), "--version"], capture_output=True, text=True, check=True).stdout.split()
     except (BenchmarkError, subprocess.CalledProcessError):
@@ -197,7 +198,7 @@ def _memory() -> str:
 
 
 def _file_system(folder: Path) -> str:
-    """Return the kind of file system that *folder* is on."""
+    """Return the type of the file system that holds *folder*."""
     try:
         mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:
@@ -207,7 +208,7 @@ def _file_system(folder: Path) -> str:
 
 
 def _values(path: str, key: str) -> list[str]:
-    """Return the values of *key* in one of the system's tables."""
+    """Return the values of *key* in a table below ``/proc``."""
     try:
         lines = Path(path).read_text().splitlines()
     except OSError:
