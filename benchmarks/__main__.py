@@ -1,5 +1,5 @@
 """
-``python -m benchmarks``; see the package for how to read what it prints.
+The command ``python -m benchmarks``. The docstring of the package says how it measures.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _measure(name: str, bench: Bench) -> list[Row]:
-    """Return the rows of one benchmark, or one that says why there are none."""
+    """Return the rows of one benchmark, or one row with the reason why it failed."""
     began = time.monotonic()
     try:
         bench.settle()
@@ -69,7 +69,7 @@ def _main() -> int:
     if arguments.measure_nothing:
         _write_page(arguments.write, report.load(arguments.write.with_suffix(".json")))
         return 0
-    # So that servers are ended and files removed when this is.
+    # SIGTERM has to end the servers and remove the files, too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     rounds = 1 if arguments.quick else arguments.rounds
     rows: list[Row] = []
@@ -80,7 +80,7 @@ def _main() -> int:
             measured = _measure(name, bench)
             rows += measured
             if arguments.write:
-                # After each, so that what was measured is there when a later one is given up.
+                # After each benchmark, so that its results are kept even if a later one is interrupted.
                 kept = arguments.write.with_suffix(".json")
                 _write_page(arguments.write, report.keep(kept, name, measured, rounds, on))
     print(*on, f"medians of {rounds}", "", report.text(rows), sep="\n")

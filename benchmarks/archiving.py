@@ -1,6 +1,6 @@
 """
-``twist dicom`` as an archive: instances that are durable and indexed, queries and retrievals from the index, beside DCMTK's,
-Orthanc's and pynetdicom's archives.
+Benchmarks of ``twist dicom`` as an archive, against the archives of DCMTK, Orthanc and pynetdicom: storing instances that are
+durable and indexed, and queries and retrievals from the index.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
 
 _EXPLICIT: Final = "1.2.840.10008.1.2.1"
-#: Of how many instances pynetdicom's time is taken, which is scaled: it is that slow.
+#: The number of instances for which pynetdicom's time is taken; it is so slow that the time is then scaled.
 _FEW: Final = 100
 
 
@@ -108,18 +108,18 @@ def _ingest(bench: Bench, count: int, words: str, size: int) -> list[Row]:
 
 
 def _stored(bench: Bench, program: Program, paths: Sequence[Path], called: str) -> Seconds:
-    """Store *paths* in an archive that is empty, and return how long that took."""
+    """Store *paths* in an empty archive, and return how long that took."""
     with serving(program, bench.fresh() / "log") as server:
         run(echoscu(server.port, 1, called))
         return run(storescu(server.port, paths, called))
 
 
-# --- asking
+# --- queries and retrievals
 
 
 @contextmanager
 def _archives(bench: Bench, paths: Sequence[Path]) -> Iterator[tuple[Server, Server]]:
-    """Run our archive and DCMTK's, with *paths* in both; they move to a storescp that ignores what comes."""
+    """Run our archive and DCMTK's, with *paths* in both; C-MOVE sends to a storescp that drops what it receives."""
     with ExitStack() as stack:
         target = stack.enter_context(serving(dcmtk_storescp(bench.fresh(), "--ignore"), bench.fresh() / "log"))
         storage = bench.fresh()
@@ -136,7 +136,7 @@ def _archives(bench: Bench, paths: Sequence[Path]) -> Iterator[tuple[Server, Ser
 
 
 def archive_find(bench: Bench) -> list[Row]:
-    """C-FIND with many answers from the index."""
+    """C-FIND with many responses from the index."""
     count = bench.scaled(1300, 100)
     paths = instances.make(bench.fresh() / "in", count, 1, series=1)
     with _archives(bench, paths) as (ours, peer):
@@ -160,11 +160,11 @@ def archive_retrieve(bench: Bench) -> list[Row]:
     return rows
 
 
-# --- how it grows
+# --- growth
 
 
 def index_growth(bench: Bench) -> list[Row]:
-    """A query and the rate of new rows with a thousand rows in the index, and with a million (synthetic)."""
+    """A query, and the rate of new rows, with a thousand rows in the index and with a million (synthetic rows)."""
     sizes = (1000, 5000) if bench.quick else (1000, 100_000, 1_000_000)
     found: dict[int, tuple[list[Seconds], list[Seconds]]] = {}
     archive = Archive(bench.fresh() / "archive", durability=Durability.NONE)
@@ -209,7 +209,7 @@ def _queries(archive: Archive, rounds: int) -> list[Seconds]:
 
 
 def _additions(archive: Archive, rows: Iterator[Indexed], rounds: int) -> list[Seconds]:
-    """How long 200 rows take, each committed by itself as a store would."""
+    """Return how long 200 rows take if each is committed alone, as a C-STORE would."""
     times = []
     for _ in range(rounds):
         batch = [next(rows) for _ in range(200)]
@@ -221,7 +221,7 @@ def _additions(archive: Archive, rows: Iterator[Indexed], rounds: int) -> list[S
 
 
 def _synthetic() -> Iterator[Indexed]:
-    """Rows of instances: ten to a series, two series to a study, two studies to a patient."""
+    """Yield rows of instances: ten to a series, two series to a study, two studies to a patient."""
     number = 0
     record: Record | None = None
     while True:

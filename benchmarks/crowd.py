@@ -1,5 +1,5 @@
 """
-What ``benchmarks.load`` and ``benchmarks.soak`` share: a server of ours as users run it, and those who come to it.
+The parts that ``benchmarks.load`` and ``benchmarks.soak`` share: ``twist dicom`` as users run it, and a crowd of clients.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ reactor: Any = _reactor
 
 VERIFICATION: Final = "1.2.840.10008.1.1"
 MR: Final = "1.2.840.10008.5.1.4.1.1.4"
-#: How many connections are made at a time: what the backlog of a socket does not take is tried again a second later.
+#: How many connections are made at a time. The kernel retries a connection beyond a socket's backlog only a second later.
 AT_A_TIME: Final = 50
 
 T = TypeVar("T")
 
 
 def many_files() -> int:
-    """Allow this process, and what it starts, as many open files as the system lets it; return how many."""
+    """Raise the limit of open files of this process and its children as far as the system allows, and return it."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return most
@@ -48,7 +48,7 @@ def many_files() -> int:
 
 def server(storage: Path, *options: object, secure: tuple[int, Certificates] | None = None) -> Program:
     """
-    Return ``twist dicom`` that takes whoever comes.
+    Return a ``twist dicom`` whose limits admit the whole crowd.
 
     :param secure: a second port, with TLS, and its certificates.
     """
@@ -70,7 +70,7 @@ def server(storage: Path, *options: object, secure: tuple[int, Certificates] | N
 
 
 def client() -> AE:
-    """Return an AE that asks for verification and for MR images."""
+    """Return an AE that requests contexts for Verification and MR Image Storage."""
     ae = AE("CROWD")
     ae.add_requested_context(VERIFICATION)
     ae.add_requested_context(MR, ExplicitVRLittleEndian)
@@ -78,7 +78,7 @@ def client() -> AE:
 
 
 async def all_of(work: Iterable[Callable[[], Awaitable[T]]], at_a_time: int = AT_A_TIME) -> list[T]:
-    """Call all of *work*, so many at a time, and return what each gave."""
+    """Call all of *work*, *at_a_time* of them at once, and return their results."""
     tokens = DeferredSemaphore(at_a_time)
 
     async def run(one: Callable[[], Awaitable[T]]) -> T:
@@ -93,7 +93,7 @@ async def all_of(work: Iterable[Callable[[], Awaitable[T]]], at_a_time: int = AT
 
 
 async def echo_times(ae: AE, port: int, count: int) -> list[float]:
-    """Return how long each of *count* C-ECHOs took, one after the other on one association, in seconds."""
+    """Return how many seconds each of *count* C-ECHOs took, one after the other on one association."""
     times = []
     async with await ae.associate("127.0.0.1", port) as assoc:
         for _ in range(count):
@@ -105,17 +105,17 @@ async def echo_times(ae: AE, port: int, count: int) -> list[float]:
 
 
 def quantile(times: Sequence[float], part: float) -> float:
-    """Return the time that *part* of *times* do not exceed."""
+    """Return the time that a share *part* (0 to 1) of *times* does not exceed."""
     ordered = sorted(times)
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
 
 
 def pause(seconds: float) -> Deferred[None]:
-    """Let time go by."""
+    """Return a Deferred that fires after *seconds*."""
     return deferLater(reactor, seconds)
 
 
-# --- those who do not behave
+# --- misbehaving peers
 
 REQUEST: Final = AAssociateRQ(
     "ANY",
@@ -130,10 +130,10 @@ REQUEST: Final = AAssociateRQ(
 
 class Raw(Protocol):
     """
-    A connection on which bytes are sent.
+    A connection that sends bytes as they are given.
 
-    :ivar answered: fires when something has come.
-    :ivar closed: fires when the connection is gone.
+    :ivar answered: fires when the first bytes are received, or when the connection is lost.
+    :ivar closed: fires when the connection is lost.
     """
 
     transport: Any
@@ -156,12 +156,12 @@ class Raw(Protocol):
         self.closed.callback(None)
 
     def send(self, data: bytes) -> None:
-        """Send *data*; nothing happens where the connection is gone."""
+        """Send *data*; does nothing if the connection is lost."""
         if not self.closed.called:
             self.transport.write(data)
 
     def leave(self) -> Deferred[None]:
-        """Reset the connection, and wait for its end."""
+        """Reset the connection, and return a Deferred that fires when it is closed."""
         if not self.closed.called:
             self.transport.abortConnection()
         return self.closed
@@ -174,15 +174,15 @@ def connect(port: int, data: bytes = b"") -> Deferred[Raw]:
 
 
 async def connections(port: int, count: int, data: bytes = b"") -> list[Raw]:
-    """The same so often."""
+    """Make *count* such connections."""
     return await all_of([lambda: connect(port, data)] * count)
 
 
-# --- what the server says of itself
+# --- the state of the server
 
 
 def open_files(running: Server) -> int:
-    """Return how many files a server has open, sockets included; not those of its index, of which threads keep some."""
+    """Return how many files and sockets a server has open, without those of its index, of which threads keep some."""
     count = 0
     for link in Path(f"/proc/{running.pid}/fd").iterdir():
         try:

@@ -1,5 +1,5 @@
 """
-What all benchmarks share: processes, folders, rounds, and the rows of the table.
+The parts that all benchmarks share: processes, folders, rounds, and the rows of the table.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from unittest import SkipTest
 
 from tests import peers
 
-#: Where ``python -m`` finds this package and the plugin, installed or not.
+#: The folder in which ``python -m`` finds this package and the plugin, whether they are installed or not.
 ROOT = Path(__file__).resolve().parent.parent
-#: The longest P-DATA-TF, for both sides.
+#: The maximum length of a P-DATA-TF, in bytes, for both sides.
 MAX_PDU = 131072
-#: The longest that any process may take, in seconds.
+#: The timeout of any process, in seconds.
 TIMEOUT = 600.0
-#: How long making a file takes where nothing was deleted, at the most, in seconds; and how long that is waited for.
+#: The most seconds that creating a file takes if no files were deleted; and how many seconds to wait for that state.
 PROMPT_FILE, MOST_SETTLING = 100e-6, 150.0
 
 Seconds = float
-#: Does the work once and returns how long it took.
+#: A function that does the work once and returns how long it took.
 Side = Callable[[], Seconds]
 
 
 class BenchmarkError(Exception):
-    """A measurement cannot be made, or what was measured did not do its work."""
+    """A measurement failed, or the measured program did not do its work."""
 
 
 def dcmtk(name: str) -> str:
@@ -85,7 +85,7 @@ def run(command: Sequence[object], *, nodelay: bool = True) -> Seconds:
 
 
 def run_all(commands: Sequence[Sequence[object]], *, nodelay: bool = True) -> Seconds:
-    """The same for several programs at once."""
+    """Run several programs at once to their ends; otherwise like :func:`run`."""
     environment = _environment(nodelay)
     began = time.perf_counter()
     processes = [
@@ -118,7 +118,7 @@ def run_client(module: str, *arguments: object, memory: bool = False) -> dict[st
     Run a client of :mod:`benchmarks.clients`.
 
     :param memory: whether to watch its resident memory.
-    :returns: what it measured, see :mod:`benchmarks.clients.send`; with *memory* also ``peak``, the most KiB.
+    :returns: its measurements, see :mod:`benchmarks.clients.send`; with *memory* also ``peak``, the most memory in KiB.
     :raises BenchmarkError: it failed.
     """
     result, peak = run_module(f"benchmarks.clients.{module}", *arguments, memory=memory)
@@ -130,7 +130,7 @@ def run_module(module: str, *arguments: object, memory: bool = False) -> tuple[A
     Run a module that prints JSON.
 
     :param memory: whether to watch its resident memory.
-    :returns: what it printed; and the most KiB that it had, 0 where nobody watched.
+    :returns: the decoded JSON; and its most resident memory in KiB, 0 without *memory*.
     :raises BenchmarkError: it failed.
     """
     command = [sys.executable, "-m", module, *(str(argument) for argument in arguments)]
@@ -157,10 +157,10 @@ def run_module(module: str, *arguments: object, memory: bool = False) -> tuple[A
 @dataclass(frozen=True)
 class Server:
     """
-    A server that runs.
+    A running server.
 
-    :ivar port: where it listens, on 127.0.0.1.
-    :ivar pid: its process.
+    :ivar port: the port on which it listens, on 127.0.0.1.
+    :ivar pid: its process ID.
     """
 
     port: int
@@ -170,10 +170,10 @@ class Server:
 @contextmanager
 def serving(command: Callable[[int], Sequence[object]], log: Path, *, nodelay: bool = True) -> Iterator[Server]:
     """
-    Run a server, and end it and what it forked.
+    Run a server for ``with``, and at the end stop it and the processes that it forked.
 
-    :param command: gives the command line for a port.
-    :param log: the file for what it prints.
+    :param command: returns the command line for a port.
+    :param log: the file for its output.
     """
     port = peers.free_port()
     words = [str(word) for word in command(port)]
@@ -205,7 +205,7 @@ def _wait_listening(port: int, process: subprocess.Popen[bytes], log: Path) -> N
 
 
 def _listens(port: int) -> bool:
-    # Where the system tells who listens there is no need to connect.
+    # On Linux /proc lists the listening sockets, so there is no need to connect.
     try:
         lines = Path("/proc/net/tcp").read_text().splitlines()[1:] + Path("/proc/net/tcp6").read_text().splitlines()[1:]
     except OSError:
@@ -218,7 +218,7 @@ def _listens(port: int) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    # It leads a session of its own, so its group is itself and the children that serve associations.
+    # The server leads its own session, so its process group is the server and the children that serve associations.
     for signal_number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, signal_number)
@@ -232,7 +232,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def resident(pid: int | str = "self") -> int:
-    """Return the resident memory of a process in KiB, 0 where it is gone."""
+    """Return the resident memory of a process in KiB, 0 if the process is gone."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -244,7 +244,7 @@ class MemoryWatch:
     """
     Watches the resident memory of a process, for ``with``.
 
-    :ivar peak: the most that it was, in KiB.
+    :ivar peak: its highest value, in KiB.
     """
 
     def __init__(self, pid: int | None) -> None:
@@ -277,14 +277,14 @@ class Row:
     """
     A row of the table.
 
-    :ivar work: what was done.
-    :ivar ours: what it cost us, in words.
-    :ivar peer_name: whom we are measured against.
-    :ivar peer: what it cost the peer, in words.
-    :ivar ratio: in words.
-    :ivar needed: the least, or for memory the most, in words; empty where nothing is asked for.
-    :ivar good: whether it is good enough, ``None`` where nothing is asked for.
-    :ivar note: what else is worth knowing.
+    :ivar work: the work that was done.
+    :ivar ours: its cost for dicomtwist, as text.
+    :ivar peer_name: the program that dicomtwist is measured against.
+    :ivar peer: the cost for this peer, as text.
+    :ivar ratio: the peer's cost divided by ours, as text.
+    :ivar needed: the least ratio, or for memory the most, as text; empty if the project sets no bound.
+    :ivar good: whether the bound is met, ``None`` if there is none.
+    :ivar note: a remark.
     """
 
     work: str
@@ -299,11 +299,11 @@ class Row:
 
 class Bench:
     """
-    What a benchmark works with.
+    The folders, rounds and sizes that a benchmark works with.
 
-    :param root: a folder for everything that is written; the caller removes it at the very end.
-    :param rounds: how often each side is measured.
-    :param quick: whether to do a small part only.
+    :param root: a folder for all files; the caller removes it at the very end.
+    :param rounds: how many times each side is measured.
+    :param quick: whether to do only a small part of the work.
     """
 
     def __init__(self, root: Path, rounds: int, quick: bool) -> None:
@@ -315,10 +315,10 @@ class Bench:
 
     def settle(self) -> None:
         """
-        Wait until files are made quickly.
+        Wait until files are created quickly.
 
-        In the minute or so after thousands were deleted, by an earlier run or by anybody else, ext4 passes over the inodes of
-        those one by one, which makes a file cost 250 us instead of 10.
+        For about a minute after thousands of files were deleted, by an earlier run or by another process, ext4 passes over
+        their inodes one by one, so that creating a file costs 250 us instead of 10.
         """
         deadline = time.monotonic() + MOST_SETTLING
         while self._settles and (found := self._seconds_for_a_file()) > PROMPT_FILE:
@@ -336,7 +336,7 @@ class Bench:
         return statistics.median(times)
 
     def scaled(self, count: int, quick: int) -> int:
-        """Return how many to do: *count*, or *quick* of them."""
+        """Return *count*, or *quick* if only a small part of the work is done."""
         return quick if self.quick else count
 
     def fresh(self) -> Path:
@@ -347,7 +347,7 @@ class Bench:
         return folder
 
     def measure(self, sides: Mapping[str, Side], *, rounds: int | None = None) -> dict[str, list[Seconds]]:
-        """Measure all *sides* in turn, after one round that does not count (with --quick there is none)."""
+        """Measure all *sides* in turn, after one round that does not count (``--quick`` leaves that round out)."""
         for side in () if self.quick else sides.values():
             side()
         found: dict[str, list[Seconds]] = {name: [] for name in sides}
@@ -361,7 +361,7 @@ class Bench:
 def compare(
     work: str, ours: list[Seconds], peer_name: str, peer: list[Seconds], needed: float | None = None, note: str = ""
 ) -> Row:
-    """Return the row for the times of both sides."""
+    """Return the row that compares the times of both sides."""
     ratio = statistics.median(peer) / statistics.median(ours)
     return Row(
         work,
@@ -376,7 +376,7 @@ def compare(
 
 
 def spread(times: list[Seconds]) -> str:
-    """Return the median of *times*, the shortest and the longest."""
+    """Return the median of *times* and, in brackets, the shortest and the longest, as text."""
     median = statistics.median(times)
     digits = 4 if median < 0.1 else 3 if median < 1 else 2
     return f"{median:.{digits}f} ({min(times):.{digits}f}-{max(times):.{digits}f})"

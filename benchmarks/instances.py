@@ -1,5 +1,5 @@
 """
-Instances to send: a real MR image with pixel data of the wanted size, and UIDs of their own.
+Generated instances to send: a real MR image with pixel data of a given size, and a SOP Instance UID for each.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import UID
 
 _SERIES = 4
-# All of the same length, so that they can be replaced in the encoded file.
+# The UIDs of a kind all have the same length, so that they can be replaced in the encoded file.
 _ROOT = "1.2.826.0.1.3680043.8.498.1"
-#: The Study Instance UID of all of them.
+#: The Study Instance UID of all instances.
 STUDY = f"{_ROOT}.1"
 #: The Series Instance UID of the first series.
 SERIES = f"{_ROOT}.3.1"
@@ -26,7 +26,7 @@ _SERIES_MARK = f"{_ROOT}.3.9"
 
 
 def _template(rows: int) -> tuple[bytes, int]:
-    """Return a file with square pixel data up to its pixels, and how many bytes those have."""
+    """Return a Part 10 file up to its square pixel data, and the length of the pixel data in bytes."""
     path = get_testdata_file("MR_small.dcm", download=False)
     assert isinstance(path, str)
     dataset = dcmread(path)
@@ -40,7 +40,7 @@ def _template(rows: int) -> tuple[bytes, int]:
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     length = rows * rows * 2
-    # The length of Pixel Data, in Explicit VR Little Endian, comes right before it.
+    # In Explicit VR Little Endian the length of Pixel Data comes right before its value.
     head = buffer.getvalue()[:-2]
     return head[:-4] + length.to_bytes(4, "little"), length
 
@@ -54,9 +54,9 @@ def make(folder: Path, count: int, size: int, first: int = 0, series: int = _SER
     """
     Write instances into a new folder.
 
-    :param size: how many bytes each shall have, roughly.
-    :param first: the number of the first, which makes its SOP Instance UID.
-    :param series: how many series they are of.
+    :param size: the approximate size of each, in bytes.
+    :param first: the number of the first instance, from which its SOP Instance UID is made.
+    :param series: the number of series that they belong to.
     """
     folder.mkdir()
     head, length = _template(math.isqrt(max(2, size - _head_length()) // 2))
@@ -73,7 +73,7 @@ def make(folder: Path, count: int, size: int, first: int = 0, series: int = _SER
 
 
 def make_sparse(path: Path, rows: int) -> Path:
-    """Write one instance whose pixels, two bytes each, take no room on the disk: as many columns as rows."""
+    """Write one instance with *rows* rows and columns, whose pixels of two bytes each take no room on the disk."""
     head, length = _template(rows)
     with path.open("wb") as file:
         file.write(_numbered(head, 0))
@@ -88,7 +88,7 @@ def _numbered(head: bytes, number: int, series: int = _SERIES) -> bytes:
 
 
 def count_stored(folder: Path) -> int:
-    """Return how many instances there are below *folder*, without what is on its way."""
+    """Return how many instances are stored below *folder*, not counting temporary files."""
     found = 0
     for _, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

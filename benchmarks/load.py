@@ -1,18 +1,18 @@
 """
-``python -m benchmarks.load``: what ``twist dicom`` does under more than it should get.
+``python -m benchmarks.load``: ``twist dicom`` under more load than it should get.
 
 ==============  =====================================================================================================
-associations    1,000 at once, each of which echoes and stores; none fails
-connections     5,000 that do nothing, as far as the limit of open files allows; a C-ECHO meanwhile, and afterwards none is left
-senders         64 that store in parallel; none is refused, and all is there
+associations    1,000 associations at once, each of which echoes and stores; none fails
+connections     5,000 idle connections, as far as the limit of open files allows; a C-ECHO meanwhile; afterwards none is left
+senders         64 senders in parallel; none is refused, and every instance is stored
 hostile         a C-ECHO while 1,000 connections are half open, in the middle of a TLS handshake, or send a byte a second
-idle            the memory of an association that does nothing, with 1, 20 and 120 presentation contexts
-idle-growth     the memory of 1 to 1,000 associations that do nothing
-cost            what the server computes for a C-ECHO and for a C-STORE, on 1 to 1,000 associations
+idle            the memory of an idle association, with 1, 20 and 120 presentation contexts
+idle-growth     the memory of 1 to 1,000 idle associations
+cost            the server's CPU time for a C-ECHO and for a C-STORE, on 1 to 1,000 associations
 ==============  =====================================================================================================
 
-The exit status is 1 where something is short of what is needed. ``--short`` does a small part of each, to see whether it works.
-``python -m benchmarks`` has some of them in its table, by way of ``--json``.
+The exit status is 1 if a bound is not met. ``--short`` does a small part of each, to see whether it works.
+``python -m benchmarks`` runs some of them with ``--json`` and has their rows in its table.
 """
 
 from __future__ import annotations
@@ -56,21 +56,21 @@ from dicomtwist.dimse.status import Status
 from dicomtwist.presentation import AllStoragePresentationContexts, build_context
 from tests.peers import certificates, free_port
 
-#: By how much the slowest of a hundred C-ECHOs may be slower than without those who do not behave.
+#: The highest allowed ratio of the p99 of C-ECHOs with misbehaving peers to the p99 without them.
 MOST_RATIO: Final = 20.0
-#: The most memory of an association that does nothing, in KiB.
+#: The most memory of an idle association, in KiB.
 MOST_IDLE: Final = 40.0
-#: How long a C-ECHO may take while thousands of connections are made, in seconds.
+#: The longest time of a C-ECHO while thousands of connections are made, in seconds.
 MOST_ECHO: Final = 2.0
 
 
 @dataclass
 class Load:
     """
-    What a load works with.
+    The folders and sizes that a load works with.
 
-    :ivar root: a folder for all that is written.
-    :ivar short: whether to do a small part only.
+    :ivar root: a folder for all files.
+    :ivar short: whether to do only a small part.
     """
 
     root: Path
@@ -78,7 +78,7 @@ class Load:
     _folders: int = 0
 
     def scaled(self, count: int, short: int) -> int:
-        """Return how many to do: *count*, or *short* of them."""
+        """Return *count*, or *short* if only a small part is done."""
         return short if self.short else count
 
     def fresh(self) -> Path:
@@ -94,7 +94,7 @@ def _row(work: str, figure: str, needed: str = "", good: bool | None = None, not
 
 
 async def associations(load: Load) -> list[Row]:
-    """Associations that are all open at once, each of which echoes and stores."""
+    """Measure associations that are all open at once, each of which echoes and stores."""
     count = load.scaled(1000, 30)
     folder = load.fresh()
     paths = instances.make(folder / "in", count, 12_000)
@@ -135,7 +135,7 @@ async def associations(load: Load) -> list[Row]:
 
 
 async def idle_connections(load: Load) -> list[Row]:
-    """Connections that do nothing."""
+    """Measure a C-ECHO beside idle connections, and count the connections that are left afterwards."""
     limit = many_files()
     count = min(load.scaled(5000, 100), limit - 500)
     folder = load.fresh()
@@ -167,7 +167,7 @@ async def idle_connections(load: Load) -> list[Row]:
 
 
 async def senders(load: Load) -> list[Row]:
-    """Senders in parallel."""
+    """Measure senders in parallel."""
     count, each = load.scaled(64, 16), load.scaled(50, 5)
     folder = load.fresh()
     paths = instances.make(folder / "in", count * each, 12_000)
@@ -197,7 +197,7 @@ async def senders(load: Load) -> list[Row]:
 
 
 async def hostile(load: Load) -> list[Row]:
-    """Connections that are half open, in the middle of a TLS handshake, or slow."""
+    """Measure a C-ECHO beside connections that are half open, in the middle of a TLS handshake, or slow."""
     many_files()
     count, rounds = load.scaled(1000, 20), load.scaled(1000, 100)
     folder, secure = load.fresh(), free_port()
@@ -234,7 +234,7 @@ async def hostile(load: Load) -> list[Row]:
 
 
 class _Drip:
-    """Sends on each of many connections a byte a second, a tenth of them at a time."""
+    """Sends a byte a second on each of many connections, on a tenth of them at a time."""
 
     def __init__(self, peers: list[Raw], data: bytes) -> None:
         self._peers, self._data, self._turn = peers, data, 0
@@ -250,7 +250,7 @@ class _Drip:
 
 
 async def idle(load: Load) -> list[Row]:
-    """The memory of associations that do nothing."""
+    """Measure the memory of idle associations."""
     count = load.scaled(500, 50)
     rows = []
     for contexts in (1, 20, 120):
@@ -282,7 +282,7 @@ async def idle(load: Load) -> list[Row]:
 
 
 async def idle_growth(load: Load) -> list[Row]:
-    """How the memory of associations that do nothing grows with them."""
+    """Measure how memory grows with the number of idle associations."""
     many_files()
     folder, ae = load.fresh(), client()
     there: list[Association] = []
@@ -310,14 +310,14 @@ async def idle_growth(load: Load) -> list[Row]:
     return rows
 
 
-#: How many associations there are when it is looked at how something grows with them.
+#: The numbers of associations for which growth is measured.
 _COUNTS: Final = (1, 10, 100, 1000)
-#: How often the cost of operations is measured, and how many there are each time.
+#: How many times the cost of operations is measured, and how many C-ECHOs and C-STOREs there are each time.
 _PASSES, _ECHOES, _STORES = 5, 3000, 1000
 
 
 async def cost(load: Load) -> list[Row]:
-    """What the server computes for an operation: it should be the same on however many associations."""
+    """Measure the server's CPU time for an operation, which should not depend on the number of associations."""
     many_files()
     counts = _COUNTS[: load.scaled(4, 2)]
     passes, echoes, stores = (_PASSES, _ECHOES, _STORES) if not load.short else (2, 200, 20)
@@ -355,7 +355,7 @@ async def cost(load: Load) -> list[Row]:
 
 
 def _microseconds(times: list[float]) -> str:
-    """Return the median of *times*, the shortest and the longest."""
+    """Return the median of *times* (in seconds) and, in brackets, the shortest and the longest, as text in us."""
     low, middle, high = (value * 1e6 for value in (min(times), statistics.median(times), max(times)))
     return f"{middle:.0f} us ({low:.0f}-{high:.0f})"
 
@@ -373,15 +373,15 @@ def _store(path: Path) -> _Operation:
 
 
 class _Costs:
-    """What a process computes, in all of its threads, while operations are done on associations."""
+    """Measures the CPU time of a process, in all of its threads, while operations run on associations."""
 
     def __init__(self, pid: int, there: list[Association]) -> None:
-        # The clock of another process, see clock_getcpuclockid(3): Linux has it as this number.
+        # The CPU clock of another process, see clock_getcpuclockid(3); this is its number on Linux.
         self._clock = ~pid << 3 | 2
         self._there = there
 
     async def of(self, operations: Sequence[_Operation]) -> float:
-        """Do them, dealt to the associations, one at a time on each; return the seconds for one of them."""
+        """Run *operations*, dealt out to the associations, one at a time on each; return the CPU seconds for one of them."""
 
         async def work(assoc: Association, some: Sequence[_Operation]) -> None:
             for operation in some:
@@ -397,7 +397,7 @@ class _Costs:
         return (time.clock_gettime(self._clock) - began) / len(operations)
 
 
-#: What can be done, by name.
+#: The loads by name.
 LOADS: Final[dict[str, Callable[[Load], Awaitable[list[Row]]]]] = {
     "associations": associations,
     "connections": idle_connections,
@@ -410,7 +410,7 @@ LOADS: Final[dict[str, Callable[[Load], Awaitable[list[Row]]]]] = {
 
 
 async def run(names: list[str], root: Path, *, short: bool) -> list[Row]:
-    """Do what is named, one after the other; what cannot be done is a row that is not good."""
+    """Run the named loads one after the other; a load that fails gives a row that is not good."""
     load = Load(root, short)
     many_files()
     rows: list[Row] = []

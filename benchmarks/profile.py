@@ -1,9 +1,9 @@
 """
-``python -m benchmarks.profile echo``: where ``twist dicom`` spends its time for one kind of work.
+``python -m benchmarks.profile echo``: the functions in which ``twist dicom`` spends its time for one kind of work.
 
-It does the work under cProfile, for DCMTK's client, and prints the functions that take most of it, by what each takes itself,
-for one operation; what only waits is left out. Threads count as well. A call costs more under cProfile, so that small
-functions seem larger than they are.
+The command runs the server under cProfile with DCMTK's client. It prints the functions that take the most time for one
+operation, by their own time without callees; functions that only wait are left out. All threads count. A call costs more under
+cProfile, so small functions seem more expensive than they are.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from benchmarks import instances
 from benchmarks.harness import ROOT, BenchmarkError, Server, run, serving
 from benchmarks.programs import echoscu, storescu, twist_dicom
 
-#: What is done: how often, and of which size in bytes.
+#: The kinds of work: how many operations, and the size of each instance in bytes.
 WORK: Final = {"echo": (20_000, 0), "store-small": (1000, 12_000), "store-large": (1, 200_000_000)}
-#: Functions that wait.
+#: Functions that only wait.
 WAITING: Final = (
     "<method 'poll' of 'select.epoll' objects>",
     "<method 'acquire' of '_thread.lock' objects>",
@@ -35,10 +35,10 @@ WAITING: Final = (
 
 def profiled(root: Path, name: str, durability: str, part: float = 1) -> tuple[int, dict[Any, Any]]:
     """
-    Do the work in the folder *root*.
+    Run the work *name* in the folder *root*.
 
-    :param part: how much of it.
-    :returns: how many operations there were, and what cProfile found: see ``stats`` of :class:`pstats.Stats`.
+    :param part: the share of it to run, 0 to 1.
+    :returns: the number of operations, and the result of cProfile: see ``stats`` of :class:`pstats.Stats`.
     """
     count, size = WORK[name]
     count = max(1, int(count * part))
@@ -70,7 +70,7 @@ def _wait_for(found: Path, server: Server) -> None:
 
 
 def table(count: int, stats: dict[Any, Any], lines: int) -> str:
-    """Return the functions that take most."""
+    """Return the *lines* functions that take the most time, as text."""
     working = {function: figures for function, figures in stats.items() if function[2] not in WAITING}
     everything = sum(own for _, _, own, *_ in working.values())
     rows = [f"{everything / count * 1e6:.1f} us of each", "", "   own us      %    calls  function"]

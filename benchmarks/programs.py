@@ -1,5 +1,5 @@
 """
-The command lines of the servers: ours and the peers'. This is the one place that knows them.
+The command lines of all servers and clients, ours and the peers'. No other module knows them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Final
 from benchmarks import instances
 from benchmarks.harness import MAX_PDU, dcmtk, installed
 
-#: Gives the command line of a server for a port.
+#: A function that returns the command line of a server for a port.
 Program = Callable[[int], Sequence[object]]
 
 
 def twist_dicom(storage: Path, durability: str = "none", *options: object) -> Program:
-    """Return our server, as users run it."""
+    """Return ``twist dicom``, as users run it."""
     return lambda port: [
         sys.executable,
         *("-m", "twisted", "dicom"),
@@ -31,7 +31,7 @@ def twist_dicom(storage: Path, durability: str = "none", *options: object) -> Pr
 
 
 def dcmtk_storescp(storage: Path, *flags: object) -> Program:
-    """Return DCMTK's server, which writes the bytes as they come and serves each association in a process."""
+    """Return DCMTK's storage server, which writes the received bytes as they are and serves each association in a process."""
     return lambda port: [dcmtk("storescp"), "--fork", "+B", "-pdu", MAX_PDU, "-od", storage, *flags, port]
 
 
@@ -44,12 +44,12 @@ def pynetdicom_storescp(storage: Path) -> Program:
 
 
 def window_server(operations: int, seconds: float = 0) -> Program:
-    """Return a server of ours that grants so many operations at once, takes *seconds* for each and keeps nothing."""
+    """Return a server of ours that grants a window of *operations*, takes *seconds* for each and keeps nothing."""
     return lambda port: [sys.executable, "-m", "benchmarks.servers.window", port, operations, seconds]
 
 
 def delaying_proxy(target: int, seconds: float) -> Program:
-    """Return our proxy in front of the port *target*."""
+    """Return our proxy in front of the port *target*, which delays every byte by *seconds*."""
     return lambda port: [sys.executable, "-m", "benchmarks.proxy", port, target, seconds]
 
 
@@ -66,7 +66,7 @@ def storescu(port: int, paths: Sequence[Path], called: str = "ANY-SCP") -> Seque
 
 # --- archives
 
-#: What is asked of an archive, all instances of a study.
+#: The keys of the query: all instances of a study.
 QUERY: Final = (
     "QueryRetrieveLevel=IMAGE",
     f"StudyInstanceUID={instances.STUDY}",
@@ -83,12 +83,12 @@ _RETRIEVAL: Final = ("QueryRetrieveLevel=STUDY", f"StudyInstanceUID={instances.S
 
 
 def archive_server(folder: Path, destination: int) -> Program:
-    """Return an archive of ours with the files of *folder*, which moves to the port *destination*."""
+    """Return an archive of ours with the files of *folder*, whose C-MOVE sends to the port *destination*."""
     return lambda port: [sys.executable, "-m", "benchmarks.servers.archive", port, folder, destination]
 
 
 def dcmqrscp_configuration(folder: Path, destination: int) -> Path:
-    """Write the configuration of DCMTK's archive, which keeps its files in *folder* and moves to the port *destination*."""
+    """Write the configuration of DCMTK's archive with its files in *folder*; C-MOVE sends to the port *destination*."""
     (folder / "storage").mkdir()
     configuration = folder / "dcmqrscp.cfg"
     configuration.write_text(
@@ -108,7 +108,7 @@ AETable END
 
 
 def dcmqrscp(configuration: Path) -> Program:
-    """Return DCMTK's archive, which writes the bytes as they come and serves each association in a process."""
+    """Return DCMTK's archive, which writes the received bytes as they are and serves each association in a process."""
     return lambda port: [dcmtk("dcmqrscp"), "+B", "-c", configuration, port]
 
 
@@ -156,13 +156,13 @@ log_identifier: False
 
 
 def findscu(port: int, series: str = "") -> Sequence[object]:
-    """Return DCMTK's client for C-FIND, which does not print what it gets; an archive may want the series to be told."""
+    """Return DCMTK's client for C-FIND, without output; *series* is for archives that require the Series Instance UID."""
     keys = [f"{key}{series}" if key.startswith("Series") else key for key in QUERY]
     return _asking("findscu", port, keys, "-q")
 
 
 def getscu(port: int) -> Sequence[object]:
-    """Return DCMTK's client for C-GET, which drops what it gets."""
+    """Return DCMTK's client for C-GET, which drops what it receives."""
     return _asking("getscu", port, _RETRIEVAL, "--ignore")
 
 

@@ -1,7 +1,7 @@
 """
-A TCP proxy that delays: ``python -m benchmarks.proxy LISTEN_PORT TARGET_PORT SECONDS``.
+A TCP proxy with a delay: ``python -m benchmarks.proxy LISTEN_PORT TARGET_PORT SECONDS``.
 
-Every byte arrives SECONDS later, in either direction, as over a line of that length with any bandwidth.
+Every byte arrives SECONDS later, in either direction, as over a line with this latency and unlimited bandwidth.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 
 class _End(protocol.Protocol):
-    """One end of a connection; what it reads, the other end writes later."""
+    """One end of a connection; the other end writes later what this end reads."""
 
     transport: Any
 
@@ -26,12 +26,12 @@ class _End(protocol.Protocol):
         self._reactor = reactor
         self._delay = delay
         self._other: _End | None = None
-        # Timers that run out at the same time may fire in any order: what is next is here.
+        # Timers that expire at the same time may fire in any order; this queue keeps the order of the data.
         self._delayed: deque[bytes | None] = deque()
         self._early: list[bytes | None] = []
 
     def join(self, other: _End) -> None:
-        """Write to *other* what this end reads, and what it has read already."""
+        """Write to *other* the data that this end reads, and the data that it has already read."""
         self._other = other
         early, self._early = self._early, []
         for data in early:
@@ -86,7 +86,7 @@ class _Factory(protocol.Factory):
 def _main(reactor: Any, listen: str, target: str, delay: str) -> Deferred[None]:
     endpoint = TCP4ServerEndpoint(reactor, int(listen), interface="127.0.0.1")
     listening: Deferred[Any] = endpoint.listen(_Factory(reactor, int(target), float(delay)))
-    # Until it is killed.
+    # A Deferred that never fires: the proxy runs until it is killed.
     return listening.addCallback(lambda _: Deferred())
 
 

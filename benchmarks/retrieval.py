@@ -1,5 +1,5 @@
 """
-C-FIND, C-GET and C-MOVE beside dcmqrscp, with DCMTK's clients.
+Benchmarks of C-FIND, C-GET and C-MOVE against dcmqrscp, with DCMTK's clients.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from benchmarks.programs import (
 
 DCMQRSCP: Final = "dcmqrscp"
 
-#: Gives the command line of a client for a port.
+#: A function that returns the command line of a client for a port.
 Client = Callable[[int], Sequence[object]]
 
 
 @contextmanager
 def _archives(bench: Bench, paths: Sequence[Path]) -> Iterator[tuple[Server, Server]]:
-    """Run our archive and DCMTK's, with *paths* in both; they move to a storescp that ignores what comes."""
+    """Run our archive and DCMTK's, with *paths* in both; C-MOVE sends to a storescp that drops what it receives."""
     with ExitStack() as stack:
         target = stack.enter_context(serving(dcmtk_storescp(bench.fresh(), "--ignore"), bench.fresh() / "log"))
         ours = stack.enter_context(serving(archive_server(paths[0].parent, target.port), bench.fresh() / "log"))
@@ -43,7 +43,7 @@ def _archives(bench: Bench, paths: Sequence[Path]) -> Iterator[tuple[Server, Ser
 
 
 def find(bench: Bench) -> list[Row]:
-    """C-FIND with many answers, by findscu and by our own client."""
+    """C-FIND with many responses, by findscu and by our own client."""
     count = bench.scaled(1300, 100)
     paths = instances.make(bench.fresh() / "in", count, 1)
     with _archives(bench, paths) as (ours, peer):
@@ -93,6 +93,6 @@ def _retrieved(bench: Bench, name: str, command: Client, count: int, words: str,
 
 
 def asked(bench: Bench, work: str, command: Client, ours: Server, peer: Server) -> Row:
-    """Run *command* against both archives in turn."""
+    """Run *command* against both archives in turn, and return the row that compares them."""
     times = bench.measure({"ours": lambda: run(command(ours.port)), "peer": lambda: run(command(peer.port))})
     return compare(work, times["ours"], DCMQRSCP, times["peer"], 1.0)

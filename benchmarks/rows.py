@@ -1,5 +1,5 @@
 """
-The benchmarks: each returns the rows of the table that it measures.
+The benchmarks: functions that each return the rows of the table that they measure.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from benchmarks.retrieval import find, get_medium, get_small, move_medium, move_
 
 STORESCP: Final = "DCMTK storescp"
 STORESCU: Final = "DCMTK storescu"
-#: By how much the memory of a process may grow, in KiB.
+#: The allowed growth of the memory of a process, in KiB.
 MAX_GROWTH: Final = 32 * 1024
 
 
@@ -144,7 +144,7 @@ def store_large(bench: Bench) -> list[Row]:
     ]
 
 
-#: pynetdicom is slower by far: it gets one instance of so many, and its time is multiplied.
+#: pynetdicom is slower by far, so it gets one of this many instances, and its time is multiplied.
 _PYNETDICOM_SHARE: Final = 10
 
 
@@ -155,7 +155,7 @@ def _beside_pynetdicom(work: str, times: dict[str, list[Seconds]]) -> Row:
 
 
 def _receivers(bench: Bench, *shares: Sequence[Path], pynetdicom: bool = False) -> dict[str, Side]:
-    """Return the sides that receive *shares*, each from a client of its own."""
+    """Return the sides that receive *shares*, each share from its own client."""
     warm = instances.make(bench.fresh() / "warm", 1, 12_000, first=999_999)
     programs: dict[str, Callable[[Path], Program]] = {
         "none": lambda folder: twist_dicom(folder, "none"),
@@ -187,7 +187,7 @@ def _receivers(bench: Bench, *shares: Sequence[Path], pynetdicom: bool = False) 
 
 
 def _remove_large(folder: Path) -> None:
-    """Remove large files, which are few: the disk need not be busy with them in the next run."""
+    """Remove the few large files, so that the disk is not busy with them in the next run."""
     for path in folder.rglob("*"):
         if path.is_file() and path.stat().st_size > 10_000_000:
             path.unlink()
@@ -215,7 +215,7 @@ def _send(bench: Bench, count: int, words: str, size: int, needed: float, few: i
         return run_client("send", server.port, folder)["total"]
 
     def dcmtk(server: Server) -> Seconds:
-        # Without what the process costs: its start, its end, an association.
+        # Minus the cost of the process itself: its start, its end, one association.
         alone = run(storescu(server.port, paths[:1]))
         return run(storescu(server.port, paths)) - alone
 
@@ -257,8 +257,8 @@ def _send(bench: Bench, count: int, words: str, size: int, needed: float, few: i
 
 
 def memory(bench: Bench) -> list[Row]:
-    """Resident memory while one object of 2 GB comes or goes."""
-    # Two bytes a pixel, as many rows as columns.
+    """Resident memory while one object of 2 GB is received or sent."""
+    # Two bytes a pixel, and as many columns as rows.
     rows = bench.scaled(32768, 8192)
     words = "128 MiB" if bench.quick else "2 GiB"
     folder = bench.fresh() / "in"
@@ -299,16 +299,16 @@ def _memory_row(work: str, base: int, growth: int, seconds: Seconds) -> Row:
     )
 
 
-# --- many at once, see benchmarks.load
+# --- many associations at once, see benchmarks.load
 
 
 def idle_growth(bench: Bench) -> list[Row]:
-    """The memory of associations that do nothing, of 1 to 1,000 of them."""
+    """The memory of 1 to 1,000 idle associations."""
     return _loaded(bench, "idle-growth")
 
 
 def cost(bench: Bench) -> list[Row]:
-    """What the server computes for a C-ECHO and for a C-STORE, on 1 to 1,000 associations."""
+    """The server's CPU time for a C-ECHO and for a C-STORE, on 1 to 1,000 associations."""
     return _loaded(bench, "cost")
 
 
@@ -327,7 +327,7 @@ def _loaded(bench: Bench, name: str) -> list[Row]:
 
 
 def window(bench: Bench) -> list[Row]:
-    """C-STORE over a long line, with a window and without; both sides are ours."""
+    """C-STORE over a line with a long delay, with a window and without; both sides are ours."""
     count, operations, delay = bench.scaled(200, 32), 64, 0.025
     folder = instances.make(bench.fresh() / "in", count, 12_000)[0].parent
     with ExitStack() as stack:
@@ -351,9 +351,9 @@ def window(bench: Bench) -> list[Row]:
 
 
 def window_proof(bench: Bench) -> list[Row]:
-    """C-STORE to a handler that takes its time, with a window and without: is the window real?"""
+    """C-STORE to a slow handler, with a window and without, to prove that operations really overlap."""
     count, operations, work = 160, 16, 0.02
-    # What cannot be undercut one at a time, and what is to be kept with a window: 0.2 s of work, and some to send.
+    # The least possible time one at a time, and the most allowed time with a window: 0.2 s of work, and some time to send.
     least, most = count * work, 0.35
     folder = instances.make(bench.fresh() / "in", count, 12_000)[0].parent
     with serving(window_server(operations, work), bench.fresh() / "log") as server:

@@ -1,17 +1,17 @@
 """
-``python -m benchmarks.soak --seconds 600``: ``twist dicom`` among all kinds of peers, and whether its memory is flat.
+``python -m benchmarks.soak --seconds 600``: ``twist dicom`` among all kinds of peers, to see whether its memory stays flat.
 
-Peers echo, store small and large instances, ask and retrieve, cancel, abort in the middle of a message, stop reading, send what
-is no DICOM and connect to say nothing, each again and again. What is stored are the same instances each time, so that the
-archive does not grow. A neighbour's C-ECHO is timed all the while.
+The peers echo, store small and large instances, query and retrieve, cancel, abort in the middle of a message, stop reading,
+send bytes that are not DICOM, and connect without sending anything, each again and again. They store the same instances each
+time, so that the archive does not grow. Meanwhile the C-ECHOs of a well-behaved neighbour are timed.
 
-It is good when all of these hold:
+The soak passes if all of these hold:
 
-* memory: a fifth of the time is for warming up. Of the rest, the median of the resident memory in the last third is at the most
-  8 MiB or 5 % above that in the first third, whatever is more;
-* afterwards the server has not more files open than at first, and no association;
-* what has to succeed has succeeded, each C-ECHO of the neighbour within 5 seconds;
-* the log has no traceback, and the storage no temporary file.
+* The first fifth of the time is for warming up. Of the rest, the median of the resident memory in the last third exceeds that
+  in the first third by at most 8 MiB or 5 %, whichever is more.
+* Afterwards the server has no more files open than at first, and no association.
+* Every operation that has to succeed succeeds, and each C-ECHO of the neighbour takes less than 5 seconds.
+* The log has no traceback, and the storage no temporary file.
 """
 
 from __future__ import annotations
@@ -58,21 +58,21 @@ from dicomtwist.testing import ScriptedPeer
 from dicomtwist.ul.items import ProposedContext, UserInformation
 from dicomtwist.ul.pdu import AAssociateRQ
 
-#: The part of the time that is for warming up.
+#: The share of the time that is for warming up.
 WARM_UP: Final = 0.2
-#: By how much the memory may grow afterwards: the more of this many KiB and this part.
+#: The allowed growth of memory after the warm-up: the larger one of a number of KiB and a share.
 MOST_GROWTH: Final = 8 * 1024
 MOST_PART: Final = 0.05
-#: Within how many seconds the neighbour's C-ECHO is answered.
+#: The longest time of a C-ECHO of the neighbour, in seconds.
 MOST_ECHO: Final = 5.0
-#: Small instances, and large ones.
+#: The numbers of small and of large instances.
 SMALL, LARGE = 200, 5
 
 _FIND, _GET = StudyRootQueryRetrieveInformationModelFind, StudyRootQueryRetrieveInformationModelGet
 
 
 def keys(level: str, **values: str) -> Dataset:
-    """Return an identifier."""
+    """Return an identifier for *level* with the keys *values*."""
     made = Dataset()
     made.QueryRetrieveLevel = level
     made.StudyInstanceUID = instances.STUDY
@@ -89,9 +89,9 @@ class Soak:
     :param small: files of small instances.
     :param large: files of large ones.
 
-    :ivar counts: what was done, by name.
-    :ivar wrong: what should not have been, in words; the first of them.
-    :ivar echoes: how long each C-ECHO of the neighbour took, in seconds.
+    :ivar counts: the number of runs of each job, by its name.
+    :ivar wrong: descriptions of the first failures.
+    :ivar echoes: the time of each C-ECHO of the neighbour, in seconds.
     """
 
     def __init__(self, running: Server, small: Sequence[Path], large: Sequence[Path], until: float) -> None:
@@ -104,7 +104,7 @@ class Soak:
         self.echoes: list[float] = []
 
     async def run(self) -> None:
-        """Do all of it until the time is over."""
+        """Run all jobs until the time is over."""
         jobs: list[Callable[[], Awaitable[None]]] = [
             self.echo,
             *[self.store_small] * 3,
@@ -135,10 +135,10 @@ class Soak:
         if len(self.wrong) < 20:
             self.wrong.append(words)
 
-    # --- who behaves
+    # --- well-behaved peers
 
     async def echo(self) -> None:
-        """The neighbour."""
+        """Echo, as the neighbour does."""
         async with await client().associate("127.0.0.1", self._port) as assoc:
             for _ in range(10):
                 began = time.perf_counter()
@@ -156,11 +156,11 @@ class Soak:
                     self._is_wrong(f"store: {status}")
 
     async def store_small(self) -> None:
-        """Some of the instances, again."""
+        """Store some of the small instances again."""
         await self._store(self._random.sample(self._small, 20))
 
     async def store_large(self) -> None:
-        """One of those, again."""
+        """Store one of the large instances again."""
         await self._store([self._random.choice(self._large)])
 
     def _asking(self) -> AE:
@@ -171,7 +171,7 @@ class Soak:
         return ae
 
     async def find(self) -> None:
-        """All instances, and one."""
+        """Query all series, and the instances of one."""
         async with await self._asking().associate("127.0.0.1", self._port) as assoc:
             for series, uid in (("", ""), (instances.SERIES, "")):
                 level = "IMAGE" if series else "SERIES"
@@ -183,7 +183,7 @@ class Soak:
                     self._is_wrong("find: nothing was found")
 
     async def get(self) -> None:
-        """A series."""
+        """Retrieve a series."""
         came = 0
 
         def store(event: evt.StoreEvent) -> int:
@@ -199,10 +199,10 @@ class Soak:
             if not result.status.is_success or not came:
                 self._is_wrong(f"get: {result}, {came} came")
 
-    # --- who does not
+    # --- misbehaving peers
 
     async def cancel(self) -> None:
-        """A query that is left behind after its first answer."""
+        """Leave a query after its first response, which cancels it."""
         async with await self._asking().associate("127.0.0.1", self._port) as assoc:
             wanted = keys("IMAGE", SeriesInstanceUID=instances.SERIES, SOPInstanceUID="")
             async for _ in assoc.send_c_find(wanted, _FIND):
@@ -211,7 +211,7 @@ class Soak:
                 self._is_wrong("an echo after a cancel failed")
 
     async def abort(self) -> None:
-        """An association that is aborted while an instance is on its way."""
+        """Abort an association while an instance is being sent."""
         assoc = await client().associate("127.0.0.1", self._port)
         storing = assoc.send_c_store(self._random.choice(self._large))
         storing.addErrback(lambda reason: reason.trap(AssociationError))
@@ -220,7 +220,7 @@ class Soak:
         await assoc.when_ended()
 
     async def leave_in_a_message(self) -> None:
-        """A connection that is reset in the middle of an instance."""
+        """Reset a connection in the middle of an instance."""
         peer = await connect(self._port, REQUEST)
         await peer.answered
         request = CStoreRQ(message_id=1, affected_sop_class_uid=MR, affected_sop_instance_uid="1.2.3.4")
@@ -230,7 +230,7 @@ class Soak:
         await peer.leave()
 
     async def stop_reading(self) -> None:
-        """A query whose answers are not taken."""
+        """Send queries, and do not read the responses."""
         ask = AAssociateRQ("ANY", "HOSTILE", (ProposedContext(1, _FIND, (ExplicitVRLittleEndian,)),), UserInformation())
         peer = await connect(self._port, ask.encode())
         await peer.answered
@@ -245,7 +245,7 @@ class Soak:
         await peer.leave()
 
     async def garbage(self) -> None:
-        """What is no DICOM, or lies."""
+        """Send bytes that are not DICOM, or DICOM with false lengths."""
         data = self._random.choice(
             [
                 b"GET / HTTP/1.1\r\n\r\n",
@@ -262,13 +262,13 @@ class Soak:
         await peer.leave()
 
     async def half_open(self) -> None:
-        """A connection on which nothing is said until it is closed."""
+        """Send part of a request, then nothing until the server closes the connection."""
         peer = await connect(self._port, REQUEST[: self._random.randrange(len(REQUEST))])
         await peer.closed
 
 
 async def watch(running: Server, until: float, samples: list[tuple[float, int]]) -> None:
-    """Note the resident memory of a server, in KiB, each second."""
+    """Append the time and the resident memory of a server, in KiB, to *samples* every second until *until*."""
     while time.monotonic() < until:
         samples.append((time.monotonic(), resident(running.pid)))
         await pause(1)
@@ -276,9 +276,9 @@ async def watch(running: Server, until: float, samples: list[tuple[float, int]])
 
 def growth(samples: Sequence[tuple[float, int]]) -> tuple[float, float]:
     """
-    Return how memory grew after the warm-up, and what it was: the medians of its last and its first third.
+    Return how memory grew after the warm-up, from the median of the first third to the median of the last third.
 
-    :param samples: of time and KiB, in order.
+    :param samples: pairs of time and KiB, in order.
     :returns: the growth in KiB, and the median of the first third.
     """
     began, ended = samples[0][0], samples[-1][0]
@@ -289,20 +289,20 @@ def growth(samples: Sequence[tuple[float, int]]) -> tuple[float, float]:
 
 
 def is_flat(samples: Sequence[tuple[float, int]]) -> bool:
-    """Return whether memory did not grow, see the module."""
+    """Return whether memory stayed flat, by the rule in the docstring of the module."""
     grown, first = growth(samples)
     return grown <= max(MOST_GROWTH, MOST_PART * first)
 
 
 async def soak(root: Path, seconds: float) -> bool:
-    """Do it, and print what came of it; return whether it is good."""
+    """Run the soak for *seconds*, print the results, and return whether it passes."""
     many_files()
     small = instances.make(root / "small", SMALL, 12_000)
     large = instances.make(root / "large", LARGE, 5_000_000, first=SMALL)
     storage, log = root / "storage", root / "log"
     samples: list[tuple[float, int]] = []
     with serving(server(storage, "--acse-timeout", 5, "--network-timeout", 20, "--write-timeout", 20), log) as running:
-        # All that is asked for is there, and threads and caches are.
+        # First store everything that will be queried, which also fills caches and starts threads.
         async with await client().associate("127.0.0.1", running.port) as assoc:
             for path in (*small, *large):
                 await assoc.send_c_store(path)

@@ -1,9 +1,9 @@
 """
 ``python -m fuzz [--seconds N] [--corpus FOLDER] [TARGET ...]``: fuzz each target for a while, in a process of its own.
 
-Needs the extra ``fuzz``. What libFuzzer finds interesting is kept in the corpus for the next time; what fails is written to
-the folder ``found`` beside it, and makes the exit status 1. ``python -m fuzz --show TARGET FILE`` runs a target on one file,
-without the extra.
+This needs the extra ``fuzz``. Inputs that libFuzzer finds interesting are kept in the corpus for the next time. Inputs that
+fail are written to the folder ``found`` in the corpus folder, and make the exit status 1. ``python -m fuzz --show TARGET FILE``
+runs a target on one file, without the extra.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-#: The longest input, in bytes. The seeds are shorter or cut: what matters happens in headers.
+#: The longest input, in bytes. Longer seeds are cut, because the interesting code reads headers.
 MAX_LENGTH = 8192
-#: How long one input may take, in seconds, and how much memory the process, in MiB, before it counts as a failure.
+#: The limits beyond which an input counts as a failure: its time in seconds, and the memory of the process in MiB.
 TIMEOUT, MEMORY = 20, 1500
 
 

@@ -1,6 +1,6 @@
 """
-What of the archive is fed with arbitrary bytes: identifiers of queries, files of a worklist, performed procedure steps. Needs
-the extra ``archive``, as the archive does.
+Targets in the archive: identifiers of queries, files of a worklist, performed procedure steps. Like the archive itself, they
+need the extra ``archive``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.errors import DataSetError
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 
-#: Implicit and Explicit VR Little Endian: one bit chooses.
+#: Implicit and Explicit VR Little Endian; one bit of the input chooses between them.
 SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 _EXPLICIT = SYNTAXES[1]
 _MODELS = list(Model)
@@ -38,9 +38,9 @@ class Place:
     """
     A folder with an archive of two instances.
 
-    :ivar archive: it, open.
-    :ivar path: of a file for whoever needs one.
-    :ivar steps: keeps performed procedure steps in its storage.
+    :ivar archive: the open archive.
+    :ivar path: the path of a file that a target may write.
+    :ivar steps: keeps performed procedure steps in the storage of the archive.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ def _place() -> Place:
 
 
 def _handed(number: int, name: str) -> Instance:
-    """An instance as an archive gets it."""
+    """Return an instance in the form in which the archive keeps it."""
     made = Dataset()
     made.SpecificCharacterSet = "ISO_IR 192"
     made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"1.2.3.4.{number}"
@@ -84,15 +84,15 @@ def _handed(number: int, name: str) -> Instance:
 
 
 def _two(data: bytes) -> tuple[bytes, bytes]:
-    """Two parts: the first has the length that two bytes in front say."""
+    """Split *data* into two parts; the first two bytes are the length of the first part."""
     end = 2 + int.from_bytes(data[:2], "big")
     return data[2:end], data[end:]
 
 
 def query(data: bytes) -> None:
     """
-    The first byte chooses information model, transfer syntax and kind of query, the second what was negotiated, the rest is
-    the identifier. What can be compiled is answered, and the answers can be decoded.
+    Compile and run a query. The first byte chooses information model, transfer syntax and kind of query, the second the
+    negotiated options, and the rest is the identifier. A query that compiles gets responses that can be decoded.
     """
     if len(data) < 2:
         return
@@ -115,7 +115,7 @@ def query(data: bytes) -> None:
 
 
 def worklist(data: bytes) -> None:
-    """An identifier and a file of a worklist. What can be read and compiled is answered."""
+    """Match an identifier against a file of a worklist. If both can be read and compiled, the query gets a response."""
     keys, content = _two(data)
     path = _place().path
     with open(path, "wb") as file:
@@ -133,7 +133,7 @@ def worklist(data: bytes) -> None:
         try:
             identifier.decode()
         except Exception:
-            return  # whatever pydicom raises: it is no identifier
+            return  # pydicom may raise anything for bytes that are not an identifier
         try:
             matches = compile_query(identifier)
         except ValueError:
@@ -146,7 +146,7 @@ def worklist(data: bytes) -> None:
 
 
 def steps(data: bytes) -> None:
-    """A performed procedure step as N-CREATE and as N-SET bring it. What is refused has a status that says why."""
+    """Create and change a performed procedure step by N-CREATE and N-SET. Each refusal has a status that says why."""
     created, changed = _two(data)
     keeper, uid = _place().steps, "1.2.3.4.5"
     assoc = SimpleNamespace(
@@ -172,7 +172,7 @@ def steps(data: bytes) -> None:
 ARCHIVE_TARGETS = {"query": query, "worklist": worklist, "steps": steps}
 
 
-# --- what they begin with
+# --- seeds
 
 
 def _items(**elements: Any) -> Dataset:
@@ -265,7 +265,7 @@ def _joined(first: bytes, second: bytes) -> bytes:
 
 
 def archive_seeds() -> dict[str, list[bytes]]:
-    """Return what each of these targets begins with."""
+    """Return the seeds of each of these targets."""
     items = [(encode_dataset(keys, _EXPLICIT), encode_dataset(item, _EXPLICIT)) for keys, item in _worklists()]
     meta = encode_preamble_and_meta(FileMeta("1.2.276.0.7230010.3.1.0.1", "1.2.3", _EXPLICIT, "1.2.3"))
     return {

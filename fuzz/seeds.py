@@ -1,5 +1,5 @@
 """
-What the fuzzer begins with: conversations of two AEs, recorded as they go over a network in memory, and their parts.
+The inputs from which the fuzzer starts: conversations of two AEs, recorded on a network in memory, and parts of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fuzz.targets import CT, MR, SYNTAXES, TARGETS, VERIFICATION, make_acceptor
 
 
 def instance(sop_class: str = CT, pixels: int = 300) -> Dataset:
-    """A data set with what is looked at, and nesting."""
+    """Return a data set with the elements that dicomtwist reads, and with nested sequences."""
     dataset = Dataset()
     dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, "1.2.3.4"
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2.3", "1.2.3.1"
@@ -42,10 +42,10 @@ def instance(sop_class: str = CT, pixels: int = 300) -> Dataset:
 
 class Recorder:
     """
-    Both directions of the conversations of an AE.
+    Records both directions of the conversations of an AE.
 
-    :ivar sent: what it sent, a conversation each.
-    :ivar received: what it received.
+    :ivar sent: the bytes that the AE sent, one item for each conversation.
+    :ivar received: the bytes that it received, likewise.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Recorder:
         self.received: list[bytes] = []
 
     def handlers(self) -> list[evt.HandlerTuple]:
-        """Begin a conversation."""
+        """Begin a new conversation, and return the handlers that record it."""
         self.sent.append(b"")
         self.received.append(b"")
         return [(evt.EVT_DATA_SENT, self._sent), (evt.EVT_DATA_RECV, self._received)]
@@ -134,7 +134,7 @@ def _every_message() -> Iterable[Message]:
 
 
 def seeds() -> dict[str, list[bytes]]:
-    """Return what each target begins with."""
+    """Return the seeds of each target."""
     recorder = record()
     conversations = recorder.sent + recorder.received
     whole = [pdu for stream in conversations for pdu in pdus(stream)]

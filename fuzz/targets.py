@@ -1,6 +1,6 @@
 """
-What is fed with arbitrary bytes, and what has to hold whatever they are: the errors that a target may raise are those that
-its docstring in dicomtwist names, and where there are two ways to the same result both lead there.
+The fuzzing targets: functions that are fed with arbitrary bytes, and assert what has to hold for any bytes. The code under test
+may only raise the errors that its docstring in dicomtwist names. If there are two ways to a result, both have to lead to it.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ MR = "1.2.840.10008.5.1.4.1.1.4"
 SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 UIDS = frozenset((0x00080016, 0x00080018, 0x0020000D, 0x0020000E))
 
-#: How much of a deflated data set is inflated, in bytes: more takes time and leads nowhere else.
+#: The most bytes of a deflated data set that are inflated; more takes time and reaches no other code.
 MAX_INFLATED = 4 * 1024
 
-#: Longer than all timeouts together that one connection can wait for, in seconds.
+#: A time that is longer than all timeouts of one connection together, in seconds.
 FOR_EVER = 1000
 
 Target = Callable[[bytes], None]
 
 
 def cut(data: bytes, way: int) -> Iterator[bytes]:
-    """Cut *data* as reads might: whole, in single bytes, or in pieces of *way* bytes."""
+    """Cut *data* as reads from a socket might: whole if *way* is 0, else in pieces of *way* bytes."""
     size = way or len(data) or 1
     return (data[place : place + size] for place in range(0, len(data), size))
 
 
 def pdu(data: bytes) -> None:
-    """The first byte is the type of a PDU, the rest its body. What can be decoded is the same when it is encoded again."""
+    """Decode a PDU: the first byte is its type, the rest its body. Encoding it again and decoding that gives the same PDU."""
     if not data:
         return
     try:
@@ -65,12 +65,12 @@ def pdu(data: bytes) -> None:
     try:
         again = decoded.encode()
     except ValueError:
-        return  # an item of nearly 64 KiB, which gets longer by a field that was left out
+        return  # an item of nearly 64 KiB becomes too long by a field that was left out
     assert decode_pdu(again[0], memoryview(again)[6:]) == decoded
 
 
 def _content(frames: list[Frame]) -> list[object]:
-    """What frames hold, however it was cut."""
+    """Return the content of frames, independent of the cuts between them."""
     content: list[Any] = []
     fresh = True
     for frame in frames:
@@ -87,7 +87,7 @@ def _content(frames: list[Frame]) -> list[object]:
 
 
 def framing(data: bytes) -> None:
-    """A byte stream, however it is cut, gives the same; nothing is kept but what a PDU may have."""
+    """Frame a byte stream. The result does not depend on the cuts, and the framer buffers no more than a PDU may have."""
     whole = _content(Framer(1000).feed(data))
     framer = Framer(1000)
     frames: list[Frame] = []
@@ -98,7 +98,7 @@ def framing(data: bytes) -> None:
 
 
 def command(data: bytes) -> None:
-    """A command set. What can be decoded is the same when it is encoded again."""
+    """Decode a command set. Encoding it again and decoding that gives the same message."""
     try:
         message = decode_message(data)
     except InvalidMessage:
@@ -110,11 +110,11 @@ def command(data: bytes) -> None:
         if not field.init:
             continue
         before, after = getattr(message, field.name), getattr(again, field.name)
-        assert before == after or not before, field.name  # an empty value is none
+        assert before == after or not before, field.name  # an empty value equals a missing one
 
 
 class _Messages:
-    """A user of messages that checks the order in which they come."""
+    """A user of messages that checks the order in which they arrive."""
 
     def __init__(self) -> None:
         self.in_dataset = False
@@ -132,7 +132,7 @@ class _Messages:
 
 
 def messages(data: bytes) -> None:
-    """P-DATA-TF PDUs: messages with their data sets, in order."""
+    """Receive P-DATA-TF PDUs, which give messages with their data sets, in order."""
     user = _Messages()
     receiver = MessageReceiver(user, (1, 3), 5000)
     framer = Framer()
@@ -147,7 +147,7 @@ def messages(data: bytes) -> None:
 
 
 def header(data: bytes) -> None:
-    """The first byte chooses the transfer syntax, the rest is a data set. However it is cut, it says the same."""
+    """Scan the header of a data set; the first byte chooses the transfer syntax. The result does not depend on the cuts."""
     if not data:
         return
     syntax = SYNTAXES[data[0] % len(SYNTAXES)]
@@ -165,14 +165,14 @@ def header(data: bytes) -> None:
         assert all(len(value) <= 100 for value in scanner.values.values())
         assert len(scanner._pending) < 12
     if syntax == SYNTAXES[2] and None in results:
-        return  # where deflated bytes are wrong behind what is wanted, it depends on the cuts whether that shows
+        return  # errors in deflated bytes after the wanted elements show or not, depending on the cuts
     assert results[0] == results[1], results
 
 
 def layouts(data: bytes) -> None:
     """
-    The first byte chooses the transfer syntax, the next twelve say what is changed in the data set that the rest is. Where the
-    changed one is laid out like it, a scan finds the same.
+    Learn the layout of a data set. The first byte chooses the transfer syntax, the next twelve say how to change the data set
+    that is the rest. If the changed data set has the same layout, a scan finds the same values.
     """
     if len(data) < 14:
         return
@@ -202,7 +202,7 @@ def layouts(data: bytes) -> None:
 
 
 def part10(data: bytes) -> None:
-    """A file."""
+    """Read the File Meta Information of a Part 10 file, and encode it again."""
     try:
         meta, start = read_file_meta(BytesIO(data))
     except NotDicomFile:
@@ -217,7 +217,7 @@ def part10(data: bytes) -> None:
 
 
 def state_machine(data: bytes) -> None:
-    """The sans-I/O connection: what the user asks for and what comes, one byte to say which."""
+    """Drive the sans-I/O connection with calls of the user and with received bytes; one byte chooses each."""
     if not data:
         return
     connection = ULConnection(requestor=bool(data[0] & 1), max_length=1000)
@@ -253,9 +253,9 @@ def state_machine(data: bytes) -> None:
 @implementer(ILogObserver)
 class LogWatch:
     """
-    Notices failures that are logged, where there must be none.
+    Watches the log of code that must not log any failures.
 
-    :ivar failures: those that were logged.
+    :ivar failures: the failures that were logged.
     """
 
     def __init__(self) -> None:
@@ -282,7 +282,7 @@ def _stored(event: evt.StoreEvent) -> int:
     try:
         repr(event.dataset)
     except Exception:
-        # That of a data set that cannot be decoded, and whatever pydicom raises for values when they are looked at.
+        # The error of a data set that cannot be decoded, or whatever pydicom raises when values are accessed.
         return 0xC000
     return 0
 
@@ -298,7 +298,7 @@ async def _streamed(event: evt.StoreEvent) -> int:
 
 
 def make_acceptor(network: MemoryNetwork) -> AE:
-    """An AE of each kind of handler, which listens at 104."""
+    """Return an AE that listens at 104, with a handler of each kind: buffered and streaming."""
     scp = AE("SCP", reactor=network)
     scp.supported_contexts = [build_context(VERIFICATION), build_context(CT, SYNTAXES), build_context(MR, SYNTAXES)]
     window = (evt.EVT_ASYNC_OPS, lambda event: (3, 3))
@@ -307,7 +307,7 @@ def make_acceptor(network: MemoryNetwork) -> AE:
     return scp
 
 
-#: What an association is asked for with, before the bytes of a target.
+#: The association requests that precede the bytes of a target.
 REQUEST = tuple(
     AAssociateRQ(
         title,
@@ -320,7 +320,7 @@ REQUEST = tuple(
 
 
 def _run_out(network: MemoryNetwork, *aes: AE) -> None:
-    """Let all time go by: nothing may be left."""
+    """Let all timeouts expire, and assert that no connection, timer, thread or association is left."""
     network.advance(FOR_EVER)
     for connection in network.connections:
         connection.client.loseConnection()
@@ -332,7 +332,7 @@ def _run_out(network: MemoryNetwork, *aes: AE) -> None:
 
 
 def acceptor(data: bytes) -> None:
-    """The first byte chooses: whether an association is there already, with which handler, how the rest is cut."""
+    """Receive bytes as an acceptor. The first byte chooses whether an association exists, its handler, and the cuts."""
     if not data:
         return
     with LogWatch() as watch:
@@ -352,7 +352,7 @@ def acceptor(data: bytes) -> None:
 
 
 def requestor(data: bytes) -> None:
-    """The same for the other side, which sends an echo and an instance when it can."""
+    """Receive bytes as a requestor, which sends a C-ECHO and a C-STORE when it can; the first byte is as for an acceptor."""
     if not data:
         return
     with LogWatch() as watch:
@@ -398,7 +398,7 @@ def _instance() -> bytes:
     return meta + encode_dataset(dataset, SYNTAXES[1])
 
 
-#: What the requestor sends.
+#: The instance that the requestor sends.
 INSTANCE = _instance()
 
 TARGETS: dict[str, Target] = {

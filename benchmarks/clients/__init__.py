@@ -1,1 +1,1 @@
-"""Clients that are measured, each a process of its own."""
+"""The measured clients, each a process of its own."""

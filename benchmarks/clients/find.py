@@ -1,5 +1,5 @@
 """
-Ask with our client and say how long it took: ``python -m benchmarks.clients.find PORT ANSWERS``.
+Query with our client and print how long it took: ``python -m benchmarks.clients.find PORT ANSWERS``.
 
 Prints JSON: ``total``, from the association request to the release, in seconds.
 """

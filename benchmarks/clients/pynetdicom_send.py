@@ -1,5 +1,6 @@
 """
-The same as :mod:`benchmarks.clients.send` with pynetdicom: ``python -m benchmarks.clients.pynetdicom_send PORT FOLDER``.
+Send files with pynetdicom, otherwise like :mod:`benchmarks.clients.send`:
+``python -m benchmarks.clients.pynetdicom_send PORT FOLDER``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """
-Send files with our client and say how long it took: ``python -m benchmarks.clients.send PORT FOLDER``.
+Send files with our client and print how long it took: ``python -m benchmarks.clients.send PORT FOLDER``.
 
-Prints JSON: ``total``, from the association request to the release; ``stores``, from the first C-STORE to the last answer; in
-seconds; and ``base``, the resident memory before the first, in KiB.
+Prints JSON: ``total``, from the association request to the release; ``stores``, from the first C-STORE to the last response; in
+seconds; and ``base``, the resident memory before the first C-STORE, in KiB.
 """
 
 from __future__ import annotations

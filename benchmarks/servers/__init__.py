@@ -1,1 +1,1 @@
-"""Servers of ours that are measured where ``twist dicom`` is not what is asked for, each a process of its own."""
+"""Servers of ours for benchmarks that ``twist dicom`` does not fit, each a process of its own."""

@@ -1,8 +1,9 @@
 """
-An archive of ours that answers from a folder: ``python -m benchmarks.servers.archive PORT FOLDER DESTINATION``.
+An archive of ours that serves the files of a folder: ``python -m benchmarks.servers.archive PORT FOLDER DESTINATION``.
 
-Whatever it is asked for, it finds, sends or moves every file in the folder. C-MOVE goes to the port DESTINATION of this
-machine. What there is to tell of a file is known before: the database behind an archive is not what is measured.
+It ignores the keys of a request, and finds, sends or moves every file in the folder. C-MOVE sends to the port
+DESTINATION of this machine. The attributes of the files are known beforehand, because the benchmarks do not measure the
+database behind an archive.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dicomtwist.sop_class import (
     StudyRootQueryRetrieveInformationModelMove,
 )
 
-#: What is told of each instance beside its UIDs: as much as the clients ask for.
+#: The attributes that are returned of each instance besides its UIDs: those that the clients request.
 KEYWORDS = (
     "PatientName",
     "PatientID",
@@ -38,7 +39,7 @@ KEYWORDS = (
 
 
 class Archive:
-    """The handlers."""
+    """The handlers of the archive."""
 
     def __init__(self, folder: Path, destination: int) -> None:
         self._paths = sorted(folder.glob("*.dcm"))
@@ -48,7 +49,7 @@ class Archive:
         self._root = str(header.SOPInstanceUID)[:-9]
 
     def find(self, event: evt.IdentifierEvent) -> Iterator[Any]:
-        """Answer for each file, with one Dataset that is changed: to make a new one costs more than to send it."""
+        """Yield a match for each file, always the same Dataset with changed values: a new one costs more than sending it."""
         answer = Dataset()
         answer.QueryRetrieveLevel = "IMAGE"
         for keyword, value in self._common:
@@ -58,7 +59,7 @@ class Archive:
             yield 0xFF00, answer
 
     def get(self, event: evt.IdentifierEvent) -> Iterator[Any]:
-        """Send each file; all are known, so they come in one list."""
+        """Send each file; all paths are known, so one list has them all."""
         yield len(self._paths)
         yield 0xFF00, self._paths
 
@@ -80,7 +81,7 @@ def _main(reactor: Any, port: str, folder: str, destination: str = "0") -> Defer
     ae.add_supported_context(MRImageStorage, ExplicitVRLittleEndian, scu_role=True, scp_role=True)
     handlers = [(evt.EVT_C_FIND, archive.find), (evt.EVT_C_GET, archive.get), (evt.EVT_C_MOVE, archive.move)]
     started = ae.start_server(("127.0.0.1", int(port)), evt_handlers=handlers)
-    # Until it is killed.
+    # A Deferred that never fires: the server runs until it is killed.
     return started.addCallback(lambda _: Deferred())
 
 

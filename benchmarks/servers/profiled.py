@@ -1,7 +1,7 @@
 """
 A server under cProfile: ``python -m benchmarks.servers.profiled FILE ARGUMENTS``, with the arguments of ``twist``.
 
-The first SIGUSR2 begins, so that its start does not count; the second writes what was found into FILE.
+The first SIGUSR2 starts the profile, so that the start of the server does not count; the second writes the result into FILE.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _profiles = [cProfile.Profile()]
 
 
 def _profile_thread(*_: Any) -> None:
-    """Is called by each thread when it starts, and profiles it from then on."""
+    """Profile the current thread from now on; each thread calls this when it starts."""
     _profiles.append(cProfile.Profile())
     _profiles[-1].enable()
 

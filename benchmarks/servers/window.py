@@ -1,6 +1,6 @@
 """
-A server that takes instances, keeps none, and grants an asynchronous operations window: ``python -m
-benchmarks.servers.window PORT OPERATIONS [SECONDS]``. It takes SECONDS for each instance, in which it is free for others.
+A server that accepts instances, keeps none, and grants an asynchronous operations window: ``python -m
+benchmarks.servers.window PORT OPERATIONS [SECONDS]``. It takes SECONDS for each instance, and works on others meanwhile.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _main(reactor: Any, port: str, operations: str, seconds: str = "0") -> Defer
     started = ae.start_server(
         ("127.0.0.1", int(port)), evt_handlers=[(evt.EVT_ASYNC_OPS, window), (evt.EVT_C_STORE, store)]
     )
-    # Until it is killed.
+    # A Deferred that never fires: the server runs until it is killed.
     return started.addCallback(lambda _: Deferred())
 
 
