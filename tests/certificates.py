@@ -30,7 +30,7 @@ def write(directory: str, name: str, *blobs: bytes) -> str:
 
 
 class Authority:
-    """A certificate authority that can also do what trustme does not: revoke, and leave out names."""
+    """A certificate authority that can also do what trustme does not: revoke certificates, and leave out names."""
 
     def __init__(self, directory: str, name: str) -> None:
         self.ca = trustme.CA()
@@ -42,20 +42,20 @@ class Authority:
         self.path = write(directory, f"{name}-ca.pem", self.ca.cert_pem.bytes())
 
     def issue(self, name: str, *hosts: str, **kwargs: Any) -> str:
-        """A file with a private key, its certificate and the chain."""
+        """Write a file with a private key, its certificate and the chain, and return its path."""
         leaf = self.ca.issue_cert(*(hosts or (name,)), **kwargs)
         return write(self.directory, f"{name}.pem", leaf.private_key_and_cert_chain_pem.bytes())
 
     def issue_without_names(self, name: str) -> str:
-        """The like, without a subjectAltName: as many devices come from the factory."""
+        """Write such a file without a subjectAltName, as many devices have it from the factory."""
         return self._sign(name, ec.generate_private_key(ec.SECP256R1()))
 
     def issue_short(self, name: str) -> str:
-        """The like, with an RSA key of 1024 bits."""
+        """Write such a file with an RSA key of 1024 bits."""
         return self._sign(name, rsa.generate_private_key(65537, 1024))
 
     def issue_for_servers(self, name: str) -> str:
-        """The like, for servers alone."""
+        """Write such a file for servers only."""
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
         return self._sign("only", ec.generate_private_key(ec.SECP256R1()), usage, common_name=name)
 

@@ -1,24 +1,24 @@
 """
-The blocks of code in README.md and in docs/, and how they are run.
+Finds the blocks of code in README.md and in docs/, and runs them.
 
-What a block is, is said by the word behind its fence:
+The word after a fence says what the block is:
 
-* ``python``: a whole program. Where the text ``prints`` and a ``text`` block follow, that is what it has to print. One that
-  begins with a comment such as ``# server.py`` is saved under that name instead, for a ``console`` block to run.
-* ``console``: commands behind ``$ `` and what they print, in which ``...`` stands for anything, alone on its line for any
+* ``python``: a whole program. If the text ``prints`` and a ``text`` block follow, the program has to print that text. A block
+  that begins with a comment such as ``# server.py`` is saved under that name instead, for a ``console`` block to run.
+* ``console``: commands after ``$ `` and their output, in which ``...`` stands for any text, and alone on its line for any
   number of lines.
 * ``sh``: a script.
-* ``zsh``, ``fish``: likewise, for these shells; a test of its own runs it.
-* what is no program, see :data:`NO_PROGRAM`.
+* ``zsh``, ``fish``: a script for these shells, which a separate test runs.
+* Other words, see :data:`NO_PROGRAM`, are not programs.
 
-A comment ``<!-- KEY: VALUE -->`` on the line above a fence says more:
+A comment ``<!-- KEY: VALUE -->`` on the line above a fence gives more information:
 
-* ``server: PORT``: the one command of the console block runs until the end of the page; it is waited for until it listens at
-  PORT, and stopped with SIGTERM or, behind PORT, another signal. What it prints is compared then.
+* ``server: PORT``: the one command of the console block runs until the end of the page. The runner waits until it listens at
+  PORT, and stops it with SIGTERM or the signal that follows PORT. Its output is compared then.
 * ``file: NAME``: the block is saved under that name.
 * ``not run: REASON``: the block is a program, and there is a reason not to run it.
 
-The blocks of a page are run in their order, in one folder that is empty at first.
+The blocks of a page run in order, in one folder that is empty at first.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ DOCS = PROJECT / "docs"
 PROGRAMS = ("python", "console", "sh", "zsh", "fish")
 NO_PROGRAM = ("text", "ini", "toml", "dockerfile", "{toctree}", "{include}", "{eval-rst}")
 
-#: Ports that the pages use; in a test free ones take their places.
+#: Ports that the pages use; a test replaces them by free ports.
 PORTS = re.compile(r"\b(11112|11113|11114|2762|8080)\b")
 
-#: Tools of others that the pages use.
+#: Tools of other projects that the pages use.
 TOOLS = re.compile(r"^(?:\$ )?(echoscu|storescu|storescp|findscu|movescu|getscu|dcmdump|openssl)\b", re.MULTILINE)
 
 _FENCE = re.compile(r"(`{3,}|:{3,})(.*)")
@@ -57,13 +57,13 @@ class Block:
     """
     A fenced block.
 
-    :ivar page: the page that it is in, seen from the project's folder.
+    :ivar page: its page, as a path relative to the project's folder.
     :ivar line: the number of its first line.
-    :ivar language: the word behind its fence.
-    :ivar text: what is in it.
-    :ivar key: of the comment above it.
-    :ivar value: likewise.
-    :ivar printed: what it has to print, where that is told.
+    :ivar language: the word after its fence.
+    :ivar text: its content.
+    :ivar key: the key of the comment above it.
+    :ivar value: the value of that comment.
+    :ivar printed: the output that it has to print, if the page shows it.
     """
 
     page: str
@@ -79,12 +79,12 @@ class Block:
 
     @property
     def is_program(self) -> bool:
-        """Whether it is something to run."""
+        """Whether the block is a program to run."""
         return self.language in PROGRAMS
 
     @property
     def file(self) -> str | None:
-        """The name to save it under, where it is not to be run by itself."""
+        """The name to save the block under, if another block runs it."""
         if self.key == "file":
             return self.value
         found = _FILE.match(self.text.partition("\n")[0]) if self.language == "python" else None
@@ -92,12 +92,12 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Every page there is."""
+    """Return every page of the documentation."""
     return [PROJECT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
 def blocks(page: Path) -> list[Block]:
-    """Every fenced block of *page*."""
+    """Return every fenced block of *page*."""
     name = page.relative_to(PROJECT).as_posix()
     lines = page.read_text().split("\n")
     found: list[Block] = []
@@ -125,7 +125,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(block: Block) -> Iterator[tuple[str, str]]:
-    """The commands of a console block, each with what it prints."""
+    """Yield the commands of a console block, each with its expected output."""
     command, output, continues = "", "", False
     for line in block.text.splitlines():
         if line.startswith("$ ") or continues:
@@ -143,7 +143,7 @@ def commands(block: Block) -> Iterator[tuple[str, str]]:
 
 
 def matches(expected: str, printed: str) -> bool:
-    """Whether *printed* is what is expected, with ``...`` for anything."""
+    """Return whether *printed* is the expected output, with ``...`` for any text."""
     pattern = "".join(
         r"(?:.*\n)*" if line == "..." else ".*".join(map(re.escape, line.split("..."))) + r"\n"
         for line in expected.splitlines()
@@ -155,8 +155,8 @@ class Runner:
     """
     Runs the blocks of one page.
 
-    :param testcase: the test that does.
-    :param ports: ports to replace, beside those that are replaced by free ones.
+    :param testcase: the running test.
+    :param ports: replacements for ports; the other ports are replaced by free ones.
     """
 
     def __init__(self, testcase: TestCase, ports: dict[str, int] | None = None) -> None:
@@ -169,7 +169,7 @@ class Runner:
         self._env = {"PYTHONUNBUFFERED": "1", "COLUMNS": "100", "SHELL": "/bin/bash"}
 
     def _prepare(self, found: list[Block]) -> None:
-        """Make a folder of the commands that the blocks use, so that they are the right ones whatever PATH says."""
+        """Make a folder of the commands that the blocks use, so that the right ones run whatever PATH says."""
         folder = self.folder.with_name(f"{self.folder.name}-bin")
         folder.mkdir()
         for name, module in (
@@ -190,11 +190,11 @@ class Runner:
         self._path = f"{folder}:/usr/bin:/bin"
 
     def text(self, source: str) -> str:
-        """Return *source* with free ports in the places of those that it names."""
+        """Return *source* with its ports replaced by free ones."""
         return PORTS.sub(lambda found: self._ports.setdefault(found[1], str(peers.free_port())), source)
 
     async def run(self, page: Path, found: list[Block]) -> None:
-        """Run *found*, which are blocks of *page*."""
+        """Run *found*, the blocks of *page*."""
         self._prepare(found)
         for block in found:
             if block.file is not None:
@@ -211,7 +211,7 @@ class Runner:
         return await peers.run("/bin/bash", "-c", self._in_folder(source), env=self._env, timeout=120)
 
     def _in_folder(self, source: str) -> str:
-        # One stream, so that what is printed is in its order.
+        # One stream for both outputs, so that their order is kept.
         return f"cd {quote(str(self.folder))} && export PATH={quote(self._path)} && exec 2>&1 </dev/null\n{source}"
 
     def _compare(self, block: Block, expected: str, printed: str) -> None:
@@ -222,7 +222,7 @@ class Runner:
         self._number += 1
         path = self.folder / f"program{self._number}.py"
         path.write_text(self.text(block.text))
-        # What is logged is not what is printed.
+        # The log is not part of the compared output.
         result = await self._bash(f"exec python {path.name} 2>{path.name}.log")
         log = path.with_name(f"{path.name}.log").read_text()
         self.testcase.assertEqual(result.code, 0, f"{block}: {result.text}{log}")
@@ -251,5 +251,5 @@ class Runner:
 
 
 def run_page(testcase: TestCase, page: Path, found: list[Block], ports: dict[str, int] | None = None) -> Deferred[None]:
-    """Run *found*, blocks of *page*, for *testcase*; the Deferred fails where one does not do what it says."""
+    """Run *found*, blocks of *page*, for *testcase*; the Deferred fails if a block does not do what it says."""
     return Deferred.fromCoroutine(Runner(testcase, ports).run(page, found))

@@ -1,6 +1,4 @@
-"""
-AEs that talk to each other over loopback.
-"""
+"""AEs that talk to each other over loopback."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from dicomtwist.sop_class import CTImageStorage, Verification
 
 
 def ct_image(instance: str = "1.2.3.4") -> Dataset:
-    """A small data set that says it is a CT image."""
+    """Return a small data set whose SOP Class is CT Image Storage."""
     dataset = Dataset()
     dataset.SOPClassUID = CTImageStorage
     dataset.SOPInstanceUID = instance
@@ -29,12 +27,10 @@ def ct_image(instance: str = "1.2.3.4") -> Dataset:
 
 
 class LoopbackTestCase(TestCase):
-    """
-    A test that starts servers and asks for associations; all are gone at its end.
-    """
+    """A test that starts servers and requests associations; all of them are closed at its end."""
 
     def scu(self, title: str = "SCU") -> AE:
-        """An AE that requests Verification and CT Image Storage."""
+        """Return an AE that requests Verification and CT Image Storage."""
         ae = AE(title)
         ae.add_requested_context(Verification)
         ae.add_requested_context(CTImageStorage)
@@ -42,7 +38,7 @@ class LoopbackTestCase(TestCase):
         return ae
 
     def scp(self, title: str = "SCP") -> AE:
-        """An AE that supports the same."""
+        """Return an AE that supports Verification and CT Image Storage."""
         ae = AE(title)
         ae.add_supported_context(Verification)
         ae.add_supported_context(CTImageStorage)
@@ -50,12 +46,12 @@ class LoopbackTestCase(TestCase):
         return ae
 
     async def serve(self, ae: AE, address: Any = ("127.0.0.1", 0), **kwargs: Any) -> Server:
-        """A server of *ae*."""
+        """Start a server of *ae*."""
         self.addCleanup(ae.shutdown)
         return await ae.start_server(address, **kwargs)
 
     async def failure(self, awaitable: Awaitable[Any], *expected: type[BaseException]) -> Any:
-        """The exception that *awaitable* fails with, one of *expected*."""
+        """Return the exception that *awaitable* fails with, one of *expected*."""
         try:
             await awaitable
         except expected as error:

@@ -1,4 +1,4 @@
-"""What the tests on a network in memory share: two AEs, scripted peers, instances to send."""
+"""The parts that the tests on a network in memory share: two AEs, scripted peers, instances to send."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONTEXTS = [build_context(VERIFICATION), build_context(CT, ExplicitVRLittleEndia
 
 
 def instance(size: int = 100, uid: str = "1.2.3.4") -> Dataset:
-    """An instance with *size* bytes of pixels."""
+    """Return an instance with *size* bytes of pixels."""
     dataset = Dataset()
     dataset.SOPClassUID = CT
     dataset.SOPInstanceUID = uid
@@ -32,12 +32,12 @@ def instance(size: int = 100, uid: str = "1.2.3.4") -> Dataset:
 
 
 def part10(size: int = 100, uid: str = "1.2.3.4") -> bytes:
-    """The same as a file."""
+    """Return such an instance as a Part 10 file."""
     return encode_preamble_and_meta(FileMeta(CT, uid, str(ExplicitVRLittleEndian), "1.2.3")) + encoded(size, uid)
 
 
 def encoded(size: int = 100, uid: str = "1.2.3.4") -> bytes:
-    """The same as it is on the network."""
+    """Return such an instance as it is encoded on the network."""
     return encode_dataset(instance(size, uid), ExplicitVRLittleEndian)
 
 
@@ -64,8 +64,10 @@ class FailingFile(BytesIO):
 
 class MemoryTestCase(SynchronousTestCase):
     """
-    :ivar scp: an AE that supports verification and CT images.
-    :ivar scu: another, which asks for both.
+    A test with two AEs on a network in memory.
+
+    :ivar scp: an AE that supports Verification and CT Image Storage.
+    :ivar scu: another AE, which requests both.
     """
 
     def setUp(self) -> None:
@@ -83,7 +85,7 @@ class MemoryTestCase(SynchronousTestCase):
         self.assert_clean()
 
     def assert_clean(self) -> None:
-        """Nothing is left of any association: no timer, no thread, no connection."""
+        """Assert that nothing is left of any association: no timer, no thread, no connection."""
         self.assertEqual(self.network.getDelayedCalls(), [])
         self.assertEqual(self.network.pools, [])
         self.assertEqual([connection for connection in self.network.connections if connection.is_open], [])
@@ -94,29 +96,29 @@ class MemoryTestCase(SynchronousTestCase):
         return self.network.result_of(self.scp.start_server(104, evt_handlers=list(handlers), **options))
 
     def asking(self, port: int = 104, **options: Any) -> Deferred[Association]:
-        """Let the SCU ask at *port*."""
+        """Let the SCU request an association at *port*; return its Deferred."""
         asking = self.scu.associate("127.0.0.1", port, **options)
         self.network.flush()
         return asking
 
     def associate(self, port: int = 104, **options: Any) -> Association:
-        """The same, to the end."""
+        """Let the SCU request an association, and return it when it is established."""
         return self.successResultOf(self.asking(port, **options))
 
     def both(self, *handlers: Any, **options: Any) -> tuple[Association, Association]:
-        """An association between the two: the requestor's and the acceptor's."""
+        """Return both ends of an association between the two: the requestor's and the acceptor's."""
         server = self.listen(*handlers)
         association = self.associate(**options)
         (accepted,) = server.factory.associations
         return association, accepted
 
     def windowed(self, *handlers: Any, size: int = 4) -> tuple[Association, Association]:
-        """The same with a window of *size* operations."""
+        """Return both ends of an association with a window of *size* operations."""
         offer = (evt.EVT_ASYNC_OPS, lambda event: (size, size))
         return self.both(offer, *handlers, ext_neg=[AsyncOperationsWindow(size, size)])
 
     def scripted_scp(self, **options: Any) -> tuple[Association, ScriptedPeer]:
-        """An association of the SCU with a scripted acceptor."""
+        """Return an association of the SCU with a scripted acceptor."""
         peer = self.network.scripted_server(105)
         asking = self.asking(105, **options)
         peer.accept()
@@ -124,7 +126,7 @@ class MemoryTestCase(SynchronousTestCase):
         return self.successResultOf(asking), peer
 
     def scripted_scu(self, *handlers: Any, **options: Any) -> tuple[Association, ScriptedPeer]:
-        """An association of the SCP with a scripted requestor: 1 is the context for echo, 3 that for CT."""
+        """Return an association of the SCP with a scripted requestor: context 1 is for Verification, 3 for CT."""
         server = self.listen(*handlers)
         peer = self.network.scripted_client(104)
         peer.request((1, VERIFICATION), (3, CT), **options)

@@ -1,12 +1,11 @@
 """
 Real peers for the tests: DCMTK's tools, other programs and pynetdicom scripts, as processes beside the reactor.
 
-Everything here is asynchronous: a test awaits a client that runs to its end (:func:`run`), or a server that
-is killed and waited for when the test is over (:func:`start`). Nothing stays behind: no process, no socket,
-no delayed call.
+Everything here is asynchronous: a test awaits a client that runs to its end (:func:`run`), or a server that is killed and
+awaited when the test is over (:func:`start`). Nothing is left behind: no process, no socket, no delayed call.
 
-A tool that is missing skips the test that asks for it; where the environment says ``CI=true`` the test fails
-instead, so that a run without peers cannot pass for a run with them.
+A missing tool skips the test that needs it. If the environment has ``CI=true``, the test fails instead, so that a run without
+peers cannot pass for a run with them.
 """
 
 from __future__ import annotations
@@ -44,15 +43,13 @@ reactor = cast(Any, _reactor)
 
 
 class PeerError(AssertionError):
-    """
-    A peer did not do its part: it ended too soon, or did not in time what was waited for.
-    """
+    """A peer did not do its part: it ended too soon, or an expected event did not happen in time."""
 
 
 # --- tools -------------------------------------------------------------------------------------------------
 
 
-# Debian's packages of the tools that are not in DCMTK.
+# Debian's packages of the tools that do not come with DCMTK.
 _PACKAGES = {
     "tshark": "tshark",
     "text2pcap": "tshark",
@@ -69,7 +66,7 @@ def _is_script(path: Path) -> bool:
 
 @functools.cache
 def _find_tool(name: str) -> str | None:
-    # pynetdicom installs scripts named storescp, echoscu and so on: what starts with "#!" is not DCMTK's.
+    # pynetdicom installs scripts named storescp, echoscu and so on: a file that starts with "#!" is not DCMTK's tool.
     folders = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/opt/homebrew/bin", *os.get_exec_path()]
     for folder in folders:
         path = Path(folder, name)
@@ -80,11 +77,11 @@ def _find_tool(name: str) -> str | None:
 
 def require(*tools: str) -> None:
     """
-    Skip the test that is running unless all these tools are there; let it fail when ``CI=true``.
+    Skip the running test unless all these tools are installed; let it fail if ``CI=true``.
 
     :param tools: names such as ``"storescu"`` or ``"tshark"``.
     :raises SkipTest: when one is missing.
-    :raises PeerError: when one is missing and the environment says ``CI=true``.
+    :raises PeerError: when one is missing and the environment has ``CI=true``.
     """
     missing = [name for name in tools if _find_tool(name) is None]
     if not missing:
@@ -97,9 +94,7 @@ def require(*tools: str) -> None:
 
 
 def tool(name: str) -> str:
-    """
-    The absolute path of a tool; skips or fails like :func:`require` when it is missing.
-    """
+    """Return the absolute path of a tool; skips or fails like :func:`require` if it is missing."""
     require(name)
     path = _find_tool(name)
     assert path is not None
@@ -107,9 +102,7 @@ def tool(name: str) -> str:
 
 
 def dcmtk(name: str) -> str:
-    """
-    The absolute path of one of DCMTK's tools; see :func:`tool`.
-    """
+    """Return the absolute path of one of DCMTK's tools; see :func:`tool`."""
     return tool(name)
 
 
@@ -119,9 +112,9 @@ def dcmtk(name: str) -> str:
 @dataclass(frozen=True)
 class Result:
     """
-    How a process ended and what it printed.
+    The end of a process and its output.
 
-    :ivar code: the exit code, ``None`` when a signal ended the process.
+    :ivar code: the exit code, ``None`` if a signal ended the process.
     :ivar signal: the number of that signal, or ``None``.
     """
 
@@ -145,7 +138,7 @@ _alive: set[int] = set()
 
 @atexit.register
 def _kill_survivors() -> None:
-    # Only reached when a test was torn down before its cleanup could run.
+    # Only reached if a test was torn down before its cleanup could run.
     for pid in _alive:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -173,18 +166,16 @@ class Process(ProcessProtocol):
 
     @property
     def text(self) -> str:
-        """What it printed so far, standard output first."""
+        """The output so far, standard output first."""
         return _text(self.stdout, self.stderr)
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether the process still runs."""
         return self.result is None
 
     async def wait(self, timeout: float = 60) -> Result:
-        """
-        Wait for its end. After ``timeout`` seconds it is killed and :class:`PeerError` raised.
-        """
+        """Wait for the end of the process. After ``timeout`` seconds, kill it and raise :class:`PeerError`."""
         try:
             await self.until(lambda: not self.running, timeout, "its end")
         except PeerError:
@@ -194,16 +185,14 @@ class Process(ProcessProtocol):
         return self.result
 
     async def wait_for(self, text: str, timeout: float = 30) -> None:
-        """
-        Wait until it has printed ``text`` on either stream.
-        """
+        """Wait until the process has printed ``text`` on either stream."""
         await self.until(lambda: text in self.text, timeout, f"the text {text!r}")
 
     async def until(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
         """
-        Wait for a condition, which is looked at whenever the process prints something or ends.
+        Wait for a condition, which is checked whenever the process prints something or ends.
 
-        :raises PeerError: when the process has ended without it, or the time is over.
+        :raises PeerError: when the process has ended before the condition holds, or the time is over.
         """
         if not condition():
             if not self.running:
@@ -219,9 +208,7 @@ class Process(ProcessProtocol):
                 raise self._error(f"ended before {what}")
 
     async def stop(self, signal_name: str = "TERM", timeout: float = 10) -> Result:
-        """
-        Send a signal and wait for the end; after ``timeout`` seconds kill it. It may have ended already.
-        """
+        """Send a signal and wait for the end; kill the process after ``timeout`` seconds. It may have ended already."""
         self.signal(signal_name)
         try:
             await self.until(lambda: not self.running, timeout, "its end")
@@ -234,9 +221,7 @@ class Process(ProcessProtocol):
         return self.result
 
     def signal(self, name: str) -> None:
-        """
-        Send a signal, named without ``SIG``, when it still runs.
-        """
+        """Send a signal, named without ``SIG``, if the process still runs."""
         try:
             self.transport.signalProcess(name)
         except ProcessExitedAlready:
@@ -254,7 +239,7 @@ class Process(ProcessProtocol):
                 self._waiters.append((condition, waiter))
 
     def connectionMade(self) -> None:
-        """No peer reads its standard input."""
+        """Note the process ID, and close standard input, which no peer reads."""
         pid = self.transport.pid
         assert pid is not None
         self.pid = pid
@@ -262,17 +247,17 @@ class Process(ProcessProtocol):
         self.transport.closeStdin()
 
     def outReceived(self, data: bytes) -> None:
-        """Keep what it prints."""
+        """Keep standard output."""
         self.stdout += data
         self._look()
 
     def errReceived(self, data: bytes) -> None:
-        """Keep what it prints."""
+        """Keep standard error."""
         self.stderr += data
         self._look()
 
     def processExited(self, reason: Failure) -> None:
-        """The process is reaped: its number may be given to another one."""
+        """The process is reaped: its process ID may be used again."""
         _alive.discard(self.pid)
 
     def processEnded(self, reason: Failure) -> None:
@@ -307,8 +292,8 @@ async def run(
     :param args: its arguments; anything with a ``str`` or a path.
     :param env: variables to add to the environment.
     :param timeout: seconds after which it is killed and :class:`PeerError` raised.
-    :param nodelay: set ``TCP_NODELAY=1``, without which Debian's DCMTK leaves Nagle's algorithm on and a
-        round trip costs some 40 ms; ``False`` to run it as users do.
+    :param nodelay: set ``TCP_NODELAY=1``, without which Debian's DCMTK leaves Nagle's algorithm on and a round trip costs some
+        40 ms; ``False`` to run it as users do.
     """
     return await _spawn(path, args, env, nodelay).wait(timeout)
 
@@ -323,7 +308,7 @@ async def start(
     nodelay: bool = True,
 ) -> Process:
     """
-    Start a server that is killed and waited for when the test is over.
+    Start a server that is killed and awaited when the test is over.
 
     :param testcase: the test; its ``addCleanup`` stops the process.
     :param ready: what to wait for: a port on which the process listens, a text that it prints, or nothing.
@@ -348,10 +333,10 @@ async def dcmtk_storescp(
     nodelay: bool = True,
 ) -> int:
     """
-    Start DCMTK's ``storescp``, which writes into ``folder`` (made when missing), and return its port.
+    Start DCMTK's ``storescp``, which writes into ``folder`` (created if missing), and return its port.
 
-    :param flags: further flags, such as ``"+xa"`` (accept every transfer syntax) or ``"+B"`` (keep the bytes
-        as they come in).
+    :param flags: further flags, such as ``"+xa"`` (accept every transfer syntax) or ``"+B"`` (keep the bytes as they are
+        received).
     """
     path = dcmtk("storescp")
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -379,8 +364,8 @@ async def pynetdicom_script(
     """
     Run Python source, which may import pynetdicom, as a process of its own.
 
-    :param source: the source; it finds ``args`` in ``sys.argv[1:]``, and what it prints is not buffered.
-    :param ready: see :func:`start`. A client is started without, and awaited with :meth:`Process.wait`.
+    :param source: the source; it finds ``args`` in ``sys.argv[1:]``, and its output is not buffered.
+    :param ready: see :func:`start`. A client is started without it, and awaited with :meth:`Process.wait`.
     """
     script = Path(testcase.mktemp()).absolute().with_suffix(".py")
     script.parent.mkdir(parents=True, exist_ok=True)
@@ -390,15 +375,12 @@ async def pynetdicom_script(
 
 # --- ports -------------------------------------------------------------------------------------------------
 
-# Below the range from which the system takes ports for outgoing connections, so that none of those gets in
-# between.
+# Below the range from which the system takes ports for outgoing connections, so that no such connection takes one of them.
 _ports = iter(random.sample(range(20000, 32000), 12000))
 
 
 def free_port() -> int:
-    """
-    A port of TCP that nobody uses now, and that was not returned before.
-    """
+    """Return a TCP port that is free now and was not returned before."""
     for port in _ports:
         try:
             with socket.socket() as listener:
@@ -411,8 +393,8 @@ def free_port() -> int:
 
 def socket_path(test: TestCase) -> Path:
     """
-    Return where a UNIX socket of *test* may be: with the checkout deep in the file system, a file next to it may have a
-    path that is too long for one.
+    Return a path for a UNIX socket of *test*, in a temporary folder: if the checkout is deep in the file system, the path of a
+    file next to it may be too long for a socket.
     """
     folder = Path(tempfile.mkdtemp(prefix="dicom-"))
     test.addCleanup(shutil.rmtree, folder, ignore_errors=True)
@@ -420,9 +402,7 @@ def socket_path(test: TestCase) -> Path:
 
 
 def _listens(port: int) -> bool | None:
-    """
-    Whether some socket of this machine listens on a port; ``None`` when the system does not tell.
-    """
+    """Return whether a socket of this machine listens on a port; ``None`` if the system does not list its sockets."""
     lines: list[str] = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -446,9 +426,9 @@ def _connects(port: int) -> bool:
 
 async def wait_listening(port: int, timeout: float = 30, process: Process | None = None) -> None:
     """
-    Wait until something on this machine listens on a port.
+    Wait until a socket of this machine listens on a port.
 
-    Where the system tells, no connection is made: a peer that accepts a single one does not lose it.
+    If the system lists its sockets, no connection is made, so that a peer that accepts a single connection does not lose it.
 
     :param process: give up as soon as this process ends.
     :raises PeerError: when the process has ended, or the time is over.
@@ -495,9 +475,7 @@ class Certificates:
 
 @functools.cache
 def certificates() -> Certificates:
-    """
-    Keys and certificates, made once in a process and deleted at its end.
-    """
+    """Return keys and certificates, which are made once in a process and deleted at its end."""
     folder = Path(tempfile.mkdtemp(prefix="dicomtwist-certificates-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     paths: dict[str, str] = {}
@@ -532,9 +510,9 @@ def certificates() -> Certificates:
 @dataclass(frozen=True)
 class DicomFile:
     """
-    A file of PS3.10 with an instance that can be stored.
+    A Part 10 file (PS3.10) with an instance that can be stored.
 
-    :ivar study: its Study Instance UID, and ``series`` its Series Instance UID; empty where it names none.
+    :ivar study: its Study Instance UID, and ``series`` its Series Instance UID; empty if it has none.
     """
 
     path: str
@@ -546,30 +524,28 @@ class DicomFile:
 
     @property
     def name(self) -> str:
-        """
-        The path below pydicom's data folder, a label for messages.
-        """
+        """The path below pydicom's data folder, a label for messages."""
         return str(Path(self.path).relative_to(_DATA_ROOT))
 
 
 _DATA_ROOT = Path(pydicom_data.__file__).parent
 
-# Whole at first sight, but not to a parser that reads to the end: two are cut short, and one has a sequence
-# in another encoding than its transfer syntax says.
+# These look complete at first, but a parser that reads to the end fails: two are cut short, and one has a sequence in an
+# encoding other than its transfer syntax.
 _BROKEN = {"MR_truncated.dcm", "rtplan_truncated.dcm", "SC_rgb_jpeg.dcm"}
 
 
 @functools.cache
 def dicom_files(*, without_study: bool = False) -> tuple[DicomFile, ...]:
     """
-    The storage instances among the files that are installed with pydicom, in the order of their paths.
+    Return the storage instances among the files that are installed with pydicom, in the order of their paths.
 
-    Only complete ones: the File Meta Information and the data set agree about the instance, its study and
-    series are named, and all UIDs are valid. Several are versions of one instance in different transfer
-    syntaxes with the *same* SOP Instance UID. Nothing is downloaded.
+    Only complete ones: the File Meta Information and the data set agree about the instance, it has a study and a series, and
+    all UIDs are valid. Several are versions of one instance in different transfer syntaxes with the *same* SOP Instance UID.
+    Nothing is downloaded.
 
-    :param without_study: also those that name no study and no series: palettes, which belong to none, and all
-        that come in JPEG-LS near-lossless. A receiver that needs a study must refuse them.
+    :param without_study: also instances without study and series: palettes, which belong to none, and all files in JPEG-LS
+        near-lossless. A receiver that needs a study must refuse them.
     """
     files = []
     for path in sorted(path for path in _DATA_ROOT.rglob("*") if path.is_file() and path.name not in _BROKEN):
@@ -582,7 +558,7 @@ def dicom_files(*, without_study: bool = False) -> tuple[DicomFile, ...]:
 def _describe(path: Path) -> DicomFile | None:
     try:
         dataset = dcmread(path, stop_before_pixels=True)
-    except InvalidDicomError:  # not a file of PS3.10
+    except InvalidDicomError:  # not a Part 10 file
         return None
     meta = dataset.file_meta
     syntax: UID = meta.get("TransferSyntaxUID", UID(""))
@@ -599,9 +575,7 @@ def _describe(path: Path) -> DicomFile | None:
 
 
 def one_per_transfer_syntax(*, without_study: bool = False) -> dict[str, DicomFile]:
-    """
-    The largest of :func:`dicom_files` in each transfer syntax in which they come.
-    """
+    """Return the largest of :func:`dicom_files` in each transfer syntax."""
     found: dict[str, DicomFile] = {}
     for file in sorted(dicom_files(without_study=without_study), key=lambda file: Path(file.path).stat().st_size):
         found[file.transfer_syntax] = file
@@ -609,9 +583,7 @@ def one_per_transfer_syntax(*, without_study: bool = False) -> dict[str, DicomFi
 
 
 def dataset_bytes(path: str | os.PathLike[str]) -> bytes:
-    """
-    The encoded data set of a file of PS3.10: all that follows the File Meta Information, untouched.
-    """
+    """Return the encoded data set of a Part 10 file: everything after the File Meta Information, unchanged."""
     content = Path(path).read_bytes()
     if content[128:140] != b"DICM\x02\x00\x00\x00UL\x04\x00":
         raise PeerError(f"{os.fspath(path)} does not start as PS3.10 says")

@@ -1,6 +1,4 @@
-"""
-Looks for secrets where they must not be: in log events, and in what objects say of themselves.
-"""
+"""Looks for secrets in places where they must not be: in log events, and in the representations of objects."""
 
 from __future__ import annotations
 
@@ -18,8 +16,8 @@ class Leaks:
 
     :param secrets: the secrets.
 
-    :ivar found: the texts that a secret was found in.
-    :ivar looked_at: how many log events and objects there were.
+    :ivar found: the texts that contain a secret.
+    :ivar looked_at: the number of log events and objects that were searched.
     """
 
     def __init__(self, *secrets: bytes) -> None:
@@ -28,14 +26,14 @@ class Leaks:
         self.looked_at = 0
 
     def __call__(self, event: LogEvent) -> None:
-        """Look at a log event: as a line, as JSON, and at each value in it."""
+        """Search a log event: as a line, as JSON, and each value in it."""
         self._look(eventAsText(event, includeTraceback=True))
         self._look(eventAsJSON(event))
         for value in event.values():
             self.look_at(value)
 
     def look_at(self, *things: Any) -> None:
-        """Look at what objects say of themselves."""
+        """Search the representations of objects."""
         for thing in things:
             self._look(f"{thing!r} {thing}")
             if isinstance(thing, Failure):
