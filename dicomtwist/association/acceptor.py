@@ -22,6 +22,7 @@ from dicomtwist.association.timeouts import Deadline
 from dicomtwist.errors import AssociationAborted, AssociationRejected
 from dicomtwist.interfaces import AEInterface
 from dicomtwist.presentation import SupportedContexts
+from dicomtwist.runtime.call_handler import await_handler
 from dicomtwist.settings import Settings
 from dicomtwist.tls.errors import describe_tls_error
 from dicomtwist.transport.upper_layer import UpperLayerProtocol, address_of
@@ -225,7 +226,7 @@ class AcceptorAssociation(Association):
                 secondary_field=identity.secondary,
                 response_requested=identity.response_requested,
             )
-            verified, response = await _await(bound[0](event, *bound[1]))
+            verified, response = await await_handler(bound[0], event, bound[1])
         except Exception:
             self.log.failure("the handler of {event!r} raised: the user is not let in", event=evt.EVT_USER_ID)
             return False, None
@@ -239,7 +240,7 @@ class AcceptorAssociation(Association):
         if bound is None:
             return None
         try:
-            answer = await _await(bound[0](evt.Event(event, self, **attributes), *bound[1]))
+            answer = await await_handler(bound[0], evt.Event(event, self, **attributes), bound[1])
             return None if answer is None else understand(answer)
         except Exception:
             self.log.failure("the handler of {event!r} failed: nothing is answered", event=event)
@@ -350,11 +351,6 @@ def _few_descriptors(transport: Any) -> bool:
         return False
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return limit != resource.RLIM_INFINITY and bool(fileno() >= limit - min(RESERVED_DESCRIPTORS, limit // 4))
-
-
-async def _await(result: Any) -> Any:
-    """Return *result*, or what it gives if it is a Deferred or coroutine."""
-    return await result if hasattr(result, "__await__") else result
 
 
 class AcceptorFactory(Factory):

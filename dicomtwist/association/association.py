@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from types import CoroutineType, TracebackType
+from types import TracebackType
 from typing import Any, NoReturn
 
 from twisted.internet.defer import Deferred
@@ -32,6 +32,7 @@ from dicomtwist.errors import (
 from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.interfaces import AEInterface
 from dicomtwist.presentation import PresentationContext, PresentationContextTuple
+from dicomtwist.runtime.call_handler import call_handler
 from dicomtwist.scp.services import performance
 from dicomtwist.scu.dimse_n import NormalisedUser
 from dicomtwist.settings import Settings
@@ -209,9 +210,7 @@ class Association(NormalisedUser):
         occurrence = evt.Event(event, self, **attributes)
         for handler, arguments in self._handlers.listeners(event):
             try:
-                result = handler(occurrence, *arguments)
-                if type(result) is CoroutineType:
-                    result = Deferred.fromCoroutine(result)
+                result = call_handler(handler, occurrence, arguments)
                 if isinstance(result, Deferred):
                     result.addErrback(self._handler_failed, event)
             except Exception:

@@ -5,7 +5,6 @@ Operations that are answered with many responses: the handler's generator is pul
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from pydicom import Dataset
@@ -18,6 +17,7 @@ from dicomtwist import evt
 from dicomtwist.datasets.chunk_buffer import ChunkBuffer
 from dicomtwist.dimse.status import OUT_OF_RESOURCES
 from dicomtwist.errors import AssociationError
+from dicomtwist.runtime.call_handler import await_handler
 from dicomtwist.scp.performed import Performance
 
 if TYPE_CHECKING:
@@ -116,9 +116,7 @@ class Answering:
         bound = self._performance.assoc.handler(self._event)
         assert bound is not None
         handler, arguments = bound
-        result = handler(occurrence, *arguments)
-        if type(result) is CoroutineType or isinstance(result, Deferred):
-            result = await result
+        result = await await_handler(handler, occurrence, arguments)
         if hasattr(result, "__aiter__"):
             self._async = True
             self._items = result.__aiter__()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pydicom import Dataset
@@ -19,6 +18,7 @@ from dicomtwist.dimse.messages import RESPONSES, Message, NCreateRSP, NGetRSP, N
 from dicomtwist.dimse.status import Status
 from dicomtwist.exchange.exchange import InvokingAssociation
 from dicomtwist.interfaces import AssociationInterface
+from dicomtwist.runtime.call_handler import call_handler
 
 if TYPE_CHECKING:
     from dicomtwist.datasets.sources import DataSetSource
@@ -148,9 +148,7 @@ class Performance:
         assert bound is not None
         handler, arguments = bound
         try:
-            result = handler(occurrence, *arguments)
-            if type(result) is CoroutineType:
-                result = Deferred.fromCoroutine(result)
+            result = call_handler(handler, occurrence, arguments)
             if isinstance(result, Deferred):
                 result.addCallback(then).addErrback(self.handler_failed, event, failure_status)
                 return
