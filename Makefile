@@ -7,6 +7,7 @@
 # make picture        docs/rooms.svg, the picture of the package, from the imports of the code
 # make bench          measures beside DCMTK, Orthanc and pynetdicom, and writes docs/benchmarks.md; BENCH="echo find" these only
 # make changelog VERSION=1.2.0   CHANGELOG.md from the files in changelog.d, for a release
+# make prose          sentences in code and pages to rewrite, see CONTRIBUTING.md
 # make lint types package-check format clean
 
 PYTHON ?= python3
@@ -27,7 +28,7 @@ DEV := $(VENV)/.installed-dev
 DOCS := $(VENV)/.installed-docs
 FUZZ := $(VENV)/.installed-fuzz
 
-.PHONY: run test lint format types changelog package-check docs picture bench load soak fuzz peers clean
+.PHONY: run test lint prose format types changelog package-check docs picture bench load soak fuzz peers clean
 
 run: $(BASE)
 	@echo "A DICOM Storage SCP on 127.0.0.1:11112 that keeps what it receives in $(STORAGE)/"
@@ -46,6 +47,9 @@ lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/towncrier build --draft --version next >/dev/null
+
+prose: $(TEST)
+	$(BIN)/python -m tests.prose
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .
