@@ -1,4 +1,4 @@
-"""What ``make bench`` keeps, and the page that it makes of it."""
+"""The results that ``make bench`` keeps, and the page that it makes of them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def row(work: str, good: bool | None = True) -> Row:
 class Page(SynchronousTestCase):
     def test_is_made_of_what_is_kept(self) -> None:
         """
-        The page that is there says what is kept, and nobody wrote into it. Where its words have changed, this writes it anew:
-        ``python -m benchmarks --write docs/benchmarks.md --measure-nothing``.
+        The page has exactly the kept results and the current text. After a change to the text, this command writes the page
+        again: ``python -m benchmarks --write docs/benchmarks.md --measure-nothing``.
         """
         kept = report.load(DOCS / "benchmarks.json")
         self.assertEqual((DOCS / "benchmarks.md").read_text(), report.page(kept, BENCHMARKS))
@@ -38,7 +38,7 @@ class Page(SynchronousTestCase):
         self.assertNotIn("| Work", text)
 
     def test_rows_replace_their_own(self) -> None:
-        """A run of one benchmark leaves the others as they are."""
+        """A run of one benchmark leaves the rows of the others as they are."""
         path = Path(self.mktemp())
         report.keep(path, "one", [row("first of one"), row("second of one")], 5, HERE)
         report.keep(path, "two", [row("of two")], 5, HERE)
@@ -70,14 +70,14 @@ class Page(SynchronousTestCase):
 
 class Rows(SynchronousTestCase):
     def test_ratio(self) -> None:
-        """It is the peer's time divided by ours, and at least what is needed."""
+        """The ratio is the peer's time divided by ours, and has to be at least the needed one."""
         found = compare("work", [1.0, 2.0, 9.0], "peer", [5.0, 4.0, 3.0], 2.0)
         self.assertEqual((found.ours, found.ratio, found.good), ("2.00 (1.00-9.00)", "2.00", True))
         self.assertIs(compare("work", [2.1], "peer", [4.0], 2.0).good, False)
         self.assertIsNone(compare("work", [2.0], "peer", [4.0]).good)
 
     def test_settling(self) -> None:
-        """Nothing is measured while files are made slowly, unless they stay so."""
+        """Nothing is measured while files are created slowly, unless they stay slow."""
         bench = Bench(Path(self.mktemp()), 1, False)
         costs = [1e-3, 1e-3, 1e-6, 1e-3]
         slept: list[float] = []
@@ -94,7 +94,7 @@ class Rows(SynchronousTestCase):
 
 class Profile(SynchronousTestCase):
     def test_of_a_store(self) -> None:
-        """The functions that do the work are there, those of threads as well, and what waits is not."""
+        """The profile has the functions that do the work, also in threads, but no functions that only wait."""
         root = Path(self.mktemp()).absolute()
         root.mkdir()
         peers.dcmtk("storescu")

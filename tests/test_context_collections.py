@@ -1,4 +1,4 @@
-"""The two collections of presentation contexts that an AE has: what it requests and what it supports."""
+"""The two collections of presentation contexts of an AE: the requested and the supported ones."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ syntaxes = st.lists(st.sampled_from(ALL_TRANSFER_SYNTAXES), min_size=1, max_size
 
 
 def text(*names: str, abstract_syntax: str = "Verification SOP Class") -> str:
-    """The printed form of a context with these transfer syntaxes."""
+    """Return the printed form of a context with these transfer syntaxes."""
     lines = [f"Abstract Syntax: {abstract_syntax}", "Transfer Syntax(es):"]
     return "\n".join([*lines, *(f"    ={name}" for name in names)])
 
 
 class RequestedTests(SynchronousTestCase):
-    """The contexts an AE requests."""
+    """The contexts that an AE requests."""
 
     def setUp(self) -> None:
         self.contexts = RequestedContexts()
 
     def test_one_by_one(self) -> None:
-        """A str, a UID and a SOP Class are taken alike, and their order is kept."""
+        """A str, a UID and a SOP Class all work, and their order is kept."""
         self.contexts.add("1.2.840.10008.1.1")
         self.contexts.add(UID("1.2.840.10008.5.1.4.1.1.4"))
         self.contexts.add(CTImageStorage)
         self.contexts.add(UID("1.2.840.10008."))
-        self.flushWarnings()  # pydicom's, about the trailing dot
+        self.flushWarnings()  # pydicom's warning about the trailing dot
         self.assertEqual(
             [context.abstract_syntax for context in self.contexts],
             [Verification, MRImageStorage, CTImageStorage, "1.2.840.10008."],
@@ -68,7 +68,7 @@ class RequestedTests(SynchronousTestCase):
         self.assertEqual(str(self.contexts.as_list()[0]), VERIFICATION_TEXT)
 
     def test_transfer_syntaxes(self) -> None:
-        """One transfer syntax or a list; the same abstract syntax makes a second context."""
+        """One transfer syntax or a list; adding an abstract syntax again makes a second context."""
         self.contexts.add(VerificationSOPClass, [ImplicitVRLittleEndian, ExplicitVRBigEndian])
         self.contexts.add(VerificationSOPClass, "1.2.840.10008.1.2.1")
         self.contexts.add(VerificationSOPClass, "1.2.840.10008.1.2.1")
@@ -79,7 +79,7 @@ class RequestedTests(SynchronousTestCase):
         self.assertEqual(second, third)
 
     def test_at_once(self) -> None:
-        """All at once, and others behind them."""
+        """Contexts can be set all at once, and others added after them."""
         self.contexts.add(MRImageStorage)
         self.contexts.replace([build_context(CTImageStorage), build_context("1.2.840.10008.1.1")])
         self.contexts.add(MRImageStorage)
@@ -102,7 +102,7 @@ class RequestedTests(SynchronousTestCase):
         self.assertEqual(len(self.contexts), 128)
 
     def test_limit_at_once(self) -> None:
-        """Too many at once change nothing."""
+        """If there are too many at once, nothing changes."""
         self.contexts.add(Verification)
         self.assertRaises(ValueError, self.contexts.replace, AllStoragePresentationContexts)
         self.assertRaises(ValueError, self.contexts.extend, AllStoragePresentationContexts[:128])
@@ -111,13 +111,13 @@ class RequestedTests(SynchronousTestCase):
         self.assertEqual(len(self.contexts), 128)
 
     def test_slice(self) -> None:
-        """A slice of a prebuilt list with something behind it."""
+        """A slice of a prebuilt list, followed by another context."""
         self.contexts.replace(StoragePresentationContexts[:127])
         self.contexts.add(Verification)
         self.assertEqual(self.contexts.as_list()[-1].abstract_syntax, Verification)
 
     def test_extend(self) -> None:
-        """Two prebuilt lists one behind the other."""
+        """Two prebuilt lists, one after the other."""
         self.contexts.replace(QueryRetrievePresentationContexts)
         self.contexts.extend(StoragePresentationContexts[:115])
         self.assertEqual(len(self.contexts), 128)
@@ -125,7 +125,7 @@ class RequestedTests(SynchronousTestCase):
         self.assertEqual(len(self.contexts), 127)
 
     def test_errors(self) -> None:
-        """Errors name what is wrong and leave everything as it was."""
+        """An error names what is wrong, and leaves everything as it was."""
         value: object
         for value, error in ((None, TypeError), (12, TypeError), ("", ValueError), ("acme", ValueError)):
             self.assertRaises(error, self.contexts.add, value)
@@ -141,7 +141,7 @@ class RequestedTests(SynchronousTestCase):
         self.assertEqual(len(self.contexts), 0)
 
     def test_remove_whole(self) -> None:
-        """All contexts of an abstract syntax."""
+        """All contexts of an abstract syntax are removed."""
         self.contexts.add("1.2.840.10008.1.1")
         self.contexts.add(CTImageStorage)
         self.contexts.add("1.2.840.10008.1.1", ImplicitVRLittleEndian)
@@ -152,7 +152,7 @@ class RequestedTests(SynchronousTestCase):
         self.assertEqual(len(self.contexts), 0)
 
     def test_remove_transfer_syntaxes(self) -> None:
-        """Of each context only these; a context without any other goes."""
+        """Only these transfer syntaxes are removed from each context; a context that has no other one is removed."""
         self.contexts.add(VerificationSOPClass, ImplicitVRLittleEndian)
         self.contexts.add(VerificationSOPClass)
         self.contexts.add(CTImageStorage, ImplicitVRLittleEndian)
@@ -166,13 +166,13 @@ class RequestedTests(SynchronousTestCase):
         self.assertEqual([context.abstract_syntax for context in self.contexts], [CTImageStorage])
 
     def test_remove_errors(self) -> None:
-        """What cannot be in the collection is an error."""
+        """Removing something that cannot be in the collection is an error."""
         self.assertRaises(TypeError, self.contexts.remove, None)
         self.assertRaises(ValueError, self.contexts.remove, "acme")
         self.assertRaises(TypeError, self.contexts.remove, Verification, 12)
 
     def test_copies(self) -> None:
-        """What was put in is not shared; what is taken out is the context itself, in a list of its own."""
+        """The collection copies the contexts that it is given; its list is a copy, but contains the contexts themselves."""
         own = build_context(Verification)
         own.context_id, own.result = 3, 0
         self.contexts.replace([own])
@@ -184,13 +184,13 @@ class RequestedTests(SynchronousTestCase):
 
 
 class SupportedTests(SynchronousTestCase):
-    """The contexts an AE supports."""
+    """The contexts that an AE supports."""
 
     def setUp(self) -> None:
         self.contexts = SupportedContexts()
 
     def test_order(self) -> None:
-        """They are in the order of their UIDs, however they came."""
+        """They are in the order of their UIDs, in whatever order they were added."""
         self.contexts.add(UID("1.2.840.10008.5.1.4.1.1.4"))
         self.contexts.add(CTImageStorage)
         self.contexts.add("1.2.840.10008.1.1")
@@ -201,7 +201,7 @@ class SupportedTests(SynchronousTestCase):
         self.assertEqual(str(self.contexts.as_list()[0]), VERIFICATION_TEXT)
 
     def test_merge(self) -> None:
-        """There is one context for each abstract syntax; its transfer syntaxes are in the order of adding."""
+        """There is one context for each abstract syntax; its transfer syntaxes are in the order in which they were added."""
         self.contexts.add(CTImageStorage, ExplicitVRLittleEndian)
         self.contexts.add(CTImageStorage, ImplicitVRLittleEndian)
         self.assertEqual(len(self.contexts), 1)
@@ -212,7 +212,7 @@ class SupportedTests(SynchronousTestCase):
 
     @given(st.lists(syntaxes, min_size=1, max_size=4))
     def test_any_merge(self, additions: list[list[UID]]) -> None:
-        """Whatever is added in whatever portions, and removed again."""
+        """Any contexts are added in any portions, and removed again."""
         contexts = SupportedContexts()
         for addition in additions:
             contexts.add(CTImageStorage, addition)
@@ -224,7 +224,7 @@ class SupportedTests(SynchronousTestCase):
         self.assertEqual(len(contexts), 0)
 
     def test_no_limit(self) -> None:
-        """As many as one likes, all at once and others after them."""
+        """There is no limit, whether they are set at once or added later."""
         self.contexts.replace(AllStoragePresentationContexts)
         self.contexts.add(Verification)
         self.contexts.extend(QueryRetrievePresentationContexts)
@@ -233,7 +233,7 @@ class SupportedTests(SynchronousTestCase):
         self.assertEqual(uids, sorted(uids))
 
     def test_at_once(self) -> None:
-        """All at once takes the place of what was there, and merges within."""
+        """Setting all at once replaces the earlier contexts, and merges equal abstract syntaxes."""
         self.contexts.add(MRImageStorage)
         self.contexts.replace(
             [
@@ -253,7 +253,7 @@ class SupportedTests(SynchronousTestCase):
         self.assertEqual(len(self.contexts), 0)
 
     def test_roles(self) -> None:
-        """Roles are kept, and stay when only transfer syntaxes are added."""
+        """Roles are kept, and stay the same if only transfer syntaxes are added."""
         self.contexts.add(CTImageStorage, scu_role=False, scp_role=True)
         self.contexts.add(CTImageStorage, JPEGBaseline8Bit)
         (context,) = self.contexts
@@ -267,7 +267,7 @@ class SupportedTests(SynchronousTestCase):
         self.assertRaises(TypeError, self.contexts.add, CTImageStorage, scp_role=1)
 
     def test_roles_afterwards(self) -> None:
-        """Roles may be set on the contexts that the collection gives."""
+        """Roles may be set on the contexts that the collection returns."""
         self.contexts.replace(QueryRetrievePresentationContexts)
         for context in self.contexts.as_list():
             context.scp_role, context.scu_role = True, False
@@ -275,7 +275,7 @@ class SupportedTests(SynchronousTestCase):
         self.assertEqual({context.scp_role for context in QueryRetrievePresentationContexts}, {None})
 
     def test_lookup(self) -> None:
-        """By abstract syntax."""
+        """Contexts are found by abstract syntax."""
         self.contexts.add(CTImageStorage)
         self.assertIs(self.contexts.get("1.2.840.10008.5.1.4.1.1.2"), self.contexts.as_list()[0])
         self.assertIs(self.contexts.get("1.2.3"), None)
@@ -283,7 +283,7 @@ class SupportedTests(SynchronousTestCase):
         self.assertNotIn(Verification, self.contexts)
 
     def test_remove(self) -> None:
-        """Whole or by transfer syntax."""
+        """Contexts are removed as a whole or by transfer syntax."""
         self.contexts.replace(VerificationPresentationContexts)
         self.contexts.remove(VerificationSOPClass)
         self.assertEqual(len(self.contexts), 0)
@@ -296,7 +296,7 @@ class SupportedTests(SynchronousTestCase):
         self.assertEqual(str(self.contexts.as_list()[0]), text("Explicit VR Big Endian"))
 
     def test_errors(self) -> None:
-        """Errors leave everything as it was."""
+        """After an error everything is as it was."""
         value: object
         for value, error in ((None, TypeError), (12, TypeError), ("", ValueError), ("acme", ValueError)):
             self.assertRaises(error, self.contexts.add, value)

@@ -1,4 +1,4 @@
-"""The documentation: its programs run and print what it says, its limits are those of the code, its links lead somewhere."""
+"""The documentation: its programs run and print what it says, its limits are those of the code, and its links have targets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.documentation import (
 )
 from tests.test_layers import modules
 
-#: Blocks that a test of their own runs: the page and the block's first line, and the test.
+#: Blocks that another test runs: the page and the block's first line, and that test.
 ELSEWHERE = {
     ("README.md", "# server.py"): "tests.test_readme.Readme.test_server_and_client",
     ("README.md", "# client.py"): "tests.test_readme.Readme.test_server_and_client",
@@ -53,20 +53,20 @@ ELSEWHERE = {
     ),
 }
 
-#: Pages that are run as a whole by a test of their own.
+#: Pages that another test runs as a whole.
 PAGES_ELSEWHERE = {"docs/guides/command.md": "tests.tools.test_guide"}
 
-#: Pages whose programs ask a server at 11112 for Verification.
+#: Pages whose programs need a server at 11112 that supports Verification.
 WITH_SERVER = ("docs/migrating.md",)
 
 
 def elsewhere(block: Block) -> str | None:
-    """The name of the test that runs *block*, where that is not one of this module."""
+    """Return the name of the test that runs *block*, if that is not a test of this module."""
     return PAGES_ELSEWHERE.get(block.page) or ELSEWHERE.get((block.page, block.text.partition("\n")[0]))
 
 
 class Programs(TestCase):
-    """Each program in a page does what the page says. There is a test for each page that has some, see below."""
+    """Each program in a page does what the page says. Each page with programs has a test, see below."""
 
     timeout = 600
 
@@ -93,13 +93,13 @@ _add_tests()
 
 
 class Blocks(SynchronousTestCase):
-    """No block of code is forgotten."""
+    """No block of code is left without a test."""
 
     def setUp(self) -> None:
         self.blocks = [block for page in pages() for block in blocks(page)]
 
     def test_each_says_what_it_is(self) -> None:
-        """Programs are run; what is none says so."""
+        """Programs are run, and blocks that are not programs are marked as such."""
         self.assertGreater(len(self.blocks), 20)
         for block in self.blocks:
             self.assertIn(block.language, (*PROGRAMS, *NO_PROGRAM), f"{block}: write ```text, or what it is")
@@ -108,7 +108,7 @@ class Blocks(SynchronousTestCase):
                 self.assertGreater(len(block.value), 10, f"{block}: why not?")
 
     def test_files_are_used(self) -> None:
-        """What is saved is run by a command of its page, or read by a test."""
+        """Each saved file is run by a command of its page, or read by a test."""
         for block in self.blocks:
             if block.file is not None and block.is_program and elsewhere(block) is None:
                 used = [other.text for other in self.blocks if other.page == block.page and other is not block]
@@ -116,7 +116,7 @@ class Blocks(SynchronousTestCase):
                 self.assertTrue(any(module in text for text in used), f"{block}: nothing runs {block.file}")
 
     def test_elsewhere(self) -> None:
-        """The tests that run the others are there, and so are the blocks."""
+        """The tests in the tables above exist, and so do the blocks."""
         found = {(block.page, block.text.partition("\n")[0]) for block in self.blocks}
         self.assertEqual(set(ELSEWHERE) - found, set())
         for name in ELSEWHERE.values():
@@ -125,13 +125,13 @@ class Blocks(SynchronousTestCase):
             self.assertIn(Path(page).name, Path(namedAny(name).__file__).read_text())
 
     def test_each_page_is_run(self) -> None:
-        """Where there is a program that no other test runs, there is a test of its page."""
+        """Each page with a program that no other test runs has a test."""
         waiting = {block.page for block in self.blocks if block.is_program and elsewhere(block) is None}
         tests = {name for name in dir(Programs) if name.startswith("test_")}
         self.assertEqual(len(tests), len(waiting))
 
     def test_what_is_expected(self) -> None:
-        """The comparison knows what differs."""
+        """The comparison finds differences."""
         self.assertTrue(matches("a\n", "a\n"))
         self.assertFalse(matches("a\n", "a\nb\n"))
         self.assertFalse(matches("a.c\n", "abc\n"))
@@ -147,7 +147,7 @@ class Blocks(SynchronousTestCase):
 
 
 class Limits(SynchronousTestCase):
-    """docs/limits.md tells each bound with its default."""
+    """docs/limits.md lists each bound with its default."""
 
     def setUp(self) -> None:
         page = (DOCS / "limits.md").read_text()
@@ -157,7 +157,7 @@ class Limits(SynchronousTestCase):
         self.constants = {name: cells for name, cells in self.rows.items() if "." in name}
 
     def value(self, cell: str) -> float | None:
-        """What a default says: a number, maybe with a unit, or none."""
+        """Return a default: a number, perhaps with a unit, or ``None``."""
         if cell == "none":
             return None
         number, _, unit = cell.partition(" ")
@@ -188,7 +188,7 @@ class Limits(SynchronousTestCase):
             )
 
     def test_nothing_is_left_out(self) -> None:
-        """What is called MAX_... and is a number is in the page."""
+        """Each number named MAX_... is in the page."""
         pattern = re.compile(r"^(MAX_\w+)(?:: Final)? = [0-9]", re.MULTILINE)
         for module, file in modules().items():
             for constant in pattern.findall((PROJECT / "dicomtwist" / file).read_text()):
@@ -197,7 +197,7 @@ class Limits(SynchronousTestCase):
 
 
 class Hostile(SynchronousTestCase):
-    """docs/security.md tells what a server meets, and which tests hold it to what it does then."""
+    """docs/security.md lists the attacks on a server, and the tests that check its reaction to each."""
 
     def setUp(self) -> None:
         page = (DOCS / "security.md").read_text()
@@ -205,7 +205,7 @@ class Hostile(SynchronousTestCase):
         self.named = {name for _, cell in self.rows for name in re.findall(r"`([\w.]+)`", cell)}
 
     def test_rows(self) -> None:
-        """Tests call them by their numbers."""
+        """Tests refer to the rows by their numbers."""
         self.assertEqual([int(number) for number, _ in self.rows], list(range(1, 37)))
 
     def test_they_are_there(self) -> None:
@@ -213,7 +213,7 @@ class Hostile(SynchronousTestCase):
             self.assertTrue(callable(namedAny(f"tests.{name}")), name)
 
     def test_all_are_named(self) -> None:
-        """A test of hostile peers is in a row, by itself or with its class."""
+        """Each test of hostile peers is in a row, alone or with its class."""
         for path in (PROJECT / "tests" / "hostile").glob("test_*.py"):
             module = namedAny(f"tests.hostile.{path.stem}")
             for case in vars(module).values():
@@ -247,7 +247,7 @@ class Links(SynchronousTestCase):
                         self.assertIn(page.resolve(), linked)
 
     def test_the_index_has_a_place_for_all(self) -> None:
-        """Each page is in a toctree of docs/index.md, as Sphinx demands."""
+        """Each page is in a toctree of docs/index.md, as Sphinx requires."""
         trees = [block.text.split() for block in blocks(DOCS / "index.md") if block.language == "{toctree}"]
         entries = [entry for tree in trees for entry in tree if not entry.startswith(":")]
         self.assertEqual(len(entries), len(set(entries)))
@@ -308,7 +308,7 @@ class Reference(SynchronousTestCase):
 
 
 class SeedChecklist(SynchronousTestCase):
-    """docs/seed_checklist.md names tests that are there."""
+    """docs/seed_checklist.md names tests that exist."""
 
     def test_tests_are_there(self) -> None:
         page = (DOCS / "seed_checklist.md").read_text()
@@ -329,10 +329,10 @@ class SeedChecklist(SynchronousTestCase):
 
 
 class Names(SynchronousTestCase):
-    """The pages that have to name everything do."""
+    """Pages that have to be complete name everything."""
 
     def test_events(self) -> None:
-        """docs/guides/handlers.md tells of each event, as what it is."""
+        """docs/guides/handlers.md lists each event, under its kind."""
         page = (DOCS / "guides" / "handlers.md").read_text()
         notifications, _, interventions = page.partition("An **intervention** asks")
         for event in evt.get_events():

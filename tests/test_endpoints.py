@@ -1,4 +1,4 @@
-"""Descriptions of endpoints: those that work, and those that cannot, with what the error says."""
+"""Endpoint strings: those that work, and those that cannot work, with the texts of their errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.certificates import DAY, NOW, Authority, write
 
 
 class DescriptionTests(SynchronousTestCase):
-    """Descriptions that work, against a reactor that only notes what it is asked for."""
+    """Endpoint strings that work, on a reactor that only records its calls."""
 
     def setUp(self) -> None:
         self.reactor = MemoryReactorClock()
@@ -85,7 +85,7 @@ class DescriptionTests(SynchronousTestCase):
         self.assertTrue(client_tls_options("x.example"))
 
     def test_own_certificate_that_has_expired(self) -> None:
-        """It is not for us to refuse it, but it is said."""
+        """Our own certificate is used even if it has expired, but the log says so."""
         directory = self.mktemp()
         os.mkdir(directory)
         old = Authority(directory, "ours").issue("x", not_before=NOW - 9 * DAY, not_after=NOW - DAY)
@@ -95,7 +95,7 @@ class DescriptionTests(SynchronousTestCase):
 
 
 class MistakeTests(SynchronousTestCase):
-    """Descriptions that cannot work: the error names the option and says what to do."""
+    """Endpoint strings that cannot work: the error names the option and says what to do."""
 
     def setUp(self) -> None:
         self.directory = self.mktemp()
@@ -209,7 +209,7 @@ class MistakeTests(SynchronousTestCase):
         self.server(f"1:privateKey={self.pem}:trustRoots={self.ca}:crl={crl}", "crl", "ran out on", "fetch")
 
     def test_short_key(self) -> None:
-        """RSA below 2048 bits is not for BCP 195 (RFC 9325 4.5)."""
+        """BCP 195 does not allow RSA keys below 2048 bits (RFC 9325 4.5)."""
         path = self.authority.issue_short("short")
         self.server(f"1:privateKey={path}:trustRoots={self.ca}", "certKey", "too small")
 
@@ -219,7 +219,7 @@ class MistakeTests(SynchronousTestCase):
 
 
 class WordTests(SynchronousTestCase):
-    """describe_tls_error on what no handshake in test_tls brings about."""
+    """describe_tls_error for errors that no handshake in test_tls causes."""
 
     def test_not_tls(self) -> None:
         self.assertIsNone(describe_tls_error(ConnectionLost()))

@@ -1,4 +1,4 @@
-"""Errors in words for the log."""
+"""Errors as text for the log."""
 
 import unittest
 
@@ -20,7 +20,7 @@ class Loggable(unittest.TestCase):
         self.assertEqual(len(loggable(ValueError("x" * 1000))), MAX_LOGGED)
 
     def test_what_pydicom_quotes(self):
-        """A value whose length cannot be is in its text."""
+        """pydicom's error quotes a value whose length is impossible, so the log leaves its text out."""
         dataset = decode_dataset(b"\x18\0\x74\x90UL\6\0Secret", "1.2.840.10008.1.2.1")
         try:
             dataset.decode()

@@ -1,6 +1,4 @@
-"""
-Hooks: what is bound where, who is called, and what events say.
-"""
+"""Hooks: where handlers are bound, which of them are called, and the attributes of events."""
 
 from __future__ import annotations
 
@@ -22,14 +20,10 @@ def second(event: evt.Event, *args: Any) -> None: ...
 
 
 class EventTypeTests(SynchronousTestCase):
-    """
-    The events that there are.
-    """
+    """The list of events."""
 
     def test_all(self) -> None:
-        """
-        Every EVT_ of the module is listed, once, by its name, and is one of the two kinds.
-        """
+        """Every EVT_ of the module is listed once, by its name, and is of one of the two kinds."""
         events = get_events()
         names = [event.name for event in events]
         self.assertEqual(names, sorted(name for name in dir(evt) if name.startswith("EVT_")))
@@ -40,9 +34,7 @@ class EventTypeTests(SynchronousTestCase):
             self.assertNotEqual(event.description, "")
 
     def test_kinds(self) -> None:
-        """
-        What tells is a notification, what asks an intervention.
-        """
+        """An event that reports is a notification, an event that asks is an intervention."""
         told = "CONN_OPEN CONN_CLOSE DATA_RECV DATA_SENT PDU_RECV PDU_SENT ACSE_RECV ACSE_SENT DIMSE_RECV DIMSE_SENT"
         told += " C_CANCEL FSM_TRANSITION REQUESTED ACCEPTED ESTABLISHED REJECTED RELEASED ABORTED RECORD"
         notifications = {event.name for event in get_events() if event.is_notification}
@@ -52,9 +44,7 @@ class EventTypeTests(SynchronousTestCase):
 
 
 class HandlersTests(SynchronousTestCase):
-    """
-    Binding and unbinding, at three levels.
-    """
+    """Handlers are bound and unbound at three levels."""
 
     def setUp(self) -> None:
         self.outer = Handlers()
@@ -62,9 +52,7 @@ class HandlersTests(SynchronousTestCase):
         self.inner = Handlers(parent=self.middle)
 
     def test_nothing_is_bound(self) -> None:
-        """
-        To begin with there is nothing.
-        """
+        """At first no handler is bound."""
         self.assertIsNone(self.inner.get(evt.EVT_C_ECHO))
         self.assertEqual(self.inner.listeners(evt.EVT_RELEASED), [])
         self.assertFalse(self.inner.wants(evt.EVT_RELEASED))
@@ -72,7 +60,7 @@ class HandlersTests(SynchronousTestCase):
 
     def test_intervention(self) -> None:
         """
-        The innermost handler is asked; bound again it takes the place of the one before; unbound, the next level's is.
+        The innermost handler is called. Binding again replaces it; after unbinding, the handler of the next level is called.
         """
         self.outer.bind(evt.EVT_C_ECHO, first)
         self.assertEqual(self.inner.get(evt.EVT_C_ECHO), (first, ()))
@@ -85,9 +73,7 @@ class HandlersTests(SynchronousTestCase):
         self.assertEqual(self.inner.get(evt.EVT_C_ECHO), (first, ()))
 
     def test_notification(self) -> None:
-        """
-        Every level's handlers are told, the outermost first and in the order of their binding; each once a level.
-        """
+        """The handlers of every level are called, the outermost first, in the order of their binding, each once for a level."""
         self.inner.bind(evt.EVT_RELEASED, first, ("inner",))
         self.outer.bind(evt.EVT_RELEASED, first, ("outer",))
         self.outer.bind(evt.EVT_RELEASED, second)
@@ -109,9 +95,7 @@ class HandlersTests(SynchronousTestCase):
         self.assertEqual([handler for handler, _ in listeners], [first, second])
 
     def test_unbind(self) -> None:
-        """
-        What is unbound is gone at this level; what is not bound is no error.
-        """
+        """An unbound handler is gone at this level; unbinding a handler that is not bound is not an error."""
         self.outer.bind(evt.EVT_RELEASED, first)
         self.inner.unbind(evt.EVT_RELEASED, first)
         self.assertTrue(self.inner.wants(evt.EVT_RELEASED))
@@ -123,9 +107,7 @@ class HandlersTests(SynchronousTestCase):
         self.assertEqual(self.outer.get(evt.EVT_C_ECHO), (first, ()))
 
     def test_methods(self) -> None:
-        """
-        A bound method is the same each time that it is looked up.
-        """
+        """A bound method counts as the same handler each time that it is looked up."""
         self.outer.bind(evt.EVT_RELEASED, self.method)
         self.outer.unbind(evt.EVT_RELEASED, self.method)
         self.assertFalse(self.outer.wants(evt.EVT_RELEASED))
@@ -133,9 +115,7 @@ class HandlersTests(SynchronousTestCase):
     def method(self, event: evt.Event) -> None: ...
 
     def test_tuples(self) -> None:
-        """
-        Handlers are given as (event, handler) or (event, handler, arguments), and told in the same form.
-        """
+        """Handlers are given as (event, handler) or (event, handler, arguments), and returned in the same form."""
         given: list[evt.HandlerTuple] = [(evt.EVT_RELEASED, first), (evt.EVT_C_ECHO, second, [1, 2])]
         handlers = Handlers(given)
         self.assertEqual(handlers.bound(), [(evt.EVT_RELEASED, first, ()), (evt.EVT_C_ECHO, second, (1, 2))])
@@ -143,9 +123,7 @@ class HandlersTests(SynchronousTestCase):
         self.assertEqual(handlers.bound(evt.EVT_ABORTED), [])
 
     def test_errors(self) -> None:
-        """
-        What is no event, and what cannot be called, is refused when it is bound.
-        """
+        """Binding to something that is not an event, or a handler that is not callable, is refused at once."""
         wrong: Any = "EVT_C_ECHO"
         self.assertIn("EVT_C_ECHO", str(self.assertRaises(TypeError, self.outer.bind, wrong, first)))
         not_callable: Any = 3
@@ -165,16 +143,12 @@ class HandlersTests(SynchronousTestCase):
 
 
 class EventTests(SynchronousTestCase):
-    """
-    The objects that handlers get.
-    """
+    """The event objects that handlers get."""
 
     assoc: Any = "the association"
 
     def test_attributes(self) -> None:
-        """
-        An event has its attributes; one that it does not have is an error that says what the event is.
-        """
+        """An event has its attributes; any other attribute raises an error that describes the event."""
         event = evt.Event(evt.EVT_ABORTED, self.assoc, reason="lost")
         self.assertEqual((event.event, event.assoc, event.reason), (evt.EVT_ABORTED, self.assoc, "lost"))
         error = self.assertRaises(AttributeError, lambda: event.dataset)
@@ -183,8 +157,8 @@ class EventTests(SynchronousTestCase):
 
     def test_request(self) -> None:
         """
-        The event of a request has its command set, its context and its Message ID; the command set has the standard's
-        spelling as well.
+        The event of a request has its command set, its context and its Message ID. The command set also has the standard's
+        spelling.
         """
         request = CEchoRQ(message_id=7)
         context = PresentationContextTuple(1, Verification, Verification)
@@ -193,7 +167,5 @@ class EventTests(SynchronousTestCase):
         self.assertEqual((event.request.message_id, event.request.MessageID), (7, 7))  # type: ignore[attr-defined]
 
     def test_event_type(self) -> None:
-        """
-        Each event is itself alone: two of one name are two.
-        """
+        """Each event equals only itself: two events with one name differ."""
         self.assertNotEqual(EventType("A", "a"), EventType("A", "a"))

@@ -1,4 +1,4 @@
-"""Each target of the fuzzer over what it begins with, and over what it once found."""
+"""Each target of the fuzzer runs over its seeds, and over inputs that failed once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import unittest
 from fuzz.seeds import seeds
 from fuzz.targets import TARGETS
 
-#: How many damaged copies of each seed are tried, and how long a seed may be for that, in bytes.
+#: How many damaged copies of each seed are tried, and the longest seed for which that is done, in bytes.
 COPIES, LONGEST = 3, 4000
 
 
 def damaged(data: bytes, source: random.Random) -> bytes:
-    """*data* with a few bytes that are others."""
+    """Return *data* with a few bytes changed."""
     copy = bytearray(data)
     for _ in range(source.randrange(1, 4)):
         place = source.randrange(len(copy))

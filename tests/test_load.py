@@ -12,7 +12,7 @@ from benchmarks import load, soak
 
 
 class Short(TestCase):
-    """A small part of each."""
+    """A small part of each load."""
 
     timeout = 300
 
@@ -26,7 +26,7 @@ class Short(TestCase):
         with redirect_stderr(io.StringIO()):
             rows = await load.run([name], root, short=True)
         self.assertTrue(rows)
-        # Of memory a few say little, and of times a busy machine.
+        # Memory says little with few associations, and times say little on a busy machine.
         short = [row for row in rows if row.good is False and name not in ("idle-growth", "hostile")]
         self.assertEqual(short, [])
         self.assertEqual([row for row in rows if row.ours == "failed"], [])
@@ -71,7 +71,7 @@ class Judging(SynchronousTestCase):
             self.assertTrue(soak.is_flat(self.samples(*sizes)))
 
     def test_warming_up(self) -> None:
-        """What comes first does not count."""
+        """Growth during the warm-up does not count."""
         self.assertTrue(soak.is_flat(self.samples(*range(10_000, 100_000, 5000), *[120_000] * 90)))
 
     def test_growing(self) -> None:

@@ -1,4 +1,4 @@
-"""File Meta Information: what is written reads back, here and in pydicom; what is wrong is refused."""
+"""File Meta Information: written data reads back, here and in pydicom, and wrong data is refused."""
 
 from __future__ import annotations
 

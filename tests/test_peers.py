@@ -1,6 +1,4 @@
-"""
-The harness of the tests works: real peers talk to each other through it.
-"""
+"""The harness of the tests works: real peers talk to each other through it."""
 
 from __future__ import annotations
 
@@ -30,16 +28,12 @@ class ToolTests(TestCase):
         self.assertIn("no-such-tool", str(error))
 
     def test_missing_fails_in_ci(self) -> None:
-        """
-        Where the environment says so a missing tool is a failure.
-        """
+        """With ``CI=true`` in the environment a missing tool is a failure."""
         with mock.patch.dict(os.environ, {"CI": "true"}):
             self.assertRaises(peers.PeerError, peers.dcmtk, "no-such-tool")
 
     def test_not_a_script_of_the_same_name(self) -> None:
-        """
-        pynetdicom's console scripts are not taken for DCMTK's tools.
-        """
+        """The console scripts of pynetdicom are not mistaken for DCMTK's tools."""
         path = Path(peers.dcmtk("storescp"))
         self.assertTrue(path.is_absolute())
         self.assertNotEqual(path.read_bytes()[:2], b"#!")
@@ -51,9 +45,7 @@ class ProcessTests(TestCase):
     """
 
     async def test_result(self) -> None:
-        """
-        Exit code, both streams and the environment.
-        """
+        """The result has the exit code and both streams; the process gets the environment."""
         source = "import os, sys; print(os.environ['WORD']); print(*sys.argv[1:], file=sys.stderr); sys.exit(3)"
         result = await peers.run(sys.executable, "-c", source, Path("a"), 1, env={"WORD": "word"})
         self.assertEqual((result.code, result.stdout, result.stderr), (3, b"word\n", b"a 1\n"))
@@ -77,18 +69,14 @@ class ProcessTests(TestCase):
         self.assertIn("0.2 s without its end", str(raised.exception))
 
     async def test_ends_before_it_is_ready(self) -> None:
-        """
-        A server that does not come up says why.
-        """
+        """A server that does not start says why."""
         for ready in ("ready", peers.free_port()):
             with self.assertRaises(peers.PeerError) as raised:
                 await peers.start(self, sys.executable, "-c", "raise SystemExit('no disk')", ready=ready)
             self.assertIn("no disk", str(raised.exception))
 
     async def test_a_child_holds_the_pipes(self) -> None:
-        """
-        A server that ignores SIGTERM and whose child holds its pipes can be stopped too.
-        """
+        """A server that ignores SIGTERM, and whose child holds its pipes, can be stopped too."""
         source = (
             "import os, signal, time\n"
             "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -102,9 +90,7 @@ class ProcessTests(TestCase):
 
 
 class PortTests(TestCase):
-    """
-    Ports.
-    """
+    """Free ports."""
 
     def test_free_ports_differ(self) -> None:
         """
@@ -113,35 +99,27 @@ class PortTests(TestCase):
         self.assertEqual(len({peers.free_port() for _ in range(20)}), 20)
 
     async def test_nothing_listens(self) -> None:
-        """
-        Waiting for a server has an end.
-        """
+        """Waiting for a server ends."""
         with self.assertRaises(peers.PeerError):
             await peers.wait_listening(peers.free_port(), timeout=0.1)
 
 
 class FileTests(TestCase):
-    """
-    pydicom's files.
-    """
+    """The files of pydicom."""
 
     def test_files(self) -> None:
-        """
-        There are many, of many kinds, and their data sets can be told from what is before them.
-        """
+        """There are many files of many kinds, and their data sets can be separated from the File Meta Information."""
         self.assertGreater(len(peers.dicom_files()), 60)
         self.assertGreater(len(peers.one_per_transfer_syntax()), 10)
         self.assertIn(JPEG_LS_NEAR_LOSSLESS, peers.one_per_transfer_syntax(without_study=True))
         for file in peers.dicom_files(without_study=True):
-            # The first element of a data set is of a group above 2, or, deflated, anything.
+            # The first element of a data set is in a group above 2; if the data set is deflated, it may be anything.
             if file.transfer_syntax != "1.2.840.10008.1.2.1.99":
                 self.assertNotEqual(peers.dataset_bytes(file.path)[:2], b"\x02\x00", file.name)
 
 
 class DCMTKTests(TestCase):
-    """
-    DCMTK talks to itself.
-    """
+    """DCMTK's tools talk to each other."""
 
     async def test_plain(self) -> None:
         """
@@ -202,18 +180,14 @@ class PynetdicomTests(TestCase):
     """
 
     async def test_scp(self) -> None:
-        """
-        As a server.
-        """
+        """pynetdicom as a server."""
         port = peers.free_port()
         await peers.pynetdicom_script(self, SCP, port, ready=port)
         result = await peers.run(peers.dcmtk("echoscu"), "-v", "127.0.0.1", port)
         self.assertEqual(result.code, 0, result.text)
 
     async def test_scu(self) -> None:
-        """
-        As a client.
-        """
+        """pynetdicom as a client."""
         port = await peers.dcmtk_storescp(self, self.mktemp())
         process = await peers.pynetdicom_script(self, SCU, port)
         result = await process.wait()

@@ -1,4 +1,4 @@
-"""Presentation contexts: their making, their printed form, their IDs, the prebuilt lists."""
+"""Presentation contexts: how they are made and printed, their IDs, the prebuilt lists."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ syntaxes = st.lists(st.sampled_from(ALL_TRANSFER_SYNTAXES), min_size=1, max_size
 
 
 def text(*names: str, abstract_syntax: str = "Verification SOP Class") -> str:
-    """The printed form of a context with these transfer syntaxes."""
+    """Return the printed form of a context with these transfer syntaxes."""
     lines = [f"Abstract Syntax: {abstract_syntax}", "Transfer Syntax(es):"]
     return "\n".join([*lines, *(f"    ={name}" for name in names)])
 
@@ -88,7 +88,7 @@ class TransferSyntaxTests(SynchronousTestCase):
     """The lists of transfer syntaxes."""
 
     def test_default(self) -> None:
-        """The four default ones, in their order."""
+        """The four default transfer syntaxes, in their order."""
         self.assertEqual(
             DEFAULT_TRANSFER_SYNTAXES,
             (
@@ -100,7 +100,7 @@ class TransferSyntaxTests(SynchronousTestCase):
         )
 
     def test_all(self) -> None:
-        """All of them are transfer syntaxes, each once, with the default ones first."""
+        """All entries are transfer syntaxes, each once, with the default ones first."""
         self.assertEqual(ALL_TRANSFER_SYNTAXES[:4], DEFAULT_TRANSFER_SYNTAXES)
         self.assertGreaterEqual(len(ALL_TRANSFER_SYNTAXES), 46)
         self.assertEqual(len(set(ALL_TRANSFER_SYNTAXES)), len(ALL_TRANSFER_SYNTAXES))
@@ -113,7 +113,7 @@ class ContextTests(SynchronousTestCase):
     """A single context."""
 
     def test_empty(self) -> None:
-        """A new context has nothing."""
+        """A new context is empty."""
         context = PresentationContext()
         self.assertIs(context.abstract_syntax, None)
         self.assertEqual(context.transfer_syntax, [])
@@ -123,7 +123,7 @@ class ContextTests(SynchronousTestCase):
         self.assertIn("None", repr(context))
 
     def test_abstract_syntax(self) -> None:
-        """It may be given in several ways and is always the same."""
+        """The abstract syntax may be given in several forms, and the context always stores the same form."""
         context = PresentationContext()
         for value in ("1.2.840.10008.1.1", UID("1.2.840.10008.1.1"), Verification, b"1.2.840.10008.1.1\0"):
             context.abstract_syntax = value
@@ -140,7 +140,7 @@ class ContextTests(SynchronousTestCase):
         self.assertEqual(context.abstract_syntax, Verification)
 
     def test_transfer_syntax(self) -> None:
-        """Order is kept, repetitions are not."""
+        """The order is kept; repetitions are dropped."""
         context = PresentationContext()
         context.transfer_syntax = ["1.2.840.10008.1.2.1", b"1.2.840.10008.1.2", ExplicitVRLittleEndian]
         self.assertEqual(context.transfer_syntax, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
@@ -155,13 +155,13 @@ class ContextTests(SynchronousTestCase):
         self.assertEqual(context.transfer_syntax, [ImplicitVRLittleEndian])
 
     def test_transfer_syntax_is_a_copy(self) -> None:
-        """What a context gives out cannot be used to change it unseen."""
+        """Changing the returned list does not change the context."""
         context = build_context(Verification)
         context.transfer_syntax.clear()
         self.assertEqual(len(context.transfer_syntax), 4)
 
     def test_transfer_syntax_errors(self) -> None:
-        """Neither other types nor UIDs of other things are taken, and the context stays as it was."""
+        """Other types, and UIDs that are not transfer syntaxes, are refused, and the context stays as it was."""
         context = build_context(Verification, ImplicitVRLittleEndian)
         for wrong, error in (
             (None, TypeError),
@@ -180,7 +180,7 @@ class ContextTests(SynchronousTestCase):
         self.assertIn("Verification SOP Class", error_text)
 
     def test_private_transfer_syntax(self) -> None:
-        """A private one is taken and keeps the encoding that was set for it."""
+        """A private transfer syntax is accepted, and keeps the encoding that was set for it."""
         private = UID("1.2.3.4")
         private.set_private_encoding(False, True)
         self.assertFalse(build_context(Verification, private).transfer_syntax[0].is_implicit_VR)
@@ -209,7 +209,7 @@ class ContextTests(SynchronousTestCase):
         self.assertRaises(TypeError, setattr, context, "context_id", str(value))
 
     def test_result(self) -> None:
-        """The result and its words."""
+        """The result has a code and its text."""
         context = PresentationContext()
         for result, status in (
             (None, "Pending"),
@@ -236,7 +236,7 @@ class ContextTests(SynchronousTestCase):
                 self.assertRaises(TypeError, setattr, context, name, wrong)
 
     def test_equality(self) -> None:
-        """Equal means alike in everything, the order of the transfer syntaxes too."""
+        """Contexts are equal if all attributes are equal, including the order of the transfer syntaxes."""
         one, other = build_context(Verification), build_context("1.2.840.10008.1.1")
         self.assertEqual(one, other)
         self.assertNotEqual(one, build_context(Verification, DEFAULT_TRANSFER_SYNTAXES[::-1]))
@@ -266,7 +266,7 @@ class ContextTests(SynchronousTestCase):
             self.assertEqual(len(context.transfer_syntax), 4)
 
     def test_tuple(self) -> None:
-        """What handlers get, which only a complete context can give."""
+        """The form that handlers get, which only a complete context has."""
         context = build_context(Verification, [ExplicitVRLittleEndian])
         self.assertRaises(ValueError, getattr, context, "as_tuple")
         context.context_id = 5
@@ -276,7 +276,7 @@ class ContextTests(SynchronousTestCase):
         self.assertEqual(context.as_tuple, PresentationContextTuple(5, Verification, ExplicitVRLittleEndian))
 
     def test_received(self) -> None:
-        """What a peer proposes can be held, however odd it is."""
+        """A context can hold whatever a peer proposes, however odd it is."""
         context = PresentationContext.received(2, "acme.1", ["", "1.2.x", "1.2.x", Verification])
         self.assertEqual(context.context_id, 2)
         self.assertEqual(context.abstract_syntax, "acme.1")
@@ -288,11 +288,11 @@ class PrintedFormTests(SynchronousTestCase):
     """``str()`` and ``repr()`` of a context."""
 
     def test_plain(self) -> None:
-        """Outside of an association only the syntaxes."""
+        """Outside of an association only the syntaxes are printed."""
         self.assertEqual(str(build_context(Verification)), VERIFICATION_TEXT)
 
     def test_negotiated(self) -> None:
-        """Inside of one what was negotiated too."""
+        """In an association the negotiated values are printed, too."""
         context = build_context(CTImageStorage, ImplicitVRLittleEndian)
         context.context_id, context.result = 7, 0
         context.scu_role = context.scp_role = True
@@ -313,7 +313,7 @@ class PrintedFormTests(SynchronousTestCase):
         self.assertTrue(str(context).endswith("Result: Accepted"))
 
     def test_unknown(self) -> None:
-        """What has no name is shown as its UID."""
+        """A UID without a name is printed as it is."""
         self.assertEqual(str(build_context("1.2.3", "1.2.4")), text("1.2.4", abstract_syntax="1.2.3"))
 
     def test_repr(self) -> None:
@@ -326,7 +326,7 @@ class BuildTests(SynchronousTestCase):
     """``build_context`` and ``build_role``."""
 
     def test_build_context(self) -> None:
-        """As the documentation shows it."""
+        """``build_context`` works as the documentation shows it."""
         context_a = build_context(CTImageStorage, ImplicitVRLittleEndian)
         context_b = build_context("1.2.840.10008.1.1", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
         self.assertEqual(str(context_a), text("Implicit VR Little Endian", abstract_syntax="CT Image Storage"))
@@ -334,7 +334,7 @@ class BuildTests(SynchronousTestCase):
         self.assertEqual(build_context(CTImageStorage).transfer_syntax, list(DEFAULT_TRANSFER_SYNTAXES))
 
     def test_build_context_errors(self) -> None:
-        """There must be an abstract syntax, and UIDs must be UIDs."""
+        """An abstract syntax is required, and UIDs must be valid."""
         wrong: Any
         for wrong, error in ((None, TypeError), (12, TypeError), ("acme", ValueError)):
             self.assertRaises(error, build_context, wrong)
@@ -364,7 +364,7 @@ class NumberTests(SynchronousTestCase):
     """IDs for an association request."""
 
     def test_numbers(self) -> None:
-        """They are odd, in order, and the originals do not get them."""
+        """IDs are odd and in order, and the original contexts do not get them."""
         contexts = StoragePresentationContexts + QueryRetrievePresentationContexts[:8]
         numbered = number_contexts(contexts)
         self.assertEqual([context.context_id for context in numbered], list(range(1, 256, 2)))
@@ -372,7 +372,7 @@ class NumberTests(SynchronousTestCase):
         self.assertEqual([c.abstract_syntax for c in numbered], [c.abstract_syntax for c in contexts])
 
     def test_again(self) -> None:
-        """What an earlier association made of a context is forgotten, the roles to propose are not."""
+        """The results of an earlier association are reset; the roles to propose are kept."""
         context = build_context(Verification)
         context.context_id, context.result, context.as_scu, context.as_scp = 9, 3, True, False
         context.scu_role, context.scp_role = False, True
@@ -393,7 +393,7 @@ class PrebuiltTests(SynchronousTestCase):
     """The prebuilt lists."""
 
     def test_sizes(self) -> None:
-        """All 26 are there; a later pydicom may know more SOP Classes, but the common storage is fixed."""
+        """All 26 lists exist; a later pydicom may know more SOP Classes, but the common storage is fixed."""
         names = [name for name in dir(presentation) if name.endswith("PresentationContexts")]
         self.assertEqual(sorted(names), sorted(SIZES))
         self.assertEqual(len(names), 26)
@@ -402,7 +402,7 @@ class PrebuiltTests(SynchronousTestCase):
         self.assertEqual(len(StoragePresentationContexts), 120)
 
     def test_contents(self) -> None:
-        """Every context is complete, each SOP Class is there once, with the default transfer syntaxes."""
+        """Every context is complete, and each SOP Class occurs once, with the default transfer syntaxes."""
         for name in SIZES:
             contexts = getattr(presentation, name)
             uids = [context.abstract_syntax for context in contexts]
@@ -412,14 +412,14 @@ class PrebuiltTests(SynchronousTestCase):
                 self.assertEqual(context, build_context(context.abstract_syntax))
 
     def test_of_one_service(self) -> None:
-        """Some that matter most."""
+        """Some of the most important contexts."""
         (verification,) = VerificationPresentationContexts
         self.assertEqual(str(verification), VERIFICATION_TEXT)
         self.assertIn(build_context(CTImageStorage), StoragePresentationContexts)
         self.assertIn(build_context(CTImageStorage), AllStoragePresentationContexts)
 
     def test_own_copy(self) -> None:
-        """Whoever changes a list changes it for nobody else."""
+        """Changing a list changes it for no other user."""
         first = presentation.StoragePresentationContexts
         first[0].scp_role = True
         first[1].add_transfer_syntax(JPEGBaseline8Bit)
@@ -430,6 +430,6 @@ class PrebuiltTests(SynchronousTestCase):
         self.assertEqual({len(context.transfer_syntax) for context in second}, {4})
 
     def test_unknown_name(self) -> None:
-        """There is no other list."""
+        """There are no other lists."""
         error = self.assertRaises(AttributeError, getattr, presentation, "StoragePresentationContext")
         self.assertIn("StoragePresentationContext", str(error))

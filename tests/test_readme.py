@@ -1,4 +1,4 @@
-"""README.md: what it prints is what runs."""
+"""README.md: its programs run and print what it says."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 class Readme(TestCase):
-    """The code blocks, as printed, but for the port."""
+    """The code blocks as they are printed, except for the port."""
 
     timeout = 60
 
     def blocks(self) -> dict[str, str]:
-        """The Python blocks by the file name in their first line."""
+        """Return the Python blocks by the file name in their first line."""
         found = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
         return {block.split("\n", 1)[0].removeprefix("# "): block for block in found}
 
@@ -44,7 +44,7 @@ class Readme(TestCase):
         self.assertIn("1CT1 1.3.6.1.4.1.5962.1.1.1.1.1.20040119072730.12322", printed)
 
     async def test_streaming_handler(self) -> None:
-        """The streaming handler in the place of the other."""
+        """The streaming handler replaces the other handler."""
         blocks = self.blocks()
         streaming = blocks["@evt.streaming"]
         start = blocks["server.py"].index("def handle_store")

@@ -1,7 +1,8 @@
 """
 Use as an SCP, sentence by sentence of the reference document 000.
 
-Each test names what it holds to; examples are as they stand there, with ``await`` where a server starts or stops.
+Each test quotes the sentence that it checks. The examples are those of the document, with ``await`` where a server starts or
+stops.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class SupportedContextTests(LoopbackTestCase):
 
     def test_own_transfer_syntaxes(self) -> None:
         """
-        "Specifying your own transfer syntax(es)": one as str or UID, or a list, at both places.
+        "Specifying your own transfer syntax(es)": one as str or UID, or a list, in both places.
         """
         ae = AE()
         ae.add_supported_context(CTImageStorage, transfer_syntax="1.2.840.10008.1.2")
@@ -123,7 +124,7 @@ class SupportedContextTests(LoopbackTestCase):
 
     def test_printed(self) -> None:
         """
-        The printed form. The example leaves out Deflated, which the list of defaults above it has: the list holds.
+        The printed form. The example leaves out Deflated, but the list of defaults above it has it. The list takes precedence.
         """
         ae = AE()
         self.assertEqual(len(ae.supported_contexts), 0)
@@ -171,11 +172,11 @@ class SupportedContextTests(LoopbackTestCase):
 
 class RoleTests(LoopbackTestCase):
     """
-    "Handling SCP/SCU Role Selection Negotiation", over the wire; every combination is in test_negotiation.
+    "Handling SCP/SCU Role Selection Negotiation", over the network; test_negotiation has every combination.
     """
 
     async def outcome(self, own: tuple[bool | None, bool | None], proposed: tuple[bool, bool]) -> Any:
-        """(requestor is SCU, is SCP), or None where the context is rejected; both sides say the same."""
+        """Return (requestor is SCU, requestor is SCP), or ``None`` if the context is rejected; both sides agree."""
         ae = AE()
         ae.add_supported_context(Verification)
         ae.add_supported_context(CTImageStorage, scu_role=own[0], scp_role=own[1])
@@ -234,9 +235,7 @@ class RoleTests(LoopbackTestCase):
         self.assertEqual(await self.outcome((True, True), (True, True)), (True, True))
 
     async def test_reversed_store(self) -> None:
-        """
-        The roles are real: with them reversed the acceptor sends, and the requestor's handler gets it.
-        """
+        """The roles have effect: if they are reversed, the acceptor sends, and the requestor's handler is called."""
         ae = AE()
         ae.add_supported_context(CTImageStorage, scu_role=False, scp_role=True)
         server = await self.serve(ae)
@@ -304,13 +303,11 @@ class UserIdentityTests(LoopbackTestCase):
             async with await self.scu().associate("127.0.0.1", server.port, ext_neg=[identity]) as assoc:
                 answers.append(assoc.acceptor.user_identity)
         self.assertEqual(seen, [(each.identity_type, each.primary, each.secondary) for each in self.FORMS])
-        # A name has nothing to be answered with: that there is an answer is the confirmation (PS3.7 D.3.3.7.2).
+        # A name has no response of its own; the empty response is the confirmation (PS3.7 D.3.3.7.2).
         self.assertEqual(answers, [b"", b"", b"answer", b"answer", b"answer"])
 
     async def test_not_verified(self) -> None:
-        """
-        False, and a handler that raises, reject: (2, 2, 1), nothing wrong with asking again as another user.
-        """
+        """False, or a handler that raises, rejects with (2, 2, 1), because the requestor may try again as another user."""
 
         def raising(event: evt.Event) -> tuple[bool, None]:
             raise LookupError("no such user")
@@ -323,9 +320,7 @@ class UserIdentityTests(LoopbackTestCase):
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 1)
 
     async def test_response_not_asked_for(self) -> None:
-        """
-        Who does not ask for a response gets none.
-        """
+        """A requestor that does not ask for a response gets none."""
         server = await self.serve(self.scp(), evt_handlers=[(evt.EVT_USER_ID, lambda event: (True, b"answer"))])
         async with await self.scu().associate("127.0.0.1", server.port, ext_neg=[UserIdentity(3, b"ticket")]) as assoc:
             self.assertIsNone(assoc.acceptor.user_identity)
@@ -354,15 +349,13 @@ class BindAddressTests(LoopbackTestCase):
 
     def test_flow_label(self) -> None:
         """
-        "int flowinfo": Twisted has no place for one that is not 0, and the error says so.
+        "int flowinfo": Twisted does not support one that is not 0, and the error says so.
         """
         error = self.assertRaises(ValueError, self.scp().start_server, ("::1", 0, 1, 0))
         self.assertIn("flow label", str(error))
 
     async def test_port_in_use(self) -> None:
-        """
-        The same port is to be had again at once when a server was shut down.
-        """
+        """After a server was shut down, its port can be used again at once."""
         ae = self.scp()
         server = await ae.start_server(("127.0.0.1", 0))
         port = server.port
@@ -372,7 +365,7 @@ class BindAddressTests(LoopbackTestCase):
 
     async def test_nothing_in_common(self) -> None:
         """
-        Where no context is accepted the requestor is told which and why, and has no association to misuse.
+        If no context is accepted, the requestor gets an error that says which and why, and no association that it could misuse.
         """
         ae = AE()
         ae.add_supported_context(MRImageStorage)

@@ -103,7 +103,7 @@ class RequestedContextTests(LoopbackTestCase):
 
     def test_order_and_printed(self) -> None:
         """
-        "returned in the order they were added", and the printed form (with Deflated, as the list of defaults has it).
+        "returned in the order they were added", and the printed form (with Deflated, which the list of defaults has).
         """
         ae = AE()
         self.assertEqual(len(ae.requested_contexts), 0)
@@ -138,9 +138,7 @@ class RequestedContextTests(LoopbackTestCase):
         )
 
     async def test_repeated_on_the_wire(self) -> None:
-        """
-        Both are proposed, and each is accepted for itself.
-        """
+        """Both contexts are proposed, and each is accepted separately."""
         ae = self.scu()
         ae.requested_contexts = [
             build_context(CTImageStorage, ExplicitVRLittleEndian),
@@ -183,7 +181,7 @@ class PortTests(LoopbackTestCase):
         ]
         for host, binds in cases:
             for bind in binds:
-                # A port that is free now: closing it at once leaves nothing in TIME_WAIT.
+                # A port that is free now; it was never connected, so closing it leaves nothing in TIME_WAIT.
                 probe = await self.scp().start_server((bind[0], 0))
                 port = probe.port
                 await probe.shutdown()
@@ -198,8 +196,8 @@ class PortTests(LoopbackTestCase):
 
     async def test_any_port(self) -> None:
         """
-        "by default ... use the first port available", also where the AE has a port to listen at, from which the older
-        document 003 has it ask.
+        "by default ... use the first port available". This holds even if the AE has a port to listen on, from which the older
+        document 003 makes it connect.
         """
         server = await self.serve(self.scp())
         ae = self.scu()
@@ -208,18 +206,14 @@ class PortTests(LoopbackTestCase):
             self.assertNotIn(assoc.requestor.port, (0, server.port))
 
     async def test_ipv6(self) -> None:
-        """
-        A peer with an IPv6 address.
-        """
+        """A peer with an IPv6 address."""
         server = await self.serve(self.scp(), ("::1", 0))
         async with await self.scu().associate("::1", server.port) as assoc:
             self.assertEqual((assoc.acceptor.address, assoc.acceptor.port), ("::1", server.port))
             self.assertEqual(await assoc.send_c_echo(), 0)
 
     async def test_host_name(self) -> None:
-        """
-        A peer with a name.
-        """
+        """A peer with a host name."""
         server = await self.serve(self.scp())
         async with await self.scu().associate("localhost", server.port) as assoc:
             self.assertEqual(await assoc.send_c_echo(), 0)

@@ -67,7 +67,7 @@ class RequestingTests(LoopbackTestCase):
 
     async def test_contexts(self) -> None:
         """
-        "Specifying Presentation Contexts for each Association": ``contexts=``, without any at the AE.
+        "Specifying Presentation Contexts for each Association": ``contexts=``, while the AE has none.
         """
         server = await self.serve(self.scp())
         ae = AE()
@@ -79,9 +79,10 @@ class RequestingTests(LoopbackTestCase):
         """
         "Using Extended Negotiation", the whole example.
 
-        It assigns requested_contexts twice and relies on the second adding to the first. The newer documents 001 and 004
-        say of the same attribute "set all the requested contexts at once", and that holds here: an assignment which adds
-        would leave no way to set. The lists are added instead. And there would be 133: the storage contexts are fewer.
+        The example assigns requested_contexts twice and relies on the second assignment adding to the first. The newer
+        documents 001 and 004 say of the same attribute "set all the requested contexts at once", and dicomtwist follows them,
+        because an assignment that adds would leave no way to replace the contexts. So the test adds the lists instead. They
+        would have 133 contexts, so it takes fewer of the storage contexts.
         """
         scp = AE()
         for context in QueryRetrievePresentationContexts:
@@ -113,9 +114,7 @@ class RequestingTests(LoopbackTestCase):
         self.assertEqual(seen, [(2, b"username", b"password")])
 
     def test_assigned_twice(self) -> None:
-        """
-        Assigning sets, see above: the second takes the place of the first.
-        """
+        """An assignment sets the contexts, see above: the second one replaces the first."""
         ae = AE()
         ae.requested_contexts = QueryRetrievePresentationContexts
         ae.requested_contexts = StoragePresentationContexts
@@ -128,7 +127,7 @@ class TLSTests(LoopbackTestCase):
     """
     "TLS", on both sides.
 
-    The examples' contexts are of the module ``ssl``, which cannot be used with Twisted: pyOpenSSL's are taken.
+    The examples use contexts of the module ``ssl``, which do not work with Twisted; the tests use pyOpenSSL's instead.
     """
 
     def setUp(self) -> None:
@@ -163,15 +162,12 @@ class TLSTests(LoopbackTestCase):
         await assoc.release()
 
     async def test_example(self) -> None:
-        """
-        Client and server with certificates that each other checks: ``tls_args=(context, None)``, ``ssl_context=context``.
-        """
+        """Client and server check each other's certificates: ``tls_args=(context, None)``, ``ssl_context=context``."""
         await self.echo((self.client_context(self.client_key), None), self.server_context(self.authority.path))
 
     async def test_hostname(self) -> None:
         """
-        "host is the value of the server_hostname keyword parameter": told to the server, and the certificate must be for
-        it.
+        "host is the value of the server_hostname keyword parameter": the server receives it, and the certificate must match it.
         """
         await self.echo((self.client_context(), "localhost"), self.server_context())
         server = await self.serve(self.scp(), ssl_context=self.server_context())
@@ -180,9 +176,7 @@ class TLSTests(LoopbackTestCase):
         self.assertIn("host name mismatch", str(error))
 
     async def test_untrusted(self) -> None:
-        """
-        A server whose certificate is not trusted, and a client without one where it is demanded, come to nothing.
-        """
+        """A server with an untrusted certificate, and a client without a required one, get no association."""
         server = await self.serve(self.scp(), ssl_context=self.server_context())
         for hostname in (None, "localhost"):
             args = (self.client_context(trust=self.other.path), hostname)
@@ -193,9 +187,7 @@ class TLSTests(LoopbackTestCase):
         self.assertEqual(scu.active_associations, [])
 
     async def test_what_else_is_taken(self) -> None:
-        """
-        Twisted's CertificateOptions, and dicomtwist's own options, at both sides.
-        """
+        """Both sides also accept Twisted's CertificateOptions, and dicomtwist's own options."""
         pem = Path(self.key).read_bytes()
         private = PrivateCertificate.fromCertificateAndKeyPair(
             Certificate.loadPEM(pem), KeyPair.load(pem, FILETYPE_PEM)
@@ -213,9 +205,7 @@ class TLSTests(LoopbackTestCase):
         self.assertIn("its own host name", str(error))
 
     def test_stdlib(self) -> None:
-        """
-        A context of the module ``ssl`` raises at once, and the error says what to pass.
-        """
+        """A context of the module ``ssl`` raises at once, and the error says what to pass."""
         ssl_cx = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         error = self.assertRaises(TypeError, self.scu().associate, "127.0.0.1", 104, tls_args=(ssl_cx, None))
         self.assertIn("OpenSSL.SSL.Context", str(error))
@@ -242,7 +232,7 @@ class OutcomeTests(LoopbackTestCase):
 
     async def test_rejected(self) -> None:
         """
-        "association rejection": not an association to be looked at, but an exception that says why.
+        "association rejection": not an association that has to be checked, but an exception that says why.
         """
         scp = self.scp()
         scp.require_calling_aet = ["SOMEBODY"]
@@ -260,7 +250,7 @@ class OutcomeTests(LoopbackTestCase):
 
     async def test_no_connection(self) -> None:
         """
-        "or a connection failure": the error of the connection as it is.
+        "or a connection failure": the error of the connection is passed on.
         """
         server = await self.serve(self.scp())
         port = server.port
@@ -301,7 +291,7 @@ class UsingTests(LoopbackTestCase):
 
     async def test_release(self) -> None:
         """
-        "Releasing an Association": over on both sides.
+        "Releasing an Association": it is over on both sides.
         """
         scp = self.scp()
         server = await self.serve(scp)
@@ -340,8 +330,8 @@ class ListeningTests(LoopbackTestCase):
 
     async def test_blocking(self) -> None:
         """
-        "both blocking ... and non-blocking modes": ``block=False`` is what every server here is, ``block=True`` is an
-        error that says what to do.
+        "both blocking ... and non-blocking modes": every server here is non-blocking, as with ``block=False``; ``block=True``
+        is an error that says what to do.
         """
         ae = self.scp()
         server = await ae.start_server(("127.0.0.1", 0), block=False)
@@ -391,7 +381,7 @@ class ListeningTests(LoopbackTestCase):
 
     async def test_no_callback(self) -> None:
         """
-        Without one a C-STORE fails, and the association goes on: "excluding C-ECHO which has a default implementation
+        Without a callback a C-STORE fails, and the association goes on: "excluding C-ECHO which has a default implementation
         that always returns a 0x0000 Success response".
         """
         server = await self.serve(self.scp())
@@ -400,9 +390,7 @@ class ListeningTests(LoopbackTestCase):
             self.assertEqual(await assoc.send_c_echo(), 0)
 
     async def test_join(self) -> None:
-        """
-        An association is no thread: joining one is an error that says what to wait for.
-        """
+        """An association is not a thread: joining it is an error that says what to wait for."""
         server = await self.serve(self.scp())
         async with await self.scu().associate("127.0.0.1", server.port) as assoc:
             self.assertIn("when_ended()", str(self.assertRaises(TypeError, assoc.join)))

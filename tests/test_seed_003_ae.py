@@ -1,8 +1,8 @@
 """
 The AE's attributes, methods and callbacks, by the reference document 003.
 
-It is the oldest of the documents: where a newer one says otherwise (defaults, titles as ``str``), that holds. Its style of
-callbacks works as an adapter over the hooks.
+It is the oldest of the documents. If a newer one differs (defaults, titles as ``str``), the newer one takes precedence. Its
+callbacks work as adapters over the hooks.
 """
 
 from __future__ import annotations
@@ -47,20 +47,16 @@ from tests.loopback import LoopbackTestCase, ct_image
 
 
 def noting(seen: list[Any], what: object, answer: Any) -> Any:
-    """*answer*, with *what* written down."""
+    """Append *what* to *seen*, and return *answer*."""
     seen.append(what)
     return answer
 
 
 class AttributeTests(LoopbackTestCase):
-    """
-    The attributes.
-    """
+    """The attributes."""
 
     def test_all(self) -> None:
-        """
-        Every attribute of the document is there, and what is documented as settable can be set.
-        """
+        """Every attribute of the document exists, and those that are documented as settable can be set."""
         ae = AE(ae_title=b"MYAE", port=11112)
         self.assertEqual((ae.ae_title, ae.port, ae.bind_addr), ("MYAE", 11112, ""))
         for name in ("acse_timeout", "dimse_timeout", "network_timeout"):
@@ -88,8 +84,8 @@ class AttributeTests(LoopbackTestCase):
 
     def test_require_called_aet(self) -> None:
         """
-        "If not empty bytes the called AE title must match": our own title in bytes works as True; another would reject
-        all that is for us, which is an error that says what to set.
+        "If not empty bytes the called AE title must match": our own title in bytes works as True. Another title would reject
+        every request for us, so it is an error that says what to set.
         """
         ae = AE("SCP")
         ae.require_called_aet = b"SCP             "
@@ -100,9 +96,7 @@ class AttributeTests(LoopbackTestCase):
         self.assertIn("set ae_title", str(error))
 
     async def test_titles_required(self) -> None:
-        """
-        The codes of both: (1, 1, 7) for the called title, (1, 1, 3) for the calling one.
-        """
+        """Both rejections have their codes: (1, 1, 7) for the called title, (1, 1, 3) for the calling one."""
         for name, value, reason in (("require_called_aet", b"SCP", 7), ("require_calling_aet", b"OTHER", 3)):
             scp = self.scp()
             setattr(scp, name, value)
@@ -112,7 +106,7 @@ class AttributeTests(LoopbackTestCase):
 
     async def test_maximum_pdu_size(self) -> None:
         """
-        "A value of 0 means there is no maximum size"; each side learns what the other said.
+        "A value of 0 means there is no maximum size"; each side learns the value of the other.
         """
         scp = self.scp()
         scp.maximum_pdu_size = 0
@@ -124,9 +118,7 @@ class AttributeTests(LoopbackTestCase):
         await assoc.release()
 
     async def test_implementation(self) -> None:
-        """
-        The Implementation Class UID and Version Name go to the peer.
-        """
+        """The peer receives the Implementation Class UID and Version Name."""
         scp, scu = self.scp(), self.scu()
         scp.implementation_class_uid, scp.implementation_version_name = "1.2.3", "SCP_V1"
         scu.implementation_class_uid, scu.implementation_version_name = "1.2.4", None
@@ -140,9 +132,7 @@ class AttributeTests(LoopbackTestCase):
         await assoc.release()
 
     def test_what_has_no_place(self) -> None:
-        """
-        ``address`` and ``client_socket`` are errors that say where to look.
-        """
+        """``address`` and ``client_socket`` raise errors that say where to look."""
         self.assertIn("server.addresses", str(self.assertRaises(AttributeError, lambda: AE().address)))
         self.assertIn("transport", str(self.assertRaises(AttributeError, lambda: AE().client_socket)))
 
@@ -230,14 +220,14 @@ class MethodTests(LoopbackTestCase):
         ae.add_supported_context(VerificationSOPClass, [ImplicitVRLittleEndian, ExplicitVRBigEndian])
         ae.add_supported_context(VerificationSOPClass, ExplicitVRLittleEndian)
         (context,) = ae.supported_contexts
-        # The example prints them in another order than they are added; the order of adding is what matters to us.
+        # The example prints them in another order than they are added in; dicomtwist keeps the order of adding.
         self.assertEqual(context.transfer_syntax, [ImplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian])
         ae.add_supported_context(CTImageStorage, scu_role=True, scp_role=True)
         self.assertEqual((ae.supported_contexts[1].scu_role, ae.supported_contexts[1].scp_role), (True, True))
 
     def test_remove_contexts(self) -> None:
         """
-        The examples of remove_requested_context and remove_supported_context: whole; by a transfer syntax that is the
+        The examples of remove_requested_context and remove_supported_context: a whole context; by a transfer syntax that is its
         only one; by some of several.
         """
         for kind in ("requested", "supported"):
@@ -280,9 +270,7 @@ class CallbackTests(LoopbackTestCase):
         self.assertRaises(TypeError, setattr, ae, "on_c_echo", 3)
 
     def test_assigning(self) -> None:
-        """
-        What is assigned is what is there; None takes it away; one that replaces another is bound alone.
-        """
+        """An assigned callback can be read back; None unbinds it; a new one replaces the old one."""
         ae = AE()
         self.assertIsNone(ae.on_c_echo)
         for callback in (lambda context, info: 0, lambda context, info: 1):
@@ -364,9 +352,7 @@ class CallbackTests(LoopbackTestCase):
         )
 
     async def test_later(self) -> None:
-        """
-        A callback may also answer with a Deferred or be a coroutine: it is a handler like any other.
-        """
+        """A callback may also return a Deferred or be a coroutine, because it is a handler like any other."""
         from twisted.internet import reactor
 
         scp = self.scp()
@@ -408,8 +394,8 @@ class CallbackTests(LoopbackTestCase):
 
     async def test_accepted_and_released(self) -> None:
         """
-        on_make_connection, on_receive_connection, on_association_requested, _accepted and _released, at both sides, with
-        the A-ASSOCIATE request and response.
+        on_make_connection, on_receive_connection, on_association_requested, _accepted and _released are called on both sides,
+        with the A-ASSOCIATE request and response.
         """
         calls: list[tuple[Any, ...]] = []
         scp, scu = self.scp(), self.scu()
@@ -471,8 +457,8 @@ class CallbackTests(LoopbackTestCase):
 
     async def test_async_ops_window(self) -> None:
         """
-        on_async_ops_window(nr_invoked, nr_performed); "If the callback is not implemented then no response ... will be
-        sent". The values that it returns are not ignored as they are there: the window is real.
+        on_async_ops_window(nr_invoked, nr_performed); "If the callback is not implemented then no response ... will be sent".
+        In the document its return values are ignored; here they take effect, because the window is real.
         """
         scp = self.scp()
         server = await self.serve(scp)
@@ -487,7 +473,8 @@ class CallbackTests(LoopbackTestCase):
 
     async def test_window_that_cannot_be(self) -> None:
         """
-        What is no pair of numbers, or negative, is logged and gives no response: the association is made all the same.
+        A return value that is not a pair of numbers, or is negative, is logged and gives no response; the association is
+        established all the same.
         """
         scp = self.scp()
         server = await self.serve(scp)
@@ -500,8 +487,8 @@ class CallbackTests(LoopbackTestCase):
 
     async def test_sop_class_extended(self) -> None:
         """
-        on_sop_class_extended(app_info): "{SOP Class UID : Service Class Application Information} ... Return None if no
-        response is to be sent". What was not proposed is not answered.
+        on_sop_class_extended(app_info): "{SOP Class UID : Service Class Application Information} ... Return None if no response
+        is to be sent". SOP Classes that were not proposed get no answer.
         """
         scp = self.scp()
         server = await self.serve(scp)
@@ -525,7 +512,7 @@ class CallbackTests(LoopbackTestCase):
     async def test_sop_class_common_extended(self) -> None:
         """
         on_sop_class_common_extended(items): "The {SOP Class UID : SOPClassCommonExtendedNegotiation} items sent by the
-        requestor"; what it returns is accepted, and known to the acceptor. Nothing is sent about them.
+        requestor". The returned items are accepted, and known to the acceptor. No response is sent.
         """
         scp = self.scp()
         item = SOPClassCommonExtended(str(CTImageStorage), "1.2.840.10008.4.2", (str(MRImageStorage),))
@@ -589,7 +576,7 @@ class CallbackTests(LoopbackTestCase):
 
     async def test_a_hook_of_the_server_comes_first(self) -> None:
         """
-        Callback and hook are one mechanism: a handler that a server has for itself is asked in place of the AE's callback.
+        Callbacks and hooks are one mechanism: a handler that is bound to a server takes precedence over the AE's callback.
         """
         scp = self.scp()
         scp.on_c_echo = lambda context, info: 0x0122
@@ -600,9 +587,7 @@ class CallbackTests(LoopbackTestCase):
             self.assertEqual(await assoc.send_c_echo(), 0x0122)
 
     async def test_status_table(self) -> None:
-        """
-        Every status of the tables for C-ECHO and C-STORE, with and without warnings, comes through as it is.
-        """
+        """Every status of the tables for C-ECHO and C-STORE, with and without warnings, is passed on unchanged."""
         scp = self.scp()
         server = await self.serve(scp)
         echo = (0x0000, 0x0122, 0x0210, 0x0211, 0x0212)
@@ -633,16 +618,14 @@ class CallbackTests(LoopbackTestCase):
 
 
 class QueryCallbackTests(LoopbackTestCase):
-    """
-    on_c_find, on_c_get and on_c_move, generators, and what they are told of C-CANCEL.
-    """
+    """on_c_find, on_c_get and on_c_move, which are generators, and the callbacks for C-CANCEL."""
 
     FIND = StudyRootQueryRetrieveInformationModelFind
     GET = StudyRootQueryRetrieveInformationModelGet
     MOVE = StudyRootQueryRetrieveInformationModelMove
 
     def both(self) -> tuple[AE, AE]:
-        """An SCP and an SCU of the three."""
+        """Return an SCP and an SCU of the three services."""
         scp, scu = self.scp("SCP"), self.scu()
         for model in (self.FIND, self.GET, self.MOVE):
             scp.add_supported_context(model)
@@ -652,7 +635,7 @@ class QueryCallbackTests(LoopbackTestCase):
         return scp, scu
 
     def keys(self) -> Dataset:
-        """An identifier."""
+        """Return an identifier."""
         dataset = Dataset()
         dataset.QueryRetrieveLevel = "STUDY"
         dataset.StudyInstanceUID = "1.2.3"
@@ -745,9 +728,7 @@ class QueryCallbackTests(LoopbackTestCase):
     }
 
     async def test_status_tables(self) -> None:
-        """
-        Every status of the tables comes through as it is, and is of the category that it has there.
-        """
+        """Every status of the tables is passed on unchanged, and has the category that the table gives it."""
         scp, scu = self.both()
         where = await self.serve(self.scp("TARGET"))
         server = await self.serve(scp)
@@ -792,10 +773,7 @@ class QueryCallbackTests(LoopbackTestCase):
                     self.assertEqual(answers, [(code, failed)])
 
     async def test_cancel(self) -> None:
-        """
-        on_c_find_cancel() and the others are called, each for its own service. What they return does not matter: the
-        operation ends.
-        """
+        """on_c_find_cancel() and the others are called, each for its own service. The operation ends whatever they return."""
         scp, scu = self.both()
         seen: list[str] = []
 
@@ -833,9 +811,7 @@ class NormalisedCallbackTests(LoopbackTestCase):
     """
 
     async def test_all(self) -> None:
-        """
-        Their arguments and info, and that they return (status, dataset), on_n_delete the status.
-        """
+        """The callbacks get their arguments and info, and return (status, dataset), on_n_delete only the status."""
         seen: dict[str, Any] = {}
         scp, scu = self.scp(), self.scu()
         patient = Dataset()
@@ -879,9 +855,7 @@ class NormalisedCallbackTests(LoopbackTestCase):
         )
 
     async def test_raising(self) -> None:
-        """
-        One that raises answers 0x0110.
-        """
+        """If one raises, the peer gets 0x0110."""
         scp, scu = self.scp(), self.scu()
         scp.on_n_create = lambda dataset, context, info: info["nothing"]
         scp.add_supported_context(ModalityPerformedProcedureStep)

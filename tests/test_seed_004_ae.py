@@ -1,7 +1,7 @@
 """
 Application Entity, sentence by sentence of the reference document 004.
 
-What it has in common with the documents 000 and 001, which are newer, is held to in their tests.
+The tests of the newer documents 000 and 001 cover what this document has in common with them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TitleTests(LoopbackTestCase):
     def test_minimal(self) -> None:
         """
         "A minimal initialisation of AE requires no parameters"; "The AE title can set by supplying the ae_title keyword
-        parameter during initialisation ... Or afterwards with the ae_title property". The default is our own name.
+        parameter during initialisation ... Or afterwards with the ae_title property". The default is dicomtwist's own name.
         """
         self.assertEqual(AE().ae_title, "DICOMTWIST")
         self.assertEqual(AE(ae_title="MY_AE_TITLE").ae_title, "MY_AE_TITLE")
@@ -87,9 +87,7 @@ class TitleTests(LoopbackTestCase):
         self.assertEqual(ae.ae_title, "FIRST")
 
     async def test_on_the_wire(self) -> None:
-        """
-        Spaces around a title count neither where it is given nor where it comes.
-        """
+        """Spaces around a title are ignored, in titles of the program and in titles from the network."""
         ae = self.scp(" SCP ")
         ae.require_called_aet = True
         ae.require_calling_aet = ["SCU "]
@@ -101,7 +99,7 @@ class TitleTests(LoopbackTestCase):
 
 class ContextTests(LoopbackTestCase):
     """
-    "Creating an SCU" and "Creating an SCP", where the examples differ from those of the newer documents.
+    "Creating an SCU" and "Creating an SCP", as far as the examples differ from those of the newer documents.
     """
 
     def test_127_and_one(self) -> None:
@@ -141,8 +139,8 @@ class ContextTests(LoopbackTestCase):
 
     async def test_user_identity(self) -> None:
         """
-        ``handlers = [(evt.EVT_USER_ID, handle_user_id)]``. The example has no supported contexts, with which a server
-        cannot be of use: that is an error here, as in the newer documents, whose example has one.
+        ``handlers = [(evt.EVT_USER_ID, handle_user_id)]``. The server of the example has no supported contexts, and would be
+        useless. Here that is an error, as in the newer documents, whose example has one.
         """
 
         def handle_user_id(event: evt.Event) -> tuple[bool, Any]:
@@ -156,9 +154,7 @@ class ContextTests(LoopbackTestCase):
         await (await self.scu().associate("127.0.0.1", server.port)).release()
 
     async def test_bind_address(self) -> None:
-        """
-        ``bind_address=("", port)``: the port alone; and ``start_server(("", port))``.
-        """
+        """``bind_address=("", port)``: only the port; and ``start_server(("", port))``."""
         server = await self.serve(self.scp(), ("", 0))
         async with await self.scu().associate("127.0.0.1", server.port, bind_address=("", 0)) as assoc:
             self.assertEqual(assoc.requestor.address, "127.0.0.1")

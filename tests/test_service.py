@@ -26,7 +26,7 @@ class Services(TestCase):
     timeout = 60
 
     def service(self, grace: float | None = 10.0) -> DICOMService:
-        """A verification SCP."""
+        """Return a service for Verification."""
         ae = AE("SCP")
         ae.add_supported_context(VERIFICATION)
         return DICOMService(ae, [LOOPBACK, LOOPBACK], grace=grace)
@@ -51,7 +51,7 @@ class Services(TestCase):
             await self.assertFailure(scu.associate("127.0.0.1", port), ConnectionRefusedError, Exception)
 
     async def test_stop_waits_and_then_aborts(self) -> None:
-        """Associations may finish in the grace time; those that do not are aborted."""
+        """Associations may finish in the grace time; the others are aborted."""
         service = self.service(grace=0.2)
         service.startService()
         assert service.server is not None
@@ -68,7 +68,7 @@ class Services(TestCase):
         self.assertIsInstance(lingering.end_reason, AssociationAborted | AssociationLost)
 
     async def test_a_busy_port(self) -> None:
-        """It raises, and what listened already is closed."""
+        """A port that is taken raises, and the ports that already listen are closed."""
         first = self.service()
         first.startService()
         assert first.server is not None
@@ -85,10 +85,10 @@ class Services(TestCase):
 
 
 class Plugin(TestCase):
-    """What ``twist`` calls."""
+    """The functions that ``twist`` calls."""
 
     def test_defaults(self) -> None:
-        """The options that nobody gives."""
+        """Options that are not given have their defaults."""
         options = Options()
         options.parseOptions(["--storage", self.mktemp()])
         service = makeService(options)
@@ -103,7 +103,7 @@ class Plugin(TestCase):
         options["archive"].close()
 
     def test_the_start_is_left_alone(self) -> None:
-        """When it runs, the collector has nothing of what the start made to look through."""
+        """When the service runs, the garbage collector no longer examines the objects that its start created."""
         options = Options()
         options.parseOptions(["--storage", self.mktemp()])
         when_running: list[Any] = []
@@ -121,7 +121,7 @@ class Plugin(TestCase):
         self.assertLess(len(gc.get_objects()), 10_000)
 
     def test_options(self) -> None:
-        """Each reaches its setting."""
+        """Each option reaches its setting."""
         options = Options()
         options.parseOptions(
             [

@@ -1,4 +1,4 @@
-"""docs/service_classes.md says what the code says."""
+"""docs/service_classes.md agrees with the code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.service_classes_page import SERVICES, hooks, page
 
 PAGE = Path(__file__).parent.parent / "docs" / "service_classes.md"
 
-#: A row that tells of a SOP Class; those are pydicom's, and a later release knows more of them.
+#: A row for a SOP Class. The SOP Classes are pydicom's, and a later release may know more of them.
 SOP_CLASS_ROW = re.compile(r"\| `\w+` \| [0-9.]+ \|.*")
 WRITTEN_WITH = "3.0."
 
@@ -23,7 +23,7 @@ class PageTests(SynchronousTestCase):
     maxDiff = None
 
     def test_written_from_the_code(self) -> None:
-        """If not, ``python -m tests.service_classes_page > docs/service_classes.md`` writes it anew."""
+        """If this fails, ``python -m tests.service_classes_page > docs/service_classes.md`` writes the page again."""
         told, is_so = PAGE.read_text().splitlines(), page().splitlines()
         if not pydicom.__version__.startswith(WRITTEN_WITH):
             told, is_so = ([line for line in lines if not SOP_CLASS_ROW.fullmatch(line)] for lines in (told, is_so))
@@ -34,7 +34,7 @@ class PageTests(SynchronousTestCase):
         self.assertEqual(set(headings), {name.value for name in ANNEXES} | {"Status codes of all service classes"})
 
     def test_links_within(self) -> None:
-        """Each section that the page links to is there."""
+        """Each section that the page links to exists."""
         text = PAGE.read_text()
         anchors = {
             re.sub(r"[^a-z0-9-]", "", heading.lower().replace(" ", "-"))

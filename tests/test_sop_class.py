@@ -31,7 +31,7 @@ from dicomtwist.sop_class import (
     uid_to_sop_class,
 )
 
-# The keywords that pynetdicom 3.0.4 offers, its misspelt ones among them.
+# The keywords that pynetdicom 3.0.4 offers, including its misspelt ones.
 KEYWORDS = """
     AcquisitionContextSRStorage AdvancedBlendingPresentationStateStorage AmbulatoryECGWaveformStorage
     ArterialPulseWaveformStorage AutorefractionMeasurementsStorage BasicAnnotationBox BasicColorImageBox
@@ -134,7 +134,7 @@ KEYWORDS = """
     XRayRadiationDoseSRStorage XRayRadiofluoroscopicImageStorage
 """
 
-# How many SOP Classes in force each Service Class has, as of pydicom 3.0 and the four that are newer.
+# The number of current SOP Classes of each Service Class, as of pydicom 3.0 and the four that are newer.
 COUNTS = {
     ServiceClass.VERIFICATION: 1,
     ServiceClass.STORAGE: 170,
@@ -165,7 +165,7 @@ COUNTS = {
 
 
 class NamesTests(SynchronousTestCase):
-    """The attributes of the module."""
+    """The SOP Classes as attributes of the module."""
 
     def test_verification(self) -> None:
         """Verification is a UID with a name, a keyword and a Service Class."""
@@ -178,14 +178,14 @@ class NamesTests(SynchronousTestCase):
         self.assertEqual(hash(Verification), hash("1.2.840.10008.1.1"))
 
     def test_others(self) -> None:
-        """So are the others."""
+        """The other SOP Classes have them, too."""
         self.assertEqual(CTImageStorage, "1.2.840.10008.5.1.4.1.1.2")
         self.assertEqual(CTImageStorage.name, "CT Image Storage")
         self.assertEqual(PatientRootQueryRetrieveInformationModelFind, "1.2.840.10008.5.1.4.1.2.1.1")
         self.assertEqual(PatientRootQueryRetrieveInformationModelFind.service_class, "Query/Retrieve")
 
     def test_old_suffix(self) -> None:
-        """The older names that end in SOPClass mean the same."""
+        """The older names that end in SOPClass have the same meaning."""
         self.assertEqual(VerificationSOPClass, Verification)
         self.assertEqual(sop_class.BasicFilmSessionSOPClass, sop_class.BasicFilmSession)
         self.assertEqual(
@@ -193,7 +193,7 @@ class NamesTests(SynchronousTestCase):
         )
 
     def test_every_keyword(self) -> None:
-        """No keyword in use elsewhere is missing here."""
+        """No keyword that pynetdicom has is missing."""
         keywords = KEYWORDS.split()
         self.assertEqual(len(keywords), 261)
         missing = [name for name in keywords if not isinstance(getattr(sop_class, name, None), UID)]
@@ -201,20 +201,20 @@ class NamesTests(SynchronousTestCase):
         self.assertEqual(set(keywords) - set(dir(sop_class)), set())
 
     def test_every_keyword_of_the_dictionary(self) -> None:
-        """Every SOP Class that pydicom can name is there, the retired ones too."""
+        """Every SOP Class that pydicom can name is available, including the retired ones."""
         for uid, (name, kind, _, _, keyword) in UID_dictionary.items():
             if kind.endswith("SOP Class") and keyword:
                 found = getattr(sop_class, keyword)
                 self.assertEqual((found, found.name, found.keyword), (uid, name, keyword))
 
     def test_aliases_lead_to_the_dictionary(self) -> None:
-        """Each alias means a keyword that there is, and hides none."""
+        """Each alias names an existing keyword, and hides none."""
         for alias, keyword in sop_class._ALIASES.items():
             self.assertEqual(getattr(sop_class, alias).keyword, keyword)
             self.assertNotIn(alias, sop_class._uids)
 
     def test_newer_than_the_dictionary(self) -> None:
-        """SOP Classes and transfer syntaxes that pydicom may not know have a name all the same."""
+        """SOP Classes and transfer syntaxes that pydicom may not know have names, too."""
         height_map = sop_class.HeightMapSegmentationStorage
         self.assertEqual(height_map, "1.2.840.10008.5.1.4.1.1.66.8")
         self.assertEqual(height_map.name, "Height Map Segmentation Storage")
@@ -227,19 +227,19 @@ class NamesTests(SynchronousTestCase):
         self.assertFalse(jpeg_xl.is_implicit_VR)
 
     def test_instances(self) -> None:
-        """The well-known SOP Instances are there, as what PS3.6 calls them."""
+        """The well-known SOP Instances are available under the names of PS3.6."""
         for name in dir(sop_class):
             if name.endswith("Instance"):
                 self.assertEqual(getattr(sop_class, name).keyword, name)
 
     def test_unknown_name(self) -> None:
-        """A name that means nothing is an AttributeError that says so, and not a SOP Class."""
+        """An unknown name raises an AttributeError that says so, and gives no SOP Class."""
         error = self.assertRaises(AttributeError, getattr, sop_class, "CTImageStorge")
         self.assertIn("CTImageStorge", str(error))
         self.assertRaises(AttributeError, getattr, sop_class, "SOPClassSOPClass")
 
     def test_copies(self) -> None:
-        """Copying and pickling keep the kind."""
+        """Copying and pickling keep the type."""
         for duplicate in (copy.deepcopy(CTImageStorage), pickle.loads(pickle.dumps(CTImageStorage))):
             self.assertEqual(duplicate, CTImageStorage)
             self.assertIs(duplicate.service_class, ServiceClass.STORAGE)
@@ -249,14 +249,14 @@ class ServiceClassTests(SynchronousTestCase):
     """From a UID to its Service Class."""
 
     def test_counts(self) -> None:
-        """Each Service Class has its SOP Classes; a later pydicom may know more of them."""
+        """Each Service Class has its SOP Classes; a later pydicom may know more."""
         counts = {service: len(sop_classes(service)) for service in ServiceClass}
         self.assertEqual(counts.pop(ServiceClass.UNKNOWN), 0)
         self.assertEqual(counts.keys(), COUNTS.keys())
         self.assertEqual({service: n for service, n in counts.items() if n < COUNTS[service]}, {})
 
     def test_all_current_are_served(self) -> None:
-        """There is no SOP Class in force without a Service Class."""
+        """No current SOP Class is without a Service Class."""
         self.assertEqual(
             [
                 entry.keyword
@@ -267,7 +267,7 @@ class ServiceClassTests(SynchronousTestCase):
         )
 
     def test_storage_neighbours(self) -> None:
-        """What is called storage is not always the Storage Service Class."""
+        """Not everything with "storage" in its name belongs to the Storage Service Class."""
         for name, service in (
             ("MediaStorageDirectoryStorage", ServiceClass.MEDIA_STORAGE),
             ("HangingProtocolStorage", ServiceClass.NON_PATIENT_OBJECT),
@@ -283,7 +283,7 @@ class ServiceClassTests(SynchronousTestCase):
             self.assertIs(getattr(sop_class, name).service_class, service, name)
 
     def test_retired(self) -> None:
-        """Retired storage is still storage; of the other retired SOP Classes one model is served."""
+        """Retired storage is still storage; of the other retired SOP Classes one model is supported."""
         self.assertIs(uid_to_service_class("1.2.840.10008.5.1.4.1.1.6"), ServiceClass.STORAGE)
         self.assertIs(sop_class.UnifiedProcedureStepPushTrial.service_class, ServiceClass.UNKNOWN)
         self.assertIs(sop_class.VOILUTBox.service_class, ServiceClass.UNKNOWN)
@@ -294,7 +294,7 @@ class ServiceClassTests(SynchronousTestCase):
         self.assertNotIn("1.2.840.10008.5.1.4.1.1.6", sop_classes(ServiceClass.STORAGE))
 
     def test_other_standards(self) -> None:
-        """Images of DICOS and DICONDE are stored, but not offered with all of storage."""
+        """Images of DICOS and DICONDE can be stored, but are not in the list of all storage."""
         self.assertIs(sop_class.DICOSCTImageStorage.service_class, ServiceClass.STORAGE)
         self.assertNotIn(sop_class.DICOSCTImageStorage, sop_classes(ServiceClass.STORAGE))
 
@@ -309,7 +309,7 @@ class ServiceClassTests(SynchronousTestCase):
             self.assertIs(uid_to_service_class(uid), ServiceClass.UNKNOWN)
 
     def test_common_storage(self) -> None:
-        """There are 120 common ones, each once, in order, each of the Storage Service Class."""
+        """There are 120 common SOP Classes, each once, in order, and all of the Storage Service Class."""
         common = common_storage_classes()
         self.assertEqual(len(common), 120)
         self.assertEqual(common, sorted(set(common)))
@@ -318,10 +318,10 @@ class ServiceClassTests(SynchronousTestCase):
 
 
 class UIDTests(SynchronousTestCase):
-    """What is taken as a UID."""
+    """The forms of UIDs that are accepted."""
 
     def test_uid_to_sop_class(self) -> None:
-        """A known UID gets its name, an unknown one is its own name, a SOP Class stays itself."""
+        """A known UID gets its name, an unknown one has itself as its name, and a SOP Class stays itself."""
         self.assertEqual(uid_to_sop_class("1.2.840.10008.5.1.4.1.1.4").name, "MR Image Storage")
         self.assertEqual(uid_to_sop_class("1.2.3").name, "1.2.3")
         self.assertEqual(uid_to_sop_class("1.2.3").keyword, "")
@@ -330,7 +330,7 @@ class UIDTests(SynchronousTestCase):
 
     @given(st.text())
     def test_any_text(self, text: str) -> None:
-        """Whatever a peer sends can be named and looked up, silently."""
+        """Any text from a peer can be named and looked up, without warnings."""
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             uid = SOPClass(text)
@@ -338,14 +338,14 @@ class UIDTests(SynchronousTestCase):
             self.assertIn(uid.service_class, ServiceClass)
 
     def test_check(self) -> None:
-        """Padding goes, bytes are decoded, an object without padding stays the same object."""
+        """Padding is removed, bytes are decoded, and an object without padding stays the same object."""
         self.assertEqual(check_uid(b"1.2.3\0", "it"), "1.2.3")
         self.assertEqual(check_uid(" 1.2.3 ", "it"), "1.2.3")
         self.assertIs(check_uid(Verification, "it"), Verification)
         self.assertEqual(check_uid("1.2.840.10008.", "it"), "1.2.840.10008.")
 
     def test_check_errors(self) -> None:
-        """A wrong type and a wrong value differ, and the message says what was wrong."""
+        """A wrong type and a wrong value raise different errors, and the message says what was wrong."""
         for value in (None, 12, 1.2, ["1.2"]):
             self.assertIn("the thing", str(self.assertRaises(TypeError, check_uid, value, "the thing")))
         for text in ("", " ", "abc", "1.2.x", "1 2", "1" * 65, "\u0661.2", "1.2\n", b"\xff"):
@@ -360,7 +360,7 @@ class RegisterTests(SynchronousTestCase):
         self.patch(sop_class, "_uids", dict(sop_class._uids))
 
     def test_register(self) -> None:
-        """A registered UID is named, served and an attribute, but not in the lists."""
+        """A registered UID has a name, a Service Class and an attribute, but is not in the lists."""
         uid = register_uid("1.2.3.4", "AcmeStorage", ServiceClass.STORAGE, "Acme Storage")
         self.assertEqual(uid, "1.2.3.4")
         self.assertEqual((uid.name, uid.keyword), ("Acme Storage", "AcmeStorage"))
@@ -370,7 +370,7 @@ class RegisterTests(SynchronousTestCase):
         self.assertNotIn(uid, sop_classes(ServiceClass.STORAGE))
 
     def test_by_word_and_again(self) -> None:
-        """The Service Class may be given in words, and the same may be registered again."""
+        """The Service Class may be given by its name, and registering a UID again in the same way is allowed."""
         first = register_uid(UID("1.2.3.4"), "AcmeFind", "Query/Retrieve")
         again = register_uid(b"1.2.3.4", "AcmeFind", ServiceClass.QUERY_RETRIEVE)
         self.assertEqual(first, again)
@@ -378,7 +378,7 @@ class RegisterTests(SynchronousTestCase):
         self.assertIs(again.service_class, ServiceClass.QUERY_RETRIEVE)
 
     def test_errors(self) -> None:
-        """Neither UID nor keyword may mean something else, and both must be usable."""
+        """UID and keyword must be valid, and must not have another meaning already."""
         register_uid("1.2.3.4", "AcmeStorage", ServiceClass.STORAGE)
         for uid, keyword, service in (
             ("1.2.3.4", "OtherStorage", "Storage"),
@@ -400,11 +400,11 @@ class RegisterTests(SynchronousTestCase):
 
 
 class ImportTests(SynchronousTestCase):
-    """What comes along with the module."""
+    """The imports of the module."""
 
     def test_without_twisted(self) -> None:
         """Neither SOP Classes nor contexts need Twisted."""
-        # The package's own __init__ may need it, so another one stands in for it.
+        # The package's own __init__ may need Twisted, so an empty one replaces it.
         code = """if True:
             import sys, types
             sys.modules["twisted"] = None

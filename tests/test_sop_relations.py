@@ -1,4 +1,4 @@
-"""What SOP Classes have to do with one another and with the DIMSE services."""
+"""The relations of SOP Classes to one another and to the DIMSE services."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PEER_HANDLERS = {
 
 
 def peer_services(service: type[Any]) -> set[str]:
-    """The DIMSE services that pynetdicom's *service* class performs."""
+    """Return the DIMSE services that pynetdicom's *service* class performs."""
     found = set()
     for name, handler in PEER_HANDLERS.items():
         scp = service(mock.Mock())
@@ -52,15 +52,15 @@ def peer_services(service: type[Any]) -> set[str]:
 
 
 def is_normalized(uid: str) -> bool:
-    """Whether a SOP Class is used with DIMSE-N services."""
+    """Return whether a SOP Class is used with DIMSE-N services."""
     return any(service.startswith("N-") for service in dimse_services(uid))
 
 
 class DimseServicesTests(SynchronousTestCase):
-    """From a SOP Class to its DIMSE services."""
+    """The DIMSE services of SOP Classes."""
 
     def test_every_one_in_force(self) -> None:
-        """There is no SOP Class of DIMSE without services, and none of others with them."""
+        """Every SOP Class that is used with DIMSE has services, and no other SOP Class has any."""
         for of_it in ServiceClass:
             for uid in sop_classes(of_it):
                 services = dimse_services(uid)
@@ -92,7 +92,7 @@ class DimseServicesTests(SynchronousTestCase):
 
     def test_peer(self) -> None:
         """The services of all SOP Classes of a service class together are those that pynetdicom performs."""
-        one_service = (  # which they perform without asking what the request is
+        one_service = (  # pynetdicom performs these without checking the type of the request
             service_class.VerificationServiceClass,
             service_class.StorageServiceClass,
             service_class.NonPatientObjectStorageServiceClass,
@@ -105,7 +105,7 @@ class DimseServicesTests(SynchronousTestCase):
                 continue
             theirs = pynetdicom.sop_class.uid_to_service_class(uids[0])
             if issubclass(theirs, service_class.QueryRetrieveServiceClass) or theirs in one_service:
-                continue  # the former are told by the tests of query_service
+                continue  # the tests of query_service cover the former
             ours = {name for uid in uids for name in dimse_services(uid)}
             self.assertEqual(ours, peer_services(theirs), of_it)
             checked.add(of_it)
@@ -113,13 +113,13 @@ class DimseServicesTests(SynchronousTestCase):
         self.assertEqual(checked, with_n)
 
     def test_annexes(self) -> None:
-        """Each Service Class with DIMSE services has an annex, each its own."""
+        """Each Service Class with DIMSE services has its own annex."""
         self.assertEqual(set(ServiceClass) - set(ANNEXES), {ServiceClass.REAL_TIME_COMMUNICATION, ServiceClass.UNKNOWN})
         self.assertEqual(len(set(ANNEXES.values())), len(ANNEXES))
 
 
 class QueryServiceTests(SynchronousTestCase):
-    """What is a query of what kind."""
+    """The query services of SOP Classes."""
 
     def test_peer(self) -> None:
         """pynetdicom has lists of UIDs for the service classes that are like Query/Retrieve."""
@@ -135,7 +135,7 @@ class QueryServiceTests(SynchronousTestCase):
         self.assertGreater(count, 35)
 
     def test_peer_knows_no_more(self) -> None:
-        """What is a query here is one there, but for those that it has no list for."""
+        """Each query here is a query in pynetdicom, except for those that it has no list for."""
         others = {
             ServiceClass.RELEVANT_PATIENT: 3,
             ServiceClass.SUBSTANCE_ADMINISTRATION: 2,
@@ -192,7 +192,7 @@ class MetaTests(SynchronousTestCase):
 
 
 class CarriersTests(SynchronousTestCase):
-    """On which contexts an operation may go."""
+    """The contexts that an operation may use."""
 
     def keywords(self, *arguments: Any) -> list[str]:
         return [uid.keyword.removeprefix("UnifiedProcedureStep") for uid in carriers(*arguments)]
@@ -226,22 +226,22 @@ class CarriersTests(SynchronousTestCase):
             self.assertEqual(self.keywords(push, service, action), contexts, (service, action))
 
     def test_a_context_that_is_named(self) -> None:
-        """Who names another UPS SOP Class means its context."""
+        """A request for one of the other UPS SOP Classes uses the context of that class."""
         pull = sop_class.UnifiedProcedureStepPull
         self.assertEqual(carriers(pull, "C-FIND"), (pull,))
 
     def test_peer(self) -> None:
-        """pynetdicom takes any of the others for Push; those are the ones that there are here."""
+        """pynetdicom accepts any of the other contexts for Push; they are the same as here."""
         ours = {uid for service in SERVICES for uid in carriers(sop_class.UnifiedProcedureStepPush, service)}
         theirs = {uid for name, uid in vars(pynetdicom.association).items() if name.startswith("UnifiedProcedureStep")}
         self.assertEqual(ours, theirs)
 
 
 class InstancesTests(SynchronousTestCase):
-    """SOP Instances whose UID is known beforehand."""
+    """SOP Instances with well-known UIDs."""
 
     def test_all(self) -> None:
-        """Each that the dictionary knows is one of a SOP Class, and that one says so."""
+        """Each one in the dictionary belongs to a SOP Class, which in turn names it."""
         for uid, entry in UID_dictionary.items():
             if entry[1] == "Well-known SOP Instance":
                 of_it = sop_class_of_instance(uid)
@@ -268,7 +268,7 @@ class InstancesTests(SynchronousTestCase):
 
 
 class PrivateTests(SynchronousTestCase):
-    """What register_uid was told."""
+    """The information that register_uid was given."""
 
     def setUp(self) -> None:
         self.patch(sop_class, "_entries", dict(sop_class._entries))
@@ -283,7 +283,7 @@ class PrivateTests(SynchronousTestCase):
         self.assertRaises(ValueError, register_uid, "1.2.3.4", "AcmeLookup", "Query/Retrieve", dimse="C-MOVE")
 
     def test_services_not_told(self) -> None:
-        """They are those of the Service Class, or what the keyword ends in."""
+        """Without DIMSE services, those of the Service Class apply, or those that the end of the keyword suggests."""
         for uid, keyword, of_it, services in (
             ("1.2.3.4", "AcmeImageStorage", "Storage", ("C-STORE",)),
             ("1.2.3.5", "AcmeModelMove", "Query/Retrieve", ("C-MOVE",)),

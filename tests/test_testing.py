@@ -209,7 +209,7 @@ class Network(SynchronousTestCase):
 
 
 class Guide(SynchronousTestCase):
-    """docs/guides/testing.md: its code runs."""
+    """The code of docs/guides/testing.md runs."""
 
     def setUp(self) -> None:
         guide = (Path(__file__).parent.parent / "docs" / "guides" / "testing.md").read_text()
