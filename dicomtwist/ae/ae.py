@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeAlias, TypeVar, cast, overload
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
@@ -50,14 +50,39 @@ if TYPE_CHECKING:
 BindAddress = tuple[str, int] | tuple[str, int, int, int]
 
 
-def _setting(name: str, doc: str) -> Any:
-    def get(self: AE) -> Any:
-        return getattr(self.settings, name)
+_Get = TypeVar("_Get")
+_Put = TypeVar("_Put")
 
-    def put(self: AE, value: Any) -> None:
-        setattr(self.settings, name, value)
 
-    return property(get, put, doc=doc)
+class _Setting(Generic[_Get, _Put]):
+    """
+    An attribute of an AE that reads and assigns the setting of the same name.
+
+    The type parameters are what reading gives and what may be assigned: :class:`Settings` checks and converts the value.
+
+    :param unit: the unit of its value.
+    """
+
+    def __init__(self, unit: str = "") -> None:
+        self._unit = unit
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+        self.__doc__ = f"See :attr:`Settings.{name}`{', in ' if self._unit else ''}{self._unit}."
+
+    @overload
+    def __get__(self, ae: None, owner: type) -> _Setting[_Get, _Put]: ...
+    @overload
+    def __get__(self, ae: AE, owner: type) -> _Get: ...
+    def __get__(self, ae: AE | None, owner: type) -> Any:
+        return self if ae is None else getattr(ae.settings, self._name)
+
+    def __set__(self, ae: AE, value: _Put) -> None:
+        setattr(ae.settings, self._name, value)
+
+
+_Seconds: TypeAlias = _Setting[float | None, float | None]
+_Number: TypeAlias = _Setting[int, int]
 
 
 class AE(LegacyCallbacks):
@@ -101,37 +126,25 @@ class AE(LegacyCallbacks):
 
     # --- settings
 
-    @property
-    def ae_title(self) -> str:
-        """Its AE title; assigning checks it (``ValueError``)."""
-        return self.settings.ae_title
-
-    @ae_title.setter
-    def ae_title(self, value: str | bytes) -> None:
-        self.settings.ae_title = cast("str", value)
-
-    acse_timeout = _setting("acse_timeout", "See :attr:`Settings.acse_timeout`, in seconds.")
-    dimse_timeout = _setting("dimse_timeout", "See :attr:`Settings.dimse_timeout`, in seconds.")
-    network_timeout = _setting("network_timeout", "See :attr:`Settings.network_timeout`, in seconds.")
-    write_timeout = _setting("write_timeout", "See :attr:`Settings.write_timeout`, in seconds.")
-    pdu_timeout = _setting("pdu_timeout", "See :attr:`Settings.pdu_timeout`, in seconds.")
-    connection_timeout = _setting("connection_timeout", "See :attr:`Settings.connection_timeout`, in seconds.")
-    maximum_associations = _setting("maximum_associations", "See :attr:`Settings.maximum_associations`.")
-    maximum_connections = _setting("maximum_connections", "See :attr:`Settings.maximum_connections`.")
-    maximum_connections_per_peer = _setting(
-        "maximum_connections_per_peer", "See :attr:`Settings.maximum_connections_per_peer`."
-    )
-    maximum_association_rate = _setting("maximum_association_rate", "See :attr:`Settings.maximum_association_rate`.")
-    maximum_pdu_size = _setting("maximum_pdu_size", "See :attr:`Settings.maximum_pdu_size`, in bytes.")
-    maximum_operations = _setting("maximum_operations", "See :attr:`Settings.maximum_operations`.")
-    move_associations = _setting("move_associations", "See :attr:`Settings.move_associations`.")
-    maximum_object_size = _setting("maximum_object_size", "See :attr:`Settings.maximum_object_size`, in bytes.")
-    maximum_buffered_size = _setting("maximum_buffered_size", "See :attr:`Settings.maximum_buffered_size`, in bytes.")
-    promiscuous = _setting("promiscuous", "See :attr:`Settings.promiscuous`.")
-    implementation_class_uid = _setting("implementation_class_uid", "The Implementation Class UID.")
-    implementation_version_name = _setting(
-        "implementation_version_name", "The Implementation Version Name, ``None`` to leave it out."
-    )
+    ae_title = _Setting[str, str | bytes]()
+    acse_timeout = _Seconds("seconds")
+    dimse_timeout = _Seconds("seconds")
+    network_timeout = _Seconds("seconds")
+    write_timeout = _Seconds("seconds")
+    pdu_timeout = _Seconds("seconds")
+    connection_timeout = _Seconds("seconds")
+    maximum_associations = _Number()
+    maximum_connections = _Number()
+    maximum_connections_per_peer = _Number()
+    maximum_association_rate = _Setting[int | None, int | None]()
+    maximum_pdu_size = _Number("bytes")
+    maximum_operations = _Number()
+    move_associations = _Number()
+    maximum_object_size = _Number("bytes")
+    maximum_buffered_size = _Number("bytes")
+    promiscuous = _Setting[bool, bool]()
+    implementation_class_uid = _Setting[str, str]()
+    implementation_version_name = _Setting[str | None, str | bytes | None]()
 
     @property
     def require_called_aet(self) -> bool:

@@ -5,6 +5,7 @@ AE: every attribute and method, what is refused, and the printed form.
 from __future__ import annotations
 
 import ssl
+from dataclasses import fields
 from typing import Any
 
 from OpenSSL import SSL
@@ -41,7 +42,7 @@ class SettingsTests(SynchronousTestCase):
         self.assertEqual((ae.maximum_associations, ae.maximum_pdu_size), (1000, 131072))
         self.assertEqual((ae.require_called_aet, ae.require_calling_aet), (False, []))
         self.assertEqual(ae.implementation_class_uid, IMPLEMENTATION_CLASS_UID)
-        self.assertTrue(ae.implementation_version_name.startswith("DICOMTWIST"))
+        self.assertTrue((ae.implementation_version_name or "").startswith("DICOMTWIST"))
         self.assertEqual((ae.requested_contexts, ae.supported_contexts, ae.active_associations), ([], [], []))
         self.assertEqual((ae.port, ae.bind_addr), (0, ""))
 
@@ -89,6 +90,18 @@ class SettingsTests(SynchronousTestCase):
         self.assertEqual(ae.implementation_version_name, "NAME")
         ae.maximum_pdu_size = 0
         self.assertEqual(ae.maximum_pdu_size, 0)
+
+    def test_each_setting_is_an_attribute(self) -> None:
+        """
+        An AE reads and assigns its settings under their own names, and documents each.
+        """
+        ae, other = AE(), Settings(ae_title="OTHER", require_called_aet=True, require_calling_aet=["ONE"])
+        for field in fields(Settings):
+            setattr(ae, field.name, getattr(other, field.name))
+            self.assertEqual(getattr(ae, field.name), getattr(other, field.name))
+            self.assertTrue(getattr(AE, field.name).__doc__)
+        self.assertEqual(ae.settings, other)
+        self.assertEqual(vars(AE)["acse_timeout"].__doc__, "See :attr:`Settings.acse_timeout`, in seconds.")
 
     def test_values_that_cannot_be(self) -> None:
         """

@@ -381,6 +381,7 @@ class Cancelling(MemoryTestCase):
         asking = self.asking(105)
         asking.cancel()
         self.failureResultOf(asking, CancelledError)
+        assert self.scu.acse_timeout is not None
         self.network.advance(self.scu.acse_timeout)
         self.assertIsNotNone(peer.closed)
         self.assert_clean()
