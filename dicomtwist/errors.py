@@ -15,6 +15,7 @@ The exceptions of dicomtwist. Each says what went wrong and, where there is some
     |   +-- AssociationLost       the connection went away without A-ABORT or A-RELEASE
     |   +-- AssociationReleased   released in order while an operation was waiting
     |   +-- AssociationTimeout    a timer ran out, and which
+    +-- ExecutorFull              too many calls wait for the threads of one purpose already
     +-- PoolError                 a pool of associations gave up before there was an answer; the cause says why
         +-- PoolFull              too many wait already
         +-- PoolStopped           it is stopped or being stopped
@@ -226,6 +227,20 @@ def loggable(error: BaseException | None) -> str:
         return f"a data set cannot be decoded or encoded: {type(error.__cause__).__name__}"
     line = str(error).partition("\n")[0][:MAX_LOGGED]
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line) or type(error).__name__
+
+
+class ExecutorFull(DICOMError):
+    """
+    The queue of an executor is full, so that it does not take the call. A server refuses the request: out of resources.
+
+    :ivar name: what the executor is for.
+    :ivar max_queued: the most calls that wait in its queue.
+    """
+
+    def __init__(self, name: str, max_queued: int) -> None:
+        super().__init__(f"{max_queued} calls wait for {name} already")
+        self.name = name
+        self.max_queued = max_queued
 
 
 class PoolError(DICOMError):

@@ -22,7 +22,7 @@ from dicomtwist.datasets.stream import DataSetStream
 from dicomtwist.dimse.messages import Request
 from dicomtwist.dimse.status import Status
 from dicomtwist.presentation import PresentationContext, PresentationContextTuple
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executors
 from dicomtwist.settings import Settings
 from dicomtwist.ul.items import RoleSelection, SOPClassCommonExtended, UserIdentity
 
@@ -119,8 +119,8 @@ class AEInterface(Protocol):
         """The reactor that it uses."""
 
     @property
-    def threads(self) -> WorkerThreads:
-        """The worker threads that read its files and decode long data sets."""
+    def executors(self) -> Executors:
+        """The threads for what blocks, by purpose."""
 
     @property
     def requested_contexts(self) -> list[PresentationContext]:

@@ -182,10 +182,7 @@ class Limits(SynchronousTestCase):
 
     def test_constants(self) -> None:
         for name, cells in self.constants.items():
-            module, _, constant = name.rpartition(".")
-            self.assertEqual(
-                self.value(cells[0]), getattr(importlib.import_module(f"dicomtwist.{module}"), constant), name
-            )
+            self.assertEqual(self.value(cells[0]), namedAny(f"dicomtwist.{name}"), name)
 
     def test_nothing_is_left_out(self) -> None:
         """Each number named MAX_... is in the page."""

@@ -197,7 +197,7 @@ class Network(SynchronousTestCase):
         network = MemoryNetwork()
         ae = AE(reactor=network)
         network.works = False
-        results = [ae.threads.run(int, "7"), ae.threads.run(int, "x")]
+        results = [ae.executors.decoding.run(int, "7"), ae.executors.decoding.run(int, "x")]
         network.flush()
         self.assertNoResult(results[0])
         self.assertEqual(len(network.pools), 1)

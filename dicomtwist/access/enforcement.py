@@ -14,9 +14,10 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from twisted.internet.address import UNIXAddress
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import ISSLTransport
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.access.certificates import Certificate
@@ -26,8 +27,9 @@ from dicomtwist.ae.server import Server
 from dicomtwist.association.acceptor import AcceptorAssociation
 from dicomtwist.dimse.messages import RESPONSES
 from dicomtwist.dimse.status import NOT_AUTHORISED, Status
+from dicomtwist.errors import ExecutorFull
 from dicomtwist.interfaces import AssociationInterface
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executor
 from dicomtwist.scp.multiple_responses import Refused
 from dicomtwist.sop_class import (
     ModalityPerformedProcedureStep,
@@ -107,15 +109,16 @@ class Access:
     Who may do what with a server.
 
     :param policy: what holds at first.
-    :param threads: where passcodes are checked; the caller holds it while this is used.
+    :param executor: where passcodes are checked; the caller holds it while this is used.
     """
 
     log = Logger()
 
-    def __init__(self, policy: Policy, threads: WorkerThreads) -> None:
+    def __init__(self, policy: Policy, executor: Executor) -> None:
         self.policy = policy
-        self._threads = threads
         self._judged: WeakKeyDictionary[AssociationInterface, _Judged] = WeakKeyDictionary()
+        self._executor = executor
+        self._verifying: dict[AssociationInterface, Deferred[Any]] = {}
 
     def guarded(self, handlers: Iterable[evt.HandlerTuple]) -> list[evt.HandlerTuple]:
         """
@@ -123,7 +126,10 @@ class Access:
 
         A refused operation is answered with 0x0124, not authorised (PS3.7 C.5.12).
         """
-        found: list[evt.HandlerTuple] = [(evt.EVT_REQUESTED, self.handle_requested)]
+        found: list[evt.HandlerTuple] = [
+            (evt.EVT_REQUESTED, self.handle_requested),
+            (evt.EVT_CONN_CLOSE, self.handle_closed),
+        ]
         entries = list(handlers)
         if all(entry[0] is not evt.EVT_C_ECHO for entry in entries):
             entries.append((evt.EVT_C_ECHO, lambda event: 0x0000))
@@ -175,8 +181,25 @@ class Access:
             return self._let_in(assoc, kind, name, True)
         if kind is not Identity.PASSCODE or policy.users is None:
             return self._let_in(assoc, kind, name, False)
-        verifying: Deferred[bool] = self._threads.run(policy.users.verify, name, event.secondary_field)
-        return verifying.addCallback(lambda right: self._let_in(assoc, kind, name, right))
+        verifying: Deferred[Any] = self._executor.run(policy.users.verify, name, event.secondary_field)
+        self._verifying[assoc] = verifying
+        return verifying.addBoth(self._verified, assoc, kind, name)
+
+    def handle_closed(self, event: evt.Event) -> None:
+        """Check no passcode of an association that is gone."""
+        verifying = self._verifying.get(event.assoc)
+        if verifying is not None:
+            verifying.cancel()
+
+    def _verified(self, outcome: bool | Failure, assoc: AssociationInterface, kind: Identity, name: str) -> Any:
+        del self._verifying[assoc]
+        if not isinstance(outcome, Failure):
+            return self._let_in(assoc, kind, name, outcome)
+        if outcome.check(ExecutorFull):
+            assert isinstance(assoc, AcceptorAssociation)
+            assoc.reject(2, 3, 1, outcome.getErrorMessage())  # temporary congestion, PS3.8 9.3.4
+            return False, None
+        return (False, None) if outcome.check(CancelledError) else outcome
 
     def _let_in(self, assoc: AssociationInterface, kind: Identity, name: str, right: bool) -> tuple[bool, None]:
         why = f"a user identity of type {kind} was not confirmed"

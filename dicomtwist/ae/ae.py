@@ -37,7 +37,7 @@ from dicomtwist.presentation import (
     SupportedContexts,
     TransferSyntaxes,
 )
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executors
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import UIDLike
 from dicomtwist.tls.contexts import client_tls, server_tls
@@ -105,7 +105,7 @@ class AE(LegacyCallbacks):
         self._handlers = evt.Handlers()
         self._associations: set[Association] = set()
         self._servers: list[Server] = []
-        self._threads: WorkerThreads | None = None
+        self._executors: Executors | None = None
         super().__init__(port)
 
     @property
@@ -118,11 +118,11 @@ class AE(LegacyCallbacks):
         return self._reactor
 
     @property
-    def threads(self) -> WorkerThreads:
-        """Where its files are read; there while it has connections."""
-        if self._threads is None:
-            self._threads = WorkerThreads(self.reactor)
-        return self._threads
+    def executors(self) -> Executors:
+        """The threads for what blocks, by purpose; they are there while it has connections."""
+        if self._executors is None:
+            self._executors = Executors(self.reactor)
+        return self._executors
 
     # --- settings
 
@@ -264,13 +264,13 @@ class AE(LegacyCallbacks):
         """A connection of an association was made."""
         if association not in self._associations:
             self._associations.add(association)
-            self.threads.acquire()
+            self.executors.acquire()
 
     def association_closed(self, association: Association) -> None:
         """A connection of an association is gone."""
         if association in self._associations:
             self._associations.discard(association)
-            self.threads.release()
+            self.executors.release()
 
     # --- as requestor
 

@@ -13,10 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from queue import SimpleQueue
 from typing import Final
-
-from twisted.python.failure import Failure
 
 from dicomtwist.archive.index.index import Index, Indexed, IndexFailed
 from dicomtwist.archive.index.write_behind import Behind
@@ -24,7 +21,7 @@ from dicomtwist.archive.instance import Instance
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.process_locks import Committing
 from dicomtwist.archive.storage.types import Durability, Written
-from dicomtwist.runtime.threads import Threads
+from dicomtwist.runtime.executors import SideThread
 
 __all__ = ["Arrival", "GroupCommit", "Raced"]
 
@@ -81,7 +78,7 @@ class GroupCommit:
         self._lock = threading.Lock()
         self._waiting: list[Arrival] = []
         self._busy = False
-        self._syncing = Threads(0, 1, "dicomtwist-sync")
+        self._syncing = SideThread("sync")
 
     def close(self) -> None:
         """Nothing more comes; idempotent."""
@@ -241,15 +238,11 @@ class GroupCommit:
         if not placed:
             return
         unsynced: dict[Arrival, BaseException | None] = {}
-        synced: SimpleQueue[object] = SimpleQueue()
-        self._syncing.grow(1)
-        self._syncing.callInThreadWithCallback(lambda _, result: synced.put(result), self._sync, placed, unsynced)
+        wait = self._syncing.begin(self._sync, placed, unsynced)
         try:
             self._add(placed, outcomes)
         finally:
-            result = synced.get()
-        if isinstance(result, Failure):
-            result.raiseException()
+            wait()
         lost = [arrival for arrival in unsynced if outcomes[arrival] is None]
         outcomes.update(unsynced)
         if lost:

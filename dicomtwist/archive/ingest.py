@@ -36,9 +36,9 @@ from dicomtwist.dimse.status import (
     OUT_OF_RESOURCES,
     Status,
 )
-from dicomtwist.errors import loggable
+from dicomtwist.errors import ExecutorFull, loggable
 from dicomtwist.part10 import decode_uid, encode_preamble_and_meta
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executor
 
 #: An instance below so many bytes is written in one go, when it is whole; a larger one is written while the rest of it comes.
 FIRST_WRITE: Final = 64 * 1024
@@ -94,16 +94,16 @@ class StorageReceiver:
     Stores what peers send.
 
     :param archive: where instances are kept; open.
-    :param threads: where files are written; the caller holds it while this is used.
+    :param executor: where files are written; the caller holds it while this is used.
 
     :ivar layouts: how the data sets are laid out that came lately.
     """
 
     log = Logger()
 
-    def __init__(self, archive: Keeper, threads: WorkerThreads) -> None:
+    def __init__(self, archive: Keeper, executor: Executor) -> None:
         self.archive = archive
-        self.threads = threads
+        self.executor = executor
         self.layouts = Layouts(WANTED, MAX_VALUE_LENGTH)
         self._came = 0
         self._waiting: IDelayedCall | None = None
@@ -130,13 +130,17 @@ class StorageReceiver:
 
     def keep_small(self, incoming: _Incoming) -> None:
         """Keep a small instance that is whole; it is told of it."""
+        bound = self.executor.bounds.max_queued
+        if len(self._whole) >= bound:
+            incoming.kept(ExecutorFull(self.executor.name, bound))
+            return
         self._whole.append(incoming)
         self._write_whole()
 
     def _write_whole(self) -> None:
         if self._whole and self._writers < self._max_writers:
             self._writers += 1
-            self.threads.run(self._keep_whole).addCallbacks(self._wrote, self._not_written)
+            self.executor.run_admitted(self._keep_whole).addCallbacks(self._wrote, self._not_written)
 
     def _wrote(self, outcomes: list[tuple[_Incoming, BaseException | None]]) -> None:
         self._writers -= 1
@@ -213,7 +217,7 @@ class StorageReceiver:
         self._told.append((incoming, error))
         if not self._is_telling:
             self._is_telling = True
-            self.threads.call_in_reactor(self._tell)
+            self.executor.call_in_reactor(self._tell)
 
     def _tell(self) -> None:
         self._is_telling = False
@@ -236,14 +240,14 @@ class StorageReceiver:
             self._waiting = None
 
     def _wait(self) -> None:
-        self._waiting = self.threads.call_later(PAUSE, self._waited, self._came)
+        self._waiting = self.executor.call_later(PAUSE, self._waited, self._came)
 
     def _waited(self, came: int) -> None:
         if came != self._came:
             self._wait()
             return
         self._waiting = None
-        self.threads.run(self.archive.catch_up).addErrback(self._not_caught_up)
+        self.executor.run(self.archive.catch_up).addErrback(self._not_caught_up)
 
     def _not_caught_up(self, reason: Failure) -> None:
         # The next instance, and who asks the index, tries again.
@@ -278,7 +282,7 @@ class _Incoming:
         self._unwritten += len(data)
         if self._unwritten >= self._enough and not self._writing:
             self._write()
-        if self._unwritten > MAX_UNWRITTEN:
+        if self._unwritten > MAX_UNWRITTEN and self._refusal is None:
             self._stream.pause()
 
     def finish(self) -> None:
@@ -321,14 +325,19 @@ class _Incoming:
             self._writing = False
             self._refuse(reason)
 
-        self._receiver.threads.run(self._write_some, waiting).addCallbacks(written, failed)
+        executor = self._receiver.executor
+        # What has begun is carried through, however much waits: a peer sends one data set at a time on an association.
+        run = executor.run if self._writer is None else executor.run_admitted
+        run(self._write_some, waiting).addCallbacks(written, failed)
 
     def _commit(self) -> None:
         if self._writer is None:
             self._receiver.keep_small(self)
             return
         waiting = self._waiting.take_chunks()
-        self._receiver.threads.run(self._finish_writing, waiting).addCallbacks(self._finished_writing, self._refuse)
+        self._receiver.executor.run_admitted(self._finish_writing, waiting).addCallbacks(
+            self._finished_writing, self._refuse
+        )
 
     def _finished_writing(self, outcomes: list[tuple[_Incoming, BaseException | None]]) -> None:
         for _, error in outcomes:
@@ -358,13 +367,13 @@ class _Incoming:
             status=int(status),
             reason=loggable(reason.value),
         )
-        self._receiver.threads.run(self._discard_file).addBoth(lambda _: self.done.callback(status))
+        self._receiver.executor.run_admitted(self._discard_file).addBoth(lambda _: self.done.callback(status))
 
     def _discard(self) -> None:
         """The peer is gone."""
         reason = self._refusal
         assert reason is not None
-        self._receiver.threads.run(self._discard_file).addBoth(lambda _: self.done.errback(reason))
+        self._receiver.executor.run_admitted(self._discard_file).addBoth(lambda _: self.done.errback(reason))
 
     # --- in a worker thread
 
@@ -498,6 +507,8 @@ def _status_for(reason: Failure) -> Status:
         return Status(DUPLICATE_SOP_INSTANCE, "C-STORE", "the instance is here already")
     if isinstance(error, IndexFailed):
         return Status(OUT_OF_RESOURCES, "C-STORE", str(error)[:64])
+    if isinstance(error, ExecutorFull):
+        return Status(OUT_OF_RESOURCES, "C-STORE", "too many instances wait to be stored")
     if isinstance(error, OSError) and error.errno is not None:
         return Status(OUT_OF_RESOURCES, "C-STORE", f"storage: {errno.errorcode.get(error.errno, 'error')}")
     if isinstance(error, StoreError):

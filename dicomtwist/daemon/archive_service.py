@@ -62,14 +62,14 @@ class ArchiveService(DICOMService):
 
         What goes wrong ends the program with one line, for it runs before the reactor does; so nothing is blocked either.
         """
-        self._receiver.threads.acquire()
+        self.ae.executors.acquire()
         try:
             self._reconcile()
             for provider in self._providers:
                 provider.start()
             super().startService()
         except (CannotListenError, OSError, StoreError) as error:
-            self._receiver.threads.release()
+            self.ae.executors.release()
             self._receiver.archive.close()
             raise SystemExit(f"twist dicom: {error}") from None
         if self._import_from is not None:
@@ -109,7 +109,7 @@ class ArchiveService(DICOMService):
                 failed=found.failed,
             )
 
-        running: Deferred[Import] = self._receiver.threads.run(
+        running: Deferred[Import] = self.ae.executors.housekeeping.run_admitted(
             import_folder, self._receiver.archive, folder, progress=progress, stopped=lambda: not self.running
         )
         return running.addCallback(done).addErrback(
@@ -123,6 +123,6 @@ class ArchiveService(DICOMService):
 
     def _close(self, result: Any) -> Any:
         self._receiver.stop()
-        self._receiver.threads.release()
+        self.ae.executors.release()
         self._receiver.archive.close()
         return result

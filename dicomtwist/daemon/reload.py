@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist.access.enforcement import Access, Policy
 from dicomtwist.daemon.configuration import Configuration
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executor
 from dicomtwist.service import DICOMService
 from dicomtwist.transport.listening_sockets import Sockets
 from dicomtwist.transport.peer_directory import Peers
@@ -28,7 +28,7 @@ class Reloading:
     Reads anew, all or nothing; associations go on.
 
     :ivar service: what listens.
-    :ivar threads: where files are read.
+    :ivar executor: where files are read.
     :ivar sockets: where it listens; certificates and revocation lists are those of its endpoint strings.
     :ivar access: who may do what.
     :ivar peers: the peers.
@@ -39,7 +39,7 @@ class Reloading:
     """
 
     service: DICOMService
-    threads: WorkerThreads
+    executor: Executor
     sockets: Sockets
     access: Access
     peers: Peers
@@ -63,7 +63,7 @@ class Reloading:
         return done
 
     async def _reload(self) -> None:
-        configuration, policy, endpoints = await self.threads.run(self._read_all)
+        configuration, policy, endpoints = await self.executor.run_admitted(self._read_all)
         await self.service.relisten(endpoints)
         self.access.change(policy, self.service.server)
         before, self.configuration = self.configuration, configuration

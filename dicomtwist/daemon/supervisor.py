@@ -60,5 +60,5 @@ class SupervisorService(ArchiveService):
             if count:
                 self.log.info("{name} was committing {count} instances: the index agrees", name=name, count=count)
 
-        repairing: Deferred[int] = self._receiver.threads.run(repair, self._receiver.archive, name)
+        repairing: Deferred[int] = self.ae.executors.housekeeping.run_admitted(repair, self._receiver.archive, name)
         return repairing.addCallback(done)

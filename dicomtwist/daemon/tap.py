@@ -42,7 +42,6 @@ from dicomtwist.daemon.supervisor import SupervisorService, WorkerService
 from dicomtwist.daemon.workers import MAX_WORKERS, Place, Workers, worker_command
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from dicomtwist.runtime.memory import keep_memory, leave_alone_what_is_there
-from dicomtwist.runtime.threads import WorkerThreads
 from dicomtwist.settings import Settings
 from dicomtwist.transport.listening_sockets import Sockets
 from dicomtwist.ul.ae_title import check_ae_title
@@ -392,18 +391,21 @@ def makeService(options: Options) -> IService:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(pydicom|dicomtwist)\b")
     ae: AE = options["ae"]
     ae.reactor.callWhenRunning(_stop_at_sigterm, ae.reactor)
-    threads = WorkerThreads(ae.reactor)
-    receiver = StorageReceiver(options["archive"], threads)
-    access = Access(options["policy"], threads)
-    query_retrieve = QueryRetrieve(options["archive"], threads, ae.ae_title, options["peers"])
+    # The archive and the AE share them: what is under way for its peers is in one place.
+    executors = ae.executors
+    receiver = StorageReceiver(options["archive"], executors.receiving)
+    access = Access(options["policy"], executors.passcodes)
+    query_retrieve = QueryRetrieve(options["archive"], executors.querying, ae.ae_title, options["peers"])
     ae.bind(evt.EVT_SOP_EXTENDED, query_retrieve.handle_extended)
     providers: list[Provider] = [
         query_retrieve,
-        PerformedProcedureSteps(options["archive"].store, threads),
-        StorageCommitment(options["archive"], threads, ae, options["peers"], takes_up=options["place"] is None),
+        PerformedProcedureSteps(options["archive"].store, executors.housekeeping),
+        StorageCommitment(
+            *(options["archive"], executors.housekeeping, ae, options["peers"]), takes_up=options["place"] is None
+        ),
     ]
     if options["worklist"] is not None:
-        providers.append(Worklist(Path(options["worklist"]), threads))
+        providers.append(Worklist(Path(options["worklist"]), executors.worklist))
     place: Place | None = options["place"]
     folder = Path(options["import"]) if options["import"] is not None and place is None else None
     kind = WorkerService if place else SupervisorService if options["workers"] > 1 else ArchiveService
@@ -415,7 +417,7 @@ def makeService(options: Options) -> IService:
         access=access,
         lag_warning=options["lag-warning"],
     )
-    reloading = _reloading(options, service, threads, access)
+    reloading = _reloading(options, service, access)
     if isinstance(service, SupervisorService):
         service.have(lambda clean_up: _workers(options, clean_up))
         reloading.then = service.workers.reload
@@ -441,7 +443,7 @@ def _workers(options: Options, clean_up: Callable[[str], Deferred[Any]]) -> Work
     )
 
 
-def _reloading(options: Options, service: ArchiveService, threads: WorkerThreads, access: Access) -> Reloading:
+def _reloading(options: Options, service: ArchiveService, access: Access) -> Reloading:
     configuration: Configuration = options["configuration"]
 
     def read() -> Configuration:
@@ -451,7 +453,7 @@ def _reloading(options: Options, service: ArchiveService, threads: WorkerThreads
 
     of_file = len(configuration.peers) + len(configuration.options.get("peer", ()))
     return Reloading(
-        *(service, threads, options["sockets"], access, options["peers"]),
+        *(service, options["ae"].executors.housekeeping, options["sockets"], access, options["peers"]),
         given_peers=options["peer"][of_file:],
         configuration=configuration,
         read=read,

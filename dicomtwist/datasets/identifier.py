@@ -21,7 +21,7 @@ from pydicom.valuerep import PersonName
 from dicomtwist.datasets.codec import decode_dataset, encode_dataset
 
 if TYPE_CHECKING:
-    from dicomtwist.runtime.threads import WorkerThreads
+    from dicomtwist.runtime.executors import Executor
 
 #: One of more bytes than this is decoded in a thread.
 DECODED_AT_ONCE: Final = 64 * 1024
@@ -41,7 +41,7 @@ _STRINGS: Final = frozenset((str, UID))
 _FIRST: Final = itemgetter(0)
 
 
-async def decode_identifier(data: bytes, transfer_syntax: str, threads: WorkerThreads) -> Dataset:
+async def decode_identifier(data: bytes, transfer_syntax: str, executor: Executor) -> Dataset:
     """
     Decode the data set of a response, a long one in a thread.
 
@@ -49,7 +49,7 @@ async def decode_identifier(data: bytes, transfer_syntax: str, threads: WorkerTh
     """
     if len(data) <= DECODED_AT_ONCE:
         return decode_dataset(data, transfer_syntax)
-    return await threads.run(decode_dataset, data, transfer_syntax)
+    return await executor.run(decode_dataset, data, transfer_syntax)
 
 
 class _NotSimple(Exception):

@@ -20,7 +20,7 @@ from dicomtwist.dimse.messages import CStoreRQ
 from dicomtwist.errors import DataSetError, NoPresentationContext
 from dicomtwist.part10 import FileMeta, read_file_meta
 from dicomtwist.presentation import PresentationContextTuple
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executor
 
 #: What an instance can be opened from: the path of a Part 10 file, the bytes of one, an open one, or a Dataset.
 InstanceLike: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Dataset"
@@ -82,7 +82,7 @@ class OutgoingInstance:
         """Return whether the data set is encoded in *transfer_syntax*. A Dataset is encoded in none yet."""
         return self.meta.transfer_syntax_uid == transfer_syntax and not isinstance(self._original, Dataset)
 
-    async def convert(self, transfer_syntax: str, threads: WorkerThreads) -> None:
+    async def convert(self, transfer_syntax: str, executor: Executor) -> None:
         """
         Encode the data set in *transfer_syntax*, which it is not in.
 
@@ -99,7 +99,7 @@ class OutgoingInstance:
                 f"the file is in {self.transfer_syntax} and only {transfer_syntax} was accepted:"
                 " give a path or a Dataset, which can be converted"
             )
-        self.source = BytesSource(await threads.run(convert_file, original, transfer_syntax))
+        self.source = BytesSource(await executor.run(convert_file, original, transfer_syntax))
 
     def close(self) -> None:
         """Close the file of an instance that is not sent."""
@@ -107,12 +107,12 @@ class OutgoingInstance:
             self.source.close()
 
 
-def open_instance(instance: InstanceLike, threads: WorkerThreads) -> Deferred[OutgoingInstance]:
+def open_instance(instance: InstanceLike, executor: Executor) -> Deferred[OutgoingInstance]:
     """
     Open *instance* for sending. A file is opened in a thread; a small one is read whole, of a larger one the first chunk.
 
     :param instance: the path of a Part 10 file, the ``bytes`` of one, an open one (see :func:`open_file_like`), or a Dataset.
-    :param threads: the threads to read the file in.
+    :param executor: the executor to read the file in.
     :returns: a Deferred with the :class:`OutgoingInstance`; it fails with
 
         * ``OSError`` if the file cannot be read,
@@ -121,24 +121,24 @@ def open_instance(instance: InstanceLike, threads: WorkerThreads) -> Deferred[Ou
         * ``TypeError`` if *instance* is none of these.
     """
     if isinstance(instance, str | os.PathLike):
-        return threads.run(open_path, instance, threads)
+        return executor.run(open_path, instance, executor)
     if isinstance(instance, bytes):
-        return open_file_like(BytesIO(instance), threads)
+        return open_file_like(BytesIO(instance), executor)
     if isinstance(instance, Dataset):
         try:
             return succeed(_of_dataset(instance))
         except DataSetError as error:
             return fail(error)
     if hasattr(instance, "read"):
-        return open_file_like(instance, threads)
+        return open_file_like(instance, executor)
     return fail(TypeError(f"a path, a Dataset or a binary file can be sent, not {type(instance).__name__}"))
 
 
-def open_path(path: str | os.PathLike[str], threads: WorkerThreads) -> OutgoingInstance:
+def open_path(path: str | os.PathLike[str], executor: Executor) -> OutgoingInstance:
     """
     Open the Part 10 file at *path*, as :func:`open_instance` does, in the calling thread. Blocks.
 
-    :param threads: the threads to read the rest of a large file in.
+    :param executor: the executor to read the rest of a large file in.
     :raises OSError: the file cannot be read.
     :raises NotDicomFile: it is not a Part 10 file.
     """
@@ -153,7 +153,7 @@ def open_path(path: str | os.PathLike[str], threads: WorkerThreads) -> OutgoingI
             # Without a buffer, since the reads are large.
             file = open(descriptor, "rb", buffering=0)
             descriptor = -1
-            source = _file_source(file, threads, first, size - offset)
+            source = _file_source(file, executor, first, size - offset)
             return OutgoingInstance(meta, source, len(first), path)
     finally:
         if descriptor >= 0:
@@ -162,12 +162,12 @@ def open_path(path: str | os.PathLike[str], threads: WorkerThreads) -> OutgoingI
 
 
 def open_paths(
-    paths: Sequence[str | os.PathLike[str]], threads: WorkerThreads, enough: int
+    paths: Sequence[str | os.PathLike[str]], executor: Executor, enough: int
 ) -> list[OutgoingInstance | Exception]:
     """
     Open Part 10 files one after the other in the calling thread. Blocks.
 
-    :param threads: the threads to read the rest of a large file in.
+    :param executor: the executor to read the rest of a large file in.
     :param enough: stop after the file that makes the bytes in memory as many as this; the other paths are not opened.
     :returns: for each path that was tried, in order, the instance or the exception of :func:`open_path`.
     """
@@ -175,7 +175,7 @@ def open_paths(
     held = 0
     for path in paths:
         try:
-            instance = open_path(path, threads)
+            instance = open_path(path, executor)
         except Exception as error:
             results.append(error)
             continue
@@ -186,7 +186,7 @@ def open_paths(
     return results
 
 
-def open_file_like(file: BinaryIO, threads: WorkerThreads) -> Deferred[OutgoingInstance]:
+def open_file_like(file: BinaryIO, executor: Executor) -> Deferred[OutgoingInstance]:
     """
     Open a Part 10 file that an object with ``read(count)`` gives from its current position. The object is left open.
 
@@ -200,10 +200,10 @@ def open_file_like(file: BinaryIO, threads: WorkerThreads) -> Deferred[OutgoingI
         first = memoryview(head)[offset:]
         if len(head) < CHUNK:
             return OutgoingInstance(meta, BytesSource(first), len(head))
-        source = _file_source(cast("BinaryIO", unclosed), threads, first, None)
+        source = _file_source(cast("BinaryIO", unclosed), executor, first, None)
         return OutgoingInstance(meta, source, len(first))
 
-    return threads.run(start)
+    return executor.run(start)
 
 
 class _Unclosed:
@@ -230,7 +230,7 @@ class _Unclosed:
         pass
 
 
-def _file_source(file: BinaryIO, threads: WorkerThreads, first: memoryview, length: int | None) -> FileSource:
+def _file_source(file: BinaryIO, executor: Executor, first: memoryview, length: int | None) -> FileSource:
     """
     Return the source of a file that is read while it is sent.
 
@@ -243,7 +243,7 @@ def _file_source(file: BinaryIO, threads: WorkerThreads, first: memoryview, leng
     except BaseException:
         file.close()
         raise
-    return FileSource(file, threads, first, None if length is None else length - len(first))
+    return FileSource(file, executor, first, None if length is None else length - len(first))
 
 
 def _of_dataset(dataset: Dataset) -> OutgoingInstance:

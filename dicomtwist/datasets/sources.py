@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from dicomtwist.datasets.stream import CHUNK
 from dicomtwist.errors import DataSetError
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executor
 
 #: A piece of a data set, and whether it is the last.
 Chunk: TypeAlias = tuple[bytes | memoryview, bool]
@@ -59,11 +59,11 @@ class FileSource:
     :param left: how many bytes are behind it, ``None`` where that is not known.
     """
 
-    __slots__ = ("_ahead", "_closed", "_file", "_first", "_left", "_threads")
+    __slots__ = ("_ahead", "_closed", "_executor", "_file", "_first", "_left")
 
-    def __init__(self, file: BinaryIO, threads: WorkerThreads, first: bytes | memoryview, left: int | None) -> None:
+    def __init__(self, file: BinaryIO, executor: Executor, first: bytes | memoryview, left: int | None) -> None:
         self._file = file
-        self._threads = threads
+        self._executor = executor
         self._first: bytes | memoryview | None = first
         self._left = left
         self._ahead: Deferred[bytes] | None = None
@@ -83,7 +83,7 @@ class FileSource:
     def _read_ahead(self) -> None:
         # Not more than there was when it was opened: a file may be growing.
         count = CHUNK if self._left is None else min(CHUNK, self._left)
-        self._ahead = self._threads.run(self._file.read, count)
+        self._ahead = self._executor.run_admitted(self._file.read, count)
 
     def _have(self, data: bytes) -> Chunk:
         self._ahead = None

@@ -48,7 +48,7 @@ async def prepare(
         context = _context(assoc, instance.sop_class_uid, instance.transfer_syntax)
         syntax = str(context.transfer_syntax)
         if not instance.is_in(syntax):
-            await instance.convert(syntax, assoc.ae.threads)
+            await instance.convert(syntax, assoc.ae.executors.decoding)
     except BaseException:
         instance.close()
         raise

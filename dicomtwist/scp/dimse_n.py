@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from pydicom import Dataset
 from pydicom.uid import UID
+from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.datasets.identifier import DECODED_AT_ONCE, encode_identifier
@@ -28,6 +29,7 @@ from dicomtwist.dimse.messages import (
     Response,
 )
 from dicomtwist.dimse.status import Status
+from dicomtwist.errors import ExecutorFull
 from dicomtwist.scp.multiple_responses import with_dataset
 from dicomtwist.scp.performed import Performance, status_response
 from dicomtwist.sop_class import check_uid
@@ -90,13 +92,16 @@ def _fits(performance: Performance, event: evt.NormalisedEvent) -> bool:
 
 def _handle(performance: Performance, event: evt.NormalisedEvent) -> None:
     def call(decoded: object = None) -> None:
+        if isinstance(decoded, Failure) and decoded.check(ExecutorFull):
+            performance.refuse(codes.RESOURCE_LIMITATION, "too many data sets wait to be decoded")
+            return
         performance.call(event.event, event, lambda value: _answer(performance, event, value), codes.PROCESSING_FAILURE)
 
     if len(event.encoded_dataset) <= DECODED_AT_ONCE:
         call()
     else:
         # What goes wrong there goes wrong again when the handler looks, which is where it can be dealt with.
-        performance.assoc.ae.threads.run(event.decode).addBoth(call)
+        performance.assoc.ae.executors.decoding.run(event.decode).addBoth(call)
 
 
 def _answer(performance: Performance, event: evt.NormalisedEvent, value: Any) -> None:

@@ -118,7 +118,7 @@ class _Retrieve:
         assert self._destination is not None
         assoc = self._performance.assoc
         self._suboperations = SubOperations(
-            self._destination, number, assoc.ae.threads, assoc.exchange.outgoing, self._progressed
+            self._destination, number, assoc.ae.executors.retrieval, assoc.exchange.outgoing, self._progressed
         )
 
     async def _pull(self, answering: Answering) -> tuple[CGetRSP | CMoveRSP, Any]:

@@ -23,7 +23,14 @@ from dicomtwist.dimse.status import (
     StatusCategory,
     category,
 )
-from dicomtwist.errors import AssociationError, DataSetError, NoPresentationContext, NotEstablished, loggable
+from dicomtwist.errors import (
+    AssociationError,
+    DataSetError,
+    ExecutorFull,
+    NoPresentationContext,
+    NotEstablished,
+    loggable,
+)
 from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.exchange.store_request import prepare, prepare_at_once, send
 from dicomtwist.part10 import NotDicomFile
@@ -31,7 +38,7 @@ from dicomtwist.scp.multiple_responses import Refused
 
 if TYPE_CHECKING:
     from dicomtwist.exchange.send_queue import Outgoing
-    from dicomtwist.runtime.threads import WorkerThreads
+    from dicomtwist.runtime.executors import Executor
     from dicomtwist.scp.performed import PerformingAssociation
 
 #: How many requests are made, and wait, while as many as may be under way are; and how many instances are asked for beside
@@ -55,7 +62,10 @@ _MOST: Final = 0xFFFF
 _BATCH: Final = PATHS_AHEAD // 2
 
 #: What makes a sub-operation fail, beside what is a mistake in a program.
-_FAILURES: Final = (AssociationError, NotEstablished, NoPresentationContext, DataSetError, NotDicomFile, OSError)
+_FAILURES: Final = (
+    *(AssociationError, NotEstablished, NoPresentationContext, DataSetError, NotDicomFile, OSError),
+    ExecutorFull,
+)
 
 _Path: TypeAlias = "str | os.PathLike[str]"
 
@@ -93,7 +103,7 @@ class SubOperations:
 
     :param destination: where the instances go.
     :param total: how many there are to be.
-    :param threads: where files are looked at.
+    :param executor: where files are looked at.
     :param outgoing: how the requestor is told.
     :param progressed: called when one is over, while others are to come.
 
@@ -107,14 +117,14 @@ class SubOperations:
         self,
         destination: Destination,
         total: int,
-        threads: WorkerThreads,
+        executor: Executor,
         outgoing: Outgoing,
         progressed: Callable[[], None],
     ) -> None:
         self._destination = destination
         self._outgoing = outgoing
         self._total = total
-        self._threads = threads
+        self._executor = executor
         self._progressed = progressed
         self._under_way = 0
         self._requested = 0  # for how many there is a request
@@ -273,15 +283,19 @@ class SubOperations:
         opening: Deferred[Any]
         if _is_path(closed[0]):
             instances = list(islice(takewhile(_is_path, closed), PATHS_AHEAD))
-            opening = self._threads.run(open_paths, cast("list[_Path]", instances), self._threads, READ_AHEAD)
+            opening = self._executor.run(self._open_some, cast("list[_Path]", instances))
         else:
             instances = [closed[0]]
-            opening = open_instance(instances[0], self._threads).addCallback(lambda one: [one])
+            opening = open_instance(instances[0], self._executor).addCallback(lambda one: [one])
         for _ in instances:
             closed.popleft()
         opening.addErrback(lambda reason: [reason.value] * len(instances))
         opening.addCallback(self._opened, instances).addErrback(self._broken)
         return True
+
+    def _open_some(self, paths: list[_Path]) -> list[OutgoingInstance | Exception]:
+        """Open *paths* in a worker thread, unless nothing more is to be sent by the time that it comes to them."""
+        return [] if self._is_stopped else open_paths(paths, self._executor, READ_AHEAD)
 
     def _opened(self, results: Sequence[OutgoingInstance | BaseException], instances: list[InstanceLike]) -> None:
         self._is_opening = False

@@ -90,7 +90,7 @@ class ServiceClassUser:
         self.check_established()
         async with WindowPlace(self.exchange):
             # The place comes first and the file second, so that a thousand calls do not open a thousand files.
-            instance = await open_instance(dataset, self.ae.threads)
+            instance = await open_instance(dataset, self.ae.executors.retrieval)
             await prepare(self, instance, priority, originator_aet, originator_id)
             response, _ = await send(self.exchange, instance)
         return self.status_of(response, str(instance.context.abstract_syntax))

@@ -255,7 +255,7 @@ async def _ask(
     status = _status(request, response)
     if not data or isinstance(request, NDeleteRQ):
         return status, None
-    return status, await decode_identifier(data, syntax, assoc.ae.threads)
+    return status, await decode_identifier(data, syntax, assoc.ae.executors.decoding)
 
 
 def _status(request: Request, response: Response) -> Status:

@@ -161,7 +161,9 @@ class _ResponseQueue:
         self._balance(False)
         if not data:
             return status, None
-        return status, await decode_identifier(data, str(self.context.transfer_syntax), self.assoc.ae.threads)
+        return status, await decode_identifier(
+            data, str(self.context.transfer_syntax), self.assoc.ae.executors.decoding
+        )
 
     def _not_waiting(self, cancelled: Deferred[None]) -> None:
         self._waiting = None

@@ -362,7 +362,7 @@ class MemoryNetwork(Clock):
         return before
 
     def make_thread_pool(self, minimum: int, maximum: int, name: str) -> MemoryThreadPool:
-        """Make a pool for :class:`dicomtwist.runtime.threads.WorkerThreads`."""
+        """Make a pool for :class:`dicomtwist.runtime.executors.Executor`."""
         return MemoryThreadPool(self)
 
     def callFromThread(self, function: Callable[..., object], *args: Any, **kwargs: Any) -> None:

@@ -16,7 +16,7 @@ from dicomtwist.access.rules import Identity, parse_rules
 from dicomtwist.access.users import Users, hash_passcode
 from dicomtwist.dimse.messages import CFindRQ, CFindRSP
 from dicomtwist.errors import OperationFailed
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executors
 from dicomtwist.sop_class import (
     ModalityPerformedProcedureStep,
     ModalityWorklistInformationFind,
@@ -97,7 +97,7 @@ class AccessTestCase(MemoryTestCase):
 
     def guarded(self, policy: Policy | None = None) -> Server:
         """Listen with a policy; without one, the default."""
-        self.access = Access(Policy() if policy is None else policy, WorkerThreads(self.network))
+        self.access = Access(Policy() if policy is None else policy, Executors(self.network).passcodes)
         success = self.noted(lambda event: 0)
         with_list = self.noted(lambda event: (0, None))
         handlers = [
@@ -209,7 +209,7 @@ class Operations(AccessTestCase):
                 streamed.append(len(chunk))
             return 0
 
-        access = Access(self.rules({"allow": "store"}), WorkerThreads(self.network))
+        access = Access(self.rules({"allow": "store"}), Executors(self.network).passcodes)
         self.listen(*access.guarded([(evt.EVT_C_STORE, handle)]))
         association = self.associate()
         self.assertEqual(self.network.result_of(association.send_c_store(instance(300_000))), 0)

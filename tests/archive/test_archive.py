@@ -34,7 +34,7 @@ from dicomtwist.archive.query.search import Finder
 from dicomtwist.archive.recovery import Reconciled, import_folder, reconcile
 from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability, StoreUnusable
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executors
 from tests import peers
 from tests.archive.samples import ask, dataset, encoded, files, handed, keep
 
@@ -614,10 +614,10 @@ class InThreads(TestCase):
         self.addCleanup(archive.close)
         for number in range(25):
             keep(archive, dataset(number))
-        threads = WorkerThreads(reactor)
-        threads.acquire()
-        self.addCleanup(threads.release)
-        finder = Finder(archive, threads, "ME")
+        executor = Executors(reactor).querying
+        executor.acquire()
+        self.addCleanup(executor.release)
+        finder = Finder(archive, executor, "ME")
         identifier = dataset()
         identifier.clear()
         identifier.QueryRetrieveLevel = "IMAGE"

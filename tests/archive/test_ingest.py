@@ -20,7 +20,7 @@ from dicomtwist.archive.ingest import MAX_UNWRITTEN, WRITE_SIZE, StorageReceiver
 from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executors
 from tests import peers
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -92,9 +92,9 @@ class ReceiverCase(TestCase):
         self.folder = Path(self.mktemp())
         self.archive = Archive(self.folder, durability=durability, file_system=file_system)
         self.archive.open()
-        self.threads = WorkerThreads(reactor)
-        self.threads.acquire()
-        self.receiver = StorageReceiver(self.archive, self.threads)
+        self.executor = Executors(reactor).receiving
+        self.executor.acquire()
+        self.receiver = StorageReceiver(self.archive, self.executor)
         ae = AE("SCP")
         ae.settings.promiscuous = True
         ae.add_supported_context("1.2.840.10008.1.1")
@@ -105,11 +105,11 @@ class ReceiverCase(TestCase):
         self.scu.add_requested_context(SECONDARY_CAPTURE, [ExplicitVRLittleEndian])
         self.scu.add_requested_context(SECONDARY_CAPTURE, [DeflatedExplicitVRLittleEndian])
 
-        archive, threads, server, receiver = self.archive, self.threads, self.server, self.receiver
+        archive, executor, server, receiver = self.archive, self.executor, self.server, self.receiver
 
         def stop() -> Deferred[None]:
             receiver.stop()
-            threads.release()
+            executor.release()
             archive.close()
             return server.shutdown()
 

@@ -42,7 +42,7 @@ from dicomtwist.datasets import (
 )
 from dicomtwist.errors import DataSetError
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executors
 from tests import peers
 
 SYNTAXES = {
@@ -332,9 +332,9 @@ class SourceTests(TestCase):
     """
 
     def setUp(self) -> None:
-        self.threads = WorkerThreads(reactor)
-        self.threads.acquire()
-        self.addCleanup(self.threads.release)
+        self.executor = Executors(reactor).retrieval
+        self.executor.acquire()
+        self.addCleanup(self.executor.release)
 
     def file(self, length: int) -> tuple[Path, bytes]:
         """A Part 10 file with a data set of *length* bytes that are no elements: nobody looks."""
@@ -366,7 +366,7 @@ class SourceTests(TestCase):
         """
         for length in self.lengths():
             path, data = self.file(length)
-            opened = await open_instance(path, self.threads)
+            opened = await open_instance(path, self.executor)
             self.assertEqual(opened.meta, META)
             parts = await self.drain(opened)
             self.assertEqual(b"".join(parts) == data, True, length)
@@ -382,7 +382,7 @@ class SourceTests(TestCase):
             for most in (CHUNK, 70_001):
                 file = Trickle(b"before" + path.read_bytes(), most)
                 file.read(6)
-                parts = await self.drain(await open_file_like(file, self.threads))  # type: ignore[arg-type]
+                parts = await self.drain(await open_file_like(file, self.executor))  # type: ignore[arg-type]
                 self.assertEqual(b"".join(parts) == data, True, length)
                 self.assertEqual([len(part) & 1 for part in parts[:-1]], [0] * (len(parts) - 1), length)
                 self.assertEqual(file.closings, 0)
@@ -393,30 +393,30 @@ class SourceTests(TestCase):
         """
         path, data = self.file(100)
         for instance in (path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes())):
-            opened = await open_instance(instance, self.threads)
+            opened = await open_instance(instance, self.executor)
             self.assertEqual(opened.meta, META)
             self.assertTrue(opened.is_in(META.transfer_syntax_uid))
             self.assertEqual(await self.drain(opened), [data])
         dataset = Dataset()
-        await self.assertFailure(open_instance(dataset, self.threads), DataSetError)
+        await self.assertFailure(open_instance(dataset, self.executor), DataSetError)
         dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.3", "1.2.4"
-        opened = await open_instance(dataset, self.threads)
+        opened = await open_instance(dataset, self.executor)
         self.assertEqual(opened.meta, FileMeta("1.2.3", "1.2.4", ExplicitVRLittleEndian))
         self.assertFalse(opened.is_in(ExplicitVRLittleEndian))
-        await opened.convert(ExplicitVRLittleEndian, self.threads)
+        await opened.convert(ExplicitVRLittleEndian, self.executor)
         self.assertEqual(await self.drain(opened), [encode_dataset(dataset, ExplicitVRLittleEndian)])
         opened.close()
-        await self.assertFailure(open_instance(7, self.threads), TypeError)  # type: ignore[arg-type]
+        await self.assertFailure(open_instance(7, self.executor), TypeError)  # type: ignore[arg-type]
 
     async def test_missing(self) -> None:
         """
         A file that is not there, and one that is no Part 10 file.
         """
-        await self.assertFailure(open_instance("no-such-file", self.threads), FileNotFoundError)
+        await self.assertFailure(open_instance("no-such-file", self.executor), FileNotFoundError)
         path = Path(self.mktemp())
         path.write_bytes(b"text" * 100)
-        await self.assertFailure(open_instance(path, self.threads), NotDicomFile)
-        await self.assertFailure(open_file_like(io.BytesIO(b""), self.threads), NotDicomFile)
+        await self.assertFailure(open_instance(path, self.executor), NotDicomFile)
+        await self.assertFailure(open_file_like(io.BytesIO(b""), self.executor), NotDicomFile)
 
     async def test_closed_after_a_bad_start(self) -> None:
         """
@@ -424,7 +424,7 @@ class SourceTests(TestCase):
         """
         path = Path(self.mktemp())
         path.write_bytes(b"text" * 100)
-        await self.assertFailure(open_instance(path, self.threads), NotDicomFile)
+        await self.assertFailure(open_instance(path, self.executor), NotDicomFile)
         folder = "/proc/self/fd"
         if not os.path.isdir(folder):
             raise SkipTest("no way to see the open files")
@@ -436,7 +436,7 @@ class SourceTests(TestCase):
         A file that becomes shorter fails; the error says how much is missing.
         """
         path, _ = self.file(4 * CHUNK)
-        opened = await open_instance(path, self.threads)
+        opened = await open_instance(path, self.executor)
         os.truncate(path, CHUNK + CHUNK // 2)
         error = await self.assertFailure(Deferred.fromCoroutine(self.drain(opened)), DataSetError)
         self.assertIn("before its size said", str(error))
@@ -447,13 +447,13 @@ class SourceTests(TestCase):
         Of a file that becomes longer that much is sent which was there when it was opened.
         """
         path, data = self.file(2 * CHUNK + 100)
-        opened = await open_instance(path, self.threads)
+        opened = await open_instance(path, self.executor)
         with open(path, "ab") as file:
             file.write(bytes(5 * CHUNK))
         self.assertEqual(b"".join(await self.drain(opened)) == data, True)
 
     def source(self, file: Any, left: int | None = 10 * CHUNK) -> FileSource:
-        return FileSource(file, self.threads, b"ab", left)
+        return FileSource(file, self.executor, b"ab", left)
 
     async def test_closed_once(self) -> None:
         """
@@ -470,7 +470,7 @@ class SourceTests(TestCase):
             source.close()
             source.close()
             while file.closings == 0:
-                await self.threads.run(int)
+                await self.executor.run(int)
             self.assertEqual(file.closings, 1)
 
     async def test_closed_while_reading(self) -> None:
@@ -495,7 +495,7 @@ class SourceTests(TestCase):
         self.assertEqual(order, [])
         gate.set()
         while "closed" not in order:
-            await self.threads.run(int)
+            await self.executor.run(int)
         self.assertEqual(order, ["read", "closed"])
 
     async def test_read_error(self) -> None:
@@ -515,7 +515,7 @@ class SourceTests(TestCase):
         await self.assertFailure(chunk, OSError)
         source.close()
         source.close()
-        await self.threads.run(int)
+        await self.executor.run(int)
         self.assertEqual(file.closings, 1)
 
     def test_bytes(self) -> None:

@@ -26,7 +26,7 @@ from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.messages import CCancelRQ, CFindRQ, CGetRQ, CGetRSP, CMoveRQ, CStoreRQ, CStoreRSP
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executors
 from dicomtwist.scp.dispatch import combined
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.transport.peer_directory import Peers
@@ -78,12 +78,12 @@ class QueryTestCase(HostileTestCase):
 
     def handlers(self, archive: Archive) -> list[evt.HandlerTuple]:
         """All that an archive does."""
-        threads = WorkerThreads(self.network)
+        executors = Executors(self.network)
         places = [
             *("SELF=tcp:127.0.0.1:104", "OTHER=tcp:127.0.0.1:105", "SILENT=tcp:127.0.0.1:106", "GONE=127.0.0.1:107"),
         ]
-        query_retrieve = QueryRetrieve(archive, threads, "ARCHIVE", Peers(self.network, places))
-        receiver = StorageReceiver(archive, threads)
+        query_retrieve = QueryRetrieve(archive, executors.querying, "ARCHIVE", Peers(self.network, places))
+        receiver = StorageReceiver(archive, executors.receiving)
         self.receivers.append(receiver)
         return [*combined(query_retrieve.provided), (evt.EVT_C_STORE, receiver.handle_store)]
 
@@ -475,9 +475,9 @@ class OffTheReactor(TestCase):
         keep(archive, dataset())
         from twisted.internet import reactor
 
-        threads = WorkerThreads(reactor)
-        threads.acquire()
-        self.addCleanup(threads.release)
+        executor = Executors(reactor).querying
+        executor.acquire()
+        self.addCleanup(executor.release)
         seen: set[int] = set()
         numbers = finder.Search.numbers
 
@@ -486,7 +486,7 @@ class OffTheReactor(TestCase):
             return numbers(search, **options)
 
         with mock.patch.object(finder.Search, "numbers", noted):
-            found = await finder.Finder(archive, threads, "X").find(keys(), Model.STUDY_ROOT, ExplicitVRLittleEndian)
+            found = await finder.Finder(archive, executor, "X").find(keys(), Model.STUDY_ROOT, ExplicitVRLittleEndian)
         self.assertEqual(found.total, 1)
         self.assertNotIn(threading.get_ident(), seen)
         self.assertEqual(len(seen), 1)

@@ -229,13 +229,13 @@ class GetTests(GetTestCase):
         trips: list[Any] = []
 
         def handler(event: evt.IdentifierEvent) -> Iterator[Any]:
-            run = event.assoc.ae.threads.run
+            run = event.assoc.ae.executors.retrieval.run
 
             def counted(*args: Any) -> Any:
                 trips.append(args)
                 return run(*args)
 
-            self.patch(event.assoc.ae.threads, "run", counted)
+            self.patch(event.assoc.ae.executors.retrieval, "run", counted)
             yield 35
             yield 0xFF00, []
             yield 0xFF00, [*paths[:25], gone[0]]

@@ -30,7 +30,7 @@ from dicomtwist.archive.index.schema import TABLES, instance, patient, series, s
 from dicomtwist.archive.query.compiler import BASELINE, Model, Negotiated, Query, compile_find, compile_retrieve
 from dicomtwist.archive.query.response_encoder import AnswerEncoder, Field
 from dicomtwist.archive.storage.file_store import INSTANCE_SUFFIX
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executor, check_wanted
 
 __all__ = ["Finder", "Found", "StoredInstance"]
 
@@ -78,14 +78,14 @@ class Found(Generic[T]):
 
     def __init__(
         self,
-        threads: WorkerThreads,
+        executor: Executor,
         numbers: array[int],
         read: Callable[[Sequence[int]], list[T]],
         unsupported: Sequence[int] = (),
     ) -> None:
         self.total = len(numbers)
         self.unsupported = tuple(unsupported)
-        self._threads = threads
+        self._executor = executor
         self._numbers = numbers
         self._read = read
 
@@ -96,7 +96,7 @@ class Found(Generic[T]):
         :raises IndexFailed: the database cannot be read.
         """
         for start in range(0, self.total, size):
-            yield await self._threads.run(self._read, self._numbers[start : start + size])
+            yield await self._executor.run_admitted(self._read, self._numbers[start : start + size])
 
 
 class Finder:
@@ -104,14 +104,14 @@ class Finder:
     Asks the index of an archive, in threads.
 
     :param archive: open.
-    :param threads: where it is asked; the caller holds it while this is used.
+    :param executor: where it is asked; the caller holds it while this is used.
     :param ae_title: Retrieve AE Title (0008,0054) of the answers.
     :param zone: the time zone of data that does not tell its own; by default that of this machine.
     """
 
-    def __init__(self, archive: Archive, threads: WorkerThreads, ae_title: str, *, zone: tzinfo | None = None) -> None:
+    def __init__(self, archive: Archive, executor: Executor, ae_title: str, *, zone: tzinfo | None = None) -> None:
         self._archive = archive
-        self._threads = threads
+        self._executor = executor
         self._ae_title = ae_title
         self._zone = zone
 
@@ -130,7 +130,7 @@ class Finder:
             :class:`~dicomtwist.archive.query.compiler.InvalidIdentifier`, which carries the status 0xA900, or with
             :class:`~dicomtwist.archive.index.index.IndexFailed`.
         """
-        return self._threads.run(self._find, identifier, model, transfer_syntax, negotiated)
+        return self._executor.run(self._find, identifier, model, transfer_syntax, negotiated)
 
     def retrieve(
         self, identifier: Dataset, model: Model, negotiated: Negotiated = BASELINE
@@ -141,14 +141,14 @@ class Finder:
         :returns: a Deferred that fires with them, in the order of studies, series and Instance Number; it fails as that of
             :meth:`find`.
         """
-        return self._threads.run(self._retrieve, identifier, model, negotiated)
+        return self._executor.run(self._retrieve, identifier, model, negotiated)
 
     def _find(self, identifier: Dataset, model: Model, transfer_syntax: str, negotiated: Negotiated) -> Found[bytes]:
         query = compile_find(identifier, model, negotiated, zone=self._zone)
         self._archive.catch_up()
         search = Search(self._archive.index.engine, query)
         reader = AnswerReader(search, self._ae_title, transfer_syntax)
-        return Found(self._threads, search.numbers(), reader.read, query.unsupported)
+        return Found(self._executor, search.numbers(), reader.read, query.unsupported)
 
     def _retrieve(self, identifier: Dataset, model: Model, negotiated: Negotiated) -> Found[StoredInstance]:
         query = compile_retrieve(identifier, model, negotiated)
@@ -157,7 +157,7 @@ class Finder:
         root = os.fspath(self._archive.root)
         order = (study.c.id, series.c.id, func.length(instance.c.instance_number), instance.c.instance_number)
         numbers = search.numbers(levels={Level.STUDY, Level.SERIES}, order=order)
-        return Found(self._threads, numbers, lambda page: search.instances(root, page))
+        return Found(self._executor, numbers, lambda page: search.instances(root, page))
 
 
 class Search:
@@ -179,6 +179,7 @@ class Search:
         :param levels: what has to be joined for *order*.
         :raises IndexFailed: the database cannot be read.
         :raises TooManyMatches: there are more than ``MAX_MATCHES``.
+        :raises CancelledError: the peer has cancelled, or is gone.
         """
         query = self.query
         table = TABLES[query.level]
@@ -195,10 +196,11 @@ class Search:
         numbers = array("q")
         with reading(self.engine) as connection:
             rows = connection.execution_options(yield_per=5000).execute(statement)
-            if predicates:
-                numbers.extend(row[0] for row in rows if all(predicate(row[part]) for part, predicate in predicates))
-            else:
-                numbers.extend(rows.scalars())
+            for some in rows.partitions():
+                check_wanted()
+                if predicates:
+                    some = [row for row in some if all(predicate(row[part]) for part, predicate in predicates)]
+                numbers.extend([row[0] for row in some])
         if len(numbers) > MAX_MATCHES:
             raise TooManyMatches(f"more than {MAX_MATCHES} match")
         return numbers

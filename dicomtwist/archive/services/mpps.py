@@ -28,9 +28,9 @@ from dicomtwist.archive.storage.types import InvalidUID, StoreError, check_uids
 from dicomtwist.datasets.codec import decode_dataset, encode_dataset
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.status import Status
-from dicomtwist.errors import DataSetError, loggable
+from dicomtwist.errors import DataSetError, ExecutorFull, loggable
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executor
 from dicomtwist.scp.dispatch import Provided
 from dicomtwist.sop_class import ModalityPerformedProcedureStep, ModalityPerformedProcedureStepRetrieve
 
@@ -94,16 +94,16 @@ class PerformedProcedureSteps:
     Procedure Step Retrieve.
 
     :param store: where they are kept; prepared.
-    :param threads: where files are read and written; the caller holds it while this is used.
+    :param executor: where files are read and written; the caller holds it while this is used.
 
     :ivar provided: what it answers.
     """
 
     log = Logger()
 
-    def __init__(self, store: InstanceStore, threads: WorkerThreads) -> None:
+    def __init__(self, store: InstanceStore, executor: Executor) -> None:
         self._store = store
-        self._threads = threads
+        self._executor = executor
         # A request looks at the file before it writes it: one after the other, in this process and in all.
         self._lock = DeferredLock()
         self.provided = (
@@ -149,7 +149,7 @@ class PerformedProcedureSteps:
         :returns: a Deferred with success, or 0x0001 where attributes that were asked for are not there, and the attribute
             list; 0x0112 where the step is not known.
         """
-        return self._answered(self._threads.run(self._get, event))
+        return self._answered(self._executor.run(self._get, event))
 
     def _one_by_one(
         self, event: evt.CreateEvent | evt.SetEvent, function: Callable[[Any], None]
@@ -157,7 +157,7 @@ class PerformedProcedureSteps:
         if len(event.encoded_dataset) > MAX_STEP_LENGTH:
             status = Status(codes.RESOURCE_LIMITATION, "", f"more than {MAX_STEP_LENGTH} bytes")
             return succeed((status, None))
-        return self._answered(self._lock.run(self._threads.run, self._exclusively, function, event))
+        return self._answered(self._lock.run(self._executor.run, self._exclusively, function, event))
 
     def _answered(self, result: Deferred[Any]) -> Deferred[tuple[Status, Dataset | None]]:
         def answer(value: Any) -> tuple[Status, Dataset | None]:
@@ -383,6 +383,8 @@ def _status_for(error: BaseException | None) -> Status | None:
     if isinstance(error, OSError):
         code = codes.RESOURCE_LIMITATION if error.errno in (errno.ENOSPC, errno.EDQUOT) else codes.PROCESSING_FAILURE
         return Status(code, "", f"storage: {errno.errorcode.get(error.errno or 0, 'error')}")
+    if isinstance(error, ExecutorFull):
+        return Status(codes.RESOURCE_LIMITATION, "", "too many requests wait")
     if isinstance(error, StoreError | NotDicomFile):
         return Status(codes.PROCESSING_FAILURE, "", "the storage failed")
     return None

@@ -28,9 +28,9 @@ from dicomtwist.dimse.status import (
     PENDING_WARNING,
     Status,
 )
-from dicomtwist.errors import DataSetError, loggable
+from dicomtwist.errors import DataSetError, ExecutorFull, loggable
 from dicomtwist.presentation import PresentationContext, build_context
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executor
 from dicomtwist.scp.dispatch import Provided
 from dicomtwist.scp.multiple_responses import Refused
 from dicomtwist.sop_class import (
@@ -77,7 +77,7 @@ class QueryRetrieve:
     An SCP of the three information models.
 
     :param archive: open.
-    :param threads: where it is asked; the caller holds it while this is used.
+    :param executor: where it is asked; the caller holds it while this is used.
     :param ae_title: Retrieve AE Title (0008,0054) of the answers.
     :param peers: where the destinations of C-MOVE listen.
 
@@ -86,8 +86,8 @@ class QueryRetrieve:
 
     log = Logger()
 
-    def __init__(self, archive: Archive, threads: WorkerThreads, ae_title: str, peers: Peers) -> None:
-        self._finder = Finder(archive, threads, ae_title)
+    def __init__(self, archive: Archive, executor: Executor, ae_title: str, peers: Peers) -> None:
+        self._finder = Finder(archive, executor, ae_title)
         self._peers = peers
         self.provided = (
             *(Provided(evt.EVT_C_FIND, model, self.handle_find) for model in _FIND),
@@ -126,7 +126,7 @@ class QueryRetrieve:
             async for page in found.pages():
                 for encoded in page:
                     yield status, encoded
-        except (InvalidIdentifier, DataSetError, IndexFailed) as error:
+        except (InvalidIdentifier, DataSetError, IndexFailed, ExecutorFull) as error:
             yield self._failed(event, error, OUT_OF_RESOURCES), None
 
     async def handle_get(self, event: evt.IdentifierEvent) -> AsyncIterator[Any]:
@@ -140,7 +140,7 @@ class QueryRetrieve:
             yield found.total
             async for page in found.pages():
                 yield PENDING, page
-        except (InvalidIdentifier, DataSetError, IndexFailed) as error:
+        except (InvalidIdentifier, DataSetError, IndexFailed, ExecutorFull) as error:
             status = self._failed(event, error, CANNOT_COUNT_MATCHES)
             raise Refused(status, status.error_comment or "") from None
 
@@ -170,7 +170,7 @@ class QueryRetrieve:
             yield PENDING, first
             async for page in pages:
                 yield PENDING, page
-        except (InvalidIdentifier, DataSetError, IndexFailed) as error:
+        except (InvalidIdentifier, DataSetError, IndexFailed, ExecutorFull) as error:
             status = self._failed(event, error, CANNOT_COUNT_MATCHES)
             raise Refused(status, status.error_comment or "") from None
 
@@ -187,7 +187,8 @@ class QueryRetrieve:
         if isinstance(error, TooManyMatches):
             return Status(unreadable, service, str(error)[:64])
         self.log.error("{service} cannot be answered: {error}", service=service, error=loggable(error))
-        return Status(unreadable, service, "the index cannot be read")
+        comment = "too many queries wait" if isinstance(error, ExecutorFull) else "the index cannot be read"
+        return Status(unreadable, service, comment)
 
 
 def _options(model: str) -> bytes:

@@ -28,10 +28,10 @@ from dicomtwist.archive.storage.types import InvalidUID, check_uids
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.status import Status
-from dicomtwist.errors import DataSetError, DICOMError, NoPresentationContext, loggable
+from dicomtwist.errors import DataSetError, DICOMError, ExecutorFull, NoPresentationContext, loggable
 from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.presentation import build_context, build_role
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executor
 from dicomtwist.scp.dispatch import Provided
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 from dicomtwist.transport.peer_directory import Peers
@@ -84,7 +84,7 @@ class StorageCommitment:
     An SCP of the SOP Class Storage Commitment Push Model.
 
     :param archive: what it answers for; open while it runs.
-    :param threads: where files are read and written; the caller holds it while this is used.
+    :param executor: where files are read and written; the caller holds it while this is used.
     :param ae: in whose name associations are asked for.
     :param peers: where the AEs that ask listen.
     :param takes_up: whether to report what was not reported when the program ended. Of processes that share an archive
@@ -99,7 +99,7 @@ class StorageCommitment:
     def __init__(
         self,
         archive: Archive,
-        threads: WorkerThreads,
+        executor: Executor,
         ae: AE,
         peers: Peers,
         *,
@@ -107,7 +107,7 @@ class StorageCommitment:
         clock: Callable[[], float] = time,
     ) -> None:
         self._archive = archive
-        self._threads = threads
+        self._executor = executor
         self._ae = ae
         self._peers = peers
         self._takes_up = takes_up
@@ -164,6 +164,9 @@ class StorageCommitment:
             await self._take(event)
         except _Refused as error:
             return error.status
+        except ExecutorFull as error:
+            self.log.error("a storage commitment was not taken: {error}", error=loggable(error))
+            return Status(codes.RESOURCE_LIMITATION, "N-ACTION", "too many requests wait")
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             comment = f"storage: {errno.errorcode.get(error.errno or 0, 'error')}"
@@ -179,7 +182,7 @@ class StorageCommitment:
         if self.unreported >= MAX_TRANSACTIONS:
             raise _Refused(codes.RESOURCE_LIMITATION, "too many storage commitments are under way")
         requestor = event.assoc.requestor.ae_title
-        transaction, digest = await self._threads.run(_parse, event, requestor, self._clock())
+        transaction, digest = await self._executor.run(_parse, event, requestor, self._clock())
         pending = _Pending(transaction.uid, requestor, transaction.received, digest, assoc=event.assoc)
         same = self._pending.get(transaction.uid)
         if same is not None and same.digest == digest:
@@ -192,7 +195,7 @@ class StorageCommitment:
             transaction = transaction.checked([DUPLICATE_TRANSACTION_UID] * len(transaction.references))
         self._note(pending)
         try:
-            pending.name = (await self._threads.run(self._transactions.save, transaction)).name
+            pending.name = (await self._executor.run(self._transactions.save, transaction)).name
         except BaseException:
             self._forget(pending)
             raise
@@ -236,7 +239,7 @@ class StorageCommitment:
                 self.log.error("a storage commitment is given up: {error}", error=loggable(error))
                 self._forget(pending)
                 return
-            except (OSError, IndexFailed) as error:
+            except (OSError, IndexFailed, ExecutorFull) as error:
                 self.log.error("a storage commitment waits: {error}", error=loggable(error))
             if self._clock() - pending.received > REPORT_FOR:
                 self.log.error(
@@ -247,7 +250,7 @@ class StorageCommitment:
                 break
             await self._wait(pending, delay)
             delay = min(2 * delay, LONGEST_DELAY)
-        await self._threads.run(self._transactions.remove, pending.name)
+        await self._executor.run_admitted(self._transactions.remove, pending.name)
         self._forget(pending)
 
     async def _wait(self, pending: _Pending, seconds: float) -> None:
@@ -262,17 +265,17 @@ class StorageCommitment:
         """See to it that the file of a transaction has what came of the check."""
         await self._checking.acquire()
         try:
-            transaction = await self._threads.run(self._transactions.load, pending.name)
+            transaction = await self._executor.run(self._transactions.load, pending.name)
             if transaction.reasons is not None:
                 return
             reasons: list[int] = []
             damaged: list[str] = []
             for start in range(0, len(transaction.references), CHECKED_AT_ONCE):
                 some = transaction.references[start : start + CHECKED_AT_ONCE]
-                reasons += await self._threads.run(check, self._archive, some, damaged)
+                reasons += await self._executor.run(check, self._archive, some, damaged)
                 while damaged:
                     self.log.error("an instance of the archive is damaged: {which}", which=damaged.pop())
-            await self._threads.run(self._transactions.save, transaction.checked(reasons))
+            await self._executor.run(self._transactions.save, transaction.checked(reasons))
         finally:
             self._checking.release()
         self.log.info(
@@ -331,7 +334,7 @@ class StorageCommitment:
             # There are peers that do not negotiate roles and take the report all the same.
             context = assoc.context_for(uid)
         syntax = str(context.transfer_syntax)
-        event_type, encoded = await self._threads.run(self._information, pending.name, syntax)
+        event_type, encoded = await self._executor.run(self._information, pending.name, syntax)
         status, _ = await assoc.send_n_event_report(
             encoded, event_type, uid, StorageCommitmentPushModelInstance, any_role=True
         )

@@ -28,9 +28,9 @@ from dicomtwist.archive.query.sequences import ItemTest, answer_item, item_test,
 from dicomtwist.datasets.codec import decode_dataset
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.status import DATASET_MISMATCH, OUT_OF_RESOURCES, PENDING, Status
-from dicomtwist.errors import DataSetError, loggable
+from dicomtwist.errors import DataSetError, ExecutorFull, loggable
 from dicomtwist.part10 import NotDicomFile, read_file_meta
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executor, check_wanted
 from dicomtwist.scp.dispatch import Provided
 from dicomtwist.sop_class import ModalityWorklistInformationModelFind
 
@@ -115,6 +115,7 @@ class WorklistFolder:
         return [self._item(path, stamp) for path, stamp in sorted(entries.items())]
 
     def _item(self, path: str, stamp: tuple[int, int, int]) -> _Loaded:
+        check_wanted()  # a folder may have many files, and the peer may be gone
         known = self._known.get(path)
         if known is not None and known.stamp == stamp:
             return known.item
@@ -256,16 +257,16 @@ class Worklist:
     An SCP of the SOP Class Modality Worklist Information Model - FIND.
 
     :param folder: where the files are.
-    :param threads: where they are read; the caller holds it while this is used.
+    :param executor: where they are read; the caller holds it while this is used.
 
     :ivar provided: what it answers.
     """
 
     log = Logger()
 
-    def __init__(self, folder: Path, threads: WorkerThreads) -> None:
+    def __init__(self, folder: Path, executor: Executor) -> None:
         self._folder = WorklistFolder(folder, self._told)
-        self._threads = threads
+        self._executor = executor
         self.provided = (Provided(evt.EVT_C_FIND, ModalityWorklistInformationModelFind, self.handle_find),)
 
     def start(self) -> None:
@@ -283,7 +284,7 @@ class Worklist:
             identifier cannot be read or a key makes no sense, with 0xA700 where the folder cannot be read.
         """
         try:
-            matches = await self._threads.run(self._find, event)
+            matches = await self._executor.run(self._find, event)
         except ValueError as error:
             yield Status(DATASET_MISMATCH, "C-FIND", str(error)[:64]), None
             return
@@ -291,8 +292,13 @@ class Worklist:
             self.log.error("the worklist cannot be read: {error}", error=loggable(error))
             yield Status(OUT_OF_RESOURCES, "C-FIND", "the worklist cannot be read"), None
             return
+        except ExecutorFull as error:
+            self.log.error("the worklist is not read: {error}", error=loggable(error))
+            yield Status(OUT_OF_RESOURCES, "C-FIND", "too many queries wait"), None
+            return
         for start in range(0, len(matches), PAGE_SIZE):
-            for encoded in await self._threads.run(self._encode, matches[start : start + PAGE_SIZE], event):
+            page = matches[start : start + PAGE_SIZE]
+            for encoded in await self._executor.run_admitted(self._encode, page, event):
                 yield PENDING, encoded
 
     def _find(self, event: evt.IdentifierEvent) -> list[tuple[Dataset, int]]:
@@ -319,4 +325,4 @@ class Worklist:
 
     def _told(self, why: str) -> None:
         """From a worker thread."""
-        self._threads.call_in_reactor(self.log.warn, "{why}", why=why)
+        self._executor.call_in_reactor(self.log.warn, "{why}", why=why)

@@ -169,7 +169,7 @@ class Commit:
         # The peer says nothing while it looks at what it has.
         if ae.network_timeout is not None:
             ae.network_timeout = None if self._wait is None else max(ae.network_timeout, self._wait + 1)
-        ae.threads.acquire()
+        ae.executors.acquire()
         server: Server | None = None
         try:
             if self._listen is not None:
@@ -187,12 +187,12 @@ class Commit:
             if server is not None:
                 await server.shutdown(0 if asking.interrupted else GRACE)
             await ae.shutdown()
-            ae.threads.release()
+            ae.executors.release()
         return self._tell(asking)
 
     async def _ask_for_all(self, asking: Asking, reactor: Any) -> None:
         while not asking.interrupted and not asking.error:
-            batch: Batch | None = await asking.ae.threads.run(self._references.next_batch)
+            batch: Batch | None = await asking.ae.executors.retrieval.run(self._references.next_batch)
             if batch is None:
                 return
             self.skipped += batch.skipped

@@ -59,11 +59,11 @@ class Proposal:
         """
         contexts: list[PresentationContext] = []
         if self.paths:
-            ae.threads.acquire()
+            ae.executors.acquire()
             try:
-                needs = await ae.threads.run(needs_of, self.paths, MAX_PROPOSED)
+                needs = await ae.executors.retrieval.run(needs_of, self.paths, MAX_PROPOSED)
             finally:
-                ae.threads.release()
+                ae.executors.release()
             if not needs:
                 raise ValueError("none of the files is a DICOM file")
             contexts += contexts_for(needs)

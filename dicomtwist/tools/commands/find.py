@@ -89,7 +89,7 @@ class Find:
             document = None
             rows = CSV(output, query.columns) if self._as_csv else Table(output, query.columns)
         asking = Asking(self._connection, reactor, output, interrupts)
-        asking.ae.threads.acquire()
+        asking.ae.executors.acquire()
         status: Status | None = None
         try:
             association = await asking.associate([build_context(query.model)])
@@ -97,7 +97,7 @@ class Find:
                 status = await self._ask(asking, association, rows, reactor)
                 await asking.release()
         finally:
-            asking.ae.threads.release()
+            asking.ae.executors.release()
             await asking.ae.shutdown()
         if status is not None and not (status.is_success or status.is_warning):
             asking.error = f"{self._connection.peer} answered: {status}"
@@ -138,7 +138,7 @@ class Find:
         return status
 
     def _print(self, asking: Asking, function: Any, *args: Any) -> Any:
-        return self._printing.run(asking.ae.threads.run, function, *args)
+        return self._printing.run(asking.ae.executors.decoding.run, function, *args)
 
 
 @click.command(

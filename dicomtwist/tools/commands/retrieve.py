@@ -73,9 +73,9 @@ class Transfer:
     async def main(self, reactor: Any, interrupts: Interrupts) -> int:
         """Run it; return the exit status."""
         asking = Asking(self.connection, reactor, self.output, interrupts)
-        asking.ae.threads.acquire()
+        asking.ae.executors.acquire()
         if self._store is not None:
-            self.receiving = Receiving(self._store, asking.ae.threads)
+            self.receiving = Receiving(self._store, asking.ae.executors.receiving)
         progress = Progress(self.output, self._done, lambda: self.total, self._note, unit=" instances")
         since = reactor.seconds()
         result: RetrievalResult | None = None
@@ -89,7 +89,7 @@ class Transfer:
             progress.stop()
             await self.close(interrupts)
             await asking.ae.shutdown()
-            asking.ae.threads.release()
+            asking.ae.executors.release()
             if self._store is not None:
                 self._store.close()
         return self._tell(asking, result, reactor.seconds() - since)

@@ -12,7 +12,7 @@ import click
 from twisted.internet.defer import Deferred
 
 from dicomtwist import Status
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Bounds, Executor
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import NORMAL, VERBOSE, Output, plural, printable, table
 from dicomtwist.tools.display.progress import Progress
@@ -27,6 +27,8 @@ from dicomtwist.tools.options import Command, connects, own_option
 MAX_REASONS = 50
 #: How many failures are told of one by one; with -v all are.
 MAX_TOLD = 20
+#: Headers, the survey and the journal have threads of their own; each of them has one call at a time.
+SCANNING = Bounds(threads=SCANNERS + 2, max_queued=SCANNERS + 2)
 #: How many files the survey counts in one go of its thread.
 SURVEYED = 1000
 
@@ -41,7 +43,7 @@ class Tally:
     """
 
     output: Output
-    threads: WorkerThreads
+    executor: Executor
     journal: Journal | None = None
     stored_count: int = 0
     warnings: Counter[str] = field(default_factory=Counter)
@@ -71,7 +73,7 @@ class Tally:
             count_reasons(self.warnings, str(status), MAX_REASONS)
         self.output.note(f"stored {printable(instance.path)}: {status}", VERBOSE)
         if self.journal is not None:
-            self.journal.acknowledged(instance, self.threads)
+            self.journal.acknowledged(instance, self.executor)
 
     def failed(self, instance: Instance, reason: str) -> None:
         """Count it and tell of it."""
@@ -116,20 +118,19 @@ class Store:
 
     async def main(self, reactor: Any, interrupts: Interrupts) -> int:
         """Run it; return the exit status."""
-        # Headers, the survey and the journal beside each other; the files that are sent have the threads of the AE.
-        threads = WorkerThreads(reactor, SCANNERS + 2)
-        threads.acquire()
+        executor = Executor(reactor, "scanning", SCANNING)
+        executor.acquire()
         ae = self.connection.make_ae(reactor)
         self.output.follow(ae)
-        tally = Tally(self.output, threads, self.journal)
+        tally = Tally(self.output, executor, self.journal)
         scanner = Scanner(self.paths, self.journal.knows if self.journal is not None else lambda instance: False)
-        sender = Sender(self.connection, ae, scanner, tally, threads, self.retries)
+        sender = Sender(self.connection, ae, scanner, tally, executor, self.retries)
         interrupts.handle(sender.stop, sender.abort)
         progress = Progress(
             self.output, lambda: tally.done + sender.under_way, lambda: self.surveyed, lambda: _note(tally)
         )
         progress.start(reactor)
-        survey = Deferred.fromCoroutine(self._survey(threads) if progress.shown else _nothing())
+        survey = Deferred.fromCoroutine(self._survey(executor) if progress.shown else _nothing())
         since = reactor.seconds()
         try:
             await sender.run()
@@ -141,13 +142,13 @@ class Store:
             if self.journal is not None:
                 await self.journal.close()
             await ae.shutdown()
-            threads.release()
+            executor.release()
         return self._tell(tally, sender, seconds, interrupts.count > 0)
 
-    async def _survey(self, threads: WorkerThreads) -> None:
+    async def _survey(self, executor: Executor) -> None:
         """Count all bytes there are, for the time that is left."""
         survey = Survey(self.paths)
-        while self._surveying and await threads.run(survey.go_on, SURVEYED):
+        while self._surveying and await executor.run(survey.go_on, SURVEYED):
             pass
         self.surveyed = survey.size
 

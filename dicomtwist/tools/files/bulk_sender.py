@@ -26,7 +26,7 @@ from dicomtwist import (
 )
 from dicomtwist.part10 import NotDicomFile
 from dicomtwist.pool.retry import is_transient
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executor
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.tools.client import together
 from dicomtwist.tools.connection import Connection
@@ -191,13 +191,13 @@ class Sender:
     """
 
     def __init__(
-        self, connection: Connection, ae: AE, scanner: Scanner, report: Report, threads: WorkerThreads, retries: int
+        self, connection: Connection, ae: AE, scanner: Scanner, report: Report, executor: Executor, retries: int
     ) -> None:
         self._connection = connection
         self._ae = ae
         self._scanner = scanner
         self._report = report
-        self._threads = threads
+        self._executor = executor
         self._retries = retries
         self._backlog = Backlog()
         self._ways: set[Way] = set()
@@ -253,7 +253,7 @@ class Sender:
 
     async def _scan_in_a_thread(self) -> None:
         while not self._stopping:
-            batch = await self._threads.run(self._scanner.next_batch)
+            batch = await self._executor.run(self._scanner.next_batch)
             if batch is None:
                 return
             self._report.scanned(batch)

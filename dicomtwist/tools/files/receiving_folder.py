@@ -17,7 +17,7 @@ from dicomtwist.archive.ingest import StorageReceiver
 from dicomtwist.archive.instance import Instance
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.types import Durability, StoreUnusable, Written, check_uids
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executor
 from dicomtwist.tools.options import own_option
 
 __all__ = ["Folder", "Receiving", "durability_option", "open_folder"]
@@ -99,16 +99,16 @@ class Receiving:
     Takes C-STOREs into a folder, and counts them.
 
     :param store: the folder.
-    :param threads: where it is written; the caller holds it.
+    :param executor: where it is written; the caller holds it.
 
     :ivar stored: how many instances were stored.
     :ivar failures: how many were not, by what was answered.
     """
 
-    def __init__(self, store: InstanceStore, threads: WorkerThreads) -> None:
+    def __init__(self, store: InstanceStore, executor: Executor) -> None:
         self.stored = 0
         self.failures: Counter[str] = Counter()
-        self._receiver = StorageReceiver(Folder(store), threads)
+        self._receiver = StorageReceiver(Folder(store), executor)
         self._under_way = 0
         self.associations: set[Association] = set()
 

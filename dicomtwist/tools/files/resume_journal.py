@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from twisted.internet.defer import Deferred
 
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executor
 from dicomtwist.tools.files.file_scanner import Instance
 
 _FORMAT = "dicomtwist store"
@@ -93,18 +93,18 @@ class Journal:
             bool(self._known) and _key(os.path.abspath(instance.path), instance.size, instance.changed) in self._known
         )
 
-    def acknowledged(self, instance: Instance, threads: WorkerThreads) -> None:
+    def acknowledged(self, instance: Instance, executor: Executor) -> None:
         """Note that the peer has stored an instance; written in a worker thread, together with what comes meanwhile."""
         entry = {"path": os.path.abspath(instance.path), "size": instance.size, "changed": instance.changed}
         self._waiting.append(json.dumps(entry).encode() + b"\n")
-        self._write(threads)
+        self._write(executor)
 
-    def _write(self, threads: WorkerThreads) -> None:
+    def _write(self, executor: Executor) -> None:
         if self._writing or not self._waiting or self.error is not None:
             return
         lines, self._waiting = self._waiting, []
         self._writing = True
-        threads.run(self._append, lines).addErrback(self._failed).addCallback(self._written, threads)
+        executor.run(self._append, lines).addErrback(self._failed).addCallback(self._written, executor)
 
     def _append(self, lines: list[bytes]) -> None:
         self._file.write(b"".join(lines))
@@ -114,9 +114,9 @@ class Journal:
         failure.trap(OSError)
         self.error = failure.value
 
-    def _written(self, result: None, threads: WorkerThreads) -> None:
+    def _written(self, result: None, executor: Executor) -> None:
         self._writing = False
-        self._write(threads)
+        self._write(executor)
         if not self._writing:
             waiting, self._when_written = self._when_written, []
             for deferred in waiting:

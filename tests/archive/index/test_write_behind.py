@@ -17,7 +17,7 @@ from dicomtwist.archive.ingest import PAUSE, StorageReceiver
 from dicomtwist.archive.recovery import reconcile
 from dicomtwist.archive.storage.types import Durability, IndexFailed
 from dicomtwist.presentation import build_context
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executors
 from tests.archive.samples import SECONDARY_CAPTURE, ask, dataset, files, handed, keep
 from tests.memory import MemoryTestCase
 
@@ -184,9 +184,9 @@ class Receiving(MemoryTestCase):
         self.archive = Archive(Path(self.mktemp()), durability=Durability.NONE)
         self.archive.open()
         self.addCleanup(self.archive.close)
-        self.threads = WorkerThreads(self.network)
-        self.threads.acquire()
-        self.receiver = StorageReceiver(self.archive, self.threads)
+        self.executor = Executors(self.network).receiving
+        self.executor.acquire()
+        self.receiver = StorageReceiver(self.archive, self.executor)
         self.scp = AE("SCP", reactor=self.network)
         self.scp.add_supported_context(SECONDARY_CAPTURE)
         self.listen((evt.EVT_C_STORE, self.receiver.handle_store))
@@ -196,7 +196,7 @@ class Receiving(MemoryTestCase):
 
     def tearDown(self) -> None:
         self.receiver.stop()
-        self.threads.release()
+        self.executor.release()
         self.assoc.abort()
         self.network.flush()
         self.network.result_of(self.scp.shutdown())

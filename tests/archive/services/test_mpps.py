@@ -18,7 +18,7 @@ from dicomtwist.archive.services.mpps import FOLDER, PerformedProcedureSteps
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executors
 from dicomtwist.scp.dispatch import combined
 from dicomtwist.sop_class import (
     ModalityPerformedProcedureStep,
@@ -121,7 +121,7 @@ class StepsTestCase(MemoryTestCase):
         self.store = InstanceStore(self.root, durability=Durability.FULL, file_system=file_system)
         self.store.prepare()
         self.addCleanup(self.store.close)
-        self.steps = PerformedProcedureSteps(self.store, WorkerThreads(self.network))
+        self.steps = PerformedProcedureSteps(self.store, Executors(self.network).housekeeping)
         self.assoc, self.accepted = self.both(*combined(self.steps.provided))
 
     def ask(self, result: Any) -> Status:

@@ -37,7 +37,7 @@ from dicomtwist.archive.index.index import IndexFailed
 from dicomtwist.archive.query import search as finder
 from dicomtwist.archive.services.query_retrieve import QueryRetrieve
 from dicomtwist.archive.storage.types import Durability
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executors
 from dicomtwist.scp.dispatch import combined
 from dicomtwist.transport.peer_directory import Peers
 from dicomtwist.ul.pdu import AAssociateRQ
@@ -99,7 +99,7 @@ class QueryRetrieveTestCase(MemoryTestCase):
         self.proposed: list[list[tuple[str, list[str]]]] = []
         self.query_retrieve = QueryRetrieve(
             self.archive,
-            WorkerThreads(self.network),
+            Executors(self.network).querying,
             "ARCHIVE",
             Peers(self.network, ["SCU=tcp:127.0.0.1:106", "PLAIN=127.0.0.1:106", "NOWHERE=127.0.0.1:107"]),
         )

@@ -26,7 +26,7 @@ from dicomtwist.archive.services.storage_commitment import (
 from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.interfaces import AssociationInterface
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executors
 from dicomtwist.scp.dispatch import combined
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 from dicomtwist.transport.peer_directory import Peers
@@ -101,7 +101,7 @@ class CommitmentTestCase(MemoryTestCase):
         self.archive.open()
         self.commitment = StorageCommitment(
             self.archive,
-            WorkerThreads(self.network),
+            Executors(self.network).housekeeping,
             self.scp,
             Peers(self.network, self.peers),
             clock=lambda: SECONDS + self.network.seconds(),

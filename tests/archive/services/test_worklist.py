@@ -18,7 +18,7 @@ from dicomtwist import Association, OperationFailed, build_context, evt
 from dicomtwist.archive.services import worklist
 from dicomtwist.archive.services.worklist import Worklist, WorklistFolder, compile_query
 from dicomtwist.daemon import tap
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executors
 from dicomtwist.scp.dispatch import combined
 from dicomtwist.sop_class import ModalityWorklistInformationModelFind, StudyRootQueryRetrieveInformationModelFind
 from tests.archive.services.worklists import ITEMS, code, item, items, query, write
@@ -218,7 +218,7 @@ class Served(MemoryTestCase):
         self.root.mkdir()
         for number, one in enumerate(items(), 1):
             write(self.root / f"{number}.wl", one)
-        self.worklist = Worklist(self.root, WorkerThreads(self.network))
+        self.worklist = Worklist(self.root, Executors(self.network).worklist)
         self.listen(*combined(self.worklist.provided))
         self.assoc: Association = self.associate()
 
@@ -300,7 +300,7 @@ class Served(MemoryTestCase):
         self.assertEqual(len(self.ask(query(PatientID="X1"))), 1)
 
     def test_two_handlers_of_the_same(self) -> None:
-        other = Worklist(self.root, WorkerThreads(self.network))
+        other = Worklist(self.root, Executors(self.network).worklist)
         self.assertRaises(ValueError, combined, [*self.worklist.provided, *other.provided])
         self.assertEqual([entry[0] for entry in combined(other.provided)], [evt.EVT_C_FIND])
 

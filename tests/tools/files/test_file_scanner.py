@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Executors
 from dicomtwist.tools.contexts import contexts_for, needed_by
 from dicomtwist.tools.files.bulk_sender import Backlog
 from dicomtwist.tools.files.file_scanner import Batch, Instance, Scanner, Survey, Unreadable, needs_of, walk
@@ -186,9 +186,9 @@ class Journals(TestCase):
 
     def setUp(self) -> None:
         self.path = self.mktemp()
-        self.threads = WorkerThreads(reactor)
-        self.threads.acquire()
-        self.addCleanup(self.threads.release)
+        self.executor = Executors(reactor).housekeeping
+        self.executor.acquire()
+        self.addCleanup(self.executor.release)
 
     def open(self, peer: str = "A@b:1") -> Journal:
         return Journal(self.path, peer)
@@ -196,7 +196,7 @@ class Journals(TestCase):
     async def write(self, *instances: Instance) -> None:
         journal = self.open()
         for each in instances:
-            journal.acknowledged(each, self.threads)
+            journal.acknowledged(each, self.executor)
         await journal.close()
 
     async def test_what_was_acknowledged_is_known(self) -> None:
@@ -260,8 +260,8 @@ class Journals(TestCase):
         journal = self.open()
         with open("/dev/full", "ab") as full:
             os.dup2(full.fileno(), journal._file.fileno())
-        journal.acknowledged(instance(1), self.threads)
-        journal.acknowledged(instance(2), self.threads)
+        journal.acknowledged(instance(1), self.executor)
+        journal.acknowledged(instance(2), self.executor)
         await journal.close()
         assert journal.error is not None
         self.assertEqual(journal.error.strerror, "No space left on device")

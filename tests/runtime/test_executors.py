@@ -12,21 +12,21 @@ from twisted.internet.defer import CancelledError, gatherResults
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from dicomtwist.runtime.threads import WorkerThreads
+from dicomtwist.runtime.executors import Bounds, Executor
 
 
 def workers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if "dicomtwist" in thread.name]
 
 
-class WorkerThreadsTests(TestCase):
+class ExecutorTests(TestCase):
     """
-    WorkerThreads, with real threads.
+    Executor, with real threads.
     """
 
     def setUp(self) -> None:
         self.assertEqual(workers(), [])
-        self.threads = WorkerThreads(reactor, 3)
+        self.executor = Executor(reactor, "testing", Bounds(threads=3, max_queued=100))
 
     def tearDown(self) -> None:
         self.assertEqual(workers(), [], "a thread is left")
@@ -39,26 +39,26 @@ class WorkerThreadsTests(TestCase):
         def work(first: int, *, second: int) -> tuple[int, bool]:
             return first + second, threading.current_thread() is threading.main_thread()
 
-        self.assertEqual(await self.threads.run(work, 1, second=2), (3, False))
+        self.assertEqual(await self.executor.run(work, 1, second=2), (3, False))
 
     async def test_failure(self) -> None:
         """
         What is raised fails the Deferred, and the pool goes as well.
         """
-        await self.assertFailure(self.threads.run(int, "x"), ValueError)
+        await self.assertFailure(self.executor.run(int, "x"), ValueError)
 
     async def test_stays_while_it_is_used(self) -> None:
         """
         Between two pieces of work the thread is kept for its users, and goes with the last of them.
         """
-        self.threads.acquire()
-        self.threads.acquire()
-        await self.threads.run(int)
+        self.executor.acquire()
+        self.executor.acquire()
+        await self.executor.run(int)
         kept = workers()
         self.assertEqual(len(kept), 1)
-        self.threads.release()
+        self.executor.release()
         self.assertEqual(workers(), kept)
-        self.threads.release()
+        self.executor.release()
         self.assertEqual(workers(), [])
 
     async def test_comes_again(self) -> None:
@@ -66,9 +66,9 @@ class WorkerThreadsTests(TestCase):
         Who uses it after the last one has left finds it working.
         """
         for _ in range(3):
-            self.threads.acquire()
-            self.assertEqual(await self.threads.run(int, "7"), 7)
-            self.threads.release()
+            self.executor.acquire()
+            self.assertEqual(await self.executor.run(int, "7"), 7)
+            self.executor.release()
             self.assertEqual(workers(), [])
 
     async def test_results_after_the_last_release(self) -> None:
@@ -76,9 +76,9 @@ class WorkerThreadsTests(TestCase):
         Work under way is finished and its results are delivered, then the threads end; nothing waits for them.
         """
         gate = threading.Event()
-        self.threads.acquire()
-        results = gatherResults([self.threads.run(gate.wait, 10) for _ in range(5)])
-        self.threads.release()
+        self.executor.acquire()
+        results = gatherResults([self.executor.run(gate.wait, 10) for _ in range(5)])
+        self.executor.release()
         self.assertNotEqual(workers(), [])
         gate.set()
         self.assertEqual(await results, [True] * 5)
@@ -87,10 +87,10 @@ class WorkerThreadsTests(TestCase):
         """
         Work that is asked for when a result comes, after the last release, is done as well.
         """
-        self.threads.acquire()
-        first = self.threads.run(int, "1")
-        second = first.addCallback(lambda value: self.threads.run(int, "2"))
-        self.threads.release()
+        self.executor.acquire()
+        first = self.executor.run(int, "1")
+        second = first.addCallback(lambda value: self.executor.run(int, "2"))
+        self.executor.release()
         self.assertEqual(await second, 2)
 
     async def test_bounded(self) -> None:
@@ -103,7 +103,7 @@ class WorkerThreadsTests(TestCase):
             most.append(len(workers()))
             gate.wait(10)
 
-        done = gatherResults([self.threads.run(work) for _ in range(10)])
+        done = gatherResults([self.executor.run(work) for _ in range(10)])
         while len(most) < 3:
             await self.pause()
         self.assertEqual(len(workers()), 3)
@@ -121,7 +121,7 @@ class WorkerThreadsTests(TestCase):
         """
         gate = threading.Event()
         ended: list[bool] = []
-        work = self.threads.run(lambda: ended.append(gate.wait(10)))
+        work = self.executor.run(lambda: ended.append(gate.wait(10)))
         before = time.monotonic()
         work.cancel()
         await self.assertFailure(work, CancelledError)
