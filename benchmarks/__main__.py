@@ -18,19 +18,21 @@ from benchmarks.rows import BENCHMARKS
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Measure beside DCMTK, Orthanc and pynetdicom."
+        prog="python -m benchmarks", description="Measure dicomtwist against DCMTK, Orthanc and pynetdicom."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure; everything by default")
-    parser.add_argument("--list", action="store_true", help="print the names and stop")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="how often (default: 5)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="the benchmarks to run; all by default")
+    parser.add_argument("--list", action="store_true", help="print the names and exit")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="number of rounds (default: 5)")
     parser.add_argument("--quick", action="store_true", help="a small part of everything, once")
     parser.add_argument(
         "--write",
         type=Path,
         metavar="PAGE.md",
-        help="keep what was measured in PAGE.json, in the place of earlier rows, and write PAGE.md from all that is there",
+        help="keep the results in PAGE.json, replacing earlier rows, and write PAGE.md from all of it",
     )
-    parser.add_argument("--measure-nothing", action="store_true", help="with --write: only write PAGE.md anew")
+    parser.add_argument(
+        "--measure-nothing", action="store_true", help="with --write: only write PAGE.md from PAGE.json"
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in BENCHMARKS]
     if unknown:
@@ -40,7 +42,7 @@ def _parse() -> argparse.Namespace:
     if arguments.measure_nothing and not arguments.write:
         parser.error("--measure-nothing is for --write")
     if arguments.quick and arguments.write:
-        parser.error("--quick measures too little to be written")
+        parser.error("--quick measures too little to be kept")
     return arguments
 
 

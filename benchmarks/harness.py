@@ -323,7 +323,7 @@ class Bench:
         deadline = time.monotonic() + MOST_SETTLING
         while self._settles and (found := self._seconds_for_a_file()) > PROMPT_FILE:
             if time.monotonic() > deadline:
-                print(f"making a file takes {found * 1e6:.0f} us here, and it stays so", file=sys.stderr, flush=True)
+                print(f"creating a file takes {found * 1e6:.0f} us here, and it stays so", file=sys.stderr, flush=True)
                 self._settles = False
             time.sleep(5)
 

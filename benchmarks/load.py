@@ -427,9 +427,11 @@ async def run(names: list[str], root: Path, *, short: bool) -> list[Row]:
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description="twist dicom under load.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(LOADS)}; all by default")
-    parser.add_argument("--short", action="store_true", help="a small part of each")
+    parser.add_argument("--short", action="store_true", help="run a small part of each load")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    parser.add_argument("--folder", type=Path, help="where files are left; by default they are removed at the end")
+    parser.add_argument(
+        "--folder", type=Path, help="a folder for files that are kept; by default they are removed at the end"
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in LOADS]
     if unknown:
@@ -445,7 +447,7 @@ def _main() -> None:
             print(json.dumps([asdict(row) for row in rows]))
             return
         print(report.text(rows))
-        print(f"open files: {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} at the most")
+        print(f"limit of open files: {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}")
         if any(row.good is False for row in rows):
             raise SystemExit(1)
 

@@ -65,7 +65,7 @@ def _wait_for(found: Path, server: Server) -> None:
     deadline = time.monotonic() + 30
     while not found.exists() or not found.stat().st_size:
         if time.monotonic() > deadline:
-            raise BenchmarkError("the server does not tell what it found")
+            raise BenchmarkError("the server does not write its profile")
         time.sleep(0.1)
 
 
@@ -81,10 +81,12 @@ def table(count: int, stats: dict[Any, Any], lines: int) -> str:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description="Where the server's time goes.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.profile", description="Profile twist dicom for one kind of work."
+    )
     parser.add_argument("work", choices=WORK)
     parser.add_argument("--durability", choices=("full", "none"), default="full", help="default: full")
-    parser.add_argument("--lines", type=int, default=25, metavar="N", help="how many functions (default: 25)")
+    parser.add_argument("--lines", type=int, default=25, metavar="N", help="number of functions (default: 25)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dicomtwist-profile-") as root:
         print(table(*profiled(Path(root), arguments.work, arguments.durability), arguments.lines))

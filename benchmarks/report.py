@@ -70,7 +70,7 @@ _INTRODUCTION: Final = """\
 
 <!-- `make bench` writes this page from benchmarks.json: your changes to it will be lost. -->
 
-What dicomtwist costs in time and memory, beside DCMTK, Orthanc and pynetdicom. Both sides of a row were measured on one
+The time and memory that dicomtwist needs, beside DCMTK, Orthanc and pynetdicom. Both sides of a row were measured on one
 machine, in one run, in turn. `benchmarks/__init__.py` says how the work is done.
 
 ## How to read it
@@ -87,7 +87,7 @@ machine, in one run, in turn. `benchmarks/__init__.py` says how the work is done
 - Rows whose peer is *ours* compare dicomtwist with itself, with more work or in another way.
 - A run of a few benchmarks replaces only their rows, so each row has its own date.
 
-What such figures do not say, and what has misled us:
+Some things do not show in such figures, and have misled us:
 
 - **Nagle's algorithm.** Debian's DCMTK leaves it on, and its clients write a header and a body in two pieces. With delayed
   acknowledgements a round trip then costs 44 ms against most servers. Both sides run with `TCP_NODELAY=1`, so that the row

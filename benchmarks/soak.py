@@ -328,7 +328,7 @@ async def soak(root: Path, seconds: float) -> bool:
         "nothing is wrong": not peers.wrong,
         f"each echo within {MOST_ECHO:g} s": bool(peers.echoes) and max(peers.echoes) < MOST_ECHO,
         "no traceback": "Traceback" not in text,
-        "what is stored is what was sent": stored == SMALL + LARGE and not temporary,
+        "the stored instances are those that were sent": stored == SMALL + LARGE and not temporary,
     }
     print(f"{seconds:g} s: " + ", ".join(f"{count} {name}" for name, count in sorted(peers.counts.items())))
     print(

@@ -50,7 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fuzz")
     parser.add_argument("targets", nargs="*", metavar="TARGET")
     parser.add_argument("--seconds", type=int, default=120, help="for each target (default: 120)")
-    parser.add_argument("--corpus", type=Path, default=Path(".fuzz"), help="where inputs are kept (default: .fuzz)")
+    parser.add_argument("--corpus", type=Path, default=Path(".fuzz"), help="the folder of inputs (default: .fuzz)")
     parser.add_argument("--show", nargs=2, metavar=("TARGET", "FILE"), help="run a target on one input")
     options = parser.parse_args()
     if options.show:

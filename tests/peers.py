@@ -311,7 +311,7 @@ async def start(
     Start a server that is killed and awaited when the test is over.
 
     :param testcase: the test; its ``addCleanup`` stops the process.
-    :param ready: what to wait for: a port on which the process listens, a text that it prints, or nothing.
+    :param ready: the condition to wait for: a port on which the process listens, a text that it prints, or nothing.
     :param timeout: seconds to wait for ``ready``.
 
     The other parameters are those of :func:`run`.

@@ -1,4 +1,4 @@
-"""docs/conformance.md says what the code does, and has the sections of PS3.2 Annex A."""
+"""docs/conformance.md agrees with the code, and has the sections of PS3.2 Annex A."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class PageTests(SynchronousTestCase):
         self.text = PAGE.read_text()
 
     def test_written_from_the_code(self) -> None:
-        """If not, ``python -m tests.conformance_page`` writes the tables anew."""
+        """If not, ``python -m tests.conformance_page`` writes the tables again."""
         told = dict(MARKED.findall(self.text))
         self.assertEqual(set(told), set(TABLES))
         for name, is_so in MARKED.findall(page()):
@@ -57,7 +57,7 @@ class PageTests(SynchronousTestCase):
         self.assertEqual(places, sorted(places))
 
     def test_rejections(self) -> None:
-        """Each one that is told of has words in the standard."""
+        """Each rejection on the page has a text in the standard."""
         rows = re.findall(r"^\| (\d), (\d), (\d) \|", self.text, re.MULTILINE)
         self.assertGreaterEqual(len(rows), 8)
         for result, source, reason in rows:
@@ -65,12 +65,12 @@ class PageTests(SynchronousTestCase):
             self.assertIn((int(source), int(reason)), REJECT_REASONS)
 
     def test_statuses(self) -> None:
-        """Those of C-STORE are success and failures: the archive warns of nothing."""
+        """The statuses of C-STORE are success and failures, because the archive returns no warnings."""
         kinds = {code_to_category(code) for code in STORE_STATUSES}
         self.assertEqual(kinds, {StatusCategory.SUCCESS, StatusCategory.FAILURE})
 
     def test_every_context_has_a_handler(self) -> None:
-        """What is supported is provided: each intervention of the SOP Classes is bound."""
+        """Every supported SOP Class has handlers: each of its interventions is bound."""
         with archive("--worklist", ".") as service:
             bound = {item[0] for item in service._handlers}
             for context in contexts():

@@ -295,7 +295,7 @@ class Rooms(unittest.TestCase):
 
 
 class Table(unittest.TestCase):
-    """The table of docs/architecture.md says the same."""
+    """The table of docs/architecture.md agrees with the code."""
 
     def test_same_rooms(self) -> None:
         section = ARCHITECTURE.read_text().partition("## Rooms\n")[2].partition("\n## ")[0]

@@ -1,5 +1,5 @@
 """
-What an installation gives: plugins that Twisted finds, and rooms that need nothing but Python.
+The contents of an installation: plugins that Twisted finds, and rooms that need nothing but Python.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if strangers:
     sys.exit(f"imported, but not pure: {sorted(strangers)}")
 """
 
-# What the plugin file itself costs everyone who runs twist; argv: the project's folder.
+# The cost of the plugin file, which every twist command pays; argv: the project's folder.
 IMPORT_PLUGIN = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -60,7 +60,7 @@ if heavy:
     sys.exit(f"the plugin imports {sorted(heavy)}")
 """
 
-# What "import dicomtwist" costs, and what the package offers all the same.
+# The cost of "import dicomtwist", and the names that the package has nevertheless.
 IMPORT_ROOT = """
 import sys
 import dicomtwist
@@ -91,9 +91,7 @@ def run_python(source: str, *args: object) -> tuple[int, str]:
 
 
 def pure_modules() -> list[str]:
-    """
-    The modules on disk that may import the standard library only, by their dotted names.
-    """
+    """Return the modules on disk that may import only the standard library, by their dotted names."""
     paths = [*(PACKAGE / "ul").rglob("*.py"), *(PACKAGE / "dimse").rglob("*.py")]
     paths += [path for path in (PACKAGE / "errors.py", PACKAGE / "part10.py") if path.exists()]
     names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths)
@@ -101,9 +99,7 @@ def pure_modules() -> list[str]:
 
 
 class PluginTests(SynchronousTestCase):
-    """
-    Twisted finds what dicomtwist adds.
-    """
+    """Twisted finds the plugins of dicomtwist."""
 
     def test_command(self) -> None:
         """
@@ -122,9 +118,7 @@ class PluginTests(SynchronousTestCase):
             self.assertEqual(prefixes.count("dicomtls"), 1, interface)
 
     def test_light(self) -> None:
-        """
-        The plugin file imports nothing of the package, whose cost every ``twist`` command would pay.
-        """
+        """The plugin file imports nothing of the package, because every ``twist`` command would pay for that."""
         self.assertEqual(run_python(IMPORT_PLUGIN, ROOT), (0, ""))
 
     def test_plugin_folders_are_not_packages(self) -> None:
@@ -140,15 +134,11 @@ class RootTests(SynchronousTestCase):
     """
 
     def test_light(self) -> None:
-        """
-        The package alone imports neither Twisted nor pydicom, and has all its names all the same.
-        """
+        """The package alone imports neither Twisted nor pydicom, and has all its names nevertheless."""
         self.assertEqual(run_python(IMPORT_ROOT), (0, ""))
 
     def test_names(self) -> None:
-        """
-        Each public name is the object of the module that type checkers find it in, and nothing is missing.
-        """
+        """Each public name is the object of the module in which type checkers find it, and no name is missing."""
         tree = ast.parse((PACKAGE / "__init__.py").read_text())
         (block,) = [node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name)]
         names = set(PREBUILT_CONTEXTS)
@@ -170,9 +160,7 @@ class RootTests(SynchronousTestCase):
         self.assertEqual(sorted(prebuilt), sorted(PREBUILT_CONTEXTS))
 
     def test_unknown_names(self) -> None:
-        """
-        A name that is not there is an AttributeError.
-        """
+        """An unknown name raises an AttributeError."""
         self.assertRaises(AttributeError, getattr, dicomtwist, "Nonsense")
 
 
@@ -182,9 +170,7 @@ class PurityTests(SynchronousTestCase):
     """
 
     def test_pure_rooms(self) -> None:
-        """
-        Each module of the pure rooms can be imported where only the standard library is.
-        """
+        """Each module of the pure rooms can be imported if only the standard library is available."""
         modules = pure_modules()
         for room in ("dicomtwist.ul.", "dicomtwist.dimse."):
             self.assertTrue(any(name.startswith(room) for name in modules), f"no module in {room}")
