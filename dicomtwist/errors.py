@@ -214,6 +214,10 @@ class DataSetError(DICOMError, ValueError):
     """
 
 
+class DataSetTooLong(DataSetError):
+    """A data set has more bytes than may be collected in memory."""
+
+
 #: The longest text of :func:`loggable`, in characters.
 MAX_LOGGED = 300
 

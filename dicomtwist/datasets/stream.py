@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from dicomtwist.datasets.chunk_buffer import ChunkBuffer
-from dicomtwist.errors import DataSetError
+from dicomtwist.errors import DataSetError, DataSetTooLong
 
 #: How much of a file is read at once, in bytes, and how much of a stream waits for a slow reader.
 CHUNK = 1024 * 1024
@@ -195,27 +195,42 @@ def _unwanted() -> Failure:
 
 class CollectingSink:
     """
-    Collects a data set in memory.
+    Collects a data set in memory, up to a limit.
 
-    :ivar done: fires with the bytes.
+    :param limit: the most bytes to keep, ``None`` for any number. Nothing is kept of a data set with more.
+    :ivar done: a Deferred with the bytes, once all have arrived. It fails with :class:`~dicomtwist.errors.DataSetTooLong` if
+        they are more than *limit*, also at the end of the data set, and with the reason if the data set stays incomplete.
     """
 
-    __slots__ = ("_chunks", "done")
+    __slots__ = ("_chunks", "_length", "_limit", "done")
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit
+        self._length = 0
         self._chunks = ChunkBuffer()
         self.done: Deferred[bytes] = Deferred()
 
+    @property
+    def _is_too_long(self) -> bool:
+        return self._limit is not None and self._length > self._limit
+
     def write(self, data: memoryview) -> None:
-        """Keep *data*."""
-        self._chunks.append(data)
+        """Keep *data*. Once there is too much, drop it and everything before it."""
+        self._length += len(data)
+        if self._is_too_long:
+            self._chunks.clear()
+        else:
+            self._chunks.append(data)
 
     def finish(self) -> None:
-        """Join it."""
-        self.done.callback(self._chunks.take())
+        """Join the bytes."""
+        if self._is_too_long:
+            self.done.errback(DataSetTooLong(f"a data set of more than {self._limit} bytes"))
+        else:
+            self.done.callback(self._chunks.take())
 
     def fail(self, reason: Failure) -> None:
-        """Pass the reason on."""
+        """Pass *reason* on."""
         self._chunks.clear()
         self.done.errback(reason)
 

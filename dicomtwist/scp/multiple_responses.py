@@ -14,9 +14,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.datasets.chunk_buffer import ChunkBuffer
+from dicomtwist.datasets.stream import CollectingSink
 from dicomtwist.dimse.status import OUT_OF_RESOURCES
-from dicomtwist.errors import AssociationError
+from dicomtwist.errors import AssociationError, DataSetTooLong
 from dicomtwist.runtime.call_handler import await_handler
 from dicomtwist.scp.performed import Performance
 
@@ -259,48 +259,32 @@ def with_dataset(
     too_long: int = OUT_OF_RESOURCES,
 ) -> None:
     """
-    Collect the data set of a request and go on with it; refuse a request without, or one that is too long.
+    Collect the data set of a request and call *then* with it; refuse a request without one, or with one that is too long.
 
-    :param missing: the status where there is none.
+    :param missing: the status if there is no data set.
     :param limit: the most bytes to collect.
-    :param too_long: the status where there are more.
+    :param too_long: the status if there are more.
     """
     stream = performance.stream
     if stream is None:
         performance.refuse(missing, "a request without its data set")
-    else:
-        stream.deliver_to(_Collector(performance, then, limit, too_long))
+        return
 
+    def collected(data: bytes) -> None:
+        performance.stream = None
+        then(data)
 
-class _Collector:
-    """Collects the data set of a request, up to a limit."""
+    def failed(reason: Failure) -> None:
+        # For any other reason the peer is gone, and nobody waits for an answer.
+        if reason.check(DataSetTooLong):
+            performance.stream = None
+            performance.refuse(too_long, str(reason.value))
 
-    __slots__ = ("_chunks", "_length", "_limit", "_performance", "_then", "_too_long")
+    def broken(reason: Failure) -> None:
+        assoc = performance.assoc
+        Answering.log.failure("a request of {peer!r} could not be performed", reason, peer=assoc.remote.ae_title)
+        assoc.abort("a request could not be performed, the log says why")
 
-    def __init__(self, performance: Performance, then: Callable[[bytes], None], limit: int, too_long: int) -> None:
-        self._performance = performance
-        self._then = then
-        self._limit = limit
-        self._too_long = too_long
-        self._chunks = ChunkBuffer()
-        self._length = 0
-
-    def write(self, data: memoryview) -> None:
-        """Keep *data*, unless it is too much: then let go of all."""
-        self._length += len(data)
-        if self._length <= self._limit:
-            self._chunks.append(data)
-        else:
-            self._chunks.clear()
-
-    def finish(self) -> None:
-        """Go on."""
-        self._performance.stream = None
-        if self._length > self._limit:
-            self._performance.refuse(self._too_long, f"a data set of more than {self._limit} bytes")
-        else:
-            self._then(self._chunks.take())
-
-    def fail(self, reason: Failure) -> None:
-        """The peer is gone: nobody is to be told."""
-        self._chunks.clear()
+    sink = CollectingSink(limit)
+    sink.done.addCallbacks(collected, failed).addErrback(broken)
+    stream.deliver_to(sink)

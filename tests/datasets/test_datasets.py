@@ -40,7 +40,7 @@ from dicomtwist.datasets import (
     open_file_like,
     open_instance,
 )
-from dicomtwist.errors import DataSetError
+from dicomtwist.errors import DataSetError, DataSetTooLong
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
 from dicomtwist.runtime.executors import Executors
 from tests import peers
@@ -795,3 +795,19 @@ class StreamTests(SynchronousTestCase):
         sink.write(memoryview(b"ab"))
         sink.fail(LOST)
         self.assertIs(self.failureResultOf(sink.done).value, LOST.value)
+
+    def test_collecting_up_to_a_limit(self) -> None:
+        """
+        A data set of as many bytes as the limit is collected; one more, and the sink says so when the data set has ended.
+        """
+        for length, kept in ((4, b"abcd"), (5, None), (9, None)):
+            sink = CollectingSink(4)
+            for byte in b"abcdefghi"[:length]:
+                sink.write(memoryview(bytes((byte,))))
+            self.assertNoResult(sink.done)
+            sink.finish()
+            if kept is None:
+                error = self.failureResultOf(sink.done, DataSetTooLong).value
+                self.assertEqual(str(error), "a data set of more than 4 bytes")
+            else:
+                self.assertEqual(self.successResultOf(sink.done), kept)
