@@ -25,7 +25,9 @@ The exceptions of dicomtwist. Each says what went wrong and, where there is some
     TooManyAnswers                a limit on what is collected was passed
     NotEstablished (RuntimeError)           a service was asked for without an association
     NoPresentationContext (ValueError)      no accepted context fits what was asked for
-    DataSetError (ValueError)               a data set cannot be sent as it is
+    DataSetError (ValueError)               a data set cannot be sent or decoded as it is
+    +-- DataSetTooLong            it has more bytes than may be collected in memory
+    Refused                       a handler refuses what the peer asked for, with a failure status
 """
 
 from __future__ import annotations
@@ -192,6 +194,24 @@ class OperationFailed(DICOMError):
         self.status = status
         self.result = result
         super().__init__(f"{status.service or 'the operation'} ended with {status}")
+
+
+class Refused(DICOMError):
+    """
+    An operation that the peer asked for is refused with a failure status.
+
+    A handler of C-FIND, C-GET or C-MOVE may raise it to end the operation; the log then has a line, and no traceback.
+
+    :param status: the status code; or a :class:`~dicomtwist.dimse.status.Status`, with what the response says beside it.
+    :param comment: why, in words; the response has the first 64 characters as its Error Comment (0000,0902).
+    :param service: the DIMSE service that is refused, such as ``"C-STORE"``, if it is known.
+
+    :ivar status: the :class:`~dicomtwist.dimse.status.Status` to answer with.
+    """
+
+    def __init__(self, status: int, comment: str = "", service: str = "") -> None:
+        super().__init__(comment)
+        self.status = status if isinstance(status, Status) else Status(status, service, comment[:64])
 
 
 class TooManyAnswers(DICOMError):

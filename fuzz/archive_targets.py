@@ -20,12 +20,12 @@ from dicomtwist.archive.index.record import make_record, scanner_for
 from dicomtwist.archive.instance import Instance
 from dicomtwist.archive.query.compiler import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
 from dicomtwist.archive.query.search import AnswerReader, Search
-from dicomtwist.archive.services.mpps import FOLDER, PerformedProcedureSteps, _Refused, _status_for
+from dicomtwist.archive.services.mpps import FOLDER, PerformedProcedureSteps, _status_for
 from dicomtwist.archive.services.worklist import answer, compile_query, read_item
 from dicomtwist.archive.storage.types import Durability, InvalidUID
 from dicomtwist.datasets import decode_dataset, encode_dataset
 from dicomtwist.datasets.identifier import encode_identifier
-from dicomtwist.errors import DataSetError
+from dicomtwist.errors import DataSetError, Refused
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 
 #: Implicit and Explicit VR Little Endian; one bit of the input chooses between them.
@@ -163,7 +163,7 @@ def steps(data: bytes) -> None:
             encode_identifier(keeper._get(event)[1], _EXPLICIT)
             keeper._exclusively(keeper._set, event)
             encode_identifier(keeper._get(event)[1], _EXPLICIT)
-        except (_Refused, DataSetError, InvalidUID) as error:
+        except (Refused, DataSetError, InvalidUID) as error:
             assert _status_for(error) is not None
     kept = _place().archive.root / FOLDER / f"{uid}.dcm"
     kept.unlink(missing_ok=True)

@@ -27,10 +27,9 @@ from dicomtwist.ae.server import Server
 from dicomtwist.association.acceptor import AcceptorAssociation
 from dicomtwist.dimse.messages import RESPONSES
 from dicomtwist.dimse.status import NOT_AUTHORISED, Status
-from dicomtwist.errors import ExecutorFull
+from dicomtwist.errors import ExecutorFull, Refused
 from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.runtime.executors import Executor
-from dicomtwist.scp.multiple_responses import Refused
 from dicomtwist.sop_class import (
     ModalityPerformedProcedureStep,
     ModalityPerformedProcedureStepNotification,

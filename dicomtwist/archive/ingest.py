@@ -36,7 +36,7 @@ from dicomtwist.dimse.status import (
     OUT_OF_RESOURCES,
     Status,
 )
-from dicomtwist.errors import ExecutorFull, loggable
+from dicomtwist.errors import ExecutorFull, Refused, loggable
 from dicomtwist.part10 import decode_uid, encode_preamble_and_meta
 from dicomtwist.runtime.executors import Executor
 
@@ -59,14 +59,6 @@ _WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES))
 
 
 _SUCCESS: Final = Status(0, "C-STORE")
-
-
-class _Refused(Exception):
-    """The instance cannot be stored as it is; *status* says so to the peer."""
-
-    def __init__(self, status: int, comment: str) -> None:
-        super().__init__(comment)
-        self.status = Status(status, "C-STORE", comment)
 
 
 class Keeper(Protocol):
@@ -410,7 +402,7 @@ class _Incoming:
         try:
             return encode_preamble_and_meta(self._event.meta)
         except ValueError as error:
-            raise _Refused(CANNOT_UNDERSTAND, "the request has a UID that is not valid") from error
+            raise Refused(CANNOT_UNDERSTAND, "the request has a UID that is not valid", "C-STORE") from error
 
     def _discard_file(self) -> None:
         if self._writer is not None:
@@ -471,10 +463,10 @@ class _Incoming:
             (_SOP_INSTANCE, request.affected_sop_instance_uid, "SOP Instance UID"),
         ):
             if found[tag] != expected:
-                raise _Refused(DATASET_MISMATCH, f"the data set has another {name} than the request")
+                raise Refused(DATASET_MISMATCH, f"the data set has another {name} than the request", "C-STORE")
         for tag, name in ((_STUDY, "Study Instance UID"), (_SERIES, "Series Instance UID")):
             if not found[tag]:
-                raise _Refused(DATASET_MISMATCH, f"the data set has no {name}")
+                raise Refused(DATASET_MISMATCH, f"the data set has no {name}", "C-STORE")
         return found[_STUDY], found[_SERIES], found[_SOP_INSTANCE]
 
 
@@ -497,7 +489,7 @@ def _enough(scanner: HeaderScanner, error: HeaderError) -> Mapping[int, bytes]:
 
 def _status_for(reason: Failure) -> Status:
     error = reason.value
-    if isinstance(error, _Refused):
+    if isinstance(error, Refused):
         return error.status
     if isinstance(error, InvalidUID):
         return Status(CANNOT_UNDERSTAND, "C-STORE", "a UID in the data set is not valid")

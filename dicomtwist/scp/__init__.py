@@ -1,6 +1,6 @@
 """Operations that are performed for a peer: one function for each DIMSE service."""
 
-from dicomtwist.scp.multiple_responses import Refused
+from dicomtwist.errors import Refused
 from dicomtwist.scp.performed import Performance
 from dicomtwist.scp.services import SERVICES
 

@@ -13,8 +13,8 @@ from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import CFindRQ
-from dicomtwist.errors import DataSetError
-from dicomtwist.scp.multiple_responses import Answering, Ended, Refused, with_dataset
+from dicomtwist.errors import DataSetError, Refused
+from dicomtwist.scp.multiple_responses import Answering, Ended, with_dataset
 from dicomtwist.scp.performed import Performance, status_response
 from dicomtwist.sop_class import ServiceClass, uid_to_service_class
 

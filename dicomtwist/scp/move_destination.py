@@ -16,11 +16,10 @@ from twisted.python.failure import Failure
 from dicomtwist.datasets.codec import UNCOMPRESSED
 from dicomtwist.datasets.outgoing_instance import OutgoingInstance
 from dicomtwist.dimse.status import MOVE_DESTINATION_INVALID
-from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished
+from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished, Refused
 from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.exchange.store_request import prepare, prepare_at_once
 from dicomtwist.presentation import PresentationContext, StoragePresentationContexts, build_context
-from dicomtwist.scp.multiple_responses import Refused
 
 if TYPE_CHECKING:
     from dicomtwist.scp.performed import PerformingAssociation

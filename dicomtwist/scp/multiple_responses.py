@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from dicomtwist import evt
 from dicomtwist.datasets.stream import CollectingSink
 from dicomtwist.dimse.status import OUT_OF_RESOURCES
-from dicomtwist.errors import AssociationError, DataSetTooLong
+from dicomtwist.errors import AssociationError, DataSetTooLong, Refused
 from dicomtwist.runtime.call_handler import await_handler
 from dicomtwist.scp.performed import Performance
 
@@ -32,18 +32,6 @@ MAX_IDENTIFIER: Final = 16 * 1024 * 1024
 
 class Ended(Exception):
     """The generator has no more, the operation was cancelled, or the association is over."""
-
-
-class Refused(Exception):
-    """
-    The operation ends with a failure.
-
-    :ivar status: the status to answer with.
-    """
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
 
 
 class Answering:

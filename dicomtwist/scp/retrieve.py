@@ -18,9 +18,10 @@ from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import CGetRQ, CGetRSP, CMoveRQ, CMoveRSP
 from dicomtwist.dimse.status import StatusCategory, category
+from dicomtwist.errors import Refused
 from dicomtwist.scp.find import unpack
 from dicomtwist.scp.move_destination import MoveAssociations
-from dicomtwist.scp.multiple_responses import Answering, Ended, Refused, with_dataset
+from dicomtwist.scp.multiple_responses import Answering, Ended, with_dataset
 from dicomtwist.scp.performed import Performance, status_response
 from dicomtwist.scp.sub_operations import Destination, SameAssociation, SubOperations
 

@@ -29,12 +29,12 @@ from dicomtwist.errors import (
     ExecutorFull,
     NoPresentationContext,
     NotEstablished,
+    Refused,
     loggable,
 )
 from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.exchange.store_request import prepare, prepare_at_once, send
 from dicomtwist.part10 import NotDicomFile
-from dicomtwist.scp.multiple_responses import Refused
 
 if TYPE_CHECKING:
     from dicomtwist.exchange.send_queue import Outgoing

@@ -28,7 +28,7 @@ from dicomtwist.archive.storage.types import InvalidUID, StoreError, check_uids
 from dicomtwist.datasets.codec import decode_dataset, encode_dataset
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.status import Status
-from dicomtwist.errors import DataSetError, ExecutorFull, loggable
+from dicomtwist.errors import DataSetError, ExecutorFull, Refused, loggable
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
 from dicomtwist.runtime.executors import Executor
 from dicomtwist.scp.dispatch import Provided
@@ -77,15 +77,6 @@ _FIXED: Final = (
 _FINAL: Final = ("PerformedProcedureStepEndDate", "PerformedProcedureStepEndTime")
 
 T = TypeVar("T")
-
-
-class _Refused(Exception):
-    """The request cannot be done; *status* says why to the peer."""
-
-    def __init__(self, status: int, comment: str, keywords: Iterable[str] = (), error_id: int | None = None) -> None:
-        super().__init__(comment)
-        tags = tuple(tag for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None) or None
-        self.status = Status(status, "", comment[:64], error_id=error_id, attribute_identifier_list=tags)
 
 
 class PerformedProcedureSteps:
@@ -198,7 +189,7 @@ class PerformedProcedureSteps:
     def _create(self, event: evt.CreateEvent) -> None:
         uid = event.sop_instance_uid
         if os.path.lexists(self._path(uid)):
-            raise _Refused(codes.DUPLICATE_SOP_INSTANCE, "the step is here already")
+            raise Refused(codes.DUPLICATE_SOP_INSTANCE, "the step is here already")
         step = _decoded(event.attribute_list)
         _check_new(step)
         self._write(step, uid, event)
@@ -207,11 +198,8 @@ class PerformedProcedureSteps:
         uid = event.sop_instance_uid
         step = self._read(uid)
         if _text(step, "PerformedProcedureStepStatus") != IN_PROGRESS:
-            raise _Refused(
-                codes.PROCESSING_FAILURE,
-                "Performed Procedure Step Object may no longer be updated",
-                error_id=NO_LONGER_UPDATED,
-            )
+            comment = "Performed Procedure Step Object may no longer be updated"
+            raise Refused(Status(codes.PROCESSING_FAILURE, "", comment, error_id=NO_LONGER_UPDATED), comment)
         changes = _decoded(event.modification_list)
         _check_changes(step, changes)
         if step.get("SpecificCharacterSet") != changes.get("SpecificCharacterSet"):
@@ -241,7 +229,7 @@ class PerformedProcedureSteps:
             with open(self._path(uid), "rb") as file:
                 content = file.read(MAX_STEP_LENGTH + 1)
         except FileNotFoundError:
-            raise _Refused(codes.NO_SUCH_SOP_INSTANCE, "there is no such step") from None
+            raise Refused(codes.NO_SUCH_SOP_INSTANCE, "there is no such step") from None
         if len(content) > MAX_STEP_LENGTH:
             raise StoreError(f"the file of the step {uid} is longer than {MAX_STEP_LENGTH} bytes")
         meta, start = read_file_meta(BytesIO(content))
@@ -260,7 +248,7 @@ class PerformedProcedureSteps:
         )
         content = [encode_preamble_and_meta(meta), encode_dataset(step, ExplicitVRLittleEndian)]
         if sum(map(len, content)) > MAX_STEP_LENGTH:
-            raise _Refused(codes.RESOURCE_LIMITATION, f"the step has more than {MAX_STEP_LENGTH} bytes")
+            raise Refused(codes.RESOURCE_LIMITATION, f"the step has more than {MAX_STEP_LENGTH} bytes")
         self._store.put_file(content, FOLDER, f"{uid}.dcm")
 
 
@@ -268,7 +256,7 @@ class PerformedProcedureSteps:
 
 
 def _check_new(step: Dataset) -> None:
-    """:raises _Refused: an N-CREATE does not bring what table F.7.2-1 asks for."""
+    """:raises Refused: an N-CREATE does not bring what table F.7.2-1 asks for."""
     _check_types(step, _TYPE_1, _TYPE_2)
     for item in step[_SCHEDULED].value:
         _check_types(item, _SCHEDULED_TYPE_1, _SCHEDULED_TYPE_2)
@@ -279,7 +267,7 @@ def _check_new(step: Dataset) -> None:
 
 
 def _check_changes(step: Dataset, changes: Dataset) -> None:
-    """:raises _Refused: an N-SET changes what it may not, or to what it may not."""
+    """:raises Refused: an N-SET changes what it may not, or to what it may not."""
     status = _text(changes, "PerformedProcedureStepStatus")
     if "PerformedProcedureStepStatus" in changes and status not in (IN_PROGRESS, COMPLETED, DISCONTINUED):
         raise _invalid("PerformedProcedureStepStatus", f"{len(status)} characters that are no status of a step")
@@ -298,7 +286,7 @@ def _check_changes(step: Dataset, changes: Dataset) -> None:
 
 def _check_final(step: Dataset) -> None:
     """
-    :raises _Refused: the step cannot be over yet.
+    :raises Refused: the step cannot be over yet.
 
     A step that was discontinued may have no series, though the standard wants one: there was nothing to make one of.
     """
@@ -307,7 +295,7 @@ def _check_final(step: Dataset) -> None:
         needed.append("PerformedSeriesSequence")
     missing = [keyword for keyword in needed if _is_empty(step, keyword)]
     if missing:
-        raise _Refused(codes.MISSING_ATTRIBUTE_VALUE, f"without a value: {', '.join(missing)}", missing)
+        raise _refused(codes.MISSING_ATTRIBUTE_VALUE, f"without a value: {', '.join(missing)}", missing)
     for item in _items(step, "PerformedSeriesSequence"):
         _check_types(item, _SERIES_TYPE_1, ())
 
@@ -316,14 +304,14 @@ def _check_types(dataset: Dataset, type_1: Iterable[str], type_2: Iterable[str])
     type_1 = tuple(type_1)
     missing = [keyword for keyword in (*type_1, *type_2) if keyword not in dataset]
     if missing:
-        raise _Refused(codes.MISSING_ATTRIBUTE, f"missing: {', '.join(missing)}", missing)
+        raise _refused(codes.MISSING_ATTRIBUTE, f"missing: {', '.join(missing)}", missing)
     empty = [keyword for keyword in type_1 if _is_empty(dataset, keyword)]
     if empty:
-        raise _Refused(codes.MISSING_ATTRIBUTE_VALUE, f"without a value: {', '.join(empty)}", empty)
+        raise _refused(codes.MISSING_ATTRIBUTE_VALUE, f"without a value: {', '.join(empty)}", empty)
 
 
 def _check_values(step: Dataset) -> None:
-    """:raises _Refused: a value is not one of its kind."""
+    """:raises Refused: a value is not one of its kind."""
     for end in ("Start", "End"):
         for kind, normal in (("Date", normal_date), ("Time", time_key)):
             keyword = f"PerformedProcedureStep{end}{kind}"
@@ -342,8 +330,14 @@ def _check_values(step: Dataset) -> None:
             raise _invalid(keyword, f"{keyword} is no UID") from None
 
 
-def _invalid(keyword: str, comment: str) -> _Refused:
-    return _Refused(codes.INVALID_ATTRIBUTE_VALUE, comment, [keyword])
+def _invalid(keyword: str, comment: str) -> Refused:
+    return _refused(codes.INVALID_ATTRIBUTE_VALUE, comment, [keyword])
+
+
+def _refused(status: int, comment: str, keywords: Iterable[str]) -> Refused:
+    """Return a refusal that is about the attributes *keywords*."""
+    tags = tuple(tag for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None) or None
+    return Refused(Status(status, "", comment[:64], attribute_identifier_list=tags), comment)
 
 
 def _items(dataset: Dataset, keyword: str) -> Iterator[Dataset]:
@@ -374,7 +368,7 @@ def _decoded(dataset: Dataset) -> Dataset:
 
 def _status_for(error: BaseException | None) -> Status | None:
     """What the peer is told of *error*; ``None`` where it is a mistake of ours."""
-    if isinstance(error, _Refused):
+    if isinstance(error, Refused):
         return error.status
     if isinstance(error, InvalidUID):
         return Status(codes.INVALID_SOP_INSTANCE, "", "the SOP Instance UID is none")

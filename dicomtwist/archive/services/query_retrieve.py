@@ -28,11 +28,10 @@ from dicomtwist.dimse.status import (
     PENDING_WARNING,
     Status,
 )
-from dicomtwist.errors import DataSetError, ExecutorFull, loggable
+from dicomtwist.errors import DataSetError, ExecutorFull, Refused, loggable
 from dicomtwist.presentation import PresentationContext, build_context
 from dicomtwist.runtime.executors import Executor
 from dicomtwist.scp.dispatch import Provided
-from dicomtwist.scp.multiple_responses import Refused
 from dicomtwist.sop_class import (
     PatientRootQueryRetrieveInformationModelFind,
     PatientRootQueryRetrieveInformationModelGet,

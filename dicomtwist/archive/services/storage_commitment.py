@@ -28,7 +28,7 @@ from dicomtwist.archive.storage.types import InvalidUID, check_uids
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.status import Status
-from dicomtwist.errors import DataSetError, DICOMError, ExecutorFull, NoPresentationContext, loggable
+from dicomtwist.errors import DataSetError, DICOMError, ExecutorFull, NoPresentationContext, Refused, loggable
 from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.presentation import build_context, build_role
 from dicomtwist.runtime.executors import Executor
@@ -57,12 +57,6 @@ FIRST_DELAY: Final = 10.0
 LONGEST_DELAY: Final = 600.0
 #: For how long a report is tried, in seconds.
 REPORT_FOR: Final = 24 * 3600.0
-
-
-class _Refused(Exception):
-    def __init__(self, status: int, comment: str) -> None:
-        super().__init__(comment)
-        self.status = Status(status, "N-ACTION", comment[:64])
 
 
 @dataclass(slots=True, eq=False)
@@ -162,7 +156,7 @@ class StorageCommitment:
         """
         try:
             await self._take(event)
-        except _Refused as error:
+        except Refused as error:
             return error.status
         except ExecutorFull as error:
             self.log.error("a storage commitment was not taken: {error}", error=loggable(error))
@@ -176,11 +170,11 @@ class StorageCommitment:
 
     async def _take(self, event: evt.ActionEvent) -> None:
         if event.action_type != 1:
-            raise _Refused(codes.NO_SUCH_ACTION, "the Action Type ID is not 1")
+            raise Refused(codes.NO_SUCH_ACTION, "the Action Type ID is not 1", "N-ACTION")
         if event.sop_instance_uid != StorageCommitmentPushModelInstance:
-            raise _Refused(codes.NO_SUCH_SOP_INSTANCE, "not the well-known SOP Instance")
+            raise Refused(codes.NO_SUCH_SOP_INSTANCE, "not the well-known SOP Instance", "N-ACTION")
         if self.unreported >= MAX_TRANSACTIONS:
-            raise _Refused(codes.RESOURCE_LIMITATION, "too many storage commitments are under way")
+            raise Refused(codes.RESOURCE_LIMITATION, "too many storage commitments are under way", "N-ACTION")
         requestor = event.assoc.requestor.ae_title
         transaction, digest = await self._executor.run(_parse, event, requestor, self._clock())
         pending = _Pending(transaction.uid, requestor, transaction.received, digest, assoc=event.assoc)
@@ -384,27 +378,27 @@ def _parse(event: evt.ActionEvent, requestor: str, received: float) -> tuple[Tra
     """
     Return what is asked for, and its digest; in a thread.
 
-    :raises _Refused: it is no request for commitment.
+    :raises Refused: it is no request for commitment.
     """
     try:
         information = event.action_information
         uid = str(information.get("TransactionUID") or "")
         items: Sequence[Dataset] = information.get("ReferencedSOPSequence") or ()
         if len(items) > MAX_REFERENCES:
-            raise _Refused(codes.RESOURCE_LIMITATION, f"more than {MAX_REFERENCES} instances")
+            raise Refused(codes.RESOURCE_LIMITATION, f"more than {MAX_REFERENCES} instances", "N-ACTION")
         references = tuple(
             Reference(str(item.get("ReferencedSOPClassUID") or ""), str(item.get("ReferencedSOPInstanceUID") or ""))
             for item in items
         )
     except DataSetError as error:
-        raise _Refused(codes.PROCESSING_FAILURE, "the Action Information cannot be read") from error
+        raise Refused(codes.PROCESSING_FAILURE, "the Action Information cannot be read", "N-ACTION") from error
     if not references:
-        raise _Refused(codes.INVALID_ARGUMENT_VALUE, "the Referenced SOP Sequence is missing or empty")
+        raise Refused(codes.INVALID_ARGUMENT_VALUE, "the Referenced SOP Sequence is missing or empty", "N-ACTION")
     try:
         check_uids(uid)
         for reference in references:
             check_uids(*reference)
     except InvalidUID as error:
-        raise _Refused(codes.INVALID_ARGUMENT_VALUE, "a UID is missing or is none") from error
+        raise Refused(codes.INVALID_ARGUMENT_VALUE, "a UID is missing or is none", "N-ACTION") from error
     transaction = Transaction(uid, requestor, received, references)
     return transaction, transaction.digest
