@@ -24,6 +24,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from dicomtwist.runtime.backoff import Backoff
+
 __all__ = ["Place", "Workers", "worker_command"]
 
 #: How many workers there may be.
@@ -31,6 +33,7 @@ MAX_WORKERS: Final = 64
 #: The time before a worker that ended is replaced, in seconds: at first, and at the most; it doubles.
 FIRST_DELAY: Final = 0.5
 LONGEST_DELAY: Final = 60.0
+_BACKOFF: Final = Backoff(FIRST_DELAY, LONGEST_DELAY)
 #: A worker that worked for so long, in seconds, is replaced after the first delay again.
 STEADY: Final = 60.0
 #: How much longer than the associations that it finishes a worker may take to stop, in seconds; then it is killed.
@@ -210,7 +213,8 @@ class Workers:
         self._grace = grace
         self._clean_up = clean_up
         self._workers: dict[int, _Worker] = {}
-        self._delays = dict.fromkeys(self._places, FIRST_DELAY)
+        # How often each has ended in a row without having worked for long.
+        self._failures = dict.fromkeys(self._places, 0)
         self._waiting: dict[int, Any] = {}
         self._cleaning: dict[int, Deferred[Any]] = {}
         self._running = False
@@ -287,7 +291,7 @@ class Workers:
             log = self.log.info if clean else self.log.error
             log("worker {number}, process {pid}, ended {how}", number=number, pid=worker.pid, how=how)
         if worker.ready_since is not None and self.reactor.seconds() - worker.ready_since >= STEADY:
-            self._delays[number] = FIRST_DELAY
+            self._failures[number] = 0
         cleaning = succeed(None) if clean else self._clean_up(self._places[number].name)
         cleaning.addErrback(lambda why: self.log.failure("after the end of worker {number}", why, number=number))
         self._cleaning[number] = cleaning.addCallback(lambda _: self._replace(number))
@@ -295,8 +299,8 @@ class Workers:
     def _replace(self, number: int) -> None:
         self._cleaning.pop(number, None)
         if self._running:
-            delay = self._delays[number]
-            self._delays[number] = min(2 * delay, LONGEST_DELAY)
+            self._failures[number] += 1
+            delay = _BACKOFF(self._failures[number])
             self._waiting[number] = self.reactor.callLater(delay, self._start, number)
 
     def _start(self, number: int) -> None:

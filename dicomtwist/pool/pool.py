@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from random import random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
-from twisted.application.internet import backoffPolicy
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
@@ -27,6 +27,7 @@ from dicomtwist.errors import AssociationTimeout, PoolFull, PoolStopped, PoolTim
 from dicomtwist.pool.lease import Lease, Slot, current_lease
 from dicomtwist.pool.retry import Call, Connecting, RereadableFile, Waiter, is_transient, may_repeat
 from dicomtwist.presentation import PresentationContext
+from dicomtwist.runtime.backoff import Backoff
 from dicomtwist.ul.ae_title import check_ae_title
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ MAX_WAITING: Final = 1000
 
 #: How long to wait after the first, second, ... failure in a row: about 1, 2, 4, 8, 16 and then 30 seconds, and up to one
 #: more at random, so that many clients of a peer that comes back do not come all at once.
-DEFAULT_RETRY_POLICY: Final = backoffPolicy(initialDelay=0.5, maxDelay=30.0, factor=2.0)
+DEFAULT_RETRY_POLICY: Final[Callable[[int], float]] = Backoff(first=1.0, longest=30.0, jitter=random)
 
 
 class AssociationPool(Service):
@@ -65,7 +66,7 @@ class AssociationPool(Service):
     :param timeout: how many seconds an operation may wait and be tried again; ``None`` for ever. One that is under way is
         not cut off: it has the timeouts of the AE.
     :param retry_policy: how many seconds to wait after so many failures in a row, such as
-        ``twisted.application.internet.backoffPolicy(...)``.
+        :class:`dicomtwist.runtime.backoff.Backoff` or ``twisted.application.internet.backoffPolicy(...)``.
     :param grace: how many seconds operations may go on when the pool is stopped; ``None`` for ever.
     :raises ValueError: an argument is wrong.
     :raises TypeError: an argument is of a wrong type.

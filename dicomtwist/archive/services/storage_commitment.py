@@ -31,6 +31,7 @@ from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DataSetError, DICOMError, ExecutorFull, NoPresentationContext, Refused, loggable
 from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.presentation import build_context, build_role
+from dicomtwist.runtime.backoff import Backoff
 from dicomtwist.runtime.executors import Executor
 from dicomtwist.scp.dispatch import Provided
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
@@ -55,6 +56,7 @@ PAUSE: Final = 1.0
 #: The time between two attempts to report, in seconds: at first, and at the most; it doubles.
 FIRST_DELAY: Final = 10.0
 LONGEST_DELAY: Final = 600.0
+_BACKOFF: Final = Backoff(FIRST_DELAY, LONGEST_DELAY)
 #: For how long a report is tried, in seconds.
 REPORT_FOR: Final = 24 * 3600.0
 
@@ -223,7 +225,7 @@ class StorageCommitment:
     async def _see_through(self, pending: _Pending) -> None:
         """Check, report, and report again."""
         await self._wait(pending, PAUSE)
-        delay = FIRST_DELAY
+        failures = 0
         while True:
             try:
                 await self._checked(pending)
@@ -242,8 +244,8 @@ class StorageCommitment:
                     peer=pending.requestor,
                 )
                 break
-            await self._wait(pending, delay)
-            delay = min(2 * delay, LONGEST_DELAY)
+            failures += 1
+            await self._wait(pending, _BACKOFF(failures))
         await self._executor.run_admitted(self._transactions.remove, pending.name)
         self._forget(pending)
 

@@ -26,6 +26,7 @@ from dicomtwist import (
 )
 from dicomtwist.part10 import NotDicomFile
 from dicomtwist.pool.retry import is_transient
+from dicomtwist.runtime.backoff import Backoff
 from dicomtwist.runtime.executors import Executor
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.tools.client import together
@@ -42,7 +43,9 @@ SCANNERS = 2
 #: How many associations may end without having had anything stored, one after the other, before it is given up.
 MAX_FRUITLESS = 3
 #: How long to wait for a peer that is gone, after it has stored something: before each further attempt, in seconds.
-RECONNECT_DELAYS = (1.0, 2.0, 4.0, 8.0, 16.0)
+RECONNECT_DELAYS = Backoff(first=1.0, longest=16.0)
+#: The number of these attempts in a row.
+MAX_RECONNECTS = 5
 
 
 class Report(Protocol):
@@ -327,9 +330,9 @@ class Sender:
         if self._ways or self._stopping or (self._reconnects is None and self._senders > 1):
             return False
         cause = cause_of(error, self._connection)
-        if self._reconnects is not None and self._reconnects < len(RECONNECT_DELAYS) and is_transient(error):
-            seconds = RECONNECT_DELAYS[self._reconnects]
+        if self._reconnects is not None and self._reconnects < MAX_RECONNECTS and is_transient(error):
             self._reconnects += 1
+            seconds = RECONNECT_DELAYS(self._reconnects)
             self._report.waiting(cause, seconds)
             return await self._pause(seconds)
         self.cause = cause

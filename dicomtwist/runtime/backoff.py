@@ -1,0 +1,45 @@
+"""
+Back-off: how long to wait before the next attempt, after so many failures in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["Backoff"]
+
+#: The power beyond which a delay is not computed; the longest one is reached long before.
+_MOST: Final = 100
+
+
+def _no_jitter() -> float:
+    return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """
+    Delays that grow with each failure. It is a function of the number of failures and of *jitter*, and knows no clock.
+
+    :ivar first: the delay after the first failure, in seconds.
+    :ivar longest: the longest delay before jitter, in seconds.
+    :ivar factor: each delay is so many times the one before.
+    :ivar jitter: returns the seconds to add to a delay, such as ``random.random``, so that many clients of a peer that comes
+        back do not come all at once; 0 by default.
+    :raises ValueError: a delay is negative or *longest* is below *first*, or *factor* is below 1.
+    """
+
+    first: float
+    longest: float
+    factor: float = 2.0
+    jitter: Callable[[], float] = _no_jitter
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first <= self.longest or self.factor < 1:
+            raise ValueError(f"{self.first} to {self.longest} s, times {self.factor}: delays do not become shorter")
+
+    def __call__(self, failures: int) -> float:
+        """Return the delay after *failures* failures in a row, 1 or more, in seconds."""
+        return min(self.first * self.factor ** min(max(failures - 1, 0), _MOST), self.longest) + self.jitter()
