@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dicomtwist.sop_class import check_uid
 from dicomtwist.ul.ae_title import check_ae_title
 from dicomtwist.ul.framing import DEFAULT_MAX_LENGTH
 
@@ -140,6 +139,13 @@ def _version_name(name: str, value: Any) -> str | None:
     return value
 
 
+def _class_uid(name: str, value: Any) -> str:
+    # Imported here: it needs pydicom, which the defaults alone, as the options of a command show them, do not.
+    from dicomtwist.sop_class import check_uid
+
+    return check_uid(value, "the Implementation Class UID")
+
+
 def _titles(name: str, value: Any) -> list[str]:
     if isinstance(value, str | bytes):
         # As one title, the empty one for any: iterating over its characters is not what anybody means.
@@ -149,7 +155,7 @@ def _titles(name: str, value: Any) -> list[str]:
 
 _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "ae_title": lambda name, value: check_ae_title(value),
-    "implementation_class_uid": lambda name, value: check_uid(value, "the Implementation Class UID"),
+    "implementation_class_uid": _class_uid,
     "implementation_version_name": _version_name,
     "acse_timeout": _seconds,
     "dimse_timeout": _seconds,

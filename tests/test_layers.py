@@ -88,15 +88,12 @@ ROOMS = (
     Room(("daemon/",), ("Twisted",)),
     Room(
         (
-            "tools/query/keys.py",
+            "tools/query/",
             "tools/display/",
             "tools/",
-            "tools/query/",
             "tools/files/",
+            "tools/operations/",
             "tools/commands/",
-            "tools/cli.py",
-            "tools/__init__.py",
-            "tools/__main__.py",
         ),
         ("Twisted", "pydicom", "pyOpenSSL", "click", "tqdm"),
     ),

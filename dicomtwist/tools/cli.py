@@ -1,25 +1,57 @@
 """
-The ``dicomtwist`` command and its subcommands.
+The ``dicomtwist`` command and the table of its subcommands.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Final
+
 import click
 
-import dicomtwist as package
-from dicomtwist.tools.commands.commit import commit
-from dicomtwist.tools.commands.diagnose import diagnose
-from dicomtwist.tools.commands.dump import dump_association
-from dicomtwist.tools.commands.echo import echo
-from dicomtwist.tools.commands.find import find, worklist
-from dicomtwist.tools.commands.retrieve import get, move
-from dicomtwist.tools.commands.store import store
+from dicomtwist import __version__
 
-COMMANDS: tuple[click.Command, ...] = (echo, store, find, get, move, worklist, commit, dump_association, diagnose)
+#: The subcommands: their names, their modules in :mod:`dicomtwist.tools.commands`, and a line of help for each.
+COMMANDS: Final = {
+    "commit": ("commit", "Ask a peer to answer for instances (storage commitment)."),
+    "diagnose": ("diagnose", "Find out why it does not work."),
+    "dump-association": ("dump", "Show what a peer accepts of what is proposed."),
+    "echo": ("echo", "Ask whether a peer is there (C-ECHO)."),
+    "find": ("find", "Ask what there is (C-FIND)."),
+    "get": ("retrieve", "Fetch what a peer has (C-GET)."),
+    "move": ("retrieve", "Have a peer send what it has to an AE (C-MOVE)."),
+    "store": ("store", "Send files and folders (C-STORE)."),
+    "worklist": ("find", "Ask what is scheduled (C-FIND on a Modality Worklist)."),
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package.__version__, prog_name="dicomtwist")
+def load_command(name: str) -> click.Command:
+    """Import the subcommand *name* and return it."""
+    module = import_module(f"dicomtwist.tools.commands.{COMMANDS[name][0]}")
+    command: click.Command = getattr(module, name.replace("-", "_"))
+    return command
+
+
+class LazyGroup(click.Group):
+    """
+    A group that imports a subcommand when it is invoked or its options are completed.
+
+    The names and the lines of help come from :data:`COMMANDS`, so that the help of the group and the completion of a
+    subcommand's name import none of them.
+    """
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the subcommand that *args* name, imported."""
+        name, placeholder, rest = super().resolve_command(ctx, args)
+        if name is None or placeholder is None:
+            return name, placeholder, rest
+        return name, load_command(name), rest
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="dicomtwist")
 def dicomtwist() -> None:
     """
     Ask DICOM peers for services.
@@ -31,5 +63,5 @@ def dicomtwist() -> None:
     """
 
 
-for _command in COMMANDS:
-    dicomtwist.add_command(_command)
+for _name, (_module, _help) in COMMANDS.items():
+    dicomtwist.add_command(click.Command(_name, short_help=_help))

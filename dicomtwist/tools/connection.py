@@ -8,11 +8,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import click
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from dicomtwist import AE, Association, AsyncOperationsWindow, PresentationContext, UserIdentity
+from dicomtwist.endpoints import EndpointError, client_tls_options
 from dicomtwist.evt import HandlerTuple
+from dicomtwist.settings import Settings
+from dicomtwist.tools.user_identity import identity_from_options
 from dicomtwist.transport.peer_address import Peer
 
 
@@ -84,3 +88,78 @@ class Connection:
             tls_args=self.tls_args,
             evt_handlers=handlers,
         )
+
+
+def make_connection(values: dict[str, Any]) -> Connection:
+    """
+    Return what the options in *values* say.
+
+    :raises click.UsageError: they contradict each other, or a file that they name cannot be used.
+    """
+    from twisted.internet import reactor
+
+    peer: Peer = values["peer"]
+    settings = {
+        "maximum_pdu_size": values["max_pdu"],
+        "connection_timeout": values["connect_timeout"],
+        "acse_timeout": values["acse_timeout"],
+        "dimse_timeout": values["dimse_timeout"],
+        "network_timeout": values["network_timeout"],
+    }
+    try:
+        Settings(**settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    try:
+        endpoint = peer.endpoint(reactor)
+    except EndpointError as error:
+        raise click.UsageError(f"PEER: {error}") from None
+    return Connection(
+        peer=peer,
+        calling=values["calling"],
+        endpoint=endpoint,
+        tls_args=_tls_args(peer, values),
+        identity=identity_from_options(values),
+        settings=settings,
+        async_ops=values["async_ops"],
+        associations=values["associations"],
+    )
+
+
+#: The options of TLS by what an endpoint string calls them.
+_TLS_NAMES = {
+    "trustRoots": "--tls-roots",
+    "privateKey": "--tls-key",
+    "certKey": "--tls-certificate",
+    "extraCertChain": "--tls-chain",
+    "crl": "--tls-crl",
+    "profile": "--tls-profile",
+    "hostname": "--tls-hostname",
+}
+
+
+def _tls_args(peer: Peer, values: dict[str, Any]) -> Any:
+    wanted = [name for name in values if name.startswith("tls") and values[name]]
+    if not wanted:
+        return None
+    if peer.secure:
+        option = wanted[0].replace("_", "-")
+        raise click.UsageError(f"--{option} has no place beside an endpoint string that brings TLS of its own")
+    hostname = values["tls_hostname"] or peer.host
+    if not hostname:
+        raise click.UsageError(
+            "--tls-hostname is missing: without a host nobody knows whom the certificate is to be for"
+        )
+    try:
+        return client_tls_options(
+            hostname,
+            values["tls_roots"],
+            values["tls_key"],
+            values["tls_certificate"],
+            crl=values["tls_crl"],
+            extra_chain=values["tls_chain"],
+            profile=values["tls_profile"] or "bcp195",
+        )
+    except EndpointError as error:
+        option = _TLS_NAMES.get(error.option or "", "--tls")
+        raise click.UsageError(f"{option}: {str(error).removeprefix(f'{error.option}: ')}") from None

@@ -6,21 +6,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
 
-from dicomtwist import UserIdentity, check_ae_title
-from dicomtwist.endpoints import PROFILES, EndpointError, client_tls_options
 from dicomtwist.settings import Settings
-from dicomtwist.tools import user_identity as identities
-from dicomtwist.tools.connection import Connection
-from dicomtwist.tools.contexts import names_like, sop_classes_named
-from dicomtwist.tools.display.console import QUIET, Output
-from dicomtwist.transport.peer_address import Peer, parse_peer
+from dicomtwist.ul.ae_title import check_ae_title
 
-_DEFAULTS = Settings()
+if TYPE_CHECKING:
+    from dicomtwist.transport.peer_address import Peer
+
+#: The defaults of the settings of an AE.
+_DEFAULTS: Final = {field.name: field.default for field in fields(Settings)}
+#: The names of the TLS profiles in :data:`dicomtwist.endpoints.PROFILES`.
+TLS_PROFILES: Final = ("bcp195", "bcp195-nd")
 
 #: How long to wait for a TCP connection unless told otherwise, in seconds.
 CONNECT_TIMEOUT = 15.0
@@ -95,57 +96,80 @@ def own_option(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]],
     return click.option(*names, cls=Option, group=Command.own_group, **attributes)
 
 
-# --- what the values are
+# --- the types of values
 
 
-class PeerType(click.ParamType[Peer]):
+T = TypeVar("T")
+
+
+class ValueType(click.ParamType[T]):
+    """
+    The base of the types of values: text that :meth:`parse` turns into a value.
+
+    Shell completion takes the text as it is. Most values need Twisted or pydicom to be parsed, which would take longer
+    than the completion itself.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
+        """Return the value of an argument or option."""
+        if not isinstance(value, str) or (ctx is not None and ctx.resilient_parsing):
+            return cast(T, value)
+        try:
+            return self.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+    def parse(self, text: str) -> T:
+        """
+        Return the value that *text* means.
+
+        :raises ValueError: it means none; the error says what to write.
+        """
+        raise NotImplementedError
+
+
+class PeerType(ValueType["Peer"]):
     """``[AET@]host:port`` or ``[AET@]endpoint-string``."""
 
     name = "peer"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Peer:
-        """Return the peer that is meant."""
-        if isinstance(value, Peer):
-            return value
-        try:
-            return parse_peer(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+    def parse(self, text: str) -> Peer:
+        """Return the peer that *text* names."""
+        from dicomtwist.transport.peer_address import parse_peer
+
+        return parse_peer(text)
 
 
-class TitleType(click.ParamType[str]):
+class TitleType(ValueType[str]):
     """An AE title."""
 
     name = "title"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the title, checked."""
-        try:
-            return check_ae_title(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+    def parse(self, text: str) -> str:
+        """Return the title."""
+        return check_ae_title(text)
 
 
-class SecondsType(click.ParamType["float | None"]):
+class SecondsType(ValueType["float | None"]):
     """A time, or ``none`` for no limit."""
 
     name = "seconds"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+    def parse(self, text: str) -> float | None:
         """Return the seconds, ``None`` for no limit."""
-        if value == "none":
+        if text == "none":
             return None
         try:
-            seconds = float(value)
+            seconds = float(text)
         except ValueError:
             seconds = -1.0
         if not 0 < seconds < float("inf"):
-            self.fail(f"{value!r} is not a time: seconds above 0, or none", param, ctx)
+            raise ValueError(f"{text!r} is not a time: write a number of seconds above 0, or none for no limit")
         return seconds
 
 
 class FileType(click.ParamType[str]):
-    """The name of a file, which who needs it opens and complains of; here it is only for completion."""
+    """The name of a file. The shell completes it; the code that opens the file reports what is wrong with it."""
 
     name = "file"
 
@@ -154,22 +178,38 @@ class FileType(click.ParamType[str]):
         return [CompletionItem(incomplete, type="file")]
 
 
-class SOPClassType(click.ParamType[str]):
-    """A SOP Class by its keyword or UID, or a group of them."""
+class SOPClassType(ValueType[str]):
+    """A SOP Class by its keyword or UID, or a group of SOP Classes."""
 
     name = "sop_class"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name, checked."""
-        try:
-            sop_classes_named(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        return str(value)
+    def parse(self, text: str) -> str:
+        """Return the name, after a check that it names a SOP Class."""
+        from dicomtwist.tools.contexts import sop_classes_named
+
+        sop_classes_named(text)
+        return text
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the groups and keywords that begin so."""
+        """Return the groups and keywords that begin with *incomplete*."""
+        from dicomtwist.tools.contexts import names_like
+
         return [CompletionItem(name) for name in names_like(incomplete)]
+
+
+class ListenType(ValueType[str]):
+    """A port to listen at, or the endpoint string of a server."""
+
+    name = "listen"
+
+    def parse(self, text: str) -> str:
+        """Return the text, after a check that a server can be made from it."""
+        from twisted.internet import reactor
+
+        from dicomtwist.endpoints import server_endpoint
+
+        server_endpoint(reactor, text)
+        return text
 
 
 def _no_secret(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -224,7 +264,7 @@ def _tls_options() -> list[Callable[..., Any]]:
         file("--tls-chain", help="More certificates between ours and the root."),
         file("--tls-crl", help="Revocation list of the CA that signs the peer's certificate."),
         tls("--tls-hostname", metavar="NAME", help="Whom the peer's certificate is for, where that is not its host."),
-        tls("--tls-profile", type=click.Choice(list(PROFILES)), help="Cipher suites; bcp195 by default."),
+        tls("--tls-profile", type=click.Choice(TLS_PROFILES), help="Cipher suites; bcp195 by default."),
     ]
 
 
@@ -232,7 +272,7 @@ def _options() -> list[Callable[..., Any]]:
     connection = functools.partial(_connection_option, show_default=True)
     seconds = functools.partial(connection, type=SecondsType(), metavar="SECONDS|none")
     return [
-        connection("--calling", type=TitleType(), default=_DEFAULTS.ae_title, metavar="TITLE", help="Our AE title."),
+        connection("--calling", type=TitleType(), default=_DEFAULTS["ae_title"], metavar="TITLE", help="Our AE title."),
         connection(
             "--associations",
             type=click.IntRange(1, MAX_ASSOCIATIONS),
@@ -250,18 +290,20 @@ def _options() -> list[Callable[..., Any]]:
         connection(
             "--max-pdu",
             type=click.IntRange(0, 2**32 - 1),
-            default=_DEFAULTS.maximum_pdu_size,
+            default=_DEFAULTS["maximum_pdu_size"],
             metavar="BYTES",
             help="Longest P-DATA-TF that we take; 0 for no limit.",
         ),
         seconds("--connect-timeout", default=f"{CONNECT_TIMEOUT:g}", help="For the TCP connection to be made."),
         seconds(
-            "--acse-timeout", default=f"{_DEFAULTS.acse_timeout:g}", help="For TLS, and the association's answers."
+            "--acse-timeout", default=f"{_DEFAULTS['acse_timeout']:g}", help="For TLS, and the association's answers."
         ),
-        seconds("--dimse-timeout", default=f"{_DEFAULTS.dimse_timeout:g}", help="For an answer to come or to go on."),
+        seconds(
+            "--dimse-timeout", default=f"{_DEFAULTS['dimse_timeout']:g}", help="For an answer to come or to go on."
+        ),
         seconds(
             "--network-timeout",
-            default=f"{_DEFAULTS.network_timeout:g}",
+            default=f"{_DEFAULTS['network_timeout']:g}",
             help="For anything to come while nothing is under way.",
         ),
         *_tls_options(),
@@ -293,6 +335,9 @@ def connects(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapper(*, verbose: int, quiet: bool, as_json: bool, **values: Any) -> Any:
+        from dicomtwist.tools.connection import make_connection
+        from dicomtwist.tools.display.console import QUIET, Output
+
         if verbose and quiet:
             raise click.UsageError("-v and -q contradict each other")
         own = {name: value for name, value in values.items() if name not in _TAKEN}
@@ -303,110 +348,3 @@ def connects(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_options()):
         decorated = option(decorated)
     return click.argument("peer", type=PeerType())(decorated)
-
-
-def make_connection(values: dict[str, Any]) -> Connection:
-    """
-    Return what the options in *values* say.
-
-    :raises click.UsageError: they contradict each other, or a file that they name cannot be used.
-    """
-    from twisted.internet import reactor
-
-    peer: Peer = values["peer"]
-    settings = {
-        "maximum_pdu_size": values["max_pdu"],
-        "connection_timeout": values["connect_timeout"],
-        "acse_timeout": values["acse_timeout"],
-        "dimse_timeout": values["dimse_timeout"],
-        "network_timeout": values["network_timeout"],
-    }
-    try:
-        Settings(**settings)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    try:
-        endpoint = peer.endpoint(reactor)
-    except EndpointError as error:
-        raise click.UsageError(f"PEER: {error}") from None
-    return Connection(
-        peer=peer,
-        calling=values["calling"],
-        endpoint=endpoint,
-        tls_args=_tls_args(peer, values),
-        identity=_identity(values),
-        settings=settings,
-        async_ops=values["async_ops"],
-        associations=values["associations"],
-    )
-
-
-#: The options of TLS by what an endpoint string calls them.
-_TLS_NAMES = {
-    "trustRoots": "--tls-roots",
-    "privateKey": "--tls-key",
-    "certKey": "--tls-certificate",
-    "extraCertChain": "--tls-chain",
-    "crl": "--tls-crl",
-    "profile": "--tls-profile",
-    "hostname": "--tls-hostname",
-}
-
-
-def _tls_args(peer: Peer, values: dict[str, Any]) -> Any:
-    wanted = [name for name in values if name.startswith("tls") and values[name]]
-    if not wanted:
-        return None
-    if peer.secure:
-        option = wanted[0].replace("_", "-")
-        raise click.UsageError(f"--{option} has no place beside an endpoint string that brings TLS of its own")
-    hostname = values["tls_hostname"] or peer.host
-    if not hostname:
-        raise click.UsageError(
-            "--tls-hostname is missing: without a host nobody knows whom the certificate is to be for"
-        )
-    try:
-        return client_tls_options(
-            hostname,
-            values["tls_roots"],
-            values["tls_key"],
-            values["tls_certificate"],
-            crl=values["tls_crl"],
-            extra_chain=values["tls_chain"],
-            profile=values["tls_profile"] or "bcp195",
-        )
-    except EndpointError as error:
-        option = _TLS_NAMES.get(error.option or "", "--tls")
-        raise click.UsageError(f"{option}: {str(error).removeprefix(f'{error.option}: ')}") from None
-
-
-def _identity(values: dict[str, Any]) -> UserIdentity | None:
-    kinds = {"jwt_file": identities.JWT, "kerberos_file": identities.KERBEROS, "saml_file": identities.SAML}
-    given = [name for name in ("user", *kinds) if values[name] is not None]
-    if len(given) > 1:
-        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise click.UsageError(f"{names} contradict each other: an association has one user")
-    option = "password_file" if given in ([], ["user"]) else given[0]
-    try:
-        if values["user"] is not None:
-            return identities.username(values["user"], _password(values))
-        if values["password_file"] is not None or values["no_password"]:
-            raise click.UsageError("--user is missing")
-        return identities.token(kinds[given[0]], _token(values, given[0])) if given else None
-    except identities.SecretError as error:
-        raise click.UsageError(f"--{option.replace('_', '-')}: {error}") from None
-
-
-def _token(values: dict[str, Any], name: str) -> bytes:
-    # A Kerberos ticket is binary, a line break at its end may be part of it.
-    return identities.read_secret(values[name], is_text=name != "kerberos_file")
-
-
-def _password(values: dict[str, Any]) -> bytes | None:
-    if values["no_password"]:
-        if values["password_file"] is not None:
-            raise click.UsageError("--password-file and --no-password contradict each other")
-        return None
-    if values["password_file"] is not None:
-        return identities.read_secret(values["password_file"], is_text=True)
-    return identities.ask_password(values["user"])

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import getpass
 import sys
+from typing import Any
+
+import click
 
 from dicomtwist import UserIdentity
 
@@ -71,3 +74,40 @@ def username(user: str, password: bytes | None) -> UserIdentity:
 def token(kind: int, data: bytes) -> UserIdentity:
     """Return the identity that a ticket, assertion or token says."""
     return UserIdentity(kind, data, response_requested=True)
+
+
+def identity_from_options(values: dict[str, Any]) -> UserIdentity | None:
+    """
+    Return the user identity that the options in *values* describe, ``None`` if they name no user.
+
+    :raises click.UsageError: the options contradict each other, or a secret cannot be read.
+    """
+    kinds = {"jwt_file": JWT, "kerberos_file": KERBEROS, "saml_file": SAML}
+    given = [name for name in ("user", *kinds) if values[name] is not None]
+    if len(given) > 1:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(f"{names} contradict each other: an association has one user")
+    option = "password_file" if given in ([], ["user"]) else given[0]
+    try:
+        if values["user"] is not None:
+            return username(values["user"], _password(values))
+        if values["password_file"] is not None or values["no_password"]:
+            raise click.UsageError("--user is missing")
+        return token(kinds[given[0]], _token(values, given[0])) if given else None
+    except SecretError as error:
+        raise click.UsageError(f"--{option.replace('_', '-')}: {error}") from None
+
+
+def _token(values: dict[str, Any], name: str) -> bytes:
+    # A Kerberos ticket is binary, a line break at its end may be part of it.
+    return read_secret(values[name], is_text=name != "kerberos_file")
+
+
+def _password(values: dict[str, Any]) -> bytes | None:
+    if values["no_password"]:
+        if values["password_file"] is not None:
+            raise click.UsageError("--password-file and --no-password contradict each other")
+        return None
+    if values["password_file"] is not None:
+        return read_secret(values["password_file"], is_text=True)
+    return ask_password(values["user"])

@@ -5,6 +5,13 @@ from __future__ import annotations
 import os
 import sys
 
+from twisted.trial.unittest import SynchronousTestCase
+
+from dicomtwist.archive.storage.types import Durability
+from dicomtwist.endpoints import PROFILES
+from dicomtwist.tools.cli import COMMANDS, dicomtwist, load_command
+from dicomtwist.tools.commands.retrieve import DURABILITIES
+from dicomtwist.tools.options import TLS_PROFILES, Command
 from tests import peers
 from tests.documentation import DOCS, blocks
 from tests.tools.common import Terminal, ToolTestCase
@@ -152,3 +159,54 @@ class Protocol(ToolTestCase):
         """Nothing is offered, and nothing goes wrong: not for a mistake that stands before it either."""
         for line in ("echo 127.0.0.1", "find -k ", "find -k Nonsense", "echo --async-ops x --tls-hostname "):
             self.assertEqual(await self.ask("bash", f"dicomtwist {line}"), [], line)
+
+
+#: Completes a line and prints the imported packages that make the import slow; argv: the line.
+COMPLETE = """
+import os, sys
+line = sys.argv[1]
+os.environ.update(_DICOMTWIST_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=str(line.count(" ")))
+from dicomtwist.tools import main
+try:
+    main()
+except SystemExit:
+    print("imported:", *sorted({"OpenSSL", "pydicom", "twisted"} & {*sys.modules}))
+"""
+
+
+class Imports(ToolTestCase):
+    """A press of the Tab key imports no more than it needs: the time that it takes is the time of the imports."""
+
+    async def test_completion_is_light(self) -> None:
+        for line, imported in (
+            ("dicomtwist ", ""),
+            ("dicomtwist st", ""),
+            ("dicomtwist --h", ""),
+            *((f"dicomtwist {name} --", "") for name in COMMANDS),
+            ("dicomtwist echo PACS@pacs:104 --tls-", ""),
+            ("dicomtwist find -k PatientID=1 --level ", ""),
+            ("dicomtwist commit --listen 104 --wait 1 ", ""),
+            ("dicomtwist worklist --date today --mod", ""),
+            ("dicomtwist find -k AccessionN", "pydicom"),
+            ("dicomtwist get --sop-class CTIm", "pydicom"),
+        ):
+            result = await peers.run(sys.executable, "-c", COMPLETE, line, timeout=120)
+            self.assertEqual((result.code, result.stderr), (0, b""), result.text)
+            self.assertEqual(result.stdout.decode().splitlines()[-1].split()[1:], imported.split(), line)
+
+
+class Names(SynchronousTestCase):
+    """What completion and help offer without an import is what there is."""
+
+    def test_subcommands(self) -> None:
+        self.assertEqual(list(COMMANDS), sorted(COMMANDS))
+        for name, (_, words) in COMMANDS.items():
+            command = load_command(name)
+            self.assertIsInstance(command, Command)
+            self.assertEqual(command.name, name)
+            self.assertEqual(dicomtwist.commands[name].get_short_help_str(100), words)
+        self.assertEqual(set(dicomtwist.commands), set(COMMANDS))
+
+    def test_values(self) -> None:
+        self.assertEqual(TLS_PROFILES, tuple(PROFILES))
+        self.assertEqual(DURABILITIES, tuple(str(durability) for durability in Durability))

@@ -1,206 +1,24 @@
 """
-``dicomtwist dump-association``: what would be proposed to a peer, and what it accepts of it.
+``dicomtwist dump-association``: its options.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from dicomtwist import DEFAULT_TRANSFER_SYNTAXES, AssociationError, PresentationContext
-from dicomtwist.tools.connection import Connection
-from dicomtwist.tools.contexts import contexts_for, contexts_named, split
-from dicomtwist.tools.display.console import Output, plural, table
-from dicomtwist.tools.explain import Cause, cause_of
-from dicomtwist.tools.files.file_scanner import needs_of
-from dicomtwist.tools.interrupts import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts, run
-from dicomtwist.tools.options import Command, SOPClassType, connects, own_option
-from dicomtwist.tools.probe import Attempt, describe_contexts, describe_sides
+from dicomtwist.tools.commands.proposal_options import proposes
+from dicomtwist.tools.options import Command, connects
 
-#: The most presentation contexts that are proposed, over several associations.
-MAX_PROPOSED = 16_384
-
-
-def proposes(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a subcommand the options that say what to propose, and files whose needs are proposed."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        each = own_option("--each-syntax", is_flag=True, help="One context for each transfer syntax that there is.")
-        propose = own_option(
-            "--propose",
-            type=SOPClassType(),
-            multiple=True,
-            metavar="WHAT",
-            help=f"A SOP Class (CTImageStorage, or a UID) or a group (storage, query, worklist, verification ...); may be"
-            f" given more than once.  [default: {default}]",
-        )
-        paths = click.argument("paths", nargs=-1, type=click.Path(exists=True))
-        return paths(propose(each(function)))
-
-    return decorate
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """What the options say is to be proposed."""
-
-    names: tuple[str, ...]
-    paths: tuple[str, ...]
-    each_syntax: bool
-
-    async def contexts(self, ae: Any, default: tuple[str, ...]) -> list[PresentationContext]:
-        """
-        Return the presentation contexts; the headers of files are read in a thread.
-
-        :raises ValueError: there are too many, or the files need none.
-        """
-        contexts: list[PresentationContext] = []
-        if self.paths:
-            ae.executors.acquire()
-            try:
-                needs = await ae.executors.retrieval.run(needs_of, self.paths, MAX_PROPOSED)
-            finally:
-                ae.executors.release()
-            if not needs:
-                raise ValueError("none of the files is a DICOM file")
-            contexts += contexts_for(needs)
-        names = self.names or (() if self.paths else default)
-        contexts += contexts_named(names, each_syntax=self.each_syntax)
-        if len(contexts) > MAX_PROPOSED:
-            raise ValueError(f"these are {len(contexts)} presentation contexts, {MAX_PROPOSED} is the most")
-        return contexts
-
-
-def syntaxes_in_words(uids: Sequence[str], names: Sequence[str]) -> str:
-    """Return transfer syntaxes for a table, in which there is no place for many of them."""
-    if set(uids) == set(DEFAULT_TRANSFER_SYNTAXES):
-        return "any uncompressed"
-    more = len(names) - 3
-    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
-
-
-def context_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """Return presentation contexts as a table, what was proposed beside what was answered."""
-    cells = [("ID", "SOP Class", "proposed", "answered")]
-    for row in rows:
-        answer = row["transfer_syntax_name"] if row["accepted"] else f"rejected: {row['answer']}"
-        proposed = syntaxes_in_words(row["proposed"], row["proposed_names"])
-        cells.append((row["id"], row["name"], proposed, answer))
-    return table(cells, "  ")
-
-
-def _side_lines(sides: dict[str, dict[str, Any]]) -> list[str]:
-    words = {
-        "maximum_pdu_length": "maximum PDU length",
-        "implementation_class_uid": "implementation class",
-        "implementation_version_name": "implementation version",
-        "operations_invoked": "operations invoked at once",
-        "operations_performed": "operations performed at once",
-        "roles": "roles",
-        "extended_negotiation": "extended negotiation",
-        "user_identity": "user identity",
-    }
-
-    def say(value: Any) -> str:
-        if isinstance(value, bool):
-            return "yes" if value else "no"
-        return ", ".join(value) or "none" if isinstance(value, list) else str(value)
-
-    rows = [("", "proposed", "answered")]
-    rows += [(text, say(sides["proposed"][key]), say(sides["answered"][key])) for key, text in words.items()]
-    return table(rows, "  ")
-
-
-async def _dump(connection: Connection, reactor: Any, output: Output, proposal: Proposal) -> int:
-    ae = connection.make_ae(reactor)
-    output.follow(ae)
-    rows: list[dict[str, Any]] = []
-    sides: dict[str, dict[str, Any]] | None = None
-    cause: Cause | None = None
-    established = 0
-    try:
-        contexts = await proposal.contexts(ae, ("verification", "storage"))
-        for part in split(contexts):
-            attempt = Attempt(connection, ae, part)
-            await attempt.make()
-            if attempt.association is not None and attempt.association.was_established:
-                established += 1
-                rows += describe_contexts(attempt.association)
-                sides = sides or describe_sides(attempt.association)
-            if attempt.error is not None:
-                cause = cause or cause_of(attempt.error, connection)
-                if attempt.association is None or not attempt.association.was_established:
-                    break
-            elif attempt.association is not None:
-                try:
-                    await attempt.association.release()
-                except AssociationError as error:
-                    output.note(f"not released: {error}")
-    except ValueError as error:
-        output.error(str(error))
-        return SOME_FAILED
-    finally:
-        await ae.shutdown()
-    accepted = sum(row["accepted"] for row in rows)
-    status = NO_ASSOCIATION if not established else ALL_WELL if accepted == len(contexts) else SOME_FAILED
-    _tell(connection, output, contexts, rows, sides, cause if not accepted else None, status)
-    return status
-
-
-def _tell(
-    connection: Connection,
-    output: Output,
-    contexts: list[PresentationContext],
-    rows: list[dict[str, Any]],
-    sides: dict[str, dict[str, Any]] | None,
-    cause: Cause | None,
-    status: int,
-) -> None:
-    accepted = sum(row["accepted"] for row in rows)
-    if sides is not None:
-        output.result(f"{connection.calling} and {connection.peer}", *_side_lines(sides))
-        output.result(f"{accepted} of {plural(len(contexts), 'presentation context')} accepted", *context_lines(rows))
-    else:
-        output.result(f"{plural(len(contexts), 'presentation context')} would be proposed by {connection.calling}")
-        output.result(
-            *table(
-                [
-                    (context.abstract_syntax and context.abstract_syntax.name, _syntaxes(context))
-                    for context in contexts
-                ],
-                "  ",
-            )
-        )
-    if cause is not None:
-        output.error(str(cause))
-    output.document(
-        {
-            "command": "dump-association",
-            "peer": str(connection.peer),
-            "exit_status": status,
-            "calling": connection.calling,
-            "called": connection.peer.title,
-            "sides": sides,
-            "contexts": rows,
-            "proposed": len(contexts),
-            "accepted": accepted,
-            "cause": cause and cause.document(),
-        }
-    )
-
-
-def _syntaxes(context: PresentationContext) -> str:
-    uids = context.transfer_syntax
-    return syntaxes_in_words(uids, [uid.name for uid in uids])
+if TYPE_CHECKING:
+    from dicomtwist.tools.connection import Connection
+    from dicomtwist.tools.display.console import Output
 
 
 @click.command(
     "dump-association",
     cls=Command,
-    short_help="Show what a peer accepts of what is proposed.",
     examples="""\
 What does it store?
   dicomtwist dump-association PACS@pacs.example.org:104
@@ -220,9 +38,7 @@ def dump_association(
     With PATHS, what these files and folders need is proposed. Where an association has no place for all presentation
     contexts, several are asked for, one after the other.
     """
-    proposal = Proposal(propose, paths, each_syntax)
+    from dicomtwist.tools.interrupts import run
+    from dicomtwist.tools.operations.dump import DumpAssociation, Proposal
 
-    async def main(reactor: Any, interrupts: Interrupts) -> int:
-        return await _dump(connection, reactor, output, proposal)
-
-    run(main, output)
+    run(DumpAssociation(connection, output, Proposal(propose, paths, each_syntax)).main, output)

@@ -1,141 +1,25 @@
 """
-``dicomtwist echo``: is the peer there?
+``dicomtwist echo``: the options of C-ECHO.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from dicomtwist import (
-    AssociationError,
-    NoPresentationContext,
-    NotEstablished,
-    PresentationContext,
-    Status,
-    build_context,
-)
-from dicomtwist.sop_class import Verification
-from dicomtwist.tools.client import together
-from dicomtwist.tools.connection import Connection
-from dicomtwist.tools.display.console import VERBOSE, Output, plural
-from dicomtwist.tools.explain import NO_ASSOCIATION_ERRORS, Cause, cause_of
-from dicomtwist.tools.interrupts import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts, run
 from dicomtwist.tools.options import Command, connects, own_option
 
+if TYPE_CHECKING:
+    from dicomtwist.tools.connection import Connection
+    from dicomtwist.tools.display.console import Output
+
 #: The most C-ECHOs on one association.
-MAX_ECHOES = 1_000_000
-
-
-def verification() -> PresentationContext:
-    """Return the presentation context of C-ECHO."""
-    return build_context(Verification)
-
-
-@dataclass
-class Answers:
-    """
-    What came of the C-ECHOs.
-
-    :ivar statuses: how often each status came.
-    :ivar fastest: the shortest time to an answer, in seconds, and the others likewise.
-    :ivar cause: why there was no association, for one at least.
-    :ivar error: what ended an association before its answers had come.
-    """
-
-    statuses: dict[int, int] = field(default_factory=dict)
-    fastest: float = float("inf")
-    slowest: float = 0.0
-    total: float = 0.0
-    associations: int = 0
-    cause: Cause | None = None
-    error: str = ""
-
-    @property
-    def count(self) -> int:
-        """How many answers there were."""
-        return sum(self.statuses.values())
-
-    def add(self, status: Status, seconds: float) -> None:
-        """Take an answer."""
-        self.statuses[int(status)] = self.statuses.get(int(status), 0) + 1
-        self.fastest, self.slowest = min(self.fastest, seconds), max(self.slowest, seconds)
-        self.total += seconds
-
-    @property
-    def exit_status(self) -> int:
-        """The exit status that they mean."""
-        if not self.associations:
-            return NO_ASSOCIATION
-        return SOME_FAILED if self.cause or self.error or set(self.statuses) != {0} else ALL_WELL
-
-
-async def _ask(connection: Connection, reactor: Any, output: Output, count: int) -> Answers:
-    answers = Answers()
-    ae = connection.make_ae(reactor)
-    output.follow(ae)
-
-    async def ask_over_one() -> None:
-        try:
-            assoc = await connection.associate(ae, [verification()])
-        except NO_ASSOCIATION_ERRORS as error:
-            answers.cause = cause_of(error, connection)
-            return
-        answers.associations += 1
-        try:
-            for number in range(1, count + 1):
-                asked = reactor.seconds()
-                status = await assoc.send_c_echo()
-                answers.add(status, reactor.seconds() - asked)
-                output.note(f"answer {number}: {status}", VERBOSE)
-            await assoc.release()
-        except (AssociationError, NotEstablished, NoPresentationContext) as error:
-            answers.error = str(error)
-
-    try:
-        await together(*(ask_over_one() for _ in range(connection.associations)))
-    finally:
-        await ae.shutdown()
-    return answers
-
-
-def _tell(connection: Connection, output: Output, answers: Answers) -> None:
-    peer = connection.peer
-    for code, count in answers.statuses.items():
-        times = f" ({count} times)" if count > 1 else ""
-        output.result(f"{peer} answered: {Status(code, 'C-ECHO')}{times}")
-    if answers.count > 1:
-        mean = 1000 * answers.total / answers.count
-        output.result(
-            f"{plural(answers.count, 'answer')} over {plural(answers.associations, 'association')}: fastest"
-            f" {1000 * answers.fastest:.2f} ms, mean {mean:.2f} ms, slowest {1000 * answers.slowest:.2f} ms"
-        )
-    elif answers.count:
-        output.result(f"in {1000 * answers.total:.2f} ms")
-    if answers.cause is not None:
-        output.error(f"{answers.cause}")
-    if answers.error:
-        output.error(answers.error)
-    output.document(
-        {
-            "command": "echo",
-            "peer": str(peer),
-            "exit_status": answers.exit_status,
-            "associations": answers.associations,
-            "answers": answers.count,
-            "statuses": {f"0x{code:04X}": count for code, count in answers.statuses.items()},
-            "mean_seconds": answers.total / answers.count if answers.count else None,
-            "error": answers.error or None,
-            "cause": answers.cause and answers.cause.document(),
-        }
-    )
+MAX_ECHOES: Final = 1_000_000
 
 
 @click.command(
     cls=Command,
-    short_help="Ask whether a peer is there (C-ECHO).",
     examples="""\
 Is it there?
   dicomtwist echo PACS@pacs.example.org:104
@@ -155,10 +39,7 @@ def echo(connection: Connection, output: Output, count: int) -> None:
     """
     Ask PEER whether it is there, with C-ECHO, and tell how long the answer took.
     """
+    from dicomtwist.tools.interrupts import run
+    from dicomtwist.tools.operations.echo import Echo
 
-    async def main(reactor: Any, interrupts: Interrupts) -> int:
-        answers = await _ask(connection, reactor, output, count)
-        _tell(connection, output, answers)
-        return answers.exit_status
-
-    run(main, output)
+    run(Echo(connection, output, count).main, output)

@@ -20,7 +20,8 @@ from pydicom.multival import MultiValue
 from pydicom.valuerep import DSfloat, PersonName
 
 from dicomtwist.tools.display.console import Output, printable
-from dicomtwist.tools.query.keys import Path, name_of, written
+from dicomtwist.tools.query.attributes import name_of
+from dicomtwist.tools.query.keys import Path, written
 
 #: How many rows are looked at before the first is printed, for the widths of the columns; and for how long, in seconds.
 PAGE: Final = 40

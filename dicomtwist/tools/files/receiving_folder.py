@@ -18,9 +18,8 @@ from dicomtwist.archive.instance import Instance
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.types import Durability, StoreUnusable, Written, check_uids
 from dicomtwist.runtime.executors import Executor
-from dicomtwist.tools.options import own_option
 
-__all__ = ["Folder", "Receiving", "durability_option", "open_folder"]
+__all__ = ["Folder", "Receiving", "open_folder"]
 
 
 class Folder:
@@ -81,17 +80,6 @@ def open_folder(path: str, durability: str) -> InstanceStore:
     except StoreUnusable as error:
         raise click.UsageError(str(error)) from None
     return store
-
-
-def durability_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a subcommand ``--durability``."""
-    return own_option(
-        "--durability",
-        type=click.Choice([str(each) for each in Durability]),
-        default=str(Durability.FULL),
-        show_default=True,
-        help="Whether what is told to be stored survives a power cut; none is faster.",
-    )(function)
 
 
 class Receiving:

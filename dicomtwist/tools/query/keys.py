@@ -12,11 +12,12 @@ from typing import Final
 from pydicom import DataElement, Dataset, Sequence
 from pydicom.charset import python_encoding
 from pydicom.config import IGNORE
-from pydicom.datadict import dictionary_VR, keyword_dict, keyword_for_tag, tag_for_keyword
+from pydicom.datadict import tag_for_keyword
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 
 from dicomtwist.datasets.nesting import MAX_NESTED
+from dicomtwist.tools.query.attributes import is_queryable, name_of, vr_of
 
 #: The most items of a sequence that a key may name.
 MAX_ITEMS: Final = 100
@@ -67,24 +68,9 @@ class Key:
         return f"{written(self.path)}={self.value}" if self.value else written(self.path)
 
 
-def name_of(tag: BaseTag) -> str:
-    """Return the keyword of *tag*, or how it is written where it has none."""
-    return keyword_for_tag(tag) or f"({tag.group:04X},{tag.element:04X})"
-
-
 def written(path: Path) -> str:
     """Return *path* as :func:`parse_key` takes it."""
     return ".".join(name_of(tag) + ("" if item is None else f"[{item}]") for tag, item in path)
-
-
-def vr_of(tag: BaseTag) -> str:
-    """Return the VR of an attribute; where the dictionary has several, the first."""
-    if tag.is_private_creator:
-        return "LO"
-    try:
-        return dictionary_VR(tag).split(" or ")[0]
-    except KeyError:
-        return "UN"
 
 
 def parse_key(text: str) -> Key:
@@ -129,20 +115,6 @@ def _step(text: str) -> Step:
     return _tag(name), None if item is None else int(item)
 
 
-def keywords_like(start: str) -> list[str]:
-    """Return the keywords of the attributes that can be asked for and that begin with *start*, in whatever case."""
-    return sorted(
-        keyword
-        for keyword, tag in keyword_dict.items()
-        if keyword.lower().startswith(start.lower()) and _can_be_asked_for(Tag(tag))
-    )
-
-
-def _can_be_asked_for(tag: BaseTag) -> bool:
-    """Whether it is of a data set, and no length of a group, in which pydicom has keywords for some."""
-    return 0x0002 < tag.group < 0xFFFC and tag.element != 0 and bool(tag.group & 1) == tag.is_private
-
-
 def _tag(name: str) -> BaseTag:
     numbers = _TAG.fullmatch(name)
     if numbers is not None and name.startswith("(") == name.endswith(")"):
@@ -153,7 +125,7 @@ def _tag(name: str) -> BaseTag:
         raise KeyMistake(
             f"{name[:80]!r} is neither the keyword of an attribute, as PatientID, nor a tag, as (0010,0020)"
         )
-    if not _can_be_asked_for(tag):
+    if not is_queryable(tag):
         raise KeyMistake(f"{name_of(tag)} is no attribute that can be asked for")
     return tag
 

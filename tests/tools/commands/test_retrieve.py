@@ -22,7 +22,7 @@ from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelGet as ST
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelMove as STUDY_MOVE
 from dicomtwist.tools.contexts import contexts_to_take, sop_classes_named, storage_classes
 from dicomtwist.tools.query.keys import parse_key
-from dicomtwist.tools.query.options import make_query
+from dicomtwist.tools.query.query import make_query
 from tests import peers
 from tests.interop.archives import dcmqrscp, expected_bytes, orthanc, study
 from tests.tools.common import ToolTestCase, reactor

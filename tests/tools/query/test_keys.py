@@ -17,6 +17,7 @@ from dicomtwist import DataSetError
 from dicomtwist.datasets import decode_dataset
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
+from dicomtwist.tools.query.attributes import name_of, vr_of
 from dicomtwist.tools.query.keys import (
     MAX_ITEMS,
     MAX_VALUE,
@@ -25,13 +26,11 @@ from dicomtwist.tools.query.keys import (
     Path,
     keys_of,
     make_identifier,
-    name_of,
     parse_key,
     parse_lines,
-    vr_of,
     written,
 )
-from dicomtwist.tools.query.options import MAX_KEYS_FILE, read_keys
+from dicomtwist.tools.query.query import MAX_KEYS_FILE, read_keys
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 STEPS = "ScheduledProcedureStepSequence"

@@ -1,31 +1,28 @@
 """
-What a query or retrieval asks for: the options that say it, and the identifier that they make (PS3.4 C.4).
+The query of a C-FIND, C-GET or C-MOVE: its identifier (PS3.4 C.4) as the options describe it.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, Final
+from typing import Final
 
 import click
-from click.shell_completion import CompletionItem
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
 from dicomtwist import DataSetError, sop_class
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.sop_class import SOPClass
-from dicomtwist.tools.options import own_option
 from dicomtwist.tools.query.keys import (
     Key,
     KeyMistake,
     Path,
     keys_of,
-    keywords_like,
     make_identifier,
     parse_key,
     parse_lines,
@@ -34,11 +31,13 @@ from dicomtwist.tools.query.keys import (
 #: The longest file of keys, in bytes.
 MAX_KEYS_FILE: Final = 1024 * 1024
 
-LEVELS: Final = ("PATIENT", "STUDY", "SERIES", "IMAGE")
 #: The unique key of each level (PS3.4 C.6).
-UNIQUE_KEYS: Final = dict(
-    zip(LEVELS, ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"), strict=True)
-)
+UNIQUE_KEYS: Final = {
+    "PATIENT": "PatientID",
+    "STUDY": "StudyInstanceUID",
+    "SERIES": "SeriesInstanceUID",
+    "IMAGE": "SOPInstanceUID",
+}
 #: What is asked for at each level where nothing else is.
 USUAL: Final = {
     "PATIENT": ("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
@@ -50,8 +49,6 @@ USUAL: Final = {
     "IMAGE": ("InstanceNumber", "SOPClassUID", "SOPInstanceUID"),
 }
 
-#: The information models by what --root says, of FIND, MOVE and GET.
-ROOTS: Final = ("study", "patient")
 #: What says how to read an answer, and is not shown of it.
 _NO_COLUMNS: Final = [parse_key(name).path for name in ("QueryRetrieveLevel", "SpecificCharacterSet")]
 
@@ -75,76 +72,6 @@ class Query:
     identifier: Dataset
     model: SOPClass
     columns: Sequence[Path]
-
-
-class KeyType(click.ParamType[Key]):
-    """A key, ``Keyword=value``."""
-
-    name = "key"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Key:
-        """Return the key that is meant."""
-        if isinstance(value, Key):
-            return value
-        try:
-            return parse_key(value)
-        except KeyMistake as mistake:
-            self.fail(str(mistake), param, ctx)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the keywords that begin so; of what is in a sequence, behind the way that leads there."""
-        way, dot, start = incomplete.rpartition(".")
-        # Without a letter they are some thousands.
-        return [CompletionItem(f"{way}{dot}{keyword}") for keyword in keywords_like(start)] if start else []
-
-
-def key_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a subcommand ``-k`` and ``-f``; it is called with *keys* and *key_files*."""
-    key = own_option(
-        "-k",
-        "--key",
-        "keys",
-        type=KeyType(),
-        multiple=True,
-        metavar="KEY",
-        help="Match or ask for an attribute: Keyword=value, (gggg,eeee)=value, Sequence[0].Keyword=value; without a value"
-        " it is only asked for. May be given more than once.",
-    )
-    file = own_option(
-        "-f",
-        "--file",
-        "key_files",
-        type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-        multiple=True,
-        metavar="FILE",
-        help="Take keys from FILE: a DICOM file, or text with a key in each line; - for standard input.",
-    )
-    return key(file(function))
-
-
-def level_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a subcommand ``--level`` and ``--root``."""
-    level = own_option(
-        "--level",
-        type=click.Choice(LEVELS, case_sensitive=False),
-        help="Query/Retrieve Level.  [default: that of the lowest unique key, PATIENT only to retrieve; STUDY]",
-    )
-    root = own_option(
-        "--root", type=click.Choice(ROOTS), default=ROOTS[0], show_default=True, help="Information model."
-    )
-    return level(root(function))
-
-
-def format_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a subcommand ``--csv`` and ``--limit``."""
-    as_csv = own_option("--csv", "as_csv", is_flag=True, help="Print comma-separated values in the place of a table.")
-    limit = own_option(
-        "--limit", type=click.IntRange(1), metavar="N", help="Have the peer stop after N matches (C-CANCEL)."
-    )
-    return as_csv(limit(function))
-
-
-# --- what they make
 
 
 def read_keys(files: Sequence[str]) -> list[Key]:

@@ -1,0 +1,1 @@
+"""What the subcommands of ``dicomtwist`` do once their options are read, one module each."""

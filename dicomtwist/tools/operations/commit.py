@@ -1,0 +1,344 @@
+"""
+``dicomtwist commit``: ask a peer to answer for instances (storage commitment, PS3.4 Annex J).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final
+
+from pydicom import Dataset
+from pydicom.uid import generate_uid
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.error import CannotListenError
+
+from dicomtwist import Association, AssociationError, NotEstablished, Server, Status, build_context, evt
+from dicomtwist.dimse.status import INVALID_ARGUMENT_VALUE, failure_reason
+from dicomtwist.errors import DataSetError, NoPresentationContext
+from dicomtwist.part10 import NotDicomFile, read_file_meta
+from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance, check_uid
+from dicomtwist.tools.client import Asking
+from dicomtwist.tools.connection import Connection
+from dicomtwist.tools.display.console import VERBOSE, Output, plural
+from dicomtwist.tools.display.result_table import JSONItems
+from dicomtwist.tools.files.file_scanner import DICOMDIR, Unreadable, walk
+from dicomtwist.tools.interrupts import Interrupts
+
+#: How many instances a transaction has at the most; where there are more, there are several, one after the other.
+MAX_REFERENCES: Final = 1000
+#: How long the peer has to release its associations in the end, in seconds.
+GRACE: Final = 5.0
+#: The longest line with UIDs, in characters.
+MAX_LINE: Final = 4096
+
+
+@dataclass(slots=True)
+class Batch:
+    """
+    Some instances.
+
+    :ivar references: their SOP Classes and where they came from, by SOP Instance UID.
+    :ivar wrong: what cannot be asked about, and why.
+    :ivar skipped: how many files are no instances.
+    """
+
+    references: dict[str, tuple[str, str]] = field(default_factory=dict)
+    wrong: list[tuple[str, str]] = field(default_factory=list)
+    skipped: int = 0
+
+    def add(self, sop_class: str, sop_instance: str, source: str) -> None:
+        """Take an instance."""
+        try:
+            check_uid(sop_class, "the SOP Class UID")
+            check_uid(sop_instance, "the SOP Instance UID")
+        except ValueError as error:
+            self.wrong.append((source, str(error)))
+        else:
+            self.references[sop_instance] = (sop_class, source)
+
+
+class References:
+    """
+    The instances to ask about, batch by batch; it blocks, and is for a worker thread.
+
+    :param paths: files and folders; ``-`` for those that standard input names, one in each line.
+    :param uids: a file of lines with SOP Class and SOP Instance UID, ``-`` for standard input.
+    """
+
+    def __init__(self, paths: Iterable[str], uids: str | None) -> None:
+        self._files = walk(_names(paths)) if uids is None else iter(())
+        self._lines = iter(()) if uids is None else _lines(uids)
+
+    def next_batch(self) -> Batch | None:
+        """Return the next instances, ``None`` where there are no more."""
+        batch = Batch()
+        taken = 0
+        for file in islice(self._files, MAX_REFERENCES):
+            taken += 1
+            if isinstance(file, Unreadable):
+                batch.wrong.append((file.path, file.reason))
+            else:
+                _read(os.fspath(file), batch)
+        for number, line in islice(self._lines, MAX_REFERENCES - taken):
+            taken += 1
+            words = re.split(r"[,\s]+", line.strip())
+            if len(words) == 2:
+                batch.add(words[0], words[1], "")
+            else:
+                batch.wrong.append((f"line {number}", "it has not a SOP Class UID and a SOP Instance UID"))
+        return batch if taken else None
+
+
+def _names(paths: Iterable[str]) -> Iterator[str]:
+    for path in paths:
+        if path == "-":
+            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+        else:
+            yield path
+
+
+def _lines(path: str) -> Iterator[tuple[int, str]]:
+    with sys.stdin if path == "-" else open(path, encoding="utf-8", errors="replace") as file:
+        number = 0
+        while line := file.readline(MAX_LINE):
+            number += 1
+            # The first line of what "find --csv" prints says what is in the others.
+            if line.strip() and not line.startswith(("#", "SOPClassUID,")):
+                yield number, line
+
+
+def _read(path: str, batch: Batch) -> None:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            meta, _ = read_file_meta(file)
+    except NotDicomFile:
+        batch.skipped += 1
+    except OSError as error:
+        batch.wrong.append((path, error.strerror or str(error)))
+    else:
+        if meta.media_storage_sop_class_uid == DICOMDIR:
+            batch.skipped += 1
+        else:
+            batch.add(meta.media_storage_sop_class_uid, meta.media_storage_sop_instance_uid, path)
+
+
+class Commit:
+    """
+    One run of the subcommand.
+
+    :param references: what to ask about.
+    :param listen: where the peer is to report, ``None`` for on the association that asks.
+    :param wait: how long to wait for each report, in seconds; ``None`` for ever.
+
+    :ivar committed: how many instances the peer answers for.
+    :ivar failed: how many it does not.
+    """
+
+    def __init__(
+        self, connection: Connection, output: Output, references: References, listen: str | None, wait: float | None
+    ) -> None:
+        self._connection = connection
+        self._output = output
+        self._references = references
+        self._listen = listen
+        self._wait = wait
+        self._reports: dict[str, Deferred[Dataset]] = {}
+        self._items: JSONItems | None = None
+        self.committed = 0
+        self.failed = 0
+        self.skipped = 0
+
+    async def main(self, reactor: Any, interrupts: Interrupts) -> int:
+        """Run it; return the exit status."""
+        output = self._output
+        if output.as_json:
+            self._items = JSONItems(output, {"command": "commit", "peer": str(self._connection.peer)}, "instances")
+        asking = Asking(self._connection, reactor, output, interrupts)
+        ae = asking.ae
+        # The peer says nothing while it looks at what it has.
+        if ae.network_timeout is not None:
+            ae.network_timeout = None if self._wait is None else max(ae.network_timeout, self._wait + 1)
+        ae.executors.acquire()
+        server: Server | None = None
+        try:
+            if self._listen is not None:
+                context = build_context(StorageCommitmentPushModel)
+                context.scu_role = context.scp_role = True
+                server = await ae.start_server(
+                    self._listen, contexts=[context], evt_handlers=[(evt.EVT_N_EVENT_REPORT, self._reported)]
+                )
+                output.note(f"listening at {self._listen} as {self._connection.calling}", VERBOSE)
+            await self._ask_for_all(asking, reactor)
+            await asking.release()
+        except CannotListenError as error:
+            asking.error = f"--listen {self._listen}: {error.socketError}"
+        finally:
+            if server is not None:
+                await server.shutdown(0 if asking.interrupted else GRACE)
+            await ae.shutdown()
+            ae.executors.release()
+        return self._tell(asking)
+
+    async def _ask_for_all(self, asking: Asking, reactor: Any) -> None:
+        while not asking.interrupted and not asking.error:
+            batch: Batch | None = await asking.ae.executors.retrieval.run(self._references.next_batch)
+            if batch is None:
+                return
+            self.skipped += batch.skipped
+            for source, reason in batch.wrong:
+                self._one(False, "", source, reason)
+            if batch.references and not await self._ask(asking, batch, reactor):
+                return
+
+    async def _ask(self, asking: Asking, batch: Batch, reactor: Any) -> bool:
+        """Ask about *batch* and tell what the peer answers; return whether to go on."""
+        association = asking.association
+        if association is None or not association.is_established:
+            handlers: list[evt.HandlerTuple] = [(evt.EVT_N_EVENT_REPORT, self._reported)]
+            association = await asking.associate([build_context(StorageCommitmentPushModel)], handlers)
+            if association is None:
+                return False
+        try:
+            report = await self._transaction(asking, association, batch, reactor)
+        except (AssociationError, NotEstablished, NoPresentationContext, DataSetError) as error:
+            asking.error = str(error)
+        except DeferredTimeoutError:
+            asking.error = f"{self._connection.peer} has not reported within {self._wait:g} seconds"
+        except CancelledError:
+            pass
+        else:
+            self._compare(batch, report)
+            return True
+        for uid, (_, source) in batch.references.items():
+            self._one(False, uid, source, "not answered for")
+        return False
+
+    async def _transaction(
+        self, asking: Asking, association: Association, batch: Batch, reactor: Any
+    ) -> Dataset | Status:
+        """Return the report of the peer, or the status with which it refuses to look."""
+        uid = generate_uid(prefix=None)
+        request = Dataset()
+        request.TransactionUID = uid
+        request.ReferencedSOPSequence = [_reference(instance, of[0]) for instance, of in batch.references.items()]
+        # It may come before the answer to the request.
+        waiting = self._reports[str(uid)] = Deferred()
+        target = StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+        try:
+            status, _ = await association.send_n_action(request, 1, *target)
+            if not (status.is_success or status.is_warning):
+                return status
+            if self._listen is not None:
+                # Many report on an association of their own only once this one is over.
+                await asking.release()
+            else:
+                association.when_ended().addCallback(_ended, waiting)
+            asking.stops_with(waiting.cancel)
+            if self._wait is not None:
+                waiting.addTimeout(self._wait, reactor)
+            return await waiting
+        finally:
+            asking.stops_with(lambda: None)
+            del self._reports[str(uid)]
+
+    async def _reported(self, event: evt.EventReportEvent) -> int:
+        """The peer reports."""
+        information = event.event_information
+        waiting = self._reports.get(str(information.get("TransactionUID")))
+        if waiting is None:
+            self._output.note("a report about another transaction came, and was refused")
+            return INVALID_ARGUMENT_VALUE
+        if not waiting.called:
+            # Not before it is answered: what waits goes on to release the association.
+            event.assoc.ae.reactor.callLater(0, _deliver, information, waiting)
+        return 0
+
+    # --- what comes of it
+
+    def _compare(self, batch: Batch, report: Dataset | Status) -> None:
+        if isinstance(report, Status):
+            for uid, (_, source) in batch.references.items():
+                self._one(False, uid, source, f"refused: {report}")
+            return
+        held = {_uid_of(item) for item in report.get("ReferencedSOPSequence") or ()}
+        reasons = {_uid_of(item): item.get("FailureReason") for item in report.get("FailedSOPSequence") or ()}
+        for uid, (_, source) in batch.references.items():
+            if uid in reasons:
+                code = reasons[uid]
+                self._one(False, uid, source, f"0x{code:04X} {failure_reason(code)}" if isinstance(code, int) else "")
+            else:
+                self._one(uid in held, uid, source, "" if uid in held else "the report does not mention it")
+
+    def _one(self, committed: bool, uid: str, source: str, reason: str) -> None:
+        if committed:
+            self.committed += 1
+        else:
+            self.failed += 1
+        if self._items is not None:
+            self._items.item(
+                {
+                    "sop_instance_uid": uid or None,
+                    "path": source or None,
+                    "committed": committed,
+                    "reason": reason or None,
+                }
+            )
+        words = "committed" if committed else "NOT committed"
+        self._output.result("  ".join(part for part in (f"{words:13}", uid, source, reason) if part))
+
+    def _tell(self, asking: Asking) -> int:
+        if (
+            not self.committed
+            and not self.failed
+            and asking.cause is None
+            and not asking.error
+            and not asking.interrupted
+        ):
+            asking.error = "there is no instance to ask about"
+        exit_status = asking.exit_status(not self.failed)
+        asking.tell()
+        if asking.association is not None:
+            skipped = f", {self.skipped} skipped" if self.skipped else ""
+            self._output.note(f"{plural(self.committed, 'instance')} committed, {self.failed} not{skipped}")
+        if self._items is not None:
+            self._items.end(
+                {
+                    "committed": self.committed,
+                    "failed": self.failed,
+                    "skipped": self.skipped,
+                    "exit_status": exit_status,
+                    **asking.document(),
+                }
+            )
+        return exit_status
+
+
+def _reference(instance: str, sop_class: str) -> Dataset:
+    reference = Dataset()
+    reference.ReferencedSOPClassUID = sop_class
+    reference.ReferencedSOPInstanceUID = instance
+    return reference
+
+
+def _uid_of(item: Dataset) -> str:
+    return str(item.get("ReferencedSOPInstanceUID"))
+
+
+def _deliver(information: Dataset, waiting: Deferred[Dataset]) -> None:
+    if not waiting.called:
+        waiting.callback(information)
+
+
+def _ended(association: Association, waiting: Deferred[Dataset]) -> None:
+    """The association is over that the report was to come on."""
+    if not waiting.called:
+        reason = association.end_reason or AssociationError("the peer released the association")
+        waiting.errback(
+            AssociationError(f"there is no report: {reason}; it may come on another association, see --listen")
+        )
