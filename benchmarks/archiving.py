@@ -44,8 +44,7 @@ from benchmarks.programs import (
 )
 from benchmarks.retrieval import DCMQRSCP, asked
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.index.index import Indexed
-from dicomtwist.archive.index.record import Record, make_record, scanner_for
+from dicomtwist.archive.index.record import IndexRow, Record, make_record, scanner_for
 from dicomtwist.archive.query.compiler import Model, compile_find
 from dicomtwist.archive.query.search import Search
 from dicomtwist.archive.storage.types import Durability
@@ -208,7 +207,7 @@ def _queries(archive: Archive, rounds: int) -> list[Seconds]:
     return times
 
 
-def _additions(archive: Archive, rows: Iterator[Indexed], rounds: int) -> list[Seconds]:
+def _additions(archive: Archive, rows: Iterator[IndexRow], rounds: int) -> list[Seconds]:
     """Return how long 200 rows take if each is committed alone, as a C-STORE would."""
     times = []
     for _ in range(rounds):
@@ -220,7 +219,7 @@ def _additions(archive: Archive, rows: Iterator[Indexed], rounds: int) -> list[S
     return times
 
 
-def _synthetic() -> Iterator[Indexed]:
+def _synthetic() -> Iterator[IndexRow]:
     """Yield rows of instances: ten to a series, two series to a study, two studies to a patient."""
     number = 0
     record: Record | None = None
@@ -243,5 +242,5 @@ def _synthetic() -> Iterator[Indexed]:
             record = make_record(scanner.values, _EXPLICIT)
         uid = f"1.2.826.0.1.9.{number}"
         one = replace(record, sop_instance_uid=uid, instance=(record.instance[0], uid, *record.instance[2:]))
-        yield Indexed(one, _EXPLICIT, 12_000)
+        yield IndexRow(one, _EXPLICIT, 12_000)
         number += 1

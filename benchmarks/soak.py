@@ -47,7 +47,7 @@ from benchmarks.crowd import (
 )
 from benchmarks.harness import Server, resident, serving
 from dicomtwist import AE, AssociationError, build_role, evt
-from dicomtwist.archive.storage.file_store import TEMPORARY_SUFFIX
+from dicomtwist.archive.storage.temporary_files import SUFFIX as TEMPORARY_SUFFIX
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.messages import CFindRQ, CStoreRQ
 from dicomtwist.sop_class import (

@@ -108,7 +108,7 @@ def query(data: bytes) -> None:
         search = Search(_place().archive.index.engine, compiled)
         numbers = search.numbers()
         if data[0] & 2:
-            search.instances("root", numbers)
+            search.instances(_place().archive.store, numbers)
             return
         for found in AnswerReader(search, "FUZZ", syntax).read(numbers):
             decode_dataset(found, syntax).decode()

@@ -103,25 +103,6 @@ ROOMS = (
 EXCEPTIONS: frozenset[tuple[str, str]] = frozenset(
     {
         ("archive/users.py", "access/users.py"),  # the earlier name of a command, kept for scripts
-        # The archive, until its storage tells where an instance lies, and temporary files are apart from final names.
-        ("archive/integrity.py", "archive/query/search.py"),
-        ("archive/storage/file_writer.py", "_full"),
-        ("archive/storage/file_writer.py", "_close_quietly"),
-        ("archive/storage/file_writer.py", "_write_all"),
-        ("archive/storage/file_writer.py", "_place"),
-        ("archive/storage/file_writer.py", "_written"),
-        ("archive/storage/file_writer.py", "_remove"),
-        ("archive/storage/file_writer.py", "_check_free"),
-        ("archive/storage/file_writer.py", "_fs"),
-        ("archive/storage/file_writer.py", "archive/storage/file_store.py"),
-        ("archive/archive.py", "sqlalchemy"),
-        ("archive/integrity.py", "sqlalchemy"),
-        ("archive/archive.py", ".dcm"),
-        ("archive/integrity.py", ".dcm"),
-        ("archive/query/search.py", ".dcm"),
-        ("archive/recovery.py", ".dcm"),
-        ("archive/services/mpps.py", ".dcm"),
-        ("daemon/tap.py", ".dcm"),
         # zlib has no public name for the type of its decompressors.
         ("datasets/header_scanner.py", "_Decompress"),
         # pydicom's Dataset gives no other access to its elements without decoding them.

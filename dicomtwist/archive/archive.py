@@ -5,20 +5,19 @@ An archive: the files of instances and the index of them, kept together.
 from __future__ import annotations
 
 import enum
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from os import SEEK_END
 from pathlib import Path
 from typing import BinaryIO, Final, TypeAlias, cast
 
-from sqlalchemy import Engine
-
 from dicomtwist.archive.group_commit import Arrival, GroupCommit, Raced
-from dicomtwist.archive.index.index import FOLDER, Index, IndexFailed
+from dicomtwist.archive.index.index import FOLDER, Database, Index, IndexFailed
 from dicomtwist.archive.index.write_behind import Behind
 from dicomtwist.archive.instance import Instance
-from dicomtwist.archive.storage.file_store import INSTANCE_SUFFIX, InstanceStore
-from dicomtwist.archive.storage.process_locks import Committing
+from dicomtwist.archive.storage.file_store import InstanceStore
+from dicomtwist.archive.storage.interfaces import Storage
+from dicomtwist.archive.storage.process_locks import CommitJournal
 from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
 from dicomtwist.archive.storage.types import DuplicateInstance, Durability, StoreError, Written, check_uids
 from dicomtwist.part10 import NotDicomFile, read_file_meta
@@ -64,7 +63,7 @@ class Archive:
 
     :ivar store: the files.
     :ivar index: the index, while it is open.
-    :ivar committing: what keeps other processes from what is committed here; ``None`` where there is no other.
+    :ivar journal: what keeps other processes from what is committed here; ``None`` where there is no other.
     """
 
     index: Index
@@ -79,18 +78,18 @@ class Archive:
         file_system: FileSystem | None = None,
         process: str = "",
         lock: int = -1,
-        engine: Engine | None = None,
+        engine: Database | None = None,
     ) -> None:
         self.root = root
         self._engine = engine
-        self._root = os.fspath(root)
+        self._file_system = file_system
         self._process = process
         self._lock = lock
         self.duplicates = duplicates
         self.store = InstanceStore(root, durability=durability, min_free=min_free, file_system=file_system)
         self._commits: GroupCommit | None = None
         self._behind: Behind | None = None
-        self.committing: Committing | None = None
+        self.journal: CommitJournal | None = None
 
     def open(self) -> int:
         """
@@ -102,17 +101,21 @@ class Archive:
         removed = self.store.prepare()
         try:
             self.index = Index(
-                self.root / FOLDER, durability=self.store.durability, lock=self._lock, engine=self._engine
+                self.root / FOLDER,
+                durability=self.store.durability,
+                lock=self._lock,
+                engine=self._engine,
+                file_system=self._file_system,
             )
             if self._process:
-                self.committing = Committing(self.root / FOLDER, self._process, self.store.temporary_names)
+                self.journal = CommitJournal(self.root / FOLDER, self._process, self.store.temporary_files.beginning)
         except BaseException:
             self.store.close()
             raise
-        if self.store.durability is Durability.NONE and self.committing is None:
+        if self.store.durability is Durability.NONE and self.journal is None:
             # Of several processes none knows what another has not told the index yet.
             self._behind = Behind(self.index)
-        self._commits = GroupCommit(self.store, self.index, self.committing, self._behind)
+        self._commits = GroupCommit(self.store, self.index, self.journal, self._behind)
         return removed
 
     def close(self) -> None:
@@ -125,8 +128,8 @@ class Archive:
             with suppress(IndexFailed):
                 self.catch_up()
             self.index.close()
-        if self.committing is not None:
-            self.committing.close()
+        if self.journal is not None:
+            self.journal.close()
 
     def keep(self, instance: Instance, done: _Done) -> None:
         """
@@ -150,18 +153,16 @@ class Archive:
             threads brought meanwhile.
         """
         commits = self._commits
-        fresh: list[tuple[Instance, _Done, str, bool]] = []
+        fresh: list[tuple[Instance, _Done, bool]] = []
         arrivals: list[Arrival] = []
         for instance, done in instances:
             content = instance.content
             try:
                 if commits is None:
                     raise StoreError("the archive is closed")
-                study_uid, series_uid, uid = instance.uids
-                check_uids(study_uid, series_uid, uid)
-                target = f"{self._root}/{study_uid}/{series_uid}/{uid}{INSTANCE_SUFFIX}"
-                exists = os.path.lexists(target)
-                first_stays = exists and self._first_stays(target, instance)
+                check_uids(*instance.uids)
+                exists = self.store.exists(*instance.uids)
+                first_stays = exists and self._first_stays(instance)
             except BaseException as error:
                 if isinstance(content, Written):
                     self.store.remove(content.path)
@@ -172,19 +173,19 @@ class Archive:
                 if first_stays and written is not None:
                     self.store.remove(written.path)
                     written = None
-                arrivals.append(self._arrival(instance, done, written, target, exists))
+                arrivals.append(self._arrival(instance, done, written, exists))
             else:
-                fresh.append((instance, done, target, exists))
+                fresh.append((instance, done, exists))
         contents = [cast("Sequence[Buffer]", instance.content) for instance, *_ in fresh]
-        for (instance, done, target, exists), result in zip(fresh, self.store.write_temporaries(contents), strict=True):
+        for (instance, done, exists), result in zip(fresh, self.store.write_temporaries(contents), strict=True):
             if isinstance(result, Written):
-                arrivals.append(self._arrival(instance, done, result, target, exists))
+                arrivals.append(self._arrival(instance, done, result, exists))
             else:
                 done(result)
         if arrivals and commits is not None:
             commits.submit(arrivals, between)
 
-    def _arrival(self, instance: Instance, done: _Done, written: Written | None, target: str, exists: bool) -> Arrival:
+    def _arrival(self, instance: Instance, done: _Done, written: Written | None, exists: bool) -> Arrival:
         def committed(error: BaseException | None) -> None:
             if isinstance(error, Raced):
                 if written is not None:
@@ -193,7 +194,7 @@ class Archive:
             else:
                 done(error)
 
-        return Arrival(instance, written, target, exists, committed)
+        return Arrival(instance, written, exists, committed)
 
     @property
     def behind(self) -> int:
@@ -209,32 +210,39 @@ class Archive:
         if self._behind is not None:
             self._behind.catch_up()
 
-    def _first_stays(self, target: str, instance: Instance) -> bool:
+    def _first_stays(self, instance: Instance) -> bool:
         """Whether the copy that is there stays; what is compared is the data set and how it is encoded."""
         if self.duplicates is Duplicates.REJECT:
             raise DuplicateInstance("the instance is in the archive already")
-        return self.duplicates is Duplicates.KEEP or _same_dataset(
-            target, instance.transfer_syntax, instance.content, self.store
-        )
+        return self.duplicates is Duplicates.KEEP or _same_dataset(self.store, instance)
 
 
-def _same_dataset(path: str, transfer_syntax: str, content: Sequence[Buffer] | Written, store: InstanceStore) -> bool:
-    """Whether the file *path* holds the data set of *content*; one that cannot be read does not."""
+def _same_dataset(store: Storage, instance: Instance) -> bool:
+    """Whether the copy that is there holds the data set of *instance*; one that cannot be read does not."""
+    content = instance.content
     try:
-        with open(path, "rb") as first:
+        with store.open(*instance.uids) as first:
             meta, start = read_file_meta(first)
-            if meta.transfer_syntax_uid != transfer_syntax:
+            if meta.transfer_syntax_uid != instance.transfer_syntax:
                 return False
-            length = os.fstat(first.fileno()).st_size - start
+            length = _size(first) - start
             if not isinstance(content, Written):
                 return length == sum(map(len, content[1:])) and all(
                     first.read(len(piece)) == piece for piece in content[1:]
                 )
-            with open(store.readable(content.path), "rb") as second:
+            with store.open_temporary(content) as second:
                 _, start = read_file_meta(second)
-                return length == os.fstat(second.fileno()).st_size - start and _same_rest(first, second)
+                return length == _size(second) - start and _same_rest(first, second)
     except (OSError, NotDicomFile):
         return False
+
+
+def _size(file: BinaryIO) -> int:
+    """How many bytes a file has; what is read next is as before."""
+    here = file.tell()
+    size = file.seek(0, SEEK_END)
+    file.seek(here)
+    return size
 
 
 def _same_rest(first: BinaryIO, second: BinaryIO) -> bool:

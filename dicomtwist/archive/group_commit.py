@@ -8,19 +8,19 @@ come while it is at it; the others do not wait in theirs.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from dicomtwist.archive.index.index import Index, Indexed, IndexFailed
+from dicomtwist.archive.index.interfaces import IndexWriter
+from dicomtwist.archive.index.record import IndexRow
 from dicomtwist.archive.index.write_behind import Behind
 from dicomtwist.archive.instance import Instance
-from dicomtwist.archive.storage.file_store import InstanceStore
-from dicomtwist.archive.storage.process_locks import Committing
-from dicomtwist.archive.storage.types import Durability, Written
+from dicomtwist.archive.storage.interfaces import CommittingStorage
+from dicomtwist.archive.storage.process_locks import CommitJournal
+from dicomtwist.archive.storage.types import Durability, IndexFailed, InstanceUIDs, Written
 from dicomtwist.runtime.executors import SideThread
 
 __all__ = ["Arrival", "GroupCommit", "Raced"]
@@ -40,14 +40,12 @@ class Arrival:
 
     :ivar instance: the instance.
     :ivar written: its file, on the medium with durability full; ``None`` where the copy that is there stays.
-    :ivar target: its final name.
     :ivar exists: whether there is a copy.
     :ivar done: called in any thread, once, with ``None`` or with what went wrong.
     """
 
     instance: Instance
     written: Written | None
-    target: str
     exists: bool
     done: Callable[[BaseException | None], None]
     aside: str = field(default="", init=False)
@@ -60,18 +58,18 @@ class GroupCommit:
 
     :param store: the files.
     :param index: the index.
-    :param committing: keeps other processes from what is committed here, where there are some.
+    :param journal: keeps other processes from what is committed here, where there are some.
     :param behind: takes the rows of new instances, so that nobody waits for the index; without it all wait.
     """
 
     def __init__(
         self,
-        store: InstanceStore,
-        index: Index,
-        committing: Committing | None = None,
+        store: CommittingStorage,
+        index: IndexWriter,
+        journal: CommitJournal | None = None,
         behind: Behind | None = None,
     ) -> None:
-        self._committing = committing
+        self._journal = journal
         self._behind = behind
         self._store = store
         self._index = index
@@ -89,8 +87,8 @@ class GroupCommit:
         Commit *arrivals*, and whatever else comes meanwhile, or leave them to the thread that is at it.
 
         The ``done`` of each gets ``None`` when the instance is kept; an OSError as it came or :class:`IndexFailed` where it is
-        not: then nothing is left of it, and an earlier copy is as it was; :class:`Raced` where the state of the target is
-        not what ``exists`` says (the temporary file stays).
+        not: then nothing is left of it, and an earlier copy is as it was; :class:`Raced` where the instance is
+        not as ``exists`` says (the temporary file stays).
 
         :param between: called before each commit but the first.
         """
@@ -112,14 +110,14 @@ class GroupCommit:
             self._commit(group)
 
     def _next_group(self) -> list[Arrival]:
-        """The next instances that wait, each target once."""
-        group: dict[str, Arrival] = {}
+        """The next instances that wait, each once."""
+        group: dict[InstanceUIDs, Arrival] = {}
         later: list[Arrival] = []
         for arrival in self._waiting:
-            if arrival.target in group or len(group) >= MAX_GROUP:
+            if arrival.instance.uids in group or len(group) >= MAX_GROUP:
                 later.append(arrival)
             else:
-                group[arrival.target] = arrival
+                group[arrival.instance.uids] = arrival
         self._waiting = later
         return list(group.values())
 
@@ -148,11 +146,11 @@ class GroupCommit:
 
     def _commit_group(self, group: list[Arrival]) -> None:
         outcomes: dict[Arrival, BaseException | None] = {}
-        if self._committing is None:
+        if self._journal is None:
             self._commit_alone(group, outcomes)
         else:
             try:
-                with self._committing.holding(arrival.instance.uids for arrival in group):
+                with self._journal.locked(arrival.instance.uids for arrival in group):
                     self._commit_alone(group, outcomes)
             except OSError as error:
                 # There are no locks, or the last note could not be taken back, which is no harm.
@@ -185,7 +183,7 @@ class GroupCommit:
         left = []
         for arrival in group:
             # For a new one the question is asked when it gets its name.
-            if not arrival.exists or os.path.lexists(arrival.target):
+            if not arrival.exists or self._store.exists(*arrival.instance.uids):
                 left.append(arrival)
             else:
                 outcomes[arrival] = Raced()
@@ -207,7 +205,7 @@ class GroupCommit:
             return True
         try:
             if arrival.exists:
-                arrival.aside = self._store.set_aside(arrival.target)
+                arrival.aside = self._store.set_aside(*arrival.instance.uids)
             self._store.rename(arrival.written.path, *arrival.instance.uids, exclusive=not arrival.exists)
             arrival.placed = True
         except FileExistsError:
@@ -219,14 +217,11 @@ class GroupCommit:
         return True
 
     def _sync(self, placed: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> None:
-        folders: dict[str, list[Arrival]] = {}
-        for arrival in placed:
-            folders.setdefault(os.path.dirname(arrival.target), []).append(arrival)
-        for folder, arrivals in folders.items():
-            try:
-                self._store.sync_folder(folder)
-            except OSError as error:
-                outcomes.update(dict.fromkeys(arrivals, error))
+        failed = self._store.sync_names(arrival.instance.uids for arrival in placed)
+        if failed:
+            outcomes.update(
+                (arrival, failed[arrival.instance.uids]) for arrival in placed if arrival.instance.uids in failed
+            )
 
     def _sync_and_add(self, placed: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> None:
         """
@@ -254,7 +249,7 @@ class GroupCommit:
         if new:
             try:
                 rows = [_row(arrival)() for arrival in new]
-                with nullcontext() if self._committing is None else self._committing.turn():
+                with nullcontext() if self._journal is None else self._journal.index_lock():
                     self._index.add(rows)
             except IndexFailed as error:
                 if len(new) == 1:
@@ -275,24 +270,23 @@ class GroupCommit:
         elif isinstance(error, Raced):
             return
         elif arrival.placed:
-            try:
+            # If that fails as well, the file system is beyond it. The peer is not told of success, and the next start finds
+            # out what is there.
+            with suppress(OSError):
                 if arrival.aside:
-                    store.put_back(arrival.aside, arrival.target)
+                    store.put_back(arrival.aside, *arrival.instance.uids)
                 else:
-                    store.remove(arrival.target)
-                store.sync_folder(os.path.dirname(arrival.target))
-            except OSError:
-                # The file system is beyond it. The peer is not told of success, and the next start finds out what is there.
-                pass
+                    store.remove_instance(*arrival.instance.uids)
+                store.sync_names([arrival.instance.uids])
         elif arrival.written is not None:
             store.remove(arrival.written.path)
             if arrival.aside:
                 store.remove(arrival.aside)
 
 
-def _row(arrival: Arrival) -> Callable[[], Indexed]:
+def _row(arrival: Arrival) -> Callable[[], IndexRow]:
     """Return what makes the row of an instance, and keeps nothing of its content."""
     written = arrival.written
     assert written is not None
     describe, syntax, exists = arrival.instance.describe, arrival.instance.transfer_syntax, arrival.exists
-    return lambda: Indexed(describe(), syntax, written.size, exists, written.digest or None)
+    return lambda: IndexRow(describe(), syntax, written.size, exists, written.digest or None)

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from dicomtwist import evt
 from dicomtwist.archive.index.record import MAX_VALUE_LENGTH, WANTED, make_record, scanner_for
 from dicomtwist.archive.instance import Instance
-from dicomtwist.archive.storage.file_store import InstanceStore, InstanceWriter
+from dicomtwist.archive.storage.interfaces import ReceivingStorage, Writer
 from dicomtwist.archive.storage.system_calls import Buffer
 from dicomtwist.archive.storage.types import DuplicateInstance, Durability, IndexFailed, InvalidUID, StoreError, Written
 from dicomtwist.datasets.chunk_buffer import ChunkBuffer
@@ -64,7 +64,9 @@ _SUCCESS: Final = Status(0, "C-STORE")
 class Keeper(Protocol):
     """Where instances are kept: an :class:`~dicomtwist.archive.archive.Archive`, or a folder without an index."""
 
-    store: InstanceStore
+    @property
+    def store(self) -> ReceivingStorage:
+        """The storage of the instances."""
 
     def keep_all(
         self,
@@ -254,7 +256,7 @@ class _Incoming:
         self._event = event
         self._stream = event.stream
         self._scanner: HeaderScanner | None = None
-        self._writer: InstanceWriter | None = None
+        self._writer: Writer | None = None
         self._waiting = ChunkBuffer()
         self._unwritten = 0
         self._enough = FIRST_WRITE

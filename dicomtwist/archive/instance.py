@@ -18,7 +18,7 @@ class Instance:
     :ivar uids: its Study, Series and SOP Instance UIDs.
     :ivar transfer_syntax: how its data set is encoded.
     :ivar content: its file: what is before the data set and then the data set, contiguous bytes each; or a temporary file
-        that :meth:`~dicomtwist.archive.storage.file_store.InstanceWriter.seal` gave, which the archive takes over.
+        that :meth:`~dicomtwist.archive.storage.interfaces.Writer.seal` gave, which the archive takes over.
     :ivar describe: returns what the index is to know of it. Called in any thread, and not before it is needed; it does not
         fail.
     :ivar held: how many bytes *describe* keeps in memory, about.

@@ -12,16 +12,15 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.index.index import FOLDER, Indexed
-from dicomtwist.archive.index.record import WANTED, Record, make_record, scanner_for
+from dicomtwist.archive.index.index import FOLDER
+from dicomtwist.archive.index.record import WANTED, IndexRow, Record, make_record, scanner_for
 from dicomtwist.archive.instance import Instance
-from dicomtwist.archive.storage.file_store import INSTANCE_SUFFIX
-from dicomtwist.archive.storage.process_locks import left_behind
+from dicomtwist.archive.storage.process_locks import uncommitted
 from dicomtwist.archive.storage.system_calls import Buffer
-from dicomtwist.archive.storage.types import InvalidUID, StoreError, Written, check_uids
+from dicomtwist.archive.storage.types import InstanceUIDs, InvalidUID, StoreError, Written, check_uids
 from dicomtwist.datasets.header_scanner import HeaderError
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 
@@ -74,9 +73,9 @@ class Reconciled:
             self.unreadable_names.append(f"{name}: {reason}")
 
 
-def read_record(path: str) -> tuple[Record, str, int]:
+def read_record(file: BinaryIO) -> tuple[Record, str, int]:
     """
-    Read from a file what the index has to know.
+    Read from a file, which is open at its beginning, what the index has to know.
 
     :returns: the record, the transfer syntax and the size of the file in bytes.
     :raises NotDicomFile: it is no DICOM file.
@@ -84,21 +83,20 @@ def read_record(path: str) -> tuple[Record, str, int]:
     :raises InvalidUID: a UID is missing or none.
     :raises OSError: it cannot be read.
     """
-    with open(path, "rb") as file:
-        meta, _ = read_file_meta(file)
-        scanner = scanner_for(meta.transfer_syntax_uid)
-        try:
-            while piece := file.read(_PIECE):
-                if scanner.feed(piece):
-                    break
-            else:
-                scanner.finish()
-        except HeaderError:
-            if not scanner.values.keys() >= _UIDS:
-                raise
-        record = make_record(scanner.values, meta.transfer_syntax_uid)
-        check_uids(*record.uids)
-        return record, meta.transfer_syntax_uid, os.fstat(file.fileno()).st_size
+    meta, _ = read_file_meta(file)
+    scanner = scanner_for(meta.transfer_syntax_uid)
+    try:
+        while piece := file.read(_PIECE):
+            if scanner.feed(piece):
+                break
+        else:
+            scanner.finish()
+    except HeaderError:
+        if not scanner.values.keys() >= _UIDS:
+            raise
+    record = make_record(scanner.values, meta.transfer_syntax_uid)
+    check_uids(*record.uids)
+    return record, meta.transfer_syntax_uid, file.seek(0, os.SEEK_END)
 
 
 _UIDS: Final = WANTED & {0x00080016, 0x00080018, 0x0020000D, 0x0020000E}
@@ -117,20 +115,19 @@ def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda 
     adding = _Adding(archive, found, progress)
     announced = archive.index.announced()
     for uids in announced:
-        path = archive.store.path(*uids)
-        if path.exists():
-            adding.add(os.fspath(path), uids)
-    on_disk = _folders(os.fspath(archive.root))
+        if archive.store.exists(*uids):
+            adding.add(uids)
+    on_disk = archive.store.series()
     in_index = archive.index.files()
-    lost: list[tuple[str, str, str]] = []
+    lost: list[InstanceUIDs] = []
     for folder, files, rows in _merged(on_disk, in_index):
         missing = files - rows
         found.instances += len(files) - len(missing)
         for uid in sorted(missing):
-            adding.add(_path(archive, *folder, uid), (*folder, uid))
+            adding.add((*folder, uid))
         for uid in sorted(rows - files):
             lost.append((*folder, uid))
-            found.note_lost(f"{folder[0]}/{folder[1]}/{uid}{INSTANCE_SUFFIX}")
+            found.note_lost(archive.store.name(*folder, uid))
     adding.flush()
     for start in range(0, len(lost), _ROWS):
         archive.index.remove(lost[start : start + _ROWS])
@@ -152,42 +149,28 @@ def repair(archive: Archive, process: str) -> int:
     :raises OSError: a file could not be looked at.
     :raises IndexFailed: the database refused.
     """
-    assert archive.committing is not None
-    beginning, instances = left_behind(archive.root / FOLDER, process)
+    assert archive.journal is not None
+    beginning, instances = uncommitted(archive.root / FOLDER, process)
     for uids in instances:
-        with archive.committing.holding([uids]):
-            path = os.fspath(archive.store.path(*uids))
-            if not os.path.lexists(path):
+        with archive.journal.locked([uids]):
+            if not archive.store.exists(*uids):
                 archive.index.remove([uids])
                 continue
             try:
-                record, transfer_syntax, size = read_record(path)
+                record, transfer_syntax, size = _stored_record(archive, uids)
             except (NotDicomFile, HeaderError, InvalidUID):
                 continue  # it was there before, and could not be indexed then either
-            archive.index.add([Indexed(record, transfer_syntax, size, replaces=True)])
-    archive.store.remove_temporaries(beginning)
+            archive.index.add([IndexRow(record, transfer_syntax, size, replaces=True)])
+    archive.store.temporary_files.remove_of(beginning)
     return len(instances)
 
 
-def _path(archive: Archive, study_uid: str, series_uid: str, uid: str) -> str:
-    return f"{os.fspath(archive.root)}/{study_uid}/{series_uid}/{uid}{INSTANCE_SUFFIX}"
+def _stored_record(archive: Archive, uids: InstanceUIDs) -> tuple[Record, str, int]:
+    with archive.store.open(*uids) as file:
+        return read_record(file)
 
 
 _Folder = tuple[str, str]
-
-
-def _folders(root: str) -> Iterator[tuple[_Folder, set[str]]]:
-    """The folders of series in the order of their names, each with the SOP Instance UIDs of its files."""
-    for study_uid in _subfolders(root):
-        for series_uid in _subfolders(f"{root}/{study_uid}"):
-            names = os.listdir(f"{root}/{study_uid}/{series_uid}")
-            end = -len(INSTANCE_SUFFIX)
-            yield (study_uid, series_uid), {name[:end] for name in names if name.endswith(INSTANCE_SUFFIX)}
-
-
-def _subfolders(path: str) -> list[str]:
-    with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
 
 def _merged(
@@ -216,18 +199,19 @@ class _Adding:
         self._archive = archive
         self._found = found
         self._progress = progress
-        self._rows: list[Indexed] = []
+        self._rows: list[IndexRow] = []
 
-    def add(self, path: str, uids: tuple[str, str, str]) -> None:
+    def add(self, uids: InstanceUIDs) -> None:
+        path = self._archive.store.locate(*uids)
         try:
-            record, transfer_syntax, size = read_record(path)
+            record, transfer_syntax, size = _stored_record(self._archive, uids)
         except (NotDicomFile, HeaderError, InvalidUID, OSError) as error:
             self._found.note_unreadable(path, error)
             return
         if record.uids != uids:
             self._found.note_unreadable(path, "its name is not that of the instance in it")
             return
-        self._rows.append(Indexed(record, transfer_syntax, size, replaces=True))
+        self._rows.append(IndexRow(record, transfer_syntax, size, replaces=True))
         if len(self._rows) >= _ROWS:
             self.flush()
 
@@ -312,8 +296,10 @@ class _Importing:
     def add(self, path: str) -> None:
         self._places.acquire()
         try:
-            record, transfer_syntax, size = read_record(path)
-            content = self._content(path, size)
+            with open(path, "rb") as file:
+                record, transfer_syntax, size = read_record(file)
+                file.seek(0)
+                content = self._content(file, size)
         except (NotDicomFile, HeaderError, InvalidUID) as error:
             self._done(path, error, skipped=True)
         except OSError as error:
@@ -322,20 +308,19 @@ class _Importing:
             instance = Instance(record.uids, transfer_syntax, content, lambda: record, record.length)
             self._archive.keep(instance, lambda error: self._done(path, error))
 
-    def _content(self, path: str, size: int) -> list[Buffer] | Written:
-        with open(path, "rb") as file:
-            if size <= _WHOLE:
-                _, start = read_file_meta(file)
-                file.seek(0)
-                return [file.read(start), file.read()]
-            writer = self._archive.store.create()
-            try:
-                while piece := file.read(_PIECE):
-                    writer.write([piece])
-                return writer.seal()
-            except BaseException:
-                writer.discard()
-                raise
+    def _content(self, file: BinaryIO, size: int) -> list[Buffer] | Written:
+        if size <= _WHOLE:
+            _, start = read_file_meta(file)
+            file.seek(0)
+            return [file.read(start), file.read()]
+        writer = self._archive.store.create()
+        try:
+            while piece := file.read(_PIECE):
+                writer.write([piece])
+            return writer.seal()
+        except BaseException:
+            writer.discard()
+            raise
 
     def _done(self, path: str, error: BaseException | None, *, skipped: bool = False) -> None:
         with self._lock:

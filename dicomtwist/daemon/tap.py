@@ -28,6 +28,7 @@ try:
     from dicomtwist.archive.services.query_retrieve import QueryRetrieve
     from dicomtwist.archive.services.storage_commitment import StorageCommitment
     from dicomtwist.archive.services.worklist import Worklist
+    from dicomtwist.archive.storage.file_store import LAYOUT
     from dicomtwist.archive.storage.types import Durability, StoreError
     from dicomtwist.daemon.archive_service import ArchiveService
     from dicomtwist.scp.dispatch import Provider
@@ -139,7 +140,7 @@ class Options(usage.Options):
 
     synopsis = "[options]"
     longdesc = (
-        "A DICOM archive. Every instance that a peer sends becomes a file STORAGE/STUDY/SERIES/INSTANCE.dcm and a row in the "
+        f"A DICOM archive. Every instance that a peer sends becomes a file STORAGE/{LAYOUT} and a row in the "
         "index STORAGE/.index, and the peer is told of success when both are on the disk."
     )
 

@@ -26,8 +26,8 @@ from dicomtwist.archive.archive import Archive, DuplicateInstance, Duplicates
 from dicomtwist.archive.index import index as index_module
 from dicomtwist.archive.index import schema
 from dicomtwist.archive.index.attributes import Level
-from dicomtwist.archive.index.index import Indexed, IndexFailed
-from dicomtwist.archive.index.record import make_record, scanner_for
+from dicomtwist.archive.index.index import IndexFailed
+from dicomtwist.archive.index.record import IndexRow, make_record, scanner_for
 from dicomtwist.archive.instance import Instance
 from dicomtwist.archive.query.compiler import Model
 from dicomtwist.archive.query.search import Finder
@@ -341,7 +341,7 @@ class Faults(ArchiveCase):
         archive.store.rename = rename  # type: ignore[method-assign]
         self.kept(archive, dataset(3))
         self.assertEqual(len(self.assert_consistent(archive)), 1)
-        self.assertEqual(archive.store._nameless, {})
+        self.assertEqual(archive.store.temporary_files.unnamed, 0)
 
     def test_nobody_waits_for_what_others_bring(self) -> None:
         """Who does the work of others tells first how it went for its own."""
@@ -349,7 +349,7 @@ class Faults(ArchiveCase):
         order: list[object] = []
         add = archive.index.add
 
-        def another(rows: list[Indexed]) -> None:
+        def another(rows: list[IndexRow]) -> None:
             if not order:
                 other = threading.Thread(target=archive.keep, args=(handed(dataset(2)), order.append))
                 other.start()
@@ -366,7 +366,7 @@ class Faults(ArchiveCase):
         archive = self.open()
         add = archive.index.add
 
-        def refuse(rows: list[Indexed]) -> None:
+        def refuse(rows: list[IndexRow]) -> None:
             if any(row.record.sop_instance_uid.endswith(".3") for row in rows):
                 raise IndexFailed("index: no 3")
             add(rows)

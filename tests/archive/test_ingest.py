@@ -358,7 +358,7 @@ class Together(ReceiverCase):
         for durability in Durability:
             self.assertEqual(await self.together(Held(fails_at=2), [0, 2, 4, 6], durability), [0, 0, 0xA700, 0])
             self.assertEqual(len(self.files()), 4)
-            self.assertEqual(self.archive.store._nameless, {})
+            self.assertEqual(self.archive.store.temporary_files.unnamed, 0)
 
     async def test_one_that_cannot_be_stored(self) -> None:
         await self.together(Held(), [0])

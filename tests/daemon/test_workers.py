@@ -23,7 +23,7 @@ from dicomtwist import AE, Association, AssociationRejected
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.recovery import reconcile, repair
-from dicomtwist.archive.storage.process_locks import Committing, left_behind
+from dicomtwist.archive.storage.process_locks import CommitJournal, uncommitted
 from dicomtwist.daemon.workers import Place
 from dicomtwist.errors import AssociationError
 from dicomtwist.sop_class import CTImageStorage
@@ -395,48 +395,48 @@ class Sharing(SynchronousTestCase):
         found = reconcile(self.first)
         self.assertEqual((found.indexed, found.lost), (0, 0))
 
-    def test_what_is_left_behind(self) -> None:
+    def test_what_is_uncommitted(self) -> None:
         """A file in place that the index does not know, a row without a file, and a temporary file."""
         self.assertIsNone(keep(self.second, dataset(1)))
         self.assertIsNone(keep(self.second, dataset(2)))
         (one, two) = [
             (study_uid, series_uid, uid) for study_uid, series_uid, uids in self.first.index.files() for uid in uids
         ]
-        committing = self.second.committing
-        assert committing is not None
+        journal = self.second.journal
+        assert journal is not None
         temporary = self.second.store.write_temporary([b"x"])
-        with committing.holding([one, two]):
+        with journal.locked([one, two]):
             # Here it dies: the notes are as they are now.
             notes = {path: path.read_bytes() for path in (self.root / ".index").glob("committing-*")}
         for path, content in notes.items():
             path.write_bytes(content)
         self.first.index.remove([one])
         self.first.store.path(*two).unlink()
-        self.assertEqual(left_behind(self.root / ".index", "worker-1")[1], [one, two])
+        self.assertEqual(uncommitted(self.root / ".index", "worker-1")[1], [one, two])
         self.assertEqual(repair(self.first, "worker-1"), 2)
         left = [(a, b, uid) for a, b, uids in self.first.index.files() for uid in uids]
         self.assertEqual(left, [one])
         self.assertFalse(Path(temporary.path).exists())
         self.assertTrue(self.first.store.path(*one).exists())
 
-    def test_nothing_is_left_behind(self) -> None:
-        self.assertEqual(left_behind(self.root / ".index", "nobody"), ("", []))
+    def test_nothing_is_uncommitted(self) -> None:
+        self.assertEqual(uncommitted(self.root / ".index", "nobody"), ("", []))
         self.assertEqual(repair(self.first, "worker-1"), 0)
 
     def test_notes_of_a_longer_group(self) -> None:
         folder = Path(self.mktemp())
         folder.mkdir()
-        committing = Committing(folder, "x", "abc")
-        self.addCleanup(committing.close)
+        journal = CommitJournal(folder, "x", "abc")
+        self.addCleanup(journal.close)
         for names in ([("1.2.3.4.5.6.7", "1.2", "1")] * 3, [("1", "2", "3")]):
-            with committing.holding(names):
-                self.assertEqual(left_behind(folder, "x"), ("abc", names))
-            self.assertEqual(left_behind(folder, "x"), ("abc", []))
-        self.assertRaises(ZeroDivisionError, self._fails_within, committing)
-        self.assertEqual(left_behind(folder, "x"), ("abc", []))
+            with journal.locked(names):
+                self.assertEqual(uncommitted(folder, "x"), ("abc", names))
+            self.assertEqual(uncommitted(folder, "x"), ("abc", []))
+        self.assertRaises(ZeroDivisionError, self._fails_within, journal)
+        self.assertEqual(uncommitted(folder, "x"), ("abc", []))
 
-    def _fails_within(self, committing: Committing) -> None:
-        with committing.holding([("1", "2", "3")]):
+    def _fails_within(self, journal: CommitJournal) -> None:
+        with journal.locked([("1", "2", "3")]):
             raise ZeroDivisionError
 
 

@@ -265,9 +265,9 @@ class StopsReading(QueryTestCase):
             self.pages += 1
             return read(reader, page)
 
-        def counted_instances(search: finder.Search, root: str, page: Any) -> Any:
+        def counted_instances(search: finder.Search, store: Any, page: Any) -> Any:
             self.pages += 1
-            return instances(search, root, page)
+            return instances(search, store, page)
 
         million = array("q", [1]) * 1_000_000
         for target, name, value in (

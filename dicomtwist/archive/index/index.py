@@ -7,20 +7,19 @@ own. Everything here blocks and is meant for worker threads; calls exclude each 
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import Connection, Engine, Select, bindparam, exists, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicomtwist.archive.index.attributes import Level
-from dicomtwist.archive.index.record import COLUMNS, Record, Row
+from dicomtwist.archive.index.reading import find_instances
+from dicomtwist.archive.index.record import COLUMNS, IndexedInstance, IndexRow, Record, Row
 from dicomtwist.archive.index.schema import (
     TABLES,
     IndexUnusable,
@@ -34,9 +33,14 @@ from dicomtwist.archive.index.schema import (
     upsert,
 )
 from dicomtwist.archive.index.sqlite import WRITING, extend_log, sqlite_engine
-from dicomtwist.archive.storage.types import Durability, IndexFailed
+from dicomtwist.archive.storage.process_locks import FileLock
+from dicomtwist.archive.storage.system_calls import FileSystem
+from dicomtwist.archive.storage.types import Durability, IndexFailed, InstanceUIDs
 
-__all__ = ["Index", "IndexFailed", "Indexed"]
+__all__ = ["Database", "Index", "IndexFailed"]
+
+#: Where rows are kept: an engine of SQLAlchemy.
+Database: TypeAlias = Engine
 
 #: The folder of the index, in that of the archive. No UID begins with a dot, so no study can have this name.
 FOLDER: Final = ".index"
@@ -50,24 +54,6 @@ _NAME_OF_KEY: Final = {
     Level.STUDY: "study_instance_uid",
     Level.SERIES: "series_instance_uid",
 }
-
-
-@dataclass(slots=True)
-class Indexed:
-    """
-    An instance for the index.
-
-    :ivar transfer_syntax: how its data set is encoded.
-    :ivar size: of its file, in bytes.
-    :ivar replaces: whether there may be another row for the same file, of another patient even.
-    :ivar digest: the SHA-256 of its file, where it is known.
-    """
-
-    record: Record
-    transfer_syntax: str
-    size: int
-    replaces: bool = False
-    digest: bytes | None = None
 
 
 class _Entities:
@@ -134,6 +120,7 @@ class Index:
     :param durability: whether a commit is on the medium when it returns.
     :param engine: another database than the SQLite one in *folder*.
     :param lock: the file descriptor of the lock that another process of this program has; it is taken over.
+    :param file_system: the system calls to use, besides those of the database.
 
     :raises IndexUnusable: another program has it open, it is of a later version or it is damaged.
     """
@@ -145,26 +132,24 @@ class Index:
         durability: Durability = Durability.FULL,
         engine: Engine | None = None,
         lock: int = -1,
+        file_system: FileSystem | None = None,
     ) -> None:
+        fs = file_system or FileSystem()
         self._lock = RLock()
-        self._lock_fd = lock
+        self._file_lock = FileLock(os.path.join(folder, "lock"), lock)
         self._data_version: int | None = None
         self.folder = folder
         try:
-            folder.mkdir(mode=0o750, exist_ok=True)
-            if lock < 0:
-                self._lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-                fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fs.make_folder(os.fspath(folder))
+            if lock < 0 and not self._file_lock.try_exclusive():
+                raise IndexUnusable(f"another program uses {folder}; stop it first")
             self.engine = engine or sqlite_engine(folder / "index.sqlite", full=durability is Durability.FULL)
             self.found_version = migrate(self.engine)
             if lock < 0 and durability is Durability.FULL:
-                extend_log(self.engine, folder)
+                extend_log(self.engine, fs.free(os.fspath(folder)))
             self._open: Connection | None = None
-        except BlockingIOError:
-            self._unlock()
-            raise IndexUnusable(f"another program uses {folder}; stop it first") from None
         except (OSError, SQLAlchemyError, IndexUnusable) as error:
-            self._unlock()
+            self._file_lock.close()
             if isinstance(error, IndexUnusable):
                 raise
             raise IndexUnusable(
@@ -184,20 +169,20 @@ class Index:
     @property
     def lock(self) -> int:
         """The file descriptor of the lock, for other processes of this program; the lock is held while any has it."""
-        return self._lock_fd
+        return self._file_lock.fileno()
 
     def close(self) -> None:
         """Let go of the database; idempotent."""
         with self._lock:
-            if self._lock_fd < 0:
+            if self._file_lock.fileno() < 0:
                 return
             if self._open is not None:
                 self._open.close()
                 self._open = None
             self.engine.dispose()
-            self._unlock()
+            self._file_lock.close()
 
-    def add(self, instances: Sequence[Indexed]) -> None:
+    def add(self, instances: Sequence[IndexRow]) -> None:
         """
         Add *instances*, all or none, in place of those that have the same file.
 
@@ -223,12 +208,12 @@ class Index:
             self._insert_rows(cursor, instances)
             dbapi.commit()
 
-    def _insert_rows(self, cursor: Any, instances: Sequence[Indexed]) -> list[tuple[Any, ...]]:
+    def _insert_rows(self, cursor: Any, instances: Sequence[IndexRow]) -> list[tuple[Any, ...]]:
         rows = [self._row(cursor, one) for one in instances]
         cursor.executemany(self._insert.text, [self._insert.parameters(row) for row in rows])
         return rows
 
-    def announce_replacing(self, instances: Iterable[tuple[str, str, str]]) -> None:
+    def announce_replacing(self, instances: Iterable[InstanceUIDs]) -> None:
         """
         Note that the files of *instances* are about to be replaced; :meth:`add` takes it back.
 
@@ -240,7 +225,7 @@ class Index:
                 self._connection.execute(_announced(uids))
                 self._connection.execute(replacing.insert().values(path="/".join(uids)))
 
-    def announced(self) -> list[tuple[str, str, str]]:
+    def announced(self) -> list[InstanceUIDs]:
         """Return the instances whose files were being replaced when the program before this one ended."""
         with self._transaction():
             paths = self._connection.execute(select(replacing.c.path)).scalars().all()
@@ -251,7 +236,7 @@ class Index:
         with self._transaction():
             self._connection.execute(replacing.delete())
 
-    def remove(self, instances: Iterable[tuple[str, str, str]]) -> None:
+    def remove(self, instances: Iterable[InstanceUIDs]) -> None:
         """
         Remove instances, and what is empty then.
 
@@ -289,6 +274,14 @@ class Index:
             if before is not None:
                 yield (*before, found)
 
+    def find_instances(self, sop_instance_uids: Iterable[str]) -> list[IndexedInstance]:
+        """
+        Return all that is indexed of instances, by their SOP Instance UIDs: a few hundred at the most.
+
+        :raises IndexFailed: the database cannot be read.
+        """
+        return find_instances(self.engine, sop_instance_uids)
+
     def counts(self) -> dict[Level, int]:
         """Return how many patients, studies, series and instances there are."""
         with self._transaction():
@@ -299,7 +292,7 @@ class Index:
 
     # --- within
 
-    def _row(self, cursor: Any, one: Indexed) -> tuple[Any, ...]:
+    def _row(self, cursor: Any, one: IndexRow) -> tuple[Any, ...]:
         record, entities = one.record, self._entities
         patient_id = entities[Level.PATIENT].id_for(cursor, 0, record.patient_key, record.patient)
         study_id = entities[Level.STUDY].id_for(cursor, patient_id, record.study_uid, record.study)
@@ -343,7 +336,7 @@ class Index:
 
     @contextmanager
     def _recovering(self) -> Iterator[None]:
-        if self._lock_fd < 0:
+        if self._file_lock.fileno() < 0:
             raise IndexFailed("index: it is closed")
         try:
             with _failures():
@@ -383,13 +376,8 @@ class Index:
         for entities in self._entities.values():
             entities.known.clear()
 
-    def _unlock(self) -> None:
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
 
-
-def _announced(uids: tuple[str, str, str]) -> Any:
+def _announced(uids: InstanceUIDs) -> Any:
     return replacing.delete().where(replacing.c.path == "/".join(uids))
 
 

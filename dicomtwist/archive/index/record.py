@@ -16,9 +16,10 @@ from pydicom.filereader import read_dataset
 
 from dicomtwist.archive.index.attributes import Attribute, Level, at_level
 from dicomtwist.archive.index.normal_forms import datetime_key, name_groups, name_key, normal_date, sounds, time_key
+from dicomtwist.archive.storage.types import InstanceUIDs
 from dicomtwist.datasets.header_scanner import EXPLICIT_BIG_ENDIAN, IMPLICIT, HeaderScanner
 
-__all__ = ["COLUMNS", "WANTED", "Record", "make_record", "scanner_for"]
+__all__ = ["COLUMNS", "WANTED", "IndexRow", "IndexedInstance", "Record", "make_record", "scanner_for"]
 
 #: The longest value that the index takes, in bytes; a longer one counts as empty. That of an LT has 10240 characters.
 MAX_VALUE_LENGTH: Final = 16 * 1024
@@ -73,7 +74,7 @@ class Record:
     instance: Row
 
     @property
-    def uids(self) -> tuple[str, str, str]:
+    def uids(self) -> InstanceUIDs:
         """Study, Series and SOP Instance UID."""
         return self.study_uid, self.series_uid, self.sop_instance_uid
 
@@ -81,6 +82,40 @@ class Record:
     def length(self) -> int:
         """How many characters it has."""
         return sum(len(text) for row in (self.patient, self.study, self.series, self.instance) for text in row)
+
+
+@dataclass(slots=True)
+class IndexRow:
+    """
+    An instance for the index.
+
+    :ivar transfer_syntax: how its data set is encoded.
+    :ivar size: of its file, in bytes.
+    :ivar replaces: whether there may be another row for the same file, of another patient even.
+    :ivar digest: the SHA-256 of its file, where it is known.
+    """
+
+    record: Record
+    transfer_syntax: str
+    size: int
+    replaces: bool = False
+    digest: bytes | None = None
+
+
+class IndexedInstance(NamedTuple):
+    """
+    An instance as the index knows it.
+
+    :ivar uids: its Study, Series and SOP Instance UIDs.
+    :ivar size: of its file, in bytes.
+    :ivar digest: the SHA-256 of its file as it was received; ``None`` if that is not known.
+    """
+
+    uids: InstanceUIDs
+    sop_class_uid: str
+    transfer_syntax: str
+    size: int
+    digest: bytes | None
 
 
 class _Encoding(NamedTuple):

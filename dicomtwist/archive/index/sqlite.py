@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -60,15 +59,14 @@ def sqlite_engine(path: Path, *, full: bool) -> Engine:
     return engine
 
 
-def extend_log(engine: Engine, folder: Path) -> None:
+def extend_log(engine: Engine, free: int) -> None:
     """
     Have SQLite's log as long as it gets, and free pages in the database: a commit whose pages have their place on the medium
     already is synced in half the time of one that makes a file longer. Nothing is done where little room is left.
 
-    :param folder: where the database is.
+    :param free: how many bytes may still be written where the database is.
     """
-    status = os.statvfs(folder)
-    if engine.dialect.name != "sqlite" or status.f_bavail * status.f_frsize < 64 * _LOG_LENGTH:
+    if engine.dialect.name != "sqlite" or free < 64 * _LOG_LENGTH:
         return
     with suppress(SQLAlchemyError), engine.connect().execution_options(**WRITING) as connection:
         for statement in (

@@ -12,7 +12,9 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from dicomtwist.archive.index.index import Index, Indexed, IndexFailed
+from dicomtwist.archive.index.interfaces import RowSink
+from dicomtwist.archive.index.record import IndexRow
+from dicomtwist.archive.storage.types import IndexFailed
 
 __all__ = ["Behind"]
 
@@ -20,7 +22,7 @@ __all__ = ["Behind"]
 MAX_BEHIND: Final = 512
 MAX_BEHIND_BYTES: Final = 16 * 1024 * 1024
 
-_Make = Callable[[], Indexed]
+_Make = Callable[[], IndexRow]
 
 
 class Behind:
@@ -30,7 +32,7 @@ class Behind:
     :param index: where they go.
     """
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: RowSink) -> None:
         self._index = index
         self._waiting: list[_Make] = []
         self._size = 0

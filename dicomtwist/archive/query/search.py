@@ -10,26 +10,24 @@ meanwhile is left out.
 
 from __future__ import annotations
 
-import os
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 from typing import Any, Final, Generic, TypeVar
 
 from pydicom import Dataset
-from sqlalchemy import ColumnElement, Connection, Engine, Select, func, select, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import ColumnElement, Engine, Select, func, select, text
 from twisted.internet.defer import Deferred
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.attributes import Attribute, Level
-from dicomtwist.archive.index.index import IndexFailed
+from dicomtwist.archive.index.reading import reading
 from dicomtwist.archive.index.schema import TABLES, instance, patient, series, study
 from dicomtwist.archive.query.compiler import BASELINE, Model, Negotiated, Query, compile_find, compile_retrieve
 from dicomtwist.archive.query.response_encoder import AnswerEncoder, Field
-from dicomtwist.archive.storage.file_store import INSTANCE_SUFFIX
+from dicomtwist.archive.storage.interfaces import Storage
+from dicomtwist.archive.storage.types import IndexFailed
 from dicomtwist.runtime.executors import Executor, check_wanted
 
 __all__ = ["Finder", "Found", "StoredInstance"]
@@ -50,7 +48,6 @@ class StoredInstance:
 
     :ivar path: its file.
     :ivar size: of the file, in bytes.
-    :ivar digest: the SHA-256 of the file as it was received; ``None`` where it is not known, or was not asked for.
     """
 
     path: str
@@ -58,7 +55,6 @@ class StoredInstance:
     sop_instance_uid: str
     transfer_syntax: str
     size: int
-    digest: bytes | None = None
 
     def __fspath__(self) -> str:
         return self.path
@@ -154,10 +150,10 @@ class Finder:
         query = compile_retrieve(identifier, model, negotiated)
         self._archive.catch_up()
         search = Search(self._archive.index.engine, query)
-        root = os.fspath(self._archive.root)
+        store = self._archive.store
         order = (study.c.id, series.c.id, func.length(instance.c.instance_number), instance.c.instance_number)
         numbers = search.numbers(levels={Level.STUDY, Level.SERIES}, order=order)
-        return Found(self._executor, numbers, lambda page: search.instances(root, page))
+        return Found(self._executor, numbers, lambda page: search.instances(store, page))
 
 
 class Search:
@@ -213,14 +209,14 @@ class Search:
             found = {row[0]: row for row in connection.execute(_of(statement, table.c.id, page))}
         return [found[number] for number in page if number in found]
 
-    def instances(self, root: str, page: Sequence[int]) -> list[StoredInstance]:
-        """Return the instances *page* of a retrieval."""
+    def instances(self, store: Storage, page: Sequence[int]) -> list[StoredInstance]:
+        """Return the instances *page* of a retrieval, which are in *store*."""
         columns = (
             *(study.c.study_instance_uid, series.c.series_instance_uid, instance.c.sop_instance_uid),
             *(instance.c.sop_class_uid, instance.c.transfer_syntax, instance.c.size),
         )
         return [
-            StoredInstance(f"{root}/{in_study}/{in_series}/{uid}{INSTANCE_SUFFIX}", sop_class, uid, syntax, size)
+            StoredInstance(store.locate(in_study, in_series, uid), sop_class, uid, syntax, size)
             for _, in_study, in_series, uid, sop_class, syntax, size in self.rows(
                 columns, {Level.STUDY, Level.SERIES}, page
             )
@@ -342,18 +338,3 @@ def _joined(statement: Select[Any], level: Level, levels: set[Level]) -> Select[
         if highest <= upper < level:
             statement = statement.join(parent, child.c.parent == parent.c.id)
     return statement
-
-
-@contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
-    """
-    A connection for reading.
-
-    :raises IndexFailed: the database cannot be read.
-    """
-    try:
-        with engine.connect() as connection:
-            # No two pages have the same text.
-            yield connection.execution_options(compiled_cache=None)
-    except SQLAlchemyError as error:
-        raise IndexFailed(f"index: {getattr(error, 'orig', None) or error}") from error

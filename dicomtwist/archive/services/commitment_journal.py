@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterator, Sequence
@@ -72,8 +71,7 @@ class Transactions:
     """
 
     def __init__(self, store: InstanceStore) -> None:
-        self._store = store
-        self._folder = os.path.join(os.fspath(store.root), FOLDER)
+        self._files = store.side_folder(FOLDER)
 
     def save(self, transaction: Transaction) -> Transaction:
         """
@@ -92,7 +90,7 @@ class Transactions:
             "references": transaction.references,
             "reasons": transaction.reasons,
         }
-        self._store.put_file([json.dumps(content).encode()], FOLDER, transaction.name)
+        self._files.put([json.dumps(content).encode()], transaction.name)
         return transaction
 
     def load(self, name: str) -> Transaction:
@@ -101,27 +99,21 @@ class Transactions:
 
         :raises TransactionUnreadable: it cannot be read.
         """
-        path = os.path.join(self._folder, name)
         try:
-            with open(path, "rb") as file:
-                content = file.read(MAX_FILE_LENGTH + 1)
+            content = self._files.read(name, MAX_FILE_LENGTH + 1)
             if len(content) > MAX_FILE_LENGTH:
                 raise ValueError(f"more than {MAX_FILE_LENGTH} bytes")
             return _transaction(json.loads(content), name)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise TransactionUnreadable(f"{path}: {error}") from error
+            raise TransactionUnreadable(f"{self._files.path(name)}: {error}") from error
 
     def names(self) -> Iterator[str]:
         """Return the names of all files, in the order of their names."""
-        try:
-            names = sorted(os.listdir(self._folder))
-        except FileNotFoundError:
-            names = []
-        return iter([name for name in names if _NAME.fullmatch(name)])
+        return iter([name for name in self._files.names() if _NAME.fullmatch(name)])
 
     def remove(self, name: str) -> None:
         """Remove a transaction that was reported."""
-        self._store.remove(os.path.join(self._folder, name))
+        self._files.remove(name)
 
 
 def _transaction(content: Any, name: str) -> Transaction:

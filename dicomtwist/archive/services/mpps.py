@@ -1,15 +1,13 @@
 """
 Modality Performed Procedure Step: what modalities tell of the procedure steps that they perform (PS3.4 F.7, F.8).
 
-Each step is a DICOM file ``.mpps/UID.dcm`` in the folder of the archive, written as instances are: whole or not there, and
-on the medium before the peer is told of success.
+Each step is a DICOM file in the folder ``.mpps`` of the archive, named by its UID and written as instances are: whole or
+not there, and on the medium before the peer is told of success.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from typing import Any, Final, TypeVar
@@ -23,7 +21,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.archive.index.normal_forms import normal_date, time_key
-from dicomtwist.archive.storage.file_store import InstanceStore
+from dicomtwist.archive.storage.file_store import InstanceStore, file_name
 from dicomtwist.archive.storage.types import InvalidUID, StoreError, check_uids
 from dicomtwist.datasets.codec import decode_dataset, encode_dataset
 from dicomtwist.dimse import status as codes
@@ -93,7 +91,7 @@ class PerformedProcedureSteps:
     log = Logger()
 
     def __init__(self, store: InstanceStore, executor: Executor) -> None:
-        self._store = store
+        self._files = store.side_folder(FOLDER)
         self._executor = executor
         # A request looks at the file before it writes it: one after the other, in this process and in all.
         self._lock = DeferredLock()
@@ -173,22 +171,12 @@ class PerformedProcedureSteps:
 
     def _exclusively(self, function: Callable[[Any], None], event: evt.CreateEvent | evt.SetEvent) -> None:
         """Call *function* while no other process that shares the storage is at it; for so long the thread waits."""
-        self._store.make_folder(FOLDER)
-        path = os.path.join(os.fspath(self._store.root), FOLDER, ".lock")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with self._files.locked():
             function(event)
-        finally:
-            os.close(fd)
-
-    def _path(self, uid: str) -> str:
-        check_uids(uid)
-        return os.path.join(os.fspath(self._store.root), FOLDER, f"{uid}.dcm")
 
     def _create(self, event: evt.CreateEvent) -> None:
         uid = event.sop_instance_uid
-        if os.path.lexists(self._path(uid)):
+        if file_name(uid) in self._files:
             raise Refused(codes.DUPLICATE_SOP_INSTANCE, "the step is here already")
         step = _decoded(event.attribute_list)
         _check_new(step)
@@ -226,8 +214,7 @@ class PerformedProcedureSteps:
 
     def _read(self, uid: str) -> Dataset:
         try:
-            with open(self._path(uid), "rb") as file:
-                content = file.read(MAX_STEP_LENGTH + 1)
+            content = self._files.read(file_name(uid), MAX_STEP_LENGTH + 1)
         except FileNotFoundError:
             raise Refused(codes.NO_SUCH_SOP_INSTANCE, "there is no such step") from None
         if len(content) > MAX_STEP_LENGTH:
@@ -249,7 +236,7 @@ class PerformedProcedureSteps:
         content = [encode_preamble_and_meta(meta), encode_dataset(step, ExplicitVRLittleEndian)]
         if sum(map(len, content)) > MAX_STEP_LENGTH:
             raise Refused(codes.RESOURCE_LIMITATION, f"the step has more than {MAX_STEP_LENGTH} bytes")
-        self._store.put_file(content, FOLDER, f"{uid}.dcm")
+        self._files.put(content, file_name(uid))
 
 
 # --- what a step has to have

@@ -22,7 +22,7 @@ from dicomtwist import evt
 from dicomtwist.ae.ae import AE
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.index import IndexFailed
-from dicomtwist.archive.integrity import CHECKED_AT_ONCE, Reference, check
+from dicomtwist.archive.integrity import CHECKED_AT_ONCE, Reference, verify
 from dicomtwist.archive.services.commitment_journal import Transaction, Transactions, TransactionUnreadable
 from dicomtwist.archive.storage.types import InvalidUID, check_uids
 from dicomtwist.datasets.identifier import encode_identifier
@@ -268,7 +268,7 @@ class StorageCommitment:
             damaged: list[str] = []
             for start in range(0, len(transaction.references), CHECKED_AT_ONCE):
                 some = transaction.references[start : start + CHECKED_AT_ONCE]
-                reasons += await self._executor.run(check, self._archive, some, damaged)
+                reasons += await self._executor.run(verify, self._archive, some, damaged)
                 while damaged:
                     self.log.error("an instance of the archive is damaged: {which}", which=damaged.pop())
             await self._executor.run(self._transactions.save, transaction.checked(reasons))

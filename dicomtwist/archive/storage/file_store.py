@@ -5,10 +5,6 @@ whole, so what is visible under a final name is always a whole file, the old one
 happens and whenever. With durability ``full`` it is also on the medium, and so is every directory that leads
 to it, before a call returns.
 
-Where the system can (``O_TMPFILE``), a temporary file has no name: it is gone with the program, and to sync it
-is less work, since no folder has to know of it. What this module calls the path of a temporary file is then
-a name that it could have, and gets where it takes the place of an earlier one.
-
 Everything here blocks and is meant for worker threads. One :class:`InstanceStore` serves all of them; two of
 them may store the same instance at once (the last rename wins); one :class:`InstanceWriter` belongs to one
 thread at a time.
@@ -17,57 +13,42 @@ thread at a time.
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
-import itertools
 import os
-import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO, Final
 
 from dicomtwist.archive.storage.file_writer import InstanceWriter
+from dicomtwist.archive.storage.side_folder import SideFolder
 from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
-from dicomtwist.archive.storage.types import Durability, StoreUnusable, Written, check_uids
+from dicomtwist.archive.storage.temporary_files import TemporaryFiles
+from dicomtwist.archive.storage.types import Durability, InstanceUIDs, StoreUnusable, Written, check_uids
 
-__all__ = ["InstanceStore", "InstanceWriter"]
+__all__ = ["LAYOUT", "InstanceStore", "InstanceWriter", "file_name"]
 
 #: The folder of temporary files, in the root. No UID begins with a dot, so no study can have this name.
-INCOMING = ".incoming"
-TEMPORARY_SUFFIX = ".part"
-INSTANCE_SUFFIX = ".dcm"
+INCOMING: Final = ".incoming"
+_SUFFIX: Final = ".dcm"
+#: Where an instance is in the root, for people.
+LAYOUT: Final = f"STUDY/SERIES/INSTANCE{_SUFFIX}"
 
 #: How many folders of series and studies are remembered as made (and, with durability full, as being on the
 #: medium).
 MAX_KNOWN_FOLDERS = 4096
 
-#: How many whole files without a name may wait for it, since each takes a file descriptor; the next have names.
-MAX_NAMELESS = 64
 
-_IOV_MAX = os.sysconf("SC_IOV_MAX")
-_FILE_MODE = 0o640
-_FOLDER_MODE = 0o750
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-#: What makes a file without a name in a folder; 0 where the system cannot.
-_NAMELESS = getattr(os, "O_TMPFILE", 0) and os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+def file_name(uid: str) -> str:
+    """Return the name of the DICOM file of an object.
 
-
-class _Begun:
-    """A temporary file that is written and not closed yet."""
-
-    __slots__ = ("buffers", "fd", "nameless", "size", "temporary")
-
-    def __init__(self, temporary: str, fd: int, nameless: bool, buffers: Sequence[Buffer]) -> None:
-        self.temporary = temporary
-        self.fd = fd
-        self.nameless = nameless
-        self.buffers = buffers
-        self.size = 0
+    :raises InvalidUID: *uid* is none.
+    """
+    check_uids(uid)
+    return uid + _SUFFIX
 
 
 class InstanceStore:
-    """The instances under one folder.
+    """The instances under one folder, a :class:`~dicomtwist.archive.storage.interfaces.Storage`.
 
     Several stores, in one process or in many, may share a root: the temporary files that a dead one left
     behind are removed only by one that has the root for itself.
@@ -77,6 +58,8 @@ class InstanceStore:
     :param min_free: how many bytes have to be free on the file system for another instance to be written; with
         less there is ENOSPC. 0: as long as there is room.
     :param file_system: the system calls to use.
+
+    :ivar temporary_files: the instances that have no final name yet.
     """
 
     def __init__(
@@ -93,21 +76,15 @@ class InstanceStore:
         self._fs = file_system or FileSystem()
         self._full = durability is Durability.FULL
         self._root = os.fspath(root)
-        self._incoming = os.path.join(self._root, INCOMING)
-        # Names that no one else has: a random part for this store, a number for each file. Counting is
-        # atomic.
-        self._prefix = os.path.join(self._incoming, secrets.token_hex(8))
-        self._numbers = itertools.count()
-        # (study, series) or (study, "") -> folder, for those that this store knows to exist. With durability
+        self.temporary_files = TemporaryFiles(
+            os.path.join(self._root, INCOMING), self._fs, durability=durability, min_free=min_free
+        )
+        # (study, series) or (study, ""), for the folders that this store knows to exist. With durability
         # full, a folder is known only when it and those above it have been synced, even if another thread or
         # process had made it: whoever made it may not have come to its fsync yet. Names and not open file
         # descriptors: these would follow a folder that someone moves away, and gain nothing (measured).
-        self._known: dict[tuple[str, str], str] = {}
+        self._known: dict[tuple[str, str], None] = {}
         self._known_lock = threading.Lock()
-        self._lock_fd = -1
-        self._can_be_nameless = False
-        # Whole files that wait for a name: the path that stands for each -> its file descriptor.
-        self._nameless: dict[str, int] = {}
 
     def prepare(self) -> int:
         """Make the root and its folder for temporary files, remove left-over ones, and try whether all works.
@@ -118,27 +95,13 @@ class InstanceStore:
         """
         fs = self._fs
         try:
-            is_new = self._make_folder(self._root)
-            self._make_folder(self._incoming)
-            removed = self._remove_left_overs()
-            probe = f"{self._prefix}-probe{TEMPORARY_SUFFIX}"
-            target = os.path.join(self._root, f".{os.path.basename(probe)}")
-            placed = probe
-            fd = fs.open(probe, _CREATE, _FILE_MODE)
-            try:
-                try:
-                    self._write_all(fd, [b"\0"])
-                finally:
-                    fs.close(fd)
-                fs.rename(probe, target)
-                placed = target
-            finally:
-                fs.unlink(placed)
-            self._can_be_nameless = self._tried_nameless(target)
+            is_new = fs.make_folder(self._root)
+            fs.make_folder(self.temporary_files.folder)
+            removed = self.temporary_files.prepare(self._root)
             if self._full:
-                self._sync_folder(self._root)
+                fs.sync_folder(self._root)
                 try:
-                    self._sync_folder(os.path.dirname(os.path.abspath(self._root)))
+                    fs.sync_folder(os.path.dirname(os.path.abspath(self._root)))
                 except PermissionError:
                     # Not readable for us. If we could make the root there, it has to be; if not, whoever
                     # made it did so long ago.
@@ -149,25 +112,19 @@ class InstanceStore:
             raise StoreUnusable(self._why_unusable(error)) from error
         return removed
 
-    @property
-    def temporary_names(self) -> str:
-        """What the names of this store's temporary files begin with."""
-        return os.path.basename(self._prefix)
-
-    def remove_temporaries(self, beginning: str) -> None:
-        """Remove the temporary files of a store that is gone, by what their names begin with.
-
-        :raises OSError: as it came, errno intact.
-        """
-        for name in self._fs.listdir(self._incoming):
-            if beginning and name.startswith(f"{beginning}-") and name.endswith(TEMPORARY_SUFFIX):
-                self._fs.unlink(os.path.join(self._incoming, name))
-
     def close(self) -> None:
         """Let go of the root; idempotent. Writers that are still open are not affected."""
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        self.temporary_files.close()
+
+    # --- where instances are
+
+    def name(self, study_uid: str, series_uid: str, instance_uid: str) -> str:
+        """Where an instance is in the root, whether or not it is there: nothing else knows. The UIDs are valid."""
+        return f"{study_uid}/{series_uid}/{instance_uid}{_SUFFIX}"
+
+    def locate(self, study_uid: str, series_uid: str, instance_uid: str) -> str:
+        """Return the path of an instance, whether or not it is there. The UIDs are valid."""
+        return f"{self._root}/{self.name(study_uid, series_uid, instance_uid)}"
 
     def path(self, study_uid: str, series_uid: str, instance_uid: str) -> Path:
         """Where an instance is or would be.
@@ -175,22 +132,61 @@ class InstanceStore:
         :raises InvalidUID: one of the three is no UID.
         """
         check_uids(study_uid, series_uid, instance_uid)
-        return self.root / study_uid / series_uid / f"{instance_uid}{INSTANCE_SUFFIX}"
+        return Path(self.locate(study_uid, series_uid, instance_uid))
 
-    def create(self) -> InstanceWriter:
-        """Open a temporary file for one instance, which comes piece by piece.
+    def exists(self, study_uid: str, series_uid: str, instance_uid: str) -> bool:
+        """Whether there is an instance. The UIDs are valid."""
+        return os.path.lexists(self.locate(study_uid, series_uid, instance_uid))
 
-        :raises OSError: it cannot be made.
+    def series(self) -> Iterator[tuple[tuple[str, str], set[str]]]:
+        """Yield the series in the order of their Study and Series Instance UIDs, each with the SOP Instance UIDs of its
+        files.
+
+        :raises OSError: a folder cannot be read.
         """
-        return InstanceWriter(self, *self._open_temporary())
+        for study_uid in _subfolders(self._root):
+            for series_uid in _subfolders(f"{self._root}/{study_uid}"):
+                names = self._fs.listdir(f"{self._root}/{study_uid}/{series_uid}")
+                yield (study_uid, series_uid), {name[: -len(_SUFFIX)] for name in names if name.endswith(_SUFFIX)}
 
-    def readable(self, temporary: str) -> str:
-        """Where a whole temporary file can be opened."""
-        fd = self._nameless.get(temporary, -1)
-        return f"/proc/self/fd/{fd}" if fd >= 0 else temporary
+    # --- reading
+
+    def open(self, study_uid: str, series_uid: str, instance_uid: str) -> BinaryIO:
+        """Open the file of an instance. The UIDs are valid.
+
+        :raises OSError: it cannot be read.
+        """
+        return open(self.locate(study_uid, series_uid, instance_uid), "rb")
+
+    def open_on_medium(self, study_uid: str, series_uid: str, instance_uid: str) -> BinaryIO:
+        """Open the file of an instance so that it is read from the medium, not from what the system remembers of it; with
+        durability none it is brought there first. The UIDs are valid.
+
+        :raises OSError: it cannot be read or synced.
+        """
+        path = self.locate(study_uid, series_uid, instance_uid)
+        if not self._full:
+            self._fs.sync(path)
+        file = open(path, "rb", buffering=0)
+        self._fs.drop_cache(file.fileno())
+        return file
+
+    def sync_path(self, study_uid: str, series_uid: str, instance_uid: str) -> None:
+        """With durability none, bring the names that lead to an instance onto the medium: with full they are there. The
+        UIDs are valid.
+
+        :raises OSError: as it came, errno intact.
+        """
+        if not self._full:
+            folder = self.locate(study_uid, series_uid, instance_uid)
+            for _ in range(3):
+                folder = os.path.dirname(folder)
+                self._fs.sync_folder(folder)
+
+    # --- storing at one go
 
     def store(self, buffers: Sequence[Buffer], study_uid: str, series_uid: str, instance_uid: str) -> str:
-        """Store an instance that is in memory, whole; what create, write and commit do, with less around it.
+        """Store an instance that is in memory, whole.
 
         :param buffers: the file, preamble first. Contiguous bytes each.
         :returns: where it is.
@@ -200,14 +196,34 @@ class InstanceStore:
             is in its place).
         """
         check_uids(study_uid, series_uid, instance_uid)
-        temporary = self.write_temporary(buffers).path
-        try:
-            return self._place(temporary, study_uid, series_uid, instance_uid)
-        except BaseException:
-            self._remove(temporary)
-            raise
+        return self.store_temporary(self.write_temporary(buffers), study_uid, series_uid, instance_uid)
 
-    # The steps of storing, for one who has more to do between them, such as keeping an index.
+    def store_temporary(self, temporary: Written, study_uid: str, series_uid: str, instance_uid: str) -> str:
+        """Store an instance that is in a temporary file, in place of an earlier copy if there is one.
+
+        :returns: where it is.
+        :raises InvalidUID: one of the three is no UID; the temporary file is gone.
+        :raises OSError: as :meth:`store`.
+        """
+        uids = study_uid, series_uid, instance_uid
+        try:
+            check_uids(*uids)
+            target = self.rename(temporary.path, *uids)
+            if self._full:
+                self._fs.sync_folder(os.path.dirname(target))
+        except BaseException:
+            self.remove(temporary.path)
+            raise
+        return target
+
+    # --- the steps of storing, for one who has more to do between them, such as keeping an index
+
+    def create(self) -> InstanceWriter:
+        """Open a temporary file for one instance, which comes piece by piece.
+
+        :raises OSError: it cannot be made.
+        """
+        return InstanceWriter(self.temporary_files)
 
     def write_temporary(self, buffers: Sequence[Buffer]) -> Written:
         """Write a temporary file, with durability full onto the medium.
@@ -215,326 +231,113 @@ class InstanceStore:
         :param buffers: the file, preamble first. Contiguous bytes each.
         :raises OSError: as it came, errno intact; nothing is left of it.
         """
-        (result,) = self.write_temporaries([buffers])
-        if isinstance(result, Written):
-            return result
-        raise result
+        return self.temporary_files.write_one(buffers)
 
     def write_temporaries(self, contents: Sequence[Sequence[Buffer]]) -> list[Written | BaseException]:
-        """Write temporary files, with durability full onto the medium: all of them are on their way there before the
-        first is waited for, so that one commit of the file system's journal does for many.
+        """Write temporary files, see :meth:`~dicomtwist.archive.storage.temporary_files.TemporaryFiles.write`."""
+        return self.temporary_files.write(contents)
 
-        :param contents: the buffers of each file.
-        :returns: for each, the file; or why there is none, an OSError as it came, and then nothing is left of it.
+    def open_temporary(self, temporary: Written) -> BinaryIO:
+        """Open a whole temporary file for reading.
+
+        :raises OSError: it cannot be read.
         """
-        files = [self._begun(buffers, several=len(contents) > 1) for buffers in contents]
-        return [self._finished(file) if isinstance(file, _Begun) else file for file in files]
-
-    def _begun(self, buffers: Sequence[Buffer], several: bool) -> _Begun | BaseException:
-        """Write a file; returns it, or why that failed."""
-        try:
-            temporary, fd, nameless = self._open_temporary(len(self._nameless) < MAX_NAMELESS)
-        except BaseException as error:
-            return error
-        file = _Begun(temporary, fd, nameless, buffers)
-        try:
-            file.size = self._write_all(fd, buffers)
-            if self._full and several:
-                self._fs.start_writing(fd, 0, file.size)
-        except BaseException as error:
-            self._abandon(file)
-            return error
-        return file
-
-    def _finished(self, file: _Begun) -> Written | BaseException:
-        """Sync a file, and close it; returns it, or why that failed."""
-        try:
-            digest = self._digest(file.buffers)
-            if self._full:
-                self._fs.fsync(file.fd)
-        except BaseException as error:
-            self._abandon(file)
-            return error
-        try:
-            self._written(file.temporary, file.fd, file.nameless)
-        except BaseException as error:
-            if not file.nameless:
-                self._remove(file.temporary)
-            return error
-        return Written(file.temporary, file.size, digest)
-
-    def _abandon(self, file: _Begun) -> None:
-        self._close_quietly(file.fd)
-        if not file.nameless:
-            self._remove(file.temporary)
-
-    def _written(self, temporary: str, fd: int, nameless: bool) -> None:
-        """A temporary file is whole: close it, unless that would be its end."""
-        if not nameless:
-            self._fs.close(fd)
-            return
-        try:
-            if not self._full:
-                self._fs.flush(fd)  # a sync would have told it already
-        except BaseException:
-            self._close_quietly(fd)
-            raise
-        self._nameless[temporary] = fd
-
-    def folder(self, study_uid: str, series_uid: str) -> str:
-        """The folder of a series; it is made, and on the medium with durability full.
-
-        :raises OSError: as it came, errno intact.
-        """
-        return self._known.get((study_uid, series_uid)) or self._make_folders(study_uid, series_uid)
+        return self.temporary_files.read(temporary.path)
 
     def rename(
         self, source: str, study_uid: str, series_uid: str, instance_uid: str, *, exclusive: bool = False
     ) -> str:
-        """Give a temporary file its final name. Its folder has to be synced behind it.
+        """Give a temporary file its final name. It has to be synced behind it, see :meth:`sync_names`.
 
         :param exclusive: whether there has to be no earlier one; otherwise it takes its place.
         :returns: the final name.
         :raises FileExistsError: there is an earlier one, though *exclusive*; both are as they were.
         :raises OSError: as it came, errno intact; both are as they were.
         """
-        target = f"{self.folder(study_uid, series_uid)}/{instance_uid}{INSTANCE_SUFFIX}"
+        if (study_uid, series_uid) not in self._known:
+            self._make_folders(study_uid, series_uid)
+        target = self.locate(study_uid, series_uid, instance_uid)
         try:
-            self._give_name(source, target, exclusive)
+            self.temporary_files.give_name(source, target, exclusive=exclusive)
         except FileNotFoundError:
             # Someone has removed the folder since it became known (a clean-up of old studies, say).
             with self._known_lock:
                 self._known.pop((study_uid, ""), None)
             self._make_folders(study_uid, series_uid)
-            self._give_name(source, target, exclusive)
+            self.temporary_files.give_name(source, target, exclusive=exclusive)
         return target
 
-    def _give_name(self, source: str, target: str, exclusive: bool) -> None:
-        fd = self._nameless.get(source, -1)
-        if fd < 0:
-            if exclusive and os.path.lexists(target):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
-            self._fs.rename(source, target)
-            return
-        try:
-            self._fs.name(fd, target)
-        except FileExistsError:
-            if exclusive:
-                raise
-            self._fs.name(fd, source)
-            try:
-                self._fs.rename(source, target)
-            except BaseException:
-                self._unlink_quietly(source)
-                raise
-        del self._nameless[source]
-        self._close_quietly(fd)  # what it could tell has been heard
-
-    def set_aside(self, path: str) -> str:
-        """Give the file *path* a second name among the temporary files, from where :meth:`put_back` takes it.
+    def set_aside(self, study_uid: str, series_uid: str, instance_uid: str) -> str:
+        """Give an instance a second name among the temporary files, from where :meth:`put_back` takes it.
 
         :returns: the second name.
         :raises OSError: as it came, errno intact.
         """
-        temporary = f"{self._prefix}-{next(self._numbers):x}{TEMPORARY_SUFFIX}"
-        self._fs.link(path, temporary)
+        temporary = self.temporary_files.new_path()
+        self._fs.link(self.locate(study_uid, series_uid, instance_uid), temporary)
         return temporary
 
-    def put_back(self, temporary: str, path: str) -> None:
+    def put_back(self, temporary: str, study_uid: str, series_uid: str, instance_uid: str) -> None:
         """Undo a replacement: what was set aside gets its name back.
 
         :raises OSError: as it came, errno intact.
         """
-        self._fs.rename(temporary, path)
+        self._fs.rename(temporary, self.locate(study_uid, series_uid, instance_uid))
 
-    def sync_folder(self, path: str) -> None:
-        """Have the names in the folder *path* on the medium; nothing with durability none.
+    def sync_names(self, instances: Iterable[InstanceUIDs]) -> dict[InstanceUIDs, OSError]:
+        """Have the names of instances on the medium; nothing with durability none.
 
-        :raises OSError: as it came, errno intact.
+        :returns: those of which that failed, each with why.
         """
-        if self._full:
-            self._sync_folder(path)
-
-    def make_folder(self, name: str) -> str:
-        """Make a folder in the root where it is missing, with durability full onto the medium.
-
-        :returns: where it is.
-        :raises OSError: as it came, errno intact.
-        """
-        path = os.path.join(self._root, name)
-        if self._make_folder(path):
-            self.sync_folder(self._root)
-        return path
-
-    def put_file(self, buffers: Sequence[Buffer], folder: str, name: str) -> str:
-        """Write a file that is no instance, in place of an earlier one; with durability full onto the medium.
-
-        :param buffers: its content. Contiguous bytes each.
-        :param folder: a folder in the root, made when it is missing. No UID begins with a dot, nor contains
-            other letters than digits and dots, so it cannot be that of a study.
-        :param name: the name of the file.
-        :returns: where it is.
-        :raises OSError: as it came, errno intact; an earlier one is as it was, unless the very last step failed
-            (the fsync of the folder: then the new one is in its place).
-        """
-        path = self.make_folder(folder)
-        temporary = self.write_temporary(buffers).path
-        target = os.path.join(path, name)
-        try:
-            self._give_name(temporary, target, False)
-        except BaseException:
-            self._remove(temporary)
-            raise
-        self.sync_folder(path)
-        return target
-
-    def remove(self, path: str) -> None:
-        """Remove a file, quietly where that cannot be done."""
-        self._remove(path)
-
-    # What follows is used by the writer as well.
-
-    def _open_temporary(self, nameless: bool = True) -> tuple[str, int, bool]:
-        """Open a temporary file; returns its path, its descriptor, and whether it is without a name."""
-        if self.min_free:
-            self._check_free()
-        path = f"{self._prefix}-{next(self._numbers):x}{TEMPORARY_SUFFIX}"
-        if nameless and self._can_be_nameless:
-            return path, self._fs.open(self._incoming, _NAMELESS, _FILE_MODE), True
-        return path, self._fs.open(path, _CREATE, _FILE_MODE), False
-
-    def _tried_nameless(self, target: str) -> bool:
-        """Whether files can be without a name, and get one; not on every file system, nor without /proc."""
-        if not _NAMELESS:
-            return False
-        try:
-            fd = self._fs.open(self._incoming, _NAMELESS, _FILE_MODE)
-        except OSError:
-            return False
-        try:
-            self._fs.name(fd, target)
-            self._fs.unlink(target)
-        except OSError:
-            return False
-        finally:
-            self._close_quietly(fd)
-        return True
-
-    def _close_quietly(self, fd: int) -> None:
-        try:
-            self._fs.close(fd)
-        except OSError:
-            pass
-
-    def _check_free(self) -> None:
-        if self._fs.free(self._incoming) < self.min_free:
-            raise OSError(errno.ENOSPC, f"less than {self.min_free} bytes are free, which are to stay so")
-
-    def _write_all(self, fd: int, buffers: Sequence[Buffer]) -> int:
-        """Write every byte; returns how many."""
-        writev = self._fs.writev
-        total = sum(map(len, buffers))
-        if len(buffers) <= _IOV_MAX:
-            # Nearly always all there is to do.
-            written = writev(fd, buffers) if total else 0
-            if written == total:
-                return total
-        else:
-            written = 0
-        left = _after(buffers, written)
-        done = written
-        while done < total:
-            written = writev(fd, left[:_IOV_MAX])
-            if not written:
-                raise OSError(errno.EIO, "writing an instance makes no progress")
-            done += written
-            left = _after(left, written)
-        return total
-
-    def _digest(self, buffers: Sequence[Buffer]) -> bytes:
+        failed: dict[InstanceUIDs, OSError] = {}
         if not self._full:
-            return b""
-        digest = hashlib.sha256()
-        for buffer in buffers:
-            digest.update(buffer)
-        return digest.digest()
+            return failed
+        folders: dict[str, list[InstanceUIDs]] = {}
+        for uids in instances:
+            folders.setdefault(os.path.dirname(self.locate(*uids)), []).append(uids)
+        for folder, held in folders.items():
+            try:
+                self._fs.sync_folder(folder)
+            except OSError as error:
+                failed.update(dict.fromkeys(held, error))
+        return failed
 
-    def _place(self, temporary: str, study_uid: str, series_uid: str, instance_uid: str) -> str:
-        """Give a temporary file, whole and closed, its final name."""
-        target = self.rename(temporary, study_uid, series_uid, instance_uid)
-        self.sync_folder(os.path.dirname(target))
-        return target
+    def remove(self, temporary: str) -> None:
+        """Remove a temporary file, or what was set aside, quietly if that cannot be done."""
+        self.temporary_files.remove(temporary)
 
-    def _make_folders(self, study_uid: str, series_uid: str) -> str:
-        study = f"{self._root}/{study_uid}"
-        series = f"{study}/{series_uid}"
-        is_new = self._make_folder(study)
+    def remove_instance(self, study_uid: str, series_uid: str, instance_uid: str) -> None:
+        """Remove an instance, quietly if that cannot be done."""
+        self._fs.unlink_quietly(self.locate(study_uid, series_uid, instance_uid))
+
+    # --- what is no instance
+
+    def side_folder(self, name: str) -> SideFolder:
+        """Return the folder *name* in the root, for files that are no instances."""
+        return SideFolder(self._root, name, self.temporary_files, self._fs)
+
+    # --- within
+
+    def _make_folders(self, study_uid: str, series_uid: str) -> None:
+        fs = self._fs
+        series = os.path.dirname(self.locate(study_uid, series_uid, ""))
+        study = os.path.dirname(series)
+        is_new = fs.make_folder(study)
         if self._full and (is_new or (study_uid, "") not in self._known):
-            self._sync_folder(self._root)
-        self._make_folder(series)
+            fs.sync_folder(self._root)
+        fs.make_folder(series)
         if self._full:
-            self._sync_folder(study)
+            fs.sync_folder(study)
         with self._known_lock:
             while len(self._known) >= MAX_KNOWN_FOLDERS:
                 del self._known[next(iter(self._known))]
-            self._known[(study_uid, "")] = study
-            self._known[(study_uid, series_uid)] = series
-        return series
-
-    def _make_folder(self, path: str) -> bool:
-        """Make a folder if it is not there; returns whether it was not."""
-        try:
-            self._fs.mkdir(path, _FOLDER_MODE)
-        except FileExistsError:
-            return False
-        return True
-
-    def _sync_folder(self, path: str) -> None:
-        fd = self._fs.open(path, _FOLDER)
-        try:
-            self._fs.fsync(fd)
-        finally:
-            self._fs.close(fd)
-
-    def _remove(self, temporary: str) -> None:
-        fd = self._nameless.pop(temporary, -1)
-        if fd >= 0:
-            self._close_quietly(fd)
-        else:
-            self._unlink_quietly(temporary)
-
-    def _unlink_quietly(self, path: str) -> None:
-        try:
-            self._fs.unlink(path)
-        except OSError:
-            # It was renamed already, or the file system is beyond it (EROFS, EIO). The error that led here
-            # says more, and the next start removes the file.
-            pass
-
-    def _remove_left_overs(self) -> int:
-        """Remove the temporary files of stores that are gone, unless another store lives in the same root."""
-        if self._lock_fd < 0:
-            self._lock_fd = os.open(os.path.join(self._incoming, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            removed = 0  # the other one's files may be in use
-        except OSError:
-            return 0  # no locks on this file system, so no way to know whether there is another one
-        else:
-            left_over = [name for name in self._fs.listdir(self._incoming) if name.endswith(TEMPORARY_SUFFIX)]
-            for name in left_over:
-                self._fs.unlink(os.path.join(self._incoming, name))
-            removed = len(left_over)
-        # Shared from here on: until every holder is gone, nobody can have the lock exclusively and remove
-        # anything.
-        fcntl.flock(self._lock_fd, fcntl.LOCK_SH)
-        return removed
+            self._known[(study_uid, "")] = None
+            self._known[(study_uid, series_uid)] = None
 
     def _why_unusable(self, error: OSError) -> str:
         reason = error.strerror or str(error)
         if error.errno == errno.EXDEV:
-            advice = f"{self._incoming} must be on the same file system as the folder it is in"
+            advice = f"{self.temporary_files.folder} must be on the same file system as the folder it is in"
         elif error.errno in (errno.EINVAL, errno.ENOTSUP) and self._full:
             advice = "if its file system cannot sync folders, use durability none"
         elif error.errno == errno.ENOENT:
@@ -548,11 +351,6 @@ class InstanceStore:
         return f"cannot store instances in {self._root}: {reason}; {advice}"
 
 
-def _after(buffers: Sequence[Buffer], count: int) -> list[Buffer]:
-    """What is left of the buffers behind the first ``count`` bytes."""
-    for index, buffer in enumerate(buffers):
-        if count < len(buffer):
-            rest: list[Buffer] = [memoryview(buffer)[count:]] if count else [buffer]
-            return [*rest, *buffers[index + 1 :]]
-        count -= len(buffer)
-    return []
+def _subfolders(path: str) -> list[str]:
+    with os.scandir(path) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())

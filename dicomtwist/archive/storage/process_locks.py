@@ -17,19 +17,78 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Committing", "left_behind"]
+from dicomtwist.archive.storage.types import InstanceUIDs
 
-_Uids = tuple[str, str, str]
+__all__ = ["CommitJournal", "FileLock", "uncommitted"]
 
 _LOCKS: Final = "committing.lock"
 _NOTES: Final = "committing-"
 #: The byte that stands for the index; those of instances are before it.
-_TURN: Final = 1 << 40
+_INDEX_LOCK: Final = 1 << 40
 
 
-class Committing:
+class FileLock:
     """
-    What one process commits.
+    A lock of the processes of one machine; it is a file, which stays when the lock is let go of.
+
+    :param path: the file, made when it is missing.
+    :param fd: its file descriptor, if the lock is that of another process of this program; it is taken over.
+    """
+
+    def __init__(self, path: str, fd: int = -1) -> None:
+        self._path = path
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """Return the file descriptor, -1 if the file is not open."""
+        return self._fd
+
+    def exclusive(self) -> None:
+        """
+        Wait until nobody else has the lock.
+
+        :raises OSError: the file cannot be opened, or there are no locks on its file system.
+        """
+        self._open()
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def try_exclusive(self) -> bool:
+        """
+        Take the lock if nobody else has it; return whether nobody does.
+
+        :raises OSError: the file cannot be opened, or there are no locks on its file system, and then it stays open.
+        """
+        self._open()
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def share(self) -> None:
+        """
+        Have the lock together with others; from the exclusive lock on, without letting go of it.
+
+        :raises OSError: the file cannot be opened, or there are no locks on its file system.
+        """
+        self._open()
+        fcntl.flock(self._fd, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        """Let go of the lock; idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open(self) -> None:
+        if self._fd < 0:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+
+class CommitJournal:
+    """
+    The instances that one process commits, for another one to see to if this one dies; and the locks that they are committed
+    under.
 
     :param folder: the folder of the index.
     :param name: of the process among those that share the archive.
@@ -52,7 +111,7 @@ class Committing:
                 setattr(self, name, -1)
 
     @contextmanager
-    def holding(self, instances: Iterable[_Uids]) -> Iterator[None]:
+    def locked(self, instances: Iterable[InstanceUIDs]) -> Iterator[None]:
         """
         Keep others from *instances*, given by their Study, Series and SOP Instance UIDs; one group at a time.
 
@@ -69,24 +128,24 @@ class Committing:
                 fcntl.lockf(self._locks, fcntl.LOCK_UN, 0, 0)
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def index_lock(self) -> Iterator[None]:
         """
-        Wait for the turn to write the index, within :meth:`holding`. SQLite looks again after some milliseconds where another
-        process writes; who waits here goes on at once.
+        Have the index for this process alone, within :meth:`locked`. SQLite looks again after some milliseconds if another
+        process writes; a process that waits here goes on at once.
         """
-        fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, _TURN)
+        fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, _INDEX_LOCK)
         try:
             yield
         finally:
-            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, _TURN)
+            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, _INDEX_LOCK)
 
     def _lock(self, names: Iterable[str]) -> None:
         # Bytes of a file that nobody reads, in one order for all, so that nobody waits in a circle.
-        for place in sorted({_place(name) for name in names}):
-            fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, place)
+        for position in sorted({_position(name) for name in names}):
+            fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, position)
 
 
-def left_behind(folder: Path, name: str) -> tuple[str, list[_Uids]]:
+def uncommitted(folder: Path, name: str) -> tuple[str, list[InstanceUIDs]]:
     """
     Return what a process that is gone was about to commit, and what the names of its temporary files begin with.
 
@@ -103,5 +162,5 @@ def left_behind(folder: Path, name: str) -> tuple[str, list[_Uids]]:
     return head, found
 
 
-def _place(name: str) -> int:
+def _position(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=5).digest(), "big")

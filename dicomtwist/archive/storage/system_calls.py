@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, TypeAlias
 
 __all__ = ["Buffer", "FileSystem"]
@@ -81,5 +82,64 @@ class FileSystem:
         status = os.statvfs(path)
         return status.f_bavail * status.f_frsize
 
+    def drop_cache(self, fd: int) -> None:
+        """
+        Have the system forget what it remembers of a file, so that it is read from the medium; :func:`os.posix_fadvise`. A
+        hint: nothing is told where that cannot be done.
+        """
+        with suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def listdir(self, path: str) -> list[str]:
         return os.listdir(path)
+
+    # --- made of these
+
+    def make_folder(self, path: str, mode: int = 0o750) -> bool:
+        """
+        Make a folder if it is not there; returns whether it was not.
+
+        :raises OSError: as it came, errno intact.
+        """
+        try:
+            self.mkdir(path, mode)
+        except FileExistsError:
+            return False
+        return True
+
+    def sync(self, path: str, flags: int = 0) -> None:
+        """
+        Have a file on the medium, or the names in a folder.
+
+        :param flags: for :meth:`open`, besides those for reading.
+        :raises OSError: as it came, errno intact.
+        """
+        fd = self.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+        try:
+            self.fsync(fd)
+        finally:
+            self.close(fd)
+
+    def sync_folder(self, path: str) -> None:
+        """
+        Have the names in the folder *path* on the medium.
+
+        :raises OSError: as it came, errno intact.
+        """
+        self.sync(path, os.O_DIRECTORY)
+
+    def close_quietly(self, fd: int) -> None:
+        """Close a file of which nobody needs to know whether all of it was written."""
+        try:
+            self.close(fd)
+        except OSError:
+            pass
+
+    def unlink_quietly(self, path: str) -> None:
+        """Remove a file if that can be done."""
+        try:
+            self.unlink(path)
+        except OSError:
+            # It was renamed already, or the file system is beyond it (EROFS, EIO). The error that led here
+            # says more, and the next start removes the file.
+            pass

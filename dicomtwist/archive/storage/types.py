@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 __all__ = [
     "DuplicateInstance",
     "Durability",
     "IndexFailed",
+    "InstanceUIDs",
     "InvalidUID",
     "StoreClosed",
     "StoreError",
@@ -21,6 +22,10 @@ __all__ = [
 ]
 
 _UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
+
+
+#: Study, Series and SOP Instance UID.
+InstanceUIDs: TypeAlias = tuple[str, str, str]
 
 
 class StoreError(Exception):

@@ -4,7 +4,6 @@ Where ``dicomtwist get`` and ``move --receive`` put what comes: a folder of Part
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,11 +45,7 @@ class Folder:
             if not isinstance(content, Written):
                 store.store(content, *instance.uids)
             else:
-                try:
-                    store.sync_folder(os.path.dirname(store.rename(content.path, *instance.uids)))
-                except BaseException:
-                    store.remove(content.path)
-                    raise
+                store.store_temporary(content, *instance.uids)
         except BaseException as raised:
             error = raised
         done(error)

@@ -12,7 +12,7 @@ from dicomtwist import AE, evt
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index import write_behind
 from dicomtwist.archive.index.attributes import Level
-from dicomtwist.archive.index.index import Indexed
+from dicomtwist.archive.index.record import IndexRow
 from dicomtwist.archive.ingest import PAUSE, StorageReceiver
 from dicomtwist.archive.recovery import reconcile
 from dicomtwist.archive.storage.types import Durability, IndexFailed
@@ -139,7 +139,7 @@ class Failing(BehindTestCase):
         self.refuses = ""
         add = self.archive.index.add
 
-        def maybe(rows: list[Indexed]) -> None:
+        def maybe(rows: list[IndexRow]) -> None:
             if self.refuses and any(row.record.sop_instance_uid.endswith(self.refuses) for row in rows):
                 raise IndexFailed("index: it is full")
             add(rows)

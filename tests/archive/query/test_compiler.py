@@ -449,7 +449,7 @@ class Levels(MatchingCase):
         def paths(level: str, model: Model = Model.STUDY_ROOT, **keys: Any) -> list[str]:
             identifier = item(QueryRetrieveLevel=level, **keys)
             search = Search(self.archive.index.engine, compile_retrieve(identifier, model))
-            found = search.instances(str(self.root), search.numbers())
+            found = search.instances(self.archive.store, search.numbers())
             for one in found:
                 self.assertEqual(Path(one.path).stat().st_size, one.size)
                 self.assertEqual(one.transfer_syntax, ExplicitVRLittleEndian)

@@ -241,7 +241,7 @@ class Creating(StepsTestCase):
 
     def test_a_uid_that_is_a_path(self) -> None:
         """What cannot be sent by our own SCU: checked where it matters."""
-        self.assertRaises(ValueError, self.steps._path, "../../etc/passwd")
+        self.assertRaises(ValueError, self.steps._read, "../../etc/passwd")
 
     def test_no_room(self) -> None:
         self.begin(Failing("writev", errno.ENOSPC, 1))

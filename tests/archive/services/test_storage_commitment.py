@@ -355,7 +355,7 @@ class AnotherAssociation(CommitmentTestCase):
         self.network.advance(PAUSE)
         self.restart()
         self.modality()
-        with mock.patch.object(storage_commitment, "check", side_effect=AssertionError):
+        with mock.patch.object(storage_commitment, "verify", side_effect=AssertionError):
             self.network.advance(PAUSE)
         self.assertEqual(self.reports.all, [(1, [ONE], {})])
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from dicomtwist.archive.storage import file_store
+from dicomtwist.archive.storage import file_store, temporary_files
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
 from dicomtwist.archive.storage.types import Durability, InvalidUID, StoreClosed, StoreUnusable
@@ -99,7 +99,7 @@ class Dribbling(FileSystem):
     """Writes as little at once as the operating system may."""
 
     def writev(self, fd: int, buffers: Sequence[Buffer]) -> int:
-        assert len(buffers) <= file_store._IOV_MAX
+        assert len(buffers) <= temporary_files._IOV_MAX
         joined = b"".join(buffers)
         return os.write(fd, joined[: random.randint(1, 700)])
 
@@ -114,17 +114,17 @@ class StoreTestCase(SynchronousTestCase):
 
     def make(self, durability: Durability = Durability.FULL, file_system: FileSystem | None = None) -> InstanceStore:
         if not self.nameless:
-            self.patch(file_store, "_NAMELESS", 0)
+            self.patch(temporary_files, "_NAMELESS", 0)
         store = InstanceStore(self.root, durability=durability, file_system=file_system)
         store.prepare()
         self.addCleanup(store.close)
         self.store = store
-        self.assertEqual(store._can_be_nameless, self.nameless)
+        self.assertEqual(store.temporary_files.can_be_nameless, self.nameless)
         return store
 
     def assert_no_left_overs(self) -> None:
         self.assertEqual(list(self.root.rglob("*.part")), [])
-        self.assertEqual(self.store._nameless if hasattr(self, "store") else {}, {})
+        self.assertEqual(self.store.temporary_files.unnamed if hasattr(self, "store") else 0, 0)
 
     def open_files(self) -> int:
         return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
@@ -138,7 +138,7 @@ def by_writer(store: InstanceStore, data: bytes) -> Path:
     writer = store.create()
     writer.write([data[:132]])
     writer.write([memoryview(data)[132:1000], bytearray(data[1000:])])
-    return Path(writer.commit(*UIDS))
+    return Path(store.store_temporary(writer.seal(), *UIDS))
 
 
 WAYS: tuple[Callable[[InstanceStore, bytes], Path], ...] = (by_store, by_writer)
@@ -200,12 +200,12 @@ class Storing(StoreTestCase):
 
     def test_only_where_there_is_none(self) -> None:
         store = self.make()
-        first, second = (store.write_temporary([data]).path for data in (OLD, NEW))
-        path = Path(store.rename(first, *UIDS, exclusive=True))
-        self.assertRaises(FileExistsError, store.rename, second, *UIDS, exclusive=True)
+        first, second = (store.write_temporary([data]) for data in (OLD, NEW))
+        path = Path(store.rename(first.path, *UIDS, exclusive=True))
+        self.assertRaises(FileExistsError, store.rename, second.path, *UIDS, exclusive=True)
         self.assertEqual(path.read_bytes(), OLD)
-        self.assertEqual(Path(store.readable(second)).read_bytes(), NEW)
-        store.rename(second, *UIDS)
+        self.assertEqual(store.open_temporary(second).read(), NEW)
+        store.rename(second.path, *UIDS)
         self.assertEqual(path.read_bytes(), NEW)
         self.assert_no_left_overs()
 
@@ -213,8 +213,8 @@ class Storing(StoreTestCase):
         """They do not take all file descriptors."""
         store = self.make(Durability.NONE)
         before = self.open_files()
-        written = [store.write_temporary([b"%d" % number]) for number in range(file_store.MAX_NAMELESS + 10)]
-        self.assertEqual(self.open_files() - before, file_store.MAX_NAMELESS if self.nameless else 0)
+        written = [store.write_temporary([b"%d" % number]) for number in range(temporary_files.MAX_NAMELESS + 10)]
+        self.assertEqual(self.open_files() - before, temporary_files.MAX_NAMELESS if self.nameless else 0)
         for number, one in enumerate(written):
             self.assertEqual(Path(store.rename(one.path, "1.2", "1.3", f"1.4.{number}")).read_bytes(), b"%d" % number)
         self.assertEqual(self.open_files(), before)
@@ -242,10 +242,11 @@ class Storing(StoreTestCase):
 
         watching = Watching()
         for durability, started in ((Durability.NONE, []), (Durability.FULL, [(0, 1000), (1000, 3000)])):
-            writer = self.make(durability, watching).create()
+            store = self.make(durability, watching)
+            writer = store.create()
             writer.write([OLD[:1000]])
             writer.write([OLD[1000:], NEW[:1000]])
-            self.assertEqual(Path(writer.commit(*UIDS)).read_bytes(), OLD + NEW[:1000])
+            self.assertEqual(Path(store.store_temporary(writer.seal(), *UIDS)).read_bytes(), OLD + NEW[:1000])
             self.assertEqual(watching.started, started)
 
     def test_uids_that_are_none(self) -> None:
@@ -260,7 +261,7 @@ class Storing(StoreTestCase):
                 self.assertRaises(InvalidUID, store.store, [NEW], *uids)
                 writer = store.create()
                 writer.write([NEW])
-                self.assertRaises(InvalidUID, writer.commit, *uids)
+                self.assertRaises(InvalidUID, store.store_temporary, writer.seal(), *uids)
                 self.assertRaises(InvalidUID, store.path, *uids)
         self.assertEqual([entry.name for entry in self.root.iterdir()], [".incoming"])
         self.assert_no_left_overs()
@@ -278,7 +279,7 @@ class Storing(StoreTestCase):
             writer.write([b""])
             writer.write([memoryview(whole)])
             self.assertEqual(writer.size, 2 * len(whole))
-            self.assertEqual(Path(writer.commit(*UIDS)).read_bytes(), whole * 2)
+            self.assertEqual(Path(store.store_temporary(writer.seal(), *UIDS)).read_bytes(), whole * 2)
 
     def test_a_write_that_makes_no_progress(self) -> None:
         class Stuck(FileSystem):
@@ -298,9 +299,9 @@ class Storing(StoreTestCase):
         writer.discard()
         self.assert_no_left_overs()
         self.assertRaises(StoreClosed, writer.write, [OLD])
-        self.assertRaises(StoreClosed, writer.commit, *UIDS)
+        self.assertRaises(StoreClosed, writer.seal)
         writer = store.create()
-        path = Path(writer.commit(*UIDS))
+        path = Path(store.store_temporary(writer.seal(), *UIDS))
         writer.discard()
         self.assertTrue(path.exists())
         self.assertEqual(self.open_files(), before)
@@ -524,7 +525,7 @@ class Preparing(StoreTestCase):
         second = InstanceStore(self.root)
         self.addCleanup(second.close)
         self.assertEqual(second.prepare(), 0)
-        self.assertEqual(Path(writer.commit(*UIDS)).read_bytes(), NEW)
+        self.assertEqual(Path(first.store_temporary(writer.seal(), *UIDS)).read_bytes(), NEW)
         first.create().write([NEW])
         first.close()
         second.close()
@@ -568,7 +569,7 @@ while True:
         writer = store.create()
         for begin in range(0, len(data), 10_000):
             writer.write([data[begin : begin + 10_000]])
-        writer.commit("1.2", "1.3", f"1.{number % 5}")
+        store.store_temporary(writer.seal(), "1.2", "1.3", f"1.{number % 5}")
     print(number, flush=True)
 """
 

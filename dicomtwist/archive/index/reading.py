@@ -1,0 +1,52 @@
+"""
+Reading the index, in as many threads as there are; nothing here waits for who writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from dicomtwist.archive.index.record import IndexedInstance
+from dicomtwist.archive.index.schema import instance, series, study
+from dicomtwist.archive.storage.types import IndexFailed
+
+__all__ = ["find_instances", "reading"]
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """
+    A connection for reading.
+
+    :raises IndexFailed: the database cannot be read.
+    """
+    try:
+        with engine.connect() as connection:
+            # No two pages have the same text.
+            yield connection.execution_options(compiled_cache=None)
+    except SQLAlchemyError as error:
+        raise IndexFailed(f"index: {getattr(error, 'orig', None) or error}") from error
+
+
+def find_instances(engine: Engine, sop_instance_uids: Iterable[str]) -> list[IndexedInstance]:
+    """
+    Return all that is indexed of instances, by their SOP Instance UIDs: a few hundred at the most.
+
+    :raises IndexFailed: the database cannot be read.
+    """
+    statement = (
+        select(
+            *(study.c.study_instance_uid, series.c.series_instance_uid, instance.c.sop_instance_uid),
+            *(instance.c.sop_class_uid, instance.c.transfer_syntax, instance.c.size, instance.c.digest),
+        )
+        .join(series, instance.c.parent == series.c.id)
+        .join(study, series.c.parent == study.c.id)
+        .where(instance.c.sop_instance_uid.in_(sorted(sop_instance_uids)))
+    )
+    with reading(engine) as connection:
+        rows = connection.execute(statement).all()
+    return [IndexedInstance((row[0], row[1], row[2]), *row[3:]) for row in rows]
