@@ -1,5 +1,5 @@
 """
-DICOMService: a listening AE as a Twisted service, to be composed with others in a MultiService.
+DICOMService: a listening AE as a Twisted service, which can be combined with others in a MultiService.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from dicomtwist.endpoints import server_endpoint
 
 class DICOMService(Service):
     """
-    Listens while it runs. When stopped it takes no more connections, lets associations finish, and aborts those that are
-    left after a while, in that order.
+    A service that listens while it runs. When it is stopped it accepts no more connections, then lets associations finish,
+    and then aborts those that are left after *grace*.
 
-    :param ae: who listens.
-    :param endpoints: where: endpoint strings, ports or endpoints.
+    :param ae: the AE that listens.
+    :param endpoints: the endpoints to listen at: endpoint strings, ports or endpoints.
     :param evt_handlers: handlers for its associations.
-    :param grace: how long associations may go on when it is stopped, in seconds; ``None`` for ever.
-    :param lag_warning: how late the reactor may be before that is logged, in seconds; ``None`` for not at all.
+    :param grace: the time for associations to finish at a stop, in seconds; ``None`` for no limit.
+    :param lag_warning: the lag of the reactor, in seconds, above which it is logged; ``None`` for never.
 
-    :ivar server: what listens, while it runs.
-    :ivar lag: how late the reactor is while it runs, a :class:`~dicomtwist.ae.ReactorLag`.
+    :ivar server: the server, while the service runs.
+    :ivar lag: the lag of the reactor while the service runs, a :class:`~dicomtwist.ae.ReactorLag`.
     """
 
     log = Logger()
@@ -56,9 +56,9 @@ class DICOMService(Service):
 
     def startService(self) -> None:
         """
-        Listen.
+        Start to listen.
 
-        :raises CannotListenError: a port is not to be had; the others are closed again.
+        :raises CannotListenError: a port cannot be opened; the others are closed again.
         """
         super().startService()  # type: ignore[no-untyped-call]
         factory = self.ae.acceptor_factory(evt_handlers=self._handlers)
@@ -74,21 +74,21 @@ class DICOMService(Service):
         self.lag.start()
 
     def vitals(self) -> Vitals:
-        """Return how it is doing: associations, operations, the lag of the reactor, memory."""
+        """Return the vital figures: associations, operations, the lag of the reactor, memory."""
         return Vitals.of(self.server, self.lag)
 
     def log_vitals(self) -> None:
-        """Write them into the log, as one line."""
+        """Log the vital figures as one line."""
         self.log.info("{vitals}", vitals=str(self.vitals()))
 
     def relisten(self, endpoints: Mapping[int, IStreamServerEndpoint]) -> Deferred[None]:
         """
-        Listen at other endpoints that have the same sockets, such as those of
-        :class:`~dicomtwist.transport.listening_sockets.Sockets`, in place of those that were given first. Associations go on,
-        and no connection is refused.
+        Replace endpoints by others on the same sockets, such as those of
+        :class:`~dicomtwist.transport.listening_sockets.Sockets`. Associations go on, and no connection is refused.
 
-        :param endpoints: by their places among those that were given first.
-        :returns: a Deferred that fires with ``None``, or fails as :meth:`startService` does; then the others listen.
+        :param endpoints: the new endpoints, by their index among the original ones.
+        :returns: a Deferred that fires with ``None``, or fails as :meth:`startService` does; in that case the endpoints before
+            the one that failed are replaced.
         """
         return Deferred.fromCoroutine(self._relisten(endpoints))
 
@@ -112,7 +112,7 @@ class DICOMService(Service):
 
     def stopService(self) -> Deferred[None]:
         """
-        Stop listening, drain, abort what is left.
+        Stop to listen, wait for associations to finish, and abort those that are left.
 
         :returns: a Deferred that fires with ``None`` when every connection is closed.
         """

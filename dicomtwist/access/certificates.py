@@ -1,5 +1,5 @@
 """
-What a peer's certificate says of it: its subject, and its fingerprint.
+Certificates of peers, by their subject and their fingerprint, and patterns that match them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 __all__ = ["Certificate", "CertificatePattern", "parse_pattern"]
 
-#: The attributes of a name, each as the dotted number of its type and its value.
+#: The attributes of a name: for each the object identifier of its type, as dotted numbers, and its value.
 Attributes = frozenset[tuple[str, str]]
 
 _FINGERPRINT: Final = re.compile(r"sha256:((?:[0-9a-f]{2}:?){31}[0-9a-f]{2})", re.IGNORECASE)
@@ -22,10 +22,10 @@ _FINGERPRINT: Final = re.compile(r"sha256:((?:[0-9a-f]{2}:?){31}[0-9a-f]{2})", r
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """
-    A certificate that was checked.
+    A certificate that TLS has verified.
 
-    :ivar subject: what its subject is made of.
-    :ivar fingerprint: SHA-256 of the whole, in hexadecimal.
+    :ivar subject: the attributes of its subject.
+    :ivar fingerprint: SHA-256 of the whole certificate, in hexadecimal.
     """
 
     subject: Attributes
@@ -33,7 +33,7 @@ class Certificate:
 
     @classmethod
     def of(cls, certificate: x509.Certificate) -> Certificate:
-        """Return what *certificate* says; of a subject that cannot be read, nothing."""
+        """Return the facts about *certificate*; a subject that cannot be read has no attributes."""
         try:
             subject = _attributes(certificate.subject)
         except ValueError:
@@ -44,17 +44,17 @@ class Certificate:
 @dataclass(frozen=True, slots=True)
 class CertificatePattern:
     """
-    Which certificates are meant: those with a fingerprint, or those whose subject has all of some attributes.
+    A pattern that matches certificates by their fingerprint, or by attributes that must all be in their subject.
 
-    :ivar subject: the attributes; empty where it is a fingerprint.
-    :ivar fingerprint: the fingerprint in hexadecimal, ``""`` where it is a subject.
+    :ivar subject: the attributes; empty for a fingerprint.
+    :ivar fingerprint: the fingerprint in hexadecimal, ``""`` for a subject.
     """
 
     subject: Attributes = frozenset()
     fingerprint: str = ""
 
     def matches(self, certificate: Certificate | None) -> bool:
-        """Whether *certificate* is one of them; no certificate is none."""
+        """Whether *certificate* matches; ``None`` never does."""
         if certificate is None:
             return False
         if self.fingerprint:
@@ -64,23 +64,25 @@ class CertificatePattern:
 
 def parse_pattern(text: str) -> CertificatePattern:
     """
-    Return which certificates *text* means.
+    Return the pattern that *text* describes.
 
-    :param text: ``sha256:`` and the fingerprint in hexadecimal, with colons between the bytes or without; or attributes of
-        the subject as RFC 4514 writes them, ``CN=ct1,O=Hospital``, in any order. Values are compared as they are.
-    :raises ValueError: it is neither.
+    :param text: ``sha256:`` and the fingerprint in hexadecimal, with or without colons between the bytes; or attributes of
+        the subject in the notation of RFC 4514, ``CN=ct1,O=Hospital``, in any order. Values are compared exactly.
+    :raises ValueError: *text* is neither.
     """
     found = _FINGERPRINT.fullmatch(text.strip())
     if found is not None:
         return CertificatePattern(fingerprint=found[1].replace(":", "").lower())
     if text.strip().lower().startswith("sha256"):
-        raise ValueError(f"{text!r} is no fingerprint: sha256: and 64 hexadecimal digits")
+        raise ValueError(f"{text!r} is not a fingerprint: write sha256: and 64 hexadecimal digits")
     try:
         subject = _attributes(x509.Name.from_rfc4514_string(text))
     except ValueError:
         subject = frozenset()
     if not subject or not all(value for _, value in subject):
-        raise ValueError(f"{text!r} is no certificate: write attributes of its subject, CN=ct1, or sha256:FINGERPRINT")
+        raise ValueError(
+            f"{text!r} describes no certificate: write attributes of its subject, CN=ct1, or sha256:FINGERPRINT"
+        )
     return CertificatePattern(subject)
 
 

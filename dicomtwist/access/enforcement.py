@@ -1,8 +1,8 @@
 """
-The rules of a server put to work: associations and operations that no rule allows are refused.
+Enforcement of access rules: associations and operations that no rule allows are refused.
 
-An association is judged when it is asked for, and again when its user is known; each operation when it is asked for, by its
-DIMSE service and SOP Class. So a rule that is gone holds no longer for associations that are there.
+An association is checked when it is requested, and again when its user is known. Each operation is checked when it is
+requested, by its DIMSE service and SOP Class. So a rule that was removed no longer applies to established associations.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from dicomtwist.ul.items import UserIdentity
 
 __all__ = ["Access", "Policy"]
 
-#: The operation of each hook; of DIMSE-N it is that of the SOP Class.
+#: The operation of each event; for DIMSE-N it depends on the SOP Class.
 _OPERATIONS: Final = {
     evt.EVT_C_ECHO: Operation.ECHO,
     evt.EVT_C_STORE: Operation.STORE,
@@ -62,18 +62,18 @@ _NORMALISED: Final = frozenset(
         *(evt.EVT_N_EVENT_REPORT, evt.EVT_N_GET, evt.EVT_N_SET),
     )
 )
-#: The hooks whose handlers yield many answers.
+#: The events whose handlers yield many answers.
 _ANSWERING: Final = (evt.EVT_C_FIND, evt.EVT_C_GET, evt.EVT_C_MOVE)
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """
-    What holds: replaced as a whole where it is read anew.
+    The rules and users that apply. A reload replaces the policy as a whole.
 
-    :ivar rules: who may do what.
-    :ivar users: the users with a passcode, where there are some.
-    :ivar taken: the types of user identity that are taken as they come, without a proof.
+    :ivar rules: the access rules.
+    :ivar users: the users with a passcode, if there are any.
+    :ivar taken: the types of user identity that are accepted without a check.
     """
 
     rules: Rules = DEFAULT_RULES
@@ -82,12 +82,12 @@ class Policy:
 
     @property
     def looks_at_users(self) -> bool:
-        """Whether it matters who the user is; if not, an identity is passed over as if there were none."""
+        """Whether the policy depends on the user; if not, a user identity is ignored."""
         return self.users is not None or bool(self.taken) or self.rules.about_users
 
 
 class _Judged:
-    """An association, as it was judged last."""
+    """An association, with the result of its last check."""
 
     __slots__ = ("allowed", "asker", "rules", "told")
 
@@ -105,10 +105,10 @@ class _Judged:
 
 class Access:
     """
-    Who may do what with a server.
+    The access control of a server.
 
-    :param policy: what holds at first.
-    :param executor: where passcodes are checked; the caller holds it while this is used.
+    :param policy: the initial policy.
+    :param executor: the executor that checks passcodes; the caller holds it while this object is used.
     """
 
     log = Logger()
@@ -121,7 +121,7 @@ class Access:
 
     def guarded(self, handlers: Iterable[evt.HandlerTuple]) -> list[evt.HandlerTuple]:
         """
-        Return *handlers* with those of DIMSE services behind the rules, and what the rules need besides.
+        Return *handlers* with the rules in front of those of DIMSE services, and with the handlers that the rules need.
 
         A refused operation is answered with 0x0124, not authorised (PS3.7 C.5.12).
         """
@@ -142,9 +142,9 @@ class Access:
 
     def change(self, policy: Policy, server: Server | None) -> None:
         """
-        Have *policy* hold from here on, for the associations that are there as well.
+        Apply *policy* from now on, to established associations as well.
 
-        :param server: what listens with what :meth:`guarded` returned.
+        :param server: the server that listens with the handlers that :meth:`guarded` returned.
         """
         self.policy = policy
         if server is not None:
@@ -154,7 +154,7 @@ class Access:
     # --- associations
 
     def handle_requested(self, event: evt.Event) -> None:
-        """Reject an association that nothing would be allowed on."""
+        """Reject an association on which nothing would be allowed."""
         assoc = event.assoc
         assert isinstance(assoc, AcceptorAssociation)
         policy = self.policy
@@ -169,9 +169,10 @@ class Access:
 
     def handle_user(self, event: evt.Event) -> Any:
         """
-        Say whether the user is let in: known by the passcode or taken as it comes, and then allowed anything.
+        Decide whether the user is accepted: the passcode is right or the type is accepted without a check, and a rule allows
+        the user anything.
 
-        :returns: (whether, ``None``), or a Deferred of it.
+        :returns: (the decision, ``None``), or a Deferred with it.
         """
         policy, assoc = self.policy, event.assoc
         kind = IDENTITY_TYPES[event.user_id_type]
@@ -232,7 +233,7 @@ class Access:
         if event.event in _ANSWERING:
             raise Refused(NOT_AUTHORISED, f"no rule allows {wanted}")
         if judged is None or not judged.told.issuperset(operations):
-            # Once for each association, however many instances somebody tries to store.
+            # Log once for each association, however many instances a peer tries to store.
             self.log.info(
                 "{service} of {peer!r} at {address} refused with 0x{status:04X}: no rule allows {wanted}",
                 service=event.request.SERVICE,
@@ -246,7 +247,7 @@ class Access:
         return Status(NOT_AUTHORISED, event.request.SERVICE, f"no rule allows {wanted}")
 
 
-#: The SOP Class UIDs that a kind of request has. To ask each request for what it does not have would cost an exception.
+#: The attributes with SOP Class UIDs of each kind of request. Trying an attribute that is not there would cost an exception.
 _SOP_CLASSES: Final = {
     request: tuple(
         field.name for field in fields(request) if field.name in ("affected_sop_class_uid", "requested_sop_class_uid")
@@ -256,7 +257,7 @@ _SOP_CLASSES: Final = {
 
 
 def _operations(event: evt.DIMSEEvent) -> frozenset[Operation]:
-    """What is asked for: by the service, and by the SOP Classes of both the request and its context, should they differ."""
+    """Return the requested operations: of the service with the SOP Class of the request, and with that of its context."""
     request = event.request
     uids = [getattr(request, name) for name in _SOP_CLASSES[type(request)]]
     return _operations_on(event.event, event.context.abstract_syntax, *uids)

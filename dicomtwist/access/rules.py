@@ -1,7 +1,7 @@
 """
-Who may do what: rules about AE titles, addresses, users and certificates, each with the operations that it allows.
+Access rules: conditions on AE titles, addresses, users and certificates, each with the operations that it allows.
 
-An operation is allowed where any rule that fits who asks allows it; what no rule allows is refused. No I/O, no Twisted.
+An operation is allowed if at least one rule that matches the peer allows it; everything else is refused. No I/O, no Twisted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dicomtwist.ul.ae_title import check_ae_title
 
 __all__ = ["DEFAULT_RULES", "Asker", "Identity", "Operation", "Rejection", "Rule", "Rules", "nearest", "parse_rules"]
 
-#: How many rules there may be.
+#: The largest number of rules.
 MAX_RULES: Final = 1000
 
 Address = IPv4Address | IPv6Address
@@ -28,7 +28,7 @@ Network = IPv4Network | IPv6Network
 
 
 class Operation(StrEnum):
-    """What can be asked for."""
+    """An operation that a peer can request."""
 
     ECHO = "echo"
     STORE = "store"
@@ -39,7 +39,7 @@ class Operation(StrEnum):
     MPPS = "mpps"
     COMMIT = "commit"
     OTHER = "other"
-    """A DIMSE-N service that is none of these."""
+    """Any other DIMSE-N service."""
 
 
 EVERYTHING: Final = frozenset(Operation)
@@ -55,10 +55,10 @@ class Identity(StrEnum):
     JWT = "jwt"
 
 
-#: The types by the number that they have on the wire.
+#: The types of user identity by their number on the wire.
 IDENTITY_TYPES: Final = dict(enumerate(Identity, 1))
 
-#: What stands for addresses besides networks.
+#: Words for addresses that may be used in place of a network.
 LOOPBACK: Final = "loopback"
 UNIX: Final = "unix"
 
@@ -66,15 +66,15 @@ UNIX: Final = "unix"
 @dataclass(frozen=True, slots=True)
 class Asker:
     """
-    Who asks.
+    The facts about a requesting peer that rules are matched against.
 
-    :ivar called: the AE title that is called.
-    :ivar calling: the AE title that calls.
-    :ivar address: the address as the transport tells it, of IPv4 or IPv6; :data:`UNIX` for a UNIX socket.
-    :ivar user: the name of the user, where it was confirmed or is taken as it comes.
-    :ivar identity: how the user was identified, where that was accepted.
-    :ivar certificate: the certificate of the TLS connection, where there is one.
-    :ivar undecided: whether there is an identity that was not looked at yet, so that user and identity may be any.
+    :ivar called: the called AE title.
+    :ivar calling: the calling AE title.
+    :ivar address: the IPv4 or IPv6 address that the transport reports; :data:`UNIX` for a UNIX socket.
+    :ivar user: the name of the user, if it was confirmed or is accepted without a check.
+    :ivar identity: the type of user identity, if it was accepted.
+    :ivar certificate: the certificate of the TLS connection, if there is one.
+    :ivar undecided: whether there is an identity that is not checked yet, so that rules match any user and identity.
     """
 
     called: str
@@ -89,7 +89,7 @@ class Asker:
 @dataclass(frozen=True, slots=True)
 class Rejection:
     """
-    Why an association is rejected: result, source and reason of the A-ASSOCIATE-RJ (PS3.8 9.3.4), and words for the log.
+    The reason to reject an association: result, source and reason of the A-ASSOCIATE-RJ (PS3.8 9.3.4), and words for the log.
     """
 
     result: int
@@ -106,17 +106,17 @@ _NOT_ALLOWED: Final = Rejection(1, 1, 1, "no rule allows anything to this addres
 @dataclass(frozen=True, slots=True)
 class Rule:
     """
-    Who it is about, and what they may do. Where nothing is said about something, anything fits.
+    Conditions on a peer, and the operations that it may request. A condition that is empty matches any peer.
 
-    :ivar name: for the log.
-    :ivar called: called AE titles; ``*`` in one stands for any characters, ``?`` for one.
-    :ivar calling: calling AE titles, likewise.
-    :ivar networks: where they are; an address of IPv4 inside IPv6 counts as one of IPv4.
+    :ivar name: a name for the log.
+    :ivar called: called AE titles; ``*`` in one stands for any characters, ``?`` for one character.
+    :ivar calling: calling AE titles, with the same wildcards.
+    :ivar networks: the networks of the peer; an IPv4 address inside IPv6 counts as an IPv4 address.
     :ivar unix: whether a UNIX socket counts as one of the networks.
-    :ivar users: confirmed users.
-    :ivar identities: how the user has to be identified.
-    :ivar certificates: what the certificate has to be like.
-    :ivar allow: what they may do.
+    :ivar users: names of confirmed users.
+    :ivar identities: the types of user identity.
+    :ivar certificates: patterns, of which the certificate must match one.
+    :ivar allow: the allowed operations.
     """
 
     name: str = ""
@@ -130,7 +130,7 @@ class Rule:
     allow: frozenset[Operation] = EVERYTHING
 
     def fits(self, asker: Asker) -> bool:
-        """Whether it is about *asker*."""
+        """Whether all conditions match *asker*."""
         return (
             _any_title(self.called, asker.called)
             and _any_title(self.calling, asker.calling)
@@ -157,9 +157,9 @@ class Rule:
 
 class Rules:
     """
-    All rules of a server.
+    All access rules of a server.
 
-    :param rules: in any order.
+    :param rules: the rules, in any order.
     """
 
     def __init__(self, rules: Iterable[Rule]) -> None:
@@ -170,15 +170,15 @@ class Rules:
 
     @property
     def about_users(self) -> bool:
-        """Whether any rule asks who the user is."""
+        """Whether any rule has a condition on the user."""
         return any(rule.users or rule.identities for rule in self.rules)
 
     def allowed(self, asker: Asker) -> frozenset[Operation]:
-        """Return what *asker* may do."""
+        """Return the operations that *asker* may request."""
         return frozenset().union(*(rule.allow for rule in self.rules if rule.fits(asker)))
 
     def rejection(self, asker: Asker) -> Rejection | None:
-        """Return why an association of *asker* is rejected; ``None`` where it may do anything at all."""
+        """Return the reason to reject an association of *asker*; ``None`` if it may request any operation."""
         if self.allowed(asker):
             return None
         called = [rule for rule in self.rules if _any_title(rule.called, asker.called)]
@@ -189,7 +189,7 @@ class Rules:
 
 _LOOPBACK_NETWORKS: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
-#: What holds where nothing else is said: this machine may do anything, others may echo and store.
+#: The rules of a server that is given none: this machine may do anything, others may echo and store.
 DEFAULT_RULES: Final = Rules(
     (
         Rule("this machine", networks=_LOOPBACK_NETWORKS, unix=True),
@@ -200,12 +200,12 @@ DEFAULT_RULES: Final = Rules(
 
 def parse_rules(tables: Any, where: str = "rule") -> Rules:
     """
-    Return the rules that a configuration says.
+    Return the rules of a configuration.
 
     :param tables: a list of tables with the keys ``name``, ``called``, ``calling``, ``from``, ``user``, ``identity``,
-        ``certificate`` and ``allow``; a text or a list of texts each.
-    :param where: what they are called in errors.
-    :raises ValueError: something is wrong; the text names the key.
+        ``certificate`` and ``allow``; the value of each is a text or a list of texts.
+    :param where: the name of the list in error messages.
+    :raises ValueError: a table is wrong; the message names the key.
     """
     if not isinstance(tables, list) or not all(isinstance(table, Mapping) for table in tables):
         raise ValueError(f"{where}: write each rule as a table, [[{where}]]")
@@ -215,7 +215,7 @@ def parse_rules(tables: Any, where: str = "rule") -> Rules:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return words about what may have been meant by *name*."""
+    """Return a hint for the unknown *name*: the nearest of the *known* names, or all of them."""
     names = list(known)
     close = difflib.get_close_matches(name, names, 1)
     return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
@@ -227,7 +227,7 @@ def _parse_rule(table: Mapping[str, Any], where: str) -> Rule:
         if key not in known:
             raise ValueError(f"{where}: {key} is not a key: {nearest(key, known)}")
     if "allow" not in table:
-        raise ValueError(f"{where}: allow is missing: say what it allows, such as allow = ['echo', 'store']")
+        raise ValueError(f"{where}: allow is missing: name the allowed operations, such as allow = ['echo', 'store']")
 
     def texts(key: str) -> list[str]:
         value = table.get(key, [])
@@ -235,8 +235,8 @@ def _parse_rule(table: Mapping[str, Any], where: str) -> Rule:
         if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
             raise ValueError(f"{where}: {key} is a text or a list of texts")
         if key in table and key != "allow" and not (values and all(values)):
-            # An empty list would fit anything, which is the opposite of what it looks like.
-            raise ValueError(f"{where}: {key} is empty: leave it out where anything fits")
+            # An empty list would match anything, which is the opposite of what it looks like.
+            raise ValueError(f"{where}: {key} is empty: leave it out to match anything")
         return values
 
     try:
@@ -285,7 +285,7 @@ def _parse_networks(texts: Iterable[str]) -> tuple[tuple[Network, ...], bool]:
 
 
 def _title_pattern(text: str) -> str:
-    # A pattern is a title itself, as "*" and "?" may be in one.
+    # A pattern has the syntax of an AE title, in which "*" and "?" are allowed characters.
     return check_ae_title(text)
 
 

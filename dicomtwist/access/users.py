@@ -22,18 +22,18 @@ from typing import Final
 
 __all__ = ["UserEntry", "Users", "hash_passcode"]
 
-#: How many users there may be.
+#: The largest number of users.
 MAX_USERS: Final = 10_000
 #: The longest file of users, in bytes.
 MAX_FILE_LENGTH: Final = 4 * 1024 * 1024
-#: How much memory the check of one passcode may take, in bytes: 128 * N * r of scrypt (RFC 7914).
+#: The most memory for the check of one passcode, in bytes: 128 * N * r of scrypt (RFC 7914).
 MAX_SCRYPT_MEMORY: Final = 64 * 1024 * 1024
-#: How many passcodes are remembered as right, so that who associates often does not cost a fifth of a second each time.
+#: The number of passcodes that are cached as right, so that a frequent requestor does not cost a fifth of a second each time.
 MAX_REMEMBERED: Final = 1024
-#: How many passes (p) scrypt may make.
+#: The most passes (p) of scrypt.
 MAX_SCRYPT_PASSES: Final = 16
 
-#: N, r and p of scrypt for passcodes that are hashed here: 32 MiB each.
+#: N, r and p of scrypt for passcodes that are hashed here: 32 MiB of memory each.
 _N, _R, _P = 2**15, 8, 3
 _KEY_LENGTH: Final = 32
 _NAME: Final = "scrypt"
@@ -41,7 +41,7 @@ _NAME: Final = "scrypt"
 
 @dataclass(frozen=True, slots=True)
 class UserEntry:
-    """A user with the hash of the passcode."""
+    """A user, with the hash of the passcode."""
 
     name: str
     n: int
@@ -51,7 +51,7 @@ class UserEntry:
     key: bytes = field(repr=False)
 
     def is_passcode(self, passcode: bytes) -> bool:
-        """Whether *passcode* is the right one. It takes a fifth of a second or so."""
+        """Whether *passcode* is right. The check takes about a fifth of a second."""
         return hmac.compare_digest(_scrypt(passcode, self.salt, self.n, self.r, self.p, len(self.key)), self.key)
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ def hash_passcode(name: str, passcode: bytes, n: int = _N, r: int = _R, p: int =
     """
     Return the entry of a user.
 
-    :param n: what the hash costs, and *r* and *p*: parameters of scrypt (RFC 7914).
+    :param n: with *r* and *p*, the cost of the hash: parameters of scrypt (RFC 7914).
     :raises ValueError: the name is empty, has a colon or a control character, or begins with ``#``.
     """
     salt = os.urandom(16)
@@ -72,11 +72,12 @@ def hash_passcode(name: str, passcode: bytes, n: int = _N, r: int = _R, p: int =
 
 class Users:
     """
-    The users of a file. Everything here blocks.
+    The users of a file. All methods block.
 
     :param path: the file: ``NAME:scrypt:N:R:P:SALT:KEY`` on each line, the last two in base 64; empty lines and lines that
-        begin with ``#`` say nothing.
-    :raises ValueError: the file cannot be read, or a line of it is wrong; the text says which, and nothing of what is in it.
+        begin with ``#`` are ignored.
+    :raises ValueError: the file cannot be read, or a line of it is wrong; the message has the number of the line, and nothing
+        of its content.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,7 +97,7 @@ class Users:
         return len(self._entries)
 
     def verify(self, name: str, passcode: bytes) -> bool:
-        """Whether *passcode* is that of the user *name*. A name that is not known takes as long as a wrong passcode."""
+        """Whether *passcode* is that of the user *name*. An unknown name takes as long to check as a wrong passcode."""
         digest = hmac.digest(self._secret, name.encode() + b"\0" + passcode, "sha256")
         if digest in self._right:
             return True
@@ -111,13 +112,15 @@ class Users:
 
 
 def _scrypt(passcode: bytes, salt: bytes, n: int, r: int, p: int, length: int) -> bytes:
-    # OpenSSL counts some kilobytes besides.
+    # OpenSSL adds some kilobytes to the memory that it counts.
     return hashlib.scrypt(passcode, salt=salt, n=n, r=r, p=p, maxmem=MAX_SCRYPT_MEMORY + 1024 * 1024, dklen=length)
 
 
 def _checked_name(name: str) -> str:
     if not name or ":" in name or name.startswith("#") or name != name.strip() or not name.isprintable():
-        raise ValueError(f"{name!r} is no name of a user: no colon, no control character, no space around it")
+        raise ValueError(
+            f"{name!r} is not a user name: it is empty, or has a colon, a control character or a space around it"
+        )
     return name
 
 
@@ -135,7 +138,7 @@ def _read(path: Path) -> Iterator[UserEntry]:
                 yield _parse(line.strip())
             except (ValueError, binascii.Error):
                 raise ValueError(
-                    f"{path}, line {number}: no user; 'python -m dicomtwist.access.users NAME' makes such a line"
+                    f"{path}, line {number} is not a user entry; 'python -m dicomtwist.access.users NAME' prints one"
                 ) from None
 
 
@@ -150,14 +153,14 @@ def _parse(line: str) -> UserEntry:
     if kind != _NAME or entry.n < 2 or entry.n & (entry.n - 1) or entry.r < 1:
         raise ValueError("not scrypt")
     if not 1 <= entry.p <= MAX_SCRYPT_PASSES or 128 * entry.n * entry.r > MAX_SCRYPT_MEMORY:
-        raise ValueError("takes too much")
+        raise ValueError("costs too much")
     if len(entry.salt) < 8 or not 16 <= len(entry.key) <= 64:
         raise ValueError("too short")
     return entry
 
 
 def main(arguments: list[str]) -> int:
-    """Print the line of the user that the one argument names; the passcode is asked for, or read from a pipe."""
+    """Print the line for the user that the only argument names; the passcode is asked for, or read from a pipe."""
     if len(arguments) != 1:
         print("usage: python -m dicomtwist.access.users NAME", file=sys.stderr)
         return 64
@@ -166,11 +169,11 @@ def main(arguments: list[str]) -> int:
         if sys.stdin.isatty():
             passcode = getpass.getpass(f"Passcode of {name}: ")
             if passcode != getpass.getpass("Again: "):
-                raise ValueError("they differ")
+                raise ValueError("the passcodes differ")
         else:
             passcode = sys.stdin.readline().rstrip("\n")
         if not passcode:
-            raise ValueError("an empty passcode is none")
+            raise ValueError("the passcode is empty")
     except ValueError as error:
         print(f"{error}", file=sys.stderr)
         return 65

@@ -23,13 +23,13 @@ from dicomtwist.service import DICOMService
 
 class ArchiveService(DICOMService):
     """
-    ``twist dicom``: a :class:`DICOMService` that stores what it gets.
+    The service of ``twist dicom``: a :class:`DICOMService` with an archive.
 
-    :param receiver: who stores it.
-    :param import_from: a folder whose DICOM files are taken over while it runs.
-    :param access: who may do what; without it anybody may do anything.
-    :param lag_warning: as of :class:`DICOMService`.
-    :param providers: the service classes that it provides beside storage; their SOP Classes become supported contexts.
+    :param receiver: stores the received instances.
+    :param import_from: a folder whose DICOM files are imported while the service runs.
+    :param access: the access control; without it any peer may do anything.
+    :param lag_warning: as for :class:`DICOMService`.
+    :param providers: the service classes that it provides besides storage; their SOP Classes become supported contexts.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class ArchiveService(DICOMService):
 
     def startService(self) -> None:
         """
-        Bring files and index together, then listen.
+        Reconcile files and index, then listen.
 
-        What goes wrong ends the program with one line, for it runs before the reactor does; so nothing is blocked either.
+        An error ends the program with one line. This runs before the reactor does, so it may block.
         """
         self.ae.executors.acquire()
         try:
@@ -89,13 +89,13 @@ class ArchiveService(DICOMService):
             unreadable=found.unreadable,
         )
         for name in found.lost_names:
-            self.log.error("{name} is gone: it was indexed, and there is no file", name=name)
+            self.log.error("{name} is missing: it had a row in the index, which was removed", name=name)
         for name in found.unreadable_names:
             self.log.warn("not indexed: {name}", name=name)
 
     def _import(self, folder: Path) -> Deferred[None]:
         def progress(found: Import) -> None:
-            self.log.info("{seen} files looked at, {kept} in the archive", seen=found.seen, kept=found.kept)
+            self.log.info("{seen} files examined, {kept} in the archive", seen=found.seen, kept=found.kept)
 
         def done(found: Import) -> None:
             for reason in found.reasons:
@@ -113,11 +113,11 @@ class ArchiveService(DICOMService):
             import_folder, self._receiver.archive, folder, progress=progress, stopped=lambda: not self.running
         )
         return running.addCallback(done).addErrback(
-            lambda reason: self.log.error("import: {reason}", reason=reason.getErrorMessage())
+            lambda reason: self.log.error("the import failed: {reason}", reason=reason.getErrorMessage())
         )
 
     def stopService(self) -> Deferred[None]:
-        """Stop, and close the storage when the last association is gone."""
+        """Stop to listen, and close the storage when the last association has ended."""
         stopping = [super().stopService(), *(provider.stop() for provider in self._providers)]
         return DeferredList(stopping).addCallback(lambda _: self._importing).addBoth(self._close)
 

@@ -1,7 +1,7 @@
 """
-The configuration file of ``twist dicom``: its options, its peers and its rules in one file of TOML.
+The configuration file of ``twist dicom``: options, peers and access rules in one TOML file.
 
-A key is an option without the dashes before it. What is said on the command line goes before what the file says.
+A key is an option without the leading dashes. Command-line options override the file.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ MAX_FILE_LENGTH: Final = 4 * 1024 * 1024
 
 #: The options that may be given more than once.
 LISTS: Final = ("port", "allow-calling", "peer")
-#: What is said in tables, besides the options.
+#: The keys whose values are tables; all other keys are options.
 _TABLES: Final = ("peers", "access")
-#: What makes no sense in a file.
+#: Options that make no sense in a file.
 _NOT_HERE: Final = ("config", "help", "version")
 
 
 class ConfigurationError(ValueError):
-    """What is wrong with a configuration; the text names the file and the key."""
+    """A mistake in a configuration; the message names the file and the key."""
 
 
 @dataclass(frozen=True)
 class Configuration:
     """
-    What a configuration file says.
+    The content of a configuration file.
 
-    :ivar path: the file, ``None`` where there is none.
-    :ivar options: the options as they would be on the command line: the values of each, none for a flag.
-    :ivar peers: the peers, ``TITLE=ADDRESS`` each.
-    :ivar rules: who may do what.
-    :ivar users: the file of users, ``None`` where there is none.
-    :ivar taken: the types of user identity that are taken as they come.
+    :ivar path: the file, ``None`` if there is none.
+    :ivar options: the options as they would be on the command line: the values of each, an empty tuple for a flag.
+    :ivar peers: the peers, each as ``TITLE=ADDRESS``.
+    :ivar rules: the access rules.
+    :ivar users: the file of users, ``None`` if there is none.
+    :ivar taken: the types of user identity that are accepted without a check.
     """
 
     path: Path | None = None
@@ -58,7 +58,7 @@ class Configuration:
     taken: frozenset[Identity] = frozenset()
 
     def arguments(self, given: Collection[str]) -> list[str]:
-        """Return the options for the command line, but for those that are *given* there."""
+        """Return the options as command-line arguments, except those that are *given* on the command line already."""
         arguments = []
         for name, values in self.options.items():
             if name not in given or name == "peer":
@@ -67,9 +67,9 @@ class Configuration:
 
     def policy(self) -> Policy:
         """
-        Return what holds; the file of users is read, which blocks.
+        Return the access policy. Reading the file of users blocks.
 
-        :raises ConfigurationError: the file is wrong, or a rule is about a user who cannot be.
+        :raises ConfigurationError: the file is wrong, or a rule names an unknown user.
         """
         try:
             users = None if self.users is None else Users(self.users)
@@ -78,17 +78,17 @@ class Configuration:
                     for name in sorted(rule.users):
                         if users is None or name not in users:
                             where = (
-                                "is unknown, as access.users names no file"
+                                "is unknown because access.users names no file"
                                 if users is None
                                 else f"is not in {self.users}"
                             )
-                            raise ValueError(f"a rule is about the user {name!r}, who {where}")
+                            raise ValueError(f"a rule names the user {name!r}, who {where}")
         except ValueError as error:
             raise ConfigurationError(f"{self.path}: access: {error}") from None
         return Policy(self.rules, users, self.taken)
 
     def located(self, message: str) -> str:
-        """Return *message*, about an option, with the name of this file where the option is from it."""
+        """Return *message*, which is about an option, with the name of this file if the option comes from it."""
         found = re.match(r"--([a-z-]+)", message)
         if self.path is None or found is None or found[1] not in self.options:
             return message
@@ -97,7 +97,9 @@ class Configuration:
 
 def add_configuration(options: usage.Options, arguments: Sequence[str]) -> tuple[Configuration, list[str]]:
     """
-    Return what the configuration file says that *arguments* name with ``--config``, and the arguments with its options.
+    Read the configuration file that *arguments* name with ``--config``.
+
+    :returns: its content, and the arguments with the options of the file in front.
 
     :raises ConfigurationError: the file is wrong.
     """
@@ -105,7 +107,7 @@ def add_configuration(options: usage.Options, arguments: Sequence[str]) -> tuple
     try:
         pairs, _ = getopt.getopt(list(arguments), parser.shortOpt, parser.longOpt)
     except getopt.GetoptError:
-        return Configuration(), list(arguments)  # the parser of the options says it
+        return Configuration(), list(arguments)  # the parser of the options reports it
     given = {name.removeprefix("--"): value for name, value in pairs}
     if "config" not in given:
         return Configuration(), list(arguments)
@@ -115,10 +117,10 @@ def add_configuration(options: usage.Options, arguments: Sequence[str]) -> tuple
 
 def read_configuration(path: Path, options: usage.Options) -> Configuration:
     """
-    Read a configuration file; it blocks.
+    Read a configuration file. Blocks.
 
-    :param options: which options there are.
-    :raises ConfigurationError: it cannot be read, is no TOML, has a key that is not known or a value of a wrong type.
+    :param options: the options that exist.
+    :raises ConfigurationError: the file cannot be read, is not TOML, or has an unknown key or a value of a wrong type.
     """
     content = _load(path)
     known: Any = options

@@ -1,5 +1,5 @@
 """
-What a running ``twist dicom`` reads anew at SIGHUP: its configuration file, peers, rules, users and certificates.
+Reload at SIGHUP: a running ``twist dicom`` reads its configuration file, peers, rules, users and certificates again.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ __all__ = ["Reloading"]
 @dataclass
 class Reloading:
     """
-    Reads anew, all or nothing; associations go on.
+    Reloads the configuration of a service, all or nothing. Associations go on.
 
-    :ivar service: what listens.
-    :ivar executor: where files are read.
-    :ivar sockets: where it listens; certificates and revocation lists are those of its endpoint strings.
-    :ivar access: who may do what.
+    :ivar service: the service.
+    :ivar executor: the executor that reads files.
+    :ivar sockets: the sockets of the service; their endpoint strings name the certificates and revocation lists.
+    :ivar access: the access control.
     :ivar peers: the peers.
-    :ivar given_peers: those of the command line, which go before those of the file.
-    :ivar configuration: what holds.
-    :ivar read: reads the configuration file, or returns what holds where there is none; it may block.
-    :ivar then: called when all is done.
+    :ivar given_peers: the peers of the command line, which take precedence over those of the file.
+    :ivar configuration: the configuration that applies.
+    :ivar read: reads the configuration file, or returns the configuration that applies if there is no file; it may block.
+    :ivar then: called after a successful reload.
     """
 
     service: DICOMService
@@ -53,9 +53,9 @@ class Reloading:
 
     def reload(self) -> Deferred[None]:
         """
-        Read anew. A mistake is told in the log, and what was before stays.
+        Reload. If there is a mistake, it is logged and nothing changes.
 
-        :returns: a Deferred that fires with ``None`` when that is done, behind what was asked for before.
+        :returns: a Deferred that fires with ``None`` when this reload is done; reloads are done one after another.
         """
         self._under_way.addCallback(lambda _: Deferred.fromCoroutine(self._reload())).addErrback(self._failed)
         done: Deferred[None] = Deferred()
@@ -68,7 +68,7 @@ class Reloading:
         self.access.change(policy, self.service.server)
         before, self.configuration = self.configuration, configuration
         self.log.info(
-            "read anew: {rules} rules, {users} users, {peers} peers, the certificates of {ports} ports",
+            "reloaded {rules} rules, {users} users, {peers} peers and the certificates of {ports} ports",
             rules=len(policy.rules),
             users=0 if policy.users is None else len(policy.users),
             peers=len(self.peers),
@@ -80,7 +80,7 @@ class Reloading:
             if before.options.get(name) != configuration.options.get(name)
         )
         if changed:
-            self.log.warn("changed in {path}, and held to from the next start on: {names}", path=str(configuration.path),
+            self.log.warn("changed in {path}, but not applied before the next start: {names}", path=str(configuration.path),
                           names=", ".join(changed))  # fmt: skip
         self.then()
 
@@ -93,6 +93,6 @@ class Reloading:
 
     def _failed(self, reason: Failure) -> None:
         if reason.check(ValueError, OSError):
-            self.log.error("nothing is changed: {reason}", reason=reason.getErrorMessage())
+            self.log.error("the reload failed, nothing is changed: {reason}", reason=reason.getErrorMessage())
         else:
-            self.log.failure("nothing is changed", reason)
+            self.log.failure("the reload failed, nothing is changed", reason)

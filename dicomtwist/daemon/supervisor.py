@@ -17,7 +17,7 @@ __all__ = ["SupervisorService", "WorkerService"]
 
 
 class WorkerService(ArchiveService):
-    """One of several processes that serve an archive: files and index were brought together before it started."""
+    """One of several processes that serve an archive. The supervisor has reconciled files and index before it starts."""
 
     def _reconcile(self) -> None:
         pass
@@ -25,40 +25,44 @@ class WorkerService(ArchiveService):
 
 class SupervisorService(ArchiveService):
     """
-    The process that has others serve an archive. It holds the sockets, brings files and index together, takes over folders,
-    and sees to what workers leave behind.
+    The process that starts and watches the workers of an archive. It holds the sockets, reconciles files and index, imports
+    folders, and repairs the index after a worker has died.
 
-    :ivar workers: the others.
+    :ivar workers: the workers.
     """
 
     workers: Workers
 
     def have(self, make: Callable[[Callable[[str], Deferred[Any]]], Workers]) -> None:
         """
-        Have workers.
+        Set the workers.
 
-        :param make: makes them; called with what is to be done when one of them has died.
+        :param make: makes the workers; called with the function that repairs the index after one of them has died.
         """
         self.workers = make(self._clean_up)
 
     def startService(self) -> None:
-        """Bring files and index together, take the ports, and have the workers listen."""
+        """Reconcile files and index, open the ports, and start the workers when the reactor runs."""
         super().startService()
         self.ae.reactor.callWhenRunning(self.workers.start)
 
     def log_vitals(self) -> None:
-        """Have the workers write how they are doing, for it is they who serve."""
+        """Log the vital figures, and make each worker log its own, because the workers serve the associations."""
         super().log_vitals()
         self.workers.log_vitals()
 
     def stopService(self) -> Deferred[None]:
-        """Stop the workers, then the rest."""
+        """Stop the workers, then the supervisor itself."""
         return self.workers.stop().addBoth(lambda _: super(SupervisorService, self).stopService())
 
     def _clean_up(self, name: str) -> Deferred[Any]:
         def done(count: int) -> None:
             if count:
-                self.log.info("{name} was committing {count} instances: the index agrees", name=name, count=count)
+                self.log.info(
+                    "{name} died while it committed {count} instances: their files and the index agree again",
+                    name=name,
+                    count=count,
+                )
 
         repairing: Deferred[int] = self.ae.executors.housekeeping.run_admitted(repair, self._receiver.archive, name)
         return repairing.addCallback(done)

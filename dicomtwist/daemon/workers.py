@@ -1,9 +1,9 @@
 """
-Several processes behind the ports of one server: who starts them, watches over them and stops them.
+Worker processes behind the ports of one server: starting, watching and stopping them.
 
-The supervisor makes the sockets, brings files and index together and does not accept connections; its workers inherit the
-sockets, and whichever is free accepts. A worker that ends is replaced. When the supervisor is gone, however that came about,
-its workers stop as if they were told to.
+The supervisor opens the sockets, reconciles files and index, and does not accept connections. Its workers inherit the
+sockets, and any free worker accepts a connection. A worker that ends is replaced. If the supervisor ends, for whatever reason,
+its workers shut down in order.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from dicomtwist.runtime.backoff import Backoff
 
 __all__ = ["Place", "Workers", "worker_command"]
 
-#: How many workers there may be.
+#: The largest number of workers.
 MAX_WORKERS: Final = 64
-#: The time before a worker that ended is replaced, in seconds: at first, and at the most; it doubles.
+#: The delay before a worker that ended is replaced, in seconds: the first and the longest; it doubles each time.
 FIRST_DELAY: Final = 0.5
 LONGEST_DELAY: Final = 60.0
 _BACKOFF: Final = Backoff(FIRST_DELAY, LONGEST_DELAY)
-#: A worker that worked for so long, in seconds, is replaced after the first delay again.
+#: If a worker has accepted connections for this time, in seconds, the delay starts again at the first one.
 STEADY: Final = 60.0
-#: How much longer than the associations that it finishes a worker may take to stop, in seconds; then it is killed.
+#: The time, in seconds, that a worker has to stop beyond the grace of its associations; after it the worker is killed.
 MARGIN: Final = 10.0
 
-#: What a worker finds in its environment.
+#: The environment variable with the specification of a worker.
 VARIABLE: Final = "DICOMTWIST_WORKER"
-#: File descriptors of a worker: what it tells the supervisor, what tells it that the supervisor is there, the lock of the
-#: archive, and from there on the sockets.
+#: File descriptors of a worker: a pipe to report that it is ready, a pipe that is closed when the supervisor ends, the lock
+#: of the archive, and from there on the sockets.
 _TELLS, _LIVES, _LOCK, _SOCKETS = 3, 4, 5, 6
 
 
 @dataclass(frozen=True)
 class Place:
     """
-    What a worker is told.
+    The specification of a worker, which the supervisor passes to it.
 
-    :ivar number: of the worker, from 1 on.
+    :ivar number: the number of the worker, from 1 on.
     :ivar ports: the endpoint strings.
     """
 
@@ -60,7 +60,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The name that it has among those who share the archive."""
+        """The name of the worker among the processes that share the archive."""
         return f"worker-{self.number}"
 
     @property
@@ -74,12 +74,12 @@ class Place:
         return [_SOCKETS + index for index in range(len(self.ports))]
 
     def environment(self) -> dict[str, str]:
-        """Return what :meth:`taken` understands."""
+        """Return the environment variables that :meth:`taken` reads."""
         return {VARIABLE: json.dumps({"number": self.number, "ports": self.ports})}
 
     @classmethod
     def taken(cls, environment: MutableMapping[str, str]) -> Place | None:
-        """Take the place of this process out of its environment; ``None`` where it is no worker."""
+        """Remove the specification of this process from its environment and return it; ``None`` if it is not a worker."""
         text = environment.pop(VARIABLE, None)
         if text is None:
             return None
@@ -87,7 +87,7 @@ class Place:
         return cls(int(told["number"]), tuple(told["ports"]))
 
     def begin(self, reactor: Any) -> None:
-        """Tell the supervisor that connections are accepted, and stop when it is gone."""
+        """Report to the supervisor that connections are accepted, and stop when the supervisor ends."""
         reactor.addReader(_Lifeline(reactor))
         os.write(_TELLS, b"ready\n")
         os.close(_TELLS)
@@ -95,7 +95,7 @@ class Place:
 
 @implementer(IReadDescriptor)
 class _Lifeline:
-    """A pipe that nobody writes to; it is closed when the supervisor is gone."""
+    """A pipe that no process writes to; it is closed when the supervisor ends."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
@@ -111,7 +111,7 @@ class _Lifeline:
         self.connectionLost()
 
     def connectionLost(self, reason: Failure | None = None) -> None:
-        """The supervisor is gone, or the reactor ends anyway."""
+        """Stop the reactor, because the supervisor has ended; the reactor calls this also when it stops itself."""
         try:
             self._reactor.stop()
         except ReactorNotRunning:
@@ -123,9 +123,9 @@ def worker_command(options: Mapping[str, Any] | None, arguments: Sequence[str]) 
     Return the command that runs a worker.
 
     :param options: the options of ``twist`` itself, for the log.
-    :param arguments: those of ``twist dicom``.
+    :param arguments: the arguments of ``twist dicom``.
     """
-    # A folder that is not among those of our modules is none of its.
+    # A worker must not import from the working directory if this process does not.
     command = [sys.executable, *([] if {"", os.getcwd()} & set(sys.path) else ["-P"]), "-m", "twisted"]
     if options is not None:
         file = getattr(options["logFile"], "name", "<stdout>")
@@ -143,8 +143,8 @@ class _Worker(ProcessProtocol):
     One worker process.
 
     :ivar pid: its process ID.
-    :ivar ready_since: since when it accepts connections, ``None`` where it does not yet.
-    :ivar ended: fires when it is gone.
+    :ivar ready_since: the time from which it accepts connections, ``None`` before.
+    :ivar ended: fires when the process has ended.
     """
 
     def __init__(self, workers: Workers, number: int) -> None:
@@ -165,9 +165,9 @@ class _Worker(ProcessProtocol):
 
     def signal(self, name: str | int) -> None:
         """
-        Send it a signal; nothing happens where it is gone.
+        Send the process a signal; nothing happens if it has ended.
 
-        :param name: ``"HUP"``, ``"TERM"`` or ``"KILL"``, of others the number, for Twisted knows no more names.
+        :param name: ``"HUP"``, ``"TERM"`` or ``"KILL"``, or the number of another signal: Twisted knows no other names.
         """
         transport: Any = self.transport
         try:
@@ -184,13 +184,13 @@ class Workers:
     """
     The worker processes of a server.
 
-    :param reactor: who spawns them.
-    :param count: how many.
-    :param command: what runs one.
+    :param reactor: the reactor that spawns them.
+    :param count: the number of workers.
+    :param command: the command that runs a worker.
     :param ports: the endpoint strings.
-    :param sockets: gives the file descriptors of their sockets and, before them, that of the lock of the archive.
-    :param grace: how long their associations may go on at a stop, in seconds; ``None`` for ever.
-    :param clean_up: called with the name of a worker that ended, before it is replaced; its Deferred is waited for.
+    :param sockets: returns the file descriptor of the lock of the archive, followed by those of the sockets.
+    :param grace: the time for their associations to finish at a stop, in seconds; ``None`` for no limit.
+    :param clean_up: called with the name of a worker that ended; it is replaced when the returned Deferred has fired.
     """
 
     log = Logger()
@@ -222,21 +222,21 @@ class Workers:
 
     @property
     def pids(self) -> list[int]:
-        """The process IDs of those that are there."""
+        """The process IDs of the running workers."""
         return [worker.pid for worker in self._workers.values()]
 
     def start(self) -> None:
-        """Start all of them."""
+        """Start all workers."""
         self._running = True
         for number in self._places:
             self._start(number)
 
     def reload(self) -> None:
-        """Have them read anew what may change; one that is not ready yet reads it anyway."""
+        """Make all workers reload; a worker that is not ready yet reads the current files anyway."""
         self._signal("HUP")
 
     def log_vitals(self) -> None:
-        """Have each write into the log how it is doing."""
+        """Make each worker log its vital figures."""
         self._signal(SIGUSR1)
 
     def _signal(self, name: str | int) -> None:
@@ -246,9 +246,9 @@ class Workers:
 
     def stop(self) -> Deferred[None]:
         """
-        Stop all of them: their associations finish, what is left is aborted; who does not end then is killed.
+        Stop all workers: associations finish, those that are left are aborted, and a worker that does not end then is killed.
 
-        :returns: a Deferred that fires with ``None`` when all are gone.
+        :returns: a Deferred that fires with ``None`` when all have ended.
         """
         self._running = False
         for call in self._waiting.values():
@@ -274,14 +274,14 @@ class Workers:
     # --- for the workers
 
     def is_ready(self) -> None:
-        """One more accepts connections."""
+        """Take note that one more worker accepts connections."""
         ready = sum(worker.ready_since is not None for worker in self._workers.values())
         if ready == len(self._places) and not self._told:
             self._told = True
             self.log.info("all {count} workers are ready", count=ready)
 
     def worker_ended(self, worker: _Worker, reason: Failure) -> None:
-        """Have it replaced, unless all are to stop."""
+        """Replace *worker*, which has ended, unless all workers stop."""
         number = worker.number
         del self._workers[number]
         ended: Any = reason.value
@@ -293,7 +293,9 @@ class Workers:
         if worker.ready_since is not None and self.reactor.seconds() - worker.ready_since >= STEADY:
             self._failures[number] = 0
         cleaning = succeed(None) if clean else self._clean_up(self._places[number].name)
-        cleaning.addErrback(lambda why: self.log.failure("after the end of worker {number}", why, number=number))
+        cleaning.addErrback(
+            lambda why: self.log.failure("the clean-up after worker {number} failed", why, number=number)
+        )
         self._cleaning[number] = cleaning.addCallback(lambda _: self._replace(number))
 
     def _replace(self, number: int) -> None:
@@ -315,5 +317,5 @@ class Workers:
             self.reactor.spawnProcess(worker, sys.executable, self._command, environment, childFDs=descriptors)
 
     def _kill(self, worker: _Worker) -> None:
-        self.log.error("worker {number}, process {pid}, does not stop: killed", number=worker.number, pid=worker.pid)
+        self.log.error("worker {number}, process {pid}, is late to stop: killed", number=worker.number, pid=worker.pid)
         worker.signal("KILL")

@@ -187,9 +187,9 @@ class Mistakes(SynchronousTestCase):
             ([{**rule, "from": "10.1.0.5/16"}], "has host bits set"),
             ([{**rule, "from": "pacs.example.org"}], "write an address, a network"),
             ([{**rule, "identity": "passcod"}], "did you mean passcode?"),
-            ([{**rule, "certificate": "ct1"}], "'ct1' is no certificate"),
-            ([{**rule, "certificate": "CN="}], "is no certificate"),
-            ([{**rule, "certificate": "sha256:abc"}], "is no fingerprint"),
+            ([{**rule, "certificate": "ct1"}], "'ct1' describes no certificate"),
+            ([{**rule, "certificate": "CN="}], "describes no certificate"),
+            ([{**rule, "certificate": "sha256:abc"}], "is not a fingerprint"),
             ([rule] * (MAX_RULES + 1), f"more than {MAX_RULES} rules"),
         ):
             error = self.assertRaises(ValueError, parse_rules, tables)
@@ -243,7 +243,7 @@ class Passcodes(SynchronousTestCase):
             good + ":",
         ):
             error = self.assertRaises(ValueError, self.users, f"{good}\n{line}\n")
-            self.assertIn("line 2: no user", str(error))
+            self.assertIn("line 2 is not a user entry", str(error))
             self.assertNotIn("secret", str(error))
         self.assertIn("cannot read", str(self.assertRaises(ValueError, Users, Path("nowhere"))))
 

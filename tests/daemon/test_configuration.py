@@ -115,7 +115,7 @@ class Access(ConfigurationTestCase):
     def test_users_who_cannot_be(self) -> None:
         rule = '[[access.rule]]\nuser = "bob"\nallow = "all"\n'
         error = self.assertRaises(ConfigurationError, self.read(rule).policy)
-        self.assertIn("'bob', who is unknown, as access.users names no file", str(error))
+        self.assertIn("'bob', who is unknown because access.users names no file", str(error))
         self.read(f'[access]\naccept-identity = "username"\n{rule}').policy()
         users = Path(self.mktemp())
         users.write_text("")

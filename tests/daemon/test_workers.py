@@ -67,7 +67,7 @@ class ServerTestCase(TestCase):
         self.configuration = Path(self.mktemp()).with_suffix(".toml")
         self.configuration.parent.mkdir(parents=True, exist_ok=True)
 
-    async def start(self, text: str, *options: str, port: int, ready: str = "read anew|listens at") -> None:
+    async def start(self, text: str, *options: str, port: int, ready: str = "reloaded|listens at") -> None:
         self.configuration.write_text(text)
         command = ("-m", "twisted", "--log-format", "text", "dicom", "--storage", str(self.storage))
         self.server = await peers.start(
@@ -92,7 +92,7 @@ class Reload(ServerTestCase):
     async def reload(self, text: str | None = None, *, good: bool = True) -> None:
         if text is not None:
             self.configuration.write_text(text)
-        words = "read anew" if good else "nothing is changed"
+        words = "reloaded" if good else "nothing is changed"
         count = self.server.text.count(words)
         self.server.signal("HUP")
         await self.until(lambda: self.server.text.count(words) > count)
@@ -114,7 +114,7 @@ class Reload(ServerTestCase):
         self.assertEqual(await assoc.send_c_store(instance("1.2")), 0x0000)
         # Other options wait for the next start, and that is said.
         await self.reload("max-associations = 3\n" + port_line + rule.format('"all"'))
-        self.assertRegex(self.server.text, r"held to from the next start on: max-associations")
+        self.assertRegex(self.server.text, r"not applied before the next start: max-associations")
         self.assertEqual(await assoc.send_c_echo(), 0x0000)
         await assoc.release()
 
@@ -345,7 +345,7 @@ class Load(WorkersTestCase):
         self.assertEqual(self.server.text.count("nothing is changed"), 1)
         self.configuration.write_text(rule.format("store"))
         self.server.signal("HUP")
-        await self.until(lambda: self.server.text.count("read anew") == 3)
+        await self.until(lambda: self.server.text.count("reloaded") == 3)
         for assoc in assocs:
             self.assertEqual(await assoc.send_c_echo(), 0x0124)
             await assoc.release()
