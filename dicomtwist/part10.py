@@ -20,15 +20,20 @@ MAX_META_LENGTH = 64 * 1024
 
 _FIRST_READ = 4096
 _PREAMBLE_LENGTH = 132
-_UNDEFINED = 0xFFFFFFFF
-_DEFLATED = frozenset(
-    ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205")
-)  # Deflated Explicit VR LE, JPIP Referenced Deflate, JPIP HTJ2K Referenced Deflate
+
+#: The transfer syntaxes that deflate the data set: Deflated Explicit VR Little Endian (PS3.5 A.5), JPIP Referenced Deflate,
+#: and JPIP HTJ2K Referenced Deflate.
+DEFLATED = frozenset(("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"))
+
+#: The VRs with a length of four bytes, behind two reserved bytes (PS3.5 table 7.1-1).
+LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+
+#: A length that says that a delimiter ends the value (PS3.5 7.1.1).
+UNDEFINED_LENGTH = 0xFFFFFFFF
 
 _LENGTH = struct.Struct("<H")
 _LONG = struct.Struct("<I")
 _ELEMENT = struct.Struct("<HH2sH")
-_LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 
 # A preamble is always zero (a peer's preamble may make the file a program as well, CVE-2019-11687), and the
 # group length and the version never move, so everything before the first UID is two constants around one
@@ -180,7 +185,7 @@ def read_file_meta(file: BinaryIO) -> tuple[FileMeta, int]:
         # Only a compressed data set can begin with the bytes of group 0002 by accident: there the group
         # length decides, everywhere else the elements themselves do, because group lengths are wrong often
         # enough.
-        if pos == declared_end and meta.transfer_syntax_uid in _DEFLATED:
+        if pos == declared_end and meta.transfer_syntax_uid in DEFLATED:
             break
         start, length, element = _element(data, pos)
         pos = start + length
@@ -219,7 +224,7 @@ def _element(data: bytes, pos: int) -> tuple[int, int, int]:
     if len(data) < pos + 8:
         raise NotDicomFile("the file ends inside its File Meta Information")
     _, element, vr, length = _ELEMENT.unpack_from(data, pos)
-    if vr not in _LONG_VRS:
+    if vr not in LONG_VRS:
         if not (vr.isalpha() and vr.isupper()):
             raise NotDicomFile(
                 f"element (0002,{element:04X}) has no Value Representation: "
@@ -229,7 +234,7 @@ def _element(data: bytes, pos: int) -> tuple[int, int, int]:
     if len(data) < pos + 12:
         raise NotDicomFile("the file ends inside its File Meta Information")
     length = _LONG.unpack_from(data, pos + 8)[0]
-    if length == _UNDEFINED:
+    if length == UNDEFINED_LENGTH:
         raise NotDicomFile(f"element (0002,{element:04X}) has an undefined length, which File Meta cannot have")
     return pos + 12, length, element
 

@@ -9,19 +9,29 @@ there, nesting costs one number, and the only exception that bytes can cause is 
 from __future__ import annotations
 
 import functools
-import struct
 import zlib
 from collections.abc import Collection
 from typing import NoReturn, TypeAlias
 
+from dicomtwist.datasets.element_headers import (
+    BIG_ENDIAN_FORMAT,
+    DEFLATED,
+    DELIMITERS,
+    EXPLICIT_BIG_ENDIAN,
+    IMPLICIT,
+    ITEM,
+    ITEM_END,
+    LITTLE_ENDIAN_FORMAT,
+    LONG_VRS,
+    SEQUENCE_END,
+    UNDEFINED_LENGTH,
+    HeaderFormat,
+)
 from dicomtwist.part10 import decode_uid
 
 __all__ = ["HeaderError", "HeaderScanner", "decode_uid", "scan"]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-
-IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
-EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 
 #: Default limits; each is an argument of :class:`HeaderScanner`. The one on inflated bytes is a limit on
 #: time as well: 4 MiB of the smallest elements take about 0.2 s.
@@ -30,51 +40,14 @@ MAX_DEPTH = 64
 MAX_INFLATED = 4 * 1024 * 1024
 MAX_INFLATE_RATIO = 100
 
-#: Implicit VR Little Endian, Papyrus 3 Implicit VR (retired), and GE's private syntax whose pixels alone are big endian.
-IMPLICIT = frozenset((IMPLICIT_LITTLE_ENDIAN, "1.2.840.10008.1.20", "1.2.840.113619.5.2"))
-#: Deflated Explicit VR LE (PS3.5 A.5), and the two JPIP referenced syntaxes that deflate the data set as well.
-DEFLATED = frozenset(("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"))
-
-#: PS3.5 table 7.1-2: two bytes of length. Table 7.1-1: two reserved bytes, then four bytes of length.
-SHORT_VRS = b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
-LONG_VRS = b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split()
-
-
-class _Encoding:
-    """How the numbers of an element header are laid out in one byte order.
-
-    A tag is unpacked as one number and not as two, which saves a third of the time of the whole scan. In
-    little endian this *raw* tag has its halves swapped; only the few tags that matter are put right.
-    """
-
-    __slots__ = ("explicit", "group_mask", "implicit", "long", "long_vrs", "short_vrs")
-
-    def __init__(self, order: str) -> None:
-        self.explicit = struct.Struct(order + "IHH").unpack_from  # raw tag, VR, length or reserved
-        self.implicit = struct.Struct(order + "II").unpack_from  # raw tag, length
-        self.long = struct.Struct(order + "I").unpack_from
-        self.group_mask = 0xFFFF0000 if order == ">" else 0x0000FFFF
-        vr = struct.Struct(order + "H")
-        self.short_vrs = frozenset(vr.unpack(name)[0] for name in SHORT_VRS)
-        self.long_vrs = frozenset(vr.unpack(name)[0] for name in LONG_VRS)
-
-    def swap(self, tag: int) -> int:
-        """From a raw tag to a tag, or back."""
-        return tag if self.group_mask > 0xFFFF else (tag & 0xFFFF) << 16 | tag >> 16
-
-
-_LITTLE = _Encoding("<")
-_BIG = _Encoding(">")
-
 
 @functools.lru_cache(maxsize=32)
-def _plan(wanted: frozenset[int], encoding: _Encoding) -> tuple[frozenset[int], int]:
+def _plan(wanted: frozenset[int], encoding: HeaderFormat) -> tuple[frozenset[int], int]:
     """The raw tags of what is wanted, and the highest tag (-1: none); a program wants the same few sets."""
     return frozenset(map(encoding.swap, wanted)), max(wanted, default=-1)
 
 
-_UNDEFINED = 0xFFFFFFFF
-_HIGHEST_TAG = 0xFFFDFFFF  # above are items and delimiters, which no data set has at its top level
+_HIGHEST_TAG = DELIMITERS - 1
 _MAX_ELEMENT_HEADER = 12
 _MAX_PIECE = 1 << 30  # of what is scanned at once: less than any undefined length seems to be
 _INFLATE_IN = 16 * 1024
@@ -151,7 +124,7 @@ class HeaderScanner:
         max_inflated: int = MAX_INFLATED,
         max_inflate_ratio: int = MAX_INFLATE_RATIO,
     ) -> None:
-        encoding = _BIG if transfer_syntax_uid == EXPLICIT_BIG_ENDIAN else _LITTLE
+        encoding = BIG_ENDIAN_FORMAT if transfer_syntax_uid == EXPLICIT_BIG_ENDIAN else LITTLE_ENDIAN_FORMAT
         wanted_raw, highest = _plan(wanted if isinstance(wanted, frozenset) else frozenset(wanted), encoding)
         if stop_after is None:
             stop_after = highest
@@ -307,7 +280,7 @@ class HeaderScanner:
                 start = pos + 8
             if raw in wanted or raw & mask >= stop_group:
                 tag = encoding.swap(raw)
-                if tag >= 0xFFFE0000:
+                if tag >= DELIMITERS:
                     self._fail(f"{_name(tag)} outside any sequence", pos)
                 if tag > stop or (tag == stop and raw not in wanted):
                     self.done = True
@@ -325,7 +298,7 @@ class HeaderScanner:
         if pos <= size:
             return pos
         # The value ends beyond the buffer. One of undefined length seems to, because no buffer has 4 GiB.
-        if length == _UNDEFINED:
+        if length == UNDEFINED_LENGTH:
             self._open(buffer, here, 1)
             if self._capture and raw in wanted and not self._un_depth and not self._fragments:
                 self._tag = encoding.swap(raw)
@@ -352,7 +325,7 @@ class HeaderScanner:
             self._value = bytearray(buffer[start:])
             self._need = end - len(buffer)
             return len(buffer)
-        if tag < self._stop or (length == _UNDEFINED and self._capture):
+        if tag < self._stop or (length == UNDEFINED_LENGTH and self._capture):
             return 0
         self.done = True
         return min(end, len(buffer))
@@ -386,18 +359,18 @@ class HeaderScanner:
         size = len(buffer)
         while pos + 8 <= size and self._depth:
             in_un = self._un_depth > 0
-            encoding = _LITTLE if in_un else self._encoding
+            encoding = LITTLE_ENDIAN_FORMAT if in_un else self._encoding
             raw, length = encoding.implicit(buffer, pos)
             tag = encoding.swap(raw)
             start = pos + 8
-            if tag >= 0xFFFE0000:
-                if tag != 0xFFFEE000:
+            if tag >= DELIMITERS:
+                if tag != ITEM:
                     self._close(tag, pos)
                     pos = start
                     continue
-                if not self._depth & 1 or (self._fragments and length == _UNDEFINED):
+                if not self._depth & 1 or (self._fragments and length == UNDEFINED_LENGTH):
                     self._fail("an item where none can be", pos)
-                if length == _UNDEFINED:
+                if length == UNDEFINED_LENGTH:
                     self._depth += 1
                     pos = start
                     continue
@@ -415,7 +388,7 @@ class HeaderScanner:
                         start, length = self._odd_vr(buffer, pos, length)
                         if start > size:
                             break
-                if length == _UNDEFINED:
+                if length == UNDEFINED_LENGTH:
                     self._open(buffer, pos, self._depth + 1)
                     pos = start
                     continue
@@ -461,9 +434,9 @@ class HeaderScanner:
     def _close(self, tag: int, pos: int) -> None:
         """Leave an item or a sequence at a delimiter. Its length field says nothing and is not looked at."""
         depth = self._depth
-        if tag == 0xFFFEE0DD:
+        if tag == SEQUENCE_END:
             depth -= 1 if depth & 1 else 2  # in an item: its own delimiter was forgotten
-        elif tag == 0xFFFEE00D:
+        elif tag == ITEM_END:
             depth -= 0 if depth & 1 else 1  # in a sequence: one too many, after an item of defined length
         else:
             self._fail(f"{_name(tag)} is no item and no delimiter", pos)

@@ -19,6 +19,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import PersonName
 
 from dicomtwist.datasets.codec import decode_dataset, encode_dataset
+from dicomtwist.datasets.element_headers import UNDEFINED_LENGTH
 
 if TYPE_CHECKING:
     from dicomtwist.runtime.executors import Executor
@@ -107,7 +108,7 @@ def _encode(dataset: Dataset, implicit: bool) -> bytes:
 def _raw(dataset: Dataset, element: RawDataElement, implicit: bool) -> tuple[str, bytes]:
     """Return VR and value of an element as it was read, if it may be written in the same way."""
     vr = element.VR or ""
-    if vr not in _SHORT and not (implicit and element.is_implicit_VR and element.length != 0xFFFFFFFF):
+    if vr not in _SHORT and not (implicit and element.is_implicit_VR and element.length != UNDEFINED_LENGTH):
         raise _NotSimple
     if not element.is_little_endian or (vr == "SQ" or (not vr and not element.is_implicit_VR)):
         raise _NotSimple

@@ -13,15 +13,21 @@ import struct
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from dicomtwist.datasets.header_scanner import (
+from dicomtwist.datasets.element_headers import (
+    BIG_ENDIAN_FORMAT,
     DEFLATED,
+    DELIMITERS,
     EXPLICIT_BIG_ENDIAN,
     IMPLICIT,
+    ITEM,
+    ITEM_END,
+    LITTLE_ENDIAN_FORMAT,
     LONG_VRS,
-    MAX_VALUE_LENGTH,
+    SEQUENCE_END,
     SHORT_VRS,
-    Buffer,
+    UNDEFINED_LENGTH,
 )
+from dicomtwist.datasets.header_scanner import MAX_VALUE_LENGTH, Buffer
 
 __all__ = ["Layouts"]
 
@@ -36,12 +42,6 @@ MAX_DEPTH: Final = 8
 COST: Final = 4
 SAVINGS: Final = 128
 ONE_OF: Final = 32
-
-_UNDEFINED: Final = 0xFFFFFFFF
-_DELIMITERS: Final = 0xFFFE0000
-_ITEM: Final = 0xFFFEE000
-_ITEM_END: Final = 0xFFFEE00D
-_SEQUENCE_END: Final = 0xFFFEE0DD
 
 
 class _Unusual(Exception):
@@ -147,10 +147,8 @@ class _Walk:
         self._explicit = transfer_syntax not in IMPLICIT
         self._wanted = wanted
         self._stop = max(wanted)
-        order = ">" if transfer_syntax == EXPLICIT_BIG_ENDIAN else "<"
-        self._tag = struct.Struct(order + "HH").unpack_from
-        self._short = struct.Struct(order + "H").unpack_from
-        self._long = struct.Struct(order + "I").unpack_from
+        header = BIG_ENDIAN_FORMAT if transfer_syntax == EXPLICIT_BIG_ENDIAN else LITTLE_ENDIAN_FORMAT
+        self._tag, self._short, self._long = header.tag, header.short, header.long
         self._headers: list[tuple[int, int]] = []
         self._values: list[tuple[int, int, int]] = []
 
@@ -161,14 +159,14 @@ class _Walk:
                 whole = True
                 break
             tag, start, length = self._header(pos)
-            if tag <= before or tag >= _DELIMITERS:
+            if tag <= before or tag >= DELIMITERS:
                 raise _Unusual
             if tag > self._stop:
                 # How long it is, the pixels, say, is of no matter.
                 self._headers[-1] = (pos, pos + 6 if start == pos + 12 else start)
                 pos = start
                 break
-            end = self._sequence_end(start, 1) if length == _UNDEFINED else start + length
+            end = self._sequence_end(start, 1) if length == UNDEFINED_LENGTH else start + length
             if end > size:
                 raise _Unusual
             if tag in self._wanted:
@@ -198,14 +196,14 @@ class _Walk:
         tag = group << 16 | element
         start = pos + 8
         vr = bytes(data[pos + 4 : pos + 6])
-        if not self._explicit or tag >= _DELIMITERS:
+        if not self._explicit or tag >= DELIMITERS:
             (length,) = self._long(data, pos + 4)
         elif vr in SHORT_VRS:
             (length,) = self._short(data, pos + 6)
         elif vr in LONG_VRS:
             (length,) = self._long(data, pos + 8)
             start = pos + 12
-            if length == _UNDEFINED and vr != b"SQ":
+            if length == UNDEFINED_LENGTH and vr != b"SQ":
                 raise _Unusual
         else:
             raise _Unusual
@@ -220,20 +218,20 @@ class _Walk:
             raise _Unusual
         while True:
             tag, start, length = self._header(pos)
-            if tag == _SEQUENCE_END:
+            if tag == SEQUENCE_END:
                 return start
-            if tag != _ITEM:
+            if tag != ITEM:
                 raise _Unusual
-            pos = self._item_end(start, depth) if length == _UNDEFINED else start + length
+            pos = self._item_end(start, depth) if length == UNDEFINED_LENGTH else start + length
 
     def _item_end(self, pos: int, depth: int) -> int:
         while True:
             tag, start, length = self._header(pos)
-            if tag == _ITEM_END:
+            if tag == ITEM_END:
                 return start
-            if tag >= _DELIMITERS:
+            if tag >= DELIMITERS:
                 raise _Unusual
-            pos = self._sequence_end(start, depth + 1) if length == _UNDEFINED else start + length
+            pos = self._sequence_end(start, depth + 1) if length == UNDEFINED_LENGTH else start + length
 
 
 def _struct(spans: list[tuple[int, int]]) -> struct.Struct:

@@ -9,13 +9,11 @@ from typing import Final
 
 from pydicom import Dataset
 
+from dicomtwist.datasets.element_headers import ITEM_TAGS
 from dicomtwist.errors import DataSetError
 
 #: How deep sequences may be nested. What exists has about ten levels: a structured report.
 MAX_NESTED: Final = 64
-
-#: How an item of a sequence begins, in either byte order (PS3.5 7.5).
-_ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 
 
 def check_nesting(dataset: Dataset) -> None:
@@ -42,7 +40,7 @@ def _items(dataset: Dataset) -> Iterator[Dataset]:
     """Yield the items of the sequences in *dataset*, of those that the dictionary does not know as well."""
     for tag, element in list(dataset.items()):
         value = element.value
-        if element.VR == "SQ" or (element.VR in (None, "UN") and value and value[:4] in _ITEM_TAGS):
+        if element.VR == "SQ" or (element.VR in (None, "UN") and value and value[:4] in ITEM_TAGS):
             decoded = dataset[tag]
             if decoded.VR == "SQ":
                 yield from decoded.value

@@ -6,16 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
 from dicomtwist import ALL_TRANSFER_SYNTAXES, PresentationContext, build_context, presentation, sop_class
-from dicomtwist.presentation import PREBUILT_CONTEXTS
+from dicomtwist.presentation import DEFAULT_TRANSFER_SYNTAXES, PREBUILT_CONTEXTS
 from dicomtwist.sop_class import SOPClass, Verification, check_uid, common_storage_classes, uid_to_sop_class
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
-IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
-#: The transfer syntaxes between which an instance is converted where it has to be.
-CONVERTIBLE = frozenset(
-    (IMPLICIT_LITTLE_ENDIAN, "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
-)
+#: The transfer syntaxes between which an instance is converted if it has to be: the uncompressed ones.
+CONVERTIBLE = frozenset(DEFAULT_TRANSFER_SYNTAXES)
 
 #: A SOP Class UID with the Transfer Syntax UID of its instances.
 Need = tuple[str, str]
@@ -82,7 +81,7 @@ def contexts_named(names: Iterable[str], *, each_syntax: bool = False) -> list[P
     return [
         build_context(uid, syntax)
         for uid in classes
-        for syntax in (ALL_TRANSFER_SYNTAXES if uid != Verification else [IMPLICIT_LITTLE_ENDIAN])
+        for syntax in (ALL_TRANSFER_SYNTAXES if uid != Verification else [ImplicitVRLittleEndian])
     ]
 
 
@@ -94,8 +93,8 @@ def needed_by(sop_class_uid: str, syntaxes: Iterable[str]) -> list[Need]:
     can be converted, so the default transfer syntax, which every peer has, is proposed beside it.
     """
     wanted = list(dict.fromkeys(syntaxes))
-    if CONVERTIBLE.intersection(wanted) and IMPLICIT_LITTLE_ENDIAN not in wanted:
-        wanted.append(IMPLICIT_LITTLE_ENDIAN)
+    if CONVERTIBLE.intersection(wanted) and ImplicitVRLittleEndian not in wanted:
+        wanted.append(ImplicitVRLittleEndian)
     return [(sop_class_uid, syntax) for syntax in wanted]
 
 
@@ -162,11 +161,11 @@ def contexts_to_take(classes: Sequence[SOPClass], room: int) -> list[Presentatio
     :param classes: the SOP Classes; where there is not room for all of them, what comes first is served first.
     :param room: how many contexts at the most.
     """
-    contexts = [build_context(uid, ["1.2.840.10008.1.2.1", IMPLICIT_LITTLE_ENDIAN]) for uid in classes]
+    contexts = [build_context(uid, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]) for uid in classes]
     others = [
         str(syntax)
         for syntax in ALL_TRANSFER_SYNTAXES
-        if str(syntax) not in CONVERTIBLE - {"1.2.840.10008.1.2.1.99"} and str(syntax) not in _COMPRESSED
+        if str(syntax) not in CONVERTIBLE - {DeflatedExplicitVRLittleEndian} and str(syntax) not in _COMPRESSED
     ]
     left = room - len(contexts)
     for number, uid in enumerate(classes):

@@ -17,7 +17,13 @@ from pydicom.filereader import read_dataset
 from dicomtwist.archive.index.attributes import Attribute, Level, at_level
 from dicomtwist.archive.index.normal_forms import datetime_key, name_groups, name_key, normal_date, sounds, time_key
 from dicomtwist.archive.storage.types import InstanceUIDs
-from dicomtwist.datasets.header_scanner import EXPLICIT_BIG_ENDIAN, IMPLICIT, HeaderScanner
+from dicomtwist.datasets.element_headers import (
+    EXPLICIT_BIG_ENDIAN,
+    IMPLICIT,
+    SEQUENCE_DELIMITERS,
+    UNDEFINED_LENGTH,
+)
+from dicomtwist.datasets.header_scanner import HeaderScanner
 
 __all__ = ["COLUMNS", "WANTED", "IndexRow", "IndexedInstance", "Record", "make_record", "scanner_for"]
 
@@ -254,9 +260,6 @@ def _text(raw: bytes, encoding: _Encoding, attribute: Attribute) -> str:
     return text.rstrip() if attribute.vr in ("LT", "ST", "UT") else text.strip()
 
 
-_SEQUENCE_DELIMITERS: Final = (b"\xfe\xff\xdd\xe0\0\0\0\0", b"\xff\xfe\xe0\xdd\0\0\0\0")
-
-
 def _sequence(raw: bytes, encoding: _Encoding, attribute: Attribute) -> str:
     return _sequence_json(raw, encoding, attribute.tag)
 
@@ -265,7 +268,7 @@ def _sequence(raw: bytes, encoding: _Encoding, attribute: Attribute) -> str:
 def _sequence_json(raw: bytes, encoding: _Encoding, tag: int) -> str:
     """A sequence in the DICOM JSON model (PS3.18 F.2); one that cannot be read is empty."""
     order = "<" if encoding.little else ">"
-    length = 0xFFFFFFFF if raw.endswith(_SEQUENCE_DELIMITERS) else len(raw)
+    length = UNDEFINED_LENGTH if raw.endswith(SEQUENCE_DELIMITERS) else len(raw)
     head = struct.pack(f"{order}HH", tag >> 16, tag & 0xFFFF)
     head += struct.pack(f"{order}I", length) if encoding.implicit else b"SQ\0\0" + struct.pack(f"{order}I", length)
     try:

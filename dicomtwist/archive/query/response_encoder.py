@@ -23,22 +23,24 @@ from pydicom.filewriter import write_dataset
 from dicomtwist.archive.index.attributes import Attribute, Level
 from dicomtwist.archive.index.record import decode_text, encodings_of
 from dicomtwist.archive.query.sequences import answer_item, load
+from dicomtwist.datasets.element_headers import (
+    DEFLATED_LITTLE_ENDIAN,
+    EXPLICIT_BIG_ENDIAN,
+    IMPLICIT_LITTLE_ENDIAN,
+    LONG_VRS,
+)
 
 __all__ = ["AnswerEncoder", "Field"]
 
 #: How many elements are remembered for each key of an answer.
 MAX_MADE: Final = 512
 
-_IMPLICIT: Final = "1.2.840.10008.1.2"
-_BIG_ENDIAN: Final = "1.2.840.10008.1.2.2"
-_DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 _UNICODE: Final = "ISO_IR 192"
 
 _CHARACTER_SET, _LEVEL, _RETRIEVE_AE, _AVAILABILITY = 0x00080005, 0x00080052, 0x00080054, 0x00080056
 
 #: What depends on the character set (PS3.5 6.1.2.2).
 _TEXT_VRS: Final = frozenset(("LO", "LT", "PN", "SH", "ST", "UC", "UT", "SQ"))
-_LONG_VRS: Final = frozenset(("SQ", "UC", "UT"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,8 @@ class AnswerEncoder:
         transfer_syntax: str,
     ) -> None:
         self._syntax = transfer_syntax
-        self._implicit = transfer_syntax == _IMPLICIT
-        self._order = ">" if transfer_syntax == _BIG_ENDIAN else "<"
+        self._implicit = transfer_syntax == IMPLICIT_LITTLE_ENDIAN
+        self._order = ">" if transfer_syntax == EXPLICIT_BIG_ENDIAN else "<"
         self._character_sets = tuple(character_sets)
         constants = {
             _LEVEL: self._constant(_LEVEL, "CS", level.name),
@@ -106,7 +108,7 @@ class AnswerEncoder:
             # Not ASCII, where no character set is told, or not to be written in it.
             encoded = self._encode(row, _UNICODE)
             assert encoded is not None
-        if self._syntax == _DEFLATED:
+        if self._syntax == DEFLATED_LITTLE_ENDIAN:
             deflater = zlib.compressobj(wbits=-15)
             encoded = deflater.compress(encoded) + deflater.flush()
             return encoded + b"\0" * (len(encoded) & 1)
@@ -138,7 +140,7 @@ class AnswerEncoder:
         head = struct.pack(f"{self._order}HH", tag >> 16, tag & 0xFFFF)
         if self._implicit:
             return head
-        return head + vr.encode() + (b"\0\0" if vr in _LONG_VRS else b"")
+        return head + vr.encode() + (b"\0\0" if vr.encode() in LONG_VRS else b"")
 
     def _constant(self, tag: int, vr: str, text: str) -> bytes:
         return _constant(self._head(tag, vr), f"{self._order}{'I' if self._implicit else 'H'}", text)
@@ -146,7 +148,7 @@ class AnswerEncoder:
     def _part(self, field: Field) -> _Part:
         vr = field.attribute.vr
         head = self._head(field.attribute.tag, vr)
-        long = self._implicit or vr in _LONG_VRS
+        long = self._implicit or vr.encode() in LONG_VRS
         length = struct.Struct(self._order + ("I" if long else "H")).pack
         longest = 0xFFFFFFFE if long else 0xFFFE
         if vr == "SQ":

@@ -16,6 +16,7 @@ from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
 from dicomtwist import DataSetError, sop_class
+from dicomtwist.datasets.element_headers import EXPLICIT_LITTLE_ENDIAN
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.tools.query.keys import (
@@ -164,7 +165,7 @@ def checked(query: Query) -> Query:
         with warnings.catch_warnings():
             # pydicom would send question marks for letters that the character set does not have.
             warnings.filterwarnings("error", "Failed to encode")
-            encode_identifier(query.identifier, "1.2.840.10008.1.2.1")
+            encode_identifier(query.identifier, EXPLICIT_LITTLE_ENDIAN)
     except DataSetError as error:
         raise click.UsageError(f"the keys cannot be sent: {error}") from None
     return query
