@@ -147,7 +147,7 @@ class AEInterface(Protocol):
         tls_args: object = None,
         evt_handlers: Iterable[HandlerTuple] | None = None,
     ) -> Deferred[Any]:
-        """Request an association, see :meth:`dicomtwist.AE.associate`; the Deferred gives the :class:`Association`."""
+        """Request an association, see :meth:`dicomtwist.AE.associate`; the Deferred gives the association."""
 
     def association_opened(self, association: Any) -> None:
         """Count *association*, whose connection was made."""

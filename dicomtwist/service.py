@@ -58,7 +58,7 @@ class DICOMService(Service):
         """
         Start to listen.
 
-        :raises CannotListenError: a port cannot be opened; the others are closed again.
+        :raises twisted.internet.error.CannotListenError: a port cannot be opened; the others are closed again.
         """
         super().startService()  # type: ignore[no-untyped-call]
         factory = self.ae.acceptor_factory(evt_handlers=self._handlers)

@@ -15,7 +15,11 @@ author = "the dicomtwist developers"
 copyright = f"{author}, MIT license"
 version = release = dicomtwist.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+sys.path.insert(0, str(Path(__file__).parent))
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "cross_references"]
+# A reference in a docstring to a name that does not exist is a warning, so an error.
+nitpicky = True
 source_suffix = {".md": "markdown"}
 root_doc = "index"
 exclude_patterns = ["_build"]

@@ -287,7 +287,7 @@ class Reference(SynchronousTestCase):
     def setUp(self) -> None:
         text = "".join(page.read_text() for page in sorted((DOCS / "reference").glob("*.md")))
         self.modules = re.findall(r"automodule:: (\S+)", text)
-        self.classes = re.findall(r"autoclass:: (\S+)", text)
+        self.classes = re.findall(r"auto(?:class|function):: (\S+)", text)
 
     def test_modules_are_there(self) -> None:
         self.assertEqual(len(self.modules), len(set(self.modules)))
@@ -302,6 +302,13 @@ class Reference(SynchronousTestCase):
             value = getattr(dicomtwist, name)
             if inspect.ismodule(value) or getattr(value, "__module__", "").startswith("dicomtwist"):
                 self.assertTrue(any(value is other for other in on_a_page), name)
+
+    def test_public_paths(self) -> None:
+        """A name that a package exports is documented under the package, not under the module that defines it."""
+        packages = {name for name, file in modules().items() if file.endswith("/__init__.py") and "/" in file}
+        exporting = {name for name in packages if hasattr(importlib.import_module(name), "__all__")}
+        for name in (*self.modules, *(name.rpartition(".")[0] for name in self.classes)):
+            self.assertNotIn(name.rpartition(".")[0], exporting, name)
 
 
 class SeedChecklist(SynchronousTestCase):

@@ -1,7 +1,7 @@
 """
 The items and sub-items of the A-ASSOCIATE PDUs (PS3.8 9.3.2 and 9.3.3, PS3.7 Annex D.3.3).
 
-Each is a frozen dataclass with ``encode``; decoding goes through :func:`decode_presentation_contexts` and
+Each is a frozen dataclass with ``encode``; decoding goes through :func:`decode_variable_items` and
 :func:`decode_user_information`, which check each length against the bytes that are there before reading it.
 """
 
