@@ -1,1 +1,1 @@
-"""Who may do what: rules, users and certificates, for DIMSE and HTTP alike."""
+"""Access control for DIMSE and HTTP alike: rules, users, certificates, and their enforcement."""

@@ -1,4 +1,4 @@
-"""The rules of the archive on a network in memory: what is refused, with what, and what is said of it."""
+"""Access rules on a network in memory: refused requests, their statuses, and the log."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SOP_CLASSES = (
 
 
 class Elsewhere(MemoryNetwork):
-    """Its clients are at an address of the test's choice."""
+    """A listening socket whose clients have an address that the test chooses."""
 
     address = "10.1.0.5"
 
@@ -68,7 +68,7 @@ def nothing_to_move(event: evt.IdentifierEvent) -> Iterator[Any]:
 
 
 class AccessTestCase(MemoryTestCase):
-    """An SCP that does everything, behind rules."""
+    """An SCP with handlers for all services, behind rules."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -87,7 +87,7 @@ class AccessTestCase(MemoryTestCase):
         self.lines.append(eventAsText(event, includeTimestamp=False, includeSystem=False))
 
     def noted(self, handler: Callable[..., Any]) -> Callable[..., Any]:
-        """A handler that is noted when it is called."""
+        """Make a handler whose calls are recorded."""
 
         def noting(event: evt.Event) -> Any:
             self.asked.append(event.event)
@@ -96,7 +96,7 @@ class AccessTestCase(MemoryTestCase):
         return noting
 
     def guarded(self, policy: Policy | None = None) -> Server:
-        """Listen with a policy; without one, the default."""
+        """Listen with *policy*, or with the default policy."""
         self.access = Access(Policy() if policy is None else policy, Executors(self.network).passcodes)
         success = self.noted(lambda event: 0)
         with_list = self.noted(lambda event: (0, None))
@@ -114,7 +114,7 @@ class AccessTestCase(MemoryTestCase):
         return Policy(parse_rules(list(tables)), **more)
 
     def statuses(self, association: Any) -> dict[str, int]:
-        """What is answered to one request of each operation."""
+        """Send one request of each operation; return the statuses."""
         keys = Dataset()
         keys.QueryRetrieveLevel = "STUDY"
 
@@ -142,10 +142,10 @@ class AccessTestCase(MemoryTestCase):
 
 
 class Operations(AccessTestCase):
-    """What is not allowed is answered with 0x0124, and its handler is not called."""
+    """A refused operation gets status 0x0124, and its handler is not called."""
 
     def refused(self, policy: Policy | None = None, address: str = "10.1.0.5") -> set[str]:
-        """The operations that are refused."""
+        """Return the operations that are refused."""
         self.network.address = address
         self.guarded(policy)
         association = self.associate()
@@ -153,7 +153,7 @@ class Operations(AccessTestCase):
         self.network.result_of(association.release())
         refused = {name for name, status in statuses.items() if status == NOT_AUTHORISED}
         self.assertEqual({status for name, status in statuses.items() if name not in refused} - {0x0000}, set())
-        # Everything but C-ECHO has a handler here.
+        # Every operation except C-ECHO has a handler here.
         self.assertEqual(len(self.asked), len(statuses) - len(refused | {"echo"}))
         self.assertEqual(len([line for line in self.lines if "0x0124" in line]), len(refused), self.lines)
         return refused
@@ -173,7 +173,7 @@ class Operations(AccessTestCase):
         self.assertEqual(refused, {"store", "find", "get", "move", "other"})
 
     def test_a_context_of_one_does_not_hide_the_other(self) -> None:
-        """A request that names another SOP Class than its context needs what both need."""
+        """A request whose SOP Class differs from that of its context needs the operations of both."""
         for allow, context in (("worklist", 5), ("find", 7)):
             self.network = Elsewhere()
             self.scp = AE("SCP", reactor=self.network)
@@ -200,7 +200,7 @@ class Operations(AccessTestCase):
         self.assertEqual(line, "C-STORE of 'SCU' at 10.1.0.5 refused with 0x0124: no rule allows store")
 
     def test_streaming(self) -> None:
-        """A streaming handler stays one behind the rules, and what is refused is not kept anywhere."""
+        """A streaming handler stays streaming behind the rules, and a refused data set is not stored anywhere."""
         streamed: list[int] = []
 
         @evt.streaming
@@ -222,7 +222,7 @@ class Operations(AccessTestCase):
         self.network.result_of(association.release())
 
     def test_rules_that_change(self) -> None:
-        """Others hold at once, for an association that is there as well; it stays."""
+        """New rules apply at once, also to an established association, which goes on."""
         server = self.guarded(self.rules({"allow": "echo"}))
         association = self.associate()
         send = association.send_c_store
@@ -234,7 +234,7 @@ class Operations(AccessTestCase):
 
 
 class Associations(AccessTestCase):
-    """Who may do nothing at all is rejected."""
+    """A peer that may do nothing is rejected."""
 
     def rejected(self, **options: Any) -> tuple[int, int, int]:
         reason = self.failureResultOf(self.asking(**options), AssociationRejected).value
@@ -256,7 +256,7 @@ class Associations(AccessTestCase):
         self.network.result_of(self.associate(ae_title="SCP").release())
 
     def test_rejecting_is_for_who_is_asked(self) -> None:
-        """An association that was answered is not rejected any more; a reason is a byte."""
+        """An association that was answered can no longer be rejected; a reason is one byte."""
         server = self.guarded()
         association = self.associate()
         (accepted,) = server.factory.associations
@@ -284,7 +284,7 @@ class UsersAtTheDoor(AccessTestCase):
         self.assertEqual(self.leaks.found, [])
 
     def answer(self, kind: int = 2, primary: bytes = b"alice", secondary: bytes = b"ThePassword") -> Any:
-        """What a user is answered."""
+        """Return the outcome for a user identity."""
         peer = self.network.scripted_client(104)
         secondary = secondary if kind == 2 else b""
         identity = UserIdentity(kind, primary, secondary, response_requested=True)
@@ -301,7 +301,7 @@ class UsersAtTheDoor(AccessTestCase):
         self.assertEqual(accepted.user_information.user_identity_response, b"")
         for wrong in ((2, b"alice", b"ThePasswort"), (2, b"carol"), (2, b"bob"), (1, b"alice"), (3, b"TheTicket")):
             self.assertEqual(self.answer(*wrong), AAssociateRJ(2, 2, 1), wrong[:2])
-        # Without an identity it is nobody.
+        # Without an identity there is no user.
         peer = self.network.scripted_client(104)
         peer.request((1, VERIFICATION))
         self.assertEqual(peer.take(), [AAssociateRJ(1, 1, 1)])
@@ -335,7 +335,7 @@ class UsersAtTheDoor(AccessTestCase):
             self.assertIs(type(answer), AAssociateAC if accepted else AAssociateRJ, (kind, primary))
 
     def test_nobody_is_asked(self) -> None:
-        """Where no rule is about users, an identity is neither confirmed nor refused."""
+        """If no rule has a condition on users, an identity is neither confirmed nor refused."""
         server = self.guarded()
         answer = self.answer(2, b"mallory", b"whatever")
         self.assertIsInstance(answer, AAssociateAC)
@@ -346,7 +346,7 @@ class UsersAtTheDoor(AccessTestCase):
         self.assertIsInstance(self.answer(2, b"mallory", b"whatever"), AAssociateAC)
 
     def test_strangers_cost_no_passcode(self) -> None:
-        """Who fits no rule whatever the user is rejected before anything is computed."""
+        """A peer that matches no rule under any user name is rejected before a passcode is checked."""
         self.guarded(self.rules({"from": "10.2.0.0/16", "user": "alice", "allow": "store"}, users=self.users))
         self.network.works = False
         self.assertEqual(self.answer(), AAssociateRJ(1, 1, 1))

@@ -1,4 +1,4 @@
-"""The rules of the archive, its users, and what is known of certificates: without a network."""
+"""Access rules, users and certificate patterns, without a network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ECHO_AND_STORE = {Operation.ECHO, Operation.STORE}
 
 
 def cheap(name: str, passcode: bytes) -> UserEntry:
-    """An entry whose check does not take long."""
+    """Make an entry whose check is fast."""
     return hash_passcode(name, passcode, n=16)
 
 
@@ -39,13 +39,13 @@ def asker(called: str = "ARCHIVE", calling: str = "CT1", address: str = "10.1.0.
 
 
 def certificate(name: str, **keywords: Any) -> x509.Certificate:
-    """A certificate with *name* as its common name."""
+    """Make a certificate with *name* as its common name."""
     pem = trustme.CA().issue_cert("host.example.org", common_name=name, **keywords).cert_chain_pems[0].bytes()
     return x509.load_pem_x509_certificate(pem)
 
 
 class Defaults(SynchronousTestCase):
-    """Nothing is said: this machine may do anything, others echo and store."""
+    """Without a configuration, this machine may do anything, and others may echo and store."""
 
     def test_this_machine(self) -> None:
         for address in ("127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1", UNIX):
@@ -58,10 +58,10 @@ class Defaults(SynchronousTestCase):
 
 
 class Fitting(SynchronousTestCase):
-    """Whom a rule is about."""
+    """Each condition of a rule matches the peers that it should, and no others."""
 
     def allows(self, who: Asker, **condition: Any) -> bool:
-        """Whether a rule with *condition* allows something to *who*."""
+        """Whether a rule with *condition* allows *who* anything."""
         conditions = {key.rstrip("_"): value for key, value in condition.items()}
         return bool(parse_rules([{**conditions, "allow": "echo"}]).allowed(who))
 
@@ -107,7 +107,7 @@ class Fitting(SynchronousTestCase):
         self.assertTrue(self.allows(alice, identity="passcode"))
         self.assertFalse(self.allows(alice, identity="username", user="alice"))
         self.assertFalse(self.allows(asker(), identity=["jwt"]))
-        # Before anybody looked at the identity it may be any.
+        # Before the identity is checked, it matches any user.
         self.assertTrue(self.allows(asker(undecided=True), user="alice"))
 
     def test_certificates(self) -> None:
@@ -131,7 +131,7 @@ class Fitting(SynchronousTestCase):
             self.assertFalse(self.allows(asker(), certificate=pattern), "no certificate is none")
 
     def test_a_subject_cannot_pretend(self) -> None:
-        """Text that looks like another attribute is the value of one."""
+        """Text in a value that looks like another attribute stays part of the value."""
         who = asker(certificate=Certificate.of(certificate("ct1,O=Hospital")))
         self.assertFalse(self.allows(who, certificate="O=Hospital"))
         self.assertFalse(self.allows(who, certificate="CN=ct1"))
@@ -150,7 +150,7 @@ class Fitting(SynchronousTestCase):
 
 
 class Rejections(SynchronousTestCase):
-    """Who may do nothing at all is told what PS3.8 9.3.4 has for it."""
+    """A peer that may do nothing is rejected with the reason that PS3.8 9.3.4 has for it."""
 
     def reasons(self, rejection: Rejection | None) -> tuple[int, int, int]:
         assert rejection is not None
@@ -169,7 +169,7 @@ class Rejections(SynchronousTestCase):
 
 
 class Mistakes(SynchronousTestCase):
-    """What is wrong is said with the rule and the key."""
+    """An error names the rule and the key."""
 
     def test_each(self) -> None:
         rule = {"allow": "echo"}
@@ -213,7 +213,7 @@ class Passcodes(SynchronousTestCase):
         users = self.users(f"# users\n\n{alice}\n{bob}\n")
         self.assertEqual(len(users), 2)
         self.assertIn("alice", users)
-        for _ in range(2):  # the second time it is remembered
+        for _ in range(2):  # the second time the passcode is cached
             self.assertTrue(users.verify("alice", b"secret"))
             self.assertTrue(users.verify("bob", b"s\xc3\xbcss"))
             self.assertFalse(users.verify("alice", b"Secret"))
@@ -248,7 +248,7 @@ class Passcodes(SynchronousTestCase):
         self.assertIn("cannot read", str(self.assertRaises(ValueError, Users, Path("nowhere"))))
 
     def test_command(self) -> None:
-        """What it prints is a line for the file."""
+        """The command prints a line for the file."""
 
         def run(*arguments: str, passcode: str = "secret\n") -> subprocess.CompletedProcess[str]:
             command = [sys.executable, "-m", "dicomtwist.access.users", *arguments]

@@ -1,4 +1,4 @@
-"""The configuration file of ``twist dicom``: what it may say, and what is said of mistakes."""
+"""The configuration file of ``twist dicom``: its keys, and the errors about mistakes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.documentation import DOCS, blocks
 
 
 class ConfigurationTestCase(SynchronousTestCase):
-    """Files to read."""
+    """A test that writes configuration files and reads them."""
 
     def setUp(self) -> None:
         self.path = Path(self.mktemp())
@@ -32,11 +32,11 @@ class ConfigurationTestCase(SynchronousTestCase):
         return read_configuration(self.path, Options())
 
     def options(self, text: str, *arguments: str) -> dict[str, Any]:
-        """What the options are with a file and arguments, without what comes of them."""
+        """Parse a file and arguments, and return the options without opening anything."""
 
         class OnlyParsed(Options):
             def postOptions(self) -> None:
-                """Nothing is opened here."""
+                """Open nothing."""
 
         self.path.write_text(text)
         options: Any = OnlyParsed()
@@ -79,7 +79,7 @@ class OptionsInTheFile(ConfigurationTestCase):
         self.assertEqual(add_configuration(Options(), ["--grace", "3"]), (Configuration(), ["--grace", "3"]))
 
     def test_every_option_may_be_there(self) -> None:
-        """A file with the default of each option says the same as none."""
+        """A file with the default of each option has no effect."""
         parameters: Any = Options.optParameters
         lines = [
             f'{name} = "{default}"' for name, _, default, *_ in parameters if default is not None and name != "config"
@@ -126,7 +126,7 @@ class Access(ConfigurationTestCase):
 
 
 class Mistakes(ConfigurationTestCase):
-    """They are told with the file and the key, and the nearest one that there is."""
+    """An error names the file, the key, and the nearest key that exists."""
 
     def test_each(self) -> None:
         for text, words in (
@@ -157,7 +157,7 @@ class Mistakes(ConfigurationTestCase):
         self.assertEqual(str(error), "cannot read nowhere: No such file or directory")
 
     def test_values_of_options(self) -> None:
-        """What an option refuses is told as one of the file, where it is from there."""
+        """An error about the value of an option names the file if the option comes from it."""
         configuration = self.read("grace = -1")
         self.assertEqual(configuration.located("--grace '-1' is not a time"), f"{self.path}: grace '-1' is not a time")
         self.assertEqual(configuration.located("--max-pdu 'x'"), "--max-pdu 'x'")
@@ -185,7 +185,7 @@ class Example(ConfigurationTestCase):
             self.assertGreater(len(self.read(text).rules), 0)
 
     def test_it_has_every_option(self) -> None:
-        """As it is, or commented out with its default."""
+        """The example has each option, set or commented out with its default."""
         parameters: Any = Options.optParameters
         flags: Any = Options.optFlags
         told = set(re.findall(r"^#? ?([a-z-]+) = ", self.text, re.MULTILINE))
@@ -193,6 +193,6 @@ class Example(ConfigurationTestCase):
         self.assertEqual(known - told, set())
 
     def test_commented_out(self) -> None:
-        """What is commented out can be said as well."""
+        """The lines that are commented out are valid as well."""
         lines = [re.sub(r"^# ([a-z-]+ = )", r"\1", line) for line in self.text.splitlines() if line.strip() != "#"]
         self.read("\n".join(lines))

@@ -1,4 +1,4 @@
-"""docs/guides/deployment.md: its unit files, its configuration of haproxy and its container start what they say."""
+"""The unit files, the haproxy configuration and the container of docs/guides/deployment.md work as described."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ PAGE = DOCS / "guides" / "deployment.md"
 
 
 def file(name: str) -> str:
-    """A file that the page gives."""
+    """Return the content of a file that the page has."""
     (found,) = [block.text for block in blocks(PAGE) if block.key == "file" and block.value == name]
     return found
 
 
 def unit(name: str) -> dict[str, list[tuple[str, str]]]:
-    """The sections of a unit file, each with its settings in their order; one may be there several times."""
-    # configparser takes a setting once, so they are counted apart first.
+    """Return the sections of a unit file, each with its settings in order; a setting may occur several times."""
+    # configparser accepts each setting once, so a number makes each unique.
     lines = []
     for number, line in enumerate(file(name).splitlines()):
         key, equals, value = line.partition("=")
@@ -50,24 +50,24 @@ def unit(name: str) -> dict[str, list[tuple[str, str]]]:
 
 
 def setting(name: str, section: str, key: str) -> str:
-    """The one value of a setting."""
+    """Return the only value of a setting."""
     (value,) = [value for found, value in unit(name)[section] if found == key]
     return value
 
 
 def instructions() -> dict[str, str]:
-    """The instructions of the Containerfile, joined where a line goes on in the next."""
+    """Return the instructions of the Containerfile, with continued lines joined."""
     lines = file("Containerfile").replace("\\\n", " ").splitlines()
     return {line.split()[0]: line.partition(" ")[2] for line in lines}
 
 
 def seconds(arguments: list[str], option: str) -> float:
-    """The value of an option."""
+    """Return the value of an option, in seconds."""
     return float(arguments[arguments.index(option) + 1])
 
 
 class DeploymentTestCase(TestCase):
-    """A test that starts the server by a command line of the page."""
+    """A test that starts the server with a command line of the page."""
 
     timeout = 120
 
@@ -75,7 +75,7 @@ class DeploymentTestCase(TestCase):
         self.storage = Path(self.mktemp()).absolute()
 
     def arguments(self, command: list[str], **replaced: str) -> list[str]:
-        """*command* with a storage of this test, and with our interpreter to run it."""
+        """Return *command* with a storage of this test and with our interpreter."""
         self.assertEqual(Path(command[0]).name, "twist")
         command[command.index("--storage") + 1] = str(self.storage)
         for old, new in replaced.items():
@@ -83,7 +83,7 @@ class DeploymentTestCase(TestCase):
         return [sys.executable, "-m", "twisted", *command[1:]]
 
     async def echo(self, endpoint: str | IStreamClientEndpoint, called: str) -> None:
-        """A C-ECHO."""
+        """Send a C-ECHO, which must succeed."""
         ae = AE("OTHER")
         ae.add_requested_context(Verification)
         async with await ae.associate(endpoint, ae_title=called) as assoc:
@@ -92,7 +92,7 @@ class DeploymentTestCase(TestCase):
 
 class SystemdTests(DeploymentTestCase):
     async def test_socket_activation(self) -> None:
-        """The service's command line takes over a socket that is handed to it, as systemd does (sd_listen_fds(3))."""
+        """The command line of the service adopts a socket that it inherits, as from systemd (sd_listen_fds(3))."""
         command = self.arguments(shlex.split(setting("dicomtwist.service", "Service", "ExecStart")))
         if not socket.has_ipv6:
             raise SkipTest("no IPv6 here")
@@ -104,7 +104,7 @@ class SystemdTests(DeploymentTestCase):
                 raise SkipTest(f"no IPv6 here: {error}") from None
             listener.listen(5)
             port = listener.getsockname()[1]
-            # LISTEN_PID is the process that is to take them, which is known when it is there.
+            # LISTEN_PID is the process that has to adopt the sockets; its ID is known only when it runs.
             script = 'LISTEN_FDS=1 LISTEN_FDNAMES=dicomtwist.socket LISTEN_PID=$$ exec "$0" "$@"'
             process = peers.Process(["/bin/bash", "-c", script, *command])
             reactor.spawnProcess(
@@ -122,7 +122,7 @@ class SystemdTests(DeploymentTestCase):
         self.assertIn("'OTHER' at", process.text)
 
     def test_units(self) -> None:
-        """The units belong to each other, and the times to the options."""
+        """The two units refer to each other, and their times match the options."""
         self.assertEqual(setting("dicomtwist.service", "Unit", "Requires"), "dicomtwist.socket")
         command = shlex.split(setting("dicomtwist.service", "Service", "ExecStart"))
         grace = seconds(command, "--grace")
@@ -160,13 +160,13 @@ class HAProxyTests(DeploymentTestCase):
         return port, await peers.start(self, arguments[0], *arguments[1:], ready=port)
 
     async def test_the_address_that_a_proxy_tells(self) -> None:
-        """A header of version 1 in front of an association request: the log has the address that it tells."""
+        """With a header of version 1 before an association request, the log has the address of the header."""
         port, server = await self.start_behind()
         await self.echo(Proxied(port), "ARCHIVE")
         await server.wait_for("192.0.2.7", 60)
 
     async def test_haproxy_itself(self) -> None:
-        """haproxy with the configuration of the page, and a C-ECHO through it."""
+        """A C-ECHO passes through haproxy with the configuration of the page."""
         haproxy = peers.tool("haproxy")
         behind, server = await self.start_behind()
         front = peers.free_port()
@@ -179,7 +179,7 @@ class HAProxyTests(DeploymentTestCase):
 
 class ContainerTests(DeploymentTestCase):
     async def test_entry_point(self) -> None:
-        """What the container runs starts, is healthy, and stops in order in the time that an engine gives it."""
+        """The command of the container starts, is healthy, and stops in order within the time that an engine allows."""
         found = instructions()
         self.assertEqual(found["STOPSIGNAL"], "SIGTERM")
         entry, extra = json.loads(found["ENTRYPOINT"]), json.loads(found["CMD"])
@@ -200,6 +200,6 @@ class ContainerTests(DeploymentTestCase):
 
 class UnitTests(SynchronousTestCase):
     def test_settings_that_come_twice(self) -> None:
-        """The parser of this test keeps them."""
+        """The parser of this test keeps repeated settings."""
         self.assertIn(("ListenStream", "104"), unit("dicomtwist.socket")["Socket"])
         self.assertRaises(ValueError, setting, "dicomtwist.socket", "Socket", "Nonsense")

@@ -27,7 +27,7 @@ reactor = cast(Any, _reactor)
 
 
 class Silent(Protocol):
-    """Sends what it is told and then nothing; fires when the server hangs up."""
+    """A client that sends given bytes and then nothing; a Deferred fires when the server closes the connection."""
 
     def __init__(self, data: bytes = b"") -> None:
         self.data = data
@@ -53,7 +53,7 @@ def connect(port: int, data: bytes) -> Deferred[Silent]:
 
 
 class TwistDicom(TestCase):
-    """The server as a process."""
+    """A test that runs the server as a process."""
 
     timeout = 120
 
@@ -74,26 +74,26 @@ class TwistDicom(TestCase):
         return self.port
 
     def stored(self) -> list[Path]:
-        """What is in the storage, without its own book-keeping."""
+        """Return the files in the storage, except the archive's own."""
         files = (path for path in self.storage.rglob("*") if path.is_file() and path.name != ".lock")
         return sorted(path for path in files if ".index" not in path.parts)
 
     async def echo(self, port: int, **keywords: object) -> None:
-        """A C-ECHO of another AE."""
+        """Send a C-ECHO from another AE."""
         ae = AE("OTHER")
         ae.add_requested_context(VERIFICATION)
         async with await ae.associate("127.0.0.1", port, **keywords) as assoc:  # type: ignore[arg-type]
             self.assertTrue((await assoc.send_c_echo()).is_success)
 
     async def rejected(self, ae: AE, port: int) -> AssociationRejected:
-        """The rejection that *ae* gets."""
-        asking: Deferred[Any] = ae.associate("127.0.0.1", port)  # assertFailure makes it one of the error
+        """Return the rejection that *ae* gets."""
+        asking: Deferred[Any] = ae.associate("127.0.0.1", port)  # assertFailure turns it into a Deferred of the error
         error = await self.assertFailure(asking, AssociationRejected)
         assert isinstance(error, AssociationRejected)
         return error
 
     async def test_stores_every_transfer_syntax_byte_for_byte(self) -> None:
-        """What comes over the wire is what is on the disk, and DCMTK and pydicom read it."""
+        """The data sets on the disk are those that were sent, and DCMTK and pydicom can read them."""
         peers.require("dcmdump")
         files = list(peers.one_per_transfer_syntax().values())
         self.assertGreaterEqual(len(files), 10)
@@ -105,10 +105,10 @@ class TwistDicom(TestCase):
             for file in files:
                 status = await assoc.send_c_store(file.path)
                 self.assertTrue(status.is_success, f"{file.name}: {status}")
-                # Some of the files share their SOP Instance UID, so each is looked at before the next comes.
+                # Some of the files share their SOP Instance UID, so each is checked before the next is sent.
                 target = self.storage / file.study / file.series / f"{file.sop_instance}.dcm"
                 sent = peers.dataset_bytes(file.path)
-                sent += b"\0" * (len(sent) % 2)  # a deflated one goes out with a pad (PS3.5 A.5)
+                sent += b"\0" * (len(sent) % 2)  # a deflated data set is sent with a padding byte (PS3.5 A.5)
                 self.assertEqual(peers.dataset_bytes(target), sent, file.name)
                 with open(target, "rb") as opened:
                     meta, _ = read_file_meta(opened)
@@ -134,7 +134,7 @@ class TwistDicom(TestCase):
         self.assertIn("Called AE Title Not Recognized", refused.text)
 
     async def test_options_of_the_association(self) -> None:
-        """Who may ask, and how many."""
+        """The options restrict which peers may associate, and how many at once."""
         port = await self.start("--allow-calling", "GOOD", "--allow-calling", "OTHER", "--max-associations", "1")
         stranger = AE("STRANGER")
         stranger.add_requested_context(VERIFICATION)
@@ -148,7 +148,7 @@ class TwistDicom(TestCase):
         await self.echo(port)
 
     async def test_half_open_peers_delay_nobody_and_go(self) -> None:
-        """Eight peers that send the beginning of a PDU and stop: gone after the ARTIM time, and no one else waits."""
+        """Eight peers that send the beginning of a PDU and stop are gone after the ARTIM time, and no other peer waits."""
         port = await self.start("--acse-timeout", "2")
         silent = await gatherResults([connect(port, b"\x01\x00\x00\x00\x01\x00") for _ in range(8)])
         await self.echo(port)
@@ -159,7 +159,7 @@ class TwistDicom(TestCase):
         self.assertEqual(self.server.text.count("no association request came within 2 seconds"), 8)
 
     async def test_garbage(self) -> None:
-        """What is no DICOM is aborted and told in one line without a traceback."""
+        """A connection that does not speak DICOM is aborted, and logged in one line without a traceback."""
         port = await self.start("--acse-timeout", "2")
         for data in (b"GET / HTTP/1.1\r\n\r\n", b"SSH-2.0-x\r\n", b"\0" * 64, b"\x04\x00\xff\xff\xff\xff" + b"\0" * 6):
             protocol = await connect(port, data)
@@ -180,7 +180,7 @@ class TwistDicom(TestCase):
         assoc = await ae.associate("127.0.0.1", port)
 
         class Dying:
-            """Half of the file, and then the connection is reset."""
+            """Send half of the file, then reset the connection."""
 
             def __init__(self) -> None:
                 self.left = os.path.getsize(file.path) // 2
@@ -202,7 +202,7 @@ class TwistDicom(TestCase):
         self.assertEqual({path: path.read_bytes() for path in self.stored()}, before)
 
     async def test_uids_that_disagree_and_uids_that_climb(self) -> None:
-        """0xA900 where command and data set differ; nothing that a peer writes is ever a path."""
+        """The status is 0xA900 if command and data set differ; no text of a peer ever becomes a path."""
         port = await self.start()
         file = peers.one_per_transfer_syntax()["1.2.840.10008.1.2.1"]
         ae = AE("SCU")
@@ -223,14 +223,14 @@ class TwistDicom(TestCase):
             other = Path(self.mktemp())
             dataset = dcmread(file.path)
             dataset.SOPInstanceUID = "1.2.3"
-            dataset.save_as(other)  # the File Meta Information, and so the command, still has the old one
+            dataset.save_as(other)  # the File Meta Information, and so the command, still has the old UID
             status = await assoc.send_c_store(other)
             self.assertEqual(status, 0xA900)
             self.assertTrue((await assoc.send_c_store(file.path)).is_success)
         self.assertEqual(len(self.stored()), 1)
 
     async def test_sigterm_lets_associations_finish(self) -> None:
-        """Stop accepting, finish, exit with 0; each association left its line."""
+        """The server stops accepting, lets associations finish and exits with 0; each association has its line in the log."""
         port = await self.start("--grace", "60")
         file = peers.one_per_transfer_syntax()["1.2.840.10008.1.2.1"]
         ae = AE("SCU")
@@ -247,7 +247,7 @@ class TwistDicom(TestCase):
         self.assertRegex(result.text, r"'SCU' at 127\.0\.0\.1: 1 C-STORE; released")
 
     async def until_refused(self, port: int) -> None:
-        """Wait until nobody listens."""
+        """Wait until no process listens at *port*."""
         from twisted.internet.error import ConnectError
 
         while True:
@@ -260,7 +260,7 @@ class TwistDicom(TestCase):
             await protocol.closed
 
     async def test_sigterm_aborts_what_does_not_finish(self) -> None:
-        """After the grace time the rest is aborted."""
+        """After the grace time the associations that are left are aborted."""
         port = await self.start("--grace", "0.5")
         ae = AE("SCU")
         ae.add_requested_context(VERIFICATION)
@@ -272,7 +272,7 @@ class TwistDicom(TestCase):
         self.assertEqual(result.code, 0, result.text)
 
     async def test_mistakes_are_one_line(self) -> None:
-        """A bad option or a busy port."""
+        """A bad option or a busy port ends the program with one line."""
         port = await self.start()
         busy = f"tcp:{port}:interface=127.0.0.1"
         for options, words in (
@@ -297,7 +297,7 @@ class TwistDicom(TestCase):
             self.assertEqual(len(lines), 1, result.text)
 
     async def test_several_ports_and_tls(self) -> None:
-        """TCP, IPv6 and mutual TLS at once."""
+        """The server listens with TCP, IPv6 and mutual TLS at once."""
         certificates = peers.certificates()
         plain, six, secure = peers.free_port(), peers.free_port(), peers.free_port()
         await self.start(
@@ -323,7 +323,7 @@ class TwistDicom(TestCase):
         )
 
     async def test_concurrent_senders(self) -> None:
-        """Sixteen associations at once, each with its own instances."""
+        """Sixteen associations at once send instances of their own."""
         port = await self.start("--durability", "none")
         files = [file for file in peers.dicom_files() if os.path.getsize(file.path) < 200_000]
         files = list({file.sop_instance: file for file in files}.values())
@@ -342,7 +342,7 @@ class TwistDicom(TestCase):
         self.assertEqual({path.stem for path in self.stored()}, {file.sop_instance for file in files})
 
     async def test_kill_leaves_whole_files_only(self) -> None:
-        """kill -9 in a load: each instance that was answered is there, whole; nothing partial is visible."""
+        """After kill -9 under load, each acknowledged instance is there and whole; nothing partial is visible."""
         port = await self.start()
         files = list({file.sop_instance: file for file in peers.dicom_files()}.values())
         ae = AE("SCU")
@@ -372,7 +372,7 @@ class TwistDicom(TestCase):
 
 
 class Log(TestCase):
-    """What is logged."""
+    """The log of ``twist dicom``."""
 
     timeout = 60
 

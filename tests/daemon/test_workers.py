@@ -38,7 +38,7 @@ reactor = cast(Any, _reactor)
 
 
 def instance(study: str, uid: str | None = None) -> Dataset:
-    """A small CT image."""
+    """Make a small CT image."""
     found = Dataset()
     found.SOPClassUID = CTImageStorage
     found.SOPInstanceUID = uid or generate_uid()
@@ -50,7 +50,7 @@ def instance(study: str, uid: str | None = None) -> Dataset:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process is there; one that only waits for its parent to notice is not."""
+    """Whether a process is running; a zombie is not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -58,7 +58,7 @@ def runs(pid: int) -> bool:
 
 
 class ServerTestCase(TestCase):
-    """A server as a process."""
+    """A test that runs a server as a process."""
 
     timeout = 240
 
@@ -81,13 +81,13 @@ class ServerTestCase(TestCase):
         return ae
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something that no process tells of; the test's own timeout is the limit."""
+        """Wait for a condition that no process reports; the timeout of the test is the limit."""
         while not condition():
             await deferLater(reactor, 0.05)
 
 
 class Reload(ServerTestCase):
-    """SIGHUP: rules, peers and certificates are read anew, and associations go on."""
+    """At SIGHUP rules, peers and certificates are read again, and associations go on."""
 
     async def reload(self, text: str | None = None, *, good: bool = True) -> None:
         if text is not None:
@@ -108,18 +108,18 @@ class Reload(ServerTestCase):
         await self.reload(port_line + rule.format('["store"]'))
         self.assertEqual(await assoc.send_c_store(instance("1.2")), 0x0000)
         self.assertEqual(await assoc.send_c_echo(), 0x0124)
-        # What is wrong changes nothing.
+        # A mistake changes nothing.
         await self.reload(port_line + "[[access.rule]]\nalow = 'all'\n", good=False)
         self.assertIn("access.rule 1: alow is not a key: did you mean allow?", self.server.text)
         self.assertEqual(await assoc.send_c_store(instance("1.2")), 0x0000)
-        # Other options wait for the next start, and that is said.
+        # Other options wait for the next start, which is logged.
         await self.reload("max-associations = 3\n" + port_line + rule.format('"all"'))
         self.assertRegex(self.server.text, r"not applied before the next start: max-associations")
         self.assertEqual(await assoc.send_c_echo(), 0x0000)
         await assoc.release()
 
     async def test_certificates(self) -> None:
-        """Another certificate for the next connection; a wrong file keeps the one before."""
+        """A new certificate applies to the next connection; a wrong file leaves the old certificate in use."""
         certificates = peers.certificates()
         folder = Path(self.mktemp())
         folder.mkdir()
@@ -154,7 +154,7 @@ class Reload(ServerTestCase):
         await first.release()
 
     async def test_revocation(self) -> None:
-        """A certificate that is on the list now is not let in any more; a list that is broken keeps the one before."""
+        """A certificate on the new list is refused; a broken list leaves the old list in use."""
         folder = self.mktemp()
         Path(folder).mkdir()
         authority = Authority(folder, "ours")
@@ -183,7 +183,7 @@ class Reload(ServerTestCase):
         await first.release()
 
     async def test_client_certificates(self) -> None:
-        """Rules about the certificate of the peer: its subject, its fingerprint, and none."""
+        """Rules match the certificate of the peer by its subject and its fingerprint, and a peer without one."""
         certificates = peers.certificates()
         secure, plain = peers.free_port(), peers.free_port()
         files = f"privateKey={certificates.server_key}:certKey={certificates.server_cert}:trustRoots={certificates.ca}"
@@ -222,7 +222,7 @@ class Reload(ServerTestCase):
 
 
 class WorkersTestCase(ServerTestCase):
-    """Two workers behind one port."""
+    """A test with two workers behind one port."""
 
     async def start_workers(self, text: str = "", *options: str, count: int = 2) -> int:
         port = peers.free_port()
@@ -232,14 +232,14 @@ class WorkersTestCase(ServerTestCase):
         return port
 
     def pids(self) -> dict[int, int]:
-        """The process ID of each worker, the last that was told."""
+        """Return the process ID of each worker, as it was logged last."""
         return {
             int(number): int(pid)
             for number, pid in re.findall(r"worker (\d+) is ready: process (\d+)", self.server.text)
         }
 
     def holders(self, port: int) -> list[int]:
-        """The workers that have an established connection at *port*, by their open sockets; one entry for each."""
+        """Return the workers with an established connection at *port*, by their open sockets; one entry for each connection."""
         inodes = set()
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
             fields = line.split()
@@ -259,10 +259,10 @@ class WorkersTestCase(ServerTestCase):
 
 
 class Load(WorkersTestCase):
-    """What several processes do together."""
+    """Several processes serve one archive together."""
 
     async def test_both_take_load(self) -> None:
-        """Connections go to both, and what they store is in one index."""
+        """Both workers get connections, and their instances are in one index."""
         port = await self.start_workers()
         assocs: list[Association] = []
         while len(set(self.holders(port))) < 2:
@@ -271,7 +271,7 @@ class Load(WorkersTestCase):
         self.assertNotIn(self.server.pid, self.holders(port))
 
         async def send(assoc: Association, number: int) -> None:
-            # Each with instances of its own, all in the same study of the same patient.
+            # Each sender has instances of its own, all in one study of one patient.
             for image in range(10):
                 status = await assoc.send_c_store(instance("1.2.3", f"1.2.3.{number + 1}.{image + 1}"))
                 self.assertTrue(status.is_success, str(status))
@@ -294,7 +294,7 @@ class Load(WorkersTestCase):
         self.assertEqual((found.indexed, found.lost, found.unreadable), (0, 0, 0))
 
     async def test_a_killed_worker(self) -> None:
-        """kill -9 in a load: what was answered is there, the other goes on, and another one comes."""
+        """After kill -9 of a worker under load, acknowledged instances are there, the other goes on, and another starts."""
         port = await self.start_workers()
         before = self.pids()
         answered: list[str] = []
@@ -332,7 +332,7 @@ class Load(WorkersTestCase):
         self.assertEqual((found.indexed, found.lost, found.unreadable), (0, 0, 0))
 
     async def test_reload(self) -> None:
-        """SIGHUP reaches all; a mistake reaches none."""
+        """A reload reaches all workers; a mistake reaches none."""
         rule = '[[access.rule]]\nallow = "{}"\n'
         port = await self.start_workers(rule.format("echo"))
         assocs: list[Association] = []
@@ -351,7 +351,7 @@ class Load(WorkersTestCase):
             await assoc.release()
 
     async def test_the_supervisor_is_killed(self) -> None:
-        """Nobody stays behind, and what was under way is finished."""
+        """No process is left over, and operations in progress are finished."""
         port = await self.start_workers()
         assoc = await self.scu().associate("127.0.0.1", port)
         pids = list(self.pids().values())
@@ -361,7 +361,7 @@ class Load(WorkersTestCase):
         await self.gone(*pids)
 
     async def test_stop_waits_and_aborts(self) -> None:
-        """Associations finish; after the grace time what is left is aborted, and no process stays."""
+        """Associations finish; after the grace time those that are left are aborted, and no process is left over."""
         port = await self.start_workers("", "--grace", "1")
         assoc = await self.scu().associate("127.0.0.1", port)
         pids = [self.server.pid, *self.pids().values()]
@@ -374,7 +374,7 @@ class Load(WorkersTestCase):
 
 
 class Sharing(SynchronousTestCase):
-    """Several writers of one archive, and what one leaves behind."""
+    """Several writers of one archive, and the repair after one of them has died."""
 
     def setUp(self) -> None:
         self.root = Path(self.mktemp())
@@ -386,7 +386,7 @@ class Sharing(SynchronousTestCase):
         self.addCleanup(self.second.close)
 
     def test_they_see_each_other(self) -> None:
-        """Patients, studies and series that one made are those of the other; numbers are given once."""
+        """Writers share patients, studies and series, and each row number is used once."""
         for number in range(6):
             archive = (self.first, self.second)[number % 2]
             self.assertIsNone(keep(archive, dataset(number)))
@@ -396,7 +396,7 @@ class Sharing(SynchronousTestCase):
         self.assertEqual((found.indexed, found.lost), (0, 0))
 
     def test_what_is_uncommitted(self) -> None:
-        """A file in place that the index does not know, a row without a file, and a temporary file."""
+        """A repair handles a file without a row, a row without a file, and a temporary file."""
         self.assertIsNone(keep(self.second, dataset(1)))
         self.assertIsNone(keep(self.second, dataset(2)))
         (one, two) = [
@@ -406,7 +406,7 @@ class Sharing(SynchronousTestCase):
         assert journal is not None
         temporary = self.second.store.write_temporary([b"x"])
         with journal.locked([one, two]):
-            # Here it dies: the notes are as they are now.
+            # The writer dies here: its journal stays as it is now.
             notes = {path: path.read_bytes() for path in (self.root / ".index").glob("committing-*")}
         for path, content in notes.items():
             path.write_bytes(content)
@@ -441,7 +441,7 @@ class Sharing(SynchronousTestCase):
 
 
 class Places(SynchronousTestCase):
-    """What a worker is told."""
+    """The specification of a worker."""
 
     def test_environment(self) -> None:
         environment = Place(2, ("tcp:1", "tcp:2")).environment()
