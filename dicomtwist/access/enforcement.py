@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.access.certificates import Certificate
-from dicomtwist.access.rules import DEFAULT_RULES, IDENTITY_TYPES, UNIX, Asker, Identity, Operation, Rules
+from dicomtwist.access.rules import DEFAULT_RULES, IDENTITY_TYPES, UNIX, Identity, Operation, Requestor, Rules
 from dicomtwist.access.users import Users
 from dicomtwist.ae.server import Server
 from dicomtwist.association.acceptor import AcceptorAssociation
@@ -73,34 +73,34 @@ class Policy:
 
     :ivar rules: the access rules.
     :ivar users: the users with a passcode, if there are any.
-    :ivar taken: the types of user identity that are accepted without a check.
+    :ivar unchecked: the types of user identity that are accepted without a check.
     """
 
     rules: Rules = DEFAULT_RULES
     users: Users | None = None
-    taken: frozenset[Identity] = frozenset()
+    unchecked: frozenset[Identity] = frozenset()
 
     @property
-    def looks_at_users(self) -> bool:
+    def depends_on_user(self) -> bool:
         """Whether the policy depends on the user; if not, a user identity is ignored."""
-        return self.users is not None or bool(self.taken) or self.rules.about_users
+        return self.users is not None or bool(self.unchecked) or self.rules.has_user_conditions
 
 
-class _Judged:
+class _Checked:
     """An association, with the result of its last check."""
 
-    __slots__ = ("allowed", "asker", "rules", "told")
+    __slots__ = ("allowed", "logged", "requestor", "rules")
 
-    def __init__(self, asker: Asker, rules: Rules) -> None:
-        self.asker = asker
+    def __init__(self, requestor: Requestor, rules: Rules) -> None:
+        self.requestor = requestor
         self.rules = rules
-        self.allowed = rules.allowed(asker)
-        self.told: set[Operation] = set()
+        self.allowed = rules.allowed(requestor)
+        self.logged: set[Operation] = set()
 
     def may(self, operations: Iterable[Operation], rules: Rules) -> bool:
         if rules is not self.rules:
-            self.rules, self.allowed = rules, rules.allowed(self.asker)
-        return not self.asker.undecided and self.allowed.issuperset(operations)
+            self.rules, self.allowed = rules, rules.allowed(self.requestor)
+        return not self.requestor.undecided and self.allowed.issuperset(operations)
 
 
 class Access:
@@ -115,7 +115,7 @@ class Access:
 
     def __init__(self, policy: Policy, executor: Executor) -> None:
         self.policy = policy
-        self._judged: WeakKeyDictionary[AssociationInterface, _Judged] = WeakKeyDictionary()
+        self._checked: WeakKeyDictionary[AssociationInterface, _Checked] = WeakKeyDictionary()
         self._executor = executor
         self._verifying: dict[AssociationInterface, Deferred[Any]] = {}
 
@@ -132,7 +132,7 @@ class Access:
         entries = list(handlers)
         if all(entry[0] is not evt.EVT_C_ECHO for entry in entries):
             entries.append((evt.EVT_C_ECHO, lambda event: 0x0000))
-        if self.policy.looks_at_users:
+        if self.policy.depends_on_user:
             found.append((evt.EVT_USER_ID, self.handle_user))
         for event, handler, *arguments in entries:
             if event in _OPERATIONS or event in _NORMALISED:
@@ -148,7 +148,7 @@ class Access:
         """
         self.policy = policy
         if server is not None:
-            change = server.bind if policy.looks_at_users else server.unbind
+            change = server.bind if policy.depends_on_user else server.unbind
             change(evt.EVT_USER_ID, self.handle_user)
 
     # --- associations
@@ -158,14 +158,14 @@ class Access:
         assoc = event.assoc
         assert isinstance(assoc, AcceptorAssociation)
         policy = self.policy
-        asker = _asker(assoc)
-        if policy.looks_at_users and isinstance(assoc.requestor.user_identity, UserIdentity):
-            asker = replace(asker, undecided=True)
-        rejection = policy.rules.rejection(asker)
+        requestor = _requestor(assoc)
+        if policy.depends_on_user and isinstance(assoc.requestor.user_identity, UserIdentity):
+            requestor = replace(requestor, undecided=True)
+        rejection = policy.rules.rejection(requestor)
         if rejection is not None:
             assoc.reject(rejection.result, rejection.source, rejection.reason, rejection.words)
             return
-        self._judged[assoc] = _Judged(asker, policy.rules)
+        self._checked[assoc] = _Checked(requestor, policy.rules)
 
     def handle_user(self, event: evt.Event) -> Any:
         """
@@ -177,7 +177,7 @@ class Access:
         policy, assoc = self.policy, event.assoc
         kind = IDENTITY_TYPES[event.user_id_type]
         name = event.primary_field.decode("utf-8", "replace") if kind in (Identity.USERNAME, Identity.PASSCODE) else ""
-        if kind in policy.taken:
+        if kind in policy.unchecked:
             return self._let_in(assoc, kind, name, True)
         if kind is not Identity.PASSCODE or policy.users is None:
             return self._let_in(assoc, kind, name, False)
@@ -205,10 +205,10 @@ class Access:
         why = f"a user identity of type {kind} was not confirmed"
         if right:
             rules = self.policy.rules
-            asker = replace(_asker(assoc), user=name, identity=kind)
-            rejection = rules.rejection(asker)
+            requestor = replace(_requestor(assoc), user=name, identity=kind)
+            rejection = rules.rejection(requestor)
             if rejection is None:
-                self._judged[assoc] = _Judged(asker, rules)
+                self._checked[assoc] = _Checked(requestor, rules)
                 return True, None
             why = rejection.words
         self.log.info("{peer!r} at {address}: {why}", peer=assoc.remote.ae_title, address=assoc.remote.address, why=why)
@@ -219,20 +219,20 @@ class Access:
     def _guarded(self, event_type: evt.EventType, handler: evt.Handler) -> evt.Handler:
         def guard(event: evt.DIMSEEvent, *arguments: Any) -> Any:
             operations = _operations(event)
-            judged = self._judged.get(event.assoc)
-            if judged is not None and judged.may(operations, self.policy.rules):
+            checked = self._checked.get(event.assoc)
+            if checked is not None and checked.may(operations, self.policy.rules):
                 return handler(event, *arguments)
-            return self._refuse(event, judged, operations)
+            return self._refuse(event, checked, operations)
 
         if getattr(handler, "is_streaming", False):
             evt.streaming(guard)
         return guard
 
-    def _refuse(self, event: evt.DIMSEEvent, judged: _Judged | None, operations: Iterable[Operation]) -> Any:
+    def _refuse(self, event: evt.DIMSEEvent, checked: _Checked | None, operations: Iterable[Operation]) -> Any:
         wanted = " and ".join(sorted(operations))
         if event.event in _ANSWERING:
             raise Refused(NOT_AUTHORISED, f"no rule allows {wanted}")
-        if judged is None or not judged.told.issuperset(operations):
+        if checked is None or not checked.logged.issuperset(operations):
             # Log once for each association, however many instances a peer tries to store.
             self.log.info(
                 "{service} of {peer!r} at {address} refused with 0x{status:04X}: no rule allows {wanted}",
@@ -242,8 +242,8 @@ class Access:
                 status=NOT_AUTHORISED,
                 wanted=wanted,
             )
-            if judged is not None:
-                judged.told.update(operations)
+            if checked is not None:
+                checked.logged.update(operations)
         return Status(NOT_AUTHORISED, event.request.SERVICE, f"no rule allows {wanted}")
 
 
@@ -277,7 +277,7 @@ def _operation(event: evt.EventType, uid: str) -> Operation:
     return _OPERATIONS[event]
 
 
-def _asker(assoc: AssociationInterface) -> Asker:
+def _requestor(assoc: AssociationInterface) -> Requestor:
     transport: Any = assoc.protocol.transport
     address = assoc.requestor.address
     if isinstance(transport.getPeer(), UNIXAddress):
@@ -286,4 +286,4 @@ def _asker(assoc: AssociationInterface) -> Asker:
     if ISSLTransport.providedBy(transport):
         shown: Any = transport.getPeerCertificate()
         certificate = None if shown is None else Certificate.of(shown.to_cryptography())
-    return Asker(assoc.requestor.called_ae_title, assoc.requestor.ae_title, address, certificate=certificate)
+    return Requestor(assoc.requestor.called_ae_title, assoc.requestor.ae_title, address, certificate=certificate)

@@ -18,7 +18,17 @@ from typing import Any, Final
 from dicomtwist.access.certificates import Certificate, CertificatePattern, parse_pattern
 from dicomtwist.ul.ae_title import check_ae_title
 
-__all__ = ["DEFAULT_RULES", "Asker", "Identity", "Operation", "Rejection", "Rule", "Rules", "nearest", "parse_rules"]
+__all__ = [
+    "DEFAULT_RULES",
+    "Requestor",
+    "Identity",
+    "Operation",
+    "Rejection",
+    "Rule",
+    "Rules",
+    "nearest",
+    "parse_rules",
+]
 
 #: The largest number of rules.
 MAX_RULES: Final = 1000
@@ -64,7 +74,7 @@ UNIX: Final = "unix"
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class Requestor:
     """
     The facts about a requesting peer that rules are matched against.
 
@@ -129,14 +139,14 @@ class Rule:
     certificates: tuple[CertificatePattern, ...] = ()
     allow: frozenset[Operation] = EVERYTHING
 
-    def fits(self, asker: Asker) -> bool:
-        """Whether all conditions match *asker*."""
+    def matches(self, requestor: Requestor) -> bool:
+        """Whether all conditions match *requestor*."""
         return (
-            _any_title(self.called, asker.called)
-            and _any_title(self.calling, asker.calling)
-            and self._from_here(asker.address)
-            and (not self.certificates or any(one.matches(asker.certificate) for one in self.certificates))
-            and self._has_user(asker)
+            _any_title(self.called, requestor.called)
+            and _any_title(self.calling, requestor.calling)
+            and self._from_here(requestor.address)
+            and (not self.certificates or any(one.matches(requestor.certificate) for one in self.certificates))
+            and self._has_user(requestor)
         )
 
     def _from_here(self, address: str) -> bool:
@@ -147,12 +157,12 @@ class Rule:
             return self.unix and address == UNIX
         return any(parsed in network for network in self.networks if network.version == parsed.version)
 
-    def _has_user(self, asker: Asker) -> bool:
-        if asker.undecided:
+    def _has_user(self, requestor: Requestor) -> bool:
+        if requestor.undecided:
             return True
-        if self.users and asker.user not in self.users:
+        if self.users and requestor.user not in self.users:
             return False
-        return not self.identities or asker.identity in self.identities
+        return not self.identities or requestor.identity in self.identities
 
 
 class Rules:
@@ -169,22 +179,22 @@ class Rules:
         return len(self.rules)
 
     @property
-    def about_users(self) -> bool:
+    def has_user_conditions(self) -> bool:
         """Whether any rule has a condition on the user."""
         return any(rule.users or rule.identities for rule in self.rules)
 
-    def allowed(self, asker: Asker) -> frozenset[Operation]:
-        """Return the operations that *asker* may request."""
-        return frozenset().union(*(rule.allow for rule in self.rules if rule.fits(asker)))
+    def allowed(self, requestor: Requestor) -> frozenset[Operation]:
+        """Return the operations that *requestor* may request."""
+        return frozenset().union(*(rule.allow for rule in self.rules if rule.matches(requestor)))
 
-    def rejection(self, asker: Asker) -> Rejection | None:
-        """Return the reason to reject an association of *asker*; ``None`` if it may request any operation."""
-        if self.allowed(asker):
+    def rejection(self, requestor: Requestor) -> Rejection | None:
+        """Return the reason to reject an association of *requestor*; ``None`` if it may request any operation."""
+        if self.allowed(requestor):
             return None
-        called = [rule for rule in self.rules if _any_title(rule.called, asker.called)]
+        called = [rule for rule in self.rules if _any_title(rule.called, requestor.called)]
         if not called:
             return _CALLED_UNKNOWN
-        return _NOT_ALLOWED if any(_any_title(rule.calling, asker.calling) for rule in called) else _CALLING_UNKNOWN
+        return _NOT_ALLOWED if any(_any_title(rule.calling, requestor.calling) for rule in called) else _CALLING_UNKNOWN
 
 
 _LOOPBACK_NETWORKS: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))

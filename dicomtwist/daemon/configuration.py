@@ -47,7 +47,7 @@ class Configuration:
     :ivar peers: the peers, each as ``TITLE=ADDRESS``.
     :ivar rules: the access rules.
     :ivar users: the file of users, ``None`` if there is none.
-    :ivar taken: the types of user identity that are accepted without a check.
+    :ivar unchecked: the types of user identity that are accepted without a check.
     """
 
     path: Path | None = None
@@ -55,7 +55,7 @@ class Configuration:
     peers: tuple[str, ...] = ()
     rules: Rules = DEFAULT_RULES
     users: Path | None = None
-    taken: frozenset[Identity] = frozenset()
+    unchecked: frozenset[Identity] = frozenset()
 
     def arguments(self, given: Collection[str]) -> list[str]:
         """Return the options as command-line arguments, except those that are *given* on the command line already."""
@@ -74,7 +74,7 @@ class Configuration:
         try:
             users = None if self.users is None else Users(self.users)
             for rule in self.rules.rules:
-                if Identity.USERNAME not in self.taken:
+                if Identity.USERNAME not in self.unchecked:
                     for name in sorted(rule.users):
                         if users is None or name not in users:
                             where = (
@@ -85,7 +85,7 @@ class Configuration:
                             raise ValueError(f"a rule names the user {name!r}, who {where}")
         except ValueError as error:
             raise ConfigurationError(f"{self.path}: access: {error}") from None
-        return Policy(self.rules, users, self.taken)
+        return Policy(self.rules, users, self.unchecked)
 
     def located(self, message: str) -> str:
         """Return *message*, which is about an option, with the name of this file if the option comes from it."""

@@ -322,9 +322,9 @@ class UsersAtTheDoor(AccessTestCase):
         self.network.result_of(association.release())
 
     def test_taken_as_it_comes(self) -> None:
-        taken = frozenset((Identity.USERNAME, Identity.KERBEROS))
+        unchecked = frozenset((Identity.USERNAME, Identity.KERBEROS))
         rules = ({"user": "alice", "allow": "store"}, {"identity": "kerberos", "allow": "store"})
-        self.guarded(self.rules(*rules, taken=taken))
+        self.guarded(self.rules(*rules, unchecked=unchecked))
         for kind, primary, accepted in (
             (1, b"alice", True),
             (1, b"bob", False),

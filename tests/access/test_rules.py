@@ -18,10 +18,10 @@ from dicomtwist.access.rules import (
     EVERYTHING,
     MAX_RULES,
     UNIX,
-    Asker,
     Identity,
     Operation,
     Rejection,
+    Requestor,
     parse_rules,
 )
 from dicomtwist.access.users import MAX_SCRYPT_PASSES, UserEntry, Users, hash_passcode
@@ -34,8 +34,8 @@ def cheap(name: str, passcode: bytes) -> UserEntry:
     return hash_passcode(name, passcode, n=16)
 
 
-def asker(called: str = "ARCHIVE", calling: str = "CT1", address: str = "10.1.0.5", **more: Any) -> Asker:
-    return Asker(called, calling, address, **more)
+def requestor(called: str = "ARCHIVE", calling: str = "CT1", address: str = "10.1.0.5", **more: Any) -> Requestor:
+    return Requestor(called, calling, address, **more)
 
 
 def certificate(name: str, **keywords: Any) -> x509.Certificate:
@@ -49,18 +49,18 @@ class Defaults(SynchronousTestCase):
 
     def test_this_machine(self) -> None:
         for address in ("127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1", UNIX):
-            self.assertEqual(DEFAULT_RULES.allowed(asker(address=address)), EVERYTHING, address)
+            self.assertEqual(DEFAULT_RULES.allowed(requestor(address=address)), EVERYTHING, address)
 
     def test_others(self) -> None:
         for address in ("10.1.0.5", "128.0.0.1", "::2", "::ffff:10.0.0.1", "fe80::1%eth0", "", "/run/dicom.sock", "x"):
-            self.assertEqual(DEFAULT_RULES.allowed(asker(address=address)), ECHO_AND_STORE, address)
-            self.assertIsNone(DEFAULT_RULES.rejection(asker(address=address)))
+            self.assertEqual(DEFAULT_RULES.allowed(requestor(address=address)), ECHO_AND_STORE, address)
+            self.assertIsNone(DEFAULT_RULES.rejection(requestor(address=address)))
 
 
 class Fitting(SynchronousTestCase):
     """Each condition of a rule matches the peers that it should, and no others."""
 
-    def allows(self, who: Asker, **condition: Any) -> bool:
+    def allows(self, who: Requestor, **condition: Any) -> bool:
         """Whether a rule with *condition* allows *who* anything."""
         conditions = {key.rstrip("_"): value for key, value in condition.items()}
         return bool(parse_rules([{**conditions, "allow": "echo"}]).allowed(who))
@@ -77,8 +77,8 @@ class Fitting(SynchronousTestCase):
             ("C.1", "CT1", False),
             ("[C]T1", "CT1", False),
         ):
-            self.assertEqual(self.allows(asker(calling=title), calling=pattern), fits, (pattern, title))
-            self.assertEqual(self.allows(asker(called=title), called=["X", pattern]), fits, (pattern, title))
+            self.assertEqual(self.allows(requestor(calling=title), calling=pattern), fits, (pattern, title))
+            self.assertEqual(self.allows(requestor(called=title), called=["X", pattern]), fits, (pattern, title))
 
     def test_networks(self) -> None:
         for network, address, fits in (
@@ -97,22 +97,22 @@ class Fitting(SynchronousTestCase):
             ("unix", "", False),
             ("0.0.0.0/0", "", False),
         ):
-            self.assertEqual(self.allows(asker(address=address), from_=[network]), fits, (network, address))
+            self.assertEqual(self.allows(requestor(address=address), from_=[network]), fits, (network, address))
 
     def test_users(self) -> None:
-        alice = asker(user="alice", identity=Identity.PASSCODE)
+        alice = requestor(user="alice", identity=Identity.PASSCODE)
         self.assertTrue(self.allows(alice, user="alice"))
         self.assertFalse(self.allows(alice, user=["bob"]))
-        self.assertFalse(self.allows(asker(), user="alice"))
+        self.assertFalse(self.allows(requestor(), user="alice"))
         self.assertTrue(self.allows(alice, identity="passcode"))
         self.assertFalse(self.allows(alice, identity="username", user="alice"))
-        self.assertFalse(self.allows(asker(), identity=["jwt"]))
+        self.assertFalse(self.allows(requestor(), identity=["jwt"]))
         # Before the identity is checked, it matches any user.
-        self.assertTrue(self.allows(asker(undecided=True), user="alice"))
+        self.assertTrue(self.allows(requestor(undecided=True), user="alice"))
 
     def test_certificates(self) -> None:
         shown = certificate("ct1", organization_name="Hospital, North")
-        who = asker(certificate=Certificate.of(shown))
+        who = requestor(certificate=Certificate.of(shown))
         fingerprint = shown.fingerprint(SHA256()).hex()
         colons = ":".join(fingerprint[at : at + 2] for at in range(0, 64, 2))
         for pattern, fits in (
@@ -128,25 +128,25 @@ class Fitting(SynchronousTestCase):
             (f"sha256:{'0' * 64}", False),
         ):
             self.assertEqual(self.allows(who, certificate=pattern), fits, pattern)
-            self.assertFalse(self.allows(asker(), certificate=pattern), "no certificate is none")
+            self.assertFalse(self.allows(requestor(), certificate=pattern), "no certificate is none")
 
     def test_a_subject_cannot_pretend(self) -> None:
         """Text in a value that looks like another attribute stays part of the value."""
-        who = asker(certificate=Certificate.of(certificate("ct1,O=Hospital")))
+        who = requestor(certificate=Certificate.of(certificate("ct1,O=Hospital")))
         self.assertFalse(self.allows(who, certificate="O=Hospital"))
         self.assertFalse(self.allows(who, certificate="CN=ct1"))
 
     def test_all_conditions_together(self) -> None:
         rules = parse_rules([{"calling": "CT1", "from": "10.1.0.0/16", "allow": ["store"]}])
-        self.assertEqual(rules.allowed(asker()), {Operation.STORE})
-        self.assertEqual(rules.allowed(asker(calling="CT2")), frozenset())
-        self.assertEqual(rules.allowed(asker(address="10.2.0.1")), frozenset())
+        self.assertEqual(rules.allowed(requestor()), {Operation.STORE})
+        self.assertEqual(rules.allowed(requestor(calling="CT2")), frozenset())
+        self.assertEqual(rules.allowed(requestor(address="10.2.0.1")), frozenset())
 
     def test_any_rule(self) -> None:
         rules = parse_rules([{"allow": "echo"}, {"calling": "CT1", "allow": ["find", "move"]}, {"allow": []}])
-        self.assertEqual(rules.allowed(asker()), {Operation.ECHO, Operation.FIND, Operation.MOVE})
-        self.assertEqual(rules.allowed(asker(calling="X")), {Operation.ECHO})
-        self.assertEqual(parse_rules([{"allow": ["all"]}]).allowed(asker()), EVERYTHING)
+        self.assertEqual(rules.allowed(requestor()), {Operation.ECHO, Operation.FIND, Operation.MOVE})
+        self.assertEqual(rules.allowed(requestor(calling="X")), {Operation.ECHO})
+        self.assertEqual(parse_rules([{"allow": ["all"]}]).allowed(requestor()), EVERYTHING)
 
 
 class Rejections(SynchronousTestCase):
@@ -158,14 +158,14 @@ class Rejections(SynchronousTestCase):
 
     def test_reasons(self) -> None:
         rules = parse_rules([{"called": "ARCHIVE", "calling": "CT1", "from": "10.0.0.0/8", "allow": "store"}])
-        self.assertIsNone(rules.rejection(asker()))
-        self.assertEqual(self.reasons(rules.rejection(asker(called="X"))), (1, 1, 7))
-        self.assertEqual(self.reasons(rules.rejection(asker(calling="X"))), (1, 1, 3))
-        self.assertEqual(self.reasons(rules.rejection(asker(address="11.0.0.1"))), (1, 1, 1))
-        self.assertEqual(self.reasons(parse_rules([]).rejection(asker())), (1, 1, 7))
+        self.assertIsNone(rules.rejection(requestor()))
+        self.assertEqual(self.reasons(rules.rejection(requestor(called="X"))), (1, 1, 7))
+        self.assertEqual(self.reasons(rules.rejection(requestor(calling="X"))), (1, 1, 3))
+        self.assertEqual(self.reasons(rules.rejection(requestor(address="11.0.0.1"))), (1, 1, 1))
+        self.assertEqual(self.reasons(parse_rules([]).rejection(requestor())), (1, 1, 7))
 
     def test_allowing_nothing(self) -> None:
-        self.assertEqual(self.reasons(parse_rules([{"allow": []}]).rejection(asker())), (1, 1, 1))
+        self.assertEqual(self.reasons(parse_rules([{"allow": []}]).rejection(requestor())), (1, 1, 1))
 
 
 class Mistakes(SynchronousTestCase):

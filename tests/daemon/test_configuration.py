@@ -108,7 +108,7 @@ class Access(ConfigurationTestCase):
         )
         policy = configuration.policy()
         self.assertEqual(policy.rules.rules[0].allow, {Operation.STORE})
-        self.assertEqual(policy.taken, {Identity.KERBEROS})
+        self.assertEqual(policy.unchecked, {Identity.KERBEROS})
         assert policy.users is not None
         self.assertIn("alice", policy.users)
 
