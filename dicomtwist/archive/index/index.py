@@ -149,6 +149,8 @@ class Index:
                 extend_log(self.engine, fs.free(os.fspath(folder)))
             self._open: Connection | None = None
         except (OSError, SQLAlchemyError, IndexUnusable) as error:
+            if hasattr(self, "engine"):
+                self.engine.dispose()  # or the files of the database stay open
             self._file_lock.close()
             if isinstance(error, IndexUnusable):
                 raise

@@ -65,6 +65,14 @@ class Recording(FileSystem):
         self.note("name", target)
         super().name(fd, target)
 
+    def link(self, source: str, target: str) -> None:
+        self.note("link", target)
+        super().link(source, target)
+
+    def free(self, path: str) -> int:
+        self.note("free", path)
+        return super().free(path)
+
     def mkdir(self, path: str, mode: int = 0o777) -> None:
         self.note("mkdir", path)
         super().mkdir(path, mode)
