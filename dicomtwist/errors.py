@@ -1,33 +1,33 @@
 """
-The exceptions of dicomtwist. Each says what went wrong and, where there is something to do, what.
+The exceptions of dicomtwist. The text of each says what went wrong and, if there is a remedy, names it.
 
 .. code-block:: text
 
     DICOMError
-    +-- ProtocolViolation         the peer sent what PS3.7 or PS3.8 forbid
+    +-- ProtocolViolation         the peer violated PS3.7 or PS3.8
     |   +-- InvalidPDU            ... in a PDU
     |   +-- InvalidMessage        ... in a DIMSE message
-    +-- InvalidState              the caller asked for what Table 9-10 does not allow now
-    +-- AssociationError          an association could not be made or has ended
+    +-- InvalidState              the caller issued a primitive that Table 9-10 does not allow now
+    +-- AssociationError          an association was not established or has ended
     |   +-- AssociationRejected   A-ASSOCIATE-RJ: result, source, reason
-    |   +-- NoAcceptedContexts    established, but with nothing that could be done
-    |   +-- AssociationAborted    A-ABORT by the peer or by us
-    |   +-- AssociationLost       the connection went away without A-ABORT or A-RELEASE
+    |   +-- NoAcceptedContexts    established, but without an accepted presentation context
+    |   +-- AssociationAborted    A-ABORT by the peer or by this side
+    |   +-- AssociationLost       the connection was lost without A-ABORT or A-RELEASE
     |   +-- AssociationReleased   released in order while an operation was waiting
-    |   +-- AssociationTimeout    a timer ran out, and which
+    |   +-- AssociationTimeout    a timer expired, and which
     +-- ExecutorFull              too many calls wait for the threads of one purpose already
-    +-- PoolError                 a pool of associations gave up before there was an answer; the cause says why
-        +-- PoolFull              too many wait already
-        +-- PoolStopped           it is stopped or being stopped
-        +-- PoolTimeout           its time ran out
+    +-- PoolError                 a pool of associations gave up before a response arrived; see its cause
+        +-- PoolFull              too many operations wait already
+        +-- PoolStopped           the pool is stopped or being stopped
+        +-- PoolTimeout           the time of the operation expired
         +-- RetriesExhausted      all attempts failed
     OperationFailed               the peer answered with a failure status
-    TooManyAnswers                a limit on what is collected was passed
-    NotEstablished (RuntimeError)           a service was asked for without an association
-    NoPresentationContext (ValueError)      no accepted context fits what was asked for
-    DataSetError (ValueError)               a data set cannot be sent or decoded as it is
+    TooManyAnswers                more answers arrived than the limit of a collection allows
+    NotEstablished (RuntimeError)           a service was invoked without an association
+    NoPresentationContext (ValueError)      no accepted context fits the service
+    DataSetError (ValueError)               a data set cannot be encoded or decoded
     +-- DataSetTooLong            it has more bytes than may be collected in memory
-    Refused                       a handler refuses what the peer asked for, with a failure status
+    Refused                       a handler refuses an operation of the peer with a failure status
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DICOMError(Exception):
 
 class ProtocolViolation(DICOMError):
     """
-    The peer sent what the standard forbids; the association is aborted.
+    The peer violated the standard; the association is aborted.
 
     :ivar reason: the reason code of the A-ABORT PDU that answers it (PS3.8 9.3.8).
     """
@@ -85,7 +85,7 @@ REJECT_REASONS = {
     (3, 2): "local limit exceeded",
 }
 
-#: PS3.8 Table 9-26, A-ABORT reason; of significance only where the source is the service provider.
+#: PS3.8 Table 9-26, A-ABORT reason; significant only if the source is the service provider.
 ABORT_REASONS = {
     0: "reason not specified",
     1: "unrecognised PDU",
@@ -97,7 +97,7 @@ ABORT_REASONS = {
 
 
 class AssociationError(DICOMError):
-    """An association could not be established, or has ended before an operation was answered."""
+    """An association was not established, or ended before an operation was answered."""
 
 
 class AssociationRejected(AssociationError):
@@ -106,7 +106,7 @@ class AssociationRejected(AssociationError):
 
     :ivar result: 1 permanent, 2 transient.
     :ivar source: 1 service user, 2 provider (ACSE), 3 provider (presentation).
-    :ivar reason: the code, with its meaning given by the source.
+    :ivar reason: the code, whose meaning depends on the source.
     """
 
     def __init__(self, result: int, source: int, reason: int) -> None:
@@ -133,7 +133,7 @@ class AssociationRejected(AssociationError):
 
     @property
     def is_permanent(self) -> bool:
-        """Whether trying again as it is will not help."""
+        """Whether another attempt without a change is useless."""
         return self.result == 1
 
 
@@ -147,8 +147,8 @@ class AssociationAborted(AssociationError):
 
     :ivar source: 0 service user, 2 service provider.
     :ivar reason: the reason code, of significance only with source 2.
-    :ivar by_peer: whether the peer sent it; otherwise this side did.
-    :ivar detail: what led this side to it, in words, or an empty str.
+    :ivar by_peer: whether the peer sent it, otherwise this side did.
+    :ivar detail: the reason of this side in words, or an empty str.
     """
 
     def __init__(self, source: int = 0, reason: int = 0, *, by_peer: bool, detail: str = "") -> None:
@@ -162,19 +162,19 @@ class AssociationAborted(AssociationError):
 
 
 class AssociationLost(AssociationError):
-    """The transport connection went away without A-RELEASE or A-ABORT."""
+    """The transport connection was lost without A-RELEASE or A-ABORT."""
 
 
 class AssociationReleased(AssociationError):
-    """The association was released in order while something still waited for an answer."""
+    """The association was released in order while an operation still waited for its response."""
 
 
 class AssociationTimeout(AssociationError):
     """
-    A timer ran out and the association was aborted.
+    A timer expired and the association was aborted.
 
-    :ivar timer: which one: ``"connection"``, ``"acse"``, ``"dimse"``, ``"network"`` or ``"write"``.
-    :ivar seconds: how long it was.
+    :ivar timer: the timer: ``"connection"``, ``"acse"``, ``"dimse"``, ``"network"``, ``"pdu"`` or ``"write"``.
+    :ivar seconds: its length, in seconds.
     """
 
     def __init__(self, timer: str, seconds: float, what: str) -> None:
@@ -184,10 +184,10 @@ class AssociationTimeout(AssociationError):
 
 class OperationFailed(DICOMError):
     """
-    The peer did not do what it was asked for, or not to its end.
+    The peer did not perform an operation, or not to its end.
 
     :ivar status: the :class:`~dicomtwist.dimse.status.Status` of its final response.
-    :ivar result: what came of it all the same, such as a :class:`~dicomtwist.scu.RetrievalResult`, or ``None``.
+    :ivar result: the partial result, such as a :class:`~dicomtwist.scu.RetrievalResult`, or ``None``.
     """
 
     def __init__(self, status: Status, result: object = None) -> None:
@@ -198,7 +198,7 @@ class OperationFailed(DICOMError):
 
 class Refused(DICOMError):
     """
-    An operation that the peer asked for is refused with a failure status.
+    An operation of the peer is refused with a failure status.
 
     A handler of C-FIND, C-GET or C-MOVE may raise it to end the operation; the log then has a line, and no traceback.
 
@@ -215,22 +215,22 @@ class Refused(DICOMError):
 
 
 class TooManyAnswers(DICOMError):
-    """More answers came than were to be collected."""
+    """More answers arrived than the limit of the collection allows."""
 
 
 class NotEstablished(DICOMError, RuntimeError):
-    """A service was asked for on an association that is not established, or no longer."""
+    """A service was invoked on an association that is not established."""
 
 
 class NoPresentationContext(DICOMError, ValueError):
-    """No accepted presentation context fits the SOP Class, the transfer syntax or the role that was asked for."""
+    """No accepted presentation context fits the SOP Class, the transfer syntax and the role."""
 
 
 class DataSetError(DICOMError, ValueError):
     """
-    A data set cannot be sent or decoded as it is.
+    A data set cannot be encoded or decoded.
 
-    Where pydicom says why, its exception is the ``__cause__``, and what it says, values too, is in the text of this one.
+    An exception of pydicom is the ``__cause__``; its text, which may contain values, is part of the text of this one.
     """
 
 
@@ -244,8 +244,8 @@ MAX_LOGGED = 300
 
 def loggable(error: BaseException | None) -> str:
     """
-    Return *error* in words for the log: one line, nothing in it that is not printable, and none of the values that pydicom
-    and databases quote.
+    Return *error* in words for the log: one line of printable characters, without the values that pydicom and databases
+    quote.
     """
     if isinstance(error, DataSetError) and error.__cause__ is not None:
         return f"a data set cannot be decoded or encoded: {type(error.__cause__).__name__}"
@@ -269,9 +269,9 @@ class ExecutorFull(DICOMError):
 
 class PoolError(DICOMError):
     """
-    An :class:`~dicomtwist.pool.AssociationPool` gave up. ``__cause__`` is the last failure, where there was one.
+    An :class:`~dicomtwist.pool.AssociationPool` gave up an operation. ``__cause__`` is the last failure, if there was one.
 
-    :ivar attempts: how many attempts have failed.
+    :ivar attempts: the number of attempts that failed.
     """
 
     def __init__(self, message: str, attempts: int = 0, cause: BaseException | None = None) -> None:
@@ -283,18 +283,18 @@ class PoolError(DICOMError):
 
 
 class PoolFull(PoolError):
-    """As many operations as may wait for an association do so already."""
+    """The queue of operations that wait for an association is full."""
 
 
 class PoolStopped(PoolError):
-    """The pool is stopped, or was before there was an answer."""
+    """The pool was stopped before a response arrived."""
 
 
 class PoolTimeout(PoolError):
     """
-    The time that an operation may wait and be tried again ran out.
+    The time in which an operation may wait and be retried expired.
 
-    :ivar seconds: how long it was.
+    :ivar seconds: that time, in seconds.
     """
 
     def __init__(self, message: str, seconds: float, attempts: int = 0, cause: BaseException | None = None) -> None:
@@ -303,4 +303,4 @@ class PoolTimeout(PoolError):
 
 
 class RetriesExhausted(PoolError):
-    """As many attempts as an operation has have all failed."""
+    """All attempts that an operation may have failed."""

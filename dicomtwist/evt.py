@@ -1,9 +1,9 @@
 """
-Hooks: what a user binds handlers to, and the objects that handlers get.
+Events that users bind handlers to, and the objects that handlers receive.
 
-There are two kinds. A *notification* tells that something happened; any number of handlers may be bound, what they
-return is ignored. An *intervention* asks for something; one handler may be bound, and what it returns is what happens: a
-value, or a Deferred or coroutine that gives it.
+There are two kinds. A *notification* reports what has happened: any number of handlers may be bound, and their results
+are ignored. An *intervention* asks for a decision: one handler may be bound, and its result is used. The result is a
+value, or a Deferred, a coroutine or another awaitable that gives it.
 
 Handlers are bound with ``evt_handlers=[(evt.EVT_C_STORE, handler), (evt.EVT_RELEASED, handler, [argument])]`` at an AE, a
 server or an association. A handler is called as ``handler(event, *arguments)``.
@@ -60,27 +60,33 @@ def _intervention(name: str, description: str) -> EventType:
 
 EVT_CONN_OPEN: Final = _notification("EVT_CONN_OPEN", "a transport connection is open")
 EVT_CONN_CLOSE: Final = _notification("EVT_CONN_CLOSE", "a transport connection is closed")
-EVT_DATA_RECV: Final = _notification("EVT_DATA_RECV", "bytes came in: event.data")
+EVT_DATA_RECV: Final = _notification("EVT_DATA_RECV", "bytes were received: event.data")
 EVT_DATA_SENT: Final = _notification("EVT_DATA_SENT", "bytes were given to the transport: event.data")
-EVT_PDU_RECV: Final = _notification("EVT_PDU_RECV", "a PDU, or a fragment of a P-DATA-TF, came in: event.pdu")
+EVT_PDU_RECV: Final = _notification("EVT_PDU_RECV", "a PDU, or a fragment of a P-DATA-TF, was received: event.pdu")
 EVT_PDU_SENT: Final = _notification("EVT_PDU_SENT", "a PDU other than P-DATA-TF was sent: event.pdu")
-EVT_ACSE_RECV: Final = _notification("EVT_ACSE_RECV", "an association control message came in: event.primitive")
+EVT_ACSE_RECV: Final = _notification("EVT_ACSE_RECV", "an association control message was received: event.primitive")
 EVT_ACSE_SENT: Final = _notification("EVT_ACSE_SENT", "an association control message was sent: event.primitive")
-EVT_DIMSE_RECV: Final = _notification("EVT_DIMSE_RECV", "a DIMSE command set came in: event.message")
+EVT_DIMSE_RECV: Final = _notification("EVT_DIMSE_RECV", "a DIMSE command set was received: event.message")
 EVT_DIMSE_SENT: Final = _notification("EVT_DIMSE_SENT", "a DIMSE message was sent: event.message")
 EVT_C_CANCEL: Final = _notification(
     "EVT_C_CANCEL", "the peer cancels an operation that is being performed: event.message_id, event.request"
 )
 EVT_FSM_TRANSITION: Final = _notification(
-    "EVT_FSM_TRANSITION", "the state machine moved: event.current_state, event.next_state"
+    "EVT_FSM_TRANSITION", "the state machine changed its state: event.current_state, event.next_state"
 )
-EVT_REQUESTED: Final = _notification("EVT_REQUESTED", "an association is asked for, by the peer or by us: event.pdu")
-EVT_ACCEPTED: Final = _notification("EVT_ACCEPTED", "an association was accepted, by the peer or by us: event.pdu")
+EVT_REQUESTED: Final = _notification(
+    "EVT_REQUESTED", "an association is requested, by the peer or by this side: event.pdu"
+)
+EVT_ACCEPTED: Final = _notification(
+    "EVT_ACCEPTED", "an association was accepted, by the peer or by this side: event.pdu"
+)
 EVT_ESTABLISHED: Final = _notification("EVT_ESTABLISHED", "an association can be used")
-EVT_REJECTED: Final = _notification("EVT_REJECTED", "an association was rejected, by the peer or by us: event.pdu")
+EVT_REJECTED: Final = _notification(
+    "EVT_REJECTED", "an association was rejected, by the peer or by this side: event.pdu"
+)
 EVT_RELEASED: Final = _notification("EVT_RELEASED", "an association was released")
 EVT_ABORTED: Final = _notification("EVT_ABORTED", "an association was aborted or lost: event.reason")
-EVT_RECORD: Final = _notification("EVT_RECORD", "an association is over, and this is all there is to say: event.record")
+EVT_RECORD: Final = _notification("EVT_RECORD", "an association has ended, with its record: event.record")
 
 EVT_ASYNC_OPS: Final = _intervention(
     "EVT_ASYNC_OPS", "the peer proposes an asynchronous operations window; returns (invoked, performed)"
@@ -89,15 +95,17 @@ EVT_SOP_EXTENDED: Final = _intervention(
     "EVT_SOP_EXTENDED", "the peer proposes SOP Class extended negotiation; returns {SOP Class UID: bytes}"
 )
 EVT_SOP_COMMON: Final = _intervention(
-    "EVT_SOP_COMMON", "the peer tells of common extended negotiation; returns the items that are accepted"
+    "EVT_SOP_COMMON", "the peer proposes SOP Class common extended negotiation; returns the items that are accepted"
 )
-EVT_USER_ID: Final = _intervention("EVT_USER_ID", "the peer says who its user is; returns (verified, response or None)")
+EVT_USER_ID: Final = _intervention(
+    "EVT_USER_ID", "the peer sends a user identity; returns (verified, response or None)"
+)
 EVT_C_ECHO: Final = _intervention("EVT_C_ECHO", "C-ECHO request; returns the status")
 EVT_C_STORE: Final = _intervention("EVT_C_STORE", "C-STORE request; returns the status")
 EVT_C_FIND: Final = _intervention("EVT_C_FIND", "C-FIND request; yields (status, identifier)")
-EVT_C_GET: Final = _intervention("EVT_C_GET", "C-GET request; yields how many, then (status, what to store)")
+EVT_C_GET: Final = _intervention("EVT_C_GET", "C-GET request; yields the number, then (status, instance)")
 EVT_C_MOVE: Final = _intervention(
-    "EVT_C_MOVE", "C-MOVE request; yields the destination, how many, then (status, what to store)"
+    "EVT_C_MOVE", "C-MOVE request; yields the destination, the number, then (status, instance)"
 )
 EVT_N_ACTION: Final = _intervention("EVT_N_ACTION", "N-ACTION request; returns (status, action reply or None)")
 EVT_N_CREATE: Final = _intervention("EVT_N_CREATE", "N-CREATE request; returns (status, attribute list or None)")
@@ -115,11 +123,11 @@ _H = TypeVar("_H", bound=Handler)
 
 def streaming(handler: _H) -> _H:
     """
-    Mark *handler* as one that wants a C-STORE's data set as it comes in.
+    Mark *handler* as a streaming handler, which receives the data set of a C-STORE while it arrives.
 
-    It is called with the command set, before the data set has arrived, and reads ``event.stream``: either
-    ``async for chunk in event.stream`` or ``event.stream.deliver_to(sink)``. An unmarked handler is called when the whole
-    data set is there.
+    A streaming handler is called with the command set, before the data set has arrived, and reads ``event.stream``: either
+    ``async for chunk in event.stream`` or ``event.stream.deliver_to(sink)``. Any other handler is called when the data set
+    is complete.
     """
     handler.is_streaming = True  # type: ignore[attr-defined]
     return handler
@@ -127,9 +135,13 @@ def streaming(handler: _H) -> _H:
 
 class Handlers:
     """
-    The handlers bound at one level, over those of the level above (association over server over AE).
+    The handlers that are bound at one level: an association, a server or an AE.
 
-    A notification reaches the handlers of every level, the outermost first; an intervention the innermost one.
+    A notification reaches the handlers of every level, those of the AE first; an intervention reaches one, that of the
+    innermost level.
+
+    :param handlers: the handlers to bind.
+    :param parent: the next outer level.
     """
 
     __slots__ = ("_interventions", "_notifications", "parent")
@@ -143,15 +155,15 @@ class Handlers:
 
     def bind(self, event: EventType, handler: Handler, args: Sequence[Any] | None = None) -> None:
         """
-        Bind *handler* to *event*; of an intervention it takes the place of the one before.
+        Bind *handler* to *event*. The handler of an intervention replaces the one before.
 
-        :param args: what it is called with behind the event.
-        :raises TypeError: *event* is not one of this module, or *handler* cannot be called.
+        :param args: further arguments of the handler, after the event.
+        :raises TypeError: *event* is not an event of this module, or *handler* is not callable.
         """
         if not isinstance(event, EventType):
             raise TypeError(f"{event!r} is not an event of dicomtwist.evt")
         if not callable(handler):
-            raise TypeError(f"the handler {handler!r} of {event!r} cannot be called")
+            raise TypeError(f"the handler {handler!r} of {event!r} is not callable")
         entry = (handler, tuple(args or ()))
         if event.is_intervention:
             self._interventions[event] = entry
@@ -161,7 +173,7 @@ class Handlers:
                 entries.append(entry)
 
     def unbind(self, event: EventType, handler: Handler) -> None:
-        """Unbind *handler* from *event* at this level; nothing happens where it is not bound."""
+        """Unbind *handler* from *event* at this level, if it is bound."""
         if event.is_intervention:
             entry = self._interventions.get(event)
             if entry is not None and entry[0] == handler:
@@ -173,7 +185,7 @@ class Handlers:
             self._notifications.pop(event, None)
 
     def get(self, event: EventType) -> tuple[Handler, tuple[Any, ...]] | None:
-        """Return the handler and arguments of an intervention, or ``None`` where none is bound."""
+        """Return the handler and arguments of an intervention, or ``None`` if none is bound."""
         level: Handlers | None = self
         while level is not None:
             entry = level._interventions.get(event)
@@ -188,7 +200,7 @@ class Handlers:
         return found + self._notifications[event] if event in self._notifications else found
 
     def wants(self, event: EventType) -> bool:
-        """Whether any handler listens to a notification: cheap, for what happens often."""
+        """Whether a handler of a notification is bound: a cheap test for frequent events."""
         level: Handlers | None = self
         while level is not None:
             if event in level._notifications:
@@ -197,7 +209,7 @@ class Handlers:
         return False
 
     def bound(self, event: EventType | None = None) -> list[HandlerTuple]:
-        """Return what is bound at this level, to *event* or to any."""
+        """Return the handlers that are bound at this level, to *event* or to any event."""
         found: list[HandlerTuple] = [
             (key, handler, args)
             for key, entries in self._notifications.items()
@@ -209,17 +221,17 @@ class Handlers:
 
 
 def get_events() -> list[EventType]:
-    """Return every event that there is, in the order of their names."""
+    """Return all events, in the order of their names."""
     return sorted(_EVENTS, key=lambda event: event.name)
 
 
 class Event:
     """
-    What a handler gets.
+    An occurrence of an event, the first argument of its handlers.
 
-    :ivar event: which one it is of this module's.
-    :ivar assoc: the association that it happened on.
-    :ivar timestamp: when, as an aware ``datetime`` in UTC.
+    :ivar event: the event, one of this module.
+    :ivar assoc: the association of the event.
+    :ivar timestamp: the time of the event, as an aware ``datetime`` in UTC.
     """
 
     def __init__(self, event: EventType, assoc: AssociationInterface, **attributes: Any) -> None:
@@ -230,7 +242,7 @@ class Event:
 
     @property
     def timestamp(self) -> datetime:
-        """When it happened."""
+        """The time of the event."""
         return datetime.fromtimestamp(self._seconds, UTC)
 
     def __getattr__(self, name: str) -> Any:
@@ -242,10 +254,10 @@ class Event:
 
 class DIMSEEvent(Event):
     """
-    A request of the peer's.
+    A request of the peer.
 
     :ivar request: its command set, such as :class:`~dicomtwist.dimse.messages.CStoreRQ`.
-    :ivar context: the presentation context that it came in: context_id, abstract_syntax, transfer_syntax.
+    :ivar context: the presentation context of the request: context_id, abstract_syntax, transfer_syntax.
     """
 
     def __init__(
@@ -267,7 +279,7 @@ class IdentifierEvent(DIMSEEvent):
     """
     A C-FIND, C-GET or C-MOVE request with its identifier.
 
-    :ivar is_cancelled: whether the peer sent C-CANCEL for it, or is gone; it changes while the handler is at work.
+    :ivar is_cancelled: whether the peer sent C-CANCEL for it or is gone; it changes while the handler works.
     """
 
     request: CFindRQ | CGetRQ | CMoveRQ
@@ -280,13 +292,13 @@ class IdentifierEvent(DIMSEEvent):
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether nobody wants further answers."""
+        """Whether the peer wants no further responses."""
         return self._performance.is_cancelled
 
     @property
     def identifier(self) -> Dataset:
         """
-        The identifier: the keys to match and to return, decoded at the first look.
+        The identifier: the keys to match and to return, decoded at the first access.
 
         :raises DataSetError: it cannot be decoded.
         """
@@ -296,7 +308,7 @@ class IdentifierEvent(DIMSEEvent):
 
     @property
     def encoded_identifier(self) -> bytes:
-        """The identifier as it came over the network."""
+        """The identifier as it was received."""
         return self._encoded
 
     @property
@@ -309,9 +321,9 @@ class IdentifierEvent(DIMSEEvent):
 
 class NormalisedEvent(DIMSEEvent):
     """
-    A request of a DIMSE-N service (PS3.7 10.1), N-DELETE as it is; the others add what they have.
+    A request of a DIMSE-N service (PS3.7 10.1): this class for N-DELETE, a subclass for each of the others.
 
-    Data sets are decoded at the first look, long ones before the handler is called; without one they are empty.
+    The data set is decoded at the first access, a long one before the handler is called; without one it is empty.
     """
 
     request: NormalisedRequest
@@ -323,12 +335,12 @@ class NormalisedEvent(DIMSEEvent):
         self._made_uid: str | None = None
 
     def complete(self, encoded: bytes) -> None:
-        """Take the data set; done before the handler is called."""
+        """Take the data set, before the handler is called."""
         self._encoded = encoded
 
     @property
     def sop_class_uid(self) -> str:
-        """The SOP Class that the request names, affected or requested."""
+        """The Affected or Requested SOP Class UID of the request."""
         request = self.request
         if isinstance(request, NCreateRQ | NEventReportRQ):
             return request.affected_sop_class_uid
@@ -337,9 +349,9 @@ class NormalisedEvent(DIMSEEvent):
     @property
     def sop_instance_uid(self) -> str:
         """
-        The SOP Instance that the request names, affected or requested.
+        The Affected or Requested SOP Instance UID of the request.
 
-        Of an N-CREATE that leaves it to this side, a UID that is made at the first look: it is what the response says,
+        For an N-CREATE that leaves it to this side, a UID that is generated at the first access: the response contains it,
         unless the handler returns another one.
         """
         request = self.request
@@ -353,13 +365,13 @@ class NormalisedEvent(DIMSEEvent):
 
     @property
     def meta_uid(self) -> str | None:
-        """The abstract syntax of the context where it is not the SOP Class: a Meta SOP Class, or another one of UPS."""
+        """The abstract syntax of the context if it differs from the SOP Class: a Meta SOP Class, or another one of UPS."""
         abstract_syntax = str(self.context.abstract_syntax)
         return None if abstract_syntax == self.sop_class_uid else abstract_syntax
 
     @property
     def encoded_dataset(self) -> bytes:
-        """The data set as it came over the network, empty where there is none."""
+        """The data set as it was received, empty if there is none."""
         return self._encoded
 
     def decode(self) -> Dataset:
@@ -379,7 +391,7 @@ class CreateEvent(NormalisedEvent):
     @property
     def attribute_list(self) -> Dataset:
         """
-        The Attribute List: what to create the instance with.
+        The Attribute List of the new instance.
 
         :raises DataSetError: it cannot be decoded.
         """
@@ -392,7 +404,7 @@ class SetEvent(NormalisedEvent):
     @property
     def modification_list(self) -> Dataset:
         """
-        The Modification List: what to change, and to what.
+        The Modification List: the attributes to change, with their new values.
 
         :raises DataSetError: it cannot be decoded.
         """
@@ -404,7 +416,7 @@ class GetEvent(NormalisedEvent):
 
     @property
     def attribute_identifiers(self) -> list[BaseTag]:
-        """The tags of the attributes that are asked for; none stands for all (PS3.7 10.1.2.1.5)."""
+        """The tags of the requested attributes; an empty list stands for all (PS3.7 10.1.2.1.5)."""
         assert isinstance(self.request, NGetRQ)
         return [Tag(tag) for tag in self.request.attribute_identifier_list or ()]
 
@@ -451,7 +463,7 @@ class StoreEvent(DIMSEEvent):
     """
     A C-STORE request with its data set.
 
-    :ivar stream: the data set as it comes in; for a handler marked with :func:`streaming`.
+    :ivar stream: the data set while it arrives, for a handler that is marked with :func:`streaming`.
     """
 
     request: CStoreRQ
@@ -470,13 +482,13 @@ class StoreEvent(DIMSEEvent):
         self._dataset: Dataset | None = None
 
     def complete(self, encoded: bytes) -> None:
-        """Take the whole data set; done before a handler that is not streaming is called."""
+        """Take the whole data set, before a handler that is not streaming is called."""
         self._encoded = encoded
 
     @property
     def dataset(self) -> Dataset:
         """
-        The data set, decoded at the first look.
+        The data set, decoded at the first access.
 
         :raises DataSetError: it cannot be decoded.
         """
@@ -491,7 +503,7 @@ class StoreEvent(DIMSEEvent):
 
     @property
     def meta(self) -> FileMeta:
-        """The same for :func:`dicomtwist.part10.encode_preamble_and_meta`."""
+        """File Meta Information of the data set, for :func:`dicomtwist.part10.encode_preamble_and_meta`."""
         settings = self.assoc.settings
         return FileMeta(
             media_storage_sop_class_uid=self.request.affected_sop_class_uid,
@@ -504,10 +516,10 @@ class StoreEvent(DIMSEEvent):
 
     def encoded_dataset(self, include_meta: bool = True) -> bytes:
         """
-        Return the data set as it came over the network.
+        Return the data set as it was received.
 
-        :param include_meta: with preamble and File Meta Information in front, which makes a Part 10 file.
-        :raises RuntimeError: in a streaming handler, which reads :attr:`stream` instead.
+        :param include_meta: whether to put preamble and File Meta Information in front, which makes a Part 10 file.
+        :raises RuntimeError: the handler is a streaming handler, which reads :attr:`stream` instead.
         """
         if self._encoded is None:
             raise RuntimeError("a streaming handler has no whole data set: read event.stream")

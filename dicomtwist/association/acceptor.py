@@ -1,5 +1,5 @@
 """
-The acceptor's side of an association: being asked, and answering (PS3.8 7.1).
+The acceptor's side of an association: the request is received, judged and answered (PS3.8 7.1).
 """
 
 from __future__ import annotations
@@ -36,38 +36,38 @@ from dicomtwist.ul.items import (
 )
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 
-#: Identities that are confirmed with an empty response, whatever the handler says (PS3.7 D.3.3.7.2).
+#: The types of user identity that are confirmed with an empty response, whatever the handler returns (PS3.7 D.3.3.7.2).
 _WITHOUT_SERVER_RESPONSE = (1, 2)
 
 _T = TypeVar("_T")
 
-#: The rejections that an acceptor gives besides those of :func:`~dicomtwist.association.negotiation.check_request`.
+#: The rejections of an acceptor besides those of :func:`~dicomtwist.association.negotiation.check_request`.
 _TOO_MANY = AAssociateRJ(2, 3, 2)  # local limit exceeded
 _NOT_NOW = AAssociateRJ(2, 3, 1)  # temporary congestion
 _NOT_VERIFIED = AAssociateRJ(2, 2, 1)
 _BAD_IDENTITY = AAssociateRJ(1, 2, 1)
 
 
-#: How many connections beyond a limit are kept to be told so, with the rejection of what they ask for; more are closed at
-#: once.
+#: The number of connections beyond a limit that stay open until their association request is rejected. More connections
+#: are closed at once.
 MAX_SURPLUS = 64
 
-#: How many of the file descriptors that the process may have are no connection's that stays, but a quarter at the most: for
-#: those that are told of it, and for files.
+#: The number of file descriptors that stay free for files and for connections that only get a rejection; at most a quarter
+#: of the descriptors that the process may have.
 RESERVED_DESCRIPTORS = 128
 
-#: For how many addresses the associations that they ask for in a minute are counted.
+#: The number of addresses whose association requests are counted in a minute.
 MAX_COUNTED_ADDRESSES = 10_000
 
 
 class Host:
     """
-    Who answers under one AE title on a port.
+    An AE that answers under one AE title on a port.
 
-    :ivar ae: whose it is.
-    :ivar settings: what holds for its associations.
+    :ivar ae: the AE.
+    :ivar settings: the settings of its associations.
     :ivar supported: the presentation contexts that it accepts.
-    :ivar handlers: what its users bound.
+    :ivar handlers: the handlers of its associations.
     """
 
     __slots__ = ("ae", "handlers", "settings", "supported")
@@ -83,11 +83,11 @@ class Host:
 
 class AcceptorAssociation(Association):
     """
-    An association that a peer asks for.
+    An association that a peer requests.
 
-    :ivar host: who answers.
-    :ivar counted_address: the address that its connection is counted for.
-    :ivar is_surplus: whether its connection is beyond a limit, and kept only to be told so.
+    :ivar host: the AE that answers.
+    :ivar counted_address: the address under which the server counts the connection.
+    :ivar is_surplus: whether the connection is beyond a limit, and stays open only for a rejection.
     """
 
     mode = "acceptor"
@@ -102,15 +102,15 @@ class AcceptorAssociation(Association):
         self.acceptor.ae_title = host.settings.ae_title
 
     def transport_opened(self) -> None:
-        """The server counts connections, and closes those that are too many."""
+        """Have the server count the connection, and close it if there are too many."""
         super().transport_opened()
         if not self._factory.opened(self):
             self._over(Failure(AssociationAborted(0, 0, by_peer=False, detail="too many connections")))
-            # Nothing is waited for, not even the end of a TLS handshake.
+            # The connection is closed without any wait, even in the middle of a TLS handshake.
             self._protocol.transport.abortConnection()
 
     def associate_indication(self, request: AAssociateRQ) -> None:
-        """Decide about the request, which may take a handler's time."""
+        """Accept or reject the request; handlers may take time for it."""
         self._learn(request)
         self._asked_at = self.ae.reactor.seconds()
         if self.settings.acse_timeout is not None:
@@ -136,9 +136,9 @@ class AcceptorAssociation(Association):
         Deferred.fromCoroutine(self._negotiate(request)).addErrback(self._negotiation_failed)
 
     def _learn(self, request: AAssociateRQ) -> None:
-        """Take over what the requestor tells, and be who it calls."""
+        """Take over the requestor's side of the request, and become the AE that it calls."""
         requestor = self.requestor
-        # Behind a proxy the transport learns who the peer is from the first bytes.
+        # Behind a proxy, the transport learns the peer's address from the first bytes.
         requestor.address, requestor.port = address_of(self._protocol.transport.getPeer())
         requestor.ae_title = request.calling_ae_title
         requestor.called_ae_title = request.called_ae_title
@@ -211,7 +211,7 @@ class AcceptorAssociation(Association):
         self.established(answer, answers.contexts, invoked, performed)
 
     async def _verify(self, identity: UserIdentity) -> tuple[bool, bytes | None]:
-        """Return whether the user is let in, and the response to send, if one was asked for."""
+        """Return whether the user is accepted, and the response to send if the requestor wants one."""
         if not 1 <= identity.identity_type <= 5:
             return False, None
         bound = self.handler(evt.EVT_USER_ID)
@@ -228,14 +228,18 @@ class AcceptorAssociation(Association):
             )
             verified, response = await await_handler(bound[0], event, bound[1])
         except Exception:
-            self.log.failure("the handler of {event!r} raised: the user is not let in", event=evt.EVT_USER_ID)
+            self.log.failure("the handler of {event!r} raised: the user is not accepted", event=evt.EVT_USER_ID)
             return False, None
         if not identity.response_requested or not verified:
             return bool(verified), None
         return True, b"" if identity.identity_type in _WITHOUT_SERVER_RESPONSE else response
 
     async def _ask(self, event: evt.EventType, understand: Callable[[Any], _T], **attributes: Any) -> _T | None:
-        """Return what the handler of a negotiation hook says; ``None`` where there is none, or it says what cannot be."""
+        """
+        Return the result of the handler of a negotiation event, converted by *understand*.
+
+        :returns: ``None`` if no handler is bound, or its result is ``None`` or not valid.
+        """
         bound = self.handler(event)
         if bound is None:
             return None
@@ -243,7 +247,7 @@ class AcceptorAssociation(Association):
             answer = await await_handler(bound[0], evt.Event(event, self, **attributes), bound[1])
             return None if answer is None else understand(answer)
         except Exception:
-            self.log.failure("the handler of {event!r} failed: nothing is answered", event=event)
+            self.log.failure("the handler of {event!r} failed: the item is not answered", event=event)
             return None
 
     async def _answer_window(self, proposed: AsyncOperationsWindow | None) -> AsyncOperationsWindow | None:
@@ -253,7 +257,7 @@ class AcceptorAssociation(Association):
         def understand(answer: Any) -> AsyncOperationsWindow:
             invoked, performed = answer
             if invoked < 0 or performed < 0:
-                raise ValueError(f"a window of {answer}: 0 is for no limit, nothing is below it")
+                raise ValueError(f"a window of {answer}: its numbers are 0, for no limit, or more")
             return accept_window(proposed, (int(invoked), int(performed)), self.settings.maximum_operations)
 
         return await self._ask(
@@ -271,7 +275,7 @@ class AcceptorAssociation(Association):
         return await self._ask(evt.EVT_SOP_EXTENDED, understand, app_info=dict(proposed)) or ()
 
     async def _answer_common(self) -> dict[str, SOPClassCommonExtended]:
-        """Nothing is sent about these (PS3.7 D.3.3.6): what is accepted is known to the acceptor alone."""
+        """Return the accepted items. They have no response (PS3.7 D.3.3.6): only the acceptor knows them."""
         proposed = self.requestor.sop_class_common_extended
         if not proposed:
             return {}
@@ -283,11 +287,11 @@ class AcceptorAssociation(Association):
 
     def reject(self, result: int, source: int, reason: int, why: str = "") -> None:
         """
-        Reject the association that is asked for: for handlers of ``EVT_REQUESTED``. Nothing happens once it was answered.
+        Reject the requested association: for handlers of ``EVT_REQUESTED``. A request that is answered stays as it is.
 
-        :param result: 1 permanently, 2 for now; *source* and *reason* as in PS3.8 9.3.4.
-        :param why: words for the log.
-        :raises ValueError: one of the three does not fit in a byte.
+        :param result: 1 for permanent, 2 for transient; *source* and *reason* as in PS3.8 9.3.4.
+        :param why: the reason in words, for the log.
+        :raises ValueError: one of the three numbers does not fit in a byte.
         """
         if not all(0 <= value <= 255 for value in (result, source, reason)):
             raise ValueError(f"result, source and reason are a byte each, not {(result, source, reason)}")
@@ -297,7 +301,7 @@ class AcceptorAssociation(Association):
     def _reject(self, answer: AAssociateRJ, why: str = "") -> None:
         reason = AssociationRejected(answer.result, answer.source, answer.reason)
         self.log.info(
-            "{peer!r} at {address} asked for {called!r}: {reason}{why}",
+            "{peer!r} at {address} requested {called!r}: {reason}{why}",
             peer=self.requestor.ae_title,
             address=self.requestor.address,
             called=self.acceptor.ae_title,
@@ -312,7 +316,7 @@ class AcceptorAssociation(Association):
         self.notify(evt.EVT_REJECTED, pdu=answer)
 
     def abort_indication(self, indication: AbortIndication) -> None:
-        """A connection that never became an association is told of here, and nowhere else."""
+        """Log a connection that never became an association: no other place does."""
         if self._end is None and not self.is_established:
             self.log.info(
                 "{address}: no association: {detail}",
@@ -322,7 +326,7 @@ class AcceptorAssociation(Association):
         super().abort_indication(indication)
 
     def transport_closed(self, reason: Failure) -> None:
-        """The server counts connections, and tells of a TLS handshake that led to nothing."""
+        """Have the server count the connection no more, and log a TLS handshake that failed."""
         if self._protocol.secure and self._end is None and not self.was_established:
             words = describe_tls_error(reason, handshaking=self._protocol.handshaking)
             if words is not None:
@@ -334,17 +338,15 @@ class AcceptorAssociation(Association):
         if self._asked_at is None or self.settings.acse_timeout is None:
             return super()._deadlines()
         return [
-            Deadline(
-                "acse", self.settings.acse_timeout, self._asked_at, "the handlers did not decide about the request"
-            )
+            Deadline("acse", self.settings.acse_timeout, self._asked_at, "the handlers did not decide on the request")
         ]
 
 
 def _few_descriptors(transport: Any) -> bool:
     """
-    Whether *transport* has one of the last file descriptors that the process may have.
+    Whether *transport* has one of the last file descriptors of the process.
 
-    A new one is always the lowest that is free, so its number tells how many are taken, by whatever it is.
+    A new descriptor is always the lowest free one, so its number says how many are in use, for whatever purpose.
     """
     fileno = getattr(transport, "fileno", None)
     if fileno is None:
@@ -355,13 +357,13 @@ def _few_descriptors(transport: Any) -> bool:
 
 class AcceptorFactory(Factory):
     """
-    Makes the protocols of a server: ``endpoint.listen(ae.acceptor_factory(...))``.
+    Builds the protocols of a server: ``endpoint.listen(ae.acceptor_factory(...))``.
 
-    :param hosts: who answers, by the Called AE Title; the first also answers to titles that are nobody's.
+    :param hosts: the AEs that answer, each to its own title; the first also answers to titles that no AE has.
     :param ended: called with each association when its connection is closed.
 
-    :ivar associations: the connections that are open, established or not yet.
-    :ivar performed: how many operations were performed on those that are closed, by service.
+    :ivar associations: the associations whose connection is open, established or not.
+    :ivar performed: the number of operations that closed associations performed, by service.
     """
 
     noisy = False
@@ -375,27 +377,27 @@ class AcceptorFactory(Factory):
         self._ended = ended
         self._connections: Counter[str] = Counter()  # by address
         self._surplus = 0
-        self._refused = 0  # connections that were closed at once, since there was room last
-        self._few_descriptors = False  # since there was room last
-        self._requests: Counter[str] = Counter()  # by address, in the minute that is under way
+        self._refused = 0  # connections closed at once, since connections were last below the limits
+        self._few_descriptors = False  # whether descriptors ran out since then
+        self._requests: Counter[str] = Counter()  # by address, in the current minute
         self._minute = 0
 
     @property
     def titles(self) -> frozenset[str]:
-        """The AE titles that are served."""
+        """The AE titles of all hosts."""
         return frozenset(self._by_title)
 
     def host_of(self, called_ae_title: str) -> Host:
-        """Return who answers to *called_ae_title*."""
+        """Return the AE that answers to *called_ae_title*."""
         return self._by_title.get(called_ae_title, self.hosts[0])
 
     def full(self, host: Host) -> bool:
-        """Whether as many associations of *host* are established as it has at the most."""
+        """Whether *host* has reached its ``maximum_associations``."""
         established = sum(one.is_established and one.host is host for one in self.associations)
         return established >= host.settings.maximum_associations
 
     def in_rate(self, association: AcceptorAssociation) -> bool:
-        """Whether the address of *association*, which asks, has not asked too often in the minute that is under way."""
+        """Count a request, and return whether its address is within ``maximum_association_rate`` in the current minute."""
         minute = int(association.ae.reactor.seconds() // 60)
         if minute != self._minute or len(self._requests) >= MAX_COUNTED_ADDRESSES:
             self._requests.clear()
@@ -406,13 +408,13 @@ class AcceptorFactory(Factory):
         return rate is None or self._requests[address] <= rate
 
     def buildProtocol(self, addr: IAddress | None) -> UpperLayerProtocol:
-        """Make the protocol and its association."""
+        """Return the protocol of a new association."""
         return AcceptorAssociation(self).protocol
 
     def opened(self, association: AcceptorAssociation) -> bool:
-        """A connection was made. Return whether it may stay, be it only to be rejected."""
+        """Count a new connection. Return whether it stays open, if only for a rejection."""
         settings, address = self.hosts[0].settings, association.requestor.address
-        association.counted_address = address  # a proxy may tell another one later
+        association.counted_address = address  # a proxy may report another one later
         few_descriptors = _few_descriptors(association.protocol.transport)
         association.is_surplus = (
             few_descriptors
@@ -422,7 +424,7 @@ class AcceptorFactory(Factory):
         if few_descriptors and not self._few_descriptors:
             self._few_descriptors = True
             self.log.warn(
-                "{address}: file descriptors run out with {count} connections: who comes is told that there are too many",
+                "{address}: file descriptors run out with {count} connections: new associations are rejected",
                 address=address,
                 count=len(self.associations),
             )
@@ -434,7 +436,7 @@ class AcceptorFactory(Factory):
         self._refused += 1
         if self._refused == 1:
             self.log.warn(
-                "{address}: closed at once: of {count} connections {own} are from there; so are more that are too many",
+                "{address}: closed at once: {own} of {count} connections are from there; further ones are closed as well",
                 address=address,
                 count=len(self.associations),
                 own=self._connections[address],
@@ -442,7 +444,7 @@ class AcceptorFactory(Factory):
         return False
 
     def closed(self, association: AcceptorAssociation) -> None:
-        """A connection is gone."""
+        """Count a connection no more."""
         if association not in self.associations:
             return
         self.associations.discard(association)
@@ -454,10 +456,12 @@ class AcceptorFactory(Factory):
             del self._connections[address]
         self._surplus -= association.is_surplus
         if self._refused and not self._surplus:
-            self.log.info("{count} connections were closed at once, there is room again", count=self._refused)
+            self.log.info(
+                "{count} connections were closed at once; connections are accepted again", count=self._refused
+            )
             self._refused = 0
         if self._few_descriptors and not self._surplus:
             self._few_descriptors = False
-            self.log.info("there are file descriptors again, {count} connections", count=len(self.associations))
+            self.log.info("file descriptors are free again, with {count} connections", count=len(self.associations))
         if self._ended is not None:
             self._ended(association)

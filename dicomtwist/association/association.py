@@ -1,8 +1,8 @@
 """
-Association: what users hold. Its life from establishment to its end is here.
+Association: the object that users hold, from its establishment to its end.
 
-How it comes about is in :mod:`dicomtwist.association.requestor` and :mod:`dicomtwist.association.acceptor`, the messages
-that it carries are in :mod:`dicomtwist.exchange.exchange`.
+:mod:`dicomtwist.association.requestor` and :mod:`dicomtwist.association.acceptor` establish it,
+:mod:`dicomtwist.exchange.exchange` exchanges its messages.
 """
 
 from __future__ import annotations
@@ -47,19 +47,20 @@ from dicomtwist.ul.state_machine import State
 
 class Association(NormalisedUser):
     """
-    An association with a peer. What the peer is asked for is in :class:`~dicomtwist.scu.ServiceClassUser` and
+    An association with a peer. Its operations are those of :class:`~dicomtwist.scu.ServiceClassUser` and
     :class:`~dicomtwist.scu.NormalisedUser`.
 
     :ivar ae: the AE that it belongs to.
-    :ivar mode: ``"requestor"`` or ``"acceptor"``: which side we are.
-    :ivar requestor: what the requestor told of itself.
-    :ivar acceptor: what the acceptor told of itself.
+    :ivar mode: the role of this side, ``"requestor"`` or ``"acceptor"``.
+    :ivar requestor: the requestor's side, as it was negotiated.
+    :ivar acceptor: the acceptor's side, as it was negotiated.
     :ivar is_established: whether it can be used now.
     :ivar is_rejected: whether the acceptor rejected it.
     :ivar is_aborted: whether it ended with an abort, by either side, or the connection was lost.
     :ivar is_released: whether it was released.
-    :ivar was_established: whether it ever could.
-    :ivar observes_messages: whether anybody wants to know of each message and fragment, which is asked for each.
+    :ivar was_established: whether it was ever established.
+    :ivar observes_messages: whether a handler or a record needs each message and fragment. The flag is tested for each of
+        them.
     """
 
     log = Logger()
@@ -119,7 +120,7 @@ class Association(NormalisedUser):
 
     @property
     def protocol(self) -> UpperLayerProtocol:
-        """The Twisted protocol that carries it."""
+        """The Twisted protocol under the association."""
         return self._protocol
 
     @property
@@ -135,12 +136,12 @@ class Association(NormalisedUser):
 
     @property
     def is_requestor(self) -> bool:
-        """Whether this side asked for it."""
+        """Whether this side requested it."""
         return self.mode == "requestor"
 
     @property
     def is_acceptor(self) -> bool:
-        """Whether the peer asked for it."""
+        """Whether the peer requested it."""
         return self.mode == "acceptor"
 
     @property
@@ -150,22 +151,22 @@ class Association(NormalisedUser):
 
     @property
     def rejected_contexts(self) -> list[PresentationContext]:
-        """The other presentation contexts, each with the result that says why."""
+        """The presentation contexts that were not accepted, each with its result (PS3.8 9.3.3.2)."""
         return list(self._rejected)
 
     @property
     def bytes_received(self) -> int:
-        """How many bytes came over the connection."""
+        """The number of bytes that were received."""
         return self._protocol.bytes_received
 
     @property
     def bytes_sent(self) -> int:
-        """How many bytes were given to the connection."""
+        """The number of bytes that were given to the transport."""
         return self._protocol.bytes_sent
 
     @property
     def end_reason(self) -> BaseException | None:
-        """Why it ended, ``None`` where it was released or is not over."""
+        """The error that ended it, ``None`` if it was released or has not ended."""
         return None if self._end is None or self.is_released else self._end.value
 
     # --- hooks
@@ -176,20 +177,25 @@ class Association(NormalisedUser):
         self._trace()
 
     def unbind(self, event: evt.EventType, handler: evt.Handler) -> None:
-        """Unbind *handler* from *event* where it was bound for this association."""
+        """Unbind *handler* from *event* if it was bound for this association."""
         self._handlers.unbind(event, handler)
         self._trace()
 
     def get_handlers(self, event: evt.EventType | None = None) -> list[evt.HandlerTuple]:
-        """Return what is bound for this association alone, to *event* or to any, as (event, handler, arguments)."""
+        """
+        Return the handlers that are bound for this association alone.
+
+        :param event: the event, ``None`` for all events.
+        :returns: a list of (event, handler, arguments).
+        """
         return self._handlers.bound(event)
 
     def handlers_changed(self) -> None:
-        """Handlers of the server or AE were bound or unbound."""
+        """Take notice of handlers that the server or AE has bound or unbound."""
         self._trace()
 
     def _trace(self) -> None:
-        """Tell the upper layer whether anybody wants to know of every byte and state; keep a record where one is wanted."""
+        """Have the upper layer report bytes and states, and begin a record, if handlers are bound for these."""
         self._protocol.tracing = any(
             self._handlers.wants(event) for event in (evt.EVT_DATA_RECV, evt.EVT_DATA_SENT, evt.EVT_FSM_TRANSITION)
         )
@@ -202,7 +208,7 @@ class Association(NormalisedUser):
         )
 
     def notify(self, event: evt.EventType, **attributes: Any) -> None:
-        """Call the handlers of a notification; what they raise is logged and goes no further."""
+        """Call the handlers of a notification. Their exceptions are logged and not raised."""
         if self._keeper is not None:
             self._keeper.notified(event, attributes, self.ae.reactor.seconds())
         if not self._handlers.wants(event):
@@ -234,15 +240,15 @@ class Association(NormalisedUser):
 
     def log_deviation(self, what: Sequence[str]) -> None:
         """
-        Log what the peer does in another way than the standard has it, each thing once.
+        Log deviations of the peer from the standard, each one once for an association.
 
-        :param what: in words, of which none are the peer's.
+        :param what: descriptions of them, in none of which is text from the peer.
         """
         news = tuple(words for words in what if words not in self._tolerated)
         if news:
             self._tolerated += news
             self.log.info(
-                "{peer!r} at {address}: tolerated, though the standard has it otherwise: {what}",
+                "{peer!r} at {address}: tolerated a deviation from the standard: {what}",
                 peer=self.remote.ae_title,
                 address=self.remote.address,
                 what="; ".join(news),
@@ -252,10 +258,11 @@ class Association(NormalisedUser):
 
     def release(self) -> Deferred[None]:
         """
-        Release the association, when what has been asked for is answered (PS3.8 7.2).
+        Release the association when all operations of this side are answered (PS3.8 7.2).
 
-        :returns: a Deferred that fires with ``None`` when the connection is closed. It fails with the
-            :class:`AssociationError` that came instead: the peer did not agree in the ACSE timeout, aborted, or was lost.
+        :returns: a Deferred that fires with ``None`` when the connection is closed. It fails with an
+            :class:`AssociationError` if the peer does not agree within the ACSE timeout, if it aborts, or if the connection
+            is lost.
         """
         done: Deferred[None] = Deferred()
         if self._closed or not self.is_established:
@@ -272,7 +279,7 @@ class Association(NormalisedUser):
         if self._release_asked_at is not None or self.exchange.asking:
             return
         if not self.is_established or self._protocol.connection.state is not State.STA6:
-            return  # the peer asks for it as well; its request is answered
+            return  # the peer requests the release as well: its request is answered
         self._release_asked_at = self.ae.reactor.seconds()
         self._protocol.release()
         self.notify(evt.EVT_ACSE_SENT, primitive="A-RELEASE request")
@@ -282,16 +289,16 @@ class Association(NormalisedUser):
 
     def abort(self, detail: str = "") -> None:
         """
-        Abort the association (A-ABORT, PS3.8 7.3). What waits to be sent is dropped, what waits for an answer fails.
-        A connection on which none was asked for yet is closed.
+        Abort the association (A-ABORT, PS3.8 7.3). Messages that wait to be sent are dropped, operations that wait for a
+        response fail. A connection on which no association was requested yet is closed.
 
-        :param detail: why, in words; for the exceptions and the log of this side, the peer is not told.
+        :param detail: the reason in words, for the exceptions and the log of this side. It is not sent.
         """
         if self._closed or self._end is not None:
             return
         self._over(Failure(AssociationAborted(0, 0, by_peer=False, detail=detail)))
         if self._protocol.connection.state in (State.STA1, State.STA2):
-            self._protocol.close()  # nothing was asked for that could be aborted
+            self._protocol.close()  # no association was requested that could be aborted
             return
         self._protocol.abort()
         self.notify(evt.EVT_ACSE_SENT, primitive="A-ABORT request")
@@ -307,8 +314,8 @@ class Association(NormalisedUser):
         return waiting
 
     def join(self, *args: object) -> NoReturn:
-        """:raises TypeError: there is no thread; the message says what to wait for instead."""
-        raise TypeError("an association is no thread, and nothing may wait on a reactor: await when_ended()")
+        """:raises TypeError: always, since there is no thread; the message names ``when_ended()``."""
+        raise TypeError("an association is not a thread, and the reactor must not block: await when_ended() instead")
 
     async def __aenter__(self) -> Association:
         return self
@@ -317,7 +324,7 @@ class Association(NormalisedUser):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None:
-            self.abort(f"left by {kind.__name__}")
+            self.abort(f"its block ended with {kind.__name__}")
             await self.when_ended()
         elif self.is_established:
             await self.release()
@@ -328,11 +335,11 @@ class Association(NormalisedUser):
         self._over(Failure(AssociationTimeout(timer, seconds, what)))
         self._protocol.abort()
         self.notify(evt.EVT_PDU_SENT, pdu=AAbort(0, 0))
-        # Whoever did not keep the time is not waited for again, to close.
+        # The peer has missed one deadline: its close is not waited for.
         self._protocol.close()
 
     def _over(self, reason: Failure) -> None:
-        """Nothing more is sent or answered: fail what waits, each once. The connection may still have to close."""
+        """End the exchange: fail everything that waits, once. The connection may still have to close."""
         if self._end is not None:
             return
         self._end = reason
@@ -341,36 +348,36 @@ class Association(NormalisedUser):
         if self._exchange is not None:
             self._exchange.fail(reason)
 
-    # --- UpperLayerUser: what the upper layer tells
+    # --- UpperLayerUser: events of the upper layer
 
     def transport_opened(self) -> None:
-        """The transport is open."""
+        """Note the addresses of a transport that is open."""
         self.local.address, self.local.port = address_of(self._protocol.transport.getHost())
         self.remote.address, self.remote.port = address_of(self._protocol.transport.getPeer())
         self.ae.association_opened(self)
         self.notify(evt.EVT_CONN_OPEN, address=(self.remote.address, self.remote.port))
 
     def transport_ready(self) -> None:
-        """The TLS handshake, if any, is done."""
+        """Do nothing at the end of the TLS handshake; a requestor sends its request."""
 
     def associate_indication(self, request: AAssociateRQ) -> None:
-        """Only an acceptor is asked."""
-        raise AssertionError("a requestor got an A-ASSOCIATE indication")
+        """Fail: an acceptor overrides this."""
+        raise AssertionError("a requestor received an A-ASSOCIATE indication")
 
     def associate_confirmation(self, answer: AAssociateAC | AAssociateRJ) -> None:
-        """Only a requestor is answered."""
-        raise AssertionError("an acceptor got an A-ASSOCIATE confirmation")
+        """Fail: a requestor overrides this."""
+        raise AssertionError("an acceptor received an A-ASSOCIATE confirmation")
 
     def established(
         self, answer: AAssociateAC, contexts: list[PresentationContext], invoked: int, performed: int
     ) -> None:
         """
-        Begin to exchange messages.
+        Begin the exchange of messages.
 
-        :param answer: what the acceptor answered.
-        :param contexts: all of the presentation contexts, each with its result.
-        :param invoked: how many operations this side may have outstanding, 0 for any number.
-        :param performed: how many the peer may have, 0 for any number.
+        :param answer: the A-ASSOCIATE-AC of the acceptor.
+        :param contexts: all presentation contexts, each with its result.
+        :param invoked: the number of operations that this side may have outstanding, 0 for no limit.
+        :param performed: the number of operations that the peer may have outstanding, 0 for no limit.
         """
         if self._end is not None:
             return  # a handler aborted
@@ -393,7 +400,7 @@ class Association(NormalisedUser):
         self.notify(evt.EVT_ESTABLISHED)
 
     def fragment_received(self, fragment: Fragment) -> None:
-        """Take a fragment; what breaks the rules aborts."""
+        """Receive a fragment; one that violates the protocol aborts the association."""
         if self.observes_messages:
             self.notify(evt.EVT_PDU_RECV, pdu=fragment)
         if self._end is not None or self._exchange is None:
@@ -403,12 +410,12 @@ class Association(NormalisedUser):
         except InvalidMessage as error:
             self._protocol.protocol_error(error.reason, str(error))
         except Exception:
-            # Such as a sink that raises. The peer gets an A-ABORT, and not just a connection that goes away.
-            self.log.failure("what came from {peer!r} could not be taken", peer=self.remote.ae_title)
-            self.abort("what the peer sent could not be taken, the log says why")
+            # For example a sink that raises. The peer receives an A-ABORT before the connection closes.
+            self.log.failure("a fragment from {peer!r} could not be processed", peer=self.remote.ae_title)
+            self.abort("a fragment could not be processed, see the log")
 
     def release_indication(self, collision: bool) -> None:
-        """The peer asks for the release: it is answered when what it asked for before is done."""
+        """Answer a release request of the peer when its operations are performed."""
         self.notify(evt.EVT_PDU_RECV, pdu=AReleaseRQ())
         self.notify(evt.EVT_ACSE_RECV, primitive="A-RELEASE indication")
         if self._end is not None:
@@ -418,7 +425,7 @@ class Association(NormalisedUser):
             return
         self._release_to_answer = True
         if self.mode == "acceptor" and collision:
-            return  # Sta10: our own request is answered first (PS3.8 Table 9-10, AR-10)
+            return  # Sta10: the request of this side is answered first (PS3.8 Table 9-10, AR-10)
         self._answer_release()
 
     def _answer_release(self) -> None:
@@ -438,10 +445,10 @@ class Association(NormalisedUser):
         if self._end is not None:
             return
         self.is_released = True
-        self._over(Failure(AssociationReleased("the association was released before the answer came")))
+        self._over(Failure(AssociationReleased("the association was released before the response arrived")))
 
     def release_confirmation(self) -> None:
-        """The peer agrees."""
+        """Take the answer to the release request of this side."""
         self.notify(evt.EVT_PDU_RECV, pdu=AReleaseRP())
         self.notify(evt.EVT_ACSE_RECV, primitive="A-RELEASE confirmation")
         self._release_asked_at = None
@@ -451,7 +458,7 @@ class Association(NormalisedUser):
             self._released()
 
     def abort_indication(self, indication: AbortIndication) -> None:
-        """The peer aborted, or we did for what it sent."""
+        """End the association after an abort by the peer, or by this side for a protocol violation."""
         if not indication.lost:
             event = evt.EVT_PDU_RECV if indication.by_peer else evt.EVT_PDU_SENT
             self.notify(event, pdu=AAbort(indication.source, indication.reason))
@@ -463,19 +470,19 @@ class Association(NormalisedUser):
             self._over(Failure(error))
 
     def transport_writable(self) -> None:
-        """The transport takes more."""
+        """Continue to send: the transport takes more bytes."""
         if self._exchange is not None:
             self._exchange.writable()
 
     def exchange_advanced(self) -> None:
-        """An operation was answered, or a message is out: what waits for that may go on."""
+        """Continue a release that waits for an operation or a message that has ended."""
         if self._waiting_for_release:
             self._release_when_idle()
         if self._release_to_answer:
             self._answer_release()
 
     def transport_closed(self, reason: Failure) -> None:
-        """The connection is gone: whatever still waits is told, once."""
+        """End the association after its connection: fire everything that still waits, once."""
         if self._closed:
             return
         self._closed = True
@@ -509,17 +516,17 @@ class Association(NormalisedUser):
         return Failure(lost)
 
     def data_traced(self, sent: bool, data: bytes) -> None:
-        """Bytes came or went."""
+        """Notify handlers of bytes that were received or sent."""
         self.notify(evt.EVT_DATA_SENT if sent else evt.EVT_DATA_RECV, data=data)
 
     def state_traced(self, before: int, after: int) -> None:
-        """The state machine moved."""
+        """Notify handlers of a transition of the state machine."""
         self.notify(evt.EVT_FSM_TRANSITION, current_state=State(before).name, next_state=State(after).name)
 
     # --- presentation contexts
 
     def check_established(self) -> None:
-        """:raises NotEstablished: it is not established, or no longer; the cause says why."""
+        """:raises NotEstablished: the association is not established; the cause is the error that ended it."""
         if not self.is_established:
             raise NotEstablished("the association is not established") from (self._end.value if self._end else None)
 
@@ -531,9 +538,9 @@ class Association(NormalisedUser):
 
         :param abstract_syntax: the SOP Class UID.
         :param transfer_syntax: the transfer syntax UID, ``None`` for any.
-        :param as_scu: whether this side is to be the SCU; otherwise the SCP.
+        :param as_scu: whether this side acts as SCU, otherwise as SCP.
         :raises NotEstablished: the association is not established.
-        :raises NoPresentationContext: there is none.
+        :raises NoPresentationContext: no accepted context fits.
         """
         self.check_established()
         named = False
@@ -560,7 +567,7 @@ class Association(NormalisedUser):
     # --- time
 
     def check_time(self, now: float) -> float | None:
-        """Abort if something has run out by *now*; return when to look again."""
+        """Abort if a timeout has expired at *now*, else return the time of the next check, in seconds of the clock."""
         if self._end is not None:
             return None
         shortest = shortest_timeout(self.settings)

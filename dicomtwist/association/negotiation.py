@@ -26,10 +26,10 @@ from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 
 def merge_items(items: Iterable[object]) -> UserInformation:
     """
-    Return the user information that the extended negotiation *items* make.
+    Return the user information with the extended negotiation *items*.
 
     :raises TypeError: an object in it is not a negotiation item.
-    :raises ValueError: an item that may come once comes twice.
+    :raises ValueError: an item that may be there once is there twice.
     """
     single: dict[type, object] = {}
     roles: dict[str, RoleSelection] = {}
@@ -70,9 +70,9 @@ def merge_items(items: Iterable[object]) -> UserInformation:
 @dataclass(slots=True)
 class ContextAnswers:
     """
-    What an acceptor answers to the proposed presentation contexts.
+    The answer of an acceptor to the proposed presentation contexts.
 
-    :ivar contexts: one for each proposed, with its result, and with the roles and the one transfer syntax where the
+    :ivar contexts: one for each proposed context, with its result; with the roles and the one transfer syntax if the
         result is 0.
     :ivar roles: the role selection items of the answer.
     """
@@ -109,10 +109,11 @@ def answer_contexts(
     """
     Answer the presentation contexts and roles that a requestor proposes.
 
-    Of the proposed transfer syntaxes the first that is supported is taken: the requestor knows best what it has.
+    The first supported one of the proposed transfer syntaxes is accepted: the requestor knows best what it has.
 
     :param proposed: the items of the A-ASSOCIATE-RQ.
-    :param supported: what is supported; a role is answered only where both of its roles are set (PS3.7 D.3.3.4).
+    :param supported: the supported contexts; a role selection is answered only if both roles of the context are set
+        (PS3.7 D.3.3.4).
     :param roles: the role selection items of the A-ASSOCIATE-RQ.
     :param promiscuous: accept any SOP Class of the Storage Service Class, and any unknown one, with any transfer
         syntax.
@@ -153,12 +154,12 @@ def _is_storage(uid: str) -> bool:
 def _answer_role(
     context: PresentationContext, own: PresentationContext, proposed: RoleSelection | None
 ) -> RoleSelection | None:
-    """Accept *context*, or reject it where no role is left; return the role selection item to answer with."""
+    """Accept *context*, or reject it if no role is left; return the role selection item of the answer."""
     context.result = 0
     context.as_scp, context.as_scu = True, False
     if proposed is None or own.scu_role is None or own.scp_role is None:
         return None
-    # Never more than was proposed (PS3.7 D.3.3.4); the roles in the item are the requestor's.
+    # Only roles that were proposed are granted (PS3.7 D.3.3.4); the roles in the item are those of the requestor.
     granted = RoleSelection(
         proposed.sop_class_uid, proposed.scu_role and own.scu_role, proposed.scp_role and own.scp_role
     )
@@ -174,10 +175,10 @@ def check_request(
     request: AAssociateRQ, *, called: Iterable[str] = (), calling: Iterable[str] = ()
 ) -> AAssociateRJ | None:
     """
-    Return the rejection that *request* deserves before anything in it is negotiated, or ``None``.
+    Return the rejection of a *request* with a wrong application context or AE title, or ``None``.
 
-    :param called: the Called AE Titles that are served; none for any.
-    :param calling: the Calling AE Titles that are let in; none for any.
+    :param called: the Called AE Titles that are served; empty for any.
+    :param calling: the Calling AE Titles that are accepted; empty for any.
     """
     if request.application_context_name != APPLICATION_CONTEXT_NAME:
         return AAssociateRJ(1, 1, 2)
@@ -191,10 +192,10 @@ def check_request(
 
 def accept_window(proposed: AsyncOperationsWindow, answer: tuple[int, int], cap: int) -> AsyncOperationsWindow:
     """
-    Return the window to answer with: no number above what was proposed (PS3.7 D.3.3.3), 0 being above all.
+    Return the window of the answer: no number exceeds the proposed one (PS3.7 D.3.3.3), where 0 stands for no limit.
 
-    :param answer: the (invoked, performed) that this side is ready for, as seen from the requestor.
-    :param cap: the most operations that are performed at once; stands for a 0 in the answer.
+    :param answer: the (invoked, performed) that this side supports, from the requestor's point of view.
+    :param cap: the highest number of operations that are performed at once; it replaces a 0 in the answer.
     """
 
     def least(ours: int, theirs: int) -> int:
@@ -213,9 +214,9 @@ def resolve_answer(
     requested: Iterable[PresentationContext], roles: Mapping[str, RoleSelection], answer: AAssociateAC
 ) -> list[PresentationContext]:
     """
-    Return the *requested* contexts with what the acceptor's *answer* made of them.
+    Return the *requested* contexts with the results of the acceptor's *answer*.
 
-    A context that the answer does not mention, or whose transfer syntax was not proposed, gets the result 2.
+    A context that the answer omits, or answers with a transfer syntax that was not proposed, gets the result 2.
 
     :param requested: copies with their IDs; they are changed.
     :param roles: the role selection items that were proposed, by SOP Class.

@@ -1,8 +1,8 @@
 """
-What there is to say of an association when it is over: who, what, how many, how it ended.
+The record of an association after its end: peers, contexts, operations, ending.
 
-A :class:`RecordKeeper` is there only where somebody listens to ``EVT_RECORD``; it takes notes of what the association
-tells, and makes the :class:`AssociationRecord` at the end.
+An association has a :class:`RecordKeeper` only if a handler is bound to ``EVT_RECORD``. It collects the notifications of
+the association and builds the :class:`AssociationRecord` at the end.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from dicomtwist.dimse.status import StatusCategory, category
 from dicomtwist.errors import AssociationAborted, AssociationRejected, AssociationTimeout
 from dicomtwist.interfaces import AssociationInterface
 
-#: How many operations of an association are recorded one by one; beyond that they are only counted.
+#: The number of operations of an association that are recorded one by one; further ones are only counted.
 MAX_OPERATIONS: Final = 1000
 
-#: How many different (direction, service, status) are counted each for itself.
+#: The number of different (direction, service, status) that have a count of their own.
 MAX_COUNTED: Final = 200
 
-#: Stands for any status in the counts, where there are too many different ones: no status of DIMSE is negative.
+#: Stands for further statuses in the counts if there are more different ones: no DIMSE status is negative.
 OTHER_STATUS: Final = -1
 
-#: The directions of an operation: who was asked.
+#: The directions of the request of an operation.
 SENT: Final = "sent"
 RECEIVED: Final = "received"
 
@@ -41,8 +41,8 @@ class ContextRecord:
 
     :ivar context_id: its ID.
     :ivar abstract_syntax: the SOP Class UID.
-    :ivar transfer_syntax: the transfer syntax that was accepted, ``None`` where none was.
-    :ivar result: 0 accepted, otherwise why not (PS3.8 9.3.3.2), ``None`` where there was no answer.
+    :ivar transfer_syntax: the transfer syntax that was accepted, ``None`` if none was.
+    :ivar result: 0 for accepted, another number for a rejection (PS3.8 9.3.3.2), ``None`` without an answer.
     """
 
     context_id: int | None
@@ -56,15 +56,16 @@ class OperationRecord:
     """
     A DIMSE operation.
 
-    :ivar direction: ``"sent"`` where we asked, ``"received"`` where the peer did.
+    :ivar direction: ``"sent"`` for a request of this side, ``"received"`` for one of the peer.
     :ivar service: such as ``"C-STORE"``.
     :ivar message_id: the Message ID of the request.
-    :ivar sop_class_uid: what it was about, ``""`` where it did not say.
-    :ivar sop_instance_uid: likewise.
-    :ivar status: the status of the final response, ``None`` where none came.
-    :ivar pending: how many pending responses came before.
-    :ivar started: seconds from the start of the association to the request.
-    :ivar seconds: from the request's command set to that of the final response, or to the end of the association.
+    :ivar sop_class_uid: the SOP Class UID of the request, ``""`` if it has none.
+    :ivar sop_instance_uid: the SOP Instance UID of the request, or of the response to an N-CREATE; ``""`` without one.
+    :ivar status: the status of the final response, ``None`` if none came.
+    :ivar pending: the number of pending responses before it.
+    :ivar started: the time from the start of the association to the request, in seconds.
+    :ivar seconds: the time from the command set of the request to that of the final response, or to the end of the
+        association, in seconds.
     """
 
     direction: str
@@ -81,9 +82,9 @@ class OperationRecord:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationCount:
     """
-    How many operations ended so.
+    The number of operations that ended in one way.
 
-    :ivar status: the status, ``None`` for no answer, ``OTHER_STATUS`` for more different ones than are counted.
+    :ivar status: the status, ``None`` for no response, ``OTHER_STATUS`` for more different ones than are counted.
     """
 
     direction: str
@@ -97,13 +98,13 @@ class Ending:
     """
     How an association ended.
 
-    :ivar kind: ``"released"``, ``"aborted"``, ``"rejected"``, ``"timeout"``, ``"lost"``, or ``"not asked for"`` where a
-        connection was closed before it was one.
-    :ivar by: ``"us"`` or ``"peer"``: who asked for the release, aborted, rejected, or did not wait any longer; ``None`` where
-        nobody did.
-    :ivar why: in words, ``""`` where it was released.
-    :ivar codes: of a rejection result, source and reason, of an abort source and reason; else empty.
-    :ivar timer: of a timeout, which one ran out, as :attr:`~dicomtwist.AssociationTimeout.timer`.
+    :ivar kind: ``"released"``, ``"aborted"``, ``"rejected"``, ``"timeout"``, ``"lost"``, or ``"not asked for"`` for a
+        connection that was closed before an association was requested.
+    :ivar by: ``"us"`` or ``"peer"``: the side that requested the release, aborted, rejected or stopped waiting; ``None`` if
+        neither side did.
+    :ivar why: the error in words, ``""`` if the association was released.
+    :ivar codes: result, source and reason of a rejection, source and reason of an abort, else empty.
+    :ivar timer: the timer that expired, as :attr:`~dicomtwist.AssociationTimeout.timer`; ``None`` for other endings.
     """
 
     kind: str
@@ -121,24 +122,24 @@ class Ending:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssociationRecord:
     """
-    An association that is over.
+    An association that has ended.
 
-    :ivar mode: ``"requestor"`` or ``"acceptor"``: which side we were.
-    :ivar calling_ae_title: the requestor's title, ``""`` where none was told.
-    :ivar called_ae_title: the title that was asked for.
-    :ivar local: our address and port.
-    :ivar remote: the peer's.
+    :ivar mode: the role of this side, ``"requestor"`` or ``"acceptor"``.
+    :ivar calling_ae_title: the AE title of the requestor, ``""`` if no request came.
+    :ivar called_ae_title: the AE title that was called.
+    :ivar local: address and port of this side.
+    :ivar remote: address and port of the peer.
     :ivar secure: whether the connection was TLS.
-    :ivar implementation_class_uid: the peer's, ``""`` where it did not say.
-    :ivar implementation_version_name: likewise.
+    :ivar implementation_class_uid: the Implementation Class UID of the peer, ``""`` if it sent none.
+    :ivar implementation_version_name: the Implementation Version Name of the peer, ``""`` if it sent none.
     :ivar started: when the connection was made.
-    :ivar seconds: from then to its end.
-    :ivar established: seconds from the start until it was established, ``None`` where it never was.
-    :ivar bytes_received: how many bytes came over the connection.
-    :ivar bytes_sent: how many were given to it.
+    :ivar seconds: the time from then to its end, in seconds.
+    :ivar established: the time from the start until the association was established, in seconds; ``None`` if it never was.
+    :ivar bytes_received: the number of bytes that were received.
+    :ivar bytes_sent: the number of bytes that were given to the transport.
     :ivar contexts: the presentation contexts, in the order of their IDs.
-    :ivar operations: the first operations that ended, in the order in which they did; behind them those that never did.
-    :ivar omitted: how many more there were, which are only in the counts.
+    :ivar operations: the first operations that ended, in the order of their ends, then those that never ended.
+    :ivar omitted: the number of further operations, which are only in the counts.
     :ivar counts: all operations, by direction, service and status.
     :ivar ending: how it ended.
     """
@@ -164,11 +165,11 @@ class AssociationRecord:
 
     @property
     def ended(self) -> datetime:
-        """When the connection was gone."""
+        """When the connection was closed."""
         return self.started + timedelta(seconds=self.seconds)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as what ``json.dumps`` takes; times are ISO 8601 in UTC."""
+        """Return the record as a dict for ``json.dumps``; times are ISO 8601 in UTC."""
         result = _plain(self)
         result["started"] = self.started.isoformat()
         result["ended"] = self.ended.isoformat()
@@ -188,7 +189,7 @@ class AssociationRecord:
         for item in self.counts:
             key = item.direction, item.service
             totals[key] += item.count
-            # Of those that are counted together nobody knows any more.
+            # Statuses that are counted together are not known any more.
             if item.status is None or (item.status >= 0 and category(item.status) is StatusCategory.FAILURE):
                 failures[key] += item.count
         words = [
@@ -213,7 +214,7 @@ def _address(address: tuple[str, int]) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Return *text*, of which a part may be the peer's, without what would begin another line."""
+    """Return *text*, a part of which may come from the peer, without characters that begin a line."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -231,9 +232,9 @@ class _Open:
 
 class RecordKeeper:
     """
-    Takes notes of an association, from when somebody wants a record of it.
+    Collects the record of an association, from the time when a handler for it is bound.
 
-    :param now: seconds of the clock.
+    :param now: the time, in seconds of the clock.
     """
 
     __slots__ = (
@@ -256,14 +257,14 @@ class RecordKeeper:
         self._asked_for = False
         self._proposed: tuple[ContextRecord, ...] = ()
         self._released_by: str | None = None
-        # The last one of a Message ID first: a request that uses one that is in use is answered before the other.
+        # Several for one Message ID: a request with an ID that is in use is refused, before the first one is answered.
         self._open: dict[tuple[str, int], list[_Open]] = {}
         self._operations: list[OperationRecord] = []
         self._omitted = 0
         self._counts: Counter[tuple[str, str, int | None]] = Counter()
 
     def notified(self, event: evt.EventType, attributes: Mapping[str, Any], now: float) -> None:
-        """Note what a notification tells."""
+        """Add a notification to the record."""
         if event is evt.EVT_DIMSE_SENT:
             self._message(SENT, RECEIVED, attributes["message"], now)
         elif event is evt.EVT_DIMSE_RECV:
@@ -291,14 +292,19 @@ class RecordKeeper:
             self._released_by = by
 
     def _message(self, asking: str, answering: str, message: Message, now: float) -> None:
-        """Note a message: a request goes the way *asking*, what it answers went the way *answering*."""
+        """
+        Add a message to the record.
+
+        :param asking: the direction of *message* if it is a request.
+        :param answering: the direction of the request that *message* responds to.
+        """
         if isinstance(message, Request):
             self._open.setdefault((asking, message.message_id), []).append(_Open(asking, message, now))
         elif isinstance(message, Response):
             key = answering, message.message_id_being_responded_to
             waiting = self._open.get(key)
             if not waiting:
-                return  # the association ends for it
+                return  # the association is aborted for this message
             if category(message.status) is StatusCategory.PENDING:
                 waiting[-1].pending += 1
                 return
@@ -323,7 +329,7 @@ class RecordKeeper:
                 service=request.SERVICE,
                 message_id=request.message_id,
                 sop_class_uid=_uid(request, "sop_class_uid"),
-                # The SCP of an N-CREATE may choose the UID, and says so in its response (PS3.7 10.1.5.1.4).
+                # The SCP of an N-CREATE may choose the UID, which is then in its response (PS3.7 10.1.5.1.4).
                 sop_instance_uid=_uid(request, "sop_instance_uid") or _uid(response, "sop_instance_uid"),
                 status=status,
                 pending=operation.pending,
@@ -333,7 +339,7 @@ class RecordKeeper:
         )
 
     def finish(self, association: AssociationInterface, now: float) -> AssociationRecord:
-        """Return the record of *association*, which is over."""
+        """Return the record of *association*, which has ended."""
         for operation in [operation for waiting in self._open.values() for operation in waiting]:
             self._done(operation, None, now)
         self._open.clear()
@@ -379,7 +385,7 @@ class RecordKeeper:
 
 
 def _uid(message: Message | None, name: str) -> str:
-    """Return a UID of *message*: what it affects or what it asks for, as its service calls it."""
+    """Return a UID of *message*: the affected or the requested one, as the service names it."""
     for prefix in ("affected_", "requested_"):
         value = getattr(message, prefix + name, None)
         if value:
@@ -388,7 +394,7 @@ def _uid(message: Message | None, name: str) -> str:
 
 
 def _contexts(association: AssociationInterface) -> tuple[ContextRecord, ...]:
-    """Return the contexts that were answered."""
+    """Return the records of the contexts that were answered."""
     contexts = [*association.accepted_contexts, *association.rejected_contexts]
     return tuple(
         ContextRecord(

@@ -1,5 +1,5 @@
 """
-The requestor's side of an association: asking, and understanding the answer (PS3.8 7.1).
+The requestor's side of an association: the request, and its answer (PS3.8 7.1).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from dicomtwist.ul.state_machine import State
 
 #: Before the A-ASSOCIATE-RQ is sent there is nothing to abort.
 _NOT_ASKED = (State.STA1, State.STA4)
-#: A close that tells nothing, besides that it happened.
+#: The reasons of a close that give no cause.
 _PLAIN_CLOSE = (ConnectionDone, ConnectionLost)
 
 
 class RequestorAssociation(Association):
     """
-    An association that we ask for.
+    An association that this side requests.
 
-    :param called_ae_title: the title of whom it is asked.
+    :param called_ae_title: the AE title of the acceptor.
     :param contexts: the presentation contexts to propose, with their IDs.
     :param items: the extended negotiation items to propose.
     """
@@ -80,11 +80,11 @@ class RequestorAssociation(Association):
 
     def when_established(self) -> Deferred[Association]:
         """
-        Return a Deferred that fires with this association once it is established; to be asked for once.
+        Return the Deferred that fires with this association when it is established; to be called once.
 
-        It fails when the connection is closed, with what stood in the way: :class:`AssociationRejected`,
+        It fails when the connection is closed before that, with the cause: :class:`AssociationRejected`,
         :class:`AssociationAborted`, :class:`AssociationTimeout`, :class:`NoAcceptedContexts`,
-        :class:`AssociationLost`, or the error of the TLS handshake. Cancelling it aborts.
+        :class:`AssociationLost`, or the error of the TLS handshake. Cancelling it aborts the association.
         """
         assert self._answered is not None
         return self._answered
@@ -94,17 +94,17 @@ class RequestorAssociation(Association):
         if self._protocol.connection.state in _NOT_ASKED:
             self._protocol.close()
         else:
-            self.abort("the caller gave up")
+            self.abort("the caller cancelled the request")
 
     def transport_opened(self) -> None:
-        """The time for the answer runs, with that for a TLS handshake in it."""
+        """Start the timeout for the answer, which covers a TLS handshake."""
         super().transport_opened()
         self._asked_at = self.ae.reactor.seconds()
         if self.settings.acse_timeout is not None:
             self._protocol.watch(self.settings.acse_timeout)
 
     def transport_ready(self) -> None:
-        """Ask."""
+        """Send the A-ASSOCIATE-RQ."""
         if self._end is not None:
             return  # a handler aborted
         request = AAssociateRQ(
@@ -120,7 +120,7 @@ class RequestorAssociation(Association):
         self.notify(evt.EVT_PDU_SENT, pdu=request)
 
     def associate_confirmation(self, answer: AAssociateAC | AAssociateRJ) -> None:
-        """Understand the answer."""
+        """Establish the association with the answer, or end it."""
         self._asked_at = None
         self.notify(evt.EVT_PDU_RECV, pdu=answer)
         self.notify(evt.EVT_ACSE_RECV, primitive="A-ASSOCIATE confirmation")
@@ -142,7 +142,7 @@ class RequestorAssociation(Association):
                 _within(window.invoked, proposed.invoked),
                 _within(window.performed, proposed.performed),
             )
-            # What the acceptor performs is what we invoke, and the other way round.
+            # This side invokes the operations that the acceptor performs, and the other way round.
             acceptor.asynchronous_operations = (performed, invoked)
         self.log_deviation(answer.tolerated)
         self.established(answer, contexts, invoked, performed)
@@ -169,8 +169,8 @@ class RequestorAssociation(Association):
     _unusable: Failure | None = None
 
     def transport_closed(self, reason: Failure) -> None:
-        """Tell why there is no association."""
-        # What a TLS handshake or the transport says of itself is the best answer while there is no association.
+        """Fail the Deferred of :meth:`when_established` if it waits."""
+        # Without an association, the error of the TLS handshake or the transport is the best explanation.
         secure_error = reason if self._protocol.secure and self._end is None else None
         super().transport_closed(reason)
         if self._answered is not None:
@@ -194,14 +194,14 @@ class RequestorAssociation(Association):
 
 
 def _named(context: PresentationContext) -> str:
-    """Return the name of a context's SOP Class with its UID, or the UID where it has none."""
+    """Return the name of a context's SOP Class with its UID, or the UID alone if it has no name."""
     uid = str(context.abstract_syntax)
     name = SOPClass(uid).name
     return uid if name == uid else f"{name} ({uid})"
 
 
 def _within(answered: int, proposed: int) -> int:
-    """Return what was *answered*, where that is no more than was *proposed*; 0 is above all."""
+    """Return *answered*, limited to *proposed*; 0 stands for no limit."""
     if proposed == 0:
         return answered
     return min(answered or proposed, proposed)
@@ -209,10 +209,10 @@ def _within(answered: int, proposed: int) -> int:
 
 class RequestorFactory(Factory):
     """
-    Makes the protocol of one association that we ask for: ``endpoint.connect(ae.requestor_factory(...))``.
+    Builds the protocol of one requested association: ``endpoint.connect(ae.requestor_factory(...))``.
 
-    The protocol's ``user`` is the :class:`RequestorAssociation`, whose :meth:`~RequestorAssociation.when_established` tells
-    when it can be used.
+    The protocol's ``user`` is the :class:`RequestorAssociation`; the Deferred of its
+    :meth:`~RequestorAssociation.when_established` fires when the association can be used.
     """
 
     noisy = False
@@ -234,7 +234,7 @@ class RequestorFactory(Factory):
         self._items = items
 
     def buildProtocol(self, addr: IAddress | None) -> UpperLayerProtocol:
-        """Make the protocol and its association."""
+        """Return the protocol of a new association."""
         association = RequestorAssociation(
             self._ae,
             self._settings,

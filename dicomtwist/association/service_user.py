@@ -1,4 +1,4 @@
-"""One side of an association, as it was negotiated."""
+"""One side of an association, with the items that it negotiated."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from dicomtwist.ul.items import (
 @dataclass(slots=True)
 class ServiceUser:
     """
-    One side of an association, as negotiation tells of it.
+    One side of an association, with the items that it negotiated.
 
     :ivar ae_title: its AE title, without padding.
     :ivar called_ae_title: of a requestor, the title that it calls.
-    :ivar address: its address, as the transport tells it (a host, or the path of a UNIX socket).
-    :ivar port: its TCP port, 0 where there is none.
-    :ivar maximum_length: the longest P-DATA-TF that it takes, in bytes, 0 for no limit.
-    :ivar implementation_class_uid: who wrote it, ``""`` where it did not say.
-    :ivar implementation_version_name: likewise.
+    :ivar address: its address as the transport reports it (a host, or the path of a UNIX socket).
+    :ivar port: its TCP port, 0 if it has none.
+    :ivar maximum_length: the longest P-DATA-TF that it receives, in bytes, 0 for no limit.
+    :ivar implementation_class_uid: its Implementation Class UID, ``""`` if it sent none.
+    :ivar implementation_version_name: its Implementation Version Name, ``""`` if it sent none.
     :ivar asynchronous_operations: (operations that it may invoke, operations that it may be asked to perform) at
         once, 0 for any number.
     :ivar role_selection: the role selection items that it sent, by SOP Class.
     :ivar user_identity: of a requestor the :class:`UserIdentity` that it sent, of an acceptor its response's bytes.
     :ivar sop_class_extended: the application information that it sent, by SOP Class.
     :ivar sop_class_common_extended: the common extended negotiation items that it sent, by SOP Class.
-    :ivar presentation_contexts: of this side as requestor what it proposed, of an acceptor what it answered. What a peer
-        proposes is in the event of ``EVT_REQUESTED``.
+    :ivar presentation_contexts: of this side as requestor the contexts that it proposed, of an acceptor those that it
+        answered. The event of ``EVT_REQUESTED`` has the proposal of a peer.
     """
 
     ae_title: str = ""
@@ -50,8 +50,8 @@ class ServiceUser:
     presentation_contexts: list[PresentationContext] = field(default_factory=list)
 
     def learn(self, information: UserInformation) -> None:
-        """Take over what *information*, sent by this side, tells."""
-        # Without the item there is no limit that the peer could hold us to (PS3.8 D.1 makes it mandatory).
+        """Take over *information*, which this side sent."""
+        # Without the item there is no limit that the peer could enforce (PS3.8 D.1 makes it mandatory).
         self.maximum_length = information.maximum_length or 0
         self.implementation_class_uid = information.implementation_class_uid or ""
         self.implementation_version_name = information.implementation_version_name or ""

@@ -1,5 +1,5 @@
 """
-What an established association waits for, and until when.
+The deadlines of an established association.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dicomtwist.transport.upper_layer import UpperLayerProtocol
 
 class Deadline(NamedTuple):
     """
-    Something that is to happen.
+    A step of the peer or of a handler that has to come in time.
 
-    :ivar timer: which timeout of the settings limits it, or ``"write"``.
-    :ivar seconds: how long it may take.
-    :ivar since: since when, in seconds of the clock.
-    :ivar what: what did not happen, if it does not.
+    :ivar timer: the timeout of the settings that limits it, such as ``"acse"`` or ``"write"``.
+    :ivar seconds: the time that it may take, in seconds.
+    :ivar since: the time from which it is counted, in seconds of the clock.
+    :ivar what: the text of the error if it does not come.
     """
 
     timer: str
@@ -28,7 +28,7 @@ class Deadline(NamedTuple):
 
 
 def shortest_timeout(settings: Settings) -> float | None:
-    """Return the shortest of the timeouts, in seconds: nothing runs out sooner after it began."""
+    """Return the shortest of the timeouts, in seconds: no deadline expires sooner after it began."""
     times = (
         settings.acse_timeout,
         settings.dimse_timeout,
@@ -43,15 +43,16 @@ def deadlines(
     settings: Settings, protocol: UpperLayerProtocol, exchange: Exchange | None, release_asked_at: float | None
 ) -> list[Deadline]:
     """
-    Return what is waited for.
+    Return the deadlines that run now.
 
-    :param release_asked_at: since when the answer to our A-RELEASE request is waited for, ``None`` if it is not.
+    :param release_asked_at: when this side sent its A-RELEASE-RQ, in seconds of the clock; ``None`` if it waits for no
+        answer.
     """
     found: list[Deadline] = []
     if settings.acse_timeout is not None and release_asked_at is not None:
         found.append(Deadline("acse", settings.acse_timeout, release_asked_at, "the peer did not agree to the release"))
     if protocol.pdu_since is not None:
-        # For the whole of it, not for each byte. One without data is small: it takes long only if it is meant to.
+        # The limit is for the whole PDU, not for each byte. A PDU without data is small: only a hostile peer sends it slowly.
         control = protocol.connection.mid_control
         timer, seconds = ("acse", settings.acse_timeout) if control else ("pdu", settings.pdu_timeout)
         if seconds is not None:
@@ -68,8 +69,8 @@ def deadlines(
             found.append(Deadline("dimse", dimse, protocol.last_received, "a message did not go on"))
         waiting = exchange.waiting_since if exchange is not None else None
         if waiting is not None and protocol.write_paused_since is None:
-            # Every byte that comes or goes is progress: the answer may be behind a large data set of the peer's, and what
-            # is still in our buffer nobody can answer.
+            # Every byte in either direction is progress: the response may follow a large data set of the peer, and the peer
+            # cannot answer a request that is still in the buffer of this side.
             since = max(waiting, protocol.last_received, protocol.last_sent)
             found.append(Deadline("dimse", dimse, since, "the peer did not answer a request"))
     busy = exchange is not None and (exchange.asking or exchange.answering)

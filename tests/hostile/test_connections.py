@@ -39,7 +39,7 @@ class Connections(HostileTestCase):
         self.network.connections[:] = [one for one in self.network.connections if one.is_open]
         self.wait(ACSE)
         self.assertEqual(self.others(), 0)
-        self.assertEqual(self.lines_with("connections were closed at once, there is room again"), 1)
+        self.assertEqual(self.lines_with("connections were closed at once; connections are accepted again"), 1)
         peer = self.connect(established=True)
         self.assertIsInstance(peer.pdus[0], AAssociateAC)
         peers.clear()
@@ -56,9 +56,9 @@ class Connections(HostileTestCase):
             self.assertEqual(peer.pdus, [TOO_MANY])
         self.assertEqual(self.lines_with("file descriptors run out"), 1)
         peers[0].close()
-        self.assertEqual(self.lines_with("there are file descriptors again"), 0)
+        self.assertEqual(self.lines_with("file descriptors are free again"), 0)
         peers[1].close()
-        self.assertEqual(self.lines_with("there are file descriptors again"), 1)
+        self.assertEqual(self.lines_with("file descriptors are free again"), 1)
         few = False
         self.echoes(self.connect(established=True))
 

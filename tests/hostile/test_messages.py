@@ -190,7 +190,7 @@ class WrongButReal(HostileTestCase):
         self.assertEqual(got, [(CT, "1.2.3.4", len(encoded())), (CT, "1.2.3\xe4", len(encoded()))] * 2)
         self.assertEqual(statuses(peer), [0, 0, 0, 0])
         self.echoes(peer)
-        before = "'SCRIPTED' at 127.0.0.1: tolerated, though the standard has it otherwise: "
+        before = "'SCRIPTED' at 127.0.0.1: tolerated a deviation from the standard: "
         self.assertEqual(
             self.noted(),
             [

@@ -457,7 +457,7 @@ class Exhausted(ProcessTestCase):
         status = await assoc.send_c_store(file_of(encode_dataset(instance("1.2.3.6"), EXPLICIT), "1.2.3.6"))
         self.assertIn(status, (0, 0xA700))
         await self.close(*some, told, *silent)
-        await self.server.wait_for("there are file descriptors again")
+        await self.server.wait_for("file descriptors are free again")
         more = ["1.2.3.6"] if status.is_success else []
         await self.all_is_as_before("1.2.3.5", *more)
         self.assertEqual(self.server.text.count("file descriptors run out"), 1)
@@ -519,7 +519,7 @@ class Exhausted(ProcessTestCase):
         more, refused = await self.connections(100)
         await self.first(more, 100 - (MAX_SURPLUS - 1) - refused)  # one of those that are kept was told
         await self.close(*silent, peer, *more)
-        await self.server.wait_for("there is room again")
+        await self.server.wait_for("connections are accepted again")
         await self.all_is_as_before()
 
 

@@ -308,7 +308,7 @@ class SlowHandlers(MemoryTestCase):
         self.network.flush()
         error = self.failureResultOf(storing, AssociationAborted).value
         self.assertTrue(error.by_peer)
-        self.assertIn("could not be taken", str(accepted.end_reason))
+        self.assertIn("could not be processed", str(accepted.end_reason))
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
 
     def test_a_handler_learns_that_the_peer_is_gone(self) -> None:
