@@ -269,5 +269,5 @@ class TwistDicomLog(TestCase):
             await peer.closed
         self.server.signal("TERM")
         await self.server.wait(60)
-        self.assertGreater(len(re.findall("asked for|no association", self.server.text)), 5)
+        self.assertGreater(len(re.findall("requested|no association", self.server.text)), 5)
         self.is_clean()
