@@ -396,12 +396,12 @@ class Log(TestCase):
             UserInformation(maximum_length=16384),
         )
         protocol = await connect(port, request.encode())
-        await server.wait_for("asked for")
+        await server.wait_for("requested")
         await protocol.answered
         assert protocol.transport is not None
         protocol.transport.loseConnection()
         answer = await protocol.closed
         self.assertEqual(answer, b"\x03\x00\x00\x00\x00\x04\x00\x01\x01\x03")
-        line = next(line for line in server.text.splitlines() if "asked for" in line)
+        line = next(line for line in server.text.splitlines() if "requested" in line)
         self.assertIsNone(re.search(r"[\x00-\x1f]", line))
         self.assertIn(r"\x1b[31mRED\r\nX", line)
