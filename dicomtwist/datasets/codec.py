@@ -1,5 +1,5 @@
 """
-Data sets as pydicom's Datasets and as bytes, and streams of those that arrive.
+Data sets as pydicom Datasets and as bytes.
 """
 
 from __future__ import annotations
@@ -25,26 +25,24 @@ from dicomtwist.datasets.nesting import check_nesting
 from dicomtwist.errors import DataSetError
 from dicomtwist.part10 import FileMeta
 
-#: The most that a deflated data set may inflate to for :func:`decode_dataset`, in bytes.
+#: The most bytes that :func:`decode_dataset` inflates a deflated data set to.
 MAX_INFLATED = 1024 * 1024 * 1024
 
-#: Between these a data set can be converted, since they differ in how elements are written only (PS3.5 A.1 to A.5).
+#: The transfer syntaxes that a data set can be converted between: they differ only in how elements are written (PS3.5 A.1 to
+#: A.5).
 UNCOMPRESSED = frozenset(
     (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
 )
-
-
-# --- encoding and decoding
 
 
 def decode_dataset(data: bytes, transfer_syntax: str) -> Dataset:
     """
     Decode a whole data set.
 
-    :param data: the bytes as they come over the network, without File Meta Information.
-    :param transfer_syntax: the UID of the transfer syntax that they are in.
-    :raises DataSetError: they cannot be decoded, end inside an element, inflate to more than :data:`MAX_INFLATED`, or have
-        sequences nested deeper than :data:`~dicomtwist.datasets.nesting.MAX_NESTED`.
+    :param data: the bytes as the network carries them, without File Meta Information.
+    :param transfer_syntax: the UID of their transfer syntax.
+    :raises DataSetError: the bytes cannot be decoded, end inside an element, inflate to more than :data:`MAX_INFLATED`, or
+        have sequences nested deeper than :data:`~dicomtwist.datasets.nesting.MAX_NESTED`.
     """
     syntax = UID(transfer_syntax)
     try:
@@ -66,9 +64,9 @@ def decode_dataset(data: bytes, transfer_syntax: str) -> Dataset:
 
 class _Watched(BytesIO):
     """
-    Knows whether it ended too early for who reads it: pydicom takes half a value, and half a sequence, for the whole.
+    A file that records whether a read passed its end: pydicom takes half a value, or half a sequence, for the whole.
 
-    :ivar cut_off: whether the last read gave less than was asked for, and was not taken back.
+    :ivar cut_off: whether the last read gave less than was asked for, and no seek went back since.
     """
 
     cut_off = False
@@ -98,7 +96,7 @@ def encode_dataset(dataset: Dataset, transfer_syntax: str) -> bytes:
     Encode *dataset* for the network, without File Meta Information and command set elements.
 
     :param transfer_syntax: the UID of the transfer syntax to encode in. Pixel data is not compressed or
-        decompressed; its bytes are swapped where the byte order changes.
+        decompressed; its bytes are swapped if the byte order changes.
     :raises DataSetError: an element cannot be encoded.
     """
     syntax = UID(transfer_syntax)
@@ -125,17 +123,17 @@ def encode_dataset(dataset: Dataset, transfer_syntax: str) -> bytes:
 
 
 def _decode_all(dataset: Dataset) -> None:
-    """Make every element's value known, so that none is written as the raw bytes that were read."""
+    """Decode the value of every element, so that none is written as the raw bytes that were read."""
     for _ in dataset.iterall():
         pass
 
 
-#: How many bytes a unit of these VRs has: they are numbers that pydicom keeps as bytes (PS3.5 7.3).
+#: The array type codes of the VRs whose numbers pydicom keeps as bytes (PS3.5 7.3).
 _UNIT_CODES = {"OW": "H", "OF": "I", "OL": "I", "OD": "Q", "OV": "Q"}
 
 
 def _swapped(dataset: Dataset) -> Dataset:
-    """Return a copy of *dataset* with the bytes of each number that pydicom keeps as bytes swapped."""
+    """Return a copy of *dataset* in the other byte order, for the numbers that pydicom keeps as bytes."""
     import copy
 
     _decode_all(dataset)
@@ -150,7 +148,7 @@ def _swapped(dataset: Dataset) -> Dataset:
 
 
 def file_meta_dataset(meta: FileMeta) -> FileMetaDataset:
-    """Return *meta* as pydicom's File Meta Information."""
+    """Return *meta* as the File Meta Information of pydicom."""
     dataset = FileMetaDataset()
     dataset.MediaStorageSOPClassUID = UID(meta.media_storage_sop_class_uid)
     dataset.MediaStorageSOPInstanceUID = UID(meta.media_storage_sop_instance_uid)
@@ -162,6 +160,3 @@ def file_meta_dataset(meta: FileMeta) -> FileMetaDataset:
     if meta.source_ae_title:
         dataset.SourceApplicationEntityTitle = meta.source_ae_title
     return dataset
-
-
-# --- receiving

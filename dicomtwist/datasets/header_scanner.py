@@ -1,9 +1,9 @@
 """A scanner that takes a few attributes from the front of an encoded data set as its bytes arrive.
 
-What a server needs to know of an image before it can file it stands in the first few kilobytes. The scanner
-takes that, as raw value bytes, from whatever fragments the wire delivers; it steps over all else by its
-length and keeps nothing of it. It is meant for bytes from anyone: no length is believed before the bytes are
-there, nesting costs one number, and the only exception that bytes can cause is :class:`HeaderError`.
+The attributes that a server needs before it can file an image are in the first few kilobytes. The scanner takes
+their raw values from fragments of any size, and skips all other elements by their lengths, without keeping them. It is safe for
+bytes from any peer: it believes no length before the bytes are there, nesting costs one number, and the only exception
+that bytes can cause is :class:`HeaderError`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = ["HeaderError", "HeaderScanner", "decode_uid", "scan"]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-#: Default limits; each is an argument of :class:`HeaderScanner`. The one on inflated bytes is a limit on
-#: time as well: 4 MiB of the smallest elements take about 0.2 s.
+#: Default limits; each is an argument of :class:`HeaderScanner`. The limit on inflated bytes limits the time as
+#: well: 4 MiB of the smallest elements take about 0.2 s.
 MAX_VALUE_LENGTH = 64 * 1024
 MAX_DEPTH = 64
 MAX_INFLATED = 4 * 1024 * 1024
@@ -43,44 +43,44 @@ MAX_INFLATE_RATIO = 100
 
 @functools.lru_cache(maxsize=32)
 def _plan(wanted: frozenset[int], encoding: HeaderFormat) -> tuple[frozenset[int], int]:
-    """The raw tags of what is wanted, and the highest tag (-1: none); a program wants the same few sets."""
+    """Return the raw tags of *wanted*, and the highest tag (-1: none). Cached, since a program wants few different sets."""
     return frozenset(map(encoding.swap, wanted)), max(wanted, default=-1)
 
 
 _HIGHEST_TAG = DELIMITERS - 1
 _MAX_ELEMENT_HEADER = 12
-_MAX_PIECE = 1 << 30  # of what is scanned at once: less than any undefined length seems to be
+_MAX_PIECE = 1 << 30  # the most bytes scanned at once: fewer than an undefined length, taken as a number
 _INFLATE_IN = 16 * 1024
 _INFLATE_OUT = 64 * 1024
 _RATIO_SLACK = 1024 * 1024
 
 
 class HeaderError(ValueError):
-    """The bytes are no data set in the Transfer Syntax that was named, or exceed a limit; says where."""
+    """The bytes are not a data set in the given transfer syntax, or exceed a limit; the text says where."""
 
 
 class HeaderScanner:
-    """Takes wanted top-level elements from the front of a data set, fed in pieces of any size.
+    """Takes the wanted top-level elements from the front of a data set, which is fed in fragments of any size.
 
-    The memory it needs is bounded by ``len(wanted) * max_value_length``, whatever is fed.
+    It needs at most ``len(wanted) * max_value_length`` bytes of memory, whatever is fed.
 
-    Tolerated, because real senders do it: elements with a Value Representation that no standard knows,
-    elements of an explicit data set that are written implicitly, a sequence that ends without its last Item
-    Delimitation Item.
+    Some deviations of real senders are tolerated: elements with a Value Representation that no standard
+    knows, implicitly encoded elements in an explicit data set, a sequence without its last Item Delimitation
+    Item.
 
-    :param transfer_syntax_uid: how the data set is encoded; one that is not known is Explicit VR Little
-        Endian, as all encapsulated ones are (PS3.5 A.4).
+    :param transfer_syntax_uid: the transfer syntax of the data set. An unknown one is taken as Explicit VR
+        Little Endian, as all encapsulated ones are (PS3.5 A.4).
     :param wanted: tags, each ``group << 16 | element``; a frozenset saves some time.
-    :param stop_after: the tag after which nothing is of interest; the highest wanted one by default.
-        Elements stand in ascending order (PS3.5 section 7.1), so the first greater tag ends the scan.
-    :param max_value_length: a wanted value that is longer, in bytes, is stepped over and noted in
+    :param stop_after: the last tag of interest, by default the highest wanted one. Elements are in ascending
+        order (PS3.5 section 7.1), so the first greater tag ends the scan.
+    :param max_value_length: the longest wanted value, in bytes. A longer one is skipped and recorded in
         ``skipped``.
     :param sequences: whether wanted sequences of undefined length are taken as well, with the delimiter at
-        their end; otherwise they are noted in ``skipped``. (Those of defined length are values as any other.)
-    :param max_depth: how many sequences of undefined length may be nested.
-    :param max_inflated: how many bytes a deflated data set may inflate to before the scan must have ended.
-    :param max_inflate_ratio: how many times its size a deflated data set may inflate to (the first MiB is
-        free).
+        their end; otherwise they are recorded in ``skipped``. (Sequences of defined length are values as any other.)
+    :param max_depth: the most levels of nested sequences of undefined length.
+    :param max_inflated: the most bytes that a deflated data set may inflate to before the scan has ended.
+    :param max_inflate_ratio: the most times its size that a deflated data set may inflate to (the first MiB
+        is free).
     """
 
     __slots__ = (
@@ -128,12 +128,12 @@ class HeaderScanner:
         wanted_raw, highest = _plan(wanted if isinstance(wanted, frozenset) else frozenset(wanted), encoding)
         if stop_after is None:
             stop_after = highest
-        #: Tag -> raw value of each wanted element met so far, padding included.
+        #: Tag -> raw value of each wanted element so far, with its padding.
         self.values: dict[int, bytes] = {}
-        #: Tag -> declared length of each wanted element that was too long (0xFFFFFFFF: undefined) and was
-        #: left out.
+        #: Tag -> declared length of each wanted element that was left out because it is too long
+        #: (0xFFFFFFFF: undefined).
         self.skipped: dict[int, int] = {}
-        #: Whether the scan has ended: all that was wanted is in ``values``, or is known to be absent.
+        #: Whether the scan has ended: each wanted element is in ``values`` or ``skipped``, or is known to be absent.
         self.done = stop_after < 0
         self._stop = min(stop_after, _HIGHEST_TAG)
         self._max_value = max_value_length
@@ -147,28 +147,27 @@ class HeaderScanner:
         self._deflated_in = 0
         self._inflated_out = 0
         self._error: HeaderError | None = None
-        # Where the scan stands between two pieces: at most one of these four is in use.
-        self._skip = 0  # bytes to step over
+        # The state of the scan between two fragments: at most one of skip, need, and pending is in use.
+        self._skip = 0  # bytes to skip
         self._need = 0  # bytes still missing from a wanted value, which grows in _value
         self._value = bytearray()
         self._pending = b""  # the beginning of an element header, less than 12 bytes
-        self._tag = 0  # the element that is being stepped over or collected, for messages
-        self._offset = 0  # in the (inflated) data set, of the piece that is being scanned
-        # Nesting needs no stack: an element of defined length is stepped over whole, so what is open
-        # alternates sequence, item, sequence, ... and a count says it all. Odd: in a sequence. Even: in an
-        # item.
+        self._tag = 0  # the element that is being skipped or collected, for messages
+        self._offset = 0  # the position of the current fragment in the (inflated) data set
+        # Nesting needs no stack: an element of defined length is skipped whole, so the open levels alternate
+        # sequence, item, sequence, ... and their number is enough. Odd: in a sequence. Even: in an item.
         self._depth = 0
-        self._un_depth = 0  # the depth at which an UN of undefined length opened, Implicit VR LE within
-        self._fragments = False  # the open sequence holds fragments of pixel data
+        self._un_depth = 0  # the depth of an open UN of undefined length, whose content is in Implicit VR LE
+        self._fragments = False  # whether the open sequence has the fragments of pixel data
         self._capture = sequences
-        self._captured: bytearray | None = None  # what has come of a wanted sequence of undefined length
+        self._captured: bytearray | None = None  # the bytes so far of a wanted sequence of undefined length
 
     def feed(self, data: Buffer) -> bool:
-        """Scan the next piece.
+        """Scan the next fragment.
 
-        :param data: bytes of the data set as it is encoded (a deflated one: still deflated). Not kept.
-        :returns: whether the scan has ended and needs no more.
-        :raises HeaderError: the bytes make no sense or exceed a limit; every later call raises it again.
+        :param data: bytes of the encoded data set (of a deflated one: still deflated). They are not kept.
+        :returns: whether the scan has ended and needs no more bytes.
+        :raises HeaderError: the bytes are malformed or exceed a limit; every later call raises it again.
         """
         if self._error is not None:
             raise self._error
@@ -182,7 +181,7 @@ class HeaderScanner:
         return self._consume(data)
 
     def finish(self) -> None:
-        """Say that the data set ends here: wanted elements that are not in ``values`` now were not in it.
+        """End the data set here: wanted elements that are not in ``values`` now were not in it.
 
         :raises HeaderError: the data set ends inside an element or a sequence before the scan had ended.
         """
@@ -222,7 +221,7 @@ class HeaderScanner:
                     self._value = bytearray()
                     self.done = self._tag >= self._stop
             elif self._pending:
-                # An element header that was split: complete it, which takes no more than 12 bytes, and go on.
+                # Complete an element header that was split, which takes no more than 12 bytes.
                 before = len(self._pending)
                 head = self._pending + bytes(data[pos : pos + _MAX_ELEMENT_HEADER])
                 self._offset -= before
@@ -247,10 +246,10 @@ class HeaderScanner:
         return self.done
 
     def _top(self, buffer: Buffer, pos: int) -> int:
-        """Scan elements outside any sequence; hot.
+        """Scan elements outside any sequence. This is the hot loop.
 
-        :returns: the position up to which the buffer was used. The same as ``pos``: no whole element header
-            is there.
+        :returns: the position up to which the buffer was used. It is ``pos`` if the buffer has no whole element
+            header.
         """
         size = len(buffer)
         encoding = self._encoding
@@ -288,7 +287,7 @@ class HeaderScanner:
                 if raw in wanted:
                     end = start + length
                     if end <= size and length <= longest and tag < stop and tag not in values and tag not in skipped:
-                        values[tag] = bytes(buffer[start:end])  # as _take would; this is nearly all of them
+                        values[tag] = bytes(buffer[start:end])  # as _take does; nearly all elements come this way
                         pos = end
                         continue
                     used = self._take(tag, buffer, pos, start, length)
@@ -297,7 +296,7 @@ class HeaderScanner:
             here, pos = pos, start + length
         if pos <= size:
             return pos
-        # The value ends beyond the buffer. One of undefined length seems to, because no buffer has 4 GiB.
+        # The value ends beyond the buffer. An undefined length always seems to, because no buffer has 4 GiB.
         if length == UNDEFINED_LENGTH:
             self._open(buffer, here, 1)
             if self._capture and raw in wanted and not self._un_depth and not self._fragments:
@@ -309,14 +308,14 @@ class HeaderScanner:
         return size
 
     def _take(self, tag: int, buffer: Buffer, pos: int, start: int, length: int) -> int:
-        """Note a wanted element.
+        """Record a wanted element.
 
-        :returns: the position up to which the buffer was used when the loop has to end here, else 0.
+        :returns: the position up to which the buffer was used if the loop has to end here, else 0.
         """
         if tag in self.values or tag in self.skipped:
-            self._fail(f"{_name(tag)} stands twice in the data set", pos)
+            self._fail(f"{_name(tag)} is in the data set twice", pos)
         end = start + length
-        if length > self._max_value:  # an undefined length is the greatest of all
+        if length > self._max_value:  # an undefined length is the greatest number
             self.skipped[tag] = length
         elif end <= len(buffer):
             self.values[tag] = bytes(buffer[start:end])
@@ -331,7 +330,7 @@ class HeaderScanner:
         return min(end, len(buffer))
 
     def _within(self, buffer: Buffer, pos: int) -> int:
-        """Go on in a sequence of undefined length, keeping what it holds where it is wanted."""
+        """Scan on in a sequence of undefined length, and keep its bytes if it is wanted."""
         if self._captured is None:
             return self._nested(buffer, pos)
         tag = self._tag
@@ -355,7 +354,7 @@ class HeaderScanner:
             self._captured += data
 
     def _nested(self, buffer: Buffer, pos: int) -> int:
-        """Find the end of a sequence of undefined length, however deep; returns as :meth:`_top` does."""
+        """Find the end of a sequence of undefined length, at any depth; return as :meth:`_top` does."""
         size = len(buffer)
         while pos + 8 <= size and self._depth:
             in_un = self._un_depth > 0
@@ -400,25 +399,24 @@ class HeaderScanner:
         return pos
 
     def _odd_vr(self, buffer: Buffer, pos: int, length: int) -> tuple[int, int]:
-        """Where the value starts, and its length, under a Value Representation that PS3.5 does not know.
+        """Return the start of the value, and its length, under a Value Representation that PS3.5 does not know.
 
-        The start may lie beyond the buffer: then more has to come first, and the length means nothing.
+        If the start is beyond the buffer, more bytes are needed and the length has no meaning.
         """
         vr = bytes(buffer[pos + 4 : pos + 6])
         if vr.isalpha() and vr.isupper():
-            # One of the future has the long form (PS3.5 section 6.2). One that is a mistake usually has the
-            # short one; the two bytes of its length stand where the long form has two reserved zeros.
+            # A future VR has the long form (PS3.5 section 6.2). A mistaken VR usually has the short form; the
+            # two bytes of its length are where the long form has two reserved zeros.
             if length:
                 return pos + 8, length
             if pos + 12 > len(buffer):
                 return pos + 12, 0
             return pos + 12, int(self._encoding.long(buffer, pos + 8)[0])
-        # Not letters at all: an element that is written implicitly. Its length is where VR and length would
-        # be.
+        # Without letters it is an implicitly encoded element, which has its length in place of VR and length.
         return pos + 8, int(self._encoding.long(buffer, pos + 4)[0])
 
     def _open(self, buffer: Buffer, pos: int, depth: int) -> None:
-        """Go into a sequence, or into fragments of pixel data, of undefined length."""
+        """Enter a sequence, or fragments of pixel data, of undefined length."""
         if depth > 2 * self._max_depth:
             self._fail(f"sequences are nested more than {self._max_depth} deep", pos)
         if not (self._implicit or self._un_depth):
@@ -432,12 +430,12 @@ class HeaderScanner:
         self._depth = depth
 
     def _close(self, tag: int, pos: int) -> None:
-        """Leave an item or a sequence at a delimiter. Its length field says nothing and is not looked at."""
+        """Leave an item or a sequence at a delimiter, whose length field has no meaning and is ignored."""
         depth = self._depth
         if tag == SEQUENCE_END:
-            depth -= 1 if depth & 1 else 2  # in an item: its own delimiter was forgotten
+            depth -= 1 if depth & 1 else 2  # in an item: its own delimiter is missing
         elif tag == ITEM_END:
-            depth -= 0 if depth & 1 else 1  # in a sequence: one too many, after an item of defined length
+            depth -= 0 if depth & 1 else 1  # in a sequence: a superfluous delimiter after an item of defined length
         else:
             self._fail(f"{_name(tag)} is no item and no delimiter", pos)
         self._depth = depth
@@ -480,13 +478,13 @@ def _name(tag: int) -> str:
 
 
 def scan(data: Buffer, transfer_syntax_uid: str, wanted: Collection[int]) -> dict[int, bytes]:
-    """The wanted top-level elements of a data set that is in memory.
+    """Return the wanted top-level elements of a data set in memory.
 
     :param data: the encoded data set, at least up to the highest wanted element.
-    :param transfer_syntax_uid: how it is encoded.
+    :param transfer_syntax_uid: its transfer syntax.
     :param wanted: tags, each ``group << 16 | element``.
-    :returns: tag -> raw value, padding included; elements that are absent or longer than 64 KiB are left out.
-    :raises HeaderError: the bytes make no sense, exceed a limit, or end inside an element.
+    :returns: tag -> raw value, with its padding; elements that are absent or longer than 64 KiB are left out.
+    :raises HeaderError: the bytes are malformed, exceed a limit, or end inside an element.
     """
     scanner = HeaderScanner(transfer_syntax_uid, wanted)
     if not scanner.feed(data):

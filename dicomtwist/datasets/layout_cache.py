@@ -1,10 +1,9 @@
-"""How the data sets of a series are laid out: where each element is, learned from one of them for those that follow.
+"""A cache of the layouts of data sets: the positions of their elements, learned from one data set for the next ones.
 
-The instances of a series nearly always have the same elements with values of the same lengths. Where the headers of all
-elements are where they were in an earlier data set, byte for byte, what is wanted stands where it stood there: a comparison
-that C does takes the place of the scan, in a tenth of its time. A scan of such a data set would go the same way, since it
-looks at nothing but these headers; whatever is different is left to the
-:class:`~dicomtwist.datasets.header_scanner.HeaderScanner`.
+The instances of a series nearly always have the same elements with values of the same lengths. If all element headers are
+where they were in an earlier data set, byte for byte, the wanted values are there as well. A comparison in C then replaces the
+scan, in a tenth of its time. A scan of such a data set would give the same result, since it reads nothing but these headers.
+Every other data set is left to the :class:`~dicomtwist.datasets.header_scanner.HeaderScanner`.
 """
 
 from __future__ import annotations
@@ -31,36 +30,36 @@ from dicomtwist.datasets.header_scanner import MAX_VALUE_LENGTH, Buffer
 
 __all__ = ["Layouts"]
 
-#: How many layouts are remembered, and of how many headers each may consist.
+#: The most layouts in the cache, and the most headers of one.
 MAX_LAYOUTS: Final = 32
 MAX_HEADERS: Final = 1024
-#: How deep sequences of undefined length may be nested in a layout.
+#: The most levels of nested sequences of undefined length in a layout.
 MAX_DEPTH: Final = 8
-#: To learn a layout takes as long as so many scans, each of which is saved when it is met again. What is saved may be spent
-#: on learning, up to as much as is there at the start; beyond that one of some data sets is learned, for there are senders no
-#: two of whose data sets are alike.
+#: Learning a layout takes as long as ``COST`` scans, and each later hit saves one scan. Saved scans pay for learning; at most
+#: ``SAVINGS`` are saved up, which is also the credit at the start. Without credit only one of ``ONE_OF`` data sets is learned,
+#: since there are senders whose data sets are all different.
 COST: Final = 4
 SAVINGS: Final = 128
 ONE_OF: Final = 32
 
 
 class _Unusual(Exception):
-    """The data set has something that is better left to the scanner."""
+    """The data set has an element that is better left to the scanner."""
 
 
 class _Layout(NamedTuple):
     """
-    The front of a data set.
+    The layout of the front of a data set.
 
-    :ivar transfer_syntax: how it is encoded.
-    :ivar last: its last header, and
-    :ivar at: where that is: it is nowhere else, nearly always, than in a data set of this layout.
-    :ivar end: how many bytes it takes.
-    :ivar whole: whether it is all of the data set.
-    :ivar cut: takes the headers out of a data set of this layout.
-    :ivar headers: what they have to be.
-    :ivar take: takes the values out of it.
-    :ivar tags: whose they are.
+    :ivar transfer_syntax: the transfer syntax of the data set.
+    :ivar last: the last header,
+    :ivar at: and its position. Other layouts nearly never have the same bytes there, so it is compared first.
+    :ivar end: the length of the front, in bytes.
+    :ivar whole: whether the front is the whole data set.
+    :ivar cut: extracts the headers from a data set of this layout.
+    :ivar headers: the headers that it has to extract.
+    :ivar take: extracts the wanted values.
+    :ivar tags: the tags of these values.
     """
 
     transfer_syntax: str
@@ -76,10 +75,10 @@ class _Layout(NamedTuple):
 
 class Layouts:
     """
-    The layouts of data sets that came lately; from any thread.
+    The layouts of recent data sets. It may be used from any thread.
 
-    :param wanted: the tags whose values are asked for.
-    :param max_value_length: how long a value may be, in bytes.
+    :param wanted: the tags of the wanted values.
+    :param max_value_length: the longest value, in bytes.
     """
 
     def __init__(self, wanted: frozenset[int], max_value_length: int = MAX_VALUE_LENGTH) -> None:
@@ -91,11 +90,11 @@ class Layouts:
 
     def values(self, data: Buffer, transfer_syntax_uid: str, *, whole: bool = True) -> dict[int, bytes] | None:
         """
-        Return what a scan for the wanted tags, with its sequences, would find.
+        Return the values that a scan for the wanted tags, with sequences, would find.
 
-        :param data: the data set as it is encoded, or its beginning.
-        :param whole: whether it is all of it.
-        :returns: tag to raw value; ``None`` where no data set of its layout was learned, which says nothing of it.
+        :param data: the encoded data set, or its beginning.
+        :param whole: whether *data* is the whole data set.
+        :returns: tag to raw value; ``None`` if the layout is not in the cache.
         """
         layouts = self._layouts
         for layout in layouts:
@@ -114,10 +113,10 @@ class Layouts:
 
     def learn(self, data: Buffer, transfer_syntax_uid: str, found: Mapping[int, bytes]) -> None:
         """
-        Remember the layout of a data set that a scanner has been through to the end, if it is a plain one.
+        Add the layout of a data set that was scanned, if it is a simple one.
 
-        :param data: all of the data set, or so much of it that the scanner needed no more.
-        :param found: what the scanner found.
+        :param data: the data set, or as much of it as the scanner needed.
+        :param found: the values that the scanner found.
         """
         if self._saved >= COST:
             self._saved -= COST
@@ -139,7 +138,7 @@ class Layouts:
 
 
 class _Walk:
-    """One way through a data set, from header to header."""
+    """One walk through a data set, from header to header."""
 
     def __init__(self, data: Buffer, transfer_syntax: str, wanted: frozenset[int]) -> None:
         self._data = data
@@ -162,7 +161,7 @@ class _Walk:
             if tag <= before or tag >= DELIMITERS:
                 raise _Unusual
             if tag > self._stop:
-                # How long it is, the pixels, say, is of no matter.
+                # Its length does not matter; it may be that of the pixels.
                 self._headers[-1] = (pos, pos + 6 if start == pos + 12 else start)
                 pos = start
                 break
@@ -190,7 +189,7 @@ class _Walk:
         )
 
     def _header(self, pos: int) -> tuple[int, int, int]:
-        """Note the header of an element; return tag, where its value begins, and length."""
+        """Record the header of an element; return its tag, the start of its value, and its length."""
         data = self._data
         group, element = self._tag(data, pos)
         tag = group << 16 | element
@@ -213,7 +212,7 @@ class _Walk:
         return tag, start, length
 
     def _sequence_end(self, pos: int, depth: int) -> int:
-        """Note the headers in a sequence of undefined length, whose items begin at *pos*; return where it ends."""
+        """Record the headers in a sequence of undefined length, whose items begin at *pos*; return its end."""
         if depth > MAX_DEPTH:
             raise _Unusual
         while True:
@@ -235,7 +234,7 @@ class _Walk:
 
 
 def _struct(spans: list[tuple[int, int]]) -> struct.Struct:
-    """What takes these parts of a buffer out of it."""
+    """Return a struct that extracts *spans*, each (start, end), from a buffer."""
     parts, pos = ["<"], 0
     for start, end in spans:
         if start > pos:

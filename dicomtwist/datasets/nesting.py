@@ -1,5 +1,5 @@
 """
-How deep the sequences of a data set are nested.
+A limit on the nesting of sequences in a decoded data set.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from pydicom import Dataset
 from dicomtwist.datasets.element_headers import ITEM_TAGS
 from dicomtwist.errors import DataSetError
 
-#: How deep sequences may be nested. What exists has about ten levels: a structured report.
+#: The most levels of nested sequences. Real data sets have about ten: structured reports.
 MAX_NESTED: Final = 64
 
 
 def check_nesting(dataset: Dataset) -> None:
     """
-    Look into all sequences of *dataset*, which takes about the time of decoding them.
+    Check all sequences of *dataset*, which takes about the time of decoding them.
 
-    pydicom decodes a sequence of defined length at the first look at it, and then goes into it by recursion: its ``repr``
-    of ten thousand levels takes all of the memory that there is.
+    pydicom decodes a sequence of defined length when it is first used, and then walks it by recursion: the ``repr`` of ten
+    thousand levels takes all memory.
 
-    :raises DataSetError: they are nested deeper than :data:`MAX_NESTED`, or one of them cannot be decoded.
+    :raises DataSetError: sequences are nested deeper than :data:`MAX_NESTED`, or one of them cannot be decoded.
     """
     level = [dataset]
     for _ in range(MAX_NESTED + 1):
@@ -37,7 +37,7 @@ def check_nesting(dataset: Dataset) -> None:
 
 
 def _items(dataset: Dataset) -> Iterator[Dataset]:
-    """Yield the items of the sequences in *dataset*, of those that the dictionary does not know as well."""
+    """Yield the items of all sequences in *dataset*, including sequences that the data dictionary does not know."""
     for tag, element in list(dataset.items()):
         value = element.value
         if element.VR == "SQ" or (element.VR in (None, "UN") and value and value[:4] in ITEM_TAGS):

@@ -1,5 +1,5 @@
 """
-Data sets to send: sources, which are read as the connection takes them.
+Sources: data sets to send, read as the connection takes them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dicomtwist.datasets.stream import CHUNK
 from dicomtwist.errors import DataSetError
 from dicomtwist.runtime.executors import Executor
 
-#: A piece of a data set, and whether it is the last.
+#: A chunk of a data set, and whether it is the last.
 Chunk: TypeAlias = tuple[bytes | memoryview, bool]
 
 
@@ -20,21 +20,21 @@ class DataSetSource(Protocol):
     """
     A data set to send, in the transfer syntax of the presentation context that it is sent in.
 
-    Whoever writes one of their own gives pieces of even length, except that the last may be of any.
+    A source of your own has to give chunks of even length; only the last may be odd.
     """
 
     def read(self) -> Chunk | Deferred[Chunk]:
-        """Return the next piece and whether it is the last; called again only when the one before has come."""
+        """Return the next chunk and whether it is the last. It is called again only after the chunk before has arrived."""
 
     def close(self) -> None:
-        """Called once, when everything was read or nothing more is wanted."""
+        """Release the resources. Called once, after the last chunk or when no more is wanted."""
 
 
 class BytesSource:
     """
     A data set that is in memory.
 
-    :ivar data: it.
+    :ivar data: the data set.
     """
 
     __slots__ = ("data",)
@@ -47,16 +47,16 @@ class BytesSource:
         return self.data, True
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 class FileSource:
     """
     A data set that is read from an open file in a thread, one chunk ahead of what is sent.
 
-    :param file: positioned behind *first*; it is closed with the source.
-    :param first: what was read already.
-    :param left: how many bytes are behind it, ``None`` where that is not known.
+    :param file: the file, positioned after *first*; it is closed with the source.
+    :param first: the chunk that was read already.
+    :param left: the number of bytes after it, ``None`` if that is not known.
     """
 
     __slots__ = ("_ahead", "_closed", "_executor", "_file", "_first", "_left")
@@ -70,7 +70,7 @@ class FileSource:
         self._closed = False
 
     def read(self) -> Chunk | Deferred[Chunk]:
-        """Return the next chunk; the one behind it is being read meanwhile."""
+        """Return the next chunk; a thread reads the one after it meanwhile."""
         if self._first is not None:
             first, self._first = self._first, None
             last = self._left == 0
@@ -81,7 +81,7 @@ class FileSource:
         return self._ahead.addCallback(self._have)
 
     def _read_ahead(self) -> None:
-        # Not more than there was when it was opened: a file may be growing.
+        # No more than the file had when it was opened, since it may be growing.
         count = CHUNK if self._left is None else min(CHUNK, self._left)
         self._ahead = self._executor.run_admitted(self._file.read, count)
 
@@ -99,7 +99,7 @@ class FileSource:
         return data, last
 
     def close(self) -> None:
-        """Close the file, after a read that is under way."""
+        """Close the file, after a read that is in progress."""
         if self._closed:
             return
         self._closed = True
@@ -109,5 +109,5 @@ class FileSource:
             self._ahead.addBoth(self._close_late)
 
     def _close_late(self, result: object) -> None:
-        # A failure of a read that nobody wants any more is nobody's.
+        # The failure of a read whose result is not wanted any more is dropped.
         self._file.close()

@@ -1,4 +1,4 @@
-"""Data sets that are being received: a stream of fragments, and the sinks that take them."""
+"""Data sets that are being received: streams of fragments, and the sinks that take them."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from twisted.python.failure import Failure
 from dicomtwist.datasets.chunk_buffer import ChunkBuffer
 from dicomtwist.errors import DataSetError, DataSetTooLong
 
-#: How much of a file is read at once, in bytes, and how much of a stream waits for a slow reader.
+#: The bytes of a file that are read at once, and the bytes of a stream that wait for a slow reader.
 CHUNK = 1024 * 1024
 
 
 class DataSetSink(Protocol):
-    """Who takes a data set as it arrives, see :meth:`DataSetStream.deliver_to`."""
+    """Takes a data set as it arrives, see :meth:`DataSetStream.deliver_to`."""
 
     def write(self, data: memoryview) -> None:
-        """Take the next piece; the view may be kept, it pins the read that it came in."""
+        """Take the next chunk. The view may be kept; it keeps alive all of the read that it came in."""
 
     def finish(self) -> None:
         """The data set is complete."""
 
     def fail(self, reason: Failure) -> None:
-        """The data set will not be complete: the association ended, or a limit was passed."""
+        """The data set stays incomplete: the association ended, or a limit was passed."""
 
 
 class StreamPauser(Protocol):
-    """Who can stop reading from the peer while a sink is busy."""
+    """Stops reading from the peer while a sink is busy."""
 
     def pause_reading(self) -> None:
-        """Stop for now."""
+        """Stop reading."""
 
     def resume_reading(self) -> None:
-        """Go on."""
+        """Read again."""
 
 
 class DataSetStream:
     """
     A data set that is arriving.
 
-    Read it in one of three ways: ``async for chunk in stream``, :meth:`deliver_to` a sink, or :meth:`read` all of it. Until
-    one is chosen, and whenever a reader is behind by more than :data:`CHUNK`, the peer is not read from, so what waits
-    here is bounded.
+    There are three ways to read it: ``async for chunk in stream``, :meth:`deliver_to` a sink, or :meth:`read` all of it. Until
+    one is chosen, and whenever the reader is behind by more than :data:`CHUNK`, the association stops reading from the peer,
+    which bounds the bytes that wait here.
 
-    :ivar received: how many bytes have come so far.
+    :ivar received: the number of bytes that have arrived.
     """
 
     __slots__ = ("_buffer", "_failure", "_finished", "_paused", "_pauser", "_sink", "_waiting", "received")
@@ -65,9 +65,9 @@ class DataSetStream:
 
     def deliver_to(self, sink: DataSetSink) -> None:
         """
-        Give all of the data set to *sink*, what has come already at once.
+        Give the whole data set to *sink*; the part that has arrived already at once.
 
-        The sink calls :meth:`pause` and :meth:`resume` where it cannot keep up.
+        A sink that cannot keep up calls :meth:`pause` and :meth:`resume`.
 
         :raises RuntimeError: the stream has a reader already.
         """
@@ -87,7 +87,7 @@ class DataSetStream:
         """
         Read the whole data set into memory.
 
-        :returns: a Deferred with its bytes; it fails with the reason where the data set stays incomplete.
+        :returns: a Deferred with its bytes; it fails with the reason if the data set stays incomplete.
         """
         sink = CollectingSink()
         self.deliver_to(sink)
@@ -119,13 +119,13 @@ class DataSetStream:
         return waiting
 
     def pause(self) -> None:
-        """Stop reading from the peer; what has been read already may still come."""
+        """Stop reading from the peer. Fragments that were read already may still arrive."""
         if not self._paused and not self._finished:
             self._paused = True
             self._pauser.pause_reading()
 
     def resume(self) -> None:
-        """Go on reading from the peer."""
+        """Read from the peer again."""
         if self._paused:
             self._paused = False
             self._pauser.resume_reading()
@@ -133,7 +133,7 @@ class DataSetStream:
     # --- for the association
 
     def feed(self, data: memoryview) -> None:
-        """Take the next piece."""
+        """Take the next fragment."""
         self.received += len(data)
         if self._sink is not None:
             self._sink.write(data)
@@ -156,7 +156,7 @@ class DataSetStream:
             waiting.callback(None)
 
     def fail(self, reason: Failure) -> None:
-        """The data set will not be complete."""
+        """The data set stays incomplete."""
         if self._finished:
             return
         self._paused = False  # there is nothing left to resume
@@ -170,9 +170,9 @@ class DataSetStream:
 
     def discard(self, then: Callable[[], None]) -> None:
         """
-        Let go of what has come and of what comes; call *then* when the data set has ended.
+        Drop the bytes that have arrived and those to come, and call *then* when the data set has ended.
 
-        Who reads it still is told that nothing more comes.
+        A reader that has not finished gets a :class:`~dicomtwist.errors.DataSetError`.
         """
         self._buffer.clear()
         if self._failure is not None:
@@ -236,7 +236,7 @@ class CollectingSink:
 
 
 class _Nowhere:
-    """Where a data set goes that nobody wants."""
+    """Drops a data set that nobody reads."""
 
     __slots__ = ("_then",)
 
@@ -244,11 +244,11 @@ class _Nowhere:
         self._then = then
 
     def write(self, data: memoryview) -> None:
-        """Forget *data*."""
+        """Drop *data*."""
 
     def finish(self) -> None:
-        """Tell that it is over."""
+        """Report the end."""
         self._then()
 
     def fail(self, reason: Failure) -> None:
-        """Nobody waits for it."""
+        """Nothing to do: no caller waits for the end."""

@@ -208,7 +208,7 @@ class Structure(SynchronousTestCase):
         self.refuse(SQ + UNDEFINED + b"\xfe\xff\x01\xe0" + bytes(4), "no delimiter")
 
     def test_twice(self) -> None:
-        self.refuse(ui(STUDY, b"1.2\0") + TAIL, "stands twice")
+        self.refuse(ui(STUDY, b"1.2\0") + TAIL, "in the data set twice")
 
     def test_an_error_stays(self) -> None:
         scanner = HeaderScanner(EXPLICIT, BOTH)
