@@ -125,7 +125,7 @@ class StorageReceiver:
     def keep_small(self, incoming: _Incoming) -> None:
         """Keep a small instance that is whole; it is told of it."""
         bound = self.executor.bounds.max_queued
-        if len(self._whole) >= bound:
+        if len(self._whole) > bound:  # the first one is about to be taken
             incoming.kept(ExecutorFull(self.executor.name, bound))
             return
         self._whole.append(incoming)

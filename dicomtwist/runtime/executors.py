@@ -156,7 +156,7 @@ class _Work:
         """Make the call, in a worker thread."""
         function, arguments, keywords = self.function, self.arguments, self.keywords
         assert function is not None
-        # What the call holds, such as a megabyte of pixels, is not kept until its result is delivered.
+        # The arguments, such as a megabyte of pixels, are not kept until the result is delivered.
         self.function, self.arguments, self.keywords = None, (), {}
         try:
             self.outcome = function(*arguments, **keywords)
@@ -178,11 +178,11 @@ class Executor:
     """
     A few threads with a bounded queue, for one purpose. The threads are there while somebody uses it.
 
-    Each user holds it with :meth:`acquire` and lets go with :meth:`release`; with the last one the threads end. So nothing is
-    left behind, and nobody has to remember to stop it.
+    Each user calls :meth:`acquire`, and :meth:`release` when it is done; after the last release the threads end. So no thread
+    is left behind, and nobody has to remember to stop the executor.
 
-    It does what the part of Twisted's ThreadPool does that is used here, with the queue that C has for it: every instance that
-    is stored goes to a thread and back, and this halves the way (50 against 80 microseconds).
+    It does not use Twisted's ThreadPool, because every instance that is stored takes a round trip to a thread: 50 microseconds
+    with the queue that C has for it, 80 with the ThreadPool.
 
     :param reactor: where the results come back. One with ``make_thread_pool(minimum, maximum, name)``, as that of
         :mod:`dicomtwist.testing`, brings threads of its own.
@@ -199,12 +199,12 @@ class Executor:
         self._users = 0
         # Counted in the reactor thread: calls that wait or are under way.
         self._outstanding = 0
-        # One wake-up in the second for each call in the first, from which a call can be taken back. SimpleQueue wakes one
-        # thread, and without the locks of Python's own queues.
+        # For each call in the deque there is one wake-up in the SimpleQueue, which wakes one thread and takes no lock of
+        # Python's own. A call that is cancelled can be taken out of the deque.
         self._queue: deque[_Work] = deque()
         self._wake_ups: SimpleQueue[bool] = SimpleQueue()
         self._running: set[_Work] = set()
-        # What has finished since the reactor thread looked. It is woken once for all of them.
+        # Calls that have finished since the reactor thread looked. It is woken once for all of them.
         self._finished: deque[_Work] = deque()
         self._is_delivering = False
 

@@ -6,13 +6,26 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
+from queue import SimpleQueue
+from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import CancelledError, gatherResults
-from twisted.internet.task import deferLater
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
-from dicomtwist.runtime.executors import Bounds, Executor
+from dicomtwist.errors import ExecutorFull
+from dicomtwist.runtime.executors import (
+    DEFAULT_BOUNDS,
+    Bounds,
+    Executor,
+    Executors,
+    SideThread,
+    check_wanted,
+    is_wanted,
+)
+from dicomtwist.testing import MemoryNetwork
 
 
 def workers() -> list[threading.Thread]:
@@ -131,3 +144,346 @@ class ExecutorTests(TestCase):
         while workers():
             await self.pause()
         self.assertEqual(ended, [True])
+
+
+class Gate:
+    """Work that waits in its thread until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self.open = threading.Event()
+
+    def work(self) -> bool:
+        """What an executor runs."""
+        self.begun.release()
+        return self.open.wait(30)
+
+    def wait(self, count: int = 1) -> None:
+        """Block the test until *count* more threads are at work."""
+        for _ in range(count):
+            if not self.begun.acquire(timeout=30):
+                raise AssertionError("no thread began")
+
+
+class Subject:
+    """Something that a weak reference can be made of."""
+
+
+class BoundsTests(TestCase):
+    def test_mistakes(self) -> None:
+        self.assertRaises(ValueError, Bounds, 0, 1)
+        self.assertRaises(ValueError, Bounds, 1, -1)
+        self.assertEqual(Bounds(1, 0).max_queued, 0)
+
+
+class QueueTests(TestCase):
+    """
+    The queue of an executor of one thread, which is at work.
+    """
+
+    def setUp(self) -> None:
+        self.gate = Gate()
+        self.executor = Executor(reactor, "testing", Bounds(threads=1, max_queued=2))
+        self.executor.acquire()
+        self.first = self.executor.run(self.gate.work)
+        self.gate.wait()
+
+    def tearDown(self) -> None:
+        self.gate.open.set()
+        self.executor.release()
+
+    async def test_full(self) -> None:
+        """
+        One call more than the queue holds fails at once, with what is full; when there is room again the next is taken.
+        """
+        queued: list[Deferred[Any]] = [self.executor.run(int, number) for number in "12"]
+        error = self.failureResultOf(self.executor.run(int, "3"), ExecutorFull).value
+        self.assertEqual((error.name, error.max_queued), ("testing", 2))
+        self.assertEqual(self.executor.vitals.queued, 2)
+        self.gate.open.set()
+        self.assertEqual([await one for one in (self.first, *queued)], [True, 1, 2])
+        self.assertEqual(await self.executor.run(int, "3"), 3)
+
+    async def test_admitted(self) -> None:
+        """
+        The next step of what was admitted is taken however long the queue is, in its turn; new work is not.
+        """
+        done: list[int] = []
+        queued = [self.executor.run(done.append, number) for number in (1, 2)]
+        queued += [self.executor.run_admitted(done.append, number) for number in (3, 4)]
+        self.failureResultOf(self.executor.run(int), ExecutorFull)
+        self.gate.open.set()
+        await gatherResults(queued)
+        self.assertEqual(done, [1, 2, 3, 4])
+
+    async def test_cancelled_before_it_begins(self) -> None:
+        """
+        Cancelled work leaves the queue, and its place to another; what it holds is let go, though the thread is busy.
+        """
+        subject = Subject()
+        held = weakref.ref(subject)
+        cancelled = self.executor.run(self.fail, subject)
+        other = self.executor.run(int, "7")
+        del subject
+        cancelled.cancel()
+        self.failureResultOf(cancelled, CancelledError)
+        self.assertEqual(self.executor.vitals.queued, 1)
+        self.assertIsNone(held())
+        last = self.executor.run(int, "8")
+        self.failureResultOf(self.executor.run(int), ExecutorFull)
+        self.gate.open.set()
+        self.assertEqual((await other, await last), (7, 8))
+
+    async def test_many_that_are_cancelled(self) -> None:
+        """
+        A crowd that gives up leaves nothing in the queue, and the thread does what comes then.
+        """
+        for _ in range(1000):
+            crowd = [self.executor.run(self.fail) for _ in range(2)]
+            for one in crowd:
+                one.cancel()
+                self.failureResultOf(one, CancelledError)
+        self.assertEqual(self.executor.vitals.queued, 0)
+        result = self.executor.run(int, "7")
+        self.gate.open.set()
+        self.assertEqual(await result, 7)
+
+    async def test_the_last_one_is_cancelled(self) -> None:
+        """
+        Where nobody uses the executor and what was left is cancelled, its threads end.
+        """
+        queued = self.executor.run(self.fail)
+        self.gate.open.set()
+        self.executor.release()
+        queued.cancel()
+        self.failureResultOf(queued, CancelledError)
+        await self.first
+        self.assertEqual(workers(), [])
+        self.executor.acquire()
+
+    async def test_held_no_longer_than_the_call(self) -> None:
+        """
+        An argument is let go before the result is delivered.
+        """
+        subject = Subject()
+        held = weakref.ref(subject)
+        result = self.executor.run(lambda one: None, subject)
+        result.addCallback(lambda _: self.assertIsNone(held()))
+        del subject
+        self.gate.open.set()
+        await result
+
+
+class WantedTests(TestCase):
+    """
+    Long work asks whether it is still wanted.
+    """
+
+    def setUp(self) -> None:
+        self.executor = Executor(reactor, "testing", Bounds(threads=2, max_queued=2))
+
+    def test_elsewhere(self) -> None:
+        """
+        Outside of executors there is nobody to cancel it.
+        """
+        self.assertTrue(is_wanted())
+        check_wanted()
+
+    async def test_asked(self) -> None:
+        """
+        The work of one that was cancelled learns of it, that beside it does not; the cancelled one's outcome is nobody's.
+        """
+        gate, told = Gate(), {}
+
+        def work(name: str) -> str:
+            before = is_wanted()
+            gate.work()
+            told[name] = before, is_wanted()
+            check_wanted()
+            return name
+
+        unwanted, wanted = self.executor.run(work, "unwanted"), self.executor.run(work, "wanted")
+        gate.wait(2)
+        unwanted.cancel()
+        self.failureResultOf(unwanted, CancelledError)
+        gate.open.set()
+        self.assertEqual(await wanted, "wanted")
+        while workers():
+            await deferLater(reactor, 0.001)
+        self.assertEqual(told, {"unwanted": (True, False), "wanted": (True, True)})
+
+    async def test_the_next_call_of_the_thread(self) -> None:
+        """
+        That the call before was cancelled is nothing to the next one.
+        """
+        executor = Executor(reactor, "testing", Bounds(threads=1, max_queued=2))
+        gate = Gate()
+        first, second = executor.run(gate.work), executor.run(is_wanted)
+        gate.wait()
+        first.cancel()
+        self.failureResultOf(first, CancelledError)
+        gate.open.set()
+        self.assertTrue(await second)
+
+
+class ClockWithThreads(Clock):
+    """A clock that stands still, while threads are real ones; what they tell is heard when the test listens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: SimpleQueue[Any] = SimpleQueue()
+
+    def callFromThread(self, function: Any, *args: Any) -> None:
+        self.told.put((function, args))
+
+    def listen(self) -> None:
+        """Wait for the next call from a thread, and make it."""
+        function, args = self.told.get(timeout=30)
+        function(*args)
+
+
+class VitalsTests(TestCase):
+    """
+    How an executor is doing.
+    """
+
+    def test_blocked(self) -> None:
+        """
+        How long a call has been running is told, and how long all threads have been busy, once they are.
+        """
+        clock = ClockWithThreads()
+        executor = Executor(clock, "testing", Bounds(threads=2, max_queued=5))
+        gates = Gate(), Gate()
+        results: list[Deferred[Any]] = [executor.run(gates[0].work)]
+        gates[0].wait()
+        clock.advance(3)
+        vitals = executor.vitals
+        self.assertEqual((vitals.name, vitals.threads, vitals.busy, vitals.queued), ("testing", 2, 1, 0))
+        self.assertEqual((vitals.longest, vitals.blocked), (3, 0))
+        results += [executor.run(gates[1].work), executor.run(int)]
+        gates[1].wait()
+        clock.advance(4)
+        vitals = executor.vitals
+        self.assertEqual((vitals.busy, vitals.queued, vitals.longest, vitals.blocked), (2, 1, 7, 4))
+        for gate in gates:
+            gate.open.set()
+        while not all(result.called for result in results):
+            clock.listen()
+        vitals = executor.vitals
+        self.assertEqual((vitals.busy, vitals.queued, vitals.longest, vitals.blocked), (0, 0, 0, 0))
+        self.assertEqual([self.successResultOf(result) for result in results], [True, True, 0])
+
+
+class ExecutorsTests(TestCase):
+    """
+    The executors of a server.
+    """
+
+    def tearDown(self) -> None:
+        self.assertEqual(workers(), [], "a thread is left")
+
+    def test_each_has_bounds(self) -> None:
+        executors = Executors(reactor, {"worklist": Bounds(1, 3)})
+        for name, bounds in DEFAULT_BOUNDS.items():
+            executor: Executor = getattr(executors, name)
+            self.assertEqual(executor.bounds, Bounds(1, 3) if name == "worklist" else bounds)
+            self.assertIs(getattr(executors, name), executor)
+        self.assertEqual([vitals.name for vitals in executors.vitals()], list(DEFAULT_BOUNDS))
+
+    def test_unknown_name(self) -> None:
+        self.assertRaises(ValueError, Executors, reactor, {"printing": Bounds(1, 1)})
+
+    async def test_none_delays_another(self) -> None:
+        """
+        While one is blocked and full, all others work.
+        """
+        executors = Executors(reactor, {name: Bounds(1, 0) for name in DEFAULT_BOUNDS})
+        executors.acquire()
+        for blocked in DEFAULT_BOUNDS:
+            gate = Gate()
+            waiting = getattr(executors, blocked).run(gate.work)
+            gate.wait()
+            for name in DEFAULT_BOUNDS:
+                result = getattr(executors, name).run(int, "7")
+                if name == blocked:
+                    self.failureResultOf(result, ExecutorFull)
+                else:
+                    self.assertEqual(await result, 7)
+            gate.open.set()
+            await waiting
+        executors.release()
+
+    async def test_used_together(self) -> None:
+        """
+        What one user holds are all of them, also those that are made later; with the last user all threads end.
+        """
+        executors = Executors(reactor)
+        await executors.receiving.run(int)
+        self.assertEqual(workers(), [])
+        executors.acquire()
+        executors.acquire()
+        await executors.receiving.run(int)
+        await executors.querying.run(int)
+        names = {thread.name for thread in workers()}
+        self.assertEqual(names, {"dicomtwist-receiving-0", "dicomtwist-querying-0"})
+        executors.release()
+        self.assertEqual(len(workers()), 2)
+        executors.release()
+        self.assertEqual(workers(), [])
+
+
+class InMemoryTests(TestCase):
+    """
+    The network of dicomtwist.testing brings threads of its own, under the same bounds.
+    """
+
+    def setUp(self) -> None:
+        self.network = MemoryNetwork()
+        self.network.works = False
+        self.executor = Executor(self.network, "testing", Bounds(threads=1, max_queued=1))
+
+    def test_bounds_and_cancelling(self) -> None:
+        first, cancelled = self.executor.run(int, "1"), self.executor.run(self.fail)
+        self.failureResultOf(self.executor.run(int), ExecutorFull)
+        cancelled.cancel()
+        self.failureResultOf(cancelled, CancelledError)
+        second = self.executor.run(int, "2")
+        self.assertEqual(self.executor.vitals.queued, 2)
+        self.network.works = True
+        self.network.flush()
+        self.assertEqual((self.successResultOf(first), self.successResultOf(second)), (1, 2))
+        self.assertEqual(self.network.pools, [])
+
+
+class SideThreadTests(TestCase):
+    """
+    A thread that works beside another.
+    """
+
+    def tearDown(self) -> None:
+        self.assertEqual(workers(), [], "a thread is left")
+
+    def test_works_beside(self) -> None:
+        beside = SideThread("sync")
+        self.addCleanup(beside.stop)
+        gate, seen = Gate(), []
+
+        def work(number: int) -> None:
+            gate.work()
+            seen.append((number, threading.current_thread().name))
+
+        wait = beside.begin(work, 7)
+        gate.wait()
+        self.assertEqual(seen, [])
+        gate.open.set()
+        wait()
+        self.assertEqual(seen, [(7, "dicomtwist-sync")])
+        beside.stop()
+        beside.stop()
+
+    def test_raises(self) -> None:
+        beside = SideThread("sync")
+        wait = beside.begin(int, "x")
+        self.assertRaises(ValueError, wait)
+        beside.begin(int, "1")()
+        beside.stop()

@@ -1,0 +1,349 @@
+"""Executors are bulkheads: one that is blocked delays no other, and one that is full refuses."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.trial.unittest import TestCase
+
+from dicomtwist import AE, UserIdentity, build_context, build_role, evt
+from dicomtwist.access.enforcement import Access, Policy
+from dicomtwist.access.rules import parse_rules
+from dicomtwist.access.users import Users, hash_passcode
+from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.ingest import StorageReceiver
+from dicomtwist.archive.query.search import Search
+from dicomtwist.archive.services.mpps import PerformedProcedureSteps
+from dicomtwist.archive.services.query_retrieve import QueryRetrieve
+from dicomtwist.archive.services.storage_commitment import StorageCommitment
+from dicomtwist.archive.services.worklist import Worklist, WorklistFolder
+from dicomtwist.archive.storage.types import Durability
+from dicomtwist.errors import ExecutorFull, OperationFailed
+from dicomtwist.runtime.executors import Bounds
+from dicomtwist.scp.dispatch import Provider, combined
+from dicomtwist.sop_class import (
+    ModalityPerformedProcedureStep,
+    ModalityWorklistInformationModelFind,
+    StorageCommitmentPushModel,
+    StorageCommitmentPushModelInstance,
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+)
+from dicomtwist.transport.peer_directory import Peers
+from dicomtwist.ul.items import UserInformation
+from dicomtwist.ul.pdu import AAssociateRJ
+from tests.archive.samples import SECONDARY_CAPTURE, dataset, keep
+from tests.memory import MemoryTestCase
+
+CLASSES = (
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    ModalityWorklistInformationModelFind,
+    ModalityPerformedProcedureStep,
+    StorageCommitmentPushModel,
+)
+FULL = Bounds(threads=1, max_queued=0)
+
+
+def studies() -> Dataset:
+    """A query for all studies."""
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = "STUDY"
+    identifier.StudyInstanceUID = ""
+    return identifier
+
+
+def steps() -> Dataset:
+    """A query for the whole worklist."""
+    identifier = Dataset()
+    identifier.PatientID = ""
+    return identifier
+
+
+class Server:
+    """All that an archive does, with the executors of its AE."""
+
+    def __init__(self, test: TestCase | MemoryTestCase, ae: AE) -> None:
+        self.ae, executors = ae, ae.executors
+        self.archive = Archive(Path(test.mktemp()), durability=Durability.NONE)
+        self.archive.open()
+        test.addCleanup(self.archive.close)
+        worklist, users = Path(test.mktemp()), Path(test.mktemp())
+        worklist.mkdir()
+        users.write_text(f"{hash_passcode('alice', b'ThePassword', n=16)}\n")
+        peers = Peers(ae.reactor, [])
+        self.receiver = StorageReceiver(self.archive, executors.receiving)
+        self.commitment = StorageCommitment(self.archive, executors.housekeeping, ae, peers)
+        providers: list[Provider] = [
+            QueryRetrieve(self.archive, executors.querying, "ARCHIVE", peers),
+            Worklist(worklist, executors.worklist),
+            PerformedProcedureSteps(self.archive.store, executors.housekeeping),
+            self.commitment,
+        ]
+        provided = [entry for provider in providers for entry in provider.provided]
+        handlers = [(evt.EVT_C_STORE, self.receiver.handle_store), *combined(provided)]
+        rules = parse_rules([{"allow": "all"}])
+        self.access = Access(Policy(rules, Users(users)), executors.passcodes)
+        self.handlers = self.access.guarded(handlers)
+        ae.supported_contexts = [build_context(uid) for uid in CLASSES]
+        ae.add_supported_context(SECONDARY_CAPTURE, scu_role=True, scp_role=True)
+
+
+class Blocked(TestCase):
+    """Over loopback, with real threads."""
+
+    timeout = 60
+
+    async def test_worklist_and_passcodes(self) -> None:
+        """
+        While all threads for worklists and passcodes hang, with more waiting, instances are stored and queries answered.
+        """
+        server = Server(self, AE("SCP"))
+        executors = server.ae.executors
+        port = await server.ae.start_server(("127.0.0.1", 0), evt_handlers=server.handlers)
+        scu = AE("SCU")
+        scu.requested_contexts = [build_context(uid, ExplicitVRLittleEndian) for uid in (*CLASSES, SECONDARY_CAPTURE)]
+        lanes = executors.worklist, executors.passcodes
+        gate, begun = threading.Event(), threading.Semaphore(0)
+
+        def hang(*_: Any) -> list[Any]:
+            begun.release()
+            gate.wait(30)
+            return []
+
+        self.addCleanup(gate.set)
+        self.patch(WorklistFolder, "items", hang)
+        self.patch(Users, "verify", lambda *_: hang() == [])
+        assoc = await scu.associate("127.0.0.1", port.port)
+        askers = [await scu.associate("127.0.0.1", port.port) for _ in range(executors.worklist.bounds.threads + 1)]
+        waiting: list[Deferred[Any]] = [
+            asker.send_c_find(steps(), ModalityWorklistInformationModelFind).collect() for asker in askers
+        ]
+        users = [
+            scu.associate("127.0.0.1", port.port, ext_neg=[UserIdentity(2, b"alice", b"ThePassword")])
+            for _ in range(executors.passcodes.bounds.threads + 1)
+        ]
+        while any(lane.vitals.busy < lane.bounds.threads or not lane.vitals.queued for lane in lanes):
+            self.assertTrue((await assoc.send_c_store(dataset(1))).is_success)
+        self.assertTrue((await assoc.send_c_store(dataset(2))).is_success)
+        large = dataset(3, PixelData=bytes(300_000), BitsAllocated=8)
+        self.assertTrue((await assoc.send_c_store(large)).is_success)
+        found = await assoc.send_c_find(studies(), StudyRootQueryRetrieveInformationModelFind).collect()
+        self.assertEqual([one.StudyInstanceUID for one in found], ["1.2.1"])
+        for lane in lanes:
+            vitals = lane.vitals
+            self.assertEqual((vitals.busy, vitals.queued), (lane.bounds.threads, 1), vitals)
+            self.assertGreater(vitals.blocked, 0)
+        self.assertFalse(any(one.called for one in (*waiting, *users)))
+        gate.set()
+        self.assertEqual(await gatherResults(waiting), [[]] * len(askers))
+        for one in (assoc, *askers, *await gatherResults(users)):
+            await one.release()
+        server.receiver.stop()
+        await server.ae.shutdown()
+        self.assertEqual([lane.vitals.blocked for lane in lanes], [0, 0])
+
+
+class Full(MemoryTestCase):
+    """In memory; an executor has one thread, which has something to do already, and no queue."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.server = Server(self, self.scp)
+        self.assertIsNone(keep(self.server.archive, dataset(1)))
+        self.server.archive.catch_up()
+        self.listen(*self.server.handlers)
+        self.scu.requested_contexts = [build_context(uid, ExplicitVRLittleEndian) for uid in CLASSES]
+        self.scu.add_requested_context(SECONDARY_CAPTURE, ExplicitVRLittleEndian)
+
+    def tearDown(self) -> None:
+        self.server.receiver.stop()
+        self.network.result_of(self.server.commitment.stop())
+        super().tearDown()
+
+    def fill(self, name: str) -> None:
+        """Give an executor all the work that it takes."""
+        executor = getattr(self.scp.executors, name)
+        executor.bounds = FULL
+        self.network.works = False
+        executor.run(int)
+        self.failureResultOf(executor.run(int), ExecutorFull)
+
+    def status(self, answers: Any) -> int:
+        """The status with which a query or a retrieval fails."""
+        self.network.flush()
+        return int(self.failureResultOf(answers.collect(), OperationFailed).value.status)
+
+    def test_find(self) -> None:
+        assoc = self.associate()
+        self.fill("querying")
+        self.assertEqual(self.status(assoc.send_c_find(studies(), CLASSES[0])), 0xA700)
+        self.network.works = True
+        self.network.flush()
+        found = self.network.result_of(assoc.send_c_find(studies(), CLASSES[0]).collect())
+        self.assertEqual(len(found), 1)
+
+    def retrieve(self) -> Any:
+        assoc = self.associate(
+            ext_neg=[build_role(SECONDARY_CAPTURE, scp_role=True)], evt_handlers=[(evt.EVT_C_STORE, lambda event: 0)]
+        )
+        identifier = studies()
+        identifier.StudyInstanceUID = "1.2.1"
+        return lambda: assoc.send_c_get(identifier, CLASSES[1])
+
+    def test_get(self) -> None:
+        get = self.retrieve()
+        self.fill("querying")
+        final = self.final(get())
+        self.assertEqual(int(final), 0xA701)
+
+    def final(self, retrieval: Any) -> Any:
+        async def last() -> Any:
+            return [status async for status, _ in retrieval][-1]
+
+        return self.network.result_of(last())
+
+    def test_files_to_send(self) -> None:
+        get = self.retrieve()
+        with mock.patch.object(self.scp.executors.retrieval, "run", lambda *_: _full()):
+            final = self.final(get())
+        self.assertEqual(int(final), 0xA702)
+
+    def test_worklist(self) -> None:
+        assoc = self.associate()
+        self.fill("worklist")
+        self.assertEqual(self.status(assoc.send_c_find(steps(), CLASSES[2])), 0xA700)
+
+    def test_small_instances(self) -> None:
+        """One of them is in work, as many wait as the queue may hold, and the next is refused."""
+        self.scp.executors.receiving.bounds = Bounds(threads=1, max_queued=1)
+        assocs = [self.associate() for _ in range(3)]
+        self.network.works = False
+        storing = [assoc.send_c_store(dataset(number)) for number, assoc in enumerate(assocs, 10)]
+        self.network.flush()
+        self.network.works = True
+        statuses = [int(self.network.result_of(one)) for one in storing]
+        self.assertEqual(sorted(statuses), [0, 0, 0xA700])
+        self.assertEqual(int(self.network.result_of(assocs[0].send_c_store(dataset(20)))), 0)
+
+    def test_large_instances(self) -> None:
+        """One is taken, and carried through to its end; the next is refused, and nothing is left of it."""
+        self.scp.executors.receiving.bounds = FULL
+        assocs = [self.associate() for _ in range(2)]
+        # What the SCU sends of a Dataset needs no thread.
+        self.network.works = False
+        storing = [
+            assoc.send_c_store(dataset(number, PixelData=bytes(5_000_000), BitsAllocated=8))
+            for number, assoc in enumerate(assocs, 10)
+        ]
+        self.network.flush()
+        self.network.works = True
+        statuses = [int(self.network.result_of(one)) for one in storing]
+        self.assertEqual(sorted(statuses), [0, 0xA700])
+        incoming = self.server.archive.root / ".incoming"
+        self.assertEqual([path.name for path in incoming.iterdir() if path.name != ".lock"], [])
+        self.assertEqual(int(self.network.result_of(assocs[0].send_c_store(dataset(20)))), 0)
+
+    def test_procedure_steps(self) -> None:
+        assoc = self.associate()
+        self.fill("housekeeping")
+        status, _ = self.network.result_of(assoc.send_n_create(studies(), ModalityPerformedProcedureStep, "1.2.3"))
+        self.assertEqual(int(status), 0x0213)
+
+    def test_storage_commitment(self) -> None:
+        assoc = self.associate()
+        self.fill("housekeeping")
+        status, _ = self.network.result_of(
+            assoc.send_n_action(studies(), 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance)
+        )
+        self.assertEqual(int(status), 0x0213)
+
+    def test_long_data_sets(self) -> None:
+        """Of a long data set of DIMSE-N, which would else be decoded in the reactor thread."""
+        assoc = self.associate()
+        self.fill("decoding")
+        long = studies()
+        long.PixelData = bytes(100_000)
+        long["PixelData"].VR = "OB"
+        status, _ = self.network.result_of(assoc.send_n_create(long, ModalityPerformedProcedureStep, "1.2.3"))
+        self.assertEqual(int(status), 0x0213)
+
+    def user(self) -> Any:
+        """A peer that says who it is."""
+        peer = self.network.scripted_client(104)
+        identity = UserIdentity(2, b"alice", b"ThePassword", response_requested=True)
+        peer.request((1, SECONDARY_CAPTURE), information=UserInformation(user_identity=identity))
+        return peer
+
+    def test_passcodes(self) -> None:
+        self.fill("passcodes")
+        peer = self.user()
+        self.assertEqual(peer.take(), [AAssociateRJ(2, 3, 1)])
+        peer.close()
+
+    def test_passcodes_of_those_who_are_gone(self) -> None:
+        """They leave the queue, and are not checked."""
+        self.network.works = False
+        executor = self.scp.executors.passcodes
+        with mock.patch.object(Users, "verify", side_effect=AssertionError):
+            peers = [self.user() for _ in range(3)]
+            self.assertEqual(executor.vitals.queued, 3)
+            for peer in peers:
+                peer.close()
+            self.network.flush()
+            self.assertEqual(executor.vitals.queued, 0)
+            self.network.works = True
+            self.network.flush()
+
+    def test_queries_of_those_who_are_gone(self) -> None:
+        """A C-FIND that is cancelled, or whose peer is gone, leaves the queue."""
+        self.network.works = False
+        executor = self.scp.executors.querying
+        assocs = [self.associate() for _ in range(2)]
+        answers = [assoc.send_c_find(studies(), CLASSES[0]) for assoc in assocs]
+        collecting = [one.collect() for one in answers]
+        self.network.flush()
+        self.assertEqual(executor.vitals.queued, 2)
+        assocs[0].abort()
+        self.network.flush()
+        self.assertEqual(executor.vitals.queued, 1)
+        answers[1].cancel()
+        self.network.flush()
+        self.assertEqual(executor.vitals.queued, 0)
+        for one in collecting:
+            one.addErrback(lambda _: None)
+
+    def test_long_searches_of_those_who_are_gone(self) -> None:
+        """A search under way ends at its next step."""
+        collecting = self.associate().send_c_find(studies(), CLASSES[0]).collect()
+        collecting.addErrback(lambda _: None)
+        catch_up, numbers = self.server.archive.catch_up, Search.numbers
+        ended: list[BaseException] = []
+
+        def gone() -> None:
+            catch_up()
+            for association in self.scp.active_associations:
+                association.abort()
+
+        def noted(search: Search, **options: Any) -> Any:
+            try:
+                return numbers(search, **options)
+            except BaseException as error:
+                ended.append(error)
+                raise
+
+        with mock.patch.object(self.server.archive, "catch_up", gone), mock.patch.object(Search, "numbers", noted):
+            self.network.flush()
+        self.assertEqual([type(error) for error in ended], [CancelledError])
+
+
+def _full() -> Deferred[Any]:
+    failed: Deferred[Any] = Deferred()
+    failed.errback(ExecutorFull("retrieval", 0))
+    return failed
