@@ -1,5 +1,5 @@
 """
-The destination of a C-MOVE: an association of its own, or several (PS3.4 C.4.2).
+The destination of a C-MOVE, which gets associations of its own (PS3.4 C.4.2).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from dicomtwist.presentation import PresentationContext, StoragePresentationCont
 if TYPE_CHECKING:
     from dicomtwist.scp.performed import PerformingAssociation
 
-#: How many presentation contexts are added to those that were proposed at first: each costs an association anew.
+#: The most presentation contexts that are added to those proposed at first. For each an association is made again.
 MAX_ADDED_CONTEXTS: Final = 16
 
-#: The result of a presentation context whose SOP Class the acceptor does not support (PS3.8 9.3.3.2).
+#: The result of a presentation context whose abstract syntax the acceptor does not support (PS3.8 9.3.3.2).
 _ABSTRACT_SYNTAX_NOT_SUPPORTED: Final = 3
 
-#: A proposal has 128 presentation contexts at the most (PS3.8 9.3.2.2).
+#: The most presentation contexts of one proposal (PS3.8 9.3.2.2).
 _MAX_CONTEXTS: Final = 128
 
 
@@ -38,8 +38,8 @@ class _Line:
     """
     An association with the destination.
 
-    :ivar busy: how many requests are under way on it.
-    :ivar added: the contexts that were added to its proposal.
+    :ivar busy: the number of instances in progress on it.
+    :ivar added: the contexts that were added to its proposal, each SOP Class UID and transfer syntax UID.
     """
 
     __slots__ = ("added", "association", "busy")
@@ -51,7 +51,7 @@ class _Line:
 
     @property
     def room(self) -> int:
-        """How many more requests may be under way."""
+        """The number of further instances that may be in progress."""
         return self.association.exchange.invoke_limit - self.busy
 
 
@@ -59,16 +59,16 @@ class MoveAssociations:
     """
     The associations that the instances of one C-MOVE are sent over.
 
-    They are made when the first instance is there, and propose a presentation context for just what it is. Where a later
-    one cannot be sent for want of a context, an association is released and made again with it: some destinations serve
-    one association at a time, and another one beside it would wait for ever.
+    They are made for the first instance, and propose a presentation context for exactly its SOP Class and transfer syntax. If
+    a later instance lacks a context, an association is released and made again with that context: some destinations serve
+    one association at a time, and a second one would wait for ever.
 
     :param source: the association that the C-MOVE came on.
     :param move_destination: the AE title to send to.
     :param originator_id: the Message ID of the C-MOVE.
     :param priority: its priority.
-    :param arguments: how the destination is reached: the arguments of :meth:`dicomtwist.AE.associate`, positional ones
-        first; ``move_associations`` says how many associations to use.
+    :param address: the positional arguments of :meth:`dicomtwist.AE.associate` that reach the destination.
+    :param arguments: further arguments of it; and ``move_associations``, the number of associations to use.
     """
 
     log = Logger()
@@ -93,7 +93,7 @@ class MoveAssociations:
         self._contexts = self._given or _any_storage()
         self._added: dict[tuple[str, str], PresentationContext] = {}
         self._priority = priority
-        # PS3.7 9.1.1.1.8: who asked for the move, and the ID that it has there.
+        # The AE title of the C-MOVE requestor, and the Message ID of its request (PS3.7 9.1.1.1.8).
         self._originator_aet = source.requestor.ae_title if source.is_acceptor else source.acceptor.ae_title
         self._originator_id = originator_id
         self._lines: list[_Line] = []
@@ -104,11 +104,11 @@ class MoveAssociations:
 
     @property
     def capacity(self) -> int:
-        """As many as the windows of the associations allow."""
+        """The operations that the windows of all associations allow."""
         return sum(line.association.exchange.invoke_limit for line in self._usable)
 
     def prepare_at_once(self, instance: OutgoingInstance) -> Exchange | None:
-        """Prepare *instance* for the association with most room, if nothing has to be awaited for it."""
+        """Prepare *instance* for the association with the most room, if nothing has to be awaited for it."""
         usable = self._usable
         if not usable:
             return None
@@ -119,7 +119,7 @@ class MoveAssociations:
         return line.association.exchange
 
     async def prepare(self, instance: OutgoingInstance) -> Exchange:
-        """Prepare an instance that needs an association, or has to be converted, or fails."""
+        """Prepare an instance that needs an association or has to be encoded, or raise why it cannot be sent."""
         try:
             if not self._is_open:
                 await self._open(instance)
@@ -132,7 +132,7 @@ class MoveAssociations:
         return line.association.exchange
 
     def done(self, exchange: Exchange) -> None:
-        """A request was answered, or given up."""
+        """Note that an instance was answered or given up, and wake a call that waits for an idle association."""
         for line in self._lines:
             if line.association.exchange is exchange:
                 line.busy -= 1
@@ -151,7 +151,7 @@ class MoveAssociations:
         return [line for line in self._lines if line.association.is_established]
 
     async def _open(self, first: OutgoingInstance) -> None:
-        """Make the associations; a destination that does not accept any fails what is stored there."""
+        """Make the associations. If the destination accepts none, :meth:`prepare` fails for each instance."""
         self._is_open = True
         wanted = first.sop_class_uid, first.transfer_syntax
         if all(wanted) and not any(wanted[0] == context.abstract_syntax for context in self._given):
@@ -181,14 +181,14 @@ class MoveAssociations:
         try:
             await association.release()
         except (AssociationError, NotEstablished):
-            pass  # it is over as well
+            pass  # the association has ended in another way
         except CancelledError:
-            pass  # a C-CANCEL that came late: nobody waits for the release any more, which goes on
+            pass  # a late C-CANCEL: the release goes on, but is not waited for
         except Exception:
             self.log.failure("while the association with the move destination was released")
 
     async def _line_for(self, instance: OutgoingInstance) -> _Line:
-        """Return the association for *instance*; one that cannot take it if none can."""
+        """Return the association for *instance*. If none can send it, return one all the same, on which it fails."""
         usable = self._usable
         if not usable:
             why = "has ended" if self._lines else "could not be made"
@@ -203,7 +203,7 @@ class MoveAssociations:
 
     @staticmethod
     def _takes(association: PerformingAssociation, instance: OutgoingInstance) -> bool:
-        """Whether *instance* can be sent over *association*, converted where that is possible."""
+        """Return whether *instance* can be sent over *association*, after a conversion if that is possible."""
         try:
             association.context_for(instance.sop_class_uid, instance.transfer_syntax)
         except NoPresentationContext:
@@ -215,7 +215,7 @@ class MoveAssociations:
         return True
 
     def _is_refused(self, line: _Line, sop_class: str, syntax: str) -> bool:
-        """Whether the destination does not take the SOP Class, or not in the transfer syntax: nothing else would help."""
+        """Return whether the destination refused the SOP Class or its transfer syntax, so that no other proposal can help."""
         if any(
             context.abstract_syntax == sop_class and context.result == _ABSTRACT_SYNTAX_NOT_SUPPORTED
             for context in line.association.rejected_contexts
@@ -226,7 +226,7 @@ class MoveAssociations:
         )
 
     async def _again(self, line: _Line, wanted: tuple[str, str]) -> _Line:
-        """Make an association again, with a context for *wanted*; without it, where the destination minds."""
+        """Make an association again with a context for *wanted*; without it, if the destination rejects that association."""
         while line.busy:
             self._idle = Deferred()
             await self._idle
@@ -237,7 +237,9 @@ class MoveAssociations:
             try:
                 made = await self._line()
             except AssociationError as error:
-                self.log.info("the move destination takes no {wanted}: {error}", wanted=wanted, error=error)
+                self.log.info(
+                    "the move destination rejects an association with {wanted}: {error}", wanted=wanted, error=error
+                )
                 del self._added[wanted]
                 made = await self._line()
         except (AssociationError, ConnectError) as error:
@@ -249,7 +251,7 @@ class MoveAssociations:
 
 
 def _any_storage() -> list[PresentationContext]:
-    """Return contexts for what is stored mostly: in Explicit VR, as most files are."""
+    """Return contexts for the common storage SOP Classes: in Explicit VR, as most files are, and in Implicit VR."""
     return [
         build_context(context.abstract_syntax, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
         for context in StoragePresentationContexts

@@ -1,5 +1,5 @@
 """
-Operations that are answered with many responses: the handler's generator is pulled as the transport takes what it yields.
+Operations with many responses: the handler's generator is advanced as fast as the transport takes the responses.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from dicomtwist.scp.performed import Performance
 if TYPE_CHECKING:
     from dicomtwist.exchange.send_queue import Outgoing
 
-#: For how long a generator that is never waited for is pulled before others get their turn, in seconds.
+#: The longest time that one generator is advanced without a pause before other work gets its turn, in seconds.
 TURN: Final = 0.01
 
-#: The longest identifier, or other data set of a request that is no instance, in bytes.
+#: The longest data set of a request that is not an instance, such as an identifier, in bytes.
 MAX_IDENTIFIER: Final = 16 * 1024 * 1024
 
 
 class Ended(Exception):
-    """The generator has no more, the operation was cancelled, or the association is over."""
+    """The generator has ended, the operation was cancelled, or the association has ended."""
 
 
 class Answering:
     """
-    Pulls what a handler yields, one by one, while its operation is being performed.
+    Takes the items that a handler yields, one by one, while its operation is performed.
 
     :param performance: the operation.
-    :param event: what the handler is bound to.
-    :param failure_status: the status to answer with where the handler raises.
+    :param event: the event that the handler is bound to.
+    :param failure_status: the status of the final response if the handler raises.
     """
 
     __slots__ = (
@@ -71,18 +71,18 @@ class Answering:
 
     def run(self, work: Callable[[Answering], Awaitable[None]], cancelled: Callable[[], None]) -> None:
         """
-        Start *work*, and close the generator when it is over.
+        Start *work*, and close the generator at its end.
 
-        Where C-CANCEL comes meanwhile, whatever is waited for is cancelled, which an asynchronous generator notices as a
+        A C-CANCEL meanwhile cancels the Deferred that is awaited, so that an asynchronous generator gets a
         ``CancelledError``.
 
-        :param work: calls the handler, pulls, and answers.
-        :param cancelled: answers an operation that was cancelled.
+        :param work: calls the handler, takes its items, and responds.
+        :param cancelled: sends the final response of an operation that was cancelled.
         """
         steps = _Corked(self._outgoing, self._work(work, cancelled))
 
         def cancel() -> None:
-            # While it runs itself, it looks before it goes on.
+            # While the steps run, they check for a cancellation themselves.
             if self._task is not None and not self._task.called and not steps.running:
                 self._task.cancel()
 
@@ -96,8 +96,8 @@ class Answering:
 
     async def call(self, occurrence: object) -> None:
         """
-        Call the handler: a generator, an asynchronous generator, or what returns an iterable, or a Deferred or coroutine of
-        one.
+        Call the handler. It is a generator, an asynchronous generator, or a function that returns an iterable or a Deferred or
+        coroutine of one.
 
         :raises TypeError: it is none of these.
         """
@@ -115,9 +115,9 @@ class Answering:
 
     async def next(self) -> Any:
         """
-        Return what the handler yields next.
+        Return the next item of the handler.
 
-        :raises Ended: there is no more, or the operation was cancelled.
+        :raises Ended: the handler has ended, or the operation was cancelled.
         """
         if self._performance.is_cancelled:
             raise Ended
@@ -137,9 +137,9 @@ class Answering:
 
     async def room(self) -> None:
         """
-        Wait until the transport takes more; now and then let others have their turn.
+        Wait until the transport takes more responses; after :data:`TURN` seconds also let other work have its turn.
 
-        :raises Ended: the association is over, so nobody takes any.
+        :raises Ended: the association has ended.
         """
         waiting = self._outgoing.room()
         if waiting is None:
@@ -159,7 +159,7 @@ class Answering:
             try:
                 await work(self)
             except GeneratorExit:
-                # A handler that waits for what never comes is forgotten with all around it: there is no more awaiting.
+                # The coroutine is being garbage collected with a handler that waits for ever; it cannot await any more.
                 self._items = None
                 raise
             finally:
@@ -189,10 +189,12 @@ class Answering:
 
     def _failed(self, reason: Failure) -> None:
         if self._performance.is_done:
-            self.log.failure("the handler of {event} raised when all was answered", reason, event=self._event)
+            self.log.failure("the handler of {event} raised after the final response", reason, event=self._event)
         elif isinstance(reason.value, Refused):
             if reason.value.__cause__ is not None:
-                self.log.failure("what the handler of {event} yielded was no good", reason, event=self._event)
+                self.log.failure(
+                    "the handler of {event} yielded an item that cannot be used", reason, event=self._event
+                )
             self._performance.refuse(reason.value.status, str(reason.value))
         else:
             self._performance.handler_failed(reason, self._event, self._failure_status)
@@ -200,9 +202,9 @@ class Answering:
 
 class _Corked:
     """
-    Awaits *steps*, and holds what they send back until they wait for something.
+    Awaits *steps*, and holds back their messages until they await something, so that these go out in one write.
 
-    :ivar running: whether they are running at the moment.
+    :ivar running: whether the steps are running at the moment.
     """
 
     __slots__ = ("_outgoing", "_steps", "running")

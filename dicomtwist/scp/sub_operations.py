@@ -1,5 +1,5 @@
 """
-The C-STORE sub-operations of C-GET and C-MOVE: where they go, how many are under way, and what came of them.
+The C-STORE sub-operations of C-GET and C-MOVE: their destination, their queues, and their results.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ if TYPE_CHECKING:
     from dicomtwist.runtime.executors import Executor
     from dicomtwist.scp.performed import PerformingAssociation
 
-#: How many requests are made, and wait, while as many as may be under way are; and how many instances are asked for beside
-#: those that are under way, where one of them is in memory.
+#: The requests that are prepared beyond the capacity of the destination; and the instances that a handler is asked for beyond
+#: it, if the last one is in memory.
 AHEAD: Final = 1
 
-#: How many paths are asked for beside the sub-operations that are under way. They are opened several at a time: a trip to a
-#: thread and back costs as much as to read some small files.
+#: The paths that a handler is asked for beyond the capacity of the destination. Several are opened at a time, since a trip to a
+#: thread and back costs as much as reading some small files.
 PATHS_AHEAD: Final = 32
 
-#: How many bytes of files are read ahead, beside the one that passes it.
+#: The bytes of files that are read ahead, and the rest of the file that passes this number.
 READ_AHEAD: Final = 1024 * 1024
 
-#: How many SOP Instance UIDs are kept for the Failed SOP Instance UID List. The counts tell of all.
+#: The most SOP Instance UIDs in the Failed SOP Instance UID List. The counts include all failures.
 MAX_FAILED_INSTANCES: Final = 10_000
 
-#: The counts of a response have 16 bits (PS3.7 E.1); of more than that they tell the most that they can.
+#: The largest count in a response, which has 16 bits for it (PS3.7 E.1). Larger counts are sent as this one.
 _MOST: Final = 0xFFFF
 
-#: Of how many paths that wait some are worth a trip to a thread, while others are open.
+#: The number of waiting paths that makes a trip to a thread worth it while others are open.
 _BATCH: Final = PATHS_AHEAD // 2
 
-#: What makes a sub-operation fail, beside what is a mistake in a program.
+#: The errors that make a sub-operation fail without a mistake in a program.
 _FAILURES: Final = (
     *(AssociationError, NotEstablished, NoPresentationContext, DataSetError, NotDicomFile, OSError),
     ExecutorFull,
@@ -71,44 +71,47 @@ _Path: TypeAlias = "str | os.PathLike[str]"
 
 
 class Destination(Protocol):
-    """Where instances are stored."""
+    """The peer that instances are sent to, over one association or several."""
 
     @property
     def capacity(self) -> int:
-        """How many may be under way at once."""
+        """The number of instances that may be in progress at once."""
 
     def prepare_at_once(self, instance: OutgoingInstance) -> Exchange | None:
-        """Prepare *instance* if nothing has to be awaited for it; return where to send it, else ``None``."""
+        """Prepare *instance* if nothing has to be awaited for it; return the exchange to send it on, else ``None``."""
 
     async def prepare(self, instance: OutgoingInstance) -> Exchange:
         """
-        Prepare *instance* and return where to send it; close it if that fails. Called for one instance at a time.
+        Prepare *instance* and return the exchange to send it on; close it if that fails. Called for one instance at a time.
 
-        :raises Refused: there is no such destination, nothing can be stored.
+        :raises Refused: there is no such destination, so that nothing can be stored.
         """
 
     def done(self, exchange: Exchange) -> None:
-        """An instance that was to be sent over *exchange* was answered, or given up."""
+        """Note that an instance prepared for *exchange* was answered or given up."""
 
     async def close(self) -> None:
-        """Nothing more is to be stored."""
+        """Release the associations that were made; no instance follows."""
 
 
 class SubOperations:
     """
     The sub-operations of one C-GET or C-MOVE.
 
-    Each goes through four queues, in the order in which they were started: to be opened, which several paths are in one trip
-    to a thread; to have a request made; to have a place in the window; to be answered.
+    An instance passes four queues, in the order in which they were started: it waits to be opened, together with other paths
+    in one trip to a thread; to be prepared; for a place in the window; and for its response.
 
-    :param destination: where the instances go.
-    :param total: how many there are to be.
-    :param executor: where files are looked at.
-    :param outgoing: how the requestor is told.
-    :param progressed: called when one is over, while others are to come.
+    :param destination: the destination of the instances.
+    :param total: the number of sub-operations that the handler announced.
+    :param executor: the threads that open files.
+    :param outgoing: the queue of the association with the requestor, which carries the pending responses.
+    :param progressed: called when a sub-operation has ended and others remain.
 
-    :ivar failed_instances: the SOP Instance UIDs of those that failed, as far as they are known.
-    :ivar last_failure: why the last one failed that was not the peer's to answer, in words.
+    :ivar completed: the number of sub-operations that succeeded.
+    :ivar failed: the number that failed.
+    :ivar warning: the number that ended with a warning.
+    :ivar failed_instances: the known SOP Instance UIDs of those that failed.
+    :ivar last_failure: in words, why the last one failed that had no response of the destination.
     """
 
     log = Logger()
@@ -127,10 +130,10 @@ class SubOperations:
         self._executor = executor
         self._progressed = progressed
         self._under_way = 0
-        self._requested = 0  # for how many there is a request
+        self._requested = 0  # the instances that are prepared or being prepared
         self._closed: deque[InstanceLike] = deque()
         self._open: deque[OutgoingInstance] = deque()
-        self._held = 0  # how many bytes the open ones have in memory
+        self._held = 0  # the bytes of the open instances that are in memory
         self._is_opening = self._is_advancing = self._is_stopped = False
         self._is_last_in_memory = self._is_more_coming = False
         self._preparing: Deferred[Exchange] | None = None
@@ -142,17 +145,17 @@ class SubOperations:
 
     @property
     def done(self) -> int:
-        """How many are over."""
+        """The number of sub-operations that have ended."""
         return self.completed + self.failed + self.warning
 
     @property
     def remaining(self) -> int:
-        """How many are to come."""
+        """The number of sub-operations that remain."""
         return max(self._total - self.done, self._under_way)
 
     @property
     def status(self) -> int:
-        """What came of all of them (PS3.4 C.4.2.1.5, C.4.3.1.4)."""
+        """The status of the final response (PS3.4 C.4.2.1.5, C.4.3.1.4)."""
         if not self.failed and not self.warning:
             return SUCCESS
         return CANNOT_PERFORM_SUBOPERATIONS if self.failed == self.done else SUBOPERATIONS_FAILED
@@ -161,7 +164,7 @@ class SubOperations:
         """
         Put the counts into *response*.
 
-        :param remaining: whether the remaining ones are told: of a pending response, or one that was cancelled.
+        :param remaining: whether to include the remaining ones, as a pending response does, and one to a C-CANCEL.
         """
         response.number_of_remaining_suboperations = min(self.remaining, _MOST) if remaining else None
         response.number_of_completed_suboperations = min(self.completed, _MOST)
@@ -172,9 +175,9 @@ class SubOperations:
 
     def start(self, instance: InstanceLike, *, more: bool = False) -> None:
         """
-        Store one more, when its turn comes. :meth:`place` tells when there may be another.
+        Queue one more instance. Await :meth:`place` before.
 
-        :param more: whether others come with it, so that it may wait to be opened together with them.
+        :param more: whether others follow at once, so that it may wait to be opened together with them.
         """
         self._is_more_coming = more
         self._under_way += 1
@@ -185,33 +188,38 @@ class SubOperations:
 
     async def place(self, *, together: bool = False) -> None:
         """
-        Wait until there may be one more.
+        Wait until there is room for one more instance.
 
-        So much is asked for ahead that no time is lost between an answer and the next request: paths, and of what takes memory
-        one.
+        There is room ahead of the destination's capacity, so that no time is lost between a response and the next request: for
+        several paths, but for one instance that takes memory.
 
-        :param together: whether it comes with the one before. If not, that has to be open first: where a handler goes on, what
-            it has yielded may be gone.
+        :param together: whether the instance comes with the one before. If not, the one before has to be open first: once the
+            handler goes on, a file that it has yielded may be gone.
         :raises Refused: there is no such destination.
         """
         if not together and not self._is_read:
             await self._wait(lambda: self._is_read)
         if not self._has_room(PATHS_AHEAD):
-            # Then for several at once.
+            # Wait until there is room for several, which are then opened together.
             await self._wait(lambda: self._has_room(PATHS_AHEAD - _BATCH + 1))
         self.check()
 
     def check(self) -> None:
         """
-        Say whether there was a destination for those that are over.
+        Check that there was a destination.
 
-        :raises Refused: there was not.
+        :raises Refused: there was none.
         """
         if self._refused is not None:
             raise self._refused
 
     async def settle(self) -> None:
-        """Wait until none is under way. Who cancels the waiting is told when it is over."""
+        """
+        Wait until no sub-operation is in progress.
+
+        :raises CancelledError: the wait was cancelled, which drops the instances that are not sent yet. It is raised once
+            those on their way have ended.
+        """
         cancelled: CancelledError | None = None
         while self._under_way:
             try:
@@ -223,23 +231,23 @@ class SubOperations:
             raise cancelled
 
     def stop(self) -> None:
-        """Do not send those that wait."""
+        """Drop the instances that are not sent yet."""
         self._is_stopped = True
         self._drop()
         if self._preparing is not None:
             self._preparing.cancel()
 
-    # --- who waits
+    # --- waiting for room
 
     @property
     def _is_read(self) -> bool:
-        """Whether the last one is open; of what is in memory, whether its request is made."""
+        """Whether the last instance is open; if it is in memory, whether it is prepared."""
         if self._closed or self._is_opening:
             return False
         return not self._is_last_in_memory or not (self._open or self._preparing is not None)
 
     def _has_room(self, ahead: int) -> bool:
-        """Whether there may be one more, where up to *ahead* paths are asked for ahead."""
+        """Return whether there is room for one more, if up to *ahead* paths may wait."""
         if self._is_last_in_memory:
             ahead = AHEAD
         return self._under_way < max(self._destination.capacity, 1) + ahead
@@ -259,9 +267,9 @@ class SubOperations:
     # --- from an instance to a request
 
     def _advance(self) -> None:
-        """Do what can be done: make requests of what is open, and open more."""
+        """Prepare open instances and open more, as far as there is room."""
         if self._is_advancing:
-            return  # who does so already, further up, goes on with it
+            return  # the call of this method further up the stack goes on
         self._is_advancing = True
         try:
             while self._prepare_next() or self._open_next():
@@ -271,7 +279,7 @@ class SubOperations:
         self._wake()
 
     def _open_next(self) -> bool:
-        """Open what waits for it where it is time to, paths together; return whether there was something to do."""
+        """Open the next instances, paths together, if it is time to; return whether any was opened."""
         closed = self._closed
         if not closed or self._is_opening:
             return False
@@ -305,14 +313,14 @@ class SubOperations:
                 self._open.append(result)
                 self._held += result.held
             else:
-                # Of a path that cannot be read nothing is known but what it tells itself.
+                # If a path cannot be read, its UID is known only from an attribute of the path object itself.
                 self._over(self._why(Failure(result)), str(getattr(instance, "sop_instance_uid", "")))
         if self._is_stopped or self._refused is not None:
             self._drop()
         self._advance()
 
     def _drop(self) -> None:
-        """Forget those that have no request yet, which are not counted."""
+        """Drop the instances that are not prepared yet, without counting them."""
         self._under_way -= len(self._closed) + len(self._open)
         self._closed.clear()
         while self._open:
@@ -320,7 +328,7 @@ class SubOperations:
         self._held = 0
 
     def _prepare_next(self) -> bool:
-        """Make the next request, where it may be made; return whether it was."""
+        """Prepare the next open instance if there is room; return whether there was."""
         if not self._open or self._preparing is not None:
             return False
         if self._requested >= max(self._destination.capacity, 1) + AHEAD:
@@ -391,16 +399,16 @@ class SubOperations:
         self._end(instance, exchange, self._why(reason))
 
     def _end(self, instance: OutgoingInstance, exchange: Exchange, kind: StatusCategory | None) -> None:
-        """Count one that had a place in the window, and give that to the next."""
+        """Count an instance that had a place in the window, and pass the place on."""
         self._destination.done(exchange)
         self._requested -= 1
         uid = instance.sop_instance_uid
         if exchange.outgoing is not self._outgoing:
-            # Who asked can wait, the destination is not to.
+            # The next request goes to the destination first; the requestor can wait for its pending response.
             exchange.leave_window()
             self._over(kind, uid)
         else:
-            # What is told of this one goes out together with the next one.
+            # The pending response for this instance and the next request go out in one write.
             self._outgoing.cork()
             try:
                 self._over(kind, uid)
@@ -413,7 +421,7 @@ class SubOperations:
         self.log.failure("while a sub-operation was performed", reason)
 
     def _why(self, reason: Failure) -> StatusCategory:
-        """Note why one failed that the peer did not answer."""
+        """Record why an instance failed that the destination did not answer."""
         error = reason.value
         if isinstance(error, (*_FAILURES, CancelledError, TypeError)):
             self.log.debug("a sub-operation failed: {error}", error=error)
@@ -423,7 +431,7 @@ class SubOperations:
         return StatusCategory.FAILURE
 
     def _over(self, kind: StatusCategory | None, uid: str) -> None:
-        """Count one; ``None`` for one that was not tried."""
+        """Count an instance; ``None`` is for one that was not tried."""
         self._under_way -= 1
         if kind is None:
             return
@@ -452,7 +460,7 @@ class SameAssociation:
 
     @property
     def capacity(self) -> int:
-        """As many as the asynchronous operations window lets this side invoke."""
+        """The operations that the asynchronous operations window lets this side invoke."""
         return self._assoc.exchange.invoke_limit
 
     def prepare_at_once(self, instance: OutgoingInstance) -> Exchange | None:
@@ -460,12 +468,12 @@ class SameAssociation:
         return self._assoc.exchange if prepare_at_once(self._assoc, instance, self._priority) else None
 
     async def prepare(self, instance: OutgoingInstance) -> Exchange:
-        """Prepare an instance that has to be converted, or fails."""
+        """Prepare an instance that has to be encoded, or raise why it cannot be sent."""
         await prepare(self._assoc, instance, self._priority)
         return self._assoc.exchange
 
     def done(self, exchange: Exchange) -> None:
-        """Nothing to do."""
+        """Do nothing: the window alone counts what is in progress."""
 
     async def close(self) -> None:
-        """The association is the requestor's."""
+        """Do nothing: the requestor releases its association."""
