@@ -1,6 +1,6 @@
 """
-The exchange of DIMSE messages on an established association (PS3.7 8): which requests wait for which responses, and what
-is being performed for the peer.
+The exchange of DIMSE messages on an established association (PS3.7 8): the requests that wait for responses, and the
+operations that are performed for the peer.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Exchange:
 
     :param owner: the association.
     :param contexts: the accepted presentation contexts by their IDs.
-    :param invoked: how many operations this side may have outstanding.
-    :param performed: how many the peer may have.
-    :param make_operation: makes the operation for each request of the peer; it knows the services.
+    :param invoked: the number of operations that this side may have outstanding.
+    :param performed: the number of operations that the peer may have outstanding.
+    :param make_operation: makes the operation, with its service, for each request of the peer.
 
-    :ivar counts: how many operations were performed for the peer, by service.
-    :ivar failures: how many of them with a failure status.
+    :ivar counts: the number of operations that were performed for the peer, by service.
+    :ivar failures: the number of those that got a failure status, by service.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Exchange:
         self.counts: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
 
-    # --- how things stand
+    # --- state
 
     @property
     def mid_message(self) -> bool:
@@ -90,17 +90,17 @@ class Exchange:
 
     @property
     def asking(self) -> bool:
-        """Whether an operation of ours is outstanding, waits for the window, or has its message on the way."""
+        """Whether an operation of this side is outstanding or waits for the window, or a message is being sent."""
         return bool(self._operations) or bool(self._window.waiting) or self._outgoing.busy
 
     @property
     def answering(self) -> bool:
-        """Whether an operation of the peer's is being performed, or a message is on the way."""
+        """Whether an operation of the peer is being performed, or a message is being sent."""
         return bool(self._performing) or self._outgoing.busy
 
     @property
     def waiting_since(self) -> float | None:
-        """Since when the oldest of our operations waits for its response, ``None`` where none does."""
+        """When the oldest outstanding request was sent, in seconds of the clock; ``None`` if there is none."""
         return min(
             (operation.sent_at for operation in self._operations.values() if operation.sent_at is not None),
             default=None,
@@ -108,21 +108,21 @@ class Exchange:
 
     @property
     def invoke_limit(self) -> int:
-        """How many operations this side may have outstanding."""
+        """The number of operations that this side may have outstanding."""
         return self._window.limit
 
     def check(self) -> None:
-        """Raise the :class:`AssociationError` that ended the association, where one did."""
+        """:raises AssociationError: it ended the association."""
         if self._failure is not None:
             self._failure.raiseException()
 
     def fail(self, reason: Failure) -> None:
-        """Nothing more is sent or answered: fail what waits, each once."""
+        """End the exchange: fail everything that waits, once."""
         self._failure = reason
         self._full.clear()
         self._balance()
         self._outgoing.close()
-        # First who waits for a place: an operation that fails gives its own back, to whoever is next.
+        # Calls that wait for a place fail first: an operation that fails gives its place to the next call.
         self._window.fail(reason)
         operations, self._operations = list(self._operations.values()), {}
         for operation in operations:
@@ -136,10 +136,10 @@ class Exchange:
         if isinstance(incoming, DataSetStream):
             incoming.fail(reason)
 
-    # --- MessageUser: what the message stream tells
+    # --- MessageUser: events of the message stream
 
     def message_received(self, context_id: int, message: Message) -> None:
-        """A command set came; if it says so, its data set follows."""
+        """Take a command set; its data set follows if it has one."""
         if self._owner.observes_messages:
             self._owner.notify(evt.EVT_DIMSE_RECV, message=message, context_id=context_id)
             if self._failure is not None:
@@ -159,7 +159,7 @@ class Exchange:
                 performance.cancel()
 
     def dataset_fragment_received(self, data: memoryview) -> None:
-        """A piece of a data set came."""
+        """Take a fragment of a data set."""
         incoming = self._incoming
         if type(incoming) is DataSetStream:
             incoming.feed(data)
@@ -170,7 +170,7 @@ class Exchange:
             raise InvalidMessage(f"a response with a data set of more than {limit} bytes")
 
     def dataset_received(self) -> None:
-        """A data set is complete."""
+        """Take the end of a data set."""
         incoming, self._incoming = self._incoming, None
         if isinstance(incoming, DataSetStream):
             incoming.end()
@@ -179,7 +179,7 @@ class Exchange:
             assert incoming.response is not None
             self._complete(incoming, incoming.response, data)
 
-    # --- performing what the peer asks for
+    # --- operations of the peer
 
     def _request_received(self, context_id: int, request: Request) -> None:
         performance = self._make_operation(self._contexts[context_id], request)
@@ -197,11 +197,11 @@ class Exchange:
 
     def _may_be_asked(self, context_id: int, request: Request) -> bool:
         """
-        Whether this side is in the role that performs *request*.
+        Whether this side has the role that performs *request*.
 
-        An N-EVENT-REPORT goes to the SCU. But many an SCP sends it on an association of its own and does not negotiate
-        its role there (Storage Commitment, PS3.4 J.3.3), or it asks for a role and does not look at the answer. Where a
-        handler for it is bound that is taken: to refuse would lose the event, and nothing else can be meant.
+        An N-EVENT-REPORT goes to the SCU. But many SCPs send it on an association of their own without negotiating their
+        role (Storage Commitment, PS3.4 J.3.3), or they propose a role and ignore the answer. If a handler for it is bound,
+        the request is accepted: a refusal would lose the event, and the request can mean nothing else.
         """
         if type(request) is not NEventReportRQ:
             return self._owner.has_role(context_id, as_scu=False)
@@ -209,16 +209,16 @@ class Exchange:
 
     @property
     def may_respond(self) -> bool:
-        """Whether a response would still be sent."""
+        """Whether a response can still be sent."""
         return self._failure is None and self._protocol.may_send_data
 
     @property
     def outgoing(self) -> Outgoing:
-        """The messages on their way."""
+        """The queue of messages to send."""
         return self._outgoing
 
     def respond(self, performance: PerformedOperation, response: Response, source: DataSetSource | None = None) -> None:
-        """Send a response; for the operation itself."""
+        """Send a response; called by the operation."""
         if not self.may_respond:
             if source is not None:
                 source.close()
@@ -229,7 +229,7 @@ class Exchange:
         self._outgoing.send(performance.context.context_id, response, source, self._owner.exchange_advanced)
 
     def performance_done(self, performance: PerformedOperation, status: int) -> None:
-        """An operation was answered for good; for the operation itself."""
+        """Count an operation whose final response was sent; called by the operation."""
         if self._performing.get(performance.request.message_id) is performance:
             del self._performing[performance.request.message_id]
         service = performance.service_name
@@ -238,14 +238,14 @@ class Exchange:
             self.failures[service] += 1
         self._owner.exchange_advanced()
 
-    # --- asking the peer
+    # --- operations of this side
 
     def enter_window(self) -> Deferred[None]:
-        """Return a Deferred that fires when one more operation may be outstanding."""
+        """Return a Deferred that fires with a place in the window, for one more operation."""
         return self._window.enter()
 
     def leave_window(self) -> None:
-        """Give the place back."""
+        """Give back a place in the window."""
         self._window.leave()
         self._owner.exchange_advanced()
 
@@ -255,9 +255,9 @@ class Exchange:
         """
         Send *request*; the caller has a place in the window.
 
-        :param source: its data set, which is closed in any case.
+        :param source: its data set; it is closed in any case.
         :returns: a Deferred with the response and its data set; it fails with the :class:`AssociationError` that ended
-            the association before the answer came.
+            the association before the response arrived.
         """
         try:
             return self.begin(context_id, request, source).result
@@ -274,10 +274,10 @@ class Exchange:
         """
         Send *request*; the caller has a place in the window.
 
-        :param source: its data set, which is closed in any case.
+        :param source: its data set; it is closed in any case.
         :param pending: called with each pending response; without it, any response is the final one.
-        :raises AssociationError: the one that ended the association.
-        :raises NotEstablished: it is being released.
+        :raises AssociationError: the association has ended.
+        :raises NotEstablished: the association is being released.
         """
         if self._failure is not None or not self._protocol.may_send_data:
             if source is not None:
@@ -301,7 +301,7 @@ class Exchange:
 
     def cancel(self, message_id: int) -> None:
         """
-        Send C-CANCEL for an operation of ours; without effect where it is over (PS3.7 9.3.2.3).
+        Send C-CANCEL for an operation of this side, unless it has ended (PS3.7 9.3.2.3).
 
         :raises NotEstablished: the association is not established.
         """
@@ -314,10 +314,12 @@ class Exchange:
 
     def set_full(self, operation: Operation, full: bool, overfull: bool = False) -> None:
         """
-        Say whether the pending responses of *operation* are taken at the moment.
+        Report whether the queue of pending responses of *operation* is full.
 
-        The peer is not read from while all of the operations are full, so that the responses to others still come; or
-        one is overfull.
+        Reading from the peer pauses while the queues of all operations are full, so that the responses to the others still
+        arrive, or while one is overfull.
+
+        :param overfull: whether the queue must not grow at all.
         """
         if full:
             self._full[operation] = overfull
@@ -359,7 +361,7 @@ class Exchange:
         if operation.pending is not None and response.status in PENDING_STATUSES:
             operation.pending(response, data)
             return
-        # Gone already where the association ended, or the same response came twice within its data set.
+        # The operation is gone if the association ended, or if its response came again within the data set.
         known = self._operations.pop(operation.message_id, None)
         if self._full:
             self.set_full(operation, False)
@@ -369,7 +371,7 @@ class Exchange:
             operation.result.callback((response, data))
 
     def _send_failed(self, message: Message, reason: Failure) -> None:
-        """A data set that has begun cannot be finished: there is no way to take it back but to abort."""
+        """Abort: a data set that is sent in part cannot be finished, and there is no other way to take it back."""
         operation = self._operations.pop(message.message_id, None) if isinstance(message, Request) else None
         if operation is not None and not operation.result.called:
             operation.result.errback(reason)

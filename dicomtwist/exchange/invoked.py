@@ -1,4 +1,4 @@
-"""Operations that were invoked, and their responses that are still to come."""
+"""Operations that this side invoked, until their final responses."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from twisted.internet.defer import Deferred
 from dicomtwist.dimse.messages import Request, Response
 from dicomtwist.exchange.operations_window import Window
 
-#: Who takes the pending responses to a request, each with its data set.
+#: A function that receives the pending responses to a request, each with its data set.
 PendingResponses: TypeAlias = Callable[[Response, bytes | None], None]
 
 
 class Operation:
     """
-    A request that we sent, until its final response has come.
+    A request that this side sent, until its final response has arrived.
 
     :ivar message_id: its Message ID.
     :ivar result: fires with the final response and its data set.
@@ -38,6 +38,6 @@ class Operation:
         self._window = window
 
     def _given_up(self, result: object) -> None:
-        # The caller has lost interest, the peer is still at it: its place in the window stays taken.
+        # The caller has cancelled, the peer still performs the operation: its place in the window stays taken.
         self.is_given_up = True
         self._window.keep()

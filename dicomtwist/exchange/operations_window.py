@@ -1,5 +1,5 @@
 """
-The asynchronous operations window (PS3.7 D.3.3.3): how many requests wait for an answer at once.
+The asynchronous operations window (PS3.7 D.3.3.3): the number of requests that may wait for a response at once.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from twisted.python.failure import Failure
 
 class Window:
     """
-    A place for each operation that may be outstanding; who finds none waits for one, in order.
+    The places for outstanding operations; calls wait in order if all are taken.
 
-    :ivar limit: how many places there are.
-    :ivar used: how many are taken.
+    :ivar limit: the number of places.
+    :ivar used: the number of places that are taken.
     """
 
     __slots__ = ("_failure", "_waiting", "limit", "used")
@@ -28,11 +28,11 @@ class Window:
 
     @property
     def waiting(self) -> int:
-        """How many operations have or wait for a place."""
+        """The number of operations that have a place or wait for one."""
         return self.used + len(self._waiting)
 
     def enter(self) -> Deferred[None]:
-        """Return a Deferred that fires when there is a place, which is then taken; cancelling gives it up."""
+        """Return a Deferred that fires when the caller has a place; cancelling it gives up the wait."""
         if self._failure is not None:
             return fail(self._failure)
         if self.used < self.limit:
@@ -43,18 +43,18 @@ class Window:
         return waiting
 
     def leave(self) -> None:
-        """Give a place back."""
+        """Give back a place."""
         if self._waiting and self.used <= self.limit:
             self._waiting.popleft().callback(None)
         else:
             self.used -= 1
 
     def keep(self) -> None:
-        """Keep a place taken that is about to be given back, until :meth:`leave` is called once more."""
+        """Keep a place that is about to be given back, until :meth:`leave` is called once more."""
         self.used += 1
 
     def fail(self, reason: Failure) -> None:
-        """Fail whoever waits, and whoever comes."""
+        """Fail all calls that wait, and all later ones."""
         self._failure = reason
-        while self._waiting:  # who fails may cancel others that wait
+        while self._waiting:  # an errback may cancel others that wait
             self._waiting.popleft().errback(reason)

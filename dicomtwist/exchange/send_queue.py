@@ -1,5 +1,5 @@
 """
-Messages on their way out: one after the other, each data set pulled from its source as the transport takes it.
+The queue of messages to send: one message after the other, each data set pulled from its source as the transport takes it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from dicomtwist.dimse.messages import Message
 from dicomtwist.errors import DataSetError
 from dicomtwist.interfaces import UpperLayer
 
-#: How many PDUs are made at once at the most, for peers that take very short ones: in two buffers each, they are what the
-#: kernel takes in one call.
+#: The most PDUs that are encoded at once, for peers with a very short maximum length: with two buffers each, they are what
+#: the kernel takes in one call.
 MAX_PDUS = 512
 
-#: How many messages may wait behind one that is being sent before the peer is not read from any more. Requests of ours
-#: are bounded by the window: only answers can be that many.
+#: The number of messages that may wait before reading from the peer pauses. The window bounds the requests of this side:
+#: only responses can be that many.
 MAX_QUEUED = 1000
 
-#: How many may wait before who makes them one after the other is told to wait as well (:meth:`Outgoing.room`).
+#: The number of messages that may wait before a service that makes one after the other has to wait (:meth:`Outgoing.room`).
 CONGESTED = 16
 
-#: How many bytes are held back at the most while the queue is corked.
+#: The most bytes that are held back while the queue is corked.
 CORKED_SIZE = 64 * 1024
 
 
@@ -47,10 +47,10 @@ class Outgoing:
     """
     The queue of messages of one association. The fragments of two messages are never mixed (PS3.7 6.3).
 
-    :param protocol: the upper layer to send with.
-    :param peer_max_length: the longest P-DATA-TF that the peer takes, in bytes, 0 for any.
-    :param failed: called with the reason when a data set that has begun cannot be finished, after which nothing can be
-        sent any more.
+    :param protocol: the upper layer that sends.
+    :param peer_max_length: the longest P-DATA-TF that the peer receives, in bytes, 0 for no limit.
+    :param failed: called with the message and the reason if a data set that is sent in part cannot be finished; nothing
+        can be sent after that.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Outgoing:
     ) -> None:
         self._protocol = protocol
         self._payload = payload_length(peer_max_length)
-        # Of whole PDUs, so that none of a few bytes is between them.
+        # A multiple of the payload of a PDU, so that no short PDU is sent in between.
         self._piece = min(max(1, protocol.write_size // self._payload), MAX_PDUS) * self._payload
         self._failed = failed
         self._queue: deque[_QueuedMessage] = deque()
@@ -93,9 +93,10 @@ class Outgoing:
         sent: Callable[[], None] | None = None,
     ) -> None:
         """
-        Send *message*, and its data set from *source*; it is closed in any case.
+        Send *message* with its data set.
 
-        :param sent: called when the last of it was given to the transport.
+        :param source: the data set; it is closed in any case.
+        :param sent: called when the last byte was given to the transport.
         """
         if self._closed:
             if source is not None:
@@ -112,7 +113,7 @@ class Outgoing:
         self._run()
 
     def _send_at_once(self, context_id: int, message: Message, source: DataSetSource | None) -> bool:
-        """Send a message that is in memory and not large, where nothing is before it; return whether it was."""
+        """Send a small message in memory at once, if the queue is empty; return whether it was sent."""
         if source is None:
             buffers = encode_pdata(context_id, True, message.encode(), self._payload)
         elif type(source) is BytesSource and len(source.data) <= CORKED_SIZE and not self._is_full:
@@ -133,24 +134,26 @@ class Outgoing:
         return True
 
     def cork(self) -> None:
-        """Hold back what is sent, for fewer and larger writes, until :meth:`uncork`; the caller does not wait meanwhile."""
+        """
+        Hold messages back until :meth:`uncork`, for fewer and larger writes; the caller must not wait in between.
+        """
         if self._corked is None:
             self._corked = []
 
     def uncork(self) -> None:
-        """Write what was held back."""
+        """Write the messages that were held back, and hold back no more."""
         self.flush()
         self._corked = None
 
     def flush(self) -> None:
-        """Write what was held back, and hold on."""
+        """Write the messages that were held back, and hold back the next ones."""
         if self._corked:
             corked, self._corked, self._corked_length = self._corked, [], 0
             if not self._closed:
                 self._protocol.send(corked)
 
     def room(self) -> Deferred[None] | None:
-        """Return a Deferred that fires when it makes sense to make more messages, ``None`` where it does now."""
+        """Return a Deferred that fires when there is room for more messages, ``None`` if there is room now."""
         if self._closed or not (self._is_full or len(self._queue) >= CONGESTED):
             return None
         waiting: Deferred[None] = Deferred(self._waiting_for_room.remove)
@@ -162,7 +165,7 @@ class Outgoing:
             self._waiting_for_room.pop(0).callback(None)
 
     def _run(self) -> None:
-        """Send what is queued, until the transport is full, a source is waited for, or nothing is left."""
+        """Send queued messages until the transport is full, a source has to be waited for, or the queue is empty."""
         if self._running:
             return
         self._running = True
@@ -175,7 +178,7 @@ class Outgoing:
                     queued = self._current = self._queue.popleft()
                     head = encode_pdata(queued.context_id, True, queued.message.encode(), self._payload)
                     if self._corked:
-                        # What was held back before it goes out with it.
+                        # Messages that were held back go out with this one.
                         head = self._corked + head
                         self._corked, self._corked_length = [], 0
                 if not self._pump(self._current, head):
@@ -186,10 +189,10 @@ class Outgoing:
 
     def _pump(self, current: _QueuedMessage, buffers: list[bytes | memoryview]) -> bool:
         """
-        Give the transport what it takes of the data set; return whether the message is complete.
+        Give the data set to the transport until it is full; return whether the message is complete.
 
-        :param buffers: the command set where it is still to be sent. It goes out with the first of the data set where
-            that is there at once: one write, one packet.
+        :param buffers: the command set if it is still to be sent. It goes out with the first part of the data set if that
+            is there at once: one write, one packet.
         """
         if current.source is None:
             self._protocol.send(buffers)
@@ -213,7 +216,7 @@ class Outgoing:
         return False
 
     def _read(self, source: DataSetSource) -> bool:
-        """Ask the source for more; return whether it has to be waited for."""
+        """Read from the source; return whether it has to be waited for."""
         try:
             chunk = source.read()
         except Exception:
@@ -225,7 +228,7 @@ class Outgoing:
             def have(chunk: Chunk) -> None:
                 self._reading = False
                 self._take(chunk)
-                self._run()  # without effect where it was there at once, and _run is still at work
+                self._run()  # without effect if the chunk came at once: _run is still active
 
             def failed(reason: Failure) -> None:
                 self._reading = False
@@ -242,7 +245,7 @@ class Outgoing:
             return
         if len(data) & 1:
             if not last:
-                self._fail(Failure(DataSetError("a source gave a piece of odd length that is not the last")))
+                self._fail(Failure(DataSetError("a source gave a chunk of odd length that is not the last")))
                 return
             # Every data set is of even length (PS3.5 7.1.1); the pad of a deflated one is a zero (PS3.5 A.5).
             data = bytes(data) + b"\0"
@@ -272,13 +275,13 @@ class Outgoing:
         self._failed(current.message, reason)
 
     def writable(self) -> None:
-        """The transport takes more."""
+        """Continue to send: the transport takes more bytes."""
         if not self._reading:
             self._run()
         self._tell_of_room()
 
     def close(self) -> None:
-        """Drop everything that was not given to the transport yet."""
+        """Drop everything that was not given to the transport."""
         self._closed = True
         dropped = [self._current, *self._queue] if self._current is not None else []
         self._current = None

@@ -1,5 +1,5 @@
 """
-What a Service Class User asks its peer for: the operations of an association (PS3.7 9.1, 10.1).
+The operations of DIMSE-C that this side invokes (PS3.7 9.1).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from dicomtwist.ul.ae_title import check_ae_title
 
 class ServiceClassUser:
     """
-    The operations that the peer is asked for.
+    The operations of DIMSE-C that this side invokes.
 
-    What takes a data set takes a pydicom Dataset, which is encoded in the transfer syntax of the presentation context,
-    or ``bytes`` that are in it already.
+    A data set is given as a pydicom Dataset, which is encoded in the transfer syntax of the presentation context, or as
+    ``bytes`` that are in it already.
     """
 
     if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ServiceClassUser:
             """The messages of the association."""
 
         def check_established(self) -> None:
-            """Raise where it is not."""
+            """Raise :class:`NotEstablished` if it is not established."""
 
         def context_for(
             self, abstract_syntax: str, transfer_syntax: str | None = None, *, as_scu: bool = True
@@ -46,10 +46,10 @@ class ServiceClassUser:
 
     def send_c_echo(self) -> Deferred[Status]:
         """
-        Ask whether the peer is there (C-ECHO, PS3.7 9.1.5).
+        Verify that the peer responds (C-ECHO, PS3.7 9.1.5).
 
         :returns: a Deferred with the :class:`Status`; it fails with the :class:`AssociationError` that ended the
-            association before the answer came, :class:`NotEstablished` or :class:`NoPresentationContext`.
+            association before the response arrived, :class:`NotEstablished` or :class:`NoPresentationContext`.
         """
         return Deferred.fromCoroutine(self._echo())
 
@@ -73,12 +73,13 @@ class ServiceClassUser:
         :param dataset: the path of a Part 10 file, which is streamed from disk; a pydicom Dataset; an open binary file or
             the like that gives a Part 10 file from where it stands; or the ``bytes`` of one.
         :param priority: 0 medium, 1 high, 2 low.
-        :param originator_aet: for a C-MOVE's sub-operation, the AE title that asked for it.
-        :param originator_id: and the Message ID that it was asked with.
-        :returns: a Deferred with the :class:`Status`, whatever it says; it fails with
+        :param originator_aet: for a sub-operation of a C-MOVE, the AE title that requested the C-MOVE.
+        :param originator_id: the Message ID of that C-MOVE.
+        :returns: a Deferred with the :class:`Status`, a failure status as well; it fails with
 
-            * the :class:`AssociationError` that ended the association before the answer came, :class:`NotEstablished`,
-            * :class:`NoPresentationContext` where no accepted context fits the SOP Class and transfer syntax,
+            * the :class:`AssociationError` that ended the association before the response arrived,
+              :class:`NotEstablished`,
+            * :class:`NoPresentationContext` if no accepted context fits the SOP Class and transfer syntax,
             * ``OSError``, :class:`~dicomtwist.part10.NotDicomFile` or :class:`~dicomtwist.errors.DataSetError` where
               the data set cannot be read or encoded. If that shows when part of it is sent, the association is aborted.
         """
@@ -89,7 +90,7 @@ class ServiceClassUser:
     ) -> Status:
         self.check_established()
         async with WindowPlace(self.exchange):
-            # The place comes first and the file second, so that a thousand calls do not open a thousand files.
+            # A file is opened only with a place in the window, so that a thousand calls do not open a thousand files.
             instance = await open_instance(dataset, self.ae.executors.retrieval)
             await prepare(self, instance, priority, originator_aet, originator_id)
             response, _ = await send(self.exchange, instance)
@@ -97,9 +98,9 @@ class ServiceClassUser:
 
     def send_c_find(self, identifier: Dataset | bytes, query_model: str, *, priority: int = 2) -> Answers:
         """
-        Ask the peer what matches (C-FIND, PS3.7 9.1.2).
+        Query the peer (C-FIND, PS3.7 9.1.2).
 
-        :param identifier: the keys to match and to return, with Query/Retrieve Level where the model has levels.
+        :param identifier: the keys to match and to return, with Query/Retrieve Level if the model has levels.
         :param query_model: the SOP Class UID of the information model, such as
             ``sop_class.StudyRootQueryRetrieveInformationModelFind``.
         :param priority: 0 medium, 1 high, 2 low.
@@ -122,17 +123,17 @@ class ServiceClassUser:
         on_progress: OnProgress | None = None,
     ) -> Retrieval:
         """
-        Ask the peer to send what matches, on this association (C-GET, PS3.7 9.1.3).
+        Retrieve instances on this association (C-GET, PS3.7 9.1.3).
 
-        It comes as C-STORE requests to the handler of ``EVT_C_STORE``, in contexts for which the role of SCP was
+        They arrive as C-STORE requests at the handler of ``EVT_C_STORE``, in contexts for which the role of SCP was
         negotiated: propose them with ``ext_neg=[build_role(sop_class, scp_role=True)]``.
 
-        :param identifier: the unique keys of what to send, with Query/Retrieve Level.
+        :param identifier: the unique keys of the instances, with Query/Retrieve Level.
         :param query_model: the SOP Class UID of the information model.
         :param priority: 0 medium, 1 high, 2 low.
         :param on_progress: called with the :class:`~dicomtwist.scu.SubOperations` on each response.
         :returns: the :class:`~dicomtwist.scu.Retrieval`, an asynchronous iterator of (status, data set or ``None``);
-            ``await retrieval.when_done()`` gives how it ended.
+            ``await retrieval.when_done()`` gives the result.
         :raises NotEstablished: the association is not established.
         :raises NoPresentationContext: no context of the model was accepted.
         :raises DataSetError: the identifier cannot be encoded.
@@ -152,15 +153,15 @@ class ServiceClassUser:
         on_progress: OnProgress | None = None,
     ) -> Retrieval:
         """
-        Ask the peer to send what matches to the AE *move_aet* (C-MOVE, PS3.7 9.1.4).
+        Have the peer send instances to the AE *move_aet* (C-MOVE, PS3.7 9.1.4).
 
-        :param identifier: the unique keys of what to send, with Query/Retrieve Level.
-        :param move_aet: the AE title to send to, as the peer knows it.
+        :param identifier: the unique keys of the instances, with Query/Retrieve Level.
+        :param move_aet: the AE title of the destination, as the peer knows it.
         :param query_model: the SOP Class UID of the information model.
         :param priority: 0 medium, 1 high, 2 low.
         :param on_progress: called with the :class:`~dicomtwist.scu.SubOperations` on each response.
         :returns: the :class:`~dicomtwist.scu.Retrieval`, as with :meth:`send_c_get`.
-        :raises ValueError: *move_aet* is no AE title.
+        :raises ValueError: *move_aet* is not an AE title.
         :raises NotEstablished: the association is not established.
         :raises NoPresentationContext: no context of the model was accepted.
         :raises DataSetError: the identifier cannot be encoded.
@@ -173,8 +174,8 @@ class ServiceClassUser:
 
     def send_c_cancel(self, message_id: int) -> None:
         """
-        Ask the peer to end a C-FIND, C-GET or C-MOVE early (C-CANCEL, PS3.7 9.3.2.3). There is no response to it: the
-        operation ends with the status 0xFE00, or as if nothing had been said. Without effect where it is over.
+        Cancel a C-FIND, C-GET or C-MOVE (C-CANCEL, PS3.7 9.3.2.3). The request has no response: the operation ends with the
+        status 0xFE00, or as it would have ended without it. An operation that has ended stays as it is.
 
         :param message_id: the Message ID of its request, :attr:`Answers.message_id`; ``Answers.cancel()`` does the same.
         :raises NotEstablished: the association was never established.
@@ -183,7 +184,7 @@ class ServiceClassUser:
 
     @staticmethod
     def status_of(response: Response, sop_class: str = "") -> Status:
-        """Return the status of *response* to an operation of *sop_class*, with what it says beside it."""
+        """Return the status of *response* to an operation of *sop_class*, with its comment and other details."""
         return Status(
             response.status,
             response.SERVICE,

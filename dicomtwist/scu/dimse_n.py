@@ -1,5 +1,5 @@
 """
-The operations and the notification of DIMSE-N, for the one who asks (PS3.7 10.1).
+The operations and the notification of DIMSE-N that this side invokes (PS3.7 10.1).
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from dicomtwist.scu.dimse_c import ServiceClassUser
 from dicomtwist.sop_class import SOPClass, check_uid
 from dicomtwist.sop_relations import carriers
 
-#: What most of these operations give: the status and the data set of the response.
+#: The result of most of these operations: the status and the data set of the response.
 Reply = tuple[Status, Dataset | None]
 
 
 class NormalisedUser(ServiceClassUser):
     """
-    The operations of DIMSE-N that the peer is asked for, and the notification that it is sent.
+    The operations and the notification of DIMSE-N that this side invokes.
 
-    They return a Deferred with (:class:`Status`, Dataset or ``None``), whatever the status says; N-DELETE with the
+    They return a Deferred with (:class:`Status`, Dataset or ``None``), for a failure status as well; N-DELETE with the
     :class:`Status` alone. ``status.affected_sop_instance_uid`` is the SOP Instance that was operated on,
-    ``status.attribute_identifier_list`` the tags that a status such as 0x0107 is about. The Deferred fails with
+    ``status.attribute_identifier_list`` the tags that a status such as 0x0107 refers to. The Deferred fails with
 
-    * the :class:`AssociationError` that ended the association before the answer came, :class:`NotEstablished`,
-    * :class:`NoPresentationContext` where none was accepted that the operation may go on,
-    * :class:`DataSetError` where the data set cannot be encoded, or that of the response not be decoded,
-    * ``ValueError`` or ``TypeError`` where a UID or a number cannot be sent.
+    * the :class:`AssociationError` that ended the association before the response arrived, or :class:`NotEstablished`,
+    * :class:`NoPresentationContext` if no accepted context carries the operation,
+    * :class:`DataSetError` if the data set cannot be encoded, or the one of the response cannot be decoded,
+    * ``ValueError`` or ``TypeError`` if a UID or a number is not valid.
 
-    The presentation context is that of the SOP Class, else of a Meta SOP Class that it belongs to. With *meta_uid* it is
-    the one of that abstract syntax and no other. Unified Procedure Steps are always instances of the SOP Class UPS Push,
-    the operations on them go on the contexts that have them: UPS Push, Pull, Watch or Event (PS3.4 CC.2).
+    The presentation context is that of the SOP Class, else of a Meta SOP Class that contains it. With *meta_uid* it is
+    the one of that abstract syntax and no other. Unified Procedure Steps are always instances of the SOP Class UPS Push;
+    the operations on them use the contexts that carry them: UPS Push, Pull, Watch or Event (PS3.4 CC.2).
     """
 
     def send_n_create(
@@ -67,7 +67,7 @@ class NormalisedUser(ServiceClassUser):
         :param class_uid: the SOP Class UID.
         :param instance_uid: the SOP Instance UID; ``None`` to have the peer make one, which is then in
             ``status.affected_sop_instance_uid``.
-        :param meta_uid: the abstract syntax of the presentation context, where it is another.
+        :param meta_uid: the abstract syntax of the presentation context, if it is not the SOP Class.
         :returns: see :class:`NormalisedUser`; the data set is the Attribute List of what was created.
         """
 
@@ -87,7 +87,7 @@ class NormalisedUser(ServiceClassUser):
         :param dataset: the Modification List.
         :param class_uid: the SOP Class UID.
         :param instance_uid: the SOP Instance UID.
-        :param meta_uid: the abstract syntax of the presentation context, where it is another.
+        :param meta_uid: the abstract syntax of the presentation context, if it is not the SOP Class.
         :returns: see :class:`NormalisedUser`; the data set is the Attribute List of what was changed.
         """
 
@@ -113,7 +113,7 @@ class NormalisedUser(ServiceClassUser):
         :param identifier_list: the tags of the attributes, or their keywords; none for all.
         :param class_uid: the SOP Class UID.
         :param instance_uid: the SOP Instance UID.
-        :param meta_uid: the abstract syntax of the presentation context, where it is another.
+        :param meta_uid: the abstract syntax of the presentation context, if it is not the SOP Class.
         :returns: see :class:`NormalisedUser`; the data set is the Attribute List.
         """
 
@@ -143,7 +143,7 @@ class NormalisedUser(ServiceClassUser):
         :param action_type: the Action Type ID.
         :param class_uid: the SOP Class UID.
         :param instance_uid: the SOP Instance UID.
-        :param meta_uid: the abstract syntax of the presentation context, where it is another.
+        :param meta_uid: the abstract syntax of the presentation context, if it is not the SOP Class.
         :returns: see :class:`NormalisedUser`; the data set is the Action Reply.
         """
 
@@ -170,16 +170,16 @@ class NormalisedUser(ServiceClassUser):
         """
         Tell the peer of an event (N-EVENT-REPORT, PS3.7 10.1.1).
 
-        It goes from SCP to SCU: on an association that this side asked for, the role of SCP has to be negotiated,
+        It goes from SCP to SCU: on an association that this side requested, the role of SCP has to be negotiated,
         ``ext_neg=[build_role(sop_class, scp_role=True)]``.
 
-        :param dataset: the Event Information, ``None`` where there is none.
+        :param dataset: the Event Information, ``None`` for none.
         :param event_type: the Event Type ID.
         :param class_uid: the SOP Class UID.
         :param instance_uid: the SOP Instance UID.
-        :param meta_uid: the abstract syntax of the presentation context, where it is another.
-        :param any_role: send it as SCU where the peer did not agree to the role of SCP. The standard does not have that,
-            but there are peers that do not negotiate roles and take it.
+        :param meta_uid: the abstract syntax of the presentation context, if it is not the SOP Class.
+        :param any_role: whether to send it as SCU if the peer did not accept the role of SCP. The standard does not allow
+            that, but some peers do not negotiate roles and accept it.
         :returns: see :class:`NormalisedUser`; the data set is the Event Reply.
         """
 
@@ -205,7 +205,7 @@ class NormalisedUser(ServiceClassUser):
 
         :param class_uid: the SOP Class UID.
         :param instance_uid: the SOP Instance UID.
-        :param meta_uid: the abstract syntax of the presentation context, where it is another.
+        :param meta_uid: the abstract syntax of the presentation context, if it is not the SOP Class.
         :returns: a Deferred with the :class:`Status`, see :class:`NormalisedUser`.
         """
 
@@ -222,13 +222,13 @@ class NormalisedUser(ServiceClassUser):
 def _context(
     assoc: NormalisedUser, class_uid: str, request: Request, meta_uid: str | None, *, as_scu: bool = True
 ) -> PresentationContextTuple:
-    """Return the context that *request* goes on: the first accepted one of those that it may go on."""
+    """Return the context of *request*: the first accepted one of those that carry it."""
     wanted: Sequence[str]
     if meta_uid is not None:
         wanted = (check_uid(meta_uid, "the Meta SOP Class UID"),)
     else:
         action_type = request.action_type_id if isinstance(request, NActionRQ) else None
-        # Where the standard has no such operation, it is for the peer to refuse it.
+        # If the standard has no such operation, the peer refuses it.
         wanted = carriers(class_uid, request.SERVICE, action_type) or (class_uid,)
     first: NoPresentationContext | None = None
     for abstract_syntax in wanted:
@@ -240,7 +240,7 @@ def _context(
     if len(wanted) == 1:
         raise first
     others = ", ".join(SOPClass(uid).name for uid in wanted[1:])
-    raise NoPresentationContext(f"{first}; nor is there one for {others}") from first
+    raise NoPresentationContext(f"{first}; nor is there a context for {others}") from first
 
 
 async def _ask(
@@ -249,7 +249,7 @@ async def _ask(
     syntax = str(context.transfer_syntax)
     encoded = b"" if dataset is None else encode_identifier(dataset, syntax)
     async with WindowPlace(assoc.exchange):
-        # A data set without elements is none: there is no PDV of length 0 for it that peers would not stumble over.
+        # A data set without elements is left out: peers fail at a PDV of length 0.
         source = BytesSource(encoded) if encoded else None
         response, data = await assoc.exchange.start(context.context_id, request, source)
     status = _status(request, response)

@@ -602,7 +602,7 @@ class ContextTests(NormalisedTestCase):
         association, _ = self.taken(MPPS)
         error = self.failureResultOf(association.send_n_create(None, FILM_SESSION), NoPresentationContext)
         self.assertIn("Basic Film Session", str(error.value))
-        self.assertIn("nor is there one for Basic Grayscale Print Management Meta", str(error.value))
+        self.assertIn("nor is there a context for Basic Grayscale Print Management Meta", str(error.value))
         error = self.failureResultOf(association.send_n_delete(COMMITMENT, INSTANCE), NoPresentationContext)
         self.assertNotIn("nor", str(error.value))
 
