@@ -1,7 +1,7 @@
 """
-The command set codec (PS3.7 6.3.1, Annex E): group 0000 in Implicit VR Little Endian, and nothing else.
+The command set codec (PS3.7 6.3.1, Annex E). It handles group 0000 in Implicit VR Little Endian, and nothing else.
 
-Hand-written because every message passes here: a C-STORE request decodes in about 3 microseconds.
+It is written by hand because every message passes through it: a C-STORE request decodes in about 3 microseconds.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Any, Final, TypeAlias
 
 from dicomtwist.errors import InvalidMessage
 
-#: The longest command set taken, in bytes. The longest legitimate one is an N-GET request with its attribute list.
+#: The longest command set accepted, in bytes. The longest legitimate one is an N-GET request with its attribute list.
 MAX_COMMAND_LENGTH: Final = 64 * 1024
 
-#: What a decoded element holds: a number, text, or the tags of an AT as ``group << 16 | element``.
+#: A decoded value: a number, text, or the tags of an AT as ``group << 16 | element``.
 Value: TypeAlias = int | str | tuple[int, ...]
 
 _HEADER = Struct("<LL")  # tag and length
-_FRONT = Struct("<QLLL")  # the group length behind its header, tag and length of the next element
-_FRONT_LENGTH: Final = _FRONT.size
-_NUMBERS = Struct("<QHQHQHQH")  # four numbers, each behind its header
+_FIRST_HEADERS = Struct("<QLLL")  # the group length with its header, tag and length of the next element
+_FIRST_HEADERS_LENGTH: Final = _FIRST_HEADERS.size
+_NUMBERS = Struct("<QHQHQHQH")  # four numbers, each with its header
 _NUMBERS_LENGTH: Final = _NUMBERS.size
 _THREE_NUMBERS = Struct("<QHQHQH")
 _THREE_LENGTH: Final = _THREE_NUMBERS.size
 _ELEMENT = Struct("<HHL")
 _ELEMENT_US = Struct("<HHLH")
 _GROUP_LENGTH = Struct("<LLL")
-_GROUP_LENGTH_HEADER = 4 << 32  # tag 0, length 4, as _FRONT reads it
+_GROUP_LENGTH_HEADER = 4 << 32  # tag 0, length 4, as _FIRST_HEADERS reads it
 
-#: Every element of a command set that is not retired: element number to (keyword in snake_case, VR) (PS3.7 E.1).
+#: Each element of a command set that is not retired: element number to (keyword in snake_case, VR) (PS3.7 E.1).
 ELEMENTS: Final[dict[int, tuple[str, str]]] = {
     0x0002: ("affected_sop_class_uid", "UI"),
     0x0003: ("requested_sop_class_uid", "UI"),
@@ -60,20 +60,20 @@ ELEMENTS: Final[dict[int, tuple[str, str]]] = {
     0x1031: ("move_originator_message_id", "US"),
 }
 
-#: The same by keyword: (element number, VR).
+#: The elements by keyword: (element number, VR).
 KEYWORDS: Final[dict[str, tuple[int, str]]] = {keyword: (element, vr) for element, (keyword, vr) in ELEMENTS.items()}
 
 
 def _decode_text(value: bytes) -> str:
-    # Latin-1 keeps each byte and never fails: what is wrong with a UID is for the service to say.
+    # Latin-1 preserves each byte and never fails: the service checks the UID and reports what is wrong.
     return value.decode("latin-1").rstrip("\0 ")
 
 
 def _decode_uid(value: bytes) -> str:
     """
-    Return a UID as PS3.5 9.1 has it: ASCII, padded with NUL.
+    Return a UID that is encoded as PS3.5 9.1 requires: ASCII, padded with NUL.
 
-    :raises ValueError: it is written in another way; :func:`_decode_odd_uid` takes it.
+    :raises ValueError: the encoding is different; :func:`_decode_nonconforming_uid` accepts it.
     """
     bare = value.rstrip(b"\0")
     if not bare or bare[-1] == 0x20:
@@ -81,7 +81,7 @@ def _decode_uid(value: bytes) -> str:
     return bare.decode("ascii")
 
 
-def _decode_odd_uid(value: bytes, tolerated: list[str]) -> str:
+def _decode_nonconforming_uid(value: bytes, tolerated: list[str]) -> str:
     text = _decode_text(value)
     if not text.isascii():
         tolerated.append("UIDs that are not ASCII")
@@ -96,13 +96,13 @@ def _decode_title(value: bytes) -> str:
 
 def _decode_number(value: bytes) -> int:
     if len(value) != 2:
-        raise InvalidMessage(f"a command element of VR US holds {len(value)} bytes, 2 is the length")
+        raise InvalidMessage(f"a command element of VR US has {len(value)} bytes, the length must be 2")
     return value[0] | value[1] << 8
 
 
 def _decode_tags(value: bytes) -> tuple[int, ...]:
     if len(value) % 4:
-        raise InvalidMessage(f"a command element of VR AT holds {len(value)} bytes, 4 for each tag")
+        raise InvalidMessage(f"a command element of VR AT has {len(value)} bytes, the length must be a multiple of 4")
     numbers = struct_unpack(f"<{len(value) // 2}H", value)
     return tuple(group << 16 | element for group, element in zip(numbers[::2], numbers[1::2], strict=True))
 
@@ -116,12 +116,12 @@ _DECODERS: Final[dict[str, Callable[[bytes], Value]]] = {
 }
 
 
-#: (keyword, decoder) by tag, as ``_HEADER`` reads it: the group is in the lower half.
+#: (keyword, decoder) by tag as ``_HEADER`` reads it, with the group in the lower half.
 _BY_TAG: Final = {element << 16: (keyword, _DECODERS[vr]) for element, (keyword, vr) in ELEMENTS.items()}
 
 
 def number_header(keyword: str) -> int:
-    """Return the header (tag, length) of an element that holds a number, its eight bytes read as one number."""
+    """Return the header (tag, length) of an element that holds a number, as one number of eight bytes."""
     return KEYWORDS[keyword][0] << 16 | 2 << 32
 
 
@@ -134,18 +134,19 @@ _DATA_SET_TYPE: Final = number_header("command_data_set_type")
 _STATUS: Final = number_header("status")
 
 
-def _decode_front(data: bytes) -> tuple[dict[str, Value], int]:
+def _decode_common_layout(data: bytes) -> tuple[dict[str, Value], int]:
     """
-    Return what the front of a command set holds and where it ends, if it is that of a C request or of a response.
+    Decode the beginning of a command set, if it has the layout of a C request or of a response.
 
-    Most command sets begin with the group length, the Affected SOP Class UID and then four numbers; that of a C-ECHO request
-    has three, and no more. Read at one go they take a third of the time. Of any other command set nothing is returned, and 0.
+    Most command sets begin with the group length, the Affected SOP Class UID and then four numbers (a C-ECHO request has
+    three, and nothing after them). Decoding these in one step takes a third of the time.
 
-    :raises ValueError: its UID is not written as it should be.
+    :returns: the values and the position after them; no values and 0 for any other layout.
+    :raises ValueError: the UID is not encoded as PS3.5 requires.
     """
-    if len(data) >= _FRONT_LENGTH + _THREE_LENGTH:
-        group_length, _, tag, length = _FRONT.unpack_from(data)
-        stop = _FRONT_LENGTH + length
+    if len(data) >= _FIRST_HEADERS_LENGTH + _THREE_LENGTH:
+        group_length, _, tag, length = _FIRST_HEADERS.unpack_from(data)
+        stop = _FIRST_HEADERS_LENGTH + length
         end = stop + _NUMBERS_LENGTH
         if group_length != _GROUP_LENGTH_HEADER or tag != _SOP_CLASS_UID or not length:
             pass
@@ -153,7 +154,7 @@ def _decode_front(data: bytes) -> tuple[dict[str, Value], int]:
             head1, field, head2, message_id, head3, number3 = _THREE_NUMBERS.unpack_from(data, stop)
             if head1 == _COMMAND_FIELD and head2 == _MESSAGE_ID and head3 == _DATA_SET_TYPE:
                 return {
-                    "affected_sop_class_uid": _decode_uid(data[_FRONT_LENGTH:stop]),
+                    "affected_sop_class_uid": _decode_uid(data[_FIRST_HEADERS_LENGTH:stop]),
                     "command_field": field,
                     "message_id": message_id,
                     "command_data_set_type": number3,
@@ -163,7 +164,7 @@ def _decode_front(data: bytes) -> tuple[dict[str, Value], int]:
             if head1 == _COMMAND_FIELD:
                 if head2 == _MESSAGE_ID and head3 == _PRIORITY and head4 == _DATA_SET_TYPE:
                     return {
-                        "affected_sop_class_uid": _decode_uid(data[_FRONT_LENGTH:stop]),
+                        "affected_sop_class_uid": _decode_uid(data[_FIRST_HEADERS_LENGTH:stop]),
                         "command_field": field,
                         "message_id": message_id,
                         "priority": number3,
@@ -171,7 +172,7 @@ def _decode_front(data: bytes) -> tuple[dict[str, Value], int]:
                     }, end
                 if head2 == _RESPONDED_TO and head3 == _DATA_SET_TYPE and head4 == _STATUS:
                     return {
-                        "affected_sop_class_uid": _decode_uid(data[_FRONT_LENGTH:stop]),
+                        "affected_sop_class_uid": _decode_uid(data[_FIRST_HEADERS_LENGTH:stop]),
                         "command_field": field,
                         "message_id_being_responded_to": message_id,
                         "command_data_set_type": number3,
@@ -184,18 +185,18 @@ def decode_command(data: bytes, tolerated: list[str] | None = None) -> dict[str,
     """
     Return the elements of the command set *data* by their keywords.
 
-    Elements that PS3.7 does not define, or has retired, are passed over, and so are the group length and elements
-    without a value. Behind a response elements of other groups are as well: Orthanc puts its Failed SOP Instance UID List
-    there, where a data set should follow.
+    Skipped are the group length, elements without a value, and elements that PS3.7 does not define or has retired. In a
+    response, elements of other groups are skipped as well: Orthanc puts its Failed SOP Instance UID List there instead of
+    into a data set.
 
-    :param tolerated: gets what is not as the standard has it and was taken all the same, in words, with none of the
-        peer's.
-    :raises InvalidMessage: an element of another group, a length that lies, a number of the wrong size.
+    :param tolerated: receives a description of each deviation from the standard that is accepted, without any text of
+        the peer.
+    :raises InvalidMessage: an element belongs to another group, or has a wrong length or a number of the wrong size.
     """
     if tolerated is None:
         tolerated = []
     try:
-        values, position = _decode_front(data)
+        values, position = _decode_common_layout(data)
     except ValueError:
         values, position = {}, 0
     end = len(data)
@@ -205,26 +206,28 @@ def decode_command(data: bytes, tolerated: list[str] | None = None) -> dict[str,
             position += 8
             stop = position + length
             if stop > end:
-                raise InvalidMessage(f"command element {_tag_text(tag)} of {length} bytes, {end - position} are left")
+                raise InvalidMessage(
+                    f"command element {_tag_text(tag)} of {length} bytes, only {end - position} remain"
+                )
             if tag in _BY_TAG:
                 if length:
                     keyword, decode = _BY_TAG[tag]
                     try:
                         values[keyword] = decode(data[position:stop])
                     except ValueError:
-                        values[keyword] = _decode_odd_uid(data[position:stop], tolerated)
+                        values[keyword] = _decode_nonconforming_uid(data[position:stop], tolerated)
             elif tag & 0xFFFF:
                 if not _is_response(values):
                     raise InvalidMessage(f"element {_tag_text(tag)} in a command set, which is of group 0000 only")
                 tolerated.append("elements of a data set in the command set of a response")
             position = stop
     except error:
-        raise InvalidMessage(f"{end - position} bytes are left, an element header takes 8") from None
+        raise InvalidMessage(f"{end - position} bytes remain, an element header has 8") from None
     return values
 
 
 def _is_response(values: dict[str, Value]) -> bool:
-    """Whether the elements before are those of a response."""
+    """Whether the elements decoded so far are those of a response."""
     field = values.get("command_field", 0)
     return isinstance(field, int) and bool(field & 0x8000)
 
@@ -265,20 +268,21 @@ def _encoder(element: int, vr: str) -> Callable[[Any], bytes]:
     return _text_encoder(element, b"\0" if vr == "UI" else b" ")
 
 
-#: What encodes the element of each keyword.
+#: The encoder of each keyword's element.
 ENCODERS: Final = {keyword: _encoder(element, vr) for keyword, (element, vr) in KEYWORDS.items()}
 
 
 def join_elements(elements: Iterable[bytes]) -> bytes:
-    """Return the command set of *elements* that are encoded already, with its group length in front."""
+    """Return the command set of *elements*, which are already encoded, with its group length in front."""
     body = b"".join(elements)
     return _GROUP_LENGTH.pack(0, 4, len(body)) + body
 
 
 def encode_command(values: Iterable[tuple[str, Value | None]]) -> bytes:
     """
-    Return the command set that holds *values*, pairs of keyword and value, with its group length in front.
+    Encode a command set with its group length in front.
 
-    :param values: in ascending order of the elements; a value of ``None`` is left out.
+    :param values: pairs of keyword and value in ascending order of the elements; an element whose value is ``None`` is
+        omitted.
     """
     return join_elements([ENCODERS[keyword](value) for keyword, value in values if value is not None])

@@ -1,9 +1,8 @@
 """
-PDV fragments to messages and back (PS3.8 Annex E, PS3.7 6.3).
+Converts PDV fragments to messages and back (PS3.8 Annex E, PS3.7 6.3).
 
-Receiving: :class:`MessageReceiver` joins command sets, which are small and bounded, and passes data sets through as the
-fragments that they came in. Sending: :func:`encode_pdata` cuts a command set, or a piece of a data set, into P-DATA-TF
-PDUs.
+Receiving: :class:`MessageReceiver` joins command sets, which are small and bounded, and passes on the fragments of data
+sets one by one. Sending: :func:`encode_pdata` cuts a command set, or a part of a data set, into P-DATA-TF PDUs.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from dicomtwist.ul.framing import Fragment
 
 _PDATA = Struct(">BxLLBB")
 
-#: The longest P-DATA-TF that is sent, in bytes, however long the peer would take it: an A-ABORT has to wait for the PDU
-#: that is being written, and longer ones bring no speed.
+#: The longest P-DATA-TF that is sent, in bytes, even if the peer accepts longer ones: an A-ABORT has to wait for the PDU
+#: that is being written, and longer PDUs are not faster.
 MAX_SEND_LENGTH: Final = 131072
 
 
-#: In place of a presentation context ID between messages. A peer can send any byte, 0 too.
-_NONE: Final = -1
+#: Stands for the presentation context ID between messages. It is not a byte, since a peer can send any byte, even 0.
+_NO_CONTEXT: Final = -1
 
 
 class MessageUser(Protocol):
-    """Who gets the messages of a :class:`MessageReceiver`."""
+    """The receiver of the messages of a :class:`MessageReceiver`."""
 
     def message_received(self, context_id: int, message: Message) -> None:
         """Called with a command set; if ``message.has_dataset``, its data set follows."""
 
     def dataset_fragment_received(self, data: memoryview) -> None:
-        """Called with a piece of the data set, in order."""
+        """Called with each fragment of the data set, in order."""
 
     def dataset_received(self) -> None:
         """Called when the data set is complete."""
@@ -43,11 +42,11 @@ class MessageUser(Protocol):
 
 class MessageReceiver:
     """
-    Turns fragments into messages for *user*.
+    Joins fragments into messages for *user*.
 
-    :param user: who gets them.
+    :param user: receives the messages.
     :param contexts: the accepted presentation context IDs.
-    :param max_dataset_length: the longest data set taken, in bytes; ``None`` for no limit.
+    :param max_dataset_length: the longest data set accepted, in bytes; ``None`` for no limit.
     """
 
     __slots__ = ("_command", "_context_id", "_in_dataset", "_length", "_user", "contexts", "max_dataset_length")
@@ -57,25 +56,27 @@ class MessageReceiver:
         self.contexts = contexts
         self.max_dataset_length = max_dataset_length
         self._command = bytearray()
-        self._context_id = _NONE  # of the message under way
+        self._context_id = _NO_CONTEXT  # of the current message
         self._in_dataset = False
         self._length = 0
 
     @property
     def mid_message(self) -> bool:
         """Whether a message has begun and is not complete."""
-        return self._context_id != _NONE
+        return self._context_id != _NO_CONTEXT
 
     def receive(self, fragment: Fragment) -> None:
         """
-        Take the next fragment of the association.
+        Process the next fragment of the association.
 
-        :raises InvalidMessage: it breaks the rules; the association cannot go on.
+        :raises InvalidMessage: the fragment breaks the rules; the association cannot continue.
         """
         context_id = fragment.context_id
         if context_id != self._context_id:
-            if self._context_id != _NONE:
-                raise InvalidMessage(f"presentation context ID {context_id} inside a message of {self._context_id}")
+            if self._context_id != _NO_CONTEXT:
+                raise InvalidMessage(
+                    f"presentation context ID {context_id} inside a message on context {self._context_id}"
+                )
             if context_id not in self.contexts:
                 raise InvalidMessage(f"presentation context ID {context_id} was not accepted")
             self._context_id = context_id
@@ -95,7 +96,7 @@ class MessageReceiver:
         if last and not self._command:
             command = bytes(fragment.data)
         else:
-            # A copy: many tiny fragments must not each keep the whole read alive that they came in.
+            # Copied, so that many tiny fragments do not each keep alive the whole read that they came in.
             command = self._command
             command += fragment.data
         if len(command) > MAX_COMMAND_LENGTH:
@@ -109,7 +110,7 @@ class MessageReceiver:
             self._in_dataset = True
             self._length = 0
         else:
-            self._context_id = _NONE
+            self._context_id = _NO_CONTEXT
         self._user.message_received(context_id, message)
 
     def _receive_dataset(self, fragment: Fragment) -> None:
@@ -121,15 +122,16 @@ class MessageReceiver:
             self._user.dataset_fragment_received(data)
         if fragment.ends and fragment.control & 2:
             self._in_dataset = False
-            self._context_id = _NONE
+            self._context_id = _NO_CONTEXT
             self._user.dataset_received()
 
 
 def payload_length(peer_max_length: int) -> int:
     """
-    Return how many bytes of a message go in one P-DATA-TF for a peer that takes *peer_max_length*, 0 for any.
+    Return the number of bytes of a message in one P-DATA-TF to a peer whose maximum is *peer_max_length*, 0 for none.
 
-    Even, since a fragment has an even length, and at least 2 though a peer may ask for the impossible.
+    The result is even, since a fragment has an even length, and at least 2 even if the peer's maximum is too small for
+    that.
     """
     length = min(peer_max_length or MAX_SEND_LENGTH, MAX_SEND_LENGTH)
     return max(2, (length - 6) & ~1)
@@ -139,13 +141,14 @@ def encode_pdata(
     context_id: int, command: bool, data: bytes | memoryview, payload: int, last: bool = True
 ) -> list[bytes | memoryview]:
     """
-    Return *data* cut into P-DATA-TF PDUs of one PDV each, as buffers to be joined or written in order.
+    Cut *data* into P-DATA-TF PDUs of one PDV each.
 
     :param context_id: the presentation context ID.
-    :param command: whether *data* is of a command set.
-    :param data: the bytes; empty only where *last* is set.
-    :param payload: the most bytes in one PDU, from :func:`payload_length`.
+    :param command: whether *data* belongs to a command set.
+    :param data: the bytes; empty only if *last* is set.
+    :param payload: the maximum number of bytes of *data* in one PDU, from :func:`payload_length`.
     :param last: whether the command set or data set ends with *data*.
+    :returns: buffers to be joined, or to be written in order.
     """
     length = len(data)
     control = 1 if command else 0

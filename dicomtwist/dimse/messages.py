@@ -1,8 +1,9 @@
 """
 The messages of the eleven DIMSE services as dataclasses (PS3.7 9.3 and 10.3).
 
-A message is its command set; whether a data set follows is :attr:`Message.has_dataset`, the data set itself travels
-beside it as fragments. The attributes are the standard's keywords in snake_case, in the order of their elements.
+A message is its command set. :attr:`Message.has_dataset` says whether a data set follows; the data set itself is
+transferred separately, as fragments. The attributes are the standard's keywords in snake_case, in the order of their
+elements.
 """
 
 from __future__ import annotations
@@ -31,37 +32,37 @@ _WITH_DATASET: Final = 0x0001
 MEDIUM, HIGH, LOW = 0, 1, 2
 
 
-#: Elements that are mandatory and may be missing, with what stands for them.
+#: The values of mandatory elements that a peer may omit all the same.
 _DEFAULTS: Final[dict[str, int]] = {"priority": MEDIUM, "command_data_set_type": NO_DATASET}
 
 
 @dataclass(slots=True, kw_only=True)
 class Message:
     """
-    What all messages share.
+    The base class of all messages.
 
     :ivar has_dataset: whether a data set follows.
-    :ivar tolerated: of a message that was decoded, what is not as the standard has it and was taken all the same, in words.
+    :ivar tolerated: after decoding, a description of each deviation from the standard that was accepted.
     """
 
     COMMAND_FIELD: ClassVar[int] = 0
-    #: The message, such as ``"C-STORE-RQ"``.
+    #: The name of the message, such as ``"C-STORE-RQ"``.
     NAME: ClassVar[str] = ""
-    #: The DIMSE service that it is of, such as ``"C-STORE"``.
+    #: The DIMSE service of the message, such as ``"C-STORE"``.
     SERVICE: ClassVar[str] = ""
-    #: Attributes without which the message cannot be acted on.
+    #: The attributes without which the message cannot be acted on.
     REQUIRED: ClassVar[tuple[str, ...]] = ()
 
     has_dataset: bool = False
     tolerated: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
 
-    if not TYPE_CHECKING:  # for a type checker there are the names in snake_case alone
+    if not TYPE_CHECKING:  # a type checker sees the names in snake_case only
 
         def __getattr__(self, name: str) -> Any:
             """
-            Give an element by its keyword in the standard (``AffectedSOPInstanceUID``), read only.
+            Return an element by its keyword in the standard (``AffectedSOPInstanceUID``), read only.
 
-            This is asked only for what is no attribute, so the attributes themselves are as quick as without it.
+            Python calls this only for names that are not attributes, so access to the attributes themselves is not slower.
             """
             attribute = _STANDARD_KEYWORDS.get(name)
             if attribute is None:
@@ -72,7 +73,7 @@ class Message:
         """
         Return the encoded command set (PS3.7 6.3.1).
 
-        :raises ValueError: a number does not fit in 16 bits.
+        :raises ValueError: a number does not fit into 16 bits.
         """
         try:
             return _ENCODE[type(self)](self)
@@ -82,14 +83,14 @@ class Message:
 
 @dataclass(slots=True, kw_only=True)
 class Request(Message):
-    """What all requests share; *message_id* is given by the association that sends it."""
+    """The base class of requests; the association that sends the request sets *message_id*."""
 
     message_id: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
 class Response(Message):
-    """What all responses share (PS3.7 Annex C tells the status and what goes with it)."""
+    """The base class of responses (PS3.7 Annex C has the statuses and the fields that accompany them)."""
 
     message_id_being_responded_to: int = 0
     status: int = 0
@@ -156,7 +157,7 @@ class CFindRSP(Response):
 
 @dataclass(slots=True, kw_only=True)
 class _SubOperations(Response):
-    """The counts that C-GET and C-MOVE responses carry."""
+    """The base class of C-GET and C-MOVE responses, which carry the counts of sub-operations."""
 
     affected_sop_class_uid: str | None = None
     number_of_remaining_suboperations: int | None = None
@@ -202,7 +203,7 @@ class CMoveRSP(_SubOperations):
 
 @dataclass(slots=True, kw_only=True)
 class CCancelRQ(Message):
-    """C-CANCEL-RQ (PS3.7 9.3.2.3): it has no message ID of its own and no response."""
+    """C-CANCEL-RQ (PS3.7 9.3.2.3). It has no message ID of its own and no response."""
 
     COMMAND_FIELD: ClassVar[int] = 0x0FFF
     REQUIRED: ClassVar[tuple[str, ...]] = ("message_id_being_responded_to",)
@@ -247,7 +248,9 @@ class NGetRQ(Request):
 
 @dataclass(slots=True, kw_only=True)
 class NGetRSP(Response):
-    """N-GET-RSP (PS3.7 10.3.2.2); the list is of Attributes that the status is about (Annex C), so below."""
+    """
+    N-GET-RSP (PS3.7 10.3.2.2). The list holds the attributes that the status is about (Annex C), as in the classes below.
+    """
 
     COMMAND_FIELD: ClassVar[int] = 0x8110
     affected_sop_class_uid: str | None = None
@@ -302,7 +305,7 @@ class NActionRSP(Response):
 
 @dataclass(slots=True, kw_only=True)
 class NCreateRQ(Request):
-    """N-CREATE-RQ (PS3.7 10.3.5.1); without an instance UID the performer makes one."""
+    """N-CREATE-RQ (PS3.7 10.3.5.1); without an instance UID, the performer assigns one."""
 
     COMMAND_FIELD: ClassVar[int] = 0x0140
     REQUIRED: ClassVar[tuple[str, ...]] = ("affected_sop_class_uid",)
@@ -346,15 +349,15 @@ _CLASSES: Final[tuple[type[Message], ...]] = (
 )  # fmt: skip
 
 _WORDS: Final = {"sop": "SOP", "uid": "UID", "id": "ID"}
-#: The keywords of PS3.7 E.1 as the standard spells them, to the names of attributes.
+#: The keywords of PS3.7 E.1 in the standard's spelling, mapped to attribute names.
 _STANDARD_KEYWORDS: Final = {
     "".join(_WORDS.get(word, word.capitalize()) for word in keyword.split("_")): keyword for keyword in KEYWORDS
 }
 
-#: Message classes by Command Field.
+#: The message classes by Command Field.
 MESSAGES: Final[dict[int, type[Message]]] = {cls.COMMAND_FIELD: cls for cls in _CLASSES}
 
-#: The response class to each request class.
+#: The response class of each request class.
 RESPONSES: Final[dict[type[Message], type[Response]]] = {
     cls: cast("type[Response]", MESSAGES[cls.COMMAND_FIELD | 0x8000]) for cls in _CLASSES if issubclass(cls, Request)
 }
@@ -371,8 +374,8 @@ for _class in _CLASSES:
     _class.NAME = _class.SERVICE + ("-RSP" if _class.__name__.endswith("RSP") else "-RQ")
 
 
-# Each message passes through encode and decode once, so these are written out for each class, as dataclasses write
-# out __init__: a loop over the fields takes twice as long.
+# Each message passes through encode and decode once, so both functions are generated for each class, as dataclasses
+# generates __init__: a loop over the fields takes twice as long.
 
 
 def _compile(signature: str, lines: list[str], names: dict[str, Any]) -> Any:
@@ -380,14 +383,14 @@ def _compile(signature: str, lines: list[str], names: dict[str, Any]) -> Any:
     return names["function"]
 
 
-#: The fields of a message that are no elements of its command set.
-_NO_ELEMENTS: Final = ("has_dataset", "tolerated")
+#: The fields of a message that are not elements of its command set.
+_NOT_ELEMENTS: Final = ("has_dataset", "tolerated")
 
 
 def _write_encoder(cls: type[Message]) -> Callable[[Message], bytes]:
-    """Return a function that encodes a *cls*: numbers that are always there with one pack, others one by one."""
+    """Return a function that encodes a *cls*. It packs mandatory numbers together and all other elements one by one."""
     sources = {
-        one.name: (f"self.{one.name}", one.default is None) for one in fields(cls) if one.name not in _NO_ELEMENTS
+        one.name: (f"self.{one.name}", one.default is None) for one in fields(cls) if one.name not in _NOT_ELEMENTS
     }
     sources["command_field"] = (str(cls.COMMAND_FIELD), False)
     sources["command_data_set_type"] = (f"{_WITH_DATASET} if self.has_dataset else {NO_DATASET}", False)
@@ -410,7 +413,7 @@ def _write_encoder(cls: type[Message]) -> Callable[[Message], bytes]:
 
 
 def _write_maker(cls: type[Message]) -> Callable[[dict[str, Value]], Message]:
-    """Return a function that makes a *cls* of decoded elements; a ``KeyError`` names what is missing."""
+    """Return a function that builds a *cls* from decoded elements; its ``KeyError`` names a missing element."""
     needed = {"message_id"} if issubclass(cls, Request) else {"message_id_being_responded_to"}
     needed.update(_DEFAULTS)
     if issubclass(cls, Response):
@@ -424,7 +427,7 @@ def _write_maker(cls: type[Message]) -> Callable[[dict[str, Value]], Message]:
         name = one.name
         if name in needed:
             lines.append(f"self.{name} = values['{name}']")
-        elif name not in _NO_ELEMENTS:
+        elif name not in _NOT_ELEMENTS:
             lines.append(f"self.{name} = values.get('{name}', {one.default!r})")
     names = {"new": object.__new__, "cls": cls}
     return cast("Callable[[dict[str, Value]], Message]", _compile("values", [*lines, "return self"], names))
@@ -438,12 +441,12 @@ _MAKE: Final[dict[Value, Callable[[dict[str, Value]], Message]]] = {
 
 def decode_message(data: bytes) -> Message:
     """
-    Return the message whose command set *data* is.
+    Return the message with the command set *data*.
 
-    Elements that do not belong to the message are passed over. A response without optional elements is taken as it
-    is; only what is needed to act is demanded.
+    Elements that do not belong to the message are ignored. A response may lack optional elements; only the elements that
+    are needed to act on a message are required.
 
-    :raises InvalidMessage: it is malformed, of an unknown Command Field, or lacks what it needs.
+    :raises InvalidMessage: *data* is malformed, has an unknown Command Field, or lacks a required element.
     """
     tolerated: list[str] = []
     values = decode_command(data, tolerated)

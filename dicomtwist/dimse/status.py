@@ -1,8 +1,8 @@
 """
-DIMSE status codes: what class they are of and what they mean (PS3.7 Annex C, PS3.4 for each service class).
+DIMSE status codes: their classes and meanings (PS3.7 Annex C, and PS3.4 for each service class).
 
-The meanings themselves are in :mod:`dicomtwist.dimse.status_tables`. They are looked up when they are asked for: a
-:class:`Status` is made for each response, and printed for few.
+The meanings are in :mod:`dicomtwist.dimse.status_tables` and are looked up on demand: each response has a
+:class:`Status`, and few of them are printed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dicomtwist.dimse.status_tables import (
 SUCCESS: Final = 0x0000
 CANCEL: Final = 0xFE00
 PENDING: Final = 0xFF00
-#: Pending, and some optional keys were not supported for this answer (PS3.4 C.4.1.1.4).
+#: Pending; some optional keys were not supported for this match (PS3.4 C.4.1.1.4).
 PENDING_WARNING: Final = 0xFF01
 NO_SUCH_ATTRIBUTE: Final = 0x0105
 INVALID_ATTRIBUTE_VALUE: Final = 0x0106
@@ -60,7 +60,8 @@ SUBOPERATIONS_FAILED: Final = 0xB000
 #: Relevant Patient Information Query (PS3.4 Q.2.1.1.4).
 MORE_THAN_ONE_MATCH: Final = 0xC100
 
-#: What the hooks that are missing or raise give, as the reference does, so that its users find the same numbers.
+#: The statuses for missing handlers and handlers that raise. They are those of pynetdicom, so that its users find equal
+#: numbers.
 STORE_HANDLER_FAILED: Final = 0xC211
 FIND_HANDLER_FAILED: Final = 0xC311
 FIND_ENCODING_FAILED: Final = 0xC312
@@ -74,7 +75,7 @@ ECHO_HANDLER_FAILED: Final = 0xC001
 
 
 class StatusCategory(StrEnum):
-    """The status classes of PS3.7 Annex C; each equals its name as a ``str``."""
+    """The status classes of PS3.7 Annex C; each one equals its name as a ``str``."""
 
     SUCCESS = "Success"
     WARNING = "Warning"
@@ -96,18 +97,18 @@ def category(code: int) -> StatusCategory:
     return StatusCategory.FAILURE
 
 
-class _Words(NamedTuple):
+class _Meanings(NamedTuple):
     """The meanings of one service class."""
 
     by_service: dict[str, tuple[Row, ...]]
-    exact: dict[int, str]  # whatever the service
+    exact: dict[int, str]  # for any service
     ranges: tuple[Row, ...]
 
 
-def _sort(service_class: str) -> _Words:
+def _meanings_of(service_class: str) -> _Meanings:
     tables = status_tables(service_class)
     rows = [row for table in tables for row in table.rows]
-    return _Words(
+    return _Meanings(
         {table.service: table.rows for table in tables},
         {first: words for first, last, words in rows if first == last},
         tuple(row for row in rows if row[0] != row[1]),
@@ -116,17 +117,17 @@ def _sort(service_class: str) -> _Words:
 
 def status_tables(service_class: str = "", service: str = "") -> tuple[StatusTable, ...]:
     """
-    Return the tables of status codes that PS3.4 defines beside the general ones.
+    Return the tables of status codes that PS3.4 defines in addition to the general ones.
 
-    :param service_class: the name of a service class, such as ``"Print Management"``; all by default.
-    :param service: the DIMSE service, such as ``"N-ACTION"``; all by default.
+    :param service_class: the name of a service class, such as ``"Print Management"``; by default all.
+    :param service: the DIMSE service, such as ``"N-ACTION"``; by default all.
     """
     return tuple(
         table for table in TABLES if service_class in ("", table.service_class) and service in ("", table.service)
     )
 
 
-_WORDS: Final = {name: _sort(name) for name in {table.service_class for table in TABLES}}
+_MEANINGS: Final = {name: _meanings_of(name) for name in {table.service_class for table in TABLES}}
 
 
 def _unknown_service_class(sop_class: str) -> str:
@@ -138,31 +139,31 @@ _find_service_class: Callable[[str], str] = _unknown_service_class
 
 def use_service_classes(find: Callable[[str], str]) -> None:
     """
-    Have *find* tell the name of the service class of a SOP Class UID.
+    Set the function that maps a SOP Class UID to the name of its service class.
 
-    DIMSE does not know SOP Classes. :mod:`dicomtwist.sop_class` does, and calls this when it is imported.
+    The DIMSE room does not know SOP Classes. :mod:`dicomtwist.sop_class` does, and calls this function on import.
     """
     global _find_service_class
     _find_service_class = find
 
 
 def service_class_of(sop_class: str) -> str:
-    """Return the name of the service class of *sop_class*, a UID or such a name itself; ``""`` if it is not known."""
-    return sop_class if sop_class in _WORDS else str(_find_service_class(sop_class))
+    """Return the name of the service class of *sop_class*, which is a UID or such a name; ``""`` if it is not known."""
+    return sop_class if sop_class in _MEANINGS else str(_find_service_class(sop_class))
 
 
 def meaning(code: int, service: str = "", sop_class: str = "", error_id: int | None = None) -> str:
     """
-    Return the status *code* in words.
+    Return the meaning of the status *code*.
 
-    The same code means one thing in one service class and something else in another (0xC100 of a query is *More than
-    one match found* for Relevant Patient Information, and *Unable to process* elsewhere), so say what is known:
+    The meaning of a code depends on the service class: 0xC100 of a query is *More than one match found* for Relevant
+    Patient Information and *Unable to process* elsewhere. So pass all that you know.
 
-    :param service: the DIMSE service, such as ``"C-STORE"``. Where the service class is not known, that of Storage or
-        Query/Retrieve is assumed for the C services.
+    :param service: the DIMSE service, such as ``"C-STORE"``. If the service class is not known, the C services are taken
+        to belong to Storage or Query/Retrieve.
     :param sop_class: the UID of the SOP Class, or the name of its service class, such as ``"Print Management"``.
     :param error_id: Error ID (0000,0903) of the response.
-    :returns: the meaning in PS3.4, else that in PS3.7 Annex C, else the status class alone.
+    :returns: the meaning in PS3.4; otherwise that in PS3.7 Annex C; otherwise only the status class.
     """
     service_class = service_class_of(sop_class) if sop_class else ""
     if error_id is not None:
@@ -178,7 +179,7 @@ def meaning(code: int, service: str = "", sop_class: str = "", error_id: int | N
 
 
 def _meaning_within(service_class: str, code: int, service: str) -> str | None:
-    known = _WORDS.get(service_class)
+    known = _MEANINGS.get(service_class)
     if known is None:
         return None
     rows = known.by_service.get(service, () if service else known.ranges)
@@ -187,71 +188,72 @@ def _meaning_within(service_class: str, code: int, service: str) -> str | None:
     for first, last, words in rows:
         if first <= code <= last:
             return words
-    # A service class has one meaning for a code, and devices send it with services that it is not defined for.
+    # A code has one meaning in a service class, and devices send it with services that it is not defined for.
     return known.exact.get(code) if code not in GENERAL else None
 
 
 def failure_reason(code: int) -> str:
     """
-    Return a Failure Reason (0008,1197) in words: why a SOP Instance was not stored, committed to or sent.
+    Return the meaning of a Failure Reason (0008,1197): why a SOP Instance was not stored, committed or sent.
 
-    :param code: most are status codes, those of C-STORE included (PS3.3 C.14.1.1).
+    :param code: the reason; most are status codes, including those of C-STORE (PS3.3 C.14.1.1).
     """
     return FAILURE_REASONS.get(code) or meaning(code, "C-STORE")
 
 
 def code_to_category(code: int) -> StatusCategory:
     """
-    Return the class of the status *code*; it equals the ``str`` of its name, such as ``"Failure"``.
+    Return the class of the status *code*, which equals the ``str`` of its name, such as ``"Failure"``.
 
-    :raises ValueError: it is no number of 16 bits.
+    :raises ValueError: *code* is not a number of 16 bits.
     """
     return category(_checked(code))
 
 
 def code_to_status(code: int, service: str = "", sop_class: str = "") -> Status:
     """
-    Return the status *code* as what operations give.
+    Return *code* as a :class:`Status`, the type that operations return.
 
     :param service: see :func:`meaning`.
     :param sop_class: see :func:`meaning`.
-    :raises ValueError: it is no number of 16 bits.
+    :raises ValueError: *code* is not a number of 16 bits.
     """
     return Status(_checked(code), service, sop_class=sop_class)
 
 
 def _checked(code: int) -> int:
     if not isinstance(code, int) or not 0 <= code <= 0xFFFF:
-        raise ValueError(f"a status is a number of 16 bits, not {code!r}")
+        raise ValueError(f"a status must be a number of 16 bits, not {code!r}")
     return code
 
 
 class Status(int):
     """
-    The status of an operation: the number itself, with what the response said beside it.
+    The status of an operation: the number, with the other fields of the response that explain it.
 
-    It compares and formats as a number (``status == 0x0000``, ``f"{status:04X}"``), but is always true, since there
-    is an answer: ask :attr:`is_success`. (The reference's status is a data set, which is true in the same way.)
+    It compares and formats as a number (``status == 0x0000``, ``f"{status:04X}"``), but is always true, because a response
+    was received; test :attr:`is_success`. (The status in pynetdicom is a data set, which is true for that reason as well.)
 
-    :ivar service: the DIMSE service that it answers.
+    :ivar service: the DIMSE service of the response.
     :ivar error_comment: Error Comment (0000,0902), or ``None``.
     :ivar offending_element: the tags of (0000,0901), or ``None``.
     :ivar error_id: Error ID (0000,0903), or ``None``.
-    :ivar sop_class: the UID of the SOP Class that was operated on, or the name of its service class; ``""`` if it is
+    :ivar sop_class: the UID of the SOP Class of the operation, or the name of its service class; ``""`` if it is
         not known.
-    :ivar attribute_identifier_list: the tags of (0000,1005), or ``None``: of N-GET, N-SET and N-CREATE, the attributes
+    :ivar attribute_identifier_list: the tags of (0000,1005), or ``None``: for N-GET, N-SET and N-CREATE, the attributes
         that the status is about.
-    :ivar affected_sop_instance_uid: the SOP Instance that was operated on, of an N-CREATE the one that was created;
-        ``None`` where it is not known, and of the C services.
+    :ivar affected_sop_instance_uid: the SOP Instance of the operation, for N-CREATE the one that was created; ``None`` if
+        it
+        is not known, and for the C services.
     """
 
-    #: The statuses that any service may answer with.
+    #: The statuses that every service may return.
     SUCCESS: ClassVar[Status]
     CANCEL: ClassVar[Status]
     PENDING: ClassVar[Status]
     MOVE_DESTINATION_UNKNOWN: ClassVar[Status]
 
-    # Most statuses have none of these, and one is made for each response: they stay with the class until set.
+    # Most statuses have none of these, and each response has a status: so the defaults are stored once, on the class.
     service: str = ""
     error_comment: str | None = None
     offending_element: tuple[int, ...] | None = None
@@ -271,7 +273,7 @@ class Status(int):
         attribute_identifier_list: tuple[int, ...] | None = None,
         affected_sop_instance_uid: str | None = None,
     ) -> Status:
-        """Make the status *code*."""
+        """Create the status *code*."""
         self = int.__new__(cls, code)
         if service:
             self.service = service
@@ -299,12 +301,12 @@ class Status(int):
 
     @property
     def is_success(self) -> bool:
-        """Whether the operation was done: success, not a warning."""
+        """Whether the operation succeeded without a warning."""
         return int(self) == SUCCESS
 
     @property
     def is_warning(self) -> bool:
-        """Whether the operation was done, with something to note."""
+        """Whether the operation succeeded with a warning."""
         return self.category is StatusCategory.WARNING
 
     @property
@@ -314,12 +316,12 @@ class Status(int):
 
     @property
     def is_failure(self) -> bool:
-        """Whether the operation was not done."""
+        """Whether the operation failed."""
         return self.category is StatusCategory.FAILURE
 
     @property
     def meaning(self) -> str:
-        """The status in words."""
+        """The meaning of the status."""
         return meaning(self, self.service, self.sop_class, self.error_id)
 
     @property
@@ -329,7 +331,7 @@ class Status(int):
 
     @property
     def Status(self) -> int:
-        """The plain number, under the name that the reference's data set has for it."""
+        """The plain number, under the name that it has in pynetdicom's status data set."""
         return int(self)
 
     def __repr__(self) -> str:

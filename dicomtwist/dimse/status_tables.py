@@ -1,7 +1,7 @@
 """
-What status codes mean, for each service class and DIMSE service: the tables of PS3.4 as data, and of PS3.7 Annex C.
+The meanings of status codes for each service class and DIMSE service: the tables of PS3.4 and of PS3.7 Annex C as data.
 
-Service classes go by their names as plain strings, since DIMSE itself does not know SOP Classes. The lookups are in
+Service classes are identified by their names, since the DIMSE room does not know SOP Classes. The lookups are in
 :mod:`dicomtwist.dimse.status`.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-#: (first code, last code, meaning)
+#: First code, last code, meaning.
 Row = tuple[int, int, str]
 
 
@@ -19,8 +19,9 @@ class StatusTable(NamedTuple):
 
     :ivar service_class: the name of the service class, such as ``"Print Management"``.
     :ivar service: the DIMSE service, such as ``"N-ACTION"``.
-    :ivar clause: where PS3.4 defines them.
-    :ivar rows: first and last code of each range, and the meaning; the narrower of two that overlap comes first.
+    :ivar clause: the clauses of PS3.4 that define them.
+    :ivar rows: first and last code of each range, and the meaning; of two ranges that overlap, the narrower one comes
+        first.
     """
 
     service_class: str
@@ -29,11 +30,11 @@ class StatusTable(NamedTuple):
     rows: tuple[Row, ...]
 
 
-def _one(code: int, words: str) -> Row:
+def _code(code: int, words: str) -> Row:
     return code, code, words
 
 
-#: PS3.7 Annex C, common to all services.
+#: The statuses of PS3.7 Annex C, common to all services.
 GENERAL: Final[dict[int, str]] = {
     0x0000: "Success",
     0x0001: "Requested optional attributes are not supported",
@@ -67,57 +68,57 @@ GENERAL: Final[dict[int, str]] = {
 _STORE: Final = (
     (0xA700, 0xA7FF, "Refused: out of resources"),
     (0xA900, 0xA9FF, "Error: data set does not match SOP Class"),
-    _one(0xB000, "Coercion of data elements"),
-    _one(0xB006, "Elements discarded"),
-    _one(0xB007, "Data set does not match SOP Class"),
+    _code(0xB000, "Coercion of data elements"),
+    _code(0xB006, "Elements discarded"),
+    _code(0xB007, "Data set does not match SOP Class"),
     (0xC000, 0xCFFF, "Error: cannot understand"),
 )
 
 _NON_PATIENT_STORE: Final = (
-    _one(0xA700, "Refused: out of resources"),
-    _one(0xA900, "Error: data set does not match SOP Class"),
-    _one(0xC000, "Error: cannot understand"),
+    _code(0xA700, "Refused: out of resources"),
+    _code(0xA900, "Error: data set does not match SOP Class"),
+    _code(0xC000, "Error: cannot understand"),
 )
 
 _FIND: Final = (
-    _one(0xA700, "Refused: out of resources"),
-    _one(0xA900, "Error: identifier does not match SOP Class"),
+    _code(0xA700, "Refused: out of resources"),
+    _code(0xA900, "Error: identifier does not match SOP Class"),
     (0xC000, 0xCFFF, "Unable to process"),
-    _one(0xFE00, "Matching was cancelled"),
-    _one(0xFF00, "Matches are continuing"),
-    _one(0xFF01, "Matches are continuing, one or more optional keys were not supported"),
+    _code(0xFE00, "Matching was cancelled"),
+    _code(0xFF00, "Matches are continuing"),
+    _code(0xFF01, "Matches are continuing, one or more optional keys were not supported"),
 )
 
-#: What the Repository Query SOP Class has beside the others (PS3.4 C.6.4).
+#: The additional statuses of the Repository Query SOP Class (PS3.4 C.6.4).
 _REPOSITORY_FIND: Final = (
-    _one(0xA710, "Invalid Prior Record Key"),
-    _one(0xB001, "Matching reached the response limit, the search may be resumed"),
+    _code(0xA710, "Invalid Prior Record Key"),
+    _code(0xB001, "Matching reached the response limit, the search may be resumed"),
 )
 
 _RETRIEVE: Final = (
-    _one(0xA701, "Refused: out of resources, cannot count the matches"),
-    _one(0xA702, "Refused: out of resources, cannot perform sub-operations"),
-    _one(0xA900, "Error: identifier does not match SOP Class"),
-    _one(0xB000, "Sub-operations complete with failures or warnings"),
+    _code(0xA701, "Refused: out of resources, cannot count the matches"),
+    _code(0xA702, "Refused: out of resources, cannot perform sub-operations"),
+    _code(0xA900, "Error: identifier does not match SOP Class"),
+    _code(0xB000, "Sub-operations complete with failures or warnings"),
     (0xC000, 0xCFFF, "Unable to process"),
-    _one(0xFE00, "Sub-operations were cancelled"),
-    _one(0xFF00, "Sub-operations are continuing"),
+    _code(0xFE00, "Sub-operations were cancelled"),
+    _code(0xFF00, "Sub-operations are continuing"),
 )
 
-#: What Composite Instance Root Retrieve has beside the others (PS3.4 Y.4.1.1.4, Y.4.2.1.4).
-_FRAMES: Final = (
-    _one(0xAA00, "None of the frames that were asked for are in the SOP Instance"),
-    _one(0xAA01, "Unable to create an object of this SOP Class"),
-    _one(0xAA02, "Unable to extract frames"),
-    _one(0xAA03, "Frames were asked for by time, but the SOP Instance is not based on time"),
-    _one(0xAA04, "Invalid request"),
+#: The additional statuses of Composite Instance Root Retrieve (PS3.4 Y.4.1.1.4, Y.4.2.1.4).
+_FRAME_RETRIEVE: Final = (
+    _code(0xAA00, "None of the frames that were asked for are in the SOP Instance"),
+    _code(0xAA01, "Unable to create an object of this SOP Class"),
+    _code(0xAA02, "Unable to extract frames"),
+    _code(0xAA03, "Frames were asked for by time, but the SOP Instance is not based on time"),
+    _code(0xAA04, "Invalid request"),
 )
 
-_MOVE: Final = (_one(0xA801, "Refused: Move Destination unknown"), *_RETRIEVE)
+_MOVE: Final = (_code(0xA801, "Refused: Move Destination unknown"), *_RETRIEVE)
 
 
 def _query_retrieve(service_class: str, find: str, move: str, get: str) -> tuple[StatusTable, ...]:
-    """Return the tables of a service class that has those of Query/Retrieve, at the given clauses."""
+    """Return the tables, at the given clauses, of a service class whose statuses are those of Query/Retrieve."""
     return (
         StatusTable(service_class, "C-FIND", find, _FIND),
         StatusTable(service_class, "C-MOVE", move, _MOVE),
@@ -132,8 +133,8 @@ _STORAGE: Final = (
 
 _QUERIES: Final = (
     StatusTable("Query/Retrieve", "C-FIND", "C.4.1.1.4, C.6.4", (*_REPOSITORY_FIND, *_FIND)),
-    StatusTable("Query/Retrieve", "C-MOVE", "C.4.2.1.5, Y.4.1.1.4", (*_FRAMES, *_MOVE)),
-    StatusTable("Query/Retrieve", "C-GET", "C.4.3.1.4, Y.4.2.1.4", (*_FRAMES, *_RETRIEVE)),
+    StatusTable("Query/Retrieve", "C-MOVE", "C.4.2.1.5, Y.4.1.1.4", (*_FRAME_RETRIEVE, *_MOVE)),
+    StatusTable("Query/Retrieve", "C-GET", "C.4.3.1.4, Y.4.2.1.4", (*_FRAME_RETRIEVE, *_RETRIEVE)),
     *_query_retrieve("Hanging Protocol Query/Retrieve", "U.4.1", "U.4.2", "U.4.3"),
     *_query_retrieve("Color Palette Query/Retrieve", "X", "X", "X"),
     *_query_retrieve("Implant Template Query/Retrieve", "BB", "BB", "BB"),
@@ -147,31 +148,31 @@ _QUERIES: Final = (
         "C-FIND",
         "Q.2.1.1.4",
         (
-            _one(0xA700, "Refused: out of resources"),
-            _one(0xA900, "Error: identifier does not match SOP Class"),
-            _one(0xC000, "Unable to process"),
-            _one(0xC100, "More than one match found"),
-            _one(0xC200, "Unable to support the requested template"),
-            _one(0xFE00, "Matching was cancelled"),
-            _one(0xFF00, "The match is supplied"),
+            _code(0xA700, "Refused: out of resources"),
+            _code(0xA900, "Error: identifier does not match SOP Class"),
+            _code(0xC000, "Unable to process"),
+            _code(0xC100, "More than one match found"),
+            _code(0xC200, "Unable to support the requested template"),
+            _code(0xFE00, "Matching was cancelled"),
+            _code(0xFF00, "The match is supplied"),
         ),
     ),
 )
 
-_OPTIONAL_ATTRIBUTES: Final = _one(0x0001, "Requested optional attributes are not supported")
+_OPTIONAL_ATTRIBUTES: Final = _code(0x0001, "Requested optional attributes are not supported")
 
 _PROCEDURE_STEPS: Final = (StatusTable("Modality Performed Procedure Step", "N-GET", "F.8.2", (_OPTIONAL_ATTRIBUTES,)),)
 
-_SMALLER_IMAGE: Final = _one(0xB604, "The image is larger than its Image Box, it was demagnified")
-_CROPPED_IMAGE: Final = _one(0xB609, "The image is larger than its Image Box, it was cropped to fit")
-_DECIMATED_IMAGE: Final = _one(
+_SMALLER_IMAGE: Final = _code(0xB604, "The image is larger than its Image Box, it was demagnified")
+_CROPPED_IMAGE: Final = _code(0xB609, "The image is larger than its Image Box, it was cropped to fit")
+_DECIMATED_IMAGE: Final = _code(
     0xB60A, "The image or Combined Print Image is larger than its Image Box, it was decimated to fit"
 )
-_DENSITY: Final = _one(0xB605, "Requested Min Density or Max Density is beyond the printer's, which takes its own")
-_MEMORY_ALLOCATION: Final = _one(0xB600, "Memory allocation is not supported")
-_LARGE_IMAGE: Final = _one(0xC603, "The image is larger than its Image Box")
-_LARGE_COMBINED_IMAGE: Final = _one(0xC613, "The Combined Print Image is larger than its Image Box")
-_UNPRINTED_FILM: Final = _one(
+_DENSITY: Final = _code(0xB605, "Requested Min Density or Max Density is beyond the printer's, which takes its own")
+_MEMORY_ALLOCATION: Final = _code(0xB600, "Memory allocation is not supported")
+_LARGE_IMAGE: Final = _code(0xC603, "The image is larger than its Image Box")
+_LARGE_COMBINED_IMAGE: Final = _code(0xC613, "The Combined Print Image is larger than its Image Box")
+_UNPRINTED_FILM: Final = _code(
     0xC616, "There is a Film Box that was not printed, and N-ACTION of the Film Session is not supported"
 )
 
@@ -193,7 +194,7 @@ _PRINT: Final = (
             _CROPPED_IMAGE,
             _DECIMATED_IMAGE,
             _LARGE_IMAGE,
-            _one(0xC605, "Insufficient memory in the printer to store the image"),
+            _code(0xC605, "Insufficient memory in the printer to store the image"),
             _LARGE_COMBINED_IMAGE,
             _UNPRINTED_FILM,
         ),
@@ -203,15 +204,15 @@ _PRINT: Final = (
         "N-ACTION",
         "H.4.1.2.4.2, H.4.2.2.4.2",
         (
-            _one(0xB601, "Film Session printing (collation) is not supported"),
-            _one(0xB602, "The Film Session has no Image Box (empty page)"),
-            _one(0xB603, "The Film Box has no Image Box (empty page)"),
+            _code(0xB601, "Film Session printing (collation) is not supported"),
+            _code(0xB602, "The Film Session has no Image Box (empty page)"),
+            _code(0xB603, "The Film Box has no Image Box (empty page)"),
             _SMALLER_IMAGE,
             _CROPPED_IMAGE,
             _DECIMATED_IMAGE,
-            _one(0xC600, "The Film Session has no Film Box"),
-            _one(0xC601, "Unable to create a Print Job of the Film Session: the print queue is full"),
-            _one(0xC602, "Unable to create a Print Job of the Film Box: the print queue is full"),
+            _code(0xC600, "The Film Session has no Film Box"),
+            _code(0xC601, "Unable to create a Print Job of the Film Session: the print queue is full"),
+            _code(0xC602, "Unable to create a Print Job of the Film Box: the print queue is full"),
             _LARGE_IMAGE,
             _LARGE_COMBINED_IMAGE,
         ),
@@ -224,16 +225,16 @@ _LOGGING: Final = (
         "N-ACTION",
         "P.2.2.4, P.3.2.4",
         (
-            _one(0xB101, "Synchronization Frame of Reference UID is not that of the SCP"),
-            _one(0xB102, "Study Instance UID coerced: the event was logged under another one"),
-            _one(0xB104, "IDs inconsistent in matching a current study: the event was logged"),
-            _one(0xC101, "Procedural logging is not available for this Study Instance UID"),
-            _one(0xC102, "Event Information does not match the template"),
-            _one(0xC103, "Cannot match the event to a current study"),
-            _one(0xC104, "IDs inconsistent in matching a current study: the event was not logged"),
-            _one(0xC10E, "Operator not authorised to add to the Medication Administration Record"),
-            _one(0xC110, "Patient cannot be identified from Patient ID or Admission ID"),
-            _one(0xC111, "Update of the Medication Administration Record failed"),
+            _code(0xB101, "Synchronization Frame of Reference UID is not that of the SCP"),
+            _code(0xB102, "Study Instance UID coerced: the event was logged under another one"),
+            _code(0xB104, "IDs inconsistent in matching a current study: the event was logged"),
+            _code(0xC101, "Procedural logging is not available for this Study Instance UID"),
+            _code(0xC102, "Event Information does not match the template"),
+            _code(0xC103, "Cannot match the event to a current study"),
+            _code(0xC104, "IDs inconsistent in matching a current study: the event was not logged"),
+            _code(0xC10E, "Operator not authorised to add to the Medication Administration Record"),
+            _code(0xC110, "Patient cannot be identified from Patient ID or Admission ID"),
+            _code(0xC111, "Update of the Medication Administration Record failed"),
         ),
     ),
 )
@@ -243,25 +244,25 @@ _MEDIA_CREATION: Final = (
         "Media Creation Management",
         "N-CREATE",
         "S.3.2.1.4",
-        (_one(0xA510, "Refused: an Initiate Media Creation action was already received for this SOP Instance"),),
+        (_code(0xA510, "Refused: an Initiate Media Creation action was already received for this SOP Instance"),),
     ),
     StatusTable(
         "Media Creation Management",
         "N-ACTION",
         "S.3.2.3.4",
         (
-            _one(0xC201, "Media creation request is already completed"),
-            _one(0xC202, "Media creation request is already in progress and cannot be interrupted"),
-            _one(0xC203, "Cancellation denied for an unspecified reason"),
+            _code(0xC201, "Media creation request is already completed"),
+            _code(0xC202, "Media creation request is already in progress and cannot be interrupted"),
+            _code(0xC203, "Cancellation denied for an unspecified reason"),
         ),
     ),
     StatusTable("Media Creation Management", "N-GET", "S.3.2.4.4", (_OPTIONAL_ATTRIBUTES,)),
 )
 
-_NO_LONGER_UPDATED: Final = _one(0xC300, "The UPS may no longer be updated")
-_WRONG_TRANSACTION: Final = _one(0xC301, "The correct Transaction UID was not provided")
-_NO_SUCH_UPS: Final = _one(0xC307, "There is no such UPS Instance managed by this SCP")
-_NOT_IN_PROGRESS: Final = _one(0xC310, "The UPS is not yet IN PROGRESS")
+_NO_LONGER_UPDATED: Final = _code(0xC300, "The UPS may no longer be updated")
+_WRONG_TRANSACTION: Final = _code(0xC301, "The correct Transaction UID was not provided")
+_NO_SUCH_UPS: Final = _code(0xC307, "There is no such UPS Instance managed by this SCP")
+_NOT_IN_PROGRESS: Final = _code(0xC310, "The UPS is not yet IN PROGRESS")
 
 _UNIFIED_PROCEDURE_STEP: Final = (
     StatusTable(
@@ -269,8 +270,8 @@ _UNIFIED_PROCEDURE_STEP: Final = (
         "N-CREATE",
         "CC.2.5.4",
         (
-            _one(0xB300, "The UPS was created with modifications"),
-            _one(0xC309, "The value of UPS State that was provided was not SCHEDULED"),
+            _code(0xB300, "The UPS was created with modifications"),
+            _code(0xC309, "The value of UPS State that was provided was not SCHEDULED"),
         ),
     ),
     StatusTable(
@@ -279,7 +280,7 @@ _UNIFIED_PROCEDURE_STEP: Final = (
         "CC.2.6.4",
         (
             _OPTIONAL_ATTRIBUTES,
-            _one(0xB305, "Invalid values were coerced to valid ones"),
+            _code(0xB305, "Invalid values were coerced to valid ones"),
             _NO_LONGER_UPDATED,
             _WRONG_TRANSACTION,
             _NO_SUCH_UPS,
@@ -292,28 +293,28 @@ _UNIFIED_PROCEDURE_STEP: Final = (
         "N-ACTION",
         "CC.2.1.4, CC.2.2.4, CC.2.3.4",
         (
-            _one(0xB301, "Deletion Lock not granted"),
-            _one(0xB304, "The UPS is already CANCELED, as was asked for"),
-            _one(0xB306, "The UPS is already COMPLETED, as was asked for"),
+            _code(0xB301, "Deletion Lock not granted"),
+            _code(0xB304, "The UPS is already CANCELED, as was asked for"),
+            _code(0xB306, "The UPS is already COMPLETED, as was asked for"),
             _NO_LONGER_UPDATED,
             _WRONG_TRANSACTION,
-            _one(0xC302, "The UPS is already IN PROGRESS"),
-            _one(0xC303, "The UPS may only become SCHEDULED by N-CREATE, not by N-SET or N-ACTION"),
-            _one(0xC304, "The UPS does not meet the final state requirements of the state that was asked for"),
+            _code(0xC302, "The UPS is already IN PROGRESS"),
+            _code(0xC303, "The UPS may only become SCHEDULED by N-CREATE, not by N-SET or N-ACTION"),
+            _code(0xC304, "The UPS does not meet the final state requirements of the state that was asked for"),
             _NO_SUCH_UPS,
-            _one(0xC308, "Receiving AE Title is unknown to this SCP"),
+            _code(0xC308, "Receiving AE Title is unknown to this SCP"),
             _NOT_IN_PROGRESS,
-            _one(0xC311, "The UPS is already COMPLETED"),
-            _one(0xC312, "The performer cannot be contacted"),
-            _one(0xC313, "The performer chooses not to cancel"),
-            _one(0xC314, "The action is not appropriate for this instance"),
-            _one(0xC315, "The SCP does not support event reports"),
+            _code(0xC311, "The UPS is already COMPLETED"),
+            _code(0xC312, "The performer cannot be contacted"),
+            _code(0xC313, "The performer chooses not to cancel"),
+            _code(0xC314, "The action is not appropriate for this instance"),
+            _code(0xC315, "The SCP does not support event reports"),
         ),
     ),
     StatusTable("Unified Procedure Step", "C-FIND", "CC.2.8.4", _FIND),
 )
 
-_NO_MACHINE_VERIFICATION: Final = _one(0xC112, "The Machine Verification instance was not found")
+_NO_MACHINE_VERIFICATION: Final = _code(0xC112, "The Machine Verification instance was not found")
 
 _RT_MACHINE_VERIFICATION: Final = (
     StatusTable(
@@ -321,10 +322,10 @@ _RT_MACHINE_VERIFICATION: Final = (
         "N-CREATE",
         "DD.3.2.1.2",
         (
-            _one(0xC221, "Referenced Fraction Group Number does not exist in the referenced plan"),
-            _one(0xC222, "No beams exist in the referenced fraction group"),
-            _one(0xC223, "The SCU is already verifying, this request cannot be processed at the moment"),
-            _one(0xC227, "The referenced RT Plan was not found"),
+            _code(0xC221, "Referenced Fraction Group Number does not exist in the referenced plan"),
+            _code(0xC222, "No beams exist in the referenced fraction group"),
+            _code(0xC223, "The SCU is already verifying, this request cannot be processed at the moment"),
+            _code(0xC227, "The referenced RT Plan was not found"),
         ),
     ),
     StatusTable(
@@ -332,9 +333,9 @@ _RT_MACHINE_VERIFICATION: Final = (
         "N-SET",
         "DD.3.2.1.2",
         (
-            _one(0xC224, "Referenced Beam Number was not found in the referenced fraction group"),
-            _one(0xC225, "The referenced device or accessory is not supported"),
-            _one(0xC226, "The referenced device or accessory was not found in the referenced beam"),
+            _code(0xC224, "Referenced Beam Number was not found in the referenced fraction group"),
+            _code(0xC225, "The referenced device or accessory is not supported"),
+            _code(0xC226, "The referenced device or accessory was not found in the referenced beam"),
         ),
     ),
     StatusTable("RT Machine Verification", "N-GET", "DD.3.2.2.2", (_NO_MACHINE_VERIFICATION,)),
@@ -347,13 +348,13 @@ _STORAGE_MANAGEMENT: Final = (
         "N-ACTION",
         "KK.2.2.3",
         (
-            _one(0x0212, "Mistyped argument: a parameter was not agreed on"),
-            _one(0xB010, "Attribute list error: one or more Key Attributes are not supported for matching"),
+            _code(0x0212, "Mistyped argument: a parameter was not agreed on"),
+            _code(0xB010, "Attribute list error: one or more Key Attributes are not supported for matching"),
         ),
     ),
 )
 
-#: All tables. A service class that is not here defines no codes of its own.
+#: All tables. A service class that is not in them defines no codes of its own.
 TABLES: Final[tuple[StatusTable, ...]] = (
     *_STORAGE,
     *_QUERIES,
@@ -366,13 +367,13 @@ TABLES: Final[tuple[StatusTable, ...]] = (
     *_STORAGE_MANAGEMENT,
 )
 
-#: What Error ID (0000,0903) adds: (service class, status, Error ID) to the meaning.
+#: The meanings that Error ID (0000,0903) adds, by (service class, status, Error ID).
 ERROR_IDS: Final[dict[tuple[str, int, int], str]] = {
     # PS3.4 F.7.2.2.4
     ("Modality Performed Procedure Step", 0x0110, 0xA710): ("Performed Procedure Step Object may no longer be updated"),
 }
 
-#: The service class whose codes count where the SOP Class is not known, by DIMSE service.
+#: The service class whose codes apply if the SOP Class is not known, by DIMSE service.
 USUAL_SERVICE_CLASS: Final[dict[str, str]] = {
     "C-STORE": "Storage",
     "C-FIND": "Query/Retrieve",
@@ -380,7 +381,7 @@ USUAL_SERVICE_CLASS: Final[dict[str, str]] = {
     "C-GET": "Query/Retrieve",
 }
 
-#: Failure Reason (0008,1197) of a SOP Instance, where it is no status code (PS3.3 C.14.1.1).
+#: The Failure Reasons (0008,1197) of a SOP Instance that are not status codes (PS3.3 C.14.1.1).
 FAILURE_REASONS: Final[dict[int, str]] = {
     0x0122: "Referenced SOP Class not supported",
     0x0131: "Duplicate Transaction UID",

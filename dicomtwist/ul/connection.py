@@ -1,8 +1,8 @@
 """
-One connection of the DICOM Upper Layer, without I/O: what was read goes in, events and bytes to write come out.
+One connection of the DICOM Upper Layer, without I/O: received bytes go in, events and bytes to write come out.
 
-The owner (:mod:`dicomtwist.transport.upper_layer`) does what the returned events ask for: it runs the ARTIM timer, closes the
-transport, writes :meth:`ULConnection.data_to_send`, and shows the indications to the association above.
+The owner (:mod:`dicomtwist.transport.upper_layer`) carries out the returned events: it runs the ARTIM timer, closes the
+transport, writes :meth:`ULConnection.data_to_send`, and passes the indications to the association above.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dicomtwist.ul.state_machine import ACTIONS, TABLE, Action, Event, State
 
 
 class Signal(Enum):
-    """What the owner of the connection is asked to do."""
+    """A request to the owner of the connection."""
 
     START_ARTIM = "start, or restart, the ARTIM timer"
     STOP_ARTIM = "stop the ARTIM timer if it runs"
@@ -36,7 +36,7 @@ class Signal(Enum):
 
 @dataclass(frozen=True, slots=True)
 class AssociateIndication:
-    """A-ASSOCIATE indication: the peer asks for an association; answer with ``accept`` or ``reject``."""
+    """A-ASSOCIATE indication: the peer requests an association; answer with ``accept`` or ``reject``."""
 
     request: AAssociateRQ
 
@@ -50,7 +50,11 @@ class AssociateConfirmation:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseIndication:
-    """A-RELEASE indication: answer with ``release_response``. *collision* if a request of ours is under way."""
+    """
+    A-RELEASE indication: answer with ``release_response``.
+
+    :ivar collision: whether this side has also requested the release.
+    """
 
     collision: bool = False
 
@@ -65,8 +69,11 @@ class AbortIndication:
     """
     A-ABORT or A-P-ABORT indication: the association is over.
 
-    *source* and *reason* are those of the A-ABORT PDU that *by_peer* sent or that we sent in answer to *detail*.
-    Where the transport closed without a word, *lost* is set.
+    :ivar source: the source in the A-ABORT PDU.
+    :ivar reason: the reason in the A-ABORT PDU.
+    :ivar by_peer: whether the peer sent that PDU. If not, this side sent it.
+    :ivar lost: whether the transport closed without an A-ABORT.
+    :ivar detail: the error that made this side abort.
     """
 
     source: int = 2
@@ -86,9 +93,9 @@ ULEvent: TypeAlias = (
     | AbortIndication
 )
 
-#: The states in which a P-DATA-TF goes straight on to the user: DT-2 and AR-6 change nothing.
+#: The states in which a P-DATA-TF goes straight to the user: DT-2 and AR-6 do not change the state.
 _RECEIVING = frozenset((State.STA6, State.STA7))
-#: The states in which a P-DATA request is allowed: DT-1 and AR-7 change nothing.
+#: The states in which a P-DATA request is allowed: DT-1 and AR-7 do not change the state.
 _SENDING = frozenset((State.STA6, State.STA8))
 
 _PDU_EVENTS = {
@@ -103,11 +110,11 @@ _PDU_EVENTS = {
 
 class ULConnection:
     """
-    The upper layer's side of one transport connection (PS3.8 9.2).
+    This side of one transport connection in the upper layer (PS3.8 9.2).
 
-    :param requestor: whether this side asks for the association.
-    :param max_length: the longest P-DATA-TF taken, in bytes, 0 for no limit.
-    :ivar state: where Table 9-10 stands.
+    :param requestor: whether this side requests the association.
+    :param max_length: the longest P-DATA-TF accepted, in bytes; 0 for no limit.
+    :ivar state: the current state of Table 9-10.
     """
 
     def __init__(self, *, requestor: bool, max_length: int = DEFAULT_MAX_LENGTH) -> None:
@@ -119,17 +126,17 @@ class ULConnection:
 
     @property
     def mid_control(self) -> bool:
-        """Whether the peer has begun a PDU that carries no data, and not finished it."""
+        """Whether the peer has begun and not finished a PDU that carries no data."""
         return self._framer.mid_control
 
     @property
     def mid_pdu(self) -> bool:
-        """Whether the peer has begun a PDU and not finished it."""
+        """Whether the peer has begun and not finished a PDU."""
         return self._framer.mid_pdu
 
     @property
     def pdus_begun(self) -> int:
-        """Of how many PDUs the peer has sent the first byte."""
+        """The number of PDUs of which the peer has sent at least one byte."""
         return self._framer.begun
 
     @property
@@ -143,42 +150,42 @@ class ULConnection:
         return bool(self._out)
 
     def data_to_send(self) -> bytes:
-        """Return the bytes to write now, and forget them."""
+        """Return the bytes to write now, and remove them from the buffer."""
         data = b"".join(self._out)
         self._out.clear()
         return data
 
-    # --- what the transport brings
+    # --- events of the transport
 
     def connection_made(self) -> list[ULEvent]:
         """
-        The transport is open: Evt5 for an acceptor, Evt2 for a requestor.
+        Handle the open transport: Evt5 for an acceptor, Evt2 for a requestor.
 
-        For a requestor the A-ASSOCIATE-RQ of :meth:`associate` is then to be sent.
+        A requestor then has the A-ASSOCIATE-RQ of :meth:`associate` to send.
         """
         return self._step(Event.EVT2 if self.requestor else Event.EVT5)
 
     def connection_lost(self) -> list[ULEvent]:
-        """The transport is closed (Evt17)."""
+        """Handle the closed transport (Evt17)."""
         if (Event.EVT17, self.state) not in TABLE:
             return []
         return self._step(Event.EVT17)
 
     def artim_expired(self) -> list[ULEvent]:
-        """The ARTIM timer ran out (Evt18); without effect where it should not have been running."""
+        """Handle the expiry of the ARTIM timer (Evt18); no effect in a state in which the timer does not run."""
         if (Event.EVT18, self.state) not in TABLE:
             return []
         return self._step(Event.EVT18)
 
     def receive_data(self, data: bytes) -> list[ULEvent]:
-        """Take what a read brought; return what came of it, in order."""
+        """Process the bytes of one read; return the resulting events in order."""
         return list(self.events_of(data))
 
     def events_of(self, data: bytes) -> Iterator[ULEvent]:
         """
-        Take what a read brought; yield what comes of it, in order.
+        Process the bytes of one read; yield the resulting events in order.
 
-        Each PDU is looked at when what came of the one before has been dealt with, for that may change the state.
+        A PDU is decoded only after the caller has handled the events of the PDU before it, since that may change the state.
         """
         for frame in self._framer.feed(data):
             if type(frame) is Fragment:
@@ -201,26 +208,30 @@ class ULConnection:
 
     def _receive(self, event: Event, pdu: object = None, *, reason: int = 2, detail: str = "") -> list[ULEvent]:
         if (event, self.state) not in TABLE:
-            return []  # Sta1 and Sta4: there is no connection that could bring anything
+            return []  # Sta1 and Sta4: there is no connection that could deliver anything
         return self._step(event, pdu, reason=reason, detail=detail)
 
-    # --- what the local user asks for
+    # --- requests of the local user
 
     def associate(self, request: AAssociateRQ) -> list[ULEvent]:
         """
-        A-ASSOCIATE request (Evt1): *request* is sent once the transport is open.
+        A-ASSOCIATE request (Evt1): *request* is sent as soon as the transport is open.
 
-        :raises InvalidState: the association is under way, or this side accepts.
+        :raises InvalidState: the association is already under way, or this side is the acceptor.
         :raises ValueError: *request* cannot be encoded.
         """
         if not self.requestor:
-            raise InvalidState("an association cannot be asked for on a connection that was accepted")
+            raise InvalidState("an acceptor cannot request an association on its connection")
         self._check(Event.EVT1)
         self._request = request.encode()
         return self._step(Event.EVT1)
 
     def accept(self, answer: AAssociateAC) -> list[ULEvent]:
-        """A-ASSOCIATE response, accept (Evt7). The maximum length that *answer* tells is what is taken from now on."""
+        """
+        A-ASSOCIATE response, accept (Evt7).
+
+        From now on the maximum length in *answer* is the limit for P-DATA-TF PDUs of the peer.
+        """
         if answer.user_information.maximum_length is not None:
             self._framer.max_length = answer.user_information.maximum_length
         return self._step(Event.EVT7, answer)
@@ -238,21 +249,21 @@ class ULConnection:
         return self._step(Event.EVT14)
 
     def abort(self) -> list[ULEvent]:
-        """A-ABORT request (Evt15); without effect where there is nothing to abort."""
+        """A-ABORT request (Evt15); no effect if there is nothing to abort."""
         if (Event.EVT15, self.state) not in TABLE:
             return []
         return self._step(Event.EVT15)
 
     def protocol_error(self, reason: int, detail: str) -> list[ULEvent]:
         """
-        What a P-DATA-TF held broke the rules of PS3.8 Annex E or PS3.7 (Evt19).
+        Handle a P-DATA-TF whose content breaks the rules of PS3.8 Annex E or PS3.7 (Evt19).
 
         :param reason: the A-ABORT reason code.
-        :param detail: what it was, in words.
+        :param detail: a description of the error.
         """
         return self._receive(Event.EVT19, reason=reason, detail=detail)
 
-    # --- the table
+    # --- the state table
 
     def _check(self, event: Event) -> None:
         if (event, self.state) not in TABLE:
@@ -267,10 +278,10 @@ class ULConnection:
         return events
 
     def _act(self, action: Action, event: Event, pdu: object, reason: int, detail: str, events: list[ULEvent]) -> int:
-        """Do *action* and return which of its next states applies."""
+        """Perform *action*; return the index of its next state in :data:`ACTIONS`."""
         match action:
             case Action.AE_1 | Action.DT_1 | Action.DT_2 | Action.AR_6 | Action.AR_7 | Action.AA_6:
-                # Connecting is the owner's; data passes by without coming here.
+                # The owner opens the connection; data takes a shorter way than this method.
                 pass
             case Action.AE_2:
                 self._out.append(self._request)
@@ -314,7 +325,7 @@ class ULConnection:
         return 0
 
     def _associate_indication(self, pdu: object, events: list[ULEvent]) -> int:
-        """AE-6: the only test that is the provider's own is the protocol version (PS3.8 9.3.2, bit 0)."""
+        """Perform AE-6. The provider itself checks only the protocol version (PS3.8 9.3.2, bit 0)."""
         assert isinstance(pdu, AAssociateRQ)
         events.append(Signal.STOP_ARTIM)
         if pdu.protocol_version & 1:
@@ -331,7 +342,7 @@ class ULConnection:
             case Action.AA_1:
                 self._out.append(AAbort(0, 0).encode())
                 if event is not Event.EVT15:
-                    # No indication of the standard's: in Sta2 there is no association yet. It tells the owner why.
+                    # Not an indication of the standard: in Sta2 there is no association yet. It gives the owner the reason.
                     events.append(AbortIndication(0, 0, by_peer=False, detail=detail))
                 events.append(Signal.START_ARTIM)
             case Action.AA_2:

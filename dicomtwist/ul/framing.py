@@ -1,8 +1,8 @@
 """
-The byte stream of a connection, cut into PDUs and fragments of presentation data values (PS3.8 9.3).
+Cuts the byte stream of a connection into PDUs and fragments of presentation data values (PS3.8 9.3).
 
-Control PDUs are small and come out whole. P-DATA-TF is never joined: each piece of a PDV that a read brought goes on at
-once, as a memoryview on the bytes of that read. Every length is checked before anything is buffered for it.
+Control PDUs are small and are returned whole. A P-DATA-TF is never joined: each fragment of a PDV is passed on as soon as
+a read delivers it, as a memoryview of that read's bytes. Every length is checked before anything is buffered for it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 from dicomtwist.errors import InvalidPDU
 from dicomtwist.ul.pdu import PDU_HEADER, PDV_HEADER
 
-#: The longest A-ASSOCIATE-RQ or -AC taken, in bytes. 128 contexts with 40 transfer syntaxes each take 200 kB, two
+#: The longest A-ASSOCIATE-RQ or -AC accepted, in bytes. 128 contexts with 40 transfer syntaxes each need 200 kB, two
 #: user identity fields 128 kB.
 MAX_ASSOCIATE_LENGTH: Final = 512 * 1024
 
@@ -26,18 +26,18 @@ MAX_CONTROL_LENGTH: Final = {
     7: 4,
 }
 
-#: The longest P-DATA-TF that is announced unless told otherwise, in bytes (PS3.8 D.1 counts without the header).
+#: The longest P-DATA-TF that this side announces by default, in bytes without the header (PS3.8 D.1).
 DEFAULT_MAX_LENGTH: Final = 131072
 
 
 class Fragment:
     """
-    A piece of a presentation data value, as a read brought it.
+    The part of a presentation data value that one read delivered.
 
     :ivar context_id: the presentation context ID.
     :ivar control: the message control header: bit 0 command, bit 1 last (PS3.8 E.2).
-    :ivar data: the bytes, a view on what was read; may be empty where *ends* is set.
-    :ivar ends: whether the PDV ends with it.
+    :ivar data: the bytes, a view of the read's buffer; may be empty if *ends* is set.
+    :ivar ends: whether the PDV ends with this fragment.
     """
 
     __slots__ = ("context_id", "control", "data", "ends")
@@ -53,7 +53,7 @@ class Fragment:
 
 
 class ControlPDU:
-    """A PDU other than P-DATA-TF: its type and the bytes behind its header."""
+    """A PDU other than P-DATA-TF: its type and the bytes after its header."""
 
     __slots__ = ("body", "pdu_type")
 
@@ -72,9 +72,10 @@ class Framer:
     """
     Cuts a byte stream into frames.
 
-    :param max_length: the longest P-DATA-TF accepted, in bytes without the header, 0 for no limit. It may be as long
-        as it likes then, for nothing is buffered.
-    :ivar begun: of how many PDUs the first byte has come.
+    :param max_length: the longest P-DATA-TF accepted, in bytes without the header, 0 for no limit. No limit costs no
+        memory,
+        since P-DATA-TF is not buffered.
+    :ivar begun: the number of PDUs of which at least one byte was received.
     """
 
     __slots__ = (
@@ -93,10 +94,10 @@ class Framer:
     def __init__(self, max_length: int = DEFAULT_MAX_LENGTH) -> None:
         self.max_length = max_length
         self._partial = bytearray()  # an incomplete header, or an incomplete control PDU
-        self._body_left = 0  # how much of a control PDU is to come
+        self._body_left = 0  # bytes of a control PDU still to be received
         self._pdu_type = 0
-        self._pdu_left = 0  # how much of the current P-DATA-TF is to come, behind the current PDV
-        self._pdv_left = 0  # how much of the current PDV is to come
+        self._pdu_left = 0  # bytes of the current P-DATA-TF after the current PDV
+        self._pdv_left = 0  # bytes of the current PDV still to be received
         self._context_id = 0
         self._control = 0
         self._broken = False
@@ -104,12 +105,12 @@ class Framer:
 
     @property
     def mid_pdu(self) -> bool:
-        """Whether the last bytes fed ended inside a PDU; not where the stream is broken, for nothing is awaited."""
+        """Whether the bytes so far end inside a PDU. False after an invalid PDU, since then no more bytes are expected."""
         return not self._broken and bool(self._partial or self._body_left or self._pdu_left or self._pdv_left)
 
     @property
     def mid_control(self) -> bool:
-        """Whether the last bytes fed ended inside a PDU that is not P-DATA-TF, its header included."""
+        """Whether the bytes so far end inside a PDU other than P-DATA-TF, or inside its header."""
         if self._broken:
             return False
         in_header = bool(self._partial) and not self._pdu_left and self._partial[0] != 4
@@ -117,10 +118,11 @@ class Framer:
 
     def feed(self, data: bytes) -> list[Frame]:
         """
-        Take what a read brought and return the frames in it.
+        Process the bytes of one read and return the frames in them.
 
-        After an :class:`InvalidPDU`, which is the last of its list, whatever comes is dropped: where the stream is
-        broken nobody can say where the next PDU begins.
+        An :class:`InvalidPDU` is the last frame of its list. All bytes after it are dropped, since nothing in a broken
+        stream
+        shows where the next PDU begins.
         """
         frames: list[Frame] = []
         if self._broken:
@@ -128,11 +130,11 @@ class Framer:
         if self._body_left:
             data = self._feed_body(data, frames)
         elif self._partial:
-            # At most 5 bytes, of a header that a read cut in two.
+            # At most 5 bytes, of a header that was split between two reads.
             data = bytes(self._partial) + data
             self._partial.clear()
             if not self._pdu_left:
-                self.begun -= 1  # it is looked at again
+                self.begun -= 1  # it is counted again below
         try:
             self._scan(data, frames)
         except InvalidPDU as error:
@@ -171,18 +173,19 @@ class Framer:
                 length, context_id, control = PDV_HEADER.unpack_from(data, position)
                 position += 6
                 pdu_left -= 4 + length
-                # A length is even by PS3.8 Annex E. Where it is not, nothing is unclear, and there are peers (pynetdicom,
-                # told of an odd maximum) that have no other way.
+                # PS3.8 Annex E requires an even length. An odd one is accepted: its meaning is clear, and peers such as
+                # pynetdicom
+                # have no other way if an odd maximum was announced to them.
                 if length < 2 or pdu_left < 0:
                     raise InvalidPDU(
                         f"a PDV of length {length} in a P-DATA-TF with {pdu_left + length} bytes left for it"
                     )
                 if 0 < pdu_left < 6:
-                    raise InvalidPDU(f"{pdu_left} bytes behind the last PDV of a P-DATA-TF")
+                    raise InvalidPDU(f"{pdu_left} bytes after the last PDV of a P-DATA-TF")
                 pdv_left = length - 2
                 if not pdv_left:
                     if not control & 2:
-                        # Harmless once, but endless ones would keep us busy and count as progress.
+                        # One is harmless, but an endless series would keep this side busy and count as progress.
                         raise InvalidPDU("an empty PDV that is not the last of its message")
                     frames.append(Fragment(context_id, control, view[:0], True))
             else:
@@ -191,7 +194,9 @@ class Framer:
                 self.begun += 1
                 if pdu_type == 4:
                     if length < 6 or (self.max_length and length > self.max_length):
-                        raise InvalidPDU(f"a P-DATA-TF of {length} bytes, 6 to {self.max_length or 'any'} are taken")
+                        raise InvalidPDU(
+                            f"a P-DATA-TF of {length} bytes; the length must be 6 to {self.max_length or 'any number'}"
+                        )
                     pdu_left = length
                 else:
                     position = self._control_pdu(pdu_type, length, view, position, frames)
@@ -203,7 +208,7 @@ class Framer:
         if limit is None:
             raise InvalidPDU(f"PDU type {pdu_type:#04x} is unknown", 1)
         if length > limit:
-            raise InvalidPDU(f"a PDU of type {pdu_type} and {length} bytes, {limit} is the most")
+            raise InvalidPDU(f"a PDU of type {pdu_type} and {length} bytes, the maximum is {limit}")
         stop = position + length
         if stop <= len(view):
             frames.append(ControlPDU(pdu_type, view[position:stop]))

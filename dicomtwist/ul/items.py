@@ -1,8 +1,8 @@
 """
 The items and sub-items of the A-ASSOCIATE PDUs (PS3.8 9.3.2 and 9.3.3, PS3.7 Annex D.3.3).
 
-Each is a frozen dataclass with ``encode``; decoding goes through :func:`decode_variable_items` and
-:func:`decode_user_information`, which check each length against the bytes that are there before reading it.
+Each one is a frozen dataclass with an ``encode`` method. :func:`decode_variable_items` and
+:func:`decode_user_information` decode them; they check each length against the available bytes before they read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dicomtwist.errors import InvalidPDU
 #: The only application context name that DICOM defines (PS3.7 A.2.1).
 APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"
 
-#: Presentation context IDs are the odd numbers 1 to 255 (PS3.8 9.3.2.2), hence this many at most.
+#: Presentation context IDs are the odd numbers from 1 to 255 (PS3.8 9.3.2.2), which gives this maximum.
 MAX_PRESENTATION_CONTEXTS = 128
 
 _HEADER = Struct(">BxH")
@@ -28,12 +28,12 @@ _U16x2 = Struct(">HH")
 def encode_item(item_type: int, value: bytes) -> bytes:
     """Return an item: its type, a reserved byte, the length of *value* in 16 bits and *value*."""
     if len(value) > 0xFFFF:
-        raise ValueError(f"item {item_type:#04x} would hold {len(value)} bytes, its length field counts 65535 at most")
+        raise ValueError(f"item {item_type:#04x} is too long: {len(value)} bytes, the maximum is 65535")
     return _HEADER.pack(item_type, len(value)) + value
 
 
 def encode_text(value: str) -> bytes:
-    """Return *value* as it stands on the wire; UIDs and names in items are not padded (PS3.8 Annex F)."""
+    """Return *value* encoded; UIDs and names in items are not padded (PS3.8 Annex F)."""
     return value.encode("latin-1", "replace")
 
 
@@ -41,13 +41,13 @@ def decode_text(value: bytes | memoryview) -> str:
     """
     Return *value* as text without the padding that some peers add.
 
-    Latin-1 never fails and keeps each byte, so that a check further up can name what is wrong with it.
+    Latin-1 never fails and preserves each byte, so that a later check can name the error.
     """
     return bytes(value).decode("latin-1").rstrip("\0 ")
 
 
 def _decode_uid(value: memoryview, tolerated: set[str]) -> str:
-    """Return *value* as a UID; add to *tolerated* what should not be in it (PS3.8 Annex F)."""
+    """Return *value* as a UID; add to *tolerated* each deviation from PS3.8 Annex F."""
     text = str(value, "latin-1")
     uid = text.rstrip("\0 ")
     if len(uid) != len(text):
@@ -57,16 +57,16 @@ def _decode_uid(value: memoryview, tolerated: set[str]) -> str:
     return uid
 
 
-def _walk(data: memoryview, where: str) -> Iterator[tuple[int, memoryview]]:
-    """Yield (item type, value) for each item in *data*; raise :class:`InvalidPDU` where a length lies."""
+def _iterate_items(data: memoryview, where: str) -> Iterator[tuple[int, memoryview]]:
+    """Yield (item type, value) for each item in *data*; raise :class:`InvalidPDU` for a wrong length."""
     position, end = 0, len(data)
     while position < end:
         if end - position < 4:
-            raise InvalidPDU(f"{where}: {end - position} bytes are left, an item header takes 4")
+            raise InvalidPDU(f"{where}: {end - position} bytes remain, an item header has 4")
         item_type, length = _HEADER.unpack_from(data, position)
         position += 4
         if length > end - position:
-            raise InvalidPDU(f"{where}: item {item_type:#04x} says {length} bytes, {end - position} are left")
+            raise InvalidPDU(f"{where}: item {item_type:#04x} of {length} bytes, only {end - position} remain")
         yield item_type, data[position : position + length]
         position += length
 
@@ -88,15 +88,15 @@ class ProposedContext:
     @classmethod
     def decode(cls, value: memoryview, tolerated: set[str]) -> ProposedContext:
         """
-        Return the context that *value*, the bytes behind the item header, holds.
+        Decode the presentation context in *value*, the bytes after the item header.
 
-        :param tolerated: gets what is not as the standard has it and was taken all the same, in words.
+        :param tolerated: receives a description of each deviation from the standard that is accepted.
         """
         if len(value) < 4:
             raise InvalidPDU(f"presentation context item of {len(value)} bytes")
         abstract_syntax = None
         transfer_syntaxes: list[str] = []
-        for item_type, content in _walk(value[4:], "presentation context"):
+        for item_type, content in _iterate_items(value[4:], "presentation context"):
             if item_type == 0x30:
                 abstract_syntax = _decode_uid(content, tolerated)
             elif item_type == 0x40 and (uid := _decode_uid(content, tolerated)):
@@ -111,10 +111,9 @@ class ProposedContext:
 @dataclass(frozen=True, slots=True)
 class AnsweredContext:
     """
-    A presentation context item of an A-ASSOCIATE-AC (type 21H, PS3.8 9.3.3.2).
-
-    *result* is 0 acceptance, 1 user rejection, 2 no reason, 3 abstract syntax not supported, 4 transfer syntaxes
-    not supported. The transfer syntax counts only where the result is 0.
+    :ivar result: 0 acceptance, 1 user rejection, 2 no reason, 3 abstract syntax not supported, 4 transfer syntaxes not
+        supported.
+    :ivar transfer_syntax: the accepted transfer syntax; not significant unless the result is 0.
     """
 
     context_id: int
@@ -131,16 +130,16 @@ class AnsweredContext:
     @classmethod
     def decode(cls, value: memoryview, tolerated: set[str]) -> AnsweredContext:
         """
-        Return the answer that *value*, the bytes behind the item header, holds.
+        Decode the answer in *value*, the bytes after the item header.
 
-        :param tolerated: gets what is not as the standard has it and was taken all the same, in words.
+        :param tolerated: receives a description of each deviation from the standard that is accepted.
         """
         if len(value) < 4:
             raise InvalidPDU(f"presentation context item of {len(value)} bytes")
         transfer_syntax = ""
         if value[2] == 0:
-            # Of a context that was not accepted the syntax is not significant, and some peers send garbage.
-            for item_type, content in _walk(value[4:], "presentation context"):
+            # The syntax of a context that was not accepted is not significant, and some peers send garbage in it.
+            for item_type, content in _iterate_items(value[4:], "presentation context"):
                 if item_type == 0x40:
                     transfer_syntax = _decode_uid(content, tolerated)
         return cls(value[0], value[2], transfer_syntax)
@@ -148,7 +147,7 @@ class AnsweredContext:
 
 @dataclass(frozen=True, slots=True)
 class AsyncOperationsWindow:
-    """How many operations may be outstanding, 0 for any number (type 53H, PS3.7 D.3.3.3)."""
+    """The number of operations that may be outstanding, 0 for any number (type 53H, PS3.7 D.3.3.3)."""
 
     invoked: int = 1
     performed: int = 1
@@ -157,9 +156,9 @@ class AsyncOperationsWindow:
 @dataclass(frozen=True, slots=True)
 class RoleSelection:
     """
-    Which roles the requestor proposes or the acceptor grants for one SOP Class (type 54H, PS3.7 D.3.3.4).
+    The roles that the requestor proposes or the acceptor grants for one SOP Class (type 54H, PS3.7 D.3.3.4).
 
-    In both PDUs *scu_role* and *scp_role* speak of the requestor of the association.
+    In both PDUs *scu_role* and *scp_role* are roles of the requestor of the association.
     """
 
     sop_class_uid: str
@@ -177,7 +176,7 @@ class SOPClassExtended:
 
 @dataclass(frozen=True, slots=True)
 class SOPClassCommonExtended:
-    """Service class and related general SOP Classes of one SOP Class (type 57H, PS3.7 D.3.3.6)."""
+    """The service class and the related general SOP Classes of one SOP Class (type 57H, PS3.7 D.3.3.6)."""
 
     sop_class_uid: str
     service_class_uid: str
@@ -187,10 +186,10 @@ class SOPClassCommonExtended:
 @dataclass(frozen=True, slots=True)
 class UserIdentity:
     """
-    Who asks for the association (type 58H, PS3.7 D.3.3.7).
+    The identity of the user who requests the association (type 58H, PS3.7 D.3.3.7).
 
-    *identity_type*: 1 username, 2 username and passcode, 3 Kerberos service ticket, 4 SAML assertion, 5 JSON Web
-    Token. The fields are secrets and do not show in ``repr``.
+    *identity_type* is 1 username, 2 username and passcode, 3 Kerberos service ticket, 4 SAML assertion, 5 JSON Web
+    Token. The fields are secrets and are not part of ``repr``.
     """
 
     identity_type: int
@@ -204,7 +203,7 @@ class UserInformation:
     """
     The user information item (type 50H, PS3.8 9.3.2.3) with all of its sub-items.
 
-    *maximum_length* is in bytes, 0 for no limit, ``None`` where the sub-item is missing.
+    *maximum_length* is in bytes, 0 for no limit, ``None`` if the sub-item is missing.
     """
 
     maximum_length: int | None = None
@@ -229,33 +228,33 @@ class UserInformation:
             parts.append(encode_item(0x53, _U16x2.pack(window.invoked, window.performed)))
         for role in self.roles:
             flags = bytes((role.scu_role, role.scp_role))
-            parts.append(encode_item(0x54, _counted(encode_text(role.sop_class_uid)) + flags))
+            parts.append(encode_item(0x54, _with_length(encode_text(role.sop_class_uid)) + flags))
         if self.implementation_version_name is not None:
             parts.append(encode_item(0x55, encode_text(self.implementation_version_name)))
         for extended in self.sop_class_extended:
-            uid = _counted(encode_text(extended.sop_class_uid))
+            uid = _with_length(encode_text(extended.sop_class_uid))
             parts.append(encode_item(0x56, uid + extended.information))
         for common in self.sop_class_common_extended:
-            related = b"".join(_counted(encode_text(uid)) for uid in common.related_general_sop_classes)
-            uids = _counted(encode_text(common.sop_class_uid)) + _counted(encode_text(common.service_class_uid))
-            parts.append(encode_item(0x57, uids + _counted(related)))
+            related = b"".join(_with_length(encode_text(uid)) for uid in common.related_general_sop_classes)
+            uids = _with_length(encode_text(common.sop_class_uid)) + _with_length(encode_text(common.service_class_uid))
+            parts.append(encode_item(0x57, uids + _with_length(related)))
         if self.user_identity is not None:
             user = self.user_identity
             head = bytes((user.identity_type, user.response_requested))
-            parts.append(encode_item(0x58, head + _counted(user.primary) + _counted(user.secondary)))
+            parts.append(encode_item(0x58, head + _with_length(user.primary) + _with_length(user.secondary)))
         if self.user_identity_response is not None:
-            parts.append(encode_item(0x59, _counted(self.user_identity_response)))
+            parts.append(encode_item(0x59, _with_length(self.user_identity_response)))
         return encode_item(0x50, b"".join(parts))
 
 
-def _counted(value: bytes) -> bytes:
-    """Return *value* behind its length in 16 bits."""
+def _with_length(value: bytes) -> bytes:
+    """Return *value* with its length in 16 bits before it."""
     if len(value) > 0xFFFF:
-        raise ValueError(f"a field of {len(value)} bytes does not fit, 65535 is the most")
+        raise ValueError(f"a field is too long: {len(value)} bytes, the maximum is 65535")
     return _U16.pack(len(value)) + value
 
 
-#: The sub-items that may come once, in words.
+#: The names of the sub-items that may occur only once.
 _SINGLE = {
     0x51: "maximum length",
     0x52: "implementation class UID",
@@ -266,8 +265,8 @@ _SINGLE = {
 }
 
 
-class _Fields:
-    """Reads the fields of one sub-item in order, each checked against what is there."""
+class _FieldReader:
+    """Reads the fields of one sub-item in order; checks each length against the remaining bytes."""
 
     __slots__ = ("_data", "_position", "_where")
 
@@ -279,7 +278,7 @@ class _Fields:
     def take(self, count: int) -> memoryview:
         end = self._position + count
         if end > len(self._data):
-            raise InvalidPDU(f"{self._where}: a field of {count} bytes, {len(self._data) - self._position} are left")
+            raise InvalidPDU(f"{self._where}: a field of {count} bytes, only {len(self._data) - self._position} remain")
         value = self._data[self._position : end]
         self._position = end
         return value
@@ -287,7 +286,7 @@ class _Fields:
     def number(self, size: int) -> int:
         return int.from_bytes(self.take(size), "big")
 
-    def counted(self) -> memoryview:
+    def take_with_length(self) -> memoryview:
         return self.take(self.number(2))
 
     def rest(self) -> memoryview:
@@ -303,24 +302,24 @@ _MAX_VERSION_NAME = 16
 
 def decode_user_information(value: memoryview, tolerated: set[str]) -> UserInformation:
     """
-    Return the user information that *value*, the bytes behind the item header, holds.
+    Decode the user information in *value*, the bytes after the item header.
 
-    Unknown sub-items are skipped (PS3.8 9.3.1); of a repeated single sub-item the first counts.
+    Unknown sub-items are skipped (PS3.8 9.3.1). If a sub-item that may occur once is repeated, the first one counts.
 
-    :param tolerated: gets what is not as the standard has it and was taken all the same, in words.
-    :raises InvalidPDU: a length disagrees with the bytes that are there.
+    :param tolerated: receives a description of each deviation from the standard that is accepted.
+    :raises InvalidPDU: a length does not match the available bytes.
     """
-    single: dict[int, _Fields] = {}
+    single: dict[int, _FieldReader] = {}
     roles: list[RoleSelection] = []
     extended: list[SOPClassExtended] = []
     common: list[SOPClassCommonExtended] = []
-    for item_type, content in _walk(value, "user information"):
-        fields = _Fields(content, f"sub-item {item_type:#04x}")
+    for item_type, content in _iterate_items(value, "user information"):
+        fields = _FieldReader(content, f"sub-item {item_type:#04x}")
         if item_type == 0x54:
-            uid = _decode_uid(fields.counted(), tolerated)
+            uid = _decode_uid(fields.take_with_length(), tolerated)
             roles.append(RoleSelection(uid, bool(fields.number(1)), bool(fields.number(1))))
         elif item_type == 0x56:
-            extended.append(SOPClassExtended(_decode_uid(fields.counted(), tolerated), bytes(fields.rest())))
+            extended.append(SOPClassExtended(_decode_uid(fields.take_with_length(), tolerated), bytes(fields.rest())))
         elif item_type == 0x57:
             common.append(_decode_common_extended(fields, tolerated))
         elif single.setdefault(item_type, fields) is not fields and item_type in _SINGLE:
@@ -343,27 +342,27 @@ def decode_user_information(value: memoryview, tolerated: set[str]) -> UserInfor
         sop_class_extended=tuple(extended),
         sop_class_common_extended=tuple(common),
         user_identity=_decode_user_identity(single[0x58], tolerated) if 0x58 in single else None,
-        user_identity_response=bytes(single[0x59].counted()) if 0x59 in single else None,
+        user_identity_response=bytes(single[0x59].take_with_length()) if 0x59 in single else None,
     )
 
 
-def _decode_common_extended(fields: _Fields, tolerated: set[str]) -> SOPClassCommonExtended:
-    sop_class_uid = _decode_uid(fields.counted(), tolerated)
-    service_class_uid = _decode_uid(fields.counted(), tolerated)
-    related = _Fields(fields.counted(), "related general SOP classes")
+def _decode_common_extended(fields: _FieldReader, tolerated: set[str]) -> SOPClassCommonExtended:
+    sop_class_uid = _decode_uid(fields.take_with_length(), tolerated)
+    service_class_uid = _decode_uid(fields.take_with_length(), tolerated)
+    related = _FieldReader(fields.take_with_length(), "related general SOP classes")
     uids: list[str] = []
     while related.more():
-        uids.append(_decode_uid(related.counted(), tolerated))
+        uids.append(_decode_uid(related.take_with_length(), tolerated))
     return SOPClassCommonExtended(sop_class_uid, service_class_uid, tuple(uids))
 
 
-def _decode_user_identity(fields: _Fields, tolerated: set[str]) -> UserIdentity:
+def _decode_user_identity(fields: _FieldReader, tolerated: set[str]) -> UserIdentity:
     identity_type = fields.number(1)
     response_requested = bool(fields.number(1))
-    primary = bytes(fields.counted())
-    # The secondary field is there for type 2 only, and some peers leave its length out for the other types.
+    primary = bytes(fields.take_with_length())
+    # The secondary field belongs to type 2 only, and some peers omit its length for the other types.
     if fields.more():
-        secondary = bytes(fields.counted())
+        secondary = bytes(fields.take_with_length())
     else:
         secondary = b""
         tolerated.add("a user identity without the length of its second field")
@@ -373,8 +372,9 @@ def _decode_user_identity(fields: _Fields, tolerated: set[str]) -> UserIdentity:
 @dataclass(frozen=True, slots=True)
 class VariableItems:
     """
-    What stands in the variable field of an A-ASSOCIATE-RQ or -AC; and what is not as the standard has it there and was
-    taken all the same, in words.
+    The variable field of an A-ASSOCIATE-RQ or -AC.
+
+    :ivar tolerated: a description of each deviation from the standard that was accepted.
     """
 
     application_context_name: str
@@ -386,9 +386,9 @@ class VariableItems:
 
 def decode_variable_items(data: memoryview) -> VariableItems:
     """
-    Return the items of an A-ASSOCIATE PDU's variable field; unknown ones are skipped (PS3.8 9.3.1).
+    Decode the variable field of an A-ASSOCIATE PDU; unknown items are skipped (PS3.8 9.3.1).
 
-    :raises InvalidPDU: a length lies, a context ID is even or repeated, or there are more than 128 contexts.
+    :raises InvalidPDU: a length is wrong, a context ID is even or repeated, or there are more than 128 contexts.
     """
     name = ""
     tolerated: set[str] = set()
@@ -396,7 +396,7 @@ def decode_variable_items(data: memoryview) -> VariableItems:
     answered: list[AnsweredContext] = []
     user_information: UserInformation | None = None
     seen: set[int] = set()
-    for item_type, content in _walk(data, "A-ASSOCIATE"):
+    for item_type, content in _iterate_items(data, "A-ASSOCIATE"):
         if item_type == 0x10:
             name = _decode_uid(content, tolerated)
         elif item_type == 0x20:
@@ -418,7 +418,7 @@ def decode_variable_items(data: memoryview) -> VariableItems:
 
 
 def _check_context_id(context_id: int, seen: set[int]) -> None:
-    # Odd and unrepeated also means that no more than MAX_PRESENTATION_CONTEXTS can come.
+    # Odd IDs without repetition also keep the number of contexts within MAX_PRESENTATION_CONTEXTS.
     if not context_id & 1:
         raise InvalidPDU(f"presentation context ID {context_id} is even")
     if context_id in seen:

@@ -1,7 +1,7 @@
 """
-The seven PDUs of the DICOM Upper Layer (PS3.8 9.3), encode and decode.
+The seven PDUs of the DICOM Upper Layer (PS3.8 9.3), with encoding and decoding.
 
-P-DATA-TF is here for completeness and for tests: on the wire it is read and written fragment by fragment, see
+:class:`PDataTF` is here for completeness and for tests: connections read and write P-DATA-TF fragment by fragment, see
 :mod:`dicomtwist.ul.framing` and :mod:`dicomtwist.dimse.message_stream`.
 """
 
@@ -40,12 +40,12 @@ def _encode(pdu_type: int, body: bytes) -> bytes:
 def _encode_title(title: str) -> bytes:
     raw = encode_text(title)
     if len(raw) > 16:
-        raise ValueError(f"AE title {title!r} has {len(raw)} characters, 16 is the most")
+        raise ValueError(f"AE title {title!r} has {len(raw)} characters, the maximum is 16")
     return raw.ljust(16)
 
 
 def _decode_title(raw: bytes) -> str:
-    # Leading and trailing spaces are not significant (PS3.5 6.2, AE); NUL is padding that some peers use.
+    # Leading and trailing spaces are not significant (PS3.5 6.2, AE); some peers pad with NUL.
     return raw.decode("latin-1").rstrip("\0 ").lstrip(" ")
 
 
@@ -60,12 +60,12 @@ def _encode_associate(pdu: AAssociateRQ | AAssociateAC) -> bytes:
 
 
 def _decode_associate(body: memoryview, name: str) -> tuple[int, str, str, VariableItems]:
-    """Return the protocol version, the called and the calling title, and the items; what was tolerated is with them."""
+    """Return the protocol version, the called and the calling AE title, and the items with the deviations in them."""
     if len(body) < _ASSOCIATE_HEAD.size:
-        raise InvalidPDU(f"{name} of {len(body)} bytes, {_ASSOCIATE_HEAD.size} is the least")
+        raise InvalidPDU(f"{name} of {len(body)} bytes, the minimum is {_ASSOCIATE_HEAD.size}")
     version, _, called, calling = _ASSOCIATE_HEAD.unpack_from(body)
     items = decode_variable_items(body[_ASSOCIATE_HEAD.size :])
-    if name == "A-ASSOCIATE-RQ" and b"\0" in called + calling:  # those of an A-ASSOCIATE-AC are not tested
+    if name == "A-ASSOCIATE-RQ" and b"\0" in called + calling:  # the titles in an A-ASSOCIATE-AC are not tested
         items.tolerated.add("AE titles that are padded with NULs")
     return version, _decode_title(called), _decode_title(calling), items
 
@@ -75,7 +75,7 @@ class AAssociateRQ:
     """
     A-ASSOCIATE-RQ (PS3.8 9.3.2).
 
-    *tolerated* tells, of one that was decoded, what is not as the standard has it and was taken all the same, in words.
+    :ivar tolerated: after decoding, a description of each deviation from the standard that was accepted.
     """
 
     pdu_type: ClassVar[int] = 1
@@ -95,9 +95,9 @@ class AAssociateRQ:
     @classmethod
     def decode(cls, body: memoryview) -> AAssociateRQ:
         """
-        Return the PDU that *body*, the bytes behind the 6 of the PDU header, holds.
+        Decode the PDU in *body*, the bytes after the 6 of the PDU header.
 
-        :raises InvalidPDU: it is too short, or a length in it lies.
+        :raises InvalidPDU: *body* is too short, or a length in it is wrong.
         """
         version, called, calling, items = _decode_associate(body, "A-ASSOCIATE-RQ")
         return cls(
@@ -114,7 +114,7 @@ class AAssociateRQ:
 @dataclass(frozen=True, slots=True)
 class AAssociateAC:
     """
-    A-ASSOCIATE-AC (PS3.8 9.3.3). The titles repeat the request's and shall not be tested.
+    A-ASSOCIATE-AC (PS3.8 9.3.3). The AE titles repeat those of the request and shall not be tested.
 
     *tolerated* is as in :class:`AAssociateRQ`.
     """
@@ -136,9 +136,9 @@ class AAssociateAC:
     @classmethod
     def decode(cls, body: memoryview) -> AAssociateAC:
         """
-        Return the PDU that *body*, the bytes behind the 6 of the PDU header, holds.
+        Decode the PDU in *body*, the bytes after the 6 of the PDU header.
 
-        :raises InvalidPDU: it is too short, or a length in it lies.
+        :raises InvalidPDU: *body* is too short, or a length in it is wrong.
         """
         version, called, calling, items = _decode_associate(body, "A-ASSOCIATE-AC")
         return cls(
@@ -152,9 +152,9 @@ class AAssociateAC:
         )
 
 
-def _four(body: memoryview, name: str) -> memoryview:
+def _check_length_4(body: memoryview, name: str) -> memoryview:
     if len(body) != 4:
-        raise InvalidPDU(f"{name} of {len(body)} bytes, 4 is the length")
+        raise InvalidPDU(f"{name} of {len(body)} bytes, the length must be 4")
     return body
 
 
@@ -174,8 +174,8 @@ class AAssociateRJ:
 
     @classmethod
     def decode(cls, body: memoryview) -> AAssociateRJ:
-        """Return the PDU that *body* holds."""
-        _, result, source, reason = _four(body, "A-ASSOCIATE-RJ")
+        """Decode the PDU in *body*."""
+        _, result, source, reason = _check_length_4(body, "A-ASSOCIATE-RJ")
         return cls(result, source, reason)
 
 
@@ -206,16 +206,16 @@ class PDataTF:
 
     @classmethod
     def decode(cls, body: memoryview) -> PDataTF:
-        """Return the PDU that *body* holds, with copies of its data."""
+        """Decode the PDU in *body*; the PDVs hold copies of the data."""
         pdvs: list[PDV] = []
         position = 0
         while position < len(body):
             if len(body) - position < PDV_HEADER.size:
-                raise InvalidPDU(f"{len(body) - position} bytes are left, a PDV header takes 6")
+                raise InvalidPDU(f"{len(body) - position} bytes remain, a PDV header has 6")
             length, context_id, control = PDV_HEADER.unpack_from(body, position)
             end = position + 4 + length
             if length < 2 or end > len(body):
-                raise InvalidPDU(f"PDV length {length} in a P-DATA-TF with {len(body) - position} bytes left")
+                raise InvalidPDU(f"PDV length {length} in a P-DATA-TF with {len(body) - position} bytes remaining")
             pdvs.append(PDV(context_id, control, bytes(body[position + 6 : end])))
             position = end
         return cls(tuple(pdvs))
@@ -233,8 +233,8 @@ class AReleaseRQ:
 
     @classmethod
     def decode(cls, body: memoryview) -> AReleaseRQ:
-        """Return the PDU that *body* holds."""
-        _four(body, "A-RELEASE-RQ")
+        """Decode the PDU in *body*."""
+        _check_length_4(body, "A-RELEASE-RQ")
         return cls()
 
 
@@ -250,14 +250,14 @@ class AReleaseRP:
 
     @classmethod
     def decode(cls, body: memoryview) -> AReleaseRP:
-        """Return the PDU that *body* holds."""
-        _four(body, "A-RELEASE-RP")
+        """Decode the PDU in *body*."""
+        _check_length_4(body, "A-RELEASE-RP")
         return cls()
 
 
 @dataclass(frozen=True, slots=True)
 class AAbort:
-    """A-ABORT (PS3.8 9.3.8): source 0 service user, 2 service provider."""
+    """A-ABORT (PS3.8 9.3.8): the source is 0 for the service user, 2 for the service provider."""
 
     pdu_type: ClassVar[int] = 7
 
@@ -270,19 +270,19 @@ class AAbort:
 
     @classmethod
     def decode(cls, body: memoryview) -> AAbort:
-        """Return the PDU that *body* holds."""
-        _, _, source, reason = _four(body, "A-ABORT")
+        """Decode the PDU in *body*."""
+        _, _, source, reason = _check_length_4(body, "A-ABORT")
         return cls(source, reason)
 
     @property
     def reason_text(self) -> str:
-        """The reason in words."""
+        """The meaning of the reason code."""
         return ABORT_REASONS.get(self.reason, f"unknown reason {self.reason}")
 
 
 PDU = AAssociateRQ | AAssociateAC | AAssociateRJ | PDataTF | AReleaseRQ | AReleaseRP | AAbort
 
-#: PDU classes by type; P-DATA-TF too, though the framing never decodes one as a whole.
+#: The PDU classes by type. P-DATA-TF is included, although the framing never decodes one as a whole.
 PDU_TYPES: dict[
     int,
     type[AAssociateRQ]
@@ -305,9 +305,9 @@ PDU_TYPES: dict[
 
 def decode_pdu(pdu_type: int, body: memoryview) -> PDU:
     """
-    Return the PDU of *pdu_type* that *body*, the bytes behind the PDU header, holds.
+    Decode the PDU of type *pdu_type* in *body*, the bytes after the PDU header.
 
-    :raises InvalidPDU: the type is unknown (reason 1) or the content malformed (reason 6).
+    :raises InvalidPDU: the type is unknown (reason 1) or the content is malformed (reason 6).
     """
     try:
         cls = PDU_TYPES[pdu_type]

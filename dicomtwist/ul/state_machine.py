@@ -1,8 +1,8 @@
 """
-The DICOM Upper Layer state machine: PS3.8 Table 9-10 as data, to be read beside it.
+The DICOM Upper Layer state machine: PS3.8 Table 9-10 as data, to be compared with the printed table.
 
-:data:`TABLE` maps (event, state) to the action; :data:`ACTIONS` (Tables 9-6 to 9-9) tells the states that an action may
-lead to. Where there are two, the action decides: AE-6 by whether the request is acceptable, AR-8 by the role.
+:data:`TABLE` maps (event, state) to the action; :data:`ACTIONS` (Tables 9-6 to 9-9) gives the states that an action can
+lead to. If there are two, the action selects one: AE-6 by whether the request is acceptable, AR-8 by the role.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 
 class State(IntEnum):
-    """PS3.8 Tables 9-1 to 9-5."""
+    """The states of PS3.8 Tables 9-1 to 9-5."""
 
     STA1 = 1  #: Idle
     STA2 = 2  #: Transport connection open, awaiting A-ASSOCIATE-RQ PDU
@@ -30,7 +30,7 @@ class State(IntEnum):
 
 
 class Event(IntEnum):
-    """PS3.8 Table 9-10, the events in the order of its rows."""
+    """The events of PS3.8 Table 9-10, in the order of its rows."""
 
     EVT1 = 1  #: A-ASSOCIATE request (local user)
     EVT2 = 2  #: Transport connect confirmation (local transport service)
@@ -53,9 +53,9 @@ class Event(IntEnum):
     EVT19 = 19  #: Unrecognised or invalid PDU received
 
 
-@unique  # two actions of the same words would be one
+@unique  # an Enum would merge two actions with equal text
 class Action(Enum):
-    """PS3.8 Tables 9-6 to 9-9."""
+    """The actions of PS3.8 Tables 9-6 to 9-9."""
 
     AE_1 = "Issue TRANSPORT CONNECT request primitive to local transport service"
     AE_2 = "Send A-ASSOCIATE-RQ PDU"
@@ -87,7 +87,7 @@ class Action(Enum):
     AA_8 = "Send A-ABORT PDU (service-provider source), issue A-P-ABORT indication, start ARTIM timer"
 
 
-#: The states that an action may lead to; the second, if any, by the action's own decision.
+#: The states that an action can lead to. If there are two, the action selects one.
 ACTIONS: Final[dict[Action, tuple[State, ...]]] = {
     Action.AE_1: (State.STA4,),
     Action.AE_2: (State.STA5,),
@@ -122,7 +122,7 @@ ACTIONS: Final[dict[Action, tuple[State, ...]]] = {
 _A = Action
 _NO = None
 
-# One row an event, one column a state, as Table 9-10 is printed.
+# One row for each event, one column for each state, as Table 9-10 is printed.
 # fmt: off
 _ROWS: Final[dict[Event, tuple[Action | None, ...]]] = {
     #             Sta1     Sta2     Sta3     Sta4     Sta5     Sta6     Sta7     Sta8     Sta9     Sta10    Sta11    Sta12    Sta13
@@ -148,7 +148,7 @@ _ROWS: Final[dict[Event, tuple[Action | None, ...]]] = {
 }
 # fmt: on
 
-#: PS3.8 Table 9-10. A pair that is missing cannot happen, or is an error of the local user.
+#: PS3.8 Table 9-10. A pair that is not in it cannot happen, or is an error of the local user.
 TABLE: Final[dict[tuple[Event, State], Action]] = {
     (event, state): action
     for event, row in _ROWS.items()

@@ -214,21 +214,21 @@ class MalformedTests(unittest.TestCase):
         tolerated: list[str] = []
         self.assertEqual(decode_command(response + more, tolerated), decode_command(response))
         self.assertEqual(set(tolerated), {"elements of a data set in the command set of a response"})
-        self.assert_invalid(response + more[:-1], "are left")
+        self.assert_invalid(response + more[:-1], "remain")
         self.assert_invalid(more + response, "group 0000 only")
 
     def test_lengths_that_lie(self):
         for length in 3, 4, 0xFFFFFFFE, 0xFFFFFFFF:
             data = b"\0\0\2\0" + length.to_bytes(4, "little") + b"1."
-            self.assert_invalid(data, f"of {length} bytes, 2 are left")
+            self.assert_invalid(data, f"of {length} bytes, only 2 remain")
 
     def test_numbers_of_the_wrong_size(self):
         for value in b"\1", b"\1\0\0", b"\1\0\0\0":
-            self.assert_invalid(element(0x0110, value), "2 is the length")
+            self.assert_invalid(element(0x0110, value), "the length must be 2")
 
     def test_tags_of_the_wrong_size(self):
         for value in b"\1", b"\1\0", b"\1\0\0", b"\1\0\0\0\0\0":
-            self.assert_invalid(element(0x1005, value), "4 for each tag")
+            self.assert_invalid(element(0x1005, value), "the length must be a multiple of 4")
 
     def test_each_truncation(self):
         edges = set()
@@ -240,7 +240,7 @@ class MalformedTests(unittest.TestCase):
             if length in edges:
                 decode_command(STORE[:length])
             else:
-                self.assert_invalid(STORE[:length], "left")
+                self.assert_invalid(STORE[:length], "remain")
 
     @given(st.binary(max_size=200))
     def test_arbitrary_bytes(self, data):

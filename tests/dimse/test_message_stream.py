@@ -181,7 +181,7 @@ class RuleTests(unittest.TestCase):
     def test_context_that_changes_inside_a_message(self):
         begin = fragment(1, COMMAND | LAST, FIND.encode())
         for other in 3, 0, 7:
-            words = f"presentation context ID {other} inside a message of 1"
+            words = f"presentation context ID {other} inside a message on context 1"
             self.assert_refused(words, begin, fragment(other, DATA | LAST, b"data"))
             self.assert_refused(words, begin, fragment(1, DATA, b"da"), fragment(other, DATA | LAST, b"ta"))
             self.assert_refused(words, fragment(1, COMMAND, b"ab"), fragment(other, COMMAND | LAST, b"cd"))
@@ -208,7 +208,7 @@ class RuleTests(unittest.TestCase):
 
     def test_malformed_commands(self):
         self.assert_refused("without Command Field", fragment(1, COMMAND | LAST, b""))
-        self.assert_refused("left", fragment(1, COMMAND | LAST, ECHO.encode()[:-1]))
+        self.assert_refused("remain", fragment(1, COMMAND | LAST, ECHO.encode()[:-1]))
 
     @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 255), st.binary(max_size=20), st.booleans())))
     def test_arbitrary_fragments(self, pieces):

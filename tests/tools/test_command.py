@@ -61,7 +61,7 @@ class Mistakes(ToolTestCase):
         nowhere = self.folder / "nowhere.pem"
         for options, words in (
             (["nowhere"], "has no port"),
-            (["127.0.0.1:1", "--calling", "x" * 17], "16 is the most"),
+            (["127.0.0.1:1", "--calling", "x" * 17], "the maximum is 16"),
             (["127.0.0.1:1", "--tls-roots", nowhere], "--tls-roots: cannot read the file"),
             (["127.0.0.1:1", "--tls-key", nowhere], "--tls-certificate: cannot read the file"),
             (["tls:127.0.0.1:1", "--tls-roots", nowhere], "--tls-roots has no place"),

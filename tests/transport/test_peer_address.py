@@ -59,7 +59,7 @@ class Refused(SynchronousTestCase):
             ("[::1]:x", "not a port"),
             ("pacs:0", "not a port"),
             ("pacs:65536", "not a port"),
-            ("A_TITLE_THAT_IS_TOO_LONG@pacs:104", "16 is the most"),
+            ("A_TITLE_THAT_IS_TOO_LONG@pacs:104", "the maximum is 16"),
             ("@pacs:104", "empty"),
             ("tcp:pacs", "needs a host and a port"),
             ("tls:pacs:x", "not a port"),

@@ -58,7 +58,7 @@ class PeersTest(SynchronousTestCase):
 
     def test_wrong_ones_are_told(self) -> None:
         self.assertIn("TITLE=host:port", self.refused("pacs:104"))
-        self.assertIn("16 is the most", self.refused("SEVENTEEN_LETTERS=pacs:104"))
+        self.assertIn("the maximum is 16", self.refused("SEVENTEEN_LETTERS=pacs:104"))
         self.assertIn("no port", self.refused("PACS=pacs"))
         self.assertIn("not a known prefix", self.refused("PACS=udp:pacs:104:x"))
         self.assertIn("No such file", self.refused("@no-such-file"))

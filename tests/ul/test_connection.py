@@ -231,7 +231,7 @@ class ConversationTests(unittest.TestCase):
         side.take(side.connection.connection_made())
         side.take(side.connection.receive_data(b"\1\0\0\0\0\4\0\1\0\0"))
         (indication,) = side.heard
-        self.assertIn("68 is the least", indication.detail)
+        self.assertIn("the minimum is 68", indication.detail)
         self.assertEqual(side.connection.data_to_send(), AAbort(0, 0).encode())
 
     def test_what_follows_the_end_in_one_read_is_dropped(self):

@@ -167,7 +167,7 @@ class Archives(ToolTestCase):
             ("get", [self.folder / "no" / "x", "-k", STUDY], "make the folder above it first"),
             ("get", [self.folder / "x", "-k", STUDY, "--sop-class", "CT"], "'--sop-class': 'CT' is neither"),
             ("move", ["-k", STUDY], "not said where to send it"),
-            ("move", ["-k", STUDY, "--to", "x" * 17], "16 is the most"),
+            ("move", ["-k", STUDY, "--to", "x" * 17], "the maximum is 16"),
             ("move", ["-k", STUDY, "--receive", self.folder / "x", "--listen", "foo:1"], "foo"),
         ):
             result = self.misuse(command, "127.0.0.1:1", *options)
