@@ -1,5 +1,5 @@
 """
-Data sets: encoding and decoding against pydicom and DCMTK, sources that are sent, streams that arrive.
+Data sets: encoding and decoding against pydicom and DCMTK, sources to send, streams that arrive.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def testdata(name: str) -> str:
 
 
 def numbers(dataset: Dataset) -> list[tuple[int, str, object]]:
-    """Every element of a data set and of the sequences in it, with the values that pydicom keeps as bytes as they are."""
+    """Return every element of a data set and of its sequences; values that pydicom keeps as bytes stay bytes."""
     return [(int(e.tag), e.VR, e.value) for e in dataset.iterall() if e.VR != "SQ"]
 
 
@@ -73,7 +73,7 @@ def data_set_of(path: str | Path) -> bytes:
 
 
 def sample() -> Dataset:
-    """Values of every VR whose bytes depend on their order, also in a sequence."""
+    """Return a data set with a value of every VR whose bytes depend on the byte order, also in a sequence."""
     item = Dataset()
     item.add_new(0x00280106, "US", 513)
     item.add_new(0x00660016, "OF", b"\1\2\3\4\5\6\7\10")
@@ -104,7 +104,7 @@ class CodecTests(SynchronousTestCase):
 
     def test_round_trip(self) -> None:
         """
-        What is encoded in an uncompressed syntax is decoded to the same.
+        Encoding in an uncompressed transfer syntax and decoding gives the same data set.
         """
         for name, syntax in SYNTAXES.items():
             decoded = decode_dataset(encode_dataset(sample(), syntax), syntax)
@@ -115,7 +115,7 @@ class CodecTests(SynchronousTestCase):
 
     def test_as_pydicom_writes(self) -> None:
         """
-        The bytes of a file's data set are what pydicom reads from that file.
+        The bytes of a file's data set decode to the data set that pydicom reads from the file.
         """
         for name in ("CT_small.dcm", "MR_small.dcm", "rtplan.dcm", "MR_small_bigendian.dcm", "image_dfl.dcm"):
             path = testdata(name)
@@ -125,7 +125,7 @@ class CodecTests(SynchronousTestCase):
 
     def test_unchanged(self) -> None:
         """
-        A data set that is encoded as it was read gives the bytes that were read.
+        A data set that is encoded in the syntax that it was read in gives the bytes that were read.
         """
         for name in ("CT_small.dcm", "MR_small.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm"):
             dataset = dcmread(testdata(name))
@@ -134,7 +134,7 @@ class CodecTests(SynchronousTestCase):
 
     def test_source_is_left_alone(self) -> None:
         """
-        Swapping bytes is done in a copy.
+        Bytes are swapped in a copy.
         """
         dataset = dcmread(testdata("MR_small.dcm"))
         pixels = dataset.PixelData
@@ -143,7 +143,7 @@ class CodecTests(SynchronousTestCase):
 
     def test_neither_meta_nor_command(self) -> None:
         """
-        Elements of the groups 0000 and 0002 do not go over the network with a data set.
+        Elements of the groups 0000 and 0002 are not encoded with a data set.
         """
         dataset = sample()
         dataset.add_new(0x00000900, "US", 0)
@@ -153,7 +153,7 @@ class CodecTests(SynchronousTestCase):
 
     def test_cannot_be_encoded(self) -> None:
         """
-        A value that has no encoding fails, and the error says in which syntax.
+        A value that cannot be encoded raises an error that names the transfer syntax.
         """
         dataset = Dataset()
         dataset.add_new(0x00280002, "US", 70000)
@@ -162,7 +162,7 @@ class CodecTests(SynchronousTestCase):
 
     def test_odd_swap(self) -> None:
         """
-        Words whose bytes do not come out even cannot be swapped.
+        A value of words with an odd number of bytes cannot be swapped.
         """
         raw = encode_dataset(sample(), ExplicitVRLittleEndian)
         dataset = decode_dataset(raw, ExplicitVRLittleEndian)
@@ -203,7 +203,7 @@ class CodecTests(SynchronousTestCase):
 
     def test_deflate_broken(self) -> None:
         """
-        What is not deflated, and what is cut off, is an error and not a data set.
+        Bytes that are not deflated, or are cut off, raise an error.
         """
         encoded = encode_dataset(sample(), DeflatedExplicitVRLittleEndian)
         for broken in (b"\xff" * 20, encoded[: len(encoded) // 2], b""):
@@ -221,7 +221,7 @@ class CodecTests(SynchronousTestCase):
 
     def test_cut_off_at_undefined_length(self) -> None:
         """
-        The same inside a sequence and inside compressed pixel data, whose end is marked.
+        A cut inside a sequence or compressed pixel data of undefined length is an error as well.
         """
         dataset = Dataset()
         item = Dataset()
@@ -240,13 +240,13 @@ class CodecTests(SynchronousTestCase):
 
     def test_empty(self) -> None:
         """
-        Nothing is a data set without elements.
+        No bytes are a data set without elements.
         """
         self.assertEqual(len(decode_dataset(b"", ImplicitVRLittleEndian)), 0)
 
     def test_file_meta(self) -> None:
         """
-        File Meta Information becomes pydicom's, what it does not have is left out.
+        File Meta Information becomes that of pydicom, without the elements that are absent.
         """
         meta = FileMeta("1.2.3", "1.2.4", "1.2.840.10008.1.2", "1.2.5", "NAME", "SOURCE")
         full = file_meta_dataset(meta)
@@ -263,11 +263,11 @@ class CodecTests(SynchronousTestCase):
 
 class ConversionTests(TestCase):
     """
-    Conversion between the uncompressed syntaxes gives what DCMTK's dcmconv gives.
+    Conversion between the uncompressed transfer syntaxes gives the same result as DCMTK's dcmconv.
     """
 
     async def both(self, path: str | Path, target: str) -> tuple[Dataset, Dataset]:
-        """The file converted by dcmconv and by us."""
+        """Return the file converted by dcmconv and by dicomtwist."""
         converted = Path(self.mktemp())
         result = await peers.run(peers.dcmtk("dcmconv"), DCMCONV[target], path, converted)
         self.assertEqual(result.code, 0, result.text)
@@ -276,8 +276,8 @@ class ConversionTests(TestCase):
 
     async def test_files(self) -> None:
         """
-        From each syntax to each, images with 16 bits and sequences in them: all elements have the same values, and pixel
-        data the same bytes.
+        From each syntax to each other, for images with 16 bits and with sequences: all elements have the same values, and
+        pixel data has the same bytes.
         """
         names = ("CT_small.dcm", "MR_small.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm", "rtplan.dcm")
         for name in names:
@@ -300,7 +300,7 @@ class ConversionTests(TestCase):
 
     async def test_there_and_back(self) -> None:
         """
-        To Big Endian and back the bytes are what they were.
+        A conversion to Big Endian and back gives the same bytes.
         """
         dataset = dcmread(testdata("MR_small.dcm"))
         big = decode_dataset(encode_dataset(dataset, ExplicitVRBigEndian), ExplicitVRBigEndian)
@@ -312,7 +312,7 @@ META = FileMeta("1.2.840.10008.5.1.4.1.1.7", "1.2.3", "1.2.840.10008.1.2.1", "1.
 
 
 class Trickle(io.RawIOBase):
-    """A file-like object that gives less than it is asked for, and counts how often it is closed."""
+    """A file-like object that gives fewer bytes than asked for, and counts the calls of close."""
 
     def __init__(self, data: bytes, most: int) -> None:
         self._data = io.BytesIO(data)
@@ -337,7 +337,7 @@ class SourceTests(TestCase):
         self.addCleanup(self.executor.release)
 
     def file(self, length: int) -> tuple[Path, bytes]:
-        """A Part 10 file with a data set of *length* bytes that are no elements: nobody looks."""
+        """Make a Part 10 file with a data set of *length* random bytes, which no test decodes."""
         data = os.urandom(length)
         path = Path(self.mktemp())
         path.write_bytes(encode_preamble_and_meta(META) + data)
@@ -362,7 +362,7 @@ class SourceTests(TestCase):
 
     async def test_paths(self) -> None:
         """
-        Of every length around the size of a chunk the data set comes whole, in pieces of even length but for the last.
+        For every length around the size of a chunk the data set arrives complete, in chunks of even length except the last.
         """
         for length in self.lengths():
             path, data = self.file(length)
@@ -374,8 +374,8 @@ class SourceTests(TestCase):
 
     async def test_file_like(self) -> None:
         """
-        The same of an object with ``read``, however little it gives at once. It is read from where it stands and is left
-        open.
+        An object with ``read`` gives the same, however few bytes it gives at once. It is read from its current position and
+        left open.
         """
         for length in self.lengths():
             path, data = self.file(length)
@@ -410,7 +410,7 @@ class SourceTests(TestCase):
 
     async def test_missing(self) -> None:
         """
-        A file that is not there, and one that is no Part 10 file.
+        A missing file raises an error, and so does one that is not a Part 10 file.
         """
         await self.assertFailure(open_instance("no-such-file", self.executor), FileNotFoundError)
         path = Path(self.mktemp())
@@ -420,7 +420,7 @@ class SourceTests(TestCase):
 
     async def test_closed_after_a_bad_start(self) -> None:
         """
-        A file whose beginning is wrong is not left open.
+        A file with a wrong beginning is not left open.
         """
         path = Path(self.mktemp())
         path.write_bytes(b"text" * 100)
@@ -444,7 +444,7 @@ class SourceTests(TestCase):
 
     async def test_growing_while_reading(self) -> None:
         """
-        Of a file that becomes longer that much is sent which was there when it was opened.
+        From a file that grows, only the bytes that it had when it was opened are sent.
         """
         path, data = self.file(2 * CHUNK + 100)
         opened = await open_instance(path, self.executor)
@@ -457,8 +457,8 @@ class SourceTests(TestCase):
 
     async def test_closed_once(self) -> None:
         """
-        Before the first read, between two, while one is under way: the file is closed exactly once, and never under the
-        hands of a thread that reads it.
+        Before the first read, between two, or while one is in progress: the file is closed exactly once, and never while a
+        thread reads it.
         """
         for reads in range(4):
             file = Trickle(bytes(10 * CHUNK), CHUNK)
@@ -475,7 +475,7 @@ class SourceTests(TestCase):
 
     async def test_closed_while_reading(self) -> None:
         """
-        Closing waits for the read that is under way, whose result is nobody's.
+        Closing waits for the read that is in progress, and drops its result.
         """
         gate = threading.Event()
         order: list[str] = []
@@ -500,7 +500,7 @@ class SourceTests(TestCase):
 
     async def test_read_error(self) -> None:
         """
-        An error of the file is the error of the read that it was for, and the file is closed once.
+        An error of the file fails the read that it belongs to, and the file is closed once.
         """
 
         class Broken(Trickle):
@@ -520,7 +520,7 @@ class SourceTests(TestCase):
 
     def test_bytes(self) -> None:
         """
-        A data set in memory comes at once.
+        A data set in memory is one chunk, which is there at once.
         """
         source = BytesSource(b"abc")
         self.assertEqual(source.read(), (b"abc", True))
@@ -528,7 +528,7 @@ class SourceTests(TestCase):
 
 
 class Pauser:
-    """Counts, as a protocol does, how often it was paused."""
+    """Counts pauses, as a protocol does."""
 
     def __init__(self) -> None:
         self.paused = 0
@@ -541,7 +541,7 @@ class Pauser:
 
 
 class Sink:
-    """Writes down what it is given."""
+    """Records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[object] = []
@@ -561,7 +561,7 @@ LOST = Failure(ConnectionError("lost"))
 
 class StreamTests(SynchronousTestCase):
     """
-    DataSetStream: three ways to read, and each in every order with what comes.
+    DataSetStream: three ways to read, each before, between and after the fragments.
     """
 
     def setUp(self) -> None:
@@ -580,7 +580,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_iterate(self) -> None:
         """
-        ``async for`` gives each piece as it comes, whether it came before or after.
+        ``async for`` gives each fragment, whether it arrived before or after the loop began.
         """
         self.feed(b"ab")
         reading = self.iterate()
@@ -592,7 +592,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_iterate_late(self) -> None:
         """
-        A stream that has ended is read all the same.
+        A stream that has ended can still be read.
         """
         self.feed(b"ab", b"cd")
         self.stream.end()
@@ -601,7 +601,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_read(self) -> None:
         """
-        ``read`` gives the whole.
+        ``read`` gives the whole data set.
         """
         self.feed(b"ab")
         reading = self.stream.read()
@@ -611,7 +611,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_sink(self) -> None:
         """
-        A sink gets what has come, what comes, and the end.
+        A sink gets the fragments that have arrived, those to come, and the end.
         """
         sink = Sink()
         self.feed(b"ab")
@@ -622,7 +622,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_sink_late(self) -> None:
         """
-        A sink that comes after the end, or after the failure, is told.
+        A sink that is connected after the end, or after a failure, is called as well.
         """
         sink = Sink()
         self.feed(b"ab")
@@ -646,7 +646,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_fails_before_it_is_read(self) -> None:
         """
-        What is missing is told to whoever reads afterwards, behind what has come.
+        A later reader gets the fragments that arrived, then the failure.
         """
         self.feed(b"ab")
         self.stream.fail(LOST)
@@ -678,7 +678,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_pauses_while_nobody_reads(self) -> None:
         """
-        What waits is bounded: at one chunk the peer is not read from any more; reading resumes it.
+        The bytes that wait are bounded: at one chunk the stream pauses reading from the peer, and a reader resumes it.
         """
         half = bytes(CHUNK // 2)
         self.feed(half)
@@ -692,7 +692,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_resumed_by_each_way(self) -> None:
         """
-        A sink, a read and a discard let the peer go on as well, and so do end and failure.
+        A sink, a read, a discard, the end and a failure resume reading from the peer as well.
         """
         ways: list[Any] = [
             lambda: self.stream.deliver_to(Sink()),
@@ -709,7 +709,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_nothing_to_resume_after_a_failure(self) -> None:
         """
-        The connection is gone: nobody touches it.
+        After a failure the connection has ended, and is not resumed.
         """
         self.feed(bytes(CHUNK))
         self.stream.fail(LOST)
@@ -718,7 +718,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_sink_pauses(self) -> None:
         """
-        A sink pauses and resumes; twice is once.
+        A sink pauses and resumes; a second call has no effect.
         """
         self.stream.deliver_to(Sink())
         self.stream.pause()
@@ -733,7 +733,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_discard(self) -> None:
         """
-        What has come and what comes is forgotten; the end is told.
+        The bytes that have arrived and those to come are dropped; the end is reported.
         """
         told: list[str] = []
         self.feed(b"ab")
@@ -745,7 +745,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_discard_after_the_end(self) -> None:
         """
-        Where nothing more comes the end is told at once; after a failure never.
+        After the end of the data set, the end is reported at once; after a failure, never.
         """
         told: list[str] = []
         self.stream.end()
@@ -758,7 +758,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_discard_then_failure(self) -> None:
         """
-        A failure while it is discarded is nobody's.
+        A failure of a stream that is discarded is not reported.
         """
         told: list[str] = []
         self.stream.discard(lambda: told.append("ended"))
@@ -767,7 +767,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_discard_takes_it_from_its_reader(self) -> None:
         """
-        A sink that read part of it is told, once, and let go of.
+        A sink that has taken a part fails once, and is called no more.
         """
         sink = Sink()
         self.stream.deliver_to(sink)
@@ -781,7 +781,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_discard_ends_an_iteration(self) -> None:
         """
-        Whoever waits for the next piece is told.
+        A reader that waits for the next fragment gets an error.
         """
         waiting = Deferred.fromCoroutine(self.stream.__anext__())
         self.stream.discard(lambda: None)
@@ -789,7 +789,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_collecting_sink(self) -> None:
         """
-        It joins what it was given, and forgets it at a failure.
+        It joins its fragments, and drops them at a failure.
         """
         sink = CollectingSink()
         sink.write(memoryview(b"ab"))

@@ -1,4 +1,4 @@
-"""The header scanner against pydicom on real files, and against bytes that mean no good."""
+"""The header scanner against pydicom on real files, and against malformed and hostile bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SYNTAXES = (IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN, "1.2.840.10008.1.2.4.50", 
 STUDY, SERIES, NAME = 0x0020000D, 0x0020000E, 0x00100010
 EVERYTHING = 0xFFFFFFFF
 
-# In pydicom's folder, but cut off in the middle of a value that the test asks for.
+# A file of pydicom that is cut off in the middle of a wanted value.
 CUT_OFF = {"MR_truncated.dcm", "rtplan_truncated.dcm"}
 
 UNDEFINED = b"\xff\xff\xff\xff"
@@ -64,7 +64,7 @@ def fed(scanner: HeaderScanner, data: bytes, chunk: int) -> dict[int, bytes]:
 
 
 def raw_values(path: Path) -> dict[int, bytes]:
-    """The raw value of each element outside sequences of undefined length, as pydicom sees it."""
+    """Return the raw value of each element outside sequences of undefined length, as pydicom reads it."""
     dataset = pydicom.dcmread(path)
     values: dict[int, bytes] = {}
     for tag in list(dataset.keys()):
@@ -285,12 +285,12 @@ NEARLY = st.lists(PIECES | st.binary(max_size=12), max_size=30).map(b"".join)
 
 
 class Sequences(SynchronousTestCase):
-    """Wanted sequences of undefined length, where they are asked for."""
+    """Wanted sequences of undefined length, if the scanner takes sequences."""
 
     TAG = 0x00081140
 
     def content(self, implicit_vr: bool) -> bytes:
-        """Two items: one of undefined length with another sequence in it, one of defined length."""
+        """Return two items: one of undefined length that contains a sequence, and one of defined length."""
         value = implicit(NAME, b"A^B ") if implicit_vr else struct.pack("<HH2sH", 0x10, 0x10, b"PN", 4) + b"A^B "
         head = SQ[:4] if implicit_vr else SQ
         inner = head + UNDEFINED + ITEM + struct.pack("<I", len(value)) + value + END_SEQUENCE

@@ -1,5 +1,5 @@
 """
-Identifiers encoded in a hurry are what pydicom makes of them (PS3.5 7.1).
+The fast encoder of identifiers gives the bytes that pydicom gives (PS3.5 7.1).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class EncodingTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=100)
     @given(st.fixed_dictionaries({}, optional=ELEMENTS), st.sampled_from(SYNTAXES[:2]), st.sampled_from(SYNTAXES[:2]))
     def test_what_was_read(self, values: dict[str, Any], source: str, target: str) -> None:
-        """Elements as they came from the network, whose values nobody has looked at."""
+        """Elements that were read and not decoded are encoded unchanged."""
         values.setdefault("SpecificCharacterSet", "ISO_IR 192")
         try:
             data = encode_dataset(made(values), source)
@@ -92,7 +92,7 @@ class EncodingTests(SynchronousTestCase):
         if source == target:
             self.assertEqual(found, data)
         else:
-            # Padding that pydicom takes off is kept here.
+            # pydicom removes padding that the fast encoder keeps.
             again = read_dataset(BytesIO(found), target == ImplicitVRLittleEndian, True)
             self.assertEqual(encode_dataset(again, source), encode_dataset(read(), source))
 

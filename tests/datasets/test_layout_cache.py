@@ -1,4 +1,4 @@
-"""Layouts against the header scanner: on real files, and on data sets that are nearly, or not at all, as one before."""
+"""Layouts against the header scanner: on real files, and on data sets that resemble an earlier one nearly or not at all."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class LayoutTests(SynchronousTestCase):
         short = dataset()[: dataset().index(struct.pack("<HH", 0x20, 0x0D))]
         known = learned(short)
         self.assertEqual(known.values(short, EXPLICIT), scanned(short))
-        # More could follow where only the beginning is there, or does.
+        # More follows, or could follow if only the beginning is there.
         self.assertIsNone(known.values(short, EXPLICIT, whole=False))
         self.assertIsNone(known.values(short + element(STUDY, b"UI", b"1.3\0"), EXPLICIT))
 
@@ -143,7 +143,7 @@ class LayoutTests(SynchronousTestCase):
         self.assertIsNone(known.values(dataset(), DEFLATED))
 
     def test_what_the_scanner_did_not_find_is_not_found(self) -> None:
-        """A value that is too long is stepped over by the scanner."""
+        """The scanner skips a value that is too long."""
         data = dataset(name=b"x" * 1000)
         scanner = HeaderScanner(EXPLICIT, WANTED, sequences=True, max_value_length=999)
         self.assertTrue(scanner.feed(data))
@@ -177,7 +177,7 @@ class LayoutTests(SynchronousTestCase):
         number = 0
 
         def learned_of(count: int) -> int:
-            """How many of *count* data sets that are like no other are learned."""
+            """Return how many of *count* data sets, all different, are learned."""
             nonlocal number
             learned = 0
             for _ in range(count):
@@ -191,7 +191,7 @@ class LayoutTests(SynchronousTestCase):
         first = SAVINGS // COST
         self.assertEqual(learned_of(first), first)
         self.assertEqual(learned_of(3 * ONE_OF), 3)
-        # Each one that is met again saves something.
+        # Each hit saves a scan.
         last = dataset(name=b"x" * 2 * number)
         for _ in range(2 * COST):
             self.assertIsNotNone(known.values(last, EXPLICIT))
@@ -203,7 +203,7 @@ class LayoutTests(SynchronousTestCase):
 
 class RealFileTests(SynchronousTestCase):
     def test_real_files(self) -> None:
-        """A file that is changed where no header is gives what the scanner finds in it, after the file was learned."""
+        """A learned file that is changed outside its headers gives the values that the scanner finds in it."""
         generator = random.Random(1)
         plain = 0
         for path in sorted(SHIPPED.rglob("*.dcm")):

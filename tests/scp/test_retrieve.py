@@ -1,5 +1,5 @@
 """
-C-GET and C-MOVE in both roles (PS3.7 9.1.3, 9.1.4; PS3.4 C.4.2, C.4.3): sub-operations, their counts, and what goes wrong.
+C-GET and C-MOVE in both roles (PS3.7 9.1.3, 9.1.4; PS3.4 C.4.2, C.4.3): sub-operations, their counts, and failures.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def uid(number: int) -> str:
 class RetrieveTestCase(MemoryTestCase):
     """
     :ivar stored: the SOP Instance UIDs that were stored, in order.
-    :ivar events: the events that they came with.
-    :ivar refuse: the status for some of them.
+    :ivar events: the events of their C-STORE requests.
+    :ivar refuse: the status to answer, by SOP Instance UID; Success for others.
     """
 
     def setUp(self) -> None:
@@ -77,7 +77,7 @@ class RetrieveTestCase(MemoryTestCase):
         self.progress.append((counts.remaining, counts.completed, counts.failed, counts.warning))
 
     def ended(self, retrieval: Retrieval) -> RetrievalResult:
-        """How it ended, failures included."""
+        """Return the result of *retrieval*, also of one that failed."""
         waiting = retrieval.when_done()
         self.network.flush()
         results: list[Any] = []
@@ -159,7 +159,7 @@ class GetTests(GetTestCase):
         self.assertEqual(self.events[0].encoded_dataset(include_meta=False), encoded(uid=uid(1)))
 
     def test_a_path_is_converted(self) -> None:
-        """Between uncompressed transfer syntaxes, where the file's was not accepted."""
+        """A file is converted to another uncompressed transfer syntax if its own was not accepted."""
         self.scu.requested_contexts = [build_context(GET), build_context(CT, ImplicitVRLittleEndian)]
         path = Path(self.mktemp())
         path.write_bytes(part10(uid=uid(1)))
@@ -168,7 +168,7 @@ class GetTests(GetTestCase):
         self.assertEqual(self.events[0].context.transfer_syntax, ImplicitVRLittleEndian)
 
     def ahead(self, sizes: list[int], kind: str) -> list[int]:
-        """Return how many were asked for while none was answered, and then after each answer."""
+        """Return how many instances were taken from the handler before the first response, and then after each one."""
         count = len(sizes)
         self.refuse = {uid(number): Deferred() for number in range(count)}
         pulled: list[int] = []
@@ -199,7 +199,7 @@ class GetTests(GetTestCase):
         return numbers
 
     def test_paths_are_asked_for_ahead(self) -> None:
-        """So many, and then several at once; where the handler goes on the file that it has yielded may be gone."""
+        """Paths are taken ahead up to a limit, and then several at once; a file is open before the handler goes on."""
         numbers = self.ahead([100] * (3 * PATHS_AHEAD), "path")
         batch = PATHS_AHEAD // 2
         most = [PATHS_AHEAD + 1 + number * batch for number in range(4)] + [3 * PATHS_AHEAD]
@@ -208,7 +208,7 @@ class GetTests(GetTestCase):
         self.assertEqual(self.events[30].encoded_dataset(include_meta=False), encoded(100, uid(30)))
 
     def test_large_files_are_not_read_far_ahead(self) -> None:
-        """What of them is in memory is bounded: one that is sent, one that is next, one behind it that is read."""
+        """Three large files are in memory at most: one that is sent, the next one, and one that is read behind it."""
         numbers = self.ahead([2_000_000 - number % 2 for number in range(8)], "path")
         self.assertEqual(numbers, [4, 5, 6, 7, 8, 8, 8, 8])
         self.assertEqual(self.events[7].encoded_dataset(include_meta=False), encoded(1_999_999, uid(7)))
@@ -221,7 +221,7 @@ class GetTests(GetTestCase):
             self.network.flush()
 
     def test_a_list(self) -> None:
-        """Of what it holds several are read in one go; it may hold whatever can be yielded."""
+        """Several files of a list are read in one trip to a thread; a list may hold anything that can be yielded."""
         paths = [Path(self.mktemp()) for _ in range(30)]
         for number, path in enumerate(paths):
             path.write_bytes(part10(2_000_000 if number == 20 else 100, uid=uid(number)))
@@ -319,7 +319,7 @@ class GetTests(GetTestCase):
         self.assertEqual((result.status, result.failed_instances), (0xA702, [uid(0)]))
 
     def test_many_at_once(self) -> None:
-        """Sub-operations count against the window of the performer, the other way round."""
+        """Sub-operations count against the window of the performer, which invokes them."""
         waiting: dict[str, Deferred[int]] = {uid(number): Deferred() for number in range(5)}
         self.refuse.update(waiting)
         association = self.associated(datasets, 5, size=3)
@@ -469,7 +469,7 @@ class MoveTestCase(RetrieveTestCase):
         self.assertEqual(self.archive._associations, set())
 
     def listening(self, *handlers: Any, port: int = 11113) -> None:
-        """Start the destination."""
+        """Start the destination of C-MOVE."""
         bound: list[Any] = [
             (evt.EVT_C_STORE, self.store),
             (evt.EVT_ESTABLISHED, self.opened),
@@ -513,7 +513,7 @@ class MoveTests(MoveTestCase):
         self.assertEqual(request.move_originator_message_id, 1)
 
     def test_the_next_request_goes_before_the_response(self) -> None:
-        """Who asked waits for nothing, the destination does."""
+        """The next request to the destination is written before the pending response to the requestor."""
         self.listening()
         first: Deferred[int] = Deferred()
         self.refuse[uid(0)] = first
@@ -575,7 +575,7 @@ class MoveTests(MoveTestCase):
         self.assertEqual(len(self.associations), 2)
 
     def test_a_window(self) -> None:
-        """Where the destination allows an asynchronous window, so many are under way on one association."""
+        """If the destination grants an asynchronous window, as many instances are in progress on one association."""
         waiting: dict[str, Deferred[int]] = {uid(number): Deferred() for number in range(4)}
         self.refuse.update(waiting)
         self.listening((evt.EVT_ASYNC_OPS, lambda event: (4, 1)))
@@ -587,7 +587,7 @@ class MoveTests(MoveTestCase):
         self.assertTrue(self.ended(retrieval).status.is_success)
 
     def test_what_was_not_proposed(self) -> None:
-        """For an instance in a transfer syntax that nobody thought of the association is made again."""
+        """The association is made again for an instance in a transfer syntax that was not proposed."""
         self.archive.add_supported_context(CT, JPEGBaseline8Bit)
         self.listening()
         path = Path(self.mktemp())
@@ -603,7 +603,7 @@ class MoveTests(MoveTestCase):
         self.assertEqual(self.most_open, 1)
 
     def test_instances_go_as_they_are(self) -> None:
-        """Nothing is converted where the destination takes it as the first one is; the others are, rather than begin anew."""
+        """Later instances are converted to the syntax of the first if that is possible, without a new association."""
         self.listening()
         for first, second in (
             (ExplicitVRLittleEndian, ImplicitVRLittleEndian),
@@ -628,7 +628,7 @@ class MoveTests(MoveTestCase):
             self.network.flush()
 
     def test_one_association_only(self) -> None:
-        """A destination that takes one association and no more, such as a client that moves to itself, can be stored to."""
+        """A destination that takes one association only, such as a client that moves to itself, gets all instances."""
         self.listening((evt.EVT_ESTABLISHED, lambda event: self.stop_listening()))
         compressed = Path(self.mktemp())
         compressed.write_bytes(
@@ -641,11 +641,11 @@ class MoveTests(MoveTestCase):
         self.assertEqual(result.failed_instances, [uid(8), uid(2)])
 
     def stop_listening(self) -> None:
-        """Nobody else is let in."""
+        """Accept no further association."""
         self.destination.shutdown(grace=None)
 
     def test_given_contexts_convert(self) -> None:
-        """Who gives contexts has a reason: what is not compressed is converted for them."""
+        """If the handler gives contexts, uncompressed instances are converted to fit them."""
         self.listening()
         arguments = {"contexts": [build_context(CT, ImplicitVRLittleEndian)]}
         path = Path(self.mktemp())
@@ -656,7 +656,7 @@ class MoveTests(MoveTestCase):
         self.assertEqual(len(self.associations), 1)
 
     def test_a_destination_that_minds(self) -> None:
-        """It rejects the second proposal: the others are stored as before."""
+        """The destination rejects the second proposal: the other instances are stored as before."""
         self.listening((evt.EVT_REQUESTED, self.mind))
         path = Path(self.mktemp())
         path.write_bytes(encode_preamble_and_meta(FileMeta(CT, uid(8), str(JPEGBaseline8Bit), "1.2.3")) + encoded())
@@ -665,7 +665,7 @@ class MoveTests(MoveTestCase):
         self.assertEqual(self.stored, [uid(0), uid(1)])
 
     def mind(self, event: evt.Event) -> None:
-        """Abort who asks for JPEG."""
+        """Abort an association that proposes JPEG."""
         if any(JPEGBaseline8Bit in context.transfer_syntaxes for context in event.pdu.presentation_contexts):
             event.assoc.abort()
 
@@ -747,7 +747,7 @@ class MoveFailureTests(MoveTestCase):
         self.assertTrue(self.associations[0].is_released)
 
     def test_cancelled_while_the_destination_is_released(self) -> None:
-        """A C-CANCEL that comes that late ends the waiting, not the release, and is no error."""
+        """A C-CANCEL during the release ends the wait for it, not the release, and logs no error."""
         self.listening()
         released = []
         release = Association.release
