@@ -1,5 +1,5 @@
 """
-What an :class:`~dicomtwist.pool.AssociationPool` keeps of each association: who uses it, and what they have asked for.
+The associations of an :class:`~dicomtwist.pool.AssociationPool`: their leases, and the requests of each lease.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from dicomtwist.dimse.status import StatusCategory, category
 if TYPE_CHECKING:
     from dicomtwist.association.association import Association
 
-#: What changes nothing if it is done twice. The others of PS3.7 10 create, change, act or tell.
+#: The requests that change nothing if they are sent twice. The others of PS3.7 10 create, change, act or report.
 REPEATABLE: Final[tuple[type[Request], ...]] = (CEchoRQ, CStoreRQ, CFindRQ, CGetRQ, CMoveRQ, NGetRQ)
 
-#: In whose use of an association the running code is. A coroutine keeps it however often it waits.
+#: The lease in which the running code uses an association. A coroutine keeps it across its waits.
 current_lease: ContextVar[Lease | None] = ContextVar("dicomtwist_current_lease", default=None)
 
 
@@ -36,9 +36,9 @@ class Lease:
 
     :ivar slot: the association.
     :ivar since: when it began, in seconds of the clock.
-    :ivar unanswered: the Message IDs of the requests that were sent in it and wait for their final response.
-    :ivar is_answered: whether a response to any of its requests came, pending ones included.
-    :ivar is_repeatable: whether all that was sent in it may be sent again.
+    :ivar unanswered: the Message IDs of its requests that wait for their final response.
+    :ivar is_answered: whether a response to any of its requests arrived, pending ones included.
+    :ivar is_repeatable: whether all of its requests may be sent again.
     """
 
     __slots__ = ("is_answered", "is_repeatable", "since", "slot", "unanswered")
@@ -55,13 +55,13 @@ class Slot:
     """
     A pooled association.
 
-    :param association: established.
-    :param now: seconds of the clock.
+    :param association: the association, which is established.
+    :param now: the time, in seconds of the clock.
 
-    :ivar leases: who uses it.
-    :ivar exclusive: whether the one who does wants it alone.
-    :ivar retired: whether it is given to nobody any more.
-    :ivar idle_since: since when nobody uses it, in seconds of the clock.
+    :ivar leases: the current leases.
+    :ivar exclusive: whether its only lease excludes other ones.
+    :ivar retired: whether it is not lent any more.
+    :ivar idle_since: when the last lease ended, in seconds of the clock.
     """
 
     def __init__(self, association: Association, now: float) -> None:
@@ -72,31 +72,31 @@ class Slot:
         self.idle_since = now
         self._asked: dict[int, tuple[Lease, ...]] = {}
         most = association.settings.maximum_operations
-        # What the acceptor performs at once is what we may ask for at once; 0 is any number (PS3.7 D.3.3.3).
+        # This side may invoke as many operations as the acceptor performs at once; 0 is no limit (PS3.7 D.3.3.3).
         self._capacity = min(association.acceptor.asynchronous_operations[1] or most, most)
         association.bind(evt.EVT_DIMSE_SENT, self._sent)
         association.bind(evt.EVT_DIMSE_RECV, self._received)
 
     @property
     def is_usable(self) -> bool:
-        """Whether something can be asked for: it has not ended, and nobody has asked for its release."""
+        """Whether requests can be sent: it has not ended, and its release was not requested."""
         return self.association.is_established and self.association.protocol.may_send_data
 
     @property
     def room(self) -> int:
-        """How many more callers it has a place for."""
+        """The number of further leases that it has places for."""
         if self.retired or self.exclusive or not self.is_usable:
             return 0
         return self._capacity - len(self.leases)
 
     @property
     def is_open(self) -> bool:
-        """Whether the peer has an association of it: established, and not just being released."""
+        """Whether the peer counts the association: it is established, and not being released."""
         association = self.association
         return association.is_established and not (self.retired and not self.leases and not association.exchange.asking)
 
     def lend(self, now: float, *, exclusive: bool) -> Lease:
-        """Return a new use of it; there is :attr:`room`."""
+        """Return a new lease; the caller has checked :attr:`room`."""
         lease = Lease(self, now)
         self.leases.add(lease)
         self.exclusive = exclusive
@@ -104,9 +104,9 @@ class Slot:
 
     def leave(self, lease: Lease, now: float) -> None:
         """
-        The use is over.
+        End a lease.
 
-        Who leaves behind what is not answered had enough of waiting for it: nobody is given this association any more.
+        A caller that leaves unanswered requests retires the association.
         """
         self.leases.discard(lease)
         self.exclusive = False
@@ -120,8 +120,8 @@ class Slot:
         if not isinstance(request, Request):
             return
         lease = current_lease.get()
-        # Where a callback sends, and nobody can tell whose it is, it counts as everybody's: rather an operation too few is
-        # repeated than one too many.
+        # A request that a callback sends cannot be attributed to a lease, so it counts for all of them: it is better to
+        # repeat an operation too few than one too many.
         askers = (lease,) if lease in self.leases else tuple(self.leases)
         self._asked[request.message_id] = askers
         for lease in askers:

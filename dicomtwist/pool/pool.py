@@ -1,5 +1,5 @@
 """
-AssociationPool: a few associations with one peer, kept open and shared by all who have something to ask of it.
+AssociationPool: a few associations with one peer, kept open and shared by all callers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: How many operations wait for an association at the most, where nothing else is said.
+#: The default limit of operations that wait for an association.
 MAX_WAITING: Final = 1000
 
 #: How long to wait after the first, second, ... failure in a row: about 1, 2, 4, 8, 16 and then 30 seconds, and up to one
@@ -47,9 +47,9 @@ DEFAULT_RETRY_POLICY: Final[Callable[[int], float]] = Backoff(first=1.0, longest
 
 class AssociationPool(Service):
     """
-    Up to *size* associations with one peer. They are asked for when they are needed, used again, and released when they
-    have been idle for a while. Each has as many places as its asynchronous operations window (PS3.7 D.3.3.3), one where
-    none was negotiated. Who finds no place waits, in order.
+    Up to *size* associations with one peer. They are established when they are needed, reused, and released when they
+    have been idle for a while. Each has as many places as its asynchronous operations window (PS3.7 D.3.3.3), or one
+    without a negotiated window. Operations that find no place wait in order.
 
     It can be used at once, and as a Twisted service in a ``MultiService``; ``async with AssociationPool(...) as pool`` stops
     it at the end. All times are in seconds of the AE's reactor.
@@ -149,41 +149,41 @@ class AssociationPool(Service):
             f" {self.waiting} waiting>"
         )
 
-    # --- how things stand
+    # --- state
 
     @property
     def open(self) -> int:
-        """How many associations are established."""
+        """The number of associations that are established."""
         return sum(slot.is_open for slot in self._slots)
 
     @property
     def busy(self) -> int:
-        """How many associations are in use."""
+        """The number of associations that are in use."""
         return sum(bool(slot.leases) for slot in self._slots)
 
     @property
     def in_use(self) -> int:
-        """How many places of associations are in use: more than :attr:`busy` where a window was negotiated."""
+        """The number of places that are in use: more than :attr:`busy` if a window was negotiated."""
         return sum(len(slot.leases) for slot in self._slots)
 
     @property
     def connecting(self) -> int:
-        """How many associations are being asked for."""
+        """The number of associations that are being established."""
         return len(self._connecting)
 
     @property
     def waiting(self) -> int:
-        """How many operations wait, for a place or to be tried again."""
+        """The number of operations that wait for a place or a retry."""
         return len(self._waiters) + len(self._pausing)
 
     # --- for users
 
     def association(self, *, exclusive: bool = False) -> AbstractAsyncContextManager[Association]:
         """
-        Return what ``async with`` gets an association from, for as long as its block runs.
+        Return an asynchronous context manager that lends an association to its block.
 
-        Nothing in the block is tried again. Operations that it leaves unanswered, because it was cancelled or did not wait,
-        are answered in peace: the association is given to nobody else, and released then.
+        The pool retries nothing in the block. If the block leaves requests unanswered, because it was cancelled or did not
+        wait, the association is not lent again, and released when they are answered.
 
         :param exclusive: whether nobody else may use the association meanwhile, whatever window it has.
         :raises PoolError: there was none to be had: :class:`PoolFull`, :class:`PoolTimeout`, :class:`RetriesExhausted` or
@@ -195,10 +195,10 @@ class AssociationPool(Service):
 
     def run(self, operation: Callable[[Association], Awaitable[T]], *, retry: bool | None = None) -> Deferred[T]:
         """
-        Do *operation* on an association, and again on another one if the association ended before the answer came.
+        Run *operation* on an association, and again on another one if the association ended before a response arrived.
 
-        An operation that was answered, with whatever status, is never repeated, and neither is a function that sent several
-        of which one was answered. Errors that are not of the association are not tried again.
+        An operation that got a response, with any status, is never repeated, and neither is a function that sent several
+        requests of which one got a response. Other errors than the end of the association are not retried.
 
         :param operation: called with an association, such as ``lambda assoc: assoc.send_c_store(path)``; it returns a
             Deferred or a coroutine.
@@ -243,14 +243,14 @@ class AssociationPool(Service):
     # --- IService
 
     def startService(self) -> None:
-        """Be there, also again after a stop. Associations are asked for when they are needed."""
+        """Start the pool, also after a stop. Associations are established when they are needed."""
         super().startService()  # type: ignore[no-untyped-call]
         self._stopped = False
 
     def stopService(self) -> Deferred[None]:
         """
-        Stop: what waits fails with :class:`PoolStopped`, operations under way may finish in the grace time, then the
-        associations are released. After the grace time those that are left are aborted.
+        Stop: operations that wait fail with :class:`PoolStopped`, running ones may finish in the grace time, then the
+        associations are released. After the grace time the remaining ones are aborted.
 
         :returns: a Deferred that fires with ``None`` when every connection is closed.
         """
@@ -318,19 +318,19 @@ class AssociationPool(Service):
             self.retried += 1
 
     def begin(self) -> Call:
-        """Return what is counted of one operation."""
+        """Return the counts of a new operation."""
         seconds = self._timeout
         return Call(seconds, None if seconds is None else self.ae.reactor.seconds() + seconds)
 
     def enter(self, call: Call, *, exclusive: bool = False) -> Deferred[Lease]:
-        """Return a Deferred with a place at an association; cancelling gives it up."""
+        """Return a Deferred with a lease of an association; cancelling it gives up the wait."""
         if self._stopped:
             return fail(self._stop_error(call))
         if not self._waiters:
             slot = self._find(exclusive)
             if slot is not None:
                 return succeed(slot.lend(self.ae.reactor.seconds(), exclusive=exclusive))
-        # Who comes back was let in before, and there are not more of them than there were places.
+        # Retries were admitted before, and there are no more of them than there were places.
         if not call.failures and self.waiting >= self.max_waiting:
             return fail(PoolFull(f"{self.waiting} operations wait already for an association with {self.ae_title}"))
         waiter = Waiter(call, exclusive, self._gave_up)
@@ -342,12 +342,12 @@ class AssociationPool(Service):
         return waiter.place
 
     def leave(self, lease: Lease, error: BaseException | None) -> None:
-        """Give a place back, with what went wrong."""
+        """Give back a place, with the error that ended its use."""
         now = self.ae.reactor.seconds()
         slot = lease.slot
         slot.leave(lease, now)
         if isinstance(error, AssociationTimeout):
-            # A peer that is gone without a word is gone for all associations of which nothing was heard since.
+            # A peer that is gone without a close is gone for all associations on which nothing was received since.
             for other in self._slots:
                 if not other.leases and other.idle_since <= lease.since:
                     self._retire(other)
@@ -358,7 +358,7 @@ class AssociationPool(Service):
         self._serve()
 
     async def _pause(self, call: Call) -> None:
-        """Wait until an operation may be tried again."""
+        """Wait until an operation may be retried."""
         if self._stopped:
             raise self._stop_error(call)
         if call.failures >= self._attempts:
@@ -378,12 +378,12 @@ class AssociationPool(Service):
             if timer.active():
                 timer.cancel()
 
-    # --- who waits for what
+    # --- operations that wait
 
     def _serve(self) -> None:
-        """Give places to those who wait, in order; ask for more associations if there are not enough."""
+        """Give places to the operations that wait, in order; establish more associations if there are not enough."""
         if self._serving:
-            return  # one who got a place gave it back at once: the loop below goes on
+            return  # an operation gave its place back at once: the loop below continues
         self._serving = True
         try:
             while self._waiters:
@@ -411,7 +411,7 @@ class AssociationPool(Service):
 
     def _gave_up(self, waiter: Waiter) -> None:
         self._waiters.remove(waiter)
-        self._serve()  # it may have been the one that all others were behind
+        self._serve()  # it may have been the first of the queue
 
     def _timed_out(self, waiter: Waiter) -> None:
         self._waiters.remove(waiter)
@@ -419,12 +419,12 @@ class AssociationPool(Service):
         self._serve()
 
     def _fail_waiters(self, reason: Callable[[Waiter], BaseException | None]) -> None:
-        """Fail those who wait and for whom there is a *reason*."""
+        """Fail the operations that wait for which *reason* gives an error."""
         failing = [(waiter, error) for waiter in self._waiters if (error := reason(waiter)) is not None]
         gone = {waiter for waiter, _ in failing}
         self._waiters = deque(waiter for waiter in self._waiters if waiter not in gone)
         for waiter, error in failing:
-            if not waiter.place.called:  # who failed before may have cancelled it
+            if not waiter.place.called:  # the errback of another one may have cancelled it
                 waiter.fail(error)
 
     def _late_error(self, call: Call) -> PoolTimeout:
@@ -442,12 +442,12 @@ class AssociationPool(Service):
     # --- associations
 
     def _connect_more(self) -> None:
-        """Ask for associations while more wait than are being asked for."""
+        """Establish associations while more operations wait than associations are being established."""
         while (
             len(self._waiters) > len(self._connecting)
             and self.open + len(self._connecting) < self.size
             and self._next_attempt is None
-            # Of a peer that was not to be had one is asked for, to see.
+            # After a failure, one association is tried first.
             and not (self._failures and self._connecting)
             and not self._stopped
         ):
@@ -479,7 +479,7 @@ class AssociationPool(Service):
         self.failed += 1
         error = reason.value
         assert error is not None
-        # While there are others the peer can be had, as it seems just not for one more.
+        # While there are others, the peer is reachable but seems to accept no further association.
         alone = not self.open and not self._connecting
         if alone and not is_transient(error):
             self._calm()
@@ -519,13 +519,13 @@ class AssociationPool(Service):
         self._serve()
 
     def _retire(self, slot: Slot) -> None:
-        """Give an association to nobody any more, and release it when nobody uses it."""
+        """Lend an association no more, and release it when its last lease has ended."""
         slot.retired = True
         if not slot.leases:
-            # However it ends, it ends: by its release, or the timeouts of the AE.
+            # It ends in any case: by its release, or by the timeouts of the AE.
             slot.association.release().addErrback(lambda _: None)
 
-    # --- idle ones
+    # --- idle associations
 
     def _is_stale(self, slot: Slot) -> bool:
         return self._idle_timeout is not None and slot.idle_since + self._idle_timeout <= self.ae.reactor.seconds()
@@ -535,7 +535,7 @@ class AssociationPool(Service):
             self._next_look = self.ae.reactor.callLater(seconds, self._look)
 
     def _look(self) -> None:
-        """Release what has been idle for long enough."""
+        """Release the associations that have been idle for the idle timeout."""
         self._next_look = None
         idle = [slot for slot in self._slots if not slot.leases and not slot.retired]
         for slot in idle:
@@ -547,7 +547,7 @@ class AssociationPool(Service):
 
 
 class _Borrowed:
-    """What :meth:`AssociationPool.association` gives."""
+    """The context manager of :meth:`AssociationPool.association`."""
 
     def __init__(self, pool: AssociationPool, exclusive: bool) -> None:
         self._pool = pool

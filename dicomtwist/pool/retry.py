@@ -1,6 +1,6 @@
 """
-What the attempts of an :class:`~dicomtwist.pool.AssociationPool` are made of: what is counted of each operation, who waits for
-a place, which failures may go away, and a file that is read again.
+Attempts of an :class:`~dicomtwist.pool.AssociationPool`: the counts of an operation, the wait for a place, the failures that
+allow a retry, and a file that can be read again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from dicomtwist.pool.lease import Lease
 
 class Call:
     """
-    One operation of a user's, with all of its attempts.
+    One operation of a user, with all of its attempts.
 
-    :ivar seconds: how long it may take to begin, ``None`` for ever.
-    :ivar deadline: until when that is, in seconds of the clock.
-    :ivar failures: how many attempts have failed.
-    :ivar last: what the last one failed with.
+    :ivar seconds: the time in which an attempt has to begin, in seconds; ``None`` for no limit.
+    :ivar deadline: the end of that time, in seconds of the clock; ``None`` for no limit.
+    :ivar failures: the number of attempts that failed.
+    :ivar last: the error of the last attempt that failed.
     """
 
     __slots__ = ("deadline", "failures", "last", "seconds")
@@ -40,21 +40,21 @@ class Call:
         self.last: BaseException | None = None
 
     def failed(self, error: BaseException) -> None:
-        """One more attempt has failed."""
+        """Count an attempt that failed."""
         self.failures += 1
         self.last = error
 
 
 class Waiter:
     """
-    Who waits for a place.
+    An operation that waits for a place.
 
-    :param call: for which operation.
-    :param exclusive: whether the association is wanted alone.
-    :param gave_up: called with it when :attr:`place` is cancelled.
+    :param call: the operation.
+    :param exclusive: whether it needs an association without other leases.
+    :param gave_up: called with this object when :attr:`place` is cancelled.
 
-    :ivar place: fires with it.
-    :ivar late: what happens when it is waited for too long.
+    :ivar place: fires with the lease.
+    :ivar late: the timer that ends the wait.
     """
 
     __slots__ = ("call", "exclusive", "late", "place")
@@ -71,12 +71,12 @@ class Waiter:
         self.place: Deferred[Lease] = Deferred(cancelled)
 
     def give(self, lease: Lease) -> None:
-        """It is this one."""
+        """End the wait with *lease*."""
         self._stop_timer()
         self.place.callback(lease)
 
     def fail(self, error: BaseException) -> None:
-        """There is none, for *error*."""
+        """End the wait with *error*."""
         self._stop_timer()
         self.place.errback(Failure(error))
 
@@ -87,13 +87,13 @@ class Waiter:
 
 class Connecting:
     """
-    An association that is being asked for.
+    An association that is being established.
 
-    :param failures_before: how many attempts in a row had failed.
+    :param failures_before: the number of attempts in a row that failed before.
 
-    :ivar association: it, once there is a connection.
-    :ivar association_asked: fires with it, once it is established.
-    :ivar given_up: whether it is not wanted any more.
+    :ivar association: the association, when its connection is made.
+    :ivar association_asked: fires with the association when it is established.
+    :ivar given_up: whether the pool does not need it any more.
     """
 
     def __init__(self, failures_before: int) -> None:
@@ -103,39 +103,39 @@ class Connecting:
         self.association_asked: Deferred[Any] = Deferred()
 
     def opened(self, event: evt.Event) -> None:
-        """There is a connection."""
+        """Note the association whose connection was made."""
         self.association = event.assoc
 
     def give_up(self) -> None:
-        """It is not wanted any more."""
+        """Cancel the attempt."""
         self.given_up = True
         self.association_asked.cancel()
 
 
 def may_repeat(lease: Lease, error: BaseException, retry: bool | None) -> bool:
-    """Whether an operation that failed with *error* may be done again."""
+    """Whether an operation that failed with *error* may be repeated."""
     if not isinstance(error, AssociationError | NotEstablished) or lease.slot.is_usable:
-        return False  # it is not this association that ended
+        return False  # the error is not the end of this association
     if lease.is_answered:
         return False
     return lease.is_repeatable if retry is None else retry
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an attempt to establish an association may go better later."""
+    """Whether a later attempt to establish an association may succeed."""
     if isinstance(error, AssociationRejected):
         return not error.is_permanent
     if isinstance(error, NoAcceptedContexts):
         return False
-    # OSError: no route, no name, no port to connect from. Errors of TLS are others, and do not go away by themselves.
+    # OSError: no route, no name, no port to connect from. TLS errors have other types, and are permanent.
     return isinstance(error, AssociationError | ConnectError | ConnectionClosed | OSError)
 
 
 class RereadableFile:
     """
-    An open file that is read again from where it stood, by one reader after the other.
+    An open file that several readers read, one after the other, from its position at the start.
 
-    :param file: it can seek; it is left open.
+    :param file: a seekable file, which stays open.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -149,24 +149,24 @@ class RereadableFile:
         """Whether *file* can be read again."""
         try:
             return bool(file.seekable())
-        except (AttributeError, ValueError):  # an object with read() alone; a file that is closed
+        except (AttributeError, ValueError):  # an object with read() only, or a closed file
             return False
 
     def reopen(self) -> BinaryIO:
-        """Return a reader that begins at the start; those before get nothing any more."""
+        """Return a reader that begins at the start; earlier readers get no more bytes."""
         self.reader = FileReader(self)
         return self.reader  # type: ignore[return-value]
 
 
 class FileReader:
-    """What :meth:`RereadableFile.reopen` gives; it is read in threads."""
+    """A reader of a :class:`RereadableFile`; worker threads read it."""
 
     def __init__(self, whole: RereadableFile) -> None:
         self._whole = whole
         self._started = False
 
     def read(self, count: int = -1) -> bytes:
-        """Read; a read for an attempt before may still be under way, and is waited for."""
+        """Read; wait for a read of an earlier attempt that has not ended."""
         whole = self._whole
         with whole.lock:
             if whole.reader is not self:

@@ -1,5 +1,5 @@
 """
-Answers to C-FIND, C-GET and C-MOVE: one request, many responses, taken one by one.
+The responses to C-FIND, C-GET and C-MOVE: one request, many responses, which the caller takes one by one.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from dicomtwist.exchange.exchange import InvokingAssociation
 from dicomtwist.exchange.invoked import Operation
 from dicomtwist.presentation import PresentationContextTuple
 
-#: How many answers, and how many bytes of them, may wait to be taken before the peer is not read from any more.
+#: The number of answers, and of their bytes, that may wait for the caller before reading from the peer pauses.
 FULL_COUNT: Final = 100
 FULL_SIZE: Final = 1024 * 1024
 
-#: The same while other operations of the association wait for their responses, which come behind the answers.
+#: These limits while other operations of the association wait for their responses, which come after the answers.
 OVERFULL_COUNT: Final = 10_000
 OVERFULL_SIZE: Final = 64 * 1024 * 1024
 
-#: How many answers :meth:`Answers.collect` takes, unless told otherwise.
+#: The default limit of :meth:`Answers.collect`.
 MAX_COLLECTED: Final = 100_000
 
-#: One answer: its status, and its data set where it has one.
+#: One answer: its status, and its data set or ``None``.
 Answer = tuple[Status, Dataset | None]
 
 
 class _ResponseQueue:
     """
-    The responses to one operation, between the exchange and who takes them.
+    The responses to one operation, between the exchange and the caller.
 
     :ivar message_id: the Message ID of the request, ``None`` until it is sent.
     :ivar final: the status of the final response.
@@ -115,7 +115,7 @@ class _ResponseQueue:
         self._balance(True)
 
     def _balance(self, more: bool) -> None:
-        """Tell the exchange where it turns from full to not, or the other way."""
+        """Tell the exchange when the queue becomes full, or has room again."""
         count, size = len(self._answers), self._size
         operation = self._operation
         if operation is None or self.final is not None or self._failure is not None:
@@ -135,24 +135,24 @@ class _ResponseQueue:
 
     def _failed(self, reason: Failure) -> None:
         if self.is_left and reason.check(CancelledError):
-            return  # it was left before it was asked
+            return  # it was left before the request was sent
         self._failure = reason
         self._arrived = None
         if self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             waiting.callback(None)
 
-    # --- for who takes them
+    # --- for the caller
 
     async def take(self) -> Answer:
-        """Return the next answer, the final one too; behind that, stop."""
+        """Return the next answer, the final one included; stop after that."""
         while not self._answers:
             if self._failure is not None:
                 self._failure.raiseException()
             if self.is_left or self.final is not None:
                 raise StopAsyncIteration
             if self._waiting is not None:
-                raise RuntimeError("the next answer is waited for already")
+                raise RuntimeError("another call waits for the next answer already")
             self._waiting = Deferred(self._not_waiting)
             await self._waiting
         status, data = self._answers.popleft()
@@ -169,13 +169,13 @@ class _ResponseQueue:
         self._waiting = None
 
     def cancel(self) -> None:
-        """Send C-CANCEL, behind the request where that waits for the window; answers come until the peer ends it."""
+        """Send C-CANCEL, after the request if that waits for the window; answers arrive until the peer ends the operation."""
         self._is_cancelled = True
         if self.message_id is not None and self.final is None:
             self.assoc.exchange.cancel(self.message_id)
 
     def leave(self) -> None:
-        """Nobody takes any more: send C-CANCEL, and drop what still comes."""
+        """Send C-CANCEL, and drop the answers that still arrive."""
         if self.is_left:
             return
         self.is_left = True
@@ -195,7 +195,7 @@ class _ResponseQueue:
 
 
 class _Cursor:
-    """What a loop holds: when it lets go of it before the end, the rest is not wanted."""
+    """The iterator of a loop: if the loop drops it before the end, the operation is cancelled."""
 
     __slots__ = ("_answers",)
 
@@ -206,7 +206,7 @@ class _Cursor:
         return self
 
     def __anext__(self) -> Awaitable[Answer]:
-        # Not a coroutine of this object: the traceback of what it raises would keep the object alive.
+        # Not a coroutine of this object: the traceback of its exceptions would keep the object alive.
         return self._answers.__anext__()
 
     def __del__(self) -> None:
@@ -214,7 +214,7 @@ class _Cursor:
 
 
 def _let_go(responses: _ResponseQueue) -> None:
-    """Leave *responses*; Python may free an object in any thread."""
+    """Leave *responses* in the reactor thread; Python may free an object in any thread."""
     if responses.is_left or responses.final is not None:
         responses.is_left = True
     elif threadable.ioThread in (None, threadable.getThreadID()):
@@ -225,7 +225,7 @@ def _let_go(responses: _ResponseQueue) -> None:
 
 class Answers:
     """
-    The answers to a C-FIND, as they come: an asynchronous iterator of (:class:`Status`, identifier).
+    The answers to a C-FIND, as they arrive: an asynchronous iterator of (:class:`Status`, identifier).
 
     .. code-block:: python
 
@@ -234,12 +234,12 @@ class Answers:
                 print(identifier.PatientName)
 
     The last item is the final response, mostly with ``None`` for the identifier. Iterating raises the
-    :class:`AssociationError` that ended the association before that.
+    :class:`AssociationError` if the association ends before that.
 
-    The peer sends no faster than answers are taken: what waits here is bounded. Leaving the loop before its end, by
-    ``break`` or an exception, sends C-CANCEL and drops the answers that still come; so does letting go of the object, and
-    leaving it as an asynchronous context manager, which is the way that does not depend on when Python frees objects.
-    The request is sent at once, or when the asynchronous operations window has a place for it.
+    The peer sends no faster than the caller takes answers: the queue is bounded. Leaving the loop before its end, by
+    ``break`` or an exception, sends C-CANCEL and drops the answers that still arrive. Dropping the object has this effect
+    as well, and so has leaving it as an asynchronous context manager, which does not depend on the time when Python frees
+    objects. The request is sent at once, or when the asynchronous operations window has a place for it.
     """
 
     log = Logger()
@@ -259,7 +259,7 @@ class Answers:
 
     @property
     def status(self) -> Status | None:
-        """The status of the final response, ``None`` until it has come."""
+        """The status of the final response, ``None`` until it has arrived."""
         return self._responses.final
 
     def __aiter__(self) -> _Cursor:
@@ -270,16 +270,16 @@ class Answers:
 
     def cancel(self) -> None:
         """
-        Send C-CANCEL (PS3.7 9.3.2.3). The answers under way still come, the last one mostly with the status 0xFE00.
+        Send C-CANCEL (PS3.7 9.3.2.3). Answers that the peer has sent still arrive, the last one mostly with status 0xFE00.
         """
         self._responses.cancel()
 
     def leave(self) -> None:
-        """Want no more: send C-CANCEL where the operation is not over, drop what still comes."""
+        """Send C-CANCEL if the operation has not ended, and drop the answers that still arrive."""
         self._responses.leave()
 
     async def aclose(self) -> None:
-        """The same as :meth:`leave`."""
+        """Call :meth:`leave`."""
         self.leave()
 
     async def __aenter__(self) -> Answers:
@@ -302,8 +302,8 @@ class Answers:
         :param limit: the most identifiers to take.
         :returns: a Deferred with the identifiers of the pending responses. It fails with
 
-            * :class:`OperationFailed` where the final status is a failure, or 0xFE00,
-            * :class:`TooManyAnswers` where there are more than *limit*; the peer is told to stop,
+            * :class:`OperationFailed` if the final status is a failure, or 0xFE00,
+            * :class:`TooManyAnswers` if there are more than *limit*; the operation is cancelled,
             * the :class:`AssociationError` that ended the association.
         """
         return Deferred.fromCoroutine(self._collect(limit))
@@ -314,7 +314,7 @@ class Answers:
             if status.is_pending:
                 if len(collected) >= limit:
                     raise TooManyAnswers(
-                        f"more than {limit} answers: narrow the query, or give collect() a higher limit"
+                        f"more than {limit} answers: narrow the query, or pass a higher limit to collect()"
                     )
                 if identifier is not None:
                     collected.append(identifier)
@@ -323,19 +323,19 @@ class Answers:
 
 
 def check_done(status: Status | None) -> None:
-    """:raises OperationFailed: *status* says that the operation was not done, or not to its end."""
+    """:raises OperationFailed: *status* is neither a success nor a warning."""
     if status is not None and not (status.is_success or status.is_warning):
         raise OperationFailed(status)
 
 
 class SubOperations:
     """
-    How far a C-GET or C-MOVE has come (PS3.4 C.4.2.1.6, C.4.3.1.4).
+    The progress of a C-GET or C-MOVE (PS3.4 C.4.2.1.6, C.4.3.1.4).
 
-    :ivar remaining: how many sub-operations are to come, ``None`` where the peer did not say.
-    :ivar completed: how many were done.
-    :ivar failed: how many failed.
-    :ivar warning: how many were done with a warning.
+    :ivar remaining: the number of sub-operations to come, ``None`` if the peer did not send it.
+    :ivar completed: the number of sub-operations that were completed.
+    :ivar failed: the number of sub-operations that failed.
+    :ivar warning: the number of sub-operations that ended with a warning.
     """
 
     __slots__ = ("completed", "failed", "remaining", "warning")
@@ -345,9 +345,9 @@ class SubOperations:
         self.completed = self.failed = self.warning = 0
 
     def update(self, response: Response) -> None:
-        """Take over what *response* tells; what it does not mention stays as it is."""
+        """Take over the counts of *response*; counts that it does not contain stay as they are."""
         assert isinstance(response, CGetRSP | CMoveRSP)
-        # A final response has no remaining ones (PS3.7 9.1.3.1.6), unless it was cancelled.
+        # A final response has no remaining count (PS3.7 9.1.3.1.6), unless the operation was cancelled.
         self.remaining = response.number_of_remaining_suboperations
         for name in ("completed", "failed", "warning"):
             number = getattr(response, f"number_of_{name}_suboperations")
@@ -362,7 +362,7 @@ class SubOperations:
         )
 
 
-#: Who is told of each change of the counts.
+#: A function that is called with the counts after each change.
 OnProgress = Callable[[SubOperations], object]
 
 
@@ -372,7 +372,7 @@ class Retrieval(Answers):
 
     The data set of the final response is ``None``, or has the Failed SOP Instance UID List (0008,0058).
 
-    :ivar suboperations: how far it has come; up to date also where nobody iterates.
+    :ivar suboperations: the progress; it is up to date even if the caller does not iterate.
     """
 
     def __init__(
@@ -388,7 +388,7 @@ class Retrieval(Answers):
         super().__init__(assoc, context, request, identifier)
 
     def _hook(self) -> Callable[[Response, Status], None]:
-        # Not a method of this object, which the exchange would hold: it is to notice when nobody wants it any more.
+        # Not a method of this object: the exchange would hold it, and the object has to notice when its user drops it.
         counts, on_progress, log = self.suboperations, self._on_progress, self.log
 
         def arrived(response: Response, status: Status) -> None:
@@ -404,10 +404,10 @@ class Retrieval(Answers):
 
     def when_done(self) -> Deferred[RetrievalResult]:
         """
-        Wait for the end.
+        Wait for the final response.
 
-        :returns: a Deferred with the :class:`RetrievalResult`, where some sub-operations failed too; it fails with
-            :class:`OperationFailed` where the final status is a failure or 0xFE00, or with the
+        :returns: a Deferred with the :class:`RetrievalResult`, also if some sub-operations failed; it fails with
+            :class:`OperationFailed` if the final status is a failure or 0xFE00, or with the
             :class:`AssociationError` that ended the association.
         """
         return Deferred.fromCoroutine(self._wait())
@@ -425,11 +425,11 @@ class Retrieval(Answers):
 
 class RetrievalResult:
     """
-    How a C-GET or C-MOVE ended.
+    The result of a C-GET or C-MOVE.
 
     :ivar status: the final status.
     :ivar suboperations: the counts.
-    :ivar failed_instances: the SOP Instance UIDs that the peer tells to have failed.
+    :ivar failed_instances: the SOP Instance UIDs of failed sub-operations, as far as the peer sent them.
     """
 
     __slots__ = ("failed_instances", "status", "suboperations")
