@@ -1,8 +1,8 @@
 """
-The ``dicomtwist`` command: what an engineer at a hospital or a test bench asks of a peer, from a shell.
+The ``dicomtwist`` command: DICOM from a shell, for engineers at hospitals and test benches.
 
-Here is only the way in, which says what to install where the extra ``[tools]`` is missing. The command itself is in
-:mod:`dicomtwist.tools.cli`, and each subcommand in a module of its own.
+This module is only the entry point. If the extra ``[tools]`` is missing, it says what to install. The command itself is
+in :mod:`dicomtwist.tools.cli`, and each subcommand is a module of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-#: What the extra ``[tools]`` of setup.cfg brings, by the names of the modules.
+#: The modules that the extra ``[tools]`` of setup.cfg installs.
 REQUIRED = ("click", "tqdm")
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     """
     Run the command with the arguments of this process.
 
-    :raises SystemExit: always, with the exit status: 0 all well, 1 some failed, 2 used wrongly, 3 no association.
+    :raises SystemExit: always, with the exit status: 0 success, 1 failure, 2 wrong usage, 3 no association.
     """
     missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""``python -m dicomtwist.tools``: the ``dicomtwist`` command where its script is not on the path."""
+"""``python -m dicomtwist.tools``: the ``dicomtwist`` command for when its script is not on the path."""
 
 from __future__ import annotations
 

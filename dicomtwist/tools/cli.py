@@ -13,15 +13,15 @@ from dicomtwist import __version__
 
 #: The subcommands: their names, their modules in :mod:`dicomtwist.tools.commands`, and a line of help for each.
 COMMANDS: Final = {
-    "commit": ("commit", "Ask a peer to answer for instances (storage commitment)."),
-    "diagnose": ("diagnose", "Find out why it does not work."),
-    "dump-association": ("dump", "Show what a peer accepts of what is proposed."),
-    "echo": ("echo", "Ask whether a peer is there (C-ECHO)."),
-    "find": ("find", "Ask what there is (C-FIND)."),
-    "get": ("retrieve", "Fetch what a peer has (C-GET)."),
-    "move": ("retrieve", "Have a peer send what it has to an AE (C-MOVE)."),
+    "commit": ("commit", "Ask a peer to commit to storing instances (storage commitment)."),
+    "diagnose": ("diagnose", "Find out why a connection to a peer fails."),
+    "dump-association": ("dump", "Show which presentation contexts a peer accepts."),
+    "echo": ("echo", "Test whether a peer answers (C-ECHO)."),
+    "find": ("find", "Query a peer (C-FIND)."),
+    "get": ("retrieve", "Fetch instances from a peer (C-GET)."),
+    "move": ("retrieve", "Have a peer send instances to an AE (C-MOVE)."),
     "store": ("store", "Send files and folders (C-STORE)."),
-    "worklist": ("find", "Ask what is scheduled (C-FIND on a Modality Worklist)."),
+    "worklist": ("find", "Query a worklist for scheduled procedures (C-FIND)."),
 }
 
 
@@ -56,8 +56,8 @@ def dicomtwist() -> None:
     """
     Ask DICOM peers for services.
 
-    A peer is written [TITLE@]host:port, as in PACS@pacs.example.org:104 or [::1]:11112, or with an endpoint string in
-    the place of host and port, as in PACS@unix:/run/dicom.sock. Without a title ANY-SCP is called.
+    A peer is written [TITLE@]host:port, as in PACS@pacs.example.org:104 or [::1]:11112. An endpoint string may replace
+    host and port, as in PACS@unix:/run/dicom.sock. The default title is ANY-SCP.
 
     Shell completion: eval "$(_DICOMTWIST_COMPLETE=bash_source dicomtwist)", or zsh_source, or fish_source.
     """

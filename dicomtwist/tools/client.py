@@ -1,5 +1,5 @@
 """
-One operation on one association, as ``find``, ``get``, ``move`` and ``commit`` need it, and what Ctrl-C does to both.
+The association on which ``find``, ``get``, ``move`` and ``commit`` run their operation, and what Ctrl-C does to it.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ from dicomtwist.evt import HandlerTuple
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import Output
 from dicomtwist.tools.explain import NO_ASSOCIATION_ERRORS, Cause, cause_of
-from dicomtwist.tools.interrupts import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts
+from dicomtwist.tools.interrupts import FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
 
-__all__ = ["Asking", "together"]
+__all__ = ["ClientAssociation", "run_concurrently"]
 
 
-class Asking:
+class ClientAssociation:
     """
-    An association that is asked for, used and released.
+    The association of a subcommand: requested, used and released once.
 
-    :param connection: to whom and how.
-    :param interrupts: the first asks the operation to stop, the second aborts the association.
+    :param connection: the peer and how to connect to it.
+    :param interrupts: the first interrupt cancels the operation, the second aborts the association.
 
-    :ivar ae: in whose name it is asked for.
-    :ivar association: it, once there is one.
-    :ivar cause: why there is none.
-    :ivar error: what went wrong on it, in words.
+    :ivar ae: the AE that requests the association.
+    :ivar association: the association, ``None`` until it is established.
+    :ivar cause: why no association could be established.
+    :ivar error: what went wrong on the association, in words.
     """
 
     def __init__(self, connection: Connection, reactor: Any, output: Output, interrupts: Interrupts) -> None:
         self._connection = connection
         self._interrupts = interrupts
         self._output = output
-        self._asking: Deferred[Association] | None = None
+        self._pending: Deferred[Association] | None = None
         self._cancel: Callable[[], None] | None = None
         self.ae: AE = connection.make_ae(reactor)
         self.association: Association | None = None
         self.cause: Cause | None = None
         self.error = ""
-        output.follow(self.ae)
+        output.log_associations(self.ae)
         interrupts.handle(self._stop, self._abort)
 
     @property
     def interrupted(self) -> bool:
-        """Whether the user wants no more."""
+        """Whether the user has interrupted the subcommand."""
         return self._interrupts.count > 0
 
     async def associate(
@@ -56,41 +56,41 @@ class Asking:
         handlers: Iterable[HandlerTuple] = (),
         items: Iterable[object] = (),
     ) -> Association | None:
-        """Ask for the association; return it, or ``None`` where there is none, for the reason in :attr:`cause`."""
-        self._asking = self._connection.associate(self.ae, contexts, handlers, items)
+        """Request the association and return it, or ``None`` if there is none; :attr:`cause` then has the reason."""
+        self._pending = self._connection.associate(self.ae, contexts, handlers, items)
         try:
-            self.association = await self._asking
+            self.association = await self._pending
         except CancelledError:
             return None
         except NO_ASSOCIATION_ERRORS as error:
             self.cause = cause_of(error, self._connection)
             return None
         finally:
-            self._asking = None
+            self._pending = None
         return self.association
 
-    def stops_with(self, cancel: Callable[[], None]) -> None:
-        """Have *cancel* called at the first interrupt; at once where there was one."""
+    def cancel_on_interrupt(self, cancel: Callable[[], None]) -> None:
+        """Have *cancel* called at the first interrupt, at once if that has already come."""
         self._cancel = cancel
         if self.interrupted:
             cancel()
 
     async def release(self) -> None:
-        """Release the association; it does not matter where that fails, since all was answered."""
+        """Release the association. A failure is only noted: every request has been answered by then."""
         if self.association is not None and self.association.is_established:
             try:
                 await self.association.release()
             except (AssociationError, NotEstablished) as error:
-                self._output.note(f"not released: {error}")
+                self._output.note(f"the association could not be released: {error}")
 
     def exit_status(self, done: bool) -> int:
-        """Return the exit status; *done* says whether the operation did all that it was asked for."""
+        """Return the exit status; *done* says whether the operation did everything that was requested."""
         if self.association is None and self.cause is not None:
             return NO_ASSOCIATION
-        return ALL_WELL if done and not (self.interrupted or self.error or self.cause) else SOME_FAILED
+        return SUCCESS if done and not (self.interrupted or self.error or self.cause) else FAILURE
 
-    def tell(self) -> None:
-        """Say what went wrong."""
+    def print_errors(self) -> None:
+        """Print what went wrong."""
         if self.cause is not None:
             self._output.error(str(self.cause))
         if self.error:
@@ -99,7 +99,7 @@ class Asking:
             self._output.error("interrupted")
 
     def document(self) -> dict[str, Any]:
-        """Return what went wrong, for JSON."""
+        """Return what went wrong as a part of the JSON document."""
         return {
             "interrupted": self.interrupted,
             "error": self.error or None,
@@ -107,8 +107,8 @@ class Asking:
         }
 
     def _stop(self) -> None:
-        if self._asking is not None:
-            self._asking.cancel()
+        if self._pending is not None:
+            self._pending.cancel()
         if self._cancel is not None:
             self._cancel()
 
@@ -118,10 +118,10 @@ class Asking:
             self.association.abort("interrupted")
 
 
-async def together(*coroutines: Coroutine[Any, Any, Any]) -> None:
-    """Run *coroutines* beside each other until all are done; raise what the first that fails raises."""
+async def run_concurrently(*coroutines: Coroutine[Any, Any, Any]) -> None:
+    """Run *coroutines* concurrently until all are done, and raise the first exception that one of them raises."""
     try:
         await gatherResults([Deferred.fromCoroutine(each) for each in coroutines], consumeErrors=True)
     except FirstError as error:
-        # Whoever waits knows the errors of what was done, and not the one that wraps them.
+        # Callers handle the errors of the coroutines, not the FirstError that wraps them.
         error.subFailure.raiseException()

@@ -1,5 +1,5 @@
 """
-What the options say about the way to a peer, as an AE and its associations need it.
+The connection to a peer as the options describe it, in the form that an AE and its associations need.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from dicomtwist.transport.peer_address import Peer
 @dataclass(slots=True)
 class Connection:
     """
-    How to get to a peer, and what to tell it.
+    A peer, how to connect to it, and what to negotiate.
 
-    :ivar peer: whom to ask.
+    :ivar peer: the address and AE title of the peer.
     :ivar calling: our AE title.
-    :ivar endpoint: where it is, ``None`` for the host and port of *peer*.
-    :ivar tls_args: TLS around it, as :meth:`dicomtwist.AE.associate` takes it, or ``None``.
-    :ivar identity: the user identity to tell; not part of what ``repr`` says.
+    :ivar endpoint: the endpoint to connect to, ``None`` for the host and port of *peer*.
+    :ivar tls_args: the TLS arguments of :meth:`dicomtwist.AE.associate`, ``None`` without TLS.
+    :ivar identity: the user identity to negotiate; left out of ``repr``, since it holds secrets.
     :ivar settings: attributes of the AE, such as its timeouts.
-    :ivar async_ops: how many operations to have outstanding at once on an association.
-    :ivar associations: how many associations at once.
+    :ivar async_ops: the number of outstanding operations on one association.
+    :ivar associations: the number of concurrent associations.
     """
 
     peer: Peer
@@ -46,11 +46,11 @@ class Connection:
 
     @property
     def secure(self) -> bool:
-        """Whether it goes over TLS."""
+        """Whether the connection uses TLS."""
         return self.tls_args is not None or self.peer.secure
 
     def make_ae(self, reactor: Any) -> AE:
-        """Return an AE that asks as the options say."""
+        """Return an AE with the settings that the options describe."""
         ae = AE(self.calling, reactor=reactor)
         for name, value in self.settings.items():
             setattr(ae, name, value)
@@ -61,7 +61,7 @@ class Connection:
         """Return the extended negotiation items to propose."""
         items: list[object] = []
         if self.async_ops > 1:
-            # What the peer may ask of us is nothing: there is no second operation for it to invoke.
+            # The peer invokes no operations on us, so a window of one is enough for it.
             items.append(AsyncOperationsWindow(self.async_ops, 1))
         if self.identity is not None:
             items.append(self.identity)
@@ -75,9 +75,9 @@ class Connection:
         items: Iterable[object] = (),
     ) -> Deferred[Association]:
         """
-        Ask for an association, see :meth:`dicomtwist.AE.associate`.
+        Request an association, see :meth:`dicomtwist.AE.associate`.
 
-        :param items: extended negotiation items besides those that the options ask for.
+        :param items: extended negotiation items in addition to those that the options ask for.
         """
         return ae.associate(
             self.peer.host if self.endpoint is None else self.endpoint,
@@ -92,9 +92,9 @@ class Connection:
 
 def make_connection(values: dict[str, Any]) -> Connection:
     """
-    Return what the options in *values* say.
+    Return the connection that the options in *values* describe.
 
-    :raises click.UsageError: they contradict each other, or a file that they name cannot be used.
+    :raises click.UsageError: the options contradict each other, or a file that they name cannot be used.
     """
     from twisted.internet import reactor
 
@@ -126,7 +126,7 @@ def make_connection(values: dict[str, Any]) -> Connection:
     )
 
 
-#: The options of TLS by what an endpoint string calls them.
+#: The TLS options by the names of the same options in endpoint strings.
 _TLS_NAMES = {
     "trustRoots": "--tls-roots",
     "privateKey": "--tls-key",
@@ -144,11 +144,13 @@ def _tls_args(peer: Peer, values: dict[str, Any]) -> Any:
         return None
     if peer.secure:
         option = wanted[0].replace("_", "-")
-        raise click.UsageError(f"--{option} has no place beside an endpoint string that brings TLS of its own")
+        raise click.UsageError(
+            f"--{option} has no place beside an endpoint string that sets up TLS itself: give it one or the other"
+        )
     hostname = values["tls_hostname"] or peer.host
     if not hostname:
         raise click.UsageError(
-            "--tls-hostname is missing: without a host nobody knows whom the certificate is to be for"
+            "--tls-hostname is missing: PEER names no host, so give the name that its certificate is issued for"
         )
     try:
         return client_tls_options(

@@ -1,5 +1,5 @@
 """
-Which presentation contexts to propose: by name, or for files.
+The presentation contexts to propose: for SOP Classes by name, for files to send, and for instances to receive.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dicomtwist.presentation import DEFAULT_TRANSFER_SYNTAXES, PREBUILT_CONTEXTS
 from dicomtwist.sop_class import SOPClass, Verification, check_uid, common_storage_classes, uid_to_sop_class
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
-#: The transfer syntaxes between which an instance is converted if it has to be: the uncompressed ones.
+#: The transfer syntaxes between which an instance can be converted: the uncompressed ones.
 CONVERTIBLE = frozenset(DEFAULT_TRANSFER_SYNTAXES)
 
-#: A SOP Class UID with the Transfer Syntax UID of its instances.
-Need = tuple[str, str]
+#: What an instance requires of a presentation context: its SOP Class UID and its Transfer Syntax UID.
+Requirement = tuple[str, str]
 
-#: Short names beside those of the lists in :mod:`dicomtwist.presentation`, without their common ending.
+#: Short names for some of the lists in :mod:`dicomtwist.presentation`, which are given without their common ending.
 _SHORT = {
     "storage": "AllStorage",
     "query": "QueryRetrieve",
@@ -29,22 +29,22 @@ _SHORT = {
 _ENDING = "PresentationContexts"
 
 
-def groups() -> list[str]:
-    """Return the names of groups of SOP Classes that may be proposed at once."""
+def group_names() -> list[str]:
+    """Return the names of the groups of SOP Classes."""
     return sorted({*_SHORT, *(name.removesuffix(_ENDING).lower() for name in PREBUILT_CONTEXTS)})
 
 
-def names_like(start: str) -> list[str]:
-    """Return what :func:`sop_classes_named` knows that begins with *start*, in whatever case: groups, then keywords."""
-    known = [*groups(), *(name for name in dir(sop_class) if _keyword(name) is not None)]
+def complete_sop_class(start: str) -> list[str]:
+    """Return the names for :func:`sop_classes_named` that begin with *start* in any case: groups, then keywords."""
+    known = [*group_names(), *(name for name in dir(sop_class) if _keyword(name) is not None)]
     return [name for name in known if name.lower().startswith(start.lower())]
 
 
 def sop_classes_named(name: str) -> list[SOPClass]:
     """
-    Return the SOP Classes that *name* means: a group, a keyword such as ``CTImageStorage``, or a UID.
+    Return the SOP Classes that *name* names: a group, a keyword such as ``CTImageStorage``, or a UID.
 
-    :raises ValueError: it means none.
+    :raises ValueError: it names none.
     """
     wanted = _SHORT.get(name.lower(), name).lower()
     for group in PREBUILT_CONTEXTS:
@@ -57,7 +57,9 @@ def sop_classes_named(name: str) -> list[SOPClass]:
         return [uid_to_sop_class(check_uid(name, "the SOP Class"))]
     found = _keyword(name)
     if found is None:
-        raise ValueError(f"{name!r} is neither a SOP Class keyword, as CTImageStorage, nor a UID, nor one of a group")
+        raise ValueError(
+            f"{name!r} is neither the keyword of a SOP Class, as CTImageStorage, nor a UID, nor the name of a group"
+        )
     return [found]
 
 
@@ -71,9 +73,9 @@ def _keyword(name: str) -> SOPClass | None:
 
 def contexts_named(names: Iterable[str], *, each_syntax: bool = False) -> list[PresentationContext]:
     """
-    Return presentation contexts for the SOP Classes that *names* mean, each class once.
+    Return presentation contexts for the SOP Classes that *names* name, each class once.
 
-    :param each_syntax: one context for each transfer syntax that there is, so that the answer tells of every one.
+    :param each_syntax: make one context for each known transfer syntax, so that the peer answers for each of them.
     """
     classes = dict.fromkeys(uid for name in names for uid in sop_classes_named(name))
     if not each_syntax:
@@ -85,12 +87,12 @@ def contexts_named(names: Iterable[str], *, each_syntax: bool = False) -> list[P
     ]
 
 
-def needed_by(sop_class_uid: str, syntaxes: Iterable[str]) -> list[Need]:
+def requirements_of(sop_class_uid: str, syntaxes: Iterable[str]) -> list[Requirement]:
     """
-    Return what has to be proposed for instances of a SOP Class that come in *syntaxes*.
+    Return the requirements of instances of one SOP Class in *syntaxes*.
 
-    Each transfer syntax is in a context of its own: of several in one, the peer takes a single one. What is not compressed
-    can be converted, so the default transfer syntax, which every peer has, is proposed beside it.
+    Each transfer syntax gets a context of its own, since a peer accepts only one of several in the same context.
+    Uncompressed instances can be converted, so the default transfer syntax, which every peer supports, is added for them.
     """
     wanted = list(dict.fromkeys(syntaxes))
     if CONVERTIBLE.intersection(wanted) and ImplicitVRLittleEndian not in wanted:
@@ -98,20 +100,20 @@ def needed_by(sop_class_uid: str, syntaxes: Iterable[str]) -> list[Need]:
     return [(sop_class_uid, syntax) for syntax in wanted]
 
 
-def contexts_for(needs: Iterable[Need]) -> list[PresentationContext]:
-    """Return a presentation context for each of *needs*."""
-    return [PresentationContext.received(1, uid, [syntax]) for uid, syntax in needs]
+def contexts_for(requirements: Iterable[Requirement]) -> list[PresentationContext]:
+    """Return a presentation context for each of *requirements*."""
+    return [PresentationContext.received(1, uid, [syntax]) for uid, syntax in requirements]
 
 
-def split(contexts: Sequence[PresentationContext]) -> Iterator[list[PresentationContext]]:
-    """Cut *contexts* into as many as an association may have."""
+def split_contexts(contexts: Sequence[PresentationContext]) -> Iterator[list[PresentationContext]]:
+    """Split *contexts* into lists that each fit into one association."""
     for start in range(0, len(contexts), MAX_PRESENTATION_CONTEXTS):
         yield list(contexts[start : start + MAX_PRESENTATION_CONTEXTS])
 
 
-# --- what is to come in
+# --- receiving
 
-#: Compressed transfer syntaxes, the most usual first.
+#: Compressed transfer syntaxes, the most common first.
 _COMPRESSED = (
     "1.2.840.10008.1.2.4.70",  # JPEG Lossless, Selection Value 1
     "1.2.840.10008.1.2.4.90",  # JPEG 2000, lossless
@@ -120,7 +122,7 @@ _COMPRESSED = (
     "1.2.840.10008.1.2.5",  # RLE Lossless
     "1.2.840.10008.1.2.4.80",  # JPEG-LS, lossless
 )
-#: The SOP Classes of which most instances are; these are first to have their compressed instances taken.
+#: The SOP Classes of most instances. They are the first to get contexts for compressed transfer syntaxes.
 _USUAL = (
     *("CTImageStorage", "MRImageStorage", "UltrasoundMultiFrameImageStorage", "DigitalXRayImageStorageForPresentation"),
     *(
@@ -136,9 +138,9 @@ _USUAL = (
 
 def storage_classes(names: Iterable[str]) -> list[SOPClass]:
     """
-    Return the storage SOP Classes that *names* mean, the common ones for no names: those in use, the most usual first.
+    Return the storage SOP Classes that *names* name; without names the common ones that are not retired, the most usual first.
 
-    :raises ValueError: a name means none, or they are more than an association has place for.
+    :raises ValueError: a name names none, or they are too many for one association.
     """
     classes = list(dict.fromkeys(uid for name in names for uid in sop_classes_named(name)))
     if not classes:
@@ -147,19 +149,19 @@ def storage_classes(names: Iterable[str]) -> list[SOPClass]:
         classes = list(dict.fromkeys([*usual, *in_use]))
     if len(classes) >= MAX_PRESENTATION_CONTEXTS:
         most = MAX_PRESENTATION_CONTEXTS - 1
-        raise ValueError(f"these are {len(classes)} SOP Classes, an association has place for {most} of them")
+        raise ValueError(f"these are {len(classes)} SOP Classes, and an association has room for {most}: name fewer")
     return classes
 
 
-def contexts_to_take(classes: Sequence[SOPClass], room: int) -> list[PresentationContext]:
+def receiving_contexts(classes: Sequence[SOPClass], limit: int) -> list[PresentationContext]:
     """
-    Return presentation contexts for instances of *classes* that are to come in, in whatever transfer syntax.
+    Return presentation contexts to receive instances of *classes* in any transfer syntax.
 
-    Each class has one for what is not compressed. The room that is left goes to compressed ones, each transfer syntax in one
-    of its own as far as that goes: of several in one, the peer takes a single one.
+    Each class gets one context for the uncompressed transfer syntaxes. The contexts that are left are for compressed ones,
+    as far as possible with one transfer syntax each, since a peer accepts only one of several in the same context.
 
-    :param classes: the SOP Classes; where there is not room for all of them, what comes first is served first.
-    :param room: how many contexts at the most.
+    :param classes: the SOP Classes; if the contexts do not suffice for all, the first classes take precedence.
+    :param limit: the largest number of contexts.
     """
     contexts = [build_context(uid, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]) for uid in classes]
     others = [
@@ -167,7 +169,7 @@ def contexts_to_take(classes: Sequence[SOPClass], room: int) -> list[Presentatio
         for syntax in ALL_TRANSFER_SYNTAXES
         if str(syntax) not in CONVERTIBLE - {DeflatedExplicitVRLittleEndian} and str(syntax) not in _COMPRESSED
     ]
-    left = room - len(contexts)
+    left = limit - len(contexts)
     for number, uid in enumerate(classes):
         share = left // (len(classes) - number) or min(left, 1)
         alone = _COMPRESSED[: max(0, share - 1)]

@@ -1,5 +1,5 @@
 """
-Why there is no association, in one line that says what is wrong and one that says what to do.
+The cause of a failed association: what is wrong and what to do, in one line each.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from dicomtwist.tools.connection import Connection
 @dataclass(frozen=True, slots=True)
 class Cause:
     """
-    What is wrong.
+    The cause of a failure.
 
-    :ivar code: for scripts.
-    :ivar what: what is wrong, in words.
-    :ivar advice: what to do.
+    :ivar code: a fixed word for scripts.
+    :ivar what: what is wrong, for people.
+    :ivar advice: what to do about it.
     """
 
     code: str
@@ -42,15 +42,16 @@ class Cause:
         return f"{self.what}: {self.advice}"
 
     def document(self) -> dict[str, str]:
-        """Return it for JSON."""
+        """Return the cause as a part of the JSON document."""
         return asdict(self)
 
 
 def cause_of(error: BaseException, connection: Connection) -> Cause:
     """
-    Return why *error* came of asking for an association.
+    Return the cause of *error*.
 
-    :param error: what :meth:`dicomtwist.AE.associate` failed with.
+    :param error: the exception of a failed :meth:`dicomtwist.AE.associate`.
+    :param connection: the connection that failed.
     """
     if isinstance(error, AssociationRejected):
         return _rejected(error, connection)
@@ -61,7 +62,7 @@ def cause_of(error: BaseException, connection: Connection) -> Cause:
     for kinds, make in _BY_TYPE:
         if isinstance(error, kinds):
             return make(error, connection)
-    return Cause("other", f"{type(error).__name__}: {error}", "run with -vv to see more")
+    return Cause("other", f"{type(error).__name__}: {error}", "run the command again with -vv to see each step")
 
 
 # --- A-ASSOCIATE-RJ
@@ -75,25 +76,25 @@ def _rejected(error: AssociationRejected, connection: Connection) -> Cause:
             return Cause(
                 "called-title",
                 f"the peer does not answer to the AE title {peer.title}, and rejected the association ({code})",
-                f"write its own title, as in TITLE@{peer.address}",
+                f"give the AE title of the peer, as in TITLE@{peer.address}",
             )
         case (1, 3):
             return Cause(
                 "calling-title",
-                f"the peer does not let in our AE title {connection.calling}, and rejected the association ({code})",
-                "have it added at the peer, or give one that it knows with --calling",
+                f"the peer does not accept our AE title {connection.calling}, and rejected the association ({code})",
+                "add our title to the configuration of the peer, or give one that it knows with --calling",
             )
         case (3, 1 | 2):
             return Cause(
                 "limit",
-                f"the peer has as many associations as it takes, and rejected this one ({code})",
-                "try again later, close others, or raise its limit",
+                f"the peer has reached its limit of associations, and rejected this one ({code})",
+                "try again later, close other associations, or raise the limit of the peer",
             )
     user = " and the user" if connection.identity is not None else ""
     return Cause(
         "rejected",
         f"the peer rejected the association: {code}",
-        f"its log says why; what peers look at are both AE titles, our address{user}",
+        f"see the log of the peer; peers check both AE titles, our address{user}",
     )
 
 
@@ -112,33 +113,34 @@ _UNKNOWN_CA = (
 
 
 def _refused_certificate(error: PeerCertificateError) -> Cause:
-    """The peer's certificate, which we refused."""
+    """Return why we refused the peer's certificate."""
     if error.code in _UNKNOWN_CA:
-        return Cause(
-            "unknown-ca", error.reason, "give the certificate of that CA with --tls-roots, if it is to be trusted"
-        )
+        return Cause("unknown-ca", error.reason, "if that CA can be trusted, give its certificate with --tls-roots")
     if error.code in _EXPIRED:
-        return Cause("expired", error.reason, "have the peer's certificate renewed, or set the clocks right")
+        return Cause("expired", error.reason, "renew the peer's certificate, or correct the clocks")
     if error.code == _REVOKED:
-        return Cause("revoked", error.reason, "the peer needs another certificate")
+        return Cause("revoked", error.reason, "install another certificate at the peer")
     if error.code == 0:
-        advice = "connect to a name that is in it, or give that name with --tls-hostname if it is the right peer"
+        advice = "connect to a name in the certificate, or give that name with --tls-hostname if this is the right peer"
         return Cause("host-name", error.reason, advice)
-    return Cause("certificate", error.reason, "the peer needs another certificate")
+    return Cause("certificate", error.reason, "install another certificate at the peer")
 
 
-#: Alerts of the peer (RFC 8446 6.2), by a part of OpenSSL's reason: the code, and what to do.
+#: The TLS alerts of a peer (RFC 8446 6.2), by a part of OpenSSL's reason: the code and the advice.
 _ALERTS = {
-    "certificate required": ("client-certificate", "give it with --tls-certificate and --tls-key"),
+    "certificate required": ("client-certificate", "give our certificate with --tls-certificate and --tls-key"),
     "handshake failure": (
         "client-certificate",
-        "give a certificate with --tls-certificate and --tls-key, or --tls-profile",
+        "give our certificate with --tls-certificate and --tls-key, or other cipher suites with --tls-profile",
     ),
-    "unknown ca": ("our-certificate", "have our CA added at the peer, or use a certificate of one that it trusts"),
+    "unknown ca": (
+        "our-certificate",
+        "add our CA to the configuration of the peer, or use a certificate of a CA that it trusts",
+    ),
     "certificate expired": ("our-certificate", "renew our certificate"),
-    "bad certificate": ("our-certificate", "use a certificate that the peer accepts; its log says more"),
-    "certificate unknown": ("our-certificate", "use a certificate that the peer accepts; its log says more"),
-    "protocol version": ("tls-version", "update the peer"),
+    "bad certificate": ("our-certificate", "use a certificate that the peer accepts; see the log of the peer"),
+    "certificate unknown": ("our-certificate", "use a certificate that the peer accepts; see the log of the peer"),
+    "protocol version": ("tls-version", "update the peer: it needs TLS 1.2 or later"),
 }
 
 
@@ -162,31 +164,33 @@ def _tls_cause(error: BaseException, connection: Connection) -> Cause | None:
         return None
     if words is None:
         return None
-    return Cause("tls", words, "the log of the peer may say more; is it the port for TLS?")
+    return Cause("tls", words, "check that this is the port of the peer for TLS, and see its log")
 
 
 def _no_tls(connection: Connection) -> str:
-    instead = f"connect to {connection.peer.address} without TLS" if connection.peer.secure else "leave --tls out"
-    return f"{instead}, or ask for the peer's port for TLS (often 2762)"
+    instead = f"connect to {connection.peer.address} without TLS" if connection.peer.secure else "leave out --tls"
+    return f"{instead}, or connect to the port of the peer for TLS (often 2762)"
 
 
 def peer_is_plain(connection: Connection) -> Cause:
-    """The peer answers without TLS, and we asked with it."""
-    return Cause("peer-is-plain", "the peer speaks DICOM without TLS, and we asked with TLS", _no_tls(connection))
+    """Return the cause if the peer answers without TLS and we connected with TLS."""
+    return Cause("peer-is-plain", "the peer speaks DICOM without TLS, and we connected with TLS", _no_tls(connection))
 
 
 def peer_is_secure() -> Cause:
-    """The peer answers to TLS, and we asked without."""
+    """Return the cause if the peer answers with TLS and we connected without TLS."""
     return Cause(
         "peer-is-secure",
-        "the peer speaks TLS, and we asked without",
-        "give --tls, with the CA of its certificate in --tls-roots",
+        "the peer speaks TLS, and we connected without TLS",
+        "give --tls, and the CA of the peer's certificate with --tls-roots",
     )
 
 
 def not_dicom(protocol: str) -> Cause:
-    """The peer speaks something else."""
-    return Cause("not-dicom", f"the peer speaks {protocol} and not DICOM", "this is another service: check the port")
+    """Return the cause if the peer speaks *protocol*."""
+    return Cause(
+        "not-dicom", f"the peer speaks {protocol} and not DICOM", "check the port: another service listens there"
+    )
 
 
 # --- the rest
@@ -196,17 +200,17 @@ def _refused(error: BaseException, connection: Connection) -> Cause:
     return Cause(
         "refused",
         f"nothing listens at {connection.peer.address} (connection refused)",
-        "check the port (104, 11112, and 2762 for TLS, are usual) and that the peer runs",
+        "check the port (104, 11112 and, for TLS, 2762 are usual), and that the peer runs",
     )
 
 
 def _unknown_host(error: BaseException, connection: Connection) -> Cause:
-    return Cause("unknown-host", f"there is no host {connection.peer.host}", "check its name, or give its IP address")
+    return Cause("unknown-host", f"there is no host {connection.peer.host}", "check the name, or give the IP address")
 
 
 def _no_route(error: BaseException, connection: Connection) -> Cause:
     return Cause(
-        "no-route", f"there is no way to {connection.peer.address}: {error}", "check the network and the address"
+        "no-route", f"there is no route to {connection.peer.address}: {error}", "check the network and the address"
     )
 
 
@@ -214,7 +218,7 @@ def _no_answer(error: BaseException, connection: Connection) -> Cause:
     return Cause(
         "no-answer",
         f"no connection to {connection.peer.address} was made in time",
-        "the host is down, or a firewall on the way drops what we send",
+        "check that the host is up, and that no firewall drops our packets",
     )
 
 
@@ -224,8 +228,8 @@ def _timed_out(error: BaseException, connection: Connection) -> Cause:
         return _no_answer(error, connection)
     return Cause(
         "silent",
-        f"the peer took the connection and then said nothing for {error.seconds:g} seconds",
-        "it hangs, it is busy with another association and takes one at a time, or it is no DICOM server",
+        f"the peer accepted the connection and then sent nothing for {error.seconds:g} seconds",
+        "check that it is a DICOM server; it may hang, or handle one association at a time and be busy",
     )
 
 
@@ -236,20 +240,20 @@ def _connect_error(error: BaseException, connection: Connection) -> Cause:
 def _nothing_accepted(error: BaseException, connection: Connection) -> Cause:
     return Cause(
         "no-common-context",
-        f"there is an association, but nothing that could be done over it: {error}",
-        "ask for what the peer supports (its conformance statement says), or have it configured there",
+        f"the peer accepted the association, but none of its presentation contexts: {error}",
+        "propose what the conformance statement of the peer lists, or configure it at the peer",
     )
 
 
 def _aborted(error: BaseException, connection: Connection) -> Cause:
-    return Cause("aborted", f"instead of an answer: {error}", "the log of the peer says why")
+    return Cause("aborted", f"the association failed before it was answered: {error}", "see the log of the peer")
 
 
 def _lost(error: BaseException, connection: Connection) -> Cause:
     return Cause(
         "closed",
         "the peer closed the connection without an answer",
-        "its log says why; it may not let in our address, speak TLS, or be no DICOM server",
+        "see the log of the peer; it may refuse our address, expect TLS, or be no DICOM server",
     )
 
 
@@ -266,7 +270,7 @@ _BY_TYPE: tuple[tuple[tuple[type[BaseException], ...], Callable[[BaseException, 
     ((AssociationError,), _aborted),
 )
 
-#: What :meth:`dicomtwist.AE.associate` may fail with that is no mistake of ours.
+#: The exceptions of :meth:`dicomtwist.AE.associate` that come from the network or the peer, not from a bug.
 NO_ASSOCIATION_ERRORS: tuple[type[Exception], ...] = (
     AssociationError,
     errors.ConnectError,

@@ -1,5 +1,5 @@
 """
-A subcommand under the reactor: it runs to its end or until it is interrupted, and says how it went as an exit status.
+A subcommand under the reactor: it runs until it is done or interrupted, and ends with an exit status.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from twisted.internet.defer import CancelledError, Deferred
 from dicomtwist.tools.display.console import Output
 
 #: Exit statuses.
-ALL_WELL, SOME_FAILED, USED_WRONGLY, NO_ASSOCIATION = 0, 1, 2, 3
+SUCCESS, FAILURE, USAGE_ERROR, NO_ASSOCIATION = 0, 1, 2, 3
 
 
 class Interrupts:
     """
-    What SIGINT (Ctrl-C) and SIGTERM do: the first asks to stop in order, the second to stop at once, a third kills.
+    The handling of SIGINT (Ctrl-C) and SIGTERM: the first stops in order, the second aborts, a third kills.
 
-    A subcommand that has nothing to bring to an end is cancelled at the first.
+    A subcommand without a handler is cancelled at the first.
 
-    :ivar count: how many there were.
+    :ivar count: the number of signals so far.
     """
 
     def __init__(self, reactor: Any, output: Output) -> None:
@@ -36,11 +36,11 @@ class Interrupts:
         self._running: Deferred[int] | None = None
 
     def handle(self, stop: Callable[[], None], abort: Callable[[], None]) -> None:
-        """Have *stop* called for the first, and *abort* for the second."""
+        """Have *stop* called at the first signal and *abort* at the second."""
         self._stop, self._abort = stop, abort
 
     def install(self, running: Deferred[int]) -> None:
-        """Take the signals over, before the reactor runs and once more from the reactor, which takes them when it starts."""
+        """Handle the signals from now on; once more when the reactor starts, since it installs its own handlers."""
         self._running = running
 
         def take_over() -> None:
@@ -48,7 +48,7 @@ class Interrupts:
                 signal.signal(number, lambda *_: self._reactor.callFromThread(self._interrupted))
 
         take_over()
-        # Behind what the reactor does itself, and before it makes the first connection.
+        # After the reactor has installed its handlers, and before it makes the first connection.
         self._reactor.callWhenRunning(take_over)
 
     def _interrupted(self) -> None:
@@ -57,7 +57,7 @@ class Interrupts:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
         if self.count == 1 and self._stop is not None:
-            self._output.note("stopping: what is on its way is finished first; once more to abort")
+            self._output.note("stopping: requests that are under way are finished first; interrupt once more to abort")
             self._stop()
         elif self.count <= 2 and self._abort is not None:
             self._abort()
@@ -68,11 +68,11 @@ class Interrupts:
 Main = Callable[[Any, Interrupts], Coroutine[Any, Any, int]]
 
 
-def run(main: Main, output: Output) -> NoReturn:
+def run_command(main: Main, output: Output) -> NoReturn:
     """
     Run *main* under the reactor and exit with the status that it returns.
 
-    :param main: called with the reactor and the :class:`Interrupts`.
+    :param main: a coroutine function of the reactor and the :class:`Interrupts`.
     :raises SystemExit: always.
     """
     output.begin_logging()
@@ -82,14 +82,16 @@ def run(main: Main, output: Output) -> NoReturn:
             status = await running
         except CancelledError:
             output.error("interrupted")
-            status = SOME_FAILED
+            status = FAILURE
         except BrokenPipeError:
-            status = SOME_FAILED
+            status = FAILURE
         except Exception as error:
             if "DICOMTWIST_TRACEBACK" in os.environ:
                 raise
-            output.error(f"{type(error).__name__}: {error} (a bug: DICOMTWIST_TRACEBACK=1 shows where)")
-            status = SOME_FAILED
+            output.error(
+                f"{type(error).__name__}: {error} (this is a bug; set DICOMTWIST_TRACEBACK=1 to see the traceback)"
+            )
+            status = FAILURE
         raise SystemExit(status)
 
     def start(reactor: Any) -> Deferred[None]:

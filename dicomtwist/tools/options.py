@@ -1,5 +1,5 @@
 """
-The options that all subcommands share, and the help that shows them in their groups.
+The options that all subcommands share, the types of their values, and the help that shows them in groups.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ _DEFAULTS: Final = {field.name: field.default for field in fields(Settings)}
 #: The names of the TLS profiles in :data:`dicomtwist.endpoints.PROFILES`.
 TLS_PROFILES: Final = ("bcp195", "bcp195-nd")
 
-#: How long to wait for a TCP connection unless told otherwise, in seconds.
+#: The default timeout of a TCP connection, in seconds.
 CONNECT_TIMEOUT = 15.0
-#: The most associations at once.
+#: The most concurrent associations.
 MAX_ASSOCIATIONS = 64
-#: The most operations at once on an association.
+#: The most outstanding operations on one association.
 MAX_OPERATIONS = 1024
 
 PEER = (
     "[TITLE@]host:port, as in PACS@pacs.example.org:104 or [::1]:104, or [TITLE@] and an endpoint string, as in"
-    " PACS@dicomtls:pacs.example.org:2762:trustRoots=ca.pem. Without TITLE it is ANY-SCP that is called."
+    " PACS@dicomtls:pacs.example.org:2762:trustRoots=ca.pem. The default TITLE is ANY-SCP."
 )
 EXIT_STATUS = """\b
-0  all went well
-1  something failed, or it was interrupted
-2  the command was used wrongly
-3  there was no association"""
+0  success
+1  something failed, or the command was interrupted
+2  the command line is wrong
+3  no association could be established"""
 
 
 class Option(click.Option):
     """
-    An option that the help shows under a heading.
+    An option with the heading under which the help shows it.
 
     :param group: the heading.
     """
@@ -55,9 +55,9 @@ class Option(click.Option):
 
 class Command(click.Command):
     """
-    A subcommand whose help reads as a manual page: what a peer is, its options in groups, the exit status, examples.
+    A subcommand whose help reads like a manual page: the form of PEER, options in groups, exit statuses, examples.
 
-    :param examples: command lines, each behind a line that says what it does.
+    :param examples: command lines, each after a line that says what it does.
     """
 
     def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
@@ -65,25 +65,25 @@ class Command(click.Command):
         self.examples = examples
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, a section for each group."""
+        """Write the options, one section for each group."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             if record is not None:
                 groups.setdefault(getattr(param, "group", "Options"), []).append(record)
-        # --help comes last of all, whatever group was first.
+        # The group of --help comes last.
         groups["Options"] = groups.pop("Options", [])
         with formatter.section("Peer"):
             formatter.write_text(PEER)
-        order = sorted(groups, key=lambda name: name != self.own_group)
+        order = sorted(groups, key=lambda name: name != self.main_group)
         for name in order:
             with formatter.section(name):
                 formatter.write_dl(groups[name])
 
-    own_group = "What to do"
+    main_group = "Operation"
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the exit status and the examples."""
+        """Write the exit statuses and the examples."""
         for heading, text in (("Exit status", EXIT_STATUS.removeprefix("\b\n")), ("Examples", self.examples)):
             if text:
                 with formatter.section(heading):
@@ -91,9 +91,9 @@ class Command(click.Command):
                         formatter.write(f"{'':{formatter.current_indent}}{line}\n" if line else "\n")
 
 
-def own_option(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare an option of one subcommand."""
-    return click.option(*names, cls=Option, group=Command.own_group, **attributes)
+def command_option(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds an option of one subcommand."""
+    return click.option(*names, cls=Option, group=Command.main_group, **attributes)
 
 
 # --- the types of values
@@ -192,9 +192,9 @@ class SOPClassType(ValueType[str]):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Return the groups and keywords that begin with *incomplete*."""
-        from dicomtwist.tools.contexts import names_like
+        from dicomtwist.tools.contexts import complete_sop_class
 
-        return [CompletionItem(name) for name in names_like(incomplete)]
+        return [CompletionItem(name) for name in complete_sop_class(incomplete)]
 
 
 class ListenType(ValueType[str]):
@@ -213,11 +213,11 @@ class ListenType(ValueType[str]):
 
 
 def _no_secret(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-    """Refuse a secret on the command line, without repeating it."""
+    """Refuse a secret on the command line, without repeating the secret."""
     if value is not None:
         name = param.opts[0]
-        prompt = "leave it out to be asked for the password, or " if name == "--password" else ""
-        raise click.UsageError(f"{name} would show the secret to everybody on this machine: {prompt}use {name}-file")
+        prompt = "leave it out to be prompted for the password, or " if name == "--password" else ""
+        raise click.UsageError(f"{name} would show the secret to every user of this machine: {prompt}use {name}-file")
 
 
 def _connection_option(*names: str, group: str = "Connection", **attributes: Any) -> Callable[..., Any]:
@@ -235,15 +235,18 @@ def _secret_options() -> list[Callable[..., Any]]:
             "--user",
             group="User identity",
             metavar="NAME",
-            help="Say who the user is. The password is asked for at the terminal, unless one of the next two is given.",
+            help="User name. The password is prompted for at the terminal, unless one of the next two options is given.",
         ),
-        user("--password-file", help="Take the password from the first line of FILE, - for standard input."),
+        user(
+            "--password-file",
+            help="Read the password from FILE, - for standard input. A line break at its end is dropped.",
+        ),
         _connection_option(
-            "--no-password", group="User identity", is_flag=True, help="Say the name of the user and no password."
+            "--no-password", group="User identity", is_flag=True, help="Send the user name without a password."
         ),
-        user("--jwt-file", help="Say who the user is with the JSON Web Token in FILE."),
-        user("--kerberos-file", help="... with the Kerberos service ticket in FILE."),
-        user("--saml-file", help="... with the SAML assertion in FILE."),
+        user("--jwt-file", help="Identify the user by the JSON Web Token in FILE."),
+        user("--kerberos-file", help="Identify the user by the Kerberos service ticket in FILE."),
+        user("--saml-file", help="Identify the user by the SAML assertion in FILE."),
         *hidden,
     ]
 
@@ -252,18 +255,20 @@ def _tls_options() -> list[Callable[..., Any]]:
     tls = functools.partial(_connection_option, group="TLS")
     file = functools.partial(tls, type=FileType(), metavar="FILE")
     return [
-        tls("--tls", is_flag=True, help="Connect over TLS 1.2 or later. Any other option of TLS means it as well."),
+        tls("--tls", is_flag=True, help="Connect over TLS 1.2 or later. Any other TLS option implies this one."),
         tls(
             "--tls-roots",
             type=FileType(),
             metavar="PATH",
-            help="Who signs the peer's certificate: a PEM file, or a folder of *.pem.",
+            help="The CA certificates that the peer's certificate must lead to: a PEM file, or a folder of *.pem.",
         ),
-        file("--tls-certificate", help="Our certificate, for a peer that asks for one, in PEM form."),
-        file("--tls-key", help="Its key; by default in the same file."),
-        file("--tls-chain", help="More certificates between ours and the root."),
-        file("--tls-crl", help="Revocation list of the CA that signs the peer's certificate."),
-        tls("--tls-hostname", metavar="NAME", help="Whom the peer's certificate is for, where that is not its host."),
+        file("--tls-certificate", help="Our certificate in PEM form, for a peer that requests one."),
+        file("--tls-key", help="The key of our certificate; by default in the same file."),
+        file("--tls-chain", help="Intermediate certificates between ours and the root."),
+        file("--tls-crl", help="Revocation list of the CA that signed the peer's certificate."),
+        tls(
+            "--tls-hostname", metavar="NAME", help="The name in the peer's certificate, if it is not the host of PEER."
+        ),
         tls("--tls-profile", type=click.Choice(TLS_PROFILES), help="Cipher suites; bcp195 by default."),
     ]
 
@@ -278,46 +283,50 @@ def _options() -> list[Callable[..., Any]]:
             type=click.IntRange(1, MAX_ASSOCIATIONS),
             default=1,
             metavar="N",
-            help="How many associations at once, for echo and store; what the others do takes one.",
+            help="Concurrent associations, for echo and store; the other subcommands use one.",
         ),
         connection(
             "--async-ops",
             type=click.IntRange(1, MAX_OPERATIONS),
             default=1,
             metavar="N",
-            help="How many operations at once on an association, for store, as far as the peer agrees.",
+            help="Outstanding operations on an association, for store, if the peer agrees to that many.",
         ),
         connection(
             "--max-pdu",
             type=click.IntRange(0, 2**32 - 1),
             default=_DEFAULTS["maximum_pdu_size"],
             metavar="BYTES",
-            help="Longest P-DATA-TF that we take; 0 for no limit.",
+            help="Longest P-DATA-TF that we accept; 0 for no limit.",
         ),
-        seconds("--connect-timeout", default=f"{CONNECT_TIMEOUT:g}", help="For the TCP connection to be made."),
+        seconds("--connect-timeout", default=f"{CONNECT_TIMEOUT:g}", help="Limit for making the TCP connection."),
         seconds(
-            "--acse-timeout", default=f"{_DEFAULTS['acse_timeout']:g}", help="For TLS, and the association's answers."
+            "--acse-timeout",
+            default=f"{_DEFAULTS['acse_timeout']:g}",
+            help="Limit for the TLS handshake and for each answer of the association service.",
         ),
         seconds(
-            "--dimse-timeout", default=f"{_DEFAULTS['dimse_timeout']:g}", help="For an answer to come or to go on."
+            "--dimse-timeout",
+            default=f"{_DEFAULTS['dimse_timeout']:g}",
+            help="Limit for a DIMSE response to arrive, or to continue.",
         ),
         seconds(
             "--network-timeout",
             default=f"{_DEFAULTS['network_timeout']:g}",
-            help="For anything to come while nothing is under way.",
+            help="Limit for an idle association on which nothing arrives.",
         ),
         *_tls_options(),
         *_secret_options(),
-        _connection_option("-v", "--verbose", group="Output", count=True, help="Tell more; -vv tells of each message."),
-        _connection_option("-q", "--quiet", group="Output", is_flag=True, help="Tell of errors only."),
+        _connection_option("-v", "--verbose", group="Output", count=True, help="Print more; -vv prints each message."),
+        _connection_option("-q", "--quiet", group="Output", is_flag=True, help="Print errors only."),
         _connection_option("--json", "as_json", group="Output", is_flag=True, help="Print one JSON document."),
     ]
 
 
-# --- what they make
+# --- the decorator of subcommands
 
-#: What goes into the connection, and not to the subcommand.
-_TAKEN = (
+#: The parameters that make the connection and are not passed to the subcommand.
+_CONNECTION_PARAMETERS = (
     *("peer", "calling", "associations", "async_ops", "max_pdu"),
     *("connect_timeout", "acse_timeout", "dimse_timeout", "network_timeout"),
     *("tls", "tls_roots", "tls_certificate", "tls_key", "tls_chain", "tls_crl", "tls_hostname", "tls_profile"),
@@ -325,12 +334,12 @@ _TAKEN = (
 )
 
 
-def connects(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_connection(function: Callable[..., Any]) -> Callable[..., Any]:
     """
-    Give a subcommand the argument PEER and the common options.
+    Add the argument PEER and the common options to a subcommand.
 
-    It is called with *connection*, a :class:`~dicomtwist.tools.connection.Connection`, *output*, an
-    :class:`~dicomtwist.tools.display.console.Output`, and its own.
+    The subcommand is called with *connection*, a :class:`~dicomtwist.tools.connection.Connection`, *output*, an
+    :class:`~dicomtwist.tools.display.console.Output`, and the values of its own parameters.
     """
 
     @functools.wraps(function)
@@ -339,9 +348,9 @@ def connects(function: Callable[..., Any]) -> Callable[..., Any]:
         from dicomtwist.tools.display.console import QUIET, Output
 
         if verbose and quiet:
-            raise click.UsageError("-v and -q contradict each other")
-        own = {name: value for name, value in values.items() if name not in _TAKEN}
-        connection = make_connection({name: values[name] for name in _TAKEN})
+            raise click.UsageError("-v and -q contradict each other: give one of them")
+        own = {name: value for name, value in values.items() if name not in _CONNECTION_PARAMETERS}
+        connection = make_connection({name: values[name] for name in _CONNECTION_PARAMETERS})
         return function(connection=connection, output=Output(QUIET if quiet else verbose, as_json=as_json), **own)
 
     decorated: Callable[..., Any] = wrapper

@@ -1,5 +1,5 @@
 """
-One attempt at an association, with the time of each step and what was negotiated.
+A probe of a peer: one association request, with the time of each step and the result of the negotiation.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import plural
 from dicomtwist.tools.explain import NO_ASSOCIATION_ERRORS
 
-__all__ = ["Attempt", "Step", "describe_contexts", "describe_sides"]
+__all__ = ["AssociationProbe", "Step", "describe_contexts", "describe_sides"]
 
-#: How many of the first bytes of a peer are kept, to tell what it speaks.
+#: How many bytes from the peer are kept, to recognise its protocol.
 FIRST_BYTES = 16
 
 
 @dataclass(slots=True)
 class Step:
     """
-    One step on the way.
+    One step of a probe.
 
-    :ivar seconds: how long it took.
-    :ivar ok: whether it was done.
-    :ivar detail: what came of it.
+    :ivar seconds: its duration.
+    :ivar ok: whether it succeeded.
+    :ivar detail: its result, in words.
     """
 
     name: str
@@ -35,22 +35,22 @@ class Step:
     detail: str = ""
 
     def document(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the step as a part of the JSON document."""
         return {"step": self.name, "ok": self.ok, "seconds": round(self.seconds, 6), "detail": self.detail}
 
 
 @dataclass
-class Attempt:
+class AssociationProbe:
     """
-    An attempt at an association.
+    A request for an association, with everything that is learnt from it.
 
-    :ivar steps: what was done, in order.
-    :ivar association: the association, also one that came to nothing, as soon as it was asked for.
-    :ivar established: whether it can be used.
-    :ivar error: why there is none.
-    :ivar first_bytes: how what the peer sent begins.
-    :ivar asked: whether our request was sent, with the TLS handshake behind it.
-    :ivar answered: whether a PDU came back.
+    :ivar steps: the steps that were taken, in order.
+    :ivar association: the association since its request was sent, even if it was never established.
+    :ivar established: whether the association can be used.
+    :ivar error: why there is no association.
+    :ivar first_bytes: the first bytes that the peer sent.
+    :ivar request_sent: whether our request was sent, which is after the TLS handshake.
+    :ivar pdu_received: whether the peer sent a PDU.
     """
 
     connection: Connection
@@ -61,13 +61,13 @@ class Attempt:
     established: bool = False
     error: BaseException | None = None
     first_bytes: bytes = b""
-    asked: bool = False
-    answered: bool = False
+    request_sent: bool = False
+    pdu_received: bool = False
     _since: float = 0.0
     _step: str = "connect"
 
-    async def make(self) -> None:
-        """Ask; what comes of it is in the attributes."""
+    async def run(self) -> None:
+        """Request the association; the attributes hold the result."""
         self._since = self.ae.reactor.seconds()
         try:
             self.association = await self.connection.associate(self.ae, self.contexts, self._handlers())
@@ -75,10 +75,10 @@ class Attempt:
         except NO_ASSOCIATION_ERRORS as error:
             self.error = error
             if not self.steps or self.steps[-1].ok:
-                self.took(self._step, str(error) or type(error).__name__, ok=False)
+                self.add_step(self._step, str(error) or type(error).__name__, ok=False)
 
-    def took(self, name: str, detail: str = "", *, ok: bool = True) -> None:
-        """Note that a step is over, which began when the one before it was."""
+    def add_step(self, name: str, detail: str = "", *, ok: bool = True) -> None:
+        """Record the end of a step that began at the end of the previous one."""
         now = self.ae.reactor.seconds()
         self.steps.append(Step(name, now - self._since, ok, detail))
         self._since = now
@@ -94,13 +94,13 @@ class Attempt:
 
     def _connected(self, event: Any) -> None:
         host, port = event.address
-        self.took("connect", f"{host} port {port}" if port else str(host))
+        self.add_step("connect", f"{host} port {port}" if port else str(host))
         self._step = "TLS handshake" if self.connection.secure else "association"
 
     def _requested(self, event: Any) -> None:
-        self.association, self.asked = event.assoc, True
+        self.association, self.request_sent = event.assoc, True
         if self.connection.secure:
-            self.took("TLS handshake", _tls_detail(event.assoc.protocol.transport))
+            self.add_step("TLS handshake", _tls_detail(event.assoc.protocol.transport))
         self._step = "association"
 
     def _received(self, event: Any) -> None:
@@ -108,13 +108,13 @@ class Attempt:
             self.first_bytes = (self.first_bytes + event.data)[:FIRST_BYTES]
 
     def _pdu_received(self, event: Any) -> None:
-        self.answered = True
+        self.pdu_received = True
 
     def _accepted(self, event: Any) -> None:
         contexts = event.pdu.presentation_contexts
         accepted = sum(context.result == 0 for context in contexts)
         detail = f"{accepted} of {plural(len(self.contexts), 'presentation context')} accepted"
-        self.took("association", detail, ok=accepted > 0)
+        self.add_step("association", detail, ok=accepted > 0)
 
 
 def _tls_detail(transport: Any) -> str:
@@ -127,7 +127,7 @@ def _tls_detail(transport: Any) -> str:
 
 
 def describe_contexts(association: Association) -> list[dict[str, Any]]:
-    """Return the presentation contexts of *association*, what was proposed beside what was answered."""
+    """Return the presentation contexts of *association*, each with the proposal and the answer."""
     answers = {
         context.context_id: context for context in (*association.accepted_contexts, *association.rejected_contexts)
     }
@@ -152,7 +152,7 @@ def describe_contexts(association: Association) -> list[dict[str, Any]]:
 
 
 def describe_sides(association: Association) -> dict[str, dict[str, Any]]:
-    """Return what the two sides told of themselves; of the user identity only whether there was one."""
+    """Return what both sides negotiated; of the user identity only whether there was one."""
     sides = {}
     for name, side in (("proposed", association.requestor), ("answered", association.acceptor)):
         invoked, performed = side.asynchronous_operations

@@ -1,7 +1,7 @@
 """
-User identity (PS3.7 D.3.3.7): the secret comes from a file or a prompt, never from the command line.
+User identity (PS3.7 D.3.3.7). Secrets come from a file or a prompt, never from the command line.
 
-What is on a command line is in the list of processes and in the history of the shell, for everybody to read.
+Every user of the machine can read a command line in the list of processes, and the shell keeps it in its history.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import click
 
 from dicomtwist import UserIdentity
 
-#: The longest secret, in bytes: the length of a field of the sub-item has 16 bits.
+#: The longest secret, in bytes: the sub-item has 16 bits for the length of a field.
 MAX_SECRET = 0xFFFF
 
 #: Identity types of PS3.7 Table D.3-14.
@@ -22,15 +22,15 @@ USERNAME, USERNAME_AND_PASSCODE, KERBEROS, SAML, JWT = 1, 2, 3, 4, 5
 
 
 class SecretError(ValueError):
-    """A secret cannot be had; the text does not have it in it, nor what was given in the place of a file's name."""
+    """A secret cannot be read. The text contains neither the secret nor what was given as the name of its file."""
 
 
 def read_secret(path: str, *, is_text: bool) -> bytes:
     """
-    Return what is in the file *path*, ``-`` for standard input.
+    Return the content of the file *path*, ``-`` for standard input.
 
-    :param is_text: take a line break at the end off, which editors put there.
-    :raises SecretError: it cannot be read, is empty or too long.
+    :param is_text: remove a line break at the end, which editors add.
+    :raises SecretError: the file cannot be read, is empty or too long.
     """
     try:
         if path == "-":
@@ -39,7 +39,7 @@ def read_secret(path: str, *, is_text: bool) -> bytes:
             with open(path, "rb") as file:
                 data = file.read(MAX_SECRET + 3)
     except (OSError, ValueError) as error:
-        # Not the path: it may be the secret itself, put there by mistake.
+        # The path is left out: it may be the secret itself, given by mistake.
         reason = getattr(error, "strerror", None) or "it is not the name of a file"
         raise SecretError(f"the file cannot be read: {reason}") from None
     if is_text:
@@ -53,9 +53,9 @@ def read_secret(path: str, *, is_text: bool) -> bytes:
 
 def ask_password(user: str) -> bytes:
     """
-    Ask for the password of *user* at the terminal, without echo.
+    Prompt for the password of *user* at the terminal, without echo.
 
-    :raises SecretError: there is no terminal, or nothing was typed.
+    :raises SecretError: there is no terminal, or the password is empty or too long.
     """
     if not sys.stdin.isatty():
         raise SecretError("there is no terminal to ask for the password: use --password-file or --no-password")
@@ -65,14 +65,14 @@ def ask_password(user: str) -> bytes:
     return password
 
 
-def username(user: str, password: bytes | None) -> UserIdentity:
-    """Return the identity of a user by name, and by password where there is one."""
+def username_identity(user: str, password: bytes | None) -> UserIdentity:
+    """Return the identity of a user by name, and by password if there is one."""
     kind = USERNAME if password is None else USERNAME_AND_PASSCODE
     return UserIdentity(kind, user.encode("utf-8"), password or b"", response_requested=True)
 
 
-def token(kind: int, data: bytes) -> UserIdentity:
-    """Return the identity that a ticket, assertion or token says."""
+def token_identity(kind: int, data: bytes) -> UserIdentity:
+    """Return the identity that a Kerberos ticket, SAML assertion or JSON Web Token proves."""
     return UserIdentity(kind, data, response_requested=True)
 
 
@@ -90,16 +90,16 @@ def identity_from_options(values: dict[str, Any]) -> UserIdentity | None:
     option = "password_file" if given in ([], ["user"]) else given[0]
     try:
         if values["user"] is not None:
-            return username(values["user"], _password(values))
+            return username_identity(values["user"], _password(values))
         if values["password_file"] is not None or values["no_password"]:
-            raise click.UsageError("--user is missing")
-        return token(kinds[given[0]], _token(values, given[0])) if given else None
+            raise click.UsageError("--user is missing: --password-file and --no-password need the name of the user")
+        return token_identity(kinds[given[0]], _token(values, given[0])) if given else None
     except SecretError as error:
         raise click.UsageError(f"--{option.replace('_', '-')}: {error}") from None
 
 
 def _token(values: dict[str, Any], name: str) -> bytes:
-    # A Kerberos ticket is binary, a line break at its end may be part of it.
+    # A Kerberos ticket is binary: a line break at its end may be part of it.
     return read_secret(values[name], is_text=name != "kerberos_file")
 
 

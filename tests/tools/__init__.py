@@ -1,1 +1,1 @@
-"""The ``dicomtwist`` command, as a process."""
+"""Tests of the ``dicomtwist`` command, which mostly run it as a process."""

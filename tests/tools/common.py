@@ -42,7 +42,7 @@ class ToolTestCase(TestCase):
     :ivar folder: an empty folder of its own.
     """
 
-    # Each process takes a second to begin, and many times that where the machine is busy.
+    # Each process takes a second to start, and many times that on a busy machine.
     timeout = 600
 
     def setUp(self) -> None:
@@ -50,11 +50,11 @@ class ToolTestCase(TestCase):
         self.folder.mkdir()
 
     async def tool(self, *args: object, env: dict[str, str] | None = None) -> peers.Result:
-        """Run the command to its end, with pipes."""
+        """Run the command to its end, with pipes for its output."""
         return await peers.run(sys.executable, "-m", "dicomtwist.tools", *args, env=env, timeout=120)
 
     async def json(self, *args: object, code: int) -> dict[str, Any]:
-        """Run it with ``--json``; return the one document that it prints, and check the exit status in both places."""
+        """Run the command with ``--json`` and return its only document; check the exit status of process and document."""
         result = await self.tool(*args, "--json")
         self.assertEqual(result.code, code, result.text)
         self.assertEqual(result.stdout.count(b"\n"), 1, result.text)
@@ -63,20 +63,20 @@ class ToolTestCase(TestCase):
         return document
 
     def misuse(self, *args: object) -> peers.Result:
-        """Run what fails before there is anything to do, in this process: it is the same, and quick."""
+        """Run a wrong command line in this process, which is faster and gives the same result."""
         result = CliRunner().invoke(dicomtwist, [str(arg) for arg in args], prog_name="dicomtwist")
         return peers.Result(result.exit_code, None, result.stdout.encode(), result.stderr.encode())
 
     async def start_tool(self, *args: object) -> peers.Process:
-        """Start it, with pipes."""
+        """Start the command, with pipes for its output."""
         return await peers.start(self, sys.executable, "-m", "dicomtwist.tools", *args)
 
     def terminal(self, *args: object) -> Terminal:
-        """Start it at a terminal; it is killed with the test."""
+        """Start the command at a terminal; the end of the test kills it."""
         return self.at_terminal([sys.executable, "-m", "dicomtwist.tools", *map(str, args)])
 
     def at_terminal(self, command: list[str], env: dict[str, str] | None = None) -> Terminal:
-        """Start a program at a terminal; it is killed with the test."""
+        """Start a program at a terminal; the end of the test kills it."""
         process = Terminal(command)
         env = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40", **(env or {})}
         reactor.spawnProcess(process, command[0], command, env=env, path=os.getcwd(), usePTY=True)
@@ -86,7 +86,7 @@ class ToolTestCase(TestCase):
     async def serve(
         self, *handlers: Any, address: Any = ("127.0.0.1", 0), title: str = "SCP", **settings: Any
     ) -> Server:
-        """Start a server in this process that takes Verification and every storage class."""
+        """Start a server in this process that accepts Verification and every storage class."""
         ae = AE(title)
         ae.add_supported_context(Verification)
         for context in AllStoragePresentationContexts:
@@ -110,7 +110,7 @@ class ToolTestCase(TestCase):
         return port, storage
 
     def instances(self, count: int, folder: Path | None = None) -> list[Path]:
-        """Write so many small CT images, each an instance of its own."""
+        """Write *count* small CT images with different SOP Instance UIDs."""
         folder = folder or self.folder / "study"
         folder.mkdir(exist_ok=True)
         dataset = dcmread(str(get_testdata_file("CT_small.dcm")))
@@ -124,10 +124,10 @@ class ToolTestCase(TestCase):
 
 class Stores:
     """
-    A handler of C-STORE that keeps the SOP Instance UIDs, and answers when it is told to.
+    A handler of C-STORE that records the SOP Instance UIDs, and can hold its responses back.
 
-    :ivar uids: what has come.
-    :ivar status: what it answers.
+    :ivar uids: the SOP Instance UIDs that have arrived.
+    :ivar status: the status of the responses.
     """
 
     def __init__(self, status: int = 0, *, holds: bool = False) -> None:
@@ -138,7 +138,7 @@ class Stores:
         self._waiting: list[tuple[int, Deferred[None]]] = []
 
     def __call__(self, event: evt.StoreEvent) -> int | Deferred[int]:
-        """Take one."""
+        """Handle a C-STORE."""
         self.uids.append(event.request.affected_sop_instance_uid)
         result: int | Deferred[int] = self.status
         if self._holds:
@@ -150,14 +150,14 @@ class Stores:
         return result
 
     async def wait(self, count: int) -> None:
-        """Wait until so many have come."""
+        """Wait until *count* requests have arrived."""
         if len(self.uids) < count:
             waiting: Deferred[None] = Deferred()
             self._waiting.append((count, waiting))
             await waiting.addTimeout(60, reactor)
 
     def answer(self) -> None:
-        """Answer what is held, and what comes from now on at once."""
+        """Answer the held requests, and answer further ones at once."""
         self._holds = False
         held, self._held = self._held, []
         for deferred in held:

@@ -1,4 +1,4 @@
-"""The command and real archives: Orthanc, and DCMTK's."""
+"""The command with real archives: Orthanc and dcmqrscp."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from tests.tools.common import ToolTestCase
 
 
 class Archives(ToolTestCase):
-    """What one does with them on the first day."""
+    """The operations of a first day with an archive."""
 
     async def test_orthanc(self) -> None:
-        """A file in each transfer syntax; the same again with the journal; and how it is."""
+        """Store a file in each transfer syntax, store them again with the journal, and diagnose the peer."""
         files = list({file.sop_instance: file for file in peers.one_per_transfer_syntax().values()}.values())
         port = await orthanc(self, files[:1])
         peer = f"ORTHANC@127.0.0.1:{port}"

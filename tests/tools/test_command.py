@@ -1,4 +1,4 @@
-"""The command itself: its help, its mistakes, what it needs, and secrets."""
+"""The command itself: help, wrong usage, missing packages, connection settings and secrets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECRET = "correct-horse-battery"
 
 
 class Help(ToolTestCase):
-    """What it says of itself."""
+    """The help."""
 
     async def test_each_command_reads_as_a_manual_page(self) -> None:
         for command in COMMANDS:
@@ -31,13 +31,13 @@ class Help(ToolTestCase):
             self.assertRegex(text, rf"^Usage: dicomtwist {command} \[OPTIONS\] PEER")
             for heading in ("Peer:", "Connection:", "TLS:", "User identity:", "Output:", "Exit status:", "Examples:"):
                 self.assertIn(heading, text)
-            self.assertIn("3  there was no association", text)
-            # Every option that the help tells of is explained.
+            self.assertIn("3  no association could be established", text)
+            # Every option in the help has an explanation.
             for line in re.findall(r"^  (-\S.*)$", text, re.MULTILINE):
                 self.assertTrue("  " in line or len(line) > 20, line)
 
     async def test_without_its_packages(self) -> None:
-        """One line that says what to install."""
+        """Without its packages, the command prints one line that says what to install."""
         blocked = self.folder / "blocked.py"
         blocked.write_text(
             "import importlib.util, sys\n"
@@ -55,7 +55,7 @@ class Help(ToolTestCase):
 
 
 class Mistakes(ToolTestCase):
-    """Each is an exit status 2, and one line behind the usage."""
+    """A wrong command line gives exit status 2, and one line after the usage."""
 
     def test_words(self) -> None:
         nowhere = self.folder / "nowhere.pem"
@@ -92,7 +92,7 @@ class Mistakes(ToolTestCase):
 
 
 class Settings(ToolTestCase):
-    """What the options of the connection do."""
+    """The effect of the connection options."""
 
     async def test_longest_pdu(self) -> None:
         server = await self.serve()
@@ -103,7 +103,7 @@ class Settings(ToolTestCase):
             self.assertEqual(document["sides"]["proposed"]["maximum_pdu_length"], told)
 
     async def test_timeouts(self) -> None:
-        """A peer that does not answer: it is waited for until then, or for as long as it takes."""
+        """The command waits for a silent peer until the timeout, or without limit if there is none."""
         held: list[Deferred[int]] = []
 
         def hold(event: Any) -> Deferred[int]:
@@ -116,7 +116,7 @@ class Settings(ToolTestCase):
         never = ("--dimse-timeout", "none", "--network-timeout", "none", "--acse-timeout", "none")
         process = await self.start_tool("echo", "-vv", *never, f"127.0.0.1:{server.port}")
         await process.wait_for("-> C-ECHO-RQ")
-        # Longer than the one that has given up.
+        # Longer than the timeout of the first command.
         await deferLater(reactor, 0.6)
         self.assertTrue(process.running)
         held[-1].callback(0)
@@ -124,7 +124,7 @@ class Settings(ToolTestCase):
 
 
 class Secrets(ToolTestCase):
-    """User identity: it arrives, and shows nowhere."""
+    """User identity: secrets reach the peer and appear nowhere else."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -163,7 +163,7 @@ class Secrets(ToolTestCase):
                 self.assertEqual((identity.primary, identity.secondary), (primary.encode(), secondary.encode()))
 
     async def test_at_the_prompt(self) -> None:
-        """Asked for at a terminal, without echo."""
+        """The command prompts for a password at the terminal, without echo."""
         port = await self.serve_users()
         process = self.terminal("echo", "-vv", "--user", "Jane", f"127.0.0.1:{port}")
         await process.wait_for("Password of Jane: ")
@@ -174,7 +174,7 @@ class Secrets(ToolTestCase):
         self.assertEqual([identity.secondary for identity in self.got], [SECRET.encode()])
 
     def test_never_from_the_command_line(self) -> None:
-        """It is refused there, and not repeated; not even where it is taken for the name of a file."""
+        """A secret on the command line is refused and not repeated, even if it is taken for the name of a file."""
         for option in ("--password", "--jwt", "--kerberos", "--saml"):
             for options in ([option, SECRET], [f"{option}={SECRET}"]):
                 result = self.misuse("echo", "127.0.0.1:1", "--user", "Jane", *options)
@@ -200,7 +200,7 @@ class Secrets(ToolTestCase):
             self.assertIn(f"--password-file: the file {'has ' if 'more' in words else ''}{words}", result.text)
 
     async def test_not_in_the_list_of_processes(self) -> None:
-        """Nor in the environment of the process."""
+        """A secret is neither in the list of processes nor in the environment."""
         held: Deferred[tuple[bool, bytes]] = Deferred()
         asked: Deferred[None] = Deferred()
 

@@ -1,4 +1,4 @@
-"""Completion: in bash, zsh and fish as the guide sets it up, and in click's protocol."""
+"""Completion in bash, zsh and fish, set up as in the guide, and through click's protocol."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests import peers
 from tests.documentation import DOCS, blocks
 from tests.tools.common import Terminal, ToolTestCase
 
-#: What is typed before the Tab key, and the command that it becomes.
+#: The text before the Tab key, and the completed text.
 COMPLETED = {
     "diag": "diagnose",
     "dump-": "dump-association",
@@ -37,7 +37,7 @@ COMPLETED = {
 
 
 def set_up(language: str) -> str:
-    """What the guide says is to be written into the file that a shell reads when it starts."""
+    """Return the lines that the guide adds to the start-up file of a shell."""
     (found,) = [
         block.text
         for block in blocks(DOCS / "guides" / "command.md")
@@ -55,11 +55,11 @@ class Shells(ToolTestCase):
         for folder in (programs, here, here / "a-study"):
             folder.mkdir()
         (here / "a-certificate.pem").touch()
-        # What is completed is the command; where it is run it only says what with.
+        # The script completes as the command does; if it is run, it only prints its arguments.
         script = programs / "dicomtwist"
         script.write_text(
             f'#!/bin/sh\n[ -z "$_DICOMTWIST_COMPLETE" ] || exec "{sys.executable}" -m dicomtwist.tools "$@"\n'
-            # Bash leaves the slash behind the name of a folder, zsh takes it away.
+            # Bash keeps the slash after the name of a folder, zsh removes it.
             'arguments="$*"; echo "ran: ${arguments%/}."\n'
         )
         script.chmod(0o755)
@@ -75,11 +75,11 @@ class Shells(ToolTestCase):
         }
 
     async def prompt(self, process: Terminal, number: int) -> None:
-        """Wait for the prompt for the command with this number."""
+        """Wait for the prompt of the command with this number."""
         await process.until(lambda: process.text.count("ready> ") >= number, 60, "its prompt")
 
     async def complete(self, process: Terminal) -> None:
-        """Type each, with Tab and Return behind it; what is run then says what came of it."""
+        """Type each line with Tab and Return; the command that runs then prints its completed arguments."""
         for number, (typed, completed) in enumerate(COMPLETED.items(), 1):
             await self.prompt(process, number)
             process.type(f"dicomtwist {typed}\t\r")
@@ -98,12 +98,12 @@ class Shells(ToolTestCase):
         )
 
     async def test_zsh(self) -> None:
-        # Nothing but what is written here: the files of the system in /etc may ask questions.
+        # No other start-up files: those in /etc may ask questions.
         (self.folder / ".zshrc").write_text(f"cd '{self.folder}/here'\nPS1='ready> '\n{set_up('zsh')}")
         await self.complete(self.at_terminal([peers.tool("zsh"), "--no-globalrcs", "-i"], self.env))
 
     async def test_fish(self) -> None:
-        """Fish is asked for what it would offer."""
+        """Ask fish for the completions that it offers."""
         completions = self.folder / "config" / "fish" / "completions" / "dicomtwist.fish"
         completions.parent.mkdir(parents=True)
         completions.write_text(set_up("fish"))
@@ -119,10 +119,10 @@ class Shells(ToolTestCase):
 
 
 class Protocol(ToolTestCase):
-    """What the shells ask and are told, whichever are installed."""
+    """The protocol between click and the shells, whichever are installed."""
 
     async def ask(self, shell: str, line: str) -> list[str]:
-        """The lines that are told to *shell*, with the cursor behind *line*."""
+        """Return the lines that *shell* receives with the cursor at the end of *line*."""
         words = line.split(" ")
         env = {"_DICOMTWIST_COMPLETE": f"{shell}_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
         if shell == "fish":
@@ -140,7 +140,7 @@ class Protocol(ToolTestCase):
     async def test_each_shell(self) -> None:
         self.assertEqual(await self.ask("bash", "dicomtwist echo --tls-r"), ["plain,--tls-roots"])
         self.assertEqual(
-            await self.ask("zsh", "dicomtwist dia"), ["plain", "diagnose", "Find out why it does not work."]
+            await self.ask("zsh", "dicomtwist dia"), ["plain", "diagnose", "Find out why a connection to a peer fails."]
         )
         self.assertEqual(await self.ask("fish", "dicomtwist find --root p"), ["plain,patient"])
 
@@ -156,12 +156,12 @@ class Protocol(ToolTestCase):
         )
 
     async def test_what_cannot_be_completed(self) -> None:
-        """Nothing is offered, and nothing goes wrong: not for a mistake that stands before it either."""
+        """Without a completion there is no output and no error, even after a wrong value."""
         for line in ("echo 127.0.0.1", "find -k ", "find -k Nonsense", "echo --async-ops x --tls-hostname "):
             self.assertEqual(await self.ask("bash", f"dicomtwist {line}"), [], line)
 
 
-#: Completes a line and prints the imported packages that make the import slow; argv: the line.
+#: Completes a line and prints which of the slow packages it has imported; argv: the line.
 COMPLETE = """
 import os, sys
 line = sys.argv[1]
@@ -175,7 +175,7 @@ except SystemExit:
 
 
 class Imports(ToolTestCase):
-    """A press of the Tab key imports no more than it needs: the time that it takes is the time of the imports."""
+    """A press of the Tab key imports no more than it needs, since imports take most of its time."""
 
     async def test_completion_is_light(self) -> None:
         for line, imported in (
@@ -196,7 +196,7 @@ class Imports(ToolTestCase):
 
 
 class Names(SynchronousTestCase):
-    """What completion and help offer without an import is what there is."""
+    """The names that completion and help show without an import are the real ones."""
 
     def test_subcommands(self) -> None:
         self.assertEqual(list(COMMANDS), sorted(COMMANDS))

@@ -1,7 +1,7 @@
 """
-Each subcommand with each kind of peer: what works, at a terminal, and what does not, in a pipe and at a terminal.
+Each subcommand with each kind of peer: successes at a terminal, failures in a pipe and at a terminal.
 
-What works in a pipe is looked at more closely in the tests of the subcommands.
+The tests of the subcommands examine successes in a pipe more closely.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ LOCAL: Final = "127.0.0.1"
 
 
 class Everywhere(ToolTestCase):
-    """What the peers are held to."""
+    """The base of the tests of one kind of peer."""
 
     async def works(self, words: str, *args: object) -> None:
-        """Run what works, at a terminal; *words* are among what it prints."""
+        """Run a command that succeeds, at a terminal; *words* match its output."""
         result = await self.terminal(*args).wait(120)
         self.assertEqual(result.code, 0, f"{args}: {result.text}")
         self.assertRegex(result.text.replace("\r\n", "\n"), words, str(args))
         self.assertNotIn("Traceback", result.text)
 
     async def fails(self, code: int, words: str, *args: object) -> None:
-        """Run what does not work, in a pipe; *words* are in the JSON document that it prints."""
+        """Run a command that fails, in a pipe; *words* match its JSON document."""
         document = await self.json(*args, code=code)
         self.assertRegex(str(document), words)
 
     async def fails_at_a_terminal(self, code: int, words: str, *args: object) -> None:
-        """Run what does not work, at a terminal; *words* are among what it says."""
+        """Run a command that fails, at a terminal; *words* match its output."""
         result = await self.terminal(*args).wait(120)
         self.assertEqual(result.code, code, f"{args}: {result.text}")
         self.assertRegex(result.text.replace("\r\n", "\n"), words, str(args))
         self.assertNotIn("Traceback", result.text)
 
     def receives(self, back: int, folder: str) -> tuple[object, ...]:
-        """The options that receive what is moved to CT1."""
+        """Return the options to receive the instances that are moved to CT1."""
         listen = f"tcp:{back}:interface={LOCAL}"
         return ("--calling", "CT1", "--receive", self.folder / folder, "--listen", listen)
 
     def files(self) -> list[str]:
-        """The study, as files."""
+        """Return the paths of the files of the study."""
         return [file.path for file in study()]
 
     async def query_and_retrieve(self, peer: str, back: int) -> None:
-        """What works with each archive that has the study."""
+        """Run the operations that succeed with each archive that has the study."""
         count = len(study())
         await self.works(rf"{re.escape(peer)} answered: 0x0000 Success\nin ", "echo", peer)
         await self.works(rf"100%.*{count} stored\]\n(?s:.*)  stored  {count}\n", "store", peer, *self.files())
@@ -71,7 +71,7 @@ class TwistDicom(Everywhere):
     """``twist dicom`` with a study, a worklist and a peer."""
 
     async def start_archive(self) -> tuple[str, int]:
-        """Start it; return the peer, and the port that it knows for CT1."""
+        """Start the server; return the peer and the port that it knows for CT1."""
         folder, back = self.folder / "worklist", peers.free_port()
         folder.mkdir()
         for number, item in enumerate(items()):
@@ -87,13 +87,15 @@ class TwistDicom(Everywhere):
         await self.query_and_retrieve(peer, back)
         await self.works(r"\d matches\n", "worklist", peer)
         count = len(study())
-        await self.works(rf"^committed (?s:.*)\n{count} instances committed, 0 not\n", "commit", peer, *self.files())
+        await self.works(
+            rf"^committed (?s:.*)\n{count} instances committed, 0 not committed\n", "commit", peer, *self.files()
+        )
 
     async def test_fails(self) -> None:
-        """The same things, in both ways."""
+        """Each failure in a pipe and at a terminal."""
         peer, _ = await self.start_archive()
         wrong = peer.replace("ARCHIVE", "WRONG")
-        # The instance that its File Meta Information names is not the one that is in it.
+        # The File Meta Information names another instance than the data set.
         torn = self.folder / "torn.dcm"
         content = Path(study()[0].path).read_bytes()
         start = content.index(b"\x08\x00\x18\x00UI")
@@ -114,7 +116,7 @@ class TwistDicom(Everywhere):
 
 
 class DCMTK(Everywhere):
-    """Its archive, its worklist and its receiver."""
+    """DCMTK: dcmqrscp, wlmscpfs and storescp."""
 
     async def test_works(self) -> None:
         back = peers.free_port()
@@ -145,7 +147,7 @@ class Orthanc(Everywhere):
     """Orthanc, with its plugin for worklists."""
 
     async def start_archive(self) -> tuple[str, int]:
-        """Start it with the study; return the peer, and the port that it knows for CT1."""
+        """Start Orthanc with the study; return the peer and the port that it knows for CT1."""
         folder, back = self.folder / "worklist", peers.free_port()
         folder.mkdir()
         for number, item in enumerate(items()):
@@ -162,7 +164,9 @@ class Orthanc(Everywhere):
         await self.query_and_retrieve(peer, back)
         await self.works(r"\d matches\n", "worklist", "--calling", "CT1", peer)
         listen = ("--calling", "CT1", "--listen", f"tcp:{back}:interface={LOCAL}")
-        await self.works(rf"\n{len(study())} instances committed, 0 not\n", "commit", *listen, peer, *self.files())
+        await self.works(
+            rf"\n{len(study())} instances committed, 0 not committed\n", "commit", *listen, peer, *self.files()
+        )
 
     async def test_fails(self) -> None:
         peer, back = await self.start_archive()

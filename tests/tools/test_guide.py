@@ -1,4 +1,4 @@
-"""docs/guides/command.md: its commands run, and print what it says but for times and ports."""
+"""docs/guides/command.md: its commands run, and their output is as it says, except for times and ports."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tests.archive.services.worklists import items, write
 from tests.tools.common import ToolTestCase
 
 GUIDE = Path(__file__).parent.parent.parent / "docs" / "guides" / "command.md"
-#: Commands, and what they print where that is told.
+#: Commands, and their output if the guide shows it.
 BLOCK = re.compile(r"```sh\n(.*?)```(?:\n\nprints\n\n```text\n(.*?)```)?", re.DOTALL)
-#: Numbers that are others each time.
+#: Numbers that differ in each run.
 MEASURED = re.compile(r"\d+\.\d+ (?=k?B|MB|ms|s)|\d+ (?=instances/s)")
 
 
 def comparable(text: str) -> str:
-    """What is the same each time; the width of columns goes by the numbers in them."""
+    """Return *text* without measured numbers and without the column widths that depend on them."""
     return re.sub(r"  +", "  ", MEASURED.sub("N ", text))
 
 
 class Guide(ToolTestCase):
-    """Each block of commands, in a folder that has what they name."""
+    """Each block of commands, in a folder with the files that they name."""
 
     async def start_servers(self) -> dict[str, str]:
-        """Start a server with a plain and a TLS port; return the ports of the guide with theirs."""
+        """Start a server with a plain and a TLS port; return its ports by the ports in the guide."""
         certificates = peers.certificates()
         shutil.copy(certificates.ca, self.folder / "ca.pem")
         for name, source in (("ct1", "client"), ("ct2", "server")):

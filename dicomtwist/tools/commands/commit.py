@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from dicomtwist.tools.options import Command, ListenType, SecondsType, connects, own_option
+from dicomtwist.tools.options import Command, ListenType, SecondsType, command_option, with_connection
 
 if TYPE_CHECKING:
     from dicomtwist.tools.connection import Connection
@@ -21,35 +21,35 @@ WAIT: Final = 60.0
 @click.command(
     cls=Command,
     examples="""\
-May these files be deleted here?
+Ask whether these files may be deleted here:
   dicomtwist commit PACS@pacs.example.org:104 study/
-The archive reports on an association of its own, to the port that it knows for us:
+Receive the report on another association, at the port that the archive knows for us:
   dicomtwist commit --calling CT1 --listen 11112 PACS@pacs.example.org:104 study/
-What an archive has, by its UIDs:
+Ask about the instances of a series by their UIDs:
   dicomtwist find --csv --level IMAGE -k SOPClassUID -k SOPInstanceUID -k StudyInstanceUID=1.2.3 \\
     -k SeriesInstanceUID=1.2.3.4 PACS@pacs.example.org:104 | cut -d, -f 1,2 |
     dicomtwist commit --uids - PACS@pacs.example.org:104""",
 )
-@connects
-@own_option(
+@with_connection
+@command_option(
     "--uids",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
     metavar="FILE",
-    help="Ask about the instances in FILE, each a line with SOP Class UID and SOP Instance UID; - for standard input.",
+    help="Read the instances from FILE, - for standard input: a SOP Class UID and a SOP Instance UID on each line.",
 )
-@own_option(
+@command_option(
     "--listen",
     type=ListenType(),
     metavar="WHERE",
-    help="Where PEER reports: a port that it knows for us, or an endpoint string.  [default: on the same association]",
+    help="Where PEER sends its report: a port that it knows for us, or an endpoint string.  [default: the same association]",
 )
-@own_option(
+@command_option(
     "--wait",
     type=SecondsType(),
     default=f"{WAIT:g}",
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait for a report; or none.",
+    help="How long to wait for a report, or none for no limit.",
 )
 @click.argument("paths", nargs=-1, type=click.Path(exists=True, allow_dash=True))
 def commit(
@@ -61,15 +61,15 @@ def commit(
     wait: float | None,
 ) -> None:
     """
-    Ask PEER to answer for the instances in PATHS, wait for its report, and tell which it answers for and which not.
+    Ask PEER to commit to storing the instances in PATHS, wait for its report, and print the result for each instance.
 
-    Folders are walked through; - reads the names of files from standard input.
+    Folders include all their subfolders; - reads the names of files from standard input.
 
-    Ctrl-C does not wait any longer and releases the association; once more aborts it.
+    Ctrl-C stops waiting and releases the association; a second Ctrl-C aborts it.
     """
-    from dicomtwist.tools.interrupts import run
+    from dicomtwist.tools.interrupts import run_command
     from dicomtwist.tools.operations.commit import Commit, References
 
     if bool(paths) == (uids is not None):
-        raise click.UsageError("give either PATHS, or --uids")
-    run(Commit(connection, output, References(paths, uids), listen, wait).main, output)
+        raise click.UsageError("give either PATHS or --uids")
+    run_command(Commit(connection, output, References(paths, uids), listen, wait).main, output)

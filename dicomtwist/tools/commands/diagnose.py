@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dicomtwist.tools.commands.proposal_options import proposes
-from dicomtwist.tools.options import Command, connects
+from dicomtwist.tools.commands.proposal_options import proposal_options
+from dicomtwist.tools.options import Command, with_connection
 
 if TYPE_CHECKING:
     from dicomtwist.tools.connection import Connection
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 @click.command(
     cls=Command,
     examples="""\
-Why can I not reach it?
+Find out why the peer cannot be reached:
   dicomtwist diagnose --calling CT1 PACS@pacs.example.org:104
-Why does it not take this image?
+Find out why the peer does not accept an image:
   dicomtwist diagnose PACS@pacs.example.org:104 image.dcm
-Is it the certificates?
+Check the certificates:
   dicomtwist diagnose --tls-roots ca.pem --tls-certificate ct1.pem --tls-key ct1-key.pem PACS@pacs.example.org:2762""",
 )
-@connects
-@proposes("verification")
+@with_connection
+@proposal_options("verification")
 def diagnose(
     connection: Connection, output: Output, propose: tuple[str, ...], each_syntax: bool, paths: tuple[str, ...]
 ) -> None:
     """
-    Go the way to PEER step by step, and say what is wrong and what to do.
+    Connect to PEER step by step, and print what is wrong and what to do.
 
-    The steps are: look up its name, connect, the TLS handshake, the association, C-ECHO, the release. Each is told with its
-    time. Where it is not clear what the peer speaks, a second connection finds out.
+    The steps are the look-up of the host name, the connection, the TLS handshake, the association, C-ECHO and the release.
+    Each is printed with its duration. If the protocol of the peer is unclear, a second connection finds it out.
 
-    With PATHS, what these files and folders need is proposed as well.
+    With PATHS, the presentation contexts that these files and folders require are proposed as well.
     """
-    from dicomtwist.tools.interrupts import run
+    from dicomtwist.tools.interrupts import run_command
     from dicomtwist.tools.operations.diagnose import Diagnose
     from dicomtwist.tools.operations.dump import Proposal
 
-    run(Diagnose(connection, output, Proposal(propose, paths, each_syntax)).main, output)
+    run_command(Diagnose(connection, output, Proposal(propose, paths, each_syntax)).main, output)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dicomtwist.tools.commands.proposal_options import proposes
-from dicomtwist.tools.options import Command, connects
+from dicomtwist.tools.commands.proposal_options import proposal_options
+from dicomtwist.tools.options import Command, with_connection
 
 if TYPE_CHECKING:
     from dicomtwist.tools.connection import Connection
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     "dump-association",
     cls=Command,
     examples="""\
-What does it store?
+List what the peer stores:
   dicomtwist dump-association PACS@pacs.example.org:104
-Which transfer syntaxes of CT images does it take?
+List the transfer syntaxes of CT images that it accepts:
   dicomtwist dump-association --propose CTImageStorage --each-syntax PACS@pacs.example.org:104
-Would it take these files?
+Check whether it would accept these files:
   dicomtwist dump-association PACS@pacs.example.org:104 study/""",
 )
-@connects
-@proposes("verification and storage")
+@with_connection
+@proposal_options("verification and storage")
 def dump_association(
     connection: Connection, output: Output, propose: tuple[str, ...], each_syntax: bool, paths: tuple[str, ...]
 ) -> None:
     """
-    Ask PEER for an association, and show what was proposed beside what it answered.
+    Request an association with PEER, and show each presentation context with the proposal and the answer.
 
-    With PATHS, what these files and folders need is proposed. Where an association has no place for all presentation
-    contexts, several are asked for, one after the other.
+    With PATHS, the presentation contexts that these files and folders require are proposed. If one association has no room
+    for all of them, several are requested, one after the other.
     """
-    from dicomtwist.tools.interrupts import run
+    from dicomtwist.tools.interrupts import run_command
     from dicomtwist.tools.operations.dump import DumpAssociation, Proposal
 
-    run(DumpAssociation(connection, output, Proposal(propose, paths, each_syntax)).main, output)
+    run_command(DumpAssociation(connection, output, Proposal(propose, paths, each_syntax)).main, output)

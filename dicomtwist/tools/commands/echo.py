@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from dicomtwist.tools.options import Command, connects, own_option
+from dicomtwist.tools.options import Command, command_option, with_connection
 
 if TYPE_CHECKING:
     from dicomtwist.tools.connection import Connection
@@ -21,25 +21,25 @@ MAX_ECHOES: Final = 1_000_000
 @click.command(
     cls=Command,
     examples="""\
-Is it there?
+Test whether the peer answers:
   dicomtwist echo PACS@pacs.example.org:104
-How fast are a hundred round trips, over TLS?
+Measure a hundred round trips over TLS:
   dicomtwist echo --tls-roots ca.pem --count 100 PACS@pacs.example.org:2762""",
 )
-@connects
-@own_option(
+@with_connection
+@command_option(
     "--count",
     type=click.IntRange(1, MAX_ECHOES),
     default=1,
     show_default=True,
     metavar="N",
-    help="Ask N times on each association, and tell how long it took.",
+    help="Send N C-ECHOs on each association, and print the response times.",
 )
 def echo(connection: Connection, output: Output, count: int) -> None:
     """
-    Ask PEER whether it is there, with C-ECHO, and tell how long the answer took.
+    Test with C-ECHO whether PEER answers, and print the response time.
     """
-    from dicomtwist.tools.interrupts import run
+    from dicomtwist.tools.interrupts import run_command
     from dicomtwist.tools.operations.echo import Echo
 
-    run(Echo(connection, output, count).main, output)
+    run_command(Echo(connection, output, count).main, output)

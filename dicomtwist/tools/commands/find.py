@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dicomtwist.tools.commands.query_options import format_options, key_options, level_options
-from dicomtwist.tools.options import Command, ValueType, connects, own_option
+from dicomtwist.tools.options import Command, ValueType, command_option, with_connection
 
 if TYPE_CHECKING:
     from dicomtwist.tools.connection import Connection
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 @click.command(
     cls=Command,
     examples="""\
-The studies of a patient:
+List the studies of a patient:
   dicomtwist find -k PatientID=123456 PACS@pacs.example.org:104
-The series of a study, as CSV:
+List the series of a study as CSV:
   dicomtwist find --csv --level SERIES -k StudyInstanceUID=1.2.3 -k Modality -k SeriesInstanceUID \
 PACS@pacs.example.org:104
-CT studies of January, in a script:
+List the CT studies of January for a script:
   dicomtwist find --json -k StudyDate=20240101-20240131 -k ModalitiesInStudy=CT PACS@pacs.example.org:104""",
 )
-@connects
+@with_connection
 @key_options
 @level_options
 @format_options
@@ -46,32 +46,32 @@ def find(
     limit: int | None,
 ) -> None:
     """
-    Ask PEER what matches, and print a table of the keys that were given.
+    Query PEER, and print the matches as a table with one column for each key.
 
-    Where every key has a value, what is usual at the level is asked for as well. A value may have the wildcards * and ?, a
-    date may be a range as 20240101-20240131, and several UIDs are written with a backslash between.
+    If every key has a value, the default attributes of the level are requested as well. A value may contain the wildcards *
+    and ?, a date may be a range as 20240101-20240131, and several UIDs are separated by backslashes.
 
-    Ctrl-C has the peer stop (C-CANCEL) and releases the association; once more aborts it.
+    Ctrl-C stops the peer (C-CANCEL) and releases the association; a second Ctrl-C aborts it.
     """
-    from dicomtwist.tools.interrupts import run
+    from dicomtwist.tools.interrupts import run_command
     from dicomtwist.tools.operations.find import Find
     from dicomtwist.tools.query.query import make_query
 
     _check_format(output, as_csv)
-    query = make_query(keys, key_files, level, root, "Find", usual=True)
-    run(Find("find", connection, output, query, as_csv=as_csv, limit=limit).main, output)
+    query = make_query(keys, key_files, level, root, "Find", add_defaults=True)
+    run_command(Find("find", connection, output, query, as_csv=as_csv, limit=limit).main, output)
 
 
 def _check_format(output: Output, as_csv: bool) -> None:
     if as_csv and output.as_json:
-        raise click.UsageError("--csv and --json contradict each other")
+        raise click.UsageError("--csv and --json contradict each other: give one of them")
 
 
 # --- the worklist
 
 
 class DateType(ValueType[str]):
-    """A date or a range of dates, in DICOM's way of writing or with hyphens, or ``today``."""
+    """A date or a range of dates, in the format of DICOM or with hyphens, or ``today`` and its neighbours."""
 
     name = "date"
 
@@ -90,7 +90,7 @@ class DateType(ValueType[str]):
                     Date(int(day[:4]), int(day[4:6]), int(day[6:]))
         except ValueError:
             raise ValueError(
-                f"{text!r} is neither a date, as 20240131, nor a range, as 20240101-20240131, nor today"
+                f"{text!r} is neither a date, as 20240131, nor a range, as 20240101-20240131, nor yesterday, today or tomorrow"
             ) from None
         return dates
 
@@ -98,18 +98,21 @@ class DateType(ValueType[str]):
 @click.command(
     cls=Command,
     examples="""\
-What is today's work of a scanner?
+List today's work of a scanner:
   dicomtwist worklist --date today --modality CT --station CT1 RIS@ris.example.org:104
-In a script:
+The same for a script:
   dicomtwist worklist --json --date today RIS@ris.example.org:104""",
 )
-@connects
-@own_option(
-    "--date", type=DateType(), metavar="DATE", help="Scheduled for a day or a range of days; or today, or tomorrow."
+@with_connection
+@command_option(
+    "--date",
+    type=DateType(),
+    metavar="DATE",
+    help="Scheduled for a day or a range of days; also yesterday, today or tomorrow.",
 )
-@own_option("--modality", metavar="CODE", help="Scheduled for a modality, as CT.")
-@own_option("--station", metavar="TITLE", help="Scheduled for the station with this AE title.")
-@own_option("--patient", metavar="NAME", help="Of patients whose name matches, as DOE^*.")
+@command_option("--modality", metavar="CODE", help="Scheduled for a modality, as CT.")
+@command_option("--station", metavar="TITLE", help="Scheduled for the station with this AE title.")
+@command_option("--patient", metavar="NAME", help="For patients whose name matches, as DOE^*.")
 @key_options
 @format_options
 def worklist(
@@ -125,15 +128,15 @@ def worklist(
     limit: int | None,
 ) -> None:
     """
-    Ask PEER, a worklist, what is scheduled, and print it.
+    Query the worklist PEER, and print the scheduled procedure steps.
 
-    With -k and -f more is matched and asked for.
+    The options -k and -f add keys to match and attributes to return.
 
-    Ctrl-C has the peer stop (C-CANCEL) and releases the association; once more aborts it.
+    Ctrl-C stops the peer (C-CANCEL) and releases the association; a second Ctrl-C aborts it.
     """
-    from dicomtwist.tools.interrupts import run
+    from dicomtwist.tools.interrupts import run_command
     from dicomtwist.tools.operations.find import Find, worklist_query
 
     _check_format(output, as_csv)
     query = worklist_query(keys, key_files, date=date, modality=modality, station=station, patient=patient)
-    run(Find("worklist", connection, output, query, as_csv=as_csv, limit=limit).main, output)
+    run_command(Find("worklist", connection, output, query, as_csv=as_csv, limit=limit).main, output)

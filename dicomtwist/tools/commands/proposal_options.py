@@ -9,21 +9,23 @@ from typing import Any
 
 import click
 
-from dicomtwist.tools.options import SOPClassType, own_option
+from dicomtwist.tools.options import SOPClassType, command_option
 
 
-def proposes(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a subcommand the options that say what to propose, and files whose needs are proposed."""
+def proposal_options(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds the options for what to propose, and files whose requirements are proposed."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        each = own_option("--each-syntax", is_flag=True, help="One context for each transfer syntax that there is.")
-        propose = own_option(
+        each = command_option(
+            "--each-syntax", is_flag=True, help="Propose each known transfer syntax in a context of its own."
+        )
+        propose = command_option(
             "--propose",
             type=SOPClassType(),
             multiple=True,
             metavar="WHAT",
             help=f"A SOP Class (CTImageStorage, or a UID) or a group (storage, query, worklist, verification ...); may be"
-            f" given more than once.  [default: {default}]",
+            f" repeated.  [default: {default}]",
         )
         paths = click.argument("paths", nargs=-1, type=click.Path(exists=True))
         return paths(propose(each(function)))

@@ -1,7 +1,7 @@
 """
-What the command prints: results on standard output, what happens meanwhile on standard error.
+The output of the command: results go to standard output, everything else to standard error.
 
-Whatever a peer or a file name brings along is made harmless first: no escape sequence reaches the terminal.
+Text from peers and file names is escaped first: no escape sequence reaches the terminal.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 
 from dicomtwist import AE, evt
 
-#: How much is said: ``-q``, nothing, ``-v``, ``-vv``.
+#: The levels of verbosity: ``-q``, the default, ``-v``, ``-vv``.
 QUIET, NORMAL, VERBOSE, DEBUG = -1, 0, 1, 2
 
 
 def printable(text: object) -> str:
-    """Return *text* with everything that is not printable escaped, so that it is one harmless line."""
+    """Return *text* as one line, with all characters escaped that are not printable."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in str(text)
     )
 
 
 def table(rows: Iterable[Sequence[object]], indent: str = "") -> list[str]:
-    """Return *rows* as lines with their columns below each other."""
+    """Return *rows* as lines with aligned columns."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)] if cells else []
     return [
@@ -38,63 +38,63 @@ def table(rows: Iterable[Sequence[object]], indent: str = "") -> list[str]:
 
 
 def plural(count: int, noun: str) -> str:
-    """Return *count* with its noun."""
+    """Return *count* with *noun* in the singular or plural."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 class Output:
     """
-    Where a subcommand says things.
+    The two output streams of a subcommand.
 
     :param verbosity: one of the constants of this module.
-    :param as_json: print one JSON document in the place of everything else on standard output.
+    :param as_json: print one JSON document to standard output and nothing else.
 
-    :ivar around: called with a function that writes to standard error; a progress bar steps aside there.
-    :ivar unread: whether nobody reads standard output any more, such as ``head`` that has seen enough.
+    :ivar outside_progress: called with a function that writes to standard error; a progress bar hides itself meanwhile.
+    :ivar reader_gone: whether the reader of standard output has closed it, as ``head`` does after its last line.
     """
 
     def __init__(self, verbosity: int = NORMAL, *, as_json: bool = False) -> None:
         self.verbosity = verbosity
         self.as_json = as_json
-        self.around: Callable[[Callable[[], None]], None] | None = None
-        self.unread = False
+        self.outside_progress: Callable[[Callable[[], None]], None] | None = None
+        self.reader_gone = False
         for stream in (sys.stdout, sys.stderr):
-            # Whatever the locale is: a file name or title must not end the program.
+            # A file name or title that the locale cannot encode must not end the program.
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
     # --- standard output
 
     def result(self, *lines: str) -> None:
-        """Print *lines* of the result, unless JSON is asked for or nothing at all."""
+        """Print *lines* of the result, unless the output is JSON or quiet."""
         if not self.as_json and self.verbosity > QUIET:
             self._print(sys.stdout, lines)
 
     def document(self, document: dict[str, Any]) -> None:
-        """Print *document*, where JSON is asked for."""
+        """Print *document* if the output is JSON."""
         if self.as_json:
             self._print(sys.stdout, [json.dumps(document)], clean=False)
 
     def piece(self, text: str) -> None:
-        """Print *text* as it is, a piece of a long JSON document, where JSON is asked for."""
+        """Print *text* unchanged, as a piece of a long JSON document, if the output is JSON."""
         if self.as_json:
             self._print(sys.stdout, [text], clean=False, end="")
 
     # --- standard error
 
     def error(self, text: str) -> None:
-        """Say what went wrong; also with ``-q``."""
+        """Print an error, with ``-q`` too."""
         self._note([f"dicomtwist: {text}"])
 
     def note(self, text: str, level: int = NORMAL) -> None:
-        """Say what happens, from *level* of verbosity on."""
+        """Print a message if the verbosity is at least *level*."""
         if self.verbosity >= level:
             self._note([text])
 
     def _note(self, lines: Sequence[str]) -> None:
-        if self.around is None:
+        if self.outside_progress is None:
             self._print(sys.stderr, lines)
         else:
-            self.around(lambda: self._print(sys.stderr, lines))
+            self.outside_progress(lambda: self._print(sys.stderr, lines))
 
     def _print(self, stream: TextIO, lines: Iterable[str], *, clean: bool = True, end: str = "\n") -> None:
         try:
@@ -102,14 +102,14 @@ class Output:
                 print(printable(line) if clean else line, file=stream, end=end)
             stream.flush()
         except BrokenPipeError:
-            # Whoever read has gone, such as "head": nothing more can be told there, not even at the exit.
-            self.unread = self.unread or stream is sys.stdout
+            # The reader, such as "head", has closed the pipe. The null device replaces it, so that no flush at exit fails.
+            self.reader_gone = self.reader_gone or stream is sys.stdout
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
-    # --- what happens below
+    # --- logs and events
 
     def begin_logging(self) -> None:
-        """Have the log of Twisted and dicomtwist go through here, one line for each event."""
+        """Print the log of Twisted and dicomtwist to standard error, one line for each event."""
         globalLogBeginner.beginLoggingTo(
             [cast(ILogObserver, self._logged)], discardBuffer=True, redirectStandardIO=False
         )
@@ -128,17 +128,17 @@ class Output:
                 return
         self._note([text])
 
-    def follow(self, ae: AE) -> None:
-        """Tell of the associations of *ae*: with ``-v`` how they come and go, with ``-vv`` of each message."""
+    def log_associations(self, ae: AE) -> None:
+        """Print the events of the associations of *ae*: with ``-v`` their beginning and end, with ``-vv`` each message."""
         if self.verbosity >= VERBOSE:
-            for event, tell in _EVENTS.items():
-                ae.bind(event, self._tell, [tell, VERBOSE])
+            for event, describe in _EVENTS.items():
+                ae.bind(event, self._log_event, [describe, VERBOSE])
         if self.verbosity >= DEBUG:
-            for event, tell in _DETAILS.items():
-                ae.bind(event, self._tell, [tell, DEBUG])
+            for event, describe in _DETAILS.items():
+                ae.bind(event, self._log_event, [describe, DEBUG])
 
-    def _tell(self, event: evt.Event, tell: Callable[[Any], str], level: int) -> None:
-        text = tell(event)
+    def _log_event(self, event: evt.Event, describe: Callable[[Any], str], level: int) -> None:
+        text = describe(event)
         if text:
             self.note(text, level)
 
@@ -150,26 +150,26 @@ def _accepted(event: Any) -> str:
 
 
 def _pdu(direction: str) -> Callable[[Any], str]:
-    def tell(event: Any) -> str:
+    def describe(event: Any) -> str:
         name = type(event.pdu).__name__
         return "" if name == "Fragment" else f"{direction} {name}"
 
-    return tell
+    return describe
 
 
 def _dimse(direction: str) -> Callable[[Any], str]:
-    def tell(event: Any) -> str:
+    def describe(event: Any) -> str:
         message = event.message
         number = getattr(message, "message_id", None) or getattr(message, "message_id_being_responded_to", "")
         status = getattr(message, "status", None)
         return f"{direction} {message.NAME} {number}" + ("" if status is None else f" status 0x{status:04X}")
 
-    return tell
+    return describe
 
 
 _EVENTS: dict[evt.EventType, Callable[[Any], str]] = {
     evt.EVT_CONN_OPEN: lambda event: f"connected to {event.address[0]} {event.address[1] or ''}".rstrip(),
-    evt.EVT_REQUESTED: lambda event: f"association asked for as {event.assoc.requestor.ae_title}",
+    evt.EVT_REQUESTED: lambda event: f"association requested as {event.assoc.requestor.ae_title}",
     evt.EVT_ACCEPTED: _accepted,
     evt.EVT_REJECTED: lambda event: "association rejected",
     evt.EVT_RELEASED: lambda event: "association released",

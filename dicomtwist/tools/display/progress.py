@@ -1,5 +1,5 @@
 """
-The progress bar of what takes its time, on a terminal.
+The progress bar of a long operation, on a terminal.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from twisted.internet.task import LoopingCall
 
 from dicomtwist.tools.display.console import NORMAL, Output
 
-#: How often the bar is drawn, in seconds.
+#: The interval at which the bar is drawn, in seconds.
 REDRAW = 0.2
 
-# It would start a thread to look after bars that are not updated; ours is, by the reactor.
+# tqdm would start a thread that redraws stalled bars; the reactor redraws ours.
 tqdm.monitor_interval = 0
 
 
 class Progress:
     """
-    A bar on standard error where that is a terminal, and nothing otherwise.
+    A progress bar on standard error, shown only if that is a terminal.
 
-    :param output: what it makes room for; with ``-q`` there is no bar.
-    :param done: returns how much is done.
-    :param total: returns how much there is, ``None`` while that is not known: then the time left is not told.
-    :param note: returns what to write beside it.
-    :param unit: what is counted; bytes are told in kB and MB.
+    :param output: the output that the bar makes room for; with ``-q`` there is no bar.
+    :param done: returns the amount that is done.
+    :param total: returns the total amount, ``None`` while it is unknown; the bar then shows no remaining time.
+    :param note: returns the text beside the bar.
+    :param unit: the unit of the amounts; bytes are shown in kB and MB.
 
-    :ivar shown: whether there is one.
+    :ivar shown: whether there is a bar.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Progress:
         self._loop = LoopingCall(self._draw)
 
     def start(self, reactor: Any) -> None:
-        """Begin to draw it."""
+        """Begin to draw the bar."""
         if not self.shown:
             return
-        # A terminal that does not know its size, as on a serial line, says 0: a bar of no width would be none.
+        # A terminal that does not know its size, as on a serial line, reports 0 columns, in which no bar would fit.
         knows_size = os.get_terminal_size(sys.stderr.fileno()).columns > 0
         assumed = shutil.get_terminal_size()
         self._bar = tqdm(
@@ -67,7 +67,7 @@ class Progress:
             nrows=None if knows_size else assumed.lines,
             mininterval=0,
         )
-        self._output.around = self._around
+        self._output.outside_progress = self._outside_progress
         self._loop.clock = reactor
         self._loop.start(REDRAW, now=False)
 
@@ -76,7 +76,7 @@ class Progress:
         assert bar is not None
         total = self._total()
         done = self._done()
-        # What is not known yet is not told; what goes beyond its end was not counted right, and does not show.
+        # A total that is exceeded was an estimate; the bar then ends at 100 %.
         bar.total = None if total is None else max(total, done)
         bar.set_postfix_str(self._note(), refresh=False)
         if done > bar.n:
@@ -84,16 +84,16 @@ class Progress:
         else:
             bar.refresh()
 
-    def _around(self, write: Callable[[], None]) -> None:
+    def _outside_progress(self, write: Callable[[], None]) -> None:
         with tqdm.external_write_mode(file=sys.stderr):
             write()
 
     def stop(self) -> None:
-        """Draw it for the last time."""
+        """Draw the bar for the last time."""
         if self._bar is None:
             return
         self._loop.stop()
         self._draw()
         self._bar.close()
         self._bar = None
-        self._output.around = None
+        self._output.outside_progress = None

@@ -1,8 +1,8 @@
 """
-Answers as rows: a table, CSV, or items of a JSON document, printed as they come.
+Writers that print query responses as they arrive: as a table, as CSV, or as items of a JSON document.
 
-None of it grows with the number of answers. The columns of a table are as wide as the answers of its first page need; a
-longer value behind that moves its own line only.
+Their memory does not grow with the number of responses. The first page of responses sets the widths of a table's columns;
+a longer value on a later page shifts only its own line.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ from pydicom.multival import MultiValue
 from pydicom.valuerep import DSfloat, PersonName
 
 from dicomtwist.tools.display.console import Output, printable
-from dicomtwist.tools.query.attributes import name_of
-from dicomtwist.tools.query.keys import Path, written
+from dicomtwist.tools.query.attributes import attribute_name
+from dicomtwist.tools.query.keys import AttributePath, format_path
 
-#: How many rows are looked at before the first is printed, for the widths of the columns; and for how long, in seconds.
+#: How many rows, and for how many seconds, a table collects to set the widths of its columns before it prints the first.
 PAGE: Final = 40
 PAGE_SECONDS: Final = 1.0
-#: The widest that a column begins with.
+#: The largest initial width of a column.
 MAX_WIDTH: Final = 64
 
 
-class Rows(Protocol):
-    """Takes answers and prints them."""
+class ResultWriter(Protocol):
+    """Prints query responses."""
 
     def add(self, dataset: Dataset) -> None:
-        """Take an answer; it blocks where nobody reads what is printed."""
+        """Print a response; blocks while the reader of standard output does not read."""
 
     def flush(self) -> None:
-        """Print what is held back."""
+        """Print the responses that are held back."""
 
 
 # --- values
 
 
 def value_of(dataset: Dataset, tag: Any) -> Any:
-    """Return the value of an attribute; as bytes where the peer sent what cannot be read as its VR."""
+    """Return the value of an attribute, as bytes if it cannot be decoded as its VR."""
     try:
         return dataset[tag].value if tag in dataset else None
     except Exception:
-        # Whatever pydicom raises for a value that is none.
+        # pydicom raises various exceptions for values that it cannot decode.
         value = dataset.get_item(tag, keep_deferred=True)
         return getattr(value, "value", None)
 
 
-def text_of(dataset: Dataset, path: Path) -> str:
-    """Return what is at *path* of *dataset* as one cell, empty where nothing is; it may have any characters in it."""
+def text_of(dataset: Dataset, path: AttributePath) -> str:
+    """Return the value at *path* in *dataset* as the text of a cell, not escaped; empty if there is no value."""
     for tag, item in path[:-1]:
         items = value_of(dataset, tag)
         if (
@@ -78,14 +78,14 @@ def text_of(dataset: Dataset, path: Path) -> str:
     return str(value)
 
 
-def plain(dataset: Dataset) -> dict[str, Any]:
-    """Return *dataset* for JSON: values by keywords, sequences as lists of the same, bytes in base 64."""
-    return {name_of(tag): _plain(value_of(dataset, tag)) for tag in sorted(dataset.keys())}
+def to_json(dataset: Dataset) -> dict[str, Any]:
+    """Return *dataset* for JSON: values by keyword, sequences as lists of such objects, bytes in base 64."""
+    return {attribute_name(tag): _json_value(value_of(dataset, tag)) for tag in sorted(dataset.keys())}
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, Dataset):
-        return plain(value)
+        return to_json(value)
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, bytes):
@@ -95,18 +95,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float | DSfloat):
-        # JSON has no other numbers.
+        # JSON has neither infinity nor NaN.
         return float(value) if abs(value) < float("inf") else str(value)
     if isinstance(value, Sequence):
-        return [_plain(each) for each in value]
+        return [_json_value(each) for each in value]
     return str(value)
 
 
-# --- kinds of rows
+# --- writers
 
 
-def width_of(text: str) -> int:
-    """Return how many columns of a terminal *text* takes."""
+def display_width(text: str) -> int:
+    """Return the width of *text* on a terminal, in columns."""
     if text.isascii():
         return len(text)
     return sum(
@@ -115,21 +115,21 @@ def width_of(text: str) -> int:
     )
 
 
-class Table:
+class TableWriter:
     """
-    Rows below each other.
+    Prints responses as a table.
 
-    :param columns: what is in them.
+    :param columns: the attributes to show.
     """
 
-    def __init__(self, output: Output, columns: Sequence[Path]) -> None:
+    def __init__(self, output: Output, columns: Sequence[AttributePath]) -> None:
         self._output = output
         self._columns = columns
         self._widths: list[int] | None = None
         self._page: list[list[str]] = [list(headings(columns))]
 
     def add(self, dataset: Dataset) -> None:
-        """Take an answer."""
+        """Print a response, or hold it back until the widths of the columns are set."""
         row = [printable(text_of(dataset, path)) for path in self._columns]
         if self._widths is not None:
             self._output.result(self._line(row))
@@ -139,46 +139,48 @@ class Table:
             self.flush()
 
     def flush(self) -> None:
-        """Print the first page; what comes behind it is as wide."""
+        """Print the first page, which sets the widths of the columns."""
         if self._widths is None and len(self._page) > 1:
-            self._widths = [min(MAX_WIDTH, max(map(width_of, cells))) for cells in zip(*self._page, strict=True)]
+            self._widths = [min(MAX_WIDTH, max(map(display_width, cells))) for cells in zip(*self._page, strict=True)]
             page, self._page = self._page, []
             self._output.result(*map(self._line, page))
 
     def _line(self, row: list[str]) -> str:
         assert self._widths is not None
-        cells = (cell + " " * (width - width_of(cell)) for cell, width in zip(row, self._widths, strict=True))
+        cells = (cell + " " * (width - display_width(cell)) for cell, width in zip(row, self._widths, strict=True))
         return "  ".join(cells).rstrip()
 
 
-def headings(columns: Sequence[Path]) -> list[str]:
-    """Return what to call *columns*: by the attribute alone, where no other column has the same."""
-    short = [name_of(path[-1][0]) for path in columns]
-    return [name if short.count(name) == 1 else written(path) for name, path in zip(short, columns, strict=True)]
+def headings(columns: Sequence[AttributePath]) -> list[str]:
+    """Return the headings of *columns*: the attribute alone if no other column has the same, else the whole path."""
+    short = [attribute_name(path[-1][0]) for path in columns]
+    return [name if short.count(name) == 1 else format_path(path) for name, path in zip(short, columns, strict=True)]
 
 
-class CSV:
+class CSVWriter:
     """
-    Comma-separated values (RFC 4180) with a line of headings; control characters are escaped as in a table.
+    Prints responses as comma-separated values (RFC 4180) with a line of headings.
 
-    :param columns: what is in them.
+    Control characters are escaped as in a table.
+
+    :param columns: the attributes to show.
     """
 
-    def __init__(self, output: Output, columns: Sequence[Path]) -> None:
+    def __init__(self, output: Output, columns: Sequence[AttributePath]) -> None:
         self._output = output
         self._columns = columns
         self._begun = False
 
     def add(self, dataset: Dataset) -> None:
-        """Take an answer."""
+        """Print a response."""
         self.flush()
         self._output.result(self._line([printable(text_of(dataset, path)) for path in self._columns]))
 
     def flush(self) -> None:
-        """Print the headings."""
+        """Print the headings if they are not printed yet."""
         if not self._begun:
             self._begun = True
-            self._output.result(self._line([written(path) for path in self._columns]))
+            self._output.result(self._line([format_path(path) for path in self._columns]))
 
     @staticmethod
     def _line(cells: Sequence[str]) -> str:
@@ -187,12 +189,12 @@ class CSV:
         return line.getvalue()
 
 
-class JSONItems:
+class JSONWriter:
     """
-    One JSON document with a list in it that is printed as it comes.
+    Prints one JSON document with a list whose items are printed as they arrive.
 
-    :param head: what is in it before the list.
-    :param name: what the list is called.
+    :param head: the members of the document before the list.
+    :param name: the name of the list.
     """
 
     def __init__(self, output: Output, head: dict[str, Any], name: str) -> None:
@@ -206,13 +208,13 @@ class JSONItems:
         self._before, self._between = "", ", "
 
     def add(self, dataset: Dataset) -> None:
-        """Take an answer."""
-        self.item(plain(dataset))
+        """Print a response as an item of the list."""
+        self.item(to_json(dataset))
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no item is held back."""
 
     def end(self, tail: dict[str, Any]) -> None:
-        """Print what is behind the list, which ends the document."""
+        """Print the members after the list, which ends the document."""
         self._output.piece(f"{self._before}], {json.dumps(tail)[1:]}\n")
         self._before = ""

@@ -1,1 +1,1 @@
-"""Files that the commands send, receive and remember."""
+"""Files: found and sent, received, and recorded for a later run."""

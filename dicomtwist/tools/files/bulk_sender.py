@@ -1,8 +1,8 @@
 """
-Sending many instances: from what a scan finds, over one association or several, to what the peer says of each.
+Sending many instances over one or several associations.
 
-The parts are the *backlog*, where instances wait by what has to be proposed for them; the scan, which fills it and waits
-while it is full; and the senders, one for each association at a time, which empty it.
+The scan finds instances and adds them to the *backlog*, which groups them by the presentation contexts that they require;
+the scan pauses while the backlog is full. One sender for each concurrent association takes instances out of the backlog.
 """
 
 from __future__ import annotations
@@ -29,61 +29,61 @@ from dicomtwist.pool.retry import is_transient
 from dicomtwist.runtime.backoff import Backoff
 from dicomtwist.runtime.executors import Executor
 from dicomtwist.sop_class import SOPClass
-from dicomtwist.tools.client import together
+from dicomtwist.tools.client import run_concurrently
 from dicomtwist.tools.connection import Connection
-from dicomtwist.tools.contexts import Need, contexts_for, needed_by
+from dicomtwist.tools.contexts import Requirement, contexts_for, requirements_of
 from dicomtwist.tools.explain import NO_ASSOCIATION_ERRORS, Cause, cause_of
-from dicomtwist.tools.files.file_scanner import Batch, Instance, Scanner
+from dicomtwist.tools.files.file_scanner import ScanBatch, ScannedInstance, Scanner
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
-#: How many instances may wait to be sent before the scan waits for them.
+#: The most instances in the backlog; the scan pauses at this number.
 MAX_PENDING = 8192
-#: How many threads read headers.
+#: The number of threads that read headers.
 SCANNERS = 2
-#: How many associations may end without having had anything stored, one after the other, before it is given up.
-MAX_FRUITLESS = 3
-#: How long to wait for a peer that is gone, after it has stored something: before each further attempt, in seconds.
+#: How many associations in a row may end without a stored instance before the sender gives up.
+MAX_UNPRODUCTIVE = 3
+#: The back-off before each attempt to reconnect to a peer that has stored something and is gone, in seconds.
 RECONNECT_DELAYS = Backoff(first=1.0, longest=16.0)
 #: The number of these attempts in a row.
 MAX_RECONNECTS = 5
 
 
-class Report(Protocol):
-    """Who is told how it goes."""
+class StoreObserver(Protocol):
+    """Receives the outcome of each instance."""
 
-    def scanned(self, batch: Batch) -> None:
-        """Some more files were looked at."""
+    def scanned(self, batch: ScanBatch) -> None:
+        """A batch of files was scanned."""
 
-    def stored(self, instance: Instance, status: Status) -> None:
-        """The peer has stored an instance, maybe with a warning."""
+    def stored(self, instance: ScannedInstance, status: Status) -> None:
+        """The peer has stored an instance, possibly with a warning."""
 
-    def failed(self, instance: Instance, reason: str) -> None:
-        """An instance was not stored, and will not be."""
+    def failed(self, instance: ScannedInstance, reason: str) -> None:
+        """An instance was not stored and will not be sent again."""
 
     def waiting(self, cause: Cause, seconds: float) -> None:
-        """There is no association; it is asked for again in *seconds*."""
+        """No association could be established; the next attempt is in *seconds*."""
 
 
 @dataclass(eq=False)
-class Group:
+class InstanceGroup:
     """
-    Instances that can go over one association.
+    Instances that can be sent over one association.
 
-    :ivar needs: what has to be proposed for them, no more than an association has place for.
-    :ivar waiting: those that wait, by their own needs.
+    :ivar requirements: the requirements of all of them, no more than the presentation contexts of an association.
+    :ivar waiting: the instances that are not sent yet, by requirement.
     """
 
-    needs: dict[Need, None] = field(default_factory=dict)
-    waiting: dict[Need, deque[Instance]] = field(default_factory=dict)
+    requirements: dict[Requirement, None] = field(default_factory=dict)
+    waiting: dict[Requirement, deque[ScannedInstance]] = field(default_factory=dict)
 
-    def takes(self, needs: list[Need]) -> bool:
-        """Whether there is place for *needs*."""
-        return len(self.needs | dict.fromkeys(needs)) <= MAX_PRESENTATION_CONTEXTS
+    def fits(self, requirements: list[Requirement]) -> bool:
+        """Whether one association has room for *requirements* as well."""
+        return len(self.requirements | dict.fromkeys(requirements)) <= MAX_PRESENTATION_CONTEXTS
 
-    def take(self, proposed: set[Need] | None = None) -> Instance | None:
-        """Return an instance that waits and that one of *proposed* is for, or ``None``."""
-        for need, waiting in self.waiting.items():
-            if waiting and (proposed is None or need in proposed):
+    def take(self, proposed: set[Requirement] | None = None) -> ScannedInstance | None:
+        """Remove and return an instance whose requirement is in *proposed*, ``None`` if there is none."""
+        for requirement, waiting in self.waiting.items():
+            if waiting and (proposed is None or requirement in proposed):
                 return waiting.popleft()
         return None
 
@@ -92,181 +92,188 @@ class Backlog:
     """
     The instances that were found and are not sent yet.
 
-    :ivar count: how many they are.
-    :ivar complete: whether no more come.
+    :ivar count: the number of instances.
+    :ivar complete: whether the scan is done.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.complete = False
-        self._groups: list[Group] = []
-        self._of: dict[Need, Group] = {}
+        self._groups: list[InstanceGroup] = []
+        self._of: dict[Requirement, InstanceGroup] = {}
         self._changed: list[Deferred[None]] = []
 
-    def add(self, instance: Instance) -> None:
-        """Have an instance wait; in the group that its SOP Class is in, as far as there is place."""
-        group = self._of.get(instance.need)
+    def add(self, instance: ScannedInstance) -> None:
+        """Add an instance, to the group of its SOP Class if that has room."""
+        group = self._of.get(instance.requirement)
         if group is None:
-            needs = needed_by(instance.need[0], [instance.need[1]])
-            group = next((group for group in reversed(self._groups) if group.takes(needs)), None)
+            requirements = requirements_of(instance.requirement[0], [instance.requirement[1]])
+            group = next((group for group in reversed(self._groups) if group.fits(requirements)), None)
             if group is None:
-                group = Group()
+                group = InstanceGroup()
                 self._groups.append(group)
-            group.needs.update(dict.fromkeys(needs))
-            self._of[instance.need] = group
-        group.waiting.setdefault(instance.need, deque()).append(instance)
+            group.requirements.update(dict.fromkeys(requirements))
+            self._of[instance.requirement] = group
+        group.waiting.setdefault(instance.requirement, deque()).append(instance)
         self.count += 1
 
-    def take(self, group: Group, proposed: set[Need] | None = None) -> Instance | None:
-        """Return an instance of *group* that one of *proposed* is for, or ``None`` where none waits."""
+    def take(self, group: InstanceGroup, proposed: set[Requirement] | None = None) -> ScannedInstance | None:
+        """Remove and return an instance of *group* whose requirement is in *proposed*, ``None`` if there is none."""
         instance = group.take(proposed)
         if instance is not None:
             self.count -= 1
             if self.count < MAX_PENDING:
-                self.wake()
+                self.notify()
         return instance
 
-    def give_up(self, needs: set[Need] | None = None) -> list[Instance]:
-        """Return all that wait, or those with *needs*; they wait no longer."""
-        given_up: list[Instance] = []
+    def discard(self, requirements: set[Requirement] | None = None) -> list[ScannedInstance]:
+        """Remove and return all instances, or those with one of *requirements*."""
+        discarded: list[ScannedInstance] = []
         for group in self._groups:
-            while (instance := group.take(needs)) is not None:
-                given_up.append(instance)
-        self.count -= len(given_up)
-        return given_up
+            while (instance := group.take(requirements)) is not None:
+                discarded.append(instance)
+        self.count -= len(discarded)
+        return discarded
 
-    def busiest(self) -> Group | None:
-        """Return the group in which the most wait, ``None`` where none do."""
+    def largest(self) -> InstanceGroup | None:
+        """Return the group with the most instances, ``None`` if the backlog is empty."""
 
-        def size(group: Group) -> int:
+        def size(group: InstanceGroup) -> int:
             return sum(map(len, group.waiting.values()))
 
         group = max(self._groups, key=size, default=None)
         return group if group is not None and size(group) else None
 
-    def wake(self) -> None:
-        """Something has changed."""
+    def notify(self) -> None:
+        """Fire the Deferreds of :meth:`changed`."""
         changed, self._changed = self._changed, []
         for deferred in changed:
             deferred.callback(None)
 
     def changed(self) -> Deferred[None]:
-        """Return a Deferred that fires when something changes."""
+        """Return a Deferred that fires at the next change of the backlog or of the sender."""
         deferred: Deferred[None] = Deferred()
         self._changed.append(deferred)
         return deferred
 
 
 @dataclass(eq=False)
-class Way:
+class SendingAssociation:
     """
     An association that instances are sent over.
 
-    :ivar accounted: the size of what was sent over it and is answered, in bytes.
-    :ivar in_flight: the size of what is not answered yet.
-    :ivar fruits: how many were stored.
+    :ivar bytes_answered: the size of the instances that are sent and answered, in bytes.
+    :ivar bytes_in_flight: the size of the instances that are not answered yet, in bytes.
+    :ivar stored_count: the number of instances that the peer has stored.
     """
 
     association: Association
-    proposed: set[Need]
-    accounted: int = 0
-    in_flight: int = 0
-    fruits: int = 0
+    proposed: set[Requirement]
+    bytes_answered: int = 0
+    bytes_in_flight: int = 0
+    stored_count: int = 0
 
     @property
-    def under_way(self) -> int:
-        """How much of what is in flight has gone out, about."""
-        return max(0, min(self.association.bytes_sent - self.accounted, self.in_flight))
+    def bytes_under_way(self) -> int:
+        """How many bytes of the instances in flight have been sent, approximately."""
+        return max(0, min(self.association.bytes_sent - self.bytes_answered, self.bytes_in_flight))
 
 
-class Sender:
+class BulkSender:
     """
-    Sends what a scan finds.
+    Sends the instances that a scan finds.
 
-    :param connection: to whom and how.
+    :param connection: the peer and how to connect to it.
     :param scanner: finds the instances.
-    :param report: is told how it goes.
-    :param retries: how often an instance is sent again whose association broke.
+    :param observer: receives the outcome of each instance.
+    :param executor: runs the scan.
+    :param retries: how often an instance is sent again after its association broke.
 
-    :ivar associations: how many there have been.
-    :ivar cause: why there were none, or no more.
-    :ivar not_sent: how many instances were found and left.
+    :ivar associations: the number of associations that were established.
+    :ivar cause: why there was no association, or none any more.
+    :ivar not_sent: the number of instances that were found and not sent.
     """
 
     def __init__(
-        self, connection: Connection, ae: AE, scanner: Scanner, report: Report, executor: Executor, retries: int
+        self,
+        connection: Connection,
+        ae: AE,
+        scanner: Scanner,
+        observer: StoreObserver,
+        executor: Executor,
+        retries: int,
     ) -> None:
         self._connection = connection
         self._ae = ae
         self._scanner = scanner
-        self._report = report
+        self._observer = observer
         self._executor = executor
         self._retries = retries
         self._backlog = Backlog()
-        self._ways: set[Way] = set()
-        self._asking: set[Deferred[Any]] = set()
+        self._sending: set[SendingAssociation] = set()
+        self._pending: set[Deferred[Any]] = set()
         self._senders = 0
-        self._fruitless = 0
+        self._unproductive = 0
         self._reconnects: int | None = None  # since something was stored last, None before that
         self._stopping = False
-        self._refused: dict[Need, str] = {}
+        self._refused: dict[Requirement, str] = {}
         self.associations = 0
         self.cause: Cause | None = None
         self.not_sent = 0
 
     @property
-    def under_way(self) -> int:
-        """How many bytes of what is not answered yet have gone out, about."""
-        return sum(way.under_way for way in self._ways)
+    def bytes_under_way(self) -> int:
+        """How many bytes of unanswered instances have been sent, approximately."""
+        return sum(sending.bytes_under_way for sending in self._sending)
 
     @property
     def scan_complete(self) -> bool:
-        """Whether all files have been looked at."""
+        """Whether all files have been scanned."""
         return self._backlog.complete
 
     async def run(self) -> None:
-        """Send everything, or until :meth:`stop` is called."""
+        """Send until everything is sent or :meth:`stop` is called."""
         self._senders = self._connection.associations
         try:
-            await together(self._scan(), *(self._send() for _ in range(self._senders)))
+            await run_concurrently(self._scan(), *(self._send() for _ in range(self._senders)))
         finally:
-            # Where one of them failed the others are let go as well: nothing goes on behind the caller's back.
+            # If one of them fails, the others are aborted, so that nothing continues after the caller has the failure.
             self.abort()
-        self.not_sent = len(self._backlog.give_up())
+        self.not_sent = len(self._backlog.discard())
 
     def stop(self) -> None:
-        """Take nothing new; what is in flight is answered first, and the associations are released."""
+        """Send no further instance; those in flight are answered first, then the associations are released."""
         self._stopping = True
-        for asking in list(self._asking):
-            asking.cancel()
-        self._backlog.wake()
+        for pending in list(self._pending):
+            pending.cancel()
+        self._backlog.notify()
 
     def abort(self) -> None:
-        """Stop at once: what is in flight is not waited for."""
+        """Abort the associations at once, without waiting for the instances in flight."""
         self.stop()
-        for way in list(self._ways):
-            way.association.abort("interrupted")
+        for sending in list(self._sending):
+            sending.association.abort("interrupted")
 
     # --- the scan
 
     async def _scan(self) -> None:
-        await together(*(self._scan_in_a_thread() for _ in range(SCANNERS)))
+        await run_concurrently(*(self._scan_in_a_thread() for _ in range(SCANNERS)))
         self._backlog.complete = True
-        self._backlog.wake()
+        self._backlog.notify()
 
     async def _scan_in_a_thread(self) -> None:
         while not self._stopping:
             batch = await self._executor.run(self._scanner.next_batch)
             if batch is None:
                 return
-            self._report.scanned(batch)
+            self._observer.scanned(batch)
             for instance in batch.instances:
-                reason = self._refused.get(instance.need)
+                reason = self._refused.get(instance.requirement)
                 if reason is None:
                     self._backlog.add(instance)
                 else:
-                    self._report.failed(instance, reason)
-            self._backlog.wake()
+                    self._observer.failed(instance, reason)
+            self._backlog.notify()
             while self._backlog.count >= MAX_PENDING and not self._stopping:
                 await self._backlog.changed()
 
@@ -275,8 +282,8 @@ class Sender:
     async def _send(self) -> None:
         try:
             while not self._stopping:
-                group = self._backlog.busiest()
-                # Not before the scan is done or has come far: until then it is not known what to propose.
+                group = self._backlog.largest()
+                # The requirements are known only when the scan is done or has filled the backlog.
                 if group is not None and (self._backlog.complete or self._backlog.count >= MAX_PENDING):
                     if not await self._send_group(group):
                         return
@@ -287,142 +294,143 @@ class Sender:
         finally:
             self._senders -= 1
 
-    async def _send_group(self, group: Group) -> bool:
-        """Ask for an association for *group* and send over it; return whether to ask for more of them."""
-        needs = set(group.needs)
-        asking = self._connection.associate(self._ae, contexts_for(group.needs))
-        self._asking.add(asking)
+    async def _send_group(self, group: InstanceGroup) -> bool:
+        """Request an association for *group* and send over it; return whether to request another one."""
+        requirements = set(group.requirements)
+        pending = self._connection.associate(self._ae, contexts_for(group.requirements))
+        self._pending.add(pending)
         try:
-            association = await asking
+            association = await pending
         except NoAcceptedContexts as error:
             self.associations += 1
-            self._refuse(needs, error)
+            self._refuse(requirements, error)
             return True
         except CancelledError:
             return False
         except NO_ASSOCIATION_ERRORS as error:
             return await self._no_association(error)
         finally:
-            self._asking.discard(asking)
+            self._pending.discard(pending)
         self.associations += 1
-        way = Way(association, needs)
-        self._ways.add(way)
+        sending = SendingAssociation(association, requirements)
+        self._sending.add(sending)
         try:
-            await self._send_over(way, group)
+            await self._send_instances(sending, group)
         finally:
-            self._ways.discard(way)
-        return self._bears_fruit(way)
+            self._sending.discard(sending)
+        return self._was_productive(sending)
 
-    def _refuse(self, needs: set[Need], error: NoAcceptedContexts) -> None:
-        for need in needs:
-            self._refused[need] = f"the peer accepts no presentation context for {SOPClass(need[0]).name}"
-        for instance in self._backlog.give_up(needs):
-            self._report.failed(instance, self._refused[instance.need])
+    def _refuse(self, requirements: set[Requirement], error: NoAcceptedContexts) -> None:
+        for requirement in requirements:
+            self._refused[requirement] = f"the peer accepts no presentation context for {SOPClass(requirement[0]).name}"
+        for instance in self._backlog.discard(requirements):
+            self._observer.failed(instance, self._refused[instance.requirement])
         self.cause = self.cause or cause_of(error, self._connection)
-        self._backlog.wake()
+        self._backlog.notify()
 
     async def _no_association(self, error: Exception) -> bool:
         """
-        An association could not be had; return whether to ask again.
+        Handle a failed association request; return whether to request again.
 
-        With others at work it is done without. A peer that has stored something and is gone may come back.
+        If other associations are open, they do without this one. A peer that has stored something and is gone may be
+        restarting, so it is retried with back-off.
         """
-        if self._ways or self._stopping or (self._reconnects is None and self._senders > 1):
+        if self._sending or self._stopping or (self._reconnects is None and self._senders > 1):
             return False
         cause = cause_of(error, self._connection)
         if self._reconnects is not None and self._reconnects < MAX_RECONNECTS and is_transient(error):
             self._reconnects += 1
             seconds = RECONNECT_DELAYS(self._reconnects)
-            self._report.waiting(cause, seconds)
+            self._observer.waiting(cause, seconds)
             return await self._pause(seconds)
         self.cause = cause
         self.stop()
         return False
 
     async def _pause(self, seconds: float) -> bool:
-        """Wait; return whether it was not for nothing."""
+        """Wait *seconds*; return whether the wait was not cancelled."""
         pause: Deferred[None] = deferLater(self._ae.reactor, seconds)
-        self._asking.add(pause)
+        self._pending.add(pause)
         try:
             await pause
         except CancelledError:
             return False
         finally:
-            self._asking.discard(pause)
+            self._pending.discard(pause)
         return True
 
-    def _bears_fruit(self, way: Way) -> bool:
-        if way.fruits:
-            self._fruitless = 0
+    def _was_productive(self, sending: SendingAssociation) -> bool:
+        if sending.stored_count:
+            self._unproductive = 0
             return True
-        end = way.association.end_reason
+        end = sending.association.end_reason
         if end is None:
-            return True  # it was released
-        self._fruitless += 1
-        if self._fruitless < MAX_FRUITLESS:
+            return True  # the association was released
+        self._unproductive += 1
+        if self._unproductive < MAX_UNPRODUCTIVE:
             return True
         if not self._stopping:
-            self.cause = Cause("ended", f"the peer ends every association: {end}", "the log of the peer says why")
+            self.cause = Cause("ended", f"the peer ends every association: {end}", "see the log of the peer")
             self.stop()
         return False
 
-    async def _send_over(self, way: Way, group: Group) -> None:
-        association = way.association
-        # What waits for a change is to notice that the association is over.
-        association.when_ended().addCallback(lambda _: self._backlog.wake())
-        # Of the requestor: what it may invoke, 0 for any number.
+    async def _send_instances(self, sending: SendingAssociation, group: InstanceGroup) -> None:
+        association = sending.association
+        # A coroutine that waits for a change must notice the end of the association.
+        association.when_ended().addCallback(lambda _: self._backlog.notify())
+        # The number of operations that the requestor may invoke; 0 means any number.
         agreed = association.acceptor.asynchronous_operations[1] if self._connection.async_ops > 1 else 1
         lanes = min(self._connection.async_ops, agreed or self._connection.async_ops)
-        await together(*(self._lane(way, group) for _ in range(lanes)))
+        await run_concurrently(*(self._send_in_turn(sending, group) for _ in range(lanes)))
         try:
             if association.is_established:
                 await association.release()
         except (AssociationError, NotEstablished):
-            pass  # all that was sent is answered
+            pass  # every instance that was sent is answered
         await association.when_ended()
 
-    async def _lane(self, way: Way, group: Group) -> None:
-        """Send one instance after the other, until there are no more for this association."""
-        while not self._stopping and way.association.is_established:
-            instance = self._backlog.take(group, way.proposed)
+    async def _send_in_turn(self, sending: SendingAssociation, group: InstanceGroup) -> None:
+        """Send instances one after the other, until there are no more for this association."""
+        while not self._stopping and sending.association.is_established:
+            instance = self._backlog.take(group, sending.proposed)
             if instance is not None:
-                await self._store(way, instance)
+                await self._store(sending, instance)
             elif self._backlog.complete or self._backlog.count:
-                return  # what waits needs another association
+                return  # the other instances require another association
             else:
                 await self._backlog.changed()
 
-    async def _store(self, way: Way, instance: Instance) -> None:
-        way.in_flight += instance.size
+    async def _store(self, sending: SendingAssociation, instance: ScannedInstance) -> None:
+        sending.bytes_in_flight += instance.size
         try:
-            status = await way.association.send_c_store(instance.path)
+            status = await sending.association.send_c_store(instance.path)
         except NoPresentationContext as error:
-            self._report.failed(instance, str(error))
+            self._observer.failed(instance, str(error))
         except (AssociationError, NotEstablished) as error:
             self._broken(instance, error)
         except (OSError, NotDicomFile, DataSetError) as error:
-            self._report.failed(instance, getattr(error, "strerror", None) or str(error))
+            self._observer.failed(instance, getattr(error, "strerror", None) or str(error))
         else:
             if status.is_success or status.is_warning:
-                way.fruits += 1
+                sending.stored_count += 1
                 self._reconnects = 0
-                self._report.stored(instance, status)
+                self._observer.stored(instance, status)
             else:
-                self._report.failed(instance, str(status))
+                self._observer.failed(instance, str(status))
         finally:
-            way.in_flight -= instance.size
-            way.accounted += instance.size
+            sending.bytes_in_flight -= instance.size
+            sending.bytes_answered += instance.size
 
-    def _broken(self, instance: Instance, error: Exception) -> None:
-        """The association broke while an instance was on its way: nobody knows whether it has come."""
+    def _broken(self, instance: ScannedInstance, error: Exception) -> None:
+        """Handle an association that broke before its peer answered: the instance may have been stored or not."""
         instance.attempts += 1
         if instance.attempts <= self._retries and not self._stopping:
             self._backlog.add(instance)
-            self._backlog.wake()
+            self._backlog.notify()
         else:
-            self._report.failed(instance, str(error))
+            self._observer.failed(instance, str(error))
 
 
 def count_reasons(reasons: Counter[str], reason: str, most: int) -> None:
-    """Count *reason*, among the others where there are *most* already."""
+    """Count *reason*, as one of the other reasons if there are *most* different ones already."""
     reasons[reason if reason in reasons or len(reasons) < most else "other reasons"] += 1

@@ -1,5 +1,5 @@
 """
-Finding instances in folders: the walk is streamed and the headers are read in worker threads.
+The scan of folders for instances. It lists folders as it goes, and reads headers in worker threads.
 """
 
 from __future__ import annotations
@@ -12,41 +12,42 @@ from threading import Lock
 from typing import Protocol
 
 from dicomtwist.part10 import NotDicomFile, read_file_meta
-from dicomtwist.tools.contexts import Need, needed_by
+from dicomtwist.tools.contexts import Requirement, requirements_of
 
-#: How many files are looked at in one go of a thread.
+#: The number of files that a thread scans at a time.
 BATCH = 128
 
-#: Media Storage Directory Storage (PS3.4 I.4): the index of a disc, which is not stored.
+#: Media Storage Directory Storage (PS3.4 I.4): the index of a disc, which is never sent.
 DICOMDIR = "1.2.840.10008.1.3.10"
 
 
 @dataclass(slots=True)
-class Instance:
+class ScannedInstance:
     """
-    An instance to store.
+    An instance to send.
 
     :ivar path: its file.
-    :ivar size: of the file, in bytes.
-    :ivar changed: when the file was changed, in nanoseconds.
-    :ivar need: the SOP Class and Transfer Syntax that its File Meta Information names.
-    :ivar attempts: how often its association broke while it was on its way.
+    :ivar size: the size of the file, in bytes.
+    :ivar changed: the modification time of the file, in nanoseconds.
+    :ivar requirement: the SOP Class and Transfer Syntax UID in its File Meta Information.
+    :ivar attempts: how often its association broke while it was being sent.
     """
 
     path: str
     size: int
     changed: int
-    need: Need
+    requirement: Requirement
     attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
     """
-    What cannot be sent.
+    A file or folder that cannot be sent.
 
     :ivar path: the file or folder.
-    :ivar reason: why, in words.
+    :ivar reason: why it cannot be sent, in words.
+    :ivar size: the size of the file, in bytes.
     """
 
     path: str
@@ -55,46 +56,46 @@ class Unreadable:
 
 
 @dataclass(slots=True)
-class Batch:
+class ScanBatch:
     """
-    What came of looking at some files.
+    The result of scanning some files.
 
-    :ivar instances: what can be sent.
-    :ivar unreadable: what cannot, and should.
-    :ivar skipped: how many are not DICOM.
-    :ivar known: how many were sent before.
-    :ivar passed_over: the size of those that are skipped or known, in bytes.
+    :ivar instances: the instances to send.
+    :ivar unreadable: the files and folders that should be sent and cannot.
+    :ivar skipped: the number of files that are not DICOM.
+    :ivar stored_before: the number of instances that the peer has stored in an earlier run.
+    :ivar skipped_bytes: the size of the files that are skipped or were stored before, in bytes.
     """
 
-    instances: list[Instance] = field(default_factory=list)
+    instances: list[ScannedInstance] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
     skipped: int = 0
-    known: int = 0
-    passed_over: int = 0
+    stored_before: int = 0
+    skipped_bytes: int = 0
 
 
-class Folder(Protocol):
-    """What ``os.scandir`` gives."""
+class DirectoryEntries(Protocol):
+    """The iterator that ``os.scandir`` returns."""
 
     def __next__(self) -> os.DirEntry[str]:
         """Return the next entry."""
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close the folder."""
 
 
 def walk(paths: Iterable[str]) -> Iterator[os.DirEntry[str] | str | Unreadable]:
     """
-    Yield the files in *paths* and in the folders in them, without ever holding the whole list.
+    Yield the files in *paths* and in the folders below them, without holding the whole list in memory.
 
-    A link to a file is followed, one to a folder only where it is one of *paths*.
+    Links to files are followed; links to folders only if they are in *paths*.
     """
     for path in paths:
         if not os.path.isdir(path):
-            # A pipe or the like would keep its reader waiting.
+            # Opening a pipe or a device could block.
             yield path if os.path.isfile(path) or not os.path.exists(path) else Unreadable(path, "not a regular file")
             continue
-        open_folders: list[Folder] = []
+        open_folders: list[DirectoryEntries] = []
         try:
             yield from _enter(path, open_folders)
             while open_folders:
@@ -116,7 +117,7 @@ def walk(paths: Iterable[str]) -> Iterator[os.DirEntry[str] | str | Unreadable]:
                 folder.close()
 
 
-def _enter(path: str, open_folders: list[Folder]) -> Iterator[Unreadable]:
+def _enter(path: str, open_folders: list[DirectoryEntries]) -> Iterator[Unreadable]:
     try:
         open_folders.append(os.scandir(path))
     except OSError as error:
@@ -125,29 +126,29 @@ def _enter(path: str, open_folders: list[Folder]) -> Iterator[Unreadable]:
 
 class Scanner:
     """
-    Looks at files, batch by batch, from any number of threads.
+    Scans files batch by batch, from any number of threads.
 
     :param paths: files and folders.
-    :param is_known: whether an instance was sent before.
+    :param is_known: returns whether an instance was stored before.
     """
 
-    def __init__(self, paths: Iterable[str], is_known: Callable[[Instance], bool]) -> None:
+    def __init__(self, paths: Iterable[str], is_known: Callable[[ScannedInstance], bool]) -> None:
         self._files = walk(paths)
         self._is_known = is_known
         self._lock = Lock()
 
-    def next_batch(self) -> Batch | None:
-        """Look at the next files, ``None`` where there are no more; blocks, and is for a worker thread."""
+    def next_batch(self) -> ScanBatch | None:
+        """Scan the next files; return ``None`` if there are no more. Blocks, so it belongs into a worker thread."""
         with self._lock:
             files = list(islice(self._files, BATCH))
         if not files:
             return None
-        batch = Batch()
+        batch = ScanBatch()
         for file in files:
             self._look_at(file, batch)
         return batch
 
-    def _look_at(self, file: os.DirEntry[str] | str | Unreadable, batch: Batch) -> None:
+    def _look_at(self, file: os.DirEntry[str] | str | Unreadable, batch: ScanBatch) -> None:
         if isinstance(file, Unreadable):
             batch.unreadable.append(file)
             return
@@ -161,17 +162,17 @@ class Scanner:
             batch.unreadable.append(instance)
         elif isinstance(instance, int):
             batch.skipped += 1
-            batch.passed_over += instance
+            batch.skipped_bytes += instance
         elif self._is_known(instance):
-            batch.known += 1
-            batch.passed_over += instance.size
+            batch.stored_before += 1
+            batch.skipped_bytes += instance.size
         else:
             batch.instances.append(instance)
 
 
-def _read_header(path: str) -> Instance | Unreadable | int:
-    """Return the instance in a file; why it cannot be sent; or the size of a file that is none."""
-    # Unbuffered: one read gives all of the File Meta Information, and no more is wanted.
+def _read_header(path: str) -> ScannedInstance | Unreadable | int:
+    """Return the instance in a file, the reason why it cannot be sent, or the size of a file that is not DICOM."""
+    # Unbuffered: one read returns all of the File Meta Information, and nothing else is needed.
     with open(path, "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         try:
@@ -181,19 +182,21 @@ def _read_header(path: str) -> Instance | Unreadable | int:
             if file.read(4) == b"DICM":
                 return Unreadable(path, str(error), status.st_size)
             return status.st_size
-    need = (meta.media_storage_sop_class_uid, meta.transfer_syntax_uid)
-    if need[0] == DICOMDIR:
+    requirement = (meta.media_storage_sop_class_uid, meta.transfer_syntax_uid)
+    if requirement[0] == DICOMDIR:
         return status.st_size
-    if not all(need) or not meta.media_storage_sop_instance_uid:
-        return Unreadable(path, "its File Meta Information lacks a UID that is needed", status.st_size)
-    return Instance(path, status.st_size, status.st_mtime_ns, need)
+    if not all(requirement) or not meta.media_storage_sop_instance_uid:
+        return Unreadable(
+            path, "its File Meta Information lacks a SOP Class, SOP Instance or Transfer Syntax UID", status.st_size
+        )
+    return ScannedInstance(path, status.st_size, status.st_mtime_ns, requirement)
 
 
-def needs_of(paths: Sequence[str], most: int) -> list[Need]:
+def find_requirements(paths: Sequence[str], most: int) -> list[Requirement]:
     """
-    Return what the instances in *paths* need to have proposed; blocks, and is for a worker thread.
+    Return the requirements of the instances in *paths*. Blocks, so it belongs into a worker thread.
 
-    :param most: how many presentation contexts at the most; more of them are left out.
+    :param most: the largest number of requirements; further ones are left out.
     """
     scanner = Scanner(paths, lambda instance: False)
     found: dict[str, dict[str, None]] = {}
@@ -202,27 +205,29 @@ def needs_of(paths: Sequence[str], most: int) -> list[Need]:
         if batch is None or sum(map(len, found.values())) >= most:
             break
         for instance in batch.instances:
-            found.setdefault(instance.need[0], {})[instance.need[1]] = None
-    return [need for sop_class, syntaxes in found.items() for need in needed_by(sop_class, syntaxes)][:most]
+            found.setdefault(instance.requirement[0], {})[instance.requirement[1]] = None
+    return [
+        requirement for sop_class, syntaxes in found.items() for requirement in requirements_of(sop_class, syntaxes)
+    ][:most]
 
 
-class Survey:
+class SizeSurvey:
     """
-    Counts what there is to look at, so that the time that is left can be told; for a worker thread.
+    Adds up the sizes of all files, from which the progress bar estimates the remaining time.
 
-    :ivar size: how many bytes so far.
+    :ivar size: the size of the files so far, in bytes.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._files = walk(paths)
         self.size = 0
 
-    def go_on(self, count: int) -> bool:
-        """Count *count* more files; return whether there are more."""
+    def count_next(self, count: int) -> bool:
+        """Add the next *count* files; return whether there are more. Blocks, so it belongs into a worker thread."""
         for file in islice(self._files, count):
             count -= 1
             try:
                 self.size += os.stat(file).st_size if not isinstance(file, Unreadable) else 0
             except OSError:
-                pass  # the scanner tells of it
+                pass  # the scanner reports it
         return not count

@@ -1,5 +1,5 @@
 """
-Where ``dicomtwist get`` and ``move --receive`` put what comes: a folder of Part 10 files, named by their UIDs.
+The folder in which ``dicomtwist get`` and ``move --receive`` store instances: Part 10 files, named by their UIDs.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.types import Durability, StoreUnusable, Written, check_uids
 from dicomtwist.runtime.executors import Executor
 
-__all__ = ["Folder", "Receiving", "open_folder"]
+__all__ = ["FolderKeeper", "FolderReceiver", "open_folder"]
 
 
-class Folder:
+class FolderKeeper:
     """
-    Keeps instances as files, without an index; a :class:`~dicomtwist.archive.ingest.Keeper`.
+    Stores instances as files without an index; a :class:`~dicomtwist.archive.ingest.Keeper`.
 
-    A file is there whole or not at all, and one that comes again takes the place of the first.
+    A file is either complete or absent. An instance that arrives again replaces the first.
 
-    :param store: the folder; ready.
+    :param store: the folder, prepared.
     """
 
     #: There is no index.
@@ -65,9 +65,9 @@ class Folder:
 
 def open_folder(path: str, durability: str) -> InstanceStore:
     """
-    Return the folder *path*, which is made where it is missing.
+    Return the folder *path*, which is created if it is missing.
 
-    :raises click.UsageError: it cannot be used.
+    :raises click.UsageError: the folder cannot be used.
     """
     store = InstanceStore(Path(path), durability=Durability(durability))
     try:
@@ -77,32 +77,32 @@ def open_folder(path: str, durability: str) -> InstanceStore:
     return store
 
 
-class Receiving:
+class FolderReceiver:
     """
-    Takes C-STOREs into a folder, and counts them.
+    Stores the instances of C-STORE requests in a folder and counts them.
 
     :param store: the folder.
-    :param executor: where it is written; the caller holds it.
+    :param executor: writes the files; the caller acquires and releases it.
 
-    :ivar stored: how many instances were stored.
-    :ivar failures: how many were not, by what was answered.
+    :ivar stored: the number of instances that were stored.
+    :ivar failures: the number of instances that were refused, by status.
     """
 
     def __init__(self, store: InstanceStore, executor: Executor) -> None:
         self.stored = 0
         self.failures: Counter[str] = Counter()
-        self._receiver = StorageReceiver(Folder(store), executor)
+        self._receiver = StorageReceiver(FolderKeeper(store), executor)
         self._under_way = 0
         self.associations: set[Association] = set()
 
     @property
     def handler(self) -> evt.HandlerTuple:
-        """The handler of ``EVT_C_STORE``."""
+        """The handler of ``EVT_C_STORE``, for ``evt_handlers``."""
         return evt.EVT_C_STORE, self._store
 
     @evt.streaming
     def _store(self, event: evt.StoreEvent) -> Any:
-        # The statuses that it gives are a few.
+        # The receiver returns few different statuses, so the counter stays small.
         return self._receiver.handle_store(event).addCallback(self._count)
 
     def _count(self, status: Status) -> Status:

@@ -1,10 +1,10 @@
 """
-The journal of ``--resume``: which instances the peer has acknowledged, so that they are not sent again.
+The journal of ``--resume``: the instances that the peer has acknowledged, so that they are not sent again.
 
-It is a text file that only ever grows, with a JSON document on each line. The first says which peer it is about; each of
-the others is an instance that the peer has stored, with the size and time of change of its file: a file that has changed
-since is sent again. A line that is cut short, by a crash, is passed over. What was acknowledged in the last moments before
-a crash may be missing; it is sent again, which does no harm.
+The journal is a text file that only grows, with a JSON document on each line. The first line names the peer. Each other
+line is an instance that the peer has stored, with the size and modification time of its file: a file that has changed
+since then is sent again. An incomplete line, left by a crash, is skipped. Acknowledgements from the last moments before a
+crash may be missing; their instances are sent again, which does no harm.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from typing import IO, Any
 from twisted.internet.defer import Deferred
 
 from dicomtwist.runtime.executors import Executor
-from dicomtwist.tools.files.file_scanner import Instance
+from dicomtwist.tools.files.file_scanner import ScannedInstance
 
 _FORMAT = "dicomtwist store"
-#: The longest line that is taken for one of ours, in bytes.
+#: The longest line that is read, in bytes.
 MAX_LINE = 64 * 1024
 
 
 class JournalError(Exception):
-    """A journal cannot be used; the text says why."""
+    """A journal cannot be used; the text says why and what to do."""
 
 
-class Journal:
+class ResumeJournal:
     """
-    A journal.
+    The journal of one peer.
 
-    :param path: its file, made where it is missing.
-    :param peer: whom it is about.
+    :param path: the file, which is created if it is missing.
+    :param peer: the peer, as the command line names it.
 
-    :ivar known: how many acknowledgements it had when it was opened.
-    :ivar error: why it could not be written any more, ``None`` where it could.
+    :ivar known: the number of acknowledgements when the journal was opened.
+    :ivar error: why the journal could not be written, ``None`` if it could.
 
-    It is opened before the reactor runs. What it knows costs some 100 bytes of memory for each instance.
+    It is opened before the reactor runs. Each acknowledgement takes some 100 bytes of memory.
     """
 
     def __init__(self, path: str, peer: str) -> None:
@@ -75,7 +75,7 @@ class Journal:
             return
         first = _parse(header)
         if first.get("journal") != _FORMAT or first.get("version") != 1:
-            raise JournalError(f"{self._path!r} is no journal of dicomtwist store: name a file of its own")
+            raise JournalError(f"{self._path!r} is not a journal of dicomtwist store: name another file")
         if first.get("peer") != peer:
             raise JournalError(f"{self._path!r} is about {first.get('peer')}, not about {peer}: name another file")
         ends_well = True
@@ -87,14 +87,14 @@ class Journal:
         if not ends_well:
             self._append([b"\n"])
 
-    def knows(self, instance: Instance) -> bool:
-        """Whether an instance was acknowledged before, as its file is today; safe in any thread."""
+    def contains(self, instance: ScannedInstance) -> bool:
+        """Whether an instance was acknowledged and its file has not changed since; safe in any thread."""
         return (
             bool(self._known) and _key(os.path.abspath(instance.path), instance.size, instance.changed) in self._known
         )
 
-    def acknowledged(self, instance: Instance, executor: Executor) -> None:
-        """Note that the peer has stored an instance; written in a worker thread, together with what comes meanwhile."""
+    def add(self, instance: ScannedInstance, executor: Executor) -> None:
+        """Record that the peer has stored an instance. A worker thread writes all records that arrive meanwhile at once."""
         entry = {"path": os.path.abspath(instance.path), "size": instance.size, "changed": instance.changed}
         self._waiting.append(json.dumps(entry).encode() + b"\n")
         self._write(executor)
@@ -123,7 +123,7 @@ class Journal:
                 deferred.callback(None)
 
     async def close(self) -> None:
-        """Wait until all is written, and close it."""
+        """Wait until everything is written, and close the file."""
         if self._writing:
             waiting: Deferred[None] = Deferred()
             self._when_written.append(waiting)

@@ -1,5 +1,5 @@
 """
-``dicomtwist commit``: ask a peer to answer for instances (storage commitment, PS3.4 Annex J).
+``dicomtwist commit``: request storage commitment (PS3.4 Annex J) and report its result.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from dicomtwist.dimse.status import INVALID_ARGUMENT_VALUE, failure_reason
 from dicomtwist.errors import DataSetError, NoPresentationContext
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance, check_uid
-from dicomtwist.tools.client import Asking
+from dicomtwist.tools.client import ClientAssociation
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import VERBOSE, Output, plural
-from dicomtwist.tools.display.result_table import JSONItems
+from dicomtwist.tools.display.result_table import JSONWriter
 from dicomtwist.tools.files.file_scanner import DICOMDIR, Unreadable, walk
 from dicomtwist.tools.interrupts import Interrupts
 
-#: How many instances a transaction has at the most; where there are more, there are several, one after the other.
+#: The most instances in one transaction; more instances take several transactions, one after the other.
 MAX_REFERENCES: Final = 1000
-#: How long the peer has to release its associations in the end, in seconds.
+#: How long the peer may take to release its associations at the end, in seconds.
 GRACE: Final = 5.0
-#: The longest line with UIDs, in characters.
+#: The longest line of a file of UIDs, in characters.
 MAX_LINE: Final = 4096
 
 
 @dataclass(slots=True)
-class Batch:
+class ReferenceBatch:
     """
-    Some instances.
+    The instances of one transaction.
 
-    :ivar references: their SOP Classes and where they came from, by SOP Instance UID.
-    :ivar wrong: what cannot be asked about, and why.
-    :ivar skipped: how many files are no instances.
+    :ivar references: the SOP Class UID and the file of each instance, by SOP Instance UID.
+    :ivar wrong: the sources that name no instance, each with the reason.
+    :ivar skipped: the number of files that are not DICOM instances.
     """
 
     references: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Batch:
     skipped: int = 0
 
     def add(self, sop_class: str, sop_instance: str, source: str) -> None:
-        """Take an instance."""
+        """Add an instance, to the wrong ones if a UID is not valid."""
         try:
             check_uid(sop_class, "the SOP Class UID")
             check_uid(sop_instance, "the SOP Instance UID")
@@ -65,19 +65,19 @@ class Batch:
 
 class References:
     """
-    The instances to ask about, batch by batch; it blocks, and is for a worker thread.
+    The instances to request commitment for, batch by batch. Blocks, so it belongs into a worker thread.
 
-    :param paths: files and folders; ``-`` for those that standard input names, one in each line.
-    :param uids: a file of lines with SOP Class and SOP Instance UID, ``-`` for standard input.
+    :param paths: files and folders; ``-`` reads their names from standard input, one on each line.
+    :param uids: a file whose lines have a SOP Class and a SOP Instance UID, ``-`` for standard input.
     """
 
     def __init__(self, paths: Iterable[str], uids: str | None) -> None:
         self._files = walk(_names(paths)) if uids is None else iter(())
         self._lines = iter(()) if uids is None else _lines(uids)
 
-    def next_batch(self) -> Batch | None:
-        """Return the next instances, ``None`` where there are no more."""
-        batch = Batch()
+    def next_batch(self) -> ReferenceBatch | None:
+        """Return the next instances, ``None`` if there are no more."""
+        batch = ReferenceBatch()
         taken = 0
         for file in islice(self._files, MAX_REFERENCES):
             taken += 1
@@ -91,7 +91,7 @@ class References:
             if len(words) == 2:
                 batch.add(words[0], words[1], "")
             else:
-                batch.wrong.append((f"line {number}", "it has not a SOP Class UID and a SOP Instance UID"))
+                batch.wrong.append((f"line {number}", "the line must have a SOP Class UID and a SOP Instance UID"))
         return batch if taken else None
 
 
@@ -108,12 +108,12 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
         number = 0
         while line := file.readline(MAX_LINE):
             number += 1
-            # The first line of what "find --csv" prints says what is in the others.
+            # The first line of the output of "find --csv" is the line of headings.
             if line.strip() and not line.startswith(("#", "SOPClassUID,")):
                 yield number, line
 
 
-def _read(path: str, batch: Batch) -> None:
+def _read(path: str, batch: ReferenceBatch) -> None:
     try:
         with open(path, "rb", buffering=0) as file:
             meta, _ = read_file_meta(file)
@@ -132,12 +132,13 @@ class Commit:
     """
     One run of the subcommand.
 
-    :param references: what to ask about.
-    :param listen: where the peer is to report, ``None`` for on the association that asks.
-    :param wait: how long to wait for each report, in seconds; ``None`` for ever.
+    :param references: the instances to request commitment for.
+    :param listen: where to listen for the reports of the peer, ``None`` to expect them on the association of the request.
+    :param wait: how long to wait for each report, in seconds; ``None`` for no limit.
 
-    :ivar committed: how many instances the peer answers for.
-    :ivar failed: how many it does not.
+    :ivar committed: the number of instances that the peer has committed to.
+    :ivar failed: the number of instances that it has not.
+    :ivar skipped: the number of files that are not DICOM instances.
     """
 
     def __init__(
@@ -149,19 +150,19 @@ class Commit:
         self._listen = listen
         self._wait = wait
         self._reports: dict[str, Deferred[Dataset]] = {}
-        self._items: JSONItems | None = None
+        self._items: JSONWriter | None = None
         self.committed = 0
         self.failed = 0
         self.skipped = 0
 
     async def main(self, reactor: Any, interrupts: Interrupts) -> int:
-        """Run it; return the exit status."""
+        """Run it and return the exit status."""
         output = self._output
         if output.as_json:
-            self._items = JSONItems(output, {"command": "commit", "peer": str(self._connection.peer)}, "instances")
-        asking = Asking(self._connection, reactor, output, interrupts)
-        ae = asking.ae
-        # The peer says nothing while it looks at what it has.
+            self._items = JSONWriter(output, {"command": "commit", "peer": str(self._connection.peer)}, "instances")
+        client = ClientAssociation(self._connection, reactor, output, interrupts)
+        ae = client.ae
+        # The peer sends nothing while it checks its storage.
         if ae.network_timeout is not None:
             ae.network_timeout = None if self._wait is None else max(ae.network_timeout, self._wait + 1)
         ae.executors.acquire()
@@ -174,60 +175,61 @@ class Commit:
                     self._listen, contexts=[context], evt_handlers=[(evt.EVT_N_EVENT_REPORT, self._reported)]
                 )
                 output.note(f"listening at {self._listen} as {self._connection.calling}", VERBOSE)
-            await self._ask_for_all(asking, reactor)
-            await asking.release()
+            await self._request_all(client, reactor)
+            await client.release()
         except CannotListenError as error:
-            asking.error = f"--listen {self._listen}: {error.socketError}"
+            client.error = f"--listen {self._listen}: {error.socketError}"
         finally:
             if server is not None:
-                await server.shutdown(0 if asking.interrupted else GRACE)
+                await server.shutdown(0 if client.interrupted else GRACE)
             await ae.shutdown()
             ae.executors.release()
-        return self._tell(asking)
+        return self._print_result(client)
 
-    async def _ask_for_all(self, asking: Asking, reactor: Any) -> None:
-        while not asking.interrupted and not asking.error:
-            batch: Batch | None = await asking.ae.executors.retrieval.run(self._references.next_batch)
+    async def _request_all(self, client: ClientAssociation, reactor: Any) -> None:
+        while not client.interrupted and not client.error:
+            batch: ReferenceBatch | None = await client.ae.executors.retrieval.run(self._references.next_batch)
             if batch is None:
                 return
             self.skipped += batch.skipped
             for source, reason in batch.wrong:
-                self._one(False, "", source, reason)
-            if batch.references and not await self._ask(asking, batch, reactor):
+                self._add_outcome(False, "", source, reason)
+            if batch.references and not await self._request(client, batch, reactor):
                 return
 
-    async def _ask(self, asking: Asking, batch: Batch, reactor: Any) -> bool:
-        """Ask about *batch* and tell what the peer answers; return whether to go on."""
-        association = asking.association
+    async def _request(self, client: ClientAssociation, batch: ReferenceBatch, reactor: Any) -> bool:
+        """Request commitment for *batch* and print the outcome; return whether to continue."""
+        association = client.association
         if association is None or not association.is_established:
             handlers: list[evt.HandlerTuple] = [(evt.EVT_N_EVENT_REPORT, self._reported)]
-            association = await asking.associate([build_context(StorageCommitmentPushModel)], handlers)
+            association = await client.associate([build_context(StorageCommitmentPushModel)], handlers)
             if association is None:
                 return False
         try:
-            report = await self._transaction(asking, association, batch, reactor)
+            report = await self._transaction(client, association, batch, reactor)
         except (AssociationError, NotEstablished, NoPresentationContext, DataSetError) as error:
-            asking.error = str(error)
+            client.error = str(error)
         except DeferredTimeoutError:
-            asking.error = f"{self._connection.peer} has not reported within {self._wait:g} seconds"
+            peer = self._connection.peer
+            client.error = f"{peer} sent no report within {self._wait:g} seconds: try a longer --wait, or --listen"
         except CancelledError:
             pass
         else:
-            self._compare(batch, report)
+            self._evaluate_report(batch, report)
             return True
         for uid, (_, source) in batch.references.items():
-            self._one(False, uid, source, "not answered for")
+            self._add_outcome(False, uid, source, "no report")
         return False
 
     async def _transaction(
-        self, asking: Asking, association: Association, batch: Batch, reactor: Any
+        self, client: ClientAssociation, association: Association, batch: ReferenceBatch, reactor: Any
     ) -> Dataset | Status:
-        """Return the report of the peer, or the status with which it refuses to look."""
+        """Return the report of the peer, or the status with which it refuses the request."""
         uid = generate_uid(prefix=None)
         request = Dataset()
         request.TransactionUID = uid
         request.ReferencedSOPSequence = [_reference(instance, of[0]) for instance, of in batch.references.items()]
-        # It may come before the answer to the request.
+        # The report may arrive before the response to the request.
         waiting = self._reports[str(uid)] = Deferred()
         target = StorageCommitmentPushModel, StorageCommitmentPushModelInstance
         try:
@@ -235,47 +237,49 @@ class Commit:
             if not (status.is_success or status.is_warning):
                 return status
             if self._listen is not None:
-                # Many report on an association of their own only once this one is over.
-                await asking.release()
+                # Many peers open an association for the report only after this one has ended.
+                await client.release()
             else:
                 association.when_ended().addCallback(_ended, waiting)
-            asking.stops_with(waiting.cancel)
+            client.cancel_on_interrupt(waiting.cancel)
             if self._wait is not None:
                 waiting.addTimeout(self._wait, reactor)
             return await waiting
         finally:
-            asking.stops_with(lambda: None)
+            client.cancel_on_interrupt(lambda: None)
             del self._reports[str(uid)]
 
     async def _reported(self, event: evt.EventReportEvent) -> int:
-        """The peer reports."""
+        """Handle a report of the peer (N-EVENT-REPORT)."""
         information = event.event_information
         waiting = self._reports.get(str(information.get("TransactionUID")))
         if waiting is None:
-            self._output.note("a report about another transaction came, and was refused")
+            self._output.note("refused a report about an unknown transaction")
             return INVALID_ARGUMENT_VALUE
         if not waiting.called:
-            # Not before it is answered: what waits goes on to release the association.
+            # Delivered after the response is sent, since the waiting coroutine releases the association.
             event.assoc.ae.reactor.callLater(0, _deliver, information, waiting)
         return 0
 
-    # --- what comes of it
+    # --- the result
 
-    def _compare(self, batch: Batch, report: Dataset | Status) -> None:
+    def _evaluate_report(self, batch: ReferenceBatch, report: Dataset | Status) -> None:
         if isinstance(report, Status):
             for uid, (_, source) in batch.references.items():
-                self._one(False, uid, source, f"refused: {report}")
+                self._add_outcome(False, uid, source, f"refused: {report}")
             return
         held = {_uid_of(item) for item in report.get("ReferencedSOPSequence") or ()}
         reasons = {_uid_of(item): item.get("FailureReason") for item in report.get("FailedSOPSequence") or ()}
         for uid, (_, source) in batch.references.items():
             if uid in reasons:
                 code = reasons[uid]
-                self._one(False, uid, source, f"0x{code:04X} {failure_reason(code)}" if isinstance(code, int) else "")
+                self._add_outcome(
+                    False, uid, source, f"0x{code:04X} {failure_reason(code)}" if isinstance(code, int) else ""
+                )
             else:
-                self._one(uid in held, uid, source, "" if uid in held else "the report does not mention it")
+                self._add_outcome(uid in held, uid, source, "" if uid in held else "missing in the report")
 
-    def _one(self, committed: bool, uid: str, source: str, reason: str) -> None:
+    def _add_outcome(self, committed: bool, uid: str, source: str, reason: str) -> None:
         if committed:
             self.committed += 1
         else:
@@ -292,20 +296,20 @@ class Commit:
         words = "committed" if committed else "NOT committed"
         self._output.result("  ".join(part for part in (f"{words:13}", uid, source, reason) if part))
 
-    def _tell(self, asking: Asking) -> int:
+    def _print_result(self, client: ClientAssociation) -> int:
         if (
             not self.committed
             and not self.failed
-            and asking.cause is None
-            and not asking.error
-            and not asking.interrupted
+            and client.cause is None
+            and not client.error
+            and not client.interrupted
         ):
-            asking.error = "there is no instance to ask about"
-        exit_status = asking.exit_status(not self.failed)
-        asking.tell()
-        if asking.association is not None:
+            client.error = "no instance is given: none of the files is a DICOM instance"
+        exit_status = client.exit_status(not self.failed)
+        client.print_errors()
+        if client.association is not None:
             skipped = f", {self.skipped} skipped" if self.skipped else ""
-            self._output.note(f"{plural(self.committed, 'instance')} committed, {self.failed} not{skipped}")
+            self._output.note(f"{plural(self.committed, 'instance')} committed, {self.failed} not committed{skipped}")
         if self._items is not None:
             self._items.end(
                 {
@@ -313,7 +317,7 @@ class Commit:
                     "failed": self.failed,
                     "skipped": self.skipped,
                     "exit_status": exit_status,
-                    **asking.document(),
+                    **client.document(),
                 }
             )
         return exit_status
@@ -336,9 +340,9 @@ def _deliver(information: Dataset, waiting: Deferred[Dataset]) -> None:
 
 
 def _ended(association: Association, waiting: Deferred[Dataset]) -> None:
-    """The association is over that the report was to come on."""
+    """Fail *waiting*: the association has ended on which the report was expected."""
     if not waiting.called:
         reason = association.end_reason or AssociationError("the peer released the association")
         waiting.errback(
-            AssociationError(f"there is no report: {reason}; it may come on another association, see --listen")
+            AssociationError(f"no report: {reason}; if the peer reports on another association, use --listen")
         )

@@ -1,5 +1,5 @@
 """
-``dicomtwist diagnose``: why does it not work?
+``dicomtwist diagnose``: connect to a peer step by step and find the cause of a failure.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from dicomtwist.tls.errors import last_reason
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import Output, plural, table
 from dicomtwist.tools.explain import Cause, cause_of, not_dicom, peer_is_plain, peer_is_secure
-from dicomtwist.tools.interrupts import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts
+from dicomtwist.tools.interrupts import FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
 from dicomtwist.tools.operations.dump import Proposal, context_lines
 from dicomtwist.tools.operations.echo import verification
-from dicomtwist.tools.probe import Attempt, Step, describe_contexts, describe_sides
+from dicomtwist.tools.probe import AssociationProbe, Step, describe_contexts, describe_sides
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
-#: How long a second connection, which finds out what a peer speaks, waits for an answer, in seconds.
+#: The timeout of the second connection, which finds out the protocol of a peer, in seconds.
 PROBE_TIMEOUT = 5.0
 
-#: How other services greet.
+#: The first bytes of other services.
 _BANNERS = {b"HTTP/": "HTTP", b"<": "HTTP", b"SSH-": "SSH", b"220": "FTP or SMTP", b"* OK": "IMAP", b"+OK": "POP3"}
 
 
 @dataclass
 class Diagnosis:
     """
-    What was found.
+    The result of a diagnosis.
 
-    :ivar steps: what was done.
-    :ivar contexts: what was proposed and answered.
-    :ivar sides: what the two sides told of themselves.
-    :ivar cause: what is wrong, ``None`` where nothing is.
+    :ivar steps: the steps that were taken.
+    :ivar contexts: the presentation contexts, each with the proposal and the answer.
+    :ivar sides: what both sides negotiated.
+    :ivar cause: what is wrong, ``None`` if nothing is.
+    :ivar established: whether there was an association.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -50,10 +51,10 @@ class Diagnosis:
 
     @property
     def exit_status(self) -> int:
-        """The exit status that it means."""
+        """The exit status for the result."""
         if self.cause is None:
-            return ALL_WELL
-        return SOME_FAILED if self.established else NO_ASSOCIATION
+            return SUCCESS
+        return FAILURE if self.established else NO_ASSOCIATION
 
 
 @implementer(IResolutionReceiver)
@@ -65,67 +66,67 @@ class _Addresses:
         self.complete: Deferred[list[str]] = Deferred()
 
     def resolutionBegan(self, resolutionInProgress: Any) -> None:
-        """It is being looked up."""
+        """Called by the resolver at the beginning."""
 
     def addressResolved(self, address: Any) -> None:
-        """One more."""
+        """Called by the resolver for each address."""
         if address.host not in self.found:
             self.found.append(address.host)
 
     def resolutionComplete(self) -> None:
-        """No more."""
+        """Called by the resolver at the end."""
         self.complete.callback(self.found)
 
 
 async def _resolve(connection: Connection, reactor: Any, diagnosis: Diagnosis) -> bool:
-    """Look a host name up, as a step of its own; return whether there is a way on."""
+    """Look up the host name as a step of its own; return whether it has an address."""
     if not connection.peer.is_name:
         return True
     since = reactor.seconds()
     addresses = _Addresses()
     reactor.nameResolver.resolveHostName(addresses, connection.peer.host, connection.peer.port)
     found = await addresses.complete
-    detail = ", ".join(found) or "not known"
+    detail = ", ".join(found) or "unknown host"
     diagnosis.steps.append(Step("look up name", reactor.seconds() - since, bool(found), detail))
     if not found:
         diagnosis.cause = Cause(
             "unknown-host",
             f"there is no host {connection.peer.host}",
-            "check its name, or give its IP address",
+            "check the name, or give the IP address",
         )
     return bool(found)
 
 
-# --- what does the peer speak?
+# --- the protocol of the peer
 
 
-async def _probe(connection: Connection, reactor: Any) -> Attempt:
-    """Ask once more over *connection*, with less patience."""
+async def _probe_again(connection: Connection, reactor: Any) -> AssociationProbe:
+    """Request another association over *connection*, with shorter timeouts."""
     settings = dict(connection.settings)
     for name in ("connection_timeout", "acse_timeout"):
         settings[name] = min(settings.get(name) or PROBE_TIMEOUT, PROBE_TIMEOUT)
     connection = replace(connection, settings=settings, identity=None)
     ae = connection.make_ae(reactor)
     try:
-        attempt = Attempt(connection, ae, [verification()])
-        await attempt.make()
-        if attempt.established and attempt.association is not None:
+        probe = AssociationProbe(connection, ae, [verification()])
+        await probe.run()
+        if probe.established and probe.association is not None:
             try:
-                await attempt.association.release()
+                await probe.association.release()
             except AssociationError:
-                pass  # it has answered, and that is all that was asked
+                pass  # the answer of the peer is all that was needed
     finally:
         await ae.shutdown()
-    return attempt
+    return probe
 
 
 async def _speaks_tls(connection: Connection, reactor: Any) -> bool:
-    # Nothing is sent over it but a request for an association, so there is nobody to be trusted.
+    # Only an association request is sent, without a user identity, so the certificate is not checked.
     context = SSL.Context(SSL.TLS_METHOD)
-    attempt = await _probe(replace(connection, tls_args=(context, None)), reactor)
-    if attempt.asked:
+    probe = await _probe_again(replace(connection, tls_args=(context, None)), reactor)
+    if probe.request_sent:
         return True
-    return isinstance(attempt.error, SSL.Error) and "alert" in last_reason(attempt.error).casefold()
+    return isinstance(probe.error, SSL.Error) and "alert" in last_reason(probe.error).casefold()
 
 
 async def _speaks_plain(connection: Connection, reactor: Any) -> bool:
@@ -133,29 +134,29 @@ async def _speaks_plain(connection: Connection, reactor: Any) -> bool:
     if connection.peer.secure:
         plain.endpoint = None
         plain.peer = replace(connection.peer, description="")
-    attempt = await _probe(plain, reactor)
-    return attempt.answered
+    probe = await _probe_again(plain, reactor)
+    return probe.pdu_received
 
 
 def _banner(data: bytes) -> str | None:
-    """Return what other service greets with *data*."""
+    """Return the name of the service whose first bytes are *data*, ``None`` if it is unknown."""
     return next((name for start, name in _BANNERS.items() if data.startswith(start)), None)
 
 
-async def _find_cause(attempt: Attempt, reactor: Any) -> Cause:
-    """Return why *attempt* came to nothing; where that can mean two things, the peer is asked again."""
-    connection, error = attempt.connection, attempt.error
+async def _find_cause(probe: AssociationProbe, reactor: Any) -> Cause:
+    """Return why *probe* failed. If the failure is ambiguous, a second connection decides."""
+    connection, error = probe.connection, probe.error
     assert error is not None
     cause = cause_of(error, connection)
-    service = _banner(attempt.first_bytes)
+    service = _banner(probe.first_bytes)
     if service is not None:
         return not_dicom(service)
     if not connection.secure:
-        if attempt.first_bytes[:2] in (b"\x15\x03", b"\x16\x03"):
+        if probe.first_bytes[:2] in (b"\x15\x03", b"\x16\x03"):
             return peer_is_secure()
         if cause.code in ("closed", "aborted", "silent") and await _speaks_tls(connection, reactor):
             return peer_is_secure()
-    elif not attempt.asked and cause.code in ("peer-is-plain", "tls", "closed", "silent", "aborted"):
+    elif not probe.request_sent and cause.code in ("peer-is-plain", "tls", "closed", "silent", "aborted"):
         if connection.peer.host and await _speaks_plain(connection, reactor):
             return peer_is_plain(connection)
         if isinstance(error, AssociationTimeout):
@@ -166,30 +167,26 @@ async def _find_cause(attempt: Attempt, reactor: Any) -> Cause:
 # --- the diagnosis
 
 
-async def _echo(attempt: Attempt, diagnosis: Diagnosis) -> None:
-    association = attempt.association
+async def _echo(probe: AssociationProbe, diagnosis: Diagnosis) -> None:
+    association = probe.association
     assert association is not None
     if any(context.abstract_syntax == Verification for context in association.accepted_contexts):
         try:
             status = await association.send_c_echo()
-            attempt.took("echo", str(status), ok=status.is_success)
+            probe.add_step("echo", str(status), ok=status.is_success)
             if not status.is_success:
-                diagnosis.cause = Cause(
-                    "echo", f"the peer answered C-ECHO with {status}", "the log of the peer says why"
-                )
+                diagnosis.cause = Cause("echo", f"the peer answered C-ECHO with {status}", "see the log of the peer")
         except (AssociationError, NotEstablished, NoPresentationContext) as error:
-            attempt.took("echo", str(error), ok=False)
-            diagnosis.cause = Cause(
-                "echo", f"the association did not last: {error}", "the log of the peer says why, if it is its doing"
-            )
+            probe.add_step("echo", str(error), ok=False)
+            diagnosis.cause = Cause("echo", f"the association ended during C-ECHO: {error}", "see the log of the peer")
             return
     try:
         await association.release()
-        attempt.took("release")
+        probe.add_step("release")
     except AssociationError as error:
-        attempt.took("release", str(error), ok=False)
+        probe.add_step("release", str(error), ok=False)
         diagnosis.cause = diagnosis.cause or Cause(
-            "release", f"the association was not released: {error}", "harmless where all else went well"
+            "release", f"the association was not released: {error}", "nothing, if everything else works"
         )
 
 
@@ -201,15 +198,15 @@ def _context_cause(diagnosis: Diagnosis) -> Cause | None:
     return Cause(
         "context",
         f"the peer does not accept {plural(len(rejected), 'presentation context')} of {len(diagnosis.contexts)}: {names}",
-        "have them configured at the peer, or send them in another transfer syntax",
+        "configure them at the peer, or send the instances in another transfer syntax",
     )
 
 
 async def examine(connection: Connection, ae: AE, reactor: Any, proposal: Proposal) -> Diagnosis:
     """
-    Go the way to a peer step by step, and return what was found.
+    Connect to a peer step by step and return the diagnosis.
 
-    :raises ValueError: there is nothing to propose, or too much.
+    :raises ValueError: there is nothing to propose, or too much for one association.
     """
     diagnosis = Diagnosis()
     contexts = await proposal.contexts(ae, ())
@@ -217,27 +214,27 @@ async def examine(connection: Connection, ae: AE, reactor: Any, proposal: Propos
         contexts.insert(0, verification())
     if len(contexts) > MAX_PRESENTATION_CONTEXTS:
         raise ValueError(
-            f"these are {len(contexts)} presentation contexts, an association has {MAX_PRESENTATION_CONTEXTS} at the most:"
-            " dump-association asks for several"
+            f"these are {len(contexts)} presentation contexts, and an association has room for {MAX_PRESENTATION_CONTEXTS}:"
+            " use dump-association, which requests several associations"
         )
     if not await _resolve(connection, reactor, diagnosis):
         return diagnosis
-    attempt = Attempt(connection, ae, contexts)
-    await attempt.make()
-    if attempt.association is not None and attempt.association.was_established:
-        diagnosis.contexts = describe_contexts(attempt.association)
-        diagnosis.sides = describe_sides(attempt.association)
-    if attempt.established:
+    probe = AssociationProbe(connection, ae, contexts)
+    await probe.run()
+    if probe.association is not None and probe.association.was_established:
+        diagnosis.contexts = describe_contexts(probe.association)
+        diagnosis.sides = describe_sides(probe.association)
+    if probe.established:
         diagnosis.established = True
-        await _echo(attempt, diagnosis)
+        await _echo(probe, diagnosis)
         diagnosis.cause = diagnosis.cause or _context_cause(diagnosis)
     else:
-        diagnosis.cause = await _find_cause(attempt, reactor)
-    diagnosis.steps += attempt.steps
+        diagnosis.cause = await _find_cause(probe, reactor)
+    diagnosis.steps += probe.steps
     return diagnosis
 
 
-def _tell(connection: Connection, output: Output, diagnosis: Diagnosis) -> None:
+def _print_result(connection: Connection, output: Output, diagnosis: Diagnosis) -> None:
     over = " over TLS" if connection.secure else ""
     output.result(f"{connection.calling} to {connection.peer}{over}")
     rows = [
@@ -283,13 +280,13 @@ class Diagnose:
         """Run it and return the exit status."""
         connection, output = self._connection, self._output
         ae = connection.make_ae(reactor)
-        output.follow(ae)
+        output.log_associations(ae)
         try:
             diagnosis = await examine(connection, ae, reactor, self._proposal)
         except ValueError as error:
             output.error(str(error))
-            return SOME_FAILED
+            return FAILURE
         finally:
             await ae.shutdown()
-        _tell(connection, output, diagnosis)
+        _print_result(connection, output, diagnosis)
         return diagnosis.exit_status

@@ -1,5 +1,5 @@
 """
-``dicomtwist dump-association``: what would be proposed to a peer, and what it accepts of it.
+``dicomtwist dump-association``: propose presentation contexts to a peer and show which it accepts.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 
 from dicomtwist import DEFAULT_TRANSFER_SYNTAXES, AssociationError, PresentationContext
 from dicomtwist.tools.connection import Connection
-from dicomtwist.tools.contexts import contexts_for, contexts_named, split
+from dicomtwist.tools.contexts import contexts_for, contexts_named, split_contexts
 from dicomtwist.tools.display.console import Output, plural, table
 from dicomtwist.tools.explain import Cause, cause_of
-from dicomtwist.tools.files.file_scanner import needs_of
-from dicomtwist.tools.interrupts import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts
-from dicomtwist.tools.probe import Attempt, describe_contexts, describe_sides
+from dicomtwist.tools.files.file_scanner import find_requirements
+from dicomtwist.tools.interrupts import FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
+from dicomtwist.tools.probe import AssociationProbe, describe_contexts, describe_sides
 
 #: The most presentation contexts that are proposed, over several associations.
 MAX_PROPOSED = 16_384
@@ -23,7 +23,7 @@ MAX_PROPOSED = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What the options say is to be proposed."""
+    """The presentation contexts to propose, as the options describe them."""
 
     names: tuple[str, ...]
     paths: tuple[str, ...]
@@ -31,29 +31,31 @@ class Proposal:
 
     async def contexts(self, ae: Any, default: tuple[str, ...]) -> list[PresentationContext]:
         """
-        Return the presentation contexts; the headers of files are read in a thread.
+        Return the presentation contexts. A worker thread reads the headers of files.
 
-        :raises ValueError: there are too many, or the files need none.
+        :raises ValueError: there are too many, or none of the files is a DICOM file.
         """
         contexts: list[PresentationContext] = []
         if self.paths:
             ae.executors.acquire()
             try:
-                needs = await ae.executors.retrieval.run(needs_of, self.paths, MAX_PROPOSED)
+                requirements = await ae.executors.retrieval.run(find_requirements, self.paths, MAX_PROPOSED)
             finally:
                 ae.executors.release()
-            if not needs:
+            if not requirements:
                 raise ValueError("none of the files is a DICOM file")
-            contexts += contexts_for(needs)
+            contexts += contexts_for(requirements)
         names = self.names or (() if self.paths else default)
         contexts += contexts_named(names, each_syntax=self.each_syntax)
         if len(contexts) > MAX_PROPOSED:
-            raise ValueError(f"these are {len(contexts)} presentation contexts, {MAX_PROPOSED} is the most")
+            raise ValueError(
+                f"these are {len(contexts)} presentation contexts, {MAX_PROPOSED} is the most: name fewer SOP Classes or files"
+            )
         return contexts
 
 
 def syntaxes_in_words(uids: Sequence[str], names: Sequence[str]) -> str:
-    """Return transfer syntaxes for a table, in which there is no place for many of them."""
+    """Return transfer syntaxes as the short text of a cell."""
     if set(uids) == set(DEFAULT_TRANSFER_SYNTAXES):
         return "any uncompressed"
     more = len(names) - 3
@@ -61,7 +63,7 @@ def syntaxes_in_words(uids: Sequence[str], names: Sequence[str]) -> str:
 
 
 def context_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """Return presentation contexts as a table, what was proposed beside what was answered."""
+    """Return presentation contexts as the lines of a table, each with the proposal and the answer."""
     cells = [("ID", "SOP Class", "proposed", "answered")]
     for row in rows:
         answer = row["transfer_syntax_name"] if row["accepted"] else f"rejected: {row['answer']}"
@@ -92,43 +94,43 @@ def _side_lines(sides: dict[str, dict[str, Any]]) -> list[str]:
     return table(rows, "  ")
 
 
-async def _dump(connection: Connection, reactor: Any, output: Output, proposal: Proposal) -> int:
+async def _negotiate(connection: Connection, reactor: Any, output: Output, proposal: Proposal) -> int:
     ae = connection.make_ae(reactor)
-    output.follow(ae)
+    output.log_associations(ae)
     rows: list[dict[str, Any]] = []
     sides: dict[str, dict[str, Any]] | None = None
     cause: Cause | None = None
     established = 0
     try:
         contexts = await proposal.contexts(ae, ("verification", "storage"))
-        for part in split(contexts):
-            attempt = Attempt(connection, ae, part)
-            await attempt.make()
-            if attempt.association is not None and attempt.association.was_established:
+        for part in split_contexts(contexts):
+            probe = AssociationProbe(connection, ae, part)
+            await probe.run()
+            if probe.association is not None and probe.association.was_established:
                 established += 1
-                rows += describe_contexts(attempt.association)
-                sides = sides or describe_sides(attempt.association)
-            if attempt.error is not None:
-                cause = cause or cause_of(attempt.error, connection)
-                if attempt.association is None or not attempt.association.was_established:
+                rows += describe_contexts(probe.association)
+                sides = sides or describe_sides(probe.association)
+            if probe.error is not None:
+                cause = cause or cause_of(probe.error, connection)
+                if probe.association is None or not probe.association.was_established:
                     break
-            elif attempt.association is not None:
+            elif probe.association is not None:
                 try:
-                    await attempt.association.release()
+                    await probe.association.release()
                 except AssociationError as error:
-                    output.note(f"not released: {error}")
+                    output.note(f"the association could not be released: {error}")
     except ValueError as error:
         output.error(str(error))
-        return SOME_FAILED
+        return FAILURE
     finally:
         await ae.shutdown()
     accepted = sum(row["accepted"] for row in rows)
-    status = NO_ASSOCIATION if not established else ALL_WELL if accepted == len(contexts) else SOME_FAILED
-    _tell(connection, output, contexts, rows, sides, cause if not accepted else None, status)
+    status = NO_ASSOCIATION if not established else SUCCESS if accepted == len(contexts) else FAILURE
+    _print_result(connection, output, contexts, rows, sides, cause if not accepted else None, status)
     return status
 
 
-def _tell(
+def _print_result(
     connection: Connection,
     output: Output,
     contexts: list[PresentationContext],
@@ -189,4 +191,4 @@ class DumpAssociation:
 
     async def main(self, reactor: Any, interrupts: Interrupts) -> int:
         """Run it and return the exit status."""
-        return await _dump(self._connection, reactor, self._output, self._proposal)
+        return await _negotiate(self._connection, reactor, self._output, self._proposal)

@@ -1,5 +1,5 @@
 """
-``dicomtwist echo``: is the peer there?
+``dicomtwist echo``: send C-ECHO and measure the response times.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dicomtwist import (
     build_context,
 )
 from dicomtwist.sop_class import Verification
-from dicomtwist.tools.client import together
+from dicomtwist.tools.client import run_concurrently
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import VERBOSE, Output, plural
 from dicomtwist.tools.explain import NO_ASSOCIATION_ERRORS, Cause, cause_of
-from dicomtwist.tools.interrupts import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts
+from dicomtwist.tools.interrupts import FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
 
 
 def verification() -> PresentationContext:
@@ -29,14 +29,17 @@ def verification() -> PresentationContext:
 
 
 @dataclass
-class Answers:
+class EchoResults:
     """
-    What came of the C-ECHOs.
+    The results of all C-ECHOs.
 
-    :ivar statuses: how often each status came.
-    :ivar fastest: the shortest time to an answer, in seconds, and the others likewise.
-    :ivar cause: why there was no association, for one at least.
-    :ivar error: what ended an association before its answers had come.
+    :ivar statuses: how often each status was returned.
+    :ivar fastest: the shortest response time, in seconds.
+    :ivar slowest: the longest response time, in seconds.
+    :ivar total: the sum of the response times, in seconds.
+    :ivar associations: the number of associations that were established.
+    :ivar cause: why an association could not be established.
+    :ivar error: why an association ended before all its responses had arrived.
     """
 
     statuses: dict[int, int] = field(default_factory=dict)
@@ -49,29 +52,29 @@ class Answers:
 
     @property
     def count(self) -> int:
-        """How many answers there were."""
+        """The number of responses."""
         return sum(self.statuses.values())
 
     def add(self, status: Status, seconds: float) -> None:
-        """Take an answer."""
+        """Add a response."""
         self.statuses[int(status)] = self.statuses.get(int(status), 0) + 1
         self.fastest, self.slowest = min(self.fastest, seconds), max(self.slowest, seconds)
         self.total += seconds
 
     @property
     def exit_status(self) -> int:
-        """The exit status that they mean."""
+        """The exit status for the results."""
         if not self.associations:
             return NO_ASSOCIATION
-        return SOME_FAILED if self.cause or self.error or set(self.statuses) != {0} else ALL_WELL
+        return FAILURE if self.cause or self.error or set(self.statuses) != {0} else SUCCESS
 
 
-async def _ask(connection: Connection, reactor: Any, output: Output, count: int) -> Answers:
-    answers = Answers()
+async def _send_echoes(connection: Connection, reactor: Any, output: Output, count: int) -> EchoResults:
+    answers = EchoResults()
     ae = connection.make_ae(reactor)
-    output.follow(ae)
+    output.log_associations(ae)
 
-    async def ask_over_one() -> None:
+    async def run_one() -> None:
         try:
             assoc = await connection.associate(ae, [verification()])
         except NO_ASSOCIATION_ERRORS as error:
@@ -89,13 +92,13 @@ async def _ask(connection: Connection, reactor: Any, output: Output, count: int)
             answers.error = str(error)
 
     try:
-        await together(*(ask_over_one() for _ in range(connection.associations)))
+        await run_concurrently(*(run_one() for _ in range(connection.associations)))
     finally:
         await ae.shutdown()
     return answers
 
 
-def _tell(connection: Connection, output: Output, answers: Answers) -> None:
+def _print_result(connection: Connection, output: Output, answers: EchoResults) -> None:
     peer = connection.peer
     for code, count in answers.statuses.items():
         times = f" ({count} times)" if count > 1 else ""
@@ -141,6 +144,6 @@ class Echo:
 
     async def main(self, reactor: Any, interrupts: Interrupts) -> int:
         """Run it and return the exit status."""
-        answers = await _ask(self._connection, reactor, self._output, self._count)
-        _tell(self._connection, self._output, answers)
+        answers = await _send_echoes(self._connection, reactor, self._output, self._count)
+        _print_result(self._connection, self._output, answers)
         return answers.exit_status

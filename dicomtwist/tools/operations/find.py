@@ -1,5 +1,5 @@
 """
-``dicomtwist find`` and ``dicomtwist worklist``: ask what there is.
+``dicomtwist find`` and ``dicomtwist worklist``: send C-FIND and print the matches as they arrive.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from twisted.internet.defer import DeferredLock
 from dicomtwist import Association, AssociationError, NotEstablished, Status, build_context
 from dicomtwist.errors import DataSetError, NoPresentationContext
 from dicomtwist.sop_class import ModalityWorklistInformationFind
-from dicomtwist.tools.client import Asking
+from dicomtwist.tools.client import ClientAssociation
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import Output, plural
-from dicomtwist.tools.display.result_table import CSV, PAGE_SECONDS, JSONItems, Rows, Table
+from dicomtwist.tools.display.result_table import PAGE_SECONDS, CSVWriter, JSONWriter, ResultWriter, TableWriter
 from dicomtwist.tools.interrupts import Interrupts
-from dicomtwist.tools.query.keys import Key, KeyMistake, parse_key
+from dicomtwist.tools.query.keys import InvalidKey, Key, parse_key
 from dicomtwist.tools.query.query import (
     Query,
-    checked,
+    build_identifier,
+    check_encodable,
     columns_of,
-    identifier_of,
     read_keys,
 )
 
 _STEP: Final = "ScheduledProcedureStepSequence[0]"
-#: What is asked of a worklist, in the order of the table (PS3.4 Table K.6-1).
+#: The attributes that are requested of a worklist, in the order of the printed table (PS3.4 Table K.6-1).
 WORKLIST: Final = (
     f"{_STEP}.ScheduledProcedureStepStartDate",
     f"{_STEP}.ScheduledProcedureStepStartTime",
@@ -48,8 +48,10 @@ class Find:
     """
     One run of either subcommand.
 
-    :param command: which it is.
-    :param limit: after how many matches to stop, ``None`` for never.
+    :param command: the name of the subcommand.
+    :param query: the query to send.
+    :param as_csv: print CSV instead of a table.
+    :param limit: the number of matches after which to stop, ``None`` for no limit.
     """
 
     def __init__(
@@ -72,66 +74,68 @@ class Find:
         self.matches = 0
 
     async def main(self, reactor: Any, interrupts: Interrupts) -> int:
-        """Run it; return the exit status."""
+        """Run it and return the exit status."""
         output, query = self._output, self._query
-        rows: Rows
+        rows: ResultWriter
         if output.as_json:
             head = {"command": self._command, "peer": str(self._connection.peer)}
-            rows = document = JSONItems(output, head, "matches")
+            rows = document = JSONWriter(output, head, "matches")
         else:
             document = None
-            rows = CSV(output, query.columns) if self._as_csv else Table(output, query.columns)
-        asking = Asking(self._connection, reactor, output, interrupts)
-        asking.ae.executors.acquire()
+            rows = CSVWriter(output, query.columns) if self._as_csv else TableWriter(output, query.columns)
+        client = ClientAssociation(self._connection, reactor, output, interrupts)
+        client.ae.executors.acquire()
         status: Status | None = None
         try:
-            association = await asking.associate([build_context(query.model)])
+            association = await client.associate([build_context(query.model)])
             if association is not None:
-                status = await self._ask(asking, association, rows, reactor)
-                await asking.release()
+                status = await self._receive_matches(client, association, rows, reactor)
+                await client.release()
         finally:
-            asking.ae.executors.release()
-            await asking.ae.shutdown()
+            client.ae.executors.release()
+            await client.ae.shutdown()
         if status is not None and not (status.is_success or status.is_warning):
-            asking.error = f"{self._connection.peer} answered: {status}"
+            client.error = f"{self._connection.peer} answered: {status}"
         enough = self._limit is not None and self.matches >= self._limit
-        exit_status = asking.exit_status(status is not None or enough or output.unread)
-        asking.tell()
-        if asking.association is not None and not output.as_json:
+        exit_status = client.exit_status(status is not None or enough or output.reader_gone)
+        client.print_errors()
+        if client.association is not None and not output.as_json:
             output.note(plural(self.matches, "match").replace("matchs", "matches"))
         if document is not None:
             code = None if status is None else f"0x{int(status):04X}"
-            document.end({"count": self.matches, "status": code, "exit_status": exit_status, **asking.document()})
+            document.end({"count": self.matches, "status": code, "exit_status": exit_status, **client.document()})
         return exit_status
 
-    async def _ask(self, asking: Asking, association: Association, rows: Rows, reactor: Any) -> Status | None:
-        """Ask and print; return the final status, ``None`` where it did not come to that."""
+    async def _receive_matches(
+        self, client: ClientAssociation, association: Association, rows: ResultWriter, reactor: Any
+    ) -> Status | None:
+        """Send the query and print its matches; return the final status, ``None`` if it did not arrive."""
         first: Any = None
         status: Status | None = None
         try:
             async with association.send_c_find(self._query.identifier, self._query.model) as answers:
-                asking.stops_with(answers.cancel)
+                client.cancel_on_interrupt(answers.cancel)
                 async for status, identifier in answers:
-                    if not status.is_pending or identifier is None or asking.interrupted:
+                    if not status.is_pending or identifier is None or client.interrupted:
                         continue
                     if first is None:
-                        first = reactor.callLater(PAGE_SECONDS, lambda: self._print(asking, rows.flush))
+                        first = reactor.callLater(PAGE_SECONDS, lambda: self._print(client, rows.flush))
                     self.matches += 1
-                    # In a thread: who pages through the answers does not read them for a while.
-                    await self._print(asking, rows.add, identifier)
-                    if self.matches == self._limit or self._output.unread:
+                    # Printed in a thread, since a pager may not read its input for a long time.
+                    await self._print(client, rows.add, identifier)
+                    if self.matches == self._limit or self._output.reader_gone:
                         return None
         except (AssociationError, NotEstablished, NoPresentationContext, DataSetError) as error:
-            asking.error = str(error)
+            client.error = str(error)
             return None
         finally:
             if first is not None and first.active():
                 first.cancel()
-            await self._print(asking, rows.flush)
+            await self._print(client, rows.flush)
         return status
 
-    def _print(self, asking: Asking, function: Any, *args: Any) -> Any:
-        return self._printing.run(asking.ae.executors.decoding.run, function, *args)
+    def _print(self, client: ClientAssociation, function: Any, *args: Any) -> Any:
+        return self._printing.run(client.ae.executors.decoding.run, function, *args)
 
 
 def worklist_query(
@@ -144,7 +148,7 @@ def worklist_query(
     patient: str | None,
 ) -> Query:
     """
-    Return the query of ``dicomtwist worklist``: everything in :data:`WORKLIST`, and what the options add.
+    Return the query of ``dicomtwist worklist``: the attributes of :data:`WORKLIST` and the keys of the options.
 
     :raises click.UsageError: a key or a value cannot be sent.
     """
@@ -157,6 +161,6 @@ def worklist_query(
     asked = [*map(parse_key, WORKLIST), *read_keys(key_files), *keys]
     try:
         asked += [parse_key(f"{name}={value}") for name, value in own.items() if value]
-    except KeyMistake as mistake:
-        raise click.UsageError(str(mistake)) from None
-    return checked(Query(identifier_of(asked), ModalityWorklistInformationFind, columns_of(asked)))
+    except InvalidKey as error:
+        raise click.UsageError(str(error)) from None
+    return check_encodable(Query(build_identifier(asked), ModalityWorklistInformationFind, columns_of(asked)))

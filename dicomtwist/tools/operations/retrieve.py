@@ -1,5 +1,5 @@
 """
-``dicomtwist get`` and ``dicomtwist move``: have a peer send what it has, to us or to others.
+``dicomtwist get`` and ``dicomtwist move``: have a peer send instances to us or to another AE.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from dicomtwist.errors import DataSetError, NoPresentationContext
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES
 from dicomtwist.scu.responses import Retrieval, RetrievalResult, SubOperations
 from dicomtwist.sop_class import SOPClass
-from dicomtwist.tools.client import Asking
+from dicomtwist.tools.client import ClientAssociation
 from dicomtwist.tools.connection import Connection
-from dicomtwist.tools.contexts import contexts_to_take
+from dicomtwist.tools.contexts import receiving_contexts
 from dicomtwist.tools.display.console import VERBOSE, Output, table
 from dicomtwist.tools.display.progress import Progress
-from dicomtwist.tools.files.receiving_folder import Receiving
+from dicomtwist.tools.files.receiving_folder import FolderReceiver
 from dicomtwist.tools.interrupts import Interrupts
 from dicomtwist.tools.query.query import Query
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
-#: How long the peer has to release its associations once the move is over, in seconds.
+#: How long the peer may take to release its associations after the move, in seconds.
 GRACE: Final = 10.0
-#: How many of the instances that failed are told of one by one.
-MAX_TOLD: Final = 20
+#: How many failed instances are listed one by one.
+MAX_LISTED: Final = 20
 
 
 class Transfer:
     """
-    One run of either subcommand, as far as both are the same.
+    The common part of one run of either subcommand.
 
-    :param query: what to send.
-    :param store: where to keep what comes, ``None`` where it does not come to us.
+    :param query: selects the instances to send.
+    :param store: the folder to receive into, ``None`` if the instances go to another AE.
 
-    :ivar counts: what the peer tells of its sub-operations.
-    :ivar total: how many there are, as far as it told.
-    :ivar receiving: takes what comes.
+    :ivar counts: the numbers of sub-operations that the peer has reported.
+    :ivar total: the total number of sub-operations, ``None`` until the peer reports it.
+    :ivar receiver: receives the instances, ``None`` if they go to another AE.
     """
 
     command = ""
@@ -62,35 +62,35 @@ class Transfer:
         self.query = query
         self.counts = SubOperations()
         self.total: int | None = None
-        self.receiving: Receiving | None = None
+        self.receiver: FolderReceiver | None = None
         self._store = store
 
     async def main(self, reactor: Any, interrupts: Interrupts) -> int:
-        """Run it; return the exit status."""
-        asking = Asking(self.connection, reactor, self.output, interrupts)
-        asking.ae.executors.acquire()
+        """Run it and return the exit status."""
+        client = ClientAssociation(self.connection, reactor, self.output, interrupts)
+        client.ae.executors.acquire()
         if self._store is not None:
-            self.receiving = Receiving(self._store, asking.ae.executors.receiving)
+            self.receiver = FolderReceiver(self._store, client.ae.executors.receiving)
         progress = Progress(self.output, self._done, lambda: self.total, self._note, unit=" instances")
         since = reactor.seconds()
         result: RetrievalResult | None = None
         try:
-            association = await self.associate(asking)
+            association = await self.associate(client)
             if association is not None:
                 progress.start(reactor)
-                result = await self._transfer(asking, association)
-                await asking.release()
+                result = await self._transfer(client, association)
+                await client.release()
         finally:
             progress.stop()
             await self.close(interrupts)
-            await asking.ae.shutdown()
-            asking.ae.executors.release()
+            await client.ae.shutdown()
+            client.ae.executors.release()
             if self._store is not None:
                 self._store.close()
-        return self._tell(asking, result, reactor.seconds() - since)
+        return self._print_result(client, result, reactor.seconds() - since)
 
-    async def associate(self, asking: Asking) -> Association | None:
-        """Return the association to ask on, ``None`` where there is none."""
+    async def associate(self, client: ClientAssociation) -> Association | None:
+        """Return the association to send the request on, ``None`` if there is none."""
         raise NotImplementedError
 
     def ask(self, association: Association, on_progress: Callable[[SubOperations], None]) -> Retrieval:
@@ -98,21 +98,21 @@ class Transfer:
         raise NotImplementedError
 
     async def close(self, interrupts: Interrupts) -> None:
-        """Let go of what :meth:`associate` has taken besides the association."""
+        """Release what :meth:`associate` has acquired besides the association."""
 
-    async def _transfer(self, asking: Asking, association: Association) -> RetrievalResult | None:
+    async def _transfer(self, client: ClientAssociation, association: Association) -> RetrievalResult | None:
         try:
             retrieval = self.ask(association, self._progressed)
-            asking.stops_with(retrieval.cancel)
+            client.cancel_on_interrupt(retrieval.cancel)
             return await retrieval.when_done()
         except OperationFailed as failed:
-            if not asking.interrupted:
-                asking.error = f"{self.connection.peer} answered: {failed.status}"
+            if not client.interrupted:
+                client.error = f"{self.connection.peer} answered: {failed.status}"
             result = failed.result
             assert isinstance(result, RetrievalResult)
             return result
         except (AssociationError, NotEstablished, NoPresentationContext, DataSetError) as error:
-            asking.error = str(error)
+            client.error = str(error)
             return None
 
     def _progressed(self, counts: SubOperations) -> None:
@@ -124,30 +124,32 @@ class Transfer:
     def _done(self) -> int:
         counts = self.counts
         told = counts.completed + counts.failed + counts.warning
-        return max(told, self.receiving.stored if self.receiving is not None else 0)
+        return max(told, self.receiver.stored if self.receiver is not None else 0)
 
     def _note(self) -> str:
         return f"{self.counts.failed} failed" if self.counts.failed else ""
 
-    def _tell(self, asking: Asking, result: RetrievalResult | None, seconds: float) -> int:
-        output, counts, receiving = self.output, self.counts, self.receiving
-        refused = dict(receiving.failures) if receiving is not None else {}
+    def _print_result(self, client: ClientAssociation, result: RetrievalResult | None, seconds: float) -> int:
+        output, counts, receiver = self.output, self.counts, self.receiver
+        refused = dict(receiver.failures) if receiver is not None else {}
         failed = result.failed_instances if result is not None else []
         done = result is not None and not counts.failed and not refused and not failed
-        if done and receiving is not None and not receiving.stored and not asking.error:
+        if done and receiver is not None and not receiver.stored and not client.error:
             done = False
-            if not asking.interrupted:
-                asking.error = f"{self.connection.peer} sent nothing: nothing matches, or nothing that we take"
-        if done and receiving is not None and receiving.stored < counts.completed and not asking.error:
-            asking.error = f"{counts.completed} were sent as the peer says, and {receiving.stored} have come"
-        exit_status = asking.exit_status(done)
-        if asking.association is not None:
+            if not client.interrupted:
+                client.error = f"{self.connection.peer} sent nothing: nothing matches, or we accept none of it"
+        if done and receiver is not None and receiver.stored < counts.completed and not client.error:
+            client.error = (
+                f"the peer reports {counts.completed} instances sent, but only {receiver.stored} have arrived"
+            )
+        exit_status = client.exit_status(done)
+        if client.association is not None:
             output.result(*self._summary(refused, seconds))
-            for uid in failed[:MAX_TOLD]:
+            for uid in failed[:MAX_LISTED]:
                 output.note(f"failed: {uid}")
-            if len(failed) > MAX_TOLD:
-                output.note(f"failed: {len(failed) - MAX_TOLD} more")
-        asking.tell()
+            if len(failed) > MAX_LISTED:
+                output.note(f"failed: {len(failed) - MAX_LISTED} more")
+        client.print_errors()
         output.document(
             {
                 "command": self.command,
@@ -159,10 +161,10 @@ class Transfer:
                 "failed": counts.failed,
                 "remaining": counts.remaining,
                 "failed_instances": failed,
-                "stored": None if receiving is None else receiving.stored,
+                "stored": None if receiver is None else receiver.stored,
                 "refused": refused,
                 "seconds": round(seconds, 3),
-                **asking.document(),
+                **client.document(),
             }
         )
         return exit_status
@@ -173,22 +175,22 @@ class Transfer:
         rows += [("with warning", counts.warning, "")] if counts.warning else []
         rows += [("failed", counts.failed, "")] if counts.failed else []
         rows += [("not done", counts.remaining, "")] if counts.remaining else []
-        if self._store is not None and self.receiving is not None:
-            rows.append(("stored", self.receiving.stored, f"in {self._store.root}"))
+        if self._store is not None and self.receiver is not None:
+            rows.append(("stored", self.receiver.stored, f"in {self._store.root}"))
         rows += [("refused", count, reason) for reason, count in refused.items()]
         return [f"{self.connection.peer} to {self.destination}", *table(rows, "  "), f"in {seconds:.1f} s"]
 
     @property
     def destination(self) -> str:
-        """The AE title of where it goes."""
+        """The AE title that the instances are sent to."""
         return self.connection.calling
 
 
 class Get(Transfer):
     """
-    ``dicomtwist get``.
+    One run of ``dicomtwist get``.
 
-    :param classes: the SOP Classes to take.
+    :param classes: the SOP Classes to receive.
     """
 
     command = "get"
@@ -199,13 +201,13 @@ class Get(Transfer):
         super().__init__(connection, output, query, store)
         self._classes = classes
 
-    async def associate(self, asking: Asking) -> Association | None:
-        """Ask for an association on which the peer may send to us."""
-        assert self.receiving is not None
-        taken = contexts_to_take(self._classes, MAX_PRESENTATION_CONTEXTS - 1)
+    async def associate(self, client: ClientAssociation) -> Association | None:
+        """Request an association on which the peer may send instances to us."""
+        assert self.receiver is not None
+        taken = receiving_contexts(self._classes, MAX_PRESENTATION_CONTEXTS - 1)
         contexts: list[PresentationContext] = [build_context(self.query.model), *taken]
         roles = [build_role(uid, scp_role=True) for uid in self._classes]
-        return await asking.associate(contexts, [self.receiving.handler], roles)
+        return await client.associate(contexts, [self.receiver.handler], roles)
 
     def ask(self, association: Association, on_progress: Callable[[SubOperations], None]) -> Retrieval:
         """Send the request."""
@@ -214,10 +216,10 @@ class Get(Transfer):
 
 class Move(Transfer):
     """
-    ``dicomtwist move``.
+    One run of ``dicomtwist move``.
 
     :param destination: the AE title to send to.
-    :param listen: where to receive it, where it comes to us.
+    :param listen: where to listen, if the instances are sent to us.
     """
 
     command = "move"
@@ -238,33 +240,33 @@ class Move(Transfer):
 
     @property
     def destination(self) -> str:
-        """The AE title of where it goes."""
+        """The AE title that the instances are sent to."""
         return self._destination
 
-    async def associate(self, asking: Asking) -> Association | None:
-        """Listen, where it comes to us, and ask for an association."""
-        if self.receiving is not None:
+    async def associate(self, client: ClientAssociation) -> Association | None:
+        """Listen if the instances are sent to us, and request an association."""
+        if self.receiver is not None:
             try:
-                await self._serve(asking)
+                await self._serve(client)
             except CannotListenError as error:
-                asking.error = f"--listen {self._listen}: {error.socketError}"
+                client.error = f"--listen {self._listen}: {error.socketError}"
                 return None
-        return await asking.associate([build_context(self.query.model)])
+        return await client.associate([build_context(self.query.model)])
 
-    async def _serve(self, asking: Asking) -> None:
-        assert self.receiving is not None
-        asking.ae.require_called_aet = True
+    async def _serve(self, client: ClientAssociation) -> None:
+        assert self.receiver is not None
+        client.ae.require_called_aet = True
         contexts = [
             build_context(context.abstract_syntax or "", ALL_TRANSFER_SYNTAXES)
             for context in AllStoragePresentationContexts
         ]
-        self._server = await asking.ae.start_server(
-            self._listen, ae_title=self._destination, contexts=contexts, evt_handlers=[self.receiving.handler]
+        self._server = await client.ae.start_server(
+            self._listen, ae_title=self._destination, contexts=contexts, evt_handlers=[self.receiver.handler]
         )
         self.output.note(f"listening at {self._listen} as {self._destination}", VERBOSE)
 
     async def close(self, interrupts: Interrupts) -> None:
-        """Stop to listen, when what is on its way has come."""
+        """Stop listening, after the instances under way have arrived."""
         if self._server is not None:
             await self._server.shutdown(0 if interrupts.count > 1 else GRACE)
 
@@ -276,6 +278,11 @@ class Move(Transfer):
 
 
 def require_key(query: Query) -> Query:
+    """
+    Return *query* after a check that it selects something.
+
+    :raises click.UsageError: no key has a value.
+    """
     if not any(element.value for element in query.identifier if element.keyword != "QueryRetrieveLevel"):
-        raise click.UsageError("it is not said what to send: give -k, as in -k StudyInstanceUID=1.2.3")
+        raise click.UsageError("nothing selects what to send: give a key with a value, as in -k StudyInstanceUID=1.2.3")
     return query

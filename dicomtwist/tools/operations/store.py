@@ -1,5 +1,5 @@
 """
-``dicomtwist store``: send files and folders.
+``dicomtwist store``: send files and folders with C-STORE.
 """
 
 from __future__ import annotations
@@ -16,54 +16,54 @@ from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import NORMAL, VERBOSE, Output, plural, printable, table
 from dicomtwist.tools.display.progress import Progress
 from dicomtwist.tools.explain import Cause
-from dicomtwist.tools.files.bulk_sender import SCANNERS, Sender, count_reasons
-from dicomtwist.tools.files.file_scanner import Batch, Instance, Scanner, Survey
-from dicomtwist.tools.files.resume_journal import Journal
-from dicomtwist.tools.interrupts import ALL_WELL, NO_ASSOCIATION, SOME_FAILED, Interrupts
+from dicomtwist.tools.files.bulk_sender import SCANNERS, BulkSender, count_reasons
+from dicomtwist.tools.files.file_scanner import ScanBatch, ScannedInstance, Scanner, SizeSurvey
+from dicomtwist.tools.files.resume_journal import ResumeJournal
+from dicomtwist.tools.interrupts import FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
 
-#: How many different reasons of failures are told apart in the summary.
+#: How many different reasons the summary distinguishes.
 MAX_REASONS = 50
-#: How many failures are told of one by one; with -v all are.
-MAX_TOLD = 20
+#: How many failures are listed one by one; with -v all are.
+MAX_LISTED = 20
 #: The threads of headers, survey and journal; each of these has one call at a time.
 SCANNING = Bounds(threads=SCANNERS + 2, max_queued=SCANNERS + 2)
-#: How many files the survey counts in one go of its thread.
+#: How many files the survey adds at a time.
 SURVEYED = 1000
 
 
 @dataclass
 class Tally:
     """
-    What came of the files; a :class:`~dicomtwist.tools.files.bulk_sender.Report`.
+    The outcome of all files; a :class:`~dicomtwist.tools.files.bulk_sender.StoreObserver`.
 
-    :ivar done: the size of all that needs no more attention, in bytes.
-    :ivar sent: the size of what was stored.
+    :ivar done: the size of all files that are dealt with, in bytes.
+    :ivar sent: the size of all instances that were stored, in bytes.
     """
 
     output: Output
     executor: Executor
-    journal: Journal | None = None
+    journal: ResumeJournal | None = None
     stored_count: int = 0
     warnings: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     skipped: int = 0
-    known: int = 0
+    stored_before: int = 0
     found: int = 0
     done: int = 0
     sent: int = 0
-    told: int = 0
+    listed: int = 0
 
-    def scanned(self, batch: Batch) -> None:
-        """Count what was found, and what cannot be sent."""
+    def scanned(self, batch: ScanBatch) -> None:
+        """Count the instances of a batch and the files that cannot be sent."""
         self.skipped += batch.skipped
-        self.known += batch.known
+        self.stored_before += batch.stored_before
         self.found += len(batch.instances)
-        self.done += batch.passed_over
+        self.done += batch.skipped_bytes
         for unreadable in batch.unreadable:
             self._failed(unreadable.path, unreadable.reason, unreadable.size)
 
-    def stored(self, instance: Instance, status: Status) -> None:
-        """Count it, and note it in the journal."""
+    def stored(self, instance: ScannedInstance, status: Status) -> None:
+        """Count a stored instance and record it in the journal."""
         self.stored_count += 1
         self.done += instance.size
         self.sent += instance.size
@@ -71,27 +71,27 @@ class Tally:
             count_reasons(self.warnings, str(status), MAX_REASONS)
         self.output.note(f"stored {printable(instance.path)}: {status}", VERBOSE)
         if self.journal is not None:
-            self.journal.acknowledged(instance, self.executor)
+            self.journal.add(instance, self.executor)
 
-    def failed(self, instance: Instance, reason: str) -> None:
-        """Count it and tell of it."""
+    def failed(self, instance: ScannedInstance, reason: str) -> None:
+        """Count and print a failure."""
         self._failed(instance.path, reason, instance.size)
 
     def waiting(self, cause: Cause, seconds: float) -> None:
-        """Tell of it."""
+        """Print when the next attempt is."""
         self.output.note(f"no association, the next attempt is in {seconds:g} s: {cause.what}")
 
     def _failed(self, path: str, reason: str, size: int) -> None:
         count_reasons(self.failures, reason, MAX_REASONS)
         self.done += size
-        self.told += 1
-        if self.told == MAX_TOLD + 1:
-            self.output.note("more failures are counted, and told one by one with -v", NORMAL)
-        self.output.note(f"failed {printable(path)}: {reason}", NORMAL if self.told <= MAX_TOLD else VERBOSE)
+        self.listed += 1
+        if self.listed == MAX_LISTED + 1:
+            self.output.note("further failures are only counted; use -v to list them", NORMAL)
+        self.output.note(f"failed {printable(path)}: {reason}", NORMAL if self.listed <= MAX_LISTED else VERBOSE)
 
     @property
     def failed_count(self) -> int:
-        """How many failed."""
+        """The number of failures."""
         return sum(self.failures.values())
 
 
@@ -100,11 +100,17 @@ class Store:
     One run of the subcommand.
 
     :param paths: files and folders.
-    :param journal: what was acknowledged before, and is from now on.
+    :param journal: the journal of acknowledgements, ``None`` without ``--resume``.
+    :param retries: how often an instance is sent again after its association broke.
     """
 
     def __init__(
-        self, connection: Connection, output: Output, paths: tuple[str, ...], journal: Journal | None, retries: int
+        self,
+        connection: Connection,
+        output: Output,
+        paths: tuple[str, ...],
+        journal: ResumeJournal | None,
+        retries: int,
     ) -> None:
         self.connection = connection
         self.output = output
@@ -115,17 +121,17 @@ class Store:
         self._surveying = True
 
     async def main(self, reactor: Any, interrupts: Interrupts) -> int:
-        """Run it; return the exit status."""
+        """Run it and return the exit status."""
         executor = Executor(reactor, "scanning", SCANNING)
         executor.acquire()
         ae = self.connection.make_ae(reactor)
-        self.output.follow(ae)
+        self.output.log_associations(ae)
         tally = Tally(self.output, executor, self.journal)
-        scanner = Scanner(self.paths, self.journal.knows if self.journal is not None else lambda instance: False)
-        sender = Sender(self.connection, ae, scanner, tally, executor, self.retries)
+        scanner = Scanner(self.paths, self.journal.contains if self.journal is not None else lambda instance: False)
+        sender = BulkSender(self.connection, ae, scanner, tally, executor, self.retries)
         interrupts.handle(sender.stop, sender.abort)
         progress = Progress(
-            self.output, lambda: tally.done + sender.under_way, lambda: self.surveyed, lambda: _note(tally)
+            self.output, lambda: tally.done + sender.bytes_under_way, lambda: self.surveyed, lambda: _note(tally)
         )
         progress.start(reactor)
         survey = Deferred.fromCoroutine(self._survey(executor) if progress.shown else _nothing())
@@ -141,32 +147,34 @@ class Store:
                 await self.journal.close()
             await ae.shutdown()
             executor.release()
-        return self._tell(tally, sender, seconds, interrupts.count > 0)
+        return self._print_result(tally, sender, seconds, interrupts.count > 0)
 
     async def _survey(self, executor: Executor) -> None:
-        """Count all bytes there are, for the time that is left."""
-        survey = Survey(self.paths)
-        while self._surveying and await executor.run(survey.go_on, SURVEYED):
+        """Add up the sizes of all files, for the remaining time in the progress bar."""
+        survey = SizeSurvey(self.paths)
+        while self._surveying and await executor.run(survey.count_next, SURVEYED):
             pass
         self.surveyed = survey.size
 
-    def _tell(self, tally: Tally, sender: Sender, seconds: float, interrupted: bool) -> int:
+    def _print_result(self, tally: Tally, sender: BulkSender, seconds: float, interrupted: bool) -> int:
         output = self.output
-        status = ALL_WELL
+        status = SUCCESS
         if not sender.associations and (sender.cause is not None):
             status = NO_ASSOCIATION
         elif tally.failed_count or sender.cause is not None or interrupted or sender.not_sent:
-            status = SOME_FAILED
-        elif not tally.stored_count and not tally.known:
+            status = FAILURE
+        elif not tally.stored_count and not tally.stored_before:
             output.error("none of the files is a DICOM file")
-            status = SOME_FAILED
+            status = FAILURE
         if self.journal is not None and self.journal.error is not None:
-            output.error(f"the journal is not complete: {self.journal.error.strerror}")
-            status = max(status, SOME_FAILED)
+            output.error(f"the journal could not be written: {self.journal.error.strerror}")
+            status = max(status, FAILURE)
         if sender.cause is not None:
             output.error(str(sender.cause))
         if interrupted:
-            output.error("interrupted" + (": go on with the same command" if self.journal is not None else ""))
+            output.error(
+                "interrupted" + (": run the same command again to continue" if self.journal is not None else "")
+            )
         output.result(*_summary(tally, sender, seconds, self.connection))
         output.document(
             {
@@ -178,7 +186,7 @@ class Store:
                 "failed": tally.failed_count,
                 "failures": dict(tally.failures),
                 "skipped": tally.skipped,
-                "stored_before": tally.known,
+                "stored_before": tally.stored_before,
                 "not_sent": sender.not_sent,
                 "bytes": tally.sent,
                 "seconds": round(seconds, 3),
@@ -191,7 +199,7 @@ class Store:
 
 
 async def _nothing() -> None:
-    """In the place of a survey that nobody would look at."""
+    """Do nothing, instead of a survey for a progress bar that is not shown."""
 
 
 def _note(tally: Tally) -> str:
@@ -207,16 +215,16 @@ def _size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _summary(tally: Tally, sender: Sender, seconds: float, connection: Connection) -> list[str]:
+def _summary(tally: Tally, sender: BulkSender, seconds: float, connection: Connection) -> list[str]:
     rows: list[tuple[str, object, str]] = [("stored", tally.stored_count, "")]
     rows += [("  with warning", count, reason) for reason, count in tally.warnings.most_common()]
     rows += [("failed", count, reason) for reason, count in tally.failures.most_common()]
     if tally.skipped:
         rows.append(("skipped", tally.skipped, "not DICOM instances"))
-    if tally.known:
-        rows.append(("stored before", tally.known, "as the journal says"))
+    if tally.stored_before:
+        rows.append(("stored before", tally.stored_before, "according to the journal"))
     if sender.not_sent:
-        more = "" if sender.scan_complete else ", and what was not looked at"
+        more = "" if sender.scan_complete else ", besides files that were not scanned"
         rows.append(("not sent", sender.not_sent, f"found{more}"))
     rate = f"{_size(tally.sent / seconds)}/s, {tally.stored_count / seconds:.0f} instances/s" if seconds > 0 else ""
     return [

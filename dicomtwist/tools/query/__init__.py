@@ -1,1 +1,1 @@
-"""Keys and identifiers as they are written on a command line."""
+"""Queries and their keys, as a command line describes them."""

@@ -10,13 +10,13 @@ from pydicom.datadict import dictionary_VR, keyword_dict, keyword_for_tag
 from pydicom.tag import BaseTag, Tag
 
 
-def name_of(tag: BaseTag) -> str:
-    """Return the keyword of *tag*, or how it is written where it has none."""
+def attribute_name(tag: BaseTag) -> str:
+    """Return the keyword of *tag*, or the tag as ``(gggg,eeee)`` if it has none."""
     return keyword_for_tag(tag) or f"({tag.group:04X},{tag.element:04X})"
 
 
 def vr_of(tag: BaseTag) -> str:
-    """Return the VR of an attribute; where the dictionary has several, the first."""
+    """Return the VR of an attribute, the first one if the dictionary has several."""
     if tag.is_private_creator:
         return "LO"
     try:
@@ -25,8 +25,8 @@ def vr_of(tag: BaseTag) -> str:
         return "UN"
 
 
-def keywords_like(start: str) -> list[str]:
-    """Return the keywords of the attributes that can be asked for and that begin with *start*, in whatever case."""
+def complete_keyword(start: str) -> list[str]:
+    """Return the keywords that begin with *start* in any case, of all attributes that a query may contain."""
     return sorted(
         keyword
         for keyword, tag in keyword_dict.items()
@@ -35,5 +35,5 @@ def keywords_like(start: str) -> list[str]:
 
 
 def is_queryable(tag: BaseTag) -> bool:
-    """Whether it is of a data set, and no length of a group, in which pydicom has keywords for some."""
+    """Whether a query may contain the attribute: one of a data set, and no group length."""
     return 0x0002 < tag.group < 0xFFFC and tag.element != 0 and bool(tag.group & 1) == tag.is_private

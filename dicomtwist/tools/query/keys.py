@@ -1,5 +1,5 @@
 """
-Keys of a query as they are written on a command line: ``PatientID=A*``, ``(0010,0020)``, ``Sequence[0].Keyword=value``.
+Keys of a query in the form of the command line: ``PatientID=A*``, ``(0010,0020)``, ``Sequence[0].Keyword=value``.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 
 from dicomtwist.datasets.nesting import MAX_NESTED
-from dicomtwist.tools.query.attributes import is_queryable, name_of, vr_of
+from dicomtwist.tools.query.attributes import attribute_name, is_queryable, vr_of
 
-#: The most items of a sequence that a key may name.
+#: The number of items of a sequence that keys may address.
 MAX_ITEMS: Final = 100
-#: The longest value, in characters; the longest list of UIDs that makes sense is far below.
+#: The longest value, in characters; any sensible list of UIDs is far shorter.
 MAX_VALUE: Final = 64 * 1024
 
-#: One step on the way to an attribute: its tag, and the item where it is a sequence that the way leads into.
-Step = tuple[BaseTag, int | None]
-#: The way to an attribute.
-Path = tuple[Step, ...]
+#: One step of a path: a tag, and the number of an item if the path leads into a sequence.
+PathStep = tuple[BaseTag, int | None]
+#: The path to an attribute, through the items of sequences.
+AttributePath = tuple[PathStep, ...]
 
 _TAG = re.compile(r"\(?\s*([0-9A-Fa-f]{4})\s*,\s*([0-9A-Fa-f]{4})\s*\)?")
 _KEYWORD = re.compile(r"[A-Za-z][A-Za-z0-9]*")
-_STEP = re.compile(r"(.*?)(?:\[\s*([0-9]{1,9})\s*\])?", re.DOTALL)
+_PATH_STEP = re.compile(r"(.*?)(?:\[\s*([0-9]{1,9})\s*\])?", re.DOTALL)
 
 _CHARACTER_SET: Final = 0x00080005
 _INTEGERS: Final = {
@@ -43,62 +43,62 @@ _INTEGERS: Final = {
     "SV": (-(2**63), 2**63 - 1),
 }
 _REALS: Final = frozenset(("FL", "FD"))
-#: Text of which there is one value, in which a backslash is a backslash (PS3.5 6.2).
+#: The VRs of text with one value, in which a backslash is an ordinary character (PS3.5 6.2).
 _ONE_VALUE: Final = frozenset(("LT", "ST", "UT", "UR"))
 _BYTES: Final = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "UN"))
 
 
-class KeyMistake(ValueError):
-    """A key cannot be used; the text says which, and why."""
+class InvalidKey(ValueError):
+    """A key cannot be used; the text says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
     """
-    One key.
+    One key of a query.
 
-    :ivar path: where in the identifier it is.
-    :ivar value: what to match, empty for what is only asked for.
+    :ivar path: the path to its attribute in the identifier.
+    :ivar value: the value to match, empty to only return the attribute.
     """
 
-    path: Path
+    path: AttributePath
     value: str = ""
 
     def __str__(self) -> str:
-        return f"{written(self.path)}={self.value}" if self.value else written(self.path)
+        return f"{format_path(self.path)}={self.value}" if self.value else format_path(self.path)
 
 
-def written(path: Path) -> str:
-    """Return *path* as :func:`parse_key` takes it."""
-    return ".".join(name_of(tag) + ("" if item is None else f"[{item}]") for tag, item in path)
+def format_path(path: AttributePath) -> str:
+    """Return *path* in the form that :func:`parse_key` accepts."""
+    return ".".join(attribute_name(tag) + ("" if item is None else f"[{item}]") for tag, item in path)
 
 
 def parse_key(text: str) -> Key:
     """
-    Return the key that *text* says.
+    Return the key that *text* describes.
 
-    :param text: ``Keyword``, ``(gggg,eeee)``, either behind ``Sequence[0].``, with ``=value`` or without. A sequence without
-        the number of an item means its first one where something follows, and the sequence as a whole where nothing does.
-    :raises KeyMistake: it says none.
+    :param text: ``Keyword`` or ``(gggg,eeee)``, optionally after ``Sequence[0].``, optionally with ``=value``. A sequence
+        without an item number means its first item if a step follows, and the whole sequence otherwise.
+    :raises InvalidKey: *text* describes no key.
     """
     name, _, value = text.partition("=")
     if len(value) > MAX_VALUE:
-        raise KeyMistake(f"the value of {name[:80]!r} has more than {MAX_VALUE} characters")
+        raise InvalidKey(f"the value of {name[:80]!r} has more than {MAX_VALUE} characters")
     if any(0xD800 <= ord(letter) < 0xE000 for letter in text):
-        raise KeyMistake(f"{text[:80]!a} is no text in the encoding of this terminal")
+        raise InvalidKey(f"{text[:80]!a} is not text in the encoding of this terminal")
     parts = name.strip().split(".")
     if len(parts) > MAX_NESTED:
-        raise KeyMistake(f"{name[:80]!r} is nested deeper than {MAX_NESTED} sequences")
-    steps: list[Step] = []
+        raise InvalidKey(f"{name[:80]!r} is nested deeper than {MAX_NESTED} sequences")
+    steps: list[PathStep] = []
     for part in parts:
         tag, item = _step(part.strip())
         is_last = len(steps) == len(parts) - 1
         is_sequence = vr_of(tag) == "SQ"
         if not is_sequence and (item is not None or not is_last):
-            raise KeyMistake(f"{name_of(tag)} is no sequence: nothing is in it")
+            raise InvalidKey(f"{attribute_name(tag)} is not a sequence, so it has no items")
         if is_last and is_sequence and value:
-            raise KeyMistake(
-                f"{name_of(tag)} is a sequence: name what is in it, as in {name_of(tag)}[0].Keyword={value}"
+            raise InvalidKey(
+                f"{attribute_name(tag)} is a sequence: name an attribute in it, as in {attribute_name(tag)}[0].Keyword={value}"
             )
         steps.append((tag, item if is_last or item is not None else 0))
     key = Key(tuple(steps), value)
@@ -106,12 +106,12 @@ def parse_key(text: str) -> Key:
     return key
 
 
-def _step(text: str) -> Step:
-    match = _STEP.fullmatch(text)
+def _step(text: str) -> PathStep:
+    match = _PATH_STEP.fullmatch(text)
     assert match is not None
     name, item = match[1].strip(), match[2]
     if item is not None and int(item) >= MAX_ITEMS:
-        raise KeyMistake(f"{name}[{item}]: the items are those from 0 to {MAX_ITEMS - 1}")
+        raise InvalidKey(f"{name}[{item}]: the number of an item is from 0 to {MAX_ITEMS - 1}")
     return _tag(name), None if item is None else int(item)
 
 
@@ -122,11 +122,11 @@ def _tag(name: str) -> BaseTag:
     elif _KEYWORD.fullmatch(name) and (found := tag_for_keyword(name)) is not None:
         tag = Tag(found)
     else:
-        raise KeyMistake(
+        raise InvalidKey(
             f"{name[:80]!r} is neither the keyword of an attribute, as PatientID, nor a tag, as (0010,0020)"
         )
     if not is_queryable(tag):
-        raise KeyMistake(f"{name_of(tag)} is no attribute that can be asked for")
+        raise InvalidKey(f"{attribute_name(tag)} is not an attribute that a query may contain")
     return tag
 
 
@@ -151,7 +151,7 @@ def _integer(vr: str) -> Callable[[str], int]:
 
 
 def _element(key: Key) -> DataElement:
-    """Return the element that *key* ends in."""
+    """Return the data element of the last step of *key*."""
     tag = key.path[-1][0]
     vr = vr_of(tag)
     value = key.value
@@ -169,12 +169,12 @@ def _element(key: Key) -> DataElement:
         if vr in _BYTES:
             return DataElement(tag, vr, value.encode("latin-1"))
         if tag == _CHARACTER_SET and not all(part.strip() in python_encoding for part in value.split("\\")):
-            raise ValueError("there is no such character set, as ISO_IR 192 is for UTF-8")
-        # Queries have wildcards and ranges where pydicom wants dates and UIDs.
+            raise ValueError("it is not a DICOM character set; ISO_IR 192 is UTF-8")
+        # Queries have wildcards and ranges, which pydicom would reject in dates and UIDs.
         return DataElement(tag, vr, value if vr in _ONE_VALUE else _several(value), validation_mode=IGNORE)
     except (ValueError, TypeError, OverflowError, ArithmeticError) as error:
-        raise KeyMistake(
-            f"{name_of(tag)} cannot be {value[:80]!r}, its value representation is {vr}: {error}"
+        raise InvalidKey(
+            f"{attribute_name(tag)} cannot be {value[:80]!r}, its value representation is {vr}: {error}"
         ) from None
 
 
@@ -185,8 +185,8 @@ def _several(value: str) -> str | list[str]:
 # --- identifiers
 
 
-def add(dataset: Dataset, key: Key) -> None:
-    """Put *key* into *dataset*; one that is there already is replaced, unless by a key without a value."""
+def add_key(dataset: Dataset, key: Key) -> None:
+    """Put *key* into *dataset*. It replaces an element with the same path, unless *key* has no value."""
     for tag, item in key.path[:-1]:
         assert item is not None
         dataset = _item(dataset, tag, item)
@@ -209,20 +209,20 @@ def _item(dataset: Dataset, tag: BaseTag, number: int) -> Dataset:
 
 def make_identifier(keys: Iterable[Key], dataset: Dataset | None = None) -> Dataset:
     """
-    Return an identifier of *keys*.
+    Return the identifier that consists of *keys*.
 
-    :param dataset: what to begin with, which is changed.
+    :param dataset: a data set to extend in place, instead of an empty one.
     """
     identifier = Dataset() if dataset is None else dataset
     for key in keys:
-        add(identifier, key)
+        add_key(identifier, key)
     if "SpecificCharacterSet" not in identifier and any(not key.value.isascii() for key in keys_of(identifier)):
         identifier.SpecificCharacterSet = "ISO_IR 192"
     return identifier
 
 
-def keys_of(dataset: Dataset, before: Path = ()) -> list[Key]:
-    """Return what *dataset* asks for, in its order; a sequence without items is a key of its own."""
+def keys_of(dataset: Dataset, before: AttributePath = ()) -> list[Key]:
+    """Return the keys of *dataset* in its order; an empty sequence is a key too."""
     keys: list[Key] = []
     for element in dataset:
         if element.tag.element == 0:
@@ -246,9 +246,9 @@ def _text(value: object) -> str:
 
 def parse_lines(lines: Iterable[str]) -> list[Key]:
     """
-    Return the keys of a text, one in a line; empty lines and those that begin with ``#`` are none.
+    Return the keys of a text with one key on each line; empty lines and lines that begin with ``#`` are ignored.
 
-    :raises KeyMistake: a line says none.
+    :raises InvalidKey: a line is not a key.
     """
     keys = []
     for number, line in enumerate(lines, 1):
@@ -256,6 +256,6 @@ def parse_lines(lines: Iterable[str]) -> list[Key]:
         if text and not text.startswith("#"):
             try:
                 keys.append(parse_key(text))
-            except KeyMistake as mistake:
-                raise KeyMistake(f"line {number}: {mistake}") from None
+            except InvalidKey as error:
+                raise InvalidKey(f"line {number}: {error}") from None
     return keys

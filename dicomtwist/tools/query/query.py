@@ -20,9 +20,9 @@ from dicomtwist.datasets.element_headers import EXPLICIT_LITTLE_ENDIAN
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.tools.query.keys import (
+    AttributePath,
+    InvalidKey,
     Key,
-    KeyMistake,
-    Path,
     keys_of,
     make_identifier,
     parse_key,
@@ -39,8 +39,8 @@ UNIQUE_KEYS: Final = {
     "SERIES": "SeriesInstanceUID",
     "IMAGE": "SOPInstanceUID",
 }
-#: What is asked for at each level where nothing else is.
-USUAL: Final = {
+#: The attributes that are requested at each level by default.
+DEFAULT_KEYS: Final = {
     "PATIENT": ("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     "STUDY": (
         *("PatientID", "PatientName", "StudyDate", "AccessionNumber", "ModalitiesInStudy", "StudyDescription"),
@@ -50,11 +50,11 @@ USUAL: Final = {
     "IMAGE": ("InstanceNumber", "SOPClassUID", "SOPInstanceUID"),
 }
 
-#: What says how to read an answer, and is not shown of it.
-_NO_COLUMNS: Final = [parse_key(name).path for name in ("QueryRetrieveLevel", "SpecificCharacterSet")]
+#: Attributes that only say how to read a response, and are not shown.
+_HIDDEN_COLUMNS: Final = [parse_key(name).path for name in ("QueryRetrieveLevel", "SpecificCharacterSet")]
 
 
-def model(root: str, service: str) -> SOPClass:
+def information_model(root: str, service: str) -> SOPClass:
     """Return the information model of *root* for *service*: ``Find``, ``Move`` or ``Get``."""
     uid: SOPClass = getattr(sop_class, f"{root.capitalize()}RootQueryRetrieveInformationModel{service}")
     return uid
@@ -63,39 +63,39 @@ def model(root: str, service: str) -> SOPClass:
 @dataclass(frozen=True, slots=True)
 class Query:
     """
-    What is asked for.
+    A query.
 
-    :ivar identifier: the keys.
+    :ivar identifier: the identifier with the keys.
     :ivar model: the information model.
-    :ivar columns: what to show of an answer.
+    :ivar columns: the attributes of a response to show.
     """
 
     identifier: Dataset
     model: SOPClass
-    columns: Sequence[Path]
+    columns: Sequence[AttributePath]
 
 
 def read_keys(files: Sequence[str]) -> list[Key]:
     """
     Return the keys in *files*.
 
-    :raises click.UsageError: a file cannot be used.
+    :raises click.UsageError: a file cannot be read, or has no or invalid keys.
     """
     keys: list[Key] = []
     for file in files:
         try:
             found = _keys_in(file)
             if not found:
-                raise KeyMistake("there is no key in it")
+                raise InvalidKey("the file has no key")
             keys += found
-        except (KeyMistake, OSError, InvalidDicomError, UnicodeDecodeError) as error:
+        except (InvalidKey, OSError, InvalidDicomError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             if isinstance(error, UnicodeDecodeError):
-                reason = "it is neither a DICOM file nor text in UTF-8"
+                reason = "the file is neither DICOM nor text in UTF-8"
             raise click.UsageError(f"-f: {file}: {reason}") from None
         except Exception as error:
-            # Whatever pydicom raises for a file that is damaged.
-            raise click.UsageError(f"-f: {file}: it cannot be read: {error}") from None
+            # pydicom raises various exceptions for damaged files.
+            raise click.UsageError(f"-f: {file}: the file cannot be read: {error}") from None
     return keys
 
 
@@ -103,67 +103,67 @@ def _keys_in(file: str) -> list[Key]:
     with sys.stdin.buffer if file == "-" else open(file, "rb") as opened:
         content = opened.read(MAX_KEYS_FILE + 1)
     if len(content) > MAX_KEYS_FILE:
-        raise KeyMistake(f"it has more than {MAX_KEYS_FILE} bytes")
+        raise InvalidKey(f"the file has more than {MAX_KEYS_FILE} bytes")
     if content[128:132] == b"DICM" and file != "-":
         return keys_of(dcmread(FilePath(file)))
     return parse_lines(content.decode("utf-8-sig").splitlines())
 
 
 def make_query(
-    keys: Sequence[Key], files: Sequence[str], level: str | None, root: str, service: str, *, usual: bool
+    keys: Sequence[Key], files: Sequence[str], level: str | None, root: str, service: str, *, add_defaults: bool
 ) -> Query:
     """
-    Return what the options say.
+    Return the query that the options describe.
 
-    :param usual: ask for what is usual at the level, where every key has a value.
-    :raises click.UsageError: it cannot be asked for.
+    :param add_defaults: if every key has a value, request the default attributes of the level as well.
+    :raises click.UsageError: the options contradict each other, or the query cannot be encoded.
     """
     keys = [*read_keys(files), *keys]
-    identifier = identifier_of(keys)
-    # Who knows a patient wants to see the studies, but to have all that there is.
+    identifier = build_identifier(keys)
+    # With only a patient given, find lists the studies of the patient, and get and move fetch everything.
     highest = "PATIENT" if root == "patient" and service != "Find" else "STUDY"
     level = (level or str(identifier.get("QueryRetrieveLevel") or "") or _lowest(identifier, highest)).upper()
     if level == "PATIENT" and root == "study":
-        raise click.UsageError("--level PATIENT needs --root patient: the Study Root model has no such level")
-    if usual and all(key.value for key in keys):
-        keys += map(parse_key, USUAL.get(level, ()))
+        raise click.UsageError("--level PATIENT needs --root patient: the Study Root model has no patient level")
+    if add_defaults and all(key.value for key in keys):
+        keys += map(parse_key, DEFAULT_KEYS.get(level, ()))
         make_identifier(keys, identifier)
     identifier.QueryRetrieveLevel = level
-    return checked(Query(identifier, model(root, service), columns_of(keys)))
+    return check_encodable(Query(identifier, information_model(root, service), columns_of(keys)))
 
 
-def identifier_of(keys: Iterable[Key]) -> Dataset:
+def build_identifier(keys: Iterable[Key]) -> Dataset:
     """
-    Return an identifier of *keys*.
+    Return the identifier that consists of *keys*.
 
-    :raises click.UsageError: a value cannot be one.
+    :raises click.UsageError: a value is not valid for its attribute.
     """
     try:
         return make_identifier(keys)
-    except KeyMistake as mistake:
-        raise click.UsageError(str(mistake)) from None
+    except InvalidKey as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _lowest(identifier: Dataset, highest: str) -> str:
-    """Return the lowest level whose unique key has a value; *highest*, or STUDY where there is none, is where it ends."""
+    """Return the lowest level whose unique key has a value: *highest* if that is PATIENT, STUDY if there is none."""
     found = [level for level, keyword in UNIQUE_KEYS.items() if identifier.get(keyword)]
     return found[-1] if found and found[-1] != "PATIENT" else highest if found else "STUDY"
 
 
-def columns_of(keys: Iterable[Key]) -> list[Path]:
-    """Return what to show of the answers: the attributes that *keys* name, each once, in their order."""
-    return [path for path in dict.fromkeys(key.path for key in keys) if path not in _NO_COLUMNS]
+def columns_of(keys: Iterable[Key]) -> list[AttributePath]:
+    """Return the columns for *keys*: their attributes, each once, in the same order."""
+    return [path for path in dict.fromkeys(key.path for key in keys) if path not in _HIDDEN_COLUMNS]
 
 
-def checked(query: Query) -> Query:
+def check_encodable(query: Query) -> Query:
     """
-    Return *query*, which can be encoded.
+    Return *query* after a check that its identifier can be encoded.
 
-    :raises click.UsageError: it cannot.
+    :raises click.UsageError: the identifier cannot be encoded.
     """
     try:
         with warnings.catch_warnings():
-            # pydicom would send question marks for letters that the character set does not have.
+            # pydicom would replace letters that the character set lacks by question marks.
             warnings.filterwarnings("error", "Failed to encode")
             encode_identifier(query.identifier, EXPLICIT_LITTLE_ENDIAN)
     except DataSetError as error:

@@ -16,10 +16,10 @@ from tests.tools.common import ToolTestCase, reactor
 
 
 class Archives(ToolTestCase):
-    """Real ones."""
+    """Real archives."""
 
     async def test_twist_dicom(self) -> None:
-        """On the same association, and where we listen: what is there, what is not, and what is no instance."""
+        """Reports on the same association and at our port, for instances that the archive has and has not."""
         back = peers.free_port()
         port, _ = await self.twist_dicom("--peer", f"CT1=127.0.0.1:{back}")
         peer = f"127.0.0.1:{port}"
@@ -35,7 +35,7 @@ class Archives(ToolTestCase):
                 f"NOT committed  1.2.826.0.1.1  {missing}  0x0112 No such SOP Instance",
             ],
         )
-        self.assertEqual(result.stderr, b"1 instance committed, 1 not, 1 skipped\n")
+        self.assertEqual(result.stderr, b"1 instance committed, 1 not committed, 1 skipped\n")
         listen = ("--calling", "CT1", "--listen", f"tcp:{back}:interface=127.0.0.1")
         document = await self.json("commit", *listen, peer, held, code=0)
         self.assertEqual(
@@ -50,10 +50,10 @@ class Archives(ToolTestCase):
         document = await self.json("commit", "--uids", uids, peer, code=1)
         self.assertEqual((document["committed"], document["failed"]), (1, 2))
         reasons = [item["reason"] or "" for item in document["instances"]]
-        self.assertRegex("\n".join(reasons), r"(?s)no-uid.*it has not a SOP Class UID")
+        self.assertRegex("\n".join(reasons), r"(?s)no-uid.*the line must have a SOP Class UID")
 
     async def test_orthanc(self) -> None:
-        """It reports on an association of its own."""
+        """The archive reports on another association."""
         back = peers.free_port()
         port = await orthanc(self, study()[:1], {"CT1": back})
         listen = ("--calling", "CT1", "--listen", f"tcp:{back}:interface=127.0.0.1")
@@ -64,8 +64,8 @@ class Archives(ToolTestCase):
 
     def test_mistakes(self) -> None:
         for options, words in (
-            ([], "give either PATHS, or --uids"),
-            ([str(self.folder), "--uids", "-"], "give either PATHS, or --uids"),
+            ([], "give either PATHS or --uids"),
+            ([str(self.folder), "--uids", "-"], "give either PATHS or --uids"),
             ([str(self.folder), "--wait", "0"], "is not a time"),
             ([str(self.folder / "none")], "does not exist"),
         ):
@@ -75,10 +75,10 @@ class Archives(ToolTestCase):
 
 
 class Conduct(ToolTestCase):
-    """Where no report comes."""
+    """Peers that send no report."""
 
     async def serve_commitment(self, handler: Any, *more: Any) -> str:
-        """Serve a handler of the N-ACTION; return the peer."""
+        """Serve a handler of N-ACTION; return the peer."""
         ae = AE("SCP")
         ae.add_supported_context(StorageCommitmentPushModel)
         self.addCleanup(ae.shutdown)
@@ -91,11 +91,11 @@ class Conduct(ToolTestCase):
         self.assertEqual({item["reason"] for item in document["instances"]}, {"refused: 0x0213 Resource limitation"})
 
     async def test_no_report(self) -> None:
-        """For as long as it is waited for; or since the peer ends the association."""
+        """The report is missing at the end of the wait, or since the peer ends the association."""
         peer = await self.serve_commitment(lambda event: 0)
         result = await self.tool("commit", "--wait", "0.2", peer, *self.instances(1))
         self.assertEqual(result.code, 1, result.text)
-        self.assertIn("has not reported within 0.2 seconds", result.stderr.decode())
+        self.assertIn("sent no report within 0.2 seconds", result.stderr.decode())
         self.assertIn("NOT committed  1.2.826.0.1.0", result.stdout.decode())
 
         def hang_up(event: Any) -> int:
@@ -104,10 +104,10 @@ class Conduct(ToolTestCase):
 
         peer = await self.serve_commitment(hang_up)
         document = await self.json("commit", peer, *self.instances(1), code=1)
-        self.assertIn("see --listen", document["error"])
+        self.assertIn("use --listen", document["error"])
 
     async def test_interrupted(self) -> None:
-        """While it waits; the association is released."""
+        """An interrupt during the wait releases the association."""
         asked: Deferred[None] = Deferred()
         ended: Deferred[Association] = Deferred()
 

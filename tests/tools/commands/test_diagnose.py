@@ -19,19 +19,19 @@ LOCAL = "127.0.0.1"
 
 
 class Greeting(Protocol):
-    """Says something at once, or nothing."""
+    """A server that sends fixed bytes on connection, or nothing."""
 
     data = b""
 
     def connectionMade(self) -> None:
-        """A client is there."""
+        """Send the bytes to a client."""
         assert self.transport is not None
         if self.data:
             self.transport.write(self.data)
 
 
 class DiagnoseTestCase(ToolTestCase):
-    """What a diagnosis is held to."""
+    """The base of the tests of diagnoses."""
 
     async def diagnosed(self, code: str, *args: object, status: int = 3, failed: str | None = None) -> dict[str, Any]:
         """
@@ -53,25 +53,25 @@ class DiagnoseTestCase(ToolTestCase):
         return document
 
     async def listen(self, data: bytes = b"") -> int:
-        """Listen with a socket that speaks no DICOM."""
+        """Listen with a socket that does not speak DICOM."""
         factory = Factory.forProtocol(type("Peer", (Greeting,), {"data": data}))
         port = await TCP4ServerEndpoint(reactor, 0, interface=LOCAL).listen(factory)
         self.addCleanup(port.stopListening)
         return int(port.getHost().port)
 
     async def secure(self, certificate: str, *options: str) -> int:
-        """Start ``twist dicom`` over TLS with a file that has key and certificate."""
+        """Start ``twist dicom`` over TLS with a file of key and certificate."""
         files = f"privateKey={certificate}:certKey={certificate}"
         port, _ = await self.twist_dicom(tls=":".join((files, *(options or ("clientCertificate=none",)))))
         return port
 
     def authority(self, name: str = "ours") -> Authority:
-        """An authority that writes into the folder of the test."""
+        """A certificate authority that writes into the folder of the test."""
         return Authority(str(self.folder), name)
 
 
 class Works(DiagnoseTestCase):
-    """Nothing is wrong."""
+    """Set-ups without a fault."""
 
     async def test_twist_dicom(self) -> None:
         port, _ = await self.twist_dicom()
@@ -102,7 +102,7 @@ class Works(DiagnoseTestCase):
 
 
 class Broken(DiagnoseTestCase):
-    """The set-ups that there are most."""
+    """The most frequent faults."""
 
     async def test_wrong_port(self) -> None:
         port = peers.free_port()
@@ -134,7 +134,7 @@ class Broken(DiagnoseTestCase):
         self.assertEqual((row["sop_class"], row["answer"]), (str(Verification), "Abstract Syntax Not Supported"))
 
     async def test_tls_to_plain(self) -> None:
-        """To DCMTK, to ourselves, and with an endpoint string."""
+        """TLS to a plain peer: DCMTK, ourselves, and with an endpoint string."""
         dcmtk = await peers.dcmtk_storescp(self, self.folder / "out")
         twist, _ = await self.twist_dicom()
         ca = self.authority().path
@@ -147,7 +147,7 @@ class Broken(DiagnoseTestCase):
             self.assertIn("without TLS", f"{found['cause']}")
 
     async def test_plain_to_tls(self) -> None:
-        """To DCMTK, which wants a certificate of us, and to ourselves."""
+        """No TLS to a secure peer: DCMTK, which requires a certificate, and ourselves."""
         certificates = peers.certificates()
         dcmtk = await peers.dcmtk_storescp(
             self, self.folder / "out", "+tls", certificates.server_key, certificates.server_cert, "+cf", certificates.ca
@@ -174,7 +174,7 @@ class Broken(DiagnoseTestCase):
         self.assertIn("has expired", found["cause"]["what"])
 
     async def test_client_certificate_missing(self) -> None:
-        """With TLS 1.3, where it shows only behind the handshake, and with DCMTK."""
+        """A missing certificate with TLS 1.3, which shows only after the handshake, and with DCMTK."""
         authority, certificates = self.authority(), peers.certificates()
         ours = await self.secure(authority.issue("server", LOCAL), f"trustRoots={authority.path}")
         dcmtk = await peers.dcmtk_storescp(
@@ -197,7 +197,7 @@ class Broken(DiagnoseTestCase):
     async def test_silent_peer(self) -> None:
         port = await self.listen()
         found = await self.diagnosed("silent", "--acse-timeout", "1", f"{LOCAL}:{port}", failed="association")
-        self.assertIn("said nothing for 1 seconds", found["cause"]["what"])
+        self.assertIn("sent nothing for 1 seconds", found["cause"]["what"])
         took = next(step["seconds"] for step in found["steps"] if step["step"] == "association")
         self.assertGreaterEqual(took, 0.9)
 
@@ -216,17 +216,17 @@ class Broken(DiagnoseTestCase):
 
 
 class BrokenOtherwise(DiagnoseTestCase):
-    """And some more."""
+    """Less frequent faults."""
 
     async def test_in_words(self) -> None:
-        """What the people get who do not ask for JSON."""
+        """The output for people, without JSON."""
         port, _ = await self.twist_dicom("--ae-title", "ARCHIVE", "--require-called-aet")
         result = await self.tool("diagnose", f"WRONG@{LOCAL}:{port}")
         self.assertEqual((result.code, result.stderr), (3, b""))
         *steps, wrong, to_do = result.stdout.decode().splitlines()
         self.assertRegex(steps[-1], r"^  FAILED  association  \d+\.\d ms ")
         self.assertRegex(wrong, "^Wrong: the peer does not answer to the AE title WRONG")
-        self.assertEqual(to_do, f"To do: write its own title, as in TITLE@{LOCAL}:{port}")
+        self.assertEqual(to_do, f"To do: give the AE title of the peer, as in TITLE@{LOCAL}:{port}")
 
     async def test_other_services(self) -> None:
         for data, name in (
@@ -273,7 +273,7 @@ class BrokenOtherwise(DiagnoseTestCase):
         self.assertIn("and the user", found["cause"]["advice"])
 
     async def test_interrupted(self) -> None:
-        """While the peer says nothing."""
+        """An interrupt while the peer is silent."""
         taken: Deferred[None] = Deferred()
         factory = Factory.forProtocol(type("Peer", (Greeting,), {"connectionMade": lambda self: taken.callback(None)}))
         port = await TCP4ServerEndpoint(reactor, 0, interface=LOCAL).listen(factory)

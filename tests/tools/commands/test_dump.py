@@ -10,10 +10,10 @@ from tests.tools.common import ToolTestCase
 
 
 class DumpAssociation(ToolTestCase):
-    """What was proposed beside what was accepted."""
+    """The proposal and the answer of each presentation context."""
 
     async def test_storescp(self) -> None:
-        """DCMTK stores what is not compressed, and no more."""
+        """DCMTK accepts uncompressed transfer syntaxes only."""
         port = await peers.dcmtk_storescp(self, self.folder / "out")
         document = await self.json(
             "dump-association", "--propose", "CTImageStorage", "--each-syntax", f"127.0.0.1:{port}", code=1
@@ -43,7 +43,7 @@ class DumpAssociation(ToolTestCase):
         )
 
     async def test_all_there_is_to_store(self) -> None:
-        """More than 128: over several associations."""
+        """More than 128 presentation contexts take several associations."""
         server = await self.serve()
         document = await self.json("dump-association", f"127.0.0.1:{server.port}", code=0)
         self.assertGreater(document["proposed"], 128)
@@ -71,7 +71,7 @@ class DumpAssociation(ToolTestCase):
         self.assertEqual(document["sides"]["answered"]["operations_performed"], 4)
 
     async def test_nobody_there(self) -> None:
-        """What would be proposed is told all the same."""
+        """Without an association, the proposal is still printed."""
         result = await self.tool("dump-association", "--propose", "CTImageStorage", f"127.0.0.1:{peers.free_port()}")
         self.assertEqual(result.code, 3, result.text)
         self.assertIn(

@@ -12,7 +12,7 @@ from tests.tools.common import ToolTestCase, reactor
 
 
 class Echo(ToolTestCase):
-    """Against real peers."""
+    """C-ECHO with real peers."""
 
     async def test_twist_dicom(self) -> None:
         port, _ = await self.twist_dicom("--ae-title", "ARCHIVE", "--require-called-aet")
@@ -67,7 +67,7 @@ class Echo(ToolTestCase):
         self.assertEqual((await self.tool("echo", "--calling", "GOOD", f"127.0.0.1:{server.port}")).code, 0)
         result = await self.tool("echo", f"127.0.0.1:{server.port}")
         self.assertEqual(result.code, 3)
-        self.assertIn("does not let in our AE title DICOMTWIST", result.stderr.decode())
+        self.assertIn("does not accept our AE title DICOMTWIST", result.stderr.decode())
 
     async def test_a_status_that_is_no_success(self) -> None:
         server = await self.serve((evt.EVT_C_ECHO, lambda event: 0x0122))
@@ -107,7 +107,7 @@ class Echo(ToolTestCase):
         self.assertIn("<- C-ECHO-RSP 1 status 0x0000", debug)
 
     async def test_interrupted(self) -> None:
-        """Ctrl-C while the peer does not answer: one line, and the association is aborted."""
+        """Ctrl-C while the peer does not answer prints one line and aborts the association."""
         asked: Deferred[Any] = Deferred()
         never: Deferred[int] = Deferred()
 
@@ -126,7 +126,7 @@ class Echo(ToolTestCase):
         self.assertTrue(association.is_aborted)
 
     async def test_what_a_peer_says_is_harmless(self) -> None:
-        """Escape sequences of a peer do not reach the terminal."""
+        """Escape sequences from a peer do not reach the terminal."""
         server = await self.serve((evt.EVT_C_ECHO, lambda event: Status(0x0110, "C-ECHO", error_comment="\x1b[31mRED")))
         result = await self.tool("echo", f"127.0.0.1:{server.port}")
         self.assertEqual(result.code, 1)

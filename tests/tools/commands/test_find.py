@@ -1,4 +1,4 @@
-"""``dicomtwist find`` and ``dicomtwist worklist``, and the rows that they print."""
+"""``dicomtwist find`` and ``dicomtwist worklist``, and their output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dicomtwist import AE, Association, evt
 from dicomtwist.sop_class import ModalityWorklistInformationFind
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelFind as STUDY_FIND
 from dicomtwist.tools.display.console import Output
-from dicomtwist.tools.display.result_table import CSV, PAGE, JSONItems, Rows, Table, plain
+from dicomtwist.tools.display.result_table import PAGE, CSVWriter, JSONWriter, ResultWriter, TableWriter, to_json
 from dicomtwist.tools.query.keys import parse_key
 from tests import peers
 from tests.archive.services.worklists import items, write
@@ -29,7 +29,7 @@ from tests.tools.common import ToolTestCase, reactor
 
 
 def answer(**values: Any) -> Dataset:
-    """An answer at STUDY level."""
+    """Return a response at STUDY level."""
     dataset = Dataset()
     dataset.QueryRetrieveLevel = "STUDY"
     for keyword, value in values.items():
@@ -38,7 +38,7 @@ def answer(**values: Any) -> Dataset:
 
 
 def patients() -> Iterator[tuple[int, Dataset]]:
-    """One after the other, without end."""
+    """Yield responses without end."""
     number = 0
     while True:
         number += 1
@@ -46,16 +46,16 @@ def patients() -> Iterator[tuple[int, Dataset]]:
 
 
 class Lines(SynchronousTestCase):
-    """What rows look like."""
+    """The form of the output."""
 
     def printed(self, make: Any, *answers: Dataset, as_json: bool = False) -> str:
         stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
         with mock.patch("sys.stdout", stream):
-            rows: Rows = make(Output(as_json=as_json))
+            rows: ResultWriter = make(Output(as_json=as_json))
             for each in answers:
                 rows.add(each)
             rows.flush()
-            if isinstance(rows, JSONItems):
+            if isinstance(rows, JSONWriter):
                 rows.end({"count": len(answers)})
         stream.seek(0)
         return stream.read()
@@ -63,11 +63,11 @@ class Lines(SynchronousTestCase):
     columns = tuple(parse_key(text).path for text in ("PatientID", "PatientName", "ModalitiesInStudy"))
 
     def test_table(self) -> None:
-        """As wide as the first page needs, whatever the letters are; a longer value behind that is not cut."""
+        """The first page sets the widths, for wide letters too; a longer value on a later page is not cut."""
         rows = [answer(PatientID="1", PatientName="山田", ModalitiesInStudy=["CT", "MR"]), answer(PatientID="\x1b[2J")]
         rows += [answer(PatientID=str(number), PatientName="A") for number in range(PAGE)]
         rows.append(answer(PatientID="a very long one", PatientName="B"))
-        lines = self.printed(lambda output: Table(output, self.columns), *rows).splitlines()
+        lines = self.printed(lambda output: TableWriter(output, self.columns), *rows).splitlines()
         self.assertEqual(
             lines[:3],
             ["PatientID  PatientName  ModalitiesInStudy", "1          山田         CT\\MR", "\\x1b[2J"],
@@ -75,11 +75,11 @@ class Lines(SynchronousTestCase):
         self.assertEqual((len(lines), lines[-1]), (len(rows) + 1, "a very long one  B"))
 
     def test_a_table_of_nothing(self) -> None:
-        self.assertEqual(self.printed(lambda output: Table(output, self.columns)), "")
+        self.assertEqual(self.printed(lambda output: TableWriter(output, self.columns)), "")
 
     def test_csv(self) -> None:
         text = self.printed(
-            lambda output: CSV(output, self.columns), answer(PatientID='a,"b"', PatientName="X\nY"), answer()
+            lambda output: CSVWriter(output, self.columns), answer(PatientID='a,"b"', PatientName="X\nY"), answer()
         )
         self.assertEqual(
             list(csv.reader(io.StringIO(text))),
@@ -87,10 +87,10 @@ class Lines(SynchronousTestCase):
         )
 
     def test_json(self) -> None:
-        """One document, with none, one or more in its list; none of the strings has a control character in it."""
+        """One document with any number of items; its strings have no control characters."""
         for count in range(3):
             text = self.printed(
-                lambda output: JSONItems(output, {"command": "find"}, "matches"),
+                lambda output: JSONWriter(output, {"command": "find"}, "matches"),
                 *[answer(PatientName="\x1b]0;x\x07")] * count,
                 as_json=True,
             )
@@ -101,10 +101,10 @@ class Lines(SynchronousTestCase):
     def test_values_of_each_kind(self) -> None:
         dataset = answer(Rows=3, PatientSize="1.5", OtherPatientIDsSequence=[answer(PatientID="x")])
         dataset.add_new(0x00091001, "UN", b"\x01")
-        # What a peer sends in the place of a number.
+        # A value that is not a number, as a peer may send it.
         dataset[0x00201208] = RawDataElement(Tag(0x00201208), "IS", 4, b"many", 0, False, True)
         self.assertEqual(
-            plain(dataset),
+            to_json(dataset),
             {
                 "QueryRetrieveLevel": "STUDY",
                 "(0009,1001)": "AQ==",
@@ -117,10 +117,10 @@ class Lines(SynchronousTestCase):
 
 
 class Archives(ToolTestCase):
-    """Real ones; what is asked of each is about the same study of two series."""
+    """Real archives, each queried for the same study of two series."""
 
     async def ask(self, peer: str) -> None:
-        """Ask in each way, what is there and what is not."""
+        """Query in each format, for what the archive has and has not."""
         uid = study()[0].study
         result = await self.tool("find", peer, "-k", f"StudyInstanceUID={uid}", "-k", "PatientID")
         self.assertEqual(result.code, 0, result.text)
@@ -148,7 +148,7 @@ class Archives(ToolTestCase):
         document = await self.json("find", peer, "--level", "IMAGE", code=1)
         self.assertEqual(document["status"], "0xA900")
         self.assertIn("StudyInstanceUID is missing", document["error"])
-        # It has no worklist.
+        # The peer has no worklist.
         document = await self.json("worklist", peer, code=3)
         self.assertEqual(document["cause"]["code"], "no-common-context")
 
@@ -162,10 +162,10 @@ class Archives(ToolTestCase):
 
 
 class Worklists(ToolTestCase):
-    """The same items at twist dicom and at DCMTK's."""
+    """The same worklist items at twist dicom and at wlmscpfs."""
 
     async def ask(self, peer: str) -> None:
-        """With each of the options."""
+        """Query the worklist with each option."""
         for options, expected in (
             (("--date", "2024-01-07-"), 4),
             (("--modality", "CT", "--station", "AA33"), 0),
@@ -208,7 +208,7 @@ class Worklists(ToolTestCase):
 
 
 class Conduct(ToolTestCase):
-    """At a terminal, at the end of a pipe, and when it is interrupted."""
+    """Output to a terminal and into pipes, and interrupts."""
 
     async def serve_find(self, handler: Any, *more: Any) -> str:
         """Serve a C-FIND handler; return the peer."""
@@ -219,7 +219,7 @@ class Conduct(ToolTestCase):
         return f"127.0.0.1:{server.port}"
 
     async def test_what_a_peer_says_is_harmless(self) -> None:
-        """At a terminal, no escape sequence of a peer reaches it."""
+        """No escape sequence from a peer reaches the terminal."""
         peer = await self.serve_find(lambda event: [(0xFF00, answer(PatientName="\x1b]0;owned\x07A\r\nB"))])
         process = self.terminal("find", peer, "-k", "PatientName")
         result = await process.wait(120)
@@ -229,7 +229,7 @@ class Conduct(ToolTestCase):
         )
 
     async def test_limit(self) -> None:
-        """The peer is told to stop, and the association released."""
+        """At the limit the peer is stopped and the association released."""
         ended: Deferred[Association] = Deferred()
         cancelled: list[Any] = []
         peer = await self.serve_find(
@@ -245,7 +245,7 @@ class Conduct(ToolTestCase):
         self.assertEqual(len(cancelled), 1)
 
     async def test_a_reader_that_goes(self) -> None:
-        """It has the peer stop, and says nothing of it."""
+        """A reader that closes the pipe stops the peer, without a message."""
         peer = await self.serve_find(lambda event: patients())
         command = f'"{sys.executable}" -m dicomtwist.tools find {peer} -k PatientID -k PatientName=* | head -n 3'
         result = await peers.run("/bin/bash", "-c", f"set -o pipefail; {command}", timeout=120)
@@ -254,20 +254,20 @@ class Conduct(ToolTestCase):
         self.assertEqual(result.code, 0, result.text)
 
     async def test_interrupted(self) -> None:
-        """C-CANCEL, and a release; the JSON document is whole."""
+        """An interrupt sends C-CANCEL and releases; the JSON document is complete."""
         ended: Deferred[Association] = Deferred()
         asked: Deferred[None] = Deferred()
-        go_on: Deferred[None] = Deferred()
+        count_next: Deferred[None] = Deferred()
 
         async def find(event: Any) -> AsyncIterator[Any]:
             yield 0xFF00, answer(PatientID="1")
             asked.callback(None)
-            await go_on
+            await count_next
             yield 0xFE00, None
 
         peer = await self.serve_find(
             find,
-            (evt.EVT_C_CANCEL, lambda event: go_on.callback(None)),
+            (evt.EVT_C_CANCEL, lambda event: count_next.callback(None)),
             (evt.EVT_RELEASED, lambda event: ended.callback(event.assoc)),
         )
         process = await self.start_tool("find", "--json", peer)
@@ -281,15 +281,15 @@ class Conduct(ToolTestCase):
         await ended
 
     async def test_a_worklist_interrupted(self) -> None:
-        """By SIGTERM, which asks to stop as Ctrl-C does, while it prints a table into a pipe."""
+        """SIGTERM acts as Ctrl-C does, here while a table is printed into a pipe."""
         ended: Deferred[Association] = Deferred()
         asked: Deferred[None] = Deferred()
-        go_on: Deferred[None] = Deferred()
+        count_next: Deferred[None] = Deferred()
 
         async def find(event: Any) -> AsyncIterator[Any]:
             yield 0xFF00, answer(PatientID="1")
             asked.callback(None)
-            await go_on
+            await count_next
             yield 0xFE00, None
 
         ae = AE("SCP")
@@ -297,7 +297,7 @@ class Conduct(ToolTestCase):
         self.addCleanup(ae.shutdown)
         handlers: list[Any] = [
             (evt.EVT_C_FIND, find),
-            (evt.EVT_C_CANCEL, lambda event: go_on.callback(None)),
+            (evt.EVT_C_CANCEL, lambda event: count_next.callback(None)),
             (evt.EVT_RELEASED, lambda event: ended.callback(event.assoc)),
         ]
         server = await ae.start_server(("127.0.0.1", 0), evt_handlers=handlers)
@@ -311,7 +311,7 @@ class Conduct(ToolTestCase):
         await ended
 
     async def test_interrupted_twice(self) -> None:
-        """A peer that does not care for C-CANCEL."""
+        """A peer that ignores C-CANCEL: a second interrupt aborts."""
         asked: Deferred[Association] = Deferred()
         never: Deferred[None] = Deferred()
 
@@ -334,7 +334,7 @@ class Conduct(ToolTestCase):
 
     def test_mistakes(self) -> None:
         for options, words in (
-            (["--level", "PATIENT"], "has no such level"),
+            (["--level", "PATIENT"], "has no patient level"),
             (["--level", "FRAME"], "'FRAME' is not one of"),
             (["-k", "PatientId=1"], "neither the keyword"),
             (["-k", "SpecificCharacterSet=ISO_IR 100", "-k", "PatientName=山田"], "cannot be sent"),

@@ -20,7 +20,7 @@ from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES
 from dicomtwist.sop_class import CTImageStorage
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelGet as STUDY_GET
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelMove as STUDY_MOVE
-from dicomtwist.tools.contexts import contexts_to_take, sop_classes_named, storage_classes
+from dicomtwist.tools.contexts import receiving_contexts, sop_classes_named, storage_classes
 from dicomtwist.tools.query.keys import parse_key
 from dicomtwist.tools.query.query import make_query
 from tests import peers
@@ -31,12 +31,12 @@ STUDY = f"StudyInstanceUID={study()[0].study}"
 
 
 class Proposed(SynchronousTestCase):
-    """What a peer may send on one association."""
+    """The presentation contexts for receiving."""
 
     def test_common_ones(self) -> None:
-        """Each uncompressed; what is most usual compressed as well; no more than there is room for."""
+        """Each SOP Class uncompressed, the most usual ones compressed as well, as far as there is room."""
         classes = storage_classes(())
-        contexts = contexts_to_take(classes, 127)
+        contexts = receiving_contexts(classes, 127)
         self.assertEqual(len(contexts), 127)
         self.assertEqual({context.abstract_syntax for context in contexts}, set(classes))
         compressed = [str(context.abstract_syntax) for context in contexts[len(classes) :]]
@@ -44,10 +44,10 @@ class Proposed(SynchronousTestCase):
         self.assertIn(str(CTImageStorage), compressed)
 
     def test_named_ones(self) -> None:
-        """The fewer there are, the more has a context of its own; nothing is left out, nothing is there twice."""
+        """The fewer SOP Classes, the more contexts with one transfer syntax; none is missing and none occurs twice."""
         for count in (1, 2, 10, 63, 64, 127):
             classes = sop_classes_named("storage")[:count]
-            contexts = contexts_to_take(classes, 127)
+            contexts = receiving_contexts(classes, 127)
             self.assertLessEqual(len(contexts), 127)
             for uid in classes:
                 proposed = [
@@ -62,13 +62,13 @@ class Proposed(SynchronousTestCase):
                     self.assertEqual(missing, {"1.2.840.10008.1.2.2"})  # it is converted
 
     def test_mistakes(self) -> None:
-        for names, words in ((("storage",), "has place for 127"), (("CTImage",), "neither a SOP Class keyword")):
+        for names, words in ((("storage",), "has room for 127"), (("CTImage",), "neither the keyword of a SOP Class")):
             with self.assertRaisesRegex(ValueError, words):
                 storage_classes(names)
 
 
 class Levels(SynchronousTestCase):
-    """At which level is asked, where it is not said."""
+    """The default level of a query."""
 
     def test_the_lowest_unique_key(self) -> None:
         for service, root, keys, level in (
@@ -81,15 +81,15 @@ class Levels(SynchronousTestCase):
             ("Find", "patient", ["PatientID=1"], "STUDY"),
             ("Find", "patient", ["PatientID=1", "QueryRetrieveLevel=PATIENT"], "PATIENT"),
         ):
-            query = make_query([parse_key(key) for key in keys], (), None, root, service, usual=False)
+            query = make_query([parse_key(key) for key in keys], (), None, root, service, add_defaults=False)
             self.assertEqual(query.identifier.QueryRetrieveLevel, level, (service, root, keys))
 
 
 class Archives(ToolTestCase):
-    """Real ones, that know us as CT1."""
+    """Real archives, which know us as CT1."""
 
     def files(self, folder: Path) -> list[Path]:
-        """What is in *folder*, and whether it is the study."""
+        """Check that *folder* holds the study."""
         paths = sorted(folder.rglob("*.dcm"))
         for path in paths:
             dataset = dcmread(path)
@@ -100,7 +100,7 @@ class Archives(ToolTestCase):
         return paths
 
     async def ask(self, peer: str, port: int, *, moves: bool = True) -> None:
-        """Get and move the study, and what there is not."""
+        """Get and move the study, and instances that the archive has not."""
         calling = ("--calling", "CT1")
         result = await self.tool("get", *calling, peer, self.folder / "got", "-k", STUDY)
         self.assertEqual(result.code, 0, result.text)
@@ -126,7 +126,7 @@ class Archives(ToolTestCase):
         self.assertEqual(result.code, 0, result.text)
 
     async def test_twist_dicom(self) -> None:
-        """And at a terminal, where a bar counts them."""
+        """Fetch everything, at a terminal with a bar as well."""
         back = peers.free_port()
         port, _ = await self.twist_dicom("--peer", f"CT1=127.0.0.1:{back}")
         peer = f"127.0.0.1:{port}"
@@ -138,7 +138,7 @@ class Archives(ToolTestCase):
         count = len(study())
         self.assertIn(f"{count}/{count}", result.text)
         self.assertEqual(len(self.files(self.folder / "again")), count)
-        # Nobody listens where the archive knows CT1 to be; and no class that it has is taken.
+        # Nothing listens at the address of CT1; and we accept no SOP Class that the archive has.
         document = await self.json("move", "--to", "CT1", peer, "-k", STUDY, code=1)
         self.assertEqual((document["status"], document["failed"]), ("0xA702", count))
         self.assertEqual(len(document["failed_instances"]), count)
@@ -161,12 +161,12 @@ class Archives(ToolTestCase):
         taken = self.folder / "file"
         taken.write_text("")
         for command, options, words in (
-            ("get", [self.folder / "x"], "not said what to send"),
-            ("get", [self.folder / "x", "-k", "StudyInstanceUID"], "not said what to send"),
+            ("get", [self.folder / "x"], "nothing selects what to send"),
+            ("get", [self.folder / "x", "-k", "StudyInstanceUID"], "nothing selects what to send"),
             ("get", [taken, "-k", STUDY], "is a file"),
             ("get", [self.folder / "no" / "x", "-k", STUDY], "make the folder above it first"),
             ("get", [self.folder / "x", "-k", STUDY, "--sop-class", "CT"], "'--sop-class': 'CT' is neither"),
-            ("move", ["-k", STUDY], "not said where to send it"),
+            ("move", ["-k", STUDY], "the destination is missing"),
             ("move", ["-k", STUDY, "--to", "x" * 17], "the maximum is 16"),
             ("move", ["-k", STUDY, "--receive", self.folder / "x", "--listen", "foo:1"], "foo"),
         ):
@@ -176,7 +176,7 @@ class Archives(ToolTestCase):
 
 
 class OverTLS(ToolTestCase):
-    """What goes there and what comes back, over TLS."""
+    """Requests and received instances over TLS."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -185,12 +185,12 @@ class OverTLS(ToolTestCase):
         self.own = ("--tls-certificate", self.certificates.client_cert, "--tls-key", self.certificates.client_key)
 
     def files_of(self, name: str) -> str:
-        """The key and certificate of *name* in an endpoint string."""
+        """Return the key and certificate of *name* as options of an endpoint string."""
         pem = vars(self.certificates)
         return f"privateKey={pem[f'{name}_key']}:certKey={pem[f'{name}_cert']}"
 
     def listen(self, port: int, clients: str) -> str:
-        """Where to receive what is moved; *clients* says who is let in."""
+        """Return the endpoint string to receive at; *clients* says which clients are accepted."""
         return f"dicomtls:{port}:interface=127.0.0.1:{self.files_of('server')}:{clients}"
 
     async def start_archive(self, back: int, *, mutual: bool, shown: str = "client") -> str:
@@ -215,7 +215,7 @@ class OverTLS(ToolTestCase):
         self.assertEqual(came, {file.sop_instance: expected_bytes(file) for file in study()})
 
     async def test_the_peer_has_a_certificate(self) -> None:
-        """And we have none, where we ask and where we listen."""
+        """We have no certificate, neither as the client nor as the server."""
         back = peers.free_port()
         peer = await self.start_archive(back, mutual=False)
         result = await self.tool("get", *self.roots, peer, self.folder / "got", "-k", STUDY)
@@ -225,7 +225,7 @@ class OverTLS(ToolTestCase):
         result = await self.tool("move", "--calling", "CT1", *self.roots, *receives, peer, "-k", STUDY)
         self.assertEqual(result.code, 0, result.text)
         self.assert_study("moved")
-        # A CA that did not sign its certificate; and a port that speaks TLS asked without.
+        # A CA that did not sign the certificate of the peer; and a request without TLS to a TLS port.
         strange = ("--tls-roots", self.certificates.other_ca)
         for options, code in ((strange, "unknown-ca"), ((), "closed")):
             for command in (("get", self.folder / "none"), ("move", "--to", "CT1")):
@@ -234,7 +234,7 @@ class OverTLS(ToolTestCase):
         self.assertEqual(list((self.folder / "none").rglob("*.dcm")), [])
 
     async def test_both_have_certificates(self) -> None:
-        """Each side shows its own, in both directions; who has none, or that of another CA, is not let in."""
+        """Both sides require certificates, in both directions; a client without one or with one of another CA is rejected."""
         back = peers.free_port()
         peer = await self.start_archive(back, mutual=True)
         mutual = (*self.roots, *self.own)
@@ -246,7 +246,7 @@ class OverTLS(ToolTestCase):
         document = await self.json("move", *mutual, *receives, peer, "-k", STUDY, code=0)
         self.assertEqual((document["completed"], document["stored"]), (len(study()), len(study())))
         self.assert_study("moved")
-        # The same with an endpoint string in the place of the options.
+        # The same with an endpoint string instead of the options.
         address = f"dicomtls:{peer}:trustRoots={self.certificates.ca}:{self.files_of('client')}"
         result = await self.tool("get", "-q", f"ARCHIVE@{address}", self.folder / "again", "-k", STUDY)
         self.assertEqual((result.code, result.text), (0, ""))
@@ -259,7 +259,7 @@ class OverTLS(ToolTestCase):
             self.assertEqual(document["cause"]["code"], code)
 
     async def test_the_way_back_does_not_work(self) -> None:
-        """An archive whose certificate we do not let in where we listen: all of them fail, and we listen no more."""
+        """Our server refuses the certificate of the archive: all sub-operations fail, and the server stops."""
         back = peers.free_port()
         peer = await self.start_archive(back, mutual=True, shown="other")
         listen = self.listen(back, f"trustRoots={self.certificates.ca}")
@@ -271,7 +271,7 @@ class OverTLS(ToolTestCase):
         await self.assertFailure(TCP4ClientEndpoint(reactor, "127.0.0.1", back).connect(Factory()), ConnectError)
 
     async def test_at_a_terminal(self) -> None:
-        """The bar counts what comes over TLS as well."""
+        """The bar counts instances that arrive over TLS."""
         back = peers.free_port()
         peer = await self.start_archive(back, mutual=True)
         listen = self.listen(back, f"trustRoots={self.certificates.ca}")
@@ -285,19 +285,19 @@ class OverTLS(ToolTestCase):
 
 
 class Conduct(ToolTestCase):
-    """Where it does not go well."""
+    """Interrupts and failures."""
 
     async def test_interrupted(self) -> None:
-        """C-CANCEL between two instances: the first is kept, and told of."""
+        """C-CANCEL between two instances: the first is kept and reported."""
         ended: Deferred[Association] = Deferred()
         sent: Deferred[None] = Deferred()
-        go_on: Deferred[None] = Deferred()
+        count_next: Deferred[None] = Deferred()
 
         async def get(event: Any) -> AsyncIterator[Any]:
             yield 2
             yield 0xFF00, study()[0].path
             sent.callback(None)
-            await go_on
+            await count_next
             yield 0xFE00, None
 
         ae = AE("SCP")
@@ -306,7 +306,7 @@ class Conduct(ToolTestCase):
         self.addCleanup(ae.shutdown)
         handlers: list[Any] = [
             (evt.EVT_C_GET, get),
-            (evt.EVT_C_CANCEL, lambda event: go_on.callback(None)),
+            (evt.EVT_C_CANCEL, lambda event: count_next.callback(None)),
             (evt.EVT_RELEASED, lambda event: ended.callback(event.assoc)),
         ]
         server = await ae.start_server(("127.0.0.1", 0), evt_handlers=handlers)
@@ -323,7 +323,7 @@ class Conduct(ToolTestCase):
         await ended
 
     async def test_a_move_interrupted(self) -> None:
-        """C-CANCEL, a release, and what has come before is kept."""
+        """C-CANCEL and a release; the instances that have arrived are kept."""
         back = peers.free_port()
         ended: list[Association] = []
         both: Deferred[None] = Deferred()
@@ -344,7 +344,7 @@ class Conduct(ToolTestCase):
 
         ae = AE("SCP")
         ae.add_supported_context(STUDY_MOVE)
-        # The association that asks, and the one over which the instance goes.
+        # The association of the request, and the one of the instance.
         ae.bind(evt.EVT_RELEASED, released)
         self.addCleanup(ae.shutdown)
         server = await ae.start_server(("127.0.0.1", 0), evt_handlers=[(evt.EVT_C_MOVE, move)])
@@ -360,7 +360,7 @@ class Conduct(ToolTestCase):
         await both.addTimeout(60, reactor)
 
     async def test_interrupted_twice(self) -> None:
-        """A peer that does not care for C-CANCEL."""
+        """A peer that ignores C-CANCEL: a second interrupt aborts."""
         asked: Deferred[Association] = Deferred()
         never: Deferred[None] = Deferred()
         for_ever: Deferred[None] = Deferred()
@@ -406,7 +406,7 @@ class Conduct(ToolTestCase):
         self.assertIn(f"dicomtwist: --listen {listen}: ", result.stderr.decode())
 
     async def test_without_sqlalchemy(self) -> None:
-        """It is for archives, and not among what the command needs."""
+        """SQLAlchemy is for archives, and the command works without it."""
         blocked = self.folder / "blocked.py"
         blocked.write_text("import sys\nsys.modules['sqlalchemy'] = None\nfrom dicomtwist.tools import main\nmain()\n")
         nobody = f"127.0.0.1:{peers.free_port()}"

@@ -22,10 +22,10 @@ EXPLICIT = "1.2.840.10008.1.2.1"
 
 
 class Peers(ToolTestCase):
-    """Against real peers."""
+    """C-STORE with real peers."""
 
     async def test_twist_dicom_takes_all_there_is(self) -> None:
-        """Every transfer syntax, byte for byte, and what is no DICOM between them."""
+        """Every transfer syntax byte for byte, among files that are not DICOM."""
         files = {file.sop_instance: file for file in peers.dicom_files()}
         study = self.folder / "study"
         (study / "deep" / "deeper").mkdir(parents=True)
@@ -44,7 +44,7 @@ class Peers(ToolTestCase):
             self.assertEqual(peers.dataset_bytes(by_name[uid]), sent + b"\0" * (len(sent) % 2), file.name)
 
     async def test_storescp(self) -> None:
-        """DCMTK, which takes what is not compressed; the rest fails, and each reason is told once in the summary."""
+        """DCMTK accepts uncompressed files; the others fail, and the summary has each reason once."""
         out = self.folder / "out"
         port = await peers.dcmtk_storescp(self, out)
         self.instances(5)
@@ -61,7 +61,7 @@ class Peers(ToolTestCase):
         )
 
     async def test_converted_where_the_peer_takes_one_syntax_alone(self) -> None:
-        """An Implicit VR peer gets Explicit VR files in Implicit VR."""
+        """A peer with Implicit VR only receives Explicit VR files converted to Implicit VR."""
         out = self.folder / "out"
         port = await peers.dcmtk_storescp(self, out, "+xi")
         self.instances(2)
@@ -70,7 +70,7 @@ class Peers(ToolTestCase):
         self.assertEqual(dump.text.count("=LittleEndianImplicit"), 2, dump.text)
 
     async def test_a_status_of_failure(self) -> None:
-        """It is counted, by what it says."""
+        """Warnings are counted by their status."""
         stores = Stores(0xA700)
         server = await self.serve((evt.EVT_C_STORE, stores))
         self.instances(3)
@@ -88,10 +88,10 @@ class Peers(ToolTestCase):
 
 
 class Negotiation(ToolTestCase):
-    """What is proposed."""
+    """The proposed presentation contexts."""
 
     def tiny(self, number: int, syntax: str = EXPLICIT) -> None:
-        """A file of a private SOP Class of its own."""
+        """A file with a private SOP Class."""
         meta = FileMeta(f"1.2.3.4.{number}", f"1.2.3.5.{number}", syntax, "1.2.3")
         (self.folder / "study").mkdir(exist_ok=True)
         uid = f"1.2.3.5.{number}".encode()
@@ -111,7 +111,7 @@ class Negotiation(ToolTestCase):
         self.assertEqual(proposals, [[(CTImageStorage, [EXPLICIT]), (CTImageStorage, ["1.2.840.10008.1.2"])]])
 
     async def test_more_than_an_association_has_place_for(self) -> None:
-        """150 SOP Classes, each with two transfer syntaxes to propose: three associations, one after the other."""
+        """150 SOP Classes with two transfer syntaxes each take three associations, one after the other."""
         counts: list[int] = []
         stores = Stores()
         server = await self.serve(
@@ -134,7 +134,7 @@ class Negotiation(ToolTestCase):
         self.assertEqual((document["failed"], document["cause"]["code"]), (3, "no-common-context"))
 
     async def test_operations_at_once(self) -> None:
-        """As many as the peer agrees to, and no more."""
+        """The outstanding operations do not exceed what the peer agrees to."""
         stores = Stores(holds=True)
         server = await self.serve(
             (evt.EVT_C_STORE, stores), (evt.EVT_ASYNC_OPS, lambda event: (3, 1)), maximum_operations=3
@@ -149,7 +149,7 @@ class Negotiation(ToolTestCase):
         self.assertEqual(len(set(stores.uids)), 9)
 
     async def test_associations_at_once(self) -> None:
-        """As many as are asked for; one that the peer refuses is done without."""
+        """The number of associations is as requested; the transfer goes on without one that the peer rejects."""
         stores = Stores(holds=True)
         server = await self.serve((evt.EVT_C_STORE, stores), maximum_associations=3)
         self.instances(9)
@@ -165,7 +165,7 @@ class Negotiation(ToolTestCase):
 
 
 class Failures(ToolTestCase):
-    """What can go wrong."""
+    """Failures."""
 
     async def test_nobody_there(self) -> None:
         self.instances(2)
@@ -193,7 +193,7 @@ class Failures(ToolTestCase):
             self.assertIn(words, result.stderr.decode())
 
     async def test_a_broken_file(self) -> None:
-        """It says DICM and is cut short: it should have been sent, and is not skipped in silence."""
+        """A truncated file with the prefix DICM is a failure, and not skipped."""
         (path,) = self.instances(1)
         broken = path.with_name("broken")
         broken.write_bytes(path.read_bytes()[:150])
@@ -203,7 +203,7 @@ class Failures(ToolTestCase):
         self.assertIn("File Meta Information", next(iter(document["failures"])))
 
     async def test_an_association_that_breaks(self) -> None:
-        """What was on its way is sent again over another one."""
+        """The instances that were under way are sent again over another association."""
         stores = Stores()
         aborted: list[AssociationInterface] = []
 
@@ -221,7 +221,7 @@ class Failures(ToolTestCase):
         self.assertEqual(len(set(stores.uids)), 10)
 
     async def test_a_peer_that_is_started_anew(self) -> None:
-        """It is waited for, and what it had not answered is sent again."""
+        """The sender reconnects to a restarted peer, and sends unanswered instances again."""
         stores, gone = Stores(), Deferred[None]()
         stopping: list[Deferred[None]] = []
 
@@ -245,7 +245,7 @@ class Failures(ToolTestCase):
         self.assertEqual(len(set(stores.uids)), 10)
 
     async def test_a_peer_that_aborts_each_time(self) -> None:
-        """It is given up after a few, not after one for each of a million files."""
+        """The sender gives up after a few associations without a stored instance, not after one for each file."""
 
         def abort(event: evt.StoreEvent) -> int:
             event.assoc.abort("for the test")
@@ -259,7 +259,7 @@ class Failures(ToolTestCase):
         self.assertEqual(document["failed"] + document["not_sent"], 20)
 
     async def test_names_that_are_no_text(self) -> None:
-        """A name of bytes that are no UTF-8, and one of escape sequences: sent, and harmless where they are told."""
+        """Files whose names are not UTF-8 or contain escape sequences are sent, and their names are printed escaped."""
         (path,) = self.instances(1)
         data = path.read_bytes()
         path.unlink()
@@ -278,10 +278,10 @@ class Failures(ToolTestCase):
 
 
 class Interrupted(ToolTestCase):
-    """Ctrl-C, and going on."""
+    """Ctrl-C and continuing."""
 
     async def test_in_order_and_resumed(self) -> None:
-        """The first lets what is on its way be answered and releases; the same command again sends the rest, once."""
+        """The first Ctrl-C waits for responses and releases; the same command then sends the rest once."""
         stores = Stores(holds=True)
         ended: list[Association] = []
         server = await self.serve(
@@ -293,11 +293,11 @@ class Interrupted(ToolTestCase):
         process = await self.start_tool(*command)
         await stores.wait(1)
         process.signal("INT")
-        await process.wait_for("what is on its way is finished first")
+        await process.wait_for("requests that are under way are finished first")
         stores.answer()
         result = await process.wait()
         self.assertEqual(result.code, 1, result.text)
-        self.assertIn("interrupted: go on with the same command", result.text)
+        self.assertIn("interrupted: run the same command again to continue", result.text)
         self.assertEqual((len(stores.uids), len(ended)), (1, 1))
         self.assertRegex(result.stdout.decode(), r"(?m)^  stored    1$")
         self.assertRegex(result.stdout.decode(), r"(?m)^  not sent  11")
@@ -308,7 +308,7 @@ class Interrupted(ToolTestCase):
         self.assertEqual((await self.json(*command, code=0))["stored_before"], 12)
 
     async def test_at_once(self) -> None:
-        """The second aborts, at a terminal."""
+        """The second Ctrl-C aborts, at a terminal."""
         stores = Stores(holds=True)
         server = await self.serve((evt.EVT_C_STORE, stores))
         self.instances(3)
@@ -326,7 +326,7 @@ class Interrupted(ToolTestCase):
         self.assertIn("interrupted", result.text)
 
     async def test_killed(self) -> None:
-        """What was noted before is not sent again."""
+        """Instances in the journal are not sent again."""
         stores = Stores()
         gate = Stores(holds=True)
 
@@ -374,13 +374,13 @@ class Bar(ToolTestCase):
     """The progress bar."""
 
     async def test_at_a_terminal(self) -> None:
-        """It shows how much is done of how much, how fast, and the time left."""
+        """The bar shows the amount that is done, the total, the speed and the remaining time."""
         stores = Stores(holds=True)
         server = await self.serve((evt.EVT_C_STORE, stores))
         self.instances(40)
         process = self.terminal("store", f"127.0.0.1:{server.port}", self.folder / "study")
         await stores.wait(1)
-        # Of some bytes: the survey is done, and the first instance has gone out.
+        # A total in bytes: the survey is done, and the first instance is sent.
         await process.until(lambda: re.search(r"%\|.*\| *[\d.]+k?/1\.5", process.text) is not None, 60, "a bar")
         stores.answer()
         result = await process.wait()

@@ -1,4 +1,4 @@
-"""Finding instances, and the journal of what was sent."""
+"""The scan for instances, the backlog, and the journal."""
 
 from __future__ import annotations
 
@@ -12,22 +12,30 @@ from twisted.internet import reactor
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from dicomtwist.runtime.executors import Executors
-from dicomtwist.tools.contexts import contexts_for, needed_by
+from dicomtwist.tools.contexts import contexts_for, requirements_of
 from dicomtwist.tools.files.bulk_sender import Backlog
-from dicomtwist.tools.files.file_scanner import Batch, Instance, Scanner, Survey, Unreadable, needs_of, walk
-from dicomtwist.tools.files.resume_journal import Journal, JournalError
+from dicomtwist.tools.files.file_scanner import (
+    ScanBatch,
+    ScannedInstance,
+    Scanner,
+    SizeSurvey,
+    Unreadable,
+    find_requirements,
+    walk,
+)
+from dicomtwist.tools.files.resume_journal import JournalError, ResumeJournal
 from tests import peers
 
 IMPLICIT, EXPLICIT, JPEG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.50"
 
 
-def instance(number: int, sop_class: str = "1.2.3", syntax: str = EXPLICIT) -> Instance:
-    """An instance that is in no file."""
-    return Instance(f"/nowhere/{number}", 1000, number, (sop_class, syntax))
+def instance(number: int, sop_class: str = "1.2.3", syntax: str = EXPLICIT) -> ScannedInstance:
+    """Return an instance without a file."""
+    return ScannedInstance(f"/nowhere/{number}", 1000, number, (sop_class, syntax))
 
 
 class Walk(SynchronousTestCase):
-    """Walking through folders."""
+    """Listing folders."""
 
     def setUp(self) -> None:
         self.folder = Path(self.mktemp())
@@ -43,14 +51,14 @@ class Walk(SynchronousTestCase):
         self.assertEqual(self.names(self.folder / "1", self.folder / "a" / "b"), ["1", "3"])
 
     def test_links(self) -> None:
-        """To a file it is followed; to a folder not, or a loop would never end, unless it is what was named."""
+        """Links to files are followed. Links to folders are not, since a loop would never end, unless they are named."""
         (self.folder / "a" / "loop").symlink_to(self.folder.absolute())
         (self.folder / "link").symlink_to((self.folder / "1").absolute())
         self.assertEqual(self.names(self.folder), ["1", "2", "3", "link"])
         self.assertEqual(self.names(self.folder / "a" / "loop"), ["1", "2", "3", "link"])
 
     def test_it_is_streamed(self) -> None:
-        """No folder is opened before it is its turn."""
+        """A folder is opened only when its turn comes."""
         opened: list[str] = []
         scandir = os.scandir
 
@@ -83,16 +91,16 @@ class Walk(SynchronousTestCase):
     def test_survey(self) -> None:
         (self.folder / "1").write_bytes(b"x" * 1000)
         (self.folder / "a" / "2").write_bytes(b"x" * 10)
-        survey = Survey([str(self.folder)])
-        self.assertTrue(survey.go_on(2))
-        self.assertFalse(survey.go_on(2))
+        survey = SizeSurvey([str(self.folder)])
+        self.assertTrue(survey.count_next(2))
+        self.assertFalse(survey.count_next(2))
         self.assertEqual(survey.size, 1010)
 
 
 class Headers(SynchronousTestCase):
-    """Looking at files."""
+    """Scanning files."""
 
-    def scan(self, *paths: Any, known: Any = lambda instance: False) -> Batch:
+    def scan(self, *paths: Any, known: Any = lambda instance: False) -> ScanBatch:
         scanner = Scanner([str(path) for path in paths], known)
         batch = scanner.next_batch()
         assert batch is not None
@@ -106,7 +114,9 @@ class Headers(SynchronousTestCase):
         while (batch := scanner.next_batch()) is not None:
             batches.append(batch)
         found = [instance for batch in batches for instance in batch.instances]
-        self.assertEqual([each.need for each in found], [(file.sop_class, file.transfer_syntax) for file in files])
+        self.assertEqual(
+            [each.requirement for each in found], [(file.sop_class, file.transfer_syntax) for file in files]
+        )
         self.assertEqual([each.size for each in found], [os.path.getsize(file.path) for file in files])
 
     def test_what_is_none(self) -> None:
@@ -120,7 +130,7 @@ class Headers(SynchronousTestCase):
         batch = self.scan(folder)
         self.assertEqual((batch.skipped, batch.instances), (2, []))
         self.assertEqual([each.path for each in batch.unreadable], [str(folder / "cut")])
-        self.assertEqual(batch.passed_over, sum((folder / name).stat().st_size for name in ("text", "DICOMDIR")))
+        self.assertEqual(batch.skipped_bytes, sum((folder / name).stat().st_size for name in ("text", "DICOMDIR")))
 
     def test_a_file_that_goes_away(self) -> None:
         batch = self.scan("/nowhere/at/all")
@@ -129,17 +139,19 @@ class Headers(SynchronousTestCase):
     def test_known_ones(self) -> None:
         file = peers.dicom_files()[0]
         batch = self.scan(file.path, known=lambda instance: instance.path == file.path)
-        self.assertEqual((batch.known, batch.instances, batch.passed_over), (1, [], os.path.getsize(file.path)))
+        self.assertEqual(
+            (batch.stored_before, batch.instances, batch.skipped_bytes), (1, [], os.path.getsize(file.path))
+        )
 
     def test_needs(self) -> None:
         file = peers.one_per_transfer_syntax()[EXPLICIT]
         self.assertEqual(
-            needs_of([file.path, file.path], 100), [(file.sop_class, EXPLICIT), (file.sop_class, IMPLICIT)]
+            find_requirements([file.path, file.path], 100), [(file.sop_class, EXPLICIT), (file.sop_class, IMPLICIT)]
         )
 
 
 class Groups(SynchronousTestCase):
-    """What goes over one association."""
+    """The grouping of instances by association."""
 
     def test_needs(self) -> None:
         for syntaxes, needed in (
@@ -148,7 +160,7 @@ class Groups(SynchronousTestCase):
             ([JPEG], [JPEG]),
             ([JPEG, EXPLICIT, JPEG], [JPEG, EXPLICIT, IMPLICIT]),
         ):
-            self.assertEqual(needed_by("1.2.3", syntaxes), [("1.2.3", syntax) for syntax in needed])
+            self.assertEqual(requirements_of("1.2.3", syntaxes), [("1.2.3", syntax) for syntax in needed])
 
     def test_contexts_of_any_class(self) -> None:
         (context,) = contexts_for([("1.2.3", JPEG)])
@@ -160,10 +172,10 @@ class Groups(SynchronousTestCase):
             backlog.add(instance(number, f"1.2.{number}", EXPLICIT if number % 2 else JPEG))
         self.assertEqual(backlog.count, 300)
         seen = 0
-        while (group := backlog.busiest()) is not None:
-            self.assertLessEqual(len(group.needs), 128)
+        while (group := backlog.largest()) is not None:
+            self.assertLessEqual(len(group.requirements), 128)
             while (taken := backlog.take(group)) is not None:
-                self.assertIn(taken.need, group.needs)
+                self.assertIn(taken.requirement, group.requirements)
                 seen += 1
         self.assertEqual((seen, backlog.count), (300, 0))
 
@@ -171,14 +183,14 @@ class Groups(SynchronousTestCase):
         backlog = Backlog()
         backlog.add(instance(1, "1.2.1"))
         backlog.add(instance(2, "1.2.2"))
-        group = backlog.busiest()
+        group = backlog.largest()
         assert group is not None
         proposed = {("1.2.2", EXPLICIT)}
         taken = backlog.take(group, proposed)
         assert taken is not None
         self.assertEqual(taken.path, "/nowhere/2")
         self.assertIsNone(backlog.take(group, proposed))
-        self.assertEqual([each.path for each in backlog.give_up()], ["/nowhere/1"])
+        self.assertEqual([each.path for each in backlog.discard()], ["/nowhere/1"])
 
 
 class Journals(TestCase):
@@ -190,13 +202,13 @@ class Journals(TestCase):
         self.executor.acquire()
         self.addCleanup(self.executor.release)
 
-    def open(self, peer: str = "A@b:1") -> Journal:
-        return Journal(self.path, peer)
+    def open(self, peer: str = "A@b:1") -> ResumeJournal:
+        return ResumeJournal(self.path, peer)
 
-    async def write(self, *instances: Instance) -> None:
+    async def write(self, *instances: ScannedInstance) -> None:
         journal = self.open()
         for each in instances:
-            journal.acknowledged(each, self.executor)
+            journal.add(each, self.executor)
         await journal.close()
 
     async def test_what_was_acknowledged_is_known(self) -> None:
@@ -204,11 +216,11 @@ class Journals(TestCase):
         await self.write(instance(1000))
         journal = self.open()
         self.assertEqual(journal.known, 1001)
-        self.assertTrue(all(journal.knows(instance(number)) for number in range(1001)))
-        self.assertFalse(journal.knows(instance(1001)))
+        self.assertTrue(all(journal.contains(instance(number)) for number in range(1001)))
+        self.assertFalse(journal.contains(instance(1001)))
         changed = instance(1)
         changed.size += 1
-        self.assertFalse(journal.knows(changed))
+        self.assertFalse(journal.contains(changed))
         await journal.close()
 
     async def test_it_only_grows(self) -> None:
@@ -222,7 +234,7 @@ class Journals(TestCase):
         )
 
     async def test_cut_short_at_every_byte(self) -> None:
-        """A line that a crash cut is passed over, and what comes behind it is a line of its own."""
+        """An incomplete line, left by a crash, is skipped, and the next record begins on a new line."""
         await self.write(instance(1), instance(2))
         whole = Path(self.path).read_bytes()
         first = whole.index(b"\n") + 1
@@ -230,8 +242,8 @@ class Journals(TestCase):
             Path(self.path).write_bytes(whole[:length])
             await self.write(instance(3))
             journal = self.open()
-            self.assertTrue(journal.knows(instance(3)), length)
-            self.assertEqual(journal.knows(instance(1)), whole[:length].split(b"\n")[1].endswith(b"}"), length)
+            self.assertTrue(journal.contains(instance(3)), length)
+            self.assertEqual(journal.contains(instance(1)), whole[:length].split(b"\n")[1].endswith(b"}"), length)
             await journal.close()
 
     async def test_what_is_none(self) -> None:
@@ -260,8 +272,8 @@ class Journals(TestCase):
         journal = self.open()
         with open("/dev/full", "ab") as full:
             os.dup2(full.fileno(), journal._file.fileno())
-        journal.acknowledged(instance(1), self.executor)
-        journal.acknowledged(instance(2), self.executor)
+        journal.add(instance(1), self.executor)
+        journal.add(instance(2), self.executor)
         await journal.close()
         assert journal.error is not None
         self.assertEqual(journal.error.strerror, "No space left on device")

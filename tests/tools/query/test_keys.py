@@ -1,4 +1,4 @@
-"""Keys of a query: as they are written, and what becomes of them."""
+"""Keys of a query: their text, and the identifiers that they make."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from dicomtwist import DataSetError
 from dicomtwist.datasets import decode_dataset
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
-from dicomtwist.tools.query.attributes import name_of, vr_of
+from dicomtwist.tools.query.attributes import attribute_name, vr_of
 from dicomtwist.tools.query.keys import (
     MAX_ITEMS,
     MAX_VALUE,
+    AttributePath,
+    InvalidKey,
     Key,
-    KeyMistake,
-    Path,
+    format_path,
     keys_of,
     make_identifier,
     parse_key,
     parse_lines,
-    written,
 )
 from dicomtwist.tools.query.query import MAX_KEYS_FILE, read_keys
 
@@ -37,7 +37,7 @@ STEPS = "ScheduledProcedureStepSequence"
 
 
 def identifier(*texts: str) -> Dataset:
-    """The identifier of *texts* as it arrives at a peer."""
+    """Return the identifier of *texts* as a peer receives it."""
     encoded = encode_identifier(make_identifier(map(parse_key, texts)), EXPLICIT)
     return decode_dataset(encoded, EXPLICIT)
 
@@ -61,7 +61,7 @@ class Written(TestCase):
         self.assertEqual(len(dataset.RequestAttributesSequence), 0)
 
     def test_values(self) -> None:
-        """Of every kind, as they arrive."""
+        """Values of every VR arrive as they were given."""
         dataset = identifier(
             "StudyInstanceUID=1.2\\3.4",
             "StudyDate=20240101-20241231",
@@ -84,7 +84,7 @@ class Written(TestCase):
         self.assertNotIn("SpecificCharacterSet", identifier("PatientID=A"))
 
     def test_the_last_value_counts(self) -> None:
-        """And asking for what is matched already changes nothing."""
+        """A later key replaces an earlier one, but not by a key without a value."""
         dataset = identifier("PatientID=A", "PatientID=B", "PatientID", f"{STEPS}[0].Modality=CT", f"{STEPS}")
         self.assertEqual((dataset.PatientID, dataset.ScheduledProcedureStepSequence[0].Modality), ("B", "CT"))
 
@@ -94,35 +94,35 @@ class Written(TestCase):
             ("=x", "neither the keyword"),
             ("PatientId=1", "neither the keyword"),
             ("(0010,0020=1", "neither the keyword"),
-            ("PatientID[0]=1", "is no sequence"),
-            ("PatientID.Modality=1", "is no sequence"),
+            ("PatientID[0]=1", "is not a sequence"),
+            ("PatientID.Modality=1", "is not a sequence"),
             (f"{STEPS}=1", "is a sequence"),
-            (f"{STEPS}[{MAX_ITEMS}].Modality", "the items are those"),
+            (f"{STEPS}[{MAX_ITEMS}].Modality", "the number of an item is from 0 to"),
             (f"{STEPS}[-1].Modality", "neither the keyword"),
-            (f"{STEPS}[999999999].Modality", "the items are those"),
+            (f"{STEPS}[999999999].Modality", "the number of an item is from 0 to"),
             ("Rows=many", "cannot be 'many'"),
             ("Rows=65536", "from 0 to 65535"),
             ("NumberOfFrames=x", "cannot be 'x'"),
-            ("TransferSyntaxUID=1.2", "no attribute that can be asked for"),
-            ("(0010,0000)=1", "no attribute that can be asked for"),
-            ("PatientID=\udcff", "no text"),
-            ("SpecificCharacterSet=UTF-8", "no such character set"),
+            ("TransferSyntaxUID=1.2", "not an attribute that a query may contain"),
+            ("(0010,0000)=1", "not an attribute that a query may contain"),
+            ("PatientID=\udcff", "is not text"),
+            ("SpecificCharacterSet=UTF-8", "not a DICOM character set"),
             ("PatientID=" + "x" * (MAX_VALUE + 1), "more than"),
             (".".join([STEPS] * 65), "nested deeper"),
         ):
-            with self.assertRaises(KeyMistake, msg=text) as raised:
+            with self.assertRaises(InvalidKey, msg=text) as raised:
                 parse_key(text)
             self.assertIn(words, str(raised.exception))
 
     def test_lines(self) -> None:
         keys = parse_lines(["# all of a day", "", "StudyDate=20240101", "  PatientName  "])
         self.assertEqual([str(key) for key in keys], ["StudyDate=20240101", "PatientName"])
-        with self.assertRaisesRegex(KeyMistake, "line 2: 'Nonsense'"):
+        with self.assertRaisesRegex(InvalidKey, "line 2: 'Nonsense'"):
             parse_lines(["PatientID", "Nonsense"])
 
 
 class Files(TestCase):
-    """What ``-f`` takes."""
+    """The files of ``-f``."""
 
     def setUp(self) -> None:
         folder = TemporaryDirectory()
@@ -130,7 +130,7 @@ class Files(TestCase):
         self.path = FilePath(folder.name, "keys")
 
     def test_a_dicom_file(self) -> None:
-        """Each attribute is a key, as it is."""
+        """Each attribute of a DICOM file is a key with its value."""
         asked = make_identifier(
             map(
                 parse_key,
@@ -146,9 +146,9 @@ class Files(TestCase):
     def test_what_is_none(self) -> None:
         for content, words in (
             (b"PatientID\nNonsense", "line 2: 'Nonsense' is neither"),
-            (b"\xff\xfe", "neither a DICOM file nor text"),
-            (bytes(128) + b"DICM", "there is no key in it"),
-            (bytes(128) + b"DICM" + b"\x02\x00\x00\x00UL\x04\x00", "it cannot be read|no key in it"),
+            (b"\xff\xfe", "neither DICOM nor text"),
+            (bytes(128) + b"DICM", "the file has no key"),
+            (bytes(128) + b"DICM" + b"\x02\x00\x00\x00UL\x04\x00", "the file cannot be read|the file has no key"),
             (b"#" * (MAX_KEYS_FILE + 1), "more than"),
         ):
             self.path.write_bytes(content)
@@ -165,21 +165,21 @@ PATHS = some.tuples(
 
 
 class Any(TestCase):
-    """Whatever there is."""
+    """Properties for generated inputs."""
 
     @given(PATHS)
-    def test_what_is_written_is_read(self, path: Path) -> None:
+    def test_what_is_written_is_read(self, path: AttributePath) -> None:
         key = Key(path)
         self.assertEqual(parse_key(str(key)), key)
-        self.assertEqual(parse_key(written(key.path)), key)
+        self.assertEqual(parse_key(format_path(key.path)), key)
         self.assertIn(key, keys_of(make_identifier([key])))
 
-    @given(some.text(max_size=200) | some.builds("{}={}".format, TAGS.map(name_of), some.text(max_size=50)))
+    @given(some.text(max_size=200) | some.builds("{}={}".format, TAGS.map(attribute_name), some.text(max_size=50)))
     def test_nothing_but_a_key_or_a_mistake(self, text: str) -> None:
         try:
             key = parse_key(text)
-        except KeyMistake as mistake:
-            self.assertTrue(str(mistake))
+        except InvalidKey as error:
+            self.assertTrue(str(error))
             return
         self.assertEqual(parse_key(str(key)), key)
         identifier = make_identifier([key])
@@ -187,5 +187,5 @@ class Any(TestCase):
         try:
             self.assertTrue(encode_identifier(identifier, EXPLICIT))
         except DataSetError:
-            # The value has letters that the character set that was asked for does not have.
+            # The requested character set lacks letters of the value.
             self.assertFalse(text.isascii())
