@@ -22,7 +22,7 @@ from dicomtwist.part10 import FileMeta, read_file_meta
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.runtime.executors import Executor
 
-#: What an instance can be opened from: the path of a Part 10 file, the bytes of one, an open one, or a Dataset.
+#: An instance as callers give it: the path of a Part 10 file, the bytes of one, an open one, or a Dataset.
 InstanceLike: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Dataset"
 
 
@@ -118,7 +118,7 @@ def open_instance(instance: InstanceLike, executor: Executor) -> Deferred[Outgoi
         * ``OSError`` if the file cannot be read,
         * :class:`~dicomtwist.part10.NotDicomFile` if it is not a Part 10 file,
         * :class:`~dicomtwist.errors.DataSetError` if a Dataset has no SOP Class UID or no SOP Instance UID,
-        * ``TypeError`` if *instance* is none of these.
+        * ``TypeError`` if *instance* is something else.
     """
     if isinstance(instance, str | os.PathLike):
         return executor.run(open_path, instance, executor)

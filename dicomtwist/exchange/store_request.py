@@ -15,7 +15,7 @@ from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstabl
 from dicomtwist.exchange.exchange import Exchange, InvokingAssociation
 from dicomtwist.presentation import PresentationContextTuple
 
-#: What to convert to, in order of preference: Explicit VR keeps the VRs, deflating costs time.
+#: The uncompressed transfer syntaxes in order of preference for a conversion: Explicit VR keeps the VRs, deflating costs time.
 UNCOMPRESSED_BY_PREFERENCE = (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,

@@ -99,7 +99,7 @@ class Answering:
         Call the handler. It is a generator, an asynchronous generator, or a function that returns an iterable or a Deferred or
         coroutine of one.
 
-        :raises TypeError: it is none of these.
+        :raises TypeError: the handler returned something else.
         """
         bound = self._performance.assoc.handler(self._event)
         assert bound is not None

@@ -1,5 +1,5 @@
 """
-DIMSE-N in both roles (PS3.7 10): each service, its statuses, contexts and roles, and what goes wrong.
+DIMSE-N in both roles (PS3.7 10): each service, its statuses, contexts and roles, and failures.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class NormalisedTestCase(MemoryTestCase):
         return reply
 
     def calls(self, association: Association, reporter: Association | None = None) -> dict[str, Callable[[], Any]]:
-        """Each of the six, ready to be sent; the notification by *reporter*."""
+        """Return a call for each of the six services; *reporter* sends the notification."""
         target = RT_VERIFICATION, INSTANCE
         return {
             "send_n_create": lambda: association.send_n_create(NOBODY, *target),
@@ -108,7 +108,7 @@ class NormalisedTestCase(MemoryTestCase):
         }
 
     def all_to(self, handler: Any, *arguments: Any) -> dict[str, Any]:
-        """What each of the six gives where *handler* is bound to all."""
+        """Return the result of each of the six services if *handler* is bound to all."""
         for hook in HOOKS.values():
             self.scp.bind(hook, handler, arguments)
             self.scu.bind(hook, handler, arguments)
@@ -117,14 +117,14 @@ class NormalisedTestCase(MemoryTestCase):
 
 
 def status_of(result: Any) -> Status:
-    """Of what any of the six gives."""
+    """Return the status in the result of any of the six services."""
     status = result[0] if isinstance(result, tuple) else result
     assert isinstance(status, Status)
     return status
 
 
 class ServicesTests(NormalisedTestCase):
-    """What the handler gets and returns, and what the requestor gets of it."""
+    """The arguments and the result of the handler, and the result that the requestor gets."""
 
     def one(self, hook: evt.EventType, handler: Any, **options: Any) -> Association:
         association, _ = self.both((hook, handler), **options)
@@ -152,7 +152,7 @@ class ServicesTests(NormalisedTestCase):
                 getattr(event, name)
 
     def test_create_without_uid(self) -> None:
-        """This side makes a UID, unless the handler tells of one, in whatever way."""
+        """The SCP makes a UID, unless the handler returns one, in any of the possible ways."""
         made = attributes(Status=0x0000, AffectedSOPInstanceUID="1.2.30")
         told = {
             "1.2.10": Status(0, affected_sop_instance_uid="1.2.10"),
@@ -237,7 +237,7 @@ class ServicesTests(NormalisedTestCase):
         self.assertEqual([message.action_type_id for message in messages], [3, None])
 
     def test_event_report(self) -> None:
-        """It goes to the SCU, which is the requestor unless negotiated otherwise."""
+        """N-EVENT-REPORT goes to the SCU, which is the requestor unless another role was negotiated."""
         seen: list[Any] = []
 
         def handler(event: evt.EventReportEvent) -> Any:
@@ -313,7 +313,7 @@ class ServicesTests(NormalisedTestCase):
             self.network.flush()
 
     def test_long_data_sets(self) -> None:
-        """They are decoded in a thread, both ways."""
+        """Long data sets are decoded in a thread, in both directions."""
         image = attributes(BitsAllocated=8, PixelData=b"\1\2" * DECODED_AT_ONCE)
 
         def handler(event: evt.SetEvent) -> Any:
@@ -330,7 +330,7 @@ class ServicesTests(NormalisedTestCase):
         self.assertEqual(reply.PixelData, image.PixelData)
 
     def test_at_once_in_a_window(self) -> None:
-        """Answers out of order find who waits for them."""
+        """Responses out of order reach the calls that wait for them."""
         waiting: dict[int, Deferred[Any]] = {}
 
         def handler(event: evt.ActionEvent) -> Any:
@@ -351,10 +351,10 @@ class ServicesTests(NormalisedTestCase):
 
 
 class StatusTests(NormalisedTestCase):
-    """Statuses, and what goes with them (PS3.7 Annex C)."""
+    """Statuses, and the attributes that go with them (PS3.7 Annex C)."""
 
     def test_any_status(self) -> None:
-        """A failure is no exception."""
+        """A failure status raises no exception."""
         association, accepted = self.both()
         for code in (0x0000, 0x0001, 0x0107, 0x0110, 0x0112, 0x0116, 0x0213, 0xB600, 0xC616, 0xFFFF):
             for hook in HOOKS.values():
@@ -364,7 +364,7 @@ class StatusTests(NormalisedTestCase):
                 self.assertEqual(status_of(self.done(call())), code, name)
 
     def test_data_set_beside_a_failure(self) -> None:
-        """Some have one: 0x0115 the values that are wrong (PS3.7 C.5.10)."""
+        """Some failures have a data set: 0x0115 has the wrong values (PS3.7 C.5.10)."""
         results = self.all_to(lambda event: (0x0115, None if event.event is evt.EVT_N_DELETE else NOBODY))
         results.pop("send_n_delete")
         self.assertEqual(results, dict.fromkeys(results, (0x0115, NOBODY)))
@@ -409,7 +409,7 @@ class StatusTests(NormalisedTestCase):
 
 
 class FailureTests(NormalisedTestCase):
-    """Each with its status, and the association lives on."""
+    """Each failure gives its status, and the association goes on."""
 
     def test_nothing_bound(self) -> None:
         association, accepted = self.both()
@@ -424,7 +424,7 @@ class FailureTests(NormalisedTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 6)
 
     def test_no_answer(self) -> None:
-        """None, a tuple of three, a Dataset that is no status, a status of 17 bits, something that is no data set."""
+        """None, a tuple of three, a Dataset without a status, a status of 17 bits, and a reply that is no data set fail."""
         bad: list[Any] = [None, (0, None, None), NOBODY, 0x10000, "0", (0x0000, "reply")]
         association, _ = self.both()
         for value in bad:
@@ -450,7 +450,7 @@ class FailureTests(NormalisedTestCase):
         self.assertFalse(association.exchange.asking)
 
     def test_cannot_be_decoded(self) -> None:
-        """Short or long, the handler notices when it looks."""
+        """A data set that cannot be decoded, short or long, raises an error when the handler uses it."""
         association, _ = self.both((evt.EVT_N_SET, lambda event: (0x0000, event.modification_list)))
         for length in (6, DECODED_AT_ONCE):
             data = b"\x10\0\x10\0" + b"\xf0\xff\xff\x7f" + b" " * length
@@ -543,7 +543,7 @@ class FailureTests(NormalisedTestCase):
         self.network.flush()
 
     def test_giving_up(self) -> None:
-        """Whoever cancels its Deferred does not get the answer, which still belongs to the operation."""
+        """A cancelled Deferred does not get the response, which still ends the operation."""
         answer: Deferred[Any] = Deferred()
         association, _ = self.both((evt.EVT_N_GET, lambda event: answer))
         getting = association.send_n_get(None, RT_VERIFICATION, INSTANCE)
@@ -557,12 +557,12 @@ class FailureTests(NormalisedTestCase):
 
 
 class ContextTests(NormalisedTestCase):
-    """Which presentation context an operation goes on, and may come on."""
+    """The presentation contexts that an operation is sent on, and may arrive on."""
 
     contexts = (MPPS,)
 
     def taken(self, *supported: str) -> tuple[Association, list[Any]]:
-        """An association with these contexts, and what context its operations come on."""
+        """Return an association with these contexts, and a list of the contexts that its operations arrive on."""
         self.scp.supported_contexts = self.scu.requested_contexts = [build_context(uid) for uid in supported]
         seen: list[Any] = []
 
@@ -577,7 +577,7 @@ class ContextTests(NormalisedTestCase):
         return association, seen
 
     def test_meta(self) -> None:
-        """A SOP Class of a Meta SOP Class goes on the context of that one, which need not be told."""
+        """A SOP Class of a Meta SOP Class goes on the context of that one, which the caller need not name."""
         association, seen = self.taken(COLOR_PRINT, GRAYSCALE_PRINT)
         self.done(association.send_n_create(None, FILM_SESSION, meta_uid=GRAYSCALE_PRINT))
         self.done(association.send_n_get(None, PRINTER, PRINTER_INSTANCE))
@@ -607,7 +607,7 @@ class ContextTests(NormalisedTestCase):
         self.assertNotIn("nor", str(error.value))
 
     def test_ups(self) -> None:
-        """Always UPS Push, on the contexts that have the operation (PS3.4 CC.2)."""
+        """The SOP Class is always UPS Push, on a context of a UPS SOP Class that has the operation (PS3.4 CC.2)."""
         association, seen = self.taken(EVENT, PULL, WATCH, PUSH)
         (accepted,) = self.scp.active_associations
         self.done(association.send_n_create(NOBODY, PUSH, INSTANCE))
@@ -644,12 +644,12 @@ class ContextTests(NormalisedTestCase):
 
 
 class RoleTests(NormalisedTestCase):
-    """Operations go from SCU to SCP, the notification the other way."""
+    """Operations go from SCU to SCP, notifications from SCP to SCU."""
 
     contexts = (COMMITMENT,)
 
     def test_not_the_scp(self) -> None:
-        """The acceptor is the SCP unless something else was agreed on."""
+        """The acceptor is the SCP unless another role was negotiated."""
         association, accepted = self.both(evt_handlers=[(evt.EVT_N_ACTION, self.fail)])
         target = COMMITMENT, COMMITMENT_INSTANCE
         self.failureResultOf(accepted.send_n_action(None, 1, *target), NoPresentationContext)
@@ -676,7 +676,7 @@ class RoleTests(NormalisedTestCase):
         )
 
     def test_without_the_role(self) -> None:
-        """As many peers do: it is taken where a handler is bound, and refused where none is."""
+        """An N-EVENT-REPORT without the role, as many peers send it, is accepted if a handler is bound, and refused if not."""
         association, _ = self.both((evt.EVT_N_EVENT_REPORT, lambda event: event.event_type - 1))
         target = COMMITMENT, COMMITMENT_INSTANCE
         self.assertEqual(self.reply(association.send_n_event_report(NOBODY, 1, *target, any_role=True)), (0, None))
@@ -701,10 +701,10 @@ class RoleTests(NormalisedTestCase):
 
 
 class WireTests(NormalisedTestCase):
-    """What is sent, and odd things that come."""
+    """The messages that are sent, and unusual ones that arrive."""
 
     def test_requests(self) -> None:
-        """Each command set, and whether a data set goes with it."""
+        """Each request has its command set, and a data set if the service has one."""
         association, peer = self.scripted_scp()
         for name, call in self.calls(association).items():
             if name == "send_n_event_report":
@@ -730,7 +730,7 @@ class WireTests(NormalisedTestCase):
         )
 
     def test_a_response_that_says_little(self) -> None:
-        """The UIDs of the request count where the response leaves them out; what it brings beside is taken."""
+        """If the response leaves out the UIDs, those of the request count; other attributes of the response are taken."""
         association, peer = self.scripted_scp()
         bringing: list[dict[str, Any]] = [{}, {"affected_sop_instance_uid": "1.2.77"}]
         for brings in bringing:
@@ -751,7 +751,7 @@ class WireTests(NormalisedTestCase):
         self.assertEqual(self.done(deleting), 0)
 
     def test_data_sets_where_there_should_be_none(self) -> None:
-        """N-GET and N-DELETE have none; one that comes all the same does no harm."""
+        """N-GET and N-DELETE requests have no data set; one that arrives all the same does no harm."""
         self.scp.bind(evt.EVT_N_GET, lambda event: (0x0000, NOBODY))
         self.scp.bind(evt.EVT_N_DELETE, lambda event: 0x0000)
         server = self.listen()
@@ -769,7 +769,7 @@ class WireTests(NormalisedTestCase):
         server.shutdown()
 
     def test_responses(self) -> None:
-        """Each repeats the UIDs as the affected ones (PS3.7 10.3)."""
+        """Each response repeats the UIDs as the affected ones (PS3.7 10.3)."""
         self.scp.supported_contexts = [build_context(RT_VERIFICATION)]
         for hook in HOOKS.values():
             self.scp.bind(hook, lambda event: 0x0000)

@@ -1,5 +1,5 @@
 """
-C-FIND in both roles (PS3.7 9.1.2): streams of answers with back-pressure, C-CANCEL, and what goes wrong.
+C-FIND in both roles (PS3.7 9.1.2): streams of answers with back-pressure, C-CANCEL, and failures.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def match(number: int) -> Dataset:
 
 
 def numbered(event: evt.Event, count: int) -> Iterator[Any]:
-    """A handler that finds *count* studies."""
+    """Return a handler that finds *count* studies."""
     for number in range(count):
         yield 0xFF00, match(number)
 
@@ -79,13 +79,13 @@ class FindTestCase(MemoryTestCase):
         return [identifier.StudyInstanceUID for identifier in self.successResultOf(collecting)]
 
     def statuses(self, *handlers: Any, identifier: Dataset | None = None, model: str = FIND) -> list[int]:
-        """What the SCU gets of a handler."""
+        """Return the statuses that the SCU gets from a handler."""
         association, _ = self.both(*handlers)
         return [int(status) for status, _ in self.all_of(self.find(association, identifier, model))]
 
 
 class AnswersTests(FindTestCase):
-    """What the handler yields is what the requestor gets."""
+    """The requestor gets the answers that the handler yields."""
 
     def test_all(self) -> None:
         association, _ = self.both((evt.EVT_C_FIND, numbered, [3]))
@@ -168,7 +168,7 @@ class AnswersTests(FindTestCase):
         self.assertEqual((status, status.error_comment, identifier), (0xA700, "too much", None))
 
     def test_final_identifier(self) -> None:
-        """A Repository Query may end with a warning and where to go on (PS3.4 C.6.4)."""
+        """A Repository Query may end with a warning and an identifier to continue with (PS3.4 C.6.4)."""
         association, _ = self.both((evt.EVT_C_FIND, lambda event: [(0xB001, match(7))]))
         ((status, identifier),) = self.all_of(self.find(association))
         self.assertTrue(status.is_warning)
@@ -193,7 +193,7 @@ class AnswersTests(FindTestCase):
 
 
 class FailureTests(FindTestCase):
-    """Each with its status, and the association lives on."""
+    """Each failure gives its status, and the association goes on."""
 
     def raising(self, event: evt.Event) -> Iterator[Any]:
         yield 0xFF00, match(1)
@@ -282,7 +282,7 @@ class FailureTests(FindTestCase):
 
 
 class SingleMatchTests(FindTestCase):
-    """Relevant Patient Information Query answers one match or says that there are more (PS3.4 Q.2)."""
+    """Relevant Patient Information Query answers one match, or fails if there are more (PS3.4 Q.2)."""
 
     def test_one(self) -> None:
         self.assertEqual(self.statuses((evt.EVT_C_FIND, numbered, [1]), model=RELEVANT_PATIENT), [0xFF00, 0])
@@ -295,7 +295,7 @@ class SingleMatchTests(FindTestCase):
 
 
 class CancelTests(FindTestCase):
-    """C-CANCEL ends it with or without the help of the handler."""
+    """C-CANCEL ends a C-FIND with or without the help of the handler."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -304,7 +304,7 @@ class CancelTests(FindTestCase):
         self.waiting: Deferred[None] | None = None
 
     async def endless(self, event: evt.IdentifierEvent) -> AsyncIterator[Any]:
-        """Finds one study, and then waits for ever."""
+        """Find one study, then wait for ever."""
         try:
             yield match(1)
             self.waiting = Deferred()
@@ -316,7 +316,7 @@ class CancelTests(FindTestCase):
             self.closed += 1
 
     def busy(self, event: evt.IdentifierEvent) -> Iterator[Any]:
-        """Finds studies for ever."""
+        """Find studies for ever."""
         number = 0
         try:
             while True:
@@ -346,7 +346,7 @@ class CancelTests(FindTestCase):
         self.assertEqual(self.closed, 1)
 
     def test_a_handler_that_looks(self) -> None:
-        """The way of older handlers works too."""
+        """A handler may check for a cancellation itself, as older handlers do."""
         steps: list[Deferred[None]] = []
 
         async def handler(event: evt.IdentifierEvent) -> AsyncIterator[Any]:
@@ -460,7 +460,7 @@ class CancelTests(FindTestCase):
         self.failureResultOf(collecting).raiseException()
 
     def test_a_handler_that_waits_for_ever(self) -> None:
-        """The peer is gone and the handler does not care: when both are forgotten nothing is said of it."""
+        """The peer is gone and the handler waits on: when both are garbage collected, nothing is logged."""
         never: list[Deferred[None]] = [Deferred(), Deferred()]
 
         async def handler(event: evt.IdentifierEvent) -> AsyncIterator[Any]:
@@ -507,7 +507,7 @@ class CancelTests(FindTestCase):
 
 
 class BackPressureTests(FindTestCase):
-    """Who does not read stops who writes."""
+    """A requestor that does not read stops the handler."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -526,7 +526,7 @@ class BackPressureTests(FindTestCase):
         self.network.flush()
         self.assertEqual(self.count, before)
         self.assertLess(before, 15_000)
-        # Nobody times out a program that thinks, as far as it is up to its own side.
+        # No timeout of this side ends a handler that takes long.
         self.network.advance(50)
         self.assertTrue(association.is_established, association.end_reason)
 

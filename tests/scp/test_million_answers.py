@@ -1,5 +1,5 @@
 """
-A query with a million answers that nobody takes: between real processes, over real sockets.
+A query with a million answers that the requestor does not take: between real processes, over real sockets.
 """
 
 from __future__ import annotations
@@ -86,13 +86,13 @@ react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
 
 
 def resident() -> int:
-    """The resident memory of this process in KiB."""
+    """Return the resident memory of this process in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
 
 def everything() -> Dataset:
-    """An identifier that matches all."""
+    """Return an identifier that matches all."""
     identifier = Dataset()
     identifier.QueryRetrieveLevel = "STUDY"
     identifier.PatientID = ""
@@ -101,7 +101,7 @@ def everything() -> Dataset:
 
 class MillionAnswers(TestCase):
     """
-    :ivar watching: an association of its own, to ask the server how it is.
+    :ivar watching: an association of its own, to ask the server for its state.
     """
 
     timeout = 180
@@ -113,7 +113,7 @@ class MillionAnswers(TestCase):
         process: Process = await pynetdicom_script(self, SERVER, ANSWERS, ready='"port"', timeout=60)
         port = json.loads(bytes(process.stdout).splitlines()[0])["port"]
         ae = AE("CLIENT")
-        # Nobody is in a hurry here but who cancels.
+        # Only the cancellation has to be fast.
         ae.network_timeout = ae.dimse_timeout = None
         for model in MODELS:
             ae.add_requested_context(model)
@@ -122,13 +122,13 @@ class MillionAnswers(TestCase):
         return await ae.associate("127.0.0.1", port)
 
     async def state(self) -> dict[str, Any]:
-        """How the server is."""
+        """Return the state of the server."""
         (answer,) = await self.watching.send_c_find(everything(), MODELS[1]).collect()
         state: dict[str, Any] = json.loads(answer.PatientComments)
         return state
 
     async def until(self, condition: Callable[[dict[str, Any], dict[str, Any]], bool]) -> dict[str, Any]:
-        """Ask how the server is until *condition* holds for what it told before and what it tells."""
+        """Ask for the state of the server until *condition* holds for the state before and the current one."""
         before = await self.state()
         while True:
             await deferLater(reactor, 0.5)
@@ -138,15 +138,15 @@ class MillionAnswers(TestCase):
             before = after
 
     async def stopped(self) -> dict[str, Any]:
-        """Wait until the handler is not pulled any more."""
+        """Wait until the handler is not advanced any more."""
         return await self.until(lambda before, after: bool(after["made"]) and before["made"] == after["made"])
 
     async def test_a_peer_that_stops_reading(self) -> None:
-        """The handler is not pulled on, and its memory is flat; C-CANCEL gets through, and ends it within a second."""
+        """The handler is not advanced, and the memory stays flat; C-CANCEL arrives, and ends the query within a second."""
         association = await self.start()
         base = (await self.state())["resident"]
         transport = association.protocol.transport
-        # It takes nothing from the moment that it has asked.
+        # It takes no answer from the moment of its request.
         answers = association.send_c_find(everything(), MODELS[0])
         transport.pauseProducing()
         state = await self.stopped()
@@ -158,7 +158,7 @@ class MillionAnswers(TestCase):
         state = await self.until(lambda _, after: bool(after["closed"]))
         self.assertLess(state["took"], 1)
         self.assertLess(state["made"], MAX_MADE)
-        # What was on its way is there to be read, with the end.
+        # The answers on their way can still be read, and then the end.
         transport.resumeProducing()
         count, last = 0, 0
         async for status, _ in answers:
@@ -167,7 +167,7 @@ class MillionAnswers(TestCase):
         self.assertEqual(count, state["made"] + 1)
 
     async def test_a_requestor_that_does_not_iterate(self) -> None:
-        """It does not read on, so its memory is flat and the handler is not pulled on; leaving it ends it."""
+        """The requestor stops reading: its memory stays flat, and the handler waits. Leaving the loop ends the query."""
         association = await self.start()
         ours, theirs = resident(), (await self.state())["resident"]
         answers = association.send_c_find(everything(), MODELS[0])
@@ -175,7 +175,7 @@ class MillionAnswers(TestCase):
         self.assertLess(resident() - ours, MAX_GROWTH)
         self.assertLess(state["made"], MAX_MADE)
         self.assertLess(state["resident"] - theirs, MAX_GROWTH)
-        # Some are taken, and more are made for them.
+        # For the answers that are taken, the handler makes more.
         taken = 0
         while taken < state["made"]:
             status, _ = await answers.__anext__()
