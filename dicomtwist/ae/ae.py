@@ -94,7 +94,7 @@ class AE(LegacyCallbacks):
     :param reactor: the reactor to use; Twisted's own by default.
     :raises ValueError: the title is not one.
 
-    :ivar settings: all of its settings; the attributes below are the same ones.
+    :ivar settings: all of its settings; the attributes below read and assign them.
     """
 
     def __init__(self, ae_title: str | bytes = "DICOMTWIST", port: int = 0, *, reactor: Any = None) -> None:
@@ -149,9 +149,9 @@ class AE(LegacyCallbacks):
     @property
     def require_called_aet(self) -> bool:
         """
-        Whether to reject requests for another title than ours.
+        Whether to reject requests that call another AE title.
 
-        The older style of giving the title itself is taken too, where it is ours; empty for any.
+        As in pynetdicom 1, the AE's own title may be assigned for ``True``, and an empty one for ``False``.
         """
         return self.settings.require_called_aet
 
@@ -168,7 +168,7 @@ class AE(LegacyCallbacks):
 
     @property
     def require_calling_aet(self) -> list[str]:
-        """The titles that may ask for an association, or one title; empty for any."""
+        """The Calling AE Titles that are accepted; empty for any. One title may be assigned in place of a list."""
         return list(self.settings.require_calling_aet)
 
     @require_calling_aet.setter
@@ -199,7 +199,7 @@ class AE(LegacyCallbacks):
     def remove_requested_context(
         self, abstract_syntax: UIDLike, transfer_syntax: TransferSyntaxes | None = None
     ) -> None:
-        """Do not propose a presentation context, or some of its transfer syntaxes, any more."""
+        """Remove a presentation context, or some of its transfer syntaxes, from the proposal."""
         self._requested.remove(abstract_syntax, transfer_syntax)
 
     @property
@@ -230,7 +230,7 @@ class AE(LegacyCallbacks):
     def remove_supported_context(
         self, abstract_syntax: UIDLike, transfer_syntax: TransferSyntaxes | None = None
     ) -> None:
-        """Do not accept an abstract syntax, or some of its transfer syntaxes, any more."""
+        """Remove an abstract syntax, or some of its transfer syntaxes, from the supported contexts."""
         self._supported.remove(abstract_syntax, transfer_syntax)
 
     # --- hooks
@@ -241,12 +241,12 @@ class AE(LegacyCallbacks):
         self._handlers_changed()
 
     def unbind(self, event: evt.EventType, handler: evt.Handler) -> None:
-        """Unbind *handler* from *event* where it was bound for this AE."""
+        """Unbind *handler* from *event* if it was bound for this AE."""
         self._handlers.unbind(event, handler)
         self._handlers_changed()
 
     def get_handlers(self, event: evt.EventType | None = None) -> list[evt.HandlerTuple]:
-        """Return what is bound for this AE, to *event* or to any, as (event, handler, arguments)."""
+        """Return the handlers of this AE for *event*, or for all events, as (event, handler, arguments)."""
         return self._handlers.bound(event)
 
     def _handlers_changed(self) -> None:
@@ -261,13 +261,13 @@ class AE(LegacyCallbacks):
         return [association for association in self._associations if association.is_established]
 
     def association_opened(self, association: Association) -> None:
-        """A connection of an association was made."""
+        """Count *association*, whose connection was made."""
         if association not in self._associations:
             self._associations.add(association)
             self.executors.acquire()
 
     def association_closed(self, association: Association) -> None:
-        """A connection of an association is gone."""
+        """Count *association* no more: its connection is closed."""
         if association in self._associations:
             self._associations.discard(association)
             self.executors.release()
@@ -316,7 +316,7 @@ class AE(LegacyCallbacks):
         evt_handlers: Iterable[evt.HandlerTuple] | None = None,
     ) -> Deferred[Association]:
         """
-        Ask a peer for an association (PS3.8 7.1).
+        Request an association (PS3.8 7.1).
 
         :param address: a host name or IP address together with *port*; or an endpoint string such as
             ``"tls:host:2762"`` or ``"dicomtls:host:2762:trustRoots=ca.pem"``; or an endpoint.
@@ -325,11 +325,11 @@ class AE(LegacyCallbacks):
         :param contexts: the presentation contexts to propose; by default :attr:`requested_contexts`.
         :param ext_neg: extended negotiation items: ``build_role(...)``, ``AsyncOperationsWindow``, ``SOPClassExtended``,
             ``SOPClassCommonExtended``, ``UserIdentity``.
-        :param max_pdu: the longest P-DATA-TF that is taken, in bytes, 0 for no limit.
+        :param max_pdu: the longest P-DATA-TF that this side receives, in bytes, 0 for no limit.
         :param bind_address: (host, port), for IPv6 also (host, port, flowinfo, scope_id), to connect from; with a host
             and port only.
-        :param tls_args: TLS around the connection: (context, host name), see :func:`dicomtwist.tls.client_tls`. An
-            endpoint string says it all in itself.
+        :param tls_args: TLS for the connection: (context, host name), see :func:`dicomtwist.tls.client_tls`. An
+            endpoint string contains its TLS options.
         :param evt_handlers: handlers for this association.
         :returns: a Deferred with the established :class:`Association`. It fails with :class:`AssociationRejected` (with
             result, source and reason), :class:`AssociationAborted`, :class:`AssociationTimeout`,
@@ -359,7 +359,7 @@ class AE(LegacyCallbacks):
         if isinstance(port, bool) or not isinstance(port, int):
             raise TypeError(f"a port is an int, not {type(port).__name__}")
         bind = None if bind_address is None else _host_and_port(bind_address)
-        # No limits of the endpoint's own: they would cut ours short, or fail with an error of their own.
+        # No timeouts of the endpoint: they would expire before those of the AE, or fail with another error.
         unlimited: Any = None
         if isIPAddress(address):
             return TCP4ClientEndpoint(self.reactor, address, port, unlimited, bind)
@@ -380,7 +380,7 @@ class AE(LegacyCallbacks):
         try:
             protocol = await connecting
         except ConnectingCancelledError as error:
-            # One error for all stages, and the one that addTimeout() knows.
+            # One error for all stages, which addTimeout() recognises.
             raise CancelledError from error
         association = _unwrapped(protocol).user
         assert isinstance(association, RequestorAssociation)
@@ -396,7 +396,7 @@ class AE(LegacyCallbacks):
         evt_handlers: Iterable[evt.HandlerTuple] | None = None,
     ) -> Host:
         """
-        Return this AE as one that answers on a port, for :meth:`acceptor_factory` of another; see :meth:`start_server`.
+        Return a host for this AE, for the :meth:`acceptor_factory` of another AE; see :meth:`start_server`.
         """
         settings = self.settings
         if ae_title is not None:
@@ -442,16 +442,15 @@ class AE(LegacyCallbacks):
         :param address: (host, port), for IPv6 also (host, port, flowinfo, scope_id), the host ``""`` for all of IPv4; a
             port; an endpoint string such as ``"tcp6:11112"`` or ``"dicomtls:2762:..."``; or an endpoint. Port 0 takes a
             free one.
-        :param block: nothing blocks a reactor; ``True`` is an error that says what to do instead.
-        :param ssl_context: TLS for every connection, see :func:`dicomtwist.tls.server_tls`. An endpoint string says it
-            all in itself.
-        :param ae_title: the title of this server, if not that of the AE.
-        :param contexts: what this server accepts, if not :attr:`supported_contexts`.
+        :param block: must be ``False``, since nothing may block a reactor; the error for ``True`` names the alternatives.
+        :param ssl_context: TLS for every connection, see :func:`dicomtwist.tls.server_tls`. An endpoint string contains its
+            TLS options.
+        :param ae_title: the AE title of this server, by default that of the AE.
+        :param contexts: the presentation contexts that this server accepts, by default :attr:`supported_contexts`.
         :param evt_handlers: handlers for the associations of this server.
-        :param others: more AEs that answer on the same port, each to its own title, with its own contexts, handlers and
-            settings; requests for a title that is nobody's go to this one, or are rejected where it requires the called
-            title.
-        :returns: a Deferred with the :class:`Server`; it fails with ``CannotListenError`` where the port is not to be had.
+        :param others: further AEs that answer on the same port, each to its own title, with its own contexts, handlers and
+            settings. Requests for any other title go to this AE, or are rejected if it requires the called title.
+        :returns: a Deferred with the :class:`Server`; it fails with ``CannotListenError`` if the port is not available.
         :raises TypeError: an argument is of a wrong type, such as a context of the module ``ssl``.
         :raises ValueError: an argument is wrong.
         """
@@ -475,7 +474,7 @@ class AE(LegacyCallbacks):
         return server_endpoint(self.reactor, address)
 
     def make_server(self, *args: object, **kwargs: object) -> NoReturn:
-        """:raises TypeError: a server that somebody else serves is a factory here; the message says how."""
+        """:raises TypeError: always; the message names :meth:`acceptor_factory`, which serves any endpoint."""
         raise TypeError(
             "make_server() has no place on a reactor: endpoint.listen(ae.acceptor_factory(...)) serves the AE"
         )
@@ -520,7 +519,7 @@ class AE(LegacyCallbacks):
 
 
 def _host_and_port(address: tuple[Any, ...]) -> tuple[str, int]:
-    """Return an address as Twisted takes it, the scope of IPv6 behind the host."""
+    """Return an address as Twisted takes it, with the scope of IPv6 after the host."""
     if len(address) not in (2, 4):
         raise ValueError(f"an address is (host, port), for IPv6 also (host, port, flowinfo, scope_id), not {address!r}")
     host, port, flow, scope = address if len(address) == 4 else (*address, 0, 0)
@@ -531,12 +530,12 @@ def _host_and_port(address: tuple[Any, ...]) -> tuple[str, int]:
     return (f"{host}%{scope}" if scope else host), port
 
 
-#: HostnameEndpoint wants a number where there is no limit: a week, in seconds.
+#: HostnameEndpoint needs a number for its timeout: a week, in seconds, stands for no limit.
 _FOR_EVER = 7 * 24 * 3600
 
 
 def _unwrapped(protocol: Any) -> UpperLayerProtocol:
-    """Return our protocol out of the wrappers that an endpoint may have put around it."""
+    """Return the upper layer protocol inside the wrappers that an endpoint may have put around it."""
     while not hasattr(protocol, "user") and hasattr(protocol, "wrappedProtocol"):
         protocol = protocol.wrappedProtocol
     result: UpperLayerProtocol = protocol

@@ -1,9 +1,9 @@
 """
-The older style of an AE, for programs that were written for it: callbacks such as ``ae.on_c_store = f``, and the names
+The callbacks of pynetdicom 1, for programs that were written for it: ``ae.on_c_store = f`` and others, and the names
 ``port``, ``start`` and ``stop``.
 
-Each callback is an adapter that is bound to one hook of :mod:`dicomtwist.evt`, with the arguments that it had. New
-programs bind handlers to the hooks.
+Each callback gets an adapter that is bound to one event of :mod:`dicomtwist.evt` and passes the arguments of pynetdicom 1.
+New programs bind handlers to events.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from dicomtwist.ae.server import Server
 
-#: What makes the arguments of a callback from an event; ``None`` where the callback is not meant.
+#: A function that returns the arguments of a callback for an event, ``None`` if the callback is not called for it.
 Arguments: TypeAlias = Callable[[evt.Event], tuple[Any, ...] | None]
 
 
 def padded(title: str) -> bytes:
-    """Return an AE title as the older style has it: 16 bytes, spaces behind it."""
+    """Return an AE title as callbacks receive it: 16 bytes, padded with spaces."""
     return title.encode("latin-1", "replace").ljust(16)
 
 
@@ -34,7 +34,7 @@ def _side(side: AssociationSide) -> dict[str, Any]:
 
 def information(event: evt.Event) -> dict[str, Any]:
     """
-    Return the ``info`` that callbacks get.
+    Return the ``info`` that callbacks receive.
 
     :returns: ``requestor`` with ae_title, called_aet, address and port; ``acceptor`` with ae_title, address and port;
         ``parameters`` with message_id, priority, of C-STORE originator_aet and originator_message_id, of DIMSE-N
@@ -74,7 +74,7 @@ def _user_identity(event: evt.Event) -> tuple[Any, ...]:
 
 
 def _with(attribute: str) -> Arguments:
-    """Return what makes (data set, context, info) of an event, where the data set is *attribute* of it."""
+    """Return a function that returns (data set, context, info); the data set is the *attribute* of the event."""
     return lambda event: (getattr(event, attribute), event.context, information(event))
 
 
@@ -86,7 +86,7 @@ def _cancel_of(service: str) -> Arguments:
     return lambda event: () if service == event.request.SERVICE else None
 
 
-#: The callbacks: the hook that each is bound to, and its arguments.
+#: The callbacks: the event of each, and its arguments.
 CALLBACKS: Final[dict[str, tuple[evt.EventType, Arguments]]] = {
     "on_make_connection": (evt.EVT_CONN_OPEN, lambda event: () if event.assoc.is_requestor else None),
     "on_receive_connection": (evt.EVT_CONN_OPEN, lambda event: () if event.assoc.is_acceptor else None),
@@ -134,9 +134,9 @@ class _Callback:
 
 def connect(ae: Any, name: str, callback: Callable[..., Any] | None) -> None:
     """
-    Bind *callback* as the one called *name* in the older style, in place of the one before.
+    Bind *callback* as the callback *name*, in place of the one before.
 
-    :raises TypeError: it cannot be called.
+    :raises TypeError: *callback* is neither callable nor ``None``.
     """
     if callback is not None and not callable(callback):
         raise TypeError(f"{name} is a function or None, not {type(callback).__name__}")
@@ -157,12 +157,12 @@ def connect(ae: Any, name: str, callback: Callable[..., Any] | None) -> None:
 
 class LegacyCallbacks:
     """
-    What an AE has for programs in the older style.
+    The attributes and methods of an AE of pynetdicom 1.
 
-    A subclass may have the callbacks as methods.
+    A subclass may define the callbacks as methods.
 
     :ivar port: the port that :meth:`start` listens at.
-    :ivar bind_addr: the address of the network interface that it listens at, ``""`` for all.
+    :ivar bind_addr: the address of the network interface that :meth:`start` listens at, ``""`` for all.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -212,7 +212,7 @@ class LegacyCallbacks:
             """Stop every server and abort every association; an AE does."""
 
     def start(self) -> Deferred[Server]:
-        """Listen at :attr:`bind_addr` and :attr:`port`; nothing blocks. The same as :meth:`AE.start_server`."""
+        """Listen at :attr:`bind_addr` and :attr:`port` with :meth:`AE.start_server`, which does not block."""
         return self.start_server((self.bind_addr, self.port))
 
     def stop(self) -> Deferred[None]:
@@ -220,15 +220,15 @@ class LegacyCallbacks:
         return self.shutdown()
 
     def quit(self) -> Deferred[None]:
-        """The same as :meth:`stop`."""
+        """Call :meth:`stop`."""
         return self.stop()
 
     def cleanup_associations(self) -> None:
-        """Do nothing: an association that has ended is gone from ``active_associations`` at once."""
+        """Do nothing: ``active_associations`` drops an association when it ends."""
 
     @property
     def address(self) -> str:
-        """:raises AttributeError: to find out would block; the message says where addresses are told."""
+        """:raises AttributeError: always, since a look-up would block; the message names other attributes."""
         raise AttributeError(
             "an AE has no address of its own: server.addresses tells where a server listens, association.local.address"
             " where an association comes from"
@@ -236,5 +236,5 @@ class LegacyCallbacks:
 
     @property
     def client_socket(self) -> Any:
-        """:raises AttributeError: connections are Twisted's; the message says where they are."""
+        """:raises AttributeError: always, since Twisted owns the sockets; the message names the transport."""
         raise AttributeError("an AE has no socket: association.protocol.transport is the connection of an association")

@@ -19,9 +19,9 @@ from dicomtwist.transport.upper_layer import address_of
 
 class Server:
     """
-    What ``AE.start_server`` gives: a port, or more, that takes associations.
+    A listening server of an AE: one port or more that accept associations. ``AE.start_server`` returns it.
 
-    :ivar factory: what makes its associations.
+    :ivar factory: the factory of its associations.
     """
 
     log = Logger()
@@ -35,26 +35,26 @@ class Server:
         return f"<Server of {', '.join(sorted(self.factory.titles))} at {self.addresses}>"
 
     def listening(self, port: IListeningPort) -> None:
-        """Take *port*, which listens with :attr:`factory`."""
+        """Add *port*, which listens with :attr:`factory`."""
         self._ports.append(port)
 
     def exchange(self, before: IListeningPort, port: IListeningPort) -> Deferred[None]:
         """
-        Take *port*, which listens with :attr:`factory` at the socket of *before*, in its place; associations go on.
+        Replace the port *before* by *port*, which listens with :attr:`factory` at the same socket; associations continue.
 
-        :returns: a Deferred that fires with ``None`` when the port before is closed.
+        :returns: a Deferred that fires with ``None`` when *before* is closed.
         """
         self._ports[self._ports.index(before)] = port
         return Deferred.fromCoroutine(_stop([before]))
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """The addresses that it listens at, as (host, port); of a UNIX socket (path, 0)."""
+        """The addresses that it listens at, as (host, port); (path, 0) for a UNIX socket."""
         return [address_of(port.getHost()) for port in self._ports]
 
     @property
     def port(self) -> int:
-        """The TCP port that it listens at; of several the first."""
+        """The TCP port that it listens at, the first of several."""
         return self.addresses[0][1]
 
     @property
@@ -64,7 +64,7 @@ class Server:
 
     @property
     def operations(self) -> Counter[str]:
-        """How many operations its associations have performed since it listens, by service such as ``"C-STORE"``."""
+        """The number of operations that its associations have performed since it listens, by service such as ``"C-STORE"``."""
         total = self.factory.performed.copy()
         for association in self.factory.associations:
             if association.was_established:
@@ -72,19 +72,19 @@ class Server:
         return total
 
     def bind(self, event: evt.EventType, handler: evt.Handler, args: Any = None) -> None:
-        """Bind *handler* to *event* for the associations of this server, those that are there included."""
+        """Bind *handler* to *event* for the associations of this server, existing ones included."""
         for host in self.factory.hosts:
             host.handlers.bind(event, handler, args)
         self._handlers_changed()
 
     def unbind(self, event: evt.EventType, handler: evt.Handler) -> None:
-        """Unbind *handler* from *event* where it was bound for this server."""
+        """Unbind *handler* from *event* if it was bound for this server."""
         for host in self.factory.hosts:
             host.handlers.unbind(event, handler)
         self._handlers_changed()
 
     def get_handlers(self, event: evt.EventType | None = None) -> list[evt.HandlerTuple]:
-        """Return what is bound for this server, to *event* or to any, as (event, handler, arguments)."""
+        """Return the handlers of this server for *event*, or for all events, as (event, handler, arguments)."""
         return self.factory.hosts[0].handlers.bound(event)
 
     def _handlers_changed(self) -> None:
@@ -93,7 +93,7 @@ class Server:
 
     def stop_listening(self) -> Deferred[None]:
         """
-        Take no more connections; associations go on.
+        Accept no more connections; associations continue.
 
         :returns: a Deferred that fires with ``None`` when the ports are closed.
         """
@@ -102,9 +102,9 @@ class Server:
 
     def shutdown(self, grace: float | None = 0.0) -> Deferred[None]:
         """
-        Stop: no more connections, then wait for the associations, then abort those that are left.
+        Stop: accept no more connections, wait for the associations to end, then abort the remaining ones.
 
-        :param grace: how long to wait for associations to end by themselves, in seconds; ``None`` for ever.
+        :param grace: the time to wait for the associations to end, in seconds; ``None`` for no limit.
         :returns: a Deferred that fires with ``None`` when every connection is closed.
         """
         return Deferred.fromCoroutine(self._shutdown(grace))
@@ -140,7 +140,7 @@ async def _stop(ports: list[IListeningPort]) -> None:
 
 
 def log_ended(association: Association) -> None:
-    """Write the one log line of an association that has ended: who, what, how many, how."""
+    """Log the one line of an association that has ended: peer, operations, ending."""
     if not association.was_established:
         return
     exchange = association.exchange

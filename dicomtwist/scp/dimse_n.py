@@ -35,7 +35,7 @@ from dicomtwist.scp.performed import Performance, status_response
 from dicomtwist.sop_class import check_uid
 from dicomtwist.sop_relations import carriers, meta_members
 
-#: The hook of each request, and the event that its handler gets.
+#: The event type of each request, and the class of the event that its handler receives.
 _HOOKS: Final[dict[type[Message], tuple[evt.EventType, type[evt.NormalisedEvent]]]] = {
     NEventReportRQ: (evt.EVT_N_EVENT_REPORT, evt.EventReportEvent),
     NGetRQ: (evt.EVT_N_GET, evt.GetEvent),
@@ -45,7 +45,7 @@ _HOOKS: Final[dict[type[Message], tuple[evt.EventType, type[evt.NormalisedEvent]
     NDeleteRQ: (evt.EVT_N_DELETE, evt.NormalisedEvent),
 }
 
-#: Failures that name the Event or Action Type that they are about (PS3.7 C.5).
+#: Failures that name the Event or Action Type that they refer to (PS3.7 C.5).
 _OF_A_TYPE: Final = frozenset(
     (codes.NO_SUCH_EVENT_TYPE, codes.NO_SUCH_ARGUMENT, codes.INVALID_ARGUMENT_VALUE, codes.NO_SUCH_ACTION)
 )
@@ -53,10 +53,10 @@ _OF_A_TYPE: Final = frozenset(
 
 def perform_normalised(performance: Performance) -> None:
     """
-    Give the request to the handler of its hook and answer what it returns: a status, or (status, reply).
+    Give the request to the handler of its event, and answer with its result: a status, or (status, reply).
 
-    The reply is a Dataset, ``bytes`` in the transfer syntax of the context, or ``None``. Without a handler, or where it
-    raises or its reply cannot be encoded, the status is 0x0110.
+    The reply is a Dataset, ``bytes`` in the transfer syntax of the context, or ``None``. The status is 0x0110 if there is no
+    handler, if it raises, or if its reply cannot be encoded.
     """
     hook, kind = _HOOKS[type(performance.request)]
     event = kind(hook, performance)
@@ -72,16 +72,17 @@ def perform_normalised(performance: Performance) -> None:
     elif performance.stream is None:
         _handle(performance, event)
     else:
-        # Images to print come in N-SET, so the bound is that of instances.
+        # Images to print arrive in N-SET, so the limit is that of instances.
         limit = performance.assoc.settings.maximum_buffered_size
         with_dataset(performance, codes.PROCESSING_FAILURE, handle, limit, codes.RESOURCE_LIMITATION)
 
 
 def _fits(performance: Performance, event: evt.NormalisedEvent) -> bool:
     """
-    Whether the SOP Class belongs to the presentation context: is it, is in its Meta SOP Class, or both are of UPS.
+    Whether the SOP Class belongs to the presentation context: it is the abstract syntax, a member of the Meta SOP Class, or
+    both are SOP Classes of UPS.
 
-    Of a Meta SOP Class of which it is not known what is in it, anything is taken.
+    A Meta SOP Class with unknown members accepts any SOP Class.
     """
     request, context = performance.request, str(performance.context.abstract_syntax)
     uid = event.sop_class_uid
@@ -100,7 +101,7 @@ def _handle(performance: Performance, event: evt.NormalisedEvent) -> None:
     if len(event.encoded_dataset) <= DECODED_AT_ONCE:
         call()
     else:
-        # What goes wrong there goes wrong again when the handler looks, which is where it can be dealt with.
+        # An error of decoding is raised again when the handler accesses the data set, where it can be handled.
         performance.assoc.ae.executors.decoding.run(event.decode).addBoth(call)
 
 
@@ -125,7 +126,7 @@ def _answer(performance: Performance, event: evt.NormalisedEvent, value: Any) ->
 
 
 def _name_type(response: Response, performance: Performance) -> None:
-    """Say which Event or Action Type the reply, or the failure, is of (PS3.7 10.1.1.1.7, 10.1.4.1.7)."""
+    """Set the Event or Action Type of a reply or a failure (PS3.7 10.1.1.1.7, 10.1.4.1.7)."""
     request = performance.request
     if isinstance(response, NEventReportRSP) and isinstance(request, NEventReportRQ):
         response.event_type_id = request.event_type_id
@@ -134,7 +135,7 @@ def _name_type(response: Response, performance: Performance) -> None:
 
 
 def _name_instance(response: NCreateRSP, event: evt.NormalisedEvent, status: Any, reply: Any) -> None:
-    """Say which instance was created, where the request left that to us (PS3.7 10.1.5.1.3)."""
+    """Set the UID of the created instance if the request left it to this side (PS3.7 10.1.5.1.3)."""
     if response.affected_sop_instance_uid or codes.category(response.status) is codes.StatusCategory.FAILURE:
         return
     uid = None

@@ -21,10 +21,10 @@ from dicomtwist.sop_class import ServiceClass, uid_to_service_class
 
 def perform_find(performance: Performance) -> None:
     """
-    Answer each match that the handler of ``EVT_C_FIND`` yields as a pending response, and the end as the final one.
+    Send a pending response for each match that the handler of ``EVT_C_FIND`` yields, and the final response at its end.
 
-    The handler yields (status, identifier), or a pending answer's identifier alone; an identifier is a Dataset, or ``bytes``
-    in the transfer syntax of the context. Its end is Success.
+    The handler yields (status, identifier), or the identifier of a pending response alone; an identifier is a Dataset, or
+    ``bytes`` in the transfer syntax of the context. The end of the handler is Success.
     """
     if not performance.assoc.has_handler(evt.EVT_C_FIND):
         performance.refuse(codes.FIND_HANDLER_FAILED, "no handler is bound to EVT_C_FIND")
@@ -43,7 +43,7 @@ def _find(performance: Performance, identifier: bytes) -> None:
 
 
 def _is_single(performance: Performance) -> bool:
-    """Whether there may be one match only (PS3.4 Q.2.1.1.2)."""
+    """Whether the SOP Class allows one match only (PS3.4 Q.2.1.1.2)."""
     return uid_to_service_class(str(performance.context.abstract_syntax)) is ServiceClass.RELEVANT_PATIENT
 
 
@@ -56,7 +56,7 @@ class _Matches:
         self._syntax = str(performance.context.transfer_syntax)
 
     async def answer(self, answering: Answering) -> None:
-        """Pull the matches and answer them."""
+        """Pull the matches and send them."""
         performance, exchange = self._performance, self._performance.assoc.exchange
         await answering.call(self._event)
         while True:
@@ -84,7 +84,7 @@ class _Matches:
             raise Refused(codes.FIND_ENCODING_FAILED, "an identifier cannot be encoded") from error
 
     def _may_go(self, source: BytesSource) -> bool:
-        """Whether a match may be answered at once."""
+        """Whether a match may be sent at once."""
         return True
 
     def _end(self) -> None:
@@ -111,9 +111,9 @@ class _SingleMatch(_Matches):
 
 def unpack(item: Any) -> tuple[Any, Any]:
     """
-    Return the status and the rest of what a handler yielded.
+    Return the status and the object that a handler yielded.
 
-    :raises TypeError: it is neither (status, something) nor something alone.
+    :raises TypeError: *item* is a tuple that is not (status, object).
     """
     if isinstance(item, tuple):
         if len(item) != 2:

@@ -1,5 +1,5 @@
 """
-One operation that is being performed for the peer, from its request to its final response.
+An operation that is performed for the peer, from its request to its final response.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def _repeated(request: type[Message], response: type[Response]) -> tuple[tuple[str, str], ...]:
-    """Return which attributes of *request* its *response* repeats, and under which name (PS3.7 9.3, 10.3)."""
+    """Return the attributes of *request* that its *response* repeats, with their names there (PS3.7 9.3, 10.3)."""
     names = {field.name for field in fields(request)}
     return tuple(
         (asked + suffix, "affected" + suffix)
@@ -38,10 +38,10 @@ def _repeated(request: type[Message], response: type[Response]) -> tuple[tuple[s
     )
 
 
-#: The responses that may say which attributes their status is about (PS3.7 C.4.2, C.5).
+#: The responses that may list the attributes that their status refers to (PS3.7 C.4.2, C.5).
 _WITH_ATTRIBUTES: Final = (NGetRSP, NSetRSP, NCreateRSP)
 
-#: The response to each request, and what it repeats.
+#: The response to each request, and the attributes that it repeats.
 _RESPONSES: Final = {request: (response, _repeated(request, response)) for request, response in RESPONSES.items()}
 
 
@@ -53,15 +53,15 @@ class Performance:
     """
     An operation that the peer invoked.
 
-    :param service: what performs it, of :data:`dicomtwist.scp.SERVICES`.
+    :param service: its function of :data:`dicomtwist.scp.SERVICES`.
 
-    :ivar assoc: the association that it came on.
-    :ivar context: the presentation context that it came in.
+    :ivar assoc: the association of the request.
+    :ivar context: the presentation context of the request.
     :ivar request: its command set.
-    :ivar stream: its data set as it comes in, where it has one.
-    :ivar is_cancelled: whether the peer sent C-CANCEL, or is gone.
-    :ivar is_done: whether it was answered for good.
-    :ivar on_cancel: called when the peer sends C-CANCEL, or is gone.
+    :ivar stream: its data set as it arrives, ``None`` if it has none.
+    :ivar is_cancelled: whether the peer sent C-CANCEL or is gone.
+    :ivar is_done: whether its final response was sent.
+    :ivar on_cancel: called when the peer sends C-CANCEL or is gone.
     """
 
     __slots__ = ("_service", "assoc", "context", "is_cancelled", "is_done", "on_cancel", "request", "stream")
@@ -93,7 +93,7 @@ class Performance:
         self._service(self)
 
     def cancel(self) -> None:
-        """The peer does not want the result any more, or will not get it."""
+        """Note that the peer sent C-CANCEL or is gone."""
         if self.is_cancelled or self.is_done:
             return
         self.is_cancelled = True
@@ -101,7 +101,7 @@ class Performance:
             self.on_cancel()
 
     def response(self, status: int, error_comment: str | None = None) -> Response:
-        """Return a response to the request, with what it has to repeat of it."""
+        """Return a response to the request, with the attributes that it has to repeat."""
         request = self.request
         make, repeated = _RESPONSES[type(request)]
         response = make(message_id_being_responded_to=request.message_id, status=status)
@@ -112,18 +112,18 @@ class Performance:
         return response
 
     def answer(self, value: object) -> None:
-        """Answer for good with what a handler returned, see :func:`status_response`."""
+        """Send the final response for the result of a handler, see :func:`status_response`."""
         self.finish(self.response(0) if type(value) is int and not value else status_response(self, value))
 
     def finish(self, response: Response, source: DataSetSource | None = None) -> None:
-        """Answer for good, with the data set of *source* if there is one."""
+        """Send the final response, with the data set of *source* if there is one."""
         self.is_done = True
         exchange = self.assoc.exchange
         exchange.respond(self, response, source)
         exchange.performance_done(self, response.status)
 
     def refuse(self, status: int, why: str) -> None:
-        """Answer with a failure when the data set, which nobody reads, has come."""
+        """Send a failure as the final response when the data set, which is discarded, has arrived."""
         self.log.info(
             "{service} of {peer!r} refused with 0x{status:04X}: {why}",
             service=self.service_name,
@@ -139,7 +139,7 @@ class Performance:
 
     def call(self, event: EventType, occurrence: object, then: Callable[[Any], None], failure_status: int) -> None:
         """
-        Call the handler of an intervention and go on with what it returns, at once where it is there at once.
+        Call the handler of an intervention, and continue with its value, at once if it is known at once.
 
         :param then: called with the value.
         :param failure_status: the status to answer with where the handler raises.
@@ -157,9 +157,9 @@ class Performance:
             self.handler_failed(Failure(), event, failure_status)
 
     def handler_failed(self, reason: Failure, event: EventType, status: int) -> None:
-        """Log what a handler raised, and answer with *status*."""
+        """Log the exception of a handler, and answer with *status*."""
         if self.is_cancelled and self.assoc.end_reason is not None and reason.value is self.assoc.end_reason:
-            return  # the handler was reading the data set of a peer that is gone: it knows, the peer does not care
+            return  # the handler was reading the data set of a peer that is gone: there is nothing to answer
         self.log.failure(
             "the handler of {event} raised; {peer!r} gets the status 0x{status:04X}",
             reason,
@@ -172,11 +172,11 @@ class Performance:
 
 def status_response(performance: Performance, value: object) -> Response:
     """
-    Return the response for what a handler returned: a status as a number, as a
+    Return the response for the result of a handler: a status as a number, as a
     :class:`~dicomtwist.dimse.status.Status`, or as a Dataset with Status (0000,0900).
 
-    Of the latter two, Error Comment, Error ID, Offending Element and, where the response has it, Attribute Identifier
-    List are taken as well.
+    Error Comment, Error ID, Offending Element and, if the response has it, Attribute Identifier List of the latter two are
+    copied as well.
 
     :raises TypeError: it is neither.
     :raises ValueError: the status does not fit in 16 bits, or the Dataset has none.

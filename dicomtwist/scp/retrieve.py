@@ -28,21 +28,21 @@ from dicomtwist.scp.sub_operations import Destination, SameAssociation, SubOpera
 
 def perform_get(performance: Performance) -> None:
     """
-    Send what the handler of ``EVT_C_GET`` yields over the association that asked.
+    Send the instances that the handler of ``EVT_C_GET`` yields over the association of the request.
 
     The handler yields the number of sub-operations, then (status, instance) for each, or the instance alone: the path of a
-    Part 10 file, the ``bytes`` of one, an open one, or a Dataset. In place of an instance it may yield a list of some.
+    Part 10 file, the ``bytes`` of one, an open one, or a Dataset. It may yield a list of instances in place of one.
     """
     _perform(performance, evt.EVT_C_GET, _Get)
 
 
 def perform_move(performance: Performance) -> None:
     """
-    Send what the handler of ``EVT_C_MOVE`` yields over an association of its own.
+    Send the instances that the handler of ``EVT_C_MOVE`` yields over an association with the destination.
 
-    The handler yields where the destination is, then the same as with C-GET. A destination is (address, port), (address,
-    port, arguments) with the arguments of ``AE.associate`` and ``move_associations``, an endpoint string, or ``None`` where
-    it is not known.
+    The handler yields the destination, then what a handler of C-GET yields. A destination is (address, port), (address,
+    port, arguments) with the arguments of ``AE.associate`` and ``move_associations``, an endpoint string, or ``None`` if
+    the Move Destination is not known.
     """
     _perform(performance, evt.EVT_C_MOVE, _Move)
 
@@ -60,7 +60,7 @@ def _perform(performance: Performance, event: evt.EventType, kind: type[_Retriev
 
 
 class _Retrieve:
-    """What both have in common."""
+    """The common part of C-GET and C-MOVE."""
 
     HANDLER_FAILED = codes.GET_HANDLER_FAILED
     NUMBER_INVALID = codes.GET_NUMBER_INVALID
@@ -74,7 +74,7 @@ class _Retrieve:
         self._suboperations: SubOperations | None = None
 
     async def answer(self, answering: Answering) -> None:
-        """Pull what is to be sent, send it, and answer."""
+        """Pull the instances, send them, and answer."""
         response: CGetRSP | CMoveRSP | None = None
         identifier: Dataset | bytes | None = None
         failure: Failure | None = None
@@ -96,7 +96,7 @@ class _Retrieve:
             if self._suboperations is not None:
                 if self._performance.is_cancelled:
                     self._suboperations.stop()
-                # What is on its way arrives, also where no more is wanted.
+                # Sub-operations that have begun are finished, also after a C-CANCEL.
                 await self._suboperations.settle()
         finally:
             if self._destination is not None:
@@ -123,7 +123,7 @@ class _Retrieve:
         )
 
     async def _pull(self, answering: Answering) -> tuple[CGetRSP | CMoveRSP, Any]:
-        """Store what is yielded; return the final response, without the counts, and what goes with it."""
+        """Store the instances; return the final response, without the counts, and its identifier."""
         suboperations = self._suboperations
         assert suboperations is not None
         while True:
@@ -232,7 +232,7 @@ class _Move(_Retrieve):
             raise Refused(codes.MOVE_DESTINATION_INVALID, str(error)) from error
 
     def _address(self, found: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """Return the arguments of ``associate``: by place, and by name."""
+        """Return the positional and the keyword arguments of ``associate``."""
         unknown = Refused(codes.MOVE_DESTINATION_UNKNOWN, "the Move Destination is not known")
         if found is None:
             raise unknown

@@ -1,8 +1,8 @@
 """
-What a service class provider does with each request.
+The table of services: one function for each request.
 
-:data:`SERVICES` maps request classes to functions that get a :class:`~dicomtwist.scp.Performance` and answer
-it, at once or later.
+:data:`SERVICES` maps request classes to functions that receive a :class:`~dicomtwist.scp.Performance` and answer it, at once
+or later.
 """
 
 from __future__ import annotations
@@ -51,5 +51,5 @@ SERVICES: Final[dict[type[Message], Callable[[Performance], None]]] = {
 
 
 def performance(assoc: PerformingAssociation, context: PresentationContextTuple, request: Request) -> Performance:
-    """Return the operation for *request*, which came on *assoc* in *context*, with its service."""
+    """Return the operation, with its service, for a *request* that arrived on *assoc* in *context*."""
     return Performance(assoc, context, request, SERVICES[type(request)])

@@ -19,10 +19,10 @@ from dicomtwist.scp.performed import Performance, status_response
 
 def perform_store(performance: Performance) -> None:
     """
-    Give the instance to the handler of ``EVT_C_STORE`` and answer what it returns.
+    Give the instance to the handler of ``EVT_C_STORE``, and answer with the status that it returns.
 
     A streaming handler is called at once, any other when the data set is complete. The response waits for the end of
-    the data set in any case, since a requestor does not listen before.
+    the data set in any case, since a requestor does not read before that.
     """
     request, stream, assoc = performance.request, performance.stream, performance.assoc
     assert isinstance(request, CStoreRQ)
@@ -52,7 +52,7 @@ def _handle(performance: Performance, event: evt.StoreEvent, data: bytes) -> Non
 def _stream(performance: Performance, event: evt.StoreEvent) -> None:
     def handled(value: Any) -> None:
         response = status_response(performance, value)
-        # Whatever the handler has not read is not wanted.
+        # The rest of the data set, which the handler has not read, is discarded.
         event.stream.discard(lambda: performance.finish(response))
 
     performance.call(evt.EVT_C_STORE, event, handled, STORE_HANDLER_FAILED)
