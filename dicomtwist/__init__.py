@@ -1,8 +1,8 @@
 """
 dicomtwist sends, receives, queries and archives DICOM images from Python. It is built on Twisted.
 
-A name of this package, or a module of it, is imported when it is first used: ``import dicomtwist`` alone takes no longer
-than Python itself needs to start, and a program pays for what it uses.
+A name of this package, or a module of it, is imported on first use: ``import dicomtwist`` alone takes no longer
+than Python itself needs to start, and a program pays only for the parts that it uses.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ _SUBMODULES = (
     "ul",
 )
 
-# Hidden from type checkers, for which any misspelt name would exist otherwise.
+# Hidden from type checkers, since otherwise they would accept any misspelled name.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
@@ -230,7 +230,7 @@ if not TYPE_CHECKING:
             value = globals()[name] = getattr(import_module(f"dicomtwist.{_MODULE_OF[name]}"), name)
             return value
         if name == "PREBUILT_CONTEXTS" or name in __all__:
-            # Not stored: each access to a prebuilt list gives a new copy.
+            # Not stored: each access to a prebuilt list returns a new copy.
             return getattr(import_module("dicomtwist.presentation"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

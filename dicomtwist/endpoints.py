@@ -1,16 +1,15 @@
 """Endpoints: where a server listens and where a client connects.
 
 Twisted's endpoint strings (``tcp:``, ``tcp6:``, ``ssl:``, ``tls:``, ``unix:``, ``systemd:``, ``haproxy:``
-...) work unchanged.  This module adds the prefix ``dicomtls:`` for what they cannot say: client certificates
-that are required and checked, one bundle file of trust roots, revocation lists, and the cipher suites of the
+...) work unchanged. This module adds the prefix ``dicomtls:`` for TLS features that they lack: client certificates
+that are required and verified, one bundle file of trust roots, revocation lists, and the cipher suites of the
 TLS profile of DICOM::
 
     dicomtls:2762:privateKey=key.pem:certKey=cert.pem:trustRoots=ca.pem                  (server)
     dicomtls:pacs.example.org:2762:privateKey=key.pem:certKey=cert.pem:trustRoots=ca.pem (client)
 
-The files are read while a string is parsed, once, in the calling thread: build endpoints at the start of a
-program, before it listens.  A renewed certificate or revocation list takes effect with the next endpoint that
-is made.
+The files are read once, when a string is parsed, in the calling thread. So build endpoints at the start of a
+program, before it listens. A renewed certificate or revocation list takes effect with the next endpoint that is built.
 """
 
 from __future__ import annotations
@@ -87,17 +86,17 @@ _CLIENT_OPTIONS = (
 def _bind(
     args: Sequence[str], kwargs: Mapping[str, str], positional: Sequence[str], known: Sequence[str]
 ) -> dict[str, str]:
-    """The options of a description by name, with the positional ones named."""
+    """Return the options of a description by name, including the positional ones."""
     if len(args) > len(positional):
         raise EndpointError(
-            f"there is no place for {args[len(positional)]!r}: options are written name=value, and a colon "
+            f"{args[len(positional)]!r} is one value too many: options are written name=value, and a colon "
             "inside a value is written \\:"
         )
     options = dict(zip(positional, args, strict=False))
     for name, value in kwargs.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            hint = f"did you mean {close[0]}?" if close else f"the options are {', '.join(known)}"
             raise EndpointError(f"is not an option of dicomtls: {hint}", name)
         if name in options:
             raise EndpointError("is given twice", name)
@@ -116,15 +115,15 @@ def _number(options: Mapping[str, str], name: str, default: int, lowest: int, hi
 
 
 def parse_server(reactor: object, *args: str, **kwargs: str) -> IStreamServerEndpoint:
-    """Make a server endpoint of what follows ``dicomtls:`` in a description.  Reads files (blocking).
+    """Build a server endpoint from the part of a description after ``dicomtls:``. It reads files, which blocks.
 
-    ``PORT:privateKey=FILE:certKey=FILE:trustRoots=FILE`` and, if wanted,
+    The form is ``PORT:privateKey=FILE:certKey=FILE:trustRoots=FILE``, optionally with
     ``clientCertificate=required|optional|none``, ``crl=FILE``, ``extraCertChain=FILE``, ``profile=NAME``,
-    ``interface=ADDRESS`` (every IPv4 address by default; ``\\:\\:`` is every address of both kinds where the
-    system is dual-stack) and ``backlog=NUMBER`` (50). See :func:`~dicomtwist.endpoints.server_tls_options`
-    for what they mean.
+    ``interface=ADDRESS`` (by default every IPv4 address; ``\\:\\:`` is every address of both kinds if the
+    system is dual-stack) and ``backlog=NUMBER`` (50). :func:`~dicomtwist.endpoints.server_tls_options`
+    explains them.
 
-    :raises EndpointError: naming the option that is wrong.
+    :raises EndpointError: an option is wrong; the error names it.
     """
     options = _bind(args, kwargs, ("port",), _SERVER_OPTIONS)
     port = _number(options, "port", 0, 0, 65535)
@@ -147,14 +146,14 @@ def parse_server(reactor: object, *args: str, **kwargs: str) -> IStreamServerEnd
 
 
 def parse_client(reactor: object, *args: str, **kwargs: str) -> IStreamClientEndpoint:
-    """Make a client endpoint of what follows ``dicomtls:`` in a description.  Reads files (blocking).
+    """Build a client endpoint from the part of a description after ``dicomtls:``. It reads files, which blocks.
 
-    ``HOST:PORT:trustRoots=FILE`` and, if wanted, ``privateKey=FILE:certKey=FILE`` (our own certificate),
-    ``hostname=NAME`` (what the certificate of the server must be for, when that is not HOST), ``crl=FILE``,
+    The form is ``HOST:PORT:trustRoots=FILE``, optionally with ``privateKey=FILE:certKey=FILE`` (the client's certificate),
+    ``hostname=NAME`` (the name that the server's certificate must be valid for, if it is not HOST), ``crl=FILE``,
     ``extraCertChain=FILE``, ``profile=NAME``, ``bindAddress=ADDRESS`` and ``timeout=SECONDS`` (30, for each
-    attempt to connect).  See :func:`~dicomtwist.endpoints.client_tls_options` for what they mean.
+    attempt to connect). :func:`~dicomtwist.endpoints.client_tls_options` explains them.
 
-    :raises EndpointError: naming the option that is wrong.
+    :raises EndpointError: an option is wrong; the error names it.
     """
     options = _bind(args, kwargs, ("host", "port"), _CLIENT_OPTIONS)
     host = options["host"]
@@ -172,7 +171,7 @@ def parse_client(reactor: object, *args: str, **kwargs: str) -> IStreamClientEnd
         extra_chain=options.get("extraCertChain"),
         profile=options.get("profile", "bcp195"),
     )
-    # An address needs no resolver, and then a failure to connect is reported as it is.
+    # An address needs no resolver, and without one a failure to connect is reported with its own reason.
     plain: type[Any] = (
         TCP4ClientEndpoint if isIPAddress(host) else TCP6ClientEndpoint if isIPv6Address(host) else HostnameEndpoint
     )
@@ -182,37 +181,37 @@ def parse_client(reactor: object, *args: str, **kwargs: str) -> IStreamClientEnd
 
 # Any description
 
-# Twisted's own are not annotated: here is the edge.
+# Twisted's functions are not annotated, so they get their types here.
 _server_from_string: Callable[[object, str], IStreamServerEndpoint] = serverFromString
 _client_from_string: Callable[[object, str], IStreamClientEndpoint] = clientFromString
 
 _SERVER_PORT = re.compile(r"(?:tcp6?|ssl):(?:port=)?([^:]*)")
 _CLIENT_PORT = re.compile(r"(?:tcp|ssl|tls):(?:[^:\\]|\\.)*:(?:port=)?([^:=]*)(?::|$)")
 _SOCKET_PATH = re.compile(r"unix:(?:(?:path|address)=)?((?:[^:\\]|\\.)*)")
-# sun_path of sockaddr_un without the NUL behind it, see unix(7); the BSDs have four bytes less.
+# The length of sun_path in sockaddr_un without the final NUL, see unix(7); on the BSDs it is four bytes shorter.
 _MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 
 
 def _check_port(pattern: re.Pattern[str], description: str) -> None:
-    """Twisted's parsers let a port above 65535 through, to fail when the endpoint is used."""
+    """Reject a port above 65535, which Twisted's parsers accept and which then fails when the endpoint is used."""
     found = pattern.match(description)
     if found is not None:
         _number({"port": found[1]}, "port", 0, 0, 65535)
 
 
 def _check_path(description: str) -> None:
-    """With a path that is too long for a socket, Twisted's client would wait until its time is over."""
+    """Reject a path that is too long for a socket: with it, Twisted's client would wait until its timeout."""
     found = _SOCKET_PATH.match(description)
     if found is not None:
         length = len(os.fsencode(re.sub(r"\\(.)", r"\1", found[1])))
         if length > _MAX_SOCKET_PATH:
             raise EndpointError(
-                f"{description!r}: the path of a socket has {_MAX_SOCKET_PATH} bytes at the most, this one has {length}"
+                f"{description!r}: the path of the socket has {length} bytes, the maximum is {_MAX_SOCKET_PATH}"
             )
 
 
-def _explain(description: str, error: Exception) -> EndpointError:
-    """An error of Twisted's parsers in our words."""
+def _explained_error(description: str, error: Exception) -> EndpointError:
+    """Return an :class:`EndpointError` that explains an error of Twisted's parsers."""
     prefix = description.partition(":")[0]
     if "Unknown endpoint type" in str(error):
         hint = (
@@ -222,16 +221,16 @@ def _explain(description: str, error: Exception) -> EndpointError:
         )
         return EndpointError(f"{description!r} is not an endpoint, {prefix!r} is not a known prefix: {hint}")
     if prefix == "systemd" and isinstance(error, LookupError):
-        return EndpointError(f"{description!r}: systemd handed over no such socket to this process")
+        return EndpointError(f"{description!r}: systemd passed no such socket to this process")
     if isinstance(error, OSError):
         return EndpointError(f"{description!r}: cannot read the file {error.filename!r} ({error.strerror})")
     return EndpointError(f"{description!r} does not work as an endpoint: {error}")
 
 
 def server_endpoint(reactor: object, description: str | int | IStreamServerEndpoint) -> IStreamServerEndpoint:
-    """The server endpoint that is meant: a description, a bare TCP port (``11112``), or an endpoint.
+    """Return the server endpoint for a description, a bare TCP port (``11112``), or an endpoint.
 
-    :raises EndpointError: for a description that cannot work.
+    :raises EndpointError: the description cannot work.
     """
     if not isinstance(description, str | int):
         if not IStreamServerEndpoint.providedBy(description):
@@ -247,13 +246,13 @@ def server_endpoint(reactor: object, description: str | int | IStreamServerEndpo
     except EndpointError:
         raise
     except Exception as error:
-        raise _explain(text, error) from error
+        raise _explained_error(text, error) from error
 
 
 def client_endpoint(reactor: object, description: str | IStreamClientEndpoint) -> IStreamClientEndpoint:
-    """The client endpoint that is meant: a description (``tcp:HOST:PORT``, ``dicomtls:...``), or an endpoint.
+    """Return the client endpoint for a description (``tcp:HOST:PORT``, ``dicomtls:...``), or an endpoint.
 
-    :raises EndpointError: for a description that cannot work.
+    :raises EndpointError: the description cannot work.
     """
     if not isinstance(description, str):
         if not IStreamClientEndpoint.providedBy(description):
@@ -267,4 +266,4 @@ def client_endpoint(reactor: object, description: str | IStreamClientEndpoint) -
     except EndpointError:
         raise
     except Exception as error:
-        raise _explain(text, error) from error
+        raise _explained_error(text, error) from error

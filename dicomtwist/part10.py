@@ -1,8 +1,7 @@
-"""The File Meta Information at the front of a DICOM file (PS3.10 section 7.1), written and read by hand.
+"""The File Meta Information at the front of a DICOM file (PS3.10 section 7.1), encoded and decoded by hand.
 
-A received instance becomes a file by putting these few hundred bytes in front of the data set that came over
-the wire; a file is sent by finding where its data set starts. Neither needs a parsed data set, so neither
-parses one.
+A received instance becomes a file when these few hundred bytes are written before its data set, and a file can be sent as
+soon as the start of its data set is found. Neither needs a parsed data set, so nothing here parses one.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import BinaryIO
 __all__ = ["FileMeta", "NotDicomFile", "decode_uid", "encode_preamble_and_meta", "read_file_meta"]
 
 #: The longest File Meta Information that is read, in bytes. Real ones have 200 to 400; only private
-#: information (0002,0102) can make one longer, and it is of no use here.
+#: information (0002,0102) makes one longer, and it is not used here.
 MAX_META_LENGTH = 64 * 1024
 
 _FIRST_READ = 4096
@@ -35,9 +34,8 @@ _LENGTH = struct.Struct("<H")
 _LONG = struct.Struct("<I")
 _ELEMENT = struct.Struct("<HH2sH")
 
-# A preamble is always zero (a peer's preamble may make the file a program as well, CVE-2019-11687), and the
-# group length and the version never move, so everything before the first UID is two constants around one
-# number.
+# The preamble is always zero (a peer's preamble could turn the file into a program, CVE-2019-11687), and the group
+# length and the version have fixed positions, so everything before the first UID is two constants and one number.
 _HEAD = bytes(128) + b"DICM" + b"\x02\x00\x00\x00UL\x04\x00"
 _VERSION = b"\x02\x00\x01\x00OB\x00\x00\x02\x00\x00\x00\x00\x01"
 
@@ -48,7 +46,7 @@ class NotDicomFile(ValueError):
 
 @dataclass(slots=True)
 class FileMeta:
-    """The File Meta Information of one file (PS3.10 table 7.1-1). An empty string: the element is absent.
+    """The File Meta Information of one file (PS3.10 table 7.1-1). An empty string means that the element is absent.
 
     :param media_storage_sop_class_uid: (0002,0002).
     :param media_storage_sop_instance_uid: (0002,0003).
@@ -71,7 +69,7 @@ class FileMeta:
     receiving_ae_title: str = ""
 
 
-# Element number in group 0002 -> the field that holds it, for reading.
+# The fields by element number in group 0002, for decoding.
 _FIELDS = {
     0x0002: "media_storage_sop_class_uid",
     0x0003: "media_storage_sop_instance_uid",
@@ -85,18 +83,18 @@ _FIELDS = {
 
 
 def decode_uid(value: bytes) -> str:
-    """The text of a UI, AE or SH value, without its padding.
+    """Return the text of a UI, AE or SH value, without its padding.
 
     Padding is NUL by PS3.5 section 9.1; spaces are wrong but common and are removed as well. A byte that is
-    not ASCII is kept as the character of that number, so that a UID which is not one stays visibly wrong.
+    not ASCII becomes the character with its number, so that an invalid UID stays visibly invalid.
 
-    :param value: the value as it stands in a data set.
+    :param value: the value in the data set.
     :returns: its text.
     """
     return value.strip(b"\0 ").decode("latin-1")
 
 
-def _uid(head: bytes, value: str) -> bytes:
+def _encode_uid(head: bytes, value: str) -> bytes:
     raw = value.encode("ascii")
     length = len(raw)
     if not 0 < length <= 64:
@@ -106,12 +104,12 @@ def _uid(head: bytes, value: str) -> bytes:
     return head + _LENGTH.pack(length) + raw
 
 
-def _text(head: bytes, value: str) -> bytes:
+def _encode_text(head: bytes, value: str) -> bytes:
     raw = value.encode("ascii")
     length = len(raw)
     if length > 16 or not value.isprintable():
         raise ValueError(
-            f"{value[:64]!r} cannot stand in the File Meta Information: at most 16 characters, no control characters"
+            f"{value[:64]!r} is invalid in the File Meta Information: at most 16 characters, no control characters"
         )
     if length & 1:
         return head + _LENGTH.pack(length + 1) + raw + b" "
@@ -119,14 +117,14 @@ def _text(head: bytes, value: str) -> bytes:
 
 
 def encode_preamble_and_meta(meta: FileMeta) -> bytes:
-    """Everything of a file that stands before its data set (PS3.10 section 7.1).
+    """Encode the part of a file before its data set (PS3.10 section 7.1).
 
-    :param meta: what to write; the four UIDs are required, the rest is left out where empty.
+    :param meta: the content; the four UIDs are required, other elements are omitted if empty.
     :returns: 128 zero bytes, ``DICM``, and group 0002 in Explicit VR Little Endian with its group length.
     :raises ValueError: a UID is empty, too long or not ASCII; an AE title or version name is too long, not
-        ASCII or holds control characters (UnicodeEncodeError is a ValueError).
+        ASCII or has control characters (UnicodeEncodeError is a ValueError).
     """
-    before, behind = _around_instance_uid(
+    before, behind = _encode_around_instance_uid(
         meta.media_storage_sop_class_uid,
         meta.transfer_syntax_uid,
         meta.implementation_class_uid,
@@ -135,18 +133,18 @@ def encode_preamble_and_meta(meta: FileMeta) -> bytes:
         meta.sending_ae_title,
         meta.receiving_ae_title,
     )
-    instance_uid = _uid(b"\x02\x00\x03\x00UI", meta.media_storage_sop_instance_uid)
+    instance_uid = _encode_uid(b"\x02\x00\x03\x00UI", meta.media_storage_sop_instance_uid)
     length = len(before) + len(instance_uid) + len(behind)
     return b"".join((_HEAD, _LONG.pack(length), before, instance_uid, behind))
 
 
 @functools.lru_cache(maxsize=256)
-def _around_instance_uid(
+def _encode_around_instance_uid(
     sop_class: str, transfer_syntax: str, implementation: str, version: str, source: str, sending: str, receiving: str
 ) -> tuple[bytes, bytes]:
-    """What stands before and behind the SOP Instance UID: the same for all that one peer sends of a kind."""
-    before = _VERSION + _uid(b"\x02\x00\x02\x00UI", sop_class)
-    behind = _uid(b"\x02\x00\x10\x00UI", transfer_syntax) + _uid(b"\x02\x00\x12\x00UI", implementation)
+    """Return the bytes before and after the SOP Instance UID, which are equal for all instances of a kind from one peer."""
+    before = _VERSION + _encode_uid(b"\x02\x00\x02\x00UI", sop_class)
+    behind = _encode_uid(b"\x02\x00\x10\x00UI", transfer_syntax) + _encode_uid(b"\x02\x00\x12\x00UI", implementation)
     for head, value in (
         (b"\x02\x00\x13\x00SH", version),
         (b"\x02\x00\x16\x00AE", source),
@@ -154,48 +152,47 @@ def _around_instance_uid(
         (b"\x02\x00\x18\x00AE", receiving),
     ):
         if value:
-            behind += _text(head, value)
+            behind += _encode_text(head, value)
     return before, behind
 
 
 def read_file_meta(file: BinaryIO) -> tuple[FileMeta, int]:
-    """Read the File Meta Information and find where the data set starts; the data set itself is never read.
+    """Read the File Meta Information and find the start of the data set, which is not read.
 
     A missing or wrong group length, missing elements, and unknown or private elements of group 0002 are
-    tolerated: a field that was not there is an empty string (a caller that needs the Transfer Syntax has to
-    look).
+    tolerated. The field of a missing element is an empty string, so a caller that needs the Transfer Syntax must check
+    it.
 
-    :param file: a seekable binary file, at its start. It is left at the start of the data set.
+    :param file: a seekable binary file, at its start; afterwards at the start of the data set.
     :returns: the File Meta Information, and the offset of the data set in bytes from the start.
     :raises NotDicomFile: there is no preamble, no ``DICM``, no group 0002; or an element of group 0002 has
-        no valid header, is cut off, or ends beyond 64 KiB.
+        no valid header, is truncated, or ends beyond 64 KiB.
     :raises OSError: the file cannot be read.
     """
     data = file.read(_FIRST_READ)
     if data[128:_PREAMBLE_LENGTH] != b"DICM":
-        raise NotDicomFile(_why_no_prefix(data))
+        raise NotDicomFile(_explain_missing_prefix(data))
     meta = FileMeta()
     pos = _PREAMBLE_LENGTH
     declared_end = -1
     while True:
         if len(data) < pos + 12:
-            data = _more(file, data, pos + 12)
+            data = _read_at_least(file, data, pos + 12)
         if data[pos : pos + 2] != b"\x02\x00":
             break
-        # Only a compressed data set can begin with the bytes of group 0002 by accident: there the group
-        # length decides, everywhere else the elements themselves do, because group lengths are wrong often
-        # enough.
+        # Only a compressed data set can begin with the bytes of group 0002 by accident. For it the group length decides;
+        # for all others the elements themselves decide, because group lengths are often wrong.
         if pos == declared_end and meta.transfer_syntax_uid in DEFLATED:
             break
-        start, length, element = _element(data, pos)
+        start, length, element = _decode_element_header(data, pos)
         pos = start + length
         if pos > _PREAMBLE_LENGTH + MAX_META_LENGTH:
             raise NotDicomFile(
-                f"element (0002,{element:04X}) claims {length} bytes; File Meta Information above "
+                f"element (0002,{element:04X}) has a length of {length} bytes; File Meta Information above "
                 f"{MAX_META_LENGTH} bytes is not accepted"
             )
         if len(data) < pos:
-            data = _more(file, data, pos)
+            data = _read_at_least(file, data, pos)
             if len(data) < pos:
                 raise NotDicomFile(f"the file ends inside element (0002,{element:04X}) of its File Meta Information")
         if element == 0:
@@ -209,8 +206,8 @@ def read_file_meta(file: BinaryIO) -> tuple[FileMeta, int]:
     return meta, pos
 
 
-def _more(file: BinaryIO, data: bytes, needed: int) -> bytes:
-    """Read on to at least ``needed`` bytes, or to the end; a raw file may answer with less than was asked."""
+def _read_at_least(file: BinaryIO, data: bytes, needed: int) -> bytes:
+    """Read until there are at least ``needed`` bytes, or to the end: a raw file may return fewer bytes than requested."""
     while len(data) < needed:
         more = file.read(max(needed - len(data), _FIRST_READ))
         if not more:
@@ -219,8 +216,8 @@ def _more(file: BinaryIO, data: bytes, needed: int) -> bytes:
     return data
 
 
-def _element(data: bytes, pos: int) -> tuple[int, int, int]:
-    """The start and length of the value of the element at ``pos``, and its element number."""
+def _decode_element_header(data: bytes, pos: int) -> tuple[int, int, int]:
+    """Return the start and length of the value of the element at ``pos``, and its element number."""
     if len(data) < pos + 8:
         raise NotDicomFile("the file ends inside its File Meta Information")
     _, element, vr, length = _ELEMENT.unpack_from(data, pos)
@@ -235,11 +232,13 @@ def _element(data: bytes, pos: int) -> tuple[int, int, int]:
         raise NotDicomFile("the file ends inside its File Meta Information")
     length = _LONG.unpack_from(data, pos + 8)[0]
     if length == UNDEFINED_LENGTH:
-        raise NotDicomFile(f"element (0002,{element:04X}) has an undefined length, which File Meta cannot have")
+        raise NotDicomFile(
+            f"element (0002,{element:04X}) has an undefined length, which File Meta Information does not allow"
+        )
     return pos + 12, length, element
 
 
-def _why_no_prefix(data: bytes) -> str:
+def _explain_missing_prefix(data: bytes) -> str:
     if not data:
         return "the file is empty"
     if data[:2] in (b"\x08\x00", b"\x00\x08", b"\x02\x00"):

@@ -1,8 +1,8 @@
-"""Presentation Contexts (PS3.8 7.1.1.13): an abstract syntax with the transfer syntaxes it may be sent in.
+"""Presentation contexts (PS3.8 7.1.1.13): an abstract syntax with the transfer syntaxes that it may be sent in.
 
 Besides :class:`PresentationContext` there are the two collections of an AE, :class:`RequestedContexts` and
-:class:`SupportedContexts`, and a ready list of contexts for each Service Class, such as
-``StoragePresentationContexts``. Each look at such a list gives a new one.
+:class:`SupportedContexts`, and a prebuilt list of contexts for each Service Class, such as
+``StoragePresentationContexts``. Each access to such a list returns a new one.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from dicomtwist.sop_class import (
 )
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS, RoleSelection
 
-#: One or more transfer syntaxes as users may give them.
+#: One or more transfer syntaxes in any form that users may pass.
 TransferSyntaxes = UIDLike | Iterable[UIDLike]
 
-#: Implicit VR Little Endian, Explicit VR Little Endian, the same deflated, Explicit VR Big Endian.
+#: Implicit VR Little Endian, Explicit VR Little Endian, Deflated Explicit VR Little Endian, Explicit VR Big Endian.
 DEFAULT_TRANSFER_SYNTAXES: Final = tuple(UID(f"1.2.840.10008.1.2{suffix}") for suffix in ("", ".1", ".1.99", ".2"))
 #: The default ones and all others that are not retired, in the order of PS3.6 Table A-1.
 ALL_TRANSFER_SYNTAXES: Final = DEFAULT_TRANSFER_SYNTAXES + tuple(
@@ -44,7 +44,7 @@ _STATUS: Final[dict[int | None, str]] = {
     2: "Provider Rejected",
     3: "Abstract Syntax Not Supported",
     4: "Transfer Syntax(es) Not Supported",
-}  # PS3.8 Table 9-18; "Pending" is before an answer
+}  # PS3.8 Table 9-18; "Pending" means that there is no answer yet
 
 _ROLES: Final[dict[tuple[bool, bool], str]] = {
     (True, True): "SCU and SCP",
@@ -54,17 +54,17 @@ _ROLES: Final[dict[tuple[bool, bool], str]] = {
 }
 
 
-def _abstract(value: object) -> SOPClass:
-    """Check an abstract syntax, see :func:`~dicomtwist.sop_class.check_uid`."""
+def _checked_abstract_syntax(value: object) -> SOPClass:
+    """Check an abstract syntax with :func:`~dicomtwist.sop_class.check_uid`."""
     return SOPClass(check_uid(value, "the abstract syntax"))
 
 
-def _transfer(value: object) -> UID:
+def _checked_transfer_syntax(value: object) -> UID:
     """Check a transfer syntax.
 
-    :returns: the UID, with the encoding of a private transfer syntax if it carries one
-    :raises TypeError: when it is neither ``str`` nor ``bytes``
-    :raises ValueError: when it is not a UID, or known as the UID of something else
+    :returns: the UID; that of a private transfer syntax keeps its encoding
+    :raises TypeError: if it is neither ``str`` nor ``bytes``
+    :raises ValueError: if it is not a UID, or is known to identify something else
     """
     text = check_uid(value, "the transfer syntax")
     known = UID_dictionary.get(text)
@@ -78,25 +78,25 @@ def _as_uid(text: str) -> UID:
     return text if isinstance(text, UID) else shared_uid(UID, text)
 
 
-def _transfer_list(values: object) -> list[UID]:
+def _checked_transfer_syntaxes(values: object) -> list[UID]:
     """Check one or more transfer syntaxes.
 
     :param values: one UID or an iterable of UIDs; ``None`` stands for the default ones
     :returns: the transfer syntaxes in the same order, each once
-    :raises TypeError: when it is neither of both
-    :raises ValueError: when one is not a transfer syntax
+    :raises TypeError: if it is neither a UID nor an iterable
+    :raises ValueError: if one is not a transfer syntax
     """
     if values is None:
         return list(DEFAULT_TRANSFER_SYNTAXES)
     if isinstance(values, str | bytes):
-        return [_transfer(values)]
+        return [_checked_transfer_syntax(values)]
     if not isinstance(values, Iterable):
         raise TypeError(f"transfer syntaxes must be a UID or a list of UIDs, not {type(values).__name__}")
-    return list(dict.fromkeys(_transfer(value) for value in values))
+    return list(dict.fromkeys(_checked_transfer_syntax(value) for value in values))
 
 
-def _role(value: object, what: str) -> bool | None:
-    """Give a role back; ``TypeError`` when it is neither ``bool`` nor ``None``."""
+def _checked_role(value: object, what: str) -> bool | None:
+    """Return a role; ``TypeError`` if it is neither ``bool`` nor ``None``."""
     if value is None or isinstance(value, bool):
         return value
     raise TypeError(f"{what} must be a bool or None, not {type(value).__name__}")
@@ -114,15 +114,15 @@ _known_tuple = functools.lru_cache(maxsize=4096)(PresentationContextTuple)
 
 
 class PresentationContext:
-    """An abstract syntax, its transfer syntaxes, and what was negotiated about them.
+    """An abstract syntax, its transfer syntaxes, and the result of their negotiation.
 
     :param abstract_syntax: the UID of a SOP Class (or of a Meta SOP Class)
     :param transfer_syntax: one transfer syntax or several, in order of preference; none by default
     :param context_id: the ID within an association
     :param scu_role: see :attr:`scu_role`
     :param scp_role: see :attr:`scp_role`
-    :raises TypeError: when a value is of a wrong type
-    :raises ValueError: when a value is of the right type, but wrong
+    :raises TypeError: if a value has a wrong type
+    :raises ValueError: if a value has the right type, but is invalid
     """
 
     __slots__ = (
@@ -135,7 +135,7 @@ class PresentationContext:
         "as_scp",
         "as_scu",
     )
-    # It can change, so it has no hash: as a dictionary key it could get lost.
+    # It is mutable, so it has no hash: in a dictionary a changed key could not be found.
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(
@@ -147,24 +147,24 @@ class PresentationContext:
         scu_role: bool | None = None,
         scp_role: bool | None = None,
     ) -> None:
-        #: Whether this side acts as SCU and as SCP in this context, ``None`` before it is negotiated.
+        #: Whether this side acts as SCU and as SCP in this context, ``None`` before the negotiation.
         self.as_scu: bool | None = None
         self.as_scp: bool | None = None
         self._result: int | None = None
         self.abstract_syntax = abstract_syntax
-        self._transfer_syntax = _transfer_list(transfer_syntax)
+        self._transfer_syntax = _checked_transfer_syntaxes(transfer_syntax)
         self.context_id = context_id
         self.scu_role = scu_role
         self.scp_role = scp_role
 
     @classmethod
     def received(cls, context_id: int, abstract_syntax: str, transfer_syntax: Iterable[str]) -> PresentationContext:
-        """Make a context of what a peer proposes, however odd its UIDs are.
+        """Create a context from the proposal of a peer, even if its UIDs are malformed.
 
-        :param context_id: the ID the peer gives it
-        :param abstract_syntax: the abstract syntax it proposes
-        :param transfer_syntax: the transfer syntaxes it proposes
-        :returns: the context; nothing in it is checked, for it must be possible to answer it (PS3.8 9.3.3.2)
+        :param context_id: the ID that the peer assigned
+        :param abstract_syntax: the proposed abstract syntax
+        :param transfer_syntax: the proposed transfer syntaxes
+        :returns: the context; nothing in it is checked, since the acceptor must be able to answer it (PS3.8 9.3.3.2)
         """
         context = cls()
         context._context_id = context_id
@@ -179,40 +179,40 @@ class PresentationContext:
 
     @abstract_syntax.setter
     def abstract_syntax(self, value: UIDLike | None) -> None:
-        self._abstract_syntax = None if value is None else _abstract(value)
+        self._abstract_syntax = None if value is None else _checked_abstract_syntax(value)
 
     @property
     def transfer_syntax(self) -> list[UID]:
         """The transfer syntaxes in order of preference, each once.
 
-        This is a new list. To change the context assign one or more transfer syntaxes, or call
+        The list is a copy. To change the context, assign one or more transfer syntaxes, or call
         :meth:`add_transfer_syntax` and :meth:`remove_transfer_syntax`.
         """
         return list(self._transfer_syntax)
 
     @transfer_syntax.setter
     def transfer_syntax(self, values: TransferSyntaxes) -> None:
-        self._transfer_syntax = [] if values is None else _transfer_list(values)
+        self._transfer_syntax = [] if values is None else _checked_transfer_syntaxes(values)
 
     def add_transfer_syntax(self, syntax: UIDLike) -> None:
-        """Add a transfer syntax behind the others, unless it is there.
+        """Add a transfer syntax after the others, unless it is already there.
 
         :param syntax: the transfer syntax
-        :raises TypeError: when it is not a ``str`` or ``bytes``
-        :raises ValueError: when it is not a UID, or known as the UID of something else
+        :raises TypeError: if it is not a ``str`` or ``bytes``
+        :raises ValueError: if it is not a UID, or is known to identify something else
         """
-        uid = _transfer(syntax)
+        uid = _checked_transfer_syntax(syntax)
         if uid not in self._transfer_syntax:
             self._transfer_syntax.append(uid)
 
     def remove_transfer_syntax(self, syntax: UIDLike) -> None:
-        """Remove a transfer syntax; nothing happens if it is not there.
+        """Remove a transfer syntax; no effect if it is not there.
 
         :param syntax: the transfer syntax
-        :raises TypeError: when it is not a ``str`` or ``bytes``
-        :raises ValueError: when it is not a UID, or known as the UID of something else
+        :raises TypeError: if it is not a ``str`` or ``bytes``
+        :raises ValueError: if it is not a UID, or is known to identify something else
         """
-        uid = _transfer(syntax)
+        uid = _checked_transfer_syntax(syntax)
         if uid in self._transfer_syntax:
             self._transfer_syntax.remove(uid)
 
@@ -232,7 +232,7 @@ class PresentationContext:
 
     @property
     def result(self) -> int | None:
-        """The answer of the acceptor, 0 to 4 (PS3.8 Table 9-18), ``None`` while there is none."""
+        """The answer of the acceptor, 0 to 4 (PS3.8 Table 9-18), ``None`` if there is none yet."""
         return self._result
 
     @result.setter
@@ -243,45 +243,45 @@ class PresentationContext:
 
     @property
     def status(self) -> str:
-        """The :attr:`result` in words."""
+        """The meaning of the :attr:`result`."""
         return _STATUS[self._result]
 
     @property
     def scu_role(self) -> bool | None:
-        """Role selection (PS3.7 D.3.3.4): proposed, or to be accepted, that the requestor is SCU.
+        """Role selection (PS3.7 D.3.3.4): whether the requestor is proposed, or to be accepted, as SCU.
 
-        ``None`` means that nothing is proposed, or that a proposal is not answered.
+        ``None`` means that no role is proposed, or that a proposal is not answered.
         """
         return self._scu_role
 
     @scu_role.setter
     def scu_role(self, value: bool | None) -> None:
-        self._scu_role = _role(value, "scu_role")
+        self._scu_role = _checked_role(value, "scu_role")
 
     @property
     def scp_role(self) -> bool | None:
-        """The same as :attr:`scu_role`, but that the requestor is SCP."""
+        """Role selection as in :attr:`scu_role`, for the requestor as SCP."""
         return self._scp_role
 
     @scp_role.setter
     def scp_role(self, value: bool | None) -> None:
-        self._scp_role = _role(value, "scp_role")
+        self._scp_role = _checked_role(value, "scp_role")
 
     @property
     def as_tuple(self) -> PresentationContextTuple:
-        """The ID, abstract syntax and first transfer syntax, which is the one accepted.
+        """The ID, the abstract syntax and the first transfer syntax, which is the accepted one.
 
-        :raises ValueError: when one of them is missing
+        :raises ValueError: if one of them is missing
         """
         if self._context_id is None or self._abstract_syntax is None or not self._transfer_syntax:
             raise ValueError("only a context with an ID, an abstract and a transfer syntax makes a tuple")
         abstract, syntax = self._abstract_syntax, self._transfer_syntax[0]
-        # Of known UIDs there is one object, as there is of the UIDs themselves.
+        # For known UIDs, tuples are shared, as the UIDs themselves are.
         make = _known_tuple if abstract in UID_dictionary and syntax in UID_dictionary else PresentationContextTuple
         return make(self._context_id, abstract, syntax)
 
     def copy(self) -> PresentationContext:
-        """Make a copy that shares nothing which can change."""
+        """Return a copy that shares no mutable part with this context."""
         context = object.__new__(type(self))
         for slot in PresentationContext.__slots__:
             setattr(context, slot, getattr(self, slot))
@@ -291,19 +291,19 @@ class PresentationContext:
     __copy__ = copy
 
     def __eq__(self, other: object) -> bool:
-        """Two contexts are equal when all of their attributes are, and the transfer syntaxes in order."""
+        """Two contexts are equal if all of their attributes are, including the order of the transfer syntaxes."""
         if not isinstance(other, PresentationContext):
             return NotImplemented
         return all(getattr(self, slot) == getattr(other, slot) for slot in PresentationContext.__slots__)
 
     def __repr__(self) -> str:
-        """Say which context it is, on one line."""
+        """Identify the context on one line."""
         name = None if self._abstract_syntax is None else self._abstract_syntax.name
         syntaxes = ", ".join(self._transfer_syntax)
         return f"<PresentationContext {self._context_id or '-'} {name!r} [{syntaxes}] {self.status}>"
 
     def __str__(self) -> str:
-        """Describe the context in words; the ID, the result and the roles only when they are set."""
+        """Describe the context; the ID, the result and the roles only if they are set."""
         lines = [] if self._context_id is None else [f"ID: {self._context_id}"]
         if self._abstract_syntax is not None:
             lines.append(f"Abstract Syntax: {self._abstract_syntax.name}")
@@ -319,42 +319,42 @@ class PresentationContext:
 
 
 def build_context(abstract_syntax: UIDLike, transfer_syntax: TransferSyntaxes | None = None) -> PresentationContext:
-    """Make a presentation context.
+    """Create a presentation context.
 
     :param abstract_syntax: the UID of a SOP Class
     :param transfer_syntax: one transfer syntax or several; ``DEFAULT_TRANSFER_SYNTAXES`` by default
     :returns: the context
-    :raises TypeError: when a value is of a wrong type
-    :raises ValueError: when a value is not a UID, or a transfer syntax is known as something else
+    :raises TypeError: if a value has a wrong type
+    :raises ValueError: if a value is not a UID, or a transfer syntax is known to be something else
     """
-    return PresentationContext(_abstract(abstract_syntax), _transfer_list(transfer_syntax))
+    return PresentationContext(_checked_abstract_syntax(abstract_syntax), _checked_transfer_syntaxes(transfer_syntax))
 
 
 def build_role(uid: UIDLike, scu_role: bool = False, scp_role: bool = False) -> RoleSelection:
-    """Make a role selection item, to be proposed with an association (PS3.7 D.3.3.4).
+    """Create a role selection item to propose with an association (PS3.7 D.3.3.4).
 
-    :param uid: the SOP Class it is for
+    :param uid: the SOP Class of the roles
     :param scu_role: whether the requestor proposes to be SCU
     :param scp_role: whether the requestor proposes to be SCP
     :returns: the item
-    :raises TypeError: when the UID is not a ``str`` or ``bytes``, or a role not a ``bool``
-    :raises ValueError: when the UID is not one
+    :raises TypeError: if the UID is not a ``str`` or ``bytes``, or a role is not a ``bool``
+    :raises ValueError: if the UID is invalid
     """
     for name, role in (("scu_role", scu_role), ("scp_role", scp_role)):
         if not isinstance(role, bool):
             raise TypeError(f"{name} must be a bool, not {type(role).__name__}")
-    return RoleSelection(_abstract(uid), scu_role, scp_role)
+    return RoleSelection(_checked_abstract_syntax(uid), scu_role, scp_role)
 
 
 def number_contexts(contexts: Iterable[PresentationContext]) -> list[PresentationContext]:
-    """Copy contexts and give them IDs, as an association request needs them.
+    """Copy contexts and assign the IDs that an association request needs.
 
-    :param contexts: 1 to 128 contexts, whatever became of them in an earlier association
+    :param contexts: 1 to 128 contexts; results of an earlier association are dropped
     :returns: copies in the same order with the IDs 1, 3, 5, ...
-    :raises ValueError: when there is none or more than 128 (PS3.8 9.3.2.2), or when one of them lacks its
+    :raises ValueError: if there are no contexts or more than 128 (PS3.8 9.3.2.2), or if one of them lacks its
         abstract syntax or all transfer syntaxes
     """
-    copies = _limited([_fresh(context) for context in contexts])
+    copies = _checked_number([_unnegotiated_copy(context) for context in contexts])
     if not copies:
         raise ValueError("an association request needs at least one presentation context")
     for index, context in enumerate(copies):
@@ -362,8 +362,8 @@ def number_contexts(contexts: Iterable[PresentationContext]) -> list[Presentatio
     return copies
 
 
-def _limited(contexts: list[PresentationContext]) -> list[PresentationContext]:
-    """Give the contexts back; ``ValueError`` when there are more than IDs for them."""
+def _checked_number(contexts: list[PresentationContext]) -> list[PresentationContext]:
+    """Return the contexts; ``ValueError`` if there are more contexts than IDs."""
     if len(contexts) > MAX_PRESENTATION_CONTEXTS:
         raise ValueError(
             f"an association request carries at most {MAX_PRESENTATION_CONTEXTS} presentation contexts "
@@ -373,10 +373,10 @@ def _limited(contexts: list[PresentationContext]) -> list[PresentationContext]:
     return contexts
 
 
-def _fresh(context: object) -> PresentationContext:
-    """Check that a context can be negotiated, and copy it without what an earlier association made of it.
+def _unnegotiated_copy(context: object) -> PresentationContext:
+    """Check that a context can be negotiated, and copy it without the results of an earlier association.
 
-    :raises ValueError: when it is no context, or lacks its abstract syntax or all transfer syntaxes
+    :raises ValueError: if it is not a context, or lacks its abstract syntax or all transfer syntaxes
     """
     if not isinstance(context, PresentationContext):
         raise ValueError(f"contexts must be PresentationContext items, not {type(context).__name__}")
@@ -387,14 +387,14 @@ def _fresh(context: object) -> PresentationContext:
     return copy
 
 
-def _keeps_syntaxes(context: PresentationContext, unwanted: list[UID]) -> bool:
-    """Remove transfer syntaxes from a context, and tell whether any is left."""
+def _remove_syntaxes(context: PresentationContext, unwanted: list[UID]) -> bool:
+    """Remove transfer syntaxes from a context; return whether others remain."""
     context._transfer_syntax = [uid for uid in context._transfer_syntax if uid not in unwanted]
     return bool(context._transfer_syntax)
 
 
 class _Contexts:
-    """What the two collections of an AE have in common."""
+    """The common part of the two collections of an AE."""
 
     def as_list(self) -> list[PresentationContext]:
         raise NotImplementedError
@@ -407,7 +407,7 @@ class _Contexts:
 
 
 class RequestedContexts(_Contexts):
-    """The contexts that an AE requests: at most 128, in the order of their adding, repetitions allowed.
+    """The contexts that an AE requests: at most 128, in the order in which they were added, repetitions allowed.
 
     The contexts have no IDs here, see :func:`number_contexts`.
     """
@@ -420,53 +420,53 @@ class RequestedContexts(_Contexts):
 
         :param abstract_syntax: the UID of a SOP Class
         :param transfer_syntax: one transfer syntax or several; the default ones by default
-        :raises TypeError: when a value is of a wrong type
-        :raises ValueError: when there are 128 contexts already, when a value is not a UID, or when there is
+        :raises TypeError: if a value has a wrong type
+        :raises ValueError: if there are already 128 contexts, if a value is not a UID, or if there is
             no transfer syntax
         """
         self.extend([build_context(abstract_syntax, transfer_syntax)])
 
     def extend(self, contexts: Iterable[PresentationContext]) -> None:
-        """Add copies of contexts, all or none of them.
+        """Add copies of contexts, either all of them or none.
 
         :param contexts: the contexts
-        :raises ValueError: when there would be more than 128 contexts, or when one of them is not usable
+        :raises ValueError: if there would be more than 128 contexts, or if one of them is not usable
         """
-        added = [_fresh(context) for context in contexts]
-        self._contexts = _limited(self._contexts + added)
+        added = [_unnegotiated_copy(context) for context in contexts]
+        self._contexts = _checked_number(self._contexts + added)
 
     def replace(self, contexts: Iterable[PresentationContext]) -> None:
-        """Take copies of contexts in place of the present ones.
+        """Replace the present contexts with copies of others.
 
-        :param contexts: the contexts, none allowed
-        :raises ValueError: when there are more than 128 contexts, or when one of them is not usable
+        :param contexts: the new contexts, which may be none
+        :raises ValueError: if there are more than 128 contexts, or if one of them is not usable
         """
-        self._contexts = _limited([_fresh(context) for context in contexts])
+        self._contexts = _checked_number([_unnegotiated_copy(context) for context in contexts])
 
     def remove(self, abstract_syntax: UIDLike, transfer_syntax: TransferSyntaxes | None = None) -> None:
-        """Remove contexts, or some of their transfer syntaxes; nothing happens to what is not there.
+        """Remove contexts, or some of their transfer syntaxes; no effect on those that are not there.
 
-        :param abstract_syntax: whose contexts
-        :param transfer_syntax: the transfer syntaxes to remove; a context that has no other goes as a whole,
-            and so do all when this is ``None``
-        :raises TypeError: when a value is of a wrong type
-        :raises ValueError: when a value is not a UID
+        :param abstract_syntax: the abstract syntax of the contexts
+        :param transfer_syntax: the transfer syntaxes to remove; a context without any other is removed as a whole;
+            ``None`` removes all contexts of the abstract syntax
+        :raises TypeError: if a value has a wrong type
+        :raises ValueError: if a value is not a UID
         """
-        uid = _abstract(abstract_syntax)
-        unwanted = None if transfer_syntax is None else _transfer_list(transfer_syntax)
+        uid = _checked_abstract_syntax(abstract_syntax)
+        unwanted = None if transfer_syntax is None else _checked_transfer_syntaxes(transfer_syntax)
         self._contexts = [
             context
             for context in self._contexts
-            if context.abstract_syntax != uid or (unwanted is not None and _keeps_syntaxes(context, unwanted))
+            if context.abstract_syntax != uid or (unwanted is not None and _remove_syntaxes(context, unwanted))
         ]
 
     def as_list(self) -> list[PresentationContext]:
-        """Give the contexts in the order of their adding: a new list of the contexts themselves."""
+        """Return the contexts themselves, in the order in which they were added, in a new list."""
         return list(self._contexts)
 
 
 class SupportedContexts(_Contexts):
-    """The contexts that an AE supports: one for each abstract syntax, as many as one likes."""
+    """The contexts that an AE supports: one for each abstract syntax, without a limit of their number."""
 
     def __init__(self) -> None:
         self._contexts: dict[str, PresentationContext] = {}
@@ -478,16 +478,16 @@ class SupportedContexts(_Contexts):
         scu_role: bool | None = None,
         scp_role: bool | None = None,
     ) -> None:
-        """Add a context, or transfer syntaxes to the context that is there for the abstract syntax.
+        """Add a context, or add transfer syntaxes to the existing context of the abstract syntax.
 
-        Role selection is answered only when both roles are set (PS3.7 D.3.3.4).
+        Role selection is answered only if both roles are set (PS3.7 D.3.3.4).
 
         :param abstract_syntax: the UID of a SOP Class
         :param transfer_syntax: one transfer syntax or several; the default ones by default
-        :param scu_role: accept or reject that the requestor is SCU; ``None`` leaves what was set before
-        :param scp_role: accept or reject that the requestor is SCP; ``None`` leaves what was set before
-        :raises TypeError: when a value is of a wrong type
-        :raises ValueError: when a value is not a UID, or when there is no transfer syntax
+        :param scu_role: whether to accept the requestor as SCU; ``None`` keeps the present setting
+        :param scp_role: whether to accept the requestor as SCP; ``None`` keeps the present setting
+        :raises TypeError: if a value has a wrong type
+        :raises ValueError: if a value is not a UID, or if there is no transfer syntax
         """
         context = build_context(abstract_syntax, transfer_syntax)
         context.scu_role = scu_role
@@ -495,12 +495,12 @@ class SupportedContexts(_Contexts):
         self.extend([context])
 
     def extend(self, contexts: Iterable[PresentationContext]) -> None:
-        """Add copies of contexts with their roles, all or none of them.
+        """Add copies of contexts with their roles, either all of them or none.
 
         :param contexts: the contexts
-        :raises ValueError: when one of them is not usable
+        :raises ValueError: if one of them is not usable
         """
-        for context in [_fresh(context) for context in contexts]:
+        for context in [_unnegotiated_copy(context) for context in contexts]:
             present = self._contexts.setdefault(str(context.abstract_syntax), context)
             syntaxes = present._transfer_syntax + context._transfer_syntax
             present._transfer_syntax = list(dict.fromkeys(syntaxes))
@@ -510,32 +510,32 @@ class SupportedContexts(_Contexts):
                 present.scp_role = context.scp_role
 
     def replace(self, contexts: Iterable[PresentationContext]) -> None:
-        """Take copies of contexts with their roles in place of the present ones.
+        """Replace the present contexts with copies of others, including their roles.
 
-        :param contexts: the contexts, none allowed
-        :raises ValueError: when one of them is not usable
+        :param contexts: the new contexts, which may be none
+        :raises ValueError: if one of them is not usable
         """
         successor = SupportedContexts()
         successor.extend(contexts)
         self._contexts = successor._contexts
 
     def remove(self, abstract_syntax: UIDLike, transfer_syntax: TransferSyntaxes | None = None) -> None:
-        """Remove a context, or some of its transfer syntaxes; nothing happens to what is not there.
+        """Remove a context, or some of its transfer syntaxes; no effect on those that are not there.
 
         The parameters and errors are those of :meth:`RequestedContexts.remove`.
         """
-        uid = _abstract(abstract_syntax)
-        unwanted = None if transfer_syntax is None else _transfer_list(transfer_syntax)
+        uid = _checked_abstract_syntax(abstract_syntax)
+        unwanted = None if transfer_syntax is None else _checked_transfer_syntaxes(transfer_syntax)
         context = self._contexts.get(uid)
-        if context is not None and (unwanted is None or not _keeps_syntaxes(context, unwanted)):
+        if context is not None and (unwanted is None or not _remove_syntaxes(context, unwanted)):
             del self._contexts[uid]
 
     def get(self, abstract_syntax: str) -> PresentationContext | None:
-        """Give the context for an abstract syntax, ``None`` if it is not supported."""
+        """Return the context of an abstract syntax, ``None`` if it is not supported."""
         return self._contexts.get(abstract_syntax)
 
     def as_list(self) -> list[PresentationContext]:
-        """Give the contexts in the order of their abstract syntaxes as text: a new list of the contexts."""
+        """Return the contexts themselves, in the order of their abstract syntaxes as text, in a new list."""
         return [context for _, context in sorted(self._contexts.items())]
 
     def __contains__(self, abstract_syntax: object) -> bool:
@@ -543,7 +543,7 @@ class SupportedContexts(_Contexts):
 
 
 # The prebuilt lists: each has the contexts of one Service Class with the default transfer syntaxes. Only
-# StoragePresentationContexts is a choice of 120 from more, for all of storage would not fit into one request.
+# StoragePresentationContexts is a selection of 120, since all storage SOP Classes would not fit into one request.
 _PREBUILT: Final[dict[str, ServiceClass]] = {
     "AllStoragePresentationContexts": ServiceClass.STORAGE,
     "ApplicationEventLoggingPresentationContexts": ServiceClass.APPLICATION_EVENT,
@@ -579,16 +579,16 @@ PREBUILT_CONTEXTS: Final = tuple(_PREBUILT)
 
 @functools.cache
 def _prebuilt(name: str) -> tuple[PresentationContext, ...]:
-    """Make the contexts of a prebuilt list, which are never handed out themselves."""
+    """Create the contexts of a prebuilt list. Callers receive copies of them only."""
     common = name == "StoragePresentationContexts"
     classes = common_storage_classes() if common else sop_classes(_PREBUILT[name])
     return tuple(build_context(uid) for uid in classes)
 
 
 def __getattr__(name: str) -> list[PresentationContext]:
-    """Give a new copy of a prebuilt list (PEP 562).
+    """Return a new copy of a prebuilt list (PEP 562).
 
-    :raises AttributeError: when there is no list of this name
+    :raises AttributeError: if there is no list of this name
     """
     if name not in _PREBUILT:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

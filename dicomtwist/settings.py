@@ -1,5 +1,5 @@
 """
-The settings of an Application Entity: what it tells of itself, what it waits for, and what it takes at the most.
+The settings of an Application Entity: how it identifies itself, its timeouts and its limits.
 """
 
 from __future__ import annotations
@@ -11,53 +11,59 @@ from typing import Any, Final
 from dicomtwist.ul.ae_title import check_ae_title
 from dicomtwist.ul.framing import DEFAULT_MAX_LENGTH
 
-#: Who wrote this implementation: a UID derived from a UUID (PS3.5 B.2).
+#: The Implementation Class UID of dicomtwist, derived from a UUID (PS3.5 B.2).
 IMPLEMENTATION_CLASS_UID: Final = "2.25.260441731958706374411094471653409221487"
 IMPLEMENTATION_VERSION_NAME: Final = "DICOMTWIST_0.1"
 
-#: The least that can be said to be taken, in bytes: the header of a fragment is 6 (PS3.8 9.3.5.1), and with fewer the
-#: headers would be most of what is sent.
+#: The smallest maximum PDU size that may be announced, in bytes: the header of a fragment has 6 (PS3.8 9.3.5.1), and below
+#: this size the headers would be most of the data.
 SHORTEST_PDU: Final = 64
 
 
 @dataclass(slots=True)
 class Settings:
     """
-    What holds for the associations of an AE. Times are in seconds, ``None`` for no limit.
+    The settings of the associations of an AE. Times are in seconds, ``None`` for no limit.
 
-    Assigning checks: ``TypeError`` for a value of a wrong type, ``ValueError`` for one that cannot be.
+    Assignment checks the value: ``TypeError`` for a wrong type, ``ValueError`` for a value out of range.
 
     :ivar ae_title: the AE title.
     :ivar implementation_class_uid: the Implementation Class UID (PS3.7 D.3.3.2).
-    :ivar implementation_version_name: the Implementation Version Name, ``None`` to leave it out.
-    :ivar acse_timeout: for the answer to an association or release request, and how long the ARTIM timer runs: for an
-        A-ASSOCIATE-RQ to come whole, for the connection to close in the end.
-    :ivar dimse_timeout: for the answer to a DIMSE request, and for a message that has begun to go on. Each byte that
-        comes starts it anew, so that a large data set that moves slowly is not timed out.
-    :ivar network_timeout: for anything to come while nothing is under way, and for a handler to take what it streams.
-    :ivar write_timeout: for the peer to take something of what is written; each time that it does starts it anew.
-    :ivar pdu_timeout: for a P-DATA-TF to come whole, from its first byte to its last, however the bytes between them
-        come; a PDU of any other kind has the ACSE timeout. With a large :attr:`maximum_pdu_size` and a slow line it has
-        to be longer.
-    :ivar connection_timeout: for the TCP connection to be made; ``None`` leaves it to the operating system.
-    :ivar maximum_pdu_size: the longest P-DATA-TF that is taken, in bytes, 0 for no limit.
-    :ivar maximum_associations: how many associations an AE has at once on one server; one more is rejected as transient
-        (local limit exceeded). An event-driven association costs some kilobytes and no thread, hence a default of 1000.
-    :ivar maximum_connections: how many connections a server has at once, whether they carry an association or not. One
-        more is let in only to be told, with the rejection that ``maximum_associations`` gives; when 64 of those wait to be
-        told, the next is closed at once. For all AEs of a server that of the first one holds.
-    :ivar maximum_connections_per_peer: the same for the connections from one address.
-    :ivar maximum_association_rate: how many associations one address may ask for in a minute, ``None`` for any number;
-        one more is rejected as transient (temporary congestion).
-    :ivar maximum_operations: how many operations of one association are performed at once, where the peer may ask for
+    :ivar implementation_version_name: the Implementation Version Name, ``None`` to omit it.
+    :ivar acse_timeout: the time for the answer to an association or release request, and the duration of the ARTIM timer:
+        the
+        time for a complete A-ASSOCIATE-RQ, and for the connection to close in the end.
+    :ivar dimse_timeout: the time for the answer to a DIMSE request, and for the next byte of a message that has begun. Each
+        received byte restarts it, so that a large data set on a slow line does not time out.
+    :ivar network_timeout: the time for the next byte while no operation is in progress, and for a handler to read the data
+        that
+        it streams.
+    :ivar write_timeout: the time for the peer to accept some of the written bytes; each accepted byte restarts it.
+    :ivar pdu_timeout: the time for a complete P-DATA-TF, from its first byte to its last; bytes between them do not restart
+        it. For a PDU of any other kind the ACSE timeout applies. It has to be longer for a large :attr:`maximum_pdu_size`
+        on a
+        slow line.
+    :ivar connection_timeout: the time to establish the TCP connection; ``None`` leaves it to the operating system.
+    :ivar maximum_pdu_size: the longest P-DATA-TF that is accepted, in bytes, 0 for no limit.
+    :ivar maximum_associations: the number of associations that an AE has at once on one server; one more is rejected as
+        transient (local limit exceeded). An event-driven association costs some kilobytes and no thread, hence a default of
+        1000.
+    :ivar maximum_connections: the number of connections that a server has at once, with or without an association. One more
+        is accepted only to be rejected as for ``maximum_associations``; if 64 of those wait for their rejection, the next
+        one
+        is closed at once. For all AEs of a server, the setting of the first one applies.
+    :ivar maximum_connections_per_peer: the number of connections from one address at once, with the same consequences.
+    :ivar maximum_association_rate: the number of associations that one address may request in a minute, ``None`` for any
+        number; one more is rejected as transient (temporary congestion).
+    :ivar maximum_operations: the number of operations of one association that are performed at once, if the peer may invoke
         any number (asynchronous operations window 0).
-    :ivar move_associations: how many associations the instances of one C-MOVE are sent over at once.
-    :ivar maximum_object_size: the longest data set that is taken, in bytes; a longer one aborts the association.
+    :ivar move_associations: the number of associations that send the instances of one C-MOVE at once.
+    :ivar maximum_object_size: the longest data set that is accepted, in bytes; a longer one aborts the association.
     :ivar maximum_buffered_size: the longest data set that is collected in memory for a handler, in bytes; a longer one
-        is refused with status 0xA700 and the association goes on.
-    :ivar require_called_aet: reject requests for another title than ours (1, 1, 7).
-    :ivar require_calling_aet: the titles that may ask; empty for any. Others are rejected (1, 1, 3).
-    :ivar promiscuous: accept every Storage SOP Class, and unknown ones, in any transfer syntax.
+        is refused with status 0xA700 and the association continues.
+    :ivar require_called_aet: whether to reject requests for an AE title other than that of the AE (1, 1, 7).
+    :ivar require_calling_aet: the AE titles that may request associations; empty for any. Others are rejected (1, 1, 3).
+    :ivar promiscuous: whether to accept every Storage SOP Class, and unknown ones, in any transfer syntax.
     """
 
     ae_title: str = "DICOMTWIST"
@@ -91,19 +97,19 @@ def _seconds(name: str, value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is a number of seconds or None, not {type(value).__name__}")
+        raise TypeError(f"{name} must be a number of seconds or None, not {type(value).__name__}")
     if not value > 0:
-        raise ValueError(f"{name} is a number of seconds above 0, or None for no limit, not {value}")
+        raise ValueError(f"{name} must be a number of seconds above 0, or None for no limit, not {value}")
     return value
 
 
 def _number(lowest: int, highest: int | None = None) -> Callable[[str, Any], int]:
     def check(name: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} is an int, not {type(value).__name__}")
+            raise TypeError(f"{name} must be an int, not {type(value).__name__}")
         if value < lowest or (highest is not None and value > highest):
             most = "" if highest is None else f" and at most {highest}"
-            raise ValueError(f"{name} is at least {lowest}{most}, not {value}")
+            raise ValueError(f"{name} must be at least {lowest}{most}, not {value}")
         return value
 
     return check
@@ -117,13 +123,13 @@ def _number_or_none(lowest: int) -> Callable[[str, Any], int | None]:
 def _pdu_size(name: str, value: Any) -> int:
     size = _number(0, 0xFFFFFFFF)(name, value)
     if 0 < size < SHORTEST_PDU:
-        raise ValueError(f"{name} is 0 for no limit, or at least {SHORTEST_PDU}, not {size}")
+        raise ValueError(f"{name} must be 0 for no limit, or at least {SHORTEST_PDU}, not {size}")
     return size
 
 
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"{name} is a bool, not {type(value).__name__}")
+        raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
     return value
 
 
@@ -131,10 +137,10 @@ def _version_name(name: str, value: Any) -> str | None:
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     if value is not None and not isinstance(value, str):
-        raise TypeError(f"{name} is a str or None, not {type(value).__name__}")
+        raise TypeError(f"{name} must be a str or None, not {type(value).__name__}")
     if value is not None and not (1 <= len(value) <= 16 and value.isascii() and value.isprintable()):
         raise ValueError(
-            f"{name} has 1 to 16 characters of ASCII (PS3.7 D.3.3.2), or is None to leave it out: {value!r}"
+            f"{name} must have 1 to 16 characters of ASCII (PS3.7 D.3.3.2), or be None to omit it, not {value!r}"
         )
     return value
 
@@ -148,7 +154,7 @@ def _class_uid(name: str, value: Any) -> str:
 
 def _titles(name: str, value: Any) -> list[str]:
     if isinstance(value, str | bytes):
-        # As one title, the empty one for any: iterating over its characters is not what anybody means.
+        # A plain str is one title, and an empty one means any: nobody wants to iterate over its characters.
         value = [value] if value.strip() else []
     return [check_ae_title(title, f"a title of {name}") for title in value]
 

@@ -1,15 +1,15 @@
-"""SOP Classes by name, and the Service Class that each belongs to.
+"""SOP Classes by name, and the Service Class of each.
 
 Every SOP Class of PS3.6 Annex A that pydicom's UID dictionary knows is an attribute of this module, under the
 dictionary's keyword::
 
     from dicomtwist.sop_class import CTImageStorage, Verification
 
-Also accepted are the keywords that pynetdicom gives to some of them, the older names that end in
-``SOPClass`` (``VerificationSOPClass``), and what :func:`register_uid` adds. The names are looked up when they
-are asked for, so the module stays quick to import.
+Other accepted names are the keywords that pynetdicom gives to some of them, the older names that end in
+``SOPClass`` (``VerificationSOPClass``), and those added by :func:`register_uid`. A name is looked up on access, so the
+module is quick to import.
 
-Importing this module adds to pydicom's UID dictionary the few UIDs that PS3.6 has and pydicom may not have.
+Importing this module adds to pydicom's UID dictionary the few UIDs of PS3.6 that pydicom may lack.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dicomtwist.dimse.status import use_service_classes
 
 
 class ServiceClass(enum.StrEnum):
-    """The Service Classes of PS3.4 (and PS3.22), which say what messages a SOP Class is used with."""
+    """The Service Classes of PS3.4 (and PS3.22), which define the messages that a SOP Class is used with."""
 
     VERIFICATION = "Verification"
     STORAGE = "Storage"
@@ -59,8 +59,8 @@ class ServiceClass(enum.StrEnum):
     UNKNOWN = "Unknown"
 
 
-# What the keyword of a SOP Class says about its Service Class. The first pattern that fits the whole keyword
-# wins, so the few storage classes outside the Storage Service Class come before the rule for storage.
+# The Service Class of a SOP Class by its keyword. The first pattern that matches the whole keyword wins, so the
+# few storage classes outside the Storage Service Class come before the rule for storage.
 _RULES: Final[dict[ServiceClass, str]] = {
     ServiceClass.VERIFICATION: "Verification",
     ServiceClass.MEDIA_STORAGE: "MediaStorageDirectoryStorage",
@@ -97,7 +97,7 @@ _RULES: Final[dict[ServiceClass, str]] = {
     ServiceClass.REAL_TIME_COMMUNICATION: ".+RealTimeCommunication",
 }
 
-# What PS3.6 Table A-1 has and the oldest supported pydicom has not: UID, name and keyword.
+# The UIDs of PS3.6 Table A-1 that the oldest supported pydicom lacks: UID, name and keyword.
 _NEWER_SOP_CLASSES: Final = (
     (
         "1.2.840.10008.5.1.4.1.1.9.100.1",
@@ -119,7 +119,7 @@ _NEWER_TRANSFER_SYNTAXES: Final = (
     ("1.2.840.10008.1.2.8.1", "Deflated Image Frame Compression", "DeflatedImageFrameCompression"),
 )
 
-# Other keywords in use, and the dictionary's keyword for the same SOP Class.
+# Other keywords in use, with the dictionary's keyword for the SOP Class.
 _ALIASES: Final[dict[str, str]] = {
     "ModalityWorklistInformationFind": "ModalityWorklistInformationModelFind",
     "ColorPaletteInformationModelFind": "ColorPaletteQueryRetrieveInformationModelFind",
@@ -134,24 +134,24 @@ _ALIASES: Final[dict[str, str]] = {
     "RTBrachyApplicationSetupDeliveryInstructionsStorage": ("RTBrachyApplicationSetupDeliveryInstructionStorage"),
 }
 
-# Retired SOP Classes that are served all the same: this information model is still met in the field.
+# Retired SOP Classes that are served all the same: this information model is still in use.
 _RETIRED_BUT_SERVED: Final = re.compile("PatientStudyOnlyQueryRetrieveInformationModel.+")
 
-# Gone from Print Management (PS3.4 H.3.2, H.3.3.2), although the UID dictionary does not say so.
+# No longer in Print Management (PS3.4 H.3.2, H.3.3.2), although the UID dictionary does not say so.
 _RETIRED_BY_TEXT: Final = frozenset({"VOILUTBox"})
 
-# UIDs that name a whole Service Class; the second one is also met as an affected SOP Class.
+# UIDs of whole Service Classes; the second one also occurs as an affected SOP Class.
 _SERVICE_CLASS_UIDS: Final[dict[str, ServiceClass]] = {
     "1.2.840.10008.4.2": ServiceClass.STORAGE,
     "1.2.840.10008.5.1.4.34.6": ServiceClass.UNIFIED_PROCEDURE_STEP,
 }
 
 _OLD_SUFFIX: Final = "SOPClass"
-# Lenient on purpose: an empty or zero-padded component is wrong by PS3.5 9.1, but devices send such UIDs.
+# Lenient on purpose: an empty or zero-padded component violates PS3.5 9.1, but devices send such UIDs.
 _UID_FORM: Final = re.compile(r"[0-9.]{1,64}")
 
-# The storage SOP Classes most in use, retired ones of older devices among them: as many as leave room for 8
-# others in a request of 128 contexts. First what follows the storage root, then the others as they are.
+# The storage SOP Classes most in use, including retired ones of older devices: as many as leave room for 8
+# others in a request of 128 contexts. First the suffixes of the storage root, then complete UIDs.
 _STORAGE_ROOT: Final = "1.2.840.10008.5.1.4.1.1."
 _COMMON_STORAGE: Final = """
     1 1.1 1.1.1 1.2 1.2.1 1.3 1.3.1 10 104.1 104.2 11 11.1 11.2 11.3 11.4 11.5 12.1 12.1.1 12.2 12.2.1
@@ -181,36 +181,36 @@ UPSFilteredGlobalSubscriptionInstance: Final = UID("1.2.840.10008.5.1.4.34.5.1")
 UPSGlobalSubscriptionInstance: Final = UID("1.2.840.10008.5.1.4.34.5")
 
 
-#: A UID as users may give it: ``UID`` and ``SOPClass`` are kinds of ``str``.
+#: A UID in any form that users may pass: ``UID`` and ``SOPClass`` are subclasses of ``str``.
 UIDLike = str | bytes
 
 
 class _Entry(NamedTuple):
-    """What is known about a SOP Class."""
+    """The properties of a SOP Class."""
 
     name: str
     keyword: str
     service_class: ServiceClass | None  # None: to be derived from the keyword
-    current: bool  # in force in DICOM itself: neither retired nor of another standard, nor private
-    dimse: tuple[str, ...] = ()  # what register_uid was told: the DIMSE services
-    members: tuple[str, ...] = ()  # and of a Meta SOP Class the SOP Classes
+    current: bool  # in force in DICOM: not retired, not of another standard, not private
+    dimse: tuple[str, ...] = ()  # the DIMSE services passed to register_uid
+    members: tuple[str, ...] = ()  # the SOP Classes of a Meta SOP Class
 
 
 def _complete_dictionary() -> None:
-    """Add to pydicom's UID dictionary what it has not yet.
+    """Add the missing UIDs to pydicom's UID dictionary.
 
-    pydicom cannot tell the encoding of a transfer syntax that is not in its dictionary, so names of our own
-    would not be enough: a data set received in JPEG XL could be neither decoded nor written.
+    pydicom does not know the encoding of a transfer syntax that is not in its dictionary, so names in this module
+    alone would not be enough: a data set received in JPEG XL could be neither decoded nor written.
     """
     for kind, newer in (("SOP Class", _NEWER_SOP_CLASSES), ("Transfer Syntax", _NEWER_TRANSFER_SYNTAXES)):
         for uid, name, keyword in newer:
             UID_dictionary.setdefault(uid, (name, kind, "", "", keyword))
 
 
-def _known() -> dict[str, _Entry]:
+def _collect_entries() -> dict[str, _Entry]:
     """Collect the SOP Classes of pydicom's dictionary.
 
-    :returns: what is known, by UID, for every SOP Class and Meta SOP Class that has a keyword
+    :returns: the entry of every SOP Class and Meta SOP Class that has a keyword, by UID
     """
     return {
         uid: _Entry(name, keyword, None, not retired and not info and keyword not in _RETIRED_BY_TEXT)
@@ -220,12 +220,12 @@ def _known() -> dict[str, _Entry]:
 
 
 _complete_dictionary()
-_entries: dict[str, _Entry] = _known()
+_entries: dict[str, _Entry] = _collect_entries()
 _uids: dict[str, str] = {entry.keyword: uid for uid, entry in _entries.items()}
 
 
 @functools.cache
-def _pattern() -> re.Pattern[str]:
+def _joined_rules() -> re.Pattern[str]:
     """Join the rules into one pattern whose group names are the names of the Service Classes."""
     return re.compile("|".join(f"(?P<{service.name}>{rule})" for service, rule in _RULES.items()))
 
@@ -236,9 +236,9 @@ def _derive(keyword: str, current: bool) -> ServiceClass:
 
     :param keyword: the keyword of a SOP Class
     :param current: whether the SOP Class is in force
-    :returns: the Service Class; of what is not in force only storage is served, for old images are still sent
+    :returns: the Service Class; of retired SOP Classes only those for storage have one, because old images are still sent
     """
-    match = _pattern().fullmatch(keyword)
+    match = _joined_rules().fullmatch(keyword)
     if match is None or match.lastgroup is None:
         return ServiceClass.UNKNOWN
     service = ServiceClass[match.lastgroup]
@@ -248,13 +248,13 @@ def _derive(keyword: str, current: bool) -> ServiceClass:
 
 
 def check_uid(value: object, what: str) -> str:
-    """Check a UID that a user gives.
+    """Check a UID that a user passes.
 
     :param value: a ``str`` (also ``UID`` or ``SOPClass``) or ASCII ``bytes``, padding allowed
-    :param what: what it is the UID of, for the message
-    :returns: the UID without padding; the very object if it has none
-    :raises TypeError: when it is neither ``str`` nor ``bytes``
-    :raises ValueError: when it is empty, too long, or holds anything but digits and dots
+    :param what: the name of the value in the error
+    :returns: the UID without padding; the object itself if it has none
+    :raises TypeError: if it is neither ``str`` nor ``bytes``
+    :raises ValueError: if it is empty, too long, or has a character other than digits and dots
     """
     if isinstance(value, bytes):
         value = value.decode("latin-1")
@@ -263,38 +263,38 @@ def check_uid(value: object, what: str) -> str:
     text = value.strip(" \0")
     if not _UID_FORM.fullmatch(text):
         raise ValueError(f"{what} {value!r} is not a UID: 1 to 64 digits and dots (PS3.5 9.1)")
-    # A UID may carry the encoding of a private transfer syntax, so keep the object where possible.
+    # A UID can carry the encoding of a private transfer syntax, so return the object itself if possible.
     return value if text == value else text
 
 
 class SOPClass(UID):
     """A UID that names a SOP Class, with its name, keyword and Service Class.
 
-    Any string is accepted, also one that is not a well-formed UID: a peer may propose anything, and an answer
-    must be possible. It equals the plain ``str`` of the same text.
+    Any string is accepted, even one that is not a well-formed UID: a peer may propose anything, and the acceptor must be
+    able to answer. It equals the plain ``str`` with its text.
 
-    :raises TypeError: when the value is not a ``str``
+    :raises TypeError: if the value is not a ``str``
     """
 
     def __new__(cls, val: str, validation_mode: int | None = config.IGNORE) -> SOPClass:
-        # pydicom would warn about each odd UID that arrives from the network.
+        # pydicom would warn about each malformed UID from the network.
         return cast("SOPClass", super().__new__(cls, val, validation_mode))
 
     @property
     def name(self) -> str:
-        """The name in PS3.6, or the UID itself when it is not known."""
+        """The name in PS3.6, or the UID itself if it is not known."""
         entry = _entries.get(self)
         return entry.name if entry else super().name
 
     @property
     def keyword(self) -> str:
-        """The keyword in PS3.6 or of :func:`register_uid`; empty when the UID is not known."""
+        """The keyword in PS3.6 or from :func:`register_uid`; empty if the UID is not known."""
         entry = _entries.get(self)
         return entry.keyword if entry else super().keyword
 
     @property
     def service_class(self) -> ServiceClass:
-        """The Service Class, :attr:`ServiceClass.UNKNOWN` when there is none for this UID."""
+        """The Service Class, :attr:`ServiceClass.UNKNOWN` if this UID has none."""
         return uid_to_service_class(self)
 
 
@@ -307,32 +307,32 @@ def _known_uid(kind: type[_U], text: str) -> _U:
 
 
 def shared_uid(kind: type[_U], text: str) -> _U:
-    """Make a UID without pydicom's warnings.
+    """Return a UID without pydicom's warnings.
 
-    Of one that is in the dictionary there is one object only: every association has a hundred of them.
+    A UID in the dictionary is always the same object, because every association has a hundred of them.
 
     :param kind: ``UID`` or ``SOPClass``
     :param text: the UID
-    :returns: the UID, which is not to be changed
+    :returns: the UID, which must not be changed
     """
     return _known_uid(kind, text) if text in UID_dictionary else kind(text, config.IGNORE)
 
 
 def uid_to_sop_class(uid: str) -> SOPClass:
-    """Give the SOP Class of a UID.
+    """Return the SOP Class of a UID.
 
     :param uid: any UID
-    :returns: the SOP Class, without a name and of an unknown Service Class if the UID is not known
-    :raises TypeError: when `uid` is not a ``str``
+    :returns: the SOP Class, without a name and with an unknown Service Class if the UID is not known
+    :raises TypeError: if `uid` is not a ``str``
     """
     return uid if isinstance(uid, SOPClass) else SOPClass(uid)
 
 
 def uid_to_service_class(uid: str) -> ServiceClass:
-    """Give the Service Class that a SOP Class belongs to.
+    """Return the Service Class of a SOP Class.
 
-    :param uid: the UID of a SOP Class, or one that names a whole Service Class
-    :returns: the Service Class (PS3.4), :attr:`ServiceClass.UNKNOWN` when there is none for this UID
+    :param uid: the UID of a SOP Class or of a whole Service Class
+    :returns: the Service Class (PS3.4), :attr:`ServiceClass.UNKNOWN` if this UID has none
     """
     entry = _entries.get(uid)
     if entry is None:
@@ -343,21 +343,21 @@ def uid_to_service_class(uid: str) -> ServiceClass:
 
 
 def _service_class_name(uid: str) -> str:
-    """Give the name of the Service Class of a SOP Class; empty when there is none for this UID."""
+    """Return the name of the Service Class of a SOP Class; empty if this UID has none."""
     service_class = uid_to_service_class(uid)
     return "" if service_class is ServiceClass.UNKNOWN else service_class.value
 
 
-use_service_classes(_service_class_name)  # so that statuses are told in the words of their Service Class
+use_service_classes(_service_class_name)  # so that statuses have the meaning of their Service Class
 
 
 def sop_classes(service_class: ServiceClass) -> list[SOPClass]:
     """List the SOP Classes of a Service Class that are in force.
 
     :param service_class: the Service Class
-    :returns: its SOP Classes in the order of their UIDs as text; neither the retired ones nor those of DICOS
-        and DICONDE (other standards that use DICOM), nor the private ones; the retired Patient/Study Only
-        information model is kept, for it is still in use
+    :returns: its SOP Classes in the order of their UIDs as text, without retired ones, private ones, and those of DICOS
+        and DICONDE (other standards that use DICOM); the retired Patient/Study Only information model is included,
+        because it is still in use
     """
     return [
         SOPClass(uid)
@@ -370,7 +370,7 @@ def sop_classes(service_class: ServiceClass) -> list[SOPClass]:
 def common_storage_classes() -> list[SOPClass]:
     """List the 120 storage SOP Classes that are most in use.
 
-    :returns: the SOP Classes in the order of their UIDs as text, some retired ones among them
+    :returns: the SOP Classes in the order of their UIDs as text, including some retired ones
     """
     uids = [_STORAGE_ROOT + suffix for suffix in _COMMON_STORAGE.split()]
     return [SOPClass(uid) for uid in sorted([*uids, *_COMMON_STORAGE_ELSEWHERE])]
@@ -385,21 +385,21 @@ def register_uid(
     dimse: str | Iterable[str] = (),
     members: Iterable[UIDLike] = (),
 ) -> SOPClass:
-    """Make a private SOP Class known, so that it is named and served like one of DICOM.
+    """Register a private SOP Class, so that it is named and served like one of DICOM.
 
-    Registering the same again is allowed and does nothing.
+    Repeating a registration has no effect.
 
     :param uid: the UID of the SOP Class
     :param keyword: the name under which this module offers it: a Python identifier that is not in use
     :param service_class: the Service Class that serves it
-    :param name: the name in words; the keyword by default
+    :param name: the full name; the keyword by default
     :param dimse: the DIMSE service that it is used with, such as ``"C-FIND"``, or several; by default that of the
-        Service Class, or for an information model what its keyword ends in (``Find``, ``Move``, ``Get``)
-    :param members: of a Meta SOP Class the UIDs of the SOP Classes that it stands for
+        Service Class, or for an information model the one that its keyword ends with (``Find``, ``Move``, ``Get``)
+    :param members: for a Meta SOP Class, the UIDs of its SOP Classes
     :returns: the SOP Class
-    :raises TypeError: when `uid` or one of `members` is neither ``str`` nor ``bytes``, or `keyword` not a ``str``
-    :raises ValueError: when a UID is malformed or `uid` known already, when the keyword is not an identifier or
-        means something else already, or when there is no such Service Class or DIMSE service
+    :raises TypeError: if `uid` or one of `members` is neither ``str`` nor ``bytes``, or `keyword` is not a ``str``
+    :raises ValueError: if a UID is malformed or `uid` is already known, if the keyword is not an identifier or
+        is already in use, or if there is no such Service Class or DIMSE service
     """
     sop_class = SOPClass(check_uid(uid, "the SOP Class"))
     if not isinstance(keyword, str):
@@ -415,11 +415,11 @@ def register_uid(
     if _entries.get(sop_class) == entry:
         return sop_class
     if sop_class in _entries:
-        raise ValueError(f"{sop_class} is known already, as {sop_class.keyword}: it cannot be registered")
+        raise ValueError(f"{sop_class} cannot be registered: it is already known as {sop_class.keyword}")
     if not keyword.isidentifier() or keyword.startswith("_"):
         raise ValueError(f"the keyword {keyword!r} must be a Python identifier without a leading underscore")
-    if keyword in globals() or _find(keyword) is not None:
-        raise ValueError(f"the keyword {keyword!r} is in use already; choose another one for {sop_class}")
+    if keyword in globals() or _find_uid(keyword) is not None:
+        raise ValueError(f"the keyword {keyword!r} is already in use; choose another one for {sop_class}")
     _entries[sop_class] = entry
     _uids[keyword] = sop_class
     return sop_class
@@ -428,7 +428,7 @@ def register_uid(
 def _check_services(services: tuple[str, ...]) -> tuple[str, ...]:
     """Check the names of DIMSE services.
 
-    :raises ValueError: when one of them is none
+    :raises ValueError: if one of them is not a DIMSE service
     """
     known = {request.SERVICE for request in RESPONSES}
     for service in services:
@@ -438,18 +438,18 @@ def _check_services(services: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def registered_services(uid: str) -> tuple[str, ...]:
-    """Give the DIMSE services that :func:`register_uid` was told of a private SOP Class; none of any other."""
+    """Return the DIMSE services of a private SOP Class as passed to :func:`register_uid`; none for any other."""
     entry = _entries.get(uid)
     return entry.dimse if entry else ()
 
 
 def registered_members() -> dict[str, tuple[str, ...]]:
-    """Give the private Meta SOP Classes that were registered, with the UIDs that they stand for."""
+    """Return the registered private Meta SOP Classes, with the UIDs of their SOP Classes."""
     return {uid: entry.members for uid, entry in _entries.items() if entry.members}
 
 
-def _find(keyword: str) -> str | None:
-    """Find the UID behind a keyword, an alias of one, or an older name that ends in ``SOPClass``."""
+def _find_uid(keyword: str) -> str | None:
+    """Return the UID for a keyword, an alias of one, or an older name that ends in ``SOPClass``."""
     uid = _uids.get(_ALIASES.get(keyword, keyword))
     if uid is None and keyword.endswith(_OLD_SUFFIX):
         keyword = keyword.removesuffix(_OLD_SUFFIX)
@@ -458,11 +458,11 @@ def _find(keyword: str) -> str | None:
 
 
 def __getattr__(name: str) -> SOPClass:
-    """Give the SOP Class with this keyword (PEP 562).
+    """Return the SOP Class with this keyword (PEP 562).
 
-    :raises AttributeError: when no SOP Class has this keyword
+    :raises AttributeError: if no SOP Class has this keyword
     """
-    uid = _find(name)
+    uid = _find_uid(name)
     if uid is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}: no SOP Class has this keyword")
     return SOPClass(uid)

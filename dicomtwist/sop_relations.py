@@ -1,10 +1,10 @@
-"""What SOP Classes have to do with one another and with the DIMSE services (PS3.4).
+"""The relations of SOP Classes to one another and to the DIMSE services (PS3.4).
 
-Which DIMSE services a SOP Class is used with, which SOP Classes a Meta SOP Class stands for, on the presentation
-contexts of which other SOP Classes an operation may go, and which SOP Instances have a UID that is known beforehand.
+They are: the DIMSE services of a SOP Class, the SOP Classes of a Meta SOP Class, the other SOP Classes on whose
+presentation contexts an operation may be sent, and the SOP Instances with a well-known UID.
 
-UIDs are taken and given as ``str`` (:class:`~dicomtwist.sop_class.SOPClass` is one). What
-:func:`~dicomtwist.sop_class.register_uid` was told of private SOP Classes counts as well.
+UIDs are passed and returned as ``str`` (:class:`~dicomtwist.sop_class.SOPClass` is one). Private SOP Classes that
+:func:`~dicomtwist.sop_class.register_uid` has registered are included.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ ANNEXES: Final[dict[ServiceClass, str]] = {
     ServiceClass.RT_MACHINE_VERIFICATION: "DD",
 }
 
-# The DIMSE services of a Service Class all of whose SOP Classes have the same (tables DIMSE Service Group).
-_OF_SERVICE_CLASS: Final[dict[ServiceClass, tuple[str, ...]]] = {
+# The DIMSE services of the Service Classes whose SOP Classes all have the same ones (tables DIMSE Service Group).
+_SERVICES_BY_SERVICE_CLASS: Final[dict[ServiceClass, tuple[str, ...]]] = {
     ServiceClass.VERIFICATION: ("C-ECHO",),
     ServiceClass.STORAGE: ("C-STORE",),
     ServiceClass.NON_PATIENT_OBJECT: ("C-STORE",),
@@ -72,7 +72,7 @@ _OF_SERVICE_CLASS: Final[dict[ServiceClass, tuple[str, ...]]] = {
 }
 
 # The other SOP Classes by keyword: PS3.4 F.7.1, F.8.1, F.9.1, H.4, CC.2.
-_OF_SOP_CLASS: Final[dict[str, tuple[str, ...]]] = {
+_SERVICES_BY_KEYWORD: Final[dict[str, tuple[str, ...]]] = {
     "RepositoryQuery": ("C-FIND",),
     "ModalityPerformedProcedureStep": ("N-CREATE", "N-SET"),
     "ModalityPerformedProcedureStepRetrieve": ("N-GET",),
@@ -93,11 +93,11 @@ _OF_SOP_CLASS: Final[dict[str, tuple[str, ...]]] = {
     "UnifiedProcedureStepQuery": ("C-FIND",),
 }
 
-# Information models have one SOP Class for each service, which ends their keywords.
+# Information models have one SOP Class for each service, whose keyword ends with the service.
 _QUERY_SERVICES: Final = {"Find": "C-FIND", "Move": "C-MOVE", "Get": "C-GET"}
 _MODEL: Final = re.compile(f".+({'|'.join(_QUERY_SERVICES)})")
 
-# The Action Types that not all SOP Classes with N-ACTION have (PS3.4 CC.2.1, CC.2.2, CC.2.3): Change UPS State, Request
+# The Action Types that only some SOP Classes with N-ACTION have (PS3.4 CC.2.1, CC.2.2, CC.2.3): Change UPS State, Request
 # UPS Cancel, Subscribe, Unsubscribe, Suspend Global Subscription.
 _UPS_ACTIONS: Final[dict[int, tuple[str, ...]]] = {
     1: ("UnifiedProcedureStepPull",),
@@ -106,10 +106,10 @@ _UPS_ACTIONS: Final[dict[int, tuple[str, ...]]] = {
     4: ("UnifiedProcedureStepWatch",),
     5: ("UnifiedProcedureStepWatch",),
 }
-_UPS: Final = tuple(keyword for keyword in _OF_SOP_CLASS if keyword.startswith("UnifiedProcedureStep"))
+_UPS: Final = tuple(keyword for keyword in _SERVICES_BY_KEYWORD if keyword.startswith("UnifiedProcedureStep"))
 
 # PS3.4 H.3.2.2, and the retired ones whose definition is certain.
-_META: Final[dict[str, tuple[str, ...]]] = {
+_META_MEMBERS: Final[dict[str, tuple[str, ...]]] = {
     "BasicGrayscalePrintManagementMeta": ("BasicFilmSession", "BasicFilmBox", "BasicGrayscaleImageBox", "Printer"),
     "BasicColorPrintManagementMeta": ("BasicFilmSession", "BasicFilmBox", "BasicColorImageBox", "Printer"),
     "ReferencedGrayscalePrintManagementMeta": ("BasicFilmSession", "BasicFilmBox", "ReferencedImageBox", "Printer"),
@@ -123,7 +123,7 @@ _META: Final[dict[str, tuple[str, ...]]] = {
     ),
 }
 
-# PS3.6 Table A-1, keywords of SOP Classes with the keywords of their well-known SOP Instances.
+# PS3.6 Table A-1: keywords of SOP Classes with the keywords of their well-known SOP Instances.
 _INSTANCES: Final[dict[str, tuple[str, ...]]] = {
     "StorageCommitmentPushModel": ("StorageCommitmentPushModelInstance",),
     "StorageCommitmentPullModel": ("StorageCommitmentPullModelInstance",),
@@ -148,28 +148,33 @@ _INSTANCES: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-def _of_keyword(keyword: str) -> SOPClass:
+def _sop_class_of_keyword(keyword: str) -> SOPClass:
     found: SOPClass = getattr(sop_class, keyword)
     return found
 
 
 @functools.cache
 def _meta_members() -> dict[str, tuple[SOPClass, ...]]:
-    return {_of_keyword(meta): tuple(map(_of_keyword, members)) for meta, members in _META.items()}
+    return {
+        _sop_class_of_keyword(meta): tuple(map(_sop_class_of_keyword, members))
+        for meta, members in _META_MEMBERS.items()
+    }
 
 
 @functools.cache
 def _instances() -> dict[str, tuple[UID, ...]]:
     by_keyword = {entry[4]: uid for uid, entry in UID_dictionary.items() if entry[1] == "Well-known SOP Instance"}
-    return {_of_keyword(of): tuple(UID(by_keyword[name]) for name in names) for of, names in _INSTANCES.items()}
+    return {
+        _sop_class_of_keyword(of): tuple(UID(by_keyword[name]) for name in names) for of, names in _INSTANCES.items()
+    }
 
 
 def dimse_services(uid: str) -> tuple[str, ...]:
-    """Tell which DIMSE services a SOP Class is used with.
+    """Return the DIMSE services that a SOP Class is used with.
 
-    :param uid: the UID of a SOP Class or Meta SOP Class; one of the latter has those of all that it stands for
-    :returns: the services, such as ``("N-CREATE", "N-SET")``; none where the SOP Class is not known, not served, or
-        of media or PS3.22 alone. For private ones see `dimse` of :func:`~dicomtwist.sop_class.register_uid`.
+    :param uid: the UID of a SOP Class or Meta SOP Class; a Meta SOP Class has the services of all its SOP Classes
+    :returns: the services, such as ``("N-CREATE", "N-SET")``; none if the SOP Class is not known, not served, or
+        used on media or in PS3.22 only. For private ones see `dimse` of :func:`~dicomtwist.sop_class.register_uid`.
     """
     registered = registered_services(uid)
     if registered:
@@ -181,7 +186,7 @@ def dimse_services(uid: str) -> tuple[str, ...]:
     if members:
         return tuple(dict.fromkeys(service for member in members for service in dimse_services(member)))
     keyword = uid_to_sop_class(uid).keyword
-    services = _OF_SOP_CLASS.get(keyword) or _OF_SERVICE_CLASS.get(service_class)
+    services = _SERVICES_BY_KEYWORD.get(keyword) or _SERVICES_BY_SERVICE_CLASS.get(service_class)
     if services:
         return services
     model = _MODEL.fullmatch(keyword)
@@ -189,27 +194,27 @@ def dimse_services(uid: str) -> tuple[str, ...]:
 
 
 def query_service(uid: str) -> str | None:
-    """Tell which of the three query services a SOP Class is used with.
+    """Return the query service of a SOP Class.
 
     :param uid: the UID of a SOP Class, such as one of the Query/Retrieve information models
-    :returns: ``"C-FIND"``, ``"C-GET"`` or ``"C-MOVE"``; ``None`` when the SOP Class is not one to query with
+    :returns: ``"C-FIND"``, ``"C-GET"`` or ``"C-MOVE"``; ``None`` if the SOP Class has none of them
     """
     return next((service for service in dimse_services(uid) if service in _QUERY_SERVICES.values()), None)
 
 
 def meta_members(uid: str) -> tuple[SOPClass, ...]:
-    """Tell which SOP Classes a Meta SOP Class stands for (PS3.4 H.3.2.2).
+    """Return the SOP Classes of a Meta SOP Class (PS3.4 H.3.2.2).
 
     :param uid: the UID of a Meta SOP Class
-    :returns: the SOP Classes, in the order of the standard; none when it is no Meta SOP Class, or a retired one of
-        which this is not known (Pull Stored Print, Detached Study Management)
+    :returns: the SOP Classes in the order of the standard; none if it is not a Meta SOP Class, or a retired one whose
+        SOP Classes are not known (Pull Stored Print, Detached Study Management)
     """
     known = _meta_members().get(uid)
     return known if known is not None else tuple(map(SOPClass, registered_members().get(uid, ())))
 
 
 def metas_of(uid: str) -> tuple[SOPClass, ...]:
-    """Tell which Meta SOP Classes a SOP Class belongs to.
+    """Return the Meta SOP Classes that a SOP Class belongs to.
 
     :param uid: the UID of a SOP Class
     :returns: the Meta SOP Classes, those in force first
@@ -219,16 +224,16 @@ def metas_of(uid: str) -> tuple[SOPClass, ...]:
 
 
 def carriers(uid: str, service: str, action_type_id: int | None = None) -> tuple[SOPClass, ...]:
-    """Tell on the presentation contexts of which abstract syntaxes an operation may go.
+    """Return the abstract syntaxes on whose presentation contexts an operation may be sent.
 
-    That is the SOP Class of the instance, and its Meta SOP Classes. But a Unified Procedure Step is always an
-    instance of UPS Push, whatever context it is operated on in (PS3.4 CC.2, CC.3.1).
+    They are the SOP Class of the instance and its Meta SOP Classes. A Unified Procedure Step, however, is always an
+    instance of UPS Push, on any UPS context (PS3.4 CC.2, CC.3.1).
 
-    :param uid: the UID of the SOP Class that is named in the request
+    :param uid: the UID of the SOP Class in the request
     :param service: the DIMSE service, such as ``"N-ACTION"``
-    :param action_type_id: of an N-ACTION the Action Type ID, where it is known; it tells between the contexts of UPS
-    :returns: the abstract syntaxes, the closest first: what was negotiated of them is for the association to say.
-        None when UPS has no such operation. Of other SOP Classes the service is not checked.
+    :param action_type_id: for N-ACTION the Action Type ID, if it is known; it selects among the contexts of UPS
+    :returns: the abstract syntaxes, the closest one first; the association knows which of them were negotiated.
+        None if UPS has no such operation. For other SOP Classes the service is not checked.
     """
     asked = uid_to_sop_class(uid)
     if asked.keyword != "UnifiedProcedureStepPush":
@@ -236,11 +241,11 @@ def carriers(uid: str, service: str, action_type_id: int | None = None) -> tuple
     keywords = _UPS
     if service == "N-ACTION" and action_type_id is not None:
         keywords = _UPS_ACTIONS.get(action_type_id, ())
-    return tuple(_of_keyword(keyword) for keyword in keywords if service in _OF_SOP_CLASS[keyword])
+    return tuple(_sop_class_of_keyword(keyword) for keyword in keywords if service in _SERVICES_BY_KEYWORD[keyword])
 
 
 def well_known_instances(uid: str) -> tuple[UID, ...]:
-    """Tell which SOP Instances of a SOP Class have a UID that is known beforehand (PS3.6 Table A-1).
+    """Return the SOP Instances of a SOP Class that have a well-known UID (PS3.6 Table A-1).
 
     :param uid: the UID of a SOP Class, such as Printer
     :returns: the UIDs of the instances
@@ -249,9 +254,9 @@ def well_known_instances(uid: str) -> tuple[UID, ...]:
 
 
 def sop_class_of_instance(uid: str) -> SOPClass | None:
-    """Tell of which SOP Class a well-known SOP Instance is.
+    """Return the SOP Class of a well-known SOP Instance.
 
     :param uid: the UID of a SOP Instance
-    :returns: the SOP Class to name in a request; ``None`` when it is no well-known SOP Instance
+    :returns: the SOP Class to name in a request; ``None`` if it is not a well-known SOP Instance
     """
     return next((SOPClass(of) for of, instances in _instances().items() if uid in instances), None)

@@ -151,7 +151,7 @@ class MistakeTests(SynchronousTestCase):
 
     def test_options(self) -> None:
         self.server(f"2762:privatekey={self.pem}", "privatekey", "did you mean privateKey?")
-        self.server("2762:zzz=1", "zzz", "there are port, privateKey,")
+        self.server("2762:zzz=1", "zzz", "the options are port, privateKey,")
         self.server(f"2762:privateKey={self.pem}:interface=::1", None, "written \\:")
         self.server(f"2762:port=1:privateKey={self.pem}", "port", "given twice")
         self.server("2762:trustRoots=" + self.ca, "privateKey", "is missing")
@@ -188,7 +188,7 @@ class MistakeTests(SynchronousTestCase):
         self.server(f"1:privateKey={self.pem}{trust}:extraCertChain={text}", "extraCertChain", "in PEM form")
         self.client(f"host:1:trustRoots={missing}", "trustRoots", "No such file")
         self.client(f"host:1:certKey={self.ca}", "privateKey", "no usable PEM")
-        self.assert_mistake(server_endpoint, "systemd:domain=INET:index=9", None, "systemd handed over no such")
+        self.assert_mistake(server_endpoint, "systemd:domain=INET:index=9", None, "systemd passed no such")
         self.assert_mistake(server_endpoint, f"ssl:1:privateKey={missing}", None, "cannot read the file")
 
     def test_key_of_another_certificate(self) -> None:
@@ -206,7 +206,7 @@ class MistakeTests(SynchronousTestCase):
 
     def test_list_that_ran_out(self) -> None:
         crl = self.authority.revocation_list("crl", expires=NOW - DAY)
-        self.server(f"1:privateKey={self.pem}:trustRoots={self.ca}:crl={crl}", "crl", "ran out on", "fetch")
+        self.server(f"1:privateKey={self.pem}:trustRoots={self.ca}:crl={crl}", "crl", "expired on", "fetch")
 
     def test_short_key(self) -> None:
         """BCP 195 does not allow RSA keys below 2048 bits (RFC 9325 4.5)."""

@@ -1,9 +1,9 @@
 """
-A network in memory under a clock that stands still: for tests of what is built on dicomtwist, and of dicomtwist itself.
+A network in memory with a clock that only the test moves, for tests of dicomtwist and of programs that use it.
 
-:class:`MemoryNetwork` is the reactor that the AEs of a test are given. They listen and connect as they always do, nothing
-happens before the test says so, and time passes only when the test lets it. :class:`ScriptedPeer` is a peer that does what
-the test says, right or wrong.
+:class:`MemoryNetwork` is the reactor of the AEs in a test. They listen and connect as usual, but nothing happens before the
+test flushes the network, and time passes only when the test advances it. :class:`ScriptedPeer` is a peer that does what
+the test says, whether it conforms to the standard or not.
 
 .. code-block:: python
 

@@ -1,5 +1,5 @@
 """
-The reactor of a test: a clock that the test moves, ports and connections in memory.
+The reactor of a test: a clock that the test moves, with ports and connections in memory.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from dicomtwist.testing.transport import MemoryConnection, MemoryTransport
 
 T = TypeVar("T")
 
-#: After so many rounds that all brought something, :meth:`MemoryNetwork.flush` calls it an endless loop.
+#: After this many rounds without rest, :meth:`MemoryNetwork.flush` reports an endless loop.
 MAX_ROUNDS = 1_000_000
 
 
 @implementer(IListeningPort)
 class MemoryPort:
-    """What ``listenTCP`` gives."""
+    """The port that ``listenTCP`` returns."""
 
     def __init__(self, network: MemoryNetwork, factory: Factory, address: IPv4Address) -> None:
         self._network = network
@@ -46,26 +46,26 @@ class MemoryPort:
         self.factory = factory
 
     def startListening(self) -> None:
-        """Listen."""
+        """Start to listen."""
         if self._address.port in self._network.ports:
             raise CannotListenError(self._address.host, self._address.port, OSError("the address is in use"))
         self._network.ports[self._address.port] = self
         self.factory.doStart()
 
     def stopListening(self) -> Deferred[None]:
-        """Stop; connections stay."""
+        """Stop listening; connections stay open."""
         if self._network.ports.pop(self._address.port, None) is not None:
             self.factory.doStop()
         return succeed(None)
 
     def getHost(self) -> IPv4Address:
-        """Return where it listens."""
+        """Return the address that it listens at."""
         return self._address
 
 
 @implementer(IConnector)
 class MemoryConnector:
-    """What ``connectTCP`` gives."""
+    """The connector that ``connectTCP`` returns."""
 
     def __init__(
         self, network: MemoryNetwork, factory: Any, client: IPv4Address, server: IPv4Address, timeout: float | None
@@ -83,26 +83,26 @@ class MemoryConnector:
             self._late = network.callLater(timeout, self._failed, ConnectTimeout())
 
     def getDestination(self) -> IPv4Address:
-        """Return where it connects to."""
+        """Return the address that it connects to."""
         return self._server
 
     def stopConnecting(self) -> None:
-        """Give up."""
+        """Cancel the attempt."""
         self._failed(UserError())
 
     def disconnect(self) -> None:
-        """Give up, or close."""
+        """Cancel the attempt, or close the connection."""
         if self.connecting:
             self.stopConnecting()
         elif self._transport is not None:
             self._transport.loseConnection()
 
     def connect(self) -> None:
-        """Once is all."""
-        raise NotImplementedError("a connection in memory is not made again")
+        """Fail: a connection in memory is made only once."""
+        raise NotImplementedError("a connection in memory is made only once")
 
     def attempt(self) -> None:
-        """Connect, or fail."""
+        """Connect, or report the failure."""
         port = self._network.ports.get(self._server.port)
         if port is None:
             self._failed(ConnectionRefusedError())
@@ -137,27 +137,27 @@ class MemoryConnector:
 
 
 class MemoryThreadPool:
-    """A pool without threads: the work is done one piece after the other by :meth:`MemoryNetwork.flush`."""
+    """A thread pool without threads: :meth:`MemoryNetwork.flush` runs its work, one call after the other."""
 
     def __init__(self, network: MemoryNetwork) -> None:
         self._network = network
 
     def start(self) -> None:
-        """Be there."""
+        """Do nothing."""
         self._network.pools.append(self)
 
     def stop(self) -> None:
-        """Be there no more."""
+        """Remove it from the network."""
         self._network.pools.remove(self)
 
     def callInThread(self, function: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-        """Call *function* soon."""
+        """Call *function* in the next flush."""
         self.callInThreadWithCallback(None, function, *args, **kwargs)
 
     def callInThreadWithCallback(
         self, done: Callable[[bool, Any], None] | None, function: Callable[..., object], *args: Any, **kwargs: Any
     ) -> None:
-        """Call *function* soon and *done* with how it went."""
+        """Call *function* in the next flush, then *done* with its outcome."""
 
         def work() -> None:
             try:
@@ -181,7 +181,7 @@ class _Resolution:
 
 @implementer(IHostnameResolver)
 class _Resolver:
-    """Every name is that of this host."""
+    """Resolves every name to this host."""
 
     def resolveHostName(
         self,
@@ -203,15 +203,15 @@ class MemoryNetwork(Clock):
     """
     The reactor of a test: a :class:`~twisted.internet.task.Clock` with ports and connections in memory.
 
-    Every host name and address is that of the one host that there is. TLS is not there: its timers are those of the
+    All host names and addresses lead to the same simulated host. TLS is not supported, because its timers are those of the
     global reactor.
 
-    :ivar answers: whether attempts to connect get an answer; set it to ``False`` and they wait for one.
-    :ivar works: whether the work of threads is done; set it to ``False`` and it waits, as for a slow disk.
-    :ivar connections: all connections that were made, the last one last.
-    :ivar ports: what listens, by port.
-    :ivar pools: the thread pools that are there.
-    :ivar work: what waits for a thread.
+    :ivar answers: whether attempts to connect get an answer. If ``False``, they wait for one.
+    :ivar works: whether the work of threads is done. If ``False``, it waits, as for a slow disk.
+    :ivar connections: all connections that were made, the latest one last.
+    :ivar ports: the listening ports by number.
+    :ivar pools: the thread pools that exist.
+    :ivar work: the calls that wait for a thread.
     """
 
     def __init__(self) -> None:
@@ -230,7 +230,7 @@ class MemoryNetwork(Clock):
 
     def callLater(self, delay: float, callable: Callable[..., object], *args: object, **kw: object) -> IDelayedCall:
         """Call *callable* in *delay* seconds of this clock."""
-        # That of Clock sorts all of the calls each time, which thousands of connections make slow.
+        # Clock.callLater sorts all calls each time, which is slow with thousands of connections.
         call = DelayedCall(self.seconds() + delay, callable, args, kw, self.calls.remove, lambda _: None, self.seconds)
         insort(self.calls, call, key=DelayedCall.getTime)
         return call
@@ -238,7 +238,7 @@ class MemoryNetwork(Clock):
     # --- for tests
 
     def flush(self) -> None:
-        """Let happen what is due now, until nothing moves any more."""
+        """Run everything that is due now, until nothing more happens."""
         if self._flushing:
             return
         self._flushing = True
@@ -246,7 +246,7 @@ class MemoryNetwork(Clock):
             for _ in range(MAX_ROUNDS):
                 if not self._round():
                     return
-            raise AssertionError(f"the network does not come to rest in {MAX_ROUNDS} rounds")
+            raise AssertionError(f"the network is still active after {MAX_ROUNDS} rounds")
         finally:
             self._flushing = False
 
@@ -271,7 +271,7 @@ class MemoryNetwork(Clock):
         return moved
 
     def advance(self, amount: float) -> None:
-        """Let *amount* seconds pass; what is due in them happens at its time, in order, with all that comes of it."""
+        """Let *amount* seconds pass. Each call runs at its time, in order, with everything that follows from it."""
         end = self.seconds() + amount
         self.flush()
         while True:
@@ -284,33 +284,33 @@ class MemoryNetwork(Clock):
 
     def result_of(self, awaitable: Deferred[T] | Coroutine[Any, Any, T]) -> T:
         """
-        Flush, and return what *awaitable* gives.
+        Flush, and return the result of *awaitable*.
 
-        :raises Exception: what it fails with.
-        :raises AssertionError: it still waits for something: for time to pass, or for a peer to answer.
+        :raises Exception: the exception that it fails with.
+        :raises AssertionError: it has no result yet: it waits for time to pass, or for a peer to answer.
         """
         deferred = awaitable if isinstance(awaitable, Deferred) else Deferred.fromCoroutine(awaitable)
         results: list[T | Failure] = []
         asking = True
 
-        def keep(result: T | Failure) -> T | Failure | None:
+        def record(result: T | Failure) -> T | Failure | None:
             if not asking:
                 return result
             results.append(result)
             return None if isinstance(result, Failure) else result
 
-        deferred.addBoth(keep)
+        deferred.addBoth(record)
         self.flush()
         asking = False
         if not results:
-            raise AssertionError(f"there is no result yet of {awaitable!r}")
+            raise AssertionError(f"there is no result yet: {awaitable!r}")
         result = results[0]
         if isinstance(result, Failure):
             result.raiseException()
         return result
 
     def scripted_client(self, port: int) -> ScriptedPeer:
-        """Return a peer that is connected to what listens at *port*."""
+        """Return a peer that is connected to the server at *port*."""
         peer = ScriptedPeer(self)
         factory = ScriptedPeerFactory(peer)
         self._connecting.append(
@@ -327,10 +327,10 @@ class MemoryNetwork(Clock):
         self.listenTCP(port, ScriptedPeerFactory(peer))
         return peer
 
-    # --- for AEs: the reactor
+    # --- the reactor, for AEs
 
     def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> MemoryPort:
-        """Listen at *port*, 0 for a free one."""
+        """Listen at *port*, 0 for any free one."""
         address = IPv4Address("TCP", interface or "0.0.0.0", port) if port else self._free_address()
         listening = MemoryPort(self, factory, address)
         listening.startListening()
@@ -344,7 +344,7 @@ class MemoryNetwork(Clock):
         timeout: float | None = 30,
         bindAddress: tuple[str, int] | None = None,
     ) -> MemoryConnector:
-        """Connect to *port*; it happens in the next :meth:`flush`."""
+        """Connect to *port* in the next :meth:`flush`."""
         client = self._free_address()
         if bindAddress is not None:
             client = IPv4Address("TCP", bindAddress[0], bindAddress[1] or client.port)
@@ -357,14 +357,14 @@ class MemoryNetwork(Clock):
         return IPv4Address("TCP", "127.0.0.1", self._last_port)
 
     def installNameResolver(self, resolver: Any) -> Any:
-        """Resolve names with *resolver*; return the one before."""
+        """Resolve names with *resolver*; return the previous resolver."""
         before, self.nameResolver = self.nameResolver, resolver
         return before
 
     def make_thread_pool(self, minimum: int, maximum: int, name: str) -> MemoryThreadPool:
-        """Make a pool for :class:`dicomtwist.runtime.executors.Executor`."""
+        """Create a pool for :class:`dicomtwist.runtime.executors.Executor`."""
         return MemoryThreadPool(self)
 
     def callFromThread(self, function: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-        """Call *function* soon."""
+        """Call *function* in the next flush."""
         self._soon.append(lambda: function(*args, **kwargs))

@@ -1,5 +1,5 @@
 """
-A peer that does what a test says, right or wrong.
+A peer that does what a test says, whether it conforms to the standard or not.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from dicomtwist.ul.pdu import (
     decode_pdu,
 )
 
-#: What a scripted peer sends.
+#: The items that a scripted peer can send.
 Sendable: TypeAlias = bytes | PDU
 
 
 class Flusher(Protocol):
-    """The network that a peer is in."""
+    """The network that a peer belongs to."""
 
     def flush(self) -> None:
-        """Let happen what is due now."""
+        """Run everything that is due now."""
 
 
 class ScriptedPeerFactory(Factory):
-    """A factory, of either kind, with one protocol."""
+    """A factory for clients and servers with one protocol."""
 
     noisy = False
 
@@ -58,17 +58,17 @@ class ScriptedPeerFactory(Factory):
         return self._peer if self._peer.transport is None else None
 
 
-#: What it tells of itself: no limit of a P-DATA-TF, and an implementation class UID, which is mandatory.
+#: The peer's user information: no limit for P-DATA-TF, and an implementation class UID, which is mandatory.
 _INFORMATION = UserInformation(maximum_length=0, implementation_class_uid="1.2.3")
 
 
 class ScriptedPeer(TwistedProtocol):
     """
-    A peer that sends what it is told and keeps what comes back. It does nothing by itself: it does not even close.
+    A peer that sends what the test says and records what it receives. It does nothing by itself; it does not even close.
 
-    :ivar received: all bytes that came.
-    :ivar pdus: the PDUs in them, as far as they are whole.
-    :ivar closed: why the connection was closed, ``None`` while it is open.
+    :ivar received: all bytes received.
+    :ivar pdus: the complete PDUs in them.
+    :ivar closed: the reason why the connection was closed, ``None`` while it is open.
     """
 
     transport: Any = None
@@ -82,7 +82,7 @@ class ScriptedPeer(TwistedProtocol):
         self.closed: Exception | None = None
 
     def dataReceived(self, data: bytes) -> None:
-        """Keep it."""
+        """Record the bytes and the complete PDUs in them."""
         self.received += data
         self._pending += data
         while len(self._pending) >= PDU_HEADER.size:
@@ -94,18 +94,18 @@ class ScriptedPeer(TwistedProtocol):
             del self._pending[:end]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Keep why."""
+        """Record the reason."""
         self.closed = reason.value if isinstance(reason.value, Exception) else ConnectionLost()
 
     def take(self) -> list[PDU]:
-        """Return the PDUs that came since it was asked for last."""
+        """Return the PDUs received since the last call."""
         self._network.flush()
         taken = self.pdus[self._seen :]
         self._seen = len(self.pdus)
         return taken
 
     def messages(self) -> list[tuple[Message, bytes]]:
-        """Return all DIMSE messages that came, as far as they are whole, each with its data set."""
+        """Return all complete DIMSE messages received, each with its data set."""
         self._network.flush()
         found: list[tuple[Message, bytes]] = []
         command, data = bytearray(), bytearray()
@@ -139,10 +139,11 @@ class ScriptedPeer(TwistedProtocol):
         information: UserInformation | None = None,
     ) -> None:
         """
-        Ask for an association.
+        Request an association.
 
-        :param contexts: each a presentation context ID and an abstract syntax, which is proposed in Implicit and in
-            Explicit VR Little Endian; or an item as it is.
+        :param contexts: for each context, its ID and an abstract syntax, which is proposed in Implicit and in Explicit VR
+            Little
+            Endian; or a complete item.
         """
         proposed = [
             context
@@ -154,9 +155,9 @@ class ScriptedPeer(TwistedProtocol):
 
     def accept(self, *, information: UserInformation | None = None, results: Iterable[int] = ()) -> None:
         """
-        Answer the A-ASSOCIATE-RQ that came with yes, and each context with the first transfer syntax of it.
+        Accept the received A-ASSOCIATE-RQ, and each context with its first transfer syntax.
 
-        :param results: the results of the contexts, in order, where they are not all 0.
+        :param results: the results of the contexts in order, if they are not all 0.
         """
         self._network.flush()
         request = next(pdu for pdu in reversed(self.pdus) if isinstance(pdu, AAssociateRQ))
@@ -169,12 +170,12 @@ class ScriptedPeer(TwistedProtocol):
         self.send(AAssociateAC(request.called_ae_title, request.calling_ae_title, answers, information or _INFORMATION))
 
     def send_message(self, context_id: int, message: Message, dataset: bytes | None = None) -> None:
-        """Send a DIMSE message, with *dataset* if there is one."""
+        """Send a DIMSE message, with *dataset* if it is given."""
         self.send(*self.encode_message(context_id, message, dataset))
 
     @staticmethod
     def encode_message(context_id: int, message: Message, dataset: bytes | None = None) -> list[bytes]:
-        """Return the P-DATA-TF PDUs of a DIMSE message, to be sent as they are or in pieces."""
+        """Return the P-DATA-TF PDUs of a DIMSE message, to be sent whole or in parts."""
         message.has_dataset = dataset is not None
         buffers = encode_pdata(context_id, True, message.encode(), 16378)
         if dataset is not None:
@@ -182,7 +183,7 @@ class ScriptedPeer(TwistedProtocol):
         return [bytes(buffer) for buffer in buffers]
 
     def close(self) -> None:
-        """Close in order, and flush."""
+        """Close the connection in order, and flush."""
         self.transport.loseConnection()
         self._network.flush()
 

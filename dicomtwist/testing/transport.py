@@ -14,10 +14,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-#: How much one read brings at the most, and how much a transport takes before it pauses its producer, in bytes; as with
-#: Twisted's TCP.
+#: The maximum length of one read, and the length of the buffer above which a transport pauses its producer, in bytes; both
+#: as in Twisted's TCP.
 READ_SIZE = 64 * 1024
-#: How much is on its way between two ends at the most, as in the buffers of the kernels, in bytes.
+#: The maximum number of bytes in transit between two ends, as in the buffers of the kernels.
 WIRE_SIZE = 64 * 1024
 
 
@@ -26,14 +26,13 @@ class MemoryTransport:
     """
     One end of a connection; it behaves as Twisted's TCP does.
 
-    :ivar frozen: set it, and the process at this end does nothing any more: it neither reads nor notices that the other
-        end has closed.
-    :ivar connected: whether it is open.
-    :ivar disconnecting: whether it is to close when what was written is out.
-    :ivar reading: whether its protocol wants to be given what comes.
-    :ivar bytes_written: how much was written to it.
-    :ivar bytes_read: how much it gave to its protocol.
-    :ivar most_buffered: the most that ever waited in its memory to be sent.
+    :ivar frozen: whether the process at this end hangs: if so, it neither reads nor notices that the other end has closed.
+    :ivar connected: whether the connection is open.
+    :ivar disconnecting: whether it will close after the written bytes are sent.
+    :ivar reading: whether its protocol accepts received bytes.
+    :ivar bytes_written: the number of bytes written to it.
+    :ivar bytes_read: the number of bytes given to its protocol.
+    :ivar most_buffered: the highest number of bytes that ever waited in its memory.
     """
 
     log = Logger()
@@ -56,7 +55,7 @@ class MemoryTransport:
         self._streaming = False
         self._producer_paused = False
         self._buffer = bytearray()
-        self._wire = bytearray()  # on its way to this end
+        self._wire = bytearray()  # in transit to this end
         self._aborting = False
         self._was_reset = False  # by the other end
         self._lost: Callable[[Failure], None] | None = None
@@ -66,7 +65,7 @@ class MemoryTransport:
 
     @property
     def buffered(self) -> int:
-        """How much waits in its memory to be sent."""
+        """The number of bytes that wait in its memory."""
         return len(self._buffer)
 
     # --- ITransport
@@ -74,7 +73,7 @@ class MemoryTransport:
     def write(self, data: bytes) -> None:
         """Send *data*."""
         if not isinstance(data, bytes):
-            raise TypeError(f"a transport is given bytes, not {type(data).__name__}")
+            raise TypeError(f"a transport writes bytes, not {type(data).__name__}")
         if not self.connected or self._aborting or not data:
             return
         self.bytes_written += len(data)
@@ -85,17 +84,17 @@ class MemoryTransport:
             self.producer.pauseProducing()
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
-        """Send all of *data*."""
+        """Send all items of *data*."""
         self.write(b"".join(data))
 
     def loseConnection(self) -> None:
-        """Close when what was written is out; from now on nothing is read."""
+        """Close after the written bytes are sent; from now on nothing is read."""
         if self.connected and not self.disconnecting:
             self.disconnecting = True
             self.reading = False
 
     def abortConnection(self) -> None:
-        """Close now: what is on the way is lost, and the other end sees a reset."""
+        """Close now: bytes in transit are lost, and the other end sees a reset."""
         if self.connected:
             self._aborting = True
             self.reading = False
@@ -109,20 +108,20 @@ class MemoryTransport:
         return self._peer
 
     def setTcpNoDelay(self, enabled: bool) -> None:
-        """Keep what is asked for; nothing is delayed here."""
+        """Store the option; nothing is delayed here."""
         self.no_delay = bool(enabled)
 
     def getTcpNoDelay(self) -> bool:
-        """Return what was asked for."""
+        """Return the stored option."""
         return self.no_delay
 
     def setTcpKeepAlive(self, enabled: bool) -> None:
-        """Without effect."""
+        """Do nothing."""
 
     # --- IConsumer and IPushProducer
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """Tell *producer* when to pause and when to go on."""
+        """Register *producer*, which is then paused and resumed."""
         if self.producer is not None:
             raise RuntimeError(f"{producer!r} cannot be registered, {self.producer!r} is")
         if not self.connected:
@@ -133,31 +132,31 @@ class MemoryTransport:
             producer.resumeProducing()
 
     def unregisterProducer(self) -> None:
-        """Tell nobody any more."""
+        """Remove the registered producer."""
         self.producer = None
 
     def pauseProducing(self) -> None:
-        """Read no more for now."""
+        """Pause reading."""
         self.reading = False
 
     def resumeProducing(self) -> None:
-        """Read again."""
+        """Resume reading."""
         if self.connected and not self.disconnecting and not self._aborting:
             self.reading = True
 
     def stopProducing(self) -> None:
-        """Close."""
+        """Close the connection."""
         self.loseConnection()
 
     # --- for the network
 
     def start(self, protocol: Any, lost: Callable[[Failure], None] | None = None) -> None:
-        """Connect *protocol* to it; *lost* is called when the connection is gone."""
+        """Connect *protocol* to it; *lost* is called when the connection is closed."""
         self.protocol, self._lost = protocol, lost
         protocol.makeConnection(self)
 
     def step(self) -> bool:
-        """Do what a reactor does in one round; return whether there was anything."""
+        """Do the work of one reactor round; return whether there was any."""
         if not self.connected or self.frozen:
             return False
         if self._aborting:
@@ -207,7 +206,7 @@ class MemoryTransport:
         return True
 
     def lose(self, reason: Exception) -> None:
-        """The connection is gone for this end."""
+        """Close the connection for this end, with *reason*."""
         if not self.connected:
             return
         self.connected = self.reading = False
@@ -230,7 +229,7 @@ class MemoryConnection:
     A connection between two protocols.
 
     :ivar client: the end that connected.
-    :ivar server: the end that was connected to.
+    :ivar server: the end that accepted.
     """
 
     def __init__(self, client: IPv4Address, server: IPv4Address) -> None:
@@ -240,10 +239,10 @@ class MemoryConnection:
 
     @property
     def is_open(self) -> bool:
-        """Whether either end is."""
+        """Whether at least one end is open."""
         return self.client.connected or self.server.connected
 
     def cut(self) -> None:
-        """Lose it, as when a cable is pulled and both ends notice: what is on its way is lost too."""
+        """Cut the connection, as when a cable is pulled and both ends notice: bytes in transit are lost too."""
         self.client.lose(ConnectionLost())
         self.server.lose(ConnectionLost())

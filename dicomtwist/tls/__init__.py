@@ -1,4 +1,4 @@
-"""TLS contexts for both sides, and TLS errors in words."""
+"""TLS contexts for both sides, and descriptions of TLS errors."""
 
 from dicomtwist.tls.contexts import (
     PROFILES,

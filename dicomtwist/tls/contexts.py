@@ -1,6 +1,6 @@
-"""TLS for DICOM: whom to trust, which cipher suites, and what a peer has to show.
+"""TLS for DICOM: the trusted CAs, the cipher suites, and the certificate that a peer has to present.
 
-Everything public here is also in :mod:`dicomtwist.endpoints`, which is the place to import it from.
+Import the public names from :mod:`dicomtwist.endpoints`, which has all of them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _log = Logger()
 
 @dataclass(frozen=True, slots=True)
 class TLSProfile:
-    """The cipher suites of a Secure Transport Connection Profile, best ones first, in OpenSSL's names."""
+    """The cipher suites of a Secure Transport Connection Profile, in order of preference, with OpenSSL's names."""
 
     name: str
     clause: str
@@ -74,7 +74,7 @@ class TLSProfile:
     )
 
 
-# RFC 9325 4.2 recommends these four, and no longer those with finite-field Diffie-Hellman of RFC 7525 4.2.
+# RFC 9325 4.2 recommends these four. The suites with finite-field Diffie-Hellman of RFC 7525 4.2 are no longer among them.
 _RFC9325 = (
     "ECDHE-ECDSA-AES128-GCM-SHA256",
     "ECDHE-RSA-AES128-GCM-SHA256",
@@ -82,9 +82,9 @@ _RFC9325 = (
     "ECDHE-RSA-AES256-GCM-SHA384",
 )
 
-#: The profiles by name.  Both ask for TLS 1.2 at least and prefer TLS 1.3.  The first BCP 195 profile (PS3.15
-#: B.9), which let a peer downgrade to TLS 1.0, is retired, as is the non-downgrading one (B.10): it is here
-#: for old peers that offer nothing but DHE suites (a client then accepts them; a server never selects one).
+#: The profiles by name. Both require TLS 1.2 and prefer TLS 1.3. The first BCP 195 profile (PS3.15 B.9), which lets a peer
+#: downgrade to TLS 1.0, is retired, and so is the non-downgrading one (B.10). The latter is here for old peers that offer
+#: only DHE suites: a client then accepts them; a server never selects one.
 PROFILES: Mapping[str, TLSProfile] = {
     profile.name: profile
     for profile in (
@@ -103,7 +103,7 @@ PROFILES: Mapping[str, TLSProfile] = {
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """Our own certificate with its key and the certificates that lead from it towards the root."""
+    """The certificate of this side with its key and the certificates that lead from it towards the root."""
 
     key: PrivateKey
     certificate: x509.Certificate
@@ -128,7 +128,7 @@ def _certificates(option: str, path: FilePath) -> list[x509.Certificate]:
 
 
 def _trust_roots(path: FilePath) -> list[x509.Certificate]:
-    """Every certificate of a bundle file, or of every ``*.pem`` in a directory."""
+    """Return every certificate of a bundle file, or of every ``*.pem`` file in a directory."""
     if not Path(path).is_dir():
         return _certificates("trustRoots", path)
     found = [
@@ -140,18 +140,18 @@ def _trust_roots(path: FilePath) -> list[x509.Certificate]:
 
 
 def _revocation_lists(path: FilePath) -> list[x509.CertificateRevocationList]:
-    """Every list of a file.  One that has run out is refused now: with it every peer would be, later."""
+    """Return every revocation list of a file. An expired list is refused now: with it every peer would be refused later."""
     blocks = re.findall(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", _read("crl", path), flags=re.DOTALL)
     try:
         lists = [x509.load_pem_x509_crl(block) for block in blocks]
     except ValueError as error:
-        raise EndpointError(f"a list in the file {fspath(path)!r} is broken ({error})", "crl") from error
+        raise EndpointError(f"a revocation list in the file {fspath(path)!r} is broken ({error})", "crl") from error
     if not lists:
         raise EndpointError(f"no revocation list in PEM form in the file {fspath(path)!r}", "crl")
     for each in lists:
         if each.next_update_utc is not None and each.next_update_utc < datetime.now(UTC):
             raise EndpointError(
-                f"the list of {each.issuer.rfc4514_string()} in the file {fspath(path)!r} ran out on "
+                f"the revocation list of {each.issuer.rfc4514_string()} in the file {fspath(path)!r} expired on "
                 f"{each.next_update_utc:%Y-%m-%d}: fetch a new one from the CA",
                 "crl",
             )
@@ -172,7 +172,7 @@ def _private_key(path: FilePath) -> PrivateKey:
         raise EndpointError(f"no usable PEM private key in the file {fspath(path)!r}", "privateKey") from error
     if not isinstance(key, PrivateKey):
         raise EndpointError(
-            f"a key of this kind cannot be used for TLS ({fspath(path)!r}): use RSA or EC", "privateKey"
+            f"the key in the file {fspath(path)!r} is of a kind that TLS cannot use: use RSA or EC", "privateKey"
         )
     return key
 
@@ -180,11 +180,13 @@ def _private_key(path: FilePath) -> PrivateKey:
 def _identity(
     private_key: FilePath | None, certificate: FilePath | None, extra_chain: FilePath | None
 ) -> _Identity | None:
-    """Load our own certificate.  Key and certificate may share a file, named by either option."""
+    """Load the certificate of this side. Key and certificate may share a file, named by either option."""
     key_path, certificate_path = private_key or certificate, certificate or private_key
     if key_path is None or certificate_path is None:
         if extra_chain is not None:
-            raise EndpointError("there is no certKey that the chain could belong to", "extraCertChain")
+            raise EndpointError(
+                "is given without certKey: name the certificate that the chain belongs to", "extraCertChain"
+            )
         return None
     leaf, *chain = _certificates("certKey", certificate_path)
     key = _private_key(key_path)
@@ -194,7 +196,7 @@ def _identity(
             "privateKey",
         )
     if not leaf.not_valid_before_utc <= datetime.now(UTC) <= leaf.not_valid_after_utc:
-        # No error: the clock may be what is wrong, and the peers decide. But let nobody search for long.
+        # Only a warning: perhaps the clock is wrong, and the peers decide. The log line saves the operator a long search.
         _log.warn(
             "The certificate in {path} is valid from {begin} until {end} only: peers will refuse it.",
             path=fspath(certificate_path),
@@ -218,16 +220,16 @@ _VERIFICATION: Mapping[int, str] = {
     _Codes.ERR_SELF_SIGNED_CERT_IN_CHAIN: _NOT_TRUSTED,
     _Codes.ERR_CERT_UNTRUSTED: _NOT_TRUSTED,
     _Codes.ERR_DEPTH_ZERO_SELF_SIGNED_CERT: "is self-signed and is not itself among the trusted certificates",
-    _Codes.ERR_CERT_SIGNATURE_FAILURE: "has a signature that is not that of the CA it names",
+    _Codes.ERR_CERT_SIGNATURE_FAILURE: "has a signature that its issuer did not make",
     _Codes.ERR_CERT_NOT_YET_VALID: "is not valid yet (compare the clocks)",
     _Codes.ERR_CERT_HAS_EXPIRED: "has expired",
     _Codes.ERR_CERT_REVOKED: "has been revoked",
     _Codes.ERR_UNABLE_TO_GET_CRL: f"{_UNCHECKED}: the crl file has no list of its issuer",
-    _Codes.ERR_CRL_HAS_EXPIRED: f"{_UNCHECKED}: the list of its issuer in the crl file has run out",
+    _Codes.ERR_CRL_HAS_EXPIRED: f"{_UNCHECKED}: the list of its issuer in the crl file has expired",
     _Codes.ERR_CRL_NOT_YET_VALID: f"{_UNCHECKED}: the list of its issuer is not valid yet",
     _Codes.ERR_INVALID_PURPOSE: "is not meant for this use: its extended key usage needs serverAuth "
     "(server) or clientAuth (client)",
-    _Codes.ERR_INVALID_CA: "is not that of a CA, and yet another one is signed with it",
+    _Codes.ERR_INVALID_CA: "is not the certificate of a CA, but another certificate is signed with it",
     66: "has a key that is too short",
     67: "has a key that is too short",
     68: "is signed with a digest that is too weak",
@@ -235,7 +237,7 @@ _VERIFICATION: Mapping[int, str] = {
 
 
 def _name(certificate: x509.Certificate, which: Literal["subject", "issuer"]) -> str:
-    """A name in a peer's certificate, fit for a log: the peer chose it, so it is escaped and cut."""
+    """Return a name in a peer's certificate for the log: the peer chose it, so it is escaped and shortened."""
     try:
         name: x509.Name = getattr(certificate, which)
         text = name.rfc4514_string()
@@ -245,7 +247,7 @@ def _name(certificate: x509.Certificate, which: Literal["subject", "issuer"]) ->
 
 
 def _names(certificate: x509.Certificate) -> str:
-    """The host names and addresses that a certificate is for, escaped and cut."""
+    """Return the host names and addresses that a certificate is valid for, escaped and shortened."""
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ValueError, x509.ExtensionNotFound):
@@ -258,7 +260,7 @@ def _names(certificate: x509.Certificate) -> str:
 
 
 def _service_id(hostname: str) -> ServiceID:
-    """What the certificate of the server must be for: an IP address, or a DNS name in its ASCII form."""
+    """Return the ID that the server's certificate must contain: an IP address, or a DNS name in its ASCII form."""
     if isIPAddress(hostname) or isIPv6Address(hostname):
         return IPAddress_ID(str(ipaddress.ip_address(hostname.partition("%")[0])))
     try:
@@ -271,8 +273,9 @@ def _check_hostname(certificate: crypto.X509, hostname: str, wanted: ServiceID) 
     try:
         verify_service_identity(extract_patterns(certificate), [wanted], [])
     except Exception as error:
-        # Whatever goes wrong here means that the name was not confirmed. Twisted's own client options catch
-        # VerificationError alone and then accept a certificate without any subjectAltName for every host.
+        # Any exception here means that the name was not confirmed. Twisted's own client options catch only
+        # VerificationError
+        # and then accept a certificate without any subjectAltName for every host.
         names = _names(certificate.to_cryptography())
         whose = f"is for {names}" if names else "has no host name or address in it (subjectAltName)"
         raise PeerCertificateError(
@@ -281,7 +284,7 @@ def _check_hostname(certificate: crypto.X509, hostname: str, wanted: ServiceID) 
 
 
 def _refusal(certificate: x509.Certificate, code: int, depth: int) -> str:
-    """What is wrong with a certificate of the peer's chain; its own one is at depth 0."""
+    """Describe the error in a certificate of the peer's chain; the peer's own certificate is at depth 0."""
     wrong = _VERIFICATION.get(code, f"was refused (OpenSSL verification error {code})")
     if wrong is _NOT_TRUSTED:
         return f"the peer's certificate {wrong} (it leads to {_name(certificate, 'issuer')})"
@@ -290,10 +293,10 @@ def _refusal(certificate: x509.Certificate, code: int, depth: int) -> str:
 
 
 def _verifier(hostname: str | None) -> VerifyCallback:
-    """A callback for OpenSSL: raises for the first thing that is wrong, so that the reason is kept.
+    """Return a verify callback for OpenSSL that raises at the first error, so that the reason is preserved.
 
-    pyOpenSSL raises it again out of ``do_handshake``, after OpenSSL has prepared the alert for the peer.  A
-    callback that returned False would leave no more than "certificate verify failed".
+    pyOpenSSL raises it again from ``do_handshake``, after OpenSSL has prepared the alert for the peer. If the callback
+    returned False, the only reason would be "certificate verify failed".
     """
     wanted = None if hostname is None else _service_id(hostname)
 
@@ -323,7 +326,7 @@ def _context(
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_RENEGOTIATION)
-    # No resumption: a resumed session would not look at the peer's certificate again.
+    # No session resumption: a resumed session does not verify the peer's certificate again.
     context.set_options(SSL.OP_NO_TICKET)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_session_id(b"dicomtls")
@@ -347,8 +350,7 @@ def _context(
         else:
             for certificate in trust:
                 store.add_cert(crypto.X509.from_cryptography(certificate))
-            # What is named is trusted as it is, also an intermediate CA, or the certificate of the peer
-            # itself.
+            # Each named certificate is trusted as it is, also that of an intermediate CA or of the peer itself.
             store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
         for each in revoked:
             store.add_crl(each)
@@ -398,7 +400,10 @@ def _given_context(value: object) -> SSL.Context | None:
 
 
 class _Verified(SSL.Connection):
-    """Verifies without a change to its context; pyOpenSSL keeps the reason of a refusal for the context's callback alone."""
+    """
+    A connection that verifies without changing its context: pyOpenSSL preserves the reason of a refusal for the callback of
+    the context only.
+    """
 
     _refused: PeerCertificateError | None = None
 
@@ -426,7 +431,10 @@ class _Verified(SSL.Connection):
 @implementer(IOpenSSLClientConnectionCreator)
 @dataclass(frozen=True, slots=True)
 class _GivenClientContext:
-    """A context that somebody else made; with a host name, the name is checked where certificates are."""
+    """
+    Connects with a context that the caller built; if a host name is given and certificates are verified, the name is
+    checked.
+    """
 
     context: SSL.Context
     hostname: str
@@ -443,30 +451,32 @@ class _GivenClientContext:
 
 def client_tls(tls_args: object) -> IOpenSSLClientConnectionCreator:
     """
-    The TLS of a client as ``associate(tls_args=...)`` takes it.
+    Return the TLS of a client for ``associate(tls_args=...)``.
 
     :param tls_args: an ``OpenSSL.SSL.Context``, ``twisted.internet.ssl.CertificateOptions`` or an
-        ``IOpenSSLClientConnectionCreator`` such as :func:`client_tls_options` gives; or a tuple of it and a host name
-        or ``None``. The host name is told to the server (server name indication), and, where the context verifies
-        certificates, the certificate must be for it: then dicomtwist checks the chain and the name, and a verify
-        callback of the context is not called. With ``None`` no name is checked. A connection creator knows its own
+        ``IOpenSSLClientConnectionCreator`` such as the result of :func:`client_tls_options`; or a tuple of it and a host
+        name
+        or ``None``. The host name is sent to the server (server name indication). If the context verifies
+        certificates, the certificate must be valid for that name: dicomtwist then checks the chain and the name, and the
+        verify
+        callback of the context is not called. With ``None`` no name is checked. A connection creator has its own
         host name.
-    :raises TypeError: it is something else, such as a context of the module ``ssl``.
-    :raises ValueError: a host name goes with a connection creator, or is not one.
+    :raises TypeError: *tls_args* is something else, such as a context of the module ``ssl``.
+    :raises ValueError: a host name is combined with a connection creator, or is not a host name.
     """
     given, hostname = tls_args if isinstance(tls_args, tuple) and len(tls_args) == 2 else (tls_args, None)
     _not_stdlib(given, "client_tls_options")
     if hostname is not None and not isinstance(hostname, str):
-        raise TypeError(f"a host name is a str or None, not {type(hostname).__name__}")
+        raise TypeError(f"a host name must be a str or None, not {type(hostname).__name__}")
     if hostname is None and IOpenSSLClientConnectionCreator.providedBy(given):
         creator: IOpenSSLClientConnectionCreator = given
         return creator
     context = _given_context(given)
     if context is None:
         if IOpenSSLClientConnectionCreator.providedBy(given):
-            raise ValueError("a connection creator knows its own host name: pass None beside it")
+            raise ValueError("a connection creator has its own host name: pass None together with it")
         raise TypeError(
-            "tls_args is (context, host name or None), the context an OpenSSL.SSL.Context, CertificateOptions or"
+            "tls_args must be (context, host name or None), the context an OpenSSL.SSL.Context, CertificateOptions or"
             f" dicomtwist.tls.client_tls_options(...), not {type(given).__name__}"
         )
     if hostname is None:
@@ -476,11 +486,11 @@ def client_tls(tls_args: object) -> IOpenSSLClientConnectionCreator:
 
 def server_tls(ssl_context: object) -> IOpenSSLServerConnectionCreator:
     """
-    The TLS of a server as ``start_server(ssl_context=...)`` takes it.
+    Return the TLS of a server for ``start_server(ssl_context=...)``.
 
     :param ssl_context: an ``OpenSSL.SSL.Context``, ``twisted.internet.ssl.CertificateOptions``, or an
-        ``IOpenSSLServerConnectionCreator`` such as :func:`server_tls_options` gives.
-    :raises TypeError: it is something else, such as a context of the module ``ssl``.
+        ``IOpenSSLServerConnectionCreator`` such as the result of :func:`server_tls_options`.
+    :raises TypeError: *ssl_context* is something else, such as a context of the module ``ssl``.
     """
     _not_stdlib(ssl_context, "server_tls_options")
     if IOpenSSLServerConnectionCreator.providedBy(ssl_context):
@@ -489,7 +499,7 @@ def server_tls(ssl_context: object) -> IOpenSSLServerConnectionCreator:
     context = _given_context(ssl_context)
     if context is None:
         raise TypeError(
-            "ssl_context is an OpenSSL.SSL.Context, CertificateOptions or dicomtwist.tls.server_tls_options(...), not"
+            "ssl_context must be an OpenSSL.SSL.Context, CertificateOptions or dicomtwist.tls.server_tls_options(...), not"
             f" {type(ssl_context).__name__}"
         )
     return _ServerConnectionCreator(context)
@@ -505,19 +515,20 @@ def server_tls_options(
     extra_chain: FilePath | None = None,
     profile: str = "bcp195",
 ) -> IOpenSSLServerConnectionCreator:
-    """TLS for a server, for :func:`twisted.internet.endpoints.wrapServerTLS`.  Reads files (blocking).
+    """Return TLS for a server, for :func:`twisted.internet.endpoints.wrapServerTLS`. It reads files, which blocks.
 
     :param private_key: PEM file with the private key, without a passphrase.
-    :param certificate: PEM file with our certificate first, then, if wanted, the rest of its chain.
-    :param trust_roots: bundle file, or directory of ``*.pem``, with what signs the certificates of clients.
-    :param client_certificate: ``"required"`` (the default with ``trust_roots``), ``"optional"`` (checked when
-        the client sends one), or ``"none"``, which has to be said where there are no ``trust_roots``.
-    :param crl: PEM file with a revocation list of each CA that signs certificates of clients; a client whose
-        CA has no list in it is refused.
-    :param extra_chain: PEM file with more certificates between ours and the root.
+    :param certificate: PEM file with the server's certificate first, optionally followed by the rest of its chain.
+    :param trust_roots: bundle file, or directory of ``*.pem`` files, with the CAs that sign the certificates of clients.
+    :param client_certificate: ``"required"`` (the default with ``trust_roots``), ``"optional"`` (checked if the client
+        sends
+        one), or ``"none"``, which must be given explicitly if there are no ``trust_roots``.
+    :param crl: PEM file with a revocation list of each CA that signs certificates of clients; a client is refused if the
+        file
+        has no list of its CA.
+    :param extra_chain: PEM file with more certificates between the server's and the root.
     :param profile: a name from :data:`PROFILES`.
-    :raises EndpointError: for a file or a combination that cannot work; it names options as endpoint strings
-        do.
+    :raises EndpointError: a file or a combination cannot work; the error names options as endpoint strings do.
     """
     identity = _identity(private_key, certificate, extra_chain)
     if client_certificate is None and trust_roots is not None:
@@ -529,8 +540,8 @@ def server_tls_options(
     }
     if client_certificate is None:
         raise EndpointError(
-            "is missing: name the file of the CA that signs the certificates of clients, or say "
-            "clientCertificate=none to let in every client",
+            "is missing: name the file of the CA that signs the certificates of clients, or write "
+            "clientCertificate=none to accept every client",
             "trustRoots",
         )
     if client_certificate not in modes:
@@ -543,7 +554,7 @@ def server_tls_options(
             "clientCertificate",
         )
     if crl is not None and trust_roots is None:
-        raise EndpointError("without trustRoots no client certificate is looked at", "crl")
+        raise EndpointError("has no effect without trustRoots: no client certificate is checked", "crl")
     return _ServerConnectionCreator(
         _context(
             profile,
@@ -565,19 +576,17 @@ def client_tls_options(
     extra_chain: FilePath | None = None,
     profile: str = "bcp195",
 ) -> IOpenSSLClientConnectionCreator:
-    """TLS for a client, for :func:`twisted.internet.endpoints.wrapClientTLS`.  Reads files (blocking).
+    """Return TLS for a client, for :func:`twisted.internet.endpoints.wrapClientTLS`. It reads files, which blocks.
 
-    :param hostname: the DNS name or IP address that the certificate of the server must be for.  It is always
-        checked.
-    :param trust_roots: bundle file, or directory of ``*.pem``, with what signs the certificate of the server;
-        without it, the roots that the platform trusts.
-    :param private_key: PEM file with our private key, for a server that asks for a certificate.
-    :param certificate: PEM file with our certificate, then, if wanted, the rest of its chain.
+    :param hostname: the DNS name or IP address that the server's certificate must be valid for. It is always checked.
+    :param trust_roots: bundle file, or directory of ``*.pem`` files, with the CAs that sign the certificate of the server;
+        by default the roots that the platform trusts.
+    :param private_key: PEM file with the client's private key, for a server that requests a certificate.
+    :param certificate: PEM file with the client's certificate, optionally followed by the rest of its chain.
     :param crl: PEM file with a revocation list of the CA that signs the certificate of the server.
-    :param extra_chain: PEM file with more certificates between ours and the root.
+    :param extra_chain: PEM file with more certificates between the client's and the root.
     :param profile: a name from :data:`PROFILES`.
-    :raises EndpointError: for a file or a combination that cannot work; it names options as endpoint strings
-        do.
+    :raises EndpointError: a file or a combination cannot work; the error names options as endpoint strings do.
     """
     wanted = _service_id(hostname)
     context = _context(

@@ -1,6 +1,6 @@
-"""What can go wrong with endpoints and TLS, and how it is said.
+"""The errors of endpoints and TLS, and their descriptions for an operator.
 
-Everything public here is also in :mod:`dicomtwist.endpoints`, which is the place to import it from.
+Import the public names from :mod:`dicomtwist.endpoints`, which has all of them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ __all__ = ["EndpointError", "PeerCertificateError", "describe_tls_error", "last_
 
 
 class EndpointError(ValueError):
-    """An endpoint description that cannot work, in words that say which option is wrong and what to do.
+    """An endpoint description that cannot work; the text names the option that is wrong and says what to do.
 
-    :ivar option: the option at fault as endpoint strings spell it (``privateKey``), ``None`` when it is the
-        whole.
+    :ivar option: the wrong option as endpoint strings spell it (``privateKey``), ``None`` if no single option is wrong.
     """
 
     def __init__(self, message: str, option: str | None = None) -> None:
@@ -30,14 +29,14 @@ class EndpointError(ValueError):
 
 
 class PeerCertificateError(SSL.Error):
-    """We refused the certificate of the peer.
+    """This side refused the certificate of the peer.
 
-    It is an OpenSSL error, in the shape that pyOpenSSL gives to all of them, so that Twisted's TLS layer ends
-    the handshake as for any other: with an alert to the peer, and with this error as the reason on our side
-    alone.
+    It is an OpenSSL error, in the shape that pyOpenSSL gives to all of them, so that Twisted's TLS layer ends the handshake
+    as
+    for any other error: with an alert to the peer, and with this error as the reason on this side only.
 
-    :ivar reason: what is wrong, in words; text that the peer chose is escaped in it.
-    :ivar code: OpenSSL's verification error (``X509_V_ERR_...``), 0 when it is the host name that is wrong.
+    :ivar reason: a description of the error; text that the peer chose is escaped in it.
+    :ivar code: OpenSSL's verification error (``X509_V_ERR_...``), 0 if the host name does not match.
     """
 
     def __init__(self, reason: str, code: int = 0) -> None:
@@ -49,28 +48,28 @@ class PeerCertificateError(SSL.Error):
         return self.reason
 
 
-# Words for an operator
+# Descriptions for an operator
 
-# What the peer tells us in an alert (RFC 8446 6.2), by the name in OpenSSL's reason string.
+# The errors that the peer reports in an alert (RFC 8446 6.2), by the name in OpenSSL's reason string.
 _ALERTS: Mapping[str, str] = {
     "unknown ca": "the peer refused our certificate: it is not signed by a CA that the peer trusts",
     "bad certificate": "the peer refused our certificate",
     "certificate unknown": "the peer refused our certificate",
-    "unsupported certificate": "the peer refused our certificate: not of a kind or for a use that it accepts",
+    "unsupported certificate": "the peer refused our certificate: it is of a kind, or for a use, that the peer does not accept",
     "certificate expired": "the peer refused our certificate: it has expired",
     "certificate revoked": "the peer refused our certificate: it has been revoked",
     "certificate required": "the peer requires a client certificate, and we sent none",
     "access denied": "the peer refused our certificate: access denied",
-    "handshake failure": "the peer refused the handshake: no cipher suite in common, or it requires a client "
+    "handshake failure": "the peer refused the handshake: there is no common cipher suite, or it requires a client "
     "certificate",
     "insufficient security": "the peer refused the handshake: it wants stronger cipher suites",
     "protocol version": "the peer does not speak a version of TLS that we speak (1.2 or higher)",
-    "internal error": "the peer refused the handshake (internal error): perhaps our certificate is not for "
+    "internal error": "the peer refused the handshake (internal error): perhaps our certificate is not valid for "
     "the host name that it asked for",
     "unrecognized name": "the peer does not know the host name that we asked for",
 }
 
-# What OpenSSL finds on our side.
+# The errors that OpenSSL finds on this side.
 _REASONS: Mapping[str, str] = {
     "peer did not return a certificate": "the peer sent no certificate, and one is required",
     "certificate verify failed": "the peer's certificate was refused: untrusted, expired or revoked",
@@ -84,7 +83,7 @@ _REASONS: Mapping[str, str] = {
 
 
 def last_reason(error: SSL.Error) -> str:
-    """The last reason in OpenSSL's error queue; an empty one is an end of file (with OpenSSL 4)."""
+    """Return the last reason in OpenSSL's error queue; with OpenSSL 4 an empty queue means an unexpected end of file."""
     if isinstance(error, SSL.SysCallError):
         return str(error.args[-1])
     queue = error.args[0] if error.args else []
@@ -103,7 +102,7 @@ def _describe_openssl(error: SSL.Error) -> str:
 
 
 def _causes(error: object) -> Iterator[BaseException]:
-    """An error and what it wraps: its cause, or the reasons that some of Twisted's errors carry."""
+    """Yield an error and the errors that it wraps: its causes, or the reasons that some of Twisted's errors have."""
     pending: list[object] = [error]
     for _ in range(16):
         if not pending:
@@ -119,19 +118,19 @@ def _causes(error: object) -> Iterator[BaseException]:
 
 
 def _wanted(mismatch: Any) -> str:
-    """The name or the address that a certificate was not for, of an error of service_identity."""
+    """Return the name or the address that a certificate does not match, from an error of service_identity."""
     service_id = mismatch.mismatched_id
     name = getattr(service_id, "hostname", None) or getattr(service_id, "ip", service_id)
     return name.decode("ascii") if isinstance(name, bytes) else str(name)
 
 
 def describe_tls_error(failure: Failure | BaseException, *, handshaking: bool = False) -> str | None:
-    """Say in words for an operator what went wrong with TLS, or ``None`` when it was not TLS.
+    """Describe a TLS error for an operator; return ``None`` if TLS is not the cause.
 
-    :param failure: what ``connectionLost`` was given, or what a Deferred failed with; wrapped errors are
-        looked into.
-    :param handshaking: whether the connection runs over TLS and ``handshakeCompleted`` was not called yet:
-        only then is a connection that was merely closed taken for a failure of TLS.
+    :param failure: the reason of ``connectionLost``, or the failure of a Deferred; the errors that it wraps are examined
+        too.
+    :param handshaking: whether the connection uses TLS and ``handshakeCompleted`` was not called yet. Only then does a
+        plain close of the connection count as a TLS failure.
     """
     error = failure.value if isinstance(failure, Failure) else failure
     for cause in _causes(error):

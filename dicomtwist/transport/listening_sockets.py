@@ -1,6 +1,6 @@
 """
-The listening sockets of a server, kept so that endpoints can listen at them again: after their certificates were renewed, or
-in another process.
+The listening sockets of a server. They stay open, so that endpoints can listen at them again after their certificates were
+renewed, or in another process.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from dicomtwist.endpoints import server_endpoint
 
 __all__ = ["Sockets"]
 
-#: Endpoint strings whose endpoints have read files.
+#: Matches endpoint strings whose endpoints read files.
 _WITH_FILES: Final = re.compile(r"(?:^|:)(?:dicomtls|ssl|tls):")
-#: Those whose sockets are not those of TCP, or not made here.
+#: Matches endpoint strings whose sockets are not TCP, or are opened by another program.
 _OF_OTHERS: Final = re.compile(r"(?:^|:)(?:unix|systemd|fd):")
 
 
 class Sockets:
     """
-    The sockets behind endpoint strings, one for each.
+    The sockets behind endpoint strings, one for each string.
 
-    :param reactor: who listens.
+    :param reactor: the reactor to listen with.
     :param descriptions: the endpoint strings.
-    :param inherited: file descriptors of sockets that listen already, one for each string; they are closed when they are
-        taken over. Without them sockets are made.
-    :param only_held: whether connections are left for other processes to accept.
+    :param inherited: file descriptors of sockets that already listen, one for each string; each is closed when its
+        socket is taken over. By default new sockets are opened.
+    :param only_held: whether other processes accept the connections, and this one only holds the sockets.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Sockets:
 
     def endpoints(self) -> list[IStreamServerEndpoint]:
         """
-        Return the endpoints, made anew. They can listen while those that were made before do.
+        Return new endpoints, which can listen while earlier ones still do.
 
         :raises EndpointError: a string does not work; files are read, which blocks.
         """
@@ -55,7 +55,7 @@ class Sockets:
 
     def endpoints_with_files(self) -> dict[int, IStreamServerEndpoint]:
         """
-        Return those endpoints, made anew, that have read files such as certificates, by their place among the strings.
+        Return new endpoints for the strings whose endpoints read files such as certificates, by index of the string.
 
         :raises EndpointError: a file is wrong.
         """
@@ -66,20 +66,26 @@ class Sockets:
         }
 
     def filenos(self) -> list[int]:
-        """Return the file descriptors of the sockets, which listen."""
+        """Return the file descriptors of the listening sockets."""
         return [self._ports[index].fileno() for index in range(len(self._descriptions))]
 
     def check_shareable(self) -> None:
-        """:raises ValueError: a socket cannot be that of several processes."""
+        """
+        Check that several processes can share the sockets.
+
+        :raises ValueError: a socket cannot be shared.
+        """
         for description in self._descriptions:
             if _OF_OTHERS.search(description):
-                raise ValueError(f"{description!r} takes one process: several share ports of TCP")
+                raise ValueError(
+                    f"{description!r} can be used by one process only: several processes can share TCP ports only"
+                )
 
     def _endpoint(self, index: int) -> IStreamServerEndpoint:
         return server_endpoint(_Listener(self, index), self._descriptions[index])
 
     def listen(self, index: int, factory: Any, make: Callable[[], Any]) -> Any:
-        """Listen at the socket that is there, or have *make* make one."""
+        """Listen at the existing socket, or let *make* open one."""
         before = self._ports.get(index)
         inherited = self._inherited.pop(index, None)
         if before is not None and self._only_held:
@@ -87,7 +93,7 @@ class Sockets:
         if before is not None:
             port: Any = _AdoptedPort(self, before.held, factory)
         elif inherited is not None:
-            # The reactor works with a descriptor of its own.
+            # The reactor needs a descriptor of its own.
             with socket.socket(fileno=inherited) as adopted:
                 port = self.reactor.adoptStreamPort(inherited, adopted.family, factory)
         else:
@@ -100,17 +106,18 @@ class Sockets:
         return port
 
     def is_current(self, port: Any) -> bool:
-        """Whether *port* is the current port of its socket: no other one has replaced it."""
+        """Whether *port* is the current port of its socket, which means that no other port has replaced it."""
         return any(port is one for one in self._ports.values())
 
 
 @implementer(IListeningPort)
 class _AdoptedPort:
     """
-    A port at a socket that others may listen at later: its socket is kept by a port that does not accept, since the reactor
-    shuts a socket down when the port that made it is closed.
+    A port whose socket can be used again by later ports: a second port, which does not accept connections, holds the
+    socket,
+    since the reactor shuts a socket down when the port that opened it is closed.
 
-    :ivar held: the port that keeps the socket.
+    :ivar held: the port that holds the socket.
     """
 
     def __init__(self, sockets: Sockets, held: Any, factory: Any) -> None:
@@ -120,7 +127,7 @@ class _AdoptedPort:
         self._port = sockets.reactor.adoptStreamPort(held.fileno(), held.addressFamily, factory)
 
     def startListening(self) -> None:
-        """It does."""
+        """Do nothing: the port listens already."""
 
     def getHost(self) -> Any:
         return self.held.getHost()
@@ -136,7 +143,7 @@ class _AdoptedPort:
 
 
 class _Listener:
-    """The reactor, as the endpoints of one string see it: it listens where the sockets are."""
+    """Stands for the reactor in the endpoints of one string: it listens at the existing sockets."""
 
     def __init__(self, sockets: Sockets, index: int) -> None:
         self._sockets = sockets

@@ -1,5 +1,5 @@
 """
-How a peer is written: ``[AET@]host:port`` or ``[AET@]endpoint-string``.
+The address of a peer in text form: ``[AET@]host:port`` or ``[AET@]endpoint-string``.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from dicomtwist.endpoints import EndpointError, client_endpoint
 from dicomtwist.ul.ae_title import check_ae_title
 
-#: Whom to call where no title is given.
+#: The called AE title if none is given.
 ANY_TITLE = "ANY-SCP"
 
 _BRACKETED = re.compile(r"\[([^\]]*)\]:([^:]*)")
 _HOST_AND_PORT = re.compile(r"([^:\[\]\\]+):(\d+)")
-#: One field of an endpoint string: a backslash takes what is behind it as it is.
+#: One field of an endpoint string: a backslash quotes the character after it.
 _FIELD = re.compile(r"((?:[^:\\]|\\.)*)(?::|$)", re.DOTALL)
-#: The endpoint strings that lead to a host and a port.
+#: The prefixes of endpoint strings with a host and a port.
 _WITH_HOST = ("tcp", "tcp6", "tls", "ssl", "dicomtls")
-#: And those of them that bring their own TLS.
+#: The prefixes among them that include TLS.
 _WITH_TLS = ("tls", "ssl", "dicomtls")
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
     """
-    Whom to ask for an association.
+    The address of a peer to request an association from.
 
-    :ivar title: the AE title that is called.
-    :ivar host: the host name or IP address, ``""`` where there is none, as with a UNIX socket.
-    :ivar port: the TCP port, 0 where there is none.
+    :ivar title: the called AE title.
+    :ivar host: the host name or IP address, ``""`` if there is none, as with a UNIX socket.
+    :ivar port: the TCP port, 0 if there is none.
     :ivar description: the endpoint string, ``""`` for a plain host and port.
     """
 
@@ -46,19 +46,19 @@ class Peer:
 
     @property
     def secure(self) -> bool:
-        """Whether the endpoint string brings TLS of its own."""
+        """Whether the endpoint string includes TLS."""
         return self.description.partition(":")[0] in _WITH_TLS
 
     @property
     def address(self) -> str:
-        """Where it is, for people."""
+        """The address in a form for people to read."""
         if not self.host:
             return self.description
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def is_name(self) -> bool:
-        """Whether the host has to be looked up."""
+        """Whether the host is a name that has to be resolved."""
         return bool(self.host) and not (isIPAddress(self.host) or isIPv6Address(self.host))
 
     def __str__(self) -> str:
@@ -66,24 +66,24 @@ class Peer:
 
     def endpoint(self, reactor: Any) -> IStreamClientEndpoint | None:
         """
-        Return the endpoint that the endpoint string is; ``None`` for a plain host and port.
+        Return the endpoint of the endpoint string; ``None`` for a plain host and port.
 
-        :raises EndpointError: it does not work. Files that it names are read, which blocks.
+        :raises EndpointError: the string does not work. The files that it names are read, which blocks.
         """
         if not self.description:
             return None
         if self.description.startswith("tcp6:"):
-            # Twisted has this prefix for servers alone.
+            # Twisted has this prefix for servers only.
             return TCP6ClientEndpoint(reactor, self.host, self.port)
         return client_endpoint(reactor, self.description)
 
 
 def parse_peer(text: str) -> Peer:
     """
-    Return the peer that *text* means.
+    Parse the address of a peer.
 
-    :param text: ``host:port``, ``[::1]:port`` or an endpoint string, maybe behind ``TITLE@``.
-    :raises ValueError: it means none; the text says what to write.
+    :param text: ``host:port``, ``[::1]:port`` or an endpoint string, optionally after ``TITLE@``.
+    :raises ValueError: *text* is not an address; the error says what to write.
     """
     title, at, rest = text.partition("@")
     if at and ":" not in title:
@@ -102,7 +102,7 @@ def parse_peer(text: str) -> Peer:
     if ":" not in rest:
         raise ValueError(f"{rest!r} has no port: write {rest or 'host'}:104")
     if isIPv6Address(rest) or isIPv6Address(rest.rpartition(":")[0]):
-        raise ValueError(f"{rest!r}: write an IPv6 address in brackets, as in [::1]:104")
+        raise ValueError(f"{rest!r} is not an address: write an IPv6 address in brackets, as in [::1]:104")
     prefix = rest.partition(":")[0]
     host, port = _host_and_port(prefix, rest) if prefix in _WITH_HOST else ("", 0)
     return Peer(title, host, port, rest)
@@ -115,7 +115,7 @@ def _port(text: str) -> int:
 
 
 def _host_and_port(prefix: str, description: str) -> tuple[str, int]:
-    """Return where an endpoint string leads to."""
+    """Return the host and port of an endpoint string."""
     rest = description.partition(":")[2]
     bracketed = re.match(r"\[([^\]]*)\]:(.*)", rest)
     if prefix == "tcp6" and bracketed is not None:

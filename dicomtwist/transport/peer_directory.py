@@ -1,6 +1,6 @@
 """
-AE titles and where they listen: for what the archive sends of its own accord, such as the instances of a C-MOVE and the
-results of a storage commitment.
+The directory of AE titles and their addresses. The archive uses it for the associations that it requests itself, such as
+those for the instances of a C-MOVE and for the results of a storage commitment.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from dicomtwist.ul.ae_title import check_ae_title
 
 __all__ = ["MAX_PEERS", "Destination", "Peers"]
 
-#: How many peers there may be.
+#: The maximum number of peers.
 MAX_PEERS: Final = 10_000
-#: The longest file of peers, in bytes.
+#: The maximum length of a file of peers, in bytes.
 MAX_FILE_LENGTH: Final = 4 * 1024 * 1024
 
-#: Where a peer listens, as a handler of ``EVT_C_MOVE`` yields it: (host, port), or an endpoint.
+#: The address of a peer, as a handler of ``EVT_C_MOVE`` yields it: (host, port), or an endpoint.
 Destination = tuple[str, int] | IStreamClientEndpoint
 
 
 class Peers:
     """
-    The peers that are known, by AE title.
+    The known peers by AE title.
 
     :param reactor: for the endpoints.
-    :param descriptions: ``TITLE=ADDRESS`` each, where ADDRESS is ``host:port``, ``[::1]:port`` or an endpoint string such
+    :param descriptions: each ``TITLE=ADDRESS``, where ADDRESS is ``host:port``, ``[::1]:port`` or an endpoint string such
         as ``tls:host:port`` or ``dicomtls:...``; or ``@FILE``, whose lines are such descriptions. Empty lines and lines
-        that begin with ``#`` say nothing. What comes later goes before what came earlier.
-    :raises ValueError: one of them is wrong; the text says which and why. Files are read, and so are those that an endpoint
+        that begin with ``#`` are ignored. Later descriptions override earlier ones.
+    :raises ValueError: a description is wrong; the text says which and why. Files are read, including those that an
+        endpoint
         string names, which blocks.
     """
 
@@ -45,10 +46,10 @@ class Peers:
 
     def reload(self, descriptions: Iterable[str] | None = None) -> None:
         """
-        Read all anew, files and certificates; what is under way goes on as it is. It blocks.
+        Read all descriptions again, with their files and certificates. Work in progress is not affected. It blocks.
 
-        :param descriptions: others in place of those that were given first.
-        :raises ValueError: something is wrong; then nothing has changed.
+        :param descriptions: replace those that were given at first.
+        :raises ValueError: a description is wrong; then nothing has changed.
         """
         found: dict[str, Destination] = {}
         given = self._descriptions if descriptions is None else list(descriptions)
@@ -64,7 +65,7 @@ class Peers:
         self._descriptions, self._destinations = given, found
 
     def destination(self, title: str) -> Destination | None:
-        """Return where the AE *title* listens, ``None`` where it is not known."""
+        """Return the address of the AE *title*, ``None`` if it is not known."""
         return self._destinations.get(title.strip(" "))
 
     def __contains__(self, title: object) -> bool:
@@ -79,14 +80,14 @@ class Peers:
     def _parse(self, description: str) -> tuple[str, Destination]:
         name, equals, address = description.partition("=")
         if not equals:
-            raise ValueError(f"{description!r} is no peer: write TITLE=host:port or TITLE=tls:host:port")
+            raise ValueError(f"{description!r} is not a peer: write TITLE=host:port or TITLE=tls:host:port")
         title = check_ae_title(name)
         peer = parse_peer(address)
         return title, peer.endpoint(self._reactor) or (peer.host, peer.port)
 
 
 def _lines(description: str) -> Iterator[tuple[str, str]]:
-    """The descriptions that *description* stands for, each behind the words that say where it is from."""
+    """Yield the descriptions in *description*, each with a prefix for errors that names the file and the line."""
     if not description.startswith("@"):
         yield "", description
         return

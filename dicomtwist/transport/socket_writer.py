@@ -1,10 +1,11 @@
 """
-Writing to a transport: through its buffer, or past it straight to the socket while the buffer is empty.
+Writing to a transport: through its buffer, or directly to the socket while the buffer is empty.
 
-Twisted's transports take bytes into a buffer and write when the reactor finds the socket ready. For an answer of a hundred
-bytes that is two changes of the reactor's interest and one more round, more than all the rest of a C-ECHO; for a data set it
-is two copies. So on a plain stream socket :class:`SocketOutput` writes at once, and keeps what the kernel does not
-take, without a copy, for the next time that it does.
+Twisted's transports append bytes to a buffer and write when the reactor reports the socket as ready. For an answer of a
+hundred bytes that costs two changes of the reactor's interest and one more round, more than the rest of a C-ECHO; for a
+data
+set it costs two copies. So on a plain stream socket :class:`SocketOutput` writes at once. Bytes that the kernel does not
+accept wait, without a copy, until it accepts more.
 """
 
 from __future__ import annotations
@@ -19,42 +20,44 @@ from zope.interface import implementer
 
 Buffers: TypeAlias = Sequence[bytes | memoryview]
 
-#: How much of a data set is given to the transport's buffer at once, in bytes. A peer that takes this much within the
+#: The part of a data set that is given to the transport's buffer at once, in bytes. A peer that accepts this much within
+#: the
 #: network timeout counts as alive.
 WRITE_SIZE = 256 * 1024
 
-#: The same of what is given to the socket: a chunk of a file goes in one call, and whatever the peer takes of it counts.
+#: The part of a data set that is given to the socket at once, in bytes: one call for a chunk of a file. Every byte that the
+#: peer accepts of it counts as progress.
 SOCKET_WRITE_SIZE = 1024 * 1024
 
-#: What the kernel takes in one call, in buffers (``UIO_MAXIOV``).
+#: The maximum number of buffers in one system call (``UIO_MAXIOV``).
 _MAX_BUFFERS = 1024
 
 
 class Writer(Protocol):
-    """Who writes, and is told how it goes."""
+    """The user of an :class:`Output`, which is notified of its progress."""
 
     def pauseProducing(self) -> None:
-        """The peer takes no more for now."""
+        """The peer accepts no more for now."""
 
     def resumeProducing(self) -> None:
-        """All is written, more may come."""
+        """Everything is written, more may follow."""
 
     def write_progressed(self) -> None:
-        """The peer took some of what waits."""
+        """The peer accepted a part of the waiting bytes."""
 
 
 class Output(Protocol):
-    """Where an upper layer writes."""
+    """The destination of the bytes that an upper layer writes."""
 
     @property
     def write_size(self) -> int:
-        """How much of a data set to write at once, in bytes."""
+        """The part of a data set to write at once, in bytes."""
 
     def write(self, buffers: Buffers) -> None:
         """Write *buffers* in order."""
 
     def hand_over(self) -> None:
-        """Give what waits to the transport, which is going to be closed when it is written."""
+        """Give the waiting bytes to the transport, which will be closed after they are written."""
 
 
 def make_output(transport: Any, writer: Writer) -> Output:
@@ -67,7 +70,7 @@ def make_output(transport: Any, writer: Writer) -> Output:
 
 
 class TransportOutput:
-    """Writes to the transport's buffer: for TLS, for wrapped transports, for those in memory."""
+    """Writes to the transport's buffer: for TLS, for wrapped transports, for transports in memory."""
 
     __slots__ = ("_transport",)
     write_size = WRITE_SIZE
@@ -80,16 +83,16 @@ class TransportOutput:
         self._transport.write(b"".join(buffers))
 
     def hand_over(self) -> None:
-        """The transport has it all."""
+        """Do nothing: the transport already has all bytes."""
 
 
 @implementer(IPullProducer)
 class SocketOutput:
     """
-    Writes to the socket itself, and keeps what the kernel does not take until it takes more.
+    Writes directly to the socket, and holds the bytes that the kernel does not accept until it accepts more.
 
-    It is the pull producer of a transport whose own buffer stays empty, and is asked to go on when the socket can be
-    written to.
+    It is the pull producer of a transport whose own buffer stays empty, so the transport calls it when the socket becomes
+    writable.
     """
 
     __slots__ = ("_handed", "_rest", "_socket", "_transport", "_writer")
@@ -116,14 +119,14 @@ class SocketOutput:
                 self._transport.startWriting()
 
     def _send(self, buffers: Buffers) -> list[bytes | memoryview]:
-        """Give the kernel what it takes of *buffers*; return the rest."""
+        """Write as much of *buffers* as the kernel accepts; return the rest."""
         try:
             if len(buffers) == 1:
                 sent = self._socket.send(buffers[0])
             else:
                 sent = self._socket.sendmsg(buffers[:_MAX_BUFFERS])
         except OSError:
-            # Full, or broken: the transport finds out which when it is asked to write, and closes.
+            # The socket is full or broken. The transport finds out which when it writes, and closes a broken one.
             sent = 0
         for index, data in enumerate(buffers):
             if sent < len(data):
@@ -132,7 +135,7 @@ class SocketOutput:
         return []
 
     def resumeProducing(self) -> None:
-        """The socket can be written to, and the transport has nothing to write."""
+        """Write the waiting bytes: the socket is writable and the transport has nothing to write."""
         if self._handed:
             self._handed = False
             self._writer.resumeProducing()
@@ -146,16 +149,16 @@ class SocketOutput:
             self._writer.write_progressed()
             self._transport.startWriting()
         else:
-            # Nothing went though the socket is writable: the transport's own attempt tells what is wrong.
+            # Nothing was written although the socket is writable: the transport's own attempt finds the error.
             self.hand_over()
 
     def hand_over(self) -> None:
-        """Give what waits to the transport; it writes, until it has written all."""
+        """Give the waiting bytes to the transport, which from then on writes until its buffer is empty."""
         self._handed = True
         rest, self._rest = self._rest, []
         if rest:
             self._transport.write(b"".join(rest))
 
     def stopProducing(self) -> None:
-        """The transport is going away."""
+        """Drop the waiting bytes: the transport is closing."""
         self._rest = []

@@ -1,8 +1,8 @@
 """
-The upper layer on a Twisted transport: the only module that touches a transport or a timer.
+The upper layer on a Twisted transport. This is the only module that uses a transport or a timer.
 
-:class:`UpperLayerProtocol` owns one :class:`~dicomtwist.ul.connection.ULConnection`, does what its events ask for, and
-hands indications to the association above it.
+:class:`UpperLayerProtocol` owns one :class:`~dicomtwist.ul.connection.ULConnection`, carries out its events, and passes
+indications to the association above it.
 """
 
 from __future__ import annotations
@@ -34,63 +34,63 @@ from dicomtwist.ul.framing import Fragment
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 from dicomtwist.ul.state_machine import State
 
-#: How much may be written while the transport is full before the peer is not read from any more, in bytes.
-#: Only answers to what the peer asks can pile up there, since data sets wait for the transport.
+#: The bytes that may wait while the transport is full; with more, reading from the peer pauses. Only answers to the peer's
+#: requests can accumulate there, since data sets wait for the transport.
 MAX_BACKLOG = 256 * 1024
 
-#: What is read at once at the most while a large data set comes in, in bytes. Twisted begins with 64 KiB.
+#: The maximum length of one read while a large data set is received, in bytes. Twisted begins with 64 KiB.
 MAX_READ_SIZE = 256 * 1024
 
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 
 class UpperLayerUser(Protocol):
-    """What an association does with what the upper layer tells it."""
+    """The association as the upper layer sees it."""
 
     def transport_opened(self) -> None:
-        """The transport is open; under TLS the handshake is still to come."""
+        """The transport is open; with TLS the handshake is still to come."""
 
     def transport_ready(self) -> None:
-        """The transport is open, and the TLS handshake, if any, done."""
+        """The transport is open, and the TLS handshake, if any, is complete."""
 
     def associate_indication(self, request: AAssociateRQ) -> None:
-        """The peer asks for an association."""
+        """The peer requests an association."""
 
     def associate_confirmation(self, answer: AAssociateAC | AAssociateRJ) -> None:
-        """The peer has answered."""
+        """The peer has answered the association request."""
 
     def fragment_received(self, fragment: Fragment) -> None:
-        """A fragment of a message came."""
+        """A fragment of a message was received."""
 
     def release_indication(self, collision: bool) -> None:
-        """The peer asks for the release."""
+        """The peer requests the release."""
 
     def release_confirmation(self) -> None:
-        """The peer agrees to the release."""
+        """The peer has confirmed the release."""
 
     def abort_indication(self, indication: AbortIndication) -> None:
         """The association is over."""
 
     def transport_writable(self) -> None:
-        """The transport takes more data sets."""
+        """The transport accepts more of a data set."""
 
     def transport_closed(self, reason: Failure) -> None:
-        """The connection is gone; nothing comes after this."""
+        """The connection is closed; no other call follows."""
 
     def check_time(self, now: float) -> float | None:
-        """Act on what has run out by *now*; return when to be asked again, ``None`` for never."""
+        """Act on the timeouts that have expired by *now*; return the time of the next check, ``None`` for none."""
 
     def data_traced(self, sent: bool, data: bytes) -> None:
-        """Bytes came or went; called only while :attr:`UpperLayerProtocol.tracing` is set."""
+        """Bytes were received or sent; called only while :attr:`UpperLayerProtocol.tracing` is set."""
 
     def state_traced(self, before: int, after: int) -> None:
-        """The state machine moved; called only while :attr:`UpperLayerProtocol.tracing` is set."""
+        """The state machine changed its state; called only while :attr:`UpperLayerProtocol.tracing` is set."""
 
 
 def address_of(address: object) -> tuple[str, int]:
-    """Return host and port of a Twisted address; of a UNIX socket its path and 0."""
+    """Return host and port of a Twisted address; for a UNIX socket its path and 0."""
     if isinstance(address, IPv4Address | IPv6Address):
-        # A dual-stack socket shows IPv4 peers as ::ffff:192.0.2.1.
+        # A dual-stack socket reports IPv4 peers as ::ffff:192.0.2.1.
         return address.host.removeprefix("::ffff:") if "." in address.host else address.host, address.port
     if isinstance(address, UNIXAddress) and address.name is not None:
         return address.name.decode("utf-8", "replace"), 0
@@ -100,25 +100,26 @@ def address_of(address: object) -> tuple[str, int]:
 @implementer(IHandshakeListener, IPushProducer)
 class UpperLayerProtocol(TwistedProtocol):
     """
-    One transport connection that carries, or is to carry, an association.
+    One transport connection that carries an association, or will carry one.
 
     :param user: the association.
-    :param requestor: whether this side asks for it.
-    :param max_length: the longest P-DATA-TF that is taken, in bytes, 0 for no limit.
-    :param artim_seconds: how long the ARTIM timer runs; ``None`` for ever.
+    :param requestor: whether this side requests the association.
+    :param max_length: the longest P-DATA-TF accepted, in bytes, 0 for no limit.
+    :param artim_seconds: the duration of the ARTIM timer; ``None`` for no limit.
     :param clock: an ``IReactorTime``.
 
-    :ivar last_received: when bytes came last, in seconds of the clock.
-    :ivar last_sent: when bytes were written last, or left the transport's buffer.
-    :ivar bytes_received: how many bytes came.
-    :ivar bytes_sent: how many bytes were given to the transport.
-    :ivar write_paused_since: since when the transport is full, ``None`` where it is not.
-    :ivar read_paused_since: since when the peer is not read from for what the network timeout limits, ``None`` where it is
-        read from, or not for another reason.
-    :ivar pdu_since: since when a PDU of the peer's is incomplete, ``None`` where none is, or the peer is not read from.
-    :ivar secure: whether the connection is TLS.
-    :ivar handshaking: whether its handshake is still under way.
-    :ivar tracing: whether the user wants to know of every byte and state.
+    :ivar last_received: the time of the last received byte, in seconds of the clock.
+    :ivar last_sent: the last time that bytes were written or left the transport's buffer.
+    :ivar bytes_received: the number of bytes received.
+    :ivar bytes_sent: the number of bytes given to the transport.
+    :ivar write_paused_since: the time since which the transport is full, ``None`` if it is not.
+    :ivar read_paused_since: the time since which reading is paused for a reason that the network timeout limits, ``None``
+        if
+        reading is not paused, or for another reason.
+    :ivar pdu_since: the time since which a PDU of the peer is incomplete, ``None`` if none is, or if reading is paused.
+    :ivar secure: whether the connection uses TLS.
+    :ivar handshaking: whether the TLS handshake is in progress.
+    :ivar tracing: whether the user is notified of all bytes and states.
     """
 
     transport: Any
@@ -155,10 +156,10 @@ class UpperLayerProtocol(TwistedProtocol):
         self._output: Output | None = None
         self._read_size = FileDescriptor.bufferSize
 
-    # --- the transport's side
+    # --- calls of the transport
 
     def connectionMade(self) -> None:
-        """The transport is open; under TLS, the handshake is still to come."""
+        """The transport is open; with TLS, the handshake is still to come."""
         self.last_received = self.last_sent = self.clock.seconds()
         self.secure = self.handshaking = ISSLTransport.providedBy(self.transport)
         self._tune_socket()
@@ -170,13 +171,13 @@ class UpperLayerProtocol(TwistedProtocol):
             self.user.transport_ready()
 
     def handshakeCompleted(self) -> None:
-        """The TLS handshake is done."""
+        """The TLS handshake is complete."""
         self.handshaking = False
         if not self.closed:
             self.user.transport_ready()
 
     def _tune_socket(self) -> None:
-        """Switch off Nagle's algorithm, and remember the socket whose acknowledgements are not to be delayed."""
+        """Switch off Nagle's algorithm, and remember the socket if its acknowledgements must not be delayed."""
         try:
             self.transport.setTcpNoDelay(True)
         except (AttributeError, OSError):
@@ -192,13 +193,14 @@ class UpperLayerProtocol(TwistedProtocol):
             transport = getattr(transport, "transport", None)
 
     def dataReceived(self, data: bytes) -> None:
-        """Bytes came."""
+        """Process received bytes."""
         sent_before = self.bytes_sent
         self._received(data)
         if self._socket is not None and self.bytes_sent == sent_before:
-            # A peer that leaves Nagle's algorithm on writes the next piece only when this one is acknowledged, which
-            # the kernel delays by 40 ms unless it is told after each read. An answer carries the acknowledgement with
-            # it.
+            # A peer that uses Nagle's algorithm writes its next part only when this one is acknowledged. The kernel delays
+            # the
+            # acknowledgement by 40 ms unless TCP_QUICKACK is set after each read. An answer carries the acknowledgement
+            # with it.
             try:
                 self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)  # type: ignore[arg-type]
             except OSError:
@@ -231,17 +233,17 @@ class UpperLayerProtocol(TwistedProtocol):
             self._read_more()
 
     def _read_more(self) -> None:
-        """A full read: a large data set is coming, and larger reads are fewer."""
+        """Read more at once: the last read was full, so a large data set is being received, and fewer reads are faster."""
         transport = self.transport
         if self._read_size < MAX_READ_SIZE and getattr(transport, "bufferSize", None) == self._read_size:
             self._read_size *= 2
             transport.bufferSize = self._read_size
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The connection is gone."""
+        """The connection is closed."""
         if self.closed:
             return
-        # What the connection says of it is not what the user wants to know: the reason is better.
+        # The user is given the transport's reason, which says more than the event of the connection.
         self.connection.connection_lost()
         self.closed = True
         self._socket = None
@@ -251,17 +253,17 @@ class UpperLayerProtocol(TwistedProtocol):
         self.user.transport_closed(reason)
 
     def pauseProducing(self) -> None:
-        """The transport is full."""
+        """Pause the data sets: the transport is full."""
         if self.write_paused_since is None:
             self.write_paused_since = self.clock.seconds()
             self._backlog = 0
 
     def write_progressed(self) -> None:
-        """The transport is full, but it was written to: the peer is there."""
+        """Note that the peer is alive: the transport is full, but accepted some bytes."""
         self.write_paused_since = self.last_sent = self.clock.seconds()
 
     def resumeProducing(self) -> None:
-        """The transport takes more."""
+        """Resume the data sets: the transport accepts more."""
         self.write_paused_since = None
         self.last_sent = self.clock.seconds()
         if self._backlogged:
@@ -271,41 +273,41 @@ class UpperLayerProtocol(TwistedProtocol):
             self.user.transport_writable()
 
     def stopProducing(self) -> None:
-        """The transport is going away; ``connectionLost`` follows."""
+        """Do nothing: the transport is closing, and ``connectionLost`` follows."""
 
-    # --- the association's side
+    # --- calls of the association
 
     def request(self, request: AAssociateRQ) -> None:
-        """Ask for an association; called in ``transport_ready``."""
+        """Request an association; called in ``transport_ready``."""
         self._do(self.connection.associate(request))
         self._step(self.connection.connection_made)
 
     def accept(self, answer: AAssociateAC) -> None:
-        """Answer yes."""
+        """Accept the association."""
         self._step(self.connection.accept, answer)
 
     def reject(self, answer: AAssociateRJ) -> None:
-        """Answer no."""
+        """Reject the association."""
         self._step(self.connection.reject, answer)
 
     def release(self) -> None:
-        """Ask for the release."""
+        """Request the release."""
         self._step(self.connection.release)
 
     def respond_release(self) -> None:
-        """Agree to the release."""
+        """Confirm the release."""
         self._step(self.connection.release_response)
 
     def abort(self) -> None:
-        """Abort, behind at most the PDU that is being written; without effect where nothing is left to abort."""
+        """Abort, after at most the PDU that is being written; no effect if there is nothing to abort."""
         self._step(self.connection.abort)
 
     def protocol_error(self, reason: int, detail: str) -> None:
-        """Abort as the service provider, for what a message of the peer broke."""
+        """Abort as the service provider, because a message of the peer breaks the rules."""
         self._step(self.connection.protocol_error, reason, detail)
 
     def close(self) -> None:
-        """Close the transport, now if nothing can be written any more."""
+        """Close the transport: at once if nothing more can be written."""
         self._do((Signal.CLOSE,))
 
     @property
@@ -315,7 +317,7 @@ class UpperLayerProtocol(TwistedProtocol):
 
     @property
     def write_size(self) -> int:
-        """How much of a data set to write at once, in bytes."""
+        """The part of a data set to write at once, in bytes."""
         assert self._output is not None
         return self._output.write_size
 
@@ -337,14 +339,14 @@ class UpperLayerProtocol(TwistedProtocol):
 
     @property
     def reading_paused(self) -> bool:
-        """Whether the peer is not read from."""
+        """Whether reading from the peer is paused."""
         return bool(self._read_pauses)
 
     def pause_reading(self, timed: bool = True) -> None:
         """
-        Do not read from the peer until :meth:`resume_reading` was called as often.
+        Pause reading from the peer until :meth:`resume_reading` is called as many times as this method.
 
-        :param timed: whether the network timeout is to end a pause that lasts; if not, it may last for ever.
+        :param timed: whether the network timeout limits the pause; if not, it may last forever.
         """
         self._read_pauses += 1
         self._timed_pauses += timed
@@ -357,9 +359,9 @@ class UpperLayerProtocol(TwistedProtocol):
             self.transport.pauseProducing()
 
     def resume_reading(self, timed: bool = True) -> None:
-        """Take one pause back, *timed* as it was."""
+        """End one pause that was begun with the same *timed*."""
         if not self._read_pauses:
-            return  # closing took all of them back
+            return  # closing has ended all pauses
         self._read_pauses -= 1
         self._timed_pauses -= timed
         if not self._timed_pauses:
@@ -370,7 +372,7 @@ class UpperLayerProtocol(TwistedProtocol):
             self.transport.resumeProducing()
 
     def _read_to_the_end(self) -> None:
-        """Take back all pauses: from here on only the peer's close is waited for, which a paused transport misses."""
+        """End all pauses: from now on only the peer's close is awaited, which a paused transport does not notice."""
         if self._read_pauses and not self.closed:
             self._read_pauses = self._timed_pauses = 0
             self.read_paused_since = None
@@ -393,7 +395,7 @@ class UpperLayerProtocol(TwistedProtocol):
         if again is not None:
             self.watch(max(again - now, 0.001))
 
-    # --- what the connection asks for
+    # --- events of the connection
 
     def _step(self, primitive: Callable[..., list[ULEvent]], *args: Any) -> None:
         before = self.connection.state
@@ -438,10 +440,10 @@ class UpperLayerProtocol(TwistedProtocol):
             self._artim = self.clock.callLater(self._artim_seconds, self._artim_expired)
 
     def _artim_expired(self) -> None:
-        # Whoever has not closed by now may never read what is queued: no flush is waited for.
+        # A peer that has not closed by now may never read the queued bytes, so this does not wait until they are flushed.
         before = self.connection.state
         if before is State.STA2:
-            detail = f"no association request came within {self._artim_seconds:g} seconds"
+            detail = f"no association request was received within {self._artim_seconds:g} seconds"
             self.user.abort_indication(AbortIndication(0, 0, by_peer=False, detail=detail))
         self._do([event for event in self.connection.artim_expired() if event is not Signal.CLOSE])
         if self.tracing:
@@ -453,13 +455,13 @@ class UpperLayerProtocol(TwistedProtocol):
             return
         if self._output is not None:
             self._output.hand_over()
-        # A registered producer keeps loseConnection from ever completing.
+        # loseConnection never completes while a producer is registered.
         self.transport.unregisterProducer()
         if self.write_paused_since is not None:
             self.transport.abortConnection()
             return
         if self._artim_seconds is not None:
-            # Under TLS the peer has to answer the close, and may not.
+            # With TLS the peer has to answer the close, and perhaps does not.
             self._closing = self.clock.callLater(self._artim_seconds, self.transport.abortConnection)
         self._read_to_the_end()
         self.transport.loseConnection()

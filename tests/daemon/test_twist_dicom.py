@@ -156,7 +156,7 @@ class TwistDicom(TestCase):
         answers = await gatherResults([protocol.closed for protocol in silent])
         self.assertEqual(answers, [b""] * 8)
         await self.echo(port)
-        self.assertEqual(self.server.text.count("no association request came within 2 seconds"), 8)
+        self.assertEqual(self.server.text.count("no association request was received within 2 seconds"), 8)
 
     async def test_garbage(self) -> None:
         """A connection that does not speak DICOM is aborted, and logged in one line without a traceback."""

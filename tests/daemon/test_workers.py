@@ -209,7 +209,7 @@ class Reload(ServerTestCase):
         for text, words in (
             ("max-asociations = 3", "did you mean max-associations?"),
             ("max-associations = 0", "max-associations '0' is not a number"),
-            ('port = "unix:/tmp/x"\nworkers = 2', "takes one process"),
+            ('port = "unix:/tmp/x"\nworkers = 2', "can be used by one process only"),
             ("workers = 65", "workers '65' is not a number from 1 to 64"),
         ):
             self.configuration.write_text(text)

@@ -37,7 +37,7 @@ class Silence(HostileTestCase):
         self.wait(1)
         self.assertIsNotNone(peer.closed)
         self.assertEqual(peer.received, b"")
-        self.assertEqual(self.lines_with("no association request came within 30 seconds"), 1)
+        self.assertEqual(self.lines_with("no association request was received within 30 seconds"), 1)
 
     def test_a_request_that_comes_byte_by_byte(self) -> None:
         # The time is for the whole PDU: bytes that come now and then do not help.
@@ -49,7 +49,7 @@ class Silence(HostileTestCase):
             peer.send(request[place : place + 1])
             self.network.advance(1)
         self.assertIsNotNone(peer.closed)
-        self.assertEqual(self.lines_with("no association request came within 30 seconds"), 1)
+        self.assertEqual(self.lines_with("no association request was received within 30 seconds"), 1)
 
     def test_a_release_that_comes_byte_by_byte(self) -> None:
         peer = self.connect(established=True)

@@ -403,7 +403,7 @@ class ClientTests(Handshakes):
                 server,
                 client,
                 "host name mismatch: we asked for " + wrong.replace("\\", ""),
-                "perhaps our certificate is not for the host name",
+                "perhaps our certificate is not valid for the host name",
             )
             self.assertIn("127.0.0.1", client.text or "")
 
@@ -520,7 +520,7 @@ class ProfileTests(Handshakes):
                 server,
                 client,
                 "offers no cipher suite that our TLS profile allows",
-                "no cipher suite in common",
+                "no common cipher suite",
             )
 
     @awaited

@@ -78,7 +78,7 @@ class PeersTest(SynchronousTestCase):
         known = self.peers(f"@{path}")
         path.write_text("A=two:2\nB\n")
         error = self.assertRaises(ValueError, known.reload)
-        self.assertIn(f"{path}, line 2: 'B' is no peer", str(error))
+        self.assertIn(f"{path}, line 2: 'B' is not a peer", str(error))
         self.assertEqual(known.destination("A"), ("one", 1))
 
     def test_bounds(self) -> None:

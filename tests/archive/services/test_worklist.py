@@ -322,5 +322,5 @@ class Options(SynchronousTestCase):
         self.assertIn("--worklist: nowhere is no folder", self.refused("--worklist", "nowhere"))
 
     def test_no_peer(self) -> None:
-        self.assertIn("--peer: 'PACS' is no peer", self.refused("--peer", "PACS"))
+        self.assertIn("--peer: 'PACS' is not a peer", self.refused("--peer", "PACS"))
         self.assertIn("--peer: cannot read the peers of 'none'", self.refused("--peer", "@none"))
