@@ -290,7 +290,7 @@ def _options() -> list[Callable[..., Any]]:
             type=click.IntRange(1, MAX_OPERATIONS),
             default=1,
             metavar="N",
-            help="Outstanding operations on an association, for store, if the peer agrees to that many.",
+            help="Outstanding operations on an association, for store, up to the number that the peer agrees to.",
         ),
         connection(
             "--max-pdu",

@@ -304,7 +304,7 @@ class Commit:
             and not client.error
             and not client.interrupted
         ):
-            client.error = "no instance is given: none of the files is a DICOM instance"
+            client.error = "there is nothing to commit: the input names no DICOM instance"
         exit_status = client.exit_status(not self.failed)
         client.print_errors()
         if client.association is not None:
