@@ -248,7 +248,7 @@ class Associations(AccessTestCase):
         self.scu.ae_title = "SCU"
         self.network.address = "10.2.0.1"
         self.assertEqual(self.rejected(ae_title="SCP"), (1, 1, 1))
-        lines = [line for line in self.lines if "asked for" in line]
+        lines = [line for line in self.lines if " requested " in line]
         self.assertEqual(len(lines), 3)
         self.assertIn("no rule has this called AE title", lines[0])
         self.assertIn("no rule allows anything to this address", lines[2])
