@@ -1,5 +1,5 @@
 """
-How a server that runs is doing: how late the reactor is, how many associations there are, what they did, what memory it takes.
+The vital signs of a running server: the lag of its reactor, its associations and operations, its memory.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 __all__ = ["ReactorLag", "Vitals", "resident_memory"]
 
-#: The time between two looks at how late the reactor is, in seconds.
+#: The time between two measurements of the lag, in seconds.
 INTERVAL: Final = 0.5
-#: The time that the maximum and the mean are of, and in which it is told once at the most that they are high, in seconds.
+#: The period of the maximum and the mean, in which at most one warning is logged, in seconds.
 WINDOW: Final = 60.0
 
 
 class ReactorLag:
     """
-    How late the timers of a reactor fire: what computes in its thread, or blocks it, holds all of them up.
+    The lag of a reactor: the time by which its timers fire late, because code computes in its thread or blocks it.
 
     :param clock: the reactor.
-    :param warning: how late, in seconds, is told in the log; ``None`` for nothing.
+    :param warning: the lag from which on a warning is logged, in seconds; ``None`` for no warning.
     """
 
     log = Logger()
@@ -43,26 +43,26 @@ class ReactorLag:
         self._call: Any = None
 
     def start(self) -> None:
-        """Look from here on; nothing happens where that is done already."""
+        """Start the measurements, unless they run already."""
         if self._call is None:
             self._samples.clear()
             self._told = None
             self._next()
 
     def stop(self) -> None:
-        """Look no longer; what was seen stays to be asked for."""
+        """Stop the measurements; their results stay available."""
         call, self._call = self._call, None
         if call is not None:
             call.cancel()
 
     @property
     def maximum(self) -> float:
-        """The latest that a timer was in the last minute, in seconds. One that has not fired though it is due counts."""
+        """The maximum of the last minute, in seconds. A timer that is due and has not fired counts."""
         return max((late for _, late in self._recent()), default=0.0)
 
     @property
     def mean(self) -> float:
-        """How late they were on average in the last minute, in seconds."""
+        """The mean of the last minute, in seconds."""
         recent = self._recent()
         return sum(late for _, late in recent) / len(recent) if recent else 0.0
 
@@ -98,14 +98,14 @@ class ReactorLag:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vitals:
     """
-    How a server is doing.
+    The vital signs of a server at one moment.
 
-    :ivar associations: how many are established.
-    :ivar connections: how many connections there are, with an association or without.
-    :ivar operations: how many operations were performed since the start, by service such as ``"C-STORE"``.
-    :ivar lag_maximum: the latest that a timer was in the last minute, in seconds.
-    :ivar lag_mean: how late they were on average.
-    :ivar memory: the resident memory of the process, in bytes; 0 where the system does not tell.
+    :ivar associations: the number of established associations.
+    :ivar connections: the number of connections, with an association or without.
+    :ivar operations: the number of operations that were performed since the start, by service such as ``"C-STORE"``.
+    :ivar lag_maximum: the maximum lag of the reactor in the last minute, in seconds.
+    :ivar lag_mean: the mean lag of the reactor in the last minute, in seconds.
+    :ivar memory: the resident memory of the process, in bytes; 0 if the system does not report it.
     """
 
     associations: int
@@ -117,7 +117,7 @@ class Vitals:
 
     @classmethod
     def of(cls, server: Server | None, lag: ReactorLag) -> Vitals:
-        """Return how *server* is doing; ``None`` where nothing listens."""
+        """Return the vital signs of *server*, which is ``None`` if nothing listens."""
         return cls(
             associations=0 if server is None else len(server.active_associations),
             connections=0 if server is None else len(server.factory.associations),
@@ -137,7 +137,7 @@ class Vitals:
 
 
 def resident_memory() -> int:
-    """Return the resident memory of this process in bytes, 0 where the system does not tell it in ``/proc``."""
+    """Return the resident memory of this process in bytes, 0 if ``/proc`` does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):

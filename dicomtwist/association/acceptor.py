@@ -136,7 +136,7 @@ class AcceptorAssociation(Association):
         Deferred.fromCoroutine(self._negotiate(request)).addErrback(self._negotiation_failed)
 
     def _learn(self, request: AAssociateRQ) -> None:
-        """Take over the requestor's side of the request, and become the AE that it calls."""
+        """Take over the requestor's side of the request, and choose the host that it calls."""
         requestor = self.requestor
         # Behind a proxy, the transport learns the peer's address from the first bytes.
         requestor.address, requestor.port = address_of(self._protocol.transport.getPeer())
