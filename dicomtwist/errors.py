@@ -257,7 +257,7 @@ class ExecutorFull(DICOMError):
     """
     The queue of an executor is full, so that it does not take the call. A server refuses the request: out of resources.
 
-    :ivar name: what the executor is for.
+    :ivar name: the purpose of the executor.
     :ivar max_queued: the most calls that wait in its queue.
     """
 

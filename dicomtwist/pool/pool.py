@@ -56,7 +56,7 @@ class AssociationPool(Service):
 
     :param ae: who asks.
     :param address: the peer, together with *port*, as in :meth:`dicomtwist.AE.associate`.
-    :param port: the peer's port, ``None`` where *address* is an endpoint or its string.
+    :param port: the peer's port, ``None`` if *address* is an endpoint or its string.
     :param ae_title: the peer's AE title. The parameters up to *evt_handlers* are those of :meth:`~dicomtwist.AE.associate`.
     :param size: how many associations there are at once at the most.
     :param idle_timeout: after how many seconds without use an association is released; ``None`` for never. It has to be
@@ -202,7 +202,7 @@ class AssociationPool(Service):
 
         :param operation: called with an association, such as ``lambda assoc: assoc.send_c_store(path)``; it returns a
             Deferred or a coroutine.
-        :param retry: whether to try again; by default where nothing was sent but C-ECHO, C-STORE, C-FIND, C-GET, C-MOVE and
+        :param retry: whether to retry; by default if nothing was sent but C-ECHO, C-STORE, C-FIND, C-GET, C-MOVE and
             N-GET, which change nothing if they are done twice.
         :returns: a Deferred with the result of *operation*. It fails with what *operation* fails with, or as
             :meth:`association` says. Cancelling it cancels what it waits for.

@@ -101,7 +101,7 @@ def _handle(performance: Performance, event: evt.NormalisedEvent) -> None:
     if len(event.encoded_dataset) <= DECODED_AT_ONCE:
         call()
     else:
-        # An error of decoding is raised again when the handler accesses the data set, where it can be handled.
+        # An error of decoding is raised again when the handler accesses the data set, and the handler can handle it.
         performance.assoc.ae.executors.decoding.run(event.decode).addBoth(call)
 
 

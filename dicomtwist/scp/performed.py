@@ -142,7 +142,7 @@ class Performance:
         Call the handler of an intervention, and continue with its value, at once if it is known at once.
 
         :param then: called with the value.
-        :param failure_status: the status to answer with where the handler raises.
+        :param failure_status: the status of the response if the handler raises.
         """
         bound = self.assoc.handler(event)
         assert bound is not None

@@ -71,7 +71,7 @@ class ServiceClassUser:
         Ask the peer to store an instance (C-STORE, PS3.7 9.1.1).
 
         :param dataset: the path of a Part 10 file, which is streamed from disk; a pydicom Dataset; an open binary file or
-            the like that gives a Part 10 file from where it stands; or the ``bytes`` of one.
+            similar object that reads a Part 10 file from its current position; or the ``bytes`` of one.
         :param priority: 0 medium, 1 high, 2 low.
         :param originator_aet: for a sub-operation of a C-MOVE, the AE title that requested the C-MOVE.
         :param originator_id: the Message ID of that C-MOVE.
@@ -80,8 +80,8 @@ class ServiceClassUser:
             * the :class:`AssociationError` that ended the association before the response arrived,
               :class:`NotEstablished`,
             * :class:`NoPresentationContext` if no accepted context fits the SOP Class and transfer syntax,
-            * ``OSError``, :class:`~dicomtwist.part10.NotDicomFile` or :class:`~dicomtwist.errors.DataSetError` where
-              the data set cannot be read or encoded. If that shows when part of it is sent, the association is aborted.
+            * ``OSError``, :class:`~dicomtwist.part10.NotDicomFile` or :class:`~dicomtwist.errors.DataSetError` if
+              the data set cannot be read or encoded. If a part of it has been sent by then, the association is aborted.
         """
         return Deferred.fromCoroutine(self._store(dataset, priority, originator_aet, originator_id))
 

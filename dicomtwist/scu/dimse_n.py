@@ -139,7 +139,7 @@ class NormalisedUser(ServiceClassUser):
         """
         Ask the peer to do something with a SOP Instance (N-ACTION, PS3.7 10.1.4).
 
-        :param dataset: the Action Information, ``None`` where there is none.
+        :param dataset: the Action Information, ``None`` for none.
         :param action_type: the Action Type ID.
         :param class_uid: the SOP Class UID.
         :param instance_uid: the SOP Instance UID.

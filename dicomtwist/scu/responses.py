@@ -291,7 +291,7 @@ class Answers:
         self.leave()
 
     def __del__(self) -> None:
-        responses = self.__dict__.get("_responses")  # missing where the constructor raised
+        responses = self.__dict__.get("_responses")  # missing if the constructor raised
         if responses is not None:
             _let_go(responses)
 
