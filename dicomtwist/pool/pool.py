@@ -54,26 +54,26 @@ class AssociationPool(Service):
     It can be used at once, and as a Twisted service in a ``MultiService``; ``async with AssociationPool(...) as pool`` stops
     it at the end. All times are in seconds of the AE's reactor.
 
-    :param ae: who asks.
+    :param ae: the AE that requests the associations.
     :param address: the peer, together with *port*, as in :meth:`dicomtwist.AE.associate`.
     :param port: the peer's port, ``None`` if *address* is an endpoint or its string.
     :param ae_title: the peer's AE title. The parameters up to *evt_handlers* are those of :meth:`~dicomtwist.AE.associate`.
-    :param size: how many associations there are at once at the most.
-    :param idle_timeout: after how many seconds without use an association is released; ``None`` for never. It has to be
-        below the AE's ``network_timeout``, which aborts an association on which nothing happens.
-    :param max_waiting: how many operations wait at the most; one more fails with :class:`PoolFull`.
-    :param attempts: how many attempts an operation has, those to get an association included.
-    :param timeout: how many seconds an operation may wait and be tried again; ``None`` for ever. One that is under way is
-        not cut off: it has the timeouts of the AE.
-    :param retry_policy: how many seconds to wait after so many failures in a row, such as
+    :param size: the most associations at once.
+    :param idle_timeout: the time without use after which an association is released, in seconds; ``None`` for never. It
+        has to be below the AE's ``network_timeout``, which aborts an association on which nothing happens.
+    :param max_waiting: the most operations that wait; one more fails with :class:`PoolFull`.
+    :param attempts: the number of attempts of an operation, those to establish an association included.
+    :param timeout: the time in which an operation may wait and be retried, in seconds; ``None`` for no limit. It does not
+        end an operation that is being performed, which has the timeouts of the AE.
+    :param retry_policy: a function that returns the delay in seconds for a number of failures in a row, such as
         :class:`dicomtwist.runtime.backoff.Backoff` or ``twisted.application.internet.backoffPolicy(...)``.
-    :param grace: how many seconds operations may go on when the pool is stopped; ``None`` for ever.
+    :param grace: the time in which operations may finish when the pool is stopped, in seconds; ``None`` for no limit.
     :raises ValueError: an argument is wrong.
     :raises TypeError: an argument is of a wrong type.
 
-    :ivar established: how many associations were established so far.
-    :ivar failed: how many attempts to establish one have failed.
-    :ivar retried: how many times an operation was tried again, after the association was lost under it.
+    :ivar established: the number of associations that were established.
+    :ivar failed: the number of attempts to establish one that failed.
+    :ivar retried: the number of retries of operations after their association was lost.
     """
 
     log = Logger()
@@ -185,11 +185,11 @@ class AssociationPool(Service):
         The pool retries nothing in the block. If the block leaves requests unanswered, because it was cancelled or did not
         wait, the association is not lent again, and released when they are answered.
 
-        :param exclusive: whether nobody else may use the association meanwhile, whatever window it has.
-        :raises PoolError: there was none to be had: :class:`PoolFull`, :class:`PoolTimeout`, :class:`RetriesExhausted` or
-            :class:`PoolStopped`, with the last failure as its cause.
-        :raises AssociationRejected: for good, while there was no other association. So with :class:`NoAcceptedContexts` and
-            errors of TLS.
+        :param exclusive: whether the block has the association alone, whatever its window is.
+        :raises PoolError: no association was available: :class:`PoolFull`, :class:`PoolTimeout`,
+            :class:`RetriesExhausted` or :class:`PoolStopped`, with the last failure as its cause.
+        :raises AssociationRejected: the peer rejected permanently, and the pool had no other association.
+            :class:`NoAcceptedContexts` and TLS errors are raised in this case as well.
         """
         return _Borrowed(self, exclusive)
 
@@ -204,8 +204,8 @@ class AssociationPool(Service):
             Deferred or a coroutine.
         :param retry: whether to retry; by default if nothing was sent but C-ECHO, C-STORE, C-FIND, C-GET, C-MOVE and
             N-GET, which change nothing if they are done twice.
-        :returns: a Deferred with the result of *operation*. It fails with what *operation* fails with, or as
-            :meth:`association` says. Cancelling it cancels what it waits for.
+        :returns: a Deferred with the result of *operation*. It fails with the error of *operation*, or with one of
+            :meth:`association`. Cancelling it cancels the step that it waits for.
         """
         return Deferred.fromCoroutine(self._run(operation, retry))
 
