@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from dicomtwist import AssociationAborted, AssociationLost, DataSetError, build_role, evt
-from dicomtwist.datasets import CHUNK, DataSetStream, sources
+from dicomtwist.datasets import CHUNK, Chunk, DataSetStream, outgoing_instance
 from dicomtwist.dimse.messages import CEchoRSP
 from dicomtwist.exchange.send_queue import MAX_PDUS
 from dicomtwist.testing import ScriptedPeer
@@ -133,8 +133,8 @@ class PeerDoesNotRead(MemoryTestCase):
             opened.append(builtins.open(*args, **kwargs))
             return opened[-1]
 
-        sources.open = recording  # type: ignore[attr-defined]
-        self.addCleanup(delattr, sources, "open")
+        outgoing_instance.open = recording  # type: ignore[attr-defined]
+        self.addCleanup(delattr, outgoing_instance, "open")
 
 
 class Writes(MemoryTestCase):
@@ -492,7 +492,7 @@ class Sources(MemoryTestCase):
         class Odd:
             closed = False
 
-            def read(self) -> sources.Chunk:
+            def read(self) -> Chunk:
                 return b"abc", False
 
             def close(self) -> None:
