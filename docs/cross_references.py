@@ -22,6 +22,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.domains import Domain
 from sphinx.environment import BuildEnvironment
 
 import dicomtwist
@@ -92,6 +93,17 @@ def candidates(node: pending_xref) -> Iterator[str]:
     yield f"builtins.{target}"
 
 
+@cache
+def public_names(domain: Domain) -> dict[int, str]:
+    """Return the path under which each object is documented, by its ``id()``."""
+    public: dict[int, str] = {}
+    for name, *_ in domain.get_objects():
+        for _, value in (find(name) or [])[-1:]:
+            if value is not None and not isinstance(value, int | str):
+                public.setdefault(id(value), name)
+    return public
+
+
 def resolve(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement
 ) -> nodes.Element | None:
@@ -99,14 +111,7 @@ def resolve(
     if node.get("refdomain") != "py":
         return None
     domain = env.domains["py"]
-    public: dict[int, str] | None = getattr(env, "dicomtwist_public_names", None)
-    if public is None:
-        public = {}
-        for name, *_ in domain.get_objects():
-            for _, value in (find(name) or [])[-1:]:
-                if value is not None and not isinstance(value, int | str):
-                    public.setdefault(id(value), name)
-        env.dicomtwist_public_names = public  # type: ignore[attr-defined]
+    public = public_names(domain)
     target = node["reftarget"]
     for candidate in candidates(node):
         found = find(candidate)

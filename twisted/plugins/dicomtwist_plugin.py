@@ -1,5 +1,5 @@
 """
-What dicomtwist adds to Twisted's plugins: ``twist dicom`` and the endpoint prefix ``dicomtls:``.
+The plugins that dicomtwist adds to Twisted: ``twist dicom`` and the endpoint prefix ``dicomtls:``.
 
 Every ``twist`` command and every endpoint string imports this file, so it only names things; the modules
 behind the names are imported when one of them is used.
