@@ -320,7 +320,7 @@ class _Incoming:
             self._refuse(reason)
 
         executor = self._receiver.executor
-        # What has begun is carried through, however much waits: a peer sends one data set at a time on an association.
+        # An instance that has begun is carried through, however much waits: an association receives one at a time.
         run = executor.run if self._writer is None else executor.run_admitted
         run(self._write_some, waiting).addCallbacks(written, failed)
 

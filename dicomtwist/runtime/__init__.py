@@ -1,1 +1,1 @@
-"""What every folder may use: threads and memory."""
+"""Services for every room: executors, back-off, memory."""

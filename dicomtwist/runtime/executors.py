@@ -186,7 +186,7 @@ class Executor:
 
     :param reactor: where the results come back. One with ``make_thread_pool(minimum, maximum, name)``, as that of
         :mod:`dicomtwist.testing`, brings threads of its own.
-    :param name: what it is for; its threads are named so.
+    :param name: its purpose, after which its threads are named.
     :param bounds: how many threads, and how long the queue.
     """
 
