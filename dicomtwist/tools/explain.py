@@ -128,7 +128,7 @@ def _refused_certificate(error: PeerCertificateError) -> Cause:
 
 #: The TLS alerts of a peer (RFC 8446 6.2), by a part of OpenSSL's reason: the code and the advice.
 _ALERTS = {
-    "certificate required": ("client-certificate", "give our certificate with --tls-certificate and --tls-key"),
+    "certificate required": ("client-certificate", "give one with --tls-certificate and --tls-key"),
     "handshake failure": (
         "client-certificate",
         "give our certificate with --tls-certificate and --tls-key, or other cipher suites with --tls-profile",
