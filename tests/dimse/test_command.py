@@ -37,7 +37,7 @@ STORE_VALUES: dict[str, Value] = {
     "move_originator_message_id": 0x1234,
 }
 
-# No spaces, which are padding at the ends, and no backslash, which parts several values.
+# No spaces, which are padding at the ends, and no backslash, which separates values.
 characters = st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="\\")
 VALUES: dict[str, st.SearchStrategy[Value]] = {
     "UI": st.text("0123456789.", min_size=1, max_size=64),
@@ -59,7 +59,7 @@ def element(number, value, group=0):
 
 
 def pydicom_encode(values):
-    """Return what pydicom makes of *values* in Implicit VR Little Endian, with the group length in front."""
+    """Return *values* encoded by pydicom in Implicit VR Little Endian, with the group length in front."""
     dataset = Dataset()
     for keyword, value in values.items():
         number, vr = KEYWORDS[keyword]
@@ -72,7 +72,7 @@ def pydicom_encode(values):
 
 
 def pydicom_decode(encoded):
-    """Return what pydicom reads in *encoded*, by our keywords."""
+    """Return *encoded* decoded by pydicom, with the keywords of dicomtwist."""
     values = {}
     for item in read_dataset(BytesIO(encoded), is_implicit_VR=True, is_little_endian=True):
         if item.tag.element == 0:
@@ -123,7 +123,7 @@ class KnownBytesTests(unittest.TestCase):
             (b"1.\xe4\0", "1.\xe4", [foreign]),
             (b"1.\xe4 ", "1.\xe4", [foreign, padded]),
         ):
-            # In front, where most are read at one go, and anywhere else.
+            # At the front, where most command sets are decoded in one step, and elsewhere.
             front = STORE[:12] + element(2, raw) + STORE[46:]
             for data, keyword in (
                 (front, "affected_sop_class_uid"),
@@ -150,7 +150,7 @@ class KnownBytesTests(unittest.TestCase):
 
 
 class DictionaryTests(unittest.TestCase):
-    """Our table of elements against pydicom's dictionary."""
+    """The table of elements against pydicom's dictionary."""
 
     def test_elements(self):
         for number, (keyword, vr) in ELEMENTS.items():
@@ -160,7 +160,7 @@ class DictionaryTests(unittest.TestCase):
 
 
 class PydicomTests(unittest.TestCase):
-    """Our bytes are pydicom's bytes."""
+    """The bytes are those of pydicom."""
 
     @given(commands)
     def test_encode(self, values):
@@ -185,7 +185,7 @@ class ToleranceTests(unittest.TestCase):
             self.assertEqual(decode_command(element(number, b"")), {})
 
     def test_any_order(self):
-        """PS3.7 wants the elements in ascending order; what is out of order is still clear."""
+        """PS3.7 requires ascending elements; elements in another order are still unambiguous."""
         parts = [element(0x0110, b"\1\0"), element(0x0100, b"\x30\0"), element(0x0002, b"1.2\0")]
         self.assertEqual(
             decode_command(b"".join(parts)),
@@ -208,7 +208,7 @@ class MalformedTests(unittest.TestCase):
         self.assert_invalid(element(0x0010, b"", group=8), "group 0000 only")
 
     def test_other_groups_behind_a_response(self):
-        """As Orthanc writes them, in a C-GET response of which a sub-operation failed."""
+        """Orthanc writes them in a C-GET response after a sub-operation has failed."""
         response = element(0x0100, b"\x10\x80") + element(0x0120, b"\1\0")
         more = element(0x0000, b"\4\0\0\0", group=8) + element(0x0058, b"1.2\0", group=8)
         tolerated: list[str] = []

@@ -22,7 +22,7 @@ LAST = 2
 
 
 class Recorder:
-    """A user that writes down what it gets."""
+    """A user that records its messages."""
 
     def __init__(self):
         self.received = []
@@ -49,7 +49,7 @@ def receiver(contexts=(1, 3), limit=None):
 
 
 def pdus(buffers):
-    """Return the P-DATA-TF PDUs that *buffers* are."""
+    """Return the P-DATA-TF PDUs in *buffers*."""
     stream = b"".join(buffers)
     result = []
     while stream:
@@ -138,7 +138,7 @@ class ReceiveTests(unittest.TestCase):
         self.assertEqual(user.received, [(5, ECHO)])
 
     def test_the_receiver_is_ready_when_the_user_is_called(self):
-        """A user may look at the receiver, or fail, without harm to the next message."""
+        """In a call, a user may examine the receiver, or fail, without harm to the next message."""
         seen = []
 
         class Looker(Recorder):
@@ -327,15 +327,15 @@ class EncodeTests(unittest.TestCase):
             self.assertEqual(bool(pdv.control & LAST), last and place == len(sent) - 1)
             self.assertEqual(len(pdv.data) % 2, 0)
             self.assertLessEqual(len(pdv.data), payload)
-        # As few as can be.
+        # As few PDUs as possible.
         self.assertEqual(len(sent), max(1, -(-len(data) // payload)))
 
 
 class RoundTripTests(unittest.TestCase):
-    """What is encoded goes through the framing to the receiver and comes out the same."""
+    """An encoded message is the same after it has passed through framing and receiver."""
 
     def carry(self, message, pieces, payload, size):
-        """Send *message* with *pieces* as its data set; return what a receiver got from reads of *size*."""
+        """Send *message* with *pieces* as its data set in reads of *size*; return the received message."""
         buffers = encode_pdata(1, True, message.encode(), payload)
         for place, piece in enumerate(pieces):
             buffers += encode_pdata(1, False, piece, payload, place == len(pieces) - 1)

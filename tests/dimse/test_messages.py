@@ -31,8 +31,9 @@ from dicomtwist.dimse.messages import (
 from dicomtwist.errors import InvalidMessage
 from tests.dimse.test_command import STORE, VALUES, pydicom_decode, pydicom_encode
 
-# PS3.7 E.1 and 9.3, 10.3: the Command Field, the name, the elements beside Command Field and Command Data Set Type. In
-# brackets what may be left out (here the responses' status elements of Annex C too).
+# PS3.7 E.1 and 9.3, 10.3: the Command Field, the name, the elements beside Command Field and Command Data Set Type.
+# Optional
+# elements are in brackets (here also the status elements of Annex C in responses).
 STANDARD = """
 0001 C-STORE-RQ  0002 0110 0700 1000 [1030] [1031]
 8001 C-STORE-RSP [0002] 0120 0900 [0901] [0902] [0903] [1000]
@@ -61,7 +62,7 @@ STANDARD = """
 
 
 def read_standard():
-    """Yield (Command Field, name, {element number: whether it may be left out})."""
+    """Yield (Command Field, name, {element number: whether it is optional})."""
     for line in STANDARD.strip().splitlines():
         number, name, *elements = line.split()
         yield int(number, 16), name, {int(word.strip("[]"), 16): word[0] == "[" for word in elements}
@@ -146,7 +147,7 @@ class KnownBytesTests(unittest.TestCase):
         self.assertEqual(decode_message(request), CEchoRQ(message_id=5))
 
     def test_data_set_type(self):
-        """0101 says that there is no data set, any other value that there is one (PS3.7 E.1)."""
+        """0101 means that there is no data set, any other value that there is one (PS3.7 E.1)."""
         for number in 0x0000, 0x0001, 0x0002, 0x0100, 0x0102, 0xFFFF, NO_DATASET:
             message = decode_message(
                 command(
@@ -194,7 +195,7 @@ class RoundTripTests(unittest.TestCase):
 
 
 class MissingTests(unittest.TestCase):
-    """What cannot be acted on is refused, what can is not."""
+    """A message is refused only if a missing element prevents the operation."""
 
     def assert_invalid(self, words, **values):
         with self.assertRaisesRegex(InvalidMessage, words):
@@ -230,7 +231,7 @@ class MissingTests(unittest.TestCase):
         )
 
     def test_what_is_tolerated_is_told(self):
-        """Each once, and nothing of what may be left out."""
+        """Each deviation is described once; missing optional elements are not deviations."""
         none = {"command_data_set_type": 0x0101}
         for values, told in (
             ({"command_field": 0x8030, "message_id_being_responded_to": 3, "status": 0, **none}, ()),

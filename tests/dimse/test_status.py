@@ -7,7 +7,7 @@ import unittest
 from dicomtwist.dimse import status
 from dicomtwist.dimse.status import Status, StatusCategory, category, meaning
 
-# PS3.7 C.1 to C.5 and PS3.4 for the services: the class of each range, both ends included.
+# PS3.7 C.1 to C.5, and PS3.4 for the services: the class of each range, both ends included.
 RANGES = """
 0000 0000 Success
 0001 0001 Warning

@@ -1,4 +1,4 @@
-"""Status codes in words, for each service class (PS3.4), and what pynetdicom and the reference document know of them."""
+"""The meanings of status codes for each service class (PS3.4), against pynetdicom and the reference document."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dicomtwist.sop_class import ServiceClass, register_uid
 
 SERVICES = {request.SERVICE for request in RESPONSES}
 
-#: pynetdicom's tables, and what they are of: the service class, and the DIMSE service where the table is of one alone.
+#: pynetdicom's tables: the service class of each, and the DIMSE service if the table belongs to only one.
 PEER_TABLES = {
     "GENERAL_STATUS": (("", ""),),
     "VERIFICATION_SERVICE_CLASS_STATUS": (("Verification", "C-ECHO"),),
@@ -48,7 +48,7 @@ PEER_TABLES = {
     "RT_MACHINE_VERIFICATION_SERVICE_CLASS_STATUS": (("RT Machine Verification", ""),),
 }
 
-#: The service classes that have the codes of Query/Retrieve, but for those of single SOP Classes of it.
+#: The service classes with the codes of Query/Retrieve, except for those of single SOP Classes in it.
 LIKE_QUERY_RETRIEVE = (
     "Hanging Protocol Query/Retrieve",
     "Color Palette Query/Retrieve",
@@ -58,7 +58,7 @@ LIKE_QUERY_RETRIEVE = (
     "Inventory Query/Retrieve",
 )
 
-# The status tables of the reference document 003: service, first and last code, and its words.
+# The status tables of the reference document 003: service, first and last code, and meaning.
 REFERENCE = """
 C-ECHO 0000 0000 Success
 C-ECHO 0122 0122 SOP Class Not Supported
@@ -109,7 +109,7 @@ C-STORE C000 CFFF Cannot understand
 
 
 class TableTests(unittest.TestCase):
-    """The tables are sound in themselves."""
+    """The tables are consistent."""
 
     def test_each_service_class_is_one(self) -> None:
         self.assertEqual({table.service_class for table in TABLES} - set(ServiceClass), set())
@@ -122,7 +122,7 @@ class TableTests(unittest.TestCase):
         self.assertEqual(len(names), len(set(names)))
 
     def test_rows(self) -> None:
-        """A row is of one status class, has words, and comes into effect."""
+        """A row has one status class and a meaning, and no other row hides it."""
         for table in TABLES:
             seen: set[int] = set()
             for first, last, words in table.rows:
@@ -135,7 +135,7 @@ class TableTests(unittest.TestCase):
                     self.assertEqual(meaning(code, table.service, table.service_class), words)
 
     def test_a_code_means_one_thing_in_a_service_class(self) -> None:
-        """Whatever the service, so that it is right also where the service is not known."""
+        """It does so for every service, so that the meaning is right even if the service is not known."""
         for service_class in {table.service_class for table in TABLES} - {"Unified Procedure Step"}:
             known: dict[int, str] = {}
             for table in status_tables(service_class):
@@ -155,7 +155,7 @@ class TableTests(unittest.TestCase):
 
 
 class MeaningTests(unittest.TestCase):
-    """The same code in one service class and another."""
+    """The meaning of a code in different service classes."""
 
     def test_relevant_patient(self) -> None:
         uid = "1.2.840.10008.5.1.4.37.1"
@@ -189,7 +189,7 @@ class MeaningTests(unittest.TestCase):
         self.assertEqual(meaning(0xC999, "N-ACTION", push), "Failure")
 
     def test_error_id(self) -> None:
-        """PS3.4 F.7.2.2.4: 0x0110 of an N-SET, and what its Error ID says."""
+        """PS3.4 F.7.2.2.4: the Error ID of an N-SET gives 0x0110 a meaning of its own."""
         uid = "1.2.840.10008.3.1.2.3.3"
         self.assertEqual(meaning(0x0110, "N-SET", uid), "Processing failure")
         self.assertEqual(
@@ -210,7 +210,7 @@ class MeaningTests(unittest.TestCase):
         self.assertEqual(meaning(0x0212, "N-EVENT-REPORT", "Storage Management"), "Mistyped argument")
 
     def test_private_sop_classes(self) -> None:
-        """What is registered is in words as well."""
+        """A registered SOP Class has the meanings of its service class."""
         for name in "_entries", "_uids":
             patch = mock.patch.object(sop_class, name, dict(getattr(sop_class, name)))
             patch.start()
@@ -233,7 +233,7 @@ class MeaningTests(unittest.TestCase):
             self.assertEqual(service_class_of(unknown), "")
 
     def test_failure_reason(self) -> None:
-        """PS3.3 C.14.1.1."""
+        """Failure reasons of PS3.3 C.14.1.1."""
         self.assertEqual(failure_reason(0x0131), "Duplicate Transaction UID")
         self.assertEqual(failure_reason(0x0122), "Referenced SOP Class not supported")
         self.assertEqual(failure_reason(0x0112), "No such SOP Instance")
@@ -241,7 +241,7 @@ class MeaningTests(unittest.TestCase):
 
 
 class ReferenceTests(unittest.TestCase):
-    """Every code of the reference document 003 has the words that it has there."""
+    """Every code of the reference document 003 has the meaning that it has there."""
 
     def test_all(self) -> None:
         for line in REFERENCE.strip().splitlines():
@@ -252,12 +252,14 @@ class ReferenceTests(unittest.TestCase):
 
 class PeerTests(unittest.TestCase):
     """
-    What pynetdicom knows is known here, and of the same status class.
+    Every code that pynetdicom knows is known here, with the same status class.
 
-    Different on purpose: its table of procedure steps means to say of 0x0110 that the object may no longer be updated,
-    and says *Processing Failure*; here it is the first with the Error ID 0xA710, which PS3.4 F.7.2.2.4 demands, else
-    the second. And a code that nobody defined is *Unknown* there, while here it is a failure, as is all that is neither
-    of the others (PS3.7 C.1 to C.5).
+    Two differences are intended. Its table of procedure steps gives 0x0110 the meaning *Processing Failure*, although it
+    intends
+    to say that the object may no longer be updated. Here the latter is the meaning with the Error ID 0xA710, which PS3.4
+    F.7.2.2.4 requires, and the former without it. A code that nobody has defined is *Unknown* there and a failure here, as
+    is
+    every code of no other class (PS3.7 C.1 to C.5).
     """
 
     def test_none_is_left_out(self) -> None:
@@ -270,11 +272,11 @@ class PeerTests(unittest.TestCase):
                 for service_class, service in places:
                     words = meaning(code, service, service_class)
                     self.assertEqual(category(code).value, peers_category, (name, hex(code)))
-                    if code != 0x0000:  # whose words are those of its class
+                    if code != 0x0000:  # its meaning is that of its class
                         self.assertNotEqual(words, category(code).value, (name, hex(code)))
 
     def test_nothing_that_it_does_not_know(self) -> None:
-        """So what is new here has to be looked at."""
+        """The test lists them, so that each new one is reviewed."""
         for name, places in PEER_TABLES.items():
             for service_class, service in places:
                 tables = status_tables(service_class, service) if service_class else ()

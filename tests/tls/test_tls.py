@@ -1,4 +1,4 @@
-"""TLS in real handshakes on the loopback interface: who is let in, who is refused, and how that is said."""
+"""TLS in real handshakes on the loopback interface: which peers are accepted or refused, and the messages about it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def awaited(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Def
 
 @implementer(IHandshakeListener)
 class Side(Protocol):
-    """One side of a connection.  A server greets after the handshake, a client then hangs up."""
+    """One side of a connection. A server greets after the handshake, then the client closes the connection."""
 
     def __init__(self, greeting: bytes = b"", answer: bytes = b"") -> None:
         self.greeting = greeting
@@ -100,7 +100,7 @@ class OneFactory(Factory):
 
 
 class Handshakes(TestCase):
-    """Helpers: certificates on disk, and a client that meets a server."""
+    """Helpers: certificates on disk, and a client that connects to a server."""
 
     timeout = 30.0
 
@@ -132,7 +132,7 @@ class Handshakes(TestCase):
         client: dict[str, str] | None = None,
         creator: IOpenSSLClientConnectionCreator | None = None,
     ) -> tuple[Side, Side]:
-        """Connect a client, let both sides end, and return them: the server's first."""
+        """Connect a client and wait until both sides are closed; return the server's side and the client's."""
         server_side, client_side = Side(greeting=b"hello"), Side()
         port = await self.listen(self.server_string(**(server or {})), server_side)
         number = cast(Any, port.getHost()).port
@@ -165,7 +165,7 @@ class Handshakes(TestCase):
 
 
 class ServerTests(Handshakes):
-    """Whom a server lets in."""
+    """The clients that a server accepts."""
 
     @awaited
     async def test_client_with_a_certificate(self) -> None:
@@ -187,7 +187,7 @@ class ServerTests(Handshakes):
 
     @awaited
     async def test_tls13_client_learns_late(self) -> None:
-        """With TLS 1.3 the client is done before the server has looked at its certificate."""
+        """With TLS 1.3 the client has finished before the server has verified its certificate."""
         _, client = await self.meet(client={"privateKey": ""})
         self.assertEqual(client.version, "TLSv1.3")
         self.assertIsInstance(client.reason, SSL.Error)
@@ -238,7 +238,7 @@ class ServerTests(Handshakes):
 
     @awaited
     async def test_no_list_of_the_authority(self) -> None:
-        """Where nobody can say that a certificate was not revoked, it is refused."""
+        """A certificate is refused if no list says whether it was revoked."""
         other = Authority(self.directory, "other")
         server, client = await self.meet(server={"crl": other.revocation_list("crl")})
         self.assert_refused_by_server(
@@ -301,7 +301,7 @@ class ServerTests(Handshakes):
 
     @awaited
     async def test_intermediate_authority(self) -> None:
-        """Ours comes with the chain, or with the chain in a file of its own; the peer knows only the root."""
+        """The certificate comes with its chain, or has the chain in a file of its own; the peer knows only the root."""
         child = self.authority.ca.create_child_ca()
         leaf = child.issue_cert("127.0.0.1")
         whole = write(self.directory, "whole.pem", leaf.private_key_and_cert_chain_pem.bytes())
@@ -316,7 +316,7 @@ class ServerTests(Handshakes):
 
     @awaited
     async def test_tls_1_1(self) -> None:
-        """A ClientHello of TLS 1.1: answered by the alert protocol_version (70), then the end."""
+        """A ClientHello of TLS 1.1 gets the alert protocol_version (70), then the connection ends."""
         hello = bytes.fromhex("0302") + bytes(32) + bytes.fromhex("00 0004 c013002f 01 00")
         record = b"\x16\x03\x01" + (len(hello) + 4).to_bytes(2, "big") + b"\x01"
         record += len(hello).to_bytes(3, "big") + hello
@@ -332,7 +332,7 @@ class ServerTests(Handshakes):
 
     @awaited
     async def test_plain_text(self) -> None:
-        """An A-ASSOCIATE-RQ in the clear on the TLS port: it ends at once, and we know why."""
+        """An unencrypted A-ASSOCIATE-RQ on the TLS port ends the connection at once, and the reason is known."""
         for data in (b"\x01\x00\x00\x00\x00\xce\x00\x01" + bytes(198), b"GET / HTTP/1.1\r\n\r\n"):
             server, client = Side(), Side()
             port = await self.listen(self.server_string(), server)
@@ -361,7 +361,7 @@ class ServerTests(Handshakes):
 
 
 class ClientTests(Handshakes):
-    """Which servers a client trusts."""
+    """The servers that a client trusts."""
 
     @awaited
     async def test_server_of_another_authority(self) -> None:
@@ -376,7 +376,7 @@ class ClientTests(Handshakes):
 
     @awaited
     async def test_platform_roots(self) -> None:
-        """Without trustRoots, a CA that nobody but us knows is not trusted."""
+        """Without trustRoots, a CA that only the tests know is not trusted."""
         server, client = await self.meet(client={"trustRoots": ""})
         self.assert_refused_by_client(server, client, "is not signed by a trusted CA", "not signed by a CA")
 
@@ -394,7 +394,7 @@ class ClientTests(Handshakes):
 
     @awaited
     async def test_host_name(self) -> None:
-        """The name is checked always; hostname= says which one, where it is not the host we connect to."""
+        """The name is always checked; hostname= gives it if it is not the host of the connection."""
         self.assert_accepted(*await self.meet(client={"hostname": "localhost"}))
         self.assert_accepted(*await self.meet(client={"hostname": "LOCALHOST."}))
         for wrong in ("pacs.example.org", "127.0.0.2", r"\:\:2", "büro.example"):
@@ -419,7 +419,7 @@ class ClientTests(Handshakes):
 
     @awaited
     async def test_server_without_names(self) -> None:
-        """A certificate without a subjectAltName is for no host, whoever signed it."""
+        """A certificate without a subjectAltName is valid for no host, even if a trusted CA signed it."""
         path = self.authority.issue_without_names("localhost")
         server, client = await self.meet(server={"privateKey": path}, client={"hostname": "localhost"})
         self.assert_refused_by_client(
@@ -431,7 +431,7 @@ class ClientTests(Handshakes):
 
     @awaited
     async def test_pinned_certificate(self) -> None:
-        """The server's own certificate as the only trust root; it still has to be for the right host."""
+        """The server's own certificate is the only trust root; it must still be valid for the host."""
         with open(self.server_pem, "rb") as file:
             leaf = x509.load_pem_x509_certificates(file.read())[0]
         pin = write(self.directory, "pin.pem", leaf.public_bytes(Encoding.PEM))
@@ -444,7 +444,7 @@ class ClientTests(Handshakes):
 
     @awaited
     async def test_server_that_speaks_plain_text(self) -> None:
-        """A DICOM server without TLS answers a ClientHello by an A-ABORT."""
+        """A DICOM server without TLS answers a ClientHello with an A-ABORT."""
         server, client = Side(answer=bytes.fromhex("07000000000400000201")), Side()
         port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(OneFactory(server))
         self.addCleanup(port.stopListening)
@@ -475,7 +475,7 @@ class ClientTests(Handshakes):
 
     @awaited
     async def test_words_for_the_errors_of_twisted(self) -> None:
-        """What Twisted's own tls: endpoints report for another name."""
+        """The errors of Twisted's own tls: endpoints for another name are described too."""
         with open(self.authority.path, "rb") as file:
             roots = trustRootFromCertificates([Certificate.loadPEM(file.read())])
         _, client = await self.meet(creator=optionsForClientTLS("pacs.example.org", roots))
@@ -484,7 +484,7 @@ class ClientTests(Handshakes):
 
 @implementer(IOpenSSLClientConnectionCreator)
 class Foreign:
-    """A TLS client that is not ours."""
+    """A TLS client that is not dicomtwist's."""
 
     def __init__(self, test: Handshakes, ciphers: bytes = b"DEFAULT", newest: int = 0, pem: str | None = None) -> None:
         self.context = SSL.Context(SSL.TLS_METHOD)
@@ -498,7 +498,7 @@ class Foreign:
 
 
 class ProfileTests(Handshakes):
-    """PS3.15 Annex B: which cipher suites are spoken."""
+    """PS3.15 Annex B: the cipher suites that are accepted."""
 
     @awaited
     async def test_every_suite_of_tls_1_2(self) -> None:

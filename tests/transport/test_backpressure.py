@@ -139,7 +139,7 @@ class PeerDoesNotRead(MemoryTestCase):
 
 class Writes(MemoryTestCase):
     def written(self, length: int, maximum: int) -> tuple[list[int], list[int]]:
-        """Send *length* bytes of pixels; return the lengths of its PDUs, and how many buffers each write had."""
+        """Send *length* bytes of pixels; return the lengths of its PDUs, and the number of buffers in each write."""
         peer = self.network.scripted_server(105)
         asking = self.asking(105)
         peer.accept(information=UserInformation(maximum_length=maximum))
@@ -287,7 +287,7 @@ class SlowHandlers(MemoryTestCase):
             self.tearDown()
 
     def test_a_sink_that_raises(self) -> None:
-        # The peer is told with an A-ABORT; the traceback is in our log.
+        # The peer gets an A-ABORT; the traceback is in the log.
         class Broken:
             def write(self, data: memoryview) -> None:
                 raise KeyError("x")
@@ -369,7 +369,7 @@ class Limits(MemoryTestCase):
         self.assertIsInstance(peer.take()[-1], AAbort)
 
     def test_many_tiny_fragments(self) -> None:
-        """What is kept of a data set is not many times its size, however small the pieces are that it comes in."""
+        """The memory for a data set is not many times its size, even if it arrives in tiny fragments."""
 
         @evt.streaming
         async def late(event: evt.StoreEvent) -> int:
@@ -404,7 +404,7 @@ class Limits(MemoryTestCase):
 
 
 class Sources(MemoryTestCase):
-    """What is sent cannot be read to its end: there is no way back from a data set that has begun."""
+    """A source cannot be read to its end: a data set that has begun cannot be taken back."""
 
     def failed(self, association: Any, accepted: Any, storing: Deferred[Any], error: type[Exception]) -> None:
         self.network.flush()

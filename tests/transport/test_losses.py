@@ -1,4 +1,4 @@
-"""The connection goes away in each state of Table 9-10, in both roles; and callers who give up."""
+"""The connection is lost in each state of Table 9-10, in both roles, and callers cancel."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from dicomtwist.ul.pdu import AAbort, AAssociateAC, AAssociateRQ, AReleaseRP, AR
 from dicomtwist.ul.state_machine import State
 from tests.memory import CT, VERIFICATION, MemoryTestCase, encoded, instance, part10, store
 
-#: A Deferred that waits in a state, and what it fails with when the connection is lost.
+#: A Deferred that waits in a state, and the exception that it fails with when the connection is lost.
 Waiting = tuple[Deferred[Any], type[BaseException]]
 
 
-#: In these only a handler, or a disk, of ours is waited for, which may take its time.
+#: In these states only a handler or a disk of this side is awaited, which may take any time.
 OURS = ("requestor_in_sta6_opening_a_file", "acceptor_in_sta6", "acceptor_in_sta8", "acceptor_in_sta12")
 
 
 class Losses(MemoryTestCase):
-    """Each ``in_*`` brings an association into a state."""
+    """Each ``requestor_in_*`` and ``acceptor_in_*`` brings an association into a state."""
 
     association: Any
     peer: ScriptedPeer
@@ -94,7 +94,7 @@ class Losses(MemoryTestCase):
         self.established()
         self.waiting = [(self.association.send_c_echo(), AssociationLost)]
         self.network.flush()
-        # A response with a data set that belongs to none: it is collected all the same.
+        # A response with a data set although it may have none: it is collected all the same.
         self.peer.send(*self.peer.encode_message(1, CEchoRSP(message_id_being_responded_to=1), encoded(50_000))[:4])
         return State.STA6
 
@@ -236,7 +236,7 @@ class Losses(MemoryTestCase):
         self.peer.send(AReleaseRQ())
         return State.STA13
 
-    # --- and the connection is lost
+    # --- the connection is lost
 
     def check(self, prepare: Callable[[], State], lose: Callable[[], None]) -> None:
         state = prepare()
@@ -269,7 +269,7 @@ class Losses(MemoryTestCase):
             error = self.failureResultOf(deferred, reason).value
             if association.end_reason is not None:
                 self.assertIs(error, association.end_reason)
-        # A handler that is still at work ends in peace.
+        # A handler that is still running ends without an error.
         if state is State.STA3:
             self.handling.callback((True, None))  # type: ignore[arg-type]
         elif hasattr(self, "handling"):
@@ -307,7 +307,7 @@ class Losses(MemoryTestCase):
         self.check_each(lambda: lambda: self.network.connections[-1].cut())
 
     def test_time_goes_by(self) -> None:
-        """No state lasts for ever where only the peer could end it."""
+        """No state lasts forever if only the peer can end it."""
         for name in [name for name in dir(self) if "_in_sta" in name]:
             with self.subTest(name):
                 self.setUp()
@@ -371,7 +371,7 @@ class Cancelling(MemoryTestCase):
         self.failureResultOf(asking, CancelledError)
         self.assertEqual(peer.take(), [AAbort(0, 0)])
         self.assertIsNone(peer.closed)
-        peer.accept()  # too late, which is nobody's fault
+        peer.accept()  # too late, which is not an error
         self.assertEqual(peer.take(), [])
         peer.close()
         self.assert_clean()

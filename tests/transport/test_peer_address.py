@@ -1,4 +1,4 @@
-"""How a peer is written."""
+"""The address of a peer in text form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dicomtwist.transport.peer_address import Peer, parse_peer
 
 
 class Parsed(SynchronousTestCase):
-    """What is understood."""
+    """Valid addresses."""
 
     def test_host_and_port(self) -> None:
         self.assertEqual(parse_peer("pacs.example.org:104"), Peer("ANY-SCP", "pacs.example.org", 104))
@@ -46,7 +46,7 @@ class Parsed(SynchronousTestCase):
 
 
 class Refused(SynchronousTestCase):
-    """What is not, and what is said then."""
+    """Invalid addresses, and the error for each."""
 
     def test_words(self) -> None:
         for text, words in (

@@ -1,4 +1,4 @@
-"""AE titles and where they listen."""
+"""The directory of AE titles and their addresses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing past the transport's buffer: nothing is lost, doubled or out of order, whatever the kernel takes."""
+"""Writing directly to the socket: whatever part the kernel accepts, no byte is lost, repeated or out of order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LARGE = random.Random(1).randbytes(20_000_000)
 
 
 class Writing(Protocol):
-    """The end that writes."""
+    """The writing end."""
 
     def __init__(self) -> None:
         self.full = 0
@@ -56,7 +56,7 @@ class Writing(Protocol):
 
 
 class Reading(Protocol):
-    """The end that reads, when it is told to."""
+    """The reading end, which reads only on demand."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -69,7 +69,7 @@ class Reading(Protocol):
         self.made.callback(None)
 
     def read(self) -> None:
-        """Begin."""
+        """Start to read."""
         assert self.transport is not None
         self.transport.resumeProducing()  # type: ignore[attr-defined]
 
@@ -81,12 +81,12 @@ class Reading(Protocol):
 
 
 class OverSockets(TestCase):
-    """A pair over loopback."""
+    """A pair of connected ends over loopback."""
 
     timeout = 30
 
     async def connect(self, unix: bool = False) -> None:
-        """Make the pair."""
+        """Connect the pair."""
         self.writing, self.reading = Writing(), Reading()
         path = self.mktemp()
         listening: Any = (
@@ -119,7 +119,7 @@ class OverSockets(TestCase):
         self.writing.transport.loseConnection()
 
     async def test_small(self) -> None:
-        """What the kernel takes is gone at once."""
+        """Bytes that the kernel accepts are sent at once."""
         await self.connect()
         self.reading.read()
         for number in range(100):
@@ -130,7 +130,7 @@ class OverSockets(TestCase):
         self.assertEqual(await self.reading.ended, b"".join(b"%03d-x-" % number for number in range(100)))
 
     async def test_more_than_the_kernel_takes(self) -> None:
-        """The writer is told that it is full, that it goes on, and that all is out."""
+        """The writer is notified when the socket is full, when it accepts more, and when all bytes are sent."""
         for unix in (False, True):
             await self.connect(unix)
             view = memoryview(LARGE)
@@ -148,7 +148,7 @@ class OverSockets(TestCase):
             self.assertEqual(await self.reading.ended, LARGE + b"behind and again")
 
     async def test_thousands_of_buffers(self) -> None:
-        """More than the kernel takes in one call."""
+        """More buffers than the kernel accepts in one call."""
         await self.connect()
         self.reading.read()
         resumed = self.writing.resumed
@@ -158,7 +158,7 @@ class OverSockets(TestCase):
         self.assertEqual(await self.reading.ended, b"".join(b"%06d" % number for number in range(5000)))
 
     async def test_close_with_something_waiting(self) -> None:
-        """What waits is written before the connection closes."""
+        """Waiting bytes are written before the connection closes."""
         await self.connect()
         self.writing.output.write([LARGE])
         self.close()
@@ -166,7 +166,7 @@ class OverSockets(TestCase):
         self.assertEqual(await self.reading.ended, LARGE)
 
     async def test_what_was_handed_over_goes_first(self) -> None:
-        """And then the socket is written to again."""
+        """After them the writer uses the socket again."""
         await self.connect()
         self.writing.output.write([LARGE])
         self.writing.output.hand_over()
@@ -179,7 +179,7 @@ class OverSockets(TestCase):
         self.assertEqual(await self.reading.ended, LARGE + b"behind at once")
 
     async def test_a_peer_that_is_gone(self) -> None:
-        """The transport finds out, and says so."""
+        """The transport notices and reports it."""
         await self.connect()
         self.writing.output.write([LARGE])
         self.reading.transport.abortConnection()  # type: ignore[union-attr]
@@ -187,7 +187,7 @@ class OverSockets(TestCase):
 
 
 class OtherTransports(TestCase):
-    """What is no plain socket is written to as Twisted does."""
+    """A transport other than a plain socket is written to as usual in Twisted."""
 
     def test_in_memory(self) -> None:
         """A transport without a socket."""

@@ -1,8 +1,8 @@
 """
-Tests of the upper layer. They need no reactor and share these settings of hypothesis with the tests of DIMSE.
+Tests of the upper layer. They need no reactor. Their settings of hypothesis also apply to the tests of DIMSE.
 
-No deadline, for a busy machine is not a failure; no database, for a failure shall not depend on what ran
-before. With ``CI`` set the examples are the same at each run.
+There is no deadline, since a busy machine is not a failure, and no database, since a failure must not depend on earlier
+runs. With ``CI`` set, each run uses the same examples.
 """
 
 import os

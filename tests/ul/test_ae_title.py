@@ -1,5 +1,5 @@
 """
-Who is called: several AE titles on one port; and what is accepted of one that takes everything, or nothing.
+Several AE titles on one port, promiscuous acceptors, and acceptors that accept no context.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PRIVATE = "1.2.3.4.5.6.7"
 
 
 class SeveralTitles(MemoryTestCase):
-    """SCP, which takes CT images, and OTHER, which takes Verification alone, on one port."""
+    """Two AEs on one port: SCP, which accepts CT images, and OTHER, which accepts Verification only."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -29,16 +29,16 @@ class SeveralTitles(MemoryTestCase):
         self.other.supported_contexts = [build_context(VERIFICATION)]
 
     def say(self, event: evt.Event, who: str) -> int:
-        """A handler of anything."""
+        """A handler for any event."""
         self.said.append((who, event.event.name.removeprefix("EVT_")))
         return 0
 
     def shared(self, *handlers: Any, **options: Any) -> Server:
-        """Listen."""
+        """Start the server."""
         return self.listen(*handlers, others=[self.other], **options)
 
     def accepted(self, title: str) -> list[str | None]:
-        """Return what is accepted of CT and Verification by *title*."""
+        """Return the results that *title* has for the contexts of CT and Verification."""
         association = self.associate(ae_title=title)
         accepted: list[str | None] = [context.abstract_syntax for context in association.accepted_contexts]
         self.network.result_of(association.release())
@@ -68,7 +68,7 @@ class SeveralTitles(MemoryTestCase):
         self.assertEqual(self.said, [("SCP", word) for word in words])
 
     def test_handlers_of_the_server(self) -> None:
-        # Those that the server is started with are for its own AE; those that are bound to it are for all.
+        # The handlers passed to start_server belong to its own AE; handlers bound to the server apply to all AEs.
         server = self.shared((evt.EVT_RELEASED, self.say, ["started"]))
         server.bind(evt.EVT_RELEASED, lambda event: self.say(event, "bound"))
         self.accepted("OTHER")
@@ -91,7 +91,7 @@ class SeveralTitles(MemoryTestCase):
         self.assertEqual(server.factory.titles, {"SCP", "MAGNET", "CHECK"})
 
     def test_a_title_of_nobody(self) -> None:
-        # It is for the first, who may require to be called.
+        # The first AE answers a request for an unknown title, and may require its own title.
         self.shared()
         self.assertEqual(self.accepted("NOBODY"), [CT])
         self.scp.require_called_aet = True
@@ -117,7 +117,7 @@ class SeveralTitles(MemoryTestCase):
         self.assertEqual((information.maximum_length, information.implementation_version_name), (5000, "OTHER"))
 
     def test_the_longest_pdu_is_that_of_who_is_called(self) -> None:
-        # What was announced is taken, and no more, whatever the one who was there first would take.
+        # The announced maximum applies, even if the first AE accepts longer PDUs.
         self.other.supported_contexts = self.scp.supported_contexts
         for ae, size in ((self.scp, 4096), (self.other, 65536)):
             ae.maximum_pdu_size = size
@@ -138,7 +138,7 @@ class SeveralTitles(MemoryTestCase):
 
 
 class Promiscuous(MemoryTestCase):
-    """An acceptor that takes every storage SOP Class, in any transfer syntax."""
+    """An acceptor that accepts every storage SOP Class in any transfer syntax."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -185,7 +185,7 @@ class Promiscuous(MemoryTestCase):
 
 
 class NothingAccepted(MemoryTestCase):
-    """The error says of which SOP Classes, by name, and why."""
+    """The error names the SOP Classes that were not accepted, and the reasons."""
 
     def test_names(self) -> None:
         self.scp.supported_contexts = [build_context(CT, JPEGBaseline8Bit)]

@@ -35,7 +35,7 @@ RJ = AAssociateRJ(2, 3, 1)
 
 
 class Side:
-    """A connection with an owner that does what it is asked to."""
+    """A connection with an owner that carries out its events."""
 
     def __init__(self, requestor):
         self.connection = ULConnection(requestor=requestor, max_length=1000)
@@ -71,7 +71,7 @@ class Conversation:
         return self.requestor.connection.state.value, self.acceptor.connection.state.value
 
     def pump(self):
-        """Carry bytes both ways until all is quiet, then close where a side asks for it."""
+        """Carry bytes in both directions until there are none, then close if a side requests it."""
         sides = ((self.requestor, self.acceptor), (self.acceptor, self.requestor))
         busy = True
         while busy:
@@ -92,7 +92,7 @@ class Conversation:
         return self
 
     def send(self, sender, receiver, data):
-        """Send *data* past the connection, as its owner does in the states that allow it."""
+        """Send *data* without the connection, as its owner does in the states that allow it."""
         assert sender.connection.may_send_data
         receiver.take(receiver.connection.receive_data(PDataTF((PDV(1, 2, data),)).encode()))
 
@@ -157,7 +157,7 @@ class ConversationTests(unittest.TestCase):
             self.assertFalse(asking.connection.may_send_data)
             talk.pump()
             self.assertEqual(other.heard[-1], ReleaseIndication())
-            # What is under way may still be sent (AR-7) and arrives (AR-6).
+            # Data in transit may still be sent (AR-7) and arrives (AR-6).
             talk.send(other, asking, b"late")
             self.assertEqual(asking.heard[-1], b"late")
             other.take(other.connection.release_response())
@@ -298,7 +298,7 @@ MAY_BE_INVALID = {"associate", "accept", "reject", "release", "release_response"
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """A connection that anything may happen to, in any order."""
+    """A connection on which every event can happen, in any order."""
 
     @initialize(requestor=st.booleans(), opened=st.booleans())
     def begin(self, requestor, opened):
@@ -339,13 +339,13 @@ class AnyOrder(RuleBasedStateMachine):
         side = {2: False, 3: False, 10: False, 12: False, 4: True, 5: True, 9: True, 11: True}
         assert side.get(connection.state.value, connection.requestor) == connection.requestor
         sent = connection.data_to_send()
-        while sent:  # whole PDUs
+        while sent:  # complete PDUs
             length = 6 + int.from_bytes(sent[2:6], "big")
             assert 1 <= sent[0] <= 7 and len(sent) >= length
             sent = sent[length:]
 
     def teardown(self):
-        # Whatever was, the end of the transport is the end.
+        # In every state, the end of the transport ends the connection.
         self.connection.connection_lost()
         assert self.connection.state is State.STA1
 

@@ -1,4 +1,4 @@
-"""The byte stream cut into frames: however the reads fall, with every length checked and nothing joined."""
+"""The byte stream is cut into frames: for all boundaries of reads, with every length checked and nothing joined."""
 
 import tracemalloc
 import unittest
@@ -21,7 +21,7 @@ from dicomtwist.ul.framing import (
 )
 from dicomtwist.ul.pdu import PDV, AAbort, AAssociateRJ, AAssociateRQ, AReleaseRQ, PDataTF
 
-# An empty PDV may only be the last of its message; all have an even length.
+# An empty PDV may only be the last one of its message; all have an even length.
 pdvs = st.builds(
     PDV,
     st.integers(0, 255),
@@ -41,7 +41,7 @@ streams = st.lists(
 
 
 def fragments(frames: Iterable[Frame]) -> list[Fragment]:
-    """Return *frames*, which are all to be fragments."""
+    """Return *frames*; fail if one is not a fragment."""
     result = []
     for frame in frames:
         assert isinstance(frame, Fragment), frame
@@ -50,7 +50,7 @@ def fragments(frames: Iterable[Frame]) -> list[Fragment]:
 
 
 def control_pdus(frames: Iterable[Frame]) -> list[ControlPDU]:
-    """Return *frames*, which are all to be control PDUs."""
+    """Return *frames*; fail if one is not a control PDU."""
     result = []
     for frame in frames:
         assert isinstance(frame, ControlPDU), frame
@@ -65,7 +65,7 @@ def cut(data, places):
 
 
 def feed(framer, reads):
-    """Feed *reads*; return what came, with the pieces of each PDV joined, and whether it ends inside a PDV."""
+    """Feed *reads*; return the frames with the fragments of each PDV joined, and whether the stream ends inside a PDV."""
     result: list[tuple[Any, ...]] = []
     open_pdv = None
     for read in reads:
@@ -86,7 +86,7 @@ def feed(framer, reads):
 
 
 def expected(pdus):
-    """Return what :func:`feed` is to return for *pdus*."""
+    """Return the expected result of :func:`feed` for *pdus*."""
     result: list[tuple[Any, ...]] = []
     for pdu in pdus:
         if isinstance(pdu, PDataTF):
@@ -97,7 +97,7 @@ def expected(pdus):
 
 
 class CutTests(unittest.TestCase):
-    """The same comes out wherever the reads fall."""
+    """The result does not depend on the boundaries of reads."""
 
     @given(streams, st.data())
     def test_any_cuts(self, pdus, data):
@@ -137,7 +137,7 @@ class CutTests(unittest.TestCase):
 
 
 class ViewTests(unittest.TestCase):
-    """Data is never joined or copied on its way."""
+    """Data is neither joined nor copied."""
 
     def test_fragments_are_views_on_the_read(self):
         stream = PDataTF((PDV(1, 0, b"x" * 1000), PDV(1, 2, b"y" * 1000))).encode()
@@ -168,7 +168,7 @@ class ViewTests(unittest.TestCase):
 
 
 class LengthTests(unittest.TestCase):
-    """Each length is checked before anything is done for it."""
+    """Each length is checked before anything else is done with it."""
 
     def assert_refused(self, stream, framer=None, reason=6):
         for reads in [stream], [stream[place : place + 1] for place in range(len(stream))]:
@@ -269,7 +269,7 @@ class LengthTests(unittest.TestCase):
 
 
 class MemoryTests(unittest.TestCase):
-    """Nothing is buffered but an incomplete header or an incomplete control PDU of an allowed length."""
+    """Only an incomplete header, or an incomplete control PDU of an allowed length, is buffered."""
 
     def growth(self, framer, reads):
         tracemalloc.start()

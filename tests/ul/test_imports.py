@@ -1,4 +1,4 @@
-"""The upper layer and DIMSE stand on the standard library alone."""
+"""The upper layer and DIMSE need only the standard library."""
 
 import subprocess
 import sys

@@ -52,18 +52,18 @@ user_informations = st.builds(
 
 
 def value_of(item):
-    """Return what is behind the header of *item*, with its length checked."""
+    """Return the value after the header of *item*, after a check of its length."""
     assert int.from_bytes(item[2:4], "big") == len(item) - 4
     return memoryview(item)[4:]
 
 
 def user_information(*sub_items):
-    """Return what the user information item of these (type, value) pairs decodes to."""
+    """Return the decoded user information item of these (type, value) pairs."""
     return decode_user_information(memoryview(b"".join(encode_item(*pair) for pair in sub_items)), set())
 
 
 class KnownBytesTests(unittest.TestCase):
-    """Each sub-item by hand."""
+    """Each sub-item against bytes written by hand."""
 
     KNOWN = (
         (UserInformation(maximum_length=0x12345678), b"\x51\x00\x00\x04\x12\x34\x56\x78"),
@@ -161,7 +161,7 @@ class LimitTests(unittest.TestCase):
 
 
 class LieTests(unittest.TestCase):
-    """Lengths that disagree with what is there."""
+    """Lengths that do not match the available bytes."""
 
     def assert_invalid(self, data):
         with self.assertRaises(InvalidPDU):
@@ -240,7 +240,7 @@ class LieTests(unittest.TestCase):
 
 
 class ToleranceTests(unittest.TestCase):
-    """What peers do though it is not quite right, or may do and means nothing to us."""
+    """Deviations of real peers from the standard, and permitted content without a meaning for this side."""
 
     def test_unknown_items_are_skipped(self):
         context = ProposedContext(1, "1.2", ("1.3",))
@@ -276,7 +276,7 @@ class ToleranceTests(unittest.TestCase):
         self.assertEqual(AnsweredContext.decode(memoryview(b"\1\0\3\0\xff\xff"), set()), AnsweredContext(1, 3))
 
     def test_transfer_syntaxes_that_are_nothing_but_padding(self):
-        """They are none, as those without any bytes."""
+        """They count as missing, as empty ones do."""
         for padding in (b"", b"\0", b" \0 "):
             value = b"\1\0\0\0" + encode_item(0x30, b"1.2") + encode_item(0x40, padding) + encode_item(0x40, b"1.2.3")
             decoded = ProposedContext.decode(memoryview(value), set())
@@ -288,7 +288,7 @@ class ToleranceTests(unittest.TestCase):
 
 
 class ToldTests(unittest.TestCase):
-    """What is taken though the standard has it otherwise is told, in words that are not the peer's."""
+    """Deviations from the standard that are accepted are described, without text of the peer."""
 
     INFORMATION = UserInformation(0, "1.2.3", "A NAME OF THE 16")
 
@@ -303,7 +303,7 @@ class ToldTests(unittest.TestCase):
     def test_nothing(self):
         name = encode_item(0x10, b"1.2.840.10008.3.1.1.1")
         proposed, answered = ProposedContext(1, "1.2", ("1.3",)).encode(), AnsweredContext(3, 0, "1.3").encode()
-        rejected = encode_item(0x21, b"\5\0\3\0\xff\xff")  # its transfer syntax is not looked at
+        rejected = encode_item(0x21, b"\5\0\3\0\xff\xff")  # its transfer syntax is not decoded
         self.assertEqual(self.tolerated(name, encode_item(0x99, b"?"), proposed, answered, rejected), set())
         for known, _ in KnownBytesTests.KNOWN:
             self.assertLessEqual(
@@ -361,7 +361,7 @@ class SecretTests(unittest.TestCase):
 
 
 class MemoryTests(unittest.TestCase):
-    """What items become takes no more than a small multiple of what came."""
+    """Decoded items need no more than a small multiple of the memory of the received bytes."""
 
     def multiple_of(self, data, decode):
         view = memoryview(data)

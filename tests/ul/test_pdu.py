@@ -1,4 +1,4 @@
-"""The seven PDUs (PS3.8 9.3): bytes written by hand, round trips, limits, lies."""
+"""The seven PDUs (PS3.8 9.3): bytes written by hand, round trips, limits, wrong lengths."""
 
 import unittest
 
@@ -22,7 +22,7 @@ from dicomtwist.ul.pdu import (
 )
 from tests.ul.test_items import answered_contexts, proposed_contexts, uids, user_informations
 
-#: PS3.8 9.3.2: an echo proposed by "ECHOSCU" to "ANY-SCP", field by field.
+#: PS3.8 9.3.2: an association request for an echo from "ECHOSCU" to "ANY-SCP", field by field.
 ECHO_RQ = (
     b"\x01\x00\x00\x00\x00\xb0"  # type, reserved, length 176
     b"\x00\x01\x00\x00"  # protocol version, reserved
@@ -37,7 +37,7 @@ ECHO_RQ = (
     b"\x55\x00\x00\x06TWIST1"
 )
 
-#: PS3.8 9.3.3: its answer.
+#: PS3.8 9.3.3: the answer to it.
 ECHO_AC = (
     b"\x02\x00\x00\x00\x00\x9b"
     b"\x00\x01\x00\x00"
@@ -76,7 +76,7 @@ KNOWN: list[tuple[PDU, bytes]] = [
 
 
 def decode(pdu):
-    """Return what the bytes of a whole PDU hold, with the length in the header checked."""
+    """Decode the bytes of a complete PDU, after a check of the length in its header."""
     assert int.from_bytes(pdu[2:6], "big") == len(pdu) - 6
     return decode_pdu(pdu[0], memoryview(pdu)[6:])
 
@@ -144,7 +144,7 @@ class KnownBytesTests(unittest.TestCase):
 
 
 class ToldTests(unittest.TestCase):
-    """What was tolerated is told by the PDU."""
+    """Each PDU has a description of the deviations that were tolerated in it."""
 
     def test_nothing(self):
         for pdu, encoded in KNOWN[:2]:
@@ -161,7 +161,7 @@ class ToldTests(unittest.TestCase):
         )
 
     def test_titles(self):
-        """Those of an A-ASSOCIATE-AC are not tested (PS3.8 9.3.3)."""
+        """The titles in an A-ASSOCIATE-AC are not tested (PS3.8 9.3.3)."""
         for start in 10, 26:
             for encoded, told in (ECHO_RQ, ("AE titles that are padded with NULs",)), (ECHO_AC, ()):
                 pdu = bytearray(encoded)
@@ -203,7 +203,7 @@ class RoundTripTests(unittest.TestCase):
 
 
 class LieTests(unittest.TestCase):
-    """Whatever comes, decoding gives a PDU or InvalidPDU."""
+    """For any bytes, decoding returns a PDU or raises InvalidPDU."""
 
     def test_unknown_types(self):
         for pdu_type in {*range(256)} - set(range(1, 8)):
@@ -237,7 +237,7 @@ class LieTests(unittest.TestCase):
                     pdu = decode_pdu(encoded[0], memoryview(encoded)[6:length])
                 except InvalidPDU:
                     continue
-                self.assertNotEqual(pdu, whole)  # it ended between two items
+                self.assertNotEqual(pdu, whole)  # the truncation is between two items
 
     def test_pdv_lengths(self):
         for pdvs in (

@@ -1,5 +1,5 @@
 """
-The state machine against PS3.8 Table 9-10, transcribed a second time, and each cell on a real connection.
+The state machine against a second transcription of PS3.8 Table 9-10, and each cell on a real connection.
 """
 
 import unittest
@@ -27,7 +27,7 @@ from dicomtwist.ul.pdu import (
 )
 from dicomtwist.ul.state_machine import ACTIONS, TABLE, Event, State
 
-# Table 9-10, state by state: the event and its action. What is not named is a blank cell.
+# Table 9-10, state by state: the event and its action. Cells that are not listed are blank.
 STANDARD = """
 Sta1: 1 AE-1 5 AE-5
 Sta2: 3 AA-1 4 AA-1 6 AE-6 10 AA-1 12 AA-1 13 AA-1 16 AA-2 17 AA-5 18 AA-2 19 AA-1
@@ -45,7 +45,7 @@ Sta13: 3 AA-6 4 AA-6 6 AA-7 10 AA-6 12 AA-6 13 AA-6 16 AA-2 17 AR-5 18 AA-2 19 A
 """
 
 
-# Tables 9-6 to 9-9: the action, the next state, the PDU that is sent, what the owner of the connection gets.
+# Tables 9-6 to 9-9: the action, the next state, the PDU that is sent, the events for the owner of the connection.
 # AE-6 is given for an acceptable request; AR-8 leads the requestor to Sta9 and the acceptor to Sta10.
 CONSEQUENCES = """
 AE-1  Sta4  -
@@ -91,7 +91,7 @@ def read_standard():
 
 
 def read_consequences():
-    """Return (next state number, PDU sent or "-", names of what the owner gets) by action."""
+    """Return (next state number, PDU sent or "-", names of the events for the owner) by action."""
     lines = [line.split() for line in CONSEQUENCES.strip().splitlines()]
     return {words[0]: (int(words[1].removeprefix("Sta")), words[2], words[3:]) for words in lines}
 
@@ -117,13 +117,13 @@ SENT = {
 
 
 def send_data(connection):
-    """P-DATA request: the connection only tells whether it may be made, for the data itself passes it by."""
+    """P-DATA request: the connection only says whether it is allowed, since the data does not pass through it."""
     if not connection.may_send_data:
         raise InvalidState("no P-DATA request now")
     return []
 
 
-#: How each event is brought about.
+#: The way to produce each event.
 APPLY = {
     1: lambda connection: connection.associate(RQ),
     2: lambda connection: connection.connection_made(),
@@ -146,15 +146,16 @@ APPLY = {
     19: lambda connection: connection.receive_data(UNKNOWN),
 }
 
-#: Primitives of the local side, an error where Table 9-10 is blank. Evt15 is not: see ULConnection.abort.
+#: Primitives of the local side, which are errors if their cell in Table 9-10 is blank. Evt15 is an exception: see
+#: ULConnection.abort.
 LOCAL = {1, 2, 5, 7, 8, 9, 11, 14}
 
-#: The events that lead from Sta1 to each state that the requestor of an association can be in ...
+#: The events that lead from Sta1 to each state that the requestor of an association can reach ...
 REQUESTOR_PATHS = {
     1: (), 4: (1,), 5: (1, 2), 6: (1, 2, 3), 7: (1, 2, 3, 11), 8: (1, 2, 3, 12), 9: (1, 2, 3, 11, 12),
     11: (1, 2, 3, 11, 12, 14), 13: (1, 2, 15),
 }  # fmt: skip
-#: ... and the acceptor.
+#: ... and to each state that the acceptor can reach.
 ACCEPTOR_PATHS = {
     1: (), 2: (5,), 3: (5, 6), 6: (5, 6, 7), 7: (5, 6, 7, 11), 8: (5, 6, 7, 12), 10: (5, 6, 7, 11, 12),
     12: (5, 6, 7, 11, 12, 13), 13: (5, 6, 8),
@@ -162,7 +163,7 @@ ACCEPTOR_PATHS = {
 
 
 def connection_in(state, requestor):
-    """Return a connection that legal events have brought into *state*."""
+    """Return a connection in *state*, reached by legal events."""
     connection = ULConnection(requestor=requestor)
     for event in (REQUESTOR_PATHS if requestor else ACCEPTOR_PATHS)[state]:
         APPLY[event](connection)
@@ -171,11 +172,11 @@ def connection_in(state, requestor):
 
 
 def cases():
-    """Yield (event, state, requestor) for each cell that can be met, in each role that can meet it."""
+    """Yield (event, state, requestor) for each cell that can occur, in each role in which it can."""
     for requestor, paths in ((True, REQUESTOR_PATHS), (False, ACCEPTOR_PATHS)):
         for state in paths:
             for event in range(1, 20):
-                # The transport opens with Evt2 for a requestor and with Evt5 for an acceptor, who asks for nothing.
+                # The transport opens with Evt2 for a requestor and with Evt5 for an acceptor, which does not send Evt1.
                 if event != (5 if requestor else 2) and (event, state, requestor) != (1, 1, False):
                     yield event, state, requestor
 
@@ -185,7 +186,7 @@ def name_of(event):
 
 
 class TableTests(unittest.TestCase):
-    """The data of :mod:`dicomtwist.ul.state_machine`."""
+    """The tables in :mod:`dicomtwist.ul.state_machine`."""
 
     def test_each_cell(self):
         for event in Event:
@@ -224,7 +225,7 @@ class PathTests(unittest.TestCase):
 
 
 class CellTests(unittest.TestCase):
-    """Each cell on a connection that is in that state."""
+    """Each cell on a connection in its state."""
 
     def test_defined_cells(self):
         for event, state, requestor in cases():
@@ -238,7 +239,7 @@ class CellTests(unittest.TestCase):
                 if action == "AR-8" and not requestor:
                     next_state = 10
                 if action == "AA-1" and event != 15:
-                    # Not in the standard, for there is no association yet: it tells the owner why.
+                    # Not in the standard, since there is no association yet: it gives the owner the reason.
                     owner = ["AbortIndication", *owner]
                 if pdu == "A-ABORT-provider":
                     sent = AAbort(2, 1 if event == 19 else 2).encode()
@@ -274,7 +275,7 @@ class CellTests(unittest.TestCase):
 
 
 class ContentTests(unittest.TestCase):
-    """What the indications and confirmations hold."""
+    """The content of indications and confirmations."""
 
     def test_association(self):
         self.assertEqual(
@@ -334,7 +335,7 @@ class ContentTests(unittest.TestCase):
 
 
 class ProtocolVersionTests(unittest.TestCase):
-    """AE-6, the decision that the provider makes itself: only bit 0 is tested (PS3.8 9.3.2)."""
+    """AE-6, the decision of the provider itself: only bit 0 is tested (PS3.8 9.3.2)."""
 
     def receive(self, version):
         connection = connection_in(2, False)
