@@ -145,9 +145,9 @@ class MistakeTests(SynchronousTestCase):
         for make in (server_endpoint, client_endpoint):
             for description in (f"unix:{longest}s", rf"unix:{longest}\:", f"unix:{longest[:-1]}ä"):
                 error = self.assertRaises(EndpointError, make, self.reactor, description)
-                self.assertIn("the path of a socket has", str(error))
+                self.assertIn("the path of the socket has", str(error))
         error = self.assertRaises(EndpointError, client_endpoint, self.reactor, f"unix:address={longest}/s:timeout=5")
-        self.assertIn(f"this one has {len(longest) + 2}", str(error))
+        self.assertIn(f"has {len(longest) + 2} bytes", str(error))
 
     def test_options(self) -> None:
         self.server(f"2762:privatekey={self.pem}", "privatekey", "did you mean privateKey?")
