@@ -1,4 +1,4 @@
 """
-What a server meets on a hospital network. Each test is also about the others: a neighbour's C-ECHO is answered at once
-meanwhile, and nothing is left when it is over.
+Peers that a server meets on a hospital network. Each test also checks the other associations: meanwhile the C-ECHO of a
+neighbour is answered at once, and nothing remains at the end.
 """

@@ -1,4 +1,4 @@
-"""What the tests of hostile peers share."""
+"""The common parts of the tests with hostile peers."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ NO_REASON, UNRECOGNISED, UNEXPECTED, INVALID = AAbort(2, 0), AAbort(2, 1), AAbor
 @implementer(ILogObserver)
 class Log:
     """
-    What is logged.
+    Records the log.
 
-    :ivar lines: the lines of INFO and above.
-    :ivar tracebacks: events with a failure.
+    :ivar lines: the lines of level INFO and above.
+    :ivar tracebacks: the events with a failure.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Log:
         self.tracebacks: list[str] = []
 
     def __call__(self, event: LogEvent) -> None:
-        """Keep it."""
+        """Record an event."""
         if "log_failure" in event:
             self.tracebacks.append(eventAsText(event))
         if event.get("log_namespace", "").startswith("dicomtwist") and event["log_level"] >= LogLevel.info:
@@ -46,9 +46,9 @@ class Log:
 
 class HostileTestCase(MemoryTestCase):
     """
-    A server in memory, at 104, a neighbour whose association is there all the time, and hostile peers.
+    A server in memory at port 104, a neighbour with an association during the whole test, and hostile peers.
 
-    :ivar handlers: what the server has; a class may set others.
+    :ivar handlers: the handlers of the server; a class may set others.
     """
 
     def setUp(self) -> None:
@@ -64,7 +64,7 @@ class HostileTestCase(MemoryTestCase):
         self._lines_before: dict[int, int] = {}
 
     def tearDown(self) -> None:
-        """All is over: nobody has anything of it any more."""
+        """Check that everything has ended: no object still refers to an association."""
         if self.server is not None:
             self.echo_is_answered()
             if self.neighbour is not None:
@@ -86,20 +86,20 @@ class HostileTestCase(MemoryTestCase):
             self._refs += [weakref.ref(association), weakref.ref(association.protocol)]
 
     def serve(self, *handlers: Any, **options: Any) -> Server:
-        """Start the server, and let the neighbour in."""
+        """Start the server, and let the neighbour associate."""
         self.server = self.listen(*handlers, **options)
         self.neighbour = self.network.result_of(self.neighbour_ae.associate("127.0.0.1", 104))
         return self.server
 
     def echo_is_answered(self) -> None:
-        """The neighbour's C-ECHO is answered without any time going by."""
+        """Check that the neighbour's C-ECHO is answered without any time passing."""
         if self.neighbour is not None and self.neighbour.is_established:
             before = self.network.seconds()
             self.assertTrue(self.network.result_of(self.neighbour.send_c_echo()).is_success)
             self.assertEqual(self.network.seconds(), before)
 
     def wait(self, seconds: float) -> None:
-        """Let time go by, in which the neighbour is heard all the time."""
+        """Let time pass, during which the neighbour's echoes are answered."""
         while seconds > 0:
             step = min(seconds, 25.0)
             self.network.advance(step)
@@ -107,7 +107,7 @@ class HostileTestCase(MemoryTestCase):
             seconds -= step
 
     def connect(self, *, established: bool = False, **options: Any) -> ScriptedPeer:
-        """A hostile peer, with or without an association: 1 is the context for echo, 3 that for CT, 5 is rejected."""
+        """Return a hostile peer, with or without an association: context 1 is for echo, 3 for CT, 5 is rejected."""
         if self.server is None:
             self.serve()
         assert self.server is not None
@@ -122,18 +122,19 @@ class HostileTestCase(MemoryTestCase):
         return peer
 
     def association_of(self, peer: ScriptedPeer) -> Any:
-        """The server's side of it."""
+        """Return the server's association with the peer."""
         return self.end_of(peer).protocol.user
 
     def end_of(self, peer: ScriptedPeer) -> MemoryTransport:
-        """The server's end of the connection."""
+        """Return the server's end of the connection."""
         transport: MemoryTransport = peer.transport.other
         return transport
 
     def is_aborted(self, peer: ScriptedPeer, *answers: PDU) -> None:
         """
-        The peer gets *answers* at once; it is waited for to close, which it does not, and closed. One line tells of it: this
-        is for one peer at a time.
+        Check that the peer gets *answers* at once, and that the server waits for it to close, then closes the connection.
+        There is
+        one line in the log, so this is for one peer at a time.
         """
         self.assertEqual(peer.take(), list(answers))
         self.assertIsNone(peer.closed)
@@ -141,20 +142,20 @@ class HostileTestCase(MemoryTestCase):
         protocol = self.end_of(peer).protocol
         self.assertEqual((len(protocol.connection._framer._partial), protocol.connection.mid_pdu), (0, False))
         peer.send(bytes(1000))
-        self.assertIn(peer.take(), ([], [UNRECOGNISED]))  # at most once more, by AA-7
+        self.assertIn(peer.take(), ([], [UNRECOGNISED]))  # at most one more, from AA-7
         self.wait(ACSE)
         self.assertIsNotNone(peer.closed)
         lines = self.log.lines[self._lines_before[id(peer)] :]
         self.assertEqual([line for line in lines if not line.isprintable()], [])
-        # Operations that were refused have lines of their own, without the address.
+        # Refused operations have lines of their own, without the address.
         self.assertEqual(sum("127.0.0.1" in line and ": tolerated" not in line for line in lines), 1, lines)
 
     def lines_with(self, words: str) -> int:
-        """How many lines of the log say *words*."""
+        """Return the number of log lines that contain *words*."""
         return sum(words in line for line in self.log.lines)
 
     def every(self, cases: Sequence[Any], test: Callable[..., None]) -> None:
-        """Run *test* with each of the cases, a tuple being its arguments."""
+        """Run *test* with each of the cases; a tuple holds its arguments."""
         self.assertTrue(cases)
         for case in cases:
             try:
@@ -163,7 +164,7 @@ class HostileTestCase(MemoryTestCase):
                 raise self.failureException(f"{case!r:.500}: {error}") from error
 
     def echoes(self, peer: ScriptedPeer, message_id: int = 77) -> None:
-        """The peer's association is alive."""
+        """Check that the peer's association is alive."""
         peer.send_message(1, echo(message_id))
         answer, _ = peer.messages()[-1]
         assert isinstance(answer, CEchoRSP)
@@ -171,12 +172,12 @@ class HostileTestCase(MemoryTestCase):
 
 
 def statuses(peer: ScriptedPeer) -> list[int]:
-    """The statuses of the responses that came."""
+    """Return the statuses of the received responses."""
     return [getattr(message, "status", -1) for message, _ in peer.messages()]
 
 
 def pdata(*pdvs: tuple[int, int, bytes]) -> bytes:
-    """A P-DATA-TF of (context ID, control header, data)."""
+    """Return a P-DATA-TF of (context ID, control header, data)."""
     body = b"".join(
         (len(data) + 2).to_bytes(4, "big") + bytes((context, control)) + data for context, control, data in pdvs
     )
@@ -184,5 +185,5 @@ def pdata(*pdvs: tuple[int, int, bytes]) -> bytes:
 
 
 def command_of(message: Message) -> bytes:
-    """Its command set."""
+    """Return the command set of *message*."""
     return message.encode()

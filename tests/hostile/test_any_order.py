@@ -1,4 +1,4 @@
-"""A connection to which anything may happen, in any order, from either side: it ends, everybody is told, nothing is left."""
+"""A connection with events of both sides in any order: it ends, every caller gets a result, and nothing remains."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class AnyOrderTests(unittest.TestCase):
                 max_examples=100,
                 stateful_step_count=20,
                 deadline=None,
-                derandomize=True,  # the same each time; the fuzzer looks for others
+                derandomize=True,  # the same examples each time; the fuzzer tries others
                 suppress_health_check=list(HealthCheck),
             ),
         )

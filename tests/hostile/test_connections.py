@@ -1,4 +1,4 @@
-"""Row 30: too many connections and associations, in all and of one address; and how often they are asked for."""
+"""Row 30: too many connections and associations, in all and from one address, and too many requests in a minute."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOO_MANY, TOO_OFTEN = AAssociateRJ(2, 3, 2), AAssociateRJ(2, 3, 1)
 
 class Connections(HostileTestCase):
     def others(self) -> int:
-        """How many connections the server has besides the neighbour's."""
+        """Return the number of connections besides the neighbour's."""
         assert self.server is not None
         return len(self.server.factory.associations) - 1
 
@@ -32,7 +32,7 @@ class Connections(HostileTestCase):
         self.assertEqual(self.others(), 999 + MAX_SURPLUS)
         self.assertEqual(sum(peer.closed is not None for peer in peers), 5000 - 999 - MAX_SURPLUS)
         self.echo_is_answered()
-        # Who is let in to be told is told.
+        # A surplus connection that was accepted is rejected.
         peers[1000].request((1, VERIFICATION))
         self.assertEqual(peers[1000].take(), [TOO_MANY])
         self.assertEqual(self.lines_with("closed at once"), 1)
@@ -45,7 +45,7 @@ class Connections(HostileTestCase):
         peers.clear()
 
     def test_the_last_file_descriptors(self) -> None:
-        """Who gets one of them is told that there are too many, until they have gone."""
+        """A connection that uses one of them is rejected as one too many, until others have closed."""
         few = False
         self.patch(acceptor, "_few_descriptors", lambda transport: few)  # connections in memory have none
         peer = self.connect(established=True)
@@ -74,7 +74,7 @@ class Connections(HostileTestCase):
         self.assertIsNotNone(refused.closed)
         surplus[0].request((1, VERIFICATION))
         self.assertEqual(surplus[0].take(), [TOO_MANY])
-        # Another address is no concern of theirs.
+        # Connections from another address are not affected.
         self.network._free_address, free = self.from_elsewhere, self.network._free_address  # type: ignore[method-assign]
         other = self.connect(established=True)
         self.network._free_address = free  # type: ignore[method-assign]
@@ -92,7 +92,7 @@ class Connections(HostileTestCase):
         return IPv4Address("TCP", "192.0.2.7", 5000)
 
     def test_associations_of_each_ae(self) -> None:
-        """Of several AEs on a port each has its own maximum."""
+        """If several AEs share a port, each has its own maximum."""
         small, large = AE("SMALL", reactor=self.network), AE("LARGE", reactor=self.network)
         small.maximum_associations = 1
         for ae in (small, large):
@@ -111,7 +111,7 @@ class Connections(HostileTestCase):
 
     def test_rate(self) -> None:
         self.scp.maximum_association_rate = 5
-        self.serve()  # the neighbour is one of them
+        self.serve()  # the neighbour's association counts
         self.network.advance(1)
         for _ in range(4):
             self.connect(established=True).close()

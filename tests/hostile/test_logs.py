@@ -1,4 +1,4 @@
-"""What ``twist dicom`` prints while peers tell it of patients and show passcodes and tickets: none of these, right or wrong."""
+"""The output of ``twist dicom`` has no data of patients, passcodes or tickets from peers, whether they are valid or not."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from tests.hostile.test_negotiation import context
 from tests.hostile.test_wire import APPLICATION, associate_rq
 
 EXPLICIT = "1.2.840.10008.1.2.1"
-#: What every secret begins with.
+#: The beginning of every secret.
 MARK = "S3cret"
 
 #: Elements by tag: a VR and a value.
 Elements = dict[int, tuple[bytes, bytes]]
 
-#: What says something of a patient, in each of its VRs.
+#: Elements with data of a patient, one for each VR that can hold some.
 PATIENT: Elements = {
     0x00080020: (b"DA", b"20240101"),
     0x00080050: (b"SH", b"S3cretAccession"),
@@ -61,7 +61,7 @@ PATIENT: Elements = {
     0x0020000D: (b"UI", b"1.2.3"),
     0x0020000E: (b"UI", b"1.2.3.1"),
 }
-#: Values that cannot be, of VRs that pydicom and the index look into.
+#: Invalid values, in VRs that pydicom and the index decode.
 WRONG: Elements = {
     0x00080005: (b"CS", b"S3cretSet"),
     0x00080020: (b"DA", b"S3cretDate"),
@@ -77,15 +77,15 @@ WRONG: Elements = {
     0x0020000D: (b"UI", b"S3cret^Name"),
     0x00200013: (b"IS", b"S3cretNumber"),
     0x00280010: (b"US", b"S3cret0"),
-    0x00189074: (b"UL", b"S3cret"),  # pydicom quotes a value whose length cannot be
+    0x00189074: (b"UL", b"S3cret"),  # pydicom quotes a value with an impossible length
     0x00400275: (b"SQ", b"S3cretSequence"),
 }
-#: UIDs and levels that are none: names.
+#: Invalid UIDs and levels: names.
 UIDS = ("S3cret^Name", "S3cret\x1b[2J", "S3cret\r\n2026 all is well", "1.2.S3cret" * 30)
 
 
 def encode(elements: Elements) -> bytes:
-    """A data set in Explicit VR Little Endian, right or wrong."""
+    """Return a data set in Explicit VR Little Endian, valid or not."""
     parts = []
     for tag, (vr, value) in sorted(elements.items()):
         value += b" " * (len(value) % 2)
@@ -95,7 +95,7 @@ def encode(elements: Elements) -> bytes:
 
 
 def variants(more: Elements) -> list[bytes]:
-    """Data sets with *more* in them: one that is right, one for each value that is wrong, and some that are cut off."""
+    """Return data sets that contain *more*: a valid one, one for each invalid value, and some that are truncated."""
     right = {**PATIENT, **more}
     whole = encode(right)
     made = [whole, *(encode({**right, tag: element}) for tag, element in WRONG.items())]
@@ -104,19 +104,19 @@ def variants(more: Elements) -> list[bytes]:
 
 
 def performed() -> bytes:
-    """A performed procedure step that is taken, and tells of a patient."""
+    """Return a performed procedure step that is accepted and has data of a patient."""
     made = test_mpps.step(PatientName="S3cret^Name", PatientID="S3cretId", PatientBirthDate="", PatientSex="")
     made["PatientBirthDate"]._value, made["PatientSex"]._value = "S3cretBirth", "S3cretSex"
     return encode_dataset(made, EXPLICIT)
 
 
 class TwistDicomLog(TestCase):
-    """A server that does all there is."""
+    """A server with all services."""
 
     timeout = 240
 
     async def start(self) -> None:
-        """Start it; what it finds in folders tells of patients, too."""
+        """Start the server with folders that also hold data of patients."""
         folder = Path(self.mktemp()).absolute()
         for name in ("import", "worklist"):
             (folder / name).mkdir(parents=True)
@@ -160,7 +160,7 @@ class TwistDicomLog(TestCase):
         return ae.associate("127.0.0.1", self.port, ext_neg=list(extended))
 
     def is_clean(self) -> None:
-        """Nothing secret was printed, and no traceback."""
+        """Check that no secret and no traceback was printed."""
         text = self.server.text
         lines = [line for line in text.splitlines() if MARK.lower() in line.lower() or MARK.encode().hex() in line]
         self.assertEqual(lines, [])
@@ -168,7 +168,7 @@ class TwistDicomLog(TestCase):
         self.assertEqual([line for line in text.splitlines() if not line.isprintable() or len(line) > 500], [])
 
     async def test_patients(self) -> None:
-        """Stored, asked for, retrieved, scheduled and performed, each with every value that is wrong."""
+        """Instances are stored, queried, retrieved, scheduled and performed, with every invalid value."""
         await self.start()
         await self.server.wait_for("import of")
         assoc = await self.associate()
@@ -191,7 +191,7 @@ class TwistDicomLog(TestCase):
             refused += 1
             self.assertEqual(await self.create(assoc, uid), 0x0117)
         self.assertGreater(failed, 5)
-        # These have led to something.
+        # These requests had effects.
         found = await assoc.send_c_find(worklists.query(), ModalityWorklistInformationFind).collect()
         self.assertIn("S3cret^Name", [str(answer.PatientName) for answer in found])
         asked = assoc.send_n_create(performed(), ModalityPerformedProcedureStep, "1.2.9")
@@ -199,7 +199,7 @@ class TwistDicomLog(TestCase):
         self.assertGreater(refused, 5)
         self.assertEqual(self.server.text.count("was not stored"), refused)
         await assoc.release()
-        # One that goes in the middle of it.
+        # An association that is lost during an operation.
         assoc = await self.associate()
         large = encode(PATIENT) + struct.pack("<HH2s2xL", 0x7FE0, 0x10, b"OW", 9_000_000) + bytes(9_000_000)
         storing = assoc.send_c_store(BytesIO(self.file(large, "1.2.3.4")))
@@ -211,7 +211,7 @@ class TwistDicomLog(TestCase):
         self.is_clean()
 
     async def create(self, assoc: Association, uid: str) -> int:
-        """The status of an N-CREATE with any text as its UID."""
+        """Return the status of an N-CREATE with any text as its UID."""
         sop_class = str(ModalityPerformedProcedureStep)
         request = NCreateRQ(affected_sop_class_uid=sop_class, affected_sop_instance_uid=uid)
         context = assoc.context_for(sop_class)
@@ -219,7 +219,7 @@ class TwistDicomLog(TestCase):
         return response.status
 
     def operations(self, assoc: Association, data: bytes, number: int) -> list[Callable[[], Awaitable[Any]]]:
-        """All that can be asked with a data set."""
+        """Return all operations that can be invoked with a data set."""
         steps, uid = ModalityPerformedProcedureStep, f"1.2.9.{number}"
         asked: list[Callable[[], Awaitable[Any]]] = [
             lambda: assoc.send_c_find(data, ModalityWorklistInformationFind).collect(),
@@ -249,7 +249,7 @@ class TwistDicomLog(TestCase):
         return asked
 
     async def test_identities(self) -> None:
-        """Of every kind: right, wrong and broken."""
+        """User identities of every type: valid, invalid and malformed."""
         await self.start()
         assoc = await self.associate("ELSE", UserIdentity(2, b"alice", b"S3cretWord"))
         self.assertTrue((await assoc.send_c_echo()).is_success)

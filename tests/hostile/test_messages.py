@@ -1,4 +1,4 @@
-"""PDUs and messages out of order: rows 23, 24, 28 and 35; what is wrong but real."""
+"""PDUs and messages out of order: rows 23, 24, 28 and 35, and deviations of real devices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.memory import CT, VERIFICATION, echo, encoded, store
 
 
 def element(tag: int, value: bytes, group: int = 0) -> bytes:
-    """An element of a command set."""
+    """Return an element of a command set."""
     return group.to_bytes(2, "little") + tag.to_bytes(2, "little") + len(value).to_bytes(4, "little") + value
 
 
@@ -106,9 +106,9 @@ class Commands(HostileTestCase):
             b"",
             field + none,  # no Message ID
             message_id + none,  # no Command Field
-            element(0x100, b"\x37\x13") + message_id + none,  # one that there is not
-            element(0x100, b"\x30") + message_id + none,  # of one byte
-            element(0x10, b"x", group=8) + field + message_id,  # of another group
+            element(0x100, b"\x37\x13") + message_id + none,  # an unknown Command Field
+            element(0x100, b"\x30") + message_id + none,  # a Command Field of one byte
+            element(0x10, b"x", group=8) + field + message_id,  # an element of another group
             field + message_id + b"\0\0\0\7\xff\xff\xff\xff",
             field + message_id + b"\0\0\0\7\xfe\xff\xff\xffxxxxxxxxxx",
             field + message_id + none[:5],
@@ -142,7 +142,7 @@ class Commands(HostileTestCase):
         return peer.messages()
 
     def test_cancel_of_nothing(self) -> None:
-        """An unknown ID, and one that was answered: ignored."""
+        """A C-CANCEL for an unknown Message ID, or after the response, is ignored."""
         peer = self.connect(established=True)
         self.echoes(peer, 5)
         for message_id in (5, 6, 0, 0xFFFF):
@@ -162,10 +162,10 @@ class Commands(HostileTestCase):
 
 
 class WrongButReal(HostileTestCase):
-    """Row 35: tolerated, and noted once."""
+    """Row 35: the deviations of real devices are tolerated, and logged once."""
 
     def noted(self) -> list[str]:
-        """What the log says of that."""
+        """Return the log lines about deviations."""
         return [line for line in self.log.lines if ": tolerated" in line]
 
     def test_requests(self) -> None:
@@ -199,7 +199,7 @@ class WrongButReal(HostileTestCase):
                 before + "UIDs that are not ASCII",
             ],
         )
-        # Another association of the same peer tells once more; one with nothing of it tells nothing.
+        # Another association of the peer logs them again; one without deviations logs nothing.
         self.connect(established=True, information=information)
         self.assertEqual(len(self.noted()), 4)
         self.echoes(self.connect(established=True))
@@ -214,12 +214,12 @@ class WrongButReal(HostileTestCase):
         (line,) = self.noted()
         self.assertIn("'ANY-SCP' at 127.0.0.1", line)
         self.assertIn("C-ECHO-RSP without command_data_set_type", line)
-        peer.send_message(1, CEchoRSP(message_id_being_responded_to=1, status=0))  # once more
+        peer.send_message(1, CEchoRSP(message_id_being_responded_to=1, status=0))  # a second time
         self.assertIsInstance(peer.take()[-1], AAbort)
         self.assertTrue(association.is_aborted)
 
     def test_an_answer(self) -> None:
-        """What the acceptor tells of itself is noted by the requestor."""
+        """The requestor logs the deviations in the user information of the acceptor."""
         peer = self.network.scripted_server(105)
         asking = self.asking(105)
         peer.accept(information=UserInformation(0, "1.2.3\0"))

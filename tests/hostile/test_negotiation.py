@@ -1,4 +1,4 @@
-"""Requests for an association that nobody should send: rows 12 to 14; who says who he is."""
+"""Association requests that no peer should send: rows 12 to 14, and user identities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMPLICIT = "1.2.840.10008.1.2"
 
 
 def context(number: int, abstract_syntax: str = VERIFICATION) -> bytes:
-    """A presentation context item."""
+    """Return a presentation context item."""
     return ProposedContext(number, abstract_syntax, (IMPLICIT,)).encode()
 
 
@@ -46,7 +46,7 @@ class Contexts(HostileTestCase):
             [context(2)],
             [context(0)],
             [context(1), context(1)],
-            [context(number % 256) for number in range(1, 259, 2)],  # 129: an ID is there twice
+            [context(number % 256) for number in range(1, 259, 2)],  # 129, so that an ID is repeated
         ):
             self.assertEqual(self.answer(associate_rq(APPLICATION, *items, user)), AA1)
         answer = self.answer(associate_rq(APPLICATION, *[context(number) for number in range(1, 256, 2)], user))
@@ -69,7 +69,7 @@ class Contexts(HostileTestCase):
         for version, expected in ((0, AAssociateRJ(1, 2, 2)), (0xFFFE, AAssociateRJ(1, 2, 2))):
             body = version.to_bytes(2, "big") + rest
             self.assertEqual(self.answer(b"\1\0" + len(body).to_bytes(4, "big") + body), expected)
-        for version in (1, 3, 0xFFFF):  # bit 0 alone counts
+        for version in (1, 3, 0xFFFF):  # only bit 0 counts
             body = version.to_bytes(2, "big") + rest
             self.assertIsInstance(self.answer(b"\1\0" + len(body).to_bytes(4, "big") + body), AAssociateAC)
 
@@ -154,7 +154,7 @@ class Titles(HostileTestCase):
                     self.assertTrue(line.isprintable(), line)
 
     def test_a_path_is_a_title(self) -> None:
-        # It is one by the standard; nothing makes a path of it.
+        # The standard allows it as a title, and nothing treats it as a path.
         peer = self.connect()
         peer.request((1, VERIFICATION), calling="../x")
         self.assertIsInstance(peer.take()[0], AAssociateAC)

@@ -1,4 +1,4 @@
-"""Row 21: a reset, or a close, behind every byte of a recorded C-STORE conversation, on either side."""
+"""Row 21: a reset or a close after every byte of a recorded C-STORE conversation, on either side."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = 200
 
 
 def record() -> Recorder:
-    """An echo, a C-STORE and the release, in both directions."""
+    """Record an echo, a C-STORE and the release, in both directions."""
     network, recorder = MemoryNetwork(), Recorder()
     scp, scu = AE("SCP", reactor=network), AE("SCU", reactor=network)
     scp.supported_contexts = CONTEXTS
@@ -35,13 +35,13 @@ def record() -> Recorder:
 
 
 def end(peer: ScriptedPeer, way: str) -> None:
-    """Go away."""
+    """Close or reset the connection."""
     if peer.closed is None:
         peer.reset() if way == "reset" else peer.close()
 
 
 class Acceptor(HostileTestCase):
-    """The peer sends the first bytes of what a requestor sends, and is gone."""
+    """The peer sends the first bytes of a requestor's stream, and closes."""
 
     def test_every_offset(self) -> None:
         stream = record().sent[0]
@@ -69,8 +69,8 @@ class Acceptor(HostileTestCase):
 
         self.server.bind(evt.EVT_ABORTED, ended)
         self.server.bind(evt.EVT_RELEASED, ended)
-        whole = stream.index(pdus(stream)[-1])  # where the release begins, behind the data set
-        begun = len(b"".join(pdus(stream)[:3]))  # and where the command set of the C-STORE ends
+        whole = stream.index(pdus(stream)[-1])  # the release begins here, after the data set
+        begun = len(b"".join(pdus(stream)[:3]))  # the command set of the C-STORE ends here
         for way in ("reset", "close"):
             for offset in range(len(stream) + 1):
                 peer = self.connect()
@@ -95,7 +95,7 @@ class Acceptor(HostileTestCase):
 
 
 class Requestor(HostileTestCase):
-    """The peer sends the first bytes of what an acceptor sends, and is gone: whoever waits is told, once."""
+    """The peer sends the first bytes of an acceptor's stream, and closes: each waiting caller is notified, once."""
 
     def test_every_offset(self) -> None:
         stream = record().received[0]
@@ -111,7 +111,7 @@ class Requestor(HostileTestCase):
         self.assertEqual(self.network.pools, [])
 
     def converse(self, data: bytes, way: str) -> list[Any]:
-        """Associate, echo, store and release, with a peer that sends *data*; return what came of each, in order."""
+        """Associate, echo, store and release with a peer that sends *data*; return the outcome of each, in order."""
         peer = self.network.scripted_server(105)
         steps: list[Any] = []
         finished: list[Any] = []
@@ -132,7 +132,7 @@ class Requestor(HostileTestCase):
         running: Deferred[None] = Deferred.fromCoroutine(run())
         running.addErrback(failed).addBoth(finished.append)
         self.network.flush()
-        # As a real peer does: each PDU when what it answers has come.
+        # As a real peer does, send each PDU when the message that it answers has arrived.
         while data:
             length = 6 + int.from_bytes(data[2:6], "big") if len(data) >= 6 else len(data)
             peer.send(data[:length])

@@ -1,6 +1,6 @@
 """
-``twist dicom`` as a process among hostile peers: rows 9, 10, 15 to 22 and 30 to 33. Its memory and its files are looked at,
-and while it goes on another AE's C-ECHO is answered.
+``twist dicom`` as a process among hostile peers: rows 9, 10, 15 to 22 and 30 to 33. The tests check its memory and its
+files, and that another AE's C-ECHO is answered meanwhile.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ VERIFICATION = "1.2.840.10008.1.1"
 CT = "1.2.840.10008.5.1.4.1.1.2"
 IMPLICIT, EXPLICIT, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"
 
-#: How much more memory the process may have than before at any time, in bytes: some data sets that come, what allocators keep.
+#: The memory that the process may need in addition at any time, in bytes: some data sets that are received, and the memory
+#: that allocators do not return.
 MARGIN = 64 * 1024**2
-#: Within how many seconds an echo is answered, on a machine that is busy with other things too.
+#: The time within which an echo is answered, in seconds, on a machine that is busy with other work too.
 PROMPTLY = 5
 
-#: What comes before the status in a response.
+#: The bytes before the status in a response.
 STATUS = b"\0\0\0\x09\2\0\0\0"
 
 REQUEST = AAssociateRQ(
@@ -63,7 +64,7 @@ REQUEST = AAssociateRQ(
 
 
 def instance(uid: str = "1.2.3.4", *, pixels: int = 100, **elements: Any) -> Dataset:
-    """An instance that can be stored, with *elements* as they are given, right or wrong."""
+    """Return an instance that can be stored, with *elements* as they are given, valid or not."""
     dataset = Dataset()
     dataset.SOPClassUID, dataset.SOPInstanceUID = CT, uid
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2.3", "1.2.3.1"
@@ -76,19 +77,19 @@ def instance(uid: str = "1.2.3.4", *, pixels: int = 100, **elements: Any) -> Dat
 
 
 def file_of(encoded: bytes, uid: str = "1.2.3.4", syntax: str = EXPLICIT, preamble: bytes = bytes(128)) -> BytesIO:
-    """A Part 10 file of a data set that is encoded already."""
+    """Return a Part 10 file of a data set that is already encoded."""
     meta = encode_preamble_and_meta(FileMeta(CT, uid, syntax, "1.2.3"))
     return BytesIO(preamble + meta[128:] + encoded)
 
 
 def store_command(uid: str = "1.2.3.4", sop_class: str = CT) -> bytes:
-    """The P-DATA-TF of a C-STORE request whose data set is to come."""
+    """Return the P-DATA-TF of a C-STORE request whose data set follows."""
     request = CStoreRQ(message_id=1, affected_sop_class_uid=sop_class, affected_sop_instance_uid=uid)
     return b"".join(ScriptedPeer.encode_message(3, request, b"")[:2])
 
 
 def command(port: int, storage: Path, *options: str) -> list[str]:
-    """The arguments of Python for a server."""
+    """Return the arguments of Python for a server."""
     return [
         *("-m", "twisted", "--log-format", "text", "dicom", "--storage", str(storage)),
         *("--port", f"tcp:{port}:interface=127.0.0.1", *options),
@@ -102,13 +103,13 @@ class ProcessTestCase(TestCase):
     server: peers.Process | SharedProcess
 
     async def start(self, *options: str) -> None:
-        """Start it, and note what it is like when it has been used a little."""
+        """Start the server, and measure it after a little use."""
         self.storage = Path(self.mktemp())
         await self.run_server(*options)
         await self.note()
 
     async def note(self) -> None:
-        """Note what the server is like when it has been used a little."""
+        """Measure the server after a little use."""
         self.neighbour = AE("NEIGHBOUR")
         self.neighbour.add_requested_context(VERIFICATION)
         self.ae = AE("HOSTILE")
@@ -119,7 +120,7 @@ class ProcessTestCase(TestCase):
                 await assoc.send_c_store(file_of(encode_dataset(instance("1.2.3.99"), EXPLICIT), "1.2.3.99")), 0
             )
         await self.echo()
-        # From here on the kernel notes the most that the process has of memory (proc(5), clear_refs).
+        # From here on the kernel records the peak of the process's memory (proc(5), clear_refs).
         Path(f"/proc/{self.server.pid}/clear_refs").write_text("5")
         self.base, self.before = self.memory(), self.files()
         self.assertEqual({path.suffix for path in self.before}, {".dcm"})
@@ -133,7 +134,7 @@ class ProcessTestCase(TestCase):
 
     @asynccontextmanager
     async def association(self) -> AsyncIterator[Association]:
-        """An association for images; released, unless it is over."""
+        """An association for images, which is released at the end unless it is over."""
         assoc = await self.ae.associate("127.0.0.1", self.port)
         try:
             yield assoc
@@ -142,21 +143,21 @@ class ProcessTestCase(TestCase):
                 await assoc.release()
 
     def memory(self) -> int:
-        """What the process has of it, in bytes."""
+        """Return the memory of the process, in bytes."""
         return self.memory_of("VmRSS")
 
     def memory_of(self, key: str) -> int:
-        """The same, or the most that it had since :meth:`note`: ``VmHWM``."""
+        """Return a memory value of the process, in bytes; ``VmHWM`` is the peak since :meth:`note`."""
         lines = Path(f"/proc/{self.server.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
     def computed(self) -> float:
-        """How many seconds the process has computed, in all of its threads."""
-        # The clock of another process, see clock_getcpuclockid(3): Linux has it as this number.
+        """Return the processor time of the process in all of its threads, in seconds."""
+        # The clock of another process, see clock_getcpuclockid(3): Linux encodes its ID as this number.
         return time.clock_gettime(~self.server.pid << 3 | 2)
 
     def files(self) -> dict[Path, bytes]:
-        """Every instance and temporary file, with what is in it; not the index and its like."""
+        """Return every instance and temporary file with its content; the index and similar files are not included."""
         return {
             path: path.read_bytes()
             for path in self.storage.rglob("*")
@@ -164,14 +165,14 @@ class ProcessTestCase(TestCase):
         }
 
     async def echo(self) -> None:
-        """Another AE's C-ECHO is answered promptly."""
+        """Check that another AE's C-ECHO is answered promptly."""
         asked = reactor.seconds()
         async with await self.neighbour.associate("127.0.0.1", self.port) as assoc:
             self.assertTrue((await assoc.send_c_echo()).is_success)
         self.assertLess(reactor.seconds() - asked, PROMPTLY)
 
     async def all_is_as_before(self, *more: str) -> None:
-        """Nothing is left but the instances *more*; what was there is what it was."""
+        """Check that the instances *more* are the only new files, and that the others are unchanged."""
         await self.echo()
         files = self.files()
         new = sorted(path.name for path in files if path not in self.before)
@@ -181,7 +182,7 @@ class ProcessTestCase(TestCase):
         self.assertNotIn("Traceback", self.server.text)
 
     async def hostile(self, data: bytes) -> test_twist_dicom.Silent:
-        """A connection on which an association is there and *data* are sent."""
+        """Return a connection with an association, on which *data* are sent."""
         peer = await test_twist_dicom.connect(self.port, REQUEST)
         await peer.answered
         assert peer.transport is not None
@@ -189,7 +190,7 @@ class ProcessTestCase(TestCase):
         return peer
 
     async def flood(self, peer: test_twist_dicom.Silent, data: bytes, times: int) -> None:
-        """Send *data* so often; the neighbour is heard all the while."""
+        """Send *data* this many times; the neighbour's echoes are answered meanwhile."""
         for number in range(times):
             cast(Any, peer.transport).write(data)
             if number % 5 == 0:
@@ -198,10 +199,10 @@ class ProcessTestCase(TestCase):
 
 class SharedProcess:
     """
-    A server that several tests come to, one after the other, for what it starts with costs more than they do. What it prints
-    is in a file.
+    A server that several tests use, one after the other, since its start costs more than they do. Its output is in a
+    file.
 
-    :ivar pid: its process.
+    :ivar pid: its process ID.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -217,11 +218,11 @@ class SharedProcess:
 
     @property
     def text(self) -> str:
-        """What it printed since the test began."""
+        """Return its output since the beginning of the test."""
         return self._log.read_bytes()[self._since :].decode("utf-8", "replace")
 
     async def begin(self) -> None:
-        """A test begins."""
+        """Begin a test."""
         await peers.wait_listening(self.port, timeout=90)
         self._since = self._log.stat().st_size
 
@@ -234,11 +235,11 @@ class SharedProcess:
             await deferLater(reactor, 0.02)
 
     async def wait_for(self, text: str) -> None:
-        """Wait until it has printed *text*."""
+        """Wait until *text* is in its output."""
         await self.until(lambda: text in self.text, 30, f"the text {text!r}")
 
     def end(self) -> None:
-        """End it."""
+        """End the server."""
         self._process.terminate()
         try:
             self._process.wait(30)
@@ -248,15 +249,15 @@ class SharedProcess:
 
 
 class Storing(ProcessTestCase):
-    """The tests use UIDs of their own, since all are stored in one archive."""
+    """The tests use different UIDs, since all instances are stored in one archive."""
 
     shared: ClassVar[SharedProcess | None] = None
 
     async def share(self) -> None:
-        """Begin with the server that the others have as well."""
+        """Begin with the shared server."""
         shared = self.shared
         if shared is None:
-            # trial has nothing that is done for a class.
+            # trial has no set-up method for a class.
             shared = type(self).shared = SharedProcess(Path(self.mktemp()).absolute())
             atexit.register(shared.end)
         await shared.begin()
@@ -264,7 +265,7 @@ class Storing(ProcessTestCase):
         await self.note()
 
     async def test_names_that_climb(self) -> None:
-        """Rows 15 to 17 and 22: no file name is ever a peer's text, and no shell sees any."""
+        """Rows 15 to 17 and 22: text of a peer is never a file name, and no shell gets it."""
         await self.share()
         outside = self.outside()
         wrong = [
@@ -292,7 +293,7 @@ class Storing(ProcessTestCase):
                 status = await assoc.send_c_store(file_of(encode_dataset(other, EXPLICIT), "1.2.3.17"))
                 self.assertEqual(status, 0xA900)
         for uid in (*wrong, "\xff\xfe"):
-            # The same in the request and in the data set.
+            # The UID is the same in the request and in the data set.
             peer = await self.hostile(store_command(uid) + pdata((3, 2, encode_dataset(instance(uid), EXPLICIT))))
             await self.server.until(lambda: STATUS in peer.received, 30, f"a response to {uid!r}")  # noqa: B023
             at = peer.received.index(STATUS) + len(STATUS)
@@ -303,7 +304,7 @@ class Storing(ProcessTestCase):
         self.assertEqual(self.outside(), outside)
 
     def outside(self) -> set[Path]:
-        """What there is where the server runs and around its storage, and where paths might have led."""
+        """Return the files in the server's directory and around its storage, and at places that paths could have led to."""
         folders = (Path.cwd(), self.storage.parent, self.storage.parent.parent, Path("/etc"))
         return {path for folder in folders for path in folder.iterdir() if path.name in ("x", "x.dcm")}
 
@@ -318,7 +319,7 @@ class Storing(ProcessTestCase):
         front = encode_dataset(instance("1.2.3.5"), EXPLICIT)
         pixels = struct.pack("<HH2s2xL", 0x7FE0, 0x10, b"OB", 1 << 27) + bytes(1 << 27)
         bomb = deflated(front[: front.index(b"\xe0\x7f\x10\x00")] + pixels)
-        # These would be stored if nothing held them up.
+        # These would be stored if nothing stopped them.
         other = encode_dataset(instance("1.2.3.8"), EXPLICIT)
         hidden = deflated(struct.pack("<HH2s2xL", 8, 1, b"UN", 1 << 27) + bytes(1 << 27) + other)
         opening = struct.pack("<HH2s2xL", 8, 0x1140, b"SQ", 0xFFFFFFFF) + struct.pack(
@@ -352,7 +353,7 @@ class Storing(ProcessTestCase):
             status = await assoc.send_c_store(
                 file_of(front[:at].replace(b"1.2.3.5\0", b"1.2.3.6\0") + nested + front[at:], "1.2.3.6")
             )
-            self.assertIn(int(status), (0, 0xC000))  # stepped over by its length, or refused as out of order
+            self.assertIn(int(status), (0, 0xC000))  # skipped by its length, or refused as out of order
             contradictory = instance("1.2.3.7", Rows=65535, Columns=65535, BitsAllocated=8, NumberOfFrames="2147483647")
             self.assertEqual(
                 await assoc.send_c_store(
@@ -367,14 +368,16 @@ class Storing(ProcessTestCase):
         await self.all_is_as_before("1.2.3.5", "1.2.3.7", "1.2.3.8")
 
     async def test_cut_off(self) -> None:
-        """Row 21: a sender that is gone, also when it sends again what is there: nothing partial, the old copy intact."""
+        """
+        Row 21: a sender closes in the middle, also when it sends an instance again: no partial file, the old copy intact.
+        """
         await self.share()
         data = encode_dataset(instance("1.2.3.99", pixels=3_000_000), EXPLICIT)
         whole = store_command("1.2.3.99") + b"".join(
             pdata((3, 2 if place + 100_000 >= len(data) else 0, data[place : place + 100_000]))
             for place in range(0, len(data), 100_000)
         )
-        # In the command set, at its end, in the first and in a later write, before the last byte.
+        # In the command set, at its end, in the first write, in a later write, before the last byte.
         begun = len(store_command("1.2.3.99"))
         cuts = [
             (offset, way) for way in ("reset", "close") for offset in (3, 60, begun, 5000, 1_100_000, len(whole) - 1)
@@ -388,7 +391,7 @@ class Storing(ProcessTestCase):
             elif way == "close":
                 peer.transport.loseConnection()
             await peer.closed
-        # Each leaves its line when all of it is over; one is of the association at the start.
+        # Each association logs a line when it has ended; one of them is that of the start.
         await self.server.until(
             lambda: self.server.text.count("'HOSTILE' at") > len(cuts), 30, "a line for each of the associations"
         )
@@ -399,19 +402,19 @@ class Storing(ProcessTestCase):
         await self.all_is_as_before("1.2.3.25")
 
     async def test_pieces_of_one_byte(self) -> None:
-        """Row 10: each of them costs what it holds, and no one else waits for them."""
+        """Row 10: each fragment costs no more than its content, and nobody else waits for them."""
         await self.share()
         peer = await self.hostile(store_command())
         began = self.computed()
         await self.flood(peer, pdata(*[(3, 0, b"x")] * 18_000), 20)
-        self.assertLess(self.computed() - began, 8)  # 20 us each are plenty
+        self.assertLess(self.computed() - began, 8)  # 20 us each are more than enough
         cast(Any, peer.transport).abortConnection()
         await peer.closed
         await self.server.wait_for("'HOSTILE' at 127.0.0.1: nothing asked for")
         await self.all_is_as_before()
 
     async def test_disk(self) -> None:
-        """Row 31: a file cannot grow any more: 0xA700, nothing is left of it, and what fits is stored."""
+        """Row 31: a file cannot grow any more: status 0xA700, nothing of it remains, and smaller instances are stored."""
         await self.share()
         before = resource.prlimit(self.server.pid, resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
         self.addCleanup(resource.prlimit, self.server.pid, resource.RLIMIT_FSIZE, before)
@@ -424,7 +427,7 @@ class Storing(ProcessTestCase):
         await self.all_is_as_before("1.2.3.36")
 
     async def test_wide_sequences(self) -> None:
-        """Row 19: many items are no trouble either."""
+        """Row 19: a sequence with many items is stored as well."""
         await self.share()
         wide = instance("1.2.3.45")
         wide.ReferencedImageSequence = Sequence([Dataset() for _ in range(20_000)])
@@ -436,8 +439,9 @@ class Storing(ProcessTestCase):
 class Exhausted(ProcessTestCase):
     async def test_file_descriptors(self) -> None:
         """
-        Row 30: few are left, and then none. Who comes is told as long as that can be, then closed; who is there goes on, and
-        all is well when there are some again.
+        Row 30: few descriptors are left, then none. New connections are rejected while that is possible, then closed;
+        existing ones
+        continue, and everything works again when descriptors are free.
         """
         await self.start("--acse-timeout", "60")
         assoc = await self.ae.associate("127.0.0.1", self.port)
@@ -466,7 +470,9 @@ class Exhausted(ProcessTestCase):
         await self.all_is_as_before("1.2.3.5", *more)
 
     async def connections(self, count: int) -> tuple[list[test_twist_dicom.Silent], int]:
-        """Connect *count* times; return who is connected, and how many were reset before they knew."""
+        """
+        Connect *count* times; return the connections, and the number of those that were reset before they were established.
+        """
         results = await DeferredList(
             [test_twist_dicom.connect(self.port, b"") for _ in range(count)], consumeErrors=True
         )
@@ -491,15 +497,15 @@ class Exhausted(ProcessTestCase):
             await enough.addTimeout(60, reactor)
 
     async def close(self, *silent: test_twist_dicom.Silent) -> None:
-        """Go away."""
+        """Close the connections."""
         for peer in silent:
             if not peer.closed.called:
                 cast(Any, peer.transport).abortConnection()
         await gatherResults([peer.closed for peer in silent])
 
     async def test_a_data_set_that_never_ends(self) -> None:
-        """Row 9: more than an object may have."""
-        limit = 1_500_000  # the archive has begun a file by then
+        """Row 9: a data set above the maximum length of an object."""
+        limit = 1_500_000  # long enough for the archive to begin a file
         await self.start("--max-object-size", str(limit), "--acse-timeout", "2")
         some = pdata(*[(3, 0, bytes(1000))] * 100)
         peer = await self.hostile(store_command())
@@ -509,7 +515,7 @@ class Exhausted(ProcessTestCase):
         await self.all_is_as_before()
 
     async def test_too_many_connections(self) -> None:
-        """Row 30: those beyond the limit are told, and more of them closed at once."""
+        """Row 30: connections beyond the limit are rejected, and the next ones are closed at once."""
         await self.start("--max-connections", "20", "--max-connections-per-peer", "10", "--acse-timeout", "60")
         silent, refused = await self.connections(10)
         self.assertEqual(refused, 0)
@@ -517,7 +523,7 @@ class Exhausted(ProcessTestCase):
         await peer.answered
         self.assertEqual(peer.received, b"\3\0\0\0\0\4\0\2\3\2")
         more, refused = await self.connections(100)
-        await self.first(more, 100 - (MAX_SURPLUS - 1) - refused)  # one of those that are kept was told
+        await self.first(more, 100 - (MAX_SURPLUS - 1) - refused)  # one of those that are open was rejected
         await self.close(*silent, peer, *more)
         await self.server.wait_for("connections are accepted again")
         await self.all_is_as_before()
@@ -525,11 +531,11 @@ class Exhausted(ProcessTestCase):
 
 class Killed(ProcessTestCase):
     async def test_in_a_load(self) -> None:
-        """Row 36: what was answered with success is there and whole after a restart; all else is whole or absent."""
+        """Row 36: after a restart each acknowledged instance is there and complete; all others are complete or absent."""
         await self.start()
         encoded = {f"1.2.3.4.{number}": b"" for number in range(60)}
         for number, uid in enumerate(encoded):
-            # Every tenth goes to its file in pieces.
+            # Every tenth is written to its file in parts.
             encoded[uid] = encode_dataset(instance(uid, pixels=1_500_000 if number % 10 == 9 else 1000), EXPLICIT)
         answered: list[str] = []
 
@@ -561,7 +567,7 @@ class Killed(ProcessTestCase):
             self.assertEqual(peers.dataset_bytes(found[uid]), encoded[uid])
 
     async def queried(self) -> set[str]:
-        """The SOP Instance UIDs that a C-FIND finds."""
+        """Return the SOP Instance UIDs that a C-FIND finds."""
         identifier = Dataset()
         identifier.QueryRetrieveLevel = "IMAGE"
         identifier.StudyInstanceUID, identifier.SeriesInstanceUID = "1.2.3", "1.2.3.1"

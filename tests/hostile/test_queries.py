@@ -1,4 +1,4 @@
-"""Rows 25 to 29: queries and retrievals that are meant to hurt, on an archive with its index."""
+"""Rows 25 to 29: queries and retrievals that are meant to do harm, on an archive with its index."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ CONTEXTS = ((1, VERIFICATION), (3, FIND), (5, MOVE), (7, GET))
 WRITE = 60
 STUDIES = 5
 EVERYTHING = [f"1.2.{study}" for study in range(1, STUDIES + 1)]
-#: What an answer may be read ahead of a peer that takes none: two pages, and what the queue of messages holds.
+#: The matches that may be read ahead for a peer that reads no responses: two pages, and the content of the message queue.
 FEW_PAGES = 20
 
 
 def keys(level: str = "STUDY", **values: Any) -> Dataset:
-    """An identifier, of whatever values."""
+    """Return an identifier with any values."""
     made = Dataset()
     made.QueryRetrieveLevel = level
     for keyword, value in values.items():
@@ -56,12 +56,12 @@ def keys(level: str = "STUDY", **values: Any) -> Dataset:
 
 
 class QueryTestCase(HostileTestCase):
-    """The server is an archive of some studies with two instances each, which knows peers."""
+    """The server is an archive of some studies with two instances each, and it knows peers."""
 
     def setUp(self) -> None:
         super().setUp()
         self.receivers: list[StorageReceiver] = []
-        # Wrong values are what this is about.
+        # Invalid values are the subject of these tests.
         for setting in ("reading_validation_mode", "writing_validation_mode"):
             self.patch(config.settings, f"_{setting}", config.IGNORE)
         self.archive = self.make_archive()
@@ -77,7 +77,7 @@ class QueryTestCase(HostileTestCase):
         return archive
 
     def handlers(self, archive: Archive) -> list[evt.HandlerTuple]:
-        """All that an archive does."""
+        """Return all handlers of an archive."""
         executors = Executors(self.network)
         places = [
             *("SELF=tcp:127.0.0.1:104", "OTHER=tcp:127.0.0.1:105", "SILENT=tcp:127.0.0.1:106", "GONE=127.0.0.1:107"),
@@ -101,7 +101,7 @@ class QueryTestCase(HostileTestCase):
         ae.add_supported_context(SECONDARY_CAPTURE, scu_role=True, scp_role=True)
 
     def querying(self) -> ScriptedPeer:
-        """A peer with an association for all of it."""
+        """Return a peer with an association for all services."""
         peer = self.connect()
         peer.request(
             *(ProposedContext(number, uid, (ExplicitVRLittleEndian,)) for number, uid in CONTEXTS),
@@ -121,7 +121,7 @@ class QueryTestCase(HostileTestCase):
         peer.send_message(context, CCancelRQ(message_id_being_responded_to=message_id))
 
     def find(self, identifier: Dataset, peer: ScriptedPeer | None = None) -> list[int]:
-        """The statuses of the answers to a C-FIND, after which the association is as alive as it was."""
+        """Return the statuses of the responses to a C-FIND, and check that the association is still alive."""
         asker = peer or self.querying()
         before = len(statuses(asker))
         self.ask(asker, CFindRQ(message_id=1), identifier)
@@ -136,7 +136,7 @@ class Keys(QueryTestCase):
     """Rows 25 and 26."""
 
     def test_too_much(self) -> None:
-        """Refused as what the identifier has wrong, and no error of ours."""
+        """Such an identifier is refused with a status that says so, and is not an error of the archive."""
         many = range(MAX_ALTERNATIVES + 1)
         item = Dataset()
         item.CodeValue = "*a" * MAX_KEY_LENGTH
@@ -170,7 +170,7 @@ class Keys(QueryTestCase):
         self.assertEqual(self.find(keys("IMAGE", **given, SOPInstanceUID=uids, SOPClassUID=uids)), [0xA900])
 
     def test_as_much_as_there_may_be(self) -> None:
-        """The database takes it."""
+        """The database accepts it."""
         uids = [f"1.2.{number}" for number in range(MAX_VALUES)]
         self.assertEqual(self.find(keys(StudyInstanceUID=uids)), [0xFF00] * STUDIES + [0])
         many = range(MAX_ALTERNATIVES)
@@ -187,13 +187,13 @@ class Keys(QueryTestCase):
         self.assertEqual(self.find(keys(PatientName=["Doe^*^*^*^*"] + ["x"] * 49)), [0xFF00] * STUDIES + [0])
 
     def test_of_retrievals(self) -> None:
-        """C-GET and C-MOVE are held to the same."""
+        """The limits apply to C-GET and C-MOVE too."""
         requests: list[CGetRQ | CMoveRQ] = [CGetRQ(message_id=1), CMoveRQ(message_id=1, move_destination="GONE")]
         for request in requests:
             for uids, expected in (
                 ([f"1.2.{number}" for number in range(MAX_VALUES + 1)], 0xA900),
                 (["1" * 2000], 0xA900),
-                (["*"], 0),  # a UID with a wildcard names nothing
+                (["*"], 0),  # a UID with a wildcard matches nothing
                 (["1.2.?"], 0),
             ):
                 peer = self.querying()
@@ -204,7 +204,7 @@ class Keys(QueryTestCase):
         self.assertEqual(self.lines_with("cannot be answered"), 0)
 
     def test_what_means_something_to_a_database(self) -> None:
-        """Row 26: it means nothing."""
+        """Row 26: text with a meaning in SQL has none here."""
         peer = self.querying()
         for text in (
             "' OR 1=1--",
@@ -227,7 +227,7 @@ class Keys(QueryTestCase):
         self.assertEqual(self.find(keys(PatientID="P_?%"), peer), [0xFF00] * STUDIES + [0])
 
     def test_wildcards_are_linear(self) -> None:
-        """The worst of patterns and the longest of values, within the limits: few steps for each letter."""
+        """The worst patterns and the longest values within the limits need few steps for each character."""
         value = ("a" * 63 + "\\") * 200
         self.assertIsNone(keep(self.archive, dataset(9, study=9, StudyDescription="a" * 10_000, OtherPatientIDs=value)))
         began = time.process_time()
@@ -237,7 +237,7 @@ class Keys(QueryTestCase):
         self.assertLess(time.process_time() - began, 10)
 
     def test_bytes_that_are_none(self) -> None:
-        """An identifier that lies about its lengths, and one of 16 MiB and more."""
+        """An identifier with wrong lengths, and one of 16 MiB and more."""
         good = encode_dataset(keys(PatientID="P"), ExplicitVRLittleEndian)
         for data in (good[:-1], b"\x08\0\x52\0UN\0\0\xfe\xff\xff\xff" + bytes(10), b"\xff" * 1000, b"\0", b""):
             peer = self.querying()
@@ -253,7 +253,7 @@ class Keys(QueryTestCase):
 
 
 class StopsReading(QueryTestCase):
-    """Row 27: a million answers, and a peer that does not take them."""
+    """Row 27: a million matches, and a peer that does not read the responses."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -280,7 +280,7 @@ class StopsReading(QueryTestCase):
             self.addCleanup(patcher.stop)
 
     def stalled(self, request: CFindRQ | CGetRQ, level: str = "STUDY") -> ScriptedPeer:
-        """A peer that has asked for all, and takes nothing."""
+        """Return a peer that has requested everything, and reads nothing."""
         peer = self.querying()
         peer.transport.pauseProducing()
         self.ask(peer, request, keys(level, StudyInstanceUID=EVERYTHING))
@@ -305,7 +305,7 @@ class StopsReading(QueryTestCase):
         self.assertIsNotNone(peer.closed)
 
     def test_find_and_cancel(self) -> None:
-        """The cancel gets through, and ends it."""
+        """The C-CANCEL is received, and ends the operation."""
         peer = self.stalled(CFindRQ(message_id=1))
         self.cancel(peer, 1)
         pages = self.pages
@@ -316,7 +316,7 @@ class StopsReading(QueryTestCase):
         self.echoes(peer)
 
     def test_get(self) -> None:
-        """Of a retrieval one instance is on its way and one open; they are waited for, and not for ever."""
+        """In a retrieval, one instance is being sent and one is open; the server waits for them, but not forever."""
         peer = self.stalled(CGetRQ(message_id=1))
         association = self.association_of(peer)
         self.wait(WRITE + 1)
@@ -326,7 +326,7 @@ class StopsReading(QueryTestCase):
         self.assertIsNotNone(peer.closed)
 
     def test_many_that_ask(self) -> None:
-        """Each of them costs little, and all of them end."""
+        """Each of many such peers costs little, and all of them end."""
         peers = [self.stalled_one() for _ in range(20)]
         self.assertLess(self.pages, 20 * FEW_PAGES)
         self.wait(WRITE + 1)
@@ -345,7 +345,7 @@ class Cancel(QueryTestCase):
     """Row 28."""
 
     def test_of_what_is_not_there(self) -> None:
-        """For an unknown Message ID, and after the final response: nothing."""
+        """A C-CANCEL for an unknown Message ID, or after the final response, has no effect."""
         peer = self.querying()
         for context in (1, 3, 5, 7):
             for message_id in (0, 7, 0xFFFF):
@@ -357,7 +357,7 @@ class Cancel(QueryTestCase):
         self.echoes(peer)
 
     def cancelled_get(self) -> tuple[ScriptedPeer, CStoreRQ]:
-        """A peer that has the first of the instances it asked for, has not answered it, and cancels."""
+        """Return a peer that has received the first instance of its C-GET, has not answered it, and cancels."""
         peer = self.querying()
         self.ask(peer, CGetRQ(message_id=1), keys(StudyInstanceUID=EVERYTHING))
         self.cancel(peer, 1, 7)
@@ -366,7 +366,7 @@ class Cancel(QueryTestCase):
         return peer, stored
 
     def test_get(self) -> None:
-        """The end is told when the instance on its way is answered, and no other is sent."""
+        """The final response follows the answer to the instance in transit, and no other instance is sent."""
         peer, stored = self.cancelled_get()
         self.cancel(peer, 1, 7)
         peer.send_message(9, CStoreRSP(message_id_being_responded_to=stored.message_id, status=0))
@@ -377,7 +377,7 @@ class Cancel(QueryTestCase):
         self.echoes(peer)
 
     def test_get_of_who_does_not_answer(self) -> None:
-        """It is waited for, but not for ever."""
+        """The server waits for the answer, but not forever."""
         peer, _ = self.cancelled_get()
         association = self.association_of(peer)
         self.wait(DIMSE + 1)
@@ -385,7 +385,7 @@ class Cancel(QueryTestCase):
         self.assertEqual(len(peer.messages()), 1)
 
     def test_move(self) -> None:
-        """To one who does not answer our request for an association."""
+        """The destination does not answer our association request."""
         self.network.scripted_server(106)
         peer = self.querying()
         self.ask(peer, CMoveRQ(message_id=1, move_destination="SILENT"), keys(StudyInstanceUID=EVERYTHING))
@@ -400,7 +400,7 @@ class Moves(QueryTestCase):
     """Row 29."""
 
     def move(self, destination: str, peer: ScriptedPeer | None = None) -> Any:
-        """The final response to a C-MOVE of everything."""
+        """Return the final response to a C-MOVE of everything."""
         asker = peer or self.querying()
         self.ask(asker, CMoveRQ(message_id=1, move_destination=destination), keys(StudyInstanceUID=EVERYTHING))
         for _ in range(20):
@@ -423,21 +423,21 @@ class Moves(QueryTestCase):
         del silent.transport
 
     def test_to_oneself(self) -> None:
-        """Each instance is here already, and stays what it is."""
+        """Each instance is already there, and remains unchanged."""
         before = self.files(self.archive)
         answer = self.move("SELF")
         self.assertEqual((answer.status, answer.number_of_completed_suboperations), (0, 2 * STUDIES))
         self.assertEqual(self.files(self.archive), before)
 
     def test_to_oneself_when_full(self) -> None:
-        """There is no association left for it: it fails, and does not wait for itself."""
+        """There is no free association for it: it fails, and does not wait for itself."""
         peer = self.querying()
         assert self.server is not None
         self.scp.maximum_associations = len(self.server.active_associations)
         self.assertEqual(self.move("SELF", peer).status, 0xA702)
 
     def test_in_a_loop(self) -> None:
-        """Two archives that are asked to move to each other, both at once and again and again."""
+        """Two archives are asked to move to each other, both at once and repeatedly."""
         other = self.make_archive()
         ae = AE("OTHER", reactor=self.network)
         self.support(ae)
@@ -461,12 +461,12 @@ class Moves(QueryTestCase):
         self.network.result_of(second.shutdown())
 
     def files(self, archive: Archive) -> dict[str, bytes]:
-        """The data sets that an archive has."""
+        """Return the data sets of an archive."""
         return {path.name: dataset_bytes(path) for path in Path(archive.root).rglob("*.dcm")}
 
 
 class OffTheReactor(TestCase):
-    """Row 25: with real threads, no query is decoded or answered in the reactor's."""
+    """Row 25: with real threads, no query is decoded or answered in the reactor thread."""
 
     async def test_threads(self) -> None:
         archive = Archive(Path(self.mktemp()), durability=Durability.NONE)

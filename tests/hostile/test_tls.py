@@ -1,4 +1,4 @@
-"""Rows 3 and 34: a TLS port and a plain one, and who does not speak what is spoken there, or shows a wrong certificate."""
+"""Rows 3 and 34: a port with TLS and one without, peers that use the wrong protocol, and peers with wrong certificates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VERIFICATION = "1.2.840.10008.1.1"
 
 
 def hello(maximum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> bytes:
-    """A ClientHello."""
+    """Return a ClientHello."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.maximum_version = maximum
@@ -37,7 +37,7 @@ class TLSPort(TestCase):
     timeout = 300
 
     async def test_who_does_not_speak_it(self) -> None:
-        """Each is closed in the ACSE timeout, with a line that says why; nobody waits for them."""
+        """Each peer is closed within the ACSE timeout, with a log line that says why; nobody waits for it."""
         files = peers.certificates()
         secure, plain = peers.free_port(), peers.free_port()
         server = await peers.start(
@@ -76,7 +76,7 @@ class TLSPort(TestCase):
         self.assertNotIn("Traceback", server.text)
 
     async def test_wrong_certificates(self) -> None:
-        """An alert for them, a line with the reason for us, and who is right is let in all the while."""
+        """Such a peer gets an alert, the log has the reason, and valid peers are accepted meanwhile."""
         folder = self.mktemp()
         Path(folder).mkdir()
         ours, theirs = Authority(folder, "ours"), Authority(folder, "theirs")

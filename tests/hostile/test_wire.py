@@ -1,4 +1,4 @@
-"""Bytes that are no DICOM, or not in order: rows 1, 2 and 4 to 11."""
+"""Bytes that are not DICOM, or not in order: rows 1, 2 and 4 to 11."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ APPLICATION = encode_item(0x10, b"1.2.840.10008.3.1.1.1")
 
 
 def associate_rq(*items: bytes) -> bytes:
-    """An A-ASSOCIATE-RQ of *items* as they are."""
+    """Return an A-ASSOCIATE-RQ of *items*, unchanged."""
     body = RQ_HEAD + b"".join(items)
     return b"\1\0" + len(body).to_bytes(4, "big") + body
 
@@ -40,7 +40,7 @@ class Silence(HostileTestCase):
         self.assertEqual(self.lines_with("no association request was received within 30 seconds"), 1)
 
     def test_a_request_that_comes_byte_by_byte(self) -> None:
-        # The time is for the whole PDU: bytes that come now and then do not help.
+        # The timeout is for the complete PDU: a few bytes now and then do not extend it.
         peer = self.connect()
         request = associate_rq(APPLICATION)
         peer.send(request[:6])
@@ -124,7 +124,7 @@ class Data(HostileTestCase):
         self.scp.maximum_pdu_size = 16384
         self.every([pdata((1, 1, bytes(16379))), pdata((1, 1, bytes(100_000)))], self.refused)
         peer = self.connect(established=True)
-        peer.send(pdata((1, 1, bytes(16378))))  # as long as it may be
+        peer.send(pdata((1, 1, bytes(16378))))  # the maximum length
         self.assertEqual(peer.take(), [])
 
     def test_pdv_lengths(self) -> None:
@@ -150,8 +150,8 @@ class Data(HostileTestCase):
             pdata((5, 3, command)),  # rejected
             pdata((2, 3, command)),  # even
             pdata((0, 3, command)),
-            pdata((1, 1, command[:20]), (3, 3, command[20:])),  # another inside a command set
-            pdata((3, 3, store_command), (1, 2, data)),  # and inside a message
+            pdata((1, 1, command[:20]), (3, 3, command[20:])),  # another context inside a command set
+            pdata((3, 3, store_command), (1, 2, data)),  # another context inside a message
             pdata((3, 2, data)),  # a data set without a command set
             pdata((3, 0, data)),
             pdata((3, 3, store_command), (3, 3, store_command)),  # a command set inside a data set
@@ -159,7 +159,7 @@ class Data(HostileTestCase):
         self.every(cases, lambda data: self.refused(data, self.answer_to(data)))
 
     def answer_to(self, data: bytes) -> AAbort:
-        """All of them are invalid parameter values, or PDUs that are not expected now: an abort by the provider."""
+        """Return the expected abort of the provider: the data is an invalid parameter value, or an unexpected PDU."""
         peer = self.connect(established=True)
         peer.send(data)
         (answer,) = peer.take()
@@ -214,7 +214,7 @@ class Data(HostileTestCase):
         self.refused(data, self.answer_to(data))
 
     def test_many_pdvs_of_one_byte(self) -> None:
-        # They cost what they hold and not what it takes to hold each of them.
+        # They cost memory for their content, not for an object each.
         got: list[int] = []
 
         def keep(event: evt.StoreEvent) -> int:
@@ -246,7 +246,7 @@ class Data(HostileTestCase):
 
 
 class Items(HostileTestCase):
-    """Row 11: an A-ASSOCIATE-RQ whose lengths lie, or that is as full as can be."""
+    """Row 11: an A-ASSOCIATE-RQ with wrong lengths, or with as many items as possible."""
 
     def test_lengths_that_lie(self) -> None:
         def test(*items: bytes) -> None:
@@ -271,7 +271,7 @@ class Items(HostileTestCase):
         self.every(cases, test)
         body = RQ_HEAD[:50]
         peer = self.connect()
-        peer.send(b"\1\0" + len(body).to_bytes(4, "big") + body)  # not even a head
+        peer.send(b"\1\0" + len(body).to_bytes(4, "big") + body)  # not even the fixed fields
         self.is_aborted(peer, AA1)
 
     def test_16000_empty_transfer_syntaxes(self) -> None:
@@ -307,7 +307,7 @@ class Items(HostileTestCase):
 
 
 class Responses(HostileTestCase):
-    """A server is answered though it asked nothing."""
+    """A server gets a response without a request."""
 
     def test_a_response_to_nothing(self) -> None:
         peer = self.connect(established=True)
