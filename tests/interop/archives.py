@@ -1,5 +1,5 @@
 """
-Archives to query and retrieve from: one of ours, made of a few handlers, and real ones in processes of their own.
+Archives to query and to retrieve from: one of dicomtwist, made of a few handlers, and real ones in processes of their own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.peers import DicomFile, Result, dataset_bytes, dcmtk, dicom_files, fr
 
 WORKLIST = "1.2.840.10008.5.1.4.31"
 
-#: The models by the flags that DCMTK has for them: C-FIND, C-MOVE, C-GET.
+#: The information models by DCMTK's flags for them: C-FIND, C-MOVE, C-GET.
 MODELS = {
     "-P": ("1.2.840.10008.5.1.4.1.2.1.1", "1.2.840.10008.5.1.4.1.2.1.2", "1.2.840.10008.5.1.4.1.2.1.3"),
     "-S": ("1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.2", "1.2.840.10008.5.1.4.1.2.2.3"),
@@ -45,7 +45,7 @@ UNIQUE_KEYS = {
 @cache
 def study(size: int = 7) -> tuple[DicomFile, ...]:
     """
-    The instances of the study of *size* instances, all of CT, in two series where there are 7.
+    The instances of the study of *size* instances, all of them CT images; with 7 instances it has two series.
     """
     by_study: dict[str, list[DicomFile]] = {}
     for file in dicom_files():
@@ -61,14 +61,14 @@ def study(size: int = 7) -> tuple[DicomFile, ...]:
 @cache
 def header(file: DicomFile) -> Dataset:
     """
-    The attributes of *file*, without pixels.
+    Return the attributes of *file*, without pixels.
     """
     return dcmread(file.path, stop_before_pixels=True)
 
 
 def keys(level: str, **values: Any) -> Dataset:
     """
-    An identifier with the Query/Retrieve Level; an empty value is asked for.
+    Return an identifier with the Query/Retrieve Level; an empty value requests the attribute.
     """
     dataset = Dataset()
     dataset.QueryRetrieveLevel = level
@@ -79,7 +79,7 @@ def keys(level: str, **values: Any) -> Dataset:
 
 def expected_bytes(file: DicomFile) -> bytes:
     """
-    The data set of *file* as it has to arrive: of even length.
+    Return the data set of *file* as it must arrive: with an even length.
     """
     data = dataset_bytes(file.path)
     return data + b"\0" * (len(data) & 1)
@@ -87,13 +87,13 @@ def expected_bytes(file: DicomFile) -> bytes:
 
 class Archive:
     """
-    The handlers of an archive of ours.
+    The handlers of an archive of dicomtwist.
 
-    :param files: what is in it.
-    :param destinations: where an AE title is for C-MOVE; what a handler may yield for it.
-    :ivar asked: the events of the requests that came.
-    :ivar pulled: how many answers, or instances, were asked of the generators.
-    :ivar closed: how many generators were run to their end or closed.
+    :param files: its instances.
+    :param destinations: the destination of each AE title for C-MOVE, in any form that a handler may yield.
+    :ivar asked: the events of the received requests.
+    :ivar pulled: the number of matches or instances requested from the generators.
+    :ivar closed: the number of generators that ended or were closed.
     """
 
     def __init__(self, files: Sequence[DicomFile], destinations: dict[str, Any] | None = None) -> None:
@@ -105,7 +105,7 @@ class Archive:
 
     @property
     def handlers(self) -> list[tuple[evt.EventType, Any]]:
-        """What is bound."""
+        """Return the handlers to bind."""
         return [(evt.EVT_C_FIND, self.find), (evt.EVT_C_GET, self.get), (evt.EVT_C_MOVE, self.move)]
 
     def _matching(self, identifier: Dataset) -> list[DicomFile]:
@@ -121,7 +121,7 @@ class Archive:
         return found
 
     def find(self, event: evt.IdentifierEvent) -> Iterator[Any]:
-        """Answer with what was asked for, of each entity of the level."""
+        """Return the requested attributes of each matching entity of the level."""
         self.asked.append(event)
         identifier = event.identifier
         entities = {
@@ -141,12 +141,12 @@ class Archive:
             self.closed += 1
 
     def get(self, event: evt.IdentifierEvent) -> Iterator[Any]:
-        """Send the files that match."""
+        """Send the matching files."""
         self.asked.append(event)
         yield from self._instances(event)
 
     def move(self, event: evt.IdentifierEvent) -> Iterator[Any]:
-        """Send the files that match to where the destination is."""
+        """Send the matching files to the destination."""
         self.asked.append(event)
         yield self.destinations.get(event.move_destination)
         yield from self._instances(event)
@@ -164,12 +164,12 @@ class Archive:
 
 class Received:
     """
-    A handler of C-STORE that keeps the requests, and the data sets.
+    A handler of C-STORE that records requests and data sets.
 
     :ivar requests: the requests, in order.
-    :ivar datasets: the data sets as they came, by SOP Instance UID.
+    :ivar datasets: the received data sets by SOP Instance UID.
     :ivar syntaxes: their transfer syntaxes.
-    :ivar statuses: what is answered, by SOP Instance UID; Success where it says nothing.
+    :ivar statuses: the statuses to return by SOP Instance UID; Success for all others.
     """
 
     def __init__(self, **statuses: int) -> None:
@@ -179,7 +179,7 @@ class Received:
         self.statuses: dict[str, int] = statuses
 
     def __call__(self, event: evt.StoreEvent) -> int:
-        """Keep one."""
+        """Record one."""
         uid = event.request.affected_sop_instance_uid
         self.requests.append(event.request)
         self.syntaxes[uid] = event.context.transfer_syntax
@@ -188,7 +188,7 @@ class Received:
 
     @property
     def originators(self) -> set[tuple[str | None, int | None]]:
-        """Who moved them, and the Message ID of the C-MOVE."""
+        """Return the AE titles that requested the moves, each with the Message ID of its C-MOVE."""
         return {
             (request.move_originator_application_entity_title, request.move_originator_message_id)
             for request in self.requests
@@ -203,7 +203,7 @@ class ArchiveTestCase(InteropTestCase):
     timeout = 120
 
     async def serve_archive(self, archive: Archive, *handlers: Any, **settings: Any) -> Server:
-        """Start a server of ours with *archive* behind it."""
+        """Start a server of dicomtwist with *archive* behind it."""
         contexts = [build_context(uid, ALL_TRANSFER_SYNTAXES) for models in MODELS.values() for uid in models]
         contexts.append(build_context(WORKLIST, ALL_TRANSFER_SYNTAXES))
         for sop_class in {file.sop_class for file in archive.files}:
@@ -222,7 +222,8 @@ class ArchiveTestCase(InteropTestCase):
         **options: Any,
     ) -> Association:
         """
-        Ask an archive for an association, for *models* and, with *received*, the storage of *files* with the role for
+        Request an association with an archive, for *models* and, with *received*, for the storage of *files* with the role
+        for
         C-GET.
         """
         ae = self.requestor(*models)
@@ -236,7 +237,7 @@ class ArchiveTestCase(InteropTestCase):
         return await ae.associate("127.0.0.1", port, ae_title=called, ext_neg=roles, **options)
 
     def assert_same(self, received: Received, files: Sequence[DicomFile]) -> None:
-        """Check that *files* came, each once, whatever an archive of its own mind does to group lengths and padding."""
+        """Check that each of *files* arrived once; the archive may have changed group lengths and padding."""
         self.assertCountEqual([request.affected_sop_instance_uid for request in received.requests],
                               [file.sop_instance for file in files])  # fmt: skip
         for file in files:
@@ -251,7 +252,7 @@ class ArchiveTestCase(InteropTestCase):
             self.assertTrue(came == sent, file.name)
 
     def assert_received(self, received: Received, files: Sequence[DicomFile]) -> None:
-        """Check that *files* came, each once, byte for byte."""
+        """Check that each of *files* arrived once, byte for byte."""
         self.assertEqual(len(received.requests), len(files))
         self.assert_bytes(received.datasets, files)
 
@@ -262,12 +263,12 @@ class ArchiveTestCase(InteropTestCase):
             self.assertTrue(datasets[file.sop_instance] == expected_bytes(file), file.name)
 
 
-# --- real ones -----------------------------------------------------------------------------------------------
+# --- real archives -------------------------------------------------------------------------------------------
 
 
 async def fill(port: int, called: str, files: Sequence[DicomFile]) -> None:
     """
-    Store *files*, each in its own transfer syntax.
+    Store each of *files* in its own transfer syntax.
     """
     ae = AE("FILLER")
     for sop_class, syntax in dict.fromkeys((file.sop_class, file.transfer_syntax) for file in files):
@@ -306,9 +307,9 @@ async def orthanc(
     testcase: TestCase, files: Sequence[DicomFile], destinations: dict[str, int] | None = None, **more: Any
 ) -> int:
     """
-    Start Orthanc with *files* in it, as the AE ``ORTHANC``, and return its port; see :func:`dcmqrscp`.
-
-    :param more: further settings of its configuration.
+        Start Orthanc with *files* in it, as the AE ``ORTHANC``, and return its port; see :func:`dcmqrscp`.
+    :param more: additional settings of its configuration.
+        :param more: further settings of its configuration.
     """
     path = tool("Orthanc")
     folder = Path(testcase.mktemp()).absolute()
@@ -354,6 +355,6 @@ async def wlmscpfs(testcase: TestCase, entries: Sequence[Dataset], *flags: objec
 
 def statuses(result: Result, pattern: str) -> list[str]:
     """
-    What a tool said of each response: the first group of *pattern* in each line that has it.
+    Return the output of a tool about each response: the first group of *pattern* in each line that matches.
     """
     return [found for line in result.text.splitlines() for found in re.findall(pattern, line)]

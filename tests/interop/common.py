@@ -1,5 +1,5 @@
 """
-What the tests against real peers share: an AE of ours that serves for one test, and one that asks.
+The common parts of the tests against real peers: an AE that serves for one test, and an AE that requests associations.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BIG_ENDIAN = UID("1.2.840.10008.1.2.2")
 @dataclass
 class Stored:
     """
-    An instance that our server was asked to store.
+    An instance that the server was asked to store.
     """
 
     sop_class: str
@@ -41,10 +41,10 @@ class Stored:
 
 class Store:
     """
-    Handlers that keep what is stored, one for the whole data set and one for the stream.
+    Handlers that record the stored instances, one for complete data sets and one for streams.
 
-    :ivar stored: what has come so far.
-    :ivar status: what they return.
+    :ivar stored: the instances received so far.
+    :ivar status: the status that the handlers return.
     """
 
     def __init__(self, status: int = 0) -> None:
@@ -52,11 +52,11 @@ class Store:
         self.status = status
 
     def __call__(self, event: StoreEvent) -> int:
-        """Keep a whole data set."""
+        """Record a complete data set."""
         return self._keep(event, event.encoded_dataset(include_meta=False))
 
     async def stream(self, event: StoreEvent) -> int:
-        """Keep a data set that comes in pieces."""
+        """Record a data set that arrives in fragments."""
         parts = [bytes(part) async for part in event.stream]
         return self._keep(event, b"".join(parts))
 
@@ -74,19 +74,19 @@ class Store:
 
     @property
     def datasets(self) -> list[bytes]:
-        """The data sets alone."""
+        """The data sets only."""
         return [stored.dataset for stored in self.stored]
 
 
 @evt.streaming
 async def store_stream(event: StoreEvent, store: Store) -> int:
-    """A streaming handler; its store is bound as an argument."""
+    """A streaming handler, which gets its store as a bound argument."""
     return await store.stream(event)
 
 
 class Recorder:
     """
-    A handler of any notification that keeps what comes.
+    A handler of any notification that records the events.
 
     :ivar events: the events, in order.
     """
@@ -96,7 +96,7 @@ class Recorder:
         self._waiting: list[tuple[int, Deferred[None]]] = []
 
     def __call__(self, event: evt.Event) -> None:
-        """Keep an event."""
+        """Record an event."""
         self.events.append(event)
         due = [waiting for count, waiting in self._waiting if count <= len(self.events)]
         self._waiting = [entry for entry in self._waiting if entry[1] not in due]
@@ -104,7 +104,7 @@ class Recorder:
             waiting.callback(None)
 
     async def wait(self, count: int = 1) -> None:
-        """Wait until this many events have come."""
+        """Wait until this many events have occurred."""
         if len(self.events) < count:
             waiting: Deferred[None] = Deferred()
             self._waiting.append((count, waiting))
@@ -113,7 +113,7 @@ class Recorder:
 
 class InteropTestCase(TestCase):
     """
-    A test with an AE of ours at one end at least.
+    A test with an AE of dicomtwist at one end at least.
     """
 
     timeout = 60
@@ -126,9 +126,9 @@ class InteropTestCase(TestCase):
         **settings: Any,
     ) -> Server:
         """
-        Start a server that accepts every storage class in every transfer syntax; it is shut down with the test.
+        Start a server that accepts every storage class in every transfer syntax; it is shut down at the end of the test.
 
-        :param contexts: what it accepts instead.
+        :param contexts: the contexts to accept instead.
         :param settings: attributes of the AE.
         """
         ae = AE("TWIST")
@@ -148,7 +148,8 @@ class InteropTestCase(TestCase):
 
     def requestor(self, *proposals: tuple[str, Any] | str, **settings: Any) -> AE:
         """
-        An AE that proposes (abstract syntax, transfer syntaxes); what it leaves behind is aborted with the test.
+        Return an AE that proposes (abstract syntax, transfer syntaxes); its remaining associations are aborted at the end
+        of the test.
         """
         ae = AE("TWISTSCU")
         for proposal in proposals or (VERIFICATION,):
@@ -161,7 +162,7 @@ class InteropTestCase(TestCase):
 
     async def assert_fails(self, deferred: Deferred[Any], *kinds: type[BaseException]) -> Any:
         """
-        Return the error that *deferred* fails with, which is one of *kinds*.
+        Return the error that *deferred* fails with, and check that it is one of *kinds*.
         """
         try:
             result = await deferred
@@ -171,7 +172,7 @@ class InteropTestCase(TestCase):
 
 
 def ends_of(*associations: AssociationInterface) -> list[str]:
-    """How associations ended, in a word each."""
+    """Return how each association ended, in one word."""
     return [
         "released" if each.is_released else "aborted" if each.is_aborted else "rejected" if each.is_rejected else "?"
         for each in associations

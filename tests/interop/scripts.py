@@ -1,5 +1,5 @@
 """
-What the tests with pynetdicom share: its scripts, each a process of its own, and what they tell.
+The common parts of the tests with pynetdicom: its scripts, each in a process of its own, and their reports.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 from tests.interop.common import InteropTestCase
 from tests.peers import Process, pynetdicom_script
 
-# What every script begins with. Each line of JSON that it prints is one thing it has to tell.
+# The beginning of every script. Each line of JSON that a script prints is one report.
 PRELUDE = """
 import json, sys, threading
 from pynetdicom import AE, AllStoragePresentationContexts, _config, build_context, build_role, evt
@@ -162,13 +162,13 @@ def associate(ae, **arguments):
 
 
 def told(process: Process) -> list[dict[str, Any]]:
-    """What a script has told, without a line that has only begun."""
+    """Return the reports of a script, without an incomplete line."""
     return [json.loads(line) for line in bytes(process.stdout).split(b"\n")[:-1]]
 
 
 class Scp:
     """
-    A pynetdicom SCP that runs.
+    A running pynetdicom SCP.
     """
 
     def __init__(self, process: Process) -> None:
@@ -176,7 +176,7 @@ class Scp:
         self.port: int = told(process)[0]["port"]
 
     async def told(self, key: str, count: int = 1) -> list[Any]:
-        """What it told under *key*, once that is as much as *count*."""
+        """Return its reports under *key*, as soon as there are *count*."""
 
         def found() -> list[Any]:
             return [line[key] for line in told(self.process) if key in line]
@@ -185,7 +185,7 @@ class Scp:
         return found()
 
     async def stored(self, count: int) -> list[tuple[str, str, bytes]]:
-        """Transfer syntax, instance and data set of what it stored."""
+        """Return transfer syntax, instance and data set of each instance that it stored."""
         await self.told("stored", count)
         return [
             (line["syntax"], line["stored"], bytes.fromhex(line["data"]))
@@ -196,7 +196,7 @@ class Scp:
 
 class PynetdicomTestCase(InteropTestCase):
     """
-    Scripts for each test.
+    A test that runs scripts.
     """
 
     async def scp(self, **options: Any) -> Scp:
@@ -204,7 +204,7 @@ class PynetdicomTestCase(InteropTestCase):
         return Scp(await pynetdicom_script(self, SCP, json.dumps(options), ready='"port"'))
 
     async def scu(self, port: int, source: str, **options: Any) -> list[dict[str, Any]]:
-        """Run a pynetdicom client to its end; return what it told."""
+        """Run a pynetdicom client to its end; return its reports."""
         process = await pynetdicom_script(self, SCU + source, port, json.dumps(options))
         result = await process.wait()
         self.assertEqual(result.code, 0, result.text)

@@ -1,5 +1,6 @@
 """
-``twist dicom`` as others query it and retrieve from it: DCMTK's tools, Orthanc, pynetdicom, GDCM; in clear text and over TLS.
+Clients of other makers query ``twist dicom`` and retrieve from it: DCMTK's tools, Orthanc, pynetdicom, GDCM; with and
+without TLS.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from tests.interop.test_query_retrieve_dcmtk_scu import GOT, MOVED, of_study, qu
 from tests.interop.twist import TwistTestCase
 from tests.peers import DicomFile, Result, certificates, dataset_bytes, dcmtk, dicom_files, free_port, run
 
-#: How findscu tells the status of a response.
+#: The line in which findscu prints the status of a response.
 FOUND: Final = r"Find Response(?:: \d+)? \((.*)\)$"
 
 
 def some_compressed() -> tuple[DicomFile, ...]:
-    """An instance in each of a few compressed transfer syntaxes, of different studies."""
+    """Return an instance in each of a few compressed transfer syntaxes, all from different studies."""
     names = ("SC_rgb_jpeg_gdcm.dcm", "693_J2KI.dcm", "JPGExtended.dcm", "MR_small_RLE.dcm")
     found = tuple(file for file in dicom_files() if file.name.endswith(names))
     assert len({file.study for file in found}) == len(names)
@@ -34,16 +35,16 @@ def some_compressed() -> tuple[DicomFile, ...]:
 
 
 class ClientTestCase(TwistTestCase):
-    """An archive with two studies of CT, and peers that it may move to."""
+    """An archive with two studies of CT, and peers as destinations of its C-MOVEs."""
 
     files: Sequence[DicomFile] = ()
 
     async def begin(self, *destinations: str, files: Sequence[DicomFile] | None = None) -> None:
         """
-        Start the archive and fill it.
+        Start the archive and store instances in it.
 
         :param destinations: ``TITLE=ADDRESS`` each.
-        :param files: what is in it.
+        :param files: the instances to store.
         """
         self.files = [*study(7), *study(4)] if files is None else files
         self.tls_port = free_port()
@@ -73,7 +74,7 @@ class DcmtkTests(ClientTestCase):
         return await run(dcmtk(name), "-v", "-aec", "TWIST", *flags, "127.0.0.1", port or self.port)
 
     async def test_findscu(self) -> None:
-        """Each model at each of its levels, in each transfer syntax; what is refused."""
+        """Each model at each of its levels, in each transfer syntax, and queries that are refused."""
         await self.begin()
         first = self.files[0]
         unique = (
@@ -111,7 +112,7 @@ class DcmtkTests(ClientTestCase):
         self.assertEqual(statuses(result, FOUND), [], "without a certificate")
 
     async def test_getscu(self) -> None:
-        """Each model; the bytes are those of the files, compressed ones too."""
+        """Each model; the bytes are those of the files, also for compressed instances."""
         compressed = some_compressed()
         await self.begin(files=[*study(7), *study(4), *compressed])
         for flag in MODELS:
@@ -133,7 +134,7 @@ class DcmtkTests(ClientTestCase):
             self.assert_files([*folder.iterdir()], [file])
 
     async def test_movescu(self) -> None:
-        """To itself, in each model; to another, which is known; to one that is not."""
+        """The destinations are movescu itself, for each model, another known AE, and an unknown one."""
         port, folder = free_port(), self.new_folder()
         storescp = await peers.dcmtk_storescp(self, folder, "+xa", "+B")
         await self.begin(
@@ -143,7 +144,7 @@ class DcmtkTests(ClientTestCase):
         )
         of_patient = ("-k", f"PatientID={header(study(7)[0]).PatientID}")
         for flag in MODELS:
-            # In bit preserving mode it writes to where it is run.
+            # In bit preserving mode it writes into its working directory.
             before = set(Path().iterdir())
             result = await self.tool("movescu", flag, "+B", "+P", port, *of_study(study(7)), *of_patient)
             came = set(Path().iterdir()) - before
@@ -159,7 +160,7 @@ class DcmtkTests(ClientTestCase):
         self.assertEqual(statuses(result, MOVED), ["Refused: MoveDestinationUnknown"], result.text)
 
     async def test_cancelled(self) -> None:
-        """movescu cancels what it has moved to itself: what it has is what is told."""
+        """movescu cancels a move to itself: the counts in the final response match the instances it received."""
         port = free_port()
         await self.begin(f"MOVESCU=127.0.0.1:{port}", files=study(50))
         folder = self.new_folder()
@@ -177,10 +178,10 @@ class DcmtkTests(ClientTestCase):
 
 
 class OrthancTests(ClientTestCase):
-    """Orthanc asks for what there is, and has it moved to itself."""
+    """Orthanc queries the archive, and has the matches moved to itself."""
 
     async def orthanc(self, tls: bool) -> None:
-        """Start it; the archive knows it already."""
+        """Start Orthanc, which is already a peer of the archive."""
         folder = self.new_folder()
         found = certificates()
         settings: dict[str, Any] = {
@@ -207,7 +208,7 @@ class OrthancTests(ClientTestCase):
         await process.wait_for("Orthanc has started", 60)
 
     async def rest(self, path: str, body: Any = None) -> bytes:
-        """Ask Orthanc's REST API; POST where there is a body."""
+        """Call Orthanc's REST API; with a body it is a POST."""
         from twisted.internet import reactor
 
         producer = None if body is None else FileBodyProducer(BytesIO(json.dumps(body).encode()))
@@ -219,7 +220,7 @@ class OrthancTests(ClientTestCase):
         return content
 
     async def answers(self, level: str, **wanted: str) -> tuple[str, list[dict[str, str]]]:
-        """Ask the archive; return the path of the query in Orthanc, and what was found."""
+        """Query the archive; return the path of the query in Orthanc, and the matches."""
         asked = json.loads(await self.rest("/modalities/twist/query", {"Level": level, "Query": wanted}))
         found = json.loads(await self.rest(f"{asked['Path']}/answers?expand&simplify"))
         return asked["Path"], found
@@ -247,7 +248,7 @@ class OrthancTests(ClientTestCase):
         await self.check_instances(self.files)
 
     async def check_instances(self, files: Sequence[DicomFile]) -> None:
-        """What Orthanc has is *files*, which it writes in a way of its own."""
+        """Check that Orthanc has *files*, which it encodes in its own way."""
         found = {}
         for name in json.loads(await self.rest("/instances")):
             one = dcmread(BytesIO(await self.rest(f"/instances/{name}/file")))
@@ -261,14 +262,14 @@ class OrthancTests(ClientTestCase):
                     if element.tag.element == 0 or element.keyword == "DataSetTrailingPadding":
                         del dataset[element.tag]
             if sent["PixelData"].is_undefined_length:
-                sent["PixelData"].VR = "OB"  # as it has to be of what is compressed (PS3.5 A.4)
+                sent["PixelData"].VR = "OB"  # as PS3.5 A.4 requires for compressed pixel data
             self.assertTrue(one == sent, file.name)
 
     async def test_query_and_retrieve(self) -> None:
         await self.query_and_retrieve(tls=False)
 
     async def test_over_tls(self) -> None:
-        """Both ways: what Orthanc asks, and what the archive sends to it."""
+        """TLS is used both for Orthanc's requests and for the associations of the archive with it."""
         await self.query_and_retrieve(tls=True)
 
 
@@ -329,7 +330,7 @@ tell(released=assoc.is_released)
 
 
 class PynetdicomTests(ClientTestCase):
-    """pynetdicom's client: a relational query, C-GET, C-MOVE to a server of ours, C-CANCEL."""
+    """pynetdicom's client: a relational query, C-GET, C-MOVE to a server of dicomtwist, C-CANCEL."""
 
     async def ask(self, tls: bool) -> None:
         received = Received()
@@ -374,7 +375,10 @@ class PynetdicomTests(ClientTestCase):
 
 
 class GdcmTests(ClientTestCase):
-    """gdcmscu, a fourth implementation. Debian's aborts once it has released, whoever its peer is; all is done by then."""
+    """
+    gdcmscu, a fourth implementation. Debian's build aborts after the release, with every peer; its work is complete by
+    then.
+    """
 
     async def gdcmscu(self, *flags: object) -> Result:
         return await run(
@@ -382,7 +386,7 @@ class GdcmTests(ClientTestCase):
         )
 
     async def test_find(self) -> None:
-        """What was found it would tell after the release; it tells of the command set of each answer before."""
+        """It would print the matches after the release; before that it prints the command set of each response."""
         await self.begin()
         of_study = f"20,d={study(7)[0].study}"
         series = {file.series for file in study(7)}
@@ -398,7 +402,7 @@ class GdcmTests(ClientTestCase):
             self.assertEqual(result.text.count("MessageHeader: 3"), expected + 1, result.text)
 
     async def test_move(self) -> None:
-        """To itself."""
+        """The destination is gdcmscu itself."""
         port = free_port()
         await self.begin(f"GDCMSCU=127.0.0.1:{port}")
         folder = self.new_folder()

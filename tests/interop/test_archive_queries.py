@@ -1,5 +1,6 @@
 """
-Queries to ``twist dicom`` and to dcmqrscp with the same instances in them: the same answers, but for what is told below.
+Queries to ``twist dicom`` and to dcmqrscp with equal instances in them: the answers agree, except for the differences
+below.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ STUDY_1 = {"StudyInstanceUID": f"{ROOT}.1"}
 STUDY_4 = {"StudyInstanceUID": f"{ROOT}.4"}
 STUDY_9 = {"StudyInstanceUID": f"{ROOT}.9"}
 
-#: Queries that are answered alike.
+#: Queries with equal answers.
 SAME: Final = (
     study(),
     study(PatientName="", PatientID="", StudyDate="", StudyTime="", AccessionNumber="", StudyID=""),
@@ -123,8 +124,9 @@ SAME: Final = (
     patient(PatientSex="f"),
 )
 
-#: Queries that both answer with the same entities, and where we tell more of each: dcmqrscp leaves these keys empty. All of
-#: them are optional, which an SCP may pass over (PS3.4 C.2.2.1.3, tables C.6-1 to C.6-5).
+#: Queries with equal entities in both answers, for which ``twist dicom`` returns more: dcmqrscp leaves these keys empty.
+#: All
+#: of them are optional, and an SCP may ignore optional keys (PS3.4 C.2.2.1.3, tables C.6-1 to C.6-5).
 MORE: Final[tuple[tuple[Asked, dict[str, tuple[str, ...]]], ...]] = (
     (
         study(ModalitiesInStudy="", NumberOfStudyRelatedSeries="", NumberOfStudyRelatedInstances=""),
@@ -146,47 +148,47 @@ MORE: Final[tuple[tuple[Asked, dict[str, tuple[str, ...]]], ...]] = (
 )
 
 INVALID: Final = 0xA900
-#: Queries with other answers, and the clause of PS3.4 that has them: how many of ours, how many of theirs; or the status.
+#: Queries with different answers, and the clause of PS3.4 about each: the number of our matches, of theirs; or the status.
 DIFFERENT: Final = (
-    # Names may be matched without regard to case, and are (C.2.2.2.1).
+    # Names may be matched without regard to case, and twist dicom does so (C.2.2.2.1).
     (study(PatientName="smith*"), 3, 0),
     (study(PatientName="SMITH^ANNA"), 1, 0),
     (study(PatientName="Müller*", SpecificCharacterSet="ISO_IR 100"), 3, 2),
     (study(PatientName="Müller*", SpecificCharacterSet="ISO_IR 192"), 3, 2),
     (study(ReferringPhysicianName="house*"), 4, 0),
     (patient(PatientName="smith*"), 3, 0),
-    # A question mark is a character in whatever character set, not a byte (C.2.2.2.4).
+    # A question mark matches a character, not a byte, in every character set (C.2.2.2.4).
     (study(PatientName="M?ller*"), 3, 0),
-    # A key with one component group is looked for in each of them, which is optional (C.2.2.2.1).
+    # A key with one component group is matched against each group of the name, which is optional (C.2.2.2.1).
     (study(PatientName="山田*", SpecificCharacterSet="ISO_IR 192"), 3, 0),
-    # Trailing delimiters of components mean nothing (PS3.5 6.2.1).
+    # Trailing delimiters of components have no meaning (PS3.5 6.2.1).
     (study(PatientName="Smith^Anna^"), 1, 0),
-    # A time that leaves parts out stands for all that they may be (C.2.2.2.1, C.2.2.2.5; PS3.5 6.2, TM).
+    # A time without its last parts stands for all values of these parts (C.2.2.2.1, C.2.2.2.5; PS3.5 6.2, TM).
     (study(StudyTime="12"), 2, 1),
     (study(StudyTime="1200"), 2, 1),
     (study(StudyTime="120000"), 2, 1),
     (study(StudyTime="10"), 3, 1),
     (study(StudyTime="080000-120000"), 9, 8),
-    # Lists are demanded of UIDs alone (C.2.2.2.2); here several values match any of them whatever the key is.
+    # Only UIDs require matching of lists (C.2.2.2.2); here several values of any key match any of them.
     (study(PatientID=["G1", "G2"]), 3, 0),
-    # An asterisk alone is universal matching (C.2.2.2.4), here of keys as well whose VRs have no wildcards.
+    # A single asterisk is universal matching (C.2.2.2.4), here also for keys whose VRs have no wildcards.
     (study(StudyDate="*"), 38, 0),
-    # An optional key that is matched here and passed over there (C.2.2.1.3).
+    # An optional key that is matched here and ignored there (C.2.2.1.3).
     (study(ModalitiesInStudy="MR"), 11, 38),
     (study(ModalitiesInStudy=["CT", "MR"]), 20, 38),
     (Asked("SERIES", {**STUDY_4, "SeriesDescription": "Series 2"}), 1, 3),
-    # An IS is a number, however it is written (C.2.2.2.1; PS3.5 6.2, IS).
+    # An IS is a number, so its notation does not matter (C.2.2.2.1; PS3.5 6.2, IS).
     (Asked("SERIES", {**STUDY_4, "SeriesNumber": "02"}), 1, 0),
-    # What is neither a date nor a range of dates, a UID with a wildcard: invalid (C.4.1.1.4, table C.4-1; C.2.2.2.4).
+    # Neither a date nor a range of dates; a UID with a wildcard: invalid (C.4.1.1.4, table C.4-1; C.2.2.2.4).
     (study(StudyDate="2024"), INVALID, 0),
     (study(StudyDate="202401"), INVALID, 0),
     (study(StudyDate="hello"), INVALID, 0),
     (study(StudyDate="2024*"), INVALID, 0),
     (study(StudyInstanceUID=f"{ROOT}.*"), INVALID, 0),
-    # A hierarchical query has single values for the unique keys above its level (C.4.1.2.1).
+    # A hierarchical query has single values in the unique keys above its level (C.4.1.2.1).
     (Asked("STUDY", {"PatientID": "G*"}, PATIENT_FIND), INVALID, 11),
     (Asked("SERIES", {"StudyInstanceUID": [f"{ROOT}.1", f"{ROOT}.4"]}), INVALID, 5),
-    # Both refuse these, each in words of its own: a level that the model has not, unique keys that are missing (C.4.1.2.1).
+    # Both refuse these, with different statuses: a level that the model lacks, unique keys that are missing (C.4.1.2.1).
     (Asked("PATIENT", {}), INVALID, 0xC000),
     (Asked("STUDY", {}, PATIENT_FIND), INVALID, 0xC000),
     (Asked("SERIES", {}), INVALID, 0xC000),
@@ -201,12 +203,12 @@ LEVELS: Final = {
     "IMAGE": "SOPInstanceUID",
 }
 
-#: An answer as it is compared: the keys that were asked for, as texts.
+#: An answer in a form that can be compared: the requested keys, as texts.
 Answer = dict[str, str]
 
 
 def told(answer: Dataset, wanted: Dataset) -> Answer:
-    """What *answer* says to the keys of *wanted*, whatever character set it says it in."""
+    """Return the values in *answer* of the keys in *wanted*, decoded from any character set."""
     answer.decode()
     texts = {}
     for element in wanted:
@@ -218,7 +220,7 @@ def told(answer: Dataset, wanted: Dataset) -> Answer:
 
 class QueryTests(TwistTestCase):
     async def both(self) -> tuple[int, int]:
-        """Fill both, and return their ports."""
+        """Store the instances in both archives, and return their ports."""
         folder = Path(self.mktemp()).absolute()
         folder.mkdir(parents=True)
         files = [*shipped(), *made(folder)]
@@ -228,7 +230,7 @@ class QueryTests(TwistTestCase):
 
     @staticmethod
     def identifier(asked: Asked) -> Dataset:
-        """The identifier, with the unique key of its level."""
+        """Return the identifier, with the unique key of its level."""
         made = keys(asked.level, **asked.keys)
         unique = LEVELS.get(asked.level)
         if unique is not None and unique not in made:
@@ -236,7 +238,7 @@ class QueryTests(TwistTestCase):
         return made
 
     async def answers(self, assoc: Association, asked: Asked) -> tuple[list[Answer], int]:
-        """What was found, in an order of its own, and the final status."""
+        """Return the matches, sorted, and the final status."""
         identifier = self.identifier(asked)
         found, final = [], 0
         async for status, one in assoc.send_c_find(identifier, asked.model):
@@ -246,7 +248,7 @@ class QueryTests(TwistTestCase):
         return sorted(found, key=str), final
 
     async def test_the_same(self) -> None:
-        """A table of queries, answered value for value as dcmqrscp does; and those where it does otherwise."""
+        """A table of queries has the values of dcmqrscp in each answer; another table has the differences."""
         ours, theirs = await self.both()
         self.assertGreaterEqual(len(SAME), 40)
         some = 0
@@ -258,7 +260,7 @@ class QueryTests(TwistTestCase):
                 mine, status = await self.answers(one, asked)
                 self.assertEqual((mine, status), await self.answers(other, asked), asked)
                 some += bool(mine)
-            # Most of them are about what is there.
+            # Most of the queries have matches.
             self.assertGreater(some, len(SAME) * 3 // 4)
             for asked, more in MORE:
                 await self.check_more(one, other, asked, more)
@@ -270,7 +272,9 @@ class QueryTests(TwistTestCase):
     async def check_more(
         self, one: Association, other: Association, asked: Asked, more: dict[str, tuple[str, ...]]
     ) -> None:
-        """The same entities, theirs without the keys that *asked* leaves empty; the values of some of ours are *more*."""
+        """
+        Check that the entities are equal, theirs without the keys that *asked* leaves empty; some of our values are *more*.
+        """
         (mine, status), (others, their_status) = await self.answers(one, asked), await self.answers(other, asked)
         self.assertEqual((status, their_status), (0, 0))
         optional = [keyword for keyword, value in asked.keys.items() if value == ""]
@@ -281,7 +285,7 @@ class QueryTests(TwistTestCase):
         self.assertEqual({name: values[name] for name in more}, more)
 
     async def test_findscu(self) -> None:
-        """The same of DCMTK's client, for some of the table."""
+        """DCMTK's client gets equal answers to some queries of the table."""
         ours, theirs = await self.both()
         some = [asked for asked in SAME if "SpecificCharacterSet" not in asked.keys][::6]
         self.assertGreater(len(some), 8)

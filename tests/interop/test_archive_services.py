@@ -1,5 +1,6 @@
 """
-``twist dicom`` beside storage: worklist, performed procedure steps, storage commitment, each with peers of other makers.
+The services of ``twist dicom`` besides storage: worklist, performed procedure steps, storage commitment, each with peers of
+other makers.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ MISSING: Final = "1.2.3.4"
 
 class ArchiveTestCase(InteropTestCase):
     """
-    :ivar port: of ``twist dicom``, whose AE title is TWIST.
-    :ivar folder: of its worklist.
+    :ivar port: the port of ``twist dicom``, whose AE title is TWIST.
+    :ivar folder: the folder of its worklist.
     """
 
     timeout = 180
 
     async def twist(self, *options: object) -> None:
-        """Start ``twist dicom``, again where it was running."""
+        """Start ``twist dicom``, or restart it."""
         if not hasattr(self, "port"):
             self.root = Path(self.mktemp()).absolute()
             self.folder = self.root / "worklist"
@@ -63,7 +64,7 @@ class ArchiveTestCase(InteropTestCase):
 
 # --- the worklist
 
-#: Queries that are answered alike by wlmscpfs and by us.
+#: Queries to which wlmscpfs and dicomtwist give equal answers.
 SAME: Final[tuple[dict[str, Any], ...]] = (
     {},
     {"PatientName": "VIVALDI^ANTONIO"},
@@ -103,15 +104,15 @@ SAME: Final[tuple[dict[str, Any], ...]] = (
 
 
 ALL: Final = "1234567"
-#: Queries that are not: keys, the last digits of the Accession Numbers of ours and theirs.
+#: Queries with different answers: keys, the last digits of our and of their Accession Numbers.
 DIFFERENT: Final[tuple[tuple[dict[str, Any], str, str], ...]] = (
-    # Names are matched without regard to case, which is free (PS3.4 C.2.2.2.1).
+    # Names are matched without regard to case, which is optional (PS3.4 C.2.2.2.1).
     ({"PatientName": "vivaldi^antonio"}, "12", ""),
-    # For these keys K.6.1.2 asks for single values alone; wildcards are what C.2.2.2.4 has for their VRs.
+    # For these keys K.6.1.2 requires single value matching only; their VRs have the wildcards of C.2.2.2.4.
     ({"PatientID": "B?"}, "67", ""),
     ({"PatientID": "*1"}, "123456", ""),
     ({"Modality": "C*"}, "246", ""),
-    # These are optional keys, which an SCP may pass over (C.2.2.1.3); it does, we do not.
+    # These are optional keys, which an SCP may ignore (C.2.2.1.3); it ignores them, dicomtwist does not.
     ({"RequestedProcedureDescription": "Procedure 1"}, "147", ALL),
     ({"StudyInstanceUID": "1.2.7.4"}, "4", ALL),
     ({"StudyInstanceUID": ["1.2.7.1", "1.2.7.5"]}, "15", ALL),
@@ -130,7 +131,7 @@ class WorklistTests(ArchiveTestCase):
             write(self.folder / f"{number:03}.wl", one)
 
     async def answers(self, port: int, title: str, asked: Dataset) -> list[Dataset]:
-        """What a worklist answers, in the order of its accession numbers."""
+        """Return the answers of a worklist, in the order of its accession numbers."""
         ae = self.requestor(WORKLIST)
         async with await ae.associate("127.0.0.1", port, ae_title=title) as assoc:
             found = await assoc.send_c_find(asked, WORKLIST).collect()
@@ -139,7 +140,7 @@ class WorklistTests(ArchiveTestCase):
         return sorted(found, key=lambda one: str(one.get("AccessionNumber")))
 
     async def test_as_wlmscpfs(self) -> None:
-        """The same answers, element for element, to a table of queries."""
+        """The answers to a table of queries are equal, element for element."""
         await self.twist()
         port = await wlmscpfs(self, self.items, "-csk")
         for keys in SAME:
@@ -154,7 +155,9 @@ class WorklistTests(ArchiveTestCase):
                 self.assertEqual("".join(one.AccessionNumber[-1] for one in found), digits, f"{title}: {keys}")
 
     async def test_sequences_that_are_asked_for_without_keys(self) -> None:
-        """wlmscpfs lists the keys that it thinks of, empty ones too, we what there is (PS3.4 C.2.2.2.6)."""
+        """
+        wlmscpfs returns all keys that it knows, even empty ones; dicomtwist returns those that exist (PS3.4 C.2.2.2.6).
+        """
         await self.twist()
         port = await wlmscpfs(self, self.items, "-csk")
         asked = query(PatientID="V1", RequestedProcedureCodeSequence=[], ScheduledProtocolCodeSequence=[])
@@ -170,7 +173,7 @@ class WorklistTests(ArchiveTestCase):
             self.assertEqual(mine.ScheduledProcedureStepSequence[0].ScheduledProtocolCodeSequence, [])
 
     async def test_findscu(self) -> None:
-        """DCMTK's SCU asks, while files come, change and go."""
+        """DCMTK's SCU queries while files are added, changed and removed."""
         await self.twist()
         keys = ("PatientName=VIVALDI*", "AccessionNumber", "(0040,0100)[0].Modality=CT")
         arguments = [argument for key in keys for argument in ("-k", key)]
@@ -195,7 +198,7 @@ class WorklistTests(ArchiveTestCase):
         self.assertIn("[100B", await found("CT1"))
 
     async def test_dump2dcm(self) -> None:
-        """Files as DCMTK makes them of its dumps, with and without File Meta Information."""
+        """Files that DCMTK made from its dumps, with and without File Meta Information."""
         await super().twist()
         dump = self.root / "item.dump"
         dump.write_text(
@@ -266,7 +269,7 @@ assoc.release()
 
 class ProcedureStepTests(ArchiveTestCase):
     async def test_pynetdicom(self) -> None:
-        """From the beginning to the end and beyond; what is kept is whole, also after a kill."""
+        """A step from its beginning to its end, and later changes; the stored step is complete, even after a kill."""
         await self.twist()
         for name, dataset in (("begin", step(PatientName="Doe^Jane")), ("end", end())):
             dataset.save_as(self.root / f"{name}.dcm", implicit_vr=True, little_endian=True)
@@ -289,7 +292,7 @@ class ProcedureStepTests(ArchiveTestCase):
 
 class CommitmentTests(ArchiveTestCase):
     async def orthanc(self) -> None:
-        """Start an Orthanc that knows ours as *twist*."""
+        """Start an Orthanc that knows the server as *twist*."""
         folder = Path(self.mktemp()).absolute()
         folder.mkdir(parents=True)
         settings = {
@@ -305,7 +308,7 @@ class CommitmentTests(ArchiveTestCase):
         await process.wait_for("Orthanc has started", 60)
 
     async def rest(self, path: str, body: Any = None) -> Any:
-        """Ask Orthanc; POST where there is a body."""
+        """Call Orthanc's REST API; with a body it is a POST."""
         from twisted.internet import reactor
 
         producer = None if body is None else FileBodyProducer(BytesIO(body))
@@ -316,7 +319,7 @@ class CommitmentTests(ArchiveTestCase):
         return json.loads(await readBody(response))
 
     async def outcome(self, path: str) -> dict[str, Any]:
-        """Wait for the result of a commitment that Orthanc asked for."""
+        """Wait for the result of a commitment that Orthanc requested."""
         from twisted.internet import reactor
 
         while True:
@@ -338,7 +341,7 @@ class CommitmentTests(ArchiveTestCase):
             self.assertEqual(await assoc.send_c_store(str(get_testdata_file("CT_small.dcm"))), 0)
 
     async def test_orthanc_stores_and_asks(self) -> None:
-        """Orthanc sends what it has and asks for commitment; it is told on an association of ours."""
+        """Orthanc sends its instances and requests commitment; it gets the result on an association of ours."""
         await self.begin()
         await self.orthanc()
         content = Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
@@ -365,7 +368,7 @@ class CommitmentTests(ArchiveTestCase):
         await self._until(lambda: not self.pending())
 
     async def test_our_own_scu(self) -> None:
-        """On the association that it asks on; and after a kill, on another."""
+        """The result arrives on the association of the request, and after a kill on another one."""
         results: list[tuple[int, Dataset]] = []
 
         def report(event: evt.EventReportEvent) -> int:
@@ -404,7 +407,7 @@ class CommitmentTests(ArchiveTestCase):
         self.assertEqual(results[1][1].ReferencedSOPSequence[0].ReferencedSOPInstanceUID, STORED)
 
     async def _until(self, condition: Any) -> None:
-        """Wait for another process, until the time of the test is over."""
+        """Wait for another process, until the timeout of the test."""
         from twisted.internet import reactor
 
         while not condition():

@@ -1,8 +1,8 @@
 """
 Storage Commitment (PS3.4 Annex J) with Orthanc, in both roles.
 
-Orthanc releases the association of its own request at once, and tells of a result on an association that it asks for. On
-the same association the result comes in the tests with pynetdicom.
+Orthanc releases the association of its request at once, and reports a result on an association that it requests. The tests
+with pynetdicom have the result on the association of the request.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NO_SUCH_INSTANCE = 0x0112
 
 
 def reference(uid: str, **more: Any) -> Dataset:
-    """An item of a sequence of references."""
+    """Return an item of a sequence of references."""
     dataset = Dataset()
     dataset.ReferencedSOPClassUID = CTImageStorage
     dataset.ReferencedSOPInstanceUID = uid
@@ -43,14 +43,14 @@ def reference(uid: str, **more: Any) -> Dataset:
 
 
 def instances(sequence: Any) -> list[str]:
-    """The SOP Instance UIDs of a sequence of references."""
+    """Return the SOP Instance UIDs of a sequence of references."""
     return [str(item.ReferencedSOPInstanceUID) for item in sequence]
 
 
 class OrthancTests(InteropTestCase):
     """
-    :ivar commitments: what our side was asked to commit.
-    :ivar results: what it was told of, with the association that it came on.
+    :ivar commitments: the requests that our side received.
+    :ivar results: the results that it received, each with its association.
     """
 
     timeout = 120
@@ -61,22 +61,22 @@ class OrthancTests(InteropTestCase):
         self.told: Deferred[None] = Deferred()
 
     def action(self, event: evt.ActionEvent) -> int:
-        """Note a request."""
+        """Record a request."""
         self.commitments.append(event.action_information)
         self.assertEqual((event.action_type, event.sop_instance_uid), (1, StorageCommitmentPushModelInstance))
         return 0x0000
 
     def report(self, event: evt.EventReportEvent) -> int:
-        """Note a result."""
+        """Record a result."""
         self.results.append((event.event_type, event.event_information, event.assoc))
         self.told.callback(None)
         return 0x0000
 
     async def both(self, both_roles: bool | None = None) -> AE:
         """
-        Start Orthanc and our AE, which know each other; return ours.
+        Start Orthanc and our AE, which know each other; return our AE.
 
-        :param both_roles: whether our AE grants both; it does not negotiate them where this is ``None``.
+        :param both_roles: whether our AE grants both roles; with ``None`` it does not negotiate roles.
         """
         ae = AE("TWIST")
         ae.add_supported_context(StorageCommitmentPushModel, scu_role=both_roles, scp_role=both_roles)
@@ -105,7 +105,7 @@ class OrthancTests(InteropTestCase):
         return ae
 
     async def rest(self, path: str, body: Any = None) -> Any:
-        """Ask Orthanc's REST API; POST where there is a body."""
+        """Call Orthanc's REST API; with a body it is a POST."""
         from twisted.internet import reactor
 
         producer = None if body is None else FileBodyProducer(BytesIO(json.dumps(body).encode()))
@@ -116,7 +116,7 @@ class OrthancTests(InteropTestCase):
         return json.loads(await readBody(response))
 
     async def test_we_ask(self) -> None:
-        """Orthanc tells the result on an association of its own, on which it wants to be SCP and is."""
+        """Orthanc reports the result on an association of its own, for which it proposes and gets the role of SCP."""
         await self._ask(both_roles=True)
         (_, _, assoc) = self.results[0]
         role = assoc.requestor.role_selection[StorageCommitmentPushModel]
@@ -124,7 +124,7 @@ class OrthancTests(InteropTestCase):
         self.assertEqual([context.as_scu for context in assoc.accepted_contexts], [True])
 
     async def test_we_ask_and_do_not_negotiate(self) -> None:
-        """The same where nothing is said to its role: it does not care, and the result is not lost."""
+        """If its role proposal is not answered, Orthanc reports the result all the same, and it is not lost."""
         await self._ask()
         (_, _, assoc) = self.results[0]
         self.assertEqual([context.as_scu for context in assoc.accepted_contexts], [False])
@@ -147,7 +147,7 @@ class OrthancTests(InteropTestCase):
         self.assertEqual(information.FailedSOPSequence[0].FailureReason, NO_SUCH_INSTANCE)
 
     async def test_orthanc_asks(self) -> None:
-        """We commit, and tell it on an association on which we are SCP."""
+        """Our side commits, and reports the result on an association on which it is SCP."""
         await self._tell(any_role=False, ext_neg=[build_role(StorageCommitmentPushModel, False, True)])
 
     async def test_orthanc_asks_and_we_do_not_negotiate(self) -> None:

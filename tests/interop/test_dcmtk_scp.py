@@ -50,18 +50,18 @@ FILES = list(one_per_transfer_syntax(without_study=True).values())
 
 
 def uncompressed(suffix: str) -> DicomFile:
-    """One of pydicom's files by the end of its path."""
+    """Return one of pydicom's files by the end of its path."""
     (found,) = (file for file in dicom_files(without_study=True) if file.path.endswith(suffix))
     return found
 
 
 def padded(data: bytes) -> bytes:
-    """A data set as it is sent: a deflated one may need a byte to be of even length (PS3.5 A.5)."""
+    """Return a data set as it is sent: a deflated one may need a byte for an even length (PS3.5 A.5)."""
     return data + b"\0" * (len(data) & 1)
 
 
 def values(dataset: Dataset) -> dict[int, Any]:
-    """The values of a data set in a form that can be compared, without group lengths and padding."""
+    """Return the values of a data set in a form that can be compared, without group lengths and padding."""
     found: dict[int, Any] = {}
     for element in dataset:
         if element.tag.element == 0 or element.tag == 0xFFFCFFFC:
@@ -84,19 +84,19 @@ class Scp(InteropTestCase):
     """
 
     async def scp(self, *flags: object) -> int:
-        """Start it; what it stores is in ``self.folder``."""
+        """Start storescp; it stores into ``self.folder``."""
         self.folder = Path(self.mktemp())
         return await dcmtk_storescp(self, self.folder, "-pm", *flags)
 
     def taken(self) -> bytes:
-        """The data set of the only file that it stored, which is removed."""
+        """Return the data set of the only file that it stored, and remove the file."""
         (path,) = self.folder.iterdir()
         content = dataset_bytes(path)
         path.unlink()
         return content
 
     def proposing(self, *files: DicomFile, **settings: Any) -> AE:
-        """An AE that proposes Verification, and for each file exactly what it is in."""
+        """Return an AE that proposes Verification, and for each file exactly its transfer syntax."""
         ae = self.requestor(**settings)
         for sop_class, syntax in dict.fromkeys((file.sop_class, file.transfer_syntax) for file in files):
             ae.add_requested_context(sop_class, syntax)
@@ -104,7 +104,7 @@ class Scp(InteropTestCase):
 
     def assert_same(self, ours: Dataset, theirs: Dataset, label: str) -> None:
         """
-        Both have the same elements. VRs are not compared, since Implicit VR leaves them to the dictionary.
+        Check that both have the same elements. VRs are not compared, since Implicit VR leaves them to the dictionary.
         """
         left, right = values(ours), values(theirs)
         different = [
@@ -139,8 +139,9 @@ class StoreTests(Scp):
 
     async def test_every_transfer_syntax(self) -> None:
         """
-        The bytes of the data set in the file stored are ours, in each transfer syntax, from a path, a file that is
-        open, and what is in memory.
+        The bytes of the data set in the stored file are ours, in each transfer syntax, from a path, from an open file, and
+        from
+        memory.
         """
         port = await self.scp("+xa", "+B")
         ae = self.proposing(*FILES)
@@ -157,7 +158,7 @@ class StoreTests(Scp):
 
     async def test_dataset(self) -> None:
         """
-        A pydicom Dataset in each transfer syntax, read back, is the same.
+        A pydicom Dataset, sent in each transfer syntax and read back, is unchanged.
         """
         port = await self.scp("+xa", "+B")
         ae = self.proposing(*FILES)
@@ -173,7 +174,7 @@ class StoreTests(Scp):
 
     async def test_file_is_read_by_dcmdump(self) -> None:
         """
-        Without +B, storescp parses what it gets and writes it in its own way: it understands all of it.
+        Without +B, storescp parses the received data set and encodes it in its own way: it understands all of it.
         """
         port = await self.scp("+xa", "+uf")
         ae = self.proposing(*FILES)
@@ -185,9 +186,9 @@ class StoreTests(Scp):
 
     async def test_every_file(self) -> None:
         """
-        All of pydicom's files on one association, as paths, all asked for at once: they go one after the other.
+        All of pydicom's files on one association, as paths, all requested at once: they are sent one after the other.
         """
-        # Color Palette Storage is not among what storescp takes, not even with -pm.
+        # storescp does not accept Color Palette Storage, not even with -pm.
         files = [file for file in dicom_files(without_study=True) if not file.name.startswith("palettes")]
         port = await self.scp("+xa", "+B", "+uf")
         ae = self.proposing(*files)
@@ -199,7 +200,7 @@ class StoreTests(Scp):
 
     async def test_pdu_sizes(self) -> None:
         """
-        Whatever the peer takes at the most, the same bytes arrive.
+        The bytes that arrive do not depend on the peer's maximum PDU length.
         """
         file = uncompressed("examples_overlay.dcm")
         for size in (4096, 16384, 131072):
@@ -247,7 +248,7 @@ class ConversionTests(Scp):
     }
 
     async def _send(self, file: DicomFile, target: str, source: Any) -> Path:
-        """Send to an acceptor that takes nothing but *target*; return the path of what it stored."""
+        """Send to an acceptor that accepts only *target*; return the path of the file that it stored."""
         ae = self.requestor(VERIFICATION, (file.sop_class, target))
         async with await ae.associate("127.0.0.1", self.port) as assoc:
             self.assertEqual(await assoc.send_c_store(source), 0)
@@ -256,8 +257,9 @@ class ConversionTests(Scp):
 
     async def test_uncompressed(self) -> None:
         """
-        Between the four uncompressed ones a path and a Dataset are converted: pydicom reads the same data set as DCMTK
-        makes of it, pixel data included.
+        Paths and Datasets are converted between the four uncompressed transfer syntaxes: pydicom reads in DCMTK's file the
+        original
+        data set, pixel data included.
         """
         self.port = await self.scp("+xa", "+B")
         names = ("CT_small.dcm", "MR_small_bigendian.dcm", "rtplan.dcm", "image_dfl.dcm", "ExplVR_BigEnd.dcm")
@@ -279,7 +281,7 @@ class ConversionTests(Scp):
 
     async def test_what_the_peer_prefers(self) -> None:
         """
-        An AE that proposes the uncompressed ones takes what the acceptor chooses.
+        An AE that proposes the uncompressed transfer syntaxes uses the acceptor's choice.
         """
         file = uncompressed("CT_small.dcm")
         converted = Path(self.mktemp())
@@ -296,7 +298,9 @@ class ConversionTests(Scp):
 
     async def test_compressed_without_a_context(self) -> None:
         """
-        What is compressed is not converted: without its own transfer syntax it is not sent, and the association goes on.
+        A compressed data set is not converted: without a context in its own transfer syntax it is not sent, and the
+        association
+        continues.
         """
         port = await self.scp()
         for file in FILES:
@@ -312,7 +316,7 @@ class ConversionTests(Scp):
 
     async def test_refused_context(self) -> None:
         """
-        A context that was proposed, but not accepted: the error says so.
+        For a context that was proposed but not accepted, the error says so.
         """
         port = await self.scp("+xi")
         ae = self.requestor(VERIFICATION, (CT, EXPLICIT))
@@ -326,7 +330,7 @@ class ConversionTests(Scp):
 
 class EndingTests(Scp):
     """
-    Peers that say no, or go.
+    Peers that refuse, abort or die.
     """
 
     async def test_refuse(self) -> None:
@@ -348,7 +352,7 @@ class EndingTests(Scp):
 
     async def test_reject_without_implementation_class(self) -> None:
         """
-        An acceptor that wants an Implementation Class UID finds ours.
+        An acceptor that requires an Implementation Class UID gets ours.
         """
         port = await self.scp("--reject")
         async with await self.requestor().associate("127.0.0.1", port) as assoc:
@@ -381,19 +385,19 @@ class EndingTests(Scp):
 
     async def test_abort_after(self) -> None:
         """
-        The peer aborts in place of a response: all that wait fail once.
+        The peer aborts instead of responding: each waiting operation fails once.
         """
         await self._fails_once("--abort-after")
 
     async def test_abort_during(self) -> None:
         """
-        The peer aborts while the data set is on its way.
+        The peer aborts during the transfer of the data set.
         """
         await self._fails_once("--abort-during", "-pdu", 4096)
 
     async def test_our_abort(self) -> None:
         """
-        What waits fails with our own abort, and the peer is ready for the next association.
+        Waiting operations fail with our own abort, and the peer is ready for the next association.
         """
         file = uncompressed("examples_overlay.dcm")
         port = await self.scp("+xa")
@@ -423,6 +427,6 @@ class EndingTests(Scp):
 
     async def test_nobody_listens(self) -> None:
         """
-        A refused connection is the error of the connection.
+        If the TCP connection is refused, its error is that of the association.
         """
         await self.assert_fails(self.requestor().associate("127.0.0.1", free_port()), ConnectError)

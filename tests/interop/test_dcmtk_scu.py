@@ -28,7 +28,7 @@ from tests.peers import (
     start,
 )
 
-#: The flag with which storescu proposes a transfer syntax.
+#: The flag with which storescu proposes each transfer syntax.
 PROPOSALS = {
     "1.2.840.10008.1.2": "-xi",
     "1.2.840.10008.1.2.1": "-xe",
@@ -66,7 +66,7 @@ async def storescu(port: int, *args: object, **options: Any) -> Result:
 
 
 def note_message_id(event: evt.DIMSEEvent, noted: list[int]) -> int:
-    """A handler that keeps the Message ID."""
+    """A handler that records the Message ID."""
     noted.append(event.message_id)
     return 0
 
@@ -78,7 +78,7 @@ class EchoTests(InteropTestCase):
 
     async def test_echo(self) -> None:
         """
-        One C-ECHO, and the association is released.
+        One C-ECHO, then the release.
         """
         asked: list[int] = []
         released = Recorder()
@@ -104,7 +104,7 @@ class EchoTests(InteropTestCase):
 
     async def test_repeat(self) -> None:
         """
-        Many on one association.
+        Many C-ECHOs on one association.
         """
         asked: list[int] = []
         server = await self.serve((evt.EVT_C_ECHO, note_message_id, [asked]))
@@ -115,19 +115,19 @@ class EchoTests(InteropTestCase):
 
     async def test_stock_client_is_not_stalled(self) -> None:
         """
-        A client that leaves Nagle's algorithm on does not wait for a delayed acknowledgement with each echo.
+        A client that uses Nagle's algorithm does not wait for a delayed acknowledgement with each echo.
         """
         server = await self.serve()
         before = reactor.seconds()
         result = await run(dcmtk("echoscu"), "--repeat", 50, "127.0.0.1", server.port, nodelay=False)
         took = reactor.seconds() - before
         self.assertEqual(result.code, 0, result.text)
-        # Stalled it takes 50 * 40 ms at the least.
+        # With delayed acknowledgements it takes 50 * 40 ms at least.
         self.assertLess(took, 1.5)
 
     async def test_many_contexts(self) -> None:
         """
-        From one to 128 presentation contexts, and all transfer syntaxes in each.
+        From one to 128 presentation contexts, with all transfer syntaxes in each.
         """
         established = Recorder()
         server = await self.serve((evt.EVT_ESTABLISHED, established))
@@ -143,7 +143,7 @@ class EchoTests(InteropTestCase):
 
     async def test_context_not_supported(self) -> None:
         """
-        Where nothing is accepted the association is, and echoscu says that it found no context.
+        If no context is accepted, the association is accepted all the same, and echoscu reports that it has no context.
         """
         server = await self.serve(contexts=[build_context(CT)])
         result = await echoscu(server)
@@ -173,12 +173,12 @@ class EchoTests(InteropTestCase):
 
 class NegotiationTests(InteropTestCase):
     """
-    Who is let in.
+    The requestors that are accepted.
     """
 
     async def test_wrong_called_title(self) -> None:
         """
-        Rejected where the title is required, and let in with the right one.
+        A wrong called AE title is rejected if it is required; the right one is accepted.
         """
         server = await self.serve(require_called_aet=True)
         result = await echoscu(server, "-aec", "SOMEBODY")
@@ -190,7 +190,7 @@ class NegotiationTests(InteropTestCase):
 
     async def test_wrong_calling_title(self) -> None:
         """
-        Rejected where it is not in the list, and let in where it is.
+        A calling AE title is rejected if it is not in the list, and accepted if it is.
         """
         server = await self.serve(require_calling_aet=["MODALITY"])
         result = await echoscu(server, "-aet", "SOMEBODY")
@@ -201,7 +201,7 @@ class NegotiationTests(InteropTestCase):
 
     async def test_limit(self) -> None:
         """
-        One association too many is rejected for now; when a place is free again the next one is let in.
+        One association too many is rejected as transient; when another one has ended, the next one is accepted.
         """
         release: Deferred[int] = Deferred()
         inside = Recorder()
@@ -227,7 +227,7 @@ class NegotiationTests(InteropTestCase):
 
     async def test_user_identity(self) -> None:
         """
-        Name and password, a ticket, and a positive response.
+        User name and passcode, a ticket, and a positive response.
         """
         seen: list[tuple[int, bytes, bytes, bool]] = []
 
@@ -271,9 +271,9 @@ class StoreTests(InteropTestCase):
 
     async def test_every_transfer_syntax(self) -> None:
         """
-        What a handler gets is, byte for byte, what DCMTK's own storescp gets from the same client.
+        A handler gets, byte for byte, the data set that DCMTK's own storescp gets from the same client.
 
-        storescu parses files and encodes them anew, so that the bytes in the file say less.
+        storescu parses files and encodes them again, so a comparison with the bytes in the file would prove less.
         """
         files = one_per_transfer_syntax(without_study=True)
         self.assertEqual(set(files), set(PROPOSALS))
@@ -296,26 +296,26 @@ class StoreTests(InteropTestCase):
                 self.assertEqual(stored.transfer_syntax, syntax)
                 self.assertEqual((stored.sop_class, stored.sop_instance), (file.sop_class, file.sop_instance))
                 self.assertEqual(stored.dataset == expected, True, file.name)
-        # Some are encoded in the way of DCMTK already.
+        # Some are already encoded as DCMTK does it.
         self.assertGreater(same, 3)
 
     async def test_many_files_on_one_association(self) -> None:
         """
-        dcmsend proposes for each file what it is in, and sends all of pydicom's files.
+        dcmsend proposes the transfer syntax of each file, and sends all of pydicom's files.
         """
         folder = Path(self.mktemp())
         reference = await dcmtk_storescp(self, folder, "+xa", "+B", "-pm", "+uf")
         store = Store()
         released = Recorder()
         server = await self.serve((evt.EVT_C_STORE, store), (evt.EVT_RELEASED, released))
-        # Those two it does not read, and asks to store them as instance "31" of the SOP Class "31".
+        # dcmsend cannot read these two, and asks to store them as instance "31" of the SOP Class "31".
         unread = ("rtdose_rle.dcm", "rtdose_rle_1frame.dcm")
         files = [file.path for file in dicom_files(without_study=True) if not file.path.endswith(unread)]
         for port in (reference, server.port):
             result = await run(dcmtk("dcmsend"), "-nh", "-nuc", "-dn", "127.0.0.1", port, *files)
             self.assertEqual(result.code, 0, result.text)
         expected = sorted(dataset_bytes(path) for path in folder.iterdir())
-        # It leaves out a file whose SOP Instance UID it has sent already.
+        # dcmsend skips a file whose SOP Instance UID it has already sent.
         self.assertGreater(len(expected), 140)
         self.assertEqual(len(store.stored), len(expected))
         self.assertEqual(sorted(store.datasets) == expected, True)
@@ -323,7 +323,7 @@ class StoreTests(InteropTestCase):
 
     async def test_written_files_are_read(self) -> None:
         """
-        ``encoded_dataset()`` is a file that dcmdump and pydicom read, with our File Meta Information.
+        ``encoded_dataset()`` returns a file that dcmdump and pydicom can read, with our File Meta Information.
         """
         folder = Path(self.mktemp())
         folder.mkdir()
@@ -356,7 +356,7 @@ class StoreTests(InteropTestCase):
 
     async def test_pdu_sizes(self) -> None:
         """
-        Whatever either side takes at the most, the same bytes arrive.
+        The bytes that arrive do not depend on the maximum PDU lengths of either side.
         """
         file = largest()
         expected = dataset_bytes(file.path)
@@ -380,7 +380,7 @@ class StoreTests(InteropTestCase):
 
     async def test_concurrent_clients(self) -> None:
         """
-        Several at a time, each with all of its instances.
+        Several clients at once, each of which stores all of its instances.
         """
         store = Store()
         server = await self.serve((evt.EVT_C_STORE, store))
@@ -395,7 +395,7 @@ class StoreTests(InteropTestCase):
 
     async def test_abort_after_store(self) -> None:
         """
-        An association that is aborted has stored what was acknowledged.
+        On an association that is aborted, the acknowledged instances are stored.
         """
         store, aborted = Store(), Recorder()
         server = await self.serve((evt.EVT_C_STORE, store), (evt.EVT_ABORTED, aborted))
@@ -407,7 +407,7 @@ class StoreTests(InteropTestCase):
 
 class HandlerTests(InteropTestCase):
     """
-    What a handler may return.
+    The values that a handler may return.
     """
 
     async def _store(self, handler: Any) -> Result:
@@ -416,7 +416,7 @@ class HandlerTests(InteropTestCase):
 
     async def test_statuses(self) -> None:
         """
-        Success, warnings and failures arrive as they are.
+        Success, warnings and failures arrive unchanged.
         """
         for status, words in (
             (0x0000, "Success"),
@@ -431,7 +431,7 @@ class HandlerTests(InteropTestCase):
 
     async def test_failure_stops_the_client(self) -> None:
         """
-        storescu halts at a failure: its exit code says so, and the association was released or aborted in order.
+        storescu stops at a failure: its exit code says so, and the association was released or aborted in order.
         """
         server = await self.serve((evt.EVT_C_STORE, Store(0xA700)))
         result = await run(
@@ -441,7 +441,7 @@ class HandlerTests(InteropTestCase):
 
     async def test_value_deferred_coroutine(self) -> None:
         """
-        A number, a Status, a Dataset, a Deferred and a coroutine.
+        A number, a Status, a Dataset, a Deferred and a coroutine are accepted.
         """
         dataset = Dataset()
         dataset.Status = 0xB006
@@ -474,7 +474,7 @@ class HandlerTests(InteropTestCase):
 
     async def test_handler_that_raises(self) -> None:
         """
-        A failure for the peer, a traceback for us, and the association goes on.
+        The peer gets a failure, the log a traceback, and the association continues.
         """
         calls: list[int] = []
 
@@ -492,7 +492,7 @@ class HandlerTests(InteropTestCase):
 
     async def test_no_handler(self) -> None:
         """
-        Without a handler nothing is taken.
+        Without a handler, no instance is accepted.
         """
         server = await self.serve()
         result = await storescu(server.port, "-d", ct_small())
@@ -501,7 +501,7 @@ class HandlerTests(InteropTestCase):
 
     async def test_streaming_handler_that_answers_early(self) -> None:
         """
-        A streaming handler that has seen enough refuses; the client hears it when all has been sent.
+        A streaming handler refuses before it has read everything; the client gets the response when it has sent everything.
         """
 
         @evt.streaming

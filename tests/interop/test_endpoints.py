@@ -1,5 +1,5 @@
 """
-Associations over every kind of endpoint, between two of ours; over IPv6 with DCMTK as well.
+Associations over every kind of endpoint, between two AEs of dicomtwist; over IPv6 with DCMTK as well.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.peers import certificates, dataset_bytes, dcmtk, dicom_files, run, so
 
 
 def require_ipv6() -> None:
-    """Skip the test where this machine has no IPv6."""
+    """Skip the test if this machine has no IPv6."""
     try:
         with socket.socket(socket.AF_INET6) as listener:
             listener.bind(("::1", 0))
@@ -36,7 +36,7 @@ class _WithHeader(ProtocolWrapper):
     header = b"PROXY TCP4 192.0.2.7 198.51.100.1 40000 104\r\n"
 
     def connectionMade(self) -> None:
-        """The header goes first."""
+        """Send the header first."""
         assert self.transport is not None
         self.transport.write(self.header)
         super().connectionMade()
@@ -49,7 +49,7 @@ class _Wrapping(WrappingFactory):
 @implementer(IStreamClientEndpoint)
 class Proxied:
     """
-    A client endpoint that does what HAProxy does: it tells the server who is behind it.
+    A client endpoint that acts as HAProxy does: it sends the server the address of the client.
     """
 
     def __init__(self, port: int) -> None:
@@ -63,7 +63,7 @@ class Proxied:
 
 class EndpointTests(InteropTestCase):
     """
-    A C-ECHO and a C-STORE over each.
+    A C-ECHO and a C-STORE over each kind of endpoint.
     """
 
     async def _works(self, address: Any, client: Any) -> tuple[Server, evt.Event]:
@@ -82,7 +82,7 @@ class EndpointTests(InteropTestCase):
 
     async def test_tcp(self) -> None:
         """
-        A host and a port, a string, an endpoint, a name.
+        A host and a port, a string, an endpoint, a host name.
         """
         for address in (
             ("127.0.0.1", 0),
@@ -106,7 +106,7 @@ class EndpointTests(InteropTestCase):
 
     async def test_dual_stack(self) -> None:
         """
-        One port for IPv4 and IPv6: a peer over IPv4 shows up with its IPv4 address.
+        One port for IPv4 and IPv6: a peer over IPv4 has its IPv4 address.
         """
         require_ipv6()
         server, released = await self._works("tcp6:0", lambda server: f"tcp:127.0.0.1:{server.port}")
@@ -126,7 +126,7 @@ class EndpointTests(InteropTestCase):
 
     async def test_haproxy(self) -> None:
         """
-        Behind a proxy that speaks the PROXY protocol the address is that of the peer.
+        Behind a proxy that speaks the PROXY protocol, the peer's address is that of the client.
         """
         _, released = await self._works("haproxy:tcp:0:interface=127.0.0.1", lambda server: Proxied(server.port))
         requestor = released.assoc.requestor
@@ -134,7 +134,7 @@ class EndpointTests(InteropTestCase):
 
     async def test_tls_of_twisted(self) -> None:
         """
-        Twisted's ``tls:`` on both sides, and ours as its client.
+        Twisted's ``tls:`` on both sides, and ``dicomtls:`` as its client.
         """
         require_ipv6()
         folder = Path(self.mktemp())
@@ -148,7 +148,7 @@ class EndpointTests(InteropTestCase):
 
     async def test_factories(self) -> None:
         """
-        The factories work with any endpoint by themselves.
+        The factories work with any endpoint.
         """
         from dicomtwist import AE
 

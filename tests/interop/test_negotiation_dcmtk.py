@@ -1,5 +1,5 @@
 """
-What is negotiated with DCMTK besides contexts: roles, user identity; and who answers to which title.
+Negotiation with DCMTK besides contexts: roles, user identity, and several AE titles.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ MR = "1.2.840.10008.5.1.4.1.1.4"
 SC = "1.2.840.10008.5.1.4.1.1.7"
 US = "1.2.840.10008.5.1.4.1.1.6.1"
 STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
-#: A SOP Class that nobody but its maker knows.
+#: A private SOP Class.
 PRIVATE = "1.2.3.4.5.6.7"
 
-#: DCMTK's names of SOP Classes, in its configuration and in what it prints.
+#: DCMTK's names of SOP Classes, in its configuration and in its output.
 NAMES = {
     CT: "CTImageStorage",
     MR: "MRImageStorage",
@@ -36,13 +36,14 @@ NAMES = {
     US: "UltrasoundImageStorage",
     PRIVATE: PRIVATE,
 }
-#: DCMTK's names of roles, in its configuration, by (SCU, SCP); and as it prints them.
+#: DCMTK's names of roles, in its configuration and in its output, by (SCU, SCP).
 ROLES = {(True, True): "BOTH", (False, True): "SCP", (True, False): "SCU"}
 PRINTED = {(True, True): "SCP/SCU", (False, True): "SCP", (True, False): "SCU", None: "Default"}
 
 Roles = tuple[bool, bool]
 
-#: (what is proposed, what is supported): what the requestor is then, SCU and SCP; ``None`` for nothing, which rejects.
+#: (proposed roles, supported roles): the resulting roles of the requestor, SCU and SCP; ``None`` for no role, which
+#: rejects.
 #: The four outcomes are both, the default, reversed, none (PS3.7 D.3.3.4).
 OUTCOMES: dict[tuple[Roles, Roles], Roles | None] = {
     ((True, True), (True, True)): (True, True),
@@ -66,7 +67,7 @@ def ct_small() -> str:
 
 
 def configuration(path: Path, roles: dict[str, Roles | None]) -> Path:
-    """Write a configuration of DCMTK's with the profile Test: these SOP Classes, with these roles."""
+    """Write a configuration of DCMTK with the profile Test, which has these SOP Classes with these roles."""
     lines = ["[[TransferSyntaxes]]", "[Uncompressed]"]
     lines += ["TransferSyntax1 = LittleEndianExplicit", "TransferSyntax2 = LittleEndianImplicit"]
     lines += ["[[PresentationContexts]]", "[Contexts]"]
@@ -83,7 +84,7 @@ def configuration(path: Path, roles: dict[str, Roles | None]) -> Path:
 
 
 def printed_contexts(text: str) -> dict[str, tuple[str, str | None]]:
-    """Return what DCMTK prints of an A-ASSOCIATE-AC: for each SOP Class the result, and the role where accepted."""
+    """Return DCMTK's output about an A-ASSOCIATE-AC: for each SOP Class the result, and the role if it was accepted."""
     answer = text.rpartition("BEGIN A-ASSOCIATE-AC")[2].partition("END A-ASSOCIATE-AC")[0]
     found: dict[str, tuple[str, str | None]] = {}
     for part in answer.split("Context ID:")[1:]:
@@ -97,25 +98,25 @@ def printed_contexts(text: str) -> dict[str, tuple[str, str | None]]:
 
 
 def roles_of(contexts: list[PresentationContext]) -> dict[str, Roles]:
-    """Return (SCU, SCP) of a side by SOP Class."""
+    """Return (SCU, SCP) of one side by SOP Class."""
     return {str(context.abstract_syntax): (bool(context.as_scu), bool(context.as_scp)) for context in contexts}
 
 
 async def storescu(port: int, *args: object) -> Result:
-    """Run storescu, which says all that it knows."""
+    """Run storescu with all its debug output."""
     return await run(dcmtk("storescu"), "-d", *args[:-1], "127.0.0.1", port, args[-1])
 
 
 class RolesOfTheRequestorTests(InteropTestCase):
     """
-    DCMTK proposes roles, we answer.
+    DCMTK proposes roles, our side answers.
     """
 
     async def answer_to(self, supported: Roles | None) -> tuple[dict[str, Any], Any]:
         """
-        Let storescu propose both roles, SCP and SCU for three SOP Classes, of which we support *supported*.
+        Let storescu propose both roles, SCP and SCU for three SOP Classes, for which our side supports *supported*.
 
-        :returns: what it prints of the answer, and our association.
+        :returns: its output about the answer, and our association.
         """
         contexts = [build_context(CT)]
         for uid in (MR, SC, US):
@@ -129,7 +130,7 @@ class RolesOfTheRequestorTests(InteropTestCase):
         path = configuration(Path(self.mktemp()), proposals)
         result = await storescu(server.port, "-xf", path, "Test", ct_small())
         self.assertEqual(result.code, 0, result.text)
-        # The image went over the context without roles.
+        # The image was sent in the context without roles.
         self.assertEqual([stored.sop_class for stored in store.stored], [CT])
         association = established.events[0].assoc
         asked = association.requestor.role_selection
@@ -142,7 +143,7 @@ class RolesOfTheRequestorTests(InteropTestCase):
 
     async def test_outcomes(self) -> None:
         """
-        All of what we may support, against all that may be proposed: both sides know the same.
+        All roles that our side can support, against all that can be proposed: both sides have the same result.
         """
         for supported in ((True, True), (True, False), (False, True), (False, False)):
             printed, association = await self.answer_to(supported)
@@ -158,14 +159,14 @@ class RolesOfTheRequestorTests(InteropTestCase):
                         self.assertNotIn(uid, ours)
                     else:
                         self.assertEqual(printed[NAMES[uid]], ("Accepted", PRINTED[outcome]))
-                        # The roles that are printed are the requestor's, ours are the other ones.
+                        # The printed roles are those of the requestor; ours are the opposite ones.
                         self.assertEqual(ours[uid], outcome[::-1])
                         granted = association.acceptor.role_selection[uid]
                         self.assertEqual((granted.scu_role, granted.scp_role), outcome)
 
     async def test_not_answered(self) -> None:
         """
-        Where we say nothing of roles none are answered, and the default ones hold.
+        If our side sets no roles, none are answered, and the default roles apply.
         """
         printed, association = await self.answer_to(None)
         self.assertEqual(set(printed.values()), {("Accepted", "Default")})
@@ -174,7 +175,7 @@ class RolesOfTheRequestorTests(InteropTestCase):
 
     async def test_getscu(self) -> None:
         """
-        getscu proposes to be SCP of every storage class; where it may be, we are the SCU.
+        getscu proposes to be SCP of every storage class; if it is accepted as SCP, our side is the SCU.
         """
         contexts = [build_context(STUDY_ROOT_GET)]
         for uid in (CT, MR):
@@ -194,7 +195,7 @@ class RolesOfTheRequestorTests(InteropTestCase):
 
 class RolesOfTheAcceptorTests(InteropTestCase):
     """
-    We propose roles, DCMTK answers.
+    Our side proposes roles, DCMTK answers.
     """
 
     ITEMS = (
@@ -204,7 +205,7 @@ class RolesOfTheAcceptorTests(InteropTestCase):
     )
 
     async def roles_at(self, port: int, title: str, *proposals: str) -> Any:
-        """Propose the roles, and return the association, released."""
+        """Propose the roles; return the association, which is already released."""
         ae = self.requestor(CT, MR, SC, US, *proposals)
         async with await ae.associate("127.0.0.1", port, ae_title=title, ext_neg=self.ITEMS) as association:
             pass
@@ -221,7 +222,7 @@ class RolesOfTheAcceptorTests(InteropTestCase):
 
     async def test_storescp(self) -> None:
         """
-        What storescp prints that it accepted is what we are; what it has no role for is not accepted.
+        The roles that storescp prints as accepted are those of our side; a SOP Class without a role in it is not accepted.
         """
         for supported in ((True, True), (True, False), (False, True)):
             port, process = await self.storescp({CT: None, MR: supported, SC: supported, US: supported})
@@ -238,12 +239,12 @@ class RolesOfTheAcceptorTests(InteropTestCase):
                     self.assertEqual(uid in ours, result == "Accepted", printed)
                     if uid in ours:
                         granted = next((each for each, name in PRINTED.items() if name == role), None) or (True, False)
-                        # It may grant more than we asked for; we are no more than that.
+                        # It may grant more than was proposed; our roles are no more than the proposal.
                         self.assertEqual(ours[uid], (item.scu_role and granted[0], item.scp_role and granted[1]))
 
     async def test_dcmqrscp(self) -> None:
         """
-        dcmqrscp grants what is asked for, so that C-GET can work; for a class of which nothing was asked, the default.
+        dcmqrscp grants the proposed roles, so that C-GET can work; a class without a proposal has the default roles.
         """
         folder = Path(self.mktemp())
         folder.mkdir(parents=True)
@@ -265,7 +266,7 @@ class RolesOfTheAcceptorTests(InteropTestCase):
 
     async def test_without_roles(self) -> None:
         """
-        storescp without a profile answers no roles: then we are what we are by default, or nothing.
+        storescp without a profile answers no roles: then our roles are the default ones, or none.
         """
         port = await dcmtk_storescp(self, self.mktemp(), "-d")
         association = await self.roles_at(port, "STORESCP")
@@ -279,7 +280,7 @@ class RolesOfTheAcceptorTests(InteropTestCase):
 
 class UserIdentityTests(InteropTestCase):
     """
-    storescu says who its user is.
+    storescu sends the identity of its user.
     """
 
     def setUp(self) -> None:
@@ -290,7 +291,7 @@ class UserIdentityTests(InteropTestCase):
         self.ticket.parent.mkdir(parents=True, exist_ok=True)
         self.ticket.write_bytes(b"TheTicket")
 
-    #: (flags, the type and the fields that the handler gets); "" in the place of the file.
+    #: (flags, the type and the fields for the handler); "" stands for the file.
     FORMS = (
         (["-usr", "TheUser"], (1, b"TheUser", b"")),
         (["-usr", "TheUser", "-epw"], (2, b"TheUser", b"")),
@@ -301,7 +302,7 @@ class UserIdentityTests(InteropTestCase):
     )
 
     async def ask(self, handler: Callable[[evt.Event], Any], *, response: bool) -> list[Result]:
-        """Let storescu come in each form."""
+        """Let storescu send an identity in each form."""
         self.ended = Recorder()
         server = await self.serve(
             (evt.EVT_USER_ID, handler), (evt.EVT_C_STORE, Store()), (evt.EVT_CONN_CLOSE, self.ended)
@@ -316,7 +317,7 @@ class UserIdentityTests(InteropTestCase):
         return results
 
     def handler(self, answer: Any) -> Callable[[evt.Event], Any]:
-        """A handler that keeps what it gets and returns *answer*, or raises it."""
+        """Return a handler that records the identity and returns *answer*, or raises it."""
         self.seen: list[tuple[Any, ...]] = []
 
         def handle(event: evt.Event) -> Any:
@@ -330,7 +331,7 @@ class UserIdentityTests(InteropTestCase):
 
     async def test_fields(self) -> None:
         """
-        The handler gets the type and the fields; there is no answer where none is asked for.
+        The handler gets the type and the fields; there is no response if none is requested.
         """
         results = await self.ask(self.handler((True, b"TheAnswer")), response=False)
         self.assertEqual(self.seen, [(*fields, False) for _, fields in self.FORMS])
@@ -342,7 +343,7 @@ class UserIdentityTests(InteropTestCase):
 
     async def test_positive_response(self) -> None:
         """
-        A name, with or without a password, is confirmed with an empty answer; tickets with that of the handler.
+        A user name, with or without a passcode, is confirmed with an empty response; tickets with that of the handler.
         """
         results = await self.ask(self.handler((True, b"TheAnswer")), response=True)
         self.assertEqual(self.seen, [(*fields, True) for _, fields in self.FORMS])
@@ -357,7 +358,7 @@ class UserIdentityTests(InteropTestCase):
 
     async def test_rejection(self) -> None:
         """
-        Who is not let in is rejected: for now, by the provider, no reason given; in each form.
+        A refused user is rejected in each form: transient, by the provider, no reason given.
         """
         results = await self.ask(self.handler((False, b"TheAnswer")), response=True)
         for result in results:
@@ -370,7 +371,7 @@ class UserIdentityTests(InteropTestCase):
 
     async def test_a_handler_that_raises(self) -> None:
         """
-        The same; the traceback is in the log, what the user said is not.
+        The user is rejected too; the traceback is in the log, the identity is not.
         """
         results = await self.ask(self.handler(LookupError("the directory is down")), response=True)
         for result in results:
@@ -381,7 +382,7 @@ class UserIdentityTests(InteropTestCase):
 
     async def test_no_handler(self) -> None:
         """
-        Everybody is let in, without an answer; whoever insists on one leaves.
+        Without a handler every user is accepted without a response; a client that requires a response leaves.
         """
         ended = Recorder()
         server = await self.serve((evt.EVT_C_STORE, Store()), (evt.EVT_ABORTED, ended))
@@ -395,7 +396,7 @@ class UserIdentityTests(InteropTestCase):
 
     async def test_to_dcmtk(self) -> None:
         """
-        storescp takes each form and answers none; what it rejects tells nothing either.
+        storescp accepts each form and sends no response; its rejection gives no reason either.
         """
         for flags in ((), ("--refuse",)):
             port = await dcmtk_storescp(self, self.mktemp(), "-d", *flags)
@@ -417,11 +418,11 @@ class UserIdentityTests(InteropTestCase):
 
 class PromiscuousTests(InteropTestCase):
     """
-    A server that takes every storage SOP Class.
+    A server that accepts every storage SOP Class.
     """
 
     def private(self) -> Path:
-        """A file with an instance of a private SOP Class."""
+        """Return a file with an instance of a private SOP Class."""
         dataset = dcmread(ct_small())
         dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = UID(PRIVATE)
         path = Path(self.mktemp())
@@ -430,7 +431,7 @@ class PromiscuousTests(InteropTestCase):
         return path
 
     async def promiscuous(self, store: Store) -> int:
-        """Start one that knows Verification only, by name."""
+        """Start a server that supports only Verification by name."""
         ae = AE("TWIST")
         ae.add_supported_context(VERIFICATION)
         ae.settings.promiscuous = True
@@ -440,7 +441,7 @@ class PromiscuousTests(InteropTestCase):
 
     async def test_storescu(self) -> None:
         """
-        An instance of a private SOP Class comes whole, as does one of a known class; a query is not taken.
+        An instance of a private SOP Class arrives complete, as does one of a known class; a query is not accepted.
         """
         store = Store()
         port = await self.promiscuous(store)
@@ -458,7 +459,7 @@ class PromiscuousTests(InteropTestCase):
 
     async def test_dcmsend(self) -> None:
         """
-        dcmsend proposes what the file says.
+        dcmsend proposes the SOP Class in the file.
         """
         store = Store()
         port = await self.promiscuous(store)
@@ -468,7 +469,7 @@ class PromiscuousTests(InteropTestCase):
 
     async def test_otherwise(self) -> None:
         """
-        Any other server does not know the SOP Class.
+        Any other server rejects the context, since it does not know the SOP Class.
         """
         store = Store()
         server = await self.serve((evt.EVT_C_STORE, store))
@@ -481,12 +482,12 @@ class PromiscuousTests(InteropTestCase):
 
 class NothingAcceptedTests(InteropTestCase):
     """
-    An association on which nothing can be done.
+    An association without an accepted context.
     """
 
     async def test_by_dcmtk(self) -> None:
         """
-        The caller is told which SOP Classes were not accepted and why, and the association is released.
+        The caller gets the SOP Classes that were not accepted with the reasons, and the association is released.
         """
         folder = self.mktemp()
         process_port = await dcmtk_storescp(self, folder)
@@ -501,7 +502,7 @@ class NothingAcceptedTests(InteropTestCase):
 
     async def test_by_us(self) -> None:
         """
-        DCMTK's client says that no context was acceptable, and leaves in order.
+        DCMTK's client reports that no context was acceptable, and releases the association.
         """
         ended = Recorder()
         server = await self.serve((evt.EVT_CONN_CLOSE, ended), contexts=[build_context(CT)])
@@ -518,7 +519,7 @@ class TitleTests(InteropTestCase):
 
     async def test_each_its_own(self) -> None:
         """
-        The called title chooses the contexts, the handlers and the settings; the port is one.
+        The called title selects the contexts, the handlers and the settings, on one port.
         """
         images, checks, own = AE("IMAGES"), AE("CHECKS"), AE("OWN")
         images.add_supported_context(CT)
@@ -558,7 +559,7 @@ class TitleTests(InteropTestCase):
         result = await storescu(server.port, "-R", "-aec", "CHECKS", ct_small())
         self.assertNotEqual(result.code, 0)
         self.assertEqual(len(store.stored), 1)
-        # The handler of the server is that of the AE that it was started by.
+        # A handler that start_server got belongs to the AE that started the server.
         result = await storescu(server.port, "-R", "-aec", "OWN", "-aet", "FRIEND", ct_small())
         self.assertNotEqual(result.code, 0, result.text)
         self.assertEqual(len(store.stored), 1)

@@ -17,7 +17,7 @@ from tests.interop.common import InteropTestCase
 from tests.interop.scripts import PRELUDE, SCU, told
 from tests.peers import Process, pynetdicom_script
 
-# A SOP Class that has all six services.
+# A SOP Class with all six services.
 MACHINE = "1.2.840.10008.5.1.4.34.8"
 MPPS = "1.2.840.10008.3.1.2.3.3"
 PUSH, WATCH, PULL, EVENT = (f"1.2.840.10008.5.1.4.34.6.{number}" for number in range(1, 5))
@@ -111,7 +111,7 @@ def patient(name: str) -> Dataset:
 
 class NormalisedTestCase(InteropTestCase):
     """
-    Scripts, and what they tell.
+    Scripts and their reports.
     """
 
     async def scp(self) -> tuple[Process, int]:
@@ -120,14 +120,14 @@ class NormalisedTestCase(InteropTestCase):
         return process, told(process)[0]["port"]
 
     async def scu(self, port: int, source: str) -> list[dict[str, Any]]:
-        """Run a pynetdicom client to its end; return what it told."""
+        """Run a pynetdicom client to its end; return its reports."""
         process = await pynetdicom_script(self, SCU + CLIENT + source, port, "{}")
         result = await process.wait()
         self.assertEqual(result.code, 0, result.text)
         return told(process)
 
     def told_of(self, process: Process, name: str) -> dict[str, Any]:
-        """The one thing that *process* told of *name*."""
+        """Return the only report of *process* about *name*."""
         (found,) = [line[name] for line in told(process) if name in line]
         words: dict[str, Any] = found
         return words
@@ -178,7 +178,7 @@ class ScpTests(NormalisedTestCase):
             self.assertEqual(status, 0)
 
     async def test_event_report_to_us(self) -> None:
-        """From the SCP that we asked, on the same association."""
+        """The SCP of our request sends it on the same association."""
         seen: list[Any] = []
 
         def report(event: evt.EventReportEvent) -> Any:
@@ -198,7 +198,7 @@ class ScpTests(NormalisedTestCase):
         self.assertEqual(line, {"reported": 0, "reply": "taken"})
 
     async def test_event_report_by_us(self) -> None:
-        """On an association that we ask for as SCP."""
+        """Our side sends it as SCP on an association that it requested."""
         process, port = await self.scp()
         role = build_role(COMMITMENT, scu_role=False, scp_role=True)
         async with await self.requestor(COMMITMENT).associate("127.0.0.1", port, ext_neg=[role]) as assoc:
@@ -210,7 +210,7 @@ class ScpTests(NormalisedTestCase):
         self.assertEqual((words["patient"], words["type"], words["instance"]), ("Reported", 1, COMMITMENT_INSTANCE))
 
     async def test_meta_and_ups(self) -> None:
-        """What goes on the context of another SOP Class gets there."""
+        """An operation on the context of another SOP Class arrives there."""
         process, port = await self.scp()
         printing, session = "1.2.840.10008.5.1.1.9", "1.2.840.10008.5.1.1.1"
         async with await self.requestor(printing, PULL).associate("127.0.0.1", port) as assoc:
@@ -230,7 +230,7 @@ class ScuTests(NormalisedTestCase):
     """
 
     async def ours(self, *contexts: str) -> tuple[int, list[Any]]:
-        """Start our SCP; return its port and what it is asked."""
+        """Start our SCP; return its port and its received requests."""
         seen: list[Any] = []
 
         def reply_of(event: evt.NormalisedEvent) -> Dataset:
@@ -322,12 +322,12 @@ assoc.release()
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
     async def test_event_report_by_us(self) -> None:
-        """To the SCU that asked, on its association, while its program waits."""
+        """The SCU of the request gets it on its own association, while its program waits."""
         port, _ = await self.ours(MACHINE)
         reporting: list[Deferred[Reply]] = []
 
         def act(event: evt.ActionEvent) -> int:
-            # The answer goes first, the notification follows it.
+            # The response is sent first, then the notification.
             reporting.append(Deferred.fromCoroutine(report(event.assoc)))
             return 0x0000
 
@@ -358,14 +358,14 @@ tell(answer=words(assoc.send_n_action(None, 1, MACHINE, INSTANCE)))
 assert over.wait(30)
 """,
         )
-        # Two threads of the peer tell of it, in any order.
+        # Two threads of the peer report it, in any order.
         self.assertCountEqual(lines, [{"answer": [0, None, None]}, {"reported": 4, "patient": "Reported"}])
         status, reply = await reporting[0]
         assert reply is not None
         self.assertEqual((status, reply.PatientID), (0, "taken"))
 
     async def test_event_report_to_us(self) -> None:
-        """On an association of its own, with the role negotiated and without; pynetdicom sends in both cases."""
+        """It arrives on an association of its own, with the role negotiated or not; pynetdicom sends it in both cases."""
         port, seen = await self.ours(COMMITMENT)
         lines = await self.scu(
             port,
@@ -385,7 +385,7 @@ for roles in ([build_role(UID, scp_role=True)], []):
         self.assertEqual(seen, [("report", 1, COMMITMENT), ("report", 0, COMMITMENT)])
 
     async def test_ups(self) -> None:
-        """pynetdicom works on a UPS over the contexts of UPS Pull and Push."""
+        """pynetdicom works on a UPS in the contexts of UPS Pull and Push."""
         port, seen = await self.ours(PUSH, PULL, WATCH, EVENT)
         lines = await self.scu(
             port,

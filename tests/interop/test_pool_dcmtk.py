@@ -1,4 +1,4 @@
-"""AssociationPool and DCMTK's storescp, which is killed and started again in the middle."""
+"""AssociationPool and DCMTK's storescp, which is killed and restarted meanwhile."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from tests.interop.common import CT, EXPLICIT, VERIFICATION, InteropTestCase, Re
 from tests.peers import PeerError, Process, dcmtk, free_port, start
 
 COUNT = 40
-#: At which request the peer is killed, counted from the first.
+#: The requests at which the peer is killed, counted from the first.
 KILLED_AT = (11, 25)
 
 
 class Restarted(InteropTestCase):
     """
-    A storescp that comes back at the same port, with the same folder.
+    A storescp that restarts at the same port, with the same folder.
 
     :ivar pool: a pool of ours for it.
-    :ivar log: what was asked and answered, in order: (association, Message ID, SOP Instance UID or status).
+    :ivar log: the requests and responses in order: (association, Message ID, SOP Instance UID or status).
     """
 
     timeout = 120
 
     async def launch(self) -> None:
-        """Start it."""
+        """Start storescp."""
         self.process: Process = await start(
             self, dcmtk("storescp"), "-od", self.folder, "+B", self.port, ready=self.port, timeout=60
         )
 
     async def prepare(self, **options: Any) -> None:
-        """A pool, and the peer."""
+        """Create a pool, and start the peer."""
         self.folder = Path(self.mktemp())
         self.folder.mkdir()
         for attempt in range(3):
@@ -65,7 +65,7 @@ class Restarted(InteropTestCase):
         self.addCleanup(self.pool.stopService)
 
     def sent(self, event: evt.Event) -> None:
-        """A request is about to be written."""
+        """Record a request before it is written."""
         if isinstance(event.message, CStoreRQ):
             self.requests += 1
             self.log.append((id(event.assoc), event.message.message_id, event.message.affected_sop_instance_uid))
@@ -74,12 +74,12 @@ class Restarted(InteropTestCase):
                 self.restarts(event)
 
     def received(self, event: evt.Event) -> None:
-        """A response has come."""
+        """Record a response."""
         if isinstance(event.message, CStoreRSP):
             self.log.append((id(event.assoc), event.message.message_id_being_responded_to, event.message.status))
 
     def files(self) -> dict[str, Path]:
-        """So many files of one image, by their SOP Instance UIDs."""
+        """Return files of one image by their different SOP Instance UIDs."""
         folder = Path(self.mktemp())
         folder.mkdir()
         image = dcmread(get_testdata_file("CT_small.dcm", download=False))  # type: ignore[arg-type]
@@ -120,7 +120,9 @@ class Restarted(InteropTestCase):
             self.assertEqual(stored[uid], dcmread(path))
 
     async def test_an_idle_association_is_noticed_to_be_gone(self) -> None:
-        """After a restart the first operation is done at once: the one before was known to be closed."""
+        """
+        After a restart the first operation succeeds at once: the pool has noticed that the previous association was closed.
+        """
         await self.prepare()
         self.assertTrue((await self.pool.send_c_echo()).is_success)
         (slot,) = self.pool._slots

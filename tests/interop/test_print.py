@@ -26,7 +26,7 @@ META = BasicGrayscalePrintManagementMeta
 ROWS = COLUMNS = 64
 PIXELS = bytes(range(64)) * 64
 
-# DCMTK takes no relative paths here.
+# DCMTK accepts no relative paths here.
 GENERAL = r"""
 [[GENERAL]]
 [APPLICATION]
@@ -46,7 +46,7 @@ Aetitle = DCMPSTATE
 [[COMMUNICATION]]
 """
 
-# The printer of DCMTK is of the type LOCALPRINTER, one that it sends to a PRINTER.
+# dcmprscp is a printer of the type LOCALPRINTER in DCMTK's configuration; other printers have the type PRINTER.
 PRINTER_SECTION = r"""
 [{title}]
 Aetitle = {title}
@@ -99,7 +99,7 @@ def image() -> Dataset:
 
 class PrintTestCase(InteropTestCase):
     """
-    :ivar folder: where DCMTK works.
+    :ivar folder: the working folder of DCMTK.
     """
 
     def setUp(self) -> None:
@@ -110,7 +110,7 @@ class PrintTestCase(InteropTestCase):
         """
         Write a configuration file.
 
-        :param printers: by their titles: port, type, and whether they take Implicit VR Little Endian alone.
+        :param printers: by their titles: port, type, and whether they accept only Implicit VR Little Endian.
         """
         path = self.folder / "dcmpstat.cfg"
         path.write_text(
@@ -130,14 +130,14 @@ class PrintTestCase(InteropTestCase):
         return process, port
 
     async def print_to(self, port: int) -> Dataset:
-        """Print one film at a printer; return what it says of itself."""
+        """Print one film at a printer; return its attributes."""
         scu = self.requestor(META, PresentationLUT)
         async with await scu.associate("127.0.0.1", port, ae_title="PRINTER") as assoc:
             status, about = await assoc.send_n_get(["PrinterStatus"], Printer, PrinterInstance)
             self.assertEqual((status, status.service), (0, "N-GET"))
             assert about is not None
 
-            # The printer names what it creates.
+            # The printer assigns the UIDs of the instances.
             wish = attributes(NumberOfCopies=1, PrintPriority="LOW", MediumType="PAPER", FilmDestination="PROCESSOR")
             status, made = await assoc.send_n_create(wish, BasicFilmSession)
             self.assertEqual(status, 0)
@@ -177,7 +177,7 @@ class ScuTests(PrintTestCase):
     """
 
     async def test_print(self) -> None:
-        """A whole session, and what the printer has kept of it."""
+        """A complete session, and the film that the printer has stored."""
         _, port = await self.printer()
         about = await self.print_to(port)
         self.assertEqual(about.PrinterStatus, "NORMAL")
@@ -188,11 +188,11 @@ class ScuTests(PrintTestCase):
         self.assertEqual(dcmread(hardcopy).PixelData, PIXELS)
 
     async def test_print_implicit(self) -> None:
-        """The same where the printer takes Implicit VR Little Endian alone."""
+        """The printer accepts only Implicit VR Little Endian."""
         _, port = await self.printer(implicit=True)
         await self.print_to(port)
         (hardcopy,) = self.folder.glob("HG_*.dcm")
-        # OW is of words, which are what they were.
+        # OW is an array of words, which are unchanged.
         self.assertEqual(dcmread(hardcopy).PixelData, PIXELS)
 
 
@@ -202,7 +202,7 @@ class ScpTests(PrintTestCase):
     """
 
     async def test_dcmprscu(self) -> None:
-        """What dcmprscp has stored dcmprscu prints at ours, which names all that is created."""
+        """dcmprscu prints at our printer a film that dcmprscp has stored; our printer assigns all UIDs."""
         seen: list[tuple[str, str]] = []
         printed: list[Dataset] = []
 

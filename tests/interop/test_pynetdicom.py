@@ -46,7 +46,7 @@ class ScpTests(PynetdicomTestCase):
 
     async def test_echo_and_store(self) -> None:
         """
-        C-ECHO, and all of the transfer syntaxes, byte for byte; several associations at once; the release.
+        C-ECHO, and a C-STORE in each transfer syntax, byte for byte; several associations at once; the release.
         """
         peer = await self.scp()
         files = list(one_per_transfer_syntax(without_study=True).values())
@@ -79,7 +79,7 @@ class ScpTests(PynetdicomTestCase):
 
     async def test_conversion_and_status(self) -> None:
         """
-        An acceptor that takes Implicit VR only, and that returns a warning.
+        An acceptor that accepts only Implicit VR, and one that returns a warning.
         """
         peer = await self.scp(syntaxes=[IMPLICIT], status=0xB007)
         (file,) = (file for file in dicom_files() if file.name.endswith("CT_small.dcm"))
@@ -91,14 +91,14 @@ class ScpTests(PynetdicomTestCase):
             await self.assert_fails(assoc.send_c_store(compressed.path), NoPresentationContext)
         ((syntax, instance, _),) = await peer.stored(1)
         self.assertEqual((syntax, instance), (IMPLICIT, file.sop_instance))
-        # MR with the compressed syntax only: nothing is accepted, and that is an error of its own.
+        # MR with the compressed transfer syntax only: nothing is accepted, which has an exception of its own.
         ae = self.requestor((MR, compressed.transfer_syntax))
         error = await self.assert_fails(ae.associate("127.0.0.1", peer.port), NoAcceptedContexts)
         self.assertIn(MR, str(error))
 
     async def test_pdu_sizes(self) -> None:
         """
-        An acceptor without a limit, and with odd and small ones, on both sides.
+        An acceptor without a maximum PDU length, and with odd and small ones, on both sides.
         """
         (file,) = (file for file in dicom_files() if file.name.endswith("CT_small.dcm"))
         for theirs in (0, 129, 4097):
@@ -113,7 +113,7 @@ class ScpTests(PynetdicomTestCase):
 
     async def test_negotiation(self) -> None:
         """
-        What we propose beside the contexts is what pynetdicom's handlers see, and what it answers is what we see.
+        pynetdicom's handlers get the items that we propose besides the contexts, and we get its answers.
         """
         peer = await self.scp()
         ae = self.requestor((CT, EXPLICIT), MR, FIND)
@@ -133,7 +133,7 @@ class ScpTests(PynetdicomTestCase):
             self.assertEqual(granted, {CT: (True, True), MR: (False, True)})
             self.assertEqual(assoc.acceptor.user_identity, b"hello")
             self.assertEqual(assoc.acceptor.sop_class_extended, {FIND: b"\1", CT: b"\2"})
-            # pynetdicom asks its handler, but operates synchronously, and says so.
+            # pynetdicom calls its handler, but operates synchronously, and says so.
             self.assertEqual(assoc.acceptor.asynchronous_operations, (1, 1))
             self.assertEqual(assoc.requestor.asynchronous_operations, (5, 3))
             self.assertEqual(assoc.acceptor.ae_title, "ANY-SCP")
@@ -153,7 +153,7 @@ class ScpTests(PynetdicomTestCase):
 
     async def test_user_identities(self) -> None:
         """
-        Each type of user identity, with and without a response, and a user who is not let in.
+        Each type of user identity, with and without a response, and a user who is refused.
         """
         peer = await self.scp()
         ae = self.requestor()
@@ -161,7 +161,7 @@ class ScpTests(PynetdicomTestCase):
             for wanted in (False, True):
                 identity = UserIdentity(kind, b"token", b"pass" if kind == 2 else b"", response_requested=wanted)
                 async with await ae.associate("127.0.0.1", peer.port, ext_neg=[identity]) as assoc:
-                    # For a username there is nothing to respond (PS3.7 D.3.3.7.2), pynetdicom leaves the item out.
+                    # A username has no response (PS3.7 D.3.3.7.2), and pynetdicom omits the item.
                     self.assertEqual(assoc.acceptor.user_identity, b"hello" if wanted and kind > 2 else None, kind)
         identity = UserIdentity(1, b"mallory")
         error = await self.assert_fails(ae.associate("127.0.0.1", peer.port, ext_neg=[identity]), AssociationRejected)
@@ -172,7 +172,7 @@ class ScpTests(PynetdicomTestCase):
 
     async def test_rejections(self) -> None:
         """
-        Every reason that pynetdicom gives, and ours when it is gone.
+        Every rejection reason of pynetdicom, and the connection error when pynetdicom has stopped.
         """
         peer = await self.scp(require_called_aet=True, require_calling_aet=["TWISTSCU"], maximum_associations=1)
         ae = self.requestor()
@@ -206,7 +206,7 @@ class ScuTests(PynetdicomTestCase):
 
     async def test_echo_and_store(self) -> None:
         """
-        C-ECHO, and all of the transfer syntaxes, byte for byte; the release; an abort.
+        C-ECHO, and a C-STORE in each transfer syntax, byte for byte; the release; an abort.
         """
         store, streamed = Store(), Store()
         released, aborted = Recorder(), Recorder()
@@ -255,7 +255,7 @@ assoc.abort()
 
     async def test_pdu_sizes(self) -> None:
         """
-        A requestor without a limit, and with odd and small ones, on both sides; it answers what it is asked to hold.
+        A requestor without a maximum PDU length, and with odd and small ones, on both sides; our side keeps to the maximum.
         """
         (file,) = (file for file in dicom_files() if file.name.endswith("CT_small.dcm"))
         ports, stores = [], []
@@ -286,7 +286,7 @@ for port in options["ports"]:
 
     async def test_negotiation(self) -> None:
         """
-        What pynetdicom proposes is what our hooks see, and what they answer is what it sees.
+        Our handlers get the items that pynetdicom proposes, and pynetdicom gets their answers.
         """
         seen: dict[str, Any] = {}
 
@@ -353,7 +353,7 @@ assoc.release()
         self.assertEqual(seen["window"], (7, 2))
         association = established.events[0].assoc
         self.assertEqual(association.requestor.asynchronous_operations, (7, 2))
-        # The window speaks of the requestor: it may invoke 4 operations, and is asked to perform 2.
+        # The window is that of the requestor: it may invoke 4 operations and is asked to perform 2.
         self.assertEqual(association.acceptor.asynchronous_operations, (2, 4))
         roles = {context.abstract_syntax: (context.as_scu, context.as_scp) for context in association.accepted_contexts}
         self.assertEqual(roles, {CT: (True, True), MR: (False, True), FIND: (False, True)})
@@ -369,7 +369,7 @@ assoc.release()
 
     async def test_rejections(self) -> None:
         """
-        Our reasons as pynetdicom sees them.
+        Our rejection reasons as pynetdicom gets them.
         """
         server = await self.serve(
             (evt.EVT_USER_ID, lambda event: (event.primary_field != b"mallory", None)),
@@ -409,7 +409,7 @@ first.release()
 
     async def test_statuses(self) -> None:
         """
-        A status with what goes with it.
+        A status with its other fields.
         """
         from dicomtwist import Status
 

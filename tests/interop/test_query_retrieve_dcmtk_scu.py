@@ -36,31 +36,31 @@ from tests.peers import (
     run,
 )
 
-#: How findscu, getscu and movescu tell the status of a response.
+#: The lines in which findscu, getscu and movescu print the status of a response.
 FOUND = r"Received (?:Final )?Find Response(?: \d+)? \((.*)\)$"
 GOT = r"C-GET Response \((.*)\)$"
 MOVED = r"Move Response(?: \d+)? \((.*)\)$"
 
 
 def query(level: str, *others: str) -> list[str]:
-    """The flags for an identifier."""
+    """Return the flags for an identifier."""
     return [word for key in (f"QueryRetrieveLevel={level}", *others) for word in ("-k", key)]
 
 
 def of_study(files: Sequence[DicomFile]) -> list[str]:
-    """The flags for a study."""
+    """Return the flags for a study."""
     return query("STUDY", f"StudyInstanceUID={files[0].study}")
 
 
 class DcmtkTestCase(ArchiveTestCase):
-    """The tools."""
+    """A test that runs DCMTK's tools."""
 
     async def tool(self, name: str, server: Server, *flags: object, **options: Any) -> Result:
         """Run one of them against our server."""
         return await run(dcmtk(name), "-v", *flags, "127.0.0.1", server.port, **options)
 
     def folder(self) -> Path:
-        """A new folder."""
+        """Create a new folder."""
         folder = Path(self.mktemp()).absolute()
         folder.mkdir(parents=True)
         return folder
@@ -80,7 +80,7 @@ class FindTests(DcmtkTestCase):
     """
 
     async def found(self, server: Server, *flags: object) -> tuple[list[Dataset], Result]:
-        """The answers, as findscu wrote them, and what it said."""
+        """Return the matches, as findscu wrote them, and its output."""
         folder = self.folder()
         result = await self.tool("findscu", server, "-X", "-od", folder, *flags)
         self.assertEqual(result.code, 0, result.text)
@@ -109,7 +109,7 @@ class FindTests(DcmtkTestCase):
 
     async def test_transfer_syntaxes(self) -> None:
         """
-        Each of those that findscu proposes; a wildcard, and text beyond ASCII.
+        Each transfer syntax that findscu proposes, a wildcard, and text beyond ASCII.
         """
         names = [file for file in dicom_files() if file.name.endswith(("chrFren.dcm", "chrRuss.dcm", "chrH31.dcm"))]
         server = await self.serve_archive(Archive([*study(7), *names]))
@@ -133,7 +133,7 @@ class FindTests(DcmtkTestCase):
 
     async def test_worklist(self) -> None:
         """
-        Modality Worklist, with sequences in the query and in the answers.
+        Modality Worklist, with sequences in the query and in the matches.
         """
         asked: list[Dataset] = []
 
@@ -172,7 +172,7 @@ class FindTests(DcmtkTestCase):
 
     async def test_cancel(self) -> None:
         """
-        A handler that would wait for ever is ended by C-CANCEL.
+        C-CANCEL ends a handler that would wait forever.
         """
         closed: list[bool] = []
 
@@ -191,7 +191,7 @@ class FindTests(DcmtkTestCase):
 
     async def test_failures(self) -> None:
         """
-        The status that ends it, and another query on the same association.
+        A failure status ends a query, and another query on the same association succeeds.
         """
         for status, words in (
             (0xA700, "Refused: OutOfResources"),
@@ -227,9 +227,9 @@ class GetTests(DcmtkTestCase):
 
     async def test_transfer_syntaxes(self) -> None:
         """
-        Compressed instances, where getscu asks for their transfer syntax.
+        Compressed instances, if getscu proposes their transfer syntax.
         """
-        # +xi is for the query alone: instances are asked for in Explicit VR still.
+        # +xi applies only to the query: getscu still proposes Explicit VR for instances.
         flags = {
             "1.2.840.10008.1.2.2": "+xb",
             "1.2.840.10008.1.2.1.99": "+xd",
@@ -252,7 +252,7 @@ class GetTests(DcmtkTestCase):
 
     async def test_what_it_does_not_take(self) -> None:
         """
-        A compressed instance among others, for a getscu that takes uncompressed ones only.
+        A compressed instance among others, for a getscu that accepts only uncompressed ones.
         """
         (compressed,) = (file for file in dicom_files() if file.name.endswith("JPGExtended.dcm"))
         files = [compressed, *study(4)]
@@ -280,7 +280,7 @@ class GetTests(DcmtkTestCase):
 
     async def test_failures(self) -> None:
         """
-        Nothing found; a handler that raises.
+        No match, and a handler that raises.
         """
         archive = Archive([])
         server = await self.serve_archive(archive)
@@ -299,13 +299,13 @@ class MoveTests(DcmtkTestCase):
 
     async def test_to_itself(self) -> None:
         """
-        It listens, and is its own destination; each information model.
+        movescu listens, and is its own destination; each information model.
         """
         port = free_port()
         archive = Archive([*study(7), *study(4)], {"MOVESCU": ("127.0.0.1", port)})
         server = await self.serve_archive(archive)
         for flag, (_, model, _) in MODELS.items():
-            # In bit preserving mode it writes to where it is run, whatever the folder.
+            # In bit preserving mode it writes into its working directory and ignores the folder.
             folder = self.folder()
             before = set(Path().iterdir())
             result = await self.tool("movescu", server, flag, "+B", "+P", port, *of_study(study(7)))
@@ -319,7 +319,8 @@ class MoveTests(DcmtkTestCase):
 
     async def test_to_us(self) -> None:
         """
-        To a server of ours, over one association and over several: who asked for it, and with which Message ID.
+        The destination is a server of ours, over one association and over several; it gets the originator's title and
+        Message ID.
         """
         for number in (1, 3):
             received = Received()
@@ -341,7 +342,7 @@ class MoveTests(DcmtkTestCase):
 
     async def test_to_storescp(self) -> None:
         """
-        To DCMTK's server, of every transfer syntax that it takes.
+        The destination is DCMTK's server, with every transfer syntax that it accepts.
         """
         files = list(one_per_transfer_syntax().values())
         folder = self.folder()
@@ -356,7 +357,7 @@ class MoveTests(DcmtkTestCase):
 
     async def test_some_fail(self) -> None:
         """
-        Some are refused by the destination; movescu gets the list of them.
+        The destination refuses some instances; movescu gets the list of them.
         """
         refused = study(7)[2:4]
         received = Received(**{file.sop_instance: 0xA700 for file in refused})
@@ -371,7 +372,7 @@ class MoveTests(DcmtkTestCase):
             self.assertIn(words, result.text)
         listed = "\\".join(file.sop_instance for file in refused)
         self.assertIn(f"(0008,0058) UI [{listed[:40]}", result.text)
-        # All of them: the destination takes CT images in no transfer syntax that they come in.
+        # All of them fail: the destination accepts CT images in none of their transfer syntaxes.
         nobody = await self.serve(contexts=[build_context(VERIFICATION)])
         server = await self.serve_archive(Archive(study(7), {"TARGET": ("127.0.0.1", nobody.port)}))
         result = await self.tool("movescu", server, "-d", "-S", "-aem", "TARGET", *of_study(study(7)))
@@ -380,7 +381,7 @@ class MoveTests(DcmtkTestCase):
 
     async def test_destinations(self) -> None:
         """
-        One that is not known, and one where nobody listens.
+        An unknown destination, and one that does not listen.
         """
         server = await self.serve_archive(Archive(study(7), {"NOWHERE": ("127.0.0.1", free_port())}))
         result = await self.tool("movescu", server, "-S", "-aem", "STRANGER", *of_study(study(7)))
@@ -391,7 +392,7 @@ class MoveTests(DcmtkTestCase):
 
     async def test_cancel(self) -> None:
         """
-        What is on its way arrives, nothing follows, and the remaining ones are told.
+        The instance in transit arrives, nothing follows, and the remaining ones are reported.
         """
         received = Received()
         target = await self.serve((evt.EVT_C_STORE, received))
@@ -418,16 +419,16 @@ class MoveTests(DcmtkTestCase):
 
 class OddFiles(DcmtkTestCase):
     """
-    Files that a peer's store made, of odd lengths.
+    Files of odd length, as a peer's store wrote them.
     """
 
     async def test_odd(self) -> None:
         """
-        A data set of odd length arrives with a zero byte behind it.
+        A data set of odd length arrives with a zero byte appended.
         """
         whole = Path(study(7)[0].path).read_bytes()
         path = self.folder() / "odd.dcm"
-        # A private element of three bytes at the end: against the standard, and seen.
+        # A private element of three bytes at the end: it violates the standard, but occurs in practice.
         path.write_bytes(whole + b"\xf1\x7f\x10\x00LO\x03\x00abc")
         file = DicomFile(str(path), str(EXPLICIT), CT, study(7)[0].sop_instance, study(7)[0].study, study(7)[0].series)
         received = Received()

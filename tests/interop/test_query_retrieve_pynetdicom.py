@@ -27,7 +27,7 @@ from tests.interop.archives import (
 from tests.interop.scripts import PRELUDE, PynetdicomTestCase, Scp, told
 from tests.peers import pynetdicom_script
 
-#: What it asks, as a client. The identifier comes with the options; every response is told.
+#: A client. The identifier is one of its options; it reports every response.
 SCU = """
 from pydicom.dataset import Dataset
 
@@ -69,7 +69,7 @@ assoc.release()
 tell(released=assoc.is_released)
 """
 
-#: An archive. It is given paths, destinations, and which faults to have.
+#: An archive. Its options are paths, destinations, and the faults that it shall have.
 SCP = (
     PRELUDE
     + """
@@ -134,7 +134,7 @@ threading.Event().wait()
 
 
 def study_keys(size: int) -> dict[str, str]:
-    """The identifier of a study, for a script."""
+    """Return the identifier of a study, for a script."""
     return {"QueryRetrieveLevel": "STUDY", "StudyInstanceUID": study(size)[0].study}
 
 
@@ -144,7 +144,7 @@ class ScuTests(PynetdicomTestCase, ArchiveTestCase):
     """
 
     async def asked(self, port: int, **options: Any) -> tuple[list[int], list[list[int | None]], list[Any]]:
-        """Run it; return the statuses, the counts, and the data sets of the responses."""
+        """Run the client; return the statuses, the counts, and the data sets of the responses."""
         lines = await self.scu(port, SCU, **options)
         self.assertEqual(lines[-1], {"released": True})
         self.stored = {line["stored"]: bytes.fromhex(line["data"]) for line in lines if "stored" in line}
@@ -169,7 +169,7 @@ class ScuTests(PynetdicomTestCase, ArchiveTestCase):
 
     async def test_find_cancelled(self) -> None:
         """
-        C-CANCEL ends a handler that would go on for ever, one that waits and one that does not.
+        C-CANCEL ends a handler that would continue forever, one that waits and one that does not.
         """
         closed: list[bool] = []
 
@@ -197,7 +197,7 @@ class ScuTests(PynetdicomTestCase, ArchiveTestCase):
 
     async def test_get(self) -> None:
         """
-        The bytes, the counts, and those that the client refuses.
+        The bytes, the counts, and instances that the client refuses.
         """
         server = await self.serve_archive(Archive(study(7)))
         options = {"service": "GET", "model": STUDY_GET, "keys": study_keys(7), "storage": [study(7)[0].sop_class]}
@@ -209,7 +209,7 @@ class ScuTests(PynetdicomTestCase, ArchiveTestCase):
         statuses, counts, datasets = await self.asked(server.port, refused=refused, **options)
         self.assertEqual((statuses[-1], counts[-1]), (0xB000, [None, 5, 2, 0]))
         self.assertEqual(datasets[-1].FailedSOPInstanceUIDList, refused)
-        # A client that did not ask for the role of SCP.
+        # A client that did not propose the role of SCP.
         statuses, counts, datasets = await self.asked(server.port, **{**options, "storage": []})
         self.assertEqual(
             (statuses, counts), ([0xFF00] * 6 + [0xA702], [[6 - n, 0, n + 1, 0] for n in range(6)] + [[None, 0, 7, 0]])
@@ -218,7 +218,7 @@ class ScuTests(PynetdicomTestCase, ArchiveTestCase):
 
     async def test_get_cancelled(self) -> None:
         """
-        C-CANCEL during a C-GET: what is on its way arrives, the rest is told to remain.
+        C-CANCEL during a C-GET: the instance in transit arrives, the others are reported as remaining.
         """
         archive = Archive(study(50))
         server = await self.serve_archive(archive)
@@ -233,7 +233,8 @@ class ScuTests(PynetdicomTestCase, ArchiveTestCase):
 
     async def test_move(self) -> None:
         """
-        To a server of ours, with the title and Message ID of who asked; to nowhere; and cancelled.
+        The destination is a server of ours, which gets the originator's title and Message ID; then an unknown one; then a
+        cancel.
         """
         received = Received()
         target = await self.serve((evt.EVT_C_STORE, received))
@@ -250,7 +251,7 @@ class ScuTests(PynetdicomTestCase, ArchiveTestCase):
 
     async def test_move_cancelled(self) -> None:
         """
-        A handler that would wait for ever is ended, and what remains is told.
+        A handler that would wait forever is ended, and the remaining instances are reported.
         """
         received = Received()
         target = await self.serve((evt.EVT_C_STORE, received))
@@ -275,13 +276,13 @@ class ScpTests(PynetdicomTestCase, ArchiveTestCase):
     """
 
     async def archive(self, **options: Any) -> Scp:
-        """Start it."""
+        """Start the archive."""
         options = {"files": [file.path for file in study(7)], "destinations": {}, **options}
         return Scp(await pynetdicom_script(self, SCP, json.dumps(options), ready='"port"'))
 
     async def test_find(self) -> None:
         """
-        Answers, and a failure at the end of them.
+        Matches, followed by a failure.
         """
         for final in (0, 0xA700):
             peer = await self.archive(final=final)
@@ -297,7 +298,7 @@ class ScpTests(PynetdicomTestCase, ArchiveTestCase):
 
     async def test_find_cancelled(self) -> None:
         """
-        Leaving the loop is seen as C-CANCEL by the handler, and the association goes on.
+        The handler gets a C-CANCEL when the caller leaves the loop, and the association continues.
         """
         peer = await self.archive(answers=1_000_000)
         async with await self.associate(peer.port, "PYNETDICOM", STUDY_FIND) as assoc:
@@ -317,7 +318,7 @@ class ScpTests(PynetdicomTestCase, ArchiveTestCase):
 
     async def test_get(self) -> None:
         """
-        Counts, bytes, and what our handler refuses.
+        The counts, the bytes, and instances that our handler refuses.
         """
         peer = await self.archive()
         for refused in ([], [file.sop_instance for file in study(7)[:2]]):
@@ -352,7 +353,7 @@ class ScpTests(PynetdicomTestCase, ArchiveTestCase):
 
     async def test_move(self) -> None:
         """
-        To a server of ours, and to nowhere.
+        The destination is a server of ours, then an unknown one.
         """
         received = Received()
         target = await self.serve((evt.EVT_C_STORE, received))
@@ -362,7 +363,7 @@ class ScpTests(PynetdicomTestCase, ArchiveTestCase):
             result = await assoc.send_c_move(identifier, "TARGET", STUDY_MOVE).when_done()
             self.assertEqual((result.status, result.suboperations.completed), (0, 7))
             self.assert_same(received, study(7))
-            # pynetdicom tells its own title for that of the originator.
+            # pynetdicom sends its own title as that of the originator.
             self.assertEqual({number for _, number in received.originators}, {1})
             retrieval = assoc.send_c_move(identifier, "STRANGER", STUDY_MOVE)
             error = await self.assert_fails(retrieval.when_done(), OperationFailed)

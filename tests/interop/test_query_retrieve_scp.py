@@ -34,13 +34,13 @@ FILES = (*study(7), *study(4))
 
 
 def of(files: Sequence[DicomFile]) -> Dataset:
-    """The identifier of a study."""
+    """Return the identifier of a study."""
     return keys("STUDY", PatientID=header(files[0]).PatientID, StudyInstanceUID=files[0].study)
 
 
 class Archives:
     """
-    What every archive does; which one it is, is said below.
+    The tests that every archive passes; the classes below name the archives.
     """
 
     title = ""
@@ -50,7 +50,7 @@ class Archives:
         raise NotImplementedError
 
     async def destination(self: Any, received: Received, *handlers: Any, **settings: Any) -> Server:
-        """A server of ours to move to."""
+        """Start a server of ours as a move destination."""
         server: Server = await self.serve((evt.EVT_C_STORE, received), *handlers, **settings)
         return server
 
@@ -83,7 +83,7 @@ class Archives:
 
     async def test_find_statuses(self: Any) -> None:
         """
-        Each answer with its status, in both uncompressed transfer syntaxes.
+        Each match with its status, in both uncompressed transfer syntaxes.
         """
         port = await self.start(FILES)
         for syntax in (IMPLICIT, "1.2.840.10008.1.2.1"):
@@ -101,7 +101,7 @@ class Archives:
 
     async def test_leaving_a_find(self: Any) -> None:
         """
-        Leaving the loop sends C-CANCEL; whatever the archive makes of it, the association goes on.
+        A caller that leaves the loop sends C-CANCEL; whether or not the archive stops, the association continues.
         """
         cancels: list[Any] = []
         port = await self.start(FILES)
@@ -122,7 +122,7 @@ class Archives:
 
     async def test_get(self: Any) -> None:
         """
-        A study, on the same association, with the role of SCP for its storage.
+        A study is retrieved on the same association, with the role of SCP for its storage.
         """
         port = await self.start(FILES)
         received, progress = Received(), []
@@ -140,7 +140,7 @@ class Archives:
         self.check_progress(progress, 7)
 
     def check_progress(self: Any, progress: list[tuple[int | None, int]], count: int) -> None:
-        """Check that the counts go up, to the end."""
+        """Check that the counts increase up to the end."""
         completed = [number for _, number in progress]
         self.assertEqual(completed, sorted(completed))
         self.assertEqual(completed[-1], count)
@@ -150,7 +150,7 @@ class Archives:
 
     async def test_get_transfer_syntaxes(self: Any) -> None:
         """
-        A compressed instance, as it is.
+        A compressed instance arrives unchanged.
         """
         (file,) = (file for file in dicom_files() if file.name.endswith("JPGExtended.dcm"))
         port = await self.start([file])
@@ -162,19 +162,19 @@ class Archives:
 
     async def test_get_some_fail(self: Any) -> None:
         """
-        What our handler refuses is counted.
+        The instances that our handler refuses are counted.
         """
         port = await self.start(FILES)
         refused = [file.sop_instance for file in study(7)[:2]]
         received = Received(**dict.fromkeys(refused, 0xA700))
         async with await self.associate(port, self.title, STUDY_GET, files=FILES, received=received) as assoc:
             self.check_failed(await assoc.send_c_get(of(study(7)), STUDY_GET).when_done(), refused)
-            # The association can be used still.
+            # The association is still usable.
             received.statuses = {}
             self.assertTrue((await assoc.send_c_get(of(study(4)), STUDY_GET).when_done()).status.is_success)
 
     def check_failed(self: Any, result: RetrievalResult, refused: list[str]) -> None:
-        """Check how a retrieval ended of which some were refused."""
+        """Check the result of a retrieval with refused instances."""
         self.assertEqual(result.status, 0xB000)
         counts = result.suboperations
         self.assertEqual((counts.completed, counts.failed), (7 - len(refused), len(refused)))
@@ -182,7 +182,7 @@ class Archives:
 
     async def test_leaving_a_get(self: Any) -> None:
         """
-        Leaving the loop sends C-CANCEL; what still comes is stored, and the association goes on.
+        A caller that leaves the loop sends C-CANCEL; instances that still arrive are stored, and the association continues.
         """
         port = await self.start(FILES)
         received = Received()
@@ -201,7 +201,7 @@ class Archives:
 
     async def test_move(self: Any) -> None:
         """
-        To a server of ours: who asked for it, with which Message ID.
+        The destination is a server of ours, which gets the originator's title and Message ID.
         """
         received, progress = Received(), []
         target = await self.destination(received)
@@ -226,7 +226,7 @@ class Archives:
 
     async def test_move_nowhere(self: Any) -> None:
         """
-        To a destination that the archive does not know.
+        The destination is unknown to the archive.
         """
         port = await self.start(FILES)
         async with await self.associate(port, self.title, STUDY_MOVE) as assoc:
@@ -237,12 +237,12 @@ class Archives:
             self.check_unknown(error)
 
     def check_unknown(self: Any, error: OperationFailed) -> None:
-        """Check the status of a move to where nobody is."""
+        """Check the status of a move to an unknown destination."""
         self.assertEqual(error.status, 0xA801)
 
     async def test_move_some_fail(self: Any) -> None:
         """
-        The destination refuses some.
+        The destination refuses some instances.
         """
         refused = [file.sop_instance for file in study(7)[:2]]
         received = Received(**dict.fromkeys(refused, 0xA700))
@@ -252,7 +252,7 @@ class Archives:
             await self.check_move_failed(assoc.send_c_move(of(study(7)), "TARGET", STUDY_MOVE), refused)
 
     async def check_move_failed(self: Any, retrieval: Retrieval, refused: list[str]) -> None:
-        """Check how a C-MOVE ended of which some were refused."""
+        """Check the result of a C-MOVE with refused instances."""
         self.check_failed(await retrieval.when_done(), refused)
 
 
@@ -264,12 +264,12 @@ class DcmqrscpTests(Archives, ArchiveTestCase):
     title = "DCMQRSCP"
 
     async def start(self, files: Sequence[DicomFile], destinations: dict[str, int] | None = None) -> int:
-        """Start it."""
+        """Start dcmqrscp."""
         return await dcmqrscp(self, files, destinations, "+xx")
 
     async def test_failed_list(self) -> None:
         """
-        The Failed SOP Instance UID List, of a destination where nobody listens.
+        The Failed SOP Instance UID List, with a destination that does not listen.
         """
         port = await self.start(FILES)
         async with await self.associate(port, self.title, STUDY_MOVE) as assoc:
@@ -288,22 +288,22 @@ class OrthancTests(Archives, ArchiveTestCase):
     title = "ORTHANC"
 
     async def start(self, files: Sequence[DicomFile], destinations: dict[str, int] | None = None) -> int:
-        """Start it."""
+        """Start Orthanc."""
         return await orthanc(self, files, destinations)
 
     def check_failed(self, result: RetrievalResult, refused: list[str]) -> None:
-        """It puts the list into the command set, where nobody looks for it."""
+        """Orthanc puts the list into the command set, which nobody searches for it."""
         self.assertEqual(result.status, 0xB000)
         self.assertEqual((result.suboperations.completed, result.suboperations.failed), (5, 2))
 
     async def check_move_failed(self, retrieval: Retrieval, refused: list[str]) -> None:
-        """It gives up the whole move at the first that is refused."""
+        """Orthanc ends the whole move at the first refused instance."""
         error = await self.assert_fails(retrieval.when_done(), OperationFailed)
         self.assertEqual(error.status, 0xC000)
         self.assertLess(error.result.suboperations.completed, 7)
 
     def check_unknown(self, error: OperationFailed) -> None:
-        """Whatever goes wrong is 0xC000 there."""
+        """Orthanc returns 0xC000 for every error."""
         self.assertEqual(error.status, 0xC000)
 
 
@@ -313,7 +313,7 @@ class WorklistTests(ArchiveTestCase):
     """
 
     def entry(self, number: int) -> Dataset:
-        """A worklist entry that it takes for complete."""
+        """Return a worklist entry that wlmscpfs considers complete."""
         step = Dataset()
         step.ScheduledStationAETitle = "CT1"
         step.ScheduledProcedureStepStartDate = "20260101"
@@ -339,7 +339,7 @@ class WorklistTests(ArchiveTestCase):
 
     async def test_worklist(self) -> None:
         """
-        Entries that match, with a sequence in the query and in the answers.
+        Matching entries, with a sequence in the query and in the matches.
         """
         port = await wlmscpfs(self, [self.entry(number) for number in range(20)])
         async with await self.associate(port, "WORKLIST", WORKLIST) as assoc:

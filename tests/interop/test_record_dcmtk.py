@@ -12,7 +12,7 @@ FILES = [file for file in dicom_files() if file.sop_class == CT and file.transfe
 
 
 class Records(InteropTestCase):
-    """What DCMTK did, and what was done to it."""
+    """The record has DCMTK's requests and ours."""
 
     async def test_storescu(self) -> None:
         recorder, store = Recorder(), Store(0xB007)

@@ -29,58 +29,58 @@ from tests.peers import (
 
 
 def image() -> DicomFile:
-    """An MR image of 322 KB that DCMTK encodes as pydicom did."""
+    """Return an MR image of 322 KB that DCMTK encodes as pydicom did."""
     (found,) = (file for file in dicom_files() if file.name.endswith("examples_overlay.dcm"))
     return found
 
 
 class TLSTestCase(InteropTestCase):
     """
-    The log is watched: a peer that is refused is a line in it, and no traceback.
+    The tests examine the log: a refused peer is a line in it, without a traceback.
     """
 
     def setUp(self) -> None:
         self.certificates = certificates()
         self.log: list[LogEvent] = []
-        # Not annotated as an observer, though it is one.
+        # It is not annotated as an observer, although it is one.
         observer: Any = self.log.append
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
 
     def logged(self) -> str:
-        """What our server said of connections that are no associations, in words."""
+        """Return the descriptions that our server logged for connections without an association."""
         return "; ".join(formatEvent(event) for event in self.log if event["log_namespace"].startswith("dicomtwist"))
 
-    # Strings.
+    # Endpoint strings.
 
     def own(self, name: str) -> str:
-        """The options that name a key and its certificate."""
+        """Return the options that name a key and its certificate."""
         paths = vars(self.certificates)
         return f"privateKey={paths[f'{name}_key']}:certKey={paths[f'{name}_cert']}"
 
     @property
     def mutual(self) -> str:
-        """A server that requires a certificate of its CA."""
+        """Return the string of a server that requires a certificate of its CA."""
         return f"dicomtls:0:{self.own('server')}:trustRoots={self.certificates.ca}:interface=127.0.0.1"
 
     @property
     def one_sided(self) -> str:
-        """A server that asks for no certificate."""
+        """Return the string of a server that requests no certificate."""
         return f"dicomtls:0:{self.own('server')}:clientCertificate=none:interface=127.0.0.1"
 
     @property
     def stock(self) -> str:
-        """The same in Twisted's own words."""
+        """Return the string of a one-sided server with Twisted's own prefix."""
         return f"ssl:0:{self.own('server')}:interface=127.0.0.1"
 
     def client(self, port: int, options: str, host: str = "127.0.0.1") -> str:
-        """A client that trusts the CA of the tests."""
+        """Return the string of a client that trusts the CA of the tests."""
         return f"dicomtls:{host}:{port}:trustRoots={self.certificates.ca}:{options}".rstrip(":")
 
     # DCMTK's flags.
 
     def shows(self, name: str) -> list[str]:
-        """The flags that name a key and its certificate."""
+        """Return the flags that name a key and its certificate."""
         paths = vars(self.certificates)
         return ["+tls", paths[f"{name}_key"], paths[f"{name}_cert"]]
 
@@ -94,7 +94,7 @@ class TLSTestCase(InteropTestCase):
         return await dcmtk_storescp(self, self.folder, "+xa", "+B", *flags)
 
     async def refused(self, endpoint: str, *kinds: type[BaseException]) -> Any:
-        """The error that an association fails with."""
+        """Return the error that an association fails with."""
         return await self.assert_fails(self.requestor().associate(endpoint), *kinds)
 
 
@@ -116,13 +116,13 @@ class ServerTests(TLSTestCase):
 
     async def test_mutual(self) -> None:
         """
-        Both show a certificate of the same CA.
+        Both sides have a certificate of the same CA.
         """
         await self._store(self.mutual, *self.shows("client"), "+cf", self.certificates.ca)
 
     async def test_client_profiles(self) -> None:
         """
-        The profiles of the standard that are not retired, as the client has them.
+        The profiles of the standard that are not retired, as DCMTK's client has them.
         """
         server = await self.serve(address=self.mutual)
         for profile in ("+py", "+px", "+pz"):
@@ -131,7 +131,7 @@ class ServerTests(TLSTestCase):
 
     async def test_server_certificate_only(self) -> None:
         """
-        A client without a certificate, where none is asked for.
+        A client without a certificate, at a server that requests none.
         """
         await self._store(self.one_sided, "+tla", "+cf", self.certificates.ca)
 
@@ -160,7 +160,7 @@ class ServerTests(TLSTestCase):
             self.assertEqual(len(set(store.datasets)), 2)
 
     async def _is_refused(self, address: Any, *flags: str) -> tuple[str, str]:
-        """What echoscu and our log say when no association comes about."""
+        """Return the output of echoscu and our log for a refused association."""
         closed = Recorder()
         server = await self.serve((evt.EVT_CONN_CLOSE, closed), address=address)
         self.log.clear()
@@ -172,14 +172,14 @@ class ServerTests(TLSTestCase):
 
     async def test_client_of_another_ca(self) -> None:
         """
-        A client whose certificate is of an unrelated CA is refused, and the log says why.
+        A client whose certificate comes from an unrelated CA is refused, and the log says why.
         """
         _, log = await self._is_refused(self.mutual, *self.shows("other"), "+cf", self.certificates.ca)
         self.assertIn("127.0.0.1: no association: the peer's certificate is not signed by a trusted CA", log)
 
     async def test_client_without_a_certificate(self) -> None:
         """
-        A client that shows none is refused where one is required.
+        A client without a certificate is refused if one is required.
         """
         _, log = await self._is_refused(self.mutual, "+tla", "+cf", self.certificates.ca)
         self.assertIn("the peer sent no certificate, and one is required", log)
@@ -195,7 +195,7 @@ class ServerTests(TLSTestCase):
 
     async def test_plain_client(self) -> None:
         """
-        A client without TLS at a port with TLS, and the other way round: both end, nothing hangs.
+        A client without TLS at a port with TLS, and the reverse: both connections end, nothing hangs.
         """
         for address in (self.mutual, self.stock):
             _, log = await self._is_refused(address)
@@ -205,7 +205,7 @@ class ServerTests(TLSTestCase):
 
     async def test_goes_on(self) -> None:
         """
-        Peers that are refused are in nobody's way.
+        Refused peers do not impede others.
         """
         server = await self.serve(address=self.mutual)
         for _ in range(3):
@@ -236,7 +236,7 @@ class ClientTests(TLSTestCase):
 
     async def test_mutual(self) -> None:
         """
-        Both show a certificate, in our words and in Twisted's.
+        Both sides have a certificate, with our endpoint strings and with Twisted's.
         """
         port = await self.scp(*self.shows("server"), "+cf", self.certificates.ca)
         own, c = self.own("client"), self.certificates
@@ -250,14 +250,14 @@ class ClientTests(TLSTestCase):
 
     async def test_without_a_certificate(self) -> None:
         """
-        Only the server shows one.
+        Only the server has a certificate.
         """
         port = await self.scp(*self.shows("server"), "-ic")
         await self._store(self.client(port, ""))
 
     async def test_server_profiles(self) -> None:
         """
-        The profiles of the standard that are not retired, as the server has them, and both of ours.
+        The profiles of the standard that are not retired, as DCMTK's server has them, and both of ours.
         """
         for flag in ("+py", "+px", "+pz"):
             port = await self.scp(*self.shows("server"), "+cf", self.certificates.ca, flag)
@@ -281,7 +281,7 @@ class ClientTests(TLSTestCase):
 
     async def test_server_of_another_ca(self) -> None:
         """
-        We refuse a server whose certificate is of an unrelated CA: the error is that of TLS.
+        Our side refuses a server whose certificate comes from an unrelated CA: the error is that of TLS.
         """
         port = await self.scp(*self.shows("other"), "+cf", self.certificates.ca)
         error = await self.refused(self.client(port, self.own("client")), PeerCertificateError)
@@ -304,7 +304,7 @@ class ClientTests(TLSTestCase):
 
     async def test_we_are_refused(self) -> None:
         """
-        The server refuses our certificate, or that we have none: the error is that of TLS, and says so.
+        The server refuses our certificate, or requires one that is missing: the error is that of TLS, and says so.
         """
         port = await self.scp(*self.shows("server"), "+cf", self.certificates.ca)
         for options, words in (
@@ -316,7 +316,7 @@ class ClientTests(TLSTestCase):
 
     async def test_plain_server(self) -> None:
         """
-        TLS to a port without, and the other way round.
+        TLS to a port without TLS, and the reverse.
         """
         port = await self.scp()
         error = await self.refused(self.client(port, self.own("client")), SSL.Error, AssociationLost)
@@ -327,20 +327,20 @@ class ClientTests(TLSTestCase):
 
 class OpenSSLTests(TLSTestCase):
     """
-    What OpenSSL's own client gets from our server: nothing that BCP 195 forbids.
+    OpenSSL's own client gets nothing from our server that BCP 195 forbids.
     """
 
     async def s_client(self, server: Server, *flags: str) -> Result:
-        """Run a handshake, without anything behind it."""
+        """Run a handshake without data after it."""
         script = 'exec "$0" s_client "$@" </dev/null'
         files = self.certificates
-        # Flags that are there twice count as they are the last time.
+        # If a flag occurs twice, the last one counts.
         certificate = ("-cert", files.client_cert, "-key", files.client_key, "-CAfile", files.ca)
         address = f"127.0.0.1:{server.port}"
         return await run(tool("sh"), "-c", script, tool("openssl"), "-connect", address, *certificate, *flags)
 
     async def negotiated(self, server: Server, *flags: str) -> str:
-        """The protocol and cipher suite of a handshake that succeeds."""
+        """Return the protocol and cipher suite of a successful handshake."""
         result = await self.s_client(server, *flags)
         self.assertEqual(result.code, 0, result.text)
         self.assertIn("Verify return code: 0 (ok)", result.text)
@@ -349,7 +349,7 @@ class OpenSSLTests(TLSTestCase):
 
     async def test_what_is_taken(self) -> None:
         """
-        TLS 1.2 and 1.3, without compression and with secure renegotiation only.
+        TLS 1.2 and 1.3 are accepted, without compression and with secure renegotiation only.
         """
         server = await self.serve(address=self.mutual)
         for flags, words in (
@@ -363,7 +363,7 @@ class OpenSSLTests(TLSTestCase):
 
     async def test_old_versions(self) -> None:
         """
-        TLS 1.0 and 1.1 get the alert protocol_version, whatever ciphers come with them.
+        TLS 1.0 and 1.1 get the alert protocol_version, with any cipher suites.
         """
         server = await self.serve(address=self.mutual)
         for flag in ("-tls1", "-tls1_1"):
@@ -375,7 +375,9 @@ class OpenSSLTests(TLSTestCase):
 
     async def test_weak_ciphers(self) -> None:
         """
-        Without forward secrecy, with CBC and SHA-1, without encryption, without a certificate, with a short hash: no handshake.
+        There is no handshake without forward secrecy, with CBC and SHA-1, without encryption, without a certificate, or
+        with a short
+        hash.
         """
         server = await self.serve(address=self.mutual)
         listed = await run(tool("openssl"), "ciphers", "-s", "-tls1_2", "ALL:COMPLEMENTOFALL:@SECLEVEL=0")
@@ -407,7 +409,7 @@ class OpenSSLTests(TLSTestCase):
 
     async def test_no_resumption(self) -> None:
         """
-        Each connection is a handshake of its own, in which the certificate is looked at again.
+        Each connection has a handshake of its own, in which the certificate is verified again.
         """
         server = await self.serve(address=self.mutual)
         result = await self.s_client(server, "-tls1_2", "-reconnect")
@@ -416,7 +418,9 @@ class OpenSSLTests(TLSTestCase):
 
     async def test_client_certificates(self) -> None:
         """
-        One that is expired, not valid yet, revoked, of another CA, or not there: an alert for the client, the reason for us.
+        A certificate that is expired, not yet valid, revoked, from another CA, or missing: the client gets an alert, the
+        log the
+        reason.
         """
         folder = self.mktemp()
         Path(folder).mkdir()
@@ -435,7 +439,7 @@ class OpenSSLTests(TLSTestCase):
         )
         for version in ("-tls1_2", "-tls1_3"):
             for pem, alert, words in cases:
-                # A client of TLS 1.3 learns of it after its own handshake: -ign_eof has it wait for the end.
+                # A TLS 1.3 client gets the alert after its own handshake: -ign_eof makes it wait for the end.
                 self.log.clear()
                 shown = ("-cert", pem, "-key", pem, "-CAfile", ours.path)
                 result = await self.s_client(server, version, *shown, "-ign_eof")

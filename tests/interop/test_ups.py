@@ -88,7 +88,7 @@ server.shutdown()
 
 
 def guide() -> dict[str, Any]:
-    """What the program of the guide defines; it is not run."""
+    """Return the definitions of the guide's program, without running it."""
     (source,) = [
         block.text for block in blocks(DOCS / "guides" / "procedure_steps.md") if "class Worklist" in block.text
     ]
@@ -103,7 +103,7 @@ class LifeCycleTests(InteropTestCase):
     """
 
     async def test_pynetdicom_does_all(self) -> None:
-        """Its three roles at the worklist of ours, which tells it of each state."""
+        """pynetdicom has its three roles at our worklist, which notifies it of each state."""
         watched = free_port()
         worklist = guide()["Worklist"]({"WATCHER": ("127.0.0.1", watched)})
         server = await worklist.ae.start_server(("127.0.0.1", 0))

@@ -1,5 +1,5 @@
 """
-What we write, as Wireshark's dissector of DICOM reads it.
+The bytes that dicomtwist writes, as Wireshark's dissector of DICOM decodes them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.peers import DicomFile, dicom_files, one_per_transfer_syntax
 
 class WireTests(WireTestCase):
     """
-    Nothing that either side of ours writes is malformed.
+    Both sides are dicomtwist, and none of their bytes are malformed.
     """
 
     async def _messages(self, files: list[DicomFile], ours: int, theirs: int) -> dict[str, list[str]]:
@@ -49,7 +49,7 @@ class WireTests(WireTestCase):
         self.assertEqual([length for length in lengths if length % 2], [])
         if ours:
             self.assertLessEqual(max(lengths), ours - 4)
-        # Of each message a command set, and of each C-STORE request a data set as well.
+        # Each message has a command set, and each C-STORE request also a data set.
         flags = fields["dicom.pdv.flags"]
         self.assertEqual((flags.count("0x03"), flags.count("0x02")), (2 + 2 * len(files), len(files)))
         self.assertEqual({int(size) < 8 for size in fields["dicom.pdu.len"][2:-2]}, {False})
@@ -58,7 +58,7 @@ class WireTests(WireTestCase):
 
     async def test_messages(self) -> None:
         """
-        C-ECHO and C-STORE in PDUs of several sizes, with failures and what is said of them.
+        C-ECHO and C-STORE in PDUs of several sizes, with failures and their comments.
         """
         files = [file for file in one_per_transfer_syntax().values() if file.transfer_syntax in READ]
         self.assertEqual(len(files), 3)
@@ -110,15 +110,15 @@ class WireTests(WireTestCase):
         self.assertEqual([CT in uid for uid in fields["dicom.userinfo.extneg.sopclassuid"]], [True, True])
         self.assertEqual(fields["dicom.userinfo.user_identify.primary_field"], ["alice"])
         self.assertEqual(fields["dicom.userinfo.user_identify.secondary_field"], ["secret"])
-        # Common extended negotiation and the identity's response, which the dissector leaves as they are.
+        # Common extended negotiation and the response to the user identity, which the dissector does not decode.
         common, response = (bytes.fromhex(data.replace(":", "")) for data in fields["dicom.userinfo.data"])
         self.assertEqual(common.count(b"1.2.840.10008."), 4)
-        # A name and its password are confirmed with an empty one.
+        # A user name with its passcode is confirmed with an empty response.
         self.assertEqual(response, b"\0\0")
 
     async def test_user_identity_response(self) -> None:
         """
-        The answer to a ticket, which the dissector leaves as it is.
+        The response to a ticket, which the dissector does not decode.
         """
         transcript = Transcript()
         server = await self.serve((evt.EVT_USER_ID, lambda event: (True, b"response")))

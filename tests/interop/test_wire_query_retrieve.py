@@ -1,5 +1,5 @@
 """
-C-FIND, C-GET and C-MOVE, as Wireshark's dissector of DICOM reads them.
+C-FIND, C-GET and C-MOVE, as Wireshark's dissector of DICOM decodes them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from tests.interop.wire import READ, Transcript, WireTestCase
 
 class QueryRetrieveWireTests(WireTestCase, ArchiveTestCase):
     """
-    Whole conversations between two of ours.
+    Complete conversations between two AEs of dicomtwist.
     """
 
     def check_messages(self, fields: dict[str, list[str]], *commands: str) -> str:
-        """Check that messages are whole, and that there are these commands; return all that is said."""
+        """Check that messages are complete, and that these commands are among them; return all text."""
         lengths = [int(length) for length in fields["dicom.pdv.len"]]
         self.assertEqual([length for length in lengths if length % 2], [])
         said = "\n".join(fields)
@@ -35,7 +35,7 @@ class QueryRetrieveWireTests(WireTestCase, ArchiveTestCase):
 
     async def test_find(self) -> None:
         """
-        Answers in each transfer syntax, and a C-CANCEL.
+        Matches in each transfer syntax, and a C-CANCEL.
         """
         archive = Archive(study(50))
         server = await self.serve_archive(archive)
@@ -52,12 +52,12 @@ class QueryRetrieveWireTests(WireTestCase, ArchiveTestCase):
             fields = await self.check(transcript)
             said = self.check_messages(fields, "C-FIND-RQ", "C-FIND-RSP", "C-CANCEL-RQ")
             self.assertIn(study(50)[0].sop_instance, said)
-            # A request of each with its data set, and a pending response for each answer.
+            # A request of each, with its data set, and a pending response for each match.
             self.assertGreaterEqual(fields["dicom.pdv.flags"].count("0x02"), 52)
 
     async def test_get(self) -> None:
         """
-        Responses and C-STORE requests one among the other; one is refused, so that a list follows.
+        Responses alternate with C-STORE requests; one of these is refused, so a list of failed instances follows.
         """
         refused = study(7)[3].sop_instance
         received = Received(**{refused: 0xA700})
@@ -82,10 +82,10 @@ class QueryRetrieveWireTests(WireTestCase, ArchiveTestCase):
 
     async def test_move(self) -> None:
         """
-        Both associations: that of the C-MOVE, and that of the destination.
+        Both associations are checked: that of the C-MOVE, and that with the destination.
         """
         received, stores, moves = Received(), Transcript(), Transcript()
-        # What the destination sees is the other way round.
+        # At the destination the directions are reversed.
         target = await self.serve((evt.EVT_C_STORE, received), *stores.acceptor_handlers)
         server = await self.serve_archive(Archive(study(7), {"TARGET": ("127.0.0.1", target.port)}))
         ae = self.requestor((STUDY_MOVE, EXPLICIT))

@@ -1,5 +1,5 @@
 """
-``twist dicom`` as a process, and instances to put into it: some of pydicom's, and some that were made up to be asked for.
+``twist dicom`` as a process, and instances for it: some of pydicom's, and some that were made for queries.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CT: Final = "1.2.840.10008.5.1.4.1.1.2"
 MR: Final = "1.2.840.10008.5.1.4.1.1.4"
 ROOT: Final = "1.2.826.0.1.3680043.10.1"
 
-#: Patients that were made up: Specific Character Set, name, Patient ID, sex, date of birth.
+#: Patients of the made instances: Specific Character Set, name, Patient ID, sex, date of birth.
 PATIENTS: Final = (
     ("ISO_IR 100", "Müller^Käthe", "G1", "F", "19500101"),
     ("ISO_IR 100", "MÜLLER^HANS^^DR", "G2", "M", "19631224"),
@@ -36,8 +36,9 @@ PATIENTS: Final = (
     (None, "Doe^Jane^Q^Dr^III", "G_10", "F", "19450508"),
 )
 
-#: Their studies: the patient's number, date, time, Accession Number, Study ID, description, referring physician, and of each
-#: series the modality, number and how many instances.
+#: Their studies: the patient's number, date, time, Accession Number, Study ID, description, referring physician, and for
+#: each
+#: series the modality, its number and the number of its instances.
 STUDIES: Final = (
     (0, "20240101", "080000", "A100", "1", "Thorax", "House^Gregory", (("CT", 1, 2), ("CT", 2, 1))),
     (0, "20240102", "120000.5", "A101", "2", "Thorax post", "House^Gregory", (("CT", 1, 1), ("MR", 2, 1))),
@@ -54,7 +55,7 @@ STUDIES: Final = (
 
 
 def made(folder: Path) -> Iterator[DicomFile]:
-    """The instances of :data:`STUDIES`, written into *folder*."""
+    """Write the instances of :data:`STUDIES` into *folder*, and yield them."""
     for number, (patient, date, time, accession, study_id, words, physician, series) in enumerate(STUDIES, 1):
         character_set, name, patient_id, sex, birth = PATIENTS[patient]
         for modality, series_number, count in series:
@@ -81,7 +82,7 @@ def made(folder: Path) -> Iterator[DicomFile]:
 
 @cache
 def shipped() -> tuple[DicomFile, ...]:
-    """Those of pydicom's files that every archive takes, and that say whose they are."""
+    """Return those of pydicom's files that every archive accepts and that have a Patient ID."""
     found: dict[str, DicomFile] = {}
     for file in dicom_files():
         if file.transfer_syntax == ExplicitVRLittleEndian and header(file).get("PatientID"):
@@ -93,14 +94,14 @@ class TwistTestCase(ArchiveTestCase):
     """
     A test with ``twist dicom`` in a process of its own.
 
-    :ivar port: where it listens in clear text; its AE title is TWIST.
-    :ivar root: the folder that its storage is in.
+    :ivar port: its port without TLS; its AE title is TWIST.
+    :ivar root: the folder that contains its storage.
     """
 
     timeout = 240
 
     async def twist(self, *options: object) -> None:
-        """Start it."""
+        """Start ``twist dicom``."""
         self.root = Path(self.mktemp()).absolute()
         self.root.mkdir(parents=True)
         self.port = peers.free_port()

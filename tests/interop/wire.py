@@ -1,5 +1,5 @@
 """
-What we write, as Wireshark's dissector of DICOM reads it: what the tests share.
+The common parts of the tests in which Wireshark's dissector of DICOM decodes the bytes that dicomtwist writes.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from dicomtwist import evt
 from tests.interop.common import BIG_ENDIAN, EXPLICIT, IMPLICIT, InteropTestCase
 from tests.peers import require, run, tool
 
-#: A TCP segment of the capture, in bytes: IP has 16 bits for a length.
+#: The maximum length of a TCP segment in the capture, in bytes: IP has 16 bits for a length.
 SEGMENT = 32768
 
-#: What the dissector says where a length does not add up.
+#: The fields that the dissector adds for a wrong length.
 COMPLAINTS = ("_ws.malformed", "_ws.expert", "dicom.pdv.len.invalid", "dicom.assoc.item.len.invalid")
 
-#: What it remarks upon where it is as it should be.
+#: The fields that the dissector adds for a rejection or an abort that is in order.
 ENDINGS = ("dicom.assoc.reject", "dicom.assoc.abort")
 
 
 @dataclass
 class Transcript:
     """
-    What went over one connection, as its requestor saw it.
+    The bytes of one connection, as its requestor recorded them.
 
-    :ivar pieces: (sent by the requestor, bytes), in order.
+    :ivar pieces: (whether the requestor sent them, bytes), in order.
     """
 
     pieces: list[tuple[bool, bytes]] = field(default_factory=list)
 
     @property
     def handlers(self) -> list[Any]:
-        """The handlers that write it."""
+        """The handlers that record them."""
         return [
             (evt.EVT_DATA_SENT, lambda event: self.pieces.append((True, bytes(event.data)))),
             (evt.EVT_DATA_RECV, lambda event: self.pieces.append((False, bytes(event.data)))),
@@ -44,14 +44,14 @@ class Transcript:
 
     @property
     def acceptor_handlers(self) -> list[Any]:
-        """The same at the other end."""
+        """The handlers that record them at the acceptor."""
         return [
             (evt.EVT_DATA_SENT, lambda event: self.pieces.append((False, bytes(event.data)))),
             (evt.EVT_DATA_RECV, lambda event: self.pieces.append((True, bytes(event.data)))),
         ]
 
     def hexdump(self) -> Iterator[str]:
-        """The lines that text2pcap wants."""
+        """Yield the lines that text2pcap reads."""
         for sent, data in self.pieces:
             for start in range(0, len(data), SEGMENT):
                 yield "O" if sent else "I"
@@ -61,7 +61,7 @@ class Transcript:
 
 
 def walk(pairs: Any) -> Iterator[tuple[str, Any]]:
-    """All names and values in what tshark tells, at any depth. A name may occur more than once."""
+    """Yield all names and values in tshark's output, at any depth. A name may occur more than once."""
     if isinstance(pairs, list):
         for entry in pairs:
             if isinstance(entry, tuple):
@@ -71,21 +71,21 @@ def walk(pairs: Any) -> Iterator[tuple[str, Any]]:
                 yield from walk(entry)
 
 
-#: The transfer syntaxes in whose contexts the dissector reads messages. In others it takes command sets for malformed,
-#: those of DCMTK as well.
+#: The transfer syntaxes of the contexts in which the dissector decodes messages. In others it reports command sets as
+#: malformed, even those of DCMTK.
 READ = (IMPLICIT, EXPLICIT, BIG_ENDIAN)
 
 
 class WireTestCase(InteropTestCase):
     """
-    A test with transcripts that are dissected.
+    A test with transcripts for the dissector.
     """
 
     def setUp(self) -> None:
         require("tshark", "text2pcap")
 
     async def dissect(self, transcript: Transcript) -> list[tuple[str, Any]]:
-        """What the DICOM layers of all packets hold."""
+        """Return the contents of the DICOM layers of all packets."""
         text, capture = Path(self.mktemp()), Path(self.mktemp())
         text.write_text("\n".join(transcript.hexdump()) + "\n")
         result = await run(tool("text2pcap"), "-q", "-D", "-4", "10.0.0.1,10.0.0.2", "-T", "40000,104", text, capture)
