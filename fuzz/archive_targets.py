@@ -17,7 +17,7 @@ from pydicom import Dataset
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.record import make_record, scanner_for
-from dicomtwist.archive.instance import Instance
+from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.query.compiler import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
 from dicomtwist.archive.query.search import AnswerReader, Search
 from dicomtwist.archive.services.mpps import FOLDER, PerformedProcedureSteps, _status_for
@@ -62,7 +62,7 @@ def _place() -> Place:
     return Place()
 
 
-def _handed(number: int, name: str) -> Instance:
+def _handed(number: int, name: str) -> ReceivedInstance:
     """Return an instance in the form in which the archive keeps it."""
     made = Dataset()
     made.SpecificCharacterSet = "ISO_IR 192"
@@ -80,7 +80,7 @@ def _handed(number: int, name: str) -> Instance:
         scanner.finish()
     record = make_record(scanner.values, _EXPLICIT)
     meta = encode_preamble_and_meta(FileMeta(str(made.SOPClassUID), str(made.SOPInstanceUID), _EXPLICIT, "1.2.3"))
-    return Instance(record.uids, _EXPLICIT, [meta, data], lambda: record, record.length)
+    return ReceivedInstance(record.uids, _EXPLICIT, [meta, data], lambda: record, record.length)
 
 
 def _two(data: bytes) -> tuple[bytes, bytes]:

@@ -91,7 +91,7 @@ def archive(*options: str) -> Iterator[ArchiveService]:
             assert isinstance(service, ArchiveService)
             yield service
         finally:
-            parsed["archive"].close()
+            parsed.archive.close()
 
 
 def table(head: str, rows: Iterable[Iterable[object]]) -> str:

@@ -84,7 +84,7 @@ ROOMS = (
     Room(("archive/storage/",), ("Twisted",)),
     Room(("archive/index/",), ("pydicom", "SQLAlchemy")),
     Room(("archive/", "archive/query/"), ("Twisted", "pydicom", "SQLAlchemy")),
-    Room(("archive/services/",), ("Twisted", "pydicom", "SQLAlchemy")),
+    Room(("archive/services/", "archive/server.py"), ("Twisted", "pydicom", "SQLAlchemy")),
     Room(("daemon/",), ("Twisted",)),
     Room(
         (

@@ -96,22 +96,20 @@ class Plugin(TestCase):
         self.assertEqual(service.ae.ae_title, "DICOMTWIST")
         self.assertEqual(service.ae.maximum_associations, 1000)
         self.assertEqual(service.grace, 10.0)
-        archive = options["archive"]
+        archive = options.archive
         self.assertIs(archive.store.durability, Durability.FULL)
         self.assertIs(archive.duplicates, Duplicates.REPLACE)
         self.assertEqual(archive.store.min_free, 128 * 1024 * 1024)
-        options["archive"].close()
+        options.archive.close()
 
     def test_the_start_is_left_alone(self) -> None:
         """When the service runs, the garbage collector no longer examines the objects that its start created."""
         options = Options()
         options.parseOptions(["--storage", self.mktemp()])
         when_running: list[Any] = []
-        self.patch(
-            options["ae"].reactor, "callWhenRunning", lambda function, *args: when_running.append((function, args))
-        )
+        self.patch(options.ae.reactor, "callWhenRunning", lambda function, *args: when_running.append((function, args)))
         makeService(options)
-        options["archive"].close()
+        options.archive.close()
         gc.unfreeze()
         self.addCleanup(gc.unfreeze)
         for function, args in when_running:
@@ -138,10 +136,10 @@ class Plugin(TestCase):
         self.assertEqual((settings.acse_timeout, settings.dimse_timeout, settings.network_timeout), (1.0, 2.5, None))
         self.assertTrue(settings.require_called_aet)
         self.assertEqual(settings.require_calling_aet, ["X", "Y"])
-        self.assertEqual(len(options["endpoints"]), 2)
+        self.assertEqual(len(options.endpoints), 2)
         self.assertIsNone(service.grace)
-        archive = options["archive"]
+        archive = options.archive
         self.assertIs(archive.store.durability, Durability.NONE)
         self.assertIs(archive.duplicates, Duplicates.REJECT)
         self.assertEqual(archive.store.min_free, 3 * 1024**3)
-        options["archive"].close()
+        options.archive.close()

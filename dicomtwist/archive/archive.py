@@ -11,10 +11,10 @@ from os import SEEK_END
 from pathlib import Path
 from typing import BinaryIO, Final, TypeAlias, cast
 
-from dicomtwist.archive.group_commit import Arrival, GroupCommit, Raced
+from dicomtwist.archive.group_commit import CommitConflict, GroupCommit, PendingCommit
 from dicomtwist.archive.index.index import FOLDER, Database, Index, IndexFailed
-from dicomtwist.archive.index.write_behind import Behind
-from dicomtwist.archive.instance import Instance
+from dicomtwist.archive.index.write_behind import WriteBehind
+from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.process_locks import CommitJournal
@@ -27,7 +27,7 @@ __all__ = ["Archive", "DuplicateInstance", "Duplicates"]
 _PIECE: Final = 256 * 1024
 
 #: What is called with how it went.
-_Done: TypeAlias = Callable[[BaseException | None], None]
+_OnResult: TypeAlias = Callable[[BaseException | None], None]
 
 
 class Duplicates(enum.Enum):
@@ -88,7 +88,7 @@ class Archive:
         self.duplicates = duplicates
         self.store = InstanceStore(root, durability=durability, min_free=min_free, file_system=file_system)
         self._commits: GroupCommit | None = None
-        self._behind: Behind | None = None
+        self._write_behind: WriteBehind | None = None
         self.journal: CommitJournal | None = None
 
     def open(self) -> int:
@@ -114,8 +114,8 @@ class Archive:
             raise
         if self.store.durability is Durability.NONE and self.journal is None:
             # Of several processes none knows what another has not told the index yet.
-            self._behind = Behind(self.index)
-        self._commits = GroupCommit(self.store, self.index, self.journal, self._behind)
+            self._write_behind = WriteBehind(self.index)
+        self._commits = GroupCommit(self.store, self.index, self.journal, self._write_behind)
         return removed
 
     def close(self) -> None:
@@ -131,31 +131,32 @@ class Archive:
         if self.journal is not None:
             self.journal.close()
 
-    def keep(self, instance: Instance, done: _Done) -> None:
+    def keep(self, instance: ReceivedInstance, on_result: _OnResult) -> None:
         """
         Keep an instance that is whole.
 
-        :param done: called once, in any thread: with ``None`` when the instance is kept, else with what went wrong. Kept
+        :param on_result: called once, in any thread: with ``None`` when the instance is kept, else with what went wrong. Kept
             means with durability full that its file, its folders and its row in the index are on the medium; with
             durability none that its file has its name, and its row follows (see :meth:`catch_up`). What went wrong is an
             :class:`OSError` as it came, :class:`DuplicateInstance`,
             :class:`~dicomtwist.archive.storage.types.InvalidUID` or :class:`~dicomtwist.archive.storage.types.IndexFailed`;
             then nothing is left of the instance, and an earlier copy is as it was.
         """
-        self.keep_all([(instance, done)])
+        self.keep_all([(instance, on_result)])
 
-    def keep_all(self, instances: Sequence[tuple[Instance, _Done]], between: Callable[[], None] | None = None) -> None:
+    def keep_all(
+        self, instances: Sequence[tuple[ReceivedInstance, _OnResult]], on_batch_done: Callable[[], None] | None = None
+    ) -> None:
         """
         Keep instances that are whole, together, which is less work than one by one.
 
         :param instances: each with what is called with how it went, see :meth:`keep`.
-        :param between: called when these have been told of, where the call does not return then, but goes on with what other
-            threads brought meanwhile.
+        :param on_batch_done: called after the results of *instances* are known, if this thread goes on committing for others.
         """
         commits = self._commits
-        fresh: list[tuple[Instance, _Done, bool]] = []
-        arrivals: list[Arrival] = []
-        for instance, done in instances:
+        fresh: list[tuple[ReceivedInstance, _OnResult, bool]] = []
+        pending: list[PendingCommit] = []
+        for instance, on_result in instances:
             content = instance.content
             try:
                 if commits is None:
@@ -166,40 +167,42 @@ class Archive:
             except BaseException as error:
                 if isinstance(content, Written):
                     self.store.remove(content.path)
-                done(error)
+                on_result(error)
                 continue
             if first_stays or isinstance(content, Written):
                 written = content if isinstance(content, Written) else None
                 if first_stays and written is not None:
                     self.store.remove(written.path)
                     written = None
-                arrivals.append(self._arrival(instance, done, written, exists))
+                pending.append(self._pending_commit(instance, on_result, written, exists))
             else:
-                fresh.append((instance, done, exists))
+                fresh.append((instance, on_result, exists))
         contents = [cast("Sequence[Buffer]", instance.content) for instance, *_ in fresh]
-        for (instance, done, exists), result in zip(fresh, self.store.write_temporaries(contents), strict=True):
+        for (instance, on_result, exists), result in zip(fresh, self.store.write_temporaries(contents), strict=True):
             if isinstance(result, Written):
-                arrivals.append(self._arrival(instance, done, result, exists))
+                pending.append(self._pending_commit(instance, on_result, result, exists))
             else:
-                done(result)
-        if arrivals and commits is not None:
-            commits.submit(arrivals, between)
+                on_result(result)
+        if pending and commits is not None:
+            commits.submit(pending, on_batch_done)
 
-    def _arrival(self, instance: Instance, done: _Done, written: Written | None, exists: bool) -> Arrival:
+    def _pending_commit(
+        self, instance: ReceivedInstance, on_result: _OnResult, written: Written | None, exists: bool
+    ) -> PendingCommit:
         def committed(error: BaseException | None) -> None:
-            if isinstance(error, Raced):
+            if isinstance(error, CommitConflict):
                 if written is not None:
                     instance.content = written
-                self.keep(instance, done)
+                self.keep(instance, on_result)
             else:
-                done(error)
+                on_result(error)
 
-        return Arrival(instance, written, exists, committed)
+        return PendingCommit(instance, written, exists, committed)
 
     @property
-    def behind(self) -> int:
+    def unindexed(self) -> int:
         """How many instances are kept and not in the index yet."""
-        return len(self._behind) if self._behind is not None else 0
+        return len(self._write_behind) if self._write_behind is not None else 0
 
     def catch_up(self) -> None:
         """
@@ -207,17 +210,17 @@ class Archive:
 
         :raises IndexFailed: the database refused; what could not be added is tried again with the next call.
         """
-        if self._behind is not None:
-            self._behind.catch_up()
+        if self._write_behind is not None:
+            self._write_behind.catch_up()
 
-    def _first_stays(self, instance: Instance) -> bool:
+    def _first_stays(self, instance: ReceivedInstance) -> bool:
         """Whether the copy that is there stays; what is compared is the data set and how it is encoded."""
         if self.duplicates is Duplicates.REJECT:
             raise DuplicateInstance("the instance is in the archive already")
         return self.duplicates is Duplicates.KEEP or _same_dataset(self.store, instance)
 
 
-def _same_dataset(store: Storage, instance: Instance) -> bool:
+def _same_dataset(store: Storage, instance: ReceivedInstance) -> bool:
     """Whether the copy that is there holds the data set of *instance*; one that cannot be read does not."""
     content = instance.content
     try:

@@ -12,42 +12,45 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from dicomtwist.archive.index.interfaces import IndexWriter
 from dicomtwist.archive.index.record import IndexRow
-from dicomtwist.archive.index.write_behind import Behind
-from dicomtwist.archive.instance import Instance
+from dicomtwist.archive.index.write_behind import WriteBehind
+from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.storage.interfaces import CommittingStorage
 from dicomtwist.archive.storage.process_locks import CommitJournal
 from dicomtwist.archive.storage.types import Durability, IndexFailed, InstanceUIDs, Written
 from dicomtwist.runtime.executors import SideThread
 
-__all__ = ["Arrival", "GroupCommit", "Raced"]
+__all__ = ["PendingCommit", "GroupCommit", "CommitConflict"]
 
 #: How many instances go into one commit at the most.
 MAX_GROUP: Final = 256
 
 
-class Raced(Exception):
+_Outcomes: TypeAlias = "dict[PendingCommit, BaseException | None]"
+
+
+class CommitConflict(Exception):
     """Another copy of the instance came between the look and the commit: look again."""
 
 
 @dataclass(slots=True, eq=False)
-class Arrival:
+class PendingCommit:
     """
     An instance that is whole and wants to be kept.
 
     :ivar instance: the instance.
     :ivar written: its file, on the medium with durability full; ``None`` where the copy that is there stays.
     :ivar exists: whether there is a copy.
-    :ivar done: called in any thread, once, with ``None`` or with what went wrong.
+    :ivar on_result: called in any thread, once, with ``None`` or with what went wrong.
     """
 
-    instance: Instance
+    instance: ReceivedInstance
     written: Written | None
     exists: bool
-    done: Callable[[BaseException | None], None]
+    on_result: Callable[[BaseException | None], None]
     aside: str = field(default="", init=False)
     placed: bool = field(default=False, init=False)
 
@@ -59,7 +62,7 @@ class GroupCommit:
     :param store: the files.
     :param index: the index.
     :param journal: keeps other processes from what is committed here, where there are some.
-    :param behind: takes the rows of new instances, so that nobody waits for the index; without it all wait.
+    :param write_behind: takes the rows of new instances, so that nobody waits for the index; without it all wait.
     """
 
     def __init__(
@@ -67,14 +70,14 @@ class GroupCommit:
         store: CommittingStorage,
         index: IndexWriter,
         journal: CommitJournal | None = None,
-        behind: Behind | None = None,
+        write_behind: WriteBehind | None = None,
     ) -> None:
         self._journal = journal
-        self._behind = behind
+        self._write_behind = write_behind
         self._store = store
         self._index = index
         self._lock = threading.Lock()
-        self._waiting: list[Arrival] = []
+        self._waiting: list[PendingCommit] = []
         self._busy = False
         self._syncing = SideThread("sync")
 
@@ -82,18 +85,18 @@ class GroupCommit:
         """Nothing more comes; idempotent."""
         self._syncing.stop()
 
-    def submit(self, arrivals: Sequence[Arrival], between: Callable[[], None] | None = None) -> None:
+    def submit(self, commits: Sequence[PendingCommit], on_batch_done: Callable[[], None] | None = None) -> None:
         """
-        Commit *arrivals*, and whatever else comes meanwhile, or leave them to the thread that is at it.
+        Commit *commits*, and whatever else comes meanwhile, or leave them to the thread that is at it.
 
-        The ``done`` of each gets ``None`` when the instance is kept; an OSError as it came or :class:`IndexFailed` where it is
-        not: then nothing is left of it, and an earlier copy is as it was; :class:`Raced` where the instance is
-        not as ``exists`` says (the temporary file stays).
+        The ``on_result`` of each gets ``None`` when the instance is kept; an OSError as it came or :class:`IndexFailed` if it
+        is not: then nothing is left of it, and an earlier copy is as it was; :class:`CommitConflict` if the instance is not
+        as ``exists`` says (the temporary file stays).
 
-        :param between: called before each commit but the first.
+        :param on_batch_done: called before each commit but the first.
         """
         with self._lock:
-            self._waiting += arrivals
+            self._waiting += commits
             if self._busy:
                 return
             self._busy = True
@@ -104,126 +107,126 @@ class GroupCommit:
                 if not group:
                     self._busy = False
                     return
-            if committed and between is not None:
-                between()
+            if committed and on_batch_done is not None:
+                on_batch_done()
             committed = True
             self._commit(group)
 
-    def _next_group(self) -> list[Arrival]:
+    def _next_group(self) -> list[PendingCommit]:
         """The next instances that wait, each once."""
-        group: dict[InstanceUIDs, Arrival] = {}
-        later: list[Arrival] = []
-        for arrival in self._waiting:
-            if arrival.instance.uids in group or len(group) >= MAX_GROUP:
-                later.append(arrival)
+        group: dict[InstanceUIDs, PendingCommit] = {}
+        later: list[PendingCommit] = []
+        for pending in self._waiting:
+            if pending.instance.uids in group or len(group) >= MAX_GROUP:
+                later.append(pending)
             else:
-                group[arrival.instance.uids] = arrival
+                group[pending.instance.uids] = pending
         self._waiting = later
         return list(group.values())
 
-    def _commit(self, group: list[Arrival]) -> None:
-        if self._behind is not None:
-            for arrival in group:
-                if not arrival.exists:
-                    arrival.done(self._commit_new(arrival, self._behind))
-            group = [arrival for arrival in group if arrival.exists]
+    def _commit(self, group: list[PendingCommit]) -> None:
+        if self._write_behind is not None:
+            for pending in group:
+                if not pending.exists:
+                    pending.on_result(self._commit_new(pending, self._write_behind))
+            group = [pending for pending in group if pending.exists]
         if group:
             self._commit_group(group)
 
-    def _commit_new(self, arrival: Arrival, behind: Behind) -> BaseException | None:
+    def _commit_new(self, pending: PendingCommit, write_behind: WriteBehind) -> BaseException | None:
         """Commit a new instance whose row may follow; nothing of it is shared with others."""
-        assert arrival.written is not None
+        assert pending.written is not None
         try:
-            self._store.rename(arrival.written.path, *arrival.instance.uids, exclusive=True)
-            arrival.placed = True
-            behind.add(_row(arrival), arrival.instance.held)
+            self._store.rename(pending.written.path, *pending.instance.uids, exclusive=True)
+            pending.placed = True
+            write_behind.add(_row(pending), pending.instance.held)
         except FileExistsError:
-            return Raced()
+            return CommitConflict()
         except BaseException as error:
-            self._settle(arrival, error)
+            self._settle(pending, error)
             return error
         return None
 
-    def _commit_group(self, group: list[Arrival]) -> None:
-        outcomes: dict[Arrival, BaseException | None] = {}
+    def _commit_group(self, group: list[PendingCommit]) -> None:
+        outcomes: _Outcomes = {}
         if self._journal is None:
             self._commit_alone(group, outcomes)
         else:
             try:
-                with self._journal.locked(arrival.instance.uids for arrival in group):
+                with self._journal.locked(pending.instance.uids for pending in group):
                     self._commit_alone(group, outcomes)
             except OSError as error:
                 # There are no locks, or the last note could not be taken back, which is no harm.
-                for arrival in group:
-                    if arrival not in outcomes:
-                        outcomes[arrival] = error
-                        self._settle(arrival, error)
-        for arrival, outcome in outcomes.items():
-            arrival.done(outcome)
+                for pending in group:
+                    if pending not in outcomes:
+                        outcomes[pending] = error
+                        self._settle(pending, error)
+        for pending, outcome in outcomes.items():
+            pending.on_result(outcome)
 
-    def _commit_alone(self, group: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> None:
+    def _commit_alone(self, group: list[PendingCommit], outcomes: _Outcomes) -> None:
         """Commit *group* while nobody else is at its instances."""
         try:
-            group = self._without_raced(group, outcomes)
-            self._announce([arrival for arrival in group if arrival.written and arrival.exists], outcomes)
-            placed = [arrival for arrival in group if arrival not in outcomes and self._place(arrival, outcomes)]
-            if self._store.durability is Durability.FULL and not any(arrival.exists for arrival in placed):
+            group = self._without_conflicts(group, outcomes)
+            self._announce([pending for pending in group if pending.written and pending.exists], outcomes)
+            placed = [pending for pending in group if pending not in outcomes and self._place(pending, outcomes)]
+            if self._store.durability is Durability.FULL and not any(pending.exists for pending in placed):
                 self._sync_and_add(placed, outcomes)
             else:
                 self._sync(placed, outcomes)
-                self._add([arrival for arrival in placed if arrival not in outcomes], outcomes)
+                self._add([pending for pending in placed if pending not in outcomes], outcomes)
         except BaseException as error:
             # A mistake of ours: nobody is told of success, and nobody waits for ever.
-            for arrival in group:
-                outcomes.setdefault(arrival, error)
-        for arrival, outcome in outcomes.items():
-            self._settle(arrival, outcome)
+            for pending in group:
+                outcomes.setdefault(pending, error)
+        for pending, outcome in outcomes.items():
+            self._settle(pending, outcome)
 
-    def _without_raced(self, group: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> list[Arrival]:
+    def _without_conflicts(self, group: list[PendingCommit], outcomes: _Outcomes) -> list[PendingCommit]:
         left = []
-        for arrival in group:
+        for pending in group:
             # For a new one the question is asked when it gets its name.
-            if not arrival.exists or self._store.exists(*arrival.instance.uids):
-                left.append(arrival)
+            if not pending.exists or self._store.exists(*pending.instance.uids):
+                left.append(pending)
             else:
-                outcomes[arrival] = Raced()
+                outcomes[pending] = CommitConflict()
         return left
 
-    def _announce(self, replacing: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> None:
+    def _announce(self, replacing: list[PendingCommit], outcomes: _Outcomes) -> None:
         if not replacing:
             return
         try:
-            if self._behind is not None:
-                self._behind.catch_up()  # or the row of the old copy would come after that of the new one
-            self._index.announce_replacing(arrival.instance.uids for arrival in replacing)
+            if self._write_behind is not None:
+                self._write_behind.catch_up()  # or the row of the old copy would come after that of the new one
+            self._index.announce_replacing(pending.instance.uids for pending in replacing)
         except IndexFailed as error:
             outcomes.update(dict.fromkeys(replacing, error))
 
-    def _place(self, arrival: Arrival, outcomes: dict[Arrival, BaseException | None]) -> bool:
+    def _place(self, pending: PendingCommit, outcomes: _Outcomes) -> bool:
         """Give the file its name; one that is there already is set aside, and comes back if anything goes wrong."""
-        if arrival.written is None:
+        if pending.written is None:
             return True
         try:
-            if arrival.exists:
-                arrival.aside = self._store.set_aside(*arrival.instance.uids)
-            self._store.rename(arrival.written.path, *arrival.instance.uids, exclusive=not arrival.exists)
-            arrival.placed = True
+            if pending.exists:
+                pending.aside = self._store.set_aside(*pending.instance.uids)
+            self._store.rename(pending.written.path, *pending.instance.uids, exclusive=not pending.exists)
+            pending.placed = True
         except FileExistsError:
-            outcomes[arrival] = Raced()
+            outcomes[pending] = CommitConflict()
             return False
         except OSError as error:
-            outcomes[arrival] = error
+            outcomes[pending] = error
             return False
         return True
 
-    def _sync(self, placed: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> None:
-        failed = self._store.sync_names(arrival.instance.uids for arrival in placed)
+    def _sync(self, placed: list[PendingCommit], outcomes: _Outcomes) -> None:
+        failed = self._store.sync_names(pending.instance.uids for pending in placed)
         if failed:
             outcomes.update(
-                (arrival, failed[arrival.instance.uids]) for arrival in placed if arrival.instance.uids in failed
+                (pending, failed[pending.instance.uids]) for pending in placed if pending.instance.uids in failed
             )
 
-    def _sync_and_add(self, placed: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> None:
+    def _sync_and_add(self, placed: list[PendingCommit], outcomes: _Outcomes) -> None:
         """
         Have names and rows on the medium, both at once: nobody is told before both are.
 
@@ -232,23 +235,23 @@ class GroupCommit:
         """
         if not placed:
             return
-        unsynced: dict[Arrival, BaseException | None] = {}
+        unsynced: _Outcomes = {}
         wait = self._syncing.begin(self._sync, placed, unsynced)
         try:
             self._add(placed, outcomes)
         finally:
             wait()
-        lost = [arrival for arrival in unsynced if outcomes[arrival] is None]
+        lost = [pending for pending in unsynced if outcomes[pending] is None]
         outcomes.update(unsynced)
         if lost:
             with suppress(IndexFailed):  # the next start finds that there is no file
-                self._index.remove(arrival.instance.uids for arrival in lost)
+                self._index.remove(pending.instance.uids for pending in lost)
 
-    def _add(self, placed: list[Arrival], outcomes: dict[Arrival, BaseException | None]) -> None:
-        new = [arrival for arrival in placed if arrival.written]
+    def _add(self, placed: list[PendingCommit], outcomes: _Outcomes) -> None:
+        new = [pending for pending in placed if pending.written]
         if new:
             try:
-                rows = [_row(arrival)() for arrival in new]
+                rows = [_row(pending)() for pending in new]
                 with nullcontext() if self._journal is None else self._journal.index_lock():
                     self._index.add(rows)
             except IndexFailed as error:
@@ -256,37 +259,37 @@ class GroupCommit:
                     outcomes[new[0]] = error
                 else:
                     # It may be one of them that the database does not like.
-                    for arrival in new:
-                        self._add([arrival], outcomes)
-        for arrival in placed:
-            outcomes.setdefault(arrival, None)
+                    for pending in new:
+                        self._add([pending], outcomes)
+        for pending in placed:
+            outcomes.setdefault(pending, None)
 
-    def _settle(self, arrival: Arrival, error: BaseException | None) -> None:
+    def _settle(self, pending: PendingCommit, error: BaseException | None) -> None:
         """Remove what is not needed any more: of the old copy after success, of the new one after a failure."""
         store = self._store
         if error is None:
-            if arrival.aside:
-                store.remove(arrival.aside)
-        elif isinstance(error, Raced):
+            if pending.aside:
+                store.remove(pending.aside)
+        elif isinstance(error, CommitConflict):
             return
-        elif arrival.placed:
+        elif pending.placed:
             # If that fails as well, the file system is beyond it. The peer is not told of success, and the next start finds
             # out what is there.
             with suppress(OSError):
-                if arrival.aside:
-                    store.put_back(arrival.aside, *arrival.instance.uids)
+                if pending.aside:
+                    store.put_back(pending.aside, *pending.instance.uids)
                 else:
-                    store.remove_instance(*arrival.instance.uids)
-                store.sync_names([arrival.instance.uids])
-        elif arrival.written is not None:
-            store.remove(arrival.written.path)
-            if arrival.aside:
-                store.remove(arrival.aside)
+                    store.remove_instance(*pending.instance.uids)
+                store.sync_names([pending.instance.uids])
+        elif pending.written is not None:
+            store.remove(pending.written.path)
+            if pending.aside:
+                store.remove(pending.aside)
 
 
-def _row(arrival: Arrival) -> Callable[[], IndexRow]:
+def _row(pending: PendingCommit) -> Callable[[], IndexRow]:
     """Return what makes the row of an instance, and keeps nothing of its content."""
-    written = arrival.written
+    written = pending.written
     assert written is not None
-    describe, syntax, exists = arrival.instance.describe, arrival.instance.transfer_syntax, arrival.exists
+    describe, syntax, exists = pending.instance.describe, pending.instance.transfer_syntax, pending.exists
     return lambda: IndexRow(describe(), syntax, written.size, exists, written.digest or None)

@@ -1,5 +1,5 @@
 """
-From a C-STORE request to a file: the handler of ``EVT_C_STORE`` behind ``twist dicom`` and ``dicomtwist get``.
+From a data set that arrives to an instance that is kept, whatever protocol brings it.
 
 A small instance is collected, then scanned and written in a thread, together with the small ones of others that are whole
 meanwhile. A large one goes to a temporary file in pieces, one write under way at a time, and reading from the peer pauses
@@ -8,36 +8,27 @@ while too much waits to be written.
 
 from __future__ import annotations
 
-import errno
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import get_ident
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from dicomtwist import evt
 from dicomtwist.archive.index.record import MAX_VALUE_LENGTH, WANTED, make_record, scanner_for
-from dicomtwist.archive.instance import Instance
+from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.storage.interfaces import ReceivingStorage, Writer
 from dicomtwist.archive.storage.system_calls import Buffer
-from dicomtwist.archive.storage.types import DuplicateInstance, Durability, IndexFailed, InvalidUID, StoreError, Written
+from dicomtwist.archive.storage.types import Durability, InstanceUIDs, StoreError, Written
 from dicomtwist.datasets.chunk_buffer import ChunkBuffer
 from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner
 from dicomtwist.datasets.layout_cache import Layouts
-from dicomtwist.dimse.status import (
-    CANNOT_UNDERSTAND,
-    DATASET_MISMATCH,
-    DUPLICATE_SOP_INSTANCE,
-    OUT_OF_RESOURCES,
-    Status,
-)
-from dicomtwist.errors import ExecutorFull, Refused, loggable
-from dicomtwist.part10 import decode_uid, encode_preamble_and_meta
+from dicomtwist.errors import ExecutorFull, loggable
+from dicomtwist.part10 import FileMeta, decode_uid, encode_preamble_and_meta
 from dicomtwist.runtime.executors import Executor
 
 #: An instance below so many bytes is written in one go, when it is whole; a larger one is written while the rest of it comes.
@@ -58,7 +49,26 @@ _SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES = 0x00080016, 0x00080018, 0x0020000D,
 _WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES))
 
 
-_SUCCESS: Final = Status(0, "C-STORE")
+#: An instance, and what its archive refused it for; ``None`` if it is kept.
+_Outcome: TypeAlias = "tuple[IncomingInstance, BaseException | None]"
+
+
+class InvalidMeta(StoreError):
+    """What the sender says of an instance cannot be its File Meta Information."""
+
+
+class DataSetMismatch(StoreError):
+    """The data set is not the instance that the sender says, or lacks a UID that it is filed under."""
+
+
+class Flow(Protocol):
+    """What a data set comes through."""
+
+    def pause(self) -> None:
+        """Stop for now: enough waits."""
+
+    def resume(self) -> None:
+        """Go on."""
 
 
 class Keeper(Protocol):
@@ -70,22 +80,22 @@ class Keeper(Protocol):
 
     def keep_all(
         self,
-        instances: Sequence[tuple[Instance, Callable[[BaseException | None], None]]],
-        between: Callable[[], None] | None = None,
+        instances: Sequence[tuple[ReceivedInstance, Callable[[BaseException | None], None]]],
+        on_batch_done: Callable[[], None] | None = None,
     ) -> None:
         """Keep instances that are whole, see :meth:`dicomtwist.archive.archive.Archive.keep_all`."""
 
     @property
-    def behind(self) -> int:
+    def unindexed(self) -> int:
         """How many instances are kept and not in the index yet."""
 
     def catch_up(self) -> None:
         """Have the index know all that is kept, see :meth:`dicomtwist.archive.archive.Archive.catch_up`."""
 
 
-class StorageReceiver:
+class Ingest:
     """
-    Stores what peers send.
+    Takes data sets that peers send, and has an archive keep them.
 
     :param archive: where instances are kept; open.
     :param executor: where files are written; the caller holds it while this is used.
@@ -101,28 +111,25 @@ class StorageReceiver:
         self.layouts = Layouts(WANTED, MAX_VALUE_LENGTH)
         self._came = 0
         self._waiting: IDelayedCall | None = None
-        self._whole: deque[_Incoming] = deque()
+        self._whole: deque[IncomingInstance] = deque()
         self._writers = 0
         self._max_writers = WRITERS[archive.store.durability]
-        self._told: deque[tuple[_Incoming, BaseException | None]] = deque()
+        self._told: deque[_Outcome] = deque()
         self._is_telling = False
 
-    @evt.streaming
-    def handle_store(self, event: evt.StoreEvent) -> Deferred[Status]:
+    def begin(self, meta: FileMeta, flow: Flow) -> IncomingInstance:
         """
-        Store the instance of *event*.
+        Begin an instance.
 
-        :returns: a Deferred with the status: success once it is kept (:meth:`dicomtwist.archive.archive.Archive.keep`),
-            0xA900 where command and data set disagree, 0xC000 where the data set cannot be understood, 0x0111 where it is
-            there already and duplicates are rejected, 0xA700 where the storage refuses.
+        :param meta: what the sender says of it; its file begins with this.
+        :param flow: what its data set comes through, to be paused while much waits to be written.
+        :returns: the sink for the data set.
         """
-        incoming = _Incoming(self, event)
-        event.stream.deliver_to(incoming)
-        return incoming.done
+        return IncomingInstance(self, meta, flow)
 
     # --- small instances
 
-    def keep_small(self, incoming: _Incoming) -> None:
+    def keep_small(self, incoming: IncomingInstance) -> None:
         """Keep a small instance that is whole; it is told of it."""
         bound = self.executor.bounds.max_queued
         if len(self._whole) > bound:  # the first one is about to be taken
@@ -136,7 +143,7 @@ class StorageReceiver:
             self._writers += 1
             self.executor.run_admitted(self._keep_whole).addCallbacks(self._wrote, self._not_written)
 
-    def _wrote(self, outcomes: list[tuple[_Incoming, BaseException | None]]) -> None:
+    def _wrote(self, outcomes: list[_Outcome]) -> None:
         self._writers -= 1
         for incoming, error in outcomes:
             incoming.kept(error)
@@ -148,22 +155,22 @@ class StorageReceiver:
         self.log.failure("instances were not written", reason)
         self._write_whole()
 
-    def _keep_whole(self) -> list[tuple[_Incoming, BaseException | None]]:
+    def _keep_whole(self) -> list[_Outcome]:
         """
         In a worker thread: keep what is whole, until nothing is.
 
         :returns: those that were kept last, or not, and what went wrong; of others the reactor thread was told before.
         """
-        outcomes: list[tuple[_Incoming, BaseException | None]] = []
+        outcomes: list[_Outcome] = []
         while self._whole:
             for incoming, error in outcomes:
                 self.tell(incoming, error)
             outcomes = self._keep_some()
         return outcomes
 
-    def _keep_some(self) -> list[tuple[_Incoming, BaseException | None]]:
-        instances: list[tuple[_Incoming, Instance]] = []
-        outcomes: list[tuple[_Incoming, BaseException | None]] = []
+    def _keep_some(self) -> list[_Outcome]:
+        instances: list[tuple[IncomingInstance, ReceivedInstance]] = []
+        outcomes: list[_Outcome] = []
         for _ in range(BATCH):
             try:
                 incoming = self._whole.popleft()
@@ -177,36 +184,38 @@ class StorageReceiver:
 
     # --- in worker threads
 
-    def keep(self, instances: Sequence[tuple[_Incoming, Instance]]) -> list[tuple[_Incoming, BaseException | None]]:
+    def keep(self, instances: Sequence[tuple[IncomingInstance, ReceivedInstance]]) -> list[_Outcome]:
         """
         Keep instances.
 
         :returns: those that were kept, or not, and what went wrong; of others the reactor thread was told, or will be.
         """
         thread = get_ident()
-        outcomes: list[tuple[_Incoming, BaseException | None]] = []
+        outcomes: list[_Outcome] = []
         left = {incoming for incoming, _ in instances}
 
-        def done(incoming: _Incoming, error: BaseException | None) -> None:
+        def on_result(incoming: IncomingInstance, error: BaseException | None) -> None:
             left.discard(incoming)
             if get_ident() == thread:
                 outcomes.append((incoming, error))
             else:
                 self.tell(incoming, error)  # another thread is at it, and has committed this one as well
 
-        def between() -> None:
+        def on_batch_done() -> None:
             # Nobody waits for what others brought.
             while outcomes:
                 self.tell(*outcomes.pop())
 
         try:
-            self.archive.keep_all([(instance, partial(done, incoming)) for incoming, instance in instances], between)
+            self.archive.keep_all(
+                [(instance, partial(on_result, incoming)) for incoming, instance in instances], on_batch_done
+            )
         except BaseException as error:
             # A mistake of ours: nobody waits for ever.
             outcomes += [(incoming, error) for incoming in left]
         return outcomes
 
-    def tell(self, incoming: _Incoming, error: BaseException | None) -> None:
+    def tell(self, incoming: IncomingInstance, error: BaseException | None) -> None:
         """Have the reactor thread tell *incoming* how it went, with what else it is to tell."""
         self._told.append((incoming, error))
         if not self._is_telling:
@@ -224,7 +233,7 @@ class StorageReceiver:
     def index_later(self) -> None:
         """Have the index catch up, where it is behind, once nothing has come for a moment: so it is in nobody's way."""
         self._came += 1
-        if self._waiting is None and self.archive.behind:
+        if self._waiting is None and self.archive.unindexed:
             self._wait()
 
     def stop(self) -> None:
@@ -248,13 +257,25 @@ class StorageReceiver:
         self.log.error("instances that are stored are not indexed yet: {reason}", reason=loggable(reason.value))
 
 
-class _Incoming:
-    """One instance on its way to disk."""
+class IncomingInstance:
+    """
+    One instance on its way to disk; a :class:`~dicomtwist.datasets.stream.DataSetSink`.
 
-    def __init__(self, receiver: StorageReceiver, event: evt.StoreEvent) -> None:
-        self._receiver = receiver
-        self._event = event
-        self._stream = event.stream
+    :param ingest: where it goes.
+    :param meta: see :meth:`Ingest.begin`.
+    :param flow: see :meth:`Ingest.begin`.
+
+    :ivar result: fires with ``None`` when the instance is kept (:meth:`dicomtwist.archive.archive.Archive.keep`), or with the
+        exception for which it is not: :class:`InvalidMeta`, :class:`DataSetMismatch`,
+        :class:`~dicomtwist.datasets.header_scanner.HeaderError`, :class:`~dicomtwist.errors.ExecutorFull`, or what
+        the archive says. It fails with the reason if the data set stays incomplete. In each case nothing is left of it.
+    """
+
+    def __init__(self, ingest: Ingest, meta: FileMeta, flow: Flow) -> None:
+        self._ingest = ingest
+        self._description = meta
+        self._flow = flow
+        self._syntax = meta.transfer_syntax_uid
         self._scanner: HeaderScanner | None = None
         self._writer: Writer | None = None
         self._waiting = ChunkBuffer()
@@ -264,7 +285,7 @@ class _Incoming:
         self._finished = False
         self._values: Mapping[int, bytes] | None = None
         self._refusal: Failure | None = None
-        self.done: Deferred[Status] = Deferred()
+        self.result: Deferred[BaseException | None] = Deferred()
 
     # --- the sink, in the reactor thread
 
@@ -277,7 +298,7 @@ class _Incoming:
         if self._unwritten >= self._enough and not self._writing:
             self._write()
         if self._unwritten > MAX_UNWRITTEN and self._refusal is None:
-            self._stream.pause()
+            self._flow.pause()
 
     def finish(self) -> None:
         """The instance is whole."""
@@ -313,35 +334,35 @@ class _Incoming:
                 if self._unwritten >= self._enough:
                     self._write()
                 if self._unwritten <= MAX_UNWRITTEN:
-                    self._stream.resume()
+                    self._flow.resume()
 
         def failed(reason: Failure) -> None:
             self._writing = False
             self._refuse(reason)
 
-        executor = self._receiver.executor
+        executor = self._ingest.executor
         # An instance that has begun is carried through, however much waits: an association receives one at a time.
         run = executor.run if self._writer is None else executor.run_admitted
         run(self._write_some, waiting).addCallbacks(written, failed)
 
     def _commit(self) -> None:
         if self._writer is None:
-            self._receiver.keep_small(self)
+            self._ingest.keep_small(self)
             return
         waiting = self._waiting.take_chunks()
-        self._receiver.executor.run_admitted(self._finish_writing, waiting).addCallbacks(
+        self._ingest.executor.run_admitted(self._finish_writing, waiting).addCallbacks(
             self._finished_writing, self._refuse
         )
 
-    def _finished_writing(self, outcomes: list[tuple[_Incoming, BaseException | None]]) -> None:
+    def _finished_writing(self, outcomes: list[_Outcome]) -> None:
         for _, error in outcomes:
             self.kept(error)
 
     def kept(self, error: BaseException | None) -> None:
         """The archive has it, or has not for *error*."""
         if error is None:
-            self.done.callback(_SUCCESS)
-            self._receiver.index_later()
+            self.result.callback(None)
+            self._ingest.index_later()
         else:
             self._refuse(Failure(error))
 
@@ -350,61 +371,54 @@ class _Incoming:
         gone = self._refusal is not None
         self._refusal = reason
         self._waiting.clear()
-        self._stream.resume()
+        self._flow.resume()
         if gone:
             self._discard()
             return
-        status = _status_for(reason)
-        self._receiver.log.error(
-            "an instance of {peer!r} was not stored, status 0x{status:04X}: {reason}",
-            peer=self._event.assoc.remote.ae_title,
-            status=int(status),
-            reason=loggable(reason.value),
-        )
-        self._receiver.executor.run_admitted(self._discard_file).addBoth(lambda _: self.done.callback(status))
+        self._ingest.executor.run_admitted(self._discard_file).addBoth(lambda _: self.result.callback(reason.value))
 
     def _discard(self) -> None:
         """The peer is gone."""
         reason = self._refusal
         assert reason is not None
-        self._receiver.executor.run_admitted(self._discard_file).addBoth(lambda _: self.done.errback(reason))
+        self._ingest.executor.run_admitted(self._discard_file).addBoth(lambda _: self.result.errback(reason))
 
     # --- in a worker thread
 
     def _write_some(self, buffers: list[memoryview | bytearray]) -> None:
         writer = self._writer
         if writer is None:
-            writer = self._writer = self._receiver.archive.store.create()
+            writer = self._writer = self._ingest.archive.store.create()
             writer.write([self._meta()])
         writer.write(buffers)
         self._scan(buffers)
 
-    def small(self) -> Instance:
+    def small(self) -> ReceivedInstance:
         """
         Return a small instance that is whole.
 
-        :raises Exception: it is not to be kept, see ``_status_for``.
+        :raises Exception: it is not to be kept, see :attr:`result`.
         """
-        syntax = self._event.context.transfer_syntax
+        syntax = self._syntax
         data = self._waiting.take()
         values = self._found_in(data)
         uids = self._checked_uids(values)
         return _instance(uids, syntax, [self._meta(), data], values)
 
-    def _finish_writing(self, buffers: list[memoryview | bytearray]) -> list[tuple[_Incoming, BaseException | None]]:
+    def _finish_writing(self, buffers: list[memoryview | bytearray]) -> list[_Outcome]:
         """Hand a large instance to the archive; return how that went, unless another thread tells."""
         self._write_some(buffers)
         assert self._writer is not None
         values = self._found()
         uids = self._checked_uids(values)
-        instance = _instance(uids, self._event.context.transfer_syntax, self._writer.seal(), values)
-        return self._receiver.keep([(self, instance)])
+        instance = _instance(uids, self._syntax, self._writer.seal(), values)
+        return self._ingest.keep([(self, instance)])
 
     def _meta(self) -> bytes:
         try:
-            return encode_preamble_and_meta(self._event.meta)
+            return encode_preamble_and_meta(self._description)
         except ValueError as error:
-            raise Refused(CANNOT_UNDERSTAND, "the request has a UID that is not valid", "C-STORE") from error
+            raise InvalidMeta("the request has a UID that is not valid") from error
 
     def _discard_file(self) -> None:
         if self._writer is not None:
@@ -412,7 +426,7 @@ class _Incoming:
 
     def _scan(self, buffers: Sequence[Buffer]) -> None:
         """Look for what the index wants in the next pieces of a large instance."""
-        layouts, syntax = self._receiver.layouts, self._event.context.transfer_syntax
+        layouts, syntax = self._ingest.layouts, self._syntax
         scanner = self._scanner
         if scanner is None:
             self._values = layouts.values(buffers[0], syntax, whole=False)
@@ -443,7 +457,7 @@ class _Incoming:
 
     def _found_in(self, data: bytes) -> Mapping[int, bytes]:
         """Return what the index wants of a small instance."""
-        layouts, syntax = self._receiver.layouts, self._event.context.transfer_syntax
+        layouts, syntax = self._ingest.layouts, self._syntax
         values = layouts.values(data, syntax)
         if values is None:
             scanner = scanner_for(syntax)
@@ -456,26 +470,26 @@ class _Incoming:
             layouts.learn(data, syntax, values)
         return values
 
-    def _checked_uids(self, values: Mapping[int, bytes]) -> tuple[str, str, str]:
-        """Return the UIDs of study, series and instance, which agree with the request."""
+    def _checked_uids(self, values: Mapping[int, bytes]) -> InstanceUIDs:
+        """Return the UIDs of study, series and instance, which agree with what the sender says."""
         found = {tag: decode_uid(values.get(tag, b"")) for tag in _WANTED}
-        request = self._event.request
+        description = self._description
         for tag, expected, name in (
-            (_SOP_CLASS, request.affected_sop_class_uid, "SOP Class UID"),
-            (_SOP_INSTANCE, request.affected_sop_instance_uid, "SOP Instance UID"),
+            (_SOP_CLASS, description.media_storage_sop_class_uid, "SOP Class UID"),
+            (_SOP_INSTANCE, description.media_storage_sop_instance_uid, "SOP Instance UID"),
         ):
             if found[tag] != expected:
-                raise Refused(DATASET_MISMATCH, f"the data set has another {name} than the request", "C-STORE")
+                raise DataSetMismatch(f"the data set has another {name} than the request")
         for tag, name in ((_STUDY, "Study Instance UID"), (_SERIES, "Series Instance UID")):
             if not found[tag]:
-                raise Refused(DATASET_MISMATCH, f"the data set has no {name}", "C-STORE")
+                raise DataSetMismatch(f"the data set has no {name}")
         return found[_STUDY], found[_SERIES], found[_SOP_INSTANCE]
 
 
 def _instance(
-    uids: tuple[str, str, str], syntax: str, content: Sequence[Buffer] | Written, values: Mapping[int, bytes]
-) -> Instance:
-    return Instance(uids, syntax, content, lambda: make_record(values, syntax), sum(map(len, values.values())))
+    uids: InstanceUIDs, syntax: str, content: Sequence[Buffer] | Written, values: Mapping[int, bytes]
+) -> ReceivedInstance:
+    return ReceivedInstance(uids, syntax, content, lambda: make_record(values, syntax), sum(map(len, values.values())))
 
 
 def _enough(scanner: HeaderScanner, error: HeaderError) -> Mapping[int, bytes]:
@@ -487,24 +501,3 @@ def _enough(scanner: HeaderScanner, error: HeaderError) -> Mapping[int, bytes]:
     if not scanner.values.keys() >= _WANTED:
         raise error
     return scanner.values
-
-
-def _status_for(reason: Failure) -> Status:
-    error = reason.value
-    if isinstance(error, Refused):
-        return error.status
-    if isinstance(error, InvalidUID):
-        return Status(CANNOT_UNDERSTAND, "C-STORE", "a UID in the data set is not valid")
-    if isinstance(error, HeaderError):
-        return Status(CANNOT_UNDERSTAND, "C-STORE", "the data set cannot be read")
-    if isinstance(error, DuplicateInstance):
-        return Status(DUPLICATE_SOP_INSTANCE, "C-STORE", "the instance is here already")
-    if isinstance(error, IndexFailed):
-        return Status(OUT_OF_RESOURCES, "C-STORE", str(error)[:64])
-    if isinstance(error, ExecutorFull):
-        return Status(OUT_OF_RESOURCES, "C-STORE", "too many instances wait to be stored")
-    if isinstance(error, OSError) and error.errno is not None:
-        return Status(OUT_OF_RESOURCES, "C-STORE", f"storage: {errno.errorcode.get(error.errno, 'error')}")
-    if isinstance(error, StoreError):
-        return Status(OUT_OF_RESOURCES, "C-STORE", "the storage is closed")
-    return Status(OUT_OF_RESOURCES, "C-STORE", "the storage failed")

@@ -11,7 +11,7 @@ from dicomtwist.archive.storage.types import Written
 
 
 @dataclass(slots=True, eq=False)
-class Instance:
+class ReceivedInstance:
     """
     An instance as it is handed to an archive.
 

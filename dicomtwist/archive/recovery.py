@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.index import FOLDER
 from dicomtwist.archive.index.record import WANTED, IndexRow, Record, make_record, scanner_for
-from dicomtwist.archive.instance import Instance
+from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.storage.process_locks import uncommitted
 from dicomtwist.archive.storage.system_calls import Buffer
 from dicomtwist.archive.storage.types import InstanceUIDs, InvalidUID, StoreError, Written, check_uids
@@ -305,7 +305,7 @@ class _Importing:
         except OSError as error:
             self._done(path, error)
         else:
-            instance = Instance(record.uids, transfer_syntax, content, lambda: record, record.length)
+            instance = ReceivedInstance(record.uids, transfer_syntax, content, lambda: record, record.length)
             self._archive.keep(instance, lambda error: self._done(path, error))
 
     def _content(self, file: BinaryIO, size: int) -> list[Buffer] | Written:

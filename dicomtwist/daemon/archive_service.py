@@ -12,12 +12,9 @@ from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IStreamServerEndpoint
 
-from dicomtwist import evt
-from dicomtwist.access.enforcement import Access
-from dicomtwist.ae.ae import AE
 from dicomtwist.archive.recovery import Import, Reconciled, import_folder, reconcile
+from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.archive.storage.types import StoreError
-from dicomtwist.scp.dispatch import Provider, combined
 from dicomtwist.service import DICOMService
 
 
@@ -25,34 +22,25 @@ class ArchiveService(DICOMService):
     """
     The service of ``twist dicom``: a :class:`DICOMService` with an archive.
 
-    :param receiver: stores the received instances.
+    :param server: the archive with its services; closed when this service has stopped.
+    :param endpoints: as for :class:`DICOMService`.
     :param import_from: a folder whose DICOM files are imported while the service runs.
-    :param access: the access control; without it any peer may do anything.
     :param lag_warning: as for :class:`DICOMService`.
-    :param providers: the service classes that it provides besides storage; their SOP Classes become supported contexts.
+
+    :ivar archive_server: the archive with its services.
     """
 
     def __init__(
         self,
-        ae: AE,
+        server: ArchiveServer,
         endpoints: Sequence[str | int | IStreamServerEndpoint],
-        receiver: Any,
         *,
         grace: float | None = 10.0,
         import_from: Path | None = None,
-        providers: Sequence[Provider] = (),
-        access: Access | None = None,
         lag_warning: float | None = 1.0,
     ) -> None:
-        provided = [entry for provider in providers for entry in provider.provided]
-        handlers: list[evt.HandlerTuple] = [(evt.EVT_C_STORE, receiver.handle_store), *combined(provided)]
-        if access is not None:
-            handlers = access.guarded(handlers)
-        super().__init__(ae, endpoints, evt_handlers=handlers, grace=grace, lag_warning=lag_warning)
-        for entry in provided:
-            ae.add_supported_context(entry.sop_class)
-        self._providers = tuple(providers)
-        self._receiver = receiver
+        super().__init__(server.ae, endpoints, evt_handlers=server.handlers(), grace=grace, lag_warning=lag_warning)
+        self.archive_server = server
         self._import_from = import_from
         self._importing: Deferred[None] = succeed(None)
 
@@ -62,15 +50,12 @@ class ArchiveService(DICOMService):
 
         An error ends the program with one line. This runs before the reactor does, so it may block.
         """
-        self.ae.executors.acquire()
         try:
             self._reconcile()
-            for provider in self._providers:
-                provider.start()
+            self.archive_server.start()
             super().startService()
         except (CannotListenError, OSError, StoreError) as error:
-            self.ae.executors.release()
-            self._receiver.archive.close()
+            self.archive_server.close()
             raise SystemExit(f"twist dicom: {error}") from None
         if self._import_from is not None:
             self._importing = self._import(self._import_from)
@@ -79,7 +64,7 @@ class ArchiveService(DICOMService):
         def progress(found: Reconciled) -> None:
             self.log.info("{count} files indexed so far", count=found.indexed)
 
-        found = reconcile(self._receiver.archive, progress)
+        found = reconcile(self.archive_server.archive, progress)
         self.log.info(
             "the archive has {total} instances; at this start {indexed} files were indexed, "
             "{lost} rows without a file removed, {unreadable} files could not be read",
@@ -110,7 +95,7 @@ class ArchiveService(DICOMService):
             )
 
         running: Deferred[Import] = self.ae.executors.housekeeping.run_admitted(
-            import_folder, self._receiver.archive, folder, progress=progress, stopped=lambda: not self.running
+            import_folder, self.archive_server.archive, folder, progress=progress, stopped=lambda: not self.running
         )
         return running.addCallback(done).addErrback(
             lambda reason: self.log.error("the import failed: {reason}", reason=reason.getErrorMessage())
@@ -118,11 +103,9 @@ class ArchiveService(DICOMService):
 
     def stopService(self) -> Deferred[None]:
         """Stop to listen, and close the storage when the last association has ended."""
-        stopping = [super().stopService(), *(provider.stop() for provider in self._providers)]
+        stopping = [super().stopService(), self.archive_server.stop()]
         return DeferredList(stopping).addCallback(lambda _: self._importing).addBoth(self._close)
 
     def _close(self, result: Any) -> Any:
-        self._receiver.stop()
-        self.ae.executors.release()
-        self._receiver.archive.close()
+        self.archive_server.close()
         return result

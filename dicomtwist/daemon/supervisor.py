@@ -33,7 +33,7 @@ class SupervisorService(ArchiveService):
 
     workers: Workers
 
-    def have(self, make: Callable[[Callable[[str], Deferred[Any]]], Workers]) -> None:
+    def set_workers(self, make: Callable[[Callable[[str], Deferred[Any]]], Workers]) -> None:
         """
         Set the workers.
 
@@ -64,5 +64,7 @@ class SupervisorService(ArchiveService):
                     count=count,
                 )
 
-        repairing: Deferred[int] = self.ae.executors.housekeeping.run_admitted(repair, self._receiver.archive, name)
+        repairing: Deferred[int] = self.ae.executors.housekeeping.run_admitted(
+            repair, self.archive_server.archive, name
+        )
         return repairing.addCallback(done)

@@ -15,23 +15,18 @@ from typing import Any
 
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.python import usage
 
-from dicomtwist import evt
 from dicomtwist.ae.ae import AE
 
 try:
-    from dicomtwist.access.enforcement import Access
+    from dicomtwist.access.enforcement import Policy
     from dicomtwist.archive.archive import Archive, Duplicates
-    from dicomtwist.archive.ingest import StorageReceiver
-    from dicomtwist.archive.services.mpps import PerformedProcedureSteps
-    from dicomtwist.archive.services.query_retrieve import QueryRetrieve
-    from dicomtwist.archive.services.storage_commitment import StorageCommitment
-    from dicomtwist.archive.services.worklist import Worklist
+    from dicomtwist.archive.server import ArchiveServer
     from dicomtwist.archive.storage.file_store import LAYOUT
     from dicomtwist.archive.storage.types import Durability, StoreError
     from dicomtwist.daemon.archive_service import ArchiveService
-    from dicomtwist.scp.dispatch import Provider
     from dicomtwist.transport.peer_directory import Peers
 except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
@@ -40,9 +35,9 @@ except ModuleNotFoundError as error:
 from dicomtwist.daemon.configuration import Configuration, ConfigurationError, add_configuration, read_configuration
 from dicomtwist.daemon.reload import Reloading
 from dicomtwist.daemon.supervisor import SupervisorService, WorkerService
-from dicomtwist.daemon.workers import MAX_WORKERS, Place, Workers, worker_command
+from dicomtwist.daemon.workers import MAX_WORKERS, Workers, WorkerSpec, worker_command
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
-from dicomtwist.runtime.memory import keep_memory, leave_alone_what_is_there
+from dicomtwist.runtime.memory import freeze_startup_objects, retain_heap
 from dicomtwist.settings import Settings
 from dicomtwist.transport.listening_sockets import Sockets
 from dicomtwist.ul.ae_title import check_ae_title
@@ -136,7 +131,29 @@ _SETTINGS = {
 
 
 class Options(usage.Options):
-    """What can be said behind ``twist dicom``."""
+    """
+    What can be said behind ``twist dicom``.
+
+    :ivar configuration: what the configuration file says.
+    :ivar command_line: the options of the command line, and those of the configuration file before them.
+    :ivar worker: which worker this process is; ``None`` if it is none.
+    :ivar sockets: where to listen.
+    :ivar endpoints: the endpoints of these sockets.
+    :ivar peers: where AEs listen.
+    :ivar policy: who may do what.
+    :ivar ae: the AE, with its settings.
+    :ivar archive: the archive, open.
+    """
+
+    configuration: Configuration
+    command_line: list[str]
+    worker: WorkerSpec | None
+    sockets: Sockets
+    endpoints: list[IStreamServerEndpoint]
+    peers: Peers
+    policy: Policy
+    ae: AE
+    archive: Archive
 
     synopsis = "[options]"
     longdesc = (
@@ -281,7 +298,7 @@ class Options(usage.Options):
         self["ports"] = []
         self["calling"] = []
         self["peer"] = []
-        self["configuration"] = Configuration()
+        self.configuration = Configuration()
 
     def parseOptions(self, options: list[str] | None = None) -> None:
         """
@@ -291,14 +308,14 @@ class Options(usage.Options):
         """
         try:
             given = sys.argv[1:] if options is None else options
-            self["configuration"], options = add_configuration(self, given)
-            self["arguments"] = options
+            self.configuration, options = add_configuration(self, given)
+            self.command_line = options
             super().parseOptions(options)  # type: ignore[no-untyped-call]
         except ConfigurationError as error:
             print(f"twist dicom: {error}", file=sys.stderr)
             raise SystemExit(_EX_USAGE) from None
         except usage.UsageError as error:
-            print(f"twist dicom: {self['configuration'].located(str(error))}; see twist dicom --help", file=sys.stderr)
+            print(f"twist dicom: {self.configuration.located(str(error))}; see twist dicom --help", file=sys.stderr)
             raise SystemExit(_EX_USAGE) from None
 
     def opt_port(self, description: str) -> None:
@@ -324,38 +341,38 @@ class Options(usage.Options):
         from twisted.internet import reactor
 
         try:
-            self["sockets"] = self._sockets(reactor)
-            self["endpoints"] = self["sockets"].endpoints()
+            self.sockets = self._sockets(reactor)
+            self.endpoints = self.sockets.endpoints()
         except ValueError as error:
             raise usage.UsageError(f"--port: {error}") from None
         try:
-            self["peers"] = Peers(reactor, self["peer"])
+            self.peers = Peers(reactor, self["peer"])
         except ValueError as error:
             raise usage.UsageError(f"--peer: {error}") from None
-        self["policy"] = self["configuration"].policy()
-        self["ae"] = _make_ae(self)
+        self.policy = self.configuration.policy()
+        self.ae = _make_ae(self)
         if self["import"] is not None and not Path(self["import"]).is_dir():
             raise usage.UsageError(f"--import: {self['import']} is no folder")
         if self["worklist"] is not None and not Path(self["worklist"]).is_dir():
             raise usage.UsageError(f"--worklist: {self['worklist']} is no folder")
-        self["archive"] = Archive(
+        self.archive = Archive(
             Path(self["storage"]),
             durability=self["durability"],
             duplicates=self["duplicates"],
             min_free=self["min-free"],
-            process=self["place"].name if self["place"] else "supervisor" if self["workers"] > 1 else "",
-            lock=self["place"].lock if self["place"] else -1,
+            process=self.worker.name if self.worker else "supervisor" if self["workers"] > 1 else "",
+            lock=self.worker.lock if self.worker else -1,
         )
         try:
-            self["archive"].open()
+            self.archive.open()
         except (StoreError, OSError) as error:
             raise usage.UsageError(f"--storage: {error}") from None
 
     def _sockets(self, reactor: Any) -> Sockets:
         """Where to listen: at sockets of our own, or as a worker at those that the supervisor has."""
-        place = self["place"] = Place.taken(os.environ)
-        if place is not None:
-            return Sockets(reactor, place.ports, inherited=place.sockets)
+        worker = self.worker = WorkerSpec.taken(os.environ)
+        if worker is not None:
+            return Sockets(reactor, worker.ports, inherited=worker.sockets)
         ports = self["ports"] = self["ports"] or [DEFAULT_PORT]
         sockets = Sockets(reactor, ports, only_held=self["workers"] > 1)
         if self["workers"] > 1:
@@ -390,62 +407,56 @@ def makeService(options: Options) -> IService:
     """Make the service of ``twist dicom``."""
     # pydicom warns of values that are wrong and quotes them, which would put what peers say of patients into the log.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(pydicom|dicomtwist)\b")
-    ae: AE = options["ae"]
+    ae = options.ae
     ae.reactor.callWhenRunning(_stop_at_sigterm, ae.reactor)
-    # The archive and the AE share them: what is under way for its peers is in one place.
-    executors = ae.executors
-    receiver = StorageReceiver(options["archive"], executors.receiving)
-    access = Access(options["policy"], executors.passcodes)
-    query_retrieve = QueryRetrieve(options["archive"], executors.querying, ae.ae_title, options["peers"])
-    ae.bind(evt.EVT_SOP_EXTENDED, query_retrieve.handle_extended)
-    providers: list[Provider] = [
-        query_retrieve,
-        PerformedProcedureSteps(options["archive"].store, executors.housekeeping),
-        StorageCommitment(
-            *(options["archive"], executors.housekeeping, ae, options["peers"]), takes_up=options["place"] is None
-        ),
-    ]
-    if options["worklist"] is not None:
-        providers.append(Worklist(Path(options["worklist"]), executors.worklist))
-    place: Place | None = options["place"]
-    folder = Path(options["import"]) if options["import"] is not None and place is None else None
-    kind = WorkerService if place else SupervisorService if options["workers"] > 1 else ArchiveService
+    worker = options.worker
+    server = ArchiveServer(
+        *(ae, options.archive, options.peers),
+        policy=options.policy,
+        worklist=_folder(options, "worklist"),
+        takes_up=worker is None,
+    )
+    kind = WorkerService if worker else SupervisorService if options["workers"] > 1 else ArchiveService
     service = kind(
-        *(ae, options["endpoints"], receiver),
+        *(server, options.endpoints),
         grace=options["grace"],
-        import_from=folder,
-        providers=providers,
-        access=access,
+        import_from=None if worker else _folder(options, "import"),
         lag_warning=options["lag-warning"],
     )
-    reloading = _reloading(options, service, access)
+    reloading = _reloading(options, service)
     if isinstance(service, SupervisorService):
-        service.have(lambda clean_up: _workers(options, clean_up))
+        service.set_workers(lambda clean_up: _workers(options, clean_up))
         reloading.then = service.workers.reload
     ae.reactor.callWhenRunning(_reload_at_sighup, ae.reactor, reloading)
     ae.reactor.callWhenRunning(_log_vitals_at_sigusr1, ae.reactor, service)
-    ae.reactor.callWhenRunning(leave_alone_what_is_there)
-    ae.reactor.callWhenRunning(keep_memory)
-    if place is not None:
-        ae.reactor.callWhenRunning(place.begin, ae.reactor)
+    ae.reactor.callWhenRunning(freeze_startup_objects)
+    ae.reactor.callWhenRunning(retain_heap)
+    if worker is not None:
+        ae.reactor.callWhenRunning(worker.begin, ae.reactor)
     return service
 
 
+def _folder(options: Options, name: str) -> Path | None:
+    return None if options[name] is None else Path(options[name])
+
+
 def _workers(options: Options, clean_up: Callable[[str], Deferred[Any]]) -> Workers:
-    ae: AE = options["ae"]
+    ae = options.ae
     # What the file says of peers may be another thing by the time that a worker starts.
-    arguments = [argument for argument in options["arguments"] if not argument.startswith("--peer=")]
+    arguments = [argument for argument in options.command_line if not argument.startswith("--peer=")]
     parent: Any = options.parent
     return Workers(
         *(ae.reactor, options["workers"], worker_command(parent, arguments), options["ports"]),
-        lambda: [options["archive"].index.lock, *options["sockets"].filenos()],
+        lambda: [options.archive.index.lock, *options.sockets.filenos()],
         grace=options["grace"],
         clean_up=clean_up,
     )
 
 
-def _reloading(options: Options, service: ArchiveService, access: Access) -> Reloading:
-    configuration: Configuration = options["configuration"]
+def _reloading(options: Options, service: ArchiveService) -> Reloading:
+    configuration = options.configuration
+    access = service.archive_server.access
+    assert access is not None
 
     def read() -> Configuration:
         if configuration.path is None:
@@ -454,7 +465,7 @@ def _reloading(options: Options, service: ArchiveService, access: Access) -> Rel
 
     of_file = len(configuration.peers) + len(configuration.options.get("peer", ()))
     return Reloading(
-        *(service, options["ae"].executors.housekeeping, options["sockets"], access, options["peers"]),
+        *(service, options.ae.executors.housekeeping, options.sockets, access, options.peers),
         given_peers=options["peer"][of_file:],
         configuration=configuration,
         read=read,

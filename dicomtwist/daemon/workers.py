@@ -26,7 +26,7 @@ from zope.interface import implementer
 
 from dicomtwist.runtime.backoff import Backoff
 
-__all__ = ["Place", "Workers", "worker_command"]
+__all__ = ["WorkerSpec", "Workers", "worker_command"]
 
 #: The largest number of workers.
 MAX_WORKERS: Final = 64
@@ -47,7 +47,7 @@ _TELLS, _LIVES, _LOCK, _SOCKETS = 3, 4, 5, 6
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerSpec:
     """
     The specification of a worker, which the supervisor passes to it.
 
@@ -78,7 +78,7 @@ class Place:
         return {VARIABLE: json.dumps({"number": self.number, "ports": self.ports})}
 
     @classmethod
-    def taken(cls, environment: MutableMapping[str, str]) -> Place | None:
+    def taken(cls, environment: MutableMapping[str, str]) -> WorkerSpec | None:
         """Remove the specification of this process from its environment and return it; ``None`` if it is not a worker."""
         text = environment.pop(VARIABLE, None)
         if text is None:
@@ -208,13 +208,13 @@ class Workers:
     ) -> None:
         self.reactor = reactor
         self._command = list(command)
-        self._places = {number: Place(number, tuple(ports)) for number in range(1, count + 1)}
+        self._specs = {number: WorkerSpec(number, tuple(ports)) for number in range(1, count + 1)}
         self._sockets = sockets
         self._grace = grace
         self._clean_up = clean_up
         self._workers: dict[int, _Worker] = {}
         # How often each has ended in a row without having worked for long.
-        self._failures = dict.fromkeys(self._places, 0)
+        self._failures = dict.fromkeys(self._specs, 0)
         self._waiting: dict[int, Any] = {}
         self._cleaning: dict[int, Deferred[Any]] = {}
         self._running = False
@@ -228,7 +228,7 @@ class Workers:
     def start(self) -> None:
         """Start all workers."""
         self._running = True
-        for number in self._places:
+        for number in self._specs:
             self._start(number)
 
     def reload(self) -> None:
@@ -276,7 +276,7 @@ class Workers:
     def is_ready(self) -> None:
         """Take note that one more worker accepts connections."""
         ready = sum(worker.ready_since is not None for worker in self._workers.values())
-        if ready == len(self._places) and not self._told:
+        if ready == len(self._specs) and not self._told:
             self._told = True
             self.log.info("all {count} workers are ready", count=ready)
 
@@ -292,7 +292,7 @@ class Workers:
             log("worker {number}, process {pid}, ended {how}", number=number, pid=worker.pid, how=how)
         if worker.ready_since is not None and self.reactor.seconds() - worker.ready_since >= STEADY:
             self._failures[number] = 0
-        cleaning = succeed(None) if clean else self._clean_up(self._places[number].name)
+        cleaning = succeed(None) if clean else self._clean_up(self._specs[number].name)
         cleaning.addErrback(
             lambda why: self.log.failure("the clean-up after worker {number} failed", why, number=number)
         )
@@ -307,13 +307,13 @@ class Workers:
 
     def _start(self, number: int) -> None:
         self._waiting.pop(number, None)
-        place = self._places[number]
+        spec = self._specs[number]
         worker = self._workers[number] = _Worker(self, number)
         lock, *sockets = self._sockets()
         with open(os.devnull, "rb") as nothing:
             descriptors: dict[int, Any] = {0: nothing.fileno(), 1: 1, 2: 2, _TELLS: "r", _LIVES: "w", _LOCK: lock}
-            descriptors.update(zip(place.sockets, sockets, strict=True))
-            environment = {**os.environ, **place.environment()}
+            descriptors.update(zip(spec.sockets, sockets, strict=True))
+            environment = {**os.environ, **spec.environment()}
             self.reactor.spawnProcess(worker, sys.executable, self._command, environment, childFDs=descriptors)
 
     def _kill(self, worker: _Worker) -> None:

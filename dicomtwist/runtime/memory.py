@@ -8,7 +8,7 @@ import ctypes
 import gc
 from typing import Final
 
-__all__ = ["keep_memory", "leave_alone_what_is_there"]
+__all__ = ["retain_heap", "freeze_startup_objects"]
 
 #: How much free memory is kept at the end of the heap, in bytes.
 KEPT_MEMORY: Final = 16 * 1024 * 1024
@@ -23,7 +23,7 @@ _M_TOP_PAD: Final = -2
 _M_MMAP_THRESHOLD: Final = -3
 
 
-def keep_memory() -> bool:
+def retain_heap() -> bool:
     """
     Have the C library keep the memory of what came to put there what comes next.
 
@@ -41,7 +41,7 @@ def keep_memory() -> bool:
     return bool(mallopt(_M_TOP_PAD, HEAP_STEP) and trimmed and on_heap)
 
 
-def leave_alone_what_is_there() -> None:
+def freeze_startup_objects() -> None:
     """
     Take what the start made, modules and dictionaries, out of what Python's collector looks through: that takes 50 ms each
     time, in which nobody is answered.

@@ -2,7 +2,7 @@
 Service classes that one server provides side by side.
 
 Of an intervention there is one handler, but a query may be one of the archive or of the worklist. So each service class
-tells which requests in which presentation contexts are its own, and :func:`combined` makes handlers of them all.
+tells which requests in which presentation contexts are its own, and :func:`dispatch` makes handlers of them all.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from twisted.internet.defer import Deferred
 from dicomtwist import evt
 from dicomtwist.dimse.status import SOP_CLASS_NOT_SUPPORTED, Status
 
-__all__ = ["Provided", "Provider", "combined"]
+__all__ = ["Provider", "Route", "dispatch"]
 
 
-class Provided(NamedTuple):
+class Route(NamedTuple):
     """
     Requests that a service class answers.
 
@@ -36,7 +36,7 @@ class Provider(Protocol):
     """A service class, alive while its server is."""
 
     @property
-    def provided(self) -> Sequence[Provided]:
+    def routes(self) -> Sequence[Route]:
         """What it answers."""
 
     def start(self) -> None:
@@ -46,7 +46,7 @@ class Provider(Protocol):
         """The server stops: end what is under way. The Deferred fires when that is done."""
 
 
-def combined(entries: Iterable[Provided]) -> list[evt.HandlerTuple]:
+def dispatch(entries: Iterable[Route]) -> list[evt.HandlerTuple]:
     """
     Return handlers that give each request to the one whose it is; others get the status 0x0122.
 

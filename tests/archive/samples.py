@@ -12,7 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.record import Record, make_record, scanner_for
-from dicomtwist.archive.instance import Instance
+from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.query.compiler import BASELINE, Model, Negotiated, compile_find
 from dicomtwist.archive.query.search import AnswerReader, Search
 from dicomtwist.datasets import encode_dataset
@@ -50,10 +50,10 @@ def encoded(made: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) -> tup
     return make_record(scanner.values, transfer_syntax), [encode_preamble_and_meta(meta), data]
 
 
-def handed(made: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) -> Instance:
+def handed(made: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) -> ReceivedInstance:
     """An instance as an archive gets it."""
     record, content = encoded(made, transfer_syntax)
-    return Instance(record.uids, str(transfer_syntax), content, lambda: record, record.length)
+    return ReceivedInstance(record.uids, str(transfer_syntax), content, lambda: record, record.length)
 
 
 def keep(archive: Archive, made: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) -> BaseException | None:

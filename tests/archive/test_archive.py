@@ -28,7 +28,7 @@ from dicomtwist.archive.index import schema
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.index import IndexFailed
 from dicomtwist.archive.index.record import IndexRow, make_record, scanner_for
-from dicomtwist.archive.instance import Instance
+from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.query.compiler import Model
 from dicomtwist.archive.query.search import Finder
 from dicomtwist.archive.recovery import Reconciled, import_folder, reconcile
@@ -207,7 +207,9 @@ class Keeping(ArchiveCase):
                 scanner.finish()
             odd = make_record(scanner.values, syntax)
             outcomes: list[BaseException | None] = []
-            archive.keep(Instance(record.uids, syntax, [head, data], partial(lambda odd: odd, odd), 0), outcomes.append)
+            archive.keep(
+                ReceivedInstance(record.uids, syntax, [head, data], partial(lambda odd: odd, odd), 0), outcomes.append
+            )
             self.assertEqual(outcomes, [None], name)
             (answer,) = ask(archive, "STUDY", StudyInstanceUID=f"1.2.{number}", PatientName=None)
             self.assertIn("PatientName", answer)

@@ -13,20 +13,16 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, UserIdentity, build_context, build_role, evt
-from dicomtwist.access.enforcement import Access, Policy
+from dicomtwist.access.enforcement import Policy
 from dicomtwist.access.rules import parse_rules
 from dicomtwist.access.users import Users, hash_passcode
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.ingest import StorageReceiver
 from dicomtwist.archive.query.search import Search
-from dicomtwist.archive.services.mpps import PerformedProcedureSteps
-from dicomtwist.archive.services.query_retrieve import QueryRetrieve
-from dicomtwist.archive.services.storage_commitment import StorageCommitment
-from dicomtwist.archive.services.worklist import Worklist, WorklistFolder
+from dicomtwist.archive.server import ArchiveServer
+from dicomtwist.archive.services.worklist import WorklistFolder
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.errors import ExecutorFull, OperationFailed
 from dicomtwist.runtime.executors import Bounds
-from dicomtwist.scp.dispatch import Provider, combined
 from dicomtwist.sop_class import (
     ModalityPerformedProcedureStep,
     ModalityWorklistInformationModelFind,
@@ -70,27 +66,18 @@ class Server:
     """All that an archive does, with the executors of its AE."""
 
     def __init__(self, test: TestCase | MemoryTestCase, ae: AE) -> None:
-        self.ae, executors = ae, ae.executors
+        self.ae = ae
         self.archive = Archive(Path(test.mktemp()), durability=Durability.NONE)
         self.archive.open()
         test.addCleanup(self.archive.close)
         worklist, users = Path(test.mktemp()), Path(test.mktemp())
         worklist.mkdir()
         users.write_text(f"{hash_passcode('alice', b'ThePassword', n=16)}\n")
-        peers = Peers(ae.reactor, [])
-        self.receiver = StorageReceiver(self.archive, executors.receiving)
-        self.commitment = StorageCommitment(self.archive, executors.housekeeping, ae, peers)
-        providers: list[Provider] = [
-            QueryRetrieve(self.archive, executors.querying, "ARCHIVE", peers),
-            Worklist(worklist, executors.worklist),
-            PerformedProcedureSteps(self.archive.store, executors.housekeeping),
-            self.commitment,
-        ]
-        provided = [entry for provider in providers for entry in provider.provided]
-        handlers = [(evt.EVT_C_STORE, self.receiver.handle_store), *combined(provided)]
-        rules = parse_rules([{"allow": "all"}])
-        self.access = Access(Policy(rules, Users(users)), executors.passcodes)
-        self.handlers = self.access.guarded(handlers)
+        policy = Policy(parse_rules([{"allow": "all"}]), Users(users))
+        parts = ArchiveServer(ae, self.archive, Peers(ae.reactor, []), policy=policy, worklist=worklist)
+        self.ingest = parts.ingest
+        self.commitment = parts.storage_commitment
+        self.handlers = parts.handlers()
         ae.supported_contexts = [build_context(uid) for uid in CLASSES]
         ae.add_supported_context(SECONDARY_CAPTURE, scu_role=True, scp_role=True)
 
@@ -145,7 +132,7 @@ class Blocked(TestCase):
         self.assertEqual(await gatherResults(waiting), [[]] * len(askers))
         for one in (assoc, *askers, *await gatherResults(users)):
             await one.release()
-        server.receiver.stop()
+        server.ingest.stop()
         await server.ae.shutdown()
         self.assertEqual([lane.vitals.blocked for lane in lanes], [0, 0])
 
@@ -163,7 +150,7 @@ class Full(MemoryTestCase):
         self.scu.add_requested_context(SECONDARY_CAPTURE, ExplicitVRLittleEndian)
 
     def tearDown(self) -> None:
-        self.server.receiver.stop()
+        self.server.ingest.stop()
         self.network.result_of(self.server.commitment.stop())
         super().tearDown()
 

@@ -16,7 +16,8 @@ from twisted.trial.unittest import TestCase
 from dicomtwist import AE, AssociationError, evt
 from dicomtwist.archive import ingest as receiver
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.ingest import MAX_UNWRITTEN, WRITE_SIZE, StorageReceiver
+from dicomtwist.archive.ingest import MAX_UNWRITTEN, WRITE_SIZE, Ingest
+from dicomtwist.archive.services.storage import StorageService
 from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
@@ -94,12 +95,12 @@ class ReceiverCase(TestCase):
         self.archive.open()
         self.executor = Executors(reactor).receiving
         self.executor.acquire()
-        self.receiver = StorageReceiver(self.archive, self.executor)
+        self.receiver = Ingest(self.archive, self.executor)
         ae = AE("SCP")
         ae.settings.promiscuous = True
         ae.add_supported_context("1.2.840.10008.1.1")
         self.server = await ae.start_server(
-            ("127.0.0.1", 0), evt_handlers=[(evt.EVT_C_STORE, self.receiver.handle_store)]
+            ("127.0.0.1", 0), evt_handlers=[(evt.EVT_C_STORE, StorageService(self.receiver).handle_store)]
         )
         self.scu = AE("SCU")
         self.scu.add_requested_context(SECONDARY_CAPTURE, [ExplicitVRLittleEndian])

@@ -24,7 +24,7 @@ from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.recovery import reconcile, repair
 from dicomtwist.archive.storage.process_locks import CommitJournal, uncommitted
-from dicomtwist.daemon.workers import Place
+from dicomtwist.daemon.workers import WorkerSpec
 from dicomtwist.errors import AssociationError
 from dicomtwist.sop_class import CTImageStorage
 from dicomtwist.transport.listening_sockets import Sockets
@@ -444,12 +444,12 @@ class Places(SynchronousTestCase):
     """The specification of a worker."""
 
     def test_environment(self) -> None:
-        environment = Place(2, ("tcp:1", "tcp:2")).environment()
-        place = Place.taken(environment)
+        environment = WorkerSpec(2, ("tcp:1", "tcp:2")).environment()
+        place = WorkerSpec.taken(environment)
         assert place is not None
         self.assertEqual((place.name, place.ports, len(place.sockets)), ("worker-2", ("tcp:1", "tcp:2"), 2))
         self.assertEqual(environment, {}, "programs that it starts are no workers")
-        self.assertIsNone(Place.taken({}))
+        self.assertIsNone(WorkerSpec.taken({}))
 
     def test_sockets_of_one_process(self) -> None:
         for description in ("unix:/run/dicom.sock", "systemd:domain=INET:index=0", "haproxy:unix:/x"):

@@ -17,17 +17,18 @@ from twisted.trial.unittest import TestCase
 from dicomtwist import AE, AssociationTimeout, build_context, evt
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.normal_forms import MAX_ALTERNATIVES, MAX_KEY_LENGTH
-from dicomtwist.archive.ingest import StorageReceiver
+from dicomtwist.archive.ingest import Ingest
 from dicomtwist.archive.query import search as finder
 from dicomtwist.archive.query.compiler import MAX_VALUES, Model
 from dicomtwist.archive.query.sequences import MAX_NESTING
 from dicomtwist.archive.services.query_retrieve import QueryRetrieve
+from dicomtwist.archive.services.storage import StorageService
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.messages import CCancelRQ, CFindRQ, CGetRQ, CGetRSP, CMoveRQ, CStoreRQ, CStoreRSP
 from dicomtwist.runtime.executors import Executors
-from dicomtwist.scp.dispatch import combined
+from dicomtwist.scp.dispatch import dispatch
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.transport.peer_directory import Peers
 from dicomtwist.ul.items import ProposedContext, RoleSelection, UserInformation
@@ -60,7 +61,7 @@ class QueryTestCase(HostileTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.receivers: list[StorageReceiver] = []
+        self.receivers: list[Ingest] = []
         # Invalid values are the subject of these tests.
         for setting in ("reading_validation_mode", "writing_validation_mode"):
             self.patch(config.settings, f"_{setting}", config.IGNORE)
@@ -83,9 +84,9 @@ class QueryTestCase(HostileTestCase):
             *("SELF=tcp:127.0.0.1:104", "OTHER=tcp:127.0.0.1:105", "SILENT=tcp:127.0.0.1:106", "GONE=127.0.0.1:107"),
         ]
         query_retrieve = QueryRetrieve(archive, executors.querying, "ARCHIVE", Peers(self.network, places))
-        receiver = StorageReceiver(archive, executors.receiving)
+        receiver = Ingest(archive, executors.receiving)
         self.receivers.append(receiver)
-        return [*combined(query_retrieve.provided), (evt.EVT_C_STORE, receiver.handle_store)]
+        return [*dispatch(query_retrieve.routes), (evt.EVT_C_STORE, StorageService(receiver).handle_store)]
 
     def tearDown(self) -> None:
         for receiver in self.receivers:

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 PROGRAM = """
 import json, resource, sys
-from dicomtwist.runtime.memory import keep_memory
+from dicomtwist.runtime.memory import retain_heap
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -21,7 +21,7 @@ def faults():
         del pieces
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-print(json.dumps([faults(), keep_memory(), faults()]))
+print(json.dumps([faults(), retain_heap(), faults()]))
 """
 
 

@@ -16,7 +16,7 @@ from dicomtwist.archive.index.interfaces import RowSink
 from dicomtwist.archive.index.record import IndexRow
 from dicomtwist.archive.storage.types import IndexFailed
 
-__all__ = ["Behind"]
+__all__ = ["WriteBehind"]
 
 #: How many rows may wait, and how many bytes may be kept for them; who brings one more waits for the index.
 MAX_BEHIND: Final = 512
@@ -25,7 +25,7 @@ MAX_BEHIND_BYTES: Final = 16 * 1024 * 1024
 _Make = Callable[[], IndexRow]
 
 
-class Behind:
+class WriteBehind:
     """
     Rows that wait for the index; from any thread.
 

@@ -29,7 +29,7 @@ from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DataSetError, ExecutorFull, Refused, loggable
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
 from dicomtwist.runtime.executors import Executor
-from dicomtwist.scp.dispatch import Provided
+from dicomtwist.scp.dispatch import Route
 from dicomtwist.sop_class import ModalityPerformedProcedureStep, ModalityPerformedProcedureStepRetrieve
 
 __all__ = ["FOLDER", "PerformedProcedureSteps"]
@@ -85,7 +85,7 @@ class PerformedProcedureSteps:
     :param store: where they are kept; prepared.
     :param executor: where files are read and written; the caller holds it while this is used.
 
-    :ivar provided: what it answers.
+    :ivar routes: what it answers.
     """
 
     log = Logger()
@@ -95,10 +95,10 @@ class PerformedProcedureSteps:
         self._executor = executor
         # A request looks at the file before it writes it: one after the other, in this process and in all.
         self._lock = DeferredLock()
-        self.provided = (
-            Provided(evt.EVT_N_CREATE, ModalityPerformedProcedureStep, self.handle_create),
-            Provided(evt.EVT_N_SET, ModalityPerformedProcedureStep, self.handle_set),
-            Provided(evt.EVT_N_GET, ModalityPerformedProcedureStepRetrieve, self.handle_get),
+        self.routes = (
+            Route(evt.EVT_N_CREATE, ModalityPerformedProcedureStep, self.handle_create),
+            Route(evt.EVT_N_SET, ModalityPerformedProcedureStep, self.handle_set),
+            Route(evt.EVT_N_GET, ModalityPerformedProcedureStepRetrieve, self.handle_get),
         )
 
     def start(self) -> None:

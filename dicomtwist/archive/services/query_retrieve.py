@@ -31,7 +31,7 @@ from dicomtwist.dimse.status import (
 from dicomtwist.errors import DataSetError, ExecutorFull, Refused, loggable
 from dicomtwist.presentation import PresentationContext, build_context
 from dicomtwist.runtime.executors import Executor
-from dicomtwist.scp.dispatch import Provided
+from dicomtwist.scp.dispatch import Route
 from dicomtwist.sop_class import (
     PatientRootQueryRetrieveInformationModelFind,
     PatientRootQueryRetrieveInformationModelGet,
@@ -80,7 +80,7 @@ class QueryRetrieve:
     :param ae_title: Retrieve AE Title (0008,0054) of the answers.
     :param peers: where the destinations of C-MOVE listen.
 
-    :ivar provided: what it answers.
+    :ivar routes: what it answers.
     """
 
     log = Logger()
@@ -88,10 +88,10 @@ class QueryRetrieve:
     def __init__(self, archive: Archive, executor: Executor, ae_title: str, peers: Peers) -> None:
         self._finder = Finder(archive, executor, ae_title)
         self._peers = peers
-        self.provided = (
-            *(Provided(evt.EVT_C_FIND, model, self.handle_find) for model in _FIND),
-            *(Provided(evt.EVT_C_MOVE, model, self.handle_move) for model in _MOVE),
-            *(Provided(evt.EVT_C_GET, model, self.handle_get) for model in _GET),
+        self.routes = (
+            *(Route(evt.EVT_C_FIND, model, self.handle_find) for model in _FIND),
+            *(Route(evt.EVT_C_MOVE, model, self.handle_move) for model in _MOVE),
+            *(Route(evt.EVT_C_GET, model, self.handle_get) for model in _GET),
         )
 
     def start(self) -> None:

@@ -33,7 +33,7 @@ from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.presentation import build_context, build_role
 from dicomtwist.runtime.backoff import Backoff
 from dicomtwist.runtime.executors import Executor
-from dicomtwist.scp.dispatch import Provided
+from dicomtwist.scp.dispatch import Route
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 from dicomtwist.transport.peer_directory import Peers
 
@@ -87,7 +87,7 @@ class StorageCommitment:
         one does; each reports what it was asked itself.
     :param clock: the time, in seconds since 1970.
 
-    :ivar provided: what it answers.
+    :ivar routes: what it answers.
     """
 
     log = Logger()
@@ -114,7 +114,7 @@ class StorageCommitment:
         self._running = False
         self._checking = DeferredSemaphore(MAX_CHECKING)
         self._reporting = DeferredSemaphore(MAX_REPORTING)
-        self.provided = (Provided(evt.EVT_N_ACTION, StorageCommitmentPushModel, self.handle_action),)
+        self.routes = (Route(evt.EVT_N_ACTION, StorageCommitmentPushModel, self.handle_action),)
 
     def start(self) -> None:
         """Take up what was not reported when the program ended; it blocks for as long as its files take to read."""

@@ -31,7 +31,7 @@ from dicomtwist.dimse.status import DATASET_MISMATCH, OUT_OF_RESOURCES, PENDING,
 from dicomtwist.errors import DataSetError, ExecutorFull, loggable
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 from dicomtwist.runtime.executors import Executor, check_wanted
-from dicomtwist.scp.dispatch import Provided
+from dicomtwist.scp.dispatch import Route
 from dicomtwist.sop_class import ModalityWorklistInformationModelFind
 
 __all__ = ["Worklist", "WorklistFolder", "compile_query"]
@@ -259,7 +259,7 @@ class Worklist:
     :param folder: where the files are.
     :param executor: where they are read; the caller holds it while this is used.
 
-    :ivar provided: what it answers.
+    :ivar routes: what it answers.
     """
 
     log = Logger()
@@ -267,7 +267,7 @@ class Worklist:
     def __init__(self, folder: Path, executor: Executor) -> None:
         self._folder = WorklistFolder(folder, self._told)
         self._executor = executor
-        self.provided = (Provided(evt.EVT_C_FIND, ModalityWorklistInformationModelFind, self.handle_find),)
+        self.routes = (Route(evt.EVT_C_FIND, ModalityWorklistInformationModelFind, self.handle_find),)
 
     def start(self) -> None:
         """Nothing to do: files are read when somebody asks."""

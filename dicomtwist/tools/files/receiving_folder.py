@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from dicomtwist import Association, Status, evt
-from dicomtwist.archive.ingest import StorageReceiver
-from dicomtwist.archive.instance import Instance
+from dicomtwist.archive.ingest import Ingest
+from dicomtwist.archive.instance import ReceivedInstance
+from dicomtwist.archive.services.storage import StorageService
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.types import Durability, StoreUnusable, Written, check_uids
 from dicomtwist.runtime.executors import Executor
@@ -31,13 +32,13 @@ class FolderKeeper:
     """
 
     #: There is no index.
-    behind = 0
+    unindexed = 0
 
     def __init__(self, store: InstanceStore) -> None:
         self.store = store
 
-    def keep(self, instance: Instance, done: Callable[[BaseException | None], None]) -> None:
-        """Keep an instance that is whole; it blocks, and *done* is called in the same thread."""
+    def keep(self, instance: ReceivedInstance, on_result: Callable[[BaseException | None], None]) -> None:
+        """Keep an instance that is whole; it blocks, and *on_result* is called in the same thread."""
         store, content = self.store, instance.content
         error: BaseException | None = None
         try:
@@ -48,16 +49,16 @@ class FolderKeeper:
                 store.store_temporary(content, *instance.uids)
         except BaseException as raised:
             error = raised
-        done(error)
+        on_result(error)
 
     def keep_all(
         self,
-        instances: Sequence[tuple[Instance, Callable[[BaseException | None], None]]],
-        between: Callable[[], None] | None = None,
+        instances: Sequence[tuple[ReceivedInstance, Callable[[BaseException | None], None]]],
+        on_batch_done: Callable[[], None] | None = None,
     ) -> None:
-        """Keep some; *between* is never called, for there is no other thread's work to be done."""
-        for instance, done in instances:
-            self.keep(instance, done)
+        """Keep some; *on_batch_done* is never called, for there is no other thread's work to be done."""
+        for instance, on_result in instances:
+            self.keep(instance, on_result)
 
     def catch_up(self) -> None:
         """Nothing to do."""
@@ -91,7 +92,7 @@ class FolderReceiver:
     def __init__(self, store: InstanceStore, executor: Executor) -> None:
         self.stored = 0
         self.failures: Counter[str] = Counter()
-        self._receiver = StorageReceiver(FolderKeeper(store), executor)
+        self._storage = StorageService(Ingest(FolderKeeper(store), executor))
         self._under_way = 0
         self.associations: set[Association] = set()
 
@@ -102,8 +103,8 @@ class FolderReceiver:
 
     @evt.streaming
     def _store(self, event: evt.StoreEvent) -> Any:
-        # The receiver returns few different statuses, so the counter stays small.
-        return self._receiver.handle_store(event).addCallback(self._count)
+        # The service returns few different statuses, so the counter stays small.
+        return self._storage.handle_store(event).addCallback(self._count)
 
     def _count(self, status: Status) -> Status:
         if status.is_success or status.is_warning:

@@ -81,5 +81,5 @@ class Keeping(ArchiveCase):
     def test_it_follows(self) -> None:
         archive = self.open(engine=empty(), durability=Durability.NONE)
         self.assertIsNone(keep(archive, dataset()))
-        self.assertEqual(archive.behind, 1)
+        self.assertEqual(archive.unindexed, 1)
         self.assertEqual(len(ask(archive, "STUDY")), 1)

@@ -13,8 +13,9 @@ from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index import write_behind
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.record import IndexRow
-from dicomtwist.archive.ingest import PAUSE, StorageReceiver
+from dicomtwist.archive.ingest import PAUSE, Ingest
 from dicomtwist.archive.recovery import reconcile
+from dicomtwist.archive.services.storage import StorageService
 from dicomtwist.archive.storage.types import Durability, IndexFailed
 from dicomtwist.presentation import build_context
 from dicomtwist.runtime.executors import Executors
@@ -48,30 +49,30 @@ class Following(BehindTestCase):
 
     def test_rows_wait(self) -> None:
         self.kept(1, 2, 3)
-        self.assertEqual((len(files(self.root)), self.archive.behind, self.indexed()), (3, 3, 0))
+        self.assertEqual((len(files(self.root)), self.archive.unindexed, self.indexed()), (3, 3, 0))
         self.archive.catch_up()
-        self.assertEqual((self.archive.behind, self.indexed()), (0, 3))
+        self.assertEqual((self.archive.unindexed, self.indexed()), (0, 3))
         self.archive.catch_up()
         self.assertEqual(self.indexed(), 3)
 
     def test_who_asks_finds_all(self) -> None:
         self.kept(1, 2)
         self.assertEqual(len(ask(self.archive, "STUDY")), 1)
-        self.assertEqual(self.archive.behind, 0)
+        self.assertEqual(self.archive.unindexed, 0)
 
     def test_no_more_than_so_many_wait(self) -> None:
         self.patch(write_behind, "MAX_BEHIND", 3)
         self.kept(1, 2, 3)
-        self.assertEqual((self.archive.behind, self.indexed()), (3, 0))
+        self.assertEqual((self.archive.unindexed, self.indexed()), (3, 0))
         self.kept(4)
-        self.assertEqual((self.archive.behind, self.indexed()), (1, 3))
+        self.assertEqual((self.archive.unindexed, self.indexed()), (1, 3))
 
     def test_no_more_than_so_many_bytes_wait(self) -> None:
         self.patch(write_behind, "MAX_BEHIND_BYTES", 5000)
         self.kept(1, 2, PatientComments="x" * 3000)  # which the record has as well
-        self.assertEqual(self.archive.behind, 2)
+        self.assertEqual(self.archive.unindexed, 2)
         self.kept(3)
-        self.assertEqual((self.archive.behind, self.indexed()), (1, 2))
+        self.assertEqual((self.archive.unindexed, self.indexed()), (1, 2))
 
     def test_replaced_while_its_row_waits(self) -> None:
         """The row of the old copy does not come behind that of the new one."""
@@ -89,7 +90,7 @@ class Following(BehindTestCase):
     def test_it_is_killed(self) -> None:
         """The next start finds the files."""
         self.kept(1, 2)
-        self.archive._behind = None
+        self.archive._write_behind = None
         self.archive.close()
         self.archive = self.open()
         self.assertEqual(self.indexed(), 0)
@@ -121,14 +122,14 @@ class Following(BehindTestCase):
         self.archive.close()
         self.archive = self.open(Durability.FULL)
         self.kept(1)
-        self.assertEqual((self.archive.behind, self.indexed()), (0, 1))
+        self.assertEqual((self.archive.unindexed, self.indexed()), (0, 1))
 
     def test_several_processes_do_not_wait(self) -> None:
         """Another one may be asked next."""
         self.archive.close()
         self.archive = self.open(process="worker-0")
         self.kept(1)
-        self.assertEqual((self.archive.behind, self.indexed()), (0, 1))
+        self.assertEqual((self.archive.unindexed, self.indexed()), (0, 1))
 
 
 class Failing(BehindTestCase):
@@ -150,16 +151,16 @@ class Failing(BehindTestCase):
         self.kept(1, 2, 3)
         self.refuses = ".2"
         self.assertRaises(IndexFailed, self.archive.catch_up)
-        self.assertEqual((self.archive.behind, self.indexed()), (1, 2))
+        self.assertEqual((self.archive.unindexed, self.indexed()), (1, 2))
         self.refuses = ""
         self.archive.catch_up()
-        self.assertEqual((self.archive.behind, self.indexed()), (0, 3))
+        self.assertEqual((self.archive.unindexed, self.indexed()), (0, 3))
 
     def test_a_mistake_of_ours(self) -> None:
         self.kept(1, 2)
         add, self.archive.index.add = self.archive.index.add, lambda rows: 1 // 0  # type: ignore[method-assign,assignment]
         self.assertRaises(ZeroDivisionError, self.archive.catch_up)
-        self.assertEqual(self.archive.behind, 2)
+        self.assertEqual(self.archive.unindexed, 2)
         self.archive.index.add = add  # type: ignore[method-assign]
         self.archive.catch_up()
         self.assertEqual(self.indexed(), 2)
@@ -186,10 +187,10 @@ class Receiving(MemoryTestCase):
         self.addCleanup(self.archive.close)
         self.executor = Executors(self.network).receiving
         self.executor.acquire()
-        self.receiver = StorageReceiver(self.archive, self.executor)
+        self.receiver = Ingest(self.archive, self.executor)
         self.scp = AE("SCP", reactor=self.network)
         self.scp.add_supported_context(SECONDARY_CAPTURE)
-        self.listen((evt.EVT_C_STORE, self.receiver.handle_store))
+        self.listen((evt.EVT_C_STORE, StorageService(self.receiver).handle_store))
         self.assoc = self.network.result_of(
             self.scu.associate("127.0.0.1", 104, contexts=[build_context(SECONDARY_CAPTURE)])
         )
@@ -207,16 +208,16 @@ class Receiving(MemoryTestCase):
 
     def test_after_a_pause(self) -> None:
         self.store(1)
-        self.assertEqual(self.archive.behind, 1)
+        self.assertEqual(self.archive.unindexed, 1)
         self.network.advance(PAUSE * 0.6)
         self.store(2)
         self.network.advance(PAUSE * 0.6)
-        self.assertEqual(self.archive.behind, 2, "something has come meanwhile")
+        self.assertEqual(self.archive.unindexed, 2, "something has come meanwhile")
         self.network.advance(PAUSE * 1.1)
-        self.assertEqual((self.archive.behind, self.archive.index.counts()[Level.IMAGE]), (0, 2))
+        self.assertEqual((self.archive.unindexed, self.archive.index.counts()[Level.IMAGE]), (0, 2))
         self.store(3)
         self.network.advance(PAUSE * 1.1)
-        self.assertEqual(self.archive.behind, 0)
+        self.assertEqual(self.archive.unindexed, 0)
 
     def test_what_is_kept_of_a_large_one_counts(self) -> None:
         """Its pixels are in the file, what the index wants of its header is in memory."""
@@ -225,18 +226,18 @@ class Receiving(MemoryTestCase):
             large = dataset(number, PatientComments="x" * 6000)
             large.add_new(0x7FE00010, "OB", bytes(200_000))
             self.assertEqual(self.network.result_of(self.assoc.send_c_store(large)), 0)
-        self.assertEqual(self.archive.behind, 1)
+        self.assertEqual(self.archive.unindexed, 1)
 
     def test_the_database_refuses(self) -> None:
         add, self.archive.index.add = self.archive.index.add, self.refuse  # type: ignore[method-assign,assignment]
         self.store(1)
         self.network.advance(PAUSE * 1.1)
         self.assertEqual(self.flushLoggedErrors(), [], "a line, not a traceback")
-        self.assertEqual(self.archive.behind, 1)
+        self.assertEqual(self.archive.unindexed, 1)
         self.archive.index.add = add  # type: ignore[method-assign]
         self.store(2)
         self.network.advance(PAUSE * 1.1)
-        self.assertEqual(self.archive.behind, 0)
+        self.assertEqual(self.archive.unindexed, 0)
 
     def refuse(self, rows: Any) -> None:
         raise IndexFailed("index: it is full")

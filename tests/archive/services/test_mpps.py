@@ -19,7 +19,7 @@ from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.runtime.executors import Executors
-from dicomtwist.scp.dispatch import combined
+from dicomtwist.scp.dispatch import dispatch
 from dicomtwist.sop_class import (
     ModalityPerformedProcedureStep,
     ModalityPerformedProcedureStepNotification,
@@ -122,7 +122,7 @@ class StepsTestCase(MemoryTestCase):
         self.store.prepare()
         self.addCleanup(self.store.close)
         self.steps = PerformedProcedureSteps(self.store, Executors(self.network).housekeeping)
-        self.assoc, self.accepted = self.both(*combined(self.steps.provided))
+        self.assoc, self.accepted = self.both(*dispatch(self.steps.routes))
 
     def ask(self, result: Any) -> Status:
         status, dataset = self.answer(result)

@@ -38,7 +38,7 @@ from dicomtwist.archive.query import search as finder
 from dicomtwist.archive.services.query_retrieve import QueryRetrieve
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.runtime.executors import Executors
-from dicomtwist.scp.dispatch import combined
+from dicomtwist.scp.dispatch import dispatch
 from dicomtwist.transport.peer_directory import Peers
 from dicomtwist.ul.pdu import AAssociateRQ
 from tests.archive.samples import SECONDARY_CAPTURE, dataset, keep
@@ -107,7 +107,7 @@ class QueryRetrieveTestCase(MemoryTestCase):
         for sop_class in (SECONDARY_CAPTURE, CT):
             self.scp.add_supported_context(sop_class, SYNTAXES, scu_role=True, scp_role=True)
         self.scp.bind(evt.EVT_SOP_EXTENDED, self.query_retrieve.handle_extended)
-        self.server = self.listen(*combined(self.query_retrieve.provided))
+        self.server = self.listen(*dispatch(self.query_retrieve.routes))
 
     @staticmethod
     def query_syntaxes() -> list[str]:

@@ -27,7 +27,7 @@ from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.runtime.executors import Executors
-from dicomtwist.scp.dispatch import combined
+from dicomtwist.scp.dispatch import dispatch
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 from dicomtwist.transport.peer_directory import Peers
 from dicomtwist.ul.pdu import AAssociateRQ
@@ -108,7 +108,7 @@ class CommitmentTestCase(MemoryTestCase):
             **options,
         )
         self.commitment.start()
-        self.server = self.listen(*combined(self.commitment.provided))
+        self.server = self.listen(*dispatch(self.commitment.routes))
 
     def stop(self) -> None:
         """Stop it."""

@@ -19,7 +19,7 @@ from dicomtwist.archive.services import worklist
 from dicomtwist.archive.services.worklist import Worklist, WorklistFolder, compile_query
 from dicomtwist.daemon import tap
 from dicomtwist.runtime.executors import Executors
-from dicomtwist.scp.dispatch import combined
+from dicomtwist.scp.dispatch import dispatch
 from dicomtwist.sop_class import ModalityWorklistInformationModelFind, StudyRootQueryRetrieveInformationModelFind
 from tests.archive.services.worklists import ITEMS, code, item, items, query, write
 from tests.memory import MemoryTestCase
@@ -219,7 +219,7 @@ class Served(MemoryTestCase):
         for number, one in enumerate(items(), 1):
             write(self.root / f"{number}.wl", one)
         self.worklist = Worklist(self.root, Executors(self.network).worklist)
-        self.listen(*combined(self.worklist.provided))
+        self.listen(*dispatch(self.worklist.routes))
         self.assoc: Association = self.associate()
 
     def ask(self, asked: Dataset, model: str = ModalityWorklistInformationModelFind) -> list[Dataset]:
@@ -301,8 +301,8 @@ class Served(MemoryTestCase):
 
     def test_two_handlers_of_the_same(self) -> None:
         other = Worklist(self.root, Executors(self.network).worklist)
-        self.assertRaises(ValueError, combined, [*self.worklist.provided, *other.provided])
-        self.assertEqual([entry[0] for entry in combined(other.provided)], [evt.EVT_C_FIND])
+        self.assertRaises(ValueError, dispatch, [*self.worklist.routes, *other.routes])
+        self.assertEqual([entry[0] for entry in dispatch(other.routes)], [evt.EVT_C_FIND])
 
 
 class Options(SynchronousTestCase):

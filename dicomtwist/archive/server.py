@@ -1,0 +1,110 @@
+"""
+An archive and the services that give access to it, wired once: what DIMSE, and whatever else serves the archive, works with.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from twisted.internet.defer import Deferred, DeferredList
+
+from dicomtwist import evt
+from dicomtwist.access.enforcement import Access, Policy
+from dicomtwist.ae.ae import AE
+from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.ingest import Ingest
+from dicomtwist.archive.services.mpps import PerformedProcedureSteps
+from dicomtwist.archive.services.query_retrieve import QueryRetrieve
+from dicomtwist.archive.services.storage import StorageService
+from dicomtwist.archive.services.storage_commitment import StorageCommitment
+from dicomtwist.archive.services.worklist import Worklist
+from dicomtwist.scp.dispatch import Provider, dispatch
+from dicomtwist.transport.peer_directory import Peers
+
+__all__ = ["ArchiveServer"]
+
+
+class ArchiveServer:
+    """
+    An archive with its services. The SOP Classes of the services become supported contexts of the AE; those of storage, the
+    caller chooses.
+
+    :param ae: the AE that serves the archive. Its executors do what blocks, so that what is under way for its peers is in one
+        place.
+    :param archive: the archive, open; :meth:`close` closes it.
+    :param peers: the addresses of the AEs that the archive sends to.
+    :param policy: who may do what; without it any peer may do anything.
+    :param worklist: the folder of a modality worklist, if there is one.
+    :param takes_up: whether this process reports the storage commitments that were not reported when the program before it
+        ended. Of several processes that share an archive one does.
+
+    :ivar access: the access control, ``None`` without a policy.
+    :ivar ingest: takes the instances that arrive, by whatever protocol.
+    :ivar storage: the Storage Service Class.
+    :ivar query_retrieve: the Query/Retrieve Service Class.
+    :ivar performed_steps: the SOP Classes of performed procedure steps.
+    :ivar storage_commitment: the Storage Commitment Service Class.
+    :ivar worklist: the SOP Class of the modality worklist, ``None`` without a folder.
+    :ivar providers: the services besides storage.
+    """
+
+    def __init__(
+        self,
+        ae: AE,
+        archive: Archive,
+        peers: Peers,
+        *,
+        policy: Policy | None = None,
+        worklist: Path | None = None,
+        takes_up: bool = True,
+    ) -> None:
+        executors = ae.executors
+        self.ae = ae
+        self.archive = archive
+        self.peers = peers
+        self.access = None if policy is None else Access(policy, executors.passcodes)
+        self.ingest = Ingest(archive, executors.receiving)
+        self.storage = StorageService(self.ingest)
+        self.query_retrieve = QueryRetrieve(archive, executors.querying, ae.ae_title, peers)
+        self.performed_steps = PerformedProcedureSteps(archive.store, executors.housekeeping)
+        self.storage_commitment = StorageCommitment(archive, executors.housekeeping, ae, peers, takes_up=takes_up)
+        self.worklist = None if worklist is None else Worklist(worklist, executors.worklist)
+        providers: list[Provider] = [self.query_retrieve, self.performed_steps, self.storage_commitment]
+        if self.worklist is not None:
+            providers.append(self.worklist)
+        self.providers = tuple(providers)
+        self._is_started = False
+        ae.bind(evt.EVT_SOP_EXTENDED, self.query_retrieve.handle_extended)
+        for provider in providers:
+            for entry in provider.routes:
+                ae.add_supported_context(entry.sop_class)
+
+    def handlers(self) -> list[evt.HandlerTuple]:
+        """Return the handlers of a server of the AE, behind the access control."""
+        provided = [entry for provider in self.providers for entry in provider.routes]
+        handlers: list[evt.HandlerTuple] = [(evt.EVT_C_STORE, self.storage.handle_store), *dispatch(provided)]
+        return handlers if self.access is None else self.access.guarded(handlers)
+
+    def start(self) -> None:
+        """
+        Start the services; it may block. :meth:`close` is called even if that fails.
+
+        :raises StoreError: what was under way when the program ended cannot be read.
+        :raises OSError: as it came, errno intact.
+        """
+        self._is_started = True
+        self.ae.executors.acquire()
+        for provider in self.providers:
+            provider.start()
+
+    def stop(self) -> Deferred[None]:
+        """End what is under way; the returned Deferred fires with ``None`` when that is done."""
+        return DeferredList([provider.stop() for provider in self.providers]).addCallback(lambda _: None)
+
+    def close(self) -> None:
+        """Let go of the archive and of the executors; idempotent."""
+        self.ingest.stop()
+        if self._is_started:
+            self._is_started = False
+            self.ae.executors.release()
+        self.archive.close()
