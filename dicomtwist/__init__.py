@@ -1,8 +1,8 @@
 """
 dicomtwist sends, receives, queries and archives DICOM images from Python. It is built on Twisted.
 
-A name of this package, or a module of it, is imported on first use: ``import dicomtwist`` alone takes no longer
-than Python itself needs to start, and a program pays only for the parts that it uses.
+A name of this package, or a module of it, is imported on first use: ``import dicomtwist`` alone takes no longer than Python
+itself needs to start, and a program pays only for the parts that it uses.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
 """Endpoints: where a server listens and where a client connects.
 
-Twisted's endpoint strings (``tcp:``, ``tcp6:``, ``ssl:``, ``tls:``, ``unix:``, ``systemd:``, ``haproxy:``
-...) work unchanged. This module adds the prefix ``dicomtls:`` for TLS features that they lack: client certificates
-that are required and verified, one bundle file of trust roots, revocation lists, and the cipher suites of the
-TLS profile of DICOM::
+Twisted's endpoint strings (``tcp:``, ``tcp6:``, ``ssl:``, ``tls:``, ``unix:``, ``systemd:``, ``haproxy:`` ...) work
+unchanged. This module adds the prefix ``dicomtls:`` for TLS features that they lack: client certificates that are required
+and verified, one bundle file of trust roots, revocation lists, and the cipher suites of the TLS profile of DICOM::
 
     dicomtls:2762:privateKey=key.pem:certKey=cert.pem:trustRoots=ca.pem                  (server)
     dicomtls:pacs.example.org:2762:privateKey=key.pem:certKey=cert.pem:trustRoots=ca.pem (client)
 
-The files are read once, when a string is parsed, in the calling thread. So build endpoints at the start of a
-program, before it listens. A renewed certificate or revocation list takes effect with the next endpoint that is built.
+The files are read once, when a string is parsed, in the calling thread. So build endpoints at the start of a program,
+before it listens. A renewed certificate or revocation list takes effect with the next endpoint that is built.
 """
 
 from __future__ import annotations
@@ -119,9 +118,8 @@ def parse_server(reactor: object, *args: str, **kwargs: str) -> IStreamServerEnd
 
     The form is ``PORT:privateKey=FILE:certKey=FILE:trustRoots=FILE``, optionally with
     ``clientCertificate=required|optional|none``, ``crl=FILE``, ``extraCertChain=FILE``, ``profile=NAME``,
-    ``interface=ADDRESS`` (by default every IPv4 address; ``\\:\\:`` is every address of both kinds if the
-    system is dual-stack) and ``backlog=NUMBER`` (50). :func:`~dicomtwist.endpoints.server_tls_options`
-    explains them.
+    ``interface=ADDRESS`` (by default every IPv4 address; ``\\:\\:`` is every address of both kinds if the system is
+    dual-stack) and ``backlog=NUMBER`` (50). :func:`~dicomtwist.endpoints.server_tls_options` explains them.
 
     :raises EndpointError: an option is wrong; the error names it.
     """
@@ -150,8 +148,8 @@ def parse_client(reactor: object, *args: str, **kwargs: str) -> IStreamClientEnd
 
     The form is ``HOST:PORT:trustRoots=FILE``, optionally with ``privateKey=FILE:certKey=FILE`` (the client's certificate),
     ``hostname=NAME`` (the name that the server's certificate must be valid for, if it is not HOST), ``crl=FILE``,
-    ``extraCertChain=FILE``, ``profile=NAME``, ``bindAddress=ADDRESS`` and ``timeout=SECONDS`` (30, for each
-    attempt to connect). :func:`~dicomtwist.endpoints.client_tls_options` explains them.
+    ``extraCertChain=FILE``, ``profile=NAME``, ``bindAddress=ADDRESS`` and ``timeout=SECONDS`` (30, for each attempt to
+    connect). :func:`~dicomtwist.endpoints.client_tls_options` explains them.
 
     :raises EndpointError: an option is wrong; the error names it.
     """

@@ -14,20 +14,18 @@ The exceptions of dicomtwist. The text of each says what went wrong and, if ther
     |   +-- AssociationAborted    A-ABORT by the peer or by this side
     |   +-- AssociationLost       the connection was lost without A-ABORT or A-RELEASE
     |   +-- AssociationReleased   released in order while an operation was waiting
-    |   +-- AssociationTimeout    a timer expired, and which
-    +-- ExecutorFull              too many calls wait for the threads of one purpose already
+    |   +-- AssociationTimeout    a timer expired; the text names it
+    +-- ExecutorFull              too many calls already wait for the threads of one purpose
     +-- PoolError                 a pool of associations gave up before a response arrived; see its cause
-        +-- PoolFull              too many operations wait already
+        +-- PoolFull              too many operations already wait
         +-- PoolStopped           the pool is stopped or being stopped
         +-- PoolTimeout           the time of the operation expired
-        +-- RetriesExhausted      all attempts failed
-    OperationFailed               the peer answered with a failure status
-    TooManyAnswers                more answers arrived than the limit of a collection allows
-    NotEstablished (RuntimeError)           a service was invoked without an association
-    NoPresentationContext (ValueError)      no accepted context fits the service
-    DataSetError (ValueError)               a data set cannot be encoded or decoded
-    +-- DataSetTooLong            it has more bytes than may be collected in memory
-    Refused                       a handler refuses an operation of the peer with a failure status
+        +-- RetriesExhausted      all attempts failed OperationFailed               the peer answered with a failure status
+    TooManyAnswers                more answers arrived than the limit of a collection allows NotEstablished (RuntimeError)
+    a service was invoked without an association NoPresentationContext (ValueError)      no accepted context fits the
+    service DataSetError (ValueError)               a data set cannot be encoded or decoded
+    +-- DataSetTooLong            it has more bytes than may be collected in memory Refused                       a handler
+    refuses an operation of the peer with a failure status
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from dicomtwist.dimse.status import Status
 
 
 class DICOMError(Exception):
-    """The base of dicomtwist's own exceptions."""
+    """The base class of dicomtwist's own exceptions."""
 
 
 class ProtocolViolation(DICOMError):
@@ -146,8 +144,8 @@ class AssociationAborted(AssociationError):
     The association ended with A-ABORT (PS3.8 9.3.8).
 
     :ivar source: 0 service user, 2 service provider.
-    :ivar reason: the reason code, of significance only with source 2.
-    :ivar by_peer: whether the peer sent it, otherwise this side did.
+    :ivar reason: the reason code, significant only with source 2.
+    :ivar by_peer: whether the peer sent the A-ABORT; if not, this side did.
     :ivar detail: the reason of this side in words, or an empty str.
     """
 
@@ -202,8 +200,8 @@ class Refused(DICOMError):
 
     A handler of C-FIND, C-GET or C-MOVE may raise it to end the operation; the log then has a line, and no traceback.
 
-    :param status: the status code; or a :class:`~dicomtwist.dimse.status.Status`, with what the response says beside it.
-    :param comment: why, in words; the response has the first 64 characters as its Error Comment (0000,0902).
+    :param status: the status code; or a :class:`~dicomtwist.dimse.status.Status`, with the other fields of the response.
+    :param comment: the reason; its first 64 characters are the Error Comment (0000,0902) of the response.
     :param service: the DIMSE service that is refused, such as ``"C-STORE"``, if it is known.
 
     :ivar status: the :class:`~dicomtwist.dimse.status.Status` to answer with.
@@ -244,7 +242,7 @@ MAX_LOGGED = 300
 
 def loggable(error: BaseException | None) -> str:
     """
-    Return *error* in words for the log: one line of printable characters, without the values that pydicom and databases
+    Return a description of *error* for the log: one line of printable characters, without the values that pydicom and databases
     quote.
     """
     if isinstance(error, DataSetError) and error.__cause__ is not None:
@@ -255,14 +253,14 @@ def loggable(error: BaseException | None) -> str:
 
 class ExecutorFull(DICOMError):
     """
-    The queue of an executor is full, so that it does not take the call. A server refuses the request: out of resources.
+    The queue of an executor is full, so it rejects the call. A server refuses the request: out of resources.
 
     :ivar name: the purpose of the executor.
-    :ivar max_queued: the most calls that wait in its queue.
+    :ivar max_queued: the maximum number of calls in its queue.
     """
 
     def __init__(self, name: str, max_queued: int) -> None:
-        super().__init__(f"{max_queued} calls wait for {name} already")
+        super().__init__(f"{max_queued} calls already wait for {name}")
         self.name = name
         self.max_queued = max_queued
 

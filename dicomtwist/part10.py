@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 __all__ = ["FileMeta", "NotDicomFile", "decode_uid", "encode_preamble_and_meta", "read_file_meta"]
 
-#: The longest File Meta Information that is read, in bytes. Real ones have 200 to 400; only private
-#: information (0002,0102) makes one longer, and it is not used here.
+#: The longest File Meta Information that is read, in bytes. Real ones have 200 to 400; only private information (0002,0102)
+#: makes one longer, and it is not used here.
 MAX_META_LENGTH = 64 * 1024
 
 _FIRST_READ = 4096
@@ -85,8 +85,8 @@ _FIELDS = {
 def decode_uid(value: bytes) -> str:
     """Return the text of a UI, AE or SH value, without its padding.
 
-    Padding is NUL by PS3.5 section 9.1; spaces are wrong but common and are removed as well. A byte that is
-    not ASCII becomes the character with its number, so that an invalid UID stays visibly invalid.
+    Padding is NUL by PS3.5 section 9.1; spaces are wrong but common and are removed as well. A byte that is not ASCII
+    becomes the character with its number, so that an invalid UID stays visibly invalid.
 
     :param value: the value in the data set.
     :returns: its text.
@@ -121,8 +121,8 @@ def encode_preamble_and_meta(meta: FileMeta) -> bytes:
 
     :param meta: the content; the four UIDs are required, other elements are omitted if empty.
     :returns: 128 zero bytes, ``DICM``, and group 0002 in Explicit VR Little Endian with its group length.
-    :raises ValueError: a UID is empty, too long or not ASCII; an AE title or version name is too long, not
-        ASCII or has control characters (UnicodeEncodeError is a ValueError).
+    :raises ValueError: a UID is empty, too long or not ASCII; an AE title or version name is too long, not ASCII or has
+        control characters (UnicodeEncodeError is a ValueError).
     """
     before, behind = _encode_around_instance_uid(
         meta.media_storage_sop_class_uid,
@@ -159,14 +159,13 @@ def _encode_around_instance_uid(
 def read_file_meta(file: BinaryIO) -> tuple[FileMeta, int]:
     """Read the File Meta Information and find the start of the data set, which is not read.
 
-    A missing or wrong group length, missing elements, and unknown or private elements of group 0002 are
-    tolerated. The field of a missing element is an empty string, so a caller that needs the Transfer Syntax must check
-    it.
+    A missing or wrong group length, missing elements, and unknown or private elements of group 0002 are tolerated. The
+    field of a missing element is an empty string, so a caller that needs the Transfer Syntax must check it.
 
     :param file: a seekable binary file, at its start; afterwards at the start of the data set.
     :returns: the File Meta Information, and the offset of the data set in bytes from the start.
-    :raises NotDicomFile: there is no preamble, no ``DICM``, no group 0002; or an element of group 0002 has
-        no valid header, is truncated, or ends beyond 64 KiB.
+    :raises NotDicomFile: there is no preamble, no ``DICM``, no group 0002; or an element of group 0002 has no valid header,
+        is truncated, or ends beyond 64 KiB.
     :raises OSError: the file cannot be read.
     """
     data = file.read(_FIRST_READ)

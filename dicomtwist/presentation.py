@@ -351,8 +351,8 @@ def number_contexts(contexts: Iterable[PresentationContext]) -> list[Presentatio
 
     :param contexts: 1 to 128 contexts; results of an earlier association are dropped
     :returns: copies in the same order with the IDs 1, 3, 5, ...
-    :raises ValueError: if there are no contexts or more than 128 (PS3.8 9.3.2.2), or if one of them lacks its
-        abstract syntax or all transfer syntaxes
+    :raises ValueError: if there are no contexts or more than 128 (PS3.8 9.3.2.2), or if one of them lacks its abstract
+        syntax or all transfer syntaxes
     """
     copies = _checked_number([_unnegotiated_copy(context) for context in contexts])
     if not copies:
@@ -421,8 +421,7 @@ class RequestedContexts(_Contexts):
         :param abstract_syntax: the UID of a SOP Class
         :param transfer_syntax: one transfer syntax or several; the default ones by default
         :raises TypeError: if a value has a wrong type
-        :raises ValueError: if there are already 128 contexts, if a value is not a UID, or if there is
-            no transfer syntax
+        :raises ValueError: if there are already 128 contexts, if a value is not a UID, or if there is no transfer syntax
         """
         self.extend([build_context(abstract_syntax, transfer_syntax)])
 

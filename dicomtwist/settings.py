@@ -31,18 +31,15 @@ class Settings:
     :ivar implementation_class_uid: the Implementation Class UID (PS3.7 D.3.3.2).
     :ivar implementation_version_name: the Implementation Version Name, ``None`` to omit it.
     :ivar acse_timeout: the time for the answer to an association or release request, and the duration of the ARTIM timer:
-        the
-        time for a complete A-ASSOCIATE-RQ, and for the connection to close in the end.
+        the time for a complete A-ASSOCIATE-RQ, and for the connection to close in the end.
     :ivar dimse_timeout: the time for the answer to a DIMSE request, and for the next byte of a message that has begun. Each
         received byte restarts it, so that a large data set on a slow line does not time out.
     :ivar network_timeout: the time for the next byte while no operation is in progress, and for a handler to read the data
-        that
-        it streams.
+        that it streams.
     :ivar write_timeout: the time for the peer to accept some of the written bytes; each accepted byte restarts it.
     :ivar pdu_timeout: the time for a complete P-DATA-TF, from its first byte to its last; bytes between them do not restart
         it. For a PDU of any other kind the ACSE timeout applies. It has to be longer for a large :attr:`maximum_pdu_size`
-        on a
-        slow line.
+        on a slow line.
     :ivar connection_timeout: the time to establish the TCP connection; ``None`` leaves it to the operating system.
     :ivar maximum_pdu_size: the longest P-DATA-TF that is accepted, in bytes, 0 for no limit.
     :ivar maximum_associations: the number of associations that an AE has at once on one server; one more is rejected as
@@ -50,8 +47,7 @@ class Settings:
         1000.
     :ivar maximum_connections: the number of connections that a server has at once, with or without an association. One more
         is accepted only to be rejected as for ``maximum_associations``; if 64 of those wait for their rejection, the next
-        one
-        is closed at once. For all AEs of a server, the setting of the first one applies.
+        one is closed at once. For all AEs of a server, the setting of the first one applies.
     :ivar maximum_connections_per_peer: the number of connections from one address at once, with the same consequences.
     :ivar maximum_association_rate: the number of associations that one address may request in a minute, ``None`` for any
         number; one more is rejected as transient (temporary congestion).

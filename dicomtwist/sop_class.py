@@ -5,9 +5,9 @@ dictionary's keyword::
 
     from dicomtwist.sop_class import CTImageStorage, Verification
 
-Other accepted names are the keywords that pynetdicom gives to some of them, the older names that end in
-``SOPClass`` (``VerificationSOPClass``), and those added by :func:`register_uid`. A name is looked up on access, so the
-module is quick to import.
+Other accepted names are the keywords that pynetdicom gives to some of them, the older names that end in ``SOPClass``
+(``VerificationSOPClass``), and those added by :func:`register_uid`. A name is looked up on access, so the module is quick
+to import.
 
 Importing this module adds to pydicom's UID dictionary the few UIDs of PS3.6 that pydicom may lack.
 """
@@ -59,8 +59,8 @@ class ServiceClass(enum.StrEnum):
     UNKNOWN = "Unknown"
 
 
-# The Service Class of a SOP Class by its keyword. The first pattern that matches the whole keyword wins, so the
-# few storage classes outside the Storage Service Class come before the rule for storage.
+# The Service Class of a SOP Class by its keyword. The first pattern that matches the whole keyword wins, so the few storage
+# classes outside the Storage Service Class come before the rule for storage.
 _RULES: Final[dict[ServiceClass, str]] = {
     ServiceClass.VERIFICATION: "Verification",
     ServiceClass.MEDIA_STORAGE: "MediaStorageDirectoryStorage",
@@ -150,8 +150,8 @@ _OLD_SUFFIX: Final = "SOPClass"
 # Lenient on purpose: an empty or zero-padded component violates PS3.5 9.1, but devices send such UIDs.
 _UID_FORM: Final = re.compile(r"[0-9.]{1,64}")
 
-# The storage SOP Classes most in use, including retired ones of older devices: as many as leave room for 8
-# others in a request of 128 contexts. First the suffixes of the storage root, then complete UIDs.
+# The storage SOP Classes most in use, including retired ones of older devices: as many as leave room for 8 others in a
+# request of 128 contexts. First the suffixes of the storage root, then complete UIDs.
 _STORAGE_ROOT: Final = "1.2.840.10008.5.1.4.1.1."
 _COMMON_STORAGE: Final = """
     1 1.1 1.1.1 1.2 1.2.1 1.3 1.3.1 10 104.1 104.2 11 11.1 11.2 11.3 11.4 11.5 12.1 12.1.1 12.2 12.2.1
@@ -199,8 +199,8 @@ class _Entry(NamedTuple):
 def _complete_dictionary() -> None:
     """Add the missing UIDs to pydicom's UID dictionary.
 
-    pydicom does not know the encoding of a transfer syntax that is not in its dictionary, so names in this module
-    alone would not be enough: a data set received in JPEG XL could be neither decoded nor written.
+    pydicom does not know the encoding of a transfer syntax that is not in its dictionary, so names in this module alone
+    would not be enough: a data set received in JPEG XL could be neither decoded nor written.
     """
     for kind, newer in (("SOP Class", _NEWER_SOP_CLASSES), ("Transfer Syntax", _NEWER_TRANSFER_SYNTAXES)):
         for uid, name, keyword in newer:
@@ -398,8 +398,8 @@ def register_uid(
     :param members: for a Meta SOP Class, the UIDs of its SOP Classes
     :returns: the SOP Class
     :raises TypeError: if `uid` or one of `members` is neither ``str`` nor ``bytes``, or `keyword` is not a ``str``
-    :raises ValueError: if a UID is malformed or `uid` is already known, if the keyword is not an identifier or
-        is already in use, or if there is no such Service Class or DIMSE service
+    :raises ValueError: if a UID is malformed or `uid` is already known, if the keyword is not an identifier or is already
+        in use, or if there is no such Service Class or DIMSE service
     """
     sop_class = SOPClass(check_uid(uid, "the SOP Class"))
     if not isinstance(keyword, str):

@@ -173,8 +173,8 @@ def dimse_services(uid: str) -> tuple[str, ...]:
     """Return the DIMSE services that a SOP Class is used with.
 
     :param uid: the UID of a SOP Class or Meta SOP Class; a Meta SOP Class has the services of all its SOP Classes
-    :returns: the services, such as ``("N-CREATE", "N-SET")``; none if the SOP Class is not known, not served, or
-        used on media or in PS3.22 only. For private ones see `dimse` of :func:`~dicomtwist.sop_class.register_uid`.
+    :returns: the services, such as ``("N-CREATE", "N-SET")``; none if the SOP Class is not known, not served, or used on
+        media or in PS3.22 only. For private ones see `dimse` of :func:`~dicomtwist.sop_class.register_uid`.
     """
     registered = registered_services(uid)
     if registered:
@@ -232,8 +232,8 @@ def carriers(uid: str, service: str, action_type_id: int | None = None) -> tuple
     :param uid: the UID of the SOP Class in the request
     :param service: the DIMSE service, such as ``"N-ACTION"``
     :param action_type_id: for N-ACTION the Action Type ID, if it is known; it selects among the contexts of UPS
-    :returns: the abstract syntaxes, the closest one first; the association knows which of them were negotiated.
-        None if UPS has no such operation. For other SOP Classes the service is not checked.
+    :returns: the abstract syntaxes, the closest one first; the association knows which of them were negotiated. None if UPS
+        has no such operation. For other SOP Classes the service is not checked.
     """
     asked = uid_to_sop_class(uid)
     if asked.keyword != "UnifiedProcedureStepPush":

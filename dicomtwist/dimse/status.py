@@ -238,13 +238,11 @@ class Status(int):
     :ivar error_comment: Error Comment (0000,0902), or ``None``.
     :ivar offending_element: the tags of (0000,0901), or ``None``.
     :ivar error_id: Error ID (0000,0903), or ``None``.
-    :ivar sop_class: the UID of the SOP Class of the operation, or the name of its service class; ``""`` if it is
-        not known.
+    :ivar sop_class: the UID of the SOP Class of the operation, or the name of its service class; ``""`` if it is not known.
     :ivar attribute_identifier_list: the tags of (0000,1005), or ``None``: for N-GET, N-SET and N-CREATE, the attributes
         that the status is about.
     :ivar affected_sop_instance_uid: the SOP Instance of the operation, for N-CREATE the one that was created; ``None`` if
-        it
-        is not known, and for the C services.
+        it is not known, and for the C services.
     """
 
     #: The statuses that every service may return.

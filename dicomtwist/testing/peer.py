@@ -142,8 +142,7 @@ class ScriptedPeer(TwistedProtocol):
         Request an association.
 
         :param contexts: for each context, its ID and an abstract syntax, which is proposed in Implicit and in Explicit VR
-            Little
-            Endian; or a complete item.
+            Little Endian; or a complete item.
         """
         proposed = [
             context

@@ -274,8 +274,7 @@ def _check_hostname(certificate: crypto.X509, hostname: str, wanted: ServiceID) 
         verify_service_identity(extract_patterns(certificate), [wanted], [])
     except Exception as error:
         # Any exception here means that the name was not confirmed. Twisted's own client options catch only
-        # VerificationError
-        # and then accept a certificate without any subjectAltName for every host.
+        # VerificationError and then accept a certificate without any subjectAltName for every host.
         names = _names(certificate.to_cryptography())
         whose = f"is for {names}" if names else "has no host name or address in it (subjectAltName)"
         raise PeerCertificateError(
@@ -455,11 +454,9 @@ def client_tls(tls_args: object) -> IOpenSSLClientConnectionCreator:
 
     :param tls_args: an ``OpenSSL.SSL.Context``, ``twisted.internet.ssl.CertificateOptions`` or an
         ``IOpenSSLClientConnectionCreator`` such as the result of :func:`client_tls_options`; or a tuple of it and a host
-        name
-        or ``None``. The host name is sent to the server (server name indication). If the context verifies
+        name or ``None``. The host name is sent to the server (server name indication). If the context verifies
         certificates, the certificate must be valid for that name: dicomtwist then checks the chain and the name, and the
-        verify
-        callback of the context is not called. With ``None`` no name is checked. A connection creator has its own
+        verify callback of the context is not called. With ``None`` no name is checked. A connection creator has its own
         host name.
     :raises TypeError: *tls_args* is something else, such as a context of the module ``ssl``.
     :raises ValueError: a host name is combined with a connection creator, or is not a host name.
@@ -521,11 +518,9 @@ def server_tls_options(
     :param certificate: PEM file with the server's certificate first, optionally followed by the rest of its chain.
     :param trust_roots: bundle file, or directory of ``*.pem`` files, with the CAs that sign the certificates of clients.
     :param client_certificate: ``"required"`` (the default with ``trust_roots``), ``"optional"`` (checked if the client
-        sends
-        one), or ``"none"``, which must be given explicitly if there are no ``trust_roots``.
+        sends one), or ``"none"``, which must be given explicitly if there are no ``trust_roots``.
     :param crl: PEM file with a revocation list of each CA that signs certificates of clients; a client is refused if the
-        file
-        has no list of its CA.
+        file has no list of its CA.
     :param extra_chain: PEM file with more certificates between the server's and the root.
     :param profile: a name from :data:`PROFILES`.
     :raises EndpointError: a file or a combination cannot work; the error names options as endpoint strings do.

@@ -32,8 +32,7 @@ class PeerCertificateError(SSL.Error):
     """This side refused the certificate of the peer.
 
     It is an OpenSSL error, in the shape that pyOpenSSL gives to all of them, so that Twisted's TLS layer ends the handshake
-    as
-    for any other error: with an alert to the peer, and with this error as the reason on this side only.
+    as for any other error: with an alert to the peer, and with this error as the reason on this side only.
 
     :ivar reason: a description of the error; text that the peer chose is escaped in it.
     :ivar code: OpenSSL's verification error (``X509_V_ERR_...``), 0 if the host name does not match.

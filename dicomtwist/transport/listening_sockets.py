@@ -114,8 +114,7 @@ class Sockets:
 class _AdoptedPort:
     """
     A port whose socket can be used again by later ports: a second port, which does not accept connections, holds the
-    socket,
-    since the reactor shuts a socket down when the port that opened it is closed.
+    socket, since the reactor shuts a socket down when the port that opened it is closed.
 
     :ivar held: the port that holds the socket.
     """

@@ -34,8 +34,7 @@ class Peers:
         as ``tls:host:port`` or ``dicomtls:...``; or ``@FILE``, whose lines are such descriptions. Empty lines and lines
         that begin with ``#`` are ignored. Later descriptions override earlier ones.
     :raises ValueError: a description is wrong; the text says which and why. Files are read, including those that an
-        endpoint
-        string names, which blocks.
+        endpoint string names, which blocks.
     """
 
     def __init__(self, reactor: Any, descriptions: Iterable[str] = ()) -> None:

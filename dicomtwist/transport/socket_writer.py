@@ -3,9 +3,8 @@ Writing to a transport: through its buffer, or directly to the socket while the 
 
 Twisted's transports append bytes to a buffer and write when the reactor reports the socket as ready. For an answer of a
 hundred bytes that costs two changes of the reactor's interest and one more round, more than the rest of a C-ECHO; for a
-data
-set it costs two copies. So on a plain stream socket :class:`SocketOutput` writes at once. Bytes that the kernel does not
-accept wait, without a copy, until it accepts more.
+data set it costs two copies. So on a plain stream socket :class:`SocketOutput` writes at once. Bytes that the kernel does
+not accept wait, without a copy, until it accepts more.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ from zope.interface import implementer
 Buffers: TypeAlias = Sequence[bytes | memoryview]
 
 #: The part of a data set that is given to the transport's buffer at once, in bytes. A peer that accepts this much within
-#: the
-#: network timeout counts as alive.
+#: the network timeout counts as alive.
 WRITE_SIZE = 256 * 1024
 
 #: The part of a data set that is given to the socket at once, in bytes: one call for a chunk of a file. Every byte that the

@@ -114,8 +114,7 @@ class UpperLayerProtocol(TwistedProtocol):
     :ivar bytes_sent: the number of bytes given to the transport.
     :ivar write_paused_since: the time since which the transport is full, ``None`` if it is not.
     :ivar read_paused_since: the time since which reading is paused for a reason that the network timeout limits, ``None``
-        if
-        reading is not paused, or for another reason.
+        if reading is not paused, or for another reason.
     :ivar pdu_since: the time since which a PDU of the peer is incomplete, ``None`` if none is, or if reading is paused.
     :ivar secure: whether the connection uses TLS.
     :ivar handshaking: whether the TLS handshake is in progress.
@@ -198,8 +197,7 @@ class UpperLayerProtocol(TwistedProtocol):
         self._received(data)
         if self._socket is not None and self.bytes_sent == sent_before:
             # A peer that uses Nagle's algorithm writes its next part only when this one is acknowledged. The kernel delays
-            # the
-            # acknowledgement by 40 ms unless TCP_QUICKACK is set after each read. An answer carries the acknowledgement
+            # the acknowledgement by 40 ms unless TCP_QUICKACK is set after each read. An answer carries the acknowledgement
             # with it.
             try:
                 self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)  # type: ignore[arg-type]

@@ -73,8 +73,7 @@ class Framer:
     Cuts a byte stream into frames.
 
     :param max_length: the longest P-DATA-TF accepted, in bytes without the header, 0 for no limit. No limit costs no
-        memory,
-        since P-DATA-TF is not buffered.
+        memory, since P-DATA-TF is not buffered.
     :ivar begun: the number of PDUs of which at least one byte was received.
     """
 
@@ -121,8 +120,7 @@ class Framer:
         Process the bytes of one read and return the frames in them.
 
         An :class:`InvalidPDU` is the last frame of its list. All bytes after it are dropped, since nothing in a broken
-        stream
-        shows where the next PDU begins.
+        stream shows where the next PDU begins.
         """
         frames: list[Frame] = []
         if self._broken:
@@ -174,8 +172,7 @@ class Framer:
                 position += 6
                 pdu_left -= 4 + length
                 # PS3.8 Annex E requires an even length. An odd one is accepted: its meaning is clear, and peers such as
-                # pynetdicom
-                # have no other way if an odd maximum was announced to them.
+                # pynetdicom have no other way if an odd maximum was announced to them.
                 if length < 2 or pdu_left < 0:
                     raise InvalidPDU(
                         f"a PDV of length {length} in a P-DATA-TF with {pdu_left + length} bytes left for it"

@@ -32,8 +32,7 @@ from dicomtwist.errors import InvalidMessage
 from tests.dimse.test_command import STORE, VALUES, pydicom_decode, pydicom_encode
 
 # PS3.7 E.1 and 9.3, 10.3: the Command Field, the name, the elements beside Command Field and Command Data Set Type.
-# Optional
-# elements are in brackets (here also the status elements of Annex C in responses).
+# Optional elements are in brackets (here also the status elements of Annex C in responses).
 STANDARD = """
 0001 C-STORE-RQ  0002 0110 0700 1000 [1030] [1031]
 8001 C-STORE-RSP [0002] 0120 0900 [0901] [0902] [0903] [1000]

@@ -255,11 +255,9 @@ class PeerTests(unittest.TestCase):
     Every code that pynetdicom knows is known here, with the same status class.
 
     Two differences are intended. Its table of procedure steps gives 0x0110 the meaning *Processing Failure*, although it
-    intends
-    to say that the object may no longer be updated. Here the latter is the meaning with the Error ID 0xA710, which PS3.4
-    F.7.2.2.4 requires, and the former without it. A code that nobody has defined is *Unknown* there and a failure here, as
-    is
-    every code of no other class (PS3.7 C.1 to C.5).
+    intends to say that the object may no longer be updated. Here the latter is the meaning with the Error ID 0xA710, which
+    PS3.4 F.7.2.2.4 requires, and the former without it. A code that nobody has defined is *Unknown* there and a failure
+    here, as is every code of no other class (PS3.7 C.1 to C.5).
     """
 
     def test_none_is_left_out(self) -> None:

@@ -133,8 +133,7 @@ class HostileTestCase(MemoryTestCase):
     def is_aborted(self, peer: ScriptedPeer, *answers: PDU) -> None:
         """
         Check that the peer gets *answers* at once, and that the server waits for it to close, then closes the connection.
-        There is
-        one line in the log, so this is for one peer at a time.
+        There is one line in the log, so this is for one peer at a time.
         """
         self.assertEqual(peer.take(), list(answers))
         self.assertIsNone(peer.closed)

@@ -440,8 +440,7 @@ class Exhausted(ProcessTestCase):
     async def test_file_descriptors(self) -> None:
         """
         Row 30: few descriptors are left, then none. New connections are rejected while that is possible, then closed;
-        existing ones
-        continue, and everything works again when descriptors are free.
+        existing ones continue, and everything works again when descriptors are free.
         """
         await self.start("--acse-timeout", "60")
         assoc = await self.ae.associate("127.0.0.1", self.port)

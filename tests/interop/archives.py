@@ -223,8 +223,7 @@ class ArchiveTestCase(InteropTestCase):
     ) -> Association:
         """
         Request an association with an archive, for *models* and, with *received*, for the storage of *files* with the role
-        for
-        C-GET.
+        for C-GET.
         """
         ae = self.requestor(*models)
         roles = []

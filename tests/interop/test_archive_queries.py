@@ -125,8 +125,7 @@ SAME: Final = (
 )
 
 #: Queries with equal entities in both answers, for which ``twist dicom`` returns more: dcmqrscp leaves these keys empty.
-#: All
-#: of them are optional, and an SCP may ignore optional keys (PS3.4 C.2.2.1.3, tables C.6-1 to C.6-5).
+#: All of them are optional, and an SCP may ignore optional keys (PS3.4 C.2.2.1.3, tables C.6-1 to C.6-5).
 MORE: Final[tuple[tuple[Asked, dict[str, tuple[str, ...]]], ...]] = (
     (
         study(ModalitiesInStudy="", NumberOfStudyRelatedSeries="", NumberOfStudyRelatedInstances=""),

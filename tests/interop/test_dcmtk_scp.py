@@ -140,8 +140,7 @@ class StoreTests(Scp):
     async def test_every_transfer_syntax(self) -> None:
         """
         The bytes of the data set in the stored file are ours, in each transfer syntax, from a path, from an open file, and
-        from
-        memory.
+        from memory.
         """
         port = await self.scp("+xa", "+B")
         ae = self.proposing(*FILES)
@@ -258,8 +257,7 @@ class ConversionTests(Scp):
     async def test_uncompressed(self) -> None:
         """
         Paths and Datasets are converted between the four uncompressed transfer syntaxes: pydicom reads in DCMTK's file the
-        original
-        data set, pixel data included.
+        original data set, pixel data included.
         """
         self.port = await self.scp("+xa", "+B")
         names = ("CT_small.dcm", "MR_small_bigendian.dcm", "rtplan.dcm", "image_dfl.dcm", "ExplVR_BigEnd.dcm")
@@ -299,8 +297,7 @@ class ConversionTests(Scp):
     async def test_compressed_without_a_context(self) -> None:
         """
         A compressed data set is not converted: without a context in its own transfer syntax it is not sent, and the
-        association
-        continues.
+        association continues.
         """
         port = await self.scp()
         for file in FILES:

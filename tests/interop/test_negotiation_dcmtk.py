@@ -43,8 +43,7 @@ PRINTED = {(True, True): "SCP/SCU", (False, True): "SCP", (True, False): "SCU", 
 Roles = tuple[bool, bool]
 
 #: (proposed roles, supported roles): the resulting roles of the requestor, SCU and SCP; ``None`` for no role, which
-#: rejects.
-#: The four outcomes are both, the default, reversed, none (PS3.7 D.3.3.4).
+#: rejects. The four outcomes are both, the default, reversed, none (PS3.7 D.3.3.4).
 OUTCOMES: dict[tuple[Roles, Roles], Roles | None] = {
     ((True, True), (True, True)): (True, True),
     ((True, True), (True, False)): (True, False),

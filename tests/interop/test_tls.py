@@ -376,8 +376,7 @@ class OpenSSLTests(TLSTestCase):
     async def test_weak_ciphers(self) -> None:
         """
         There is no handshake without forward secrecy, with CBC and SHA-1, without encryption, without a certificate, or
-        with a short
-        hash.
+        with a short hash.
         """
         server = await self.serve(address=self.mutual)
         listed = await run(tool("openssl"), "ciphers", "-s", "-tls1_2", "ALL:COMPLEMENTOFALL:@SECLEVEL=0")
@@ -419,8 +418,7 @@ class OpenSSLTests(TLSTestCase):
     async def test_client_certificates(self) -> None:
         """
         A certificate that is expired, not yet valid, revoked, from another CA, or missing: the client gets an alert, the
-        log the
-        reason.
+        log the reason.
         """
         folder = self.mktemp()
         Path(folder).mkdir()

@@ -37,8 +37,7 @@ PATIENTS: Final = (
 )
 
 #: Their studies: the patient's number, date, time, Accession Number, Study ID, description, referring physician, and for
-#: each
-#: series the modality, its number and the number of its instances.
+#: each series the modality, its number and the number of its instances.
 STUDIES: Final = (
     (0, "20240101", "080000", "A100", "1", "Thorax", "House^Gregory", (("CT", 1, 2), ("CT", 2, 1))),
     (0, "20240102", "120000.5", "A101", "2", "Thorax post", "House^Gregory", (("CT", 1, 1), ("MR", 2, 1))),

@@ -45,8 +45,8 @@ Sta13: 3 AA-6 4 AA-6 6 AA-7 10 AA-6 12 AA-6 13 AA-6 16 AA-2 17 AR-5 18 AA-2 19 A
 """
 
 
-# Tables 9-6 to 9-9: the action, the next state, the PDU that is sent, the events for the owner of the connection.
-# AE-6 is given for an acceptable request; AR-8 leads the requestor to Sta9 and the acceptor to Sta10.
+# Tables 9-6 to 9-9: the action, the next state, the PDU that is sent, the events for the owner of the connection. AE-6 is
+# given for an acceptable request; AR-8 leads the requestor to Sta9 and the acceptor to Sta10.
 CONSEQUENCES = """
 AE-1  Sta4  -
 AE-2  Sta5  A-ASSOCIATE-RQ
