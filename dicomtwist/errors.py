@@ -20,12 +20,14 @@ The exceptions of dicomtwist. The text of each says what went wrong and, if ther
         +-- PoolFull              too many operations already wait
         +-- PoolStopped           the pool is stopped or being stopped
         +-- PoolTimeout           the time of the operation expired
-        +-- RetriesExhausted      all attempts failed OperationFailed               the peer answered with a failure status
-    TooManyAnswers                more answers arrived than the limit of a collection allows NotEstablished (RuntimeError)
-    a service was invoked without an association NoPresentationContext (ValueError)      no accepted context fits the
-    service DataSetError (ValueError)               a data set cannot be encoded or decoded
-    +-- DataSetTooLong            it has more bytes than may be collected in memory Refused                       a handler
-    refuses an operation of the peer with a failure status
+        +-- RetriesExhausted      all attempts failed
+    OperationFailed               the peer answered with a failure status
+    TooManyAnswers                more answers arrived than the limit of a collection allows
+    NotEstablished (RuntimeError)           a service was invoked without an association
+    NoPresentationContext (ValueError)      no accepted context fits the service
+    DataSetError (ValueError)               a data set cannot be encoded or decoded
+    +-- DataSetTooLong            it has more bytes than may be collected in memory
+    Refused                       a handler refuses an operation of the peer with a failure status
 """
 
 from __future__ import annotations
@@ -242,8 +244,8 @@ MAX_LOGGED = 300
 
 def loggable(error: BaseException | None) -> str:
     """
-    Return a description of *error* for the log: one line of printable characters, without the values that pydicom and databases
-    quote.
+    Return a description of *error* for the log: one line of printable characters, without the values that pydicom
+    and databases quote.
     """
     if isinstance(error, DataSetError) and error.__cause__ is not None:
         return f"a data set cannot be decoded or encoded: {type(error.__cause__).__name__}"
