@@ -16,8 +16,10 @@ from typing import BinaryIO, Final
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.index import FOLDER
+from dicomtwist.archive.index.interfaces import InstanceIndex
 from dicomtwist.archive.index.record import WANTED, IndexRow, Record, make_record, scanner_for
 from dicomtwist.archive.instance import ReceivedInstance
+from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.process_locks import uncommitted
 from dicomtwist.archive.storage.system_calls import Buffer
 from dicomtwist.archive.storage.types import InstanceUIDs, InvalidUID, StoreError, Written, check_uids
@@ -112,13 +114,15 @@ def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda 
     :raises IndexFailed: the database refused.
     """
     found = Reconciled()
+    store: Storage = archive.store
+    index: InstanceIndex = archive.index
     adding = _Adding(archive, found, progress)
-    announced = archive.index.announced()
+    announced = index.announced()
     for uids in announced:
-        if archive.store.exists(*uids):
+        if store.exists(*uids):
             adding.add(uids)
-    on_disk = archive.store.series()
-    in_index = archive.index.files()
+    on_disk = store.series()
+    in_index = index.files()
     lost: list[InstanceUIDs] = []
     for folder, files, rows in _merged(on_disk, in_index):
         missing = files - rows
@@ -127,12 +131,12 @@ def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda 
             adding.add((*folder, uid))
         for uid in sorted(rows - files):
             lost.append((*folder, uid))
-            found.note_lost(archive.store.name(*folder, uid))
+            found.note_lost(store.name(*folder, uid))
     adding.flush()
     for start in range(0, len(lost), _ROWS):
-        archive.index.remove(lost[start : start + _ROWS])
+        index.remove(lost[start : start + _ROWS])
     if announced:
-        archive.index.forget_announced()
+        index.forget_announced()
     return found
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from dicomtwist.archive.integrity import Reference
-from dicomtwist.archive.storage.file_store import InstanceStore
+from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.types import StoreError
 
 __all__ = ["FOLDER", "Transaction", "TransactionUnreadable", "Transactions"]
@@ -70,7 +70,7 @@ class Transactions:
     :param store: where they are; prepared.
     """
 
-    def __init__(self, store: InstanceStore) -> None:
+    def __init__(self, store: Storage) -> None:
         self._files = store.side_folder(FOLDER)
 
     def save(self, transaction: Transaction) -> Transaction:

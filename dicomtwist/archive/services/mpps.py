@@ -21,7 +21,8 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.archive.index.normal_forms import normal_date, time_key
-from dicomtwist.archive.storage.file_store import InstanceStore, file_name
+from dicomtwist.archive.storage.file_store import file_name
+from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.types import InvalidUID, StoreError, check_uids
 from dicomtwist.datasets.codec import decode_dataset, encode_dataset
 from dicomtwist.dimse import status as codes
@@ -90,7 +91,7 @@ class PerformedProcedureSteps:
 
     log = Logger()
 
-    def __init__(self, store: InstanceStore, executor: Executor) -> None:
+    def __init__(self, store: Storage, executor: Executor) -> None:
         self._files = store.side_folder(FOLDER)
         self._executor = executor
         # A request looks at the file before it writes it: one after the other, in this process and in all.

@@ -9,12 +9,13 @@ worker threads, and raises what the operating system refuses as an :class:`OSErr
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import BinaryIO, Protocol
 
 from dicomtwist.archive.storage.system_calls import Buffer
 from dicomtwist.archive.storage.types import Durability, InstanceUIDs, Written
 
-__all__ = ["CommittingStorage", "ReceivingStorage", "Storage", "Writer"]
+__all__ = ["CommittingStorage", "ReceivingStorage", "SideFiles", "Storage", "Writer"]
 
 
 class Writer(Protocol):
@@ -76,6 +77,31 @@ class CommittingStorage(Protocol):
         """Remove an instance, quietly if that cannot be done."""
 
 
+class SideFiles(Protocol):
+    """Files beside the instances, such as performed procedure steps, by their names."""
+
+    def path(self, name: str, /) -> str:
+        """Return where a file is, for people."""
+
+    def put(self, buffers: Sequence[Buffer], name: str, /) -> None:
+        """Write a file, in place of an earlier one; it is whole or not there."""
+
+    def read(self, name: str, limit: int, /) -> bytes:
+        """Return the content of a file, up to *limit* bytes of it."""
+
+    def __contains__(self, name: str, /) -> bool:
+        """Whether there is a file."""
+
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted."""
+
+    def remove(self, name: str, /) -> None:
+        """Remove a file, quietly if that cannot be done."""
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes that share the storage from what is locked as well."""
+
+
 class Storage(ReceivingStorage, CommittingStorage, Protocol):
     """The storage as an archive sees it."""
 
@@ -109,6 +135,9 @@ class Storage(ReceivingStorage, CommittingStorage, Protocol):
 
     def name(self, study_uid: str, series_uid: str, instance_uid: str, /) -> str:
         """Return what the storage calls an instance, for people."""
+
+    def side_folder(self, name: str, /) -> SideFiles:
+        """Return the files beside the instances that are kept together under *name*."""
 
     def series(self) -> Iterator[tuple[tuple[str, str], set[str]]]:
         """
