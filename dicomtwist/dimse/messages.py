@@ -390,7 +390,9 @@ _NOT_ELEMENTS: Final = ("has_dataset", "tolerated")
 def _write_encoder(cls: type[Message]) -> Callable[[Message], bytes]:
     """Return a function that encodes a *cls*. It packs mandatory numbers together and all other elements one by one."""
     sources = {
-        one.name: (f"self.{one.name}", one.default is None) for one in fields(cls) if one.name not in _NOT_ELEMENTS
+        element.name: (f"self.{element.name}", element.default is None)
+        for element in fields(cls)
+        if element.name not in _NOT_ELEMENTS
     }
     sources["command_field"] = (str(cls.COMMAND_FIELD), False)
     sources["command_data_set_type"] = (f"{_WITH_DATASET} if self.has_dataset else {NO_DATASET}", False)
@@ -423,12 +425,12 @@ def _write_maker(cls: type[Message]) -> Callable[[dict[str, Value]], Message]:
         f"self.has_dataset = values['command_data_set_type'] != {NO_DATASET}",
         "self.tolerated = ()",
     ]
-    for one in fields(cls):
-        name = one.name
+    for element in fields(cls):
+        name = element.name
         if name in needed:
             lines.append(f"self.{name} = values['{name}']")
         elif name not in _NOT_ELEMENTS:
-            lines.append(f"self.{name} = values.get('{name}', {one.default!r})")
+            lines.append(f"self.{name} = values.get('{name}', {element.default!r})")
     names = {"new": object.__new__, "cls": cls}
     return cast("Callable[[dict[str, Value]], Message]", _compile("values", [*lines, "return self"], names))
 

@@ -107,7 +107,7 @@ class MemoryConnector:
         if port is None:
             self._failed(ConnectionRefusedError())
             return
-        self._over()
+        self._finish()
         protocol = self._factory.buildProtocol(self._server)
         accepted = port.factory.buildProtocol(self._client)
         connection = MemoryConnection(self._client, self._server)
@@ -126,11 +126,11 @@ class MemoryConnector:
 
     def _failed(self, reason: Exception) -> None:
         if self.connecting:
-            self._over()
+            self._finish()
             self._factory.clientConnectionFailed(self, Failure(reason))
             self._factory.doStop()
 
-    def _over(self) -> None:
+    def _finish(self) -> None:
         self.connecting = False
         if self._late is not None and self._late.active():
             self._late.cancel()

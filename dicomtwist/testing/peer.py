@@ -59,7 +59,7 @@ class ScriptedPeerFactory(Factory):
 
 
 #: The peer's user information: no limit for P-DATA-TF, and an implementation class UID, which is mandatory.
-_INFORMATION = UserInformation(maximum_length=0, implementation_class_uid="1.2.3")
+_USER_INFORMATION = UserInformation(maximum_length=0, implementation_class_uid="1.2.3")
 
 
 class ScriptedPeer(TwistedProtocol):
@@ -150,7 +150,7 @@ class ScriptedPeer(TwistedProtocol):
             else ProposedContext(context[0], context[1], ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1"))
             for context in contexts
         ]
-        self.send(AAssociateRQ(called, calling, tuple(proposed), information or _INFORMATION))
+        self.send(AAssociateRQ(called, calling, tuple(proposed), information or _USER_INFORMATION))
 
     def accept(self, *, information: UserInformation | None = None, results: Iterable[int] = ()) -> None:
         """
@@ -166,7 +166,9 @@ class ScriptedPeer(TwistedProtocol):
             AnsweredContext(context.context_id, result, context.transfer_syntaxes[0])
             for context, result in zip(proposed, codes, strict=False)
         )
-        self.send(AAssociateAC(request.called_ae_title, request.calling_ae_title, answers, information or _INFORMATION))
+        self.send(
+            AAssociateAC(request.called_ae_title, request.calling_ae_title, answers, information or _USER_INFORMATION)
+        )
 
     def send_message(self, context_id: int, message: Message, dataset: bytes | None = None) -> None:
         """Send a DIMSE message, with *dataset* if it is given."""

@@ -212,7 +212,7 @@ def _identity(
 
 _Codes = SSL.X509VerificationCodes
 _NOT_TRUSTED = "is not signed by a trusted CA"
-_UNCHECKED = "cannot be checked for revocation"
+_REVOCATION_UNKNOWN = "cannot be checked for revocation"
 _VERIFICATION: Mapping[int, str] = {
     _Codes.ERR_UNABLE_TO_GET_ISSUER_CERT: _NOT_TRUSTED,
     _Codes.ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY: _NOT_TRUSTED,
@@ -224,9 +224,9 @@ _VERIFICATION: Mapping[int, str] = {
     _Codes.ERR_CERT_NOT_YET_VALID: "is not valid yet (compare the clocks)",
     _Codes.ERR_CERT_HAS_EXPIRED: "has expired",
     _Codes.ERR_CERT_REVOKED: "has been revoked",
-    _Codes.ERR_UNABLE_TO_GET_CRL: f"{_UNCHECKED}: the crl file has no list of its issuer",
-    _Codes.ERR_CRL_HAS_EXPIRED: f"{_UNCHECKED}: the list of its issuer in the crl file has expired",
-    _Codes.ERR_CRL_NOT_YET_VALID: f"{_UNCHECKED}: the list of its issuer is not valid yet",
+    _Codes.ERR_UNABLE_TO_GET_CRL: f"{_REVOCATION_UNKNOWN}: the crl file has no list of its issuer",
+    _Codes.ERR_CRL_HAS_EXPIRED: f"{_REVOCATION_UNKNOWN}: the list of its issuer in the crl file has expired",
+    _Codes.ERR_CRL_NOT_YET_VALID: f"{_REVOCATION_UNKNOWN}: the list of its issuer is not valid yet",
     _Codes.ERR_INVALID_PURPOSE: "is not meant for this use: its extended key usage needs serverAuth "
     "(server) or clientAuth (client)",
     _Codes.ERR_INVALID_CA: "is not the certificate of a CA, but another certificate is signed with it",
@@ -282,7 +282,7 @@ def _check_hostname(certificate: crypto.X509, hostname: str, wanted: ServiceID) 
         ) from error
 
 
-def _refusal(certificate: x509.Certificate, code: int, depth: int) -> str:
+def _describe_refusal(certificate: x509.Certificate, code: int, depth: int) -> str:
     """Describe the error in a certificate of the peer's chain; the peer's own certificate is at depth 0."""
     wrong = _VERIFICATION.get(code, f"was refused (OpenSSL verification error {code})")
     if wrong is _NOT_TRUSTED:
@@ -301,7 +301,7 @@ def _verifier(hostname: str | None) -> VerifyCallback:
 
     def verify(connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, ok: int) -> bool:
         if not ok:
-            raise PeerCertificateError(_refusal(certificate.to_cryptography(), code, depth), code)
+            raise PeerCertificateError(_describe_refusal(certificate.to_cryptography(), code, depth), code)
         if depth == 0 and hostname is not None and wanted is not None:
             _check_hostname(certificate, hostname, wanted)
         return True
@@ -381,7 +381,7 @@ class _ClientConnectionCreator:
         return connection
 
 
-def _not_stdlib(value: object, options: str) -> None:
+def _reject_stdlib_context(value: object, options: str) -> None:
     if isinstance(value, ssl.SSLContext):
         raise TypeError(
             "a context of the module ssl cannot be used under Twisted, whose TLS is pyOpenSSL: pass an"
@@ -389,7 +389,7 @@ def _not_stdlib(value: object, options: str) -> None:
         )
 
 
-def _given_context(value: object) -> SSL.Context | None:
+def _openssl_context(value: object) -> SSL.Context | None:
     if isinstance(value, SSL.Context):
         return value
     if IOpenSSLContextFactory.providedBy(value):
@@ -398,7 +398,7 @@ def _given_context(value: object) -> SSL.Context | None:
     return None
 
 
-class _Verified(SSL.Connection):
+class _VerifyingConnection(SSL.Connection):
     """
     A connection that verifies without changing its context: pyOpenSSL preserves the reason of a refusal for the callback of
     the context only.
@@ -440,7 +440,7 @@ class _GivenClientContext:
     service: ServiceID
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        connection = _Verified(self.context)
+        connection = _VerifyingConnection(self.context)
         if isinstance(self.service, DNS_ID):
             connection.set_tlsext_host_name(self.service.hostname)
         if self.context.get_verify_mode() & SSL.VERIFY_PEER:
@@ -462,13 +462,13 @@ def client_tls(tls_args: object) -> IOpenSSLClientConnectionCreator:
     :raises ValueError: a host name is combined with a connection creator, or is not a host name.
     """
     given, hostname = tls_args if isinstance(tls_args, tuple) and len(tls_args) == 2 else (tls_args, None)
-    _not_stdlib(given, "client_tls_options")
+    _reject_stdlib_context(given, "client_tls_options")
     if hostname is not None and not isinstance(hostname, str):
         raise TypeError(f"a host name must be a str or None, not {type(hostname).__name__}")
     if hostname is None and IOpenSSLClientConnectionCreator.providedBy(given):
         creator: IOpenSSLClientConnectionCreator = given
         return creator
-    context = _given_context(given)
+    context = _openssl_context(given)
     if context is None:
         if IOpenSSLClientConnectionCreator.providedBy(given):
             raise ValueError("a connection creator has its own host name: pass None together with it")
@@ -489,11 +489,11 @@ def server_tls(ssl_context: object) -> IOpenSSLServerConnectionCreator:
         ``IOpenSSLServerConnectionCreator`` such as the result of :func:`server_tls_options`.
     :raises TypeError: *ssl_context* is something else, such as a context of the module ``ssl``.
     """
-    _not_stdlib(ssl_context, "server_tls_options")
+    _reject_stdlib_context(ssl_context, "server_tls_options")
     if IOpenSSLServerConnectionCreator.providedBy(ssl_context):
         creator: IOpenSSLServerConnectionCreator = ssl_context
         return creator
-    context = _given_context(ssl_context)
+    context = _openssl_context(ssl_context)
     if context is None:
         raise TypeError(
             "ssl_context must be an OpenSSL.SSL.Context, CertificateOptions or dicomtwist.tls.server_tls_options(...), not"

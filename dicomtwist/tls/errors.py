@@ -116,7 +116,7 @@ def _causes(error: object) -> Iterator[BaseException]:
             pending.extend(reasons if isinstance(reasons, list | tuple) else ())
 
 
-def _wanted(mismatch: Any) -> str:
+def _expected_name(mismatch: Any) -> str:
     """Return the name or the address that a certificate does not match, from an error of service_identity."""
     service_id = mismatch.mismatched_id
     name = getattr(service_id, "hostname", None) or getattr(service_id, "ip", service_id)
@@ -136,8 +136,8 @@ def describe_tls_error(failure: Failure | BaseException, *, handshaking: bool = 
         if isinstance(cause, PeerCertificateError):
             return cause.reason
         if isinstance(cause, VerificationError):
-            wanted = ", ".join(_wanted(each) for each in cause.errors)
-            return f"host name mismatch: the peer's certificate is not for {wanted}"
+            expected = ", ".join(_expected_name(each) for each in cause.errors)
+            return f"host name mismatch: the peer's certificate is not for {expected}"
         if isinstance(cause, CertificateError):
             return "host name mismatch: the peer's certificate has no subjectAltName"
         if isinstance(cause, SSL.Error):

@@ -20,9 +20,9 @@ from dicomtwist.endpoints import server_endpoint
 __all__ = ["Sockets"]
 
 #: Matches endpoint strings whose endpoints read files.
-_WITH_FILES: Final = re.compile(r"(?:^|:)(?:dicomtls|ssl|tls):")
+_READS_FILES: Final = re.compile(r"(?:^|:)(?:dicomtls|ssl|tls):")
 #: Matches endpoint strings whose sockets are not TCP, or are opened by another program.
-_OF_OTHERS: Final = re.compile(r"(?:^|:)(?:unix|systemd|fd):")
+_NOT_SHAREABLE: Final = re.compile(r"(?:^|:)(?:unix|systemd|fd):")
 
 
 class Sockets:
@@ -62,7 +62,7 @@ class Sockets:
         return {
             index: self._endpoint(index)
             for index, description in enumerate(self._descriptions)
-            if _WITH_FILES.search(description)
+            if _READS_FILES.search(description)
         }
 
     def filenos(self) -> list[int]:
@@ -76,7 +76,7 @@ class Sockets:
         :raises ValueError: a socket cannot be shared.
         """
         for description in self._descriptions:
-            if _OF_OTHERS.search(description):
+            if _NOT_SHAREABLE.search(description):
                 raise ValueError(
                     f"{description!r} can be used by one process only: several processes can share TCP ports only"
                 )
@@ -100,7 +100,7 @@ class Sockets:
             port = make()
         if self._only_held:
             self.reactor.removeReader(port)
-        elif before is None and _WITH_FILES.search(self._descriptions[index]):
+        elif before is None and _READS_FILES.search(self._descriptions[index]):
             port = _AdoptedPort(self, port, factory)
         self._ports[index] = port
         return port

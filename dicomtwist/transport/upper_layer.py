@@ -165,7 +165,7 @@ class UpperLayerProtocol(TwistedProtocol):
         self._output = make_output(self.transport, self)
         self.user.transport_opened()
         if not self.connection.requestor:
-            self._do(self.connection.connection_made())
+            self._carry_out(self.connection.connection_made())
         if not self.secure:
             self.user.transport_ready()
 
@@ -218,19 +218,19 @@ class UpperLayerProtocol(TwistedProtocol):
             else:
                 if self.tracing and connection.state != state:
                     self.user.state_traced(state, connection.state)
-                self._do((event,))
+                self._carry_out((event,))
             state = connection.state
         if connection.has_output:
-            self._do(())
+            self._carry_out(())
         if not connection.mid_pdu or self._read_pauses:
             self.pdu_since = None
         elif self.pdu_since is None or self._pdu_number != connection.pdus_begun:
             self.pdu_since = self.last_received
             self._pdu_number = connection.pdus_begun
         if len(data) >= self._read_size:
-            self._read_more()
+            self._enlarge_reads()
 
-    def _read_more(self) -> None:
+    def _enlarge_reads(self) -> None:
         """Read more at once: the last read was full, so a large data set is being received, and fewer reads are faster."""
         transport = self.transport
         if self._read_size < MAX_READ_SIZE and getattr(transport, "bufferSize", None) == self._read_size:
@@ -277,7 +277,7 @@ class UpperLayerProtocol(TwistedProtocol):
 
     def request(self, request: AAssociateRQ) -> None:
         """Request an association; called in ``transport_ready``."""
-        self._do(self.connection.associate(request))
+        self._carry_out(self.connection.associate(request))
         self._step(self.connection.connection_made)
 
     def accept(self, answer: AAssociateAC) -> None:
@@ -306,7 +306,7 @@ class UpperLayerProtocol(TwistedProtocol):
 
     def close(self) -> None:
         """Close the transport: at once if nothing more can be written."""
-        self._do((Signal.CLOSE,))
+        self._carry_out((Signal.CLOSE,))
 
     @property
     def may_send_data(self) -> bool:
@@ -369,7 +369,7 @@ class UpperLayerProtocol(TwistedProtocol):
             self.pdu_since = self.last_received if self.connection.mid_pdu else None
             self.transport.resumeProducing()
 
-    def _read_to_the_end(self) -> None:
+    def _end_all_pauses(self) -> None:
         """End all pauses: from now on only the peer's close is awaited, which a paused transport does not notice."""
         if self._read_pauses and not self.closed:
             self._read_pauses = self._timed_pauses = 0
@@ -400,9 +400,9 @@ class UpperLayerProtocol(TwistedProtocol):
         events = primitive(*args)
         if self.tracing and self.connection.state != before:
             self.user.state_traced(before, self.connection.state)
-        self._do(events)
+        self._carry_out(events)
 
-    def _do(self, events: Sequence[ULEvent]) -> None:
+    def _carry_out(self, events: Sequence[ULEvent]) -> None:
         data = self.connection.data_to_send()
         if data and not self.closed:
             self.send((data,))
@@ -429,7 +429,7 @@ class UpperLayerProtocol(TwistedProtocol):
                     self.user.fragment_received(event)
 
     def _start_artim(self) -> None:
-        self._read_to_the_end()
+        self._end_all_pauses()
         if self._artim_seconds is None or self.closed:
             return
         if self._artim is not None and self._artim.active():
@@ -443,7 +443,7 @@ class UpperLayerProtocol(TwistedProtocol):
         if before is State.STA2:
             detail = f"no association request was received within {self._artim_seconds:g} seconds"
             self.user.abort_indication(AbortIndication(0, 0, by_peer=False, detail=detail))
-        self._do([event for event in self.connection.artim_expired() if event is not Signal.CLOSE])
+        self._carry_out([event for event in self.connection.artim_expired() if event is not Signal.CLOSE])
         if self.tracing:
             self.user.state_traced(before, self.connection.state)
         self.transport.abortConnection()
@@ -461,5 +461,5 @@ class UpperLayerProtocol(TwistedProtocol):
         if self._artim_seconds is not None:
             # With TLS the peer has to answer the close, and perhaps does not.
             self._closing = self.clock.callLater(self._artim_seconds, self.transport.abortConnection)
-        self._read_to_the_end()
+        self._end_all_pauses()
         self.transport.loseConnection()
