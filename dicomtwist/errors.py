@@ -118,17 +118,17 @@ class AssociationRejected(AssociationError):
 
     @property
     def result_text(self) -> str:
-        """The result in words."""
+        """The meaning of the result."""
         return REJECT_RESULTS.get(self.result, f"rejected with unknown result {self.result}")
 
     @property
     def source_text(self) -> str:
-        """The source in words."""
+        """The meaning of the source."""
         return REJECT_SOURCES.get(self.source, f"unknown source {self.source}")
 
     @property
     def reason_text(self) -> str:
-        """The reason in words."""
+        """The meaning of the reason code."""
         return REJECT_REASONS.get((self.source, self.reason), f"unknown reason {self.reason}")
 
     @property
@@ -148,7 +148,7 @@ class AssociationAborted(AssociationError):
     :ivar source: 0 service user, 2 service provider.
     :ivar reason: the reason code, significant only with source 2.
     :ivar by_peer: whether the peer sent the A-ABORT; if not, this side did.
-    :ivar detail: the reason of this side in words, or an empty str.
+    :ivar detail: the reason of this side as text, or an empty str.
     """
 
     def __init__(self, source: int = 0, reason: int = 0, *, by_peer: bool, detail: str = "") -> None:

@@ -24,10 +24,10 @@ _PREAMBLE_LENGTH = 132
 #: and JPIP HTJ2K Referenced Deflate.
 DEFLATED = frozenset(("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"))
 
-#: The VRs with a length of four bytes, behind two reserved bytes (PS3.5 table 7.1-1).
+#: The VRs with a length of four bytes, after two reserved bytes (PS3.5 table 7.1-1).
 LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 
-#: A length that says that a delimiter ends the value (PS3.5 7.1.1).
+#: The length of a value that ends with a delimiter (PS3.5 7.1.1).
 UNDEFINED_LENGTH = 0xFFFFFFFF
 
 _LENGTH = struct.Struct("<H")

@@ -31,7 +31,7 @@ from dicomtwist.dimse.messages import (
 from dicomtwist.errors import InvalidMessage
 from tests.dimse.test_command import STORE, VALUES, pydicom_decode, pydicom_encode
 
-# PS3.7 E.1 and 9.3, 10.3: the Command Field, the name, the elements beside Command Field and Command Data Set Type.
+# PS3.7 E.1 and 9.3, 10.3: the Command Field, the name, the elements besides Command Field and Command Data Set Type.
 # Optional elements are in brackets (here also the status elements of Annex C in responses).
 STANDARD = """
 0001 C-STORE-RQ  0002 0110 0700 1000 [1030] [1031]

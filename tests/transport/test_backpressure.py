@@ -197,7 +197,7 @@ class SlowHandlers(MemoryTestCase):
             self.assertLess(theirs.bytes_read - taken, CHUNK + 2 * READ_SIZE + 10_000)
             if count < 19:
                 self.assertFalse(theirs.reading)
-            self.network.advance(20)  # slow, but it goes on
+            self.network.advance(20)  # slow, but it makes progress
             taking[-1].callback(None)
         self.network.flush()
         self.assertEqual(self.successResultOf(storing), 0)
