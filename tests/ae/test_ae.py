@@ -312,7 +312,7 @@ class ArgumentTests(SynchronousTestCase):
         self.refused(TypeError, "dicomtls:", "127.0.0.1", 104, tls_args=stdlib)
         self.refused(TypeError, "CertificateOptions", "127.0.0.1", 104, tls_args=("ca.pem", None))
         context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-        self.refused(TypeError, "a host name is a str", "127.0.0.1", 104, tls_args=(context, 3))
+        self.refused(TypeError, "a host name must be a str", "127.0.0.1", 104, tls_args=(context, 3))
         self.refused(ValueError, "neither a host name", "127.0.0.1", 104, tls_args=(context, "a..b"))
         error = self.assertRaises(TypeError, self.ae.start_server, ("127.0.0.1", 0), ssl_context=stdlib)
         self.assertIn("server_tls_options", str(error))
