@@ -37,6 +37,7 @@ from dicomtwist.presentation import (
     SupportedContexts,
     TransferSyntaxes,
 )
+from dicomtwist.runtime.clock import use_monotonic_clock
 from dicomtwist.runtime.executors import Executors
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import UIDLike
@@ -91,7 +92,8 @@ class AE(LegacyCallbacks):
 
     :param ae_title: its AE title, 1 to 16 characters.
     :param port: the port that :meth:`start` listens at; :meth:`start_server` takes its own.
-    :param reactor: the reactor to use; Twisted's own by default.
+    :param reactor: the reactor to use; Twisted's own by default. Its timers follow the monotonic clock from then on, see
+        :func:`~dicomtwist.runtime.clock.use_monotonic_clock`.
     :raises ValueError: the title is not one.
 
     :ivar settings: all of its settings; the attributes below read and assign them.
@@ -100,6 +102,8 @@ class AE(LegacyCallbacks):
     def __init__(self, ae_title: str | bytes = "DICOMTWIST", port: int = 0, *, reactor: Any = None) -> None:
         self.settings = Settings(ae_title=cast("str", ae_title))
         self._reactor = reactor
+        if reactor is not None:
+            use_monotonic_clock(reactor)
         self._requested = RequestedContexts()
         self._supported = SupportedContexts()
         self._handlers = evt.Handlers()
@@ -114,6 +118,7 @@ class AE(LegacyCallbacks):
         if self._reactor is None:
             from twisted.internet import reactor
 
+            use_monotonic_clock(reactor)
             self._reactor = reactor
         return self._reactor
 

@@ -73,8 +73,7 @@ def deadlines(
             # cannot answer a request that is still in the buffer of this side.
             since = max(waiting, protocol.last_received, protocol.last_sent)
             found.append(Deadline("dimse", dimse, since, "the peer did not answer a request"))
-    busy = exchange is not None and (exchange.asking or exchange.answering)
-    if network is not None and not found and not busy:
+    if network is not None and not found and not (exchange is not None and exchange.under_way):
         since = max(protocol.last_received, protocol.last_sent)
         found.append(Deadline("network", network, since, "nothing happened"))
     return found

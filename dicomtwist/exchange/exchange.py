@@ -65,7 +65,9 @@ class Exchange:
         self._make_operation = make_operation
         self._contexts = contexts
         self._receiver = MessageReceiver(self, contexts, owner.settings.maximum_object_size)
-        self._outgoing = Outgoing(self._protocol, owner.remote.maximum_length, self._send_failed)
+        self._outgoing = Outgoing(
+            self._protocol, owner.remote.maximum_length, self._send_failed, owner.exchange_advanced
+        )
         self._window = Window(invoked)
         self._perform_limit = performed
         self._operations: dict[int, Operation] = {}
@@ -97,6 +99,15 @@ class Exchange:
     def answering(self) -> bool:
         """Whether an operation of the peer is being performed, or a message is being sent."""
         return bool(self._performing) or self._outgoing.busy
+
+    @property
+    def under_way(self) -> bool:
+        """
+        Whether an operation of either side is being performed, or waits for the window.
+
+        The rest of a data set is not: a peer may answer a request before it has received the data set.
+        """
+        return bool(self._operations) or bool(self._window.waiting) or bool(self._performing)
 
     @property
     def waiting_since(self) -> float | None:
@@ -226,7 +237,7 @@ class Exchange:
         if self._owner.observes_messages:
             self._owner.notify(evt.EVT_DIMSE_SENT, message=response, context_id=performance.context.context_id)
         response.has_dataset = source is not None
-        self._outgoing.send(performance.context.context_id, response, source, self._owner.exchange_advanced)
+        self._outgoing.send(performance.context.context_id, response, source)
 
     def performance_done(self, performance: PerformedOperation, status: int) -> None:
         """Count an operation whose final response was sent; called by the operation."""
@@ -345,7 +356,7 @@ class Exchange:
 
     def _response_received(self, response: Response) -> None:
         operation = self._operations.get(response.message_id_being_responded_to)
-        if operation is None:
+        if operation is None or self._outgoing.waits(operation.request):
             raise InvalidMessage(
                 f"{response.NAME} to Message ID {response.message_id_being_responded_to}, which waits for none"
             )

@@ -51,6 +51,8 @@ class Outgoing:
     :param peer_max_length: the longest P-DATA-TF that the peer receives, in bytes, 0 for no limit.
     :param failed: called with the message and the reason if a data set that is sent in part cannot be finished; nothing
         can be sent after that.
+    :param emptied: called when a message that had to wait for the transport or its source was sent and no other waits.
+        A release may wait for it: the operation itself is over already if the peer answered before it had the data set.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class Outgoing:
         protocol: UpperLayer,
         peer_max_length: int,
         failed: Callable[[Message, Failure], None],
+        emptied: Callable[[], None],
     ) -> None:
         self._protocol = protocol
         self._payload = payload_length(peer_max_length)
         # A multiple of the payload of a PDU, so that no short PDU is sent in between.
         self._piece = min(max(1, protocol.write_size // self._payload), MAX_PDUS) * self._payload
         self._failed = failed
+        self._emptied = emptied
         self._queue: deque[_QueuedMessage] = deque()
         self._current: _QueuedMessage | None = None
         self._rest: memoryview = memoryview(b"")
@@ -84,6 +88,10 @@ class Outgoing:
     def busy(self) -> bool:
         """Whether a message is being sent or waits."""
         return self._current is not None or bool(self._queue)
+
+    def waits(self, message: Message) -> bool:
+        """Return whether *message* waits for others, so that no byte of it was sent yet."""
+        return any(queued.message is message for queued in self._queue)
 
     def send(
         self,
@@ -266,6 +274,8 @@ class Outgoing:
             current.sent()
         if self._waiting_for_room:
             self._tell_of_room()
+        if not self.busy:
+            self._emptied()
 
     def _fail(self, reason: Failure) -> None:
         current = self._current

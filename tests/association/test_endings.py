@@ -5,22 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pydicom import Dataset
 from twisted.internet.defer import Deferred
 
 from dicomtwist import (
     Association,
     AssociationAborted,
     AssociationReleased,
+    AssociationTimeout,
+    AsyncOperationsWindow,
     NotEstablished,
     UserIdentity,
+    build_context,
     evt,
 )
-from dicomtwist.dimse.messages import CEchoRSP, CStoreRSP
+from dicomtwist.datasets.sources import Chunk
+from dicomtwist.dimse.messages import RESPONSES, CEchoRQ, CEchoRSP, CStoreRSP, Request, Response
+from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.ul.items import UserInformation
 from dicomtwist.ul.pdu import AAbort, AAssociateAC, AReleaseRP, AReleaseRQ, PDataTF
-from tests.memory import VERIFICATION, MemoryTestCase, echo, encoded, instance, store
+from tests.memory import CONTEXTS, VERIFICATION, MemoryTestCase, echo, encoded, instance, part10, store
+
+FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
+GET = "1.2.840.10008.5.1.4.1.2.2.3"
+MPPS = "1.2.840.10008.3.1.2.3.3"
 
 
 def ending(association: AssociationInterface) -> str:
@@ -383,3 +394,264 @@ class Abort(MemoryTestCase):
 
 #: These tell that it is over already.
 LATE = (evt.EVT_RELEASED, evt.EVT_ABORTED, evt.EVT_CONN_CLOSE, evt.EVT_RECORD, evt.EVT_REJECTED)
+
+
+class SlowSource:
+    """A data set whose first chunk is there at once; the test gives each later one."""
+
+    def __init__(self) -> None:
+        self.wanted: list[Deferred[Chunk]] = []
+        self.is_closed = False
+        self._is_first = True
+
+    def read(self) -> Chunk | Deferred[Chunk]:
+        if self._is_first:
+            self._is_first = False
+            return b"\1\2" * 50, False
+        self.wanted.append(Deferred())
+        return self.wanted[-1]
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+#: A value that makes a data set longer than the buffers of a connection.
+LONG = b"\1\2" * 150_000
+
+
+def long_dataset() -> Dataset:
+    dataset = Dataset()
+    dataset.QueryRetrieveLevel = "STUDY"
+    dataset.add_new(0x00091001, "OB", LONG)
+    return dataset
+
+
+class EarlyFinalResponse(MemoryTestCase):
+    """A peer may answer before it has received the data set; the rest of it is sent, then the release is requested."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.scu.requested_contexts = [
+            *CONTEXTS,
+            build_context(FIND),
+            build_context(GET),
+            build_context(MOVE),
+            build_context(MPPS),
+        ]
+
+    def refused(
+        self, begin: Callable[[Association], Any], status: int = 0xA700, **options: Any
+    ) -> tuple[Any, Association, ScriptedPeer]:
+        """Let a peer refuse the request that *begin* sends, whose data set it has not read; return what *begin* returned."""
+        association, peer = self.scripted_scp(**options)
+        peer.transport.pauseProducing()
+        asking = begin(association)
+        self.network.flush()
+        self.assertTrue(association.exchange.outgoing.busy, "the data set is longer than the buffers")
+        (operation,) = association.exchange._operations.values()
+        peer.send_message(operation.context_id, response_to(operation.request, status))
+        return asking, association, peer
+
+    def check_release(self, association: Association, peer: ScriptedPeer) -> None:
+        """Check that the release is requested as soon as the peer has read the rest, without a timer."""
+        releasing = association.release()
+        self.network.flush()
+        self.assertNoResult(releasing)
+        peer.transport.resumeProducing()
+        self.assertEqual(peer.take()[-1], AReleaseRQ())
+        ((_, data),) = peer.messages()
+        self.assertIn(LONG, data, "the data set was sent whole")
+        peer.send(AReleaseRP())
+        self.assertIsNone(self.successResultOf(releasing))
+        self.assertEqual(self.network.seconds(), 0.0)
+        self.assert_clean()
+
+    def test_to_a_c_store(self) -> None:
+        dataset = instance()
+        dataset.PixelData = LONG
+        self.scu.requested_contexts = CONTEXTS
+        storing, association, peer = self.refused(lambda association: association.send_c_store(dataset))
+        self.assertEqual(self.successResultOf(storing), 0xA700)
+        self.check_release(association, peer)
+
+    def test_to_a_c_store_of_a_file(self) -> None:
+        path = self.mktemp()
+        with open(path, "wb") as file:
+            file.write(part10(100))
+            file.write(b"\xfc\xff\xfc\xffOB\0\0" + len(LONG).to_bytes(4, "little") + LONG)
+        storing, association, peer = self.refused(lambda association: association.send_c_store(path), 0x0122)
+        self.assertEqual(self.successResultOf(storing), 0x0122)
+        self.check_release(association, peer)
+
+    def test_to_a_query(self) -> None:
+        for service, model in (("find", FIND), ("get", GET)):
+            with self.subTest(service=service):
+                answers, association, peer = self.refused(self.querying(service, model))
+                self.assertEqual(answers.status, 0xA700)
+                self.check_release(association, peer)
+                del self.network.ports[105]
+
+    def querying(self, service: str, model: str) -> Callable[[Association], Any]:
+        return lambda association: getattr(association, f"send_c_{service}")(long_dataset(), model)
+
+    def test_to_a_c_move(self) -> None:
+        _answers, association, peer = self.refused(
+            lambda association: association.send_c_move(long_dataset(), "ELSEWHERE", MOVE)
+        )
+        self.check_release(association, peer)
+
+    def test_to_a_normalised_request(self) -> None:
+        requests: dict[str, Callable[[Association], Any]] = {
+            "N-CREATE": lambda association: association.send_n_create(long_dataset(), MPPS, "1.2.3"),
+            "N-SET": lambda association: association.send_n_set(long_dataset(), MPPS, "1.2.3"),
+            "N-ACTION": lambda association: association.send_n_action(long_dataset(), 1, MPPS, "1.2.3"),
+            "N-EVENT-REPORT": lambda association: association.send_n_event_report(
+                long_dataset(), 1, MPPS, "1.2.3", any_role=True
+            ),
+        }
+        for name, begin in requests.items():
+            with self.subTest(service=name):
+                _, association, peer = self.refused(begin, 0x0110)
+                self.check_release(association, peer)
+                del self.network.ports[105]
+
+    def test_the_release_may_be_asked_for_before_the_response(self) -> None:
+        association, peer = self.scripted_scp()
+        peer.transport.pauseProducing()
+        storing = association.send_c_store(instance(400_000))
+        releasing = association.release()
+        peer.send_message(3, CStoreRSP(message_id_being_responded_to=1, status=0xA700))
+        self.assertEqual(self.successResultOf(storing), 0xA700)
+        peer.transport.resumeProducing()
+        self.assertEqual(peer.take()[-1], AReleaseRQ())
+        peer.send(AReleaseRP())
+        self.successResultOf(releasing)
+        self.assertEqual(self.network.seconds(), 0.0)
+
+    def test_the_release_of_the_peer_is_answered_after_the_rest(self) -> None:
+        association, peer = self.scripted_scp()
+        peer.transport.pauseProducing()
+        storing = association.send_c_store(instance(400_000))
+        peer.send_message(3, CStoreRSP(message_id_being_responded_to=1, status=0xA700))
+        self.successResultOf(storing)
+        peer.send(AReleaseRQ())
+        peer.transport.resumeProducing()
+        self.assertEqual(peer.take()[-1], AReleaseRP())
+        self.assertEqual(ending(association), "released")
+
+    def test_the_next_request_follows_the_rest(self) -> None:
+        storing, association, peer = self.refused(lambda association: association.send_c_store(instance(400_000)))
+        self.successResultOf(storing)
+        echoing = association.send_c_echo()
+        self.network.flush()
+        peer.transport.resumeProducing()
+        (_, data), (request, _) = peer.messages()
+        self.assertGreater(len(data), 400_000)
+        self.assertEqual(request, CEchoRQ(message_id=2))
+        peer.send_message(1, CEchoRSP(message_id_being_responded_to=2))
+        self.assertEqual(self.successResultOf(echoing), 0)
+
+    def test_with_a_window(self) -> None:
+        """All of several requests are answered while the first one's data set is being sent: the others were not sent."""
+        information = UserInformation(
+            maximum_length=0, implementation_class_uid="1.2.3", async_operations=AsyncOperationsWindow(3, 3)
+        )
+        association, peer = self.scripted_scp_with_window(information)
+        peer.transport.pauseProducing()
+        storing = [association.send_c_store(instance(400_000, f"1.2.{number}")) for number in range(3)]
+        self.network.flush()
+        peer.send_message(3, CStoreRSP(message_id_being_responded_to=1, status=0xA700))
+        self.assertEqual(self.successResultOf(storing[0]), 0xA700)
+        releasing = association.release()
+        peer.transport.resumeProducing()
+        self.assertEqual([message.message_id for message, _ in peer.messages()], [1, 2, 3])  # type: ignore[attr-defined]
+        self.assertNoResult(releasing)
+        for number in (3, 2):
+            peer.send_message(3, CStoreRSP(message_id_being_responded_to=number))
+        for each in storing[1:]:
+            self.assertEqual(self.successResultOf(each), 0)
+        self.assertEqual(peer.take()[-1], AReleaseRQ())
+        peer.send(AReleaseRP())
+        self.successResultOf(releasing)
+
+    def test_a_response_to_a_request_that_was_not_sent(self) -> None:
+        """A peer cannot answer a request of which no byte was sent: the association is aborted, nothing counts as stored."""
+        information = UserInformation(
+            maximum_length=0, implementation_class_uid="1.2.3", async_operations=AsyncOperationsWindow(3, 3)
+        )
+        association, peer = self.scripted_scp_with_window(information)
+        peer.transport.pauseProducing()
+        storing = [association.send_c_store(instance(400_000, f"1.2.{number}")) for number in range(3)]
+        self.network.flush()
+        peer.send_message(3, CStoreRSP(message_id_being_responded_to=2, status=0))
+        for each in storing:
+            self.failureResultOf(each, AssociationAborted)
+        peer.close()
+
+    def scripted_scp_with_window(self, information: UserInformation) -> tuple[Association, ScriptedPeer]:
+        peer = self.network.scripted_server(105)
+        asking = self.asking(105, ext_neg=[AsyncOperationsWindow(3, 3)])
+        peer.accept(information=information)
+        return self.successResultOf(asking), peer
+
+    def begin_slow(self) -> tuple[ScriptedPeer, SlowSource, Deferred[None]]:
+        association, peer = self.scripted_scp()
+        source = SlowSource()
+        association.exchange.enter_window()
+        answer = association.exchange.start(3, store(), source)
+        answer.addCallback(left, association.exchange)
+        peer.take()
+        peer.send_message(3, CStoreRSP(message_id_being_responded_to=1, status=0xA700))
+        self.assertEqual(self.successResultOf(answer)[0].status, 0xA700)
+        return peer, source, association.release()
+
+    def test_a_slow_source(self) -> None:
+        peer, source, releasing = self.begin_slow()
+        self.network.advance(50)
+        self.assertNoResult(releasing)
+        source.wanted[0].callback((b"\3\4", True))
+        self.assertEqual(peer.take()[-1], AReleaseRQ())
+        self.assertTrue(source.is_closed)
+        peer.send(AReleaseRP())
+        self.successResultOf(releasing)
+
+    def test_a_source_that_fails(self) -> None:
+        peer, source, releasing = self.begin_slow()
+        source.wanted[0].errback(OSError(5, "Input/output error"))
+        self.assertIsInstance(peer.take()[-1], AAbort)
+        peer.close()
+        self.assertIn("Input/output error", str(self.failureResultOf(releasing, AssociationAborted).value))
+        self.assertTrue(source.is_closed)
+
+    def test_a_source_that_gives_nothing_more(self) -> None:
+        """Nobody waits for the rest of such a data set, so the network timeout limits it."""
+        peer, source, releasing = self.begin_slow()
+        self.network.advance(60)
+        self.failureResultOf(releasing, AssociationTimeout)
+        self.assertIsInstance(peer.take()[-1], AAbort)
+        self.assertTrue(source.is_closed)
+        self.assert_clean()
+
+    def test_a_cancel_that_waits_is_sent_before_the_release(self) -> None:
+        association, peer = self.scripted_scp()
+        peer.transport.pauseProducing()
+        answers = association.send_c_find(long_dataset(), FIND)
+        self.network.flush()
+        association.exchange.cancel(1)
+        peer.send_message(5, response_to(association.exchange._operations[1].request, 0xA700))
+        releasing = association.release()
+        peer.transport.resumeProducing()
+        self.assertEqual(peer.take()[-1], AReleaseRQ())
+        self.assertEqual([type(message).__name__ for message, _ in peer.messages()], ["CFindRQ", "CCancelRQ"])
+        peer.send(AReleaseRP())
+        self.successResultOf(releasing)
+        self.assertEqual(answers.status, 0xA700)
+
+
+def left(answer: tuple[Response, bytes | None], exchange: Exchange) -> tuple[Response, bytes | None]:
+    exchange.leave_window()
+    return answer
+
+
+def response_to(request: Request, status: int) -> Response:
+    return RESPONSES[type(request)](message_id_being_responded_to=request.message_id, status=status)

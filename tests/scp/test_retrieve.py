@@ -32,10 +32,11 @@ from dicomtwist import (
     evt,
 )
 from dicomtwist.datasets import encode_dataset
-from dicomtwist.dimse.messages import CGetRSP, CMoveRSP
+from dicomtwist.dimse.messages import CGetRSP, CMoveRSP, CStoreRSP
 from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 from dicomtwist.scp.sub_operations import PATHS_AHEAD
+from dicomtwist.ul.pdu import AReleaseRP, AReleaseRQ
 from tests.memory import CT, MemoryTestCase, encoded, instance, part10
 
 GET = "1.2.840.10008.5.1.4.1.2.2.3"
@@ -678,6 +679,21 @@ class MoveTests(MoveTestCase):
 
 
 class MoveFailureTests(MoveTestCase):
+    def test_a_destination_that_refuses_before_it_has_the_data_set(self) -> None:
+        """Its status counts, and the final response follows as soon as it has read the rest."""
+        peer = self.network.scripted_server(11113)
+        result = self.moving(lambda event: [("127.0.0.1", 11113), 1, instance(400_000, uid=uid(1))])
+        peer.accept()
+        peer.transport.pauseProducing()
+        (association,) = [each for each in self.scp._associations if each.is_requestor]
+        (operation,) = association.exchange._operations.values()
+        peer.send_message(operation.context_id, CStoreRSP(message_id_being_responded_to=1, status=0x0122))
+        peer.transport.resumeProducing()
+        self.assertEqual(peer.take()[-1], AReleaseRQ())
+        peer.send(AReleaseRP())
+        self.assertEqual(self.ended(result).failed_instances, [uid(1)])
+        self.assertEqual(self.network.seconds(), 0.0)
+
     def test_unknown(self) -> None:
         for nowhere in (None, (None, None)):
             self.assertEqual(self.move(lambda event, nowhere=nowhere: [nowhere, 1, instance()]).status, 0xA801)
