@@ -1,1 +1,1 @@
-"""Where the bytes of instances lie: files, written whole or not at all."""
+"""The storage of an archive: the files of instances, each written completely or not at all."""

@@ -1,5 +1,5 @@
 """
-One instance that is written to disk piece by piece.
+Writing one instance to disk piece by piece.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ __all__ = ["InstanceWriter"]
 
 
 class InstanceWriter:
-    """One instance that is being written; made by :meth:`~dicomtwist.archive.storage.file_store.InstanceStore.create`.
+    """Writes one instance; made by :meth:`~dicomtwist.archive.storage.file_store.InstanceStore.create`.
 
     Any failure removes the temporary file and closes the writer; so does :meth:`discard`.
 
-    :param files: the temporary files that this one becomes one of.
-    :raises OSError: it cannot be made.
+    :param files: the temporary files of the store; the writer adds one.
+    :raises OSError: the file cannot be made.
     """
 
     __slots__ = ("_file", "_files", "_hash")
@@ -38,15 +38,15 @@ class InstanceWriter:
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Append buffers, all bytes of them.
 
-        :param buffers: contiguous bytes each; any number.
-        :raises OSError: as it came, errno intact; the temporary file is gone.
+        :param buffers: any number of buffers, each contiguous.
+        :raises OSError: as it came, errno intact; the temporary file has been removed.
         :raises StoreClosed: the writer has ended.
         """
         self._check_open()
         try:
             self._files.append(self._file, buffers)
             if self._hash is not None:
-                # While the system writes these, and while the rest is still to come.
+                # Hashed here, while the system writes these bytes and the rest has not arrived yet.
                 for buffer in buffers:
                     self._hash.update(buffer)
         except BaseException:
@@ -54,17 +54,17 @@ class InstanceWriter:
             raise
 
     def seal(self) -> Written:
-        """The instance is whole: its temporary file is, with durability full on the medium.
+        """Complete the temporary file; with durability full it is on the medium afterwards.
 
-        :returns: the file, which belongs to the caller.
-        :raises OSError: as it came, errno intact; the temporary file is gone.
+        :returns: the file, which belongs to the caller from then on.
+        :raises OSError: as it came, errno intact; the temporary file has been removed.
         :raises StoreClosed: the writer has ended.
         """
         self._check_open()
         return self._files.seal(self._file, b"" if self._hash is None else self._hash.digest())
 
     def discard(self) -> None:
-        """Remove the temporary file; idempotent, and without effect after :meth:`seal`."""
+        """Remove the temporary file; idempotent, and does nothing after :meth:`seal`."""
         self._files.discard(self._file)
 
     def _check_open(self) -> None:

@@ -1,9 +1,9 @@
 """
-What an archive needs of a storage: the files below a folder are one, an object store can be another.
+The interfaces of a storage, as Protocols: files below a folder are one storage, an object store can be another.
 
-An instance is known by its Study, Series and SOP Instance UIDs; where it lies is the storage's own matter. Unless told
-otherwise the UIDs have been checked (:func:`~dicomtwist.archive.storage.types.check_uids`). Everything blocks, is meant for
-worker threads, and raises what the operating system refuses as an :class:`OSError`.
+The archive identifies an instance by its Study, Series and SOP Instance UIDs; only the storage knows where it lies. Unless
+stated otherwise the caller has checked the UIDs (:func:`~dicomtwist.archive.storage.types.check_uids`). All methods block, are
+meant for worker threads, and raise an :class:`OSError` if the operating system refuses a call.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ __all__ = ["CommittingStorage", "ReceivingStorage", "SideFiles", "Storage", "Wri
 
 
 class Writer(Protocol):
-    """One instance that comes piece by piece; any failure removes what was written, and ends the writer."""
+    """Writes one instance piece by piece. Any failure removes what was written and ends the writer."""
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Append buffers, all bytes of them."""
 
     def seal(self) -> Written:
-        """Return the instance, which is whole; it belongs to the caller."""
+        """Complete the instance and return it; it belongs to the caller from then on."""
 
     def discard(self) -> None:
-        """Remove what was written; without effect after :meth:`seal`."""
+        """Remove what was written; does nothing after :meth:`seal`."""
 
 
 class ReceivingStorage(Protocol):
@@ -36,70 +36,70 @@ class ReceivingStorage(Protocol):
 
     @property
     def durability(self) -> Durability:
-        """What has happened to an instance when the call that stores it returns."""
+        """The state of an instance when the call that stores it returns."""
 
     def create(self) -> Writer:
-        """Begin an instance that comes piece by piece."""
+        """Begin an instance that is written piece by piece."""
 
 
 class CommittingStorage(Protocol):
-    """The storage as a commit sees it: instances that are whole get their final names, or all is as it was."""
+    """The storage as a commit sees it: a complete instance gets its final name, or everything stays as it was."""
 
     @property
     def durability(self) -> Durability:
-        """What has happened to an instance when the call that stores it returns."""
+        """The state of an instance when the call that stores it returns."""
 
     def exists(self, study_uid: str, series_uid: str, instance_uid: str, /) -> bool:
-        """Whether there is an instance."""
+        """Whether the storage holds an instance."""
 
     def rename(
         self, source: str, study_uid: str, series_uid: str, instance_uid: str, /, *, exclusive: bool = False
     ) -> str:
         """
-        Give the temporary file *source* its final name, which :meth:`sync_names` brings onto the medium.
+        Give the temporary file *source* its final name; :meth:`sync_names` then flushes that name to the medium.
 
-        :raises FileExistsError: there is an earlier copy, though *exclusive*; both are as they were.
+        :raises FileExistsError: there is an earlier copy and *exclusive* is true; neither file has changed.
         """
 
     def set_aside(self, study_uid: str, series_uid: str, instance_uid: str, /) -> str:
-        """Return a second name for the copy that is there, so that :meth:`put_back` can undo its replacement."""
+        """Give the stored copy a second name and return it, so that :meth:`put_back` can undo a replacement."""
 
     def put_back(self, temporary: str, study_uid: str, series_uid: str, instance_uid: str, /) -> None:
-        """Undo a replacement: what was set aside gets its name back."""
+        """Undo a replacement: the copy that was set aside gets its name back."""
 
     def sync_names(self, instances: Iterable[InstanceUIDs], /) -> dict[InstanceUIDs, OSError]:
-        """Have the names of instances on the medium if durability asks for it; return those that failed, with why."""
+        """Flush the names of instances to the medium if the durability asks for it; return the failures."""
 
     def remove(self, temporary: str, /) -> None:
-        """Remove a temporary file, or what was set aside, quietly if that cannot be done."""
+        """Remove a temporary file or a copy that was set aside; a failure is ignored."""
 
     def remove_instance(self, study_uid: str, series_uid: str, instance_uid: str, /) -> None:
-        """Remove an instance, quietly if that cannot be done."""
+        """Remove an instance; a failure is ignored."""
 
 
 class SideFiles(Protocol):
-    """Files beside the instances, such as performed procedure steps, by their names."""
+    """Files beside the instances, such as performed procedure steps, addressed by name."""
 
     def path(self, name: str, /) -> str:
-        """Return where a file is, for people."""
+        """Return the path of a file, for messages."""
 
     def put(self, buffers: Sequence[Buffer], name: str, /) -> None:
-        """Write a file, in place of an earlier one; it is whole or not there."""
+        """Write a file and replace an earlier one. A reader sees all of it or none."""
 
     def read(self, name: str, limit: int, /) -> bytes:
-        """Return the content of a file, up to *limit* bytes of it."""
+        """Return the content of a file, at most *limit* bytes of it."""
 
     def __contains__(self, name: str, /) -> bool:
-        """Whether there is a file."""
+        """Whether the file *name* exists."""
 
     def names(self) -> list[str]:
         """Return the names of all files, sorted."""
 
     def remove(self, name: str, /) -> None:
-        """Remove a file, quietly if that cannot be done."""
+        """Remove a file; a failure is ignored."""
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keep other processes that share the storage from what is locked as well."""
+        """Hold a lock that excludes the other processes that share the storage."""
 
 
 class Storage(ReceivingStorage, CommittingStorage, Protocol):
@@ -107,16 +107,16 @@ class Storage(ReceivingStorage, CommittingStorage, Protocol):
 
     def prepare(self) -> int:
         """
-        Make the storage ready, and return how many temporary files were left over and have been removed.
+        Make the storage ready, remove left-over temporary files, and return how many these were.
 
-        :raises StoreUnusable: it cannot be used; the text says why and what to do.
+        :raises StoreUnusable: the storage cannot be used; the text says why and what to do.
         """
 
     def close(self) -> None:
-        """Let go of the storage; idempotent."""
+        """Release the storage; idempotent."""
 
     def write_temporaries(self, contents: Sequence[Sequence[Buffer]], /) -> list[Written | BaseException]:
-        """Write instances that are whole and have no final name yet; return each, or why there is none."""
+        """Write complete instances without a final name; return for each the file or the reason of the failure."""
 
     def open_temporary(self, temporary: Written, /) -> BinaryIO:
         """Open an instance that has no final name yet."""
@@ -125,21 +125,21 @@ class Storage(ReceivingStorage, CommittingStorage, Protocol):
         """Open an instance."""
 
     def open_on_medium(self, study_uid: str, series_uid: str, instance_uid: str, /) -> BinaryIO:
-        """Open an instance so that it is read from the medium, where it is brought first if it may not be there."""
+        """Open an instance so that it is read from the medium; it is flushed there first if it may not be there yet."""
 
     def sync_path(self, study_uid: str, series_uid: str, instance_uid: str, /) -> None:
-        """Bring the names that lead to an instance onto the medium if they may not be there."""
+        """Flush the names that lead to an instance to the medium if they may not be there yet."""
 
     def locate(self, study_uid: str, series_uid: str, instance_uid: str, /) -> str:
-        """Return the path of an instance, whether or not it is there."""
+        """Return the path of an instance, whether or not it exists."""
 
     def name(self, study_uid: str, series_uid: str, instance_uid: str, /) -> str:
-        """Return what the storage calls an instance, for people."""
+        """Return the name that the storage has for an instance, for messages."""
 
     def side_folder(self, name: str, /) -> SideFiles:
-        """Return the files beside the instances that are kept together under *name*."""
+        """Return the files beside the instances that are stored together under *name*."""
 
     def series(self) -> Iterator[tuple[tuple[str, str], set[str]]]:
         """
-        Yield the series in the order of their UIDs: Study and Series Instance UID, and the SOP Instance UIDs in it.
+        Yield each series, in the order of the UIDs: Study and Series Instance UID, and the SOP Instance UIDs in it.
         """

@@ -1,9 +1,9 @@
 """
-Several processes that keep instances in one archive.
+Locks between several processes that store instances in one archive.
 
-Each locks the files that it is about to put in place, so that no two are at the same one; and notes them, so that somebody
-can see to them where it dies before it has told the index. Both cost some microseconds, and nothing is synced: they are of
-no use after the machine has crashed, when everything is looked at anyway.
+Each process locks the instances that it is about to commit, so that no two commit the same one. It also notes them, so that
+another process can complete or undo the commit if it dies before the index has the rows. Locks and notes take a few
+microseconds. Nothing is synced: after a crash of the machine they are useless, and the next start compares everything anyway.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ __all__ = ["CommitJournal", "FileLock", "uncommitted"]
 
 _LOCKS: Final = "committing.lock"
 _NOTES: Final = "committing-"
-#: The byte that stands for the index; those of instances are before it.
+#: The byte of the lock file that stands for the index; the bytes of instances lie below it.
 _INDEX_LOCK: Final = 1 << 40
 
 
 class FileLock:
     """
-    A lock of the processes of one machine; it is a file, which stays when the lock is let go of.
+    A lock between the processes of one machine, held on a file; the file stays after the lock is released.
 
-    :param path: the file, made when it is missing.
-    :param fd: its file descriptor, if the lock is that of another process of this program; it is taken over.
+    :param path: the file, made if it is missing.
+    :param fd: its file descriptor, if another process of this program holds the lock and hands it over.
     """
 
     def __init__(self, path: str, fd: int = -1) -> None:
@@ -45,7 +45,7 @@ class FileLock:
 
     def exclusive(self) -> None:
         """
-        Wait until nobody else has the lock.
+        Take the lock for this holder alone; wait until all others have released it.
 
         :raises OSError: the file cannot be opened, or there are no locks on its file system.
         """
@@ -54,9 +54,10 @@ class FileLock:
 
     def try_exclusive(self) -> bool:
         """
-        Take the lock if nobody else has it; return whether nobody does.
+        Take the lock if no other holder has it, without waiting.
 
-        :raises OSError: the file cannot be opened, or there are no locks on its file system, and then it stays open.
+        :returns: whether this holder has the lock.
+        :raises OSError: the file cannot be opened, or its file system has no locks; in the second case it stays open.
         """
         self._open()
         try:
@@ -67,15 +68,15 @@ class FileLock:
 
     def share(self) -> None:
         """
-        Have the lock together with others; from the exclusive lock on, without letting go of it.
+        Take the lock together with other holders. An exclusive lock becomes a shared one without being released between.
 
-        :raises OSError: the file cannot be opened, or there are no locks on its file system.
+        :raises OSError: the file cannot be opened, or its file system has no locks.
         """
         self._open()
         fcntl.flock(self._fd, fcntl.LOCK_SH)
 
     def close(self) -> None:
-        """Let go of the lock; idempotent."""
+        """Release the lock and close the file; idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -87,24 +88,23 @@ class FileLock:
 
 class CommitJournal:
     """
-    The instances that one process commits, for another one to see to if this one dies; and the locks that they are committed
-    under.
+    Locks the instances that one process commits and notes them, so that another process can repair them if this one dies.
 
     :param folder: the folder of the index.
-    :param name: of the process among those that share the archive.
-    :param temporary: what the names of its temporary files begin with.
+    :param name: the name of the process among the processes that share the archive.
+    :param temporary: the prefix of the names of its temporary files.
     """
 
     def __init__(self, folder: Path, name: str, temporary: str) -> None:
         self._locks = os.open(folder / _LOCKS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         self._notes = os.open(folder / f"{_NOTES}{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        self._mutex = threading.Lock()  # locks of files are those of a process, not of a thread
+        self._mutex = threading.Lock()  # a file lock belongs to the process: it does not exclude another thread
         self._head = f"{temporary}\n".encode()
         os.ftruncate(self._notes, 0)
         os.pwrite(self._notes, self._head, 0)
 
     def close(self) -> None:
-        """Let go of the files; idempotent."""
+        """Close the files; idempotent."""
         for name in ("_locks", "_notes"):
             if getattr(self, name) >= 0:
                 os.close(getattr(self, name))
@@ -113,9 +113,10 @@ class CommitJournal:
     @contextmanager
     def locked(self, instances: Iterable[InstanceUIDs]) -> Iterator[None]:
         """
-        Keep others from *instances*, given by their Study, Series and SOP Instance UIDs; one group at a time.
+        Lock *instances* against the other processes and note them. One thread at a time holds a group.
 
-        :raises OSError: there are no locks, or no room for a note.
+        :param instances: their Study, Series and SOP Instance UIDs.
+        :raises OSError: the file system has no locks, or no room for a note.
         """
         names = ["/".join(uids) for uids in instances]
         with self._mutex:
@@ -130,8 +131,8 @@ class CommitJournal:
     @contextmanager
     def index_lock(self) -> Iterator[None]:
         """
-        Have the index for this process alone, within :meth:`locked`. SQLite looks again after some milliseconds if another
-        process writes; a process that waits here goes on at once.
+        Lock the index against the other processes, inside :meth:`locked`. SQLite alone polls every few milliseconds while
+        another process writes; a process that waits for this lock goes on at once.
         """
         fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, _INDEX_LOCK)
         try:
@@ -140,16 +141,19 @@ class CommitJournal:
             fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, _INDEX_LOCK)
 
     def _lock(self, names: Iterable[str]) -> None:
-        # Bytes of a file that nobody reads, in one order for all, so that nobody waits in a circle.
+        # The locked bytes are never read. Every process locks them in ascending order, so there is no deadlock.
         for position in sorted({_position(name) for name in names}):
             fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, position)
 
 
 def uncommitted(folder: Path, name: str) -> tuple[str, list[InstanceUIDs]]:
     """
-    Return what a process that is gone was about to commit, and what the names of its temporary files begin with.
+    Return what a process that has ended was about to commit.
 
-    :returns: the beginning, ``""`` where it never came so far; and instances by their UIDs.
+    :param folder: the folder of the index.
+    :param name: the name of the process.
+    :returns: the prefix of the names of its temporary files, ``""`` if it ended before it noted the prefix; and the UIDs of
+        the instances.
     """
     try:
         head, *lines = (folder / f"{_NOTES}{name}").read_text().split("\n")

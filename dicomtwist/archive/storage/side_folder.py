@@ -1,5 +1,5 @@
 """
-Files of an archive that are no instances, such as performed procedure steps.
+Files of an archive beside its instances, such as performed procedure steps.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ __all__ = ["SideFolder"]
 
 class SideFolder:
     """
-    A folder in the root of a store, made when the first file is put there.
+    A folder in the root of a store, made when the first file is written into it.
 
     :param root: the root.
-    :param name: of the folder. No UID begins with a dot, nor contains other letters than digits and dots, so it cannot be
-        that of a study.
+    :param name: the name of the folder. No UID begins with a dot, so no study can have
+        the same name. Other letters than digits and dots do not occur in a UID either.
     :param files: writes the files.
     :param file_system: the system calls to use.
     """
@@ -33,16 +33,16 @@ class SideFolder:
         self._fs = file_system
 
     def path(self, name: str) -> str:
-        """Return where the file *name* is or would be."""
+        """Return the path of the file *name*, whether or not it exists."""
         return os.path.join(self._path, name)
 
     def put(self, buffers: Sequence[Buffer], name: str) -> None:
         """
-        Write a file, in place of an earlier one; with durability full onto the medium.
+        Write a file and replace an earlier one; with durability full the file is on the medium afterwards.
 
-        :param buffers: its content. Contiguous bytes each.
-        :raises OSError: as it came, errno intact; an earlier one is as it was, unless the very last step failed
-            (the fsync of the folder: then the new one is in its place).
+        :param buffers: its content, each buffer contiguous.
+        :raises OSError: as it came, errno intact. An earlier file has not changed, unless the very last step failed
+            (the fsync of the folder: then the new file has replaced it).
         """
         self._make()
         temporary = self._files.write_one(buffers).path
@@ -56,7 +56,7 @@ class SideFolder:
 
     def read(self, name: str, limit: int) -> bytes:
         """
-        Return the content of a file, up to *limit* bytes of it.
+        Return the content of a file, at most *limit* bytes of it.
 
         :raises OSError: as it came, errno intact.
         """
@@ -68,7 +68,7 @@ class SideFolder:
 
     def names(self) -> list[str]:
         """
-        Return the names of all files, sorted; none if there is no folder yet.
+        Return the names of all files, sorted; an empty list if the folder does not exist yet.
 
         :raises OSError: as it came, errno intact.
         """
@@ -78,13 +78,13 @@ class SideFolder:
             return []
 
     def remove(self, name: str) -> None:
-        """Remove a file, quietly if that cannot be done."""
+        """Remove a file; a failure is ignored."""
         self._fs.unlink_quietly(self.path(name))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """
-        Wait until no other process that shares the folder is within this; for so long the thread waits.
+        Hold the lock of the folder, which excludes the other processes that share it. The thread blocks until it has the lock.
 
         :raises OSError: as it came, errno intact.
         """

@@ -1,5 +1,5 @@
 """
-The system calls that storing is made of.
+The system calls of the storage, in one class, so that a test can make any of them fail.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SYNC_FILE_RANGE_WRITE: Final = 2
 
 
 def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    """Return Linux's sync_file_range, which Python does not have; ``None`` where it is not."""
+    """Return Linux's sync_file_range, which Python does not offer; ``None`` on other systems."""
     try:
         function = ctypes.CDLL(None).sync_file_range
     except (OSError, AttributeError):
@@ -31,9 +31,9 @@ _START_WRITING: Final = _sync_file_range()
 
 
 class FileSystem:
-    """The system calls that storing is made of, so that a test can make any one of them fail.
+    """The system calls of the storage. A test replaces any one of them to make it fail.
 
-    Each is the function of :mod:`os` with the same name and raises OSError as that does.
+    Each method is the function of :mod:`os` with the same name and raises OSError as that function does.
     """
 
     def open(self, path: str, flags: int, mode: int = 0o777) -> int:
@@ -47,8 +47,8 @@ class FileSystem:
 
     def start_writing(self, fd: int, offset: int, length: int) -> None:
         """
-        Have what was written from *offset* on go to the medium from here on, without a wait for it, so that a sync finds less
-        to do. A hint: what fails is told by the sync.
+        Start to flush *length* bytes from *offset* on to the medium and do not wait, so that a later sync finds less to do.
+        This is a hint: the sync reports what fails.
         """
         if _START_WRITING is not None:
             _START_WRITING(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
@@ -57,7 +57,7 @@ class FileSystem:
         os.close(fd)
 
     def flush(self, fd: int) -> None:
-        """Close the file without closing it: there are file systems that tell only then of what could not be written."""
+        """Close a duplicate of the descriptor: some file systems report only at a close what could not be written."""
         os.close(os.dup(fd))
 
     def rename(self, source: str, target: str) -> None:
@@ -70,22 +70,26 @@ class FileSystem:
         os.link(source, target)
 
     def name(self, fd: int, target: str) -> None:
-        """Give an open file that has no name (``O_TMPFILE``) the name *target*; FileExistsError where there is one."""
-        # With a descriptor of a folder, whichever it is, Python calls linkat, which alone follows the link in /proc.
+        """
+        Give an open file that has no name (``O_TMPFILE``) the name *target*.
+
+        :raises FileExistsError: a file has that name already.
+        """
+        # Only linkat follows the link in /proc, and Python calls linkat only if it gets the descriptor of a folder; any does.
         os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=fd, follow_symlinks=True)
 
     def unlink(self, path: str) -> None:
         os.unlink(path)
 
     def free(self, path: str) -> int:
-        """How many bytes programs may still write where *path* is; :func:`os.statvfs`."""
+        """How many bytes programs may still write on the file system of *path*; :func:`os.statvfs`."""
         status = os.statvfs(path)
         return status.f_bavail * status.f_frsize
 
     def drop_cache(self, fd: int) -> None:
         """
-        Have the system forget what it remembers of a file, so that it is read from the medium; :func:`os.posix_fadvise`. A
-        hint: nothing is told where that cannot be done.
+        Drop the pages of a file from the system's cache, so that it is read from the medium; :func:`os.posix_fadvise`. This is
+        a hint: a failure is ignored.
         """
         with suppress(OSError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -93,12 +97,13 @@ class FileSystem:
     def listdir(self, path: str) -> list[str]:
         return os.listdir(path)
 
-    # --- made of these
+    # --- composed of the calls above
 
     def make_folder(self, path: str, mode: int = 0o750) -> bool:
         """
-        Make a folder if it is not there; returns whether it was not.
+        Make a folder if it is missing.
 
+        :returns: whether it was missing.
         :raises OSError: as it came, errno intact.
         """
         try:
@@ -109,9 +114,9 @@ class FileSystem:
 
     def sync(self, path: str, flags: int = 0) -> None:
         """
-        Have a file on the medium, or the names in a folder.
+        Flush a file, or the names in a folder, to the medium.
 
-        :param flags: for :meth:`open`, besides those for reading.
+        :param flags: flags for :meth:`open`, in addition to those for reading.
         :raises OSError: as it came, errno intact.
         """
         fd = self.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
@@ -122,24 +127,24 @@ class FileSystem:
 
     def sync_folder(self, path: str) -> None:
         """
-        Have the names in the folder *path* on the medium.
+        Flush the names in the folder *path* to the medium.
 
         :raises OSError: as it came, errno intact.
         """
         self.sync(path, os.O_DIRECTORY)
 
     def close_quietly(self, fd: int) -> None:
-        """Close a file of which nobody needs to know whether all of it was written."""
+        """Close a file; a failure is ignored, since its content no longer matters."""
         try:
             self.close(fd)
         except OSError:
             pass
 
     def unlink_quietly(self, path: str) -> None:
-        """Remove a file if that can be done."""
+        """Remove a file; a failure is ignored."""
         try:
             self.unlink(path)
         except OSError:
-            # It was renamed already, or the file system is beyond it (EROFS, EIO). The error that led here
+            # The file was renamed already, or the file system cannot do it (EROFS, EIO). The error that led here
             # says more, and the next start removes the file.
             pass

@@ -1,5 +1,5 @@
 """
-What is said of instances on disk: how safe they are, what a whole file is, and why one cannot be kept.
+The vocabulary of the storage: durability, complete temporary files, UIDs, and the reasons why an instance cannot be stored.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ InstanceUIDs: TypeAlias = tuple[str, str, str]
 
 
 class StoreError(Exception):
-    """The base of the exceptions of this module. What the operating system refuses is an OSError as it
-    came."""
+    """The base of the exceptions of this module. An OSError of the operating system is passed on unchanged."""
 
 
 class StoreUnusable(StoreError):
@@ -42,35 +41,36 @@ class StoreClosed(StoreError):
 
 
 class InvalidUID(StoreError, ValueError):
-    """A text from a peer is no UID (PS3.5 section 9.1) and so cannot become part of a path."""
+    """A text from a peer is not a UID (PS3.5 section 9.1) and so cannot become part of a path."""
 
 
 class DuplicateInstance(StoreError):
-    """The instance is there already, and duplicates are rejected."""
+    """The archive holds the instance already, and duplicates are rejected."""
 
 
 class IndexFailed(StoreError):
-    """The database of an archive refused; nothing of what was asked for is in it. The text says what it said."""
+    """The database of an archive refused a request and has changed nothing. The text is the database's own."""
 
 
 class Durability(enum.Enum):
-    """What has happened to an instance when the call that stores it returns."""
+    """The state of an instance when the call that stores it returns."""
 
     FULL = "full"
-    """File and folders are on the medium: it survives a power cut."""
+    """File and folders are on the medium: the instance survives a power cut."""
     NONE = "none"
-    """The operating system has it: it survives a crash of this program, not one of the machine."""
+    """The operating system has the file: the instance survives a crash of this program, not one of the machine."""
 
     def __str__(self) -> str:
         return str(self.value)
 
 
 class Written(NamedTuple):
-    """A temporary file that is whole; with durability full on the medium.
+    """A complete temporary file; with durability full it is on the medium.
 
-    :ivar path: what its store knows it by, see :meth:`InstanceStore.readable`.
+    :ivar path: the name by which its store knows it, see
+        :class:`~dicomtwist.archive.storage.temporary_files.TemporaryFiles`. A file may have no such name on the disk.
     :ivar size: of the file, in bytes.
-    :ivar digest: the SHA-256 of the file; empty with durability none, which promises nothing of the medium.
+    :ivar digest: the SHA-256 of the file; empty with durability none, which promises nothing about the medium.
     """
 
     path: str
@@ -79,10 +79,14 @@ class Written(NamedTuple):
 
 
 def check_uids(*uids: str) -> None:
-    """Refuse what is no UID: 1 to 64 characters, numbers with dots between (leading zeros are tolerated)."""
+    """
+    Check that each text is a UID: 1 to 64 characters, numbers with dots between (leading zeros are tolerated).
+
+    :raises InvalidUID: one of them is not.
+    """
     for uid in uids:
         if len(uid) > 64 or not _UID.fullmatch(uid):
-            # Not what it is: that may be a name, and is told in logs.
+            # The text is not quoted: it may be a patient's name, and errors go into logs.
             raise InvalidUID(
-                f"{len(uid)} characters that are no UID, which is 1 to 64 of digits with single dots between"
+                f"an invalid UID of {len(uid)} characters; a UID has 1 to 64, digits with single dots between"
             )
