@@ -1,13 +1,11 @@
-"""Where received instances live on disk: ``root/<study>/<series>/<instance>.dcm``.
+"""The storage of instances as files: ``root/<study>/<series>/<instance>.dcm``.
 
-An instance is written to a temporary file on the same file system that gets its final name once it is
-whole, so what is visible under a final name is always a whole file, the old one or the new one, whatever
-happens and whenever. With durability ``full`` it is also on the medium, and so is every directory that leads
-to it, before a call returns.
+An instance is written to a temporary file on the same file system, which gets its final name when it is complete. A file
+with a final name is therefore always complete, either the old one or the new one, even after a crash. With durability
+``full`` the file and every directory that leads to it are also on the medium before a call returns.
 
-Everything here blocks and is meant for worker threads. One :class:`InstanceStore` serves all of them; two of
-them may store the same instance at once (the last rename wins); one :class:`InstanceWriter` belongs to one
-thread at a time.
+All functions block and are meant for worker threads. One :class:`InstanceStore` serves all threads; two threads may store the
+same instance at once (the last rename wins); an :class:`InstanceWriter` belongs to one thread at a time.
 """
 
 from __future__ import annotations
@@ -30,33 +28,32 @@ __all__ = ["LAYOUT", "InstanceStore", "InstanceWriter", "file_name"]
 #: The folder of temporary files, in the root. No UID begins with a dot, so no study can have this name.
 INCOMING: Final = ".incoming"
 _SUFFIX: Final = ".dcm"
-#: Where an instance is in the root, for people.
+#: The path of an instance in the root, for messages.
 LAYOUT: Final = f"STUDY/SERIES/INSTANCE{_SUFFIX}"
 
-#: How many folders of series and studies are remembered as made (and, with durability full, as being on the
-#: medium).
+#: The number of study and series folders that a store remembers as made (and, with durability full, as flushed to the medium).
 MAX_KNOWN_FOLDERS = 4096
 
 
 def file_name(uid: str) -> str:
     """Return the name of the DICOM file of an object.
 
-    :raises InvalidUID: *uid* is none.
+    :raises InvalidUID: *uid* is not a UID.
     """
     check_uids(uid)
     return uid + _SUFFIX
 
 
 class InstanceStore:
-    """The instances under one folder, a :class:`~dicomtwist.archive.storage.interfaces.Storage`.
+    """The instances below one folder, a :class:`~dicomtwist.archive.storage.interfaces.Storage`.
 
-    Several stores, in one process or in many, may share a root: the temporary files that a dead one left
-    behind are removed only by one that has the root for itself.
+    Several stores, in one process or in several, may share a root. The temporary files of a process that died are removed
+    only by a store that has the root to itself.
 
-    :param root: the folder; made by :meth:`prepare` when it is missing, if its parent is there.
-    :param durability: what a successful commit promises.
-    :param min_free: how many bytes have to be free on the file system for another instance to be written; with
-        less there is ENOSPC. 0: as long as there is room.
+    :param root: the folder; :meth:`prepare` makes it if it is missing and its parent exists.
+    :param durability: the state of an instance after a successful commit.
+    :param min_free: the number of bytes that must be free on the file system before another instance is written; with
+        fewer the write fails with ENOSPC. 0 writes as long as there is room.
     :param file_system: the system calls to use.
 
     :ivar temporary_files: the instances that have no final name yet.
@@ -79,17 +76,17 @@ class InstanceStore:
         self.temporary_files = TemporaryFiles(
             os.path.join(self._root, INCOMING), self._fs, durability=durability, min_free=min_free
         )
-        # (study, series) or (study, ""), for the folders that this store knows to exist. With durability
-        # full, a folder is known only when it and those above it have been synced, even if another thread or
-        # process had made it: whoever made it may not have come to its fsync yet. Names and not open file
-        # descriptors: these would follow a folder that someone moves away, and gain nothing (measured).
+        # (study, series) or (study, ""), for the folders that this store knows to exist. With durability full, a folder
+        # is known only after it and the folders above it have been synced, even if another thread or process made it,
+        # since that one may not have reached its fsync yet. The store keeps names, not open file descriptors: a
+        # descriptor would follow a folder that is moved away, and is no faster (measured).
         self._known: dict[tuple[str, str], None] = {}
         self._known_lock = threading.Lock()
 
     def prepare(self) -> int:
-        """Make the root and its folder for temporary files, remove left-over ones, and try whether all works.
+        """Make the root and its folder for temporary files, remove left-over ones, and try to write a file.
 
-        :returns: how many left-over temporary files were removed.
+        :returns: the number of left-over temporary files that were removed.
         :raises StoreUnusable: the folder cannot be made or written, temporary files would be on another file
             system, or a folder cannot be synced although durability full asks for it.
         """
@@ -103,8 +100,8 @@ class InstanceStore:
                 try:
                     fs.sync_folder(os.path.dirname(os.path.abspath(self._root)))
                 except PermissionError:
-                    # Not readable for us. If we could make the root there, it has to be; if not, whoever
-                    # made it did so long ago.
+                    # This user cannot read the parent. If we have just made the root in it, its name must be synced,
+                    # so this is an error; an older root was synced long ago.
                     if is_new:
                         raise
         except OSError as error:
@@ -113,34 +110,37 @@ class InstanceStore:
         return removed
 
     def close(self) -> None:
-        """Let go of the root; idempotent. Writers that are still open are not affected."""
+        """Release the root; idempotent. Writers that are still open are not affected."""
         self.temporary_files.close()
 
     # --- where instances are
 
     def name(self, study_uid: str, series_uid: str, instance_uid: str) -> str:
-        """Where an instance is in the root, whether or not it is there: nothing else knows. The UIDs are valid."""
+        """
+        Return the path of an instance relative to the root, whether or not it exists. The UIDs are valid.
+
+        This is the only place that knows where an instance lies.
+        """
         return f"{study_uid}/{series_uid}/{instance_uid}{_SUFFIX}"
 
     def locate(self, study_uid: str, series_uid: str, instance_uid: str) -> str:
-        """Return the path of an instance, whether or not it is there. The UIDs are valid."""
+        """Return the path of an instance, whether or not it exists. The UIDs are valid."""
         return f"{self._root}/{self.name(study_uid, series_uid, instance_uid)}"
 
     def path(self, study_uid: str, series_uid: str, instance_uid: str) -> Path:
-        """Where an instance is or would be.
+        """Return the path of an instance, whether or not it exists.
 
-        :raises InvalidUID: one of the three is no UID.
+        :raises InvalidUID: one of the three is not a UID.
         """
         check_uids(study_uid, series_uid, instance_uid)
         return Path(self.locate(study_uid, series_uid, instance_uid))
 
     def exists(self, study_uid: str, series_uid: str, instance_uid: str) -> bool:
-        """Whether there is an instance. The UIDs are valid."""
+        """Whether the store holds an instance. The UIDs are valid."""
         return os.path.lexists(self.locate(study_uid, series_uid, instance_uid))
 
     def series(self) -> Iterator[tuple[tuple[str, str], set[str]]]:
-        """Yield the series in the order of their Study and Series Instance UIDs, each with the SOP Instance UIDs of its
-        files.
+        """Yield each series, in the order of the Study and Series Instance UIDs, with the SOP Instance UIDs of its files.
 
         :raises OSError: a folder cannot be read.
         """
@@ -159,8 +159,8 @@ class InstanceStore:
         return open(self.locate(study_uid, series_uid, instance_uid), "rb")
 
     def open_on_medium(self, study_uid: str, series_uid: str, instance_uid: str) -> BinaryIO:
-        """Open the file of an instance so that it is read from the medium, not from what the system remembers of it; with
-        durability none it is brought there first. The UIDs are valid.
+        """Open the file of an instance so that it is read from the medium, not from the system's cache. With durability
+        none the file is flushed to the medium first. The UIDs are valid.
 
         :raises OSError: it cannot be read or synced.
         """
@@ -172,8 +172,8 @@ class InstanceStore:
         return file
 
     def sync_path(self, study_uid: str, series_uid: str, instance_uid: str) -> None:
-        """With durability none, bring the names that lead to an instance onto the medium: with full they are there. The
-        UIDs are valid.
+        """With durability none, flush the names that lead to an instance to the medium; with durability full they are
+        there already. The UIDs are valid.
 
         :raises OSError: as it came, errno intact.
         """
@@ -183,26 +183,26 @@ class InstanceStore:
                 folder = os.path.dirname(folder)
                 self._fs.sync_folder(folder)
 
-    # --- storing at one go
+    # --- storing in one step
 
     def store(self, buffers: Sequence[Buffer], study_uid: str, series_uid: str, instance_uid: str) -> str:
-        """Store an instance that is in memory, whole.
+        """Store a complete instance that is in memory.
 
-        :param buffers: the file, preamble first. Contiguous bytes each.
-        :returns: where it is.
-        :raises InvalidUID: one of the three is no UID; nothing was written.
-        :raises OSError: as it came, errno intact; the temporary file is gone, and an earlier copy of the
-            instance is as it was, unless the very last step failed (the fsync of the folder: then the new one
-            is in its place).
+        :param buffers: the file, preamble first; each buffer contiguous.
+        :returns: the path of the instance.
+        :raises InvalidUID: one of the three is not a UID; nothing was written.
+        :raises OSError: as it came, errno intact. The temporary file has been removed, and an earlier copy of the
+            instance has not changed, unless the very last step failed (the fsync of the folder: then the new copy has
+            replaced it).
         """
         check_uids(study_uid, series_uid, instance_uid)
         return self.store_temporary(self.write_temporary(buffers), study_uid, series_uid, instance_uid)
 
     def store_temporary(self, temporary: Written, study_uid: str, series_uid: str, instance_uid: str) -> str:
-        """Store an instance that is in a temporary file, in place of an earlier copy if there is one.
+        """Store an instance that is in a temporary file; it replaces an earlier copy.
 
-        :returns: where it is.
-        :raises InvalidUID: one of the three is no UID; the temporary file is gone.
+        :returns: the path of the instance.
+        :raises InvalidUID: one of the three is not a UID; the temporary file has been removed.
         :raises OSError: as :meth:`store`.
         """
         uids = study_uid, series_uid, instance_uid
@@ -216,20 +216,20 @@ class InstanceStore:
             raise
         return target
 
-    # --- the steps of storing, for one who has more to do between them, such as keeping an index
+    # --- the single steps of storing, for a caller with work between them, such as updating an index
 
     def create(self) -> InstanceWriter:
-        """Open a temporary file for one instance, which comes piece by piece.
+        """Open a temporary file for one instance that is written piece by piece.
 
-        :raises OSError: it cannot be made.
+        :raises OSError: the file cannot be made.
         """
         return InstanceWriter(self.temporary_files)
 
     def write_temporary(self, buffers: Sequence[Buffer]) -> Written:
-        """Write a temporary file, with durability full onto the medium.
+        """Write a temporary file; with durability full it is on the medium afterwards.
 
-        :param buffers: the file, preamble first. Contiguous bytes each.
-        :raises OSError: as it came, errno intact; nothing is left of it.
+        :param buffers: the file, preamble first; each buffer contiguous.
+        :raises OSError: as it came, errno intact; nothing is left of the file.
         """
         return self.temporary_files.write_one(buffers)
 
@@ -238,7 +238,7 @@ class InstanceStore:
         return self.temporary_files.write(contents)
 
     def open_temporary(self, temporary: Written) -> BinaryIO:
-        """Open a whole temporary file for reading.
+        """Open a complete temporary file for reading.
 
         :raises OSError: it cannot be read.
         """
@@ -247,12 +247,12 @@ class InstanceStore:
     def rename(
         self, source: str, study_uid: str, series_uid: str, instance_uid: str, *, exclusive: bool = False
     ) -> str:
-        """Give a temporary file its final name. It has to be synced behind it, see :meth:`sync_names`.
+        """Give a temporary file its final name. The caller then has to sync the name, see :meth:`sync_names`.
 
-        :param exclusive: whether there has to be no earlier one; otherwise it takes its place.
-        :returns: the final name.
-        :raises FileExistsError: there is an earlier one, though *exclusive*; both are as they were.
-        :raises OSError: as it came, errno intact; both are as they were.
+        :param exclusive: whether to fail if there is an earlier copy; otherwise the file replaces it.
+        :returns: the path of the instance.
+        :raises FileExistsError: there is an earlier copy and *exclusive* is true; neither file has changed.
+        :raises OSError: as it came, errno intact; neither file has changed.
         """
         if (study_uid, series_uid) not in self._known:
             self._make_folders(study_uid, series_uid)
@@ -260,7 +260,7 @@ class InstanceStore:
         try:
             self.temporary_files.give_name(source, target, exclusive=exclusive)
         except FileNotFoundError:
-            # Someone has removed the folder since it became known (a clean-up of old studies, say).
+            # The folder was removed after the store had noted it (by a clean-up of old studies, say).
             with self._known_lock:
                 self._known.pop((study_uid, ""), None)
             self._make_folders(study_uid, series_uid)
@@ -268,7 +268,7 @@ class InstanceStore:
         return target
 
     def set_aside(self, study_uid: str, series_uid: str, instance_uid: str) -> str:
-        """Give an instance a second name among the temporary files, from where :meth:`put_back` takes it.
+        """Give an instance a second name among the temporary files, for :meth:`put_back`.
 
         :returns: the second name.
         :raises OSError: as it came, errno intact.
@@ -278,16 +278,16 @@ class InstanceStore:
         return temporary
 
     def put_back(self, temporary: str, study_uid: str, series_uid: str, instance_uid: str) -> None:
-        """Undo a replacement: what was set aside gets its name back.
+        """Undo a replacement: the copy that was set aside gets its name back.
 
         :raises OSError: as it came, errno intact.
         """
         self._fs.rename(temporary, self.locate(study_uid, series_uid, instance_uid))
 
     def sync_names(self, instances: Iterable[InstanceUIDs]) -> dict[InstanceUIDs, OSError]:
-        """Have the names of instances on the medium; nothing with durability none.
+        """Flush the names of instances to the medium; with durability none do nothing.
 
-        :returns: those of which that failed, each with why.
+        :returns: the instances whose names could not be flushed, each with the error.
         """
         failed: dict[InstanceUIDs, OSError] = {}
         if not self._full:
@@ -303,20 +303,20 @@ class InstanceStore:
         return failed
 
     def remove(self, temporary: str) -> None:
-        """Remove a temporary file, or what was set aside, quietly if that cannot be done."""
+        """Remove a temporary file or a copy that was set aside; a failure is ignored."""
         self.temporary_files.remove(temporary)
 
     def remove_instance(self, study_uid: str, series_uid: str, instance_uid: str) -> None:
-        """Remove an instance, quietly if that cannot be done."""
+        """Remove an instance; a failure is ignored."""
         self._fs.unlink_quietly(self.locate(study_uid, series_uid, instance_uid))
 
-    # --- what is no instance
+    # --- files beside the instances
 
     def side_folder(self, name: str) -> SideFolder:
-        """Return the folder *name* in the root, for files that are no instances."""
+        """Return the folder *name* in the root, for files beside the instances."""
         return SideFolder(self._root, name, self.temporary_files, self._fs)
 
-    # --- within
+    # --- internals
 
     def _make_folders(self, study_uid: str, series_uid: str) -> None:
         fs = self._fs
@@ -343,9 +343,9 @@ class InstanceStore:
         elif error.errno == errno.ENOENT:
             advice = "make the folder above it first"
         elif error.errno in (errno.ENOTDIR, errno.EEXIST):
-            advice = "there is a file in its place"
+            advice = "there is a file in its place: move it away, or choose another folder"
         elif error.errno in (errno.EACCES, errno.EPERM):
-            advice = "let the user that runs the server write there"
+            advice = "give the user that runs the server write access"
         else:
             advice = "choose another folder or repair this one"
         return f"cannot store instances in {self._root}: {reason}; {advice}"

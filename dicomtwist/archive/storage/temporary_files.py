@@ -1,10 +1,10 @@
-"""Temporary files: instances that are being written, or are whole and wait for their final name.
+"""Temporary files: instances that are being written, or are complete and wait for their final name.
 
-Where the system can (``O_TMPFILE``), a temporary file has no name: it is gone with the program, and to sync it
-is less work, since no folder has to know of it. What this module calls the path of a temporary file is then
-a name that it could have, and gets where it takes the place of an earlier one.
+If the system supports it (``O_TMPFILE``), a temporary file has no name. It then disappears with the program, and a sync takes
+less time, since no folder has an entry for it. The path of such a file is only reserved: the file gets that name for a moment
+if it replaces an earlier file.
 
-Everything here blocks and is meant for worker threads.
+All functions block and are meant for worker threads.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ __all__ = ["MAX_NAMELESS", "SUFFIX", "OpenFile", "TemporaryFiles"]
 
 SUFFIX: Final = ".part"
 
-#: How many whole files without a name may wait for it, since each takes a file descriptor; the next have names.
+#: The number of complete files without a name that may wait for their final name, since each takes a file descriptor. Any
+#: further file is written with a name.
 MAX_NAMELESS = 64
 
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
 _FILE_MODE: Final = 0o640
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-#: The flags that make a file without a name in a folder; 0 if the system cannot.
+#: The flags that make a file without a name in a folder; 0 if the system does not support it.
 _NAMELESS = getattr(os, "O_TMPFILE", 0) and os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
 
 
@@ -39,10 +40,10 @@ class OpenFile:
     """
     A temporary file that is being written.
 
-    :ivar path: what :class:`TemporaryFiles` knows it by.
-    :ivar fd: its file descriptor, -1 when it is closed or a whole file without a name.
+    :ivar path: the path by which :class:`TemporaryFiles` knows it, even if it has no name.
+    :ivar fd: its file descriptor; -1 after the file is closed or is complete and waits for a name.
     :ivar nameless: whether it has no name.
-    :ivar size: how many bytes have been written.
+    :ivar size: the number of bytes written.
     """
 
     __slots__ = ("fd", "nameless", "path", "size")
@@ -58,13 +59,13 @@ class TemporaryFiles:
     """
     The temporary files of one store, in one folder.
 
-    :param folder: where they are; its file system is that of the final names.
+    :param folder: the folder of the files, on the same file system as the final names.
     :param file_system: the system calls to use.
-    :param durability: whether a whole file is on the medium.
-    :param min_free: how many bytes have to be free on the file system for another file to be opened or written; with less
-        there is ENOSPC. 0: as long as there is room.
+    :param durability: whether a complete file is on the medium.
+    :param min_free: the number of bytes that must be free on the file system before another file is opened or written; with
+        fewer the call fails with ENOSPC. 0 writes as long as there is room.
 
-    :ivar can_be_nameless: whether files have no name until they are whole; set by :meth:`prepare`.
+    :ivar can_be_nameless: whether files have no name until they are complete; set by :meth:`prepare`.
     """
 
     def __init__(self, folder: str, file_system: FileSystem, *, durability: Durability, min_free: int = 0) -> None:
@@ -73,19 +74,18 @@ class TemporaryFiles:
         self.syncs = durability is Durability.FULL
         self.can_be_nameless = False
         self._fs = file_system
-        # Names that no one else has: a random part for this store, a number for each file. Counting is
-        # atomic.
+        # Unique names: a random part for this store and a number for each file. itertools.count is atomic.
         self._prefix = os.path.join(folder, secrets.token_hex(8))
         self._numbers = itertools.count()
         self._lock = FileLock(os.path.join(folder, ".lock"))
-        # Whole files that wait for a name: the path that stands for each -> its file descriptor.
+        # Complete files that wait for a name: the reserved path of each -> its file descriptor.
         self._nameless: dict[str, int] = {}
 
     def prepare(self, outside: str) -> int:
-        """Remove the files of stores that are gone, and try whether files can be written and get a name.
+        """Remove the files that earlier stores left behind, and try to write a file and to rename it.
 
         :param outside: the folder of the final names.
-        :returns: how many files were removed.
+        :returns: the number of files that were removed.
         :raises OSError: as it came, errno intact.
         """
         removed = self._remove_left_overs()
@@ -107,17 +107,17 @@ class TemporaryFiles:
         return removed
 
     def close(self) -> None:
-        """Let go of the folder; idempotent. Files that are open are not affected."""
+        """Release the folder; idempotent. Files that are open are not affected."""
         self._lock.close()
 
     @property
     def beginning(self) -> str:
-        """What the names of these files begin with."""
+        """The prefix of the names of these files."""
         return os.path.basename(self._prefix)
 
     @property
     def unnamed(self) -> int:
-        """How many whole files have no name yet."""
+        """The number of complete files that have no name yet."""
         return len(self._nameless)
 
     # --- one file, piece by piece
@@ -125,8 +125,8 @@ class TemporaryFiles:
     def create(self, *, nameless: bool = True) -> OpenFile:
         """Open a file.
 
-        :param nameless: whether it may be without a name.
-        :raises OSError: it cannot be made.
+        :param nameless: whether the file may have no name.
+        :raises OSError: the file cannot be made.
         """
         if self.min_free:
             self._check_free()
@@ -136,7 +136,7 @@ class TemporaryFiles:
         return OpenFile(path, self._fs.open(path, _CREATE, _FILE_MODE), False)
 
     def append(self, file: OpenFile, buffers: Sequence[Buffer]) -> None:
-        """Append buffers, all bytes of them, and with durability full have them go to the medium without a wait for it.
+        """Append buffers, all bytes of them. With durability full the system starts to flush them; nothing waits for that.
 
         :raises OSError: as it came, errno intact; the file stays open.
         """
@@ -148,10 +148,10 @@ class TemporaryFiles:
             self._fs.start_writing(file.fd, offset, file.size - offset)
 
     def seal(self, file: OpenFile, digest: bytes) -> Written:
-        """The file is whole: with durability full it is synced.
+        """Complete a file; with durability full it is synced.
 
         :param digest: its SHA-256, empty with durability none.
-        :raises OSError: as it came, errno intact; the file is gone.
+        :raises OSError: as it came, errno intact; the file has been removed.
         """
         try:
             if self.syncs:
@@ -163,22 +163,22 @@ class TemporaryFiles:
         return Written(file.path, file.size, digest)
 
     def discard(self, file: OpenFile) -> None:
-        """Remove a file that is being written; nothing happens if it is closed."""
+        """Remove a file that is being written; do nothing if it is closed."""
         if file.fd < 0:
             return
         fd, file.fd = file.fd, -1
-        self._fs.close_quietly(fd)  # what was written is not wanted any more, so it does not matter that it is lost
+        self._fs.close_quietly(fd)  # the content is dropped anyway, so a failing close does not matter
         if not file.nameless:
             self._fs.unlink_quietly(file.path)
 
-    # --- whole files
+    # --- complete files
 
     def write(self, contents: Sequence[Sequence[Buffer]]) -> list[Written | BaseException]:
-        """Write files, with durability full onto the medium: all of them are on their way there before the
-        first is waited for, so that one commit of the file system's journal does for many.
+        """Write files; with durability full they are on the medium afterwards. The system starts to flush all of them
+        before the first is synced, so that one commit of the file system's journal covers many files.
 
         :param contents: the buffers of each file.
-        :returns: for each, the file; or why there is none, an OSError as it came, and then nothing is left of it.
+        :returns: for each content the file, or the error (an OSError as it came); then nothing is left of that file.
         """
         several = len(contents) > 1
         files = [self._begin(buffers, several) for buffers in contents]
@@ -188,10 +188,10 @@ class TemporaryFiles:
         ]
 
     def write_one(self, buffers: Sequence[Buffer]) -> Written:
-        """Write a file, with durability full onto the medium.
+        """Write a file; with durability full it is on the medium afterwards.
 
-        :param buffers: its content. Contiguous bytes each.
-        :raises OSError: as it came, errno intact; nothing is left of it.
+        :param buffers: its content, each buffer contiguous.
+        :raises OSError: as it came, errno intact; nothing is left of the file.
         """
         (result,) = self.write([buffers])
         if isinstance(result, Written):
@@ -199,7 +199,7 @@ class TemporaryFiles:
         raise result
 
     def read(self, path: str) -> BinaryIO:
-        """Open a whole file for reading.
+        """Open a complete file for reading.
 
         :raises OSError: it cannot be read.
         """
@@ -207,11 +207,11 @@ class TemporaryFiles:
         return open(f"/proc/self/fd/{fd}" if fd >= 0 else path, "rb")
 
     def give_name(self, path: str, target: str, *, exclusive: bool) -> None:
-        """Give a whole file the name *target*.
+        """Give a complete file the name *target*.
 
-        :param exclusive: whether there has to be no file of that name; otherwise this one takes its place.
-        :raises FileExistsError: there is one, though *exclusive*; both are as they were.
-        :raises OSError: as it came, errno intact; both are as they were.
+        :param exclusive: whether to fail if a file has that name; otherwise this file replaces it.
+        :raises FileExistsError: a file has that name and *exclusive* is true; neither file has changed.
+        :raises OSError: as it came, errno intact; neither file has changed.
         """
         fs = self._fs
         fd = self._nameless.get(path, -1)
@@ -232,14 +232,14 @@ class TemporaryFiles:
                 fs.unlink_quietly(path)
                 raise
         del self._nameless[path]
-        self._fs.close_quietly(fd)  # what it could tell has been heard
+        self._fs.close_quietly(fd)  # a write error would have been reported by the sync or the flush before
 
     def new_path(self) -> str:
         """Return a path in the folder that nothing else has."""
         return f"{self._prefix}-{next(self._numbers):x}{SUFFIX}"
 
     def remove(self, path: str) -> None:
-        """Remove a whole file; quietly if that cannot be done."""
+        """Remove a complete file; a failure is ignored."""
         fd = self._nameless.pop(path, -1)
         if fd >= 0:
             self._fs.close_quietly(fd)
@@ -247,18 +247,19 @@ class TemporaryFiles:
             self._fs.unlink_quietly(path)
 
     def remove_of(self, beginning: str) -> None:
-        """Remove the files of a store that is gone, by what their names begin with; none if that is empty.
+        """Remove the files that another store left behind.
 
+        :param beginning: the prefix of their names; if it is empty, nothing is removed.
         :raises OSError: as it came, errno intact.
         """
         for name in self._fs.listdir(self.folder):
             if beginning and name.startswith(f"{beginning}-") and name.endswith(SUFFIX):
                 self._fs.unlink(os.path.join(self.folder, name))
 
-    # --- within
+    # --- internals
 
     def _begin(self, buffers: Sequence[Buffer], several: bool) -> OpenFile | BaseException:
-        """Write a file; returns it, or why that failed."""
+        """Write a file; return it, or the error."""
         try:
             file = self.create(nameless=len(self._nameless) < MAX_NAMELESS)
         except BaseException as error:
@@ -273,7 +274,7 @@ class TemporaryFiles:
         return file
 
     def _finish(self, file: OpenFile, buffers: Sequence[Buffer]) -> Written | BaseException:
-        """Seal a file; returns it, or why that failed."""
+        """Seal a file; return it, or the error."""
         try:
             return self.seal(file, self._digest(buffers))
         except BaseException as error:
@@ -289,8 +290,8 @@ class TemporaryFiles:
         return digest.digest()
 
     def _close(self, file: OpenFile) -> None:
-        """Close a whole file, unless that would be its end; if it fails, the file is gone."""
-        # Never closed twice: after a failing close the number may already belong to another thread's file.
+        """Close a complete file, unless it has no name and would vanish; if the close fails, the file is removed."""
+        # A descriptor is never closed twice: after a failing close the number may already belong to another thread's file.
         fd, file.fd = file.fd, -1
         if not file.nameless:
             try:
@@ -301,18 +302,18 @@ class TemporaryFiles:
             return
         try:
             if not self.syncs:
-                self._fs.flush(fd)  # a sync would have told it already
+                self._fs.flush(fd)  # reports a write error; with durability full the sync has done that already
         except BaseException:
             self._fs.close_quietly(fd)
             raise
         self._nameless[file.path] = fd
 
     def _write_all(self, fd: int, buffers: Sequence[Buffer]) -> int:
-        """Write every byte; returns how many."""
+        """Write every byte; return the number of bytes."""
         writev = self._fs.writev
         total = sum(map(len, buffers))
         if len(buffers) <= _IOV_MAX:
-            # Nearly always all there is to do.
+            # One call is nearly always enough.
             written = writev(fd, buffers) if total else 0
             if written == total:
                 return total
@@ -330,10 +331,10 @@ class TemporaryFiles:
 
     def _check_free(self) -> None:
         if self._fs.free(self.folder) < self.min_free:
-            raise OSError(errno.ENOSPC, f"less than {self.min_free} bytes are free, which are to stay so")
+            raise OSError(errno.ENOSPC, f"fewer than {self.min_free} bytes are free, the minimum that is set")
 
     def _tried_nameless(self, target: str) -> bool:
-        """Whether files can be without a name, and get one; not on every file system, nor without /proc."""
+        """Whether a file can be made without a name and get one later; some file systems cannot, and it needs /proc."""
         if not _NAMELESS:
             return False
         try:
@@ -350,27 +351,27 @@ class TemporaryFiles:
         return True
 
     def _remove_left_overs(self) -> int:
-        """Remove the files of stores that are gone, unless another store lives in the same folder."""
+        """Remove the files that earlier stores left behind, unless another store uses the folder."""
         try:
             alone = self._lock.try_exclusive()
         except OSError:
             if self._lock.fileno() < 0:
                 raise
-            return 0  # no locks on this file system, so no way to know whether there is another one
-        removed = 0  # the other one's files may be in use
+            return 0  # this file system has no locks, so we cannot know whether another store uses the folder
+        removed = 0  # if another store uses the folder, its files may be in use
         if alone:
             left_over = [name for name in self._fs.listdir(self.folder) if name.endswith(SUFFIX)]
             for name in left_over:
                 self._fs.unlink(os.path.join(self.folder, name))
             removed = len(left_over)
-        # Shared from here on: until every holder is gone, nobody can have the lock exclusively and remove
+        # The lock is shared from here on: until every holder has released it, no store gets the exclusive lock and removes
         # anything.
         self._lock.share()
         return removed
 
 
 def _after(buffers: Sequence[Buffer], count: int) -> list[Buffer]:
-    """What is left of the buffers behind the first ``count`` bytes."""
+    """Return the rest of the buffers after their first *count* bytes."""
     for index, buffer in enumerate(buffers):
         if count < len(buffer):
             rest: list[Buffer] = [memoryview(buffer)[count:]] if count else [buffer]
