@@ -1,9 +1,9 @@
 """
-Group commit: many instances that are whole get their names, and their rows in the index, together.
+Group commit: several complete instances get their names and their rows in the index together.
 
-Whoever comes while a commit is under way goes into the next. So the syncs of a folder and of the database are shared by all
-who wait for them, and one who is alone does not wait for anybody. The thread that comes first does the work of those that
-come while it is at it; the others do not wait in theirs.
+Instances submitted during a commit are committed together in the next one, so they share the sync of the folder and of the
+database. A single instance is committed at once and waits for no other. The first thread commits for all threads that
+submit instances meanwhile; those threads return at once and do not wait.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dicomtwist.runtime.executors import SideThread
 
 __all__ = ["PendingCommit", "GroupCommit", "CommitConflict"]
 
-#: How many instances go into one commit at the most.
+#: The maximum number of instances in one commit.
 MAX_GROUP: Final = 256
 
 
@@ -33,18 +33,20 @@ _Outcomes: TypeAlias = "dict[PendingCommit, BaseException | None]"
 
 
 class CommitConflict(Exception):
-    """Another copy of the instance came between the look and the commit: look again."""
+    """A copy of the instance appeared or vanished between the check and the commit: the caller has to check again."""
 
 
 @dataclass(slots=True, eq=False)
 class PendingCommit:
     """
-    An instance that is whole and wants to be kept.
+    A complete instance that waits for its commit.
 
     :ivar instance: the instance.
-    :ivar written: its file, on the medium with durability full; ``None`` where the copy that is there stays.
-    :ivar exists: whether there is a copy.
-    :ivar on_result: called in any thread, once, with ``None`` or with what went wrong.
+    :ivar written: its temporary file, on the medium with durability full; ``None`` if the stored copy stays.
+    :ivar exists: whether the storage holds a copy already.
+    :ivar on_result: called once, in any thread, with ``None`` or with the error.
+    :ivar aside: the second name of the stored copy while it is being replaced, else empty.
+    :ivar placed: whether the file has its final name.
     """
 
     instance: ReceivedInstance
@@ -57,12 +59,13 @@ class PendingCommit:
 
 class GroupCommit:
     """
-    Commits what arrives to files and index.
+    Commits instances to the storage and the index.
 
-    :param store: the files.
+    :param store: the storage.
     :param index: the index.
-    :param journal: keeps other processes from what is committed here, where there are some.
-    :param write_behind: takes the rows of new instances, so that nobody waits for the index; without it all wait.
+    :param journal: locks the instances of a commit against the other processes that share the archive, if there are any.
+    :param write_behind: takes the rows of new instances, so that a commit does not wait for the index; without it every
+        commit does.
     """
 
     def __init__(
@@ -82,16 +85,16 @@ class GroupCommit:
         self._syncing = SideThread("sync")
 
     def close(self) -> None:
-        """Nothing more comes; idempotent."""
+        """End the thread for syncs; nothing may be submitted any more. Idempotent."""
         self._syncing.stop()
 
     def submit(self, commits: Sequence[PendingCommit], on_batch_done: Callable[[], None] | None = None) -> None:
         """
-        Commit *commits*, and whatever else comes meanwhile, or leave them to the thread that is at it.
+        Commit *commits* and all that other threads submit meanwhile; if another thread is committing, leave them to it.
 
-        The ``on_result`` of each gets ``None`` when the instance is kept; an OSError as it came or :class:`IndexFailed` if it
-        is not: then nothing is left of it, and an earlier copy is as it was; :class:`CommitConflict` if the instance is not
-        as ``exists`` says (the temporary file stays).
+        ``on_result`` of each is called with ``None`` if the instance was committed. It gets an OSError as it came or an
+        :class:`IndexFailed` if not; then nothing is left of the instance, and an earlier copy has not changed. It gets a
+        :class:`CommitConflict` if ``exists`` is not true any more; the temporary file stays.
 
         :param on_batch_done: called before each commit but the first.
         """
@@ -113,7 +116,7 @@ class GroupCommit:
             self._commit(group)
 
     def _next_group(self) -> list[PendingCommit]:
-        """The next instances that wait, each once."""
+        """Take the next instances that wait, of each SOP Instance one copy."""
         group: dict[InstanceUIDs, PendingCommit] = {}
         later: list[PendingCommit] = []
         for pending in self._waiting:
@@ -134,7 +137,7 @@ class GroupCommit:
             self._commit_group(group)
 
     def _commit_new(self, pending: PendingCommit, write_behind: WriteBehind) -> BaseException | None:
-        """Commit a new instance whose row may follow; nothing of it is shared with others."""
+        """Commit a new instance whose row may follow; there is nothing that it could share with others."""
         assert pending.written is not None
         try:
             self._store.rename(pending.written.path, *pending.instance.uids, exclusive=True)
@@ -156,7 +159,7 @@ class GroupCommit:
                 with self._journal.locked(pending.instance.uids for pending in group):
                     self._commit_alone(group, outcomes)
             except OSError as error:
-                # There are no locks, or the last note could not be taken back, which is no harm.
+                # The locks failed, or the note could not be cleared after the commit, which does no harm.
                 for pending in group:
                     if pending not in outcomes:
                         outcomes[pending] = error
@@ -165,7 +168,7 @@ class GroupCommit:
             pending.on_result(outcome)
 
     def _commit_alone(self, group: list[PendingCommit], outcomes: _Outcomes) -> None:
-        """Commit *group* while nobody else is at its instances."""
+        """Commit *group* while no other process commits its instances."""
         try:
             group = self._without_conflicts(group, outcomes)
             self._announce([pending for pending in group if pending.written and pending.exists], outcomes)
@@ -176,7 +179,7 @@ class GroupCommit:
                 self._sync(placed, outcomes)
                 self._add([pending for pending in placed if pending not in outcomes], outcomes)
         except BaseException as error:
-            # A mistake of ours: nobody is told of success, and nobody waits for ever.
+            # A defect of this program: no instance is acknowledged, and no caller waits for ever.
             for pending in group:
                 outcomes.setdefault(pending, error)
         for pending, outcome in outcomes.items():
@@ -185,7 +188,7 @@ class GroupCommit:
     def _without_conflicts(self, group: list[PendingCommit], outcomes: _Outcomes) -> list[PendingCommit]:
         left = []
         for pending in group:
-            # For a new one the question is asked when it gets its name.
+            # A new instance is checked when its file gets the name, which must not exist.
             if not pending.exists or self._store.exists(*pending.instance.uids):
                 left.append(pending)
             else:
@@ -197,13 +200,13 @@ class GroupCommit:
             return
         try:
             if self._write_behind is not None:
-                self._write_behind.catch_up()  # or the row of the old copy would come after that of the new one
+                self._write_behind.catch_up()  # else the row of the old copy would be written after that of the new one
             self._index.announce_replacing(pending.instance.uids for pending in replacing)
         except IndexFailed as error:
             outcomes.update(dict.fromkeys(replacing, error))
 
     def _place(self, pending: PendingCommit, outcomes: _Outcomes) -> bool:
-        """Give the file its name; one that is there already is set aside, and comes back if anything goes wrong."""
+        """Give the file its final name. An earlier copy is set aside first, and put back if a later step fails."""
         if pending.written is None:
             return True
         try:
@@ -228,10 +231,10 @@ class GroupCommit:
 
     def _sync_and_add(self, placed: list[PendingCommit], outcomes: _Outcomes) -> None:
         """
-        Have names and rows on the medium, both at once: nobody is told before both are.
+        Flush names and rows to the medium side by side; no instance is acknowledged before both are there.
 
-        What is there of an instance after a power cut in between, a row or a file, the next start finds alone, and sees to
-        it. It is for new instances only: there is no row of an earlier copy to go back to.
+        After a power cut in between, an instance has only a file or only a row; the next start finds it and repairs the index.
+        This is for new instances only: a replaced copy would have a row to go back to.
         """
         if not placed:
             return
@@ -244,7 +247,7 @@ class GroupCommit:
         lost = [pending for pending in unsynced if outcomes[pending] is None]
         outcomes.update(unsynced)
         if lost:
-            with suppress(IndexFailed):  # the next start finds that there is no file
+            with suppress(IndexFailed):  # if that fails, the next start removes the row, since it has no file
                 self._index.remove(pending.instance.uids for pending in lost)
 
     def _add(self, placed: list[PendingCommit], outcomes: _Outcomes) -> None:
@@ -258,14 +261,14 @@ class GroupCommit:
                 if len(new) == 1:
                     outcomes[new[0]] = error
                 else:
-                    # It may be one of them that the database does not like.
+                    # The database may refuse only one of the rows.
                     for pending in new:
                         self._add([pending], outcomes)
         for pending in placed:
             outcomes.setdefault(pending, None)
 
     def _settle(self, pending: PendingCommit, error: BaseException | None) -> None:
-        """Remove what is not needed any more: of the old copy after success, of the new one after a failure."""
+        """Remove the old copy after a success, or the new one after a failure."""
         store = self._store
         if error is None:
             if pending.aside:
@@ -273,8 +276,8 @@ class GroupCommit:
         elif isinstance(error, CommitConflict):
             return
         elif pending.placed:
-            # If that fails as well, the file system is beyond it. The peer is not told of success, and the next start finds
-            # out what is there.
+            # If that fails as well, the file system cannot be written. The peer gets a failure, and the next start compares
+            # files and index.
             with suppress(OSError):
                 if pending.aside:
                     store.put_back(pending.aside, *pending.instance.uids)
@@ -288,7 +291,7 @@ class GroupCommit:
 
 
 def _row(pending: PendingCommit) -> Callable[[], IndexRow]:
-    """Return what makes the row of an instance, and keeps nothing of its content."""
+    """Return a function that makes the row of an instance. It holds no reference to the content."""
     written = pending.written
     assert written is not None
     describe, syntax, exists = pending.instance.describe, pending.instance.transfer_syntax, pending.exists

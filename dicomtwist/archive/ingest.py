@@ -1,9 +1,9 @@
 """
-From a data set that arrives to an instance that is kept, whatever protocol brings it.
+Ingest: the way of an instance from its first byte to its acknowledgement, for every protocol.
 
-A small instance is collected, then scanned and written in a thread, together with the small ones of others that are whole
-meanwhile. A large one goes to a temporary file in pieces, one write under way at a time, and reading from the peer pauses
-while too much waits to be written.
+A small instance is collected in memory, then scanned and written in a worker thread, together with other small instances
+that were completed meanwhile. A large instance is written to a temporary file piece by piece, one write at a time; the
+peer is not read from while too much waits to be written.
 """
 
 from __future__ import annotations
@@ -31,48 +31,48 @@ from dicomtwist.errors import ExecutorFull, loggable
 from dicomtwist.part10 import FileMeta, decode_uid, encode_preamble_and_meta
 from dicomtwist.runtime.executors import Executor
 
-#: An instance below so many bytes is written in one go, when it is whole; a larger one is written while the rest of it comes.
+#: An instance below this size, in bytes, is written at once when it is complete; a larger one is written while it arrives.
 FIRST_WRITE: Final = 64 * 1024
-#: What is written at once of a larger one, in bytes: each write is four times the one before, up to this.
+#: The largest single write of a large instance, in bytes: each write is four times the one before, up to this size.
 WRITE_SIZE: Final = 1024 * 1024
-#: How many small instances are written together at the most.
+#: The maximum number of small instances that are written together.
 BATCH: Final = 32
-#: In how many threads: one computes while the other waits for the medium, where anything is waited for. More are in the
-#: way of each other.
+#: The number of threads that write small instances. With durability full one thread computes while the other waits for the
+#: medium; with durability none no thread waits. More threads only compete with each other.
 WRITERS: Final = {Durability.FULL: 2, Durability.NONE: 1}
-#: For how long nothing has come when the index catches up, in seconds (with durability none).
+#: With durability none the index catches up after no instance has arrived for this time, in seconds.
 PAUSE: Final = 0.05
-#: How much of one instance may wait to be written before its peer is not read from, in bytes.
+#: The number of bytes of one instance that may wait to be written before its peer is not read from any more.
 MAX_UNWRITTEN: Final = 4 * 1024 * 1024
 
 _SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES = 0x00080016, 0x00080018, 0x0020000D, 0x0020000E
 _WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES))
 
 
-#: An instance, and what its archive refused it for; ``None`` if it is kept.
+#: An instance, and the error for which the archive refused it; ``None`` if it was stored.
 _Outcome: TypeAlias = "tuple[IncomingInstance, BaseException | None]"
 
 
 class InvalidMeta(StoreError):
-    """What the sender says of an instance cannot be its File Meta Information."""
+    """The UIDs that the sender states for an instance cannot become File Meta Information."""
 
 
 class DataSetMismatch(StoreError):
-    """The data set is not the instance that the sender says, or lacks a UID that it is filed under."""
+    """The data set is not the instance that the sender announced, or lacks a UID that the storage needs."""
 
 
 class Flow(Protocol):
-    """What a data set comes through."""
+    """The flow control of the connection that a data set arrives on."""
 
     def pause(self) -> None:
-        """Stop for now: enough waits."""
+        """Stop reading: enough data waits."""
 
     def resume(self) -> None:
-        """Go on."""
+        """Read on."""
 
 
 class Keeper(Protocol):
-    """Where instances are kept: an :class:`~dicomtwist.archive.archive.Archive`, or a folder without an index."""
+    """The receiver of complete instances: an :class:`~dicomtwist.archive.archive.Archive`, or a folder without an index."""
 
     @property
     def store(self) -> ReceivingStorage:
@@ -83,24 +83,24 @@ class Keeper(Protocol):
         instances: Sequence[tuple[ReceivedInstance, Callable[[BaseException | None], None]]],
         on_batch_done: Callable[[], None] | None = None,
     ) -> None:
-        """Keep instances that are whole, see :meth:`dicomtwist.archive.archive.Archive.keep_all`."""
+        """Store complete instances, see :meth:`dicomtwist.archive.archive.Archive.keep_all`."""
 
     @property
     def unindexed(self) -> int:
-        """How many instances are kept and not in the index yet."""
+        """The number of stored instances that are not in the index yet."""
 
     def catch_up(self) -> None:
-        """Have the index know all that is kept, see :meth:`dicomtwist.archive.archive.Archive.catch_up`."""
+        """Add all stored instances to the index, see :meth:`dicomtwist.archive.archive.Archive.catch_up`."""
 
 
 class Ingest:
     """
-    Takes data sets that peers send, and has an archive keep them.
+    Receives the data sets that peers send, and hands the instances to an archive.
 
-    :param archive: where instances are kept; open.
-    :param executor: where files are written; the caller holds it while this is used.
+    :param archive: the archive, open.
+    :param executor: the threads that write files; the caller holds it while the object is used.
 
-    :ivar layouts: how the data sets are laid out that came lately.
+    :ivar layouts: the layouts of recent data sets.
     """
 
     log = Logger()
@@ -119,10 +119,10 @@ class Ingest:
 
     def begin(self, meta: FileMeta, flow: Flow) -> IncomingInstance:
         """
-        Begin an instance.
+        Begin to receive an instance.
 
-        :param meta: what the sender says of it; its file begins with this.
-        :param flow: what its data set comes through, to be paused while much waits to be written.
+        :param meta: the File Meta Information that the sender's request leads to; the file begins with it.
+        :param flow: the flow control of the connection; it is paused while much data waits to be written.
         :returns: the sink for the data set.
         """
         return IncomingInstance(self, meta, flow)
@@ -130,9 +130,9 @@ class Ingest:
     # --- small instances
 
     def keep_small(self, incoming: IncomingInstance) -> None:
-        """Keep a small instance that is whole; it is told of it."""
+        """Store a small instance that is complete; its :meth:`IncomingInstance.kept` is called with the result."""
         bound = self.executor.bounds.max_queued
-        if len(self._whole) > bound:  # the first one is about to be taken
+        if len(self._whole) > bound:  # one more than the bound, since a thread is about to take the first
             incoming.kept(ExecutorFull(self.executor.name, bound))
             return
         self._whole.append(incoming)
@@ -147,19 +147,19 @@ class Ingest:
         self._writers -= 1
         for incoming, error in outcomes:
             incoming.kept(error)
-        self._write_whole()  # what came after the thread had looked
+        self._write_whole()  # instances may have arrived after the thread had looked for the last time
 
     def _not_written(self, reason: Failure) -> None:
-        """A mistake of ours that nothing else has caught: the next ones are written all the same."""
+        """Log a defect of this program that nothing else has caught; the next instances are written all the same."""
         self._writers -= 1
         self.log.failure("instances were not written", reason)
         self._write_whole()
 
     def _keep_whole(self) -> list[_Outcome]:
         """
-        In a worker thread: keep what is whole, until nothing is.
+        In a worker thread: store small instances in batches until none waits.
 
-        :returns: those that were kept last, or not, and what went wrong; of others the reactor thread was told before.
+        :returns: the outcomes of the last batch; those of earlier batches have been passed to the reactor thread.
         """
         outcomes: list[_Outcome] = []
         while self._whole:
@@ -186,9 +186,9 @@ class Ingest:
 
     def keep(self, instances: Sequence[tuple[IncomingInstance, ReceivedInstance]]) -> list[_Outcome]:
         """
-        Keep instances.
+        Store instances.
 
-        :returns: those that were kept, or not, and what went wrong; of others the reactor thread was told, or will be.
+        :returns: the outcomes that are known when the call returns; all others are passed to the reactor thread.
         """
         thread = get_ident()
         outcomes: list[_Outcome] = []
@@ -199,10 +199,10 @@ class Ingest:
             if get_ident() == thread:
                 outcomes.append((incoming, error))
             else:
-                self.tell(incoming, error)  # another thread is at it, and has committed this one as well
+                self.tell(incoming, error)  # another thread was committing, and has committed this instance as well
 
         def on_batch_done() -> None:
-            # Nobody waits for what others brought.
+            # Report these outcomes now: they must not wait for the commits of other threads' instances.
             while outcomes:
                 self.tell(*outcomes.pop())
 
@@ -211,12 +211,12 @@ class Ingest:
                 [(instance, partial(on_result, incoming)) for incoming, instance in instances], on_batch_done
             )
         except BaseException as error:
-            # A mistake of ours: nobody waits for ever.
+            # A defect of this program: no sender waits for ever.
             outcomes += [(incoming, error) for incoming in left]
         return outcomes
 
     def tell(self, incoming: IncomingInstance, error: BaseException | None) -> None:
-        """Have the reactor thread tell *incoming* how it went, with what else it is to tell."""
+        """Pass an outcome to the reactor thread, which delivers all that have collected in one call."""
         self._told.append((incoming, error))
         if not self._is_telling:
             self._is_telling = True
@@ -231,13 +231,13 @@ class Ingest:
     # --- the index
 
     def index_later(self) -> None:
-        """Have the index catch up, where it is behind, once nothing has come for a moment: so it is in nobody's way."""
+        """If the index is behind, let it catch up after a pause in the arrivals, so that it does not slow down a burst."""
         self._came += 1
         if self._waiting is None and self.archive.unindexed:
             self._wait()
 
     def stop(self) -> None:
-        """Wait for nothing any more; what is not indexed is when the archive is closed."""
+        """Cancel the wait for a pause; closing the archive adds the rows that are missing."""
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
@@ -253,22 +253,22 @@ class Ingest:
         self.executor.run(self.archive.catch_up).addErrback(self._not_caught_up)
 
     def _not_caught_up(self, reason: Failure) -> None:
-        # The next instance, and who asks the index, tries again.
+        # The next instance and the next query try again.
         self.log.error("instances that are stored are not indexed yet: {reason}", reason=loggable(reason.value))
 
 
 class IncomingInstance:
     """
-    One instance on its way to disk; a :class:`~dicomtwist.datasets.stream.DataSetSink`.
+    One instance that is being received; a :class:`~dicomtwist.datasets.stream.DataSetSink`.
 
-    :param ingest: where it goes.
+    :param ingest: the ingest that it belongs to.
     :param meta: see :meth:`Ingest.begin`.
     :param flow: see :meth:`Ingest.begin`.
 
-    :ivar result: fires with ``None`` when the instance is kept (:meth:`dicomtwist.archive.archive.Archive.keep`), or with the
-        exception for which it is not: :class:`InvalidMeta`, :class:`DataSetMismatch`,
-        :class:`~dicomtwist.datasets.header_scanner.HeaderError`, :class:`~dicomtwist.errors.ExecutorFull`, or what
-        the archive says. It fails with the reason if the data set stays incomplete. In each case nothing is left of it.
+    :ivar result: fires with ``None`` when the instance is stored (:meth:`dicomtwist.archive.archive.Archive.keep`). It fires
+        with an exception if the instance is refused: :class:`InvalidMeta`, :class:`DataSetMismatch`,
+        :class:`~dicomtwist.datasets.header_scanner.HeaderError`, :class:`~dicomtwist.errors.ExecutorFull`, or an error of
+        the archive. It fails with the reason if the data set stays incomplete. In both cases nothing is left of the instance.
     """
 
     def __init__(self, ingest: Ingest, meta: FileMeta, flow: Flow) -> None:
@@ -301,17 +301,17 @@ class IncomingInstance:
             self._flow.pause()
 
     def finish(self) -> None:
-        """The instance is whole."""
+        """Store the instance: its last byte has arrived."""
         if self._refusal is not None:
-            return  # a part of it could not be written, which is being told
+            return  # a part could not be written, and the peer is being told
         self._finished = True
         if not self._writing:
             self._commit()
 
     def fail(self, reason: Failure) -> None:
-        """The instance will not be whole: nothing of it is kept."""
+        """Remove the instance: its last byte will never arrive."""
         if self._refusal is not None:
-            return  # it was refused already, and the rest was not wanted
+            return  # the instance was refused already, and the rest of it does not matter
         self._refusal = reason
         self._waiting.clear()
         if not self._writing:
@@ -341,7 +341,7 @@ class IncomingInstance:
             self._refuse(reason)
 
         executor = self._ingest.executor
-        # An instance that has begun is carried through, however much waits: an association receives one at a time.
+        # An instance that has begun is completed however long the queue is: an association receives one at a time.
         run = executor.run if self._writer is None else executor.run_admitted
         run(self._write_some, waiting).addCallbacks(written, failed)
 
@@ -359,7 +359,7 @@ class IncomingInstance:
             self.kept(error)
 
     def kept(self, error: BaseException | None) -> None:
-        """The archive has it, or has not for *error*."""
+        """Report the result of the archive: stored, or refused for *error*."""
         if error is None:
             self.result.callback(None)
             self._ingest.index_later()
@@ -367,7 +367,7 @@ class IncomingInstance:
             self._refuse(Failure(error))
 
     def _refuse(self, reason: Failure) -> None:
-        """Nothing is kept; the peer is told why, unless it is gone."""
+        """Remove the file, then report *reason* to the peer, unless the peer is gone."""
         gone = self._refusal is not None
         self._refusal = reason
         self._waiting.clear()
@@ -378,7 +378,7 @@ class IncomingInstance:
         self._ingest.executor.run_admitted(self._discard_file).addBoth(lambda _: self.result.callback(reason.value))
 
     def _discard(self) -> None:
-        """The peer is gone."""
+        """Remove the file, then fail the result: the peer is gone."""
         reason = self._refusal
         assert reason is not None
         self._ingest.executor.run_admitted(self._discard_file).addBoth(lambda _: self.result.errback(reason))
@@ -395,9 +395,9 @@ class IncomingInstance:
 
     def small(self) -> ReceivedInstance:
         """
-        Return a small instance that is whole.
+        Return a small instance that is complete.
 
-        :raises Exception: it is not to be kept, see :attr:`result`.
+        :raises Exception: the instance is refused, see :attr:`result`.
         """
         syntax = self._syntax
         data = self._waiting.take()
@@ -406,7 +406,7 @@ class IncomingInstance:
         return _instance(uids, syntax, [self._meta(), data], values)
 
     def _finish_writing(self, buffers: list[memoryview | bytearray]) -> list[_Outcome]:
-        """Hand a large instance to the archive; return how that went, unless another thread tells."""
+        """Hand a large instance to the archive; return the outcome, unless another thread reports it."""
         self._write_some(buffers)
         assert self._writer is not None
         values = self._found()
@@ -425,7 +425,7 @@ class IncomingInstance:
             self._writer.discard()
 
     def _scan(self, buffers: Sequence[Buffer]) -> None:
-        """Look for what the index wants in the next pieces of a large instance."""
+        """Look for the indexed attributes in the next pieces of a large instance."""
         layouts, syntax = self._ingest.layouts, self._syntax
         scanner = self._scanner
         if scanner is None:
@@ -444,7 +444,7 @@ class IncomingInstance:
             self._values = _enough(scanner, error)
 
     def _found(self) -> Mapping[int, bytes]:
-        """Return what the index wants of a large instance that is whole."""
+        """Return the indexed attributes of a large instance that is complete."""
         scanner = self._scanner
         assert scanner is not None
         if self._values is None:
@@ -456,7 +456,7 @@ class IncomingInstance:
         return self._values
 
     def _found_in(self, data: bytes) -> Mapping[int, bytes]:
-        """Return what the index wants of a small instance."""
+        """Return the indexed attributes of a small instance."""
         layouts, syntax = self._ingest.layouts, self._syntax
         values = layouts.values(data, syntax)
         if values is None:
@@ -471,7 +471,11 @@ class IncomingInstance:
         return values
 
     def _checked_uids(self, values: Mapping[int, bytes]) -> InstanceUIDs:
-        """Return the UIDs of study, series and instance, which agree with what the sender says."""
+        """
+        Return the UIDs of study, series and instance.
+
+        :raises DataSetMismatch: they contradict the request, or one is missing.
+        """
         found = {tag: decode_uid(values.get(tag, b"")) for tag in _WANTED}
         description = self._description
         for tag, expected, name in (
@@ -494,9 +498,11 @@ def _instance(
 
 def _enough(scanner: HeaderScanner, error: HeaderError) -> Mapping[int, bytes]:
     """
-    Return what was found of a data set that cannot be read to the end of what is indexed: it is kept if it can be filed.
+    Return the attributes found in a data set that cannot be read to the last indexed one, if its UIDs are among them.
 
-    :raises HeaderError: it cannot.
+    Such an instance is stored all the same.
+
+    :raises HeaderError: a UID is missing.
     """
     if not scanner.values.keys() >= _WANTED:
         raise error
