@@ -24,7 +24,7 @@ class Storey(NamedTuple):
     Adjacent rooms with one purpose.
 
     :ivar title: its name in the picture.
-    :ivar lowest: an entry of its lowest room in the table; it reaches up to the next storey.
+    :ivar lowest: an entry of its lowest room; the storey reaches up to the next one.
     :ivar light: the colour of its boxes on a light background.
     :ivar dark: the colour on a dark one.
     """
@@ -35,7 +35,7 @@ class Storey(NamedTuple):
     dark: str
 
 
-#: From the bottom to the top, as in the table.
+#: From the bottom to the top, as in ROOMS.
 STOREYS: Final = (
     Storey("Protocol", "errors.py", "#0b7285", "#3bc9db"),
     Storey("Data", "sop_class.py", "#2b8a3e", "#69db7c"),
@@ -46,7 +46,7 @@ STOREYS: Final = (
     Storey("Commands", "daemon/", "#364fc7", "#91a7ff"),
 )
 
-#: Name and contents of each room in the picture, by an entry of the room in the table.
+#: Name and contents of each room in the picture, by an entry of the room in ROOMS.
 TEXTS: Final[Mapping[str, tuple[str, str]]] = {
     "errors.py": ("errors, part10, dimse/status", "exceptions; File Meta Information; status codes"),
     "ul/": ("ul/", "PS3.8: PDUs, framing, the state machine"),
@@ -106,7 +106,7 @@ DARK_STYLE: Final = """
 
 
 def imports() -> dict[int, set[int]]:
-    """Return the rooms that each room imports, both as rows of the table; imports for type checkers count."""
+    """Return the rooms that each room imports, both as positions in ROOMS; imports for type checkers count."""
     found: dict[int, set[int]] = {row: set() for row in range(len(ROOMS))}
     for file in MODULES.values():
         row = position(file)[0]
@@ -144,7 +144,7 @@ def texts(row: int) -> tuple[str, str]:
 
 
 def places(of_rooms: list[int]) -> tuple[list[int], int]:
-    """Return the upper edge of each room's box, and the lower edge of the house. The last row of the table is on top."""
+    """Return the upper edge of each room's box, and the lower edge of the house. The last of ROOMS is on top."""
     tops = [0] * len(of_rooms)
     y = TOP
     for row in reversed(range(len(of_rooms))):

@@ -156,7 +156,7 @@ class CFindRSP(Response):
 
 
 @dataclass(slots=True, kw_only=True)
-class _SubOperations(Response):
+class _RetrieveResponse(Response):
     """The base class of C-GET and C-MOVE responses, which carry the counts of sub-operations."""
 
     affected_sop_class_uid: str | None = None
@@ -177,7 +177,7 @@ class CGetRQ(Request):
 
 
 @dataclass(slots=True, kw_only=True)
-class CGetRSP(_SubOperations):
+class CGetRSP(_RetrieveResponse):
     """C-GET-RSP (PS3.7 9.3.3.2)."""
 
     COMMAND_FIELD: ClassVar[int] = 0x8010
@@ -195,7 +195,7 @@ class CMoveRQ(Request):
 
 
 @dataclass(slots=True, kw_only=True)
-class CMoveRSP(_SubOperations):
+class CMoveRSP(_RetrieveResponse):
     """C-MOVE-RSP (PS3.7 9.3.4.2)."""
 
     COMMAND_FIELD: ClassVar[int] = 0x8021

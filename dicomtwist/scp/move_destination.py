@@ -100,7 +100,7 @@ class MoveAssociations:
         self._is_open = False
         self._idle: Deferred[None] | None = None
 
-    # --- for SubOperations
+    # --- for SubOperationQueue
 
     @property
     def capacity(self) -> int:

@@ -23,7 +23,7 @@ from dicomtwist.scp.find import unpack
 from dicomtwist.scp.move_destination import MoveAssociations
 from dicomtwist.scp.multiple_responses import Answering, Ended, with_dataset
 from dicomtwist.scp.performed import Performance, status_response
-from dicomtwist.scp.sub_operations import Destination, SameAssociation, SubOperations
+from dicomtwist.scp.sub_operations import Destination, SameAssociation, SubOperationQueue
 
 
 def perform_get(performance: Performance) -> None:
@@ -71,7 +71,7 @@ class _Retrieve:
         self._performance = performance
         self._event = event
         self._destination: Destination | None = None
-        self._suboperations: SubOperations | None = None
+        self._suboperations: SubOperationQueue | None = None
 
     async def answer(self, answering: Answering) -> None:
         """Pull the instances, send them, and answer."""
@@ -118,7 +118,7 @@ class _Retrieve:
             )
         assert self._destination is not None
         assoc = self._performance.assoc
-        self._suboperations = SubOperations(
+        self._suboperations = SubOperationQueue(
             self._destination, number, assoc.ae.executors.retrieval, assoc.exchange.outgoing, self._progressed
         )
 

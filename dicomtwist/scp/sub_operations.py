@@ -94,9 +94,9 @@ class Destination(Protocol):
         """Release the associations that were made; no instance follows."""
 
 
-class SubOperations:
+class SubOperationQueue:
     """
-    The sub-operations of one C-GET or C-MOVE.
+    The sub-operations of one C-GET or C-MOVE, each in one of four queues.
 
     An instance passes four queues, in the order in which they were started: it waits to be opened, together with other paths
     in one trip to a thread; to be prepared; for a place in the window; and for its response.
@@ -111,7 +111,7 @@ class SubOperations:
     :ivar failed: the number that failed.
     :ivar warning: the number that ended with a warning.
     :ivar failed_instances: the known SOP Instance UIDs of those that failed.
-    :ivar last_failure: in words, why the last one failed that had no response of the destination.
+    :ivar last_failure: why the last sub-operation failed that got no response from the destination, in words.
     """
 
     log = Logger()

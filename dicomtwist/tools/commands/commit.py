@@ -68,7 +68,7 @@ def commit(
     Ctrl-C stops waiting and releases the association; a second Ctrl-C aborts it.
     """
     from dicomtwist.tools.interrupts import run_command
-    from dicomtwist.tools.operations.commit import Commit, References
+    from dicomtwist.tools.runners.commit import Commit, References
 
     if bool(paths) == (uids is not None):
         raise click.UsageError("give either PATHS or --uids")

@@ -40,7 +40,7 @@ def diagnose(
     With PATHS, the presentation contexts that these files and folders require are proposed as well.
     """
     from dicomtwist.tools.interrupts import run_command
-    from dicomtwist.tools.operations.diagnose import Diagnose
-    from dicomtwist.tools.operations.dump import Proposal
+    from dicomtwist.tools.runners.diagnose import Diagnose
+    from dicomtwist.tools.runners.dump import Proposal
 
     run_command(Diagnose(connection, output, Proposal(propose, paths, each_syntax)).main, output)

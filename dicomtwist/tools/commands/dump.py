@@ -39,6 +39,6 @@ def dump_association(
     for all of them, several are requested, one after the other.
     """
     from dicomtwist.tools.interrupts import run_command
-    from dicomtwist.tools.operations.dump import DumpAssociation, Proposal
+    from dicomtwist.tools.runners.dump import DumpAssociation, Proposal
 
     run_command(DumpAssociation(connection, output, Proposal(propose, paths, each_syntax)).main, output)

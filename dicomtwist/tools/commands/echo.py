@@ -40,6 +40,6 @@ def echo(connection: Connection, output: Output, count: int) -> None:
     Test with C-ECHO whether PEER answers, and print the response time.
     """
     from dicomtwist.tools.interrupts import run_command
-    from dicomtwist.tools.operations.echo import Echo
+    from dicomtwist.tools.runners.echo import Echo
 
     run_command(Echo(connection, output, count).main, output)

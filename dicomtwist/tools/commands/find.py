@@ -54,8 +54,8 @@ def find(
     Ctrl-C stops the peer (C-CANCEL) and releases the association; a second Ctrl-C aborts it.
     """
     from dicomtwist.tools.interrupts import run_command
-    from dicomtwist.tools.operations.find import Find
     from dicomtwist.tools.query.query import make_query
+    from dicomtwist.tools.runners.find import Find
 
     _check_format(output, as_csv)
     query = make_query(keys, key_files, level, root, "Find", add_defaults=True)
@@ -135,7 +135,7 @@ def worklist(
     Ctrl-C stops the peer (C-CANCEL) and releases the association; a second Ctrl-C aborts it.
     """
     from dicomtwist.tools.interrupts import run_command
-    from dicomtwist.tools.operations.find import Find, worklist_query
+    from dicomtwist.tools.runners.find import Find, worklist_query
 
     _check_format(output, as_csv)
     query = worklist_query(keys, key_files, date=date, modality=modality, station=station, patient=patient)

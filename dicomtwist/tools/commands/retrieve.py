@@ -78,8 +78,8 @@ def get(
     from dicomtwist.tools.contexts import storage_classes
     from dicomtwist.tools.files.receiving_folder import open_folder
     from dicomtwist.tools.interrupts import run_command
-    from dicomtwist.tools.operations.retrieve import Get, require_key
     from dicomtwist.tools.query.query import make_query
+    from dicomtwist.tools.runners.retrieve import Get, require_key
 
     query = require_key(make_query(keys, key_files, level, root, "Get", add_defaults=False))
     try:
@@ -136,8 +136,8 @@ def move(
     """
     from dicomtwist.tools.files.receiving_folder import open_folder
     from dicomtwist.tools.interrupts import run_command
-    from dicomtwist.tools.operations.retrieve import Move, require_key
     from dicomtwist.tools.query.query import make_query
+    from dicomtwist.tools.runners.retrieve import Move, require_key
 
     if to is None and receive is None:
         raise click.UsageError("the destination is missing: give --to or --receive")

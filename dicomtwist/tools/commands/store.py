@@ -54,7 +54,7 @@ def store(connection: Connection, output: Output, paths: tuple[str, ...], resume
     """
     from dicomtwist.tools.files.resume_journal import JournalError, ResumeJournal
     from dicomtwist.tools.interrupts import run_command
-    from dicomtwist.tools.operations.store import Store
+    from dicomtwist.tools.runners.store import Store
 
     journal = None
     if resume is not None:

@@ -19,9 +19,9 @@ from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import Output, plural, table
 from dicomtwist.tools.explain import Cause, cause_of, not_dicom, peer_is_plain, peer_is_secure
 from dicomtwist.tools.interrupts import FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
-from dicomtwist.tools.operations.dump import Proposal, context_lines
-from dicomtwist.tools.operations.echo import verification
 from dicomtwist.tools.probe import AssociationProbe, Step, describe_contexts, describe_sides
+from dicomtwist.tools.runners.dump import Proposal, context_lines
+from dicomtwist.tools.runners.echo import verification
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
 #: The timeout of the second connection, which finds out the protocol of a peer, in seconds.

@@ -1,1 +1,0 @@
-"""What the subcommands of ``dicomtwist`` do once their options are read, one module each."""
