@@ -84,8 +84,8 @@ soak: $(TEST)
 fuzz: $(FUZZ)
 	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
-# DCMTK, Orthanc and GDCM are peers in the tests, haproxy stands before the server, Wireshark's tshark reads what we write, and
-# the command is completed in zsh and fish. Where they are missing and cannot be installed the tests that need them are skipped,
+# DCMTK, Orthanc, GDCM and dcmjs-dimse are peers in the tests, haproxy stands before the server, Wireshark's tshark reads what
+# we write, and the command is completed in zsh and fish. Where they are missing and cannot be installed the tests that need them are skipped,
 # or fail when CI=true.
 peers:
 	@missing=; \
@@ -101,6 +101,10 @@ peers:
 	  else \
 	    echo "Not installed: $$missing. The tests that need them are skipped."; \
 	  fi; \
+	fi; \
+	if command -v npm >/dev/null && [ ! -d $(VENV)/node/node_modules/dcmjs-dimse ]; then \
+	  npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(VENV)/node dcmjs-dimse@0.3 || \
+	  echo "Not installed: dcmjs-dimse. The test that needs it is skipped."; \
 	fi
 
 # One virtual environment; the stamp files say what has been installed into it.

@@ -109,6 +109,7 @@ class AEInterface(Protocol):
     """An Application Entity as associations and their handlers know it: a :class:`dicomtwist.AE`."""
 
     settings: Settings
+    sendable_syntaxes: Callable[[str], Sequence[str]] | None
 
     @property
     def ae_title(self) -> str:

@@ -59,7 +59,12 @@ class Settings:
         is refused with status 0xA700 and the association continues.
     :ivar require_called_aet: whether to reject requests for an AE title other than that of the AE (1, 1, 7).
     :ivar require_calling_aet: the AE titles that may request associations; empty for any. Others are rejected (1, 1, 3).
-    :ivar promiscuous: whether to accept every Storage SOP Class, and unknown ones, in any transfer syntax.
+    :ivar promiscuous: whether to accept every Storage SOP Class, and unknown ones, in any transfer syntax and any role.
+    :ivar keep_compression: whether to accept a compressed transfer syntax that a requestor proposes first in a context,
+        whatever the order of the supported context.
+    :ivar maximum_waiting: the number of requests of one association that wait because the operations window is full; while
+        as many wait, nothing is read from the peer, or a further request is refused with status 0x0213 if an operation
+        under way needs what the peer sends.
     """
 
     ae_title: str = "DICOMTWIST"
@@ -83,6 +88,8 @@ class Settings:
     require_called_aet: bool = False
     require_calling_aet: list[str] = field(default_factory=list)
     promiscuous: bool = False
+    keep_compression: bool = False
+    maximum_waiting: int = 64
 
     def __setattr__(self, name: str, value: Any) -> None:
         check = _CHECKS.get(name)
@@ -177,4 +184,6 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "require_called_aet": _flag,
     "require_calling_aet": _titles,
     "promiscuous": _flag,
+    "keep_compression": _flag,
+    "maximum_waiting": _number(0, 0xFFFF),
 }

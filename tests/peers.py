@@ -55,6 +55,7 @@ _PACKAGES = {
     "text2pcap": "tshark",
     "Orthanc": "orthanc",
     "gdcmscu": "libgdcm-tools",
+    "node": "nodejs",
     **{name: name for name in ("haproxy", "zsh", "fish")},
 }
 

@@ -4,7 +4,7 @@ AE: an Application Entity, as requestor and as acceptor of associations.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeAlias, TypeVar, cast, overload
 
@@ -97,10 +97,14 @@ class AE(LegacyCallbacks):
     :raises ValueError: the title is not one.
 
     :ivar settings: all of its settings; the attributes below read and assign them.
+    :ivar sendable_syntaxes: returns for a SOP Class the transfer syntaxes of the instances that this AE can send, the most
+        frequent first; ``None`` if it is not known. Negotiation prefers them for a requestor that is to receive by C-GET,
+        so that instances are sent as they are stored.
     """
 
     def __init__(self, ae_title: str | bytes = "DICOMTWIST", port: int = 0, *, reactor: Any = None) -> None:
         self.settings = Settings(ae_title=cast("str", ae_title))
+        self.sendable_syntaxes: Callable[[str], Sequence[str]] | None = None
         self._reactor = reactor
         if reactor is not None:
             use_monotonic_clock(reactor)
@@ -148,6 +152,8 @@ class AE(LegacyCallbacks):
     maximum_object_size = _Number("bytes")
     maximum_buffered_size = _Number("bytes")
     promiscuous = _Setting[bool, bool]()
+    keep_compression = _Setting[bool, bool]()
+    maximum_waiting = _Number()
     implementation_class_uid = _Setting[str, str]()
     implementation_version_name = _Setting[str | None, str | bytes | None]()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydicom.uid import ExplicitVRLittleEndian
 from twisted.internet.defer import Deferred, DeferredList
 
 from dicomtwist import evt
@@ -13,15 +14,25 @@ from dicomtwist.access.enforcement import Access, Policy
 from dicomtwist.ae.ae import AE
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.ingest import Ingest
+from dicomtwist.archive.query.stored_syntaxes import StoredSyntaxes
 from dicomtwist.archive.services.mpps import PerformedProcedureSteps
 from dicomtwist.archive.services.query_retrieve import QueryRetrieve
 from dicomtwist.archive.services.storage import StorageService
 from dicomtwist.archive.services.storage_commitment import StorageCommitment
 from dicomtwist.archive.services.worklist import Worklist
+from dicomtwist.presentation import DEFAULT_TRANSFER_SYNTAXES
 from dicomtwist.scp.dispatch import Provider, dispatch
 from dicomtwist.transport.peer_directory import Peers
 
 __all__ = ["ArchiveServer"]
+
+#: The transfer syntaxes of identifiers and attribute lists: Explicit VR first, which keeps the VRs of private elements.
+_BY_PREFERENCE = sorted(DEFAULT_TRANSFER_SYNTAXES, key=lambda uid: uid != ExplicitVRLittleEndian)
+
+
+def _any_window(event: evt.Event) -> tuple[int, int]:
+    """Agree to the asynchronous operations window that a requestor proposes; ``maximum_operations`` bounds it."""
+    return event.nr_invoked, event.nr_performed
 
 
 class ArchiveServer:
@@ -75,9 +86,11 @@ class ArchiveServer:
         self.providers = tuple(providers)
         self._is_started = False
         ae.bind(evt.EVT_SOP_EXTENDED, self.query_retrieve.handle_extended)
+        ae.bind(evt.EVT_ASYNC_OPS, _any_window)
+        ae.sendable_syntaxes = StoredSyntaxes(archive, executors.querying, ae.reactor.seconds).of
         for provider in providers:
             for entry in provider.routes:
-                ae.add_supported_context(entry.sop_class)
+                ae.add_supported_context(entry.sop_class, _BY_PREFERENCE)
 
     def handlers(self) -> list[evt.HandlerTuple]:
         """Return the handlers of a server of the AE, behind the access control."""

@@ -184,6 +184,8 @@ class AcceptorAssociation(Association):
             self.host.supported,
             information.roles,
             promiscuous=self.settings.promiscuous,
+            keep_compression=self.settings.keep_compression,
+            sendable=self.host.ae.sendable_syntaxes,
         )
         settings = self.settings
         own = UserInformation(

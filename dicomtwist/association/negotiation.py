@@ -4,10 +4,12 @@ Association negotiation (PS3.8 7.1.1, PS3.7 Annex D.3): a proposal in, an answer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dicomtwist.presentation import PresentationContext, SupportedContexts
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicomtwist.presentation import DEFAULT_TRANSFER_SYNTAXES, PresentationContext, SupportedContexts
 from dicomtwist.sop_class import ServiceClass, SOPClass
 from dicomtwist.ul.ae_title import is_ae_title
 from dicomtwist.ul.items import (
@@ -105,18 +107,26 @@ def answer_contexts(
     roles: Iterable[RoleSelection] = (),
     *,
     promiscuous: bool = False,
+    keep_compression: bool = False,
+    sendable: Callable[[str], Sequence[str]] | None = None,
 ) -> ContextAnswers:
     """
     Answer the presentation contexts and roles that a requestor proposes.
 
-    The first supported one of the proposed transfer syntaxes is accepted: the requestor knows best what it has.
+    Of several transfer syntaxes in one context the first one of the supported context is accepted that the requestor
+    proposes: the order of a proposal often means nothing (many requestors sort by UID, so that Implicit VR, which loses the
+    VRs of private elements, comes first).
 
     :param proposed: the items of the A-ASSOCIATE-RQ.
     :param supported: the supported contexts; a role selection is answered only if both roles of the context are set
         (PS3.7 D.3.3.4).
     :param roles: the role selection items of the A-ASSOCIATE-RQ.
     :param promiscuous: accept any SOP Class of the Storage Service Class, and any unknown one, with any transfer
-        syntax.
+        syntax and in any role.
+    :param keep_compression: accept a compressed transfer syntax that the requestor proposes first, whatever the own
+        order: few requestors can decompress what they store.
+    :param sendable: returns for a SOP Class the transfer syntaxes of the instances that this side has to send, the most
+        frequent first; they take precedence if the requestor proposes to be SCP only, as for C-GET.
     :returns: results 0 accepted, 1 no acceptable role, 3 abstract syntax not supported, 4 transfer syntaxes not
         supported (PS3.8 9.3.3.2).
     """
@@ -125,11 +135,17 @@ def answer_contexts(
     answered_roles: dict[str, RoleSelection] = {}
     for offer in proposed:
         own = supported.get(offer.abstract_syntax)
-        wanted = own.transfer_syntax if own is not None else []
-        syntax = next((uid for uid in offer.transfer_syntaxes if uid in wanted), None)
-        if syntax is None and promiscuous and _is_storage(offer.abstract_syntax):
-            own = own or PresentationContext()
-            syntax = next(iter(offer.transfer_syntaxes), None)
+        role = proposed_roles.get(offer.abstract_syntax)
+        wanted: Sequence[str] = own.transfer_syntax if own is not None else []
+        if promiscuous and _is_storage(offer.abstract_syntax):
+            # Both roles, so that another AE can retrieve by C-GET what it may store.
+            own = own or PresentationContext(scu_role=True, scp_role=True)
+            wanted = [*wanted, *_uncompressed_first(offer.transfer_syntaxes)]
+        sends = sendable is not None and role is not None and role.scp_role and not role.scu_role
+        if sendable is not None and sends:
+            stored = [uid for uid in sendable(offer.abstract_syntax) if uid in wanted]
+            wanted = [*stored, *wanted]
+        syntax = _choose(offer.transfer_syntaxes, wanted, keep_compression=keep_compression and not sends)
         context = PresentationContext.received(
             offer.context_id, offer.abstract_syntax, offer.transfer_syntaxes if syntax is None else [syntax]
         )
@@ -138,12 +154,27 @@ def answer_contexts(
         elif syntax is None:
             context.result = 4
         else:
-            granted = _answer_role(context, own, proposed_roles.get(offer.abstract_syntax))
+            granted = _answer_role(context, own, role)
             if granted is not None:
                 answered_roles[granted.sop_class_uid] = granted
         answers.contexts.append(context)
     answers.roles = list(answered_roles.values())
     return answers
+
+
+def _choose(offered: Sequence[str], wanted: Sequence[str], *, keep_compression: bool) -> str | None:
+    """Return the transfer syntax to accept: the first of *wanted* that is *offered*, ``None`` if there is none."""
+    if keep_compression and offered and offered[0] not in DEFAULT_TRANSFER_SYNTAXES and offered[0] in wanted:
+        return offered[0]
+    return next((uid for uid in wanted if uid in offered), None)
+
+
+def _uncompressed_first(offered: Sequence[str]) -> Sequence[str]:
+    """Return *offered*, with Explicit VR Little Endian in front if the first one is uncompressed."""
+    explicit = str(ExplicitVRLittleEndian)
+    if explicit in offered and offered[0] in DEFAULT_TRANSFER_SYNTAXES:
+        return [explicit, *offered]
+    return offered
 
 
 def _is_storage(uid: str) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydicom.uid import ExplicitVRLittleEndian
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IStreamServerEndpoint
@@ -47,6 +48,10 @@ _EX_USAGE = 64
 
 #: What is left free on the disk, in bytes: enough for the index to be closed, and for an operator to act.
 DEFAULT_MIN_FREE = 128 * 1024 * 1024
+
+#: All transfer syntaxes, Explicit VR Little Endian first: Implicit VR loses the VRs of private elements, and with them the
+#: meaning of values that only a VR tells, as 1-bit pixel data.
+EXPLICIT_FIRST = (ExplicitVRLittleEndian, *(uid for uid in ALL_TRANSFER_SYNTAXES if uid != ExplicitVRLittleEndian))
 
 DEFAULT_PORT = "tcp:11112:interface=127.0.0.1"
 
@@ -396,9 +401,11 @@ def _make_ae(options: Options) -> AE:
     ae.settings.require_calling_aet = options["calling"]
     # Whatever storage class comes is kept, also those that are younger than this program, or private.
     ae.settings.promiscuous = True
+    # An archive keeps what a peer has: compressed instances as they are, others with their VRs.
+    ae.settings.keep_compression = True
     for context in AllStoragePresentationContexts:
         # Both roles, for C-GET: who retrieves is the SCP of what it gets.
-        ae.add_supported_context(context.abstract_syntax or "", ALL_TRANSFER_SYNTAXES, scu_role=True, scp_role=True)
+        ae.add_supported_context(context.abstract_syntax or "", EXPLICIT_FIRST, scu_role=True, scp_role=True)
     ae.add_supported_context("1.2.840.10008.1.1")
     return ae
 

@@ -4,7 +4,7 @@ Negotiation: AE titles, presentation contexts and their results, roles, windows,
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import permutations, product
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -136,11 +136,11 @@ class ContextTests(SynchronousTestCase):
 
     def test_accepted(self) -> None:
         """
-        Result 0: the first proposed transfer syntax that is supported, in the requestor's order.
+        Result 0: the first supported transfer syntax that is proposed, in the acceptor's order.
         """
         for proposed, taken in (
             ((IMPLICIT,), IMPLICIT),
-            ((IMPLICIT, EXPLICIT), IMPLICIT),
+            ((IMPLICIT, EXPLICIT), EXPLICIT),
             ((EXPLICIT, IMPLICIT), EXPLICIT),
             ((str(JPEGBaseline8Bit), EXPLICIT), EXPLICIT),
         ):
@@ -206,6 +206,77 @@ class ContextTests(SynchronousTestCase):
         self.assertEqual(self.answer(proposed[3], promiscuous=True), [(7, 0, [IMPLICIT])])
         self.assertEqual(self.answer(ProposedContext(1, CT, (jpeg,)), promiscuous=True), [(1, 0, [jpeg])])
         self.assertEqual(self.answer(ProposedContext(1, CT, (jpeg,))), [(1, 4, [jpeg])])
+        for uid in (MR, "1.2.3.4"):
+            either = ProposedContext(1, uid, (IMPLICIT, jpeg, EXPLICIT))
+            self.assertEqual(self.answer(either, promiscuous=True), [(1, 0, [EXPLICIT])])
+
+    def test_own_order(self) -> None:
+        """
+        The supported context's order decides for any order of the proposal, of any transfer syntaxes.
+        """
+        jpeg, big = str(JPEGBaseline8Bit), str(ExplicitVRBigEndian)
+        for own in permutations((IMPLICIT, EXPLICIT, big, jpeg)):
+            supported = SupportedContexts()
+            supported.add(MRImageStorage, own)
+            for proposed in permutations((jpeg, EXPLICIT, IMPLICIT, "1.2.3")):
+                (context,) = answer_contexts([ProposedContext(1, MR, proposed)], supported).contexts
+                self.assertEqual(context.transfer_syntax, [next(uid for uid in own if uid != big)])
+
+    def test_compression_is_kept(self) -> None:
+        """
+        If asked to, the acceptor takes a compressed transfer syntax that comes first in the proposal, if it is supported.
+        """
+        jpeg, deflated = str(JPEGBaseline8Bit), str(DeflatedExplicitVRLittleEndian)
+        self.supported.add(CTImageStorage, [jpeg, deflated])
+        for proposed, taken in (
+            ((jpeg, EXPLICIT), jpeg),
+            ((IMPLICIT, jpeg, EXPLICIT), EXPLICIT),
+            ((deflated, IMPLICIT), IMPLICIT),
+            (("1.2.3", jpeg, IMPLICIT), IMPLICIT),
+        ):
+            offer = [ProposedContext(1, CT, proposed)]
+            (context,) = answer_contexts(offer, self.supported, keep_compression=True).contexts
+            self.assertEqual(context.transfer_syntax, [taken], proposed)
+
+    def test_sendable(self) -> None:
+        """
+        For a requestor that is SCP only, the transfer syntaxes of the instances to send take precedence; for any other the
+        own order decides. One that is not supported, or not proposed, is never accepted.
+        """
+        jpeg = str(JPEGBaseline8Bit)
+        stored = {CT: [jpeg, IMPLICIT]}
+        offer = [ProposedContext(1, CT, (EXPLICIT, IMPLICIT))]
+        for role, taken in (
+            ((False, True), IMPLICIT),
+            ((True, True), EXPLICIT),
+            ((True, False), EXPLICIT),
+            (None, EXPLICIT),
+        ):
+            roles = [] if role is None else [build_role(CTImageStorage, *role)]
+            answers = answer_contexts(offer, self.supported, roles, sendable=lambda uid: stored.get(uid, ()))
+            self.assertEqual(answers.contexts[0].transfer_syntax, [taken], role)
+        offer = [ProposedContext(1, CT, (EXPLICIT, jpeg))]
+        answers = answer_contexts(
+            offer, self.supported, [build_role(CTImageStorage, scp_role=True)], sendable=lambda uid: [jpeg]
+        )
+        self.assertEqual(answers.contexts[0].transfer_syntax, [EXPLICIT])
+
+    def test_promiscuous_roles(self) -> None:
+        """
+        A promiscuous acceptor answers the roles of retired, private and unknown storage classes; no others.
+        """
+        retired = "1.2.840.10008.5.1.4.1.1.6"  # Ultrasound Image Storage (Retired)
+        find = str(PatientRootQueryRetrieveInformationModelFind)
+        for uid in (retired, "1.2.840.113619.4.27", "1.2.3.4", MR, find):
+            for scu, scp in ((False, True), (True, True), (True, False)):
+                role = RoleSelection(uid, scu, scp)
+                offer = [ProposedContext(1, uid, (IMPLICIT, EXPLICIT))]
+                answers = answer_contexts(offer, self.supported, [role], promiscuous=True)
+                self.assertEqual(answers.roles, [role] if uid != find else [])
+                if uid != find:
+                    (context,) = answers.contexts
+                    self.assertEqual((context.as_scp, context.as_scu), (scu, scp))
+                self.assertEqual(answer_contexts(offer, self.supported, [role]).roles, [])
 
 
 BOTH = (False, True)
