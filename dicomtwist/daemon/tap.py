@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydicom.uid import ExplicitVRLittleEndian
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IStreamServerEndpoint
@@ -51,7 +50,7 @@ DEFAULT_MIN_FREE = 128 * 1024 * 1024
 
 #: All transfer syntaxes, Explicit VR Little Endian first: Implicit VR loses the VRs of private elements, and with them the
 #: meaning of values that only a VR tells, as 1-bit pixel data.
-EXPLICIT_FIRST = (ExplicitVRLittleEndian, *(uid for uid in ALL_TRANSFER_SYNTAXES if uid != ExplicitVRLittleEndian))
+EXPLICIT_FIRST = sorted(ALL_TRANSFER_SYNTAXES, key=lambda uid: uid != "1.2.840.10008.1.2.1")
 
 DEFAULT_PORT = "tcp:11112:interface=127.0.0.1"
 
