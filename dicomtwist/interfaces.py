@@ -268,8 +268,12 @@ class AssociationInterface(Protocol):
     def release(self) -> Deferred[None]:
         """Release the association when the operations of this side are answered."""
 
-    def abort(self, detail: str = "") -> None:
-        """Abort the association; *detail* says why, in the exceptions and the log of this side."""
+    def abort(self, detail: str = "", *, within: float | None = None) -> None:
+        """
+        Abort the association; *detail* says why, in the exceptions and the log of this side.
+
+        :param within: the time for the peer to close the connection, in seconds; by default the ACSE timeout.
+        """
 
     def when_ended(self) -> Deferred[Any]:
         """Return a Deferred that fires with the association when its connection is closed."""

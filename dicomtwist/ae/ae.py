@@ -24,7 +24,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndp
 
 from dicomtwist import evt
 from dicomtwist.ae.legacy_callbacks import LegacyCallbacks
-from dicomtwist.ae.server import Server, log_ended
+from dicomtwist.ae.server import CLOSE_SECONDS, Server, log_ended
 from dicomtwist.association.acceptor import AcceptorFactory, Host
 from dicomtwist.association.association import Association
 from dicomtwist.association.negotiation import merge_items
@@ -507,7 +507,7 @@ class AE(LegacyCallbacks):
         for association in self.active_associations:
             if association.is_requestor:
                 waiting.append(association.when_ended())
-                association.abort("the AE is shutting down")
+                association.abort("the AE is shutting down", within=CLOSE_SECONDS)
         return DeferredList(waiting).addCallback(lambda _: None)
 
     def __str__(self) -> str:

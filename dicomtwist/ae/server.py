@@ -5,7 +5,7 @@ A listening Application Entity.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
@@ -15,6 +15,9 @@ from dicomtwist import evt
 from dicomtwist.association.acceptor import AcceptorAssociation, AcceptorFactory
 from dicomtwist.association.association import Association
 from dicomtwist.transport.upper_layer import address_of
+
+#: The time that a peer has to close its connection after the A-ABORT of a stop, in seconds.
+CLOSE_SECONDS: Final = 1.0
 
 
 class Server:
@@ -104,34 +107,33 @@ class Server:
         """
         Stop: accept no more connections, wait for the associations to end, then abort the remaining ones.
 
+        A peer that does not close its connection within :data:`CLOSE_SECONDS` after the A-ABORT is not waited for. A
+        connection without an association is aborted at once.
+
         :param grace: the time to wait for the associations to end, in seconds; ``None`` for no limit.
-        :returns: a Deferred that fires with ``None`` when every connection is closed.
+        :returns: a Deferred that fires with ``None`` when every connection is closed: after *grace* and
+            :data:`CLOSE_SECONDS` at the latest.
         """
         return Deferred.fromCoroutine(self._shutdown(grace))
 
     async def _shutdown(self, grace: float | None) -> None:
         await self.stop_listening()
+        self.factory.close()
         associations = list(self.factory.associations)
-        for association in associations:
-            if not association.is_established:
-                association.abort("the server is shutting down")
         ended = DeferredList([association.when_ended() for association in associations])
-        if associations and grace is None:
-            await ended
-            return
-        if associations and grace:
-            late = self._clock.callLater(grace, _abort, associations)
-            await ended
-            if late.active():
-                late.cancel()
-            return
-        _abort(associations)
+        established = [association for association in associations if association.is_established]
+        _abort([association for association in associations if not association.is_established])
+        if grace == 0:
+            _abort(established)
+        late = self._clock.callLater(grace, _abort, established) if established and grace else None
         await ended
+        if late is not None and late.active():
+            late.cancel()
 
 
 def _abort(associations: list[AcceptorAssociation]) -> None:
     for association in associations:
-        association.abort("the server is shutting down")
+        association.abort("the server is shutting down", within=CLOSE_SECONDS)
 
 
 async def _stop(ports: list[IListeningPort]) -> None:

@@ -105,7 +105,7 @@ class AcceptorAssociation(Association):
         """Have the server count the connection, and close it if there are too many."""
         super().transport_opened()
         if not self._factory.opened(self):
-            self._over(Failure(AssociationAborted(0, 0, by_peer=False, detail="too many connections")))
+            self._over(Failure(AssociationAborted(0, 0, by_peer=False, detail="the server takes no more connections")))
             # The connection is closed without any wait, even in the middle of a TLS handshake.
             self._protocol.transport.abortConnection()
 
@@ -381,6 +381,7 @@ class AcceptorFactory(Factory):
         self._surplus = 0
         self._refused = 0  # connections closed at once, since connections were last below the limits
         self._few_descriptors = False  # whether descriptors ran out since then
+        self._is_closed = False
         self._requests: Counter[str] = Counter()  # by address, in the current minute
         self._minute = 0
 
@@ -413,6 +414,10 @@ class AcceptorFactory(Factory):
         """Return the protocol of a new association."""
         return AcceptorAssociation(self).protocol
 
+    def close(self) -> None:
+        """Close further connections at once. One may be accepted already, and wait for its PROXY header."""
+        self._is_closed = True
+
     def opened(self, association: AcceptorAssociation) -> bool:
         """Count a new connection. Return whether it stays open, if only for a rejection."""
         settings, address = self.hosts[0].settings, association.requestor.address
@@ -433,6 +438,8 @@ class AcceptorFactory(Factory):
         self.associations.add(association)
         self._connections[address] += 1
         self._surplus += association.is_surplus
+        if self._is_closed:
+            return False
         if self._surplus <= MAX_SURPLUS:
             return True
         self._refused += 1

@@ -287,14 +287,20 @@ class Association(NormalisedUser):
         if self.settings.acse_timeout is not None:
             self._protocol.watch(self.settings.acse_timeout)
 
-    def abort(self, detail: str = "") -> None:
+    def abort(self, detail: str = "", *, within: float | None = None) -> None:
         """
         Abort the association (A-ABORT, PS3.8 7.3). Messages that wait to be sent are dropped, operations that wait for a
         response fail. A connection on which no association was requested yet is closed.
 
         :param detail: the reason in words, for the exceptions and the log of this side. It is not sent.
+        :param within: the time for the peer to close the connection, in seconds; then this side closes it. By default the ACSE
+            timeout. It holds for an association as well that has ended already and whose connection is not closed.
         """
-        if self._closed or self._end is not None:
+        if self._closed:
+            return
+        if within is not None:
+            self._protocol.cut_within(within)
+        if self._end is not None:
             return
         self._over(Failure(AssociationAborted(0, 0, by_peer=False, detail=detail)))
         if self._protocol.connection.state in (State.STA1, State.STA2):

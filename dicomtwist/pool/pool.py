@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
+from dicomtwist.ae.server import CLOSE_SECONDS
 from dicomtwist.association.association import Association
 from dicomtwist.dimse.status import Status
 from dicomtwist.endpoints import client_endpoint
@@ -266,6 +267,7 @@ class AssociationPool(Service):
         for attempt in connecting:
             attempt.give_up()
             if attempt.association is not None:
+                attempt.association.abort("the pool is being stopped", within=CLOSE_SECONDS)
                 ended.append(attempt.association.when_ended())
         for slot in slots:
             self._retire(slot)
@@ -277,7 +279,7 @@ class AssociationPool(Service):
     async def _drain(self, slots: list[Slot], ended: list[Deferred[Any]]) -> None:
         def abort() -> None:
             for slot in slots:
-                slot.association.abort("the pool is being stopped")
+                slot.association.abort("the pool is being stopped", within=CLOSE_SECONDS)
 
         late = None
         if slots and self._grace is not None:

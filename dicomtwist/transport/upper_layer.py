@@ -147,6 +147,7 @@ class UpperLayerProtocol(TwistedProtocol):
         self._artim: IDelayedCall | None = None
         self._closing: IDelayedCall | None = None
         self._watch: IDelayedCall | None = None
+        self._cut: IDelayedCall | None = None
         self._pdu_number = 0
         self._read_pauses = self._timed_pauses = 0
         self._backlog = 0
@@ -245,7 +246,7 @@ class UpperLayerProtocol(TwistedProtocol):
         self.connection.connection_lost()
         self.closed = True
         self._socket = None
-        for call in (self._artim, self._closing, self._watch):
+        for call in (self._artim, self._closing, self._watch, self._cut):
             if call is not None and call.active():
                 call.cancel()
         self.user.transport_closed(reason)
@@ -307,6 +308,20 @@ class UpperLayerProtocol(TwistedProtocol):
     def close(self) -> None:
         """Close the transport: at once if nothing more can be written."""
         self._carry_out((Signal.CLOSE,))
+
+    def cut_within(self, seconds: float) -> None:
+        """
+        Close the connection in *seconds* at the latest, whether or not the peer agrees.
+
+        The ARTIM timer has the same effect after an A-ABORT, but it lasts as long as the ACSE timeout, and with TLS the peer
+        has to answer the close besides.
+        """
+        if self.closed or self.transport is None:
+            return
+        if self._cut is None:
+            self._cut = self.clock.callLater(seconds, self.transport.abortConnection)
+        elif self._cut.active() and self._cut.getTime() - self.clock.seconds() > seconds:
+            self._cut.reset(seconds)
 
     @property
     def may_send_data(self) -> bool:
