@@ -1,1 +1,1 @@
-"""The archive: instances that are kept, found again, and moved on."""
+"""The archive: it stores instances, finds them, and sends them on."""

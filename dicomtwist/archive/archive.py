@@ -1,5 +1,5 @@
 """
-An archive: the files of instances and the index of them, kept together.
+An archive: a storage for the files of instances, and an index of them.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ __all__ = ["Archive", "DuplicateInstance", "Duplicates"]
 
 _PIECE: Final = 256 * 1024
 
-#: What is called with how it went.
+#: A function that is called with ``None`` or with the error.
 _OnResult: TypeAlias = Callable[[BaseException | None], None]
 
 
 class Duplicates(enum.Enum):
-    """What becomes of an instance that is there already."""
+    """The treatment of an instance that the archive holds already."""
 
     KEEP = "keep"
-    """The first copy stays, whatever comes; the peer is told of success."""
+    """The first copy always stays; the new one is acknowledged and dropped."""
     REPLACE = "replace"
-    """The first copy stays where both are byte for byte the same; else the one that came last takes its place."""
+    """The first copy stays if the data sets of both are equal byte for byte; otherwise the new copy replaces it."""
     REJECT = "reject"
-    """The first copy stays; the peer is told that the instance is a duplicate (0x0111)."""
+    """The first copy stays; the peer gets the status of a duplicate SOP Instance (0x0111)."""
 
     def __str__(self) -> str:
         return str(self.value)
@@ -46,24 +46,24 @@ class Duplicates(enum.Enum):
 
 class Archive:
     """
-    Files and index in one folder.
+    An archive: files and index in one folder.
 
-    Everything here blocks and is meant for worker threads, any number of them.
+    All methods block and are meant for worker threads, any number of them.
 
-    :param root: the folder; made by :meth:`open` when it is missing, if its parent is there.
-    :param durability: what success promises.
-    :param duplicates: what becomes of an instance that is there already.
-    :param min_free: how many bytes have to stay free on the file system.
+    :param root: the folder; :meth:`open` makes it if it is missing and its parent exists.
+    :param durability: the state of an instance when it is acknowledged.
+    :param duplicates: the treatment of an instance that the archive holds already.
+    :param min_free: the number of bytes that must stay free on the file system.
     :param file_system: the system calls to use for files.
-    :param process: the name of this process among those that share the archive; empty where it is the only one.
-    :param lock: for another than the first of them: the file descriptor of the lock that the first has, taken over by
-        :meth:`open`.
-    :param engine: the database of the index, disposed of by :meth:`close`, where it is not to be the SQLite file in the folder:
-        one of PostgreSQL, which then answers for what durability full promises of rows.
+    :param process: the name of this process among the processes that share the archive; empty if it is the only one.
+    :param lock: for every process but the first: the file descriptor of the lock that the first process holds;
+        :meth:`open` takes it over.
+    :param engine: the database of the index, if it is not the SQLite file in the folder; :meth:`close` disposes of it. If it
+        is PostgreSQL, the durability of rows depends on that server's settings, even with durability full.
 
-    :ivar store: the files.
+    :ivar store: the storage.
     :ivar index: the index, while it is open.
-    :ivar journal: what keeps other processes from what is committed here; ``None`` where there is no other.
+    :ivar journal: the locks against other processes that share the archive; ``None`` if there are no others.
     """
 
     index: Index
@@ -95,7 +95,7 @@ class Archive:
         """
         Make or open the folder and its index, and remove left-over temporary files.
 
-        :returns: how many temporary files were removed.
+        :returns: the number of temporary files that were removed.
         :raises StoreUnusable: the folder or its index cannot be used; the text says why and what to do.
         """
         removed = self.store.prepare()
@@ -113,18 +113,18 @@ class Archive:
             self.store.close()
             raise
         if self.store.durability is Durability.NONE and self.journal is None:
-            # Of several processes none knows what another has not told the index yet.
+            # Several processes cannot use write-behind: none knows which rows another has not added yet.
             self._write_behind = WriteBehind(self.index)
         self._commits = GroupCommit(self.store, self.index, self.journal, self._write_behind)
         return removed
 
     def close(self) -> None:
-        """Let go of files and index; idempotent."""
+        """Close storage and index; idempotent."""
         self.store.close()
         if self._commits is not None:
             self._commits.close()
             self._commits = None
-            # What the index refuses now it learns at the next start, from the files.
+            # The next start reads the files whose rows the index refuses now.
             with suppress(IndexFailed):
                 self.catch_up()
             self.index.close()
@@ -133,14 +133,14 @@ class Archive:
 
     def keep(self, instance: ReceivedInstance, on_result: _OnResult) -> None:
         """
-        Keep an instance that is whole.
+        Store a complete instance.
 
-        :param on_result: called once, in any thread: with ``None`` when the instance is kept, else with what went wrong. Kept
-            means with durability full that its file, its folders and its row in the index are on the medium; with
-            durability none that its file has its name, and its row follows (see :meth:`catch_up`). What went wrong is an
+        :param on_result: called once, in any thread: with ``None`` when the instance is stored, else with the error. With
+            durability full, stored means that the file, its folders and its row in the index are on the medium; with
+            durability none, that the file has its name, and its row follows (see :meth:`catch_up`). The error is an
             :class:`OSError` as it came, :class:`DuplicateInstance`,
             :class:`~dicomtwist.archive.storage.types.InvalidUID` or :class:`~dicomtwist.archive.storage.types.IndexFailed`;
-            then nothing is left of the instance, and an earlier copy is as it was.
+            then nothing is left of the instance, and an earlier copy has not changed.
         """
         self.keep_all([(instance, on_result)])
 
@@ -148,9 +148,9 @@ class Archive:
         self, instances: Sequence[tuple[ReceivedInstance, _OnResult]], on_batch_done: Callable[[], None] | None = None
     ) -> None:
         """
-        Keep instances that are whole, together, which is less work than one by one.
+        Store complete instances together, which is less work than one by one.
 
-        :param instances: each with what is called with how it went, see :meth:`keep`.
+        :param instances: each instance with its *on_result*, see :meth:`keep`.
         :param on_batch_done: called after the results of *instances* are known, if this thread goes on committing for others.
         """
         commits = self._commits
@@ -201,27 +201,27 @@ class Archive:
 
     @property
     def unindexed(self) -> int:
-        """How many instances are kept and not in the index yet."""
+        """The number of stored instances that are not in the index yet."""
         return len(self._write_behind) if self._write_behind is not None else 0
 
     def catch_up(self) -> None:
         """
-        Have the index know all that is kept; who is about to ask it calls this first. It blocks.
+        Add all stored instances to the index. It blocks; every query calls it first.
 
-        :raises IndexFailed: the database refused; what could not be added is tried again with the next call.
+        :raises IndexFailed: the database refused; the next call tries again to add the instances that are missing.
         """
         if self._write_behind is not None:
             self._write_behind.catch_up()
 
     def _first_stays(self, instance: ReceivedInstance) -> bool:
-        """Whether the copy that is there stays; what is compared is the data set and how it is encoded."""
+        """Whether the stored copy stays. Compared are the data set and its transfer syntax."""
         if self.duplicates is Duplicates.REJECT:
             raise DuplicateInstance("the instance is in the archive already")
         return self.duplicates is Duplicates.KEEP or _same_dataset(self.store, instance)
 
 
 def _same_dataset(store: Storage, instance: ReceivedInstance) -> bool:
-    """Whether the copy that is there holds the data set of *instance*; one that cannot be read does not."""
+    """Whether the stored copy holds the data set of *instance*; ``False`` if it cannot be read."""
     content = instance.content
     try:
         with store.open(*instance.uids) as first:
@@ -241,7 +241,7 @@ def _same_dataset(store: Storage, instance: ReceivedInstance) -> bool:
 
 
 def _size(file: BinaryIO) -> int:
-    """How many bytes a file has; what is read next is as before."""
+    """Return the size of a file in bytes; its position does not change."""
     here = file.tell()
     size = file.seek(0, SEEK_END)
     file.seek(here)

@@ -1,4 +1,4 @@
-"""An instance that is to be archived."""
+"""An instance on its way into an archive."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from dicomtwist.archive.storage.types import Written
 @dataclass(slots=True, eq=False)
 class ReceivedInstance:
     """
-    An instance as it is handed to an archive.
+    A complete instance that is handed to an archive.
 
     :ivar uids: its Study, Series and SOP Instance UIDs.
-    :ivar transfer_syntax: how its data set is encoded.
-    :ivar content: its file: what is before the data set and then the data set, contiguous bytes each; or a temporary file
-        that :meth:`~dicomtwist.archive.storage.interfaces.Writer.seal` gave, which the archive takes over.
-    :ivar describe: returns what the index is to know of it. Called in any thread, and not before it is needed; it does not
-        fail.
-    :ivar held: how many bytes *describe* keeps in memory, about.
+    :ivar transfer_syntax: the transfer syntax of its data set.
+    :ivar content: its file: first the bytes before the data set, then those of the data set, each buffer contiguous; or a
+        temporary file that :meth:`~dicomtwist.archive.storage.interfaces.Writer.seal` returned. The archive takes that over.
+    :ivar describe: makes the index record. It is called in any thread, only when the record is needed, and does not fail.
+    :ivar held: the approximate number of bytes that *describe* keeps in memory.
     """
 
     uids: tuple[str, str, str]

@@ -1,5 +1,5 @@
 """
-Whether the archive holds an instance: found in the index, read from the disk to its end, and what it says it is.
+The integrity check: an instance is in the index, readable on the disk to its end, and the one that the index names.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from dicomtwist.part10 import NotDicomFile, decode_uid, read_file_meta
 
 __all__ = ["CHECKED_AT_ONCE", "Reference", "verify"]
 
-#: How many instances are looked for at once.
+#: The maximum number of instances that are looked up at once.
 CHECKED_AT_ONCE: Final = 64
 _PIECE: Final = 256 * 1024
 _SOP_CLASS, _SOP_INSTANCE = 0x00080016, 0x00080018
 
 
 class Reference(NamedTuple):
-    """An instance that somebody refers to."""
+    """A reference to an instance, by SOP Class UID and SOP Instance UID."""
 
     sop_class_uid: str
     sop_instance_uid: str
 
 
 class Damaged(Exception):
-    """The file of an instance is not what it was when it was stored; the text says how."""
+    """The file of an instance has changed since it was stored; the text says how."""
 
 
 def verify(archive: Archive, references: Sequence[Reference], damaged: list[str]) -> list[int]:
     """
-    Verify that the archive holds instances; blocks for as long as it takes to read them.
+    Verify that the archive holds instances. The call blocks until all of them are read.
 
-    With durability none what is found is brought onto the medium first.
+    With durability none each file is flushed to the medium first.
 
-    :param references: which, :data:`CHECKED_AT_ONCE` at the most.
-    :param damaged: where to add what is wrong with the files of those that are in the index and cannot be read.
-    :returns: for each 0, or the Failure Reason (0008,1197): 0x0112 where it is not there, 0x0119 where it is one of
-        another SOP Class, 0x0110 where its file cannot be read or is not what was stored.
+    :param references: the instances, at most :data:`CHECKED_AT_ONCE`.
+    :param damaged: a list to which the function adds the path and the fault of each indexed file that is damaged.
+    :returns: for each instance 0 or the Failure Reason (0008,1197): 0x0112 if there is no such instance, 0x0119 if it has
+        another SOP Class, 0x0110 if its file cannot be read or has changed since it was stored.
     :raises IndexFailed: the database cannot be read.
     """
     archive.catch_up()
@@ -73,19 +73,19 @@ def _verify(store: Storage, reference: Reference, copies: Sequence[IndexedInstan
 
 def _read(store: Storage, indexed: IndexedInstance) -> None:
     """
-    Read an instance to its end, and have it on the medium.
+    Read an instance to its end, and flush it to the medium.
 
-    :raises Damaged: it is not what was stored.
+    :raises Damaged: it has changed since it was stored.
     :raises OSError: it cannot be read.
     """
     with store.open_on_medium(*indexed.uids) as file:
         size = file.seek(0, SEEK_END)
         file.seek(0)
         if size != indexed.size:
-            raise Damaged(f"{size} bytes where {indexed.size} were stored")
+            raise Damaged(f"it has {size} bytes, but {indexed.size} were stored")
         meta, start = read_file_meta(file)
         if meta.transfer_syntax_uid != indexed.transfer_syntax:
-            raise Damaged("its transfer syntax is another one")
+            raise Damaged("its transfer syntax has changed")
         scanner = HeaderScanner(indexed.transfer_syntax, frozenset((_SOP_CLASS, _SOP_INSTANCE)))
         file.seek(0)
         digest = hashlib.sha256(file.read(start))
@@ -94,7 +94,7 @@ def _read(store: Storage, indexed: IndexedInstance) -> None:
             if not scanner.done:
                 scanner.feed(piece)
         if indexed.digest is not None and digest.digest() != indexed.digest:
-            raise Damaged("its bytes are not those that were stored")
+            raise Damaged("its bytes have changed")
         if not scanner.done:
             scanner.finish()
         uids = tuple(decode_uid(scanner.values.get(tag, b"")) for tag in (_SOP_CLASS, _SOP_INSTANCE))

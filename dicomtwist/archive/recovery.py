@@ -1,8 +1,8 @@
 """
-Files and index brought together: at each start, and where a folder of DICOM files is taken over.
+Recovery at a start, which makes files and index agree, and the import of a folder of DICOM files.
 
-The files are the truth. Names are compared, a series at a time; a file is read only where the index does not know it, or
-where it was being replaced when the program ended.
+The files are authoritative. Names are compared, one series at a time. A file is read only if the index has no row of it, or if
+it was being replaced when the program ended.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from dicomtwist.part10 import NotDicomFile, read_file_meta
 
 __all__ = ["Import", "Reconciled", "import_folder", "read_record", "reconcile", "repair"]
 
-#: How many rows go into one transaction.
+#: The number of rows in one transaction.
 _ROWS: Final = 500
-#: How much of a file is read at once, in bytes.
+#: The number of bytes of a file that are read at once.
 _PIECE: Final = 256 * 1024
-#: A file up to this size is read whole where it is imported, in bytes; a longer one is copied in pieces.
+#: The import reads a file of up to this size, in bytes, in one piece; it copies a longer one piece by piece.
 _WHOLE: Final = 1024 * 1024
-#: How many instances that are imported wait for their commit.
+#: The number of imported instances that may wait for their commit.
 MAX_PENDING: Final = 64
-#: How many names of files are kept for the report.
+#: The number of file names in a report.
 MAX_REPORTED: Final = 100
 
 
 @dataclass(slots=True)
 class Reconciled:
     """
-    What a start found.
+    The result of a recovery.
 
-    :ivar temporary: how many left-over temporary files were removed.
-    :ivar instances: how many instances have both a file and a row.
-    :ivar indexed: how many files had no row, or another one, and have it now.
-    :ivar lost: how many rows had no file, and were removed.
-    :ivar lost_names: some of their files.
-    :ivar unreadable: how many files cannot be indexed; they stay where they are.
+    :ivar temporary: the number of left-over temporary files that were removed.
+    :ivar instances: the number of instances that have both a file and a row.
+    :ivar indexed: the number of files that had no row, or an outdated one, and have a row now.
+    :ivar lost: the number of rows that had no file and were removed.
+    :ivar lost_names: the missing files of some of them.
+    :ivar unreadable: the number of files that cannot be indexed; they stay where they are.
     :ivar unreadable_names: some of them, with the reason.
     """
 
@@ -77,12 +77,12 @@ class Reconciled:
 
 def read_record(file: BinaryIO) -> tuple[Record, str, int]:
     """
-    Read from a file, which is open at its beginning, what the index has to know.
+    Read the index record from a file that is open at its beginning.
 
     :returns: the record, the transfer syntax and the size of the file in bytes.
-    :raises NotDicomFile: it is no DICOM file.
+    :raises NotDicomFile: it is not a DICOM file.
     :raises HeaderError: its data set cannot be read up to the UIDs.
-    :raises InvalidUID: a UID is missing or none.
+    :raises InvalidUID: a UID is missing or invalid.
     :raises OSError: it cannot be read.
     """
     meta, _ = read_file_meta(file)
@@ -106,10 +106,10 @@ _UIDS: Final = WANTED & {0x00080016, 0x00080018, 0x0020000D, 0x0020000E}
 
 def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda _: None) -> Reconciled:
     """
-    Bring files and index together.
+    Compare files and index, then add and remove rows until both agree.
 
-    :param archive: open, and not in use yet.
-    :param progress: called after each few hundred files that had to be indexed.
+    :param archive: the archive, open and not in use yet.
+    :param progress: called after every few hundred files that had to be indexed.
     :raises OSError: the folder cannot be read.
     :raises IndexFailed: the database refused.
     """
@@ -142,15 +142,15 @@ def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda 
 
 def repair(archive: Archive, process: str) -> int:
     """
-    See to what another process that shared the archive left behind when it died.
+    Repair what another process of the archive left behind when it died.
 
-    What it was about to commit is in the index then if its file is there, and is not if there is none; its temporary files
-    are removed.
+    An instance that it was about to commit is added to the index if the file exists, and removed from the index if not. Its
+    temporary files are removed.
 
-    :param archive: open, and in use.
-    :param process: the name of the process that is gone.
-    :returns: how many instances it was at.
-    :raises OSError: a file could not be looked at.
+    :param archive: the archive, open and in use.
+    :param process: the name of the process that died.
+    :returns: the number of instances that it was about to commit.
+    :raises OSError: a file could not be read.
     :raises IndexFailed: the database refused.
     """
     assert archive.journal is not None
@@ -163,7 +163,7 @@ def repair(archive: Archive, process: str) -> int:
             try:
                 record, transfer_syntax, size = _stored_record(archive, uids)
             except (NotDicomFile, HeaderError, InvalidUID):
-                continue  # it was there before, and could not be indexed then either
+                continue  # the file was there before that process, and could not be indexed then either
             archive.index.add([IndexRow(record, transfer_syntax, size, replaces=True)])
     archive.store.temporary_files.remove_of(beginning)
     return len(instances)
@@ -180,7 +180,7 @@ _Folder = tuple[str, str]
 def _merged(
     on_disk: Iterator[tuple[_Folder, set[str]]], in_index: Iterator[tuple[str, str, list[str]]]
 ) -> Iterator[tuple[_Folder, set[str], set[str]]]:
-    """Both in the order of their folders: what is on the disk, and what is in the index."""
+    """Merge the files on the disk and the rows of the index, both sorted by folder: yield folder, files and rows."""
     disk = next(on_disk, None)
     rows = next(in_index, None)
     while disk is not None or rows is not None:
@@ -197,7 +197,7 @@ def _merged(
 
 
 class _Adding:
-    """Indexes files, some hundred in one transaction."""
+    """Adds files to the index, a few hundred in one transaction."""
 
     def __init__(self, archive: Archive, found: Reconciled, progress: Callable[[Reconciled], None]) -> None:
         self._archive = archive
@@ -213,7 +213,7 @@ class _Adding:
             self._found.note_unreadable(path, error)
             return
         if record.uids != uids:
-            self._found.note_unreadable(path, "its name is not that of the instance in it")
+            self._found.note_unreadable(path, "its name is not the name of the instance in it")
             return
         self._rows.append(IndexRow(record, transfer_syntax, size, replaces=True))
         if len(self._rows) >= _ROWS:
@@ -227,18 +227,18 @@ class _Adding:
             self._progress(self._found)
 
 
-# --- taking over a folder
+# --- the import of a folder
 
 
 @dataclass(slots=True)
 class Import:
     """
-    What came of an import so far.
+    The result of an import so far.
 
-    :ivar kept: how many instances are in the archive.
-    :ivar skipped: how many files are no DICOM files, or none that could be archived.
-    :ivar failed: how many could not be stored.
-    :ivar reasons: some of the files that were not kept, with the reason.
+    :ivar kept: the number of instances that are in the archive.
+    :ivar skipped: the number of files that are not DICOM files, or that cannot be archived.
+    :ivar failed: the number of files that could not be stored.
+    :ivar reasons: some of the files that were not stored, with the reason.
     """
 
     kept: int = 0
@@ -248,7 +248,7 @@ class Import:
 
     @property
     def seen(self) -> int:
-        """How many files were looked at."""
+        """The number of files that were examined."""
         return self.kept + self.skipped + self.failed
 
 
@@ -262,11 +262,11 @@ def import_folder(
     """
     Copy all DICOM files below *folder* into the archive, as if a peer had sent them. Nothing in *folder* is changed.
 
-    :param progress: called after each few hundred files, in any thread.
-    :param stopped: asked before each file; the import ends where it says so.
-    :returns: what came of it, when all that was begun is committed.
+    :param progress: called after every few hundred files, in any thread.
+    :param stopped: called before each file; the import ends if it returns ``True``.
+    :returns: the result, after all instances that were begun are committed.
     :raises OSError: *folder* cannot be read.
-    :raises IndexFailed: some of what was kept is not in the index, which refuses; the next start tries again.
+    :raises IndexFailed: the index refused some of the stored instances; the next start tries again.
     """
     importing = _Importing(archive, progress)
     root = os.fspath(archive.root)
@@ -343,6 +343,6 @@ class _Importing:
             self._progress(found)
 
     def wait(self) -> None:
-        """Wait for what was begun."""
+        """Wait for all instances that were begun."""
         for _ in range(MAX_PENDING):
             self._places.acquire()

@@ -1,5 +1,5 @@
 """
-An archive and the services that give access to it, wired once: what DIMSE, and whatever else serves the archive, works with.
+An archive and its services, wired in one place, for DIMSE and for every other protocol that gives access to the archive.
 """
 
 from __future__ import annotations
@@ -37,20 +37,18 @@ def _any_window(event: evt.Event) -> tuple[int, int]:
 
 class ArchiveServer:
     """
-    An archive with its services. The SOP Classes of the services become supported contexts of the AE; those of storage, the
-    caller chooses.
+    An archive with its services. The AE supports the SOP Classes of the services; the caller adds those of storage.
 
-    :param ae: the AE that serves the archive. Its executors do what blocks, so that what is under way for its peers is in one
-        place.
+    :param ae: the AE that serves the archive. Its executors run all blocking work of the services.
     :param archive: the archive, open; :meth:`close` closes it.
     :param peers: the addresses of the AEs that the archive sends to.
-    :param policy: who may do what; without it any peer may do anything.
+    :param policy: the access rules; without them any peer may do anything.
     :param worklist: the folder of a modality worklist, if there is one.
-    :param takes_up: whether this process reports the storage commitments that were not reported when the program before it
-        ended. Of several processes that share an archive one does.
+    :param takes_up: whether this process reports the storage commitments that the previous run of the program left
+        unreported. Of several processes that share an archive one does.
 
     :ivar access: the access control, ``None`` without a policy.
-    :ivar ingest: takes the instances that arrive, by whatever protocol.
+    :ivar ingest: receives instances, for every protocol.
     :ivar storage: the Storage Service Class.
     :ivar query_retrieve: the Query/Retrieve Service Class.
     :ivar performed_steps: the SOP Classes of performed procedure steps.
@@ -100,9 +98,9 @@ class ArchiveServer:
 
     def start(self) -> None:
         """
-        Start the services; it may block. :meth:`close` is called even if that fails.
+        Start the services; it may block. The caller calls :meth:`close` even if this fails.
 
-        :raises StoreError: what was under way when the program ended cannot be read.
+        :raises StoreError: the state that the previous run of the program left cannot be read.
         :raises OSError: as it came, errno intact.
         """
         self._is_started = True
@@ -111,11 +109,11 @@ class ArchiveServer:
             provider.start()
 
     def stop(self) -> Deferred[None]:
-        """End what is under way; the returned Deferred fires with ``None`` when that is done."""
+        """Stop the services; the returned Deferred fires with ``None`` when their current work has ended."""
         return DeferredList([provider.stop() for provider in self.providers]).addCallback(lambda _: None)
 
     def close(self) -> None:
-        """Let go of the archive and of the executors; idempotent."""
+        """Close the archive and release the executors; idempotent."""
         self.ingest.stop()
         if self._is_started:
             self._is_started = False

@@ -1,4 +1,4 @@
-"""``python -m dicomtwist.archive.users NAME``: the earlier name of :mod:`dicomtwist.access.users`, kept for scripts."""
+"""``python -m dicomtwist.archive.users NAME``: the former name of :mod:`dicomtwist.access.users`, for existing scripts."""
 
 import sys
 

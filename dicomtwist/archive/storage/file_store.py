@@ -345,7 +345,7 @@ class InstanceStore:
         elif error.errno in (errno.ENOTDIR, errno.EEXIST):
             advice = "there is a file in its place: move it away, or choose another folder"
         elif error.errno in (errno.EACCES, errno.EPERM):
-            advice = "give the user that runs the server write access"
+            advice = "let the user that runs the server write there"
         else:
             advice = "choose another folder or repair this one"
         return f"cannot store instances in {self._root}: {reason}; {advice}"
