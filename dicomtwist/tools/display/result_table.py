@@ -28,6 +28,9 @@ PAGE: Final = 40
 PAGE_SECONDS: Final = 1.0
 #: The largest initial width of a column.
 MAX_WIDTH: Final = 64
+#: The first characters of formulas in spreadsheets, and control characters that have the same effect in some.
+_FORMULA_STARTS: Final = frozenset("=+-@")
+_CONTROL_STARTS: Final = frozenset("\t\r\n")
 
 
 class ResultWriter(Protocol):
@@ -161,7 +164,8 @@ class CSVWriter:
     """
     Prints responses as comma-separated values (RFC 4180) with a line of headings.
 
-    Control characters are escaped as in a table.
+    Control characters are escaped as in a table. A value that a spreadsheet would take for a formula gets an apostrophe in
+    front, since quotation marks alone do not keep a spreadsheet from running it.
 
     :param columns: the attributes to show.
     """
@@ -174,7 +178,7 @@ class CSVWriter:
     def add(self, dataset: Dataset) -> None:
         """Print a response."""
         self.flush()
-        self._output.result(self._line([printable(text_of(dataset, path)) for path in self._columns]))
+        self._output.result(self._line([_plain_cell(text_of(dataset, path)) for path in self._columns]))
 
     def flush(self) -> None:
         """Print the headings if they are not printed yet."""
@@ -187,6 +191,15 @@ class CSVWriter:
         line = io.StringIO()
         csv.writer(line, lineterminator="").writerow(cells)
         return line.getvalue()
+
+
+def _plain_cell(value: str) -> str:
+    """Return *value* as a cell that no spreadsheet takes for a formula."""
+    # Blanks and invisible characters in front do not keep a spreadsheet from reading a formula behind them.
+    first = next((letter for letter in value if letter.isprintable() and not letter.isspace()), "")
+    # Programs for East Asian languages take the full-width and small forms for the plain ones.
+    is_formula = unicodedata.normalize("NFKC", first) in _FORMULA_STARTS or value[:1] in _CONTROL_STARTS
+    return f"'{printable(value)}" if is_formula else printable(value)
 
 
 class JSONWriter:

@@ -19,8 +19,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from dicomtwist import AE, Association, evt
 from dicomtwist.sop_class import ModalityWorklistInformationFind
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelFind as STUDY_FIND
-from dicomtwist.tools.display.console import Output
-from dicomtwist.tools.display.result_table import PAGE, CSVWriter, JSONWriter, ResultWriter, TableWriter, to_json
+from dicomtwist.tools.display.console import Output, printable
+from dicomtwist.tools.display.result_table import (
+    PAGE,
+    CSVWriter,
+    JSONWriter,
+    ResultWriter,
+    TableWriter,
+    text_of,
+    to_json,
+)
 from dicomtwist.tools.query.keys import parse_key
 from tests import peers
 from tests.archive.services.worklists import items, write
@@ -85,6 +93,22 @@ class Lines(SynchronousTestCase):
             list(csv.reader(io.StringIO(text))),
             [["PatientID", "PatientName", "ModalitiesInStudy"], ['a,"b"', "X\\nY", ""], ["", "", ""]],
         )
+
+    def test_no_formula_in_csv(self) -> None:
+        """A value that a spreadsheet would run gets an apostrophe in front, wherever it is; any other stays as it is."""
+        formulas = (
+            *("=1+1", "=cmd|' /C calc'!A0", "+1", "-1", "-2+3", "@SUM(A1)", "==", '="a,b"', "\uff1d1+1", "\ufe621"),
+            *("\t=1", "\tx", "\rx", "\nx", "\r=1", " =1", "\u3000=1", "\ufeff=1", "\0-1", "\x1b+1"),
+        )
+        plain = ("1-1", "a=b", "Doe^John", "'t Hooft", "1.2.3", "", " x", "a@b", "\\-1", "\x1b[2J")
+        for column in range(2):
+            for value in (*formulas, *plain):
+                values = {"PatientID": value} if column == 0 else {"PatientName": value}
+                text = self.printed(lambda output: CSVWriter(output, self.columns), answer(**values))
+                _, row = csv.reader(io.StringIO(text))
+                shown = printable(text_of(answer(**values), self.columns[column]))
+                self.assertEqual(row[column], f"'{shown}" if value in formulas and shown else shown, repr(value))
+                self.assertEqual(row[1 - column], "")
 
     def test_json(self) -> None:
         """One document with any number of items; its strings have no control characters."""
