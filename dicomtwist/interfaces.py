@@ -61,6 +61,7 @@ class AssociationSide(Protocol):
     called_ae_title: str
     address: str
     port: int
+    proxy: str
     maximum_length: int
     implementation_class_uid: str
     implementation_version_name: str
@@ -229,6 +230,9 @@ class AssociationInterface(Protocol):
     @property
     def is_acceptor(self) -> bool:
         """Whether the peer requested it."""
+
+    def log_refusal(self, emit: Callable[..., None], message: str, *details: object, **fields: object) -> None:
+        """Log a line about an operation that is refused or fails, unless the association has had its share of them."""
 
     @property
     def accepted_contexts(self) -> list[PresentationContext]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from dicomtwist.runtime.networks import LOOPBACK, UNIX, parse_networks
 from dicomtwist.ul.ae_title import check_ae_title
 from dicomtwist.ul.framing import DEFAULT_MAX_LENGTH
 
@@ -59,6 +60,10 @@ class Settings:
         is refused with status 0xA700 and the association continues.
     :ivar require_called_aet: whether to reject requests for an AE title other than that of the AE (1, 1, 7).
     :ivar require_calling_aet: the AE titles that may request associations; empty for any. Others are rejected (1, 1, 3).
+    :ivar trusted_proxies: the proxies whose PROXY headers are believed at endpoints of ``haproxy:``: addresses, networks,
+        ``"loopback"``, ``"unix"``. An association that comes through any other one is rejected (1, 1, 1).
+    :ivar maximum_refusals_logged: the number of lines in the log about refused operations of one association; one more
+        line says that further ones are not logged. The line about the end of the association counts them all.
     :ivar promiscuous: whether to accept every Storage SOP Class, and unknown ones, in any transfer syntax and any role.
     :ivar keep_compression: whether to accept a compressed transfer syntax that a requestor proposes first in a context,
         whatever the order of the supported context.
@@ -87,6 +92,8 @@ class Settings:
     maximum_buffered_size: int = 512 * 1024**2
     require_called_aet: bool = False
     require_calling_aet: list[str] = field(default_factory=list)
+    trusted_proxies: list[str] = field(default_factory=lambda: [LOOPBACK, UNIX])
+    maximum_refusals_logged: int = 20
     promiscuous: bool = False
     keep_compression: bool = False
     maximum_waiting: int = 64
@@ -162,6 +169,15 @@ def _titles(name: str, value: Any) -> list[str]:
     return [check_ae_title(title, f"a title of {name}") for title in value]
 
 
+def _networks(name: str, value: Any) -> list[str]:
+    networks = [value] if isinstance(value, str) else list(value)
+    try:
+        parse_networks(networks)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return networks
+
+
 _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "ae_title": lambda name, value: check_ae_title(value),
     "implementation_class_uid": _class_uid,
@@ -183,6 +199,8 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "maximum_buffered_size": _number(1),
     "require_called_aet": _flag,
     "require_calling_aet": _titles,
+    "trusted_proxies": _networks,
+    "maximum_refusals_logged": _number(0),
     "promiscuous": _flag,
     "keep_compression": _flag,
     "maximum_waiting": _number(0, 0xFFFF),

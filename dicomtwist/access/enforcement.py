@@ -216,13 +216,22 @@ class Access:
 
     # --- operations
 
+    def may(self, assoc: AssociationInterface, *operations: Operation) -> bool:
+        """
+        Return whether the peer of *assoc* may request all *operations* now; may be called from any thread.
+
+        For what a handler learns only while it works on a request that is allowed, such as whether an instance replaces
+        another one.
+        """
+        checked = self._checked.get(assoc)
+        return checked is not None and checked.may(operations, self.policy.rules)
+
     def _guarded(self, event_type: evt.EventType, handler: evt.Handler) -> evt.Handler:
         def guard(event: evt.DIMSEEvent, *arguments: Any) -> Any:
             operations = _operations(event)
-            checked = self._checked.get(event.assoc)
-            if checked is not None and checked.may(operations, self.policy.rules):
+            if self.may(event.assoc, *operations):
                 return handler(event, *arguments)
-            return self._refuse(event, checked, operations)
+            return self._refuse(event, self._checked.get(event.assoc), operations)
 
         if getattr(handler, "is_streaming", False):
             evt.streaming(guard)
@@ -234,7 +243,8 @@ class Access:
             raise Refused(NOT_AUTHORISED, f"no rule allows {wanted}")
         if checked is None or not checked.logged.issuperset(operations):
             # Log once for each association, however many instances a peer tries to store.
-            self.log.info(
+            event.assoc.log_refusal(
+                self.log.info,
                 "{service} of {peer!r} at {address} refused with 0x{status:04X}: no rule allows {wanted}",
                 service=event.request.SERVICE,
                 peer=event.assoc.remote.ae_title,
@@ -286,4 +296,8 @@ def _requestor(assoc: AssociationInterface) -> Requestor:
     if ISSLTransport.providedBy(transport):
         shown: Any = transport.getPeerCertificate()
         certificate = None if shown is None else Certificate.of(shown.to_cryptography())
-    return Requestor(assoc.requestor.called_ae_title, assoc.requestor.ae_title, address, certificate=certificate)
+    return Requestor(
+        *(assoc.requestor.called_ae_title, assoc.requestor.ae_title, address),
+        proxied=bool(assoc.requestor.proxy),
+        certificate=certificate,
+    )

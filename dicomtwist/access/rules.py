@@ -12,14 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final
 
 from dicomtwist.access.certificates import Certificate, CertificatePattern, parse_pattern
+from dicomtwist.runtime.networks import ANYWHERE, UNIX, Networks, parse_networks
 from dicomtwist.ul.ae_title import check_ae_title
 
 __all__ = [
     "DEFAULT_RULES",
+    "UNIX",
     "Requestor",
     "Identity",
     "Operation",
@@ -33,15 +34,14 @@ __all__ = [
 #: The largest number of rules.
 MAX_RULES: Final = 1000
 
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
-
 
 class Operation(StrEnum):
     """An operation that a peer can request."""
 
     ECHO = "echo"
     STORE = "store"
+    REPLACE = "replace"
+    """C-STORE of an instance that is stored already, with other bytes, or with other attributes of its patient or study."""
     FIND = "find"
     GET = "get"
     MOVE = "move"
@@ -68,10 +68,6 @@ class Identity(StrEnum):
 #: The types of user identity by their number on the wire.
 IDENTITY_TYPES: Final = dict(enumerate(Identity, 1))
 
-#: Words for addresses that may be used in place of a network.
-LOOPBACK: Final = "loopback"
-UNIX: Final = "unix"
-
 
 @dataclass(frozen=True, slots=True)
 class Requestor:
@@ -81,6 +77,7 @@ class Requestor:
     :ivar called: the called AE title.
     :ivar calling: the calling AE title.
     :ivar address: the IPv4 or IPv6 address that the transport reports; :data:`UNIX` for a UNIX socket.
+    :ivar proxied: whether the address comes from the PROXY header of a proxy.
     :ivar user: the name of the user, if it was confirmed or is accepted without a check.
     :ivar identity: the type of user identity, if it was accepted.
     :ivar certificate: the certificate of the TLS connection, if there is one.
@@ -90,6 +87,7 @@ class Requestor:
     called: str
     calling: str
     address: str = ""
+    proxied: bool = False
     user: str = ""
     identity: Identity | None = None
     certificate: Certificate | None = None
@@ -121,8 +119,8 @@ class Rule:
     :ivar name: a name for the log.
     :ivar called: called AE titles; ``*`` in one stands for any characters, ``?`` for one character.
     :ivar calling: calling AE titles, with the same wildcards.
-    :ivar networks: the networks of the peer; an IPv4 address inside IPv6 counts as an IPv4 address.
-    :ivar unix: whether a UNIX socket counts as one of the networks.
+    :ivar networks: the networks of the peer. Loopback addresses and UNIX sockets are those of this machine: an address in
+        the PROXY header of a proxy never counts as one of them.
     :ivar users: names of confirmed users.
     :ivar identities: the types of user identity.
     :ivar certificates: patterns, of which the certificate must match one.
@@ -132,8 +130,7 @@ class Rule:
     name: str = ""
     called: tuple[str, ...] = ()
     calling: tuple[str, ...] = ()
-    networks: tuple[Network, ...] = ()
-    unix: bool = False
+    networks: Networks = ANYWHERE
     users: frozenset[str] = frozenset()
     identities: frozenset[Identity] = frozenset()
     certificates: tuple[CertificatePattern, ...] = ()
@@ -144,18 +141,10 @@ class Rule:
         return (
             _any_title(self.called, requestor.called)
             and _any_title(self.calling, requestor.calling)
-            and self._from_here(requestor.address)
+            and (not self.networks or self.networks.has(requestor.address, proxied=requestor.proxied))
             and (not self.certificates or any(one.matches(requestor.certificate) for one in self.certificates))
             and self._has_user(requestor)
         )
-
-    def _from_here(self, address: str) -> bool:
-        if not self.networks and not self.unix:
-            return True
-        parsed = _parsed(address)
-        if parsed is None:
-            return self.unix and address == UNIX
-        return any(parsed in network for network in self.networks if network.version == parsed.version)
 
     def _has_user(self, requestor: Requestor) -> bool:
         if requestor.undecided:
@@ -197,12 +186,10 @@ class Rules:
         return _NOT_ALLOWED if any(_any_title(rule.calling, requestor.calling) for rule in called) else _CALLING_UNKNOWN
 
 
-_LOOPBACK_NETWORKS: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
-
-#: The rules of a server that is given none: this machine may do anything, others may echo and store.
+#: The rules of a server that is given none: this machine may do anything, others may echo and store, but replace nothing.
 DEFAULT_RULES: Final = Rules(
     (
-        Rule("this machine", networks=_LOOPBACK_NETWORKS, unix=True),
+        Rule("this machine", networks=Networks(loopback=True, unix=True)),
         Rule("everybody", allow=frozenset((Operation.ECHO, Operation.STORE))),
     )
 )
@@ -250,13 +237,11 @@ def _parse_rule(table: Mapping[str, Any], where: str) -> Rule:
         return values
 
     try:
-        networks, unix = _parse_networks(texts("from"))
         return Rule(
             name=" ".join(texts("name")),
             called=tuple(_title_pattern(one) for one in texts("called")),
             calling=tuple(_title_pattern(one) for one in texts("calling")),
-            networks=networks,
-            unix=unix,
+            networks=_networks(texts("from")),
             users=frozenset(texts("user")),
             identities=frozenset(_member(Identity, one) for one in texts("identity")),
             certificates=tuple(parse_pattern(one) for one in texts("certificate")),
@@ -277,21 +262,11 @@ def _member(kind: Any, name: str, *others: str) -> Any:
         raise ValueError(f"{name!r} is not known: {nearest(name, [*kind, *others])}") from None
 
 
-def _parse_networks(texts: Iterable[str]) -> tuple[tuple[Network, ...], bool]:
-    networks: list[Network] = []
-    unix = False
-    for text in texts:
-        if text == UNIX:
-            unix = True
-        elif text == LOOPBACK:
-            networks += _LOOPBACK_NETWORKS
-        else:
-            try:
-                networks.append(ip_network(text))
-            except ValueError as error:
-                hint = "write an address, a network such as 10.1.0.0/16, loopback or unix"
-                raise ValueError(f"from: {error}: {hint}") from None
-    return tuple(networks), unix
+def _networks(texts: Sequence[str]) -> Networks:
+    try:
+        return parse_networks(texts)
+    except ValueError as error:
+        raise ValueError(f"from: {error}") from None
 
 
 def _title_pattern(text: str) -> str:
@@ -308,16 +283,3 @@ def _expression(pattern: str) -> re.Pattern[str]:
 
 def _any_title(patterns: Sequence[str], title: str) -> bool:
     return not patterns or any(_expression(pattern).fullmatch(title) for pattern in patterns)
-
-
-def _parsed(address: str) -> Address | None:
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return None
-    if isinstance(parsed, IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return parsed.ipv4_mapped
-        if parsed.scope_id is not None:
-            return IPv6Address(int(parsed))
-    return parsed

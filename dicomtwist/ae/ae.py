@@ -151,6 +151,8 @@ class AE(LegacyCallbacks):
     move_associations = _Number()
     maximum_object_size = _Number("bytes")
     maximum_buffered_size = _Number("bytes")
+    maximum_refusals_logged = _Number()
+    trusted_proxies = _Setting[list[str], "str | list[str]"]()
     promiscuous = _Setting[bool, bool]()
     keep_compression = _Setting[bool, bool]()
     maximum_waiting = _Number()

@@ -23,9 +23,10 @@ from dicomtwist.errors import AssociationAborted, AssociationRejected
 from dicomtwist.interfaces import AEInterface
 from dicomtwist.presentation import SupportedContexts
 from dicomtwist.runtime.call_handler import await_handler
+from dicomtwist.runtime.networks import parse_networks
 from dicomtwist.settings import Settings
 from dicomtwist.tls.errors import describe_tls_error
-from dicomtwist.transport.upper_layer import UpperLayerProtocol, address_of
+from dicomtwist.transport.upper_layer import UpperLayerProtocol, address_of, proxy_of
 from dicomtwist.ul.connection import AbortIndication
 from dicomtwist.ul.items import (
     AsyncOperationsWindow,
@@ -44,6 +45,7 @@ _T = TypeVar("_T")
 #: The rejections of an acceptor besides those of :func:`~dicomtwist.association.negotiation.check_request`.
 _TOO_MANY = AAssociateRJ(2, 3, 2)  # local limit exceeded
 _NOT_NOW = AAssociateRJ(2, 3, 1)  # temporary congestion
+_NO_REASON = AAssociateRJ(1, 1, 1)  # no reason given
 _NOT_VERIFIED = AAssociateRJ(2, 2, 1)
 _BAD_IDENTITY = AAssociateRJ(1, 2, 1)
 
@@ -117,6 +119,11 @@ class AcceptorAssociation(Association):
             self._protocol.watch(self.settings.acse_timeout)
         self.notify(evt.EVT_PDU_RECV, pdu=request)
         self.notify(evt.EVT_ACSE_RECV, primitive="A-ASSOCIATE indication")
+        proxy = self.requestor.proxy
+        if proxy and not parse_networks(self.settings.trusted_proxies).has(proxy):
+            # Handlers never see the address that it claims.
+            self._reject(_NO_REASON, f"it came with a PROXY header from {proxy}, which is no trusted proxy")
+            return
         self.notify(evt.EVT_REQUESTED, pdu=request)
         if self._end is not None:
             return  # a handler aborted or rejected
@@ -140,6 +147,7 @@ class AcceptorAssociation(Association):
         requestor = self.requestor
         # Behind a proxy, the transport learns the peer's address from the first bytes.
         requestor.address, requestor.port = address_of(self._protocol.transport.getPeer())
+        requestor.proxy = proxy_of(self._protocol.transport)
         requestor.ae_title = request.calling_ae_title
         requestor.called_ae_title = request.called_ae_title
         requestor.learn(request.user_information)

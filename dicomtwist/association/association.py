@@ -7,7 +7,7 @@ Association: the object that users hold, from its establishment to its end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn
@@ -88,6 +88,7 @@ class Association(NormalisedUser):
         self._release_asked_at: float | None = None
         self._release_to_answer = False
         self._tolerated: tuple[str, ...] = ()
+        self._refusals_logged = 0
         self._waiting_for_release: list[Deferred[None]] = []
         self._waiting_for_end: list[Deferred[Association]] = []
         self.observes_messages = False
@@ -252,6 +253,23 @@ class Association(NormalisedUser):
                 peer=self.remote.ae_title,
                 address=self.remote.address,
                 what="; ".join(news),
+            )
+
+    def log_refusal(self, emit: Callable[..., None], message: str, *details: object, **fields: object) -> None:
+        """
+        Log a line about an operation of the peer that is refused or fails, unless the association has had its share of them.
+
+        :param emit: the method of a logger to call with the other arguments, such as ``self.log.info``.
+        """
+        most = self.settings.maximum_refusals_logged
+        self._refusals_logged += 1
+        if self._refusals_logged <= most:
+            emit(message, *details, **fields)
+        elif self._refusals_logged == most + 1:
+            self.log.info(
+                "{peer!r} at {address}: more operations are refused; further ones on this association are not logged",
+                peer=self.remote.ae_title,
+                address=self.remote.address,
             )
 
     # --- ending it

@@ -21,6 +21,8 @@ class ServiceUser:
     :ivar ae_title: its AE title, without padding.
     :ivar called_ae_title: of a requestor, the title that it calls.
     :ivar address: its address as the transport reports it (a host, or the path of a UNIX socket).
+    :ivar proxy: the address of the proxy whose PROXY header tells :attr:`address`, ``"unix"`` for a UNIX socket; ``""`` for
+        a connection without a proxy.
     :ivar port: its TCP port, 0 if it has none.
     :ivar maximum_length: the longest P-DATA-TF that it receives, in bytes, 0 for no limit.
     :ivar implementation_class_uid: its Implementation Class UID, ``""`` if it sent none.
@@ -39,6 +41,7 @@ class ServiceUser:
     called_ae_title: str = ""
     address: str = ""
     port: int = 0
+    proxy: str = ""
     maximum_length: int = 0
     implementation_class_uid: str = ""
     implementation_version_name: str = ""

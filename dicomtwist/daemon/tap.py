@@ -126,6 +126,7 @@ _SETTINGS = {
     "max-connections-per-peer": "maximum_connections_per_peer",
     "max-association-rate": "maximum_association_rate",
     "max-object-size": "maximum_object_size",
+    "max-refusals-logged": "maximum_refusals_logged",
     "acse-timeout": "acse_timeout",
     "dimse-timeout": "dimse_timeout",
     "network-timeout": "network_timeout",
@@ -243,6 +244,13 @@ class Options(usage.Options):
             _count("--max-object-size", 1, 2**63),
         ],
         [
+            "max-refusals-logged",
+            None,
+            _DEFAULTS.maximum_refusals_logged,
+            "Most lines in the log about refused operations of one association.",
+            _count("--max-refusals-logged", 0, 2**31),
+        ],
+        [
             "acse-timeout",
             None,
             _DEFAULTS.acse_timeout,
@@ -302,6 +310,7 @@ class Options(usage.Options):
         self["ports"] = []
         self["calling"] = []
         self["peer"] = []
+        self["proxies"] = []
         self.configuration = Configuration()
 
     def parseOptions(self, options: list[str] | None = None) -> None:
@@ -339,6 +348,13 @@ class Options(usage.Options):
         again at SIGHUP. May be given more than once.
         """
         self["peer"].append(description)
+
+    def opt_trusted_proxy(self, network: str) -> None:
+        """
+        Proxy whose PROXY headers are believed at a port haproxy:...: an address, a network, loopback or unix. May be given
+        more than once. [default: loopback and unix]
+        """
+        self["proxies"].append(network)
 
     def postOptions(self) -> None:
         """Check what only shows now, so that a mistake is one line and not a traceback."""
@@ -396,6 +412,11 @@ def _make_ae(options: Options) -> AE:
             setattr(ae.settings, setting, options[option])
         except (ValueError, TypeError) as error:
             raise usage.UsageError(f"--{option}: {error}") from None
+    if options["proxies"]:
+        try:
+            ae.settings.trusted_proxies = options["proxies"]
+        except ValueError as error:
+            raise usage.UsageError(f"--trusted-proxy: {str(error).partition(': ')[2]}") from None
     ae.settings.require_called_aet = bool(options["require-called-aet"])
     ae.settings.require_calling_aet = options["calling"]
     # Whatever storage class comes is kept, also those that are younger than this program, or private.

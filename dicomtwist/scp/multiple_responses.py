@@ -175,7 +175,7 @@ class Answering:
                 self._failed(failure)
             return
         if failure is not None and not failure.check(CancelledError, AssociationError):
-            self.log.failure("the handler of {event} raised when it was cancelled", failure, event=self._event)
+            self._log_failure("the handler of {event} raised when it was cancelled", failure)
         if not self._performance.is_done:
             cancelled()
 
@@ -189,15 +189,16 @@ class Answering:
 
     def _failed(self, reason: Failure) -> None:
         if self._performance.is_done:
-            self.log.failure("the handler of {event} raised after the final response", reason, event=self._event)
+            self._log_failure("the handler of {event} raised after the final response", reason)
         elif isinstance(reason.value, Refused):
             if reason.value.__cause__ is not None:
-                self.log.failure(
-                    "the handler of {event} yielded an item that cannot be used", reason, event=self._event
-                )
+                self._log_failure("the handler of {event} yielded an item that cannot be used", reason)
             self._performance.refuse(reason.value.status, str(reason.value))
         else:
             self._performance.handler_failed(reason, self._event, self._failure_status)
+
+    def _log_failure(self, message: str, reason: Failure) -> None:
+        self._performance.assoc.log_refusal(self.log.failure, message, reason, event=self._event)
 
 
 class _Corked:

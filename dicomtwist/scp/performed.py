@@ -124,7 +124,8 @@ class Performance:
 
     def refuse(self, status: int, why: str) -> None:
         """Send a failure as the final response when the data set, which is discarded, has arrived."""
-        self.log.info(
+        self.assoc.log_refusal(
+            self.log.info,
             "{service} of {peer!r} refused with 0x{status:04X}: {why}",
             service=self.service_name,
             peer=self.assoc.remote.ae_title,
@@ -160,7 +161,8 @@ class Performance:
         """Log the exception of a handler, and answer with *status*."""
         if self.is_cancelled and self.assoc.end_reason is not None and reason.value is self.assoc.end_reason:
             return  # the handler was reading the data set of a peer that is gone: there is nothing to answer
-        self.log.failure(
+        self.assoc.log_refusal(
+            self.log.failure,
             "the handler of {event} raised; {peer!r} gets the status 0x{status:04X}",
             reason,
             event=event,

@@ -155,10 +155,16 @@ class _Retrieve:
 
     def _failed(self, reason: Failure) -> CGetRSP | CMoveRSP:
         if isinstance(reason.value, Refused):
-            self.log.info("{service} ends with 0x{status:04X}: {why}", service=self._performance.service_name,
-                          status=reason.value.status, why=str(reason.value))  # fmt: skip
+            self._performance.assoc.log_refusal(
+                self.log.info,
+                "{service} ends with 0x{status:04X}: {why}",
+                service=self._performance.service_name,
+                status=reason.value.status,
+                why=str(reason.value),
+            )
             return cast("CGetRSP", self._performance.response(reason.value.status, str(reason.value)))
-        self.log.failure(
+        self._performance.assoc.log_refusal(
+            self.log.failure,
             "the handler of {event} raised; {peer!r} gets the status 0x{status:04X}",
             reason,
             event=self._event.event,
@@ -178,7 +184,8 @@ class _Retrieve:
     def _finish(self, response: CGetRSP | CMoveRSP, identifier: Dataset | bytes | None) -> None:
         suboperations = self._suboperations
         if suboperations is not None and suboperations.failed:
-            self.log.info(
+            self._performance.assoc.log_refusal(
+                self.log.info,
                 "{service} of {peer!r}: {failed} of {done} sub-operations failed. {last}",
                 service=self._performance.service_name,
                 peer=self._performance.assoc.remote.ae_title,

@@ -135,7 +135,7 @@ class SubOperationQueue:
         self._open: deque[OutgoingInstance] = deque()
         self._held = 0  # the bytes of the open instances that are in memory
         self._is_opening = self._is_advancing = self._is_stopped = False
-        self._is_last_in_memory = self._is_more_coming = False
+        self._is_last_in_memory = self._is_more_coming = self._has_logged_failure = False
         self._preparing: Deferred[Exchange] | None = None
         self._waiting: tuple[Callable[[], bool], Deferred[None]] | None = None
         self._refused: Refused | None = None
@@ -427,7 +427,10 @@ class SubOperationQueue:
             self.log.debug("a sub-operation failed: {error}", error=error)
             self.last_failure = loggable(error)
         else:
-            self.log.failure("a sub-operation failed", reason)
+            if not self._has_logged_failure:  # what ails one instance is likely to ail all
+                self._has_logged_failure = True
+                self.log.failure("a sub-operation failed", reason)
+            self.last_failure = loggable(error)
         return StatusCategory.FAILURE
 
     def _over(self, kind: StatusCategory | None, uid: str) -> None:

@@ -16,9 +16,11 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IDelayedCall, IHandshakeListener, IPushProducer, ISSLTransport
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.protocol import connectionDone
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from dicomtwist.runtime.networks import UNIX
 from dicomtwist.transport.socket_writer import Output, make_output
 from dicomtwist.ul.connection import (
     AbortIndication,
@@ -95,6 +97,25 @@ def address_of(address: object) -> tuple[str, int]:
     if isinstance(address, UNIXAddress) and address.name is not None:
         return address.name.decode("utf-8", "replace"), 0
     return "", 0
+
+
+def proxy_of(transport: Any) -> str:
+    """
+    Return the address of the proxy that tells the peer's address of *transport*.
+
+    :returns: the address that the socket reports, :data:`~dicomtwist.runtime.networks.UNIX` for a UNIX socket; ``""`` if no
+        layer of the transport reads PROXY headers. A header without an address (``LOCAL``, ``UNKNOWN``) is one as well.
+    """
+    proxied = False
+    while isinstance(transport, ProtocolWrapper):
+        # Twisted has no public name for the wrapper of "haproxy:".
+        proxied = proxied or type(transport).__module__.startswith("twisted.protocols.haproxy")
+        transport = transport.transport
+    if not proxied:
+        return ""
+    address = transport.getPeer()
+    # Something of a proxy is known even if the socket reports no address: it is not trusted then.
+    return UNIX if isinstance(address, UNIXAddress) else address_of(address)[0] or "an unknown address"
 
 
 @implementer(IHandshakeListener, IPushProducer)

@@ -139,7 +139,7 @@ class PerformedProcedureSteps:
         :returns: a Deferred with success, or 0x0001 where attributes that were asked for are not there, and the attribute
             list; 0x0112 where the step is not known.
         """
-        return self._answered(self._executor.run(self._get, event))
+        return self._answered(event, self._executor.run(self._get, event))
 
     def _one_by_one(
         self, event: evt.CreateEvent | evt.SetEvent, function: Callable[[Any], None]
@@ -147,9 +147,9 @@ class PerformedProcedureSteps:
         if len(event.encoded_dataset) > MAX_STEP_LENGTH:
             status = Status(codes.RESOURCE_LIMITATION, "", f"more than {MAX_STEP_LENGTH} bytes")
             return succeed((status, None))
-        return self._answered(self._lock.run(self._executor.run, self._exclusively, function, event))
+        return self._answered(event, self._lock.run(self._executor.run, self._exclusively, function, event))
 
-    def _answered(self, result: Deferred[Any]) -> Deferred[tuple[Status, Dataset | None]]:
+    def _answered(self, event: evt.DIMSEEvent, result: Deferred[Any]) -> Deferred[tuple[Status, Dataset | None]]:
         def answer(value: Any) -> tuple[Status, Dataset | None]:
             if isinstance(value, tuple):
                 return value
@@ -159,7 +159,8 @@ class PerformedProcedureSteps:
             status = _status_for(reason.value)
             if status is None:
                 return reason
-            self.log.warn(
+            event.assoc.log_refusal(
+                self.log.warn,
                 "a performed procedure step was refused, status 0x{status:04X}: {why}",
                 status=int(status),
                 why=loggable(reason.value),

@@ -152,7 +152,8 @@ class QueryRetrieve:
         """
         destination = self._peers.destination(event.move_destination)
         if destination is None:
-            self.log.info(
+            event.assoc.log_refusal(
+                self.log.info,
                 "C-MOVE of {peer!r} to {destination!r}, which is no --peer",
                 peer=event.assoc.remote.ae_title,
                 destination=event.move_destination[:16],
@@ -185,7 +186,9 @@ class QueryRetrieve:
             return Status(DATASET_MISMATCH, service, "the identifier cannot be read")
         if isinstance(error, TooManyMatches):
             return Status(unreadable, service, str(error)[:64])
-        self.log.error("{service} cannot be answered: {error}", service=service, error=loggable(error))
+        event.assoc.log_refusal(
+            self.log.error, "{service} cannot be answered: {error}", service=service, error=loggable(error)
+        )
         comment = "too many queries wait" if isinstance(error, ExecutorFull) else "the index cannot be read"
         return Status(unreadable, service, comment)
 

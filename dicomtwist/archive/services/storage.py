@@ -57,7 +57,8 @@ class StorageService:
         if error is None:
             return _SUCCESS
         status = _status_for(error)
-        self.log.error(
+        event.assoc.log_refusal(
+            self.log.error,
             "an instance of {peer!r} was not stored, status 0x{status:04X}: {reason}",
             peer=event.assoc.remote.ae_title,
             status=int(status),

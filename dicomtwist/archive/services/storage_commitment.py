@@ -161,12 +161,16 @@ class StorageCommitment:
         except Refused as error:
             return error.status
         except ExecutorFull as error:
-            self.log.error("a storage commitment was not taken: {error}", error=loggable(error))
+            event.assoc.log_refusal(
+                self.log.error, "a storage commitment was not taken: {error}", error=loggable(error)
+            )
             return Status(codes.RESOURCE_LIMITATION, "N-ACTION", "too many requests wait")
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             comment = f"storage: {errno.errorcode.get(error.errno or 0, 'error')}"
-            self.log.error("a storage commitment was not taken: {error}", error=loggable(error))
+            event.assoc.log_refusal(
+                self.log.error, "a storage commitment was not taken: {error}", error=loggable(error)
+            )
             return Status(codes.RESOURCE_LIMITATION if full else codes.PROCESSING_FAILURE, "N-ACTION", comment)
         return Status.SUCCESS
 

@@ -289,11 +289,11 @@ class Worklist:
             yield Status(DATASET_MISMATCH, "C-FIND", str(error)[:64]), None
             return
         except OSError as error:
-            self.log.error("the worklist cannot be read: {error}", error=loggable(error))
+            event.assoc.log_refusal(self.log.error, "the worklist cannot be read: {error}", error=loggable(error))
             yield Status(OUT_OF_RESOURCES, "C-FIND", "the worklist cannot be read"), None
             return
         except ExecutorFull as error:
-            self.log.error("the worklist is not read: {error}", error=loggable(error))
+            event.assoc.log_refusal(self.log.error, "the worklist is not read: {error}", error=loggable(error))
             yield Status(OUT_OF_RESOURCES, "C-FIND", "too many queries wait"), None
             return
         for start in range(0, len(matches), PAGE_SIZE):
