@@ -1,1 +1,1 @@
-"""The index: what is known of each patient, study, series and instance, in a database."""
+"""The index: a database with the attributes of each patient, study, series and instance."""

@@ -1,8 +1,9 @@
 """
-What the index knows of patients, studies, series and instances: one table of attributes, from which the columns of the
-database, the tags that are looked for while an instance is received, and the keys that a query may have all follow.
+The attributes that the index holds of patients, studies, series and instances, in one table.
 
-The unique and required keys of PS3.4 C.6.1.1 and C.6.2.1 are all there, and the optional ones that archives commonly answer.
+The columns of the database, the tags that are extracted while an instance is received, and the keys that a query may contain
+all follow from it. It has all unique and required keys of PS3.4 C.6.1.1 and C.6.2.1, and the optional keys that archives
+commonly support.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Level(enum.IntEnum):
 
     @property
     def unique(self) -> Attribute:
-        """The attribute that names an entity of the level."""
+        """The unique key of the level: the attribute that identifies an entity."""
         return _UNIQUE[self]
 
 
@@ -41,7 +42,7 @@ class Attribute:
     :ivar tag: ``group << 16 | element``.
     :ivar vr: its Value Representation.
     :ivar is_multiple: whether it may have more than one value.
-    :ivar is_computed: whether it is counted or collected from the levels below when it is asked for.
+    :ivar is_computed: whether a query counts or collects it from the levels below.
     :ivar column: the name of its column.
     """
 
@@ -55,7 +56,7 @@ class Attribute:
 
     @property
     def key_column(self) -> str | None:
-        """The column with the form that is compared with, where that is not the value as it is answered."""
+        """The column with the normal form that is compared, if that differs from the value in a response."""
         return f"{self.column}_key" if self.vr in ("PN", "TM", "DT") else None
 
 
@@ -109,7 +110,7 @@ def _attribute(level: Level, keyword: str, is_computed: bool) -> Attribute:
 ATTRIBUTES: Final[tuple[Attribute, ...]] = tuple(
     _attribute(level, keyword, False) for level, keywords in _KEYWORDS.items() for keyword in keywords.split()
 )
-#: Those that are found out when they are asked for.
+#: The attributes that a query computes.
 COMPUTED: Final[tuple[Attribute, ...]] = tuple(
     _attribute(level, keyword, True) for level, keywords in _COMPUTED.items() for keyword in keywords.split()
 )

@@ -1,8 +1,8 @@
 """
-The index of an archive: who writes it.
+The index of an archive, opened for writing.
 
-A lock in its folder keeps a second program out; the processes of one program share it, each with an :class:`Index` of its
-own. Everything here blocks and is meant for worker threads; calls exclude each other.
+A lock in its folder excludes a second program; the processes of one program share the lock, each with an :class:`Index` of
+its own. All methods block and are meant for worker threads; one call runs at a time.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from dicomtwist.archive.storage.types import Durability, IndexFailed, InstanceUI
 
 __all__ = ["Database", "Index", "IndexFailed"]
 
-#: Where rows are kept: an engine of SQLAlchemy.
+#: The database of an index: an engine of SQLAlchemy.
 Database: TypeAlias = Engine
 
 #: The folder of the index, in that of the archive. No UID begins with a dot, so no study can have this name.
 FOLDER: Final = ".index"
-#: How many patients, studies and series each are remembered as they are in the database.
+#: The number of patients, of studies and of series whose rows are cached.
 MAX_KNOWN_ENTITIES: Final = 4096
-#: How many rows are fetched at once where all are gone through.
+#: The number of rows that are fetched at once when all rows are read.
 _ROWS: Final = 5000
 
 _NAME_OF_KEY: Final = {
@@ -57,14 +57,14 @@ _NAME_OF_KEY: Final = {
 
 
 class _Entities:
-    """The patients, studies or series, as far as they are remembered."""
+    """The patients, studies or series of the database, with a cache of their rows."""
 
     def __init__(self, engine: Engine, level: Level) -> None:
         table = TABLES[level]
         columns = list(COLUMNS[level])
         parent = ["patient_key"] if level is Level.PATIENT else ["parent"]
         self.known: dict[tuple[Any, str], tuple[int, Row]] = {}
-        # The writer gives the numbers, for it is the only one while its transaction lasts; so an INSERT need not return any.
+        # The writer assigns the ids, so an INSERT need not return one. It is the only writer during its transaction.
         self._highest = Statement(engine, select(func.max(table.c.id)), []).text
         self.next_id = 0
         key = table.c[_NAME_OF_KEY[level]]
@@ -81,13 +81,13 @@ class _Entities:
         self.update = Statement(engine, update, [*(f"{name}_new" for name in columns), "id_"])
 
     def look_again(self, cursor: Any) -> None:
-        """Remember nothing, and look which number is the next: another process may have written."""
+        """Clear the cache and read the next id: another process may have written."""
         self.known.clear()
         cursor.execute(self._highest)
         self.next_id = (cursor.fetchone()[0] or 0) + 1
 
     def id_for(self, cursor: Any, parent: int, key: str, row: Row) -> int:
-        """Return the number of an entity that is in the database then, as *row* describes it."""
+        """Return the id of an entity, after inserting or updating its row if it differs from *row*."""
         known = self.known.get((parent, key))
         if known is not None and (known[1] is row or known[1] == row):
             return known[0]
@@ -116,13 +116,13 @@ class Index:
     """
     The database of an archive, opened for writing.
 
-    :param folder: where it is; made when it is missing.
+    :param folder: the folder of the index, made if it is missing.
     :param durability: whether a commit is on the medium when it returns.
-    :param engine: another database than the SQLite one in *folder*.
-    :param lock: the file descriptor of the lock that another process of this program has; it is taken over.
-    :param file_system: the system calls to use, besides those of the database.
+    :param engine: a database other than the SQLite file in *folder*.
+    :param lock: the file descriptor of the lock that another process of this program holds; it is taken over.
+    :param file_system: the system calls to use, apart from those of the database.
 
-    :raises IndexUnusable: another program has it open, it is of a later version or it is damaged.
+    :raises IndexUnusable: another program has opened the index, its version is too new, or it is damaged.
     """
 
     def __init__(
@@ -150,16 +150,16 @@ class Index:
             self._open: Connection | None = None
         except (OSError, SQLAlchemyError, IndexUnusable) as error:
             if hasattr(self, "engine"):
-                self.engine.dispose()  # or the files of the database stay open
+                self.engine.dispose()  # otherwise the files of the database stay open
             self._file_lock.close()
             if isinstance(error, IndexUnusable):
                 raise
             raise IndexUnusable(
-                f"cannot use the index in {folder}: {_reason(error)}; if it is damaged, move it away: it is made anew "
+                f"cannot use the index in {folder}: {_reason(error)}; if it is damaged, move it away: it is rebuilt "
                 "from the files"
             ) from error
         self._entities = {level: _Entities(self.engine, level) for level in _NAME_OF_KEY}
-        # Drivers begin transactions themselves, but SQLite's, which was told not to.
+        # Drivers begin transactions themselves, except that of SQLite, whose isolation level is None.
         self._begin = "BEGIN IMMEDIATE" if self.engine.dialect.name == "sqlite" else ""
         self._insert = upsert(
             self.engine,
@@ -170,11 +170,11 @@ class Index:
 
     @property
     def lock(self) -> int:
-        """The file descriptor of the lock, for other processes of this program; the lock is held while any has it."""
+        """The file descriptor of the lock, for other processes of this program; each of them holds the lock."""
         return self._file_lock.fileno()
 
     def close(self) -> None:
-        """Let go of the database; idempotent."""
+        """Close the database; idempotent."""
         with self._lock:
             if self._file_lock.fileno() < 0:
                 return
@@ -186,9 +186,9 @@ class Index:
 
     def add(self, instances: Sequence[IndexRow]) -> None:
         """
-        Add *instances*, all or none, in place of those that have the same file.
+        Add *instances*, all or none; they replace rows of the same files.
 
-        A patient, study or series is described by the instance that came last.
+        The attributes of a patient, study or series are those of the instance that was added last.
 
         :raises IndexFailed: the database refused.
         """
@@ -200,7 +200,7 @@ class Index:
                         self._remove_others(one.record, row[0])
                         self._connection.execute(_announced(one.record.uids))
             return
-        # The same without what SQLAlchemy has around a transaction, which costs as much as the rest of it.
+        # As above, but past SQLAlchemy: its transaction takes as long as the rest of the work.
         with self._lock, self._recovering():
             dbapi: Any = self._connection.connection.dbapi_connection
             cursor = dbapi.cursor()
@@ -217,7 +217,7 @@ class Index:
 
     def announce_replacing(self, instances: Iterable[InstanceUIDs]) -> None:
         """
-        Note that the files of *instances* are about to be replaced; :meth:`add` takes it back.
+        Note that the files of *instances* are about to be replaced; :meth:`add` removes the note.
 
         :param instances: their Study, Series and SOP Instance UIDs.
         :raises IndexFailed: the database refused.
@@ -228,19 +228,19 @@ class Index:
                 self._connection.execute(replacing.insert().values(path="/".join(uids)))
 
     def announced(self) -> list[InstanceUIDs]:
-        """Return the instances whose files were being replaced when the program before this one ended."""
+        """Return the instances whose files were being replaced when the previous run of the program ended."""
         with self._transaction():
             paths = self._connection.execute(select(replacing.c.path)).scalars().all()
         return [(study_uid, series_uid, uid) for study_uid, series_uid, uid in (path.split("/") for path in paths)]
 
     def forget_announced(self) -> None:
-        """Take back all that was announced: what became of it is known."""
+        """Remove all notes of replacements, after they have been checked."""
         with self._transaction():
             self._connection.execute(replacing.delete())
 
     def remove(self, instances: Iterable[InstanceUIDs]) -> None:
         """
-        Remove instances, and what is empty then.
+        Remove instances, and the series, studies and patients that become empty.
 
         :param instances: their Study, Series and SOP Instance UIDs.
         :raises IndexFailed: the database refused.
@@ -252,8 +252,7 @@ class Index:
 
     def files(self) -> Iterator[tuple[str, str, list[str]]]:
         """
-        Return all that is indexed, a series at a time in the order of their UIDs: Study and Series Instance UID, and the
-        SOP Instance UIDs.
+        Yield all indexed series, in the order of their UIDs: Study and Series Instance UID, and the SOP Instance UIDs.
 
         :raises IndexFailed: the database refused.
         """
@@ -278,21 +277,21 @@ class Index:
 
     def find_instances(self, sop_instance_uids: Iterable[str]) -> list[IndexedInstance]:
         """
-        Return all that is indexed of instances, by their SOP Instance UIDs: a few hundred at the most.
+        Return the indexed instances with these SOP Instance UIDs, at most a few hundred at once.
 
         :raises IndexFailed: the database cannot be read.
         """
         return find_instances(self.engine, sop_instance_uids)
 
     def counts(self) -> dict[Level, int]:
-        """Return how many patients, studies, series and instances there are."""
+        """Return the numbers of patients, studies, series and instances."""
         with self._transaction():
             return {
                 level: self._connection.execute(select(func.count()).select_from(table)).scalar_one()
                 for level, table in TABLES.items()
             }
 
-    # --- within
+    # --- internals
 
     def _row(self, cursor: Any, one: IndexRow) -> tuple[Any, ...]:
         record, entities = one.record, self._entities
@@ -302,7 +301,7 @@ class Index:
         return (series_id, one.transfer_syntax, one.size, one.digest, *record.instance)
 
     def _remove_others(self, record: Record, series_id: int) -> None:
-        """Remove the rows that the same file had as one of another patient."""
+        """Remove the rows of the same file below another patient."""
         found = self._connection.execute(_rows_of(record.study_uid, record.series_uid, record.sop_instance_uid)).all()
         others = [row for row in found if row[1] != series_id]
         if others:
@@ -349,17 +348,17 @@ class Index:
             raise
 
     def _reopen(self) -> None:
-        """After a failure take another connection: a ROLLBACK may have failed as well."""
+        """Drop the connection after a failure, since the ROLLBACK may have failed as well."""
         broken, self._open = self._open, None
         if broken is not None:
             try:
                 broken.invalidate()
                 broken.close()
             except Exception:
-                pass  # drivers' own; the connection is not used any more, whatever it says
+                pass  # the driver's own exceptions; the connection is not used any more
 
     def _see_others(self, cursor: Any) -> None:
-        """Forget what other processes may have changed since the last transaction; within this one they wait."""
+        """Clear the cache if another process has written since the last transaction; during this one no other writes."""
         if self.engine.dialect.name == "sqlite":
             cursor.execute("PRAGMA data_version")
             version = cursor.fetchone()[0]
@@ -374,7 +373,7 @@ class Index:
             entities.look_again(cursor)
 
     def _forget(self) -> None:
-        """Remember nothing of the database: a transaction was rolled back, or rows were removed."""
+        """Clear the cache: a transaction was rolled back, or rows were removed."""
         for entities in self._entities.values():
             entities.known.clear()
 
@@ -403,13 +402,13 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """What the database and its driver raise, as one type."""
+    """Turn all exceptions of the database and its driver into :class:`IndexFailed`."""
     try:
         yield
     except SQLAlchemyError as error:
         raise IndexFailed(f"index: {_reason(error)}") from error
     except Exception as error:
-        # The drivers' own, whose only common base is the one that PEP 249 has each module define.
+        # The drivers' own exceptions have no common base: by PEP 249 each module defines its own.
         if type(error).__module__.partition(".")[0] in ("sqlite3", "psycopg", "psycopg2"):
             raise IndexFailed(f"index: {error}") from error
         raise

@@ -1,9 +1,9 @@
 """
-What an archive needs of an index: a database of one writer is one, a database that several machines write can be another.
+The interfaces of an index, as Protocols: a database with one writer is one index, a database for several machines another.
 
-Everything blocks and is meant for worker threads; what the database refuses is
-:class:`~dicomtwist.archive.storage.types.IndexFailed`, and then nothing of what was asked for is in it. Queries are compiled
-to SQL, so whatever index there is has a database that :mod:`dicomtwist.archive.query` asks.
+All methods block and are meant for worker threads. If the database refuses a request, they raise
+:class:`~dicomtwist.archive.storage.types.IndexFailed`, and the request has changed nothing. Queries are compiled to SQL, so
+every index has a database that :mod:`dicomtwist.archive.query` can read.
 """
 
 from __future__ import annotations
@@ -28,29 +28,28 @@ class IndexWriter(RowSink, Protocol):
     """The index as a commit sees it."""
 
     def announce_replacing(self, instances: Iterable[InstanceUIDs], /) -> None:
-        """Note that the files of *instances* are about to be replaced; :meth:`add` takes it back."""
+        """Note that the files of *instances* are about to be replaced; :meth:`add` removes the note."""
 
     def remove(self, instances: Iterable[InstanceUIDs], /) -> None:
-        """Remove instances, and series, studies and patients that are empty then."""
+        """Remove instances, and the series, studies and patients that become empty."""
 
 
 class InstanceIndex(IndexWriter, Protocol):
     """The index as an archive sees it, from its start to its end."""
 
     def announced(self) -> list[InstanceUIDs]:
-        """Return the instances whose files were being replaced when the program before this one ended."""
+        """Return the instances whose files were being replaced when the previous run of the program ended."""
 
     def forget_announced(self) -> None:
-        """Take back all that was announced: what became of it is known."""
+        """Remove all notes of replacements, after they have been checked."""
 
     def files(self) -> Iterator[tuple[str, str, list[str]]]:
         """
-        Yield all that is indexed, a series at a time in the order of their UIDs: Study and Series Instance UID, and the
-        SOP Instance UIDs.
+        Yield all indexed series, in the order of their UIDs: Study and Series Instance UID, and the SOP Instance UIDs.
         """
 
     def find_instances(self, sop_instance_uids: Iterable[str], /) -> list[IndexedInstance]:
-        """Return all that is indexed of instances, by their SOP Instance UIDs: a few hundred at the most."""
+        """Return the indexed instances with these SOP Instance UIDs, at most a few hundred at once."""
 
     def close(self) -> None:
-        """Let go of the database; idempotent."""
+        """Close the database; idempotent."""

@@ -1,7 +1,7 @@
 """
-Values as they are compared: names, dates and times in a normal form, wildcards as patterns (PS3.4 C.2.2.2).
+The normal forms in which values are compared: names, dates and times, and wildcards as patterns (PS3.4 C.2.2.2).
 
-Nothing here knows of a database. What cannot be a date or a time is an empty text, which no key matches.
+The module is independent of any database. The normal form of an invalid date or time is an empty text, which no key matches.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
     "wildcard_regex",
 ]
 
-#: The end of each range that has none.
+#: The ends of a range that are left open.
 LAST_DATE: Final = "99991231"
 LAST_TIME: Final = "235959.999999"
 FIRST_TIME: Final = "000000.000000"
@@ -41,19 +41,19 @@ _TIME = re.compile(r"(\d\d):?(?:(\d\d):?(?:(\d\d)(?:\.(\d{1,6}))?)?)?")
 _DATETIME = re.compile(r"(\d{4}(?:\d\d(?:\d\d(?:\d\d(?:\d\d(?:\d\d(?:\.\d{1,6})?)?)?)?)?)?)([+-]\d{4})?")
 
 
-#: The longest value of a key, in characters: far above what any VR that is matched has.
+#: The maximum length of a value of a key, in characters: far above that of any VR that is matched.
 MAX_KEY_LENGTH: Final = 1024
-#: How many values of a key there may be that are compared one after the other: wildcards, names, ranges of dates. Each becomes
-#: up to fifteen comparisons, and databases take a thousand of those.
+#: The maximum number of values of a key that are compared one after the other: wildcards, names, ranges of dates. Each becomes
+#: up to fifteen comparisons, and databases accept a thousand of those.
 MAX_ALTERNATIVES: Final = 50
 
 
 def check_key(vr: str, values: Sequence[str], *, one_by_one: bool = False) -> None:
     """
-    Check that a key with *values* can be compared at a cost that is bounded.
+    Check that a key with *values* can be compared at a bounded cost.
 
-    :param one_by_one: whether they are compared one after the other, whatever their VR.
-    :raises ValueError: it cannot.
+    :param one_by_one: whether the values are compared one after the other, whatever their VR.
+    :raises ValueError: the cost has no bound.
     """
     if any(len(value) > MAX_KEY_LENGTH for value in values):
         raise ValueError(f"a value has more than {MAX_KEY_LENGTH} characters")
@@ -82,8 +82,8 @@ def wildcard_regex(text: str) -> re.Pattern[str]:
     """
     Return *text* as a regular expression to be used with ``fullmatch``.
 
-    Each run of ``*`` takes the shortest text that lets the part behind it match and is never reconsidered, which finds
-    every match, since the last part is bound to the end. So no key makes a comparison slow.
+    Each run of ``*`` takes the shortest text after which the next part matches, and there is no backtracking. This finds
+    every match, since the last part is bound to the end, and no key can make a comparison slow.
     """
     parts = [re.escape(part).replace(r"\?", ".") for part in re.split(r"\*+", text)]
     if len(parts) == 1:
@@ -97,7 +97,7 @@ def wildcard_regex(text: str) -> re.Pattern[str]:
 
 def name_groups(value: str) -> list[str]:
     """
-    Return the three component groups of a person name in the form in which they are compared (PS3.5 6.2.1).
+    Return the three component groups of a person name in normal form (PS3.5 6.2.1).
 
     Case, the width of characters, empty components at the end and spaces around components make no difference
     (PS3.4 C.2.2.2.1: matching of names is not case sensitive).
@@ -108,7 +108,7 @@ def name_groups(value: str) -> list[str]:
 
 
 def name_key(value: str) -> str:
-    """Return the names in *value*, several divided by ``\\``, in the form in which they are compared."""
+    """Return the names in *value*, separated by ``\\`` if there are several, in normal form."""
     return "\\".join("=".join(name_groups(name)).rstrip("=") for name in value.split("\\"))
 
 
@@ -118,8 +118,8 @@ _SOUNDEX = {letter: digit for digit, letters in enumerate(
 
 def sounds(value: str) -> str:
     """
-    Return how the words of a name sound, each between spaces: the American Soundex of what is Latin, other words as they
-    are. Accents make no difference.
+    Return the sounds of the words of a name, each between spaces: the American Soundex of a Latin word, any other word
+    itself. Accents make no difference.
     """
     folded = unicodedata.normalize("NFKD", value).casefold()
     folded = "".join(char for char in folded if not unicodedata.combining(char))
@@ -144,13 +144,13 @@ def _soundex(word: str) -> str:
 
 
 def normal_date(value: str) -> str:
-    """Return a DA, also one of the form of ACR-NEMA, as ``YYYYMMDD``; what is none is an empty text."""
+    """Return a DA, also in the form of ACR-NEMA, as ``YYYYMMDD``; an empty text if it is invalid."""
     found = _DATE.fullmatch(value.strip())
     return "".join(found.groups()) if found else ""
 
 
 def time_key(value: str) -> str:
-    """Return a TM as ``HHMMSS.FFFFFF``; what is left out is zero."""
+    """Return a TM as ``HHMMSS.FFFFFF``; parts that are left out are zero."""
     return _filled_time(value, "000000", "0")
 
 
@@ -164,9 +164,9 @@ def _filled_time(value: str, rest: str, fraction: str) -> str:
 
 def _ends(value: str) -> tuple[str, str]:
     """
-    The ends of a range of dates or times, the same where it is none (PS3.4 C.2.2.2.5).
+    Return the two ends of a range of dates or times; a single value is both ends (PS3.4 C.2.2.2.5).
 
-    :raises ValueError: neither end is there.
+    :raises ValueError: both ends are missing.
     """
     low, hyphen, high = (part.strip() for part in value.partition("-"))
     if not (low or high):
@@ -175,7 +175,7 @@ def _ends(value: str) -> tuple[str, str]:
 
 
 def _moments(value: str) -> tuple[str, str]:
-    """The same of a range of DT, where a hyphen may also begin an offset from UTC."""
+    """Return the two ends of a range of DT, in which a hyphen may also begin an offset from UTC."""
     value = value.strip()
     if "-" not in value:
         return value, value
@@ -188,16 +188,16 @@ def _moments(value: str) -> tuple[str, str]:
 
 
 def _is_offset(value: str, at: int) -> bool:
-    """Whether four digits from 0000 to 1200 follow the hyphen, behind a DT that has no offset yet."""
+    """Whether the hyphen follows a DT without offset and is followed by four digits from 0000 to 1200."""
     behind = re.match(r"(\d{4})(?!\d)", value[at + 1 :])
     return bool(behind and int(behind[1]) <= 1200 and at >= 4 and value[:at].replace(".", "").isdigit())
 
 
 def date_range(value: str) -> tuple[str, str]:
     """
-    Return the first and last date that a key of VR DA stands for.
+    Return the first and last date that a key of VR DA matches.
 
-    :raises ValueError: it is none.
+    :raises ValueError: *value* is neither a date nor a range of dates.
     """
     low, high = _ends(value)
     first = normal_date(low) if low else "0"
@@ -209,9 +209,9 @@ def date_range(value: str) -> tuple[str, str]:
 
 def time_range(value: str) -> tuple[str, str]:
     """
-    Return the first and last time that a key of VR TM stands for; 1015 stands for the whole minute.
+    Return the first and last time that a key of VR TM matches; 1015 matches the whole minute.
 
-    :raises ValueError: it is none.
+    :raises ValueError: *value* is neither a time nor a range of times.
     """
     low, high = _ends(value)
     first = _filled_time(low, "000000", "0") if low else FIRST_TIME
@@ -223,9 +223,9 @@ def time_range(value: str) -> tuple[str, str]:
 
 def datetime_key(value: str, zone: tzinfo | None = None, *, last: bool = False) -> str:
     """
-    Return a DT as ``YYYYMMDDHHMMSS.FFFFFF`` in the time zone *zone*, that of this machine by default.
+    Return a DT as ``YYYYMMDDHHMMSS.FFFFFF`` in the time zone *zone*, by default that of this machine.
 
-    :param last: whether what is left out is to be the greatest that it can be, not the least.
+    :param last: whether parts that are left out get their greatest value, not their least.
     """
     found = _DATETIME.fullmatch(value.strip())
     if not found:
@@ -251,9 +251,9 @@ def _days(month: str) -> str:
 
 def datetime_range(value: str, zone: tzinfo | None = None) -> tuple[str, str]:
     """
-    Return the first and last moment that a key of VR DT stands for, in the time zone *zone*.
+    Return the first and last moment that a key of VR DT matches, in the time zone *zone*.
 
-    :raises ValueError: it is none.
+    :raises ValueError: *value* is neither a date and time nor a range of them.
     """
     low, high = _moments(value)
     first = datetime_key(low, zone) if low else "0"
@@ -264,7 +264,7 @@ def datetime_range(value: str, zone: tzinfo | None = None) -> tuple[str, str]:
 
 
 def parse_offset(value: str) -> timezone | None:
-    """Return a Timezone Offset From UTC (0008,0201) as a time zone, or ``None`` where it is none."""
+    """Return a Timezone Offset From UTC (0008,0201) as a time zone, or ``None`` if it is invalid."""
     found = re.fullmatch(r"([+-])(\d\d)(\d\d)", value.strip())
     if not found or int(found[2]) > 14 or int(found[3]) > 59:
         return None
@@ -274,9 +274,9 @@ def parse_offset(value: str) -> timezone | None:
 
 def shift(date: str, time: str, source: tzinfo | None, target: tzinfo | None) -> tuple[str, str]:
     """
-    Return a date and a time, both in normal form, of one time zone in another; ``None`` is that of this machine.
+    Convert a date and a time, both in normal form, from one time zone to another; ``None`` is the zone of this machine.
 
-    What is no moment of a calendar stays as it is.
+    Values that are not a date and time of the calendar are returned unchanged.
     """
     try:
         moment = datetime.strptime(date + time, "%Y%m%d%H%M%S.%f").replace(tzinfo=source).astimezone(target)

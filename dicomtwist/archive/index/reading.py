@@ -1,5 +1,5 @@
 """
-Reading the index, in as many threads as there are; nothing here waits for who writes it.
+Reading the index, in any number of threads; no reader waits for the writer.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["find_instances", "reading"]
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """
-    A connection for reading.
+    Open a connection for reading.
 
     :raises IndexFailed: the database cannot be read.
     """
     try:
         with engine.connect() as connection:
-            # No two pages have the same text.
+            # No two pages of results have the same SQL text, so a cache would only grow.
             yield connection.execution_options(compiled_cache=None)
     except SQLAlchemyError as error:
         raise IndexFailed(f"index: {getattr(error, 'orig', None) or error}") from error
@@ -34,7 +34,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 def find_instances(engine: Engine, sop_instance_uids: Iterable[str]) -> list[IndexedInstance]:
     """
-    Return all that is indexed of instances, by their SOP Instance UIDs: a few hundred at the most.
+    Return the indexed instances with these SOP Instance UIDs, at most a few hundred at once.
 
     :raises IndexFailed: the database cannot be read.
     """

@@ -1,5 +1,5 @@
 """
-From the front of an encoded data set to a row for each level: what the index is told of an instance.
+The index record of an instance: a row for each level, made from the first elements of an encoded data set.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from dicomtwist.datasets.header_scanner import HeaderScanner
 
 __all__ = ["COLUMNS", "WANTED", "IndexRow", "IndexedInstance", "Record", "make_record", "scanner_for"]
 
-#: The longest value that the index takes, in bytes; a longer one counts as empty. That of an LT has 10240 characters.
+#: The longest value that the index stores, in bytes; a longer one counts as empty. An LT has at most 10240 characters.
 MAX_VALUE_LENGTH: Final = 16 * 1024
-#: How many descriptions of patient, study and series are remembered as they were decoded, and the most bytes of each.
+#: The number of decoded rows of patient, study and series in the cache, and the maximum size of their values in bytes.
 MAX_REMEMBERED: Final = 1024
 _MAX_REMEMBERED_LENGTH: Final = 8 * 1024
 
@@ -37,10 +37,10 @@ _CHARACTER_SET: Final = 0x00080005
 
 _TAGS: Final = {level: tuple(attribute.tag for attribute in at_level(level)) for level in Level}
 _UPPER_TAGS: Final = (*_TAGS[Level.PATIENT], *_TAGS[Level.STUDY], *_TAGS[Level.SERIES])
-#: The tags that are looked for in each instance.
+#: The tags whose values are extracted from each instance.
 WANTED: Final = frozenset((_CHARACTER_SET, *_UPPER_TAGS, *_TAGS[Level.IMAGE]))
 
-#: Columns of Patient's Name by component group, and how it sounds.
+#: The columns of Patient's Name: its component groups and its sound.
 NAME_COLUMNS: Final = ("name_alphabetic", "name_ideographic", "name_phonetic", "name_sound")
 
 
@@ -64,10 +64,10 @@ Row = tuple[str, ...]
 @dataclass(slots=True, frozen=True)
 class Record:
     """
-    One instance as the index has it: for each level the values of :data:`COLUMNS`.
+    The index record of an instance: for each level the values of :data:`COLUMNS`.
 
-    :ivar patient_key: what patients are told apart by: Patient ID and its issuer; where there is none, name and date of
-        birth, so that not all who have none are one patient.
+    :ivar patient_key: the key that identifies the patient: Patient ID and its issuer. Without a Patient ID it is name and date
+        of birth, so that patients without an ID do not all become one.
     """
 
     patient_key: str
@@ -86,19 +86,19 @@ class Record:
 
     @property
     def length(self) -> int:
-        """How many characters it has."""
+        """The number of characters in the record."""
         return sum(len(text) for row in (self.patient, self.study, self.series, self.instance) for text in row)
 
 
 @dataclass(slots=True)
 class IndexRow:
     """
-    An instance for the index.
+    An instance that is to be added to the index.
 
-    :ivar transfer_syntax: how its data set is encoded.
-    :ivar size: of its file, in bytes.
-    :ivar replaces: whether there may be another row for the same file, of another patient even.
-    :ivar digest: the SHA-256 of its file, where it is known.
+    :ivar transfer_syntax: the transfer syntax of its data set.
+    :ivar size: the size of its file in bytes.
+    :ivar replaces: whether the index may have a row of the same file already, possibly below another patient.
+    :ivar digest: the SHA-256 of its file; ``None`` if it is not known.
     """
 
     record: Record
@@ -110,10 +110,10 @@ class IndexRow:
 
 class IndexedInstance(NamedTuple):
     """
-    An instance as the index knows it.
+    An instance in the index.
 
     :ivar uids: its Study, Series and SOP Instance UIDs.
-    :ivar size: of its file, in bytes.
+    :ivar size: the size of its file in bytes.
     :ivar digest: the SHA-256 of its file as it was received; ``None`` if that is not known.
     """
 
@@ -125,7 +125,7 @@ class IndexedInstance(NamedTuple):
 
 
 class _Encoding(NamedTuple):
-    """How the data set is encoded."""
+    """The encoding of the data set: character set, implicit VR, little endian."""
 
     character_set: bytes
     implicit: bool
@@ -133,16 +133,16 @@ class _Encoding(NamedTuple):
 
 
 def scanner_for(transfer_syntax_uid: str, wanted: frozenset[int] = WANTED) -> HeaderScanner:
-    """Return a scanner for all that a record needs, or for the tags *wanted* of it."""
+    """Return a scanner for all tags of a record, or for the tags *wanted*."""
     return HeaderScanner(transfer_syntax_uid, wanted, max_value_length=MAX_VALUE_LENGTH, sequences=True)
 
 
 def make_record(values: Mapping[int, bytes], transfer_syntax_uid: str) -> Record:
     """
-    Make the record of an instance; nothing that *values* hold makes it fail.
+    Make the record of an instance; it does not fail, whatever *values* contain.
 
     :param values: tag to raw value, as a :class:`~dicomtwist.datasets.header_scanner.HeaderScanner` found them.
-    :param transfer_syntax_uid: how the data set is encoded.
+    :param transfer_syntax_uid: the transfer syntax of the data set.
     """
     encoding = _Encoding(
         values.get(_CHARACTER_SET, b""), transfer_syntax_uid in IMPLICIT, transfer_syntax_uid != EXPLICIT_BIG_ENDIAN
@@ -195,7 +195,7 @@ def _row(level: Level, raws: list[bytes] | tuple[bytes, ...], encoding: _Encodin
 
 
 def _uid_text(raw: bytes) -> str:
-    """The text of what has no character set: UI, CS, AS, DA and the like."""
+    """Return the text of a value whose VR does not depend on the character set: UI, CS, AS, DA and the like."""
     text = raw.decode("latin-1").strip(" \0")
     return text.replace("\0", "") if "\0" in text else text
 
@@ -209,7 +209,7 @@ def _integer(raw: bytes, encoding: _Encoding, attribute: Attribute) -> str:
 
 
 def integer_text(text: str) -> str:
-    """Return an IS without leading zeros and plus sign; what is no number as it is."""
+    """Return an IS without leading zeros and plus sign; a text that is not a number is returned unchanged."""
     text = text.strip()
     digits = text.lstrip("+-")
     return str(int(text)) if digits.isascii() and digits.isdigit() and len(text) <= 12 else text
@@ -225,7 +225,7 @@ def _date(raw: bytes, encoding: _Encoding, attribute: Attribute) -> str:
 
 @lru_cache(maxsize=64)
 def encodings_of(character_set: str) -> tuple[str, ...]:
-    """Return Python's names of the encodings that a Specific Character Set (0008,0005) stands for."""
+    """Return the encodings, as Python names them, that a Specific Character Set (0008,0005) stands for."""
     terms = [term.strip() for term in character_set.split("\\")]
     try:
         return tuple(convert_encodings(terms))
@@ -233,15 +233,15 @@ def encodings_of(character_set: str) -> tuple[str, ...]:
         return ("iso8859",)
 
 
-# Each takes the character set back to the first one (PS3.5 6.1.2.5.3); pydicom wants numbers.
+# Each of these resets the character set to the first one (PS3.5 6.1.2.5.3); pydicom needs them as numbers.
 _DELIMITERS: Final = set(b"\n\r\t\f\\^=")
 
 
 def decode_text(raw: bytes, character_set: str) -> str:
     """
-    Return a text as it is written in *character_set*; bytes that mean nothing in it are U+FFFD.
+    Decode a text in *character_set*; bytes that are invalid in it become U+FFFD.
 
-    :param character_set: the Specific Character Set (0008,0005), several terms divided by ``\\``.
+    :param character_set: the Specific Character Set (0008,0005), its terms separated by ``\\``.
     """
     if raw.isascii() and b"\x1b" not in raw:
         text = raw.decode("ascii")
@@ -251,7 +251,7 @@ def decode_text(raw: bytes, character_set: str) -> str:
             text = decode_bytes(raw, names, _DELIMITERS)
         except (UnicodeError, LookupError):
             text = raw.decode(names[0], "replace")
-    # Neither is a character of any text, and databases refuse them.
+    # NUL and lone surrogates are not characters of a text, and databases refuse them.
     return text.replace("\0", "").encode("utf-8", "replace").decode() if not text.isascii() else text.replace("\0", "")
 
 
@@ -266,7 +266,7 @@ def _sequence(raw: bytes, encoding: _Encoding, attribute: Attribute) -> str:
 
 @lru_cache(maxsize=256)
 def _sequence_json(raw: bytes, encoding: _Encoding, tag: int) -> str:
-    """A sequence in the DICOM JSON model (PS3.18 F.2); one that cannot be read is empty."""
+    """Return a sequence in the DICOM JSON model (PS3.18 F.2); an empty text if it cannot be read."""
     order = "<" if encoding.little else ">"
     length = UNDEFINED_LENGTH if raw.endswith(SEQUENCE_DELIMITERS) else len(raw)
     head = struct.pack(f"{order}HH", tag >> 16, tag & 0xFFFF)
@@ -278,7 +278,7 @@ def _sequence_json(raw: bytes, encoding: _Encoding, tag: int) -> str:
         del dataset.SpecificCharacterSet
         return dataset.to_json() if len(dataset) and len(dataset[tag].value) else ""
     except Exception:
-        # pydicom raises whatever a value makes it raise. The instance is kept as it is in any case.
+        # pydicom may raise anything, depending on the value. The instance itself is stored unchanged in any case.
         return ""
 
 

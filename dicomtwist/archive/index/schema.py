@@ -1,8 +1,8 @@
 """
-The tables of the index, and how a database of an earlier version becomes one of this.
+The tables of the index, and the migration of a database of an earlier version.
 
-The database of an archive is SQLite, in its folder. Everything goes through SQLAlchemy's Core, so that the statements are
-those of whatever database the engine is of.
+By default the database is SQLite, in the folder of the archive. All statements are made by SQLAlchemy Core, so that they
+suit the database of the engine.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ __all__ = [
     "upsert",
 ]
 
-#: The version of the tables below. Whoever changes them raises it and adds to :data:`MIGRATIONS` what makes the tables of
-#: the version before into these.
+#: The version of the tables below. A change of the tables raises it, and adds a step to :data:`MIGRATIONS` that converts the
+#: tables of the previous version.
 SCHEMA_VERSION: Final = 2
 
 metadata = MetaData()
 
 _ID = BigInteger().with_variant(Integer, "sqlite")
-# Compared as bytes everywhere, as DICOM's ranges and prefixes want it, whatever the language of the database.
+# Texts are compared as bytes in every database, as the ranges and prefixes of DICOM require, whatever its locale.
 _TEXT = Text().with_variant(String(collation="C"), "postgresql")
 
 
@@ -92,17 +92,18 @@ instance = Table(
     Column("in_series", _ID, ForeignKey("series.id"), nullable=False, key="parent"),
     Column("transfer_syntax", _TEXT, nullable=False),
     Column("size", BigInteger, nullable=False),
-    # Null where the file was found and not received, or was received with durability none.
+    # Null if the row was made from a file that recovery found, or the instance was received with durability none.
     Column("digest", LargeBinary),
     *_texts(Level.IMAGE),
 )
-#: Files that are being replaced: where the program dies before the index knows of the new one, they are read anew.
+#: Files that are being replaced. If the program dies before the index has the new row, recovery reads the file again.
 replacing = Table("replacing", metadata, Column("path", _TEXT, primary_key=True))
-#: What is to be known of the database itself.
+#: Facts about the database itself, such as its version.
 about = Table("about", metadata, Column("name", _TEXT, primary_key=True), Column("value", _TEXT, nullable=False))
 
-# One entity of its name below each parent. A study may be there of two patients, a series of two studies: they are kept
-# apart, as their files are, since one that is filed with the wrong patient is worse than one that is there twice.
+# A UID is unique below its parent only. A study may exist below two patients, and a series below two studies: the index
+# keeps them apart, as the storage keeps their files, since an entity below the wrong patient is worse than one that is
+# there twice.
 Index("study_in_patient", study.c.parent, study.c.study_instance_uid, unique=True)
 Index("series_in_study", series.c.parent, series.c.series_instance_uid, unique=True)
 Index("instance_in_series", instance.c.parent, instance.c.sop_instance_uid, unique=True)
@@ -115,7 +116,7 @@ for _column in (
 
 TABLES: Final = {Level.PATIENT: patient, Level.STUDY: study, Level.SERIES: series, Level.IMAGE: instance}
 
-#: version -> what makes the tables of that version into those of the next, in the transaction of all of them.
+#: version -> the step that converts the tables of that version into those of the next. All steps share a transaction.
 MIGRATIONS: Final[dict[int, Callable[[Connection], object]]] = {
     1: lambda connection: connection.exec_driver_sql(
         f"ALTER TABLE instance ADD COLUMN digest {instance.c.digest.type.compile(connection.dialect)}"
@@ -134,9 +135,9 @@ def migrate(
     migrations: Mapping[int, Callable[[Connection], object]] | None = None,
 ) -> int:
     """
-    Make the tables, or make those of an earlier version into those of this, all or nothing.
+    Create the tables, or convert those of an earlier version, in one transaction.
 
-    :returns: the version that was found; 0 where there was none.
+    :returns: the version that was found; 0 if there were no tables.
     :raises IndexUnusable: the tables are of a later version.
     """
     steps = MIGRATIONS if migrations is None else migrations
@@ -145,7 +146,7 @@ def migrate(
         if found > version:
             raise IndexUnusable(
                 f"the index has version {found}, and this program knows versions up to {version}; use the program "
-                "that wrote it, or move the index away: it is made anew from the files"
+                "that wrote it, or move the index away: it is rebuilt from the files"
             )
         if not found:
             metadata.create_all(connection)
@@ -166,10 +167,10 @@ def _found_version(connection: Connection) -> int:
 
 class Statement:
     """
-    A statement that is compiled once, for rows that go straight to the driver.
+    A statement that is compiled once, for rows that are passed directly to the driver.
 
     :param statement: an INSERT, UPDATE, DELETE or SELECT.
-    :param names: the names of its parameters in the order in which values will be given.
+    :param names: the names of its parameters, in the order of the values of :meth:`parameters`.
     """
 
     __slots__ = ("_names", "_order", "text")
@@ -178,21 +179,21 @@ class Statement:
         compiled: Any = statement.compile(engine, column_keys=list(names) if values else None)
         self.text = str(compiled)
         self._names = tuple(names)
-        # Drivers want either a tuple, in the order of the text, or a dictionary.
+        # A driver needs either a tuple, in the order of the text, or a dictionary.
         self._order: tuple[int, ...] | None = None
         if compiled.positional:
             order = tuple(self._names.index(name) for name in compiled.positiontup)
             self._order = () if order == tuple(range(len(order))) else order
 
     def parameters(self, values: Sequence[Any]) -> Any:
-        """Return *values* as the driver wants them."""
+        """Return *values* in the form that the driver needs."""
         if self._order is None:
             return dict(zip(self._names, values, strict=True))
         return [values[at] for at in self._order] if self._order else values
 
 
 def upsert(engine: Engine, table: Table, names: Sequence[str], unique: Sequence[str]) -> Statement:
-    """Return an INSERT of *names*; a row that is there already, by the columns *unique*, gets the values instead."""
+    """Return an INSERT of *names*; an existing row with equal columns *unique* is updated instead."""
     from sqlalchemy.dialects import postgresql, sqlite
 
     module: Any = postgresql if engine.dialect.name == "postgresql" else sqlite

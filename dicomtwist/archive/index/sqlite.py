@@ -1,4 +1,4 @@
-"""How SQLite is used for the index."""
+"""SQLite as the database of the index: its settings and its log."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import SQLAlchemyError
 
-#: The execution options of a connection that writes: nobody else does from the beginning of a transaction on, so that what
-#: is read in it still holds when it is written. Others wait for their turn.
+#: The execution options of a connection that writes. It locks out other writers from the beginning of a transaction, so that
+#: values read in the transaction are still valid when it writes. Other writers wait.
 WRITING: Final = {"dicomtwist_writing": True}
 
 
-#: How long SQLite's log gets before what is in it goes to the database, in bytes: a thousand pages.
+#: The size of SQLite's write-ahead log at which its content is written to the database, in bytes: a thousand pages.
 _LOG_LENGTH: Final = 1000 * 4096
 
 
@@ -27,22 +27,22 @@ def sqlite_engine(path: Path, *, full: bool) -> Engine:
     """
     Return an engine for the index of an archive.
 
-    :param path: the file of the database, made when it is missing.
+    :param path: the file of the database, made if it is missing.
     :param full: whether a commit is on the medium when it returns. If not, a crash of the machine may lose the last
-        commits, and breaks nothing.
+        commits, but does not damage the database.
     """
     arguments = {"timeout": 60, "cached_statements": 256, "check_same_thread": False}
-    # What a statement carries is of patients, and has no place in the text of an error.
+    # The parameters of a statement are data of patients, which must not appear in the text of an error.
     engine = create_engine(f"sqlite:///{path}", connect_args=arguments, pool_size=16, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # transactions begin where BEGIN says so
+        connection.isolation_level = None  # the driver begins no transaction itself; BEGIN does
         cursor = connection.cursor()
         for pragma in (
             "journal_mode=WAL",
             f"synchronous={'FULL' if full else 'NORMAL'}",
-            "foreign_keys=OFF",  # the writer keeps them itself; a look at the parent for each row costs time
+            "foreign_keys=OFF",  # the writer ensures them; a check of the parent for each row takes time
             "case_sensitive_like=ON",
             "cache_size=-65536",
             "journal_size_limit=67108864",
@@ -61,10 +61,12 @@ def sqlite_engine(path: Path, *, full: bool) -> Engine:
 
 def extend_log(engine: Engine, free: int) -> None:
     """
-    Have SQLite's log as long as it gets, and free pages in the database: a commit whose pages have their place on the medium
-    already is synced in half the time of one that makes a file longer. Nothing is done where little room is left.
+    Extend SQLite's log to its full length, and leave free pages in the database.
 
-    :param free: how many bytes may still be written where the database is.
+    A commit that writes pages which exist on the medium already is synced in half the time of one that makes a file longer.
+    The function does nothing if little space is left.
+
+    :param free: the number of bytes that are free on the file system of the database.
     """
     if engine.dialect.name != "sqlite" or free < 64 * _LOG_LENGTH:
         return

@@ -1,9 +1,9 @@
 """
-The index behind the files: rows that are added after a peer was told of success.
+Write-behind: rows that are added to the index after the instance was acknowledged.
 
-With durability none an instance counts as kept when its file has its name, and its row follows with those of others, in one
-transaction. Whoever asks the index has it catch up first, so that what was acknowledged is found. A program that is killed
-in between finds the files at its next start.
+With durability none an instance is acknowledged when its file has its name. Its row follows, together with the rows of other
+instances, in one transaction. Every query lets the index catch up first, so that it finds all acknowledged instances. If the
+program is killed in between, its next start adds the rows from the files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dicomtwist.archive.storage.types import IndexFailed
 
 __all__ = ["WriteBehind"]
 
-#: How many rows may wait, and how many bytes may be kept for them; who brings one more waits for the index.
+#: The number of rows that may wait, and the bytes that they may keep in memory; a caller with one more waits for the index.
 MAX_BEHIND: Final = 512
 MAX_BEHIND_BYTES: Final = 16 * 1024 * 1024
 
@@ -27,9 +27,9 @@ _Make = Callable[[], IndexRow]
 
 class WriteBehind:
     """
-    Rows that wait for the index; from any thread.
+    A queue of rows for the index, for use from any thread.
 
-    :param index: where they go.
+    :param index: the index.
     """
 
     def __init__(self, index: RowSink) -> None:
@@ -44,11 +44,11 @@ class WriteBehind:
 
     def add(self, row: _Make, size: int) -> None:
         """
-        Take a row.
+        Queue a row.
 
-        :param row: makes it.
-        :param size: how many bytes are kept for it until then, about.
-        :raises IndexFailed: so much waits already that it had to be added, and the database refused. The row was not taken.
+        :param row: a function that makes the row.
+        :param size: the approximate number of bytes that *row* keeps in memory until then.
+        :raises IndexFailed: the queue was full, and the database refused its rows. The new row was not queued.
         """
         if len(self._waiting) >= MAX_BEHIND or self._size >= MAX_BEHIND_BYTES:
             self.catch_up()
@@ -58,9 +58,9 @@ class WriteBehind:
 
     def catch_up(self) -> None:
         """
-        Add what waits; all that was taken before the call is in the index then.
+        Add all rows that were queued before the call to the index.
 
-        :raises IndexFailed: the database refused; what could not be added waits for the next call.
+        :raises IndexFailed: the database refused; rows that could not be added stay queued for the next call.
         """
         with self._turn:
             with self._lock:
@@ -71,7 +71,7 @@ class WriteBehind:
             try:
                 self._index.add([make() for make in waiting])
             except IndexFailed:
-                # It may be one of them that the database does not like.
+                # The database may refuse only one of the rows.
                 refused = [make for make in waiting if not self._added(make)]
                 with self._lock:
                     self._waiting[:0] = refused
@@ -79,7 +79,7 @@ class WriteBehind:
                 if refused:
                     raise
             except BaseException:
-                # A mistake of ours: it is seen with the next call as well, and no row is dropped in silence.
+                # A defect of this program: the rows stay queued, so that none is lost in silence and the next call fails too.
                 with self._lock:
                     self._waiting[:0] = waiting
                     self._size += size
