@@ -409,6 +409,9 @@ class ExchangeOwner(Protocol):
     def has_role(self, context_id: int, *, as_scu: bool) -> bool:
         """Whether this side is SCU, or SCP, in a presentation context."""
 
+    def has_proposed_scp(self, context_id: int) -> bool:
+        """Whether this side is the requestor, and has proposed to be SCP in a presentation context."""
+
     def log_deviation(self, what: Sequence[str]) -> None:
         """Log deviations of the peer from the standard."""
 

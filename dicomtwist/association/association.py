@@ -231,6 +231,10 @@ class Association(NormalisedUser):
         context = self._contexts[context_id]
         return bool(context.as_scu if as_scu else context.as_scp)
 
+    def has_proposed_scp(self, context_id: int) -> bool:
+        """Whether this side is the requestor, and has proposed to be SCP in a presentation context."""
+        return self.mode == "requestor" and bool(self._contexts[context_id].scp_role)
+
     def has_handler(self, event: evt.EventType) -> bool:
         """Whether a handler of an intervention is bound."""
         return self._handlers.get(event) is not None

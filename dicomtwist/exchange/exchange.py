@@ -19,12 +19,13 @@ from dicomtwist.datasets.sources import DataSetSource
 from dicomtwist.datasets.stream import DataSetStream
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.message_stream import MessageReceiver
-from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, Message, NEventReportRQ, Request, Response
+from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, CGetRQ, CStoreRQ, Message, NEventReportRQ, Request, Response
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import AssociationError, InvalidMessage, NotEstablished
 from dicomtwist.exchange.invoked import Operation, PendingResponses
 from dicomtwist.exchange.operations_window import Window
 from dicomtwist.exchange.send_queue import Outgoing
+from dicomtwist.exchange.waiting_requests import WaitingRequests
 from dicomtwist.interfaces import AEInterface, ExchangeOwner, PerformedOperation
 from dicomtwist.presentation import PresentationContextTuple
 
@@ -74,6 +75,8 @@ class Exchange:
         self._full: dict[Operation, bool] = {}
         self._is_paused = False
         self._performing: dict[int, PerformedOperation] = {}
+        self._waiting_requests = WaitingRequests(self._protocol, owner.settings.maximum_waiting)
+        self._is_taking = False
         self._last_message_id = 0
         self._incoming: Operation | DataSetStream | None = None
         self._collected = ChunkBuffer()
@@ -98,7 +101,7 @@ class Exchange:
     @property
     def answering(self) -> bool:
         """Whether an operation of the peer is being performed, or a message is being sent."""
-        return bool(self._performing) or self._outgoing.busy
+        return bool(self._performing) or bool(self._waiting_requests) or self._outgoing.busy
 
     @property
     def under_way(self) -> bool:
@@ -141,7 +144,8 @@ class Exchange:
                 operation.result.errback(reason)
         incoming, self._incoming = self._incoming, None
         self._collected.clear()
-        performing, self._performing = list(self._performing.values()), {}
+        performing = [*self._performing.values(), *self._waiting_requests.clear()]
+        self._performing = {}
         for performance in performing:
             performance.cancel()
         if isinstance(incoming, DataSetStream):
@@ -162,7 +166,8 @@ class Exchange:
         elif isinstance(message, Response):
             self._response_received(message)
         elif isinstance(message, CCancelRQ):
-            performance = self._performing.get(message.message_id_being_responded_to)
+            message_id = message.message_id_being_responded_to
+            performance = self._performing.get(message_id) or self._waiting_requests.find(message_id)
             if performance is not None:
                 self._owner.notify(
                     evt.EVT_C_CANCEL, message_id=message.message_id_being_responded_to, request=performance.request
@@ -196,15 +201,46 @@ class Exchange:
         performance = self._make_operation(self._contexts[context_id], request)
         if request.has_dataset:
             self._incoming = performance.stream = DataSetStream(self._protocol)
-        if request.message_id in self._performing:
+        waiting = self._waiting_requests
+        if request.message_id in self._performing or (waiting and waiting.find(request.message_id)):
             performance.refuse(codes.DUPLICATE_INVOCATION, "this Message ID is in use")
-        elif len(self._performing) >= self._perform_limit:
-            performance.refuse(codes.RESOURCE_LIMITATION, f"no more than {self._perform_limit} operations at once")
         elif not self._may_be_asked(context_id, request):
-            performance.refuse(codes.SOP_CLASS_NOT_SUPPORTED, "not in this role")
-        else:
+            performance.refuse(codes.SOP_CLASS_NOT_SUPPORTED, self._why_not_in_this_role(context_id))
+        elif len(self._performing) < self._perform_limit and not waiting:
             self._performing[request.message_id] = performance
             performance.perform()
+        elif waiting.add(performance, may_pause=not self._needs_peer()):
+            if request.has_dataset:
+                self._incoming = performance.stream
+            self._owner.log_deviation(("more requests at once than the asynchronous operations window allows",))
+        else:
+            performance.refuse(codes.RESOURCE_LIMITATION, f"no more than {self._perform_limit} operations at once")
+
+    def _needs_peer(self) -> bool:
+        """Whether an operation that is performed needs messages of the peer, so that reading must not be paused."""
+        return any(type(one.request) is CGetRQ for one in self._performing.values()) or any(
+            operation.is_nested for operation in self._operations.values()
+        )
+
+    def _perform_waiting(self) -> None:
+        """Perform requests that wait, as far as the window allows; not within itself, since a handler may answer at once."""
+        if self._is_taking:
+            return
+        self._is_taking = True
+        try:
+            while self._waiting_requests and len(self._performing) < self._perform_limit and self._failure is None:
+                performance = self._waiting_requests.take()
+                self._performing[performance.request.message_id] = performance
+                performance.perform()
+                if self._needs_peer():
+                    self._make_way()
+        finally:
+            self._is_taking = False
+
+    def _make_way(self) -> None:
+        """Read from the peer again, if requests that wait have paused that."""
+        for performance in self._waiting_requests.make_way():
+            performance.refuse(codes.RESOURCE_LIMITATION, f"no more than {self._perform_limit} operations at once")
 
     def _may_be_asked(self, context_id: int, request: Request) -> bool:
         """
@@ -213,10 +249,31 @@ class Exchange:
         An N-EVENT-REPORT goes to the SCU. But many SCPs send it on an association of their own without negotiating their
         role (Storage Commitment, PS3.4 J.3.3), or they propose a role and ignore the answer. If a handler for it is bound,
         the request is accepted: a refusal would lose the event, and the request can mean nothing else.
+
+        A C-STORE goes to the SCP. But many SCPs of C-GET answer no role, and send their instances nevertheless. They are
+        accepted if this side has proposed to be SCP and a C-GET of it is under way, for the same reason.
         """
+        if self._owner.has_role(context_id, as_scu=False) and type(request) is not NEventReportRQ:
+            return True
+        if type(request) is CStoreRQ:
+            if not self._is_getting or not self._owner.has_proposed_scp(context_id):
+                return False
+            self._owner.log_deviation(("C-STORE for a C-GET without the SCP role of the requestor in the answer",))
+            return True
         if type(request) is not NEventReportRQ:
-            return self._owner.has_role(context_id, as_scu=False)
+            return False
         return self._owner.has_role(context_id, as_scu=True) or self._owner.has_handler(evt.EVT_N_EVENT_REPORT)
+
+    @property
+    def _is_getting(self) -> bool:
+        """Whether a C-GET of this side is under way."""
+        return any(type(operation.request) is CGetRQ for operation in self._operations.values())
+
+    def _why_not_in_this_role(self, context_id: int) -> str:
+        """Return why a request is refused, in the 64 characters of an Error Comment."""
+        if self._owner.has_proposed_scp(context_id):
+            return "the SCP role was not accepted, and no C-GET is under way"
+        return "not in this role"
 
     @property
     def may_respond(self) -> bool:
@@ -247,6 +304,8 @@ class Exchange:
         self.counts[service] += 1
         if status and codes.category(status) is codes.StatusCategory.FAILURE:
             self.failures[service] += 1
+        if self._waiting_requests:
+            self._perform_waiting()
         self._owner.exchange_advanced()
 
     # --- operations of this side
@@ -299,6 +358,10 @@ class Exchange:
         request.has_dataset = source is not None
         operation = Operation(context_id, request, self._window, pending)
         self._operations[request.message_id] = operation
+        if self._performing:
+            operation.is_nested = True
+            if self._waiting_requests:
+                self._make_way()
         if self._full:
             self._balance()
 

@@ -19,12 +19,14 @@ class Operation:
     A request that this side sent, until its final response has arrived.
 
     :ivar message_id: its Message ID.
+    :ivar is_nested: whether it began while an operation of the peer was performed, which may depend on its response.
     :ivar result: fires with the final response and its data set.
     """
 
     __slots__ = (
-        "_window", "context_id", "is_given_up", "message_id", "pending", "request", "response", "result", "sent_at",
-    )  # fmt: skip
+        *("_window", "context_id", "is_given_up", "is_nested", "message_id", "pending"),
+        *("request", "response", "result", "sent_at"),
+    )
 
     def __init__(self, context_id: int, request: Request, window: Window, pending: PendingResponses | None) -> None:
         self.context_id = context_id
@@ -34,7 +36,7 @@ class Operation:
         self.sent_at: float | None = None
         self.response: Response | None = None  # while its data set is still coming
         self.result: Deferred[tuple[Response, bytes | None]] = Deferred(self._given_up)
-        self.is_given_up = False
+        self.is_given_up = self.is_nested = False
         self._window = window
 
     def _given_up(self, result: object) -> None:

@@ -452,6 +452,7 @@ class Performing(MemoryTestCase):
         self.assertEqual(statuses(peer.messages()), [(8, 0), (7, 0)])
 
     def test_more_than_the_window(self) -> None:
+        self.scp.settings.maximum_waiting = 0
         _, peer, waiting = self.pending()
         for message_id in (1, 2):
             peer.send_message(1, echo(message_id))
@@ -463,6 +464,7 @@ class Performing(MemoryTestCase):
         self.assertEqual(statuses(peer.messages())[2:], [(1, 0), (2, 0)])
 
     def test_without_a_window_one_at_a_time(self) -> None:
+        self.scp.settings.maximum_waiting = 0
         waiting: Deferred[int] = Deferred()
         _, peer = self.scripted_scu((evt.EVT_C_ECHO, lambda event: waiting))
         peer.send_message(1, echo(1))

@@ -207,6 +207,7 @@ class Negotiating(WindowTestCase):
             self.assertEqual(each.acceptor.asynchronous_operations, (1, 1))
 
     def test_an_acceptor_without_a_handler_on_the_wire(self) -> None:
+        self.scp.settings.maximum_waiting = 0
         _, peer = self.scripted_scu((evt.EVT_C_STORE, Worker()), information=asking_for(16, 16))
         self.assertIsNone(self.item(peer, AAssociateAC))
         peer.send_message(3, store(1), encoded())
@@ -451,6 +452,7 @@ class Performing(WindowTestCase):
         self.assertEqual(responses(peer), [(number, 0xB000 + number) for number in order])
 
     def test_an_overrun_is_refused(self) -> None:
+        self.scp.settings.maximum_waiting = 0
         association, peer, worker = self.asked()
         self.ask(peer, *range(1, 20))
         peer.send_message(1, echo(20))
@@ -473,6 +475,7 @@ class Performing(WindowTestCase):
 
     def test_no_limit_has_one(self) -> None:
         self.scp.settings.maximum_operations = 5
+        self.scp.settings.maximum_waiting = 0
         _, peer, worker = self.asked(granting(0), window=asking_for(0))
         self.assertEqual(
             [pdu.user_information.async_operations for pdu in peer.pdus if isinstance(pdu, AAssociateAC)],
@@ -494,6 +497,7 @@ class Performing(WindowTestCase):
             await waiting
             return 0
 
+        self.scp.settings.maximum_waiting = 0
         waiting: Deferred[None] = Deferred()
         _, peer, _ = self.asked((evt.EVT_C_STORE, read), granting(2))
         self.ask(peer, 1, 2, 3)
