@@ -1,8 +1,8 @@
 """
-From an identifier to a query: the matching of PS3.4 C.2.2.2 for the information models of PS3.4 C.6.
+The compiler of queries: identifiers become SQL, by the matching of PS3.4 C.2.2.2 and the information models of PS3.4 C.6.
 
-An identifier becomes criteria of SQL; where SQL cannot say all of it, they find a little too much, and a predicate on the row
-decides. Nothing here touches a database.
+An identifier becomes criteria in SQL. If SQL cannot express a key completely, its criteria find a little too much, and a
+predicate on each row decides. The module does not access a database.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ from dicomtwist.dimse.status import DATASET_MISMATCH
 
 __all__ = ["BASELINE", "InvalidIdentifier", "Model", "Negotiated", "Query", "compile_find", "compile_retrieve"]
 
-#: How many values the keys may have together, such as a list of UIDs; databases have limits of their own not far above.
+#: The maximum number of values of all keys together, such as those of a list of UIDs; the limits of databases are not far
+#: above.
 MAX_VALUES: Final = 10_000
 
 _LEVEL: Final = 0x00080052
 _TIMEZONE: Final = 0x00080201
-#: What is in an identifier, or in an answer, without being a key.
+#: The elements of an identifier or of an answer that are not keys.
 _NO_KEYS: Final = frozenset((0x00080005, _LEVEL, 0x00080053, 0x00080054, 0x00080056))
 _EMPTY: Final = '""'
 
 
 class Model(enum.Enum):
-    """An information model, by the levels that it has."""
+    """An information model, defined by its levels."""
 
     PATIENT_ROOT = (Level.PATIENT, Level.STUDY, Level.SERIES, Level.IMAGE)
     STUDY_ROOT = (Level.STUDY, Level.SERIES, Level.IMAGE)
@@ -50,13 +51,13 @@ class Model(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class Negotiated:
     """
-    What extended negotiation has switched on (PS3.4 C.5.1.1), each off by default.
+    The options that extended negotiation has enabled (PS3.4 C.5.1.1); each is off by default.
 
-    :ivar relational: keys of any level above may be given, unique ones need not be.
-    :ivar date_time: a date and its time are matched as one.
-    :ivar fuzzy: names match that sound alike.
-    :ivar timezone: times are those of the identifier's Timezone Offset From UTC (0008,0201).
-    :ivar empty_values: a key of two quotation marks matches what is empty.
+    :ivar relational: keys of any level above are allowed, and the unique keys of these levels are not required.
+    :ivar date_time: a date and its time are matched as one moment.
+    :ivar fuzzy: names that sound alike match.
+    :ivar timezone: times are in the identifier's Timezone Offset From UTC (0008,0201).
+    :ivar empty_values: a key of two quotation marks matches an empty value.
     """
 
     relational: bool = False
@@ -67,12 +68,12 @@ class Negotiated:
 
     @classmethod
     def from_bytes(cls, information: bytes) -> Negotiated:
-        """Return what a Service-class-application-information field says (PS3.4 tables C.5-1 and C.5-3)."""
+        """Return the options in a Service-class-application-information field (PS3.4 tables C.5-1 and C.5-3)."""
         on = [byte == 1 for byte in information[:6]] + [False] * 6
         return cls(on[0], on[1], on[2], on[3], on[5])
 
 
-#: Nothing negotiated.
+#: No option enabled.
 BASELINE: Final = Negotiated()
 
 
@@ -90,21 +91,22 @@ class InvalidIdentifier(ValueError):
         self.comment = comment if len(comment) <= 64 else f"{comment[:61]}..."
 
 
-#: Whether a row matches, by the values of the columns that were asked for with it.
+#: A function that decides whether a row matches, by the values of the predicate's columns.
 Predicate = Callable[[Sequence[Any]], bool]
 
 
 @dataclass(slots=True)
 class Query:
     """
-    What is asked for.
+    A compiled query.
 
     :ivar level: the level of the answers.
-    :ivar criteria: all have to hold.
-    :ivar residual: columns, and the predicate on their values that has to hold as well.
-    :ivar keys: the attributes that answers have, in the order of their tags.
-    :ivar sequences: the keys in each sequence that is asked for, by tag.
-    :ivar unsupported: tags of keys that are neither matched nor answered (the pending status is 0xFF01 then).
+    :ivar criteria: the SQL criteria, all of which a match fulfils.
+    :ivar residual: columns, each group with a predicate on their values that a match fulfils as well.
+    :ivar keys: the attributes of an answer, in the order of their tags.
+    :ivar sequences: the keys within each sequence of the identifier, by tag.
+    :ivar unsupported: tags of keys that are neither matched nor returned; if there are any, the pending status is 0xFF01.
+    :ivar levels: the levels whose tables the criteria need.
     """
 
     level: Level
@@ -118,7 +120,7 @@ class Query:
 
 @dataclass(slots=True)
 class _Key:
-    """A key of an identifier: the values that it gives, none for universal matching."""
+    """A key of an identifier with its values; no value means universal matching."""
 
     attribute: Attribute
     values: list[str]
@@ -129,7 +131,7 @@ class _Key:
 
     @property
     def compared(self) -> ColumnElement[Any]:
-        """The column that is compared with."""
+        """The column that is compared: the one with the normal form, if there is one."""
         return TABLES[self.attribute.level].c[self.attribute.key_column or self.attribute.column]
 
 
@@ -139,8 +141,8 @@ def compile_find(
     """
     Compile the identifier of a C-FIND.
 
-    :param zone: the time zone of data that does not tell its own; by default that of this machine.
-    :raises InvalidIdentifier: it is not one of *model*, or a value makes no sense.
+    :param zone: the time zone of data without a Timezone Offset From UTC; by default that of this machine.
+    :raises InvalidIdentifier: it does not fit *model*, or a value is invalid.
     """
     level = _level(identifier, model)
     query = Query(level)
@@ -172,11 +174,11 @@ def compile_find(
 
 def compile_retrieve(identifier: Dataset, model: Model, negotiated: Negotiated = BASELINE) -> Query:
     """
-    Compile the identifier of a C-MOVE or C-GET; the answers are instances, whatever its level.
+    Compile the identifier of a C-MOVE or C-GET. The matches are instances, whatever its level.
 
-    Unique keys alone are looked at; the one of the level itself may be a list (PS3.4 C.4.2.1.4).
+    Only unique keys are used; that of the identifier's level may be a list (PS3.4 C.4.2.1.4).
 
-    :raises InvalidIdentifier: it is not one of *model*, or a unique key is missing or has a wildcard.
+    :raises InvalidIdentifier: it does not fit *model*, or a unique key is missing or has a wildcard.
     """
     level = _level(identifier, model)
     query = Query(Level.IMAGE)
@@ -203,25 +205,25 @@ def _level(identifier: Dataset, model: Model) -> Level:
     try:
         level = Level[values[0].strip()]
     except KeyError:
-        raise InvalidIdentifier(f"a Query/Retrieve Level of {len(values[0])} characters that is none") from None
+        raise InvalidIdentifier(f"an invalid Query/Retrieve Level of {len(values[0])} characters") from None
     if level not in model.value:
         raise InvalidIdentifier(f"the information model has no level {level.name}")
     return level
 
 
 def _values(identifier: Dataset, tag: int) -> list[str]:
-    """The values of a key, none where it is empty."""
+    """Return the values of a key; an empty list if it is empty."""
     try:
         value = identifier[tag].value
     except Exception as error:
-        # pydicom raises whatever a value makes it raise.
+        # pydicom may raise anything, depending on the value.
         raise InvalidIdentifier(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) cannot be read") from error
     if value is None:
         return []
     if isinstance(value, DataSets):
         raise InvalidIdentifier(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) is a sequence, and should not be")
     if isinstance(value, bytes) and tag in BY_TAG and BY_TAG[tag].vr == "UI":
-        # A list of more than 64 KiB is UN where the VR is explicit (PS3.5 6.2.2).
+        # In an explicit VR encoding a list of more than 64 KiB has the VR UN (PS3.5 6.2.2).
         value = value.decode("ascii", "replace").split("\\")
     found = [str(one) for one in value] if isinstance(value, (list, tuple, MultiValue)) else [str(value)]
     if len(found) > MAX_VALUES:
@@ -230,7 +232,11 @@ def _values(identifier: Dataset, tag: int) -> list[str]:
 
 
 def _check_costs(keys: Iterable[_Key]) -> None:
-    """Nobody asks for more than the database takes, nor for what takes long for each row."""
+    """
+    Check that the keys stay within the limits of databases, and that no key takes long to compare with a row.
+
+    :raises InvalidIdentifier: a key has too many values, or too long a one.
+    """
     total = 0
     for key in keys:
         try:
@@ -243,7 +249,11 @@ def _check_costs(keys: Iterable[_Key]) -> None:
 
 
 def _check_unique(keys: dict[int, _Key], model: Model, level: Level, *, relational: bool) -> None:
-    """Hierarchical queries name one entity of each level above (PS3.4 C.4.1.3.1.1)."""
+    """
+    Check that a hierarchical query names one entity of each level above (PS3.4 C.4.1.3.1.1).
+
+    :raises InvalidIdentifier: a unique key of such a level is missing, or is not a single value.
+    """
     for upper in model.value:
         attribute = upper.unique
         if upper >= level or relational:
@@ -317,7 +327,7 @@ def _add_text(query: Query, key: _Key) -> None:
 
 
 def _any(column: ColumnElement[Any], values: Sequence[str]) -> ColumnElement[bool]:
-    """Whether a column has one of the values, or is like one that has wildcards."""
+    """Return a criterion: the column equals one of *values*, or matches one with wildcards."""
     plain = [value for value in values if not has_wildcard(value)]
     criteria: list[ColumnElement[bool]] = [
         column.like(like_pattern(value), escape="\\") for value in values if has_wildcard(value)
@@ -363,7 +373,11 @@ def _add_name(query: Query, key: _Key, negotiated: Negotiated) -> None:
 
 
 def _computed(attribute: Attribute, values: list[str]) -> ColumnElement[bool] | None:
-    """What is collected from below can be matched; what is counted cannot, and is answered all the same."""
+    """
+    Return the criterion of a computed key, ``None`` if it has none.
+
+    Keys that are collected from the levels below are matched. Counts are not matched, but returned all the same.
+    """
     if attribute.keyword == "ModalitiesInStudy":
         below = select(series.c.id).where(series.c.parent == study.c.id, _any(series.c.modality, values))
         return exists(below.correlate(study))
@@ -383,7 +397,7 @@ def _add_sequence(query: Query, attribute: Attribute, identifier: Dataset) -> No
     try:
         items = list(identifier[attribute.tag].value or ())
         for item in items:
-            item.decode()  # down to the last element: pydicom raises whatever a value makes it raise
+            item.decode()  # every element, since pydicom may raise anything, depending on the value
     except Exception as error:
         raise InvalidIdentifier(f"{attribute.keyword} cannot be read") from error
     if len(items) > 1:
@@ -405,7 +419,7 @@ def _add_sequence(query: Query, attribute: Attribute, identifier: Dataset) -> No
 
 
 def _add_moments(query: Query, keys: dict[int, _Key], negotiated: Negotiated, offset: str, zone: tzinfo | None) -> None:
-    """Take out of *keys* those pairs of date and time that are matched as one (PS3.4 C.2.2.2.5.2)."""
+    """Move the pairs of date and time that are matched as one moment from *keys* to *query* (PS3.4 C.2.2.2.5.2)."""
     for tag, key in [*keys.items()]:
         time_tag = paired_time(tag)
         if time_tag is None or len(key.values) != 1:
@@ -439,5 +453,5 @@ def _add_moment(query: Query, key: _Key, time: ColumnElement[Any], wanted: Momen
 
 
 def _between(column: ColumnElement[Any], first: str, last: str) -> ColumnElement[bool]:
-    # PostgreSQL's BETWEEN takes no bound with a collation.
+    # BETWEEN of PostgreSQL does not accept a bound with a collation.
     return and_(column >= first, column <= last)

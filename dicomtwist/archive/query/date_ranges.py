@@ -1,5 +1,5 @@
 """
-Matching of dates, times, and of both as one, in time zones (PS3.4 C.2.2.2.5).
+Matching of dates, of times, and of both combined, with time zones (PS3.4 C.2.2.2.5).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def paired_time(tag: int) -> int | None:
 
 def single_range(vr: str, value: str, zone: tzinfo | None) -> tuple[str, str]:
     """
-    Return the first and last value, in normal form, that a key of VR DA, TM or DT stands for.
+    Return the first and last value, in normal form, that a key of VR DA, TM or DT matches.
 
-    :raises ValueError: it stands for none.
+    :raises ValueError: *value* is not valid for that VR.
     """
     if vr == "DT":
         return datetime_range(value, zone)
@@ -52,9 +52,10 @@ class Moments:
     A range of moments.
 
     :ivar first: its first date and time, in normal form.
-    :ivar last: its last.
-    :ivar is_shifted: whether they are in the time zone *source*, so that data has to be brought there.
-    :ivar zone: the time zone of data that does not tell its own.
+    :ivar last: its last date and time.
+    :ivar is_shifted: whether both are in the time zone *source*, so that data has to be converted to it.
+    :ivar source: the time zone of *first* and *last*, if *is_shifted*.
+    :ivar zone: the time zone of data without a Timezone Offset From UTC; ``None`` is that of this machine.
     """
 
     first: tuple[str, str]
@@ -69,7 +70,7 @@ class Moments:
         return _moved(self.first[0], -1), _moved(self.last[0], 1)
 
     def contains(self, row: Sequence[Any]) -> bool:
-        """Whether the moment of a row is within: its date, its time, its Timezone Offset From UTC."""
+        """Whether the moment of a row is in the range. The row has a date, a time and a Timezone Offset From UTC."""
         date, time, offset = row
         if not date:
             return False
@@ -81,7 +82,7 @@ def _moved(date: str, days: int) -> str:
     try:
         return (datetime.strptime(date, "%Y%m%d") + timedelta(days=days)).strftime("%Y%m%d").rjust(8, "0")
     except (ValueError, OverflowError):
-        return date  # an end that is open
+        return date  # an open end
 
 
 def moments(date: str, time: str, offset: str, zone: tzinfo | None) -> Moments:
@@ -89,12 +90,12 @@ def moments(date: str, time: str, offset: str, zone: tzinfo | None) -> Moments:
     Return the moments from the first date and time of two keys to the last.
 
     :param time: empty for whole days.
-    :param offset: Timezone Offset From UTC of the keys; empty for that of the data.
-    :raises ValueError: a key stands for nothing.
+    :param offset: Timezone Offset From UTC of the keys; if it is empty, that of the data.
+    :raises ValueError: a key is invalid.
     """
     first_date, last_date = date_range(date)
     first_time, last_time = time_range(time) if time else (FIRST_TIME, LAST_TIME)
-    # An open end of the date leaves the time without one as well.
+    # If an end of the date is open, the time does not limit it either.
     first = (first_date, first_time if first_date != "0" else FIRST_TIME)
     last = (last_date, last_time if last_date != LAST_DATE else LAST_TIME)
     source = parse_offset(offset) if offset else None

@@ -11,12 +11,12 @@ from sqlalchemy import ColumnElement, and_, or_, true
 
 from dicomtwist.archive.index.normal_forms import has_wildcard, like_pattern, name_groups, sounds, wildcard_regex
 
-#: How many components a group of a person name has at the most (PS3.5 6.2.1.1).
+#: The maximum number of components in a group of a person name (PS3.5 6.2.1.1).
 _COMPONENTS: Final = 5
 
 
 def _alternatives(group: str) -> list[str]:
-    """The forms of a group: ``doe^*`` is ``doe`` as well, whose empty components at the end are not written."""
+    """Return the forms of a group: ``doe^*`` also matches ``doe``, since empty components at the end are not written."""
     forms = [group]
     while group.endswith("^*") and len(forms) < _COMPONENTS:
         group = group[:-2].rstrip("^")
@@ -28,12 +28,13 @@ def criterion(
     value: str, groups: Sequence[ColumnElement[Any]], sound: ColumnElement[Any] | None
 ) -> ColumnElement[bool]:
     """
-    Return the criterion of a key, where each component group has a column in normal form.
+    Return the criterion of a key for a name whose component groups each have a column in normal form.
 
-    A key with one group matches any of them; one with more (divided by ``=``) matches each with its own.
+    A key with one group is compared with every column. The groups of a key with several (separated by ``=``) are each
+    compared with their own column.
 
     :param groups: the columns of the alphabetic, ideographic and phonetic group.
-    :param sound: the column of what the words sound like, for fuzzy matching.
+    :param sound: the column with the sounds of the words, for fuzzy matching.
     """
     wanted = name_groups(value)
     exact: ColumnElement[bool]
@@ -57,19 +58,23 @@ def _like(column: ColumnElement[Any], group: str) -> ColumnElement[bool]:
 
 
 def coarse(value: str, column: ColumnElement[Any]) -> ColumnElement[bool]:
-    """Return a criterion that finds at least what :func:`predicate` does, in a column with all names in normal form."""
+    """
+    Return a criterion for a column that holds complete names in normal form.
+
+    It finds at least all names that :func:`predicate` accepts.
+    """
     groups = [_alternatives(group)[-1] for group in name_groups(value) if group]
     return and_(true(), *(column.like(like_pattern(f"*{group}*"), escape="\\") for group in groups))
 
 
 def _codes(value: str) -> list[str]:
-    """How the words sound that have no wildcards."""
+    """Return the sounds of the words without wildcards."""
     words = value.replace("^", " ").replace("=", " ").split()
     return sounds(" ".join(word for word in words if not has_wildcard(word))).split()
 
 
 def predicate(values: Sequence[str], *, fuzzy: bool) -> Callable[[str], bool]:
-    """Return whether any of the names in a text, divided by ``\\``, matches one of *values*."""
+    """Return a function that tests whether any of the names in a text, separated by ``\\``, matches one of *values*."""
     tests = [_predicate(value, fuzzy) for value in values]
     return lambda text: any(test(name) for name in text.split("\\") for test in tests)
 

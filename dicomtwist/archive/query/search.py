@@ -1,11 +1,11 @@
 """
-Answers of the index to queries: pages of encoded identifiers, and the instances that a retrieval is for.
+Searches in the index: pages of encoded identifiers for a query, and the instances for a retrieval.
 
-The numbers of all that matches are fetched first, eight bytes each; then a page at a time is read and encoded. So no
-transaction stays open while a peer takes its time, and memory does not grow with what the answers hold. What is removed
-meanwhile is left out.
+A search first fetches the ids of all matches, eight bytes each; then it reads and encodes one page at a time. So no
+transaction stays open while a slow peer takes the answers, and memory does not grow with their content. Matches that are
+removed meanwhile are left out.
 
-:class:`Finder` works in threads and is what handlers call; :class:`Search` and :func:`search` are the same without.
+Handlers call :class:`Finder`, which works in threads; :class:`Search` and :class:`AnswerReader` block.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from dicomtwist.runtime.executors import Executor, check_wanted
 
 __all__ = ["Finder", "Found", "StoredInstance"]
 
-#: How many answers are read, encoded and handed over at once.
+#: The number of answers that are read, encoded and handed over at once.
 PAGE_SIZE: Final = 500
-#: How many answers one query may have: 8 bytes are kept for each.
+#: The maximum number of answers to one query; each takes 8 bytes of memory.
 MAX_MATCHES: Final = 10_000_000
 
 T = TypeVar("T")
@@ -43,11 +43,11 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class StoredInstance:
     """
-    An instance that is to be sent: a path (``os.PathLike``) that knows what it should lead to, so that one whose file is
-    gone can still be told of by its UID.
+    An instance that is to be sent: a path (``os.PathLike``) together with the UIDs of the instance, so that the UID can be
+    reported even if the file is missing.
 
     :ivar path: its file.
-    :ivar size: of the file, in bytes.
+    :ivar size: the size of the file in bytes.
     """
 
     path: str
@@ -61,15 +61,15 @@ class StoredInstance:
 
 
 class TooManyMatches(IndexFailed):
-    """More entities match than one query may have answers."""
+    """More entities match than the maximum number of answers to one query."""
 
 
 class Found(Generic[T]):
     """
-    What matches: ``async for page in found.pages()``, each page a list.
+    The matches of a query: ``async for page in found.pages()``, each page a list.
 
-    :ivar total: how many entities match.
-    :ivar unsupported: tags of keys that were not looked at; where there are any, the pending status is 0xFF01.
+    :ivar total: the number of entities that match.
+    :ivar unsupported: tags of keys that were not matched; if there are any, the pending status is 0xFF01.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Found(Generic[T]):
 
     async def pages(self, size: int = PAGE_SIZE) -> AsyncIterator[list[T]]:
         """
-        Yield the answers, up to *size* at a time; each page is read when it is asked for.
+        Yield the answers in lists of up to *size*; each page is read only when the caller takes it.
 
         :raises IndexFailed: the database cannot be read.
         """
@@ -97,12 +97,12 @@ class Found(Generic[T]):
 
 class Finder:
     """
-    Asks the index of an archive, in threads.
+    Searches the index of an archive, in worker threads.
 
-    :param archive: open.
-    :param executor: where it is asked; the caller holds it while this is used.
+    :param archive: the archive, open.
+    :param executor: the threads that read the index; the caller holds it while the object is used.
     :param ae_title: Retrieve AE Title (0008,0054) of the answers.
-    :param zone: the time zone of data that does not tell its own; by default that of this machine.
+    :param zone: the time zone of data without a Timezone Offset From UTC; by default that of this machine.
     """
 
     def __init__(self, archive: Archive, executor: Executor, ae_title: str, *, zone: tzinfo | None = None) -> None:
@@ -119,9 +119,9 @@ class Finder:
         negotiated: Negotiated = BASELINE,
     ) -> Deferred[Found[bytes]]:
         """
-        Find what matches the identifier of a C-FIND.
+        Find the matches for the identifier of a C-FIND.
 
-        :param transfer_syntax: how the answers are to be encoded.
+        :param transfer_syntax: the transfer syntax of the answers.
         :returns: a Deferred that fires with encoded identifiers. It fails with
             :class:`~dicomtwist.archive.query.compiler.InvalidIdentifier`, which carries the status 0xA900, or with
             :class:`~dicomtwist.archive.index.index.IndexFailed`.
@@ -134,8 +134,8 @@ class Finder:
         """
         Find the instances that the identifier of a C-MOVE or C-GET names.
 
-        :returns: a Deferred that fires with them, in the order of studies, series and Instance Number; it fails as that of
-            :meth:`find`.
+        :returns: a Deferred that fires with the instances, in the order of study, series and Instance Number; it fails as
+            that of :meth:`find`.
         """
         return self._executor.run(self._retrieve, identifier, model, negotiated)
 
@@ -158,10 +158,10 @@ class Finder:
 
 class Search:
     """
-    A compiled query and the database that is asked.
+    A compiled query and the database that it reads.
 
-    :param engine: of the index.
-    :param query: what is asked.
+    :param engine: the database of the index.
+    :param query: the query.
     """
 
     def __init__(self, engine: Engine, query: Query) -> None:
@@ -170,12 +170,12 @@ class Search:
 
     def numbers(self, *, levels: set[Level] | None = None, order: Sequence[ColumnElement[Any]] = ()) -> array[int]:
         """
-        Return the numbers of all entities that match.
+        Return the ids of all entities that match.
 
-        :param levels: what has to be joined for *order*.
+        :param levels: the levels whose tables *order* needs.
         :raises IndexFailed: the database cannot be read.
         :raises TooManyMatches: there are more than ``MAX_MATCHES``.
-        :raises CancelledError: the peer has cancelled, or is gone.
+        :raises CancelledError: the peer has cancelled the request, or its association has ended.
         """
         query = self.query
         table = TABLES[query.level]
@@ -202,7 +202,7 @@ class Search:
         return numbers
 
     def rows(self, columns: Sequence[ColumnElement[Any]], levels: set[Level], page: Sequence[int]) -> list[Any]:
-        """Return *columns* of the entities *page*, behind the number of each, in that order."""
+        """Return a row for each entity of *page*, in that order: its id, then the values of *columns*."""
         table = TABLES[self.query.level]
         statement = _joined(select(table.c.id, *columns), self.query.level, levels)
         with reading(self.engine) as connection:
@@ -210,7 +210,7 @@ class Search:
         return [found[number] for number in page if number in found]
 
     def instances(self, store: Storage, page: Sequence[int]) -> list[StoredInstance]:
-        """Return the instances *page* of a retrieval, which are in *store*."""
+        """Return the instances of one page of a retrieval, with their paths in *store*."""
         columns = (
             *(study.c.study_instance_uid, series.c.series_instance_uid, instance.c.sop_instance_uid),
             *(instance.c.sop_class_uid, instance.c.transfer_syntax, instance.c.size),
@@ -229,7 +229,7 @@ class AnswerReader:
 
     :param search: the query.
     :param ae_title: Retrieve AE Title (0008,0054).
-    :param transfer_syntax: how answers are encoded.
+    :param transfer_syntax: the transfer syntax of the answers.
     """
 
     def __init__(self, search: Search, ae_title: str, transfer_syntax: str) -> None:
@@ -240,7 +240,7 @@ class AnswerReader:
         self._levels = {key.level for key in query.keys} | {query.level}
         self._columns: list[ColumnElement[Any]] = []
         fields = [Field(key, self._add(key.level, key.column), query.sequences.get(key.tag)) for key in stored]
-        # In a row of the patient level there is no number of a study, but none is needed either.
+        # A row of the patient level has no id of a study, and no computed key of that level needs one.
         self._numbers = [self._add(key.level, "id") for key in self._computed]
         sets = [self._add(level, "character_set") for level in sorted({key.level for key in stored} | {query.level})]
         end = len(self._columns) + 1
@@ -249,7 +249,7 @@ class AnswerReader:
 
     def _add(self, level: Level, name: str) -> int:
         self._columns.append(TABLES[level].c[name])
-        return len(self._columns)  # behind the number of the entity
+        return len(self._columns)  # position 0 of a row is the id of the entity
 
     def read(self, page: Sequence[int]) -> list[bytes]:
         """
@@ -272,7 +272,7 @@ class AnswerReader:
         ]
 
     def _compute(self, key: Attribute, numbers: set[int]) -> tuple[dict[int, str], str]:
-        """Return for each entity the value of *key*, and the value of one that has nothing below it."""
+        """Return the value of *key* for each entity, and its value for an entity that has nothing below it."""
         statement, entity, is_count = _COMPUTE[key.keyword]
         with reading(self._search.engine) as connection:
             rows = connection.execute(_of(statement(), entity, sorted(numbers))).all()
@@ -323,14 +323,18 @@ _COMPUTE: Final[dict[str, Any]] = {
 
 
 def _of(statement: Select[Any], column: ColumnElement[Any], numbers: Sequence[int]) -> Select[Any]:
-    """Only rows whose *column* is one of *numbers*; written out, which is much faster than some hundred parameters."""
+    """
+    Select only the rows whose *column* is one of *numbers*.
+
+    The numbers are part of the SQL text, which is much faster than hundreds of parameters.
+    """
     table: Any = getattr(column, "table", None)
     listed = ",".join(map(str, map(int, numbers))) or "NULL"
     return statement.where(text(f"{table.name}.{getattr(column, 'name', '')} IN ({listed})"))
 
 
 def _joined(statement: Select[Any], level: Level, levels: set[Level]) -> Select[Any]:
-    """Join to the table of *level* those above it, up to the highest of *levels*."""
+    """Join the table of *level* to the tables above it, up to the highest of *levels*."""
     statement = statement.select_from(TABLES[level])
     chain = ((Level.SERIES, instance, series), (Level.STUDY, series, study), (Level.PATIENT, study, patient))
     highest = min(levels, default=level)

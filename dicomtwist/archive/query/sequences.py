@@ -1,5 +1,5 @@
 """
-Sequences in queries: matching of their items (PS3.4 C.2.2.2.6) and what an answer has of them.
+Sequences in queries: the matching of their items (PS3.4 C.2.2.2.6), and their content in an answer.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dicomtwist.archive.index.normal_forms import (
 from dicomtwist.archive.query import person_names
 from dicomtwist.archive.query.date_ranges import single_range
 
-#: How deep the sequences of an identifier may be nested.
+#: The maximum depth of nested sequences in an identifier.
 MAX_NESTING = 8
 
-#: Whether a data set matches.
+#: A function that decides whether a data set matches.
 ItemTest = Callable[[Dataset], bool]
 
 
@@ -34,7 +34,7 @@ def load(text: str) -> Dataset:
 
 
 def items_of(dataset: Dataset, tag: int) -> list[Dataset]:
-    """Return the items of the sequence *tag*; none where it is not there, or is no sequence though it should be one."""
+    """Return the items of the sequence *tag*; an empty list if it is missing, or is not a sequence as it should be."""
     if tag not in dataset or dataset[tag].VR != "SQ":
         return []
     return list(dataset[tag].value or ())
@@ -42,9 +42,10 @@ def items_of(dataset: Dataset, tag: int) -> list[Dataset]:
 
 def sequence_predicate(item: Dataset) -> Callable[[str], bool] | None:
     """
-    Return whether any item of a stored sequence matches all keys of *item*; ``None`` where any does.
+    Return a function that tests whether any item of a stored sequence matches all keys of *item*.
 
-    :raises ValueError: a key makes no sense.
+    :returns: the function, or ``None`` if every item matches.
+    :raises ValueError: a key is invalid.
     """
     test = item_test(item, 1)
     if test is None:
@@ -59,10 +60,11 @@ def sequence_predicate(item: Dataset) -> Callable[[str], bool] | None:
 
 def item_test(item: Dataset, depth: int = 1) -> ItemTest | None:
     """
-    Return whether a data set matches all keys of *item*; ``None`` where any does.
+    Return a function that tests whether a data set matches all keys of *item*.
 
-    :param depth: how deep *item* is nested in the identifier.
-    :raises ValueError: a key makes no sense.
+    :param depth: the depth at which *item* is nested in the identifier.
+    :returns: the function, or ``None`` if every data set matches.
+    :raises ValueError: a key is invalid.
     """
     if depth > MAX_NESTING:
         raise ValueError(f"sequences are nested more than {MAX_NESTING} deep")
@@ -114,8 +116,9 @@ def _value_test(vr: str, values: list[str]) -> Callable[[DataElement], bool]:
 
 def answer_item(stored: Dataset, wanted: Dataset) -> Dataset:
     """
-    Return of the item *stored* what the item *wanted* of an identifier asks for: all of it where that has no keys, else its
-    keys, empty where they are not stored (PS3.4 C.2.2.2.6).
+    Return the part of the item *stored* that the item *wanted* of an identifier requests (PS3.4 C.2.2.2.6).
+
+    If *wanted* has no keys, the answer is the whole item. Otherwise it has the keys, empty if they are not stored.
     """
     if not len(wanted):
         return stored

@@ -251,7 +251,7 @@ class FindTests(QueryRetrieveTestCase):
         """0xA900, with words."""
         for asked, comment in (
             (Dataset(), "Query/Retrieve Level is missing"),
-            (keys("SLICE"), "a Query/Retrieve Level of 5 characters that is none"),
+            (keys("SLICE"), "an invalid Query/Retrieve Level of 5 characters"),
             (keys("SERIES"), "StudyInstanceUID is missing, a query for SERIES needs it"),
             (keys("SERIES", StudyInstanceUID=["1.2.1", "1.2.2"]), "StudyInstanceUID has to be a single value"),
             (keys("STUDY", StudyDate="20240101-2024010"), "StudyDate: '20240101-2024010' is no date and no range of dates"),
