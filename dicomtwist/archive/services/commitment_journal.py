@@ -1,7 +1,7 @@
 """
-Storage commitments that are asked for and not reported yet: a file each, so that they outlive the program.
+The journal of storage commitments that were requested and not reported yet: one file each, so that they survive a restart.
 
-Everything here blocks and is meant for worker threads.
+All functions block and are meant for worker threads.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class TransactionUnreadable(StoreError):
 @dataclass(frozen=True, slots=True)
 class Transaction:
     """
-    A storage commitment that was asked for.
+    A storage commitment that was requested.
 
     :ivar uid: its Transaction UID.
-    :ivar requestor: the AE title of who asked.
-    :ivar received: when, in seconds since 1970.
+    :ivar requestor: the AE title of the requestor.
+    :ivar received: the time of the request, in seconds since 1970.
     :ivar references: the instances.
-    :ivar reasons: for each 0 or a Failure Reason; ``None`` where they were not checked yet.
-    :ivar name: the name of its file.
+    :ivar reasons: for each instance 0 or a Failure Reason; ``None`` before they are checked.
+    :ivar name: the name of its file; empty before it is saved.
     """
 
     uid: str
@@ -54,12 +54,12 @@ class Transaction:
 
     @property
     def digest(self) -> bytes:
-        """The same for the same request: who asks, and for what."""
+        """A digest of requestor and instances, equal for equal requests."""
         content = "\n".join((self.requestor, *(" ".join(reference) for reference in self.references)))
         return hashlib.sha256(content.encode()).digest()
 
     def checked(self, reasons: Sequence[int]) -> Transaction:
-        """Return it with what came of the check."""
+        """Return a copy with the result of the check."""
         return replace(self, reasons=tuple(reasons))
 
 
@@ -67,7 +67,7 @@ class Transactions:
     """
     The files of the transactions.
 
-    :param store: where they are; prepared.
+    :param store: the storage that holds them, prepared.
     """
 
     def __init__(self, store: Storage) -> None:
@@ -75,9 +75,9 @@ class Transactions:
 
     def save(self, transaction: Transaction) -> Transaction:
         """
-        Write a transaction, with durability full onto the medium.
+        Write a transaction; with durability full it is on the medium afterwards.
 
-        :returns: it, with the name of its file.
+        :returns: the transaction, with the name of its file.
         :raises OSError: as it came, errno intact.
         """
         if not transaction.name:
@@ -108,7 +108,7 @@ class Transactions:
             raise TransactionUnreadable(f"{self._files.path(name)}: {error}") from error
 
     def names(self) -> Iterator[str]:
-        """Return the names of all files, in the order of their names."""
+        """Return the names of all files, sorted."""
         return iter([name for name in self._files.names() if _NAME.fullmatch(name)])
 
     def remove(self, name: str) -> None:
@@ -124,7 +124,7 @@ def _transaction(content: Any, name: str) -> Transaction:
     if reasons is not None:
         reasons = tuple(int(reason) for reason in reasons)
         if len(reasons) != len(references):
-            raise ValueError("not a reason for each instance")
+            raise ValueError("the number of reasons is not that of the instances")
     return Transaction(
         str(content["transaction"]), str(content["requestor"]), float(content["received"]), references, reasons, name
     )

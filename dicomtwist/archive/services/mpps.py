@@ -1,8 +1,8 @@
 """
-Modality Performed Procedure Step: what modalities tell of the procedure steps that they perform (PS3.4 F.7, F.8).
+Modality Performed Procedure Step: modalities report the procedure steps that they perform (PS3.4 F.7, F.8).
 
-Each step is a DICOM file in the folder ``.mpps`` of the archive, named by its UID and written as instances are: whole or
-not there, and on the medium before the peer is told of success.
+Each step is a DICOM file in the folder ``.mpps`` of the archive, named by its UID. It is written as instances are: completely
+or not at all, and with durability full it is on the medium before the request is acknowledged.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ __all__ = ["FOLDER", "PerformedProcedureSteps"]
 
 #: The folder of the files, in that of the archive.
 FOLDER: Final = ".mpps"
-#: The longest attribute list that is taken, and the longest file of a step, in bytes.
+#: The maximum length of an attribute list in a request, and of the file of a step, in bytes.
 MAX_STEP_LENGTH: Final = 16 * 1024 * 1024
 
 IN_PROGRESS, COMPLETED, DISCONTINUED = "IN PROGRESS", "COMPLETED", "DISCONTINUED"
 #: Error ID (0000,0903): the Performed Procedure Step Object may no longer be updated (PS3.4 F.7.2.2.4).
 NO_LONGER_UPDATED: Final = 0xA710
-#: Some of the attributes that were asked for are not there (PS3.4 F.8.2.1.4).
+#: Some of the requested attributes are missing (PS3.4 F.8.2.1.4).
 OPTIONAL_ATTRIBUTES_NOT_SUPPORTED: Final = 0x0001
 
-# PS3.4 table F.7.2-1: what N-CREATE has to bring, with a value (type 1) or maybe without (type 2).
+# PS3.4 table F.7.2-1: the attributes that N-CREATE must contain, with a value (type 1) or possibly empty (type 2).
 _SCHEDULED: Final = "ScheduledStepAttributesSequence"
 _TYPE_1: Final = (
     _SCHEDULED,
@@ -65,14 +65,14 @@ _SCHEDULED_TYPE_2: Final = (
     *("ScheduledProcedureStepID", "ScheduledProcedureStepDescription", "ScheduledProtocolCodeSequence"),
 )
 _SERIES_TYPE_1: Final = ("ProtocolName", "SeriesInstanceUID")
-#: What N-SET may not change.
+#: The attributes that N-SET may not change.
 _FIXED: Final = (
     _SCHEDULED,
     *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "ReferencedPatientSequence"),
     *("PerformedProcedureStepID", "PerformedStationAETitle", "PerformedStationName", "PerformedLocation"),
     *("PerformedProcedureStepStartDate", "PerformedProcedureStepStartTime", "Modality", "StudyID"),
 )
-#: What has to have a value before the step is over.
+#: The attributes that must have a value before a step ends.
 _FINAL: Final = ("PerformedProcedureStepEndDate", "PerformedProcedureStepEndTime")
 
 T = TypeVar("T")
@@ -80,13 +80,13 @@ T = TypeVar("T")
 
 class PerformedProcedureSteps:
     """
-    Keeps performed procedure steps: an SCP of the SOP Classes Modality Performed Procedure Step and Modality Performed
+    Stores performed procedure steps: an SCP of the SOP Classes Modality Performed Procedure Step and Modality Performed
     Procedure Step Retrieve.
 
-    :param store: where they are kept; prepared.
-    :param executor: where files are read and written; the caller holds it while this is used.
+    :param store: the storage that holds the steps, prepared.
+    :param executor: the threads that read and write files; the caller holds it while the object is used.
 
-    :ivar routes: what it answers.
+    :ivar routes: the requests that it performs.
     """
 
     log = Logger()
@@ -94,7 +94,7 @@ class PerformedProcedureSteps:
     def __init__(self, store: Storage, executor: Executor) -> None:
         self._files = store.side_folder(FOLDER)
         self._executor = executor
-        # A request looks at the file before it writes it: one after the other, in this process and in all.
+        # A request reads the file before it writes it, so requests run one after the other, in this process and among all.
         self._lock = DeferredLock()
         self.routes = (
             Route(evt.EVT_N_CREATE, ModalityPerformedProcedureStep, self.handle_create),
@@ -103,10 +103,10 @@ class PerformedProcedureSteps:
         )
 
     def start(self) -> None:
-        """Nothing to do."""
+        """Do nothing: the service has no state of its own."""
 
     def stop(self) -> Deferred[None]:
-        """Wait for what is being written."""
+        """Wait for the write that is under way."""
         waiting: Deferred[None] = self._lock.run(lambda: None)
         return waiting
 
@@ -114,11 +114,11 @@ class PerformedProcedureSteps:
 
     def handle_create(self, event: evt.CreateEvent) -> Deferred[tuple[Status, Dataset | None]]:
         """
-        Keep a step that has begun.
+        Store a step that has begun.
 
-        :returns: a Deferred with the status and no attribute list: success once it is kept; 0x0111 where it is there
-            already, 0x0120 and 0x0121 where an attribute or its value is missing, 0x0106 where a value is none or the
-            status is not IN PROGRESS, 0x0110 where the storage refuses, 0x0213 where there is no room.
+        :returns: a Deferred with the status and no attribute list: success after the step is stored; 0x0111 if it exists
+            already, 0x0120 if an attribute is missing, 0x0121 if its value is missing, 0x0106 if a value is invalid or the
+            status is not IN PROGRESS, 0x0110 if the storage refuses, 0x0213 if there is no room.
         """
         return self._one_by_one(event, self._create)
 
@@ -126,18 +126,18 @@ class PerformedProcedureSteps:
         """
         Change a step that is in progress.
 
-        :returns: a Deferred with the status and no attribute list: success once the change is kept; 0x0112 where the step
-            is not known, 0x0110 with Error ID 0xA710 where it is over, 0x0106 where a value is none or may not change,
-            0x0121 where it is to be over and lacks what it needs for that, 0x0213 where there is no room.
+        :returns: a Deferred with the status and no attribute list: success after the change is stored; 0x0112 if there is no
+            such step, 0x0110 with Error ID 0xA710 if it has ended, 0x0106 if a value is invalid or may not change, 0x0121
+            if the step is to end and lacks a value that it needs then, 0x0213 if there is no room.
         """
         return self._one_by_one(event, self._set)
 
     def handle_get(self, event: evt.GetEvent) -> Deferred[tuple[Status, Dataset | None]]:
         """
-        Tell of a step.
+        Return the attributes of a step.
 
-        :returns: a Deferred with success, or 0x0001 where attributes that were asked for are not there, and the attribute
-            list; 0x0112 where the step is not known.
+        :returns: a Deferred with the status and the attribute list: success, or 0x0001 if requested attributes are missing;
+            0x0112 if there is no such step.
         """
         return self._answered(event, self._executor.run(self._get, event))
 
@@ -172,14 +172,14 @@ class PerformedProcedureSteps:
     # --- in a worker thread
 
     def _exclusively(self, function: Callable[[Any], None], event: evt.CreateEvent | evt.SetEvent) -> None:
-        """Call *function* while no other process that shares the storage is at it; for so long the thread waits."""
+        """Call *function* under the lock that excludes other processes; the thread blocks until it has the lock."""
         with self._files.locked():
             function(event)
 
     def _create(self, event: evt.CreateEvent) -> None:
         uid = event.sop_instance_uid
         if file_name(uid) in self._files:
-            raise Refused(codes.DUPLICATE_SOP_INSTANCE, "the step is here already")
+            raise Refused(codes.DUPLICATE_SOP_INSTANCE, "the step exists already")
         step = _decoded(event.attribute_list)
         _check_new(step)
         self._write(step, uid, event)
@@ -193,7 +193,7 @@ class PerformedProcedureSteps:
         changes = _decoded(event.modification_list)
         _check_changes(step, changes)
         if step.get("SpecificCharacterSet") != changes.get("SpecificCharacterSet"):
-            # What both hold can be written in this one alone.
+            # Only Unicode can hold the texts of both character sets.
             changes.SpecificCharacterSet = "ISO_IR 192"
         step.update(changes)
         if _text(step, "PerformedProcedureStepStatus") != IN_PROGRESS:
@@ -241,11 +241,15 @@ class PerformedProcedureSteps:
         self._files.put(content, file_name(uid))
 
 
-# --- what a step has to have
+# --- the requirements on a step
 
 
 def _check_new(step: Dataset) -> None:
-    """:raises Refused: an N-CREATE does not bring what table F.7.2-1 asks for."""
+    """
+    Check the attributes of an N-CREATE against table F.7.2-1.
+
+    :raises Refused: an attribute or a value is missing or invalid.
+    """
     _check_types(step, _TYPE_1, _TYPE_2)
     for item in step[_SCHEDULED].value:
         _check_types(item, _SCHEDULED_TYPE_1, _SCHEDULED_TYPE_2)
@@ -256,12 +260,16 @@ def _check_new(step: Dataset) -> None:
 
 
 def _check_changes(step: Dataset, changes: Dataset) -> None:
-    """:raises Refused: an N-SET changes what it may not, or to what it may not."""
+    """
+    Check the attributes of an N-SET, and remove those from *changes* that must not change.
+
+    :raises Refused: an attribute may not change, or its new value is invalid.
+    """
     status = _text(changes, "PerformedProcedureStepStatus")
     if "PerformedProcedureStepStatus" in changes and status not in (IN_PROGRESS, COMPLETED, DISCONTINUED):
-        raise _invalid("PerformedProcedureStepStatus", f"{len(status)} characters that are no status of a step")
+        raise _invalid("PerformedProcedureStepStatus", f"an invalid status of {len(status)} characters")
     for keyword in _FIXED:
-        # Repeating what is known changes nothing, and modalities do it.
+        # A modality may repeat the stored value, which changes nothing.
         if keyword in changes and changes.get(keyword) != step.get(keyword) and not _is_empty(changes, keyword):
             raise _invalid(keyword, f"{keyword} may not change")
     for keyword in _FIXED:
@@ -275,9 +283,11 @@ def _check_changes(step: Dataset, changes: Dataset) -> None:
 
 def _check_final(step: Dataset) -> None:
     """
-    :raises Refused: the step cannot be over yet.
+    Check that a step may end.
 
-    A step that was discontinued may have no series, though the standard wants one: there was nothing to make one of.
+    A discontinued step may have no series, although the standard requires one: it may have produced no image.
+
+    :raises Refused: a value is missing.
     """
     needed = [*_FINAL]
     if _text(step, "PerformedProcedureStepStatus") == COMPLETED:
@@ -300,12 +310,16 @@ def _check_types(dataset: Dataset, type_1: Iterable[str], type_2: Iterable[str])
 
 
 def _check_values(step: Dataset) -> None:
-    """:raises Refused: a value is not one of its kind."""
+    """
+    Check the dates, times and UIDs of a step.
+
+    :raises Refused: one of them is invalid.
+    """
     for end in ("Start", "End"):
         for kind, normal in (("Date", normal_date), ("Time", time_key)):
             keyword = f"PerformedProcedureStep{end}{kind}"
             if not _is_empty(step, keyword) and not normal(_text(step, keyword)):
-                raise _invalid(keyword, f"{keyword} is none")
+                raise _invalid(keyword, f"{keyword} is invalid")
     uids = [
         (item, keyword)
         for sequence, keyword in ((_SCHEDULED, "StudyInstanceUID"), ("PerformedSeriesSequence", "SeriesInstanceUID"))
@@ -316,7 +330,7 @@ def _check_values(step: Dataset) -> None:
             if not _is_empty(item, keyword):
                 check_uids(_text(item, keyword))
         except InvalidUID:
-            raise _invalid(keyword, f"{keyword} is no UID") from None
+            raise _invalid(keyword, f"{keyword} is not a UID") from None
 
 
 def _invalid(keyword: str, comment: str) -> Refused:
@@ -324,7 +338,7 @@ def _invalid(keyword: str, comment: str) -> Refused:
 
 
 def _refused(status: int, comment: str, keywords: Iterable[str]) -> Refused:
-    """Return a refusal that is about the attributes *keywords*."""
+    """Return a refusal because of the attributes *keywords*."""
     tags = tuple(tag for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None) or None
     return Refused(Status(status, "", comment[:64], attribute_identifier_list=tags), comment)
 
@@ -345,22 +359,22 @@ def _decoded(dataset: Dataset) -> Dataset:
     """
     Return *dataset* with all values decoded.
 
-    :raises DataSetError: one of them cannot be.
+    :raises DataSetError: a value cannot be decoded.
     """
     try:
         dataset.decode()
     except Exception as error:
-        # pydicom raises whatever a value makes it raise.
+        # pydicom may raise anything, depending on the value.
         raise DataSetError(f"a value cannot be decoded: {error}") from error
     return dataset
 
 
 def _status_for(error: BaseException | None) -> Status | None:
-    """What the peer is told of *error*; ``None`` where it is a mistake of ours."""
+    """Return the status for *error*; ``None`` if the error is a defect of this program."""
     if isinstance(error, Refused):
         return error.status
     if isinstance(error, InvalidUID):
-        return Status(codes.INVALID_SOP_INSTANCE, "", "the SOP Instance UID is none")
+        return Status(codes.INVALID_SOP_INSTANCE, "", "the SOP Instance UID is invalid")
     if isinstance(error, DataSetError):
         return Status(codes.PROCESSING_FAILURE, "", "the attributes cannot be read")
     if isinstance(error, OSError):

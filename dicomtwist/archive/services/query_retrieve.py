@@ -1,8 +1,8 @@
 """
-Query/Retrieve: C-FIND, C-MOVE and C-GET of the archive (PS3.4 Annex C).
+The Query/Retrieve Service Class: C-FIND, C-MOVE and C-GET of the archive (PS3.4 Annex C).
 
-Queries are answered from the index, in pages that are read in threads as the peer takes the answers; instances are sent
-straight from their files.
+Queries are answered from the index, in pages that worker threads read as fast as the peer takes the answers. Instances are
+sent directly from their files.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ _GET: Final = {
 }
 _MODELS: Final = {**_FIND, **_MOVE, **_GET}
 
-#: Which bytes of the application information may be on: of C-FIND relational queries, date-time matching, fuzzy names,
-#: timezone adjustment and empty values (PS3.4 table C.5-1), of the others relational retrieval (table C.5-3).
+#: The bytes of the application information that may be 1. For C-FIND these are relational queries, date-time matching, fuzzy
+#: names, timezone adjustment and empty values (PS3.4 table C.5-1); for C-MOVE and C-GET relational retrieval (table C.5-3).
 _FIND_OPTIONS: Final = b"\1\1\1\1\0\1"
 _RETRIEVE_OPTIONS: Final = b"\1"
 
@@ -75,12 +75,12 @@ class QueryRetrieve:
     """
     An SCP of the three information models.
 
-    :param archive: open.
-    :param executor: where it is asked; the caller holds it while this is used.
+    :param archive: the archive, open.
+    :param executor: the threads that read the index; the caller holds it while the object is used.
     :param ae_title: Retrieve AE Title (0008,0054) of the answers.
-    :param peers: where the destinations of C-MOVE listen.
+    :param peers: the addresses of the destinations of C-MOVE.
 
-    :ivar routes: what it answers.
+    :ivar routes: the requests that it performs.
     """
 
     log = Logger()
@@ -95,16 +95,16 @@ class QueryRetrieve:
         )
 
     def start(self) -> None:
-        """Nothing to do: the index is asked when somebody asks."""
+        """Do nothing: the service has no state of its own."""
 
     def stop(self) -> Deferred[None]:
-        """Nothing to wait for: what is under way ends with its association."""
+        """Do nothing: operations end with their associations."""
         return succeed(None)
 
     # --- handlers
 
     def handle_extended(self, event: evt.Event) -> dict[str, bytes]:
-        """Agree to what of the extended negotiation is known here (PS3.4 C.5.1.1, C.5.2.1, C.5.3.1)."""
+        """Accept the supported options of the extended negotiation (PS3.4 C.5.1.1, C.5.2.1, C.5.3.1)."""
         return {
             uid: bytes(wanted & known for wanted, known in zip(information, _options(uid), strict=False))
             for uid, information in event.app_info.items()
@@ -113,10 +113,11 @@ class QueryRetrieve:
 
     async def handle_find(self, event: evt.IdentifierEvent) -> AsyncIterator[tuple[int, Any]]:
         """
-        Answer a query.
+        Perform a query.
 
-        :returns: yields (0xFF00, or 0xFF01 where a key was not looked at, with an encoded identifier) for each match; or
-            ends with 0xA900 where the identifier is not one, or with 0xA700 where the index cannot be read.
+        :returns: yields a status and an encoded identifier for each match. The status is 0xFF00, or 0xFF01 if a key is not
+            supported. The operation ends with 0xA900 if the identifier is invalid, or with 0xA700 if the index cannot be
+            read.
         """
         syntax = str(event.context.transfer_syntax)
         try:
@@ -130,9 +131,9 @@ class QueryRetrieve:
 
     async def handle_get(self, event: evt.IdentifierEvent) -> AsyncIterator[Any]:
         """
-        Send what an identifier names over the association that asked.
+        Send the instances that an identifier names over the association of the request.
 
-        :returns: yields how many instances there are, then lists of them, paths; or ends with 0xA900 or 0xA701.
+        :returns: yields the number of instances, then lists of instances, which are paths; or ends with 0xA900 or 0xA701.
         """
         try:
             found = await self._retrieve(event)
@@ -145,16 +146,16 @@ class QueryRetrieve:
 
     async def handle_move(self, event: evt.IdentifierEvent) -> AsyncIterator[Any]:
         """
-        Send what an identifier names to one of the peers.
+        Send the instances that an identifier names to one of the peers.
 
-        :returns: yields where the peer listens, ``None`` where it is not known; how many instances there are; then
-            lists of them, paths. Or it ends with 0xA900 or 0xA701.
+        :returns: yields the address of the peer, ``None`` if it is not known; then the number of instances; then lists of
+            instances, which are paths. Or it ends with 0xA900 or 0xA701.
         """
         destination = self._peers.destination(event.move_destination)
         if destination is None:
             event.assoc.log_refusal(
                 self.log.info,
-                "C-MOVE of {peer!r} to {destination!r}, which is no --peer",
+                "C-MOVE of {peer!r} to the unknown destination {destination!r}: name its address with --peer",
                 peer=event.assoc.remote.ae_title,
                 destination=event.move_destination[:16],
             )
@@ -178,7 +179,7 @@ class QueryRetrieve:
         return await self._finder.retrieve(event.identifier, _model(event), _negotiated(event))
 
     def _failed(self, event: evt.IdentifierEvent, error: Exception, unreadable: int) -> Status:
-        """Return the status that *error* makes, and log it where it is ours."""
+        """Return the status for *error*; log the error unless the request is at fault."""
         service = event.request.SERVICE
         if isinstance(error, InvalidIdentifier):
             return Status(error.status, service, error.comment)
@@ -208,9 +209,9 @@ def _negotiated(event: evt.IdentifierEvent) -> Negotiated:
 
 def _contexts(instances: list[StoredInstance]) -> list[PresentationContext]:
     """
-    Return what to propose for *instances*: each SOP Class in each transfer syntax that it is in.
+    Return the presentation contexts to propose for *instances*: each SOP Class with each transfer syntax that occurs.
 
-    Those beyond the limit, and those of later pages, are proposed when one of them is to be sent.
+    Contexts beyond the limit, and contexts for later pages, are proposed when an instance needs one.
     """
     wanted: dict[tuple[str, str], PresentationContext] = {}
     for instance in instances:

@@ -30,9 +30,9 @@ _SUCCESS: Final = Status(0, "C-STORE")
 
 class StorageService:
     """
-    An SCP of all Storage SOP Classes: the handler of ``EVT_C_STORE`` behind ``twist dicom`` and ``dicomtwist get``.
+    An SCP of all Storage SOP Classes: the handler of ``EVT_C_STORE`` for ``twist dicom`` and ``dicomtwist get``.
 
-    :param ingest: where instances go.
+    :param ingest: the ingest that receives the instances.
     """
 
     log = Logger()
@@ -45,9 +45,10 @@ class StorageService:
         """
         Store the instance of *event*.
 
-        :returns: a Deferred with the status: success once it is kept (:meth:`dicomtwist.archive.archive.Archive.keep`),
-            0xA900 if command and data set disagree, 0xC000 if the data set cannot be understood, 0x0111 if it is
-            there already and duplicates are rejected, 0xA700 if the storage refuses.
+        :returns: a Deferred with the status: success after the instance is stored
+            (:meth:`dicomtwist.archive.archive.Archive.keep`), 0xA900 if command and data set disagree, 0xC000 if the data
+            set cannot be understood, 0x0111 if the archive has the instance already and duplicates are rejected, 0xA700 if
+            the storage refuses.
         """
         incoming = self.ingest.begin(event.meta, event.stream)
         event.stream.deliver_to(incoming)
@@ -59,7 +60,7 @@ class StorageService:
         status = _status_for(error)
         event.assoc.log_refusal(
             self.log.error,
-            "an instance of {peer!r} was not stored, status 0x{status:04X}: {reason}",
+            "an instance from {peer!r} was not stored, status 0x{status:04X}: {reason}",
             peer=event.assoc.remote.ae_title,
             status=int(status),
             reason=loggable(error),
@@ -77,7 +78,7 @@ def _status_for(error: BaseException) -> Status:
     if isinstance(error, HeaderError):
         return Status(CANNOT_UNDERSTAND, "C-STORE", "the data set cannot be read")
     if isinstance(error, DuplicateInstance):
-        return Status(DUPLICATE_SOP_INSTANCE, "C-STORE", "the instance is here already")
+        return Status(DUPLICATE_SOP_INSTANCE, "C-STORE", "the archive has the instance already")
     if isinstance(error, IndexFailed):
         return Status(OUT_OF_RESOURCES, "C-STORE", str(error)[:64])
     if isinstance(error, ExecutorFull):

@@ -1,8 +1,9 @@
 """
-Storage commitment, push model: the archive is asked to answer for instances, looks at each, and reports (PS3.4 Annex J).
+Storage commitment, push model: on request the archive verifies that it holds instances, and reports (PS3.4 Annex J).
 
-A request is kept as a file before it is answered, and until its report has arrived: on the association that it came on while
-that is there, else on one of our own to the AE that asked, tried again until it succeeds or is too old.
+A request is written to a file before it is acknowledged, and stays there until its report has been sent. The report goes out on
+the association of the request if that is still open, otherwise on a new association to the requestor. It is retried until it
+succeeds or the request is too old.
 """
 
 from __future__ import annotations
@@ -42,28 +43,28 @@ __all__ = ["StorageCommitment"]
 #: Failure Reason (0008,1197): the Transaction UID is that of another request (PS3.3 C.14.1.1).
 DUPLICATE_TRANSACTION_UID: Final = 0x0131
 
-#: How many transactions may be under way, from request to report.
+#: The maximum number of transactions between request and report.
 MAX_TRANSACTIONS: Final = 10_000
-#: How many instances one of them may have.
+#: The maximum number of instances in a transaction.
 MAX_REFERENCES: Final = 100_000
-#: How many transactions are checked at a time, and how many are reported on associations of our own.
+#: The number of transactions that are checked at the same time, and that are reported on new associations at the same time.
 MAX_CHECKING: Final = 2
 MAX_REPORTING: Final = 4
 
-#: How long a requestor has to release the association before the report goes out on it, in seconds. Who releases as soon
-#: as the request is answered does not expect it there.
+#: The time that a requestor has to release the association before the report goes out on it, in seconds. A requestor that
+#: releases as soon as the request is acknowledged does not expect the report there.
 PAUSE: Final = 1.0
-#: The time between two attempts to report, in seconds: at first, and at the most; it doubles.
+#: The first and the longest time between two attempts to report, in seconds; it doubles after each attempt.
 FIRST_DELAY: Final = 10.0
 LONGEST_DELAY: Final = 600.0
 _BACKOFF: Final = Backoff(FIRST_DELAY, LONGEST_DELAY)
-#: For how long a report is tried, in seconds.
+#: The time for which a report is attempted, in seconds.
 REPORT_FOR: Final = 24 * 3600.0
 
 
 @dataclass(slots=True, eq=False)
 class _Pending:
-    """A transaction under way, without its instances: they are in its file."""
+    """A transaction between request and report, without its instances, which are in its file."""
 
     uid: str
     requestor: str
@@ -79,15 +80,15 @@ class StorageCommitment:
     """
     An SCP of the SOP Class Storage Commitment Push Model.
 
-    :param archive: what it answers for; open while it runs.
-    :param executor: where files are read and written; the caller holds it while this is used.
-    :param ae: in whose name associations are asked for.
-    :param peers: where the AEs that ask listen.
-    :param takes_up: whether to report what was not reported when the program ended. Of processes that share an archive
-        one does; each reports what it was asked itself.
-    :param clock: the time, in seconds since 1970.
+    :param archive: the archive, open while the service runs.
+    :param executor: the threads that read and write files; the caller holds it while the object is used.
+    :param ae: the AE that requests associations for reports.
+    :param peers: the addresses of the requestors.
+    :param takes_up: whether to report the transactions that the previous run of the program left unreported. Of several
+        processes that share an archive one does; each process reports the requests that it received itself.
+    :param clock: returns the time, in seconds since 1970.
 
-    :ivar routes: what it answers.
+    :ivar routes: the requests that it performs.
     """
 
     log = Logger()
@@ -117,13 +118,13 @@ class StorageCommitment:
         self.routes = (Route(evt.EVT_N_ACTION, StorageCommitmentPushModel, self.handle_action),)
 
     def start(self) -> None:
-        """Take up what was not reported when the program ended; it blocks for as long as its files take to read."""
+        """Load the transactions that the previous run left unreported, and continue them. It blocks while it reads files."""
         self._running = True
         for name in self._transactions.names() if self._takes_up else ():
             try:
                 transaction = self._transactions.load(name)
             except TransactionUnreadable as error:
-                self.log.error("a storage commitment cannot be taken up: {error}", error=loggable(error))
+                self.log.error("a storage commitment cannot be continued: {error}", error=loggable(error))
                 continue
             pending = _Pending(
                 transaction.uid, transaction.requestor, transaction.received, transaction.digest, transaction.name
@@ -132,7 +133,7 @@ class StorageCommitment:
             self._begin(pending)
 
     def stop(self) -> Deferred[None]:
-        """Stop reporting; what is not reported is taken up at the next start."""
+        """Stop reporting; the next start continues with the transactions that are not reported."""
         self._running = False
         tasks = [pending.task for pending in self._all() if pending.task is not None]
         for task in tasks:
@@ -143,34 +144,30 @@ class StorageCommitment:
 
     @property
     def unreported(self) -> int:
-        """How many transactions are under way."""
+        """The number of transactions between request and report."""
         return len(self._pending) + len(self._conflicting)
 
     # --- the request
 
     async def handle_action(self, event: evt.ActionEvent) -> Status:
         """
-        Take a request for commitment.
+        Accept a request for commitment.
 
-        :returns: a coroutine of the status: success once it is kept, and the report follows; 0x0123 where it is another
-            action, 0x0112 another instance than the well-known one, 0x0115 where UIDs are missing or are none, 0x0213
-            where it is too much or there is no room, 0x0110 where the storage refuses.
+        :returns: a coroutine with the status: success after the request is stored, and the report follows; 0x0123 if the
+            Action Type is not 1, 0x0112 if the SOP Instance is not the well-known one, 0x0115 if UIDs are missing or invalid,
+            0x0213 if there are too many instances or requests or no room, 0x0110 if the storage refuses.
         """
         try:
             await self._take(event)
         except Refused as error:
             return error.status
         except ExecutorFull as error:
-            event.assoc.log_refusal(
-                self.log.error, "a storage commitment was not taken: {error}", error=loggable(error)
-            )
+            event.assoc.log_refusal(self.log.error, "a storage commitment was refused: {error}", error=loggable(error))
             return Status(codes.RESOURCE_LIMITATION, "N-ACTION", "too many requests wait")
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             comment = f"storage: {errno.errorcode.get(error.errno or 0, 'error')}"
-            event.assoc.log_refusal(
-                self.log.error, "a storage commitment was not taken: {error}", error=loggable(error)
-            )
+            event.assoc.log_refusal(self.log.error, "a storage commitment was refused: {error}", error=loggable(error))
             return Status(codes.RESOURCE_LIMITATION if full else codes.PROCESSING_FAILURE, "N-ACTION", comment)
         return Status.SUCCESS
 
@@ -186,7 +183,7 @@ class StorageCommitment:
         pending = _Pending(transaction.uid, requestor, transaction.received, digest, assoc=event.assoc)
         same = self._pending.get(transaction.uid)
         if same is not None and same.digest == digest:
-            # The answer got lost, say: asked for once more while the first is under way.
+            # The requestor repeats a request that is not reported yet, perhaps because it did not get the response.
             same.assoc = event.assoc
             if same.waiting is not None and same.waiting.active():
                 same.waiting.reset(PAUSE)
@@ -202,7 +199,7 @@ class StorageCommitment:
         if self._running:
             self._begin(pending)
 
-    # --- what is under way
+    # --- the transactions between request and report
 
     def _all(self) -> list[_Pending]:
         return [*self._pending.values(), *self._conflicting]
@@ -227,7 +224,7 @@ class StorageCommitment:
             )
 
     async def _see_through(self, pending: _Pending) -> None:
-        """Check, report, and report again."""
+        """Check a transaction and report it; repeat the report until it succeeds or the transaction is too old."""
         await self._wait(pending, PAUSE)
         failures = 0
         while True:
@@ -240,10 +237,10 @@ class StorageCommitment:
                 self._forget(pending)
                 return
             except (OSError, IndexFailed, ExecutorFull) as error:
-                self.log.error("a storage commitment waits: {error}", error=loggable(error))
+                self.log.error("a storage commitment is tried again later: {error}", error=loggable(error))
             if self._clock() - pending.received > REPORT_FOR:
                 self.log.error(
-                    "the storage commitment {uid} is given up: {peer!r} could not be told",
+                    "the storage commitment {uid} is given up: it could not be reported to {peer!r}",
                     uid=pending.uid,
                     peer=pending.requestor,
                 )
@@ -254,7 +251,7 @@ class StorageCommitment:
         self._forget(pending)
 
     async def _wait(self, pending: _Pending, seconds: float) -> None:
-        """Wait, unless the requestor asks again meanwhile."""
+        """Wait *seconds*; a repeated request of the requestor shortens that to :data:`PAUSE`."""
         over: Deferred[None] = Deferred(lambda _: call.cancel())
         call = pending.waiting = self._ae.reactor.callLater(seconds, over.callback, None)
         await over
@@ -262,7 +259,7 @@ class StorageCommitment:
     # --- the check
 
     async def _checked(self, pending: _Pending) -> None:
-        """See to it that the file of a transaction has what came of the check."""
+        """Verify the instances of a transaction and write the result to its file, unless it is there already."""
         await self._checking.acquire()
         try:
             transaction = await self._executor.run(self._transactions.load, pending.name)
@@ -289,7 +286,7 @@ class StorageCommitment:
     # --- the report
 
     async def _report(self, pending: _Pending) -> bool:
-        """Report once, in one way or the other; return whether it was taken."""
+        """Report once, on the association of the request or on a new one; return whether the requestor accepted it."""
         assoc, pending.assoc = pending.assoc, None
         if assoc is not None and assoc.is_established:
             try:
@@ -299,7 +296,7 @@ class StorageCommitment:
                 self._not_told(pending, error)
         destination = self._peers.destination(pending.requestor)
         if destination is None:
-            self._not_told(pending, "where it listens is not known: see --peer")
+            self._not_told(pending, "its address is not known: name it with --peer")
             return False
         await self._reporting.acquire()
         try:
@@ -321,7 +318,7 @@ class StorageCommitment:
         except (CancelledError, TransactionUnreadable):
             raise
         except Exception as error:
-            # Whatever an endpoint fails with: the network, names, TLS.
+            # An endpoint may fail with any exception: of the network, of name resolution, of TLS.
             if not taken:
                 self._not_told(pending, error)
         return taken
@@ -331,7 +328,7 @@ class StorageCommitment:
         try:
             context = assoc.context_for(uid, as_scu=False)
         except NoPresentationContext:
-            # There are peers that do not negotiate roles and take the report all the same.
+            # Some peers do not negotiate roles and accept the report all the same.
             context = assoc.context_for(uid)
         syntax = str(context.transfer_syntax)
         event_type, encoded = await self._executor.run(self._information, pending.name, syntax)
@@ -352,7 +349,7 @@ class StorageCommitment:
         )
 
     def _information(self, name: str, transfer_syntax: str) -> tuple[int, bytes]:
-        """Return the Event Type ID and the encoded Event Information (PS3.4 tables J.3-2 and J.3-3); in a thread."""
+        """In a thread: return the Event Type ID and the encoded Event Information (PS3.4 tables J.3-2 and J.3-3)."""
         transaction = self._transactions.load(name)
         reasons = transaction.reasons or ()
         information = Dataset()
@@ -382,9 +379,9 @@ def _item(reference: Reference, **more: int) -> Dataset:
 
 def _parse(event: evt.ActionEvent, requestor: str, received: float) -> tuple[Transaction, bytes]:
     """
-    Return what is asked for, and its digest; in a thread.
+    In a thread: return the requested transaction and its digest.
 
-    :raises Refused: it is no request for commitment.
+    :raises Refused: the request is invalid.
     """
     try:
         information = event.action_information
@@ -405,6 +402,6 @@ def _parse(event: evt.ActionEvent, requestor: str, received: float) -> tuple[Tra
         for reference in references:
             check_uids(*reference)
     except InvalidUID as error:
-        raise Refused(codes.INVALID_ARGUMENT_VALUE, "a UID is missing or is none", "N-ACTION") from error
+        raise Refused(codes.INVALID_ARGUMENT_VALUE, "a UID is missing or invalid", "N-ACTION") from error
     transaction = Transaction(uid, requestor, received, references)
     return transaction, transaction.digest

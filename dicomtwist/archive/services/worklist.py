@@ -1,9 +1,9 @@
 """
-Modality Worklist from a folder of files (PS3.4 Annex K), laid out as that of DCMTK's wlmscpfs.
+Modality Worklist from a folder of files (PS3.4 Annex K), with the layout that wlmscpfs of DCMTK uses.
 
-Each file ``*.wl`` is a data set with a Scheduled Procedure Step Sequence. Those in the folder itself are for everybody, those
-in ``TITLE/`` for who calls the AE title TITLE. The files are somebody else's, who writes, replaces and removes them at any
-time: each query looks which ones are there, and reads those that it does not know as they are.
+Each file ``*.wl`` is a data set with a Scheduled Procedure Step Sequence. The files in the folder itself are for all peers;
+the files in ``TITLE/`` are for peers that call the AE title TITLE. Another system writes, replaces and removes the files at
+any time, so each query lists the folder and reads the files that are new or have changed.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ from dicomtwist.sop_class import ModalityWorklistInformationModelFind
 
 __all__ = ["Worklist", "WorklistFolder", "compile_query"]
 
-#: How many files a folder may have; more are passed over.
+#: The maximum number of files in a folder; more files are ignored.
 MAX_FILES: Final = 100_000
-#: The longest file, in bytes; a longer one is passed over.
+#: The maximum length of a file, in bytes; a longer one is ignored.
 MAX_FILE_LENGTH: Final = 1024 * 1024
-#: How many bytes the files that are remembered may have together; beyond it files are read for each query.
+#: The maximum size of all files in the cache, in bytes; files beyond it are read for each query.
 MAX_REMEMBERED: Final = 256 * 1024 * 1024
-#: How many answers are encoded at once.
+#: The number of answers that are encoded at once.
 PAGE_SIZE: Final = 100
 SUFFIX: Final = ".wl"
 
 _STEPS: Final = 0x00400100
 #: Scheduled Procedure Step Start Date and Time.
 _START: Final = (0x00400002, 0x00400003)
-#: What is in an identifier without being a key: Specific Character Set, Query/Retrieve Level, Timezone Offset From UTC.
+#: The elements of an identifier that are not keys: Specific Character Set, Query/Retrieve Level, Timezone Offset From UTC.
 _NO_KEYS: Final = frozenset((0x00080005, 0x00080052, 0x00080201))
 
-#: Files by their names, or the words that say why they are none.
+#: The data set of a file, or the reason why the file is ignored.
 _Loaded = Dataset | str
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A file as it was read."""
+    """A file in the cache: its state when it was read, its content, and the bytes that it counts for."""
 
     stamp: tuple[int, int, int]
     item: _Loaded
@@ -67,10 +67,10 @@ class _Known:
 
 class WorklistFolder:
     """
-    The files of a worklist. Everything here blocks and is meant for worker threads.
+    The files of a worklist. All methods block and are meant for worker threads.
 
     :param root: the folder.
-    :param unreadable: called with the words for each file that is passed over, when that is found out.
+    :param unreadable: called with a message for each file that is ignored, when the file is read.
     """
 
     def __init__(self, root: Path, unreadable: Callable[[str], object] = lambda why: None) -> None:
@@ -82,8 +82,8 @@ class WorklistFolder:
 
     def items(self, title: str) -> list[Dataset]:
         """
-        Return what the files hold that there are for who calls *title*, in the order of their names. It is shared, not to
-        be changed.
+        Return the content of the files for peers that call *title*, sorted by file name. The data sets are shared and must
+        not be changed.
 
         :raises OSError: the folder cannot be read.
         """
@@ -108,14 +108,14 @@ class WorklistFolder:
                 try:
                     status = entry.stat()
                 except OSError:
-                    continue  # it was removed just then
+                    continue  # the file was removed at this moment
                 entries[entry.path] = (status.st_mtime_ns, status.st_size, status.st_ino)
         for path in [path for path in self._known if os.path.dirname(path) == folder and path not in entries]:
             self._forget(path)
         return [self._item(path, stamp) for path, stamp in sorted(entries.items())]
 
     def _item(self, path: str, stamp: tuple[int, int, int]) -> _Loaded:
-        check_wanted()  # a folder may have many files, and the peer may be gone
+        check_wanted()  # a folder may have many files, and the association may have ended
         known = self._known.get(path)
         if known is not None and known.stamp == stamp:
             return known.item
@@ -124,7 +124,7 @@ class WorklistFolder:
         try:
             item = read_item(path)
         except (OSError, ValueError) as error:
-            item = f"{path} is passed over: {loggable(error)}"
+            item = f"the worklist file {path} is ignored: {loggable(error)}"
             self._unreadable(item)
         size = stamp[1] if isinstance(item, Dataset) else len(item)
         if self._remembered + size <= MAX_REMEMBERED:
@@ -140,11 +140,11 @@ class WorklistFolder:
 
 def read_item(path: str) -> Dataset:
     """
-    Read a file of a worklist: one of PS3.10, or a bare data set in Implicit or Explicit VR Little Endian.
+    Read a file of a worklist: a file of PS3.10, or a bare data set in Implicit or Explicit VR Little Endian.
 
     :returns: its data set, decoded to the last element.
-    :raises ValueError: it cannot be read; the text says why.
-    :raises OSError: likewise.
+    :raises ValueError: its content is invalid; the text says why.
+    :raises OSError: it cannot be read.
     """
     with open(path, "rb") as file:
         content = file.read(MAX_FILE_LENGTH + 1)
@@ -162,7 +162,7 @@ def read_item(path: str) -> Dataset:
         item.decode()
         has_steps = bool(items_of(item, _STEPS))
     except Exception as error:
-        # pydicom raises whatever a value makes it raise.
+        # pydicom may raise anything, depending on the value.
         raise DataSetError(f"a value cannot be decoded: {error}") from error
     if not has_steps:
         raise ValueError("it has no Scheduled Procedure Step Sequence (0040,0100)")
@@ -172,7 +172,7 @@ def read_item(path: str) -> Dataset:
 # --- matching
 
 
-#: Returns the scheduled steps of an item that match, each as a position in its sequence.
+#: A function that returns the scheduled steps of an item that match, each as a position in its sequence.
 Query = Callable[[Dataset], Sequence[int]]
 
 
@@ -180,9 +180,9 @@ def compile_query(identifier: Dataset) -> Query:
     """
     Compile the identifier of a query for the worklist (PS3.4 K.6.1.2, C.2.2.2).
 
-    Ranges of Scheduled Procedure Step Start Date and Time, where there are both, are one range of moments.
+    If Scheduled Procedure Step Start Date and Start Time are both ranges, they are matched as one range of moments.
 
-    :raises ValueError: a key makes no sense.
+    :raises ValueError: a key is invalid.
     """
     keys = _keys(identifier)
     matches = item_test(Dataset({element.tag: element for element in keys if element.tag != _STEPS}))
@@ -223,7 +223,7 @@ def _step_test(identifier: Dataset) -> ItemTest | None:
 
 
 def _moment_test(date: str, time: str) -> ItemTest:
-    """Whether a step starts in a range of moments; one without a time starts with its day."""
+    """Return a test whether a step starts in a range of moments; a step without a time starts at the beginning of its day."""
     wanted = moments(date, time, "", None)
 
     def within(step: Dataset) -> bool:
@@ -236,9 +236,9 @@ def _moment_test(date: str, time: str) -> ItemTest:
 
 def answer(item: Dataset, at: int, identifier: Dataset) -> Dataset:
     """
-    Return the answer to *identifier* for one step of *item*: its keys, in the character set of *item*.
+    Return the answer to *identifier* for one step of *item*: the keys of *identifier*, in the character set of *item*.
 
-    :param at: the position of the step; the sequence of the answer has it alone (PS3.4 K.6.1.2.2).
+    :param at: the position of the step; the sequence in the answer contains only this step (PS3.4 K.6.1.2.2).
     """
     wanted = _keys(identifier)
     one = Dataset({tag: item[tag] for tag in wanted.keys() if tag in item and tag != _STEPS})  # noqa: SIM118
@@ -256,10 +256,10 @@ class Worklist:
     """
     An SCP of the SOP Class Modality Worklist Information Model - FIND.
 
-    :param folder: where the files are.
-    :param executor: where they are read; the caller holds it while this is used.
+    :param folder: the folder of the files.
+    :param executor: the threads that read them; the caller holds it while the object is used.
 
-    :ivar routes: what it answers.
+    :ivar routes: the requests that it performs.
     """
 
     log = Logger()
@@ -270,18 +270,18 @@ class Worklist:
         self.routes = (Route(evt.EVT_C_FIND, ModalityWorklistInformationModelFind, self.handle_find),)
 
     def start(self) -> None:
-        """Nothing to do: files are read when somebody asks."""
+        """Do nothing: each query reads the files."""
 
     def stop(self) -> Deferred[None]:
-        """Nothing to wait for."""
+        """Do nothing: operations end with their associations."""
         return succeed(None)
 
     async def handle_find(self, event: evt.IdentifierEvent) -> AsyncIterator[tuple[int, Any]]:
         """
-        Answer a query.
+        Perform a query.
 
-        :returns: yields (0xFF00, encoded identifier) for each scheduled step that matches; or ends with 0xA900 where the
-            identifier cannot be read or a key makes no sense, with 0xA700 where the folder cannot be read.
+        :returns: yields (0xFF00, encoded identifier) for each scheduled step that matches; or ends with 0xA900 if the
+            identifier cannot be read or a key is invalid, with 0xA700 if the folder cannot be read.
         """
         try:
             matches = await self._executor.run(self._find, event)
@@ -306,7 +306,7 @@ class Worklist:
         try:
             identifier.decode()
         except Exception as error:
-            # pydicom raises whatever a value makes it raise.
+            # pydicom may raise anything, depending on the value.
             raise DataSetError(f"a key cannot be read: {error}") from error
         query = compile_query(identifier)
         items = self._folder.items(event.assoc.requestor.called_ae_title)
@@ -324,5 +324,5 @@ class Worklist:
                 self._told(f"an item of the worklist cannot be answered: {loggable(error)}")
 
     def _told(self, why: str) -> None:
-        """From a worker thread."""
+        """Log a warning from a worker thread."""
         self._executor.call_in_reactor(self.log.warn, "{why}", why=why)
