@@ -235,7 +235,7 @@ class DataSetError(DICOMError, ValueError):
 
 
 class DataSetTooLong(DataSetError):
-    """A data set has more bytes than may be collected in memory."""
+    """A data set has more bytes than may be collected in memory, or more elements or values than may be decoded."""
 
 
 #: The longest text of :func:`loggable`, in characters.

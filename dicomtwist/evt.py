@@ -11,7 +11,7 @@ server or an association. A handler is called as ``handler(event, *arguments)``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from time import time
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import generate_uid
 
-from dicomtwist.datasets.codec import decode_dataset, file_meta_dataset
+from dicomtwist.datasets.codec import DecodingLimits, decode_dataset, file_meta_dataset
+from dicomtwist.datasets.identifier import decode_small
 from dicomtwist.datasets.stream import DataSetStream
 from dicomtwist.dimse.messages import (
     CFindRQ,
@@ -34,6 +35,7 @@ from dicomtwist.dimse.messages import (
     NSetRQ,
     Request,
 )
+from dicomtwist.errors import DataSetError, DataSetTooLong
 from dicomtwist.interfaces import AssociationInterface, PerformedOperation
 from dicomtwist.interfaces import EventType as EventType
 from dicomtwist.interfaces import Handler as Handler
@@ -275,7 +277,60 @@ class DIMSEEvent(Event):
         return self.request.message_id
 
 
-class IdentifierEvent(DIMSEEvent):
+class DataSetEvent(DIMSEEvent):
+    """
+    A request with a data set that was collected in memory.
+
+    It is decoded before the handler is called: in the reactor thread if that takes milliseconds, otherwise in another.
+    """
+
+    def __init__(
+        self, event: EventType, performance: PerformedOperation, encoded: bytes, limits: DecodingLimits
+    ) -> None:
+        super().__init__(event, performance.assoc, performance.request, performance.context)
+        self._encoded = encoded
+        self._limits = limits
+        self._dataset: Dataset | None = None
+        self._failure: DataSetError | None = None
+
+    def decode(self) -> Dataset:
+        """
+        Return the data set, decoded at the first call.
+
+        :raises DataSetError: it cannot be decoded.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._dataset is None:
+            self._dataset = self._attempt(decode_dataset)
+        assert self._dataset is not None
+        return self._dataset
+
+    def decode_small(self) -> bool:
+        """
+        Decode the data set if that takes some milliseconds at the most.
+
+        :returns: whether nothing is left to do: it is decoded, or :meth:`decode` will raise why it cannot be.
+        :raises DataSetTooLong: it exceeds the limits.
+        """
+        try:
+            self._dataset = self._attempt(decode_small)
+        except DataSetTooLong:
+            raise
+        except DataSetError:
+            return True
+        return self._dataset is not None
+
+    def _attempt(self, decode: Callable[[bytes, str, DecodingLimits], Dataset | None]) -> Dataset | None:
+        try:
+            return decode(self._encoded, str(self.context.transfer_syntax), self._limits)
+        except DataSetError as error:
+            # What cannot be decoded is not tried again when the handler asks for it.
+            self._failure = error
+            raise
+
+
+class IdentifierEvent(DataSetEvent):
     """
     A C-FIND, C-GET or C-MOVE request with its identifier.
 
@@ -285,10 +340,14 @@ class IdentifierEvent(DIMSEEvent):
     request: CFindRQ | CGetRQ | CMoveRQ
 
     def __init__(self, event: EventType, performance: PerformedOperation, encoded: bytes) -> None:
-        super().__init__(event, performance.assoc, performance.request, performance.context)
+        settings = performance.assoc.settings
+        limits = DecodingLimits(
+            settings.maximum_identifier_size,
+            settings.maximum_identifier_elements,
+            settings.maximum_identifier_values,
+        )
+        super().__init__(event, performance, encoded, limits)
         self._performance = performance
-        self._encoded = encoded
-        self._dataset: Dataset | None = None
 
     @property
     def is_cancelled(self) -> bool:
@@ -298,13 +357,11 @@ class IdentifierEvent(DIMSEEvent):
     @property
     def identifier(self) -> Dataset:
         """
-        The identifier: the keys to match and to return, decoded at the first access.
+        The identifier: the keys to match and to return.
 
         :raises DataSetError: it cannot be decoded.
         """
-        if self._dataset is None:
-            self._dataset = decode_dataset(self._encoded, str(self.context.transfer_syntax))
-        return self._dataset
+        return self.decode()
 
     @property
     def encoded_identifier(self) -> bytes:
@@ -319,19 +376,19 @@ class IdentifierEvent(DIMSEEvent):
         return self.request.move_destination
 
 
-class NormalisedEvent(DIMSEEvent):
+class NormalisedEvent(DataSetEvent):
     """
     A request of a DIMSE-N service (PS3.7 10.1): this class for N-DELETE, a subclass for each of the others.
 
-    The data set is decoded at the first access, a long one before the handler is called; without one it is empty.
+    Without a data set, it is empty.
     """
 
     request: NormalisedRequest
 
     def __init__(self, event: EventType, performance: PerformedOperation) -> None:
-        super().__init__(event, performance.assoc, performance.request, performance.context)
-        self._encoded = b""
-        self._dataset: Dataset | None = None
+        settings = performance.assoc.settings
+        limits = DecodingLimits(settings.maximum_buffered_size, settings.maximum_attributes)
+        super().__init__(event, performance, b"", limits)
         self._made_uid: str | None = None
 
     def complete(self, encoded: bytes) -> None:
@@ -373,16 +430,6 @@ class NormalisedEvent(DIMSEEvent):
     def encoded_dataset(self) -> bytes:
         """The data set as it was received, empty if there is none."""
         return self._encoded
-
-    def decode(self) -> Dataset:
-        """
-        Return the data set, decoded at the first call.
-
-        :raises DataSetError: it cannot be decoded.
-        """
-        if self._dataset is None:
-            self._dataset = decode_dataset(self._encoded, str(self.context.transfer_syntax))
-        return self._dataset
 
 
 class CreateEvent(NormalisedEvent):

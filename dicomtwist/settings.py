@@ -58,6 +58,16 @@ class Settings:
     :ivar maximum_object_size: the longest data set that is accepted, in bytes; a longer one aborts the association.
     :ivar maximum_buffered_size: the longest data set that is collected in memory for a handler, in bytes; a longer one
         is refused with status 0xA700 and the association continues.
+    :ivar maximum_identifier_size: the longest identifier of a C-FIND, C-GET or C-MOVE that is accepted, in bytes, also after a
+        deflated one is inflated; a longer one is refused with status 0xA700. A list of 10,000 UIDs takes 650 KB at the most.
+    :ivar maximum_identifier_elements: the most elements and items of sequences that an identifier has, in all levels
+        together; one with more is refused likewise. Identifiers have some dozens, those of a worklist up to some hundreds.
+    :ivar maximum_identifier_values: the most backslashes in an identifier, which divide the values of an element, with the
+        same consequence.
+    :ivar maximum_attributes: the most elements and items of the data set of a DIMSE-N request, such as the attributes of a
+        performed procedure step or a request for storage commitment; one with more is refused with status 0x0213. Each
+        instance that is referenced takes three. A response that this side asked for fails with
+        :class:`~dicomtwist.errors.DataSetTooLong`.
     :ivar require_called_aet: whether to reject requests for an AE title other than that of the AE (1, 1, 7).
     :ivar require_calling_aet: the AE titles that may request associations; empty for any. Others are rejected (1, 1, 3).
     :ivar trusted_proxies: the proxies whose PROXY headers are believed at endpoints of ``haproxy:``: addresses, networks,
@@ -90,6 +100,10 @@ class Settings:
     move_associations: int = 1
     maximum_object_size: int = 8 * 1024**3
     maximum_buffered_size: int = 512 * 1024**2
+    maximum_identifier_size: int = 1024**2
+    maximum_identifier_elements: int = 4096
+    maximum_identifier_values: int = 20_000
+    maximum_attributes: int = 100_000
     require_called_aet: bool = False
     require_calling_aet: list[str] = field(default_factory=list)
     trusted_proxies: list[str] = field(default_factory=lambda: [LOOPBACK, UNIX])
@@ -197,6 +211,10 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "move_associations": _number(1, 64),
     "maximum_object_size": _number(1),
     "maximum_buffered_size": _number(1),
+    "maximum_identifier_size": _number(1),
+    "maximum_identifier_elements": _number(1),
+    "maximum_identifier_values": _number(1),
+    "maximum_attributes": _number(1),
     "require_called_aet": _flag,
     "require_calling_aet": _titles,
     "trusted_proxies": _networks,

@@ -52,6 +52,9 @@ DEFAULT_MIN_FREE = 128 * 1024 * 1024
 #: meaning of values that only a VR tells, as 1-bit pixel data.
 EXPLICIT_FIRST = sorted(ALL_TRANSFER_SYNTAXES, key=lambda uid: uid != "1.2.840.10008.1.2.1")
 
+#: The longest data set of a request of DIMSE-N, such as one for storage commitment, in bytes. Instances are streamed.
+MAX_BUFFERED = 16 * 1024 * 1024
+
 DEFAULT_PORT = "tcp:11112:interface=127.0.0.1"
 
 _DEFAULTS = Settings()
@@ -127,6 +130,10 @@ _SETTINGS = {
     "max-association-rate": "maximum_association_rate",
     "max-object-size": "maximum_object_size",
     "max-refusals-logged": "maximum_refusals_logged",
+    "max-identifier-size": "maximum_identifier_size",
+    "max-identifier-elements": "maximum_identifier_elements",
+    "max-identifier-values": "maximum_identifier_values",
+    "max-attributes": "maximum_attributes",
     "acse-timeout": "acse_timeout",
     "dimse-timeout": "dimse_timeout",
     "network-timeout": "network_timeout",
@@ -249,6 +256,34 @@ class Options(usage.Options):
             _DEFAULTS.maximum_refusals_logged,
             "Most lines in the log about refused operations of one association.",
             _count("--max-refusals-logged", 0, 2**31),
+        ],
+        [
+            "max-identifier-size",
+            None,
+            _DEFAULTS.maximum_identifier_size,
+            "Longest identifier of a query or retrieval taken, in bytes.",
+            _count("--max-identifier-size", 1, 2**31),
+        ],
+        [
+            "max-identifier-elements",
+            None,
+            _DEFAULTS.maximum_identifier_elements,
+            "Most elements and items of an identifier.",
+            _count("--max-identifier-elements", 1, 2**31),
+        ],
+        [
+            "max-identifier-values",
+            None,
+            _DEFAULTS.maximum_identifier_values,
+            "Most values of an identifier, such as UIDs in a list.",
+            _count("--max-identifier-values", 1, 2**31),
+        ],
+        [
+            "max-attributes",
+            None,
+            _DEFAULTS.maximum_attributes,
+            "Most elements and items of what a request of DIMSE-N brings, such as a storage commitment: 3 for an instance.",
+            _count("--max-attributes", 1, 2**31),
         ],
         [
             "acse-timeout",
@@ -419,6 +454,7 @@ def _make_ae(options: Options) -> AE:
             raise usage.UsageError(f"--trusted-proxy: {str(error).partition(': ')[2]}") from None
     ae.settings.require_called_aet = bool(options["require-called-aet"])
     ae.settings.require_calling_aet = options["calling"]
+    ae.settings.maximum_buffered_size = MAX_BUFFERED
     # Whatever storage class comes is kept, also those that are younger than this program, or private.
     ae.settings.promiscuous = True
     # An archive keeps what a peer has: compressed instances as they are, others with their VRs.

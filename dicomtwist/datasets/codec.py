@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from io import BytesIO
+from dataclasses import dataclass
 
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
@@ -21,8 +21,8 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from dicomtwist.datasets.nesting import check_nesting
-from dicomtwist.errors import DataSetError
+from dicomtwist.datasets.nesting import CountedFile, ElementCount, check_nesting
+from dicomtwist.errors import DataSetError, DataSetTooLong
 from dicomtwist.part10 import FileMeta
 
 #: The most bytes that :func:`decode_dataset` inflates a deflated data set to.
@@ -35,56 +35,74 @@ UNCOMPRESSED = frozenset(
 )
 
 
-def decode_dataset(data: bytes, transfer_syntax: str) -> Dataset:
+@dataclass(frozen=True, slots=True)
+class DecodingLimits:
     """
-    Decode a whole data set.
+    What a data set may cost that is decoded; ``None`` for no limit.
+
+    :ivar length: the most bytes, after a deflated data set is inflated.
+    :ivar elements: the most elements and items of sequences together, in all levels.
+    :ivar values: the most further values of elements, each after a backslash.
+    """
+
+    length: int | None = None
+    elements: int | None = None
+    values: int | None = None
+
+    def check_length(self, length: int) -> None:
+        """:raises DataSetTooLong: *length* is more bytes than the limit."""
+        if self.length is not None and length > self.length:
+            raise DataSetTooLong(f"a data set of more than {self.length} bytes")
+
+    def check_values(self, data: bytes) -> None:
+        """:raises DataSetTooLong: *data* has more values than the limit."""
+        if self.values is not None and len(data) > self.values and data.count(b"\\") > self.values:
+            raise DataSetTooLong(f"a data set of more than {self.values} values")
+
+
+NO_LIMITS = DecodingLimits()
+
+
+def decode_dataset(data: bytes, transfer_syntax: str, limits: DecodingLimits = NO_LIMITS) -> Dataset:
+    """
+    Decode a whole data set, with all its sequences.
 
     :param data: the bytes as the network carries them, without File Meta Information.
     :param transfer_syntax: the UID of their transfer syntax.
+    :param limits: what the data set may cost; the decoding ends as soon as it costs more.
+    :raises DataSetTooLong: the data set exceeds one of *limits*.
     :raises DataSetError: the bytes cannot be decoded, end inside an element, inflate to more than :data:`MAX_INFLATED`, or
         have sequences nested deeper than :data:`~dicomtwist.datasets.nesting.MAX_NESTED`.
     """
     syntax = UID(transfer_syntax)
+    count = ElementCount(limits.elements)
+    limits.check_length(len(data))
     try:
         if syntax == DeflatedExplicitVRLittleEndian:
-            data = _inflate(data)
-        file = _Watched(data)
+            data = _inflate(data, limits)
+        limits.check_values(data)
+        file = CountedFile(data, count)
         dataset = read_dataset(
             file, syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian, bytelength=len(data)
         )
     except DataSetError:
         raise
     except Exception as error:
+        count.check()
         raise DataSetError(f"the data set cannot be decoded as {syntax.name}: {error}") from error
     if file.cut_off or file.tell() != len(data):
         raise DataSetError(f"the data set cannot be decoded as {syntax.name}: it ends inside an element")
-    check_nesting(dataset)
+    check_nesting(dataset, count)
     return dataset
 
 
-class _Watched(BytesIO):
-    """
-    A file that records whether a read passed its end: pydicom takes half a value, or half a sequence, for the whole.
-
-    :ivar cut_off: whether the last read gave less than was asked for, and no seek went back since.
-    """
-
-    cut_off = False
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
-        self.cut_off = size is not None and len(data) < size
-        return data
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        self.cut_off = False
-        return super().seek(offset, whence)
-
-
-def _inflate(data: bytes) -> bytes:
+def _inflate(data: bytes, limits: DecodingLimits) -> bytes:
+    most = MAX_INFLATED if limits.length is None else min(limits.length, MAX_INFLATED)
     decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = decompressor.decompress(data, MAX_INFLATED)
+    inflated = decompressor.decompress(data, most)
     if decompressor.unconsumed_tail:
+        if most < MAX_INFLATED:
+            raise DataSetTooLong(f"a data set of more than {most} bytes")
         raise DataSetError(f"the deflated data set inflates to more than {MAX_INFLATED} bytes")
     if not decompressor.eof:
         raise DataSetError("the deflated data set ends too early")

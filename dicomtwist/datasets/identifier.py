@@ -8,6 +8,7 @@ microseconds each. This module encodes the elements that identifiers consist of,
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import lru_cache
 from operator import itemgetter
 from struct import Struct, error
 from typing import TYPE_CHECKING, Any, Final
@@ -18,14 +19,17 @@ from pydicom.multival import MultiValue
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import PersonName
 
-from dicomtwist.datasets.codec import decode_dataset, encode_dataset
+from dicomtwist.datasets.codec import NO_LIMITS, DecodingLimits, decode_dataset, encode_dataset
 from dicomtwist.datasets.element_headers import UNDEFINED_LENGTH
+from dicomtwist.errors import DataSetTooLong
 
 if TYPE_CHECKING:
     from dicomtwist.runtime.executors import Executor
 
 #: The longest data set that is decoded in the reactor thread, in bytes.
 DECODED_AT_ONCE: Final = 64 * 1024
+#: The most elements and items, and the most values, of a data set that is decoded in the reactor thread: 3 milliseconds.
+ELEMENTS_AT_ONCE: Final = 256
 
 _IMPLICIT: Final = Struct("<HHL").pack
 _EXPLICIT: Final = Struct("<HH2sH").pack
@@ -42,15 +46,53 @@ _STRINGS: Final = frozenset((str, UID))
 _FIRST: Final = itemgetter(0)
 
 
-async def decode_identifier(data: bytes, transfer_syntax: str, executor: Executor) -> Dataset:
+async def decode_identifier(
+    data: bytes, transfer_syntax: str, executor: Executor, limits: DecodingLimits = NO_LIMITS
+) -> Dataset:
     """
-    Decode the data set of a response; in a thread if it is longer than :data:`DECODED_AT_ONCE`.
+    Decode the data set of a request or response; in a thread if it is more than the reactor thread decodes at once.
 
+    :param limits: what the data set may cost.
+    :raises DataSetTooLong: the data set exceeds one of *limits*.
+    :raises DataSetError: the data set cannot be decoded.
+    :raises ExecutorFull: a thread is needed, and too many data sets wait for one.
+    """
+    dataset = decode_small(data, transfer_syntax, limits)
+    if dataset is not None:
+        return dataset
+    return await executor.run(decode_dataset, data, transfer_syntax, limits)
+
+
+def decode_small(data: bytes, transfer_syntax: str, limits: DecodingLimits = NO_LIMITS) -> Dataset | None:
+    """
+    Decode a data set if it takes some milliseconds at the most.
+
+    :param limits: what the data set may cost.
+    :returns: ``None`` if it has more than :data:`DECODED_AT_ONCE` bytes or :data:`ELEMENTS_AT_ONCE` elements and items.
+    :raises DataSetTooLong: the data set exceeds one of *limits*.
     :raises DataSetError: the data set cannot be decoded.
     """
-    if len(data) <= DECODED_AT_ONCE:
-        return decode_dataset(data, transfer_syntax)
-    return await executor.run(decode_dataset, data, transfer_syntax)
+    if len(data) > DECODED_AT_ONCE:
+        return None
+    at_once = _at_once(limits)
+    try:
+        return decode_dataset(data, transfer_syntax, at_once)
+    except DataSetTooLong:
+        if at_once == limits:
+            raise
+        return None
+
+
+@lru_cache(maxsize=64)
+def _at_once(limits: DecodingLimits) -> DecodingLimits:
+    def least(limit: int | None, most: int) -> int:
+        return most if limit is None else min(limit, most)
+
+    return DecodingLimits(
+        least(limits.length, DECODED_AT_ONCE),
+        least(limits.elements, ELEMENTS_AT_ONCE),
+        least(limits.values, ELEMENTS_AT_ONCE),
+    )
 
 
 class _NotSimple(Exception):

@@ -28,6 +28,7 @@ from dicomtwist.exchange.send_queue import Outgoing
 from dicomtwist.exchange.waiting_requests import WaitingRequests
 from dicomtwist.interfaces import AEInterface, ExchangeOwner, PerformedOperation
 from dicomtwist.presentation import PresentationContextTuple
+from dicomtwist.settings import Settings
 
 #: The statuses of responses that more responses follow (PS3.7 C.1.3).
 PENDING_STATUSES = frozenset((codes.PENDING, codes.PENDING_WARNING))
@@ -473,6 +474,7 @@ class InvokingAssociation(Protocol):
     """An association as the rooms above know it that invoke operations on it: a :class:`dicomtwist.Association`."""
 
     ae: AEInterface
+    settings: Settings
 
     @property
     def exchange(self) -> Exchange:

@@ -9,10 +9,9 @@ from typing import Any, Final
 
 from pydicom import Dataset
 from pydicom.uid import UID
-from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.datasets.identifier import DECODED_AT_ONCE, encode_identifier
+from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import (
@@ -29,8 +28,7 @@ from dicomtwist.dimse.messages import (
     Response,
 )
 from dicomtwist.dimse.status import Status
-from dicomtwist.errors import ExecutorFull
-from dicomtwist.scp.multiple_responses import with_dataset
+from dicomtwist.scp.multiple_responses import with_dataset, with_decoded
 from dicomtwist.scp.performed import Performance, status_response
 from dicomtwist.sop_class import check_uid
 from dicomtwist.sop_relations import carriers, meta_members
@@ -92,17 +90,12 @@ def _fits(performance: Performance, event: evt.NormalisedEvent) -> bool:
 
 
 def _handle(performance: Performance, event: evt.NormalisedEvent) -> None:
-    def call(decoded: object = None) -> None:
-        if isinstance(decoded, Failure) and decoded.check(ExecutorFull):
-            performance.refuse(codes.RESOURCE_LIMITATION, "too many data sets wait to be decoded")
-            return
+    def call() -> None:
+        if performance.is_cancelled:
+            return  # the peer is gone
         performance.call(event.event, event, lambda value: _answer(performance, event, value), codes.PROCESSING_FAILURE)
 
-    if len(event.encoded_dataset) <= DECODED_AT_ONCE:
-        call()
-    else:
-        # An error of decoding is raised again when the handler accesses the data set, and the handler can handle it.
-        performance.assoc.ae.executors.decoding.run(event.decode).addBoth(call)
+    with_decoded(performance, event, codes.RESOURCE_LIMITATION, call)
 
 
 def _answer(performance: Performance, event: evt.NormalisedEvent, value: Any) -> None:

@@ -14,7 +14,7 @@ from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import CFindRQ
 from dicomtwist.errors import DataSetError, Refused
-from dicomtwist.scp.multiple_responses import Answering, Ended, with_dataset
+from dicomtwist.scp.multiple_responses import Answering, Ended, with_identifier
 from dicomtwist.scp.performed import Performance, status_response
 from dicomtwist.sop_class import ServiceClass, uid_to_service_class
 
@@ -29,11 +29,10 @@ def perform_find(performance: Performance) -> None:
     if not performance.assoc.has_handler(evt.EVT_C_FIND):
         performance.refuse(codes.FIND_HANDLER_FAILED, "no handler is bound to EVT_C_FIND")
         return
-    with_dataset(performance, codes.FIND_HANDLER_FAILED, lambda identifier: _find(performance, identifier))
+    with_identifier(performance, evt.EVT_C_FIND, codes.FIND_HANDLER_FAILED, lambda event: _find(performance, event))
 
 
-def _find(performance: Performance, identifier: bytes) -> None:
-    event = evt.IdentifierEvent(evt.EVT_C_FIND, performance, identifier)
+def _find(performance: Performance, event: evt.IdentifierEvent) -> None:
     assert isinstance(performance.request, CFindRQ)
     matches = _SingleMatch if _is_single(performance) else _Matches
     find = matches(performance, event)

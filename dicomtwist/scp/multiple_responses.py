@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from dicomtwist import evt
 from dicomtwist.datasets.stream import CollectingSink
 from dicomtwist.dimse.status import OUT_OF_RESOURCES
-from dicomtwist.errors import AssociationError, DataSetTooLong, Refused
+from dicomtwist.errors import AssociationError, DataSetTooLong, ExecutorFull, Refused
 from dicomtwist.runtime.call_handler import await_handler
 from dicomtwist.scp.performed import Performance
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 #: The longest time that one generator is advanced without a pause before other work gets its turn, in seconds.
 TURN: Final = 0.01
-
-#: The longest data set of a request that is not an instance, such as an identifier, in bytes.
-MAX_IDENTIFIER: Final = 16 * 1024 * 1024
 
 
 class Ended(Exception):
@@ -99,8 +96,11 @@ class Answering:
         Call the handler. It is a generator, an asynchronous generator, or a function that returns an iterable or a Deferred or
         coroutine of one.
 
+        :raises Ended: the operation was cancelled.
         :raises TypeError: the handler returned something else.
         """
+        if self._performance.is_cancelled:
+            raise Ended
         bound = self._performance.assoc.handler(self._event)
         assert bound is not None
         handler, arguments = bound
@@ -246,7 +246,7 @@ def with_dataset(
     performance: Performance,
     missing: int,
     then: Callable[[bytes], None],
-    limit: int = MAX_IDENTIFIER,
+    limit: int,
     too_long: int = OUT_OF_RESOURCES,
 ) -> None:
     """
@@ -271,11 +271,61 @@ def with_dataset(
             performance.stream = None
             performance.refuse(too_long, str(reason.value))
 
-    def broken(reason: Failure) -> None:
-        assoc = performance.assoc
-        Answering.log.failure("a request of {peer!r} could not be performed", reason, peer=assoc.remote.ae_title)
-        assoc.abort("a request could not be performed, the log says why")
-
     sink = CollectingSink(limit)
-    sink.done.addCallbacks(collected, failed).addErrback(broken)
+    sink.done.addCallbacks(collected, failed).addErrback(_broken, performance)
     stream.deliver_to(sink)
+
+
+def with_identifier(
+    performance: Performance, event: evt.EventType, missing: int, then: Callable[[evt.IdentifierEvent], None]
+) -> None:
+    """
+    Collect and decode the identifier of a request, and call *then* with the event of it; refuse a request without one, or
+    with one that exceeds the limits.
+
+    :param missing: the status if there is no identifier.
+    """
+
+    def start(identifier: bytes) -> None:
+        occurrence = evt.IdentifierEvent(event, performance, identifier)
+        with_decoded(performance, occurrence, OUT_OF_RESOURCES, lambda: then(occurrence))
+
+    with_dataset(performance, missing, start, performance.assoc.settings.maximum_identifier_size)
+
+
+def with_decoded(performance: Performance, event: evt.DataSetEvent, too_long: int, then: Callable[[], None]) -> None:
+    """
+    Decode the data set of *event*, in a thread if it is not a small one, and call *then*; refuse the request if the data set
+    exceeds the limits, or too many others wait for a thread.
+
+    What cannot be decoded raises its error when the handler asks for it, which may handle it. After a C-CANCEL, or if the peer
+    is gone, the data set is not waited for.
+
+    :param too_long: the status of a refusal.
+    """
+
+    def decoded(reason: Failure | None) -> None:
+        performance.on_cancel = None
+        if reason is not None and reason.check(DataSetTooLong):
+            performance.refuse(too_long, str(reason.value))
+        elif reason is not None and reason.check(ExecutorFull):
+            performance.refuse(too_long, "too many data sets wait to be decoded")
+        else:
+            then()
+
+    try:
+        if event.decode_small():
+            then()
+            return
+    except DataSetTooLong:
+        decoded(Failure())
+        return
+    decoding = performance.assoc.ae.executors.decoding.run(event.decode)
+    performance.on_cancel = decoding.cancel
+    decoding.addCallbacks(lambda _: decoded(None), decoded).addErrback(_broken, performance)
+
+
+def _broken(reason: Failure, performance: Performance) -> None:
+    assoc = performance.assoc
+    Answering.log.failure("a request of {peer!r} could not be performed", reason, peer=assoc.remote.ae_title)
+    assoc.abort("a request could not be performed, the log says why")

@@ -21,7 +21,7 @@ from dicomtwist.dimse.status import StatusCategory, category
 from dicomtwist.errors import Refused
 from dicomtwist.scp.find import unpack
 from dicomtwist.scp.move_destination import MoveAssociations
-from dicomtwist.scp.multiple_responses import Answering, Ended, with_dataset
+from dicomtwist.scp.multiple_responses import Answering, Ended, with_identifier
 from dicomtwist.scp.performed import Performance, status_response
 from dicomtwist.scp.sub_operations import Destination, SameAssociation, SubOperationQueue
 
@@ -52,11 +52,11 @@ def _perform(performance: Performance, event: evt.EventType, kind: type[_Retriev
         performance.refuse(kind.HANDLER_FAILED, f"no handler is bound to {event.name}")
         return
 
-    def start(identifier: bytes) -> None:
-        retrieve = kind(performance, evt.IdentifierEvent(event, performance, identifier))
+    def start(occurrence: evt.IdentifierEvent) -> None:
+        retrieve = kind(performance, occurrence)
         Answering(performance, event, kind.HANDLER_FAILED).run(retrieve.answer, retrieve.cancelled)
 
-    with_dataset(performance, kind.HANDLER_FAILED, start)
+    with_identifier(performance, event, kind.HANDLER_FAILED, start)
 
 
 class _Retrieve:

@@ -18,6 +18,7 @@ from dicomtwist.exchange.store_request import prepare, send
 from dicomtwist.interfaces import AEInterface
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.scu.responses import Answers, OnProgress, Retrieval
+from dicomtwist.settings import Settings
 from dicomtwist.ul.ae_title import check_ae_title
 
 
@@ -31,6 +32,7 @@ class ServiceClassUser:
 
     if TYPE_CHECKING:
         ae: AEInterface
+        settings: Settings
 
         @property
         def exchange(self) -> Exchange:

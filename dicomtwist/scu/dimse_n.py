@@ -10,6 +10,7 @@ from pydicom import Dataset
 from pydicom.tag import BaseTag, Tag
 from twisted.internet.defer import Deferred
 
+from dicomtwist.datasets.codec import DecodingLimits
 from dicomtwist.datasets.identifier import decode_identifier, encode_identifier
 from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse.messages import (
@@ -255,7 +256,8 @@ async def _ask(
     status = _status(request, response)
     if not data or isinstance(request, NDeleteRQ):
         return status, None
-    return status, await decode_identifier(data, syntax, assoc.ae.executors.decoding)
+    limits = DecodingLimits(elements=assoc.settings.maximum_attributes)
+    return status, await decode_identifier(data, syntax, assoc.ae.executors.decoding, limits)
 
 
 def _status(request: Request, response: Response) -> Status:

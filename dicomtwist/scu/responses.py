@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python import threadable
 from twisted.python.failure import Failure
 
+from dicomtwist.datasets.codec import DecodingLimits
 from dicomtwist.datasets.identifier import decode_identifier
 from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse.messages import CGetRSP, CMoveRSP, Request, Response
@@ -162,7 +163,10 @@ class _ResponseQueue:
         if not data:
             return status, None
         return status, await decode_identifier(
-            data, str(self.context.transfer_syntax), self.assoc.ae.executors.decoding
+            data,
+            str(self.context.transfer_syntax),
+            self.assoc.ae.executors.decoding,
+            DecodingLimits(elements=self.assoc.settings.maximum_attributes),
         )
 
     def _not_waiting(self, cancelled: Deferred[None]) -> None:

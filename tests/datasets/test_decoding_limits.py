@@ -1,0 +1,190 @@
+"""What a data set may cost that is decoded: bytes, elements, items, values, whatever form they have."""
+
+from __future__ import annotations
+
+import struct
+from unittest import TestCase
+
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom import DataElement, Dataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from dicomtwist.datasets.codec import DecodingLimits, decode_dataset, encode_dataset
+from dicomtwist.datasets.identifier import DECODED_AT_ONCE, ELEMENTS_AT_ONCE, decode_small
+from dicomtwist.errors import DataSetError, DataSetTooLong
+
+SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
+LIMIT = 1000
+FEW = DecodingLimits(elements=LIMIT)
+_UNDEFINED = 0xFFFFFFFF
+
+
+def item(content: bytes = b"", *, defined: bool = True, tag: bytes = b"\xfe\xff\x00\xe0") -> bytes:
+    """An item of a sequence, in little endian."""
+    if defined:
+        return tag + struct.pack("<I", len(content)) + content
+    return tag + struct.pack("<I", _UNDEFINED) + content + b"\xfe\xff\x0d\xe0\0\0\0\0"
+
+
+def implicit(tag: int, content: bytes, *, defined: bool = True) -> bytes:
+    """An element in Implicit VR Little Endian."""
+    length = len(content) if defined else _UNDEFINED
+    end = b"" if defined else b"\xfe\xff\xdd\xe0\0\0\0\0"
+    return struct.pack("<HHI", tag >> 16, tag & 0xFFFF, length) + content + end
+
+
+def explicit(tag: int, vr: bytes, content: bytes, *, defined: bool = True) -> bytes:
+    """An element with a long length in Explicit VR Little Endian."""
+    length = len(content) if defined else _UNDEFINED
+    end = b"" if defined else b"\xfe\xff\xdd\xe0\0\0\0\0"
+    return struct.pack("<HH2sHI", tag >> 16, tag & 0xFFFF, vr, 0, length) + content + end
+
+
+def elements(dataset: Dataset) -> int:
+    """How many elements and items *dataset* has."""
+    count = 0
+    for element in dataset:
+        count += 1
+        if element.VR == "SQ":
+            count += sum(1 + elements(one) for one in element.value)
+    return count
+
+
+class Counted(TestCase):
+    """Data sets with more elements and items than allowed are refused, before pydicom has made many of them."""
+
+    def refused(self, data: bytes, syntax: str) -> None:
+        with self.assertRaisesRegex(DataSetTooLong, "more than 1000 elements and items"):
+            decode_dataset(data, syntax, FEW)
+
+    def test_top_level(self) -> None:
+        flat = b"".join(implicit(0x00100000 + number, b"") for number in range(1, LIMIT + 2))
+        self.refused(flat, ImplicitVRLittleEndian)
+        self.assertEqual(len(decode_dataset(flat[:-8], ImplicitVRLittleEndian, FEW)), LIMIT)
+
+    def test_items(self) -> None:
+        for inner in (b"", implicit(0x00081150, b"1.2 ")):
+            for defined in (True, False):
+                items = item(inner, defined=defined) * (LIMIT + 1)
+                for outer in (True, False):
+                    with self.subTest(inner=inner, defined=defined, outer=outer):
+                        self.refused(implicit(0x00081199, items, defined=outer), ImplicitVRLittleEndian)
+                        self.refused(explicit(0x00081199, b"SQ", item() * LIMIT, defined=outer), ExplicitVRLittleEndian)
+
+    def test_sequences_that_only_the_dictionary_knows(self) -> None:
+        """Of VR UN, of no VR, with items that do not look like items, of undefined length in a private element."""
+        odd = item(tag=b"\x08\x00\x18\x00") * (LIMIT + 1)
+        for data, syntax in (
+            (implicit(0x00081199, odd), ImplicitVRLittleEndian),
+            (explicit(0x00081199, b"UN", odd), ExplicitVRLittleEndian),
+            (explicit(0x00081199, b"UN", item() * LIMIT), ExplicitVRLittleEndian),
+            (explicit(0x00091199, b"UN", item() * LIMIT, defined=False), ExplicitVRLittleEndian),
+            (implicit(0x00091199, item() * LIMIT, defined=False), ImplicitVRLittleEndian),
+            (
+                explicit(0x00290010, b"UN", b"SIEMENS MEDCOM HEADER ")
+                + explicit(0x00291040, b"UN", item() * (LIMIT - 1)),
+                ExplicitVRLittleEndian,
+            ),
+        ):
+            with self.subTest(data=data[:16]):
+                self.refused(data, syntax)
+
+    def test_lengths_that_pass_the_end(self) -> None:
+        """A length within a sequence that passes its end does not hide what is behind the sequence."""
+        false = implicit(0x00081199, item(struct.pack("<HHI", 0x0008, 0x1150, 1 << 30)))
+        self.refused(false + implicit(0x0040A730, item() * LIMIT), ImplicitVRLittleEndian)
+
+    def test_levels(self) -> None:
+        """Elements and items of all levels count."""
+        inner = b""
+        for _ in range(10):
+            inner = implicit(0x00081199, item(inner) + item() * (LIMIT // 10))
+        self.refused(inner, ImplicitVRLittleEndian)
+
+    def test_deflated(self) -> None:
+        """A deflated data set counts as it is when it is inflated."""
+        dataset = Dataset()
+        dataset.PatientComments = "x" * 100_000
+        encoded = encode_dataset(dataset, DeflatedExplicitVRLittleEndian)
+        self.assertLess(len(encoded), 1000)
+        limits = DecodingLimits(length=50_000)
+        with self.assertRaisesRegex(DataSetTooLong, "more than 50000 bytes"):
+            decode_dataset(encoded, DeflatedExplicitVRLittleEndian, limits)
+        with self.assertRaises(DataSetTooLong):
+            decode_dataset(bytes(60_000), ExplicitVRLittleEndian, limits)
+
+    def test_values(self) -> None:
+        dataset = Dataset()
+        dataset.SOPInstanceUID = ["1.2"] * 100
+        for syntax in SYNTAXES:
+            encoded = encode_dataset(dataset, syntax)
+            self.assertEqual(len(decode_dataset(encoded, syntax, DecodingLimits(values=99)).SOPInstanceUID), 100)
+            with self.assertRaisesRegex(DataSetTooLong, "more than 98 values"):
+                decode_dataset(encoded, syntax, DecodingLimits(values=98))
+
+    @given(
+        st.recursive(st.just(()), lambda inner: st.lists(st.tuples(st.booleans(), inner), max_size=5), max_leaves=40)
+    )
+    def test_any_form(self, form: object) -> None:
+        """Exactly the data sets that have more are refused, in each transfer syntax."""
+
+        def make(form: object) -> Dataset:
+            made = Dataset()
+            made.PatientID = "12345678"
+            items = []
+            for is_undefined, inner in form:  # type: ignore[attr-defined]
+                one = make(inner)
+                one.is_undefined_length_sequence_item = is_undefined
+                items.append(one)
+            if items:
+                made.add(DataElement(0x00081199, "SQ", items, is_undefined_length=len(items) % 2 == 0))
+            return made
+
+        dataset = make(form)
+        count = elements(dataset)
+        for syntax in SYNTAXES:
+            encoded = encode_dataset(dataset, syntax)
+            self.assertEqual(elements(decode_dataset(encoded, syntax, DecodingLimits(elements=count))), count)
+            if count > 1:
+                with self.assertRaises(DataSetTooLong):
+                    decode_dataset(encoded, syntax, DecodingLimits(elements=count - 1))
+
+    @given(st.binary(max_size=300), st.sampled_from(SYNTAXES))
+    def test_any_bytes(self, data: bytes, syntax: str) -> None:
+        """Any bytes are decoded, or refused with one kind of error, and never have more elements than allowed."""
+        try:
+            dataset = decode_dataset(data, syntax, DecodingLimits(elements=5))
+        except DataSetError:
+            return
+        count = len(dataset)
+        self.assertLessEqual(count, 5)
+
+
+class AtOnce(TestCase):
+    """What the reactor thread decodes itself."""
+
+    def test_small(self) -> None:
+        dataset = Dataset()
+        dataset.PatientID = "1"
+        encoded = encode_dataset(dataset, ExplicitVRLittleEndian)
+        self.assertEqual(decode_small(encoded, ExplicitVRLittleEndian), dataset)
+
+    def test_larger(self) -> None:
+        """``None`` for what takes longer, the error for what the limits do not allow."""
+        many = implicit(0x00081199, item() * (ELEMENTS_AT_ONCE + 1))
+        self.assertIsNone(decode_small(many, ImplicitVRLittleEndian))
+        self.assertIsNone(decode_small(many, ImplicitVRLittleEndian, FEW))
+        values = implicit(0x00080018, b"1\\" * (ELEMENTS_AT_ONCE + 1))
+        self.assertIsNone(decode_small(values, ImplicitVRLittleEndian))
+        long = implicit(0x00104000, b" " * DECODED_AT_ONCE)
+        self.assertIsNone(decode_small(long, ImplicitVRLittleEndian))
+        with self.assertRaises(DataSetTooLong):
+            decode_small(many, ImplicitVRLittleEndian, DecodingLimits(10_000, 100, 100))
+        with self.assertRaises(DataSetError):
+            decode_small(b"\x08\x00", ImplicitVRLittleEndian, FEW)
