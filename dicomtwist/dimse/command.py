@@ -95,16 +95,38 @@ def _decode_title(value: bytes) -> str:
 
 
 def _decode_number(value: bytes) -> int:
+    """
+    Return a number.
+
+    :raises ValueError: it has another length than 2 bytes; :func:`_decode_nonconforming_number` accepts it.
+    """
     if len(value) != 2:
-        raise InvalidMessage(f"a command element of VR US has {len(value)} bytes, the length must be 2")
+        raise ValueError("the length of a number must be 2")
     return value[0] | value[1] << 8
 
 
+def _decode_nonconforming_number(value: bytes, tolerated: list[str]) -> int:
+    # Some peers write a number as UL, of 4 bytes; of several numbers the first one counts. The numbers are little endian, so
+    # the first two bytes are the number in each case.
+    tolerated.append("numbers of other than 2 bytes in a command set")
+    return int.from_bytes(value[:2], "little")
+
+
 def _decode_tags(value: bytes) -> tuple[int, ...]:
+    """
+    Return tags.
+
+    :raises ValueError: the last one is cut off; :func:`_decode_nonconforming_tags` accepts it.
+    """
     if len(value) % 4:
-        raise InvalidMessage(f"a command element of VR AT has {len(value)} bytes, the length must be a multiple of 4")
+        raise ValueError("the length of tags must be a multiple of 4")
     numbers = struct_unpack(f"<{len(value) // 2}H", value)
     return tuple(group << 16 | element for group, element in zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _decode_nonconforming_tags(value: bytes, tolerated: list[str]) -> tuple[int, ...]:
+    tolerated.append("tags of other than 4 bytes in a command set")
+    return _decode_tags(value[: len(value) & ~3])
 
 
 _DECODERS: Final[dict[str, Callable[[bytes], Value]]] = {
@@ -113,6 +135,14 @@ _DECODERS: Final[dict[str, Callable[[bytes], Value]]] = {
     "AE": _decode_title,
     "US": _decode_number,
     "AT": _decode_tags,
+}
+
+
+#: The decoders of values that break the rules of their VR; each reports what it has tolerated.
+_NONCONFORMING: Final[dict[str, Callable[[bytes, list[str]], Value]]] = {
+    "UI": _decode_nonconforming_uid,
+    "US": _decode_nonconforming_number,
+    "AT": _decode_nonconforming_tags,
 }
 
 
@@ -187,11 +217,12 @@ def decode_command(data: bytes, tolerated: list[str] | None = None) -> dict[str,
 
     Skipped are the group length, elements without a value, and elements that PS3.7 does not define or has retired. In a
     response, elements of other groups are skipped as well: Orthanc puts its Failed SOP Instance UID List there instead of
-    into a data set.
+    into a data set. Numbers and tags of a wrong length are read as far as they can be, and one padding byte behind the last
+    element is skipped.
 
     :param tolerated: receives a description of each deviation from the standard that is accepted, without any text of
         the peer.
-    :raises InvalidMessage: an element belongs to another group, or has a wrong length or a number of the wrong size.
+    :raises InvalidMessage: an element belongs to another group, or ends beyond the command set.
     """
     if tolerated is None:
         tolerated = []
@@ -215,14 +246,16 @@ def decode_command(data: bytes, tolerated: list[str] | None = None) -> dict[str,
                     try:
                         values[keyword] = decode(data[position:stop])
                     except ValueError:
-                        values[keyword] = _decode_nonconforming_uid(data[position:stop], tolerated)
+                        values[keyword] = _NONCONFORMING[KEYWORDS[keyword][1]](data[position:stop], tolerated)
             elif tag & 0xFFFF:
                 if not _is_response(values):
                     raise InvalidMessage(f"element {_tag_text(tag)} in a command set, which is of group 0000 only")
                 tolerated.append("elements of a data set in the command set of a response")
             position = stop
     except error:
-        raise InvalidMessage(f"{end - position} bytes remain, an element header has 8") from None
+        if end - position > 1 or data[position]:
+            raise InvalidMessage(f"{end - position} bytes remain, an element header has 8") from None
+        tolerated.append("a padding byte behind a command set")
     return values
 
 

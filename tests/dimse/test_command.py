@@ -223,12 +223,46 @@ class MalformedTests(unittest.TestCase):
             self.assert_invalid(data, f"of {length} bytes, only 2 remain")
 
     def test_numbers_of_the_wrong_size(self):
-        for value in b"\1", b"\1\0\0", b"\1\0\0\0":
-            self.assert_invalid(element(0x0110, value), "the length must be 2")
+        """A number of any length is read; of one with more than 2 bytes, or of several, the first 2 count."""
+        for value, number in (
+            (b"\7", 7),
+            (b"\1\2\0", 0x201),
+            (b"\1\2\0\0", 0x201),
+            (b"\1\0\2\0\3\0", 1),
+            (b"\7" * 9, 0x707),
+        ):
+            for keyword, (tag, vr) in KEYWORDS.items():
+                if vr == "US":
+                    tolerated = []
+                    self.assertEqual(decode_command(element(tag, value), tolerated), {keyword: number})
+                    self.assertEqual(tolerated, ["numbers of other than 2 bytes in a command set"])
 
     def test_tags_of_the_wrong_size(self):
-        for value in b"\1", b"\1\0", b"\1\0\0", b"\1\0\0\0\0\0":
-            self.assert_invalid(element(0x1005, value), "the length must be a multiple of 4")
+        """The tags that are whole are read."""
+        for value, tags in ((b"\1", ()), (b"\1\0", ()), (b"\1\0\0", ()), (b"\1\0\2\0\0\0", (0x10002,))):
+            tolerated = []
+            found = decode_command(element(0x1005, value), tolerated)
+            self.assertEqual(found, {"attribute_identifier_list": tags})
+            self.assertEqual(tolerated, ["tags of other than 4 bytes in a command set"])
+
+    def test_a_padding_byte(self):
+        """One NUL behind the last element is skipped; more bytes, or another one, are none."""
+        tolerated = []
+        self.assertEqual(decode_command(STORE + b"\0", tolerated), STORE_VALUES)
+        self.assertEqual(tolerated, ["a padding byte behind a command set"])
+        for more in b"\1", b" ", b"\0\0", b"\0" * 7:
+            self.assert_invalid(STORE + more, "remain")
+
+    @given(st.dictionaries(st.sampled_from([0x100, 0x110, 0x700, 0x800]), st.binary(min_size=1, max_size=12)))
+    def test_wrong_sizes_in_a_whole_command(self, values):
+        """Whatever the lengths of its numbers, a request is decoded, and the other elements are as they were."""
+        parts = [element(0x0002, b"1.2.840.10008.1.1\0")]
+        parts += [element(tag, values.get(tag, b"\1\0")) for tag in (0x100, 0x110, 0x700, 0x800)]
+        parts.append(element(0x1000, b"1.2.3\0"))
+        found = decode_command(b"".join(parts))
+        self.assertEqual(found["affected_sop_instance_uid"], "1.2.3")
+        for keyword, tag in (("command_field", 0x100), ("message_id", 0x110), ("priority", 0x700)):
+            self.assertEqual(found[keyword], int.from_bytes(values.get(tag, b"\1\0")[:2], "little"))
 
     def test_each_truncation(self):
         edges = set()
@@ -237,7 +271,7 @@ class MalformedTests(unittest.TestCase):
             edges.add(position)
             position += 8 + int.from_bytes(STORE[position + 4 : position + 8], "little")
         for length in range(len(STORE)):
-            if length in edges:
+            if length in edges or length - 1 in edges:  # one NUL more is taken for padding
                 decode_command(STORE[:length])
             else:
                 self.assert_invalid(STORE[:length], "remain")

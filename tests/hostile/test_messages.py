@@ -107,7 +107,6 @@ class Commands(HostileTestCase):
             field + none,  # no Message ID
             message_id + none,  # no Command Field
             element(0x100, b"\x37\x13") + message_id + none,  # an unknown Command Field
-            element(0x100, b"\x30") + message_id + none,  # a Command Field of one byte
             element(0x10, b"x", group=8) + field + message_id,  # an element of another group
             field + message_id + b"\0\0\0\7\xff\xff\xff\xff",
             field + message_id + b"\0\0\0\7\xfe\xff\xff\xffxxxxxxxxxx",
@@ -116,6 +115,17 @@ class Commands(HostileTestCase):
             bytes(100),
         ]
         self.every(cases, test)
+
+    def test_wrong_lengths(self) -> None:
+        """Numbers of 1, 3, 4 and 6 bytes, and a padding byte behind the command set, do not end the association."""
+        peer = self.connect(established=True)
+        lengths = (b"\x30", b"\x30\0\0", b"\x30\0\0\0", b"\x30\0\1\0\2\0")
+        for number, field in enumerate(lengths, 1):
+            message_id = bytes([number]) + field[1:]
+            command = element(0x100, field) + element(0x110, message_id) + element(0x800, b"\1\1" + bytes(number))
+            peer.send(pdata((1, 3, command + b"\0")))
+            self.assertEqual(statuses(peer), [0] * number)
+        self.echoes(peer, 9)
 
     def test_message_id_in_flight_and_too_many(self) -> None:
         answers: list[Deferred[int]] = []
