@@ -1,5 +1,5 @@
 """
-``twist dicom``: its options, and the service that they make.
+``twist dicom``: its options, and the service that is made from them.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from dicomtwist.settings import Settings
 from dicomtwist.transport.listening_sockets import Sockets
 from dicomtwist.ul.ae_title import check_ae_title
 
-#: The exit status of a command that was used wrongly (sysexits.h).
+#: The exit status of a command with wrong options (sysexits.h).
 _EX_USAGE = 64
 
-#: What is left free on the disk, in bytes: enough for the index to be closed, and for an operator to act.
+#: The default space that stays free on the disk, in bytes: enough to close the index, and for an operator to act.
 DEFAULT_MIN_FREE = 128 * 1024 * 1024
 
-#: All transfer syntaxes, Explicit VR Little Endian first: Implicit VR loses the VRs of private elements, and with them the
-#: meaning of values that only a VR tells, as 1-bit pixel data.
+#: All transfer syntaxes, Explicit VR Little Endian first. Implicit VR loses the VRs of private elements, and with them the
+#: meaning of values that depends on the VR, such as 1-bit pixel data.
 EXPLICIT_FIRST = sorted(ALL_TRANSFER_SYNTAXES, key=lambda uid: uid != "1.2.840.10008.1.2.1")
 
 #: The longest data set of a request of DIMSE-N, such as one for storage commitment, in bytes. Instances are streamed.
@@ -144,15 +144,15 @@ _SETTINGS = {
 
 class Options(usage.Options):
     """
-    What can be said behind ``twist dicom``.
+    The options of ``twist dicom``.
 
-    :ivar configuration: what the configuration file says.
-    :ivar command_line: the options of the command line, and those of the configuration file before them.
-    :ivar worker: which worker this process is; ``None`` if it is none.
-    :ivar sockets: where to listen.
+    :ivar configuration: the content of the configuration file.
+    :ivar command_line: the options of the configuration file, followed by those of the command line.
+    :ivar worker: the specification of this worker process; ``None`` in any other process.
+    :ivar sockets: the sockets to listen on.
     :ivar endpoints: the endpoints of these sockets.
-    :ivar peers: where AEs listen.
-    :ivar policy: who may do what.
+    :ivar peers: the addresses of other AEs.
+    :ivar policy: the access rules.
     :ivar ae: the AE, with its settings.
     :ivar archive: the archive, open.
     """
@@ -170,17 +170,17 @@ class Options(usage.Options):
     synopsis = "[options]"
     longdesc = (
         f"A DICOM archive. Every instance that a peer sends becomes a file STORAGE/{LAYOUT} and a row in the "
-        "index STORAGE/.index, and the peer is told of success when both are on the disk."
+        "index STORAGE/.index, and is acknowledged when both are on the disk."
     )
 
-    # Defaults are what the converters return: usage.Options converts only what is given.
+    # A default is a converted value: usage.Options converts only values that are given.
     optParameters = [
-        ["config", None, None, "File of TOML with these options, peers and rules; what is given here goes before it."],
+        ["config", None, None, "TOML file with these options, peers and rules; options given here override it."],
         [
             "workers",
             None,
             1,
-            "Processes that serve the ports; with more than one, another one watches over them.",
+            "Processes that serve the ports; if more than one, a supervisor process restarts them.",
             _count("--workers", 1, MAX_WORKERS),
         ],
         ["ae-title", None, "DICOMTWIST", "AE title of this server.", _title],
@@ -189,21 +189,21 @@ class Options(usage.Options):
             "durability",
             None,
             Durability.FULL,
-            "full: success is told after fsync; none: no fsync, faster.",
+            "full: acknowledge an instance after fsync; none: no fsync, faster.",
             _durability,
         ],
         [
             "duplicates",
             None,
             Duplicates.REPLACE,
-            "Of an instance that is here already and differs: replace it, keep it, or reject the one that comes.",
+            "If a new instance differs from the stored one: replace the stored one, keep it, or reject the new one.",
             _duplicates,
         ],
         [
             "min-free",
             None,
             DEFAULT_MIN_FREE,
-            "Bytes (500M, 10G) to stay free on the disk; with less, instances are refused.",
+            "Bytes (500M, 10G) that stay free on the disk; with fewer, instances are refused.",
             _bytes("--min-free"),
         ],
         ["worklist", None, None, "Folder with the files (*.wl, TITLE/*.wl) of a modality worklist, to be queried."],
@@ -212,42 +212,42 @@ class Options(usage.Options):
             "max-pdu",
             None,
             _DEFAULTS.maximum_pdu_size,
-            "Longest P-DATA-TF taken, in bytes; 0 for no limit.",
+            "Longest P-DATA-TF accepted, in bytes; 0 for no limit.",
             _count("--max-pdu", 0, 2**32 - 1),
         ],
         [
             "max-associations",
             None,
             _DEFAULTS.maximum_associations,
-            "Most associations at once; one more is rejected for now.",
+            "Most associations at once; one more is rejected (transient).",
             _count("--max-associations", 1, 2**31),
         ],
         [
             "max-connections",
             None,
             _DEFAULTS.maximum_connections,
-            "Most connections at once, with an association or without.",
+            "Most connections at once, with or without an association.",
             _count("--max-connections", 1, 2**31),
         ],
         [
             "max-connections-per-peer",
             None,
             _DEFAULTS.maximum_connections_per_peer,
-            "Most of them from one address.",
+            "Most connections at once from one address.",
             _count("--max-connections-per-peer", 1, 2**31),
         ],
         [
             "max-association-rate",
             None,
             _DEFAULTS.maximum_association_rate,
-            "Most associations that one address may ask for in a minute; none for any number.",
+            "Most associations that one address may request in a minute; none for any number.",
             _count("--max-association-rate", 1, 2**31, none=True),
         ],
         [
             "max-object-size",
             None,
             _DEFAULTS.maximum_object_size,
-            "Longest data set taken, in bytes.",
+            "Longest data set accepted, in bytes.",
             _count("--max-object-size", 1, 2**63),
         ],
         [
@@ -289,14 +289,14 @@ class Options(usage.Options):
             "acse-timeout",
             None,
             _DEFAULTS.acse_timeout,
-            "Seconds for an association request to come whole.",
+            "Seconds in which an association request must arrive completely.",
             _seconds("--acse-timeout"),
         ],
         [
             "dimse-timeout",
             None,
             _DEFAULTS.dimse_timeout,
-            "Seconds in which a message has to go on.",
+            "Seconds without progress of a message until the association is aborted.",
             _seconds("--dimse-timeout"),
         ],
         [
@@ -310,22 +310,22 @@ class Options(usage.Options):
             "write-timeout",
             None,
             _DEFAULTS.write_timeout,
-            "Seconds in which a peer has to take some of what is written.",
+            "Seconds in which a peer must accept some of the data sent to it.",
             _seconds("--write-timeout"),
         ],
         [
             "pdu-timeout",
             None,
             _DEFAULTS.pdu_timeout,
-            "Seconds for a P-DATA-TF to come whole.",
+            "Seconds in which a P-DATA-TF must arrive completely.",
             _seconds("--pdu-timeout"),
         ],
-        ["grace", None, 10.0, "Seconds for associations to finish at a stop; none for ever.", _seconds("--grace")],
+        ["grace", None, 10.0, "Seconds for associations to finish at a stop; none: no limit.", _seconds("--grace")],
         [
             "lag-warning",
             None,
             1.0,
-            "Seconds that the reactor may be late before that is logged; none for never.",
+            "Seconds by which the reactor may be late before that is logged; none: never.",
             _seconds("--lag-warning"),
         ],
     ]
@@ -352,7 +352,7 @@ class Options(usage.Options):
         """
         Parse *options*.
 
-        :raises SystemExit: one is wrong. ``twist`` would print the whole help behind the one line that matters.
+        :raises SystemExit: an option is wrong. (``twist`` itself would print the whole help after the one line that matters.)
         """
         try:
             given = sys.argv[1:] if options is None else options
@@ -368,31 +368,31 @@ class Options(usage.Options):
 
     def opt_port(self, description: str) -> None:
         """
-        Where to listen: an endpoint string, or a number for tcp. May be given more than once.
+        Port to listen on: an endpoint string, or a number for tcp. May be given more than once.
         [default: tcp:11112:interface=127.0.0.1]
         """
         self["ports"].append(description)
 
     def opt_allow_calling(self, title: str) -> None:
-        """Calling AE title that may associate; all may where none is given. May be given more than once."""
+        """Calling AE title that may associate; without this option all may. May be given more than once."""
         self["calling"].append(_title(title))
 
     def opt_peer(self, description: str) -> None:
         """
-        Where an AE listens: TITLE=host:port, TITLE=endpoint-string, or @FILE with one of them on each line, which is read
+        Address of an AE: TITLE=host:port, TITLE=endpoint-string, or @FILE with one of them on each line, which is read
         again at SIGHUP. May be given more than once.
         """
         self["peer"].append(description)
 
     def opt_trusted_proxy(self, network: str) -> None:
         """
-        Proxy whose PROXY headers are believed at a port haproxy:...: an address, a network, loopback or unix. May be given
+        Proxy whose PROXY headers are trusted on a port haproxy:...: an address, a network, loopback or unix. May be given
         more than once. [default: loopback and unix]
         """
         self["proxies"].append(network)
 
     def postOptions(self) -> None:
-        """Check what only shows now, so that a mistake is one line and not a traceback."""
+        """Check the options together, so that a mistake becomes one line and not a traceback."""
         from twisted.internet import reactor
 
         try:
@@ -424,7 +424,7 @@ class Options(usage.Options):
             raise usage.UsageError(f"--storage: {error}") from None
 
     def _sockets(self, reactor: Any) -> Sockets:
-        """Where to listen: at sockets of our own, or as a worker at those that the supervisor has."""
+        """Return the sockets to listen on: new ones, or in a worker process those of the supervisor."""
         worker = self.worker = WorkerSpec.taken(os.environ)
         if worker is not None:
             return Sockets(reactor, worker.ports, inherited=worker.sockets)
@@ -437,9 +437,9 @@ class Options(usage.Options):
 
 def _make_ae(options: Options) -> AE:
     """
-    Return the AE that *options* ask for.
+    Return the AE with the settings of *options*.
 
-    :raises usage.UsageError: a setting refuses what its option says.
+    :raises usage.UsageError: a setting refuses the value of its option.
     """
     ae = AE(options["ae-title"])
     for option, setting in _SETTINGS.items():
@@ -455,12 +455,12 @@ def _make_ae(options: Options) -> AE:
     ae.settings.require_called_aet = bool(options["require-called-aet"])
     ae.settings.require_calling_aet = options["calling"]
     ae.settings.maximum_buffered_size = MAX_BUFFERED
-    # Whatever storage class comes is kept, also those that are younger than this program, or private.
+    # The archive stores instances of every storage class, also of private ones and of those newer than this program.
     ae.settings.promiscuous = True
-    # An archive keeps what a peer has: compressed instances as they are, others with their VRs.
+    # The archive stores instances as the peer has them: compressed ones unchanged, others with their VRs.
     ae.settings.keep_compression = True
     for context in AllStoragePresentationContexts:
-        # Both roles, for C-GET: who retrieves is the SCP of what it gets.
+        # Both roles, for C-GET: a peer that retrieves is the SCP of the instances that it gets.
         ae.add_supported_context(context.abstract_syntax or "", EXPLICIT_FIRST, scu_role=True, scp_role=True)
     ae.add_supported_context("1.2.840.10008.1.1")
     return ae
@@ -468,7 +468,7 @@ def _make_ae(options: Options) -> AE:
 
 def makeService(options: Options) -> IService:
     """Make the service of ``twist dicom``."""
-    # pydicom warns of values that are wrong and quotes them, which would put what peers say of patients into the log.
+    # pydicom's warnings quote wrong values, which would put data of patients into the log.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(pydicom|dicomtwist)\b")
     ae = options.ae
     ae.reactor.callWhenRunning(_stop_at_sigterm, ae.reactor)
@@ -505,7 +505,7 @@ def _folder(options: Options, name: str) -> Path | None:
 
 def _workers(options: Options, clean_up: Callable[[str], Deferred[Any]]) -> Workers:
     ae = options.ae
-    # What the file says of peers may be another thing by the time that a worker starts.
+    # The peers in the file may have changed by the time that a worker starts, so it reads them itself.
     arguments = [argument for argument in options.command_line if not argument.startswith("--peer=")]
     parent: Any = options.parent
     return Workers(
@@ -539,16 +539,16 @@ def _stop_at_sigterm(reactor: Any) -> None:
     """
     Make SIGTERM an orderly stop with exit status 0.
 
-    ``twist`` drains as well, and then ends by the signal that it got; a supervisor takes that for a failure.
+    ``twist`` stops in an orderly way as well, but then ends by the signal, which a supervisor counts as a failure.
     """
     reactor.callLater(0, signal.signal, signal.SIGTERM, lambda *_: reactor.callFromThread(reactor.stop))
 
 
 def _reload_at_sighup(reactor: Any, reloading: Reloading) -> None:
-    """Read anew at SIGHUP what may change while the program runs."""
+    """At SIGHUP, read rules, peers and certificates again."""
     signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reloading.reload))
 
 
 def _log_vitals_at_sigusr1(reactor: Any, service: ArchiveService) -> None:
-    """Write at SIGUSR1 how the server is doing."""
+    """At SIGUSR1, log the vitals of the server."""
     signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(service.log_vitals))

@@ -1,5 +1,5 @@
 """
-Back-off: how long to wait before the next attempt, after so many failures in a row.
+Back-off: the time to wait before the next attempt, by the number of failures in a row.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def _no_jitter() -> float:
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """
-    Delays that grow with each failure. It is a function of the number of failures and of *jitter*, and knows no clock.
+    Delays that grow with each failure. A delay depends on the number of failures and on *jitter*, not on a clock.
 
     :ivar first: the delay after the first failure, in seconds.
     :ivar longest: the longest delay before jitter, in seconds.
-    :ivar factor: each delay is so many times the one before.
-    :ivar jitter: returns the seconds to add to a delay, such as ``random.random``, so that many clients of a peer that comes
-        back do not come all at once; 0 by default.
+    :ivar factor: the ratio of a delay to the one before.
+    :ivar jitter: returns the seconds to add to a delay, such as ``random.random``, so that the clients of a restarted peer
+        do not all connect at once; 0 by default.
     :raises ValueError: a delay is negative or *longest* is below *first*, or *factor* is below 1.
     """
 

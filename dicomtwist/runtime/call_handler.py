@@ -1,5 +1,5 @@
 """
-The one way to call a handler of a user: it returns a value, or a Deferred, a coroutine or another awaitable that gives it.
+Calling a user's handler, which returns a value, or a Deferred, a coroutine or another awaitable with the value.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ def call_handler(handler: Callable[..., Any], event: object, arguments: Sequence
     """
     Call ``handler(event, *arguments)``.
 
-    Nothing waits for a value that is known at once, so that the response to a C-STORE or C-ECHO costs no Deferred.
+    A value that is known at once is returned as it is, so that the response to a C-STORE or C-ECHO costs no Deferred.
 
-    :returns: the value, or a Deferred that gives it.
+    :returns: the value, or a Deferred that fires with it.
     """
     result = handler(event, *arguments)
     kind = type(result)
@@ -27,14 +27,14 @@ def call_handler(handler: Callable[..., Any], event: object, arguments: Sequence
         return result
     if kind is CoroutineType:
         return Deferred.fromCoroutine(result)
-    # The class is asked, since a Dataset looks names up among its elements.
+    # Look at the class, since a Dataset looks up attributes of an instance among its elements.
     if hasattr(kind, "__await__") and not isinstance(result, Deferred):
         return Deferred.fromCoroutine(_wait_for(result))
     return result
 
 
 async def await_handler(handler: Callable[..., Any], event: object, arguments: Sequence[Any] = ()) -> Any:
-    """Do the same for a caller that is a coroutine: return the value when it is known."""
+    """Call a handler from a coroutine, as :func:`call_handler` does, and return the value when it is known."""
     result = call_handler(handler, event, arguments)
     return await result if isinstance(result, Deferred) else result
 

@@ -32,8 +32,8 @@ class Bounds:
     """
     The bounds of one executor.
 
-    :ivar threads: the most threads that it has.
-    :ivar max_queued: the most calls that wait for one of them; one more fails with :class:`ExecutorFull`.
+    :ivar threads: the maximum number of threads.
+    :ivar max_queued: the maximum number of calls that wait for a thread; one more fails with :class:`ExecutorFull`.
     :raises ValueError: there would be no thread, or the queue is below 0.
     """
 
@@ -78,14 +78,14 @@ DEFAULT_BOUNDS: Final[Mapping[str, Bounds]] = {
 @dataclass(frozen=True, slots=True)
 class ExecutorVitals:
     """
-    How an executor is doing.
+    The state of an executor.
 
     :ivar name: its name, which is its purpose.
-    :ivar threads: the most threads that it has.
+    :ivar threads: the maximum number of threads.
     :ivar busy: the threads that are at work.
     :ivar queued: the calls that wait for a thread.
-    :ivar longest: how long the longest call under way has been running, in seconds; 0 if there is none.
-    :ivar blocked: for how many seconds all threads have been busy with the calls that they have now; 0 if one of them is idle.
+    :ivar longest: the time for which the longest current call has been running, in seconds; 0 if no thread is busy.
+    :ivar blocked: the time for which all threads have been busy with their current calls, in seconds; 0 if a thread is idle.
     """
 
     name: str
@@ -105,9 +105,9 @@ _current = _Current()
 
 def is_wanted() -> bool:
     """
-    Return whether somebody still waits for the call that this thread is at; ``True`` outside of executors.
+    Return whether a caller still waits for the call that this thread performs; ``True`` outside of executors.
 
-    Long work asks between its steps, and stops if the peer that it was for has cancelled or is gone.
+    Long work calls this between its steps, and stops if its peer has cancelled the request or its association has ended.
     """
     work = _current.work
     return work is None or not work.is_cancelled
@@ -115,9 +115,9 @@ def is_wanted() -> bool:
 
 def check_wanted() -> None:
     """
-    Do nothing if the call that this thread is at is still wanted, see :func:`is_wanted`.
+    Raise an exception if no caller waits for the call that this thread performs, see :func:`is_wanted`.
 
-    :raises CancelledError: it is not.
+    :raises CancelledError: no caller waits any more.
     """
     if not is_wanted():
         raise CancelledError
@@ -127,7 +127,7 @@ class _Work:
     """
     One call.
 
-    :ivar started: when a thread began with it, in seconds of the reactor.
+    :ivar started: the time when a thread began with it, in seconds of the reactor.
     :ivar is_cancelled: whether its result is not wanted any more.
     """
 
@@ -176,18 +176,18 @@ class _Work:
 
 class Executor:
     """
-    A few threads with a bounded queue, for one purpose. The threads are there while somebody uses it.
+    A few threads with a bounded queue, for one purpose. The threads exist while the executor has users.
 
-    Each user calls :meth:`acquire`, and :meth:`release` when it is done; after the last release the threads end. So no thread
-    is left behind, and nobody has to remember to stop the executor.
+    Each user calls :meth:`acquire` first and :meth:`release` at the end; after the last release the threads end. So no thread
+    is left behind, and no user has to stop the executor.
 
-    It does not use Twisted's ThreadPool, because every instance that is stored takes a round trip to a thread: 50 microseconds
-    with the queue that C has for it, 80 with the ThreadPool.
+    The executor does not use Twisted's ThreadPool, because every stored instance takes a round trip to a thread: 50
+    microseconds with SimpleQueue, which is written in C, and 80 with the ThreadPool.
 
-    :param reactor: where the results come back. One with ``make_thread_pool(minimum, maximum, name)``, as that of
-        :mod:`dicomtwist.testing`, brings threads of its own.
-    :param name: its purpose, after which its threads are named.
-    :param bounds: how many threads, and how long the queue.
+    :param reactor: delivers the results. If it has ``make_thread_pool(minimum, maximum, name)``, as the reactor of
+        :mod:`dicomtwist.testing` has, the threads come from there.
+    :param name: its purpose, which is part of the names of its threads.
+    :param bounds: the number of threads and the length of the queue.
     """
 
     def __init__(self, reactor: Any, name: str, bounds: Bounds) -> None:
@@ -197,23 +197,23 @@ class Executor:
         self._pool: Any = None
         self._threads: list[Thread] = []
         self._users = 0
-        # Counted in the reactor thread: calls that wait or are under way.
+        # The number of calls that wait or run; only the reactor thread changes it.
         self._outstanding = 0
-        # For each call in the deque there is one wake-up in the SimpleQueue, which wakes one thread and takes no lock of
-        # Python's own. A call that is cancelled can be taken out of the deque.
+        # Each call in the deque has one wake-up in the SimpleQueue, which wakes one thread and takes no lock in Python. A
+        # cancelled call can be removed from the deque.
         self._queue: deque[_Work] = deque()
         self._wake_ups: SimpleQueue[bool] = SimpleQueue()
         self._running: set[_Work] = set()
-        # Calls that have finished since the reactor thread looked. It is woken once for all of them.
+        # The calls that have finished since the reactor thread was last woken. It is woken once for all of them.
         self._finished: deque[_Work] = deque()
         self._is_delivering = False
 
     def acquire(self) -> None:
-        """Say that the executor is needed until :meth:`release` is called."""
+        """Register a user, who needs the executor until :meth:`release`."""
         self._users += 1
 
     def release(self) -> None:
-        """Say that this user needs it no longer; work under way is finished, its results are still delivered."""
+        """Unregister a user. Calls that were begun or queued are completed, and their results are delivered."""
         self._users -= 1
         self._stop_if_unused()
 
@@ -221,9 +221,9 @@ class Executor:
         """
         Call *function* in a thread.
 
-        :returns: a Deferred that fires with what it returns, or fails with what it raises, or at once with
-            :class:`ExecutorFull`. Cancelling it takes a call that has not begun out of the queue; one that has begun learns of
-            it from :func:`is_wanted`, and is not waited for.
+        :returns: a Deferred that fires with the result of *function* or fails with its exception; if the queue is full, it
+            fails at once with :class:`ExecutorFull`. Cancelling the Deferred removes a call that has not begun from the
+            queue. A call that has begun can find out with :func:`is_wanted`; the Deferred does not wait for it.
         """
         if self._outstanding >= self.bounds.threads + self.bounds.max_queued:
             return fail(ExecutorFull(self.name, self.bounds.max_queued))
@@ -231,10 +231,10 @@ class Executor:
 
     def run_admitted(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         """
-        Call *function* in a thread as :meth:`run` does, however much waits already.
+        Call *function* in a thread as :meth:`run` does, even if the queue is full.
 
-        It is for the further steps of what was admitted by :meth:`run`, and for cleaning up after it. The caller bounds their
-        number, as by having one at a time for each association.
+        It is for further steps of work that :meth:`run` has admitted, and for cleaning up after such work. The caller bounds
+        their number, for example to one at a time for each association.
         """
         self._outstanding += 1
         work = _Work(self, function, args, kwargs)
@@ -250,17 +250,17 @@ class Executor:
         return work.result
 
     def call_in_reactor(self, function: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call *function* in the reactor thread; from any thread, for what another than the one that took it has finished."""
+        """Call *function* in the reactor thread. Any thread may call this, such as one that has done another thread's work."""
         self._reactor.callFromThread(function, *args, **kwargs)
 
     def call_later(self, seconds: float, function: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> IDelayedCall:
-        """Call *function* in the reactor thread after so many seconds; the caller sees to it that the call is cancelled."""
+        """Call *function* in the reactor thread after *seconds*; the caller cancels the call if it is not needed any more."""
         call: IDelayedCall = self._reactor.callLater(seconds, function, *args, **kwargs)
         return call
 
     @property
     def vitals(self) -> ExecutorVitals:
-        """How it is doing."""
+        """The state of the executor."""
         now = self._reactor.seconds()
         seconds = [now - work.started for work in list(self._running)]
         threads = self.bounds.threads
@@ -271,7 +271,7 @@ class Executor:
     # --- in the reactor thread
 
     def remove(self, work: _Work) -> None:
-        """Take *work*, whose Deferred was cancelled, out of the queue if no thread has begun with it."""
+        """Remove *work*, whose Deferred was cancelled, from the queue if no thread has begun with it."""
         try:
             self._queue.remove(work)
         except ValueError:
@@ -330,7 +330,7 @@ class Executor:
         try:
             work = self._queue.popleft()
         except IndexError:
-            return  # it was cancelled just now
+            return  # the call was cancelled after the wake-up
         work.started = self._reactor.seconds()
         self._running.add(work)
         _current.work = work
@@ -345,9 +345,10 @@ class Executor:
 
 class SideThread:
     """
-    One thread that works beside a worker thread, which then waits for it: two syncs at once take as long as the longer one.
+    A thread that works in parallel with a worker thread, which then waits for it. Two parallel syncs take as long as the
+    longer one.
 
-    :param name: for the thread's name.
+    :param name: a part of the thread's name.
     """
 
     def __init__(self, name: str) -> None:
@@ -357,9 +358,9 @@ class SideThread:
 
     def begin(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Callable[[], None]:
         """
-        Have the thread call *function*.
+        Call *function* in the thread.
 
-        :returns: waits until that is done, and raises what it raised.
+        :returns: a function that waits for the end of the call, and raises its exception if it failed.
         """
         done: SimpleQueue[BaseException | None] = SimpleQueue()
 
@@ -383,7 +384,7 @@ class SideThread:
         return wait
 
     def stop(self) -> None:
-        """End the thread, after what it has begun; idempotent."""
+        """End the thread after its current calls; idempotent."""
         if self._thread is not None:
             self._calls.put(None)
             self._thread.join()
@@ -400,9 +401,9 @@ class Executors:
     """
     The executors of a server: one for each purpose, made when it is first used, and released together.
 
-    :param reactor: as of :class:`Executor`.
-    :param bounds: the bounds of those that are not to have the default ones, by their names.
-    :raises ValueError: there is no executor of such a name.
+    :param reactor: as for :class:`Executor`.
+    :param bounds: bounds that replace the defaults, by the name of the executor.
+    :raises ValueError: there is no executor with such a name.
     """
 
     def __init__(self, reactor: Any, bounds: Mapping[str, Bounds] | None = None) -> None:
@@ -416,37 +417,37 @@ class Executors:
 
     @cached_property
     def receiving(self) -> Executor:
-        """Where instances that peers send are written and committed; nothing else uses it."""
+        """The threads that write and commit the instances that peers send; no other work runs there."""
         return self._make("receiving")
 
     @cached_property
     def querying(self) -> Executor:
-        """Where the index is searched."""
+        """The threads that search the index."""
         return self._make("querying")
 
     @cached_property
     def retrieval(self) -> Executor:
-        """Where files are opened and read that are sent."""
+        """The threads that open and read files to be sent."""
         return self._make("retrieval")
 
     @cached_property
     def decoding(self) -> Executor:
-        """Where long data sets are decoded, or converted to another transfer syntax."""
+        """The threads that decode long data sets or convert them to another transfer syntax."""
         return self._make("decoding")
 
     @cached_property
     def passcodes(self) -> Executor:
-        """Where passcodes of users are checked."""
+        """The threads that check passcodes of users."""
         return self._make("passcodes")
 
     @cached_property
     def worklist(self) -> Executor:
-        """Where the files of a worklist are read."""
+        """The threads that read the files of a worklist."""
         return self._make("worklist")
 
     @cached_property
     def housekeeping(self) -> Executor:
-        """Where an archive does everything else with files."""
+        """The threads for all other work of an archive with files."""
         return self._make("housekeeping")
 
     def _make(self, name: str) -> Executor:
@@ -456,19 +457,19 @@ class Executors:
         return executor
 
     def acquire(self) -> None:
-        """Say that all of them are needed until :meth:`release` is called."""
+        """Register a user, who needs all executors until :meth:`release`."""
         self._users += 1
         if self._users == 1:
             for executor in self._made.values():
                 executor.acquire()
 
     def release(self) -> None:
-        """Say that this user needs them no longer; work under way is finished, its results are still delivered."""
+        """Unregister a user. Calls that were begun or queued are completed, and their results are delivered."""
         self._users -= 1
         if self._users == 0:
             for executor in self._made.values():
                 executor.release()
 
     def vitals(self) -> list[ExecutorVitals]:
-        """Return how each of those that were used is doing."""
+        """Return the state of each executor that was used."""
         return [executor.vitals for executor in self._made.values()]

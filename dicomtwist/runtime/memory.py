@@ -1,5 +1,5 @@
 """
-What a process that serves for a long time asks of the interpreter and the C library that it runs on.
+Memory settings of the interpreter and the C library for a process that runs for a long time.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Final
 
 __all__ = ["retain_heap", "freeze_startup_objects"]
 
-#: How much free memory is kept at the end of the heap, in bytes.
+#: The free memory that is kept at the end of the heap, in bytes.
 KEPT_MEMORY: Final = 16 * 1024 * 1024
-#: What is allocated is taken from the heap up to this size, in bytes; what is larger is of its own, and given back.
+#: The largest block that is allocated on the heap, in bytes; a larger block gets its own mapping and is returned when freed.
 LARGEST_ON_HEAP: Final = 4 * 1024 * 1024
-#: By how much more than is needed the heap grows, in bytes.
+#: The extra memory by which the heap grows each time, in bytes.
 HEAP_STEP: Final = 1024 * 1024
 
 # glibc's malloc.h
@@ -25,12 +25,12 @@ _M_MMAP_THRESHOLD: Final = -3
 
 def retain_heap() -> bool:
     """
-    Have the C library keep the memory of what came to put there what comes next.
+    Make the C library keep freed memory for later allocations.
 
-    Each read of a large data set takes up to 256 KiB. glibc gives memory back to the system as soon as 128 KiB are free at the
-    end of the heap, and has to get it anew, page by page: ten thousand page faults for an object of 200 MB.
+    Each read of a large data set allocates up to 256 KiB. By default glibc returns memory to the system as soon as 128 KiB are
+    free at the end of the heap, and then gets it again page by page: ten thousand page faults for an object of 200 MB.
 
-    :returns: whether it could be asked for: only of glibc.
+    :returns: whether the C library supports it; only glibc does.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -43,8 +43,8 @@ def retain_heap() -> bool:
 
 def freeze_startup_objects() -> None:
     """
-    Take what the start made, modules and dictionaries, out of what Python's collector looks through: that takes 50 ms each
-    time, in which nobody is answered.
+    Exclude the objects of the start, such as modules and dictionaries, from Python's garbage collection. A full collection
+    of them takes 50 ms, during which no peer gets an answer.
     """
     gc.collect()
     gc.freeze()

@@ -1,8 +1,8 @@
 """
-Service classes that one server provides side by side.
+The dispatch of requests to several service classes of one server.
 
-Of an intervention there is one handler, but a query may be one of the archive or of the worklist. So each service class
-tells which requests in which presentation contexts are its own, and :func:`dispatch` makes handlers of them all.
+An intervention has one handler, but a query may be for the archive or for the worklist. So each service class lists the
+requests that it performs, by event and SOP Class, and :func:`dispatch` makes one handler for each event.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["Provider", "Route", "dispatch"]
 
 class Route(NamedTuple):
     """
-    Requests that a service class answers.
+    The requests that one handler of a service class performs.
 
     :ivar event: the intervention.
-    :ivar sop_class: the abstract syntax of the presentation contexts that they come in.
-    :ivar handler: who answers.
+    :ivar sop_class: the abstract syntax of their presentation contexts.
+    :ivar handler: the handler.
     """
 
     event: evt.EventType
@@ -33,24 +33,24 @@ class Route(NamedTuple):
 
 
 class Provider(Protocol):
-    """A service class, alive while its server is."""
+    """A service class, which runs as long as its server."""
 
     @property
     def routes(self) -> Sequence[Route]:
-        """What it answers."""
+        """The requests that it performs."""
 
     def start(self) -> None:
-        """The server is about to listen."""
+        """Start the service; the server calls this before it listens."""
 
     def stop(self) -> Deferred[None]:
-        """The server stops: end what is under way. The Deferred fires when that is done."""
+        """Stop the service; the Deferred fires when its current work has ended."""
 
 
 def dispatch(entries: Iterable[Route]) -> list[evt.HandlerTuple]:
     """
-    Return handlers that give each request to the one whose it is; others get the status 0x0122.
+    Return handlers that pass each request to the handler of its SOP Class; a request without one gets the status 0x0122.
 
-    :raises ValueError: two answer the same requests.
+    :raises ValueError: two routes have the same event and SOP Class.
     """
     handlers: dict[evt.EventType, dict[str, evt.Handler]] = {}
     for entry in entries:

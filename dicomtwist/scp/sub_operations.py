@@ -427,7 +427,7 @@ class SubOperationQueue:
             self.log.debug("a sub-operation failed: {error}", error=error)
             self.last_failure = loggable(error)
         else:
-            if not self._has_logged_failure:  # what ails one instance is likely to ail all
+            if not self._has_logged_failure:  # the next instances probably fail for the same reason
                 self._has_logged_failure = True
                 self.log.failure("a sub-operation failed", reason)
             self.last_failure = loggable(error)

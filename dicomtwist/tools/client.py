@@ -28,8 +28,8 @@ class ClientAssociation:
 
     :ivar ae: the AE that requests the association.
     :ivar association: the association, ``None`` until it is established.
-    :ivar cause: why no association could be established.
-    :ivar error: what went wrong on the association, in words.
+    :ivar cause: the reason why no association could be established, ``None`` otherwise.
+    :ivar error: a description of the failure of the association, empty if there was none.
     """
 
     def __init__(self, connection: Connection, reactor: Any, output: Output, interrupts: Interrupts) -> None:

@@ -16,7 +16,7 @@ from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 #: The transfer syntaxes between which an instance can be converted: the uncompressed ones.
 CONVERTIBLE = frozenset(DEFAULT_TRANSFER_SYNTAXES)
 
-#: What an instance requires of a presentation context: its SOP Class UID and its Transfer Syntax UID.
+#: The presentation context that an instance requires: its SOP Class UID and its Transfer Syntax UID.
 Requirement = tuple[str, str]
 
 #: Short names for some of the lists in :mod:`dicomtwist.presentation`, which are given without their common ending.

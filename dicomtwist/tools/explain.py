@@ -30,8 +30,8 @@ class Cause:
     The cause of a failure.
 
     :ivar code: a fixed word for scripts.
-    :ivar what: what is wrong, for people.
-    :ivar advice: what to do about it.
+    :ivar what: a description of the problem, for people.
+    :ivar advice: an advice how to solve it.
     """
 
     code: str

@@ -124,7 +124,7 @@ class WorklistFolder:
         try:
             item = read_item(path)
         except (OSError, ValueError) as error:
-            item = f"the worklist file {path} is ignored: {loggable(error)}"
+            item = f"{path} is ignored: {loggable(error)}"
             self._unreadable(item)
         size = stamp[1] if isinstance(item, Dataset) else len(item)
         if self._remembered + size <= MAX_REMEMBERED:

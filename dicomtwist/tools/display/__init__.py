@@ -1,1 +1,1 @@
-"""What the commands print: messages, tables, progress."""
+"""The output of the commands: messages, tables, progress."""

@@ -38,8 +38,8 @@ class Diagnosis:
 
     :ivar steps: the steps that were taken.
     :ivar contexts: the presentation contexts, each with the proposal and the answer.
-    :ivar sides: what both sides negotiated.
-    :ivar cause: what is wrong, ``None`` if nothing is.
+    :ivar sides: the values that each side negotiated.
+    :ivar cause: the problem, ``None`` if there is none.
     :ivar established: whether there was an association.
     """
 
