@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.error import CannotListenError
@@ -16,6 +16,9 @@ from dicomtwist.archive.recovery import Import, Reconciled, import_folder, recon
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.archive.storage.types import StoreError
 from dicomtwist.service import DICOMService
+
+#: The time that a stop waits beyond the grace of the associations, in seconds, for an import, for reports, for workers.
+LATE: Final = 7.0
 
 
 class ArchiveService(DICOMService):
@@ -43,6 +46,7 @@ class ArchiveService(DICOMService):
         self.archive_server = server
         self._import_from = import_from
         self._importing: Deferred[None] = succeed(None)
+        self._is_stopping = False
 
     def startService(self) -> None:
         """
@@ -88,23 +92,49 @@ class ArchiveService(DICOMService):
             self.log.info(
                 "import of {folder} {how}: {kept} instances in the archive, {skipped} files skipped, {failed} failed",
                 folder=str(folder),
-                how="ended" if self.running else "interrupted",
+                how="interrupted" if self._is_stopping else "ended",
                 kept=found.kept,
                 skipped=found.skipped,
                 failed=found.failed,
             )
 
         running: Deferred[Import] = self.ae.executors.housekeeping.run_admitted(
-            import_folder, self.archive_server.archive, folder, progress=progress, stopped=lambda: not self.running
+            import_folder, self.archive_server.archive, folder, progress=progress, stopped=lambda: self._is_stopping
         )
         return running.addCallback(done).addErrback(
             lambda reason: self.log.error("the import failed: {reason}", reason=reason.getErrorMessage())
         )
 
     def stopService(self) -> Deferred[None]:
-        """Stop to listen, and close the storage when the last association has ended."""
-        stopping = [super().stopService(), self.archive_server.stop()]
-        return DeferredList(stopping).addCallback(lambda _: self._importing).addBoth(self._close)
+        """
+        Stop to listen, and close the storage when the last association has ended.
+
+        :returns: a Deferred that fires with ``None`` when that is done, after the grace and :data:`LATE` seconds at the
+            latest: then what is still under way, such as an import that hangs, is not waited for.
+        """
+        self._is_stopping = True
+        return self._in_time(self._stop()).addBoth(self._close)
+
+    def _stop(self) -> Deferred[Any]:
+        """Stop everything but the archive."""
+        return DeferredList([super().stopService(), self.archive_server.stop(), self._importing])
+
+    def _in_time(self, stopping: Deferred[Any]) -> Deferred[None]:
+        done: Deferred[None] = Deferred()
+        late = None if self.grace is None else self.ae.reactor.callLater(self.grace + LATE, self._late, done)
+
+        def stopped(_: object) -> None:
+            if late is not None and late.active():
+                late.cancel()
+            if not done.called:
+                done.callback(None)
+
+        stopping.addBoth(stopped)
+        return done
+
+    def _late(self, done: Deferred[None]) -> None:
+        self.log.error("the stop is late, and does not wait for what is still under way")
+        done.callback(None)
 
     def _close(self, result: Any) -> Any:
         self.archive_server.close()

@@ -51,9 +51,9 @@ class SupervisorService(ArchiveService):
         super().log_vitals()
         self.workers.log_vitals()
 
-    def stopService(self) -> Deferred[None]:
+    def _stop(self) -> Deferred[Any]:
         """Stop the workers, then the supervisor itself."""
-        return self.workers.stop().addBoth(lambda _: super(SupervisorService, self).stopService())
+        return self.workers.stop().addBoth(lambda _: super(SupervisorService, self)._stop())
 
     def _clean_up(self, name: str) -> Deferred[Any]:
         def done(count: int) -> None:

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ except ModuleNotFoundError as error:
     raise SystemExit('twist dicom needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
 from dicomtwist.daemon.configuration import Configuration, ConfigurationError, add_configuration, read_configuration
 from dicomtwist.daemon.reload import Reloading
+from dicomtwist.daemon.signals import limit_stop, take_signals
 from dicomtwist.daemon.supervisor import SupervisorService, WorkerService
 from dicomtwist.daemon.workers import MAX_WORKERS, Workers, WorkerSpec, worker_command
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
@@ -466,12 +466,15 @@ def _make_ae(options: Options) -> AE:
     return ae
 
 
-def makeService(options: Options) -> IService:
-    """Make the service of ``twist dicom``."""
+def makeService(options: Options, received: Sequence[int] = ()) -> IService:
+    """
+    Make the service of ``twist dicom``.
+
+    :param received: the signals that the process has received since it was started; they are handled when the reactor runs.
+    """
     # pydicom's warnings quote wrong values, which would put data of patients into the log.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(pydicom|dicomtwist)\b")
     ae = options.ae
-    ae.reactor.callWhenRunning(_stop_at_sigterm, ae.reactor)
     worker = options.worker
     server = ArchiveServer(
         *(ae, options.archive, options.peers),
@@ -490,8 +493,8 @@ def makeService(options: Options) -> IService:
     if isinstance(service, SupervisorService):
         service.set_workers(lambda clean_up: _workers(options, clean_up))
         reloading.then = service.workers.reload
-    ae.reactor.callWhenRunning(_reload_at_sighup, ae.reactor, reloading)
-    ae.reactor.callWhenRunning(_log_vitals_at_sigusr1, ae.reactor, service)
+    ae.reactor.callWhenRunning(take_signals, ae.reactor, reloading.reload, service.log_vitals, received)
+    limit_stop(ae.reactor, options["grace"])
     ae.reactor.callWhenRunning(freeze_startup_objects)
     ae.reactor.callWhenRunning(retain_heap)
     if worker is not None:
@@ -533,22 +536,3 @@ def _reloading(options: Options, service: ArchiveService) -> Reloading:
         configuration=configuration,
         read=read,
     )
-
-
-def _stop_at_sigterm(reactor: Any) -> None:
-    """
-    Make SIGTERM an orderly stop with exit status 0.
-
-    ``twist`` stops in an orderly way as well, but then ends by the signal, which a supervisor counts as a failure.
-    """
-    reactor.callLater(0, signal.signal, signal.SIGTERM, lambda *_: reactor.callFromThread(reactor.stop))
-
-
-def _reload_at_sighup(reactor: Any, reloading: Reloading) -> None:
-    """At SIGHUP, read rules, peers and certificates again."""
-    signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(reloading.reload))
-
-
-def _log_vitals_at_sigusr1(reactor: Any, service: ArchiveService) -> None:
-    """At SIGUSR1, log the vitals of the server."""
-    signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(service.log_vitals))

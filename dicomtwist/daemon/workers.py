@@ -37,7 +37,7 @@ _BACKOFF: Final = Backoff(FIRST_DELAY, LONGEST_DELAY)
 #: If a worker has accepted connections for this time, in seconds, the delay starts again at the first one.
 STEADY: Final = 60.0
 #: The time, in seconds, that a worker has to stop beyond the grace of its associations; after it the worker is killed.
-MARGIN: Final = 10.0
+MARGIN: Final = 6.0
 
 #: The environment variable with the specification of a worker.
 VARIABLE: Final = "DICOMTWIST_WORKER"
@@ -144,6 +144,7 @@ class _Worker(ProcessProtocol):
 
     :ivar pid: its process ID.
     :ivar ready_since: the time from which it accepts connections, ``None`` before.
+    :ivar late: the signals that it gets when it is ready: before, it may not handle them yet.
     :ivar ended: fires when the process has ended.
     """
 
@@ -151,6 +152,7 @@ class _Worker(ProcessProtocol):
         self._workers = workers
         self.number = number
         self.ready_since: float | None = None
+        self.late: list[str | int] = []
         self.ended: Deferred[None] = Deferred()
         self.pid = 0
 
@@ -161,6 +163,9 @@ class _Worker(ProcessProtocol):
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         self.ready_since = self._workers.reactor.seconds()
         self._workers.log.info("worker {number} is ready: process {pid}", number=self.number, pid=self.pid)
+        late, self.late = self.late, []
+        for name in late:
+            self.signal(name)
         self._workers.is_ready()
 
     def signal(self, name: str | int) -> None:
@@ -232,7 +237,7 @@ class Workers:
             self._start(number)
 
     def reload(self) -> None:
-        """Make all workers reload; a worker that is not ready yet reads the current files anyway."""
+        """Make all workers reload; one that is not ready yet has perhaps read the files already, so it reloads when it is."""
         self._signal("HUP")
 
     def log_vitals(self) -> None:
@@ -243,6 +248,8 @@ class Workers:
         for worker in self._workers.values():
             if worker.ready_since is not None:
                 worker.signal(name)
+            elif name not in worker.late:
+                worker.late.append(name)
 
     def stop(self) -> Deferred[None]:
         """
