@@ -1,1 +1,1 @@
-"""Tests of the archive: files on disk, and what is built on them."""
+"""Tests of the archive: storage, index, queries and services."""

@@ -1,13 +1,13 @@
 """
-``twist dicom`` killed at random moments while DCMTK's clients send: nothing that was acknowledged is lost.
+Kill ``twist dicom`` at random moments while clients of DCMTK send: no acknowledged instance may be lost.
 
 Run it for longer than the test does with::
 
     python -m tests.archive.kill_rounds --rounds 50
 
 Each round starts the server on the same storage, lets several ``storescu`` send new instances and other versions of old
-ones, and kills it with SIGKILL after a random time. The next start has to find every acknowledged instance: its file with the
-bytes that were sent, and its row. What was not acknowledged is there as a whole, in a version that was sent, or not at all.
+ones, and kills it with SIGKILL after a random time. After the next start every acknowledged instance must be there: its file
+with the bytes that were sent, and its row. Any other instance is there completely, in a version that was sent, or not at all.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LARGE = 3_000_000
 
 
 def write_instance(path: Path, number: int, version: int) -> str:
-    """Write a file; instances are told apart by *number*, what is in them by *version*. Returns the SOP Instance UID."""
+    """Write a file and return its SOP Instance UID, which depends on *number*; its content depends on *version* too."""
     rng = random.Random((number, version).__repr__())
     dataset = Dataset()
     dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
@@ -61,14 +61,15 @@ def write_instance(path: Path, number: int, version: int) -> str:
 
 
 class Lost(AssertionError):
-    """A promise was broken; the text says which."""
+    """An acknowledged instance is missing or wrong; the text says how."""
 
 
 class Rounds:
     """
-    One storage, and what its server has promised.
+    One storage, and the instances that its server has acknowledged.
 
-    :param folder: an empty folder for all there is.
+    :param folder: an empty folder for the storage, the log and the files to send.
+    :param rng: makes the random choices.
     """
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
@@ -78,15 +79,15 @@ class Rounds:
         self.numbers = 0
         self.old = 0
         self.version = 0
-        #: SOP Instance UID -> each version that was sent since the last one that must be there, that one included.
+        #: SOP Instance UID -> the last version that was acknowledged, and each version that was sent after it.
         self.possible: dict[str, list[bytes]] = {}
-        #: Those that have to be there in some version.
+        #: The UIDs of the instances that must be there, in one of their possible versions.
         self.promised: set[str] = set()
         self.acknowledged = 0
         self.started = 0.0
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start the server, wait until it listens."""
+        """Start the server and wait until it listens."""
         self.port = peers.free_port()
         self.log = open(self.folder / "server.log", "ab")
         began = time.monotonic()
@@ -104,7 +105,7 @@ class Rounds:
         return server
 
     def round(self, clients: int, count: int) -> None:
-        """Send, kill, and check after the next start."""
+        """Send instances, kill the server, start it again and check the storage."""
         server = self.start()
         self.old = self.numbers
         try:
@@ -125,7 +126,7 @@ class Rounds:
             self.log.close()
 
     def send(self, client: int, count: int) -> tuple[subprocess.Popen[bytes], dict[str, tuple[str, bytes]]]:
-        """Begin to send: three of four instances are new, the others are there already in another version."""
+        """Begin to send: three of four instances are new, the others are stored already in another version."""
         outgoing = self.folder / "outgoing" / str(client)
         shutil.rmtree(outgoing, ignore_errors=True)
         outgoing.mkdir(parents=True)
@@ -146,7 +147,7 @@ class Rounds:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment), sent
 
     def note(self, sent: dict[str, tuple[str, bytes]], output: str) -> None:
-        """Take from the output of a client what it was promised."""
+        """Note the instances that the output of a client reports as acknowledged."""
         tried = re.findall(r"Sending file: (\S+)(.*?)(?=Sending file|\Z)", output, re.DOTALL)
         for path, rest in tried:
             uid, content = sent[path]
@@ -159,7 +160,7 @@ class Rounds:
 
     def check(self) -> None:
         """
-        Compare files, index and promises.
+        Compare files and index with the acknowledged instances.
 
         :raises Lost: they differ.
         """
@@ -171,7 +172,7 @@ class Rounds:
             if content not in self.possible.get(uid, []):
                 raise Lost(f"{path} is no version that can be there")
             if uid not in self.promised:
-                # It has survived a start, and is there like any other.
+                # An instance that recovery has found must stay, as if it had been acknowledged.
                 self.promised.add(uid)
             self.possible[uid] = [content]
         left = [path for path in self.storage.rglob("*") if path.is_file() and path.suffix == ".part"]
@@ -180,7 +181,7 @@ class Rounds:
         self.check_index(files)
 
     def check_index(self, files: dict[str, Path]) -> None:
-        """Compare the index with *files*: the same instances, the same versions."""
+        """Check that the index has the instances of *files*, in the same versions."""
         with sqlite3.connect(f"file:{self.storage / '.index' / 'index.sqlite'}?mode=ro", uri=True) as database:
             rows = database.execute(
                 "SELECT sop_instance_uid, instance_number, size, study_instance_uid FROM instance"
@@ -203,18 +204,16 @@ def _even(text: str) -> bytes:
 
 
 def main() -> None:
-    """Run as many rounds as are asked for; the exit status is 0 when every promise was kept."""
-    parser = argparse.ArgumentParser(
-        description="Kill twist dicom at random moments and look what is there afterwards."
-    )
+    """Run the rounds; the exit status is 0 if no acknowledged instance was lost."""
+    parser = argparse.ArgumentParser(description="Kill twist dicom at random moments and check the archive afterwards.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=3)
     parser.add_argument("--count", type=int, default=60, help="instances of each client and round")
-    parser.add_argument("--seed", type=int, default=None, help="repeat the choices of a run; not its moments")
+    parser.add_argument("--seed", type=int, default=None, help="repeat the random choices of a run, not its times")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
     print(f"seed {seed}", flush=True)
-    # Who is told to stop stops the server as well.
+    # SIGTERM must stop the server as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     folder = Path(tempfile.mkdtemp(prefix="dicomtwist-kill-"))
     rounds = Rounds(folder, random.Random(seed))

@@ -1,4 +1,4 @@
-"""Instances for tests of the archive, and an archive that takes them without a network."""
+"""Instances for tests of the archive, and functions that store and query them without a network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
 def dataset(number: int = 1, series: int = 1, study: int = 1, **elements: Any) -> Dataset:
-    """A small instance; each of *elements* is set, or removed where it is None."""
+    """Return a small instance; each of *elements* is set, or removed if it is None."""
     made = Dataset()
     made.SOPClassUID = SECONDARY_CAPTURE
     made.StudyInstanceUID = f"1.2.{study}"
@@ -41,7 +41,7 @@ def dataset(number: int = 1, series: int = 1, study: int = 1, **elements: Any) -
 
 
 def encoded(made: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) -> tuple[Record, list[bytes]]:
-    """The record of an instance, and its file in two pieces."""
+    """Return the index record of an instance, and its file in two pieces."""
     data = encode_dataset(made, transfer_syntax)
     scanner = scanner_for(transfer_syntax)
     if not scanner.feed(data):
@@ -51,13 +51,13 @@ def encoded(made: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) -> tup
 
 
 def handed(made: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) -> ReceivedInstance:
-    """An instance as an archive gets it."""
+    """Return an instance as it is handed to an archive."""
     record, content = encoded(made, transfer_syntax)
     return ReceivedInstance(record.uids, str(transfer_syntax), content, lambda: record, record.length)
 
 
 def keep(archive: Archive, made: Dataset, transfer_syntax: str = ExplicitVRLittleEndian) -> BaseException | None:
-    """Keep an instance; returns what went wrong."""
+    """Store an instance; return the error, ``None`` if there is none."""
     outcomes: list[BaseException | None] = []
     archive.keep(handed(made, transfer_syntax), outcomes.append)
     (outcome,) = outcomes
@@ -73,7 +73,7 @@ def ask(
     transfer_syntax: str = ExplicitVRLittleEndian,
     **keys: Any,
 ) -> list[Dataset]:
-    """Ask the index; each of *keys* is a key of the identifier, None for universal matching."""
+    """Query the index; each of *keys* is a key of the identifier, None for universal matching."""
     identifier = Dataset()
     identifier.QueryRetrieveLevel = level
     for keyword, value in keys.items():
@@ -89,6 +89,6 @@ def ask(
 
 
 def files(root: Path) -> list[Path]:
-    """Every file in an archive but its book-keeping."""
+    """Return all files in an archive except locks and the index."""
     found = (path for path in root.rglob("*") if path.is_file() and path.name != ".lock")
     return sorted(path for path in found if ".index" not in path.parts)

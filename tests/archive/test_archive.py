@@ -1,4 +1,4 @@
-"""Files and index kept together: duplicates, groups, faults at each step, starts, migrations, kills."""
+"""Agreement of files and index: duplicates, groups, faults at each step, starts, migrations, kills."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ArchiveCase(SynchronousTestCase):
             self.assertIsNone(keep(archive, one))
 
     def assert_consistent(self, archive: Archive) -> list[Path]:
-        """Files and rows are the same instances, and nothing else is there."""
+        """Check that files and rows are of the same instances, and that there are no other files."""
         there = files(self.root)
         indexed = [
             self.root / study / series / f"{uid}.dcm" for study, series, uids in archive.index.files() for uid in uids
@@ -67,7 +67,7 @@ class ArchiveCase(SynchronousTestCase):
 
 
 class Keeping(ArchiveCase):
-    """What comes, and what comes again."""
+    """New instances and duplicates."""
 
     def test_duplicates(self) -> None:
         for duplicates in Duplicates:
@@ -92,7 +92,7 @@ class Keeping(ArchiveCase):
                 self.assert_consistent(archive)
 
     def test_large_duplicates(self) -> None:
-        """Those that came through a temporary file are compared as well."""
+        """Instances in temporary files are compared as well."""
         archive = self.open()
         for comment, inode_stays in (("a", False), ("a", True), ("b", False)):
             one = handed(dataset(PatientComments=comment))
@@ -117,7 +117,7 @@ class Keeping(ArchiveCase):
         self.assertEqual(dcmread(path).file_meta.TransferSyntaxUID, "1.2.840.10008.1.2.1.99")
 
     def test_another_patient(self) -> None:
-        """One file has one row, though the patient of its study changes; who has no instance left is gone."""
+        """A file has one row even if the patient of its study changes; a patient without instances is removed."""
         archive = self.open()
         self.kept(archive, dataset(PatientID="A"), dataset(PatientID="B"))
         self.assertEqual([answer.PatientID for answer in ask(archive, "STUDY", PatientID=None)], ["B"])
@@ -145,7 +145,7 @@ class Keeping(ArchiveCase):
         self.assertEqual(archive.index.counts()[Level.PATIENT], 4)
 
     def test_many_at_once(self) -> None:
-        """Threads that store the same and other instances: all is kept, in fewer commits than instances."""
+        """Threads store equal and different instances: all are stored, in fewer commits than instances."""
         archive = self.open()
         commits: list[int] = []
         add = archive.index.add
@@ -196,7 +196,7 @@ class Keeping(ArchiveCase):
         self.assertIn("another program", str(error))
 
     def test_values_that_are_odd(self) -> None:
-        """Whatever the bytes are, the instance is kept and can be asked for."""
+        """Whatever the bytes are, the instance is stored and can be queried."""
         archive = self.open()
         syntax = "1.2.840.10008.1.2.1"
         for number, name in enumerate((b"\xff\xfe\0\0", b"\x1b$B\xff", b"\0", b"\\", b"=", b"^", b"\xed\xa0\x80")):
@@ -216,7 +216,7 @@ class Keeping(ArchiveCase):
 
 
 class Failing(FileSystem):
-    """Fails at the n-th call, at those that clean up as well if told so."""
+    """Fails at the n-th call; on request calls that clean up count as well."""
 
     def __init__(self) -> None:
         self.left = -1
@@ -263,7 +263,7 @@ class Failing(FileSystem):
 
 
 class Faults(ArchiveCase):
-    """Each step fails once: nothing is left of the new instance, the old copy is as it was, and the next one is kept."""
+    """Each step fails once: nothing is left of the new instance, the old copy has not changed, and the next one is stored."""
 
     def test_each_system_call(self) -> None:
         for earlier in (False, True):
@@ -299,7 +299,7 @@ class Faults(ArchiveCase):
                 self.assertGreaterEqual(steps.count("fsync"), 2)
 
     def test_the_database(self) -> None:
-        """It refuses at each statement in turn."""
+        """The database refuses each statement in turn."""
         for earlier in (False, True):
             self.root = Path(self.mktemp())
             archive = self.open()
@@ -329,7 +329,7 @@ class Faults(ArchiveCase):
             archive.close()
 
     def test_a_mistake_with_the_names(self) -> None:
-        """Both are told of, and the next is kept."""
+        """Both errors are reported, and the next instance is stored."""
         archive = self.open()
         rename = archive.store.rename
         outcomes: list[BaseException | None] = []
@@ -346,7 +346,7 @@ class Faults(ArchiveCase):
         self.assertEqual(archive.store.temporary_files.unnamed, 0)
 
     def test_nobody_waits_for_what_others_bring(self) -> None:
-        """Who does the work of others tells first how it went for its own."""
+        """A thread reports its own results before it commits for other threads."""
         archive = self.open()
         order: list[object] = []
         add = archive.index.add
@@ -364,7 +364,7 @@ class Faults(ArchiveCase):
         self.assertEqual(order, ["commit", None, "between", "commit", None])
 
     def test_one_row_of_a_group(self) -> None:
-        """The others in the same commit are kept."""
+        """The other instances of the commit are stored."""
         archive = self.open()
         add = archive.index.add
 
@@ -377,7 +377,7 @@ class Faults(ArchiveCase):
         outcomes: dict[int, BaseException | None] = {}
         commits = archive._commits
         assert commits is not None
-        commits._busy = True  # as if a commit were under way
+        commits._busy = True  # as if another thread were committing
         for number in (1, 2, 3, 4):
             archive.keep(handed(dataset(number)), partial(outcomes.__setitem__, number))
         self.assertEqual(outcomes, {})
@@ -406,7 +406,7 @@ class Faults(ArchiveCase):
         self.assertEqual(len(self.assert_consistent(archive)), 2)
 
     def test_a_full_disk(self) -> None:
-        """A real one, on which the index has no room either: what is acknowledged is there, and it goes on later."""
+        """A real disk, without room for the index either: acknowledged instances are there, and storing resumes later."""
         mount_point = Path(self.mktemp())
         mount_point.mkdir(parents=True)
         try:
@@ -444,7 +444,7 @@ class Faults(ArchiveCase):
 
 
 class Starts(ArchiveCase):
-    """Files and index brought together."""
+    """Recovery at a start."""
 
     def fill(self, count: int = 6) -> Archive:
         archive = self.open()
@@ -565,7 +565,7 @@ class Schema(ArchiveCase):
         self.assertIn(f"version {here + 2}", str(error))
 
     def test_from_version_1(self) -> None:
-        """Which had no digests: what is there stays, and what comes has one."""
+        """Version 1 had no digests: its rows stay, and new rows have one."""
         archive = self.open()
         self.kept(archive, dataset(1))
         with archive.index.engine.begin() as connection:
@@ -599,7 +599,7 @@ class Schema(ArchiveCase):
             archive.close()
 
     def test_postgresql(self) -> None:
-        """The statements can be written for it."""
+        """The statements can be compiled for PostgreSQL."""
         dialect = postgresql.dialect()
         for table in schema.TABLES.values():
             self.assertIn('COLLATE "C"', str(CreateTable(table).compile(dialect=dialect)))
@@ -638,7 +638,7 @@ class InThreads(TestCase):
         self.assertEqual(len(again), 24, "what was removed meanwhile is left out")
 
     async def test_kill_rounds(self) -> None:
-        """See tests.archive.kill_rounds, which runs as long as one likes."""
+        """Three rounds of tests.archive.kill_rounds, which can run for any time."""
         peers.require("storescu")
         result = await peers.run(sys.executable, "-m", "tests.archive.kill_rounds", "--rounds", "3", timeout=200)
         self.assertEqual(result.code, 0, result.text)

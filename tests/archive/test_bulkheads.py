@@ -63,7 +63,7 @@ def steps() -> Dataset:
 
 
 class Server:
-    """All that an archive does, with the executors of its AE."""
+    """An archive with all its services, and the executors of its AE."""
 
     def __init__(self, test: TestCase | MemoryTestCase, ae: AE) -> None:
         self.ae = ae
@@ -138,7 +138,7 @@ class Blocked(TestCase):
 
 
 class Full(MemoryTestCase):
-    """In memory; an executor has one thread, which has something to do already, and no queue."""
+    """In memory: an executor has one thread, which is busy, and no queue."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -155,7 +155,7 @@ class Full(MemoryTestCase):
         super().tearDown()
 
     def fill(self, name: str) -> None:
-        """Give an executor all the work that it takes."""
+        """Fill the threads and the queue of an executor."""
         executor = getattr(self.scp.executors, name)
         executor.bounds = FULL
         self.network.works = False
@@ -208,7 +208,7 @@ class Full(MemoryTestCase):
         self.assertEqual(self.status(assoc.send_c_find(steps(), CLASSES[2])), 0xA700)
 
     def test_small_instances(self) -> None:
-        """One of them is in work, as many wait as the queue may hold, and the next is refused."""
+        """One instance is being stored, the queue is full, and the next instance is refused."""
         self.scp.executors.receiving.bounds = Bounds(threads=1, max_queued=1)
         assocs = [self.associate() for _ in range(3)]
         self.network.works = False
@@ -220,10 +220,10 @@ class Full(MemoryTestCase):
         self.assertEqual(int(self.network.result_of(assocs[0].send_c_store(dataset(20)))), 0)
 
     def test_large_instances(self) -> None:
-        """One is taken, and carried through to its end; the next is refused, and nothing is left of it."""
+        """One instance is accepted and completed; the next is refused, and nothing is left of it."""
         self.scp.executors.receiving.bounds = FULL
         assocs = [self.associate() for _ in range(2)]
-        # What the SCU sends of a Dataset needs no thread.
+        # The SCU encodes a Dataset without a thread.
         self.network.works = False
         storing = [
             assoc.send_c_store(dataset(number, PixelData=bytes(5_000_000), BitsAllocated=8))
@@ -252,7 +252,7 @@ class Full(MemoryTestCase):
         self.assertEqual(int(status), 0x0213)
 
     def test_long_data_sets(self) -> None:
-        """Of a long data set of DIMSE-N, which would else be decoded in the reactor thread."""
+        """A long data set of DIMSE-N is decoded in a thread, and refused if there is none."""
         assoc = self.associate()
         self.fill("decoding")
         long = studies()
@@ -262,7 +262,7 @@ class Full(MemoryTestCase):
         self.assertEqual(int(status), 0x0213)
 
     def user(self) -> Any:
-        """A peer that says who it is."""
+        """A peer with a user identity."""
         peer = self.network.scripted_client(104)
         identity = UserIdentity(2, b"alice", b"ThePassword", response_requested=True)
         peer.request((1, SECONDARY_CAPTURE), information=UserInformation(user_identity=identity))
@@ -274,8 +274,8 @@ class Full(MemoryTestCase):
         self.assertEqual(peer.take(), [AAssociateRJ(2, 3, 1)])
         peer.close()
 
-    def test_passcodes_of_those_who_are_gone(self) -> None:
-        """They leave the queue, and are not checked."""
+    def test_passcodes_of_ended_associations(self) -> None:
+        """The passcode of a peer whose association has ended is removed from the queue and not checked."""
         self.network.works = False
         executor = self.scp.executors.passcodes
         with mock.patch.object(Users, "verify", side_effect=AssertionError):
@@ -288,8 +288,8 @@ class Full(MemoryTestCase):
             self.network.works = True
             self.network.flush()
 
-    def test_queries_of_those_who_are_gone(self) -> None:
-        """A C-FIND that is cancelled, or whose peer is gone, leaves the queue."""
+    def test_queries_of_ended_associations(self) -> None:
+        """A C-FIND that is cancelled, or whose association has ended, is removed from the queue."""
         self.network.works = False
         executor = self.scp.executors.querying
         assocs = [self.associate() for _ in range(2)]
@@ -306,8 +306,8 @@ class Full(MemoryTestCase):
         for one in collecting:
             one.addErrback(lambda _: None)
 
-    def test_long_searches_of_those_who_are_gone(self) -> None:
-        """A search under way ends at its next step."""
+    def test_long_searches_of_ended_associations(self) -> None:
+        """A running search ends at its next step if its peer has cancelled it or is gone."""
         collecting = self.associate().send_c_find(studies(), CLASSES[0]).collect()
         collecting.addErrback(lambda _: None)
         catch_up, numbers = self.server.archive.catch_up, Search.numbers

@@ -1,4 +1,4 @@
-"""The storage receiver: from the wire to the disk, and what the peer is told where that fails."""
+"""Ingest: the way of an instance from the wire to the disk, and the statuses of its failures."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Failing(FileSystem):
 
 
 class ReceiverCase(TestCase):
-    """Over loopback, onto a real disk."""
+    """A server on loopback that stores on a real disk."""
 
     timeout = 60
 
@@ -117,13 +117,13 @@ class ReceiverCase(TestCase):
         self.addCleanup(stop)
 
     def turn(self) -> Deferred[None]:
-        """Let the reactor go round once."""
+        """Run one iteration of the reactor."""
         done: Deferred[None] = Deferred()
         reactor.callLater(0, done.callback, None)
         return done
 
     def files(self) -> list[Path]:
-        """Every file there is."""
+        """All files of the storage."""
         files = (path for path in self.folder.rglob("*") if path.is_file() and path.name != ".lock")
         return sorted(path for path in files if ".index" not in path.parts)
 
@@ -133,10 +133,10 @@ class ReceiverCase(TestCase):
 
 
 class Receiver(ReceiverCase):
-    """One instance."""
+    """Receiving a single instance."""
 
     async def test_small_and_large(self) -> None:
-        """Both ways of writing give the bytes that were sent."""
+        """Small and large instances are stored with the bytes that were sent."""
         await self.start()
         async with await self.associate() as assoc:
             for number, size in enumerate((0, 1, 1000, WRITE_SIZE - 500, WRITE_SIZE + 2, 7 * WRITE_SIZE + 4)):
@@ -148,7 +148,7 @@ class Receiver(ReceiverCase):
         self.assertEqual(len(self.files()), 6)
 
     async def test_deflated(self) -> None:
-        """A deflated data set is stored as it came, and its UIDs are found."""
+        """A deflated data set is stored unchanged, and its UIDs are found."""
         await self.start()
         self.scu.requested_contexts = self.scu.requested_contexts[1:]
         async with await self.associate() as assoc:
@@ -158,7 +158,7 @@ class Receiver(ReceiverCase):
         self.assertEqual(dcmread(path).PixelData, bytes(100_000))
 
     async def test_what_cannot_be_stored(self) -> None:
-        """Missing, different and climbing UIDs: a failure that says why, and nothing on the disk."""
+        """Missing and different UIDs, and UIDs that leave the folder: a failure that says why, and nothing on the disk."""
         await self.start()
         async with await self.associate() as assoc:
             for size in (1000, 3 * WRITE_SIZE):
@@ -199,7 +199,7 @@ class Receiver(ReceiverCase):
                     await self.server.shutdown()
 
     async def test_a_disk_that_fails_in_the_middle(self) -> None:
-        """The rest of the instance is taken and thrown away; the old copy stays."""
+        """The rest of the instance is received and dropped; the old copy stays."""
         disk = Failing("writev", errno.ENOSPC, after=10**6)
         await self.start(disk)
         async with await self.associate() as assoc:
@@ -210,7 +210,7 @@ class Receiver(ReceiverCase):
             self.assertEqual([path.read_bytes() for path in self.files()], before)
 
     async def test_the_end_comes_before_it_is_known_that_a_write_failed(self) -> None:
-        """And the other way round: either way the instance is refused once, and nothing of it is kept."""
+        """The last byte arrives before or after a write fails: the instance is refused once, and nothing of it is left."""
         for after in range(6):
             disk = Failing("writev", errno.EIO, after=10**6)
             await self.start(disk)
@@ -223,7 +223,7 @@ class Receiver(ReceiverCase):
             await self.server.shutdown()
 
     async def test_a_peer_that_goes_in_the_middle(self) -> None:
-        """Abort and loss while an instance is coming: nothing partial, the old copy stays."""
+        """Abort and connection loss while an instance arrives: nothing partial is left, and the old copy stays."""
         await self.start()
         async with await self.associate() as assoc:
             self.assertEqual(await assoc.send_c_store(instance(1000)), 0)
@@ -245,12 +245,12 @@ class Receiver(ReceiverCase):
             self.assertEqual([path.read_bytes() for path in self.files()], before)
 
     async def test_reading_waits_for_a_slow_disk(self) -> None:
-        """What is not written yet is bounded, however fast the peer sends."""
+        """The unwritten data is bounded, however fast the peer sends."""
         gate = threading.Event()
         gate.set()
 
         class Slow(FileSystem):
-            """A disk that does not write before it is told to."""
+            """A disk that does not write until the test allows it."""
 
             def writev(self, fd, buffers):
                 gate.wait(30)
@@ -272,7 +272,7 @@ class Receiver(ReceiverCase):
         self.assertGreater(path.stat().st_size, 64 * WRITE_SIZE)
 
     async def test_two_associations_store_the_same_instance(self) -> None:
-        """At once: both are told of success, and one whole file is there."""
+        """At the same time: both are acknowledged, and there is one complete file."""
         await self.start()
         assocs = await gatherResults([self.associate() for _ in range(4)])
         sizes = [2 * WRITE_SIZE, 3 * WRITE_SIZE, 1000, 2000]
@@ -286,7 +286,7 @@ class Receiver(ReceiverCase):
 
 
 class Held(FileSystem):
-    """A file system whose first write waits, and which notes what is done to files from then on."""
+    """A file system whose first write waits, and which records the calls from then on."""
 
     def __init__(self, fails_at: int = -1) -> None:
         self.gate = threading.Event()
@@ -320,10 +320,10 @@ class Held(FileSystem):
 
 
 class Together(ReceiverCase):
-    """Small instances that are whole while another is written."""
+    """Small instances that are completed while another one is written."""
 
     async def together(self, disk: Held, numbers: list[int], durability: Durability = Durability.FULL) -> list[int]:
-        """Send instances with these *numbers*, of which the first is held until all others are whole; return the statuses."""
+        """Send instances with these *numbers*; the first is held until all others are complete. Return the statuses."""
         await self.start(disk, durability)
         self.receiver._max_writers = 1
         assocs = await gatherResults([self.associate() for _ in numbers])
@@ -333,7 +333,7 @@ class Together(ReceiverCase):
         sending = []
         for number, assoc in zip(numbers, assocs, strict=True):
             sending.append(assoc.send_c_store(instance(1000 + number, SOPInstanceUID=f"1.2.3.4.{number}")))
-            # The first is taken alone, the others come while it is being written.
+            # The first instance is taken alone; the others are completed while it is being written.
             while not disk.is_held or len(self.receiver._whole) < len(sending) - 1:
                 await self.turn()
         disk.gate.set()
@@ -355,7 +355,7 @@ class Together(ReceiverCase):
             self.assertEqual(len(dcmread(path)[0x7FE00010].value), 1000 + number)
 
     async def test_one_that_cannot_be_written(self) -> None:
-        """The others are kept all the same."""
+        """The other instances are stored all the same."""
         for durability in Durability:
             self.assertEqual(await self.together(Held(fails_at=2), [0, 2, 4, 6], durability), [0, 0, 0xA700, 0])
             self.assertEqual(len(self.files()), 4)
@@ -373,7 +373,7 @@ class Together(ReceiverCase):
         await gatherResults([assoc.release() for assoc in assocs])
 
     async def test_the_same_instance(self) -> None:
-        """All are told of success, and there is one file."""
+        """All are acknowledged, and there is one file."""
         for durability in Durability:
             self.assertEqual(await self.together(Held(), [0, 2, 2, 2], durability), [0] * 4)
             self.assertEqual(len(self.files()), 3)
@@ -384,7 +384,7 @@ class Together(ReceiverCase):
         self.assertEqual(len(self.files()), 11)
 
     async def test_a_mistake_of_ours(self) -> None:
-        """Nobody waits for ever, and the next one is kept."""
+        """No sender waits for ever, and the next instance is stored."""
         await self.start()
         keep_all = self.archive.keep_all
 

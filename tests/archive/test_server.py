@@ -1,4 +1,4 @@
-"""An archive with its services, wired once."""
+"""An archive with its services, wired in one place."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.memory import MemoryTestCase
 
 
 class Wiring(MemoryTestCase):
-    """Its parts work together over a network in memory."""
+    """The parts of a server work together over a network in memory."""
 
     def make(self, **options: Any) -> ArchiveServer:
         self.root = Path(self.mktemp())
@@ -54,7 +54,7 @@ class Wiring(MemoryTestCase):
         self.assertEqual(len(server.providers), 4)
 
     def test_stored_and_found(self) -> None:
-        """What is stored is found, and after it is stopped and closed nothing is left of it."""
+        """A stored instance is found; after stop and close nothing of the server is left."""
         server = self.make()
         server.start()
         self.listen(*server.handlers())
@@ -93,7 +93,7 @@ class Wiring(MemoryTestCase):
         again.close()
 
     def test_who_takes_up_commitments(self) -> None:
-        """Of several processes one reports what was not reported when the program ended."""
+        """One of several processes reports the commitments that the previous run of the program left unreported."""
         for takes_up in (False, True):
             server = self.make(takes_up=takes_up)
             server.storage_commitment._transactions.save(Transaction("1.2", "PEER", self.network.seconds(), ()))

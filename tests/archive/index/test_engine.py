@@ -1,4 +1,4 @@
-"""The engine of the index: what it says when it fails."""
+"""The engine of the index: the texts of its errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dicomtwist.archive.index.sqlite import sqlite_engine
 
 class ErrorTests(SynchronousTestCase):
     def test_no_values_of_patients(self) -> None:
-        """An error of the database names the statement and not what it carried, wherever it is logged."""
+        """An error of the database contains the statement but not its parameters, wherever it is logged."""
         engine = sqlite_engine(Path(self.mktemp()), full=True)
         self.addCleanup(engine.dispose)
         statement = text("SELECT * FROM nowhere WHERE name = :name")

@@ -1,4 +1,4 @@
-"""The index in PostgreSQL: the same code, the same answers."""
+"""The index in PostgreSQL, with the code and the answers of that in SQLite."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.archive.test_archive import ArchiveCase
 @functools.cache
 def server() -> str:
     """Start a server for this process, behind a socket in a folder of its own; return the URL of its database."""
-    # The path of a socket is short.
+    # The path of a socket must be short.
     folder = tempfile.mkdtemp(prefix="dicom-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with warnings.catch_warnings():
@@ -54,7 +54,7 @@ class Matching(test_compiler.Matching):
 
 
 class Keeping(ArchiveCase):
-    """Instances that come, change and go."""
+    """Instances are added, replaced and removed."""
 
     def test_life(self) -> None:
         archive = self.open(engine=empty())
@@ -69,7 +69,7 @@ class Keeping(ArchiveCase):
             {"P": 2, "Q": 1},
         )  # fmt: skip
         archive.close()
-        # Another program, which finds one file gone and another one new.
+        # The next start, which finds one file missing and another one new.
         (self.root / "1.2.1" / "1.2.1.1" / "1.2.1.1.3.dcm").unlink()
         shutil.copytree(self.root / "1.2.1", self.root / "1.2.9")
         archive = self.open(engine=create_engine(server(), hide_parameters=True))

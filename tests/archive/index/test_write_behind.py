@@ -1,4 +1,4 @@
-"""Durability none: an instance counts as kept when its file has its name, and the index follows."""
+"""Durability none: an instance is acknowledged when its file has its name, and its row follows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class BehindTestCase(SynchronousTestCase):
 
 
 class Following(BehindTestCase):
-    """The rows come later, and together."""
+    """Rows are added later and together."""
 
     def test_rows_wait(self) -> None:
         self.kept(1, 2, 3)
@@ -75,7 +75,7 @@ class Following(BehindTestCase):
         self.assertEqual((self.archive.unindexed, self.indexed()), (1, 2))
 
     def test_replaced_while_its_row_waits(self) -> None:
-        """The row of the old copy does not come behind that of the new one."""
+        """The row of the old copy is not written after that of the new one."""
         self.kept(1, PatientComments="old")
         self.kept(1, PatientComments="new")
         (answer,) = ask(self.archive, "STUDY", PatientComments=None)
@@ -102,7 +102,7 @@ class Following(BehindTestCase):
 
         def work(thread: int) -> None:
             for number in range(50):
-                # One in five is stored by all of them.
+                # All threads store every fifth instance.
                 series = 99 if number % 5 == 0 else thread + 1
                 self.archive.keep(handed(dataset(number, series)), outcomes.append)
                 if number % 7 == 0:
@@ -125,7 +125,7 @@ class Following(BehindTestCase):
         self.assertEqual((self.archive.unindexed, self.indexed()), (0, 1))
 
     def test_several_processes_do_not_wait(self) -> None:
-        """Another one may be asked next."""
+        """Rows are added at once, since the next query may go to another process."""
         self.archive.close()
         self.archive = self.open(process="worker-0")
         self.kept(1)
@@ -178,7 +178,7 @@ class Failing(BehindTestCase):
 
 
 class Receiving(MemoryTestCase):
-    """When the index catches up."""
+    """The moment when the index catches up."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -220,7 +220,7 @@ class Receiving(MemoryTestCase):
         self.assertEqual(self.archive.unindexed, 0)
 
     def test_what_is_kept_of_a_large_one_counts(self) -> None:
-        """Its pixels are in the file, what the index wants of its header is in memory."""
+        """Its pixels are in the file; only the indexed values of its header are in memory."""
         self.patch(write_behind, "MAX_BEHIND_BYTES", 5000)
         for number in (1, 2):
             large = dataset(number, PatientComments="x" * 6000)

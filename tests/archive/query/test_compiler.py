@@ -1,4 +1,4 @@
-"""Queries: each kind of matching of PS3.4 C.2.2.2, both query modes, what is refused, and how answers are written."""
+"""Queries: each kind of matching of PS3.4 C.2.2.2, both query modes, invalid identifiers, and the encoding of answers."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Values(SynchronousTestCase):
     @given(st.text("ab%_\\*?", max_size=8), st.text("ab%_\\", max_size=8))
     @settings(max_examples=300, deadline=None)
     def test_patterns(self, pattern: str, text: str) -> None:
-        """Both forms of a wildcard pattern say the same, which is what a simple translation says."""
+        """Both forms of a wildcard pattern match the texts that a simple translation matches."""
         plain = re.compile("".join({"*": ".*", "?": "."}.get(char, re.escape(char)) for char in pattern))
         like = re.sub(
             r"\\(.)|(%)|(_)|(.)",
@@ -96,7 +96,7 @@ class Values(SynchronousTestCase):
 
 
 class MatchingCase(SynchronousTestCase):
-    """An archive and questions."""
+    """An archive and queries to it."""
 
     def setUp(self) -> None:
         self.root = Path(self.mktemp())
@@ -114,7 +114,7 @@ class MatchingCase(SynchronousTestCase):
 
 
 class Matching(MatchingCase):
-    """What matches."""
+    """Matching of keys."""
 
     def test_single_value_wildcard_and_universal(self) -> None:
         for number, description in enumerate(("Head", "Head CT", "head", ["50% _x", "y"][0], "", "50 percent x"), 1):
@@ -407,7 +407,7 @@ class Levels(MatchingCase):
         compile_find(identifier, Model.STUDY_ROOT, relational)
 
     def test_values_that_pydicom_does_not_take(self) -> None:
-        """Also within sequences, and where a sequence stands in place of a text."""
+        """Such values are refused within sequences too, and so is a sequence in place of a text."""
         level = b"\x08\0\x52\0\6\0\0\0STUDY "
 
         def sequence(tag: bytes, item: bytes) -> bytes:
@@ -476,7 +476,7 @@ class Levels(MatchingCase):
 
 
 class Answers(MatchingCase):
-    """How they are written."""
+    """The encoding of answers."""
 
     def test_transfer_syntaxes(self) -> None:
         self.keep(dataset(3, Rows=512, PatientName="Doe^John", StudyDate="20200101", ImageType=["A", "B"]))

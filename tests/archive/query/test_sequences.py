@@ -1,4 +1,4 @@
-"""Sequences of stored data sets and of identifiers, also where one is none."""
+"""Sequences of stored data sets and of identifiers, also elements that should be sequences and are not."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def text(tag: int) -> Dataset:
 
 
 class NoSequence(unittest.TestCase):
-    """Explicit data sets say themselves what VR an element has, and it may be any."""
+    """An explicit VR data set states the VR of each element, and it may state any."""
 
     def test_items_of(self) -> None:
         inner = text(_MEANING)

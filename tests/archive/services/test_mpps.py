@@ -1,4 +1,4 @@
-"""Performed procedure steps: what is kept, what is refused, what survives."""
+"""Performed procedure steps: storing, refusing, and surviving a restart."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def scheduled(**elements: Any) -> Dataset:
 
 
 def step(**elements: Any) -> Dataset:
-    """What a modality sends at the beginning; *elements* instead, ``None`` for none."""
+    """The attributes that a modality sends at the beginning; *elements* replace some, ``None`` removes one."""
     values: dict[str, Any] = {
         "SpecificCharacterSet": "ISO_IR 100",
         "ScheduledStepAttributesSequence": [scheduled()],
@@ -95,7 +95,7 @@ def series(**elements: Any) -> Dataset:
 
 
 def end(status: str = "COMPLETED", **elements: Any) -> Dataset:
-    """What a modality sends at the end."""
+    """The attributes that a modality sends at the end."""
     values: dict[str, Any] = {
         "PerformedProcedureStepStatus": status,
         "PerformedProcedureStepEndDate": "20240501",
@@ -106,7 +106,7 @@ def end(status: str = "COMPLETED", **elements: Any) -> Dataset:
 
 
 class StepsTestCase(MemoryTestCase):
-    """A server that keeps steps, and a modality that tells of them."""
+    """A server that stores steps, and a modality that reports them."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -116,7 +116,7 @@ class StepsTestCase(MemoryTestCase):
         self.begin()
 
     def begin(self, file_system: FileSystem | None = None) -> None:
-        """Start, or start again, with the storage as it is."""
+        """Start or restart the server with the storage as it is."""
         self.network.result_of(self.scp.shutdown())
         self.store = InstanceStore(self.root, durability=Durability.FULL, file_system=file_system)
         self.store.prepare()
@@ -174,7 +174,7 @@ class Creating(StepsTestCase):
         self.assertEqual(self.kept().PatientID, "P1")
 
     def test_two_at_once(self) -> None:
-        """The second is looked at when the first is kept."""
+        """The second request is checked after the first is stored."""
         second = self.scu.associate("127.0.0.1", 104)
         self.network.flush()
         other: Association = self.successResultOf(second)
@@ -183,7 +183,7 @@ class Creating(StepsTestCase):
         self.assertEqual(sorted(int(self.successResultOf(one)[0]) for one in asked), [0, 0x0111])
 
     def test_two_processes_at_once(self) -> None:
-        """A second one with the same storage waits for the first."""
+        """The second process of a storage waits for the first."""
         self.create(uid="9.9")
         path = self.root / FOLDER / ".lock"
         locks: list[int] = []
@@ -240,7 +240,7 @@ class Creating(StepsTestCase):
         self.assert_status(self.create(dataset), 0x0106, "StudyInstanceUID")
 
     def test_a_uid_that_is_a_path(self) -> None:
-        """What cannot be sent by our own SCU: checked where it matters."""
+        """Our own SCU cannot send such a UID, so the test calls the function that reads a step."""
         self.assertRaises(ValueError, self.steps._read, "../../etc/passwd")
 
     def test_no_room(self) -> None:

@@ -1,4 +1,4 @@
-"""C-FIND, C-MOVE and C-GET of the archive: what is answered, what is sent, and what the peer is told where that fails."""
+"""C-FIND, C-MOVE and C-GET of the archive: the answers, the instances that are sent, and the status of each failure."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def keys(level: str, **values: Any) -> Dataset:
 
 
 def compressed(number: int = 1, **elements: Any) -> Dataset:
-    """An instance with a fragment of something that nobody decodes."""
+    """An instance with one fragment of pixel data that no test decodes."""
     made = dataset(number, SOPClassUID=CT, **elements)
     made.add_new(0x7FE00010, "OB", encapsulate([b"\xff\xd8 no picture \xff\xd9"]))
     made["PixelData"].is_undefined_length = True
@@ -76,8 +76,8 @@ class QueryRetrieveTestCase(MemoryTestCase):
     """
     An archive of two studies of patient P, the second with two series, and one of patient Q.
 
-    :ivar stored: the SOP Instance UIDs that came, in order; ``syntaxes`` how they came.
-    :ivar refuse: the status for some of them.
+    :ivar stored: the SOP Instance UIDs that arrived, in order; ``syntaxes`` are their transfer syntaxes.
+    :ivar refuse: the statuses with which some of them are refused.
     """
 
     def setUp(self) -> None:
@@ -125,7 +125,7 @@ class QueryRetrieveTestCase(MemoryTestCase):
         return self.refuse.get(self.stored[-1], 0)
 
     def asking_for(self, *models: str, extended: dict[str, bytes] | None = None, **options: Any) -> Association:
-        """An association for *models*, and for the storage of what C-GET brings."""
+        """An association for *models*, and for storing the instances of a C-GET."""
         contexts = [build_context(model, options.pop("syntax", ExplicitVRLittleEndian)) for model in models]
         contexts += [build_context(SECONDARY_CAPTURE, SYNTAXES[:2]), build_context(CT, JPEGBaseline8Bit)]
         return self.associate(
@@ -148,14 +148,14 @@ class QueryRetrieveTestCase(MemoryTestCase):
         return self.successResultOf(taking)
 
     def find(self, identifier: Dataset, model: str = STUDY_FIND, **options: Any) -> list[Dataset]:
-        """What is found, on an association of its own; the statuses are those of plain success."""
+        """The matches of a query, on an association of its own; all statuses are those of plain success."""
         assoc = self.asking_for(model, **options)
         answers = self.all_of(assoc.send_c_find(identifier, model))
         self.assertEqual([int(status) for status, _ in answers], [0xFF00] * (len(answers) - 1) + [0])
         return [found for _, found in answers if found is not None]
 
     def refused(self, identifier: Dataset, model: str = STUDY_FIND, **options: Any) -> tuple[int, str]:
-        """The status of a C-FIND that is answered with nothing else, and its comment."""
+        """The status of a C-FIND whose only response it is, and its comment."""
         assoc = self.asking_for(model, **options)
         ((status, found),) = self.all_of(assoc.send_c_find(identifier, model))
         self.assertIsNone(found)
@@ -163,7 +163,7 @@ class QueryRetrieveTestCase(MemoryTestCase):
         return int(status), status.error_comment or ""
 
     def ended(self, retrieval: Retrieval) -> RetrievalResult:
-        """How a retrieval ended, failures included."""
+        """The final response of a retrieval, also of a failed one."""
         waiting = retrieval.when_done()
         self.network.flush()
         results: list[Any] = []
@@ -176,7 +176,7 @@ class QueryRetrieveTestCase(MemoryTestCase):
         return result.value.result
 
     def in_pages(self, size: int) -> Any:
-        """Have pages of *size* answers, within the block."""
+        """Make pages of *size* answers within the block."""
         return mock.patch.object(finder.Found.pages, "__defaults__", (size,))
 
     def break_index(self) -> None:
@@ -186,7 +186,7 @@ class QueryRetrieveTestCase(MemoryTestCase):
 
 class FindTests(QueryRetrieveTestCase):
     def test_each_level_and_model(self) -> None:
-        """The unique keys of all levels of the model are answered, whether they are asked for or not."""
+        """The answers contain the unique keys of all levels of the model, whether the identifier has them or not."""
         for model, level, asked, expected in (
             (PATIENT_FIND, "PATIENT", {}, ["P", "Q"]),
             (PATIENT_FIND, "STUDY", {"PatientID": "P"}, ["P 1.2.1", "P 1.2.2"]),
@@ -231,7 +231,7 @@ class FindTests(QueryRetrieveTestCase):
         self.assertEqual(self.find(keys("STUDY", PatientName="Nobody")), [])
 
     def test_pages(self) -> None:
-        """More answers than are read at once: each comes, once, in order."""
+        """If there are more answers than are read at once, each arrives once, in order."""
         self.keep(*(dataset(number, study=9) for number in range(1, 22)))
         asked = keys("IMAGE", StudyInstanceUID="1.2.9", SeriesInstanceUID="1.2.9.1", InstanceNumber="")
         for size in (10, 7, 21, 22):
@@ -239,7 +239,7 @@ class FindTests(QueryRetrieveTestCase):
                 self.assertEqual([one.InstanceNumber for one in self.find(asked)], [*range(1, 22)])
 
     def test_keys_that_are_not_looked_at(self) -> None:
-        """0xFF01: the key is not answered and does not narrow the query (PS3.4 C.4.1.1.4)."""
+        """0xFF01: an unsupported key is not returned and does not narrow the query (PS3.4 C.4.1.1.4)."""
         assoc = self.asking_for(STUDY_FIND)
         answers = self.all_of(assoc.send_c_find(keys("STUDY", PatientID="Q", Rows=512), STUDY_FIND))
         self.assertEqual([int(status) for status, _ in answers], [0xFF01, 0])
@@ -248,7 +248,7 @@ class FindTests(QueryRetrieveTestCase):
         self.assertEqual(answers[0][1].StudyInstanceUID, "1.2.3")
 
     def test_identifiers_that_are_none(self) -> None:
-        """0xA900, with words."""
+        """0xA900, with a comment that says why."""
         for asked, comment in (
             (Dataset(), "Query/Retrieve Level is missing"),
             (keys("SLICE"), "an invalid Query/Retrieve Level of 5 characters"),
@@ -295,7 +295,7 @@ class FindTests(QueryRetrieveTestCase):
             self.assertEqual(self.refused(keys("STUDY")), (0xA700, "more than 2 match"))
 
     def test_cancelled(self) -> None:
-        """No page is read that nobody wants; what was cancelled ends with 0xFE00."""
+        """A cancelled query ends with 0xFE00, and no further page is read."""
         comments = "x" * 10_000
         many = 200
         self.keep(*(dataset(number, study=9, ImageComments=comments) for number in range(1, many + 1)))
@@ -331,7 +331,7 @@ class NegotiationTests(QueryRetrieveTestCase):
     """SOP Class extended negotiation (PS3.4 C.5)."""
 
     def test_answered(self) -> None:
-        """A byte is agreed to where it asks for what is there; there are as many as were asked with."""
+        """A byte is accepted if the option that it requests is supported; the answer has as many bytes as the request."""
         wanted = {
             PATIENT_FIND: b"\1\0\1",
             STUDY_FIND: b"\1\1\1\1\1\1",
@@ -353,7 +353,7 @@ class NegotiationTests(QueryRetrieveTestCase):
         )
 
     def test_used(self) -> None:
-        """Each does what it is for, and nothing does without it."""
+        """Each option has its effect, and has none if it is not negotiated."""
         self.keep(
             dataset(1, study=4, StudyDate="20240404", StudyTime="230000", PatientID="R", PatientName="Smith^A"),
             dataset(1, study=5, StudyDate="20240405", StudyTime="010000", PatientID="S", PatientName="Smyth^B"),
@@ -372,7 +372,7 @@ class NegotiationTests(QueryRetrieveTestCase):
             self.assertEqual(sorted(uids), expected, f"{information!r} {asked}")
 
     def test_used_of_the_context_alone(self) -> None:
-        """What one SOP Class has negotiated is nothing to another."""
+        """Options negotiated for one SOP Class do not apply to another."""
         relational = keys("IMAGE", PatientID="P")
         extended = {STUDY_FIND: b"\1"}
         self.assertEqual(len(self.find(relational, STUDY_FIND, extended=extended)), 6)
@@ -397,7 +397,7 @@ class GetTests(QueryRetrieveTestCase):
         return result
 
     def test_each_level_and_model(self) -> None:
-        """In the order of series and Instance Number."""
+        """Instances are sent in the order of series and Instance Number."""
         of_series = {"PatientID": "P", "StudyInstanceUID": "1.2.2", "SeriesInstanceUID": "1.2.2.1"}
         study_2 = ["1.2.2.1.1", "1.2.2.1.2", "1.2.2.1.10", "1.2.2.2.1"]
         for model, level, asked, expected in (
@@ -420,7 +420,7 @@ class GetTests(QueryRetrieveTestCase):
         self.assertEqual(self.stored, ["1.2.2.1.1", "1.2.2.1.2", "1.2.2.1.10", "1.2.2.2.1"])
 
     def test_compressed(self) -> None:
-        """An instance comes as it is; where nobody takes its transfer syntax, it fails."""
+        """A compressed instance is sent unchanged; if no context accepts its transfer syntax, its sub-operation fails."""
         self.keep(compressed(study=7), compressed(2, study=7), syntax=JPEGBaseline8Bit)
         self.assertEqual(self.get(keys("STUDY", StudyInstanceUID="1.2.7")).status, 0)
         self.assertEqual(self.syntaxes, [JPEGBaseline8Bit] * 2)
@@ -433,7 +433,7 @@ class GetTests(QueryRetrieveTestCase):
         self.assertEqual((int(result.status), result.failed_instances), (0xA702, ["1.2.7.1.1", "1.2.7.1.2"]))
 
     def test_a_file_is_gone(self) -> None:
-        """It is one that failed, and is told of by its UID."""
+        """Its sub-operation fails, and its UID is in the list of failures."""
         (self.root / "1.2.2" / "1.2.2.1" / "1.2.2.1.2.dcm").unlink()
         result = self.get(keys("STUDY", StudyInstanceUID="1.2.2"))
         self.assertEqual((int(result.status), result.failed_instances), (0xB000, ["1.2.2.1.2"]))
@@ -463,7 +463,7 @@ class GetTests(QueryRetrieveTestCase):
         self.assertEqual((int(result.status), result.status.error_comment), (0xA701, "the index cannot be read"))
 
     def test_cancelled(self) -> None:
-        """After the second instance no more than what is on its way comes; the counts tell of the rest."""
+        """After the second instance only those already on their way arrive; the counts include the rest."""
         self.keep(*(dataset(number, study=9) for number in range(1, 101)))
         assoc = self.asking_for(STUDY_GET)
         retrieval = assoc.send_c_get(keys("STUDY", StudyInstanceUID="1.2.9"), STUDY_GET)
@@ -505,14 +505,14 @@ class MoveTests(QueryRetrieveTestCase):
             )
 
     def move(self, identifier: Dataset, destination: str = "SCU", model: str = STUDY_MOVE) -> RetrievalResult:
-        """Move, on an association of its own."""
+        """Perform a C-MOVE on an association of its own."""
         assoc = self.asking_for(model)
         result = self.ended(assoc.send_c_move(identifier, destination, model))
         self.assertTrue(assoc.is_established)
         return result
 
     def test_all(self) -> None:
-        """To an endpoint, and to a host with a port; in each model; who asked is told."""
+        """To an endpoint and to a host with a port, in each model; each instance names the AE that requested the C-MOVE."""
         self.listening()
         for destination, model in (("SCU", STUDY_MOVE), ("PLAIN", PATIENT_MOVE), ("SCU", ONLY_MOVE)):
             self.stored.clear()
@@ -525,7 +525,7 @@ class MoveTests(QueryRetrieveTestCase):
                 self.assertEqual(event.assoc.requestor.called_ae_title, destination)
 
     def test_contexts(self) -> None:
-        """What is proposed is what is to be sent: SOP Classes, each compressed syntax of its own, in one association."""
+        """One association proposes contexts for all instances: each SOP Class, each compressed syntax in its own context."""
         self.listening()
         self.keep(dataset(3, study=7), dataset(4, study=7), syntax=ImplicitVRLittleEndian)
         self.keep(compressed(1, study=7), compressed(2, study=7), syntax=JPEGBaseline8Bit)
@@ -545,7 +545,7 @@ class MoveTests(QueryRetrieveTestCase):
         self.assertEqual(self.syntaxes, [*compressed_ones, *[ImplicitVRLittleEndian] * 2, ExplicitVRLittleEndian])
 
     def test_more_than_128_contexts(self) -> None:
-        """As many as fit are proposed at first; the others when one of them is to be sent."""
+        """As many contexts as fit are proposed at first, the others when an instance needs one."""
         classes = [f"1.2.840.10008.5.1.4.1.1.1{number:03}" for number in range(140)]
         self.destination.supported_contexts = [build_context(uid, SYNTAXES) for uid in classes]
         self.listening()
@@ -555,7 +555,7 @@ class MoveTests(QueryRetrieveTestCase):
         self.assertEqual((int(result.status), result.suboperations.completed), (0, 140))
 
     def test_a_destination_that_takes_something_else(self) -> None:
-        """What it takes comes; what it does not fails, by its UID."""
+        """Instances that it accepts arrive; the others are in the list of failures, by their UIDs."""
         self.destination.supported_contexts = [build_context(SECONDARY_CAPTURE, ImplicitVRLittleEndian)]
         self.listening()
         self.keep(dataset(1, study=7), dataset(2, study=7))
@@ -565,13 +565,13 @@ class MoveTests(QueryRetrieveTestCase):
         self.assertEqual((self.stored, self.syntaxes), (["1.2.7.1.1", "1.2.7.1.2"], [ImplicitVRLittleEndian] * 2))
 
     def test_unknown_destination(self) -> None:
-        """0xA801; the index is not asked."""
+        """0xA801; the index is not searched."""
         with mock.patch.object(finder.Search, "numbers", side_effect=AssertionError):
             result = self.move(keys("STUDY", StudyInstanceUID="1.2.2"), "STRANGER")
         self.assertEqual(result.status, 0xA801)
 
     def test_nobody_listens(self) -> None:
-        """0xA702: every one failed, and is told of."""
+        """0xA702: every sub-operation fails, and the list of failures has every UID."""
         result = self.move(keys("STUDY", StudyInstanceUID="1.2.1"), "NOWHERE")
         self.assertEqual((int(result.status), result.suboperations.failed), (0xA702, 2))
         self.assertEqual(result.failed_instances, ["1.2.1.1.1", "1.2.1.1.2"])

@@ -1,4 +1,4 @@
-"""Storage commitment: what is answered, what is reported and how, what survives."""
+"""Storage commitment: the response, the report and its ways, and surviving a restart."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def asking_for(*uids: str, sop_class: str = SECONDARY_CAPTURE, transaction: str 
 
 
 class Reports:
-    """A handler of EVT_N_EVENT_REPORT: what came, as (type, held, failed with reason)."""
+    """A handler of EVT_N_EVENT_REPORT that collects the reports as (type, held, failed with reason)."""
 
     def __init__(self) -> None:
         self.all: list[tuple[int, list[str], dict[str, int]]] = []
@@ -74,7 +74,7 @@ class Reports:
 
 
 class CommitmentTestCase(MemoryTestCase):
-    """An archive with two instances, and a modality that wants it to answer for them."""
+    """An archive with two instances, and a modality that requests a commitment for them."""
 
     durability = Durability.FULL
     peers: tuple[str, ...] = ("SCU=tcp:127.0.0.1:106",)
@@ -123,14 +123,14 @@ class CommitmentTestCase(MemoryTestCase):
         self.open(**options)
 
     def modality(self, **options: Any) -> None:
-        """Have the modality listen for reports."""
+        """Let the modality listen for reports."""
         handlers = [(evt.EVT_N_EVENT_REPORT, self.reports)]
         self.modality_server = self.network.result_of(self.scu.start_server(106, evt_handlers=handlers, **options))
 
     def ask(
         self, information: Dataset, action: int = 1, instance: str = StorageCommitmentPushModelInstance, **options: Any
     ) -> tuple[Status, Association]:
-        """Ask on an association of its own, which stays."""
+        """Request a commitment on an association of its own, which stays open."""
         assoc = self.associate(**options)
         asking = assoc.send_n_action(information, action, StorageCommitmentPushModel, instance)
         self.network.flush()
@@ -139,7 +139,7 @@ class CommitmentTestCase(MemoryTestCase):
         return status, assoc
 
     def ask_and_leave(self, information: Dataset) -> Status:
-        """Ask, and release the association at once."""
+        """Request a commitment and release the association at once."""
         status, assoc = self.ask(information)
         self.network.result_of(assoc.release())
         return status
@@ -156,7 +156,7 @@ ONE, TWO, NONE = "1.2.1.1.1", "1.2.1.1.2", "1.2.1.1.3"
 
 
 class SameAssociation(CommitmentTestCase):
-    """The modality waits for the report where it asked."""
+    """The modality waits for the report on the association of its request."""
 
     def report(self, information: Dataset) -> tuple[int, list[str], dict[str, int]]:
         status, assoc = self.ask(information, evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.reports)])
@@ -207,7 +207,7 @@ class SameAssociation(CommitmentTestCase):
         self.assertEqual(self.report(asking_for(ONE)), (1, [ONE], {}))
 
     def test_a_bit_is_flipped(self) -> None:
-        """Nothing but the digest tells, which there is with durability full."""
+        """Only the digest reveals it, which the index has with durability full."""
         damaged = bytearray(self.path(1).read_bytes())
         damaged[damaged.index(b"Doe^John")] ^= 1
         self.path(1).write_bytes(damaged)
@@ -221,7 +221,7 @@ class SameAssociation(CommitmentTestCase):
         self.assertEqual(failed, dict.fromkeys(uids, 0x0112))
 
     def test_the_report_is_not_taken_there(self) -> None:
-        """Then it is sent to where the modality listens."""
+        """The report is then sent on a new association to the modality."""
         self.modality()
         self.reports.status = 0x0110
         _, assoc = self.ask(asking_for(ONE), evt_handlers=[(evt.EVT_N_EVENT_REPORT, lambda event: 0x0110)])
@@ -231,7 +231,7 @@ class SameAssociation(CommitmentTestCase):
         self.assertNotEqual(self.reports.associations, [assoc])
 
     def test_asked_again(self) -> None:
-        """Nothing is reported twice, and who asks again need not wait for the next attempt."""
+        """Nothing is reported twice, and a repeated request does not wait for the next attempt."""
         self.ask_and_leave(asking_for(ONE))
         self.network.advance(PAUSE)
         self.assertEqual(len(self.files()), 1)
@@ -247,7 +247,7 @@ class SameAssociation(CommitmentTestCase):
 
 
 class Relaxed(SameAssociation):
-    """The same without syncs: what is committed to is synced for it."""
+    """Durability none: instances are synced before the archive commits to them."""
 
     durability = Durability.NONE
 
@@ -266,7 +266,7 @@ class Relaxed(SameAssociation):
 
 
 class AnotherAssociation(CommitmentTestCase):
-    """The modality has gone; it listens."""
+    """The modality has released its association, and listens for another."""
 
     def test_reported(self) -> None:
         self.modality()
@@ -295,7 +295,7 @@ class AnotherAssociation(CommitmentTestCase):
         self.assertFalse(self.reports.associations[0].accepted_contexts[0].as_scu)
 
     def test_tried_again(self) -> None:
-        """Until the modality is there, at longer and longer intervals."""
+        """The report is retried at growing intervals until the modality is reachable."""
         self.ask_and_leave(asking_for(ONE))
         attempts: list[float] = []
         associate = self.scp.associate
@@ -350,7 +350,7 @@ class AnotherAssociation(CommitmentTestCase):
         self.assertEqual(self.commitment.unreported, 1)
 
     def test_what_was_found_survives_too(self) -> None:
-        """An instance is looked at once, and what was found is what is reported."""
+        """An instance is checked once, and the result of that check is reported."""
         self.ask_and_leave(asking_for(ONE))
         self.network.advance(PAUSE)
         self.restart()
@@ -401,7 +401,7 @@ class AnotherAssociation(CommitmentTestCase):
 
 
 class Unknown(CommitmentTestCase):
-    """Nobody knows where the modality listens."""
+    """The address of the modality is not known."""
 
     peers = ()
 

@@ -1,4 +1,4 @@
-"""The worklist: files as they come and go, matching, answers."""
+"""The worklist: files that are added and removed, matching, answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.memory import MemoryTestCase
 
 
 class Matching(SynchronousTestCase):
-    """Which of the items match; each is told by the last digit of its Accession Number."""
+    """The items that match; each is identified by the last digit of its Accession Number."""
 
     def matching(self, asked: Dataset, among: list[Dataset] | None = None) -> str:
         test = compile_query(asked)
@@ -106,7 +106,7 @@ class Matching(SynchronousTestCase):
 
 
 class Folder(SynchronousTestCase):
-    """Files come, change and go."""
+    """Files are added, changed and removed."""
 
     def setUp(self) -> None:
         self.root = Path(self.mktemp())
@@ -207,7 +207,7 @@ class Folder(SynchronousTestCase):
 
 
 class Served(MemoryTestCase):
-    """On an association."""
+    """The worklist as a peer queries it over an association."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -306,7 +306,7 @@ class Served(MemoryTestCase):
 
 
 class Options(SynchronousTestCase):
-    """What is wrong with an option is one line, before anything is made."""
+    """A mistake in an option is reported in one line, before anything is made."""
 
     def refused(self, *options: str) -> str:
         printed = StringIO()

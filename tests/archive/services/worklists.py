@@ -1,4 +1,4 @@
-"""A worklist for tests: items with all that a worklist has to have, and queries for them."""
+"""A worklist for tests: complete items, and queries for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEP_KEYWORDS: Final = frozenset((
     "ScheduledStationName", "ScheduledProcedureStepLocation", "ScheduledProtocolCodeSequence",
 ))  # fmt: skip
 
-#: What differs between the items, in the order of their files.
+#: The attributes in which the items differ, in the order of their files.
 ITEMS: Final[tuple[dict[str, Any], ...]] = (
     {"PatientName": "VIVALDI^ANTONIO", "PatientID": "V1", "AccessionNumber": "1001", "PatientSex": "M",
      "Modality": "MR", "ScheduledStationAETitle": ["AA32", "AA33"], "ScheduledProcedureStepStartDate": "20240105",
@@ -53,7 +53,7 @@ def code(value: str, meaning: str = "") -> Dataset:
 
 
 def item(number: int, **elements: Any) -> Dataset:
-    """An item of a worklist (PS3.4 K.6.1.2), complete; *elements* go where they belong."""
+    """An item of a worklist (PS3.4 K.6.1.2), complete; *elements* are added or replaced, at the level where they belong."""
     made, step = Dataset(), Dataset()
     values: dict[str, Any] = {
         "SpecificCharacterSet": "ISO_IR 100",
@@ -84,14 +84,14 @@ def items() -> list[Dataset]:
 
 
 def write(path: Path, made: Dataset, transfer_syntax: str = ExplicitVRLittleEndian, *, meta: bool = True) -> None:
-    """Write an item, as a file of PS3.10 or as its data set alone."""
+    """Write an item, as a file of PS3.10 or as a bare data set."""
     head = encode_preamble_and_meta(FileMeta("1.2.276.0.7230010.3.1.0.1", "1.2.3", str(transfer_syntax), "1.2.4"))
     path.write_bytes((head if meta else b"") + encode_dataset(made, transfer_syntax))
 
 
 def query(**keys: Any) -> Dataset:
     """
-    An identifier with what modalities ask for, all universal but *keys*.
+    An identifier with the keys that modalities use, all universal except *keys*.
 
     :param keys: ``None`` leaves a key out.
     """

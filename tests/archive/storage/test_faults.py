@@ -24,11 +24,11 @@ CHANGES = frozenset(
         *("unlink", "remove", "removedirs", "rmdir", "statvfs", "fstatvfs", "posix_fadvise", "truncate", "writev"),
     )
 )
-#: The same as methods of a path; what has other meanings, such as str.replace, is left to a look at imports.
+#: These functions as methods of a path; names with other meanings, such as str.replace, are covered by the check of imports.
 OF_PATHS = frozenset(("mkdir", "rmdir", "touch", "hardlink_to", "symlink_to", "write_bytes", "write_text"))
 ROOT = Path(dicomtwist.archive.__file__).parent
 ALLOWED = {"storage/system_calls.py"}
-#: Locks between processes are kept apart from what is stored; nothing of them has to be on the medium.
+#: Locks between processes are separate from the stored files, and need not be on the medium.
 LOCKS = {"storage/process_locks.py"}
 
 
@@ -76,7 +76,7 @@ class ThroughFileSystem(StoreTestCase):
 
 class Starts(StoreTestCase):
     def test_each_call_of_a_start(self) -> None:
-        """The folder and its index are refused with the reason, and no descriptor stays open; then they can be used."""
+        """The start fails with the reason, and no descriptor stays open; the next start succeeds."""
         seen = set()
         for step in range(60):
             disk = Failing()
@@ -158,7 +158,7 @@ class Replacing(StoreTestCase):
             self.assertIn(b"new", path.read_bytes())
 
     def test_each_call_of_a_large_one(self) -> None:
-        """An instance that came in pieces takes the place of another one, or nothing has happened."""
+        """An instance that arrives in pieces replaces another one completely, or nothing has changed."""
         disk = Failing()
         archive = Archive(self.root, file_system=disk)
         archive.open()
@@ -184,7 +184,7 @@ class Replacing(StoreTestCase):
             if outcome is None:
                 if not failed:
                     break
-                # A descriptor whose content is on the medium, or that can tell nothing more.
+                # A descriptor whose content is on the medium, or whose errors have been reported already.
                 self.assertEqual(failed.split()[0], "close")
                 continue
             assert isinstance(outcome, OSError)
@@ -196,7 +196,7 @@ class Replacing(StoreTestCase):
 
 class SideFolders(StoreTestCase):
     def test_each_call(self) -> None:
-        """A file beside the instances is the new one, the old one or not there."""
+        """A file beside the instances is the new one or the old one, or does not exist."""
         for durability in Durability:
             for earlier in (True, False):
                 self.root = Path(self.mktemp())
@@ -234,7 +234,7 @@ class SideFolders(StoreTestCase):
 
 class Verifying(StoreTestCase):
     def test_what_cannot_be_synced_is_not_committed_to(self) -> None:
-        """With durability none an instance is brought onto the medium first: its file, and the folders that lead to it."""
+        """With durability none an instance is flushed to the medium first: its file, and the folders that lead to it."""
         disk = Failing()
         archive = Archive(self.root, durability=Durability.NONE, file_system=disk)
         archive.open()

@@ -1,4 +1,4 @@
-"""Instances on disk: whole or absent, the old copy intact until the new one is safe, nothing left over."""
+"""Instances on disk: complete or absent, the old copy unchanged until the new one is safe, nothing left over."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OLD, NEW = b"old" * 1000, b"new!" * 2000
 
 
 class Recording(FileSystem):
-    """The real one, which notes each call."""
+    """The real file system, which records each call."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -49,7 +49,7 @@ class Recording(FileSystem):
         super().fsync(fd)
 
     def close(self, fd: int) -> None:
-        # As Linux does it: also where close reports an error, the descriptor is gone.
+        # As on Linux: the descriptor is closed even if close reports an error.
         super().close(fd)
         self.note("close", self.paths.pop(fd))
 
@@ -83,7 +83,7 @@ class Recording(FileSystem):
 
 
 class Failing(Recording):
-    """Fails at the n-th call counted from :meth:`arm`, except at those that only clean up."""
+    """Fails at the n-th call counted from :meth:`arm`, not counting calls that only clean up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Failing(Recording):
 
 
 class Dribbling(FileSystem):
-    """Writes as little at once as the operating system may."""
+    """Writes only a few bytes at once, as an operating system may."""
 
     def writev(self, fd: int, buffers: Sequence[Buffer]) -> int:
         assert len(buffers) <= temporary_files._IOV_MAX
@@ -117,7 +117,7 @@ class StoreTestCase(SynchronousTestCase):
         self.root = Path(self.mktemp()) / "store"
         self.root.parent.mkdir(parents=True)
 
-    #: Whether temporary files may be without a name.
+    #: Whether temporary files may have no name.
     nameless = True
 
     def make(self, durability: Durability = Durability.FULL, file_system: FileSystem | None = None) -> InstanceStore:
@@ -201,7 +201,7 @@ class Storing(StoreTestCase):
             recording.calls.clear()
             way(store, NEW)
             self.assertEqual(path.read_bytes(), NEW)
-            # It is never without a name.
+            # This file always has a name.
             self.assertNotIn(f"unlink {path}", recording.calls)
             self.assertIn(f"rename {path}", recording.calls)
             self.assertEqual(recording.calls[-2:], [f"fsync {path.parent}", f"close {path.parent}"])
@@ -218,7 +218,7 @@ class Storing(StoreTestCase):
         self.assert_no_left_overs()
 
     def test_many_that_wait_for_their_name(self) -> None:
-        """They do not take all file descriptors."""
+        """Files without a name do not use up the file descriptors."""
         store = self.make(Durability.NONE)
         before = self.open_files()
         written = [store.write_temporary([b"%d" % number]) for number in range(temporary_files.MAX_NAMELESS + 10)]
@@ -375,7 +375,7 @@ class Storing(StoreTestCase):
 
 class Faults(StoreTestCase):
     def test_each_step_can_fail(self) -> None:
-        """Each system call in turn, with an earlier copy and without, folders known and unknown."""
+        """Each system call fails once, with and without an earlier copy, with known and unknown folders."""
         failing = Failing()
         for durability in Durability:
             store = self.make(durability, failing)
@@ -412,7 +412,7 @@ class Faults(StoreTestCase):
                     self.assertEqual(error.errno, code)
                     self.assertNotEqual(failing.failed, "")
                 else:
-                    # What the last close of a file without a name could tell has been heard before.
+                    # The last close of a file without a name: its errors have been reported before.
                     self.assertIn(failing.failed, ("", f"close {self.root / '.incoming'}") if self.nameless else ("",))
                 failed = failing.failed
                 failing.arm(-1, 0)
@@ -428,11 +428,11 @@ class Faults(StoreTestCase):
                 self.assertEqual(by_writer(store, OLD).read_bytes(), OLD)
                 if not failed:
                     break
-            # open, writev, close or name, rename at least, and two to make the folders
+            # at least open, writev, close or name, rename, and two calls to make the folders
             self.assertGreaterEqual(step, 4 if known else 6)
 
     def test_a_file_system_that_is_read_only_now(self) -> None:
-        """Where even the temporary file cannot be removed, the first error is the one that is told."""
+        """If even the temporary file cannot be removed, the first error is raised."""
 
         class ReadOnly(Failing):
             def unlink(self, path: str) -> None:
@@ -584,7 +584,7 @@ while True:
 
 class Killed(StoreTestCase):
     def test_kill_at_any_moment(self) -> None:
-        """What was answered is there and whole; what was not is the old copy, the new one, or absent."""
+        """An acknowledged instance is there and complete; any other is the old copy, the new one, or absent."""
         for durability in ("none", "full"):
             for _ in range(3):
                 victim = subprocess.Popen(
