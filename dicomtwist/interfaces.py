@@ -178,7 +178,7 @@ class Responses(Protocol):
     def leave(self) -> None:
         """Send C-CANCEL and drop the responses that still come."""
 
-    def collect(self, limit: int = ...) -> Deferred[list[Dataset]]:
+    def collect(self, limit: int = ...) -> Deferred[Any]:
         """Return a Deferred with the identifiers of all pending responses, *limit* of them at most."""
 
 

@@ -35,6 +35,10 @@ UNCOMPRESSED = frozenset(
 )
 
 
+#: The length of the header of an element, in bytes: the shortest element.
+_HEADER = 8
+
+
 @dataclass(frozen=True, slots=True)
 class DecodingLimits:
     """
@@ -65,7 +69,7 @@ NO_LIMITS = DecodingLimits()
 
 def decode_dataset(data: bytes, transfer_syntax: str, limits: DecodingLimits = NO_LIMITS) -> Dataset:
     """
-    Decode a whole data set, with all its sequences.
+    Decode a whole data set, with all its sequences. Padding behind its last element, up to 7 NULs or spaces, is skipped.
 
     :param data: the bytes as the network carries them, without File Meta Information.
     :param transfer_syntax: the UID of their transfer syntax.
@@ -81,10 +85,12 @@ def decode_dataset(data: bytes, transfer_syntax: str, limits: DecodingLimits = N
         if syntax == DeflatedExplicitVRLittleEndian:
             data = _inflate(data, limits)
         limits.check_values(data)
-        file = CountedFile(data, count)
-        dataset = read_dataset(
-            file, syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian, bytelength=len(data)
-        )
+        dataset, file = _read(data, syntax, count)
+        padding = len(file.tail) if file.cut_off and len(file.tail) < _HEADER and not file.tail.strip(b"\0 ") else 0
+        if padding:
+            # Whether these bytes are padding, or belong to a last element that is cut off, shows without them.
+            data = data[:-padding]
+            dataset, file = _read(data, syntax, count)
     except DataSetError:
         raise
     except Exception as error:
@@ -94,6 +100,12 @@ def decode_dataset(data: bytes, transfer_syntax: str, limits: DecodingLimits = N
         raise DataSetError(f"the data set cannot be decoded as {syntax.name}: it ends inside an element")
     check_nesting(dataset, count)
     return dataset
+
+
+def _read(data: bytes, syntax: UID, count: ElementCount) -> tuple[Dataset, CountedFile]:
+    file = CountedFile(data, count)
+    implicit, little_endian = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
+    return read_dataset(file, implicit, little_endian, bytelength=len(data)), file
 
 
 def _inflate(data: bytes, limits: DecodingLimits) -> bytes:

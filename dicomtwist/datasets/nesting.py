@@ -76,9 +76,11 @@ class CountedFile(BytesIO):
     :param count: where the reads are counted.
 
     :ivar cut_off: whether the last read gave less than was asked for, and no seek went back since.
+    :ivar tail: the bytes that this read gave.
     """
 
     cut_off = False
+    tail = b""
 
     def __init__(self, data: bytes, count: ElementCount) -> None:
         super().__init__(data)
@@ -96,6 +98,8 @@ class CountedFile(BytesIO):
         count.reads -= 1
         data = super().read(size)
         self.cut_off = size is not None and len(data) < size
+        if self.cut_off:
+            self.tail = data
         return data
 
     def seek(self, offset: int, whence: int = 0, /) -> int:

@@ -26,7 +26,7 @@ from dicomtwist.exchange.invoked import Operation, PendingResponses
 from dicomtwist.exchange.operations_window import Window
 from dicomtwist.exchange.send_queue import Outgoing
 from dicomtwist.exchange.waiting_requests import WaitingRequests
-from dicomtwist.interfaces import AEInterface, ExchangeOwner, PerformedOperation
+from dicomtwist.interfaces import AEInterface, AssociationSide, ExchangeOwner, PerformedOperation
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.settings import Settings
 
@@ -475,6 +475,10 @@ class InvokingAssociation(Protocol):
 
     ae: AEInterface
     settings: Settings
+
+    @property
+    def remote(self) -> AssociationSide:
+        """The peer."""
 
     @property
     def exchange(self) -> Exchange:

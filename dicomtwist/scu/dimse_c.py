@@ -15,7 +15,7 @@ from dicomtwist.dimse.messages import CEchoRQ, CFindRQ, CGetRQ, CMoveRQ, Respons
 from dicomtwist.dimse.status import Status
 from dicomtwist.exchange.exchange import Exchange, WindowPlace
 from dicomtwist.exchange.store_request import prepare, send
-from dicomtwist.interfaces import AEInterface
+from dicomtwist.interfaces import AEInterface, AssociationSide
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.scu.responses import Answers, OnProgress, Retrieval
 from dicomtwist.settings import Settings
@@ -33,6 +33,10 @@ class ServiceClassUser:
     if TYPE_CHECKING:
         ae: AEInterface
         settings: Settings
+
+        @property
+        def remote(self) -> AssociationSide:
+            """The peer."""
 
         @property
         def exchange(self) -> Exchange:

@@ -21,7 +21,7 @@ from dicomtwist.datasets.identifier import decode_identifier
 from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse.messages import CGetRSP, CMoveRSP, Request, Response
 from dicomtwist.dimse.status import Status
-from dicomtwist.errors import DICOMError, OperationFailed, TooManyAnswers
+from dicomtwist.errors import DataSetError, DICOMError, OperationFailed, TooManyAnswers, loggable
 from dicomtwist.exchange.exchange import InvokingAssociation
 from dicomtwist.exchange.invoked import Operation
 from dicomtwist.presentation import PresentationContextTuple
@@ -37,8 +37,56 @@ OVERFULL_SIZE: Final = 64 * 1024 * 1024
 #: The default limit of :meth:`Answers.collect`.
 MAX_COLLECTED: Final = 100_000
 
+#: The most errors of lost identifiers that are kept.
+MAX_LOST: Final = 100
+
 #: One answer: its status, and its data set or ``None``.
 Answer = tuple[Status, Dataset | None]
+
+
+class Lost:
+    """
+    Identifiers of a peer that could not be decoded.
+
+    :ivar count: the number of them.
+    :ivar errors: the first of the errors, :data:`MAX_LOST` at the most.
+    """
+
+    __slots__ = ("count", "errors")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.errors: list[DataSetError] = []
+
+    def add(self, error: DataSetError) -> None:
+        """Note one."""
+        self.count += 1
+        if len(self.errors) < MAX_LOST:
+            self.errors.append(error.with_traceback(None))
+
+    def __bool__(self) -> bool:
+        return bool(self.count)
+
+    def __str__(self) -> str:
+        if not self.count:
+            return "no identifier was lost"
+        number = "one identifier" if self.count == 1 else f"{self.count} identifiers"
+        return f"{number} could not be decoded: {self.errors[0]}"
+
+    def __repr__(self) -> str:
+        return f"<Lost: {self}>"
+
+
+class Collected(list[Dataset]):
+    """
+    The identifiers that :meth:`Answers.collect` gives.
+
+    :ivar lost: those that could not be decoded, which are not in the list.
+    """
+
+    def __init__(self, lost: Lost) -> None:
+        super().__init__()
+        self.lost = lost
 
 
 class _ResponseQueue:
@@ -47,7 +95,10 @@ class _ResponseQueue:
 
     :ivar message_id: the Message ID of the request, ``None`` until it is sent.
     :ivar final: the status of the final response.
+    :ivar lost: the identifiers that could not be decoded.
     """
+
+    log = Logger()
 
     def __init__(
         self,
@@ -71,6 +122,7 @@ class _ResponseQueue:
         self._size = 0
         self._operation: Operation | None = None
         self._failure: Failure | None = None
+        self.lost = Lost()
         self._entering = assoc.exchange.enter_window()
         self._entering.addCallbacks(self._start, self._failed)
 
@@ -146,7 +198,39 @@ class _ResponseQueue:
     # --- for the caller
 
     async def take(self) -> Answer:
-        """Return the next answer, the final one included; stop after that."""
+        """
+        Return the next answer, the final one included; stop after that.
+
+        Pending responses whose identifiers cannot be decoded are left out, and noted in :attr:`lost`: the peer has sent the
+        others as well, and one of them must not end the query.
+        """
+        while True:
+            status, data = await self._next()
+            if not data:
+                return status, None
+            try:
+                return status, await decode_identifier(
+                    data,
+                    str(self.context.transfer_syntax),
+                    self.assoc.ae.executors.decoding,
+                    DecodingLimits(elements=self.assoc.settings.maximum_attributes),
+                )
+            except DataSetError as error:
+                self._note_lost(error)
+                if not status.is_pending:
+                    return status, None
+
+    def _note_lost(self, error: DataSetError) -> None:
+        if not self.lost.count:
+            self.log.warn(
+                "{peer!r} at {address} sent an identifier that cannot be decoded, it is left out: {error}",
+                peer=self.assoc.remote.ae_title,
+                address=self.assoc.remote.address,
+                error=loggable(error),
+            )
+        self.lost.add(error)
+
+    async def _next(self) -> tuple[Status, bytes | None]:
         while not self._answers:
             if self._failure is not None:
                 self._failure.raiseException()
@@ -160,14 +244,7 @@ class _ResponseQueue:
         if data:
             self._size -= len(data)
         self._balance(False)
-        if not data:
-            return status, None
-        return status, await decode_identifier(
-            data,
-            str(self.context.transfer_syntax),
-            self.assoc.ae.executors.decoding,
-            DecodingLimits(elements=self.assoc.settings.maximum_attributes),
-        )
+        return status, data
 
     def _not_waiting(self, cancelled: Deferred[None]) -> None:
         self._waiting = None
@@ -237,7 +314,8 @@ class Answers:
             if status.is_pending:
                 print(identifier.PatientName)
 
-    The last item is the final response, mostly with ``None`` for the identifier. Iterating raises the
+    The last item is the final response, mostly with ``None`` for the identifier. A pending response whose identifier cannot be
+    decoded is left out, and noted in :attr:`lost`. Iterating raises the
     :class:`AssociationError` if the association ends before that.
 
     The peer sends no faster than the caller takes answers: the queue is bounded. Leaving the loop before its end, by
@@ -265,6 +343,11 @@ class Answers:
     def status(self) -> Status | None:
         """The status of the final response, ``None`` until it has arrived."""
         return self._responses.final
+
+    @property
+    def lost(self) -> Lost:
+        """The identifiers so far that could not be decoded. Iterating and :meth:`collect` leave them out."""
+        return self._responses.lost
 
     def __aiter__(self) -> _Cursor:
         return _Cursor(self)
@@ -299,12 +382,13 @@ class Answers:
         if responses is not None:
             _let_go(responses)
 
-    def collect(self, limit: int = MAX_COLLECTED) -> Deferred[list[Dataset]]:
+    def collect(self, limit: int = MAX_COLLECTED) -> Deferred[Collected]:
         """
         Take all answers.
 
         :param limit: the most identifiers to take.
-        :returns: a Deferred with the identifiers of the pending responses. It fails with
+        :returns: a Deferred with the identifiers of the pending responses, in a list whose ``lost`` says how many could not be
+            decoded, and why. It fails with
 
             * :class:`OperationFailed` if the final status is a failure, or 0xFE00,
             * :class:`TooManyAnswers` if there are more than *limit*; the operation is cancelled,
@@ -312,8 +396,8 @@ class Answers:
         """
         return Deferred.fromCoroutine(self._collect(limit))
 
-    async def _collect(self, limit: int) -> list[Dataset]:
-        collected: list[Dataset] = []
+    async def _collect(self, limit: int) -> Collected:
+        collected = Collected(self.lost)
         async for status, identifier in self:
             if status.is_pending:
                 if len(collected) >= limit:

@@ -233,21 +233,21 @@ class MalformedTests(unittest.TestCase):
         ):
             for keyword, (tag, vr) in KEYWORDS.items():
                 if vr == "US":
-                    tolerated = []
+                    tolerated: list[str] = []
                     self.assertEqual(decode_command(element(tag, value), tolerated), {keyword: number})
                     self.assertEqual(tolerated, ["numbers of other than 2 bytes in a command set"])
 
     def test_tags_of_the_wrong_size(self):
         """The tags that are whole are read."""
         for value, tags in ((b"\1", ()), (b"\1\0", ()), (b"\1\0\0", ()), (b"\1\0\2\0\0\0", (0x10002,))):
-            tolerated = []
+            tolerated: list[str] = []
             found = decode_command(element(0x1005, value), tolerated)
             self.assertEqual(found, {"attribute_identifier_list": tags})
             self.assertEqual(tolerated, ["tags of other than 4 bytes in a command set"])
 
     def test_a_padding_byte(self):
         """One NUL behind the last element is skipped; more bytes, or another one, are none."""
-        tolerated = []
+        tolerated: list[str] = []
         self.assertEqual(decode_command(STORE + b"\0", tolerated), STORE_VALUES)
         self.assertEqual(tolerated, ["a padding byte behind a command set"])
         for more in b"\1", b" ", b"\0\0", b"\0" * 7:

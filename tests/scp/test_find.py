@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, cast
 
 from pydicom import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 
 from dicomtwist import (
     Answers,
@@ -26,9 +27,10 @@ from dicomtwist import (
     build_context,
     evt,
 )
+from dicomtwist.datasets import encode_dataset
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.messages import CCancelRQ, CFindRQ, CFindRSP
-from dicomtwist.scu.responses import FULL_COUNT
+from dicomtwist.scu.responses import FULL_COUNT, MAX_LOST
 from tests.memory import VERIFICATION, MemoryTestCase
 
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"
@@ -292,6 +294,77 @@ class SingleMatchTests(FindTestCase):
 
     def test_more(self) -> None:
         self.assertEqual(self.statuses((evt.EVT_C_FIND, numbered, [2]), model=RELEVANT_PATIENT), [0xC100])
+
+
+class LostTests(FindTestCase):
+    """One identifier that cannot be decoded, whatever is wrong with it, is lost alone."""
+
+    BROKEN = (
+        b"\x08\x00\x05\x00\xff\xff\x00\x00",  # a length beyond the end
+        b"\x08\x00\x05",  # a part of a header
+        b"\xff" * 40,
+        b"\x10\x00\x20\x00\x08\x00\x00\x00\0\0\0",  # a value of NULs that is cut off
+        b"\x08\x00\x40\x11\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff",  # a sequence without its end
+    )
+
+    def answers(self, final: bytes | None = None) -> Answers:
+        """Return the answers of a peer, among which are broken ones, and the final one with *final*."""
+        good = [encode_dataset(match(number), ImplicitVRLittleEndian) for number in range(4)]
+
+        def handler(event: evt.Event) -> Iterator[Any]:
+            yield 0xFF00, good[0]
+            for broken in self.BROKEN:
+                yield 0xFF00, broken
+                yield 0xFF01, good[1]
+            yield 0xFF00, good[2] + b"\0"
+            yield 0xFF00, good[3] + b"\0" * 5
+            yield 0x0000, final
+
+        association, _ = self.both((evt.EVT_C_FIND, handler))
+        return self.find(association)
+
+    def test_iterated(self) -> None:
+        answers = self.answers()
+        found = self.all_of(answers)
+        self.assertEqual([int(status) for status, _ in found], [0xFF00, *[0xFF01] * 5, 0xFF00, 0xFF00, 0])
+        uids = [each.StudyInstanceUID for _, each in found if each is not None]
+        self.assertEqual(uids, ["1.2.0", *["1.2.1"] * 5, "1.2.2", "1.2.3"])
+        self.assertEqual(answers.lost.count, len(self.BROKEN))
+        self.assertIn("5 identifiers could not be decoded: ", str(answers.lost))
+
+    def test_collected(self) -> None:
+        collecting = self.answers().collect()
+        self.network.flush()
+        found = self.successResultOf(collecting)
+        self.assertEqual(len(found), 8)
+        self.assertEqual(found.lost.count, 5)
+        self.assertEqual(len(found.lost.errors), 5)
+
+    def test_nothing_lost(self) -> None:
+        association, _ = self.both((evt.EVT_C_FIND, numbered, [2]))
+        collecting = self.find(association).collect()
+        self.network.flush()
+        found = self.successResultOf(collecting)
+        self.assertEqual((len(found), found.lost.count, str(found.lost)), (2, 0, "no identifier was lost"))
+
+    def test_kept_errors_are_bounded(self) -> None:
+        association, _ = self.both((evt.EVT_C_FIND, lambda event: [(0xFF00, b"\x08")] * (MAX_LOST + 50)))
+        collecting = self.find(association).collect()
+        self.network.flush()
+        found = self.successResultOf(collecting)
+        self.assertEqual((found, found.lost.count, len(found.lost.errors)), ([], MAX_LOST + 50, MAX_LOST))
+
+    def test_logged_once(self) -> None:
+        events: list[LogEvent] = []
+        observer = cast(ILogObserver, events.append)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        collecting = self.answers().collect()
+        self.network.flush()
+        self.successResultOf(collecting)
+        shown = [formatEvent(event) for event in events if event.get("log_level") is LogLevel.warn]
+        self.assertEqual(len(shown), 1)
+        self.assertIn("sent an identifier that cannot be decoded, it is left out: ", shown[0])
 
 
 class CancelTests(FindTestCase):

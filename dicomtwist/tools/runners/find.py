@@ -72,6 +72,7 @@ class Find:
         self._limit = limit
         self._printing = DeferredLock()
         self.matches = 0
+        self.lost = 0
 
     async def main(self, reactor: Any, interrupts: Interrupts) -> int:
         """Run it and return the exit status."""
@@ -103,7 +104,15 @@ class Find:
             output.note(plural(self.matches, "match").replace("matchs", "matches"))
         if document is not None:
             code = None if status is None else f"0x{int(status):04X}"
-            document.end({"count": self.matches, "status": code, "exit_status": exit_status, **client.document()})
+            document.end(
+                {
+                    "count": self.matches,
+                    "lost": self.lost,
+                    "status": code,
+                    "exit_status": exit_status,
+                    **client.document(),
+                }
+            )
         return exit_status
 
     async def _receive_matches(
@@ -125,6 +134,9 @@ class Find:
                     await self._print(client, rows.add, identifier)
                     if self.matches == self._limit or self._output.reader_gone:
                         return None
+                if answers.lost:
+                    self.lost = answers.lost.count
+                    client.error = str(answers.lost)
         except (AssociationError, NotEstablished, NoPresentationContext, DataSetError) as error:
             client.error = str(error)
             return None
