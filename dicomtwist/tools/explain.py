@@ -31,7 +31,7 @@ class Cause:
 
     :ivar code: a fixed word for scripts.
     :ivar what: a description of the problem, for people.
-    :ivar advice: an advice how to solve it.
+    :ivar advice: the action that may solve it.
     """
 
     code: str

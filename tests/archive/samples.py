@@ -22,7 +22,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
 def dataset(number: int = 1, series: int = 1, study: int = 1, **elements: Any) -> Dataset:
-    """Return a small instance; each of *elements* is set, or removed if it is None."""
+    """Return a small instance; each of *elements* is set, or removed if its value is ``None``."""
     made = Dataset()
     made.SOPClassUID = SECONDARY_CAPTURE
     made.StudyInstanceUID = f"1.2.{study}"

@@ -196,7 +196,7 @@ class Keeping(ArchiveCase):
         self.assertIn("another program", str(error))
 
     def test_values_that_are_odd(self) -> None:
-        """Whatever the bytes are, the instance is stored and can be queried."""
+        """An instance is stored and can be queried, whatever bytes its values have."""
         archive = self.open()
         syntax = "1.2.840.10008.1.2.1"
         for number, name in enumerate((b"\xff\xfe\0\0", b"\x1b$B\xff", b"\0", b"\\", b"=", b"^", b"\xed\xa0\x80")):

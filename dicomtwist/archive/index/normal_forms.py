@@ -162,7 +162,7 @@ def _filled_time(value: str, rest: str, fraction: str) -> str:
     return f"{digits}{rest[len(digits) :]}.{(found[4] or ''):{fraction}<6}"
 
 
-def _ends(value: str) -> tuple[str, str]:
+def _range_ends(value: str) -> tuple[str, str]:
     """
     Return the two ends of a range of dates or times; a single value is both ends (PS3.4 C.2.2.2.5).
 
@@ -174,7 +174,7 @@ def _ends(value: str) -> tuple[str, str]:
     return low, high if hyphen else low
 
 
-def _moments(value: str) -> tuple[str, str]:
+def _datetime_range_ends(value: str) -> tuple[str, str]:
     """Return the two ends of a range of DT, in which a hyphen may also begin an offset from UTC."""
     value = value.strip()
     if "-" not in value:
@@ -199,7 +199,7 @@ def date_range(value: str) -> tuple[str, str]:
 
     :raises ValueError: *value* is neither a date nor a range of dates.
     """
-    low, high = _ends(value)
+    low, high = _range_ends(value)
     first = normal_date(low) if low else "0"
     last = normal_date(high) if high else LAST_DATE
     if not (first and last):
@@ -213,7 +213,7 @@ def time_range(value: str) -> tuple[str, str]:
 
     :raises ValueError: *value* is neither a time nor a range of times.
     """
-    low, high = _ends(value)
+    low, high = _range_ends(value)
     first = _filled_time(low, "000000", "0") if low else FIRST_TIME
     last = _filled_time(high, "__5959", "9") if high else LAST_TIME
     if not (first and last):
@@ -234,14 +234,14 @@ def datetime_key(value: str, zone: tzinfo | None = None, *, last: bool = False) 
     rest, fill = ("00001231235959", "9") if last else ("00000101000000", "0")
     whole = f"{digits}{rest[len(digits) :]}.{fraction:{fill}<6}"
     if last and len(digits) == 6:
-        whole = f"{digits}{_days(digits)}{whole[8:]}"
+        whole = f"{digits}{_last_day(digits)}{whole[8:]}"
     if not found[2]:
         return whole
     shifted = shift(whole[:8], whole[8:], parse_offset(found[2]), zone)
     return "".join(shifted)
 
 
-def _days(month: str) -> str:
+def _last_day(month: str) -> str:
     try:
         following = datetime(int(month[:4]), int(month[4:]), 28) + timedelta(days=4)
     except (ValueError, OverflowError):
@@ -255,7 +255,7 @@ def datetime_range(value: str, zone: tzinfo | None = None) -> tuple[str, str]:
 
     :raises ValueError: *value* is neither a date and time nor a range of them.
     """
-    low, high = _moments(value)
+    low, high = _datetime_range_ends(value)
     first = datetime_key(low, zone) if low else "0"
     last = datetime_key(high, zone, last=True) if high else LAST_DATE + LAST_TIME
     if not (first and last):

@@ -67,7 +67,7 @@ class Moments:
     @property
     def days(self) -> tuple[str, str]:
         """The dates that the range may touch in any time zone."""
-        return _moved(self.first[0], -1), _moved(self.last[0], 1)
+        return _days_later(self.first[0], -1), _days_later(self.last[0], 1)
 
     def contains(self, row: Sequence[Any]) -> bool:
         """Whether the moment of a row is in the range. The row has a date, a time and a Timezone Offset From UTC."""
@@ -78,7 +78,7 @@ class Moments:
         return self.first <= moment <= self.last
 
 
-def _moved(date: str, days: int) -> str:
+def _days_later(date: str, days: int) -> str:
     try:
         return (datetime.strptime(date, "%Y%m%d") + timedelta(days=days)).strftime("%Y%m%d").rjust(8, "0")
     except (ValueError, OverflowError):

@@ -21,9 +21,9 @@ from dicomtwist.runtime.executors import Executor
 
 __all__ = ["StoredSyntaxes"]
 
-#: How long the counts are used before they are read again, in seconds.
+#: The time for which counts are used before they are read again, in seconds.
 FRESH: Final = 1.0
-#: How long they are used after a slow read, as a multiple of the time that the read took: so that reading takes at most a
+#: The time for which counts are used after a slow read, as a multiple of the duration of the read. So reading takes at most a
 #: hundredth of one thread, however large the index is.
 PATIENCE: Final = 100
 
@@ -32,11 +32,11 @@ class StoredSyntaxes:
     """
     Counts the instances of each SOP Class in each transfer syntax, in a thread.
 
-    The answer comes at once, from the last count: an association must not wait for a count of all instances. While there is
-    none, nothing is preferred.
+    The answer is immediate and uses the last count, since an association must not wait for a count of all instances. Before
+    the first count no transfer syntax is preferred.
 
-    :param archive: open.
-    :param executor: the executor to read the index in; the caller holds it while this is used.
+    :param archive: the archive, open.
+    :param executor: the threads that read the index; the caller holds it while the object is used.
     :param seconds: returns the time, in seconds of the reactor's clock.
     """
 

@@ -158,7 +158,7 @@ class StorageCommitment:
             0x0213 if there are too many instances or requests or no room, 0x0110 if the storage refuses.
         """
         try:
-            await self._take(event)
+            await self._accept(event)
         except Refused as error:
             return error.status
         except ExecutorFull as error:
@@ -171,7 +171,7 @@ class StorageCommitment:
             return Status(codes.RESOURCE_LIMITATION if full else codes.PROCESSING_FAILURE, "N-ACTION", comment)
         return Status.SUCCESS
 
-    async def _take(self, event: evt.ActionEvent) -> None:
+    async def _accept(self, event: evt.ActionEvent) -> None:
         if event.action_type != 1:
             raise Refused(codes.NO_SUCH_ACTION, "the Action Type ID is not 1", "N-ACTION")
         if event.sop_instance_uid != StorageCommitmentPushModelInstance:
@@ -214,22 +214,22 @@ class StorageCommitment:
             del self._pending[pending.uid]
 
     def _begin(self, pending: _Pending) -> None:
-        pending.task = Deferred.fromCoroutine(self._see_through(pending))
-        pending.task.addErrback(self._stopped, pending)
+        pending.task = Deferred.fromCoroutine(self._complete(pending))
+        pending.task.addErrback(self._log_defect, pending)
 
-    def _stopped(self, why: Failure, pending: _Pending) -> None:
+    def _log_defect(self, why: Failure, pending: _Pending) -> None:
         if not why.check(CancelledError):
             self.log.failure(
                 "in the storage commitment {uid} of {peer!r}", why, uid=pending.uid, peer=pending.requestor
             )
 
-    async def _see_through(self, pending: _Pending) -> None:
+    async def _complete(self, pending: _Pending) -> None:
         """Check a transaction and report it; repeat the report until it succeeds or the transaction is too old."""
         await self._wait(pending, PAUSE)
         failures = 0
         while True:
             try:
-                await self._checked(pending)
+                await self._verify_instances(pending)
                 if await self._report(pending):
                     break
             except TransactionUnreadable as error:
@@ -258,7 +258,7 @@ class StorageCommitment:
 
     # --- the check
 
-    async def _checked(self, pending: _Pending) -> None:
+    async def _verify_instances(self, pending: _Pending) -> None:
         """Verify the instances of a transaction and write the result to its file, unless it is there already."""
         await self._checking.acquire()
         try:
@@ -293,10 +293,10 @@ class StorageCommitment:
                 if await self._send(assoc, pending):
                     return True
             except DICOMError as error:
-                self._not_told(pending, error)
+                self._log_unreported(pending, error)
         destination = self._peers.destination(pending.requestor)
         if destination is None:
-            self._not_told(pending, "its address is not known: name it with --peer")
+            self._log_unreported(pending, "its address is not known: name it with --peer")
             return False
         await self._reporting.acquire()
         try:
@@ -320,7 +320,7 @@ class StorageCommitment:
         except Exception as error:
             # An endpoint may fail with any exception: of the network, of name resolution, of TLS.
             if not taken:
-                self._not_told(pending, error)
+                self._log_unreported(pending, error)
         return taken
 
     async def _send(self, assoc: AssociationInterface, pending: _Pending) -> bool:
@@ -337,10 +337,10 @@ class StorageCommitment:
         )
         if status.is_success or status.is_warning:
             return True
-        self._not_told(pending, f"it answered 0x{int(status):04X} {status.meaning}")
+        self._log_unreported(pending, f"it answered 0x{int(status):04X} {status.meaning}")
         return False
 
-    def _not_told(self, pending: _Pending, why: object) -> None:
+    def _log_unreported(self, pending: _Pending, why: object) -> None:
         self.log.warn(
             "the storage commitment {uid} could not be reported to {peer!r}: {why}",
             uid=pending.uid,

@@ -38,7 +38,7 @@ class FolderKeeper:
         self.store = store
 
     def keep(self, instance: ReceivedInstance, on_result: Callable[[BaseException | None], None]) -> None:
-        """Keep an instance that is whole; it blocks, and *on_result* is called in the same thread."""
+        """Store a complete instance. The call blocks, and calls *on_result* in this thread."""
         store, content = self.store, instance.content
         error: BaseException | None = None
         try:
@@ -56,12 +56,12 @@ class FolderKeeper:
         instances: Sequence[tuple[ReceivedInstance, Callable[[BaseException | None], None]]],
         on_batch_done: Callable[[], None] | None = None,
     ) -> None:
-        """Keep some; *on_batch_done* is never called, for there is no other thread's work to be done."""
+        """Store instances; *on_batch_done* is never called, since this thread stores nothing for other threads."""
         for instance, on_result in instances:
             self.keep(instance, on_result)
 
     def catch_up(self) -> None:
-        """Nothing to do."""
+        """Do nothing: there is no index."""
 
 
 def open_folder(path: str, durability: str) -> InstanceStore:
