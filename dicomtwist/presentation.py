@@ -393,6 +393,20 @@ def _remove_syntaxes(context: PresentationContext, unwanted: list[UID]) -> bool:
     return bool(context._transfer_syntax)
 
 
+def check_roles(context: PresentationContext) -> None:
+    """Check the roles of a supported context: a proposal of roles is answered for both of them, or not at all.
+
+    :param context: the context
+    :raises ValueError: if one role is set and the other one is not
+    """
+    if (context.scu_role is None) != (context.scp_role is None):
+        missing = "scu_role" if context.scu_role is None else "scp_role"
+        raise ValueError(
+            f"{context.abstract_syntax!r} has one of the two roles, {missing} is None: a proposal of roles would not be"
+            " answered (PS3.7 D.3.3.4); set both roles to True or False, or neither of them"
+        )
+
+
 class _Contexts:
     """The common part of the two collections of an AE."""
 
@@ -479,14 +493,15 @@ class SupportedContexts(_Contexts):
     ) -> None:
         """Add a context, or add transfer syntaxes to the existing context of the abstract syntax.
 
-        Role selection is answered only if both roles are set (PS3.7 D.3.3.4).
+        Role selection is answered if both roles are set (PS3.7 D.3.3.4); one alone is an error.
 
         :param abstract_syntax: the UID of a SOP Class
         :param transfer_syntax: one transfer syntax or several; the default ones by default
         :param scu_role: whether to accept the requestor as SCU; ``None`` keeps the present setting
         :param scp_role: whether to accept the requestor as SCP; ``None`` keeps the present setting
         :raises TypeError: if a value has a wrong type
-        :raises ValueError: if a value is not a UID, or if there is no transfer syntax
+        :raises ValueError: if a value is not a UID, if there is no transfer syntax, or if one role would be set and
+            the other one not
         """
         context = build_context(abstract_syntax, transfer_syntax)
         context.scu_role = scu_role
@@ -497,16 +512,36 @@ class SupportedContexts(_Contexts):
         """Add copies of contexts with their roles, either all of them or none.
 
         :param contexts: the contexts
-        :raises ValueError: if one of them is not usable
+        :raises ValueError: if one of them is not usable, or would have one role set and the other one not
         """
+        added: dict[str, PresentationContext] = {}
         for context in [_unnegotiated_copy(context) for context in contexts]:
-            present = self._contexts.setdefault(str(context.abstract_syntax), context)
+            uid = str(context.abstract_syntax)
+            present = added.get(uid)
+            if present is None:
+                # Copies change until all of them are known to be usable.
+                present = added[uid] = self._contexts[uid].copy() if uid in self._contexts else context
             syntaxes = present._transfer_syntax + context._transfer_syntax
             present._transfer_syntax = list(dict.fromkeys(syntaxes))
             if context.scu_role is not None:
                 present.scu_role = context.scu_role
             if context.scp_role is not None:
                 present.scp_role = context.scp_role
+        for context in added.values():
+            check_roles(context)
+        for uid, context in added.items():
+            known = self._contexts.setdefault(uid, context)
+            if known is not context:
+                known._transfer_syntax = context._transfer_syntax
+                known.scu_role, known.scp_role = context.scu_role, context.scp_role
+
+    def check(self) -> None:
+        """Check the roles of all contexts, which may have been set since they were added.
+
+        :raises ValueError: if a context has one role set and the other one not
+        """
+        for context in self._contexts.values():
+            check_roles(context)
 
     def replace(self, contexts: Iterable[PresentationContext]) -> None:
         """Replace the present contexts with copies of others, including their roles.

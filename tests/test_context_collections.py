@@ -13,6 +13,7 @@ from pydicom.uid import (
 )
 from twisted.trial.unittest import SynchronousTestCase
 
+from dicomtwist.ae import AE
 from dicomtwist.presentation import (
     ALL_TRANSFER_SYNTAXES,
     DEFAULT_TRANSFER_SYNTAXES,
@@ -265,6 +266,39 @@ class SupportedTests(SynchronousTestCase):
         self.assertEqual((context.scu_role, context.scp_role), (True, True))
         self.assertRaises(TypeError, self.contexts.add, CTImageStorage, scu_role="yes")
         self.assertRaises(TypeError, self.contexts.add, CTImageStorage, scp_role=1)
+
+    def test_one_role_alone(self) -> None:
+        """One role without the other is an error, and adds nothing."""
+        for roles in ({"scu_role": True}, {"scp_role": True}, {"scu_role": False}, {"scp_role": False}):
+            error = self.assertRaises(ValueError, self.contexts.add, CTImageStorage, **roles)
+            self.assertIn("scp_role is None" if "scu_role" in roles else "scu_role is None", str(error))
+        self.assertEqual(len(self.contexts), 0)
+        self.contexts.add(CTImageStorage, ImplicitVRLittleEndian)
+        self.assertRaises(ValueError, self.contexts.add, CTImageStorage, JPEGBaseline8Bit, scp_role=True)
+        half = build_context(VerificationSOPClass)
+        half.scp_role = True
+        for change in (self.contexts.extend, self.contexts.replace):
+            self.assertRaises(ValueError, change, [build_context(CTImageStorage, JPEGBaseline8Bit), half])
+        (context,) = self.contexts
+        self.assertEqual((context.transfer_syntax, context.scu_role), ([ImplicitVRLittleEndian], None))
+        # Two contexts of one abstract syntax that complete each other are one.
+        other = build_context(VerificationSOPClass)
+        other.scu_role = False
+        self.contexts.extend([half, other])
+        present = self.contexts.get(VerificationSOPClass)
+        assert present is not None
+        self.assertEqual((present.scu_role, present.scp_role), (False, True))
+
+    def test_one_role_set_later(self) -> None:
+        """A role that is set on a context of the collection is checked when a server starts."""
+        ae = AE()
+        ae.add_supported_context(CTImageStorage)
+        ae.supported_contexts[0].scp_role = True
+        self.assertRaises(ValueError, ae.start_server, 0)
+        self.assertRaises(ValueError, ae.acceptor_factory)
+        self.assertRaises(ValueError, AE("OTHER").acceptor_factory, contexts=ae.supported_contexts)
+        ae.supported_contexts[0].scu_role = False
+        ae.acceptor_factory()
 
     def test_roles_afterwards(self) -> None:
         """Roles may be set on the contexts that the collection returns."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from twisted.internet.defer import Deferred
 
 from dicomtwist import (
     AE,
@@ -204,10 +205,11 @@ class RoleTests(LoopbackTestCase):
     async def test_none(self) -> None:
         """
         "If either scu_role or scp_role is None (the default) then no response to the role selection will be sent and the
-        default roles assumed".
+        default roles assumed". A context with one of the two would silently be one without roles: that is an error here.
         """
-        for own in ((None, None), (None, True), (False, None)):
-            self.assertEqual(await self.outcome(own, (True, True)), (True, False))
+        self.assertEqual(await self.outcome((None, None), (True, True)), (True, False))
+        for own in ((None, True), (False, None)):
+            await self.assertFailure(Deferred.fromCoroutine(self.outcome(own, (True, True))), ValueError)
 
     async def test_rejected(self) -> None:
         """

@@ -605,10 +605,12 @@ class CallbackTests(LoopbackTestCase):
 
     async def test_role_selection(self) -> None:
         """
-        "If None then ignore the proposal (if either scp_role or scu_role is None then both are assumed to be)".
+        "If None then ignore the proposal (if either scp_role or scu_role is None then both are assumed to be)". One of them
+        alone is an error here, since it would have no effect.
         """
         scp = AE()
-        scp.add_supported_context(CTImageStorage, scp_role=True)
+        self.assertRaises(ValueError, scp.add_supported_context, CTImageStorage, scp_role=True)
+        scp.add_supported_context(CTImageStorage)
         server = await self.serve(scp)
         role = build_role(CTImageStorage, scp_role=True)
         async with await self.scu().associate("127.0.0.1", server.port, ext_neg=[role]) as assoc:

@@ -238,9 +238,10 @@ class AE(LegacyCallbacks):
         """
         Accept one more abstract syntax, or more transfer syntaxes of it.
 
-        :param scu_role: whether a requestor that proposes to be SCU may be; with *scp_role* ``None``, a proposal of roles is
+        :param scu_role: whether a requestor that proposes to be SCU may be; ``None`` for both roles: a proposal of roles is
             not answered and the default roles hold (PS3.7 D.3.3.4).
         :param scp_role: whether a requestor that proposes to be SCP may be.
+        :raises ValueError: one role is given without the other, or a UID is not one.
         """
         self._supported.add(abstract_syntax, transfer_syntax, scu_role, scp_role)
 
@@ -422,6 +423,7 @@ class AE(LegacyCallbacks):
         if contexts is not None:
             supported = SupportedContexts()
             supported.replace(contexts)
+        supported.check()
         return Host(self, settings, supported, evt.Handlers(evt_handlers, parent=self._handlers))
 
     def acceptor_factory(

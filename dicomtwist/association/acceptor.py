@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.association.association import Association
-from dicomtwist.association.negotiation import accept_window, answer_contexts, check_request
+from dicomtwist.association.negotiation import accept_window, answer_contexts, check_length, check_request
 from dicomtwist.association.timeouts import Deadline
 from dicomtwist.errors import AssociationAborted, AssociationRejected
 from dicomtwist.interfaces import AEInterface
@@ -39,6 +39,9 @@ from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 
 #: The types of user identity that are confirmed with an empty response, whatever the handler returns (PS3.7 D.3.3.7.2).
 _WITHOUT_SERVER_RESPONSE = (1, 2)
+
+#: The longest response to a user identity, in bytes: its item has its length in it, and one of its own.
+_LONGEST_RESPONSE = 0xFFFF - 2
 
 _T = TypeVar("_T")
 
@@ -237,6 +240,10 @@ class AcceptorAssociation(Association):
                 response_requested=identity.response_requested,
             )
             verified, response = await await_handler(bound[0], event, bound[1])
+            if response is not None and not isinstance(response, bytes):
+                raise TypeError(f"a response to a user identity must be bytes or None, not {type(response).__name__}")
+            if response is not None and len(response) > _LONGEST_RESPONSE:
+                raise ValueError(f"a response to a user identity of {len(response)} bytes is too long")
         except Exception:
             self.log.failure("the handler of {event!r} raised: the user is not accepted", event=evt.EVT_USER_ID)
             return False, None
@@ -280,7 +287,10 @@ class AcceptorAssociation(Association):
             return ()
 
         def understand(answer: Mapping[str, bytes]) -> tuple[SOPClassExtended, ...]:
-            return tuple(SOPClassExtended(str(uid), bytes(info)) for uid, info in answer.items() if uid in proposed)
+            items = [SOPClassExtended(str(uid), bytes(info)) for uid, info in answer.items() if uid in proposed]
+            for item in items:
+                check_length(item, 2 + len(item.sop_class_uid) + len(item.information))
+            return tuple(items)
 
         return await self._ask(evt.EVT_SOP_EXTENDED, understand, app_info=dict(proposed)) or ()
 

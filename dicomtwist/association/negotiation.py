@@ -5,12 +5,13 @@ Association negotiation (PS3.8 7.1.1, PS3.7 Annex D.3): a proposal in, an answer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
 
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomtwist.presentation import DEFAULT_TRANSFER_SYNTAXES, PresentationContext, SupportedContexts
-from dicomtwist.sop_class import ServiceClass, SOPClass
+from dicomtwist.sop_class import ServiceClass, SOPClass, check_uid
 from dicomtwist.ul.ae_title import is_ae_title
 from dicomtwist.ul.items import (
     APPLICATION_CONTEXT_NAME,
@@ -25,19 +26,28 @@ from dicomtwist.ul.items import (
 )
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 
+#: The highest number, and the longest item in bytes, that 16 bits can say.
+_LONGEST: Final = 0xFFFF
+
+#: An extended negotiation item that users pass.
+NegotiationItem: TypeAlias = (
+    AsyncOperationsWindow | RoleSelection | SOPClassExtended | SOPClassCommonExtended | UserIdentity
+)
+
 
 def merge_items(items: Iterable[object]) -> UserInformation:
     """
     Return the user information with the extended negotiation *items*.
 
-    :raises TypeError: an object in it is not a negotiation item.
-    :raises ValueError: an item that may be there once is there twice.
+    :raises TypeError: an object in it is not a negotiation item, or a field of one is of a wrong type.
+    :raises ValueError: an item that may be there once is there twice, or a field of one cannot be encoded.
     """
     single: dict[type, object] = {}
     roles: dict[str, RoleSelection] = {}
     extended: list[SOPClassExtended] = []
     common: list[SOPClassCommonExtended] = []
-    for item in items:
+    for given in items:
+        item = check_item(given)
         if isinstance(item, RoleSelection):
             roles[item.sop_class_uid] = item
         elif isinstance(item, SOPClassExtended):
@@ -48,11 +58,6 @@ def merge_items(items: Iterable[object]) -> UserInformation:
             if type(item) in single:
                 raise ValueError(f"{type(item).__name__} may be proposed once only (PS3.7 D.3.3)")
             single[type(item)] = item
-        else:
-            raise TypeError(
-                f"{item!r} is not an extended negotiation item: AsyncOperationsWindow, RoleSelection (build_role),"
-                " SOPClassExtended, SOPClassCommonExtended, UserIdentity"
-            )
     window = single.get(AsyncOperationsWindow)
     identity = single.get(UserIdentity)
     assert window is None or isinstance(window, AsyncOperationsWindow)
@@ -64,6 +69,79 @@ def merge_items(items: Iterable[object]) -> UserInformation:
         sop_class_common_extended=tuple(common),
         user_identity=identity,
     )
+
+
+def check_item(item: object) -> NegotiationItem:
+    """
+    Return an extended negotiation item that a user passes, its UIDs as ``str`` without padding.
+
+    :raises TypeError: it is not a negotiation item, or a field is of a wrong type.
+    :raises ValueError: a field has a value that the item cannot hold.
+    """
+    match item:
+        case AsyncOperationsWindow():
+            for number in (item.invoked, item.performed):
+                if isinstance(number, bool) or not isinstance(number, int):
+                    raise TypeError(f"a number of {item!r} must be an int, not {type(number).__name__}")
+                if not 0 <= number <= _LONGEST:
+                    raise ValueError(f"the numbers of {item!r} must be from 0, for no limit, to {_LONGEST}")
+            return item
+        case RoleSelection():
+            _check_flag(item.scu_role, "scu_role of a RoleSelection")
+            _check_flag(item.scp_role, "scp_role of a RoleSelection")
+            return replace(item, sop_class_uid=_uid(item.sop_class_uid, item))
+        case SOPClassExtended():
+            checked = replace(item, sop_class_uid=_uid(item.sop_class_uid, item))
+            _check_bytes(item.information, "the information of a SOPClassExtended")
+            check_length(item, 2 + len(checked.sop_class_uid) + len(item.information))
+            return checked
+        case SOPClassCommonExtended():
+            if isinstance(item.related_general_sop_classes, str | bytes):
+                raise TypeError("related_general_sop_classes of a SOPClassCommonExtended must be a tuple of UIDs")
+            related = tuple(_uid(uid, item) for uid in item.related_general_sop_classes)
+            common = SOPClassCommonExtended(_uid(item.sop_class_uid, item), _uid(item.service_class_uid, item), related)
+            # Three lengths of two bytes, and one more for each related SOP Class.
+            texts = [common.sop_class_uid, common.service_class_uid, *related]
+            check_length(item, 6 + 2 * len(related) + sum(map(len, texts)))
+            return common
+        case UserIdentity():
+            if isinstance(item.identity_type, bool) or not isinstance(item.identity_type, int):
+                raise TypeError(f"identity_type of a UserIdentity must be an int, not {item.identity_type!r}")
+            if not 1 <= item.identity_type <= 5:
+                raise ValueError(
+                    f"identity_type of a UserIdentity must be from 1 to 5 (PS3.7 D.3.3.7), not {item.identity_type}"
+                )
+            _check_bytes(item.primary, "the primary field of a UserIdentity")
+            _check_bytes(item.secondary, "the secondary field of a UserIdentity")
+            _check_flag(item.response_requested, "response_requested of a UserIdentity")
+            check_length(item, 6 + len(item.primary) + len(item.secondary))
+            return item
+    raise TypeError(
+        f"{item!r} is not an extended negotiation item: AsyncOperationsWindow, RoleSelection (build_role),"
+        " SOPClassExtended, SOPClassCommonExtended, UserIdentity"
+    )
+
+
+def _uid(value: object, item: object) -> str:
+    return str(check_uid(value, f"a UID of a {type(item).__name__}"))
+
+
+def _check_flag(value: object, what: str) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be a bool, not {type(value).__name__}")
+
+
+def _check_bytes(value: object, what: str) -> None:
+    # The value is not quoted: it may be a passcode.
+    if not isinstance(value, bytes):
+        hint = ": encode it, mostly in UTF-8" if isinstance(value, str) else ""
+        raise TypeError(f"{what} must be bytes, not {type(value).__name__}{hint}")
+
+
+def check_length(item: object, length: int) -> None:
+    """:raises ValueError: *item* has more bytes than an item may have."""
+    if length > _LONGEST:
+        raise ValueError(f"a {type(item).__name__} of {length} bytes is too long: the maximum is {_LONGEST}")
 
 
 # --- the acceptor

@@ -5,6 +5,7 @@ The requestor's side of an association: the request, and its answer (PS3.8 7.1).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -22,6 +23,7 @@ from dicomtwist.presentation import PresentationContext, number_contexts
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.transport.upper_layer import UpperLayerProtocol
+from dicomtwist.ul.framing import MAX_ASSOCIATE_LENGTH
 from dicomtwist.ul.items import UserInformation
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 from dicomtwist.ul.state_machine import State
@@ -57,16 +59,7 @@ class RequestorAssociation(Association):
         self._asked_at: float | None = None
         self._answered: Deferred[Association] | None = Deferred(self._cancelled)
         self.acceptor.ae_title = called_ae_title
-        self._information = UserInformation(
-            maximum_length=settings.maximum_pdu_size,
-            implementation_class_uid=settings.implementation_class_uid,
-            implementation_version_name=settings.implementation_version_name,
-            async_operations=items.async_operations,
-            roles=items.roles,
-            sop_class_extended=items.sop_class_extended,
-            sop_class_common_extended=items.sop_class_common_extended,
-            user_identity=items.user_identity,
-        )
+        self._information = _user_information(settings, items)
         requestor = self.requestor
         requestor.ae_title = settings.ae_title
         requestor.called_ae_title = called_ae_title
@@ -114,7 +107,13 @@ class RequestorAssociation(Association):
             self._information,
         )
         self._asked_at = self.ae.reactor.seconds()
-        self._protocol.request(request)
+        try:
+            self._protocol.request(request)
+        except Exception:
+            # The factory has encoded the request once, so this is an error of this library. The caller learns of it.
+            self._over(Failure())
+            self._protocol.close()
+            return
         self.notify(evt.EVT_REQUESTED, pdu=request)
         self.notify(evt.EVT_ACSE_SENT, primitive="A-ASSOCIATE request")
         self.notify(evt.EVT_PDU_SENT, pdu=request)
@@ -193,6 +192,16 @@ class RequestorAssociation(Association):
             self._protocol.transport.abortConnection()
 
 
+def _user_information(settings: Settings, items: UserInformation) -> UserInformation:
+    """Return the user information of a request with the extended negotiation *items*."""
+    return replace(
+        items,
+        maximum_length=settings.maximum_pdu_size,
+        implementation_class_uid=settings.implementation_class_uid,
+        implementation_version_name=settings.implementation_version_name,
+    )
+
+
 def _named(context: PresentationContext) -> str:
     """Return the name of a context's SOP Class with its UID, or the UID alone if it has no name."""
     uid = str(context.abstract_syntax)
@@ -232,6 +241,24 @@ class RequestorFactory(Factory):
         self._called_ae_title = called_ae_title
         self._contexts = number_contexts(contexts)
         self._items = items
+        self._check()
+
+    def _check(self) -> None:
+        """
+        Encode the A-ASSOCIATE-RQ once, before a connection is made for it.
+
+        :raises ValueError: it cannot be encoded, or is longer than acceptors take.
+        """
+        settings = self._settings
+        information = _user_information(settings, self._items)
+        contexts = propose_contexts(self._contexts)
+        request = AAssociateRQ(self._called_ae_title, settings.ae_title, contexts, information)
+        length = len(request.encode())
+        if length > MAX_ASSOCIATE_LENGTH:
+            raise ValueError(
+                f"an association request of {length} bytes, the maximum is {MAX_ASSOCIATE_LENGTH}: propose fewer"
+                " presentation contexts, transfer syntaxes or items"
+            )
 
     def buildProtocol(self, addr: IAddress | None) -> UpperLayerProtocol:
         """Return the protocol of a new association."""

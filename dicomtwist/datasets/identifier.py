@@ -188,3 +188,11 @@ def _text(value: Any) -> str:
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         return str(value)
     raise _NotSimple
+
+
+def failed_instances(identifier: Dataset | None) -> list[str]:
+    """Return the Failed SOP Instance UID List (0008,0058) of a final response's data set."""
+    value = identifier.get("FailedSOPInstanceUIDList") if identifier is not None else None
+    if not value:
+        return []
+    return [str(uid) for uid in value] if isinstance(value, MultiValue | list) else [str(value)]

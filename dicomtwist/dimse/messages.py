@@ -73,12 +73,12 @@ class Message:
         """
         Return the encoded command set (PS3.7 6.3.1).
 
-        :raises ValueError: a number does not fit into 16 bits.
+        :raises ValueError: a number does not fit into 16 bits, or a value is of a type that its element cannot hold.
         """
         try:
             return _ENCODE[type(self)](self)
-        except error as reason:
-            raise ValueError(f"{self.NAME}: {reason}") from None
+        except (error, TypeError, AttributeError) as reason:
+            raise ValueError(f"{self.NAME} cannot be encoded: {reason}") from reason
 
 
 @dataclass(slots=True, kw_only=True)

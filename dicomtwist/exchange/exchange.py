@@ -287,15 +287,21 @@ class Exchange:
         return self._outgoing
 
     def respond(self, performance: PerformedOperation, response: Response, source: DataSetSource | None = None) -> None:
-        """Send a response; called by the operation."""
+        """
+        Send a response; called by the operation.
+
+        :param source: its data set; it is closed in any case.
+        :raises ValueError: *response* cannot be encoded; nothing was sent.
+        """
         if not self.may_respond:
             if source is not None:
                 source.close()
             return
+        response.has_dataset = source is not None
+        command = _encode(response, source)
         if self._owner.observes_messages:
             self._owner.notify(evt.EVT_DIMSE_SENT, message=response, context_id=performance.context.context_id)
-        response.has_dataset = source is not None
-        self._outgoing.send(performance.context.context_id, response, source)
+        self._outgoing.send(performance.context.context_id, response, command, source)
 
     def performance_done(self, performance: PerformedOperation, status: int) -> None:
         """Count an operation whose final response was sent; called by the operation."""
@@ -328,11 +334,11 @@ class Exchange:
 
         :param source: its data set; it is closed in any case.
         :returns: a Deferred with the response and its data set; it fails with the :class:`AssociationError` that ended
-            the association before the response arrived.
+            the association before the response arrived, or with the ``ValueError`` of :meth:`begin`.
         """
         try:
             return self.begin(context_id, request, source).result
-        except (AssociationError, NotEstablished):
+        except (AssociationError, NotEstablished, ValueError):
             return fail()
 
     def begin(
@@ -349,6 +355,7 @@ class Exchange:
         :param pending: called with each pending response; without it, any response is the final one.
         :raises AssociationError: the association has ended.
         :raises NotEstablished: the association is being released.
+        :raises ValueError: *request* cannot be encoded; nothing was sent, and no response is expected.
         """
         if self._failure is not None or not self._protocol.may_send_data:
             if source is not None:
@@ -357,6 +364,8 @@ class Exchange:
             raise NotEstablished("the association is being released")
         request.message_id = self._next_message_id()
         request.has_dataset = source is not None
+        # Encoded before it is registered: no response would ever come for a request that cannot be sent.
+        command = _encode(request, source)
         operation = Operation(context_id, request, self._window, pending)
         self._operations[request.message_id] = operation
         if self._performing:
@@ -371,7 +380,7 @@ class Exchange:
 
         if self._owner.observes_messages:
             self._owner.notify(evt.EVT_DIMSE_SENT, message=request, context_id=context_id)
-        self._outgoing.send(context_id, request, source, sent)
+        self._outgoing.send(context_id, request, command, source, sent)
         return operation
 
     def cancel(self, message_id: int) -> None:
@@ -385,7 +394,7 @@ class Exchange:
             return
         message = CCancelRQ(message_id_being_responded_to=message_id)
         self._owner.notify(evt.EVT_DIMSE_SENT, message=message, context_id=operation.context_id)
-        self._outgoing.send(operation.context_id, message)
+        self._outgoing.send(operation.context_id, message, message.encode())
 
     def set_full(self, operation: Operation, full: bool, overfull: bool = False) -> None:
         """
@@ -451,6 +460,20 @@ class Exchange:
         if operation is not None and not operation.result.called:
             operation.result.errback(reason)
         self._owner.abort(f"the data set of {message.NAME} could not be read: {reason.getErrorMessage()}")
+
+
+def _encode(message: Message, source: DataSetSource | None) -> bytes:
+    """
+    Return the command set of *message*; close *source* if it cannot be encoded.
+
+    :raises ValueError: it cannot be encoded.
+    """
+    try:
+        return message.encode()
+    except Exception:
+        if source is not None:
+            source.close()
+        raise
 
 
 class WindowPlace:

@@ -32,13 +32,19 @@ CORKED_SIZE = 64 * 1024
 
 
 class _QueuedMessage:
-    __slots__ = ("context_id", "message", "sent", "source")
+    __slots__ = ("command", "context_id", "message", "sent", "source")
 
     def __init__(
-        self, context_id: int, message: Message, source: DataSetSource | None, sent: Callable[[], None] | None
+        self,
+        context_id: int,
+        message: Message,
+        command: bytes,
+        source: DataSetSource | None,
+        sent: Callable[[], None] | None,
     ) -> None:
         self.context_id = context_id
         self.message = message
+        self.command = command
         self.source = source
         self.sent = sent
 
@@ -97,12 +103,15 @@ class Outgoing:
         self,
         context_id: int,
         message: Message,
+        command: bytes,
         source: DataSetSource | None = None,
         sent: Callable[[], None] | None = None,
     ) -> None:
         """
         Send *message* with its data set.
 
+        :param command: its encoded command set. The caller encodes it, before it changes anything for the message: a
+            message that cannot be encoded then fails alone.
         :param source: the data set; it is closed in any case.
         :param sent: called when the last byte was given to the transport.
         """
@@ -110,22 +119,22 @@ class Outgoing:
             if source is not None:
                 source.close()
             return
-        if self._current is None and not self._queue and self._send_at_once(context_id, message, source):
+        if self._current is None and not self._queue and self._send_at_once(context_id, command, source):
             if sent is not None:
                 sent()
             return
-        self._queue.append(_QueuedMessage(context_id, message, source, sent))
+        self._queue.append(_QueuedMessage(context_id, message, command, source, sent))
         if len(self._queue) > MAX_QUEUED and not self._too_many:
             self._too_many = True
             self._protocol.pause_reading()
         self._run()
 
-    def _send_at_once(self, context_id: int, message: Message, source: DataSetSource | None) -> bool:
+    def _send_at_once(self, context_id: int, command: bytes, source: DataSetSource | None) -> bool:
         """Send a small message in memory at once, if the queue is empty; return whether it was sent."""
         if source is None:
-            buffers = encode_pdata(context_id, True, message.encode(), self._payload)
+            buffers = encode_pdata(context_id, True, command, self._payload)
         elif type(source) is BytesSource and len(source.data) <= CORKED_SIZE and not self._is_full:
-            buffers = encode_pdata(context_id, True, message.encode(), self._payload)
+            buffers = encode_pdata(context_id, True, command, self._payload)
             data = source.data
             if len(data) & 1:
                 data = bytes(data) + b"\0"
@@ -184,7 +193,7 @@ class Outgoing:
                     if not self._queue or (self._queue[0].source is not None and self._is_full):
                         return
                     queued = self._current = self._queue.popleft()
-                    head = encode_pdata(queued.context_id, True, queued.message.encode(), self._payload)
+                    head = encode_pdata(queued.context_id, True, queued.command, self._payload)
                     if self._corked:
                         # Messages that were held back go out with this one.
                         head = self._corked + head

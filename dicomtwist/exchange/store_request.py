@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from dicomtwist.datasets.codec import UNCOMPRESSED
 from dicomtwist.datasets.outgoing_instance import OutgoingInstance
-from dicomtwist.dimse.messages import CStoreRQ, Response
+from dicomtwist.dimse.messages import HIGH, LOW, MEDIUM, CStoreRQ, Response
 from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished
 from dicomtwist.exchange.exchange import Exchange, InvokingAssociation
 from dicomtwist.presentation import PresentationContextTuple
@@ -96,6 +96,9 @@ def _set_request(
     originator_id: int | None,
 ) -> None:
     instance.context = context
+    if priority not in (MEDIUM, HIGH, LOW):
+        # That of a sub-operation is the one of the peer's C-GET or C-MOVE, which may be any number.
+        priority = MEDIUM
     instance.request = CStoreRQ(
         affected_sop_class_uid=str(context.abstract_syntax),
         affected_sop_instance_uid=instance.sop_instance_uid,

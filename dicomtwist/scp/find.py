@@ -63,7 +63,10 @@ class _Matches:
                 status, identifier = unpack(await answering.next())
             except Ended:
                 break
-            response = performance.response(status) if type(status) is int else status_response(performance, status)
+            if type(status) is int and status == codes.PENDING:  # the status of nearly all
+                response = performance.response(status)
+            else:
+                response = status_response(performance, status)
             if response.status not in (codes.PENDING, codes.PENDING_WARNING):
                 performance.finish(response, None if identifier is None else self._encode(identifier))
                 return

@@ -4,11 +4,12 @@ An operation that is performed for the peer, from its request to its final respo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pydicom import Dataset
+from pydicom.tag import Tag
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -40,6 +41,12 @@ def _repeated(request: type[Message], response: type[Response]) -> tuple[tuple[s
 
 #: The responses that may list the attributes that their status refers to (PS3.7 C.4.2, C.5).
 _WITH_ATTRIBUTES: Final = (NGetRSP, NSetRSP, NCreateRSP)
+
+#: The most tags that are sent with a status. The command set stays below the 64 KiB that this library itself accepts.
+MAX_STATUS_TAGS: Final = 16_000
+
+#: The longest Error Comment, in characters (PS3.5 6.2, LO).
+_MAX_COMMENT: Final = 64
 
 #: The response to each request, and the attributes that it repeats.
 _RESPONSES: Final = {request: (response, _repeated(request, response)) for request, response in RESPONSES.items()}
@@ -106,7 +113,7 @@ class Performance:
         make, repeated = _RESPONSES[type(request)]
         response = make(message_id_being_responded_to=request.message_id, status=status)
         if error_comment:
-            response.error_comment = error_comment[:64]
+            response.error_comment = _comment(error_comment)
         for asked, answered in repeated:
             setattr(response, answered, getattr(request, asked) or None)
         return response
@@ -116,10 +123,24 @@ class Performance:
         self.finish(self.response(0) if type(value) is int and not value else status_response(self, value))
 
     def finish(self, response: Response, source: DataSetSource | None = None) -> None:
-        """Send the final response, with the data set of *source* if there is one."""
-        self.is_done = True
+        """
+        Send the final response, with the data set of *source* if there is one.
+
+        The peer always gets an answer: a response that cannot be encoded is replaced by one with the status 0x0110.
+        """
         exchange = self.assoc.exchange
-        exchange.respond(self, response, source)
+        self.is_done = True
+        try:
+            exchange.respond(self, response, source)
+        except ValueError:
+            self.log.failure(
+                "{peer!r} gets the status 0x{status:04X}, since the response to its {service} cannot be encoded",
+                peer=self.assoc.remote.ae_title,
+                service=self.service_name,
+                status=codes.PROCESSING_FAILURE,
+            )
+            response = self.response(codes.PROCESSING_FAILURE, "the response cannot be encoded")
+            exchange.respond(self, response)
         exchange.performance_done(self, response.status)
 
     def refuse(self, status: int, why: str) -> None:
@@ -178,7 +199,8 @@ def status_response(performance: Performance, value: object) -> Response:
     :class:`~dicomtwist.dimse.status.Status`, or as a Dataset with Status (0000,0900).
 
     Error Comment, Error ID, Offending Element and, if the response has it, Attribute Identifier List of the latter two are
-    copied as well.
+    copied as well. One of them that cannot be encoded is logged and left out: it only explains the status, and the status
+    says what was done.
 
     :raises TypeError: it is neither.
     :raises ValueError: the status does not fit in 16 bits, or the Dataset has none.
@@ -188,30 +210,76 @@ def status_response(performance: Performance, value: object) -> Response:
             raise ValueError(f"a handler returned the status {value:#x}, which has more than 16 bits")
         response = performance.response(int(value))
         if isinstance(value, Status):
-            response.error_comment = value.error_comment[:64] if value.error_comment else None
-            response.offending_element = value.offending_element
-            response.error_id = value.error_id
-            if value.attribute_identifier_list and isinstance(response, _WITH_ATTRIBUTES):
-                response.attribute_identifier_list = value.attribute_identifier_list
+            explain = _explain
+            explain(performance, response, "error_comment", value.error_comment)
+            explain(performance, response, "offending_element", value.offending_element)
+            explain(performance, response, "error_id", value.error_id)
+            explain(performance, response, "attribute_identifier_list", value.attribute_identifier_list)
         return response
     if isinstance(value, Dataset):
         if "Status" not in value:
             raise ValueError("a handler returned a Dataset without Status (0000,0900)")
         response = status_response(performance, int(value.Status))
-        response.error_comment = str(value.ErrorComment)[:64] if "ErrorComment" in value else None
-        response.error_id = int(value.ErrorID) if "ErrorID" in value else None
-        if "OffendingElement" in value:
-            response.offending_element = _tags(value.OffendingElement)
-        if "AttributeIdentifierList" in value and isinstance(response, _WITH_ATTRIBUTES):
-            response.attribute_identifier_list = _tags(value.AttributeIdentifierList)
+        for name, keyword in _DETAILS:
+            if keyword in value:
+                _explain(performance, response, name, value[keyword].value)
         return response
     raise TypeError(f"a handler returned {type(value).__name__}, a status is an int or a Dataset with Status")
 
 
-def _tags(value: Any) -> tuple[int, ...]:
-    """Return the tags that an element of VR AT holds, one or many."""
-    tags = value if isinstance(value, list) or hasattr(value, "append") else [value]
-    return tuple(int(tag) for tag in tags)
+#: The elements that explain a status, by attribute of a response and by keyword (PS3.7 Annex C).
+_DETAILS: Final = (
+    ("error_comment", "ErrorComment"),
+    ("offending_element", "OffendingElement"),
+    ("error_id", "ErrorID"),
+    ("attribute_identifier_list", "AttributeIdentifierList"),
+)
+
+
+def _explain(performance: Performance, response: Response, name: str, value: Any) -> None:
+    """Set the element *name* of *response*, which explains its status; log and omit a value that cannot be encoded."""
+    if value is None or (name == "attribute_identifier_list" and not isinstance(response, _WITH_ATTRIBUTES)):
+        return
+    try:
+        setattr(response, name, _DETAIL_OF[name](value))
+    except Exception:
+        performance.log.failure(
+            "a handler of {service} returned {name} that cannot be sent; the status 0x{status:04X} is sent without it",
+            service=performance.service_name,
+            name=dict(_DETAILS)[name],
+            status=response.status,
+        )
+
+
+def _comment(value: Any) -> str | None:
+    """Return an Error Comment: 64 characters of the default repertoire, which all of a command set has (PS3.7 6.3.1)."""
+    text = value if isinstance(value, str) else "; ".join(map(str, value)) if _is_list(value) else str(value)
+    return text[:_MAX_COMMENT].encode("ascii", "replace").decode() or None
+
+
+def _number(value: Any) -> int:
+    number = int(value)
+    if not 0 <= number <= 0xFFFF:
+        raise ValueError(f"{number} is not a number of 16 bits")
+    return number
+
+
+def _tags(value: Any) -> tuple[int, ...] | None:
+    """Return the tags of an element of VR AT, one or many, at most :data:`MAX_STATUS_TAGS`."""
+    tags = list(value) if _is_list(value) else [value]
+    return tuple(int(Tag(tag)) for tag in tags[:MAX_STATUS_TAGS]) or None
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
+
+
+_DETAIL_OF: Final[dict[str, Callable[[Any], Any]]] = {
+    "error_comment": _comment,
+    "offending_element": _tags,
+    "error_id": _number,
+    "attribute_identifier_list": _tags,
+}
 
 
 __all__ = ["Performance", "codes", "status_response"]

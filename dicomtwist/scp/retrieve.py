@@ -13,12 +13,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.datasets.identifier import encode_identifier
+from dicomtwist.datasets.identifier import decode_identifier, encode_identifier, failed_instances
 from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import CGetRQ, CGetRSP, CMoveRQ, CMoveRSP
 from dicomtwist.dimse.status import StatusCategory, category
-from dicomtwist.errors import Refused
+from dicomtwist.errors import DataSetError, ExecutorFull, Refused
 from dicomtwist.scp.find import unpack
 from dicomtwist.scp.move_destination import MoveAssociations
 from dicomtwist.scp.multiple_responses import Answering, Ended, with_identifier
@@ -105,6 +105,8 @@ class _Retrieve:
             return
         if failure is not None:
             response = self._failed(failure)
+        elif identifier is not None:
+            identifier = await self._complete(identifier)
         self._finish(cast("CGetRSP | CMoveRSP", response), identifier)
 
     async def _find_destination(self, answering: Answering) -> Destination:
@@ -180,6 +182,34 @@ class _Retrieve:
         response = cast("CGetRSP | CMoveRSP", performance.response(codes.PENDING))
         self._suboperations.tell(response, remaining=True)
         performance.assoc.exchange.respond(performance, response)
+
+    async def _complete(self, identifier: Dataset | bytes) -> Dataset | bytes:
+        """
+        Return the identifier of a handler's final response with the instances that this side could not send as well, and
+        count the failures that the handler reports: the count and the list agree (PS3.4 C.4.3.1.3.2, C.4.2.1.4.2).
+        """
+        suboperations, assoc = self._suboperations, self._performance.assoc
+        assert suboperations is not None
+        dataset = identifier
+        if isinstance(dataset, bytes):
+            try:
+                dataset = await decode_identifier(
+                    dataset, str(self._performance.context.transfer_syntax), assoc.ae.executors.decoding
+                )
+            except (DataSetError, ExecutorFull):
+                return identifier  # the bytes are sent as the handler gave them
+        if not isinstance(dataset, Dataset):
+            return identifier  # which fails when it is encoded
+        reported = failed_instances(dataset)
+        known = suboperations.failed_instances
+        merged = list(dict.fromkeys([*reported, *known]))
+        suboperations.failed = max(suboperations.failed, len(merged))
+        if merged == reported:
+            return identifier
+        complete = Dataset()  # the handler's own stays as it is
+        complete.update(dataset)
+        complete.FailedSOPInstanceUIDList = merged
+        return complete
 
     def _finish(self, response: CGetRSP | CMoveRSP, identifier: Dataset | bytes | None) -> None:
         suboperations = self._suboperations

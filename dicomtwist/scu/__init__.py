@@ -1,5 +1,6 @@
 """Operations that a peer is asked to perform, and their responses."""
 
+from dicomtwist.datasets.identifier import failed_instances
 from dicomtwist.scu.dimse_c import ServiceClassUser
 from dicomtwist.scu.dimse_n import NormalisedUser, Reply
 from dicomtwist.scu.responses import (
@@ -10,7 +11,6 @@ from dicomtwist.scu.responses import (
     Retrieval,
     RetrievalResult,
     SubOperations,
-    failed_instances,
 )
 
 __all__ = [

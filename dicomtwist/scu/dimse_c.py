@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.datasets.outgoing_instance import InstanceLike, open_instance
-from dicomtwist.dimse.messages import CEchoRQ, CFindRQ, CGetRQ, CMoveRQ, Response
+from dicomtwist.dimse.messages import HIGH, LOW, MEDIUM, CEchoRQ, CFindRQ, CGetRQ, CMoveRQ, Response
 from dicomtwist.dimse.status import Status
 from dicomtwist.exchange.exchange import Exchange, WindowPlace
 from dicomtwist.exchange.store_request import prepare, send
@@ -70,7 +70,7 @@ class ServiceClassUser:
         dataset: InstanceLike,
         *,
         priority: int = 2,
-        originator_aet: str | None = None,
+        originator_aet: str | bytes | None = None,
         originator_id: int | None = None,
     ) -> Deferred[Status]:
         """
@@ -86,19 +86,24 @@ class ServiceClassUser:
             * the :class:`AssociationError` that ended the association before the response arrived,
               :class:`NotEstablished`,
             * :class:`NoPresentationContext` if no accepted context fits the SOP Class and transfer syntax,
+            * ``ValueError`` or ``TypeError`` if another argument is not valid; nothing is sent then,
             * ``OSError``, :class:`~dicomtwist.part10.NotDicomFile` or :class:`~dicomtwist.errors.DataSetError` if
               the data set cannot be read or encoded. If a part of it has been sent by then, the association is aborted.
         """
         return Deferred.fromCoroutine(self._store(dataset, priority, originator_aet, originator_id))
 
     async def _store(
-        self, dataset: InstanceLike, priority: int, originator_aet: str | None, originator_id: int | None
+        self, dataset: InstanceLike, priority: int, originator_aet: str | bytes | None, originator_id: int | None
     ) -> Status:
         self.check_established()
+        priority = check_priority(priority)
+        title = None if originator_aet is None else check_ae_title(originator_aet, "the Move Originator AE title")
+        if originator_id is not None:
+            originator_id = check_number(originator_id, "the Move Originator Message ID")
         async with WindowPlace(self.exchange):
             # A file is opened only with a place in the window, so that a thousand calls do not open a thousand files.
             instance = await open_instance(dataset, self.ae.executors.retrieval)
-            await prepare(self, instance, priority, originator_aet, originator_id)
+            await prepare(self, instance, priority, title, originator_id)
             response, _ = await send(self.exchange, instance)
         return self.status_of(response, str(instance.context.abstract_syntax))
 
@@ -114,10 +119,11 @@ class ServiceClassUser:
             ``await answers.collect()`` gives the identifiers.
         :raises NotEstablished: the association is not established.
         :raises NoPresentationContext: no context of the model was accepted.
+        :raises ValueError: *priority* is not 0, 1 or 2.
         :raises DataSetError: the identifier cannot be encoded.
         """
         context = self.context_for(query_model)
-        request = CFindRQ(affected_sop_class_uid=str(query_model), priority=priority)
+        request = CFindRQ(affected_sop_class_uid=str(query_model), priority=check_priority(priority))
         return Answers(self, context, request, encode_identifier(identifier, str(context.transfer_syntax)))
 
     def send_c_get(
@@ -142,10 +148,11 @@ class ServiceClassUser:
             ``await retrieval.when_done()`` gives the result.
         :raises NotEstablished: the association is not established.
         :raises NoPresentationContext: no context of the model was accepted.
+        :raises ValueError: *priority* is not 0, 1 or 2.
         :raises DataSetError: the identifier cannot be encoded.
         """
         context = self.context_for(query_model)
-        request = CGetRQ(affected_sop_class_uid=str(query_model), priority=priority)
+        request = CGetRQ(affected_sop_class_uid=str(query_model), priority=check_priority(priority))
         encoded = encode_identifier(identifier, str(context.transfer_syntax))
         return Retrieval(self, context, request, encoded, on_progress)
 
@@ -167,14 +174,16 @@ class ServiceClassUser:
         :param priority: 0 medium, 1 high, 2 low.
         :param on_progress: called with the :class:`~dicomtwist.scu.SubOperations` on each response.
         :returns: the :class:`~dicomtwist.scu.Retrieval`, as with :meth:`send_c_get`.
-        :raises ValueError: *move_aet* is not an AE title.
+        :raises ValueError: *move_aet* is not an AE title, or *priority* is not 0, 1 or 2.
         :raises NotEstablished: the association is not established.
         :raises NoPresentationContext: no context of the model was accepted.
         :raises DataSetError: the identifier cannot be encoded.
         """
         title = check_ae_title(move_aet, "the Move Destination")
         context = self.context_for(query_model)
-        request = CMoveRQ(affected_sop_class_uid=str(query_model), priority=priority, move_destination=title)
+        request = CMoveRQ(
+            affected_sop_class_uid=str(query_model), priority=check_priority(priority), move_destination=title
+        )
         encoded = encode_identifier(identifier, str(context.transfer_syntax))
         return Retrieval(self, context, request, encoded, on_progress)
 
@@ -199,3 +208,32 @@ class ServiceClassUser:
             response.error_id,
             sop_class,
         )
+
+
+def check_priority(value: int) -> int:
+    """
+    Return a priority that a user passes (PS3.7 E.1).
+
+    :raises TypeError: it is not an ``int``.
+    :raises ValueError: it is not 0, 1 or 2.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"a priority is an int, not {type(value).__name__}")
+    if value not in (MEDIUM, HIGH, LOW):
+        raise ValueError(f"a priority is 0 for medium, 1 for high or 2 for low (PS3.7 E.1), not {value}")
+    return int(value)
+
+
+def check_number(value: int, what: str) -> int:
+    """
+    Return a number of 16 bits that a user passes.
+
+    :param what: its name in the error.
+    :raises TypeError: it is not an ``int``.
+    :raises ValueError: it does not fit in 16 bits.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} is an int, not {type(value).__name__}")
+    if not 0 <= value <= 0xFFFF:
+        raise ValueError(f"{what} is a number of 16 bits, not {value}")
+    return int(value)

@@ -27,9 +27,15 @@ from dicomtwist.dimse.status import Status
 from dicomtwist.errors import NoPresentationContext
 from dicomtwist.exchange.exchange import WindowPlace
 from dicomtwist.presentation import PresentationContextTuple
-from dicomtwist.scu.dimse_c import ServiceClassUser
+from dicomtwist.scu.dimse_c import ServiceClassUser, check_number
 from dicomtwist.sop_class import SOPClass, check_uid
 from dicomtwist.sop_relations import carriers
+
+#: The most tags of an N-GET request: its command set stays below the 64 KiB that this library itself accepts of peers.
+MAX_TAGS = 16_000
+
+#: One tag in the forms that pydicom takes.
+_TagLike = int | str | BaseTag | tuple[int, int]
 
 #: The result of most of these operations: the status and the data set of the response.
 Reply = tuple[Status, Dataset | None]
@@ -102,7 +108,7 @@ class NormalisedUser(ServiceClassUser):
 
     def send_n_get(
         self,
-        identifier_list: Iterable[int | str | BaseTag | tuple[int, int]] | None,
+        identifier_list: Iterable[_TagLike] | None,
         class_uid: str,
         instance_uid: str,
         *,
@@ -111,7 +117,7 @@ class NormalisedUser(ServiceClassUser):
         """
         Ask the peer for attributes of a SOP Instance (N-GET, PS3.7 10.1.2).
 
-        :param identifier_list: the tags of the attributes, or their keywords; none for all.
+        :param identifier_list: the tags of the attributes, or their keywords, at most 16,000; none for all.
         :param class_uid: the SOP Class UID.
         :param instance_uid: the SOP Instance UID.
         :param meta_uid: the abstract syntax of the presentation context, if it is not the SOP Class.
@@ -122,7 +128,7 @@ class NormalisedUser(ServiceClassUser):
             request = NGetRQ(
                 requested_sop_class_uid=_class(class_uid),
                 requested_sop_instance_uid=_instance(instance_uid),
-                attribute_identifier_list=tuple(int(Tag(tag)) for tag in identifier_list or ()) or None,
+                attribute_identifier_list=_tags(identifier_list),
             )
             return await _ask(self, request, None, _context(self, class_uid, request, meta_uid))
 
@@ -152,7 +158,7 @@ class NormalisedUser(ServiceClassUser):
             request = NActionRQ(
                 requested_sop_class_uid=_class(class_uid),
                 requested_sop_instance_uid=_instance(instance_uid),
-                action_type_id=_number(action_type, "an Action Type ID"),
+                action_type_id=check_number(action_type, "an Action Type ID"),
             )
             return await _ask(self, request, dataset, _context(self, class_uid, request, meta_uid))
 
@@ -188,7 +194,7 @@ class NormalisedUser(ServiceClassUser):
             request = NEventReportRQ(
                 affected_sop_class_uid=_class(class_uid),
                 affected_sop_instance_uid=_instance(instance_uid),
-                event_type_id=_number(event_type, "an Event Type ID"),
+                event_type_id=check_number(event_type, "an Event Type ID"),
             )
             try:
                 context = _context(self, class_uid, request, meta_uid, as_scu=False)
@@ -283,9 +289,27 @@ def _instance(uid: str) -> str:
     return check_uid(uid, "the SOP Instance UID")
 
 
-def _number(value: int, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} is an int, not {type(value).__name__}")
-    if not 0 <= value <= 0xFFFF:
-        raise ValueError(f"{what} is a number of 16 bits, not {value}")
-    return value
+def _tags(values: Iterable[_TagLike] | None) -> tuple[int, ...] | None:
+    """
+    Return the tags of an N-GET request, ``None`` for none.
+
+    :raises TypeError: *values* is one tag in place of an iterable of tags.
+    :raises ValueError: one of them is not a tag, or there are more than :data:`MAX_TAGS`.
+    """
+    if values is None:
+        return None
+    if isinstance(values, str | bytes | int):
+        raise TypeError(f"the attributes of an N-GET are an iterable of tags, not {type(values).__name__}")
+    tags: list[int] = []
+    for value in values:
+        if isinstance(value, bool | float):
+            raise ValueError(f"{value!r} is not a tag")
+        try:
+            tags.append(int(Tag(value)))
+        except (OverflowError, TypeError) as error:
+            raise ValueError(f"{value!r} is not a tag: {error}") from error
+        if len(tags) > MAX_TAGS:
+            raise ValueError(
+                f"an N-GET of more than {MAX_TAGS} attributes: ask for all of them, or in several requests"
+            )
+    return tuple(tags) or None

@@ -10,18 +10,17 @@ from types import TracebackType
 from typing import Final
 
 from pydicom import Dataset
-from pydicom.multival import MultiValue
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python import threadable
 from twisted.python.failure import Failure
 
 from dicomtwist.datasets.codec import DecodingLimits
-from dicomtwist.datasets.identifier import decode_identifier
+from dicomtwist.datasets.identifier import decode_identifier, failed_instances
 from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse.messages import CGetRSP, CMoveRSP, Request, Response
 from dicomtwist.dimse.status import Status
-from dicomtwist.errors import DataSetError, DICOMError, OperationFailed, TooManyAnswers, loggable
+from dicomtwist.errors import DataSetError, OperationFailed, TooManyAnswers, loggable
 from dicomtwist.exchange.exchange import InvokingAssociation
 from dicomtwist.exchange.invoked import Operation
 from dicomtwist.presentation import PresentationContextTuple
@@ -137,7 +136,7 @@ class _ResponseQueue:
             operation = exchange.begin(
                 self.context.context_id, self._request, BytesSource(self._identifier), self._pending
             )
-        except DICOMError:
+        except Exception:  # the association has ended, or the request cannot be encoded
             exchange.leave_window()
             self._failed(Failure())
             return
@@ -529,11 +528,3 @@ class RetrievalResult:
 
     def __repr__(self) -> str:
         return f"<RetrievalResult {self.status}, {self.suboperations!r}>"
-
-
-def failed_instances(identifier: Dataset | None) -> list[str]:
-    """Return the Failed SOP Instance UID List (0008,0058) of a final response's data set."""
-    value = identifier.get("FailedSOPInstanceUIDList") if identifier is not None else None
-    if not value:
-        return []
-    return [str(uid) for uid in value] if isinstance(value, MultiValue | list) else [str(value)]

@@ -217,7 +217,11 @@ class UserInformation:
     user_identity_response: bytes | None = field(default=None, repr=False)
 
     def encode(self) -> bytes:
-        """Return the item's bytes, the sub-items in the order of their types."""
+        """
+        Return the item's bytes, the sub-items in the order of their types.
+
+        :raises ValueError: a sub-item, or all of them together, are too long.
+        """
         parts: list[bytes] = []
         if self.maximum_length is not None:
             parts.append(encode_item(0x51, _U32.pack(self.maximum_length)))

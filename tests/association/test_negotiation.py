@@ -293,7 +293,9 @@ class RoleTests(SynchronousTestCase):
     ) -> tuple[PresentationContext, PresentationContext, list[RoleSelection]]:
         """The acceptor's context, the requestor's, and the items of the answer."""
         supported = SupportedContexts()
-        supported.add(CTImageStorage, IMPLICIT, *own)
+        supported.add(CTImageStorage, IMPLICIT)
+        (context,) = supported.as_list()
+        context.scu_role, context.scp_role = own  # one alone is refused by add()
         roles = [] if proposed is None else [build_role(CTImageStorage, *proposed)]
         requested = number_contexts([build_context(CTImageStorage, IMPLICIT)])
         answers = answer_contexts(propose_contexts(requested), supported, roles)
@@ -387,7 +389,11 @@ class RoleTests(SynchronousTestCase):
         """
         supported = SupportedContexts()
         for each in own:
-            supported.add(*each)
+            supported.add(*each[:2])
+        for each in own:
+            context = supported.get(each[0])
+            assert context is not None
+            context.scu_role, context.scp_role = each[2:]
         proposed = [ProposedContext(2 * i + 1, uid, tuple(syntaxes)) for i, (uid, syntaxes) in enumerate(offers)]
         answers = answer_contexts(proposed, supported, roles, promiscuous=promiscuous)
         self.assertEqual([c.context_id for c in answers.contexts], [c.context_id for c in proposed])
