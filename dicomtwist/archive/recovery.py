@@ -8,11 +8,12 @@ it was being replaced when the program ended.
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeAlias
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.index import FOLDER
@@ -21,9 +22,10 @@ from dicomtwist.archive.index.record import WANTED, IndexRow, Record, make_recor
 from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.process_locks import uncommitted
-from dicomtwist.archive.storage.system_calls import Buffer
+from dicomtwist.archive.storage.system_calls import Buffer, open_regular
 from dicomtwist.archive.storage.types import InstanceUIDs, InvalidUID, StoreError, Written, check_uids
 from dicomtwist.datasets.header_scanner import HeaderError
+from dicomtwist.errors import loggable
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 
 __all__ = ["Import", "Reconciled", "import_folder", "read_record", "reconcile", "repair"]
@@ -38,6 +40,14 @@ _WHOLE: Final = 1024 * 1024
 MAX_PENDING: Final = 64
 #: The number of file names in a report.
 MAX_REPORTED: Final = 100
+
+
+_Folder: TypeAlias = tuple[str, str]
+
+
+def _printable(text: str) -> str:
+    """Return *text*, a path or an error, as one line for the log: a file name may have any byte in it."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 @dataclass(slots=True)
@@ -72,7 +82,7 @@ class Reconciled:
         """Count a file that cannot be indexed."""
         self.unreadable += 1
         if len(self.unreadable_names) < MAX_REPORTED:
-            self.unreadable_names.append(f"{name}: {reason}")
+            self.unreadable_names.append(_printable(f"{name}: {reason}"))
 
 
 def read_record(file: BinaryIO) -> tuple[Record, str, int]:
@@ -121,7 +131,8 @@ def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda 
     for uids in announced:
         if store.exists(*uids):
             adding.add(uids)
-    on_disk = store.series()
+    hidden = _Hidden(found)
+    on_disk = store.series(hidden.add)
     in_index = index.files()
     lost: list[InstanceUIDs] = []
     for folder, files, rows in _merged(on_disk, in_index):
@@ -129,15 +140,37 @@ def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda 
         found.instances += len(files) - len(missing)
         for uid in sorted(missing):
             adding.add((*folder, uid))
+        if hidden.contains(folder):
+            # Nobody knows whether its files are there: queries still find them.
+            found.instances += len(rows)
+            continue
         for uid in sorted(rows - files):
             lost.append((*folder, uid))
             found.note_lost(store.name(*folder, uid))
     adding.flush()
     for start in range(0, len(lost), _ROWS):
         index.remove(lost[start : start + _ROWS])
-    if announced:
+    if announced and not hidden:
         index.forget_announced()
     return found
+
+
+class _Hidden:
+    """The studies and series whose folders cannot be read. Their rows stay in the index."""
+
+    def __init__(self, found: Reconciled) -> None:
+        self._found = found
+        self._folders: set[_Folder] = set()
+
+    def add(self, study_uid: str, series_uid: str, reason: OSError) -> None:
+        self._folders.add((study_uid, series_uid))
+        self._found.note_unreadable(f"{study_uid}/{series_uid}".rstrip("/"), reason.strerror or str(reason))
+
+    def contains(self, folder: _Folder) -> bool:
+        return folder in self._folders or (folder[0], "") in self._folders
+
+    def __bool__(self) -> bool:
+        return bool(self._folders)
 
 
 def repair(archive: Archive, process: str) -> int:
@@ -174,9 +207,6 @@ def _stored_record(archive: Archive, uids: InstanceUIDs) -> tuple[Record, str, i
         return read_record(file)
 
 
-_Folder = tuple[str, str]
-
-
 def _merged(
     on_disk: Iterator[tuple[_Folder, set[str]]], in_index: Iterator[tuple[str, str, list[str]]]
 ) -> Iterator[tuple[_Folder, set[str], set[str]]]:
@@ -209,8 +239,9 @@ class _Adding:
         path = self._archive.store.locate(*uids)
         try:
             record, transfer_syntax, size = _stored_record(self._archive, uids)
-        except (NotDicomFile, HeaderError, InvalidUID, OSError) as error:
-            self._found.note_unreadable(path, error)
+        except Exception as error:
+            # Whatever a file has in it, it fails alone.
+            self._found.note_unreadable(path, loggable(error))
             return
         if record.uids != uids:
             self._found.note_unreadable(path, "its name is not the name of the instance in it")
@@ -262,51 +293,102 @@ def import_folder(
     """
     Copy all DICOM files below *folder* into the archive, as if a peer had sent them. Nothing in *folder* is changed.
 
+    What cannot be read is skipped, with a reason: folders, files, links that lead nowhere. FIFOs, sockets and devices are not
+    opened.
+
     :param progress: called after every few hundred files, in any thread.
-    :param stopped: called before each file; the import ends if it returns ``True``.
+    :param stopped: called before each file, and between the pieces of a long one; the import ends if it returns ``True``.
     :returns: the result, after all instances that were begun are committed.
     :raises OSError: *folder* cannot be read.
     :raises IndexFailed: the index refused some of the stored instances; the next start tries again.
     """
-    importing = _Importing(archive, progress)
-    root = os.fspath(archive.root)
-    for path in _files(os.fspath(folder), os.path.realpath(root)):
+    importing = _Importing(archive, progress, stopped)
+    for path in _files(os.fspath(folder), os.stat(archive.root), importing.skip):
         if stopped():
             break
-        importing.add(path)
+        if path is not None:
+            importing.add(path)
     importing.wait()
     archive.catch_up()
     return importing.found
 
 
-def _files(folder: str, archive: str) -> Iterator[str]:
-    for path, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = sorted(name for name in folders if os.path.realpath(os.path.join(path, name)) != archive)
-        yield from (os.path.join(path, name) for name in sorted(names))
+def _files(folder: str, archive: os.stat_result, skip: Callable[[str, str], None]) -> Iterator[str | None]:
+    """
+    Yield the paths of the regular files below *folder*, and ``None`` now and then, so that the caller can end the scan.
+
+    Links to files are followed, links to folders are not.
+
+    :param archive: the folder of the archive, which is left out.
+    :param skip: called with the path of whatever else is left out, and the reason.
+    :raises OSError: *folder* cannot be read.
+    """
+    waiting = [folder]
+    while waiting:
+        path = waiting.pop()
+        yield None
+        folders: list[str] = []
+        try:
+            if os.path.samestat(os.stat(path), archive):
+                continue
+            with os.scandir(path) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            if path == folder:
+                raise
+            skip(path, error.strerror or str(error))
+            continue
+        for entry in found:
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                    continue
+                mode = entry.stat().st_mode
+            except OSError as error:
+                skip(entry.path, error.strerror or str(error))
+                continue
+            if stat.S_ISREG(mode):
+                yield entry.path
+            else:
+                skip(entry.path, "a link to a folder" if stat.S_ISDIR(mode) else "not a regular file")
+                yield None
+        waiting += reversed(folders)
 
 
-def _raise(error: OSError) -> None:
-    raise error
+class _Interrupted(Exception):
+    """The import is to end in the middle of a file."""
 
 
 class _Importing:
-    def __init__(self, archive: Archive, progress: Callable[[Import], None]) -> None:
+    def __init__(self, archive: Archive, progress: Callable[[Import], None], stopped: Callable[[], bool]) -> None:
         self.found = Import()
         self._archive = archive
         self._progress = progress
+        self._stopped = stopped
         self._places = threading.Semaphore(MAX_PENDING)
         self._lock = threading.Lock()
 
-    def add(self, path: str) -> None:
+    def skip(self, path: str, reason: str) -> None:
+        """Count something that is not a file of an instance, or cannot be read."""
         self._places.acquire()
+        self._done(path, StoreError(reason))
+
+    def add(self, path: str) -> None:
+        """Begin to store a file, when not too many others wait for their commit."""
+        while not self._places.acquire(timeout=1.0):
+            if self._stopped():
+                return
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 record, transfer_syntax, size = read_record(file)
                 file.seek(0)
                 content = self._content(file, size)
+        except _Interrupted:
+            self._places.release()
         except (NotDicomFile, HeaderError, InvalidUID) as error:
             self._done(path, error, skipped=True)
-        except OSError as error:
+        except Exception as error:
+            # Whatever a file brings, it fails alone.
             self._done(path, error)
         else:
             instance = ReceivedInstance(record.uids, transfer_syntax, content, lambda: record, record.length)
@@ -320,6 +402,8 @@ class _Importing:
         writer = self._archive.store.create()
         try:
             while piece := file.read(_PIECE):
+                if self._stopped():
+                    raise _Interrupted
                 writer.write([piece])
             return writer.seal()
         except BaseException:
@@ -336,7 +420,8 @@ class _Importing:
             else:
                 found.failed += 1
             if error is not None and len(found.reasons) < MAX_REPORTED:
-                found.reasons.append(f"{path}: {error}")
+                reason = error.strerror or str(error) if isinstance(error, OSError) else loggable(error)
+                found.reasons.append(_printable(f"{path}: {reason}"))
             report = found.seen % _ROWS == 0
         self._places.release()
         if report:

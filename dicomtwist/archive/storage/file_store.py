@@ -13,15 +13,15 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from dicomtwist.archive.storage.file_writer import InstanceWriter
 from dicomtwist.archive.storage.side_folder import SideFolder
-from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
+from dicomtwist.archive.storage.system_calls import Buffer, FileSystem, open_regular
 from dicomtwist.archive.storage.temporary_files import TemporaryFiles
-from dicomtwist.archive.storage.types import Durability, InstanceUIDs, StoreUnusable, Written, check_uids
+from dicomtwist.archive.storage.types import Durability, InstanceUIDs, StoreUnusable, Written, check_uids, is_uid
 
 __all__ = ["LAYOUT", "InstanceStore", "InstanceWriter", "file_name"]
 
@@ -139,14 +139,29 @@ class InstanceStore:
         """Whether the store holds an instance. The UIDs are valid."""
         return os.path.lexists(self.locate(study_uid, series_uid, instance_uid))
 
-    def series(self) -> Iterator[tuple[tuple[str, str], set[str]]]:
+    def series(self, unreadable: Callable[[str, str, OSError], None]) -> Iterator[tuple[tuple[str, str], set[str]]]:
         """Yield each series, in the order of the Study and Series Instance UIDs, with the SOP Instance UIDs of its files.
 
-        :raises OSError: a folder cannot be read.
+        A folder that is not named by a UID, such as ``lost+found`` of a file system, is left out if it cannot be read.
+
+        :param unreadable: called for each other folder that cannot be read, see
+            :meth:`dicomtwist.archive.storage.interfaces.Storage.series`.
+        :raises OSError: the root cannot be read.
         """
         for study_uid in _subfolders(self._root):
-            for series_uid in _subfolders(f"{self._root}/{study_uid}"):
-                names = self._fs.listdir(f"{self._root}/{study_uid}/{series_uid}")
+            try:
+                series = _subfolders(f"{self._root}/{study_uid}")
+            except OSError as error:
+                if error.errno != errno.ENOENT and is_uid(study_uid):
+                    unreadable(study_uid, "", error)
+                continue
+            for series_uid in series:
+                try:
+                    names = self._fs.listdir(f"{self._root}/{study_uid}/{series_uid}")
+                except OSError as error:
+                    if error.errno != errno.ENOENT and is_uid(study_uid) and is_uid(series_uid):
+                        unreadable(study_uid, series_uid, error)
+                    continue
                 yield (study_uid, series_uid), {name[: -len(_SUFFIX)] for name in names if name.endswith(_SUFFIX)}
 
     # --- reading
@@ -156,7 +171,7 @@ class InstanceStore:
 
         :raises OSError: it cannot be read.
         """
-        return open(self.locate(study_uid, series_uid, instance_uid), "rb")
+        return open_regular(self.locate(study_uid, series_uid, instance_uid))
 
     def open_on_medium(self, study_uid: str, series_uid: str, instance_uid: str) -> BinaryIO:
         """Open the file of an instance so that it is read from the medium, not from the system's cache. With durability
@@ -353,4 +368,11 @@ class InstanceStore:
 
 def _subfolders(path: str) -> list[str]:
     with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link in a loop

@@ -8,7 +8,7 @@ meant for worker threads, and raise an :class:`OSError` if the operating system 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import BinaryIO, Protocol
 
@@ -139,7 +139,10 @@ class Storage(ReceivingStorage, CommittingStorage, Protocol):
     def side_folder(self, name: str, /) -> SideFiles:
         """Return the files beside the instances that are stored together under *name*."""
 
-    def series(self) -> Iterator[tuple[tuple[str, str], set[str]]]:
+    def series(self, unreadable: Callable[[str, str, OSError], None], /) -> Iterator[tuple[tuple[str, str], set[str]]]:
         """
         Yield each series, in the order of the UIDs: Study and Series Instance UID, and the SOP Instance UIDs in it.
+
+        :param unreadable: called with the Study Instance UID, the Series Instance UID and the reason for a series that cannot
+            be listed, before a later series is yielded; the Series Instance UID is empty if it is the whole study.
         """

@@ -19,6 +19,7 @@ __all__ = [
     "StoreUnusable",
     "Written",
     "check_uids",
+    "is_uid",
 ]
 
 _UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
@@ -78,6 +79,11 @@ class Written(NamedTuple):
     digest: bytes
 
 
+def is_uid(text: str) -> bool:
+    """Return whether *text* is a UID: 1 to 64 characters, numbers with dots between (leading zeros are tolerated)."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
 def check_uids(*uids: str) -> None:
     """
     Check that each text is a UID: 1 to 64 characters, numbers with dots between (leading zeros are tolerated).
@@ -85,7 +91,7 @@ def check_uids(*uids: str) -> None:
     :raises InvalidUID: one of them is not.
     """
     for uid in uids:
-        if len(uid) > 64 or not _UID.fullmatch(uid):
+        if not is_uid(uid):
             # The text is not quoted: it may be a patient's name, and errors go into logs.
             raise InvalidUID(
                 f"an invalid UID of {len(uid)} characters; a UID has 1 to 64, digits with single dots between"

@@ -108,9 +108,14 @@ def walk(paths: Iterable[str]) -> Iterator[os.DirEntry[str] | str | Unreadable]:
                     open_folders.pop().close()
                     yield Unreadable(path, error.strerror or str(error))
                     continue
-                if entry.is_dir(follow_symlinks=False):
+                try:
+                    is_folder, is_file = entry.is_dir(follow_symlinks=False), entry.is_file()
+                except OSError as error:
+                    yield Unreadable(entry.path, error.strerror or str(error))  # a link in a loop
+                    continue
+                if is_folder:
                     yield from _enter(entry.path, open_folders)
-                elif entry.is_file():
+                elif is_file:
                     yield entry
         finally:
             for folder in open_folders:
