@@ -17,6 +17,11 @@ __all__ = ["FileMeta", "NotDicomFile", "decode_uid", "encode_preamble_and_meta",
 #: makes one longer, and it is not used here.
 MAX_META_LENGTH = 64 * 1024
 
+#: Why a file cannot be sent or archived.
+NO_TRANSFER_SYNTAX = (
+    "its File Meta Information has no Transfer Syntax UID (0002,0010), so it does not say how the data set is encoded"
+)
+
 _FIRST_READ = 4096
 _PREAMBLE_LENGTH = 132
 

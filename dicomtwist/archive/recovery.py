@@ -26,7 +26,8 @@ from dicomtwist.archive.storage.system_calls import Buffer, open_regular
 from dicomtwist.archive.storage.types import InstanceUIDs, InvalidUID, StoreError, Written, check_uids
 from dicomtwist.datasets.header_scanner import HeaderError
 from dicomtwist.errors import loggable
-from dicomtwist.part10 import NotDicomFile, read_file_meta
+from dicomtwist.part10 import NO_TRANSFER_SYNTAX, FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
+from dicomtwist.settings import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 __all__ = ["Import", "Reconciled", "import_folder", "read_record", "reconcile", "repair"]
 
@@ -96,6 +97,8 @@ def read_record(file: BinaryIO) -> tuple[Record, str, int]:
     :raises OSError: it cannot be read.
     """
     meta, _ = read_file_meta(file)
+    if not meta.transfer_syntax_uid:
+        raise NotDicomFile(NO_TRANSFER_SYNTAX)
     scanner = scanner_for(meta.transfer_syntax_uid)
     try:
         while piece := file.read(_PIECE):
@@ -359,6 +362,36 @@ class _Interrupted(Exception):
     """The import is to end in the middle of a file."""
 
 
+def check_sendable(record: Record, transfer_syntax: str) -> None:
+    """
+    Check that an instance can be sent to a peer, so that an archive that keeps it can give it back.
+
+    :raises InvalidUID: its SOP Class or Transfer Syntax UID is missing or not a UID.
+    """
+    check_uids(record.sop_class_uid, transfer_syntax)
+
+
+def _own_meta(meta: FileMeta, record: Record) -> bytes:
+    """
+    Return new File Meta Information with the UIDs of the data set: that of the file may have others, or lack them.
+
+    The AE titles of *meta* are kept if they can be written; all else of it, as private information, is dropped.
+    """
+    own = FileMeta(
+        record.sop_class_uid,
+        record.uids[2],
+        meta.transfer_syntax_uid,
+        IMPLEMENTATION_CLASS_UID,
+        IMPLEMENTATION_VERSION_NAME,
+        *(meta.source_ae_title, meta.sending_ae_title, meta.receiving_ae_title),
+    )
+    try:
+        return encode_preamble_and_meta(own)
+    except ValueError:
+        own.source_ae_title = own.sending_ae_title = own.receiving_ae_title = ""
+        return encode_preamble_and_meta(own)
+
+
 class _Importing:
     def __init__(self, archive: Archive, progress: Callable[[Import], None], stopped: Callable[[], bool]) -> None:
         self.found = Import()
@@ -381,8 +414,9 @@ class _Importing:
         try:
             with open_regular(path) as file:
                 record, transfer_syntax, size = read_record(file)
+                check_sendable(record, transfer_syntax)
                 file.seek(0)
-                content = self._content(file, size)
+                content = self._content(file, size, record)
         except _Interrupted:
             self._places.release()
         except (NotDicomFile, HeaderError, InvalidUID) as error:
@@ -394,13 +428,15 @@ class _Importing:
             instance = ReceivedInstance(record.uids, transfer_syntax, content, lambda: record, record.length)
             self._archive.keep(instance, lambda error: self._done(path, error))
 
-    def _content(self, file: BinaryIO, size: int) -> list[Buffer] | Written:
+    def _content(self, file: BinaryIO, size: int, record: Record) -> list[Buffer] | Written:
+        meta, start = read_file_meta(file)
+        front = _own_meta(meta, record)
+        file.seek(start)
         if size <= _WHOLE:
-            _, start = read_file_meta(file)
-            file.seek(0)
-            return [file.read(start), file.read()]
+            return [front, file.read()]
         writer = self._archive.store.create()
         try:
+            writer.write([front])
             while piece := file.read(_PIECE):
                 if self._stopped():
                     raise _Interrupted

@@ -14,11 +14,12 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from twisted.internet.defer import Deferred, fail, succeed
 
 from dicomtwist.datasets.codec import encode_dataset
+from dicomtwist.datasets.identity import identify
 from dicomtwist.datasets.sources import BytesSource, DataSetSource, FileSource
 from dicomtwist.datasets.stream import CHUNK
 from dicomtwist.dimse.messages import CStoreRQ
 from dicomtwist.errors import DataSetError, NoPresentationContext
-from dicomtwist.part10 import FileMeta, read_file_meta
+from dicomtwist.part10 import NO_TRANSFER_SYNTAX, FileMeta, NotDicomFile, read_file_meta
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.runtime.executors import Executor
 
@@ -37,7 +38,8 @@ class OutgoingInstance:
 
     :param original: the path or the Dataset that the data set can be encoded from; ``None`` if it can be read only once.
 
-    :ivar meta: its File Meta Information. That of a Dataset has the UIDs of SOP Class, SOP Instance and transfer syntax.
+    :ivar meta: its File Meta Information, with the SOP Class and SOP Instance UID of its data set if they disagree. That of a
+        Dataset has the UIDs of SOP Class, SOP Instance and transfer syntax.
     :ivar source: its data set. A Dataset has none before :meth:`convert`.
     :ivar held: the number of bytes of a file that are in memory.
     :ivar context: the presentation context that it is sent in, once it is prepared.
@@ -147,13 +149,12 @@ def open_path(path: str | os.PathLike[str], executor: Executor) -> OutgoingInsta
         size = os.fstat(descriptor).st_size
         # A read of more than the size would allocate memory for the rest and free it each time.
         head = os.read(descriptor, min(CHUNK, size))
-        meta, offset = read_file_meta(BytesIO(head))
-        first = memoryview(head)[offset:]
+        meta, first = _split(head)
         if size > len(head):
             # Without a buffer, since the reads are large.
             file = open(descriptor, "rb", buffering=0)
             descriptor = -1
-            source = _file_source(file, executor, first, size - offset)
+            source = _file_source(file, executor, first, size - len(head) + len(first))
             return OutgoingInstance(meta, source, len(first), path)
     finally:
         if descriptor >= 0:
@@ -196,14 +197,27 @@ def open_file_like(file: BinaryIO, executor: Executor) -> Deferred[OutgoingInsta
     def start() -> OutgoingInstance:
         unclosed = _Unclosed(file)
         head = unclosed.read(CHUNK)
-        meta, offset = read_file_meta(BytesIO(head))
-        first = memoryview(head)[offset:]
+        meta, first = _split(head)
         if len(head) < CHUNK:
             return OutgoingInstance(meta, BytesSource(first), len(head))
         source = _file_source(cast("BinaryIO", unclosed), executor, first, None)
         return OutgoingInstance(meta, source, len(first))
 
     return executor.run(start)
+
+
+def _split(head: bytes) -> tuple[FileMeta, memoryview]:
+    """
+    Return the File Meta Information, with the UIDs of the data set, and the beginning of the data set.
+
+    :param head: the beginning of a file.
+    :raises NotDicomFile: it is not that of a Part 10 file, or does not say how its data set is encoded.
+    """
+    meta, offset = read_file_meta(BytesIO(head))
+    if not meta.transfer_syntax_uid:
+        raise NotDicomFile(NO_TRANSFER_SYNTAX)
+    first = memoryview(head)[offset:]
+    return identify(meta, first), first
 
 
 class _Unclosed:

@@ -57,6 +57,7 @@ def _columns(level: Level) -> tuple[str, ...]:
 
 #: The columns that a :class:`Record` has values for, by level.
 COLUMNS: Final = {level: _columns(level) for level in Level}
+_SOP_CLASS_COLUMN: Final = COLUMNS[Level.IMAGE].index("sop_class_uid")
 
 Row = tuple[str, ...]
 
@@ -83,6 +84,11 @@ class Record:
     def uids(self) -> InstanceUIDs:
         """Study, Series and SOP Instance UID."""
         return self.study_uid, self.series_uid, self.sop_instance_uid
+
+    @property
+    def sop_class_uid(self) -> str:
+        """The SOP Class UID."""
+        return self.instance[_SOP_CLASS_COLUMN]
 
     @property
     def length(self) -> int:

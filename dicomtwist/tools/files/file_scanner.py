@@ -11,7 +11,8 @@ from itertools import islice
 from threading import Lock
 from typing import Protocol
 
-from dicomtwist.part10 import NotDicomFile, read_file_meta
+from dicomtwist.datasets.identity import read_identity
+from dicomtwist.part10 import NO_TRANSFER_SYNTAX, NotDicomFile
 from dicomtwist.tools.contexts import Requirement, requirements_of
 
 #: The number of files that a thread scans at a time.
@@ -29,7 +30,7 @@ class ScannedInstance:
     :ivar path: its file.
     :ivar size: the size of the file, in bytes.
     :ivar changed: the modification time of the file, in nanoseconds.
-    :ivar requirement: the SOP Class and Transfer Syntax UID in its File Meta Information.
+    :ivar requirement: its SOP Class UID and its Transfer Syntax UID.
     :ivar attempts: how often its association broke while it was being sent.
     """
 
@@ -177,11 +178,11 @@ class Scanner:
 
 def _read_header(path: str) -> ScannedInstance | Unreadable | int:
     """Return the instance in a file, the reason why it cannot be sent, or the size of a file that is not DICOM."""
-    # Unbuffered: one read returns all of the File Meta Information, and nothing else is needed.
+    # Unbuffered: one read returns all of the File Meta Information, another one the UIDs of the data set.
     with open(path, "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         try:
-            meta, _ = read_file_meta(file)
+            meta = read_identity(file)
         except NotDicomFile as error:
             file.seek(128)
             if file.read(4) == b"DICM":
@@ -190,10 +191,10 @@ def _read_header(path: str) -> ScannedInstance | Unreadable | int:
     requirement = (meta.media_storage_sop_class_uid, meta.transfer_syntax_uid)
     if requirement[0] == DICOMDIR:
         return status.st_size
-    if not all(requirement) or not meta.media_storage_sop_instance_uid:
-        return Unreadable(
-            path, "its File Meta Information lacks a SOP Class, SOP Instance or Transfer Syntax UID", status.st_size
-        )
+    if not meta.transfer_syntax_uid:
+        return Unreadable(path, NO_TRANSFER_SYNTAX, status.st_size)
+    if not meta.media_storage_sop_class_uid or not meta.media_storage_sop_instance_uid:
+        return Unreadable(path, "it has no SOP Class or SOP Instance UID", status.st_size)
     return ScannedInstance(path, status.st_size, status.st_mtime_ns, requirement)
 
 
