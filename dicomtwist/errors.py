@@ -133,7 +133,7 @@ class AssociationRejected(AssociationError):
 
     @property
     def is_permanent(self) -> bool:
-        """Whether another attempt without a change is useless."""
+        """Whether another attempt is useless until someone changes the configuration of either side."""
         return self.result == 1
 
 

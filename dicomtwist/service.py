@@ -74,11 +74,11 @@ class DICOMService(Service):
         self.lag.start()
 
     def vitals(self) -> Vitals:
-        """Return the vital figures: associations, operations, the lag of the reactor, memory."""
+        """Return the vital signs: associations, operations, the lag of the reactor, memory."""
         return Vitals.of(self.server, self.lag)
 
     def log_vitals(self) -> None:
-        """Log the vital figures as one line."""
+        """Log the vital signs as one line."""
         self.log.info("{vitals}", vitals=str(self.vitals()))
 
     def relisten(self, endpoints: Mapping[int, IStreamServerEndpoint]) -> Deferred[None]:

@@ -3,10 +3,10 @@ A router beside a web server, in one process: it forwards each image to another 
 
     python gateway.py tcp:11112:interface=127.0.0.1 tcp:8080:interface=127.0.0.1 127.0.0.1 11113
 
-The arguments are the DICOM endpoint, the HTTP endpoint, and the host and port to forward to. Success goes to the sender
-when the destination has answered with it: the gateway keeps nothing, so it promises nothing of its own. If the destination
-fails, the sender gets 0xA700 and sends again later. This gateway takes the uncompressed transfer syntaxes, which it converts
-if the destination wants another one of them.
+The arguments are the DICOM endpoint, the HTTP endpoint, and the host and port to forward to. The gateway
+acknowledges an image when the destination has acknowledged it, because it stores nothing itself. If the destination fails,
+the sender gets the status 0xA700 and can send the image again later. The gateway accepts the uncompressed transfer syntaxes,
+and converts an image if the destination accepts only another one of them.
 """
 
 import json

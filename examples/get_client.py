@@ -3,9 +3,9 @@ An SCU that retrieves a study by C-GET into a folder.
 
     python get_client.py 127.0.0.1 11112 ARCHIVE 1.2.3.4 study/
 
-C-GET sends the instances over the association that asked for them. The client therefore proposes a context for each Storage
-SOP Class with the roles turned around, and binds a C-STORE handler to the association. The prebuilt list has 120 storage
-classes; with the model itself that is within the 128 contexts of one association.
+With C-GET the peer sends the instances over the association on which they were requested. The client therefore proposes the
+SCP role for each Storage SOP Class, and binds a C-STORE handler to the association. The list of Storage SOP Classes has 120
+entries; together with the information model they fit into the 128 contexts of one association.
 """
 
 import sys

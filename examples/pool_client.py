@@ -1,10 +1,10 @@
 """
-A pool of associations that sends many images at once and goes on after the peer was restarted.
+A pool of associations that sends many images at once and continues after a restart of the peer.
 
     python pool_client.py 127.0.0.1 11112 ARCHIVE study/*.dcm
 
-The pool keeps up to four associations. An operation that was not answered is sent again on another association, with
-growing waits; one that was answered is never sent again.
+The pool keeps up to four associations. An operation without a response is sent again on another association, after
+growing delays; an operation with a response is never sent again.
 """
 
 import sys
@@ -22,7 +22,9 @@ async def main(reactor, host, port, ae_title, *paths):
     ae.add_requested_context(Verification)
     async with AssociationPool(ae, host, int(port), ae_title=ae_title, size=4) as pool:
         print("C-ECHO:", await pool.send_c_echo(), flush=True)
-        sending = {path: pool.send_c_store(path) for path in paths}  # all at once; the pool limits what is under way
+        sending = {
+            path: pool.send_c_store(path) for path in paths
+        }  # all at once; the pool limits how many are under way
         for path, sent in sending.items():
             try:
                 print(f"{path}: {await sent}", flush=True)

@@ -42,7 +42,7 @@ STUDIES = [
 
 
 def matches(study, identifier):
-    """Return whether *study* matches every key that has a value; `*` and `?` are wildcards, case does not count."""
+    """Return whether *study* matches every key that has a value; `*` and `?` are wildcards, case is ignored."""
     for keyword, value in study.items():
         key = str(identifier.get(keyword, "") or "")
         if key and not fnmatchcase(value.lower(), key.lower()):
@@ -59,7 +59,7 @@ def find(event):
         if matches(study, identifier):
             response = Dataset()
             response.QueryRetrieveLevel = "STUDY"
-            for element in identifier:  # a response has the keys that were asked for
+            for element in identifier:  # a response has the keys of the request
                 if element.keyword in study:
                     setattr(response, element.keyword, study[element.keyword])
             yield 0xFF00, response

@@ -4,7 +4,7 @@ An SCU that sends all DICOM files below a folder over one association.
     python send_folder.py study/ 127.0.0.1 11112 ARCHIVE
 
 The presentation contexts are made from the files: one for each pair of SOP Class and transfer syntax, so that every image
-goes out as it is stored. A file that the peer refuses is named with the peer's reason; the others are sent all the same.
+goes out as it is stored. If the peer refuses a file, the program prints its name and the reason, and sends the others.
 """
 
 import sys

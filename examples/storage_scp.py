@@ -5,7 +5,7 @@ A Storage SCP that writes each image into a folder while it arrives.
     storescu 127.0.0.1 11112 image.dcm          # from another terminal
 
 The first argument is the folder, the second an endpoint string. Images of every transfer syntax are accepted, compressed
-ones too. A data set is never whole in memory; each chunk is written in a thread, and the peer waits while the disk is slow.
+ones too. A data set is never in memory as a whole: a thread writes each chunk, and the peer waits while the disk is slow.
 The file appears under its name when it is complete, never before.
 """
 
@@ -32,7 +32,7 @@ class Folder:
     @evt.streaming
     async def store(self, event):
         uid = event.request.affected_sop_instance_uid
-        if not UID(uid).is_valid:  # a UID from the network becomes a file name only if it is one
+        if not UID(uid).is_valid:  # a UID from the network becomes a file name only if it is valid
             return 0xA900
         self.started += 1
         partial = self.path / f"{self.started}.part"

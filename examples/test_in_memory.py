@@ -1,7 +1,7 @@
 """
 A test of a handler in memory: no sockets, no threads, and time passes when the test says so.
 
-    trial test_in_memory
+    python -m twisted.trial test_in_memory
 """
 
 from pydicom import Dataset
@@ -14,7 +14,7 @@ from dicomtwist.testing import MemoryNetwork
 
 
 class Filter:
-    """The code under test: it takes images of its own hospital only."""
+    """The code under test: a handler that accepts images of its own hospital only."""
 
     def __init__(self, institution):
         self.institution = institution

@@ -175,7 +175,6 @@ class Runner:
         for name, module in (
             ("python", ""),
             ("twist", "twisted"),
-            ("trial", "twisted.trial"),
             ("dicomtwist", "dicomtwist.tools"),
         ):
             script = folder / name

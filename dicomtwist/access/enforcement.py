@@ -121,7 +121,8 @@ class Access:
 
     def guarded(self, handlers: Iterable[evt.HandlerTuple]) -> list[evt.HandlerTuple]:
         """
-        Return *handlers* with the rules in front of those of DIMSE services, and with the handlers that the rules need.
+        Return *handlers* with a check of the rules before each handler of a DIMSE service, and with handlers that check the
+        association and its user.
 
         A refused operation is answered with 0x0124, not authorised (PS3.7 C.5.12).
         """
@@ -169,8 +170,8 @@ class Access:
 
     def handle_user(self, event: evt.Event) -> Any:
         """
-        Decide whether the user is accepted: the passcode is right or the type is accepted without a check, and a rule allows
-        the user anything.
+        Decide whether the user is accepted: the passcode must be right, or the type of identity accepted without a check; and
+        the rules must allow at least one operation.
 
         :returns: (the decision, ``None``), or a Deferred with it.
         """
@@ -186,7 +187,7 @@ class Access:
         return verifying.addBoth(self._verified, assoc, kind, name)
 
     def handle_closed(self, event: evt.Event) -> None:
-        """Check no passcode of an association that is gone."""
+        """Cancel the passcode check of an association whose connection is closed."""
         verifying = self._verifying.get(event.assoc)
         if verifying is not None:
             verifying.cancel()
@@ -267,7 +268,7 @@ _SOP_CLASSES: Final = {
 
 
 def _operations(event: evt.DIMSEEvent) -> frozenset[Operation]:
-    """Return the requested operations: of the service with the SOP Class of the request, and with that of its context."""
+    """Return the requested operations: those of the service with the SOP Class of the request, and with that of its context."""
     request = event.request
     uids = [getattr(request, name) for name in _SOP_CLASSES[type(request)]]
     return _operations_on(event.event, event.context.abstract_syntax, *uids)

@@ -186,7 +186,7 @@ class Rules:
         return _NOT_ALLOWED if any(_any_title(rule.calling, requestor.calling) for rule in called) else _CALLING_UNKNOWN
 
 
-#: The rules of a server that is given none: this machine may do anything, others may echo and store, but replace nothing.
+#: The rules of a server without configured rules: this machine may do anything, others may echo and store, but replace nothing.
 DEFAULT_RULES: Final = Rules(
     (
         Rule("this machine", networks=Networks(loopback=True, unix=True)),
@@ -232,7 +232,7 @@ def _parse_rule(table: Mapping[str, Any], where: str) -> Rule:
         if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
             raise ValueError(f"{where}: {key} is a text or a list of texts")
         if key in table and key != "allow" and not (values and all(values)):
-            # An empty list would match anything, which is the opposite of what it looks like.
+            # An empty list would match anything, although it looks as if it matched nothing.
             raise ValueError(f"{where}: {key} is empty: leave it out to match anything")
         return values
 

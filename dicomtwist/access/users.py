@@ -28,7 +28,7 @@ MAX_USERS: Final = 10_000
 MAX_FILE_LENGTH: Final = 4 * 1024 * 1024
 #: The most memory for the check of one passcode, in bytes: 128 * N * r of scrypt (RFC 7914).
 MAX_SCRYPT_MEMORY: Final = 64 * 1024 * 1024
-#: The number of passcodes that are cached as right, so that a frequent requestor does not cost a fifth of a second each time.
+#: The number of passcodes that are cached as right: a check takes a fifth of a second, too long for frequent requestors.
 MAX_REMEMBERED: Final = 1024
 #: The most passes (p) of scrypt.
 MAX_SCRYPT_PASSES: Final = 16
@@ -160,7 +160,7 @@ def _parse(line: str) -> UserEntry:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the line for the user that the only argument names; the passcode is asked for, or read from a pipe."""
+    """Print the line for the user that the argument names. The passcode is read from the terminal or from a pipe."""
     if len(arguments) != 1:
         print("usage: python -m dicomtwist.access.users NAME", file=sys.stderr)
         return 64

@@ -94,7 +94,7 @@ class AE(LegacyCallbacks):
     :param port: the port that :meth:`start` listens at; :meth:`start_server` takes its own.
     :param reactor: the reactor to use; Twisted's own by default. Its timers follow the monotonic clock from then on, see
         :func:`~dicomtwist.runtime.clock.use_monotonic_clock`.
-    :raises ValueError: the title is not one.
+    :raises ValueError: the title is not a valid AE title.
 
     :ivar settings: all of its settings; the attributes below read and assign them.
     :ivar sendable_syntaxes: returns for a SOP Class the transfer syntaxes of the instances that this AE can send, the most
@@ -128,7 +128,7 @@ class AE(LegacyCallbacks):
 
     @property
     def executors(self) -> Executors:
-        """The threads for what blocks, by purpose; they are there while it has connections."""
+        """The executors for blocking work, one for each purpose. Their threads live while the AE has connections."""
         if self._executors is None:
             self._executors = Executors(self.reactor)
         return self._executors
@@ -168,7 +168,7 @@ class AE(LegacyCallbacks):
         """
         Whether to reject requests that call another AE title.
 
-        As in pynetdicom 1, the AE's own title may be assigned for ``True``, and an empty one for ``False``.
+        As in pynetdicom 1, the AE's own title may be assigned instead of ``True``, and an empty title instead of ``False``.
         """
         return self.settings.require_called_aet
 
@@ -209,7 +209,7 @@ class AE(LegacyCallbacks):
 
         :param abstract_syntax: the SOP Class.
         :param transfer_syntax: one or a list; the four uncompressed ones by default.
-        :raises ValueError: there are 128 already, or a UID is not one.
+        :raises ValueError: there are 128 contexts already, or a UID is not valid.
         """
         self._requested.add(abstract_syntax, transfer_syntax)
 
@@ -285,7 +285,7 @@ class AE(LegacyCallbacks):
             self.executors.acquire()
 
     def association_closed(self, association: Association) -> None:
-        """Count *association* no more: its connection is closed."""
+        """Remove *association*, whose connection is closed, from the counts."""
         if association in self._associations:
             self._associations.discard(association)
             self.executors.release()
@@ -370,10 +370,10 @@ class AE(LegacyCallbacks):
     ) -> IStreamClientEndpoint:
         if port is None:
             if bind_address is not None:
-                raise ValueError("bind_address goes with a host and a port; an endpoint says itself where it binds")
+                raise ValueError("bind_address needs a host and a port: an endpoint contains its own bind address")
             return client_endpoint(self.reactor, address)
         if not isinstance(address, str):
-            raise TypeError(f"a port goes with a host name, not with {type(address).__name__}")
+            raise TypeError(f"port needs a host name as address, not {type(address).__name__}")
         if isinstance(port, bool) or not isinstance(port, int):
             raise TypeError(f"a port is an int, not {type(port).__name__}")
         bind = None if bind_address is None else _host_and_port(bind_address)
@@ -398,7 +398,7 @@ class AE(LegacyCallbacks):
         try:
             protocol = await connecting
         except ConnectingCancelledError as error:
-            # One error for all stages, which addTimeout() recognises.
+            # Cancelling fails with this error at every stage, because addTimeout() recognises it.
             raise CancelledError from error
         association = _unwrapped(protocol).user
         assert isinstance(association, RequestorAssociation)
@@ -441,7 +441,7 @@ class AE(LegacyCallbacks):
         if len(set(titles)) < len(titles):
             raise ValueError(f"AE titles on one port must differ: {', '.join(titles)}")
         if not any(len(host.supported) or host.settings.promiscuous for host in hosts):
-            raise ValueError("there are no supported presentation contexts: add some, or every request is for nothing")
+            raise ValueError("there are no supported presentation contexts: call add_supported_context() first")
         return AcceptorFactory(hosts, log_ended)
 
     def start_server(
@@ -475,7 +475,7 @@ class AE(LegacyCallbacks):
         """
         if block:
             raise ValueError(
-                "block=True has no place on a reactor, which serves all at once: leave it out, await start_server(), and"
+                "block=True would block the reactor: leave it out, await start_server(), and"
                 " let twisted.internet.task.react(), reactor.run() or 'twist dicom' run the reactor"
             )
         factory = self.acceptor_factory(ae_title=ae_title, contexts=contexts, evt_handlers=evt_handlers, others=others)
@@ -495,7 +495,7 @@ class AE(LegacyCallbacks):
     def make_server(self, *args: object, **kwargs: object) -> NoReturn:
         """:raises TypeError: always; the message names :meth:`acceptor_factory`, which serves any endpoint."""
         raise TypeError(
-            "make_server() has no place on a reactor: endpoint.listen(ae.acceptor_factory(...)) serves the AE"
+            "make_server() would block the reactor: endpoint.listen(ae.acceptor_factory(...)) serves the AE"
         )
 
     async def _listen(self, endpoint: IStreamServerEndpoint, factory: AcceptorFactory) -> Server:

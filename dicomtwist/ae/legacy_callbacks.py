@@ -36,12 +36,11 @@ def information(event: evt.Event) -> dict[str, Any]:
     """
     Return the ``info`` that callbacks receive.
 
-    :returns: ``requestor`` with ae_title, called_aet, address and port; ``acceptor`` with ae_title, address and port;
-        ``parameters`` with message_id, priority, of C-STORE originator_aet and originator_message_id, of DIMSE-N
-        requested_sop_class and requested_sop_instance (of N-CREATE and N-EVENT-REPORT affected_...), action_type and
-        event_type;
-        ``sop_class_extended`` with the application information that was agreed on, by SOP Class UID. AE titles are
-        ``bytes`` of length 16.
+    :returns: a dict of dicts. ``requestor`` has ae_title, called_aet, address and port; ``acceptor`` has ae_title, address and
+        port; ``parameters`` has message_id and priority, for C-STORE also originator_aet and originator_message_id, for
+        DIMSE-N also requested_sop_class and requested_sop_instance (for N-CREATE and N-EVENT-REPORT affected_...),
+        action_type and event_type; ``sop_class_extended`` has the negotiated application information by SOP Class UID. AE
+        titles are ``bytes`` of length 16.
     """
     assoc, request = event.assoc, event.request
     parameters: dict[str, Any] = {"message_id": request.message_id}
@@ -206,10 +205,10 @@ class LegacyCallbacks:
     if TYPE_CHECKING:
 
         def start_server(self, address: tuple[str, int]) -> Deferred[Server]:
-            """Listen for association requests; an AE does."""
+            """Listen for association requests. :class:`~dicomtwist.AE` implements it."""
 
         def shutdown(self, grace: float | None = 0.0) -> Deferred[None]:
-            """Stop every server and abort every association; an AE does."""
+            """Stop every server and abort every association. :class:`~dicomtwist.AE` implements it."""
 
     def start(self) -> Deferred[Server]:
         """Listen at :attr:`bind_addr` and :attr:`port` with :meth:`AE.start_server`, which does not block."""

@@ -131,7 +131,7 @@ class Vitals:
         operations = ", ".join(f"{count} {service}" for service, count in self.operations.items())
         return (
             f"{self.associations} associations, {self.connections} connections; since the start "
-            f"{operations or 'nothing was asked for'}; the reactor was late by {self.lag_maximum:.3f} s at the most and "
+            f"{operations or 'no operations'}; the reactor was late by {self.lag_maximum:.3f} s at the most and "
             f"{self.lag_mean:.3f} s on average in the last minute; {self.memory // 1024**2} MiB of memory"
         )
 

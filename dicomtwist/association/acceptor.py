@@ -218,7 +218,7 @@ class AcceptorAssociation(Association):
         self._protocol.accept(answer)
         self.notify(evt.EVT_PDU_SENT, pdu=answer)
         self.notify(evt.EVT_ACSE_SENT, primitive="A-ASSOCIATE response")
-        # The window speaks of the requestor: what it invokes is what we perform.
+        # The window is given from the requestor's side: the operations that it invokes are those that this side performs.
         invoked, performed = (window.performed, window.invoked) if window is not None else (1, 1)
         self.log_deviation(request.tolerated)
         self.established(answer, answers.contexts, invoked, performed)
@@ -274,7 +274,7 @@ class AcceptorAssociation(Association):
         def understand(answer: Any) -> AsyncOperationsWindow:
             invoked, performed = answer
             if invoked < 0 or performed < 0:
-                raise ValueError(f"a window of {answer}: its numbers are 0, for no limit, or more")
+                raise ValueError(f"the window {answer} has a negative number; 0 stands for no limit")
             return accept_window(proposed, (int(invoked), int(performed)), self.settings.maximum_operations)
 
         return await self._ask(
@@ -336,7 +336,7 @@ class AcceptorAssociation(Association):
         self.notify(evt.EVT_REJECTED, pdu=answer)
 
     def abort_indication(self, indication: AbortIndication) -> None:
-        """Log a connection that never became an association: no other place does."""
+        """Log a connection that never became an association; nothing else logs it."""
         if self._end is None and not self.is_established:
             self.log.info(
                 "{address}: no association: {detail}",
@@ -346,7 +346,7 @@ class AcceptorAssociation(Association):
         super().abort_indication(indication)
 
     def transport_closed(self, reason: Failure) -> None:
-        """Have the server count the connection no more, and log a TLS handshake that failed."""
+        """Remove the connection from the server's counts, and log a TLS handshake that failed."""
         if self._protocol.secure and self._end is None and not self.was_established:
             words = describe_tls_error(reason, handshaking=self._protocol.handshaking)
             if words is not None:
@@ -366,7 +366,7 @@ def _few_descriptors(transport: Any) -> bool:
     """
     Whether *transport* has one of the last file descriptors of the process.
 
-    A new descriptor is always the lowest free one, so its number says how many are in use, for whatever purpose.
+    A new descriptor is always the lowest free one, so its number shows how many descriptors are in use for all purposes.
     """
     fileno = getattr(transport, "fileno", None)
     if fileno is None:
@@ -471,7 +471,7 @@ class AcceptorFactory(Factory):
         return False
 
     def closed(self, association: AcceptorAssociation) -> None:
-        """Count a connection no more."""
+        """Remove a connection from the counts."""
         if association not in self.associations:
             return
         self.associations.discard(association)

@@ -40,7 +40,7 @@ def merge_items(items: Iterable[object]) -> UserInformation:
     Return the user information with the extended negotiation *items*.
 
     :raises TypeError: an object in it is not a negotiation item, or a field of one is of a wrong type.
-    :raises ValueError: an item that may be there once is there twice, or a field of one cannot be encoded.
+    :raises ValueError: there are two items of a kind that may be proposed once only, or a field of one cannot be encoded.
     """
     single: dict[type, object] = {}
     roles: dict[str, RoleSelection] = {}
@@ -191,8 +191,8 @@ def answer_contexts(
     """
     Answer the presentation contexts and roles that a requestor proposes.
 
-    Of several transfer syntaxes in one context the first one of the supported context is accepted that the requestor
-    proposes: the order of a proposal often means nothing (many requestors sort by UID, so that Implicit VR, which loses the
+    Of the transfer syntaxes of a supported context, the first one that the requestor proposes is accepted. The order of the
+    proposal does not count, because it often means nothing (many requestors sort by UID, so that Implicit VR, which loses the
     VRs of private elements, comes first).
 
     :param proposed: the items of the A-ASSOCIATE-RQ.
@@ -256,7 +256,7 @@ def _uncompressed_first(offered: Sequence[str]) -> Sequence[str]:
 
 
 def _is_storage(uid: str) -> bool:
-    # A SOP Class that nobody knows is taken for a private storage class: nothing else can be sent unannounced.
+    # An unknown SOP Class is taken for a private storage class: no other service works without prior agreement.
     return SOPClass(uid).service_class in (ServiceClass.STORAGE, ServiceClass.UNKNOWN)
 
 

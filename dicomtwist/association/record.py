@@ -26,7 +26,7 @@ MAX_OPERATIONS: Final = 1000
 #: The number of different (direction, service, status) that have a count of their own.
 MAX_COUNTED: Final = 200
 
-#: Stands for further statuses in the counts if there are more different ones: no DIMSE status is negative.
+#: The status under which the counts collect all statuses beyond MAX_COUNTED. No DIMSE status is negative.
 OTHER_STATUS: Final = -1
 
 #: The directions of the request of an operation.
@@ -189,7 +189,7 @@ class AssociationRecord:
         for item in self.counts:
             key = item.direction, item.service
             totals[key] += item.count
-            # Statuses that are counted together are not known any more.
+            # It is not known which statuses were collected under OTHER_STATUS.
             if item.status is None or (item.status >= 0 and category(item.status) is StatusCategory.FAILURE):
                 failures[key] += item.count
         words = [
@@ -214,7 +214,7 @@ def _address(address: tuple[str, int]) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Return *text*, a part of which may come from the peer, without characters that begin a line."""
+    """Return *text* without line breaks, because a part of it may come from the peer."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -295,8 +295,8 @@ class RecordKeeper:
         """
         Add a message to the record.
 
-        :param asking: the direction of *message* if it is a request.
-        :param answering: the direction of the request that *message* responds to.
+        :param asking: the direction to record if *message* is a request.
+        :param answering: the direction of the operation if *message* is a response: that of its request.
         """
         if isinstance(message, Request):
             self._open.setdefault((asking, message.message_id), []).append(_Open(asking, message, now))

@@ -28,9 +28,9 @@ from dicomtwist.ul.items import UserInformation
 from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 from dicomtwist.ul.state_machine import State
 
-#: Before the A-ASSOCIATE-RQ is sent there is nothing to abort.
+#: The states before the A-ASSOCIATE-RQ is sent: there is nothing to abort.
 _NOT_ASKED = (State.STA1, State.STA4)
-#: The reasons of a close that give no cause.
+#: Errors of the transport that name no cause of the close.
 _PLAIN_CLOSE = (ConnectionDone, ConnectionLost)
 
 

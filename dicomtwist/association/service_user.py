@@ -19,7 +19,7 @@ class ServiceUser:
     One side of an association, with the items that it negotiated.
 
     :ivar ae_title: its AE title, without padding.
-    :ivar called_ae_title: of a requestor, the title that it calls.
+    :ivar called_ae_title: the title that a requestor calls.
     :ivar address: its address as the transport reports it (a host, or the path of a UNIX socket).
     :ivar proxy: the address of the proxy whose PROXY header tells :attr:`address`, ``"unix"`` for a UNIX socket; ``""`` for
         a connection without a proxy.
@@ -30,11 +30,11 @@ class ServiceUser:
     :ivar asynchronous_operations: (operations that it may invoke, operations that it may be asked to perform) at
         once, 0 for any number.
     :ivar role_selection: the role selection items that it sent, by SOP Class.
-    :ivar user_identity: of a requestor the :class:`UserIdentity` that it sent, of an acceptor its response's bytes.
+    :ivar user_identity: the :class:`UserIdentity` that a requestor sent, or the bytes of an acceptor's response.
     :ivar sop_class_extended: the application information that it sent, by SOP Class.
     :ivar sop_class_common_extended: the common extended negotiation items that it sent, by SOP Class.
-    :ivar presentation_contexts: of this side as requestor the contexts that it proposed, of an acceptor those that it
-        answered. The event of ``EVT_REQUESTED`` has the proposal of a peer.
+    :ivar presentation_contexts: the contexts that this side proposed if it is the requestor, or that the acceptor answered.
+        The proposal of a peer is in the event of ``EVT_REQUESTED``.
     """
 
     ae_title: str = ""

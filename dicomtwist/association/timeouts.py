@@ -13,12 +13,12 @@ from dicomtwist.transport.upper_layer import UpperLayerProtocol
 
 class Deadline(NamedTuple):
     """
-    A step of the peer or of a handler that has to come in time.
+    The time limit of a step that the peer or a handler has to take.
 
     :ivar timer: the timeout of the settings that limits it, such as ``"acse"`` or ``"write"``.
     :ivar seconds: the time that it may take, in seconds.
     :ivar since: the time from which it is counted, in seconds of the clock.
-    :ivar what: the text of the error if it does not come.
+    :ivar what: the beginning of the error's text, if the step is not taken in time.
     """
 
     timer: str
@@ -28,7 +28,7 @@ class Deadline(NamedTuple):
 
 
 def shortest_timeout(settings: Settings) -> float | None:
-    """Return the shortest of the timeouts, in seconds: no deadline expires sooner after it began."""
+    """Return the shortest of the timeouts, in seconds. No deadline expires earlier than this after its start."""
     times = (
         settings.acse_timeout,
         settings.dimse_timeout,
@@ -56,17 +56,21 @@ def deadlines(
         control = protocol.connection.mid_control
         timer, seconds = ("acse", settings.acse_timeout) if control else ("pdu", settings.pdu_timeout)
         if seconds is not None:
-            found.append(Deadline(timer, seconds, protocol.pdu_since, "a PDU did not come whole"))
+            found.append(Deadline(timer, seconds, protocol.pdu_since, "a PDU did not arrive completely"))
     write = settings.write_timeout
     if write is not None and protocol.write_paused_since is not None:
-        found.append(Deadline("write", write, protocol.write_paused_since, "the peer did not read what was written"))
+        found.append(
+            Deadline("write", write, protocol.write_paused_since, "the peer did not read the data that was sent to it")
+        )
     network = settings.network_timeout
     if network is not None and protocol.read_paused_since is not None:
-        found.append(Deadline("network", network, protocol.read_paused_since, "a received data set was not taken"))
+        found.append(
+            Deadline("network", network, protocol.read_paused_since, "no handler took the data set that was received")
+        )
     dimse = settings.dimse_timeout
     if dimse is not None and not protocol.reading_paused:
         if (exchange is not None and exchange.mid_message) or protocol.connection.mid_pdu:
-            found.append(Deadline("dimse", dimse, protocol.last_received, "a message did not go on"))
+            found.append(Deadline("dimse", dimse, protocol.last_received, "a message did not continue"))
         waiting = exchange.waiting_since if exchange is not None else None
         if waiting is not None and protocol.write_paused_since is None:
             # Every byte in either direction is progress: the response may follow a large data set of the peer, and the peer

@@ -107,10 +107,10 @@ class ArchiveService(DICOMService):
 
     def stopService(self) -> Deferred[None]:
         """
-        Stop to listen, and close the storage when the last association has ended.
+        Stop listening, and close the archive when the last association has ended.
 
         :returns: a Deferred that fires with ``None`` when that is done, after the grace and :data:`LATE` seconds at the
-            latest: then what is still under way, such as an import that hangs, is not waited for.
+            latest. Work that is still under way then, such as an import that hangs, is not waited for.
         """
         self._is_stopping = True
         return self._in_time(self._stop()).addBoth(self._close)

@@ -29,7 +29,7 @@ MAX_FILE_LENGTH: Final = 4 * 1024 * 1024
 LISTS: Final = ("port", "allow-calling", "peer", "trusted-proxy")
 #: The keys whose values are tables; all other keys are options.
 _TABLES: Final = ("peers", "access")
-#: Options that make no sense in a file.
+#: Options that are not allowed in a file.
 _NOT_HERE: Final = ("config", "help", "version")
 
 

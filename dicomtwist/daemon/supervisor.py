@@ -47,7 +47,7 @@ class SupervisorService(ArchiveService):
         self.ae.reactor.callWhenRunning(self.workers.start)
 
     def log_vitals(self) -> None:
-        """Log the vital figures, and make each worker log its own, because the workers serve the associations."""
+        """Log the vital signs, and make each worker log its own, because the workers serve the associations."""
         super().log_vitals()
         self.workers.log_vitals()
 

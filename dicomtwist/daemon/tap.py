@@ -184,7 +184,7 @@ class Options(usage.Options):
             _count("--workers", 1, MAX_WORKERS),
         ],
         ["ae-title", None, "DICOMTWIST", "AE title of this server.", _title],
-        ["storage", None, "dicom-archive", "Folder for the received instances; it is made if it is missing."],
+        ["storage", None, "dicom-archive", "Folder for the received instances; created if it is missing."],
         [
             "durability",
             None,
@@ -206,8 +206,8 @@ class Options(usage.Options):
             "Bytes (500M, 10G) that stay free on the disk; with fewer, instances are refused.",
             _bytes("--min-free"),
         ],
-        ["worklist", None, None, "Folder with the files (*.wl, TITLE/*.wl) of a modality worklist, to be queried."],
-        ["import", None, None, "Folder whose DICOM files are copied into the archive while it runs."],
+        ["worklist", None, None, "Folder with the worklist files (*.wl, TITLE/*.wl) that modalities query."],
+        ["import", None, None, "Folder whose DICOM files are copied into the archive while it serves."],
         [
             "max-pdu",
             None,
@@ -407,9 +407,9 @@ class Options(usage.Options):
         self.policy = self.configuration.policy()
         self.ae = _make_ae(self)
         if self["import"] is not None and not Path(self["import"]).is_dir():
-            raise usage.UsageError(f"--import: {self['import']} is no folder")
+            raise usage.UsageError(f"--import: {self['import']} is not a folder")
         if self["worklist"] is not None and not Path(self["worklist"]).is_dir():
-            raise usage.UsageError(f"--worklist: {self['worklist']} is no folder")
+            raise usage.UsageError(f"--worklist: {self['worklist']} is not a folder")
         self.archive = Archive(
             Path(self["storage"]),
             durability=self["durability"],

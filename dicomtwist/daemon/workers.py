@@ -36,7 +36,7 @@ LONGEST_DELAY: Final = 60.0
 _BACKOFF: Final = Backoff(FIRST_DELAY, LONGEST_DELAY)
 #: If a worker has accepted connections for this time, in seconds, the delay starts again at the first one.
 STEADY: Final = 60.0
-#: The time, in seconds, that a worker has to stop beyond the grace of its associations; after it the worker is killed.
+#: The time, in seconds, that a worker has to end after the grace of its associations, before it is killed.
 MARGIN: Final = 6.0
 
 #: The environment variable with the specification of a worker.
@@ -218,7 +218,7 @@ class Workers:
         self._grace = grace
         self._clean_up = clean_up
         self._workers: dict[int, _Worker] = {}
-        # How often each has ended in a row without having worked for long.
+        # How often in a row each worker has ended before STEADY seconds had passed.
         self._failures = dict.fromkeys(self._specs, 0)
         self._waiting: dict[int, Any] = {}
         self._cleaning: dict[int, Deferred[Any]] = {}
@@ -241,7 +241,7 @@ class Workers:
         self._signal("HUP")
 
     def log_vitals(self) -> None:
-        """Make each worker log its vital figures."""
+        """Make each worker log its vital signs."""
         self._signal(SIGUSR1)
 
     def _signal(self, name: str | int) -> None:
@@ -324,5 +324,7 @@ class Workers:
             self.reactor.spawnProcess(worker, sys.executable, self._command, environment, childFDs=descriptors)
 
     def _kill(self, worker: _Worker) -> None:
-        self.log.error("worker {number}, process {pid}, is late to stop: killed", number=worker.number, pid=worker.pid)
+        self.log.error(
+            "worker {number}, process {pid}, did not stop in time: killed", number=worker.number, pid=worker.pid
+        )
         worker.signal("KILL")

@@ -120,8 +120,8 @@ class Slot:
         if not isinstance(request, Request):
             return
         lease = current_lease.get()
-        # A request that a callback sends cannot be attributed to a lease, so it counts for all of them: it is better to
-        # repeat an operation too few than one too many.
+        # A request that a callback sends cannot be attributed to a lease, so it counts for all of them: one operation
+        # too few is repeated rather than one too many.
         askers = (lease,) if lease in self.leases else tuple(self.leases)
         self._asked[request.message_id] = askers
         for lease in askers:

@@ -42,7 +42,7 @@ T = TypeVar("T")
 MAX_WAITING: Final = 1000
 
 #: How long to wait after the first, second, ... failure in a row: about 1, 2, 4, 8, 16 and then 30 seconds, and up to one
-#: more at random, so that many clients of a peer that comes back do not come all at once.
+#: more at random, so that the clients of a peer do not reconnect all at once when it is back.
 DEFAULT_RETRY_POLICY: Final[Callable[[int], float]] = Backoff(first=1.0, longest=30.0, jitter=random)
 
 
@@ -199,7 +199,7 @@ class AssociationPool(Service):
         Run *operation* on an association, and again on another one if the association ended before a response arrived.
 
         An operation that got a response, with any status, is never repeated, and neither is a function that sent several
-        requests of which one got a response. Other errors than the end of the association are not retried.
+        requests of which one got a response. An error other than the end of the association is not retried.
 
         :param operation: called with an association, such as ``lambda assoc: assoc.send_c_store(path)``; it returns a
             Deferred or a coroutine.
@@ -211,7 +211,7 @@ class AssociationPool(Service):
         return Deferred.fromCoroutine(self._run(operation, retry))
 
     def send_c_echo(self) -> Deferred[Status]:
-        """:meth:`run` :meth:`dicomtwist.Association.send_c_echo`."""
+        """Send C-ECHO: :meth:`run` with :meth:`dicomtwist.Association.send_c_echo`."""
         return self.run(Association.send_c_echo)
 
     def send_c_store(
@@ -223,9 +223,9 @@ class AssociationPool(Service):
         originator_id: int | None = None,
     ) -> Deferred[Status]:
         """
-        :meth:`run` :meth:`dicomtwist.Association.send_c_store`, whose parameters and results these are.
+        Send C-STORE: :meth:`run` with :meth:`dicomtwist.Association.send_c_store`, whose parameters and result it has.
 
-        :param dataset: an open file that cannot seek is sent once: it cannot be read again.
+        :param dataset: as there. An open file that is not seekable is not retried, because it cannot be read again.
         """
         retry: bool | None = None
         get: Callable[[], Any] = lambda: dataset  # noqa: E731
@@ -332,7 +332,7 @@ class AssociationPool(Service):
             slot = self._find(exclusive)
             if slot is not None:
                 return succeed(slot.lend(self.ae.reactor.seconds(), exclusive=exclusive))
-        # Retries were admitted before, and there are no more of them than there were places.
+        # The limit does not apply to retries: they were admitted before, and there are no more of them than places.
         if not call.failures and self.waiting >= self.max_waiting:
             return fail(PoolFull(f"{self.waiting} operations wait already for an association with {self.ae_title}"))
         waiter = Waiter(call, exclusive, self._gave_up)
@@ -349,7 +349,7 @@ class AssociationPool(Service):
         slot = lease.slot
         slot.leave(lease, now)
         if isinstance(error, AssociationTimeout):
-            # A peer that is gone without a close is gone for all associations on which nothing was received since.
+            # The peer may be gone without having closed: idle associations on which nothing was received since are suspect too.
             for other in self._slots:
                 if not other.leases and other.idle_since <= lease.since:
                     self._retire(other)
@@ -400,7 +400,7 @@ class AssociationPool(Service):
         self._connect_more()
 
     def _find(self, exclusive: bool) -> Slot | None:
-        """Return the association to use: the one with the fewest users, of idle ones the one that was used last."""
+        """Return the association with the fewest leases, of idle ones the most recently used; ``None`` if all are full."""
         best: Slot | None = None
         for slot in self._slots:
             if not slot.room or (exclusive and slot.leases):
@@ -421,7 +421,7 @@ class AssociationPool(Service):
         self._serve()
 
     def _fail_waiters(self, reason: Callable[[Waiter], BaseException | None]) -> None:
-        """Fail the operations that wait for which *reason* gives an error."""
+        """Fail each waiting operation for which *reason* returns an error."""
         failing = [(waiter, error) for waiter in self._waiters if (error := reason(waiter)) is not None]
         gone = {waiter for waiter, _ in failing}
         self._waiters = deque(waiter for waiter in self._waiters if waiter not in gone)
@@ -431,7 +431,7 @@ class AssociationPool(Service):
 
     def _late_error(self, call: Call) -> PoolTimeout:
         seconds = call.seconds or 0
-        words = f"no association with {self.ae_title} to be had within {seconds:g} seconds"
+        words = f"no association with {self.ae_title} was available within {seconds:g} seconds"
         return PoolTimeout(words, seconds, call.failures, call.last)
 
     def _exhausted(self, call: Call) -> RetriesExhausted:
@@ -481,14 +481,14 @@ class AssociationPool(Service):
         self.failed += 1
         error = reason.value
         assert error is not None
-        # While there are others, the peer is reachable but seems to accept no further association.
+        # If other associations are open, the peer is reachable but seems to accept no further one: operations wait for those.
         alone = not self.open and not self._connecting
         if alone and not is_transient(error):
             self._calm()
             self._fail_waiters(lambda waiter: error)
             return
         if attempt.failures_before != self._failures or self._next_attempt is not None:
-            return  # several at once count as one
+            return  # simultaneous failures count as one
         self._failures += 1
         delay = self._policy(self._failures)
         self._next_attempt = self.ae.reactor.callLater(delay, self._try_again)
@@ -521,7 +521,7 @@ class AssociationPool(Service):
         self._serve()
 
     def _retire(self, slot: Slot) -> None:
-        """Lend an association no more, and release it when its last lease has ended."""
+        """Stop lending an association, and release it when its last lease has ended."""
         slot.retired = True
         if not slot.leases:
             # It ends in any case: by its release, or by the timeouts of the AE.
@@ -559,7 +559,7 @@ class _Borrowed:
 
     async def __aenter__(self) -> Association:
         if self._lease is not None:
-            raise RuntimeError("this was entered already: ask pool.association() for another one")
+            raise RuntimeError("this context manager was used already: call pool.association() for another one")
         self._lease = await self._pool.enter(self._pool.begin(), exclusive=self._exclusive)
         self._before = current_lease.get()
         current_lease.set(self._lease)

@@ -148,7 +148,7 @@ _ROWS: Final[dict[Event, tuple[Action | None, ...]]] = {
 }
 # fmt: on
 
-#: PS3.8 Table 9-10. A pair that is not in it cannot happen, or is an error of the local user.
+#: PS3.8 Table 9-10. A pair that is missing cannot occur, or is an error of the local user.
 TABLE: Final[dict[tuple[Event, State], Action]] = {
     (event, state): action
     for event, row in _ROWS.items()

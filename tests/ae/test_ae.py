@@ -33,7 +33,7 @@ class SettingsTests(SynchronousTestCase):
 
     def test_defaults(self) -> None:
         """
-        What holds where nothing is said.
+        The defaults of an AE without arguments.
         """
         ae = AE()
         self.assertEqual(ae.ae_title, "DICOMTWIST")
@@ -194,7 +194,7 @@ class ContextTests(SynchronousTestCase):
 
     def test_supported(self) -> None:
         """
-        The same, with roles.
+        Supported contexts are added and removed in the same way, with roles.
         """
         ae = AE()
         ae.add_supported_context(CTImageStorage, ImplicitVRLittleEndian, True, False)
@@ -265,7 +265,7 @@ class PrintedTests(SynchronousTestCase):
 
     def test_without(self) -> None:
         """
-        What is left out leaves nothing behind.
+        The printed form leaves out an absent version name and has words for empty requirements.
         """
         ae = AE()
         ae.implementation_version_name = None
@@ -275,7 +275,7 @@ class PrintedTests(SynchronousTestCase):
 
 class ArgumentTests(SynchronousTestCase):
     """
-    What associate and start_server refuse at once, before anything is connected.
+    Arguments that associate and start_server refuse at once, before a connection is made.
     """
 
     def setUp(self) -> None:
@@ -295,8 +295,8 @@ class ArgumentTests(SynchronousTestCase):
         self.refused(RuntimeError, "add_requested_context", "127.0.0.1", 104, contexts=[])
         self.refused(TypeError, "build_role", "127.0.0.1", 104, ext_neg=["item"])
         self.refused(ValueError, "maximum_pdu_size", "127.0.0.1", 104, max_pdu=-1)
-        self.refused(TypeError, "a port goes with a host name", TCP4ClientEndpoint(None, "127.0.0.1", 104), 104)
-        self.refused(ValueError, "goes with a host and a port", "tcp:127.0.0.1:104", bind_address=("127.0.0.1", 0))
+        self.refused(TypeError, "port needs a host name", TCP4ClientEndpoint(None, "127.0.0.1", 104), 104)
+        self.refused(ValueError, "needs a host and a port", "tcp:127.0.0.1:104", bind_address=("127.0.0.1", 0))
         self.refused(ValueError, "flowinfo", "127.0.0.1", 104, bind_address=("127.0.0.1",))
         self.refused(TypeError, "a port as int", "127.0.0.1", 104, bind_address=("127.0.0.1", "0"))
         self.refused(ValueError, "flow label 7", "::1", 104, bind_address=("::1", 0, 7, 0))
@@ -425,7 +425,7 @@ class AssociationTests(TestCase):
 
     async def test_bind(self) -> None:
         """
-        A handler bound at the AE is told of each association, until it is unbound.
+        A handler bound at the AE is called for each association, until it is unbound.
         """
         seen: list[tuple[Any, ...]] = []
 
@@ -445,8 +445,7 @@ class AssociationTests(TestCase):
 
     async def test_pdus(self) -> None:
         """
-        EVT_PDU_RECV and EVT_PDU_SENT tell of every PDU but the P-DATA-TF that are sent; of those that come, of each
-        fragment.
+        EVT_PDU_SENT reports every PDU but P-DATA-TF; EVT_PDU_RECV reports every PDU, P-DATA-TF once for each fragment.
         """
         seen: list[tuple[str, str, str]] = []
 

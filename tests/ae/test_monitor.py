@@ -58,7 +58,7 @@ class Lag(SynchronousTestCase):
         self.assertEqual(self.lines, [])
 
     def test_of_the_last_minute(self) -> None:
-        """What is older counts no longer, and is not kept."""
+        """Older measurements do not count, and are dropped."""
         lag = self.lag()
         self.hold_up(0.75)
         self.clock.pump([INTERVAL] * int(WINDOW / INTERVAL - 1))
@@ -68,7 +68,7 @@ class Lag(SynchronousTestCase):
         self.assertLessEqual(len(lag._samples), WINDOW / INTERVAL)
 
     def test_one_that_has_not_fired(self) -> None:
-        """Who asks while the reactor is held up is told of that too."""
+        """A timer that is due and has not fired counts as well."""
         lag = self.lag()
         self.clock.rightNow += INTERVAL + 3
         self.assertEqual((lag.maximum, lag.mean), (3.0, 3.0))
@@ -159,9 +159,7 @@ class OfAService(MemoryTestCase):
         self.addCleanup(globalLogPublisher.removeObserver, observer)
         self.service.log_vitals()
         self.assertEqual(len(lines), 1)
-        self.assertRegex(
-            lines[0], r"^0 associations, 0 connections; since the start nothing was asked for; .* MiB of memory$"
-        )
+        self.assertRegex(lines[0], r"^0 associations, 0 connections; since the start no operations; .* MiB of memory$")
 
 
 class AtSIGUSR1(TestCase):
@@ -181,7 +179,7 @@ class AtSIGUSR1(TestCase):
         )
         await server.until(lambda: "all 2 workers are ready" in server.text, 90, "its workers")
         os.kill(server.pid, signal.SIGUSR1)
-        mark = "0 associations, 0 connections; since the start nothing was asked for"
+        mark = "0 associations, 0 connections; since the start no operations"
         await server.until(lambda: server.text.count(mark) >= 3, 60, "a line of each process")
         self.assertTrue(server.running)
 

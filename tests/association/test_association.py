@@ -424,7 +424,7 @@ class Matching(MemoryTestCase):
 
 
 class Performing(MemoryTestCase):
-    """What the acceptor does with requests that should not have come."""
+    """Requests that the peer must not send."""
 
     def pending(self, size: int = 2) -> Any:
         waiting: list[Deferred[int]] = []

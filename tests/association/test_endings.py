@@ -35,7 +35,7 @@ MPPS = "1.2.840.10008.3.1.2.3.3"
 
 
 def ending(association: AssociationInterface) -> str:
-    """What an association says of itself."""
+    """Return the flags of an association that are set."""
     words = [word for word in ("established", "rejected", "aborted", "released") if getattr(association, f"is_{word}")]
     return " ".join(words)
 

@@ -103,7 +103,7 @@ class TitleTests(SynchronousTestCase):
     @given(st.text())
     def test_any_text(self, text: str) -> None:
         """
-        Whatever is taken has the form that the standard gives, and is taken again as it is.
+        An accepted title has the form of the standard, and is accepted again unchanged.
         """
         try:
             title = check_ae_title(text)
@@ -414,7 +414,7 @@ class RoleTests(SynchronousTestCase):
 
 class RequestTests(SynchronousTestCase):
     """
-    What a request is rejected for before anything is negotiated (PS3.8 9.3.4).
+    The reasons to reject a request before the negotiation of contexts (PS3.8 9.3.4).
     """
 
     def rejection(self, request: AAssociateRQ, **kwargs: list[str]) -> tuple[int, int, int] | None:
@@ -495,7 +495,7 @@ class WindowTests(SynchronousTestCase):
 
 class AnswerTests(SynchronousTestCase):
     """
-    What a requestor makes of the answer.
+    The results of the requested contexts, from the acceptor's answer.
     """
 
     def resolve(self, *answered: AnsweredContext) -> list[PresentationContext]:
@@ -560,7 +560,7 @@ class ItemTests(SynchronousTestCase):
 
     def test_errors(self) -> None:
         """
-        What is no item is a TypeError; a second window or identity a ValueError.
+        An object that is not an item is a TypeError; a second window or identity is a ValueError.
         """
         self.assertIn("build_role", str(self.assertRaises(TypeError, merge_items, ["item"])))
         for item in (AsyncOperationsWindow(), UserIdentity(1, b"me")):
@@ -576,7 +576,7 @@ class ItemTests(SynchronousTestCase):
 
     def test_service_user(self) -> None:
         """
-        What one side sent is found at its ServiceUser; what it left out has the values that hold then.
+        A ServiceUser has the items that its side sent; the others have their default values.
         """
         user = ServiceUser()
         user.learn(UserInformation())

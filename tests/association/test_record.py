@@ -57,7 +57,7 @@ class RecordTestCase(MemoryTestCase):
 
 
 class Contents(RecordTestCase):
-    """What was done."""
+    """The operations and contexts of a record."""
 
     def test_both_sides(self) -> None:
         statuses = iter((0x0000, 0xA700))
@@ -169,7 +169,7 @@ class Contents(RecordTestCase):
         self.assertEqual(record.ending, Ending(kind="released", by="peer"))
 
     def test_nobody_listens(self) -> None:
-        """No notes are taken, and none are left of who does not listen any more."""
+        """Without a handler there is no record keeper; unbinding the last handler removes it."""
         for item in self.scu.get_handlers(evt.EVT_RECORD):
             self.scu.unbind(item[0], item[1])
         association, accepted = self.both()
@@ -205,7 +205,7 @@ class Endings(RecordTestCase):
         self.assertEqual(self.ending(self.theirs), ("released", "us", (), None))
 
     def test_released_by_both(self) -> None:
-        """Who asked first, as far as this side can see, has asked."""
+        """The side whose A-RELEASE-RQ was first, as far as this side can see, has released."""
         association, peer = self.scripted_scp()
         released = association.release()
         peer.send(AReleaseRQ())

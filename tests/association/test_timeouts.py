@@ -245,7 +245,7 @@ class DIMSETimeout(MemoryTestCase):
             self.assertTrue(association.is_established, place)
             peer.send(data[place : place + 1])
             self.network.advance(10)
-        self.timed_out(association, "a PDU did not come whole", "pdu")
+        self.timed_out(association, "a PDU did not arrive completely", "pdu")
         self.assertEqual(peer.take(), [AAbort(0, 0)])
 
     def test_each_pdu_has_its_own_time(self) -> None:
@@ -291,7 +291,7 @@ class DIMSETimeout(MemoryTestCase):
             self.network.advance(DIMSE - 1)
             self.assertTrue(association.is_established)
             self.network.advance(1)
-            self.timed_out(association, "did not go on")
+            self.timed_out(association, "did not continue")
             self.assertEqual(peer.take(), [AAbort(0, 0)])
             self.tearDown()
 
@@ -299,7 +299,7 @@ class DIMSETimeout(MemoryTestCase):
         association, peer = self.scripted_scu()
         peer.send(*ScriptedPeer.encode_message(3, store(), encoded(100_000))[:6])
         self.network.advance(DIMSE)
-        self.timed_out(association, "did not go on")
+        self.timed_out(association, "did not continue")
 
     def trickle(self, start: bytes) -> None:
         # Each byte is no progress: the time is for the whole PDU.
@@ -311,7 +311,7 @@ class DIMSETimeout(MemoryTestCase):
                 peer.send(b"\x00")
             self.assertTrue(association.is_established, second)
         self.network.advance(1)
-        self.timed_out(association, "a PDU did not come whole", "acse")
+        self.timed_out(association, "a PDU did not arrive completely", "acse")
 
     def test_a_header_that_comes_byte_by_byte(self) -> None:
         self.trickle(b"\x05\x00")
@@ -331,7 +331,7 @@ class DIMSETimeout(MemoryTestCase):
         self.assertNoResult(echoing)
         self.network.advance(1)
         self.failureResultOf(echoing, AssociationTimeout)
-        self.timed_out(association, "did not go on")
+        self.timed_out(association, "did not continue")
 
     def test_our_own_handler_may_take_its_time(self) -> None:
         waiting: Deferred[int] = Deferred()
@@ -435,7 +435,7 @@ class NetworkTimeout(MemoryTestCase):
         self.network.advance(NETWORK - 0.1)
         self.assertTrue(association.is_established)
         self.network.advance(0.1)
-        self.timed_out(association, "network", "was not taken")
+        self.timed_out(association, "network", "no handler took")
 
     def test_a_reset_is_noticed_after_a_pause(self) -> None:
         # A transport that is not read from says nothing of its end: each pause has an end, so that it does.

@@ -25,7 +25,7 @@ def identity(kind: int = 2, *, response: bool = True) -> UserIdentity:
 
 
 class Answers(MemoryTestCase):
-    """What the acceptor answers."""
+    """The response of the acceptor."""
 
     def answer(self, kind: int, result: Any) -> bytes | None:
         """Return what is answered to an identity when the handler returns *result*."""

@@ -71,11 +71,11 @@ def responses(peer: ScriptedPeer) -> list[tuple[int, int]]:
 
 class Worker:
     """
-    A handler that takes its time, or as long as a test wants.
+    A handler that responds after a delay, or when the test says so.
 
     :ivar started: the UIDs of the instances, in the order in which it was called.
-    :ivar most: how many it had in work at once at the most.
-    :ivar working: what it has in work now.
+    :ivar most: the highest number of instances that it handled at once.
+    :ivar working: the instances that it handles now.
     """
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class WindowTestCase(MemoryTestCase):
         return self.successResultOf(asking), peer
 
     def window_of(self, size: int, **options: Any) -> tuple[Association, ScriptedPeer]:
-        """The same with a window of *size*."""
+        """Return an association with a window of *size*, and its scripted peer."""
         return self.scripted(AsyncOperationsWindow(size, 1), AsyncOperationsWindow(size, 1), **options)
 
     def answer(self, peer: ScriptedPeer, request: Any, status: int = 0) -> None:
@@ -133,7 +133,7 @@ class WindowTestCase(MemoryTestCase):
 
 
 class Time(WindowTestCase):
-    """What the window is for: 160 C-STOREs at once, and a handler that takes 20 ms for each."""
+    """The time of 160 C-STOREs at once, with a handler that takes 20 ms for each."""
 
     def done(self, association: Association) -> list[int]:
         """Return how many are answered after each 20 ms, from the beginning until all are."""
@@ -154,7 +154,7 @@ class Time(WindowTestCase):
         return deferLater(self.network, WORK, int)
 
     async def slow_coroutine(self, event: evt.StoreEvent) -> int:
-        """The same as a coroutine."""
+        """Respond after the same delay, as a coroutine."""
         await deferLater(self.network, WORK)
         return 0
 
@@ -171,7 +171,7 @@ class Time(WindowTestCase):
 
 
 class Negotiating(WindowTestCase):
-    """What is proposed, what is answered, and what holds then."""
+    """The proposed window, the answer, and the window that results."""
 
     def item(self, peer: ScriptedPeer, kind: type[AAssociateRQ] | type[AAssociateAC]) -> AsyncOperationsWindow | None:
         """Return the item as it came to a peer."""
@@ -359,7 +359,7 @@ class Invoking(WindowTestCase):
 
 
 class Cancelling(WindowTestCase):
-    """Whoever gives up an operation in flight does not take it back: the peer performs it."""
+    """A cancelled operation that was sent is not taken back: the peer performs it."""
 
     def test_the_place_is_kept(self) -> None:
         association, peer = self.window_of(2)

@@ -44,7 +44,7 @@ class WindowTests(SynchronousTestCase):
 
     def test_in_order(self) -> None:
         """
-        Who waits longest goes first, and who comes later does not pass.
+        Places are given in the order of the calls; a later call does not overtake.
         """
         window = Window(1)
         self.successResultOf(window.enter())
@@ -59,7 +59,7 @@ class WindowTests(SynchronousTestCase):
 
     def test_cancelled(self) -> None:
         """
-        Who gives up waiting takes no place, whoever is behind moves up.
+        A cancelled wait takes no place, and the next one in the queue moves up.
         """
         window = Window(1)
         self.successResultOf(window.enter())
@@ -100,7 +100,7 @@ class WindowTests(SynchronousTestCase):
     @given(st.integers(1, 5), st.lists(st.sampled_from(["enter", "leave", "cancel"])))
     def test_any_order(self, limit: int, steps: list[str]) -> None:
         """
-        Whatever the order: never more places than the limit, and nobody waits while there is one.
+        In any order of calls, no more places than the limit are taken, and no call waits while a place is free.
         """
         window = Window(limit)
         inside: list[int] = []

@@ -59,7 +59,7 @@ class Silence(HostileTestCase):
         self.wait(1)
         self.assertEqual(peer.take(), [AA1])
         self.assertIsNotNone(peer.closed)
-        self.assertEqual(self.lines_with("a PDU did not come whole within 30 seconds"), 1)
+        self.assertEqual(self.lines_with("a PDU did not arrive completely within 30 seconds"), 1)
 
     def test_data_that_come_byte_by_byte(self) -> None:
         peer = self.connect(established=True)
@@ -70,7 +70,7 @@ class Silence(HostileTestCase):
             self.assertIsNone(peer.closed)
             self.wait(20)
         self.assertIsNotNone(peer.closed)
-        self.assertEqual(self.lines_with("a PDU did not come whole within 120 seconds"), 1)
+        self.assertEqual(self.lines_with("a PDU did not arrive completely within 120 seconds"), 1)
 
 
 class NoDICOM(HostileTestCase):

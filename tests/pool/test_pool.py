@@ -64,7 +64,7 @@ class Desk:
 
 class PoolTestCase(MemoryTestCase):
     """
-    :ivar desk: who answers C-ECHO and C-STORE.
+    :ivar desk: the handler of C-ECHO and C-STORE.
     """
 
     def setUp(self) -> None:
@@ -101,20 +101,20 @@ class PoolTestCase(MemoryTestCase):
         self.network.flush()
 
     def failure(self, deferred: Deferred[Any], *kinds: type[BaseException]) -> Any:
-        """What it failed with."""
+        """Return the error of *deferred*."""
         return self.failureResultOf(deferred, *kinds).value
 
     def state(self, pool: AssociationPool) -> tuple[int, int, int]:
-        """Open, busy and waiting."""
+        """Return the numbers of open and busy associations and of waiting operations."""
         return pool.open, pool.busy, pool.waiting
 
     def last(self) -> Any:
-        """The connection that was made last."""
+        """Return the connection that was made last."""
         return self.network.connections[-1]
 
 
 class Sharing(PoolTestCase):
-    """Who gets which association."""
+    """The choice of an association for each operation."""
 
     def test_one_is_used_again(self) -> None:
         self.listen()
@@ -458,7 +458,7 @@ class Health(PoolTestCase):
 
 
 class Again(PoolTestCase):
-    """What is tried again, and what not."""
+    """The operations that are retried, and those that are not."""
 
     def test_what_was_not_answered(self) -> None:
         self.serve()
@@ -827,7 +827,7 @@ class NotToBeHad(PoolTestCase):
         self.assertEqual(len(server.active_associations), 1)
 
     def test_one_more_is_too_many(self) -> None:
-        """While there are others, those who wait have something to wait for, whatever the peer says to one more."""
+        """A rejection of a further association does not fail waiting operations while others are open."""
         self.serve()
         pool = self.pool(size=3, attempts=2)
         first = self.echo(pool)
@@ -881,7 +881,7 @@ class NotToBeHad(PoolTestCase):
         self.network.advance(6)
         error = self.failure(second, PoolTimeout)
         self.assertEqual((error.__cause__, error.attempts), (None, 0))
-        self.assertEqual(str(error), "no association with SCP to be had within 6 seconds")
+        self.assertEqual(str(error), "no association with SCP was available within 6 seconds")
         self.answer(0)
         self.successResultOf(first)
         self.assertEqual(self.desk.count, 1)
@@ -1164,7 +1164,7 @@ class Stopping(PoolTestCase):
             self.successResultOf(done)
 
     def test_started_again_at_once(self) -> None:
-        """What was there before is not used again."""
+        """Associations from before the stop are not used again."""
         self.serve()
         pool = self.pool(size=2)
         old = self.echo(pool)
@@ -1191,7 +1191,7 @@ class Stopping(PoolTestCase):
         self.assertEqual(pool.open, 0)
 
     def test_handlers_of_its_associations(self) -> None:
-        """Those that are given are called beside the pool's own."""
+        """Handlers of the caller are called in addition to the pool's own."""
         self.listen()
         sent: list[Any] = []
         opened: list[Any] = []

@@ -41,7 +41,7 @@ class BackoffTests(TestCase):
                 Backoff(*arguments)
 
     def test_policies(self) -> None:
-        """The delays that docs/limits.md and the guides tell of."""
+        """The delays that docs/limits.md and the guides describe."""
         commitment = Backoff(storage_commitment.FIRST_DELAY, storage_commitment.LONGEST_DELAY)
         self.assertEqual(self.delays(commitment, 8), [10, 20, 40, 80, 160, 320, 600, 600])
         replacing = Backoff(workers.FIRST_DELAY, workers.LONGEST_DELAY)

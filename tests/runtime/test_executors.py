@@ -46,7 +46,7 @@ class ExecutorTests(TestCase):
 
     async def test_runs_in_a_thread(self) -> None:
         """
-        What is run is not run by the reactor; arguments go in, the result comes out.
+        A call runs outside of the reactor thread, with its arguments, and its result is delivered.
         """
 
         def work(first: int, *, second: int) -> tuple[int, bool]:
@@ -56,13 +56,13 @@ class ExecutorTests(TestCase):
 
     async def test_failure(self) -> None:
         """
-        What is raised fails the Deferred, and the pool goes as well.
+        An exception of the call fails the Deferred, and the threads end.
         """
         await self.assertFailure(self.executor.run(int, "x"), ValueError)
 
     async def test_stays_while_it_is_used(self) -> None:
         """
-        Between two pieces of work the thread is kept for its users, and goes with the last of them.
+        A thread stays alive between two calls, and ends with the last user.
         """
         self.executor.acquire()
         self.executor.acquire()
@@ -76,7 +76,7 @@ class ExecutorTests(TestCase):
 
     async def test_comes_again(self) -> None:
         """
-        Who uses it after the last one has left finds it working.
+        An executor works again for a new user after the last one has left.
         """
         for _ in range(3):
             self.executor.acquire()
@@ -154,7 +154,7 @@ class Gate:
         self.open = threading.Event()
 
     def work(self) -> bool:
-        """What an executor runs."""
+        """Wait for the gate: the call that the executor runs."""
         self.begun.release()
         return self.open.wait(30)
 
@@ -250,7 +250,7 @@ class QueueTests(TestCase):
 
     async def test_the_last_one_is_cancelled(self) -> None:
         """
-        Where nobody uses the executor and what was left is cancelled, its threads end.
+        If no user is left and the remaining calls are cancelled, the threads end.
         """
         queued = self.executor.run(self.fail)
         self.gate.open.set()
@@ -263,7 +263,7 @@ class QueueTests(TestCase):
 
     async def test_held_no_longer_than_the_call(self) -> None:
         """
-        An argument is let go before the result is delivered.
+        An argument is released before the result is delivered.
         """
         subject = Subject()
         held = weakref.ref(subject)
@@ -415,7 +415,7 @@ class ExecutorsTests(TestCase):
 
     async def test_used_together(self) -> None:
         """
-        What one user holds are all of them, also those that are made later; with the last user all threads end.
+        A user holds all executors, later ones included; with the last user all threads end.
         """
         executors = Executors(reactor)
         await executors.receiving.run(int)

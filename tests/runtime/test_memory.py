@@ -1,4 +1,4 @@
-"""What a server asks of the C library: whether it does it is seen in a process of its own."""
+"""The settings of the C library's memory, each observed in a process of its own."""
 
 from __future__ import annotations
 

@@ -319,7 +319,7 @@ class Options(SynchronousTestCase):
         return line
 
     def test_no_folder(self) -> None:
-        self.assertIn("--worklist: nowhere is no folder", self.refused("--worklist", "nowhere"))
+        self.assertIn("--worklist: nowhere is not a folder", self.refused("--worklist", "nowhere"))
 
     def test_no_peer(self) -> None:
         self.assertIn("--peer: 'PACS' is not a peer", self.refused("--peer", "PACS"))

@@ -186,7 +186,7 @@ class Archives(ToolTestCase):
 
 
 class Worklists(ToolTestCase):
-    """The same worklist items at twist dicom and at wlmscpfs."""
+    """twist dicom and wlmscpfs return the same worklist items."""
 
     async def ask(self, peer: str) -> None:
         """Query the worklist with each option."""

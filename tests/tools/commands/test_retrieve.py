@@ -197,9 +197,9 @@ class OverTLS(ToolTestCase):
         """
         Start ``twist dicom`` with the study in it; return the peer.
 
-        :param back: the port that it knows for CT1, which it asks over TLS.
-        :param mutual: whether it lets in only who has a certificate.
-        :param shown: whose certificate it has for CT1.
+        :param back: the port that it knows for CT1, to which it connects over TLS.
+        :param mutual: whether it demands a client certificate.
+        :param shown: the name of the certificate that it shows to CT1.
         """
         clients = f"trustRoots={self.certificates.ca}" if mutual else "clientCertificate=none"
         address = f"dicomtls:127.0.0.1:{back}:trustRoots={self.certificates.ca}:{self.files_of(shown)}"
