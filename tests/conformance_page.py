@@ -51,6 +51,7 @@ STORE_STATUSES: Final = {
     0x0000: "file and index are on the disk (`--durability full`)",
     0x0111: "the instance is already stored (`--duplicates reject`)",
     0x0122: "the SOP Class is not that of the presentation context",
+    0x0124: "no rule allows the peer to store, or to replace an instance that is stored and differs",
     0x0210: "an operation with this Message ID is pending",
     0x0213: "more operations at once than were negotiated",
     0xA700: "the disk is full, has less than `--min-free` left, or fails; the index fails; the instance is too large",

@@ -217,6 +217,10 @@ class Access:
 
     # --- operations
 
+    def may_replace(self, assoc: AssociationInterface) -> bool:
+        """Return whether the peer of *assoc* may replace a stored instance, see :meth:`may`."""
+        return self.may(assoc, Operation.REPLACE)
+
     def may(self, assoc: AssociationInterface, *operations: Operation) -> bool:
         """
         Return whether the peer of *assoc* may request all *operations* now; may be called from any thread.

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import BinaryIO, Final, TypeAlias, cast
 
 from dicomtwist.archive.group_commit import CommitConflict, GroupCommit, PendingCommit
+from dicomtwist.archive.index.conflicts import Precedence
 from dicomtwist.archive.index.index import FOLDER, Database, Index, IndexFailed
 from dicomtwist.archive.index.write_behind import WriteBehind
 from dicomtwist.archive.instance import ReceivedInstance
+from dicomtwist.archive.replacement import Replacement
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.process_locks import CommitJournal
@@ -22,7 +24,7 @@ from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
 from dicomtwist.archive.storage.types import DuplicateInstance, Durability, StoreError, Written, check_uids
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 
-__all__ = ["Archive", "DuplicateInstance", "Duplicates"]
+__all__ = ["Archive", "DuplicateInstance", "Duplicates", "Precedence"]
 
 _PIECE: Final = 256 * 1024
 
@@ -60,6 +62,7 @@ class Archive:
         :meth:`open` takes it over.
     :param engine: the database of the index, if it is not the SQLite file in the folder; :meth:`close` disposes of it. If it
         is PostgreSQL, the durability of rows depends on that server's settings, even with durability full.
+    :param precedence: which values the index has if instances disagree about their patient, study or series.
 
     :ivar store: the storage.
     :ivar index: the index, while it is open.
@@ -79,12 +82,14 @@ class Archive:
         process: str = "",
         lock: int = -1,
         engine: Database | None = None,
+        precedence: Precedence = Precedence.LAST,
     ) -> None:
         self.root = root
         self._engine = engine
         self._file_system = file_system
         self._process = process
         self._lock = lock
+        self._precedence = precedence
         self.duplicates = duplicates
         self.store = InstanceStore(root, durability=durability, min_free=min_free, file_system=file_system)
         self._commits: GroupCommit | None = None
@@ -106,6 +111,7 @@ class Archive:
                 lock=self._lock,
                 engine=self._engine,
                 file_system=self._file_system,
+                precedence=self._precedence,
             )
             if self._process:
                 self.journal = CommitJournal(self.root / FOLDER, self._process, self.store.temporary_files.beginning)
@@ -139,6 +145,7 @@ class Archive:
             durability full, stored means that the file, its folders and its row in the index are on the medium; with
             durability none, that the file has its name, and its row follows (see :meth:`catch_up`). The error is an
             :class:`OSError` as it came, :class:`DuplicateInstance`,
+            :class:`~dicomtwist.archive.storage.types.ReplacementRefused`,
             :class:`~dicomtwist.archive.storage.types.InvalidUID` or :class:`~dicomtwist.archive.storage.types.IndexFailed`;
             then nothing is left of the instance, and an earlier copy has not changed.
         """
@@ -154,7 +161,7 @@ class Archive:
         :param on_batch_done: called after the results of *instances* are known, if this thread goes on committing for others.
         """
         commits = self._commits
-        fresh: list[tuple[ReceivedInstance, _OnResult, bool]] = []
+        fresh: list[tuple[ReceivedInstance, _OnResult, bool, Replacement | None]] = []
         pending: list[PendingCommit] = []
         for instance, on_result in instances:
             content = instance.content
@@ -164,6 +171,8 @@ class Archive:
                 check_uids(*instance.uids)
                 exists = self.store.exists(*instance.uids)
                 first_stays = exists and self._first_stays(instance)
+                replaces = exists and not first_stays and instance.sender is not None
+                replacement = Replacement(self.store, instance) if replaces else None
             except BaseException as error:
                 if isinstance(content, Written):
                     self.store.remove(content.path)
@@ -174,20 +183,26 @@ class Archive:
                 if first_stays and written is not None:
                     self.store.remove(written.path)
                     written = None
-                pending.append(self._pending_commit(instance, on_result, written, exists))
+                pending.append(self._pending_commit(instance, on_result, written, exists, replacement))
             else:
-                fresh.append((instance, on_result, exists))
+                fresh.append((instance, on_result, exists, replacement))
         contents = [cast("Sequence[Buffer]", instance.content) for instance, *_ in fresh]
-        for (instance, on_result, exists), result in zip(fresh, self.store.write_temporaries(contents), strict=True):
+        results = self.store.write_temporaries(contents)
+        for (instance, on_result, exists, replacement), result in zip(fresh, results, strict=True):
             if isinstance(result, Written):
-                pending.append(self._pending_commit(instance, on_result, result, exists))
+                pending.append(self._pending_commit(instance, on_result, result, exists, replacement))
             else:
                 on_result(result)
         if pending and commits is not None:
             commits.submit(pending, on_batch_done)
 
     def _pending_commit(
-        self, instance: ReceivedInstance, on_result: _OnResult, written: Written | None, exists: bool
+        self,
+        instance: ReceivedInstance,
+        on_result: _OnResult,
+        written: Written | None,
+        exists: bool,
+        replacement: Replacement | None,
     ) -> PendingCommit:
         def committed(error: BaseException | None) -> None:
             if isinstance(error, CommitConflict):
@@ -195,9 +210,12 @@ class Archive:
                     instance.content = written
                 self.keep(instance, on_result)
             else:
+                if replacement is not None and error is None:
+                    replacement.log()
                 on_result(error)
 
-        return PendingCommit(instance, written, exists, committed)
+        on_replaced = None if replacement is None else replacement.read_replaced
+        return PendingCommit(instance, written, exists, committed, on_replaced)
 
     @property
     def unindexed(self) -> int:

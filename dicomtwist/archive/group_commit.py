@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import BinaryIO, Final, TypeAlias
 
 from dicomtwist.archive.index.interfaces import IndexWriter
 from dicomtwist.archive.index.record import IndexRow
@@ -45,6 +45,7 @@ class PendingCommit:
     :ivar written: its temporary file, on the medium with durability full; ``None`` if the stored copy stays.
     :ivar exists: whether the storage holds a copy already.
     :ivar on_result: called once, in any thread, with ``None`` or with the error.
+    :ivar on_replaced: called with the replaced copy before that is removed, if there is one.
     :ivar aside: the second name of the stored copy while it is being replaced, else empty.
     :ivar placed: whether the file has its final name.
     """
@@ -53,6 +54,7 @@ class PendingCommit:
     written: Written | None
     exists: bool
     on_result: Callable[[BaseException | None], None]
+    on_replaced: Callable[[BinaryIO], None] | None = None
     aside: str = field(default="", init=False)
     placed: bool = field(default=False, init=False)
 
@@ -272,6 +274,7 @@ class GroupCommit:
         store = self._store
         if error is None:
             if pending.aside:
+                self._report_replaced(pending)
                 store.remove(pending.aside)
         elif isinstance(error, CommitConflict):
             return
@@ -289,10 +292,19 @@ class GroupCommit:
             if pending.aside:
                 store.remove(pending.aside)
 
+    def _report_replaced(self, pending: PendingCommit) -> None:
+        """Show the caller the copy that was replaced, while it is there."""
+        if pending.on_replaced is None:
+            return
+        # The new copy is committed: the instance is acknowledged whatever happens to the old one.
+        with suppress(OSError), self._store.open_temporary(Written(pending.aside, 0, b"")) as replaced:
+            pending.on_replaced(replaced)
+
 
 def _row(pending: PendingCommit) -> Callable[[], IndexRow]:
     """Return a function that makes the row of an instance. It holds no reference to the content."""
     written = pending.written
     assert written is not None
-    describe, syntax, exists = pending.instance.describe, pending.instance.transfer_syntax, pending.exists
-    return lambda: IndexRow(describe(), syntax, written.size, exists, written.digest or None)
+    instance, exists = pending.instance, pending.exists
+    describe, syntax, sender = instance.describe, instance.transfer_syntax, instance.sender
+    return lambda: IndexRow(describe(), syntax, written.size, exists, written.digest or None, sender)

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist.archive.index.record import MAX_VALUE_LENGTH, WANTED, make_record, scanner_for
+from dicomtwist.archive.index.sender import Sender
 from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.storage.interfaces import ReceivingStorage, Writer
 from dicomtwist.archive.storage.system_calls import Buffer
@@ -117,15 +118,16 @@ class Ingest:
         self._told: deque[_Outcome] = deque()
         self._is_telling = False
 
-    def begin(self, meta: FileMeta, flow: Flow) -> IncomingInstance:
+    def begin(self, meta: FileMeta, flow: Flow, sender: Sender | None = None) -> IncomingInstance:
         """
         Begin to receive an instance.
 
         :param meta: the File Meta Information that the sender's request leads to; the file begins with it.
         :param flow: the flow control of the connection; it is paused while much data waits to be written.
+        :param sender: the sender, for what it may replace and for the log.
         :returns: the sink for the data set.
         """
-        return IncomingInstance(self, meta, flow)
+        return IncomingInstance(self, meta, flow, sender)
 
     # --- small instances
 
@@ -264,6 +266,7 @@ class IncomingInstance:
     :param ingest: the ingest that it belongs to.
     :param meta: see :meth:`Ingest.begin`.
     :param flow: see :meth:`Ingest.begin`.
+    :param sender: see :meth:`Ingest.begin`.
 
     :ivar result: fires with ``None`` when the instance is stored (:meth:`dicomtwist.archive.archive.Archive.keep`). It fires
         with an exception if the instance is refused: :class:`InvalidMeta`, :class:`DataSetMismatch`,
@@ -271,7 +274,8 @@ class IncomingInstance:
         the archive. It fails with the reason if the data set stays incomplete. In both cases nothing is left of the instance.
     """
 
-    def __init__(self, ingest: Ingest, meta: FileMeta, flow: Flow) -> None:
+    def __init__(self, ingest: Ingest, meta: FileMeta, flow: Flow, sender: Sender | None = None) -> None:
+        self._sender = sender
         self._ingest = ingest
         self._description = meta
         self._flow = flow
@@ -399,11 +403,10 @@ class IncomingInstance:
 
         :raises Exception: the instance is refused, see :attr:`result`.
         """
-        syntax = self._syntax
         data = self._waiting.take()
         values = self._found_in(data)
         uids = self._checked_uids(values)
-        return _instance(uids, syntax, [self._meta(), data], values)
+        return self._instance(uids, [self._meta(), data], values)
 
     def _finish_writing(self, buffers: list[memoryview | bytearray]) -> list[_Outcome]:
         """Hand a large instance to the archive; return the outcome, unless another thread reports it."""
@@ -411,7 +414,7 @@ class IncomingInstance:
         assert self._writer is not None
         values = self._found()
         uids = self._checked_uids(values)
-        instance = _instance(uids, self._syntax, self._writer.seal(), values)
+        instance = self._instance(uids, self._writer.seal(), values)
         return self._ingest.keep([(self, instance)])
 
     def _meta(self) -> bytes:
@@ -489,11 +492,12 @@ class IncomingInstance:
                 raise DataSetMismatch(f"the data set has no {name}")
         return found[_STUDY], found[_SERIES], found[_SOP_INSTANCE]
 
-
-def _instance(
-    uids: InstanceUIDs, syntax: str, content: Sequence[Buffer] | Written, values: Mapping[int, bytes]
-) -> ReceivedInstance:
-    return ReceivedInstance(uids, syntax, content, lambda: make_record(values, syntax), sum(map(len, values.values())))
+    def _instance(
+        self, uids: InstanceUIDs, content: Sequence[Buffer] | Written, values: Mapping[int, bytes]
+    ) -> ReceivedInstance:
+        syntax = self._syntax
+        held = sum(map(len, values.values()))
+        return ReceivedInstance(uids, syntax, content, lambda: make_record(values, syntax), held, self._sender)
 
 
 def _enough(scanner: HeaderScanner, error: HeaderError) -> Mapping[int, bytes]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dicomtwist.archive.index.record import Record
+from dicomtwist.archive.index.sender import Sender
 from dicomtwist.archive.storage.system_calls import Buffer
 from dicomtwist.archive.storage.types import Written
 
@@ -21,6 +22,7 @@ class ReceivedInstance:
         temporary file that :meth:`~dicomtwist.archive.storage.interfaces.Writer.seal` returned. The archive takes that over.
     :ivar describe: makes the index record. It is called in any thread, only when the record is needed, and does not fail.
     :ivar held: the approximate number of bytes that *describe* keeps in memory.
+    :ivar sender: where it comes from; ``None`` for an instance that may replace others without a line in the log.
     """
 
     uids: tuple[str, str, str]
@@ -28,3 +30,4 @@ class ReceivedInstance:
     content: Sequence[Buffer] | Written
     describe: Callable[[], Record]
     held: int
+    sender: Sender | None = None

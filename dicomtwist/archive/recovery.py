@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final, TypeAlias
 
+from twisted.logger import Logger
+
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.index import FOLDER
 from dicomtwist.archive.index.interfaces import InstanceIndex
@@ -392,9 +394,35 @@ def _own_meta(meta: FileMeta, record: Record) -> bytes:
         return encode_preamble_and_meta(own)
 
 
+class _ImportedFile:
+    """A file of an import as the sender of an instance."""
+
+    __slots__ = ("_importing", "_path")
+
+    #: The operator of the archive chose the folder.
+    may_replace = True
+
+    def __init__(self, importing: _Importing, path: str) -> None:
+        self._importing = importing
+        self._path = path
+
+    def log_replacement(self, message: str, /, **fields: object) -> None:
+        """Log that the file replaced an instance."""
+        self._importing.log.warn(f"the import of {{path}}: {message}", path=self._path, **fields)
+
+    def log_conflict(self, message: str, /, **fields: object) -> None:
+        """Log that the file disagrees with the index, for the first ones of the import."""
+        self._importing.conflicts += 1
+        if self._importing.conflicts <= MAX_REPORTED:
+            self._importing.log.warn(f"the import of {{path}}: {message}", path=self._path, **fields)
+
+
 class _Importing:
+    log = Logger()
+
     def __init__(self, archive: Archive, progress: Callable[[Import], None], stopped: Callable[[], bool]) -> None:
         self.found = Import()
+        self.conflicts = 0
         self._archive = archive
         self._progress = progress
         self._stopped = stopped
@@ -425,7 +453,9 @@ class _Importing:
             # Whatever a file brings, it fails alone.
             self._done(path, error)
         else:
-            instance = ReceivedInstance(record.uids, transfer_syntax, content, lambda: record, record.length)
+            instance = ReceivedInstance(
+                record.uids, transfer_syntax, content, lambda: record, record.length, _ImportedFile(self, path)
+            )
             self._archive.keep(instance, lambda error: self._done(path, error))
 
     def _content(self, file: BinaryIO, size: int, record: Record) -> list[Buffer] | Written:

@@ -73,7 +73,7 @@ class ArchiveServer:
         self.peers = peers
         self.access = None if policy is None else Access(policy, executors.passcodes)
         self.ingest = Ingest(archive, executors.receiving)
-        self.storage = StorageService(self.ingest)
+        self.storage = StorageService(self.ingest, None if self.access is None else self.access.may_replace)
         self.query_retrieve = QueryRetrieve(archive, executors.querying, ae.ae_title, peers)
         self.performed_steps = PerformedProcedureSteps(archive.store, executors.housekeeping)
         self.storage_commitment = StorageCommitment(archive, executors.housekeeping, ae, peers, takes_up=takes_up)

@@ -21,7 +21,7 @@ from dicomtwist.ae.ae import AE
 
 try:
     from dicomtwist.access.enforcement import Policy
-    from dicomtwist.archive.archive import Archive, Duplicates
+    from dicomtwist.archive.archive import Archive, Duplicates, Precedence
     from dicomtwist.archive.server import ArchiveServer
     from dicomtwist.archive.storage.file_store import LAYOUT
     from dicomtwist.archive.storage.types import Durability, StoreError
@@ -102,6 +102,13 @@ def _durability(value: str) -> Durability:
         return Durability(value)
     except ValueError:
         raise usage.UsageError(f"--durability is full or none, not {value!r}") from None
+
+
+def _precedence(value: str) -> Precedence:
+    try:
+        return Precedence(value)
+    except ValueError:
+        raise usage.UsageError(f"--precedence is last or first, not {value!r}") from None
 
 
 def _duplicates(value: str) -> Duplicates:
@@ -198,6 +205,13 @@ class Options(usage.Options):
             Duplicates.REPLACE,
             "If a new instance differs from the stored one: replace the stored one, keep it, or reject the new one.",
             _duplicates,
+        ],
+        [
+            "precedence",
+            None,
+            Precedence.LAST,
+            "Of attributes of a patient or study that disagree among instances, the index has the last or the first.",
+            _precedence,
         ],
         [
             "min-free",
@@ -336,6 +350,7 @@ class Options(usage.Options):
             "storage": usage.CompleteDirs(),
             "worklist": usage.CompleteDirs(),
             "durability": usage.CompleteList(["full", "none"]),
+            "precedence": usage.CompleteList([one.value for one in Precedence]),
             "duplicates": usage.CompleteList([one.value for one in Duplicates]),
         }
     )
@@ -414,6 +429,7 @@ class Options(usage.Options):
             Path(self["storage"]),
             durability=self["durability"],
             duplicates=self["duplicates"],
+            precedence=self["precedence"],
             min_free=self["min-free"],
             process=self.worker.name if self.worker else "supervisor" if self["workers"] > 1 else "",
             lock=self.worker.lock if self.worker else -1,

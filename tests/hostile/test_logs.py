@@ -138,7 +138,7 @@ class TwistDicomLog(TestCase):
             sys.executable,
             *("-m", "twisted", "--log-format", "text", "dicom", "--storage", folder / "storage"),
             *("--port", f"tcp:{self.port}:interface=127.0.0.1", "--config", configuration),
-            *("--worklist", folder / "worklist", "--import", folder / "import"),
+            *("--worklist", folder / "worklist", "--import", folder / "import", "--max-refusals-logged", 10_000),
             *("--peer", f"GONE=127.0.0.1:{peers.free_port()}"),
             ready=self.port,
             timeout=90,

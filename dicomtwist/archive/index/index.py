@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, Select, bindparam, exists, func, sele
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicomtwist.archive.index.attributes import Level
+from dicomtwist.archive.index.conflicts import Conflicts, Precedence
 from dicomtwist.archive.index.reading import find_instances
 from dicomtwist.archive.index.record import COLUMNS, IndexedInstance, IndexRow, Record, Row
 from dicomtwist.archive.index.schema import (
@@ -59,7 +60,8 @@ _NAME_OF_KEY: Final = {
 class _Entities:
     """The patients, studies or series of the database, with a cache of their rows."""
 
-    def __init__(self, engine: Engine, level: Level) -> None:
+    def __init__(self, engine: Engine, level: Level, conflicts: Conflicts) -> None:
+        self._conflicts = conflicts
         table = TABLES[level]
         columns = list(COLUMNS[level])
         parent = ["patient_key"] if level is Level.PATIENT else ["parent"]
@@ -76,6 +78,7 @@ class _Entities:
         self.level = level
         self.insert = Statement(engine, table.insert(), ["id", *parent, *columns], values=True)
         self.find = Statement(engine, select(table.c.id, *(table.c[name] for name in columns)).where(criterion), names)
+        self._same_key = Statement(engine, select(table.c.id).where(key == bindparam("key_")), ["key_"])
         values: Any = {table.c[name].name: bindparam(f"{name}_new") for name in columns}
         update = table.update().where(table.c.id == bindparam("id_")).values(values)
         self.update = Statement(engine, update, [*(f"{name}_new" for name in columns), "id_"])
@@ -86,7 +89,7 @@ class _Entities:
         cursor.execute(self._highest)
         self.next_id = (cursor.fetchone()[0] or 0) + 1
 
-    def id_for(self, cursor: Any, parent: int, key: str, row: Row) -> int:
+    def id_for(self, cursor: Any, parent: int, key: str, row: Row, one: IndexRow) -> int:
         """Return the id of an entity, after inserting or updating its row if it differs from *row*."""
         known = self.known.get((parent, key))
         if known is not None and (known[1] is row or known[1] == row):
@@ -100,10 +103,17 @@ class _Entities:
         if known is None:
             number = self.next_id
             self.next_id += 1
+            if self.level is Level.STUDY and one.sender is not None:
+                cursor.execute(self._same_key.text, self._same_key.parameters([key]))
+                if cursor.fetchone() is not None:
+                    self._conflicts.other_patient(key, one.sender, "/".join(one.record.uids))
             first = key if self.level is Level.PATIENT else parent
             cursor.execute(self.insert.text, self.insert.parameters([number, first, *row]))
         else:
             number = known[0]
+            if known[1] != row:
+                instance_name = "/".join(one.record.uids)
+                row = self._conflicts.settled(self.level, key, known[1], row, one.sender, instance_name)
             if known[1] != row:
                 cursor.execute(self.update.text, self.update.parameters([*row, number]))
         while len(self.known) >= MAX_KNOWN_ENTITIES:
@@ -122,6 +132,7 @@ class Index:
     :param lock: the file descriptor of the lock that another process of this program holds; it is taken over.
     :param file_system: the system calls to use, apart from those of the database.
 
+    :param precedence: which values apply if instances disagree about their patient, study or series.
     :raises IndexUnusable: another program has opened the index, its version is too new, or it is damaged.
     """
 
@@ -133,6 +144,7 @@ class Index:
         engine: Engine | None = None,
         lock: int = -1,
         file_system: FileSystem | None = None,
+        precedence: Precedence = Precedence.LAST,
     ) -> None:
         fs = file_system or FileSystem()
         self._lock = RLock()
@@ -158,7 +170,8 @@ class Index:
                 f"cannot use the index in {folder}: {_reason(error)}; if it is damaged, move it away: it is rebuilt "
                 "from the files"
             ) from error
-        self._entities = {level: _Entities(self.engine, level) for level in _NAME_OF_KEY}
+        self._conflicts = Conflicts(precedence)
+        self._entities = {level: _Entities(self.engine, level, self._conflicts) for level in _NAME_OF_KEY}
         # Drivers begin transactions themselves, except that of SQLite, whose isolation level is None.
         self._begin = "BEGIN IMMEDIATE" if self.engine.dialect.name == "sqlite" else ""
         self._insert = upsert(
@@ -188,7 +201,8 @@ class Index:
         """
         Add *instances*, all or none; they replace rows of the same files.
 
-        The attributes of a patient, study or series are those of the instance that was added last.
+        The attributes of a patient, study or series are those of the instance that was added last, unless the precedence or
+        the sender of the instance says otherwise.
 
         :raises IndexFailed: the database refused.
         """
@@ -199,6 +213,7 @@ class Index:
                     if one.replaces:
                         self._remove_others(one.record, row[0])
                         self._connection.execute(_announced(one.record.uids))
+            self._conflicts.commit()
             return
         # As above, but past SQLAlchemy: its transaction takes as long as the rest of the work.
         with self._lock, self._recovering():
@@ -209,6 +224,7 @@ class Index:
             self._see_others(cursor)
             self._insert_rows(cursor, instances)
             dbapi.commit()
+        self._conflicts.commit()
 
     def _insert_rows(self, cursor: Any, instances: Sequence[IndexRow]) -> list[tuple[Any, ...]]:
         rows = [self._row(cursor, one) for one in instances]
@@ -295,9 +311,9 @@ class Index:
 
     def _row(self, cursor: Any, one: IndexRow) -> tuple[Any, ...]:
         record, entities = one.record, self._entities
-        patient_id = entities[Level.PATIENT].id_for(cursor, 0, record.patient_key, record.patient)
-        study_id = entities[Level.STUDY].id_for(cursor, patient_id, record.study_uid, record.study)
-        series_id = entities[Level.SERIES].id_for(cursor, study_id, record.series_uid, record.series)
+        patient_id = entities[Level.PATIENT].id_for(cursor, 0, record.patient_key, record.patient, one)
+        study_id = entities[Level.STUDY].id_for(cursor, patient_id, record.study_uid, record.study, one)
+        series_id = entities[Level.SERIES].id_for(cursor, study_id, record.series_uid, record.series, one)
         return (series_id, one.transfer_syntax, one.size, one.digest, *record.instance)
 
     def _remove_others(self, record: Record, series_id: int) -> None:
@@ -343,6 +359,7 @@ class Index:
             with _failures():
                 yield
         except BaseException:
+            self._conflicts.roll_back()
             self._forget()
             self._reopen()
             raise

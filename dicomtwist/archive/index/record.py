@@ -16,6 +16,7 @@ from pydicom.filereader import read_dataset
 
 from dicomtwist.archive.index.attributes import Attribute, Level, at_level
 from dicomtwist.archive.index.normal_forms import datetime_key, name_groups, name_key, normal_date, sounds, time_key
+from dicomtwist.archive.index.sender import Sender
 from dicomtwist.archive.storage.types import InstanceUIDs
 from dicomtwist.datasets.element_headers import (
     EXPLICIT_BIG_ENDIAN,
@@ -112,6 +113,7 @@ class IndexRow:
     size: int
     replaces: bool = False
     digest: bytes | None = None
+    sender: Sender | None = None
 
 
 class IndexedInstance(NamedTuple):

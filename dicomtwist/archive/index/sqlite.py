@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +25,11 @@ WRITING: Final = {"dicomtwist_writing": True}
 _LOG_LENGTH: Final = 1000 * 4096
 
 
+#: The mode of the database, and so of the log and the shared memory that SQLite makes beside it: they hold what is known of
+#: patients. The umask may take away more.
+FILE_MODE: Final = 0o640
+
+
 def sqlite_engine(path: Path, *, full: bool) -> Engine:
     """
     Return an engine for the index of an archive.
@@ -30,7 +37,9 @@ def sqlite_engine(path: Path, *, full: bool) -> Engine:
     :param path: the file of the database, made if it is missing.
     :param full: whether a commit is on the medium when it returns. If not, a crash of the machine may lose the last
         commits, but does not damage the database.
+    :raises OSError: the file cannot be made.
     """
+    _protect(path)
     arguments = {"timeout": 60, "cached_statements": 256, "check_same_thread": False}
     # The parameters of a statement are data of patients, which must not appear in the text of an error.
     engine = create_engine(f"sqlite:///{path}", connect_args=arguments, pool_size=16, hide_parameters=True)
@@ -57,6 +66,20 @@ def sqlite_engine(path: Path, *, full: bool) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
     return engine
+
+
+def _protect(path: Path) -> None:
+    """Make the file of a database, or take what others should not have from the modes of files that are there."""
+    # SQLite would make it with mode 0644. It gives the mode of the database to the files that it makes beside it.
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        # By name: to close a descriptor of the file would end the locks that SQLite has in this process.
+        name = f"{path}{suffix}"
+        with suppress(FileNotFoundError, PermissionError):
+            mode = stat.S_IMODE(os.stat(name).st_mode)
+            if mode & ~FILE_MODE:
+                os.chmod(name, mode & FILE_MODE)
 
 
 def extend_log(engine: Engine, free: int) -> None:

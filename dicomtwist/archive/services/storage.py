@@ -5,6 +5,7 @@ The Storage Service Class: C-STORE into an archive (PS3.4 Annex B).
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Final
 
 from twisted.internet.defer import Deferred
@@ -12,20 +13,59 @@ from twisted.logger import Logger
 
 from dicomtwist import evt
 from dicomtwist.archive.ingest import DataSetMismatch, Ingest, InvalidMeta
-from dicomtwist.archive.storage.types import DuplicateInstance, IndexFailed, InvalidUID, StoreError
+from dicomtwist.archive.storage.types import DuplicateInstance, IndexFailed, InvalidUID, ReplacementRefused, StoreError
 from dicomtwist.datasets.header_scanner import HeaderError
 from dicomtwist.dimse.status import (
     CANNOT_UNDERSTAND,
     DATASET_MISMATCH,
     DUPLICATE_SOP_INSTANCE,
+    NOT_AUTHORISED,
     OUT_OF_RESOURCES,
     Status,
 )
 from dicomtwist.errors import ExecutorFull, loggable
+from dicomtwist.interfaces import AssociationInterface
 
 __all__ = ["StorageService"]
 
 _SUCCESS: Final = Status(0, "C-STORE")
+
+
+class _Peer:
+    """The peer of an association as the sender of an instance."""
+
+    __slots__ = ("_assoc", "_service")
+
+    def __init__(self, service: StorageService, assoc: AssociationInterface) -> None:
+        self._service = service
+        self._assoc = assoc
+
+    @property
+    def may_replace(self) -> bool:
+        """Whether the rules allow it to replace instances now."""
+        may_replace = self._service.may_replace
+        return may_replace is None or may_replace(self._assoc)
+
+    def log_replacement(self, message: str, /, **fields: object) -> None:
+        """Log that its instance replaced another one."""
+        self._log(False, message, fields)
+
+    def log_conflict(self, message: str, /, **fields: object) -> None:
+        """Log that its instance disagrees with the index."""
+        self._log(True, message, fields)
+
+    def _log(self, bounded: bool, message: str, fields: dict[str, object]) -> None:
+        log, remote = self._service.log, self._assoc.remote
+        message = f"{{peer!r}} at {{address}}: {message}"
+        fields.update(peer=remote.ae_title, address=remote.address)
+
+        def write() -> None:
+            if bounded:
+                self._assoc.log_refusal(log.warn, message, **fields)
+            else:
+                log.warn(message, **fields)
+
+        self._service.ingest.executor.call_in_reactor(write)
 
 
 class StorageService:
@@ -33,12 +73,15 @@ class StorageService:
     An SCP of all Storage SOP Classes: the handler of ``EVT_C_STORE`` for ``twist dicom`` and ``dicomtwist get``.
 
     :param ingest: the ingest that receives the instances.
+    :param may_replace: whether the peer of an association may replace stored instances; called in any thread. Without it
+        every peer may.
     """
 
     log = Logger()
 
-    def __init__(self, ingest: Ingest) -> None:
+    def __init__(self, ingest: Ingest, may_replace: Callable[[AssociationInterface], bool] | None = None) -> None:
         self.ingest = ingest
+        self.may_replace = may_replace
 
     @evt.streaming
     def handle_store(self, event: evt.StoreEvent) -> Deferred[Status]:
@@ -47,10 +90,10 @@ class StorageService:
 
         :returns: a Deferred with the status: success after the instance is stored
             (:meth:`dicomtwist.archive.archive.Archive.keep`), 0xA900 if command and data set disagree, 0xC000 if the data
-            set cannot be understood, 0x0111 if the archive has the instance already and duplicates are rejected, 0xA700 if
-            the storage refuses.
+            set cannot be understood, 0x0111 if the archive has the instance already and duplicates are rejected, 0x0124 if
+            the peer may not replace it, 0xA700 if the storage refuses.
         """
-        incoming = self.ingest.begin(event.meta, event.stream)
+        incoming = self.ingest.begin(event.meta, event.stream, _Peer(self, event.assoc))
         event.stream.deliver_to(incoming)
         return incoming.result.addCallback(self._status, event)
 
@@ -77,6 +120,8 @@ def _status_for(error: BaseException) -> Status:
         return Status(CANNOT_UNDERSTAND, "C-STORE", "a UID in the data set is not valid")
     if isinstance(error, HeaderError):
         return Status(CANNOT_UNDERSTAND, "C-STORE", "the data set cannot be read")
+    if isinstance(error, ReplacementRefused):
+        return Status(NOT_AUTHORISED, "C-STORE", "no rule allows replace: the instance is here already")
     if isinstance(error, DuplicateInstance):
         return Status(DUPLICATE_SOP_INSTANCE, "C-STORE", "the archive has the instance already")
     if isinstance(error, IndexFailed):

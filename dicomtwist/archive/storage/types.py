@@ -14,6 +14,7 @@ __all__ = [
     "IndexFailed",
     "InstanceUIDs",
     "InvalidUID",
+    "ReplacementRefused",
     "StoreClosed",
     "StoreError",
     "StoreUnusable",
@@ -47,6 +48,10 @@ class InvalidUID(StoreError, ValueError):
 
 class DuplicateInstance(StoreError):
     """The archive holds the instance already, and duplicates are rejected."""
+
+
+class ReplacementRefused(StoreError):
+    """The archive holds another copy of the instance, and the sender may not replace it."""
 
 
 class IndexFailed(StoreError):

@@ -1,0 +1,133 @@
+"""
+Attributes that disagree: what a new instance says of its patient, study or series, and what the index has of them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final
+
+from dicomtwist.archive.index.attributes import Level, at_level
+from dicomtwist.archive.index.record import COLUMNS, NAME_COLUMNS, Row
+from dicomtwist.archive.index.sender import Sender
+
+__all__ = ["Conflicts", "Precedence"]
+
+#: How many disagreements are remembered, so that each has one line in the log.
+MAX_REMEMBERED: Final = 4096
+
+
+class Precedence(enum.Enum):
+    """Which values the index has, if those of an instance disagree with those that it has already."""
+
+    LAST = "last"
+    """Those of the instance that came last, if its sender may replace instances."""
+    FIRST = "first"
+    """Those that came first."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Conflicts:
+    """
+    Decides which values apply, and notes the disagreements until the transaction is committed.
+
+    :param precedence: the values that apply.
+    """
+
+    def __init__(self, precedence: Precedence = Precedence.LAST) -> None:
+        self.precedence = precedence
+        self._noted: list[tuple[Sender, object, dict[str, object]]] = []
+        self._logged: OrderedDict[object, None] = OrderedDict()
+
+    def settled(self, level: Level, key: str, known: Row, new: Row, sender: Sender | None, instance: str) -> Row:
+        """
+        Return the row of a patient, study or series that is known already.
+
+        :param key: what the entity is known by.
+        :param known: the row that the index has.
+        :param new: the row that the instance makes; it differs.
+        :param sender: the sender of the instance, ``None`` for a file of the archive.
+        :param instance: the name of the instance, for the log.
+        """
+        last = self.precedence is Precedence.LAST and (sender is None or sender.may_replace)
+        if sender is not None and level is not Level.SERIES:
+            differing = [
+                name for name, columns in _ATTRIBUTES[level] if known[columns[0]] and _differs(known, new, columns[0])
+            ]
+            if differing:
+                self._note(sender, (level, key, *differing), differing, level, instance, "new" if last else "earlier")
+        return new if last else _supplemented(level, known, new)
+
+    def other_patient(self, study_uid: str, sender: Sender | None, instance: str) -> None:
+        """Note that a study is in the index of another patient already; they are kept apart."""
+        if sender is not None:
+            self._note(sender, ("patient of", study_uid), ["PatientID"], Level.STUDY, instance, "")
+
+    def commit(self) -> None:
+        """Log what was noted."""
+        noted, self._noted = self._noted, []
+        for sender, _, fields in noted:
+            sender.log_conflict(
+                "{attributes} of instance {instance} disagree with the {entity} in the index: {outcome}", **fields
+            )
+
+    def roll_back(self) -> None:
+        """Forget what was noted: the transaction failed, and another one will note it again."""
+        for _, which, _ in self._noted:
+            self._logged.pop(which, None)
+        self._noted.clear()
+
+    def _note(
+        self, sender: Sender, which: object, differing: Sequence[str], level: Level, instance: str, applying: str
+    ) -> None:
+        if which in self._logged:
+            self._logged.move_to_end(which)
+            return
+        self._logged[which] = None
+        if len(self._logged) > MAX_REMEMBERED:
+            self._logged.popitem(last=False)
+        fields: dict[str, object] = {
+            "attributes": ", ".join(differing),
+            "instance": instance,
+            "entity": level.name.lower(),
+            "outcome": f"the {applying} values apply" if applying else "the study is kept for both patients",
+        }
+        self._noted.append((sender, which, fields))
+
+
+def _attributes(level: Level) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return the attributes of *level*, each with the positions of the columns that follow from it, its own first."""
+    positions = {name: at for at, name in enumerate(COLUMNS[level])}
+    found = []
+    for attribute in at_level(level):
+        columns = [positions[attribute.column]]
+        if attribute.key_column:
+            columns.append(positions[attribute.key_column])
+        if attribute.keyword == "PatientName":
+            columns += [positions[name] for name in NAME_COLUMNS]
+        found.append((attribute.keyword, tuple(columns)))
+    return tuple(found)
+
+
+_ATTRIBUTES: Final = {level: _attributes(level) for level in (Level.PATIENT, Level.STUDY, Level.SERIES)}
+_CHARACTER_SET: Final = 0  # the first column of each level
+
+
+def _differs(known: Row, new: Row, column: int) -> bool:
+    # An attribute that an instance does not have contradicts nothing.
+    return bool(new[column]) and known[column] != new[column]
+
+
+def _supplemented(level: Level, known: Row, new: Row) -> Row:
+    """Return *known*, with the attributes of *new* that it does not have."""
+    row = list(known)
+    for _, columns in _ATTRIBUTES[level]:
+        if not known[columns[0]] and new[columns[0]]:
+            for column in columns:
+                row[column] = new[column]
+    row[_CHARACTER_SET] = known[_CHARACTER_SET] or new[_CHARACTER_SET]
+    return tuple(row)
