@@ -46,6 +46,7 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/python -m tests.prose
 	$(BIN)/towncrier build --draft --version next >/dev/null
 
 prose: $(TEST)

@@ -325,7 +325,7 @@ class DataSetEvent(DIMSEEvent):
         try:
             return decode(self._encoded, str(self.context.transfer_syntax), self._limits)
         except DataSetError as error:
-            # What cannot be decoded is not tried again when the handler asks for it.
+            # The failure is kept: the data set is not decoded again when the handler asks for it.
             self._failure = error
             raise
 

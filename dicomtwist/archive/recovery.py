@@ -245,7 +245,7 @@ class _Adding:
         try:
             record, transfer_syntax, size = _stored_record(self._archive, uids)
         except Exception as error:
-            # Whatever a file has in it, it fails alone.
+            # A file with any content fails alone.
             self._found.note_unreadable(path, loggable(error))
             return
         if record.uids != uids:
@@ -298,7 +298,7 @@ def import_folder(
     """
     Copy all DICOM files below *folder* into the archive, as if a peer had sent them. Nothing in *folder* is changed.
 
-    What cannot be read is skipped, with a reason: folders, files, links that lead nowhere. FIFOs, sockets and devices are not
+    Folders, files and links that cannot be read are skipped, with a reason. FIFOs, sockets and devices are not
     opened.
 
     :param progress: called after every few hundred files, in any thread.
@@ -450,7 +450,7 @@ class _Importing:
         except (NotDicomFile, HeaderError, InvalidUID) as error:
             self._done(path, error, skipped=True)
         except Exception as error:
-            # Whatever a file brings, it fails alone.
+            # A file with any content fails alone.
             self._done(path, error)
         else:
             instance = ReceivedInstance(

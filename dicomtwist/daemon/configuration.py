@@ -29,8 +29,8 @@ MAX_FILE_LENGTH: Final = 4 * 1024 * 1024
 LISTS: Final = ("port", "allow-calling", "peer", "trusted-proxy")
 #: The keys whose values are tables; all other keys are options.
 _TABLES: Final = ("peers", "access")
-#: Options that are not allowed in a file.
-_NOT_HERE: Final = ("config", "help", "version")
+#: The options that are allowed on the command line only.
+_COMMAND_LINE_ONLY: Final = ("config", "help", "version")
 
 
 class ConfigurationError(ValueError):
@@ -124,7 +124,7 @@ def read_configuration(path: Path, options: usage.Options) -> Configuration:
     """
     content = _load(path)
     known: Any = options
-    parameters = [parameter[0] for parameter in known.optParameters if parameter[0] not in _NOT_HERE]
+    parameters = [parameter[0] for parameter in known.optParameters if parameter[0] not in _COMMAND_LINE_ONLY]
     try:
         return _understand(path, content, parameters, [flag[0] for flag in known.optFlags])
     except ValueError as error:

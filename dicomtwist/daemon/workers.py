@@ -35,12 +35,12 @@ FIRST_DELAY: Final = 0.5
 LONGEST_DELAY: Final = 60.0
 _BACKOFF: Final = Backoff(FIRST_DELAY, LONGEST_DELAY)
 #: If a worker has accepted connections for this time, in seconds, the delay starts again at the first one.
-STEADY: Final = 60.0
+STEADY_AFTER: Final = 60.0
 #: The time, in seconds, that a worker has to end after the grace of its associations, before it is killed.
-MARGIN: Final = 6.0
+KILL_DELAY: Final = 6.0
 
 #: The environment variable with the specification of a worker.
-VARIABLE: Final = "DICOMTWIST_WORKER"
+WORKER_VARIABLE: Final = "DICOMTWIST_WORKER"
 #: File descriptors of a worker: a pipe to report that it is ready, a pipe that is closed when the supervisor ends, the lock
 #: of the archive, and from there on the sockets.
 _TELLS, _LIVES, _LOCK, _SOCKETS = 3, 4, 5, 6
@@ -75,12 +75,12 @@ class WorkerSpec:
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables that :meth:`taken` reads."""
-        return {VARIABLE: json.dumps({"number": self.number, "ports": self.ports})}
+        return {WORKER_VARIABLE: json.dumps({"number": self.number, "ports": self.ports})}
 
     @classmethod
     def taken(cls, environment: MutableMapping[str, str]) -> WorkerSpec | None:
         """Remove the specification of this process from its environment and return it; ``None`` if it is not a worker."""
-        text = environment.pop(VARIABLE, None)
+        text = environment.pop(WORKER_VARIABLE, None)
         if text is None:
             return None
         told = json.loads(text)
@@ -218,7 +218,7 @@ class Workers:
         self._grace = grace
         self._clean_up = clean_up
         self._workers: dict[int, _Worker] = {}
-        # How often in a row each worker has ended before STEADY seconds had passed.
+        # How often in a row each worker has ended before STEADY_AFTER seconds had passed.
         self._failures = dict.fromkeys(self._specs, 0)
         self._waiting: dict[int, Any] = {}
         self._cleaning: dict[int, Deferred[Any]] = {}
@@ -263,7 +263,7 @@ class Workers:
         self._waiting.clear()
         workers = list(self._workers.values())
         late = [
-            self.reactor.callLater(self._grace + MARGIN, self._kill, worker)
+            self.reactor.callLater(self._grace + KILL_DELAY, self._kill, worker)
             for worker in workers
             if self._grace is not None
         ]
@@ -297,7 +297,7 @@ class Workers:
         if self._running or not (clean or ended.signal == SIGTERM):
             log = self.log.info if clean else self.log.error
             log("worker {number}, process {pid}, ended {how}", number=number, pid=worker.pid, how=how)
-        if worker.ready_since is not None and self.reactor.seconds() - worker.ready_since >= STEADY:
+        if worker.ready_since is not None and self.reactor.seconds() - worker.ready_since >= STEADY_AFTER:
             self._failures[number] = 0
         cleaning = succeed(None) if clean else self._clean_up(self._specs[number].name)
         cleaning.addErrback(

@@ -42,7 +42,7 @@ _HEADER = 8
 @dataclass(frozen=True, slots=True)
 class DecodingLimits:
     """
-    What a data set may cost that is decoded; ``None`` for no limit.
+    Limits on a data set that is decoded; ``None`` for no limit.
 
     :ivar length: the most bytes, after a deflated data set is inflated.
     :ivar elements: the most elements and items of sequences together, in all levels.
@@ -73,7 +73,7 @@ def decode_dataset(data: bytes, transfer_syntax: str, limits: DecodingLimits = N
 
     :param data: the bytes as the network carries them, without File Meta Information.
     :param transfer_syntax: the UID of their transfer syntax.
-    :param limits: what the data set may cost; the decoding ends as soon as it costs more.
+    :param limits: the limits on the data set; the decoding ends as soon as it exceeds one.
     :raises DataSetTooLong: the data set exceeds one of *limits*.
     :raises DataSetError: the bytes cannot be decoded, end inside an element, inflate to more than :data:`MAX_INFLATED`, or
         have sequences nested deeper than :data:`~dicomtwist.datasets.nesting.MAX_NESTED`.

@@ -52,7 +52,7 @@ async def decode_identifier(
     """
     Decode the data set of a request or response; in a thread if it is more than the reactor thread decodes at once.
 
-    :param limits: what the data set may cost.
+    :param limits: the limits on the data set.
     :raises DataSetTooLong: the data set exceeds one of *limits*.
     :raises DataSetError: the data set cannot be decoded.
     :raises ExecutorFull: a thread is needed, and too many data sets wait for one.
@@ -67,7 +67,7 @@ def decode_small(data: bytes, transfer_syntax: str, limits: DecodingLimits = NO_
     """
     Decode a data set if it takes some milliseconds at the most.
 
-    :param limits: what the data set may cost.
+    :param limits: the limits on the data set.
     :returns: ``None`` if it has more than :data:`DECODED_AT_ONCE` bytes or :data:`ELEMENTS_AT_ONCE` elements and items.
     :raises DataSetTooLong: the data set exceeds one of *limits*.
     :raises DataSetError: the data set cannot be decoded.

@@ -77,7 +77,7 @@ def _scanned_uids(data: bytes | memoryview, transfer_syntax: str) -> tuple[str, 
     try:
         scanner.feed(data)
     except HeaderError:
-        pass  # what was found before counts
+        pass  # the values before the error count
     values = scanner.values
     return decode_uid(values.get(_SOP_CLASS, b"")), decode_uid(values.get(_SOP_INSTANCE, b""))
 

@@ -57,9 +57,9 @@ class ElementCount:
 
     def check(self) -> None:
         """
-        Do nothing if pydicom may still read. Where it may not, its own exception may hide that of the file.
+        Check that the limit is not exceeded. The exception of pydicom may otherwise hide that of the file.
 
-        :raises DataSetTooLong: it may not.
+        :raises DataSetTooLong: the limit is exceeded, so pydicom must not read on.
         """
         if not self.reads:
             raise self._exceeded()

@@ -180,7 +180,7 @@ class DataSetStream:
         if self._finished:
             then()
             return
-        sink, self._sink = self._sink, _Nowhere(then)
+        sink, self._sink = self._sink, _DiscardingSink(then)
         waiting, self._waiting = self._waiting, None
         if sink is not None:
             sink.fail(_unwanted())
@@ -235,7 +235,7 @@ class CollectingSink:
         self.done.errback(reason)
 
 
-class _Nowhere:
+class _DiscardingSink:
     """Drops a data set that nobody reads."""
 
     __slots__ = ("_then",)

@@ -192,7 +192,7 @@ class AssociationPool(Service):
         :raises AssociationRejected: the peer rejected permanently, and the pool had no other association.
             :class:`NoAcceptedContexts` and TLS errors are raised in this case as well.
         """
-        return _Borrowed(self, exclusive)
+        return _LeaseContext(self, exclusive)
 
     def run(self, operation: Callable[[Association], Awaitable[T]], *, retry: bool | None = None) -> Deferred[T]:
         """
@@ -257,7 +257,7 @@ class AssociationPool(Service):
         """
         super().stopService()  # type: ignore[no-untyped-call]
         self._stopped = True
-        self._calm()
+        self._forget_failures()
         if self._next_look is not None:
             self._next_look.cancel()
             self._next_look = None
@@ -356,7 +356,7 @@ class AssociationPool(Service):
         if slot.retired:
             self._retire(slot)
         elif not slot.leases:
-            self._look_later(self._idle_timeout)
+            self._release_idle_later(self._idle_timeout)
         self._serve()
 
     async def _pause(self, call: Call) -> None:
@@ -467,11 +467,11 @@ class AssociationPool(Service):
     def _connected(self, association: Association, attempt: Connecting) -> None:
         self._connecting.discard(attempt)
         self.established += 1
-        self._calm()
+        self._forget_failures()
         slot = Slot(association, self.ae.reactor.seconds())
         self._slots.append(slot)
         association.when_ended().addCallback(self._ended, slot)
-        self._look_later(self._idle_timeout)
+        self._release_idle_later(self._idle_timeout)
         self._serve()
 
     def _connect_failed(self, reason: Failure, attempt: Connecting) -> None:
@@ -484,7 +484,7 @@ class AssociationPool(Service):
         # If other associations are open, the peer is reachable but seems to accept no further one: operations wait for those.
         alone = not self.open and not self._connecting
         if alone and not is_transient(error):
-            self._calm()
+            self._forget_failures()
             self._fail_waiters(lambda waiter: error)
             return
         if attempt.failures_before != self._failures or self._next_attempt is not None:
@@ -509,7 +509,7 @@ class AssociationPool(Service):
         self._next_attempt = None
         self._connect_more()
 
-    def _calm(self) -> None:
+    def _forget_failures(self) -> None:
         """Forget failures to establish an association."""
         self._failures = 0
         if self._next_attempt is not None:
@@ -532,11 +532,11 @@ class AssociationPool(Service):
     def _is_stale(self, slot: Slot) -> bool:
         return self._idle_timeout is not None and slot.idle_since + self._idle_timeout <= self.ae.reactor.seconds()
 
-    def _look_later(self, seconds: float | None) -> None:
+    def _release_idle_later(self, seconds: float | None) -> None:
         if seconds is not None and self._next_look is None and not self._stopped:
-            self._next_look = self.ae.reactor.callLater(seconds, self._look)
+            self._next_look = self.ae.reactor.callLater(seconds, self._release_idle)
 
-    def _look(self) -> None:
+    def _release_idle(self) -> None:
         """Release the associations that have been idle for the idle timeout."""
         self._next_look = None
         idle = [slot for slot in self._slots if not slot.leases and not slot.retired]
@@ -545,10 +545,10 @@ class AssociationPool(Service):
                 self._retire(slot)
         left = [slot.idle_since for slot in idle if not slot.retired]
         if left and self._idle_timeout is not None:
-            self._look_later(max(min(left) + self._idle_timeout - self.ae.reactor.seconds(), 0.001))
+            self._release_idle_later(max(min(left) + self._idle_timeout - self.ae.reactor.seconds(), 0.001))
 
 
-class _Borrowed:
+class _LeaseContext:
     """The context manager of :meth:`AssociationPool.association`."""
 
     def __init__(self, pool: AssociationPool, exclusive: bool) -> None:

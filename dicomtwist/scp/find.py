@@ -14,7 +14,7 @@ from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import CFindRQ
 from dicomtwist.errors import DataSetError, Refused
-from dicomtwist.scp.multiple_responses import Answering, Ended, with_identifier
+from dicomtwist.scp.multiple_responses import NoMoreItems, YieldingHandler, with_identifier
 from dicomtwist.scp.performed import Performance, status_response
 from dicomtwist.sop_class import ServiceClass, uid_to_service_class
 
@@ -36,7 +36,7 @@ def _find(performance: Performance, event: evt.IdentifierEvent) -> None:
     assert isinstance(performance.request, CFindRQ)
     matches = _SingleMatch if _is_single(performance) else _Matches
     find = matches(performance, event)
-    Answering(performance, evt.EVT_C_FIND, codes.FIND_HANDLER_FAILED).run(
+    YieldingHandler(performance, evt.EVT_C_FIND, codes.FIND_HANDLER_FAILED).run(
         find.answer, lambda: performance.finish(performance.response(codes.CANCEL))
     )
 
@@ -54,14 +54,14 @@ class _Matches:
         self._event = event
         self._syntax = str(performance.context.transfer_syntax)
 
-    async def answer(self, answering: Answering) -> None:
+    async def answer(self, handler: YieldingHandler) -> None:
         """Pull the matches and send them."""
         performance, exchange = self._performance, self._performance.assoc.exchange
-        await answering.call(self._event)
+        await handler.call(self._event)
         while True:
             try:
-                status, identifier = unpack(await answering.next())
-            except Ended:
+                status, identifier = unpack(await handler.next())
+            except NoMoreItems:
                 break
             if type(status) is int and status == codes.PENDING:  # the status of nearly all
                 response = performance.response(status)
@@ -75,7 +75,7 @@ class _Matches:
             source = self._encode(identifier)
             if self._may_go(source):
                 exchange.respond(performance, response, source)
-                await answering.room()
+                await handler.room()
         if not performance.is_cancelled:
             self._end()
 

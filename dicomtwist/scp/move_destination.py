@@ -34,7 +34,7 @@ _ABSTRACT_SYNTAX_NOT_SUPPORTED: Final = 3
 _MAX_CONTEXTS: Final = 128
 
 
-class _Line:
+class _DestinationAssociation:
     """
     An association with the destination.
 
@@ -96,7 +96,7 @@ class MoveAssociations:
         # The AE title of the C-MOVE requestor, and the Message ID of its request (PS3.7 9.1.1.1.8).
         self._originator_aet = source.requestor.ae_title if source.is_acceptor else source.acceptor.ae_title
         self._originator_id = originator_id
-        self._lines: list[_Line] = []
+        self._connected: list[_DestinationAssociation] = []
         self._is_open = False
         self._idle: Deferred[None] | None = None
 
@@ -105,50 +105,54 @@ class MoveAssociations:
     @property
     def capacity(self) -> int:
         """The operations that the windows of all associations allow."""
-        return sum(line.association.exchange.invoke_limit for line in self._usable)
+        return sum(connection.association.exchange.invoke_limit for connection in self._usable)
 
     def prepare_at_once(self, instance: OutgoingInstance) -> Exchange | None:
         """Prepare *instance* for the association with the most room, if nothing has to be awaited for it."""
         usable = self._usable
         if not usable:
             return None
-        line = usable[0] if len(usable) == 1 else max(usable, key=lambda each: each.room)
-        if not prepare_at_once(line.association, instance, self._priority, self._originator_aet, self._originator_id):
+        connection = usable[0] if len(usable) == 1 else max(usable, key=lambda each: each.room)
+        if not prepare_at_once(
+            connection.association, instance, self._priority, self._originator_aet, self._originator_id
+        ):
             return None
-        line.busy += 1
-        return line.association.exchange
+        connection.busy += 1
+        return connection.association.exchange
 
     async def prepare(self, instance: OutgoingInstance) -> Exchange:
         """Prepare an instance that needs an association or has to be encoded, or raise why it cannot be sent."""
         try:
             if not self._is_open:
                 await self._open(instance)
-            line = await self._line_for(instance)
+            connection = await self._association_for(instance)
         except BaseException:
             instance.close()
             raise
-        await prepare(line.association, instance, self._priority, self._originator_aet, self._originator_id)
-        line.busy += 1
-        return line.association.exchange
+        await prepare(connection.association, instance, self._priority, self._originator_aet, self._originator_id)
+        connection.busy += 1
+        return connection.association.exchange
 
     def done(self, exchange: Exchange) -> None:
         """Note that an instance was answered or given up, and wake a call that waits for an idle association."""
-        for line in self._lines:
-            if line.association.exchange is exchange:
-                line.busy -= 1
+        for connection in self._connected:
+            if connection.association.exchange is exchange:
+                connection.busy -= 1
         idle, self._idle = self._idle, None
         if idle is not None:
             idle.callback(None)
 
     async def close(self) -> None:
         """Release the associations."""
-        await DeferredList([Deferred.fromCoroutine(self._release(line.association)) for line in self._lines])
+        await DeferredList(
+            [Deferred.fromCoroutine(self._release(connection.association)) for connection in self._connected]
+        )
 
     # --- inside
 
     @property
-    def _usable(self) -> list[_Line]:
-        return [line for line in self._lines if line.association.is_established]
+    def _usable(self) -> list[_DestinationAssociation]:
+        return [connection for connection in self._connected if connection.association.is_established]
 
     async def _open(self, first: OutgoingInstance) -> None:
         """Make the associations. If the destination accepts none, :meth:`prepare` fails for each instance."""
@@ -157,12 +161,12 @@ class MoveAssociations:
         if all(wanted) and not any(wanted[0] == context.abstract_syntax for context in self._given):
             self._added[wanted] = build_context(*wanted)
         results: list[tuple[bool, Any]] = await DeferredList(
-            [Deferred.fromCoroutine(self._line()) for _ in range(self._number)], consumeErrors=True
+            [Deferred.fromCoroutine(self._connect()) for _ in range(self._number)], consumeErrors=True
         )
         failures: list[Failure] = []
         for success, result in results:
-            (self._lines if success else failures).append(result)
-        if self._lines or not failures:
+            (self._connected if success else failures).append(result)
+        if self._connected or not failures:
             return
         error = failures[0].value
         if isinstance(error, TypeError | ValueError):
@@ -170,10 +174,12 @@ class MoveAssociations:
             raise Refused(MOVE_DESTINATION_INVALID, why) from error
         self.log.info("the move destination could not be reached: {error}", error=error)
 
-    async def _line(self) -> _Line:
+    async def _connect(self) -> _DestinationAssociation:
         added = frozenset(self._added)
         contexts = [*self._added.values(), *self._contexts][:_MAX_CONTEXTS]
-        return _Line(await self._ae.associate(*self._address, contexts=contexts, **self._arguments), added)
+        return _DestinationAssociation(
+            await self._ae.associate(*self._address, contexts=contexts, **self._arguments), added
+        )
 
     async def _release(self, association: PerformingAssociation) -> None:
         if not association.is_established:
@@ -187,22 +193,22 @@ class MoveAssociations:
         except Exception:
             self.log.failure("while the association with the move destination was released")
 
-    async def _line_for(self, instance: OutgoingInstance) -> _Line:
-        """Return the association for *instance*. If none can send it, return one all the same, on which it fails."""
+    async def _association_for(self, instance: OutgoingInstance) -> _DestinationAssociation:
+        """Return the association for *instance*. If none can send it, return one on which the instance fails."""
         usable = self._usable
         if not usable:
-            why = "has ended" if self._lines else "could not be made"
+            why = "has ended" if self._connected else "could not be made"
             raise NotEstablished(f"the association with the move destination {why}")
-        line = max(usable, key=lambda each: each.room)
+        connection = max(usable, key=lambda each: each.room)
         wanted = instance.sop_class_uid, instance.transfer_syntax
-        if self._takes(line.association, instance) or not all(wanted) or self._is_refused(line, *wanted):
-            return line
+        if self._can_send(connection.association, instance) or not all(wanted) or self._is_refused(connection, *wanted):
+            return connection
         if wanted not in self._added and len(self._added) >= MAX_ADDED_CONTEXTS:
-            return line
-        return await self._again(line, wanted)
+            return connection
+        return await self._reconnect(connection, wanted)
 
     @staticmethod
-    def _takes(association: PerformingAssociation, instance: OutgoingInstance) -> bool:
+    def _can_send(association: PerformingAssociation, instance: OutgoingInstance) -> bool:
         """Return whether *instance* can be sent over *association*, after a conversion if that is possible."""
         try:
             association.context_for(instance.sop_class_uid, instance.transfer_syntax)
@@ -214,39 +220,39 @@ class MoveAssociations:
             )
         return True
 
-    def _is_refused(self, line: _Line, sop_class: str, syntax: str) -> bool:
+    def _is_refused(self, connection: _DestinationAssociation, sop_class: str, syntax: str) -> bool:
         """Return whether the destination refused the SOP Class or its transfer syntax, so that no other proposal can help."""
         if any(
             context.abstract_syntax == sop_class and context.result == _ABSTRACT_SYNTAX_NOT_SUPPORTED
-            for context in line.association.rejected_contexts
+            for context in connection.association.rejected_contexts
         ):
             return True
-        return (sop_class, syntax) in line.added or any(
+        return (sop_class, syntax) in connection.added or any(
             context.abstract_syntax == sop_class and context.transfer_syntax == [syntax] for context in self._contexts
         )
 
-    async def _again(self, line: _Line, wanted: tuple[str, str]) -> _Line:
-        """Make an association again with a context for *wanted*; without it, if the destination rejects that association."""
-        while line.busy:
+    async def _reconnect(self, connection: _DestinationAssociation, wanted: tuple[str, str]) -> _DestinationAssociation:
+        """Replace an association by one with a context for *wanted*, or without it if the destination rejects that one."""
+        while connection.busy:
             self._idle = Deferred()
             await self._idle
-        self._lines.remove(line)
-        await self._release(line.association)
+        self._connected.remove(connection)
+        await self._release(connection.association)
         self._added[wanted] = build_context(*wanted)
         try:
             try:
-                made = await self._line()
+                made = await self._connect()
             except AssociationError as error:
                 self.log.info(
                     "the move destination rejects an association with {wanted}: {error}", wanted=wanted, error=error
                 )
                 del self._added[wanted]
-                made = await self._line()
+                made = await self._connect()
         except (AssociationError, ConnectError) as error:
             raise NotEstablished(
                 f"the association with the move destination could not be made again: {error}"
             ) from error
-        self._lines.append(made)
+        self._connected.append(made)
         return made
 
 

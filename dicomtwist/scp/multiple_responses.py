@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from dicomtwist.exchange.send_queue import Outgoing
 
 #: The longest time that one generator is advanced without a pause before other work gets its turn, in seconds.
-TURN: Final = 0.01
+TURN_SECONDS: Final = 0.01
 
 
-class Ended(Exception):
+class NoMoreItems(Exception):
     """The generator has ended, the operation was cancelled, or the association has ended."""
 
 
-class Answering:
+class YieldingHandler:
     """
     Takes the items that a handler yields, one by one, while its operation is performed.
 
@@ -66,7 +66,7 @@ class Answering:
 
     # --- for the service
 
-    def run(self, work: Callable[[Answering], Awaitable[None]], cancelled: Callable[[], None]) -> None:
+    def run(self, work: Callable[[YieldingHandler], Awaitable[None]], cancelled: Callable[[], None]) -> None:
         """
         Start *work*, and close the generator at its end.
 
@@ -76,7 +76,7 @@ class Answering:
         :param work: calls the handler, takes its items, and responds.
         :param cancelled: sends the final response of an operation that was cancelled.
         """
-        steps = _Corked(self._outgoing, self._work(work, cancelled))
+        steps = _CorkedSteps(self._outgoing, self._work(work, cancelled))
 
         def cancel() -> None:
             # While the steps run, they check for a cancellation themselves.
@@ -96,11 +96,11 @@ class Answering:
         Call the handler. It is a generator, an asynchronous generator, or a function that returns an iterable or a Deferred or
         coroutine of one.
 
-        :raises Ended: the operation was cancelled.
+        :raises NoMoreItems: the operation was cancelled.
         :raises TypeError: the handler returned something else.
         """
         if self._performance.is_cancelled:
-            raise Ended
+            raise NoMoreItems
         bound = self._performance.assoc.handler(self._event)
         assert bound is not None
         handler, arguments = bound
@@ -117,43 +117,43 @@ class Answering:
         """
         Return the next item of the handler.
 
-        :raises Ended: the handler has ended, or the operation was cancelled.
+        :raises NoMoreItems: the handler has ended, or the operation was cancelled.
         """
         if self._performance.is_cancelled:
-            raise Ended
+            raise NoMoreItems
         if self._async:
             try:
                 item = await self._items.__anext__()
             except StopAsyncIteration:
-                raise Ended from None
+                raise NoMoreItems from None
         else:
             try:
                 item = next(self._items)
             except StopIteration:
-                raise Ended from None
+                raise NoMoreItems from None
         if self._performance.is_cancelled:
-            raise Ended
+            raise NoMoreItems
         return item
 
     async def room(self) -> None:
         """
-        Wait until the transport takes more responses; after :data:`TURN` seconds also let other work have its turn.
+        Wait until the transport takes more responses; after :data:`TURN_SECONDS` seconds also let other work have its turn.
 
-        :raises Ended: the association has ended.
+        :raises NoMoreItems: the association has ended.
         """
         waiting = self._outgoing.room()
         if waiting is None:
-            if self._reactor.seconds() - self._turn < TURN:
+            if self._reactor.seconds() - self._turn < TURN_SECONDS:
                 return
             waiting = deferLater(self._reactor, 0)
         await waiting
         if not self._performance.assoc.is_established:
-            raise Ended
+            raise NoMoreItems
         self._turn = self._reactor.seconds()
 
     # --- inside
 
-    async def _work(self, work: Callable[[Answering], Awaitable[None]], cancelled: Callable[[], None]) -> None:
+    async def _work(self, work: Callable[[YieldingHandler], Awaitable[None]], cancelled: Callable[[], None]) -> None:
         failure: Failure | None = None
         try:
             try:
@@ -166,7 +166,7 @@ class Answering:
                 await self._close()
         except CancelledError:
             failure = Failure()
-        except Ended:
+        except NoMoreItems:
             pass
         except Exception:
             failure = Failure()
@@ -201,7 +201,7 @@ class Answering:
         self._performance.assoc.log_refusal(self.log.failure, message, reason, event=self._event)
 
 
-class _Corked:
+class _CorkedSteps:
     """
     Awaits *steps*, and holds back their messages until they await something, so that these go out in one write.
 
@@ -298,8 +298,8 @@ def with_decoded(performance: Performance, event: evt.DataSetEvent, too_long: in
     Decode the data set of *event*, in a thread if it is not a small one, and call *then*; refuse the request if the data set
     exceeds the limits, or too many others wait for a thread.
 
-    What cannot be decoded raises its error when the handler asks for it, which may handle it. After a C-CANCEL, or if the peer
-    is gone, the data set is not waited for.
+    If the data set cannot be decoded, the error is raised when the handler asks for it, so that the handler can deal with it.
+    After a C-CANCEL, or if the peer is gone, the data set is not waited for.
 
     :param too_long: the status of a refusal.
     """
@@ -327,5 +327,5 @@ def with_decoded(performance: Performance, event: evt.DataSetEvent, too_long: in
 
 def _broken(reason: Failure, performance: Performance) -> None:
     assoc = performance.assoc
-    Answering.log.failure("a request of {peer!r} could not be performed", reason, peer=assoc.remote.ae_title)
+    YieldingHandler.log.failure("a request of {peer!r} could not be performed", reason, peer=assoc.remote.ae_title)
     assoc.abort("a request could not be performed, the log says why")

@@ -21,7 +21,7 @@ from dicomtwist.dimse.status import StatusCategory, category
 from dicomtwist.errors import DataSetError, ExecutorFull, Refused
 from dicomtwist.scp.find import unpack
 from dicomtwist.scp.move_destination import MoveAssociations
-from dicomtwist.scp.multiple_responses import Answering, Ended, with_identifier
+from dicomtwist.scp.multiple_responses import NoMoreItems, YieldingHandler, with_identifier
 from dicomtwist.scp.performed import Performance, status_response
 from dicomtwist.scp.sub_operations import Destination, SameAssociation, SubOperationQueue
 
@@ -54,7 +54,7 @@ def _perform(performance: Performance, event: evt.EventType, kind: type[_Retriev
 
     def start(occurrence: evt.IdentifierEvent) -> None:
         retrieve = kind(performance, occurrence)
-        Answering(performance, event, kind.HANDLER_FAILED).run(retrieve.answer, retrieve.cancelled)
+        YieldingHandler(performance, event, kind.HANDLER_FAILED).run(retrieve.answer, retrieve.cancelled)
 
     with_identifier(performance, event, kind.HANDLER_FAILED, start)
 
@@ -73,18 +73,18 @@ class _Retrieve:
         self._destination: Destination | None = None
         self._suboperations: SubOperationQueue | None = None
 
-    async def answer(self, answering: Answering) -> None:
+    async def answer(self, handler: YieldingHandler) -> None:
         """Pull the instances, send them, and answer."""
         response: CGetRSP | CMoveRSP | None = None
         identifier: Dataset | bytes | None = None
         failure: Failure | None = None
         try:
-            await answering.call(self._event)
+            await handler.call(self._event)
             try:
-                self._destination = await self._find_destination(answering)
-                await self._begin(answering)
-                response, identifier = await self._pull(answering)
-            except Ended:
+                self._destination = await self._find_destination(handler)
+                await self._begin(handler)
+                response, identifier = await self._pull(handler)
+            except NoMoreItems:
                 if not self._performance.is_cancelled:
                     raise Refused(self.ENDED_EARLY, "the handler yielded less than it has to") from None
         except CancelledError:
@@ -97,7 +97,7 @@ class _Retrieve:
                 if self._performance.is_cancelled:
                     self._suboperations.stop()
                 # Sub-operations that have begun are finished, also after a C-CANCEL.
-                await self._suboperations.settle()
+                await self._suboperations.wait_until_done()
         finally:
             if self._destination is not None:
                 await self._destination.close()
@@ -109,11 +109,11 @@ class _Retrieve:
             identifier = await self._complete(identifier)
         self._finish(cast("CGetRSP | CMoveRSP", response), identifier)
 
-    async def _find_destination(self, answering: Answering) -> Destination:
+    async def _find_destination(self, handler: YieldingHandler) -> Destination:
         raise NotImplementedError
 
-    async def _begin(self, answering: Answering) -> None:
-        number = await answering.next()
+    async def _begin(self, handler: YieldingHandler) -> None:
+        number = await handler.next()
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise Refused(
                 self.NUMBER_INVALID, f"a handler yielded {number!r}, the number of sub-operations was expected"
@@ -124,15 +124,15 @@ class _Retrieve:
             self._destination, number, assoc.ae.executors.retrieval, assoc.exchange.outgoing, self._progressed
         )
 
-    async def _pull(self, answering: Answering) -> tuple[CGetRSP | CMoveRSP, Any]:
+    async def _pull(self, handler: YieldingHandler) -> tuple[CGetRSP | CMoveRSP, Any]:
         """Store the instances; return the final response, without the counts, and its identifier."""
         suboperations = self._suboperations
         assert suboperations is not None
         while True:
-            await suboperations.place()
+            await suboperations.wait_for_room()
             try:
-                status, instance = unpack(await answering.next())
-            except Ended:
+                status, instance = unpack(await handler.next())
+            except NoMoreItems:
                 break
             if type(status) is not int or status != codes.PENDING:
                 response = self._response(status)
@@ -142,14 +142,14 @@ class _Retrieve:
                     return response, instance
             if type(instance) is not list:
                 suboperations.start(instance)
-                await answering.room()
+                await handler.room()
                 continue
             for number, one in enumerate(instance, 1):
-                await suboperations.place(together=number > 1)
+                await suboperations.wait_for_room(together=number > 1)
                 suboperations.start(one, more=number < len(instance))
-                await answering.room()
-        await suboperations.settle()
-        suboperations.check()
+                await handler.room()
+        await suboperations.wait_until_done()
+        suboperations.check_destination()
         return self._response(suboperations.status), None
 
     def _response(self, status: object) -> CGetRSP | CMoveRSP:
@@ -180,7 +180,7 @@ class _Retrieve:
         if performance.is_cancelled or performance.is_done or self._suboperations is None:
             return
         response = cast("CGetRSP | CMoveRSP", performance.response(codes.PENDING))
-        self._suboperations.tell(response, remaining=True)
+        self._suboperations.fill_counts(response, remaining=True)
         performance.assoc.exchange.respond(performance, response)
 
     async def _complete(self, identifier: Dataset | bytes) -> Dataset | bytes:
@@ -224,7 +224,7 @@ class _Retrieve:
                 last=suboperations.last_failure,
             )
         if suboperations is not None:
-            suboperations.tell(response, remaining=response.status == codes.CANCEL)
+            suboperations.fill_counts(response, remaining=response.status == codes.CANCEL)
             if identifier is None and suboperations.failed and response.status != codes.SUCCESS:
                 identifier = Dataset()
                 identifier.FailedSOPInstanceUIDList = suboperations.failed_instances
@@ -240,7 +240,7 @@ class _Retrieve:
 
 
 class _Get(_Retrieve):
-    async def _find_destination(self, answering: Answering) -> Destination:
+    async def _find_destination(self, handler: YieldingHandler) -> Destination:
         request = self._performance.request
         assert isinstance(request, CGetRQ)
         return SameAssociation(self._performance.assoc, request.priority)
@@ -251,10 +251,10 @@ class _Move(_Retrieve):
     NUMBER_INVALID = codes.MOVE_NUMBER_INVALID
     ENDED_EARLY = codes.MOVE_DESTINATION_FAILED
 
-    async def _find_destination(self, answering: Answering) -> Destination:
+    async def _find_destination(self, handler: YieldingHandler) -> Destination:
         request = self._performance.request
         assert isinstance(request, CMoveRQ)
-        found = await answering.next()
+        found = await handler.next()
         address, arguments = self._address(found)
         try:
             return MoveAssociations(

@@ -41,15 +41,15 @@ if TYPE_CHECKING:
     from dicomtwist.runtime.executors import Executor
     from dicomtwist.scp.performed import PerformingAssociation
 
-#: The requests that are prepared beyond the capacity of the destination; and the instances that a handler is asked for beyond
-#: it, if the last one is in memory.
+#: The number of requests that are prepared beyond the capacity of the destination. If the last instance is in memory, also the
+#: number of instances that the handler is asked for beyond it.
 AHEAD: Final = 1
 
 #: The paths that a handler is asked for beyond the capacity of the destination. Several are opened at a time, since a trip to a
 #: thread and back costs as much as reading some small files.
 PATHS_AHEAD: Final = 32
 
-#: The bytes of files that are read ahead, and the rest of the file that passes this number.
+#: The limit of the bytes that are read ahead from files. The file that reaches the limit is read completely.
 READ_AHEAD: Final = 1024 * 1024
 
 #: The most SOP Instance UIDs in the Failed SOP Instance UID List. The counts include all failures.
@@ -160,7 +160,7 @@ class SubOperationQueue:
             return SUCCESS
         return CANNOT_PERFORM_SUBOPERATIONS if self.failed == self.done else SUBOPERATIONS_FAILED
 
-    def tell(self, response: CGetRSP | CMoveRSP, *, remaining: bool) -> None:
+    def fill_counts(self, response: CGetRSP | CMoveRSP, *, remaining: bool) -> None:
         """
         Put the counts into *response*.
 
@@ -175,7 +175,7 @@ class SubOperationQueue:
 
     def start(self, instance: InstanceLike, *, more: bool = False) -> None:
         """
-        Queue one more instance. Await :meth:`place` before.
+        Queue one more instance. Await :meth:`wait_for_room` before.
 
         :param more: whether others follow at once, so that it may wait to be opened together with them.
         """
@@ -186,15 +186,15 @@ class SubOperationQueue:
         self._closed.append(instance)
         self._advance()
 
-    async def place(self, *, together: bool = False) -> None:
+    async def wait_for_room(self, *, together: bool = False) -> None:
         """
         Wait until there is room for one more instance.
 
-        There is room ahead of the destination's capacity, so that no time is lost between a response and the next request: for
-        several paths, but for one instance that takes memory.
+        The room exceeds the destination's capacity, so that no time is lost between a response and the next request: by several
+        paths, or by one instance if it is in memory.
 
-        :param together: whether the instance comes with the one before. If not, the one before has to be open first: once the
-            handler goes on, a file that it has yielded may be gone.
+        :param together: whether the instance is in the same list as the one before. If not, that one has to be open first:
+            after the handler continues, a file that it has yielded may be gone.
         :raises Refused: there is no such destination.
         """
         if not together and not self._is_read:
@@ -202,9 +202,9 @@ class SubOperationQueue:
         if not self._has_room(PATHS_AHEAD):
             # Wait until there is room for several, which are then opened together.
             await self._wait(lambda: self._has_room(PATHS_AHEAD - _BATCH + 1))
-        self.check()
+        self.check_destination()
 
-    def check(self) -> None:
+    def check_destination(self) -> None:
         """
         Check that there was a destination.
 
@@ -213,7 +213,7 @@ class SubOperationQueue:
         if self._refused is not None:
             raise self._refused
 
-    async def settle(self) -> None:
+    async def wait_until_done(self) -> None:
         """
         Wait until no sub-operation is in progress.
 
@@ -269,7 +269,7 @@ class SubOperationQueue:
     def _advance(self) -> None:
         """Prepare open instances and open more, as far as there is room."""
         if self._is_advancing:
-            return  # the call of this method further up the stack goes on
+            return  # an outer call of this method, further up the stack, continues the work
         self._is_advancing = True
         try:
             while self._prepare_next() or self._open_next():
@@ -298,11 +298,11 @@ class SubOperationQueue:
         for _ in instances:
             closed.popleft()
         opening.addErrback(lambda reason: [reason.value] * len(instances))
-        opening.addCallback(self._opened, instances).addErrback(self._broken)
+        opening.addCallback(self._opened, instances).addErrback(self._log_failure)
         return True
 
     def _open_some(self, paths: list[_Path]) -> list[OutgoingInstance | Exception]:
-        """Open *paths* in a worker thread, unless nothing more is to be sent by the time that it comes to them."""
+        """Open *paths*, in a worker thread. Open none if the sub-operations were stopped before the thread was free."""
         return [] if self._is_stopped else open_paths(paths, self._executor, READ_AHEAD)
 
     def _opened(self, results: Sequence[OutgoingInstance | BaseException], instances: list[InstanceLike]) -> None:
@@ -314,7 +314,7 @@ class SubOperationQueue:
                 self._held += result.held
             else:
                 # If a path cannot be read, its UID is known only from an attribute of the path object itself.
-                self._over(self._why(Failure(result)), str(getattr(instance, "sop_instance_uid", "")))
+                self._count_ended(self._record_failure(Failure(result)), str(getattr(instance, "sop_instance_uid", "")))
         if self._is_stopped or self._refused is not None:
             self._drop()
         self._advance()
@@ -343,7 +343,7 @@ class SubOperationQueue:
         self._preparing = Deferred.fromCoroutine(self._destination.prepare(instance))
         self._preparing.addCallbacks(
             self._prepared, self._not_prepared, callbackArgs=(instance,), errbackArgs=(instance.sop_instance_uid,)
-        ).addErrback(self._broken)
+        ).addErrback(self._log_failure)
         return True
 
     def _prepared(self, exchange: Exchange, instance: OutgoingInstance) -> None:
@@ -356,10 +356,10 @@ class SubOperationQueue:
         self._requested -= 1
         if isinstance(reason.value, Refused):
             self._refused = reason.value
-            self._over(None, uid)
+            self._count_ended(None, uid)
             self._drop()
         else:
-            self._over(None if self._is_stopped else self._why(reason), uid)
+            self._count_ended(None if self._is_stopped else self._record_failure(reason), uid)
         self._advance()
 
     # --- from a request to its answer
@@ -367,17 +367,17 @@ class SubOperationQueue:
     def _send(self, instance: OutgoingInstance, exchange: Exchange) -> None:
         both = instance, exchange
         exchange.enter_window().addCallbacks(
-            self._entered, self._kept_out, callbackArgs=both, errbackArgs=both
-        ).addErrback(self._broken)
+            self._place_taken, self._place_failed, callbackArgs=both, errbackArgs=both
+        ).addErrback(self._log_failure)
 
-    def _kept_out(self, reason: Failure, instance: OutgoingInstance, exchange: Exchange) -> None:
+    def _place_failed(self, reason: Failure, instance: OutgoingInstance, exchange: Exchange) -> None:
         instance.close()
         self._destination.done(exchange)
         self._requested -= 1
-        self._over(self._why(reason), instance.sop_instance_uid)
+        self._count_ended(self._record_failure(reason), instance.sop_instance_uid)
         self._advance()
 
-    def _entered(self, _: object, instance: OutgoingInstance, exchange: Exchange) -> None:
+    def _place_taken(self, _: object, instance: OutgoingInstance, exchange: Exchange) -> None:
         if self._is_stopped:
             instance.close()
             self._end(instance, exchange, None)
@@ -389,14 +389,14 @@ class SubOperationQueue:
             self._failed(Failure(), *both)
         else:
             answer.addCallbacks(self._answered, self._failed, callbackArgs=both, errbackArgs=both).addErrback(
-                self._broken
+                self._log_failure
             )
 
     def _answered(self, answer: tuple[Response, bytes | None], instance: OutgoingInstance, exchange: Exchange) -> None:
         self._end(instance, exchange, category(answer[0].status))
 
     def _failed(self, reason: Failure, instance: OutgoingInstance, exchange: Exchange) -> None:
-        self._end(instance, exchange, self._why(reason))
+        self._end(instance, exchange, self._record_failure(reason))
 
     def _end(self, instance: OutgoingInstance, exchange: Exchange, kind: StatusCategory | None) -> None:
         """Count an instance that had a place in the window, and pass the place on."""
@@ -406,21 +406,21 @@ class SubOperationQueue:
         if exchange.outgoing is not self._outgoing:
             # The next request goes to the destination first; the requestor can wait for its pending response.
             exchange.leave_window()
-            self._over(kind, uid)
+            self._count_ended(kind, uid)
         else:
             # The pending response for this instance and the next request go out in one write.
             self._outgoing.cork()
             try:
-                self._over(kind, uid)
+                self._count_ended(kind, uid)
                 exchange.leave_window()
             finally:
                 self._outgoing.uncork()
         self._advance()
 
-    def _broken(self, reason: Failure) -> None:
+    def _log_failure(self, reason: Failure) -> None:
         self.log.failure("while a sub-operation was performed", reason)
 
-    def _why(self, reason: Failure) -> StatusCategory:
+    def _record_failure(self, reason: Failure) -> StatusCategory:
         """Record why an instance failed that the destination did not answer."""
         error = reason.value
         if isinstance(error, (*_FAILURES, CancelledError, TypeError)):
@@ -433,8 +433,8 @@ class SubOperationQueue:
             self.last_failure = loggable(error)
         return StatusCategory.FAILURE
 
-    def _over(self, kind: StatusCategory | None, uid: str) -> None:
-        """Count an instance; ``None`` is for one that was not tried."""
+    def _count_ended(self, kind: StatusCategory | None, uid: str) -> None:
+        """Count an instance that has ended; *kind* is ``None`` if it was not tried."""
         self._under_way -= 1
         if kind is None:
             return

@@ -80,7 +80,7 @@ class Collected(list[Dataset]):
     """
     The identifiers that :meth:`Answers.collect` gives.
 
-    :ivar lost: those that could not be decoded, which are not in the list.
+    :ivar lost: the identifiers that could not be decoded, which are not in the list.
     """
 
     def __init__(self, lost: Lost) -> None:

@@ -46,7 +46,8 @@ class RecoveryTestCase(SynchronousTestCase):
         self.archive.close()
         self.archive = Archive(self.root)
         self.archive.open()
-        return self.within(lambda: reconcile(self.archive))
+        reconciled: Reconciled = self.within(lambda: reconcile(self.archive))
+        return reconciled
 
     def within(self, function: Callable[[], Any]) -> Any:
         """Return the result of *function*, which must not block."""

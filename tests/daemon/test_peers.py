@@ -86,7 +86,7 @@ class PeersTests(TestCase):
         return done.suboperations.completed, done.suboperations.failed
 
     async def test_retired_and_private_classes(self) -> None:
-        """What was stored of a retired or private SOP Class can be retrieved by C-GET."""
+        """Instances of retired and private SOP Classes can be retrieved by C-GET."""
         port = await self.start()
         await self.store(port, (RETIRED, 1, IMPLICIT), (PRIVATE, 2, EXPLICIT))
         for number, sop_class in ((1, RETIRED), (2, PRIVATE)):

@@ -1,4 +1,4 @@
-"""What a data set may cost that is decoded: bytes, elements, items, values, whatever form they have."""
+"""The limits on a data set that is decoded: bytes, elements, items and values, in every form."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class Counted(TestCase):
 
 
 class AtOnce(TestCase):
-    """What the reactor thread decodes itself."""
+    """The data sets that the reactor thread decodes itself."""
 
     def test_small(self) -> None:
         dataset = Dataset()

@@ -255,7 +255,7 @@ class MalformedTests(unittest.TestCase):
 
     @given(st.dictionaries(st.sampled_from([0x100, 0x110, 0x700, 0x800]), st.binary(min_size=1, max_size=12)))
     def test_wrong_sizes_in_a_whole_command(self, values):
-        """Whatever the lengths of its numbers, a request is decoded, and the other elements are as they were."""
+        """A request with numbers of any length is decoded, and its other elements are unchanged."""
         parts = [element(0x0002, b"1.2.840.10008.1.1\0")]
         parts += [element(tag, values.get(tag, b"\1\0")) for tag in (0x100, 0x110, 0x700, 0x800)]
         parts.append(element(0x1000, b"1.2.3\0"))

@@ -146,7 +146,7 @@ class ItemTests(MemoryTestCase):
 
 
 class ItemProperties(SynchronousTestCase):
-    """Whatever an item holds, it is either refused, or encoded and read again."""
+    """An item with any content is either refused, or encoded and read again."""
 
     FIELD = st.binary(max_size=8) | st.text(max_size=8) | st.none() | st.integers(-2, 70_000) | st.booleans()
     UID = st.sampled_from(["1.2.3", "", "1.2.a", b"1.2", None, 5])
@@ -415,7 +415,7 @@ BROKEN: list[Any] = [70_000, -1, None, "0", 1.5, True, [], _status(70_000), _sta
 
 
 class AnswerTests(MemoryTestCase):
-    """Whatever a handler returns, the peer gets an answer, and the association goes on."""
+    """The peer gets a response for any result of a handler, and the association continues."""
 
     def setUp(self) -> None:
         super().setUp()
