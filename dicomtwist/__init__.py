@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         PoolTimeout,
         RetriesExhausted,
         TooManyAnswers,
+        WouldDeadlock,
     )
     from dicomtwist.pool.pool import AssociationPool
     from dicomtwist.presentation import (
@@ -121,6 +122,7 @@ __all__ = [
     "Status",
     "SubOperations",
     "TooManyAnswers",
+    "WouldDeadlock",
     "UserIdentity",
     # Prebuilt lists of presentation contexts.
     "AllStoragePresentationContexts",
@@ -176,6 +178,7 @@ _NAMES = {
         "PoolTimeout",
         "RetriesExhausted",
         "TooManyAnswers",
+        "WouldDeadlock",
     ),
     "pool.pool": ("AssociationPool",),
     "presentation": (

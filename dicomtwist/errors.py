@@ -24,6 +24,7 @@ The exceptions of dicomtwist. The text of each says what went wrong and, if ther
     OperationFailed               the peer answered with a failure status
     TooManyAnswers                more answers arrived than the limit of a collection allows
     NotEstablished (RuntimeError)           a service was invoked without an association
+    WouldDeadlock (RuntimeError)            a request would wait for the code that makes it
     NoPresentationContext (ValueError)      no accepted context fits the service
     DataSetError (ValueError)               a data set cannot be encoded or decoded
     +-- DataSetTooLong            it has more bytes than may be collected in memory
@@ -220,6 +221,13 @@ class TooManyAnswers(DICOMError):
 
 class NotEstablished(DICOMError, RuntimeError):
     """A service was invoked on an association that is not established."""
+
+
+class WouldDeadlock(DICOMError, RuntimeError):
+    """
+    A request would wait for the code that makes it: for a handler that the peer waits for, or for a loop over responses that
+    come before its own. The request was not sent, or the response to it is given up.
+    """
 
 
 class NoPresentationContext(DICOMError, ValueError):

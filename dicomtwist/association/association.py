@@ -284,7 +284,7 @@ class Association(NormalisedUser):
 
         :returns: a Deferred that fires with ``None`` when the connection is closed. It fails with an
             :class:`AssociationError` if the peer does not agree within the ACSE timeout, if it aborts, or if the connection
-            is lost.
+            is lost; with :class:`WouldDeadlock` if the operations wait for the caller.
         """
         done: Deferred[None] = Deferred()
         if self._closed or not self.is_established:
@@ -294,8 +294,16 @@ class Association(NormalisedUser):
                 done.errback(self._end or Failure(NotEstablished("the association is not established")))
             return done
         self._waiting_for_release.append(done)
-        self._release_when_idle()
+        done.addErrback(self._release_failed, done)
+        self.exchange.wait_until_idle(done)
+        if not done.called:
+            self._release_when_idle()
         return done
+
+    def _release_failed(self, reason: Failure, done: Deferred[None]) -> Failure:
+        if done in self._waiting_for_release:
+            self._waiting_for_release.remove(done)
+        return reason
 
     def _release_when_idle(self) -> None:
         if self._release_asked_at is not None or self.exchange.asking:

@@ -93,6 +93,11 @@ class DataSetStream:
         self.deliver_to(sink)
         return sink.done
 
+    @property
+    def needs_reader(self) -> bool:
+        """Whether nothing more of the peer is read before the caller reads this data set on."""
+        return self._sink is None and (self._paused or not self._finished) and self._failure is None
+
     def __aiter__(self) -> DataSetStream:
         return self
 

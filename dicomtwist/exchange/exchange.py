@@ -6,9 +6,9 @@ operations that are performed for the peer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
@@ -21,7 +21,8 @@ from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.message_stream import MessageReceiver
 from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, CGetRQ, CStoreRQ, Message, NEventReportRQ, Request, Response
 from dicomtwist.dimse.status import Status
-from dicomtwist.errors import AssociationError, InvalidMessage, NotEstablished
+from dicomtwist.errors import AssociationError, InvalidMessage, NotEstablished, WouldDeadlock
+from dicomtwist.exchange import nesting
 from dicomtwist.exchange.invoked import Operation, PendingResponses
 from dicomtwist.exchange.operations_window import Window
 from dicomtwist.exchange.send_queue import Outgoing
@@ -75,6 +76,8 @@ class Exchange:
         self._operations: dict[int, Operation] = {}
         self._full: dict[Operation, bool] = {}
         self._is_paused = False
+        self._nested: dict[Deferred[None], nesting.Frames] = {}  # calls that wait, from inside handlers and loops
+        self._idle_calls: dict[Deferred[None], nesting.Frames] = {}  # calls that wait until nothing is under way
         self._performing: dict[int, PerformedOperation] = {}
         self._waiting_requests = WaitingRequests(self._protocol, owner.settings.maximum_waiting)
         self._is_taking = False
@@ -318,8 +321,77 @@ class Exchange:
     # --- operations of this side
 
     def enter_window(self) -> Deferred[None]:
-        """Return a Deferred that fires with a place in the window, for one more operation."""
-        return self._window.enter()
+        """
+        Return a Deferred that fires with a place in the window, for one more operation.
+
+        It fails with :class:`WouldDeadlock` if the place or the response would wait for the caller itself.
+        """
+        inside = nesting.frames()
+        if inside and self._failure is None:
+            why = self._why_handler_waits(inside, self._operations.values() if self._window.is_taken else ())
+            if why is not None:
+                return fail(WouldDeadlock(why))
+        waiting = self._window.enter()
+        if not waiting.called:
+            if inside:
+                self._nested[waiting] = inside
+                waiting.addBoth(self._no_longer, self._nested, waiting)
+            if self._full:
+                self._balance()
+        return waiting
+
+    def wait_until_idle(self, waiting: Deferred[None]) -> None:
+        """
+        Note a call that waits until no operation of this side is outstanding, such as that of a release.
+
+        :param waiting: fails with :class:`WouldDeadlock` if that would wait for the caller itself.
+        """
+        inside = nesting.frames()
+        gets = [operation for operation in self._operations.values() if type(operation.request) is CGetRQ]
+        why = self._why_handler_waits(inside, gets) if inside else None
+        if why is not None:
+            waiting.errback(WouldDeadlock(why))
+        elif not waiting.called:
+            self._idle_calls[waiting] = inside
+            waiting.addBoth(self._no_longer, self._idle_calls, waiting)
+            self._balance()
+
+    def _why_handler_waits(self, inside: nesting.Frames, awaited: Iterable[Operation]) -> str | None:
+        return nesting.why_handler_waits(inside, self._performing, awaited)
+
+    @staticmethod
+    def _no_longer(result: Any, calls: dict[Deferred[None], nesting.Frames], waiting: Deferred[None]) -> Any:
+        del calls[waiting]
+        return result
+
+    def _refuse_in_handlers(self) -> None:
+        """Fail calls from inside handlers that wait for the window, when C-GETs have taken all of its places."""
+        for waiting, inside in list(self._nested.items()):
+            why = self._why_handler_waits(inside, self._operations.values())
+            if why is not None and not waiting.called:
+                self._window.refuse(waiting, Failure(WouldDeadlock(why)))
+
+    def _refuse_in_loops(self) -> None:
+        """Fail what is asked from inside a loop whose queue must not grow any more, and would come after what is in it."""
+        for full in [operation for operation, overfull in self._full.items() if overfull]:
+            why = Failure(
+                WouldDeadlock(
+                    f"the response would come after more responses to {full.request.SERVICE} than may wait for the loop"
+                    " that asks: take them first, for example with collect(), or use another association"
+                )
+            )
+            for waiting, inside in list(self._nested.items()):
+                if nesting.is_inside(inside, full) and not waiting.called:
+                    self._window.refuse(waiting, why)
+            for waiting, inside in list(self._idle_calls.items()):
+                if nesting.is_inside(inside, full) and not waiting.called:
+                    waiting.errback(why)
+            for operation in list(self._operations.values()):
+                if nesting.is_inside(operation.inside, full) and not operation.is_given_up:
+                    if operation.pending is not None:
+                        self.cancel(operation.message_id)
+                    self._full.pop(operation, None)
+                    operation.give_up(why)
 
     def leave_window(self) -> None:
         """Give back a place in the window."""
@@ -347,12 +419,14 @@ class Exchange:
         request: Request,
         source: DataSetSource | None = None,
         pending: PendingResponses | None = None,
+        inside: nesting.Frames | None = None,
     ) -> Operation:
         """
         Send *request*; the caller has a place in the window.
 
         :param source: its data set; it is closed in any case.
         :param pending: called with each pending response; without it, any response is the final one.
+        :param inside: what the caller is inside of, if that is not the code that runs now.
         :raises AssociationError: the association has ended.
         :raises NotEstablished: the association is being released.
         :raises ValueError: *request* cannot be encoded; nothing was sent, and no response is expected.
@@ -367,7 +441,10 @@ class Exchange:
         # Encoded before it is registered: no response would ever come for a request that cannot be sent.
         command = _encode(request, source)
         operation = Operation(context_id, request, self._window, pending)
+        operation.inside = nesting.frames() if inside is None else inside
         self._operations[request.message_id] = operation
+        if self._nested and type(request) is CGetRQ:
+            self._refuse_in_handlers()
         if self._performing:
             operation.is_nested = True
             if self._waiting_requests:
@@ -400,8 +477,8 @@ class Exchange:
         """
         Report whether the queue of pending responses of *operation* is full.
 
-        Reading from the peer pauses while the queues of all operations are full, so that the responses to the others still
-        arrive, or while one is overfull.
+        Reading from the peer pauses while the queues of all operations are full, and nothing else waits for one of them to end,
+        or while one is overfull. What is asked from inside the loop that takes from that one would never come, and fails.
 
         :param overfull: whether the queue must not grow at all.
         """
@@ -412,8 +489,13 @@ class Exchange:
         self._balance()
 
     def _balance(self) -> None:
+        if len(self._operations) > 1 or self._nested or self._idle_calls:
+            if any(self._full.values()):
+                self._refuse_in_loops()
         full = self._full
-        pause = bool(full) and (len(full) >= len(self._operations) or any(full.values()))
+        pause = any(full.values()) or (
+            len(full) >= len(self._operations) > 0 and not self._window.is_waited_for and not self._idle_calls
+        )
         if pause and not self._is_paused:
             self._is_paused = True
             self._protocol.pause_reading(timed=False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
+from weakref import ReferenceType
 
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from dicomtwist.dimse.messages import Request, Response
 from dicomtwist.exchange.operations_window import Window
@@ -20,11 +22,12 @@ class Operation:
 
     :ivar message_id: its Message ID.
     :ivar is_nested: whether it began while an operation of the peer was performed, which may depend on its response.
+    :ivar inside: what the code that made the request is inside of, see :mod:`dicomtwist.exchange.nesting`.
     :ivar result: fires with the final response and its data set.
     """
 
     __slots__ = (
-        *("_window", "context_id", "is_given_up", "is_nested", "message_id", "pending"),
+        *("__weakref__", "_window", "context_id", "inside", "is_given_up", "is_nested", "message_id", "pending"),
         *("request", "response", "result", "sent_at"),
     )
 
@@ -37,9 +40,16 @@ class Operation:
         self.response: Response | None = None  # while its data set is still coming
         self.result: Deferred[tuple[Response, bytes | None]] = Deferred(self._given_up)
         self.is_given_up = self.is_nested = False
+        self.inside: tuple[ReferenceType[Any], ...] = ()
         self._window = window
 
     def _given_up(self, result: object) -> None:
         # The caller has cancelled, the peer still performs the operation: its place in the window stays taken.
         self.is_given_up = True
         self._window.keep()
+
+    def give_up(self, reason: Failure) -> None:
+        """Fail for the caller, as if it had cancelled: the peer still performs the operation."""
+        if not self.result.called:
+            self._given_up(None)
+            self.result.errback(reason)

@@ -42,6 +42,21 @@ class Window:
         self._waiting.append(waiting)
         return waiting
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a call waits for a place."""
+        return bool(self._waiting)
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the next call would have to wait."""
+        return self.used >= self.limit
+
+    def refuse(self, waiting: Deferred[None], reason: Failure) -> None:
+        """Fail a call that waits."""
+        self._waiting.remove(waiting)
+        waiting.errback(reason)
+
     def leave(self) -> None:
         """Give back a place."""
         if self._waiting and self.used <= self.limit:

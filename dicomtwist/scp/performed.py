@@ -18,6 +18,7 @@ from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import RESPONSES, Message, NCreateRSP, NGetRSP, NSetRSP, Request, Response
 from dicomtwist.dimse.status import Status
 from dicomtwist.exchange.exchange import InvokingAssociation
+from dicomtwist.exchange.nesting import enter_handler, leave_handler
 from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.runtime.call_handler import call_handler
 
@@ -71,7 +72,17 @@ class Performance:
     :ivar on_cancel: called when the peer sends C-CANCEL or is gone.
     """
 
-    __slots__ = ("_service", "assoc", "context", "is_cancelled", "is_done", "on_cancel", "request", "stream")
+    __slots__ = (
+        "__weakref__",
+        "_service",
+        "assoc",
+        "context",
+        "is_cancelled",
+        "is_done",
+        "on_cancel",
+        "request",
+        "stream",
+    )
 
     log = Logger()
 
@@ -169,8 +180,12 @@ class Performance:
         bound = self.assoc.handler(event)
         assert bound is not None
         handler, arguments = bound
+        inside = enter_handler(self)
         try:
-            result = call_handler(handler, occurrence, arguments)
+            try:
+                result = call_handler(handler, occurrence, arguments)
+            finally:
+                leave_handler(inside)
             if isinstance(result, Deferred):
                 result.addCallback(then).addErrback(self.handler_failed, event, failure_status)
                 return

@@ -21,6 +21,7 @@ from dicomtwist.datasets.sources import BytesSource
 from dicomtwist.dimse.messages import CGetRSP, CMoveRSP, Request, Response
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DataSetError, OperationFailed, TooManyAnswers, loggable
+from dicomtwist.exchange import nesting
 from dicomtwist.exchange.exchange import InvokingAssociation
 from dicomtwist.exchange.invoked import Operation
 from dicomtwist.presentation import PresentationContextTuple
@@ -122,6 +123,7 @@ class _ResponseQueue:
         self._operation: Operation | None = None
         self._failure: Failure | None = None
         self.lost = Lost()
+        self._inside = nesting.frames()
         self._entering = assoc.exchange.enter_window()
         self._entering.addCallbacks(self._start, self._failed)
 
@@ -134,7 +136,7 @@ class _ResponseQueue:
             return
         try:
             operation = exchange.begin(
-                self.context.context_id, self._request, BytesSource(self._identifier), self._pending
+                self.context.context_id, self._request, BytesSource(self._identifier), self._pending, self._inside
             )
         except Exception:  # the association has ended, or the request cannot be encoded
             exchange.leave_window()
@@ -154,7 +156,7 @@ class _ResponseQueue:
         return status
 
     def _pending(self, response: Response, data: bytes | None) -> None:
-        if self.is_left:
+        if self.is_left or self._failure is not None:
             return
         self._put(self._status_of(response), data)
 
@@ -230,7 +232,10 @@ class _ResponseQueue:
         self.lost.add(error)
 
     async def _next(self) -> tuple[Status, bytes | None]:
+        operation = self._operation
         while not self._answers:
+            if operation is not None and (self.final is not None or self._failure is not None):
+                nesting.leave_loop(operation)
             if self._failure is not None:
                 self._failure.raiseException()
             if self.is_left or self.final is not None:
@@ -243,6 +248,8 @@ class _ResponseQueue:
         if data:
             self._size -= len(data)
         self._balance(False)
+        if self._operation is not None:
+            (nesting.enter_loop if self.final is None else nesting.leave_loop)(self._operation)
         return status, data
 
     def _not_waiting(self, cancelled: Deferred[None]) -> None:

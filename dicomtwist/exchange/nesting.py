@@ -1,0 +1,87 @@
+"""
+Requests that wait for themselves: made by code that the peer, or the association, waits for before it can answer them.
+
+A context variable says what the running code is inside of: the handler of an operation that is performed for the peer, or a
+loop over the responses to an operation of this side. Coroutines and ``inlineCallbacks`` inherit it from their caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextvars import ContextVar, Token
+from typing import Any, TypeAlias
+from weakref import ReferenceType, ref
+
+from dicomtwist.dimse.messages import CGetRQ
+from dicomtwist.exchange.invoked import Operation
+from dicomtwist.interfaces import PerformedOperation
+
+#: The operations that code is inside of, the innermost one last: those that it performs, and those whose responses it takes.
+#: Weak references, because the context of a coroutine may live for longer than the operation and its association.
+Frames: TypeAlias = tuple[ReferenceType[Any], ...]
+
+_inside: ContextVar[Frames] = ContextVar("dicomtwist_inside", default=())
+
+
+def frames() -> Frames:
+    """Return what the running code is inside of."""
+    return _inside.get()
+
+
+def enter_handler(performance: PerformedOperation) -> Token[Frames]:
+    """Note that a handler of *performance* is about to be called."""
+    return _inside.set((ref(performance),))
+
+
+def leave_handler(token: Token[Frames]) -> None:
+    """Note that the handler has returned; coroutines that it has begun stay inside."""
+    _inside.reset(token)
+
+
+def enter_loop(operation: Operation) -> None:
+    """Note that the running code has taken a response to *operation*, and that more of them follow."""
+    present = _inside.get()
+    if not present or present[-1]() is not operation:
+        _inside.set((*(one for one in present if one() not in (None, operation)), ref(operation)))
+
+
+def leave_loop(operation: Operation) -> None:
+    """Note that the running code has taken all responses to *operation*."""
+    present = _inside.get()
+    if present:
+        _inside.set(tuple(one for one in present if one() not in (None, operation)))
+
+
+def why_handler_waits(
+    inside: Frames, performing: dict[int, PerformedOperation], awaited: Iterable[Operation]
+) -> str | None:
+    """
+    Return why a request from inside a handler would wait for that handler; ``None`` if it would not.
+
+    :param performing: the operations that the association performs, by Message ID.
+    :param awaited: operations of this side; the request waits for the first of them to end. None if it does not wait.
+    """
+    awaited = list(awaited)
+    for one in inside:
+        performance: PerformedOperation | Operation | None = one()
+        if performance is None or isinstance(performance, Operation):
+            continue
+        if performing.get(performance.request.message_id) is not performance:
+            continue  # of another association, or it is answered
+        name = performance.service_name
+        if performance.stream is not None and performance.stream.needs_reader:
+            return (
+                f"the handler of {name} has not read the data set of the request to its end, and the response of the peer"
+                " comes behind it: read the data set first"
+            )
+        if awaited and all(type(other.request) is CGetRQ for other in awaited):
+            return (
+                f"the handler of {name} would wait for the end of the C-GET, which waits for this handler: ask when the C-GET"
+                " has ended, use another association, or negotiate an asynchronous operations window"
+            )
+    return None
+
+
+def is_inside(inside: Frames, operation: Operation) -> bool:
+    """Whether code is inside a loop over the responses to *operation*."""
+    return any(one() is operation for one in inside)

@@ -1,0 +1,423 @@
+"""
+Requests from inside a loop over responses, and from inside handlers, on the association that these belong to: each one is
+answered, or fails at once and says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+from twisted.internet.defer import Deferred, inlineCallbacks
+
+from dicomtwist import Association, AsyncOperationsWindow, WouldDeadlock, build_context, build_role, evt
+from dicomtwist.datasets.identifier import encode_identifier
+from dicomtwist.dimse.messages import CEchoRQ, CEchoRSP, CFindRSP
+from dicomtwist.scu import responses
+from dicomtwist.ul.items import UserInformation
+from tests.memory import CONTEXTS, CT, MemoryTestCase, instance
+
+FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+GET = "1.2.840.10008.5.1.4.1.2.2.3"
+MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
+PRINTER = "1.2.840.10008.5.1.1.16"
+MODELS = (FIND, GET, MOVE, PRINTER)
+
+
+def keys(name: str = "*") -> Dataset:
+    dataset = Dataset()
+    dataset.QueryRetrieveLevel = "STUDY"
+    dataset.PatientName = name
+    return dataset
+
+
+#: One request of each kind.
+REQUESTS: dict[str, Callable[[Association], Any]] = {
+    "C-ECHO": lambda assoc: assoc.send_c_echo(),
+    "C-STORE": lambda assoc: assoc.send_c_store(instance()),
+    "C-FIND": lambda assoc: assoc.send_c_find(keys("few"), FIND).collect(),
+    "C-GET": lambda assoc: assoc.send_c_get(keys(), GET).when_done(),
+    "C-MOVE": lambda assoc: assoc.send_c_move(keys(), "SCP", MOVE).when_done(),
+    "N-GET": lambda assoc: assoc.send_n_get([], PRINTER, "1.2.3"),
+    "N-SET": lambda assoc: assoc.send_n_set(keys(), PRINTER, "1.2.3"),
+    "N-ACTION": lambda assoc: assoc.send_n_action(keys(), 1, PRINTER, "1.2.3"),
+    "N-CREATE": lambda assoc: assoc.send_n_create(keys(), PRINTER, "1.2.3"),
+    "N-DELETE": lambda assoc: assoc.send_n_delete(PRINTER, "1.2.3"),
+}
+
+
+class NestingTestCase(MemoryTestCase):
+    """
+    :ivar store: the requestor's handler of C-STORE.
+    :ivar answers: the number of answers to a C-FIND and of sub-operations of a C-GET.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        contexts = [*CONTEXTS, *(build_context(uid, ExplicitVRLittleEndian) for uid in MODELS)]
+        self.scp.supported_contexts = self.scu.requested_contexts = contexts
+        self.scp.add_supported_context(CT, ExplicitVRLittleEndian, scu_role=True, scp_role=True)
+        self.answers = 250
+        self.store: Any = lambda event: 0
+
+    def find(self, event: evt.IdentifierEvent) -> Iterator[Any]:
+        few = event.identifier.PatientName == "few"
+        for number in range(2 if few else self.answers):
+            yield 0xFF00, keys(str(number))
+
+    def get(self, event: evt.IdentifierEvent) -> Iterator[Any]:
+        if event.event is evt.EVT_C_MOVE:
+            yield "127.0.0.1", 104
+        yield self.answers
+        for number in range(self.answers):
+            yield instance(uid=f"1.2.3.{number}")
+
+    def associated(self, size: int = 1) -> Association:
+        handlers: list[Any] = [(evt.EVT_C_FIND, self.find), (evt.EVT_C_GET, self.get), (evt.EVT_C_MOVE, self.get)]
+        handlers += [(evt.EVT_C_STORE, lambda event: 0), (evt.EVT_ASYNC_OPS, lambda event: (size, size))]
+        for event in (evt.EVT_N_GET, evt.EVT_N_SET, evt.EVT_N_ACTION, evt.EVT_N_CREATE, evt.EVT_N_DELETE):
+            handlers.append((event, lambda event: 0))
+        self.server = self.listen(*handlers)
+        items: list[Any] = [build_role(CT, scu_role=True, scp_role=True)]
+        if size > 1:
+            items.append(AsyncOperationsWindow(size, size))
+        store = [(evt.EVT_C_STORE, lambda event: self.store(event))]
+        if getattr(self.store, "is_streaming", False):
+            store = [(evt.EVT_C_STORE, self.store)]
+        return self.associate(ext_neg=items, evt_handlers=store)
+
+    def close(self, association: Association) -> None:
+        """The association is as usable as ever."""
+        self.assertEqual(self.network.result_of(association.send_c_echo()), 0)
+        self.assertIsNone(self.network.result_of(association.release()))
+        self.server.shutdown()
+        self.network.flush()
+
+    async def loop(self, answers: Any, body: Callable[[], Any], every: int = 50) -> tuple[int, list[Any]]:
+        """Await *body* for some of the answers; return the number of answers, and what came of it."""
+        count, results = 0, []
+        async for status, _ in answers:
+            if not status.is_pending:
+                break
+            if count % every == 0:
+                try:
+                    results.append(await body())
+                except WouldDeadlock as error:
+                    results.append(error)
+            count += 1
+        return count, results
+
+    def looped(self, answers: Any, body: Callable[[], Any], every: int = 50) -> tuple[int, list[Any]]:
+        ended = Deferred.fromCoroutine(self.loop(answers, body, every))
+        self.network.flush()
+        return self.successResultOf(ended)
+
+
+class LoopTests(NestingTestCase):
+    """Inside ``async for`` over the responses."""
+
+    def test_each_request(self) -> None:
+        """Each kind of request is answered inside a loop of each kind, without a window and with one."""
+        loops: dict[str, Callable[[Association], Any]] = {
+            "C-FIND": lambda assoc: assoc.send_c_find(keys(), FIND),
+            "C-GET": lambda assoc: assoc.send_c_get(keys(), GET),
+            "C-MOVE": lambda assoc: assoc.send_c_move(keys(), "SCP", MOVE),
+        }
+        self.answers = 130
+        for size in (1, 3):
+            for loop, begin in loops.items():
+                association = self.associated(size)
+                for name, request in REQUESTS.items():
+                    count, results = self.looped(begin(association), lambda: request(association), every=110)  # noqa: B023
+                    expected = self.answers if loop == "C-FIND" else self.answers - 1
+                    self.assertEqual(count, expected, f"{name} in {loop}, window {size}")
+                    self.assertEqual(len(results), 2)
+                    self.assertEqual([one for one in results if isinstance(one, WouldDeadlock)], [])
+                self.close(association)
+
+    def test_more_answers_than_may_wait(self) -> None:
+        """With too many answers the request fails, and the loop goes on to its end."""
+        self.patch(responses, "OVERFULL_COUNT", 300)
+        self.answers = 1000
+        for name, request in REQUESTS.items():
+            association = self.associated()
+            count, results = self.looped(association.send_c_find(keys(), FIND), lambda: request(association))  # noqa: B023
+            self.assertEqual(count, 1000, name)
+            self.assertIsInstance(results[0], WouldDeadlock, name)
+            self.assertIn("C-FIND", str(results[0]))
+            self.close(association)
+
+    def test_more_bytes_than_may_wait(self) -> None:
+        self.patch(responses, "OVERFULL_SIZE", 20_000)
+        self.answers = 2000
+        association = self.associated()
+        count, results = self.looped(association.send_c_find(keys(), FIND), association.send_c_echo)
+        self.assertEqual(count, 2000)
+        self.assertIsInstance(results[0], WouldDeadlock)
+        self.close(association)
+
+    def test_a_peer_that_answers_in_order(self) -> None:
+        """The request has a place in the window and is sent, but the peer answers the query first."""
+        self.patch(responses, "OVERFULL_COUNT", 300)
+        for pending in (200, 1000):
+            association, peer = self.scripted_in_window(1000 + pending)
+            ended = Deferred.fromCoroutine(
+                self.loop(association.send_c_find(keys(), FIND), association.send_c_echo, every=pending)
+            )
+            self.network.flush()
+            (find, _), *_ = peer.messages()
+            one = keys("one")
+            for _ in range(pending):
+                response = CFindRSP(message_id_being_responded_to=find.message_id, status=0xFF00)
+                peer.send_message(5, response, responses_encoded(one))
+            self.network.flush()
+            echoes = [message.message_id for message, _ in peer.messages() if isinstance(message, CEchoRQ)]
+            self.assertEqual(len(echoes), 1)
+            peer.send_message(5, CFindRSP(message_id_being_responded_to=find.message_id))
+            peer.send_message(1, CEchoRSP(message_id_being_responded_to=echoes[0]))
+            self.network.flush()
+            count, (result,) = self.successResultOf(ended)
+            self.assertEqual(count, pending)
+            if pending == 200:
+                self.assertEqual(result, 0)
+            else:
+                self.assertIsInstance(result, WouldDeadlock)
+            # The late response is taken, and its place in the window is free again.
+            self.assertFalse(association.exchange.asking)
+            self.assertTrue(association.is_established)
+            association.abort()
+            peer.close()
+            self.network.flush()
+
+    def scripted_in_window(self, port: int) -> tuple[Association, Any]:
+        peer = self.network.scripted_server(port)
+        asking = self.asking(port, ext_neg=[AsyncOperationsWindow(4, 4)])
+        peer.accept(information=UserInformation(16384, "1.2.3", None, AsyncOperationsWindow(4, 4)))
+        peer.take()
+        return self.successResultOf(asking), peer
+
+    def test_release(self) -> None:
+        """A release from inside the loop waits for the query to end, as far as its answers may wait."""
+        association = self.associated()
+        count, results = self.looped(association.send_c_find(keys(), FIND), association.release, every=1000)
+        self.assertEqual((count, results), (250, [None]))
+        self.server.shutdown()
+        self.network.flush()
+        self.patch(responses, "OVERFULL_COUNT", 300)
+        self.answers = 1000
+        association = self.associated()
+        count, results = self.looped(association.send_c_find(keys(), FIND), association.release, every=1000)
+        self.assertEqual(count, 1000)
+        self.assertIsInstance(results[0], WouldDeadlock)
+        self.close(association)
+
+    def test_loops_in_loops(self) -> None:
+        """A loop over another query inside the loop, left early, leaves nothing behind."""
+        self.patch(responses, "OVERFULL_COUNT", 300)
+        for size in (1, 3):
+            association = self.associated(size)
+
+            async def inner(association: Association = association) -> int:
+                async for _ in association.send_c_find(keys(), FIND):
+                    return int(await association.send_c_echo())
+                return -1
+
+            count, results = self.looped(association.send_c_find(keys(), FIND), inner, every=200)
+            self.assertEqual((count, results), (250, [0, 0]))
+            self.close(association)
+
+    def test_others_are_not_inside(self) -> None:
+        """A request from elsewhere waits for a slow loop, however many answers there are."""
+        self.patch(responses, "OVERFULL_COUNT", 300)
+        self.answers = 1000
+        association = self.associated()
+        gate: Deferred[None] = Deferred()
+        ended = Deferred.fromCoroutine(self.loop(association.send_c_find(keys(), FIND), lambda: gate, every=2000))
+        echo, collected = association.send_c_echo(), association.send_c_find(keys("few"), FIND).collect()
+        self.network.flush()
+        self.assertNoResult(echo)
+        self.assertTrue(association.protocol.reading_paused)
+        gate.callback(None)
+        self.network.flush()
+        self.assertEqual(self.successResultOf(ended)[0], 1000)
+        self.assertEqual(self.successResultOf(echo), 0)
+        self.assertEqual(len(self.successResultOf(collected)), 2)
+        self.close(association)
+
+    def test_after_the_loop(self) -> None:
+        """The loop leaves no mark on what its coroutine asks afterwards, however it ended."""
+        self.patch(responses, "OVERFULL_COUNT", 300)
+        self.answers = 1000
+        association = self.associated()
+
+        async def both() -> list[Any]:
+            async for _ in association.send_c_find(keys(), FIND):
+                break
+            first = await association.send_c_echo()
+            count = 0
+            async for _ in association.send_c_find(keys(), FIND):
+                count += 1
+            return [first, count, await association.send_c_echo()]
+
+        self.assertEqual(self.network.result_of(Deferred.fromCoroutine(both())), [0, 1001, 0])
+        self.close(association)
+
+
+def responses_encoded(dataset: Dataset) -> bytes:
+    return encode_identifier(dataset, str(ExplicitVRLittleEndian))
+
+
+class HandlerTests(NestingTestCase):
+    """Inside a handler of C-STORE."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.answers = 3
+        self.results: list[Any] = []
+
+    async def ask(self, request: Callable[[], Any]) -> int:
+        try:
+            self.results.append(await request())
+        except WouldDeadlock as error:
+            self.results.append(error)
+        return 0
+
+    def getting(self, store: Any, size: int = 1) -> Association:
+        self.results.clear()
+        self.store = store
+        association = self.associated(size)
+        result = self.network.result_of(association.send_c_get(keys(), GET).when_done())
+        self.assertEqual((result.status, result.suboperations.completed), (0, 3))
+        return association
+
+    def test_each_request(self) -> None:
+        """During a C-GET without a window each kind of request fails at once; with a window it is answered."""
+        for name, request in REQUESTS.items():
+            for size in (1, 3):
+                association = self.getting(lambda event: self.ask(lambda: request(event.assoc)), size)  # noqa: B023
+                self.assertGreaterEqual(len(self.results), 3, name)  # a C-GET inside a C-GET has handlers of its own
+                for result in self.results:
+                    if size == 1:
+                        self.assertIsInstance(result, WouldDeadlock, name)
+                        self.assertIn("C-GET", str(result))
+                    elif name != "C-GET":
+                        self.assertFalse(isinstance(result, WouldDeadlock), name)
+                self.store = lambda event: 0
+                self.close(association)
+
+    def test_release(self) -> None:
+        for size in (1, 3):
+            association = self.getting(lambda event: self.ask(event.assoc.release), size)
+            self.assertEqual([type(one) for one in self.results], [WouldDeadlock] * 3)
+            self.close(association)
+
+    def test_kinds_of_handlers(self) -> None:
+        """Functions that return a Deferred, ``inlineCallbacks``, coroutines that call others."""
+
+        def plain(event: evt.StoreEvent) -> Any:
+            return event.assoc.send_c_echo().addErrback(failed)
+
+        def failed(reason: Any) -> int:
+            self.results.append(reason.value)
+            return 0
+
+        @inlineCallbacks
+        def generator(event: evt.StoreEvent) -> Any:
+            try:
+                yield event.assoc.send_c_echo()
+            except WouldDeadlock as error:
+                self.results.append(error)
+            return 0
+
+        async def deep(event: evt.StoreEvent) -> int:
+            async def inner() -> int:
+                return await self.ask(event.assoc.send_c_echo)
+
+            return await Deferred.fromCoroutine(inner())
+
+        for handler in (plain, generator, deep):
+            association = self.getting(handler)
+            self.assertEqual([type(one) for one in self.results], [WouldDeadlock] * 3)
+            self.close(association)
+
+    def test_others_are_not_inside(self) -> None:
+        """A request from elsewhere waits for the C-GET to end; so does one that a handler begins and does not wait for."""
+        gate: Deferred[int] = Deferred()
+        self.store = lambda event: gate
+        association = self.associated()
+        got = association.send_c_get(keys(), GET).when_done()
+        echo = association.send_c_echo()
+        self.network.flush()
+        self.assertNoResult(echo)
+        gate.callback(0)
+        self.store = lambda event: 0
+        self.network.flush()
+        self.assertEqual(self.successResultOf(got).status, 0)
+        self.assertEqual(self.successResultOf(echo), 0)
+        self.close(association)
+
+    def test_a_get_that_begins_later(self) -> None:
+        """A call that waits for the window fails when C-GETs have taken all of it."""
+        gate: Deferred[int] = Deferred()
+        association = self.associated(2)
+        self.scp.bind(evt.EVT_C_ECHO, lambda event: 0 if gate.called else gate)
+        self.store = lambda event: self.ask(event.assoc.send_c_echo)
+        echo = association.send_c_echo()
+        first = association.send_c_get(keys(), GET).when_done()
+        self.answers = 2
+        second = association.send_c_get(keys(), GET).when_done()
+        self.network.flush()
+        self.assertEqual(self.results, [])
+        gate.callback(0)
+        self.network.flush()
+        self.assertEqual(self.successResultOf(echo), 0)
+        for ended in (first, second):
+            self.assertEqual(self.successResultOf(ended).status, 0)
+        self.assertIn(WouldDeadlock, [type(one) for one in self.results])
+        self.store = lambda event: 0
+        self.close(association)
+
+    def test_streaming(self) -> None:
+        """A handler that has not read its data set to the end gets no response behind that; afterwards it does."""
+        tried: list[Any] = []
+
+        @evt.streaming
+        async def early(event: evt.StoreEvent) -> int:
+            await self.ask(event.assoc.send_c_echo)
+            await self.ask(event.assoc.release)
+            async for _ in event.stream:
+                pass
+            return await self.ask(event.assoc.send_c_echo)
+
+        @evt.streaming
+        async def sink(event: evt.StoreEvent) -> int:
+            data = event.stream.read()
+            await self.ask(event.assoc.send_c_echo)
+            tried.append(len(await data))
+            return 0
+
+        for size in (100, 3_000_000):
+            for handler in (early, sink):
+                self.results.clear()
+                association = self.stored_by_acceptor(handler)
+                self.assertEqual(self.network.result_of(association.send_c_store(instance(size))), 0)
+                if handler is early:
+                    self.assertEqual([type(one) for one in self.results[:2]], [WouldDeadlock] * 2)
+                    self.assertIn("read the data set first", str(self.results[0]))
+                self.assertEqual(self.results[-1], 0)
+                self.network.result_of(association.release())
+                self.server.shutdown()
+                self.network.flush()
+        self.assertEqual(len(tried), 2)
+
+    def stored_by_acceptor(self, handler: Any) -> Association:
+        """Return an association on which both sides may ask; the acceptor stores with *handler*."""
+        self.scp.supported_contexts = []
+        for context in CONTEXTS:
+            self.scp.add_supported_context(context.abstract_syntax or "", ExplicitVRLittleEndian, True, True)
+        self.server = self.listen((evt.EVT_C_STORE, handler))
+        contexts = [build_context(context.abstract_syntax or "", ExplicitVRLittleEndian) for context in CONTEXTS]
+        roles = [build_role(context.abstract_syntax or "", True, True) for context in CONTEXTS]
+        return self.associate(contexts=contexts, ext_neg=roles)
