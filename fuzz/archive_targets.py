@@ -21,7 +21,8 @@ from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.query.compiler import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
 from dicomtwist.archive.query.search import AnswerReader, Search
 from dicomtwist.archive.services.mpps import FOLDER, PerformedProcedureSteps, _status_for
-from dicomtwist.archive.services.worklist import answer, compile_query, read_item
+from dicomtwist.archive.services.worklist import answer, compile_query
+from dicomtwist.archive.services.worklist_folder import read_item
 from dicomtwist.archive.storage.types import Durability, InvalidUID
 from dicomtwist.datasets import decode_dataset, encode_dataset
 from dicomtwist.datasets.identifier import encode_identifier

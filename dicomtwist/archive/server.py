@@ -19,7 +19,7 @@ from dicomtwist.archive.services.mpps import PerformedProcedureSteps
 from dicomtwist.archive.services.query_retrieve import QueryRetrieve
 from dicomtwist.archive.services.storage import StorageService
 from dicomtwist.archive.services.storage_commitment import StorageCommitment
-from dicomtwist.archive.services.worklist import Worklist
+from dicomtwist.archive.services.worklist import DEADLINE, Worklist
 from dicomtwist.presentation import DEFAULT_TRANSFER_SYNTAXES
 from dicomtwist.scp.dispatch import Provider, dispatch
 from dicomtwist.transport.peer_directory import Peers
@@ -44,6 +44,7 @@ class ArchiveServer:
     :param peers: the addresses of the AEs that the archive sends to.
     :param policy: the access rules; without them any peer may do anything.
     :param worklist: the folder of a modality worklist, if there is one.
+    :param worklist_timeout: the time for that folder to be read and searched for a query, in seconds; ``None`` for any time.
     :param takes_up: whether this process reports the storage commitments that the previous run of the program left
         unreported. Of several processes that share an archive one does.
 
@@ -65,6 +66,7 @@ class ArchiveServer:
         *,
         policy: Policy | None = None,
         worklist: Path | None = None,
+        worklist_timeout: float | None = DEADLINE,
         takes_up: bool = True,
     ) -> None:
         executors = ae.executors
@@ -77,7 +79,7 @@ class ArchiveServer:
         self.query_retrieve = QueryRetrieve(archive, executors.querying, ae.ae_title, peers)
         self.performed_steps = PerformedProcedureSteps(archive.store, executors.housekeeping)
         self.storage_commitment = StorageCommitment(archive, executors.housekeeping, ae, peers, takes_up=takes_up)
-        self.worklist = None if worklist is None else Worklist(worklist, executors.worklist)
+        self.worklist = None if worklist is None else Worklist(worklist, executors.worklist, worklist_timeout)
         providers: list[Provider] = [self.query_retrieve, self.performed_steps, self.storage_commitment]
         if self.worklist is not None:
             providers.append(self.worklist)

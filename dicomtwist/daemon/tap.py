@@ -221,6 +221,13 @@ class Options(usage.Options):
             _bytes("--min-free"),
         ],
         ["worklist", None, None, "Folder with the worklist files (*.wl, TITLE/*.wl) that modalities query."],
+        [
+            "worklist-timeout",
+            None,
+            10.0,
+            "Seconds for the worklist to be read and searched for a query.",
+            _seconds("--worklist-timeout"),
+        ],
         ["import", None, None, "Folder whose DICOM files are copied into the archive while it serves."],
         [
             "max-pdu",
@@ -496,6 +503,7 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
         *(ae, options.archive, options.peers),
         policy=options.policy,
         worklist=_folder(options, "worklist"),
+        worklist_timeout=options["worklist-timeout"],
         takes_up=worker is None,
     )
     kind = WorkerService if worker else SupervisorService if options["workers"] > 1 else ArchiveService

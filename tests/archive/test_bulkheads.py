@@ -19,7 +19,7 @@ from dicomtwist.access.users import Users, hash_passcode
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.query.search import Search
 from dicomtwist.archive.server import ArchiveServer
-from dicomtwist.archive.services.worklist import WorklistFolder
+from dicomtwist.archive.services.worklist_folder import WorklistFolder
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.errors import ExecutorFull, OperationFailed
 from dicomtwist.runtime.executors import Bounds
@@ -105,7 +105,7 @@ class Blocked(TestCase):
             return []
 
         self.addCleanup(gate.set)
-        self.patch(WorklistFolder, "items", hang)
+        self.patch(WorklistFolder, "read", lambda _, titles: dict.fromkeys(titles, hang()))
         self.patch(Users, "verify", lambda *_: hang() == [])
         assoc = await scu.associate("127.0.0.1", port.port)
         askers = [await scu.associate("127.0.0.1", port.port) for _ in range(executors.worklist.bounds.threads + 1)]
@@ -116,17 +116,20 @@ class Blocked(TestCase):
             scu.associate("127.0.0.1", port.port, ext_neg=[UserIdentity(2, b"alice", b"ThePassword")])
             for _ in range(executors.passcodes.bounds.threads + 1)
         ]
-        while any(lane.vitals.busy < lane.bounds.threads or not lane.vitals.queued for lane in lanes):
+        # Of the threads for worklists one reads, however many queries wait for it.
+        busy = (1, executors.passcodes.bounds.threads)
+        while [lane.vitals.busy for lane in lanes] != [*busy] or not lanes[1].vitals.queued:
             self.assertTrue((await assoc.send_c_store(dataset(1))).is_success)
         self.assertTrue((await assoc.send_c_store(dataset(2))).is_success)
         large = dataset(3, PixelData=bytes(300_000), BitsAllocated=8)
         self.assertTrue((await assoc.send_c_store(large)).is_success)
         found = await assoc.send_c_find(studies(), StudyRootQueryRetrieveInformationModelFind).collect()
         self.assertEqual([one.StudyInstanceUID for one in found], ["1.2.1"])
-        for lane in lanes:
+        for lane, threads, queued in zip(lanes, busy, (0, 1), strict=True):
             vitals = lane.vitals
-            self.assertEqual((vitals.busy, vitals.queued), (lane.bounds.threads, 1), vitals)
-            self.assertGreater(vitals.blocked, 0)
+            self.assertEqual((vitals.busy, vitals.queued), (threads, queued), vitals)
+            self.assertGreater(vitals.longest, 0)
+        self.assertGreater(lanes[1].vitals.blocked, 0)
         self.assertFalse(any(one.called for one in (*waiting, *users)))
         gate.set()
         self.assertEqual(await gatherResults(waiting), [[]] * len(askers))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import sys
 import time
 from io import StringIO
@@ -12,11 +14,13 @@ from unittest import mock
 
 from pydicom import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist import Association, OperationFailed, build_context, evt
-from dicomtwist.archive.services import worklist
-from dicomtwist.archive.services.worklist import Worklist, WorklistFolder, compile_query
+from dicomtwist.archive.services import worklist, worklist_folder
+from dicomtwist.archive.services.worklist import Worklist, compile_query
+from dicomtwist.archive.services.worklist_folder import WorklistFolder
 from dicomtwist.daemon import tap
 from dicomtwist.runtime.executors import Executors
 from dicomtwist.scp.dispatch import dispatch
@@ -136,11 +140,11 @@ class Folder(SynchronousTestCase):
         path.unlink()
         self.assertEqual(self.names(), ["B"])
         self.assertEqual(self.told, [])
-        self.assertEqual(list(self.folder._known), [str(self.root / "a.wl")])
+        self.assertEqual(list(self.folder._known[str(self.root)]), [str(self.root / "a.wl")])
 
     def test_read_once(self) -> None:
         self.write("a.wl")
-        with mock.patch.object(worklist, "read_item", wraps=worklist.read_item) as reading:
+        with mock.patch.object(worklist_folder, "read_file", wraps=worklist_folder.read_file) as reading:
             for _ in range(3):
                 self.names()
             self.assertEqual(reading.call_count, 1)
@@ -182,25 +186,119 @@ class Folder(SynchronousTestCase):
         (self.root / "noise.wl").write_bytes(b"\xff" * 300)
         (self.root / "folder.wl").mkdir()
         (self.root / "gone.wl").symlink_to("nowhere")
-        with mock.patch.object(worklist, "MAX_FILE_LENGTH", len(good)):
+        with mock.patch.object(worklist_folder, "MAX_FILE_LENGTH", len(good)):
             (self.root / "long.wl").write_bytes(good + b"\0\0")
             self.assertEqual(self.names(), ["A"])
             self.assertEqual(self.names(), ["A"])
-        told = sorted(Path(why.split()[0]).name for why in self.told)
+        told = sorted(Path(why.partition(" is ignored")[0]).name for why in self.told)
         self.assertEqual(told, ["cut.wl", "empty.wl", "empty_steps.wl", "folder.wl", "long.wl", "noise.wl"])
 
     def test_bounds(self) -> None:
         for number in range(4):
             self.write(f"{number}.wl")
-        with mock.patch.object(worklist, "MAX_FILES", 3):
+        with mock.patch.object(worklist_folder, "MAX_FILES", 3):
             self.assertEqual(len(self.names()), 3)
         self.assertIn("more than 3 files", self.told[0])
-        size = (self.root / "0.wl").stat().st_size
-        with mock.patch.object(worklist, "MAX_REMEMBERED", 2 * size):
-            folder = WorklistFolder(self.root)
+
+    def test_memory(self) -> None:
+        """Files that do not fit into memory are ignored, and logged at each look at the folder, until there is room."""
+        for number in range(4):
+            self.write(f"{number}.wl", f"N{number}")
+        self.names()
+        each = self.folder._remembered // 4
+        with mock.patch.object(worklist_folder, "MAX_REMEMBERED", 2 * each + each // 2):
+            folder = WorklistFolder(self.root, self.told.append)
             for _ in range(2):
-                self.assertEqual(len(folder.items("")), 4)
-            self.assertEqual((len(folder._known), folder._remembered), (2, 2 * size))
+                self.assertEqual(len(folder.items("")), 2)
+                self.assertIn("the rest of it is ignored", self.told.pop())
+                self.assertEqual(self.told, [])
+                self.assertLessEqual(folder._remembered, 2 * each + each // 2)
+            (self.root / "0.wl").unlink()
+            self.assertEqual([str(one.PatientName) for one in folder.items("")], ["N1", "N2"])
+        self.assertEqual(len(folder.items("")), 3)
+
+    def test_memory_of_folders_that_are_gone(self) -> None:
+        self.write("CT1/one.wl")
+        self.names("CT1")
+        self.assertGreater(self.folder._remembered, 0)
+        (self.root / "CT1/one.wl").unlink()
+        (self.root / "CT1").rmdir()
+        self.names("CT1")
+        self.assertEqual((self.folder._remembered, [*self.folder._known]), (0, [str(self.root)]))
+
+    def test_only_regular_files(self) -> None:
+        """FIFOs, sockets, devices and loops of links hold up nothing, and are told once."""
+        self.write("a.wl")
+        os.mkfifo(self.root / "fifo.wl")
+        (self.root / "loop.wl").symlink_to("loop.wl")
+        (self.root / "device.wl").symlink_to("/dev/zero")
+        (self.root / "to_fifo.wl").symlink_to("fifo.wl")
+        (self.root / "dangling.wl").symlink_to("none")
+        (self.root / "link.wl").symlink_to("a.wl")
+        with socket.socket(socket.AF_UNIX) as listening:
+            with contextlib.chdir(self.root):
+                listening.bind("socket.wl")
+            for _ in range(2):
+                self.assertEqual(self.names(), ["A", "A"])
+        told = sorted(os.path.basename(one.split(" is ignored")[0]) for one in self.told)
+        self.assertEqual(told, ["device.wl", "fifo.wl", "loop.wl", "socket.wl", "to_fifo.wl"])
+
+    def test_a_file_becomes_a_fifo_when_it_is_opened(self) -> None:
+        path = self.write("a.wl")
+        regular = os.stat(path)
+        path.unlink()
+        os.mkfifo(path)
+        with mock.patch.object(os, "stat", return_value=regular):
+            self.assertRaisesRegex(ValueError, "not a regular file", worklist_folder.read_file, str(path))
+
+    def test_a_file_that_grows(self) -> None:
+        """A file is read again when it has grown since it was opened."""
+        path = self.write("a.wl")
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-10])
+        fstat = os.fstat
+
+        def growing(descriptor: int) -> os.stat_result:
+            status = fstat(descriptor)
+            path.write_bytes(whole)
+            os.utime(path, ns=(self.moment + 1, self.moment + 1))
+            return status
+
+        with mock.patch.object(os, "fstat", growing):
+            self.names()
+        self.assertEqual(self.names(), ["A"])
+
+    def test_files_that_cost_too_much(self) -> None:
+        """A file of a million items, or one that inflates to a gigabyte, is ignored as soon as that is known."""
+        (self.root / "items.wl").write_bytes(b"\x40\0\0\1\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0" * 100_000)
+        large = item(1, PatientComments="x" * 10_000_000)
+        write(self.root / "inflates.wl", large, transfer_syntax=DeflatedExplicitVRLittleEndian)
+        self.assertEqual(self.names(), [])
+        self.assertEqual(len(self.told), 2)
+        self.assertIn("1048576 bytes", self.told[0])
+        self.assertIn("elements and items", self.told[1])
+
+    def test_many_that_cannot_be_read(self) -> None:
+        """Some of them are told, and the number of the others."""
+        for number in range(30):
+            (self.root / f"{number}.wl").write_bytes(b"noise")
+        self.names()
+        self.assertEqual(len(self.told), 21)
+        self.assertEqual(self.told[-1], "10 more files of the worklist are ignored")
+
+    def test_stopped(self) -> None:
+        """The reading ends at the next file."""
+        for number in range(3):
+            self.write(f"{number}.wl")
+
+        def stop(path: str) -> Any:
+            self.folder.is_stopped = True
+            return read_file(path)
+
+        read_file = worklist_folder.read_file
+        with mock.patch.object(worklist_folder, "read_file", side_effect=stop) as reading:
+            self.names()
+        self.assertEqual(reading.call_count, 1)
 
     def test_no_folder(self) -> None:
         self.assertRaises(FileNotFoundError, WorklistFolder(self.root / "none").items, "")
@@ -291,6 +389,101 @@ class Served(MemoryTestCase):
             self.network.result_of(take())
         self.assertLess(len(seen), 300)
         self.assertEqual(answers.status, 0xFE00)
+
+    def hanging(self) -> list[Deferred[Any]]:
+        """Let the folder hang from now on; return the Deferreds of the readings."""
+        executor, folder = self.worklist._executor, self.worklist._reader._folder
+        run: Any = executor.run
+        reading: list[Deferred[Any]] = []
+
+        def hang(function: Any, *arguments: Any) -> Deferred[Any]:
+            if function == folder.read:
+                reading.append(Deferred())
+                return reading[-1]
+            running: Deferred[Any] = run(function, *arguments)
+            return running
+
+        self.patch(executor, "run", hang)
+        return reading
+
+    def ask_later(self) -> Deferred[Any]:
+        asking: Deferred[Any] = self.assoc.send_c_find(query(), ModalityWorklistInformationModelFind).collect()
+        self.network.flush()
+        return asking
+
+    def test_a_folder_that_hangs(self) -> None:
+        """Queries fail at their deadline, and one thread is kept for all. When the folder is back, they are answered."""
+        reading = self.hanging()
+        for _ in range(3):
+            asking = self.ask_later()
+            self.assertNoResult(asking)
+            self.network.advance(worklist.DEADLINE)
+            failure = self.failureResultOf(asking, OperationFailed)
+            self.assertEqual(int(failure.value.status), 0xA700)
+        self.assertEqual(len(reading), 1)
+        self.assertEqual(self.worklist._reader._waiting, {"ANY-SCP": []})
+        asking = self.ask_later()
+        reading.pop().callback({"ANY-SCP": []})
+        self.assertEqual(len(reading), 1)
+        reading.pop().callback({"ANY-SCP": items()})
+        self.network.flush()
+        self.assertEqual(len(self.successResultOf(asking)), len(items()))
+
+    def test_cancelled_while_it_hangs(self) -> None:
+        """A query that is cancelled, or whose association ends, waits no longer."""
+        self.hanging()
+        answers = self.assoc.send_c_find(query(), ModalityWorklistInformationModelFind)
+        collecting = answers.collect()
+        self.network.flush()
+        answers.cancel()
+        self.network.flush()
+        self.assertEqual(int(self.failureResultOf(collecting, OperationFailed).value.status), 0xFE00)
+        asking = self.ask_later()
+        self.assoc.abort()
+        self.network.flush()
+        asking.addErrback(lambda _: None)
+        self.assertEqual(self.worklist._reader._waiting, {"ANY-SCP": []})
+
+    def test_one_look_for_many_queries(self) -> None:
+        """Queries that come while the folder is read are answered by one look that begins after it."""
+        reading = self.hanging()
+        first = self.ask_later()
+        self.network.flush()
+        others = [self.associate() for _ in range(5)]
+        asked = [one.send_c_find(query(), ModalityWorklistInformationModelFind).collect() for one in others]
+        self.network.flush()
+        reading.pop(0).callback({"ANY-SCP": items()[:1]})
+        self.network.flush()
+        self.assertEqual(len(self.successResultOf(first)), 1)
+        reading.pop(0).callback({"ANY-SCP": items()})
+        self.network.flush()
+        self.assertEqual([len(self.successResultOf(one)) for one in asked], [len(items())] * 5)
+        self.assertEqual(reading, [])
+
+    def test_read_in_the_background(self) -> None:
+        """The start reads the files, so that the first query finds them in memory."""
+        with mock.patch.object(worklist_folder, "read_file", wraps=worklist_folder.read_file) as read:
+            self.worklist.start()
+            self.network.flush()
+            self.assertEqual(read.call_count, len(items()))
+            self.assertEqual(len(self.ask(query())), len(items()))
+            self.assertEqual(read.call_count, len(items()))
+        self.worklist.stop()
+
+    def test_a_search_that_takes_long(self) -> None:
+        """The deadline ends the search as well, at the next file."""
+        seen = []
+
+        def slow(found: Dataset) -> list[int]:
+            seen.append(found)
+            calls: list[Any] = [*self.network.getDelayedCalls()]
+            (deadline,) = [one for one in calls if one.func.__name__ == "expire"]
+            deadline.func()
+            return []
+
+        with mock.patch.object(worklist, "compile_query", return_value=slow):
+            self.assertEqual(self.refused(query()), 0xA700)
+        self.assertEqual(len(seen), 1)
 
     def test_a_folder_for_the_title_that_is_called(self) -> None:
         (self.root / "CT1").mkdir()
