@@ -22,7 +22,7 @@ class ReceivedInstance:
         temporary file that :meth:`~dicomtwist.archive.storage.interfaces.Writer.seal` returned. The archive takes that over.
     :ivar describe: makes the index record. It is called in any thread, only when the record is needed, and does not fail.
     :ivar held: the approximate number of bytes that *describe* keeps in memory.
-    :ivar sender: where it comes from; ``None`` for an instance that may replace others without a line in the log.
+    :ivar sender: the sender of the instance; ``None`` for an instance that may replace others without a line in the log.
     """
 
     uids: tuple[str, str, str]

@@ -592,7 +592,9 @@ class MoveTests(MoveTestCase):
         self.archive.add_supported_context(CT, JPEGBaseline8Bit)
         self.listening()
         path = Path(self.mktemp())
-        path.write_bytes(encode_preamble_and_meta(FileMeta(CT, uid(8), str(JPEGBaseline8Bit), "1.2.3")) + encoded())
+        path.write_bytes(
+            encode_preamble_and_meta(FileMeta(CT, uid(8), str(JPEGBaseline8Bit), "1.2.3")) + encoded(uid=uid(8))
+        )
         arguments = {"contexts": [CT_CONTEXT]}
         handler = [("127.0.0.1", 11113, arguments), 3, path, instance(uid=uid(1)), path]
         result = self.move(lambda event: handler)
@@ -633,7 +635,7 @@ class MoveTests(MoveTestCase):
         self.listening((evt.EVT_ESTABLISHED, lambda event: self.stop_listening()))
         compressed = Path(self.mktemp())
         compressed.write_bytes(
-            encode_preamble_and_meta(FileMeta(CT, uid(8), str(JPEGBaseline8Bit), "1.2.3")) + encoded()
+            encode_preamble_and_meta(FileMeta(CT, uid(8), str(JPEGBaseline8Bit), "1.2.3")) + encoded(uid=uid(8))
         )
         self.archive.add_supported_context(CT, JPEGBaseline8Bit)
         items = [instance(uid=uid(0)), instance(uid=uid(1)), compressed, instance(uid=uid(2))]
@@ -660,7 +662,9 @@ class MoveTests(MoveTestCase):
         """The destination rejects the second proposal: the other instances are stored as before."""
         self.listening((evt.EVT_REQUESTED, self.mind))
         path = Path(self.mktemp())
-        path.write_bytes(encode_preamble_and_meta(FileMeta(CT, uid(8), str(JPEGBaseline8Bit), "1.2.3")) + encoded())
+        path.write_bytes(
+            encode_preamble_and_meta(FileMeta(CT, uid(8), str(JPEGBaseline8Bit), "1.2.3")) + encoded(uid=uid(8))
+        )
         result = self.move(lambda event: [("127.0.0.1", 11113), 3, instance(uid=uid(0)), path, instance(uid=uid(1))])
         self.assertEqual((result.status, result.failed_instances), (0xB000, [uid(8)]))
         self.assertEqual(self.stored, [uid(0), uid(1)])

@@ -20,12 +20,12 @@ MAX_REMEMBERED: Final = 4096
 
 
 class Precedence(enum.Enum):
-    """Which values the index has, if those of an instance disagree with those that it has already."""
+    """The values that the index keeps if those of an instance disagree with those in the index."""
 
     LAST = "last"
-    """Those of the instance that came last, if its sender may replace instances."""
+    """The values of the latest instance, if its sender may replace instances."""
     FIRST = "first"
-    """Those that came first."""
+    """The values that are in the index already."""
 
     def __str__(self) -> str:
         return str(self.value)
@@ -47,7 +47,7 @@ class Conflicts:
         """
         Return the row of a patient, study or series that is known already.
 
-        :param key: what the entity is known by.
+        :param key: the UID or identifier of the entity.
         :param known: the row that the index has.
         :param new: the row that the instance makes; it differs.
         :param sender: the sender of the instance, ``None`` for a file of the archive.
