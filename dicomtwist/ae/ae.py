@@ -39,6 +39,7 @@ from dicomtwist.presentation import (
 )
 from dicomtwist.runtime.clock import use_monotonic_clock
 from dicomtwist.runtime.executors import Executors
+from dicomtwist.runtime.unawaited import expect_reactor, log_unawaited, reactor_ran
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import UIDLike
 from dicomtwist.tls.contexts import client_tls, server_tls
@@ -281,6 +282,7 @@ class AE(LegacyCallbacks):
     def association_opened(self, association: Association) -> None:
         """Count *association*, whose connection was made."""
         if association not in self._associations:
+            reactor_ran()
             self._associations.add(association)
             self.executors.acquire()
 
@@ -363,7 +365,8 @@ class AE(LegacyCallbacks):
         endpoint = self._client_endpoint(address, port, bind_address)
         if tls_args is not None:
             endpoint = wrapClientTLS(client_tls(tls_args), endpoint)
-        return Deferred.fromCoroutine(self._associate(endpoint, factory))
+        expect_reactor(self.reactor, "associate()")
+        return log_unawaited(Deferred.fromCoroutine(self._associate(endpoint, factory)), self.reactor, "associate()")
 
     def _client_endpoint(
         self, address: str | IStreamClientEndpoint, port: int | None, bind_address: tuple[Any, ...] | None
@@ -469,7 +472,8 @@ class AE(LegacyCallbacks):
         :param evt_handlers: handlers for the associations of this server.
         :param others: further AEs that answer on the same port, each to its own title, with its own contexts, handlers and
             settings. Requests for any other title go to this AE, or are rejected if it requires the called title.
-        :returns: a Deferred with the :class:`Server`; it fails with ``CannotListenError`` if the port is not available.
+        :returns: a Deferred with the :class:`Server`; it fails with ``CannotListenError`` if the port is not available. A
+            failure that nothing waits for is logged. If the program ends and no reactor ran, a ``RuntimeWarning`` says so.
         :raises TypeError: an argument is of a wrong type, such as a context of the module ``ssl``.
         :raises ValueError: an argument is wrong.
         """
@@ -482,7 +486,8 @@ class AE(LegacyCallbacks):
         endpoint = self._server_endpoint(address)
         if ssl_context is not None:
             endpoint = wrapServerTLS(server_tls(ssl_context), endpoint)
-        return Deferred.fromCoroutine(self._listen(endpoint, factory))
+        expect_reactor(self.reactor, "start_server()")
+        return log_unawaited(Deferred.fromCoroutine(self._listen(endpoint, factory)), self.reactor, "start_server()")
 
     def _server_endpoint(self, address: Any) -> IStreamServerEndpoint:
         if isinstance(address, tuple):
