@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from pydicom.charset import python_encoding
 from pydicom.uid import UID
 
 from dicomtwist import evt
 from dicomtwist.archive.index.attributes import ATTRIBUTES, COMPUTED, Level
 from dicomtwist.daemon.archive_service import ArchiveService
 from dicomtwist.daemon.tap import Options, makeService
+from dicomtwist.datasets.character_sets import TERMS
 from dicomtwist.dimse.status import meaning
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES, DEFAULT_TRANSFER_SYNTAXES, PresentationContext
 from dicomtwist.sop_class import ServiceClass, uid_to_service_class
@@ -233,9 +233,7 @@ def options() -> str:
 
 def character_sets() -> str:
     """Return the defined terms of character sets that are decoded."""
-    return (
-        ", ".join(f"`{term}`" for term in sorted(python_encoding) if term) + "; and a missing value, which is ISO 646."
-    )
+    return ", ".join(f"`{term}`" for term in TERMS) + "; and a missing value."
 
 
 def security() -> str:

@@ -11,9 +11,11 @@ from os import SEEK_END
 from pathlib import Path
 from typing import BinaryIO, Final, TypeAlias, cast
 
+from twisted.logger import Logger
+
 from dicomtwist.archive.group_commit import CommitConflict, GroupCommit, PendingCommit
 from dicomtwist.archive.index.conflicts import Precedence
-from dicomtwist.archive.index.index import FOLDER, Database, Index, IndexFailed
+from dicomtwist.archive.index.index import FOLDER, Database, Index
 from dicomtwist.archive.index.write_behind import WriteBehind
 from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.replacement import Replacement
@@ -22,6 +24,8 @@ from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.process_locks import CommitJournal
 from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
 from dicomtwist.archive.storage.types import DuplicateInstance, Durability, StoreError, Written, check_uids
+from dicomtwist.datasets.character_sets import canonical
+from dicomtwist.errors import loggable
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 
 __all__ = ["Archive", "DuplicateInstance", "Duplicates", "Precedence"]
@@ -57,6 +61,7 @@ class Archive:
     :param duplicates: the treatment of an instance that the archive holds already.
     :param min_free: the number of bytes that must stay free on the file system.
     :param file_system: the system calls to use for files.
+    :param default_charset: the character set of text without one, a defined term of PS3.3 C.12.1.1.2; empty if it is unknown.
     :param process: the name of this process among the processes that share the archive; empty if it is the only one.
     :param lock: for every process but the first: the file descriptor of the lock that the first process holds;
         :meth:`open` takes it over.
@@ -69,6 +74,7 @@ class Archive:
     :ivar journal: the locks against other processes that share the archive; ``None`` if there are no others.
     """
 
+    log = Logger()
     index: Index
 
     def __init__(
@@ -78,6 +84,7 @@ class Archive:
         durability: Durability = Durability.FULL,
         duplicates: Duplicates = Duplicates.REPLACE,
         min_free: int = 0,
+        default_charset: str = "",
         file_system: FileSystem | None = None,
         process: str = "",
         lock: int = -1,
@@ -85,6 +92,7 @@ class Archive:
         precedence: Precedence = Precedence.LAST,
     ) -> None:
         self.root = root
+        self.default_charset = canonical(default_charset)
         self._engine = engine
         self._file_system = file_system
         self._process = process
@@ -120,9 +128,12 @@ class Archive:
             raise
         if self.store.durability is Durability.NONE and self.journal is None:
             # Several processes cannot use write-behind: none knows which rows another has not added yet.
-            self._write_behind = WriteBehind(self.index)
+            self._write_behind = WriteBehind(self.index, self._set_aside)
         self._commits = GroupCommit(self.store, self.index, self.journal, self._write_behind)
         return removed
+
+    def _set_aside(self, error: Exception) -> None:
+        self.log.error("an instance is stored, and cannot be indexed: {reason}", reason=loggable(error))
 
     def close(self) -> None:
         """Close storage and index; idempotent."""
@@ -131,7 +142,7 @@ class Archive:
             self._commits.close()
             self._commits = None
             # The next start reads the files whose rows the index refuses now.
-            with suppress(IndexFailed):
+            with suppress(Exception):
                 self.catch_up()
             self.index.close()
         if self.journal is not None:

@@ -253,17 +253,24 @@ class GroupCommit:
                 self._index.remove(pending.instance.uids for pending in lost)
 
     def _add(self, placed: list[PendingCommit], outcomes: _Outcomes) -> None:
-        new = [pending for pending in placed if pending.written]
+        new: list[PendingCommit] = []
+        rows: list[IndexRow] = []
+        for pending in placed:
+            if pending.written:
+                try:
+                    rows.append(_row(pending)())
+                    new.append(pending)
+                except Exception as error:
+                    outcomes[pending] = error
         if new:
             try:
-                rows = [_row(pending)() for pending in new]
                 with nullcontext() if self._journal is None else self._journal.index_lock():
                     self._index.add(rows)
-            except IndexFailed as error:
+            except Exception as error:
                 if len(new) == 1:
                     outcomes[new[0]] = error
                 else:
-                    # The database may refuse only one of the rows.
+                    # One of them may be the cause.
                     for pending in new:
                         self._add([pending], outcomes)
         for pending in placed:

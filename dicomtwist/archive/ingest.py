@@ -100,15 +100,17 @@ class Ingest:
 
     :param archive: the archive, open.
     :param executor: the threads that write files; the caller holds it while the object is used.
+    :param default_charset: the character set of text without one, see :class:`dicomtwist.archive.archive.Archive`.
 
     :ivar layouts: the layouts of recent data sets.
     """
 
     log = Logger()
 
-    def __init__(self, archive: Keeper, executor: Executor) -> None:
+    def __init__(self, archive: Keeper, executor: Executor, default_charset: str = "") -> None:
         self.archive = archive
         self.executor = executor
+        self.default_charset = default_charset
         self.layouts = Layouts(WANTED, MAX_VALUE_LENGTH)
         self._came = 0
         self._waiting: IDelayedCall | None = None
@@ -497,7 +499,8 @@ class IncomingInstance:
     ) -> ReceivedInstance:
         syntax = self._syntax
         held = sum(map(len, values.values()))
-        return ReceivedInstance(uids, syntax, content, lambda: make_record(values, syntax), held, self._sender)
+        describe = partial(make_record, values, syntax, self._ingest.default_charset)
+        return ReceivedInstance(uids, syntax, content, describe, held, self._sender)
 
 
 def _enough(scanner: HeaderScanner, error: HeaderError) -> Mapping[int, bytes]:

@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.record import IndexedInstance
 from dicomtwist.archive.storage.interfaces import Storage
-from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner
+from dicomtwist.datasets.header_scanner import HeaderScanner
 from dicomtwist.dimse.status import CLASS_INSTANCE_CONFLICT, NO_SUCH_SOP_INSTANCE, PROCESSING_FAILURE
-from dicomtwist.part10 import NotDicomFile, decode_uid, read_file_meta
+from dicomtwist.part10 import decode_uid, read_file_meta
 
 __all__ = ["CHECKED_AT_ONCE", "Reference", "verify"]
 
@@ -64,7 +64,7 @@ def _verify(store: Storage, reference: Reference, copies: Sequence[IndexedInstan
     for copy in same_class:
         try:
             _read(store, copy)
-        except (Damaged, OSError, NotDicomFile, HeaderError) as error:
+        except Exception as error:
             damaged.append(f"{store.locate(*copy.uids)}: {error}")
         else:
             return 0

@@ -25,7 +25,15 @@ from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.process_locks import uncommitted
 from dicomtwist.archive.storage.system_calls import Buffer, open_regular
-from dicomtwist.archive.storage.types import InstanceUIDs, InvalidUID, StoreError, Written, check_uids
+from dicomtwist.archive.storage.types import (
+    IndexFailed,
+    InstanceUIDs,
+    InvalidUID,
+    RowRefused,
+    StoreError,
+    Written,
+    check_uids,
+)
 from dicomtwist.datasets.header_scanner import HeaderError
 from dicomtwist.errors import loggable
 from dicomtwist.part10 import NO_TRANSFER_SYNTAX, FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
@@ -88,7 +96,7 @@ class Reconciled:
             self.unreadable_names.append(_printable(f"{name}: {reason}"))
 
 
-def read_record(file: BinaryIO) -> tuple[Record, str, int]:
+def read_record(file: BinaryIO, default_charset: str = "") -> tuple[Record, str, int]:
     """
     Read the index record from a file that is open at its beginning.
 
@@ -111,7 +119,7 @@ def read_record(file: BinaryIO) -> tuple[Record, str, int]:
     except HeaderError:
         if not scanner.values.keys() >= _UIDS:
             raise
-    record = make_record(scanner.values, meta.transfer_syntax_uid)
+    record = make_record(scanner.values, meta.transfer_syntax_uid, default_charset)
     check_uids(*record.uids)
     return record, meta.transfer_syntax_uid, file.seek(0, os.SEEK_END)
 
@@ -193,23 +201,37 @@ def repair(archive: Archive, process: str) -> int:
     """
     assert archive.journal is not None
     beginning, instances = uncommitted(archive.root / FOLDER, process)
+    failure: OSError | IndexFailed | None = None
     for uids in instances:
-        with archive.journal.locked([uids]):
-            if not archive.store.exists(*uids):
-                archive.index.remove([uids])
-                continue
-            try:
-                record, transfer_syntax, size = _stored_record(archive, uids)
-            except (NotDicomFile, HeaderError, InvalidUID):
-                continue  # the file was there before that process, and could not be indexed then either
-            archive.index.add([IndexRow(record, transfer_syntax, size, replaces=True)])
+        try:
+            with archive.journal.locked([uids]):
+                _repair(archive, uids)
+        except RowRefused:
+            continue  # the next start says so
+        except (OSError, IndexFailed) as error:
+            failure = error
     archive.store.temporary_files.remove_of(beginning)
+    if failure is not None:
+        raise failure
     return len(instances)
+
+
+def _repair(archive: Archive, uids: InstanceUIDs) -> None:
+    if not archive.store.exists(*uids):
+        archive.index.remove([uids])
+        return
+    try:
+        record, transfer_syntax, size = _stored_record(archive, uids)
+    except OSError:
+        raise
+    except Exception:
+        return  # the file was there before that process, and could not be indexed then either
+    archive.index.add([IndexRow(record, transfer_syntax, size, replaces=True)])
 
 
 def _stored_record(archive: Archive, uids: InstanceUIDs) -> tuple[Record, str, int]:
     with archive.store.open(*uids) as file:
-        return read_record(file)
+        return read_record(file, archive.default_charset)
 
 
 def _merged(
@@ -258,9 +280,21 @@ class _Adding:
     def flush(self) -> None:
         rows, self._rows = self._rows, []
         if rows:
-            self._archive.index.add(rows)
-            self._found.indexed += len(rows)
+            self._add(rows)
             self._progress(self._found)
+
+    def _add(self, rows: list[IndexRow]) -> None:
+        try:
+            self._archive.index.add(rows)
+        except (RowRefused, ValueError, TypeError, OverflowError) as error:
+            if len(rows) > 1:
+                # One of them is the cause.
+                for row in rows:
+                    self._add([row])
+                return
+            self._found.note_unreadable(self._archive.store.locate(*rows[0].record.uids), error)
+        else:
+            self._found.indexed += len(rows)
 
 
 # --- the import of a folder
@@ -441,7 +475,7 @@ class _Importing:
                 return
         try:
             with open_regular(path) as file:
-                record, transfer_syntax, size = read_record(file)
+                record, transfer_syntax, size = read_record(file, self._archive.default_charset)
                 check_sendable(record, transfer_syntax)
                 file.seek(0)
                 content = self._content(file, size, record)

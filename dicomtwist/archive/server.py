@@ -74,12 +74,16 @@ class ArchiveServer:
         self.archive = archive
         self.peers = peers
         self.access = None if policy is None else Access(policy, executors.passcodes)
-        self.ingest = Ingest(archive, executors.receiving)
+        self.ingest = Ingest(archive, executors.receiving, archive.default_charset)
         self.storage = StorageService(self.ingest, None if self.access is None else self.access.may_replace)
         self.query_retrieve = QueryRetrieve(archive, executors.querying, ae.ae_title, peers)
         self.performed_steps = PerformedProcedureSteps(archive.store, executors.housekeeping)
         self.storage_commitment = StorageCommitment(archive, executors.housekeeping, ae, peers, takes_up=takes_up)
-        self.worklist = None if worklist is None else Worklist(worklist, executors.worklist, worklist_timeout)
+        self.worklist = (
+            None
+            if worklist is None
+            else Worklist(worklist, executors.worklist, worklist_timeout, default_charset=archive.default_charset)
+        )
         providers: list[Provider] = [self.query_retrieve, self.performed_steps, self.storage_commitment]
         if self.worklist is not None:
             providers.append(self.worklist)

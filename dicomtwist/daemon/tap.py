@@ -36,6 +36,7 @@ from dicomtwist.daemon.reload import Reloading
 from dicomtwist.daemon.signals import limit_stop, take_signals
 from dicomtwist.daemon.supervisor import SupervisorService, WorkerService
 from dicomtwist.daemon.workers import MAX_WORKERS, Workers, WorkerSpec, worker_command
+from dicomtwist.datasets.character_sets import canonical
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from dicomtwist.runtime.memory import freeze_startup_objects, retain_heap
 from dicomtwist.settings import Settings
@@ -116,6 +117,14 @@ def _duplicates(value: str) -> Duplicates:
         return Duplicates(value)
     except ValueError:
         raise usage.UsageError(f"--duplicates is keep, replace or reject, not {value!r}") from None
+
+
+def _charset(value: str) -> str:
+    if value == "none":
+        return ""
+    if not canonical(value):
+        raise usage.UsageError(f"--default-charset {value[:64]!r} is no character set: ISO_IR 100, ISO_IR 192, GB18030")
+    return canonical(value)
 
 
 def _bytes(option: str) -> Any:
@@ -219,6 +228,13 @@ class Options(usage.Options):
             DEFAULT_MIN_FREE,
             "Bytes (500M, 10G) that stay free on the disk; with fewer, instances are refused.",
             _bytes("--min-free"),
+        ],
+        [
+            "default-charset",
+            None,
+            "",
+            "Character set of text that comes without one, such as ISO_IR 100; none: it is unknown.",
+            _charset,
         ],
         ["worklist", None, None, "Folder with the worklist files (*.wl, TITLE/*.wl) that modalities query."],
         [
@@ -438,6 +454,7 @@ class Options(usage.Options):
             duplicates=self["duplicates"],
             precedence=self["precedence"],
             min_free=self["min-free"],
+            default_charset=self["default-charset"],
             process=self.worker.name if self.worker else "supervisor" if self["workers"] > 1 else "",
             lock=self.worker.lock if self.worker else -1,
         )

@@ -4,6 +4,7 @@ Data sets as pydicom Datasets and as bytes.
 
 from __future__ import annotations
 
+import struct
 import zlib
 from array import array
 from dataclasses import dataclass
@@ -21,12 +22,17 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from dicomtwist.datasets.character_sets import is_term
+from dicomtwist.datasets.header_scanner import HeaderError, scan
 from dicomtwist.datasets.nesting import CountedFile, ElementCount, check_nesting
 from dicomtwist.errors import DataSetError, DataSetTooLong
 from dicomtwist.part10 import FileMeta
 
 #: The most bytes that :func:`decode_dataset` inflates a deflated data set to.
 MAX_INFLATED = 1024 * 1024 * 1024
+
+#: How much of a data set is searched for the Specific Character Set, which nearly always comes first, in bytes.
+_FRONT = 64 * 1024
 
 #: The transfer syntaxes that a data set can be converted between: they differ only in how elements are written (PS3.5 A.1 to
 #: A.5).
@@ -84,6 +90,7 @@ def decode_dataset(data: bytes, transfer_syntax: str, limits: DecodingLimits = N
     try:
         if syntax == DeflatedExplicitVRLittleEndian:
             data = _inflate(data, limits)
+        data = _with_known_terms(data, syntax)
         limits.check_values(data)
         dataset, file = _read(data, syntax, count)
         padding = len(file.tail) if file.cut_off and len(file.tail) < _HEADER and not file.tail.strip(b"\0 ") else 0
@@ -106,6 +113,30 @@ def _read(data: bytes, syntax: UID, count: ElementCount) -> tuple[Dataset, Count
     file = CountedFile(data, count)
     implicit, little_endian = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
     return read_dataset(file, implicit, little_endian, bytelength=len(data)), file
+
+
+def _with_known_terms(data: bytes, syntax: UID) -> bytes:
+    """
+    Return *data* with spaces for each value of its Specific Character Set (0008,0005) that is no defined term.
+
+    pydicom takes the name of any codec of Python for a character set, and raises what such a codec raises.
+    """
+    implicit = syntax == ImplicitVRLittleEndian
+    order = ">" if syntax == ExplicitVRBigEndian else "<"
+    tag = struct.pack(f"{order}HH", 0x0008, 0x0005)
+    if data.find(tag, 0, _FRONT) < 0:
+        return data
+    try:
+        value = scan(
+            data, ExplicitVRLittleEndian if syntax == DeflatedExplicitVRLittleEndian else syntax, (0x00080005,)
+        ).get(0x00080005, b"")
+    except HeaderError:
+        return data  # the decoder says what is wrong
+    known = b"\\".join(term if is_term(term.decode("latin-1")) else b" " * len(term) for term in value.split(b"\\"))
+    if known == value:
+        return data
+    head = tag + (struct.pack(f"{order}I", len(value)) if implicit else b"CS" + struct.pack(f"{order}H", len(value)))
+    return data.replace(head + value, head + known, 1)
 
 
 def _inflate(data: bytes, limits: DecodingLimits) -> bytes:
@@ -145,11 +176,15 @@ def encode_dataset(dataset: Dataset, transfer_syntax: str) -> bytes:
         raise DataSetError(f"the data set cannot be encoded as {syntax.name}: {error}") from error
     encoded = buffer.getvalue()
     if syntax == DeflatedExplicitVRLittleEndian:
-        compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-        encoded = compressor.compress(encoded) + compressor.flush()
-        if len(encoded) & 1:
-            encoded += b"\0"
+        return deflate(encoded)
     return encoded
+
+
+def deflate(data: bytes) -> bytes:
+    """Return an encoded data set as Deflated Explicit VR Little Endian has it (PS3.5 A.5), with an even length."""
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    encoded = compressor.compress(data) + compressor.flush()
+    return encoded + b"\0" * (len(encoded) & 1)
 
 
 def _decode_all(dataset: Dataset) -> None:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 from pydicom import Dataset
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.multival import MultiValue
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import PersonName
 
-from dicomtwist.datasets.codec import NO_LIMITS, DecodingLimits, decode_dataset, encode_dataset
+from dicomtwist.datasets.character_sets import encode_answer
+from dicomtwist.datasets.codec import NO_LIMITS, DecodingLimits, decode_dataset, deflate, encode_dataset
 from dicomtwist.datasets.element_headers import UNDEFINED_LENGTH
 from dicomtwist.errors import DataSetTooLong
 
@@ -93,6 +94,28 @@ def _at_once(limits: DecodingLimits) -> DecodingLimits:
         least(limits.elements, ELEMENTS_AT_ONCE),
         least(limits.values, ELEMENTS_AT_ONCE),
     )
+
+
+def encode_with_character_set(dataset: Dataset, character_set: str, transfer_syntax: str) -> bytes:
+    """
+    Encode *dataset* for the network, in a character set that pydicom may not know.
+
+    :param dataset: a Dataset whose texts are those of :func:`~dicomtwist.datasets.character_sets.decode_texts`.
+    :param character_set: the Specific Character Set that they came in.
+    :param transfer_syntax: the UID of the transfer syntax to encode in.
+    :raises DataSetError: an element cannot be encoded.
+    """
+    term, found = encode_answer(dataset, character_set)
+    if not term:
+        return encode_identifier(found, transfer_syntax)
+    plain = ExplicitVRLittleEndian if transfer_syntax == DeflatedExplicitVRLittleEndian else transfer_syntax
+    named = Dataset()
+    named.SpecificCharacterSet = term.split("\\")
+    tag = 0x00080005
+    front = Dataset({key: element for key, element in found.items() if key < tag})
+    rest = Dataset({key: element for key, element in found.items() if key > tag})
+    encoded = b"".join(encode_identifier(part, plain) for part in (front, named, rest))
+    return deflate(encoded) if plain != transfer_syntax else encoded
 
 
 class _NotSimple(Exception):

@@ -185,10 +185,10 @@ class Imports(RecoveryTestCase):
             write(self.folder / f"{number}.dcm", number)
         original = recovery.read_record
 
-        def read_record(file: Any) -> Any:
+        def read_record(file: Any, *more: str) -> Any:
             if file.name.endswith("1.dcm"):
                 raise LookupError("a mistake")
-            return original(file)
+            return original(file, *more)
 
         self.patch(recovery, "read_record", read_record)
         found = self.imported()
@@ -309,10 +309,10 @@ class Starts(RecoveryTestCase):
             self.archive.index.remove([(study, f"{study}.1", f"{study}.1.1")])
         original = recovery.read_record
 
-        def read_record(file: Any) -> Any:
+        def read_record(file: Any, *more: str) -> Any:
             if "1.2.2.1.1" in file.name:
                 raise LookupError("a mistake")
-            return original(file)
+            return original(file, *more)
 
         self.patch(recovery, "read_record", read_record)
         found = self.reopened()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 from typing import Any, Final, TypeAlias
@@ -36,7 +36,7 @@ from dicomtwist.archive.index.schema import (
 from dicomtwist.archive.index.sqlite import WRITING, extend_log, sqlite_engine
 from dicomtwist.archive.storage.process_locks import FileLock
 from dicomtwist.archive.storage.system_calls import FileSystem
-from dicomtwist.archive.storage.types import Durability, IndexFailed, InstanceUIDs
+from dicomtwist.archive.storage.types import Durability, IndexFailed, InstanceUIDs, RowRefused
 
 __all__ = ["Database", "Index", "IndexFailed"]
 
@@ -368,6 +368,10 @@ class Index:
         """Drop the connection after a failure, since the ROLLBACK may have failed as well."""
         broken, self._open = self._open, None
         if broken is not None:
+            # A closed SQLite connection keeps its lock while anything refers to one of its cursors, as a traceback does.
+            with suppress(Exception):
+                dbapi: Any = broken.connection.dbapi_connection
+                dbapi.rollback()
             try:
                 broken.invalidate()
                 broken.close()
@@ -423,9 +427,16 @@ def _failures() -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        raise IndexFailed(f"index: {_reason(error)}") from error
+        raise _failure(getattr(error, "orig", None) or error)(f"index: {_reason(error)}") from error
     except Exception as error:
         # The drivers' own exceptions have no common base: by PEP 249 each module defines its own.
         if type(error).__module__.partition(".")[0] in ("sqlite3", "psycopg", "psycopg2"):
-            raise IndexFailed(f"index: {error}") from error
+            raise _failure(error)(f"index: {error}") from error
         raise
+
+
+def _failure(error: BaseException) -> type[IndexFailed]:
+    """Return the type of the exception for an error of a driver: is it about the values, or about the database?"""
+    # sqlite3 has, by its version, one of two general types for a value that it cannot bind.
+    hopeless = type(error).__name__ == "DataError" or str(error).startswith("Error binding parameter")
+    return RowRefused if hopeless else IndexFailed

@@ -11,13 +11,14 @@ from functools import lru_cache
 from io import BytesIO
 from typing import Final, NamedTuple
 
-from pydicom.charset import convert_encodings, decode_bytes
+from pydicom import Dataset
 from pydicom.filereader import read_dataset
 
 from dicomtwist.archive.index.attributes import Attribute, Level, at_level
 from dicomtwist.archive.index.normal_forms import datetime_key, name_groups, name_key, normal_date, sounds, time_key
 from dicomtwist.archive.index.sender import Sender
 from dicomtwist.archive.storage.types import InstanceUIDs
+from dicomtwist.datasets.character_sets import canonical, decode_text, decode_texts, decode_values, has_undecoded
 from dicomtwist.datasets.element_headers import (
     EXPLICIT_BIG_ENDIAN,
     IMPLICIT,
@@ -133,9 +134,15 @@ class IndexedInstance(NamedTuple):
 
 
 class _Encoding(NamedTuple):
-    """The encoding of the data set: character set, implicit VR, little endian."""
+    """
+    How the data set is encoded.
 
-    character_set: bytes
+    :ivar character_set: its Specific Character Set, with known terms only.
+    :ivar default: the one that its text is in if it has none, perhaps.
+    """
+
+    character_set: str
+    default: str
     implicit: bool
     little: bool
 
@@ -145,15 +152,20 @@ def scanner_for(transfer_syntax_uid: str, wanted: frozenset[int] = WANTED) -> He
     return HeaderScanner(transfer_syntax_uid, wanted, max_value_length=MAX_VALUE_LENGTH, sequences=True)
 
 
-def make_record(values: Mapping[int, bytes], transfer_syntax_uid: str) -> Record:
+def make_record(values: Mapping[int, bytes], transfer_syntax_uid: str, default_charset: str = "") -> Record:
     """
     Make the record of an instance; it does not fail, whatever *values* contain.
 
     :param values: tag to raw value, as a :class:`~dicomtwist.datasets.header_scanner.HeaderScanner` found them.
     :param transfer_syntax_uid: the transfer syntax of the data set.
+    :param default_charset: the character set of text without one (a defined term of PS3.3 C.12.1.1.2). It is that of a level
+        if all text of the level can be decoded in it.
     """
     encoding = _Encoding(
-        values.get(_CHARACTER_SET, b""), transfer_syntax_uid in IMPLICIT, transfer_syntax_uid != EXPLICIT_BIG_ENDIAN
+        canonical(values.get(_CHARACTER_SET, b"").decode("latin-1")),
+        default_charset,
+        transfer_syntax_uid in IMPLICIT,
+        transfer_syntax_uid != EXPLICIT_BIG_ENDIAN,
     )
     get = values.get
     upper = tuple([get(tag, b"") for tag in _UPPER_TAGS])
@@ -184,7 +196,16 @@ _described: Callable[[tuple[bytes, ...], _Encoding], tuple[str, Row, Row, Row]] 
 
 
 def _row(level: Level, raws: list[bytes] | tuple[bytes, ...], encoding: _Encoding) -> Row:
-    row = [_uid_text(encoding.character_set)]
+    if encoding.default and not encoding.character_set:
+        guess = _Encoding(encoding.default, "", encoding.implicit, encoding.little)
+        row = _decoded_row(level, raws, guess)
+        if not all(map(str.isascii, row)) and not any(map(has_undecoded, row)):
+            return row
+    return _decoded_row(level, raws, encoding)
+
+
+def _decoded_row(level: Level, raws: list[bytes] | tuple[bytes, ...], encoding: _Encoding) -> Row:
+    row = [encoding.character_set]
     append = row.append
     for raw, (attribute, decode, key) in zip(raws, _DECODERS[level], strict=True):
         if not raw:
@@ -231,40 +252,8 @@ def _date(raw: bytes, encoding: _Encoding, attribute: Attribute) -> str:
     return normal_date(_uid_text(raw))
 
 
-@lru_cache(maxsize=64)
-def encodings_of(character_set: str) -> tuple[str, ...]:
-    """Return the encodings, as Python names them, that a Specific Character Set (0008,0005) stands for."""
-    terms = [term.strip() for term in character_set.split("\\")]
-    try:
-        return tuple(convert_encodings(terms))
-    except LookupError:
-        return ("iso8859",)
-
-
-# Each of these resets the character set to the first one (PS3.5 6.1.2.5.3); pydicom needs them as numbers.
-_DELIMITERS: Final = set(b"\n\r\t\f\\^=")
-
-
-def decode_text(raw: bytes, character_set: str) -> str:
-    """
-    Decode a text in *character_set*; bytes that are invalid in it become U+FFFD.
-
-    :param character_set: the Specific Character Set (0008,0005), its terms separated by ``\\``.
-    """
-    if raw.isascii() and b"\x1b" not in raw:
-        text = raw.decode("ascii")
-    else:
-        names = encodings_of(character_set)
-        try:
-            text = decode_bytes(raw, names, _DELIMITERS)
-        except (UnicodeError, LookupError):
-            text = raw.decode(names[0], "replace")
-    # NUL and lone surrogates are not characters of a text, and databases refuse them.
-    return text.replace("\0", "").encode("utf-8", "replace").decode() if not text.isascii() else text.replace("\0", "")
-
-
 def _text(raw: bytes, encoding: _Encoding, attribute: Attribute) -> str:
-    text = decode_text(raw, _uid_text(encoding.character_set))
+    text = decode_text(raw, encoding.character_set, attribute.vr)
     return text.rstrip() if attribute.vr in ("LT", "ST", "UT") else text.strip()
 
 
@@ -281,13 +270,21 @@ def _sequence_json(raw: bytes, encoding: _Encoding, tag: int) -> str:
     head += struct.pack(f"{order}I", length) if encoding.implicit else b"SQ\0\0" + struct.pack(f"{order}I", length)
     try:
         dataset = read_dataset(BytesIO(head + raw), encoding.implicit, encoding.little)
-        dataset.SpecificCharacterSet = _uid_text(encoding.character_set).split("\\")
-        dataset.decode()
-        del dataset.SpecificCharacterSet
+        decode_texts(dataset, encoding.character_set)
+        _remove_character_sets(dataset)
+        decode_values(dataset)
         return dataset.to_json() if len(dataset) and len(dataset[tag].value) else ""
     except Exception:
         # pydicom may raise anything, depending on the value. The instance itself is stored unchanged in any case.
         return ""
+
+
+def _remove_character_sets(dataset: Dataset) -> None:
+    """Remove what the items of a sequence say of their text, which is decoded."""
+    dataset.pop(_CHARACTER_SET, None)
+    for element in dataset:
+        for item in element.value or () if element.VR == "SQ" else ():
+            _remove_character_sets(item)
 
 
 _BY_VR: Final[dict[str, Callable[[bytes, _Encoding, Attribute], str]]] = {

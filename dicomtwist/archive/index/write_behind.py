@@ -14,13 +14,16 @@ from typing import Final
 
 from dicomtwist.archive.index.interfaces import RowSink
 from dicomtwist.archive.index.record import IndexRow
-from dicomtwist.archive.storage.types import IndexFailed
+from dicomtwist.archive.storage.types import RowRefused
 
 __all__ = ["WriteBehind"]
 
 #: The number of rows that may wait, and the bytes that they may keep in memory; a caller with one more waits for the index.
 MAX_BEHIND: Final = 512
 MAX_BEHIND_BYTES: Final = 16 * 1024 * 1024
+
+#: The failures that are about the values of a row: the database refuses them, or its driver cannot take them.
+_HOPELESS: Final = (RowRefused, ValueError, TypeError, OverflowError)
 
 _Make = Callable[[], IndexRow]
 
@@ -30,10 +33,15 @@ class WriteBehind:
     A queue of rows for the index, for use from any thread.
 
     :param index: the index.
+    :param on_set_aside: called in any thread with the reason for which a row is set aside.
+
+    :ivar set_aside: the number of rows that could not be added and never will be.
     """
 
-    def __init__(self, index: RowSink) -> None:
+    def __init__(self, index: RowSink, on_set_aside: Callable[[Exception], object] = lambda error: None) -> None:
         self._index = index
+        self._on_set_aside = on_set_aside
+        self.set_aside = 0
         self._waiting: list[_Make] = []
         self._size = 0
         self._lock = threading.Lock()
@@ -68,26 +76,45 @@ class WriteBehind:
                 size, self._size = self._size, 0
             if not waiting:
                 return
-            try:
-                self._index.add([make() for make in waiting])
-            except IndexFailed:
-                # The database may refuse only one of the rows.
-                refused = [make for make in waiting if not self._added(make)]
-                with self._lock:
-                    self._waiting[:0] = refused
-                    self._size += size * len(refused) // len(waiting)
-                if refused:
-                    raise
-            except BaseException:
-                # A defect of this program: the rows stay queued, so that none is lost in silence and the next call fails too.
-                with self._lock:
-                    self._waiting[:0] = waiting
-                    self._size += size
-                raise
+            left, failure = self._add_each(waiting) if not self._added(waiting) else ([], None)
+            with self._lock:
+                self._waiting[:0] = left
+                self._size += size * len(left) // len(waiting)
+            if failure is not None:
+                raise failure
 
-    def _added(self, make: _Make) -> bool:
+    def _added(self, rows: list[_Make]) -> bool:
         try:
-            self._index.add([make()])
-        except IndexFailed:
+            self._index.add([make() for make in rows])
+        except Exception:
             return False
         return True
+
+    def _add_each(self, waiting: list[_Make]) -> tuple[list[_Make], Exception | None]:
+        """
+        Add rows one by one, since one of them may be the cause of the failure of all.
+
+        A row that can never be added is set aside: its file stays, and the next start tries it again. All others wait.
+
+        :returns: the rows that wait for the next call, and the reason.
+        """
+        left: list[_Make] = []
+        failure: Exception | None = None
+        for make in waiting:
+            try:
+                row = make()
+            except Exception as error:
+                self._set_aside(error)
+                continue
+            try:
+                self._index.add([row])
+            except _HOPELESS as error:
+                self._set_aside(error)
+            except Exception as error:
+                left.append(make)
+                failure = error
+        return left, failure
+
+    def _set_aside(self, error: Exception) -> None:
+        self.set_aside += 1
+        self._on_set_aside(error)

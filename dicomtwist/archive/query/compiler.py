@@ -25,6 +25,7 @@ from dicomtwist.archive.index.schema import TABLES, instance, series, study
 from dicomtwist.archive.query import person_names
 from dicomtwist.archive.query.date_ranges import Moments, moments, paired_time, single_range
 from dicomtwist.archive.query.sequences import sequence_predicate
+from dicomtwist.datasets.character_sets import decode_texts, decode_values
 from dicomtwist.dimse.status import DATASET_MISMATCH
 
 __all__ = ["BASELINE", "InvalidIdentifier", "Model", "Negotiated", "Query", "compile_find", "compile_retrieve"]
@@ -136,14 +137,21 @@ class _Key:
 
 
 def compile_find(
-    identifier: Dataset, model: Model, negotiated: Negotiated = BASELINE, *, zone: tzinfo | None = None
+    identifier: Dataset,
+    model: Model,
+    negotiated: Negotiated = BASELINE,
+    *,
+    zone: tzinfo | None = None,
+    default_charset: str = "",
 ) -> Query:
     """
     Compile the identifier of a C-FIND.
 
     :param zone: the time zone of data without a Timezone Offset From UTC; by default that of this machine.
+    :param default_charset: the character set of text without one, see :class:`dicomtwist.archive.archive.Archive`.
     :raises InvalidIdentifier: it does not fit *model*, or a value is invalid.
     """
+    _decode(identifier, default_charset)
     level = _level(identifier, model)
     query = Query(level)
     keys: dict[int, _Key] = {}
@@ -172,7 +180,9 @@ def compile_find(
     return query
 
 
-def compile_retrieve(identifier: Dataset, model: Model, negotiated: Negotiated = BASELINE) -> Query:
+def compile_retrieve(
+    identifier: Dataset, model: Model, negotiated: Negotiated = BASELINE, *, default_charset: str = ""
+) -> Query:
     """
     Compile the identifier of a C-MOVE or C-GET. The matches are instances, whatever its level.
 
@@ -180,6 +190,7 @@ def compile_retrieve(identifier: Dataset, model: Model, negotiated: Negotiated =
 
     :raises InvalidIdentifier: it does not fit *model*, or a unique key is missing or has a wildcard.
     """
+    _decode(identifier, default_charset)
     level = _level(identifier, model)
     query = Query(Level.IMAGE)
     keys = {}
@@ -196,6 +207,19 @@ def compile_retrieve(identifier: Dataset, model: Model, negotiated: Negotiated =
         query.criteria.append(key.column.in_(key.values))
         query.levels.add(key.attribute.level)
     return query
+
+
+def _decode(identifier: Dataset, default_charset: str) -> None:
+    """
+    Decode the texts of *identifier*, whatever its Specific Character Set is.
+
+    :raises InvalidIdentifier: a sequence cannot be read.
+    """
+    try:
+        decode_texts(identifier, default_charset)
+    except Exception as error:
+        # pydicom raises whatever a value makes it raise.
+        raise InvalidIdentifier("a key cannot be read") from error
 
 
 def _level(identifier: Dataset, model: Model) -> Level:
@@ -397,7 +421,7 @@ def _add_sequence(query: Query, attribute: Attribute, identifier: Dataset) -> No
     try:
         items = list(identifier[attribute.tag].value or ())
         for item in items:
-            item.decode()  # every element, since pydicom may raise anything, depending on the value
+            decode_values(item)  # down to the last element: pydicom raises whatever a value makes it raise
     except Exception as error:
         raise InvalidIdentifier(f"{attribute.keyword} cannot be read") from error
     if len(items) > 1:

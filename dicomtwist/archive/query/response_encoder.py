@@ -6,23 +6,28 @@ An answer with ten keys takes about ten microseconds this way, and about a hundr
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from pydicom import Dataset
-from pydicom.charset import encode_string
 from pydicom.dataelem import DataElement
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
 from dicomtwist.archive.index.attributes import Attribute, Level
-from dicomtwist.archive.index.record import decode_text, encodings_of
 from dicomtwist.archive.query.sequences import answer_item, load
+from dicomtwist.datasets.character_sets import (
+    TEXT_VRS,
+    UNICODE,
+    canonical,
+    claimed_text,
+    encode_texts,
+    unclaimed_text,
+)
 from dicomtwist.datasets.element_headers import (
     DEFLATED_LITTLE_ENDIAN,
     EXPLICIT_BIG_ENDIAN,
@@ -35,12 +40,13 @@ __all__ = ["AnswerEncoder", "Field"]
 #: The number of encoded elements that are cached for each key of an answer.
 MAX_MADE: Final = 512
 
-_UNICODE: Final = "ISO_IR 192"
+#: How many combinations of character sets have such elements.
+MAX_COMBINATIONS: Final = 64
+
+#: No character set is claimed, and text has its bytes as they came.
+_AS_IT_CAME: Final = None
 
 _CHARACTER_SET, _LEVEL, _RETRIEVE_AE, _AVAILABILITY = 0x00080005, 0x00080052, 0x00080054, 0x00080056
-
-#: The VRs whose values depend on the character set (PS3.5 6.1.2.2).
-_TEXT_VRS: Final = frozenset(("LO", "LT", "PN", "SH", "ST", "UC", "UT", "SQ"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,7 @@ class AnswerEncoder:
     Encodes the answers to one identifier.
 
     :param fields: the keys, in any order.
-    :param character_sets: the positions in a row of the Specific Character Sets, one for each level that has values in it.
+    :param character_sets: level -> where in a row the Specific Character Set is of the values of that level.
     :param level: Query/Retrieve Level (0008,0052) of the answers.
     :param ae_title: Retrieve AE Title (0008,0054).
     :param transfer_syntax: Implicit or Explicit VR Little Endian, Explicit VR Big Endian or Deflated.
@@ -72,7 +78,7 @@ class AnswerEncoder:
     def __init__(
         self,
         fields: Sequence[Field],
-        character_sets: Sequence[int],
+        character_sets: Mapping[Level, int],
         level: Level,
         ae_title: str,
         transfer_syntax: str,
@@ -80,7 +86,8 @@ class AnswerEncoder:
         self._syntax = transfer_syntax
         self._implicit = transfer_syntax == IMPLICIT_LITTLE_ENDIAN
         self._order = ">" if transfer_syntax == EXPLICIT_BIG_ENDIAN else "<"
-        self._character_sets = tuple(character_sets)
+        self._character_sets = tuple(character_sets.values())
+        self._set_of = {level: number for number, level in enumerate(character_sets)}
         constants = {
             _LEVEL: self._constant(_LEVEL, "CS", level.name),
             _RETRIEVE_AE: self._constant(_RETRIEVE_AE, "AE", ae_title),
@@ -95,18 +102,25 @@ class AnswerEncoder:
                 self._parts.append((0, constants[tag]))
             else:
                 self._parts.append((by_tag[tag].position, self._part(by_tag[tag])))
-        #: Character set -> for each part, encoded elements by value. Most values repeat those of the row before.
-        self._made: dict[str, list[dict[str, bytes]]] = {}
+        #: How text is written -> for each part, elements by value. Most values are those of the row before.
+        self._made: dict[_Written, list[dict[str, bytes]]] = {}
 
     def encode(self, row: Sequence[Any]) -> bytes:
-        """Return the answer for *row*, in the character set of its data, or in Unicode if its levels differ in theirs."""
-        found = {row[at] for at in self._character_sets}
+        """
+        Return the answer for *row*, in the character set of its data; in Unicode if levels differ in theirs.
+
+        If the character set of a text is unknown, or a byte of it has no meaning, all texts have their bytes as they came, and
+        the answer claims no character set for them.
+        """
+        own = tuple([row[at] for at in self._character_sets])
+        found = set(own)
         found.discard("")
-        term = found.pop() if len(found) == 1 else _UNICODE if found else ""
-        encoded = self._encode(row, term)
+        term = canonical(found.pop()) if len(found) == 1 else UNICODE if found else ""
+        encoded = self._encode(row, term, own)
+        if encoded is None and term != UNICODE:
+            encoded = self._encode(row, UNICODE, own)
         if encoded is None:
-            # The text is not ASCII although no character set is given, or the character set cannot express it.
-            encoded = self._encode(row, _UNICODE)
+            encoded = self._encode(row, _AS_IT_CAME, own)
             assert encoded is not None
         if self._syntax == DEFLATED_LITTLE_ENDIAN:
             deflater = zlib.compressobj(wbits=-15)
@@ -114,10 +128,14 @@ class AnswerEncoder:
             return encoded + b"\0" * (len(encoded) & 1)
         return encoded
 
-    def _encode(self, row: Sequence[Any], term: str) -> bytes | None:
-        made = self._made.get(term)
+    def _encode(self, row: Sequence[Any], term: str | None, own: tuple[str, ...]) -> bytes | None:
+        """Return the answer in the character set *term*; ``None`` if not all text can be said to be in it."""
+        written = (term, own)
+        made = self._made.get(written)
         if made is None:
-            made = self._made[term] = [{} for _ in self._parts]
+            if len(self._made) >= MAX_COMBINATIONS:
+                self._made.clear()
+            made = self._made[written] = [{} for _ in self._parts]
         elements = [self._constant(_CHARACTER_SET, "CS", term)] if term else []
         append = elements.append
         for (at, part), known in zip(self._parts, made, strict=True):
@@ -127,7 +145,7 @@ class AnswerEncoder:
             text = row[at]
             element = known.get(text)
             if element is None:
-                element = part(text, term)  # type: ignore[operator]
+                element = part(text, written)  # type: ignore[operator]
                 if element is None:
                     return None
                 if len(known) >= MAX_MADE:
@@ -156,19 +174,19 @@ class AnswerEncoder:
         if vr == "US":
             number = struct.Struct(f"{self._order}H").pack
 
-            def binary(text: str, term: str) -> bytes | None:
+            def binary(text: str, written: _Written) -> bytes | None:
                 value: bytes = number(int(text)) if text else b""
                 return head + length(len(value)) + value
 
             return binary
         pad = b"\0" if vr == "UI" else b" "
-        is_text = vr in _TEXT_VRS
+        is_text, level = vr in TEXT_VRS, field.attribute.level
 
-        def plain(text: str, term: str) -> bytes | None:
+        def plain(text: str, written: _Written) -> bytes | None:
             if text.isascii():
                 raw = text.encode()
             else:
-                encoded = encode_text(text, term, vr) if is_text else text.encode("ascii", "replace")
+                encoded = self._text(text, written, level, vr) if is_text else text.encode("ascii", "replace")
                 if encoded is None:
                     return None
                 raw = encoded
@@ -183,33 +201,42 @@ class AnswerEncoder:
     def _sequence(self, field: Field, empty: bytes) -> _Part:
         tag = field.attribute.tag
         keys = field.keys if field.keys is not None else Dataset()
+        level = field.attribute.level
 
-        def sequence(text: str, term: str) -> bytes | None:
+        def sequence(text: str, written: _Written) -> bytes | None:
             if not text:
                 return empty
             stored = load(text)
             items = [answer_item(item, keys) for item in stored[tag].value or ()] if tag in stored else []
             answer = Dataset()
             answer.add(DataElement(tag, "SQ", items))
-            return self._encode_dataset(answer, term)
+            return self._encode_dataset(answer, lambda text, vr: self._text(text, written, level, vr))
 
         return sequence
 
-    def _encode_dataset(self, dataset: Dataset, term: str) -> bytes | None:
+    def _text(self, text: str, written: _Written, level: Level, vr: str) -> bytes | None:
+        """Return a text of *level* as it is written; ``None`` if it cannot be said to be in that character set."""
+        term, sets = written
+        own = sets[self._set_of[level]] if level in self._set_of else ""
+        return unclaimed_text(text, own, vr) if term is _AS_IT_CAME else claimed_text(text, term, own, vr)
+
+    def _encode_dataset(self, dataset: Dataset, encode: Callable[[str, str], bytes | None]) -> bytes | None:
         buffer = DicomBytesIO()
         buffer.is_little_endian = self._order == "<"
         buffer.is_implicit_VR = self._implicit
-        if not term and not json.dumps(dataset.to_json_dict(), ensure_ascii=False).isascii():
-            return None
         try:
-            write_dataset(buffer, dataset, list(encodings_of(term or "ISO_IR 6")))
+            found = encode_texts(dataset, encode)
+            if found is None:
+                return None
+            write_dataset(buffer, found)
         except Exception:
-            # pydicom cannot encode this stored text; the answer is sent without the sequence.
-            return b"" if term == _UNICODE else None
+            return b""  # stored values that pydicom does not write: the answer goes without
         return bytes(buffer.getvalue())
 
 
-_Part = Callable[[str, str], "bytes | None"]
+#: The character set that is claimed, ``None`` if text has its bytes as they came; and the character sets of the levels.
+_Written: TypeAlias = "tuple[str | None, tuple[str, ...]]"
+_Part = Callable[[str, _Written], "bytes | None"]
 
 
 @lru_cache(maxsize=256)
@@ -217,27 +244,3 @@ def _constant(head: bytes, length: str, text: str) -> bytes:
     raw = text.encode("ascii", "replace")
     raw += b" " * (len(raw) & 1)
     return head + struct.pack(length, len(raw)) + raw
-
-
-def encode_text(text: str, term: str, vr: str) -> bytes | None:
-    """
-    Encode *text* in the character set *term*; return ``None`` if that is not possible.
-
-    :param term: a Specific Character Set (0008,0005), its terms separated by ``\\``.
-    """
-    if term == _UNICODE:
-        return text.encode("utf-8", "replace")
-    if not term:
-        return None
-    names = list(encodings_of(term))
-    try:
-        if vr == "PN":
-            # Each component begins in the first character set again (PS3.5 6.1.2.5.3).
-            raw = b"=".join(
-                b"^".join(encode_string(part, names) for part in group.split("^")) for group in text.split("=")
-            )
-        else:
-            raw = encode_string(text, names)
-    except (UnicodeError, LookupError, ValueError):
-        return None
-    return raw if decode_text(raw, term) == text else None

@@ -11,7 +11,7 @@ Handlers call :class:`Finder`, which works in threads; :class:`Search` and :clas
 from __future__ import annotations
 
 from array import array
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 from typing import Any, Final, Generic, TypeVar
@@ -19,15 +19,24 @@ from typing import Any, Final, Generic, TypeVar
 from pydicom import Dataset
 from sqlalchemy import ColumnElement, Engine, Select, func, select, text
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.attributes import Attribute, Level
 from dicomtwist.archive.index.reading import reading
 from dicomtwist.archive.index.schema import TABLES, instance, patient, series, study
-from dicomtwist.archive.query.compiler import BASELINE, Model, Negotiated, Query, compile_find, compile_retrieve
+from dicomtwist.archive.query.compiler import (
+    BASELINE,
+    Model,
+    Negotiated,
+    Query,
+    compile_find,
+    compile_retrieve,
+)
 from dicomtwist.archive.query.response_encoder import AnswerEncoder, Field
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.types import IndexFailed
+from dicomtwist.errors import loggable
 from dicomtwist.runtime.executors import Executor, check_wanted
 
 __all__ = ["Finder", "Found", "StoredInstance"]
@@ -107,6 +116,7 @@ class Finder:
 
     def __init__(self, archive: Archive, executor: Executor, ae_title: str, *, zone: tzinfo | None = None) -> None:
         self._archive = archive
+        self._default_charset = archive.default_charset
         self._executor = executor
         self._ae_title = ae_title
         self._zone = zone
@@ -140,14 +150,14 @@ class Finder:
         return self._executor.run(self._retrieve, identifier, model, negotiated)
 
     def _find(self, identifier: Dataset, model: Model, transfer_syntax: str, negotiated: Negotiated) -> Found[bytes]:
-        query = compile_find(identifier, model, negotiated, zone=self._zone)
+        query = compile_find(identifier, model, negotiated, zone=self._zone, default_charset=self._default_charset)
         self._archive.catch_up()
         search = Search(self._archive.index.engine, query)
         reader = AnswerReader(search, self._ae_title, transfer_syntax)
         return Found(self._executor, search.numbers(), reader.read, query.unsupported)
 
     def _retrieve(self, identifier: Dataset, model: Model, negotiated: Negotiated) -> Found[StoredInstance]:
-        query = compile_retrieve(identifier, model, negotiated)
+        query = compile_retrieve(identifier, model, negotiated, default_charset=self._default_charset)
         self._archive.catch_up()
         search = Search(self._archive.index.engine, query)
         store = self._archive.store
@@ -232,6 +242,8 @@ class AnswerReader:
     :param transfer_syntax: the transfer syntax of the answers.
     """
 
+    log = Logger()
+
     def __init__(self, search: Search, ae_title: str, transfer_syntax: str) -> None:
         self._search = search
         query = search.query
@@ -242,7 +254,9 @@ class AnswerReader:
         fields = [Field(key, self._add(key.level, key.column), query.sequences.get(key.tag)) for key in stored]
         # A row of the patient level has no id of a study, and no computed key of that level needs one.
         self._numbers = [self._add(key.level, "id") for key in self._computed]
-        sets = [self._add(level, "character_set") for level in sorted({key.level for key in stored} | {query.level})]
+        sets = {
+            level: self._add(level, "character_set") for level in sorted({key.level for key in stored} | {query.level})
+        }
         end = len(self._columns) + 1
         fields += [Field(key, end + at) for at, key in enumerate(self._computed)]
         self._encoder = AnswerEncoder(fields, sets, query.level, ae_title, transfer_syntax)
@@ -258,18 +272,25 @@ class AnswerReader:
         :raises IndexFailed: the database cannot be read.
         """
         rows = self._search.rows(self._columns, self._levels, page)
-        encode = self._encoder.encode
         if not self._computed:
-            return [encode(row) for row in rows]
+            return self._encoded(rows)
         values = [
             self._compute(key, {row[at] for row in rows}) for key, at in zip(self._computed, self._numbers, strict=True)
         ]
-        return [
-            encode(
-                (*row, *(found.get(row[at], empty) for (found, empty), at in zip(values, self._numbers, strict=True)))
-            )
+        return self._encoded(
+            (*row, *(found.get(row[at], empty) for (found, empty), at in zip(values, self._numbers, strict=True)))
             for row in rows
-        ]
+        )
+
+    def _encoded(self, rows: Iterable[Sequence[Any]]) -> list[bytes]:
+        answers: list[bytes] = []
+        for row in rows:
+            try:
+                answers.append(self._encoder.encode(row))
+            except Exception as error:
+                # The other rows are answered.
+                self.log.error("an answer was left out, since it cannot be encoded: {reason}", reason=loggable(error))
+        return answers
 
     def _compute(self, key: Attribute, numbers: set[int]) -> tuple[dict[int, str], str]:
         """Return the value of *key* for each entity, and its value for an entity that has nothing below it."""

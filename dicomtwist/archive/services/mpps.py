@@ -24,6 +24,7 @@ from dicomtwist.archive.index.normal_forms import normal_date, time_key
 from dicomtwist.archive.storage.file_store import file_name
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.types import InvalidUID, StoreError, check_uids
+from dicomtwist.datasets.character_sets import decode_texts, decode_values
 from dicomtwist.datasets.codec import decode_dataset, encode_dataset
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.status import Status
@@ -362,7 +363,8 @@ def _decoded(dataset: Dataset) -> Dataset:
     :raises DataSetError: a value cannot be decoded.
     """
     try:
-        dataset.decode()
+        decode_texts(dataset)
+        decode_values(dataset)
     except Exception as error:
         # pydicom may raise anything, depending on the value.
         raise DataSetError(f"a value cannot be decoded: {error}") from error

@@ -21,7 +21,8 @@ from dicomtwist.archive.index.normal_forms import normal_date, time_key
 from dicomtwist.archive.query.date_ranges import moments
 from dicomtwist.archive.query.sequences import ItemTest, answer_item, item_test, items_of, texts
 from dicomtwist.archive.services.worklist_folder import STEPS, WorklistFolder, WorklistReader, WorklistTooSlow
-from dicomtwist.datasets.identifier import encode_identifier
+from dicomtwist.datasets.character_sets import decode_texts, decode_values
+from dicomtwist.datasets.identifier import encode_with_character_set
 from dicomtwist.dimse.status import DATASET_MISMATCH, OUT_OF_RESOURCES, PENDING, Status
 from dicomtwist.errors import DataSetError, ExecutorFull, loggable
 from dicomtwist.runtime.executors import Executor, check_wanted
@@ -131,14 +132,18 @@ class Worklist:
     :param folder: the folder of the files.
     :param executor: the threads that read and search them; the caller holds it while the object is used. One of them reads.
     :param deadline: the time for the folder to be read and searched for a query, in seconds; ``None`` for any time.
+    :param default_charset: the character set of text without one, see :class:`dicomtwist.archive.archive.Archive`.
 
     :ivar routes: the requests that it performs.
     """
 
     log = Logger()
 
-    def __init__(self, folder: Path, executor: Executor, deadline: float | None = DEADLINE) -> None:
-        self._reader = WorklistReader(WorklistFolder(folder, self._told), executor)
+    def __init__(
+        self, folder: Path, executor: Executor, deadline: float | None = DEADLINE, *, default_charset: str = ""
+    ) -> None:
+        self._reader = WorklistReader(WorklistFolder(folder, self._told, default_charset=default_charset), executor)
+        self._default_charset = default_charset
         self._executor = executor
         self._deadline = deadline
         self.routes = (Route(evt.EVT_C_FIND, ModalityWorklistInformationModelFind, self.handle_find),)
@@ -206,9 +211,9 @@ class Worklist:
                 call.cancel()
 
     async def _find(self, event: evt.IdentifierEvent) -> list[tuple[Dataset, int]]:
-        query = await self._executor.run(_compiled, event)
+        query = await self._executor.run(_compiled, event, self._default_charset)
         items = await self._reader.items(event.assoc.requestor.called_ae_title)
-        return await self._executor.run_admitted(_matches, query, items)
+        return await self._executor.run_admitted(self._matches, query, items)
 
     def _encode(self, matches: Sequence[tuple[Dataset, int]], event: evt.IdentifierEvent) -> list[bytes]:
         syntax = str(event.context.transfer_syntax)
@@ -218,28 +223,33 @@ class Worklist:
         for item, at in matches:
             check_wanted()
             try:
-                yield encode_identifier(answer(item, at, identifier), syntax)
-            except DataSetError as error:
+                known = item.get("SpecificCharacterSet") or self._default_charset
+                own = known if isinstance(known, str) else "\\".join(known)
+                yield encode_with_character_set(answer(item, at, identifier), own, syntax)
+            except Exception as error:
                 self._told(f"an item of the worklist cannot be answered: {loggable(error)}")
+
+    def _matches(self, query: Query, items: Sequence[Dataset]) -> list[tuple[Dataset, int]]:
+        found: list[tuple[Dataset, int]] = []
+        for item in items:
+            check_wanted()
+            try:
+                found += [(item, at) for at in query(item)]
+            except Exception as error:
+                self._told(f"an item of the worklist cannot be compared: {loggable(error)}")
+        return found
 
     def _told(self, why: str) -> None:
         """Log a warning from a worker thread."""
         self._executor.call_in_reactor(self.log.warn, "{why}", why=why)
 
 
-def _compiled(event: evt.IdentifierEvent) -> Query:
+def _compiled(event: evt.IdentifierEvent, default_charset: str) -> Query:
     identifier = event.identifier
     try:
-        identifier.decode()
+        decode_texts(identifier, default_charset)
+        decode_values(identifier)
     except Exception as error:
         # pydicom may raise anything, depending on the value.
         raise DataSetError(f"a key cannot be read: {error}") from error
     return compile_query(identifier)
-
-
-def _matches(query: Query, items: Sequence[Dataset]) -> list[tuple[Dataset, int]]:
-    found: list[tuple[Dataset, int]] = []
-    for item in items:
-        check_wanted()
-        found += [(item, at) for at in query(item)]
-    return found

@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from dicomtwist.archive.query.sequences import items_of
+from dicomtwist.datasets.character_sets import decode_texts, decode_values
 from dicomtwist.datasets.codec import DecodingLimits, decode_dataset
 from dicomtwist.errors import DataSetError, loggable
 from dicomtwist.part10 import NotDicomFile, read_file_meta
@@ -69,11 +70,15 @@ class WorklistFolder:
 
     :param root: the folder.
     :param unreadable: called with a message for each file that is ignored, when the file is read.
+    :param default_charset: the character set of text without one, see :class:`dicomtwist.archive.archive.Archive`.
 
     :ivar is_stopped: whether reading shall end at the next file.
     """
 
-    def __init__(self, root: Path, unreadable: Callable[[str], object] = lambda why: None) -> None:
+    def __init__(
+        self, root: Path, unreadable: Callable[[str], object] = lambda why: None, *, default_charset: str = ""
+    ) -> None:
+        self._default_charset = default_charset
         self.root = root
         self.is_stopped = False
         self._unreadable = unreadable
@@ -165,11 +170,11 @@ class WorklistFolder:
             if self._remembered + len(content) > MAX_REMEMBERED:
                 self._full()
                 return
-            item = decode_item(content)
+            item = decode_item(content, self._default_charset)
             size += len(content) + ELEMENT_SIZE * _count(item)
         except FileNotFoundError:
             return
-        except (OSError, ValueError) as error:
+        except Exception as error:
             self._tell(f"{path} is ignored: {loggable(error)}")
         if self._remembered + size > MAX_REMEMBERED:
             self._full()
@@ -241,7 +246,7 @@ def read_item(path: str) -> Dataset:
     return decode_item(read_file(path)[0])
 
 
-def decode_item(content: bytes) -> Dataset:
+def decode_item(content: bytes, default_charset: str = "") -> Dataset:
     """
     Decode a file of a worklist: a file of PS3.10, or a bare data set in Implicit or Explicit VR Little Endian.
 
@@ -257,7 +262,8 @@ def decode_item(content: bytes) -> Dataset:
         start, syntax = 0, ExplicitVRLittleEndian if content[4:6].isalpha() else ImplicitVRLittleEndian
     item = decode_dataset(content[start:], syntax, _LIMITS)
     try:
-        item.decode()
+        decode_texts(item, default_charset)
+        decode_values(item)
         has_steps = bool(items_of(item, STEPS))
     except Exception as error:
         # pydicom may raise anything, depending on the value.

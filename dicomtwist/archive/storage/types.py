@@ -58,6 +58,10 @@ class IndexFailed(StoreError):
     """The database of an archive refused a request and has changed nothing. The text is the database's own."""
 
 
+class RowRefused(IndexFailed):
+    """The database refused the values of a row, and would refuse them again."""
+
+
 class Durability(enum.Enum):
     """The state of an instance when the call that stores it returns."""
 
