@@ -426,7 +426,7 @@ class Exchange:
 
         :param source: its data set; it is closed in any case.
         :param pending: called with each pending response; without it, any response is the final one.
-        :param inside: what the caller is inside of, if that is not the code that runs now.
+        :param inside: the operations that the caller is inside of, if the caller is not the code that runs now.
         :raises AssociationError: the association has ended.
         :raises NotEstablished: the association is being released.
         :raises ValueError: *request* cannot be encoded; nothing was sent, and no response is expected.
@@ -478,7 +478,8 @@ class Exchange:
         Report whether the queue of pending responses of *operation* is full.
 
         Reading from the peer pauses while the queues of all operations are full, and nothing else waits for one of them to end,
-        or while one is overfull. What is asked from inside the loop that takes from that one would never come, and fails.
+        or while one is overfull. A request from inside the loop over the responses of an overfull one could never be answered,
+        so it fails.
 
         :param overfull: whether the queue must not grow at all.
         """

@@ -22,7 +22,7 @@ class Operation:
 
     :ivar message_id: its Message ID.
     :ivar is_nested: whether it began while an operation of the peer was performed, which may depend on its response.
-    :ivar inside: what the code that made the request is inside of, see :mod:`dicomtwist.exchange.nesting`.
+    :ivar inside: the operations that the code that made the request is inside of, see :mod:`dicomtwist.exchange.nesting`.
     :ivar result: fires with the final response and its data set.
     """
 

@@ -1,8 +1,10 @@
 """
-Requests that wait for themselves: made by code that the peer, or the association, waits for before it can answer them.
+Requests that would wait for themselves: the code that makes them has to end before the peer, or the association, can go on to
+answer them.
 
-A context variable says what the running code is inside of: the handler of an operation that is performed for the peer, or a
-loop over the responses to an operation of this side. Coroutines and ``inlineCallbacks`` inherit it from their caller.
+A context variable holds the operations that the running code is inside of: the handler of an operation that is performed for
+the peer, or a loop over the responses to an operation of this side. Coroutines and ``inlineCallbacks`` inherit it from their
+caller.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ _inside: ContextVar[Frames] = ContextVar("dicomtwist_inside", default=())
 
 
 def frames() -> Frames:
-    """Return what the running code is inside of."""
+    """Return the operations that the running code is inside of."""
     return _inside.get()
 
 
