@@ -71,7 +71,7 @@ class _Set(NamedTuple):
     :ivar escape: the escape sequence.
     :ivar codec: Python's name of an 8-bit encoding that has these characters with the high bit set.
     :ivar width: the number of bytes of a character.
-    :ivar prefix: what that encoding has before each character.
+    :ivar prefix: the bytes that this encoding has before each character.
     :ivar low: whether its bytes are below 0x80 (it is designated to G0).
     """
 
@@ -132,7 +132,7 @@ _BY_ESCAPE: Final[dict[bytes, _Set | None]] = {
     # ISO-IR 6, and ISO-IR 14, which differs in the backslash and the tilde alone.
     b"\x1b(B": None,
     b"\x1b(J": None,
-    # What senders write instead: JIS C 6226 of 1978, and sets in G0 that belong to G1.
+    # Sequences that some senders write instead: JIS C 6226 of 1978, and sets in G0 that belong to G1.
     b"\x1b$@": _SETS["87"],
     b"\x1b$(B": _SETS["87"],
     b"\x1b$(C": _in_g0("149"),
@@ -451,7 +451,7 @@ def _decode_texts(dataset: Dataset, inherited: str, depth: int) -> str:
     if not depth:
         raise ValueError(f"sequences are nested more than {MAX_DEPTH} deep")
     character_set = _character_set_of(dataset, inherited)
-    # What pydicom decodes all the same, such as a value of an unknown VR, it decodes byte by byte.
+    # The values that are left to pydicom, such as one of an unknown VR, are decoded byte by byte.
     implicit, little = dataset.original_encoding
     if implicit is not None and little is not None:
         dataset.set_original_encoding(implicit, little, ["iso8859"])

@@ -121,7 +121,7 @@ class CatchingUp(Case):
         self.assertEqual((outcomes, self.indexed(archive)), ([None] * 600, 120))
 
     def test_the_database_is_away(self) -> None:
-        """What is no fault of a row stays."""
+        """A failure that is not the fault of a row removes no row."""
         archive = self.open(Durability.NONE)
         add = archive.index.add
 

@@ -59,7 +59,7 @@ JUNK = b"M\xfcller^\xff\xfe\x80\xa4=\xc3\xb6\\\x1b$B;3\x1b(Z"
 
 
 class Terms(SynchronousTestCase):
-    """What is a character set, and what is none."""
+    """The terms that are character sets, and those that are not."""
 
     def test_defined_terms(self) -> None:
         """All that pydicom knows but its names of GBK, and Latin-9, which it does not know."""
