@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.access.certificates import Certificate
+from dicomtwist.access.passcode_checks import PasscodeChecks, TooManyChecks
 from dicomtwist.access.rules import DEFAULT_RULES, IDENTITY_TYPES, UNIX, Identity, Operation, Requestor, Rules
 from dicomtwist.access.users import Users
 from dicomtwist.ae.server import Server
@@ -116,7 +117,7 @@ class Access:
     def __init__(self, policy: Policy, executor: Executor) -> None:
         self.policy = policy
         self._checked: WeakKeyDictionary[AssociationInterface, _Checked] = WeakKeyDictionary()
-        self._executor = executor
+        self._checks = PasscodeChecks(executor)
         self._verifying: dict[AssociationInterface, Deferred[Any]] = {}
 
     def guarded(self, handlers: Iterable[evt.HandlerTuple]) -> list[evt.HandlerTuple]:
@@ -182,8 +183,10 @@ class Access:
             return self._let_in(assoc, kind, name, True)
         if kind is not Identity.PASSCODE or policy.users is None:
             return self._let_in(assoc, kind, name, False)
-        verifying: Deferred[Any] = self._executor.run(policy.users.verify, name, event.secondary_field)
-        self._verifying[assoc] = verifying
+        address = assoc.requestor.address
+        verifying: Deferred[Any] = self._checks.verify(address, policy.users, name, event.secondary_field)
+        if not verifying.called:
+            self._verifying[assoc] = verifying
         return verifying.addBoth(self._verified, assoc, kind, name)
 
     def handle_closed(self, event: evt.Event) -> None:
@@ -193,10 +196,10 @@ class Access:
             verifying.cancel()
 
     def _verified(self, outcome: bool | Failure, assoc: AssociationInterface, kind: Identity, name: str) -> Any:
-        del self._verifying[assoc]
+        self._verifying.pop(assoc, None)
         if not isinstance(outcome, Failure):
             return self._let_in(assoc, kind, name, outcome)
-        if outcome.check(ExecutorFull):
+        if outcome.check(ExecutorFull, TooManyChecks):
             assert isinstance(assoc, AcceptorAssociation)
             assoc.reject(2, 3, 1, outcome.getErrorMessage())  # temporary congestion, PS3.8 9.3.4
             return False, None

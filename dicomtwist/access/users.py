@@ -72,7 +72,7 @@ def hash_passcode(name: str, passcode: bytes, n: int = _N, r: int = _R, p: int =
 
 class Users:
     """
-    The users of a file. All methods block.
+    The users of a file. :meth:`verify` blocks.
 
     :param path: the file: ``NAME:scrypt:N:R:P:SALT:KEY`` on each line, the last two in base 64; empty lines and lines that
         begin with ``#`` are ignored.
@@ -96,9 +96,13 @@ class Users:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def is_remembered(self, name: str, passcode: bytes) -> bool:
+        """Whether *passcode* was found right before; this does not block."""
+        return self._digest(name, passcode) in self._right
+
     def verify(self, name: str, passcode: bytes) -> bool:
         """Whether *passcode* is that of the user *name*. An unknown name takes as long to check as a wrong passcode."""
-        digest = hmac.digest(self._secret, name.encode() + b"\0" + passcode, "sha256")
+        digest = self._digest(name, passcode)
         if digest in self._right:
             return True
         entry = self._entries.get(name)
@@ -109,6 +113,9 @@ class Users:
                 del self._right[next(iter(self._right))]
             self._right[digest] = None
         return True
+
+    def _digest(self, name: str, passcode: bytes) -> bytes:
+        return hmac.digest(self._secret, name.encode() + b"\0" + passcode, "sha256")
 
 
 def _scrypt(passcode: bytes, salt: bytes, n: int, r: int, p: int, length: int) -> bytes:

@@ -44,7 +44,7 @@ class ArchiveServer:
     :param peers: the addresses of the AEs that the archive sends to.
     :param policy: the access rules; without them any peer may do anything.
     :param worklist: the folder of a modality worklist, if there is one.
-    :param worklist_timeout: the time for that folder to be read and searched for a query, in seconds; ``None`` for any time.
+    :param worklist_deadline: the time for that folder to be read and searched for a query, in seconds; ``None`` for any time.
     :param takes_up: whether this process reports the storage commitments that the previous run of the program left
         unreported. Of several processes that share an archive one does.
 
@@ -66,7 +66,7 @@ class ArchiveServer:
         *,
         policy: Policy | None = None,
         worklist: Path | None = None,
-        worklist_timeout: float | None = DEADLINE,
+        worklist_deadline: float | None = DEADLINE,
         takes_up: bool = True,
     ) -> None:
         executors = ae.executors
@@ -82,7 +82,7 @@ class ArchiveServer:
         self.worklist = (
             None
             if worklist is None
-            else Worklist(worklist, executors.worklist, worklist_timeout, default_charset=archive.default_charset)
+            else Worklist(worklist, executors.worklist, worklist_deadline, default_charset=archive.default_charset)
         )
         providers: list[Provider] = [self.query_retrieve, self.performed_steps, self.storage_commitment]
         if self.worklist is not None:

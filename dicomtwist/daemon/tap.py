@@ -238,11 +238,11 @@ class Options(usage.Options):
         ],
         ["worklist", None, None, "Folder with the worklist files (*.wl, TITLE/*.wl) that modalities query."],
         [
-            "worklist-timeout",
+            "worklist-deadline",
             None,
             10.0,
             "Seconds for the worklist to be read and searched for a query.",
-            _seconds("--worklist-timeout"),
+            _seconds("--worklist-deadline"),
         ],
         ["import", None, None, "Folder whose DICOM files are copied into the archive while it serves."],
         [
@@ -520,7 +520,7 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
         *(ae, options.archive, options.peers),
         policy=options.policy,
         worklist=_folder(options, "worklist"),
-        worklist_timeout=options["worklist-timeout"],
+        worklist_deadline=options["worklist-deadline"],
         takes_up=worker is None,
     )
     kind = WorkerService if worker else SupervisorService if options["workers"] > 1 else ArchiveService

@@ -58,7 +58,7 @@ RETRIEVAL: Final = Bounds(threads=8, max_queued=4096)
 #: threads would be no faster.
 DECODING: Final = Bounds(threads=2, max_queued=1024)
 #: Passcodes of users are checked. Each check takes up to ``access.users.MAX_SCRYPT_MEMORY``.
-PASSCODES: Final = Bounds(threads=4, max_queued=256)
+PASSCODES: Final = Bounds(threads=2, max_queued=256)
 #: Files of a worklist are read, and answers made of them.
 WORKLIST: Final = Bounds(threads=2, max_queued=1024)
 #: Everything else that an archive does with files: storage commitment, performed procedure steps, an import, a reload.
@@ -257,6 +257,10 @@ class Executor:
         """Call *function* in the reactor thread after *seconds*; the caller cancels the call if it is not needed any more."""
         call: IDelayedCall = self._reactor.callLater(seconds, function, *args, **kwargs)
         return call
+
+    def seconds(self) -> float:
+        """Return the time of :meth:`call_later`, in seconds."""
+        return float(self._reactor.seconds())
 
     @property
     def vitals(self) -> ExecutorVitals:

@@ -284,7 +284,8 @@ class UsersAtTheDoor(AccessTestCase):
         self.assertEqual(self.leaks.found, [])
 
     def answer(self, kind: int = 2, primary: bytes = b"alice", secondary: bytes = b"ThePassword") -> Any:
-        """Return the outcome for a user identity."""
+        """Return the outcome for a user identity, after the delay that an earlier one may have caused."""
+        self.network.advance(30)
         peer = self.network.scripted_client(104)
         secondary = secondary if kind == 2 else b""
         identity = UserIdentity(kind, primary, secondary, response_requested=True)

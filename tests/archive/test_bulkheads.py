@@ -113,8 +113,13 @@ class Blocked(TestCase):
             asker.send_c_find(steps(), ModalityWorklistInformationModelFind).collect() for asker in askers
         ]
         users = [
-            scu.associate("127.0.0.1", port.port, ext_neg=[UserIdentity(2, b"alice", b"ThePassword")])
-            for _ in range(executors.passcodes.bounds.threads + 1)
+            scu.associate(
+                "127.0.0.1",
+                port.port,
+                ext_neg=[UserIdentity(2, b"alice", b"ThePassword")],
+                bind_address=(f"127.0.0.{number}", 0),
+            )
+            for number in range(2, executors.passcodes.bounds.threads + 3)
         ]
         # Of the threads for worklists one reads, however many queries wait for it.
         busy = (1, executors.passcodes.bounds.threads)
@@ -282,8 +287,9 @@ class Full(MemoryTestCase):
         self.network.works = False
         executor = self.scp.executors.passcodes
         with mock.patch.object(Users, "verify", side_effect=AssertionError):
+            # One of each address is in the queue of the threads, the others wait for it.
             peers = [self.user() for _ in range(3)]
-            self.assertEqual(executor.vitals.queued, 3)
+            self.assertEqual(executor.vitals.queued, 1)
             for peer in peers:
                 peer.close()
             self.network.flush()

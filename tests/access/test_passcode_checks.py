@@ -1,0 +1,187 @@
+"""Turns and delays of addresses at the check of passcodes, on a simulated clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from dicomtwist.access import passcode_checks
+from dicomtwist.access.passcode_checks import MAX_WAITING, PasscodeChecks, TooManyChecks
+from dicomtwist.access.users import Users, hash_passcode
+from dicomtwist.errors import ExecutorFull
+from dicomtwist.runtime.executors import Bounds, Executor
+from dicomtwist.testing import MemoryNetwork
+
+RIGHT = b"ThePassword"
+
+
+class Checks(SynchronousTestCase):
+    """One executor with two threads, which work when the network is flushed."""
+
+    def setUp(self) -> None:
+        self.network = MemoryNetwork()
+        self.executor = Executor(self.network, "passcodes", Bounds(threads=2, max_queued=100))
+        self.executor.acquire()
+        path = Path(self.mktemp())
+        path.write_text(f"{hash_passcode('alice', RIGHT, n=16)}\n")
+        self.users = Users(path)
+        self.checks = PasscodeChecks(self.executor)
+        self.verified = mock.Mock(side_effect=self.users.verify)
+        self.patch(self.users, "verify", self.verified)
+
+    def tearDown(self) -> None:
+        self.network.works = True
+        self.network.flush()
+        self.network.advance(100)
+        self.executor.release()
+        self.assertEqual(self.network.getDelayedCalls(), [])
+        self.assertEqual(self.network.pools, [])
+
+    def verify(self, passcode: bytes = b"wrong", address: str = "10.0.0.1", name: str = "alice") -> Deferred[bool]:
+        return self.checks.verify(address, self.users, name, passcode)
+
+    def wrong(self, address: str = "10.0.0.1") -> None:
+        """Let a wrong passcode fail."""
+        failing = self.verify(address=address)
+        self.network.flush()
+        self.assertFalse(self.successResultOf(failing))
+
+    def is_delayed(self, address: str) -> bool:
+        """Whether a check of *address* would be delayed now."""
+        asking = self.verify(address=address)
+        self.network.flush()
+        if asking.called:
+            self.assertFalse(self.successResultOf(asking))
+            return False
+        asking.cancel()
+        self.failureResultOf(asking, CancelledError)
+        return True
+
+    def test_one_at_a_time(self) -> None:
+        """A hundred guesses of one address: one check, and 16 that wait; another address has its turn at once."""
+        self.network.works = False
+        guesses = [self.verify() for _ in range(100)]
+        self.assertEqual(self.executor.vitals.queued, 1)
+        refused = [one for one in guesses if one.called]
+        self.assertEqual(len(refused), 100 - 1 - MAX_WAITING)
+        for one in refused:
+            self.failureResultOf(one, TooManyChecks)
+        right = self.verify(RIGHT, "10.0.0.2")
+        self.network.works = True
+        self.network.flush()
+        self.assertTrue(self.successResultOf(right))
+        self.assertFalse(self.successResultOf(guesses[0]))
+        self.assertEqual(self.verified.call_count, 2)
+        for one in guesses[1 : 1 + MAX_WAITING]:
+            self.assertNoResult(one)
+            one.cancel()
+            self.failureResultOf(one, CancelledError)
+
+    def test_delays_grow(self) -> None:
+        self.wrong()
+        for delay in (1, 2, 4, 8, 16, 30, 30):
+            asking = self.verify()
+            self.network.advance(delay - 0.01)
+            self.assertNoResult(asking)
+            self.network.advance(0.01)
+            self.assertFalse(self.successResultOf(asking))
+        self.assertEqual(self.verified.call_count, 8)
+
+    def test_a_right_one_ends_them(self) -> None:
+        """A right passcode of which nothing is remembered waits its turn, then there is no delay and no memory of failures."""
+        self.wrong()
+        right = self.verify(RIGHT)
+        self.network.advance(1)
+        self.assertTrue(self.successResultOf(right))
+        self.assertEqual(self.checks._addresses, {})
+
+    def test_what_was_right_before_never_waits(self) -> None:
+        self.network.works = False
+        first = self.verify(RIGHT)
+        self.network.works = True
+        self.network.flush()
+        self.assertTrue(self.successResultOf(first))
+        self.wrong()
+        self.assertTrue(self.successResultOf(self.verify(RIGHT)))
+
+    def test_gone_while_it_waits(self) -> None:
+        """Nothing is done for a connection that is gone, and no timer is left."""
+        self.wrong()
+        waiting = [self.verify() for _ in range(3)]
+        for one in waiting:
+            one.cancel()
+            self.failureResultOf(one, CancelledError)
+        self.assertEqual(self.network.getDelayedCalls(), [])
+        self.network.advance(100)
+        self.assertEqual(self.verified.call_count, 1)
+
+    def test_gone_before_a_thread_has_begun(self) -> None:
+        """Also a thousand connections that close at once cost nothing, and no delay."""
+        self.network.works = False
+        for _ in range(1000):
+            one = self.verify()
+            one.cancel()
+            self.failureResultOf(one, CancelledError)
+        self.assertEqual(self.executor.vitals.queued, 0)
+        self.network.works = True
+        self.network.flush()
+        self.verified.assert_not_called()
+        self.assertFalse(self.is_delayed("10.0.0.1"))
+
+    def test_gone_while_it_is_checked(self) -> None:
+        """The next check of the address waits for the end of the one that a thread is at, which counts."""
+        answers: list[Deferred[Any]] = []
+
+        def verify(*_: object) -> bool:
+            answers[0].cancel()
+            answers.append(self.verify())
+            self.assertEqual(self.executor.vitals.queued, 0)
+            return False
+
+        self.verified.side_effect = verify
+        answers.append(self.verify())
+        self.network.flush()
+        self.failureResultOf(answers[0], CancelledError)
+        self.assertNoResult(answers[1])
+        self.verified.side_effect = None
+        self.verified.return_value = False
+        self.network.advance(1)
+        self.assertFalse(self.successResultOf(answers[1]))
+
+    def test_hosts(self) -> None:
+        """A host with a network of IPv6 is one address; mapped addresses are those of IPv4; others are what they are."""
+        for first, second, same in (
+            ("2001:db8::1", "2001:db8::ffff:2", True),
+            ("2001:db8::1", "2001:db8:0:1::1", False),
+            ("fe80::1%eth0", "fe80::2%eth1", True),
+            ("::ffff:10.0.0.9", "10.0.0.9", True),
+            ("10.0.1.1", "10.0.1.2", False),
+            ("", "unix", False),
+        ):
+            self.wrong(first)
+            self.assertEqual(self.is_delayed(second), same, (first, second))
+            self.network.advance(60)
+
+    def test_addresses_are_forgotten(self) -> None:
+        self.wrong()
+        self.network.advance(700)
+        self.wrong("10.0.0.2")
+        self.assertEqual([*self.checks._addresses], ["10.0.0.2"])
+
+    def test_most_addresses(self) -> None:
+        with mock.patch.object(passcode_checks, "MAX_ADDRESSES", 5):
+            for number in range(20):
+                self.wrong(f"10.0.0.{number}")
+            self.assertEqual([*self.checks._addresses], [f"10.0.0.{number}" for number in range(15, 20)])
+
+    def test_full(self) -> None:
+        """All threads are busy, and no place is left in their queue."""
+        self.network.works = False
+        self.executor.bounds = Bounds(threads=1, max_queued=0)
+        self.executor.run(int)
+        self.failureResultOf(self.verify(), ExecutorFull)
+        self.assertEqual(self.checks._addresses, {})
