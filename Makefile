@@ -8,7 +8,7 @@
 # make bench          measures beside DCMTK, Orthanc and pynetdicom, and writes docs/benchmarks.md; BENCH="echo find" these only
 # make changelog VERSION=1.2.0   CHANGELOG.md from the files in changelog.d, for a release
 # make prose          sentences in code and pages to rewrite, see CONTRIBUTING.md
-# make lint types package-check format clean
+# make lint types package-check lowest-check format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,7 +28,7 @@ DEV := $(VENV)/.installed-dev
 DOCS := $(VENV)/.installed-docs
 FUZZ := $(VENV)/.installed-fuzz
 
-.PHONY: run test lint prose format types changelog package-check docs picture bench load soak fuzz peers clean
+.PHONY: run test lint prose format types changelog package-check lowest-check docs picture bench load soak fuzz peers clean
 
 run: $(BASE)
 	@echo "A DICOM Storage SCP on 127.0.0.1:11112 that keeps what it receives in $(STORAGE)/"
@@ -65,6 +65,9 @@ changelog: $(DEV)
 
 package-check: $(DEV)
 	$(BIN)/python .ci/packaging_check.py
+
+lowest-check: $(DEV)
+	$(BIN)/python .ci/lowest_versions.py
 
 docs: $(DOCS)
 	$(BIN)/python -m sphinx -q -W -j auto docs build/docs
