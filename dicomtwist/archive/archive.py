@@ -5,6 +5,8 @@ An archive: a storage for the files of instances, and an index of them.
 from __future__ import annotations
 
 import enum
+import errno
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from os import SEEK_END
@@ -16,6 +18,7 @@ from twisted.logger import Logger
 from dicomtwist.archive.group_commit import CommitConflict, GroupCommit, PendingCommit
 from dicomtwist.archive.index.conflicts import Precedence
 from dicomtwist.archive.index.index import FOLDER, Database, Index
+from dicomtwist.archive.index.sqlite import lacks_room
 from dicomtwist.archive.index.write_behind import WriteBehind
 from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.replacement import Replacement
@@ -23,7 +26,14 @@ from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.process_locks import CommitJournal
 from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
-from dicomtwist.archive.storage.types import DuplicateInstance, Durability, StoreError, Written, check_uids
+from dicomtwist.archive.storage.types import (
+    DuplicateInstance,
+    Durability,
+    StoreError,
+    StoreUnusable,
+    Written,
+    check_uids,
+)
 from dicomtwist.datasets.character_sets import canonical
 from dicomtwist.errors import loggable
 from dicomtwist.part10 import NotDicomFile, read_file_meta
@@ -72,6 +82,7 @@ class Archive:
     :ivar store: the storage.
     :ivar index: the index, while it is open.
     :ivar journal: the locks against other processes that share the archive; ``None`` if there are no others.
+    :ivar lacks_room: why nothing can be stored for now, although the archive can be read; empty if instances can be stored.
     """
 
     log = Logger()
@@ -103,34 +114,122 @@ class Archive:
         self._commits: GroupCommit | None = None
         self._write_behind: WriteBehind | None = None
         self.journal: CommitJournal | None = None
+        self._is_open = False
+        self.lacks_room = ""
 
     def open(self) -> int:
         """
         Make or open the folder and its index, and remove left-over temporary files.
 
+        If the file system is full or read-only, an archive that exists is opened for reading: :attr:`lacks_room` says why, what
+        is stored fails with ENOSPC, and :meth:`try_again` opens it for writing.
+
         :returns: the number of temporary files that were removed.
         :raises StoreUnusable: the folder or its index cannot be used; the text says why and what to do.
         """
-        removed = self.store.prepare()
         try:
-            self.index = Index(
+            removed = self._open(self._lock)
+        except (StoreUnusable, OSError) as error:
+            if not lacks_room(error) or not self._open_for_reading():
+                raise
+            self.refuse(str(error))
+            return 0
+        self._is_open = True
+        self._begin()
+        return removed
+
+    def _open(self, lock: int) -> int:
+        """
+        Open storage, index and journal; if that fails, nothing is open and *lock* is as before.
+
+        :param lock: the file descriptor of the lock of the index if this program holds it already.
+        """
+        removed = self.store.prepare()
+        own = os.dup(lock) if lock >= 0 else -1
+        try:
+            index = Index(
                 self.root / FOLDER,
                 durability=self.store.durability,
-                lock=self._lock,
+                lock=own,
                 engine=self._engine,
                 file_system=self._file_system,
                 precedence=self._precedence,
             )
-            if self._process:
-                self.journal = CommitJournal(self.root / FOLDER, self._process, self.store.temporary_files.beginning)
+            try:
+                if self._process:
+                    self.journal = CommitJournal(
+                        self.root / FOLDER, self._process, self.store.temporary_files.beginning
+                    )
+            except BaseException:
+                index.close()
+                raise
         except BaseException:
             self.store.close()
             raise
+        self.index = index
+        if lock >= 0 and lock == self._lock:
+            os.close(lock)
+            self._lock = -1
+        return removed
+
+    def _open_for_reading(self) -> bool:
+        """Open the index for reading; return whether there is one that can be read."""
+        if self._engine is None and not (self.root / FOLDER / "index.sqlite").exists():
+            return False
+        try:
+            self.index = Index(self.root / FOLDER, lock=self._lock, engine=self._engine, reading=True)
+        except (StoreUnusable, OSError):
+            return False
+        self._lock = -1
+        self._is_open = True
+        return True
+
+    def _begin(self) -> None:
+        """Begin to store instances."""
         if self.store.durability is Durability.NONE and self.journal is None:
             # Several processes cannot use write-behind: none knows which rows another has not added yet.
             self._write_behind = WriteBehind(self.index, self._set_aside)
         self._commits = GroupCommit(self.store, self.index, self.journal, self._write_behind)
-        return removed
+
+    def refuse(self, why: str) -> None:
+        """
+        Store nothing until :meth:`try_again` succeeds: each instance fails with ENOSPC.
+
+        :param why: the reason, for the log.
+        """
+        self.lacks_room = why
+        self.store.temporary_files.refuses = True
+        commits, self._commits = self._commits, None
+        if commits is not None:
+            commits.close()
+
+    def try_again(self, recover: Callable[[], None]) -> bool:
+        """
+        Store instances again if there is room now.
+
+        :param recover: called to make files and index agree, before anything is stored.
+        :returns: whether instances are stored.
+        """
+        before = self.index
+        try:
+            if before.is_reading:
+                self.store.close()
+                self._open(before.lock)
+            recover()
+        except (StoreError, OSError):
+            if self.index is not before:
+                after, self.index = self.index, before
+                after.close()
+                if self.journal is not None:
+                    self.journal.close()
+                    self.journal = None
+            return False
+        if self.index is not before:
+            before.close()
+        self._begin()
+        self.store.temporary_files.refuses = False
+        self.lacks_room = ""
+        return True
 
     def _set_aside(self, error: Exception) -> None:
         self.log.error("an instance is stored, and cannot be indexed: {reason}", reason=loggable(error))
@@ -141,6 +240,8 @@ class Archive:
         if self._commits is not None:
             self._commits.close()
             self._commits = None
+        if self._is_open:
+            self._is_open = False
             # The next start reads the files whose rows the index refuses now.
             with suppress(Exception):
                 self.catch_up()
@@ -178,6 +279,8 @@ class Archive:
             content = instance.content
             try:
                 if commits is None:
+                    if self.lacks_room:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(self.root))
                     raise StoreError("the archive is closed")
                 check_uids(*instance.uids)
                 exists = self.store.exists(*instance.uids)

@@ -10,12 +10,17 @@ from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.interfaces import IDelayedCall, IStreamServerEndpoint
+from twisted.python.failure import Failure
 
+from dicomtwist.archive.index.sqlite import lacks_room
 from dicomtwist.archive.recovery import Import, Reconciled, import_folder, reconcile
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.archive.storage.types import StoreError
 from dicomtwist.service import DICOMService
+
+#: The time between two attempts to store instances again after there was no room, in seconds.
+TRY_AGAIN: Final = 10.0
 
 #: The time that a stop waits beyond the grace of the associations, in seconds, for an import, for reports, for workers.
 LATE: Final = 7.0
@@ -47,22 +52,65 @@ class ArchiveService(DICOMService):
         self._import_from = import_from
         self._importing: Deferred[None] = succeed(None)
         self._is_stopping = False
+        self._next_try: IDelayedCall | None = None
+        self._trying: Deferred[None] = succeed(None)
 
     def startService(self) -> None:
         """
         Reconcile files and index, then listen.
 
-        An error ends the program with one line. This runs before the reactor does, so it may block.
+        An error ends the program with one line. This runs before the reactor does, so it may block. If there is no room on the
+        disk, or it is read-only, the server starts all the same, refuses instances, and tries again every :data:`TRY_AGAIN`
+        seconds.
         """
+        archive = self.archive_server.archive
         try:
-            self._reconcile()
+            if not archive.lacks_room:
+                try:
+                    self._reconcile()
+                except (OSError, StoreError) as error:
+                    if not lacks_room(error):
+                        raise
+                    archive.refuse(str(error))
             self.archive_server.start()
             super().startService()
         except (CannotListenError, OSError, StoreError) as error:
             self.archive_server.close()
             raise SystemExit(f"twist dicom: {error}") from None
-        if self._import_from is not None:
+        if archive.lacks_room:
+            self.log.error(
+                "there is no room: the archive can be read, and stores nothing for now: {reason}",
+                reason=archive.lacks_room,
+            )
+            if not archive.index.is_complete:
+                self.log.error("a crash left rows of the index that cannot be read before there is room")
+            self._try_later()
+        else:
+            self._begin_import()
+
+    def _begin_import(self) -> None:
+        if self._import_from is not None and not self._is_stopping:
             self._importing = self._import(self._import_from)
+
+    def _try_later(self) -> None:
+        if not self._is_stopping:
+            self._next_try = self.ae.reactor.callLater(TRY_AGAIN, self._try_again)
+
+    def _try_again(self) -> None:
+        trying = self.ae.executors.housekeeping.run_admitted(self.archive_server.archive.try_again, self._reconcile)
+
+        def tried(is_storing: bool) -> None:
+            if not is_storing:
+                self._try_later()
+                return
+            self.log.info("there is room again: instances are stored")
+            self._begin_import()
+
+        def failed(reason: Failure) -> None:
+            self.log.failure("the archive could not be opened again", reason)
+            self._try_later()
+
+        self._trying = trying.addCallbacks(tried, failed)
 
     def _reconcile(self) -> None:
         def progress(found: Reconciled) -> None:
@@ -117,7 +165,9 @@ class ArchiveService(DICOMService):
 
     def _stop(self) -> Deferred[Any]:
         """Stop everything but the archive."""
-        return DeferredList([super().stopService(), self.archive_server.stop(), self._importing])
+        if self._next_try is not None and self._next_try.active():
+            self._next_try.cancel()
+        return DeferredList([super().stopService(), self.archive_server.stop(), self._importing, self._trying])
 
     def _in_time(self, stopping: Deferred[Any]) -> Deferred[None]:
         done: Deferred[None] = Deferred()

@@ -25,6 +25,7 @@ from dicomtwist.archive.index.schema import (
     TABLES,
     IndexUnusable,
     Statement,
+    check_version,
     instance,
     migrate,
     patient,
@@ -33,10 +34,10 @@ from dicomtwist.archive.index.schema import (
     study,
     upsert,
 )
-from dicomtwist.archive.index.sqlite import WRITING, extend_log, sqlite_engine
+from dicomtwist.archive.index.sqlite import WRITING, ReadingDatabase, extend_log, sqlite_engine
 from dicomtwist.archive.storage.process_locks import FileLock
 from dicomtwist.archive.storage.system_calls import FileSystem
-from dicomtwist.archive.storage.types import Durability, IndexFailed, InstanceUIDs, RowRefused
+from dicomtwist.archive.storage.types import NO_ROOM, Durability, IndexFailed, InstanceUIDs, RowRefused
 
 __all__ = ["Database", "Index", "IndexFailed"]
 
@@ -131,8 +132,11 @@ class Index:
     :param engine: a database other than the SQLite file in *folder*.
     :param lock: the file descriptor of the lock that another process of this program holds; it is taken over.
     :param file_system: the system calls to use, apart from those of the database.
-
     :param precedence: which values apply if instances disagree about their patient, study or series.
+    :param reading: whether to open it for reading only, because its file system is full or read-only.
+
+    :ivar is_reading: whether it is open for reading only.
+    :ivar is_complete: whether a crash has left no rows that can only be read again when there is room.
     :raises IndexUnusable: another program has opened the index, its version is too new, or it is damaged.
     """
 
@@ -145,23 +149,36 @@ class Index:
         lock: int = -1,
         file_system: FileSystem | None = None,
         precedence: Precedence = Precedence.LAST,
+        reading: bool = False,
     ) -> None:
         fs = file_system or FileSystem()
+        self.is_complete = True
+        self.is_reading = reading
+        self._reading: ReadingDatabase | None = None
+        self._is_closed = False
         self._lock = RLock()
         self._file_lock = FileLock(os.path.join(folder, "lock"), lock)
         self._data_version: int | None = None
         self.folder = folder
         try:
-            fs.make_folder(os.fspath(folder))
-            if lock < 0 and not self._file_lock.try_exclusive():
+            if not reading:
+                fs.make_folder(os.fspath(folder))
+            if lock < 0 and not self._lock_folder(reading):
                 raise IndexUnusable(f"another program uses {folder}; stop it first")
-            self.engine = engine or sqlite_engine(folder / "index.sqlite", full=durability is Durability.FULL)
-            self.found_version = migrate(self.engine)
-            if lock < 0 and durability is Durability.FULL:
+            file = folder / "index.sqlite"
+            if reading and engine is None:
+                self._reading = ReadingDatabase(file, is_alone=lock < 0)
+                self.engine, self.is_complete = self._reading.engine, self._reading.is_complete
+            else:
+                self.engine = engine or sqlite_engine(file, full=durability is Durability.FULL)
+            self.found_version = check_version(self.engine) if reading else migrate(self.engine)
+            if not reading and lock < 0 and durability is Durability.FULL:
                 extend_log(self.engine, fs.free(os.fspath(folder)))
             self._open: Connection | None = None
         except (OSError, SQLAlchemyError, IndexUnusable) as error:
-            if hasattr(self, "engine"):
+            if self._reading is not None:
+                self._reading.close()
+            elif hasattr(self, "engine"):
                 self.engine.dispose()  # otherwise the files of the database stay open
             self._file_lock.close()
             if isinstance(error, IndexUnusable):
@@ -181,6 +198,16 @@ class Index:
             ["parent", "sop_instance_uid"],
         )
 
+    def _lock_folder(self, reading: bool) -> bool:
+        """Lock the folder; return whether no other program has it locked."""
+        try:
+            return self._file_lock.try_exclusive()
+        except OSError as error:
+            # Without a lock there may be other readers, but no writer: there is no room for any.
+            if reading and error.errno in NO_ROOM:
+                return True
+            raise
+
     @property
     def lock(self) -> int:
         """The file descriptor of the lock, for other processes of this program; each of them holds the lock."""
@@ -189,11 +216,14 @@ class Index:
     def close(self) -> None:
         """Close the database; idempotent."""
         with self._lock:
-            if self._file_lock.fileno() < 0:
+            if self._is_closed:
                 return
+            self._is_closed = True
             if self._open is not None:
                 self._open.close()
                 self._open = None
+            if self._reading is not None:
+                self._reading.close()
             self.engine.dispose()
             self._file_lock.close()
 

@@ -38,6 +38,7 @@ __all__ = [
     "IndexUnusable",
     "Statement",
     "about",
+    "check_version",
     "extend_log",
     "instance",
     "migrate",
@@ -156,6 +157,19 @@ def migrate(
                 steps[step](connection)
             if found < version:
                 connection.execute(about.update().where(about.c.name == "version").values(value=str(version)))
+    return found
+
+
+def check_version(engine: Engine) -> int:
+    """
+    Return the version of the tables.
+
+    :raises IndexUnusable: it is not the current one, so that the tables would have to be converted.
+    """
+    with engine.connect() as connection:
+        found = _found_version(connection)
+    if found != SCHEMA_VERSION:
+        raise IndexUnusable(f"the index has version {found}, and there is no room to convert it to {SCHEMA_VERSION}")
     return found
 
 

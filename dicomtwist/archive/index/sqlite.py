@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from sqlalchemy import (
     Connection,
@@ -15,11 +17,20 @@ from sqlalchemy import (
     event,
 )
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import QueuePool
+
+from dicomtwist.archive.storage.types import NO_ROOM
 
 #: The execution options of a connection that writes. It locks out other writers from the beginning of a transaction, so that
 #: values read in the transaction are still valid when it writes. Other writers wait.
 WRITING: Final = {"dicomtwist_writing": True}
 
+
+#: The most bytes of an index that are copied into memory, if a crash and a full disk come together.
+MAX_COPY: Final = 512 * 1024 * 1024
+
+#: The errors of SQLite that a full file system causes; the last one is that a file beside the database cannot be made.
+_NO_ROOM: Final = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_WRITE", "SQLITE_CANTOPEN")
 
 #: The size of SQLite's write-ahead log at which its content is written to the database, in bytes: a thousand pages.
 _LOG_LENGTH: Final = 1000 * 4096
@@ -80,6 +91,109 @@ def _protect(path: Path) -> None:
             mode = stat.S_IMODE(os.stat(name).st_mode)
             if mode & ~FILE_MODE:
                 os.chmod(name, mode & FILE_MODE)
+
+
+class ReadingDatabase:
+    """
+    The index of an archive whose file system is full or read-only, where SQLite cannot make the files beside the database that
+    it needs otherwise. Nothing may write to the database meanwhile.
+
+    :param path: the file of the database.
+    :param is_alone: whether no other process of this program reads the database.
+
+    :ivar engine: reads the database, or a copy in memory if a crash has left rows in the log that do not fit into the file.
+    :ivar is_complete: whether it has all rows; not if that copy would take more than :data:`MAX_COPY`, or cannot be made.
+    """
+
+    def __init__(self, path: Path, *, is_alone: bool) -> None:
+        self._copy: sqlite3.Connection | None = None
+        self.is_complete = not _has_log(path) or (is_alone and _empty_log(path))
+        address = f"file:{quote(str(path.absolute()))}?immutable=1"
+        if not self.is_complete:
+            name = f"file:dicomtwist-{id(self):x}?mode=memory&cache=shared"
+            self._copy = _copy(path, name)
+            if self._copy is not None:
+                address, self.is_complete = name, True
+
+        def connect() -> sqlite3.Connection:
+            connection = sqlite3.connect(address, uri=True, cached_statements=256, check_same_thread=False)
+            connection.isolation_level = None
+            for pragma in ("case_sensitive_like=ON", "cache_size=-65536", "temp_store=MEMORY"):
+                connection.execute(f"PRAGMA {pragma}")
+            return connection
+
+        self.engine = create_engine(
+            "sqlite://", creator=connect, poolclass=QueuePool, pool_size=16, hide_parameters=True
+        )
+        event.listen(self.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+
+    def close(self) -> None:
+        """Close the database; idempotent."""
+        self.engine.dispose()
+        if self._copy is not None:
+            self._copy.close()
+            self._copy = None
+
+
+def _log(path: Path) -> Path:
+    return Path(f"{path}-wal")
+
+
+def _has_log(path: Path) -> bool:
+    try:
+        return _log(path).stat().st_size > 0
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def _exclusive(path: Path) -> sqlite3.Connection:
+    """Open a database with an exclusive lock, with which SQLite needs no file for its shared memory."""
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+    return connection
+
+
+def _empty_log(path: Path) -> bool:
+    """
+    Write the content of a log that a crash left to the database, if there is room for it.
+
+    :returns: whether the database has all rows.
+    """
+    try:
+        with closing(_exclusive(path)) as connection:
+            return not connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    except (OSError, sqlite3.Error):
+        return False
+
+
+def _copy(path: Path, name: str) -> sqlite3.Connection | None:
+    """Copy a database with its log into memory; return ``None`` if that cannot be done."""
+    copy = None
+    try:
+        if path.stat().st_size + _log(path).stat().st_size > MAX_COPY:
+            return None
+        copy = sqlite3.connect(name, uri=True, check_same_thread=False)
+        with closing(_exclusive(path)) as connection:
+            connection.backup(copy)
+        return copy
+    except (OSError, sqlite3.Error):
+        if copy is not None:
+            copy.close()
+        return None
+
+
+def lacks_room(error: BaseException | None) -> bool:
+    """Return whether the cause of *error* is that the file system is full or read-only."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return True
+        name = str(getattr(getattr(error, "orig", None), "sqlite_errorname", ""))
+        if name in _NO_ROOM or name.startswith("SQLITE_READONLY"):
+            return True
+        error = error.__cause__
+    return False
 
 
 def extend_log(engine: Engine, free: int) -> None:

@@ -65,6 +65,7 @@ class TemporaryFiles:
     :param min_free: the number of bytes that must be free on the file system before another file is opened or written; with
         fewer the call fails with ENOSPC. 0 writes as long as there is room.
 
+    :ivar refuses: whether no file is written, as if the file system were full.
     :ivar can_be_nameless: whether files have no name until they are complete; set by :meth:`prepare`.
     """
 
@@ -72,6 +73,7 @@ class TemporaryFiles:
         self.folder = folder
         self.min_free = min_free
         self.syncs = durability is Durability.FULL
+        self.refuses = False
         self.can_be_nameless = False
         self._fs = file_system
         # Unique names: a random part for this store and a number for each file. itertools.count is atomic.
@@ -128,6 +130,8 @@ class TemporaryFiles:
         :param nameless: whether the file may have no name.
         :raises OSError: the file cannot be made.
         """
+        if self.refuses:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.folder)
         if self.min_free:
             self._check_free()
         path = self.new_path()

@@ -5,10 +5,12 @@ The vocabulary of the storage: durability, complete temporary files, UIDs, and t
 from __future__ import annotations
 
 import enum
+import errno
 import re
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 __all__ = [
+    "NO_ROOM",
     "DuplicateInstance",
     "Durability",
     "IndexFailed",
@@ -36,6 +38,10 @@ class StoreError(Exception):
 
 class StoreUnusable(StoreError):
     """The folder cannot be used as a store; the text says why and what to do."""
+
+
+#: The error numbers of a file system that can be read and not written: full, over quota, mounted read-only.
+NO_ROOM: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS))
 
 
 class StoreClosed(StoreError):
