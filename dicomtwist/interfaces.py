@@ -298,7 +298,7 @@ class AssociationInterface(Protocol):
         dataset: str | os.PathLike[str] | bytes | BinaryIO | Dataset,
         *,
         priority: int = 2,
-        originator_aet: str | None = None,
+        originator_aet: str | bytes | None = None,
         originator_id: int | None = None,
     ) -> Deferred[Status]:
         """Send C-STORE."""

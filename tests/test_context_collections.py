@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import (
@@ -11,6 +13,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
 )
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist.ae import AE
@@ -25,6 +28,7 @@ from dicomtwist.presentation import (
     SupportedContexts,
     VerificationPresentationContexts,
     build_context,
+    build_role,
 )
 from dicomtwist.sop_class import (
     CTImageStorage,
@@ -32,6 +36,7 @@ from dicomtwist.sop_class import (
     Verification,
     VerificationSOPClass,
 )
+from dicomtwist.testing import MemoryNetwork
 
 VERIFICATION_TEXT = """Abstract Syntax: Verification SOP Class
 Transfer Syntax(es):
@@ -299,6 +304,25 @@ class SupportedTests(SynchronousTestCase):
         self.assertRaises(ValueError, AE("OTHER").acceptor_factory, contexts=ae.supported_contexts)
         ae.supported_contexts[0].scu_role = False
         ae.acceptor_factory()
+
+    def test_one_role_set_while_it_serves(self) -> None:
+        """A running server logs that a proposal of roles is not answered, and answers the rest."""
+        network = MemoryNetwork()
+        ae = AE(reactor=network)
+        ae.add_supported_context(CTImageStorage)
+        network.result_of(ae.start_server(104))
+        ae.supported_contexts[0].scp_role = True
+        events: list[Any] = []
+        globalLogPublisher.addObserver(cast("Any", events.append))
+        self.addCleanup(globalLogPublisher.removeObserver, cast("Any", events.append))
+        role = build_role(CTImageStorage, scp_role=True)
+        association = network.result_of(
+            ae.associate("127.0.0.1", 104, contexts=[build_context(CTImageStorage)], ext_neg=[role])
+        )
+        self.assertEqual(association.acceptor.role_selection, {})
+        self.assertIn("scu_role is None", str([event.get("error") for event in events]))
+        association.abort()
+        network.result_of(ae.shutdown())
 
     def test_roles_afterwards(self) -> None:
         """Roles may be set on the contexts that the collection returns."""

@@ -190,6 +190,11 @@ class AcceptorAssociation(Association):
         if self._factory.full(self.host):
             self._reject(_TOO_MANY)  # others were accepted while the handlers decided
             return
+        if information.roles:
+            try:
+                self.host.supported.check()
+            except ValueError as error:  # a role was set on a context since the server started
+                self.log.error("a proposal of roles is not answered: {error}", error=error)
         answers = answer_contexts(
             request.presentation_contexts,
             self.host.supported,

@@ -219,7 +219,7 @@ class AssociationPool(Service):
         dataset: str | os.PathLike[str] | Dataset | BinaryIO | bytes,
         *,
         priority: int = 2,
-        originator_aet: str | None = None,
+        originator_aet: str | bytes | None = None,
         originator_id: int | None = None,
     ) -> Deferred[Status]:
         """

@@ -231,6 +231,11 @@ class _ResponseQueue:
             )
         self.lost.add(error)
 
+    def enter_loop(self) -> None:
+        """Note that the running code takes the responses in a loop."""
+        if self._operation is not None and self.final is None:
+            nesting.enter_loop(self._operation)
+
     async def _next(self) -> tuple[Status, bytes | None]:
         operation = self._operation
         while not self._answers:
@@ -248,8 +253,10 @@ class _ResponseQueue:
         if data:
             self._size -= len(data)
         self._balance(False)
-        if self._operation is not None:
-            (nesting.enter_loop if self.final is None else nesting.leave_loop)(self._operation)
+        if self.final is None:
+            self.enter_loop()
+        elif self._operation is not None:
+            nesting.leave_loop(self._operation)
         return status, data
 
     def _not_waiting(self, cancelled: Deferred[None]) -> None:
@@ -359,6 +366,8 @@ class Answers:
         return _Cursor(self)
 
     def __anext__(self) -> Awaitable[Answer]:
+        # Noted here as well: with inlineCallbacks, the coroutine itself runs in a context of its own.
+        self._responses.enter_loop()
         return self._responses.take()
 
     def cancel(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
-from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.defer import Deferred, ensureDeferred, inlineCallbacks
 
 from dicomtwist import Association, AsyncOperationsWindow, WouldDeadlock, build_context, build_role, evt
 from dicomtwist.datasets.identifier import encode_identifier
@@ -148,6 +148,31 @@ class LoopTests(NestingTestCase):
             self.assertIsInstance(results[0], WouldDeadlock, name)
             self.assertIn("C-FIND", str(results[0]))
             self.close(association)
+
+    def test_inline_callbacks(self) -> None:
+        """A loop that is written with ``inlineCallbacks`` is one as well."""
+        self.patch(responses, "OVERFULL_COUNT", 300)
+        self.answers = 1000
+        association = self.associated()
+        refused: list[Exception] = []
+
+        @inlineCallbacks
+        def loop() -> Any:
+            answers = association.send_c_find(keys(), FIND)
+            for count in range(1000):
+                status, _ = yield ensureDeferred(answers.__anext__())  # type: ignore[arg-type]
+                self.assertTrue(status.is_pending)
+                if count % 100 == 0:
+                    try:
+                        yield association.send_c_echo()
+                    except WouldDeadlock as error:
+                        refused.append(error)
+            status, _ = yield ensureDeferred(answers.__anext__())  # type: ignore[arg-type]
+            return status
+
+        self.assertEqual(self.network.result_of(loop()), 0)
+        self.assertGreater(len(refused), 0)
+        self.close(association)
 
     def test_more_bytes_than_may_wait(self) -> None:
         self.patch(responses, "OVERFULL_SIZE", 20_000)
