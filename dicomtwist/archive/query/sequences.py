@@ -91,12 +91,12 @@ def _element_test(element: DataElement, depth: int) -> ItemTest | None:
 
 
 def texts(element: DataElement) -> list[str]:
-    """Return the values of *element* as texts."""
+    """Return the values of *element* as texts, without padding: spaces, or NULs, which some peers pad every VR with."""
     value: Any = element.value
     if value is None:
         return []
     values = value if isinstance(value, (list, tuple, MultiValue)) else [value]
-    return [str(one).strip() for one in values]
+    return [str(one).strip("\0 ").strip() for one in values]
 
 
 def _value_test(vr: str, values: list[str]) -> Callable[[DataElement], bool]:
