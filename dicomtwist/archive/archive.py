@@ -38,7 +38,7 @@ from dicomtwist.datasets.character_sets import canonical
 from dicomtwist.errors import loggable
 from dicomtwist.part10 import NotDicomFile, read_file_meta
 
-__all__ = ["Archive", "DuplicateInstance", "Duplicates", "Precedence"]
+__all__ = ["Archive", "DuplicateInstance", "Duplicates", "Precedence", "same_dataset"]
 
 _PIECE: Final = 256 * 1024
 
@@ -349,10 +349,10 @@ class Archive:
         """Whether the stored copy stays. Compared are the data set and its transfer syntax."""
         if self.duplicates is Duplicates.REJECT:
             raise DuplicateInstance("the instance is in the archive already")
-        return self.duplicates is Duplicates.KEEP or _same_dataset(self.store, instance)
+        return self.duplicates is Duplicates.KEEP or same_dataset(self.store, instance)
 
 
-def _same_dataset(store: Storage, instance: ReceivedInstance) -> bool:
+def same_dataset(store: Storage, instance: ReceivedInstance) -> bool:
     """Whether the stored copy holds the data set of *instance*; ``False`` if it cannot be read."""
     content = instance.content
     try:

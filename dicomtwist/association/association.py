@@ -59,6 +59,9 @@ class Association(NormalisedUser):
     :ivar is_aborted: whether it ended with an abort, by either side, or the connection was lost.
     :ivar is_released: whether it was released.
     :ivar was_established: whether it was ever established.
+    :ivar progress_elsewhere: returns when an operation of this side last made progress on another association, in seconds of
+        the reactor's clock; it restarts the DIMSE timeout. For a C-MOVE whose instances arrive here, from a peer that sends no
+        pending responses.
     :ivar observes_messages: whether a handler or a record needs each message and fragment. The flag is tested for each of
         them.
     """
@@ -92,6 +95,7 @@ class Association(NormalisedUser):
         self._waiting_for_release: list[Deferred[None]] = []
         self._waiting_for_end: list[Deferred[Association]] = []
         self.observes_messages = False
+        self.progress_elsewhere: Callable[[], float] | None = None
         self._trace()
 
     def _make_protocol(self) -> UpperLayerProtocol:
@@ -616,4 +620,4 @@ class Association(NormalisedUser):
         return again
 
     def _deadlines(self) -> list[Deadline]:
-        return deadlines(self.settings, self._protocol, self._exchange, self._release_asked_at)
+        return deadlines(self.settings, self._protocol, self._exchange, self._release_asked_at, self.progress_elsewhere)

@@ -4,6 +4,7 @@ The deadlines of an established association.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from dicomtwist.exchange.exchange import Exchange
@@ -40,13 +41,18 @@ def shortest_timeout(settings: Settings) -> float | None:
 
 
 def deadlines(
-    settings: Settings, protocol: UpperLayerProtocol, exchange: Exchange | None, release_asked_at: float | None
+    settings: Settings,
+    protocol: UpperLayerProtocol,
+    exchange: Exchange | None,
+    release_asked_at: float | None,
+    progress_elsewhere: Callable[[], float] | None = None,
 ) -> list[Deadline]:
     """
     Return the deadlines that run now.
 
     :param release_asked_at: when this side sent its A-RELEASE-RQ, in seconds of the clock; ``None`` if it waits for no
         answer.
+    :param progress_elsewhere: returns when an operation last made progress on another association, in seconds of the clock.
     """
     found: list[Deadline] = []
     if settings.acse_timeout is not None and release_asked_at is not None:
@@ -76,6 +82,8 @@ def deadlines(
             # Every byte in either direction is progress: the response may follow a large data set of the peer, and the peer
             # cannot answer a request that is still in the buffer of this side.
             since = max(waiting, protocol.last_received, protocol.last_sent)
+            if progress_elsewhere is not None:
+                since = max(since, progress_elsewhere())
             found.append(Deadline("dimse", dimse, since, "the peer did not answer a request"))
     if network is not None and not found and not (exchange is not None and exchange.under_way):
         since = max(protocol.last_received, protocol.last_sent)

@@ -5,6 +5,7 @@ The options that all subcommands share, the types of their values, and the help 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -166,6 +167,19 @@ class SecondsType(ValueType["float | None"]):
         if not 0 < seconds < float("inf"):
             raise ValueError(f"{text!r} is not a time: write a number of seconds above 0, or none for no limit")
         return seconds
+
+
+class SizeType(ValueType[int]):
+    """A number of bytes: ``0``, ``500M``, ``10G``."""
+
+    name = "size"
+
+    def parse(self, text: str) -> int:
+        """Return the number of bytes."""
+        found = re.fullmatch(r"(\d{1,15})([kKMGT]?)", text)
+        if not found:
+            raise ValueError(f"{text!r} is not a number of bytes: 0, 500M, 10G")
+        return int(found[1]) << 10 * " KMGT".index(found[2].upper() or " ")
 
 
 class FileType(click.ParamType[str]):

@@ -13,7 +13,14 @@ from twisted.logger import Logger
 
 from dicomtwist import evt
 from dicomtwist.archive.ingest import DataSetMismatch, Ingest, InvalidMeta
-from dicomtwist.archive.storage.types import DuplicateInstance, IndexFailed, InvalidUID, ReplacementRefused, StoreError
+from dicomtwist.archive.storage.types import (
+    DuplicateInstance,
+    IndexFailed,
+    InvalidUID,
+    ReplacementRefused,
+    StoreError,
+    Unrequested,
+)
 from dicomtwist.datasets.header_scanner import HeaderError
 from dicomtwist.dimse.status import (
     CANNOT_UNDERSTAND,
@@ -124,6 +131,8 @@ def _status_for(error: BaseException) -> Status:
         return Status(NOT_AUTHORISED, "C-STORE", "no rule allows replace: the instance is here already")
     if isinstance(error, DuplicateInstance):
         return Status(DUPLICATE_SOP_INSTANCE, "C-STORE", "the archive has the instance already")
+    if isinstance(error, Unrequested):
+        return Status(NOT_AUTHORISED, "C-STORE", str(error)[:64])
     if isinstance(error, IndexFailed):
         return Status(OUT_OF_RESOURCES, "C-STORE", str(error)[:64])
     if isinstance(error, ExecutorFull):

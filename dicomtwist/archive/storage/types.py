@@ -60,6 +60,10 @@ class ReplacementRefused(StoreError):
     """The archive holds another copy of the instance, and the sender may not replace it."""
 
 
+class Unrequested(StoreError):
+    """An instance is not one of those that were asked for."""
+
+
 class IndexFailed(StoreError):
     """The database of an archive refused a request and has changed nothing. The text is the database's own."""
 

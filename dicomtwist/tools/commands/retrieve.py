@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from dicomtwist.tools.commands.query_options import key_options, level_options
-from dicomtwist.tools.options import Command, ListenType, SOPClassType, TitleType, command_option, with_connection
+from dicomtwist.tools.options import (
+    Command,
+    ListenType,
+    SizeType,
+    SOPClassType,
+    TitleType,
+    command_option,
+    with_connection,
+)
 
 if TYPE_CHECKING:
     from dicomtwist.tools.connection import Connection
@@ -32,6 +40,24 @@ def durability_option(function: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="Whether an instance that is acknowledged survives a power cut; none is faster.",
     )(function)
+
+
+def folder_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a folder that instances are received into to a subcommand."""
+    overwrite = command_option(
+        "--overwrite",
+        is_flag=True,
+        help="Replace files that are there already. Without it they stay, and exit status is 1.",
+    )
+    min_free = command_option(
+        "--min-free",
+        type=SizeType(),
+        default="128M",
+        show_default=True,
+        metavar="BYTES",
+        help="Refuse instances while less than this is free on the disk (500M, 10G).",
+    )
+    return overwrite(min_free(durability_option(function)))
 
 
 @click.command(
@@ -56,7 +82,7 @@ Fetch the CT and MR images of a series, in any transfer syntax:
     help="Receive a SOP Class (CTImageStorage, or a UID) or a group; may be repeated. The fewer SOP Classes, the more"
     " transfer syntaxes are proposed for each.  [default: the common ones]",
 )
-@durability_option
+@folder_options
 def get(
     connection: Connection,
     output: Output,
@@ -67,11 +93,14 @@ def get(
     root: str,
     sop_classes: tuple[str, ...],
     durability: str,
+    min_free: int,
+    overwrite: bool,
 ) -> None:
     """
     Fetch the instances that match the keys from PEER, and store them in FOLDER.
 
-    PEER sends them on the same association. Each becomes FOLDER/STUDY/SERIES/INSTANCE.dcm, named by the three UIDs.
+    PEER sends them on the same association. Each becomes FOLDER/STUDY/SERIES/INSTANCE.dcm, named by the three UIDs. Instances
+    that do not match the unique keys are refused; so are those that differ from a file that is there, without --overwrite.
 
     Ctrl-C stops the peer (C-CANCEL) and releases the association; a second Ctrl-C aborts it.
     """
@@ -86,7 +115,8 @@ def get(
         classes = storage_classes(sop_classes)
     except ValueError as error:
         raise click.UsageError(f"--sop-class: {error}") from None
-    run_command(Get(connection, output, query, open_folder(folder, durability), classes).main, output)
+    store = open_folder(folder, durability, min_free)
+    run_command(Get(connection, output, query, store, classes, overwrite=overwrite).main, output)
 
 
 @click.command(
@@ -114,7 +144,7 @@ Receive a study here; the archive knows us as CT1 at port 11112:
     metavar="WHERE",
     help="Where --receive listens: a port, or an endpoint string.",
 )
-@durability_option
+@folder_options
 @key_options
 @level_options
 def move(
@@ -124,6 +154,8 @@ def move(
     receive: str | None,
     listen: str,
     durability: str,
+    min_free: int,
+    overwrite: bool,
     keys: tuple[Key, ...],
     key_files: tuple[str, ...],
     level: str | None,
@@ -142,5 +174,6 @@ def move(
     if to is None and receive is None:
         raise click.UsageError("the destination is missing: give --to or --receive")
     query = require_key(make_query(keys, key_files, level, root, "Move", add_defaults=False))
-    store = None if receive is None else open_folder(receive, durability)
-    run_command(Move(connection, output, query, to or connection.calling, store, listen).main, output)
+    store = None if receive is None else open_folder(receive, durability, min_free)
+    moving = Move(connection, output, query, to or connection.calling, store, listen, overwrite=overwrite)
+    run_command(moving.main, output)

@@ -31,7 +31,7 @@ from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.contexts import receiving_contexts
 from dicomtwist.tools.display.console import VERBOSE, Output, table
 from dicomtwist.tools.display.progress import Progress
-from dicomtwist.tools.files.receiving_folder import FolderReceiver
+from dicomtwist.tools.files.receiving_folder import FolderReceiver, Requested
 from dicomtwist.tools.interrupts import Interrupts
 from dicomtwist.tools.query.query import Query
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
@@ -48,6 +48,7 @@ class Transfer:
 
     :param query: selects the instances to send.
     :param store: the folder to receive into, ``None`` if the instances go to another AE.
+    :param overwrite: whether an instance replaces a file that is there already.
 
     :ivar counts: the numbers of sub-operations that the peer has reported.
     :ivar total: the total number of sub-operations, ``None`` until the peer reports it.
@@ -56,7 +57,15 @@ class Transfer:
 
     command = ""
 
-    def __init__(self, connection: Connection, output: Output, query: Query, store: InstanceStore | None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        output: Output,
+        query: Query,
+        store: InstanceStore | None,
+        *,
+        overwrite: bool = False,
+    ) -> None:
         self.connection = connection
         self.output = output
         self.query = query
@@ -64,13 +73,17 @@ class Transfer:
         self.total: int | None = None
         self.receiver: FolderReceiver | None = None
         self._store = store
+        self._overwrite = overwrite
 
     async def main(self, reactor: Any, interrupts: Interrupts) -> int:
         """Run it and return the exit status."""
         client = ClientAssociation(self.connection, reactor, self.output, interrupts)
         client.ae.executors.acquire()
         if self._store is not None:
-            self.receiver = FolderReceiver(self._store, client.ae.executors.receiving)
+            requested = Requested(self.query.identifier)
+            self.receiver = FolderReceiver(
+                self._store, client.ae.executors.receiving, requested, overwrite=self._overwrite
+            )
         progress = Progress(self.output, self._done, lambda: self.total, self._note, unit=" instances")
         since = reactor.seconds()
         result: RetrievalResult | None = None
@@ -96,6 +109,10 @@ class Transfer:
     def ask(self, association: Association, on_progress: Callable[[SubOperations], None]) -> Retrieval:
         """Send the request."""
         raise NotImplementedError
+
+    def why_nothing(self, client: ClientAssociation) -> str:
+        """Return why the peer could not send anything, if the negotiation shows it."""
+        return ""
 
     async def close(self, interrupts: Interrupts) -> None:
         """Release what :meth:`associate` has acquired besides the association."""
@@ -134,10 +151,15 @@ class Transfer:
         refused = dict(receiver.failures) if receiver is not None else {}
         failed = result.failed_instances if result is not None else []
         done = result is not None and not counts.failed and not refused and not failed
-        if done and receiver is not None and not receiver.stored and not client.error:
-            done = False
-            if not client.interrupted:
+        if receiver is not None and not receiver.stored and not refused and result is not None:
+            why = self.why_nothing(client)
+            if why and not client.interrupted:
+                client.error = f"{client.error}; {why}" if client.error else why
+            elif done and not client.error and not client.interrupted:
                 client.error = f"{self.connection.peer} sent nothing: nothing matches, or we accept none of it"
+            done = False
+        if receiver is not None and receiver.advice() and not client.error:
+            client.error = receiver.advice()
         if done and receiver is not None and receiver.stored < counts.completed and not client.error:
             client.error = (
                 f"the peer reports {counts.completed} instances sent, but only {receiver.stored} have arrived"
@@ -196,9 +218,16 @@ class Get(Transfer):
     command = "get"
 
     def __init__(
-        self, connection: Connection, output: Output, query: Query, store: InstanceStore, classes: list[SOPClass]
+        self,
+        connection: Connection,
+        output: Output,
+        query: Query,
+        store: InstanceStore,
+        classes: list[SOPClass],
+        *,
+        overwrite: bool = False,
     ) -> None:
-        super().__init__(connection, output, query, store)
+        super().__init__(connection, output, query, store, overwrite=overwrite)
         self._classes = classes
 
     async def associate(self, client: ClientAssociation) -> Association | None:
@@ -212,6 +241,20 @@ class Get(Transfer):
     def ask(self, association: Association, on_progress: Callable[[SubOperations], None]) -> Retrieval:
         """Send the request."""
         return association.send_c_get(self.query.identifier, self.query.model, on_progress=on_progress)
+
+    def why_nothing(self, client: ClientAssociation) -> str:
+        """Return why the peer could not send anything, if the negotiation shows it."""
+        if client.association is None:
+            return ""
+        taken = [context for context in client.association.accepted_contexts if context.scp_role]
+        if not taken:
+            return f"{self.connection.peer} accepts none of the SOP Classes to receive: name others with --sop-class"
+        if not any(context.as_scp for context in taken):
+            return (
+                f"{self.connection.peer} sent nothing. It did not accept that we receive over this association (role"
+                " selection, PS3.7 D.3.3.4): try dicomtwist move --receive"
+            )
+        return ""
 
 
 class Move(Transfer):
@@ -232,8 +275,10 @@ class Move(Transfer):
         destination: str,
         store: InstanceStore | None,
         listen: str,
+        *,
+        overwrite: bool = False,
     ) -> None:
-        super().__init__(connection, output, query, store)
+        super().__init__(connection, output, query, store, overwrite=overwrite)
         self._destination = destination
         self._listen = listen
         self._server: Server | None = None
@@ -265,6 +310,11 @@ class Move(Transfer):
         )
         self.output.note(f"listening at {self._listen} as {self._destination}", VERBOSE)
 
+    def _last_received(self) -> float:
+        """Return when the last byte of an instance arrived, in seconds of the clock."""
+        associations = () if self._server is None else self._server.factory.associations
+        return max((one.protocol.last_received for one in associations), default=0.0)
+
     async def close(self, interrupts: Interrupts) -> None:
         """Stop listening, after the instances under way have arrived."""
         if self._server is not None:
@@ -272,6 +322,8 @@ class Move(Transfer):
 
     def ask(self, association: Association, on_progress: Callable[[SubOperations], None]) -> Retrieval:
         """Send the request."""
+        # A peer that sends no pending responses is not silent while its instances arrive here.
+        association.progress_elsewhere = self._last_received
         return association.send_c_move(
             self.query.identifier, self._destination, self.query.model, on_progress=on_progress
         )

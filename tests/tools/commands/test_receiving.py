@@ -1,0 +1,165 @@
+"""
+What ``dicomtwist get`` and ``move --receive`` do with instances that nobody asked for, and with files that are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset, dcmread
+from twisted.trial.unittest import SynchronousTestCase
+
+from dicomtwist import AE, build_context, evt
+from dicomtwist.archive.storage.types import Unrequested
+from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES
+from dicomtwist.sop_class import CTImageStorage
+from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelGet as STUDY_GET
+from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelMove as STUDY_MOVE
+from dicomtwist.tools.files.receiving_folder import Requested
+from dicomtwist.tools.options import SizeType
+from tests.archive.samples import dataset, handed
+from tests.interop.archives import study
+from tests.memory import MemoryTestCase
+from tests.tools.common import ToolTestCase
+
+STUDY = f"StudyInstanceUID={study()[0].study}"
+
+
+class RequestedTests(SynchronousTestCase):
+    """The unique keys of the identifier decide."""
+
+    def takes(self, elements: dict[str, Any], **keys: Any) -> bool:
+        identifier = Dataset()
+        for keyword, value in keys.items():
+            setattr(identifier, keyword, value)
+        try:
+            Requested(identifier).check(handed(dataset(1, 2, 3, **elements)))
+        except Unrequested:
+            return False
+        return True
+
+    def test_keys(self) -> None:
+        for keys, expected in (
+            ({"StudyInstanceUID": "1.2.3"}, True),
+            ({"StudyInstanceUID": ["1.2.9", "1.2.3"]}, True),
+            ({"StudyInstanceUID": "1.2"}, False),
+            ({"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.2"}, True),
+            ({"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.9"}, False),
+            ({"SOPInstanceUID": ["1.2.3.2.1", "1"]}, True),
+            ({"SOPInstanceUID": ["1.2.3.2.2", "1"]}, False),
+            ({"StudyInstanceUID": ""}, True),
+            ({"StudyInstanceUID": "*"}, True),
+            ({"PatientID": "P"}, True),
+            ({"PatientID": "p "}, True),
+            ({"PatientID": "Q"}, False),
+            ({"PatientID": "Q*"}, True),
+            ({"Modality": "CT"}, True),
+            ({}, True),
+        ):
+            self.assertEqual(self.takes({}, **keys), expected, keys)
+        self.assertFalse(self.takes({"PatientID": ""}, PatientID="P"))
+        self.assertTrue(self.takes({"PatientID": " P\0"}, PatientID="P"))
+
+    def test_sizes(self) -> None:
+        for text, number in (("0", 0), ("500", 500), ("1k", 1024), ("2M", 2 << 20), ("10G", 10 << 30)):
+            self.assertEqual(SizeType().parse(text), number)
+        for text in ("", "-1", "1.5G", "M", "1GB"):
+            self.assertRaises(ValueError, SizeType().parse, text)
+
+
+class Elsewhere(MemoryTestCase):
+    """The DIMSE timeout of a C-MOVE whose instances arrive on other associations."""
+
+    def test_restarted(self) -> None:
+        """It does not expire while there is progress elsewhere, and does when that ends."""
+        self.scu.requested_contexts = [build_context(STUDY_MOVE)]
+        peer = self.network.scripted_server(105)
+        asking = self.asking(105)
+        peer.accept()
+        association = self.successResultOf(asking)
+        arrived = [self.network.seconds()]
+        association.progress_elsewhere = lambda: arrived[-1]
+        moving = association.send_c_move(Dataset(), "HERE", STUDY_MOVE).when_done()
+        for _ in range(20):
+            self.network.advance(20)
+            arrived.append(self.network.seconds())
+            self.assertTrue(association.is_established)
+        self.network.advance(29)
+        self.assertTrue(association.is_established)
+        self.network.advance(2)
+        self.assertFalse(association.is_established)
+        self.assertIn("did not answer", str(self.failureResultOf(moving).value))
+
+
+class Receiving(ToolTestCase):
+    """A peer that sends what it wants."""
+
+    async def sending(self, *files: Any, roles: bool | None = True) -> str:
+        """Start an SCP that sends these files to every C-GET; return its address."""
+
+        def get(event: Any) -> Iterator[Any]:
+            yield len(files)
+            for file in files:
+                yield 0xFF00, file
+
+        ae = AE("SCP")
+        ae.add_supported_context(STUDY_GET)
+        ae.add_supported_context(CTImageStorage, ALL_TRANSFER_SYNTAXES, scu_role=roles, scp_role=roles)
+        self.addCleanup(ae.shutdown)
+        server = await ae.start_server(("127.0.0.1", 0), evt_handlers=[(evt.EVT_C_GET, get)])
+        return f"127.0.0.1:{server.port}"
+
+    def got(self) -> Sequence[Path]:
+        return sorted((self.folder / "got").rglob("*.dcm"))
+
+    async def test_not_asked_for(self) -> None:
+        """Instances of another study are refused, with the reason; the others are stored, and the exit status is 1."""
+        other = dcmread(study()[1].path)
+        other.StudyInstanceUID = "1.2.3.4"
+        path = self.folder / "other.dcm"
+        other.save_as(path)
+        peer = await self.sending(study()[0].path, str(path))
+        document = await self.json("get", peer, self.folder / "got", "-k", STUDY, code=1)
+        self.assertEqual(document["stored"], 1)
+        self.assertEqual(list(document["refused"].values()), [1])
+        self.assertIn("nobody asked for", document["error"])
+        self.assertEqual([path.stem for path in self.got()], [study()[0].sop_instance])
+
+    async def test_files_that_are_there(self) -> None:
+        """A file with another data set stays without ``--overwrite``; one with the same counts as stored."""
+        files = [file.path for file in study()[:2]]
+        peer = await self.sending(*files)
+        for _ in range(2):
+            document = await self.json("get", peer, self.folder / "got", "-k", STUDY, code=0)
+            self.assertEqual(document["stored"], 2)
+        changed = dcmread(self.got()[0])
+        changed.PatientComments = "mine"
+        changed.save_as(self.got()[0])
+        before = self.got()[0].read_bytes()
+        document = await self.json("get", peer, self.folder / "got", "-k", STUDY, code=1)
+        self.assertEqual((document["stored"], list(document["refused"].values())), (1, [1]))
+        self.assertIn("--overwrite", document["error"])
+        self.assertEqual(self.got()[0].read_bytes(), before)
+        document = await self.json("get", "--overwrite", peer, self.folder / "got", "-k", STUDY, code=0)
+        self.assertNotIn("PatientComments", dcmread(self.got()[0]))
+        left = [path.name for path in (self.folder / "got" / ".incoming").iterdir() if path.is_file()]
+        self.assertEqual([name for name in left if name != ".lock"], [])
+
+    async def test_no_room(self) -> None:
+        """``--min-free`` leaves room on the disk."""
+        peer = await self.sending(study()[0].path)
+        document = await self.json("get", "--min-free", "900000G", peer, self.folder / "got", "-k", STUDY, code=1)
+        self.assertEqual((document["stored"], self.got()), (0, []))
+        self.assertIn("0xA700", "".join(document["refused"]))
+
+    async def test_no_role(self) -> None:
+        """A peer that accepts no role for us, and sends nothing, is named as the cause."""
+        peer = await self.sending(study()[0].path, roles=None)
+        document = await self.json("get", peer, self.folder / "got", "-k", STUDY, code=1)
+        self.assertIn("role selection", document["error"])
+        document = await self.json(
+            "get", "--sop-class", "MRImageStorage", peer, self.folder / "got", "-k", STUDY, code=1
+        )
+        self.assertIn("none of the SOP Classes", document["error"])
