@@ -37,6 +37,10 @@ ALL_TRANSFER_SYNTAXES: Final = DEFAULT_TRANSFER_SYNTAXES + tuple(
     if kind == "Transfer Syntax" and not retired and uid not in DEFAULT_TRANSFER_SYNTAXES
 )
 
+#: All of these, Explicit VR Little Endian first, for an acceptor that keeps what it receives: Implicit VR loses the VRs of
+#: private elements, and with them the meaning of values that only a VR tells, as 1-bit pixel data.
+EXPLICIT_FIRST: Final = tuple(sorted(ALL_TRANSFER_SYNTAXES, key=lambda uid: uid != "1.2.840.10008.1.2.1"))
+
 _STATUS: Final[dict[int | None, str]] = {
     None: "Pending",
     0: "Accepted",

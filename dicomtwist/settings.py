@@ -77,6 +77,8 @@ class Settings:
     :ivar promiscuous: whether to accept every Storage SOP Class, and unknown ones, in any transfer syntax and any role.
     :ivar keep_compression: whether to accept a compressed transfer syntax that a requestor proposes first in a context,
         whatever the order of the supported context.
+    :ivar requestor_order: whether of several transfer syntaxes in one context the first supported one in the requestor's order
+        is accepted. Otherwise the order of the supported context decides.
     :ivar maximum_waiting: the number of requests of one association that wait because the operations window is full; while
         as many wait, nothing is read from the peer, or a further request is refused with status 0x0213 if an operation
         under way needs what the peer sends.
@@ -110,6 +112,7 @@ class Settings:
     maximum_refusals_logged: int = 20
     promiscuous: bool = False
     keep_compression: bool = False
+    requestor_order: bool = False
     maximum_waiting: int = 64
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -221,5 +224,6 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "maximum_refusals_logged": _number(0),
     "promiscuous": _flag,
     "keep_compression": _flag,
+    "requestor_order": _flag,
     "maximum_waiting": _number(0, 0xFFFF),
 }

@@ -160,6 +160,7 @@ class AE(LegacyCallbacks):
     maximum_attributes = _Number()
     promiscuous = _Setting[bool, bool]()
     keep_compression = _Setting[bool, bool]()
+    requestor_order = _Setting[bool, bool]()
     maximum_waiting = _Number()
     implementation_class_uid = _Setting[str, str]()
     implementation_version_name = _Setting[str | None, str | bytes | None]()

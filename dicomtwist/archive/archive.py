@@ -9,9 +9,8 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from os import SEEK_END
 from pathlib import Path
-from typing import BinaryIO, Final, TypeAlias, cast
+from typing import TypeAlias, cast
 
 from twisted.logger import Logger
 
@@ -20,10 +19,9 @@ from dicomtwist.archive.index.conflicts import Precedence
 from dicomtwist.archive.index.index import FOLDER, Database, Index
 from dicomtwist.archive.index.sqlite import lacks_room
 from dicomtwist.archive.index.write_behind import WriteBehind
-from dicomtwist.archive.instance import ReceivedInstance
+from dicomtwist.archive.instance import ReceivedInstance, same_dataset
 from dicomtwist.archive.replacement import Replacement
 from dicomtwist.archive.storage.file_store import InstanceStore
-from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.process_locks import CommitJournal
 from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
 from dicomtwist.archive.storage.types import (
@@ -36,11 +34,8 @@ from dicomtwist.archive.storage.types import (
 )
 from dicomtwist.datasets.character_sets import canonical
 from dicomtwist.errors import loggable
-from dicomtwist.part10 import NotDicomFile, read_file_meta
 
-__all__ = ["Archive", "DuplicateInstance", "Duplicates", "Precedence", "same_dataset"]
-
-_PIECE: Final = 256 * 1024
+__all__ = ["Archive", "DuplicateInstance", "Duplicates", "Precedence"]
 
 #: A function that is called with ``None`` or with the error.
 _OnResult: TypeAlias = Callable[[BaseException | None], None]
@@ -350,38 +345,3 @@ class Archive:
         if self.duplicates is Duplicates.REJECT:
             raise DuplicateInstance("the instance is in the archive already")
         return self.duplicates is Duplicates.KEEP or same_dataset(self.store, instance)
-
-
-def same_dataset(store: Storage, instance: ReceivedInstance) -> bool:
-    """Whether the stored copy holds the data set of *instance*; ``False`` if it cannot be read."""
-    content = instance.content
-    try:
-        with store.open(*instance.uids) as first:
-            meta, start = read_file_meta(first)
-            if meta.transfer_syntax_uid != instance.transfer_syntax:
-                return False
-            length = _size(first) - start
-            if not isinstance(content, Written):
-                return length == sum(map(len, content[1:])) and all(
-                    first.read(len(piece)) == piece for piece in content[1:]
-                )
-            with store.open_temporary(content) as second:
-                _, start = read_file_meta(second)
-                return length == _size(second) - start and _same_rest(first, second)
-    except (OSError, NotDicomFile):
-        return False
-
-
-def _size(file: BinaryIO) -> int:
-    """Return the size of a file in bytes; its position does not change."""
-    here = file.tell()
-    size = file.seek(0, SEEK_END)
-    file.seek(here)
-    return size
-
-
-def _same_rest(first: BinaryIO, second: BinaryIO) -> bool:
-    while piece := first.read(_PIECE):
-        if piece != second.read(_PIECE):
-            return False
-    return True

@@ -1,14 +1,21 @@
-"""An instance on its way into an archive."""
+"""An instance on its way into an archive, and its comparison with a stored copy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import SEEK_END
+from typing import BinaryIO, Final
 
 from dicomtwist.archive.index.record import Record
 from dicomtwist.archive.index.sender import Sender
+from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.system_calls import Buffer
 from dicomtwist.archive.storage.types import Written
+from dicomtwist.part10 import NotDicomFile, read_file_meta
+
+#: The bytes that are compared at a time.
+_PIECE: Final = 256 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -31,3 +38,38 @@ class ReceivedInstance:
     describe: Callable[[], Record]
     held: int
     sender: Sender | None = None
+
+
+def same_dataset(store: Storage, instance: ReceivedInstance) -> bool:
+    """Whether the stored copy holds the data set of *instance*; ``False`` if it cannot be read."""
+    content = instance.content
+    try:
+        with store.open(*instance.uids) as first:
+            meta, start = read_file_meta(first)
+            if meta.transfer_syntax_uid != instance.transfer_syntax:
+                return False
+            length = _size(first) - start
+            if not isinstance(content, Written):
+                return length == sum(map(len, content[1:])) and all(
+                    first.read(len(piece)) == piece for piece in content[1:]
+                )
+            with store.open_temporary(content) as second:
+                _, start = read_file_meta(second)
+                return length == _size(second) - start and _same_rest(first, second)
+    except (OSError, NotDicomFile):
+        return False
+
+
+def _size(file: BinaryIO) -> int:
+    """Return the size of a file in bytes; its position does not change."""
+    here = file.tell()
+    size = file.seek(0, SEEK_END)
+    file.seek(here)
+    return size
+
+
+def _same_rest(first: BinaryIO, second: BinaryIO) -> bool:
+    while piece := first.read(_PIECE):
+        if piece != second.read(_PIECE):
+            return False
+    return True

@@ -201,6 +201,7 @@ class AcceptorAssociation(Association):
             information.roles,
             promiscuous=self.settings.promiscuous,
             keep_compression=self.settings.keep_compression,
+            requestor_order=self.settings.requestor_order,
             sendable=self.host.ae.sendable_syntaxes,
         )
         settings = self.settings

@@ -186,6 +186,7 @@ def answer_contexts(
     *,
     promiscuous: bool = False,
     keep_compression: bool = False,
+    requestor_order: bool = False,
     sendable: Callable[[str], Sequence[str]] | None = None,
 ) -> ContextAnswers:
     """
@@ -203,6 +204,7 @@ def answer_contexts(
         syntax and in any role.
     :param keep_compression: accept a compressed transfer syntax that the requestor proposes first, whatever the own
         order: few requestors can decompress what they store.
+    :param requestor_order: accept the first supported transfer syntax in the requestor's order, whatever the own order.
     :param sendable: returns for a SOP Class the transfer syntaxes of the instances that this side has to send, the most
         frequent first; they take precedence if the requestor proposes to be SCP only, as for C-GET.
     :returns: results 0 accepted, 1 no acceptable role, 3 abstract syntax not supported, 4 transfer syntaxes not
@@ -223,7 +225,10 @@ def answer_contexts(
         if sendable is not None and sends:
             stored = [uid for uid in sendable(offer.abstract_syntax) if uid in wanted]
             wanted = [*stored, *wanted]
-        syntax = _choose(offer.transfer_syntaxes, wanted, keep_compression=keep_compression and not sends)
+        if requestor_order:
+            syntax = next((uid for uid in offer.transfer_syntaxes if uid in wanted), None)
+        else:
+            syntax = _choose(offer.transfer_syntaxes, wanted, keep_compression=keep_compression and not sends)
         context = PresentationContext.received(
             offer.context_id, offer.abstract_syntax, offer.transfer_syntaxes if syntax is None else [syntax]
         )

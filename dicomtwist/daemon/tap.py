@@ -37,7 +37,7 @@ from dicomtwist.daemon.signals import limit_stop, take_signals
 from dicomtwist.daemon.supervisor import SupervisorService, WorkerService
 from dicomtwist.daemon.workers import MAX_WORKERS, Workers, WorkerSpec, worker_command
 from dicomtwist.datasets.character_sets import canonical
-from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
+from dicomtwist.presentation import EXPLICIT_FIRST, AllStoragePresentationContexts
 from dicomtwist.runtime.memory import freeze_startup_objects, retain_heap
 from dicomtwist.settings import Settings
 from dicomtwist.transport.listening_sockets import Sockets
@@ -48,10 +48,6 @@ _EX_USAGE = 64
 
 #: The default space that stays free on the disk, in bytes: enough to close the index, and for an operator to act.
 DEFAULT_MIN_FREE = 128 * 1024 * 1024
-
-#: All transfer syntaxes, Explicit VR Little Endian first. Implicit VR loses the VRs of private elements, and with them the
-#: meaning of values that depends on the VR, such as 1-bit pixel data.
-EXPLICIT_FIRST = sorted(ALL_TRANSFER_SYNTAXES, key=lambda uid: uid != "1.2.840.10008.1.2.1")
 
 #: The longest data set of a request of DIMSE-N, such as one for storage commitment, in bytes. Instances are streamed.
 MAX_BUFFERED = 16 * 1024 * 1024

@@ -222,6 +222,17 @@ class ContextTests(SynchronousTestCase):
                 (context,) = answer_contexts([ProposedContext(1, MR, proposed)], supported).contexts
                 self.assertEqual(context.transfer_syntax, [next(uid for uid in own if uid != big)])
 
+    def test_requestor_order(self) -> None:
+        """
+        If asked to, the acceptor takes the first supported transfer syntax in the requestor's order.
+        """
+        for proposed in permutations((IMPLICIT, EXPLICIT, "1.2.3")):
+            offer = [ProposedContext(1, CT, proposed)]
+            (context,) = answer_contexts(offer, self.supported, requestor_order=True).contexts
+            self.assertEqual(context.transfer_syntax, [next(uid for uid in proposed if uid != "1.2.3")])
+            (context,) = answer_contexts(offer, self.supported, requestor_order=True, promiscuous=True).contexts
+            self.assertEqual(context.transfer_syntax, [proposed[0]])
+
     def test_compression_is_kept(self) -> None:
         """
         If asked to, the acceptor takes a compressed transfer syntax that comes first in the proposal, if it is supported.

@@ -132,6 +132,7 @@ class InteropTestCase(TestCase):
         :param settings: attributes of the AE.
         """
         ae = AE("TWIST")
+        ae.requestor_order = True  # so that a test can choose what is accepted by what it proposes
         if contexts is None:
             ae.add_supported_context(VERIFICATION)
             for context in AllStoragePresentationContexts:

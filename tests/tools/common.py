@@ -88,6 +88,7 @@ class ToolTestCase(TestCase):
     ) -> Server:
         """Start a server in this process that accepts Verification and every storage class."""
         ae = AE(title)
+        ae.requestor_order = True  # so that a test can choose what is accepted by what it proposes
         ae.add_supported_context(Verification)
         for context in AllStoragePresentationContexts:
             ae.add_supported_context(context.abstract_syntax or "", ALL_TRANSFER_SYNTAXES)

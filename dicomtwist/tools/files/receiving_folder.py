@@ -14,11 +14,10 @@ from pydicom import Dataset
 from pydicom.multival import MultiValue
 
 from dicomtwist import Association, Status, evt
-from dicomtwist.archive.archive import same_dataset
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.record import COLUMNS
 from dicomtwist.archive.ingest import Ingest
-from dicomtwist.archive.instance import ReceivedInstance
+from dicomtwist.archive.instance import ReceivedInstance, same_dataset
 from dicomtwist.archive.services.storage import StorageService
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.types import (
