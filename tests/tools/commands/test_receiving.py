@@ -1,5 +1,5 @@
 """
-What ``dicomtwist get`` and ``move --receive`` do with instances that nobody asked for, and with files that are there.
+Instances that nobody asked for, and files that are there, in ``dicomtwist get`` and ``move --receive``.
 """
 
 from __future__ import annotations
