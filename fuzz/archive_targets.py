@@ -16,7 +16,7 @@ from typing import Any
 from pydicom import Dataset
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.index.record import make_record, scanner_for
+from dicomtwist.archive.index.record import IndexRow, make_record, scanner_for
 from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.query.compiler import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
 from dicomtwist.archive.query.search import AnswerReader, Search
@@ -25,6 +25,7 @@ from dicomtwist.archive.services.worklist import answer, compile_query
 from dicomtwist.archive.services.worklist_folder import read_item
 from dicomtwist.archive.storage.types import Durability, InvalidUID
 from dicomtwist.datasets import decode_dataset, encode_dataset
+from dicomtwist.datasets.header_scanner import HeaderError
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.errors import DataSetError, Refused
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
@@ -56,6 +57,17 @@ class Place:
             assert outcomes == [None]
         self.archive.catch_up()
         self.steps = PerformedProcedureSteps(self.archive.store, None)  # type: ignore[arg-type]  # no threads are needed
+
+
+#: A key of each kind, for the answers to a query.
+_ALL_KEYS: dict[str, str] = dict.fromkeys(
+    (
+        "PatientName", "PatientID", "OtherPatientIDs", "PatientComments", "StudyDate", "StudyTime", "StudyDescription",
+        "PatientWeight", "ProcedureCodeSequence", "SeriesDescription", "RequestAttributesSequence", "InstanceNumber", "Rows",
+        "AcquisitionDateTime", "ImageComments", "ConceptNameCodeSequence",
+    ),
+    "",
+)  # fmt: skip
 
 
 @cache
@@ -170,7 +182,39 @@ def steps(data: bytes) -> None:
     kept.unlink(missing_ok=True)
 
 
-ARCHIVE_TARGETS = {"query": query, "worklist": worklist, "steps": steps}
+def rows(data: bytes) -> None:
+    """
+    Index any data set, and ask for its row. The first byte chooses the transfer syntax and the default character set. A data
+    set whose header can be scanned has a row, the database takes it, and its answers can be decoded.
+    """
+    if len(data) < 2:
+        return
+    syntax = (*SYNTAXES, "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.4.50")[data[0] & 3]
+    scanner = scanner_for(syntax)
+    try:
+        if not scanner.feed(data[1:]):
+            scanner.finish()
+    except HeaderError:
+        pass  # what was found before is indexed, if it has the UIDs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        record = make_record(scanner.values, syntax, ("", "", "ISO_IR 192", "ISO_IR 13")[data[0] >> 2 & 3])
+        index = _place().archive.index
+        before = index.counts()
+        index.add([IndexRow(record, syntax, len(data), replaces=True)])
+        for level in ("PATIENT", "STUDY", "SERIES", "IMAGE"):
+            query = compile_find(_items(QueryRetrieveLevel=level, **_ALL_KEYS), Model.PATIENT_ROOT, Negotiated(True))
+            search = Search(index.engine, query)
+            numbers = search.numbers()
+            found = AnswerReader(search, "FUZZ", _EXPLICIT).read(numbers)
+            assert len(found) == len(numbers)
+            for one in found:
+                decode_dataset(one, _EXPLICIT)
+        index.remove([record.uids])
+        assert index.counts() == before
+
+
+ARCHIVE_TARGETS = {"rows": rows, "query": query, "worklist": worklist, "steps": steps}
 
 
 # --- seeds
@@ -203,6 +247,22 @@ def _identifiers() -> list[Dataset]:
             QueryRetrieveLevel="IMAGE", StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.3.1", InstanceNumber="1",
             SOPInstanceUID="1.2.3.4.1", AcquisitionDateTime="2024-",
         ),
+    ]  # fmt: skip
+
+
+def _instances() -> list[Dataset]:
+    code = _items(CodeValue="C1", CodingSchemeDesignator="99TEST", CodeMeaning="Größe")
+    uids = {
+        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2", "SOPInstanceUID": "1.2.9.4", "StudyInstanceUID": "1.2.9",
+        "SeriesInstanceUID": "1.2.9.1",
+    }  # fmt: skip
+    values = {"StudyDate": "20240101", "StudyTime": "1015", "InstanceNumber": 1, "Rows": 512, "PatientWeight": "70"}
+    return [
+        _items(SpecificCharacterSet=term, PatientName=name, ProcedureCodeSequence=[code], **uids, **values)
+        for term, name in (
+            ("ISO_IR 192", "王^小东=="), ("ISO_IR 100", "Müller"), (["", "ISO 2022 IR 87"], "Yamada=山田"),
+            (["", "ISO 2022 IR 149"], "Hong=洪"), ("GB18030", "王"),
+        )
     ]  # fmt: skip
 
 
@@ -274,6 +334,11 @@ def archive_seeds() -> dict[str, list[bytes]]:
             bytes((kind, negotiated)) + encode_dataset(identifier, SYNTAXES[kind & 1])
             for identifier in _identifiers()
             for kind, negotiated in ((0, 0), (5, 0x3F), (3, 1), (6, 0))
+        ],
+        "rows": [
+            bytes((kind,)) + encode_dataset(made, SYNTAXES[kind & 1])
+            for made in _instances()
+            for kind in (0, 1, 5, 9, 13)
         ],
         "worklist": [_joined(keys, start + item) for keys, item in items for start in (b"", meta)],
         "steps": [
