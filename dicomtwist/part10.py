@@ -203,7 +203,9 @@ def read_file_meta(file: BinaryIO) -> tuple[FileMeta, int]:
             if length == 4:
                 declared_end = pos + int(_LONG.unpack_from(data, start)[0])
         elif field := _FIELDS.get(element):
-            setattr(meta, field, decode_uid(data[start:pos]))
+            # The first value counts: a data set that begins with group 0002 does not change what its file says of it.
+            if not getattr(meta, field):
+                setattr(meta, field, decode_uid(data[start:pos]))
     if pos == _PREAMBLE_LENGTH:
         raise NotDicomFile("the file has a preamble and DICM but no File Meta Information (group 0002)")
     file.seek(pos)

@@ -195,7 +195,7 @@ def rows(data: bytes) -> None:
         if not scanner.feed(data[1:]):
             scanner.finish()
     except HeaderError:
-        pass  # what was found before is indexed, if it has the UIDs
+        pass  # the values before the error are indexed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         record = make_record(scanner.values, syntax, ("", "", "ISO_IR 192", "ISO_IR 13")[data[0] >> 2 & 3])

@@ -442,7 +442,7 @@ class IncomingInstance:
             for number, data in enumerate(buffers):
                 if scanner.feed(data):
                     self._values = scanner.values
-                    if not number:
+                    if not number and scanner.values.keys() >= _WANTED:
                         layouts.learn(data, syntax, scanner.values)
                     return
         except HeaderError as error:
@@ -472,7 +472,9 @@ class IncomingInstance:
             except HeaderError as error:
                 return _enough(scanner, error)
             values = scanner.values
-            layouts.learn(data, syntax, values)
+            if values.keys() >= _WANTED:
+                # Without them the scan has looked behind the front that a layout has.
+                layouts.learn(data, syntax, values)
         return values
 
     def _checked_uids(self, values: Mapping[int, bytes]) -> InstanceUIDs:
@@ -487,6 +489,8 @@ class IncomingInstance:
             (_SOP_CLASS, description.media_storage_sop_class_uid, "SOP Class UID"),
             (_SOP_INSTANCE, description.media_storage_sop_instance_uid, "SOP Instance UID"),
         ):
+            if not found[tag]:
+                raise DataSetMismatch(f"the data set has no {name}")
             if found[tag] != expected:
                 raise DataSetMismatch(f"the data set has another {name} than the request")
         for tag, name in ((_STUDY, "Study Instance UID"), (_SERIES, "Series Instance UID")):

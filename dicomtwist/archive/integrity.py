@@ -22,6 +22,7 @@ __all__ = ["CHECKED_AT_ONCE", "Reference", "verify"]
 CHECKED_AT_ONCE: Final = 64
 _PIECE: Final = 256 * 1024
 _SOP_CLASS, _SOP_INSTANCE = 0x00080016, 0x00080018
+_UIDS: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE))
 
 
 class Reference(NamedTuple):
@@ -86,7 +87,7 @@ def _read(store: Storage, indexed: IndexedInstance) -> None:
         meta, start = read_file_meta(file)
         if meta.transfer_syntax_uid != indexed.transfer_syntax:
             raise Damaged("its transfer syntax has changed")
-        scanner = HeaderScanner(indexed.transfer_syntax, frozenset((_SOP_CLASS, _SOP_INSTANCE)))
+        scanner = HeaderScanner(indexed.transfer_syntax, _UIDS, required=_UIDS)
         file.seek(0)
         digest = hashlib.sha256(file.read(start))
         while piece := file.read(_PIECE):

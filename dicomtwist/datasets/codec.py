@@ -171,7 +171,12 @@ def encode_dataset(dataset: Dataset, transfer_syntax: str) -> bytes:
             source = _swapped(dataset)
         elif dataset.original_encoding[0] not in (None, buffer.is_implicit_VR):
             _decode_all(dataset)
-        write_dataset(buffer, Dataset({tag: source.get_item(tag) for tag in list(source.keys()) if tag.group > 2}))
+        copy = Dataset({tag: source.get_item(tag) for tag in list(source.keys()) if tag.group > 2})
+        implicit, little_endian = source.original_encoding
+        if implicit is not None and little_endian is not None:
+            # So pydicom writes what was read and not changed as it came, with its padding.
+            copy.set_original_encoding(implicit, little_endian, source.original_character_set)
+        write_dataset(buffer, copy)
     except Exception as error:
         raise DataSetError(f"the data set cannot be encoded as {syntax.name}: {error}") from error
     encoded = buffer.getvalue()

@@ -48,6 +48,8 @@ def _plan(wanted: frozenset[int], encoding: HeaderFormat) -> tuple[frozenset[int
 
 
 _HIGHEST_TAG = DELIMITERS - 1
+#: Group 0002 as it is encoded, in little endian and in big endian.
+_META_GROUP = (b"\x02\x00", b"\x00\x02")
 _MAX_ELEMENT_HEADER = 12
 _MAX_PIECE = 1 << 30  # the most bytes scanned at once: fewer than an undefined length, taken as a number
 _INFLATE_IN = 16 * 1024
@@ -77,6 +79,9 @@ class HeaderScanner:
         ``skipped``.
     :param sequences: whether wanted sequences of undefined length are taken as well, with the delimiter at
         their end; otherwise they are recorded in ``skipped``. (Sequences of defined length are values as any other.)
+    :param required: the wanted tags that a data set must have. If one of them is missing where the scan would end, the
+        elements are not in order, and the scan goes on to the end of the data set. If another wanted element is there twice,
+        the first counts; without *required* it is an error.
     :param max_depth: the most levels of nested sequences of undefined length.
     :param max_inflated: the most bytes that a deflated data set may inflate to before the scan has ended.
     :param max_inflate_ratio: the most times its size that a deflated data set may inflate to (the first MiB
@@ -90,6 +95,7 @@ class HeaderScanner:
         "_depth",
         "_encoding",
         "_error",
+        "_first",
         "_fragments",
         "_implicit",
         "_inflated_out",
@@ -101,6 +107,8 @@ class HeaderScanner:
         "_need",
         "_offset",
         "_pending",
+        "_repeated",
+        "_required",
         "_skip",
         "_stop",
         "_tag",
@@ -120,6 +128,7 @@ class HeaderScanner:
         stop_after: int | None = None,
         max_value_length: int = MAX_VALUE_LENGTH,
         sequences: bool = False,
+        required: frozenset[int] = frozenset(),
         max_depth: int = MAX_DEPTH,
         max_inflated: int = MAX_INFLATED,
         max_inflate_ratio: int = MAX_INFLATE_RATIO,
@@ -160,6 +169,9 @@ class HeaderScanner:
         self._un_depth = 0  # the depth of an open UN of undefined length, whose content is in Implicit VR LE
         self._fragments = False  # whether the open sequence has the fragments of pixel data
         self._capture = sequences
+        self._required = required
+        self._repeated = False  # whether the wanted element that is being scanned was there before
+        self._first = b""  # the first two bytes of the data set
         self._captured: bytearray | None = None  # the bytes so far of a wanted sequence of undefined length
 
     def feed(self, data: Buffer) -> bool:
@@ -203,6 +215,10 @@ class HeaderScanner:
     def _consume(self, data: Buffer) -> bool:
         size = len(data)
         pos = 0
+        if len(self._first) < 2:
+            self._first += bytes(data[: 2 - len(self._first)])
+            if self._first in _META_GROUP:
+                self._fail("the data set begins with File Meta Information (group 0002)", 0)
         while pos < size:
             if self._skip:
                 taken = min(self._skip, size - pos)
@@ -219,7 +235,8 @@ class HeaderScanner:
                 if not self._need:
                     self.values[self._tag] = bytes(self._value)
                     self._value = bytearray()
-                    self.done = self._tag >= self._stop
+                    if self._tag >= self._stop:
+                        self._end()
             elif self._pending:
                 # Complete an element header that was split, which takes no more than 12 bytes.
                 before = len(self._pending)
@@ -282,8 +299,11 @@ class HeaderScanner:
                 if tag >= DELIMITERS:
                     self._fail(f"{_name(tag)} outside any sequence", pos)
                 if tag > stop or (tag == stop and raw not in wanted):
-                    self.done = True
-                    return pos
+                    self._end()
+                    if self.done:
+                        return pos
+                    stop = self._stop
+                    stop_group = encoding.swap(stop) & mask
                 if raw in wanted:
                     end = start + length
                     if end <= size and length <= longest and tag < stop and tag not in values and tag not in skipped:
@@ -299,7 +319,7 @@ class HeaderScanner:
         # The value ends beyond the buffer. An undefined length always seems to, because no buffer has 4 GiB.
         if length == UNDEFINED_LENGTH:
             self._open(buffer, here, 1)
-            if self._capture and raw in wanted and not self._un_depth and not self._fragments:
+            if self._capture and raw in wanted and not (self._un_depth or self._fragments or self._repeated):
                 self._tag = encoding.swap(raw)
                 self._captured = bytearray()
             return start
@@ -312,8 +332,11 @@ class HeaderScanner:
 
         :returns: the position up to which the buffer was used if the loop has to end here, else 0.
         """
-        if tag in self.values or tag in self.skipped:
-            self._fail(f"{_name(tag)} is in the data set twice", pos)
+        self._repeated = tag in self.values or tag in self.skipped
+        if self._repeated:
+            if not self._required or tag in self._required:
+                self._fail(f"{_name(tag)} is in the data set twice", pos)
+            return 0
         end = start + length
         if length > self._max_value:  # an undefined length is the greatest number
             self.skipped[tag] = length
@@ -326,8 +349,15 @@ class HeaderScanner:
             return len(buffer)
         if tag < self._stop or (length == UNDEFINED_LENGTH and self._capture):
             return 0
-        self.done = True
+        self._end()
         return min(end, len(buffer))
+
+    def _end(self) -> None:
+        """End the scan at the last tag of interest, if all required elements were before it."""
+        if self._required <= self.values.keys():
+            self.done = True
+        else:
+            self._stop = _HIGHEST_TAG  # the elements are not in order: go on to the end
 
     def _within(self, buffer: Buffer, pos: int) -> int:
         """Scan on in a sequence of undefined length, and keep its bytes if it is wanted."""
@@ -341,7 +371,8 @@ class HeaderScanner:
                 self.values[tag] = bytes(self._captured)
                 del self.skipped[tag]
                 self._captured = None
-            self.done = tag >= self._stop
+            if tag >= self._stop:
+                self._end()
         elif self._captured is not None:
             self._tag = tag
         return used
@@ -412,8 +443,27 @@ class HeaderScanner:
             if pos + 12 > len(buffer):
                 return pos + 12, 0
             return pos + 12, int(self._encoding.long(buffer, pos + 8)[0])
-        # Without letters it is an implicitly encoded element, which has its length in place of VR and length.
+        if 0x20 <= vr[0] <= 0x7E and 0x20 <= vr[1] <= 0x7E:
+            # Senders that do not know a VR write "??", "--", blanks or "un", in the short form.
+            if length:
+                return pos + 8, length
+            # Empty, or an implicitly encoded element of some KiB: the header of the next element decides.
+            if pos + 16 > len(buffer):
+                return pos + 16, 0
+            if self._is_header(buffer, pos + 8, pos):
+                return pos + 8, 0
+        # An implicitly encoded element has its length in place of VR and length.
         return pos + 8, int(self._encoding.long(buffer, pos + 4)[0])
+
+    def _is_header(self, buffer: Buffer, pos: int, before: int) -> bool:
+        """Return whether an element of a known VR, with a tag above that of the element at *before*, begins at *pos*."""
+        encoding = self._encoding
+        raw, vr, _ = encoding.explicit(buffer, pos)
+        (last,) = encoding.implicit(buffer, before)[:1]
+        tag = encoding.swap(raw)
+        return tag >= DELIMITERS or (
+            (vr in encoding.short_vrs or vr in encoding.long_vrs) and tag > encoding.swap(last)
+        )
 
     def _open(self, buffer: Buffer, pos: int, depth: int) -> None:
         """Enter a sequence, or fragments of pixel data, of undefined length."""
@@ -450,10 +500,11 @@ class HeaderScanner:
             source: Buffer = view[begin : begin + _INFLATE_IN]
             self._deflated_in += len(source)
             while not inflater.eof:
+                before = inflater.copy()
                 try:
                     inflated = inflater.decompress(source, _INFLATE_OUT)
-                except zlib.error as error:
-                    self._fail(f"the data set is not deflated as its Transfer Syntax says ({error})", 0)
+                except zlib.error:
+                    return self._inflate_to_error(before, source)
                 self._inflated_out += len(inflated)
                 source = inflater.unconsumed_tail
                 if self._consume(inflated):
@@ -466,6 +517,25 @@ class HeaderScanner:
                 if not source and len(inflated) < _INFLATE_OUT:
                     break
         return False
+
+    def _inflate_to_error(self, inflater: zlib._Decompress, data: Buffer) -> bool:
+        """
+        Scan what *data* inflates to before an error in it, which :mod:`zlib` throws away. It goes byte by byte, so that the
+        outcome does not depend on how the bytes came.
+        """
+        for at in range(len(data)):
+            source = bytes(data[at : at + 1])
+            while True:
+                try:
+                    inflated = inflater.decompress(source, _INFLATE_OUT)
+                except zlib.error as error:
+                    self._fail(f"the data set is not deflated as its Transfer Syntax says ({error})", 0)
+                if self._consume(inflated):
+                    return True
+                source = inflater.unconsumed_tail
+                if not source and len(inflated) < _INFLATE_OUT:
+                    break
+        raise AssertionError("zlib took bytes one by one that it did not take together")
 
     def _fail(self, reason: str, pos: int) -> NoReturn:
         self._error = HeaderError(f"{reason} (at byte {self._offset + pos} of the data set)")

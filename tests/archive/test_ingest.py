@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from pydicom import Dataset, dcmread
+from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
@@ -17,10 +20,12 @@ from dicomtwist import AE, AssociationError, evt
 from dicomtwist.archive import ingest as receiver
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.ingest import MAX_UNWRITTEN, WRITE_SIZE, Ingest
-from dicomtwist.archive.services.storage import StorageService
+from dicomtwist.archive.recovery import reconcile
+from dicomtwist.archive.services.storage import StorageService, _status_for
 from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
+from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 from dicomtwist.runtime.executors import Executors
 from tests import peers
 
@@ -81,6 +86,16 @@ class Failing(FileSystem):
     def mkdir(self, path, mode=0o777):
         self._maybe("mkdir")
         super().mkdir(path, mode)
+
+
+class Unhurried:
+    """A flow that nothing pauses."""
+
+    def pause(self) -> None:
+        """The data set is here already."""
+
+    def resume(self) -> None:
+        """Likewise."""
 
 
 class ReceiverCase(TestCase):
@@ -178,6 +193,97 @@ class Receiver(ReceiverCase):
                     self.assertIn(words, status.error_comment)
             self.assertEqual(await assoc.send_c_store(instance()), 0, "the association lives on")
         self.assertEqual(len(self.files()), 1)
+
+    async def send(self, assoc: Any, data: bytes, number: int = 1) -> Any:
+        """Send a data set as it is, as the instance *number*."""
+        meta = FileMeta(SECONDARY_CAPTURE, f"1.2.3.4.{number}", str(ExplicitVRLittleEndian), "1.2.3")
+        file = BytesIO(encode_preamble_and_meta(meta) + data)
+        return await assoc.send_c_store(file)
+
+    async def test_unusual_data_sets(self) -> None:
+        """Unusual data sets that can be read are stored, indexed, and indexed again if the index is lost."""
+        await self.start()
+        parts = {element.tag: b"" for element in instance(0)}
+        for element in instance(0):
+            one = Dataset()
+            one.add(element)
+            parts[element.tag] = encode_dataset(one, ExplicitVRLittleEndian)
+        whole = b"".join(parts.values())
+        pixels = b"\xe0\x7f\x10\x00OW\0\0\x00\x20\x00\0" + bytes(0x2000)
+        large = b"\xe0\x7f\x10\x00OW\0\0\x00\x00\x20\0" + bytes(0x200000)
+        odd = b"".join(
+            bytes((9, 0, at, 0x10)) + vr + b"\x04\x00abcd"
+            for at, vr in enumerate((b"??", b"--", b"  ", b"un", b"ZZ"), 1)
+        )
+        comment = b"\x10\x00\x20\x00LO\x04\x00"  # Patient ID
+        sent = {
+            1: odd + whole,
+            2: b"".join(reversed(parts.values())),
+            3: pixels + whole,
+            4: large + whole,
+            5: comment + b"AAAA" + comment + b"BBBB" + whole,
+            6: comment + b"AAAA" + whole + odd,
+        }
+        async with await self.associate() as assoc:
+            for number, data in sent.items():
+                uid = parts[Tag(0x00080018)]
+                renamed = data.replace(uid, b"\x08\x00\x18\x00UI\x0a\x00" + f"1.2.3.4.{number}\0".encode(), 1)
+                status = await self.send(assoc, renamed, number)
+                self.assertEqual((number, int(status)), (number, 0), status.error_comment)
+                path = self.folder / "1.2.3" / "1.2.3.1" / f"1.2.3.4.{number}.dcm"
+                self.assertEqual(peers.dataset_bytes(path), renamed)
+        uids = {(study, series, uid) for study, series, found in self.archive.index.files() for uid in found}
+        self.assertEqual(len(uids), len(sent))
+        self.archive.index.remove(uids)
+        self.assertEqual(reconcile(self.archive).indexed, len(sent))
+
+    async def test_what_cannot_be_filed_is_refused_with_the_reason(self) -> None:
+        await self.start()
+        whole = encode_dataset(instance(0), ExplicitVRLittleEndian)
+        uid = b"\x20\x00\x0d\x00UI\x06\x001.2.4\0"
+        for padding in (b"", b"\xe0\x7f\x10\x00OW\0\0\x00\x00\x20\0" + bytes(0x200000)):
+            async with await self.associate() as assoc:
+                for data, code, words in (
+                    (uid + whole, 0xC000, "(0020,000D) is in the data set twice"),
+                    (whole.replace(b"\x08\x00\x16\x00", b"\x08\x00\x17\x00"), 0xA900, "no SOP Class UID"),
+                ):
+                    status = await self.send(assoc, data + padding)
+                    self.assertEqual(int(status), code, words)
+                    self.assertIn(words, status.error_comment)
+        self.assertEqual(self.files(), [])
+
+    async def test_file_meta_information_in_a_data_set(self) -> None:
+        """
+        It is refused: other programs would take it for that of the file, in which the transfer syntax is another one.
+        (Our requestor takes it for that of the file as well, so that the data set is brought past it.)
+        """
+        await self.start()
+        meta = b"\x02\x00\x10\x00UI\x12\x001.2.840.10008.1.2\0"
+        said = FileMeta(SECONDARY_CAPTURE, "1.2.3.4", str(ExplicitVRLittleEndian), "1.2.3")
+        for size in (0, 3 * WRITE_SIZE):
+            incoming = self.receiver.begin(said, Unhurried())
+            incoming.write(memoryview(meta + encode_dataset(instance(size), ExplicitVRLittleEndian)))
+            incoming.finish()
+            error = await incoming.result
+            assert error is not None
+            status = _status_for(error)
+            self.assertEqual(int(status), 0xC000)
+            self.assertIn("begins with File Meta Information", status.error_comment or "")
+        self.assertEqual(self.files(), [])
+
+    async def test_a_file_with_two_kinds_of_file_meta_information(self) -> None:
+        """In files that were stored before, the first one counts: the next start finds the right transfer syntax."""
+        await self.start()
+        meta = b"\x02\x00\x10\x00UI\x12\x001.2.840.10008.1.2\0"
+        said = FileMeta(SECONDARY_CAPTURE, "1.2.3.4", str(ExplicitVRLittleEndian), "1.2.3")
+        data = encode_dataset(instance(10), ExplicitVRLittleEndian)
+        path = self.folder / "1.2.3" / "1.2.3.1" / "1.2.3.4.dcm"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(encode_preamble_and_meta(said) + meta + data)
+        found = reconcile(self.archive)
+        self.assertEqual((found.indexed, found.unreadable), (1, 0))
+        (indexed,) = self.archive.index.find_instances(["1.2.3.4"])
+        self.assertEqual(indexed.transfer_syntax, ExplicitVRLittleEndian)
 
     async def test_a_failing_disk(self) -> None:
         """ENOSPC, EIO, EROFS at each step: 0xA700, nothing left, and the next one is stored once there is room."""

@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 
 import pydicom
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydicom.dataelem import RawDataElement
 from twisted.trial.unittest import SynchronousTestCase
@@ -210,6 +210,80 @@ class Structure(SynchronousTestCase):
     def test_twice(self) -> None:
         self.refuse(ui(STUDY, b"1.2\0") + TAIL, "in the data set twice")
 
+    def test_value_representations_of_two_bytes_that_are_none(self) -> None:
+        """Private elements of senders that do not know their VR, in the short form."""
+        for vr in (b"??", b"  ", b"--", b"un", b"xX", b"A1", b"~ ", b"\"'"):
+            self.check(b"\x09\x00\x01\x10" + vr + b"\x04\x00abcd" + TAIL)
+            self.check(b"\x09\x00\x01\x10" + vr + b"\x00\x00" + TAIL)
+            for value in (b"\x02\x00ab", b"\x00\x00"):
+                inner = b"\x09\x00\x01\x10" + vr + value
+                self.check(SQ + UNDEFINED + ITEM + UNDEFINED + inner + END_ITEM + END_SEQUENCE + TAIL)
+        # An implicitly encoded element whose length looks like such a VR.
+        for length in (0x2020, 0x3F3F, 0x7E7E):
+            self.check(implicit(0x00091001, bytes(length)) + TAIL)
+
+    REQUIRED = frozenset(BOTH)
+
+    def required(self, data: bytes, expected: dict[int, bytes], syntax: str = EXPLICIT) -> None:
+        for chunk in (max(len(data), 1), 5, 1):
+            scanner = HeaderScanner(syntax, {*BOTH, NAME, 0x00280010}, required=self.REQUIRED)
+            self.assertEqual(fed(scanner, data, chunk), expected, chunk)
+            self.assertTrue(scanner.done)
+
+    def test_out_of_order(self) -> None:
+        """Required elements are found at any place, behind pixel data too."""
+        name, rows, pixels = ui(NAME, b"Doe\0"), ui(0x00280010, b"10"), b"\xe0\x7f\x10\x00OW\0\0\x06\0\0\0abcdef"
+        fragments = b"\xe0\x7f\x10\x00OB\0\0" + UNDEFINED + ITEM + bytes(4) + ITEM + b"\x02\0\0\0ab" + END_SEQUENCE
+        everything = {**BOTH, NAME: b"Doe\0", 0x00280010: b"10"}
+        for data in (
+            rows + pixels + name + TAIL,
+            fragments + TAIL + name + rows,
+            rows + name + TAIL + fragments,
+            name + rows + pixels + TAIL,
+            TAIL + name + rows + pixels,
+        ):
+            self.required(data, everything)
+        self.required(rows + pixels, {0x00280010: b"10"})
+        self.required(deflate(rows + pixels + name + TAIL), everything, DEFLATED)
+
+    def test_twice_where_uids_are_required(self) -> None:
+        one, other = ui(NAME, b"Doe\0"), ui(NAME, b"Roe\0")
+        self.required(one + other + TAIL, {**BOTH, NAME: b"Doe\0"})
+        self.required(SQ + UNDEFINED + END_SEQUENCE + SQ + UNDEFINED + END_SEQUENCE + TAIL, dict(BOTH))
+        scanner = HeaderScanner(EXPLICIT, BOTH, required=self.REQUIRED)
+        error = self.assertRaises(HeaderError, scanner.feed, ui(STUDY, b"1.2\0") + ui(STUDY, b"1.3\0") + TAIL)
+        self.assertIn("(0020,000D) is in the data set twice", str(error))
+
+    def test_sequences_twice(self) -> None:
+        sequence = 0x00081140
+        for first in (b"", ITEM + bytes(4)):
+            data = SQ + UNDEFINED + first + END_SEQUENCE + SQ + UNDEFINED + END_SEQUENCE + TAIL
+            for chunk in (len(data), 3, 1):
+                scanner = HeaderScanner(EXPLICIT, {*BOTH, sequence}, sequences=True, required=self.REQUIRED)
+                self.assertEqual(fed(scanner, data, chunk), {**BOTH, sequence: first + END_SEQUENCE})
+
+    def test_file_meta_information(self) -> None:
+        meta = b"\x02\x00\x10\x00UI\x06\x001.2.3\0"
+        self.refuse(meta + TAIL, "begins with File Meta Information")
+        self.refuse(b"\x02\x00\x10\x00\x02\0\0\x001\0" + TAIL, "begins with File Meta Information", IMPLICIT)
+        self.refuse(deflate(meta + TAIL), "begins with File Meta Information", DEFLATED)
+        self.refuse(b"\x00\x02\x00\x10UI\x00\x02" + b"1\0", "begins with File Meta Information", BIG_ENDIAN)
+
+    def test_a_corrupt_deflated_data_set(self) -> None:
+        """Neither what zlib gives before an error, nor the error, depends on how the bytes came."""
+        whole = zlib.compressobj(wbits=-15)
+        front = whole.compress(TAIL + bytes(range(256)) * 40) + whole.flush(zlib.Z_FULL_FLUSH)
+        for data in (b":0" + 10 * b"\0", front + b"\xff" * 9, front[: len(front) // 2] + b"\x07" * 50, TAIL):
+            outcomes = set()
+            for chunk in (len(data), 100, 7, 2, 1):
+                scanner = HeaderScanner(DEFLATED, BOTH)
+                try:
+                    outcome = str(fed(scanner, data, chunk))
+                except HeaderError as error:
+                    outcome = f"{error} {scanner.values}"
+                outcomes.add(outcome)
+            self.assertEqual(len(outcomes), 1, outcomes)
+
     def test_an_error_stays(self) -> None:
         scanner = HeaderScanner(EXPLICIT, BOTH)
         self.assertRaises(HeaderError, scanner.feed, END_SEQUENCE)
@@ -335,20 +409,28 @@ class Sequences(SynchronousTestCase):
 
 class AnyBytes(SynchronousTestCase):
     @settings(max_examples=300, deadline=None)
-    @given(st.binary(max_size=400) | NEARLY, st.sampled_from(SYNTAXES), st.integers(1, 40), st.booleans())
+    @given(
+        st.binary(max_size=400) | NEARLY, st.sampled_from(SYNTAXES), st.integers(1, 40), st.booleans(), st.booleans()
+    )
+    @example(b":0" + 10 * b"\0", DEFLATED, 1, False, False)
     def test_only_header_errors_and_the_same_in_pieces(
-        self, data: bytes, syntax: str, chunk: int, everything: bool
+        self, data: bytes, syntax: str, chunk: int, everything: bool, required: bool
     ) -> None:
         if syntax == DEFLATED and len(data) % 2:
             data = deflate(data)
         outcomes = []
         for size in (max(len(data), 1), chunk):
-            scanner = HeaderScanner(syntax, {NAME, *BOTH}, stop_after=EVERYTHING if everything else None)
+            scanner = HeaderScanner(
+                syntax,
+                {NAME, *BOTH},
+                stop_after=EVERYTHING if everything else None,
+                required=frozenset(BOTH) if required else frozenset(),
+            )
             try:
                 fed(scanner, data, size)
                 failed = False
             except HeaderError:
                 failed = True
-            self.assertLess(len(scanner._pending), 12)
+            self.assertLess(len(scanner._pending), 16)  # a header, and the beginning of the next
             outcomes.append((failed, scanner.done, scanner.values, scanner.skipped))
         self.assertEqual(outcomes[0], outcomes[1])

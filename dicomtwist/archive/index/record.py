@@ -37,6 +37,9 @@ _MAX_REMEMBERED_LENGTH: Final = 8 * 1024
 
 _CHARACTER_SET: Final = 0x00080005
 
+#: The tags without which an instance cannot be filed.
+REQUIRED: Final = frozenset((0x00080016, 0x00080018, 0x0020000D, 0x0020000E))
+
 _TAGS: Final = {level: tuple(attribute.tag for attribute in at_level(level)) for level in Level}
 _UPPER_TAGS: Final = (*_TAGS[Level.PATIENT], *_TAGS[Level.STUDY], *_TAGS[Level.SERIES])
 #: The tags whose values are extracted from each instance.
@@ -149,7 +152,10 @@ class _Encoding(NamedTuple):
 
 def scanner_for(transfer_syntax_uid: str, wanted: frozenset[int] = WANTED) -> HeaderScanner:
     """Return a scanner for all tags of a record, or for the tags *wanted*."""
-    return HeaderScanner(transfer_syntax_uid, wanted, max_value_length=MAX_VALUE_LENGTH, sequences=True)
+    required = REQUIRED if wanted is WANTED else REQUIRED & wanted
+    return HeaderScanner(
+        transfer_syntax_uid, wanted, max_value_length=MAX_VALUE_LENGTH, sequences=True, required=required
+    )
 
 
 def make_record(values: Mapping[int, bytes], transfer_syntax_uid: str, default_charset: str = "") -> Record:

@@ -126,7 +126,7 @@ def _status_for(error: BaseException) -> Status:
     if isinstance(error, InvalidUID):
         return Status(CANNOT_UNDERSTAND, "C-STORE", "a UID in the data set is not valid")
     if isinstance(error, HeaderError):
-        return Status(CANNOT_UNDERSTAND, "C-STORE", "the data set cannot be read")
+        return Status(CANNOT_UNDERSTAND, "C-STORE", _comment(error))
     if isinstance(error, ReplacementRefused):
         return Status(NOT_AUTHORISED, "C-STORE", "no rule allows replace: the instance is here already")
     if isinstance(error, DuplicateInstance):
@@ -142,3 +142,9 @@ def _status_for(error: BaseException) -> Status:
     if isinstance(error, StoreError):
         return Status(OUT_OF_RESOURCES, "C-STORE", "the storage is closed")
     return Status(OUT_OF_RESOURCES, "C-STORE", "the storage failed")
+
+
+def _comment(error: HeaderError) -> str:
+    """Return why a data set cannot be read, in an Error Comment's 64 characters."""
+    text = str(error)
+    return text if len(text) <= 64 else text.partition(" (at byte")[0][:64]
