@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
 from typing import Final
 
 __all__ = [
+    "any_of",
     "check_key",
     "date_range",
     "datetime_key",
@@ -90,6 +91,21 @@ def wildcard_regex(text: str) -> re.Pattern[str]:
         return re.compile(parts[0], re.DOTALL)
     middle = "".join(f"(?>.*?{part})" for part in parts[1:-1])
     return re.compile(f"{parts[0]}{middle}.*{parts[-1]}", re.DOTALL)
+
+
+def any_of(values: Iterable[str]) -> Callable[[str], bool]:
+    """
+    Return a function that tests whether a text is one of *values*, or matches one of those that have wildcards.
+
+    All wildcards are one regular expression, which the interpreter enters once for each text.
+    """
+    values = list(values)
+    plain = frozenset(values)
+    patterns = [wildcard_regex(value).pattern for value in values if has_wildcard(value)]
+    if not patterns:
+        return plain.__contains__
+    matches = re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.DOTALL).fullmatch
+    return lambda text: text in plain or matches(text) is not None
 
 
 # --- person names

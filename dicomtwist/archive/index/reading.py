@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -13,8 +14,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicomtwist.archive.index.record import IndexedInstance
 from dicomtwist.archive.index.schema import instance, series, study
 from dicomtwist.archive.storage.types import IndexFailed
+from dicomtwist.runtime.executors import check_wanted, is_wanted
 
 __all__ = ["find_instances", "reading"]
+
+
+#: The steps of SQLite's virtual machine between two questions whether the query is still wanted: some milliseconds.
+STEPS_BETWEEN: Final = 100_000
 
 
 @contextmanager
@@ -22,14 +28,32 @@ def reading(engine: Engine) -> Iterator[Connection]:
     """
     Open a connection for reading.
 
+    Of SQLite, a statement ends as soon as nobody waits for the call of the executor that this thread is at.
+
+    :raises CancelledError: nobody waits.
     :raises IndexFailed: the database cannot be read.
     """
     try:
-        with engine.connect() as connection:
+        with engine.connect() as connection, _interruptible(connection):
             # No two pages of results have the same SQL text, so a cache would only grow.
             yield connection.execution_options(compiled_cache=None)
     except SQLAlchemyError as error:
+        check_wanted()
         raise IndexFailed(f"index: {getattr(error, 'orig', None) or error}") from error
+
+
+@contextmanager
+def _interruptible(connection: Connection) -> Iterator[None]:
+    driver: Any = connection.connection.driver_connection
+    watch = getattr(driver, "set_progress_handler", None)
+    if watch is None:
+        yield
+        return
+    watch(lambda: not is_wanted(), STEPS_BETWEEN)
+    try:
+        yield
+    finally:
+        watch(None, 0)
 
 
 def find_instances(engine: Engine, sop_instance_uids: Iterable[str]) -> list[IndexedInstance]:

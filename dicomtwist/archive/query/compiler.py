@@ -19,7 +19,7 @@ from pydicom.sequence import Sequence as DataSets
 from sqlalchemy import ColumnElement, and_, exists, false, or_, select
 
 from dicomtwist.archive.index.attributes import BY_TAG, Attribute, Level
-from dicomtwist.archive.index.normal_forms import check_key, has_wildcard, like_pattern, wildcard_regex
+from dicomtwist.archive.index.normal_forms import any_of, check_key, has_wildcard, like_pattern
 from dicomtwist.archive.index.record import integer_text
 from dicomtwist.archive.index.schema import TABLES, instance, series, study
 from dicomtwist.archive.query import person_names
@@ -338,16 +338,9 @@ def _add_text(query: Query, key: _Key) -> None:
         pattern = f"*\\{value}\\*" if not has_wildcard(value) else f"*{value}*"
         criteria.append(("\\" + column + "\\").like(like_pattern(pattern), escape="\\"))
     query.criteria.append(or_(*criteria))
-    patterns = [wildcard_regex(value) for value in values if has_wildcard(value)]
-    if patterns:
-        plain = set(values)
-
-        def matches(row: Sequence[Any]) -> bool:
-            return any(
-                one in plain or any(pattern.fullmatch(one) for pattern in patterns) for one in row[0].split("\\")
-            )
-
-        query.residual.append(((column,), matches))
+    if any(map(has_wildcard, values)):
+        test = any_of(values)
+        query.residual.append(((column,), lambda row: any(map(test, row[0].split("\\")))))
 
 
 def _any(column: ColumnElement[Any], values: Sequence[str]) -> ColumnElement[bool]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, and_, or_, true
 
-from dicomtwist.archive.index.normal_forms import has_wildcard, like_pattern, name_groups, sounds, wildcard_regex
+from dicomtwist.archive.index.normal_forms import any_of, has_wildcard, like_pattern, name_groups, sounds
 
 #: The maximum number of components in a group of a person name (PS3.5 6.2.1.1).
 _COMPONENTS: Final = 5
@@ -73,28 +73,30 @@ def _codes(value: str) -> list[str]:
     return sounds(" ".join(word for word in words if not has_wildcard(word))).split()
 
 
+#: Whether a name matches, by its component groups.
+_GroupsTest = Callable[[Sequence[str]], bool]
+
+
 def predicate(values: Sequence[str], *, fuzzy: bool) -> Callable[[str], bool]:
     """Return a function that tests whether any of the names in a text, separated by ``\\``, matches one of *values*."""
-    tests = [_predicate(value, fuzzy) for value in values]
-    return lambda text: any(test(name) for name in text.split("\\") for test in tests)
+    # Keys of one group match any group of a name: all of them are compared at once.
+    forms = [form for value in values if "=" not in value for form in _alternatives(name_groups(value)[0])]
+    matches = any_of(form for form in forms if form)
+    tests = [_by_group(value) for value in values if "=" in value]
+    codes = [found for value in values if (found := set(_codes(value)))] if fuzzy else []
 
-
-def _predicate(value: str, fuzzy: bool) -> Callable[[str], bool]:
-    patterns = [
-        [wildcard_regex(form) for form in _alternatives(group)] if group else [] for group in name_groups(value)
-    ]
-    codes = set(_codes(value)) if fuzzy else set()
-
-    def matches(name: str) -> bool:
+    def test(name: str) -> bool:
         groups = name_groups(name)
-        if codes and codes <= set(sounds(name).split()):
+        if any(group and matches(group) for group in groups) or any(one(groups) for one in tests):
             return True
-        if "=" in value:
-            return all(
-                any(pattern.fullmatch(group) for pattern in forms)
-                for forms, group in zip(patterns, groups, strict=True)
-                if forms
-            )
-        return any(pattern.fullmatch(group) for pattern in patterns[0] for group in groups if group)
+        if not codes:
+            return False
+        sound = set(sounds(name).split())
+        return any(code <= sound for code in codes)
 
-    return matches
+    return lambda text: any(test(name) for name in text.split("\\"))
+
+
+def _by_group(value: str) -> _GroupsTest:
+    tests = [any_of(_alternatives(group)) if group else None for group in name_groups(value)]
+    return lambda groups: all(test(group) for test, group in zip(tests, groups, strict=True) if test)

@@ -29,6 +29,7 @@ from dicomtwist.archive.query.compiler import (
     BASELINE,
     Model,
     Negotiated,
+    Predicate,
     Query,
     compile_find,
     compile_retrieve,
@@ -45,6 +46,11 @@ __all__ = ["Finder", "Found", "StoredInstance"]
 PAGE_SIZE: Final = 500
 #: The maximum number of answers to one query; each takes 8 bytes of memory.
 MAX_MATCHES: Final = 10_000_000
+
+#: The number of rows that are tested before the search asks whether it is still wanted.
+BATCH_SIZE: Final = 200
+#: The number of distinct values whose test is remembered while one query is performed.
+MAX_TESTED: Final = 50_000
 
 T = TypeVar("T")
 
@@ -166,6 +172,22 @@ class Finder:
         return Found(self._executor, numbers, lambda page: search.instances(store, page))
 
 
+def _once(predicate: Predicate) -> Predicate:
+    """Return *predicate*, which tests each distinct value once: rows of an entity below share those of the one above."""
+    tested: dict[tuple[Any, ...], bool] = {}
+
+    def test(row: Sequence[Any]) -> bool:
+        key = tuple(row)
+        found = tested.get(key)
+        if found is None:
+            found = predicate(row)
+            if len(tested) < MAX_TESTED:
+                tested[key] = found
+        return found
+
+    return test
+
+
 class Search:
     """
     A compiled query and the database that it reads.
@@ -192,7 +214,7 @@ class Search:
         columns: list[ColumnElement[Any]] = [table.c.id]
         predicates = []
         for wanted, predicate in query.residual:
-            predicates.append((slice(len(columns), len(columns) + len(wanted)), predicate))
+            predicates.append((slice(len(columns), len(columns) + len(wanted)), _once(predicate)))
             columns += wanted
         joined = {*query.levels, *(levels or ())}
         if any(column.table is study for wanted, _ in query.residual for column in wanted if hasattr(column, "table")):
@@ -201,7 +223,7 @@ class Search:
         statement = statement.order_by(*(order or (table.c.id,))).limit(MAX_MATCHES + 1)
         numbers = array("q")
         with reading(self.engine) as connection:
-            rows = connection.execution_options(yield_per=5000).execute(statement)
+            rows = connection.execution_options(yield_per=BATCH_SIZE).execute(statement)
             for some in rows.partitions():
                 check_wanted()
                 if predicates:

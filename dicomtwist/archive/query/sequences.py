@@ -11,12 +11,11 @@ from pydicom import DataElement, Dataset
 from pydicom.multival import MultiValue
 
 from dicomtwist.archive.index.normal_forms import (
+    any_of,
     check_key,
     datetime_key,
-    has_wildcard,
     normal_date,
     time_key,
-    wildcard_regex,
 )
 from dicomtwist.archive.query import person_names
 from dicomtwist.archive.query.date_ranges import single_range
@@ -107,11 +106,8 @@ def _value_test(vr: str, values: list[str]) -> Callable[[DataElement], bool]:
         ranges = [single_range(vr, value, None) for value in values]
         key = {"DA": normal_date, "TM": time_key, "DT": datetime_key}[vr]
         return lambda found: any(first <= key(text) <= last for text in texts(found) if text for first, last in ranges)
-    plain = set(values)
-    patterns = [wildcard_regex(value) for value in values if has_wildcard(value) and vr != "UI"]
-    return lambda found: any(
-        text in plain or any(pattern.fullmatch(text) for pattern in patterns) for text in texts(found)
-    )
+    test = frozenset(values).__contains__ if vr == "UI" else any_of(values)
+    return lambda found: any(map(test, texts(found)))
 
 
 def answer_item(stored: Dataset, wanted: Dataset) -> Dataset:
