@@ -206,7 +206,8 @@ def answer_contexts(
         order: few requestors can decompress what they store.
     :param requestor_order: accept the first supported transfer syntax in the requestor's order, whatever the own order.
     :param sendable: returns for a SOP Class the transfer syntaxes of the instances that this side has to send, the most
-        frequent first; they take precedence if the requestor proposes to be SCP only, as for C-GET.
+        frequent first; they take precedence if the requestor proposes to be SCP only, as for C-GET. With *keep_compression* a
+        compressed one that is proposed first, and is among them, comes before.
     :returns: results 0 accepted, 1 no acceptable role, 3 abstract syntax not supported, 4 transfer syntaxes not
         supported (PS3.8 9.3.3.2).
     """
@@ -221,14 +222,16 @@ def answer_contexts(
             # Both roles, so that another AE can retrieve by C-GET what it may store.
             own = own or PresentationContext(scu_role=True, scp_role=True)
             wanted = [*wanted, *_uncompressed_first(offer.transfer_syntaxes)]
-        sends = sendable is not None and role is not None and role.scp_role and not role.scu_role
-        if sendable is not None and sends:
+        stored: Sequence[str] = ()
+        if sendable is not None and role is not None and role.scp_role and not role.scu_role:
             stored = [uid for uid in sendable(offer.abstract_syntax) if uid in wanted]
             wanted = [*stored, *wanted]
         if requestor_order:
             syntax = next((uid for uid in offer.transfer_syntaxes if uid in wanted), None)
         else:
-            syntax = _choose(offer.transfer_syntaxes, wanted, keep_compression=keep_compression and not sends)
+            # A compressed syntax is of no use to a requestor that receives, if no instance is stored in it.
+            compressed = keep_compression and (not stored or next(iter(offer.transfer_syntaxes), "") in stored)
+            syntax = _choose(offer.transfer_syntaxes, wanted, keep_compression=compressed)
         context = PresentationContext.received(
             offer.context_id, offer.abstract_syntax, offer.transfer_syntaxes if syntax is None else [syntax]
         )

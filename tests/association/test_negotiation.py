@@ -272,6 +272,30 @@ class ContextTests(SynchronousTestCase):
         )
         self.assertEqual(answers.contexts[0].transfer_syntax, [EXPLICIT])
 
+    def test_sendable_and_compressed(self) -> None:
+        """
+        A compressed transfer syntax that is proposed first is accepted for sending only if instances are stored in it, or if
+        that is not known.
+        """
+        jpeg = str(JPEGBaseline8Bit)
+        self.supported.add(CTImageStorage, jpeg)
+        role = [build_role(CTImageStorage, scp_role=True)]
+        for offered, stored, taken in (
+            ((jpeg, EXPLICIT), [EXPLICIT, jpeg], jpeg),
+            ((jpeg, EXPLICIT), [EXPLICIT], EXPLICIT),
+            ((jpeg, EXPLICIT), [], jpeg),
+            ((EXPLICIT, jpeg), [jpeg], jpeg),
+            ((EXPLICIT, jpeg), [], EXPLICIT),
+        ):
+            answers = answer_contexts(
+                [ProposedContext(1, CT, offered)],
+                self.supported,
+                role,
+                keep_compression=True,
+                sendable=lambda uid, found=stored: found,  # type: ignore[misc]
+            )
+            self.assertEqual(answers.contexts[0].transfer_syntax, [taken], (offered, stored))
+
     def test_promiscuous_roles(self) -> None:
         """
         A promiscuous acceptor answers the roles of retired, private and unknown storage classes; no others.

@@ -211,20 +211,16 @@ def _contexts(instances: list[StoredInstance]) -> list[PresentationContext]:
     """
     Return what to propose for *instances*: each SOP Class in each transfer syntax of its instances.
 
-    Each transfer syntax has a context of its own, since an acceptor chooses in its own order, and an instance that it gets in
-    another one has to be converted. Uncompressed instances can be converted if the acceptor takes no other: the other
-    uncompressed syntaxes are proposed in a further context. Contexts beyond the limit, and those of later pages, are proposed
-    when one of their instances is to be sent.
+    The uncompressed transfer syntaxes of a SOP Class share a context, since such instances can be converted; GDCM's SCP takes
+    nothing if there are two. Contexts beyond the limit, and those of later pages, are proposed when one of their instances is
+    to be sent.
     """
     wanted: dict[tuple[str, str], PresentationContext] = {}
-    others: dict[str, list[str]] = {}
     for instance in instances:
-        sop_class, syntax = instance.sop_class_uid, instance.transfer_syntax
-        if (sop_class, syntax) in wanted:
+        syntax = instance.transfer_syntax
+        key = instance.sop_class_uid, "" if syntax in UNCOMPRESSED else syntax
+        if key in wanted or len(wanted) == MAX_PRESENTATION_CONTEXTS:
             continue
-        wanted[sop_class, syntax] = build_context(sop_class, syntax)
-        if syntax in UNCOMPRESSED:
-            rest = others.setdefault(sop_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-            others[sop_class] = [uid for uid in rest if uid != syntax]
-    further = [build_context(sop_class, rest) for sop_class, rest in others.items() if rest]
-    return [*wanted.values(), *further][:MAX_PRESENTATION_CONTEXTS]
+        others = [ExplicitVRLittleEndian, ImplicitVRLittleEndian] if syntax in UNCOMPRESSED else []
+        wanted[key] = build_context(instance.sop_class_uid, list(dict.fromkeys([syntax, *others])))
+    return list(wanted.values())
