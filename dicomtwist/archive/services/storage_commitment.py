@@ -225,6 +225,9 @@ class StorageCommitment:
 
     async def _complete(self, pending: _Pending) -> None:
         """Check a transaction and report it; repeat the report until it succeeds or the transaction is too old."""
+        # The file has the time of the wall clock, which outlives this process; within it, a step of that clock changes nothing.
+        seconds = self._ae.reactor.seconds
+        received = seconds() - max(0.0, self._clock() - pending.received)
         await self._wait(pending, PAUSE)
         failures = 0
         while True:
@@ -238,7 +241,7 @@ class StorageCommitment:
                 return
             except (OSError, IndexFailed, ExecutorFull) as error:
                 self.log.error("a storage commitment is tried again later: {error}", error=loggable(error))
-            if self._clock() - pending.received > REPORT_FOR:
+            if seconds() - received > REPORT_FOR:
                 self.log.error(
                     "the storage commitment {uid} is given up: it could not be reported to {peer!r}",
                     uid=pending.uid,

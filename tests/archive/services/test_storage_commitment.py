@@ -95,6 +95,9 @@ class CommitmentTestCase(MemoryTestCase):
         self.stop()
         super().tearDown()
 
+    #: The seconds by which the wall clock was set forward.
+    step = 0.0
+
     def open(self, file_system: FileSystem | None = None, **options: Any) -> None:
         """Start the archive."""
         self.archive = Archive(self.root, durability=self.durability, file_system=file_system)
@@ -104,7 +107,7 @@ class CommitmentTestCase(MemoryTestCase):
             Executors(self.network).housekeeping,
             self.scp,
             Peers(self.network, self.peers),
-            clock=lambda: SECONDS + self.network.seconds(),
+            clock=lambda: SECONDS + self.network.seconds() + self.step,
             **options,
         )
         self.commitment.start()
@@ -332,6 +335,23 @@ class AnotherAssociation(CommitmentTestCase):
         self.network.advance(2 * LONGEST_DELAY)
         self.assertEqual(self.files(), [])
         self.assertEqual(self.commitment.unreported, 0)
+
+    def test_a_wall_clock_that_steps(self) -> None:
+        """It gives nothing up too early, and keeps nothing for ever, also if it is wrong at a start."""
+        for step in (10 * REPORT_FOR, -10 * REPORT_FOR):
+            with self.subTest(step=step):
+                self.ask_and_leave(asking_for(ONE))
+                self.network.advance(FIRST_DELAY)
+                self.step += step
+                self.network.advance(REPORT_FOR / 2)
+                self.assertEqual(self.commitment.unreported, 1)
+                self.network.advance(REPORT_FOR / 2 + 2 * LONGEST_DELAY)
+                self.assertEqual((self.files(), self.commitment.unreported), ([], 0))
+        self.ask_and_leave(asking_for(ONE))
+        self.step -= 10 * REPORT_FOR
+        self.restart()
+        self.network.advance(REPORT_FOR + 2 * LONGEST_DELAY)
+        self.assertEqual((self.files(), self.commitment.unreported), ([], 0))
 
     def test_it_survives_a_restart(self) -> None:
         self.ask_and_leave(asking_for(ONE, NONE))
