@@ -184,8 +184,9 @@ def steps(data: bytes) -> None:
 
 def rows(data: bytes) -> None:
     """
-    Index any data set, and ask for its row. The first byte chooses the transfer syntax and the default character set. A data
-    set whose header can be scanned has a row, the database takes it, and its answers can be decoded.
+    Index any data set, and query its row. The first byte chooses the transfer syntax, the default character set and
+    the level of the query. A data set whose header can be scanned has a row that the database takes, and answers that can be
+    decoded.
     """
     if len(data) < 2:
         return
@@ -202,14 +203,14 @@ def rows(data: bytes) -> None:
         index = _place().archive.index
         before = index.counts()
         index.add([IndexRow(record, syntax, len(data), replaces=True)])
-        for level in ("PATIENT", "STUDY", "SERIES", "IMAGE"):
-            query = compile_find(_items(QueryRetrieveLevel=level, **_ALL_KEYS), Model.PATIENT_ROOT, Negotiated(True))
-            search = Search(index.engine, query)
-            numbers = search.numbers()
-            found = AnswerReader(search, "FUZZ", _EXPLICIT).read(numbers)
-            assert len(found) == len(numbers)
-            for one in found:
-                decode_dataset(one, _EXPLICIT)
+        level = ("PATIENT", "STUDY", "SERIES", "IMAGE")[data[0] >> 4 & 3]
+        query = compile_find(_items(QueryRetrieveLevel=level, **_ALL_KEYS), Model.PATIENT_ROOT, Negotiated(True))
+        search = Search(index.engine, query)
+        numbers = search.numbers()
+        found = AnswerReader(search, "FUZZ", _EXPLICIT).read(numbers)
+        assert len(found) == len(numbers)
+        for one in found:
+            decode_dataset(one, _EXPLICIT)
         index.remove([record.uids])
         assert index.counts() == before
 
@@ -338,7 +339,7 @@ def archive_seeds() -> dict[str, list[bytes]]:
         "rows": [
             bytes((kind,)) + encode_dataset(made, SYNTAXES[kind & 1])
             for made in _instances()
-            for kind in (0, 1, 5, 9, 13)
+            for kind in (0x30, 0x31, 0x15, 0x29, 0x0D)
         ],
         "worklist": [_joined(keys, start + item) for keys, item in items for start in (b"", meta)],
         "steps": [
