@@ -53,7 +53,7 @@ STORE_STATUSES: Final = {
     0x0122: "the SOP Class is not that of the presentation context",
     0x0124: "no rule allows the peer to store, or to replace an instance that is stored and differs",
     0x0210: "an operation with this Message ID is pending",
-    0x0213: "more operations at once than were negotiated",
+    0x0213: "more requests at once than were negotiated, beyond those that may wait, during a C-GET",
     0xA700: "the disk is full, has less than `--min-free` left, or fails; the index fails; the instance is too large",
     0xA900: "SOP Class or Instance UID of data set and request differ, or Study or Series Instance UID are missing",
     0xC000: "the data set cannot be read, or a UID is invalid",
