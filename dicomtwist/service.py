@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.ae.ae import AE
-from dicomtwist.ae.monitor import ReactorLag, Vitals
+from dicomtwist.ae.monitor import BlockedExecutors, ReactorLag, Vitals
 from dicomtwist.ae.server import Server
 from dicomtwist.endpoints import server_endpoint
 
@@ -30,6 +30,8 @@ class DICOMService(Service):
     :param evt_handlers: handlers for its associations.
     :param grace: the time for associations to finish at a stop, in seconds; ``None`` for no limit.
     :param lag_warning: the lag of the reactor, in seconds, above which it is logged; ``None`` for never.
+    :param executor_warning: the time for which all threads of an executor may be busy with the same calls, in seconds, before
+        that is logged; ``None`` for any time.
 
     :ivar server: the server, while the service runs.
     :ivar lag: the lag of the reactor while the service runs, a :class:`~dicomtwist.ae.ReactorLag`.
@@ -45,10 +47,12 @@ class DICOMService(Service):
         evt_handlers: Iterable[evt.HandlerTuple] | None = None,
         grace: float | None = 10.0,
         lag_warning: float | None = 1.0,
+        executor_warning: float | None = 5.0,
     ) -> None:
         self.ae = ae
         self.grace = grace
         self.lag = ReactorLag(ae.reactor, lag_warning)
+        self._blocked = BlockedExecutors(ae.reactor, ae.executors, executor_warning)
         self.server: Server | None = None
         self._endpoints = [server_endpoint(ae.reactor, endpoint) for endpoint in endpoints]
         self._handlers = list(evt_handlers or ())
@@ -72,10 +76,11 @@ class DICOMService(Service):
                 super().stopService()  # type: ignore[no-untyped-call]
                 failures[0].raiseException()
         self.lag.start()
+        self._blocked.start()
 
     def vitals(self) -> Vitals:
-        """Return the vital signs: associations, operations, the lag of the reactor, memory."""
-        return Vitals.of(self.server, self.lag)
+        """Return the vital signs: associations, operations, the lag of the reactor, memory, executors."""
+        return Vitals.of(self.server, self.lag, self.ae.executors)
 
     def log_vitals(self) -> None:
         """Log the vital signs as one line."""
@@ -118,5 +123,6 @@ class DICOMService(Service):
         """
         super().stopService()  # type: ignore[no-untyped-call]
         self.lag.stop()
+        self._blocked.stop()
         server, self.server = self.server, None
         return succeed(None) if server is None else server.shutdown(self.grace)

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from twisted.logger import Logger
 
+from dicomtwist.runtime.executors import Executors, ExecutorVitals
+
 if TYPE_CHECKING:
     from dicomtwist.ae.server import Server
 
-__all__ = ["ReactorLag", "Vitals", "resident_memory"]
+__all__ = ["BlockedExecutors", "ReactorLag", "Vitals", "resident_memory"]
 
 #: The time between two measurements of the lag, in seconds.
 INTERVAL: Final = 0.5
@@ -95,6 +97,56 @@ class ReactorLag:
             )
 
 
+class BlockedExecutors:
+    """
+    Logs executors all of whose threads have been busy with the same calls for long: once for each time that this lasts.
+
+    :param clock: the reactor.
+    :param executors: the executors.
+    :param warning: the seconds from which on a warning is logged; ``None`` for no warning.
+    """
+
+    log = Logger()
+
+    def __init__(self, clock: Any, executors: Executors, warning: float | None = 5.0) -> None:
+        self._clock = clock
+        self._executors = executors
+        self._warning = warning
+        self._blocked: set[str] = set()
+        self._call: Any = None
+
+    def start(self) -> None:
+        """Start to look, unless it looks already."""
+        if self._call is None and self._warning is not None:
+            self._call = self._clock.callLater(INTERVAL, self._look)
+
+    def stop(self) -> None:
+        """Stop to look."""
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+
+    def _look(self) -> None:
+        self._call = None
+        self.start()
+        for vitals in self._executors.vitals():
+            if vitals.blocked < (self._warning or 0):
+                if vitals.name in self._blocked:
+                    self._blocked.remove(vitals.name)
+                    self.log.info("the executor {name} has a free thread again", name=vitals.name)
+            elif vitals.name not in self._blocked:
+                self._blocked.add(vitals.name)
+                self.log.warn(
+                    "all {threads} threads of the executor {name} have been busy for {seconds:.1f} s, with {work}; "
+                    "{queued} calls wait for them",
+                    threads=vitals.threads,
+                    name=vitals.name,
+                    seconds=vitals.blocked,
+                    work=", ".join(vitals.work),
+                    queued=vitals.queued,
+                )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vitals:
     """
@@ -106,6 +158,7 @@ class Vitals:
     :ivar lag_maximum: the maximum lag of the reactor in the last minute, in seconds.
     :ivar lag_mean: the mean lag of the reactor in the last minute, in seconds.
     :ivar memory: the resident memory of the process, in bytes; 0 if the system does not report it.
+    :ivar executors: the vital signs of each executor that was used; the text has those that have work.
     """
 
     associations: int
@@ -114,10 +167,11 @@ class Vitals:
     lag_maximum: float
     lag_mean: float
     memory: int
+    executors: tuple[ExecutorVitals, ...] = ()
 
     @classmethod
-    def of(cls, server: Server | None, lag: ReactorLag) -> Vitals:
-        """Return the vital signs of *server*, which is ``None`` if nothing listens."""
+    def of(cls, server: Server | None, lag: ReactorLag, executors: Executors | None = None) -> Vitals:
+        """Return the vital signs of *server*, which is ``None`` if nothing listens, and of *executors*."""
         return cls(
             associations=0 if server is None else len(server.active_associations),
             connections=0 if server is None else len(server.factory.associations),
@@ -125,6 +179,7 @@ class Vitals:
             lag_maximum=lag.maximum,
             lag_mean=lag.mean,
             memory=resident_memory(),
+            executors=() if executors is None else tuple(executors.vitals()),
         )
 
     def __str__(self) -> str:
@@ -133,6 +188,7 @@ class Vitals:
             f"{self.associations} associations, {self.connections} connections; since the start "
             f"{operations or 'no operations'}; the reactor was late by {self.lag_maximum:.3f} s at the most and "
             f"{self.lag_mean:.3f} s on average in the last minute; {self.memory // 1024**2} MiB of memory"
+            + "".join(f"; {one}" for one in self.executors if one.busy or one.queued)
         )
 
 

@@ -33,7 +33,7 @@ class ArchiveService(DICOMService):
     :param server: the archive with its services; closed when this service has stopped.
     :param endpoints: as for :class:`DICOMService`.
     :param import_from: a folder whose DICOM files are imported while the service runs.
-    :param lag_warning: as for :class:`DICOMService`.
+    :param lag_warning: as for :class:`DICOMService`, and so is *executor_warning*.
 
     :ivar archive_server: the archive with its services.
     """
@@ -46,8 +46,16 @@ class ArchiveService(DICOMService):
         grace: float | None = 10.0,
         import_from: Path | None = None,
         lag_warning: float | None = 1.0,
+        executor_warning: float | None = 5.0,
     ) -> None:
-        super().__init__(server.ae, endpoints, evt_handlers=server.handlers(), grace=grace, lag_warning=lag_warning)
+        super().__init__(
+            server.ae,
+            endpoints,
+            evt_handlers=server.handlers(),
+            grace=grace,
+            lag_warning=lag_warning,
+            executor_warning=executor_warning,
+        )
         self.archive_server = server
         self._import_from = import_from
         self._importing: Deferred[None] = succeed(None)

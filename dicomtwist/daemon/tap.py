@@ -361,6 +361,13 @@ class Options(usage.Options):
             "Seconds by which the reactor may be late before that is logged; none: never.",
             _seconds("--lag-warning"),
         ],
+        [
+            "executor-warning",
+            None,
+            5.0,
+            "Seconds for which all threads of a kind may be busy before that is logged; none: never.",
+            _seconds("--executor-warning"),
+        ],
     ]
     optFlags = [["require-called-aet", None, "Reject associations that call another AE title than --ae-title."]]
     compData = usage.Completions(
@@ -525,6 +532,7 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
         grace=options["grace"],
         import_from=None if worker else _folder(options, "import"),
         lag_warning=options["lag-warning"],
+        executor_warning=options["executor-warning"],
     )
     reloading = _reloading(options, service)
     if isinstance(service, SupervisorService):

@@ -86,6 +86,7 @@ class ExecutorVitals:
     :ivar queued: the calls that wait for a thread.
     :ivar longest: the time for which the longest current call has been running, in seconds; 0 if no thread is busy.
     :ivar blocked: the time for which all threads have been busy with their current calls, in seconds; 0 if a thread is idle.
+    :ivar work: the names of the functions that the threads are at.
     """
 
     name: str
@@ -94,6 +95,11 @@ class ExecutorVitals:
     queued: int
     longest: float
     blocked: float
+    work: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        longest = f", the longest call for {self.longest:.1f} s" if self.busy else ""
+        return f"{self.name} {self.busy} of {self.threads} threads busy{longest}, {self.queued} calls queued"
 
 
 class _Current(local):
@@ -133,7 +139,7 @@ class _Work:
 
     __slots__ = (
         *("arguments", "executor", "function", "is_cancelled", "keywords"),
-        *("outcome", "result", "started", "succeeded"),
+        *("name", "outcome", "result", "started", "succeeded"),
     )
 
     def __init__(
@@ -144,6 +150,7 @@ class _Work:
         self.arguments = arguments
         self.keywords = keywords
         self.is_cancelled = self.succeeded = False
+        self.name = ""
         self.started = 0.0
         self.outcome: Any = None
         self.result: Deferred[Any] = Deferred(self._cancel)
@@ -158,6 +165,7 @@ class _Work:
         assert function is not None
         # The arguments, such as a megabyte of pixels, are not kept until the result is delivered.
         self.function, self.arguments, self.keywords = None, (), {}
+        self.name = getattr(function, "__qualname__", type(function).__name__)
         try:
             self.outcome = function(*arguments, **keywords)
             self.succeeded = True
@@ -266,11 +274,13 @@ class Executor:
     def vitals(self) -> ExecutorVitals:
         """The state of the executor."""
         now = self._reactor.seconds()
-        seconds = [now - work.started for work in list(self._running)]
+        running = list(self._running)
+        seconds = [now - work.started for work in running]
         threads = self.bounds.threads
         blocked = max(0.0, min(seconds)) if len(seconds) >= threads else 0.0
         longest = max(seconds, default=0.0)
-        return ExecutorVitals(self.name, threads, len(seconds), len(self._queue), max(0.0, longest), blocked)
+        names = tuple(sorted({work.name for work in running if work.name}))
+        return ExecutorVitals(self.name, threads, len(seconds), len(self._queue), max(0.0, longest), blocked, names)
 
     # --- in the reactor thread
 

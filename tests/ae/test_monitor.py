@@ -14,8 +14,10 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from dicomtwist import AE, build_context, evt
 from dicomtwist.ae import ReactorLag, Vitals, resident_memory
-from dicomtwist.ae.monitor import INTERVAL, WINDOW
+from dicomtwist.ae.monitor import INTERVAL, WINDOW, BlockedExecutors
+from dicomtwist.runtime.executors import Bounds, Executors, _Work
 from dicomtwist.service import DICOMService
+from dicomtwist.testing import MemoryNetwork
 from tests import peers
 from tests.memory import CT, VERIFICATION, MemoryTestCase
 
@@ -193,3 +195,67 @@ class Memory(SynchronousTestCase):
         with mmap.mmap(-1, 50_000_000) as kept:
             kept.write(b"x" * 50_000_000)
             self.assertGreater(resident_memory() - before, 40_000_000)
+
+
+class Blocked(SynchronousTestCase):
+    """Executors whose threads are all busy are logged once for each time, with what they do."""
+
+    def setUp(self) -> None:
+        self.network = MemoryNetwork()
+        self.network.works = False
+        self.executors = Executors(self.network, {"worklist": Bounds(threads=2, max_queued=10)})
+        self.lines: list[str] = []
+        observer: Any = lambda event: self.lines.append(formatEvent(event))  # noqa: E731
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.blocked = BlockedExecutors(self.network, self.executors, 5.0)
+        self.blocked.start()
+        self.addCleanup(self.blocked.stop)
+
+    def running(self, number: int) -> None:
+        """Let so many threads of the executor for worklists be at a call from now on."""
+        executor = self.executors.worklist
+        executor._running.clear()
+        for _ in range(number):
+            work = _Work(executor, int, (), {})
+            work.name, work.started = "WorklistFolder.read", self.network.seconds()
+            executor._running.add(work)
+
+    def advance(self, seconds: float) -> list[str]:
+        self.lines.clear()
+        for _ in range(int(seconds / INTERVAL)):
+            self.network.advance(INTERVAL)
+        return self.lines
+
+    def test_once_for_each_time(self) -> None:
+        self.running(2)
+        self.assertEqual(self.advance(4.5), [])
+        (line,) = self.advance(60)
+        self.assertIn("all 2 threads of the executor worklist have been busy for 5.0 s, with WorklistFolder.read", line)
+        self.running(1)
+        (line,) = self.advance(60)
+        self.assertIn("worklist has a free thread again", line)
+        self.running(2)
+        self.assertEqual(len(self.advance(60)), 1)
+
+    def test_busy_with_others(self) -> None:
+        """Threads that are busy all the time, with one call after the other, are not logged."""
+        for _ in range(10):
+            self.running(2)
+            self.assertEqual(self.advance(4), [])
+
+    def test_never(self) -> None:
+        self.blocked.stop()
+        never = BlockedExecutors(self.network, self.executors, None)
+        never.start()
+        self.assertEqual(self.network.getDelayedCalls(), [])
+        never.stop()
+
+    def test_vitals(self) -> None:
+        self.running(1)
+        self.advance(2)
+        vitals = Vitals.of(None, ReactorLag(self.network), self.executors)
+        self.assertIn("; worklist 1 of 2 threads busy, the longest call for 2.0 s, 0 calls queued", str(vitals))
+        self.assertEqual(vitals.executors[0].work, ("WorklistFolder.read",))
+        self.running(0)
+        self.assertNotIn("worklist", str(Vitals.of(None, ReactorLag(self.network), self.executors)))
