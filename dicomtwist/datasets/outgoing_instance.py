@@ -13,6 +13,7 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from twisted.internet.defer import Deferred, fail, succeed
 
+from dicomtwist.datasets.character_sets import canonical
 from dicomtwist.datasets.codec import encode_dataset
 from dicomtwist.datasets.identity import identify
 from dicomtwist.datasets.sources import BytesSource, DataSetSource, FileSource
@@ -278,4 +279,13 @@ def _syntax_of(dataset: Dataset) -> str:
 
 def convert_file(path: str | os.PathLike[str], transfer_syntax: str) -> bytes:
     """Return the data set of the Part 10 file at *path*, encoded in another uncompressed syntax. Blocks."""
-    return encode_dataset(dcmread(path), transfer_syntax)
+    dataset = dcmread(path)
+    terms = dataset.get("SpecificCharacterSet") or ""
+    terms = terms if isinstance(terms, str) else "\\".join(terms)
+    if terms and not canonical(terms):
+        # pydicom would take it for a codec of Python. Byte by byte, text comes through as it is.
+        implicit, little_endian = dataset.original_encoding
+        assert implicit is not None and little_endian is not None
+        dataset.set_original_encoding(implicit, little_endian, ["iso8859"])
+        dataset.SpecificCharacterSet = None
+    return encode_dataset(dataset, transfer_syntax)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist.archive import integrity, recovery
@@ -14,8 +16,11 @@ from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.record import IndexRow, Record, make_record
 from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.integrity import Reference, verify
+from dicomtwist.archive.query.compiler import Model, Negotiated, compile_find
+from dicomtwist.archive.query.search import Search
 from dicomtwist.archive.recovery import import_folder, reconcile
 from dicomtwist.archive.storage.types import Durability, IndexFailed
+from dicomtwist.datasets import decode_dataset, encode_dataset
 from tests.archive.samples import SECONDARY_CAPTURE, ask, dataset, encoded, files, keep
 
 
@@ -205,3 +210,68 @@ class Starting(Case):
         damaged: list[str] = []
         wanted = [Reference(SECONDARY_CAPTURE, f"1.2.1.1.{number}") for number in (1, 2, 3)]
         self.assertEqual(verify(archive, wanted, damaged), [0, 0x0110, 0])
+
+
+class CharacterSets(Case):
+    """Instances whose Specific Character Set is a codec of Python, or nothing at all, in each way into the index."""
+
+    VALUES = (
+        b"undefined",
+        b"idna",
+        b"punycode",
+        b"hex",
+        b"rot13",
+        b"base64",
+        b"zip",
+        b"bz2",
+        b"utf_7",
+        b"unicode_escape",
+    )
+    MORE = (b"\\\\\\", b"", b"ISO_IR 100\\hex", b"\\idna", b"a\0b", b"\xff\xfe", b"\x1b$B", b"x" * 65534)
+
+    def folder(self) -> Path:
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        for number, value in enumerate((*self.VALUES, *self.MORE), 1):
+            made = dataset(number, study=number, PatientID=str(number), PatientName="Name")
+            sequence = Dataset()
+            sequence.CodeMeaning = "Name"
+            made.ProcedureCodeSequence = [sequence]
+            _, (meta, data) = encoded(made)
+            value += b" " * (len(value) & 1)
+            charset = b"\x08\x00\x05\x00CS" + len(value).to_bytes(2, "little") + value
+            (folder / f"{number:02}").write_bytes(meta + charset + data.replace(b"Name", b"N\xfc\xc3e"))
+        return folder
+
+    def test_import_query_and_start(self) -> None:
+        count = len(self.VALUES) + len(self.MORE)
+        for durability in Durability:
+            self.root = Path(self.mktemp())
+            archive = self.open(durability)
+            found = import_folder(archive, self.folder())
+            self.assertEqual((found.kept, found.skipped, found.failed), (count, 0, 0), found.reasons)
+            for level in ("STUDY", "SERIES", "IMAGE"):
+                answers = ask(
+                    archive, level, negotiated=Negotiated(relational=True), PatientName="N*", ProcedureCodeSequence=[]
+                )
+                self.assertEqual(len(answers), count, level)
+                for answer in answers:
+                    self.assertEqual(str(answer.PatientName).encode("latin-1"), b"N\xfc\xc3e")
+                    self.assertIn(answer.get("SpecificCharacterSet"), (None, "ISO_IR 100"))
+            archive.index.remove([(one, two, uid) for one, two, uids in archive.index.files() for uid in uids])
+            archive.close()
+            again = self.open(durability)
+            self.assertEqual(reconcile(again).indexed, count)
+            again.close()
+
+    def test_identifiers(self) -> None:
+        archive = self.open(Durability.NONE)
+        import_folder(archive, self.folder())
+        for value in (*self.VALUES, *self.MORE[:-1]):
+            identifier = Dataset()
+            identifier.QueryRetrieveLevel, identifier.PatientName = "STUDY", "Name"
+            data = encode_dataset(identifier, ExplicitVRLittleEndian).replace(b"Name", b"N\xfc\xc3e")
+            value += b" " * (len(value) & 1)
+            charset = b"\x08\x00\x05\x00CS" + len(value).to_bytes(2, "little") + value
+            query = compile_find(decode_dataset(charset + data, ExplicitVRLittleEndian), Model.STUDY_ROOT)
+            self.assertGreater(len(Search(archive.index.engine, query).numbers()), 10, value)

@@ -33,6 +33,8 @@ from dicomtwist.datasets.character_sets import (
     unclaimed_text,
 )
 from dicomtwist.datasets.identifier import encode_with_character_set
+from dicomtwist.datasets.outgoing_instance import convert_file
+from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 
 #: The names of all codecs of Python, and others that look like them.
 CODECS = sorted(
@@ -236,6 +238,19 @@ class Datasets(SynchronousTestCase):
                     answer = encode_with_character_set(found, "", ExplicitVRLittleEndian)
                     self.assertEqual(answer.count(b"M\xfcller"), 2)
                     self.assertNotIn(b"ISO_IR", answer)
+
+    def test_a_file_is_converted(self) -> None:
+        """For a peer that takes another uncompressed transfer syntax only."""
+        meta = encode_preamble_and_meta(FileMeta("1.2.3", "1.2.3.4", str(ExplicitVRLittleEndian), "1.2.3"))
+        for name in ("undefined", "idna", "hex", "rot13", "zip"):
+            charset = b"\x08\x00\x05\x00CS\x0a\x00" + f"{name:10}".encode()
+            path = self.mktemp()
+            with open(path, "wb") as file:
+                file.write(meta + charset + b"\x10\x00\x10\x00PN\x06\x00M\xfc\xc3^A ")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                converted = convert_file(path, ImplicitVRLittleEndian)
+            self.assertIn(b"\x10\x00\x10\x00\x06\0\0\0M\xfc\xc3^A ", converted)
 
     def test_answers_claim_what_is_true(self) -> None:
         made = Dataset()
