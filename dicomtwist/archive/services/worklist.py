@@ -231,12 +231,17 @@ class Worklist:
 
     def _matches(self, query: Query, items: Sequence[Dataset]) -> list[tuple[Dataset, int]]:
         found: list[tuple[Dataset, int]] = []
+        failures: list[str] = []
         for item in items:
             check_wanted()
             try:
                 found += [(item, at) for at in query(item)]
             except Exception as error:
-                self._told(f"an item of the worklist cannot be compared: {loggable(error)}")
+                failures.append(loggable(error))
+        if failures:
+            # One line for a query, however many items there are.
+            count = f"{len(failures)} of {len(items)} items"
+            self._told(f"{count} of the worklist cannot be compared, the first: {failures[0]}")
         return found
 
     def _told(self, why: str) -> None:

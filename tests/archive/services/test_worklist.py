@@ -470,6 +470,21 @@ class Served(MemoryTestCase):
             self.assertEqual(read.call_count, len(items()))
         self.worklist.stop()
 
+    def test_items_that_cannot_be_compared(self) -> None:
+        """A query logs one line about them, and finds the others."""
+        told: list[str] = []
+        self.patch(self.worklist, "_told", told.append)
+
+        def failing(found: Dataset) -> list[int]:
+            if found.PatientID != "H1":
+                raise RecursionError("too deep")
+            return [0]
+
+        with mock.patch.object(worklist, "compile_query", return_value=failing):
+            self.assertEqual(len(self.ask(query())), 1)
+        (line,) = told
+        self.assertIn(f"{len(items()) - 1} of {len(items())} items of the worklist cannot be compared", line)
+
     def test_a_search_that_takes_long(self) -> None:
         """The deadline ends the search as well, at the next file."""
         seen = []
