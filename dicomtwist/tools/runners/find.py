@@ -11,7 +11,7 @@ import click
 from twisted.internet.defer import DeferredLock
 
 from dicomtwist import Association, AssociationError, NotEstablished, Status, build_context
-from dicomtwist.errors import DataSetError, NoPresentationContext
+from dicomtwist.errors import DataSetError, NoPresentationContext, loggable
 from dicomtwist.sop_class import ModalityWorklistInformationFind
 from dicomtwist.tools.client import ClientAssociation
 from dicomtwist.tools.connection import Connection
@@ -131,12 +131,20 @@ class Find:
                         first = reactor.callLater(PAGE_SECONDS, lambda: self._print(client, rows.flush))
                     self.matches += 1
                     # Printed in a thread, since a pager may not read its input for a long time.
-                    await self._print(client, rows.add, identifier)
+                    try:
+                        await self._print(client, rows.add, identifier)
+                    except OSError:
+                        raise
+                    except Exception as error:
+                        # pydicom raises whatever a value makes it raise. Such a match fails alone.
+                        self.matches -= 1
+                        self.lost += 1
+                        client.error = client.error or f"a match cannot be shown: {loggable(error)}"
                     if self.matches == self._limit or self._output.reader_gone:
                         return None
                 if answers.lost:
-                    self.lost = answers.lost.count
-                    client.error = str(answers.lost)
+                    self.lost += answers.lost.count
+                    client.error = client.error or str(answers.lost)
         except (AssociationError, NotEstablished, NoPresentationContext, DataSetError) as error:
             client.error = str(error)
             return None
