@@ -3,7 +3,7 @@ Limits on what a data set may make of its bytes when it is decoded: nested seque
 
 pydicom makes an object of each element and each item, at about 10 microseconds and half a kilobyte each. An item takes eight
 bytes, so 16 MiB of items took 36 seconds and 1.4 GiB. Every element and item costs pydicom a read of its header, so the file
-that it reads from counts them, and ends the decoding at the limit. A scan before the decoding would have to repeat all that
+that it reads from counts these, and ends the decoding at the limit. A scan before the decoding would have to repeat all that
 pydicom takes leniently, to count the same elements.
 """
 
@@ -18,15 +18,16 @@ from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_sequence
 from pydicom.hooks import raw_element_vr
 
+from dicomtwist.datasets.element_headers import ITEM_TAGS
 from dicomtwist.errors import DataSetError, DataSetTooLong
 
 #: The most levels of nested sequences. Real data sets have about ten: structured reports.
 MAX_NESTED: Final = 64
 
-#: The most reads that pydicom takes for one element or item: its header, a long length, its value. An item takes one for its
-#: header, and two that look at the VR of its first element.
-_READS: Final = 3
 _HEADER_LENGTH: Final = 8
+#: The most that the reads of eight bytes may count for one element or item. A header counts one, a value of this length one
+#: more, what begins with the tag of an item two: a sequence with an empty item, so long, counts five for both.
+_READS: Final = 2.5
 
 
 class ElementCount:
@@ -35,14 +36,14 @@ class ElementCount:
 
     :param limit: the most elements and items together, ``None`` for any number.
 
-    :ivar reads: the reads that pydicom may still do.
+    :ivar reads: the count that the reads of headers may still add; negative for any number.
     """
 
     __slots__ = ("limit", "reads", "seen")
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
-        self.reads = -1 if limit is None else _READS * (limit + 2)
+        self.reads = -1 if limit is None else int(_READS * (limit + 2))
         self.seen = 0
 
     def add(self, number: int) -> None:
@@ -70,8 +71,8 @@ class ElementCount:
 
 class CountedFile(BytesIO):
     """
-    A file that counts the reads, and records whether a read passed its end: pydicom takes half a value, or half a sequence,
-    for the whole.
+    A file that counts the reads of headers, and records whether a read passed its end: pydicom takes half a value, or half a
+    sequence, for the whole.
 
     :param count: where the reads are counted.
 
@@ -92,11 +93,13 @@ class CountedFile(BytesIO):
 
         :raises DataSetTooLong: the reads are more than the elements and items of the limit take.
         """
-        count = self._count
-        if not count.reads:
-            count.check()
-        count.reads -= 1
         data = super().read(size)
+        if size == _HEADER_LENGTH:
+            count = self._count
+            if count.limit is not None:
+                count.check()
+                # Items cost most: a data set for each.
+                count.reads = max(0, count.reads - (2 if data[:4] in ITEM_TAGS else 1))
         self.cut_off = size is not None and len(data) < size
         if self.cut_off:
             self.tail = data

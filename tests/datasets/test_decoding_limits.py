@@ -100,6 +100,17 @@ class Counted(TestCase):
         false = implicit(0x00081199, item(struct.pack("<HHI", 0x0008, 0x1150, 1 << 30)))
         self.refused(false + implicit(0x0040A730, item() * LIMIT), ImplicitVRLittleEndian)
 
+    def test_many_sequences_with_an_empty_item(self) -> None:
+        """Universal matching of sequences (PS3.4 C.2.2.2.6), whose values are as long as headers, counts exactly."""
+        dates = b"".join(implicit(0x00111000 + at, b"20240101") for at in range(1, LIMIT + 1))
+        self.assertEqual(len(decode_dataset(dates, ImplicitVRLittleEndian, FEW)), LIMIT)
+        sequences = b"".join(
+            implicit(tag, item()) for tag in (0x00081032, 0x00081110, 0x00081111, 0x00081120, 0x00081140)
+        )
+        self.assertEqual(elements(decode_dataset(sequences, ImplicitVRLittleEndian, DecodingLimits(elements=10))), 10)
+        with self.assertRaises(DataSetTooLong):
+            decode_dataset(sequences, ImplicitVRLittleEndian, DecodingLimits(elements=9))
+
     def test_levels(self) -> None:
         """Elements and items of all levels count."""
         inner = b""
