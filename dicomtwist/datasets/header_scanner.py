@@ -160,7 +160,7 @@ class HeaderScanner:
         self._skip = 0  # bytes to skip
         self._need = 0  # bytes still missing from a wanted value, which grows in _value
         self._value = bytearray()
-        self._pending = b""  # the beginning of an element header, less than 12 bytes
+        self._pending = b""  # the beginning of an element header, or of an odd one and the next: less than 16 bytes
         self._tag = 0  # the element that is being skipped or collected, for messages
         self._offset = 0  # the position of the current fragment in the (inflated) data set
         # Nesting needs no stack: an element of defined length is skipped whole, so the open levels alternate
@@ -238,7 +238,7 @@ class HeaderScanner:
                     if self._tag >= self._stop:
                         self._end()
             elif self._pending:
-                # Complete an element header that was split, which takes no more than 12 bytes.
+                # Complete an element header that was split; each round adds up to 12 bytes.
                 before = len(self._pending)
                 head = self._pending + bytes(data[pos : pos + _MAX_ELEMENT_HEADER])
                 self._offset -= before
