@@ -50,7 +50,7 @@ def _plan(wanted: frozenset[int], encoding: HeaderFormat) -> tuple[frozenset[int
 _HIGHEST_TAG = DELIMITERS - 1
 #: Group 0002 as it is encoded, in little endian and in big endian.
 _META_GROUP = (b"\x02\x00", b"\x00\x02")
-_MAX_ELEMENT_HEADER = 12
+_MAX_ELEMENT_HEADER = 16  # with the beginning of the next, which an odd VR needs
 _MAX_PIECE = 1 << 30  # the most bytes scanned at once: fewer than an undefined length, taken as a number
 _INFLATE_IN = 16 * 1024
 _INFLATE_OUT = 64 * 1024
@@ -238,7 +238,7 @@ class HeaderScanner:
                     if self._tag >= self._stop:
                         self._end()
             elif self._pending:
-                # Complete an element header that was split; each round adds up to 12 bytes.
+                # Complete an element header that was split; 16 bytes always suffice.
                 before = len(self._pending)
                 head = self._pending + bytes(data[pos : pos + _MAX_ELEMENT_HEADER])
                 self._offset -= before

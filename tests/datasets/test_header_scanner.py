@@ -218,6 +218,12 @@ class Structure(SynchronousTestCase):
             for value in (b"\x02\x00ab", b"\x00\x00"):
                 inner = b"\x09\x00\x01\x10" + vr + value
                 self.check(SQ + UNDEFINED + ITEM + UNDEFINED + inner + END_ITEM + END_SEQUENCE + TAIL)
+        # Split anywhere in its header, with many bytes behind it.
+        data = b"\x09\x00\x01\x10??\x00\x00" + TAIL
+        for at in range(len(data)):
+            scanner = HeaderScanner(EXPLICIT, BOTH)
+            done = scanner.feed(data[:at]) or scanner.feed(data[at:])
+            self.assertEqual((done, scanner.values), (True, BOTH), at)
         # An implicitly encoded element whose length looks like such a VR.
         for length in (0x2020, 0x3F3F, 0x7E7E):
             self.check(implicit(0x00091001, bytes(length)) + TAIL)
