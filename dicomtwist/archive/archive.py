@@ -27,6 +27,8 @@ from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
 from dicomtwist.archive.storage.types import (
     DuplicateInstance,
     Durability,
+    InstanceUIDs,
+    ReplacementRefused,
     StoreError,
     StoreUnusable,
     Written,
@@ -184,7 +186,7 @@ class Archive:
         if self.store.durability is Durability.NONE and self.journal is None:
             # Several processes cannot use write-behind: none knows which rows another has not added yet.
             self._write_behind = WriteBehind(self.index, self._set_aside)
-        self._commits = GroupCommit(self.store, self.index, self.journal, self._write_behind)
+        self._commits = GroupCommit(self.store, self.index, self.journal, self._write_behind, self._check_elsewhere)
 
     def refuse(self, why: str) -> None:
         """
@@ -339,6 +341,27 @@ class Archive:
         """
         if self._write_behind is not None:
             self._write_behind.catch_up()
+
+    def _check_elsewhere(self, instance: ReceivedInstance, place: InstanceUIDs) -> StoreError | None:
+        """
+        Return the error for which an instance is refused if its SOP Instance UID is stored below another study or series;
+        ``None`` if both are kept.
+
+        A SOP Instance UID is unique (PS3.3 C.12.1.1.1): a retrieval would send both, and its receiver keep the later one.
+        """
+        sender = instance.sender
+        if self.duplicates is Duplicates.REJECT:
+            return DuplicateInstance("the instance is in the archive already, below another study or series")
+        if sender is None:
+            return None
+        if not sender.may_replace:
+            return ReplacementRefused("the instance is stored below another study or series")
+        sender.log_replacement(
+            "the SOP Instance UID of {instance} is that of {stored} too: both are kept",
+            instance="/".join(instance.uids),
+            stored="/".join(place),
+        )
+        return None
 
     def _first_stays(self, instance: ReceivedInstance) -> bool:
         """Whether the stored copy stays. Compared are the data set and its transfer syntax."""

@@ -30,6 +30,7 @@ MAX_GROUP: Final = 256
 
 
 _Outcomes: TypeAlias = "dict[PendingCommit, BaseException | None]"
+_OnElsewhere: TypeAlias = Callable[[ReceivedInstance, InstanceUIDs], BaseException | None]
 
 
 class CommitConflict(Exception):
@@ -68,6 +69,8 @@ class GroupCommit:
     :param journal: locks the instances of a commit against the other processes that share the archive, if there are any.
     :param write_behind: takes the rows of new instances, so that a commit does not wait for the index; without it every
         commit does.
+    :param on_elsewhere: called with a new instance whose SOP Instance UID is stored below another study or series, and with the
+        UIDs of that one; returns the error for which the new one is refused, ``None`` if both are kept.
     """
 
     def __init__(
@@ -76,7 +79,9 @@ class GroupCommit:
         index: IndexWriter,
         journal: CommitJournal | None = None,
         write_behind: WriteBehind | None = None,
+        on_elsewhere: _OnElsewhere = lambda instance, place: None,
     ) -> None:
+        self._on_elsewhere = on_elsewhere
         self._journal = journal
         self._write_behind = write_behind
         self._store = store
@@ -119,20 +124,26 @@ class GroupCommit:
 
     def _next_group(self) -> list[PendingCommit]:
         """Take the next instances that wait, of each SOP Instance one copy."""
-        group: dict[InstanceUIDs, PendingCommit] = {}
+        group: dict[str, PendingCommit] = {}
         later: list[PendingCommit] = []
         for pending in self._waiting:
-            if pending.instance.uids in group or len(group) >= MAX_GROUP:
+            uid = pending.instance.uids[2]
+            if uid in group or len(group) >= MAX_GROUP:
                 later.append(pending)
             else:
-                group[pending.instance.uids] = pending
+                group[uid] = pending
         self._waiting = later
         return list(group.values())
 
     def _commit(self, group: list[PendingCommit]) -> None:
         if self._write_behind is not None:
+            outcomes: _Outcomes = {}
+            self._refuse_elsewhere([pending for pending in group if not pending.exists], outcomes)
             for pending in group:
-                if not pending.exists:
+                if pending in outcomes:
+                    self._settle(pending, outcomes[pending])
+                    pending.on_result(outcomes[pending])
+                elif not pending.exists:
                     pending.on_result(self._commit_new(pending, self._write_behind))
             group = [pending for pending in group if pending.exists]
         if group:
@@ -144,7 +155,7 @@ class GroupCommit:
         try:
             self._store.rename(pending.written.path, *pending.instance.uids, exclusive=True)
             pending.placed = True
-            write_behind.add(_row(pending), pending.instance.held)
+            write_behind.add(_row(pending), pending.instance.uids, pending.instance.held)
         except FileExistsError:
             return CommitConflict()
         except BaseException as error:
@@ -173,6 +184,7 @@ class GroupCommit:
         """Commit *group* while no other process commits its instances."""
         try:
             group = self._without_conflicts(group, outcomes)
+            self._refuse_elsewhere([pending for pending in group if not pending.exists], outcomes)
             self._announce([pending for pending in group if pending.written and pending.exists], outcomes)
             placed = [pending for pending in group if pending not in outcomes and self._place(pending, outcomes)]
             if self._store.durability is Durability.FULL and not any(pending.exists for pending in placed):
@@ -196,6 +208,24 @@ class GroupCommit:
             else:
                 outcomes[pending] = CommitConflict()
         return left
+
+    def _refuse_elsewhere(self, new: list[PendingCommit], outcomes: _Outcomes) -> None:
+        """Refuse instances that are stored below another study or series, unless both are to be kept."""
+        looked_for = {pending.instance.uids: pending for pending in new if pending.instance.sender is not None}
+        if not looked_for:
+            return
+        try:
+            # The queue first: a row that leaves it meanwhile is in the index.
+            found = {} if self._write_behind is None else self._write_behind.elsewhere(looked_for)
+            found = self._index.elsewhere(looked_for) | found
+        except IndexFailed as error:
+            outcomes.update(dict.fromkeys(looked_for.values(), error))
+            return
+        for uids, place in found.items():
+            pending = looked_for[uids]
+            refusal = self._on_elsewhere(pending.instance, place)
+            if refusal is not None:
+                outcomes[pending] = refusal
 
     def _announce(self, replacing: list[PendingCommit], outcomes: _Outcomes) -> None:
         if not replacing:

@@ -34,7 +34,7 @@ from tests.memory import MemoryTestCase
 STRANGER, HERE = "10.1.0.5", "127.0.0.1"
 
 
-class Elsewhere(MemoryNetwork):
+class AddressedNetwork(MemoryNetwork):
     """A network whose clients have an address that the test chooses."""
 
     address = STRANGER
@@ -48,7 +48,7 @@ class ReplacingCase(MemoryTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.network: Elsewhere = Elsewhere()
+        self.network: AddressedNetwork = AddressedNetwork()
         self.scp, self.scu = AE("SCP", reactor=self.network), AE("SCU", reactor=self.network)
         self.scu.requested_contexts = [
             build_context(SECONDARY_CAPTURE, ExplicitVRLittleEndian),
@@ -212,6 +212,84 @@ class Replacing(ReplacingCase):
         ]
         statuses = sorted(int(self.network.result_of(one)) for one in waiting)
         self.assertEqual(statuses, [0] + [NOT_AUTHORISED] * 5)
+
+
+class Elsewhere(ReplacingCase):
+    """A C-STORE of an instance whose SOP Instance UID is stored below another study or series."""
+
+    STORED = dataset(1, PatientName="Doe^John")
+
+    def others(self, **elements: Any) -> list[Dataset]:
+        """Return other versions of the stored instance: in another series, study, or both; of other sizes."""
+        uid = {"SOPInstanceUID": "1.2.1.1.1", **elements}
+        large = pixels(300_000, SeriesInstanceUID="1.2.1.9", **uid)
+        return [dataset(1, 2, 1, **uid), dataset(1, 1, 2, **uid), dataset(1, 1, 0, PatientID="Q", **uid), large]
+
+    def test_a_stranger(self) -> None:
+        self.serve()
+        self.assertEqual(self.store(self.STORED), [0])
+        before = self.file()
+        self.assertEqual(self.store(*self.others()), [NOT_AUTHORISED] * 4)
+        self.assertEqual(self.store(*self.others(PatientName="Evil^Name")), [NOT_AUTHORISED] * 4)
+        self.assertEqual(self.file(), before)
+        self.assertEqual(self.found("STUDY", "StudyInstanceUID"), ["1.2.1"])
+        self.assertEqual(self.found("STUDY", "NumberOfStudyRelatedInstances"), ["1"])
+        self.assertEqual(self.store(self.STORED, dataset(2)), [0, 0], "the instance itself, and a new one")
+
+    def test_after_a_query(self) -> None:
+        """With rows in the index as well as with rows that wait."""
+        self.serve()
+        for one in self.others():
+            self.assertIn(self.store(self.STORED, one), ([0, NOT_AUTHORISED],))
+            self.assertEqual(self.found("STUDY", "NumberOfStudyRelatedInstances"), ["1"])
+            self.assertEqual(self.store(one), [NOT_AUTHORISED])
+
+    def test_this_machine(self) -> None:
+        self.serve()
+        self.assertEqual(self.store(self.STORED), [0])
+        self.assertEqual(self.store(*self.others(), address=HERE), [0] * 4)
+        self.assertEqual(self.found("STUDY", "StudyInstanceUID"), ["1.2.0", "1.2.1", "1.2.2"])
+        self.assertEqual(self.found("STUDY", "NumberOfStudyRelatedInstances"), ["1", "1", "3"])
+        lines = self.about("both are kept", "'SCU' at 127.0.0.1")
+        self.assertEqual(len(lines), 4)
+        for one, line in zip(self.others(), lines, strict=True):
+            self.assertIn(f"UID of {one.StudyInstanceUID}/{one.SeriesInstanceUID}/1.2.1.1.1 is", line)
+        self.assertEqual(self.store(*self.others()), [0] * 4, "identical copies")
+
+    def test_rejected_duplicates(self) -> None:
+        for duplicates, statuses in (
+            (Duplicates.REJECT, [DUPLICATE_SOP_INSTANCE, DUPLICATE_SOP_INSTANCE]),
+            (Duplicates.KEEP, [NOT_AUTHORISED, 0]),
+        ):
+            self.serve(duplicates=duplicates)
+            self.assertEqual(self.store(self.STORED), [0])
+            one = self.others()[0]
+            self.assertEqual([*self.store(one), *self.store(one, address=HERE)], statuses)
+            self.end()
+
+    def test_several_at_once(self) -> None:
+        """Of several that a stranger sends at once, one stays, and new instances beside them are stored."""
+        self.serve()
+        self.network.address = STRANGER
+        wanted = [self.STORED, *self.others(), *(dataset(number) for number in range(10, 14))]
+        associations = [self.associate() for _ in wanted]
+        waiting = [association.send_c_store(one) for association, one in zip(associations, wanted, strict=True)]
+        statuses = [int(self.network.result_of(one)) for one in waiting]
+        self.assertEqual(sorted(statuses[:5]), [0] + [NOT_AUTHORISED] * 4)
+        self.assertEqual(statuses[5:], [0] * 4)
+        self.assertEqual(len(files(self.root)), 5)
+
+    def test_nothing_is_left(self) -> None:
+        self.serve()
+        self.store(self.STORED, *self.others())
+        self.assertEqual([path.name for path in (self.root / ".incoming").iterdir()], [".lock"])
+        self.assertEqual(len(files(self.root)), 1)
+
+
+class ElsewhereWithoutSyncs(Elsewhere):
+    """As above; rows follow later."""
+
+    durability = Durability.NONE
 
 
 class ReplacingWithoutSyncs(Replacing):

@@ -191,6 +191,7 @@ class Index:
         self._entities = {level: _Entities(self.engine, level, self._conflicts) for level in _NAME_OF_KEY}
         # Drivers begin transactions themselves, except that of SQLite, whose isolation level is None.
         self._begin = "BEGIN IMMEDIATE" if self.engine.dialect.name == "sqlite" else ""
+        self._places = Statement(self.engine, _places(), ["instance_uid"])
         self._insert = upsert(
             self.engine,
             instance,
@@ -272,6 +273,29 @@ class Index:
             for uids in instances:
                 self._connection.execute(_announced(uids))
                 self._connection.execute(replacing.insert().values(path="/".join(uids)))
+
+    def elsewhere(self, instances: Iterable[InstanceUIDs]) -> dict[InstanceUIDs, InstanceUIDs]:
+        """
+        Return the instances whose SOP Instance UID the index has below another study or series, each with the UIDs that it
+        has there.
+
+        :param instances: their Study, Series and SOP Instance UIDs.
+        :raises IndexFailed: the database cannot be read.
+        """
+        found: dict[InstanceUIDs, InstanceUIDs] = {}
+        # Past SQLAlchemy, since every instance that is stored is looked for: this takes some microseconds for each.
+        with self._lock, self._recovering():
+            dbapi: Any = self._connection.connection.dbapi_connection
+            cursor = dbapi.cursor()
+            for uids in instances:
+                cursor.execute(self._places.text, self._places.parameters([uids[2]]))
+                for study_uid, series_uid in cursor.fetchall():
+                    if (study_uid, series_uid) != uids[:2]:
+                        found[uids] = (study_uid, series_uid, uids[2])
+                        break
+            if not self._begin:
+                dbapi.rollback()
+        return found
 
     def announced(self) -> list[InstanceUIDs]:
         """Return the instances whose files were being replaced when the previous run of the program ended."""
@@ -431,6 +455,16 @@ class Index:
 
 def _announced(uids: InstanceUIDs) -> Any:
     return replacing.delete().where(replacing.c.path == "/".join(uids))
+
+
+def _places() -> Select[Any]:
+    return (
+        select(study.c.study_instance_uid, series.c.series_instance_uid)
+        .select_from(instance)
+        .join(series, instance.c.parent == series.c.id)
+        .join(study, series.c.parent == study.c.id)
+        .where(instance.c.sop_instance_uid == bindparam("instance_uid"))
+    )
 
 
 def _rows_of(study_uid: str, series_uid: str, instance_uid: str) -> Select[Any]:

@@ -30,6 +30,12 @@ class IndexWriter(RowSink, Protocol):
     def announce_replacing(self, instances: Iterable[InstanceUIDs], /) -> None:
         """Note that the files of *instances* are about to be replaced; :meth:`add` removes the note."""
 
+    def elsewhere(self, instances: Iterable[InstanceUIDs], /) -> dict[InstanceUIDs, InstanceUIDs]:
+        """
+        Return the instances whose SOP Instance UID the index has below another study or series, each with the UIDs that it
+        has there.
+        """
+
     def remove(self, instances: Iterable[InstanceUIDs], /) -> None:
         """Remove instances, and the series, studies and patients that become empty."""
 

@@ -9,12 +9,12 @@ program is killed in between, its next start adds the rows from the files.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Final, TypeAlias
 
 from dicomtwist.archive.index.interfaces import RowSink
 from dicomtwist.archive.index.record import IndexRow
-from dicomtwist.archive.storage.types import RowRefused
+from dicomtwist.archive.storage.types import InstanceUIDs, RowRefused
 
 __all__ = ["WriteBehind"]
 
@@ -26,6 +26,8 @@ MAX_BEHIND_BYTES: Final = 16 * 1024 * 1024
 _HOPELESS: Final = (RowRefused, ValueError, TypeError, OverflowError)
 
 _Make = Callable[[], IndexRow]
+#: A row that waits: a function that makes it, and the UIDs of its instance.
+_Waiting: TypeAlias = tuple[_Make, InstanceUIDs]
 
 
 class WriteBehind:
@@ -42,7 +44,8 @@ class WriteBehind:
         self._index = index
         self._on_set_aside = on_set_aside
         self.set_aside = 0
-        self._waiting: list[_Make] = []
+        self._waiting: list[_Waiting] = []
+        self._places: dict[str, InstanceUIDs] = {}
         self._size = 0
         self._lock = threading.Lock()
         self._turn = threading.Lock()
@@ -50,19 +53,30 @@ class WriteBehind:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, row: _Make, size: int) -> None:
+    def add(self, row: _Make, uids: InstanceUIDs, size: int) -> None:
         """
         Queue a row.
 
         :param row: a function that makes the row.
+        :param uids: the Study, Series and SOP Instance UIDs of the instance.
         :param size: the approximate number of bytes that *row* keeps in memory until then.
         :raises IndexFailed: the queue was full, and the database refused its rows. The new row was not queued.
         """
         if len(self._waiting) >= MAX_BEHIND or self._size >= MAX_BEHIND_BYTES:
             self.catch_up()
         with self._lock:
-            self._waiting.append(row)
+            self._waiting.append((row, uids))
+            self._places[uids[2]] = uids
             self._size += size
+
+    def elsewhere(self, instances: Iterable[InstanceUIDs]) -> dict[InstanceUIDs, InstanceUIDs]:
+        """
+        Return the instances whose SOP Instance UID a row that waits has below another study or series, each with the UIDs of
+        that row. A row that has left the queue is in the index.
+        """
+        with self._lock:
+            found = {uids: self._places.get(uids[2], uids) for uids in instances}
+        return {uids: place for uids, place in found.items() if place != uids}
 
     def catch_up(self) -> None:
         """
@@ -79,18 +93,19 @@ class WriteBehind:
             left, failure = self._add_each(waiting) if not self._added(waiting) else ([], None)
             with self._lock:
                 self._waiting[:0] = left
+                self._places = {uids[2]: uids for _, uids in self._waiting}
                 self._size += size * len(left) // len(waiting)
             if failure is not None:
                 raise failure
 
-    def _added(self, rows: list[_Make]) -> bool:
+    def _added(self, rows: list[_Waiting]) -> bool:
         try:
-            self._index.add([make() for make in rows])
+            self._index.add([make() for make, _ in rows])
         except Exception:
             return False
         return True
 
-    def _add_each(self, waiting: list[_Make]) -> tuple[list[_Make], Exception | None]:
+    def _add_each(self, waiting: list[_Waiting]) -> tuple[list[_Waiting], Exception | None]:
         """
         Add rows one by one, since one of them may be the cause of the failure of all.
 
@@ -98,11 +113,11 @@ class WriteBehind:
 
         :returns: the rows that wait for the next call, and the reason.
         """
-        left: list[_Make] = []
+        left: list[_Waiting] = []
         failure: Exception | None = None
-        for make in waiting:
+        for one in waiting:
             try:
-                row = make()
+                row = one[0]()
             except Exception as error:
                 self._set_aside(error)
                 continue
@@ -111,7 +126,7 @@ class WriteBehind:
             except _HOPELESS as error:
                 self._set_aside(error)
             except Exception as error:
-                left.append(make)
+                left.append(one)
                 failure = error
         return left, failure
 

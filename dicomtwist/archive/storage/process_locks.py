@@ -141,8 +141,9 @@ class CommitJournal:
             fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, _INDEX_LOCK)
 
     def _lock(self, names: Iterable[str]) -> None:
+        # By the SOP Instance UID alone: no other process stores it below another study or series at that time.
         # The locked bytes are never read. Every process locks them in ascending order, so there is no deadlock.
-        for position in sorted({_position(name) for name in names}):
+        for position in sorted({_position(name.rpartition("/")[2]) for name in names}):
             fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, position)
 
 
