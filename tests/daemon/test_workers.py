@@ -24,12 +24,13 @@ from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.recovery import reconcile, repair
 from dicomtwist.archive.storage.process_locks import CommitJournal, uncommitted
+from dicomtwist.archive.storage.types import ReplacementRefused
 from dicomtwist.daemon.workers import WorkerSpec
 from dicomtwist.errors import AssociationError
 from dicomtwist.sop_class import CTImageStorage
 from dicomtwist.transport.listening_sockets import Sockets
 from tests import peers
-from tests.archive.samples import dataset, keep
+from tests.archive.samples import dataset, handed, keep
 from tests.certificates import Authority
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -373,6 +374,18 @@ class Load(WorkersTestCase):
         await self.gone(*pids)
 
 
+class Stranger:
+    """A sender that may not replace instances."""
+
+    may_replace = False
+
+    def log_replacement(self, message: str, /, **fields: object) -> None:
+        raise AssertionError("nothing was replaced")
+
+    def log_conflict(self, message: str, /, **fields: object) -> None:
+        raise AssertionError("nothing disagrees")
+
+
 class Sharing(SynchronousTestCase):
     """Several writers of one archive, and the repair after one of them has died."""
 
@@ -394,6 +407,17 @@ class Sharing(SynchronousTestCase):
         self.assertEqual(self.first.index.counts()[Level.IMAGE], 6)
         found = reconcile(self.first)
         self.assertEqual((found.indexed, found.lost), (0, 0))
+
+    def test_another_version_of_an_instance(self) -> None:
+        """A sender that may not replace stores no second version, whichever writer has the first one and gets the second."""
+        for number, (one, other) in enumerate(((self.first, self.second), (self.second, self.first))):
+            self.assertIsNone(keep(one, dataset(number)))
+            second = handed(dataset(number, 9, SOPInstanceUID=f"1.2.1.1.{number}"))
+            second.sender = Stranger()
+            outcomes: list[BaseException | None] = []
+            other.keep(second, outcomes.append)
+            self.assertIsInstance(outcomes.pop(), ReplacementRefused)
+        self.assertEqual(self.first.index.counts()[Level.IMAGE], 2)
 
     def test_what_is_uncommitted(self) -> None:
         """A repair handles a file without a row, a row without a file, and a temporary file."""
