@@ -4,7 +4,7 @@ The destination of a C-MOVE, which gets associations of its own (PS3.4 C.4.2).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -20,6 +20,7 @@ from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstabl
 from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.exchange.store_request import prepare, prepare_at_once
 from dicomtwist.presentation import PresentationContext, StoragePresentationContexts, build_context
+from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
 if TYPE_CHECKING:
     from dicomtwist.scp.performed import PerformingAssociation
@@ -29,9 +30,6 @@ MAX_ADDED_CONTEXTS: Final = 16
 
 #: The result of a presentation context whose abstract syntax the acceptor does not support (PS3.8 9.3.3.2).
 _ABSTRACT_SYNTAX_NOT_SUPPORTED: Final = 3
-
-#: The most presentation contexts of one proposal (PS3.8 9.3.2.2).
-_MAX_CONTEXTS: Final = 128
 
 
 class _DestinationAssociation:
@@ -59,9 +57,9 @@ class MoveAssociations:
     """
     The associations that the instances of one C-MOVE are sent over.
 
-    They are made for the first instance, and propose a presentation context for exactly its SOP Class and transfer syntax. If
-    a later instance lacks a context, an association is released and made again with that context: some destinations serve
-    one association at a time, and a second one would wait for ever.
+    They are made for the first instance, and propose a presentation context for exactly its SOP Class and transfer syntax, if
+    no given one names its SOP Class. If a later instance lacks a context, an association is released and made again with that
+    context: some destinations serve one association at a time, and a second one would wait for ever.
 
     :param source: the association that the C-MOVE came on.
     :param move_destination: the AE title to send to.
@@ -91,7 +89,7 @@ class MoveAssociations:
         self._address = address
         self._given: list[PresentationContext] = self._arguments.pop("contexts", None) or self._ae.requested_contexts
         self._contexts = self._given or _any_storage()
-        self._added: dict[tuple[str, str], PresentationContext] = {}
+        self._added: dict[tuple[str, str], None] = {}
         self._priority = priority
         # The AE title of the C-MOVE requestor, and the Message ID of its request (PS3.7 9.1.1.1.8).
         self._originator_aet = source.requestor.ae_title if source.is_acceptor else source.acceptor.ae_title
@@ -159,7 +157,7 @@ class MoveAssociations:
         self._is_open = True
         wanted = first.sop_class_uid, first.transfer_syntax
         if all(wanted) and not any(wanted[0] == context.abstract_syntax for context in self._given):
-            self._added[wanted] = build_context(*wanted)
+            self._added[wanted] = None
         results: list[tuple[bool, Any]] = await DeferredList(
             [Deferred.fromCoroutine(self._connect()) for _ in range(self._number)], consumeErrors=True
         )
@@ -176,7 +174,9 @@ class MoveAssociations:
 
     async def _connect(self) -> _DestinationAssociation:
         added = frozenset(self._added)
-        contexts = [*self._added.values(), *self._contexts][:_MAX_CONTEXTS]
+        proposed_last = contexts_for(self._added)
+        # The given contexts stay in front, see contexts_for.
+        contexts = [*self._contexts[: MAX_PRESENTATION_CONTEXTS - len(proposed_last)], *proposed_last]
         return _DestinationAssociation(
             await self._ae.associate(*self._address, contexts=contexts, **self._arguments), added
         )
@@ -238,7 +238,7 @@ class MoveAssociations:
             await self._idle
         self._connected.remove(connection)
         await self._release(connection.association)
-        self._added[wanted] = build_context(*wanted)
+        self._added[wanted] = None
         try:
             try:
                 made = await self._connect()
@@ -254,6 +254,36 @@ class MoveAssociations:
             ) from error
         self._connected.append(made)
         return made
+
+
+def contexts_for(instances: Iterable[tuple[str, str]]) -> list[PresentationContext]:
+    """
+    Return contexts that let an acceptor take each instance as it is stored, whatever its order of transfer syntaxes is.
+
+    Each transfer syntax of a SOP Class has a context of its own. If one of them is uncompressed, a further context has Explicit
+    and Implicit VR as well, for acceptors that accept no other: such instances can be converted, and PS3.5 10.1 requires
+    Implicit VR.
+
+    The further contexts come first: GDCM's SCP reads all data sets in the uncompressed transfer syntax of the last context,
+    whatever context they come in. This order lets it read instances that are all in one uncompressed transfer syntax.
+
+    :param instances: the SOP Class and transfer syntax UID of each instance.
+    :returns: 128 contexts at most; the contexts that a conversion can replace are the first to be left out.
+    """
+    any_of: dict[str, PresentationContext] = {}
+    compressed: dict[tuple[str, str], PresentationContext] = {}
+    exact: dict[tuple[str, str], PresentationContext] = {}
+    for sop_class, syntax in dict.fromkeys(instances):
+        if len(any_of) + len(compressed) >= MAX_PRESENTATION_CONTEXTS:
+            break
+        if syntax not in UNCOMPRESSED:
+            compressed[sop_class, syntax] = build_context(sop_class, syntax)
+            continue
+        if sop_class not in any_of:
+            fallbacks = [syntax, ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+            any_of[sop_class] = build_context(sop_class, list(dict.fromkeys(fallbacks)))
+        exact[sop_class, syntax] = build_context(sop_class, syntax)
+    return [*compressed.values(), *any_of.values(), *exact.values()][:MAX_PRESENTATION_CONTEXTS]
 
 
 def _any_storage() -> list[PresentationContext]:

@@ -630,6 +630,32 @@ class MoveTests(MoveTestCase):
             self.server.shutdown()
             self.network.flush()
 
+    def test_the_only_syntax_of_a_destination(self) -> None:
+        """An instance whose SOP Class was not proposed is converted to the one syntax that the destination accepts."""
+        self.listening()
+        for stored, accepted in (
+            (ExplicitVRLittleEndian, ImplicitVRLittleEndian),
+            (ImplicitVRLittleEndian, ExplicitVRLittleEndian),
+            (DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian),
+        ):
+            for given in ({}, {"contexts": [build_context(CT)]}):
+                private = "1.2.826.0.1.3680043.10.99"
+                self.archive.supported_contexts = [CT_CONTEXT, build_context(private, accepted)]
+                paths = []
+                for sop_class, number, syntax in ((CT, 1, ExplicitVRLittleEndian), (private, 2, stored)):
+                    made = instance(uid=uid(number))
+                    made.SOPClassUID = sop_class
+                    meta = FileMeta(sop_class, uid(number), str(syntax), "1.2.3")
+                    path = Path(self.mktemp())
+                    path.write_bytes(encode_preamble_and_meta(meta) + encode_dataset(made, syntax))
+                    paths.append(path)
+                self.events.clear()
+                result = self.move(lambda event, paths=paths, given=given: [("127.0.0.1", 11113, given), 2, *paths])
+                self.assertTrue(result.status.is_success)
+                self.assertEqual(self.events[1].context.transfer_syntax, accepted)
+                self.server.shutdown()
+                self.network.flush()
+
     def test_one_association_only(self) -> None:
         """A destination that takes one association only, such as a client that moves to itself, gets all instances."""
         self.listening((evt.EVT_ESTABLISHED, lambda event: self.stop_listening()))

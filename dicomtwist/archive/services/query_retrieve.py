@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
@@ -19,7 +18,6 @@ from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.index import IndexFailed
 from dicomtwist.archive.query.compiler import InvalidIdentifier, Model, Negotiated
 from dicomtwist.archive.query.search import Finder, Found, StoredInstance, TooManyMatches
-from dicomtwist.datasets.codec import UNCOMPRESSED
 from dicomtwist.dimse.status import (
     CANNOT_COUNT_MATCHES,
     DATASET_MISMATCH,
@@ -29,9 +27,9 @@ from dicomtwist.dimse.status import (
     Status,
 )
 from dicomtwist.errors import DataSetError, ExecutorFull, Refused, loggable
-from dicomtwist.presentation import PresentationContext, build_context
 from dicomtwist.runtime.executors import Executor
 from dicomtwist.scp.dispatch import Route
+from dicomtwist.scp.move_destination import contexts_for
 from dicomtwist.sop_class import (
     PatientRootQueryRetrieveInformationModelFind,
     PatientRootQueryRetrieveInformationModelGet,
@@ -44,7 +42,6 @@ from dicomtwist.sop_class import (
     StudyRootQueryRetrieveInformationModelMove,
 )
 from dicomtwist.transport.peer_directory import Peers
-from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
 __all__ = ["QueryRetrieve"]
 
@@ -166,7 +163,9 @@ class QueryRetrieve:
             pages = found.pages()
             first: list[StoredInstance] = await anext(pages, [])
             place = destination if isinstance(destination, tuple) else (destination, None)
-            yield *place, {"contexts": _contexts(first)} if first else {}
+            # Contexts beyond the limit, and those of later pages, are proposed when one of their instances is to be sent.
+            contexts = contexts_for((instance.sop_class_uid, instance.transfer_syntax) for instance in first)
+            yield *place, {"contexts": contexts} if first else {}
             yield found.total
             yield PENDING, first
             async for page in pages:
@@ -205,22 +204,3 @@ def _model(event: evt.IdentifierEvent) -> Model:
 def _negotiated(event: evt.IdentifierEvent) -> Negotiated:
     agreed: Mapping[str, bytes] = event.assoc.acceptor.sop_class_extended
     return Negotiated.from_bytes(agreed.get(str(event.context.abstract_syntax), b""))
-
-
-def _contexts(instances: list[StoredInstance]) -> list[PresentationContext]:
-    """
-    Return what to propose for *instances*: each SOP Class in each transfer syntax of its instances.
-
-    The uncompressed transfer syntaxes of a SOP Class share a context, since such instances can be converted; GDCM's SCP takes
-    nothing if there are two. Contexts beyond the limit, and those of later pages, are proposed when one of their instances is
-    to be sent.
-    """
-    wanted: dict[tuple[str, str], PresentationContext] = {}
-    for instance in instances:
-        syntax = instance.transfer_syntax
-        key = instance.sop_class_uid, "" if syntax in UNCOMPRESSED else syntax
-        if key in wanted or len(wanted) == MAX_PRESENTATION_CONTEXTS:
-            continue
-        others = [ExplicitVRLittleEndian, ImplicitVRLittleEndian] if syntax in UNCOMPRESSED else []
-        wanted[key] = build_context(instance.sop_class_uid, list(dict.fromkeys([syntax, *others])))
-    return list(wanted.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -525,7 +526,10 @@ class MoveTests(QueryRetrieveTestCase):
                 self.assertEqual(event.assoc.requestor.called_ae_title, destination)
 
     def test_contexts(self) -> None:
-        """One association proposes contexts for all instances: each SOP Class, each compressed syntax in its own context."""
+        """
+        One association proposes contexts for all instances: each transfer syntax of a SOP Class in one of its own, last those
+        for which another context has alternatives.
+        """
         self.listening()
         self.keep(dataset(3, study=7), dataset(4, study=7), syntax=ImplicitVRLittleEndian)
         self.keep(compressed(1, study=7), compressed(2, study=7), syntax=JPEGBaseline8Bit)
@@ -538,11 +542,26 @@ class MoveTests(QueryRetrieveTestCase):
                     (CT, [JPEGBaseline8Bit]),
                     (SECONDARY_CAPTURE, [ImplicitVRLittleEndian, ExplicitVRLittleEndian]),
                     (CT, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]),
+                    (SECONDARY_CAPTURE, [ImplicitVRLittleEndian]),
+                    (CT, [ExplicitVRLittleEndian]),
                 ]
             ],
         )
         compressed_ones = [JPEGBaseline8Bit] * 2
         self.assertEqual(self.syntaxes, [*compressed_ones, *[ImplicitVRLittleEndian] * 2, ExplicitVRLittleEndian])
+
+    def test_any_order_of_the_destination(self) -> None:
+        """Instances arrive in the transfer syntax that they are stored in, whichever one the destination prefers."""
+        stored = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian]
+        self.listening()
+        for number, syntax in enumerate(stored):
+            self.keep(dataset(number, study=7), dataset(number, study=7, series=2, SOPClassUID=CT), syntax=syntax)
+        self.keep(compressed(9, study=7, series=2), syntax=JPEGBaseline8Bit)
+        for order in itertools.permutations([*stored, JPEGBaseline8Bit]):
+            self.destination.supported_contexts = [build_context(uid, order) for uid in (SECONDARY_CAPTURE, CT)]
+            self.syntaxes.clear()
+            self.assertEqual(self.move(keys("STUDY", StudyInstanceUID="1.2.7")).suboperations.completed, 7)
+            self.assertEqual(self.syntaxes, [*stored, *stored, JPEGBaseline8Bit])
 
     def test_more_than_128_contexts(self) -> None:
         """As many contexts as fit are proposed at first, the others when an instance needs one."""
