@@ -143,7 +143,8 @@ def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda 
     announced = index.announced()
     for uids in announced:
         if store.exists(*uids):
-            adding.add(uids)
+            adding.add(uids, replaced=True)
+    adding.flush()
     hidden = _Hidden(found)
     on_disk = store.series(hidden.add)
     in_index = index.files()
@@ -221,17 +222,25 @@ def _repair(archive: Archive, uids: InstanceUIDs) -> None:
         archive.index.remove([uids])
         return
     try:
-        record, transfer_syntax, size = _stored_record(archive, uids)
-    except OSError:
+        row = _stored_row(archive, uids, replaced=uids in archive.index.announced())
+    except (OSError, IndexFailed):
         raise
     except Exception:
         return  # the file was there before that process, and could not be indexed then either
-    archive.index.add([IndexRow(record, transfer_syntax, size, replaces=True)])
+    archive.index.add([row])
 
 
-def _stored_record(archive: Archive, uids: InstanceUIDs) -> tuple[Record, str, int]:
+def _stored_row(archive: Archive, uids: InstanceUIDs, *, replaced: bool) -> IndexRow:
+    """
+    Read the row of a file of the archive.
+
+    :param replaced: whether the file replaces another one, so that its sender was allowed to change what the index has. The
+        sender of any other file is unknown, and the file changes nothing that is in the index already.
+    """
     with archive.store.open(*uids) as file:
-        return read_record(file, archive.default_charset)
+        record, transfer_syntax, size = read_record(file, archive.default_charset)
+        stored_at = None if replaced else os.fstat(file.fileno()).st_mtime
+    return IndexRow(record, transfer_syntax, size, replaces=True, stored_at=stored_at)
 
 
 def _merged(
@@ -262,18 +271,18 @@ class _Adding:
         self._progress = progress
         self._rows: list[IndexRow] = []
 
-    def add(self, uids: InstanceUIDs) -> None:
+    def add(self, uids: InstanceUIDs, *, replaced: bool = False) -> None:
         path = self._archive.store.locate(*uids)
         try:
-            record, transfer_syntax, size = _stored_record(self._archive, uids)
+            row = _stored_row(self._archive, uids, replaced=replaced)
         except Exception as error:
             # A file with any content fails alone.
             self._found.note_unreadable(path, loggable(error))
             return
-        if record.uids != uids:
+        if row.record.uids != uids:
             self._found.note_unreadable(path, "its name is not the name of the instance in it")
             return
-        self._rows.append(IndexRow(record, transfer_syntax, size, replaces=True))
+        self._rows.append(row)
         if len(self._rows) >= _ROWS:
             self.flush()
 

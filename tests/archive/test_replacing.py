@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,14 +23,14 @@ from dicomtwist.archive.archive import Archive, Duplicates, Precedence
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.conflicts import Conflicts
 from dicomtwist.archive.index.record import make_record, scanner_for
-from dicomtwist.archive.recovery import import_folder
+from dicomtwist.archive.recovery import import_folder, reconcile, repair
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.dimse.status import DUPLICATE_SOP_INSTANCE, NOT_AUTHORISED
 from dicomtwist.testing import MemoryNetwork
 from dicomtwist.transport.peer_directory import Peers
-from tests.archive.samples import SECONDARY_CAPTURE, ask, dataset, encoded, files
+from tests.archive.samples import SECONDARY_CAPTURE, ask, dataset, encoded, files, keep
 from tests.memory import MemoryTestCase
 
 STRANGER, HERE = "10.1.0.5", "127.0.0.1"
@@ -392,6 +394,96 @@ class Imported(ReplacingCase):
             line.startswith(f"the import of {folder}/1.dcm: replaced the instance 1.2.1/1.2.1.1/1.2.1.1.1: ")
         )
         self.assertEqual(len(self.about("disagree")), 1)
+
+
+class IndexedAgain(SynchronousTestCase):
+    """A start that indexes files does not know who sent them: it gives a patient or study no other values."""
+
+    def open(self, root: Path, **options: Any) -> Archive:
+        archive = Archive(root, **options)
+        archive.open()
+        reconcile(archive)
+        self.addCleanup(archive.close)
+        return archive
+
+    def described(self, archive: Archive) -> tuple[set[str], ...]:
+        keys = ("PatientName", "PatientSex", "StudyDescription")
+        wanted: dict[str, Any] = dict.fromkeys(keys)
+        answers = ask(archive, "STUDY", **wanted)
+        series = [
+            one
+            for study in ("1.2.1", "1.2.0", "1.2.3")
+            for one in ask(archive, "SERIES", StudyInstanceUID=study, Modality=None)
+        ]
+        return *({str(one[key].value) for one in answers} for key in keys), {one.Modality for one in series}
+
+    def test_an_index_that_is_lost(self) -> None:
+        """The values of the file that was stored first apply, wherever its UIDs are in the order of the files."""
+        real = {"PatientName": "Doe^John", "StudyDescription": "CHEST", "Modality": "CT"}
+        evil = {"PatientName": "Evil^Name", "StudyDescription": "EVIL", "Modality": "XX", "PatientSex": "F"}
+        # Series and studies before and behind those of the real ones, in all orders of time.
+        places = [(5, 1, 1), (1, 1, 1), (9, 1, 1), (5, 0, 1), (5, 9, 1)]
+        for precedence in Precedence:
+            for first in range(len(places)):
+                root = Path(self.mktemp())
+                archive = self.open(root)
+                for at, (number, series, study) in enumerate(places):
+                    one = dataset(number, series, study, **(real if at == first else evil))
+                    if at != first and series == places[first][1]:
+                        one.Modality = "XX"
+                    self.assertIsNone(keep(archive, one))
+                    path = archive.store.path(one.StudyInstanceUID, one.SeriesInstanceUID, one.SOPInstanceUID)
+                    os.utime(path, (0 if at == first else 1_000_000 + at,) * 2)
+                archive.close()
+                shutil.rmtree(root / ".index")
+                names, sexes, descriptions, modalities = self.described(self.open(root, precedence=precedence))
+                self.assertEqual((names, sexes, descriptions), ({"Doe^John"}, {"F"}, {"CHEST"}))
+                self.assertIn("CT", modalities)
+
+    def test_other_studies_of_a_patient(self) -> None:
+        root = Path(self.mktemp())
+        archive = self.open(root)
+        for study, name, time in ((0, "Evil^Name", 30), (1, "Doe^John", 10), (3, "Evil^Too", 20)):
+            one = dataset(1, 1, study, PatientName=name)
+            self.assertIsNone(keep(archive, one))
+            os.utime(archive.store.path(f"1.2.{study}", f"1.2.{study}.1", f"1.2.{study}.1.1"), (time, time))
+        archive.close()
+        shutil.rmtree(root / ".index")
+        self.assertEqual(self.described(self.open(root))[0], {"Doe^John"})
+
+    def test_rows_that_a_crash_has_lost(self) -> None:
+        """The index has what it had before."""
+        for time in (0, 2_000_000_000):
+            root = Path(self.mktemp())
+            archive = self.open(root)
+            uids = ("1.2.1", "1.2.1.1", "1.2.1.1.2")
+            self.assertIsNone(keep(archive, dataset(1)))
+            self.assertIsNone(keep(archive, dataset(2, PatientName="Evil^Name", PatientSex="F")))
+            archive.index.remove([uids])
+            one = dataset(1, ImageComments="received again")
+            self.assertIsNone(keep(archive, one))
+            os.utime(archive.store.path(*uids), (time, time))
+            archive.close()
+            names, sexes, *_ = self.described(self.open(root))
+            self.assertEqual((names, sexes), ({"Doe^John"}, {"F"}))
+
+    def test_a_worker_that_died(self) -> None:
+        """A new instance changes nothing; one that was being replaced does, since its sender was allowed to."""
+        for replaced, name in ((False, "Doe^John"), (True, "New^Name")):
+            root = Path(self.mktemp())
+            archive = Archive(root, process="supervisor")
+            archive.open()
+            self.addCleanup(archive.close)
+            self.assertIsNone(keep(archive, dataset(1)))
+            self.assertIsNone(keep(archive, dataset(2, PatientName="New^Name")))
+            self.assertIsNone(keep(archive, dataset(1, ImageComments="again")))
+            uids = ("1.2.1", "1.2.1.1", "1.2.1.1.2")
+            if replaced:
+                archive.index.announce_replacing([uids])
+            note = root / ".index" / "committing-worker-1"
+            note.write_text("temporary\n" + "/".join(uids) + "\n")
+            self.assertEqual(repair(archive, "worker-1"), 1)
+            self.assertEqual(self.described(archive)[0], {name})
 
 
 VALUES = st.sampled_from(["", "A", "Doe^John", "X^Y=\u5c71\u7530^\u592a\u90ce", "M\u00fcller"])

@@ -13,7 +13,7 @@ from dicomtwist.archive.index.attributes import Level, at_level
 from dicomtwist.archive.index.record import COLUMNS, NAME_COLUMNS, Row
 from dicomtwist.archive.index.sender import Sender
 
-__all__ = ["Conflicts", "Precedence"]
+__all__ = ["Conflicts", "Precedence", "StoringTimes"]
 
 #: How many disagreements are remembered, so that each has one line in the log.
 MAX_REMEMBERED: Final = 4096
@@ -29,6 +29,46 @@ class Precedence(enum.Enum):
 
     def __str__(self) -> str:
         return str(self.value)
+
+
+class StoringTimes:
+    """
+    The times of the files whose values the entities of one level have, while files are indexed again.
+
+    :param size: the number of entities whose times are remembered. An entity that is forgotten keeps its values.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._times: OrderedDict[object, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def note(self, key: object, time: float) -> None:
+        """Note the time of the file from which an entity has its values."""
+        self._times[key] = time
+        self._times.move_to_end(key)
+        if len(self._times) > self._size:
+            self._times.popitem(last=False)
+
+    def note_equal(self, key: object, time: float) -> None:
+        """Note the time of another file with the values that an entity has."""
+        known = self._times.get(key)
+        if known is not None:
+            self.note(key, min(known, time))
+
+    def settled(self, level: Level, key: object, known: Row, new: Row, time: float) -> Row:
+        """Return the row of an entity that is known already: with the values of the file that was stored first."""
+        noted = self._times.get(key)
+        if noted is None or time >= noted:
+            return _supplemented(level, known, new)
+        self.note(key, time)
+        return _supplemented(level, new, known)
+
+    def clear(self) -> None:
+        """Forget all times."""
+        self._times.clear()
 
 
 class Conflicts:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, Select, bindparam, exists, func, sele
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicomtwist.archive.index.attributes import Level
-from dicomtwist.archive.index.conflicts import Conflicts, Precedence
+from dicomtwist.archive.index.conflicts import Conflicts, Precedence, StoringTimes
 from dicomtwist.archive.index.reading import find_instances
 from dicomtwist.archive.index.record import COLUMNS, IndexedInstance, IndexRow, Record, Row
 from dicomtwist.archive.index.schema import (
@@ -48,6 +48,8 @@ Database: TypeAlias = Engine
 FOLDER: Final = ".index"
 #: The number of patients, of studies and of series whose rows are cached.
 MAX_KNOWN_ENTITIES: Final = 4096
+#: The number of patients for which a rebuild remembers which file their values are from, at about 250 bytes each.
+MAX_TIMED_PATIENTS: Final = 1_000_000
 #: The number of rows that are fetched at once when all rows are read.
 _ROWS: Final = 5000
 
@@ -70,6 +72,8 @@ class _Entities:
         # The writer assigns the ids, so an INSERT need not return one. It is the only writer during its transaction.
         self._highest = Statement(engine, select(func.max(table.c.id)), []).text
         self.next_id = 0
+        # The files of a study and a series come one after the other, those of a patient do not.
+        self._times = StoringTimes(MAX_TIMED_PATIENTS if level is Level.PATIENT else MAX_KNOWN_ENTITIES)
         key = table.c[_NAME_OF_KEY[level]]
         criterion = key == bindparam("key_")
         names = ["key_"]
@@ -92,8 +96,12 @@ class _Entities:
 
     def id_for(self, cursor: Any, parent: int, key: str, row: Row, one: IndexRow) -> int:
         """Return the id of an entity, after inserting or updating its row if it differs from *row*."""
-        known = self.known.get((parent, key))
+        known, times, stored_at = self.known.get((parent, key)), self._times, one.stored_at
+        if times and stored_at is None:
+            times.clear()  # the files are indexed
         if known is not None and (known[1] is row or known[1] == row):
+            if stored_at is not None:
+                times.note_equal((parent, key), stored_at)
             return known[0]
         if known is None:
             cursor.execute(
@@ -110,9 +118,16 @@ class _Entities:
                     self._conflicts.other_patient(key, one.sender, "/".join(one.record.uids))
             first = key if self.level is Level.PATIENT else parent
             cursor.execute(self.insert.text, self.insert.parameters([number, first, *row]))
+            if stored_at is not None:
+                times.note((parent, key), stored_at)
         else:
             number = known[0]
-            if known[1] != row:
+            if stored_at is not None:
+                if known[1] != row:
+                    row = times.settled(self.level, (parent, key), known[1], row, stored_at)
+                else:
+                    times.note_equal((parent, key), stored_at)
+            elif known[1] != row:
                 instance_name = "/".join(one.record.uids)
                 row = self._conflicts.settled(self.level, key, known[1], row, one.sender, instance_name)
             if known[1] != row:

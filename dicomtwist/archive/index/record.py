@@ -110,6 +110,9 @@ class IndexRow:
     :ivar size: the size of its file in bytes.
     :ivar replaces: whether the index may have a row of the same file already, possibly below another patient.
     :ivar digest: the SHA-256 of its file; ``None`` if it is not known.
+    :ivar sender: the sender; ``None`` for a file of the archive.
+    :ivar stored_at: the time of a file of the archive that is indexed again, in seconds since 1970. Its sender is not known, so
+        the values of the file that was stored first apply, whatever the order of the rows.
     """
 
     record: Record
@@ -118,6 +121,7 @@ class IndexRow:
     replaces: bool = False
     digest: bytes | None = None
     sender: Sender | None = None
+    stored_at: float | None = None
 
 
 class IndexedInstance(NamedTuple):
