@@ -21,7 +21,8 @@ STOP_SECONDS: Final = 10.0
 
 def take_signals(reactor: Any, reload: Callable[[], Any], log: Callable[[], Any], received: Iterable[int]) -> None:
     """
-    Handle the signals of a running server: SIGTERM stops it, SIGHUP reloads, SIGUSR1 logs its vital figures.
+    Handle the signals of a running server: SIGTERM stops it, SIGHUP reloads, SIGUSR1 logs its vital figures. Of
+    several SIGINT, or those behind a SIGTERM, the first one counts.
 
     Call it when the reactor runs, which installs handlers of its own. With those, ``twist`` stops in order as well, and then
     ends by the signal that it got; a supervisor takes that for a failure.
@@ -32,10 +33,21 @@ def take_signals(reactor: Any, reload: Callable[[], Any], log: Callable[[], Any]
     """
 
     def stop() -> None:
+        if callable(signal.getsignal(signal.SIGINT)):
+            signal.signal(signal.SIGINT, lambda number, frame: None)
         try:
             reactor.stop()
         except ReactorNotRunning:
             pass  # a second SIGTERM
+
+    interrupted = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: Any) -> None:
+        # The first Ctrl-C stops as the reactor does it: the process ends by the signal, as a shell expects. A second one, or
+        # one behind a SIGTERM, would only log a traceback.
+        signal.signal(signal.SIGINT, lambda number, frame: None)
+        if callable(interrupted):
+            interrupted(number, frame)
 
     actions = {signal.SIGTERM: stop, signal.SIGHUP: reload, signal.SIGUSR1: log}
 
@@ -44,6 +56,8 @@ def take_signals(reactor: Any, reload: Callable[[], Any], log: Callable[[], Any]
 
     for number in actions:
         signal.signal(number, handle)
+    if callable(interrupted):  # not if the program was started with the signal ignored
+        signal.signal(signal.SIGINT, interrupt)
     for earlier in received:
         handle(earlier, None)
 

@@ -283,6 +283,22 @@ class Stop(ProcessTestCase):
         self.assertEqual(self.ended(), 0, self.text)
         self.assertNotIn("Traceback", self.text)
 
+    def test_sigint_twice(self) -> None:
+        """So it is with Ctrl-C."""
+        self.check_two(signal.SIGINT, signal.SIGINT, -signal.SIGINT)
+
+    def test_sigint_behind_sigterm(self) -> None:
+        self.check_two(signal.SIGTERM, signal.SIGINT, 0)
+
+    def check_two(self, first: int, second: int, expected: int) -> None:
+        port = self.start("--grace", "1")
+        self.connect(port)
+        self.process.send_signal(first)
+        with closing(self.connect_until_refused(port)):
+            self.process.send_signal(second)
+        self.assertEqual(self.ended(), expected, self.text)
+        self.assertNotIn("Traceback", self.text)
+
     def connect_until_refused(self, port: int) -> socket.socket:
         while True:
             try:
