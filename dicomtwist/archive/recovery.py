@@ -24,7 +24,7 @@ from dicomtwist.archive.index.record import WANTED, IndexRow, Record, make_recor
 from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.process_locks import uncommitted
-from dicomtwist.archive.storage.system_calls import Buffer, open_regular
+from dicomtwist.archive.storage.system_calls import Buffer
 from dicomtwist.archive.storage.types import (
     IndexFailed,
     InstanceUIDs,
@@ -37,6 +37,7 @@ from dicomtwist.archive.storage.types import (
 from dicomtwist.datasets.header_scanner import HeaderError
 from dicomtwist.errors import loggable
 from dicomtwist.part10 import NO_TRANSFER_SYNTAX, FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
+from dicomtwist.runtime.regular_files import open_regular
 from dicomtwist.settings import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 __all__ = ["Import", "Reconciled", "import_folder", "read_record", "reconcile", "repair"]

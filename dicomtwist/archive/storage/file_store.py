@@ -19,9 +19,10 @@ from typing import BinaryIO, Final
 
 from dicomtwist.archive.storage.file_writer import InstanceWriter
 from dicomtwist.archive.storage.side_folder import SideFolder
-from dicomtwist.archive.storage.system_calls import Buffer, FileSystem, open_regular
+from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
 from dicomtwist.archive.storage.temporary_files import TemporaryFiles
 from dicomtwist.archive.storage.types import Durability, InstanceUIDs, StoreUnusable, Written, check_uids, is_uid
+from dicomtwist.runtime.regular_files import open_regular
 
 __all__ = ["LAYOUT", "InstanceStore", "InstanceWriter", "file_name"]
 

@@ -5,12 +5,10 @@ The system calls of the storage, in one class, so that a test can make any of th
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
-import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import BinaryIO, Final, TypeAlias
+from typing import Final, TypeAlias
 
 __all__ = ["Buffer", "FileSystem"]
 
@@ -30,24 +28,6 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
 
 
 _START_WRITING: Final = _sync_file_range()
-
-
-def open_regular(path: str) -> BinaryIO:
-    """
-    Open a regular file for reading. Nothing else is opened, so this never waits, as for the writer of a FIFO.
-
-    :raises OSError: it cannot be read, or it is not a regular file.
-    """
-    file = open(path, "rb", opener=_open_without_waiting)
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, "not a regular file", path)
-    return file
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    # O_NONBLOCK has no effect on a regular file.
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 class FileSystem:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from dicomtwist.datasets.identity import read_identity
 from dicomtwist.part10 import NO_TRANSFER_SYNTAX, NotDicomFile
+from dicomtwist.runtime.regular_files import open_regular
 from dicomtwist.tools.contexts import Requirement, requirements_of
 
 #: The number of files that a thread scans at a time.
@@ -179,7 +180,7 @@ class Scanner:
 def _read_header(path: str) -> ScannedInstance | Unreadable | int:
     """Return the instance in a file, the reason why it cannot be sent, or the size of a file that is not DICOM."""
     # Unbuffered: one read returns all of the File Meta Information, another one the UIDs of the data set.
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path, buffering=0) as file:
         status = os.fstat(file.fileno())
         try:
             meta = read_identity(file)

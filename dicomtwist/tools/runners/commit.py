@@ -23,6 +23,7 @@ from dicomtwist.datasets.identity import read_identity
 from dicomtwist.dimse.status import INVALID_ARGUMENT_VALUE, failure_reason
 from dicomtwist.errors import DataSetError, NoPresentationContext
 from dicomtwist.part10 import NotDicomFile
+from dicomtwist.runtime.regular_files import open_regular
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance, check_uid
 from dicomtwist.tools.client import ClientAssociation
 from dicomtwist.tools.connection import Connection
@@ -116,7 +117,7 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
 
 def _read(path: str, batch: ReferenceBatch) -> None:
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path, buffering=0) as file:
             meta = read_identity(file)
     except NotDicomFile:
         batch.skipped += 1
