@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, Final, TypeAlias, cast
 
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -23,9 +23,13 @@ from dicomtwist.errors import DataSetError, NoPresentationContext
 from dicomtwist.part10 import NO_TRANSFER_SYNTAX, FileMeta, NotDicomFile, read_file_meta
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.runtime.executors import Executor
+from dicomtwist.runtime.regular_files import check_regular
 
 #: An instance as callers give it: the path of a Part 10 file, the bytes of one, an open one, or a Dataset.
 InstanceLike: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Dataset"
+
+#: The longest UID of a Dataset that is sent, in characters: far more than the 64 of PS3.5 9.1, far less than a command set.
+MAX_UID_LENGTH: Final = 1024
 
 
 class OutgoingInstance:
@@ -142,12 +146,15 @@ def open_path(path: str | os.PathLike[str], executor: Executor) -> OutgoingInsta
     Open the Part 10 file at *path*, as :func:`open_instance` does, in the calling thread. Blocks.
 
     :param executor: the executor to read the rest of a large file in.
-    :raises OSError: the file cannot be read.
+    :raises OSError: the file cannot be read, or it is not a regular file.
     :raises NotDicomFile: it is not a Part 10 file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # O_NONBLOCK, which has no effect on a regular file: the open of a FIFO would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
-        size = os.fstat(descriptor).st_size
+        status = os.fstat(descriptor)
+        check_regular(status, path)
+        size = status.st_size
         # A read of more than the size would allocate memory for the rest and free it each time.
         head = os.read(descriptor, min(CHUNK, size))
         meta, first = _split(head)
@@ -261,11 +268,30 @@ def _file_source(file: BinaryIO, executor: Executor, first: memoryview, length: 
     return FileSource(file, executor, first, None if length is None else length - len(first))
 
 
-def _of_dataset(dataset: Dataset) -> OutgoingInstance:
+def check_identity(dataset: Dataset) -> tuple[str, str]:
+    """
+    Return the SOP Class and SOP Instance UID of a Dataset that a user passes.
+
+    Texts that only break the rules for UIDs are left to the peer: instances of real devices have such ones.
+
+    :raises DataSetError: one is missing, has several values, or is no text that a command set can carry.
+    """
     sop_class, sop_instance = dataset.get("SOPClassUID"), dataset.get("SOPInstanceUID")
     if not sop_class or not sop_instance:
         raise DataSetError("the Dataset has no SOPClassUID or no SOPInstanceUID, which C-STORE needs")
-    return OutgoingInstance(FileMeta(str(sop_class), str(sop_instance), _syntax_of(dataset)), None, 0, dataset)
+    for keyword, uid in (("SOPClassUID", sop_class), ("SOPInstanceUID", sop_instance)):
+        if not isinstance(uid, str) or not uid.isascii():
+            raise DataSetError(f"the {keyword} of the Dataset is {uid!r}, which is not one UID")
+        if len(uid) > MAX_UID_LENGTH:
+            raise DataSetError(
+                f"the {keyword} of the Dataset has {len(uid)} characters, a UID has at most 64 (PS3.5 9.1)"
+            )
+    return str(sop_class), str(sop_instance)
+
+
+def _of_dataset(dataset: Dataset) -> OutgoingInstance:
+    sop_class, sop_instance = check_identity(dataset)
+    return OutgoingInstance(FileMeta(sop_class, sop_instance, _syntax_of(dataset)), None, 0, dataset)
 
 
 def _syntax_of(dataset: Dataset) -> str:

@@ -131,6 +131,9 @@ class YieldingHandler:
                 item = next(self._items)
             except StopIteration:
                 raise NoMoreItems from None
+            except GeneratorExit as error:
+                # In a coroutine it would mean that Python frees the coroutine.
+                raise RuntimeError("a handler raised GeneratorExit") from error
         if self._performance.is_cancelled:
             raise NoMoreItems
         return item
@@ -168,7 +171,7 @@ class YieldingHandler:
             failure = Failure()
         except NoMoreItems:
             pass
-        except Exception:
+        except (Exception, SystemExit):
             failure = Failure()
         if not self._performance.is_cancelled:
             if failure is not None:

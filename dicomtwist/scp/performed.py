@@ -190,7 +190,7 @@ class Performance:
                 result.addCallback(then).addErrback(self.handler_failed, event, failure_status)
                 return
             then(result)
-        except Exception:
+        except (Exception, SystemExit, GeneratorExit):  # sys.exit() ends no program that runs a reactor
             self.handler_failed(Failure(), event, failure_status)
 
     def handler_failed(self, reason: Failure, event: EventType, status: int) -> None:

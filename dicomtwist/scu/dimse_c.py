@@ -10,7 +10,7 @@ from pydicom import Dataset
 from twisted.internet.defer import Deferred
 
 from dicomtwist.datasets.identifier import encode_identifier
-from dicomtwist.datasets.outgoing_instance import InstanceLike, open_instance
+from dicomtwist.datasets.outgoing_instance import InstanceLike, check_identity, open_instance
 from dicomtwist.dimse.messages import HIGH, LOW, MEDIUM, CEchoRQ, CFindRQ, CGetRQ, CMoveRQ, Response
 from dicomtwist.dimse.status import Status
 from dicomtwist.exchange.exchange import Exchange, WindowPlace
@@ -100,6 +100,8 @@ class ServiceClassUser:
         title = None if originator_aet is None else check_ae_title(originator_aet, "the Move Originator AE title")
         if originator_id is not None:
             originator_id = check_number(originator_id, "the Move Originator Message ID")
+        if isinstance(dataset, Dataset):
+            check_identity(dataset)
         async with WindowPlace(self.exchange):
             # A file is opened only with a place in the window, so that a thousand calls do not open a thousand files.
             instance = await open_instance(dataset, self.ae.executors.retrieval)
@@ -194,8 +196,10 @@ class ServiceClassUser:
 
         :param message_id: the Message ID of its request, :attr:`Answers.message_id`; ``Answers.cancel()`` does the same.
         :raises NotEstablished: the association was never established.
+        :raises TypeError: *message_id* is not an ``int``, such as the ``None`` of a request that is not sent yet.
+        :raises ValueError: it does not fit in 16 bits.
         """
-        self.exchange.cancel(message_id)
+        self.exchange.cancel(check_number(message_id, "a Message ID"))
 
     @staticmethod
     def status_of(response: Response, sop_class: str = "") -> Status:

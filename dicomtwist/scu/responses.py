@@ -487,6 +487,8 @@ class Retrieval(Answers):
         on_progress: OnProgress | None = None,
     ) -> None:
         self.suboperations = SubOperations()
+        if on_progress is not None and not callable(on_progress):
+            raise TypeError(f"on_progress is a function, not {type(on_progress).__name__}")
         self._on_progress = on_progress
         super().__init__(assoc, context, request, identifier)
 

@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import Dataset
+from pydicom.dataelem import DataElement
 from pydicom.uid import ExplicitVRLittleEndian
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
@@ -177,6 +178,16 @@ def keys() -> Dataset:
     return dataset
 
 
+def _with_uid(keyword: str, uid: Any) -> Dataset:
+    dataset = instance()
+    dataset[keyword] = DataElement(keyword, "LO" if isinstance(uid, int) else "UI", None)
+    dataset[keyword]._value = uid
+    return dataset
+
+
+#: Message IDs that are none.
+_NUMBERS: list[Any] = [None, "1", -1, 70_000, [], 1.0]
+
 #: Calls that are a mistake of the caller.
 WRONG_CALLS: list[Callable[[Any], Any]] = [
     *[
@@ -195,6 +206,13 @@ WRONG_CALLS: list[Callable[[Any], Any]] = [
         lambda assoc, value=value: assoc.send_c_find(keys(), FIND, priority=value)
         for value in ("x", 70_000, 65_535, None, -1, 2.0)
     ],
+    *[
+        lambda assoc, uid=uid, keyword=keyword: assoc.send_c_store(_with_uid(keyword, uid))
+        for keyword in ("SOPInstanceUID", "SOPClassUID")
+        for uid in (["1.2", "1.3"], "1.ü", 5, *(["1" * 70_000] if keyword == "SOPInstanceUID" else []))
+    ],
+    *[lambda assoc, value=value: assoc.send_c_cancel(value) for value in _NUMBERS],
+    *[lambda assoc, value=value: assoc.send_c_get(keys(), GET, on_progress=value) for value in (5, "x")],
     lambda assoc: assoc.send_c_find("keys", FIND),
     lambda assoc: assoc.send_c_find(keys(), None),
     lambda assoc: assoc.send_c_get(keys(), GET, priority=70_000),
@@ -412,6 +430,7 @@ STATUSES: list[tuple[Any, int]] = [
     (Status(0xB000, error_id=65_536, error_comment="it is there"), 0xB000),
 ]
 BROKEN: list[Any] = [70_000, -1, None, "0", 1.5, True, [], _status(70_000), _status(-1), Dataset(), object()]
+BROKEN += [SystemExit(1), SystemExit(), GeneratorExit()]
 
 
 class AnswerTests(MemoryTestCase):
@@ -424,20 +443,26 @@ class AnswerTests(MemoryTestCase):
         self.value: Any = 0
 
     def value_of(self, event: evt.Event) -> Any:
+        return self.result()
+
+    def result(self) -> Any:
+        """Return the value, or raise it as a handler would that ends the program."""
+        if isinstance(self.value, BaseException):
+            raise self.value
         return self.value
 
     @evt.streaming
     def stream(self, event: evt.StoreEvent) -> Any:
-        return self.value
+        return self.result()
 
     def found(self, event: evt.IdentifierEvent) -> Iterator[Any]:
-        yield self.value, None
+        yield self.result(), None
 
     def retrieved(self, event: evt.IdentifierEvent) -> Iterator[Any]:
         if event.event is evt.EVT_C_MOVE:
             yield "127.0.0.1", 104
         yield 1
-        yield self.value, None
+        yield self.result(), None
 
     def calls(self, association: Association) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield "C-ECHO", association.send_c_echo
