@@ -389,6 +389,7 @@ class ExchangeOwner(Protocol):
     :ivar observes_messages: whether each message and fragment is to be told with :meth:`notify`.
     """
 
+    ae: AEInterface
     settings: Settings
     observes_messages: bool
 

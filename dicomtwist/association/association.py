@@ -224,7 +224,7 @@ class Association(NormalisedUser):
                 result = call_handler(handler, occurrence, arguments)
                 if isinstance(result, Deferred):
                     result.addErrback(self._handler_failed, event)
-            except Exception:
+            except (Exception, SystemExit, GeneratorExit):
                 self._handler_failed(Failure(), event)
 
     def _handler_failed(self, reason: Failure, event: evt.EventType) -> None:
@@ -612,8 +612,17 @@ class Association(NormalisedUser):
             return None
         shortest = shortest_timeout(self.settings)
         again = None if shortest is None else now + shortest
+        dimse, exchange = self.settings.dimse_timeout, self._exchange
+        if exchange is not None and dimse is not None:
+            stalled = exchange.stalled_since
+            if stalled is not None and stalled + dimse <= now:
+                exchange.refuse_stalled(dimse)
+            elif stalled is not None and again is not None:
+                again = min(again, stalled + dimse)
         for timer, seconds, since, what in self._deadlines():
             if since + seconds <= now:
+                if timer == "dimse" and exchange is not None and exchange.refuse_stalled(seconds):
+                    continue  # calls of a handler, perhaps, which may end now
                 self._timed_out(timer, seconds, what)
                 return None
             again = since + seconds if again is None else min(again, since + seconds)

@@ -84,7 +84,11 @@ def deadlines(
             since = max(waiting, protocol.last_received, protocol.last_sent)
             if progress_elsewhere is not None:
                 since = max(since, progress_elsewhere())
-            found.append(Deadline("dimse", dimse, since, "the peer did not answer a request"))
+            handler = exchange.handler_awaited if exchange is not None else None
+            what = "the peer did not answer a request"
+            if handler is not None:
+                what = f"a C-GET waited for the handler of {handler}, which did not end"
+            found.append(Deadline("dimse", dimse, since, what))
     if network is not None and not found and not (exchange is not None and exchange.under_way):
         since = max(protocol.last_received, protocol.last_sent)
         found.append(Deadline("network", network, since, "nothing happened"))

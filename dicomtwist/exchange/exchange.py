@@ -18,6 +18,7 @@ from dicomtwist.datasets.chunk_buffer import ChunkBuffer
 from dicomtwist.datasets.sources import DataSetSource
 from dicomtwist.datasets.stream import DataSetStream
 from dicomtwist.dimse import status as codes
+from dicomtwist.dimse.command import MAX_COMMAND_LENGTH
 from dicomtwist.dimse.message_stream import MessageReceiver
 from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, CGetRQ, CStoreRQ, Message, NEventReportRQ, Request, Response
 from dicomtwist.dimse.status import Status
@@ -76,6 +77,7 @@ class Exchange:
         self._operations: dict[int, Operation] = {}
         self._full: dict[Operation, bool] = {}
         self._is_paused = False
+        self._overfull_at = 0.0  # when a response of an overfull queue was last taken
         self._nested: dict[Deferred[None], nesting.Frames] = {}  # calls that wait, from inside handlers and loops
         self._idle_calls: dict[Deferred[None], nesting.Frames] = {}  # calls that wait until nothing is under way
         self._performing: dict[int, PerformedOperation] = {}
@@ -387,11 +389,62 @@ class Exchange:
                 if nesting.is_inside(inside, full) and not waiting.called:
                     waiting.errback(why)
             for operation in list(self._operations.values()):
-                if nesting.is_inside(operation.inside, full) and not operation.is_given_up:
-                    if operation.pending is not None:
-                        self.cancel(operation.message_id)
-                    self._full.pop(operation, None)
-                    operation.give_up(why)
+                if nesting.is_inside(operation.inside, full):
+                    self._give_up(operation, why)
+
+    def _give_up(self, operation: Operation, why: Failure) -> None:
+        if operation.is_given_up:
+            return
+        if operation.pending is not None:
+            self.cancel(operation.message_id)
+        self._full.pop(operation, None)
+        operation.give_up(why)
+
+    @property
+    def handler_awaited(self) -> str | None:
+        """The service whose handler a C-GET of this side waits for; ``None`` if it waits for none."""
+        if not self._performing or not self._is_getting:
+            return None
+        return next(iter(self._performing.values())).service_name
+
+    @property
+    def stalled_since(self) -> float | None:
+        """
+        Since when calls have waited for a loop that takes none of its responses, in seconds of the clock; ``None`` if none do.
+
+        The loop may have made them itself: a timer, a thread, or a task that it did not begin does not show that.
+        """
+        if not any(self._full.values()):
+            return None
+        waits = self._window.is_waited_for or self._idle_calls or len(self._operations) > len(self._full)
+        return self._overfull_at if waits else None
+
+    def refuse_stalled(self, seconds: float) -> bool:
+        """
+        Fail the calls that have waited too long for a handler or a loop of this side to go on.
+
+        :param seconds: how long they have waited.
+        :returns: whether there were any.
+        """
+        overfull = [operation for operation, overfull in self._full.items() if overfull]
+        if overfull:
+            reason = f"the loop over the responses to {overfull[0].request.SERVICE} has taken none"
+        elif self.handler_awaited is not None:
+            reason = f"the handler of {self.handler_awaited} has kept the C-GET waiting"
+        else:
+            return False
+        why = Failure(WouldDeadlock(f"{reason} for {seconds:g} seconds, and this call would wait for that"))
+        # Listed before any of them fails: a loop that one of them belongs to goes on at once.
+        idle = [waiting for waiting in self._idle_calls if not waiting.called]
+        behind = [one for one in self._operations.values() if one not in self._full] if overfull else []
+        found = bool(idle) or self._window.is_waited_for
+        self._window.refuse_all(why)
+        for waiting in idle:
+            if not waiting.called:
+                waiting.errback(why)
+        for operation in behind:
+            self._give_up(operation, why)
+        return found or bool(behind)
 
     def leave_window(self) -> None:
         """Give back a place in the window."""
@@ -485,6 +538,8 @@ class Exchange:
         """
         if full:
             self._full[operation] = overfull
+            if overfull:
+                self._overfull_at = self._owner.ae.reactor.seconds()
         else:
             self._full.pop(operation, None)
         self._balance()
@@ -549,10 +604,13 @@ def _encode(message: Message, source: DataSetSource | None) -> bytes:
     """
     Return the command set of *message*; close *source* if it cannot be encoded.
 
-    :raises ValueError: it cannot be encoded.
+    :raises ValueError: it cannot be encoded, or is a request longer than a command set may be.
     """
     try:
-        return message.encode()
+        command = message.encode()
+        if len(command) > MAX_COMMAND_LENGTH and isinstance(message, Request):
+            raise ValueError(f"{message.NAME} of {len(command)} bytes, the maximum is {MAX_COMMAND_LENGTH}")
+        return command
     except Exception:
         if source is not None:
             source.close()

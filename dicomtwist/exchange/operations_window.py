@@ -57,6 +57,12 @@ class Window:
         self._waiting.remove(waiting)
         waiting.errback(reason)
 
+    def refuse_all(self, reason: Failure) -> None:
+        """Fail all calls that wait; later ones may wait again."""
+        for waiting in list(self._waiting):
+            if not waiting.called:
+                self.refuse(waiting, reason)
+
     def leave(self) -> None:
         """Give back a place."""
         if self._waiting and self.used <= self.limit:

@@ -6,13 +6,23 @@ answered, or fails at once and says why.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextvars import Context
+from functools import partial
 from typing import Any
 
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
-from twisted.internet.defer import Deferred, ensureDeferred, inlineCallbacks
+from twisted.internet.defer import Deferred, ensureDeferred, inlineCallbacks, maybeDeferred
 
-from dicomtwist import Association, AsyncOperationsWindow, WouldDeadlock, build_context, build_role, evt
+from dicomtwist import (
+    Association,
+    AssociationTimeout,
+    AsyncOperationsWindow,
+    WouldDeadlock,
+    build_context,
+    build_role,
+    evt,
+)
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse.messages import CEchoRQ, CEchoRSP, CFindRSP
 from dicomtwist.scu import responses
@@ -292,6 +302,102 @@ class LoopTests(NestingTestCase):
 
 def responses_encoded(dataset: Dataset) -> bytes:
     return encode_identifier(dataset, str(ExplicitVRLittleEndian))
+
+
+class UnseenTests(NestingTestCase):
+    """Requests for a loop or a handler that nothing connects with it, because a timer makes them."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.scu.dimse_timeout = 30
+        self.scp.dimse_timeout = self.scp.network_timeout = self.scp.write_timeout = None
+        self.patch(responses, "OVERFULL_COUNT", 300)
+
+    def later(self, request: Callable[[], Any]) -> Any:
+        # A timer runs in the context of the reactor.
+        asked: Deferred[Any] = Deferred()
+        Context().run(self.network.callLater, 0, lambda: maybeDeferred(request).chainDeferred(asked))
+        return asked
+
+    async def asked_in_loop(self, association: Association, request: Callable[[], Any]) -> tuple[int, list[Any]]:
+        return await self.loop(association.send_c_find(keys(), FIND), lambda: self.later(request), every=10_000)
+
+    def test_loop(self) -> None:
+        """A request of each kind, and a release, fail after the DIMSE timeout, and the loop goes on."""
+        self.answers = 1000
+        for name, request in [*REQUESTS.items(), ("release", lambda one: one.release())]:
+            for size in (1, 3):
+                association = self.associated(size)
+                ended = Deferred.fromCoroutine(self.asked_in_loop(association, partial(request, association)))
+                self.network.flush()
+                self.network.advance(29)
+                self.assertNoResult(ended)
+                self.network.advance(2)
+                self.network.flush()
+                count, (result,) = self.successResultOf(ended)
+                self.assertEqual(count, 1000)
+                self.assertIsInstance(result, WouldDeadlock, (name, size))
+                self.assertIn("30 seconds", str(result))
+                self.close(association)
+
+    def test_few_answers(self) -> None:
+        """Below the limit it is answered."""
+        association = self.associated()
+        ended = Deferred.fromCoroutine(self.asked_in_loop(association, association.send_c_echo))
+        self.network.flush()
+        self.network.advance(0.1)
+        self.network.flush()
+        self.assertEqual(self.successResultOf(ended), (250, [0]))
+        self.close(association)
+
+    def test_a_slow_loop(self) -> None:
+        """A loop that nothing waits for takes its time."""
+        self.answers = 1000
+        association = self.associated()
+        going: Deferred[None] = Deferred()
+        ended = Deferred.fromCoroutine(self.loop(association.send_c_find(keys(), FIND), lambda: going, every=10_000))
+        self.network.flush()
+        self.network.advance(1000)
+        self.assertNoResult(ended)
+        going.callback(None)
+        self.network.flush()
+        self.assertEqual(self.successResultOf(ended), (1000, [None]))
+        self.close(association)
+
+    def getting(self, ask: Callable[[evt.StoreEvent], Any]) -> Deferred[Any]:
+        self.answers = 1
+        results: list[Any] = []
+
+        async def store(event: evt.StoreEvent) -> int:
+            try:
+                await ask(event)
+            except WouldDeadlock as error:
+                results.append(error)
+            return 0
+
+        self.store = store
+        self.asking_association = self.associated()
+        done = self.asking_association.send_c_get(keys(), GET).when_done()
+        self.network.flush()
+        self.network.advance(31)
+        self.network.flush()
+        return done.addCallback(lambda result: (result, results))
+
+    def test_handler(self) -> None:
+        """In a handler during a C-GET they fail, and the C-GET goes on."""
+        for name, request in [*REQUESTS.items(), ("release", lambda one: one.release())]:
+            done = self.getting(lambda event: self.later(partial(request, event.assoc)))  # noqa: B023
+            result, (error,) = self.successResultOf(done)
+            self.assertEqual(result.status, 0, name)
+            self.assertIn("the handler of C-STORE", str(error))
+            self.store = lambda event: 0
+            self.close(self.asking_association)
+
+    def test_a_handler_that_does_not_end(self) -> None:
+        """The association ends, and the error names the handler instead of the peer."""
+        error = self.failureResultOf(self.getting(lambda event: Deferred()), AssociationTimeout).value
+        self.assertIn("waited for the handler of C-STORE", str(error))
+        self.flushLoggedErrors()
 
 
 class HandlerTests(NestingTestCase):
