@@ -442,7 +442,14 @@ class HeaderScanner:
                 return pos + 8, length
             if pos + 12 > len(buffer):
                 return pos + 12, 0
-            return pos + 12, int(self._encoding.long(buffer, pos + 8)[0])
+            length = int(self._encoding.long(buffer, pos + 8)[0])
+            if 4 <= length < UNDEFINED_LENGTH:
+                # An empty element of the short form, or the long form, whose value has these bytes as well.
+                if pos + 16 > len(buffer):
+                    return pos + 16, 0
+                if self._is_header(buffer, pos + 8, pos):
+                    return pos + 8, 0
+            return pos + 12, length
         if 0x20 <= vr[0] <= 0x7E and 0x20 <= vr[1] <= 0x7E:
             # Senders that do not know a VR write "??", "--", blanks or "un", in the short form.
             if length:

@@ -228,6 +228,31 @@ class Structure(SynchronousTestCase):
         for length in (0x2020, 0x3F3F, 0x7E7E):
             self.check(implicit(0x00091001, bytes(length)) + TAIL)
 
+    def test_empty_elements_of_unknown_value_representations(self) -> None:
+        """Their short form has eight bytes; the long form, which new Value Representations have, has twelve."""
+        for vr in (b"ZZ", b"OX", b"XX", b"QQ"):
+            for data in (
+                b"\x09\x00\x01\x10" + vr + b"\x00\x00" + TAIL,
+                b"\x09\x00\x01\x10" + vr + b"\x00\x00\x0a\x00\x00\x00UL\x04\x00\x08\x00\x00\x00" + TAIL,
+                *(
+                    b"\x09\x00\x01\x10" + vr + b"\x00\x00" + length.to_bytes(4, "little") + bytes(length) + TAIL
+                    for length in (0, 1, 2, 3, 4, 5, 70000)
+                ),
+            ):
+                self.check(data)
+                inner = data[: len(data) - len(TAIL)]
+                self.check(SQ + UNDEFINED + ITEM + UNDEFINED + inner + END_ITEM + END_SEQUENCE + TAIL)
+        data = b"\x09\x00\x01\x10ZZ\x00\x00" + TAIL
+        for at in range(len(data)):
+            scanner = HeaderScanner(EXPLICIT, BOTH)
+            done = scanner.feed(data[:at]) or scanner.feed(data[at:])
+            self.assertEqual((done, scanner.values), (True, BOTH), at)
+        # At the end of a data set: both lengths of a value that has fewer bytes than another header.
+        for length in range(4):
+            scanner = HeaderScanner(EXPLICIT, {NAME})
+            scanner.feed(b"\x09\x00\x01\x10ZZ\x00\x00" + length.to_bytes(4, "little") + bytes(length))
+            scanner.finish()
+
     REQUIRED = frozenset(BOTH)
 
     def required(self, data: bytes, expected: dict[int, bytes], syntax: str = EXPLICIT) -> None:
