@@ -176,6 +176,10 @@ class PresentationContext:
         context._transfer_syntax = [_as_uid(uid) for uid in dict.fromkeys(transfer_syntax)]
         return context
 
+    def accept(self, transfer_syntax: str) -> None:
+        """Keep only *transfer_syntax*, one of those proposed. It is not checked, since a proposal may repeat it from a file."""
+        self._transfer_syntax = [_as_uid(transfer_syntax)]
+
     @property
     def abstract_syntax(self) -> SOPClass | None:
         """The abstract syntax; ``str``, ``bytes`` and ``UID`` may be assigned."""

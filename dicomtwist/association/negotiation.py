@@ -354,7 +354,7 @@ def resolve_answer(
         context.result = item.result
         if item.result:
             continue
-        context.transfer_syntax = [item.transfer_syntax]
+        context.accept(item.transfer_syntax)
         context.as_scu, context.as_scp = True, False
         proposal = roles.get(str(context.abstract_syntax))
         if proposal is not None:

@@ -20,6 +20,7 @@ from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstabl
 from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.exchange.store_request import prepare, prepare_at_once
 from dicomtwist.presentation import PresentationContext, StoragePresentationContexts, build_context
+from dicomtwist.sop_class import check_uid
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
 if TYPE_CHECKING:
@@ -267,7 +268,8 @@ def contexts_for(instances: Iterable[tuple[str, str]]) -> list[PresentationConte
     The further contexts come first: GDCM's SCP reads all data sets in the uncompressed transfer syntax of the last context,
     whatever context they come in. This order lets it read instances that are all in one uncompressed transfer syntax.
 
-    :param instances: the SOP Class and transfer syntax UID of each instance.
+    :param instances: the SOP Class and transfer syntax UID of each instance, as its file has them: a UID may identify something
+        else; one that is malformed gets no context, since a peer may abort because of it.
     :returns: 128 contexts at most; the contexts that a conversion can replace are the first to be left out.
     """
     any_of: dict[str, PresentationContext] = {}
@@ -276,14 +278,23 @@ def contexts_for(instances: Iterable[tuple[str, str]]) -> list[PresentationConte
     for sop_class, syntax in dict.fromkeys(instances):
         if len(any_of) + len(compressed) >= MAX_PRESENTATION_CONTEXTS:
             break
+        if not (_is_uid(sop_class) and _is_uid(syntax)):
+            continue
         if syntax not in UNCOMPRESSED:
-            compressed[sop_class, syntax] = build_context(sop_class, syntax)
+            compressed[sop_class, syntax] = PresentationContext.received(1, sop_class, [syntax])
             continue
         if sop_class not in any_of:
-            fallbacks = [syntax, ExplicitVRLittleEndian, ImplicitVRLittleEndian]
-            any_of[sop_class] = build_context(sop_class, list(dict.fromkeys(fallbacks)))
-        exact[sop_class, syntax] = build_context(sop_class, syntax)
+            syntaxes = [syntax, ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+            any_of[sop_class] = PresentationContext.received(1, sop_class, syntaxes)
+        exact[sop_class, syntax] = PresentationContext.received(1, sop_class, [syntax])
     return [*compressed.values(), *any_of.values(), *exact.values()][:MAX_PRESENTATION_CONTEXTS]
+
+
+def _is_uid(text: str) -> bool:
+    try:
+        return check_uid(text, "a UID") == text
+    except ValueError:
+        return False
 
 
 def _any_storage() -> list[PresentationContext]:

@@ -548,6 +548,16 @@ class AnswerTests(SynchronousTestCase):
             self.assertEqual((first.result, first.transfer_syntax, second.result), (0, [EXPLICIT], result))
             self.assertEqual((first.as_scu, first.as_scp, second.as_scu), (True, False, None))
 
+    def test_a_proposal_from_files(self) -> None:
+        """
+        A transfer syntax is accepted as it was proposed, also a UID that identifies something else or is malformed.
+        """
+        for syntax in (str(CTImageStorage), "1.2.3", "abc/../d", "1.2.840.10008.1.1"):
+            requested = [PresentationContext.received(1, CTImageStorage, [syntax])]
+            answer = AAssociateAC("A", "B", (AnsweredContext(1, 0, syntax),))
+            (context,) = resolve_answer(requested, {}, answer)
+            self.assertEqual((context.result, context.transfer_syntax), (0, [syntax]))
+
     def test_missing(self) -> None:
         """
         Result 2 for a context that is not in the answer.

@@ -563,6 +563,19 @@ class MoveTests(QueryRetrieveTestCase):
             self.assertEqual(self.move(keys("STUDY", StudyInstanceUID="1.2.7")).suboperations.completed, 7)
             self.assertEqual(self.syntaxes, [*stored, *stored, JPEGBaseline8Bit])
 
+    def test_a_transfer_syntax_that_is_none(self) -> None:
+        """An instance in a "transfer syntax" that is a SOP Class, unknown or malformed fails alone, or arrives if accepted."""
+        self.keep(dataset(1, study=7))
+        for number, syntax in ((2, CT), (3, "1.2.3.4.5"), (4, "1.2.x")):
+            self.keep(dataset(number, study=7), syntax=syntax)
+        self.listening()
+        for promiscuous, arrived in ((False, ["1.2.7.1.1"]), (True, ["1.2.7.1.1", "1.2.7.1.2", "1.2.7.1.3"])):
+            self.destination.promiscuous = promiscuous
+            self.stored.clear()
+            result = self.move(keys("STUDY", StudyInstanceUID="1.2.7"))
+            self.assertEqual((int(result.status), sorted(self.stored)), (0xB000, arrived))
+            self.assertEqual(result.suboperations.failed, 4 - len(arrived))
+
     def test_more_than_128_contexts(self) -> None:
         """As many contexts as fit are proposed at first, the others when an instance needs one."""
         classes = [f"1.2.840.10008.5.1.4.1.1.1{number:03}" for number in range(140)]
