@@ -247,6 +247,8 @@ class HeaderScanner:
                 if not used:
                     self._pending = head
                     pos = size
+                elif used < before:  # an empty element in the short form, and the beginning of the next header
+                    self._pending = head[used:before]
                 else:
                     self._pending = b""
                     pos += used - before

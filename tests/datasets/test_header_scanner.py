@@ -6,6 +6,7 @@ import logging
 import struct
 import tracemalloc
 import zlib
+from itertools import product
 from pathlib import Path
 
 import pydicom
@@ -439,6 +440,30 @@ class Sequences(SynchronousTestCase):
 
 
 class AnyBytes(SynchronousTestCase):
+    def test_empty_elements_of_odd_vrs_in_pieces(self) -> None:
+        """An empty element in the short form, and what follows it, are read alike however they are cut."""
+        odd = [
+            struct.pack("<HH2sH", 0x0009, number, vr, 0)
+            for number, vr in enumerate((b"ZZ", b"??", b"  ", b"un", b"QX"))
+        ]
+        study = b"\x20\x00\x0d\x00UI\x04\x001.23"
+        known = [
+            struct.pack("<HH2sHI", 0x0010, number, vr, 0, 4) + b"data"
+            for number, vr in enumerate((b"OB", b"UN", b"UT"))
+        ]
+        known += [struct.pack("<HH2sH", 0x0010, 0x1000, vr, 0) for vr in (b"LO", b"US")]
+        for first, second in product(odd, odd + known):
+            for tail in (study, b"\x11\x00\x00\x00" + bytes(8) + study, bytes(4) + study, study[:9]):
+                data = first + second + tail
+                outcomes = set()
+                for chunk in range(1, len(data) + 1):
+                    scanner = HeaderScanner(EXPLICIT, {STUDY})
+                    try:
+                        outcomes.add((frozenset(fed(scanner, data, chunk).items()), scanner.done))
+                    except HeaderError:
+                        outcomes.add((frozenset(), False))
+                self.assertEqual(len(outcomes), 1, data)
+
     @settings(max_examples=300, deadline=None)
     @given(
         st.binary(max_size=400) | NEARLY, st.sampled_from(SYNTAXES), st.integers(1, 40), st.booleans(), st.booleans()
