@@ -465,13 +465,16 @@ class HeaderScanner:
         return pos + 8, int(self._encoding.long(buffer, pos + 4)[0])
 
     def _is_header(self, buffer: Buffer, pos: int, before: int) -> bool:
-        """Return whether an element of a known VR, with a tag above that of the element at *before*, begins at *pos*."""
+        """
+        Return whether an element of a known VR, or of that of the element at *before*, begins at *pos*, with a tag above that
+        of the element at *before*.
+        """
         encoding = self._encoding
         raw, vr, _ = encoding.explicit(buffer, pos)
-        (last,) = encoding.implicit(buffer, before)[:1]
+        last, odd_vr, _ = encoding.explicit(buffer, before)
         tag = encoding.swap(raw)
         return tag >= DELIMITERS or (
-            (vr in encoding.short_vrs or vr in encoding.long_vrs) and tag > encoding.swap(last)
+            (vr in encoding.short_vrs or vr in encoding.long_vrs or vr == odd_vr) and tag > encoding.swap(last)
         )
 
     def _open(self, buffer: Buffer, pos: int, depth: int) -> None:

@@ -229,6 +229,23 @@ class Structure(SynchronousTestCase):
         for length in (0x2020, 0x3F3F, 0x7E7E):
             self.check(implicit(0x00091001, bytes(length)) + TAIL)
 
+    def test_long_headers_behind_empty_elements_of_odd_value_representations(self) -> None:
+        """However the bytes are cut: both headers may be split."""
+        odd = [b"\x09\x00\x01\x10" + vr + b"\x00\x00" for vr in (b"??", b"un", b"ZZ", b"OX")]
+        nested = b"\x0b\x00\x00\x10SQ\0\0" + UNDEFINED + END_SEQUENCE
+        behind = [b"\x0b\x00\x00\x10" + vr + b"\0\0\2\0\0\0ab" for vr in (b"OB", b"UN", b"SQ", b"UT")]
+        for first in odd:
+            for second in (*behind, nested, first.replace(b"\x09", b"\x0b") + behind[0].replace(b"\x0b", b"\x0d")):
+                data = first + second + TAIL
+                self.check(data)
+                self.check(SQ + UNDEFINED + ITEM + UNDEFINED + first + second + END_ITEM + END_SEQUENCE + TAIL)
+                for size in range(1, 24):
+                    for start in range(size):
+                        scanner = HeaderScanner(EXPLICIT, BOTH)
+                        pieces = [data[:start], *(data[at : at + size] for at in range(start, len(data), size))]
+                        self.assertTrue(any(scanner.feed(piece) for piece in pieces))
+                        self.assertEqual(scanner.values, BOTH)
+
     def test_empty_elements_of_unknown_value_representations(self) -> None:
         """Their short form has eight bytes; the long form, which new Value Representations have, has twelve."""
         for vr in (b"ZZ", b"OX", b"XX", b"QQ"):
