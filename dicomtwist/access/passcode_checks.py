@@ -5,7 +5,6 @@ Checks of passcodes: one at a time for each address, with a delay after failures
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from ipaddress import IPv6Address, ip_address
 from itertools import islice
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from dicomtwist.access.users import Users
 from dicomtwist.errors import DICOMError
 from dicomtwist.runtime.backoff import Backoff
 from dicomtwist.runtime.executors import Executor
+from dicomtwist.runtime.networks import host_of
 
 __all__ = ["PasscodeChecks", "TooManyChecks"]
 
@@ -109,7 +109,7 @@ class PasscodeChecks:
         """
         if users.is_remembered(name, passcode):
             return succeed(True)
-        key = _key(address)
+        key = host_of(address)
         found = self._addresses.get(key)
         if found is None:
             self._forget()
@@ -177,14 +177,3 @@ class PasscodeChecks:
                 break
             if not (address.is_busy or address.waiting):
                 del self._addresses[key]
-
-
-def _key(address: str) -> str:
-    """Return what stands for the host of *address*: of IPv6 its network of 64 bits, in which a host has any address."""
-    try:
-        parsed = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if not isinstance(parsed, IPv6Address):
-        return str(parsed)
-    return str(parsed.ipv4_mapped or int(parsed) >> 64)

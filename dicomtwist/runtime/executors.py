@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist.errors import ExecutorFull
 
-__all__ = ["Bounds", "Executor", "ExecutorVitals", "Executors", "SideThread", "check_wanted", "is_wanted"]
+__all__ = ["Bounds", "Executor", "ExecutorVitals", "Executors", "Share", "SideThread", "check_wanted", "is_wanted"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,24 +34,32 @@ class Bounds:
 
     :ivar threads: the maximum number of threads.
     :ivar max_queued: the maximum number of calls that wait for a thread; one more fails with :class:`ExecutorFull`.
-    :raises ValueError: there would be no thread, or the queue is below 0.
+    :ivar max_share: the maximum number of threads for calls of one peer, see :meth:`Executor.share`; 0 for half of the
+        threads, but one at least.
+    :raises ValueError: there would be no thread, or the queue or the share is below 0.
     """
 
     threads: int
     max_queued: int
+    max_share: int = 0
 
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise ValueError(f"threads = {self.threads}: an executor has one thread at least")
         if self.max_queued < 0:
             raise ValueError(f"max_queued = {self.max_queued}: a queue holds 0 calls at least")
+        if self.max_share < 0:
+            raise ValueError(f"max_share = {self.max_share}: a peer has one thread at least")
+        if not self.max_share:
+            object.__setattr__(self, "max_share", max(1, self.threads // 2))
 
 
 #: Instances that peers send are written and committed. Nothing else uses this executor. Each of 1,000 associations may have
 #: some pieces of work in the queue.
 RECEIVING: Final = Bounds(threads=8, max_queued=4096)
-#: The index is searched for C-FIND, C-GET and C-MOVE.
-QUERYING: Final = Bounds(threads=4, max_queued=1024)
+#: The index is searched for C-FIND, C-GET and C-MOVE. A search of 100,000 sequences takes a minute, so one peer never has all
+#: threads.
+QUERYING: Final = Bounds(threads=4, max_queued=1024, max_share=2)
 #: Files are opened and read that are sent.
 RETRIEVAL: Final = Bounds(threads=8, max_queued=4096)
 #: Long data sets are decoded, or converted to another transfer syntax. pydicom holds the interpreter meanwhile, so that more
@@ -60,7 +68,7 @@ DECODING: Final = Bounds(threads=2, max_queued=1024)
 #: Passcodes of users are checked. Each check takes up to ``access.users.MAX_SCRYPT_MEMORY``.
 PASSCODES: Final = Bounds(threads=2, max_queued=256)
 #: Files of a worklist are read, and answers made of them.
-WORKLIST: Final = Bounds(threads=2, max_queued=1024)
+WORKLIST: Final = Bounds(threads=2, max_queued=1024, max_share=1)
 #: Everything else that an archive does with files: storage commitment, performed procedure steps, an import, a reload.
 HOUSEKEEPING: Final = Bounds(threads=4, max_queued=1024)
 
@@ -133,13 +141,14 @@ class _Work:
     """
     One call.
 
+    :ivar owner: the share that it belongs to, if any.
     :ivar started: the time when a thread began with it, in seconds of the reactor.
     :ivar is_cancelled: whether its result is not wanted any more.
     """
 
     __slots__ = (
         *("arguments", "executor", "function", "is_cancelled", "keywords"),
-        *("name", "outcome", "result", "started", "succeeded"),
+        *("name", "outcome", "owner", "result", "started", "succeeded"),
     )
 
     def __init__(
@@ -151,6 +160,7 @@ class _Work:
         self.keywords = keywords
         self.is_cancelled = self.succeeded = False
         self.name = ""
+        self.owner: _Owner | None = None
         self.started = 0.0
         self.outcome: Any = None
         self.result: Deferred[Any] = Deferred(self._cancel)
@@ -180,6 +190,23 @@ class _Work:
             self.result.callback(self.outcome)
         else:
             self.result.errback(self.outcome)
+
+
+class _Owner:
+    """
+    A peer with calls in an executor.
+
+    :ivar key: its name.
+    :ivar active: the calls of it that run or wait in the queue of the executor.
+    :ivar waiting: the calls that wait until one of these has ended.
+    """
+
+    __slots__ = ("active", "key", "waiting")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.active = 0
+        self.waiting: deque[_Work] = deque()
 
 
 class Executor:
@@ -212,6 +239,8 @@ class Executor:
         self._queue: deque[_Work] = deque()
         self._wake_ups: SimpleQueue[bool] = SimpleQueue()
         self._running: set[_Work] = set()
+        # The peers that have calls; only the reactor thread changes them.
+        self._owners: dict[str, _Owner] = {}
         # The calls that have finished since the reactor thread was last woken. It is woken once for all of them.
         self._finished: deque[_Work] = deque()
         self._is_delivering = False
@@ -233,7 +262,7 @@ class Executor:
             fails at once with :class:`ExecutorFull`. Cancelling the Deferred removes a call that has not begun from the
             queue. A call that has begun can find out with :func:`is_wanted`; the Deferred does not wait for it.
         """
-        if self._outstanding >= self.bounds.threads + self.bounds.max_queued:
+        if self.is_full:
             return fail(ExecutorFull(self.name, self.bounds.max_queued))
         return self.run_admitted(function, *args, **kwargs)
 
@@ -244,8 +273,42 @@ class Executor:
         It is for further steps of work that :meth:`run` has admitted, and for cleaning up after such work. The caller bounds
         their number, for example to one at a time for each association.
         """
-        self._outstanding += 1
         work = _Work(self, function, args, kwargs)
+        self._outstanding += 1
+        self._enqueue(work)
+        return work.result
+
+    def share(self, peer: str) -> Share:
+        """
+        Return the executor as *peer* may use it: at most ``Bounds.max_share`` threads are at its calls, further ones wait.
+
+        :param peer: the name of the peer, such as its address.
+        """
+        return Share(self, peer)
+
+    def run_shared(
+        self, peer: str, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Deferred[T]:
+        """Call *function* for *peer* as :meth:`run_admitted` does, when fewer than ``Bounds.max_share`` of its calls run."""
+        work = _Work(self, function, args, kwargs)
+        self._outstanding += 1
+        owner = self._owners.get(peer)
+        if owner is None:
+            owner = self._owners[peer] = _Owner(peer)
+        work.owner = owner
+        if owner.active < self.bounds.max_share:
+            owner.active += 1
+            self._enqueue(work)
+        else:
+            owner.waiting.append(work)
+        return work.result
+
+    @property
+    def is_full(self) -> bool:
+        """Whether :meth:`run` refuses a call."""
+        return self._outstanding >= self.bounds.threads + self.bounds.max_queued
+
+    def _enqueue(self, work: _Work) -> None:
         self._queue.append(work)
         if self._pool is not None:
             self._pool.callInThread(self._perform_next)
@@ -255,7 +318,6 @@ class Executor:
                 self._add_thread()
         else:
             self._start()
-        return work.result
 
     def call_in_reactor(self, function: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
         """Call *function* in the reactor thread. Any thread may call this, such as one that has done another thread's work."""
@@ -280,12 +342,18 @@ class Executor:
         blocked = max(0.0, min(seconds)) if len(seconds) >= threads else 0.0
         longest = max(seconds, default=0.0)
         names = tuple(sorted({work.name for work in running if work.name}))
-        return ExecutorVitals(self.name, threads, len(seconds), len(self._queue), max(0.0, longest), blocked, names)
+        queued = len(self._queue) + sum(len(owner.waiting) for owner in self._owners.values())
+        return ExecutorVitals(self.name, threads, len(seconds), queued, max(0.0, longest), blocked, names)
 
     # --- in the reactor thread
 
     def remove(self, work: _Work) -> None:
         """Remove *work*, whose Deferred was cancelled, from the queue if no thread has begun with it."""
+        if work.owner is not None and work in work.owner.waiting:
+            work.owner.waiting.remove(work)
+            self._outstanding -= 1
+            self._stop_if_unused()
+            return
         try:
             self._queue.remove(work)
         except ValueError:
@@ -295,7 +363,20 @@ class Executor:
         except Empty:
             pass  # a thread is awake already and will find nothing to do
         self._outstanding -= 1
+        self._ended(work)
         self._stop_if_unused()
+
+    def _ended(self, work: _Work) -> None:
+        """Begin the next call of the peer whose call *work* has ended."""
+        owner, work.owner = work.owner, None
+        if owner is None:
+            return
+        owner.active -= 1
+        if owner.waiting:
+            owner.active += 1
+            self._enqueue(owner.waiting.popleft())
+        elif not owner.active:
+            del self._owners[owner.key]
 
     def _start(self) -> None:
         make_thread_pool = getattr(self._reactor, "make_thread_pool", None)
@@ -317,6 +398,7 @@ class Executor:
         while self._finished:
             work = self._finished.popleft()
             self._outstanding -= 1
+            self._ended(work)
             self._stop_if_unused()
             work.deliver()
 
@@ -355,6 +437,32 @@ class Executor:
         if not self._is_delivering:
             self._is_delivering = True
             self._reactor.callFromThread(self._deliver)
+
+
+class Share:
+    """
+    An executor as one peer may use it, see :meth:`Executor.share`. Its calls are bounded together, on all its associations.
+
+    :param executor: the executor.
+    :param peer: the name of the peer.
+    """
+
+    __slots__ = ("_executor", "_peer")
+
+    def __init__(self, executor: Executor, peer: str) -> None:
+        self._executor = executor
+        self._peer = peer
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        """Call *function* in a thread when it is the turn of the peer, see :meth:`Executor.run`."""
+        executor = self._executor
+        if executor.is_full:
+            return fail(ExecutorFull(executor.name, executor.bounds.max_queued))
+        return executor.run_shared(self._peer, function, args, kwargs)
+
+    def run_admitted(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        """Call *function* in a thread when it is the turn of the peer, see :meth:`Executor.run_admitted`."""
+        return self._executor.run_shared(self._peer, function, args, kwargs)
 
 
 class SideThread:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
-__all__ = ["ANYWHERE", "LOOPBACK", "UNIX", "Networks", "parse_networks"]
+__all__ = ["ANYWHERE", "LOOPBACK", "UNIX", "Networks", "host_of", "parse_networks"]
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -79,6 +79,17 @@ def parse_networks(texts: Iterable[str]) -> Networks:
                 hint = "write an address, a network such as 10.1.0.0/16, loopback or unix"
                 raise ValueError(f"{error}: {hint}") from None
     return Networks(tuple(networks), loopback, unix)
+
+
+def host_of(address: str) -> str:
+    """Return what stands for the host of *address*: of IPv6 its network of 64 bits, in which a host has any address."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if not isinstance(parsed, IPv6Address):
+        return str(parsed)
+    return str(parsed.ipv4_mapped or int(parsed) >> 64)
 
 
 def _within(address: Address, networks: Iterable[Network]) -> bool:

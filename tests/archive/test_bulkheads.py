@@ -10,6 +10,7 @@ from unittest import mock
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, UserIdentity, build_context, build_role, evt
@@ -17,12 +18,12 @@ from dicomtwist.access.enforcement import Policy
 from dicomtwist.access.rules import parse_rules
 from dicomtwist.access.users import Users, hash_passcode
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.query.search import Search
+from dicomtwist.archive.query.search import Finder, Search
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.archive.services.worklist_folder import WorklistFolder
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.errors import ExecutorFull, OperationFailed
-from dicomtwist.runtime.executors import Bounds
+from dicomtwist.runtime.executors import Bounds, Share
 from dicomtwist.sop_class import (
     ModalityPerformedProcedureStep,
     ModalityWorklistInformationModelFind,
@@ -143,6 +144,51 @@ class Blocked(TestCase):
         server.ingest.stop()
         await server.ae.shutdown()
         self.assertEqual([lane.vitals.blocked for lane in lanes], [0, 0])
+
+    async def test_queries_of_one_host(self) -> None:
+        """Long searches of one host, on several associations, leave threads for the queries and retrievals of others."""
+        server = Server(self, AE("SCP"))
+        self.assertIsNone(keep(server.archive, dataset(1)))
+        querying = server.ae.executors.querying
+        port = await server.ae.start_server(("127.0.0.1", 0), evt_handlers=server.handlers)
+        scu = AE("SCU")
+        scu.requested_contexts = [build_context(uid, ExplicitVRLittleEndian) for uid in CLASSES]
+        scu.add_requested_context(SECONDARY_CAPTURE, ExplicitVRLittleEndian)
+        gate, begun = threading.Event(), threading.Semaphore(0)
+        self.addCleanup(gate.set)
+        find = Finder._find
+
+        def hang(finder: Finder, share: Share, identifier: Dataset, *rest: Any) -> Any:
+            if identifier.StudyInstanceUID == "1.2.3":
+                begun.release()
+                gate.wait(30)
+            return find(finder, share, identifier, *rest)
+
+        self.patch(Finder, "_find", hang)
+        long = studies()
+        long.StudyInstanceUID = "1.2.3"
+        hosts = [("127.0.0.2", 0)] * (querying.bounds.threads + 1)
+        askers = [await scu.associate("127.0.0.1", port.port, bind_address=host) for host in hosts]
+        waiting = [asker.send_c_find(long, StudyRootQueryRetrieveInformationModelFind).collect() for asker in askers]
+        for _ in range(querying.bounds.max_share):
+            await deferToThread(begun.acquire, timeout=30)
+        roles = [build_role(SECONDARY_CAPTURE, scp_role=True)]
+        stored: list[evt.HandlerTuple] = [(evt.EVT_C_STORE, lambda event: 0)]
+        assoc = await scu.associate("127.0.0.1", port.port, ext_neg=roles, evt_handlers=stored)
+        found = await assoc.send_c_find(studies(), StudyRootQueryRetrieveInformationModelFind).collect()
+        self.assertEqual([one.StudyInstanceUID for one in found], ["1.2.1"])
+        one = studies()
+        one.StudyInstanceUID = "1.2.1"
+        statuses = [status async for status, _ in assoc.send_c_get(one, StudyRootQueryRetrieveInformationModelGet)]
+        self.assertEqual(int(statuses[-1]), 0)
+        self.assertFalse(any(one.called for one in waiting))
+        self.assertEqual(querying.vitals.busy, querying.bounds.max_share)
+        gate.set()
+        self.assertEqual(await gatherResults(waiting), [[]] * len(askers))
+        for asker in (assoc, *askers):
+            await asker.release()
+        server.ingest.stop()
+        await server.ae.shutdown()
 
 
 class Full(MemoryTestCase):

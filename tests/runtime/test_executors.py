@@ -124,6 +124,62 @@ class ExecutorTests(TestCase):
         await done
         self.assertEqual(max(most), 3)
 
+    async def test_shares(self) -> None:
+        """
+        The calls of one peer never run in all threads, and each of them runs in the end.
+        """
+        gate = threading.Event()
+        self.executor.bounds = Bounds(threads=3, max_queued=8, max_share=2)
+        crowd = [self.executor.share("crowd").run(gate.wait, 30) for _ in range(8)]
+        while self.executor.vitals.busy < 2:
+            await self.pause()
+        self.assertEqual(await self.executor.share("other").run(int, "7"), 7)
+        self.assertEqual(await self.executor.run(int, "8"), 8)
+        self.assertEqual((self.executor.vitals.busy, self.executor.vitals.queued), (2, 6))
+        more = [self.executor.share("crowd").run(int, "9") for _ in range(4)]
+        self.failureResultOf(more.pop(), ExecutorFull)
+        self.failureResultOf(self.executor.run(int), ExecutorFull)
+        admitted = self.executor.share("crowd").run_admitted(int, "10")
+        gate.set()
+        self.assertEqual(await gatherResults([*crowd, *more, admitted]), [True] * 8 + [9] * 3 + [10])
+
+    async def test_cancelled_in_a_share(self) -> None:
+        """
+        A cancelled call gives its turn to the next one of its peer, when its thread is free if it has begun.
+        """
+        gates = [threading.Event() for _ in range(3)]
+        self.executor.bounds = Bounds(threads=1, max_queued=8)
+        share = self.executor.share("crowd")
+        running = share.run(gates[0].wait, 30)
+        while not self.executor.vitals.busy:
+            await self.pause()
+        waiting = [share.run(self.fail) for _ in range(3)]
+        last = share.run(int, "7")
+        for one in (waiting[1], running, waiting[0], waiting[2]):
+            one.cancel()
+            self.failureResultOf(one, CancelledError)
+        self.assertEqual((self.executor.vitals.busy, self.executor.vitals.queued), (1, 1))
+        gates[0].set()
+        self.assertEqual(await last, 7)
+        # One that is in the queue of the executor, because other work has its thread.
+        other = self.executor.run(gates[1].wait, 30)
+        queued = share.run(self.fail)
+        last = share.run(int, "8")
+        queued.cancel()
+        self.failureResultOf(queued, CancelledError)
+        gates[1].set()
+        self.assertEqual((await other, await last), (True, 8))
+
+    def test_half_of_the_threads(self) -> None:
+        """
+        A share is half of the threads, unless there is only one.
+        """
+        shares = [Bounds(threads=threads, max_queued=0).max_share for threads in (1, 2, 3, 4, 9)]
+        self.assertEqual(shares, [1, 1, 1, 2, 4])
+        self.assertEqual(Bounds(threads=4, max_queued=0, max_share=4).max_share, 4)
+        with self.assertRaises(ValueError):
+            Bounds(threads=4, max_queued=0, max_share=-1)
+
     async def pause(self) -> None:
         await deferLater(reactor, 0.001)
 

@@ -38,7 +38,7 @@ from dicomtwist.archive.query.response_encoder import AnswerEncoder, Field
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.types import IndexFailed
 from dicomtwist.errors import loggable
-from dicomtwist.runtime.executors import Executor, check_wanted
+from dicomtwist.runtime.executors import Executor, Share, check_wanted
 
 __all__ = ["Finder", "Found", "StoredInstance"]
 
@@ -89,7 +89,7 @@ class Found(Generic[T]):
 
     def __init__(
         self,
-        executor: Executor,
+        executor: Share,
         numbers: array[int],
         read: Callable[[Sequence[int]], list[T]],
         unsupported: Sequence[int] = (),
@@ -133,19 +133,23 @@ class Finder:
         model: Model,
         transfer_syntax: str,
         negotiated: Negotiated = BASELINE,
+        *,
+        peer: str = "",
     ) -> Deferred[Found[bytes]]:
         """
         Find the matches for the identifier of a C-FIND.
 
         :param transfer_syntax: the transfer syntax of the answers.
+        :param peer: the host of the peer; its searches never take all threads.
         :returns: a Deferred that fires with encoded identifiers. It fails with
             :class:`~dicomtwist.archive.query.compiler.InvalidIdentifier`, which carries the status 0xA900, or with
             :class:`~dicomtwist.archive.index.index.IndexFailed`.
         """
-        return self._executor.run(self._find, identifier, model, transfer_syntax, negotiated)
+        share = self._executor.share(peer)
+        return share.run(self._find, share, identifier, model, transfer_syntax, negotiated)
 
     def retrieve(
-        self, identifier: Dataset, model: Model, negotiated: Negotiated = BASELINE
+        self, identifier: Dataset, model: Model, negotiated: Negotiated = BASELINE, *, peer: str = ""
     ) -> Deferred[Found[StoredInstance]]:
         """
         Find the instances that the identifier of a C-MOVE or C-GET names.
@@ -153,23 +157,28 @@ class Finder:
         :returns: a Deferred that fires with the instances, in the order of study, series and Instance Number; it fails as
             that of :meth:`find`.
         """
-        return self._executor.run(self._retrieve, identifier, model, negotiated)
+        share = self._executor.share(peer)
+        return share.run(self._retrieve, share, identifier, model, negotiated)
 
-    def _find(self, identifier: Dataset, model: Model, transfer_syntax: str, negotiated: Negotiated) -> Found[bytes]:
+    def _find(
+        self, share: Share, identifier: Dataset, model: Model, transfer_syntax: str, negotiated: Negotiated
+    ) -> Found[bytes]:
         query = compile_find(identifier, model, negotiated, zone=self._zone, default_charset=self._default_charset)
         self._archive.catch_up()
         search = Search(self._archive.index.engine, query)
         reader = AnswerReader(search, self._ae_title, transfer_syntax)
-        return Found(self._executor, search.numbers(), reader.read, query.unsupported)
+        return Found(share, search.numbers(), reader.read, query.unsupported)
 
-    def _retrieve(self, identifier: Dataset, model: Model, negotiated: Negotiated) -> Found[StoredInstance]:
+    def _retrieve(
+        self, share: Share, identifier: Dataset, model: Model, negotiated: Negotiated
+    ) -> Found[StoredInstance]:
         query = compile_retrieve(identifier, model, negotiated, default_charset=self._default_charset)
         self._archive.catch_up()
         search = Search(self._archive.index.engine, query)
         store = self._archive.store
         order = (study.c.id, series.c.id, func.length(instance.c.instance_number), instance.c.instance_number)
         numbers = search.numbers(levels={Level.STUDY, Level.SERIES}, order=order)
-        return Found(self._executor, numbers, lambda page: search.instances(store, page))
+        return Found(share, numbers, lambda page: search.instances(store, page))
 
 
 def _once(predicate: Predicate) -> Predicate:
@@ -268,6 +277,7 @@ class AnswerReader:
 
     def __init__(self, search: Search, ae_title: str, transfer_syntax: str) -> None:
         self._search = search
+        self._has_failed = False
         query = search.query
         self._computed = [key for key in query.keys if key.is_computed]
         stored = [key for key in query.keys if not key.is_computed]
@@ -306,12 +316,24 @@ class AnswerReader:
 
     def _encoded(self, rows: Iterable[Sequence[Any]]) -> list[bytes]:
         answers: list[bytes] = []
+        failures: list[str] = []
         for row in rows:
+            check_wanted()
             try:
                 answers.append(self._encoder.encode(row))
             except Exception as error:
                 # The other rows are answered.
-                self.log.error("an answer was left out, since it cannot be encoded: {reason}", reason=loggable(error))
+                failures.append(loggable(error))
+        if failures and not self._has_failed:
+            # One line for a query, however many rows it has.
+            self._has_failed = True
+            self.log.error(
+                "{count} of {total} answers were left out, since they cannot be encoded, the first: {reason}; further ones to"
+                " this query are not logged",
+                count=len(failures),
+                total=len(answers) + len(failures),
+                reason=failures[0],
+            )
         return answers
 
     def _compute(self, key: Attribute, numbers: set[int]) -> tuple[dict[int, str], str]:

@@ -28,6 +28,7 @@ from dicomtwist.dimse.status import (
 )
 from dicomtwist.errors import DataSetError, ExecutorFull, Refused, loggable
 from dicomtwist.runtime.executors import Executor
+from dicomtwist.runtime.networks import host_of
 from dicomtwist.scp.dispatch import Route
 from dicomtwist.scp.move_destination import contexts_for
 from dicomtwist.sop_class import (
@@ -118,7 +119,9 @@ class QueryRetrieve:
         """
         syntax = str(event.context.transfer_syntax)
         try:
-            found = await self._finder.find(event.identifier, _model(event), syntax, _negotiated(event))
+            found = await self._finder.find(
+                event.identifier, _model(event), syntax, _negotiated(event), peer=host_of(event.assoc.remote.address)
+            )
             status = PENDING_WARNING if found.unsupported else PENDING
             async for page in found.pages():
                 for encoded in page:
@@ -175,7 +178,9 @@ class QueryRetrieve:
             raise Refused(status, status.error_comment or "") from None
 
     async def _retrieve(self, event: evt.IdentifierEvent) -> Found[StoredInstance]:
-        return await self._finder.retrieve(event.identifier, _model(event), _negotiated(event))
+        return await self._finder.retrieve(
+            event.identifier, _model(event), _negotiated(event), peer=host_of(event.assoc.remote.address)
+        )
 
     def _failed(self, event: evt.IdentifierEvent, error: Exception, unreadable: int) -> Status:
         """Return the status for *error*; log the error unless the request is at fault."""

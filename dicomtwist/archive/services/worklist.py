@@ -8,7 +8,7 @@ any time, so each query lists the folder and reads the files that are new or hav
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +25,8 @@ from dicomtwist.datasets.character_sets import decode_texts, decode_values
 from dicomtwist.datasets.identifier import encode_with_character_set
 from dicomtwist.dimse.status import DATASET_MISMATCH, OUT_OF_RESOURCES, PENDING, Status
 from dicomtwist.errors import DataSetError, ExecutorFull, loggable
-from dicomtwist.runtime.executors import Executor, check_wanted
+from dicomtwist.runtime.executors import Executor, Share, check_wanted
+from dicomtwist.runtime.networks import host_of
 from dicomtwist.scp.dispatch import Route
 from dicomtwist.sop_class import ModalityWorklistInformationModelFind
 
@@ -180,7 +181,7 @@ class Worklist:
             return
         for start in range(0, len(matches), PAGE_SIZE):
             page = matches[start : start + PAGE_SIZE]
-            for encoded in await self._executor.run_admitted(self._encode, page, event):
+            for encoded in await self._share(event).run_admitted(self._encode, page, event):
                 yield PENDING, encoded
 
     async def _found(self, event: evt.IdentifierEvent) -> list[tuple[Dataset, int]]:
@@ -211,25 +212,34 @@ class Worklist:
                 call.cancel()
 
     async def _find(self, event: evt.IdentifierEvent) -> list[tuple[Dataset, int]]:
-        query = await self._executor.run(_compiled, event, self._default_charset)
+        share = self._share(event)
+        query = await share.run(_compiled, event, self._default_charset)
         items = await self._reader.items(event.assoc.requestor.called_ae_title)
-        return await self._executor.run_admitted(self._matches, query, items)
+        return await share.run_admitted(self._matches, query, items, event)
+
+    def _share(self, event: evt.IdentifierEvent) -> Share:
+        """Return the threads for the peer of *event*, which are not all of them."""
+        return self._executor.share(host_of(event.assoc.remote.address))
 
     def _encode(self, matches: Sequence[tuple[Dataset, int]], event: evt.IdentifierEvent) -> list[bytes]:
         syntax = str(event.context.transfer_syntax)
-        return list(self._encoded(matches, event.identifier, syntax))
-
-    def _encoded(self, matches: Sequence[tuple[Dataset, int]], identifier: Dataset, syntax: str) -> Iterator[bytes]:
+        encoded: list[bytes] = []
+        failures: list[str] = []
         for item, at in matches:
             check_wanted()
             try:
                 known = item.get("SpecificCharacterSet") or self._default_charset
                 own = known if isinstance(known, str) else "\\".join(known)
-                yield encode_with_character_set(answer(item, at, identifier), own, syntax)
+                encoded.append(encode_with_character_set(answer(item, at, event.identifier), own, syntax))
             except Exception as error:
-                self._told(f"an item of the worklist cannot be answered: {loggable(error)}")
+                failures.append(loggable(error))
+        if failures:
+            # One line for a page, however many items it has.
+            count = f"{len(failures)} of {len(matches)} items"
+            self._told(f"{count} of the worklist cannot be answered, the first: {failures[0]}", event)
+        return encoded
 
-    def _matches(self, query: Query, items: Sequence[Dataset]) -> list[tuple[Dataset, int]]:
+    def _matches(self, query: Query, items: Sequence[Dataset], event: evt.IdentifierEvent) -> list[tuple[Dataset, int]]:
         found: list[tuple[Dataset, int]] = []
         failures: list[str] = []
         for item in items:
@@ -241,12 +251,15 @@ class Worklist:
         if failures:
             # One line for a query, however many items there are.
             count = f"{len(failures)} of {len(items)} items"
-            self._told(f"{count} of the worklist cannot be compared, the first: {failures[0]}")
+            self._told(f"{count} of the worklist cannot be compared, the first: {failures[0]}", event)
         return found
 
-    def _told(self, why: str) -> None:
-        """Log a warning from a worker thread."""
-        self._executor.call_in_reactor(self.log.warn, "{why}", why=why)
+    def _told(self, why: str, event: evt.IdentifierEvent | None = None) -> None:
+        """Log a warning from a worker thread; one about a query counts for the association of *event*."""
+        if event is None:
+            self._executor.call_in_reactor(self.log.warn, "{why}", why=why)
+        else:
+            self._executor.call_in_reactor(event.assoc.log_refusal, self.log.warn, "{why}", why=why)
 
 
 def _compiled(event: evt.IdentifierEvent, default_charset: str) -> Query:

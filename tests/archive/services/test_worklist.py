@@ -22,6 +22,7 @@ from dicomtwist.archive.services import worklist, worklist_folder
 from dicomtwist.archive.services.worklist import Worklist, compile_query
 from dicomtwist.archive.services.worklist_folder import WorklistFolder
 from dicomtwist.daemon import tap
+from dicomtwist.datasets.identifier import encode_with_character_set
 from dicomtwist.runtime.executors import Executors
 from dicomtwist.scp.dispatch import dispatch
 from dicomtwist.sop_class import ModalityWorklistInformationModelFind, StudyRootQueryRetrieveInformationModelFind
@@ -473,7 +474,7 @@ class Served(MemoryTestCase):
     def test_items_that_cannot_be_compared(self) -> None:
         """A query logs one line about them, and finds the others."""
         told: list[str] = []
-        self.patch(self.worklist, "_told", told.append)
+        self.patch(self.worklist, "_told", lambda why, event: told.append(why))
 
         def failing(found: Dataset) -> list[int]:
             if found.PatientID != "H1":
@@ -484,6 +485,25 @@ class Served(MemoryTestCase):
             self.assertEqual(len(self.ask(query())), 1)
         (line,) = told
         self.assertIn(f"{len(items()) - 1} of {len(items())} items of the worklist cannot be compared", line)
+
+    def test_items_that_cannot_be_answered(self) -> None:
+        """A page logs one line about them, whose number an association bounds, and answers the others."""
+        encode = encode_with_character_set
+
+        def failing(found: Dataset, *rest: Any) -> bytes:
+            if found.PatientID != "H1":
+                raise RecursionError("too deep")
+            return encode(found, *rest)
+
+        warned: list[str] = []
+        self.patch(self.worklist, "log", mock.Mock(warn=lambda _, why: warned.append(why)))
+        with mock.patch.object(worklist, "encode_with_character_set", failing):
+            self.assertEqual(len(self.ask(query())), 1)
+            (line,) = warned
+            self.assertIn(f"{len(items()) - 1} of {len(items())} items of the worklist cannot be answered", line)
+            with mock.patch.object(worklist, "PAGE_SIZE", 1):
+                self.ask(query())
+        self.assertLess(len(warned), 2 * len(items()))
 
     def test_a_search_that_takes_long(self) -> None:
         """The deadline ends the search as well, at the next file."""
