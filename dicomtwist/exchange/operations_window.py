@@ -18,18 +18,24 @@ class Window:
     :ivar used: the number of places that are taken.
     """
 
-    __slots__ = ("_failure", "_waiting", "limit", "used")
+    __slots__ = ("_failure", "_queue", "limit", "used")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self._waiting: deque[Deferred[None]] = deque()
+        self._queue: deque[Deferred[None]] | None = None  # an idle association does not pay for it
         self._failure: Failure | None = None
+
+    @property
+    def _waiting(self) -> deque[Deferred[None]]:
+        if self._queue is None:
+            self._queue = deque()
+        return self._queue
 
     @property
     def waiting(self) -> int:
         """The number of operations that have a place or wait for one."""
-        return self.used + len(self._waiting)
+        return self.used + len(self._queue or ())
 
     def enter(self) -> Deferred[None]:
         """Return a Deferred that fires when the caller has a place; cancelling it gives up the wait."""
@@ -45,7 +51,7 @@ class Window:
     @property
     def is_waited_for(self) -> bool:
         """Whether a call waits for a place."""
-        return bool(self._waiting)
+        return bool(self._queue)
 
     @property
     def is_taken(self) -> bool:
@@ -59,14 +65,14 @@ class Window:
 
     def refuse_all(self, reason: Failure) -> None:
         """Fail all calls that wait; later ones may wait again."""
-        for waiting in list(self._waiting):
+        for waiting in list(self._queue or ()):
             if not waiting.called:
                 self.refuse(waiting, reason)
 
     def leave(self) -> None:
         """Give back a place."""
-        if self._waiting and self.used <= self.limit:
-            self._waiting.popleft().callback(None)
+        if self._queue and self.used <= self.limit:
+            self._queue.popleft().callback(None)
         else:
             self.used -= 1
 
@@ -77,5 +83,5 @@ class Window:
     def fail(self, reason: Failure) -> None:
         """Fail all calls that wait, and all later ones."""
         self._failure = reason
-        while self._waiting:  # an errback may cancel others that wait
-            self._waiting.popleft().errback(reason)
+        while self._queue:  # an errback may cancel others that wait
+            self._queue.popleft().errback(reason)

@@ -7,8 +7,6 @@ A refusal would lose their instances, so the requests are performed in order, as
 
 from __future__ import annotations
 
-from collections import deque
-
 from dicomtwist.datasets.stream import CHUNK, DataSetStream
 from dicomtwist.interfaces import PerformedOperation, UpperLayer
 
@@ -68,7 +66,7 @@ class WaitingRequests:
     def __init__(self, protocol: UpperLayer, limit: int) -> None:
         self._protocol = protocol
         self._limit = limit
-        self._waiting: deque[tuple[PerformedOperation, Pauser]] = deque()
+        self._waiting: list[tuple[PerformedOperation, Pauser]] = []  # a deque takes 700 bytes even if it is empty
         self._is_paused = False
 
     def __len__(self) -> int:
@@ -108,7 +106,7 @@ class WaitingRequests:
 
     def take(self) -> PerformedOperation:
         """Remove the first request, which is to be performed."""
-        performance, pauser = self._waiting.popleft()
+        performance, pauser = self._waiting.pop(0)
         pauser.performed()
         if self._is_paused and not self._is_full:
             self._resume()
@@ -126,7 +124,7 @@ class WaitingRequests:
         """
         blocking = [one for one, pauser in self._waiting if pauser.is_paused]
         if blocking:
-            self._waiting = deque(pair for pair in self._waiting if not pair[1].is_paused)
+            self._waiting = [pair for pair in self._waiting if not pair[1].is_paused]
         if self._is_paused:
             self._resume()
         return blocking
