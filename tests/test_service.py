@@ -108,8 +108,12 @@ class Plugin(TestCase):
         options.parseOptions(["--storage", self.mktemp()])
         when_running: list[Any] = []
         self.patch(options.ae.reactor, "callWhenRunning", lambda function, *args: when_running.append((function, args)))
-        makeService(options)
+        service = makeService(options)
         options.archive.close()
+        self.assertEqual(when_running, [])  # a service that is not started leaves the process alone
+        self.patch(options.ae.reactor, "addSystemEventTrigger", lambda *_: None)
+        assert isinstance(service, ArchiveService) and service.at_start is not None
+        service.at_start()
         gc.unfreeze()
         self.addCleanup(gc.unfreeze)
         for function, args in when_running:

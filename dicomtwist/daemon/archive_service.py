@@ -4,7 +4,7 @@ The service behind ``twist dicom``: a :class:`~dicomtwist.service.DICOMService` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +36,10 @@ class ArchiveService(DICOMService):
     :param lag_warning: as for :class:`DICOMService`, and so is *executor_warning*.
 
     :ivar archive_server: the archive with its services.
+    :ivar at_start: called first when the service starts, or ``None``; ``twist dicom`` takes over its process there.
     """
+
+    at_start: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -71,6 +74,8 @@ class ArchiveService(DICOMService):
         disk, or it is read-only, the server starts all the same, refuses instances, and tries again every :data:`TRY_AGAIN`
         seconds.
         """
+        if self.at_start is not None:
+            self.at_start()
         archive = self.archive_server.archive
         try:
             if not archive.lacks_room:

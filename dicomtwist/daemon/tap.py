@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ class Options(usage.Options):
         [
             "default-charset",
             None,
-            "",
+            None,
             "Character set of text that comes without one, such as ISO_IR 100; none: it is unknown.",
             _charset,
         ],
@@ -457,7 +458,7 @@ class Options(usage.Options):
             duplicates=self["duplicates"],
             precedence=self["precedence"],
             min_free=self["min-free"],
-            default_charset=self["default-charset"],
+            default_charset=self["default-charset"] or "",
             process=self.worker.name if self.worker else "supervisor" if self["workers"] > 1 else "",
             lock=self.worker.lock if self.worker else -1,
         )
@@ -538,13 +539,26 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
     if isinstance(service, SupervisorService):
         service.set_workers(lambda clean_up: _workers(options, clean_up))
         reloading.then = service.workers.reload
-    ae.reactor.callWhenRunning(take_signals, ae.reactor, reloading.reload, service.log_vitals, received)
-    limit_stop(ae.reactor, options["grace"])
-    ae.reactor.callWhenRunning(freeze_startup_objects)
-    ae.reactor.callWhenRunning(retain_heap)
-    if worker is not None:
-        ae.reactor.callWhenRunning(worker.begin, ae.reactor)
+    service.at_start = partial(_take_over_process, options, service, reloading, received)
     return service
+
+
+def _take_over_process(
+    options: Options, service: ArchiveService, reloading: Reloading, received: Sequence[int]
+) -> None:
+    """
+    Register what concerns the whole process: signals, the deadline of its stop, its memory.
+
+    This happens when the service starts, not when it is made: a program that only makes it keeps its own signals, and is not
+    killed by the deadline.
+    """
+    reactor = options.ae.reactor
+    reactor.callWhenRunning(take_signals, reactor, reloading.reload, service.log_vitals, received)
+    limit_stop(reactor, options["grace"])
+    reactor.callWhenRunning(freeze_startup_objects)
+    reactor.callWhenRunning(retain_heap)
+    if options.worker is not None:
+        reactor.callWhenRunning(options.worker.begin, reactor)
 
 
 def _folder(options: Options, name: str) -> Path | None:

@@ -17,6 +17,7 @@ from twisted.internet.protocol import Protocol
 from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, AssociationAborted, AssociationLost, AssociationRejected
+from dicomtwist.datasets import outgoing_instance
 from dicomtwist.errors import AssociationError
 from dicomtwist.part10 import read_file_meta
 from tests import peers
@@ -223,7 +224,9 @@ class TwistDicom(TestCase):
             other = Path(self.mktemp())
             dataset = dcmread(file.path)
             dataset.SOPInstanceUID = "1.2.3"
-            dataset.save_as(other)  # the File Meta Information, and so the command, still has the old UID
+            dataset.save_as(other)
+            # This client believes the File Meta Information, which still has the old UID, and puts that into the command.
+            self.patch(outgoing_instance, "identify", lambda meta, data: meta)
             status = await assoc.send_c_store(other)
             self.assertEqual(status, 0xA900)
             self.assertTrue((await assoc.send_c_store(file.path)).is_success)

@@ -29,7 +29,7 @@ from twisted.trial.unittest import TestCase
 
 from dicomtwist import AE, Association, AssociationError
 from dicomtwist.association.acceptor import MAX_SURPLUS
-from dicomtwist.datasets import encode_dataset
+from dicomtwist.datasets import encode_dataset, outgoing_instance
 from dicomtwist.dimse.messages import CStoreRQ
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelFind
@@ -289,6 +289,8 @@ class Storing(ProcessTestCase):
             for text in ("../../x", "$(touch x)", "/etc/x", "..", "%_' OR 1=1--"):
                 odd = instance("1.2.3.15", PatientID=text, StudyID=text)
                 self.assertEqual(await assoc.send_c_store(file_of(encode_dataset(odd, EXPLICIT), "1.2.3.15")), 0)
+            # This client believes the File Meta Information, and puts its UIDs into the command.
+            self.patch(outgoing_instance, "identify", lambda meta, data: meta)
             for other in (instance("1.2.3.16"), instance("1.2.3.17", SOPClassUID="1.2.840.10008.5.1.4.1.1.4")):
                 status = await assoc.send_c_store(file_of(encode_dataset(other, EXPLICIT), "1.2.3.17"))
                 self.assertEqual(status, 0xA900)
