@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
@@ -21,16 +20,14 @@ from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.command import MAX_COMMAND_LENGTH
 from dicomtwist.dimse.message_stream import MessageReceiver
 from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, CGetRQ, CStoreRQ, Message, NEventReportRQ, Request, Response
-from dicomtwist.dimse.status import Status
 from dicomtwist.errors import AssociationError, InvalidMessage, NotEstablished, WouldDeadlock
 from dicomtwist.exchange import nesting
 from dicomtwist.exchange.invoked import Operation, PendingResponses
 from dicomtwist.exchange.operations_window import Window
 from dicomtwist.exchange.send_queue import Outgoing
 from dicomtwist.exchange.waiting_requests import WaitingRequests
-from dicomtwist.interfaces import AEInterface, AssociationSide, ExchangeOwner, PerformedOperation
+from dicomtwist.interfaces import ExchangeOwner, PerformedOperation
 from dicomtwist.presentation import PresentationContextTuple
-from dicomtwist.settings import Settings
 
 #: The statuses of responses that more responses follow (PS3.7 C.1.3).
 PENDING_STATUSES = frozenset((codes.PENDING, codes.PENDING_WARNING))
@@ -615,47 +612,3 @@ def _encode(message: Message, source: DataSetSource | None) -> bytes:
         if source is not None:
             source.close()
         raise
-
-
-class WindowPlace:
-    """A place in the asynchronous operations window, for ``async with``."""
-
-    __slots__ = ("_exchange",)
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-
-    async def __aenter__(self) -> None:
-        await self._exchange.enter_window()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._exchange.leave_window()
-
-
-class InvokingAssociation(Protocol):
-    """An association as the rooms above know it that invoke operations on it: a :class:`dicomtwist.Association`."""
-
-    ae: AEInterface
-    settings: Settings
-
-    @property
-    def remote(self) -> AssociationSide:
-        """The peer."""
-
-    @property
-    def exchange(self) -> Exchange:
-        """
-        The messages of the association.
-
-        :raises NotEstablished: it was never established.
-        """
-
-    def context_for(
-        self, abstract_syntax: str, transfer_syntax: str | None = None, *, as_scu: bool = True
-    ) -> PresentationContextTuple:
-        """Return the accepted presentation context for a service."""
-
-    def status_of(self, response: Response, sop_class: str = "") -> Status:
-        """Return the status of *response* to an operation of *sop_class*."""

@@ -12,7 +12,8 @@ from dicomtwist.datasets.codec import UNCOMPRESSED
 from dicomtwist.datasets.outgoing_instance import OutgoingInstance
 from dicomtwist.dimse.messages import HIGH, LOW, MEDIUM, CStoreRQ, Response
 from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished
-from dicomtwist.exchange.exchange import Exchange, InvokingAssociation
+from dicomtwist.exchange.exchange import Exchange
+from dicomtwist.exchange.invoking import InvokingAssociation
 from dicomtwist.presentation import PresentationContextTuple
 
 #: The uncompressed transfer syntaxes in order of preference for a conversion: Explicit VR keeps the VRs, deflating costs time.

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import RESPONSES, Message, NCreateRSP, NGetRSP, NSetRSP, Request, Response
 from dicomtwist.dimse.status import Status
-from dicomtwist.exchange.exchange import InvokingAssociation
+from dicomtwist.exchange.invoking import InvokingAssociation
 from dicomtwist.exchange.nesting import enter_handler, leave_handler
 from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.runtime.call_handler import call_handler

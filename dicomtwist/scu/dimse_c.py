@@ -13,7 +13,8 @@ from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.datasets.outgoing_instance import InstanceLike, check_identity, open_instance
 from dicomtwist.dimse.messages import HIGH, LOW, MEDIUM, CEchoRQ, CFindRQ, CGetRQ, CMoveRQ, Response
 from dicomtwist.dimse.status import Status
-from dicomtwist.exchange.exchange import Exchange, WindowPlace
+from dicomtwist.exchange.exchange import Exchange
+from dicomtwist.exchange.invoking import WindowPlace
 from dicomtwist.exchange.store_request import prepare, send
 from dicomtwist.interfaces import AEInterface, AssociationSide
 from dicomtwist.presentation import PresentationContextTuple

@@ -25,7 +25,7 @@ from dicomtwist.dimse.messages import (
 )
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import NoPresentationContext
-from dicomtwist.exchange.exchange import WindowPlace
+from dicomtwist.exchange.invoking import WindowPlace
 from dicomtwist.presentation import PresentationContextTuple
 from dicomtwist.scu.dimse_c import ServiceClassUser, check_number
 from dicomtwist.sop_class import SOPClass, check_uid

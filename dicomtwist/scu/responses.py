@@ -22,8 +22,8 @@ from dicomtwist.dimse.messages import CGetRSP, CMoveRSP, Request, Response
 from dicomtwist.dimse.status import Status
 from dicomtwist.errors import DataSetError, OperationFailed, TooManyAnswers, loggable
 from dicomtwist.exchange import nesting
-from dicomtwist.exchange.exchange import InvokingAssociation
 from dicomtwist.exchange.invoked import Operation
+from dicomtwist.exchange.invoking import InvokingAssociation
 from dicomtwist.presentation import PresentationContextTuple
 
 #: The number of answers, and of their bytes, that may wait for the caller before reading from the peer pauses.

@@ -23,7 +23,7 @@ from dicomtwist import (
 )
 from dicomtwist.association.negotiation import merge_items
 from dicomtwist.dimse.messages import CEchoRQ, CFindRQ, CStoreRQ, NGetRQ
-from dicomtwist.exchange.exchange import WindowPlace
+from dicomtwist.exchange.invoking import WindowPlace
 from dicomtwist.scu.dimse_n import MAX_TAGS
 from dicomtwist.ul.items import (
     AsyncOperationsWindow,
