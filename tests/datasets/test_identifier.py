@@ -55,6 +55,13 @@ def made(values: dict[str, Any]) -> Dataset:
     return dataset
 
 
+def decoded(dataset: Dataset) -> Dataset:
+    """Decode all elements, which removes padding, and return the data set."""
+    for _ in dataset.iterall():
+        pass
+    return dataset
+
+
 class EncodingTests(SynchronousTestCase):
     def setUp(self) -> None:
         caught = warnings.catch_warnings()
@@ -92,9 +99,9 @@ class EncodingTests(SynchronousTestCase):
         if source == target:
             self.assertEqual(found, data)
         else:
-            # pydicom removes padding that the fast encoder keeps.
+            # Padding may be kept or removed; the values that pydicom decodes are the same.
             again = read_dataset(BytesIO(found), target == ImplicitVRLittleEndian, True)
-            self.assertEqual(encode_dataset(again, source), encode_dataset(read(), source))
+            self.assertEqual(decoded(again), decoded(read()))
 
     def test_the_usual_is_encoded_in_a_hurry(self) -> None:
         dataset = made({"QueryRetrieveLevel": "STUDY", "PatientName": "Doe^John", "StudyInstanceUID": "1.2.3",
