@@ -95,14 +95,14 @@ class TwistDicom(Everywhere):
         """Each failure in a pipe and at a terminal."""
         peer, _ = await self.start_archive()
         wrong = peer.replace("ARCHIVE", "WRONG")
-        # The File Meta Information names another instance than the data set.
+        # The Study Instance UID is none.
         torn = self.folder / "torn.dcm"
         content = Path(study()[0].path).read_bytes()
-        start = content.index(b"\x08\x00\x18\x00UI")
-        torn.write_bytes(content[:start] + content[start:].replace(b"1.3.6.1", b"1.3.6.2", 1))
+        start = content.index(b"\x20\x00\x0d\x00UI")
+        torn.write_bytes(content[:start] + content[start:].replace(b"1.3.6.1", b"x.3.6.1", 1))
         for code, words, args in (
             (3, "does not answer to the AE title WRONG", ("echo", wrong)),
-            (1, "0xA900", ("store", peer, torn)),
+            (1, "0xC000", ("store", peer, torn)),
             (1, "StudyInstanceUID is missing", ("find", "--level", "IMAGE", peer)),
             (1, "sent nothing", ("get", peer, self.folder / "none", "-k", NO_STUDY)),
             (1, "0xA801", ("move", "--to", "NOBODY", peer, "-k", STUDY)),
