@@ -128,7 +128,7 @@ class Imports(RecoveryTestCase):
 
     def test_a_path_that_is_too_long(self) -> None:
         write(self.folder / "z.dcm", 1)
-        # What cleans up after the tests knows of no such paths; this does.
+        # The cleanup of trial cannot remove paths of this length; this one can.
         self.addCleanup(shutil.rmtree, self.folder / ("d" * 250))
         here = os.open(".", os.O_RDONLY)
         self.addCleanup(os.close, here)
