@@ -204,6 +204,8 @@ class DuringTheStart(ProcessTestCase):
         self.process.send_signal(signal.SIGHUP)
         go.touch()
         self.until("listens at")
+        self.process.send_signal(signal.SIGUSR1)
+        self.until("0 associations")  # the server runs and handles signals
         self.process.terminate()
         self.assertEqual(self.ended(), 0, self.text)
         self.assertNotIn("reloaded", self.text)
