@@ -100,7 +100,7 @@ class DateType(ValueType[str]):
     examples="""\
 List today's work of a scanner:
   dicomtwist worklist --date today --modality CT --station CT1 RIS@ris.example.org:104
-The same for a script:
+List it as JSON, for a script:
   dicomtwist worklist --json --date today RIS@ris.example.org:104""",
 )
 @with_connection
