@@ -13,8 +13,9 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IDelayedCall, IStreamServerEndpoint
 from twisted.python.failure import Failure
 
+from dicomtwist.archive.folder_import import Import, import_folder
 from dicomtwist.archive.index.sqlite import lacks_room
-from dicomtwist.archive.recovery import Import, Reconciled, import_folder, reconcile
+from dicomtwist.archive.recovery import Reconciled, reconcile
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.archive.storage.types import StoreError
 from dicomtwist.service import DICOMService

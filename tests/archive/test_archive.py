@@ -23,6 +23,7 @@ from twisted.internet import reactor
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from dicomtwist.archive.archive import Archive, DuplicateInstance, Duplicates
+from dicomtwist.archive.folder_import import import_folder
 from dicomtwist.archive.index import index as index_module
 from dicomtwist.archive.index import schema
 from dicomtwist.archive.index.attributes import Level
@@ -31,7 +32,7 @@ from dicomtwist.archive.index.record import IndexRow, make_record, scanner_for
 from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.query.compiler import Model
 from dicomtwist.archive.query.search import Finder
-from dicomtwist.archive.recovery import Reconciled, import_folder, reconcile
+from dicomtwist.archive.recovery import Reconciled, reconcile
 from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability, StoreUnusable
 from dicomtwist.runtime.executors import Executors

@@ -16,7 +16,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from dicomtwist.archive.recovery import import_folder
+from dicomtwist.archive.folder_import import import_folder
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.part10 import FileMeta, read_file_meta
 from dicomtwist.settings import IMPLEMENTATION_CLASS_UID

@@ -12,13 +12,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist.archive import integrity, recovery
 from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.folder_import import import_folder
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.record import IndexRow, Record, make_record
 from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.integrity import Reference, verify
 from dicomtwist.archive.query.compiler import Model, Negotiated, compile_find
 from dicomtwist.archive.query.search import Search
-from dicomtwist.archive.recovery import import_folder, reconcile
+from dicomtwist.archive.recovery import reconcile
 from dicomtwist.archive.storage.types import Durability, IndexFailed
 from dicomtwist.datasets import decode_dataset, encode_dataset
 from tests.archive.samples import SECONDARY_CAPTURE, ask, dataset, encoded, files, keep

@@ -13,9 +13,10 @@ from typing import Any
 from pydicom.uid import ExplicitVRLittleEndian
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist.archive import recovery
+from dicomtwist.archive import folder_import, recovery
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.recovery import Import, Reconciled, import_folder, reconcile
+from dicomtwist.archive.folder_import import Import, import_folder
+from dicomtwist.archive.recovery import Reconciled, reconcile
 from dicomtwist.archive.storage import file_store
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
@@ -147,7 +148,7 @@ class Imports(RecoveryTestCase):
         for number in range(6):
             write(self.folder / f"{number}" / "a.dcm", 2 * number)
             write(self.folder / f"{number}" / "b.dcm", 2 * number + 1)
-        add = recovery._Importing.add
+        add = folder_import._Importing.add
 
         def vanishing(importing: Any, path: str) -> None:
             add(importing, path)
@@ -157,7 +158,7 @@ class Imports(RecoveryTestCase):
                     file.unlink()
                 (self.folder / "3").rmdir()
 
-        self.patch(recovery._Importing, "add", vanishing)
+        self.patch(folder_import._Importing, "add", vanishing)
         found = self.imported()
         self.assertEqual(found.kept, 9)
         self.assertEqual(found.skipped + found.failed, 2)
@@ -193,7 +194,7 @@ class Imports(RecoveryTestCase):
                 raise LookupError("a mistake")
             return original(file, *more)
 
-        self.patch(recovery, "read_record", read_record)
+        self.patch(folder_import, "read_record", read_record)
         found = self.imported()
         self.assertEqual((found.kept, found.failed), (2, 1))
 
@@ -222,7 +223,7 @@ class Imports(RecoveryTestCase):
         self.assertEqual([path for path in (self.root / ".incoming").iterdir() if path.name != ".lock"], [])
 
     def test_a_stop_while_commits_hang(self) -> None:
-        for number in range(recovery.MAX_PENDING + 2):
+        for number in range(folder_import.MAX_PENDING + 2):
             write(self.folder / f"{number:03}.dcm", number)
         hanging, stopping = Event(), Event()
         self.addCleanup(hanging.set)
@@ -230,7 +231,7 @@ class Imports(RecoveryTestCase):
 
         def keep_later(instance: Any, on_result: Any) -> None:
             pending.append(on_result)
-            if len(pending) == recovery.MAX_PENDING:
+            if len(pending) == folder_import.MAX_PENDING:
                 stopping.set()
 
         self.patch(self.archive, "keep", keep_later)

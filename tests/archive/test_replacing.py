@@ -20,10 +20,11 @@ from dicomtwist import AE, build_context
 from dicomtwist.access.enforcement import Policy
 from dicomtwist.access.rules import parse_rules
 from dicomtwist.archive.archive import Archive, Duplicates, Precedence
+from dicomtwist.archive.folder_import import import_folder
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.conflicts import Conflicts
 from dicomtwist.archive.index.record import make_record, scanner_for
-from dicomtwist.archive.recovery import import_folder, reconcile, repair
+from dicomtwist.archive.recovery import reconcile, repair
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
