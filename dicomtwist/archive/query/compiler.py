@@ -186,12 +186,15 @@ def compile_retrieve(
     """
     Compile the identifier of a C-MOVE or C-GET. The matches are instances, whatever its level.
 
-    Only unique keys are used; that of the identifier's level may be a list (PS3.4 C.4.2.1.4).
+    Only unique keys are used; that of the identifier's level may be a list (PS3.4 C.4.2.1.4). The level PATIENT of the Study
+    Root model, which PS3.4 C.6.2.1 does not have, is that of the Patient Root model: Orthanc retrieves patients so.
 
     :raises InvalidIdentifier: it does not fit *model*, or a unique key is missing or has a wildcard.
     """
     _decode(identifier, default_charset)
-    level = _level(identifier, model)
+    level = _level(identifier, Model.PATIENT_ROOT if model is Model.STUDY_ROOT else model)
+    if level is Level.PATIENT:
+        model = Model.PATIENT_ROOT
     query = Query(Level.IMAGE)
     keys = {}
     for upper in model.value:

@@ -409,6 +409,8 @@ class GetTests(QueryRetrieveTestCase):
             (STUDY_GET, "STUDY", {"StudyInstanceUID": ["1.2.1", "1.2.3"]}, ["1.2.1.1.1", "1.2.1.1.2", "1.2.3.1.1"]),
             (ONLY_GET, "STUDY", {"PatientID": "Q", "StudyInstanceUID": "1.2.3"}, ["1.2.3.1.1"]),
             (STUDY_GET, "STUDY", {"StudyInstanceUID": "1.2.99"}, []),
+            (STUDY_GET, "PATIENT", {"PatientID": "P"}, ["1.2.1.1.1", "1.2.1.1.2", *study_2]),
+            (STUDY_GET, "PATIENT", {"PatientID": ["Q", "R"], "StudyInstanceUID": "1.2.1"}, ["1.2.3.1.1"]),
         ):  # fmt: skip
             self.stored.clear()
             result = self.get(keys(level, **asked), model)
@@ -452,7 +454,8 @@ class GetTests(QueryRetrieveTestCase):
             (Dataset(), "Query/Retrieve Level is missing"),
             (keys("STUDY"), "StudyInstanceUID is missing"),
             (keys("SERIES", SeriesInstanceUID="1.2.1.1"), "StudyInstanceUID is missing, a query for SERIES needs it"),
-            (keys("PATIENT", PatientID="P"), "the information model has no level PATIENT"),
+            (keys("PATIENT", StudyInstanceUID="1.2.1"), "PatientID is missing"),
+            (keys("PATIENT", PatientID=""), "PatientID is missing"),
         ):
             result = self.get(asked)
             self.assertEqual((int(result.status), result.status.error_comment), (0xA900, comment))
@@ -527,8 +530,8 @@ class MoveTests(QueryRetrieveTestCase):
 
     def test_contexts(self) -> None:
         """
-        One association proposes contexts for all instances: each transfer syntax of a SOP Class in one of its own, last those
-        for which another context has alternatives.
+        One association proposes contexts for all instances: each transfer syntax of a SOP Class in one of its own, and the
+        uncompressed ones in a further one with alternatives, which is last if there are several uncompressed ones.
         """
         self.listening()
         self.keep(dataset(3, study=7), dataset(4, study=7), syntax=ImplicitVRLittleEndian)
@@ -540,15 +543,47 @@ class MoveTests(QueryRetrieveTestCase):
             [
                 [
                     (CT, [JPEGBaseline8Bit]),
-                    (SECONDARY_CAPTURE, [ImplicitVRLittleEndian, ExplicitVRLittleEndian]),
-                    (CT, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]),
                     (SECONDARY_CAPTURE, [ImplicitVRLittleEndian]),
                     (CT, [ExplicitVRLittleEndian]),
+                    (SECONDARY_CAPTURE, [ImplicitVRLittleEndian, ExplicitVRLittleEndian]),
+                    (CT, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]),
                 ]
             ],
         )
         compressed_ones = [JPEGBaseline8Bit] * 2
         self.assertEqual(self.syntaxes, [*compressed_ones, *[ImplicitVRLittleEndian] * 2, ExplicitVRLittleEndian])
+
+    def test_gdcm(self) -> None:
+        """
+        GDCM's SCP reads every data set in the transfer syntax of the last context that it accepted: Implicit VR if that is
+        among several. All that can be converted arrives in it; a compressed instance fails alone.
+        """
+        self.destination.implementation_class_uid = "1.2.826.0.1.3680043.2.1143.107.104.103.115.3.0.21"
+        order = [ImplicitVRLittleEndian, ExplicitVRLittleEndian]
+        self.destination.supported_contexts = [build_context(uid, order) for uid in (SECONDARY_CAPTURE, CT)]
+        self.listening()
+        big, deflated = ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian
+        for study, (syntaxes, expected) in enumerate(
+            (
+                ([ExplicitVRLittleEndian], ExplicitVRLittleEndian),
+                ([ImplicitVRLittleEndian], ImplicitVRLittleEndian),
+                ([big], ImplicitVRLittleEndian),
+                ([deflated], ImplicitVRLittleEndian),
+                *((list(both), ImplicitVRLittleEndian) for both in itertools.permutations(order)),
+                *((list(three), ImplicitVRLittleEndian) for three in itertools.permutations([*order, big])),
+                *((list(both), ImplicitVRLittleEndian) for both in itertools.permutations([big, deflated])),
+            ),
+            7,
+        ):
+            for number, syntax in enumerate(syntaxes):
+                sop_class = (SECONDARY_CAPTURE, CT)[number % 2]
+                self.keep(dataset(number, study=study, SOPClassUID=sop_class), syntax=syntax)
+            self.keep(compressed(9, study=study), syntax=JPEGBaseline8Bit)
+            self.proposed.clear()
+            self.syntaxes.clear()
+            result = self.move(keys("STUDY", StudyInstanceUID=f"1.2.{study}"))
+            self.assertEqual(result.failed_instances, [f"1.2.{study}.1.9"], syntaxes)
+            self.assertEqual((len(self.proposed), self.syntaxes), (1, [expected] * len(syntaxes)), syntaxes)
 
     def test_any_order_of_the_destination(self) -> None:
         """Instances arrive in the transfer syntax that they are stored in, whichever one the destination prefers."""
