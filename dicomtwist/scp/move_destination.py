@@ -15,15 +15,23 @@ from twisted.python.failure import Failure
 
 from dicomtwist.datasets.codec import UNCOMPRESSED
 from dicomtwist.datasets.outgoing_instance import OutgoingInstance
-from dicomtwist.dimse.status import MOVE_DESTINATION_INVALID
+from dicomtwist.dimse.messages import Response
+from dicomtwist.dimse.status import MOVE_DESTINATION_INVALID, Status
 from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished, Refused
 from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.exchange.store_request import prepare, prepare_at_once
-from dicomtwist.presentation import PresentationContext, StoragePresentationContexts, build_context
+from dicomtwist.interfaces import AssociationSide
+from dicomtwist.presentation import (
+    PresentationContext,
+    PresentationContextTuple,
+    StoragePresentationContexts,
+    build_context,
+)
 from dicomtwist.sop_class import check_uid
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
 
 if TYPE_CHECKING:
+    from dicomtwist.exchange.invoking import InvokingAssociation
     from dicomtwist.scp.performed import PerformingAssociation
 
 #: The most presentation contexts that are added to those proposed at first. For each an association is made again.
@@ -32,19 +40,61 @@ MAX_ADDED_CONTEXTS: Final = 16
 #: The result of a presentation context whose abstract syntax the acceptor does not support (PS3.8 9.3.3.2).
 _ABSTRACT_SYNTAX_NOT_SUPPORTED: Final = 3
 
+#: The beginning of each Implementation Class UID of GDCM; its version follows.
+_GDCM: Final = "1.2.826.0.1.3680043.2.1143.107.104.103.115."
+
+
+class _OneSyntaxAssociation:
+    """
+    An association with GDCM, whose SCP reads the data sets of all contexts in the transfer syntax of the last one that it
+    accepted, and ends at the first one in another. So only the contexts in that transfer syntax are used.
+    """
+
+    def __init__(self, association: PerformingAssociation) -> None:
+        self._association = association
+        self._syntax = association.accepted_contexts[-1].transfer_syntax[0] if association.accepted_contexts else None
+        self.ae = association.ae
+        self.settings = association.settings
+
+    @property
+    def remote(self) -> AssociationSide:
+        return self._association.remote
+
+    @property
+    def exchange(self) -> Exchange:
+        return self._association.exchange
+
+    def context_for(
+        self, abstract_syntax: str, transfer_syntax: str | None = None, *, as_scu: bool = True
+    ) -> PresentationContextTuple:
+        """
+        Return the accepted presentation context for a service.
+
+        :raises NoPresentationContext: *transfer_syntax* is not the one that the peer reads, or there is no such context.
+        """
+        if transfer_syntax not in (None, self._syntax):
+            raise NoPresentationContext(f"the peer reads data sets in the transfer syntax {self._syntax} only")
+        return self._association.context_for(abstract_syntax, self._syntax, as_scu=as_scu)
+
+    def status_of(self, response: Response, sop_class: str = "") -> Status:
+        return self._association.status_of(response, sop_class)
+
 
 class _DestinationAssociation:
     """
     An association with the destination.
 
+    :ivar invoking: the association as it is used to send instances.
     :ivar busy: the number of instances in progress on it.
     :ivar added: the contexts that were added to its proposal, each SOP Class UID and transfer syntax UID.
     """
 
-    __slots__ = ("added", "association", "busy")
+    __slots__ = ("added", "association", "busy", "invoking")
 
     def __init__(self, association: PerformingAssociation, added: frozenset[tuple[str, str]]) -> None:
         self.association = association
+        is_gdcm = association.acceptor.implementation_class_uid.startswith(_GDCM)
+        self.invoking: InvokingAssociation = _OneSyntaxAssociation(association) if is_gdcm else association
         self.added = added
         self.busy = 0
 
@@ -113,7 +163,7 @@ class MoveAssociations:
             return None
         connection = usable[0] if len(usable) == 1 else max(usable, key=lambda each: each.room)
         if not prepare_at_once(
-            connection.association, instance, self._priority, self._originator_aet, self._originator_id
+            connection.invoking, instance, self._priority, self._originator_aet, self._originator_id
         ):
             return None
         connection.busy += 1
@@ -128,7 +178,7 @@ class MoveAssociations:
         except BaseException:
             instance.close()
             raise
-        await prepare(connection.association, instance, self._priority, self._originator_aet, self._originator_id)
+        await prepare(connection.invoking, instance, self._priority, self._originator_aet, self._originator_id)
         connection.busy += 1
         return connection.association.exchange
 
@@ -202,22 +252,22 @@ class MoveAssociations:
             raise NotEstablished(f"the association with the move destination {why}")
         connection = max(usable, key=lambda each: each.room)
         wanted = instance.sop_class_uid, instance.transfer_syntax
-        if self._can_send(connection.association, instance) or not all(wanted) or self._is_refused(connection, *wanted):
+        if self._can_send(connection, instance) or not all(wanted) or self._is_refused(connection, *wanted):
             return connection
         if wanted not in self._added and len(self._added) >= MAX_ADDED_CONTEXTS:
             return connection
         return await self._reconnect(connection, wanted)
 
     @staticmethod
-    def _can_send(association: PerformingAssociation, instance: OutgoingInstance) -> bool:
-        """Return whether *instance* can be sent over *association*, after a conversion if that is possible."""
+    def _can_send(connection: _DestinationAssociation, instance: OutgoingInstance) -> bool:
+        """Return whether *instance* can be sent over *connection*, after a conversion if that is possible."""
         try:
-            association.context_for(instance.sop_class_uid, instance.transfer_syntax)
+            connection.invoking.context_for(instance.sop_class_uid, instance.transfer_syntax)
         except NoPresentationContext:
             return instance.transfer_syntax in UNCOMPRESSED and any(
                 context.abstract_syntax == instance.sop_class_uid
                 and not UNCOMPRESSED.isdisjoint(context.transfer_syntax)
-                for context in association.accepted_contexts
+                for context in connection.association.accepted_contexts
             )
         return True
 
@@ -265,8 +315,10 @@ def contexts_for(instances: Iterable[tuple[str, str]]) -> list[PresentationConte
     and Implicit VR as well, for acceptors that accept no other: such instances can be converted, and PS3.5 10.1 requires
     Implicit VR.
 
-    The further contexts come first: GDCM's SCP reads all data sets in the uncompressed transfer syntax of the last context,
-    whatever context they come in. This order lets it read instances that are all in one uncompressed transfer syntax.
+    GDCM's SCP reads all data sets in the transfer syntax of the last context that it accepts, whatever context they come in,
+    and accepts Implicit VR if it is among several. If all uncompressed instances are in one transfer syntax, the further
+    contexts come first, so that GDCM reads that one. Otherwise they come last, so that GDCM reads Implicit VR, which each of
+    these instances can be converted to.
 
     :param instances: the SOP Class and transfer syntax UID of each instance, as its file has them: a UID may identify something
         else; one that is malformed gets no context, since a peer may abort because of it.
@@ -287,7 +339,11 @@ def contexts_for(instances: Iterable[tuple[str, str]]) -> list[PresentationConte
             syntaxes = [syntax, ExplicitVRLittleEndian, ImplicitVRLittleEndian]
             any_of[sop_class] = PresentationContext.received(1, sop_class, syntaxes)
         exact[sop_class, syntax] = PresentationContext.received(1, sop_class, [syntax])
-    return [*compressed.values(), *any_of.values(), *exact.values()][:MAX_PRESENTATION_CONTEXTS]
+    room = MAX_PRESENTATION_CONTEXTS - len(compressed) - len(any_of)
+    kept = [*exact.values()][:room]
+    if len({syntax for _, syntax in exact}) == 1:
+        return [*compressed.values(), *any_of.values(), *kept]
+    return [*compressed.values(), *kept, *any_of.values()]
 
 
 def _is_uid(text: str) -> bool:

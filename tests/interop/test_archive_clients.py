@@ -242,6 +242,9 @@ class OrthancTests(ClientTestCase):
         self.assertEqual([each["StudyInstanceUID"] for each in studies], [study(7)[0].study])
         await self.rest(f"{path}/retrieve", {"TargetAet": "ORTHANC", "Synchronous": True})
         await self.check_instances(study(7))
+        path, _ = await self.answers("Patient", PatientID=str(header(study(4)[0]).PatientID))
+        await self.rest(f"{path}/retrieve", {"TargetAet": "ORTHANC", "Synchronous": True})
+        await self.check_instances([*study(7), *study(4)])
         path, studies = await self.answers("Study", StudyInstanceUID="")
         self.assertEqual({each["StudyInstanceUID"] for each in studies}, {file.study for file in self.files})
         await self.rest(f"{path}/retrieve", {"TargetAet": "ORTHANC", "Synchronous": True})
@@ -411,3 +414,29 @@ class GdcmTests(ClientTestCase):
         came = [path for path in folder.rglob("*") if path.is_file()]
         uids = {str(dcmread(path, stop_before_pixels=True).SOPInstanceUID) for path in came}
         self.assertEqual(uids, {file.sop_instance for file in study(7)}, result.text)
+
+    async def test_move_several_syntaxes(self) -> None:
+        """
+        The instances are in four uncompressed transfer syntaxes, of which gdcmscu reads one on an association.
+        """
+        port, sources = free_port(), self.new_folder()
+        await self.begin(f"GDCMSCU=127.0.0.1:{port}")
+        (first, *_) = study(7)
+        for number, flag in enumerate(("+ti", "+te", "+tb", "+td")):
+            path = sources / f"{number}.dcm"
+            await run(dcmtk("dcmconv"), flag, first.path, path)
+            await run(dcmtk("dcmodify"), "-nb", "-m", f"(0008,0018)=1.2.3.{number}", path)
+            proposed = ("-xi", "-xe", "-xb", "-xd")[number]
+            result = await run(dcmtk("storescu"), proposed, "-aec", "TWIST", "127.0.0.1", self.port, path)
+            self.assertEqual(result.code, 0, result.text)
+        folder = self.new_folder()
+        flags = ("--studyroot", "--study", "--key", f"20,d={first.study}")
+        result = await self.gdcmscu("--move", *flags, "--port-scp", port, "-o", folder)
+        came = {str(dcmread(path).SOPInstanceUID): dcmread(path) for path in folder.rglob("*") if path.is_file()}
+        self.assertEqual(
+            set(came), {file.sop_instance for file in study(7)} | {f"1.2.3.{number}" for number in range(4)}
+        )
+        sent = dcmread(first.path)
+        for number in range(4):
+            one = came[f"1.2.3.{number}"]
+            self.assertEqual((one.PatientName, one.Rows), (sent.PatientName, sent.Rows))
