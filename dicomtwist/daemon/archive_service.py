@@ -38,9 +38,13 @@ class ArchiveService(DICOMService):
 
     :ivar archive_server: the archive with its services.
     :ivar at_start: called first when the service starts, or ``None``; ``twist dicom`` takes over its process there.
+    :ivar at_started: called last, or ``None``; ``twist dicom`` handles signals from there on.
+    :ivar at_drained: called during a stop when the associations have ended, or ``None``; ``twist dicom`` limits the rest there.
     """
 
     at_start: Callable[[], None] | None = None
+    at_started: Callable[[], None] | None = None
+    at_drained: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -66,6 +70,8 @@ class ArchiveService(DICOMService):
         self._is_stopping = False
         self._next_try: IDelayedCall | None = None
         self._trying: Deferred[None] = succeed(None)
+        self._done: Deferred[None] = succeed(None)  # fires when the stop that is under way has ended
+        self._late_call: IDelayedCall | None = None
 
     def startService(self) -> None:
         """
@@ -101,6 +107,8 @@ class ArchiveService(DICOMService):
             self._try_later()
         else:
             self._begin_import()
+        if self.at_started is not None:
+            self.at_started()
 
     def _begin_import(self) -> None:
         if self._import_from is not None and not self._is_stopping:
@@ -172,33 +180,43 @@ class ArchiveService(DICOMService):
         Stop listening, and close the archive when the last association has ended.
 
         :returns: a Deferred that fires with ``None`` when that is done, after the grace and :data:`LATE` seconds at the
-            latest. Work that is still under way then, such as an import that hangs, is not waited for.
+            latest. Work that is still under way then, such as an import that hangs, is not waited for. Without a limit for the
+            associations, the time counts from their end.
         """
         self._is_stopping = True
-        return self._in_time(self._stop()).addBoth(self._close)
+        done = self._done = Deferred()
+        if self.grace is not None:
+            self._limit(self.grace)
+        self._stop().addBoth(self._stopped)
+        return done.addBoth(self._close)
 
     def _stop(self) -> Deferred[Any]:
         """Stop everything but the archive."""
         if self._next_try is not None and self._next_try.active():
             self._next_try.cancel()
-        return DeferredList([super().stopService(), self.archive_server.stop(), self._importing, self._trying])
+        draining = super().stopService().addBoth(self._drained)
+        return DeferredList([draining, self.archive_server.stop(), self._importing, self._trying])
 
-    def _in_time(self, stopping: Deferred[Any]) -> Deferred[None]:
-        done: Deferred[None] = Deferred()
-        late = None if self.grace is None else self.ae.reactor.callLater(self.grace + LATE, self._late, done)
+    def _drained(self, result: Any) -> Any:
+        """Note that the associations have ended."""
+        if self.grace is None:
+            self._limit(0.0)
+        if self.at_drained is not None:
+            self.at_drained()
+        return result
 
-        def stopped(_: object) -> None:
-            if late is not None and late.active():
-                late.cancel()
-            if not done.called:
-                done.callback(None)
+    def _limit(self, grace: float) -> None:
+        self._late_call = self.ae.reactor.callLater(grace + LATE, self._late)
 
-        stopping.addBoth(stopped)
-        return done
+    def _stopped(self, _: object) -> None:
+        if self._late_call is not None and self._late_call.active():
+            self._late_call.cancel()
+        if not self._done.called:
+            self._done.callback(None)
 
-    def _late(self, done: Deferred[None]) -> None:
+    def _late(self) -> None:
         self.log.error("the stop is late, and does not wait for what is still under way")
-        done.callback(None)
+        self._done.callback(None)
 
     def _close(self, result: Any) -> Any:
         self.archive_server.close()

@@ -4,6 +4,7 @@ The signals of ``twist dicom`` while it runs, and the deadline of its stop.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 from collections.abc import Callable, Iterable
@@ -21,62 +22,83 @@ STOP_SECONDS: Final = 10.0
 
 def take_signals(reactor: Any, reload: Callable[[], Any], log: Callable[[], Any], received: Iterable[int]) -> None:
     """
-    Handle the signals of a running server: SIGTERM stops it, SIGHUP reloads, SIGUSR1 logs its vital figures. Of
+    Handle the signals of a server that has started: SIGTERM stops it, SIGHUP reloads, SIGUSR1 logs its vital figures. Of
     several SIGINT, or those behind a SIGTERM, the first one counts.
 
-    Call it when the reactor runs, which installs handlers of its own. With those, ``twist`` stops in order as well, and then
-    ends by the signal that it got; a supervisor takes that for a failure.
+    A signal that arrives before the reactor runs is handled when it runs. The reactor installs handlers of its own then, with
+    which ``twist`` stops in order as well, but ends by the signal that it got; a supervisor takes that for a failure. So the
+    reactor gets these handlers to install: there is no instant at which others are in place.
 
     :param reload: called at SIGHUP.
     :param log: called at SIGUSR1.
-    :param received: the signals that arrived before; they are handled now.
+    :param received: the signals that arrived before; they are handled as well.
     """
+    present = signal.getsignal(signal.SIGINT)
+    is_default = present is signal.default_int_handler
+    interrupted = getattr(reactor, "sigInt", None) if is_default else present
 
     def stop() -> None:
         if callable(signal.getsignal(signal.SIGINT)):
-            signal.signal(signal.SIGINT, lambda number, frame: None)
+            signal.signal(signal.SIGINT, _pass)
         try:
             reactor.stop()
         except ReactorNotRunning:
             pass  # a second SIGTERM
 
-    interrupted = signal.getsignal(signal.SIGINT)
-
-    def interrupt(number: int, frame: Any) -> None:
+    def interrupt(number: int, frame: Any = None) -> None:
         # The first Ctrl-C stops as the reactor does it: the process ends by the signal, as a shell expects. A second one, or
         # one behind a SIGTERM, would only log a traceback.
-        signal.signal(signal.SIGINT, lambda number, frame: None)
+        signal.signal(signal.SIGINT, _pass)
         if callable(interrupted):
             interrupted(number, frame)
 
     actions = {signal.SIGTERM: stop, signal.SIGHUP: reload, signal.SIGUSR1: log}
 
-    def handle(number: int, frame: object) -> None:
+    def handle(number: int, frame: object = None) -> None:
         reactor.callFromThread(actions[signal.Signals(number)])
 
+    reactor.sigTerm, reactor.sigInt = handle, interrupt
     for number in actions:
         signal.signal(number, handle)
-    if callable(interrupted):  # not if the program was started with the signal ignored
+    if callable(present) and not is_default:  # not if the program was started with the signal ignored
         signal.signal(signal.SIGINT, interrupt)
     for earlier in received:
-        handle(earlier, None)
+        handle(earlier)
+    atexit.register(_ignore, actions)
 
 
-def limit_stop(reactor: Any, grace: float | None) -> None:
+def _pass(number: int, frame: object) -> None:
+    """Handle a signal by doing nothing."""
+
+
+def _ignore(numbers: Iterable[int]) -> None:
+    """
+    Ignore signals while the interpreter ends.
+
+    It restores their default actions before it frees its modules: a second SIGTERM, or the SIGHUP of a log rotation, would kill
+    a process that has stopped in order.
+    """
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def limit_stop(reactor: Any, grace: float | None) -> Callable[[], None]:
     """
     Kill the process if its stop takes longer than *grace* and :data:`STOP_SECONDS`.
 
     A thread that hangs in a system call, as on a network drive that is gone, cannot be ended in another way, and the reactor
     may have to wait for it.
 
-    :param grace: the time for associations to finish, in seconds; ``None`` for no limit, which the stop then does not have
-        either.
+    :param grace: the time for associations to finish, in seconds; ``None`` for no limit.
+    :returns: a function to call during the stop when the associations have ended. Without a limit for them, the time counts
+        from there; otherwise it does nothing.
     """
-    if grace is None:
-        return
-    timer = Timer(grace + STOP_SECONDS, _expired)
+    timer = Timer((grace or 0.0) + STOP_SECONDS, _expired)
     timer.daemon = True
+    if grace is None:
+        return timer.start
     reactor.addSystemEventTrigger("before", "shutdown", timer.start)
+    return lambda: None
 
 
 def _expired() -> None:

@@ -354,7 +354,13 @@ class Options(usage.Options):
             "Seconds in which a P-DATA-TF must arrive completely.",
             _seconds("--pdu-timeout"),
         ],
-        ["grace", None, 10.0, "Seconds for associations to finish at a stop; none: no limit.", _seconds("--grace")],
+        [
+            "grace",
+            None,
+            10.0,
+            "Seconds for associations to finish at a stop; none: as long as peers like.",
+            _seconds("--grace"),
+        ],
         [
             "lag-warning",
             None,
@@ -553,8 +559,8 @@ def _take_over_process(
     killed by the deadline.
     """
     reactor = options.ae.reactor
-    reactor.callWhenRunning(take_signals, reactor, reloading.reload, service.log_vitals, received)
-    limit_stop(reactor, options["grace"])
+    service.at_started = partial(take_signals, reactor, reloading.reload, service.log_vitals, received)
+    service.at_drained = limit_stop(reactor, options["grace"])
     reactor.callWhenRunning(freeze_startup_objects)
     reactor.callWhenRunning(retain_heap)
     if options.worker is not None:

@@ -73,6 +73,78 @@ from twisted.application.twist._twist import Twist
 Twist.main(["twist", "--log-format=text", "dicom", *arguments])
 """
 
+#: ``twist dicom`` that sends signals to itself at one instant.
+INSTANT = """
+import builtins, os, signal, sys
+from twisted.internet import reactor
+
+place, sent, *arguments = sys.argv[1:]
+
+def send(kill=os.kill, process=os.getpid(), numbers=[int(one) for one in sent.split(",")], write=os.write):
+    write(1, b"SENT\\n")
+    for number in numbers:
+        kill(process, number)
+
+def around(owner, name, before):
+    original = getattr(owner, name)
+
+    def patched(*args, **kwargs):
+        if before:
+            send()
+        result = original(*args, **kwargs)
+        if not before:
+            send()
+        return result
+
+    setattr(owner, name, patched)
+
+def end():
+    reactor.callWhenRunning(reactor.callLater, 0, reactor.stop)
+
+class Late:
+    def __init__(self):
+        self.send = send
+
+    def __del__(self):
+        self.send()
+
+if place == "trigger":
+    reactor.addSystemEventTrigger("during", "startup", send)
+elif place == "running":
+    reactor.callWhenRunning(send)
+elif place == "timer":
+    reactor.callWhenRunning(reactor.callLater, 0, send)
+elif place == "stopped":
+    reactor.addSystemEventTrigger("after", "shutdown", send)
+    end()
+elif place == "interpreter":
+    builtins.late = Late()
+    end()
+else:
+    moment, _, name = place.partition(" ")
+    owner = reactor
+    if name == "install":
+        from twisted.internet import _signals
+        owner = _signals._WithSignalHandling
+    around(owner, name, moment == "before")
+
+from twisted.application.twist._twist import Twist
+Twist.main(["twist", "--log-format=text", "dicom", *arguments])
+"""
+
+#: The instants at which it does.
+INSTANTS = (
+    "before startRunning",
+    "before install",
+    "behind install",
+    "trigger",
+    "behind startRunning",
+    "running",
+    "timer",
+    "stopped",
+    "interpreter",
+)
+
 #: Places of the start: imports, the options, the folder, the index, the comparison of both, the services, the port.
 PLACES = (
     "dicomtwist",
@@ -204,11 +276,27 @@ class DuringTheStart(ProcessTestCase):
         self.process.send_signal(signal.SIGHUP)
         go.touch()
         self.until("listens at")
-        self.process.send_signal(signal.SIGUSR1)
-        self.until("0 associations")  # the server runs and handles signals
         self.process.terminate()
         self.assertEqual(self.ended(), 0, self.text)
         self.assertNotIn("reloaded", self.text)
+
+    def test_while_the_reactor_starts(self) -> None:
+        """
+        The program stops for itself at each place where the reactor starts: before, in and behind the installation of its
+        handlers, in the first functions that it calls, and while the interpreter ends.
+        """
+        for numbers in ([signal.SIGTERM], [signal.SIGHUP, signal.SIGTERM], [signal.SIGUSR1, signal.SIGTERM]):
+            for place in INSTANTS:
+                with self.subTest(place=place, numbers=numbers):
+                    port = f"tcp:{peers.free_port()}:interface=127.0.0.1"
+                    sent = ",".join(str(int(number)) for number in numbers)
+                    command = (sys.executable, "-c", INSTANT, place, sent)
+                    self.run_process([*command, "--storage", self.storage, "--port", port])
+                    self.lines.clear()
+                    self.assertEqual(self.ended(), 0, self.text)
+                    self.assertIn("SENT", self.text)
+                    self.assertNotIn("Traceback", self.text)
+                    self.assertNotIn("Unhandled", self.text)
 
 
 class Stop(ProcessTestCase):
@@ -324,16 +412,46 @@ reactor.run()
         self.assertEqual(self.ended(), -signal.SIGKILL)
         self.assertIn("the stop is late", self.text)
 
-    def test_no_deadline_without_a_grace(self) -> None:
+    def test_without_a_grace(self) -> None:
+        """Associations have no limit, but all that is still under way when they have ended has one."""
+        port = peers.free_port()
+        empty = Path(self.mktemp())
+        empty.mkdir()
+        program = f"""
+import time
+from dicomtwist.daemon import archive_service, signals
+signals.STOP_SECONDS, archive_service.LATE = 1.0, 0.1
+archive_service.import_folder = lambda *arguments, **names: time.sleep(3600)
+from twisted.application.twist._twist import Twist
+Twist.main(["twist", "--log-format=text", "dicom", "--grace", "none", "--storage", {str(self.storage)!r},
+    "--import", {str(empty)!r}, "--port", "tcp:{port}:interface=127.0.0.1"])
+"""
+        self.run_process([sys.executable, "-c", program])
+        self.until("listens at")
+        with closing(self.connect(port)) as connection:
+            self.process.terminate()
+            self.connect_until_refused(port)
+            self.assertRaises(subprocess.TimeoutExpired, self.process.wait, 3.0)
+            self.assertNotIn("is late", self.text)
+            connection.sendall(b"\5\0\0\0\0\4\0\0\0\0")
+        self.assertEqual(self.ended(), 0, self.text)
+        self.assertIn("the stop is late, and does not wait for what is still under way", self.text)
+
+    def test_the_deadline_without_a_grace(self) -> None:
+        """It counts from the end of the associations."""
         program = """
+import time
 from twisted.internet import reactor, task
 from dicomtwist.daemon import signals
-signals.STOP_SECONDS = 0.0
-signals.limit_stop(reactor, None)
-reactor.addSystemEventTrigger("before", "shutdown", lambda: task.deferLater(reactor, 0.2))
+signals.STOP_SECONDS = 0.1
+drained = signals.limit_stop(reactor, None)
+reactor.addSystemEventTrigger("before", "shutdown", task.deferLater, reactor, 0.5, print, "drained", flush=True)
+reactor.addSystemEventTrigger("during", "shutdown", drained)
+reactor.addSystemEventTrigger("during", "shutdown", time.sleep, 3600)
 reactor.callWhenRunning(reactor.stop)
 reactor.run()
 """
         self.run_process([sys.executable, "-c", program])
-        self.assertEqual(self.ended(), 0)
-        self.assertEqual(self.text, "")
+        self.assertEqual(self.ended(), -signal.SIGKILL)
+        self.assertIn("drained", self.text)
+        self.assertIn("the stop is late", self.text)
