@@ -66,6 +66,7 @@ TEXTS: Final[Mapping[str, tuple[str, str]]] = {
     "testing/": ("testing/", "a network in memory, a scripted peer"),
     "access/": ("access/", "rules, users, certificates: who may do what"),
     "archive/storage/": ("archive/storage/", "files of instances, durability, locks"),
+    "archive/inbox/": ("archive/inbox/", "small instances with one sync, before they are files"),
     "archive/index/": ("archive/index/", "attributes of instances in a database"),
     "archive/": ("archive/, archive/query/", "ingest, group commit, recovery; queries"),
     "archive/services/": ("archive/services/", "storage, query, commitment, MPPS, worklist"),

@@ -83,6 +83,7 @@ ROOMS = (
     Room(("testing/",), ("Twisted",)),
     Room(("access/",), ("Twisted", "cryptography")),
     Room(("archive/storage/",), ("Twisted",)),
+    Room(("archive/inbox/",)),
     Room(("archive/index/",), ("pydicom", "SQLAlchemy")),
     Room(("archive/", "archive/query/"), ("Twisted", "pydicom", "SQLAlchemy")),
     Room(("archive/services/", "archive/server.py"), ("Twisted", "pydicom", "SQLAlchemy")),

@@ -30,6 +30,10 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
 _START_WRITING: Final = _sync_file_range()
 
 
+#: macOS has no fdatasync.
+_FDATASYNC: Final[Callable[[int], None]] = getattr(os, "fdatasync", os.fsync)
+
+
 class FileSystem:
     """The system calls of the storage. A test replaces any one of them to make it fail.
 
@@ -42,8 +46,18 @@ class FileSystem:
     def writev(self, fd: int, buffers: Sequence[Buffer]) -> int:
         return os.writev(fd, buffers)
 
+    def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        return os.pwritev(fd, buffers, offset)
+
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        return os.pread(fd, length, offset)
+
     def fsync(self, fd: int) -> None:
         os.fsync(fd)
+
+    def fdatasync(self, fd: int) -> None:
+        """Flush the content of a file to the medium, and of its metadata only what reading the content needs."""
+        _FDATASYNC(fd)
 
     def start_writing(self, fd: int, offset: int, length: int) -> None:
         """

@@ -21,7 +21,18 @@ from tests.archive.storage.test_file_store import NEW, OLD, UIDS, WAYS, Failing,
 CHANGES = frozenset(
     (
         *("fsync", "fdatasync", "sync", "rename", "renames", "replace", "link", "symlink", "mkdir", "makedirs"),
-        *("unlink", "remove", "removedirs", "rmdir", "statvfs", "fstatvfs", "posix_fadvise", "truncate", "writev"),
+        *(
+            "unlink",
+            "remove",
+            "removedirs",
+            "rmdir",
+            "statvfs",
+            "fstatvfs",
+            "posix_fadvise",
+            "truncate",
+            "writev",
+            "pwritev",
+        ),
     )
 )
 #: These functions as methods of a path; names with other meanings, such as str.replace, are covered by the check of imports.

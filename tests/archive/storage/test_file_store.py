@@ -44,9 +44,21 @@ class Recording(FileSystem):
         self.note("writev", self.paths[fd])
         return super().writev(fd, buffers)
 
+    def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        self.note("pwritev", self.paths[fd])
+        return super().pwritev(fd, buffers, offset)
+
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        self.note("pread", self.paths[fd])
+        return super().pread(fd, length, offset)
+
     def fsync(self, fd: int) -> None:
         self.note("fsync", self.paths[fd])
         super().fsync(fd)
+
+    def fdatasync(self, fd: int) -> None:
+        self.note("fdatasync", self.paths[fd])
+        super().fdatasync(fd)
 
     def close(self, fd: int) -> None:
         # As on Linux: the descriptor is closed even if close reports an error.

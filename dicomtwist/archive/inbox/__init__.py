@@ -1,0 +1,1 @@
+"""The inbox: small instances on the medium with one sync, before they become files."""
