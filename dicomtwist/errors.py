@@ -225,8 +225,9 @@ class NotEstablished(DICOMError, RuntimeError):
 
 class WouldDeadlock(DICOMError, RuntimeError):
     """
-    A request would wait for the code that makes it: for a handler that the peer waits for, or for a loop over responses that
-    come before its own. The request was not sent, or the response to it is given up.
+    A request would wait for the code that makes it: for a handler that the peer waits for, for a loop over responses that
+    come before its own, or for a place in a pool that the code itself holds. The request was not sent, or the response to it is
+    given up.
     """
 
 

@@ -4,8 +4,9 @@ The associations of an :class:`~dicomtwist.pool.AssociationPool`: their leases, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from dicomtwist import evt
 from dicomtwist.dimse.messages import (
@@ -30,25 +31,86 @@ REPEATABLE: Final[tuple[type[Request], ...]] = (CEchoRQ, CStoreRQ, CFindRQ, CGet
 current_lease: ContextVar[Lease | None] = ContextVar("dicomtwist_current_lease", default=None)
 
 
+def present_leases() -> tuple[Lease, ...]:
+    """Return the leases that the running code is inside of, the innermost one first; those that have ended do not count."""
+    innermost = current_lease.get()
+    if innermost is None:
+        return ()
+    return tuple(lease for lease in (innermost, *innermost.inside) if lease in lease.slot.leases)
+
+
 class Lease:
     """
     The use of an association by one caller.
 
+    :param inside: the leases that the caller is inside of.
+
     :ivar slot: the association.
+    :ivar waiting: the operations from inside this lease that wait for a place, in any pool.
     :ivar since: when it began, in seconds of the clock.
     :ivar unanswered: the Message IDs of its requests that wait for their final response.
     :ivar is_answered: whether a response to any of its requests arrived, pending ones included.
     :ivar is_repeatable: whether all of its requests may be sent again.
     """
 
-    __slots__ = ("is_answered", "is_repeatable", "since", "slot", "unanswered")
+    __slots__ = ("inside", "is_answered", "is_repeatable", "since", "slot", "unanswered", "waiting")
 
-    def __init__(self, slot: Slot, since: float) -> None:
+    def __init__(self, slot: Slot, since: float, inside: tuple[Lease, ...]) -> None:
         self.slot = slot
         self.since = since
+        self.inside = inside
+        self.waiting: list[Waiting] = []
         self.unanswered: set[int] = set()
         self.is_answered = False
         self.is_repeatable = True
+
+
+class Waiting(Protocol):
+    """
+    An operation that waits for a place.
+
+    :ivar exclusive: whether it needs an association without other leases.
+    :ivar pool: the pool whose place it waits for.
+    """
+
+    exclusive: bool
+    pool: Places
+
+
+class Places(Protocol):
+    """A pool, as operations know it that wait for a place."""
+
+    @property
+    def leases(self) -> Iterable[Lease]:
+        """The leases of its associations."""
+
+    def is_blocked(self, waiter: Waiting, is_stuck: Callable[[Lease], bool]) -> bool:
+        """Whether no place comes free for *waiter*, if the leases never end for which *is_stuck* is true."""
+
+
+def would_deadlock(waiter: Waiting) -> bool:
+    """
+    Whether *waiter* would wait for itself: each place that it could get is held by code that waits for a place as well, and all
+    of these wait for each other. They may belong to several pools.
+    """
+    stuck = {waiter}
+    found = [waiter]
+    while found:
+        for lease in found.pop().pool.leases:
+            new = [other for other in lease.waiting if other not in stuck]
+            stuck.update(new)
+            found += new
+
+    def is_stuck(lease: Lease) -> bool:
+        return not stuck.isdisjoint(lease.waiting)  # it ends if none of the operations inside of it is stuck
+
+    while True:
+        free = {one for one in stuck if not one.pool.is_blocked(one, is_stuck)}
+        if waiter in free:
+            return False
+        if not free:
+            return True
+        stuck -= free
 
 
 class Slot:
@@ -95,9 +157,13 @@ class Slot:
         association = self.association
         return association.is_established and not (self.retired and not self.leases and not association.exchange.asking)
 
-    def lend(self, now: float, *, exclusive: bool) -> Lease:
-        """Return a new lease; the caller has checked :attr:`room`."""
-        lease = Lease(self, now)
+    def lend(self, now: float, inside: tuple[Lease, ...], *, exclusive: bool) -> Lease:
+        """
+        Return a new lease; the caller has checked :attr:`room`.
+
+        :param inside: the leases that its holder is inside of.
+        """
+        lease = Lease(self, now, inside)
         self.leases.add(lease)
         self.exclusive = exclusive
         return lease

@@ -24,8 +24,8 @@ from dicomtwist.ae.server import CLOSE_SECONDS
 from dicomtwist.association.association import Association
 from dicomtwist.dimse.status import Status
 from dicomtwist.endpoints import client_endpoint
-from dicomtwist.errors import AssociationTimeout, PoolFull, PoolStopped, PoolTimeout, RetriesExhausted
-from dicomtwist.pool.lease import Lease, Slot, current_lease
+from dicomtwist.errors import AssociationTimeout, PoolFull, PoolStopped, PoolTimeout, RetriesExhausted, WouldDeadlock
+from dicomtwist.pool.lease import Lease, Slot, Waiting, current_lease, present_leases, would_deadlock
 from dicomtwist.pool.retry import Call, Connecting, RereadableFile, Waiter, is_transient, may_repeat
 from dicomtwist.presentation import PresentationContext
 from dicomtwist.runtime.backoff import Backoff
@@ -253,6 +253,9 @@ class AssociationPool(Service):
         Stop: operations that wait fail with :class:`PoolStopped`, running ones may finish in the grace time, then the
         associations are released. After the grace time the remaining ones are aborted.
 
+        An association that only the caller itself uses, because it stops the pool from inside its block or operation, is
+        released at once: its block would not end before the stop has.
+
         :returns: a Deferred that fires with ``None`` when every connection is closed.
         """
         super().stopService()  # type: ignore[no-untyped-call]
@@ -269,8 +272,9 @@ class AssociationPool(Service):
             if attempt.association is not None:
                 attempt.association.abort("the pool is being stopped", within=CLOSE_SECONDS)
                 ended.append(attempt.association.when_ended())
+        own = frozenset(present_leases())
         for slot in slots:
-            self._retire(slot)
+            self._retire(slot, own)
         for paused in list(self._pausing):
             paused.errback(self._stop_error(None))
         self._fail_waiters(lambda waiter: self._stop_error(waiter.call))
@@ -328,14 +332,19 @@ class AssociationPool(Service):
         """Return a Deferred with a lease of an association; cancelling it gives up the wait."""
         if self._stopped:
             return fail(self._stop_error(call))
-        if not self._waiters:
+        inside = present_leases()
+        # Code that has a place already goes first: those that wait may wait for it to end.
+        if not self._waiters or any(lease.slot in self._slots for lease in inside):
             slot = self._find(exclusive)
             if slot is not None:
-                return succeed(slot.lend(self.ae.reactor.seconds(), exclusive=exclusive))
+                return succeed(slot.lend(self.ae.reactor.seconds(), inside, exclusive=exclusive))
         # The limit does not apply to retries: they were admitted before, and there are no more of them than places.
         if not call.failures and self.waiting >= self.max_waiting:
             return fail(PoolFull(f"{self.waiting} operations wait already for an association with {self.ae_title}"))
-        waiter = Waiter(call, exclusive, self._gave_up)
+        waiter = Waiter(call, inside, self, self._gave_up, exclusive=exclusive)
+        if inside and would_deadlock(waiter):
+            waiter.fail(self._deadlock_error())
+            return waiter.place
         if call.deadline is not None:
             left = max(call.deadline - self.ae.reactor.seconds(), 0)
             waiter.late = self.ae.reactor.callLater(left, self._timed_out, waiter)
@@ -394,7 +403,7 @@ class AssociationPool(Service):
                 if slot is None:
                     break
                 self._waiters.popleft()
-                waiter.give(slot.lend(self.ae.reactor.seconds(), exclusive=waiter.exclusive))
+                waiter.give(slot.lend(self.ae.reactor.seconds(), waiter.inside, exclusive=waiter.exclusive))
         finally:
             self._serving = False
         self._connect_more()
@@ -410,6 +419,24 @@ class AssociationPool(Service):
             elif best is None or (len(slot.leases), -slot.idle_since) < (len(best.leases), -best.idle_since):
                 best = slot
         return best
+
+    @property
+    def leases(self) -> Iterable[Lease]:
+        """The leases of its associations."""
+        return (lease for slot in self._slots for lease in slot.leases)
+
+    def is_blocked(self, waiter: Waiting, is_stuck: Callable[[Lease], bool]) -> bool:
+        """Whether no place comes free for *waiter*, if the leases never end for which *is_stuck* is true."""
+        if self._stopped or self._connecting or self.open < self.size:
+            return False
+
+        def is_kept(slot: Slot) -> bool:
+            stuck = map(is_stuck, slot.leases)
+            # An association that is retired makes room for a new one when all of its leases have ended.
+            whole = waiter.exclusive or slot.exclusive or slot.retired
+            return bool(slot.leases) and (any(stuck) if whole else all(stuck))
+
+        return all(is_kept(slot) for slot in self._slots if slot.is_open)
 
     def _gave_up(self, waiter: Waiter) -> None:
         self._waiters.remove(waiter)
@@ -433,6 +460,12 @@ class AssociationPool(Service):
         seconds = call.seconds or 0
         words = f"no association with {self.ae_title} was available within {seconds:g} seconds"
         return PoolTimeout(words, seconds, call.failures, call.last)
+
+    def _deadlock_error(self) -> WouldDeadlock:
+        return WouldDeadlock(
+            f"every place of the pool of associations with {self.ae_title} is in use by code that waits for a further one: use"
+            " the association of the block, ask when the block has ended, or make the pool larger"
+        )
 
     def _exhausted(self, call: Call) -> RetriesExhausted:
         return RetriesExhausted(f"{self.ae_title} gave no answer", call.failures, call.last)
@@ -520,10 +553,14 @@ class AssociationPool(Service):
         self._slots.remove(slot)
         self._serve()
 
-    def _retire(self, slot: Slot) -> None:
-        """Stop lending an association, and release it when its last lease has ended."""
+    def _retire(self, slot: Slot, ending: frozenset[Lease] = frozenset()) -> None:
+        """
+        Stop lending an association, and release it when its last lease has ended.
+
+        :param ending: leases that are not waited for.
+        """
         slot.retired = True
-        if not slot.leases:
+        if slot.leases <= ending:
             # It ends in any case: by its release, or by the timeouts of the AE.
             slot.association.release().addErrback(lambda _: None)
 

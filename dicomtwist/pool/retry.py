@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from dicomtwist import evt
 from dicomtwist.errors import AssociationError, AssociationRejected, NoAcceptedContexts, NotEstablished
 from dicomtwist.interfaces import AssociationInterface
-from dicomtwist.pool.lease import Lease
+from dicomtwist.pool.lease import Lease, Places
 
 
 class Call:
@@ -51,36 +51,52 @@ class Waiter:
 
     :param call: the operation.
     :param exclusive: whether it needs an association without other leases.
+    :param inside: the leases that it is inside of.
+    :param pool: the pool whose place it waits for.
     :param gave_up: called with this object when :attr:`place` is cancelled.
 
     :ivar place: fires with the lease.
     :ivar late: the timer that ends the wait.
     """
 
-    __slots__ = ("call", "exclusive", "late", "place")
+    __slots__ = ("call", "exclusive", "inside", "late", "place", "pool")
 
-    def __init__(self, call: Call, exclusive: bool, gave_up: Callable[[Waiter], None]) -> None:
+    def __init__(
+        self,
+        call: Call,
+        inside: tuple[Lease, ...],
+        pool: Places,
+        gave_up: Callable[[Waiter], None],
+        *,
+        exclusive: bool,
+    ) -> None:
         self.call = call
         self.exclusive = exclusive
+        self.inside = inside
+        self.pool = pool
         self.late: IDelayedCall | None = None
+        for lease in inside:
+            lease.waiting.append(self)
 
         def cancelled(_: Deferred[Lease]) -> None:
-            self._stop_timer()
+            self._end()
             gave_up(self)
 
         self.place: Deferred[Lease] = Deferred(cancelled)
 
     def give(self, lease: Lease) -> None:
         """End the wait with *lease*."""
-        self._stop_timer()
+        self._end()
         self.place.callback(lease)
 
     def fail(self, error: BaseException) -> None:
         """End the wait with *error*."""
-        self._stop_timer()
+        self._end()
         self.place.errback(Failure(error))
 
-    def _stop_timer(self) -> None:
+    def _end(self) -> None:
+        for lease in self.inside:
+            lease.waiting.remove(self)
         if self.late is not None and self.late.active():
             self.late.cancel()
 
