@@ -7,7 +7,7 @@ from __future__ import annotations
 import enum
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -19,7 +19,7 @@ from dicomtwist.archive.index.conflicts import Precedence
 from dicomtwist.archive.index.index import FOLDER, Database, Index
 from dicomtwist.archive.index.sqlite import lacks_room
 from dicomtwist.archive.index.write_behind import WriteBehind
-from dicomtwist.archive.instance import ReceivedInstance, same_dataset
+from dicomtwist.archive.instance import Deliver, ReceivedInstance, same_dataset
 from dicomtwist.archive.replacement import Replacement
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.process_locks import CommitJournal
@@ -186,7 +186,9 @@ class Archive:
         if self.store.durability is Durability.NONE and self.journal is None:
             # Several processes cannot use write-behind: none knows which rows another has not added yet.
             self._write_behind = WriteBehind(self.index, self._set_aside)
-        self._commits = GroupCommit(self.store, self.index, self.journal, self._write_behind, self._check_elsewhere)
+        self._commits = GroupCommit(
+            self.store, self.index, self._committed, self.journal, self._write_behind, self._check_elsewhere
+        )
 
     def refuse(self, why: str) -> None:
         """
@@ -250,29 +252,27 @@ class Archive:
         """
         Store a complete instance.
 
-        :param on_result: called once, in any thread: with ``None`` when the instance is stored, else with the error. With
-            durability full, stored means that the file, its folders and its row in the index are on the medium; with
-            durability none, that the file has its name, and its row follows (see :meth:`catch_up`). The error is an
-            :class:`OSError` as it came, :class:`DuplicateInstance`,
-            :class:`~dicomtwist.archive.storage.types.ReplacementRefused`,
-            :class:`~dicomtwist.archive.storage.types.InvalidUID` or :class:`~dicomtwist.archive.storage.types.IndexFailed`;
-            then nothing is left of the instance, and an earlier copy has not changed.
+        :param on_result: called once, in any thread, with the outcome, see :meth:`keep_all`.
         """
-        self.keep_all([(instance, on_result)])
+        self.keep_all([instance], lambda outcomes: on_result(outcomes[0][1]))
 
-    def keep_all(
-        self, instances: Sequence[tuple[ReceivedInstance, _OnResult]], on_batch_done: Callable[[], None] | None = None
-    ) -> None:
+    def keep_all(self, instances: Sequence[ReceivedInstance], deliver: Deliver) -> None:
         """
         Store complete instances together, which is less work than one by one.
 
-        :param instances: each instance with its *on_result*, see :meth:`keep`.
-        :param on_batch_done: called after the results of *instances* are known, if this thread goes on committing for others.
+        :param deliver: called once or more, in any thread, with a list of instances and their outcomes; each instance has one
+            outcome. It is ``None`` when the instance is stored, else the error. With durability full, stored means that the
+            file, its folders and its row in the index are on the medium; with durability none, that the file has its name,
+            and its row follows (see :meth:`catch_up`). The error is an :class:`OSError` as it came,
+            :class:`DuplicateInstance`, :class:`~dicomtwist.archive.storage.types.ReplacementRefused`,
+            :class:`~dicomtwist.archive.storage.types.InvalidUID` or :class:`~dicomtwist.archive.storage.types.IndexFailed`;
+            then nothing is left of the instance, and an earlier copy has not changed.
         """
         commits = self._commits
-        fresh: list[tuple[ReceivedInstance, _OnResult, bool, Replacement | None]] = []
+        failed: list[tuple[ReceivedInstance, BaseException | None]] = []
+        fresh: list[PendingCommit] = []
         pending: list[PendingCommit] = []
-        for instance, on_result in instances:
+        for instance in instances:
             content = instance.content
             try:
                 if commits is None:
@@ -287,46 +287,44 @@ class Archive:
             except BaseException as error:
                 if isinstance(content, Written):
                     self.store.remove(content.path)
-                on_result(error)
+                failed.append((instance, error))
                 continue
-            if first_stays or isinstance(content, Written):
-                written = content if isinstance(content, Written) else None
-                if first_stays and written is not None:
-                    self.store.remove(written.path)
-                    written = None
-                pending.append(self._pending_commit(instance, on_result, written, exists, replacement))
-            else:
-                fresh.append((instance, on_result, exists, replacement))
-        contents = [cast("Sequence[Buffer]", instance.content) for instance, *_ in fresh]
-        results = self.store.write_temporaries(contents)
-        for (instance, on_result, exists, replacement), result in zip(fresh, results, strict=True):
+            written = content if isinstance(content, Written) else None
+            if first_stays and written is not None:
+                self.store.remove(written.path)
+                written = None
+            one = PendingCommit(instance, written, exists, deliver, replacement)
+            (pending if first_stays or written is not None else fresh).append(one)
+        results = self.store.write_temporaries([cast("Sequence[Buffer]", one.instance.content) for one in fresh])
+        for one, result in zip(fresh, results, strict=True):
             if isinstance(result, Written):
-                pending.append(self._pending_commit(instance, on_result, result, exists, replacement))
+                one.written = result
+                pending.append(one)
             else:
-                on_result(result)
+                failed.append((one.instance, result))
+        if failed:
+            deliver(failed)
         if pending and commits is not None:
-            commits.submit(pending, on_batch_done)
+            commits.submit(pending)
 
-    def _pending_commit(
-        self,
-        instance: ReceivedInstance,
-        on_result: _OnResult,
-        written: Written | None,
-        exists: bool,
-        replacement: Replacement | None,
-    ) -> PendingCommit:
-        def committed(error: BaseException | None) -> None:
+    def _committed(self, outcomes: Mapping[PendingCommit, BaseException | None]) -> None:
+        """Deliver the outcomes of a commit, and keep again what was in conflict with another one."""
+        delivered: dict[Deliver, list[tuple[ReceivedInstance, BaseException | None]]] = {}
+        again: dict[Deliver, list[ReceivedInstance]] = {}
+        for pending, error in outcomes.items():
+            instance = pending.instance
             if isinstance(error, CommitConflict):
-                if written is not None:
-                    instance.content = written
-                self.keep(instance, on_result)
-            else:
-                if replacement is not None and error is None:
-                    replacement.log()
-                on_result(error)
-
-        on_replaced = None if replacement is None else replacement.read_replaced
-        return PendingCommit(instance, written, exists, committed, on_replaced)
+                if pending.written is not None:
+                    instance.content = pending.written
+                again.setdefault(pending.deliver, []).append(instance)
+                continue
+            if pending.replacement is not None and error is None:
+                pending.replacement.log()
+            delivered.setdefault(pending.deliver, []).append((instance, error))
+        for deliver, results in delivered.items():
+            deliver(results)
+        for deliver, instances in again.items():
+            self.keep_all(instances, deliver)
 
     @property
     def unindexed(self) -> int:

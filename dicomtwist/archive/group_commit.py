@@ -10,26 +10,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import BinaryIO, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from dicomtwist.archive.index.interfaces import IndexWriter
 from dicomtwist.archive.index.record import IndexRow
 from dicomtwist.archive.index.write_behind import WriteBehind
-from dicomtwist.archive.instance import ReceivedInstance
+from dicomtwist.archive.instance import Deliver, ReceivedInstance
+from dicomtwist.archive.replacement import Replacement
 from dicomtwist.archive.storage.interfaces import CommittingStorage
 from dicomtwist.archive.storage.process_locks import CommitJournal
 from dicomtwist.archive.storage.types import Durability, IndexFailed, InstanceUIDs, Written
 from dicomtwist.runtime.executors import SideThread
 
-__all__ = ["PendingCommit", "GroupCommit", "CommitConflict"]
+__all__ = ["CommitConflict", "GroupCommit", "PendingCommit"]
 
 #: The maximum number of instances in one commit.
 MAX_GROUP: Final = 256
 
 
+#: The outcome of each instance of a commit: ``None`` if it was committed, else the error.
 _Outcomes: TypeAlias = "dict[PendingCommit, BaseException | None]"
+#: A function that takes the outcomes of one commit.
+OnOutcomes: TypeAlias = "Callable[[_Outcomes], None]"
 _OnElsewhere: TypeAlias = Callable[[ReceivedInstance, InstanceUIDs], BaseException | None]
 
 
@@ -45,8 +49,9 @@ class PendingCommit:
     :ivar instance: the instance.
     :ivar written: its temporary file, on the medium with durability full; ``None`` if the stored copy stays.
     :ivar exists: whether the storage holds a copy already.
-    :ivar on_result: called once, in any thread, with ``None`` or with the error.
-    :ivar on_replaced: called with the replaced copy before that is removed, if there is one.
+    :ivar deliver: takes the outcome of the instance, with those of others, see :class:`~dicomtwist.archive.instance.Deliver`.
+    :ivar replacement: the replacement of the stored copy, which is shown that copy before it is removed; ``None`` if nothing
+        is replaced, or nobody is to be told.
     :ivar aside: the second name of the stored copy while it is being replaced, else empty.
     :ivar placed: whether the file has its final name.
     """
@@ -54,8 +59,8 @@ class PendingCommit:
     instance: ReceivedInstance
     written: Written | None
     exists: bool
-    on_result: Callable[[BaseException | None], None]
-    on_replaced: Callable[[BinaryIO], None] | None = None
+    deliver: Deliver
+    replacement: Replacement | None = None
     aside: str = field(default="", init=False)
     placed: bool = field(default=False, init=False)
 
@@ -66,6 +71,10 @@ class GroupCommit:
 
     :param store: the storage.
     :param index: the index.
+    :param on_outcomes: called after each commit, in the thread that has committed, with the outcomes of its instances. An
+        outcome is ``None``, an OSError as it came or an :class:`IndexFailed`; after an error nothing is left of the instance,
+        and an earlier copy has not changed. It is a :class:`CommitConflict` if ``exists`` is not true any more; then the
+        temporary file stays.
     :param journal: locks the instances of a commit against the other processes that share the archive, if there are any.
     :param write_behind: takes the rows of new instances, so that a commit does not wait for the index; without it every
         commit does.
@@ -77,10 +86,12 @@ class GroupCommit:
         self,
         store: CommittingStorage,
         index: IndexWriter,
+        on_outcomes: OnOutcomes,
         journal: CommitJournal | None = None,
         write_behind: WriteBehind | None = None,
         on_elsewhere: _OnElsewhere = lambda instance, place: None,
     ) -> None:
+        self._on_outcomes = on_outcomes
         self._on_elsewhere = on_elsewhere
         self._journal = journal
         self._write_behind = write_behind
@@ -95,32 +106,20 @@ class GroupCommit:
         """End the thread for syncs; nothing may be submitted any more. Idempotent."""
         self._syncing.stop()
 
-    def submit(self, commits: Sequence[PendingCommit], on_batch_done: Callable[[], None] | None = None) -> None:
-        """
-        Commit *commits* and all that other threads submit meanwhile; if another thread is committing, leave them to it.
-
-        ``on_result`` of each is called with ``None`` if the instance was committed. It gets an OSError as it came or an
-        :class:`IndexFailed` if not; then nothing is left of the instance, and an earlier copy has not changed. It gets a
-        :class:`CommitConflict` if ``exists`` is not true any more; the temporary file stays.
-
-        :param on_batch_done: called before each commit but the first.
-        """
+    def submit(self, commits: Sequence[PendingCommit]) -> None:
+        """Commit *commits* and all that other threads submit meanwhile; if another thread is committing, leave them to it."""
         with self._lock:
             self._waiting += commits
             if self._busy:
                 return
             self._busy = True
-        committed = False
         while True:
             with self._lock:
                 group = self._next_group()
                 if not group:
                     self._busy = False
                     return
-            if committed and on_batch_done is not None:
-                on_batch_done()
-            committed = True
-            self._commit(group)
+            self._on_outcomes(self._commit(group))
 
     def _next_group(self) -> list[PendingCommit]:
         """Take the next instances that wait, of each SOP Instance one copy."""
@@ -135,21 +134,25 @@ class GroupCommit:
         self._waiting = later
         return list(group.values())
 
-    def _commit(self, group: list[PendingCommit]) -> None:
+    def _commit(self, group: list[PendingCommit]) -> _Outcomes:
+        outcomes: _Outcomes = {}
+        left = group
         if self._write_behind is not None:
-            outcomes: _Outcomes = {}
-            self._refuse_elsewhere([pending for pending in group if not pending.exists], outcomes)
-            for pending in group:
-                if pending in outcomes:
-                    self._settle(pending, outcomes[pending])
-                    pending.on_result(outcomes[pending])
-                elif not pending.exists:
-                    pending.on_result(self._commit_new(pending, self._write_behind))
-            group = [pending for pending in group if pending.exists]
-        if group:
-            self._commit_group(group)
+            left = [pending for pending in group if pending.exists]
+            self._commit_new([pending for pending in group if not pending.exists], self._write_behind, outcomes)
+        if left:
+            outcomes |= self._commit_group(left)
+        return outcomes
 
-    def _commit_new(self, pending: PendingCommit, write_behind: WriteBehind) -> BaseException | None:
+    def _commit_new(self, new: list[PendingCommit], write_behind: WriteBehind, outcomes: _Outcomes) -> None:
+        """Commit new instances whose rows may follow."""
+        self._refuse_elsewhere(new, outcomes)
+        for pending in new:
+            if pending not in outcomes:
+                outcomes[pending] = self._commit_one(pending, write_behind)
+            self._settle(pending, outcomes[pending])
+
+    def _commit_one(self, pending: PendingCommit, write_behind: WriteBehind) -> BaseException | None:
         """Commit a new instance whose row may follow; there is nothing that it could share with others."""
         assert pending.written is not None
         try:
@@ -159,26 +162,21 @@ class GroupCommit:
         except FileExistsError:
             return CommitConflict()
         except BaseException as error:
-            self._settle(pending, error)
             return error
         return None
 
-    def _commit_group(self, group: list[PendingCommit]) -> None:
+    def _commit_group(self, group: list[PendingCommit]) -> _Outcomes:
         outcomes: _Outcomes = {}
-        if self._journal is None:
-            self._commit_alone(group, outcomes)
-        else:
-            try:
-                with self._journal.locked(pending.instance.uids for pending in group):
-                    self._commit_alone(group, outcomes)
-            except OSError as error:
-                # The locks failed, or the note could not be cleared after the commit, which does no harm.
-                for pending in group:
-                    if pending not in outcomes:
-                        outcomes[pending] = error
-                        self._settle(pending, error)
-        for pending, outcome in outcomes.items():
-            pending.on_result(outcome)
+        try:
+            with self._locked(group):
+                self._commit_alone(group, outcomes)
+        except OSError as error:
+            # The locks failed, or the note could not be cleared after the commit, which does no harm.
+            for pending in group:
+                if pending not in outcomes:
+                    outcomes[pending] = error
+                    self._settle(pending, error)
+        return outcomes
 
     def _commit_alone(self, group: list[PendingCommit], outcomes: _Outcomes) -> None:
         """Commit *group* while no other process commits its instances."""
@@ -198,6 +196,12 @@ class GroupCommit:
                 outcomes.setdefault(pending, error)
         for pending, outcome in outcomes.items():
             self._settle(pending, outcome)
+
+    def _locked(self, group: list[PendingCommit]) -> AbstractContextManager[object]:
+        """Lock the instances of *group* against the other processes that share the archive."""
+        if self._journal is None:
+            return nullcontext()
+        return self._journal.locked(pending.instance.uids for pending in group)
 
     def _without_conflicts(self, group: list[PendingCommit], outcomes: _Outcomes) -> list[PendingCommit]:
         left = []
@@ -331,11 +335,11 @@ class GroupCommit:
 
     def _report_replaced(self, pending: PendingCommit) -> None:
         """Show the caller the copy that was replaced, while it is there."""
-        if pending.on_replaced is None:
+        if pending.replacement is None:
             return
         # The new copy is committed: the instance is acknowledged whatever happens to the old one.
         with suppress(OSError), self._store.open_temporary(Written(pending.aside, 0, b"")) as replaced:
-            pending.on_replaced(replaced)
+            pending.replacement.read_replaced(replaced)
 
 
 def _row(pending: PendingCommit) -> Callable[[], IndexRow]:

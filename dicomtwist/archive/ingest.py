@@ -9,9 +9,8 @@ peer is not read from while too much waits to be written.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from threading import get_ident
 from typing import Final, Protocol, TypeAlias
 
 from twisted.internet.defer import Deferred
@@ -21,7 +20,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist.archive.index.record import MAX_VALUE_LENGTH, WANTED, make_record, scanner_for
 from dicomtwist.archive.index.sender import Sender
-from dicomtwist.archive.instance import ReceivedInstance
+from dicomtwist.archive.instance import Deliver, ReceivedInstance
 from dicomtwist.archive.storage.interfaces import ReceivingStorage, Writer
 from dicomtwist.archive.storage.system_calls import Buffer
 from dicomtwist.archive.storage.types import Durability, InstanceUIDs, StoreError, Written
@@ -79,11 +78,7 @@ class Keeper(Protocol):
     def store(self) -> ReceivingStorage:
         """The storage of the instances."""
 
-    def keep_all(
-        self,
-        instances: Sequence[tuple[ReceivedInstance, Callable[[BaseException | None], None]]],
-        on_batch_done: Callable[[], None] | None = None,
-    ) -> None:
+    def keep_all(self, instances: Sequence[ReceivedInstance], deliver: Deliver) -> None:
         """Store complete instances, see :meth:`dicomtwist.archive.archive.Archive.keep_all`."""
 
     @property
@@ -147,10 +142,9 @@ class Ingest:
             self._writers += 1
             self.executor.run_admitted(self._keep_whole).addCallbacks(self._wrote, self._not_written)
 
-    def _wrote(self, outcomes: list[_Outcome]) -> None:
+    def _wrote(self, _: None) -> None:
         self._writers -= 1
-        for incoming, error in outcomes:
-            incoming.kept(error)
+        self._deliver()
         self._write_whole()  # instances may have arrived after the thread had looked for the last time
 
     def _not_written(self, reason: Failure) -> None:
@@ -159,74 +153,50 @@ class Ingest:
         self.log.failure("instances were not written", reason)
         self._write_whole()
 
-    def _keep_whole(self) -> list[_Outcome]:
-        """
-        In a worker thread: store small instances in batches until none waits.
-
-        :returns: the outcomes of the last batch; those of earlier batches have been passed to the reactor thread.
-        """
-        outcomes: list[_Outcome] = []
-        while self._whole:
-            for incoming, error in outcomes:
-                self.tell(incoming, error)
-            outcomes = self._keep_some()
-        return outcomes
-
-    def _keep_some(self) -> list[_Outcome]:
-        instances: list[tuple[IncomingInstance, ReceivedInstance]] = []
-        outcomes: list[_Outcome] = []
-        for _ in range(BATCH):
-            try:
-                incoming = self._whole.popleft()
-            except IndexError:
-                break
-            try:
-                instances.append((incoming, incoming.small()))
-            except BaseException as error:
-                outcomes.append((incoming, error))
-        return outcomes + self.keep(instances) if instances else outcomes
-
     # --- in worker threads
 
-    def keep(self, instances: Sequence[tuple[IncomingInstance, ReceivedInstance]]) -> list[_Outcome]:
-        """
-        Store instances.
+    def _keep_whole(self) -> None:
+        """Store small instances in batches until none waits."""
+        while self._whole:
+            instances: list[tuple[IncomingInstance, ReceivedInstance]] = []
+            refused: list[_Outcome] = []
+            for _ in range(BATCH):
+                try:
+                    incoming = self._whole.popleft()
+                except IndexError:
+                    break
+                try:
+                    instances.append((incoming, incoming.small()))
+                except BaseException as error:
+                    refused.append((incoming, error))
+            if refused:
+                self._tell(refused)
+            if instances:
+                self.keep(instances)
 
-        :returns: the outcomes that are known when the call returns; all others are passed to the reactor thread.
-        """
-        thread = get_ident()
-        outcomes: list[_Outcome] = []
-        left = {incoming for incoming, _ in instances}
+    def keep(self, instances: Sequence[tuple[IncomingInstance, ReceivedInstance]]) -> None:
+        """Store instances; their outcomes are passed to the reactor thread, in one list for each batch."""
+        left = {instance: incoming for incoming, instance in instances}
 
-        def on_result(incoming: IncomingInstance, error: BaseException | None) -> None:
-            left.discard(incoming)
-            if get_ident() == thread:
-                outcomes.append((incoming, error))
-            else:
-                self.tell(incoming, error)  # another thread was committing, and has committed this instance as well
-
-        def on_batch_done() -> None:
-            # Report these outcomes now: they must not wait for the commits of other threads' instances.
-            while outcomes:
-                self.tell(*outcomes.pop())
+        def deliver(outcomes: Sequence[tuple[ReceivedInstance, BaseException | None]]) -> None:
+            self._tell([(left.pop(instance), error) for instance, error in outcomes if instance in left])
 
         try:
-            self.archive.keep_all(
-                [(instance, partial(on_result, incoming)) for incoming, instance in instances], on_batch_done
-            )
+            self.archive.keep_all([instance for _, instance in instances], deliver)
         except BaseException as error:
             # A defect of this program: no sender waits for ever.
-            outcomes += [(incoming, error) for incoming in left]
-        return outcomes
+            self._tell([(incoming, error) for incoming in left.values()])
 
-    def tell(self, incoming: IncomingInstance, error: BaseException | None) -> None:
-        """Pass an outcome to the reactor thread, which delivers all that have collected in one call."""
-        self._told.append((incoming, error))
+    def _tell(self, outcomes: list[_Outcome]) -> None:
+        """Pass outcomes to the reactor thread, which delivers all that have collected in one call."""
+        self._told.extend(outcomes)
         if not self._is_telling:
             self._is_telling = True
-            self.executor.call_in_reactor(self._tell)
+            self.executor.call_in_reactor(self._deliver)
 
-    def _tell(self) -> None:
+    # --- in the reactor thread again
+
+    def _deliver(self) -> None:
         self._is_telling = False
         while self._told:
             incoming, error = self._told.popleft()
@@ -356,13 +326,7 @@ class IncomingInstance:
             self._ingest.keep_small(self)
             return
         waiting = self._waiting.take_chunks()
-        self._ingest.executor.run_admitted(self._finish_writing, waiting).addCallbacks(
-            self._finished_writing, self._refuse
-        )
-
-    def _finished_writing(self, outcomes: list[_Outcome]) -> None:
-        for _, error in outcomes:
-            self.kept(error)
+        self._ingest.executor.run_admitted(self._finish_writing, waiting).addErrback(self._refuse)
 
     def kept(self, error: BaseException | None) -> None:
         """Report the result of the archive: stored, or refused for *error*."""
@@ -410,14 +374,14 @@ class IncomingInstance:
         uids = self._checked_uids(values)
         return self._instance(uids, [self._meta(), data], values)
 
-    def _finish_writing(self, buffers: list[memoryview | bytearray]) -> list[_Outcome]:
-        """Hand a large instance to the archive; return the outcome, unless another thread reports it."""
+    def _finish_writing(self, buffers: list[memoryview | bytearray]) -> None:
+        """Hand a large instance to the archive."""
         self._write_some(buffers)
         assert self._writer is not None
         values = self._found()
         uids = self._checked_uids(values)
         instance = self._instance(uids, self._writer.seal(), values)
-        return self._ingest.keep([(self, instance)])
+        self._ingest.keep([(self, instance)])
 
     def _meta(self) -> bytes:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import SEEK_END
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 from dicomtwist.archive.index.record import Record
 from dicomtwist.archive.index.sender import Sender
@@ -38,6 +38,13 @@ class ReceivedInstance:
     describe: Callable[[], Record]
     held: int
     sender: Sender | None = None
+
+
+class Deliver(Protocol):
+    """A function that is told the outcomes of instances, in any thread."""
+
+    def __call__(self, outcomes: Sequence[tuple[ReceivedInstance, BaseException | None]], /) -> None:
+        """Take instances, each with its outcome: ``None`` if it is stored, else the error."""
 
 
 def same_dataset(store: Storage, instance: ReceivedInstance) -> bool:

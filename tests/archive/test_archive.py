@@ -339,7 +339,8 @@ class Faults(ArchiveCase):
             raise RuntimeError("a mistake")
 
         archive.store.rename = wrong  # type: ignore[method-assign]
-        archive.keep_all([(handed(dataset(number)), outcomes.append) for number in (1, 2)])
+        for number in (1, 2):
+            outcomes.append(keep(archive, dataset(number)))
         self.assertEqual([type(outcome) for outcome in outcomes], [RuntimeError] * 2)
         archive.store.rename = rename  # type: ignore[method-assign]
         self.kept(archive, dataset(3))
@@ -361,8 +362,8 @@ class Faults(ArchiveCase):
             add(rows)
 
         archive.index.add = another  # type: ignore[method-assign,assignment]
-        archive.keep_all([(handed(dataset(1)), order.append)], lambda: order.append("between"))
-        self.assertEqual(order, ["commit", None, "between", "commit", None])
+        archive.keep(handed(dataset(1)), order.append)
+        self.assertEqual(order, ["commit", None, "commit", None])
 
     def test_one_row_of_a_group(self) -> None:
         """The other instances of the commit are stored."""

@@ -494,7 +494,7 @@ class Together(ReceiverCase):
         await self.start()
         keep_all = self.archive.keep_all
 
-        def wrong(instances, between=None):
+        def wrong(instances, deliver):
             raise RuntimeError("a mistake")
 
         async with await self.associate() as assoc:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -48,8 +48,12 @@ BAD: dict[str, Callable[[Record], Record]] = {
 }
 
 
-def _note(outcomes: dict[int, BaseException | None], number: int, error: BaseException | None) -> None:
-    outcomes[number] = error
+def _note(
+    outcomes: dict[int, BaseException | None],
+    numbers: dict[ReceivedInstance, int],
+    delivered: Sequence[tuple[ReceivedInstance, BaseException | None]],
+) -> None:
+    outcomes.update((numbers[instance], error) for instance, error in delivered)
 
 
 class Case(SynchronousTestCase):
@@ -79,12 +83,8 @@ class Committing(Case):
         for place, bad in enumerate(BAD):
             outcomes: dict[int, BaseException | None] = {}
             numbers = range(10 * place + 1, 10 * place + 6)
-            archive.keep_all(
-                [
-                    (self.instance(number, bad if number == numbers[place] else ""), partial(_note, outcomes, number))
-                    for number in numbers
-                ]
-            )
+            given = {self.instance(number, bad if number == numbers[place] else ""): number for number in numbers}
+            archive.keep_all(list(given), partial(_note, outcomes, given))
             failed = [number for number, error in outcomes.items() if error is not None]
             self.assertEqual((sorted(outcomes), failed), (list(numbers), [numbers[place]]), bad)
         self.assertEqual((len(files(self.root)), self.indexed(archive)), (16, 16))

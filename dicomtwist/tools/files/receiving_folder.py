@@ -5,7 +5,7 @@ The folder in which ``dicomtwist get`` and ``move --receive`` store instances: P
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from dicomtwist import Association, Status, evt
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.record import COLUMNS
 from dicomtwist.archive.ingest import Ingest
-from dicomtwist.archive.instance import ReceivedInstance, same_dataset
+from dicomtwist.archive.instance import Deliver, ReceivedInstance, same_dataset
 from dicomtwist.archive.services.storage import StorageService
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.types import (
@@ -93,10 +93,13 @@ class FolderKeeper:
         self._requested = requested
         self._overwrite = overwrite
 
-    def keep(self, instance: ReceivedInstance, on_result: Callable[[BaseException | None], None]) -> None:
-        """Store a complete instance. The call blocks, and calls *on_result* in this thread."""
+    def keep_all(self, instances: Sequence[ReceivedInstance], deliver: Deliver) -> None:
+        """Store complete instances, see :meth:`dicomtwist.archive.archive.Archive.keep_all`."""
+        deliver([(instance, self._kept(instance)) for instance in instances])
+
+    def _kept(self, instance: ReceivedInstance) -> BaseException | None:
+        """Store an instance; return ``None``, or the error for which it is refused."""
         store, content = self.store, instance.content
-        error: BaseException | None = None
         try:
             check_uids(*instance.uids)
             self._requested.check(instance)
@@ -109,20 +112,11 @@ class FolderKeeper:
                 store.store(content, *instance.uids)
             else:
                 store.store_temporary(content, *instance.uids)
-        except BaseException as raised:
-            error = raised
-            if isinstance(content, Written) and isinstance(raised, Unrequested | DuplicateInstance | InvalidUID):
+        except BaseException as error:
+            if isinstance(content, Written) and isinstance(error, Unrequested | DuplicateInstance | InvalidUID):
                 store.remove(content.path)
-        on_result(error)
-
-    def keep_all(
-        self,
-        instances: Sequence[tuple[ReceivedInstance, Callable[[BaseException | None], None]]],
-        on_batch_done: Callable[[], None] | None = None,
-    ) -> None:
-        """Store instances; *on_batch_done* is never called, since this thread stores nothing for other threads."""
-        for instance, on_result in instances:
-            self.keep(instance, on_result)
+            return error
+        return None
 
     def catch_up(self) -> None:
         """Do nothing: there is no index."""
