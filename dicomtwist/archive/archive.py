@@ -14,6 +14,7 @@ from typing import TypeAlias, cast
 
 from twisted.logger import Logger
 
+from dicomtwist.archive.completeness import check_replacement
 from dicomtwist.archive.group_commit import CommitConflict, GroupCommit, PendingCommit
 from dicomtwist.archive.index.conflicts import Precedence
 from dicomtwist.archive.index.index import FOLDER, Database, Index
@@ -265,6 +266,7 @@ class Archive:
             file, its folders and its row in the index are on the medium; with durability none, that the file has its name,
             and its row follows (see :meth:`catch_up`). The error is an :class:`OSError` as it came,
             :class:`DuplicateInstance`, :class:`~dicomtwist.archive.storage.types.ReplacementRefused`,
+            :class:`~dicomtwist.archive.storage.types.IncompleteInstance`,
             :class:`~dicomtwist.archive.storage.types.InvalidUID` or :class:`~dicomtwist.archive.storage.types.IndexFailed`;
             then nothing is left of the instance, and an earlier copy has not changed.
         """
@@ -284,6 +286,7 @@ class Archive:
                 first_stays = exists and self._first_stays(instance)
                 replaces = exists and not first_stays and instance.sender is not None
                 replacement = Replacement(self.store, instance) if replaces else None
+                is_unchanged = check_replacement(self.store, instance) if exists and not first_stays else None
             except BaseException as error:
                 if isinstance(content, Written):
                     self.store.remove(content.path)
@@ -293,7 +296,7 @@ class Archive:
             if first_stays and written is not None:
                 self.store.remove(written.path)
                 written = None
-            one = PendingCommit(instance, written, exists, deliver, replacement)
+            one = PendingCommit(instance, written, exists, deliver, replacement, is_unchanged)
             (pending if first_stays or written is not None else fresh).append(one)
         results = self.store.write_temporaries([cast("Sequence[Buffer]", one.instance.content) for one in fresh])
         for one, result in zip(fresh, results, strict=True):

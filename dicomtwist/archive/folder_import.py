@@ -8,6 +8,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -15,11 +16,12 @@ from typing import BinaryIO, Final
 from twisted.logger import Logger
 
 from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.completeness import examine_stored
 from dicomtwist.archive.index.record import Record
 from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.recovery import MAX_REPORTED, printable, read_record
 from dicomtwist.archive.storage.system_calls import Buffer
-from dicomtwist.archive.storage.types import InvalidUID, StoreError, Written, check_uids
+from dicomtwist.archive.storage.types import InstanceUIDs, InvalidUID, StoreError, Written, check_uids
 from dicomtwist.datasets.header_scanner import HeaderError
 from dicomtwist.errors import loggable
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
@@ -43,16 +45,20 @@ class Import:
     """
     The result of an import so far.
 
-    :ivar kept: the number of instances that are in the archive.
+    :ivar kept: the number of files whose instances are in the archive.
     :ivar skipped: the number of files that are not DICOM files, or that cannot be archived.
     :ivar failed: the number of files that could not be stored.
     :ivar reasons: some of the files that were not stored, with the reason.
+    :ivar damaged: the number of files among the *kept* ones whose data sets are not whole.
+    :ivar damage: some of them, with the reason.
     """
 
     kept: int = 0
     skipped: int = 0
     failed: int = 0
     reasons: list[str] = field(default_factory=list)
+    damaged: int = 0
+    damage: list[str] = field(default_factory=list)
 
     @property
     def seen(self) -> int:
@@ -71,7 +77,8 @@ def import_folder(
     Copy all DICOM files below *folder* into the archive, as if a peer had sent them. Nothing in *folder* is changed.
 
     Folders, files and links that cannot be read are skipped, with a reason. FIFOs, sockets and devices are not
-    opened.
+    opened. A file that is cut off, or damaged behind the indexed attributes, is imported if there is no better copy in the
+    archive, and reported.
 
     :param progress: called after every few hundred files, in any thread.
     :param stopped: called before each file, and between the pieces of a long one; the import ends if it returns ``True``.
@@ -166,6 +173,17 @@ def _own_meta(meta: FileMeta, record: Record) -> bytes:
         return encode_preamble_and_meta(own)
 
 
+def _check_length(missing: int) -> None:
+    """
+    Check that a file had its length while it was read.
+
+    :param missing: the number of bytes that were not there; negative if there were more.
+    :raises OSError: it changed.
+    """
+    if missing:
+        raise OSError("the file changed while it was read")
+
+
 class _ImportedFile:
     """A file of an import as the sender of an instance."""
 
@@ -213,7 +231,7 @@ class _Importing:
                 return
         try:
             with open_regular(path) as file:
-                record, transfer_syntax, size = read_record(file, self._archive.default_charset)
+                record, transfer_syntax, size, damage = read_record(file, self._archive.default_charset)
                 check_sendable(record, transfer_syntax)
                 file.seek(0)
                 content = self._content(file, size, record)
@@ -226,16 +244,25 @@ class _Importing:
             self._done(path, error)
         else:
             instance = ReceivedInstance(
-                record.uids, transfer_syntax, content, lambda: record, record.length, _ImportedFile(self, path)
+                record.uids,
+                transfer_syntax,
+                content,
+                lambda: record,
+                record.length,
+                _ImportedFile(self, path),
+                is_from_file=True,
             )
-            self._archive.keep(instance, lambda error: self._done(path, error))
+            self._archive.keep(instance, lambda error: self._kept(path, error, record.uids if damage else None))
 
     def _content(self, file: BinaryIO, size: int, record: Record) -> list[Buffer] | Written:
         meta, start = read_file_meta(file)
         front = _own_meta(meta, record)
         file.seek(start)
+        left = size - start
         if size <= _WHOLE:
-            return [front, file.read()]
+            data = file.read()
+            _check_length(left - len(data))
+            return [front, data]
         writer = self._archive.store.create()
         try:
             writer.write([front])
@@ -243,16 +270,34 @@ class _Importing:
                 if self._stopped():
                     raise _Interrupted
                 writer.write([piece])
+                left -= len(piece)
+            _check_length(left)
             return writer.seal()
         except BaseException:
             writer.discard()
             raise
 
-    def _done(self, path: str, error: BaseException | None, *, skipped: bool = False) -> None:
+    def _kept(self, path: str, error: BaseException | None, damaged: InstanceUIDs | None) -> None:
+        """
+        Count a file that the archive has taken or refused.
+
+        :param damaged: the UIDs of the instance if the file is not whole; the copy in the archive may be another one.
+        """
+        damage = ""
+        if damaged is not None and error is None:
+            with suppress(OSError):
+                damage = examine_stored(self._archive.store, *damaged).reason
+        self._done(path, error, damage=damage)
+
+    def _done(self, path: str, error: BaseException | None, *, skipped: bool = False, damage: str = "") -> None:
         with self._lock:
             found = self.found
             if error is None:
                 found.kept += 1
+                if damage:
+                    found.damaged += 1
+                    if len(found.damage) < MAX_REPORTED:
+                        found.damage.append(printable(f"{path}: {damage}"))
             elif skipped or isinstance(error, StoreError):
                 found.skipped += 1
             else:

@@ -52,6 +52,8 @@ class PendingCommit:
     :ivar deliver: takes the outcome of the instance, with those of others, see :class:`~dicomtwist.archive.instance.Deliver`.
     :ivar replacement: the replacement of the stored copy, which is shown that copy before it is removed; ``None`` if nothing
         is replaced, or nobody is to be told.
+    :ivar is_unchanged: returns whether the stored copy is still the one that the instance may replace; ``None`` if that may be
+        any copy.
     :ivar aside: the second name of the stored copy while it is being replaced, else empty.
     :ivar placed: whether the file has its final name.
     """
@@ -61,6 +63,7 @@ class PendingCommit:
     exists: bool
     deliver: Deliver
     replacement: Replacement | None = None
+    is_unchanged: Callable[[], bool] | None = None
     aside: str = field(default="", init=False)
     placed: bool = field(default=False, init=False)
 
@@ -73,8 +76,8 @@ class GroupCommit:
     :param index: the index.
     :param on_outcomes: called after each commit, in the thread that has committed, with the outcomes of its instances. An
         outcome is ``None``, an OSError as it came or an :class:`IndexFailed`; after an error nothing is left of the instance,
-        and an earlier copy has not changed. It is a :class:`CommitConflict` if ``exists`` is not true any more; then the
-        temporary file stays.
+        and an earlier copy has not changed. It is a :class:`CommitConflict` if ``exists`` or ``is_unchanged`` is not true any
+        more; then the temporary file stays.
     :param journal: locks the instances of a commit against the other processes that share the archive, if there are any.
     :param write_behind: takes the rows of new instances, so that a commit does not wait for the index; without it every
         commit does.
@@ -207,7 +210,8 @@ class GroupCommit:
         left = []
         for pending in group:
             # A new instance is checked when its file gets the name, which must not exist.
-            if not pending.exists or self._store.exists(*pending.instance.uids):
+            unchanged = not pending.exists or self._store.exists(*pending.instance.uids)
+            if unchanged and (pending.is_unchanged is None or pending.is_unchanged()):
                 left.append(pending)
             else:
                 outcomes[pending] = CommitConflict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import SEEK_END
@@ -29,6 +30,7 @@ class ReceivedInstance:
         temporary file that :meth:`~dicomtwist.archive.storage.interfaces.Writer.seal` returned. The archive takes that over.
     :ivar describe: makes the index record. It is called in any thread, only when the record is needed, and does not fail.
     :ivar held: the approximate number of bytes that *describe* keeps in memory.
+    :ivar is_from_file: whether it is from a file, which may have lost its end unseen; a peer states where a data set ends.
     :ivar sender: the sender of the instance; ``None`` for an instance that may replace others without a line in the log.
     """
 
@@ -38,6 +40,7 @@ class ReceivedInstance:
     describe: Callable[[], Record]
     held: int
     sender: Sender | None = None
+    is_from_file: bool = False
 
 
 class Deliver(Protocol):
@@ -49,6 +52,20 @@ class Deliver(Protocol):
 
 def same_dataset(store: Storage, instance: ReceivedInstance) -> bool:
     """Whether the stored copy holds the data set of *instance*; ``False`` if it cannot be read."""
+    return _begins_with(store, instance, operator.eq)
+
+
+def is_beginning_of_stored(store: Storage, instance: ReceivedInstance) -> bool:
+    """Whether the stored copy has the data set of *instance*, and more behind it; ``False`` if it cannot be read."""
+    return _begins_with(store, instance, operator.gt)
+
+
+def _begins_with(store: Storage, instance: ReceivedInstance, fits: Callable[[int, int], bool]) -> bool:
+    """
+    Whether the stored data set begins with that of *instance*.
+
+    :param fits: called first, with the lengths of the stored data set and of the other one.
+    """
     content = instance.content
     try:
         with store.open(*instance.uids) as first:
@@ -57,12 +74,12 @@ def same_dataset(store: Storage, instance: ReceivedInstance) -> bool:
                 return False
             length = _size(first) - start
             if not isinstance(content, Written):
-                return length == sum(map(len, content[1:])) and all(
+                return fits(length, sum(map(len, content[1:]))) and all(
                     first.read(len(piece)) == piece for piece in content[1:]
                 )
             with store.open_temporary(content) as second:
                 _, start = read_file_meta(second)
-                return length == _size(second) - start and _same_rest(first, second)
+                return fits(length, _size(second) - start) and _begins_with_rest(first, second)
     except (OSError, NotDicomFile):
         return False
 
@@ -75,8 +92,8 @@ def _size(file: BinaryIO) -> int:
     return size
 
 
-def _same_rest(first: BinaryIO, second: BinaryIO) -> bool:
-    while piece := first.read(_PIECE):
-        if piece != second.read(_PIECE):
+def _begins_with_rest(first: BinaryIO, second: BinaryIO) -> bool:
+    while piece := second.read(_PIECE):
+        if piece != first.read(len(piece)):
             return False
     return True

@@ -10,6 +10,7 @@ from os import SEEK_END
 from typing import Final, NamedTuple
 
 from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.completeness import Completeness, examine
 from dicomtwist.archive.index.record import IndexedInstance
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.datasets.header_scanner import HeaderScanner
@@ -101,4 +102,9 @@ def _read(store: Storage, indexed: IndexedInstance) -> None:
         uids = tuple(decode_uid(scanner.values.get(tag, b"")) for tag in (_SOP_CLASS, _SOP_INSTANCE))
         if uids != (indexed.sop_class_uid, indexed.uids[2]):
             raise Damaged("it holds another instance")
+        if indexed.digest is None:
+            # The index was made again from the file, which may have lost its end before.
+            completeness, reason = examine(file, start, indexed.transfer_syntax)
+            if completeness is Completeness.CUT_OFF:
+                raise Damaged(reason)
     store.sync_path(*indexed.uids)

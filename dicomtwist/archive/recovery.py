@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO, Final, TypeAlias
+from typing import BinaryIO, Final, NamedTuple, TypeAlias
 
 from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.completeness import examine
 from dicomtwist.archive.index.index import FOLDER
 from dicomtwist.archive.index.interfaces import InstanceIndex
 from dicomtwist.archive.index.record import WANTED, IndexRow, Record, make_record, scanner_for
@@ -58,6 +59,8 @@ class Reconciled:
     :ivar lost_names: the missing files of some of them.
     :ivar unreadable: the number of files that cannot be indexed; they stay where they are.
     :ivar unreadable_names: some of them, with the reason.
+    :ivar damaged: the number of files that were indexed although their data sets are not whole.
+    :ivar damaged_names: some of them, with the reason.
     """
 
     temporary: int = 0
@@ -67,6 +70,8 @@ class Reconciled:
     unreadable: int = 0
     lost_names: list[str] = field(default_factory=list)
     unreadable_names: list[str] = field(default_factory=list)
+    damaged: int = 0
+    damaged_names: list[str] = field(default_factory=list)
 
     def note_lost(self, name: str) -> None:
         """Count a row without a file."""
@@ -80,18 +85,37 @@ class Reconciled:
         if len(self.unreadable_names) < MAX_REPORTED:
             self.unreadable_names.append(printable(f"{name}: {reason}"))
 
+    def note_damaged(self, name: str, reason: str) -> None:
+        """Count a file that is indexed although its data set is not whole."""
+        self.damaged += 1
+        if len(self.damaged_names) < MAX_REPORTED:
+            self.damaged_names.append(printable(f"{name}: {reason}"))
 
-def read_record(file: BinaryIO, default_charset: str = "") -> tuple[Record, str, int]:
+
+class ReadRecord(NamedTuple):
+    """
+    The index record of a file.
+
+    :ivar size: the size of the file in bytes.
+    :ivar damage: why its data set is not whole, as one line; empty if it is.
+    """
+
+    record: Record
+    transfer_syntax: str
+    size: int
+    damage: str
+
+
+def read_record(file: BinaryIO, default_charset: str = "") -> ReadRecord:
     """
     Read the index record from a file that is open at its beginning.
 
-    :returns: the record, the transfer syntax and the size of the file in bytes.
     :raises NotDicomFile: it is not a DICOM file.
     :raises HeaderError: its data set cannot be read up to the UIDs.
     :raises InvalidUID: a UID is missing or invalid.
     :raises OSError: it cannot be read.
     """
-    meta, _ = read_file_meta(file)
+    meta, start = read_file_meta(file)
     if not meta.transfer_syntax_uid:
         raise NotDicomFile(NO_TRANSFER_SYNTAX)
     scanner = scanner_for(meta.transfer_syntax_uid)
@@ -106,7 +130,8 @@ def read_record(file: BinaryIO, default_charset: str = "") -> tuple[Record, str,
             raise
     record = make_record(scanner.values, meta.transfer_syntax_uid, default_charset)
     check_uids(*record.uids)
-    return record, meta.transfer_syntax_uid, file.seek(0, os.SEEK_END)
+    _, damage = examine(file, start, meta.transfer_syntax_uid)
+    return ReadRecord(record, meta.transfer_syntax_uid, file.seek(0, os.SEEK_END), damage)
 
 
 _UIDS: Final = WANTED & {0x00080016, 0x00080018, 0x0020000D, 0x0020000E}
@@ -207,7 +232,7 @@ def _repair(archive: Archive, uids: InstanceUIDs) -> None:
         archive.index.remove([uids])
         return
     try:
-        row = _stored_row(archive, uids, replaced=uids in archive.index.announced())
+        row, _ = _stored_row(archive, uids, replaced=uids in archive.index.announced())
     except (OSError, IndexFailed):
         raise
     except Exception:
@@ -215,17 +240,17 @@ def _repair(archive: Archive, uids: InstanceUIDs) -> None:
     archive.index.add([row])
 
 
-def _stored_row(archive: Archive, uids: InstanceUIDs, *, replaced: bool) -> IndexRow:
+def _stored_row(archive: Archive, uids: InstanceUIDs, *, replaced: bool) -> tuple[IndexRow, str]:
     """
-    Read the row of a file of the archive.
+    Read the row of a file of the archive, and why its data set is not whole.
 
     :param replaced: whether the file replaces another one, so that its sender was allowed to change what the index has. The
         sender of any other file is unknown, and the file changes nothing that is in the index already.
     """
     with archive.store.open(*uids) as file:
-        record, transfer_syntax, size = read_record(file, archive.default_charset)
+        record, transfer_syntax, size, damage = read_record(file, archive.default_charset)
         stored_at = None if replaced else os.fstat(file.fileno()).st_mtime
-    return IndexRow(record, transfer_syntax, size, replaces=True, stored_at=stored_at)
+    return IndexRow(record, transfer_syntax, size, replaces=True, stored_at=stored_at), damage
 
 
 def _merged(
@@ -259,7 +284,7 @@ class _Adding:
     def add(self, uids: InstanceUIDs, *, replaced: bool = False) -> None:
         path = self._archive.store.locate(*uids)
         try:
-            row = _stored_row(self._archive, uids, replaced=replaced)
+            row, damage = _stored_row(self._archive, uids, replaced=replaced)
         except Exception as error:
             # A file with any content fails alone.
             self._found.note_unreadable(path, loggable(error))
@@ -267,6 +292,9 @@ class _Adding:
         if row.record.uids != uids:
             self._found.note_unreadable(path, "its name is not the name of the instance in it")
             return
+        if damage:
+            # It is all that is left of the instance, or a peer has sent it so: queries find it.
+            self._found.note_damaged(path, damage)
         self._rows.append(row)
         if len(self._rows) >= _ROWS:
             self.flush()

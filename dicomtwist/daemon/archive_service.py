@@ -149,6 +149,12 @@ class ArchiveService(DICOMService):
         )
         for name in found.lost_names:
             self.log.error("{name} is missing: it had a row in the index, which was removed", name=name)
+        if found.damaged:
+            self.log.warn(
+                "{count} of the files that were indexed hold a data set that is cut off or damaged", count=found.damaged
+            )
+        for name in found.damaged_names:
+            self.log.warn("indexed, but not whole: {name}", name=name)
         for name in found.unreadable_names:
             self.log.warn("not indexed: {name}", name=name)
 
@@ -159,6 +165,10 @@ class ArchiveService(DICOMService):
         def done(found: Import) -> None:
             for reason in found.reasons:
                 self.log.warn("not imported: {reason}", reason=reason)
+            for reason in found.damage:
+                self.log.warn("imported, but not whole: {reason}", reason=reason)
+            if found.damaged:
+                self.log.warn("{count} files are in the archive, but not whole", count=found.damaged)
             self.log.info(
                 "import of {folder} {how}: {kept} instances in the archive, {skipped} files skipped, {failed} failed",
                 folder=str(folder),

@@ -89,6 +89,7 @@ class HeaderScanner:
     """
 
     __slots__ = (
+        "_at",
         "_capture",
         "_captured",
         "_deflated_in",
@@ -162,6 +163,7 @@ class HeaderScanner:
         self._value = bytearray()
         self._pending = b""  # the beginning of an element header, or of an odd one and the next: less than 16 bytes
         self._tag = 0  # the element that is being skipped or collected, for messages
+        self._at = 0  # the position of the last top-level element that did not end in the fragment in which it began
         self._offset = 0  # the position of the current fragment in the (inflated) data set
         # Nesting needs no stack: an element of defined length is skipped whole, so the open levels alternate
         # sequence, item, sequence, ... and their number is enough. Odd: in a sequence. Even: in an item.
@@ -191,6 +193,25 @@ class HeaderScanner:
             view = memoryview(data)
             return any(self._consume(view[at : at + _MAX_PIECE]) for at in range(0, len(view), _MAX_PIECE))
         return self._consume(data)
+
+    def pass_over(self, size: int) -> int:
+        """
+        Pass over bytes that the scan does not look at, so that they need not be read.
+
+        :param size: the number of bytes that are there.
+        :returns: the number of bytes that count as fed; 0 if the next byte has to be fed.
+        """
+        if self._error is not None or self._inflater is not None or self._captured is not None:
+            return 0
+        passed = min(self._skip, size)
+        self._skip -= passed
+        self._offset += passed
+        return passed
+
+    @property
+    def unfinished(self) -> int:
+        """The position of the top-level element whose end has not been fed yet, if there is one, in the (inflated) data set."""
+        return self._offset - len(self._pending) if self._pending and not self._depth else self._at
 
     def finish(self) -> None:
         """End the data set here: wanted elements that are not in ``values`` now were not in it.
@@ -319,6 +340,7 @@ class HeaderScanner:
         if pos <= size:
             return pos
         # The value ends beyond the buffer. An undefined length always seems to, because no buffer has 4 GiB.
+        self._at = self._offset + here
         if length == UNDEFINED_LENGTH:
             self._open(buffer, here, 1)
             if self._capture and raw in wanted and not (self._un_depth or self._fragments or self._repeated):
@@ -346,6 +368,7 @@ class HeaderScanner:
             self.values[tag] = bytes(buffer[start:end])
         else:
             self._tag = tag
+            self._at = self._offset + pos
             self._value = bytearray(buffer[start:])
             self._need = end - len(buffer)
             return len(buffer)

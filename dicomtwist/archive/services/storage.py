@@ -15,6 +15,7 @@ from dicomtwist import evt
 from dicomtwist.archive.ingest import DataSetMismatch, Ingest, InvalidMeta
 from dicomtwist.archive.storage.types import (
     DuplicateInstance,
+    IncompleteInstance,
     IndexFailed,
     InvalidUID,
     ReplacementRefused,
@@ -97,8 +98,8 @@ class StorageService:
 
         :returns: a Deferred with the status: success after the instance is stored
             (:meth:`dicomtwist.archive.archive.Archive.keep`), 0xA900 if command and data set disagree, 0xC000 if the data
-            set cannot be understood, 0x0111 if the archive has the instance already and duplicates are rejected, 0x0124 if
-            the peer may not replace it, 0xA700 if the storage refuses.
+            set cannot be understood, or is cut off and a better copy is stored, 0x0111 if the archive has the instance already
+            and duplicates are rejected, 0x0124 if the peer may not replace it, 0xA700 if the storage refuses.
         """
         incoming = self.ingest.begin(event.meta, event.stream, _Peer(self, event.assoc))
         event.stream.deliver_to(incoming)
@@ -129,6 +130,8 @@ def _status_for(error: BaseException) -> Status:
         return Status(CANNOT_UNDERSTAND, "C-STORE", _comment(error))
     if isinstance(error, ReplacementRefused):
         return Status(NOT_AUTHORISED, "C-STORE", "no rule allows replace: the instance is here already")
+    if isinstance(error, IncompleteInstance):
+        return Status(CANNOT_UNDERSTAND, "C-STORE", "the data set is cut off, and a better copy is stored")
     if isinstance(error, DuplicateInstance):
         return Status(DUPLICATE_SOP_INSTANCE, "C-STORE", "the archive has the instance already")
     if isinstance(error, Unrequested):

@@ -13,6 +13,7 @@ __all__ = [
     "NO_ROOM",
     "DuplicateInstance",
     "Durability",
+    "IncompleteInstance",
     "IndexFailed",
     "InstanceUIDs",
     "InvalidUID",
@@ -58,6 +59,10 @@ class DuplicateInstance(StoreError):
 
 class ReplacementRefused(StoreError):
     """The archive holds another copy of the instance, and the sender may not replace it."""
+
+
+class IncompleteInstance(StoreError):
+    """The data set of an instance is cut off or damaged, and the archive holds a better copy."""
 
 
 class Unrequested(StoreError):
