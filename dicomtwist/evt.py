@@ -387,7 +387,9 @@ class NormalisedEvent(DataSetEvent):
 
     def __init__(self, event: EventType, performance: PerformedOperation) -> None:
         settings = performance.assoc.settings
-        limits = DecodingLimits(settings.maximum_buffered_size, settings.maximum_attributes)
+        limits = DecodingLimits(
+            settings.maximum_buffered_size, settings.maximum_attributes, settings.maximum_attribute_values
+        )
         super().__init__(event, performance, b"", limits)
         self._made_uid: str | None = None
 

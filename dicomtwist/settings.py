@@ -68,6 +68,8 @@ class Settings:
         performed procedure step or a request for storage commitment; one with more is refused with status 0x0213. Each
         instance that is referenced takes three. A response that this side asked for fails with
         :class:`~dicomtwist.errors.DataSetTooLong`.
+    :ivar maximum_attribute_values: the most values in such a data set besides the first of each element, which a backslash
+        divides from it, with the same consequences. Tags count as well, but not numbers, which are unpacked at once.
     :ivar require_called_aet: whether to reject requests for an AE title other than that of the AE (1, 1, 7).
     :ivar require_calling_aet: the AE titles that may request associations; empty for any. Others are rejected (1, 1, 3).
     :ivar trusted_proxies: the proxies whose PROXY headers are believed at endpoints of ``haproxy:``: addresses, networks,
@@ -106,6 +108,7 @@ class Settings:
     maximum_identifier_elements: int = 4096
     maximum_identifier_values: int = 20_000
     maximum_attributes: int = 100_000
+    maximum_attribute_values: int = 100_000
     require_called_aet: bool = False
     require_calling_aet: list[str] = field(default_factory=list)
     trusted_proxies: list[str] = field(default_factory=lambda: [LOOPBACK, UNIX])
@@ -218,6 +221,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "maximum_identifier_elements": _number(1),
     "maximum_identifier_values": _number(1),
     "maximum_attributes": _number(1),
+    "maximum_attribute_values": _number(1),
     "require_called_aet": _flag,
     "require_calling_aet": _titles,
     "trusted_proxies": _networks,

@@ -158,6 +158,7 @@ class AE(LegacyCallbacks):
     maximum_identifier_elements = _Number()
     maximum_identifier_values = _Number()
     maximum_attributes = _Number()
+    maximum_attribute_values = _Number()
     promiscuous = _Setting[bool, bool]()
     keep_compression = _Setting[bool, bool]()
     requestor_order = _Setting[bool, bool]()

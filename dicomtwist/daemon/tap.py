@@ -147,6 +147,7 @@ _SETTINGS = {
     "max-identifier-elements": "maximum_identifier_elements",
     "max-identifier-values": "maximum_identifier_values",
     "max-attributes": "maximum_attributes",
+    "max-attribute-values": "maximum_attribute_values",
     "acse-timeout": "acse_timeout",
     "dimse-timeout": "dimse_timeout",
     "network-timeout": "network_timeout",
@@ -318,6 +319,13 @@ class Options(usage.Options):
             _DEFAULTS.maximum_attributes,
             "Most elements and items of what a request of DIMSE-N brings, such as a storage commitment: 3 for an instance.",
             _count("--max-attributes", 1, 2**31),
+        ],
+        [
+            "max-attribute-values",
+            None,
+            _DEFAULTS.maximum_attribute_values,
+            "Most further values of elements of what a request of DIMSE-N brings.",
+            _count("--max-attribute-values", 1, 2**31),
         ],
         [
             "acse-timeout",

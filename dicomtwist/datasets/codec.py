@@ -4,7 +4,6 @@ Data sets as pydicom Datasets and as bytes.
 
 from __future__ import annotations
 
-import struct
 import zlib
 from array import array
 from dataclasses import dataclass
@@ -22,17 +21,12 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from dicomtwist.datasets.character_sets import is_term
-from dicomtwist.datasets.header_scanner import HeaderError, scan
 from dicomtwist.datasets.nesting import CountedFile, ElementCount, check_nesting
 from dicomtwist.errors import DataSetError, DataSetTooLong
 from dicomtwist.part10 import FileMeta
 
 #: The most bytes that :func:`decode_dataset` inflates a deflated data set to.
 MAX_INFLATED = 1024 * 1024 * 1024
-
-#: How much of a data set is searched for the Specific Character Set, which nearly always comes first, in bytes.
-_FRONT = 64 * 1024
 
 #: The transfer syntaxes that a data set can be converted between: they differ only in how elements are written (PS3.5 A.1 to
 #: A.5).
@@ -52,7 +46,7 @@ class DecodingLimits:
 
     :ivar length: the most bytes, after a deflated data set is inflated.
     :ivar elements: the most elements and items of sequences together, in all levels.
-    :ivar values: the most further values of elements, each after a backslash.
+    :ivar values: the most further values of elements, each after a backslash in a VR with several values, or a tag.
     """
 
     length: int | None = None
@@ -63,11 +57,6 @@ class DecodingLimits:
         """:raises DataSetTooLong: *length* is more bytes than the limit."""
         if self.length is not None and length > self.length:
             raise DataSetTooLong(f"a data set of more than {self.length} bytes")
-
-    def check_values(self, data: bytes) -> None:
-        """:raises DataSetTooLong: *data* has more values than the limit."""
-        if self.values is not None and len(data) > self.values and data.count(b"\\") > self.values:
-            raise DataSetTooLong(f"a data set of more than {self.values} values")
 
 
 NO_LIMITS = DecodingLimits()
@@ -85,13 +74,11 @@ def decode_dataset(data: bytes, transfer_syntax: str, limits: DecodingLimits = N
         have sequences nested deeper than :data:`~dicomtwist.datasets.nesting.MAX_NESTED`.
     """
     syntax = UID(transfer_syntax)
-    count = ElementCount(limits.elements)
+    count = ElementCount(limits.elements, limits.values)
     limits.check_length(len(data))
     try:
         if syntax == DeflatedExplicitVRLittleEndian:
             data = _inflate(data, limits)
-        data = _with_known_terms(data, syntax)
-        limits.check_values(data)
         dataset, file = _read(data, syntax, count)
         padding = len(file.tail) if file.cut_off and len(file.tail) < _HEADER and not file.tail.strip(b"\0 ") else 0
         if padding:
@@ -113,30 +100,6 @@ def _read(data: bytes, syntax: UID, count: ElementCount) -> tuple[Dataset, Count
     file = CountedFile(data, count)
     implicit, little_endian = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
     return read_dataset(file, implicit, little_endian, bytelength=len(data)), file
-
-
-def _with_known_terms(data: bytes, syntax: UID) -> bytes:
-    """
-    Return *data* with spaces for each value of its Specific Character Set (0008,0005) that is no defined term.
-
-    pydicom takes the name of any codec of Python for a character set, and raises what such a codec raises.
-    """
-    implicit = syntax == ImplicitVRLittleEndian
-    order = ">" if syntax == ExplicitVRBigEndian else "<"
-    tag = struct.pack(f"{order}HH", 0x0008, 0x0005)
-    if data.find(tag, 0, _FRONT) < 0:
-        return data
-    try:
-        value = scan(
-            data, ExplicitVRLittleEndian if syntax == DeflatedExplicitVRLittleEndian else syntax, (0x00080005,)
-        ).get(0x00080005, b"")
-    except HeaderError:
-        return data  # the decoder says what is wrong
-    known = b"\\".join(term if is_term(term.decode("latin-1")) else b" " * len(term) for term in value.split(b"\\"))
-    if known == value:
-        return data
-    head = tag + (struct.pack(f"{order}I", len(value)) if implicit else b"CS" + struct.pack(f"{order}H", len(value)))
-    return data.replace(head + value, head + known, 1)
 
 
 def _inflate(data: bytes, limits: DecodingLimits) -> bytes:

@@ -1,28 +1,41 @@
 """
-Limits on what a data set may make of its bytes when it is decoded: nested sequences, and the number of elements.
+Limits on what a data set may make of its bytes when it is decoded: nested sequences, and the numbers of elements and values.
 
 pydicom makes an object of each element and each item, at about 10 microseconds and half a kilobyte each. An item takes eight
 bytes, so 16 MiB of items took 36 seconds and 1.4 GiB. Every element and item costs pydicom a read of its header, so the file
 that it reads from counts these, and ends the decoding at the limit. A scan before the decoding would have to repeat all that
 pydicom takes leniently, to count the same elements.
+
+A value is decoded when it is first used, and pydicom makes an object of each part between two backslashes: 16 MiB of integer
+strings took 81 seconds and 2.2 GiB. So values are counted while they are still bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from io import BytesIO
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from pydicom import DataElement, Dataset
+from pydicom.charset import convert_encodings
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_sequence
 from pydicom.hooks import raw_element_vr
+from pydicom.multival import MultiValue
 
+from dicomtwist.datasets.character_sets import is_term
 from dicomtwist.datasets.element_headers import ITEM_TAGS
 from dicomtwist.errors import DataSetError, DataSetTooLong
 
 #: The most levels of nested sequences. Real data sets have about ten: structured reports.
 MAX_NESTED: Final = 64
+
+#: The VRs of text that a backslash divides into values (PS3.5 6.2).
+_DIVIDED: Final = frozenset(("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "PN", "SH", "TM", "UC", "UI"))
+#: The length of one value of VR AT. pydicom makes an object of each; other numbers are unpacked at once.
+_TAG_LENGTH: Final = 4
+
+_CHARACTER_SET: Final = 0x00080005
 
 _HEADER_LENGTH: Final = 8
 #: The most that the reads of eight bytes may count for one element or item. A header counts one, a value of this length one
@@ -30,19 +43,28 @@ _HEADER_LENGTH: Final = 8
 _READS: Final = 2.5
 
 
+#: The encodings of Python for the texts of a data set; ``None`` for those that pydicom has read.
+_Encodings: TypeAlias = list[str] | None
+#: An item, and its encodings.
+_Nested: TypeAlias = tuple[Dataset, _Encodings]
+
+
 class ElementCount:
     """
-    Counts the elements and items of a data set while pydicom decodes it.
+    Counts the elements, items and values of a data set while pydicom decodes it.
 
     :param limit: the most elements and items together, ``None`` for any number.
+    :param most_values: the most further values of elements together, ``None`` for any number.
 
     :ivar reads: the count that the reads of headers may still add; negative for any number.
     """
 
-    __slots__ = ("limit", "reads", "seen")
+    __slots__ = ("limit", "most_values", "reads", "seen", "values")
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, most_values: int | None = None) -> None:
         self.limit = limit
+        self.most_values = most_values
+        self.values = 0
         self.reads = -1 if limit is None else int(_READS * (limit + 2))
         self.seen = 0
 
@@ -55,6 +77,16 @@ class ElementCount:
         self.seen += number
         if self.limit is not None and self.seen > self.limit:
             raise self._exceeded()
+
+    def add_values(self, number: int) -> None:
+        """
+        Count *number* values of an element besides its first.
+
+        :raises DataSetTooLong: they are more than the limit.
+        """
+        self.values += number
+        if self.most_values is not None and self.values > self.most_values:
+            raise DataSetTooLong(f"a data set of more than {self.most_values} values")
 
     def check(self) -> None:
         """
@@ -118,16 +150,19 @@ def check_nesting(dataset: Dataset, count: ElementCount | None = None) -> None:
     pydicom decodes a sequence of defined length when it is first used, and then walks it by recursion: the ``repr`` of ten
     thousand levels takes all memory.
 
-    :param count: where elements and items are counted.
-    :raises DataSetTooLong: there are more elements and items than *count* allows.
+    In *dataset* and its items, each value of a Specific Character Set that is no defined term is removed: pydicom takes the
+    name of any codec of Python for a character set, and raises what such a codec raises when a text is used.
+
+    :param count: where elements, items and values are counted.
+    :raises DataSetTooLong: there are more of them than *count* allows.
     :raises DataSetError: sequences are nested deeper than :data:`MAX_NESTED`, or one of them cannot be decoded.
     """
     counted = ElementCount() if count is None else count
     counted.add(len(dataset))
-    level = [dataset]
+    level: list[_Nested] = [(dataset, _keep_known_terms(dataset, None))]
     for _ in range(MAX_NESTED + 1):
         try:
-            level = [item for outer in level for item in _items(outer, counted)]
+            level = [item for outer in level for item in _items(*outer, counted)]
         except DataSetTooLong:
             raise
         except Exception as error:
@@ -138,31 +173,65 @@ def check_nesting(dataset: Dataset, count: ElementCount | None = None) -> None:
     raise DataSetError(f"the data set has sequences that are nested deeper than {MAX_NESTED}")
 
 
-def _items(dataset: Dataset, count: ElementCount) -> Iterator[Dataset]:
+def _items(dataset: Dataset, encodings: _Encodings, count: ElementCount) -> Iterator[_Nested]:
     """Yield the items of all sequences in *dataset*, including sequences that the data dictionary alone knows as such."""
     for tag, element in list(dataset.items()):
         if isinstance(element, RawDataElement):
-            if not _is_sequence(dataset, element):
+            vr = _vr(dataset, element)
+            if vr != "SQ":
+                value = element.value
+                if value and vr in _DIVIDED:
+                    count.add_values(value.count(b"\\"))
+                elif value and vr == "AT":
+                    count.add_values(max(0, len(value) // _TAG_LENGTH - 1))
                 continue
             dataset[tag] = decoded = _decoded(dataset, element, count)
         elif element.VR == "SQ":
             decoded = element
         else:
+            if isinstance(element.value, MultiValue | list):
+                count.add_values(max(0, len(element.value) - 1))
             continue
         for item in decoded.value:
             count.add(1 + len(item))
-            yield item
+            yield item, _keep_known_terms(item, encodings)
 
 
-def _is_sequence(dataset: Dataset, element: RawDataElement) -> bool:
-    """Whether pydicom would decode *element* as a sequence."""
+def _vr(dataset: Dataset, element: RawDataElement) -> str:
+    """Return the VR that pydicom would decode *element* as; empty if its value is too short to matter."""
     if element.VR in (None, "UN"):
-        if not element.value or len(element.value) < _HEADER_LENGTH:
-            return False
+        value = element.value
+        if not value or (len(value) < _HEADER_LENGTH and b"\\" not in value):
+            return ""
         found: dict[str, Any] = {}
         raw_element_vr(element, found, ds=dataset)
-        return bool(found["VR"] == "SQ")
-    return element.VR == "SQ"
+        vr = found["VR"]
+        return "" if vr == "SQ" and len(value) < _HEADER_LENGTH else str(vr)
+    return element.VR
+
+
+def _keep_known_terms(dataset: Dataset, inherited: _Encodings) -> _Encodings:
+    """
+    Remove each value of the Specific Character Set of *dataset* that is no defined term.
+
+    :param inherited: the encodings of the data set that *dataset* is an item of, if they are others than pydicom has read.
+    :returns: the encodings of *dataset*, if they are others than pydicom has read.
+    """
+    encodings = inherited
+    if _CHARACTER_SET in dataset:
+        element = dataset.get_item(_CHARACTER_SET)
+        if not isinstance(element, RawDataElement) or not element.value:
+            return None
+        terms = element.value.split(b"\\")
+        if all(is_term(term.decode("latin-1")) or not term.strip(b"\0 ") for term in terms):
+            return None
+        known = [term if is_term(term.decode("latin-1")) else b" " * len(term) for term in terms]
+        dataset[_CHARACTER_SET] = RawDataElement(*element[:3], b"\\".join(known), *element[4:])
+        encodings = convert_encodings([term.decode("latin-1").strip(" \0") for term in known])
+    implicit, little_endian = dataset.original_encoding
+    if encodings is not None and implicit is not None and little_endian is not None:
+        dataset.set_original_encoding(implicit, little_endian, encodings)
+    return encodings
 
 
 def _decoded(dataset: Dataset, element: RawDataElement, count: ElementCount) -> DataElement:

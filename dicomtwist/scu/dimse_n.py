@@ -262,7 +262,8 @@ async def _ask(
     status = _status(request, response)
     if not data or isinstance(request, NDeleteRQ):
         return status, None
-    limits = DecodingLimits(elements=assoc.settings.maximum_attributes)
+    settings = assoc.settings
+    limits = DecodingLimits(elements=settings.maximum_attributes, values=settings.maximum_attribute_values)
     return status, await decode_identifier(data, syntax, assoc.ae.executors.decoding, limits)
 
 

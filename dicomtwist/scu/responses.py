@@ -205,6 +205,8 @@ class _ResponseQueue:
         Pending responses whose identifiers cannot be decoded are left out, and noted in :attr:`lost`: the peer has sent the
         others as well, and one of them must not end the query.
         """
+        settings = self.assoc.settings
+        limits = DecodingLimits(elements=settings.maximum_attributes, values=settings.maximum_attribute_values)
         while True:
             status, data = await self._next()
             if not data:
@@ -214,7 +216,7 @@ class _ResponseQueue:
                     data,
                     str(self.context.transfer_syntax),
                     self.assoc.ae.executors.decoding,
-                    DecodingLimits(elements=self.assoc.settings.maximum_attributes),
+                    limits,
                 )
             except DataSetError as error:
                 self._note_lost(error)

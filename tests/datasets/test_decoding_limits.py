@@ -15,12 +15,15 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from dicomtwist.datasets.character_sets import TERMS
 from dicomtwist.datasets.codec import DecodingLimits, decode_dataset, encode_dataset
 from dicomtwist.datasets.identifier import DECODED_AT_ONCE, ELEMENTS_AT_ONCE, decode_small
 from dicomtwist.errors import DataSetError, DataSetTooLong
 
 SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 LIMIT = 1000
+#: Without JIS X 0212, in which pydicom cannot write an empty component of a name.
+USED = (*(term for term in TERMS if not term.endswith(" 159")), "utf-8", "latin1", "utf-7", "", "hex", "UTF 8")
 FEW = DecodingLimits(elements=LIMIT)
 _UNDEFINED = 0xFFFFFFFF
 
@@ -175,6 +178,67 @@ class Counted(TestCase):
             return
         count = len(dataset)
         self.assertLessEqual(count, 5)
+
+
+class CharacterSets(TestCase):
+    """A Specific Character Set that is the name of a codec of Python is none, wherever it is."""
+
+    JUNK = (
+        b"hex ",
+        b"idna",
+        b"punycode",
+        b"undefined ",
+        b"rot13 ",
+        b"zlib",
+        b"ISO_IR 100\\hex ",
+        b"ISO 2022 IR 149\\zlib",
+    )
+
+    def used(self, dataset: Dataset) -> list[str]:
+        """Use each value; return the names of patients."""
+        names = [str(element.value) for element in dataset.iterall() if element.tag == 0x00100010]
+        dataset.decode()
+        self.assertIn("Patient", str(dataset))
+        encode_dataset(dataset, ExplicitVRLittleEndian)
+        return names
+
+    def test_anywhere(self) -> None:
+        name = implicit(0x00100010, b"\xfcabc^x")
+        for junk in self.JUNK:
+            junk_set = implicit(0x00080005, junk)
+            both = junk_set + name
+            for defined in (True, False):
+
+                def nested(content: bytes, tag: int, defined: bool = defined) -> bytes:
+                    return implicit(tag, item(content, defined=defined), defined=defined)
+
+                for data in (
+                    both,
+                    implicit(0x00080000, bytes(100_000)) + both,
+                    nested(both, 0x00400100),
+                    junk_set + nested(name, 0x00400100),
+                    nested(junk_set + nested(name, 0x00400008), 0x00400100),
+                    implicit(0x00080005, b"ISO_IR 192") + nested(nested(both, 0x00400008), 0x00400100),
+                ):
+                    with self.subTest(junk=junk, defined=defined, data=data[:80]):
+                        self.assertEqual(self.used(decode_dataset(data, ImplicitVRLittleEndian)), ["\xfcabc^x"])
+
+    def test_known_terms_inside(self) -> None:
+        """An item with a character set of its own keeps it, below one that has none that is known."""
+        inner = implicit(0x00400008, item(implicit(0x00080005, b"ISO_IR 192") + implicit(0x00100010, "\xfc".encode())))
+        data = implicit(0x00080005, b"hex ") + implicit(0x00400100, item(inner))
+        self.assertEqual(self.used(decode_dataset(data, ImplicitVRLittleEndian)), ["\xfc"])
+
+    @given(
+        st.lists(st.sampled_from(USED), min_size=1, max_size=3),
+        st.binary(max_size=40),
+        st.booleans(),
+    )
+    def test_any_text_can_be_used(self, terms: list[str], text: bytes, is_nested: bool) -> None:
+        data = implicit(0x00080005, "\\".join(terms).encode()) + implicit(0x00100010, text + b"^")
+        if is_nested:
+            data = implicit(0x00400100, item(data)) + implicit(0x00104000, b"Patient ")
+        self.used(decode_dataset(data, ImplicitVRLittleEndian))
 
 
 class AtOnce(TestCase):

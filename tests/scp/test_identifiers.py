@@ -134,6 +134,33 @@ class Refused(MemoryTestCase):
         )
         self.takes(struct.pack("<HHI", 0x0008, 0x0018, len(uids) - 2) + uids[:-2])
 
+    def test_values_of_attributes(self) -> None:
+        """Values of DIMSE-N are counted in each VR that has several, in items too; bytes and long texts have one."""
+        self.scp.maximum_attribute_values = 500
+        services = ("N-CREATE", "N-SET", "N-ACTION")
+        for tag, part in (
+            (0x00080018, b"1\\"),  # UI
+            (0x00100010, b"A^\\="),  # PN
+            (0x00281052, b"1\\"),  # DS
+            (0x00200013, b"\\\\"),  # IS
+            (0x00080119, b"\\ "),  # UC
+            (0x00280009, b"\x10\0\x10\0"),  # AT
+        ):
+            with self.subTest(tag=tag):
+                data = struct.pack("<HHI", tag >> 16, tag & 0xFFFF, len(part) * 502) + part * 502
+                self.refuses(data, "more than 500 values", services)
+                item = struct.pack("<HHI", 0xFFFE, 0xE000, len(data)) + data
+                self.refuses(struct.pack("<HHI", 0x0040, 0x0100, len(item)) + item, "more than 500 values", services)
+        text = b"\\" * 1000
+        taken = (
+            struct.pack("<HHI", 0x0010, 0x4000, len(text))
+            + text
+            + struct.pack("<HHI", 0x0011, 0x1010, len(text))
+            + text
+        )
+        for service in services:
+            self.assertEqual(int(self.requests(taken)[service]()), 0)
+
     def test_the_default_takes_what_is_real(self) -> None:
         """A list of 10,000 of the longest UIDs, and a query for a worklist with some hundred keys."""
         identifier = Dataset()
@@ -152,6 +179,9 @@ class Refused(MemoryTestCase):
     def test_the_default_refuses_what_is_not(self) -> None:
         self.refuses(items(4096), "elements and items", ("C-FIND", "worklist", "C-GET", "C-MOVE"))
         self.refuses(items(100_000), "elements and items", ("N-CREATE", "N-SET", "N-ACTION"))
+        numbers = struct.pack("<HHI", 0x0020, 0x0013, 1_000_000) + b"1\\" * 500_000
+        self.refuses(numbers, "more than 20000 values", ("C-FIND", "worklist", "C-GET", "C-MOVE"))
+        self.refuses(numbers, "more than 100000 values", ("N-CREATE", "N-SET", "N-ACTION"))
 
     def test_full(self) -> None:
         """Too many data sets wait for a thread; the small ones need none."""
