@@ -161,7 +161,13 @@ class Limits(SynchronousTestCase):
         if cell == "none":
             return None
         number, _, unit = cell.partition(" ")
-        return int(number) * {"": 1, "s": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}[unit]
+        return (float(number) if "." in number else int(number)) * {
+            "": 1,
+            "s": 1,
+            "KiB": 1024,
+            "MiB": 1024**2,
+            "GiB": 1024**3,
+        }[unit]
 
     def test_settings(self) -> None:
         settings = Settings()

@@ -22,7 +22,7 @@ from dicomtwist.archive.replacement import Replacement
 from dicomtwist.archive.storage.interfaces import CommittingStorage
 from dicomtwist.archive.storage.process_locks import CommitJournal
 from dicomtwist.archive.storage.types import Durability, IndexFailed, InstanceUIDs, Written
-from dicomtwist.runtime.executors import SideThread
+from dicomtwist.runtime.side_thread import SideThread
 
 __all__ = ["CommitConflict", "GroupCommit", "PendingCommit"]
 

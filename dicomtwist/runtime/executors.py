@@ -7,13 +7,14 @@ threads of its own executor busy and no others. The reactor's own pool is left t
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from queue import Empty, SimpleQueue
 from threading import Thread, local
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
@@ -21,7 +22,10 @@ from twisted.python.failure import Failure
 
 from dicomtwist.errors import ExecutorFull
 
-__all__ = ["Bounds", "Executor", "ExecutorVitals", "Executors", "Share", "SideThread", "check_wanted", "is_wanted"]
+__all__ = [
+    *("Bounds", "Executor", "ExecutorVitals", "Executors", "Share"),
+    *("check_wanted", "is_turn_over", "is_wanted", "run_in_turns"),
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,6 +57,9 @@ class Bounds:
         if not self.max_share:
             object.__setattr__(self, "max_share", max(1, self.threads // 2))
 
+
+#: The time after which a long search gives its thread to the next call in the queue, in seconds. A turn costs 0.1 milliseconds.
+TURN: Final = 0.1
 
 #: Instances that peers send are written and committed. Nothing else uses this executor. Each of 1,000 associations may have
 #: some pieces of work in the queue.
@@ -137,18 +144,64 @@ def check_wanted() -> None:
         raise CancelledError
 
 
+def is_turn_over() -> bool:
+    """
+    Return whether this thread has been at its call for :data:`TURN` seconds; ``False`` outside of executors.
+
+    Work that :func:`run_in_turns` runs asks this between its steps.
+    """
+    work = _current.work
+    return work is not None and work.executor.seconds() - work.started >= TURN
+
+
+class Runner(Protocol):
+    """An executor, or the share of a peer in one."""
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        """Call *function* in a thread, see :meth:`Executor.run`."""
+
+    def run_admitted(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        """Call *function* in a thread, see :meth:`Executor.run_admitted`."""
+
+
+async def run_in_turns(executor: Runner, work: Generator[None, None, T]) -> T:
+    """
+    Run *work* in threads until it returns. At each ``yield`` it leaves its thread and goes to the end of the queue.
+
+    So long searches, however many, delay a short one by a turn or two. Between two turns *work* must hold nothing that is
+    scarce, such as a connection to a database, and it may go on in another thread.
+
+    :param work: a generator that yields when :func:`is_turn_over`.
+    :returns: the result of *work*.
+    :raises ExecutorFull: the queue is full before the first turn; later turns are admitted.
+    """
+    found: list[T] = []
+    await executor.run(_take_turn, work, found)
+    while not found:
+        await executor.run_admitted(_take_turn, work, found)
+    return found[0]
+
+
+def _take_turn(work: Generator[None, None, T], found: list[T]) -> None:
+    try:
+        next(work)
+    except StopIteration as end:
+        found.append(end.value)
+
+
 class _Work:
     """
     One call.
 
     :ivar owner: the share that it belongs to, if any.
+    :ivar order: its place among the calls of its owner that wait: the lowest is first.
     :ivar started: the time when a thread began with it, in seconds of the reactor.
     :ivar is_cancelled: whether its result is not wanted any more.
     """
 
     __slots__ = (
         *("arguments", "executor", "function", "is_cancelled", "keywords"),
-        *("name", "outcome", "owner", "result", "started", "succeeded"),
+        *("name", "order", "outcome", "owner", "result", "started", "succeeded"),
     )
 
     def __init__(
@@ -161,6 +214,7 @@ class _Work:
         self.is_cancelled = self.succeeded = False
         self.name = ""
         self.owner: _Owner | None = None
+        self.order: tuple[int, ...] = ()
         self.started = 0.0
         self.outcome: Any = None
         self.result: Deferred[Any] = Deferred(self._cancel)
@@ -192,21 +246,27 @@ class _Work:
             self.result.errback(self.outcome)
 
 
+def _order(work: _Work) -> tuple[int, ...]:
+    return work.order
+
+
 class _Owner:
     """
     A peer with calls in an executor.
 
-    :ivar key: its name.
+    :ivar key: its name; ``None`` for the owner of the calls that have an order.
+    :ivar limit: the maximum of *active*.
     :ivar active: the calls of it that run or wait in the queue of the executor.
-    :ivar waiting: the calls that wait until one of these has ended.
+    :ivar waiting: the calls that wait until one of these has ended, by their order.
     """
 
-    __slots__ = ("active", "key", "waiting")
+    __slots__ = ("active", "key", "limit", "waiting")
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str | None, limit: int) -> None:
         self.key = key
+        self.limit = limit
         self.active = 0
-        self.waiting: deque[_Work] = deque()
+        self.waiting: list[_Work] = []
 
 
 class Executor:
@@ -240,7 +300,7 @@ class Executor:
         self._wake_ups: SimpleQueue[bool] = SimpleQueue()
         self._running: set[_Work] = set()
         # The peers that have calls; only the reactor thread changes them.
-        self._owners: dict[str, _Owner] = {}
+        self._owners: dict[str | None, _Owner] = {}
         # The calls that have finished since the reactor thread was last woken. It is woken once for all of them.
         self._finished: deque[_Work] = deque()
         self._is_delivering = False
@@ -290,17 +350,33 @@ class Executor:
         self, peer: str, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Deferred[T]:
         """Call *function* for *peer* as :meth:`run_admitted` does, when fewer than ``Bounds.max_share`` of its calls run."""
+        return self._run_owned(peer, self.bounds.max_share, _Work(self, function, args, kwargs))
+
+    def run_ordered(
+        self, order: tuple[int, ...], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> Deferred[T]:
+        """
+        Call *function* in a thread as :meth:`run` does, before the calls with a higher *order* that have not begun.
+
+        :param order: numbers; calls with an equal order keep their sequence.
+        """
+        if self.is_full:
+            return fail(ExecutorFull(self.name, self.bounds.max_queued))
         work = _Work(self, function, args, kwargs)
+        work.order = order
+        return self._run_owned(None, self.bounds.threads, work)
+
+    def _run_owned(self, key: str | None, limit: int, work: _Work) -> Deferred[Any]:
         self._outstanding += 1
-        owner = self._owners.get(peer)
+        owner = self._owners.get(key)
         if owner is None:
-            owner = self._owners[peer] = _Owner(peer)
+            owner = self._owners[key] = _Owner(key, limit)
         work.owner = owner
-        if owner.active < self.bounds.max_share:
+        if owner.active < owner.limit:
             owner.active += 1
             self._enqueue(work)
         else:
-            owner.waiting.append(work)
+            insort(owner.waiting, work, key=_order)
         return work.result
 
     @property
@@ -374,7 +450,7 @@ class Executor:
         owner.active -= 1
         if owner.waiting:
             owner.active += 1
-            self._enqueue(owner.waiting.popleft())
+            self._enqueue(owner.waiting.pop(0))
         elif not owner.active:
             del self._owners[owner.key]
 
@@ -463,60 +539,6 @@ class Share:
     def run_admitted(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         """Call *function* in a thread when it is the turn of the peer, see :meth:`Executor.run_admitted`."""
         return self._executor.run_shared(self._peer, function, args, kwargs)
-
-
-class SideThread:
-    """
-    A thread that works in parallel with a worker thread, which then waits for it. Two parallel syncs take as long as the
-    longer one.
-
-    :param name: a part of the thread's name.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread: Thread | None = None
-
-    def begin(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Callable[[], None]:
-        """
-        Call *function* in the thread.
-
-        :returns: a function that waits for the end of the call, and raises its exception if it failed.
-        """
-        done: SimpleQueue[BaseException | None] = SimpleQueue()
-
-        def call() -> None:
-            try:
-                function(*args, **kwargs)
-            except BaseException as error:
-                done.put(error)
-            else:
-                done.put(None)
-
-        def wait() -> None:
-            error = done.get()
-            if error is not None:
-                raise error
-
-        self._calls.put(call)
-        if self._thread is None:
-            self._thread = Thread(target=self._run, name=f"dicomtwist-{self._name}", daemon=True)
-            self._thread.start()
-        return wait
-
-    def stop(self) -> None:
-        """End the thread after its current calls; idempotent."""
-        if self._thread is not None:
-            self._calls.put(None)
-            self._thread.join()
-            self._thread = None
-
-    def _run(self) -> None:
-        get = self._calls.get
-        while (call := get()) is not None:
-            call()
-            del call
 
 
 class Executors:

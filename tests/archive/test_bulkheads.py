@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -162,7 +164,7 @@ class Blocked(TestCase):
             if identifier.StudyInstanceUID == "1.2.3":
                 begun.release()
                 gate.wait(30)
-            return find(finder, share, identifier, *rest)
+            return (yield from find(finder, share, identifier, *rest))
 
         self.patch(Finder, "_find", hang)
         long = studies()
@@ -184,6 +186,54 @@ class Blocked(TestCase):
         self.assertFalse(any(one.called for one in waiting))
         self.assertEqual(querying.vitals.busy, querying.bounds.max_share)
         gate.set()
+        self.assertEqual(await gatherResults(waiting), [[]] * len(askers))
+        for asker in (assoc, *askers):
+            await asker.release()
+        server.ingest.stop()
+        await server.ae.shutdown()
+
+    async def test_long_searches_of_many_hosts(self) -> None:
+        """Long searches of several hosts, more than there are threads, take turns with the queries and retrievals of others."""
+        server = Server(self, AE("SCP"))
+        self.assertIsNone(keep(server.archive, dataset(1)))
+        querying = server.ae.executors.querying
+        port = await server.ae.start_server(("127.0.0.1", 0), evt_handlers=server.handlers)
+        scu = AE("SCU")
+        scu.requested_contexts = [build_context(uid, ExplicitVRLittleEndian) for uid in CLASSES]
+        scu.add_requested_context(SECONDARY_CAPTURE, ExplicitVRLittleEndian)
+        in_turns = Search.in_turns
+        turns, ends = Counter[int](), threading.Event()
+        self.addCleanup(ends.set)
+
+        def long(search: Search) -> Any:
+            while "1.2.3" in str(search.query.criteria[0].compile(compile_kwargs={"literal_binds": True})):
+                turns[id(search)] += 1
+                time.sleep(0.001)
+                if ends.is_set():
+                    break
+                yield
+            return (yield from in_turns(search))
+
+        self.patch(Search, "in_turns", long)
+        asked = studies()
+        asked.StudyInstanceUID = "1.2.3"
+        hosts = [(f"127.0.0.{2 + number % 4}", 0) for number in range(4 * querying.bounds.threads)]
+        askers = [await scu.associate("127.0.0.1", port.port, bind_address=host) for host in hosts]
+        waiting = [asker.send_c_find(asked, StudyRootQueryRetrieveInformationModelFind).collect() for asker in askers]
+        # All take turns, also those of one host.
+        while len(turns) < len(askers) or min(turns.values()) < 3:
+            await deferToThread(time.sleep, 0.001)
+        roles = [build_role(SECONDARY_CAPTURE, scp_role=True)]
+        stored: list[evt.HandlerTuple] = [(evt.EVT_C_STORE, lambda event: 0)]
+        assoc = await scu.associate("127.0.0.1", port.port, ext_neg=roles, evt_handlers=stored)
+        one = studies()
+        one.StudyInstanceUID = "1.2.1"
+        found = await assoc.send_c_find(one, StudyRootQueryRetrieveInformationModelFind).collect()
+        self.assertEqual([each.StudyInstanceUID for each in found], ["1.2.1"])
+        statuses = [status async for status, _ in assoc.send_c_get(one, StudyRootQueryRetrieveInformationModelGet)]
+        self.assertEqual(int(statuses[-1]), 0)
+        self.assertFalse(any(each.called for each in waiting))
+        ends.set()
         self.assertEqual(await gatherResults(waiting), [[]] * len(askers))
         for asker in (assoc, *askers):
             await asker.release()
@@ -365,22 +415,19 @@ class Full(MemoryTestCase):
         """A running search ends at its next step if its peer has cancelled it or is gone."""
         collecting = self.associate().send_c_find(studies(), CLASSES[0]).collect()
         collecting.addErrback(lambda _: None)
-        catch_up, numbers = self.server.archive.catch_up, Search.numbers
+        in_turns = Search.in_turns
         ended: list[BaseException] = []
 
-        def gone() -> None:
-            catch_up()
+        def noted(search: Search) -> Any:
             for association in self.scp.active_associations:
                 association.abort()
-
-        def noted(search: Search, **options: Any) -> Any:
             try:
-                return numbers(search, **options)
+                return (yield from in_turns(search))
             except BaseException as error:
                 ended.append(error)
                 raise
 
-        with mock.patch.object(self.server.archive, "catch_up", gone), mock.patch.object(Search, "numbers", noted):
+        with mock.patch.object(Search, "in_turns", noted):
             self.network.flush()
         self.assertEqual([type(error) for error in ended], [CancelledError])
 

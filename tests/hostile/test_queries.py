@@ -271,10 +271,16 @@ class StopsReading(QueryTestCase):
             return instances(search, store, page)
 
         million = array("q", [1]) * 1_000_000
+
+        def in_turns(search: Any) -> Any:
+            yield
+            return million
+
         for target, name, value in (
             (finder.AnswerReader, "read", counted),
             (finder.Search, "instances", counted_instances),
             (finder.Search, "numbers", lambda search, **options: million),
+            (finder.Search, "in_turns", in_turns),
         ):
             patcher = mock.patch.object(target, name, value)
             patcher.start()
@@ -480,13 +486,13 @@ class OffTheReactor(TestCase):
         executor.acquire()
         self.addCleanup(executor.release)
         seen: set[int] = set()
-        numbers = finder.Search.numbers
+        batches = finder._Matching.batches
 
-        def noted(search: finder.Search, **options: Any) -> Any:
+        def noted(*arguments: Any, **bounds: int) -> Any:
             seen.add(threading.get_ident())
-            return numbers(search, **options)
+            return batches(*arguments, **bounds)
 
-        with mock.patch.object(finder.Search, "numbers", noted):
+        with mock.patch.object(finder._Matching, "batches", noted):
             found = await finder.Finder(archive, executor, "X").find(keys(), Model.STUDY_ROOT, ExplicitVRLittleEndian)
         self.assertEqual(found.total, 1)
         self.assertNotIn(threading.get_ident(), seen)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from collections.abc import Generator
 from queue import SimpleQueue
 from typing import Any
 
@@ -18,12 +19,14 @@ from twisted.trial.unittest import TestCase
 from dicomtwist.errors import ExecutorFull
 from dicomtwist.runtime.executors import (
     DEFAULT_BOUNDS,
+    TURN,
     Bounds,
     Executor,
     Executors,
-    SideThread,
     check_wanted,
+    is_turn_over,
     is_wanted,
+    run_in_turns,
 )
 from dicomtwist.testing import MemoryNetwork
 
@@ -382,6 +385,134 @@ class WantedTests(TestCase):
         self.assertTrue(await second)
 
 
+class TurnsTests(TestCase):
+    """
+    Long work takes turns with the other calls of an executor of one thread.
+    """
+
+    def setUp(self) -> None:
+        self.executor = Executor(reactor, "testing", Bounds(threads=1, max_queued=2))
+        self.done: list[str] = []
+
+    def tearDown(self) -> None:
+        self.assertEqual(workers(), [], "a thread is left")
+
+    def work(self, name: str, turns: int) -> Generator[None, None, str]:
+        for _ in range(turns):
+            self.done.append(name)
+            yield
+        return name
+
+    def begin(self, name: str, turns: int) -> Deferred[str]:
+        return Deferred.fromCoroutine(run_in_turns(self.executor, self.work(name, turns)))
+
+    async def test_turns(self) -> None:
+        """
+        At each yield the other calls come first; the result, or the exception, is that of the work.
+        """
+        first, second = self.begin("a", 3), self.begin("b", 2)
+        last = self.executor.run(self.done.append, "c")
+        self.assertEqual(await gatherResults([first, second, last]), ["a", "b", None])
+        self.assertEqual("".join(self.done), "abcaba")
+
+        def failing() -> Generator[None, None, None]:
+            yield
+            raise ZeroDivisionError
+
+        await self.assertFailure(Deferred.fromCoroutine(run_in_turns(self.executor, failing())), ZeroDivisionError)
+
+    async def test_shares(self) -> None:
+        """
+        The turns are fair by peer, also if one has much more work than another.
+        """
+        self.executor.bounds = Bounds(threads=1, max_queued=100)
+        gate = Gate()
+        waiting: list[Deferred[Any]] = [self.executor.run(gate.work)]
+        gate.wait()
+        for name in ("a1", "a2", "a3", "b"):
+            share = self.executor.share(name[0])
+            waiting.append(Deferred.fromCoroutine(run_in_turns(share, self.work(name, 4))))
+        gate.open.set()
+        await gatherResults(waiting)
+        self.assertEqual(self.done[:8], ["a1", "b", "a2", "b", "a3", "b", "a1", "b"])
+
+    async def test_full(self) -> None:
+        """
+        Work is refused before its first turn only.
+        """
+        gate = Gate()
+        running = self.executor.run(gate.work)
+        gate.wait()
+        admitted = self.begin("a", 9)
+        other = self.executor.run(int, "7")
+        self.failureResultOf(self.begin("b", 1), ExecutorFull)
+        gate.open.set()
+        self.assertEqual(await gatherResults([running, admitted, other]), [True, "a", 7])
+
+    async def test_cancelled(self) -> None:
+        """
+        Cancelled work has no further turn.
+        """
+        gate = Gate()
+        first = self.begin("a", 5)
+        running = self.executor.run(gate.work)
+        await deferLater(reactor, 0)
+        gate.wait()
+        first.cancel()
+        self.failureResultOf(first, CancelledError)
+        gate.open.set()
+        await running
+        self.assertEqual(self.done, ["a"])
+
+    def test_when_it_is_over(self) -> None:
+        """
+        A turn ends by the clock; outside of executors it never does.
+        """
+        clock = ClockWithThreads()
+        executor = Executor(clock, "testing", Bounds(threads=1, max_queued=5))
+        gate = Gate()
+
+        def work() -> tuple[bool, bool]:
+            before = is_turn_over()
+            gate.work()
+            return before, is_turn_over()
+
+        result = executor.run(work)
+        gate.wait()
+        clock.advance(TURN)
+        gate.open.set()
+        while not result.called:
+            clock.listen()
+        self.assertEqual(self.successResultOf(result), (False, True))
+        self.assertFalse(is_turn_over())
+
+
+class OrderTests(TestCase):
+    """
+    Calls with an order, in an executor of two threads.
+    """
+
+    async def test_order(self) -> None:
+        """
+        The lowest order comes first among the calls that have not begun; equal ones keep their sequence.
+        """
+        executor = Executor(reactor, "testing", Bounds(threads=2, max_queued=6))
+        gate, done = Gate(), list[int]()
+        running: list[Deferred[Any]] = [executor.run_ordered((9,), gate.work) for _ in range(2)]
+        gate.wait(2)
+        for number, order in enumerate([(3, 0), (1, 5), (2, 0), (1, 5), (1, 2), (0, 9)]):
+            running.append(executor.run_ordered(order, done.append, number))
+        self.assertEqual(executor.vitals.queued, 6)
+        self.failureResultOf(executor.run_ordered((0,), int), ExecutorFull)
+        cancelled = running.pop(4)
+        cancelled.cancel()
+        self.failureResultOf(cancelled, CancelledError)
+        gate.open.set()
+        await gatherResults(running)
+        # Two threads may append in another sequence than they began.
+        self.assertEqual([{*done[:2]}, {*done[2:4]}, {*done[4:]}], [{5, 4}, {1, 3}, {0}])
+
+
 class ClockWithThreads(Clock):
     """A clock that stands still, while threads are real ones; what they tell is heard when the test listens."""
 
@@ -509,37 +640,3 @@ class InMemoryTests(TestCase):
         self.network.flush()
         self.assertEqual((self.successResultOf(first), self.successResultOf(second)), (1, 2))
         self.assertEqual(self.network.pools, [])
-
-
-class SideThreadTests(TestCase):
-    """
-    A thread that works beside another.
-    """
-
-    def tearDown(self) -> None:
-        self.assertEqual(workers(), [], "a thread is left")
-
-    def test_works_beside(self) -> None:
-        beside = SideThread("sync")
-        self.addCleanup(beside.stop)
-        gate, seen = Gate(), []
-
-        def work(number: int) -> None:
-            gate.work()
-            seen.append((number, threading.current_thread().name))
-
-        wait = beside.begin(work, 7)
-        gate.wait()
-        self.assertEqual(seen, [])
-        gate.open.set()
-        wait()
-        self.assertEqual(seen, [(7, "dicomtwist-sync")])
-        beside.stop()
-        beside.stop()
-
-    def test_raises(self) -> None:
-        beside = SideThread("sync")
-        wait = beside.begin(int, "x")
-        self.assertRaises(ValueError, wait)
-        beside.begin(int, "1")()
-        beside.stop()

@@ -4,7 +4,7 @@ Reading the index, in any number of threads; no reader waits for the writer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -14,42 +14,58 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicomtwist.archive.index.record import IndexedInstance
 from dicomtwist.archive.index.schema import instance, series, study
 from dicomtwist.archive.storage.types import IndexFailed
-from dicomtwist.runtime.executors import check_wanted, is_wanted
+from dicomtwist.runtime.executors import check_wanted, is_turn_over, is_wanted
 
-__all__ = ["find_instances", "reading"]
+__all__ = ["TurnOver", "find_instances", "reading"]
 
 
-#: The steps of SQLite's virtual machine between two questions whether the query is still wanted: some milliseconds.
+#: The steps of SQLite's virtual machine between two questions whether the query is still wanted, or its turn over: some
+#: milliseconds.
 STEPS_BETWEEN: Final = 100_000
 
 
+class TurnOver(Exception):
+    """The turn of this thread ended in the middle of a statement."""
+
+
 @contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
+def reading(engine: Engine, *, in_turns: bool = False) -> Iterator[Connection]:
     """
     Open a connection for reading.
 
     Of SQLite, a statement ends as soon as nobody waits for the call of the executor that this thread is at.
 
+    :param in_turns: whether a statement ends when the turn of this thread is over as well.
     :raises CancelledError: nobody waits.
+    :raises TurnOver: the turn is over.
     :raises IndexFailed: the database cannot be read.
     """
+    is_interrupted = False
+
+    def interrupt() -> bool:
+        nonlocal is_interrupted
+        is_interrupted = is_interrupted or (in_turns and is_turn_over())
+        return is_interrupted or not is_wanted()
+
     try:
-        with engine.connect() as connection, _interruptible(connection):
+        with engine.connect() as connection, _interruptible(connection, interrupt):
             # No two pages of results have the same SQL text, so a cache would only grow.
             yield connection.execution_options(compiled_cache=None)
     except SQLAlchemyError as error:
         check_wanted()
+        if is_interrupted:
+            raise TurnOver from error
         raise IndexFailed(f"index: {getattr(error, 'orig', None) or error}") from error
 
 
 @contextmanager
-def _interruptible(connection: Connection) -> Iterator[None]:
+def _interruptible(connection: Connection, interrupt: Callable[[], bool]) -> Iterator[None]:
     driver: Any = connection.connection.driver_connection
     watch = getattr(driver, "set_progress_handler", None)
     if watch is None:
         yield
         return
-    watch(lambda: not is_wanted(), STEPS_BETWEEN)
+    watch(interrupt, STEPS_BETWEEN)
     try:
         yield
     finally:

@@ -5,25 +5,29 @@ A search first fetches the ids of all matches, eight bytes each; then it reads a
 transaction stays open while a slow peer takes the answers, and memory does not grow with their content. Matches that are
 removed meanwhile are left out.
 
+A long search takes turns: each is a transaction of its own, and goes on behind the last entity that was tested. So it holds no
+thread and no connection while others have their turn.
+
 Handlers call :class:`Finder`, which works in threads; :class:`Search` and :class:`AnswerReader` block.
 """
 
 from __future__ import annotations
 
+import time
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 from typing import Any, Final, Generic, TypeVar
 
 from pydicom import Dataset
-from sqlalchemy import ColumnElement, Engine, Select, func, select, text
+from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, func, select, text
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.attributes import Attribute, Level
-from dicomtwist.archive.index.reading import reading
+from dicomtwist.archive.index.reading import TurnOver, reading
 from dicomtwist.archive.index.schema import TABLES, instance, patient, series, study
 from dicomtwist.archive.query.compiler import (
     BASELINE,
@@ -38,7 +42,7 @@ from dicomtwist.archive.query.response_encoder import AnswerEncoder, Field
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.types import IndexFailed
 from dicomtwist.errors import loggable
-from dicomtwist.runtime.executors import Executor, Share, check_wanted
+from dicomtwist.runtime.executors import TURN, Executor, Share, check_wanted, is_turn_over, run_in_turns
 
 __all__ = ["Finder", "Found", "StoredInstance"]
 
@@ -49,8 +53,13 @@ MAX_MATCHES: Final = 10_000_000
 
 #: The number of rows that are tested before the search asks whether it is still wanted.
 BATCH_SIZE: Final = 200
+#: The number of ids that a statement covers at first, if a statement for all of them needs more than a turn to find one match.
+FIRST_WINDOW: Final = 1024
 #: The number of distinct values whose test is remembered while one query is performed.
 MAX_TESTED: Final = 50_000
+
+#: Above every id, which are 64 bits wide.
+_HIGHEST_ID: Final = 2**62
 
 T = TypeVar("T")
 
@@ -146,7 +155,8 @@ class Finder:
             :class:`~dicomtwist.archive.index.index.IndexFailed`.
         """
         share = self._executor.share(peer)
-        return share.run(self._find, share, identifier, model, transfer_syntax, negotiated)
+        finding = self._find(share, identifier, model, transfer_syntax, negotiated)
+        return Deferred.fromCoroutine(run_in_turns(share, finding))
 
     def retrieve(
         self, identifier: Dataset, model: Model, negotiated: Negotiated = BASELINE, *, peer: str = ""
@@ -162,12 +172,13 @@ class Finder:
 
     def _find(
         self, share: Share, identifier: Dataset, model: Model, transfer_syntax: str, negotiated: Negotiated
-    ) -> Found[bytes]:
+    ) -> Generator[None, None, Found[bytes]]:
         query = compile_find(identifier, model, negotiated, zone=self._zone, default_charset=self._default_charset)
         self._archive.catch_up()
         search = Search(self._archive.index.engine, query)
         reader = AnswerReader(search, self._ae_title, transfer_syntax)
-        return Found(share, search.numbers(), reader.read, query.unsupported)
+        numbers = yield from search.in_turns()
+        return Found(share, numbers, reader.read, query.unsupported)
 
     def _retrieve(
         self, share: Share, identifier: Dataset, model: Model, negotiated: Negotiated
@@ -197,6 +208,55 @@ def _once(predicate: Predicate) -> Predicate:
     return test
 
 
+class _Matching:
+    """
+    The test of the entities for a query.
+
+    :param query: the query.
+    :param levels: the levels whose tables are needed besides.
+
+    :ivar id: the column with the id of an entity.
+    :ivar statement: selects the entities that fulfil the criteria.
+    :ivar numbers: the ids of the entities so far that match.
+    """
+
+    def __init__(self, query: Query, levels: set[Level]) -> None:
+        self.id: ColumnElement[int] = TABLES[query.level].c.id
+        columns: list[ColumnElement[Any]] = [self.id]
+        self._predicates: list[tuple[slice, Predicate]] = []
+        for wanted, predicate in query.residual:
+            self._predicates.append((slice(len(columns), len(columns) + len(wanted)), _once(predicate)))
+            columns += wanted
+        joined = {*query.levels, *levels}
+        if any(column.table is study for wanted, _ in query.residual for column in wanted if hasattr(column, "table")):
+            joined.add(Level.STUDY)
+        self.statement = _joined(select(*columns), query.level, joined).where(*query.criteria)
+        self.numbers = array("q")
+
+    def batches(self, connection: Connection, statement: Select[Any], **bounds: int) -> Generator[int, None, None]:
+        """
+        Test the rows of *statement*, and add those that match to *numbers*.
+
+        :param bounds: the values of the parameters of *statement*.
+        :returns: yields the id of the last row after each batch.
+        :raises TooManyMatches: there are more than ``MAX_MATCHES``.
+        :raises CancelledError: nobody waits for the result.
+        """
+        predicates, numbers = self._predicates, self.numbers
+        if not predicates:
+            statement = statement.limit(MAX_MATCHES + 1 - len(numbers))
+        rows = connection.execution_options(yield_per=BATCH_SIZE).execute(statement, bounds)
+        for some in rows.partitions():
+            check_wanted()
+            end = some[-1][0]
+            if predicates:
+                some = [row for row in some if all(predicate(row[part]) for part, predicate in predicates)]
+            numbers.extend([row[0] for row in some])
+            if len(numbers) > MAX_MATCHES:
+                raise TooManyMatches(f"more than {MAX_MATCHES} match")
+            yield end
+
+
 class Search:
     """
     A compiled query and the database that it reads.
@@ -218,29 +278,51 @@ class Search:
         :raises TooManyMatches: there are more than ``MAX_MATCHES``.
         :raises CancelledError: the peer has cancelled the request, or its association has ended.
         """
-        query = self.query
-        table = TABLES[query.level]
-        columns: list[ColumnElement[Any]] = [table.c.id]
-        predicates = []
-        for wanted, predicate in query.residual:
-            predicates.append((slice(len(columns), len(columns) + len(wanted)), _once(predicate)))
-            columns += wanted
-        joined = {*query.levels, *(levels or ())}
-        if any(column.table is study for wanted, _ in query.residual for column in wanted if hasattr(column, "table")):
-            joined.add(Level.STUDY)
-        statement = _joined(select(*columns), query.level, joined).where(*query.criteria)
-        statement = statement.order_by(*(order or (table.c.id,))).limit(MAX_MATCHES + 1)
-        numbers = array("q")
+        matching = _Matching(self.query, levels or set())
+        statement = matching.statement.order_by(*(order or (matching.id,)))
         with reading(self.engine) as connection:
-            rows = connection.execution_options(yield_per=BATCH_SIZE).execute(statement)
-            for some in rows.partitions():
-                check_wanted()
-                if predicates:
-                    some = [row for row in some if all(predicate(row[part]) for part, predicate in predicates)]
-                numbers.extend([row[0] for row in some])
-        if len(numbers) > MAX_MATCHES:
-            raise TooManyMatches(f"more than {MAX_MATCHES} match")
-        return numbers
+            for _ in matching.batches(connection, statement):
+                pass
+        return matching.numbers
+
+    def in_turns(self) -> Generator[None, None, array[int]]:
+        """
+        Return the ids of all entities that match, in their order, as :meth:`numbers` does; yield when the turn is over.
+
+        An entity that is added meanwhile may be found.
+        """
+        matching = _Matching(self.query, set())
+        above, up_to = matching.id > bindparam("above"), matching.id <= bindparam("up_to")
+        statement = matching.statement.where(above, up_to).order_by(matching.id)
+        # The ids up to this one are tested; the range of ids of the next statement, 0 for all others.
+        tested = window = 0
+        compiled: dict[Any, Any] = {}
+        while True:
+            begun_at, begun, end = tested, time.monotonic(), _HIGHEST_ID
+            try:
+                # A turn is as long as it takes if it is for a single entity.
+                with reading(self.engine, in_turns=window != 1) as connection:
+                    if window:
+                        first = connection.scalar(select(func.min(matching.id)).where(matching.id > tested))
+                        if first is None:
+                            return matching.numbers
+                        end = first + window - 1
+                    connection.execution_options(compiled_cache=compiled)
+                    for at in matching.batches(connection, statement, above=tested, up_to=end):
+                        tested = at
+                        if is_turn_over():
+                            break
+                    else:
+                        if not window:
+                            return matching.numbers
+                        tested = end
+                        if time.monotonic() - begun < TURN / 3 and not is_turn_over():
+                            window *= 2
+                            continue  # a longer one would hardly end within this turn
+            except TurnOver:
+                if tested == begun_at:
+                    window = max(1, window // 2) if window else FIRST_WINDOW
+            yield
 
     def rows(self, columns: Sequence[ColumnElement[Any]], levels: set[Level], page: Sequence[int]) -> list[Any]:
         """Return a row for each entity of *page*, in that order: its id, then the values of *columns*."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest import mock
 
@@ -157,6 +160,60 @@ class Costs(TestCase):
             self.assertEqual(connection.execute(select(study.c.id)).scalars().all(), [1])
             driver: Any = connection.connection.driver_connection
             self.assertEqual(driver.execute("SELECT 1").fetchall(), [(1,)])
+
+    def test_turns(self) -> None:
+        """
+        A search that leaves its thread after a batch, or in the middle of a statement, finds each entity once, in order.
+
+        The gap in the ids is longer than the first range of them.
+        """
+        with self.engine.begin() as connection:
+            connection.execute(instance.update().where(instance.c.id > 900).values(id=instance.c.id + 50_000))
+            connection.execute(instance.delete().where(instance.c.id.between(200, 850)))
+        for keys in ({}, {"ImageType": "*A*1*"}, {"OperatorsName": "doe*3"}, {"OperatorsName": "nobody*"}):
+            for steps in (1, 5_000, 1_000_000):
+                for over in (lambda: True, partial(Random(steps).getrandbits, 1), lambda: False):
+                    expected = Search(self.engine, compiled(**keys)).numbers()
+                    turns, found = self.taken(Search(self.engine, compiled(**keys)), steps, over)
+                    self.assertEqual(found, expected, (keys, steps))
+                    self.assertLess(turns, 10 * INSTANCES)
+
+    def taken(self, one: Search, steps: int, is_over: Any) -> tuple[int, Any]:
+        """Take the turns of a search; return their number and the result."""
+        turns, work = 0, one.in_turns()
+        modules = (search, reading_module)
+        with ExitStack() as patches:
+            for module in modules:
+                patches.enter_context(mock.patch.object(module, "is_turn_over", is_over))
+            patches.enter_context(mock.patch.object(reading_module, "STEPS_BETWEEN", steps))
+            while True:
+                try:
+                    next(work)
+                except StopIteration as end:
+                    return turns, end.value
+                turns += 1
+
+    def test_turns_end(self) -> None:
+        """A statement that is slow for each row gives way as well, and holds no connection between its turns."""
+        one = Search(self.engine, compiled(ImageType="*A*"))
+        work = one.in_turns()
+        held: list[int] = []
+        with (
+            mock.patch.object(search, "is_turn_over", lambda: True),
+            mock.patch.object(search, "BATCH_SIZE", 10),
+        ):
+            for _ in work:
+                pool: Any = self.engine.pool
+                held.append(pool.checkedout())
+        self.assertGreater(len(held), 10)
+        self.assertEqual(set(held), {0})
+
+    def test_turns_that_find_too_much(self) -> None:
+        with mock.patch.object(search, "MAX_MATCHES", 100):
+            for keys in ({}, {"ImageType": "*A*"}):
+                work = Search(self.engine, compiled(**keys)).in_turns()
+                self.assertRaises(search.TooManyMatches, list, work)
+            self.assertEqual(len([*Search(self.engine, compiled(ImageType="*A1?")).in_turns()]), 0)
 
     def test_other_failures(self) -> None:
         with self.assertRaises(IndexFailed), reading(self.engine) as connection:
