@@ -8,7 +8,8 @@ it was being replaced when the program ended.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final, NamedTuple, TypeAlias
 
@@ -141,7 +142,10 @@ def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda 
     """
     Compare files and index, then add and remove rows until both agree.
 
-    :param archive: the archive, open and not in use yet.
+    Other processes that share the archive may store instances meanwhile, as workers do whose supervisor has found room on the
+    disk again: each instance that seems to lack a file or a row is locked, and looked at again.
+
+    :param archive: the archive, open and not in use by this process yet.
     :param progress: called after every few hundred files that had to be indexed.
     :raises OSError: the folder cannot be read.
     :raises IndexFailed: the database refused.
@@ -170,13 +174,28 @@ def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda 
             continue
         for uid in sorted(rows - files):
             lost.append((*folder, uid))
-            found.note_lost(store.name(*folder, uid))
     adding.flush()
     for start in range(0, len(lost), _ROWS):
-        index.remove(lost[start : start + _ROWS])
+        _remove(archive, lost[start : start + _ROWS], found)
     if announced and not hidden:
-        index.forget_announced()
+        with _exclusively(archive, announced):
+            index.forget_announced(announced)
     return found
+
+
+def _exclusively(archive: Archive, instances: Sequence[InstanceUIDs]) -> AbstractContextManager[None]:
+    """Lock *instances* against the other processes that share the archive, if there are any."""
+    return nullcontext() if archive.journal is None else archive.journal.locked(instances)
+
+
+def _remove(archive: Archive, instances: Sequence[InstanceUIDs], found: Reconciled) -> None:
+    """Remove the rows of instances that have no file."""
+    with _exclusively(archive, instances):
+        lost = [uids for uids in instances if not archive.store.exists(*uids)]
+        archive.index.remove(lost)
+    found.instances += len(instances) - len(lost)
+    for uids in lost:
+        found.note_lost(archive.store.name(*uids))
 
 
 class _Hidden:
@@ -279,31 +298,52 @@ class _Adding:
         self._archive = archive
         self._found = found
         self._progress = progress
-        self._rows: list[IndexRow] = []
+        self._waiting: dict[InstanceUIDs, bool] = {}
 
     def add(self, uids: InstanceUIDs, *, replaced: bool = False) -> None:
+        """Add an instance, with some hundreds of others."""
+        self._waiting[uids] = replaced
+        if len(self._waiting) >= _ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Add all instances that wait."""
+        waiting, self._waiting = self._waiting, {}
+        if not waiting:
+            return
+        with _exclusively(self._archive, list(waiting)):
+            if self._archive.journal is not None:
+                self._leave_out_stored(waiting)
+            rows = [row for uids, replaced in waiting.items() if (row := self._read(uids, replaced)) is not None]
+            if rows:
+                self._add(rows)
+        self._progress(self._found)
+
+    def _leave_out_stored(self, waiting: dict[InstanceUIDs, bool]) -> None:
+        """Leave out what another process has stored, or removed, since the folders were read."""
+        rows = {row.uids for row in self._archive.index.find_instances({uids[2] for uids in waiting})}
+        for uids, replaced in list(waiting.items()):
+            if not replaced and uids in rows:
+                self._found.instances += 1
+            elif self._archive.store.exists(*uids):
+                continue
+            del waiting[uids]
+
+    def _read(self, uids: InstanceUIDs, replaced: bool) -> IndexRow | None:
         path = self._archive.store.locate(*uids)
         try:
             row, damage = _stored_row(self._archive, uids, replaced=replaced)
         except Exception as error:
             # A file with any content fails alone.
             self._found.note_unreadable(path, loggable(error))
-            return
+            return None
         if row.record.uids != uids:
             self._found.note_unreadable(path, "its name is not the name of the instance in it")
-            return
+            return None
         if damage:
             # It is all that is left of the instance, or a peer has sent it so: queries find it.
             self._found.note_damaged(path, damage)
-        self._rows.append(row)
-        if len(self._rows) >= _ROWS:
-            self.flush()
-
-    def flush(self) -> None:
-        rows, self._rows = self._rows, []
-        if rows:
-            self._add(rows)
-            self._progress(self._found)
+        return row
 
     def _add(self, rows: list[IndexRow]) -> None:
         try:

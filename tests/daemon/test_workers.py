@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, cast
 
 from cryptography import x509
@@ -442,6 +443,67 @@ class Sharing(SynchronousTestCase):
         self.assertEqual(left, [one])
         self.assertFalse(Path(temporary.path).exists())
         self.assertTrue(self.first.store.path(*one).exists())
+
+    def test_stored_during_a_recovery(self) -> None:
+        """
+        A writer stores, replaces and removes instances after a recovery has listed the files, or the rows: as a worker does
+        that finds room on a full disk before the supervisor has compared files and index.
+        """
+        for number in range(4):
+            self.assertIsNone(keep(self.second, dataset(number)))
+        (uids,) = [(study, series) for study, series, _ in self.first.index.files()]
+        late = dataset(9)
+        missing, gone = dataset(5), dataset(6)
+        for one in (missing, gone):
+            self.assertIsNone(keep(self.second, one))
+        places = [(*uids, f"1.2.1.1.{number}") for number in (5, 6)]
+        self.first.index.remove(places)
+        self.first.index.announce_replacing([(*uids, "1.2.1.1.0")])
+        series = self.first.store.series
+        files = self.first.index.files
+
+        def listed(*arguments: Any) -> Any:
+            found = list(series(*arguments))
+            self.assertIsNone(keep(self.second, late))  # has a row, and no file that was listed
+            self.assertIsNone(keep(self.second, dataset(5, PatientComments="replaced")))
+            self.second.store.path(*places[1]).unlink()
+            self.second.index.announce_replacing([(*uids, "1.2.1.1.1")])
+            return iter(found)
+
+        def rows() -> Any:
+            found = [(*folder, [uid for uid in names if not uid.endswith(".5")]) for *folder, names in files()]
+            return iter(found)  # as they were before the writer had stored the row of 5
+
+        self.patch(self.first.store, "series", listed)
+        self.patch(self.first.index, "files", rows)
+        found = reconcile(self.first)
+        self.assertEqual((found.lost, found.unreadable, found.instances), (0, 0, 6), found)
+        left = {uid for *_, names in files() for uid in names}
+        self.assertEqual(left, {f"1.2.1.1.{number}" for number in (0, 1, 2, 3, 5, 9)})
+        (row,) = self.first.index.find_instances({"1.2.1.1.5"})
+        self.assertIsNotNone(row.digest, "the row is that of the writer")
+        self.assertEqual(self.first.index.announced(), [(*uids, "1.2.1.1.1")])
+
+    def test_recovery_and_writer_at_once(self) -> None:
+        """Recoveries one after the other, beside a writer: all that it has stored has a file and a row."""
+        done = Event()
+        errors: list[object] = []
+
+        def store() -> None:
+            for number in range(300):
+                comments = "x" * (number % 7)
+                errors.append(keep(self.second, dataset(number % 200, number % 3, PatientComments=comments)))
+            done.set()
+
+        thread = Thread(target=store)
+        thread.start()
+        lost = 0
+        while not done.is_set():
+            lost += reconcile(self.first).lost
+        thread.join()
+        self.assertEqual(set(errors), {None})
+        found = reconcile(self.first)
+        self.assertEqual((lost, found.lost, found.indexed, found.unreadable), (0, 0, 0, 0))
 
     def test_nothing_is_uncommitted(self) -> None:
         self.assertEqual(uncommitted(self.root / ".index", "nobody"), ("", []))

@@ -318,10 +318,11 @@ class Index:
             paths = self._connection.execute(select(replacing.c.path)).scalars().all()
         return [(study_uid, series_uid, uid) for study_uid, series_uid, uid in (path.split("/") for path in paths)]
 
-    def forget_announced(self) -> None:
-        """Remove all notes of replacements, after they have been checked."""
+    def forget_announced(self, instances: Iterable[InstanceUIDs]) -> None:
+        """Remove the notes of replacements of *instances*, after they have been checked."""
         with self._transaction():
-            self._connection.execute(replacing.delete())
+            for uids in instances:
+                self._connection.execute(_announced(uids))
 
     def remove(self, instances: Iterable[InstanceUIDs]) -> None:
         """

@@ -46,8 +46,8 @@ class InstanceIndex(IndexWriter, Protocol):
     def announced(self) -> list[InstanceUIDs]:
         """Return the instances whose files were being replaced when the previous run of the program ended."""
 
-    def forget_announced(self) -> None:
-        """Remove all notes of replacements, after they have been checked."""
+    def forget_announced(self, instances: Iterable[InstanceUIDs], /) -> None:
+        """Remove the notes of replacements of *instances*, after they have been checked."""
 
     def files(self) -> Iterator[tuple[str, str, list[str]]]:
         """
