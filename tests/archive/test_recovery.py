@@ -291,7 +291,7 @@ class Starts(RecoveryTestCase):
 
         def subfolders(path: str) -> list[str]:
             if path == gone:
-                raise FileNotFoundError(2, "No such file or directory", path)
+                shutil.rmtree(path)
             return original(path)
 
         self.patch(file_store, "_subfolders", subfolders)
