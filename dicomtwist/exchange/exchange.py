@@ -480,18 +480,27 @@ class Exchange:
         :raises AssociationError: the association has ended.
         :raises NotEstablished: the association is being released.
         :raises ValueError: *request* cannot be encoded; nothing was sent, and no response is expected.
+        :raises WouldDeadlock: the peer could not perform it before the handler has ended that makes it.
         """
         if self._failure is not None or not self._protocol.may_send_data:
             if source is not None:
                 source.close()
             self.check()
             raise NotEstablished("the association is being released")
+        if inside is None:
+            inside = nesting.frames()
+        if inside and type(request) is CGetRQ:
+            why = nesting.why_get_waits(inside, self._performing, self._perform_limit)
+            if why is not None:
+                if source is not None:
+                    source.close()
+                raise WouldDeadlock(why)
         request.message_id = self._next_message_id()
         request.has_dataset = source is not None
         # Encoded before it is registered: no response would ever come for a request that cannot be sent.
         command = _encode(request, source)
         operation = Operation(context_id, request, self._window, pending)
-        operation.inside = nesting.frames() if inside is None else inside
+        operation.inside = inside
         self._operations[request.message_id] = operation
         if self._nested and type(request) is CGetRQ:
             self._refuse_in_handlers()

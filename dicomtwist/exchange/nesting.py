@@ -40,6 +40,19 @@ def leave_handler(token: Token[Frames]) -> None:
     _inside.reset(token)
 
 
+def resume_handler(performance: PerformedOperation) -> None:
+    """
+    Note that a handler of *performance* that yields its answers is about to go on, in the context of the running coroutine.
+    Loops that it is inside of since an earlier answer stay noted.
+    """
+    _inside.set((ref(performance), *_inside.get()))
+
+
+def suspend_handler(performance: PerformedOperation) -> None:
+    """Note that such a handler has yielded, or has ended: what the coroutine does next is not inside of it."""
+    _inside.set(tuple(one for one in _inside.get() if one() is not performance))
+
+
 def enter_loop(operation: Operation) -> None:
     """Note that the running code has taken a response to *operation*, and that more of them follow."""
     present = _inside.get()
@@ -82,6 +95,22 @@ def why_handler_waits(
                 " has ended, use another association, or negotiate an asynchronous operations window"
             )
     return None
+
+
+def why_get_waits(inside: Frames, performing: dict[int, PerformedOperation], limit: int) -> str | None:
+    """
+    Return why a C-GET from inside a handler would wait for that handler; ``None`` if it would not.
+
+    :param performing: the operations that the association performs, by Message ID.
+    :param limit: the number of operations that it may perform at once.
+    """
+    held = [one for one in (reference() for reference in inside) if one is not None and one in performing.values()]
+    if len(held) < limit:
+        return None
+    return (
+        f"the C-STORE operations of the C-GET would wait for the end of {held[-1].service_name}, whose handler this is: ask"
+        " when the handler has ended, use another association, or negotiate an asynchronous operations window"
+    )
 
 
 def is_inside(inside: Frames, operation: Operation) -> bool:

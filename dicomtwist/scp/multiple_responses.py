@@ -17,6 +17,7 @@ from dicomtwist import evt
 from dicomtwist.datasets.stream import CollectingSink
 from dicomtwist.dimse.status import OUT_OF_RESOURCES
 from dicomtwist.errors import AssociationError, DataSetTooLong, ExecutorFull, Refused
+from dicomtwist.exchange.nesting import resume_handler, suspend_handler
 from dicomtwist.runtime.call_handler import await_handler
 from dicomtwist.scp.performed import Performance
 
@@ -104,13 +105,17 @@ class YieldingHandler:
         bound = self._performance.assoc.handler(self._event)
         assert bound is not None
         handler, arguments = bound
-        result = await await_handler(handler, occurrence, arguments)
-        if hasattr(result, "__aiter__"):
-            self._async = True
-            self._items = result.__aiter__()
-        elif hasattr(result, "__iter__") and not isinstance(result, str | bytes | Dataset):
-            self._items = iter(result)
-        else:
+        resume_handler(self._performance)
+        try:
+            result = await await_handler(handler, occurrence, arguments)
+            self._async = hasattr(result, "__aiter__")
+            if self._async:
+                self._items = result.__aiter__()
+            elif hasattr(result, "__iter__") and not isinstance(result, str | bytes | Dataset):
+                self._items = iter(result)
+        finally:
+            suspend_handler(self._performance)
+        if self._items is None:
             raise TypeError(f"a handler returned {type(result).__name__} where a generator was expected")
 
     async def next(self) -> Any:
@@ -121,19 +126,21 @@ class YieldingHandler:
         """
         if self._performance.is_cancelled:
             raise NoMoreItems
-        if self._async:
-            try:
+        resume_handler(self._performance)
+        try:
+            if self._async:
                 item = await self._items.__anext__()
-            except StopAsyncIteration:
-                raise NoMoreItems from None
-        else:
-            try:
+            else:
                 item = next(self._items)
-            except StopIteration:
-                raise NoMoreItems from None
-            except GeneratorExit as error:
-                # In a coroutine it would mean that Python frees the coroutine.
-                raise RuntimeError("a handler raised GeneratorExit") from error
+        except (StopIteration, StopAsyncIteration):
+            raise NoMoreItems from None
+        except GeneratorExit as error:
+            if self._async:
+                raise
+            # In a coroutine it would mean that Python frees the coroutine.
+            raise RuntimeError("a handler raised GeneratorExit") from error
+        finally:
+            suspend_handler(self._performance)
         if self._performance.is_cancelled:
             raise NoMoreItems
         return item
@@ -185,10 +192,14 @@ class YieldingHandler:
     async def _close(self) -> None:
         """Close the generator, so that its ``finally`` is run."""
         items, self._items = self._items, None
-        if hasattr(items, "aclose"):
-            await items.aclose()
-        elif hasattr(items, "close"):
-            items.close()
+        resume_handler(self._performance)
+        try:
+            if hasattr(items, "aclose"):
+                await items.aclose()
+            elif hasattr(items, "close"):
+                items.close()
+        finally:
+            suspend_handler(self._performance)
 
     def _failed(self, reason: Failure) -> None:
         if self._performance.is_done:

@@ -18,6 +18,7 @@ from dicomtwist import (
     Association,
     AssociationTimeout,
     AsyncOperationsWindow,
+    NotEstablished,
     WouldDeadlock,
     build_context,
     build_role,
@@ -398,6 +399,217 @@ class UnseenTests(NestingTestCase):
         error = self.failureResultOf(self.getting(lambda event: Deferred()), AssociationTimeout).value
         self.assertIn("waited for the handler of C-STORE", str(error))
         self.flushLoggedErrors()
+
+
+class BothWaysTestCase(NestingTestCase):
+    """Both sides have both roles for all of their contexts, and handlers for all requests."""
+
+    def both_ways(self, size: int, handlers: list[Any], own: list[Any] | None = None) -> Association:
+        """
+        Return an association.
+
+        :param handlers: the acceptor's, in addition to those that answer at once; *own* are the requestor's.
+        """
+        supported, self.scp.supported_contexts = self.scu.requested_contexts, []
+        for context in supported:
+            self.scp.add_supported_context(context.abstract_syntax or "", ExplicitVRLittleEndian, True, True)
+        simple: list[Any] = [
+            *((evt.EVT_C_FIND, self.find), (evt.EVT_C_GET, self.get), (evt.EVT_C_MOVE, self.get)),
+            *((event, lambda event: 0) for event in (evt.EVT_N_GET, evt.EVT_N_SET, evt.EVT_N_ACTION)),
+            *((event, lambda event: 0) for event in (evt.EVT_N_CREATE, evt.EVT_N_DELETE, evt.EVT_C_STORE)),
+        ]
+        self.server = self.listen((evt.EVT_ASYNC_OPS, lambda event: (size, size)), *simple, *handlers)
+        items: list[Any] = [build_role(context.abstract_syntax or "", True, True) for context in supported]
+        if size > 1:
+            items.append(AsyncOperationsWindow(size, size))
+        return self.associate(ext_neg=items, evt_handlers=[*simple, *(own or ())])
+
+
+#: A request for each handler that yields its answers, and what it fires with.
+YIELDING: dict[evt.EventType, Callable[[Association], Any]] = {
+    evt.EVT_C_FIND: lambda assoc: assoc.send_c_find(keys(), FIND).collect(),
+    evt.EVT_C_GET: lambda assoc: assoc.send_c_get(keys(), GET).when_done(),
+    evt.EVT_C_MOVE: lambda assoc: assoc.send_c_move(keys(), "SCP", MOVE).when_done(),
+}
+
+
+class YieldingHandlerTests(BothWaysTestCase):
+    """Inside a handler that yields its answers."""
+
+    def yielding(self, event: evt.EventType, ask: Callable[[Association], Any], place: str) -> Any:
+        """Return an asynchronous generator, which asks before its first answer, between answers, or at its end."""
+        self.results: list[Any] = []
+
+        async def asked(association: Any) -> None:
+            try:
+                self.results.append(await ask(association))
+            except WouldDeadlock as error:
+                self.results.append(error)
+
+        async def handler(occurrence: evt.IdentifierEvent) -> Any:
+            try:
+                if place == "before":
+                    await asked(occurrence.assoc)
+                if event is evt.EVT_C_MOVE:
+                    yield "127.0.0.1", 104
+                if event is not evt.EVT_C_FIND:
+                    yield 3
+                for number in range(3):
+                    if place == "between":
+                        await asked(occurrence.assoc)
+                    yield (0xFF00, keys()) if event is evt.EVT_C_FIND else instance(uid=f"1.2.3.{number}")
+            finally:
+                if place == "behind":
+                    await asked(occurrence.assoc)
+
+        async def listing(occurrence: evt.IdentifierEvent) -> Any:
+            await asked(occurrence.assoc)
+            return [item async for item in handler(occurrence)]
+
+        return listing if place == "listing" else handler
+
+    def test_each_request(self) -> None:
+        """
+        Each kind of request is answered, and a C-GET fails at once without a window: its C-STORE operations would come while
+        the operation of the handler is performed.
+        """
+        self.answers = 3
+        for event, begin in YIELDING.items():
+            for place in ("before", "between", "behind", "listing"):
+                for name, request in REQUESTS.items():
+                    for size in (1, 3):
+                        case = (event.name, place, name, size)
+                        association = self.both_ways(size, [(event, self.yielding(event, request, place))])
+                        result = self.network.result_of(begin(association))
+                        if event is not evt.EVT_C_FIND:
+                            self.assertEqual((result.status, result.suboperations.completed), (0, 3), case)
+                        for one in self.results:
+                            self.assertEqual(isinstance(one, WouldDeadlock), name == "C-GET" and size == 1, case)
+                        self.assertEqual(len(self.results), 3 if place == "between" else 1, case)
+                        self.close(association)
+
+    def test_a_get_of_this_side(self) -> None:
+        """During a C-GET of this side without a window, the handler gets the answer that a handler of C-STORE gets."""
+        self.answers = 1
+        for event, begin in YIELDING.items():
+            gate: Deferred[None] = Deferred()
+
+            async def get(occurrence: evt.IdentifierEvent, gate: Deferred[None] = gate) -> Any:
+                yield 1
+                await gate
+                yield instance()
+
+            asking = self.yielding(event, lambda association: association.send_c_echo(), "between")
+            peer_side: list[Association] = []
+            accepted = (evt.EVT_ESTABLISHED, lambda occurrence: peer_side.append(occurrence.assoc))  # noqa: B023
+            association = self.both_ways(1, [(evt.EVT_C_GET, get), accepted], [(event, asking)])
+            got = association.send_c_get(keys(), GET).when_done()
+            self.network.flush()
+            asked = begin(peer_side[0])
+            self.network.flush()
+            self.assertTrue(self.results, event.name)
+            for one in self.results:
+                self.assertIsInstance(one, WouldDeadlock, event.name)
+            gate.callback(None)
+            self.network.flush()
+            if event is not evt.EVT_C_GET:  # two C-GETs wait for each other's place in the windows
+                self.assertEqual(self.successResultOf(got).suboperations.completed, 1)
+            for one in (got, asked):
+                one.addErrback(lambda reason: None)
+            association.abort()
+            self.server.shutdown()
+            self.network.flush()
+        self.flushLoggedErrors(NotEstablished)
+
+    def test_a_loop_in_the_handler(self) -> None:
+        """The handler of a proxy is inside its loop on another association, also when it goes on after an answer."""
+        self.patch(responses, "OVERFULL_COUNT", 300)
+        self.answers = 1000
+        other = self.associated()
+        server = self.server
+        results: list[Any] = []
+
+        async def proxy(occurrence: evt.IdentifierEvent) -> Any:
+            number = 0
+            async for status, found in other.send_c_find(keys(), FIND):
+                number += 1
+                if found is None or number > 500:
+                    break
+                yield status, found
+                if number == 5:
+                    try:
+                        results.append(await other.send_c_echo())
+                    except WouldDeadlock as error:
+                        results.append(error)
+
+        front = self.network.result_of(self.scp.start_server(105, evt_handlers=[(evt.EVT_C_FIND, proxy)]))
+        association = self.associate(105)
+        found = self.network.result_of(association.send_c_find(keys(), FIND).collect())
+        self.assertEqual(len(found), 500)
+        self.assertEqual([type(one) for one in results], [WouldDeadlock])
+        self.network.result_of(association.release())
+        front.shutdown()
+        self.server = server
+        self.close(other)
+
+
+class GetInHandlerTests(BothWaysTestCase):
+    """A C-GET from inside the handler of a request with one response."""
+
+    def test_each_handler(self) -> None:
+        events = {
+            evt.EVT_C_ECHO: "C-ECHO",
+            evt.EVT_C_STORE: "C-STORE",
+            evt.EVT_N_GET: "N-GET",
+            evt.EVT_N_SET: "N-SET",
+            evt.EVT_N_ACTION: "N-ACTION",
+            evt.EVT_N_CREATE: "N-CREATE",
+            evt.EVT_N_DELETE: "N-DELETE",
+        }
+        self.answers = 3
+        for event, name in events.items():
+            for size in (1, 3):
+                results: list[Any] = []
+
+                async def handler(occurrence: Any, results: list[Any] = results) -> int:
+                    if results:
+                        return 0  # a C-STORE of the C-GET
+                    results.append(None)
+                    try:
+                        results.append(await occurrence.assoc.send_c_get(keys(), GET).when_done())
+                    except WouldDeadlock as error:
+                        results.append(error)
+                    return 0
+
+                association = self.both_ways(size, [(event, handler)])
+                self.network.result_of(REQUESTS[name](association))
+                if size == 1:
+                    self.assertIsInstance(results[1], WouldDeadlock, name)
+                    self.assertIn(name, str(results[1]))
+                else:
+                    self.assertEqual(results[1].suboperations.completed, 3, name)
+                self.network.result_of(association.release())
+                self.server.shutdown()
+                self.network.flush()
+
+    def test_behind_the_handler(self) -> None:
+        """A C-GET that a timer makes when the handler has returned is performed."""
+        self.answers = 3
+        got: list[Any] = []
+
+        def handler(occurrence: Any) -> int:
+            get = lambda: occurrence.assoc.send_c_get(keys(), GET).when_done().addBoth(got.append)  # noqa: E731
+            self.network.callLater(0, get)
+            return 0
+
+        association = self.both_ways(1, [(evt.EVT_C_ECHO, handler)])
+        self.assertEqual(self.network.result_of(association.send_c_echo()), 0)
+        self.network.advance(0)
+        self.network.flush()
+        self.assertEqual(got[0].suboperations.completed, 3)
+        self.network.result_of(association.release())
+        self.server.shutdown()
+        self.network.flush()
 
 
 class HandlerTests(NestingTestCase):
