@@ -12,12 +12,11 @@ import os
 import struct
 import time
 from collections.abc import Callable
-from io import BytesIO
 from typing import BinaryIO, Final, NamedTuple
 
-from dicomtwist.archive.instance import ReceivedInstance, is_beginning_of_stored
+from dicomtwist.archive.instance import ReceivedInstance, is_beginning_of_stored, open_data_set
 from dicomtwist.archive.storage.interfaces import Storage
-from dicomtwist.archive.storage.types import IncompleteInstance, Written
+from dicomtwist.archive.storage.types import IncompleteInstance
 from dicomtwist.datasets.element_headers import DEFLATED, EXPLICIT_BIG_ENDIAN
 from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner
 from dicomtwist.part10 import NotDicomFile, read_file_meta
@@ -155,13 +154,15 @@ def check_replacement(store: Storage, instance: ReceivedInstance) -> Callable[[]
     Check that an instance which differs from the stored copy is not a damaged copy of it.
 
     A data set that is cut off replaces only one that is cut off as well, and not a longer one. One of a file must not be less
-    whole in any other way either, nor the mere beginning of the stored one: nobody has stated where it ends, as a peer does.
+    whole in any other way either, nor the mere beginning of the stored one, with zeros or nothing behind it: nobody has stated
+    where it ends, as a peer does.
 
     :returns: a function that returns whether the stored copy is still the one that was compared; ``None`` if the instance may
         replace any copy.
     :raises IncompleteInstance: the stored copy is better.
     """
-    new = _examine_content(store, instance)
+    with open_data_set(store, instance) as file:
+        new = examine(file, file.tell(), instance.transfer_syntax)
     if not instance.is_from_file and new.completeness is not Completeness.CUT_OFF:
         return None
     compared = _identify(store, instance)
@@ -188,11 +189,3 @@ def _identify(store: Storage, instance: ReceivedInstance) -> tuple[int, ...]:
     except OSError:
         return ()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _examine_content(store: Storage, instance: ReceivedInstance) -> Examined:
-    content = instance.content
-    if isinstance(content, Written):
-        with store.open_temporary(content) as file:
-            return _examine_file(file)
-    return examine(BytesIO(b"".join(content[1:])), 0, instance.transfer_syntax)

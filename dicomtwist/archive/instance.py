@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from os import SEEK_END
 from typing import BinaryIO, Final, Protocol
 
@@ -52,36 +53,53 @@ class Deliver(Protocol):
 
 def same_dataset(store: Storage, instance: ReceivedInstance) -> bool:
     """Whether the stored copy holds the data set of *instance*; ``False`` if it cannot be read."""
-    return _begins_with(store, instance, operator.eq)
+    try:
+        with _stored_data_set(store, instance) as first, open_data_set(store, instance) as second:
+            return _size(first) - first.tell() == _size(second) - second.tell() and _begins_with_rest(first, second)
+    except (OSError, NotDicomFile):
+        return False
 
 
 def is_beginning_of_stored(store: Storage, instance: ReceivedInstance) -> bool:
-    """Whether the stored copy has the data set of *instance*, and more behind it; ``False`` if it cannot be read."""
-    return _begins_with(store, instance, operator.gt)
-
-
-def _begins_with(store: Storage, instance: ReceivedInstance, fits: Callable[[int, int], bool]) -> bool:
     """
-    Whether the stored data set begins with that of *instance*.
-
-    :param fits: called first, with the lengths of the stored data set and of the other one.
+    Whether the stored copy has more than the data set of *instance*, which differs from it: that may have zeros in place of its
+    end, as a file that was made in its full size before it was written. ``False`` if the stored copy cannot be read.
     """
-    content = instance.content
     try:
-        with store.open(*instance.uids) as first:
-            meta, start = read_file_meta(first)
-            if meta.transfer_syntax_uid != instance.transfer_syntax:
-                return False
-            length = _size(first) - start
-            if not isinstance(content, Written):
-                return fits(length, sum(map(len, content[1:]))) and all(
-                    first.read(len(piece)) == piece for piece in content[1:]
-                )
-            with store.open_temporary(content) as second:
-                _, start = read_file_meta(second)
-                return fits(length, _size(second) - start) and _begins_with_rest(first, second)
+        with _stored_data_set(store, instance) as first, open_data_set(store, instance) as second:
+            return _begins_with_rest(first, second, _length_without_zeros(second))
     except (OSError, NotDicomFile):
         return False
+
+
+@contextmanager
+def _stored_data_set(store: Storage, instance: ReceivedInstance) -> Iterator[BinaryIO]:
+    """
+    Open the stored copy of *instance*, at the beginning of its data set.
+
+    :raises OSError: it cannot be read, or has another transfer syntax.
+    """
+    with store.open(*instance.uids) as file:
+        meta, _ = read_file_meta(file)
+        if meta.transfer_syntax_uid != instance.transfer_syntax:
+            raise OSError("another transfer syntax")
+        yield file
+
+
+@contextmanager
+def open_data_set(store: Storage, instance: ReceivedInstance) -> Iterator[BinaryIO]:
+    """
+    Open *instance* at the beginning of its data set.
+
+    :raises OSError: it cannot be read.
+    """
+    content = instance.content
+    if isinstance(content, Written):
+        with store.open_temporary(content) as file:
+            read_file_meta(file)
+            yield file
+    else:
+        yield BytesIO(b"".join(content[1:]))
 
 
 def _size(file: BinaryIO) -> int:
@@ -92,8 +110,27 @@ def _size(file: BinaryIO) -> int:
     return size
 
 
-def _begins_with_rest(first: BinaryIO, second: BinaryIO) -> bool:
-    while piece := second.read(_PIECE):
-        if piece != first.read(len(piece)):
+def _length_without_zeros(file: BinaryIO) -> int:
+    """Return the length of the rest of a file without the zeros at its end; its position does not change."""
+    here = file.tell()
+    end = _size(file)
+    while end > here:
+        start = max(here, end - _PIECE)
+        file.seek(start)
+        left = len(file.read(end - start).rstrip(b"\0"))
+        end = start + left
+        if left:
+            break
+    file.seek(here)
+    return end - here
+
+
+def _begins_with_rest(first: BinaryIO, second: BinaryIO, length: int | None = None) -> bool:
+    """Whether *first* goes on with the rest of *second*, or with its next *length* bytes."""
+    left = _size(second) - second.tell() if length is None else length
+    while left > 0:
+        piece = second.read(min(_PIECE, left))
+        if not piece or piece != first.read(len(piece)):
             return False
+        left -= len(piece)
     return True

@@ -198,6 +198,20 @@ class CutOff(ArchiveCase):
         self.assertIn("only the beginning of the one that is stored", found.reasons[0])
         self.assertEqual(self.stored(), data)
 
+    def test_zeros_in_place_of_the_end(self) -> None:
+        """A file that has its size, or another one, and zeros behind some byte, replaces no whole copy."""
+        for syntax in SYNTAXES:
+            for size in (300, 3 << 20):
+                self.root = Path(self.mktemp())
+                archive = self.open()
+                _, data = image(syntax, size)
+                self.imported(archive, as_file(syntax, data))
+                for cut in (len(data) // 2, len(data) - 40, len(data) - 2, len(data) - 1):
+                    for length in (len(data) - 1, len(data), len(data) + 8, len(data) + 700_000):
+                        found = self.imported(archive, as_file(syntax, data[:cut].ljust(length, b"\0")))
+                        self.assertEqual((found.failed, self.stored() == data), (0, True), (syntax, cut, length))
+                self.assert_consistent(archive)
+
     def test_kept_and_then_replaced(self) -> None:
         """A file that is cut off is imported if it is all there is, and each better copy replaces it."""
         for syntax in SYNTAXES:
