@@ -1,5 +1,9 @@
 """
 Checks of passcodes: one at a time for each address, with a delay after failures, and none for a connection that is gone.
+
+If more checks wait than the threads can do, guesses from many addresses must not keep users out. Addresses from which a right
+passcode has come are first, then those without a failure, then the others; among equals the user names take turns, so that
+guesses for one name delay no user of another name. If the queue is full, the last check in this order is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from dicomtwist.access.users import Users
-from dicomtwist.errors import DICOMError
+from dicomtwist.errors import DICOMError, ExecutorFull
 from dicomtwist.runtime.backoff import Backoff
 from dicomtwist.runtime.executors import Executor
 from dicomtwist.runtime.networks import host_of
@@ -26,6 +30,8 @@ LONGEST_DELAY: Final = 30.0
 FORGET_AFTER: Final = 600.0
 #: The number of addresses with failures that are remembered; of more, those that failed first are forgotten.
 MAX_ADDRESSES: Final = 10_000
+#: The number of addresses from which a right passcode has come that are remembered.
+MAX_KNOWN: Final = 10_000
 #: The number of addresses that are looked at, to be forgotten, for each new one.
 FORGOTTEN_AT_ONCE: Final = 100
 #: The number of associations of one address that wait for their check.
@@ -65,16 +71,22 @@ class _Check:
 
     :ivar is_gone: whether nobody waits for its result.
     :ivar has_begun: whether a thread is at it.
+    :ivar order: its place in the queue, the lowest first: the rank of its address, and the turn of its user name.
+    :ivar is_displaced: whether it was refused to make room for another one.
     :ivar is_skipped: whether nothing was checked, because nobody waited when a thread began.
     """
 
-    __slots__ = ("has_begun", "is_gone", "is_skipped", "name", "passcode", "result", "running", "users")
+    __slots__ = (
+        *("has_begun", "is_displaced", "is_gone", "is_skipped", "name", "order"),
+        *("passcode", "result", "running", "users"),
+    )
 
     def __init__(self, users: Users, name: str, passcode: bytes) -> None:
         self.users = users
         self.name = name
         self.passcode = passcode
-        self.is_gone = self.has_begun = self.is_skipped = False
+        self.is_gone = self.has_begun = self.is_skipped = self.is_displaced = False
+        self.order = (0, 0)
         self.running: Deferred[bool] | None = None
         self.result: Deferred[bool]
 
@@ -83,6 +95,10 @@ class _Check:
         self.has_begun = True
         self.is_skipped = self.is_gone
         return not self.is_skipped and self.users.verify(self.name, self.passcode)
+
+
+def _order(check: _Check) -> tuple[int, int]:
+    return check.order
 
 
 class PasscodeChecks:
@@ -98,6 +114,11 @@ class PasscodeChecks:
         self._executor = executor
         #: The addresses with a check or a failure, the latest failure last.
         self._addresses: OrderedDict[str, _Address] = OrderedDict()
+        #: The addresses from which a right passcode has come, the latest last.
+        self._known: OrderedDict[str, None] = OrderedDict()
+        #: The checks that the executor has, and of each rank the turn that has come.
+        self._submitted: list[_Check] = []
+        self._turns = [0, 0, 0]
 
     def verify(self, address: str, users: Users, name: str, passcode: bytes) -> Deferred[bool]:
         """
@@ -133,8 +154,24 @@ class PasscodeChecks:
             return
         check = address.waiting.popleft()
         address.is_busy = True
-        check.running = self._executor.run(check.verify)
+        check.running = self._submit(check, key, address)
         check.running.addBoth(self._done, check, key, address)
+
+    def _submit(self, check: _Check, key: str, address: _Address) -> Deferred[bool]:
+        rank = 2 if address.failures else 0 if key in self._known else 1
+        ahead = [one.order[1] for one in self._submitted if one.order[0] == rank and one.name == check.name]
+        check.order = rank, max([self._turns[rank], *(turn + 1 for turn in ahead)])
+        last = None
+        if self._executor.is_full:
+            last = max((one for one in self._submitted if not one.has_begun), key=_order, default=None)
+            if last is None or last.order <= check.order:
+                return fail(ExecutorFull(self._executor.name, self._executor.bounds.max_queued))
+        self._submitted.append(check)
+        running = self._executor.run_ordered(check.order, check.verify)
+        if last is not None and last.running is not None:
+            last.is_displaced = True
+            last.running.cancel()
+        return running
 
     def _delayed(self, key: str, address: _Address) -> None:
         address.call = None
@@ -152,8 +189,19 @@ class PasscodeChecks:
 
     def _done(self, outcome: bool | Failure, check: _Check, key: str, address: _Address) -> None:
         address.is_busy = False
+        if check in self._submitted:
+            self._submitted.remove(check)
+        if check.has_begun:
+            rank, turn = check.order
+            self._turns[rank] = max(self._turns[rank], turn)
+        if check.is_displaced and not check.has_begun:
+            outcome = Failure(ExecutorFull(self._executor.name, self._executor.bounds.max_queued))
         if outcome is True:
             address.failures = 0
+            self._known[key] = None
+            self._known.move_to_end(key)
+            if len(self._known) > MAX_KNOWN:
+                self._known.popitem(last=False)
         elif outcome is False and not check.is_skipped:
             address.failures += 1
             address.until = self._executor.seconds() + _DELAY(address.failures)

@@ -356,12 +356,10 @@ class Executor:
         self, order: tuple[int, ...], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> Deferred[T]:
         """
-        Call *function* in a thread as :meth:`run` does, before the calls with a higher *order* that have not begun.
+        Call *function* in a thread as :meth:`run_admitted` does, before the calls with a higher *order* that have not begun.
 
         :param order: numbers; calls with an equal order keep their sequence.
         """
-        if self.is_full:
-            return fail(ExecutorFull(self.name, self.bounds.max_queued))
         work = _Work(self, function, args, kwargs)
         work.order = order
         return self._run_owned(None, self.bounds.threads, work)

@@ -178,6 +178,89 @@ class Checks(SynchronousTestCase):
                 self.wrong(f"10.0.0.{number}")
             self.assertEqual([*self.checks._addresses], [f"10.0.0.{number}" for number in range(15, 20)])
 
+    def answered(self, *waiting: Deferred[bool]) -> list[int]:
+        """Let the threads work; return the numbers of *waiting* in the sequence of their answers."""
+        sequence: list[int] = []
+        for number, one in enumerate(waiting):
+            one.addBoth(lambda _, number=number: sequence.append(number))
+        self.network.works = True
+        self.network.flush()
+        return sequence
+
+    def crowd(self, count: int, start: int = 0, name: str = "alice") -> list[Deferred[bool]]:
+        """Wrong passcodes of one user name, each from an address of its own."""
+        return [self.verify(address=f"10.1.{number}.1", name=name) for number in range(start, start + count)]
+
+    def test_order(self) -> None:
+        """Addresses with a right passcode come first, those with a failure last."""
+        known = self.verify(RIGHT)
+        self.network.flush()
+        self.assertTrue(self.successResultOf(known))
+        self.wrong("10.0.0.2")
+        self.network.advance(1)
+        self.network.works = False
+        crowd = self.crowd(20)
+        failed = self.verify(address="10.0.0.2")
+        late = self.crowd(2, 20)
+        first_time = self.verify(b"other", "10.0.0.1")
+        sequence = self.answered(*crowd, failed, *late, first_time)
+        self.assertEqual(sequence, [0, 1, 23, *range(2, 20), 21, 22, 20])
+
+    def test_names_take_turns(self) -> None:
+        """Guesses for one name, from many addresses, delay a new user of another name by the checks under way."""
+        self.network.works = False
+        crowd = self.crowd(20)
+        others = [self.verify(address=f"10.2.{number}.1", name="bob") for number in range(2)]
+        others.append(self.verify(RIGHT, "10.3.0.1", "carol"))
+        sequence = self.answered(*crowd, *others)
+        # The two threads have the first two.
+        self.assertEqual(sequence[:8], [0, 1, 20, 22, 21, 2, 3, 4])
+
+    def test_full_of_guesses(self) -> None:
+        """A queue that is full refuses the check that would be the last, which may be one that waits."""
+        self.executor.bounds = Bounds(threads=2, max_queued=10)
+        known = self.verify(RIGHT)
+        self.network.flush()
+        self.assertTrue(self.successResultOf(known))
+        self.network.works = False
+        crowd = self.crowd(30)
+        refused = [number for number, one in enumerate(crowd) if one.called]
+        self.assertEqual(refused, [*range(12, 30)])
+        new = self.verify(b"other", "10.0.0.1")
+        bob = self.verify(address="10.2.0.1", name="bob")
+        for one in (*crowd[12:], crowd[11], crowd[10]):
+            self.failureResultOf(one, ExecutorFull)
+        self.assertEqual(self.executor.vitals.queued, 12)
+        self.assertEqual(self.answered(*crowd[:10], new, bob), [0, 1, 10, 11, *range(2, 10)])
+        self.assertEqual(self.checks._submitted, [])
+
+    def test_displaced_with_more_behind(self) -> None:
+        """The next check of an address whose check was displaced is refused as well, and nothing is left of either."""
+        self.executor.bounds = Bounds(threads=1, max_queued=2)
+        self.verify(RIGHT, "10.0.0.1")
+        self.network.flush()
+        self.network.works = False
+        crowd = [self.verify(address=f"10.1.{number % 3}.1") for number in range(6)]
+        new = [self.verify(b"other", "10.0.0.1"), self.verify(b"another", "10.0.0.1")]
+        self.assertEqual([number for number, one in enumerate(crowd) if one.called], [2, 5])
+        for number in (2, 5):
+            self.failureResultOf(crowd[number], ExecutorFull)
+        self.network.works = True
+        self.network.flush()
+        self.assertFalse(self.successResultOf(new[0]))
+        self.network.advance(100)
+        for one in (*crowd[:2], *crowd[3:5], new[1]):
+            self.assertFalse(self.successResultOf(one))
+        self.assertEqual(self.checks._submitted, [])
+
+    def test_known_addresses_are_bounded(self) -> None:
+        with mock.patch.object(passcode_checks, "MAX_KNOWN", 3):
+            for number in range(9):
+                self.users._right.clear()
+                self.verify(RIGHT, f"10.0.0.{number}")
+                self.network.flush()
+        self.assertEqual([*self.checks._known], ["10.0.0.6", "10.0.0.7", "10.0.0.8"])
+
     def test_full(self) -> None:
         """All threads are busy, and no place is left in their queue."""
         self.network.works = False

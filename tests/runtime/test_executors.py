@@ -503,7 +503,7 @@ class OrderTests(TestCase):
         for number, order in enumerate([(3, 0), (1, 5), (2, 0), (1, 5), (1, 2), (0, 9)]):
             running.append(executor.run_ordered(order, done.append, number))
         self.assertEqual(executor.vitals.queued, 6)
-        self.failureResultOf(executor.run_ordered((0,), int), ExecutorFull)
+        self.failureResultOf(executor.run(int), ExecutorFull)
         cancelled = running.pop(4)
         cancelled.cancel()
         self.failureResultOf(cancelled, CancelledError)
