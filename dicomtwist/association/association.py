@@ -29,6 +29,7 @@ from dicomtwist.errors import (
     NoPresentationContext,
     NotEstablished,
 )
+from dicomtwist.exchange import nesting
 from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.interfaces import AEInterface
 from dicomtwist.presentation import PresentationContext, PresentationContextTuple
@@ -72,6 +73,8 @@ class Association(NormalisedUser):
     # no longer shares the keys of its dict with other instances.
     progress_elsewhere: Callable[[], float] | None = None
     _release_asked_at: float | None = None
+    _release_waits_since: float | None = None
+    _release_inside: nesting.Frames = ()
     _release_to_answer = False
     _tolerated: tuple[str, ...] = ()
     _refusals_logged = 0
@@ -286,7 +289,11 @@ class Association(NormalisedUser):
 
     def release(self) -> Deferred[None]:
         """
-        Release the association when all operations of this side are answered (PS3.8 7.2).
+        Release the association when all operations of this side are answered, and those of the peer (PS3.8 7.2): this side may
+        send nothing after its A-RELEASE-RQ.
+
+        A handler that calls this ends behind the release, and its operation is not answered. A handler of another operation is
+        waited for until nothing has been sent or received for the ACSE timeout.
 
         :returns: a Deferred that fires with ``None`` when the connection is closed. It fails with an
             :class:`AssociationError` if the peer does not agree within the ACSE timeout, if it aborts, or if the connection
@@ -299,6 +306,9 @@ class Association(NormalisedUser):
             else:
                 done.errback(self._end or Failure(NotEstablished("the association is not established")))
             return done
+        if self._release_waits_since is None:
+            self._release_waits_since = self.ae.reactor.seconds()
+        self._release_inside += nesting.frames()
         self._waiting_for_release.append(done)
         done.addErrback(self._release_failed, done)
         self.exchange.wait_until_idle(done)
@@ -316,12 +326,26 @@ class Association(NormalisedUser):
             return
         if not self.is_established or self._protocol.connection.state is not State.STA6:
             return  # the peer requests the release as well: its request is answered
+        if self._waits_for_handlers():
+            if self.settings.acse_timeout is not None:
+                self._protocol.watch(self.settings.acse_timeout)
+            return
         self._release_asked_at = self.ae.reactor.seconds()
         self._protocol.release()
         self.notify(evt.EVT_ACSE_SENT, primitive="A-RELEASE request")
         self.notify(evt.EVT_PDU_SENT, pdu=AReleaseRQ())
         if self.settings.acse_timeout is not None:
             self._protocol.watch(self.settings.acse_timeout)
+
+    def _waits_for_handlers(self) -> bool:
+        """Return whether a release waits for handlers whose operations the peer expects responses to."""
+        if not self.exchange.performs_besides(self._release_inside):
+            return False
+        limit, since = self.settings.acse_timeout, self._release_waits_since
+        if limit is None or since is None:
+            return True
+        now: float = self.ae.reactor.seconds()
+        return max(since, self._protocol.last_received, self._protocol.last_sent) + limit > now
 
     def abort(self, detail: str = "", *, within: float | None = None) -> None:
         """
@@ -598,6 +622,12 @@ class Association(NormalisedUser):
 
     def _why_no_context(self, abstract_syntax: str, transfer_syntax: str | None, named: bool, as_scu: bool) -> str:
         name = SOPClass(abstract_syntax).name
+        if named and not any(
+            context.abstract_syntax == abstract_syntax and self.has_role(context_id, as_scu=as_scu)
+            for context_id, context in self._tuples.items()
+        ):
+            role = "SCU" if as_scu else "SCP"
+            return f"no accepted presentation context for {name} as {role}: role selection has not given us this role"
         if named:
             wanted = f" with transfer syntax {transfer_syntax}" if transfer_syntax else ""
             return f"no accepted presentation context for {name}{wanted} as {'SCU' if as_scu else 'SCP'}"
@@ -614,6 +644,8 @@ class Association(NormalisedUser):
             return None
         shortest = shortest_timeout(self.settings)
         again = None if shortest is None else now + shortest
+        if self._waiting_for_release:
+            self._release_when_idle()
         dimse, exchange = self.settings.dimse_timeout, self._exchange
         if exchange is not None and dimse is not None:
             stalled = exchange.stalled_since

@@ -106,6 +106,10 @@ class Exchange:
         """Whether an operation of the peer is being performed, or a message is being sent."""
         return bool(self._performing) or bool(self._waiting_requests) or self._outgoing.busy
 
+    def performs_besides(self, inside: nesting.Frames) -> bool:
+        """Return whether an operation of the peer is being performed, besides those whose handlers code is *inside* of."""
+        return any(not nesting.is_inside(inside, performance) for performance in self._performing.values())
+
     @property
     def under_way(self) -> bool:
         """

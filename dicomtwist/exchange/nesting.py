@@ -113,6 +113,6 @@ def why_get_waits(inside: Frames, performing: dict[int, PerformedOperation], lim
     )
 
 
-def is_inside(inside: Frames, operation: Operation) -> bool:
-    """Whether code is inside a loop over the responses to *operation*."""
+def is_inside(inside: Frames, operation: Operation | PerformedOperation) -> bool:
+    """Whether code is inside a loop over the responses to *operation*, or in its handler."""
     return any(one() is operation for one in inside)

@@ -113,6 +113,76 @@ class Release(MemoryTestCase):
         peer.send(AReleaseRP())
         self.successResultOf(releasing)
 
+    def test_it_waits_for_what_the_peer_asked_for(self) -> None:
+        """This side may send nothing behind its A-RELEASE-RQ, so the responses that it owes come first."""
+        results: list[Deferred[int]] = []
+
+        def handler(event: evt.Event) -> Deferred[int]:
+            results.append(Deferred())
+            return results[-1]
+
+        association, peer = self.scripted_scu((evt.EVT_C_ECHO, handler))
+        peer.send_message(1, echo(1))
+        releasing = association.release()
+        self.network.advance(29)
+        peer.send_message(1, echo(2))
+        self.network.advance(29)
+        self.assertEqual(peer.take(), [], "the peer has sent something meanwhile")
+        results[0].callback(0)
+        results[1].callback(0)
+        *answers, request = peer.take()
+        self.assertEqual(({type(answer) for answer in answers}, request), ({PDataTF}, AReleaseRQ()))
+        self.assertEqual([one.message_id_being_responded_to for one, _ in peer.messages()], [1, 2])  # type: ignore[attr-defined]
+        peer.send(AReleaseRP())
+        self.successResultOf(releasing)
+        peer.close()
+        self.assert_clean()
+
+    def test_it_does_not_wait_for_ever(self) -> None:
+        """A handler that does not end within the ACSE timeout, while nothing is sent or received, is left behind."""
+        association, peer = self.scripted_scu((evt.EVT_C_ECHO, lambda event: Deferred()))
+        peer.send_message(1, echo(1))
+        releasing = association.release()
+        self.network.advance(31)
+        self.assertEqual(peer.take(), [AReleaseRQ()])
+        peer.send(AReleaseRP())
+        self.successResultOf(releasing)
+        peer.close()
+        self.assert_clean()
+
+    def test_in_a_handler(self) -> None:
+        """A handler that waits for the release is not waited for, since it would wait for itself."""
+        self.released_by_a_handler(other_first=False)
+
+    def test_in_a_handler_beside_another(self) -> None:
+        self.released_by_a_handler(other_first=True)
+
+    def released_by_a_handler(self, *, other_first: bool) -> None:
+        other: Deferred[int] = Deferred()
+
+        async def handler(event: evt.Event) -> int:
+            await event.assoc.release()
+            return 0
+
+        association, peer = self.scripted_scu(
+            (evt.EVT_C_ECHO, handler),
+            (evt.EVT_C_STORE, lambda event: other),
+            (evt.EVT_ASYNC_OPS, lambda event: (8, 8)),
+            information=UserInformation(async_operations=AsyncOperationsWindow(8, 8)),
+        )
+        if other_first:
+            peer.send_message(3, store(1), encoded(100))
+        peer.send_message(1, echo(2))
+        if other_first:
+            self.assertEqual(peer.take(), [])
+            other.callback(0)
+        sent = [type(pdu) for pdu in peer.take()]
+        self.assertEqual(sent, [PDataTF, AReleaseRQ] if other_first else [AReleaseRQ])
+        peer.send(AReleaseRP())
+        self.assertEqual(ending(association), "released")
+        peer.close()
+        self.assert_clean()
+
     def test_while_a_handler_is_at_work(self) -> None:
         waiting: Deferred[int] = Deferred()
         association, peer = self.scripted_scu((evt.EVT_C_ECHO, lambda event: waiting))
