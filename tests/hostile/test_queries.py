@@ -194,8 +194,9 @@ class Keys(QueryTestCase):
             for uids, expected in (
                 ([f"1.2.{number}" for number in range(MAX_VALUES + 1)], 0xA900),
                 (["1" * 2000], 0xA900),
-                (["*"], 0),  # a UID with a wildcard matches nothing
-                (["1.2.?"], 0),
+                (["*"], 0xA900),  # a UID has no wildcards
+                (["1.2.?"], 0xA900),
+                (["1.2.3.404"], 0),
             ):
                 peer = self.querying()
                 self.ask(peer, request, keys(StudyInstanceUID=uids))

@@ -207,7 +207,7 @@ def compile_retrieve(
     _check_costs(keys.values())
     _check_unique(keys, model, level, relational=negotiated.relational)
     for key in keys.values():
-        query.criteria.append(key.column.in_(key.values))
+        query.criteria.append(_uids(key) if key.attribute.vr == "UI" else key.column.in_(key.values))
         query.levels.add(key.attribute.level)
     return query
 

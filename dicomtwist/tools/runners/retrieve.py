@@ -152,7 +152,7 @@ class Transfer:
         failed = result.failed_instances if result is not None else []
         done = result is not None and not counts.failed and not refused and not failed
         if receiver is not None and not receiver.stored and not refused and result is not None:
-            why = self.why_nothing(client)
+            why = "" if done and result.status.is_success else self.why_nothing(client)
             if why and not client.interrupted:
                 client.error = f"{client.error}; {why}" if client.error else why
             elif done and not client.error and not client.interrupted:

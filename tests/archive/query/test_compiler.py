@@ -470,6 +470,9 @@ class Levels(MatchingCase):
             ("STUDY", {}),
             ("SERIES", {"SeriesInstanceUID": "1.2.1.1"}),
             ("IMAGE", {"StudyInstanceUID": "1.2.1"}),
+            ("STUDY", {"StudyInstanceUID": "1.2.*"}),
+            ("STUDY", {"StudyInstanceUID": ["1.2.1", "1.2.?"]}),
+            ("SERIES", {"StudyInstanceUID": "1.2.1", "SeriesInstanceUID": "*"}),
         ):
             identifier = item(QueryRetrieveLevel=level, **keys)
             self.assertRaises(InvalidIdentifier, compile_retrieve, identifier, Model.STUDY_ROOT)

@@ -163,3 +163,9 @@ class Receiving(ToolTestCase):
             "get", "--sop-class", "MRImageStorage", peer, self.folder / "got", "-k", STUDY, code=1
         )
         self.assertIn("none of the SOP Classes", document["error"])
+
+    async def test_no_match_without_a_role(self) -> None:
+        """Many SCPs of C-GET answer no role, and send all the same: if the C-GET is a success, nothing matches."""
+        peer = await self.sending(roles=None)
+        document = await self.json("get", peer, self.folder / "got", "-k", STUDY, code=1)
+        self.assertIn("nothing matches", document["error"])
