@@ -208,6 +208,17 @@ class Process(ProcessProtocol):
             if not condition():
                 raise self._error(f"ended before {what}")
 
+    async def poll(self, condition: Callable[[], bool], what: str = "an expected event") -> None:
+        """
+        Wait for a condition that the process does not print; the timeout of the test is the limit.
+
+        :raises PeerError: when the process has ended before the condition holds.
+        """
+        while not condition():
+            if not self.running and not condition():
+                raise self._error(f"ended before {what}")
+            await deferLater(reactor, 0.05)
+
     async def stop(self, signal_name: str = "TERM", timeout: float = 10) -> Result:
         """Send a signal and wait for the end; kill the process after ``timeout`` seconds. It may have ended already."""
         self.signal(signal_name)

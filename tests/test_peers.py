@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+from twisted.internet.defer import ensureDeferred
 from twisted.trial.unittest import SkipTest, TestCase
 
 from tests import peers
@@ -74,6 +75,17 @@ class ProcessTests(TestCase):
             with self.assertRaises(peers.PeerError) as raised:
                 await peers.start(self, sys.executable, "-c", "raise SystemExit('no disk')", ready=ready)
             self.assertIn("no disk", str(raised.exception))
+
+    async def test_ends_before_a_condition(self) -> None:
+        """A wait for what a process does fails with its output when the process has ended."""
+        source = "import sys; print('ready', flush=True); sys.stdin.read(1); raise SystemExit('no disk')"
+        process = await peers.start(self, sys.executable, "-c", source, ready="ready")
+        waiting = ensureDeferred(process.poll(lambda: False, "a file"))
+        process.signal("KILL")
+        error = await self.assertFailure(waiting, peers.PeerError)
+        self.assertIn("ended before a file", str(error))
+        self.assertIn("ready", str(error))
+        await process.poll(lambda: True)
 
     async def test_a_child_holds_the_pipes(self) -> None:
         """A server that ignores SIGTERM, and whose child holds its pipes, can be stopped too."""

@@ -163,7 +163,7 @@ class ProcessTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.storage = Path(self.mktemp())
         self.lines: list[str] = []
-        self._output: Queue[str] = Queue()
+        self._output: Queue[str | None] = Queue()
 
     def run_process(self, command: Iterable[object]) -> None:
         self.process = subprocess.Popen(
@@ -171,10 +171,12 @@ class ProcessTestCase(SynchronousTestCase):
         )
         assert self.process.stdout is not None
         output = self.process.stdout
+        lines = self._output = Queue()
 
         def read() -> None:
             for line in output:
-                self._output.put(line)
+                lines.put(line)
+            lines.put(None)  # the process, and those that it started, have ended
 
         reader = Thread(target=read, daemon=True)
         reader.start()
@@ -196,15 +198,21 @@ class ProcessTestCase(SynchronousTestCase):
         deadline = time.monotonic() + PATIENCE
         while self.text.count(text) < times:
             try:
-                self.lines.append(self._output.get(timeout=max(0.0, deadline - time.monotonic())))
+                line = self._output.get(timeout=max(0.0, deadline - time.monotonic()))
             except Empty:
                 raise AssertionError(f"{text!r} did not come:\n{self.text}") from None
+            if line is None:
+                raise AssertionError(f"the process ended before {text!r} came:\n{self.text}")
+            self.lines.append(line)
 
     def ended(self) -> int:
         """Wait for the end of the process, and return its exit status."""
-        status = self.process.wait(PATIENCE)
-        while not self._output.empty():
-            self.lines.append(self._output.get())
+        try:
+            status = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the process did not end:\n{self.text}") from None
+        while (line := self._output.get(timeout=PATIENCE)) is not None:
+            self.lines.append(line)
         return status
 
     def start(self, *options: object) -> int:

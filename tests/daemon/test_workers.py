@@ -83,9 +83,8 @@ class ServerTestCase(TestCase):
         return ae
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition that no process reports; the timeout of the test is the limit."""
-        while not condition():
-            await deferLater(reactor, 0.05)
+        """Wait for a condition that no process reports; fail with the output of the server if it ends before."""
+        await self.server.poll(condition)
 
 
 class Reload(ServerTestCase):
@@ -257,7 +256,8 @@ class WorkersTestCase(ServerTestCase):
         return found
 
     async def gone(self, *pids: int) -> None:
-        await self.until(lambda: not any(runs(pid) for pid in pids))
+        while any(runs(pid) for pid in pids):  # also when the server has ended
+            await deferLater(reactor, 0.05)
 
 
 class Load(WorkersTestCase):

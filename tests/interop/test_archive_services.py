@@ -407,8 +407,5 @@ class CommitmentTests(ArchiveTestCase):
         self.assertEqual(results[1][1].ReferencedSOPSequence[0].ReferencedSOPInstanceUID, STORED)
 
     async def _until(self, condition: Any) -> None:
-        """Wait for another process, until the timeout of the test."""
-        from twisted.internet import reactor
-
-        while not condition():
-            await deferLater(reactor, 0.05)
+        """Wait for the server; fail with its output if it ends before."""
+        await self.process.poll(condition)
