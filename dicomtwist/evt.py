@@ -135,6 +135,18 @@ def streaming(handler: _H) -> _H:
     return handler
 
 
+def decoding(handler: _H) -> _H:
+    """
+    Mark *handler* as one that decodes the data set of a request itself, in a thread, when it has come to it.
+
+    Any other handler finds a data set decoded, which takes many times the memory of its bytes. Requests that wait in a handler
+    do not need that yet. A small data set is decoded in any case. For others the accessors of the event decode, and raise
+    :class:`~dicomtwist.errors.DataSetTooLong` beyond the limits.
+    """
+    handler.is_decoding = True  # type: ignore[attr-defined]
+    return handler
+
+
 class Handlers:
     """
     The handlers that are bound at one level: an association, a server or an AE.
@@ -281,7 +293,8 @@ class DataSetEvent(DIMSEEvent):
     """
     A request with a data set that was collected in memory.
 
-    It is decoded before the handler is called: in the reactor thread if that takes milliseconds, otherwise in another.
+    It is decoded before the handler is called: in the reactor thread if that takes milliseconds, otherwise in another, or by
+    a handler that is marked with :func:`decoding`.
     """
 
     def __init__(

@@ -243,6 +243,8 @@ class Access:
 
         if getattr(handler, "is_streaming", False):
             evt.streaming(guard)
+        if getattr(handler, "is_decoding", False):
+            evt.decoding(guard)
         return guard
 
     def _refuse(self, event: evt.DIMSEEvent, checked: _Checked | None, operations: Iterable[Operation]) -> Any:

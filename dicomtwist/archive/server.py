@@ -77,7 +77,9 @@ class ArchiveServer:
         self.ingest = Ingest(archive, executors.receiving, archive.default_charset)
         self.storage = StorageService(self.ingest, None if self.access is None else self.access.may_replace)
         self.query_retrieve = QueryRetrieve(archive, executors.querying, ae.ae_title, peers)
-        self.performed_steps = PerformedProcedureSteps(archive.store, executors.housekeeping)
+        self.performed_steps = PerformedProcedureSteps(
+            archive.store, executors.housekeeping, default_charset=archive.default_charset
+        )
         self.storage_commitment = StorageCommitment(archive, executors.housekeeping, ae, peers, takes_up=takes_up)
         self.worklist = (
             None

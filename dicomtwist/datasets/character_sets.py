@@ -432,7 +432,7 @@ def decode_texts(dataset: Dataset, inherited: str = "") -> str:
     :returns: that of *dataset* as it came, with known terms only.
     :raises Exception: pydicom raises whatever a value makes it raise.
     """
-    return _decode_texts(dataset, inherited, MAX_DEPTH)
+    return _decode_texts(dataset, inherited, MAX_DEPTH, not _character_set_of(dataset, inherited))
 
 
 def decode_values(dataset: Dataset) -> None:
@@ -447,7 +447,13 @@ def decode_values(dataset: Dataset) -> None:
         pass
 
 
-def _decode_texts(dataset: Dataset, inherited: str, depth: int) -> str:
+def _decode_texts(dataset: Dataset, inherited: str, depth: int, may_guess: bool) -> str:
+    """
+    Decode the texts of *dataset*.
+
+    :param may_guess: whether the text of an unknown character set is read byte by byte. In an item of a data set whose own
+        character set is known it is not: its letters would be claimed to be in that one, so its bytes are kept undecoded.
+    """
     if not depth:
         raise ValueError(f"sequences are nested more than {MAX_DEPTH} deep")
     character_set = _character_set_of(dataset, inherited)
@@ -461,9 +467,12 @@ def _decode_texts(dataset: Dataset, inherited: str, depth: int) -> str:
         if vr == "SQ":
             element = dataset[tag]
             for item in (element.value or ()) if element.VR == "SQ" else ():
-                _decode_texts(item, character_set, depth - 1)
+                _decode_texts(item, character_set, depth - 1, may_guess)
         elif vr in TEXT_VRS and isinstance(element, RawDataElement) and element.value is not None:
-            text = decode_text(element.value, character_set, vr).rstrip(" \0")
+            if character_set or may_guess:
+                text = decode_text(element.value, character_set, vr).rstrip(" \0")
+            else:
+                text = element.value.decode("ascii", "surrogateescape").translate(_SURROGATES_TO_KEPT).rstrip(" \0")
             values = [text] if vr in _LONG_TEXT_VRS else text.split("\\")
             value = values[0] if len(values) == 1 else values
             dataset[tag] = DataElement(tag, vr, value, validation_mode=IGNORE)

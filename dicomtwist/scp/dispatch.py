@@ -65,6 +65,8 @@ def _choose(by_class: dict[str, evt.Handler]) -> evt.Handler:
         chosen = by_class.get(str(event.context.abstract_syntax))
         return _refuse(event) if chosen is None else chosen(event)
 
+    if all(getattr(one, "is_decoding", False) for one in by_class.values()):
+        evt.decoding(handler)
     return handler
 
 

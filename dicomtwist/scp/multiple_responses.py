@@ -19,6 +19,7 @@ from dicomtwist.dimse.status import OUT_OF_RESOURCES
 from dicomtwist.errors import AssociationError, DataSetTooLong, ExecutorFull, Refused
 from dicomtwist.exchange.nesting import resume_handler, suspend_handler
 from dicomtwist.runtime.call_handler import await_handler
+from dicomtwist.runtime.networks import host_of
 from dicomtwist.scp.performed import Performance
 
 if TYPE_CHECKING:
@@ -313,6 +314,7 @@ def with_decoded(performance: Performance, event: evt.DataSetEvent, too_long: in
     exceeds the limits, or too many others wait for a thread.
 
     If the data set cannot be decoded, the error is raised when the handler asks for it, so that the handler can deal with it.
+    A handler that is marked with :func:`~dicomtwist.evt.decoding` decodes it itself.
     After a C-CANCEL, or if the peer is gone, the data set is not waited for.
 
     :param too_long: the status of a refusal.
@@ -334,7 +336,13 @@ def with_decoded(performance: Performance, event: evt.DataSetEvent, too_long: in
     except DataSetTooLong:
         decoded(Failure())
         return
-    decoding = performance.assoc.ae.executors.decoding.run(event.decode)
+    bound = performance.assoc.handler(event.event)
+    if bound is not None and getattr(bound[0], "is_decoding", False):
+        then()
+        return
+    # One peer never has all threads.
+    share = performance.assoc.ae.executors.decoding.share(host_of(performance.assoc.remote.address))
+    decoding = share.run(event.decode)
     performance.on_cancel = decoding.cancel
     decoding.addCallbacks(lambda _: decoded(None), decoded).addErrback(_broken, performance)
 

@@ -249,11 +249,11 @@ class Threads(MemoryTestCase):
         """A thread of the executor decodes a data set that takes more than some milliseconds, before the handler is called."""
         self.scp.supported_contexts = self.scu.requested_contexts = [build_context(FIND, ImplicitVRLittleEndian)]
         executor = self.scp.executors.decoding
-        run = mock.Mock(side_effect=executor.run)
+        run = mock.Mock(side_effect=executor.run_shared)
         decode = mock.Mock(side_effect=codec.decode_dataset)
         self.listen((evt.EVT_C_FIND, nothing))
         assoc = self.associate()
-        with mock.patch.object(executor, "run", run), mock.patch.object(evt, "decode_dataset", decode):
+        with mock.patch.object(executor, "run_shared", run), mock.patch.object(evt, "decode_dataset", decode):
             self.assertEqual(self.network.result_of(assoc.send_c_find(items(10), FIND).collect()), [])
             self.assertEqual((run.call_count, decode.call_count), (0, 0))
             self.assertEqual(self.network.result_of(assoc.send_c_find(items(300), FIND).collect()), [])

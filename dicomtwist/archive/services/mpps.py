@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
+from pydicom.multival import MultiValue
 from pydicom.uid import ExplicitVRLittleEndian
-from twisted.internet.defer import Deferred, DeferredLock, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -24,13 +25,24 @@ from dicomtwist.archive.index.normal_forms import normal_date, time_key
 from dicomtwist.archive.storage.file_store import file_name
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.types import InvalidUID, StoreError, check_uids
-from dicomtwist.datasets.character_sets import decode_texts, decode_values
-from dicomtwist.datasets.codec import decode_dataset, encode_dataset
+from dicomtwist.datasets.character_sets import (
+    TEXT_VRS,
+    UNICODE,
+    decode_texts,
+    decode_values,
+    encode_texts,
+    unclaimed_text,
+)
+from dicomtwist.datasets.codec import decode_dataset
+from dicomtwist.datasets.identifier import encode_with_character_set
+from dicomtwist.datasets.nesting import ElementCount, check_nesting
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.status import Status
-from dicomtwist.errors import DataSetError, ExecutorFull, Refused, loggable
+from dicomtwist.errors import DataSetError, DataSetTooLong, ExecutorFull, Refused, loggable
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
 from dicomtwist.runtime.executors import Executor
+from dicomtwist.runtime.networks import host_of
+from dicomtwist.runtime.turns import Turns
 from dicomtwist.scp.dispatch import Route
 from dicomtwist.sop_class import ModalityPerformedProcedureStep, ModalityPerformedProcedureStepRetrieve
 
@@ -76,7 +88,8 @@ _FIXED: Final = (
 #: The attributes that must have a value before a step ends.
 _FINAL: Final = ("PerformedProcedureStepEndDate", "PerformedProcedureStepEndTime")
 
-T = TypeVar("T")
+#: A status, and an attribute list if there is one, encoded.
+_Answer: TypeAlias = tuple[Status, bytes | None]
 
 
 class PerformedProcedureSteps:
@@ -86,17 +99,20 @@ class PerformedProcedureSteps:
 
     :param store: the storage that holds the steps, prepared.
     :param executor: the threads that read and write files; the caller holds it while the object is used.
+    :param default_charset: the character set of text without one, see :class:`dicomtwist.archive.archive.Archive`.
 
     :ivar routes: the requests that it performs.
     """
 
     log = Logger()
 
-    def __init__(self, store: Storage, executor: Executor) -> None:
+    def __init__(self, store: Storage, executor: Executor, *, default_charset: str = "") -> None:
         self._files = store.side_folder(FOLDER)
         self._executor = executor
-        # A request reads the file before it writes it, so requests run one after the other, in this process and among all.
-        self._lock = DeferredLock()
+        self._default_charset = default_charset
+        # A request reads the file before it writes it, so requests run one after the other, in this process and among all. Its
+        # data set is decoded then, so that those that wait take the memory of their bytes only.
+        self._turns = Turns()
         self.routes = (
             Route(evt.EVT_N_CREATE, ModalityPerformedProcedureStep, self.handle_create),
             Route(evt.EVT_N_SET, ModalityPerformedProcedureStep, self.handle_set),
@@ -107,13 +123,13 @@ class PerformedProcedureSteps:
         """Do nothing: the service has no state of its own."""
 
     def stop(self) -> Deferred[None]:
-        """Wait for the write that is under way."""
-        waiting: Deferred[None] = self._lock.run(lambda: None)
-        return waiting
+        """Wait for the requests that are under way."""
+        return self._turns.idle()
 
     # --- handlers
 
-    def handle_create(self, event: evt.CreateEvent) -> Deferred[tuple[Status, Dataset | None]]:
+    @evt.decoding
+    def handle_create(self, event: evt.CreateEvent) -> Deferred[_Answer]:
         """
         Store a step that has begun.
 
@@ -123,7 +139,8 @@ class PerformedProcedureSteps:
         """
         return self._one_by_one(event, self._create)
 
-    def handle_set(self, event: evt.SetEvent) -> Deferred[tuple[Status, Dataset | None]]:
+    @evt.decoding
+    def handle_set(self, event: evt.SetEvent) -> Deferred[_Answer]:
         """
         Change a step that is in progress.
 
@@ -133,25 +150,30 @@ class PerformedProcedureSteps:
         """
         return self._one_by_one(event, self._set)
 
-    def handle_get(self, event: evt.GetEvent) -> Deferred[tuple[Status, Dataset | None]]:
+    def handle_get(self, event: evt.GetEvent) -> Deferred[_Answer]:
         """
         Return the attributes of a step.
 
-        :returns: a Deferred with the status and the attribute list: success, or 0x0001 if requested attributes are missing;
-            0x0112 if there is no such step.
+        :returns: a Deferred with the status and the encoded attribute list: success, or 0x0001 if requested attributes are
+            missing; 0x0112 if there is no such step.
         """
-        return self._answered(event, self._executor.run(self._get, event))
+        share = self._executor.share(host_of(event.assoc.remote.address))
+        return self._answered(event, share.run(self._get, event))
 
-    def _one_by_one(
-        self, event: evt.CreateEvent | evt.SetEvent, function: Callable[[Any], None]
-    ) -> Deferred[tuple[Status, Dataset | None]]:
+    def _one_by_one(self, event: evt.CreateEvent | evt.SetEvent, function: Callable[[Any], None]) -> Deferred[_Answer]:
         if len(event.encoded_dataset) > MAX_STEP_LENGTH:
             status = Status(codes.RESOURCE_LIMITATION, "", f"more than {MAX_STEP_LENGTH} bytes")
             return succeed((status, None))
-        return self._answered(event, self._lock.run(self._executor.run, self._exclusively, function, event))
 
-    def _answered(self, event: evt.DIMSEEvent, result: Deferred[Any]) -> Deferred[tuple[Status, Dataset | None]]:
-        def answer(value: Any) -> tuple[Status, Dataset | None]:
+        def perform() -> Deferred[None]:
+            if not event.assoc.is_established:
+                return succeed(None)  # the peer has gone while it waited
+            return self._executor.run(self._exclusively, function, event)
+
+        return self._answered(event, self._turns.run(host_of(event.assoc.remote.address), perform))
+
+    def _answered(self, event: evt.DIMSEEvent, result: Deferred[Any]) -> Deferred[_Answer]:
+        def answer(value: Any) -> _Answer:
             if isinstance(value, tuple):
                 return value
             return Status.SUCCESS, None
@@ -181,41 +203,38 @@ class PerformedProcedureSteps:
         uid = event.sop_instance_uid
         if file_name(uid) in self._files:
             raise Refused(codes.DUPLICATE_SOP_INSTANCE, "the step exists already")
-        step = _decoded(event.attribute_list)
+        step, character_set = _decoded(event.attribute_list, self._default_charset)
         _check_new(step)
-        self._write(step, uid, event)
+        self._write(step, character_set, uid, event)
 
     def _set(self, event: evt.SetEvent) -> None:
         uid = event.sop_instance_uid
-        step = self._read(uid)
+        step, own = self._read(uid)
         if _text(step, "PerformedProcedureStepStatus") != IN_PROGRESS:
             comment = "Performed Procedure Step Object may no longer be updated"
             raise Refused(Status(codes.PROCESSING_FAILURE, "", comment, error_id=NO_LONGER_UPDATED), comment)
-        changes = _decoded(event.modification_list)
+        changes, theirs = _decoded(event.modification_list, self._default_charset)
         _check_changes(step, changes)
-        if step.get("SpecificCharacterSet") != changes.get("SpecificCharacterSet"):
-            # Only Unicode can hold the texts of both character sets.
-            changes.SpecificCharacterSet = "ISO_IR 192"
+        step, changes, character_set = _in_one_character_set(step, own, changes, theirs)
         step.update(changes)
         if _text(step, "PerformedProcedureStepStatus") != IN_PROGRESS:
             _check_final(step)
-        self._write(step, uid, event)
+        self._write(step, character_set, uid, event)
 
-    def _get(self, event: evt.GetEvent) -> tuple[Status, Dataset]:
-        step = self._read(event.sop_instance_uid)
+    def _get(self, event: evt.GetEvent) -> tuple[Status, bytes]:
+        step, character_set = self._read(event.sop_instance_uid)
         wanted = event.attribute_identifiers
+        syntax = str(event.context.transfer_syntax)
         if not wanted:
-            return Status.SUCCESS, step
+            return Status.SUCCESS, encode_with_character_set(step, character_set, syntax)
         found = Dataset({tag: step[tag] for tag in wanted if tag in step})
         missing = tuple(int(tag) for tag in wanted if tag not in step)
-        if "SpecificCharacterSet" in step:
-            found["SpecificCharacterSet"] = step["SpecificCharacterSet"]
         status = Status.SUCCESS
         if missing:
             status = Status(OPTIONAL_ATTRIBUTES_NOT_SUPPORTED, "N-GET", attribute_identifier_list=missing)
-        return status, found
+        return status, encode_with_character_set(found, character_set, syntax)
 
-    def _read(self, uid: str) -> Dataset:
+    def _read(self, uid: str) -> tuple[Dataset, str]:
         try:
             content = self._files.read(file_name(uid), MAX_STEP_LENGTH + 1)
         except FileNotFoundError:
@@ -223,11 +242,16 @@ class PerformedProcedureSteps:
         if len(content) > MAX_STEP_LENGTH:
             raise StoreError(f"the file of the step {uid} is longer than {MAX_STEP_LENGTH} bytes")
         meta, start = read_file_meta(BytesIO(content))
-        return _decoded(decode_dataset(content[start:], meta.transfer_syntax_uid))
+        return _decoded(decode_dataset(content[start:], meta.transfer_syntax_uid), self._default_charset)
 
-    def _write(self, step: Dataset, uid: str, event: evt.NormalisedEvent) -> None:
+    def _write(self, step: Dataset, character_set: str, uid: str, event: evt.NormalisedEvent) -> None:
         step.SOPClassUID, step.SOPInstanceUID = ModalityPerformedProcedureStep, uid
         settings = event.assoc.settings
+        # Each N-SET may add to the step, so the limits of a request hold for the whole step.
+        try:
+            check_nesting(step, ElementCount(settings.maximum_attributes + 2, settings.maximum_attribute_values))
+        except DataSetTooLong as error:
+            raise Refused(codes.RESOURCE_LIMITATION, f"the step would be {error}"[:64]) from None
         meta = FileMeta(
             media_storage_sop_class_uid=str(ModalityPerformedProcedureStep),
             media_storage_sop_instance_uid=uid,
@@ -236,7 +260,10 @@ class PerformedProcedureSteps:
             implementation_version_name=settings.implementation_version_name or "",
             source_ae_title=event.assoc.remote.ae_title,
         )
-        content = [encode_preamble_and_meta(meta), encode_dataset(step, ExplicitVRLittleEndian)]
+        content = [
+            encode_preamble_and_meta(meta),
+            encode_with_character_set(step, character_set, str(ExplicitVRLittleEndian)),
+        ]
         if sum(map(len, content)) > MAX_STEP_LENGTH:
             raise Refused(codes.RESOURCE_LIMITATION, f"the step has more than {MAX_STEP_LENGTH} bytes")
         self._files.put(content, file_name(uid))
@@ -356,19 +383,56 @@ def _text(dataset: Dataset, keyword: str) -> str:
     return str(dataset.get(keyword) or "").strip()
 
 
-def _decoded(dataset: Dataset) -> Dataset:
+def _in_one_character_set(step: Dataset, own: str, changes: Dataset, theirs: str) -> tuple[Dataset, Dataset, str]:
     """
-    Return *dataset* with all values decoded.
+    Return a step and its changes so that one Specific Character Set holds for the texts of both, and that character set.
+
+    It is Unicode if both are known. If one is not, its texts are a guess that nothing may be claimed for: then all texts are
+    the bytes that they came as, and the character set is empty.
+
+    :param own: the character set of *step*; empty if it is unknown.
+    :param theirs: that of *changes*.
+    """
+    if own == theirs:
+        return step, changes, own
+    if not _has_letters(step):
+        return step, changes, theirs if _has_letters(changes) else own or theirs
+    if not _has_letters(changes):
+        return step, changes, own
+    if own and theirs:
+        return step, changes, UNICODE
+    return _as_it_came(step, own), _as_it_came(changes, theirs), ""
+
+
+def _as_it_came(dataset: Dataset, character_set: str) -> Dataset:
+    found = encode_texts(dataset, lambda text, vr: unclaimed_text(text, character_set, vr))
+    assert found is not None
+    return found
+
+
+def _has_letters(dataset: Dataset) -> bool:
+    """Return whether a text of *dataset* depends on the character set: it is not ASCII."""
+    return any(
+        not str(value).isascii()
+        for element in dataset.iterall()
+        if element.VR in TEXT_VRS
+        for value in (element.value if isinstance(element.value, MultiValue | list) else (element.value,))
+    )
+
+
+def _decoded(dataset: Dataset, default_charset: str) -> tuple[Dataset, str]:
+    """
+    Return *dataset* with all values decoded, and its Specific Character Set; empty if that is unknown.
 
     :raises DataSetError: a value cannot be decoded.
     """
     try:
-        decode_texts(dataset)
+        character_set = decode_texts(dataset, default_charset)
         decode_values(dataset)
     except Exception as error:
         # pydicom may raise anything, depending on the value.
         raise DataSetError(f"a value cannot be decoded: {error}") from error
-    return dataset
+    return dataset, character_set
 
 
 def _status_for(error: BaseException | None) -> Status | None:
@@ -377,6 +441,8 @@ def _status_for(error: BaseException | None) -> Status | None:
         return error.status
     if isinstance(error, InvalidUID):
         return Status(codes.INVALID_SOP_INSTANCE, "", "the SOP Instance UID is invalid")
+    if isinstance(error, DataSetTooLong):
+        return Status(codes.RESOURCE_LIMITATION, "", str(error)[:64])
     if isinstance(error, DataSetError):
         return Status(codes.PROCESSING_FAILURE, "", "the attributes cannot be read")
     if isinstance(error, OSError):

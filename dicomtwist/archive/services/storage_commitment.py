@@ -29,11 +29,20 @@ from dicomtwist.archive.storage.types import InvalidUID, check_uids
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.status import Status
-from dicomtwist.errors import DataSetError, DICOMError, ExecutorFull, NoPresentationContext, Refused, loggable
+from dicomtwist.errors import (
+    DataSetError,
+    DataSetTooLong,
+    DICOMError,
+    ExecutorFull,
+    NoPresentationContext,
+    Refused,
+    loggable,
+)
 from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.presentation import build_context, build_role
 from dicomtwist.runtime.backoff import Backoff
 from dicomtwist.runtime.executors import Executor
+from dicomtwist.runtime.networks import host_of
 from dicomtwist.scp.dispatch import Route
 from dicomtwist.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 from dicomtwist.transport.peer_directory import Peers
@@ -149,6 +158,7 @@ class StorageCommitment:
 
     # --- the request
 
+    @evt.decoding
     async def handle_action(self, event: evt.ActionEvent) -> Status:
         """
         Accept a request for commitment.
@@ -179,7 +189,9 @@ class StorageCommitment:
         if self.unreported >= MAX_TRANSACTIONS:
             raise Refused(codes.RESOURCE_LIMITATION, "too many storage commitments are under way", "N-ACTION")
         requestor = event.assoc.requestor.ae_title
-        transaction, digest = await self._executor.run(_parse, event, requestor, self._clock())
+        transaction, digest = await self._executor.share(host_of(event.assoc.remote.address)).run(
+            _parse, event, requestor, self._clock()
+        )
         pending = _Pending(transaction.uid, requestor, transaction.received, digest, assoc=event.assoc)
         same = self._pending.get(transaction.uid)
         if same is not None and same.digest == digest:
@@ -396,6 +408,8 @@ def _parse(event: evt.ActionEvent, requestor: str, received: float) -> tuple[Tra
             Reference(str(item.get("ReferencedSOPClassUID") or ""), str(item.get("ReferencedSOPInstanceUID") or ""))
             for item in items
         )
+    except DataSetTooLong as error:
+        raise Refused(codes.RESOURCE_LIMITATION, str(error), "N-ACTION") from error
     except DataSetError as error:
         raise Refused(codes.PROCESSING_FAILURE, "the Action Information cannot be read", "N-ACTION") from error
     if not references:

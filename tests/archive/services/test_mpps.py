@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import struct
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pydicom import Dataset, dcmread
+from pydicom import DataElement, Dataset, dcmread
 from pydicom.tag import Tag
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicomtwist import Association, Status, build_context
+from dicomtwist import Association, Status, build_context, evt
 from dicomtwist.archive.services import mpps
 from dicomtwist.archive.services.mpps import FOLDER, PerformedProcedureSteps
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability
+from dicomtwist.datasets.character_sets import UNICODE, encode_texts
+from dicomtwist.datasets.codec import decode_dataset, encode_dataset
+from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.runtime.executors import Executors
 from dicomtwist.scp.dispatch import dispatch
 from dicomtwist.sop_class import (
@@ -34,6 +38,7 @@ CLASSES = (
     ModalityPerformedProcedureStepNotification,
 )
 UID = "1.2.3.4.5"
+SYNTAX = str(ImplicitVRLittleEndian)
 
 
 def item(**elements: Any) -> Dataset:
@@ -346,6 +351,138 @@ class Setting(StepsTestCase):
         self.assert_status(self.set(), 0x0110)
         with mock.patch.object(mpps, "MAX_STEP_LENGTH", 5):
             self.assert_status(self.set(item(StudyID="")), 0x0213)
+
+
+class CharacterSets(StepsTestCase):
+    """One character set holds for a step that several requests have made; it is claimed only if it is known."""
+
+    NAME, TEXT = "PatientName", "PerformedProcedureStepDescription"
+
+    def made(self, own: str | None, name: bytes, theirs: str | None, text: bytes) -> tuple[Dataset, Dataset]:
+        """Create a step with a name, set a description; return the file, and the answer to N-GET."""
+        uid = f"1.2.3.{len(list((self.root / FOLDER).glob('*.dcm')))}"
+        new = encode_texts(step(SpecificCharacterSet=None), lambda text, vr: text.encode())
+        assert new is not None
+        front = item() if own is None else item(SpecificCharacterSet=own)
+        new[self.NAME] = DataElement(0x00100010, "PN", name.decode("latin-1"))
+        encoded = encode_identifier(front, SYNTAX) + encode_dataset(new, SYNTAX)
+        self.assert_status(self.ask(self.assoc.send_n_create(encoded, ModalityPerformedProcedureStep, uid)), 0)
+        front = item() if theirs is None else item(SpecificCharacterSet=theirs)
+        changes = encode_identifier(front, SYNTAX) + struct.pack("<HHI", 0x0040, 0x0254, len(text)) + text
+        self.assert_status(self.ask(self.assoc.send_n_set(changes, ModalityPerformedProcedureStep, uid)), 0)
+        status, got = self.get(uid=uid)
+        self.assert_status(status, 0)
+        assert got is not None
+        return self.kept(uid), got
+
+    def test_mixed(self) -> None:
+        umlaut, cyrillic = "M\xfcller", "\u0413\u043e\u043b\u043e\u0432\u0430 "
+        utf, latin, iso = umlaut.encode() + b" ", umlaut.encode("latin-1"), cyrillic.encode("iso8859_5")
+        for own, name, theirs, text, claimed in (
+            ("ISO_IR 100", latin, "ISO_IR 144", iso, (UNICODE, utf, cyrillic.encode())),
+            ("ISO_IR 100", latin, UNICODE, utf, (UNICODE, utf, utf)),
+            (None, latin, UNICODE, utf, (None, latin, utf)),
+            ("hex", latin, UNICODE, utf, (None, latin, utf)),
+            ("undefined", latin, "ISO_IR 144", iso, (None, latin, iso)),
+            (UNICODE, utf, None, latin, (None, utf, latin)),
+            (UNICODE, utf, "rot13", latin, (None, utf, latin)),
+            ("ISO 2022 IR 58", "\u5f20".encode("gb2312") + b"  ", "punycode", latin, None),
+            ("hex", b"Plain ", UNICODE, utf, (UNICODE, b"Plain ", utf)),
+            (UNICODE, utf, "hex", b"Plain ", (UNICODE, utf, b"Plain ")),
+            ("hex", latin, "idna", latin, (None, latin, latin)),
+            (UNICODE, latin, UNICODE, utf, (None, latin, utf)),
+        ):
+            with self.subTest(own=own, theirs=theirs, name=name, text=text):
+                for found in self.made(own, name, theirs, text):
+                    if claimed is None:
+                        self.assertNotIn("SpecificCharacterSet", found)
+                        continue
+                    self.assertEqual(found.get("SpecificCharacterSet"), claimed[0])
+                    raw = [found.get_item(keyword).value for keyword in (self.NAME, self.TEXT)]
+                    self.assertEqual([value.rstrip() for value in raw], [value.rstrip() for value in claimed[1:]])
+
+    def test_items(self) -> None:
+        """An unknown character set of an item is not claimed to be that of the step."""
+        new = step(SpecificCharacterSet="ISO_IR 100", PatientName="Name")
+        inner = new.ScheduledStepAttributesSequence[0]
+        inner.SpecificCharacterSet, inner.RequestedProcedureDescription = "hex ", "caf\xe9"
+        encoded = _with_item(new, inner)
+        self.assert_status(self.ask(self.assoc.send_n_create(encoded, ModalityPerformedProcedureStep, UID)), 0)
+        status, got = self.get()
+        self.assert_status(status, 0)
+        assert got is not None
+        self.assertNotIn("SpecificCharacterSet", got)
+        found = got.ScheduledStepAttributesSequence[0].get_item("RequestedProcedureDescription").value
+        self.assertEqual(found, b"caf\xe9")
+
+    def test_default(self) -> None:
+        """Text without a character set is in the default one."""
+        self.steps._default_charset = "ISO_IR 100"
+        for found in self.made(None, b"M\xfcller", UNICODE, "\xfc".encode()):
+            self.assertEqual((found.SpecificCharacterSet, found.PatientName), (UNICODE, "M\xfcller"))
+
+
+class Bounds(StepsTestCase):
+    def test_a_step_that_grows(self) -> None:
+        """Many N-SETs make no step that has more elements or values than one request may bring."""
+        self.scp.maximum_attributes = self.scp.maximum_attribute_values = 300
+        self.assert_status(self.create(), 0)
+        for _ in range(3):
+            last = [
+                self.set(item(ReferencedImageSequence=[item()] * 200)),
+                self.set(_private(0x11)),
+                self.set(_private(0x13)),
+            ]
+        self.assertEqual([f"{status:04X}" for status in last], ["0000", "0213", "0213"])
+        values = item(ConvolutionKernel=["A"] * 250)
+        self.begin()
+        self.assert_status(self.create(uid="1.2.3.9"), 0)
+        self.assert_status(self.set(values, "1.2.3.9"), 0)
+        status = self.set(item(ImageType=["A"] * 250), "1.2.3.9")
+        self.assert_status(status, 0x0213)
+        self.assertIn("values", status.error_comment or "")
+        self.assertEqual(self.kept("1.2.3.9").get("ImageType"), None)
+
+    def test_decoded_one_at_a_time(self) -> None:
+        """Requests that wait for others are not decoded yet, and not at all if their peers have gone."""
+        others = [self.associate() for _ in range(5)]
+        executors = (self.steps._executor, self.scp.executors.decoding)
+        long = item(ReferencedImageSequence=[item()] * 300)
+        self.network.works = False
+        with mock.patch.object(evt, "decode_dataset", side_effect=decode_dataset) as decode:
+            for number, assoc in enumerate(others):
+                assoc.send_n_create(long, ModalityPerformedProcedureStep, f"1.2.{number}").addErrback(lambda _: None)
+            self.network.flush()
+            self.assertEqual([executor.vitals.queued for executor in executors], [1, 0])
+            for assoc in others[1:-1]:
+                assoc.abort()
+            self.network.flush()
+            self.network.works = True
+            self.network.flush()
+        self.assertEqual(decode.call_count, 2)
+
+
+def _private(group: int) -> Dataset:
+    found = Dataset()
+    for number in range(0x10, 0xA0):
+        found.add_new((group << 16) + number, "LO", "X")
+    return found
+
+
+def _with_item(dataset: Dataset, inner: Dataset) -> bytes:
+    """Encode *dataset* in whose first item the texts of *inner* are bytes."""
+    character_set = inner.SpecificCharacterSet
+    del inner.SpecificCharacterSet
+    encoded = encode_dataset(dataset, SYNTAX)
+    front = encode_identifier(item(SpecificCharacterSet=character_set), SYNTAX)
+    at = encoded.index(struct.pack("<HH", 0xFFFE, 0xE000))
+    sequence, length = struct.unpack("<I", encoded[at - 4 : at])[0], struct.unpack("<I", encoded[at + 4 : at + 8])[0]
+    return b"".join(
+        (
+            encoded[: at - 4] + struct.pack("<I", sequence + len(front)) + encoded[at : at + 4],
+            struct.pack("<I", length + len(front)) + front + encoded[at + 8 :],
+        )
+    )
 
 
 class Getting(StepsTestCase):
