@@ -150,9 +150,7 @@ class ArchiveService(DICOMService):
         for name in found.lost_names:
             self.log.error("{name} is missing: it had a row in the index, which was removed", name=name)
         if found.damaged:
-            self.log.warn(
-                "{count} of the files that were indexed hold a data set that is cut off or damaged", count=found.damaged
-            )
+            self.log.warn("{count} of the files that were indexed are cut off or damaged", count=found.damaged)
         for name in found.damaged_names:
             self.log.warn("indexed, but not whole: {name}", name=name)
         for name in found.unreadable_names:

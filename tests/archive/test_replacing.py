@@ -397,6 +397,31 @@ class Imported(ReplacingCase):
         self.assertEqual(len(self.about("disagree")), 1)
 
 
+class CutOff(ReplacingCase):
+    """A peer that may replace instances, and sends a file that is cut off."""
+
+    def test_statuses(self) -> None:
+        for number, size in enumerate((2000, 300_000)):
+            self.serve()
+            self.network.address = HERE
+            whole = dataset(PatientComments="one")
+            whole.add_new(0x7FE00010, "OW", bytes(range(250)) * (size // 250))
+            content = b"".join(encoded(whole)[1])
+            path = Path(self.mktemp())
+            path.write_bytes(content[:-400])
+            association = self.associate()
+            statuses = []
+            for what in (path, whole, path, dataset(PatientComments="two"), dataset(9)):
+                status = self.network.result_of(association.send_c_store(what))
+                statuses.append(int(status))
+                if not status.is_success:
+                    self.assertEqual(status.error_comment, "the data set is cut off, and a better copy is stored")
+            self.network.result_of(association.release())
+            self.assertEqual(statuses, [0, 0, 0xC000, 0, 0])
+            self.assertEqual(len(self.about("status 0xC000", "a whole copy is stored", "bytes short")), number + 1)
+            self.end()
+
+
 class IndexedAgain(SynchronousTestCase):
     """A start that indexes files does not know who sent them: it gives a patient or study no other values."""
 
