@@ -82,9 +82,10 @@ class ProcessTests(TestCase):
         process = await peers.start(self, sys.executable, "-c", source, ready="ready")
         waiting = ensureDeferred(process.poll(lambda: False, "a file"))
         process.signal("KILL")
-        error = await self.assertFailure(waiting, peers.PeerError)
-        self.assertIn("ended before a file", str(error))
-        self.assertIn("ready", str(error))
+        with self.assertRaises(peers.PeerError) as raised:
+            await waiting
+        self.assertIn("ended before a file", str(raised.exception))
+        self.assertIn("ready", str(raised.exception))
         await process.poll(lambda: True)
 
     async def test_a_child_holds_the_pipes(self) -> None:
