@@ -331,6 +331,7 @@ class Association(NormalisedUser):
                 self._protocol.watch(self.settings.acse_timeout)
             return
         self._release_asked_at = self.ae.reactor.seconds()
+        self.exchange.outgoing.flush()
         self._protocol.release()
         self.notify(evt.EVT_ACSE_SENT, primitive="A-RELEASE request")
         self.notify(evt.EVT_PDU_SENT, pdu=AReleaseRQ())
@@ -501,6 +502,7 @@ class Association(NormalisedUser):
             return
         self._release_to_answer = False
         waits_for_confirmation = self._protocol.connection.state is State.STA9
+        self.exchange.outgoing.flush()
         self._protocol.respond_release()
         self.notify(evt.EVT_ACSE_SENT, primitive="A-RELEASE response")
         self.notify(evt.EVT_PDU_SENT, pdu=AReleaseRP())

@@ -163,7 +163,11 @@ class Outgoing:
         self._corked = None
 
     def flush(self) -> None:
-        """Write the messages that were held back, and hold back the next ones."""
+        """
+        Write the messages that were held back, and hold back the next ones.
+
+        A release follows the last response at once, also if that one is held back: it must not come before it.
+        """
         if self._corked:
             corked, self._corked, self._corked_length = self._corked, [], 0
             if not self._closed:

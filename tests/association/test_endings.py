@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.uid import ImplicitVRLittleEndian
 from twisted.internet.defer import Deferred
 
 from dicomtwist import (
@@ -19,8 +20,9 @@ from dicomtwist import (
     build_context,
     evt,
 )
+from dicomtwist.datasets.codec import encode_dataset
 from dicomtwist.datasets.sources import Chunk
-from dicomtwist.dimse.messages import RESPONSES, CEchoRQ, CEchoRSP, CStoreRSP, Request, Response
+from dicomtwist.dimse.messages import RESPONSES, CEchoRQ, CEchoRSP, CFindRQ, CStoreRSP, Request, Response
 from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.testing import ScriptedPeer
@@ -149,6 +151,45 @@ class Release(MemoryTestCase):
         self.successResultOf(releasing)
         peer.close()
         self.assert_clean()
+
+    def answered_query(self, end: Callable[[Association, ScriptedPeer], Any]) -> list[type]:
+        """Return the kinds of what is sent if the association is to *end* while a query is performed."""
+        found: Deferred[None] = Deferred()
+        identifier = encode_dataset(Dataset(), ImplicitVRLittleEndian) or b""
+
+        async def find(event: evt.IdentifierEvent) -> Any:
+            await found
+            for _ in range(5):
+                yield 0xFF00, identifier
+
+        self.scp.add_supported_context(FIND)
+        self.listen((evt.EVT_C_FIND, find), (evt.EVT_C_ECHO, lambda event: 0))
+        peer = self.network.scripted_client(104)
+        peer.request((1, VERIFICATION), (3, FIND))
+        peer.take()
+        (association,) = self.scp._associations
+        peer.send_message(3, CFindRQ(message_id=1, affected_sop_class_uid=FIND, priority=0), identifier)
+        peer.send_message(1, echo(2))
+        end(association, peer)
+        self.assertEqual(peer.take(), [])
+        found.callback(None)
+        self.network.flush()
+        kinds = [type(pdu) for pdu in peer.pdus]
+        responses = [(one.message_id_being_responded_to, one.status) for one, _ in peer.messages()]  # type: ignore[attr-defined]
+        self.assertEqual(responses, [(1, 0xFF00)] * 5 + [(1, 0), (2, 0)])
+        if kinds[-1] is AReleaseRQ:
+            peer.send(AReleaseRP())
+        self.assertEqual(ending(association), "released")
+        peer.close()
+        self.assert_clean()
+        return kinds[-1:]
+
+    def test_behind_responses_that_are_held_back(self) -> None:
+        """The responses to a query are written together; all of them come before the answer to a release."""
+        self.assertEqual(self.answered_query(lambda _, peer: peer.send(AReleaseRQ())), [AReleaseRP])
+
+    def test_before_our_release(self) -> None:
+        self.assertEqual(self.answered_query(lambda association, _: association.release()), [AReleaseRQ])
 
     def test_in_a_handler(self) -> None:
         """A handler that waits for the release is not waited for, since it would wait for itself."""
