@@ -21,7 +21,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from dicomtwist.datasets.nesting import CountedFile, ElementCount, check_nesting
+from dicomtwist.datasets.nesting import CountedFile, ElementCount, check_depth, check_nesting
 from dicomtwist.errors import DataSetError, DataSetTooLong
 from dicomtwist.part10 import FileMeta
 
@@ -121,8 +121,9 @@ def encode_dataset(dataset: Dataset, transfer_syntax: str) -> bytes:
 
     :param transfer_syntax: the UID of the transfer syntax to encode in. Pixel data is not compressed or
         decompressed; its bytes are swapped if the byte order changes.
-    :raises DataSetError: an element cannot be encoded.
+    :raises DataSetError: an element cannot be encoded, or sequences are nested too deep.
     """
+    check_depth(dataset)
     syntax = UID(transfer_syntax)
     buffer = DicomBytesIO()
     buffer.is_implicit_VR = syntax == ImplicitVRLittleEndian

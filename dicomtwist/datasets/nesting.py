@@ -22,6 +22,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_sequence
 from pydicom.hooks import raw_element_vr
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 
 from dicomtwist.datasets.character_sets import is_term
 from dicomtwist.datasets.element_headers import ITEM_TAGS
@@ -170,6 +171,31 @@ def check_nesting(dataset: Dataset, count: ElementCount | None = None) -> None:
             raise DataSetError(f"a sequence of the data set cannot be decoded: {error}") from error
         if not level:
             return
+    raise DataSetError(f"the data set has sequences that are nested deeper than {MAX_NESTED}")
+
+
+def check_depth(dataset: Dataset) -> None:
+    """
+    Check how deep the sequences of *dataset* are nested that a program made, before pydicom encodes them.
+
+    pydicom walks them by recursion. The error of a data set that is nested too deep, or contains itself, quotes at each level
+    the text of the level below twice, so it takes all time and memory.
+
+    :raises DataSetError: sequences are nested deeper than :data:`MAX_NESTED`.
+    """
+    level = [dataset]
+    for _ in range(MAX_NESTED + 1):
+        # Each data set once, since one may be an item of itself in several places.
+        items = {
+            id(item): item
+            for outer in level
+            for element in outer.values()
+            if type(element) is not RawDataElement and isinstance(element.value, Sequence)
+            for item in element.value
+        }
+        if not items:
+            return
+        level = list(items.values())
     raise DataSetError(f"the data set has sequences that are nested deeper than {MAX_NESTED}")
 
 

@@ -263,3 +263,26 @@ class AtOnce(TestCase):
             decode_small(many, ImplicitVRLittleEndian, DecodingLimits(10_000, 100, 100))
         with self.assertRaises(DataSetError):
             decode_small(b"\x08\x00", ImplicitVRLittleEndian, FEW)
+
+
+class Encoding(TestCase):
+    """Data sets that a program made and that are nested too deep are refused at once when they are encoded."""
+
+    def test_depth(self) -> None:
+        for depth in (64, 65, 400, 5000):
+            dataset = inner = Dataset()
+            for _ in range(depth):
+                item = Dataset()
+                inner.ReferencedSeriesSequence = [item]
+                inner = item
+            if depth == 64:
+                self.assertGreater(len(encode_dataset(dataset, ExplicitVRLittleEndian)), depth)
+            else:
+                self.assertRaises(DataSetError, encode_dataset, dataset, ExplicitVRLittleEndian)
+
+    def test_a_data_set_in_itself(self) -> None:
+        dataset = Dataset()
+        dataset.ReferencedSeriesSequence = dataset.ReferencedStudySequence = [dataset, dataset]
+        with self.assertRaises(DataSetError) as raised:
+            encode_dataset(dataset, ExplicitVRLittleEndian)
+        self.assertIn("nested deeper", str(raised.exception))
