@@ -164,7 +164,7 @@ class Runner(Protocol):
         """Call *function* in a thread, see :meth:`Executor.run_admitted`."""
 
 
-async def run_in_turns(executor: Runner, work: Generator[None, None, T]) -> T:
+async def run_in_turns(executor: Runner, work: Generator[None, None, T], *, is_admitted: bool = False) -> T:
     """
     Run *work* in threads until it returns. At each ``yield`` it leaves its thread and goes to the end of the queue.
 
@@ -172,11 +172,12 @@ async def run_in_turns(executor: Runner, work: Generator[None, None, T]) -> T:
     scarce, such as a connection to a database, and it may go on in another thread.
 
     :param work: a generator that yields when :func:`is_turn_over`.
+    :param is_admitted: whether *work* is a further step of work that the executor has admitted.
     :returns: the result of *work*.
     :raises ExecutorFull: the queue is full before the first turn; later turns are admitted.
     """
     found: list[T] = []
-    await executor.run(_take_turn, work, found)
+    await (executor.run_admitted if is_admitted else executor.run)(_take_turn, work, found)
     while not found:
         await executor.run_admitted(_take_turn, work, found)
     return found[0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist.access import passcode_checks
@@ -181,8 +183,12 @@ class Checks(SynchronousTestCase):
     def answered(self, *waiting: Deferred[bool]) -> list[int]:
         """Let the threads work; return the numbers of *waiting* in the sequence of their answers."""
         sequence: list[int] = []
+
+        def note(number: int, outcome: bool | Failure) -> None:
+            sequence.append(number)
+
         for number, one in enumerate(waiting):
-            one.addBoth(lambda _, number=number: sequence.append(number))
+            one.addBoth(partial(note, number))
         self.network.works = True
         self.network.flush()
         return sequence

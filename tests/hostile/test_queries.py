@@ -489,7 +489,7 @@ class OffTheReactor(TestCase):
         seen: set[int] = set()
         batches = finder._Matching.batches
 
-        def noted(*arguments: Any, **bounds: int) -> Any:
+        def noted(*arguments: Any, **bounds: Any) -> Any:
             seen.add(threading.get_ident())
             return batches(*arguments, **bounds)
 

@@ -18,13 +18,14 @@ from dicomtwist.archive.index.normal_forms import (
     time_key,
 )
 from dicomtwist.archive.query import person_names
+from dicomtwist.archive.query.compact_item import Element, Item
 from dicomtwist.archive.query.date_ranges import single_range
 
 #: The maximum depth of nested sequences in an identifier.
 MAX_NESTING = 8
 
 #: A function that decides whether a data set matches.
-ItemTest = Callable[[Dataset], bool]
+ItemTest = Callable[[Dataset | Item], bool]
 
 
 def load(text: str) -> Dataset:
@@ -32,7 +33,7 @@ def load(text: str) -> Dataset:
     return Dataset.from_json(text) if text else Dataset()
 
 
-def items_of(dataset: Dataset, tag: int) -> list[Dataset]:
+def items_of(dataset: Dataset | Item, tag: int) -> list[Any]:
     """Return the items of the sequence *tag*; an empty list if it is missing, or is not a sequence as it should be."""
     if tag not in dataset or dataset[tag].VR != "SQ":
         return []
@@ -89,7 +90,7 @@ def _element_test(element: DataElement, depth: int) -> ItemTest | None:
     return lambda found: tag in found and matches(found[tag])
 
 
-def texts(element: DataElement) -> list[str]:
+def texts(element: DataElement | Element) -> list[str]:
     """Return the values of *element* as texts, without padding: spaces, or NULs, which some peers pad every VR with."""
     value: Any = element.value
     if value is None:
@@ -98,7 +99,7 @@ def texts(element: DataElement) -> list[str]:
     return [str(one).strip("\0 ").strip() for one in values]
 
 
-def _value_test(vr: str, values: list[str]) -> Callable[[DataElement], bool]:
+def _value_test(vr: str, values: list[str]) -> Callable[[DataElement | Element], bool]:
     if vr == "PN":
         predicate = person_names.predicate(values, fuzzy=False)
         return lambda found: any(predicate(text) for text in texts(found))

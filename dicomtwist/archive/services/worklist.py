@@ -8,16 +8,18 @@ any time, so each query lists the folder and reads the files that are new or hav
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from pydicom import DataElement, Dataset
 from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from dicomtwist import evt
 from dicomtwist.archive.index.normal_forms import normal_date, time_key
+from dicomtwist.archive.query.compact_item import Item
 from dicomtwist.archive.query.date_ranges import moments
 from dicomtwist.archive.query.sequences import ItemTest, answer_item, item_test, items_of, texts
 from dicomtwist.archive.services.worklist_folder import STEPS, WorklistFolder, WorklistReader, WorklistTooSlow
@@ -25,16 +27,19 @@ from dicomtwist.datasets.character_sets import decode_texts, decode_values
 from dicomtwist.datasets.identifier import encode_with_character_set
 from dicomtwist.dimse.status import DATASET_MISMATCH, OUT_OF_RESOURCES, PENDING, Status
 from dicomtwist.errors import DataSetError, ExecutorFull, loggable
-from dicomtwist.runtime.executors import Executor, Share, check_wanted
+from dicomtwist.runtime.executors import Executor, Share, check_wanted, is_turn_over, run_in_turns
 from dicomtwist.runtime.networks import host_of
 from dicomtwist.scp.dispatch import Route
 from dicomtwist.sop_class import ModalityWorklistInformationModelFind
 
 __all__ = ["Worklist", "WorklistFolder", "compile_query"]
 
-#: The time for the folder to be read and searched for a query, in seconds: less than the DIMSE timeouts of peers, so that
-#: they learn why they get nothing.
+#: The time for which a query waits while neither a file is read nor a query makes progress, in seconds: less than the DIMSE
+#: timeouts of peers, so that they learn why they get nothing.
 DEADLINE: Final = 10.0
+#: The number of such times for which a query waits while there is progress, as in the first reading of a large folder: most
+#: peers wait for 30 seconds at least.
+MAX_DEADLINES: Final = 2.5
 #: The number of answers that are encoded at once.
 PAGE_SIZE: Final = 100
 
@@ -47,7 +52,7 @@ _NO_KEYS: Final = frozenset((0x00080005, 0x00080052, 0x00080201))
 
 
 #: A function that returns the scheduled steps of an item that match, each as a position in its sequence.
-Query = Callable[[Dataset], Sequence[int]]
+Query = Callable[[Dataset | Item], Sequence[int]]
 
 
 def compile_query(identifier: Dataset) -> Query:
@@ -62,7 +67,7 @@ def compile_query(identifier: Dataset) -> Query:
     matches = item_test(Dataset({element.tag: element for element in keys if element.tag != STEPS}))
     step_matches = _step_test(identifier)
 
-    def query(item: Dataset) -> Sequence[int]:
+    def query(item: Dataset | Item) -> Sequence[int]:
         if matches is not None and not matches(item):
             return ()
         steps = items_of(item, STEPS)
@@ -100,7 +105,7 @@ def _moment_test(date: str, time: str) -> ItemTest:
     """Return a test whether a step starts in a range of moments; a step without a time starts at the beginning of its day."""
     wanted = moments(date, time, "", None)
 
-    def within(step: Dataset) -> bool:
+    def within(step: Dataset | Item) -> bool:
         start, clock = (next(iter(texts(step[tag]) if tag in step else ()), "") for tag in _START)
         moment = (normal_date(start), time_key(clock or "00"))
         return bool(moment[0]) and wanted.first <= moment <= wanted.last
@@ -132,7 +137,8 @@ class Worklist:
 
     :param folder: the folder of the files.
     :param executor: the threads that read and search them; the caller holds it while the object is used. One of them reads.
-    :param deadline: the time for the folder to be read and searched for a query, in seconds; ``None`` for any time.
+    :param deadline: the time for which a query waits without any progress, in seconds; with progress it waits
+        :data:`MAX_DEADLINES` times as long. ``None`` for any time.
     :param default_charset: the character set of text without one, see :class:`dicomtwist.archive.archive.Archive`.
 
     :ivar routes: the requests that it performs.
@@ -147,6 +153,7 @@ class Worklist:
         self._default_charset = default_charset
         self._executor = executor
         self._deadline = deadline
+        self._turns = 0
         self.routes = (Route(evt.EVT_C_FIND, ModalityWorklistInformationModelFind, self.handle_find),)
 
     def start(self) -> None:
@@ -172,8 +179,10 @@ class Worklist:
             return
         except OSError as error:
             event.assoc.log_refusal(self.log.error, "the worklist cannot be read: {error}", error=loggable(error))
-            late = " in time" if isinstance(error, WorklistTooSlow) else ""
-            yield Status(OUT_OF_RESOURCES, "C-FIND", f"the worklist cannot be read{late}"), None
+            comment = "the worklist cannot be read"
+            if isinstance(error, WorklistTooSlow):
+                comment = "the worklist is still being read, ask again" if error.is_working else f"{comment} in time"
+            yield Status(OUT_OF_RESOURCES, "C-FIND", comment), None
             return
         except ExecutorFull as error:
             event.assoc.log_refusal(self.log.error, "the worklist is not read: {error}", error=loggable(error))
@@ -184,7 +193,7 @@ class Worklist:
             for encoded in await self._share(event).run_admitted(self._encode, page, event):
                 yield PENDING, encoded
 
-    async def _found(self, event: evt.IdentifierEvent) -> list[tuple[Dataset, int]]:
+    async def _found(self, event: evt.IdentifierEvent) -> list[tuple[Item, int]]:
         """
         Return the steps that match.
 
@@ -193,41 +202,59 @@ class Worklist:
         finding = Deferred.fromCoroutine(self._find(event))
         if self._deadline is None:
             return await finding
-        expired = False
+        call: IDelayedCall
+        late: WorklistTooSlow | None = None
+        deadlines, seen = 1.0, self._progress
 
         def expire() -> None:
-            nonlocal expired
-            expired = True
+            nonlocal call, deadlines, late, seen
+            is_working, seen = self._progress != seen, self._progress
+            if is_working and deadlines < MAX_DEADLINES:
+                if call.active():
+                    call.cancel()
+                more = min(1.0, MAX_DEADLINES - deadlines)
+                deadlines += more
+                call = self._executor.call_later(more * deadline, expire)
+                return
+            late = WorklistTooSlow(f"its folder was not read and searched within {deadlines * deadline:g} s")
+            late.is_working = is_working
             finding.cancel()
 
-        call = self._executor.call_later(self._deadline, expire)
+        deadline = self._deadline
+        call = self._executor.call_later(deadline, expire)
         try:
             return await finding
         except CancelledError:
-            if not expired:
+            if late is None:
                 raise
-            raise WorklistTooSlow(f"its folder was not read and searched within {self._deadline:g} s") from None
+            raise late from None
         finally:
             if call.active():
                 call.cancel()
 
-    async def _find(self, event: evt.IdentifierEvent) -> list[tuple[Dataset, int]]:
+    @property
+    def _progress(self) -> int:
+        return self._reader.progress + self._turns
+
+    async def _find(self, event: evt.IdentifierEvent) -> list[tuple[Item, int]]:
         share = self._share(event)
         query = await share.run(_compiled, event, self._default_charset)
         items = await self._reader.items(event.assoc.requestor.called_ae_title)
-        return await share.run_admitted(self._matches, query, items, event)
+        return await run_in_turns(share, self._matches(query, items, event), is_admitted=True)
 
     def _share(self, event: evt.IdentifierEvent) -> Share:
         """Return the threads for the peer of *event*, which are not all of them."""
         return self._executor.share(host_of(event.assoc.remote.address))
 
-    def _encode(self, matches: Sequence[tuple[Dataset, int]], event: evt.IdentifierEvent) -> list[bytes]:
+    def _encode(self, matches: Sequence[tuple[Item, int]], event: evt.IdentifierEvent) -> list[bytes]:
         syntax = str(event.context.transfer_syntax)
         encoded: list[bytes] = []
         failures: list[str] = []
-        for item, at in matches:
+        tags = [*event.identifier.keys(), STEPS]
+        for found, at in matches:
             check_wanted()
             try:
+                item = found.dataset(tags)
                 known = item.get("SpecificCharacterSet") or self._default_charset
                 own = known if isinstance(known, str) else "\\".join(known)
                 encoded.append(encode_with_character_set(answer(item, at, event.identifier), own, syntax))
@@ -239,11 +266,16 @@ class Worklist:
             self._told(f"{count} of the worklist cannot be answered, the first: {failures[0]}", event)
         return encoded
 
-    def _matches(self, query: Query, items: Sequence[Dataset], event: evt.IdentifierEvent) -> list[tuple[Dataset, int]]:
-        found: list[tuple[Dataset, int]] = []
+    def _matches(
+        self, query: Query, items: Sequence[Item], event: evt.IdentifierEvent
+    ) -> Generator[None, None, list[tuple[Item, int]]]:
+        found: list[tuple[Item, int]] = []
         failures: list[str] = []
         for item in items:
             check_wanted()
+            if is_turn_over():
+                self._turns += 1
+                yield
             try:
                 found += [(item, at) for at in query(item)]
             except Exception as error:
@@ -252,6 +284,7 @@ class Worklist:
             # One line for a query, however many items there are.
             count = f"{len(failures)} of {len(items)} items"
             self._told(f"{count} of the worklist cannot be compared, the first: {failures[0]}", event)
+        self._turns += 1
         return found
 
     def _told(self, why: str, event: evt.IdentifierEvent | None = None) -> None:

@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist import Association, OperationFailed, build_context, evt
+from dicomtwist.archive.query.compact_item import Item
 from dicomtwist.archive.services import worklist, worklist_folder
 from dicomtwist.archive.services.worklist import Worklist, compile_query
 from dicomtwist.archive.services.worklist_folder import WorklistFolder
@@ -30,12 +31,25 @@ from tests.archive.services.worklists import ITEMS, code, item, items, query, wr
 from tests.memory import MemoryTestCase
 
 
+def name(item: Item) -> str:
+    """The name of the patient of an item."""
+    return str(item.dataset().PatientName)
+
+
+def compact() -> list[Item]:
+    return [*map(Item, items())]
+
+
 class Matching(SynchronousTestCase):
     """The items that match; each is identified by the last digit of its Accession Number."""
 
     def matching(self, asked: Dataset, among: list[Dataset] | None = None) -> str:
         test = compile_query(asked)
-        return "".join(one.AccessionNumber[-1] for one in among or items() if test(one))
+        found = "".join(one.AccessionNumber[-1] for one in among or items() if test(one))
+        # Items as they are kept in memory match as the data sets do.
+        kept = [Item(one) for one in among or items()]
+        self.assertEqual("".join(one.dataset().AccessionNumber[-1] for one in kept if test(one)), found)
+        return found
 
     def test_table(self) -> None:
         for keys, expected in (
@@ -120,7 +134,7 @@ class Folder(SynchronousTestCase):
         self.folder = WorklistFolder(self.root, self.told.append)
 
     def names(self, title: str = "ANY") -> list[str]:
-        return [str(one.PatientName) for one in self.folder.items(title)]
+        return [name(one) for one in self.folder.items(title)]
 
     def write(self, name: str, patient: str = "A", **options: Any) -> Path:
         path = self.root / name
@@ -215,7 +229,7 @@ class Folder(SynchronousTestCase):
                 self.assertEqual(self.told, [])
                 self.assertLessEqual(folder._remembered, 2 * each + each // 2)
             (self.root / "0.wl").unlink()
-            self.assertEqual([str(one.PatientName) for one in folder.items("")], ["N1", "N2"])
+            self.assertEqual([name(one) for one in folder.items("")], ["N1", "N2"])
         self.assertEqual(len(folder.items("")), 3)
 
     def test_memory_of_folders_that_are_gone(self) -> None:
@@ -426,9 +440,52 @@ class Served(MemoryTestCase):
         asking = self.ask_later()
         reading.pop().callback({"ANY-SCP": []})
         self.assertEqual(len(reading), 1)
-        reading.pop().callback({"ANY-SCP": items()})
+        reading.pop().callback({"ANY-SCP": compact()})
         self.network.flush()
         self.assertEqual(len(self.successResultOf(asking)), len(items()))
+
+    def comment(self, asking: Deferred[Any]) -> str:
+        """The Error Comment of a query that is refused because it takes too long."""
+        failure = self.failureResultOf(asking, OperationFailed)
+        self.assertEqual(int(failure.value.status), 0xA700)
+        return str(failure.value.status.error_comment)
+
+    def test_a_folder_that_is_being_read(self) -> None:
+        """A query waits for the first reading of a large folder, while it makes progress."""
+        reading = self.hanging()
+        asking = self.ask_later()
+        folder = self.worklist._reader._folder
+        for _ in range(2):
+            folder.progress += 1
+            self.network.advance(worklist.DEADLINE)
+            self.assertNoResult(asking)
+        self.network.advance((worklist.MAX_DEADLINES - 2) * worklist.DEADLINE - 1)
+        reading.pop().callback({"ANY-SCP": compact()})
+        self.network.flush()
+        self.assertEqual(len(self.successResultOf(asking)), len(items()))
+
+    def test_a_folder_that_is_read_for_too_long(self) -> None:
+        """Peers learn that the worklist is being read before they give up; without progress they learn so earlier."""
+        self.hanging()
+        asking = self.ask_later()
+        folder = self.worklist._reader._folder
+        for deadlines in (1, 1, worklist.MAX_DEADLINES - 2):
+            self.assertNoResult(asking)
+            folder.progress += 1
+            self.network.advance(deadlines * worklist.DEADLINE)
+        self.assertEqual(self.comment(asking), "the worklist is still being read, ask again")
+        asking = self.ask_later()
+        folder.progress += 1
+        self.network.advance(worklist.DEADLINE)
+        self.assertNoResult(asking)
+        self.network.advance(worklist.DEADLINE)
+        self.assertEqual(self.comment(asking), "the worklist cannot be read in time")
+
+    def test_searches_take_turns(self) -> None:
+        """A long search leaves its thread between items, and finds each once."""
+        with mock.patch.object(worklist, "is_turn_over", return_value=True):
+            self.assertEqual(len(self.ask(query())), len(items()))
+        self.assertGreater(self.worklist._turns, len(items()))
 
     def test_cancelled_while_it_hangs(self) -> None:
         """A query that is cancelled, or whose association ends, waits no longer."""
@@ -453,10 +510,10 @@ class Served(MemoryTestCase):
         others = [self.associate() for _ in range(5)]
         asked = [one.send_c_find(query(), ModalityWorklistInformationModelFind).collect() for one in others]
         self.network.flush()
-        reading.pop(0).callback({"ANY-SCP": items()[:1]})
+        reading.pop(0).callback({"ANY-SCP": compact()[:1]})
         self.network.flush()
         self.assertEqual(len(self.successResultOf(first)), 1)
-        reading.pop(0).callback({"ANY-SCP": items()})
+        reading.pop(0).callback({"ANY-SCP": compact()})
         self.network.flush()
         self.assertEqual([len(self.successResultOf(one)) for one in asked], [len(items())] * 5)
         self.assertEqual(reading, [])
@@ -476,8 +533,8 @@ class Served(MemoryTestCase):
         told: list[str] = []
         self.patch(self.worklist, "_told", lambda why, event: told.append(why))
 
-        def failing(found: Dataset) -> list[int]:
-            if found.PatientID != "H1":
+        def failing(found: Item) -> list[int]:
+            if found.dataset().PatientID != "H1":
                 raise RecursionError("too deep")
             return [0]
 
@@ -511,11 +568,13 @@ class Served(MemoryTestCase):
         """The deadline ends the search as well, at the next file."""
         seen = []
 
-        def slow(found: Dataset) -> list[int]:
+        def slow(found: Item) -> list[int]:
             seen.append(found)
-            calls: list[Any] = [*self.network.getDelayedCalls()]
-            (deadline,) = [one for one in calls if one.func.__name__ == "expire"]
-            deadline.func()
+            # The files that were read are progress, until the first time has passed.
+            for _ in range(2):
+                calls: list[Any] = [*self.network.getDelayedCalls()]
+                (deadline,) = [one for one in calls if one.func.__name__ == "expire"]
+                deadline.func()
             return []
 
         with mock.patch.object(worklist, "compile_query", return_value=slow):
