@@ -239,7 +239,7 @@ class Options(usage.Options):
             "worklist-deadline",
             None,
             10.0,
-            "Seconds for the worklist to be read and searched for a query.",
+            "Seconds that a query of the worklist waits without any progress.",
             _seconds("--worklist-deadline"),
         ],
         ["import", None, None, "Folder whose DICOM files are copied into the archive while it serves."],
