@@ -229,7 +229,7 @@ def state_machine(data: bytes) -> None:
         what, length = data[position], data[position + 1]
         position += 2
         if what & 0x80:
-            list(connection.events_of(data[position : position + length]))
+            connection.receive_data(data[position : position + length])
             position += length
         elif what & 1 and connection.state is State.STA6:
             connection.release()

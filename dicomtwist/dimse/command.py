@@ -7,7 +7,7 @@ It is written by hand because every message passes through it: a C-STORE request
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from struct import Struct, error
 from struct import pack as struct_pack
 from struct import unpack as struct_unpack
@@ -30,7 +30,8 @@ _THREE_NUMBERS = Struct("<QHQHQH")
 _THREE_LENGTH: Final = _THREE_NUMBERS.size
 _ELEMENT = Struct("<HHL")
 _ELEMENT_US = Struct("<HHLH")
-_GROUP_LENGTH = Struct("<LLL")
+#: Encodes the group length, which begins a command set: of 0, 4 and the length of all other elements.
+encode_group_length: Final = Struct("<LLL").pack
 _GROUP_LENGTH_HEADER = 4 << 32  # tag 0, length 4, as _FIRST_HEADERS reads it
 
 #: Each element of a command set that is not retired: element number to (keyword in snake_case, VR) (PS3.7 E.1).
@@ -303,12 +304,9 @@ def _encoder(element: int, vr: str) -> Callable[[Any], bytes]:
 
 #: The encoder of each keyword's element.
 ENCODERS: Final = {keyword: _encoder(element, vr) for keyword, (element, vr) in KEYWORDS.items()}
-
-
-def join_elements(elements: Iterable[bytes]) -> bytes:
-    """Return the command set of *elements*, which are already encoded, with its group length in front."""
-    body = b"".join(elements)
-    return _GROUP_LENGTH.pack(0, 4, len(body)) + body
+# An association repeats a few SOP Classes in all of its messages.
+for _keyword in ("affected_sop_class_uid", "requested_sop_class_uid"):
+    ENCODERS[_keyword] = lru_cache(maxsize=256)(ENCODERS[_keyword])
 
 
 def encode_command(values: Iterable[tuple[str, Value | None]]) -> bytes:
@@ -318,4 +316,5 @@ def encode_command(values: Iterable[tuple[str, Value | None]]) -> bytes:
     :param values: pairs of keyword and value in ascending order of the elements; an element whose value is ``None`` is
         omitted.
     """
-    return join_elements([ENCODERS[keyword](value) for keyword, value in values if value is not None])
+    body = b"".join([ENCODERS[keyword](value) for keyword, value in values if value is not None])
+    return encode_group_length(0, 4, len(body)) + body

@@ -8,15 +8,14 @@ sets one by one. Sending: :func:`encode_pdata` cuts a command set, or a part of 
 from __future__ import annotations
 
 from collections.abc import Container
-from struct import Struct
 from typing import Final, Protocol
 
 from dicomtwist.dimse.command import MAX_COMMAND_LENGTH
-from dicomtwist.dimse.messages import Message, decode_message
+from dicomtwist.dimse.messages import Message
+from dicomtwist.dimse.recurring import decode_recurring
 from dicomtwist.errors import InvalidMessage
 from dicomtwist.ul.framing import Fragment
-
-_PDATA = Struct(">BxLLBB")
+from dicomtwist.ul.pdu import PDATA_HEADER
 
 #: The longest P-DATA-TF that is sent, in bytes, even if the peer accepts longer ones: an A-ABORT has to wait for the PDU
 #: that is being written, and longer PDUs are not faster.
@@ -103,8 +102,9 @@ class MessageReceiver:
             raise InvalidMessage(f"a command set of more than {MAX_COMMAND_LENGTH} bytes")
         if not last:
             return
-        message = decode_message(bytes(command))
-        self._command.clear()
+        message = decode_recurring(bytes(command))
+        if self._command:
+            self._command.clear()
         context_id = self._context_id
         if message.has_dataset:
             self._in_dataset = True
@@ -137,6 +137,18 @@ def payload_length(peer_max_length: int) -> int:
     return max(2, (length - 6) & ~1)
 
 
+def encode_command_pdata(context_id: int, command: bytes, payload: int) -> list[bytes | memoryview]:
+    """
+    Cut a command set into P-DATA-TF PDUs, as :func:`encode_pdata` does.
+
+    Nearly every command set fits into one. It is copied into one buffer with its header, which is written faster than two.
+    """
+    length = len(command)
+    if length > payload:
+        return encode_pdata(context_id, True, command, payload)
+    return [PDATA_HEADER.pack(4, length + 6, length + 2, context_id, 3) + command]
+
+
 def encode_pdata(
     context_id: int, command: bool, data: bytes | memoryview, payload: int, last: bool = True
 ) -> list[bytes | memoryview]:
@@ -154,9 +166,9 @@ def encode_pdata(
     control = 1 if command else 0
     final = control | 2 if last else control
     if length <= payload:
-        return [_PDATA.pack(4, length + 6, length + 2, context_id, final), data]
+        return [PDATA_HEADER.pack(4, length + 6, length + 2, context_id, final), data]
     view = memoryview(data)
-    header = _PDATA.pack(4, payload + 6, payload + 2, context_id, control)
+    header = PDATA_HEADER.pack(4, payload + 6, payload + 2, context_id, control)
     buffers: list[bytes | memoryview] = []
     position = 0
     while length - position > payload:
@@ -164,6 +176,6 @@ def encode_pdata(
         buffers.append(view[position : position + payload])
         position += payload
     rest = length - position
-    buffers.append(_PDATA.pack(4, rest + 6, rest + 2, context_id, final))
+    buffers.append(PDATA_HEADER.pack(4, rest + 6, rest + 2, context_id, final))
     buffers.append(view[position:])
     return buffers

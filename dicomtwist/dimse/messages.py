@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from itertools import groupby
+from operator import attrgetter
 from struct import Struct, error
-from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 from dicomtwist.dimse.command import (
     ENCODERS,
     KEYWORDS,
     Value,
     decode_command,
-    join_elements,
+    encode_group_length,
     number_header,
 )
 from dicomtwist.errors import InvalidMessage
@@ -41,6 +42,8 @@ class Message:
     """
     The base class of all messages.
 
+    Each element is also readable by its keyword in the standard (``AffectedSOPInstanceUID``).
+
     :ivar has_dataset: whether a data set follows.
     :ivar tolerated: after decoding, a description of each deviation from the standard that was accepted.
     """
@@ -56,29 +59,15 @@ class Message:
     has_dataset: bool = False
     tolerated: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
 
-    if not TYPE_CHECKING:  # a type checker sees the names in snake_case only
-
-        def __getattr__(self, name: str) -> Any:
-            """
-            Return an element by its keyword in the standard (``AffectedSOPInstanceUID``), read only.
-
-            Python calls this only for names that are not attributes, so access to the attributes themselves is not slower.
-            """
-            attribute = _STANDARD_KEYWORDS.get(name)
-            if attribute is None:
-                raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-            return getattr(self, attribute)
-
     def encode(self) -> bytes:
         """
         Return the encoded command set (PS3.7 6.3.1).
 
         :raises ValueError: a number does not fit into 16 bits, or a value is of a type that its element cannot hold.
         """
-        try:
-            return _ENCODE[type(self)](self)
-        except (error, TypeError, AttributeError) as reason:
-            raise ValueError(f"{self.NAME} cannot be encoded: {reason}") from reason
+        raise TypeError(
+            f"{type(self).__name__} is not a message of PS3.7"
+        )  # each message has a method of its own, see below
 
 
 @dataclass(slots=True, kw_only=True)
@@ -349,10 +338,20 @@ _CLASSES: Final[tuple[type[Message], ...]] = (
 )  # fmt: skip
 
 _WORDS: Final = {"sop": "SOP", "uid": "UID", "id": "ID"}
-#: The keywords of PS3.7 E.1 in the standard's spelling, mapped to attribute names.
-_STANDARD_KEYWORDS: Final = {
-    "".join(_WORDS.get(word, word.capitalize()) for word in keyword.split("_")): keyword for keyword in KEYWORDS
-}
+
+
+def _standard_keyword(attribute: str) -> str:
+    """Return the name of an element in the spelling of PS3.7 E.1, such as ``AffectedSOPInstanceUID``."""
+    return "".join(_WORDS.get(word, word.capitalize()) for word in attribute.split("_"))
+
+
+# The elements can be read by their keywords in the standard as well; a type checker sees the names in snake_case only. A
+# __getattr__ would do it in a line, but CPython caches the attribute lookups of no class that has one: each access to an
+# attribute of a message would take three times as long.
+for _class in _CLASSES:
+    for _field in fields(_class):
+        if _field.name in KEYWORDS:
+            setattr(_class, _standard_keyword(_field.name), property(attrgetter(_field.name)))
 
 #: The message classes by Command Field.
 MESSAGES: Final[dict[int, type[Message]]] = {cls.COMMAND_FIELD: cls for cls in _CLASSES}
@@ -388,7 +387,7 @@ _NOT_ELEMENTS: Final = ("has_dataset", "tolerated")
 
 
 def _write_encoder(cls: type[Message]) -> Callable[[Message], bytes]:
-    """Return a function that encodes a *cls*. It packs mandatory numbers together and all other elements one by one."""
+    """Return :meth:`Message.encode` of *cls*. It packs mandatory numbers together and all other elements one by one."""
     sources = {
         element.name: (f"self.{element.name}", element.default is None)
         for element in fields(cls)
@@ -398,7 +397,8 @@ def _write_encoder(cls: type[Message]) -> Callable[[Message], bytes]:
     sources["command_data_set_type"] = (f"{_WITH_DATASET} if self.has_dataset else {NO_DATASET}", False)
     elements = sorted((KEYWORDS[keyword], keyword, *source) for keyword, source in sources.items())
 
-    names: dict[str, Any] = {"join_elements": join_elements}
+    names: dict[str, Any] = {"failed": _encoding_failed, "group_length": encode_group_length, "join": b"".join}
+    names["expected"] = (error, TypeError, AttributeError)
     parts: list[str] = []
     for is_run, group in groupby(elements, lambda element: element[0][1] == "US" and not element[3]):
         if is_run:
@@ -411,7 +411,18 @@ def _write_encoder(cls: type[Message]) -> Callable[[Message], bytes]:
             names[f"encode_{keyword}"] = ENCODERS[keyword]
             skip = f"b'' if {source} is None else " if optional else ""
             parts.append(f"{skip}encode_{keyword}({source})")
-    return cast("Callable[[Message], bytes]", _compile("self", [f"return join_elements([{', '.join(parts)}])"], names))
+    lines = [
+        "try:",
+        f"    body = join(({', '.join(parts)},))",
+        "    return group_length(0, 4, len(body)) + body",
+        "except expected as reason:",
+        "    raise failed(self, reason) from reason",
+    ]
+    return cast("Callable[[Message], bytes]", _compile("self", lines, names))
+
+
+def _encoding_failed(message: Message, reason: Exception) -> ValueError:
+    return ValueError(f"{message.NAME} cannot be encoded: {reason}")
 
 
 def _write_maker(cls: type[Message]) -> Callable[[dict[str, Value]], Message]:
@@ -435,7 +446,9 @@ def _write_maker(cls: type[Message]) -> Callable[[dict[str, Value]], Message]:
     return cast("Callable[[dict[str, Value]], Message]", _compile("values", [*lines, "return self"], names))
 
 
-_ENCODE: Final = {cls: _write_encoder(cls) for cls in _CLASSES}
+for _class in _CLASSES:
+    _class.encode = _write_encoder(_class)  # type: ignore[assignment, method-assign]
+
 _MAKE: Final[dict[Value, Callable[[dict[str, Value]], Message]]] = {
     cls.COMMAND_FIELD: _write_maker(cls) for cls in _CLASSES
 }

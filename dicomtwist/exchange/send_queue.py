@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from dicomtwist.datasets.sources import BytesSource, Chunk, DataSetSource
-from dicomtwist.dimse.message_stream import encode_pdata, payload_length
+from dicomtwist.dimse.message_stream import encode_command_pdata, encode_pdata, payload_length
 from dicomtwist.dimse.messages import Message
 from dicomtwist.errors import DataSetError
 from dicomtwist.interfaces import UpperLayer
@@ -132,9 +132,9 @@ class Outgoing:
     def _send_at_once(self, context_id: int, command: bytes, source: DataSetSource | None) -> bool:
         """Send a small message in memory at once, if the queue is empty; return whether it was sent."""
         if source is None:
-            buffers = encode_pdata(context_id, True, command, self._payload)
+            buffers = encode_command_pdata(context_id, command, self._payload)
         elif type(source) is BytesSource and len(source.data) <= CORKED_SIZE and not self._is_full:
-            buffers = encode_pdata(context_id, True, command, self._payload)
+            buffers = encode_command_pdata(context_id, command, self._payload)
             data = source.data
             if len(data) & 1:
                 data = bytes(data) + b"\0"
@@ -197,7 +197,7 @@ class Outgoing:
                     if not self._queue or (self._queue[0].source is not None and self._is_full):
                         return
                     queued = self._current = self._queue.popleft()
-                    head = encode_pdata(queued.context_id, True, queued.command, self._payload)
+                    head = encode_command_pdata(queued.context_id, queued.command, self._payload)
                     if self._corked:
                         # Messages that were held back go out with this one.
                         head = self._corked + head

@@ -121,6 +121,8 @@ class SocketOutput:
         try:
             if len(buffers) == 1:
                 sent = self._socket.send(buffers[0])
+                if sent == len(buffers[0]):
+                    return []
             else:
                 sent = self._socket.sendmsg(buffers[:_MAX_BUFFERS])
         except OSError:

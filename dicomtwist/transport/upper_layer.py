@@ -23,6 +23,8 @@ from zope.interface import implementer
 from dicomtwist.runtime.networks import UNIX
 from dicomtwist.transport.socket_writer import Output, make_output
 from dicomtwist.ul.connection import (
+    RECEIVING,
+    SENDING,
     AbortIndication,
     AssociateConfirmation,
     AssociateIndication,
@@ -232,18 +234,12 @@ class UpperLayerProtocol(TwistedProtocol):
         if self.tracing:
             self.user.data_traced(False, data)
         connection, fragment_received = self.connection, self.user.fragment_received
-        state = connection.state
-        for event in connection.events_of(data):
-            if type(event) is Fragment:
+        for frame in connection.frames_of(data):
+            if type(frame) is Fragment and connection.state in RECEIVING:
                 if not self.closed:
-                    fragment_received(event)
+                    fragment_received(frame)
             else:
-                if self.tracing and connection.state != state:
-                    self.user.state_traced(state, connection.state)
-                self._carry_out((event,))
-            state = connection.state
-        if connection.has_output:
-            self._carry_out(())
+                self._step(connection.events_of, frame)
         if not connection.mid_pdu or self._read_pauses:
             self.pdu_since = None
         elif self.pdu_since is None or self._pdu_number != connection.pdus_begun:
@@ -347,7 +343,8 @@ class UpperLayerProtocol(TwistedProtocol):
     @property
     def may_send_data(self) -> bool:
         """Whether a P-DATA request is allowed."""
-        return self.connection.may_send_data and not self.closed
+        # Asked for each message: one property, not two.
+        return self.connection.state in SENDING and not self.closed
 
     @property
     def write_size(self) -> int:
