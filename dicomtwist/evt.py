@@ -538,7 +538,12 @@ class StoreEvent(DIMSEEvent):
         context: PresentationContextTuple,
         stream: DataSetStream,
     ) -> None:
-        super().__init__(event, assoc, request, context)
+        # As DIMSEEvent does; this is done for each instance.
+        self.event = event
+        self.assoc = assoc
+        self._seconds = time()
+        self.request = request
+        self.context = context
         self.stream = stream
         self._encoded: bytes | None = None
         self._dataset: Dataset | None = None

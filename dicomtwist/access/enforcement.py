@@ -7,9 +7,10 @@ requested, by its DIMSE service and SOP Class. So a rule that was removed no lon
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -26,7 +27,7 @@ from dicomtwist.access.rules import DEFAULT_RULES, IDENTITY_TYPES, UNIX, Identit
 from dicomtwist.access.users import Users
 from dicomtwist.ae.server import Server
 from dicomtwist.association.acceptor import AcceptorAssociation
-from dicomtwist.dimse.messages import RESPONSES
+from dicomtwist.dimse.messages import RESPONSES, Message
 from dicomtwist.dimse.status import NOT_AUTHORISED, Status
 from dicomtwist.errors import ExecutorFull, Refused
 from dicomtwist.interfaces import AssociationInterface
@@ -236,10 +237,11 @@ class Access:
 
     def _guarded(self, event_type: evt.EventType, handler: evt.Handler) -> evt.Handler:
         def guard(event: evt.DIMSEEvent, *arguments: Any) -> Any:
-            operations = _operations(event)
-            if self.may(event.assoc, *operations):
+            operations = _operations(event_type, event)
+            checked = self._checked.get(event.assoc)
+            if checked is not None and checked.may(operations, self.policy.rules):
                 return handler(event, *arguments)
-            return self._refuse(event, self._checked.get(event.assoc), operations)
+            return self._refuse(event, checked, operations)
 
         if getattr(handler, "is_streaming", False):
             evt.streaming(guard)
@@ -267,20 +269,19 @@ class Access:
         return Status(NOT_AUTHORISED, event.request.SERVICE, f"no rule allows {wanted}")
 
 
-#: The attributes with SOP Class UIDs of each kind of request. Trying an attribute that is not there would cost an exception.
-_SOP_CLASSES: Final = {
-    request: tuple(
-        field.name for field in fields(request) if field.name in ("affected_sop_class_uid", "requested_sop_class_uid")
-    )
-    for request in RESPONSES
-}
+def _sop_class_of(request: type[Message]) -> Callable[[Any], str]:
+    """Return a function that returns the SOP Class UID of a *request*: it has an Affected or a Requested one."""
+    names = {field.name for field in fields(request)}
+    return attrgetter("affected_sop_class_uid" if "affected_sop_class_uid" in names else "requested_sop_class_uid")
 
 
-def _operations(event: evt.DIMSEEvent) -> frozenset[Operation]:
+_SOP_CLASS_OF: Final = {request: _sop_class_of(request) for request in RESPONSES}
+
+
+def _operations(event_type: evt.EventType, event: evt.DIMSEEvent) -> frozenset[Operation]:
     """Return the requested operations: those of the service with the SOP Class of the request, and with that of its context."""
     request = event.request
-    uids = [getattr(request, name) for name in _SOP_CLASSES[type(request)]]
-    return _operations_on(event.event, event.context.abstract_syntax, *uids)
+    return _operations_on(event_type, event.context.abstract_syntax, _SOP_CLASS_OF[type(request)](request))
 
 
 @lru_cache(maxsize=1024)

@@ -28,9 +28,9 @@ _FIELD_AND_HEADER: Final = Struct("<QHQ")
 _DATA_SET_TYPE: Final = number_header("command_data_set_type")
 _PRIORITY: Final = number_header("priority")
 _INSTANCE_TAG: Final = KEYWORDS["affected_sop_instance_uid"][0] << 16
-#: What follows the Message ID of a C-ECHO request.
+#: The rest of a C-ECHO request behind the Message ID.
 _ECHO_REST: Final = Struct("<QH").pack(_DATA_SET_TYPE, NO_DATASET)
-#: What follows the Message ID of a C-STORE request: priority, data set type, and the header of the SOP Instance UID.
+#: The rest of a C-STORE request behind the Message ID: priority, data set type, and the header of the SOP Instance UID.
 _STORE_REST: Final = Struct("<QHQHLL")
 _STORE_REST_LENGTH: Final = _STORE_REST.size
 

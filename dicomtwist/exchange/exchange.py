@@ -80,6 +80,9 @@ class Exchange:
         self._performing: dict[int, PerformedOperation] = {}
         self._waiting_requests = WaitingRequests(self._protocol, owner.settings.maximum_waiting)
         self._is_taking = False
+        self._last_asked_on = (
+            0  # the context of the last request that fitted the role of this side, which cannot change
+        )
         self._last_message_id = 0
         self._incoming: Operation | DataSetStream | None = None
         self._collected = ChunkBuffer()
@@ -209,11 +212,11 @@ class Exchange:
         if request.has_dataset:
             self._incoming = performance.stream = DataSetStream(self._protocol)
         waiting = self._waiting_requests
-        if request.message_id in self._performing or (waiting and waiting.find(request.message_id)):
+        if request.message_id in self._performing or (waiting.requests and waiting.find(request.message_id)):
             performance.refuse(codes.DUPLICATE_INVOCATION, "this Message ID is in use")
         elif not self._may_be_asked(context_id, request):
             performance.refuse(codes.SOP_CLASS_NOT_SUPPORTED, self._why_not_in_this_role(context_id))
-        elif len(self._performing) < self._perform_limit and not waiting:
+        elif len(self._performing) < self._perform_limit and not waiting.requests:
             self._performing[request.message_id] = performance
             performance.perform()
         elif waiting.add(performance, may_pause=not self._needs_peer()):
@@ -260,8 +263,10 @@ class Exchange:
         A C-STORE goes to the SCP. But many SCPs of C-GET answer no role, and send their instances nevertheless. They are
         accepted if this side has proposed to be SCP and a C-GET of it is under way, for the same reason.
         """
-        if self._owner.has_role(context_id, as_scu=False) and type(request) is not NEventReportRQ:
-            return True
+        if context_id == self._last_asked_on or self._owner.has_role(context_id, as_scu=False):
+            if type(request) is not NEventReportRQ:
+                self._last_asked_on = context_id
+                return True
         if type(request) is CStoreRQ:
             if not self._is_getting or not self._owner.has_proposed_scp(context_id):
                 return False
@@ -299,25 +304,31 @@ class Exchange:
         :param source: its data set; it is closed in any case.
         :raises ValueError: *response* cannot be encoded; nothing was sent.
         """
-        if not self.may_respond:
+        if self._failure is not None or not self._protocol.may_send_data:
             if source is not None:
                 source.close()
             return
-        response.has_dataset = source is not None
-        command = _encode(response, source)
+        if source is None:
+            response.has_dataset = False
+            command = response.encode()
+        else:
+            response.has_dataset = True
+            command = _encode(response, source)
+        context_id = performance.context.context_id
         if self._owner.observes_messages:
-            self._owner.notify(evt.EVT_DIMSE_SENT, message=response, context_id=performance.context.context_id)
-        self._outgoing.send(performance.context.context_id, response, command, source)
+            self._owner.notify(evt.EVT_DIMSE_SENT, message=response, context_id=context_id)
+        self._outgoing.send(context_id, response, command, source)
 
     def performance_done(self, performance: PerformedOperation, status: int) -> None:
         """Count an operation whose final response was sent; called by the operation."""
-        if self._performing.get(performance.request.message_id) is performance:
-            del self._performing[performance.request.message_id]
-        service = performance.service_name
+        request = performance.request
+        if self._performing.get(request.message_id) is performance:
+            del self._performing[request.message_id]
+        service = request.SERVICE
         self.counts[service] += 1
         if status and codes.category(status) is codes.StatusCategory.FAILURE:
             self.failures[service] += 1
-        if self._waiting_requests:
+        if self._waiting_requests.requests:
             self._perform_waiting()
         self._owner.exchange_advanced()
 

@@ -59,28 +59,30 @@ class WaitingRequests:
 
     :param protocol: reads from the peer.
     :param limit: the number of requests at which reading is paused; with 0 none waits.
+
+    :ivar requests: the requests, each with what pauses reading for it.
     """
 
-    __slots__ = ("_is_paused", "_limit", "_protocol", "_waiting")
+    __slots__ = ("_is_paused", "_limit", "_protocol", "requests")
 
     def __init__(self, protocol: UpperLayer, limit: int) -> None:
         self._protocol = protocol
         self._limit = limit
-        self._waiting: list[tuple[PerformedOperation, Pauser]] = []  # a deque takes 700 bytes even if it is empty
+        self.requests: list[tuple[PerformedOperation, Pauser]] = []  # a deque takes 700 bytes even if it is empty
         self._is_paused = False
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.requests)
 
     def find(self, message_id: int) -> PerformedOperation | None:
         """Return the request with a Message ID, ``None`` if none waits."""
-        return next((one for one, _ in self._waiting if one.request.message_id == message_id), None)
+        return next((one for one, _ in self.requests if one.request.message_id == message_id), None)
 
     @property
     def _is_full(self) -> bool:
         """Whether no further request should be read."""
-        held = sum(one.stream.received for one, _ in self._waiting if one.stream is not None)
-        return len(self._waiting) >= self._limit or held >= CHUNK
+        held = sum(one.stream.received for one, _ in self.requests if one.stream is not None)
+        return len(self.requests) >= self._limit or held >= CHUNK
 
     def add(self, performance: PerformedOperation, *, may_pause: bool) -> bool:
         """
@@ -94,7 +96,7 @@ class WaitingRequests:
         pauser = Pauser(self._protocol)
         if performance.stream is not None:
             performance.stream = DataSetStream(pauser)
-        self._waiting.append((performance, pauser))
+        self.requests.append((performance, pauser))
         if may_pause:
             self._pause_if_full()
         return True
@@ -106,7 +108,7 @@ class WaitingRequests:
 
     def take(self) -> PerformedOperation:
         """Remove the first request, which is to be performed."""
-        performance, pauser = self._waiting.pop(0)
+        performance, pauser = self.requests.pop(0)
         pauser.performed()
         if self._is_paused and not self._is_full:
             self._resume()
@@ -122,15 +124,15 @@ class WaitingRequests:
 
         :returns: the requests whose data sets are too long to wait, which the caller refuses; they no longer wait.
         """
-        blocking = [one for one, pauser in self._waiting if pauser.is_paused]
+        blocking = [one for one, pauser in self.requests if pauser.is_paused]
         if blocking:
-            self._waiting = [pair for pair in self._waiting if not pair[1].is_paused]
+            self.requests = [pair for pair in self.requests if not pair[1].is_paused]
         if self._is_paused:
             self._resume()
         return blocking
 
     def clear(self) -> list[PerformedOperation]:
         """Remove and return all requests: the association has ended."""
-        performances = [one for one, _ in self._waiting]
-        self._waiting.clear()
+        performances = [one for one, _ in self.requests]
+        self.requests.clear()
         return performances

@@ -23,7 +23,7 @@ def call_handler(handler: Callable[..., Any], event: object, arguments: Sequence
     """
     result = handler(event, *arguments)
     kind = type(result)
-    if kind is int:  # a status, as most handlers return
+    if kind is int or kind is Deferred:  # most handlers return one of these
         return result
     if kind is CoroutineType:
         return Deferred.fromCoroutine(result)

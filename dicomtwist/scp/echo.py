@@ -11,8 +11,10 @@ from dicomtwist.scp.performed import Performance
 
 def perform_echo(performance: Performance) -> None:
     """Answer with success, or with the status that the handler of ``EVT_C_ECHO`` returns."""
-    if performance.assoc.has_handler(evt.EVT_C_ECHO):
-        event = evt.DIMSEEvent(evt.EVT_C_ECHO, performance.assoc, performance.request, performance.context)
-        performance.call(evt.EVT_C_ECHO, event, performance.answer, ECHO_HANDLER_FAILED)
-    else:
+    assoc = performance.assoc
+    bound = assoc.handler(evt.EVT_C_ECHO)
+    if bound is None:
         performance.answer(0)
+        return
+    event = evt.DIMSEEvent(evt.EVT_C_ECHO, assoc, performance.request, performance.context)
+    performance.call(evt.EVT_C_ECHO, event, performance.answer, ECHO_HANDLER_FAILED, bound)

@@ -25,7 +25,7 @@ from dicomtwist.runtime.call_handler import call_handler
 if TYPE_CHECKING:
     from dicomtwist.datasets.sources import DataSetSource
     from dicomtwist.datasets.stream import DataSetStream
-    from dicomtwist.evt import EventType
+    from dicomtwist.evt import EventType, Handler
     from dicomtwist.presentation import PresentationContextTuple
 
 
@@ -131,7 +131,7 @@ class Performance:
 
     def answer(self, value: object) -> None:
         """Send the final response for the result of a handler, see :func:`status_response`."""
-        self.finish(self.response(0) if type(value) is int and not value else status_response(self, value))
+        self.finish(status_response(self, value))
 
     def finish(self, response: Response, source: DataSetSource | None = None) -> None:
         """
@@ -170,15 +170,24 @@ class Performance:
         else:
             self.stream.discard(lambda: self.finish(response))
 
-    def call(self, event: EventType, occurrence: object, then: Callable[[Any], None], failure_status: int) -> None:
+    def call(
+        self,
+        event: EventType,
+        occurrence: object,
+        then: Callable[[Any], None],
+        failure_status: int,
+        bound: tuple[Handler, tuple[Any, ...]] | None = None,
+    ) -> None:
         """
         Call the handler of an intervention, and continue with its value, at once if it is known at once.
 
         :param then: called with the value.
         :param failure_status: the status of the response if the handler raises.
+        :param bound: the handler and its arguments, if the caller has looked them up.
         """
-        bound = self.assoc.handler(event)
-        assert bound is not None
+        if bound is None:
+            bound = self.assoc.handler(event)
+            assert bound is not None
         handler, arguments = bound
         inside = enter_handler(self)
         try:
@@ -186,11 +195,22 @@ class Performance:
                 result = call_handler(handler, occurrence, arguments)
             finally:
                 leave_handler(inside)
-            if isinstance(result, Deferred):
-                result.addCallback(then).addErrback(self.handler_failed, event, failure_status)
+            # The first test is quick: Deferred is an abstract base class, for which isinstance() costs more than this method.
+            if type(result) is not int and isinstance(result, Deferred):
+                result.addBoth(self._handler_done, then, event, failure_status)
                 return
             then(result)
         except (Exception, SystemExit, GeneratorExit):  # sys.exit() ends no program that runs a reactor
+            self.handler_failed(Failure(), event, failure_status)
+
+    def _handler_done(self, value: Any, then: Callable[[Any], None], event: EventType, failure_status: int) -> None:
+        """Continue with the value of a handler that returned a Deferred. One callback costs half as much as two."""
+        if isinstance(value, Failure):
+            self.handler_failed(value, event, failure_status)
+            return
+        try:
+            then(value)
+        except BaseException:  # as a Deferred does
             self.handler_failed(Failure(), event, failure_status)
 
     def handler_failed(self, reason: Failure, event: EventType, status: int) -> None:
@@ -220,16 +240,21 @@ def status_response(performance: Performance, value: object) -> Response:
     :raises TypeError: it is neither.
     :raises ValueError: the status does not fit in 16 bits, or the Dataset has none.
     """
+    if type(value) is int and not value:
+        return performance.response(0)
     if isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value <= 0xFFFF:
             raise ValueError(f"a handler returned the status {value:#x}, which has more than 16 bits")
         response = performance.response(int(value))
         if isinstance(value, Status):
-            explain = _explain
-            explain(performance, response, "error_comment", value.error_comment)
-            explain(performance, response, "offending_element", value.offending_element)
-            explain(performance, response, "error_id", value.error_id)
-            explain(performance, response, "attribute_identifier_list", value.attribute_identifier_list)
+            if value.error_comment is not None:
+                _explain(performance, response, "error_comment", value.error_comment)
+            if value.offending_element is not None:
+                _explain(performance, response, "offending_element", value.offending_element)
+            if value.error_id is not None:
+                _explain(performance, response, "error_id", value.error_id)
+            if value.attribute_identifier_list is not None:
+                _explain(performance, response, "attribute_identifier_list", value.attribute_identifier_list)
         return response
     if isinstance(value, Dataset):
         if "Status" not in value:

@@ -4,6 +4,7 @@ The Storage Service Class: C-STORE (PS3.4 Annex B, PS3.7 9.1.1).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from dicomtwist import evt
@@ -38,7 +39,7 @@ def perform_store(performance: Performance) -> None:
     else:
         event = evt.StoreEvent(evt.EVT_C_STORE, assoc, request, performance.context, stream)
         if getattr(bound[0], "is_streaming", False):
-            _stream(performance, event)
+            _stream(performance, event, bound)
         else:
             limit = assoc.settings.maximum_buffered_size
             with_dataset(performance, CANNOT_UNDERSTAND, lambda data: _handle(performance, event, data), limit)
@@ -49,10 +50,12 @@ def _handle(performance: Performance, event: evt.StoreEvent, data: bytes) -> Non
     performance.call(evt.EVT_C_STORE, event, performance.answer, STORE_HANDLER_FAILED)
 
 
-def _stream(performance: Performance, event: evt.StoreEvent) -> None:
+def _stream(performance: Performance, event: evt.StoreEvent, bound: tuple[evt.Handler, tuple[Any, ...]]) -> None:
+    stream = event.stream
+
     def handled(value: Any) -> None:
         response = status_response(performance, value)
         # The rest of the data set, which the handler has not read, is discarded.
-        event.stream.discard(lambda: performance.finish(response))
+        stream.discard(partial(performance.finish, response))
 
-    performance.call(evt.EVT_C_STORE, event, handled, STORE_HANDLER_FAILED)
+    performance.call(evt.EVT_C_STORE, event, handled, STORE_HANDLER_FAILED, bound)

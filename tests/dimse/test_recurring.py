@@ -2,6 +2,7 @@
 
 import struct
 import unittest
+from unittest.mock import patch
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,11 +96,10 @@ class Decoding(unittest.TestCase):
         store = CStoreRQ(message_id=1, affected_sop_class_uid=CT, affected_sop_instance_uid="1.2", has_dataset=True)
         for request in (store, CEchoRQ(message_id=1)):
             decode_recurring(request.encode())
-        full, recurring.decode_message = recurring.decode_message, self.fail
-        self.addCleanup(setattr, recurring, "decode_message", full)
         store.message_id, store.affected_sop_instance_uid, store.priority = 0xABCD, "1.34", 2
-        self.assertEqual(decode_recurring(store.encode()), store)
-        self.assertEqual(decode_recurring(CEchoRQ(message_id=0x1234).encode()), CEchoRQ(message_id=0x1234))
+        with patch("dicomtwist.dimse.recurring.decode_message", self.fail):
+            self.assertEqual(decode_recurring(store.encode()), store)
+            self.assertEqual(decode_recurring(CEchoRQ(message_id=0x1234).encode()), CEchoRQ(message_id=0x1234))
 
     def test_other_messages_are_not_learned(self):
         decode_recurring(CFindRQ(message_id=1, affected_sop_class_uid=CT).encode())
