@@ -307,7 +307,7 @@ class Search:
                         if first is None:
                             return matching.numbers
                         end = first + window - 1
-                    connection.execution_options(compiled_cache=compiled)
+                        connection.execution_options(compiled_cache=compiled)
                     for at in matching.batches(connection, statement, above=tested, up_to=end):
                         tested = at
                         if is_turn_over():
