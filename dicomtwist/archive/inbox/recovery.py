@@ -169,9 +169,10 @@ class _Reader:
         try:
             return self._read(offset, length)
         except OSError:
+            end = offset + length
+            begins = [offset, *range(offset - offset % _BLOCK + _BLOCK, end, _BLOCK)]
             return b"".join(
-                self._block(begin, min(_BLOCK, offset + length - begin))
-                for begin in range(offset, offset + length, _BLOCK)
+                self._block(begin, until - begin) for begin, until in zip(begins, [*begins[1:], end], strict=True)
             )
 
     def _read(self, offset: int, length: int) -> bytes:

@@ -81,7 +81,10 @@ class Segments:
         self._fs = file_system
         self._syncs = durability is Durability.FULL
         self._lock = threading.Lock()  # for the attributes below; nothing blocks while it is held
-        self._naming = threading.Lock()  # held while a segment gets a name, so that the numbers of ready ones rise
+        # Held during an append, so that no segment is sealed and retired under it.
+        self._appending = threading.Lock()
+        # Held while a segment gets a name, so that the numbers of ready ones rise and nothing is retired meanwhile.
+        self._naming = threading.Lock()
         self._numbers: itertools.count[int] | None = None
         self._open: Segment | None = None
         self._ready: deque[Segment] = deque()
@@ -114,8 +117,12 @@ class Segments:
         :raises InboxFull: no segment has room for them, and there are :attr:`max_segments`.
         :raises OSError: as it came, errno intact. In each case none of the frames is in the inbox.
         """
-        if self._closed:
-            raise StoreClosed("the inbox is closed")
+        with self._appending:
+            if self._closed:
+                raise StoreClosed("the inbox is closed")
+            return self._append(frames)
+
+    def _append(self, frames: Sequence[Frame]) -> list[Place]:
         segment = self._open or self._open_next()
         batch = segment.encode(frames)
         if batch.end - segment.end > self.segment_size:
@@ -191,16 +198,18 @@ class Segments:
         by_segment: dict[int, list[Place]] = {}
         for place in places:
             by_segment.setdefault(place.segment, []).append(place)
-        for number, held in by_segment.items():
-            segment = self._used.get(number)
-            if segment is not None:
-                segment.void(held)
+        with self._naming:
+            for number, held in by_segment.items():
+                segment = self._used.get(number)
+                if segment is not None:
+                    segment.void(held)
 
     def seal(self) -> None:
         """Let the next append use another segment, so that the open one can be retired. If that is empty, it stays open."""
-        segment = self._open
-        if segment is not None and segment.end:
-            self._seal(segment)
+        with self._appending:
+            segment = self._open
+            if segment is not None and segment.end:
+                self._seal(segment)
 
     def _seal(self, segment: Segment) -> None:
         with self._lock:
@@ -218,14 +227,19 @@ class Segments:
         Forget the frames of a segment that :meth:`sealed` has returned, whose files are on the medium as durability asks for.
         The segment is used again.
 
+        :raises ValueError: instances in it are not done, or more may be appended.
         :raises OSError: as it came, errno intact; :meth:`sealed` goes on to return it.
         """
         with self._naming:
             with self._lock:
-                segment = self._used.pop(number)
+                segment = self._used[number]
+                if segment.live or not segment.sealed:
+                    raise ValueError(f"segment {number} is in use")
+                del self._used[number]
             try:
                 if segment.distrusted:
-                    self._fs.unlink(segment.path)
+                    with suppress(FileNotFoundError):  # the sync of the folder failed the last time
+                        self._fs.unlink(segment.path)
                 else:
                     self._rename(segment)
                 if self._syncs:
