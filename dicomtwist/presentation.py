@@ -170,7 +170,9 @@ class PresentationContext:
         :param transfer_syntax: the proposed transfer syntaxes
         :returns: the context; nothing in it is checked, since the acceptor must be able to answer it (PS3.8 9.3.3.2)
         """
-        context = cls()
+        # Without __init__, whose checks of nothing take half of the time: there may be 128 contexts.
+        context = cls.__new__(cls)
+        context.as_scu = context.as_scp = context._result = context._scu_role = context._scp_role = None
         context._context_id = context_id
         context._abstract_syntax = shared_uid(SOPClass, abstract_syntax)
         context._transfer_syntax = [_as_uid(uid) for uid in dict.fromkeys(transfer_syntax)]

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomtwist.presentation import DEFAULT_TRANSFER_SYNTAXES, PresentationContext, SupportedContexts
-from dicomtwist.sop_class import ServiceClass, SOPClass, check_uid
+from dicomtwist.sop_class import ServiceClass, check_uid, uid_to_service_class
 from dicomtwist.ul.ae_title import is_ae_title
 from dicomtwist.ul.items import (
     APPLICATION_CONTEXT_NAME,
@@ -28,6 +28,10 @@ from dicomtwist.ul.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 
 #: The highest number, and the longest item in bytes, that 16 bits can say.
 _LONGEST: Final = 0xFFFF
+
+#: Stands for a SOP Class that is supported only because the acceptor is promiscuous.
+_BOTH_ROLES: Final = PresentationContext(scu_role=True, scp_role=True)
+_STORAGE: Final = (ServiceClass.STORAGE, ServiceClass.UNKNOWN)
 
 #: An extended negotiation item that users pass.
 NegotiationItem: TypeAlias = (
@@ -220,7 +224,7 @@ def answer_contexts(
         wanted: Sequence[str] = own.transfer_syntax if own is not None else []
         if promiscuous and _is_storage(offer.abstract_syntax):
             # Both roles, so that another AE can retrieve by C-GET what it may store.
-            own = own or PresentationContext(scu_role=True, scp_role=True)
+            own = own or _BOTH_ROLES
             wanted = [*wanted, *_uncompressed_first(offer.transfer_syntaxes)]
         stored: Sequence[str] = ()
         if sendable is not None and role is not None and role.scp_role and not role.scu_role:
@@ -265,7 +269,7 @@ def _uncompressed_first(offered: Sequence[str]) -> Sequence[str]:
 
 def _is_storage(uid: str) -> bool:
     # An unknown SOP Class is taken for a private storage class: no other service works without prior agreement.
-    return SOPClass(uid).service_class in (ServiceClass.STORAGE, ServiceClass.UNKNOWN)
+    return uid_to_service_class(uid) in _STORAGE
 
 
 def _answer_role(

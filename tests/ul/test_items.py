@@ -62,6 +62,65 @@ def user_information(*sub_items):
     return decode_user_information(memoryview(b"".join(encode_item(*pair) for pair in sub_items)), set())
 
 
+class RememberedTests(unittest.TestCase):
+    """Presentation contexts and role selections that are decoded again, which are remembered if they are short."""
+
+    def test_again(self):
+        for syntaxes in (["1.2"], ["1.2\0"], [], ["1.2." + "3" * 60] * 5, ["1.\xe9"]):
+            parts = [encode_item(0x30, b"1.2.840"), *(encode_item(0x40, uid.encode("latin-1")) for uid in syntaxes)]
+            value = memoryview(b"\5\0\0\0" + b"".join(parts))
+            found = []
+            for _ in range(3):
+                tolerated = {"before"}
+                found.append((ProposedContext.decode(value, tolerated), tolerated))
+            self.assertEqual(found[1:], found[:1] * 2)
+            clean = tuple(uid.rstrip("\0") for uid in syntaxes)
+            self.assertEqual(found[0][0], ProposedContext(5, "1.2.840", clean))
+            self.assertEqual(len(found[0][1]), 1 + (not syntaxes or syntaxes[0] in ("1.2\0", "1.\xe9")))
+
+    def test_roles_again(self):
+        for uid in ("1.2.840", "1.2.840\0", "1." + "2" * 300):
+            found = []
+            for flags in (b"\0\1", b"\1\0", b"\0\1"):
+                tolerated: set[str] = set()
+                raw = uid.encode()
+                item = encode_item(0x54, len(raw).to_bytes(2, "big") + raw + flags)
+                (role,) = decode_user_information(memoryview(item), tolerated).roles
+                self.assertEqual(role, RoleSelection(uid.rstrip("\0"), flags == b"\1\0", flags == b"\0\1"))
+                found.append(tolerated)
+            self.assertEqual(found[1:], found[:1] * 2)
+            self.assertEqual("UIDs that are padded" in found[0], uid.endswith("\0"))
+
+    def test_errors_again(self):
+        for _ in range(3):
+            with self.assertRaises(InvalidPDU):
+                ProposedContext.decode(memoryview(b"\5\0\0\0" + encode_item(0x40, b"1.2")), set())
+            with self.assertRaises(InvalidPDU):
+                user_information((0x54, b"\0\7\x31\1\1"))
+
+    def test_other_bytes(self):
+        """A change of any byte counts, also of the ID and of a reserved byte."""
+        value = bytearray(b"\5\0\0\0" + encode_item(0x30, b"1.2.840") + encode_item(0x40, b"1.2"))
+        first = ProposedContext.decode(memoryview(value), set())
+        value[0] = 7
+        self.assertEqual(ProposedContext.decode(memoryview(value), set()).context_id, 7)
+        value[0], value[2] = 5, 9
+        self.assertEqual(ProposedContext.decode(memoryview(value), set()), first)
+
+    def test_memory(self):
+        """Peers that propose something else each time do not make the memory grow."""
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        sizes = []
+        for start in range(0, 60_000, 20_000):
+            for number in range(start, start + 20_000):
+                uid = encode_item(0x30, b"1.2.%d." % number + b"3" * 50)
+                ProposedContext.decode(memoryview(b"\5\0\0\0" + uid + encode_item(0x40, b"1.2") * 20), set())
+            sizes.append(tracemalloc.get_traced_memory()[0])
+        self.assertLess(sizes[-1] - sizes[0], 200_000)
+        self.assertLess(sizes[-1], 5_000_000)
+
+
 class KnownBytesTests(unittest.TestCase):
     """Each sub-item against bytes written by hand."""
 
