@@ -7,13 +7,12 @@ transport, writes :meth:`ULConnection.data_to_send`, and passes the indications 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
 from dicomtwist.errors import InvalidPDU, InvalidState
-from dicomtwist.ul.framing import DEFAULT_MAX_LENGTH, ControlPDU, Fragment, Framer
+from dicomtwist.ul.framing import DEFAULT_MAX_LENGTH, ControlPDU, Fragment, Frame, Framer
 from dicomtwist.ul.pdu import (
     AAbort,
     AAssociateAC,
@@ -94,9 +93,9 @@ ULEvent: TypeAlias = (
 )
 
 #: The states in which a P-DATA-TF goes straight to the user: DT-2 and AR-6 do not change the state.
-_RECEIVING = frozenset((State.STA6, State.STA7))
+RECEIVING = frozenset((State.STA6, State.STA7))
 #: The states in which a P-DATA request is allowed: DT-1 and AR-7 do not change the state.
-_SENDING = frozenset((State.STA6, State.STA8))
+SENDING = frozenset((State.STA6, State.STA8))
 
 _PDU_EVENTS = {
     1: Event.EVT6,
@@ -142,12 +141,7 @@ class ULConnection:
     @property
     def may_send_data(self) -> bool:
         """Whether a P-DATA request is allowed now (Sta6, and Sta8 until the release is answered)."""
-        return self.state in _SENDING
-
-    @property
-    def has_output(self) -> bool:
-        """Whether :meth:`data_to_send` would return something."""
-        return bool(self._out)
+        return self.state in SENDING
 
     def data_to_send(self) -> bytes:
         """Return the bytes to write now, and remove them from the buffer."""
@@ -179,25 +173,34 @@ class ULConnection:
 
     def receive_data(self, data: bytes) -> list[ULEvent]:
         """Process the bytes of one read; return the resulting events in order."""
-        return list(self.events_of(data))
+        events: list[ULEvent] = []
+        for frame in self.frames_of(data):
+            events += self.events_of(frame)
+        return events
 
-    def events_of(self, data: bytes) -> Iterator[ULEvent]:
+    def frames_of(self, data: bytes) -> list[Frame]:
         """
-        Process the bytes of one read; yield the resulting events in order.
+        Return the frames in the bytes of one read. The caller passes them in order to :meth:`events_of`.
+
+        A fragment that arrives while :attr:`state` is in :data:`RECEIVING` is its own only event, so the caller may handle
+        it as it is.
+        """
+        return self._framer.feed(data)
+
+    def events_of(self, frame: Frame) -> list[ULEvent]:
+        """
+        Return the events of the next frame.
 
         A PDU is decoded only after the caller has handled the events of the PDU before it, since that may change the state.
         """
-        for frame in self._framer.feed(data):
-            if type(frame) is Fragment:
-                if self.state in _RECEIVING:
-                    yield frame
-                else:
-                    yield from self._receive(Event.EVT10, detail="P-DATA-TF out of place")
-            elif type(frame) is ControlPDU:
-                yield from self._receive_control(frame)
-            else:
-                assert isinstance(frame, InvalidPDU)
-                yield from self._receive(Event.EVT19, reason=frame.reason, detail=str(frame))
+        if type(frame) is Fragment:
+            if self.state in RECEIVING:
+                return [frame]
+            return self._receive(Event.EVT10, detail="P-DATA-TF out of place")
+        if type(frame) is ControlPDU:
+            return self._receive_control(frame)
+        assert isinstance(frame, InvalidPDU)
+        return self._receive(Event.EVT19, reason=frame.reason, detail=str(frame))
 
     def _receive_control(self, frame: ControlPDU) -> list[ULEvent]:
         try:

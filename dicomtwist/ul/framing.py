@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from dicomtwist.errors import InvalidPDU
-from dicomtwist.ul.pdu import PDU_HEADER, PDV_HEADER
+from dicomtwist.ul.pdu import PDATA_HEADER, PDU_HEADER, PDV_HEADER
 
 #: The longest A-ASSOCIATE-RQ or -AC accepted, in bytes. 128 contexts with 40 transfer syntaxes each need 200 kB, two
 #: user identity fields 128 kB.
@@ -75,6 +75,7 @@ class Framer:
     :param max_length: the longest P-DATA-TF accepted, in bytes without the header, 0 for no limit. No limit costs no
         memory, since P-DATA-TF is not buffered.
     :ivar begun: the number of PDUs of which at least one byte was received.
+    :ivar mid_pdu: whether the bytes so far end inside a PDU. False after an invalid PDU, since then no more bytes are expected.
     """
 
     __slots__ = (
@@ -88,6 +89,7 @@ class Framer:
         "_pdv_left",
         "begun",
         "max_length",
+        "mid_pdu",
     )
 
     def __init__(self, max_length: int = DEFAULT_MAX_LENGTH) -> None:
@@ -101,11 +103,7 @@ class Framer:
         self._control = 0
         self._broken = False
         self.begun = 0
-
-    @property
-    def mid_pdu(self) -> bool:
-        """Whether the bytes so far end inside a PDU. False after an invalid PDU, since then no more bytes are expected."""
-        return not self._broken and bool(self._partial or self._body_left or self._pdu_left or self._pdv_left)
+        self.mid_pdu = False
 
     @property
     def mid_control(self) -> bool:
@@ -138,6 +136,7 @@ class Framer:
         except InvalidPDU as error:
             self._broken = True
             frames.append(error)
+        self.mid_pdu = not self._broken and bool(self._partial or self._body_left or self._pdu_left or self._pdv_left)
         return frames
 
     def _feed_body(self, data: bytes, frames: list[Frame]) -> bytes:
@@ -153,6 +152,8 @@ class Framer:
         view = memoryview(data)
         position, end = 0, len(data)
         pdv_left, pdu_left = self._pdv_left, self._pdu_left
+        if not pdv_left and not pdu_left:
+            position = self._scan_whole(data, view, end, frames)
         context_id, control = self._context_id, self._control
         while position < end:
             left = end - position
@@ -199,6 +200,27 @@ class Framer:
                     position = self._control_pdu(pdu_type, length, view, position, frames)
         self._pdv_left, self._pdu_left = pdv_left, pdu_left
         self._context_id, self._control = context_id, control
+
+    def _scan_whole(self, data: bytes, view: memoryview, end: int, frames: list[Frame]) -> int:
+        """
+        Append the fragments of P-DATA-TF PDUs that hold one PDV each and are complete, as long as one follows the other.
+
+        Small messages consist of these alone; each one takes one step here, and three in :meth:`_scan`.
+
+        :returns: the position behind the last one.
+        """
+        position = 0
+        most = self.max_length or end
+        unpack = PDATA_HEADER.unpack_from
+        while end - position > 12:
+            pdu_type, length, pdv_length, context_id, control = unpack(data, position)
+            stop = position + 6 + length
+            if pdu_type != 4 or stop > end or pdv_length + 4 != length or pdv_length <= 2 or length > most:
+                break
+            frames.append(Fragment(context_id, control, view[position + 12 : stop], True))
+            position = stop
+            self.begun += 1
+        return position
 
     def _control_pdu(self, pdu_type: int, length: int, view: memoryview, position: int, frames: list[Frame]) -> int:
         limit = MAX_CONTROL_LENGTH.get(pdu_type)

@@ -25,6 +25,7 @@ from dicomtwist.ul.items import (
 
 PDU_HEADER = Struct(">BxL")
 PDV_HEADER = Struct(">LBB")
+PDATA_HEADER = Struct(">BxLLBB")  # of a P-DATA-TF, and of its first PDV
 _ASSOCIATE_HEAD = Struct(">HH16s16s32x")
 
 #: Bit 0 of a message control header: the fragment belongs to the command set (PS3.8 E.2).

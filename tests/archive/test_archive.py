@@ -13,6 +13,7 @@ import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from pydicom import dcmread
 from sqlalchemy import Connection, text
@@ -30,6 +31,7 @@ from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.index import IndexFailed
 from dicomtwist.archive.index.record import IndexRow, make_record, scanner_for
 from dicomtwist.archive.instance import ReceivedInstance
+from dicomtwist.archive.query import search
 from dicomtwist.archive.query.compiler import Model
 from dicomtwist.archive.query.search import Finder
 from dicomtwist.archive.recovery import Reconciled, reconcile
@@ -638,6 +640,49 @@ class InThreads(TestCase):
         archive.index.remove([("1.2.1", "1.2.1.1", "1.2.1.1.3")])
         again = [answer for page in [page async for page in found.pages()] for answer in page]
         self.assertEqual(len(again), 24, "what was removed meanwhile is left out")
+
+    async def test_few_trips_to_threads(self) -> None:
+        """The first page comes with the search; the pages of a C-FIND grow, so that the peer has work early."""
+        archive = Archive(Path(self.mktemp()))
+        archive.open()
+        self.addCleanup(archive.close)
+        for number in range(25):
+            keep(archive, dataset(number))
+        executor = Executors(reactor).querying
+        executor.acquire()
+        self.addCleanup(executor.release)
+        finder = Finder(archive, executor, "ME")
+        identifier = _study("1.2.1")
+        identifier.QueryRetrieveLevel = "IMAGE"
+        identifier.SeriesInstanceUID = "1.2.1.1"
+        with mock.patch.object(executor, "_enqueue", side_effect=executor._enqueue) as trips:
+            for first, longest, expected, taken in (
+                (4, 500, [4, 8, 13], 3),
+                (4, 10, [4, 8, 10, 3], 4),
+                (25, 500, [25], 1),
+                (24, 24, [24, 1], 2),
+            ):
+                with (
+                    mock.patch.object(search, "FIRST_PAGE_SIZE", first),
+                    mock.patch.object(search, "PAGE_SIZE", longest),
+                ):
+                    trips.reset_mock()
+                    found = await finder.find(identifier, Model.STUDY_ROOT, "1.2.840.10008.1.2")
+                    pages = [page async for page in found.pages(longest)]
+                self.assertEqual([len(page) for page in pages], expected)
+                self.assertEqual(len({answer for page in pages for answer in page}), 25)
+                self.assertEqual(trips.call_count, taken)
+            for longest, expected, taken in ((25, [25], 1), (24, [24, 1], 3), (10, [10, 10, 5], 4)):
+                with mock.patch.object(search, "PAGE_SIZE", longest):
+                    trips.reset_mock()
+                    instances = await finder.retrieve(_study("1.2.1"), Model.STUDY_ROOT)
+                    found_in = [page async for page in instances.pages(longest)]
+                self.assertEqual([len(page) for page in found_in], expected)
+                self.assertEqual(
+                    [one.sop_instance_uid for page in found_in for one in page],
+                    [f"1.2.1.1.{number}" for number in range(25)],
+                )
+                self.assertEqual(trips.call_count, taken)
 
     async def test_kill_rounds(self) -> None:
         """Three rounds of tests.archive.kill_rounds, which can run for any time."""

@@ -277,12 +277,14 @@ class StopsReading(QueryTestCase):
             yield
             return million
 
-        for target, name, value in (
+        patched: tuple[tuple[Any, str, Any], ...] = (
             (finder.AnswerReader, "read", counted),
             (finder.Search, "instances", counted_instances),
             (finder.Search, "numbers", lambda search, **options: million),
             (finder.Search, "in_turns", in_turns),
-        ):
+            (finder.Search, "all_instances", lambda search, store: (None, [])),
+        )
+        for target, name, value in patched:
             patcher = mock.patch.object(target, name, value)
             patcher.start()
             self.addCleanup(patcher.stop)

@@ -108,6 +108,7 @@ class Query:
     :ivar sequences: the keys within each sequence of the identifier, by tag.
     :ivar unsupported: tags of keys that are neither matched nor returned; if there are any, the pending status is 0xFF01.
     :ivar levels: the levels whose tables the criteria need.
+    :ivar unique: for a retrieval, the values of the unique keys, by level; the criteria are without them.
     """
 
     level: Level
@@ -117,6 +118,7 @@ class Query:
     sequences: dict[int, Dataset] = field(default_factory=dict)
     unsupported: list[int] = field(default_factory=list)
     levels: set[Level] = field(default_factory=set)
+    unique: dict[Level, list[str]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -207,8 +209,10 @@ def compile_retrieve(
     _check_costs(keys.values())
     _check_unique(keys, model, level, relational=negotiated.relational)
     for key in keys.values():
-        query.criteria.append(_uids(key) if key.attribute.vr == "UI" else key.column.in_(key.values))
+        if key.attribute.vr == "UI":
+            _check_uids(key)
         query.levels.add(key.attribute.level)
+        query.unique[key.attribute.level] = key.values
     return query
 
 
@@ -317,17 +321,17 @@ def _add_key(query: Query, key: _Key, negotiated: Negotiated, zone: tzinfo | Non
             raise InvalidIdentifier(f"{attribute.keyword}: {error}") from error
         query.criteria.append(or_(*(_between(key.compared, first, last) for first, last in ranges)))
     elif attribute.vr == "UI":
-        query.criteria.append(_uids(key))
+        _check_uids(key)
+        query.criteria.append(key.column.in_(key.values))
     elif attribute.vr == "DS":
         _add_number(query, key)
     else:
         _add_text(query, key)
 
 
-def _uids(key: _Key) -> ColumnElement[bool]:
+def _check_uids(key: _Key) -> None:
     if any(has_wildcard(value) for value in key.values):
         raise InvalidIdentifier(f"{key.attribute.keyword}: a UID has no wildcards")
-    return key.column.in_(key.values)
 
 
 def _add_text(query: Query, key: _Key) -> None:

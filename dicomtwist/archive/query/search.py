@@ -18,6 +18,7 @@ from array import array
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
+from functools import cache
 from typing import Any, Final, Generic, TypeVar
 
 from pydicom import Dataset
@@ -48,6 +49,9 @@ __all__ = ["Finder", "Found", "StoredInstance"]
 
 #: The number of answers that are read, encoded and handed over at once.
 PAGE_SIZE: Final = 500
+#: The number of answers to a C-FIND in the first page. Each page is twice as long as the one before, up to ``PAGE_SIZE``, so
+#: that the peer has answers to work on while the next page is read: it needs some 30 microseconds for an answer, a page 10.
+FIRST_PAGE_SIZE: Final = 64
 #: The maximum number of answers to one query; each takes 8 bytes of memory.
 MAX_MATCHES: Final = 10_000_000
 
@@ -92,6 +96,12 @@ class Found(Generic[T]):
     """
     The matches of a query: ``async for page in found.pages()``, each page a list.
 
+    :param executor: the threads that read the index, as the peer may use them.
+    :param numbers: the ids of the entities that match.
+    :param read: returns the page of some of them; called in a thread.
+    :param first: the page of the first ids, if the search has read it already.
+    :param covered: the number of ids that *first* is for.
+
     :ivar total: the number of entities that match.
     :ivar unsupported: tags of keys that were not matched; if there are any, the pending status is 0xFF01.
     """
@@ -102,12 +112,16 @@ class Found(Generic[T]):
         numbers: array[int],
         read: Callable[[Sequence[int]], list[T]],
         unsupported: Sequence[int] = (),
+        first: list[T] | None = None,
+        covered: int = 0,
     ) -> None:
         self.total = len(numbers)
         self.unsupported = tuple(unsupported)
         self._executor = executor
         self._numbers = numbers
         self._read = read
+        self._first = first or []
+        self._covered = covered
 
     async def pages(self, size: int = PAGE_SIZE) -> AsyncIterator[list[T]]:
         """
@@ -115,8 +129,16 @@ class Found(Generic[T]):
 
         :raises IndexFailed: the database cannot be read.
         """
-        for start in range(0, self.total, size):
-            yield await self._executor.run_admitted(self._read, self._numbers[start : start + size])
+        first, self._first = self._first, []
+        covered, self._covered = self._covered, 0
+        step = min(size, 2 * covered or size)
+        for start in range(0, len(first), size):
+            yield first[start : start + size]
+        first.clear()
+        while covered < self.total:
+            page = self._numbers[covered : covered + step]
+            covered, step = covered + step, min(size, 2 * step)
+            yield await self._executor.run_admitted(self._read, page)
 
 
 class Finder:
@@ -178,7 +200,10 @@ class Finder:
         search = Search(self._archive.index.engine, query)
         reader = AnswerReader(search, self._ae_title, transfer_syntax)
         numbers = yield from search.in_turns()
-        return Found(share, numbers, reader.read, query.unsupported)
+        if is_turn_over():
+            yield
+        first = numbers[:FIRST_PAGE_SIZE]
+        return Found(share, numbers, reader.read, query.unsupported, reader.read(first), len(first))
 
     def _retrieve(
         self, share: Share, identifier: Dataset, model: Model, negotiated: Negotiated
@@ -187,8 +212,10 @@ class Finder:
         self._archive.catch_up()
         search = Search(self._archive.index.engine, query)
         store = self._archive.store
-        order = (study.c.id, series.c.id, func.length(instance.c.instance_number), instance.c.instance_number)
-        numbers = search.numbers(levels={Level.STUDY, Level.SERIES}, order=order)
+        numbers, first = search.all_instances(store)
+        if numbers is not None:
+            return Found(share, numbers, lambda page: search.instances(store, page), (), first, len(first))
+        numbers = search.numbers(levels={Level.STUDY, Level.SERIES}, order=_ORDER)
         return Found(share, numbers, lambda page: search.instances(store, page))
 
 
@@ -230,7 +257,8 @@ class _Matching:
         joined = {*query.levels, *levels}
         if any(column.table is study for wanted, _ in query.residual for column in wanted if hasattr(column, "table")):
             joined.add(Level.STUDY)
-        self.statement = _joined(select(*columns), query.level, joined).where(*query.criteria)
+        unique = [_unique(level).in_(values) for level, values in query.unique.items()]
+        self.statement = _joined(select(*columns), query.level, joined).where(*query.criteria, *unique)
         self.numbers = array("q")
 
     def batches(self, connection: Connection, statement: Select[Any], **bounds: int) -> Generator[int, None, None]:
@@ -332,18 +360,33 @@ class Search:
             found = {row[0]: row for row in connection.execute(_of(statement, table.c.id, page))}
         return [found[number] for number in page if number in found]
 
+    def all_instances(self, store: Storage) -> tuple[array[int] | None, list[StoredInstance]]:
+        """
+        Return the ids and the instances of a retrieval in one step, if they fit into a page; else ``None`` and an empty list.
+
+        The statement is fixed and compiled once: for a study of three images the two steps took 2 ms more.
+        """
+        unique = self.query.unique
+        statement = _retrieval(frozenset(unique))
+        with reading(self.engine) as connection:
+            connection.execution_options(compiled_cache=_COMPILED)
+            values = {level.name: values for level, values in unique.items()}
+            rows = connection.execute(statement, {**values, "most": PAGE_SIZE + 1}).all()
+        if len(rows) > PAGE_SIZE:
+            return None, []
+        return array("q", [row[0] for row in rows]), _located(store, rows)
+
     def instances(self, store: Storage, page: Sequence[int]) -> list[StoredInstance]:
         """Return the instances of one page of a retrieval, with their paths in *store*."""
-        columns = (
-            *(study.c.study_instance_uid, series.c.series_instance_uid, instance.c.sop_instance_uid),
-            *(instance.c.sop_class_uid, instance.c.transfer_syntax, instance.c.size),
-        )
-        return [
-            StoredInstance(store.locate(in_study, in_series, uid), sop_class, uid, syntax, size)
-            for _, in_study, in_series, uid, sop_class, syntax, size in self.rows(
-                columns, {Level.STUDY, Level.SERIES}, page
-            )
-        ]
+        return _located(store, self.rows(_INSTANCE, {Level.STUDY, Level.SERIES}, page))
+
+
+def _located(store: Storage, rows: Iterable[Sequence[Any]]) -> list[StoredInstance]:
+    """Return the instances of *rows*: an id, then the values of :data:`_INSTANCE`."""
+    return [
+        StoredInstance(store.locate(in_study, in_series, uid), sop_class, uid, syntax, size)
+        for _, in_study, in_series, uid, sop_class, syntax, size in rows
+    ]
 
 
 class AnswerReader:
@@ -478,6 +521,30 @@ def _of(statement: Select[Any], column: ColumnElement[Any], numbers: Sequence[in
     table: Any = getattr(column, "table", None)
     listed = ",".join(map(str, map(int, numbers))) or "NULL"
     return statement.where(text(f"{table.name}.{getattr(column, 'name', '')} IN ({listed})"))
+
+
+#: The order in which the instances of a retrieval are sent.
+_ORDER: Final = (study.c.id, series.c.id, func.length(instance.c.instance_number), instance.c.instance_number)
+#: The columns that a retrieval needs of an instance, besides its id.
+_INSTANCE: Final = (
+    *(study.c.study_instance_uid, series.c.series_instance_uid, instance.c.sop_instance_uid),
+    *(instance.c.sop_class_uid, instance.c.transfer_syntax, instance.c.size),
+)
+#: The compiled form of the statements of :func:`_retrieval`.
+_COMPILED: Final[dict[Any, Any]] = {}
+
+
+def _unique(level: Level) -> ColumnElement[str]:
+    return TABLES[level].c[level.unique.column]
+
+
+@cache
+def _retrieval(levels: frozenset[Level]) -> Select[Any]:
+    """Return the statement for at most ``most`` instances of a retrieval with unique keys of *levels*."""
+    statement = _joined(select(instance.c.id, *_INSTANCE), Level.IMAGE, {Level.STUDY, *levels})
+    for level in sorted(levels):
+        statement = statement.where(_unique(level).in_(bindparam(level.name, expanding=True)))
+    return statement.order_by(*_ORDER).limit(bindparam("most"))
 
 
 def _joined(statement: Select[Any], level: Level, levels: set[Level]) -> Select[Any]:

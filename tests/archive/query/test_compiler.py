@@ -6,6 +6,7 @@ import re
 from datetime import timedelta, timezone
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ from dicomtwist.archive.index.normal_forms import (
     time_range,
     wildcard_regex,
 )
+from dicomtwist.archive.query import search as finder
 from dicomtwist.archive.query.compiler import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
 from dicomtwist.archive.query.search import Search
 from dicomtwist.datasets import decode_dataset
@@ -454,6 +456,12 @@ class Levels(MatchingCase):
                 self.assertEqual(Path(one.path).stat().st_size, one.size)
                 self.assertEqual(one.transfer_syntax, ExplicitVRLittleEndian)
                 self.assertEqual(one.sop_class_uid, "1.2.840.10008.5.1.4.1.1.7")
+            numbers, at_once = search.all_instances(self.archive.store)
+            assert numbers is not None
+            self.assertEqual(at_once, search.instances(self.archive.store, numbers))
+            self.assertEqual(sorted(numbers), [*search.numbers()])
+            with mock.patch.object(finder, "PAGE_SIZE", len(found) - 1):
+                self.assertEqual(search.all_instances(self.archive.store), (None, []))
             return [one.sop_instance_uid for one in found]
 
         self.assertEqual(len(paths("PATIENT", Model.PATIENT_ROOT, PatientID="P1")), 6)
