@@ -4,7 +4,7 @@ Query service classes: C-FIND (PS3.4 Annexes C, K, Q, U, V, X, BB and others, PS
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from pydicom import Dataset
 
@@ -17,6 +17,9 @@ from dicomtwist.errors import DataSetError, Refused
 from dicomtwist.scp.multiple_responses import NoMoreItems, YieldingHandler, with_identifier
 from dicomtwist.scp.performed import Performance, status_response
 from dicomtwist.sop_class import ServiceClass, uid_to_service_class
+
+#: The tag of Status, an element of command sets.
+_STATUS: Final = 0x00000900
 
 
 def perform_find(performance: Performance) -> None:
@@ -115,7 +118,7 @@ def unpack(item: Any) -> tuple[Any, Any]:
     """
     Return the status and the object that a handler yielded.
 
-    :raises TypeError: *item* is a tuple that is not (status, object).
+    :raises TypeError: *item* is a tuple that is not (status, object), or a status Dataset without its tuple.
     """
     if isinstance(item, tuple):
         if len(item) != 2:
@@ -123,4 +126,21 @@ def unpack(item: Any) -> tuple[Any, Any]:
         return item
     if isinstance(item, int):
         return item, None
+    check_object(item)
     return codes.PENDING, item
+
+
+def check_object(value: Any) -> None:
+    """
+    Check an identifier or instance that a handler yielded without a status.
+
+    A Dataset with Status (0000,0900) is a status. As an identifier it would be sent without this element, and a failure would
+    become a match.
+
+    :raises TypeError: *value* is a Dataset with Status.
+    """
+    if isinstance(value, Dataset) and _STATUS in value.keys():  # noqa: SIM118 (the keys are a dict's; Dataset would parse the tag)
+        raise TypeError(
+            "a handler yielded a Dataset with Status (0000,0900) alone; yield (status, identifier), or (status, None) if there"
+            " is no identifier"
+        )

@@ -19,7 +19,7 @@ from dicomtwist.dimse import status as codes
 from dicomtwist.dimse.messages import CGetRQ, CGetRSP, CMoveRQ, CMoveRSP
 from dicomtwist.dimse.status import StatusCategory, category
 from dicomtwist.errors import DataSetError, ExecutorFull, Refused
-from dicomtwist.scp.find import unpack
+from dicomtwist.scp.find import check_object, unpack
 from dicomtwist.scp.move_destination import MoveAssociations
 from dicomtwist.scp.multiple_responses import NoMoreItems, YieldingHandler, with_identifier
 from dicomtwist.scp.performed import Performance, status_response
@@ -114,6 +114,7 @@ class _Retrieve:
 
     async def _begin(self, handler: YieldingHandler) -> None:
         number = await handler.next()
+        check_object(number)
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise Refused(
                 self.NUMBER_INVALID, f"a handler yielded {number!r}, the number of sub-operations was expected"
@@ -145,6 +146,7 @@ class _Retrieve:
                 await handler.room()
                 continue
             for number, one in enumerate(instance, 1):
+                check_object(one)
                 await suboperations.wait_for_room(together=number > 1)
                 suboperations.start(one, more=number < len(instance))
                 await handler.room()
@@ -255,6 +257,7 @@ class _Move(_Retrieve):
         request = self._performance.request
         assert isinstance(request, CMoveRQ)
         found = await handler.next()
+        check_object(found)
         address, arguments = self._address(found)
         try:
             return MoveAssociations(
