@@ -226,8 +226,8 @@ class NotEstablished(DICOMError, RuntimeError):
 class WouldDeadlock(DICOMError, RuntimeError):
     """
     A request would wait for the code that makes it: for a handler that the peer waits for, for a loop over responses that
-    come before its own, or for a place in a pool that the code itself holds. The request was not sent, or the response to it is
-    given up.
+    come before its own, or for a place in a pool that the code itself holds. Or it is a C-GET that would wait for one of the
+    peer, which would wait for it. The request was not sent, or the response to it is given up.
     """
 
 

@@ -276,6 +276,16 @@ class Exchange:
             return False
         return self._owner.has_role(context_id, as_scu=True) or self._owner.has_handler(evt.EVT_N_EVENT_REPORT)
 
+    def why_gets_wait(self, more: int = 0) -> str | None:
+        """
+        Return why the C-GETs of both sides wait for each other; ``None`` if they do not.
+
+        :param more: the number of C-GETs of this side that are about to begin.
+        """
+        asked = sum(type(operation.request) is CGetRQ for operation in self._operations.values())
+        performed = sum(type(one.request) is CGetRQ for one in self._performing.values())
+        return nesting.why_gets_wait(asked + more, self._window.limit, performed, self._perform_limit)
+
     @property
     def _is_getting(self) -> bool:
         """Whether a C-GET of this side is under way."""
@@ -495,7 +505,8 @@ class Exchange:
         :raises AssociationError: the association has ended.
         :raises NotEstablished: the association is being released.
         :raises ValueError: *request* cannot be encoded; nothing was sent, and no response is expected.
-        :raises WouldDeadlock: the peer could not perform it before the handler has ended that makes it.
+        :raises WouldDeadlock: the peer could not perform it before the handler has ended that makes it, or before a C-GET of
+            the peer has ended, which would wait for it.
         """
         if self._failure is not None or not self._protocol.may_send_data:
             if source is not None:
@@ -504,8 +515,10 @@ class Exchange:
             raise NotEstablished("the association is being released")
         if inside is None:
             inside = nesting.frames()
-        if inside and type(request) is CGetRQ:
-            why = nesting.why_get_waits(inside, self._performing, self._perform_limit)
+        if self._performing and type(request) is CGetRQ:
+            why = nesting.why_get_waits(inside, self._performing, self._perform_limit) if inside else None
+            if why is None and (why := self.why_gets_wait(1)) is not None:
+                why += ": ask when the C-GET of the peer has ended, or negotiate an asynchronous operations window"
             if why is not None:
                 if source is not None:
                     source.close()

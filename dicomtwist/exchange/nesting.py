@@ -113,6 +113,23 @@ def why_get_waits(inside: Frames, performing: dict[int, PerformedOperation], lim
     )
 
 
+def why_gets_wait(asked: int, invoke_limit: int, performed: int, perform_limit: int) -> str | None:
+    """
+    Return why C-GETs in both directions would wait for each other; ``None`` if they would not.
+
+    The C-STORE operations of each need a place in the operations window of the side that performs it. If the C-GETs of both
+    sides have all places of both, none of these operations can begin.
+
+    :param asked: the number of C-GETs of this side.
+    :param invoke_limit: the number of operations that this side may have outstanding.
+    :param performed: the number of C-GETs that this side performs.
+    :param perform_limit: the number of operations that the peer may have outstanding.
+    """
+    if asked < invoke_limit or performed < perform_limit:
+        return None
+    return "C-GETs in both directions would wait for each other"
+
+
 def is_inside(inside: Frames, operation: Operation | PerformedOperation) -> bool:
     """Whether code is inside a loop over the responses to *operation*, or in its handler."""
     return any(one() is operation for one in inside)

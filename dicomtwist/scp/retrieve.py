@@ -32,7 +32,13 @@ def perform_get(performance: Performance) -> None:
 
     The handler yields the number of sub-operations, then (status, instance) for each, or the instance alone: the path of a
     Part 10 file, the ``bytes`` of one, an open one, or a Dataset. It may yield a list of instances in place of one.
+
+    A C-GET that would wait for one of this side, which waits for it, is refused.
     """
+    why = performance.assoc.exchange.why_gets_wait()
+    if why is not None:
+        performance.refuse(codes.CANNOT_PERFORM_SUBOPERATIONS, why)
+        return
     _perform(performance, evt.EVT_C_GET, _Get)
 
 

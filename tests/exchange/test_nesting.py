@@ -12,13 +12,14 @@ from typing import Any
 
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
-from twisted.internet.defer import Deferred, ensureDeferred, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import Deferred, ensureDeferred, inlineCallbacks, maybeDeferred, succeed
 
 from dicomtwist import (
     Association,
     AssociationTimeout,
     AsyncOperationsWindow,
     NotEstablished,
+    OperationFailed,
     WouldDeadlock,
     build_context,
     build_role,
@@ -491,7 +492,8 @@ class YieldingHandlerTests(BothWaysTestCase):
     def test_a_get_of_this_side(self) -> None:
         """During a C-GET of this side without a window, the handler gets the answer that a handler of C-STORE gets."""
         self.answers = 1
-        for event, begin in YIELDING.items():
+        for event in (evt.EVT_C_FIND, evt.EVT_C_MOVE):
+            begin = YIELDING[event]
             gate: Deferred[None] = Deferred()
 
             async def get(occurrence: evt.IdentifierEvent, gate: Deferred[None] = gate) -> Any:
@@ -512,8 +514,7 @@ class YieldingHandlerTests(BothWaysTestCase):
                 self.assertIsInstance(one, WouldDeadlock, event.name)
             gate.callback(None)
             self.network.flush()
-            if event is not evt.EVT_C_GET:  # two C-GETs wait for each other's place in the windows
-                self.assertEqual(self.successResultOf(got).suboperations.completed, 1)
+            self.assertEqual(self.successResultOf(got).suboperations.completed, 1)
             for one in (got, asked):
                 one.addErrback(lambda reason: None)
             association.abort()
@@ -551,6 +552,100 @@ class YieldingHandlerTests(BothWaysTestCase):
         front.shutdown()
         self.server = server
         self.close(other)
+
+
+class GetsBothWaysTests(BothWaysTestCase):
+    """C-GETs of both sides at the same time: their C-STORE operations need places in both windows."""
+
+    def sides(self, offered: tuple[int, int]) -> tuple[Association, Association]:
+        """
+        Return both ends of an association.
+
+        :param offered: the number of operations that the requestor may have outstanding, and the acceptor.
+        """
+        window = (evt.EVT_ASYNC_OPS, lambda event: offered)
+        supported, self.scp.supported_contexts = self.scu.requested_contexts, []
+        for context in supported:
+            self.scp.add_supported_context(context.abstract_syntax or "", ExplicitVRLittleEndian, True, True)
+        handlers: list[Any] = [(evt.EVT_C_GET, self.held), (evt.EVT_C_STORE, lambda event: 0)]
+        self.server = self.listen(window, *handlers)
+        items: list[Any] = [build_role(context.abstract_syntax or "", True, True) for context in supported]
+        if offered != (1, 1):
+            items.append(AsyncOperationsWindow(*offered))
+        association = self.associate(ext_neg=items, evt_handlers=handlers)
+        (accepted,) = self.server.factory.associations
+        return association, accepted
+
+    async def held(self, event: evt.IdentifierEvent) -> Any:
+        yield 2
+        await self.gate
+        yield instance(uid="1.2.3.1")
+        yield instance(uid="1.2.3.2")
+
+    def results(self, asked: list[Any]) -> list[str]:
+        """Open the gate, and return how each C-GET ended."""
+        gate, self.gate = self.gate, succeed(None)
+        gate.callback(None)
+        self.network.flush()
+        ends = []
+        for one in asked:
+            result: list[Any] = []
+            one.addBoth(result.append)
+            self.assertTrue(result, "a C-GET waits for ever")
+            error = getattr(result[0], "value", None)
+            if isinstance(error, OperationFailed):
+                ends.append(f"{int(error.status):04X}")
+            elif error is not None:
+                ends.append(type(error).__name__)
+            else:
+                ends.append(str(result[0].suboperations.completed))
+        return ends
+
+    def get(self, association: Association) -> Any:
+        return association.send_c_get(keys(), GET).when_done()
+
+    def ends(self, offered: tuple[int, int], first: int, second: int, crossing: bool) -> list[str]:
+        self.gate: Deferred[None] = Deferred()
+        requestor, acceptor = self.sides(offered)
+        asked = [self.get(requestor) for _ in range(first)]
+        if not crossing:
+            self.network.flush()
+        asked += [self.get(acceptor) for _ in range(second)]
+        self.network.flush()
+        ends = self.results(asked)
+        self.assertEqual(self.network.result_of(acceptor.send_c_echo()), 0)
+        self.close(requestor)
+        return ends
+
+    def test_without_a_window(self) -> None:
+        """The second one fails before it is sent; of two that cross each other, each side refuses the other's."""
+        self.assertEqual(self.ends((1, 1), 1, 1, crossing=False), ["2", "WouldDeadlock"])
+        self.assertEqual(self.ends((1, 1), 1, 1, crossing=True), ["A702", "A702"])
+        self.assertEqual(self.ends((1, 1), 3, 0, crossing=False), ["2", "2", "2"])
+
+    def test_one_window_has_room(self) -> None:
+        """The operations of one C-GET go on, and at its end those of the other."""
+        for offered in ((1, 2), (2, 1), (2, 2), (3, 2)):
+            for crossing in (False, True):
+                self.assertEqual(self.ends(offered, 1, 1, crossing), ["2", "2"], offered)
+
+    def test_as_many_as_fit(self) -> None:
+        for crossing in (False, True):
+            self.assertEqual(self.ends((2, 2), 1, 2, crossing), ["2", "2", "2"])
+        self.assertEqual(self.ends((2, 2), 2, 2, crossing=False), ["2", "2", "2", "WouldDeadlock"])
+        self.assertEqual(self.ends((2, 2), 2, 2, crossing=True).count("A702"), 2)
+
+    def test_one_behind_the_other(self) -> None:
+        """A C-GET that waits for its place in the window is not in the way of the peer's."""
+        self.gate = Deferred()
+        requestor, acceptor = self.sides((1, 1))
+        asked = [self.get(requestor), self.get(requestor)]
+        self.network.flush()
+        asked.append(self.get(acceptor))
+        self.network.flush()
+        self.assertEqual(self.results(asked), ["2", "2", "WouldDeadlock"])
+        self.assertEqual(self.network.result_of(self.get(acceptor)).suboperations.completed, 2)
+        self.close(requestor)
 
 
 class GetInHandlerTests(BothWaysTestCase):
