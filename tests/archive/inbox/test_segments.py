@@ -292,6 +292,8 @@ class Retiring(SegmentsTestCase):
         disk = Recording()
         segments = self.make(file_system=disk)
         self.assertTrue(segments.make_spare())
+        calls = ["open", "pwritev", "fsync", "open", "fsync", "close"]  # the file, then its name
+        self.assertEqual([call.split()[0] for call in disk.calls], calls)
         self.assertFalse(segments.make_spare())
         disk.calls.clear()
         segments.append([frame(0, 9000)])
@@ -594,6 +596,32 @@ class Faults(SegmentsTestCase):
         self.assertEqual(place.segment, 2)
         self.die(segments)
         self.assertEqual([number for number in self.left() if number != 1], [0, 2])
+
+    def test_wiping_fails_after_a_write(self) -> None:
+        """A part of a batch is written, and neither the rest nor the wiping succeeds."""
+
+        class Cut(FileSystem):
+            left = -1
+
+            def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+                if self.left == 0:
+                    raise OSError(errno.ENOSPC, "an error")
+                self.left -= 1
+                data = b"".join(buffers)
+                return os.pwrite(fd, data[:2048] if self.left == 0 else data, offset)
+
+        for durability in Durability:
+            self.clear()
+            disk = Cut()
+            segments = self.make(durability, disk)
+            segments.append([frame(0)])
+            disk.left = 1
+            self.assertRaises(OSError, segments.append, [frame(1), frame(2)])
+            disk.left = -1
+            (place,) = segments.append([frame(3)])
+            self.assertEqual(place.segment, 2)
+            self.die(segments)
+            self.assertEqual([number for number in self.left() if number != 1], [0, 3])
 
 
 class Recovering(SegmentsTestCase):
