@@ -40,6 +40,7 @@ from dicomtwist.daemon.workers import MAX_WORKERS, Workers, WorkerSpec, worker_c
 from dicomtwist.datasets.character_sets import canonical
 from dicomtwist.presentation import EXPLICIT_FIRST, AllStoragePresentationContexts
 from dicomtwist.runtime.memory import freeze_startup_objects, retain_heap
+from dicomtwist.runtime.read_dispatch import dispatch_reads_directly
 from dicomtwist.settings import Settings
 from dicomtwist.transport.listening_sockets import Sockets
 from dicomtwist.ul.ae_title import check_ae_title
@@ -561,7 +562,7 @@ def _take_over_process(
     options: Options, service: ArchiveService, reloading: Reloading, received: Sequence[int]
 ) -> None:
     """
-    Register what concerns the whole process: signals, the deadline of its stop, its memory.
+    Register what concerns the whole process: signals, the deadline of its stop, its memory, its reactor.
 
     This happens when the service starts, not when it is made: a program that only makes it keeps its own signals, and is not
     killed by the deadline.
@@ -571,6 +572,7 @@ def _take_over_process(
     service.at_drained = limit_stop(reactor, options["grace"])
     reactor.callWhenRunning(freeze_startup_objects)
     reactor.callWhenRunning(retain_heap)
+    reactor.callWhenRunning(dispatch_reads_directly, reactor)
     if options.worker is not None:
         reactor.callWhenRunning(options.worker.begin, reactor)
 
