@@ -7,15 +7,19 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Final, TypeAlias, cast
 
 from twisted.logger import Logger
 
 from dicomtwist.archive.completeness import check_replacement
 from dicomtwist.archive.group_commit import CommitConflict, GroupCommit, PendingCommit
+from dicomtwist.archive.inbox.inbox import MAX_CONTENT, Inbox
+from dicomtwist.archive.inbox.replay import replay
+from dicomtwist.archive.inbox.segments import Segments
 from dicomtwist.archive.index.conflicts import Precedence
 from dicomtwist.archive.index.index import FOLDER, Database, Index
 from dicomtwist.archive.index.sqlite import lacks_room
@@ -39,6 +43,9 @@ from dicomtwist.datasets.character_sets import canonical
 from dicomtwist.errors import loggable
 
 __all__ = ["Archive", "DuplicateInstance", "Duplicates", "Precedence"]
+
+#: A failure of the inbox is logged once in this time, in seconds.
+COMPLAIN_AFTER: Final = 60.0
 
 #: A function that is called with ``None`` or with the error.
 _OnResult: TypeAlias = Callable[[BaseException | None], None]
@@ -76,10 +83,13 @@ class Archive:
     :param engine: the database of the index, if it is not the SQLite file in the folder; :meth:`close` disposes of it. If it
         is PostgreSQL, the durability of rows depends on that server's settings, even with durability full.
     :param precedence: which values the index has if instances disagree about their patient, study or series.
+    :param inbox: whether a small instance is stored when it is in the inbox; its file and its row follow, see :meth:`move`.
+        Several processes that share an archive have none.
 
     :ivar store: the storage.
     :ivar index: the index, while it is open.
     :ivar journal: the locks against other processes that share the archive; ``None`` if there are no others.
+    :ivar asked: the number of calls of :meth:`catch_up`, which queries make.
     :ivar lacks_room: why nothing can be stored for now, although the archive can be read; empty if instances can be stored.
     """
 
@@ -99,8 +109,11 @@ class Archive:
         lock: int = -1,
         engine: Database | None = None,
         precedence: Precedence = Precedence.LAST,
+        inbox: bool = False,
     ) -> None:
         self.root = root
+        self._has_inbox = inbox and not process
+        self._inbox: Inbox | None = None
         self.default_charset = canonical(default_charset)
         self._engine = engine
         self._file_system = file_system
@@ -114,6 +127,8 @@ class Archive:
         self.journal: CommitJournal | None = None
         self._is_open = False
         self.lacks_room = ""
+        self.asked = 0
+        self._complained = -COMPLAIN_AFTER
 
     def open(self) -> int:
         """
@@ -161,6 +176,12 @@ class Archive:
             except BaseException:
                 index.close()
                 raise
+            try:
+                if lock < 0:
+                    self._replay()
+            except BaseException:
+                index.close()
+                raise
         except BaseException:
             self.store.close()
             raise
@@ -169,6 +190,18 @@ class Archive:
             os.close(lock)
             self._lock = -1
         return removed
+
+    def _replay(self) -> None:
+        """Make files of what an earlier run has left in its inbox."""
+        found = replay(self.store, self.store.temporary_files.folder, self._file_system or FileSystem())
+        if found.instances:
+            self.log.info(
+                "the previous run left {instances} instances in its inbox; files were made of {made}, the others had theirs",
+                instances=found.instances,
+                made=found.made,
+            )
+        for note in found.notes:
+            self.log.error("the inbox: {note}", note=note)
 
     def _open_for_reading(self) -> bool:
         """Open the index for reading; return whether there is one that can be read."""
@@ -184,11 +217,23 @@ class Archive:
 
     def _begin(self) -> None:
         """Begin to store instances."""
-        if self.store.durability is Durability.NONE and self.journal is None:
+        if self.journal is None and (self._has_inbox or self.store.durability is Durability.NONE):
             # Several processes cannot use write-behind: none knows which rows another has not added yet.
             self._write_behind = WriteBehind(self.index, self._set_aside)
+            if self._has_inbox:
+                self._inbox = Inbox(self.store, self._segments(), self._write_behind)
         self._commits = GroupCommit(
-            self.store, self.index, self._committed, self.journal, self._write_behind, self._check_elsewhere
+            *(self.store, self.index, self._committed, self.journal, self._write_behind, self._inbox),
+            self._check_elsewhere,
+        )
+
+    def _segments(self) -> Segments:
+        store = self.store
+        return Segments(
+            store.temporary_files.folder,
+            self._file_system or FileSystem(),
+            durability=store.durability,
+            min_free=store.min_free,
         )
 
     def refuse(self, why: str) -> None:
@@ -202,6 +247,7 @@ class Archive:
         commits, self._commits = self._commits, None
         if commits is not None:
             commits.close()
+        self._close_inbox()
 
     def try_again(self, recover: Callable[[], None]) -> bool:
         """
@@ -236,18 +282,29 @@ class Archive:
 
     def close(self) -> None:
         """Close storage and index; idempotent."""
-        self.store.close()
         if self._commits is not None:
             self._commits.close()
             self._commits = None
+        self._close_inbox()
+        self.store.close()
         if self._is_open:
             self._is_open = False
             # The next start reads the files whose rows the index refuses now.
             with suppress(Exception):
-                self.catch_up()
+                self.move()
             self.index.close()
         if self.journal is not None:
             self.journal.close()
+
+    def _close_inbox(self) -> None:
+        inbox, self._inbox = self._inbox, None
+        if inbox is not None:
+            try:
+                inbox.close()
+            except Exception as error:
+                self.log.error(
+                    "instances stay in the inbox, and become files at the next start: {reason}", reason=loggable(error)
+                )
 
     def keep(self, instance: ReceivedInstance, on_result: _OnResult) -> None:
         """
@@ -262,9 +319,9 @@ class Archive:
         Store complete instances together, which is less work than one by one.
 
         :param deliver: called once or more, in any thread, with a list of instances and their outcomes; each instance has one
-            outcome. It is ``None`` when the instance is stored, else the error. With durability full, stored means that the
-            file, its folders and its row in the index are on the medium; with durability none, that the file has its name,
-            and its row follows (see :meth:`catch_up`). The error is an :class:`OSError` as it came,
+            outcome. It is ``None`` when the instance is stored, else the error. Stored means that it has a file with its
+            name, or is in the inbox, on the medium with durability full; with durability none or an inbox its row follows
+            (see :meth:`move`). The error is an :class:`OSError` as it came,
             :class:`DuplicateInstance`, :class:`~dicomtwist.archive.storage.types.ReplacementRefused`,
             :class:`~dicomtwist.archive.storage.types.IncompleteInstance`,
             :class:`~dicomtwist.archive.storage.types.InvalidUID` or :class:`~dicomtwist.archive.storage.types.IndexFailed`;
@@ -282,7 +339,7 @@ class Archive:
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(self.root))
                     raise StoreError("the archive is closed")
                 check_uids(*instance.uids)
-                exists = self.store.exists(*instance.uids)
+                exists = self._exists(instance.uids)
                 first_stays = exists and self._first_stays(instance)
                 replaces = exists and not first_stays and instance.sender is not None
                 replacement = Replacement(self.store, instance) if replaces else None
@@ -297,7 +354,8 @@ class Archive:
                 self.store.remove(written.path)
                 written = None
             one = PendingCommit(instance, written, exists, deliver, replacement, is_unchanged)
-            (pending if first_stays or written is not None else fresh).append(one)
+            is_ready = first_stays or written is not None or (not exists and self._fits_inbox(instance))
+            (pending if is_ready else fresh).append(one)
         results = self.store.write_temporaries([cast("Sequence[Buffer]", one.instance.content) for one in fresh])
         for one, result in zip(fresh, results, strict=True):
             if isinstance(result, Written):
@@ -309,6 +367,16 @@ class Archive:
             deliver(failed)
         if pending and commits is not None:
             commits.submit(pending)
+
+    def _exists(self, uids: InstanceUIDs) -> bool:
+        """Whether there is a copy of an instance; it has its file then."""
+        if self._inbox is not None and self._inbox.waits(uids):
+            self._inbox.publish()
+        return self.store.exists(*uids)
+
+    def _fits_inbox(self, instance: ReceivedInstance) -> bool:
+        content = cast("Sequence[Buffer]", instance.content)
+        return self._inbox is not None and sum(map(len, content)) <= MAX_CONTENT
 
     def _committed(self, outcomes: Mapping[PendingCommit, BaseException | None]) -> None:
         """Deliver the outcomes of a commit, and keep again what was in conflict with another one."""
@@ -331,17 +399,62 @@ class Archive:
 
     @property
     def unindexed(self) -> int:
-        """The number of stored instances that are not in the index yet."""
-        return len(self._write_behind) if self._write_behind is not None else 0
+        """The number of stored instances that have no file or no row yet."""
+        inbox = 0 if self._inbox is None else len(self._inbox)
+        return inbox + (0 if self._write_behind is None else len(self._write_behind))
+
+    @property
+    def unsettled(self) -> int:
+        """The number of instances that have a file and are still in the inbox, until :meth:`settle`."""
+        return 0 if self._inbox is None else self._inbox.unsettled
 
     def catch_up(self) -> None:
         """
-        Add all stored instances to the index. It blocks; every query calls it first.
+        Give all stored instances their files and rows. It blocks; every query calls it first.
+
+        An instance whose file cannot be made for now, for want of room, say, is safe in the inbox and is left out; the log
+        says so.
 
         :raises IndexFailed: the database refused; the next call tries again to add the instances that are missing.
         """
+        self.asked += 1
+        self._follow(lambda inbox: inbox.publish())
+
+    def move(self) -> None:
+        """Catch up, retire the full segments of the inbox, and make one in advance."""
+
+        def move(inbox: Inbox) -> None:
+            inbox.settle()
+            inbox.make_spare()
+
+        self._follow(move)
+
+    def settle(self) -> None:
+        """
+        Catch up, and flush all files to the medium, as durability asks for, so that nothing depends on the inbox any more.
+
+        :raises IndexFailed: as :meth:`catch_up`.
+        """
+        self._follow(lambda inbox: inbox.settle(everything=True))
+
+    def _follow(self, step: Callable[[Inbox], None]) -> None:
+        if self._inbox is not None:
+            try:
+                step(self._inbox)
+            except OSError as error:
+                self._complain(error)
         if self._write_behind is not None:
             self._write_behind.catch_up()
+
+    def _complain(self, error: OSError) -> None:
+        now = time.monotonic()
+        if now - self._complained >= COMPLAIN_AFTER:
+            self._complained = now
+            self.log.error(
+                "{count} instances are safe in the inbox, and cannot become files for now: {reason}",
+                count=0 if self._inbox is None else len(self._inbox),
+                reason=loggable(error),
+            )
 
     def _check_elsewhere(self, instance: ReceivedInstance, place: InstanceUIDs) -> StoreError | None:
         """

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+from dicomtwist.archive.inbox.inbox import Inbox
 from dicomtwist.archive.index.interfaces import IndexWriter
 from dicomtwist.archive.index.record import IndexRow
 from dicomtwist.archive.index.write_behind import WriteBehind
@@ -47,7 +48,8 @@ class PendingCommit:
     A complete instance that waits for its commit.
 
     :ivar instance: the instance.
-    :ivar written: its temporary file, on the medium with durability full; ``None`` if the stored copy stays.
+    :ivar written: its temporary file, on the medium with durability full; ``None`` if the stored copy stays, or if the instance
+        is new and goes into the inbox.
     :ivar exists: whether the storage holds a copy already.
     :ivar deliver: takes the outcome of the instance, with those of others, see :class:`~dicomtwist.archive.instance.Deliver`.
     :ivar replacement: the replacement of the stored copy, which is shown that copy before it is removed; ``None`` if nothing
@@ -81,6 +83,7 @@ class GroupCommit:
     :param journal: locks the instances of a commit against the other processes that share the archive, if there are any.
     :param write_behind: takes the rows of new instances, so that a commit does not wait for the index; without it every
         commit does.
+    :param inbox: takes new instances that have no temporary file.
     :param on_elsewhere: called with a new instance whose SOP Instance UID is stored below another study or series, and with the
         UIDs of that one; returns the error for which the new one is refused, ``None`` if both are kept.
     """
@@ -92,12 +95,14 @@ class GroupCommit:
         on_outcomes: OnOutcomes,
         journal: CommitJournal | None = None,
         write_behind: WriteBehind | None = None,
+        inbox: Inbox | None = None,
         on_elsewhere: _OnElsewhere = lambda instance, place: None,
     ) -> None:
         self._on_outcomes = on_outcomes
         self._on_elsewhere = on_elsewhere
         self._journal = journal
         self._write_behind = write_behind
+        self._inbox = inbox
         self._store = store
         self._index = index
         self._lock = threading.Lock()
@@ -149,21 +154,36 @@ class GroupCommit:
 
     def _commit_new(self, new: list[PendingCommit], write_behind: WriteBehind, outcomes: _Outcomes) -> None:
         """Commit new instances whose rows may follow."""
-        self._refuse_elsewhere(new, outcomes)
-        for pending in new:
+        inbox = self._inbox
+        if inbox is not None:
+            # In this order, since an instance that waits no longer has its file.
+            for pending in new:
+                uids = pending.instance.uids
+                if inbox.waits(uids) or (pending.written is None and self._store.exists(*uids)):
+                    outcomes[pending] = CommitConflict()
+        self._refuse_elsewhere([pending for pending in new if pending not in outcomes], outcomes)
+        small = [pending for pending in new if pending.written is None and pending not in outcomes]
+        if small:
+            assert inbox is not None
+            outcomes.update(dict.fromkeys(small, self._append(small, inbox)))
+        placed = [pending for pending in new if pending not in outcomes and self._place(pending, outcomes)]
+        self._sync(placed, outcomes)
+        for pending in placed:
             if pending not in outcomes:
-                outcomes[pending] = self._commit_one(pending, write_behind)
+                outcomes[pending] = self._add_later(pending, write_behind)
+        for pending in new:
             self._settle(pending, outcomes[pending])
 
-    def _commit_one(self, pending: PendingCommit, write_behind: WriteBehind) -> BaseException | None:
-        """Commit a new instance whose row may follow; there is nothing that it could share with others."""
-        assert pending.written is not None
+    def _append(self, small: list[PendingCommit], inbox: Inbox) -> BaseException | None:
         try:
-            self._store.rename(pending.written.path, *pending.instance.uids, exclusive=True)
-            pending.placed = True
+            inbox.append([pending.instance for pending in small])
+        except BaseException as error:
+            return error
+        return None
+
+    def _add_later(self, pending: PendingCommit, write_behind: WriteBehind) -> BaseException | None:
+        try:
             write_behind.add(_row(pending), pending.instance.uids, pending.instance.held)
-        except FileExistsError:
-            return CommitConflict()
         except BaseException as error:
             return error
         return None
@@ -223,9 +243,10 @@ class GroupCommit:
         if not looked_for:
             return
         try:
-            # The queue first: a row that leaves it meanwhile is in the index.
-            found = {} if self._write_behind is None else self._write_behind.elsewhere(looked_for)
-            found = self._index.elsewhere(looked_for) | found
+            # In the order of an instance's way, so that none is missed that moves on meanwhile.
+            waiting = {} if self._inbox is None else self._inbox.elsewhere(looked_for)
+            behind = {} if self._write_behind is None else self._write_behind.elsewhere(looked_for)
+            found = self._index.elsewhere(looked_for) | behind | waiting
         except IndexFailed as error:
             outcomes.update(dict.fromkeys(looked_for.values(), error))
             return
@@ -239,10 +260,12 @@ class GroupCommit:
         if not replacing:
             return
         try:
+            if self._inbox is not None:
+                self._inbox.release(pending.instance.uids for pending in replacing)
             if self._write_behind is not None:
                 self._write_behind.catch_up()  # else the row of the old copy would be written after that of the new one
             self._index.announce_replacing(pending.instance.uids for pending in replacing)
-        except IndexFailed as error:
+        except (IndexFailed, OSError) as error:
             outcomes.update(dict.fromkeys(replacing, error))
 
     def _place(self, pending: PendingCommit, outcomes: _Outcomes) -> bool:

@@ -9,7 +9,7 @@ peer is not read from while too much waits to be written.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, Protocol, TypeAlias
 
@@ -36,12 +36,17 @@ FIRST_WRITE: Final = 64 * 1024
 #: The largest single write of a large instance, in bytes: each write is four times the one before, up to this size.
 WRITE_SIZE: Final = 1024 * 1024
 #: The maximum number of small instances that are written together.
-BATCH: Final = 32
+BATCH: Final = 64
 #: The number of threads that write small instances. With durability full one thread computes while the other waits for the
 #: medium; with durability none no thread waits. More threads only compete with each other.
 WRITERS: Final = {Durability.FULL: 2, Durability.NONE: 1}
-#: With durability none the index catches up after no instance has arrived for this time, in seconds.
+#: Files and rows that may follow an acknowledgement are made after no instance has arrived for this time, in seconds.
 PAUSE: Final = 0.05
+#: They are made without a pause when they follow for this number of instances, or for this number of times :data:`PAUSE`.
+BURST: Final = 1800
+LONGEST_TURNS: Final = 20
+#: After a query they are made without a pause for this number of times :data:`PAUSE`.
+EAGER_TURNS: Final = 100
 #: The number of bytes of one instance that may wait to be written before its peer is not read from any more.
 MAX_UNWRITTEN: Final = 4 * 1024 * 1024
 
@@ -83,10 +88,21 @@ class Keeper(Protocol):
 
     @property
     def unindexed(self) -> int:
-        """The number of stored instances that are not in the index yet."""
+        """The number of stored instances that have no file or no row yet."""
 
-    def catch_up(self) -> None:
-        """Add all stored instances to the index, see :meth:`dicomtwist.archive.archive.Archive.catch_up`."""
+    @property
+    def unsettled(self) -> int:
+        """The number of stored instances with a file that are still in the inbox."""
+
+    @property
+    def asked(self) -> int:
+        """A number that rises with each query."""
+
+    def move(self) -> None:
+        """Give all stored instances their files and rows, see :meth:`dicomtwist.archive.archive.Archive.move`."""
+
+    def settle(self) -> None:
+        """Take instances out of the inbox, see :meth:`dicomtwist.archive.archive.Archive.settle`."""
 
 
 class Ingest:
@@ -108,6 +124,11 @@ class Ingest:
         self.default_charset = default_charset
         self.layouts = Layouts(WANTED, MAX_VALUE_LENGTH)
         self._came = 0
+        self._asked = 0
+        self._turns = 0
+        self._idle_turns = 0
+        self._eager = 0
+        self._is_sustained = self._is_moving = self._is_stopped = False
         self._waiting: IDelayedCall | None = None
         self._whole: deque[IncomingInstance] = deque()
         self._writers = 0
@@ -198,20 +219,25 @@ class Ingest:
 
     def _deliver(self) -> None:
         self._is_telling = False
+        stored = 0
         while self._told:
             incoming, error = self._told.popleft()
             incoming.kept(error)
+            stored += error is None
+        if stored:
+            self._came_in(stored)
 
-    # --- the index
+    # --- what follows the acknowledgements
 
-    def index_later(self) -> None:
-        """If the index is behind, let it catch up after a pause in the arrivals, so that it does not slow down a burst."""
-        self._came += 1
-        if self._waiting is None and self.archive.unindexed:
+    def _came_in(self, count: int) -> None:
+        """Note that instances were acknowledged, whose files or rows may have to follow."""
+        self._came += count
+        if self._waiting is None and not self._is_moving and (self.archive.unindexed or self.archive.unsettled):
             self._wait()
 
     def stop(self) -> None:
-        """Cancel the wait for a pause; closing the archive adds the rows that are missing."""
+        """Make no further files and rows; closing the archive does so."""
+        self._is_stopped = True
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
@@ -220,14 +246,46 @@ class Ingest:
         self._waiting = self.executor.call_later(PAUSE, self._waited, self._came)
 
     def _waited(self, came: int) -> None:
-        if came != self._came:
-            self._wait()
-            return
-        self._waiting = None
-        self.executor.run(self.archive.catch_up).addErrback(self._not_caught_up)
+        """
+        Move what waits after a pause in the arrivals, since moving slows down a burst; or when many wait, or for a second.
 
-    def _not_caught_up(self, reason: Failure) -> None:
-        # The next instance and the next query try again.
+        From then on until the next pause, and after a query, move at each turn, so that a query has little to wait for.
+        """
+        self._waiting = None
+        archive = self.archive
+        is_pause = came == self._came
+        self._turns += 1
+        self._idle_turns = self._idle_turns + 1 if is_pause else 0
+        if archive.asked != self._asked:
+            self._asked = archive.asked
+            self._eager = EAGER_TURNS
+        behind = archive.unindexed
+        if behind >= BURST or self._turns >= LONGEST_TURNS:
+            self._is_sustained = True
+        if behind and (is_pause or self._is_sustained or self._eager):
+            self._begin(archive.move, is_pause)
+        elif archive.unsettled and self._idle_turns >= LONGEST_TURNS:
+            self._begin(archive.settle, is_pause)
+        elif behind or archive.unsettled:
+            self._wait()
+        else:
+            self._turns = 0
+        self._eager = max(0, self._eager - 1)
+
+    def _begin(self, function: Callable[[], None], is_pause: bool) -> None:
+        self._is_moving = True
+        if is_pause:
+            self._is_sustained = False
+            self._turns = 0
+        self.executor.run_admitted(function).addErrback(self._not_moved).addCallback(self._moved)
+
+    def _moved(self, _: None) -> None:
+        self._is_moving = False
+        if not self._is_stopped and (self.archive.unindexed or self.archive.unsettled):
+            self._wait()
+
+    def _not_moved(self, reason: Failure) -> None:
+        # The next turn and the next query try again.
         self.log.error("instances that are stored are not indexed yet: {reason}", reason=loggable(reason.value))
 
 
@@ -332,7 +390,6 @@ class IncomingInstance:
         """Report the result of the archive: stored, or refused for *error*."""
         if error is None:
             self.result.callback(None)
-            self._ingest.index_later()
         else:
             self._refuse(Failure(error))
 

@@ -50,6 +50,7 @@ def verify(archive: Archive, references: Sequence[Reference], damaged: list[str]
     :raises IndexFailed: the database cannot be read.
     """
     archive.catch_up()
+    archive.settle()  # what is read below comes from the medium
     found: dict[str, list[IndexedInstance]] = {}
     for indexed in archive.index.find_instances({reference.sop_instance_uid for reference in references}):
         found.setdefault(indexed.uids[2], []).append(indexed)

@@ -113,6 +113,8 @@ class ArchiveServer:
         """
         self._is_started = True
         self.ae.executors.acquire()
+        if not self.archive.lacks_room:
+            self.archive.move()
         for provider in self.providers:
             provider.start()
 

@@ -103,6 +103,12 @@ def _durability(value: str) -> Durability:
         raise usage.UsageError(f"--durability is full or none, not {value!r}") from None
 
 
+def _inbox(value: str) -> bool:
+    if value not in ("on", "off"):
+        raise usage.UsageError(f"--inbox is on or off, not {value!r}")
+    return value == "on"
+
+
 def _precedence(value: str) -> Precedence:
     try:
         return Precedence(value)
@@ -206,6 +212,13 @@ class Options(usage.Options):
             Durability.FULL,
             "full: acknowledge an instance after fsync; none: no fsync, faster.",
             _durability,
+        ],
+        [
+            "inbox",
+            None,
+            True,
+            "on: acknowledge a small instance in the inbox, its file follows within a second; off: make the file first.",
+            _inbox,
         ],
         [
             "duplicates",
@@ -392,6 +405,7 @@ class Options(usage.Options):
             "storage": usage.CompleteDirs(),
             "worklist": usage.CompleteDirs(),
             "durability": usage.CompleteList(["full", "none"]),
+            "inbox": usage.CompleteList(["on", "off"]),
             "precedence": usage.CompleteList([one.value for one in Precedence]),
             "duplicates": usage.CompleteList([one.value for one in Duplicates]),
         }
@@ -472,6 +486,7 @@ class Options(usage.Options):
             durability=self["durability"],
             duplicates=self["duplicates"],
             precedence=self["precedence"],
+            inbox=self["inbox"],
             min_free=self["min-free"],
             default_charset=self["default-charset"] or "",
             process=self.worker.name if self.worker else "supervisor" if self["workers"] > 1 else "",

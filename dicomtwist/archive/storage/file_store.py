@@ -34,6 +34,8 @@ LAYOUT: Final = f"STUDY/SERIES/INSTANCE{_SUFFIX}"
 
 #: The number of study and series folders that a store remembers as made (and, with durability full, as flushed to the medium).
 MAX_KNOWN_FOLDERS = 4096
+#: The number of files that are open at once to be flushed to the medium.
+MAX_SYNCED: Final = 64
 
 
 def file_name(uid: str) -> str:
@@ -253,6 +255,11 @@ class InstanceStore:
         """Write temporary files, see :meth:`~dicomtwist.archive.storage.temporary_files.TemporaryFiles.write`."""
         return self.temporary_files.write(contents)
 
+    def write_acknowledged(self, contents: Sequence[Sequence[Buffer]]) -> list[Written | BaseException]:
+        """Write temporary files whose contents are safe elsewhere, see
+        :meth:`~dicomtwist.archive.storage.temporary_files.TemporaryFiles.write_acknowledged`."""
+        return self.temporary_files.write_acknowledged(contents)
+
     def open_temporary(self, temporary: Written) -> BinaryIO:
         """Open a complete temporary file for reading.
 
@@ -318,6 +325,77 @@ class InstanceStore:
                 failed.update(dict.fromkeys(held, error))
         return failed
 
+    # --- the same in two steps, for an instance that is safe elsewhere meanwhile
+
+    def publish(self, source: str, study_uid: str, series_uid: str, instance_uid: str) -> None:
+        """Give a temporary file its final name; it replaces an earlier copy. Nothing is flushed to the medium before
+        :meth:`sync_files`.
+
+        :raises OSError: as it came, errno intact; neither file has changed.
+        """
+        target = self.locate(study_uid, series_uid, instance_uid)
+        try:
+            self.temporary_files.give_name(source, target, exclusive=False)
+        except FileNotFoundError:
+            with self._known_lock:
+                self._known.pop((study_uid, ""), None)
+                self._known.pop((study_uid, series_uid), None)
+            series = os.path.dirname(target)
+            self._fs.make_folder(os.path.dirname(series))
+            self._fs.make_folder(series)
+            self.temporary_files.give_name(source, target, exclusive=False)
+
+    def sync_files(self, instances: Iterable[InstanceUIDs]) -> dict[InstanceUIDs, OSError]:
+        """Flush instances, their names and the folders above them to the medium; with durability none do nothing. An instance
+        without a file, which was removed since, is left out.
+
+        :returns: the instances that could not be flushed, each with the error.
+        """
+        failed: dict[InstanceUIDs, OSError] = {}
+        if not self._full:
+            return failed
+        waiting = list(instances)
+        for start in range(0, len(waiting), MAX_SYNCED):
+            self._sync_some(waiting[start : start + MAX_SYNCED], failed)
+        folders: dict[str, list[InstanceUIDs]] = {}
+        for uids in waiting:
+            folder = self.locate(*uids)
+            for _ in range(3 if uids[:2] not in self._known else 1):
+                folder = os.path.dirname(folder)
+                folders.setdefault(folder, []).append(uids)
+        for folder, held in folders.items():
+            try:
+                self._fs.sync_folder(folder)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                failed.update(dict.fromkeys(held, error))
+        for uids in waiting:
+            if uids not in failed:
+                self._know(*uids[:2])
+        return failed
+
+    def _sync_some(self, instances: Sequence[InstanceUIDs], failed: dict[InstanceUIDs, OSError]) -> None:
+        """Flush files: the system begins with all of them before the first is waited for."""
+        fs = self._fs
+        opened: list[tuple[InstanceUIDs, int]] = []
+        for uids in instances:
+            try:
+                fd = fs.open(self.locate(*uids), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                failed[uids] = error
+                continue
+            fs.start_writing(fd, 0, 0)
+            opened.append((uids, fd))
+        for uids, fd in opened:
+            try:
+                fs.fsync(fd)
+            except OSError as error:
+                failed[uids] = error
+            fs.close_quietly(fd)
+
     def remove(self, temporary: str) -> None:
         """Remove a temporary file or a copy that was set aside; a failure is ignored."""
         self.temporary_files.remove(temporary)
@@ -344,6 +422,9 @@ class InstanceStore:
         fs.make_folder(series)
         if self._full:
             fs.sync_folder(study)
+        self._know(study_uid, series_uid)
+
+    def _know(self, study_uid: str, series_uid: str) -> None:
         with self._known_lock:
             while len(self._known) >= MAX_KNOWN_FOLDERS:
                 del self._known[next(iter(self._known))]

@@ -61,7 +61,8 @@ class FileSystem:
 
     def start_writing(self, fd: int, offset: int, length: int) -> None:
         """
-        Start to flush *length* bytes from *offset* on to the medium and do not wait, so that a later sync finds less to do.
+        Start to flush *length* bytes from *offset* on to the medium, those up to the end if *length* is 0, and do not wait. A
+        later sync then finds less to do.
         This is a hint: the sync reports what fails.
         """
         if _START_WRITING is not None:

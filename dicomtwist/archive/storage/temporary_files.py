@@ -134,6 +134,9 @@ class TemporaryFiles:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.folder)
         if self.min_free:
             self._check_free()
+        return self._create(nameless)
+
+    def _create(self, nameless: bool) -> OpenFile:
         path = self.new_path()
         if nameless and self.can_be_nameless:
             return OpenFile(path, self._fs.open(self.folder, _NAMELESS, _FILE_MODE), True)
@@ -190,6 +193,28 @@ class TemporaryFiles:
             self._finish(file, buffers) if isinstance(file, OpenFile) else file
             for file, buffers in zip(files, contents, strict=True)
         ]
+
+    def write_acknowledged(self, contents: Sequence[Sequence[Buffer]]) -> list[Written | BaseException]:
+        """Write files whose contents are on the medium elsewhere, as the durability asks for. They are not synced, and room
+        was kept for them, so that ``min_free`` does not matter.
+
+        :param contents: the buffers of each file.
+        :returns: for each content the file, or the error (an OSError as it came); then nothing is left of that file.
+        """
+        return [self._write_acknowledged(buffers) for buffers in contents]
+
+    def _write_acknowledged(self, buffers: Sequence[Buffer]) -> Written | BaseException:
+        try:
+            file = self._create(len(self._nameless) < MAX_NAMELESS)
+        except BaseException as error:
+            return error
+        try:
+            file.size = self._write_all(file.fd, buffers)
+            self._close(file)
+        except BaseException as error:
+            self.discard(file)
+            return error
+        return Written(file.path, file.size, self._digest(buffers))
 
     def write_one(self, buffers: Sequence[Buffer]) -> Written:
         """Write a file; with durability full it is on the medium afterwards.

@@ -85,8 +85,8 @@ class FolderKeeper:
     :param overwrite: whether an instance replaces a file that is there already.
     """
 
-    #: There is no index.
-    unindexed = 0
+    #: There is no index and no inbox.
+    unindexed = unsettled = asked = 0
 
     def __init__(self, store: InstanceStore, requested: Requested, *, overwrite: bool = False) -> None:
         self.store = store
@@ -118,8 +118,11 @@ class FolderKeeper:
             return error
         return None
 
-    def catch_up(self) -> None:
+    def move(self) -> None:
         """Do nothing: there is no index."""
+
+    def settle(self) -> None:
+        """Do nothing: there is no inbox."""
 
 
 def open_folder(path: str, durability: str, min_free: int = 0) -> InstanceStore:

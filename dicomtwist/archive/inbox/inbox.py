@@ -1,0 +1,299 @@
+"""
+The inbox: small instances between their acknowledgement and their files.
+
+An instance that is complete is appended to a segment, together with its neighbours, and acknowledged. Later, after a pause in
+the arrivals or when many wait, it is *published*: its file gets its name, and its row goes to the index. Later still it is
+*settled*: its file and the folders above are on the medium, so that the segment is not needed any more. If the program or the
+machine ends in between, the next start makes the files again (:mod:`dicomtwist.archive.inbox.replay`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, Final, Protocol, cast
+
+from dicomtwist.archive.inbox.frames import Frame
+from dicomtwist.archive.inbox.segments import InboxFull, Place, Segments
+from dicomtwist.archive.index.record import IndexRow
+from dicomtwist.archive.instance import ReceivedInstance
+from dicomtwist.archive.storage.system_calls import Buffer
+from dicomtwist.archive.storage.types import InstanceUIDs, Written
+
+__all__ = ["MAX_CONTENT", "MAX_WAITING", "Inbox", "PublishedStorage", "make_file"]
+
+#: An instance of up to this number of bytes goes into the inbox; a larger one becomes a file at once.
+MAX_CONTENT: Final = 128 * 1024
+#: The number of instances that may wait for their files; a caller with one more makes files of them first.
+MAX_WAITING: Final = 4096
+#: The number of files that are written and named together.
+_GROUP: Final = 64
+
+
+class RowQueue(Protocol):
+    """The rows that follow the files, see :class:`~dicomtwist.archive.index.write_behind.WriteBehind`."""
+
+    def add(self, row: Callable[[], IndexRow], uids: InstanceUIDs, size: int, /) -> None:
+        """Queue a row."""
+
+    def catch_up(self) -> None:
+        """Add all rows that were queued before the call to the index."""
+
+
+class PublishedStorage(Protocol):
+    """The storage as the inbox sees it: files get their names first, and are flushed to the medium later."""
+
+    def write_acknowledged(self, contents: Sequence[Sequence[Buffer]], /) -> list[Written | BaseException]:
+        """Write instances that were acknowledged, unsynced and without a final name; return for each the file or the error."""
+
+    def publish(self, source: str, study_uid: str, series_uid: str, instance_uid: str, /) -> None:
+        """Give the temporary file *source* its final name; it replaces an earlier copy."""
+
+    def open(self, study_uid: str, series_uid: str, instance_uid: str, /) -> BinaryIO:
+        """Open an instance."""
+
+    def sync_files(self, instances: Iterable[InstanceUIDs], /) -> dict[InstanceUIDs, OSError]:
+        """Flush instances and their names to the medium if the durability asks for it; return the failures."""
+
+    def remove(self, temporary: str, /) -> None:
+        """Remove a temporary file; a failure is ignored."""
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """An instance in the inbox: what its row is made of, and where its content lies."""
+
+    instance: ReceivedInstance
+    place: Place
+
+
+class Inbox:
+    """
+    The inbox of an archive, for use from any thread.
+
+    :param store: the storage of the files.
+    :param segments: the segments, in a folder of the same file system.
+    :param rows: takes the rows of instances that are published.
+    """
+
+    def __init__(self, store: PublishedStorage, segments: Segments, rows: RowQueue) -> None:
+        self._store = store
+        self._segments = segments
+        self._rows = rows
+        self._lock = threading.Lock()  # for the three dicts; nothing blocks while it is held
+        self._turn = threading.RLock()  # one thread at a time publishes and settles
+        self._waiting: dict[InstanceUIDs, _Entry] = {}
+        self._places: dict[str, InstanceUIDs] = {}
+        self._unsettled: dict[InstanceUIDs, Place] = {}
+
+    def __len__(self) -> int:
+        """The number of instances that have no file yet."""
+        return len(self._waiting)
+
+    @property
+    def unsettled(self) -> int:
+        """The number of instances that have a file and are still in a segment."""
+        return len(self._unsettled)
+
+    def waits(self, uids: InstanceUIDs) -> bool:
+        """Return whether an instance has no file yet. If not, it may have got one just before."""
+        return uids in self._waiting
+
+    def elsewhere(self, instances: Iterable[InstanceUIDs]) -> dict[InstanceUIDs, InstanceUIDs]:
+        """
+        Return the instances whose SOP Instance UID an instance that waits has below another study or series, each with the UIDs
+        of that one.
+        """
+        places = self._places
+        found = {uids: places.get(uids[2], uids) for uids in instances}
+        return {uids: place for uids, place in found.items() if place != uids}
+
+    def append(self, instances: Sequence[ReceivedInstance]) -> None:
+        """
+        Take instances, all or none. With durability full they are on the medium afterwards.
+
+        Only one thread at a time appends. If the inbox is full, the call makes files of what is in it first.
+
+        :param instances: instances with their contents in memory, at most :data:`MAX_CONTENT` bytes each; none of them waits.
+        :raises OSError: as it came, errno intact.
+        :raises StoreError: the inbox is full, or closed.
+        """
+        if len(self._waiting) + len(instances) > MAX_WAITING:
+            self.publish()
+        frames = [Frame(one.uids, one.transfer_syntax, cast("Sequence[Buffer]", one.content)) for one in instances]
+        try:
+            places = self._segments.append(frames)
+        except InboxFull:
+            self.settle()
+            places = self._segments.append(frames)
+        with self._lock:
+            for one, place in zip(instances, places, strict=True):
+                one.content = ()  # the segment has it
+                self._waiting[one.uids] = _Entry(one, place)
+                self._places[one.uids[2]] = one.uids
+
+    def publish(self) -> None:
+        """
+        Give all instances that waited before the call their files, and their rows in the index.
+
+        :raises OSError: a file could not be made. Its instance is safe and waits for the next call; all others have files.
+        :raises IndexFailed: the database refused rows, which wait for the next call.
+        """
+        with self._turn:
+            failure = self._publish()
+            self._rows.catch_up()
+        if failure is not None:
+            raise failure
+
+    def settle(self, *, everything: bool = False) -> None:
+        """
+        Flush what is published to the medium, as durability asks for, and retire the segments that are not needed any more.
+
+        :param everything: whether the segment that is being filled is retired as well. Then nothing that was appended before
+            the call is left in the inbox.
+        :raises OSError: as :meth:`publish`, or a file could not be flushed; its segment stays.
+        :raises IndexFailed: as :meth:`publish`.
+        """
+        with self._turn:
+            if everything:
+                self._segments.seal()
+            failure = self._publish()
+            failure = self._retire() or failure
+            self._rows.catch_up()
+        if failure is not None:
+            raise failure
+
+    def release(self, instances: Iterable[InstanceUIDs]) -> None:
+        """
+        Let no start make files of these instances again: they are about to be replaced or removed.
+
+        :raises OSError: as it came, errno intact. The instances are as before.
+        """
+        with self._turn:
+            uids = list(instances)
+            if any(one in self._waiting for one in uids):
+                failure = self._publish()
+                if failure is not None:
+                    raise failure
+            held = {one: self._unsettled[one] for one in uids if one in self._unsettled}
+            if not held:
+                return
+            # If the replacement fails, the old copies stay.
+            for error in self._store.sync_files(held).values():
+                raise error
+            self._segments.void(held.values())
+            with self._lock:
+                for one in held:
+                    del self._unsettled[one]
+
+    def make_spare(self) -> None:
+        """
+        Make a segment in advance, so that no instance waits for one.
+
+        :raises OSError: as it came, errno intact.
+        """
+        self._segments.make_spare()
+
+    def close(self) -> None:
+        """
+        Settle everything and close the segments; idempotent. What cannot be settled is left to the next start.
+
+        :raises OSError: as :meth:`settle`; the segments are closed all the same.
+        """
+        try:
+            self.settle(everything=True)
+        finally:
+            self._segments.close()
+
+    # --- internals, in the thread whose turn it is
+
+    def _publish(self) -> OSError | None:
+        """Make files of all instances that wait; return the reason why one could not be made."""
+        with self._lock:
+            entries = list(self._waiting.values())
+        failure: OSError | None = None
+        for start in range(0, len(entries), _GROUP):
+            failure = self._publish_some(entries[start : start + _GROUP]) or failure
+        return failure
+
+    def _publish_some(self, entries: Sequence[_Entry]) -> OSError | None:
+        failure: OSError | None = None
+        contents: list[tuple[_Entry, bytes]] = []
+        for entry in entries:
+            try:
+                contents.append((entry, self._segments.read(entry.place)))
+            except OSError as error:
+                failure = error
+        written = self._store.write_acknowledged([[content] for _, content in contents])
+        published: list[_Entry] = []
+        for (entry, _), file in zip(contents, written, strict=True):
+            try:
+                if not isinstance(file, Written):
+                    raise file
+                try:
+                    self._store.publish(file.path, *entry.instance.uids)
+                except BaseException:
+                    self._store.remove(file.path)
+                    raise
+            except OSError as error:
+                failure = error
+                continue
+            instance = entry.instance
+            self._rows.add(_row(instance, file), instance.uids, instance.held)
+            published.append(entry)
+        with self._lock:
+            for entry in published:
+                uids = entry.instance.uids
+                del self._waiting[uids]
+                if self._places.get(uids[2]) == uids:
+                    del self._places[uids[2]]
+                self._unsettled[uids] = entry.place
+        self._segments.done([entry.place for entry in published])
+        return failure
+
+    def _retire(self) -> OSError | None:
+        """Flush the files of the segments that are full or sealed, and retire them; return the reason why one stays."""
+        failure: OSError | None = None
+        for number in self._segments.sealed():
+            held = {uids: place for uids, place in self._unsettled.items() if place.segment == number}
+            failed = self._store.sync_files(held)
+            try:
+                for uids in failed:
+                    self._write_again(uids, held[uids])
+                self._segments.retire(number)
+            except OSError as error:
+                failure = error
+                continue
+            with self._lock:
+                for uids in held:
+                    del self._unsettled[uids]
+        return failure
+
+    def _write_again(self, uids: InstanceUIDs, place: Place) -> None:
+        """Make a file anew that could not be flushed: what the system has of it cannot be trusted any more."""
+        make_file(self._store, uids, self._segments.read(place))
+        for error in self._store.sync_files([uids]).values():
+            raise error
+
+
+def make_file(store: PublishedStorage, uids: InstanceUIDs, content: bytes) -> None:
+    """
+    Make the file of an instance that was acknowledged. It replaces an earlier one.
+
+    :raises OSError: as it came, errno intact; an earlier file has not changed.
+    """
+    (file,) = store.write_acknowledged([[content]])
+    if not isinstance(file, Written):
+        raise file
+    try:
+        store.publish(file.path, *uids)
+    except BaseException:
+        store.remove(file.path)
+        raise
+
+
+def _row(instance: ReceivedInstance, file: Written) -> Callable[[], IndexRow]:
+    """Return a function that makes the row of an instance. It holds no reference to the content."""
+    describe, syntax, sender = instance.describe, instance.transfer_syntax, instance.sender
+    return lambda: IndexRow(describe(), syntax, file.size, False, file.digest or None, sender)

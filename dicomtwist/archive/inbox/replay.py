@@ -1,0 +1,96 @@
+"""
+The replay of the inbox at a start: instances that were still in a segment when the program or the machine ended become files
+again.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from dicomtwist.archive.inbox.inbox import PublishedStorage, make_file
+from dicomtwist.archive.inbox.recovery import Recovery
+from dicomtwist.archive.storage.system_calls import FileSystem
+from dicomtwist.archive.storage.types import NO_ROOM, InstanceUIDs
+
+__all__ = ["Replayed", "replay"]
+
+#: Failures of the file system itself, for which a start tries again later.
+_PASSING: Final = NO_ROOM | {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+@dataclass(slots=True)
+class Replayed:
+    """
+    The result of a replay.
+
+    :ivar instances: the number of instances that the segments held.
+    :ivar made: the number of files that were missing or not whole, and were made again.
+    :ivar notes: what an operator has to know, a line each: instances that are damaged, segments that are set aside.
+    """
+
+    instances: int = 0
+    made: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def replay(store: PublishedStorage, folder: str, file_system: FileSystem) -> Replayed:
+    """
+    Make files of the instances in all segments that earlier runs left behind, then remove the segments.
+
+    A file that is there and holds the same bytes is left as it is. A segment with damage is set aside, with the name
+    ``broken-...``, after all that can be read has become files. If the program ends before the end of the replay, the next
+    start does the same again.
+
+    :param store: the storage, prepared.
+    :param folder: the folder of the segments.
+    :param file_system: the system calls to use.
+    :raises OSError: the folder cannot be read, there is no room for the files, or one cannot be flushed to the medium. All
+        segments stay.
+    """
+    result = Replayed()
+    recovery = Recovery(folder, file_system)
+    try:
+        made: set[InstanceUIDs] = set()
+        for found in recovery:
+            uids = found.frame.uids
+            (content,) = found.frame.content
+            result.instances += 1
+            try:
+                if not _holds(store, uids, bytes(content)):
+                    make_file(store, uids, bytes(content))
+                    result.made += 1
+                made.add(uids)
+            except OSError as error:
+                if error.errno in _PASSING:
+                    raise
+                recovery.keep()
+                result.notes.append(f"{'/'.join(uids)} cannot become a file: {error.strerror or error}")
+        for failure in store.sync_files(made).values():
+            raise failure
+        recovery.finish()
+    finally:
+        recovery.close()
+    result.notes += _damage(recovery)
+    return result
+
+
+def _holds(store: PublishedStorage, uids: InstanceUIDs, content: bytes) -> bool:
+    """Whether the file of an instance holds *content*."""
+    try:
+        with store.open(*uids) as file:
+            return file.read(len(content) + 1) == content
+    except OSError:
+        return False
+
+
+def _damage(recovery: Recovery) -> Iterable[str]:
+    if recovery.damaged:
+        uids = ", ".join(recovery.damaged_uids) or "their UIDs cannot be read"
+        yield f"{recovery.damaged} places hold instances that were acknowledged and cannot be read any more: {uids}"
+    for line in recovery.unreadable:
+        yield f"a segment cannot be opened and stays where it is: {line}"
+    for name in recovery.set_aside:
+        yield f"a damaged segment is set aside as {name}; all that can be read in it has become files"
