@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from functools import partial
+from typing import Final, TypeAlias, cast
 
-from dicomtwist.archive.inbox.inbox import Inbox
+from dicomtwist.archive.inbox.inbox import Inbox, Small
 from dicomtwist.archive.index.interfaces import IndexWriter
 from dicomtwist.archive.index.record import IndexRow
 from dicomtwist.archive.index.write_behind import WriteBehind
@@ -22,6 +23,7 @@ from dicomtwist.archive.instance import Deliver, ReceivedInstance
 from dicomtwist.archive.replacement import Replacement
 from dicomtwist.archive.storage.interfaces import CommittingStorage
 from dicomtwist.archive.storage.process_locks import CommitJournal
+from dicomtwist.archive.storage.system_calls import Buffer
 from dicomtwist.archive.storage.types import Durability, IndexFailed, InstanceUIDs, Written
 from dicomtwist.runtime.side_thread import SideThread
 
@@ -176,7 +178,7 @@ class GroupCommit:
 
     def _append(self, small: list[PendingCommit], inbox: Inbox) -> BaseException | None:
         try:
-            inbox.append([pending.instance for pending in small])
+            inbox.append([_small(pending) for pending in small])
         except BaseException as error:
             return error
         return None
@@ -371,8 +373,18 @@ class GroupCommit:
 
 def _row(pending: PendingCommit) -> Callable[[], IndexRow]:
     """Return a function that makes the row of an instance. It holds no reference to the content."""
-    written = pending.written
-    assert written is not None
+    assert pending.written is not None
+    return partial(_row_maker(pending), pending.written)
+
+
+def _row_maker(pending: PendingCommit) -> Callable[[Written], IndexRow]:
+    """Return a function that makes the row of an instance from its file. It holds no reference to the content."""
     instance, exists = pending.instance, pending.exists
     describe, syntax, sender = instance.describe, instance.transfer_syntax, instance.sender
-    return lambda: IndexRow(describe(), syntax, written.size, exists, written.digest or None, sender)
+    return lambda file: IndexRow(describe(), syntax, file.size, exists, file.digest or None, sender)
+
+
+def _small(pending: PendingCommit) -> Small:
+    instance = pending.instance
+    content = cast("Sequence[Buffer]", instance.content)
+    return Small(instance.uids, instance.transfer_syntax, content, instance.held, _row_maker(pending))

@@ -45,6 +45,8 @@ PAUSE: Final = 0.05
 #: They are made without a pause when they follow for this number of instances, or for this number of times :data:`PAUSE`.
 BURST: Final = 1800
 LONGEST_TURNS: Final = 20
+#: The time after which they are tried again if the database has refused them, in seconds.
+TRY_AGAIN: Final = 5.0
 #: After a query they are made without a pause for this number of times :data:`PAUSE`.
 EAGER_TURNS: Final = 100
 #: The number of bytes of one instance that may wait to be written before its peer is not read from any more.
@@ -242,8 +244,8 @@ class Ingest:
             self._waiting.cancel()
             self._waiting = None
 
-    def _wait(self) -> None:
-        self._waiting = self.executor.call_later(PAUSE, self._waited, self._came)
+    def _wait(self, seconds: float = PAUSE) -> None:
+        self._waiting = self.executor.call_later(seconds, self._waited, self._came)
 
     def _waited(self, came: int) -> None:
         """
@@ -277,15 +279,16 @@ class Ingest:
         if is_pause:
             self._is_sustained = False
             self._turns = 0
-        self.executor.run_admitted(function).addErrback(self._not_moved).addCallback(self._moved)
+        self.executor.run_admitted(function).addCallbacks(self._moved, self._not_moved)
 
-    def _moved(self, _: None) -> None:
+    def _moved(self, _: None, seconds: float = PAUSE) -> None:
         self._is_moving = False
         if not self._is_stopped and (self.archive.unindexed or self.archive.unsettled):
-            self._wait()
+            self._wait(seconds)
 
     def _not_moved(self, reason: Failure) -> None:
-        # The next turn and the next query try again.
+        """Try again later; the next query tries as well."""
+        self._moved(None, TRY_AGAIN)
         self.log.error("instances that are stored are not indexed yet: {reason}", reason=loggable(reason.value))
 
 

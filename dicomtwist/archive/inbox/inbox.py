@@ -12,16 +12,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Final, Protocol, cast
+from functools import partial
+from typing import Any, BinaryIO, Final, NamedTuple, Protocol
 
 from dicomtwist.archive.inbox.frames import Frame
 from dicomtwist.archive.inbox.segments import InboxFull, Place, Segments
-from dicomtwist.archive.index.record import IndexRow
-from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.storage.system_calls import Buffer
 from dicomtwist.archive.storage.types import InstanceUIDs, Written
 
-__all__ = ["MAX_CONTENT", "MAX_WAITING", "Inbox", "PublishedStorage", "make_file"]
+__all__ = ["MAX_CONTENT", "MAX_WAITING", "Inbox", "PublishedStorage", "Small", "make_file"]
 
 #: An instance of up to this number of bytes goes into the inbox; a larger one becomes a file at once.
 MAX_CONTENT: Final = 128 * 1024
@@ -31,10 +30,28 @@ MAX_WAITING: Final = 4096
 _GROUP: Final = 64
 
 
+class Small(NamedTuple):
+    """
+    A small instance that is complete.
+
+    :ivar uids: its Study, Series and SOP Instance UIDs.
+    :ivar transfer_syntax: the transfer syntax of its data set.
+    :ivar content: its DICOM file, each buffer contiguous.
+    :ivar held: the approximate number of bytes that *row* keeps in memory.
+    :ivar row: makes the row of the instance from its file; it holds no reference to the content.
+    """
+
+    uids: InstanceUIDs
+    transfer_syntax: str
+    content: Sequence[Buffer]
+    held: int
+    row: Callable[[Written], Any]
+
+
 class RowQueue(Protocol):
     """The rows that follow the files, see :class:`~dicomtwist.archive.index.write_behind.WriteBehind`."""
 
-    def add(self, row: Callable[[], IndexRow], uids: InstanceUIDs, size: int, /) -> None:
+    def add(self, row: Callable[[], Any], uids: InstanceUIDs, size: int, /) -> None:
         """Queue a row."""
 
     def catch_up(self) -> None:
@@ -62,10 +79,12 @@ class PublishedStorage(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """An instance in the inbox: what its row is made of, and where its content lies."""
+    """An instance in the inbox: where its content lies, and what makes its row."""
 
-    instance: ReceivedInstance
+    uids: InstanceUIDs
     place: Place
+    held: int
+    row: Callable[[Written], Any]
 
 
 class Inbox:
@@ -109,19 +128,19 @@ class Inbox:
         found = {uids: places.get(uids[2], uids) for uids in instances}
         return {uids: place for uids, place in found.items() if place != uids}
 
-    def append(self, instances: Sequence[ReceivedInstance]) -> None:
+    def append(self, instances: Sequence[Small]) -> None:
         """
         Take instances, all or none. With durability full they are on the medium afterwards.
 
         Only one thread at a time appends. If the inbox is full, the call makes files of what is in it first.
 
-        :param instances: instances with their contents in memory, at most :data:`MAX_CONTENT` bytes each; none of them waits.
+        :param instances: instances of at most :data:`MAX_CONTENT` bytes each; none of them waits.
         :raises OSError: as it came, errno intact.
         :raises StoreError: the inbox is full, or closed.
         """
         if len(self._waiting) + len(instances) > MAX_WAITING:
             self.publish()
-        frames = [Frame(one.uids, one.transfer_syntax, cast("Sequence[Buffer]", one.content)) for one in instances]
+        frames = [Frame(one.uids, one.transfer_syntax, one.content) for one in instances]
         try:
             places = self._segments.append(frames)
         except InboxFull:
@@ -129,8 +148,7 @@ class Inbox:
             places = self._segments.append(frames)
         with self._lock:
             for one, place in zip(instances, places, strict=True):
-                one.content = ()  # the segment has it
-                self._waiting[one.uids] = _Entry(one, place)
+                self._waiting[one.uids] = _Entry(one.uids, place, one.held, one.row)
                 self._places[one.uids[2]] = one.uids
 
     def publish(self) -> None:
@@ -232,19 +250,18 @@ class Inbox:
                 if not isinstance(file, Written):
                     raise file
                 try:
-                    self._store.publish(file.path, *entry.instance.uids)
+                    self._store.publish(file.path, *entry.uids)
                 except BaseException:
                     self._store.remove(file.path)
                     raise
             except OSError as error:
                 failure = error
                 continue
-            instance = entry.instance
-            self._rows.add(_row(instance, file), instance.uids, instance.held)
+            self._rows.add(partial(entry.row, file), entry.uids, entry.held)
             published.append(entry)
         with self._lock:
             for entry in published:
-                uids = entry.instance.uids
+                uids = entry.uids
                 del self._waiting[uids]
                 if self._places.get(uids[2]) == uids:
                     del self._places[uids[2]]
@@ -291,9 +308,3 @@ def make_file(store: PublishedStorage, uids: InstanceUIDs, content: bytes) -> No
     except BaseException:
         store.remove(file.path)
         raise
-
-
-def _row(instance: ReceivedInstance, file: Written) -> Callable[[], IndexRow]:
-    """Return a function that makes the row of an instance. It holds no reference to the content."""
-    describe, syntax, sender = instance.describe, instance.transfer_syntax, instance.sender
-    return lambda: IndexRow(describe(), syntax, file.size, False, file.digest or None, sender)

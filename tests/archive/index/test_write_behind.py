@@ -13,7 +13,7 @@ from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index import write_behind
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.record import IndexRow
-from dicomtwist.archive.ingest import PAUSE, Ingest
+from dicomtwist.archive.ingest import PAUSE, TRY_AGAIN, Ingest
 from dicomtwist.archive.recovery import reconcile
 from dicomtwist.archive.services.storage import StorageService
 from dicomtwist.archive.storage.types import Durability, IndexFailed
@@ -236,6 +236,7 @@ class Receiving(MemoryTestCase):
         self.assertEqual(self.archive.unindexed, 1)
         self.archive.index.add = add  # type: ignore[method-assign]
         self.store(2)
+        self.network.advance(TRY_AGAIN)
         self.network.advance(PAUSE * 1.1)
         self.assertEqual(self.archive.unindexed, 0)
 
