@@ -434,7 +434,8 @@ class Archive:
         """
         if self._inbox is not None:
             self._inbox.settle()
-            self._inbox.make_spare()
+            with suppress(OSError):  # then the next instance has to wait for a segment, or becomes a file at once
+                self._inbox.make_spare()
         self._add_rows()
 
     def settle(self) -> None:

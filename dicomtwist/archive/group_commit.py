@@ -24,7 +24,7 @@ from dicomtwist.archive.replacement import Replacement
 from dicomtwist.archive.storage.interfaces import CommittingStorage
 from dicomtwist.archive.storage.process_locks import CommitJournal
 from dicomtwist.archive.storage.system_calls import Buffer
-from dicomtwist.archive.storage.types import Durability, IndexFailed, InstanceUIDs, Written
+from dicomtwist.archive.storage.types import Durability, IndexFailed, InstanceUIDs, StoreError, Written
 from dicomtwist.runtime.side_thread import SideThread
 
 __all__ = ["CommitConflict", "GroupCommit", "PendingCommit"]
@@ -167,7 +167,7 @@ class GroupCommit:
         small = [pending for pending in new if pending.written is None and pending not in outcomes]
         if small:
             assert inbox is not None
-            outcomes.update(dict.fromkeys(small, self._append(small, inbox)))
+            self._append(small, inbox, outcomes)
         placed = [pending for pending in new if pending not in outcomes and self._place(pending, outcomes)]
         self._sync(placed, outcomes)
         for pending in placed:
@@ -176,12 +176,22 @@ class GroupCommit:
         for pending in new:
             self._settle(pending, outcomes[pending])
 
-    def _append(self, small: list[PendingCommit], inbox: Inbox) -> BaseException | None:
+    def _append(self, small: list[PendingCommit], inbox: Inbox, outcomes: _Outcomes) -> None:
+        """Put small instances into the inbox; if it cannot take them, give them temporary files instead."""
         try:
             inbox.append([_small(pending) for pending in small])
+        except (OSError, StoreError):
+            # It is full, or the disk has too little room for a segment. A small file may fit all the same.
+            files = self._store.write_temporaries([_content(pending) for pending in small])
+            for pending, file in zip(small, files, strict=True):
+                if isinstance(file, Written):
+                    pending.written = file
+                else:
+                    outcomes[pending] = file
         except BaseException as error:
-            return error
-        return None
+            outcomes.update(dict.fromkeys(small, error))
+        else:
+            outcomes.update(dict.fromkeys(small))
 
     def _add_later(self, pending: PendingCommit, write_behind: WriteBehind) -> BaseException | None:
         try:
@@ -384,7 +394,10 @@ def _row_maker(pending: PendingCommit) -> Callable[[Written], IndexRow]:
     return lambda file: IndexRow(describe(), syntax, file.size, exists, file.digest or None, sender)
 
 
+def _content(pending: PendingCommit) -> Sequence[Buffer]:
+    return cast("Sequence[Buffer]", pending.instance.content)
+
+
 def _small(pending: PendingCommit) -> Small:
     instance = pending.instance
-    content = cast("Sequence[Buffer]", instance.content)
-    return Small(instance.uids, instance.transfer_syntax, content, instance.held, _row_maker(pending))
+    return Small(instance.uids, instance.transfer_syntax, _content(pending), instance.held, _row_maker(pending))

@@ -289,7 +289,9 @@ class Ingest:
     def _not_moved(self, reason: Failure) -> None:
         """Try again later; the next query tries as well."""
         self._moved(None, TRY_AGAIN)
-        self.log.error("instances that are stored wait for their files or their rows: {reason}", reason=loggable(reason.value))
+        self.log.error(
+            "instances that are stored wait for their files or their rows: {reason}", reason=loggable(reason.value)
+        )
 
 
 class IncomingInstance:

@@ -305,6 +305,9 @@ class Segments:
             if len(self._used) + len(self._ready) >= self.max_segments:
                 raise InboxFull(f"all {self.max_segments} segments of the inbox are in use")
         fs = self._fs
+        if self._syncs and fs.free(self.folder) < self.min_free + self._waiting_room + self.segment_size:
+            # Else filling it would take the last room from all others for a moment.
+            raise OSError(errno.ENOSPC, "too little room for a segment of the inbox", self.folder)
         number, generation, path = self._new_name()
         fd = fs.open(path, _CREATE, _MODE)
         try:

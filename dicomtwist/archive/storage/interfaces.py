@@ -52,6 +52,9 @@ class CommittingStorage(Protocol):
     def exists(self, study_uid: str, series_uid: str, instance_uid: str, /) -> bool:
         """Whether the storage holds an instance."""
 
+    def write_temporaries(self, contents: Sequence[Sequence[Buffer]], /) -> list[Written | BaseException]:
+        """Write complete instances without a final name; return for each the file or the reason of the failure."""
+
     def open_temporary(self, temporary: Written, /) -> BinaryIO:
         """Open an instance that has no final name yet, or a copy that was set aside."""
 
@@ -117,9 +120,6 @@ class Storage(ReceivingStorage, CommittingStorage, Protocol):
 
     def close(self) -> None:
         """Release the storage; idempotent."""
-
-    def write_temporaries(self, contents: Sequence[Sequence[Buffer]], /) -> list[Written | BaseException]:
-        """Write complete instances without a final name; return for each the file or the reason of the failure."""
 
     def open(self, study_uid: str, series_uid: str, instance_uid: str, /) -> BinaryIO:
         """Open an instance."""
