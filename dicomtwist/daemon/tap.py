@@ -103,10 +103,10 @@ def _durability(value: str) -> Durability:
         raise usage.UsageError(f"--durability is full or none, not {value!r}") from None
 
 
-def _inbox(value: str) -> bool:
+def _on_or_off(value: str) -> str:
     if value not in ("on", "off"):
         raise usage.UsageError(f"--inbox is on or off, not {value!r}")
-    return value == "on"
+    return value
 
 
 def _precedence(value: str) -> Precedence:
@@ -216,9 +216,9 @@ class Options(usage.Options):
         [
             "inbox",
             None,
-            True,
+            "on",
             "on: acknowledge a small instance in the inbox, its file follows within a second; off: make the file first.",
-            _inbox,
+            _on_or_off,
         ],
         [
             "duplicates",
@@ -486,7 +486,7 @@ class Options(usage.Options):
             durability=self["durability"],
             duplicates=self["duplicates"],
             precedence=self["precedence"],
-            inbox=self["inbox"],
+            inbox=self["inbox"] == "on",
             min_free=self["min-free"],
             default_charset=self["default-charset"] or "",
             process=self.worker.name if self.worker else "supervisor" if self["workers"] > 1 else "",

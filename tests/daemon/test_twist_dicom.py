@@ -21,6 +21,7 @@ from dicomtwist.datasets import outgoing_instance
 from dicomtwist.errors import AssociationError
 from dicomtwist.part10 import read_file_meta
 from tests import peers
+from tests.publishing import publish
 
 VERIFICATION = "1.2.840.10008.1.1"
 
@@ -77,7 +78,7 @@ class TwistDicom(TestCase):
     def stored(self) -> list[Path]:
         """Return the files in the storage, except the archive's own."""
         files = (path for path in self.storage.rglob("*") if path.is_file() and path.name != ".lock")
-        return sorted(path for path in files if ".index" not in path.parts)
+        return sorted(path for path in files if ".index" not in path.parts and not path.match(".incoming/inbox-*"))
 
     async def echo(self, port: int, **keywords: object) -> None:
         """Send a C-ECHO from another AE."""
@@ -107,6 +108,7 @@ class TwistDicom(TestCase):
                 status = await assoc.send_c_store(file.path)
                 self.assertTrue(status.is_success, f"{file.name}: {status}")
                 # Some of the files share their SOP Instance UID, so each is checked before the next is sent.
+                await publish(port)
                 target = self.storage / file.study / file.series / f"{file.sop_instance}.dcm"
                 sent = peers.dataset_bytes(file.path)
                 sent += b"\0" * (len(sent) % 2)  # a deflated data set is sent with a padding byte (PS3.5 A.5)
@@ -129,6 +131,7 @@ class TwistDicom(TestCase):
             peers.dcmtk("storescu"), "-aec", "ARCHIVE", "127.0.0.1", port, file.path, nodelay=False
         )
         self.assertEqual(result.code, 0, result.text)
+        await publish(port, "ARCHIVE")
         self.assertEqual(len(self.stored()), 1)
         refused = await peers.run(peers.dcmtk("storescu"), "-aec", "ELSE", "127.0.0.1", port, file.path)
         self.assertNotEqual(refused.code, 0)
@@ -177,6 +180,7 @@ class TwistDicom(TestCase):
         ae.add_requested_context(file.sop_class, file.transfer_syntax)
         async with await ae.associate("127.0.0.1", port) as assoc:
             self.assertTrue((await assoc.send_c_store(file.path)).is_success)
+        await publish(port)
         before = {path: path.read_bytes() for path in self.stored()}
         assoc = await ae.associate("127.0.0.1", port)
 
@@ -230,6 +234,7 @@ class TwistDicom(TestCase):
             status = await assoc.send_c_store(other)
             self.assertEqual(status, 0xA900)
             self.assertTrue((await assoc.send_c_store(file.path)).is_success)
+        await publish(port)
         self.assertEqual(len(self.stored()), 1)
 
     async def test_sigterm_lets_associations_finish(self) -> None:
@@ -342,6 +347,7 @@ class TwistDicom(TestCase):
                     self.assertTrue(status.is_success, f"{file.name}: {status}")
 
         await gatherResults([Deferred.fromCoroutine(send(files[start::16])) for start in range(16)])
+        await publish(port)
         self.assertEqual({path.stem for path in self.stored()}, {file.sop_instance for file in files})
 
     async def test_kill_leaves_whole_files_only(self) -> None:
@@ -366,11 +372,16 @@ class TwistDicom(TestCase):
         await self.server.wait(10)
         self.assertGreaterEqual(len(answered), len(files) // 2)
         by_uid = {file.sop_instance: file for file in files}
-        visible = {path.stem: path for path in self.stored() if path.suffix == ".dcm"}
-        self.assertLessEqual({file.sop_instance for file in answered}, set(visible))
-        for uid, path in visible.items():
-            self.assertEqual(peers.dataset_bytes(path), peers.dataset_bytes(by_uid[uid].path))
+
+        def visible() -> set[str]:
+            found = {path.stem: path for path in self.stored() if path.suffix == ".dcm"}
+            for uid, path in found.items():
+                self.assertEqual(peers.dataset_bytes(path), peers.dataset_bytes(by_uid[uid].path))
+            return set(found)
+
+        visible()
         await self.start()
+        self.assertLessEqual({file.sop_instance for file in answered}, visible())
         self.assertEqual([path for path in self.stored() if path.suffix != ".dcm"], [], "temporaries are removed")
 
 

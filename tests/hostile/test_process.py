@@ -39,6 +39,7 @@ from dicomtwist.ul.pdu import AAssociateRQ
 from tests import peers
 from tests.daemon import test_twist_dicom
 from tests.hostile.common import pdata
+from tests.publishing import publish
 
 reactor = cast(Any, _reactor)
 
@@ -120,6 +121,7 @@ class ProcessTestCase(TestCase):
                 await assoc.send_c_store(file_of(encode_dataset(instance("1.2.3.99"), EXPLICIT), "1.2.3.99")), 0
             )
         await self.echo()
+        await publish(self.port)
         # From here on the kernel records the peak of the process's memory (proc(5), clear_refs).
         Path(f"/proc/{self.server.pid}/clear_refs").write_text("5")
         self.base, self.before = self.memory(), self.files()
@@ -157,11 +159,14 @@ class ProcessTestCase(TestCase):
         return time.clock_gettime(~self.server.pid << 3 | 2)
 
     def files(self) -> dict[Path, bytes]:
-        """Return every instance and temporary file with its content; the index and similar files are not included."""
+        """Return every instance and temporary file with its content; index, inbox and similar files are not included."""
         return {
             path: path.read_bytes()
             for path in self.storage.rglob("*")
-            if ".index" not in path.parts and path.name != ".lock" and path.is_file()
+            if ".index" not in path.parts
+            and path.name != ".lock"
+            and path.is_file()
+            and not path.match(".incoming/inbox-*")
         }
 
     async def echo(self) -> None:
@@ -174,6 +179,7 @@ class ProcessTestCase(TestCase):
     async def all_is_as_before(self, *more: str) -> None:
         """Check that the instances *more* are the only new files, and that the others are unchanged."""
         await self.echo()
+        await publish(self.port)
         files = self.files()
         new = sorted(path.name for path in files if path not in self.before)
         self.assertEqual(new, sorted(f"{uid}.dcm" for uid in more))

@@ -15,6 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from twisted.trial.unittest import SkipTest, TestCase
 
 from tests import peers
+from tests.publishing import publish
 
 #: Where ``make peers`` installs it.
 MODULES = Path(__file__).parents[2] / ".venv" / "node" / "node_modules"
@@ -136,6 +137,7 @@ class DcmjsTests(TestCase):
         )
         result = await self.javascript(STORE, port, "DICOMTWIST", *files)
         self.assertEqual(result.code, 0, result.text)
+        await publish(port)
         stored = sorted(storage.glob("*/*/*.dcm"))
         self.assertEqual(len(stored), 3)
         for path in stored:
