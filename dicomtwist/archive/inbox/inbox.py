@@ -215,7 +215,7 @@ class Inbox:
 
     def close(self) -> None:
         """
-        Settle everything and close the segments; idempotent. What cannot be settled is left to the next start.
+        Settle everything and close the segments; idempotent. The next start settles what is left.
 
         :raises OSError: as :meth:`settle`; the segments are closed all the same.
         """
@@ -288,7 +288,7 @@ class Inbox:
         return failure
 
     def _write_again(self, uids: InstanceUIDs, place: Place) -> None:
-        """Make a file anew that could not be flushed: what the system has of it cannot be trusted any more."""
+        """Make a file again that could not be flushed: the system's copy of it cannot be trusted any more."""
         make_file(self._store, uids, self._segments.read(place))
         for error in self._store.sync_files([uids]).values():
             raise error

@@ -28,7 +28,7 @@ class Replayed:
 
     :ivar instances: the number of instances that the segments held.
     :ivar made: the number of files that were missing or not whole, and were made again.
-    :ivar notes: what an operator has to know, a line each: instances that are damaged, segments that are set aside.
+    :ivar notes: lines for the operator: instances that are damaged, segments that are set aside.
     """
 
     instances: int = 0
