@@ -7,13 +7,15 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
 from dicomtwist import evt
+from dicomtwist.ae.stop import Stop
 from dicomtwist.association.acceptor import AcceptorAssociation, AcceptorFactory
 from dicomtwist.association.association import Association
+from dicomtwist.exchange import nesting
 from dicomtwist.transport.upper_layer import address_of
 
 #: The time that a peer has to close its connection after the A-ABORT of a stop, in seconds.
@@ -110,25 +112,28 @@ class Server:
         A peer that does not close its connection within :data:`CLOSE_SECONDS` after the A-ABORT is not waited for. A
         connection without an association is aborted at once.
 
+        A handler of these associations may await this: its own association is not waited for, since it would not end before the
+        handler has; it is aborted as well if it has not ended after *grace*.
+
         :param grace: the time to wait for the associations to end, in seconds; ``None`` for no limit.
         :returns: a Deferred that fires with ``None`` when every connection is closed: after *grace* and
             :data:`CLOSE_SECONDS` at the latest.
         """
-        return Deferred.fromCoroutine(self._shutdown(grace))
+        return Deferred.fromCoroutine(self._shutdown(grace, nesting.frames()))
 
-    async def _shutdown(self, grace: float | None) -> None:
+    async def _shutdown(self, grace: float | None, inside: nesting.Frames) -> None:
         await self.stop_listening()
         self.factory.close()
         associations = list(self.factory.associations)
-        ended = DeferredList([association.when_ended() for association in associations])
+        stop = Stop(associations, inside, self._clock)
         established = [association for association in associations if association.is_established]
         _abort([association for association in associations if not association.is_established])
         if grace == 0:
             _abort(established)
-        late = self._clock.callLater(grace, _abort, established) if established and grace else None
-        await ended
-        if late is not None and late.active():
-            late.cancel()
+        if established and grace:
+            late = self._clock.callLater(grace, _abort, established)
+            stop.ended.addCallback(lambda _: late.cancel() if late.active() else None)
+        await stop.wait()
 
 
 def _abort(associations: list[AcceptorAssociation]) -> None:

@@ -557,6 +557,8 @@ class YieldingHandlerTests(BothWaysTestCase):
 class GetsBothWaysTests(BothWaysTestCase):
     """C-GETs of both sides at the same time: their C-STORE operations need places in both windows."""
 
+    gate: Deferred[None]
+
     def sides(self, offered: tuple[int, int]) -> tuple[Association, Association]:
         """
         Return both ends of an association.
@@ -601,16 +603,16 @@ class GetsBothWaysTests(BothWaysTestCase):
                 ends.append(str(result[0].suboperations.completed))
         return ends
 
-    def get(self, association: Association) -> Any:
+    def begin(self, association: Association) -> Any:
         return association.send_c_get(keys(), GET).when_done()
 
     def ends(self, offered: tuple[int, int], first: int, second: int, crossing: bool) -> list[str]:
-        self.gate: Deferred[None] = Deferred()
+        self.gate = Deferred()
         requestor, acceptor = self.sides(offered)
-        asked = [self.get(requestor) for _ in range(first)]
+        asked = [self.begin(requestor) for _ in range(first)]
         if not crossing:
             self.network.flush()
-        asked += [self.get(acceptor) for _ in range(second)]
+        asked += [self.begin(acceptor) for _ in range(second)]
         self.network.flush()
         ends = self.results(asked)
         self.assertEqual(self.network.result_of(acceptor.send_c_echo()), 0)
@@ -639,12 +641,12 @@ class GetsBothWaysTests(BothWaysTestCase):
         """A C-GET that waits for its place in the window is not in the way of the peer's."""
         self.gate = Deferred()
         requestor, acceptor = self.sides((1, 1))
-        asked = [self.get(requestor), self.get(requestor)]
+        asked = [self.begin(requestor), self.begin(requestor)]
         self.network.flush()
-        asked.append(self.get(acceptor))
+        asked.append(self.begin(acceptor))
         self.network.flush()
         self.assertEqual(self.results(asked), ["2", "2", "WouldDeadlock"])
-        self.assertEqual(self.network.result_of(self.get(acceptor)).suboperations.completed, 2)
+        self.assertEqual(self.network.result_of(self.begin(acceptor)).suboperations.completed, 2)
         self.close(requestor)
 
 

@@ -1,0 +1,91 @@
+"""
+The wait for the associations of a server that stops.
+
+A handler may stop the server of its own association, for example one of N-ACTION, and wait for that. Its association does not
+end before the handler has, so the stop does not wait for it. The handlers of several associations may do this at once, and stop
+several servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from weakref import WeakSet
+
+from twisted.internet.defer import Deferred, DeferredList
+
+from dicomtwist.association.association import Association
+from dicomtwist.exchange import nesting
+from dicomtwist.scp.performed import Performance
+
+
+class Stop:
+    """
+    A call that waits until associations have ended.
+
+    :param associations: the associations.
+    :param inside: the operations that the caller is inside of.
+    :param clock: the reactor.
+
+    :ivar ended: fires when all of *associations* have ended.
+    """
+
+    def __init__(self, associations: Iterable[Association], inside: nesting.Frames, clock: Any) -> None:
+        self._associations = set(associations)
+        self._inside = inside
+        self._clock = clock
+        self._done: Deferred[None] = Deferred()
+        self.ended = DeferredList(
+            [association.when_ended().addCallback(self._association_ended) for association in self._associations.copy()]
+        )
+
+    def wait(self) -> Deferred[None]:
+        """Return a Deferred that fires when no association is left that does not wait for the caller; call it once."""
+        _stops.add(self)
+        if self._callers():
+            # A handler that does not wait for this call has returned by then.
+            self._clock.callLater(0, _look)
+        elif not self._associations:
+            self._fire()
+        return self._done
+
+    def _callers(self) -> set[Any]:
+        """Return the associations whose handlers, which have not ended, the caller is inside of."""
+        performances = [one() for one in self._inside]
+        return {one.assoc for one in performances if isinstance(one, Performance) and not one.is_done}
+
+    def _association_ended(self, association: Association) -> None:
+        self._associations.discard(association)
+        if self in _stops:
+            _look()
+
+    def _is_awaited_by(self, association: Association) -> bool:
+        """Whether *association* ends behind this call, because its handler waits for it, directly or through other calls."""
+        seen: set[Stop] = set()
+        found: list[Association] = [association]
+        while found:
+            one = found.pop()
+            for stop in [stop for stop in _stops if stop not in seen and one in stop._callers()]:
+                if stop is self:
+                    return True
+                seen.add(stop)
+                found += stop._associations
+        return False
+
+    def look(self) -> None:
+        """Fire if only associations are left that wait for this call."""
+        if self in _stops and all(self._is_awaited_by(association) for association in self._associations):
+            self._fire()
+
+    def _fire(self) -> None:
+        _stops.discard(self)
+        self._done.callback(None)
+
+
+#: The calls that wait.
+_stops: WeakSet[Stop] = WeakSet()
+
+
+def _look() -> None:
+    for stop in list(_stops):
+        stop.look()
