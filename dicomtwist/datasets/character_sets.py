@@ -35,7 +35,7 @@ __all__ = [
     "encode_text",
     "encode_texts",
     "has_undecoded",
-    "is_term",
+    "pydicom_terms",
     "unclaimed_text",
 ]
 
@@ -196,11 +196,6 @@ def canonical(character_set: str) -> str:
         found[0] = found[0].replace("ISO_IR", "ISO 2022 IR")
         found = [term for at, term in enumerate(found) if not at or term != found[0]]
     return "\\".join(found)
-
-
-def is_term(value: str) -> bool:
-    """Return whether *value* is a defined term, or a known misspelling of one."""
-    return bool(_term(value))
 
 
 def _term(value: str) -> str:
@@ -419,6 +414,23 @@ def _encode_extended(text: str, plan: _Plan, vr: str) -> bytes | None:
 
 
 # --- Datasets of pydicom
+
+#: The sets that pydicom does not take as the first one: it cannot write an empty component of a name then.
+_NOT_FIRST: Final = ("ISO 2022 IR 87", "ISO 2022 IR 159")
+
+
+def pydicom_terms(value: bytes) -> bytes:
+    """
+    Return a Specific Character Set for pydicom: that of a peer, with known terms only.
+
+    :param value: the value of the element, as the peer has sent it.
+    """
+    character_set = canonical(value[: MAX_LENGTH + 1].decode("latin-1"))
+    if character_set.startswith(_NOT_FIRST):
+        # They are code extensions, for which the first value may be empty (PS3.3 C.12.1.1.2).
+        character_set = "\\" + character_set
+    known = character_set.encode("ascii")
+    return value if value.rstrip(b" \0") == known else known + b" " * (len(known) & 1)
 
 
 def decode_texts(dataset: Dataset, inherited: str = "") -> str:

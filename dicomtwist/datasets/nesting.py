@@ -14,18 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from io import BytesIO
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal
 
 from pydicom import DataElement, Dataset
-from pydicom.charset import convert_encodings
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_sequence
 from pydicom.hooks import raw_element_vr
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
-from dicomtwist.datasets.character_sets import is_term
-from dicomtwist.datasets.element_headers import ITEM_TAGS
+from dicomtwist.datasets.character_sets import pydicom_terms
+from dicomtwist.datasets.element_headers import ITEM_TAGS, LONG_VRS, UNDEFINED_LENGTH
 from dicomtwist.errors import DataSetError, DataSetTooLong
 
 #: The most levels of nested sequences. Real data sets have about ten: structured reports.
@@ -36,18 +35,14 @@ _DIVIDED: Final = frozenset(("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "PN
 #: The length of one value of VR AT. pydicom makes an object of each; other numbers are unpacked at once.
 _TAG_LENGTH: Final = 4
 
-_CHARACTER_SET: Final = 0x00080005
-
+#: The first bytes of a Specific Character Set (0008,0005), and the byte order that they tell.
+_CHARACTER_SET: Final[dict[bytes, Literal["little", "big"]]] = {b"\x08\0\x05\0": "little", b"\0\x08\0\x05": "big"}
 _HEADER_LENGTH: Final = 8
+#: The length of a length that follows the header of a long VR.
+_LONG_LENGTH: Final = 4
 #: The most that the reads of eight bytes may count for one element or item. A header counts one, a value of this length one
 #: more, what begins with the tag of an item two: a sequence with an empty item, so long, counts five for both.
 _READS: Final = 2.5
-
-
-#: The encodings of Python for the texts of a data set; ``None`` for those that pydicom has read.
-_Encodings: TypeAlias = list[str] | None
-#: An item, and its encodings.
-_Nested: TypeAlias = tuple[Dataset, _Encodings]
 
 
 class ElementCount:
@@ -104,10 +99,16 @@ class ElementCount:
 
 class CountedFile(BytesIO):
     """
-    A file that counts the reads of headers, and records whether a read passed its end: pydicom takes half a value, or half a
-    sequence, for the whole.
+    A file from which pydicom reads a data set that a peer has sent.
 
-    :param count: where the reads are counted.
+    It counts the reads of headers, and records whether a read passed its end: pydicom takes half a value, or half a sequence,
+    for the whole.
+
+    Each Specific Character Set is read with its known terms only. pydicom looks up all others among the codecs of Python:
+    there it finds such as ``hex``, which raise when a text is used, a NUL raises at once, and Python keeps each name that it
+    has not found, up to 64 KiB, for ever.
+
+    :param count: where the reads are counted; ``None`` to count none.
 
     :ivar cut_off: whether the last read gave less than was asked for, and no seek went back since.
     :ivar tail: the bytes that this read gave.
@@ -116,27 +117,51 @@ class CountedFile(BytesIO):
     cut_off = False
     tail = b""
 
-    def __init__(self, data: bytes, count: ElementCount) -> None:
+    def __init__(self, data: bytes, count: ElementCount | None = None) -> None:
         super().__init__(data)
-        self._count = count
+        self._count = ElementCount() if count is None else count
+        self._character_set = b""  # the header of one whose value was not read yet
 
     def read(self, size: int | None = -1, /) -> bytes:
         """
         Read as a file does.
 
         :raises DataSetTooLong: the reads are more than the elements and items of the limit take.
+        :raises DataSetError: a Specific Character Set has an undefined length.
         """
         data = super().read(size)
+        self.cut_off = size is not None and len(data) < size
+        if self.cut_off:
+            self.tail = data
+        if self._character_set and self._is_character_set(size, data):
+            return pydicom_terms(data)
         if size == _HEADER_LENGTH:
+            if data[:4] in _CHARACTER_SET:
+                self._character_set = data
             count = self._count
             if count.limit is not None:
                 count.check()
                 # Items cost most: a data set for each.
                 count.reads = max(0, count.reads - (2 if data[:4] in ITEM_TAGS else 1))
-        self.cut_off = size is not None and len(data) < size
-        if self.cut_off:
-            self.tail = data
         return data
+
+    def _is_character_set(self, size: int | None, data: bytes) -> bool:
+        """
+        Return whether *data*, read behind the header of a Specific Character Set, is its value.
+
+        :raises DataSetError: its length is undefined.
+        """
+        header, self._character_set = self._character_set, b""
+        order = _CHARACTER_SET[header[:4]]
+        lengths = int.from_bytes(header[6:], order), int.from_bytes(header[4:], order)
+        if size == _LONG_LENGTH and header[4:6] in LONG_VRS:
+            # The length follows, as in the header of implicit VR.
+            self._character_set = header[:4] + data
+            lengths = 0, int.from_bytes(data, order)
+            size = None
+        if UNDEFINED_LENGTH in lengths:
+            raise DataSetError("the Specific Character Set has an undefined length")
+        return size in lengths
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         """Move as a file does."""
@@ -151,19 +176,16 @@ def check_nesting(dataset: Dataset, count: ElementCount | None = None) -> None:
     pydicom decodes a sequence of defined length when it is first used, and then walks it by recursion: the ``repr`` of ten
     thousand levels takes all memory.
 
-    In *dataset* and its items, each value of a Specific Character Set that is no defined term is removed: pydicom takes the
-    name of any codec of Python for a character set, and raises what such a codec raises when a text is used.
-
     :param count: where elements, items and values are counted.
     :raises DataSetTooLong: there are more of them than *count* allows.
     :raises DataSetError: sequences are nested deeper than :data:`MAX_NESTED`, or one of them cannot be decoded.
     """
     counted = ElementCount() if count is None else count
     counted.add(len(dataset))
-    level: list[_Nested] = [(dataset, _keep_known_terms(dataset, None))]
+    level = [dataset]
     for _ in range(MAX_NESTED + 1):
         try:
-            level = [item for outer in level for item in _items(*outer, counted)]
+            level = [item for outer in level for item in _items(outer, counted)]
         except DataSetTooLong:
             raise
         except Exception as error:
@@ -199,7 +221,7 @@ def check_depth(dataset: Dataset) -> None:
     raise DataSetError(f"the data set has sequences that are nested deeper than {MAX_NESTED}")
 
 
-def _items(dataset: Dataset, encodings: _Encodings, count: ElementCount) -> Iterator[_Nested]:
+def _items(dataset: Dataset, count: ElementCount) -> Iterator[Dataset]:
     """Yield the items of all sequences in *dataset*, including sequences that the data dictionary alone knows as such."""
     for tag, element in list(dataset.items()):
         if isinstance(element, RawDataElement):
@@ -220,7 +242,7 @@ def _items(dataset: Dataset, encodings: _Encodings, count: ElementCount) -> Iter
             continue
         for item in decoded.value:
             count.add(1 + len(item))
-            yield item, _keep_known_terms(item, encodings)
+            yield item
 
 
 def _vr(dataset: Dataset, element: RawDataElement) -> str:
@@ -234,30 +256,6 @@ def _vr(dataset: Dataset, element: RawDataElement) -> str:
         vr = found["VR"]
         return "" if vr == "SQ" and len(value) < _HEADER_LENGTH else str(vr)
     return element.VR
-
-
-def _keep_known_terms(dataset: Dataset, inherited: _Encodings) -> _Encodings:
-    """
-    Remove each value of the Specific Character Set of *dataset* that is no defined term.
-
-    :param inherited: the encodings of the data set that *dataset* is an item of, if they are others than pydicom has read.
-    :returns: the encodings of *dataset*, if they are others than pydicom has read.
-    """
-    encodings = inherited
-    if _CHARACTER_SET in dataset:
-        element = dataset.get_item(_CHARACTER_SET)
-        if not isinstance(element, RawDataElement) or not element.value:
-            return None
-        terms = element.value.split(b"\\")
-        if all(is_term(term.decode("latin-1")) or not term.strip(b"\0 ") for term in terms):
-            return None
-        known = [term if is_term(term.decode("latin-1")) else b" " * len(term) for term in terms]
-        dataset[_CHARACTER_SET] = RawDataElement(*element[:3], b"\\".join(known), *element[4:])
-        encodings = convert_encodings([term.decode("latin-1").strip(" \0") for term in known])
-    implicit, little_endian = dataset.original_encoding
-    if encodings is not None and implicit is not None and little_endian is not None:
-        dataset.set_original_encoding(implicit, little_endian, encodings)
-    return encodings
 
 
 def _decoded(dataset: Dataset, element: RawDataElement, count: ElementCount) -> DataElement:

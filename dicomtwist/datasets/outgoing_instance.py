@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from io import BytesIO
 from typing import Any, BinaryIO, Final, TypeAlias, cast
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from twisted.internet.defer import Deferred, fail, succeed
 
-from dicomtwist.datasets.character_sets import canonical
-from dicomtwist.datasets.codec import encode_dataset
+from dicomtwist.datasets.codec import decode_dataset, encode_dataset
 from dicomtwist.datasets.identity import identify
 from dicomtwist.datasets.sources import BytesSource, DataSetSource, FileSource
 from dicomtwist.datasets.stream import CHUNK
@@ -305,13 +304,8 @@ def _syntax_of(dataset: Dataset) -> str:
 
 def convert_file(path: str | os.PathLike[str], transfer_syntax: str) -> bytes:
     """Return the data set of the Part 10 file at *path*, encoded in another uncompressed syntax. Blocks."""
-    dataset = dcmread(path)
-    terms = dataset.get("SpecificCharacterSet") or ""
-    terms = terms if isinstance(terms, str) else "\\".join(terms)
-    if terms and not canonical(terms):
-        # pydicom would take it for a codec of Python. Byte by byte, text comes through as it is.
-        implicit, little_endian = dataset.original_encoding
-        assert implicit is not None and little_endian is not None
-        dataset.set_original_encoding(implicit, little_endian, ["iso8859"])
-        dataset.SpecificCharacterSet = None
+    with open(path, "rb") as file:
+        meta, offset = read_file_meta(file)
+        file.seek(offset)
+        dataset = decode_dataset(file.read(), meta.transfer_syntax_uid)
     return encode_dataset(dataset, transfer_syntax)

@@ -8,7 +8,6 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from typing import Final, NamedTuple
 
 from pydicom import Dataset
@@ -26,6 +25,7 @@ from dicomtwist.datasets.element_headers import (
     UNDEFINED_LENGTH,
 )
 from dicomtwist.datasets.header_scanner import HeaderScanner
+from dicomtwist.datasets.nesting import CountedFile
 
 __all__ = ["COLUMNS", "WANTED", "IndexRow", "IndexedInstance", "Record", "make_record", "scanner_for"]
 
@@ -279,7 +279,7 @@ def _sequence_json(raw: bytes, encoding: _Encoding, tag: int) -> str:
     head = struct.pack(f"{order}HH", tag >> 16, tag & 0xFFFF)
     head += struct.pack(f"{order}I", length) if encoding.implicit else b"SQ\0\0" + struct.pack(f"{order}I", length)
     try:
-        dataset = read_dataset(BytesIO(head + raw), encoding.implicit, encoding.little)
+        dataset = read_dataset(CountedFile(head + raw), encoding.implicit, encoding.little)
         decode_texts(dataset, encoding.character_set)
         _remove_character_sets(dataset)
         decode_values(dataset)
