@@ -6,13 +6,19 @@ from __future__ import annotations
 
 import zlib
 from array import array
+from collections.abc import MutableSequence
 from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
 
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
+from pydicom.charset import convert_encodings, default_encoding
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
-from pydicom.filewriter import write_dataset
+from pydicom.filewriter import correct_ambiguous_vr, write_dataset
+from pydicom.hooks import raw_element_vr
+from pydicom.tag import BaseTag
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -20,6 +26,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
+from pydicom.valuerep import STR_VR
 
 from dicomtwist.datasets.nesting import CountedFile, ElementCount, check_depth, check_nesting
 from dicomtwist.errors import DataSetError, DataSetTooLong
@@ -129,17 +136,13 @@ def encode_dataset(dataset: Dataset, transfer_syntax: str) -> bytes:
     buffer.is_implicit_VR = syntax == ImplicitVRLittleEndian
     buffer.is_little_endian = syntax != ExplicitVRBigEndian
     try:
-        was_little_endian = dataset.original_encoding[1]
-        source = dataset
-        if was_little_endian is not None and was_little_endian != buffer.is_little_endian:
-            source = _swapped(dataset)
-        elif dataset.original_encoding[0] not in (None, buffer.is_implicit_VR):
-            _decode_all(dataset)
-        copy = Dataset({tag: source.get_item(tag) for tag in list(source.keys()) if tag.group > 2})
-        implicit, little_endian = source.original_encoding
+        copy = Dataset({tag: dataset.get_item(tag) for tag in list(dataset.keys()) if tag.group > 2})
+        implicit, little_endian = dataset.original_encoding
         if implicit is not None and little_endian is not None:
             # So pydicom writes what was read and not changed as it came, with its padding.
-            copy.set_original_encoding(implicit, little_endian, source.original_character_set)
+            copy.set_original_encoding(implicit, little_endian, dataset.original_character_set)
+            if (implicit, little_endian) != (buffer.is_implicit_VR, buffer.is_little_endian):
+                copy = _convert(copy, buffer.is_implicit_VR, buffer.is_little_endian)
         write_dataset(buffer, copy)
     except Exception as error:
         raise DataSetError(f"the data set cannot be encoded as {syntax.name}: {error}") from error
@@ -156,29 +159,96 @@ def deflate(data: bytes) -> bytes:
     return encoded + b"\0" * (len(encoded) & 1)
 
 
-def _decode_all(dataset: Dataset) -> None:
-    """Decode the value of every element, so that none is written as the raw bytes that were read."""
-    for _ in dataset.iterall():
-        pass
+#: The encodings of Python for the texts of a data set.
+_Encodings: TypeAlias = str | MutableSequence[str]
+
+#: The VRs whose bytes have no order (PS3.5 7.3): strings, and bytes.
+_WITHOUT_ORDER: Final = frozenset(str(vr) for vr in STR_VR) | {"OB", "UN"}
+#: The VRs of these that are padded with NUL and not with a space (PS3.5 6.2).
+_PADDED_WITH_NUL: Final = frozenset(("OB", "UI", "UN"))
+#: The array type codes of the VRs whose numbers pydicom keeps as bytes.
+_UNIT_CODES: Final = {"OW": "H", "OF": "I", "OL": "I", "OD": "Q", "OV": "Q"}
 
 
-#: The array type codes of the VRs whose numbers pydicom keeps as bytes (PS3.5 7.3).
-_UNIT_CODES = {"OW": "H", "OF": "I", "OL": "I", "OD": "Q", "OV": "Q"}
+def _convert(dataset: Dataset, implicit: bool, little_endian: bool) -> Dataset:
+    """
+    Return a copy of *dataset* that pydicom writes with other headers, or in the other byte order.
+
+    Texts keep their bytes. pydicom would decode and encode them, which replaces each byte that is not of the Specific Character
+    Set, such as Latin-1 in a data set that claims UTF-8, and writes names in Japanese with other escape sequences.
+
+    :param dataset: a data set that was read, and its items with it. Those of its elements that have to be are decoded in it.
+    :param implicit: whether the copy is for implicit VR.
+    :param little_endian: whether the copy is for little endian.
+    """
+    was_little_endian = bool(dataset.original_encoding[1])
+    swap = was_little_endian != little_endian
+    # The decoding of an element may depend on others, so each that needs it is decoded before the first is copied.
+    _decode(dataset, swap, default_encoding)
+    correct_ambiguous_vr(dataset, was_little_endian)
+    return _copy(dataset, implicit, little_endian, swap, default_encoding)
 
 
-def _swapped(dataset: Dataset) -> Dataset:
-    """Return a copy of *dataset* in the other byte order, for the numbers that pydicom keeps as bytes."""
-    import copy
+def _decode(dataset: Dataset, swap: bool, inherited: _Encodings) -> None:
+    """
+    Decode the elements of *dataset* and its items, but those that keep their bytes.
 
-    _decode_all(dataset)
-    swapped = copy.deepcopy(dataset)
-    for element in swapped.iterall():
-        code = _UNIT_CODES.get(element.VR)
-        if code is not None and isinstance(element.value, bytes):
-            units = array(code, element.value)
-            units.byteswap()
-            element.value = units.tobytes()
-    return swapped
+    :param inherited: the encodings of the data set that *dataset* is an item of.
+    """
+    encodings = _encodings(dataset, inherited)
+    is_same_set = dataset.original_character_set == encodings  # or a program has named another one
+    for tag, element in list(dataset.items()):
+        if isinstance(element, RawDataElement):
+            vr = _vr(dataset, element)
+            if is_same_set and len(vr) == 2 and vr != "SQ" and (vr in _WITHOUT_ORDER or not swap):
+                if element.value is not None or not element.length:
+                    continue
+            element = dataset[tag]
+        if element.VR == "SQ":
+            for item in element.value or ():
+                _decode(item, swap, encodings)
+
+
+def _encodings(dataset: Dataset, inherited: _Encodings) -> _Encodings:
+    """Return the encodings of Python for the texts of *dataset*."""
+    return convert_encodings(dataset.SpecificCharacterSet) if "SpecificCharacterSet" in dataset else inherited
+
+
+def _vr(dataset: Dataset, element: RawDataElement) -> str:
+    """Return the VR that pydicom would decode *element* as."""
+    found: dict[str, Any] = {}
+    raw_element_vr(element, found, ds=dataset)
+    return str(found["VR"])
+
+
+def _padded(vr: str, value: bytes) -> bytes:
+    return value + (b"\0" if vr in _PADDED_WITH_NUL else b" ") if len(value) & 1 else value
+
+
+def _copy(dataset: Dataset, implicit: bool, little_endian: bool, swap: bool, inherited: _Encodings) -> Dataset:
+    encodings = _encodings(dataset, inherited)
+    elements: dict[BaseTag, DataElement | RawDataElement] = {}
+    for tag, element in dataset.items():
+        if isinstance(element, RawDataElement):
+            vr = _vr(dataset, element)
+            element = RawDataElement(tag, vr, element.length, _padded(vr, element.value or b""), *element[4:])
+        elif element.VR == "SQ":
+            items = [_copy(item, implicit, little_endian, swap, encodings) for item in element.value or ()]
+            element = DataElement(tag, "SQ", items, is_undefined_length=element.is_undefined_length)
+        elif swap and element.VR in _UNIT_CODES and isinstance(element.value, bytes):
+            element = DataElement(tag, element.VR, _swapped(element.value, _UNIT_CODES[element.VR]))
+        elements[tag] = element
+    copy = Dataset(elements, parent_encoding=inherited)
+    copy.is_undefined_length_sequence_item = dataset.is_undefined_length_sequence_item
+    # As if it had been read so: pydicom writes its raw elements as they are.
+    copy.set_original_encoding(implicit, little_endian, encodings)
+    return copy
+
+
+def _swapped(value: bytes, code: str) -> bytes:
+    units = array(code, value)
+    units.byteswap()
+    return units.tobytes()
 
 
 def file_meta_dataset(meta: FileMeta) -> FileMetaDataset:

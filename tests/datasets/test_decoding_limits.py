@@ -152,7 +152,7 @@ class Counted(TestCase):
             made = Dataset()
             made.PatientID = "12345678"
             items = []
-            for is_undefined, inner in form:
+            for is_undefined, inner in form:  # type: ignore[attr-defined]
                 one = make(inner)
                 one.is_undefined_length_sequence_item = is_undefined
                 items.append(one)
