@@ -12,12 +12,13 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.association.record import RecordKeeper
+from dicomtwist.association.release import Release
 from dicomtwist.association.service_user import ServiceUser
 from dicomtwist.association.timeouts import Deadline, deadlines, shortest_timeout
 from dicomtwist.errors import (
@@ -29,7 +30,6 @@ from dicomtwist.errors import (
     NoPresentationContext,
     NotEstablished,
 )
-from dicomtwist.exchange import nesting
 from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.interfaces import AEInterface
 from dicomtwist.presentation import PresentationContext, PresentationContextTuple
@@ -72,10 +72,7 @@ class Association(NormalisedUser):
     # Few associations set these. An instance with more than 30 attributes of its own costs 1.5 KB more, because CPython then
     # no longer shares the keys of its dict with other instances.
     progress_elsewhere: Callable[[], float] | None = None
-    _release_asked_at: float | None = None
-    _release_waits_since: float | None = None
-    _release_inside: nesting.Frames = ()
-    _release_to_answer = False
+    _release: Release | None = None
     _tolerated: tuple[str, ...] = ()
     _refusals_logged = 0
 
@@ -98,7 +95,6 @@ class Association(NormalisedUser):
         self._end: Failure | None = None
         self._closed = False
         self._keeper: RecordKeeper | None = None
-        self._waiting_for_release: list[Deferred[None]] = []
         self._waiting_for_end: list[Deferred[Association]] = []
         self.observes_messages = False
         self._trace()
@@ -299,54 +295,16 @@ class Association(NormalisedUser):
             :class:`AssociationError` if the peer does not agree within the ACSE timeout, if it aborts, or if the connection
             is lost; with :class:`WouldDeadlock` if the operations wait for the caller.
         """
-        done: Deferred[None] = Deferred()
         if self._closed or not self.is_established:
             if self.is_released or (self._closed and self._end is None):
-                done.callback(None)
-            else:
-                done.errback(self._end or Failure(NotEstablished("the association is not established")))
-            return done
-        if self._release_waits_since is None:
-            self._release_waits_since = self.ae.reactor.seconds()
-        self._release_inside += nesting.frames()
-        self._waiting_for_release.append(done)
-        done.addErrback(self._release_failed, done)
-        self.exchange.wait_until_idle(done)
-        if not done.called:
-            self._release_when_idle()
-        return done
+                return succeed(None)
+            return fail(self._end or Failure(NotEstablished("the association is not established")))
+        return self._releasing().request()
 
-    def _release_failed(self, reason: Failure, done: Deferred[None]) -> Failure:
-        if done in self._waiting_for_release:
-            self._waiting_for_release.remove(done)
-        return reason
-
-    def _release_when_idle(self) -> None:
-        if self._release_asked_at is not None or self.exchange.asking:
-            return
-        if not self.is_established or self._protocol.connection.state is not State.STA6:
-            return  # the peer requests the release as well: its request is answered
-        if self._waits_for_handlers():
-            if self.settings.acse_timeout is not None:
-                self._protocol.watch(self.settings.acse_timeout)
-            return
-        self._release_asked_at = self.ae.reactor.seconds()
-        self.exchange.outgoing.flush()
-        self._protocol.release()
-        self.notify(evt.EVT_ACSE_SENT, primitive="A-RELEASE request")
-        self.notify(evt.EVT_PDU_SENT, pdu=AReleaseRQ())
-        if self.settings.acse_timeout is not None:
-            self._protocol.watch(self.settings.acse_timeout)
-
-    def _waits_for_handlers(self) -> bool:
-        """Return whether a release waits for handlers whose operations the peer expects responses to."""
-        if not self.exchange.performs_besides(self._release_inside):
-            return False
-        limit, since = self.settings.acse_timeout, self._release_waits_since
-        if limit is None or since is None:
-            return True
-        now: float = self.ae.reactor.seconds()
-        return max(since, self._protocol.last_received, self._protocol.last_sent) + limit > now
+    def _releasing(self) -> Release:
+        if self._release is None:
+            self._release = Release(self, self._released)
+        return self._release
 
     def abort(self, detail: str = "", *, within: float | None = None) -> None:
         """
@@ -490,24 +448,7 @@ class Association(NormalisedUser):
         if self.exchange.mid_message:
             self._protocol.protocol_error(2, "A-RELEASE-RQ inside a message")
             return
-        self._release_to_answer = True
-        if self.mode == "acceptor" and collision:
-            return  # Sta10: the request of this side is answered first (PS3.8 Table 9-10, AR-10)
-        self._answer_release()
-
-    def _answer_release(self) -> None:
-        if not self._release_to_answer or self.exchange.answering:
-            return
-        if self._protocol.connection.state not in (State.STA8, State.STA9, State.STA12):
-            return
-        self._release_to_answer = False
-        waits_for_confirmation = self._protocol.connection.state is State.STA9
-        self.exchange.outgoing.flush()
-        self._protocol.respond_release()
-        self.notify(evt.EVT_ACSE_SENT, primitive="A-RELEASE response")
-        self.notify(evt.EVT_PDU_SENT, pdu=AReleaseRP())
-        if not waits_for_confirmation:
-            self._released()
+        self._releasing().requested(collision)
 
     def _released(self) -> None:
         if self._end is not None:
@@ -519,11 +460,7 @@ class Association(NormalisedUser):
         """Take the answer to the release request of this side."""
         self.notify(evt.EVT_PDU_RECV, pdu=AReleaseRP())
         self.notify(evt.EVT_ACSE_RECV, primitive="A-RELEASE confirmation")
-        self._release_asked_at = None
-        if self._protocol.connection.state is State.STA12:
-            self._answer_release()
-        else:
-            self._released()
+        self._releasing().confirmed()
 
     def abort_indication(self, indication: AbortIndication) -> None:
         """End the association after an abort by the peer, or by this side for a protocol violation."""
@@ -544,10 +481,8 @@ class Association(NormalisedUser):
 
     def exchange_advanced(self) -> None:
         """Continue a release that waits for an operation or a message that has ended."""
-        if self._waiting_for_release:
-            self._release_when_idle()
-        if self._release_to_answer:
-            self._answer_release()
+        if self._release is not None:
+            self._release.proceed()
 
     def transport_closed(self, reason: Failure) -> None:
         """End the association after its connection: fire everything that still waits, once."""
@@ -564,12 +499,8 @@ class Association(NormalisedUser):
         self.notify(evt.EVT_CONN_CLOSE)
         if self._keeper is not None:
             self.notify(evt.EVT_RECORD, record=self._keeper.finish(self, self.ae.reactor.seconds()))
-        waiting, self._waiting_for_release = self._waiting_for_release, []
-        for release in waiting:
-            if self.is_released:
-                release.callback(None)
-            else:
-                release.errback(self._end)
+        if self._release is not None:
+            self._release.ended(None if self.is_released else self._end)
         self.ae.association_closed(self)
         ended, self._waiting_for_end = self._waiting_for_end, []
         for end in ended:
@@ -623,16 +554,13 @@ class Association(NormalisedUser):
         raise NoPresentationContext(self._why_no_context(abstract_syntax, transfer_syntax, named, as_scu))
 
     def _why_no_context(self, abstract_syntax: str, transfer_syntax: str | None, named: bool, as_scu: bool) -> str:
-        name = SOPClass(abstract_syntax).name
-        if named and not any(
-            context.abstract_syntax == abstract_syntax and self.has_role(context_id, as_scu=as_scu)
-            for context_id, context in self._tuples.items()
-        ):
-            role = "SCU" if as_scu else "SCP"
+        name, role = SOPClass(abstract_syntax).name, "SCU" if as_scu else "SCP"
+        of_class = [context_id for context_id, one in self._tuples.items() if one.abstract_syntax == abstract_syntax]
+        if named and not any(self.has_role(context_id, as_scu=as_scu) for context_id in of_class):
             return f"no accepted presentation context for {name} as {role}: role selection has not given us this role"
         if named:
             wanted = f" with transfer syntax {transfer_syntax}" if transfer_syntax else ""
-            return f"no accepted presentation context for {name}{wanted} as {'SCU' if as_scu else 'SCP'}"
+            return f"no accepted presentation context for {name}{wanted} as {role}"
         for context in self._rejected:
             if context.abstract_syntax == abstract_syntax:
                 return f"the peer did not accept a presentation context for {name}: {context.status}"
@@ -646,8 +574,8 @@ class Association(NormalisedUser):
             return None
         shortest = shortest_timeout(self.settings)
         again = None if shortest is None else now + shortest
-        if self._waiting_for_release:
-            self._release_when_idle()
+        if self._release is not None:
+            self._release.check_time()
         dimse, exchange = self.settings.dimse_timeout, self._exchange
         if exchange is not None and dimse is not None:
             stalled = exchange.stalled_since
@@ -665,4 +593,5 @@ class Association(NormalisedUser):
         return again
 
     def _deadlines(self) -> list[Deadline]:
-        return deadlines(self.settings, self._protocol, self._exchange, self._release_asked_at, self.progress_elsewhere)
+        asked_at = None if self._release is None else self._release.asked_at
+        return deadlines(self.settings, self._protocol, self._exchange, asked_at, self.progress_elsewhere)
