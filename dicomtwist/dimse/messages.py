@@ -446,6 +446,29 @@ def _write_maker(cls: type[Message]) -> Callable[[dict[str, Value]], Message]:
     return cast("Callable[[dict[str, Value]], Message]", _compile("values", [*lines, "return self"], names))
 
 
+def _write_responder(cls: type[Message]) -> Callable[[Request, int], Response]:
+    """Return a function that builds the response to a *cls* from it and a status, see :func:`make_response`."""
+    asked = {field.name for field in fields(cls)}
+    response = RESPONSES[cls]
+    sources = {"message_id_being_responded_to": "request.message_id", "status": "status"}
+    for suffix in ("_sop_class_uid", "_sop_instance_uid"):
+        for name in ("affected" + suffix, "requested" + suffix):
+            if name in asked:
+                sources["affected" + suffix] = f"request.{name} or None"
+    lines = ["self = new(cls)"]
+    lines += [f"self.{item.name} = {sources.get(item.name, repr(item.default))}" for item in fields(response)]
+    names = {"new": object.__new__, "cls": response}
+    return cast("Callable[[Request, int], Response]", _compile("request, status", [*lines, "return self"], names))
+
+
+_RESPONDERS: Final = {cls: _write_responder(cls) for cls in RESPONSES}
+
+
+def make_response(request: Request, status: int) -> Response:
+    """Return the response to *request*, with the attributes that it repeats (PS3.7 9.3, 10.3)."""
+    return _RESPONDERS[type(request)](request, status)
+
+
 for _class in _CLASSES:
     _class.encode = _write_encoder(_class)  # type: ignore[assignment, method-assign]
 

@@ -5,7 +5,6 @@ An operation that is performed for the peer, from its request to its final respo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pydicom import Dataset
@@ -15,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist.dimse import status as codes
-from dicomtwist.dimse.messages import RESPONSES, Message, NCreateRSP, NGetRSP, NSetRSP, Request, Response
+from dicomtwist.dimse.messages import NCreateRSP, NGetRSP, NSetRSP, Request, Response, make_response
 from dicomtwist.dimse.status import Status
 from dicomtwist.exchange.invoking import InvokingAssociation
 from dicomtwist.exchange.nesting import enter_handler, leave_handler
@@ -29,17 +28,6 @@ if TYPE_CHECKING:
     from dicomtwist.presentation import PresentationContextTuple
 
 
-def _repeated(request: type[Message], response: type[Response]) -> tuple[tuple[str, str], ...]:
-    """Return the attributes of *request* that its *response* repeats, with their names there (PS3.7 9.3, 10.3)."""
-    names = {field.name for field in fields(request)}
-    return tuple(
-        (asked + suffix, "affected" + suffix)
-        for suffix in ("_sop_class_uid", "_sop_instance_uid")
-        for asked in ("affected", "requested")
-        if asked + suffix in names and "affected" + suffix in {field.name for field in fields(response)}
-    )
-
-
 #: The responses that may list the attributes that their status refers to (PS3.7 C.4.2, C.5).
 _WITH_ATTRIBUTES: Final = (NGetRSP, NSetRSP, NCreateRSP)
 
@@ -48,9 +36,6 @@ MAX_STATUS_TAGS: Final = 16_000
 
 #: The longest Error Comment, in characters (PS3.5 6.2, LO).
 _MAX_COMMENT: Final = 64
-
-#: The response to each request, and the attributes that it repeats.
-_RESPONSES: Final = {request: (response, _repeated(request, response)) for request, response in RESPONSES.items()}
 
 
 class PerformingAssociation(AssociationInterface, InvokingAssociation, Protocol):
@@ -120,13 +105,9 @@ class Performance:
 
     def response(self, status: int, error_comment: str | None = None) -> Response:
         """Return a response to the request, with the attributes that it has to repeat."""
-        request = self.request
-        make, repeated = _RESPONSES[type(request)]
-        response = make(message_id_being_responded_to=request.message_id, status=status)
+        response = make_response(self.request, status)
         if error_comment:
             response.error_comment = _comment(error_comment)
-        for asked, answered in repeated:
-            setattr(response, answered, getattr(request, asked) or None)
         return response
 
     def answer(self, value: object) -> None:

@@ -112,6 +112,20 @@ class StandardTests(unittest.TestCase):
                 self.assertIn(cls, RESPONSES)
         self.assertEqual(len(RESPONSES), 11)
 
+    def test_responses_repeat_the_uids_of_the_request(self):
+        pairs: list[tuple[Any, Any]] = list(RESPONSES.items())
+        for cls, response_class in pairs:
+            uids = {field.name: f"1.{len(field.name)}" for field in fields(cls) if field.name.endswith("_uid")}
+            response = messages.make_response(cls(message_id=7, **uids), 0xB000)
+            repeated = {name.replace("requested", "affected"): uid for name, uid in uids.items()}
+            repeated = {name: uid for name, uid in repeated.items() if hasattr(response, name)}
+            self.assertEqual(response, response_class(message_id_being_responded_to=7, status=0xB000, **repeated))
+            self.assertIn("affected_sop_class_uid", repeated)
+            for name in uids:
+                uids[name] = ""
+            response = messages.make_response(cls(message_id=7, **uids), 0)
+            self.assertEqual(response, response_class(message_id_being_responded_to=7, status=0))
+
     def test_required_attributes_are_attributes(self):
         for cls in MESSAGES.values():
             self.assertLessEqual(set(cls.REQUIRED), {field.name for field in fields(cls)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from threading import Thread
 from typing import Any
 
 from twisted.internet.epollreactor import EPollReactor
@@ -158,6 +159,14 @@ class Dispatch(SynchronousTestCase):
             return received == len(much) and served.data == b"x"
 
         self.until(all_received)
+
+    def test_wake_up(self) -> None:
+        """Other threads wake the reactor as always."""
+        called: list[int] = []
+        thread = Thread(target=self.reactor.callFromThread, args=(called.append, 1))
+        thread.start()
+        self.addCleanup(thread.join)
+        self.until(lambda: called)
 
     def test_once(self) -> None:
         """A second call changes nothing."""
