@@ -43,9 +43,9 @@ ALIGNMENT: Final = 512
 #: The number of random bytes that identify one use of a segment.
 GENERATION_LENGTH: Final = 8
 
-#: Magic with the version of the format, generation, own offset, synced, content length, text length, kind of the checksum of
-#: the content, and that checksum. The checksum of the head follows, then the text: UIDs and transfer syntax.
-_HEAD: Final = struct.Struct("<8s8sQQIHB32s")
+#: Magic with the version of the format, generation, own offset, synced, time of receipt, content length, text length, kind of
+#: the checksum of the content, and that checksum. The checksum of the head follows, then the text: UIDs and transfer syntax.
+_HEAD: Final = struct.Struct("<8s8sQQQIHB32s")
 _CHECKSUM: Final = struct.Struct("<I")
 _TEXT: Final = _HEAD.size + _CHECKSUM.size
 _MAGIC: Final = b"DTINBOX\x01"
@@ -73,12 +73,14 @@ class Frame(NamedTuple):
     :ivar transfer_syntax: the transfer syntax of its data set.
     :ivar content: its DICOM file, each buffer contiguous.
     :ivar digest: the SHA-256 of the content; empty if it is not known, then a CRC-32 protects the content.
+    :ivar received: the time of its receipt, in nanoseconds since 1970.
     """
 
     uids: InstanceUIDs
     transfer_syntax: str
     content: Sequence[Buffer]
     digest: bytes = b""
+    received: int = 0
 
 
 class Found(NamedTuple):
@@ -112,6 +114,7 @@ class Damaged(NamedTuple):
 class _Head(NamedTuple):
     offset: int
     synced: int
+    received: int
     content: int
     length: int
     kind: int
@@ -171,12 +174,14 @@ def encode(frame: Frame, generation: bytes, offset: int, synced: int) -> tuple[l
     size = _size(len(text), length)
     kind, checksum = (_SHA256, frame.digest) if frame.digest else (_CRC, _crc(frame.content))
     begin = _TEXT + len(text)
-    head = _head(generation, offset, synced, length, text, kind, checksum)
+    head = _head(generation, offset, synced, frame.received, length, text, kind, checksum)
     return [head, *frame.content, _ZEROS[: size - begin - length]], offset + begin, length, offset + size
 
 
-def _head(generation: bytes, offset: int, synced: int, length: int, text: bytes, kind: int, checksum: bytes) -> bytes:
-    head = _HEAD.pack(_MAGIC, generation, offset, synced, length, len(text), kind, checksum)
+def _head(
+    generation: bytes, offset: int, synced: int, received: int, length: int, text: bytes, kind: int, checksum: bytes
+) -> bytes:
+    head = _HEAD.pack(_MAGIC, generation, offset, synced, received, length, len(text), kind, checksum)
     return b"".join((head, _CHECKSUM.pack(zlib.crc32(text, zlib.crc32(head))), text))
 
 
@@ -204,7 +209,7 @@ def void(sector: bytes, offset: int, generation: bytes) -> bytes | None:
     if head is None:
         return None
     text = sector[_TEXT : head.content - offset]
-    return _head(generation, offset, head.synced, head.length, text, _VOID, b"")
+    return _head(generation, offset, head.synced, head.received, head.length, text, _VOID, b"")
 
 
 def scan(read: _Read, size: int, generation: bytes) -> Iterator[Found | Damaged]:
@@ -240,7 +245,7 @@ def _read(read: _Read, head: _Head, acknowledged: bool) -> Found | Damaged:
     if len(content) != head.length or actual != head.checksum[: len(actual)]:
         return Damaged(head.offset, head.end, acknowledged, head.uids)
     digest = actual if head.kind == _SHA256 else b""
-    return Found(Frame(head.uids, head.transfer_syntax, [content], digest), head.content)
+    return Found(Frame(head.uids, head.transfer_syntax, [content], digest, head.received), head.content)
 
 
 def _is_garbage(sector: bytes) -> bool:
@@ -280,7 +285,7 @@ def _decode(sector: bytes, offset: int, generation: bytes) -> _Head | None:
     """Return the head of the frame at *offset*, ``None`` if there is no good one of that generation."""
     if len(sector) < _TEXT or not sector.startswith(_MAGIC + generation):
         return None
-    _, _, own, synced, length, text_length, kind, checksum = _HEAD.unpack_from(sector)
+    _, _, own, synced, received, length, text_length, kind, checksum = _HEAD.unpack_from(sector)
     text = sector[_TEXT : _TEXT + text_length]
     crc = zlib.crc32(text, zlib.crc32(sector[: _HEAD.size]))
     if own != offset or _CHECKSUM.unpack_from(sector, _HEAD.size) != (crc,) or len(text) != text_length:
@@ -290,4 +295,4 @@ def _decode(sector: bytes, offset: int, generation: bytes) -> _Head | None:
         return None
     study, series, instance, syntax = parts
     uids = study, series, instance
-    return _Head(offset, synced, offset + _TEXT + text_length, length, kind, checksum, uids, syntax)
+    return _Head(offset, synced, received, offset + _TEXT + text_length, length, kind, checksum, uids, syntax)

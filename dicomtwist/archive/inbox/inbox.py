@@ -10,6 +10,7 @@ machine ends in between, the next start makes the files again (:mod:`dicomtwist.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,8 @@ MAX_CONTENT: Final = 128 * 1024
 MAX_WAITING: Final = 4096
 #: The number of files that are written and named together.
 _GROUP: Final = 64
+#: The difference between the times of instances that were received together, in nanoseconds.
+_APART: Final = 1000
 
 
 class Small(NamedTuple):
@@ -61,8 +64,12 @@ class RowQueue(Protocol):
 class PublishedStorage(Protocol):
     """The storage as the inbox sees it: files get their names first, and are flushed to the medium later."""
 
-    def write_acknowledged(self, contents: Sequence[Sequence[Buffer]], /) -> list[Written | BaseException]:
-        """Write instances that were acknowledged, unsynced and without a final name; return for each the file or the error."""
+    def write_acknowledged(self, contents: Sequence[tuple[Buffer, int]], /) -> list[Written | BaseException]:
+        """
+        Write instances that were acknowledged, unsynced and without a final name; return for each the file or the error.
+
+        :param contents: the content of each, and the time of its receipt, which becomes the time of its file.
+        """
 
     def publish(self, source: str, study_uid: str, series_uid: str, instance_uid: str, /) -> None:
         """Give the temporary file *source* its final name; it replaces an earlier copy."""
@@ -83,8 +90,16 @@ class _Entry:
 
     uids: InstanceUIDs
     place: Place
+    received: int
     held: int
     row: Callable[[Written], Any]
+
+
+class _Kept(NamedTuple):
+    """An instance that has a file and is still in a segment."""
+
+    place: Place
+    received: int
 
 
 class Inbox:
@@ -104,7 +119,7 @@ class Inbox:
         self._turn = threading.RLock()  # one thread at a time publishes and settles
         self._waiting: dict[InstanceUIDs, _Entry] = {}
         self._places: dict[str, InstanceUIDs] = {}
-        self._unsettled: dict[InstanceUIDs, Place] = {}
+        self._unsettled: dict[InstanceUIDs, _Kept] = {}
 
     def __len__(self) -> int:
         """The number of instances that have no file yet."""
@@ -140,15 +155,21 @@ class Inbox:
         """
         if len(self._waiting) + len(instances) > MAX_WAITING:
             self.publish()
-        frames = [Frame(one.uids, one.transfer_syntax, one.content) for one in instances]
+        now = time.time_ns()
+        # The order stays, also in the times of the files, which tell a start which of them was received first.
+        times = range(now, now + len(instances) * _APART, _APART)
+        frames = [
+            Frame(one.uids, one.transfer_syntax, one.content, b"", received)
+            for one, received in zip(instances, times, strict=True)
+        ]
         try:
             places = self._segments.append(frames)
         except InboxFull:
             self.settle()
             places = self._segments.append(frames)
         with self._lock:
-            for one, place in zip(instances, places, strict=True):
-                self._waiting[one.uids] = _Entry(one.uids, place, one.held, one.row)
+            for one, place, received in zip(instances, places, times, strict=True):
+                self._waiting[one.uids] = _Entry(one.uids, place, received, one.held, one.row)
                 self._places[one.uids[2]] = one.uids
 
     def publish(self) -> None:
@@ -200,7 +221,7 @@ class Inbox:
             # If the replacement fails, the old copies stay.
             for error in self._store.sync_files(held).values():
                 raise error
-            self._segments.void(held.values())
+            self._segments.void(kept.place for kept in held.values())
             with self._lock:
                 for one in held:
                     del self._unsettled[one]
@@ -243,7 +264,7 @@ class Inbox:
                 contents.append((entry, self._segments.read(entry.place)))
             except OSError as error:
                 failure = error
-        written = self._store.write_acknowledged([[content] for _, content in contents])
+        written = self._store.write_acknowledged([(content, entry.received) for entry, content in contents])
         published: list[_Entry] = []
         for (entry, _), file in zip(contents, written, strict=True):
             try:
@@ -265,7 +286,7 @@ class Inbox:
                 del self._waiting[uids]
                 if self._places.get(uids[2]) == uids:
                     del self._places[uids[2]]
-                self._unsettled[uids] = entry.place
+                self._unsettled[uids] = _Kept(entry.place, entry.received)
         self._segments.done([entry.place for entry in published])
         return failure
 
@@ -273,7 +294,7 @@ class Inbox:
         """Flush the files of the segments that are full or sealed, and retire them; return the reason why one stays."""
         failure: OSError | None = None
         for number in self._segments.sealed():
-            held = {uids: place for uids, place in self._unsettled.items() if place.segment == number}
+            held = {uids: kept for uids, kept in self._unsettled.items() if kept.place.segment == number}
             failed = self._store.sync_files(held)
             try:
                 for uids in failed:
@@ -287,20 +308,21 @@ class Inbox:
                     del self._unsettled[uids]
         return failure
 
-    def _write_again(self, uids: InstanceUIDs, place: Place) -> None:
+    def _write_again(self, uids: InstanceUIDs, kept: _Kept) -> None:
         """Make a file again that could not be flushed: the system's copy of it cannot be trusted any more."""
-        make_file(self._store, uids, self._segments.read(place))
+        make_file(self._store, uids, self._segments.read(kept.place), kept.received)
         for error in self._store.sync_files([uids]).values():
             raise error
 
 
-def make_file(store: PublishedStorage, uids: InstanceUIDs, content: bytes) -> None:
+def make_file(store: PublishedStorage, uids: InstanceUIDs, content: bytes, received: int) -> None:
     """
     Make the file of an instance that was acknowledged. It replaces an earlier one.
 
+    :param received: the time of its receipt, in nanoseconds since 1970.
     :raises OSError: as it came, errno intact; an earlier file has not changed.
     """
-    (file,) = store.write_acknowledged([[content]])
+    (file,) = store.write_acknowledged([(content, received)])
     if not isinstance(file, Written):
         raise file
     try:

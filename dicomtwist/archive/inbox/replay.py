@@ -60,7 +60,7 @@ def replay(store: PublishedStorage, folder: str, file_system: FileSystem) -> Rep
             result.instances += 1
             try:
                 if not _holds(store, uids, bytes(content)):
-                    make_file(store, uids, bytes(content))
+                    make_file(store, uids, bytes(content), found.frame.received)
                     result.made += 1
                 made.add(uids)
             except OSError as error:

@@ -255,7 +255,7 @@ class InstanceStore:
         """Write temporary files, see :meth:`~dicomtwist.archive.storage.temporary_files.TemporaryFiles.write`."""
         return self.temporary_files.write(contents)
 
-    def write_acknowledged(self, contents: Sequence[Sequence[Buffer]]) -> list[Written | BaseException]:
+    def write_acknowledged(self, contents: Sequence[tuple[Buffer, int]]) -> list[Written | BaseException]:
         """Write temporary files whose contents are safe elsewhere, see
         :meth:`~dicomtwist.archive.storage.temporary_files.TemporaryFiles.write_acknowledged`."""
         return self.temporary_files.write_acknowledged(contents)

@@ -93,6 +93,10 @@ class FileSystem:
         # Only linkat follows the link in /proc, and Python calls linkat only if it gets the descriptor of a folder; any does.
         os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=fd, follow_symlinks=True)
 
+    def set_time(self, fd: int, time: int) -> None:
+        """Set the times of a file, in nanoseconds since 1970; :func:`os.utime`."""
+        os.utime(fd, ns=(time, time))
+
     def unlink(self, path: str) -> None:
         os.unlink(path)
 

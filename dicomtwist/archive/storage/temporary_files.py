@@ -15,6 +15,7 @@ import itertools
 import os
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import BinaryIO, Final
 
 from dicomtwist.archive.storage.process_locks import FileLock
@@ -194,27 +195,30 @@ class TemporaryFiles:
             for file, buffers in zip(files, contents, strict=True)
         ]
 
-    def write_acknowledged(self, contents: Sequence[Sequence[Buffer]]) -> list[Written | BaseException]:
+    def write_acknowledged(self, contents: Sequence[tuple[Buffer, int]]) -> list[Written | BaseException]:
         """Write files whose contents are on the medium elsewhere, as the durability asks for. They are not synced, and room
         was kept for them, so that ``min_free`` does not matter.
 
-        :param contents: the buffers of each file.
+        :param contents: the content of each file, and the time of its receipt in nanoseconds since 1970, which becomes the time
+            of the file.
         :returns: for each content the file, or the error (an OSError as it came); then nothing is left of that file.
         """
-        return [self._write_acknowledged(buffers) for buffers in contents]
+        return [self._write_acknowledged(content, time) for content, time in contents]
 
-    def _write_acknowledged(self, buffers: Sequence[Buffer]) -> Written | BaseException:
+    def _write_acknowledged(self, content: Buffer, time: int) -> Written | BaseException:
         try:
             file = self._create(len(self._nameless) < MAX_NAMELESS)
         except BaseException as error:
             return error
         try:
-            file.size = self._write_all(file.fd, buffers)
+            file.size = self._write_all(file.fd, [content])
+            with suppress(OSError):  # a file system without times has the files all the same
+                self._fs.set_time(file.fd, time)
             self._close(file)
         except BaseException as error:
             self.discard(file)
             return error
-        return Written(file.path, file.size, self._digest(buffers))
+        return Written(file.path, file.size, self._digest([content]))
 
     def write_one(self, buffers: Sequence[Buffer]) -> Written:
         """Write a file; with durability full it is on the medium afterwards.

@@ -79,7 +79,8 @@ def bad(parts: Iterable[Found | Damaged]) -> list[Damaged]:
 
 UIDS = st.from_regex(r"(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){0,5}", fullmatch=True)
 CONTENTS = st.lists(st.binary(max_size=2000), max_size=4)
-FRAMES = st.builds(Frame, st.tuples(UIDS, UIDS, UIDS), UIDS | st.just(""), CONTENTS, st.just(b""))
+TIMES = st.integers(0, 2**64 - 1)
+FRAMES = st.builds(Frame, st.tuples(UIDS, UIDS, UIDS), UIDS | st.just(""), CONTENTS, st.just(b""), TIMES)
 FRAMES_WITH_DIGEST = FRAMES.map(
     lambda one: one._replace(digest=hashlib.sha256(b"".join(one.content)).digest())
 )  # fmt: skip

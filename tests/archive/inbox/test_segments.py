@@ -140,7 +140,7 @@ class Appending(SegmentsTestCase):
                 return os.pread(fd, min(length, chance.randint(1, 700)), offset)
 
         segments = self.make(file_system=Dribbling())
-        frames = [frame(number, 50 * number) for number in range(20)]
+        frames = [frame(number, 49 * number) for number in range(20)]
         for one, place in zip(frames, segments.append(frames), strict=True):
             self.assertEqual(segments.read(place), b"".join(one.content))
         self.die(segments)
@@ -292,7 +292,7 @@ class Retiring(SegmentsTestCase):
         disk = Recording()
         segments = self.make(file_system=disk)
         self.assertTrue(segments.make_spare())
-        calls = ["open", "pwritev", "fsync", "open", "fsync", "close"]  # the file, then its name
+        calls = ["free", "open", "pwritev", "fsync", "open", "fsync", "close"]  # the file, then its name
         self.assertEqual([call.split()[0] for call in disk.calls], calls)
         self.assertFalse(segments.make_spare())
         disk.calls.clear()

@@ -30,6 +30,7 @@ CHANGES = frozenset(
             "fstatvfs",
             "posix_fadvise",
             "truncate",
+            "utime",
             "writev",
             "pwritev",
         ),
