@@ -241,8 +241,15 @@ class _Unclosed:
         parts: list[bytes] = []
         while count:
             part = self._file.read(count)
+            # Only the object of a user breaks these rules; without the checks an instance would be cut off, or read for ever.
+            if part is None:
+                raise BlockingIOError("read() of the file gave None: a file that does not block cannot be sent")
+            if not isinstance(part, bytes | bytearray | memoryview):
+                raise TypeError(f"read() of the file gave {type(part).__name__}, not bytes: open it in binary mode")
             if not part:
                 break
+            if len(part) > count:
+                raise ValueError(f"read({count}) of the file gave {len(part)} bytes")
             parts.append(part)
             count -= len(part)
         return b"".join(parts)

@@ -5,7 +5,8 @@ Arguments that cannot be sent: each fails alone, before anything is registered o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from io import BytesIO
+from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from dicomtwist import (
     evt,
 )
 from dicomtwist.association.negotiation import merge_items
+from dicomtwist.datasets.stream import CHUNK
 from dicomtwist.dimse.messages import CEchoRQ, CFindRQ, CStoreRQ, NGetRQ
 from dicomtwist.exchange.invoking import WindowPlace
 from dicomtwist.scu.dimse_n import MAX_TAGS
@@ -33,7 +35,7 @@ from dicomtwist.ul.items import (
     UserIdentity,
     decode_user_information,
 )
-from tests.memory import CONTEXTS, CT, MemoryTestCase, instance
+from tests.memory import CONTEXTS, CT, MemoryTestCase, instance, part10
 
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 GET = "1.2.840.10008.5.1.4.1.2.2.3"
@@ -244,8 +246,8 @@ WRONG_CALLS: list[Callable[[Any], Any]] = [
 ]
 
 
-class CallTests(MemoryTestCase):
-    """Arguments of operations."""
+class CallTestCase(MemoryTestCase):
+    """Operations with arguments that cannot be sent."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -262,6 +264,10 @@ class CallTests(MemoryTestCase):
         self.assertIsNone(self.network.result_of(association.release()))
         self.assertEqual(self.sent, ["C-ECHO-RQ"])
         self.sent.clear()
+
+
+class CallTests(CallTestCase):
+    """Arguments of operations."""
 
     def failing(self, call: Callable[[Association], Any], association: Association) -> None:
         try:
@@ -335,6 +341,81 @@ class CallTests(MemoryTestCase):
         tags = range(0x00100000, 0x00100000 + MAX_TAGS)
         status, _ = self.network.result_of(association.send_n_get(tags, COMMITMENT, "1.2." + "3" * 60))
         self.assertEqual((status, seen), (0, [MAX_TAGS]))
+
+
+class Readings:
+    """A file-like object of a user, which reads as told, again and again."""
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = list(parts)
+
+    def read(self, count: int) -> Any:
+        part = self.parts[0] if len(self.parts) == 1 else self.parts.pop(0)
+        return part(count) if callable(part) else part
+
+
+class FileTests(CallTestCase):
+    """Objects with ``read()`` that break its rules: nothing is read for ever, and no instance is cut off."""
+
+    def test_at_the_beginning(self) -> None:
+        whole = part10(1000)
+        for error, parts in (
+            (TypeError, ["text"]),
+            (TypeError, [""]),
+            (TypeError, [5]),
+            (TypeError, [whole, "text"]),
+            (BlockingIOError, [None]),
+            (BlockingIOError, [whole, None]),
+            (BlockingIOError, [whole[:150], None]),
+            (ValueError, [lambda count: bytes(count + 1)]),
+            (ValueError, [whole, lambda count: bytes(2 * count)]),
+        ):
+            self.listen(*self.handlers())
+            association = self.associate()
+            asked = association.send_c_store(cast("Any", Readings(*parts)))
+            self.network.flush()
+            self.failureResultOf(asked, error)
+            self.check_alive(association)
+            self.scp.shutdown()
+            self.network.flush()
+
+    def test_behind_the_beginning(self) -> None:
+        """A part of the instance is sent already: the association is aborted, and the peer has no instance."""
+        stored: list[Any] = []
+        whole = part10(3 * CHUNK)
+        for error, wrong in (
+            (TypeError, "text"),
+            (BlockingIOError, None),
+            (ValueError, lambda count: bytes(count + 1)),
+        ):
+            self.listen((evt.EVT_C_STORE, stored.append))
+            association = self.associate()
+            rest = BytesIO(whole)
+            asked = association.send_c_store(cast("Any", Readings(rest.read, rest.read, wrong)))
+            self.network.flush()
+            self.failureResultOf(asked, error)
+            self.assertTrue(association.is_aborted)
+            self.scp.shutdown()
+            self.network.flush()
+        self.assertEqual(stored, [])
+
+    def test_kinds_of_bytes(self) -> None:
+        got: list[bytes] = []
+
+        def handler(event: evt.StoreEvent) -> int:
+            got.append(event.dataset.PixelData)
+            return 0
+
+        whole = part10(1000)
+        for kind in (bytes, bytearray, memoryview):
+            self.listen((evt.EVT_C_STORE, handler))
+            association = self.associate()
+            file = Readings(kind(whole[:7]), kind(whole[7:]), kind(b""))
+            self.assertEqual(self.network.result_of(association.send_c_store(cast("Any", file))), 0)
+            self.network.result_of(association.release())
+            self.scp.shutdown()
+            self.network.flush()
+        self.assertEqual(got, [b"\1\2" * 500] * 3)
 
 
 class Closing:
