@@ -116,7 +116,10 @@ class Inbox:
         self._segments = segments
         self._rows = rows
         self._lock = threading.Lock()  # for the three dicts; nothing blocks while it is held
-        self._turn = threading.RLock()  # one thread at a time publishes and settles
+        # One thread at a time publishes, and one settles. A query waits for the first and not for the second; a thread that
+        # needs both takes the second first.
+        self._publishing = threading.Lock()
+        self._settling = threading.Lock()
         self._waiting: dict[InstanceUIDs, _Entry] = {}
         self._places: dict[str, InstanceUIDs] = {}
         self._unsettled: dict[InstanceUIDs, _Kept] = {}
@@ -179,7 +182,7 @@ class Inbox:
         :raises OSError: a file could not be made. Its instance is safe and waits for the next call; all others have files.
         :raises IndexFailed: the database refused rows, which wait for the next call.
         """
-        with self._turn:
+        with self._publishing:
             failure = self._publish()
             self._rows.catch_up()
         if failure is not None:
@@ -194,12 +197,13 @@ class Inbox:
         :raises OSError: as :meth:`publish`, or a file could not be flushed; its segment stays.
         :raises IndexFailed: as :meth:`publish`.
         """
-        with self._turn:
+        with self._settling:
             if everything:
                 self._segments.seal()
-            failure = self._publish()
-            failure = self._retire() or failure
-            self._rows.catch_up()
+            with self._publishing:
+                unpublished = self._publish()
+                self._rows.catch_up()
+            failure = self._retire() or unpublished
         if failure is not None:
             raise failure
 
@@ -209,10 +213,11 @@ class Inbox:
 
         :raises OSError: as it came, errno intact. The instances are as before.
         """
-        with self._turn:
-            uids = list(instances)
+        uids = list(instances)
+        with self._settling:
             if any(one in self._waiting for one in uids):
-                failure = self._publish()
+                with self._publishing:
+                    failure = self._publish()
                 if failure is not None:
                     raise failure
             held = {one: self._unsettled[one] for one in uids if one in self._unsettled}
@@ -245,7 +250,7 @@ class Inbox:
         finally:
             self._segments.close()
 
-    # --- internals, in the thread whose turn it is
+    # --- internals, in the thread that publishes or settles
 
     def _publish(self) -> OSError | None:
         """Make files of all instances that wait; return the reason why one could not be made."""
@@ -294,7 +299,8 @@ class Inbox:
         """Flush the files of the segments that are full or sealed, and retire them; return the reason why one stays."""
         failure: OSError | None = None
         for number in self._segments.sealed():
-            held = {uids: kept for uids, kept in self._unsettled.items() if kept.place.segment == number}
+            with self._lock:
+                held = {uids: kept for uids, kept in self._unsettled.items() if kept.place.segment == number}
             failed = self._store.sync_files(held)
             try:
                 for uids in failed:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, TypeAlias
@@ -15,6 +17,8 @@ __all__ = ["Buffer", "FileSystem"]
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _SYNC_FILE_RANGE_WRITE: Final = 2
+#: The first version of Linux whose syncfs reports what could not be written.
+_TRUSTED_SYNCFS: Final = (5, 8)
 
 
 def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
@@ -28,6 +32,22 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
 
 
 _START_WRITING: Final = _sync_file_range()
+
+
+def _syncfs() -> Callable[[int], int] | None:
+    """Return Linux's syncfs, which Python does not offer; ``None`` on other systems, and if it does not report failures."""
+    version = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if sys.platform != "linux" or version is None or (int(version[1]), int(version[2])) < _TRUSTED_SYNCFS:
+        return None
+    try:
+        function = ctypes.CDLL(None, use_errno=True).syncfs
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = [ctypes.c_int]
+    return function
+
+
+_SYNC_FILE_SYSTEM: Final = _syncfs()
 
 
 #: macOS has no fdatasync.
@@ -67,6 +87,22 @@ class FileSystem:
         """
         if _START_WRITING is not None:
             _START_WRITING(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+
+    @property
+    def can_sync_all(self) -> bool:
+        """Whether :meth:`sync_all` works."""
+        return _SYNC_FILE_SYSTEM is not None
+
+    def sync_all(self, fd: int) -> None:
+        """
+        Flush all files and folders of a file system to the medium, if :attr:`can_sync_all`.
+
+        :param fd: a file or folder of it. A failure is reported that came after this descriptor was opened.
+        """
+        assert _SYNC_FILE_SYSTEM is not None
+        if _SYNC_FILE_SYSTEM(fd):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
 
     def close(self, fd: int) -> None:
         os.close(fd)
