@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from dicomtwist.archive.storage import file_store, temporary_files
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
-from dicomtwist.archive.storage.types import Durability, InvalidUID, StoreClosed, StoreUnusable
+from dicomtwist.archive.storage.types import Durability, InvalidUID, StoreClosed, StoreUnusable, Written
 
 UIDS = ("1.2.3", "1.2.3.4", "1.2.3.4.5")
 OLD, NEW = b"old" * 1000, b"new!" * 2000
@@ -383,6 +386,63 @@ class Storing(StoreTestCase):
         self.assertEqual(wrong, [])
         self.assertEqual(len(list((self.root / "1.9").rglob("*.dcm"))), 8 * 60)
         self.assert_no_left_overs()
+
+
+class FlushingMany(StoreTestCase):
+    """Files that were published before they are on the medium, many at once."""
+
+    class Counting(FileSystem):
+        def __init__(self) -> None:
+            self.whole = self.single = 0
+            self.fails = False
+
+        def sync_all(self, fd: int) -> None:
+            self.whole += 1
+            if self.fails:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            super().sync_all(fd)
+
+        def fsync(self, fd: int) -> None:
+            self.single += 1
+            super().fsync(fd)
+
+    def published(self, disk: FileSystem, number: int, durability: Durability) -> tuple[InstanceStore, list[Any]]:
+        store = self.make(durability, disk)
+        instances = [("1.2", "1.2.3", f"1.2.3.{one}") for one in range(number)]
+        for uids in instances:
+            (file,) = store.write_acknowledged([(NEW, 0)])
+            assert isinstance(file, Written)
+            store.publish(file.path, *uids)
+        return store, instances
+
+    def test_with_one_call(self) -> None:
+        disk = self.Counting()
+        if not disk.can_sync_all:
+            raise SkipTest("this system does not report what it cannot flush")
+        store, instances = self.published(disk, file_store.MAX_SYNCED + 1, Durability.FULL)
+        disk.single = 0
+        self.assertEqual(store.sync_files(instances), {})
+        self.assertEqual((disk.whole, disk.single), (1, 0))
+        disk.fails = True
+        self.assertEqual({uids: error.errno for uids, error in store.sync_files(instances).items()},
+                         dict.fromkeys(instances, errno.EIO))  # fmt: skip
+
+    def test_one_by_one(self) -> None:
+        """If there are few, or if the system cannot be trusted."""
+        for number, can in ((3, True), (file_store.MAX_SYNCED + 1, False)):
+            disk = self.Counting()
+            with mock.patch.object(FileSystem, "can_sync_all", can):
+                store, instances = self.published(disk, number, Durability.FULL)
+                disk.single = 0
+                self.assertEqual(store.sync_files(instances), {})
+                self.assertEqual((disk.whole, disk.single), (0, number + 3), "files and three folders")
+                store.close()
+            shutil.rmtree(self.root)
+
+    def test_without_syncs(self) -> None:
+        disk = self.Counting()
+        store, instances = self.published(disk, file_store.MAX_SYNCED + 1, Durability.NONE)
+        self.assertEqual((store.sync_files(instances), disk.whole, disk.single), ({}, 0, 0))
 
 
 class Faults(StoreTestCase):
