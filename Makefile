@@ -5,7 +5,7 @@
 # make soak           twist dicom among all kinds of peers for SOAK_SECONDS=600; its memory has to be flat
 # make docs           the documentation, into build/docs
 # make picture        docs/rooms.svg, the picture of the package, from the imports of the code
-# make bench          measures beside DCMTK, Orthanc and pynetdicom, and writes docs/benchmarks.md; BENCH="echo find" these only
+# make bench          measures beside DCMTK, Orthanc and pynetdicom, and writes docs/benchmarks.md; BENCH="echo tls-*" these only
 # make changelog VERSION=1.2.0   CHANGELOG.md from the files in changelog.d, for a release
 # make prose          sentences in code and pages to rewrite, see CONTRIBUTING.md
 # make lint types package-check lowest-check format clean
@@ -77,7 +77,7 @@ picture: $(TEST)
 	$(BIN)/python -m tests.rooms_picture
 
 bench: $(TEST) peers
-	$(BIN)/python -m benchmarks $(BENCH) --write docs/benchmarks.md
+	set -f; $(BIN)/python -m benchmarks $(BENCH) --write docs/benchmarks.md
 
 load: $(TEST)
 	$(BIN)/python -m benchmarks.load

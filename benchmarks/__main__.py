@@ -5,10 +5,14 @@ The command ``python -m benchmarks``. The docstring of the package says how it m
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import report
@@ -20,10 +24,16 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure dicomtwist against DCMTK, Orthanc and pynetdicom."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="the benchmarks to run; all by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="the benchmarks to run, or patterns; all by default")
     parser.add_argument("--list", action="store_true", help="print the names and exit")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="number of rounds (default: 5)")
     parser.add_argument("--quick", action="store_true", help="a small part of everything, once")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        metavar="FOLDER",
+        help="a new folder for all files, which are left there (default: a temporary folder, removed at the end)",
+    )
     parser.add_argument(
         "--write",
         type=Path,
@@ -34,9 +44,10 @@ def _parse() -> argparse.Namespace:
         "--measure-nothing", action="store_true", help="with --write: only write PAGE.md from PAGE.json"
     )
     arguments = parser.parse_args()
-    unknown = [name for name in arguments.names if name not in BENCHMARKS]
+    unknown = [pattern for pattern in arguments.names if not fnmatch.filter(BENCHMARKS, pattern)]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    arguments.names = chosen(arguments.names)
     if arguments.rounds < 1:
         parser.error("--rounds is 1 or more")
     if arguments.measure_nothing and not arguments.write:
@@ -46,12 +57,28 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
+def chosen(patterns: list[str]) -> list[str]:
+    """Return the names of the benchmarks that one of *patterns* matches, in the order of the table; all without a pattern."""
+    return [name for name in BENCHMARKS if not patterns or any(fnmatch.fnmatchcase(name, one) for one in patterns)]
+
+
+@contextmanager
+def _root(folder: Path | None) -> Iterator[Path]:
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="dicomtwist-benchmarks-") as temporary:
+            yield Path(temporary)
+    else:
+        folder.mkdir(parents=True)
+        yield folder.absolute()
+
+
 def _measure(name: str, bench: Bench) -> list[Row]:
     """Return the rows of one benchmark, or one row with the reason why it failed."""
     began = time.monotonic()
     try:
         bench.settle()
-        return BENCHMARKS[name](bench)
+        rows = BENCHMARKS[name](bench)
+        return [replace(row, note="; ".join(filter(None, (row.note, bench.slow)))) for row in rows]
     except BenchmarkError as error:
         return [Row(name, report.FAILED, "", "", "", "", None, " ".join(str(error).split()))]
     finally:
@@ -75,10 +102,10 @@ def _main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     rounds = 1 if arguments.quick else arguments.rounds
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="dicomtwist-benchmarks-") as folder:
-        bench = Bench(Path(folder), rounds, arguments.quick)
+    with _root(arguments.folder) as folder:
+        bench = Bench(folder, rounds, arguments.quick)
         on = report.setting(bench.root)
-        for name in arguments.names or BENCHMARKS:
+        for name in arguments.names:
             measured = _measure(name, bench)
             rows += measured
             if arguments.write:

@@ -25,6 +25,7 @@ from benchmarks.harness import (
     Side,
     compare,
     run,
+    run_client,
     serving,
     spread,
 )
@@ -44,13 +45,15 @@ from benchmarks.programs import (
 )
 from benchmarks.retrieval import DCMQRSCP, asked
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.index.record import IndexRow, Record, make_record, scanner_for
+from dicomtwist.archive.index.record import IndexRow, make_record, scanner_for
 from dicomtwist.archive.query.compiler import Model, compile_find
 from dicomtwist.archive.query.search import Search
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
 
 _EXPLICIT: Final = "1.2.840.10008.1.2.1"
+#: The root of the UIDs of synthetic rows.
+_ROOT: Final = "1.2.826.0.1"
 #: The number of instances for which pynetdicom's time is taken; it is so slow that the time is then scaled.
 _FEW: Final = 100
 
@@ -60,15 +63,15 @@ _FEW: Final = 100
 
 def ingest_small(bench: Bench) -> list[Row]:
     """Small instances into archives, indexed; ours durable."""
-    return _ingest(bench, bench.scaled(1000, 100), "12 KB", 12_000)
+    return _ingest(bench, bench.scaled(1000, 100), "12 KB", 12_000, {"dcmqrscp": 2.8, "orthanc": 2.8})
 
 
 def ingest_medium(bench: Bench) -> list[Row]:
     """Images of 512 x 512 into archives, indexed; ours durable."""
-    return _ingest(bench, bench.scaled(300, 30), "525 KB", 530_800)
+    return _ingest(bench, bench.scaled(300, 30), "525 KB", 530_800, {"dcmqrscp": 2.0, "orthanc": 2.3})
 
 
-def _ingest(bench: Bench, count: int, words: str, size: int) -> list[Row]:
+def _ingest(bench: Bench, count: int, words: str, size: int, needed: dict[str, float]) -> list[Row]:
     paths = instances.make(bench.fresh() / "in", count, size)
     few = paths[:_FEW]
 
@@ -92,9 +95,9 @@ def _ingest(bench: Bench, count: int, words: str, size: int) -> list[Row]:
     )
     work = f"archive {count} x {words}"
     return [
-        compare(f"{work}, durability full", times["full"], DCMQRSCP, times["dcmqrscp"], 2.0),
+        compare(f"{work}, durability full", times["full"], DCMQRSCP, times["dcmqrscp"], needed["dcmqrscp"]),
         compare(f"{work}, durability none", times["none"], DCMQRSCP, times["dcmqrscp"]),
-        compare(f"{work}, durability full", times["full"], "Orthanc", slow["orthanc"], 3.0),
+        compare(f"{work}, durability full", times["full"], "Orthanc", slow["orthanc"], needed["orthanc"]),
         compare(
             f"{work}, durability full",
             times["full"],
@@ -129,23 +132,87 @@ def _archives(bench: Bench, paths: Sequence[Path]) -> Iterator[tuple[Server, Ser
         run(storescu(ours.port, paths))
         run(storescu(peer.port, paths, called="DCMQRSCP"))
         for folder in (storage, configuration.parent / "storage"):
-            if instances.count_stored(folder) < len(paths):
-                raise BenchmarkError(f"{folder} does not have everything")
+            instances.wait_stored(folder, len(paths))
         yield ours, peer
 
 
+#: The time that a server gets after its start, in seconds, before the first query is timed.
+_STARTED: Final = 1.0
+
+
 def archive_find(bench: Bench) -> list[Row]:
-    """C-FIND with many responses from the index."""
-    count = bench.scaled(1300, 100)
+    """C-FIND with many responses from the index: the first one after a start, and later ones."""
+    count = bench.scaled(1000, 100)
     paths = instances.make(bench.fresh() / "in", count, 1, series=1)
-    with _archives(bench, paths) as (ours, peer):
-        times = bench.measure(
-            {
-                "ours": lambda: run(findscu(ours.port, instances.SERIES)),
-                "peer": lambda: run(findscu(peer.port, instances.SERIES)),
-            }
-        )
-    return [compare(f"archive, C-FIND, {count} answers", times["ours"], DCMQRSCP, times["peer"], 1.0)]
+    storage, configuration = bench.fresh(), dcmqrscp_configuration(bench.fresh(), 1)
+    programs = {"ours": (twist_dicom(storage), "ANY-SCP"), "peer": (dcmqrscp(configuration), "DCMQRSCP")}
+    for program, called in programs.values():
+        _stored(bench, program, paths, called)
+    for folder in (storage, configuration.parent / "storage"):
+        instances.wait_stored(folder, count)
+
+    def first(name: str) -> Side:
+        def side() -> Seconds:
+            program, called = programs[name]
+            with serving(program, bench.fresh() / "log") as server:
+                run(echoscu(server.port, 1, called))
+                time.sleep(_STARTED)
+                return run(findscu(server.port, instances.SERIES))
+
+        return side
+
+    firsts = bench.measure({name: first(name) for name in programs})
+    with ExitStack() as stack:
+        servers = {
+            name: stack.enter_context(serving(program, bench.fresh() / "log"))
+            for name, (program, _) in programs.items()
+        }
+
+        def later(name: str) -> Side:
+            return lambda: run(findscu(servers[name].port, instances.SERIES))
+
+        for name in programs:
+            later(name)()
+        laters = bench.measure({name: later(name) for name in programs})
+    work = f"archive, C-FIND, {count} answers"
+    return [
+        compare(f"{work}, the first after a start", firsts["ours"], DCMQRSCP, firsts["peer"], 1.2),
+        compare(f"{work}, later", laters["ours"], DCMQRSCP, laters["peer"], 1.2),
+    ]
+
+
+def archive_studies(bench: Bench) -> list[Row]:
+    """C-GET of many small studies, on one association each and on one for all."""
+    studies, each = bench.scaled(200, 10), 3
+    paths = instances.make(bench.fresh() / "in", studies * each, 12_000, per_study=each)
+    wanted = [instances.study_uid(number) for number in range(studies)]
+    storage, configuration = bench.fresh(), dcmqrscp_configuration(bench.fresh(), 1, studies + 10)
+    programs = {
+        "ours": (twist_dicom(storage), "ANY-SCP"),
+        DCMQRSCP: (dcmqrscp(configuration), "DCMQRSCP"),
+        "Orthanc": (orthanc(bench.fresh()), "ORTHANC"),
+    }
+    rows = []
+    with ExitStack() as stack:
+        servers = {}
+        for name, (program, called) in programs.items():
+            servers[name] = stack.enter_context(serving(program, bench.fresh() / "log"))
+            run(storescu(servers[name].port, paths, called))
+        instances.wait_stored(storage, len(paths))
+
+        def side(name: str, *flags: str) -> Side:
+            return lambda: run_client("get", servers[name].port, each, *wanted, *flags)["total"]
+
+        for words, flags in (("one association each", ["--each"]), ("one association for all", [])):
+            times = bench.measure({name: side(name, *flags) for name in programs})
+            milliseconds = statistics.median(times["ours"]) / studies * 1000
+            note = f"{milliseconds:.1f} ms for each study"
+            work = f"C-GET of {studies} studies of {each} x 12 KB, {words}"
+            rows += [
+                compare(work, times["ours"], "Orthanc", times["Orthanc"], 1.0, note),
+                compare(work, times["ours"], DCMQRSCP, times[DCMQRSCP]),
+            ]
+    return rows
 
 
 def archive_retrieve(bench: Bench) -> list[Row]:
@@ -222,25 +289,30 @@ def _additions(archive: Archive, rows: Iterator[IndexRow], rounds: int) -> list[
 def _synthetic() -> Iterator[IndexRow]:
     """Yield rows of instances: ten to a series, two series to a study, two studies to a patient."""
     number = 0
-    record: Record | None = None
+    row: IndexRow | None = None
     while True:
-        series, study, patient = number // 10, number // 20, number // 40
-        if number % 10 == 0 or record is None:
-            dataset = Dataset()
-            dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
-            dataset.SOPInstanceUID = f"1.2.826.0.1.9.{number}"
-            dataset.StudyDate = f"20{10 + study % 15:02}{study % 12 + 1:02}{study % 28 + 1:02}"
-            dataset.Modality = "MR"
-            dataset.PatientName = f"Name{patient % 5000}^First{patient % 77}"
-            dataset.PatientID = f"P{patient:07}"
-            dataset.StudyInstanceUID = f"1.2.826.0.1.7.{study}"
-            dataset.SeriesInstanceUID = f"1.2.826.0.1.8.{series}"
-            dataset.InstanceNumber = "1"
-            scanner = scanner_for(_EXPLICIT)
-            if not scanner.feed(encode_dataset(dataset, _EXPLICIT)):
-                scanner.finish()
-            record = make_record(scanner.values, _EXPLICIT)
-        uid = f"1.2.826.0.1.9.{number}"
-        one = replace(record, sop_instance_uid=uid, instance=(record.instance[0], uid, *record.instance[2:]))
-        yield IndexRow(one, _EXPLICIT, 12_000)
+        if number % 10 == 0 or row is None:
+            row = synthetic_row(number, number // 10, number // 20, number // 40)
+        uid = f"{_ROOT}.9.{number}"
+        first = row.record
+        record = replace(first, sop_instance_uid=uid, instance=(first.instance[0], uid, *first.instance[2:]))
+        yield replace(row, record=record)
         number += 1
+
+
+def synthetic_row(number: int, series: int, study: int, patient: int) -> IndexRow:
+    """Return the row of an instance that is not there."""
+    dataset = Dataset()
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+    dataset.SOPInstanceUID = f"{_ROOT}.9.{number}"
+    dataset.StudyDate = f"20{10 + study % 15:02}{study % 12 + 1:02}{study % 28 + 1:02}"
+    dataset.Modality = "MR"
+    dataset.PatientName = f"Name{patient % 5000}^First{patient % 77}"
+    dataset.PatientID = f"P{patient:07}"
+    dataset.StudyInstanceUID = f"{_ROOT}.7.{study}"
+    dataset.SeriesInstanceUID = f"{_ROOT}.8.{series}"
+    dataset.InstanceNumber = "1"
+    scanner = scanner_for(_EXPLICIT)
+    if not scanner.feed(encode_dataset(dataset, _EXPLICIT)):
+        scanner.finish()
+    return IndexRow(make_record(scanner.values, _EXPLICIT), _EXPLICIT, 12_000)

@@ -29,7 +29,7 @@ MAX_PDU = 131072
 #: The timeout of any process, in seconds.
 TIMEOUT = 600.0
 #: The most seconds that creating a file takes if no files were deleted; and how many seconds to wait for that state.
-PROMPT_FILE, MOST_SETTLING = 100e-6, 150.0
+PROMPT_FILE, MOST_SETTLING = 100e-6, 300.0
 
 Seconds = float
 #: A function that does the work once and returns how long it took.
@@ -217,6 +217,23 @@ def _listens(port: int) -> bool:
     return any(fields[1].endswith(f":{port:04X}") and fields[3] == "0A" for fields in map(str.split, lines))
 
 
+def stop(server: Server) -> Seconds:
+    """
+    End a server with SIGTERM, inside ``with`` of :func:`serving`.
+
+    :returns: how long that took.
+    :raises BenchmarkError: the server does not end within a minute.
+    """
+    began = time.perf_counter()
+    os.kill(server.pid, signal.SIGTERM)
+    # WNOWAIT leaves the process to the Popen object of serving().
+    while os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        if time.perf_counter() - began > 60:
+            raise BenchmarkError("the server does not end")
+        time.sleep(0.005)
+    return time.perf_counter() - began
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     # The server leads its own session, so its process group is the server and the children that serve associations.
     for signal_number in (signal.SIGTERM, signal.SIGKILL):
@@ -301,9 +318,11 @@ class Bench:
     """
     The folders, rounds and sizes that a benchmark works with.
 
-    :param root: a folder for all files; the caller removes it at the very end.
+    :param root: a folder for all files; the caller removes it at the very end. No benchmark deletes a file.
     :param rounds: how many times each side is measured.
     :param quick: whether to do only a small part of the work.
+
+    :ivar slow: a remark for the rows of this benchmark if files were created slowly before it began, else empty.
     """
 
     def __init__(self, root: Path, rounds: int, quick: bool) -> None:
@@ -311,20 +330,26 @@ class Bench:
         self.rounds = rounds
         self.quick = quick
         self._folders = 0
-        self._settles = not quick
+        self._patience = MOST_SETTLING
+        self.slow = ""
 
     def settle(self) -> None:
         """
-        Wait until files are created quickly.
+        Wait until files are created quickly; after :data:`MOST_SETTLING` seconds give up, and set :attr:`slow`.
 
-        For about a minute after thousands of files were deleted, by an earlier run or by another process, ext4 passes over
-        their inodes one by one, so that creating a file costs 250 us instead of 10.
+        For minutes after thousands of files were deleted, by an earlier run or by another process, ext4 passes over their
+        inodes one by one, so that creating a file costs 250 us instead of 10. Once given up, later benchmarks do not wait.
         """
-        deadline = time.monotonic() + MOST_SETTLING
-        while self._settles and (found := self._seconds_for_a_file()) > PROMPT_FILE:
+        self.slow = ""
+        if self.quick:
+            return
+        deadline = time.monotonic() + self._patience
+        while (found := self._seconds_for_a_file()) > PROMPT_FILE:
             if time.monotonic() > deadline:
-                print(f"creating a file takes {found * 1e6:.0f} us here, and it stays so", file=sys.stderr, flush=True)
-                self._settles = False
+                self._patience = 0
+                self.slow = f"creating a file took {found * 1e6:.0f} us before"
+                print(f"{self.slow}, and it stays so", file=sys.stderr, flush=True)
+                return
             time.sleep(5)
 
     def _seconds_for_a_file(self) -> Seconds:

@@ -12,6 +12,7 @@ from typing import Final
 
 from benchmarks import instances
 from benchmarks.harness import MAX_PDU, dcmtk, installed
+from tests.peers import Certificates
 
 #: A function that returns the command line of a server for a port.
 Program = Callable[[int], Sequence[object]]
@@ -19,10 +20,20 @@ Program = Callable[[int], Sequence[object]]
 
 def twist_dicom(storage: Path, durability: str = "none", *options: object) -> Program:
     """Return ``twist dicom``, as users run it."""
-    return lambda port: [
+    return lambda port: _twist(f"tcp:{port}:interface=127.0.0.1", storage, durability, options)
+
+
+def secure_twist_dicom(storage: Path, found: Certificates, durability: str = "none") -> Program:
+    """Return ``twist dicom`` with TLS."""
+    settings = f"privateKey={found.server_key}:certKey={found.server_cert}:trustRoots={found.ca}:interface=127.0.0.1"
+    return lambda port: _twist(f"dicomtls:{port}:{settings}", storage, durability, ())
+
+
+def _twist(endpoint: str, storage: Path, durability: str, options: Sequence[object]) -> Sequence[object]:
+    return [
         sys.executable,
         *("-m", "twisted", "dicom"),
-        *("--port", f"tcp:{port}:interface=127.0.0.1"),
+        *("--port", endpoint),
         *("--storage", storage),
         *("--durability", durability),
         *("--max-pdu", MAX_PDU),
@@ -33,6 +44,11 @@ def twist_dicom(storage: Path, durability: str = "none", *options: object) -> Pr
 def dcmtk_storescp(storage: Path, *flags: object) -> Program:
     """Return DCMTK's storage server, which writes the received bytes as they are and serves each association in a process."""
     return lambda port: [dcmtk("storescp"), "--fork", "+B", "-pdu", MAX_PDU, "-od", storage, *flags, port]
+
+
+def secure_storescp(storage: Path, found: Certificates) -> Program:
+    """Return DCMTK's storage server with TLS."""
+    return dcmtk_storescp(storage, "+tls", found.server_key, found.server_cert, "+cf", found.ca)
 
 
 def pynetdicom_storescp(storage: Path) -> Program:
@@ -58,10 +74,13 @@ def echoscu(port: int, repeat: int, called: str = "ANY-SCP") -> Sequence[object]
     return [dcmtk("echoscu"), "-aec", called, "--repeat", repeat, "127.0.0.1", port]
 
 
-def storescu(port: int, paths: Sequence[Path], called: str = "ANY-SCP") -> Sequence[object]:
-    """Return DCMTK's client for C-STORE."""
+def storescu(
+    port: int, paths: Sequence[Path], called: str = "ANY-SCP", found: Certificates | None = None
+) -> Sequence[object]:
+    """Return DCMTK's client for C-STORE, with TLS if there are certificates."""
     sizes = ("-pdu", MAX_PDU, "--max-send-pdu", MAX_PDU)
-    return [dcmtk("storescu"), *sizes, "-aec", called, "127.0.0.1", port, *paths]
+    tls = ("+tls", found.client_key, found.client_cert, "+cf", found.ca) if found else ()
+    return [dcmtk("storescu"), *sizes, *tls, "-aec", called, "127.0.0.1", port, *paths]
 
 
 # --- archives
@@ -87,8 +106,12 @@ def archive_server(folder: Path, destination: int) -> Program:
     return lambda port: [sys.executable, "-m", "benchmarks.servers.archive", port, folder, destination]
 
 
-def dcmqrscp_configuration(folder: Path, destination: int) -> Path:
-    """Write the configuration of DCMTK's archive with its files in *folder*; C-MOVE sends to the port *destination*."""
+def dcmqrscp_configuration(folder: Path, destination: int, studies: int = 10) -> Path:
+    """
+    Write the configuration of DCMTK's archive with its files in *folder*; C-MOVE sends to the port *destination*.
+
+    :param studies: the number of studies that it keeps; it drops older ones.
+    """
     (folder / "storage").mkdir()
     configuration = folder / "dcmqrscp.cfg"
     configuration.write_text(
@@ -100,7 +123,7 @@ HostTable END
 VendorTable BEGIN
 VendorTable END
 AETable BEGIN
-DCMQRSCP {folder}/storage RW (10, 1024mb) ANY
+DCMQRSCP {folder}/storage RW ({studies}, 1024mb) ANY
 AETable END
 """
     )
@@ -112,18 +135,26 @@ def dcmqrscp(configuration: Path) -> Program:
     return lambda port: [dcmtk("dcmqrscp"), "+B", "-c", configuration, port]
 
 
-def orthanc(folder: Path) -> Program:
-    """Return Orthanc, which keeps its files in *folder*."""
+def orthanc(folder: Path, found: Certificates | None = None) -> Program:
+    """Return Orthanc, which keeps its files in *folder*, with TLS if there are certificates."""
 
     def command(port: int) -> Sequence[object]:
-        settings = {
+        settings: dict[str, object] = {
             "Name": "ORTHANC",
             "StorageDirectory": str(folder / "storage"),
             "IndexDirectory": str(folder / "storage"),
             "HttpServerEnabled": False,
             "DicomAet": "ORTHANC",
             "DicomPort": port,
+            "DicomAlwaysAllowGet": True,
         }
+        if found is not None:
+            settings |= {
+                "DicomTlsEnabled": True,
+                "DicomTlsCertificate": found.server_cert,
+                "DicomTlsPrivateKey": found.server_key,
+                "DicomTlsTrustedCertificates": found.ca,
+            }
         configuration = folder / "orthanc.json"
         configuration.write_text(json.dumps(settings))
         return [installed("Orthanc"), configuration]
@@ -159,6 +190,11 @@ def findscu(port: int, series: str = "") -> Sequence[object]:
     """Return DCMTK's client for C-FIND, without output; *series* is for archives that require the Series Instance UID."""
     keys = [f"{key}{series}" if key.startswith("Series") else key for key in QUERY]
     return _asking("findscu", port, keys, "-q")
+
+
+def studyscu(port: int, patient: str) -> Sequence[object]:
+    """Return DCMTK's client for C-FIND of the studies of a patient, without output."""
+    return _asking("findscu", port, ("QueryRetrieveLevel=STUDY", f"PatientID={patient}", "StudyInstanceUID="), "-q")
 
 
 def getscu(port: int) -> Sequence[object]:

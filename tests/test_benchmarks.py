@@ -6,12 +6,17 @@ import io
 import time
 from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any, cast
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from benchmarks import harness, profile, report
-from benchmarks.harness import Bench, Row, compare
+from benchmarks import harness, instances, profile, report, running
+from benchmarks.__main__ import chosen
+from benchmarks.harness import Bench, BenchmarkError, Row, compare, run_client, serving, stop
+from benchmarks.programs import twist_dicom
 from benchmarks.rows import BENCHMARKS
+from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.recovery import reconcile
 from tests import peers
 from tests.documentation import DOCS
 
@@ -77,19 +82,67 @@ class Rows(SynchronousTestCase):
         self.assertIsNone(compare("work", [2.0], "peer", [4.0]).good)
 
     def test_settling(self) -> None:
-        """Nothing is measured while files are created slowly, unless they stay slow."""
-        bench = Bench(Path(self.mktemp()), 1, False)
-        costs = [1e-3, 1e-3, 1e-6, 1e-3]
+        """Nothing is measured while files are created slowly, unless they stay slow; then the rows say so."""
+        costs = [1e-3, 1e-3, 1e-6]
         slept: list[float] = []
-        self.patch(bench, "_seconds_for_a_file", lambda: costs.pop(0))
+        self.patch(Bench, "_seconds_for_a_file", lambda bench: costs.pop(0))
         self.patch(time, "sleep", slept.append)
+        bench = Bench(Path(self.mktemp()), 1, False)
         bench.settle()
-        self.assertEqual((len(costs), len(slept)), (1, 2))
+        self.assertEqual((costs, len(slept), bench.slow), ([], 2, ""))
+        costs[:] = [1e-3, 2e-3, 1e-6]
         self.patch(harness, "MOST_SETTLING", -1)
+        bench = Bench(Path(self.mktemp()), 1, False)
+        found = []
         with redirect_stderr(io.StringIO()) as words:
             for _ in range(3):
                 bench.settle()
-        self.assertEqual((len(costs), words.getvalue().count("stays so")), (0, 1))
+                found.append(bench.slow)
+        self.assertEqual(found, [f"creating a file took {cost} us before" for cost in (1000, 2000)] + [""])
+        self.assertEqual((costs, len(slept), words.getvalue().count("stays so")), ([], 2, 2))
+
+    def test_names_and_patterns(self) -> None:
+        self.assertEqual(chosen([]), list(BENCHMARKS))
+        self.assertEqual(chosen(["tls-s*", "echo"]), ["echo", "tls-small"])
+
+
+class Archives(SynchronousTestCase):
+    """The archives and clients of the benchmarks do what their rows say."""
+
+    def folder(self) -> Path:
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        return folder
+
+    def test_filled(self) -> None:
+        """An archive that is made quickly is one in which a start finds nothing to do."""
+        storage = self.folder() / "storage"
+        running.fill_archive(storage, 300)
+        archive = Archive(storage)
+        archive.open()
+        self.addCleanup(archive.close)
+        found = reconcile(archive)
+        self.assertEqual((found.instances, found.indexed, found.lost), (300, 0, 0))
+
+    def test_sustained_load_and_retrieval(self) -> None:
+        """The clients store from several associations, find and retrieve; they fail if anything is missing."""
+        bench = Bench(self.folder(), 1, True)
+        with serving(twist_dicom(bench.fresh(), "full"), bench.fresh() / "log") as server:
+            found = cast(Any, run_client("sustain", server.port, server.pid, 3, 200, 3000))
+            studies = [instances.study_uid(number) for number in range(2)]
+            for flags in ([], ["--each"]):
+                self.assertGreater(run_client("get", server.port, 100, *studies, *flags)["total"], 0)
+            error = self.assertRaises(BenchmarkError, run_client, "get", server.port, 101, *studies)
+            self.assertIn("100 of 101 instances came", str(error))
+            self.assertLess(stop(server), 60)
+        self.assertEqual((len(found["quarters"]), len(found["resident"])), (4, 4))
+        self.assertTrue(all(seconds > 0 for seconds in found["quarters"]))
+
+    def test_sustained_rows(self) -> None:
+        """A run of a load ends with everything stored and nothing left in the inbox."""
+        peers.dcmtk("storescu")
+        rows = running.load_rows(Bench(self.folder(), 1, True), 2, 1000)
+        self.assertEqual([row.needed for row in rows], ["0.9", "< 8 MiB", "< 0.05 s", "<= 2 s"])
 
 
 class Profile(SynchronousTestCase):
@@ -102,7 +155,7 @@ class Profile(SynchronousTestCase):
         self.assertEqual(count, 20)
         calls = {function[2]: figures[1] for function, figures in stats.items()}
         self.assertEqual(calls["handle_store"], count)
-        self.assertGreaterEqual(calls["<built-in method posix.fsync>"], count)
+        self.assertGreaterEqual(calls["<built-in method posix.fdatasync>"], count)
         text = profile.table(count, stats, 10_000)
         self.assertIn("dicomtwist/archive/ingest.py", text)
         self.assertNotIn("'poll'", text)
