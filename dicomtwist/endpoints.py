@@ -38,6 +38,7 @@ from dicomtwist.tls.contexts import PROFILES, ClientCertificate, TLSProfile, cli
 from dicomtwist.tls.errors import EndpointError, PeerCertificateError, describe_tls_error
 
 __all__ = [
+    "check_port",
     "PROFILES",
     "ClientCertificate",
     "EndpointError",
@@ -188,6 +189,20 @@ _CLIENT_PORT = re.compile(r"(?:tcp|ssl|tls):(?:[^:\\]|\\.)*:(?:port=)?([^:=]*)(?
 _SOCKET_PATH = re.compile(r"unix:(?:(?:path|address)=)?((?:[^:\\]|\\.)*)")
 # The length of sun_path in sockaddr_un without the final NUL, see unix(7); on the BSDs it is four bytes shorter.
 _MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103
+
+
+def check_port(port: object) -> int:
+    """
+    Return the number of a TCP port that a user passes. The name lookup of Twisted would take it modulo 65536.
+
+    :raises TypeError: it is not an ``int``.
+    :raises ValueError: it is not from 0 to 65535.
+    """
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"a port is an int, not {type(port).__name__}")
+    if not 0 <= port <= 0xFFFF:
+        raise ValueError(f"a port is from 0 to 65535, not {port}")
+    return int(port)
 
 
 def _check_port(pattern: re.Pattern[str], description: str) -> None:

@@ -29,7 +29,7 @@ from dicomtwist.association.acceptor import AcceptorFactory, Host
 from dicomtwist.association.association import Association
 from dicomtwist.association.negotiation import merge_items
 from dicomtwist.association.requestor import RequestorAssociation, RequestorFactory
-from dicomtwist.endpoints import client_endpoint, server_endpoint
+from dicomtwist.endpoints import check_port, client_endpoint, server_endpoint
 from dicomtwist.errors import AssociationTimeout
 from dicomtwist.presentation import (
     PresentationContext,
@@ -379,8 +379,7 @@ class AE(LegacyCallbacks):
             return client_endpoint(self.reactor, address)
         if not isinstance(address, str):
             raise TypeError(f"port needs a host name as address, not {type(address).__name__}")
-        if isinstance(port, bool) or not isinstance(port, int):
-            raise TypeError(f"a port is an int, not {type(port).__name__}")
+        check_port(port)
         bind = None if bind_address is None else _host_and_port(bind_address)
         # No timeouts of the endpoint: they would expire before those of the AE, or fail with another error.
         unlimited: Any = None
@@ -553,7 +552,7 @@ def _host_and_port(address: tuple[Any, ...]) -> tuple[str, int]:
         raise TypeError(f"an address is a host as str and a port as int, not {address!r}")
     if flow:
         raise ValueError(f"Twisted's endpoints have no place for the flow label {flow}, it must be 0")
-    return (f"{host}%{scope}" if scope else host), port
+    return (f"{host}%{scope}" if scope else host), check_port(port)
 
 
 #: HostnameEndpoint needs a number for its timeout: a week, in seconds, stands for no limit.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from dicomtwist import evt
+from dicomtwist.endpoints import check_port
 from dicomtwist.interfaces import AssociationSide
 
 if TYPE_CHECKING:
@@ -165,11 +166,7 @@ class LegacyCallbacks:
     """
 
     def __init__(self, port: int = 0) -> None:
-        if isinstance(port, bool) or not isinstance(port, int):
-            raise TypeError(f"a port is an int, not {type(port).__name__}")
-        if not 0 <= port <= 0xFFFF:
-            raise ValueError(f"a port is from 0 to 65535, not {port}")
-        self.port = port
+        self.port = check_port(port)
         self.bind_addr = ""
         self._callbacks: dict[str, tuple[Callable[..., Any], evt.Handler]] = {}
         for name in CALLBACKS:

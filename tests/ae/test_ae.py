@@ -300,6 +300,11 @@ class ArgumentTests(SynchronousTestCase):
         self.refused(ValueError, "flowinfo", "127.0.0.1", 104, bind_address=("127.0.0.1",))
         self.refused(TypeError, "a port as int", "127.0.0.1", 104, bind_address=("127.0.0.1", "0"))
         self.refused(ValueError, "flow label 7", "::1", 104, bind_address=("::1", 0, 7, 0))
+        for port in (-1, 65536, 70_000, 2**40):
+            for host in ("127.0.0.1", "::1", "localhost", "pacs.example.org"):
+                self.refused(ValueError, "from 0 to 65535", host, port)
+            self.refused(ValueError, "from 0 to 65535", "127.0.0.1", 104, bind_address=("127.0.0.1", port))
+            self.assertRaises(ValueError, self.ae.start_server, ("127.0.0.1", port))
         self.refused(EndpointError, "nonsense", "nonsense")
         self.refused(TypeError, "EVT_C_ECHO", "127.0.0.1", 104, evt_handlers=[("EVT_C_ECHO", print)])
 

@@ -731,7 +731,14 @@ class MoveFailureTests(MoveTestCase):
             self.network.flush()
 
     def test_not_a_destination(self) -> None:
-        for nowhere in (7, ("127.0.0.1",), ("127.0.0.1", "port"), ("127.0.0.1", 104, {"nonsense": 1}), "nonsense:1"):
+        for nowhere in (
+            7,
+            ("127.0.0.1",),
+            ("127.0.0.1", "port"),
+            ("h", 70_000),
+            ("127.0.0.1", 104, {"nonsense": 1}),
+            "nonsense:1",
+        ):
             path = Path(self.mktemp())
             path.write_bytes(part10())
             for yielded in (instance(), path, [path] * 3):
