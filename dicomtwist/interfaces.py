@@ -22,6 +22,7 @@ from dicomtwist.datasets.stream import DataSetStream
 from dicomtwist.dimse.messages import Request
 from dicomtwist.dimse.status import Status
 from dicomtwist.presentation import PresentationContext, PresentationContextTuple
+from dicomtwist.runtime.budget import Budget
 from dicomtwist.runtime.executors import Executors
 from dicomtwist.settings import Settings
 from dicomtwist.ul.items import RoleSelection, SOPClassCommonExtended, UserIdentity
@@ -123,6 +124,10 @@ class AEInterface(Protocol):
     @property
     def executors(self) -> Executors:
         """The threads for what blocks, by purpose."""
+
+    @property
+    def request_memory(self) -> Budget:
+        """The memory that the data sets of its requests take, those of C-STORE excepted."""
 
     @property
     def requested_contexts(self) -> list[PresentationContext]:

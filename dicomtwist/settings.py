@@ -70,6 +70,9 @@ class Settings:
         :class:`~dicomtwist.errors.DataSetTooLong`.
     :ivar maximum_attribute_values: the most values in such a data set besides the first of each element, which a backslash
         divides from it, with the same consequences. Tags count as well, but not numbers, which are unpacked at once.
+    :ivar maximum_request_memory: the most bytes that the data sets of requests take in memory at once, of all associations
+        together and until each is answered; those of one host take half of it. One more is refused with status 0x0213, that of
+        a C-FIND, C-GET or C-MOVE with 0xA700. Data sets up to 64 KiB and those of C-STORE do not count.
     :ivar require_called_aet: whether to reject requests for an AE title other than that of the AE (1, 1, 7).
     :ivar require_calling_aet: the AE titles that may request associations; empty for any. Others are rejected (1, 1, 3).
     :ivar trusted_proxies: the proxies whose PROXY headers are believed at endpoints of ``haproxy:``: addresses, networks,
@@ -109,6 +112,7 @@ class Settings:
     maximum_identifier_values: int = 20_000
     maximum_attributes: int = 100_000
     maximum_attribute_values: int = 100_000
+    maximum_request_memory: int = 512 * 1024**2
     require_called_aet: bool = False
     require_calling_aet: list[str] = field(default_factory=list)
     trusted_proxies: list[str] = field(default_factory=lambda: [LOOPBACK, UNIX])
@@ -222,6 +226,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "maximum_identifier_values": _number(1),
     "maximum_attributes": _number(1),
     "maximum_attribute_values": _number(1),
+    "maximum_request_memory": _number(1),
     "require_called_aet": _flag,
     "require_calling_aet": _titles,
     "trusted_proxies": _networks,

@@ -37,6 +37,7 @@ from dicomtwist.presentation import (
     SupportedContexts,
     TransferSyntaxes,
 )
+from dicomtwist.runtime.budget import Budget
 from dicomtwist.runtime.clock import use_monotonic_clock
 from dicomtwist.runtime.executors import Executors
 from dicomtwist.runtime.unawaited import expect_reactor, log_unawaited, reactor_ran
@@ -115,6 +116,7 @@ class AE(LegacyCallbacks):
         self._associations: set[Association] = set()
         self._servers: list[Server] = []
         self._executors: Executors | None = None
+        self._request_memory = Budget()
         super().__init__(port)
 
     @property
@@ -133,6 +135,11 @@ class AE(LegacyCallbacks):
         if self._executors is None:
             self._executors = Executors(self.reactor)
         return self._executors
+
+    @property
+    def request_memory(self) -> Budget:
+        """The memory that the data sets of requests take which it performs, those of C-STORE excepted."""
+        return self._request_memory
 
     # --- settings
 
@@ -159,6 +166,7 @@ class AE(LegacyCallbacks):
     maximum_identifier_values = _Number()
     maximum_attributes = _Number()
     maximum_attribute_values = _Number()
+    maximum_request_memory = _Number("bytes")
     promiscuous = _Setting[bool, bool]()
     keep_compression = _Setting[bool, bool]()
     requestor_order = _Setting[bool, bool]()

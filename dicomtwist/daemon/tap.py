@@ -155,6 +155,7 @@ _SETTINGS = {
     "max-identifier-values": "maximum_identifier_values",
     "max-attributes": "maximum_attributes",
     "max-attribute-values": "maximum_attribute_values",
+    "max-request-memory": "maximum_request_memory",
     "acse-timeout": "acse_timeout",
     "dimse-timeout": "dimse_timeout",
     "network-timeout": "network_timeout",
@@ -340,6 +341,13 @@ class Options(usage.Options):
             _DEFAULTS.maximum_attribute_values,
             "Most further values of elements of what a request of DIMSE-N brings.",
             _count("--max-attribute-values", 1, 2**31),
+        ],
+        [
+            "max-request-memory",
+            None,
+            _DEFAULTS.maximum_request_memory,
+            "Most bytes of memory for the data sets of requests; one host has half. Images do not count.",
+            _count("--max-request-memory", 1, 2**40),
         ],
         [
             "acse-timeout",

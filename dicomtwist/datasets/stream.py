@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from dicomtwist.datasets.chunk_buffer import ChunkBuffer
 from dicomtwist.errors import DataSetError, DataSetTooLong
+from dicomtwist.runtime.budget import Share
 
 #: The bytes of a file that are read at once, and the bytes of a stream that wait for a slow reader.
 CHUNK = 1024 * 1024
@@ -198,45 +199,64 @@ def _unwanted() -> Failure:
     return Failure(DataSetError("the request was answered before the data set had come, the rest of it is dropped"))
 
 
+#: The length of a data set up to which it takes no part of the memory that data sets share, in bytes.
+UNCOUNTED: Final = 64 * 1024
+
+
 class CollectingSink:
     """
     Collects a data set in memory, up to a limit.
 
     :param limit: the most bytes to keep, ``None`` for any number. Nothing is kept of a data set with more.
+    :param share: the part of the memory for data sets that this one takes, if it is longer than :data:`UNCOUNTED`. Nothing is
+        kept of a data set for which there is no more. It is released with the data set, by the caller if that is complete.
     :ivar done: a Deferred with the bytes, once all have arrived. It fails with :class:`~dicomtwist.errors.DataSetTooLong` if
-        they are more than *limit*, also at the end of the data set, and with the reason if the data set stays incomplete.
+        they are more than *limit*, or than there is memory for, at the end of the data set, and with the reason if the data set
+        stays incomplete.
     """
 
-    __slots__ = ("_chunks", "_length", "_limit", "done")
+    __slots__ = ("_chunks", "_length", "_limit", "_refusal", "_share", "done")
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, share: Share | None = None) -> None:
         self._limit = limit
+        self._share = share
         self._length = 0
+        self._refusal = ""
         self._chunks = ChunkBuffer()
         self.done: Deferred[bytes] = Deferred()
 
-    @property
-    def _is_too_long(self) -> bool:
-        return self._limit is not None and self._length > self._limit
-
     def write(self, data: memoryview) -> None:
         """Keep *data*. Once there is too much, drop it and everything before it."""
-        self._length += len(data)
-        if self._is_too_long:
-            self._chunks.clear()
-        else:
+        if self._refusal:
+            return
+        before, self._length = self._length, self._length + len(data)
+        if self._limit is not None and self._length > self._limit:
+            self._refuse(f"a data set of more than {self._limit} bytes")
+        elif self._share is not None and self._length > UNCOUNTED:
+            if not self._share.grow(self._length - (before if before > UNCOUNTED else 0)):
+                self._refuse("too many long data sets of requests at once")
+        if not self._refusal:
             self._chunks.append(data)
+
+    def _refuse(self, why: str) -> None:
+        self._refusal = why
+        self._drop()
+
+    def _drop(self) -> None:
+        self._chunks.clear()
+        if self._share is not None:
+            self._share.release()
 
     def finish(self) -> None:
         """Join the bytes."""
-        if self._is_too_long:
-            self.done.errback(DataSetTooLong(f"a data set of more than {self._limit} bytes"))
+        if self._refusal:
+            self.done.errback(DataSetTooLong(self._refusal))
         else:
             self.done.callback(self._chunks.take())
 
     def fail(self, reason: Failure) -> None:
         """Pass *reason* on."""
-        self._chunks.clear()
+        self._drop()
         self.done.errback(reason)
 
 

@@ -92,7 +92,10 @@ def _fits(performance: Performance, event: evt.NormalisedEvent) -> bool:
 def _handle(performance: Performance, event: evt.NormalisedEvent) -> None:
     def call() -> None:
         if performance.is_cancelled:
-            return  # the peer is gone
+            # The peer is gone.
+            if performance.memory is not None:
+                performance.memory.release()
+            return
         performance.call(event.event, event, lambda value: _answer(performance, event, value), codes.PROCESSING_FAILURE)
 
     with_decoded(performance, event, codes.RESOURCE_LIMITATION, call)

@@ -18,6 +18,7 @@ from dicomtwist.datasets.stream import CollectingSink
 from dicomtwist.dimse.status import OUT_OF_RESOURCES
 from dicomtwist.errors import AssociationError, DataSetTooLong, ExecutorFull, Refused
 from dicomtwist.exchange.nesting import resume_handler, suspend_handler
+from dicomtwist.runtime.budget import Share
 from dicomtwist.runtime.call_handler import await_handler
 from dicomtwist.runtime.networks import host_of
 from dicomtwist.scp.performed import Performance
@@ -263,13 +264,15 @@ def with_dataset(
     then: Callable[[bytes], None],
     limit: int,
     too_long: int = OUT_OF_RESOURCES,
+    is_counted: bool = True,
 ) -> None:
     """
     Collect the data set of a request and call *then* with it; refuse a request without one, or with one that is too long.
 
     :param missing: the status if there is no data set.
     :param limit: the most bytes to collect.
-    :param too_long: the status if there are more.
+    :param too_long: the status if there are more, or if the data sets of other requests take the memory.
+    :param is_counted: whether the data set takes a part of the memory for data sets of requests.
     """
     stream = performance.stream
     if stream is None:
@@ -286,7 +289,11 @@ def with_dataset(
             performance.stream = None
             performance.refuse(too_long, str(reason.value))
 
-    sink = CollectingSink(limit)
+    if is_counted:
+        assoc = performance.assoc
+        limit_of_all = assoc.settings.maximum_request_memory
+        performance.memory = Share(assoc.ae.request_memory, assoc.remote.address, limit_of_all)
+    sink = CollectingSink(limit, performance.memory)
     sink.done.addCallbacks(collected, failed).addErrback(_broken, performance)
     stream.deliver_to(sink)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dicomtwist.datasets.stream import DataSetStream
     from dicomtwist.evt import EventType, Handler
     from dicomtwist.presentation import PresentationContextTuple
+    from dicomtwist.runtime.budget import Share
 
 
 #: The responses that may list the attributes that their status refers to (PS3.7 C.4.2, C.5).
@@ -54,6 +55,7 @@ class Performance:
     :ivar stream: its data set as it arrives, ``None`` if it has none.
     :ivar is_cancelled: whether the peer sent C-CANCEL or is gone.
     :ivar is_done: whether its final response was sent.
+    :ivar memory: the part of the memory for data sets of requests that it takes, until its final response.
     :ivar on_cancel: called when the peer sends C-CANCEL or is gone.
     """
 
@@ -64,6 +66,7 @@ class Performance:
         "context",
         "is_cancelled",
         "is_done",
+        "memory",
         "on_cancel",
         "request",
         "stream",
@@ -85,6 +88,7 @@ class Performance:
         self.stream: DataSetStream | None = None
         self.is_cancelled = self.is_done = False
         self.on_cancel: Callable[[], None] | None = None
+        self.memory: Share | None = None
 
     @property
     def service_name(self) -> str:
@@ -122,6 +126,8 @@ class Performance:
         """
         exchange = self.assoc.exchange
         self.is_done = True
+        if self.memory is not None:
+            self.memory.release()
         try:
             exchange.respond(self, response, source)
         except ValueError:

@@ -42,7 +42,13 @@ def perform_store(performance: Performance) -> None:
             _stream(performance, event, bound)
         else:
             limit = assoc.settings.maximum_buffered_size
-            with_dataset(performance, CANNOT_UNDERSTAND, lambda data: _handle(performance, event, data), limit)
+            with_dataset(
+                performance,
+                CANNOT_UNDERSTAND,
+                lambda data: _handle(performance, event, data),
+                limit,
+                is_counted=False,
+            )
 
 
 def _handle(performance: Performance, event: evt.StoreEvent, data: bytes) -> None:

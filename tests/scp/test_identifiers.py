@@ -9,10 +9,12 @@ from unittest import mock
 
 from pydicom import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
+from twisted.internet.defer import Deferred
 
 from dicomtwist import OperationFailed, build_context, evt
 from dicomtwist.datasets import codec
 from dicomtwist.datasets.identifier import DECODED_AT_ONCE, ELEMENTS_AT_ONCE, encode_identifier
+from dicomtwist.dimse.messages import NCreateRQ
 from dicomtwist.errors import DataSetTooLong
 from dicomtwist.runtime.executors import Bounds
 from dicomtwist.sop_class import (
@@ -55,7 +57,7 @@ class Refused(MemoryTestCase):
         self.scp.supported_contexts = [build_context(uid, ImplicitVRLittleEndian) for uid in CLASSES]
         self.scu.requested_contexts = [build_context(uid, ImplicitVRLittleEndian) for uid in CLASSES]
         self.called: list[object] = []
-        self.listen(
+        self.server = self.listen(
             *((event, self.note) for event in (evt.EVT_C_FIND, evt.EVT_C_GET, evt.EVT_C_MOVE)),
             *((event, self.note_normalised) for event in (evt.EVT_N_CREATE, evt.EVT_N_SET, evt.EVT_N_ACTION)),
         )
@@ -145,6 +147,9 @@ class Refused(MemoryTestCase):
             (0x00200013, b"\\\\"),  # IS
             (0x00080119, b"\\ "),  # UC
             (0x00280009, b"\x10\0\x10\0"),  # AT
+            (0x00104000, b"\x1b("),  # LT, which has one value, with escape sequences
+            (0x00080081, b"\x1b "),  # ST
+            (0x00100010, b"\x1bA"),  # PN
         ):
             with self.subTest(tag=tag):
                 data = struct.pack("<HHI", tag >> 16, tag & 0xFFFF, len(part) * 502) + part * 502
@@ -160,6 +165,52 @@ class Refused(MemoryTestCase):
         )
         for service in services:
             self.assertEqual(int(self.requests(taken)[service]()), 0)
+
+    LONG, SHORT = (struct.pack("<HHI", 0x0010, 0x4000, length) + b" " * length for length in (150_000, 60_000))
+
+    def hold(self) -> Deferred[int]:
+        """Let the handler of N-CREATE wait for this."""
+        waiting: Deferred[int] = Deferred()
+        self.scp.maximum_request_memory = 400_000
+        self.server.bind(evt.EVT_N_CREATE, lambda event: waiting)
+        return waiting
+
+    def test_memory_of_all_requests(self) -> None:
+        """A request is refused while others take the memory, but not one with a short data set."""
+        waiting = self.hold()
+        performed = self.associate().send_n_create(self.LONG, ModalityPerformedProcedureStep, "1.2.3")
+        self.network.flush()
+        self.assertEqual(self.scp.request_memory.taken, len(self.LONG))
+        self.refuses(self.LONG, "too many long data sets of requests at once")
+        for service in ("N-SET", "N-ACTION", "C-FIND"):
+            self.assertEqual(int(self.requests(self.SHORT)[service]()), 0)
+        waiting.callback(0)
+        self.assertEqual(int(self.network.result_of(performed)[0]), 0)
+        self.assertEqual(self.scp.request_memory.taken, 0)
+        for service in ("N-SET", "N-ACTION", "C-FIND", "C-GET", "C-MOVE"):
+            self.assertEqual(int(self.requests(self.LONG)[service]()), 0)
+        self.assertEqual(self.scp.request_memory.taken, 0)
+
+    def test_memory_of_a_peer_that_is_gone(self) -> None:
+        """Its part comes back when the handler has ended; at once, if half a data set had arrived, or if it is refused."""
+        waiting = self.hold()
+        assoc = self.associate()
+        assoc.send_n_create(self.LONG, ModalityPerformedProcedureStep, "1.2.3").addErrback(lambda _: None)
+        self.network.flush()
+        assoc.abort()
+        self.network.flush()
+        self.assertEqual(self.scp.request_memory.taken, len(self.LONG))
+        waiting.callback(0)
+        self.assertEqual(self.scp.request_memory.taken, 0)
+
+        peer = self.network.scripted_client(104)
+        peer.request((1, ModalityPerformedProcedureStep))
+        create = NCreateRQ(message_id=1, affected_sop_class_uid=ModalityPerformedProcedureStep)
+        *most, _ = peer.encode_message(1, create, self.LONG)
+        peer.send(b"".join(most))
+        self.assertGreater(self.scp.request_memory.taken, 100_000)
+        peer.reset()
+        self.assertEqual(self.scp.request_memory.taken, 0)
 
     def test_the_default_takes_what_is_real(self) -> None:
         """A list of 10,000 of the longest UIDs, and a query for a worklist with some hundred keys."""
