@@ -11,6 +11,7 @@ A byte that has no meaning in its character set is not lost: it becomes one of t
 from __future__ import annotations
 
 import re
+from codecs import charmap_decode
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Final, NamedTuple
@@ -50,6 +51,9 @@ _LONG_TEXT_VRS: Final = frozenset(("LT", "ST", "UT"))
 #: extensions.
 MAX_LENGTH: Final = 512
 MAX_TERMS: Final = 16
+#: The longest text whose escape sequences are followed, and whose undecodable bytes are told from the others: a mebibyte of
+#: them takes 2 seconds.
+MAX_TEXT_LENGTH: Final = 128 * 1024
 #: How deep the sequences are nested whose text is decoded.
 MAX_DEPTH: Final = 64
 
@@ -261,7 +265,9 @@ def decode_text(raw: bytes, character_set: str, vr: str = "PN") -> str:
         text = raw.decode("ascii")
     else:
         plan = _plan(character_set)
-        if plan.codec and not (escaped and plan.codec not in _STAND_ALONE.values()):
+        if len(raw) > MAX_TEXT_LENGTH:
+            text = _decode_long(raw, "" if escaped else plan.codec)
+        elif plan.codec and not (escaped and plan.codec not in _STAND_ALONE.values()):
             text = _decoded(raw, plan.codec)
             if escaped:
                 text = text.replace("\x1b", chr(_KEPT + 0x1B))
@@ -269,6 +275,19 @@ def decode_text(raw: bytes, character_set: str, vr: str = "PN") -> str:
             text = _decode_extended(raw, plan, vr)
     # Not a character of any text, and databases refuse it.
     return text.replace("\0", "") if "\0" in text else text
+
+
+def _decode_long(raw: bytes, codec: str) -> str:
+    """Decode a long text whole, or keep each byte of it that is not of ASCII."""
+    if codec:
+        try:
+            text = raw.decode(codec)
+        except UnicodeError:
+            pass
+        else:
+            if max(text) < _FIRST_KEPT:
+                return text
+    return charmap_decode(raw, "strict", _KEEP_HIGH)[0]
 
 
 def has_undecoded(text: str) -> bool:
@@ -289,6 +308,10 @@ def _decoded(raw: bytes, codec: str) -> str:
     if codec not in ("latin_1", "iso8859_15"):
         text = text.translate(_SURROGATES_TO_KEPT)
     return text
+
+
+#: The characters of bytes that are kept, by number.
+_KEEP_HIGH: Final = "".join(chr(byte) if byte < 0x80 and byte != 0x1B else chr(_KEPT + byte) for byte in range(0x100))
 
 
 def _kept(raw: bytes) -> str:
@@ -367,7 +390,9 @@ def encode_text(text: str, character_set: str, vr: str = "PN") -> bytes | None:
         return text.encode("ascii")
     plan = _plan(character_set)
     raw: bytes | None
-    if plan.codec and (len(plan.declared) < 2):
+    if len(text) > MAX_TEXT_LENGTH:
+        raw = _encode_long(text, plan.codec)
+    elif plan.codec and (len(plan.declared) < 2):
         try:
             raw = text.translate(_KEPT_TO_SURROGATES).encode(plan.codec, "surrogateescape")
         except UnicodeError:
@@ -375,6 +400,16 @@ def encode_text(text: str, character_set: str, vr: str = "PN") -> bytes | None:
     else:
         raw = _encode_extended(text, plan, vr)
     return raw if raw is not None and decode_text(raw, character_set, vr) == text else None
+
+
+def _encode_long(text: str, codec: str) -> bytes | None:
+    if has_undecoded(text):
+        # The last byte of each code point is the byte that was kept, or that of ASCII; the caller checks the others.
+        return text.encode("utf-32-be", "replace")[3::4]
+    try:
+        return text.encode(codec) if codec else None
+    except UnicodeError:
+        return None
 
 
 def _encode_extended(text: str, plan: _Plan, vr: str) -> bytes | None:

@@ -7,7 +7,8 @@ that it reads from counts these, and ends the decoding at the limit. A scan befo
 pydicom takes leniently, to count the same elements.
 
 A value is decoded when it is first used, and pydicom makes an object of each part between two backslashes: 16 MiB of integer
-strings took 81 seconds and 2.2 GiB. So values are counted while they are still bytes.
+strings took 81 seconds and 2.2 GiB. So values are counted while they are still bytes. Each escape sequence in a text counts as
+one: pydicom takes 50 microseconds for it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pydicom.hooks import raw_element_vr
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
-from dicomtwist.datasets.character_sets import pydicom_terms
+from dicomtwist.datasets.character_sets import TEXT_VRS, pydicom_terms
 from dicomtwist.datasets.element_headers import ITEM_TAGS, LONG_VRS, UNDEFINED_LENGTH
 from dicomtwist.errors import DataSetError, DataSetTooLong
 
@@ -230,6 +231,8 @@ def _items(dataset: Dataset, count: ElementCount) -> Iterator[Dataset]:
                 value = element.value
                 if value and vr in _DIVIDED:
                     count.add_values(value.count(b"\\"))
+                if value and vr in TEXT_VRS and b"\x1b" in value:
+                    count.add_values(value.count(b"\x1b"))
                 elif value and vr == "AT":
                     count.add_values(max(0, len(value) // _TAG_LENGTH - 1))
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import encodings.aliases
 import warnings
 from typing import Literal
+from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from pydicom.uid import (
 )
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist.datasets import decode_dataset, encode_dataset
+from dicomtwist.datasets import character_sets, decode_dataset, encode_dataset
 from dicomtwist.datasets.character_sets import (
     TERMS,
     UNICODE,
@@ -188,6 +189,29 @@ class Bytes(SynchronousTestCase):
         self.assertEqual(unclaimed_text(text, term), raw)
         if has_undecoded(text):
             self.assertIsNone(claimed_text(text, UNICODE, term))
+
+    @given(st.sampled_from([*TERMS, "", "\\ISO 2022 IR 87", "ISO 2022 IR 13\\ISO 2022 IR 159"]), st.binary(), st.text())
+    def test_long_texts(self, term: str, raw: bytes, text: str) -> None:
+        """A text that is too long to follow its escape sequences is decoded whole, or its bytes are kept."""
+        long = raw.replace(b"\0", b"") + b"\x80\xff\x1b$B" + text.encode("utf-8", "replace").replace(b"\0", b"")
+        with mock.patch.object(character_sets, "MAX_TEXT_LENGTH", 0):
+            for each in (long, text.replace("\0", "").replace("\x1b", "").encode("utf-8", "replace")):
+                decoded = decode_text(each, term)
+                decoded.encode()
+                self.assertEqual(unclaimed_text(decoded, term), each)
+            self.assertTrue(has_undecoded(decode_text(long, term)))
+
+    def test_time_of_long_texts(self) -> None:
+        """The escape sequences of a long text are not followed, and its bytes come back."""
+        for term, part in (
+            ("\\ISO 2022 IR 87", b"\x1b$B;3\x1b(B"),
+            ("\\ISO 2022 IR 149", b"a\xc0\xc0"),
+            ("GB18030", b"\xff"),
+        ):
+            raw = part * (4 * character_sets.MAX_TEXT_LENGTH // len(part))
+            with mock.patch.object(character_sets, "_decode_extended", side_effect=AssertionError):
+                text = decode_text(raw, term, "UT")
+                self.assertEqual(encode_text(text, term, "UT"), raw)
 
     def test_private_use(self) -> None:
         """The code points that stand for bytes are bytes themselves in the text of a peer."""
