@@ -6,7 +6,7 @@ operations that are performed for the peer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred, fail
@@ -328,6 +328,25 @@ class Exchange:
         if self._owner.observes_messages:
             self._owner.notify(evt.EVT_DIMSE_SENT, message=response, context_id=context_id)
         self._outgoing.send(context_id, response, command, source)
+
+    def respond_all(
+        self, performance: PerformedOperation, response: Response, datasets: Sequence[bytes | memoryview]
+    ) -> None:
+        """
+        Send a response once for each of *datasets*; called by the operation.
+
+        :param datasets: data sets in memory, some dozens of KiB together.
+        :raises ValueError: *response* cannot be encoded; nothing was sent.
+        """
+        if not self.may_respond:
+            return
+        response.has_dataset = True
+        command = response.encode()
+        context_id = performance.context.context_id
+        if self._owner.observes_messages:
+            for _ in datasets:
+                self._owner.notify(evt.EVT_DIMSE_SENT, message=response, context_id=context_id)
+        self._outgoing.send_all(context_id, response, command, datasets)
 
     def performance_done(self, performance: PerformedOperation, status: int) -> None:
         """Count an operation whose final response was sent; called by the operation."""

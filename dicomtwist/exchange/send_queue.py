@@ -5,7 +5,7 @@ The queue of messages to send: one message after the other, each data set pulled
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -129,6 +129,28 @@ class Outgoing:
             self._protocol.pause_reading()
         self._run()
 
+    def send_all(
+        self, context_id: int, message: Message, command: bytes, datasets: Sequence[bytes | memoryview]
+    ) -> None:
+        """
+        Send *message* once for each of *datasets*, in one write if nothing waits.
+
+        :param command: as for :meth:`send`.
+        :param datasets: data sets in memory, some dozens of KiB together.
+        """
+        if self._closed or self._current is not None or self._queue or self._is_full:
+            for data in datasets:
+                self.send(context_id, message, command, BytesSource(data))
+            return
+        head = b"".join(encode_command_pdata(context_id, command, self._payload))
+        parts: list[bytes | memoryview] = []
+        for data in datasets:
+            if len(data) & 1:
+                data = bytes(data) + b"\0"
+            parts.append(head)
+            parts += encode_pdata(context_id, False, data, self._payload)
+        self._send_or_hold([b"".join(parts)])
+
     def _send_at_once(self, context_id: int, command: bytes, source: DataSetSource | None) -> bool:
         """Send a small message in memory at once, if the queue is empty; return whether it was sent."""
         if source is None:
@@ -141,6 +163,10 @@ class Outgoing:
             buffers += encode_pdata(context_id, False, data, self._payload)
         else:
             return False
+        self._send_or_hold(buffers)
+        return True
+
+    def _send_or_hold(self, buffers: list[bytes | memoryview]) -> None:
         if self._corked is None:
             self._protocol.send(buffers)
         else:
@@ -148,7 +174,6 @@ class Outgoing:
             self._corked_length += sum(map(len, buffers))
             if self._corked_length > CORKED_SIZE:
                 self.flush()
-        return True
 
     def cork(self) -> None:
         """

@@ -151,7 +151,7 @@ class YieldingHandler:
         """
         Wait until the transport takes more responses; after :data:`TURN_SECONDS` seconds also let other work have its turn.
 
-        :raises NoMoreItems: the association has ended.
+        :raises NoMoreItems: the operation was cancelled meanwhile, or the association has ended.
         """
         waiting = self._outgoing.room()
         if waiting is None:
@@ -159,7 +159,7 @@ class YieldingHandler:
                 return
             waiting = deferLater(self._reactor, 0)
         await waiting
-        if not self._performance.assoc.is_established:
+        if not self._performance.assoc.is_established or self._performance.is_cancelled:
             raise NoMoreItems
         self._turn = self._reactor.seconds()
 

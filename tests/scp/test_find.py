@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
+from unittest import mock
 
 from pydicom import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
@@ -29,6 +30,7 @@ from dicomtwist import (
 )
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.datasets.identifier import encode_identifier
+from dicomtwist.dimse.message_stream import encode_pdata
 from dicomtwist.dimse.messages import CCancelRQ, CFindRQ, CFindRSP
 from dicomtwist.scu.responses import FULL_COUNT, MAX_LOST
 from tests.memory import VERIFICATION, MemoryTestCase
@@ -192,6 +194,83 @@ class AnswersTests(FindTestCase):
         association, _ = self.windowed()
         found = [self.find(association) for _ in range(4)]
         self.assertEqual([len(self.all_of(answers)) for answers in reversed(found)], [6] * 4)
+
+
+class ListTests(FindTestCase):
+    """Handlers that yield lists of identifiers."""
+
+    def answers_of(self, *items: Any, model: str = FIND) -> list[tuple[int, str]]:
+        """Return the statuses and the UIDs of the answers to a handler that yields *items*."""
+        association, _ = self.both((evt.EVT_C_FIND, lambda event: iter(items)))
+        found = self.all_of(self.find(association, None, model))
+        self.assertTrue(association.is_established)
+        return [(int(status), "" if each is None else each.StudyInstanceUID) for status, each in found]
+
+    def test_all(self) -> None:
+        encoded = encode_identifier(match(3), ImplicitVRLittleEndian)
+        items: tuple[Any, ...] = ((0xFF00, [match(1), match(2)]), [], (0xFF01, [encoded]), [match(4)], match(5))
+        expected = [
+            (0xFF00, "1.2.1"),
+            (0xFF00, "1.2.2"),
+            (0xFF01, "1.2.3"),
+            (0xFF00, "1.2.4"),
+            (0xFF00, "1.2.5"),
+            (0, ""),
+        ]
+        self.assertEqual(self.answers_of(*items), expected)
+
+    def test_odd_lengths(self) -> None:
+        """Data sets of odd length are padded, since no fragment is of odd length (PS3.8 9.3.5.1)."""
+        raw = b"\x20\0\x0d\0\5\0\0\x001.2.1"
+        with mock.patch("dicomtwist.exchange.send_queue.encode_pdata", side_effect=encode_pdata) as encoded:
+            association, _ = self.both((evt.EVT_C_FIND, lambda event: [[raw, raw]]))
+            self.find(association)
+        lengths = [len(call.args[2]) for call in encoded.call_args_list if not call.args[1]]
+        self.assertEqual(lengths[-2:], [14, 14])
+
+    def test_long(self) -> None:
+        """Lists of more than a piece, of more than a PDU each, and of identifiers longer than a piece."""
+        for count, comment in ((5000, 10), (40, 20_000), (3, 300_000)):
+            identifiers = []
+            for number in range(count):
+                identifiers.append(match(number))
+                identifiers[-1].PatientComments = "x" * comment
+            self.assertEqual(
+                self.answers_of(identifiers), [(0xFF00, f"1.2.{number}") for number in range(count)] + [(0, "")]
+            )
+            self.scp.shutdown()
+            self.network.flush()
+
+    def test_one_that_cannot_be_encoded(self) -> None:
+        bad = keys()
+        bad.add_new(0x00080018, "US", "not a number")
+        for wrong in (bad, None, 7, "text"):
+            found = self.answers_of([match(1), match(2), wrong, match(3)])
+            self.assertEqual(found, [(0xFF00, "1.2.1"), (0xFF00, "1.2.2"), (0xC312, "")])
+            self.assertEqual(len(self.flushLoggedErrors()), 1)
+            self.scp.shutdown()
+            self.network.flush()
+
+    def test_a_status_among_them(self) -> None:
+        status = Dataset()
+        status.Status = 0xA700
+        self.assertEqual(self.answers_of([match(1), status]), [(0xFF00, "1.2.1"), (0xC311, "")])
+        self.assertEqual(len(self.flushLoggedErrors(TypeError)), 1)
+
+    def test_single(self) -> None:
+        self.assertEqual(self.answers_of([match(1)], model=RELEVANT_PATIENT), [(0xFF00, "1.2.1"), (0, "")])
+        self.scp.shutdown()
+        self.network.flush()
+        self.assertEqual(self.answers_of([match(1), match(2)], model=RELEVANT_PATIENT), [(0xC100, "")])
+
+    def test_each_is_observed(self) -> None:
+        sent: list[Any] = []
+        association, _ = self.both(
+            (evt.EVT_C_FIND, lambda event: [[match(1), match(2)]]),
+            (evt.EVT_DIMSE_SENT, lambda event: sent.append(int(event.message.status))),
+        )
+        self.all_of(self.find(association))
+        self.assertEqual(sent, [0xFF00, 0xFF00, 0])
 
 
 class FailureTests(FindTestCase):
@@ -417,6 +496,17 @@ class CancelTests(FindTestCase):
         self.assertEqual(statuses[-1], 0xFE00)
         self.assertGreater(len(statuses), FULL_COUNT)
         self.assertEqual(self.closed, 1)
+
+    def test_within_a_list(self) -> None:
+        """The transport is full in the middle of a list; the rest of it is not sent after a C-CANCEL."""
+        long = match(1)
+        long.PatientComments = "x" * 10_000
+        association, _ = self.both((evt.EVT_C_FIND, lambda event: [[long] * 10_000]))
+        answers = self.find(association)
+        association.send_c_cancel(1)
+        statuses = [int(status) for status, _ in self.all_of(answers)]
+        self.assertEqual((set(statuses[:-1]), statuses[-1]), ({0xFF00}, 0xFE00))
+        self.assertLess(len(statuses), 9_000)
 
     def test_a_handler_that_looks(self) -> None:
         """A handler may check for a cancellation itself, as older handlers do."""

@@ -169,7 +169,7 @@ class Worklist:
         """
         Perform a query.
 
-        :returns: yields (0xFF00, encoded identifier) for each scheduled step that matches; or ends with 0xA900 if the
+        :returns: yields (0xFF00, a list of encoded identifiers) for the scheduled steps that match; or ends with 0xA900 if the
             identifier cannot be read or a key is invalid, with 0xA700 if the folder cannot be read, or not in time.
         """
         try:
@@ -190,8 +190,7 @@ class Worklist:
             return
         for start in range(0, len(matches), PAGE_SIZE):
             page = matches[start : start + PAGE_SIZE]
-            for encoded in await self._share(event).run_admitted(self._encode, page, event):
-                yield PENDING, encoded
+            yield PENDING, await self._share(event).run_admitted(self._encode, page, event)
 
     async def _found(self, event: evt.IdentifierEvent) -> list[tuple[Item, int]]:
         """
