@@ -22,8 +22,8 @@ MAX_PRESENTATION_CONTEXTS = 128
 
 #: The longest presentation context or role selection that is remembered with its decoded form, in bytes, and their number. Most
 #: peers propose the same 120 of each again and again; to decode those takes 0.8 ms, and 0.1 ms when they are remembered.
-_REMEMBERED_LENGTH = 256
-_REMEMBERED = 1024
+MAX_REMEMBERED_LENGTH = 256
+MAX_REMEMBERED = 1024
 
 _HEADER = Struct(">BxH")
 _U32 = Struct(">L")
@@ -98,7 +98,7 @@ class ProposedContext:
 
         :param tolerated: receives a description of each deviation from the standard that is accepted.
         """
-        decode = _proposed_context if len(value) <= _REMEMBERED_LENGTH else _proposed_context.__wrapped__
+        decode = _proposed_context if len(value) <= MAX_REMEMBERED_LENGTH else _proposed_context.__wrapped__
         context, deviations = decode(bytes(value))
         tolerated.update(deviations)
         return context
@@ -121,7 +121,7 @@ class ProposedContext:
         return cls(value[0], abstract_syntax, tuple(transfer_syntaxes))
 
 
-@lru_cache(_REMEMBERED)
+@lru_cache(MAX_REMEMBERED)
 def _proposed_context(value: bytes) -> tuple[ProposedContext, frozenset[str]]:
     """Return the presentation context in *value*, and the deviations from the standard that are accepted."""
     tolerated: set[str] = set()
@@ -339,7 +339,7 @@ def decode_user_information(value: memoryview, tolerated: set[str]) -> UserInfor
     common: list[SOPClassCommonExtended] = []
     for item_type, content in _iterate_items(value, "user information"):
         if item_type == 0x54:
-            decode = _role_selection if len(content) <= _REMEMBERED_LENGTH else _role_selection.__wrapped__
+            decode = _role_selection if len(content) <= MAX_REMEMBERED_LENGTH else _role_selection.__wrapped__
             role, deviations = decode(bytes(content))
             tolerated.update(deviations)
             roles.append(role)
@@ -373,7 +373,7 @@ def decode_user_information(value: memoryview, tolerated: set[str]) -> UserInfor
     )
 
 
-@lru_cache(_REMEMBERED)
+@lru_cache(MAX_REMEMBERED)
 def _role_selection(value: bytes) -> tuple[RoleSelection, frozenset[str]]:
     """Return the role selection in *value*, and the deviations from the standard that are accepted."""
     fields, tolerated = _FieldReader(memoryview(value), "sub-item 0x54"), set[str]()

@@ -18,6 +18,7 @@ from unittest import mock
 from pydicom import dcmread
 from sqlalchemy import Connection, text
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.event import listen
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.schema import CreateTable
 from twisted.internet import reactor
@@ -640,6 +641,32 @@ class InThreads(TestCase):
         archive.index.remove([("1.2.1", "1.2.1.1", "1.2.1.1.3")])
         again = [answer for page in [page async for page in found.pages()] for answer in page]
         self.assertEqual(len(again), 24, "what was removed meanwhile is left out")
+
+    async def test_warm_up(self) -> None:
+        """The statements of a query and a retrieval are executed before the first peer asks; a failure is told."""
+        archive = Archive(Path(self.mktemp()))
+        archive.open()
+        self.addCleanup(archive.close)
+        keep(archive, dataset(1))
+        executor = Executors(reactor).querying
+        executor.acquire()
+        self.addCleanup(executor.release)
+        finder = Finder(archive, executor, "ME")
+        statements: list[str] = []
+
+        def executed(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+            if statement.startswith("SELECT"):
+                statements.append(statement)
+
+        listen(archive.index.engine, "before_cursor_execute", executed)
+        await finder.warm_up()
+        self.assertEqual(["study" in statement for statement in statements], [True] * 5)
+        archive.index.engine.dispose()
+        with (
+            mock.patch.object(archive.index.engine, "connect", side_effect=OperationalError("", None, sqlite3.Error())),
+            self.assertRaises(IndexFailed),
+        ):
+            await finder.warm_up()
 
     async def test_few_trips_to_threads(self) -> None:
         """The first page comes with the search; the pages of a C-FIND grow, so that the peer has work early."""

@@ -29,13 +29,15 @@ class TurnOver(Exception):
 
 
 @contextmanager
-def reading(engine: Engine, *, in_turns: bool = False) -> Iterator[Connection]:
+def reading(engine: Engine, *, in_turns: bool = False, cached: bool = False) -> Iterator[Connection]:
     """
     Open a connection for reading.
 
     Of SQLite, a statement ends as soon as nobody waits for the call of the executor that this thread is at.
 
     :param in_turns: whether a statement ends when the turn of this thread is over as well.
+    :param cached: whether compiled statements are kept in the bounded cache of *engine*, with the values that they were first
+        executed with. It saves 0.3 ms or more for a statement that differs from an earlier one in its values alone.
     :raises CancelledError: nobody waits.
     :raises TurnOver: the turn is over.
     :raises IndexFailed: the database cannot be read.
@@ -49,8 +51,7 @@ def reading(engine: Engine, *, in_turns: bool = False) -> Iterator[Connection]:
 
     try:
         with engine.connect() as connection, _interruptible(connection, interrupt):
-            # No two pages of results have the same SQL text, so a cache would only grow.
-            yield connection.execution_options(compiled_cache=None)
+            yield connection if cached else connection.execution_options(compiled_cache=None)
     except SQLAlchemyError as error:
         check_wanted()
         if is_interrupted:

@@ -36,6 +36,11 @@ _NO_ROOM: Final = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_WRITE", 
 _LOG_LENGTH: Final = 1000 * 4096
 
 
+#: The number of compiled statements that an engine keeps.
+MAX_STATEMENTS: Final = 64
+#: The parameters of a statement are data of patients, which must not appear in the text of an error.
+_OPTIONS: Final[dict[str, Any]] = {"hide_parameters": True, "query_cache_size": MAX_STATEMENTS}
+
 #: The mode of the database, and so of the log and the shared memory that SQLite makes beside it: they hold what is known of
 #: patients. The umask may take away more.
 FILE_MODE: Final = 0o640
@@ -52,8 +57,7 @@ def sqlite_engine(path: Path, *, full: bool) -> Engine:
     """
     _protect(path)
     arguments = {"timeout": 60, "cached_statements": 256, "check_same_thread": False}
-    # The parameters of a statement are data of patients, which must not appear in the text of an error.
-    engine = create_engine(f"sqlite:///{path}", connect_args=arguments, pool_size=16, hide_parameters=True)
+    engine = create_engine(f"sqlite:///{path}", connect_args=arguments, pool_size=16, **_OPTIONS)
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
@@ -122,9 +126,7 @@ class ReadingDatabase:
                 connection.execute(f"PRAGMA {pragma}")
             return connection
 
-        self.engine = create_engine(
-            "sqlite://", creator=connect, poolclass=QueuePool, pool_size=16, hide_parameters=True
-        )
+        self.engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, pool_size=16, **_OPTIONS)
         event.listen(self.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
 
     def close(self) -> None:

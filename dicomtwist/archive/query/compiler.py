@@ -34,6 +34,9 @@ __all__ = ["BASELINE", "InvalidIdentifier", "Model", "Negotiated", "Query", "com
 #: above.
 MAX_VALUES: Final = 10_000
 
+#: The most characters of the values of a query whose compiled statement is kept.
+MAX_SHORT: Final = 1000
+
 _LEVEL: Final = 0x00080052
 _TIMEZONE: Final = 0x00080201
 #: The elements of an identifier or of an answer that are not keys.
@@ -108,6 +111,7 @@ class Query:
     :ivar sequences: the keys within each sequence of the identifier, by tag.
     :ivar unsupported: tags of keys that are neither matched nor returned; if there are any, the pending status is 0xFF01.
     :ivar levels: the levels whose tables the criteria need.
+    :ivar is_short: whether the values of all keys are short together; the compiled statement is kept then, with them in it.
     :ivar unique: for a retrieval, the values of the unique keys, by level; the criteria are without them.
     """
 
@@ -119,6 +123,7 @@ class Query:
     unsupported: list[int] = field(default_factory=list)
     levels: set[Level] = field(default_factory=set)
     unique: dict[Level, list[str]] = field(default_factory=dict)
+    is_short: bool = False
 
 
 @dataclass(slots=True)
@@ -171,6 +176,8 @@ def compile_find(
             query.keys.append(attribute)
             keys[tag] = _Key(attribute, _values(identifier, tag))
     _check_costs(keys.values())
+    lengths = [len(value) for key in keys.values() for value in key.values]
+    query.is_short = not query.sequences and sum(lengths) <= MAX_SHORT
     _check_unique(keys, model, level, relational=negotiated.relational)
     query.keys += [upper.unique for upper in model.value if upper <= level and upper.unique not in query.keys]
     query.keys.sort(key=lambda attribute: attribute.tag)

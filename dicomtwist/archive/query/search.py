@@ -18,11 +18,12 @@ from array import array
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final, Generic, TypeVar
 
 from pydicom import Dataset
-from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, func, select, text
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from sqlalchemy import ColumnElement, Connection, Dialect, Engine, Select, bindparam, func, select, text
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
@@ -42,6 +43,7 @@ from dicomtwist.archive.query.compiler import (
 from dicomtwist.archive.query.response_encoder import AnswerEncoder, Field
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.types import IndexFailed
+from dicomtwist.datasets.codec import decode_dataset
 from dicomtwist.errors import loggable
 from dicomtwist.runtime.executors import TURN, Executor, Share, check_wanted, is_turn_over, run_in_turns
 
@@ -64,6 +66,11 @@ MAX_TESTED: Final = 50_000
 
 #: Above every id, which are 64 bits wide.
 _HIGHEST_ID: Final = 2**62
+
+#: An identifier of the level STUDY in Implicit VR, with a UID that no study has, and three keys without a value.
+_NOTHING: Final = (
+    b"\x08\0\x20\0\0\0\0\0\x08\0\x52\0\6\0\0\0STUDY \x10\0\x10\0\0\0\0\0\x10\0\x20\0\0\0\0\0\x20\0\x0d\0\4\0\0\x000.0\0"
+)
 
 T = TypeVar("T")
 
@@ -157,6 +164,23 @@ class Finder:
         self._executor = executor
         self._ae_title = ae_title
         self._zone = zone
+
+    def warm_up(self) -> Deferred[None]:
+        """
+        Perform a query and a retrieval in a thread that find nothing: the first query of a process then takes 2 ms less.
+
+        :returns: a Deferred that fires with ``None``; it fails as those of :meth:`find` and :meth:`retrieve`.
+        """
+        return self._executor.run(self._warm_up)
+
+    def _warm_up(self) -> None:
+        share = self._executor.share("")
+        for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
+            for _ in self._find(
+                share, decode_dataset(_NOTHING, ImplicitVRLittleEndian), Model.STUDY_ROOT, syntax, BASELINE
+            ):
+                pass
+        self._retrieve(share, decode_dataset(_NOTHING, ImplicitVRLittleEndian), Model.STUDY_ROOT, BASELINE)
 
     def find(
         self,
@@ -329,7 +353,7 @@ class Search:
             begun_at, begun, end = tested, time.monotonic(), _HIGHEST_ID
             try:
                 # A turn is as long as it takes if it is for a single entity.
-                with reading(self.engine, in_turns=window != 1) as connection:
+                with reading(self.engine, in_turns=window != 1, cached=self.query.is_short) as connection:
                     if window:
                         first = connection.scalar(select(func.min(matching.id)).where(matching.id > tested))
                         if first is None:
@@ -354,10 +378,9 @@ class Search:
 
     def rows(self, columns: Sequence[ColumnElement[Any]], levels: set[Level], page: Sequence[int]) -> list[Any]:
         """Return a row for each entity of *page*, in that order: its id, then the values of *columns*."""
-        table = TABLES[self.query.level]
-        statement = _joined(select(table.c.id, *columns), self.query.level, levels)
+        statement = _rows_of(self.engine.dialect, self.query.level, tuple(columns), frozenset(levels))
         with reading(self.engine) as connection:
-            found = {row[0]: row for row in connection.execute(_of(statement, table.c.id, page))}
+            found = {row[0]: row for row in connection.exec_driver_sql(statement + _listed(page)).all()}
         return [found[number] for number in page if number in found]
 
     def all_instances(self, store: Storage) -> tuple[array[int] | None, list[StoredInstance]]:
@@ -368,8 +391,7 @@ class Search:
         """
         unique = self.query.unique
         statement = _retrieval(frozenset(unique))
-        with reading(self.engine) as connection:
-            connection.execution_options(compiled_cache=_COMPILED)
+        with reading(self.engine, cached=True) as connection:
             values = {level.name: values for level, values in unique.items()}
             rows = connection.execute(statement, {**values, "most": PAGE_SIZE + 1}).all()
         if len(rows) > PAGE_SIZE:
@@ -519,8 +541,23 @@ def _of(statement: Select[Any], column: ColumnElement[Any], numbers: Sequence[in
     The numbers are part of the SQL text, which is much faster than hundreds of parameters.
     """
     table: Any = getattr(column, "table", None)
-    listed = ",".join(map(str, map(int, numbers))) or "NULL"
-    return statement.where(text(f"{table.name}.{getattr(column, 'name', '')} IN ({listed})"))
+    return statement.where(text(f"{table.name}.{getattr(column, 'name', '')} IN {_listed(numbers)}"))
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return f"({','.join(map(str, map(int, numbers))) or 'NULL'})"
+
+
+@lru_cache(256)
+def _rows_of(dialect: Dialect, level: Level, columns: tuple[ColumnElement[Any], ...], levels: frozenset[Level]) -> str:
+    """
+    Return the statement for the id and the values of *columns* of entities whose ids follow it.
+
+    To compile it takes 0.7 ms, as long as to read 200 rows.
+    """
+    table = TABLES[level]
+    statement = _joined(select(table.c.id, *columns), level, {*levels})
+    return f"{statement.compile(dialect=dialect)} WHERE {table.name}.id IN "
 
 
 #: The order in which the instances of a retrieval are sent.
@@ -530,8 +567,6 @@ _INSTANCE: Final = (
     *(study.c.study_instance_uid, series.c.series_instance_uid, instance.c.sop_instance_uid),
     *(instance.c.sop_class_uid, instance.c.transfer_syntax, instance.c.size),
 )
-#: The compiled form of the statements of :func:`_retrieval`.
-_COMPILED: Final[dict[Any, Any]] = {}
 
 
 def _unique(level: Level) -> ColumnElement[str]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.archive.archive import Archive
@@ -93,7 +94,12 @@ class QueryRetrieve:
         )
 
     def start(self) -> None:
-        """Do nothing: the service has no state of its own."""
+        """Prepare the threads and the database for the first query."""
+        self._finder.warm_up().addErrback(self._not_warm)
+
+    def _not_warm(self, reason: Failure) -> None:
+        # A query that fails for the same reason gives it to its peer and to the log.
+        reason.trap(IndexFailed, ExecutorFull)
 
     def stop(self) -> Deferred[None]:
         """Do nothing: operations end with their associations."""
@@ -113,9 +119,9 @@ class QueryRetrieve:
         """
         Perform a query.
 
-        :returns: yields a status and an encoded identifier for each match. The status is 0xFF00, or 0xFF01 if a key is not
-            supported. The operation ends with 0xA900 if the identifier is invalid, or with 0xA700 if the index cannot be
-            read.
+        :returns: yields a status and a list of encoded identifiers for each page of matches. The status is 0xFF00, or 0xFF01
+            if a key is not supported. The operation ends with 0xA900 if the identifier is invalid, or with 0xA700 if the
+            index cannot be read.
         """
         syntax = str(event.context.transfer_syntax)
         try:
@@ -124,8 +130,7 @@ class QueryRetrieve:
             )
             status = PENDING_WARNING if found.unsupported else PENDING
             async for page in found.pages():
-                for encoded in page:
-                    yield status, encoded
+                yield status, page
         except (InvalidIdentifier, DataSetError, IndexFailed, ExecutorFull) as error:
             yield self._failed(event, error, OUT_OF_RESOURCES), None
 

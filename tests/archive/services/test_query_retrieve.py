@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -176,9 +177,15 @@ class QueryRetrieveTestCase(MemoryTestCase):
         assert isinstance(result.value.result, RetrievalResult)
         return result.value.result
 
-    def in_pages(self, size: int) -> Any:
+    @contextmanager
+    def in_pages(self, size: int) -> Iterator[None]:
         """Make pages of *size* answers within the block."""
-        return mock.patch.object(finder.Found.pages, "__defaults__", (size,))
+        with (
+            mock.patch.object(finder.Found.pages, "__defaults__", (size,)),
+            mock.patch.object(finder, "FIRST_PAGE_SIZE", size),
+            mock.patch.object(finder, "PAGE_SIZE", size),
+        ):
+            yield
 
     def break_index(self) -> None:
         with self.archive.index.engine.begin() as connection:
