@@ -32,6 +32,7 @@ from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
 from dicomtwist.archive.storage.types import (
     DuplicateInstance,
     Durability,
+    IndexFailed,
     InstanceUIDs,
     ReplacementRefused,
     StoreError,
@@ -113,6 +114,7 @@ class Archive:
     ) -> None:
         self.root = root
         self._has_inbox = inbox and not process
+        self._replays = lock < 0
         self._inbox: Inbox | None = None
         self.default_charset = canonical(default_charset)
         self._engine = engine
@@ -177,7 +179,7 @@ class Archive:
                 index.close()
                 raise
             try:
-                if lock < 0:
+                if self._replays:
                     self._replay()
             except BaseException:
                 index.close()
@@ -192,8 +194,19 @@ class Archive:
         return removed
 
     def _replay(self) -> None:
-        """Make files of what an earlier run has left in its inbox."""
-        found = replay(self.store, self.store.temporary_files.folder, self._file_system or FileSystem())
+        """
+        Make files of what an earlier run has left in its inbox.
+
+        :raises StoreUnusable: they cannot be made.
+        """
+        folder = self.store.temporary_files.folder
+        try:
+            found = replay(self.store, folder, self._file_system or FileSystem())
+        except OSError as error:
+            raise StoreUnusable(
+                f"cannot make files of the instances in the inbox {folder}: {error.strerror or error}; "
+                "they are safe there, start again"
+            ) from error
         if found.instances:
             self.log.info(
                 "the previous run left {instances} instances in its inbox; files were made of {made}, the others had theirs",
@@ -370,8 +383,13 @@ class Archive:
 
     def _exists(self, uids: InstanceUIDs) -> bool:
         """Whether there is a copy of an instance; it has its file then."""
-        if self._inbox is not None and self._inbox.waits(uids):
-            self._inbox.publish()
+        inbox = self._inbox
+        if inbox is not None and inbox.waits(uids):
+            try:
+                inbox.publish()
+            except (OSError, IndexFailed):
+                if inbox.waits(uids):
+                    raise
         return self.store.exists(*uids)
 
     def _fits_inbox(self, instance: ReceivedInstance) -> bool:

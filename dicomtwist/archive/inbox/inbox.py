@@ -157,7 +157,7 @@ class Inbox:
         :raises StoreError: the inbox is full, or closed.
         """
         if len(self._waiting) + len(instances) > MAX_WAITING:
-            self.publish()
+            self._make_room(len(instances))
         now = time.time_ns()
         # The order stays, also in the times of the files, which tell a start which of them was received first.
         times = range(now, now + len(instances) * _APART, _APART)
@@ -174,6 +174,14 @@ class Inbox:
             for one, place, received in zip(instances, places, times, strict=True):
                 self._waiting[one.uids] = _Entry(one.uids, place, received, one.held, one.row)
                 self._places[one.uids[2]] = one.uids
+
+    def _make_room(self, count: int) -> None:
+        try:
+            self.publish()
+        except OSError:
+            # The files of some instances cannot be made for now; the others do not wait for them.
+            if len(self._waiting) + count > MAX_WAITING:
+                raise
 
     def publish(self) -> None:
         """
@@ -212,13 +220,14 @@ class Inbox:
         Let no start make files of these instances again: they are about to be replaced or removed.
 
         :raises OSError: as it came, errno intact. The instances are as before.
+        :raises IndexFailed: as :meth:`publish`.
         """
         uids = list(instances)
         with self._settling:
             if any(one in self._waiting for one in uids):
                 with self._publishing:
                     failure = self._publish()
-                if failure is not None:
+                if failure is not None and any(one in self._waiting for one in uids):
                     raise failure
             held = {one: self._unsettled[one] for one in uids if one in self._unsettled}
             if not held:
@@ -266,25 +275,44 @@ class Inbox:
         contents: list[tuple[_Entry, bytes]] = []
         for entry in entries:
             try:
+                self._void_earlier(entry)
                 contents.append((entry, self._segments.read(entry.place)))
             except OSError as error:
                 failure = error
         written = self._store.write_acknowledged([(content, entry.received) for entry, content in contents])
         published: list[_Entry] = []
-        for (entry, _), file in zip(contents, written, strict=True):
-            try:
-                if not isinstance(file, Written):
-                    raise file
+        left = dict(zip((entry for entry, _ in contents), written, strict=True))
+        try:
+            for entry, file in list(left.items()):
                 try:
-                    self._store.publish(file.path, *entry.uids)
-                except BaseException:
+                    _name_file(self._store, entry.uids, file)
+                except OSError as error:
+                    failure = error
+                    continue
+                finally:
+                    del left[entry]
+                assert isinstance(file, Written)
+                self._rows.add(partial(entry.row, file), entry.uids, entry.held)
+                published.append(entry)
+        finally:
+            # If the index refuses a row, its instance and those behind it wait for the next call.
+            for file in left.values():
+                if isinstance(file, Written):
                     self._store.remove(file.path)
-                    raise
-            except OSError as error:
-                failure = error
-                continue
-            self._rows.add(partial(entry.row, file), entry.uids, entry.held)
-            published.append(entry)
+            self._note_published(published)
+        return failure
+
+    def _void_earlier(self, entry: _Entry) -> None:
+        """
+        Let no start make a file of an earlier copy, whose file was removed from outside.
+
+        :raises OSError: as it came, errno intact.
+        """
+        earlier = self._unsettled.get(entry.uids)
+        if earlier is not None:
+            self._segments.void([earlier.place])
+
+    def _note_published(self, published: Sequence[_Entry]) -> None:
         with self._lock:
             for entry in published:
                 uids = entry.uids
@@ -293,7 +321,6 @@ class Inbox:
                     del self._places[uids[2]]
                 self._unsettled[uids] = _Kept(entry.place, entry.received)
         self._segments.done([entry.place for entry in published])
-        return failure
 
     def _retire(self) -> OSError | None:
         """Flush the files of the segments that are full or sealed, and retire them; return the reason why one stays."""
@@ -329,6 +356,11 @@ def make_file(store: PublishedStorage, uids: InstanceUIDs, content: bytes, recei
     :raises OSError: as it came, errno intact; an earlier file has not changed.
     """
     (file,) = store.write_acknowledged([(content, received)])
+    _name_file(store, uids, file)
+
+
+def _name_file(store: PublishedStorage, uids: InstanceUIDs, file: Written | BaseException) -> None:
+    """Give a temporary file its final name, or raise the error in its place."""
     if not isinstance(file, Written):
         raise file
     try:
