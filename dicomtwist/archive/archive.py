@@ -419,57 +419,69 @@ class Archive:
     def unindexed(self) -> int:
         """The number of stored instances that have no file or no row yet."""
         inbox = 0 if self._inbox is None else len(self._inbox)
-        return inbox + (0 if self._write_behind is None else len(self._write_behind))
+        return max(inbox, 0 if self._write_behind is None else len(self._write_behind))
 
     @property
     def unsettled(self) -> int:
         """The number of instances that have a file and are still in the inbox, until :meth:`settle`."""
         return 0 if self._inbox is None else self._inbox.unsettled
 
-    def catch_up(self) -> None:
+    def add_rows(self) -> None:
         """
-        Give all stored instances their files and rows. It blocks; every query calls it first.
+        Give all stored instances their rows. It blocks; every query calls it first. Files may follow, see :meth:`catch_up`.
+
+        :raises IndexFailed: the database refused; the next call tries again to add the rows that are missing.
+        """
+        self.asked += 1
+        if self._write_behind is not None:
+            self._write_behind.catch_up()
+
+    def make_files(self) -> None:
+        """
+        Give all stored instances their files. It blocks; a retrieval calls it when it has found its instances.
 
         An instance whose file cannot be made for now, for want of room, say, is safe in the inbox and is left out; the log
         says so.
-
-        :raises IndexFailed: the database refused; the next call tries again to add the instances that are missing.
         """
-        self.asked += 1
-        if self._inbox is not None:
+        if self._inbox is not None and len(self._inbox):
             try:
                 self._inbox.publish()
             except OSError as error:
                 self._complain(error)
-        self._add_rows()
+
+    def catch_up(self) -> None:
+        """
+        Give all stored instances their files and rows, see :meth:`make_files` and :meth:`add_rows`.
+
+        :raises IndexFailed: as :meth:`add_rows`.
+        """
+        self.make_files()
+        self.add_rows()
 
     def move(self) -> None:
         """
         Catch up, retire the full segments of the inbox, and make one in advance.
 
         :raises OSError: some files cannot be made for now, or not be flushed to the medium; their instances stay in the inbox.
-        :raises IndexFailed: as :meth:`catch_up`.
+        :raises IndexFailed: as :meth:`add_rows`.
         """
-        if self._inbox is not None:
-            self._inbox.settle()
-            with suppress(OSError):  # then the next instance has to wait for a segment, or becomes a file at once
-                self._inbox.make_spare()
-        self._add_rows()
+        try:
+            if self._inbox is not None:
+                self._inbox.settle()
+                with suppress(OSError):  # then the next instance has to wait for a segment, or becomes a file at once
+                    self._inbox.make_spare()
+        finally:
+            if self._write_behind is not None:
+                self._write_behind.catch_up()
 
     def settle(self) -> None:
         """
-        Catch up, and flush all files to the medium, as durability asks for, so that nothing depends on the inbox any more.
+        Flush all files to the medium, as durability asks for, so that nothing depends on the inbox any more.
 
         :raises OSError: as :meth:`move`.
-        :raises IndexFailed: as :meth:`catch_up`.
         """
         if self._inbox is not None:
             self._inbox.settle(everything=True)
-        self._add_rows()
-
-    def _add_rows(self) -> None:
-        if self._write_behind is not None:
-            self._write_behind.catch_up()
 
     def _complain(self, error: OSError) -> None:
         now = time.monotonic()

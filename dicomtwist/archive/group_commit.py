@@ -8,6 +8,7 @@ submit instances meanwhile; those threads return at once and do not wait.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -179,7 +180,7 @@ class GroupCommit:
     def _append(self, small: list[PendingCommit], inbox: Inbox, outcomes: _Outcomes) -> None:
         """Put small instances into the inbox; if it cannot take them, give them temporary files instead."""
         try:
-            inbox.append([_small(pending) for pending in small])
+            inbox.append([self._small(pending) for pending in small])
         except (OSError, StoreError):
             # It is full, or the disk has too little room for a segment. A small file may fit all the same.
             files = self._store.write_temporaries([_content(pending) for pending in small])
@@ -192,6 +193,18 @@ class GroupCommit:
             outcomes.update(dict.fromkeys(small, error))
         else:
             outcomes.update(dict.fromkeys(small))
+
+    def _small(self, pending: PendingCommit) -> Small:
+        instance = pending.instance
+        content = cast("Sequence[Buffer]", instance.content)
+        digest = b""
+        if self._store.durability is Durability.FULL:
+            # Each piece is hashed without the interpreter's lock.
+            summed = hashlib.sha256()
+            for piece in content:
+                summed.update(piece)
+            digest = summed.digest()
+        return Small(instance.uids, instance.transfer_syntax, content, digest, instance.held, _row_maker(pending))
 
     def _add_later(self, pending: PendingCommit, write_behind: WriteBehind) -> BaseException | None:
         try:
@@ -255,10 +268,9 @@ class GroupCommit:
         if not looked_for:
             return
         try:
-            # In the order of an instance's way, so that none is missed that moves on meanwhile.
-            waiting = {} if self._inbox is None else self._inbox.elsewhere(looked_for)
+            # The queue first: a row that leaves it meanwhile is in the index.
             behind = {} if self._write_behind is None else self._write_behind.elsewhere(looked_for)
-            found = self._index.elsewhere(looked_for) | behind | waiting
+            found = self._index.elsewhere(looked_for) | behind
         except IndexFailed as error:
             outcomes.update(dict.fromkeys(looked_for.values(), error))
             return
@@ -396,8 +408,3 @@ def _row_maker(pending: PendingCommit) -> Callable[[Written], IndexRow]:
 
 def _content(pending: PendingCommit) -> Sequence[Buffer]:
     return cast("Sequence[Buffer]", pending.instance.content)
-
-
-def _small(pending: PendingCommit) -> Small:
-    instance = pending.instance
-    return Small(instance.uids, instance.transfer_syntax, _content(pending), instance.held, _row_maker(pending))

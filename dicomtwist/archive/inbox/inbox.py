@@ -2,7 +2,7 @@
 The inbox: small instances between their acknowledgement and their files.
 
 An instance that is complete is appended to a segment, together with its neighbours, and acknowledged. Later, after a pause in
-the arrivals or when many wait, it is *published*: its file gets its name, and its row goes to the index. Later still it is
+the arrivals or when many wait, it is *published*: its file gets its name. Later still it is
 *settled*: its file and the folders above are on the medium, so that the segment is not needed any more. If the program or the
 machine ends in between, the next start makes the files again (:mod:`dicomtwist.archive.inbox.replay`).
 """
@@ -40,25 +40,27 @@ class Small(NamedTuple):
     :ivar uids: its Study, Series and SOP Instance UIDs.
     :ivar transfer_syntax: the transfer syntax of its data set.
     :ivar content: its DICOM file, each buffer contiguous.
+    :ivar digest: the SHA-256 of the file; empty with durability none.
     :ivar held: the approximate number of bytes that *row* keeps in memory.
-    :ivar row: makes the row of the instance from its file; it holds no reference to the content.
+    :ivar row: makes the row of the instance from its size and digest; it holds no reference to the content.
     """
 
     uids: InstanceUIDs
     transfer_syntax: str
     content: Sequence[Buffer]
+    digest: bytes
     held: int
     row: Callable[[Written], Any]
 
 
 class RowQueue(Protocol):
-    """The rows that follow the files, see :class:`~dicomtwist.archive.index.write_behind.WriteBehind`."""
+    """The rows that follow the acknowledgements, see :class:`~dicomtwist.archive.index.write_behind.WriteBehind`."""
 
-    def add(self, row: Callable[[], Any], uids: InstanceUIDs, size: int, /) -> None:
-        """Queue a row."""
+    def make_room(self) -> None:
+        """If the queue is full, add its rows to the index."""
 
-    def catch_up(self) -> None:
-        """Add all rows that were queued before the call to the index."""
+    def put(self, row: Callable[[], Any], uids: InstanceUIDs, size: int, /) -> None:
+        """Queue a row, however many wait."""
 
 
 class PublishedStorage(Protocol):
@@ -86,13 +88,11 @@ class PublishedStorage(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """An instance in the inbox: where its content lies, and what makes its row."""
+    """An instance in the inbox, and where its content lies."""
 
     uids: InstanceUIDs
     place: Place
     received: int
-    held: int
-    row: Callable[[Written], Any]
 
 
 class _Kept(NamedTuple):
@@ -108,20 +108,19 @@ class Inbox:
 
     :param store: the storage of the files.
     :param segments: the segments, in a folder of the same file system.
-    :param rows: takes the rows of instances that are published.
+    :param rows: takes the rows of instances that are in the inbox.
     """
 
     def __init__(self, store: PublishedStorage, segments: Segments, rows: RowQueue) -> None:
         self._store = store
         self._segments = segments
         self._rows = rows
-        self._lock = threading.Lock()  # for the three dicts; nothing blocks while it is held
+        self._lock = threading.Lock()  # for the two dicts; nothing blocks while it is held
         # One thread at a time publishes, and one settles. A query waits for the first and not for the second; a thread that
         # needs both takes the second first.
         self._publishing = threading.Lock()
         self._settling = threading.Lock()
         self._waiting: dict[InstanceUIDs, _Entry] = {}
-        self._places: dict[str, InstanceUIDs] = {}
         self._unsettled: dict[InstanceUIDs, _Kept] = {}
 
     def __len__(self) -> int:
@@ -137,15 +136,6 @@ class Inbox:
         """Return whether an instance has no file yet. If not, it may have got one just before."""
         return uids in self._waiting
 
-    def elsewhere(self, instances: Iterable[InstanceUIDs]) -> dict[InstanceUIDs, InstanceUIDs]:
-        """
-        Return the instances whose SOP Instance UID an instance that waits has below another study or series, each with the UIDs
-        of that one.
-        """
-        places = self._places
-        found = {uids: places.get(uids[2], uids) for uids in instances}
-        return {uids: place for uids, place in found.items() if place != uids}
-
     def append(self, instances: Sequence[Small]) -> None:
         """
         Take instances, all or none. With durability full they are on the medium afterwards.
@@ -154,15 +144,17 @@ class Inbox:
 
         :param instances: instances of at most :data:`MAX_CONTENT` bytes each; none of them waits.
         :raises OSError: as it came, errno intact.
+        :raises IndexFailed: many rows wait, and the database refused them.
         :raises StoreError: the inbox is full, or closed.
         """
         if len(self._waiting) + len(instances) > MAX_WAITING:
             self._make_room(len(instances))
+        self._rows.make_room()
         now = time.time_ns()
         # The order stays, also in the times of the files, which tell a start which of them was received first.
         times = range(now, now + len(instances) * _APART, _APART)
         frames = [
-            Frame(one.uids, one.transfer_syntax, one.content, b"", received)
+            Frame(one.uids, one.transfer_syntax, one.content, one.digest, received)
             for one, received in zip(instances, times, strict=True)
         ]
         try:
@@ -172,8 +164,9 @@ class Inbox:
             places = self._segments.append(frames)
         with self._lock:
             for one, place, received in zip(instances, places, times, strict=True):
-                self._waiting[one.uids] = _Entry(one.uids, place, received, one.held, one.row)
-                self._places[one.uids[2]] = one.uids
+                self._waiting[one.uids] = _Entry(one.uids, place, received)
+        for one, place in zip(instances, places, strict=True):
+            self._rows.put(partial(one.row, Written("", place.length, one.digest)), one.uids, one.held)
 
     def _make_room(self, count: int) -> None:
         try:
@@ -185,14 +178,12 @@ class Inbox:
 
     def publish(self) -> None:
         """
-        Give all instances that waited before the call their files, and their rows in the index.
+        Give all instances that waited before the call their files.
 
         :raises OSError: a file could not be made. Its instance is safe and waits for the next call; all others have files.
-        :raises IndexFailed: the database refused rows, which wait for the next call.
         """
         with self._publishing:
             failure = self._publish()
-            self._rows.catch_up()
         if failure is not None:
             raise failure
 
@@ -203,14 +194,12 @@ class Inbox:
         :param everything: whether the segment that is being filled is retired as well. Then nothing that was appended before
             the call is left in the inbox.
         :raises OSError: as :meth:`publish`, or a file could not be flushed; its segment stays.
-        :raises IndexFailed: as :meth:`publish`.
         """
         with self._settling:
             if everything:
                 self._segments.seal()
             with self._publishing:
                 unpublished = self._publish()
-                self._rows.catch_up()
             failure = self._retire() or unpublished
         if failure is not None:
             raise failure
@@ -220,7 +209,6 @@ class Inbox:
         Let no start make files of these instances again: they are about to be replaced or removed.
 
         :raises OSError: as it came, errno intact. The instances are as before.
-        :raises IndexFailed: as :meth:`publish`.
         """
         uids = list(instances)
         with self._settling:
@@ -281,25 +269,18 @@ class Inbox:
                 failure = error
         written = self._store.write_acknowledged([(content, entry.received) for entry, content in contents])
         published: list[_Entry] = []
-        left = dict(zip((entry for entry, _ in contents), written, strict=True))
-        try:
-            for entry, file in list(left.items()):
-                try:
-                    _name_file(self._store, entry.uids, file)
-                except OSError as error:
-                    failure = error
-                    continue
-                finally:
-                    del left[entry]
-                assert isinstance(file, Written)
-                self._rows.add(partial(entry.row, file), entry.uids, entry.held)
+        for (entry, _), file in zip(contents, written, strict=True):
+            try:
+                _name_file(self._store, entry.uids, file)
+            except OSError as error:
+                failure = error
+            else:
                 published.append(entry)
-        finally:
-            # If the index refuses a row, its instance and those behind it wait for the next call.
-            for file in left.values():
-                if isinstance(file, Written):
-                    self._store.remove(file.path)
-            self._note_published(published)
+        with self._lock:
+            for entry in published:
+                del self._waiting[entry.uids]
+                self._unsettled[entry.uids] = _Kept(entry.place, entry.received)
+        self._segments.done([entry.place for entry in published])
         return failure
 
     def _void_earlier(self, entry: _Entry) -> None:
@@ -312,16 +293,6 @@ class Inbox:
         if earlier is not None:
             self._segments.void([earlier.place])
 
-    def _note_published(self, published: Sequence[_Entry]) -> None:
-        with self._lock:
-            for entry in published:
-                uids = entry.uids
-                del self._waiting[uids]
-                if self._places.get(uids[2]) == uids:
-                    del self._places[uids[2]]
-                self._unsettled[uids] = _Kept(entry.place, entry.received)
-        self._segments.done([entry.place for entry in published])
-
     def _retire(self) -> OSError | None:
         """Flush the files of the segments that are full or sealed, and retire them; return the reason why one stays."""
         failure: OSError | None = None
@@ -332,7 +303,9 @@ class Inbox:
             try:
                 for uids in failed:
                     self._write_again(uids, held[uids])
-                self._segments.retire(number)
+                with self._publishing:
+                    # Nothing is voided meanwhile in what the segment becomes.
+                    self._segments.retire(number)
             except OSError as error:
                 failure = error
                 continue

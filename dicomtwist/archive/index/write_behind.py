@@ -19,7 +19,7 @@ from dicomtwist.archive.storage.types import InstanceUIDs, RowRefused
 __all__ = ["WriteBehind"]
 
 #: The number of rows that may wait, and the bytes that they may keep in memory; a caller with one more waits for the index.
-MAX_BEHIND: Final = 512
+MAX_BEHIND: Final = 2048
 MAX_BEHIND_BYTES: Final = 16 * 1024 * 1024
 
 #: The failures that are about the values of a row: the database refuses them, or its driver cannot take them.
@@ -62,8 +62,20 @@ class WriteBehind:
         :param size: the approximate number of bytes that *row* keeps in memory until then.
         :raises IndexFailed: the queue was full, and the database refused its rows. The new row was not queued.
         """
+        self.make_room()
+        self.put(row, uids, size)
+
+    def make_room(self) -> None:
+        """
+        If the queue is full, add its rows to the index.
+
+        :raises IndexFailed: the database refused them.
+        """
         if len(self._waiting) >= MAX_BEHIND or self._size >= MAX_BEHIND_BYTES:
             self.catch_up()
+
+    def put(self, row: _Make, uids: InstanceUIDs, size: int) -> None:
+        """Queue a row as :meth:`add` does, however many wait; the caller has called :meth:`make_room`."""
         with self._lock:
             self._waiting.append((row, uids))
             self._places[uids[2]] = uids

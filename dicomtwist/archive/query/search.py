@@ -220,7 +220,7 @@ class Finder:
         self, share: Share, identifier: Dataset, model: Model, transfer_syntax: str, negotiated: Negotiated
     ) -> Generator[None, None, Found[bytes]]:
         query = compile_find(identifier, model, negotiated, zone=self._zone, default_charset=self._default_charset)
-        self._archive.catch_up()
+        self._archive.add_rows()
         search = Search(self._archive.index.engine, query)
         reader = AnswerReader(search, self._ae_title, transfer_syntax)
         numbers = yield from search.in_turns()
@@ -233,13 +233,15 @@ class Finder:
         self, share: Share, identifier: Dataset, model: Model, negotiated: Negotiated
     ) -> Found[StoredInstance]:
         query = compile_retrieve(identifier, model, negotiated, default_charset=self._default_charset)
-        self._archive.catch_up()
+        self._archive.add_rows()
         search = Search(self._archive.index.engine, query)
         store = self._archive.store
         numbers, first = search.all_instances(store)
         if numbers is not None:
+            self._archive.make_files()  # behind the search: all that it has found have files then
             return Found(share, numbers, lambda page: search.instances(store, page), (), first, len(first))
         numbers = search.numbers(levels={Level.STUDY, Level.SERIES}, order=_ORDER)
+        self._archive.make_files()
         return Found(share, numbers, lambda page: search.instances(store, page))
 
 

@@ -63,7 +63,7 @@ class StoredSyntaxes:
         return self._syntaxes.get(sop_class, ())
 
     def _count(self) -> dict[str, list[str]]:
-        self._archive.catch_up()
+        self._archive.add_rows()
         columns = instance.c.sop_class_uid, instance.c.transfer_syntax
         number = func.count()
         statement = select(*columns).group_by(*columns).order_by(number.desc(), instance.c.transfer_syntax)
