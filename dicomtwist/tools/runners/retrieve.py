@@ -114,6 +114,10 @@ class Transfer:
         """Return why the peer could not send anything, if the negotiation shows it."""
         return ""
 
+    def why_unsent(self, count: int) -> str:
+        """Return why the peer has probably failed to send *count* instances, ``""`` if that cannot be known."""
+        return ""
+
     async def close(self, interrupts: Interrupts) -> None:
         """Release what :meth:`associate` has acquired besides the association."""
 
@@ -160,6 +164,9 @@ class Transfer:
             done = False
         if receiver is not None and receiver.advice() and not client.error:
             client.error = receiver.advice()
+        unsent = counts.failed - sum(refused.values())
+        if unsent > 0 and not client.error and not client.interrupted:
+            client.error = self.why_unsent(unsent)
         if done and receiver is not None and receiver.stored < counts.completed and not client.error:
             client.error = (
                 f"the peer reports {counts.completed} instances sent, but only {receiver.stored} have arrived"
@@ -255,6 +262,13 @@ class Get(Transfer):
                 " selection, PS3.7 D.3.3.4): try dicomtwist move --receive"
             )
         return ""
+
+    def why_unsent(self, count: int) -> str:
+        """Return the usual reason why a peer does not send an instance over this association."""
+        return (
+            f"{self.connection.peer} did not send {count} instances, probably since no context has their SOP Class and transfer"
+            " syntax: name their SOP Classes with --sop-class, so that more are proposed, or try dicomtwist move --receive"
+        )
 
 
 class Move(Transfer):

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from dicomtwist import AE, build_context, evt
 from dicomtwist.archive.storage.types import Unrequested
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES
-from dicomtwist.sop_class import CTImageStorage
+from dicomtwist.sop_class import CTImageStorage, MRImageStorage
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelGet as STUDY_GET
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelMove as STUDY_MOVE
 from dicomtwist.tools.files.receiving_folder import Requested
@@ -163,6 +163,17 @@ class Receiving(ToolTestCase):
             "get", "--sop-class", "MRImageStorage", peer, self.folder / "got", "-k", STUDY, code=1
         )
         self.assertIn("none of the SOP Classes", document["error"])
+
+    async def test_no_context(self) -> None:
+        """A peer that cannot send some of the instances over this association: their number, and what may help."""
+        other = dcmread(study()[0].path)
+        other.SOPClassUID = other.file_meta.MediaStorageSOPClassUID = MRImageStorage
+        other.SOPInstanceUID = "1.2.3.4.5"
+        peer = await self.sending(study()[0].path, other, other)
+        document = await self.json("get", peer, self.folder / "got", "-k", STUDY, code=1)
+        self.assertEqual((document["stored"], document["failed"]), (1, 2))
+        self.assertIn("did not send 2 instances", document["error"])
+        self.assertIn("--sop-class", document["error"])
 
     async def test_no_match_without_a_role(self) -> None:
         """Many SCPs of C-GET answer no role, and send all the same: if the C-GET is a success, nothing matches."""
