@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from pydicom import Dataset
 from pydicom.filereader import read_dataset
@@ -42,6 +42,7 @@ REQUIRED: Final = frozenset((0x00080016, 0x00080018, 0x0020000D, 0x0020000E))
 
 _TAGS: Final = {level: tuple(attribute.tag for attribute in at_level(level)) for level in Level}
 _UPPER_TAGS: Final = (*_TAGS[Level.PATIENT], *_TAGS[Level.STUDY], *_TAGS[Level.SERIES])
+_IMAGE_TAGS: Final = _TAGS[Level.IMAGE]
 #: The tags whose values are extracted from each instance.
 WANTED: Final = frozenset((_CHARACTER_SET, *_UPPER_TAGS, *_TAGS[Level.IMAGE]))
 
@@ -181,7 +182,7 @@ def make_record(values: Mapping[int, bytes], transfer_syntax_uid: str, default_c
     upper = tuple([get(tag, b"") for tag in _UPPER_TAGS])
     describe = _described if sum(map(len, upper)) <= _MAX_REMEMBERED_LENGTH else _describe
     patient_key, patient, study, series = describe(upper, encoding)
-    instance = _row(Level.IMAGE, [get(tag, b"") for tag in _TAGS[Level.IMAGE]], encoding)
+    instance = _row(Level.IMAGE, [get(tag, b"") for tag in _IMAGE_TAGS], encoding)
     return Record(patient_key, study[1], series[1], instance[1], patient, study, series, instance)
 
 
@@ -215,18 +216,15 @@ def _row(level: Level, raws: list[bytes] | tuple[bytes, ...], encoding: _Encodin
 
 
 def _decoded_row(level: Level, raws: list[bytes] | tuple[bytes, ...], encoding: _Encoding) -> Row:
-    row = [encoding.character_set]
-    append = row.append
-    for raw, (attribute, decode, key) in zip(raws, _DECODERS[level], strict=True):
-        if not raw:
-            append("")
+    row = [""] * _WIDTHS[level]
+    row[0] = encoding.character_set
+    decoders = _DECODERS[level]
+    for number, raw in enumerate(raws):
+        if raw:
+            column, attribute, decode, key = decoders[number]
+            row[column] = text = decode(raw, encoding, attribute)
             if key:
-                append("")
-            continue
-        text = decode(raw, encoding, attribute)
-        append(text)
-        if key:
-            append(key(text))
+                row[column + 1] = key(text)
     return tuple(row)
 
 
@@ -244,7 +242,8 @@ def _plain(raw: bytes, encoding: _Encoding, attribute: Attribute) -> str:
 
 
 def _integer(raw: bytes, encoding: _Encoding, attribute: Attribute) -> str:
-    return "\\".join(integer_text(value) for value in _uid_text(raw).split("\\"))
+    text = _uid_text(raw)
+    return "\\".join(map(integer_text, text.split("\\"))) if "\\" in text else integer_text(text)
 
 
 def integer_text(text: str) -> str:
@@ -307,7 +306,20 @@ _BY_VR: Final[dict[str, Callable[[bytes, _Encoding, Attribute], str]]] = {
 }
 _KEYS: Final[dict[str, Callable[[str], str]]] = {"PN": name_key, "TM": time_key, "DT": datetime_key}
 
-_DECODERS: Final = {
-    level: tuple((attribute, _BY_VR[attribute.vr], _KEYS.get(attribute.vr)) for attribute in at_level(level))
-    for level in Level
-}
+_Decoder: TypeAlias = tuple[int, Attribute, Callable[[bytes, _Encoding, Attribute], str], Callable[[str], str] | None]
+
+
+def _decoders(level: Level) -> tuple[_Decoder, ...]:
+    """Return for each attribute of a level its column in the row, behind which its key is, and what makes both."""
+    decoders: list[_Decoder] = []
+    column = 1
+    for attribute in at_level(level):
+        key = _KEYS.get(attribute.vr)
+        decoders.append((column, attribute, _BY_VR[attribute.vr], key))
+        column += 1 if key is None else 2
+    return tuple(decoders)
+
+
+_DECODERS: Final = {level: _decoders(level) for level in Level}
+#: The number of columns of a row: the character set, the attributes and their keys.
+_WIDTHS: Final = {level: 1 + sum(1 if key is None else 2 for *_, key in _DECODERS[level]) for level in Level}
