@@ -9,6 +9,7 @@ several servers.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import count
 from typing import Any
 from weakref import WeakSet
 
@@ -27,10 +28,14 @@ class Stop:
     :param inside: the operations that the caller is inside of.
     :param clock: the reactor.
 
+    :ivar number: the position of the call in the order of all calls.
     :ivar ended: fires when all of *associations* have ended.
     """
 
+    _numbers = count()
+
     def __init__(self, associations: Iterable[Association], inside: nesting.Frames, clock: Any) -> None:
+        self.number = next(self._numbers)
         self._associations = set(associations)
         self._inside = inside
         self._clock = clock
@@ -55,7 +60,8 @@ class Stop:
         return {one.assoc for one in performances if isinstance(one, Performance) and not one.is_done}
 
     def _association_ended(self, association: Association) -> None:
-        self._associations.discard(association)
+        for stop in (self, *_stops):  # the others are about to be called
+            stop._associations.discard(association)
         if self in _stops:
             _look()
 
@@ -72,14 +78,15 @@ class Stop:
                 found += stop._associations
         return False
 
-    def look(self) -> None:
-        """Fire if only associations are left that wait for this call."""
-        if self in _stops and all(self._is_awaited_by(association) for association in self._associations):
-            self._fire()
+    @property
+    def is_free(self) -> bool:
+        """Whether only associations are left that wait for this call."""
+        return all(self._is_awaited_by(association) for association in self._associations)
 
     def _fire(self) -> None:
-        _stops.discard(self)
-        self._done.callback(None)
+        if self in _stops:
+            _stops.discard(self)
+            self._done.callback(None)
 
 
 #: The calls that wait.
@@ -87,5 +94,12 @@ _stops: WeakSet[Stop] = WeakSet()
 
 
 def _look() -> None:
-    for stop in list(_stops):
-        stop.look()
+    """
+    Fire the calls that need not wait any more.
+
+    Calls that wait for each other fire together. If one fired before the others were looked at, these would wait until its
+    peer ends the association, and the order in the set would decide which one that is.
+    """
+    free = [stop for stop in _stops if stop.is_free]
+    for stop in sorted(free, key=lambda one: one.number):
+        stop._fire()
