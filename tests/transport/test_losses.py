@@ -30,7 +30,14 @@ Waiting = tuple[Deferred[Any], type[BaseException]]
 
 
 #: In these states only a handler or a disk of this side is awaited, which may take any time.
-OURS = ("requestor_in_sta6_opening_a_file", "acceptor_in_sta6", "acceptor_in_sta8", "acceptor_in_sta12")
+OURS = (
+    "requestor_in_sta6_opening_a_file",
+    "requestor_in_sta8_releasing",
+    "acceptor_in_sta6",
+    "acceptor_in_sta8",
+    "acceptor_in_sta8_releasing",
+    "acceptor_in_sta12",
+)
 
 
 class Losses(MemoryTestCase):
@@ -113,10 +120,19 @@ class Losses(MemoryTestCase):
         self.peer.send(AReleaseRQ())
         return State.STA8
 
-    def requestor_in_sta9(self) -> State:
+    def requestor_in_sta8_releasing(self) -> State:
+        """The A-RELEASE-RQ of this side waits for the handler, so that the requests do not collide."""
         self.established()
         self.performing()
         self.waiting = [(self.association.release(), AssociationLost)]
+        self.peer.send(AReleaseRQ())
+        return State.STA8
+
+    def requestor_in_sta9(self) -> State:
+        self.established()
+        self.waiting = [(self.association.release(), AssociationLost)]
+        self.network.flush()
+        self.performing()
         self.peer.send(AReleaseRQ())
         return State.STA9
 
@@ -172,6 +188,13 @@ class Losses(MemoryTestCase):
         self.performing()
         return State.STA6
 
+    def acceptor_in_sta6_releasing(self) -> State:
+        """The A-RELEASE-RQ waits for the handler."""
+        self.accepted()
+        self.performing()
+        self.waiting = [(self.association.release(), AssociationLost)]
+        return State.STA6
+
     def acceptor_in_sta6_receiving(self) -> State:
         self.accepted()
         self.peer.send(*self.peer.encode_message(3, store(), encoded(50_000))[:5])
@@ -199,6 +222,14 @@ class Losses(MemoryTestCase):
         self.waiting = [(self.association.release(), AssociationLost)]
         return State.STA7
 
+    def acceptor_in_sta8_releasing(self) -> State:
+        """The A-RELEASE-RQ of this side waits for the handler, so that the requests do not collide."""
+        self.accepted()
+        self.performing()
+        self.waiting = [(self.association.release(), AssociationLost)]
+        self.peer.send(AReleaseRQ())
+        return State.STA8
+
     def acceptor_in_sta8(self) -> State:
         self.accepted()
         self.performing()
@@ -214,9 +245,9 @@ class Losses(MemoryTestCase):
 
     def acceptor_in_sta12(self) -> State:
         self.accepted()
-        self.performing()
         self.waiting = [(self.association.release(), AssociationLost)]
         self.network.flush()
+        self.performing()
         self.peer.send(AReleaseRQ(), AReleaseRP())
         return State.STA12
 
