@@ -58,6 +58,14 @@ def studies() -> Dataset:
     return identifier
 
 
+def long_one() -> Dataset:
+    """A data set that is too long to be decoded in the thread of the reactor."""
+    dataset = studies()
+    dataset.PixelData = bytes(100_000)
+    dataset["PixelData"].VR = "OB"
+    return dataset
+
+
 def steps() -> Dataset:
     """A query for the whole worklist."""
     identifier = Dataset()
@@ -356,13 +364,27 @@ class Full(MemoryTestCase):
         self.assertEqual(int(status), 0x0213)
 
     def test_long_data_sets(self) -> None:
-        """A long data set of DIMSE-N is decoded in a thread, and refused if there is none."""
+        """A long data set of DIMSE-N for a user's handler is decoded in a thread, and refused if there is none."""
+        called: list[evt.Event] = []
+        self.network.result_of(self.scp.start_server(105, evt_handlers=[(evt.EVT_N_CREATE, called.append)]))
+        assoc = self.associate(105)
+        self.fill("decoding")
+        status, _ = self.network.result_of(assoc.send_n_create(long_one(), ModalityPerformedProcedureStep, "1.2.3"))
+        self.assertEqual(int(status), 0x0213)
+        self.assertEqual(called, [])
+
+    def test_long_procedure_steps(self) -> None:
+        """A long performed procedure step is decoded in the threads that store it, and refused if there is none."""
         assoc = self.associate()
         self.fill("decoding")
-        long = studies()
-        long.PixelData = bytes(100_000)
-        long["PixelData"].VR = "OB"
-        status, _ = self.network.result_of(assoc.send_n_create(long, ModalityPerformedProcedureStep, "1.2.3"))
+        asked = assoc.send_n_create(long_one(), ModalityPerformedProcedureStep, "1.2.3")
+        self.network.flush()
+        self.assertNoResult(asked)
+        self.network.works = True
+        status, _ = self.network.result_of(asked)
+        self.assertEqual(int(status), 0x0120)  # it was decoded, and lacks attributes
+        self.fill("housekeeping")
+        status, _ = self.network.result_of(assoc.send_n_create(long_one(), ModalityPerformedProcedureStep, "1.2.4"))
         self.assertEqual(int(status), 0x0213)
 
     def user(self) -> Any:
