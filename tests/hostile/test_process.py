@@ -369,6 +369,7 @@ class Storing(ProcessTestCase):
                 ),
                 0,
             )
+        await publish(self.port)
         stored = self.storage / "1.2.3" / "1.2.3.1"
         self.assertEqual(peers.dataset_bytes(stored / "1.2.3.5.dcm"), bomb + b"\0" * (len(bomb) % 2))
         self.assertEqual((stored / "1.2.3.7.dcm").read_bytes()[:132], bytes(128) + b"DICM")
