@@ -393,8 +393,9 @@ class Archive:
         return self.store.exists(*uids)
 
     def _fits_inbox(self, instance: ReceivedInstance) -> bool:
-        content = cast("Sequence[Buffer]", instance.content)
-        return self._inbox is not None and sum(map(len, content)) <= MAX_CONTENT
+        if self._inbox is None or instance.is_from_file:
+            return False
+        return sum(map(len, cast("Sequence[Buffer]", instance.content))) <= MAX_CONTENT
 
     def _committed(self, outcomes: Mapping[PendingCommit, BaseException | None]) -> None:
         """Deliver the outcomes of a commit, and keep again what was in conflict with another one."""

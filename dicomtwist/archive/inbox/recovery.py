@@ -4,6 +4,7 @@ The recovery of the inbox at a start: it reads the segments that a store left be
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ BROKEN: Final = "broken-"
 MAX_REPORTED: Final = 100
 #: The bytes that are read at once behind a failure; those that cannot be read count as zeros.
 _BLOCK: Final = 4096
+#: The failures to open what is no segment: a link, a folder, a device.
+_NO_FILE: Final = frozenset((errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EINVAL))
 #: The number of failing reads of a segment after which the rest of it is not tried.
 _MAX_FAILURES: Final = 64
 
@@ -57,7 +60,7 @@ class Recovery:
     :ivar torn: the number of bad frames, or groups of them, whose instances were most likely not acknowledged.
     :ivar damaged: the number of bad frames, or groups of them, in which at least one instance was acknowledged.
     :ivar damaged_uids: the UIDs of some of the damaged instances, as far as they are known.
-    :ivar unreadable: some of the segments that cannot be opened, with the reason; they stay where they are.
+    :ivar unreadable: some of the names of segments that no files have, with the reason; they stay where they are.
     :ivar set_aside: the new names of segments with damage, or for which :meth:`keep` was called; set by :meth:`finish`.
     """
 
@@ -75,7 +78,7 @@ class Recovery:
         """
         Yield the frames in the order of receipt.
 
-        :raises OSError: the folder cannot be read.
+        :raises OSError: the folder cannot be read, or a segment cannot be opened.
         """
         names = filter(NAME.fullmatch, self.file_system.listdir(self.folder))
         for name in sorted(names, key=_order):
@@ -121,6 +124,9 @@ class Recovery:
         except FileNotFoundError:
             return None  # a living store has renamed or removed it
         except OSError as error:
+            if error.errno not in _NO_FILE:
+                # Its instances may be sent again meanwhile: a later start must not bring back older copies.
+                raise
             self._note_unreadable(name, error)
             return None
         alone = True

@@ -60,7 +60,7 @@ def replay(store: PublishedStorage, folder: str, file_system: FileSystem) -> Rep
             result.instances += 1
             try:
                 if not _holds(store, uids, bytes(content)):
-                    make_file(store, uids, bytes(content), found.frame.received)
+                    _make_file(store, uids, bytes(content), found.frame.received)
                     result.made += 1
                 made.add(uids)
             except OSError as error:
@@ -77,6 +77,16 @@ def replay(store: PublishedStorage, folder: str, file_system: FileSystem) -> Rep
     return result
 
 
+def _make_file(store: PublishedStorage, uids: InstanceUIDs, content: bytes, received: int) -> None:
+    """Make the file of an instance; try twice before the instance is set aside with its segment."""
+    try:
+        make_file(store, uids, content, received)
+    except OSError as error:
+        if error.errno in _PASSING:
+            raise
+        make_file(store, uids, content, received)
+
+
 def _holds(store: PublishedStorage, uids: InstanceUIDs, content: bytes) -> bool:
     """Whether the file of an instance holds *content*."""
     try:
@@ -91,6 +101,6 @@ def _damage(recovery: Recovery) -> Iterable[str]:
         uids = ", ".join(recovery.damaged_uids) or "their UIDs cannot be read"
         yield f"{recovery.damaged} places hold instances that were acknowledged and cannot be read any more: {uids}"
     for line in recovery.unreadable:
-        yield f"a segment cannot be opened and stays where it is: {line}"
+        yield f"this is no segment of the inbox and stays where it is: {line}"
     for name in recovery.set_aside:
         yield f"a damaged segment is set aside as {name}; all that can be read in it has become files"

@@ -843,16 +843,15 @@ class Recovering(SegmentsTestCase):
                 found = [number_of(one.frame) for one in recovery]
                 if not disk.failed or disk.failed.startswith("pread"):
                     self.assertEqual(found, list(places))
-                if recovery.unreadable:
-                    self.assertEqual(len(recovery.unreadable), 1)
                 recovery.finish()
             except OSError:
-                recovery.finish()
+                # Frames before the failure may have become files; the segments that were read are removed.
+                if disk.failed.startswith(("unlink", "rename", "fsync")):
+                    recovery.finish()
             call = disk.failed
             recovery.close()
             if call.startswith("open") and self.names():
-                self.assertLess(len(found), len(places))
-                self.assertEqual(sorted(found + self.left()), list(places))
+                self.assertEqual(self.left(), list(places))
             self.clear()
             if not call:
                 break
