@@ -310,8 +310,10 @@ class Inbox:
                 failure = error
                 continue
             with self._lock:
-                for uids in held:
-                    del self._unsettled[uids]
+                for uids, kept in held.items():
+                    # It may have come again meanwhile, after its file was removed from outside.
+                    if self._unsettled.get(uids) is kept:
+                        del self._unsettled[uids]
         return failure
 
     def _write_again(self, uids: InstanceUIDs, kept: _Kept) -> None:

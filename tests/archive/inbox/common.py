@@ -60,6 +60,8 @@ def die(archive: Archive) -> None:
             os.close(segment.fd)
         segments._used.clear()
         segments._ready.clear()
+    if isinstance(archive._file_system, Mortal):
+        archive._file_system.is_dead, archive._file_system.left = False, -1  # so that its last descriptors are closed
     archive.close()
 
 
