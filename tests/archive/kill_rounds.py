@@ -6,7 +6,7 @@ Run it for longer than the test does with::
     python -m tests.archive.kill_rounds --rounds 50
 
 Each round starts the server on the same storage, lets several ``storescu`` send new instances and other versions of old
-ones, and kills it with SIGKILL after a random time. After the next start every acknowledged instance must be there: its file
+ones, and kills it with SIGKILL after a random time; some of the starts that follow are killed too. After the next start every acknowledged instance must be there: its file
 with the bytes that were sent, and its row. Any other instance is there completely, in a version that was sent, or not at all.
 """
 
@@ -34,6 +34,7 @@ from tests import peers
 
 _ROOT = "1.2.826.0.1.3680043.8.498.77"
 _PIXELS = 12_000
+_MEDIUM = 525_000
 _LARGE = 3_000_000
 
 
@@ -51,7 +52,9 @@ def write_instance(path: Path, number: int, version: int) -> str:
     dataset.InstanceNumber = version
     dataset.Rows = dataset.Columns = 1
     dataset.BitsAllocated = 8
-    dataset.add_new(0x7FE00010, "OB", rng.randbytes(_LARGE if number % 37 == 0 else _PIXELS))
+    dataset.add_new(
+        0x7FE00010, "OB", rng.randbytes(_LARGE if number % 37 == 0 else _MEDIUM if number % 5 == 0 else _PIXELS)
+    )
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     buffer = BytesIO()
@@ -88,21 +91,35 @@ class Rounds:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the server and wait until it listens."""
-        self.port = peers.free_port()
-        self.log = open(self.folder / "server.log", "ab")
         began = time.monotonic()
-        command = ["-m", "twisted", "--log-format", "text", "dicom", "--storage", str(self.storage), "--min-free", "0"]
-        server = subprocess.Popen(
-            [sys.executable, *command, "--port", f"tcp:{self.port}:interface=127.0.0.1"],
-            stdout=self.log,
-            stderr=self.log,
-        )
+        server = self.begin()
         while peers._listens(self.port) is False and server.poll() is None:
             time.sleep(0.02)
         if server.poll() is not None:
             raise Lost(f"the server does not start: {(self.folder / 'server.log').read_text()[-2000:]}")
         self.started = max(self.started, time.monotonic() - began)
         return server
+
+    def begin(self) -> subprocess.Popen[bytes]:
+        """Start the server."""
+        self.port = peers.free_port()
+        self.log = open(self.folder / "server.log", "ab")
+        command = ["-m", "twisted", "--log-format", "text", "dicom", "--storage", str(self.storage), "--min-free", "0"]
+        return subprocess.Popen(
+            [sys.executable, *command, "--port", f"tcp:{self.port}:interface=127.0.0.1"],
+            stdout=self.log,
+            stderr=self.log,
+        )
+
+    def die_early(self) -> None:
+        """Kill servers that start: while they import, make files of the inbox, or settle."""
+        for _ in range(self.rng.randrange(3)):
+            server = self.begin()
+            # Listening or not: the time of a start is spread over the random choices.
+            time.sleep(self.rng.uniform(0.3, 1.2) * max(self.started, 0.5))
+            server.send_signal(signal.SIGKILL)
+            server.wait()
+            self.log.close()
 
     def round(self, clients: int, count: int) -> None:
         """Send instances, kill the server, start it again and check the storage."""
@@ -117,6 +134,7 @@ class Rounds:
         outputs = [process.communicate(timeout=60)[0].decode("utf-8", "replace") for process, _ in sending]
         for (_, sent), output in zip(sending, outputs, strict=True):
             self.note(sent, output)
+        self.die_early()
         server = self.start()
         try:
             self.check()

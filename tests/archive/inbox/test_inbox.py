@@ -130,7 +130,7 @@ class Publishing(InboxTestCase):
         self.assertEqual(self.files(), {})
 
     def test_the_inbox_is_closed(self) -> None:
-        """Whoever asks too late gets a file at once, or an error, but no false acknowledgement."""
+        """An instance that comes too late becomes a file at once."""
         archive = self.open()
         assert archive._inbox is not None
         archive._inbox.close()
@@ -418,7 +418,7 @@ class Refusing(InboxTestCase):
         self.check(archive)
 
     def test_more_wait_than_may(self) -> None:
-        """Those that cannot become files do not hold up the others, until they alone are too many."""
+        """Instances that cannot become files do not hold up the others, until they alone are too many."""
         self.patch(inbox_module, "MAX_WAITING", 4)
         disk = Unpublishable()
         archive = self.open(file_system=disk)

@@ -1,4 +1,4 @@
-"""What is left in the inbox when the program or the machine ends is found at the next start, bit for bit."""
+"""The next start finds all instances that the end of a program or of a machine has left in the inbox, bit for bit."""
 
 from __future__ import annotations
 
