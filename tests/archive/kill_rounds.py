@@ -6,8 +6,9 @@ Run it for longer than the test does with::
     python -m tests.archive.kill_rounds --rounds 50
 
 Each round starts the server on the same storage, lets several ``storescu`` send new instances and other versions of old
-ones, and kills it with SIGKILL after a random time; some of the starts that follow are killed too. After the next start every acknowledged instance must be there: its file
-with the bytes that were sent, and its row. Any other instance is there completely, in a version that was sent, or not at all.
+ones, and kills it with SIGKILL after a random time; some of the starts that follow are killed too. After the last start
+every acknowledged instance must be there: its file with the bytes that were sent, and its row. Any other instance is there
+completely, in a version that was sent, or not at all.
 """
 
 from __future__ import annotations

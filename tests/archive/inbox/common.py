@@ -120,7 +120,7 @@ class InboxTestCase(SynchronousTestCase):
         """
         Check that exactly the acknowledged instances are found, bit for bit.
 
-        :param or_else: what may be there as well, or instead: instances that were refused, but may be whole.
+        :param or_else: instances that were refused, but may be whole: they may be there as well, or instead.
         """
         archive.catch_up()
         maybe = or_else or {}
