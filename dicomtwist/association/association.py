@@ -578,14 +578,14 @@ class Association(NormalisedUser):
             self._release.check_time()
         dimse, exchange = self.settings.dimse_timeout, self._exchange
         if exchange is not None and dimse is not None:
-            stalled = exchange.stalled_since
+            stalled = exchange.calls.stalled_since
             if stalled is not None and stalled + dimse <= now:
-                exchange.refuse_stalled(dimse)
+                exchange.calls.refuse_stalled(dimse)
             elif stalled is not None and again is not None:
                 again = min(again, stalled + dimse)
         for timer, seconds, since, what in self._deadlines():
             if since + seconds <= now:
-                if timer == "dimse" and exchange is not None and exchange.refuse_stalled(seconds):
+                if timer == "dimse" and exchange is not None and exchange.calls.refuse_stalled(seconds):
                     continue  # calls of a handler, perhaps, which may end now
                 self._timed_out(timer, seconds, what)
                 return None

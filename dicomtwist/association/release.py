@@ -73,7 +73,7 @@ class Release:
         self._inside += nesting.frames()
         self._waiting.append(done)
         done.addErrback(self._failed, done)
-        self._assoc.exchange.wait_until_idle(done)
+        self._assoc.exchange.calls.wait_until_idle(done)
         if not done.called:
             self._request_when_idle()
         return done

@@ -84,7 +84,7 @@ def deadlines(
             since = max(waiting, protocol.last_received, protocol.last_sent)
             if progress_elsewhere is not None:
                 since = max(since, progress_elsewhere())
-            handler = exchange.handler_awaited if exchange is not None else None
+            handler = exchange.calls.handler_awaited if exchange is not None else None
             what = "the peer did not answer a request"
             if handler is not None:
                 what = f"a C-GET waited for the handler of {handler}, which did not end"

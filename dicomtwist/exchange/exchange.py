@@ -6,8 +6,8 @@ operations that are performed for the peer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
@@ -25,6 +25,7 @@ from dicomtwist.exchange import nesting
 from dicomtwist.exchange.invoked import Operation, PendingResponses
 from dicomtwist.exchange.operations_window import Window
 from dicomtwist.exchange.send_queue import Outgoing
+from dicomtwist.exchange.waiting_calls import WaitingCalls
 from dicomtwist.exchange.waiting_requests import WaitingRequests
 from dicomtwist.interfaces import ExchangeOwner, PerformedOperation
 from dicomtwist.presentation import PresentationContextTuple
@@ -49,6 +50,7 @@ class Exchange:
     :param performed: the number of operations that the peer may have outstanding.
     :param make_operation: makes the operation, with its service, for each request of the peer.
 
+    :ivar calls: the calls of this side that wait.
     :ivar counts: the number of operations that were performed for the peer, by service.
     :ivar failures: the number of those that got a failure status, by service.
     """
@@ -72,12 +74,8 @@ class Exchange:
         self._window = Window(invoked)
         self._perform_limit = performed
         self._operations: dict[int, Operation] = {}
-        self._full: dict[Operation, bool] = {}
-        self._is_paused = False
-        self._overfull_at = 0.0  # when a response of an overfull queue was last taken
-        self._nested: dict[Deferred[None], nesting.Frames] = {}  # calls that wait, from inside handlers and loops
-        self._idle_calls: dict[Deferred[None], nesting.Frames] = {}  # calls that wait until nothing is under way
         self._performing: dict[int, PerformedOperation] = {}
+        self.calls = WaitingCalls(owner, self._window, self._operations, self._performing, self.cancel)
         self._waiting_requests = WaitingRequests(self._protocol, owner.settings.maximum_waiting)
         self._is_taking = False
         self._last_asked_on = (
@@ -143,19 +141,19 @@ class Exchange:
     def fail(self, reason: Failure) -> None:
         """End the exchange: fail everything that waits, once."""
         self._failure = reason
-        self._full.clear()
-        self._balance()
+        self.calls.close()
         self._outgoing.close()
         # Calls that wait for a place fail first: an operation that fails gives its place to the next call.
         self._window.fail(reason)
-        operations, self._operations = list(self._operations.values()), {}
+        operations = list(self._operations.values())
+        self._operations.clear()
         for operation in operations:
             if not operation.result.called:
                 operation.result.errback(reason)
         incoming, self._incoming = self._incoming, None
         self._collected.clear()
         performing = [*self._performing.values(), *self._waiting_requests.clear()]
-        self._performing = {}
+        self._performing.clear()
         for performance in performing:
             performance.cancel()
         if isinstance(incoming, DataSetStream):
@@ -268,7 +266,7 @@ class Exchange:
                 self._last_asked_on = context_id
                 return True
         if type(request) is CStoreRQ:
-            if not self._is_getting or not self._owner.has_proposed_scp(context_id):
+            if not self.calls.is_getting or not self._owner.has_proposed_scp(context_id):
                 return False
             self._owner.log_deviation(("C-STORE for a C-GET without the SCP role of the requestor in the answer",))
             return True
@@ -285,11 +283,6 @@ class Exchange:
         asked = sum(type(operation.request) is CGetRQ for operation in self._operations.values())
         performed = sum(type(one.request) is CGetRQ for one in self._performing.values())
         return nesting.why_gets_wait(asked + more, self._window.limit, performed, self._perform_limit)
-
-    @property
-    def _is_getting(self) -> bool:
-        """Whether a C-GET of this side is under way."""
-        return any(type(operation.request) is CGetRQ for operation in self._operations.values())
 
     def _why_not_in_this_role(self, context_id: int) -> str:
         """Return why a request is refused, in the 64 characters of an Error Comment."""
@@ -364,128 +357,8 @@ class Exchange:
     # --- operations of this side
 
     def enter_window(self) -> Deferred[None]:
-        """
-        Return a Deferred that fires with a place in the window, for one more operation.
-
-        It fails with :class:`WouldDeadlock` if the place or the response would wait for the caller itself.
-        """
-        inside = nesting.frames()
-        if inside and self._failure is None:
-            why = self._why_handler_waits(inside, self._operations.values() if self._window.is_taken else ())
-            if why is not None:
-                return fail(WouldDeadlock(why))
-        waiting = self._window.enter()
-        if not waiting.called:
-            if inside:
-                self._nested[waiting] = inside
-                waiting.addBoth(self._no_longer, self._nested, waiting)
-            if self._full:
-                self._balance()
-        return waiting
-
-    def wait_until_idle(self, waiting: Deferred[None]) -> None:
-        """
-        Note a call that waits until no operation of this side is outstanding, such as that of a release.
-
-        :param waiting: fails with :class:`WouldDeadlock` if that would wait for the caller itself.
-        """
-        inside = nesting.frames()
-        gets = [operation for operation in self._operations.values() if type(operation.request) is CGetRQ]
-        why = self._why_handler_waits(inside, gets) if inside else None
-        if why is not None:
-            waiting.errback(WouldDeadlock(why))
-        elif not waiting.called:
-            self._idle_calls[waiting] = inside
-            waiting.addBoth(self._no_longer, self._idle_calls, waiting)
-            self._balance()
-
-    def _why_handler_waits(self, inside: nesting.Frames, awaited: Iterable[Operation]) -> str | None:
-        return nesting.why_handler_waits(inside, self._performing, awaited)
-
-    @staticmethod
-    def _no_longer(result: Any, calls: dict[Deferred[None], nesting.Frames], waiting: Deferred[None]) -> Any:
-        del calls[waiting]
-        return result
-
-    def _refuse_in_handlers(self) -> None:
-        """Fail calls from inside handlers that wait for the window, when C-GETs have taken all of its places."""
-        for waiting, inside in list(self._nested.items()):
-            why = self._why_handler_waits(inside, self._operations.values())
-            if why is not None and not waiting.called:
-                self._window.refuse(waiting, Failure(WouldDeadlock(why)))
-
-    def _refuse_in_loops(self) -> None:
-        """Fail what is asked from inside a loop whose queue must not grow any more, and would come after what is in it."""
-        for full in [operation for operation, overfull in self._full.items() if overfull]:
-            why = Failure(
-                WouldDeadlock(
-                    f"the response would come after more responses to {full.request.SERVICE} than may wait for the loop"
-                    " that asks: take them first, for example with collect(), or use another association"
-                )
-            )
-            for waiting, inside in list(self._nested.items()):
-                if nesting.is_inside(inside, full) and not waiting.called:
-                    self._window.refuse(waiting, why)
-            for waiting, inside in list(self._idle_calls.items()):
-                if nesting.is_inside(inside, full) and not waiting.called:
-                    waiting.errback(why)
-            for operation in list(self._operations.values()):
-                if nesting.is_inside(operation.inside, full):
-                    self._give_up(operation, why)
-
-    def _give_up(self, operation: Operation, why: Failure) -> None:
-        if operation.is_given_up:
-            return
-        if operation.pending is not None:
-            self.cancel(operation.message_id)
-        self._full.pop(operation, None)
-        operation.give_up(why)
-
-    @property
-    def handler_awaited(self) -> str | None:
-        """The service whose handler a C-GET of this side waits for; ``None`` if it waits for none."""
-        if not self._performing or not self._is_getting:
-            return None
-        return next(iter(self._performing.values())).service_name
-
-    @property
-    def stalled_since(self) -> float | None:
-        """
-        Since when calls have waited for a loop that takes none of its responses, in seconds of the clock; ``None`` if none do.
-
-        The loop may have made them itself: a timer, a thread, or a task that it did not begin does not show that.
-        """
-        if not any(self._full.values()):
-            return None
-        waits = self._window.is_waited_for or self._idle_calls or len(self._operations) > len(self._full)
-        return self._overfull_at if waits else None
-
-    def refuse_stalled(self, seconds: float) -> bool:
-        """
-        Fail the calls that have waited too long for a handler or a loop of this side to go on.
-
-        :param seconds: how long they have waited.
-        :returns: whether there were any.
-        """
-        overfull = [operation for operation, overfull in self._full.items() if overfull]
-        if overfull:
-            reason = f"the loop over the responses to {overfull[0].request.SERVICE} has taken none"
-        elif self.handler_awaited is not None:
-            reason = f"the handler of {self.handler_awaited} has kept the C-GET waiting"
-        else:
-            return False
-        why = Failure(WouldDeadlock(f"{reason} for {seconds:g} seconds, and this call would wait for that"))
-        # Listed before any of them fails: a loop that one of them belongs to goes on at once.
-        idle = [waiting for waiting in self._idle_calls if not waiting.called]
-        behind = [one for one in self._operations.values() if one not in self._full] if overfull else []
-        found = bool(idle) or self._window.is_waited_for
-        self._window.refuse_all(why)
-        for waiting in idle:
-            if not waiting.called:
-                waiting.errback(why)
-        for operation in behind:
-            self._give_up(operation, why)
-        return found or bool(behind)
+        """Return a Deferred that fires with a place in the window, see :meth:`WaitingCalls.enter_window`."""
+        return self.calls.enter_window()
 
     def leave_window(self) -> None:
         """Give back a place in the window."""
@@ -549,14 +422,11 @@ class Exchange:
         operation = Operation(context_id, request, self._window, pending)
         operation.inside = inside
         self._operations[request.message_id] = operation
-        if self._nested and type(request) is CGetRQ:
-            self._refuse_in_handlers()
+        self.calls.begun(operation)
         if self._performing:
             operation.is_nested = True
             if self._waiting_requests:
                 self._make_way()
-        if self._full:
-            self._balance()
 
         def sent() -> None:
             operation.sent_at = self._protocol.last_sent
@@ -578,39 +448,6 @@ class Exchange:
         message = CCancelRQ(message_id_being_responded_to=message_id)
         self._owner.notify(evt.EVT_DIMSE_SENT, message=message, context_id=operation.context_id)
         self._outgoing.send(operation.context_id, message, message.encode())
-
-    def set_full(self, operation: Operation, full: bool, overfull: bool = False) -> None:
-        """
-        Report whether the queue of pending responses of *operation* is full.
-
-        Reading from the peer pauses while the queues of all operations are full, and nothing else waits for one of them to end,
-        or while one is overfull. A request from inside the loop over the responses of an overfull one could never be answered,
-        so it fails.
-
-        :param overfull: whether the queue must not grow at all.
-        """
-        if full:
-            self._full[operation] = overfull
-            if overfull:
-                self._overfull_at = self._owner.ae.reactor.seconds()
-        else:
-            self._full.pop(operation, None)
-        self._balance()
-
-    def _balance(self) -> None:
-        if len(self._operations) > 1 or self._nested or self._idle_calls:
-            if any(self._full.values()):
-                self._refuse_in_loops()
-        full = self._full
-        pause = any(full.values()) or (
-            len(full) >= len(self._operations) > 0 and not self._window.is_waited_for and not self._idle_calls
-        )
-        if pause and not self._is_paused:
-            self._is_paused = True
-            self._protocol.pause_reading(timed=False)
-        elif self._is_paused and not pause:
-            self._is_paused = False
-            self._protocol.resume_reading(timed=False)
 
     def _next_message_id(self) -> int:
         while True:
@@ -638,8 +475,8 @@ class Exchange:
             return
         # The operation is gone if the association ended, or if its response came again within the data set.
         known = self._operations.pop(operation.message_id, None)
-        if self._full:
-            self.set_full(operation, False)
+        if self.calls.full:
+            self.calls.set_full(operation, False)
         if known is not None and operation.is_given_up:
             self.leave_window()
         elif not operation.result.called:

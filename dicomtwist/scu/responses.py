@@ -177,7 +177,7 @@ class _ResponseQueue:
         full = count >= FULL_COUNT or size >= FULL_SIZE
         if full or not more:
             overfull = count >= OVERFULL_COUNT or size >= OVERFULL_SIZE
-            self.assoc.exchange.set_full(operation, full, overfull)
+            self.assoc.exchange.calls.set_full(operation, full, overfull)
 
     def _finished(self, result: tuple[Response, bytes | None]) -> None:
         response, data = result
