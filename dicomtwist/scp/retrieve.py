@@ -151,6 +151,9 @@ class _Retrieve:
                 suboperations.start(instance)
                 await handler.room()
                 continue
+            if suboperations.start_together(instance):
+                await handler.room()
+                continue
             for number, one in enumerate(instance, 1):
                 check_object(one)
                 await suboperations.wait_for_room(together=number > 1)

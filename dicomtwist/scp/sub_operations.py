@@ -61,6 +61,9 @@ _MOST: Final = 0xFFFF
 #: The number of waiting paths that makes a trip to a thread worth it while others are open.
 _BATCH: Final = PATHS_AHEAD // 2
 
+#: The number of paths in a list that are opened together at once. Of more, the first one is on its way while others are opened.
+_FEW: Final = 4
+
 #: The errors that make a sub-operation fail without a mistake in a program.
 _FAILURES: Final = (
     *(AssociationError, NotEstablished, NoPresentationContext, DataSetError, NotDicomFile, OSError),
@@ -185,6 +188,21 @@ class SubOperationQueue:
         self._is_last_in_memory = not _is_path(instance)
         self._closed.append(instance)
         self._advance()
+
+    def start_together(self, instances: list[Any]) -> bool:
+        """
+        Queue a list of a few paths, which are opened in one trip to a thread. Await :meth:`wait_for_room` before.
+
+        :returns: whether that was done; other lists are left to :meth:`start`.
+        """
+        if not 0 < len(instances) <= _FEW or not all(map(_is_path, instances)):
+            return False
+        self._is_more_coming = self._is_last_in_memory = False
+        self._under_way += len(instances)
+        self._total = max(self._total, self.done + self._under_way)
+        self._closed.extend(instances)
+        self._advance()
+        return True
 
     async def wait_for_room(self, *, together: bool = False) -> None:
         """

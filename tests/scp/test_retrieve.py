@@ -251,6 +251,44 @@ class GetTests(GetTestCase):
         self.assertEqual(result.suboperations.failed, 2)
         self.assertLess(len(trips), 12)
 
+    def test_a_short_list(self) -> None:
+        """The files of a short list are opened in one trip to a thread, also those that are gone."""
+        paths = [Path(self.mktemp()) for _ in range(6)]
+        for number, path in enumerate(paths):
+            path.write_bytes(part10(uid=uid(number)))
+        gone = Path(self.mktemp())
+        for some, wanted in (
+            (paths[:3], 1),
+            ([gone, *paths[:3]], 1),
+            (paths[:1], 1),
+            (paths, 2),
+            ([paths[0], instance(uid=uid(1))], 2),
+        ):
+            self.stored.clear()
+            trips: list[Any] = []
+
+            def handler(event: evt.IdentifierEvent, some: list[Any] = some, trips: list[Any] = trips) -> Iterator[Any]:
+                run = event.assoc.ae.executors.retrieval.run
+                event.assoc.ae.executors.retrieval.run = lambda *args: (trips.append(args), run(*args))[1]  # type: ignore[method-assign]
+                yield len(some)
+                yield 0xFF00, some
+
+            result = self.get(handler)
+            self.assertEqual(len(self.stored) + result.suboperations.failed, len(some))
+            self.assertEqual(result.suboperations.failed, gone in some)
+            self.assertLessEqual(len(trips), wanted, some)
+            self.server.shutdown()
+            self.network.flush()
+
+    def test_a_short_list_cancelled(self) -> None:
+        path = Path(self.mktemp())
+        path.write_bytes(part10(uid=uid(1)))
+        association = self.associated(lambda event: [100, *[(0xFF00, [path] * 3)] * 33])
+        retrieval = association.send_c_get(keys(), GET, on_progress=self.saw)
+        retrieval.cancel()
+        self.assertEqual(self.ended(retrieval).status, 0xFE00)
+        self.assertLess(len(self.stored), 5)
+
     def test_a_response_and_the_next_request_go_together(self) -> None:
         association = self.associated(lambda event: [20, [part10(uid=uid(number)) for number in range(20)]])
         (accepted,) = self.server.factory.associations
