@@ -16,8 +16,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
+from dicomtwist.association.answer_cache import AnswerCache
 from dicomtwist.association.association import Association
-from dicomtwist.association.negotiation import accept_window, answer_contexts, check_length, check_request
+from dicomtwist.association.negotiation import accept_window, check_length, check_request
 from dicomtwist.association.timeouts import Deadline
 from dicomtwist.errors import AssociationAborted, AssociationRejected
 from dicomtwist.interfaces import AEInterface
@@ -73,9 +74,10 @@ class Host:
     :ivar settings: the settings of its associations.
     :ivar supported: the presentation contexts that it accepts.
     :ivar handlers: the handlers of its associations.
+    :ivar answers: the answers to proposals of contexts.
     """
 
-    __slots__ = ("ae", "handlers", "settings", "supported")
+    __slots__ = ("ae", "answers", "handlers", "settings", "supported")
 
     def __init__(
         self, ae: AEInterface, settings: Settings, supported: SupportedContexts, handlers: evt.Handlers
@@ -84,6 +86,7 @@ class Host:
         self.settings = settings
         self.supported = supported
         self.handlers = handlers
+        self.answers = AnswerCache(supported)
 
 
 class AcceptorAssociation(Association):
@@ -195,14 +198,8 @@ class AcceptorAssociation(Association):
                 self.host.supported.check()
             except ValueError as error:  # a role was set on a context since the server started
                 self.log.error("a proposal of roles is not answered: {error}", error=error)
-        answers = answer_contexts(
-            request.presentation_contexts,
-            self.host.supported,
-            information.roles,
-            promiscuous=self.settings.promiscuous,
-            keep_compression=self.settings.keep_compression,
-            requestor_order=self.settings.requestor_order,
-            sendable=self.host.ae.sendable_syntaxes,
+        answers = self.host.answers.answer(
+            request.presentation_contexts, information.roles, self.settings, self.host.ae.sendable_syntaxes
         )
         settings = self.settings
         own = UserInformation(

@@ -158,11 +158,12 @@ class ContextAnswers:
 
     :ivar contexts: one for each proposed context, with its result; with the roles and the one transfer syntax if the
         result is 0.
-    :ivar roles: the role selection items of the answer.
+    :ivar roles: the role selection items of the answer; the list does not change.
     """
 
     contexts: list[PresentationContext] = field(default_factory=list)
     roles: list[RoleSelection] = field(default_factory=list)
+    _items: tuple[AnsweredContext, ...] | None = field(default=None, repr=False, compare=False)
 
     @property
     def accepted(self) -> dict[int, PresentationContext]:
@@ -173,14 +174,21 @@ class ContextAnswers:
             if context.result == 0 and context.context_id is not None
         }
 
+    def copy(self) -> ContextAnswers:
+        """Return a copy with contexts of its own."""
+        return ContextAnswers([context.copy() for context in self.contexts], self.roles, self._items)
+
     def items(self) -> tuple[AnsweredContext, ...]:
-        """Return the presentation context items of the A-ASSOCIATE-AC."""
+        """Return the presentation context items of the A-ASSOCIATE-AC. The contexts do not change any more."""
+        if self._items is not None:
+            return self._items
         answered: list[AnsweredContext] = []
         for context in self.contexts:
             assert context.context_id is not None and context.result is not None
             syntaxes = context.transfer_syntax
             answered.append(AnsweredContext(context.context_id, context.result, syntaxes[0] if syntaxes else ""))
-        return tuple(answered)
+        self._items = tuple(answered)
+        return self._items
 
 
 def answer_contexts(

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicomtwist.errors import InvalidPDU
+from dicomtwist.ul import items as ul_items
 from dicomtwist.ul.items import (
     AnsweredContext,
     AsyncOperationsWindow,
@@ -97,6 +98,47 @@ class RememberedTests(unittest.TestCase):
                 ProposedContext.decode(memoryview(b"\5\0\0\0" + encode_item(0x40, b"1.2")), set())
             with self.assertRaises(InvalidPDU):
                 user_information((0x54, b"\0\7\x31\1\1"))
+
+    def test_whole_fields(self):
+        """The items of a PDU are found again after other PDUs, and whatever was done with the first ones."""
+        offers = [
+            (0x20, b"\5\0\0\0" + encode_item(0x30, b"1.2.%d\0" % n) + encode_item(0x40, b"1.2")) for n in range(40)
+        ]
+        for _ in range(2):
+            for number, offer in enumerate(offers):
+                data = b"".join(encode_item(*item) for item in (offer, (0x50, encode_item(0x51, b"\0\0\1\0"))))
+                for _ in range(2):
+                    items = decode_variable_items(memoryview(bytearray(data)))
+                    self.assertEqual(items.proposed, (ProposedContext(5, f"1.2.{number}", ("1.2",)),))
+                    self.assertIn("UIDs that are padded", items.tolerated)
+                    self.assertNotIn("added", items.tolerated)
+                    items.tolerated.add("added")
+                self.assertLessEqual(len(ul_items._fields), ul_items.MAX_REMEMBERED_FIELDS)
+
+    def test_no_secrets_and_nothing_long(self):
+        """The identity of a user and the response to it are not kept, nor a PDU that is long."""
+        user = encode_item(0x58, b"\2\0\0\4user\0\7pass123")
+        response = encode_item(0x59, b"\0\x09secret456")
+        long = encode_item(0x52, b"1." * (ul_items.MAX_REMEMBERED_FIELD // 2))
+        for sub_item in (user, response, long):
+            data = encode_item(0x50, sub_item)
+            first, second = (decode_variable_items(memoryview(data)) for _ in range(2))
+            self.assertEqual(first, second)
+            self.assertNotIn(data, ul_items._fields)
+
+    def test_encoded_again(self):
+        """Answers and roles that are equal have equal bytes, and others have others."""
+        for uid in ("1.2.840", "1." + "2" * 300):
+            for _ in range(2):
+                made = {AnsweredContext(n, r, uid).encode() for n in (1, 3) for r in (0, 4)}
+                self.assertEqual(len(made), 4)
+                decoded = {AnsweredContext.decode(value_of(item), set()).context_id for item in made}
+                self.assertEqual(decoded, {1, 3})
+                pairs = [(False, True), (True, False), (True, True)]
+                information = UserInformation(roles=tuple(RoleSelection(uid, *pair) for pair in pairs))
+                self.assertEqual(
+                    decode_user_information(value_of(information.encode()), set()).roles, information.roles
+                )
 
     def test_other_bytes(self):
         """A change of any byte counts, also of the ID and of a reserved byte."""
