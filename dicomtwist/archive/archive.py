@@ -325,7 +325,7 @@ class Archive:
 
         :param on_result: called once, in any thread, with the outcome, see :meth:`keep_all`.
         """
-        self.keep_all([instance], lambda outcomes: on_result(outcomes[0][1]))
+        self.keep_all([instance], lambda outcomes, more: on_result(outcomes[0][1]))
 
     def keep_all(self, instances: Sequence[ReceivedInstance], deliver: Deliver) -> None:
         """
@@ -377,7 +377,7 @@ class Archive:
             else:
                 failed.append((one.instance, result))
         if failed:
-            deliver(failed)
+            deliver(failed, bool(pending))
         if pending and commits is not None:
             commits.submit(pending)
 
@@ -397,7 +397,7 @@ class Archive:
             return False
         return sum(map(len, cast("Sequence[Buffer]", instance.content))) <= MAX_CONTENT
 
-    def _committed(self, outcomes: Mapping[PendingCommit, BaseException | None]) -> None:
+    def _committed(self, outcomes: Mapping[PendingCommit, BaseException | None], more: bool) -> None:
         """Deliver the outcomes of a commit, and keep again what was in conflict with another one."""
         delivered: dict[Deliver, list[tuple[ReceivedInstance, BaseException | None]]] = {}
         again: dict[Deliver, list[ReceivedInstance]] = {}
@@ -412,7 +412,7 @@ class Archive:
                 pending.replacement.log()
             delivered.setdefault(pending.deliver, []).append((instance, error))
         for deliver, results in delivered.items():
-            deliver(results)
+            deliver(results, more or bool(again))
         for deliver, instances in again.items():
             self.keep_all(instances, deliver)
 

@@ -36,8 +36,8 @@ MAX_GROUP: Final = 256
 
 #: The outcome of each instance of a commit: ``None`` if it was committed, else the error.
 _Outcomes: TypeAlias = "dict[PendingCommit, BaseException | None]"
-#: A function that takes the outcomes of one commit.
-OnOutcomes: TypeAlias = "Callable[[_Outcomes], None]"
+#: A function that takes the outcomes of one commit, and whether the thread goes on with another one.
+OnOutcomes: TypeAlias = "Callable[[_Outcomes, bool], None]"
 _OnElsewhere: TypeAlias = Callable[[ReceivedInstance, InstanceUIDs], BaseException | None]
 
 
@@ -124,13 +124,17 @@ class GroupCommit:
             if self._busy:
                 return
             self._busy = True
-        while True:
+            group = self._next_group()
+        while group:
+            try:
+                outcomes = self._commit(group)
+            except BaseException as error:
+                # A defect of this program: no instance is acknowledged, and no caller waits for ever.
+                outcomes = dict.fromkeys(group, error)
             with self._lock:
                 group = self._next_group()
-                if not group:
-                    self._busy = False
-                    return
-            self._on_outcomes(self._commit(group))
+                self._busy = bool(group)
+            self._on_outcomes(outcomes, bool(group))
 
     def _next_group(self) -> list[PendingCommit]:
         """Take the next instances that wait, of each SOP Instance one copy."""

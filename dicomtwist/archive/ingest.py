@@ -167,13 +167,14 @@ class Ingest:
 
     def _wrote(self, _: None) -> None:
         self._writers -= 1
-        self._deliver()
+        self.deliver()
         self._write_whole()  # instances may have arrived after the thread had looked for the last time
 
     def _not_written(self, reason: Failure) -> None:
         """Log a defect of this program that nothing else has caught; the next instances are written all the same."""
         self._writers -= 1
         self.log.failure("instances were not written", reason)
+        self.deliver()
         self._write_whole()
 
     # --- in worker threads
@@ -193,7 +194,7 @@ class Ingest:
                 except BaseException as error:
                     refused.append((incoming, error))
             if refused:
-                self._tell(refused)
+                self._tell(refused, bool(instances))
             if instances:
                 self.keep(instances)
 
@@ -201,25 +202,29 @@ class Ingest:
         """Store instances; their outcomes are passed to the reactor thread, in one list for each batch."""
         left = {instance: incoming for incoming, instance in instances}
 
-        def deliver(outcomes: Sequence[tuple[ReceivedInstance, BaseException | None]]) -> None:
-            self._tell([(left.pop(instance), error) for instance, error in outcomes if instance in left])
+        def deliver(outcomes: Sequence[tuple[ReceivedInstance, BaseException | None]], more: bool) -> None:
+            self._tell([(left.pop(instance), error) for instance, error in outcomes if instance in left], more)
 
         try:
             self.archive.keep_all([instance for _, instance in instances], deliver)
         except BaseException as error:
             # A defect of this program: no sender waits for ever.
-            self._tell([(incoming, error) for incoming in left.values()])
+            self._tell([(incoming, error) for incoming in left.values()], False)
 
-    def _tell(self, outcomes: list[_Outcome]) -> None:
-        """Pass outcomes to the reactor thread, which delivers all that have collected in one call."""
+    def _tell(self, outcomes: list[_Outcome], more: bool) -> None:
+        """
+        Pass outcomes to the reactor thread, which delivers all that have collected in one call: at once if this thread goes on
+        with *more* work, else with the result of that work, which wakes the reactor thread once and not twice.
+        """
         self._told.extend(outcomes)
-        if not self._is_telling:
+        if (more or self._whole) and not self._is_telling:
             self._is_telling = True
-            self.executor.call_in_reactor(self._deliver)
+            self.executor.call_in_reactor(self.deliver)
 
     # --- in the reactor thread again
 
-    def _deliver(self) -> None:
+    def deliver(self, _: None = None) -> None:
+        """Deliver the outcomes that have collected."""
         self._is_telling = False
         stored = 0
         while self._told:
@@ -389,7 +394,9 @@ class IncomingInstance:
             self._ingest.keep_small(self)
             return
         waiting = self._waiting.take_chunks()
-        self._ingest.executor.run_admitted(self._finish_writing, waiting).addErrback(self._refuse)
+        self._ingest.executor.run_admitted(self._finish_writing, waiting).addErrback(self._refuse).addCallback(
+            self._ingest.deliver
+        )
 
     def kept(self, error: BaseException | None) -> None:
         """Report the result of the archive: stored, or refused for *error*."""

@@ -47,8 +47,12 @@ class ReceivedInstance:
 class Deliver(Protocol):
     """A function that is told the outcomes of instances, in any thread."""
 
-    def __call__(self, outcomes: Sequence[tuple[ReceivedInstance, BaseException | None]], /) -> None:
-        """Take instances, each with its outcome: ``None`` if it is stored, else the error."""
+    def __call__(self, outcomes: Sequence[tuple[ReceivedInstance, BaseException | None]], more: bool, /) -> None:
+        """
+        Take instances, each with its outcome: ``None`` if it is stored, else the error.
+
+        :param more: whether the thread goes on to store other instances, so that the outcomes should not wait for its end.
+        """
 
 
 def same_dataset(store: Storage, instance: ReceivedInstance) -> bool:

@@ -52,6 +52,7 @@ def _note(
     outcomes: dict[int, BaseException | None],
     numbers: dict[ReceivedInstance, int],
     delivered: Sequence[tuple[ReceivedInstance, BaseException | None]],
+    more: bool,
 ) -> None:
     outcomes.update((numbers[instance], error) for instance, error in delivered)
 

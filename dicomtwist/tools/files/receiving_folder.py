@@ -95,7 +95,7 @@ class FolderKeeper:
 
     def keep_all(self, instances: Sequence[ReceivedInstance], deliver: Deliver) -> None:
         """Store complete instances, see :meth:`dicomtwist.archive.archive.Archive.keep_all`."""
-        deliver([(instance, self._kept(instance)) for instance in instances])
+        deliver([(instance, self._kept(instance)) for instance in instances], False)
 
     def _kept(self, instance: ReceivedInstance) -> BaseException | None:
         """Store an instance; return ``None``, or the error for which it is refused."""
