@@ -51,10 +51,10 @@ class _Acceptor:
             lambda: self.supported.remove(CT, [EXPLICIT]),
             lambda: self.supported.remove(ECHO),
             lambda: self.supported.replace([build_context(CT, [IMPLICIT]), build_context(PRIVATE, [JPEG])]),
-            lambda: [one.add_transfer_syntax(JPEG) for one in self.supported],
-            lambda: [one.remove_transfer_syntax(IMPLICIT) for one in self.supported],
-            lambda: [setattr(one, "transfer_syntax", [JPEG, IMPLICIT]) for one in self.supported],
-            lambda: [setattr(one, "scu_role", True) or setattr(one, "scp_role", False) for one in self.supported],
+            lambda: self.each("add_transfer_syntax", JPEG),
+            lambda: self.each("remove_transfer_syntax", IMPLICIT),
+            lambda: self.each("__setattr__", "transfer_syntax", [JPEG, IMPLICIT]),
+            self.set_roles,
             lambda: setattr(self.settings, "promiscuous", not self.settings.promiscuous),
             lambda: setattr(self.settings, "keep_compression", not self.settings.keep_compression),
             lambda: setattr(self.settings, "requestor_order", not self.settings.requestor_order),
@@ -62,6 +62,16 @@ class _Acceptor:
             lambda: self.stored.setdefault(CT, []).insert(0, IMPLICIT),
             lambda: setattr(self, "sendable", None),
         ]
+
+    def each(self, method: str, *args: object) -> None:
+        """Call *method* of each supported context."""
+        for context in self.supported:
+            getattr(context, method)(*args)
+
+    def set_roles(self) -> None:
+        """Make the roles those of a requestor that is SCU only."""
+        self.each("__setattr__", "scu_role", True)
+        self.each("__setattr__", "scp_role", False)
 
     def answer(self, proposed: tuple[ProposedContext, ...], asked: tuple[RoleSelection, ...]) -> ContextAnswers:
         """Return the answer that is made without a cache."""

@@ -269,7 +269,12 @@ class GetTests(GetTestCase):
 
             def handler(event: evt.IdentifierEvent, some: list[Any] = some, trips: list[Any] = trips) -> Iterator[Any]:
                 run = event.assoc.ae.executors.retrieval.run
-                event.assoc.ae.executors.retrieval.run = lambda *args: (trips.append(args), run(*args))[1]  # type: ignore[method-assign]
+
+                def counted(*args: Any) -> Any:
+                    trips.append(args)
+                    return run(*args)
+
+                self.patch(event.assoc.ae.executors.retrieval, "run", counted)
                 yield len(some)
                 yield 0xFF00, some
 
