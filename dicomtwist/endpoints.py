@@ -29,13 +29,12 @@ from twisted.internet.endpoints import (
     TCP6ServerEndpoint,
     clientFromString,
     serverFromString,
-    wrapClientTLS,
-    wrapServerTLS,
 )
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 
 from dicomtwist.tls.contexts import PROFILES, ClientCertificate, TLSProfile, client_tls_options, server_tls_options
 from dicomtwist.tls.errors import EndpointError, PeerCertificateError, describe_tls_error
+from dicomtwist.tls.transport import wrap_client_tls, wrap_server_tls
 
 __all__ = [
     "check_port",
@@ -141,7 +140,7 @@ def parse_server(reactor: object, *args: str, **kwargs: str) -> IStreamServerEnd
         profile=options.get("profile", "bcp195"),
     )
     plain = TCP6ServerEndpoint if ":" in interface else TCP4ServerEndpoint
-    return wrapServerTLS(creator, plain(reactor, port, backlog, interface))
+    return wrap_server_tls(creator, plain(reactor, port, backlog, interface))
 
 
 def parse_client(reactor: object, *args: str, **kwargs: str) -> IStreamClientEndpoint:
@@ -175,7 +174,7 @@ def parse_client(reactor: object, *args: str, **kwargs: str) -> IStreamClientEnd
         TCP4ClientEndpoint if isIPAddress(host) else TCP6ClientEndpoint if isIPv6Address(host) else HostnameEndpoint
     )
     binding = None if bind_address is None else (bind_address, 0)
-    return wrapClientTLS(creator, plain(reactor, host, port, timeout, binding))
+    return wrap_client_tls(creator, plain(reactor, host, port, timeout, binding))
 
 
 # Any description

@@ -72,7 +72,10 @@ ROOMS = (
     Room(("sop_class.py", "sop_relations.py", "presentation.py", "settings.py"), ("pydicom",)),
     Room(("datasets/",), ("Twisted", "pydicom")),
     Room(("interfaces.py", "evt.py"), ("Twisted", "pydicom")),
-    Room(("tls/", "endpoints.py"), ("Twisted", "pyOpenSSL", "service-identity", "cryptography")),
+    Room(
+        ("transport/socket_writer.py", "tls/", "endpoints.py"),
+        ("Twisted", "pyOpenSSL", "service-identity", "cryptography"),
+    ),
     Room(("transport/",), ("Twisted",)),
     Room(("exchange/",), ("Twisted", "pydicom")),
     Room(("scu/",), ("Twisted", "pydicom")),

@@ -16,8 +16,6 @@ from twisted.internet.endpoints import (
     TCP4ServerEndpoint,
     TCP6ClientEndpoint,
     TCP6ServerEndpoint,
-    wrapClientTLS,
-    wrapServerTLS,
 )
 from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
@@ -44,6 +42,7 @@ from dicomtwist.runtime.unawaited import expect_reactor, log_unawaited, reactor_
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import UIDLike
 from dicomtwist.tls.contexts import client_tls, server_tls
+from dicomtwist.tls.transport import wrap_client_tls, wrap_server_tls
 from dicomtwist.ul.ae_title import check_ae_title
 
 if TYPE_CHECKING:
@@ -374,7 +373,7 @@ class AE(LegacyCallbacks):
         )
         endpoint = self._client_endpoint(address, port, bind_address)
         if tls_args is not None:
-            endpoint = wrapClientTLS(client_tls(tls_args), endpoint)
+            endpoint = wrap_client_tls(client_tls(tls_args), endpoint)
         expect_reactor(self.reactor, "associate()")
         return log_unawaited(Deferred.fromCoroutine(self._associate(endpoint, factory)), self.reactor, "associate()")
 
@@ -494,7 +493,7 @@ class AE(LegacyCallbacks):
         factory = self.acceptor_factory(ae_title=ae_title, contexts=contexts, evt_handlers=evt_handlers, others=others)
         endpoint = self._server_endpoint(address)
         if ssl_context is not None:
-            endpoint = wrapServerTLS(server_tls(ssl_context), endpoint)
+            endpoint = wrap_server_tls(server_tls(ssl_context), endpoint)
         expect_reactor(self.reactor, "start_server()")
         return log_unawaited(Deferred.fromCoroutine(self._listen(endpoint, factory)), self.reactor, "start_server()")
 

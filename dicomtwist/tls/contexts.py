@@ -56,6 +56,9 @@ VerifyCallback: TypeAlias = Callable[[SSL.Connection, crypto.X509, int, int, int
 
 _log = Logger()
 
+#: ``SSL_MODE_ENABLE_PARTIAL_WRITE`` of OpenSSL's ``ssl.h``.
+_MODE_ENABLE_PARTIAL_WRITE = 1
+
 
 # TLS profiles
 
@@ -330,6 +333,8 @@ def _context(
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_session_id(b"dicomtls")
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    # pyOpenSSL encrypts one record for each call unless this mode is cleared, but has no name for it.
+    context.clear_mode(_MODE_ENABLE_PARTIAL_WRITE)
     # Level 2: RSA and DH from 2048 bits, elliptic curves from 224 bits, no SHA-1 (RFC 9325 4.4 and 4.5).
     context.set_cipher_list(":".join((*PROFILES[profile].tls12, "@SECLEVEL=2")).encode("ascii"))
     context.set_tls13_ciphersuites(":".join(PROFILES[profile].tls13).encode("ascii"))

@@ -12,10 +12,11 @@ from typing import Any, Final
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from dicomtwist.endpoints import server_endpoint
+from dicomtwist.tls.contexts import server_tls
+from dicomtwist.tls.transport import TLSFactory
 
 __all__ = ["Sockets"]
 
@@ -162,4 +163,4 @@ class _Listener:
         return self._listen("listenUNIX", address, factory, *args, **keywords)
 
     def listenSSL(self, port: int, factory: Any, contextFactory: Any, *args: Any, **keywords: Any) -> Any:
-        return self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), *args, **keywords)
+        return self.listenTCP(port, TLSFactory(server_tls(contextFactory), False, factory), *args, **keywords)
