@@ -239,8 +239,9 @@ class Ingest:
     def _came_in(self, count: int) -> None:
         """Note that instances were acknowledged, whose files or rows may have to follow."""
         self._came += count
-        if self._waiting is None and not self._is_moving and (self.archive.unindexed or self.archive.unsettled):
-            self._wait()
+        if self._waiting is None and not self._is_moving and not self._is_stopped:
+            if self.archive.unindexed or self.archive.unsettled:
+                self._wait()
 
     def stop(self) -> None:
         """Make no further files and rows; closing the archive does so."""

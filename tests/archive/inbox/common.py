@@ -100,7 +100,7 @@ class InboxTestCase(SynchronousTestCase):
         outcomes: dict[Any, BaseException | None] = {}
         for one in instances:
             one.sender = sender
-        archive.keep_all(instances, lambda told: outcomes.update(told))
+        archive.keep_all(instances, lambda told, more: outcomes.update(told))
         self.assertEqual(len(outcomes), len(instances))
         for one, outcome in outcomes.items():
             if outcome is None:
