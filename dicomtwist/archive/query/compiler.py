@@ -14,6 +14,7 @@ from datetime import tzinfo
 from typing import Any, Final
 
 from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DataSets
 from sqlalchemy import ColumnElement, and_, exists, false, or_, select
@@ -251,6 +252,13 @@ def _level(identifier: Dataset, model: Model) -> Level:
 
 def _values(identifier: Dataset, tag: int) -> list[str]:
     """Return the values of a key; an empty list if it is empty."""
+    raw = identifier.get_item(tag)
+    if isinstance(raw, RawDataElement) and raw.value is not None:
+        text = raw.value.rstrip(b"\0 ").decode("latin-1")
+        vr = raw.VR or ("CS" if tag == _LEVEL else BY_TAG[tag].vr if tag in BY_TAG else "")
+        if vr in ("CS", "UI") and text.isascii() and text.isprintable():
+            # pydicom finds the same values in 50 times of the time.
+            return _clean(text.split("\\"), tag)
     try:
         value = identifier[tag].value
     except Exception as error:
@@ -263,7 +271,11 @@ def _values(identifier: Dataset, tag: int) -> list[str]:
     if isinstance(value, bytes) and tag in BY_TAG and BY_TAG[tag].vr == "UI":
         # In an explicit VR encoding a list of more than 64 KiB has the VR UN (PS3.5 6.2.2).
         value = value.decode("ascii", "replace").split("\\")
-    found = [str(one) for one in value] if isinstance(value, (list, tuple, MultiValue)) else [str(value)]
+    return _clean([str(one) for one in value] if isinstance(value, (list, tuple, MultiValue)) else [str(value)], tag)
+
+
+def _clean(found: list[str], tag: int) -> list[str]:
+    """Return the values *found* of the key *tag* without padding; leave out empty ones."""
     if len(found) > MAX_VALUES:
         raise InvalidIdentifier(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) has more than {MAX_VALUES} values")
     return [text for text in (one.strip(" \0") for one in found) if text]

@@ -18,19 +18,18 @@ from array import array
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
-from functools import cache, lru_cache
 from typing import Any, Final, Generic, TypeVar
 
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from sqlalchemy import ColumnElement, Connection, Dialect, Engine, Select, bindparam, func, select, text
+from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, func, select, text
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.attributes import Attribute, Level
 from dicomtwist.archive.index.reading import TurnOver, reading
-from dicomtwist.archive.index.schema import TABLES, instance, patient, series, study
+from dicomtwist.archive.index.schema import TABLES, instance, series, study
 from dicomtwist.archive.query.compiler import (
     BASELINE,
     Model,
@@ -41,6 +40,16 @@ from dicomtwist.archive.query.compiler import (
     compile_retrieve,
 )
 from dicomtwist.archive.query.response_encoder import AnswerEncoder, Field
+from dicomtwist.archive.query.statements import (
+    INSTANCE,
+    ORDER,
+    joined_to,
+    listed,
+    retrieval,
+    retrieval_of_one,
+    rows_of,
+    unique_column,
+)
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.types import IndexFailed
 from dicomtwist.datasets.codec import decode_dataset
@@ -240,7 +249,7 @@ class Finder:
         if numbers is not None:
             self._archive.make_files()  # behind the search: all that it has found have files then
             return Found(share, numbers, lambda page: search.instances(store, page), (), first, len(first))
-        numbers = search.numbers(levels={Level.STUDY, Level.SERIES}, order=_ORDER)
+        numbers = search.numbers(levels={Level.STUDY, Level.SERIES}, order=ORDER)
         self._archive.make_files()
         return Found(share, numbers, lambda page: search.instances(store, page))
 
@@ -283,8 +292,8 @@ class _Matching:
         joined = {*query.levels, *levels}
         if any(column.table is study for wanted, _ in query.residual for column in wanted if hasattr(column, "table")):
             joined.add(Level.STUDY)
-        unique = [_unique(level).in_(values) for level, values in query.unique.items()]
-        self.statement = _joined(select(*columns), query.level, joined).where(*query.criteria, *unique)
+        unique = [unique_column(level).in_(values) for level, values in query.unique.items()]
+        self.statement = joined_to(select(*columns), query.level, joined).where(*query.criteria, *unique)
         self.numbers = array("q")
 
     def batches(self, connection: Connection, statement: Select[Any], **bounds: int) -> Generator[int, None, None]:
@@ -380,9 +389,9 @@ class Search:
 
     def rows(self, columns: Sequence[ColumnElement[Any]], levels: set[Level], page: Sequence[int]) -> list[Any]:
         """Return a row for each entity of *page*, in that order: its id, then the values of *columns*."""
-        statement = _rows_of(self.engine.dialect, self.query.level, tuple(columns), frozenset(levels))
+        statement = rows_of(self.engine.dialect, self.query.level, tuple(columns), frozenset(levels))
         with reading(self.engine) as connection:
-            found = {row[0]: row for row in connection.exec_driver_sql(statement + _listed(page)).all()}
+            found = {row[0]: row for row in connection.exec_driver_sql(statement + listed(page)).all()}
         return [found[number] for number in page if number in found]
 
     def all_instances(self, store: Storage) -> tuple[array[int] | None, list[StoredInstance]]:
@@ -392,21 +401,28 @@ class Search:
         The statement is fixed and compiled once: for a study of three images the two steps took 2 ms more.
         """
         unique = self.query.unique
-        statement = _retrieval(frozenset(unique))
+        values: dict[str, Any] = {level.name: values for level, values in unique.items()}
+        values["most"] = PAGE_SIZE + 1
         with reading(self.engine, cached=True) as connection:
-            values = {level.name: values for level, values in unique.items()}
-            rows = connection.execute(statement, {**values, "most": PAGE_SIZE + 1}).all()
+            if all(len(some) == 1 for some in unique.values()):
+                values.update((level.name, only) for level, (only,) in unique.items())
+                statement, names, given = retrieval_of_one(self.engine.dialect, frozenset(unique))
+                values = {**given, **values}
+                parameters = values if names is None else tuple(values[name] for name in names)
+                rows = connection.exec_driver_sql(statement, parameters).all()
+            else:
+                rows = connection.execute(retrieval(frozenset(unique)), values).all()
         if len(rows) > PAGE_SIZE:
             return None, []
         return array("q", [row[0] for row in rows]), _located(store, rows)
 
     def instances(self, store: Storage, page: Sequence[int]) -> list[StoredInstance]:
         """Return the instances of one page of a retrieval, with their paths in *store*."""
-        return _located(store, self.rows(_INSTANCE, {Level.STUDY, Level.SERIES}, page))
+        return _located(store, self.rows(INSTANCE, {Level.STUDY, Level.SERIES}, page))
 
 
 def _located(store: Storage, rows: Iterable[Sequence[Any]]) -> list[StoredInstance]:
-    """Return the instances of *rows*: an id, then the values of :data:`_INSTANCE`."""
+    """Return the instances of *rows*: an id, then the values of :data:`INSTANCE`."""
     return [
         StoredInstance(store.locate(in_study, in_series, uid), sop_class, uid, syntax, size)
         for _, in_study, in_series, uid, sop_class, syntax, size in rows
@@ -543,53 +559,4 @@ def _of(statement: Select[Any], column: ColumnElement[Any], numbers: Sequence[in
     The numbers are part of the SQL text, which is much faster than hundreds of parameters.
     """
     table: Any = getattr(column, "table", None)
-    return statement.where(text(f"{table.name}.{getattr(column, 'name', '')} IN {_listed(numbers)}"))
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return f"({','.join(map(str, map(int, numbers))) or 'NULL'})"
-
-
-@lru_cache(256)
-def _rows_of(dialect: Dialect, level: Level, columns: tuple[ColumnElement[Any], ...], levels: frozenset[Level]) -> str:
-    """
-    Return the statement for the id and the values of *columns* of entities whose ids follow it.
-
-    To compile it takes 0.7 ms, as long as to read 200 rows.
-    """
-    table = TABLES[level]
-    statement = _joined(select(table.c.id, *columns), level, {*levels})
-    return f"{statement.compile(dialect=dialect)} WHERE {table.name}.id IN "
-
-
-#: The order in which the instances of a retrieval are sent.
-_ORDER: Final = (study.c.id, series.c.id, func.length(instance.c.instance_number), instance.c.instance_number)
-#: The columns that a retrieval needs of an instance, besides its id.
-_INSTANCE: Final = (
-    *(study.c.study_instance_uid, series.c.series_instance_uid, instance.c.sop_instance_uid),
-    *(instance.c.sop_class_uid, instance.c.transfer_syntax, instance.c.size),
-)
-
-
-def _unique(level: Level) -> ColumnElement[str]:
-    return TABLES[level].c[level.unique.column]
-
-
-@cache
-def _retrieval(levels: frozenset[Level]) -> Select[Any]:
-    """Return the statement for at most ``most`` instances of a retrieval with unique keys of *levels*."""
-    statement = _joined(select(instance.c.id, *_INSTANCE), Level.IMAGE, {Level.STUDY, *levels})
-    for level in sorted(levels):
-        statement = statement.where(_unique(level).in_(bindparam(level.name, expanding=True)))
-    return statement.order_by(*_ORDER).limit(bindparam("most"))
-
-
-def _joined(statement: Select[Any], level: Level, levels: set[Level]) -> Select[Any]:
-    """Join the table of *level* to the tables above it, up to the highest of *levels*."""
-    statement = statement.select_from(TABLES[level])
-    chain = ((Level.SERIES, instance, series), (Level.STUDY, series, study), (Level.PATIENT, study, patient))
-    highest = min(levels, default=level)
-    for upper, child, parent in chain:
-        if highest <= upper < level:
-            statement = statement.join(parent, child.c.parent == parent.c.id)
-    return statement
+    return statement.where(text(f"{table.name}.{getattr(column, 'name', '')} IN {listed(numbers)}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from datetime import timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.postgresql import psycopg
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.normal_forms import (
     date_range,
     datetime_range,
@@ -31,6 +35,7 @@ from dicomtwist.archive.index.normal_forms import (
 from dicomtwist.archive.query import search as finder
 from dicomtwist.archive.query.compiler import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
 from dicomtwist.archive.query.search import Search
+from dicomtwist.archive.query.statements import retrieval_of_one
 from dicomtwist.datasets import decode_dataset
 from tests.archive.samples import ask, dataset, keep
 
@@ -436,6 +441,51 @@ class Levels(MatchingCase):
         identifier.add_new("ProcedureCodeSequence", "LO", "X")
         error = self.assertRaises(InvalidIdentifier, compile_find, identifier, Model.STUDY_ROOT)
         self.assertIn("cannot be read", error.comment)
+
+    @settings(deadline=None)
+    @given(
+        st.lists(st.text("12.* \0\\\t?A\u00e9", max_size=9), max_size=4).map("\\".join),
+        st.sampled_from([None, b"UI", b"CS", b"UN", b"LO"]),
+        st.sampled_from([0x0020000D, 0x0020000E, 0x00080052]),
+    )
+    def test_values_as_pydicom_has_them(self, text: str, vr: bytes | None, tag: int) -> None:
+        """The values of UIDs and codes that are read from their bytes are those that pydicom reads."""
+        value = text.encode("latin-1")
+        value += b"\0" * (len(value) % 2)
+        level = b"" if tag == 0x00080052 else b"\x08\0\x52\0%sSTUDY "
+        key = (tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little")
+        size = len(value)
+        if vr is None:
+            syntax, header = ImplicitVRLittleEndian, key + size.to_bytes(4, "little")
+            level = level.replace(b"%s", b"\6\0\0\0")
+        else:
+            syntax, level = ExplicitVRLittleEndian, level.replace(b"%s", b"CS\6\0")
+            header = key + vr + (b"\0\0" + size.to_bytes(4, "little") if vr == b"UN" else size.to_bytes(2, "little"))
+        found: list[object] = []
+        for decode in (False, True):
+            identifier = decode_dataset(level + header + value, syntax)
+            if decode:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    list(identifier)  # which makes pydicom decode each value
+            try:
+                found.append(compile_retrieve(identifier, Model.STUDY_ROOT, Negotiated(relational=True)).unique)
+            except InvalidIdentifier as error:
+                found.append(str(error))
+        self.assertEqual(found[0], found[1])
+
+    def test_statements_of_both_databases(self) -> None:
+        """The parameters are in the order of the statement, or have its names."""
+        levels = frozenset((Level.STUDY, Level.SERIES))
+        statement, names, given = retrieval_of_one(sqlite.dialect(), levels)
+        assert names is not None
+        self.assertEqual((statement.count("?"), names[:3]), (len(names), ("STUDY", "SERIES", "most")))
+        self.assertLessEqual(set(names), {*given, "STUDY", "SERIES", "most"})
+        statement, names, given = retrieval_of_one(psycopg.dialect(), levels)
+        self.assertIsNone(names)
+        for name in ("STUDY", "SERIES", "most"):
+            self.assertIn(f"%({name})s", statement)
+        self.assertEqual(statement.count("%"), 3)
 
     def test_keys_that_are_not_supported(self) -> None:
         identifier = Dataset()
