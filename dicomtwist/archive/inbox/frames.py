@@ -50,6 +50,7 @@ _CHECKSUM: Final = struct.Struct("<I")
 _TEXT: Final = _HEAD.size + _CHECKSUM.size
 _MAGIC: Final = b"DTINBOX\x01"
 _MAX_CONTENT: Final = 0xFFFFFFFF
+_MAX_RECEIVED: Final = 0xFFFFFFFFFFFFFFFF
 #: The kinds of the checksum: CRC-32, SHA-256, and that of a frame that does not count any more.
 _CRC, _SHA256, _VOID = range(3)
 _DIGEST_LENGTH: Final = 32
@@ -139,6 +140,8 @@ def _text(frame: Frame) -> bytes:
     syntax = frame.transfer_syntax
     if not syntax.isascii() or "\n" in syntax or len(frame.digest) not in (0, _DIGEST_LENGTH):
         raise FrameRefused("an invalid transfer syntax or digest")
+    if not 0 <= frame.received <= _MAX_RECEIVED:
+        raise FrameRefused("a time of receipt before 1970, or far in the future: the clock is wrong")
     return "\n".join((*frame.uids, syntax)).encode()
 
 

@@ -26,6 +26,8 @@ MAX_REPORTED: Final = 100
 _BLOCK: Final = 4096
 #: The failures to open what is no segment: a link, a folder, a device.
 _NO_FILE: Final = frozenset((errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EINVAL))
+#: A file of more bytes than this is no segment: searching it for frames might keep the start waiting for hours.
+MAX_SIZE: Final = 1024 * 1024 * 1024
 #: The number of failing reads of a segment after which the rest of it is not tried.
 _MAX_FAILURES: Final = 64
 
@@ -131,7 +133,10 @@ class Recovery:
             return None
         alone = True
         try:
-            check_regular(os.fstat(fd), path)
+            status = os.fstat(fd)
+            check_regular(status, path)
+            if status.st_size > MAX_SIZE:
+                raise OSError(errno.EFBIG, f"{status.st_size} bytes are too many for a segment", path)
             alone = _is_alone(path, fd)
         except OSError as error:
             self._note_unreadable(name, error)

@@ -40,6 +40,9 @@ NAME: Final = re.compile(r"inbox-([0-9]{1,18})-([0-9a-f]{16})")
 
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _MODE: Final = 0o640
+#: A file with this number or a higher one, in the name of a segment, is not ours: numbers count on from those that are lower.
+#: Else the next number might have more digits than a name has, and no start would find that segment.
+_ALIEN: Final = 10**17
 #: The unit in which a file takes room on most file systems, in bytes.
 _BLOCK: Final = 4096
 
@@ -296,7 +299,8 @@ class Segments:
     def _new_name(self) -> tuple[int, bytes, str]:
         if self._numbers is None:
             names = map(NAME.fullmatch, self._fs.listdir(self.folder))
-            self._numbers = itertools.count(max((int(name[1]) for name in names if name), default=0) + 1)
+            taken = (int(name[1]) for name in names if name)
+            self._numbers = itertools.count(max((number for number in taken if number < _ALIEN), default=0) + 1)
         number, generation = next(self._numbers), secrets.token_bytes(GENERATION_LENGTH)
         return number, generation, os.path.join(self.folder, f"inbox-{number}-{generation.hex()}")
 

@@ -136,6 +136,8 @@ class Encoding(SynchronousTestCase):
             good._replace(transfer_syntax="1.2\u0661"),
             good._replace(transfer_syntax="1" * 500),
             good._replace(digest=b"short"),
+            good._replace(received=-1),
+            good._replace(received=1 << 64),
             good._replace(content=[memoryview(bytes(1 << 20))] * 4096),
         ):
             self.assertRaises(FrameRefused, frame_size, wrong)

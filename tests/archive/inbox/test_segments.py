@@ -17,7 +17,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist.archive.inbox.frames import Frame, FrameRefused, begin_of, frame_size
-from dicomtwist.archive.inbox.recovery import BROKEN, Recovery
+from dicomtwist.archive.inbox.recovery import BROKEN, MAX_SIZE, Recovery
 from dicomtwist.archive.inbox.segments import MAX_SEGMENTS, NAME, SEGMENT_SIZE, InboxFull, Place, Segments
 from dicomtwist.archive.storage import process_locks
 from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
@@ -729,6 +729,33 @@ class Recovering(SegmentsTestCase):
         recovery.finish()
         self.assertEqual([name.split("-")[1] for name in self.names()], ["1", "2", "3", "x"])
         self.assertEqual(self.left(outside), [0])
+
+    def test_numbers_of_others(self) -> None:
+        """Segments of a store are found, even if a folder has the highest number that a name may have."""
+        for number in (10**17, 10**18 - 2, 10**18 - 1):
+            (self.folder / f"inbox-{number}-00ff00ff00ff00ff").mkdir()
+            segments = self.make(most=2)
+            kept = list(self.fill(segments))
+            self.die(segments)
+            recovery = Recovery(os.fspath(self.folder), FileSystem())
+            self.assertEqual([number_of(found.frame) for found in recovery], kept)
+            recovery.finish()
+            self.assertEqual(len(recovery.unreadable), 1)
+            (self.folder / f"inbox-{number}-00ff00ff00ff00ff").rmdir()
+
+    def test_too_large(self) -> None:
+        """A file that is too large for a segment is not searched: the start says so, leaves it, and reads the others."""
+        segments = self.make()
+        segments.append([frame(0)])
+        self.die(segments)
+        for number, size in ((1, MAX_SIZE + 1), (7, 1 << 42)):
+            with (self.folder / f"inbox-{number}-00ff00ff00ff00ff").open("wb") as file:
+                file.truncate(size)
+        recovery = Recovery(os.fspath(self.folder), FileSystem())
+        self.assertEqual([number_of(found.frame) for found in recovery], [0])
+        self.assertEqual([text.split("-")[1] for text in recovery.unreadable], ["1", "7"])
+        recovery.finish()
+        self.assertEqual([name.split("-")[1] for name in self.names()], ["1", "7"])
 
     def test_damage(self) -> None:
         """A damaged segment is set aside; its other frames and the other segments are served, and the lost one is named."""
