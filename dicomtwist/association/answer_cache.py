@@ -1,8 +1,8 @@
 """
 The answers to the latest proposals of presentation contexts.
 
-A peer proposes the same contexts each time, often 120 of them with as many roles. An answer that is kept takes 0.1 ms, a new
-one 0.6 ms.
+A peer proposes the same contexts each time, often 120 of them with as many roles. An answer that is kept takes 0.05 ms, a new
+one 0.55 ms.
 """
 
 from __future__ import annotations
