@@ -31,6 +31,8 @@ from twisted.internet.endpoints import (
     serverFromString,
 )
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+from twisted.protocols.haproxy import proxyEndpoint
+from zope.interface import implementer
 
 from dicomtwist.tls.contexts import PROFILES, ClientCertificate, TLSProfile, client_tls_options, server_tls_options
 from dicomtwist.tls.errors import EndpointError, PeerCertificateError, describe_tls_error
@@ -190,6 +192,44 @@ _SOCKET_PATH = re.compile(r"unix:(?:(?:path|address)=)?((?:[^:\\]|\\.)*)")
 _MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 
 
+_PROXIED = "haproxy:"
+
+
+@implementer(IStreamServerEndpoint)
+class _CheckedHeaders:
+    """
+    An endpoint below ``haproxy:`` that closes a connection whose PROXY header Twisted's parser cannot decode.
+
+    Twisted lets the error of some headers out, such as one with an address that is not UTF-8: anyone who reaches the port
+    could fill the log with tracebacks.
+    """
+
+    def __init__(self, endpoint: IStreamServerEndpoint) -> None:
+        self._endpoint = endpoint
+
+    def listen(self, protocolFactory: Any) -> Any:
+        """Listen with the factory that reads PROXY headers."""
+        protocolFactory.protocol = _checked(protocolFactory.protocol)
+        return self._endpoint.listen(protocolFactory)
+
+
+def _checked(protocol: Any) -> Any:
+    """Return a class like *protocol*, which reads PROXY headers, for connections whose header may be wrong."""
+
+    class Checked(protocol):  # type: ignore[misc]
+        def dataReceived(self, data: bytes) -> None:
+            try:
+                super().dataReceived(data)
+            except Exception:
+                if self._proxyInfo is not None:  # the header was right: this is an error of the protocol behind it
+                    raise
+                self.loseConnection()
+
+    # proxy_of() knows the wrapper by its module.
+    Checked.__module__ = protocol.__module__
+    return Checked
+
+
 def check_port(port: object) -> int:
     """
     Return the number of a TCP port that a user passes. The name lookup of Twisted would take it modulo 65536.
@@ -254,6 +294,8 @@ def server_endpoint(reactor: object, description: str | int | IStreamServerEndpo
     _check_port(_SERVER_PORT, text)
     _check_path(text)
     try:
+        if text.startswith(_PROXIED):
+            return proxyEndpoint(_CheckedHeaders(_server_from_string(reactor, text.removeprefix(_PROXIED))))
         return _server_from_string(reactor, text)
     except EndpointError:
         raise

@@ -45,6 +45,9 @@ MAX_BACKLOG = 256 * 1024
 #: The maximum length of one read while a large data set is received, in bytes. Twisted begins with 64 KiB.
 MAX_READ_SIZE = 256 * 1024
 
+#: The maximum length of the text of an address, in characters: that of the path of a UNIX socket.
+_MAX_HOST = 108
+
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 
@@ -92,7 +95,18 @@ class UpperLayerUser(Protocol):
 
 
 def address_of(address: object) -> tuple[str, int]:
-    """Return host and port of a Twisted address; for a UNIX socket its path and 0."""
+    """
+    Return host and port of a Twisted address; for a UNIX socket its path and 0.
+
+    The text is printable and short: a PROXY header may bring any text in place of an address, and the log shows it.
+    """
+    host, port = _address_of(address)
+    if len(host) > _MAX_HOST or not host.isprintable():
+        host = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in host[:_MAX_HOST])
+    return host, port
+
+
+def _address_of(address: object) -> tuple[str, int]:
     if isinstance(address, IPv4Address | IPv6Address):
         # A dual-stack socket reports IPv4 peers as ::ffff:192.0.2.1.
         return address.host.removeprefix("::ffff:") if "." in address.host else address.host, address.port

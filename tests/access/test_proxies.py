@@ -14,7 +14,7 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from dicomtwist import AssociationRejected, evt
+from dicomtwist import AssociationRejected, DICOMError, evt
 from dicomtwist.access.enforcement import Access, Policy
 from dicomtwist.access.rules import DEFAULT_RULES, EVERYTHING, UNIX, Operation, Requestor, parse_rules
 from dicomtwist.runtime.executors import Executors
@@ -161,3 +161,43 @@ class Connections(InteropTestCase):
         other = await self.listen("haproxy:tcp:0:interface=127.0.0.1", trusted_proxies=["127.0.0.0/30"])
         await self.ask(Behind(TCP4ClientEndpoint(reactor, "127.0.0.1", other.port), ELSEWHERE))
         self.assertEqual(self.allowed, [("127.0.0.1", STRANGER)])
+
+    async def test_headers_that_cannot_be_decoded(self) -> None:
+        """Such a connection is closed, and the log has no traceback; the next one works."""
+        server = await self.listen("haproxy:tcp:0:interface=127.0.0.1")
+        for header in (
+            b"PROXY TCP4 \xff\xfe 192.0.2.1 1 2\r\n",
+            b"PROXY TCP6 2001:db8::1 \x80 1 2\r\n",
+            b"PROXY TCP4 192.0.2.7 192.0.2.1 x 2\r\n",
+            b"PROXY TCP4 192.0.2.7 192.0.2.1 1 \r\n",
+            b"PROXY TCP6 2001:db8::1 ::1 " + b"1" * 5000 + b" 2\r\n",
+            b"PROXY TCP4 \r\n",
+            version_2(1, 0x13, inet(socket.AF_INET, "192.0.2.7")),
+            version_2(1, 0x21, inet(socket.AF_INET, "192.0.2.7")),
+            version_2(1, 0x31, b"/"),
+        ):
+            behind = Behind(TCP4ClientEndpoint(reactor, "127.0.0.1", server.port), header)
+            await self.assertFailure(self.requestor(VERIFICATION).associate(behind), DICOMError)
+            self.assertEqual(self.flushLoggedErrors(), [], header)
+        await self.ask(Behind(TCP4ClientEndpoint(reactor, "127.0.0.1", server.port), ELSEWHERE))
+        self.assertEqual(self.allowed, [("127.0.0.1", STRANGER)])
+
+    async def test_texts_in_place_of_addresses(self) -> None:
+        """Any text can stand in place of an address; it forges no line of the log, nor fills it."""
+        server = await self.listen("haproxy:tcp:0:interface=127.0.0.1")
+        texts = (b"\x1b[2J", b"192.0.2.7\n2026-01-01", b"\xc2\x85", b"A" * 30000, b"\xe2\x80\xa8" * 200)
+        for text in texts:
+            addresses: list[str] = []
+            server.bind(evt.EVT_REQUESTED, lambda event, seen=addresses: seen.append(event.assoc.requestor.address))
+            header = b"PROXY TCP4 " + text + b" 192.0.2.1 1 2\r\n"
+            await self.ask(Behind(TCP4ClientEndpoint(reactor, "127.0.0.1", server.port), header))
+            await self.ask(
+                Behind(
+                    TCP4ClientEndpoint(reactor, "127.0.0.1", server.port),
+                    version_2(1, 0x31, text[:108].ljust(108, b"\0") + UNIX_PATH),
+                )
+            )
+            self.assertEqual(len(addresses), 2)
+            for address in addresses:
+                self.assertTrue(address.isprintable(), address)
+                self.assertLess(len(address), 1200)
