@@ -29,6 +29,7 @@ from dicomtwist.datasets.header_scanner import HeaderError
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.errors import DataSetError, Refused
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
+from dicomtwist.settings import Settings
 
 #: Implicit and Explicit VR Little Endian; one bit of the input chooses between them.
 SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
@@ -162,20 +163,18 @@ def steps(data: bytes) -> None:
     """Create and change a performed procedure step by N-CREATE and N-SET. Each refusal has a status that says why."""
     created, changed = _two(data)
     keeper, uid = _place().steps, "1.2.3.4.5"
-    assoc = SimpleNamespace(
-        settings=SimpleNamespace(implementation_class_uid="1.2.3", implementation_version_name=None),
-        remote=SimpleNamespace(ae_title="FUZZ"),
-    )
-    event: Any = SimpleNamespace(sop_instance_uid=uid, assoc=assoc, attribute_identifiers=[])
+    assoc = SimpleNamespace(settings=Settings(), remote=SimpleNamespace(ae_title="FUZZ"))
+    context = SimpleNamespace(transfer_syntax=_EXPLICIT)
+    event: Any = SimpleNamespace(sop_instance_uid=uid, assoc=assoc, context=context, attribute_identifiers=[])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             event.attribute_list = decode_dataset(created, _EXPLICIT)
             event.modification_list = decode_dataset(changed, _EXPLICIT)
             keeper._exclusively(keeper._create, event)
-            encode_identifier(keeper._get(event)[1], _EXPLICIT)
+            decode_dataset(keeper._get(event)[1], _EXPLICIT)
             keeper._exclusively(keeper._set, event)
-            encode_identifier(keeper._get(event)[1], _EXPLICIT)
+            decode_dataset(keeper._get(event)[1], _EXPLICIT)
         except (Refused, DataSetError, InvalidUID) as error:
             assert _status_for(error) is not None
     kept = _place().archive.root / FOLDER / f"{uid}.dcm"
