@@ -340,6 +340,9 @@ class Archive:
             :class:`~dicomtwist.archive.storage.types.InvalidUID` or :class:`~dicomtwist.archive.storage.types.IndexFailed`;
             then nothing is left of the instance, and an earlier copy has not changed.
         """
+        self._keep_all(instances, deliver)
+
+    def _keep_all(self, instances: Sequence[ReceivedInstance], deliver: Deliver, *, again: bool = False) -> None:
         commits = self._commits
         failed: list[tuple[ReceivedInstance, BaseException | None]] = []
         fresh: list[PendingCommit] = []
@@ -352,7 +355,9 @@ class Archive:
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(self.root))
                     raise StoreError("the archive is closed")
                 check_uids(*instance.uids)
-                exists = self._exists(instance.uids)
+                fits = self._fits_inbox(instance)
+                # Most small instances are new: the commit looks for a copy of them, and comes back if there is one.
+                exists = (again or not fits) and self._exists(instance.uids)
                 first_stays = exists and self._first_stays(instance)
                 replaces = exists and not first_stays and instance.sender is not None
                 replacement = Replacement(self.store, instance) if replaces else None
@@ -367,7 +372,7 @@ class Archive:
                 self.store.remove(written.path)
                 written = None
             one = PendingCommit(instance, written, exists, deliver, replacement, is_unchanged)
-            is_ready = first_stays or written is not None or (not exists and self._fits_inbox(instance))
+            is_ready = first_stays or written is not None or (fits and not exists)
             (pending if is_ready else fresh).append(one)
         results = self.store.write_temporaries([cast("Sequence[Buffer]", one.instance.content) for one in fresh])
         for one, result in zip(fresh, results, strict=True):
@@ -393,9 +398,9 @@ class Archive:
         return self.store.exists(*uids)
 
     def _fits_inbox(self, instance: ReceivedInstance) -> bool:
-        if self._inbox is None or instance.is_from_file:
+        if self._inbox is None or instance.is_from_file or isinstance(instance.content, Written):
             return False
-        return sum(map(len, cast("Sequence[Buffer]", instance.content))) <= MAX_CONTENT
+        return sum(map(len, instance.content)) <= MAX_CONTENT
 
     def _committed(self, outcomes: Mapping[PendingCommit, BaseException | None], more: bool) -> None:
         """Deliver the outcomes of a commit, and keep again what was in conflict with another one."""
@@ -414,7 +419,7 @@ class Archive:
         for deliver, results in delivered.items():
             deliver(results, more or bool(again))
         for deliver, instances in again.items():
-            self.keep_all(instances, deliver)
+            self._keep_all(instances, deliver, again=True)
 
     @property
     def unindexed(self) -> int:

@@ -297,19 +297,27 @@ class Index:
         :param instances: their Study, Series and SOP Instance UIDs.
         :raises IndexFailed: the database cannot be read.
         """
+        wanted = list(instances)
+        with self._lock:
+            if not self._is_closed:
+                with suppress(Exception):
+                    return self._elsewhere(wanted)
+            with self._recovering():
+                return self._elsewhere(wanted)
+
+    def _elsewhere(self, instances: list[InstanceUIDs]) -> dict[InstanceUIDs, InstanceUIDs]:
         found: dict[InstanceUIDs, InstanceUIDs] = {}
         # Past SQLAlchemy, since every instance that is stored is looked for: this takes some microseconds for each.
-        with self._lock, self._recovering():
-            dbapi: Any = self._connection.connection.dbapi_connection
-            cursor = dbapi.cursor()
-            for uids in instances:
-                cursor.execute(self._places.text, self._places.parameters([uids[2]]))
-                for study_uid, series_uid in cursor.fetchall():
-                    if (study_uid, series_uid) != uids[:2]:
-                        found[uids] = (study_uid, series_uid, uids[2])
-                        break
-            if not self._begin:
-                dbapi.rollback()
+        dbapi: Any = self._connection.connection.dbapi_connection
+        cursor = dbapi.cursor()
+        for uids in instances:
+            cursor.execute(self._places.text, self._places.parameters([uids[2]]))
+            for study_uid, series_uid in cursor.fetchall():
+                if (study_uid, series_uid) != uids[:2]:
+                    found[uids] = (study_uid, series_uid, uids[2])
+                    break
+        if not self._begin:
+            dbapi.rollback()
         return found
 
     def announced(self) -> list[InstanceUIDs]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import enum
 import errno
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
 __all__ = [
@@ -25,6 +26,9 @@ __all__ = [
     "check_uids",
     "is_uid",
 ]
+
+#: The number of UIDs that were checked and are remembered.
+MAX_REMEMBERED: Final = 1024
 
 _UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 
@@ -105,7 +109,13 @@ class Written(NamedTuple):
 
 def is_uid(text: str) -> bool:
     """Return whether *text* is a UID: 1 to 64 characters, numbers with dots between (leading zeros are tolerated)."""
-    return len(text) <= 64 and _UID.fullmatch(text) is not None
+    return len(text) <= 64 and _is_uid(text)
+
+
+@lru_cache(maxsize=MAX_REMEMBERED)
+def _is_uid(text: str) -> bool:
+    # The instances of a series have two UIDs in common.
+    return _UID.fullmatch(text) is not None
 
 
 def check_uids(*uids: str) -> None:
