@@ -405,7 +405,7 @@ class CharacterSets(StepsTestCase):
         """An unknown character set of an item is not claimed to be that of the step."""
         new = step(SpecificCharacterSet="ISO_IR 100", PatientName="Name")
         inner = new.ScheduledStepAttributesSequence[0]
-        inner.SpecificCharacterSet, inner.RequestedProcedureDescription = "hex ", "th\xe9"
+        inner.SpecificCharacterSet, inner.RequestedProcedureDescription = "hex ", "pat\xe9"
         encoded = _with_item(new, inner)
         self.assert_status(self.ask(self.assoc.send_n_create(encoded, ModalityPerformedProcedureStep, UID)), 0)
         status, got = self.get()
@@ -413,7 +413,7 @@ class CharacterSets(StepsTestCase):
         assert got is not None
         self.assertNotIn("SpecificCharacterSet", got)
         found = got.ScheduledStepAttributesSequence[0].get_item("RequestedProcedureDescription").value
-        self.assertEqual(found, b"th\xe9")
+        self.assertEqual(found, b"pat\xe9")
 
     def test_default(self) -> None:
         """Text without a character set is in the default one."""
