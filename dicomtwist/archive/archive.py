@@ -32,7 +32,6 @@ from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
 from dicomtwist.archive.storage.types import (
     DuplicateInstance,
     Durability,
-    IndexFailed,
     InstanceUIDs,
     ReplacementRefused,
     StoreError,
@@ -90,7 +89,7 @@ class Archive:
     :ivar store: the storage.
     :ivar index: the index, while it is open.
     :ivar journal: the locks against other processes that share the archive; ``None`` if there are no others.
-    :ivar asked: the number of calls of :meth:`catch_up`, which queries make.
+    :ivar asked: the number of calls of :meth:`add_rows`, which queries make.
     :ivar lacks_room: why nothing can be stored for now, although the archive can be read; empty if instances can be stored.
     """
 
@@ -392,7 +391,7 @@ class Archive:
         if inbox is not None and inbox.waits(uids):
             try:
                 inbox.publish()
-            except (OSError, IndexFailed):
+            except OSError:
                 if inbox.waits(uids):
                     raise
         return self.store.exists(*uids)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from threading import get_ident
 from typing import Final, Protocol, TypeAlias
 
 from twisted.internet.defer import Deferred
@@ -182,6 +183,7 @@ class Ingest:
     def _keep_whole(self) -> None:
         """Store small instances in batches until none waits."""
         while self._whole:
+            self._wake()  # the outcomes of the batch before do not wait for this one
             instances: list[tuple[IncomingInstance, ReceivedInstance]] = []
             refused: list[_Outcome] = []
             for _ in range(BATCH):
@@ -193,31 +195,33 @@ class Ingest:
                     instances.append((incoming, incoming.small()))
                 except BaseException as error:
                     refused.append((incoming, error))
-            if refused:
-                self._tell(refused, bool(instances))
+            self._told.extend(refused)
             if instances:
                 self.keep(instances)
 
     def keep(self, instances: Sequence[tuple[IncomingInstance, ReceivedInstance]]) -> None:
         """Store instances; their outcomes are passed to the reactor thread, in one list for each batch."""
+        thread = get_ident()
         left = {instance: incoming for incoming, instance in instances}
 
         def deliver(outcomes: Sequence[tuple[ReceivedInstance, BaseException | None]], more: bool) -> None:
-            self._tell([(left.pop(instance), error) for instance, error in outcomes if instance in left], more)
+            self._told.extend((left.pop(instance), error) for instance, error in outcomes if instance in left)
+            if more or get_ident() != thread:
+                self._wake()  # another thread has committed them, such as that of an import, whose result nobody waits for here
 
         try:
             self.archive.keep_all([instance for _, instance in instances], deliver)
         except BaseException as error:
             # A defect of this program: no sender waits for ever.
-            self._tell([(incoming, error) for incoming in left.values()], False)
+            self._told.extend((incoming, error) for incoming in left.values())
 
-    def _tell(self, outcomes: list[_Outcome], more: bool) -> None:
+    def _wake(self) -> None:
         """
-        Pass outcomes to the reactor thread, which delivers all that have collected in one call: at once if this thread goes on
-        with *more* work, else with the result of that work, which wakes the reactor thread once and not twice.
+        Let the reactor thread deliver the outcomes that have collected, in one call.
+
+        The last batch of a thread needs no call: its outcomes are delivered with the result of the thread's work.
         """
-        self._told.extend(outcomes)
-        if (more or self._whole) and not self._is_telling:
+        if self._told and not self._is_telling:
             self._is_telling = True
             self.executor.call_in_reactor(self.deliver)
 

@@ -490,6 +490,24 @@ class Together(ReceiverCase):
         self.assertEqual(await self.together(Held(), list(range(0, 20, 2))), [0] * 10)
         self.assertEqual(len(self.files()), 11)
 
+    async def test_committed_by_another_thread(self) -> None:
+        """An import may commit what peers send; the outcome reaches the peer although no work of this object ends then."""
+        await self.start()
+        keep_all = self.archive.keep_all
+        others: list[threading.Thread] = []
+
+        def later(instances, deliver):
+            others.append(threading.Thread(target=keep_all, args=(instances, deliver)))
+
+        async with await self.associate() as assoc:
+            self.archive.keep_all = later  # type: ignore[method-assign]
+            sending = assoc.send_c_store(instance())
+            while not others or self.receiver._writers:
+                await self.turn()
+            others[0].start()
+            self.assertEqual(await sending, 0)
+        others[0].join()
+
     async def test_a_mistake_of_ours(self) -> None:
         """No sender waits for ever, and the next instance is stored."""
         await self.start()
