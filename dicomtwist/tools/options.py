@@ -332,7 +332,9 @@ def _options() -> list[Callable[..., Any]]:
         *_tls_options(),
         *_secret_options(),
         _connection_option("-v", "--verbose", group="Output", count=True, help="Print more; -vv prints each message."),
-        _connection_option("-q", "--quiet", group="Output", is_flag=True, help="Print errors only."),
+        _connection_option(
+            "-q", "--quiet", group="Output", is_flag=True, help="Print errors only, and the matches of a query."
+        ),
         _connection_option("--json", "as_json", group="Output", is_flag=True, help="Print one JSON document."),
     ]
 

@@ -41,7 +41,7 @@ def find(
     keys: tuple[Key, ...],
     key_files: tuple[str, ...],
     level: str | None,
-    root: str,
+    root: str | None,
     as_csv: bool,
     limit: int | None,
 ) -> None:

@@ -73,7 +73,9 @@ def level_options(function: Callable[..., Any]) -> Callable[..., Any]:
         help="Query/Retrieve Level.  [default: the level of the lowest unique key, PATIENT only to retrieve; else STUDY]",
     )
     root = command_option(
-        "--root", type=click.Choice(ROOTS), default=ROOTS[0], show_default=True, help="Information model."
+        "--root",
+        type=click.Choice(ROOTS),
+        help="Information model.  [default: patient for the level PATIENT, else study]",
     )
     return level(root(function))
 

@@ -90,7 +90,7 @@ def get(
     keys: tuple[Key, ...],
     key_files: tuple[str, ...],
     level: str | None,
-    root: str,
+    root: str | None,
     sop_classes: tuple[str, ...],
     durability: str,
     min_free: int,
@@ -159,7 +159,7 @@ def move(
     keys: tuple[Key, ...],
     key_files: tuple[str, ...],
     level: str | None,
-    root: str,
+    root: str | None,
 ) -> None:
     """
     Have PEER send the instances that match the keys to another AE, or to us.

@@ -69,6 +69,11 @@ class Output:
         if not self.as_json and self.verbosity > QUIET:
             self._print(sys.stdout, lines)
 
+    def data(self, *lines: str) -> None:
+        """Print *lines* that the user has asked for, such as matches, with ``-q`` too; nothing if the output is JSON."""
+        if not self.as_json:
+            self._print(sys.stdout, lines)
+
     def document(self, document: dict[str, Any]) -> None:
         """Print *document* if the output is JSON."""
         if self.as_json:

@@ -135,7 +135,7 @@ class TableWriter:
         """Print a response, or hold it back until the widths of the columns are set."""
         row = [printable(text_of(dataset, path)) for path in self._columns]
         if self._widths is not None:
-            self._output.result(self._line(row))
+            self._output.data(self._line(row))
             return
         self._page.append(row)
         if len(self._page) > PAGE:
@@ -146,7 +146,7 @@ class TableWriter:
         if self._widths is None and len(self._page) > 1:
             self._widths = [min(MAX_WIDTH, max(map(display_width, cells))) for cells in zip(*self._page, strict=True)]
             page, self._page = self._page, []
-            self._output.result(*map(self._line, page))
+            self._output.data(*map(self._line, page))
 
     def _line(self, row: list[str]) -> str:
         assert self._widths is not None
@@ -178,13 +178,13 @@ class CSVWriter:
     def add(self, dataset: Dataset) -> None:
         """Print a response."""
         self.flush()
-        self._output.result(self._line([_plain_cell(text_of(dataset, path)) for path in self._columns]))
+        self._output.data(self._line([_plain_cell(text_of(dataset, path)) for path in self._columns]))
 
     def flush(self) -> None:
         """Print the headings if they are not printed yet."""
         if not self._begun:
             self._begun = True
-            self._output.result(self._line([format_path(path) for path in self._columns]))
+            self._output.data(self._line([format_path(path) for path in self._columns]))
 
     @staticmethod
     def _line(cells: Sequence[str]) -> str:

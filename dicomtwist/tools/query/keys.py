@@ -185,6 +185,39 @@ def _several(value: str) -> str | list[str]:
 # --- identifiers
 
 
+def merged(*sources: Iterable[Key]) -> list[Key]:
+    """
+    Return the keys of *sources* with one key for each path.
+
+    Values of one path in one source become a list, each value once, so that a file may name 200 studies in 200 lines. A value
+    of a later source replaces those of earlier ones: the command line overrides a file.
+
+    :raises InvalidKey: the attribute takes one value only, or the list is longer than :data:`MAX_VALUE`.
+    """
+    values: dict[AttributePath, dict[str, None]] = {}
+    for source in sources:
+        own: dict[AttributePath, dict[str, None]] = {}
+        for key in source:
+            texts = own.setdefault(key.path, {})
+            if key.value:
+                texts[key.value] = None
+        for path, texts in own.items():
+            if texts or path not in values:
+                values[path] = texts
+    return [Key(path, _listed(path, list(texts))) for path, texts in values.items()]
+
+
+def _listed(path: AttributePath, texts: list[str]) -> str:
+    """Return several values as DICOM writes them, with backslashes between."""
+    vr = vr_of(path[-1][0])
+    if len(texts) > 1 and (vr in _ONE_VALUE or vr in _BYTES or path[-1][0] == _CHARACTER_SET):
+        raise InvalidKey(f"{format_path(path)} is given {len(texts)} times, and takes one value only")
+    value = "\\".join(texts)
+    if len(value) > MAX_VALUE:
+        raise InvalidKey(f"the values of {format_path(path)} have more than {MAX_VALUE} characters together")
+    return value
+
+
 def add_key(dataset: Dataset, key: Key) -> None:
     """Put *key* into *dataset*. It replaces an element with the same path, unless *key* has no value."""
     for tag, item in key.path[:-1]:
@@ -212,9 +245,10 @@ def make_identifier(keys: Iterable[Key], dataset: Dataset | None = None) -> Data
     Return the identifier that consists of *keys*.
 
     :param dataset: a data set to extend in place, instead of an empty one.
+    :raises InvalidKey: see :func:`merged`.
     """
     identifier = Dataset() if dataset is None else dataset
-    for key in keys:
+    for key in merged(keys):
         add_key(identifier, key)
     if "SpecificCharacterSet" not in identifier and any(not key.value.isascii() for key in keys_of(identifier)):
         identifier.SpecificCharacterSet = "ISO_IR 192"

@@ -25,6 +25,7 @@ from dicomtwist.tools.query.keys import (
     Key,
     keys_of,
     make_identifier,
+    merged,
     parse_key,
     parse_lines,
 )
@@ -110,26 +111,44 @@ def _keys_in(file: str) -> list[Key]:
 
 
 def make_query(
-    keys: Sequence[Key], files: Sequence[str], level: str | None, root: str, service: str, *, add_defaults: bool
+    keys: Sequence[Key], files: Sequence[str], level: str | None, root: str | None, service: str, *, add_defaults: bool
 ) -> Query:
     """
     Return the query that the options describe.
 
+    :param root: the information model; ``None`` for the one that the level needs: Patient Root for the level PATIENT, which is
+        that of a retrieval with a Patient ID and no other unique key, and Study Root otherwise.
     :param add_defaults: if every key has a value, request the default attributes of the level as well.
     :raises click.UsageError: the options contradict each other, or the query cannot be encoded.
     """
-    keys = [*read_keys(files), *keys]
+    keys = merged_keys(read_keys(files), keys)
     identifier = build_identifier(keys)
     # With only a patient given, find lists the studies of the patient, and get and move fetch everything.
-    highest = "PATIENT" if root == "patient" and service != "Find" else "STUDY"
+    highest = "PATIENT" if root != "study" and service != "Find" else "STUDY"
     level = (level or str(identifier.get("QueryRetrieveLevel") or "") or _lowest(identifier, highest)).upper()
+    if root is None:
+        root = "patient" if level == "PATIENT" else "study"
     if level == "PATIENT" and root == "study":
-        raise click.UsageError("--level PATIENT needs --root patient: the Study Root model has no patient level")
+        raise click.UsageError(
+            "--level PATIENT and --root study contradict each other: the Study Root model has no patient level"
+        )
     if add_defaults and all(key.value for key in keys):
         keys += map(parse_key, DEFAULT_KEYS.get(level, ()))
         make_identifier(keys, identifier)
     identifier.QueryRetrieveLevel = level
     return check_encodable(Query(identifier, information_model(root, service), columns_of(keys)))
+
+
+def merged_keys(*sources: Iterable[Key]) -> list[Key]:
+    """
+    Return the keys of *sources*, see :func:`dicomtwist.tools.query.keys.merged`.
+
+    :raises click.UsageError: an attribute takes one value only, or its values are too long.
+    """
+    try:
+        return merged(*sources)
+    except InvalidKey as error:
+        raise click.UsageError(str(error)) from None
 
 
 def build_identifier(keys: Iterable[Key]) -> Dataset:

@@ -24,6 +24,7 @@ from dicomtwist.tools.query.query import (
     build_identifier,
     check_encodable,
     columns_of,
+    merged_keys,
     read_keys,
 )
 
@@ -178,9 +179,9 @@ def worklist_query(
         f"{_STEP}.ScheduledStationAETitle": station,
         "PatientName": patient,
     }
-    asked = [*map(parse_key, WORKLIST), *read_keys(key_files), *keys]
     try:
-        asked += [parse_key(f"{name}={value}") for name, value in own.items() if value]
+        options = [parse_key(f"{name}={value}") for name, value in own.items() if value]
     except InvalidKey as error:
         raise click.UsageError(str(error)) from None
+    asked = merged_keys(map(parse_key, WORKLIST), read_keys(key_files), keys, options)
     return check_encodable(Query(build_identifier(asked), ModalityWorklistInformationFind, columns_of(asked)))

@@ -252,6 +252,14 @@ class Conduct(ToolTestCase):
             result.stdout.decode().replace("\r\n", "\n"), "PatientName\n\\x1b]0;owned\\x07A\\r\\nB\n1 match\n"
         )
 
+    async def test_quiet(self) -> None:
+        """``-q`` drops notes, not the matches."""
+        peer = await self.serve_find(lambda event: [(0xFF00, answer(PatientID="1"))])
+        result = await self.tool("find", "-q", "--csv", peer, "-k", "PatientID")
+        self.assertEqual((result.code, result.stdout, result.stderr), (0, b"PatientID\n1\n", b""))
+        result = await self.tool("find", "-q", peer, "-k", "PatientID")
+        self.assertEqual((result.code, result.stdout, result.stderr), (0, b"PatientID\n1\n", b""))
+
     async def test_limit(self) -> None:
         """At the limit the peer is stopped and the association released."""
         ended: Deferred[Association] = Deferred()
@@ -358,7 +366,7 @@ class Conduct(ToolTestCase):
 
     def test_mistakes(self) -> None:
         for options, words in (
-            (["--level", "PATIENT"], "has no patient level"),
+            (["--level", "PATIENT", "--root", "study"], "has no patient level"),
             (["--level", "FRAME"], "'FRAME' is not one of"),
             (["-k", "PatientId=1"], "neither the keyword"),
             (["-k", "SpecificCharacterSet=ISO_IR 100", "-k", "PatientName=山田"], "cannot be sent"),

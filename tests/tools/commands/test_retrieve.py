@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from click import UsageError
 from pydicom import dcmread
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
@@ -83,6 +84,22 @@ class Levels(SynchronousTestCase):
         ):
             query = make_query([parse_key(key) for key in keys], (), None, root, service, add_defaults=False)
             self.assertEqual(query.identifier.QueryRetrieveLevel, level, (service, root, keys))
+
+    def test_the_model_of_the_level(self) -> None:
+        """Without ``--root``, the level says which model is used, and the keys say the level."""
+        for service, level, keys, model, expected in (
+            ("Get", None, ["StudyInstanceUID=1.2"], "Study", "STUDY"),
+            ("Move", None, ["PatientID=1"], "Patient", "PATIENT"),
+            ("Move", None, ["PatientID=1", "StudyInstanceUID=1.2"], "Study", "STUDY"),
+            ("Find", None, ["PatientID=1"], "Study", "STUDY"),
+            ("Find", "PATIENT", ["PatientID=1"], "Patient", "PATIENT"),
+            ("Find", None, ["PatientID=1", "QueryRetrieveLevel=PATIENT"], "Patient", "PATIENT"),
+        ):
+            query = make_query([parse_key(key) for key in keys], (), level, None, service, add_defaults=False)
+            self.assertTrue(query.model.name.startswith(f"{model} Root"), (service, keys))
+            self.assertEqual(query.identifier.QueryRetrieveLevel, expected)
+        with self.assertRaisesRegex(UsageError, "--root study"):
+            make_query((), (), "PATIENT", "study", "Find", add_defaults=False)
 
 
 class Archives(ToolTestCase):

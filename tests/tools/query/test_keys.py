@@ -27,10 +27,11 @@ from dicomtwist.tools.query.keys import (
     format_path,
     keys_of,
     make_identifier,
+    merged,
     parse_key,
     parse_lines,
 )
-from dicomtwist.tools.query.query import MAX_KEYS_FILE, read_keys
+from dicomtwist.tools.query.query import MAX_KEYS_FILE, make_query, read_keys
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 STEPS = "ScheduledProcedureStepSequence"
@@ -83,10 +84,35 @@ class Written(TestCase):
         self.assertEqual((dataset[0x00090010].value, dataset.SeriesDate), ("CREATOR", ""))
         self.assertNotIn("SpecificCharacterSet", identifier("PatientID=A"))
 
-    def test_the_last_value_counts(self) -> None:
-        """A later key replaces an earlier one, but not by a key without a value."""
-        dataset = identifier("PatientID=A", "PatientID=B", "PatientID", f"{STEPS}[0].Modality=CT", f"{STEPS}")
-        self.assertEqual((dataset.PatientID, dataset.ScheduledProcedureStepSequence[0].Modality), ("B", "CT"))
+    def test_values_of_one_keyword_are_a_list(self) -> None:
+        """Each value once, in their order; a key without a value removes none."""
+        dataset = identifier(
+            "PatientID=A", "PatientID=B", "PatientID", "(0010,0020)=A", f"{STEPS}[0].Modality=CT", f"{STEPS}"
+        )
+        self.assertEqual(list(dataset.PatientID), ["A", "B"])
+        self.assertEqual(dataset.ScheduledProcedureStepSequence[0].Modality, "CT")
+        uids = [f"1.2.826.0.1.{number}" for number in range(200)]
+        dataset = identifier(*[f"StudyInstanceUID={uid}" for uid in uids])
+        self.assertEqual(list(dataset.StudyInstanceUID), uids)
+        dataset = identifier(f"{STEPS}.Modality=CT", f"{STEPS}[0].Modality=MR", "Rows=1", "Rows=2")
+        self.assertEqual(list(dataset.ScheduledProcedureStepSequence[0].Modality), ["CT", "MR"])
+        self.assertEqual(list(dataset.Rows), [1, 2])
+
+    def test_a_later_source_takes_precedence(self) -> None:
+        """The command line overrides a file, and a key without a value overrides nothing."""
+        file = [parse_key(text) for text in ("PatientID=A", "PatientID=B", "StudyDate=20240101", "Modality")]
+        line = [parse_key(text) for text in ("PatientID=C", "StudyDate", "Modality=CT")]
+        self.assertEqual(list(map(str, merged(file, line))), ["PatientID=C", "StudyDate=20240101", "Modality=CT"])
+        self.assertEqual(merged(), [])
+
+    def test_no_list(self) -> None:
+        for texts, words in (
+            (("StudyComments=a", "StudyComments=b"), "takes one value only"),
+            (("SpecificCharacterSet=ISO_IR 100", "SpecificCharacterSet=ISO_IR 192"), "takes one value only"),
+            (("PatientID=" + "x" * 40_000, "PatientID=" + "y" * 40_000), "characters together"),
+        ):
+            with self.assertRaisesRegex(InvalidKey, words):
+                merged(map(parse_key, texts))
 
     def test_mistakes(self) -> None:
         for text, words in (
@@ -142,6 +168,15 @@ class Files(TestCase):
         keys = read_keys([str(self.path)])
         self.assertEqual(keys, keys_of(asked))
         self.assertEqual(encode_identifier(make_identifier(keys), EXPLICIT), encode_identifier(asked, EXPLICIT))
+
+    def test_200_values_of_one_keyword(self) -> None:
+        """In lines of their own or in one, they are a list that can be sent."""
+        uids = [f"1.2.826.0.1.3680043.8.498.{number:038}"[:64] for number in range(200)]
+        for content in ("".join(f"StudyInstanceUID={uid}\n" for uid in uids), "StudyInstanceUID=" + "\\".join(uids)):
+            self.path.write_text(content)
+            query = make_query((), (str(self.path),), None, "study", "Get", add_defaults=False)
+            self.assertEqual(list(query.identifier.StudyInstanceUID), uids)
+            self.assertEqual(query.identifier.QueryRetrieveLevel, "STUDY")
 
     def test_what_is_none(self) -> None:
         for content, words in (
