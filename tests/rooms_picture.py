@@ -54,6 +54,7 @@ TEXTS: Final[Mapping[str, tuple[str, str]]] = {
     "runtime/": ("runtime/", "threads, memory, what every room may use"),
     "sop_class.py": ("sop_class, presentation, settings", "SOP Classes, contexts, the settings of an AE"),
     "datasets/": ("datasets/", "data sets as bytes and streams, sinks, sources"),
+    "dicomweb/": ("dicomweb/", "PS3.18: media types, multipart, DICOM JSON"),
     "interfaces.py": ("interfaces, evt", "Protocols between rooms; events and handlers"),
     "tls/": ("tls/, endpoints", "TLS contexts, endpoint strings"),
     "transport/": ("transport/", "sockets below the association, back-pressure"),

@@ -71,6 +71,7 @@ ROOMS = (
     Room(("runtime/",), ("Twisted",)),
     Room(("sop_class.py", "sop_relations.py", "presentation.py", "settings.py"), ("pydicom",)),
     Room(("datasets/",), ("Twisted", "pydicom")),
+    Room(("dicomweb/",), ("pydicom",)),
     Room(("interfaces.py", "evt.py"), ("Twisted", "pydicom")),
     Room(
         ("transport/socket_writer.py", "tls/", "endpoints.py"),

@@ -1,0 +1,1 @@
+"""DICOMweb (PS3.18), sans-I/O: media types, multipart bodies, DICOM JSON, query parameters."""
