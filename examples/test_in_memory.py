@@ -1,7 +1,7 @@
 """
 A test of a handler in memory: no sockets, no threads, and time passes when the test says so.
 
-    python -m twisted.trial test_in_memory
+    trial ./test_in_memory.py
 """
 
 from pydicom import Dataset

@@ -1,5 +1,5 @@
 """
-Finds the blocks of code in README.md and in docs/, and runs them.
+Finds the blocks of code in README.md and in docs/, for :mod:`tests.page_runner` to run.
 
 The word after a fence says what the block is:
 
@@ -16,24 +16,19 @@ A comment ``<!-- KEY: VALUE -->`` on the line above a fence gives more informati
 * ``server: PORT``: the one command of the console block runs until the end of the page. The runner waits until it listens at
   PORT, and stops it with SIGTERM or the signal that follows PORT. Its output is compared then.
 * ``file: NAME``: the block is saved under that name.
+* ``installs: WHERE``: the commands install dicomtwist; :mod:`tests.user_environment` runs those of the tutorial.
 * ``not run: REASON``: the block is a program, and there is a reason not to run it.
 
-The blocks of a page run in order, in one folder that is empty at first.
+The blocks of a page run in order, in one folder that is empty at first, with the scripts of an environment in which
+dicomtwist was installed as the tutorial says.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
-
-from twisted.internet.defer import Deferred
-from twisted.trial.unittest import TestCase
-
-from tests import peers
 
 PROJECT = Path(__file__).parent.parent
 DOCS = PROJECT / "docs"
@@ -41,11 +36,8 @@ DOCS = PROJECT / "docs"
 PROGRAMS = ("python", "console", "sh", "zsh", "fish")
 NO_PROGRAM = ("text", "ini", "toml", "dockerfile", "{toctree}", "{include}", "{eval-rst}")
 
-#: Ports that the pages use; a test replaces them by free ports.
-PORTS = re.compile(r"\b(11112|11113|11114|2762|8080)\b")
-
-#: Tools of other projects that the pages use.
-TOOLS = re.compile(r"^(?:\$ )?(echoscu|storescu|storescp|findscu|movescu|getscu|dcmdump|openssl)\b", re.MULTILINE)
+#: Keys of the comments above blocks that the runner passes over.
+NOT_RUN = ("not run", "installs")
 
 _FENCE = re.compile(r"(`{3,}|:{3,})(.*)")
 _COMMENT = re.compile(r"<!-- ([\w ]+): (.*) -->")
@@ -149,106 +141,3 @@ def matches(expected: str, printed: str) -> bool:
         for line in expected.splitlines()
     )
     return re.fullmatch(pattern, printed) is not None
-
-
-class Runner:
-    """
-    Runs the blocks of one page.
-
-    :param testcase: the running test.
-    :param ports: replacements for ports; the other ports are replaced by free ones.
-    """
-
-    def __init__(self, testcase: TestCase, ports: dict[str, int] | None = None) -> None:
-        self.testcase = testcase
-        self.folder = Path(testcase.mktemp()).absolute()
-        self.folder.mkdir(parents=True)
-        self._ports = {name: str(port) for name, port in (ports or {}).items()}
-        self._number = 0
-        self._servers: list[tuple[Block, peers.Process, str]] = []
-        self._env = {"PYTHONUNBUFFERED": "1", "COLUMNS": "100", "SHELL": "/bin/bash"}
-
-    def _prepare(self, found: list[Block]) -> None:
-        """Make a folder of the commands that the blocks use, so that the right ones run whatever PATH says."""
-        folder = self.folder.with_name(f"{self.folder.name}-bin")
-        folder.mkdir()
-        for name, module in (
-            ("python", ""),
-            ("twist", "twisted"),
-            ("dicomtwist", "dicomtwist.tools"),
-        ):
-            script = folder / name
-            run = f"-m {module}" if module else ""
-            script.write_text(f'#!/bin/bash\nexec {quote(sys.executable)} {run} "$@"\n')
-            script.chmod(0o755)
-        for block in found:
-            if block.language in ("console", "sh") and block.key != "not run":
-                for tool in TOOLS.findall(block.text):
-                    if not (folder / tool).exists():
-                        (folder / tool).symlink_to(peers.tool(tool))
-        self._path = f"{folder}:/usr/bin:/bin"
-
-    def text(self, source: str) -> str:
-        """Return *source* with its ports replaced by free ones."""
-        return PORTS.sub(lambda found: self._ports.setdefault(found[1], str(peers.free_port())), source)
-
-    async def run(self, page: Path, found: list[Block]) -> None:
-        """Run *found*, the blocks of *page*."""
-        self._prepare(found)
-        for block in found:
-            if block.file is not None:
-                (self.folder / block.file).write_text(self.text(block.text))
-            elif block.is_program and block.key != "not run":
-                await getattr(self, f"_run_{block.language}")(block)
-        for block, process, expected in reversed(self._servers):
-            if process.running:
-                _, _, signal = block.value.partition(" ")
-                await process.stop(signal or "TERM", 30)
-            self._compare(block, expected, process.text)
-
-    async def _bash(self, source: str) -> peers.Result:
-        return await peers.run("/bin/bash", "-c", self._in_folder(source), env=self._env, timeout=120)
-
-    def _in_folder(self, source: str) -> str:
-        # One stream for both outputs, so that their order is kept.
-        return f"cd {quote(str(self.folder))} && export PATH={quote(self._path)} && exec 2>&1 </dev/null\n{source}"
-
-    def _compare(self, block: Block, expected: str, printed: str) -> None:
-        if expected and not matches(self.text(expected), printed):
-            self.testcase.fail(f"{block} says\n{expected}\nand this was printed:\n{printed}")
-
-    async def _run_python(self, block: Block) -> None:
-        self._number += 1
-        path = self.folder / f"program{self._number}.py"
-        path.write_text(self.text(block.text))
-        # The log is not part of the compared output.
-        result = await self._bash(f"exec python {path.name} 2>{path.name}.log")
-        log = path.with_name(f"{path.name}.log").read_text()
-        self.testcase.assertEqual(result.code, 0, f"{block}: {result.text}{log}")
-        if block.printed is not None:
-            self.testcase.assertEqual(result.text, self.text(block.printed), str(block))
-
-    async def _run_sh(self, block: Block) -> None:
-        result = await self._bash(f"set -e\n{self.text(block.text)}")
-        self.testcase.assertEqual(result.code, 0, f"{block}: {result.text}")
-
-    async def _run_console(self, block: Block) -> None:
-        for command, expected in commands(block):
-            if block.key == "server":
-                await self._start(block, command, expected)
-                continue
-            result = await self._bash(self.text(command))
-            self._compare(block, expected, result.text)
-            if not expected:
-                self.testcase.assertEqual((result.code, result.text), (0, ""), f"{block}: {command}")
-
-    async def _start(self, block: Block, command: str, expected: str) -> None:
-        port = int(self.text(block.value.partition(" ")[0]))
-        source = self._in_folder(f"exec {self.text(command)}")
-        process = await peers.start(self.testcase, "/bin/bash", "-c", source, ready=port, env=self._env, timeout=60)
-        self._servers.append((block, process, expected))
-
-
-def run_page(testcase: TestCase, page: Path, found: list[Block], ports: dict[str, int] | None = None) -> Deferred[None]:
-    """Run *found*, blocks of *page*, for *testcase*; the Deferred fails if a block does not do what it says."""
-    return Deferred.fromCoroutine(Runner(testcase, ports).run(page, found))

@@ -76,6 +76,11 @@ def _find_tool(name: str) -> str | None:
     return None
 
 
+def missing_error(message: str) -> Exception:
+    """Return the exception of a test that lacks something here: it skips the test, or lets it fail if ``CI=true``."""
+    return (PeerError if os.environ.get("CI", "").lower() in {"1", "true"} else SkipTest)(message)
+
+
 def require(*tools: str) -> None:
     """
     Skip the running test unless all these tools are installed; let it fail if ``CI=true``.
@@ -88,10 +93,9 @@ def require(*tools: str) -> None:
     if not missing:
         return
     packages = sorted({_PACKAGES.get(name, "dcmtk") for name in missing})
-    message = f"not installed: {', '.join(missing)} (Debian and Ubuntu: apt-get install {' '.join(packages)})"
-    if os.environ.get("CI", "").lower() in {"1", "true"}:
-        raise PeerError(message)
-    raise SkipTest(message)
+    raise missing_error(
+        f"not installed: {', '.join(missing)} (Debian and Ubuntu: apt-get install {' '.join(packages)})"
+    )
 
 
 def tool(name: str) -> str:

@@ -26,6 +26,7 @@ from dicomtwist.sop_class import Verification
 from tests.documentation import (
     DOCS,
     NO_PROGRAM,
+    NOT_RUN,
     PROGRAMS,
     PROJECT,
     Block,
@@ -33,8 +34,8 @@ from tests.documentation import (
     commands,
     matches,
     pages,
-    run_page,
 )
+from tests.page_runner import run_page
 from tests.test_layers import modules
 
 #: Blocks that another test runs: the page and the block's first line, and that test.
@@ -42,9 +43,6 @@ ELSEWHERE = {
     ("README.md", "# server.py"): "tests.test_readme.Readme.test_server_and_client",
     ("README.md", "# client.py"): "tests.test_readme.Readme.test_server_and_client",
     ("README.md", "@evt.streaming"): "tests.test_readme.Readme.test_streaming_handler",
-    ("docs/guides/testing.md", "from twisted.trial.unittest import SynchronousTestCase"): (
-        "tests.test_testing.Guide.test_two_aes"
-    ),
     ("docs/guides/testing.md", "network.answers = False  # attempts to connect get no answer"): (
         "tests.test_testing.Guide.test_the_peer"
     ),
@@ -103,8 +101,8 @@ class Blocks(SynchronousTestCase):
         self.assertGreater(len(self.blocks), 20)
         for block in self.blocks:
             self.assertIn(block.language, (*PROGRAMS, *NO_PROGRAM), f"{block}: write ```text, or what it is")
-            self.assertIn(block.key, ("", "server", "file", "not run"), f"{block}: no such comment")
-            if block.key == "not run":
+            self.assertIn(block.key, ("", "server", "file", *NOT_RUN), f"{block}: no such comment")
+            if block.key in NOT_RUN:
                 self.assertGreater(len(block.value), 10, f"{block}: why not?")
 
     def test_files_are_used(self) -> None:
