@@ -41,8 +41,10 @@ if TYPE_CHECKING:
     from dicomtwist.presentation import (
         ALL_TRANSFER_SYNTAXES,
         DEFAULT_TRANSFER_SYNTAXES,
+        STORAGE_TRANSFER_SYNTAXES,
         PresentationContext,
         build_context,
+        build_contexts,
         build_role,
     )
     from dicomtwist.scu.responses import Answers, Retrieval, RetrievalResult, SubOperations
@@ -97,6 +99,7 @@ __all__ = [
     "AssociationTimeout",
     "AsyncOperationsWindow",
     "build_context",
+    "build_contexts",
     "build_role",
     "check_ae_title",
     "DataSetError",
@@ -120,6 +123,7 @@ __all__ = [
     "SOPClassCommonExtended",
     "SOPClassExtended",
     "Status",
+    "STORAGE_TRANSFER_SYNTAXES",
     "SubOperations",
     "TooManyAnswers",
     "WouldDeadlock",
@@ -184,8 +188,10 @@ _NAMES = {
     "presentation": (
         "ALL_TRANSFER_SYNTAXES",
         "DEFAULT_TRANSFER_SYNTAXES",
+        "STORAGE_TRANSFER_SYNTAXES",
         "PresentationContext",
         "build_context",
+        "build_contexts",
         "build_role",
     ),
     "scu.responses": ("Answers", "Retrieval", "RetrievalResult", "SubOperations"),

@@ -37,9 +37,10 @@ ALL_TRANSFER_SYNTAXES: Final = DEFAULT_TRANSFER_SYNTAXES + tuple(
     if kind == "Transfer Syntax" and not retired and uid not in DEFAULT_TRANSFER_SYNTAXES
 )
 
-#: All of these, Explicit VR Little Endian first, for an acceptor that keeps what it receives: Implicit VR loses the VRs of
-#: private elements, and with them the meaning of values that only a VR tells, as 1-bit pixel data.
-EXPLICIT_FIRST: Final = tuple(sorted(ALL_TRANSFER_SYNTAXES, key=lambda uid: uid != "1.2.840.10008.1.2.1"))
+#: All of these, Explicit VR Little Endian first: what a server that keeps images should support. Implicit VR loses the VRs of
+#: private elements, and with them the meaning of values that only a VR tells, as 1-bit pixel data. The compressed ones are
+#: for modalities that send JPEG 2000, JPEG-LS, JPEG, RLE, HTJ2K, JPEG XL or video.
+STORAGE_TRANSFER_SYNTAXES: Final = tuple(sorted(ALL_TRANSFER_SYNTAXES, key=lambda uid: uid != "1.2.840.10008.1.2.1"))
 
 _STATUS: Final[dict[int | None, str]] = {
     None: "Pending",
@@ -342,6 +343,39 @@ def build_context(abstract_syntax: UIDLike, transfer_syntax: TransferSyntaxes | 
     :raises ValueError: if a value is not a UID, or a transfer syntax is known to be something else
     """
     return PresentationContext(_checked_abstract_syntax(abstract_syntax), _checked_transfer_syntaxes(transfer_syntax))
+
+
+def build_contexts(
+    abstract_syntaxes: UIDLike | Iterable[UIDLike | PresentationContext],
+    transfer_syntax: TransferSyntaxes | None = None,
+) -> list[PresentationContext]:
+    """Create a presentation context for each abstract syntax, all with the same transfer syntaxes.
+
+    A server that accepts compressed images as well has
+    ``build_contexts(AllStoragePresentationContexts, STORAGE_TRANSFER_SYNTAXES)``.
+
+    :param abstract_syntaxes: UIDs of SOP Classes, or contexts of which only the abstract syntax counts, such as a prebuilt list
+    :param transfer_syntax: one transfer syntax or several; ``DEFAULT_TRANSFER_SYNTAXES`` by default
+    :returns: the contexts in the same order
+    :raises TypeError: if a value has a wrong type
+    :raises ValueError: if a value is not a UID, a transfer syntax is known to be something else, or a context lacks its
+        abstract syntax
+    """
+    if isinstance(abstract_syntaxes, str | bytes):
+        abstract_syntaxes = [abstract_syntaxes]
+    if not isinstance(abstract_syntaxes, Iterable):
+        raise TypeError(f"abstract syntaxes must be UIDs or contexts, not {type(abstract_syntaxes).__name__}")
+    # The transfer syntaxes are checked once: there may be 170 contexts, each with 50 of them.
+    syntaxes = _checked_transfer_syntaxes(transfer_syntax)
+    contexts = []
+    for given in abstract_syntaxes:
+        uid = given.abstract_syntax if isinstance(given, PresentationContext) else given
+        if uid is None:
+            raise ValueError("a presentation context in the list has no abstract syntax")
+        context = PresentationContext(_checked_abstract_syntax(uid))
+        context._transfer_syntax = syntaxes
+        contexts.append(context)
+    return contexts
 
 
 def build_role(uid: UIDLike, scu_role: bool = False, scp_role: bool = False) -> RoleSelection:

@@ -19,10 +19,11 @@ from twisted.internet.threads import deferToThread
 
 from dicomtwist import (
     AE,
-    ALL_TRANSFER_SYNTAXES,
+    STORAGE_TRANSFER_SYNTAXES,
     OperationFailed,
     StoragePresentationContexts,
     build_context,
+    build_contexts,
     build_role,
     evt,
 )
@@ -40,9 +41,9 @@ async def main(reactor, host, port, ae_title, study, path):
         await deferToThread((folder / f"{uid}.dcm").write_bytes, event.encoded_dataset())
         return 0x0000
 
-    storage = [context.abstract_syntax for context in StoragePresentationContexts]
-    contexts = [build_context(STUDY_GET), *(build_context(uid, ALL_TRANSFER_SYNTAXES) for uid in storage)]
-    roles = [build_role(uid, scp_role=True) for uid in storage]
+    storage = build_contexts(StoragePresentationContexts, STORAGE_TRANSFER_SYNTAXES)
+    contexts = [build_context(STUDY_GET), *storage]
+    roles = [build_role(context.abstract_syntax, scp_role=True) for context in storage]
     keys = Dataset()
     keys.QueryRetrieveLevel = "STUDY"
     keys.StudyInstanceUID = study

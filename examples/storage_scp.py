@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 from twisted.internet.threads import deferToThread
 
-from dicomtwist import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+from dicomtwist import AE, STORAGE_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_contexts, evt
 from dicomtwist.part10 import encode_preamble_and_meta
 from dicomtwist.sop_class import Verification
 
@@ -55,9 +55,8 @@ async def main(reactor, path, endpoint="tcp:11112:interface=127.0.0.1"):
     folder = Folder(Path(path))
     folder.path.mkdir(parents=True, exist_ok=True)
     ae = AE("STORE_SCP")
+    ae.supported_contexts = build_contexts(AllStoragePresentationContexts, STORAGE_TRANSFER_SYNTAXES)
     ae.add_supported_context(Verification)
-    for context in AllStoragePresentationContexts:
-        ae.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
     await ae.start_server(endpoint, evt_handlers=[(evt.EVT_C_STORE, folder.store)])
     print("listening", flush=True)
     await Deferred()  # until Ctrl-C

@@ -13,6 +13,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEGBaseline8Bit,
 )
 from twisted.trial.unittest import SynchronousTestCase
@@ -21,6 +22,7 @@ from dicomtwist import presentation
 from dicomtwist.presentation import (
     ALL_TRANSFER_SYNTAXES,
     DEFAULT_TRANSFER_SYNTAXES,
+    STORAGE_TRANSFER_SYNTAXES,
     AllStoragePresentationContexts,
     PresentationContext,
     PresentationContextTuple,
@@ -28,6 +30,7 @@ from dicomtwist.presentation import (
     StoragePresentationContexts,
     VerificationPresentationContexts,
     build_context,
+    build_contexts,
     build_role,
     number_contexts,
 )
@@ -107,6 +110,11 @@ class TransferSyntaxTests(SynchronousTestCase):
         self.assertTrue(all(uid.is_transfer_syntax for uid in ALL_TRANSFER_SYNTAXES))
         for suffix in ("1.98", "4.50", "4.91", "4.112", "4.205", "5", "7.3", "8.1"):
             self.assertIn(f"1.2.840.10008.1.2.{suffix}", ALL_TRANSFER_SYNTAXES)
+
+    def test_for_storage(self) -> None:
+        """A server that keeps images supports all of them, and prefers the explicit one."""
+        self.assertEqual(STORAGE_TRANSFER_SYNTAXES[0], ExplicitVRLittleEndian)
+        self.assertEqual(sorted(STORAGE_TRANSFER_SYNTAXES), sorted(ALL_TRANSFER_SYNTAXES))
 
 
 class ContextTests(SynchronousTestCase):
@@ -340,6 +348,31 @@ class BuildTests(SynchronousTestCase):
             self.assertRaises(error, build_context, wrong)
         self.assertRaises(TypeError, build_context, Verification, 12)
         self.assertRaises(ValueError, build_context, Verification, CTImageStorage)
+
+    def test_build_contexts(self) -> None:
+        """UIDs and contexts, each with the same transfer syntaxes."""
+        given: list[str | bytes | PresentationContext] = ["1.2.840.10008.1.1", build_context(CTImageStorage), b"1.2.3"]
+        contexts = build_contexts(given, [ExplicitVRLittleEndian, JPEG2000Lossless])
+        self.assertEqual(
+            contexts,
+            [
+                build_context(uid, [ExplicitVRLittleEndian, JPEG2000Lossless])
+                for uid in ("1.2.840.10008.1.1", "1.2.840.10008.5.1.4.1.1.2", "1.2.3")
+            ],
+        )
+        contexts[0].add_transfer_syntax("1.2.840.10008.1.2.5")
+        self.assertEqual(len(contexts[1].transfer_syntax), 2)
+        self.assertEqual(build_contexts("1.2.3"), [build_context("1.2.3")])
+        self.assertEqual(build_contexts([]), [])
+        negotiated = PresentationContext("1.2.3", "1.2.840.10008.1.2", context_id=5, scu_role=True)
+        self.assertEqual(build_contexts([negotiated]), [build_context("1.2.3")])
+
+    def test_build_contexts_errors(self) -> None:
+        self.assertRaises(TypeError, build_contexts, None)
+        self.assertRaises(TypeError, build_contexts, [1])
+        self.assertRaises(ValueError, build_contexts, ["CTImageStorage"])
+        self.assertRaises(ValueError, build_contexts, [PresentationContext()])
+        self.assertRaises(ValueError, build_contexts, ["1.2.3"], "1.2.840.10008.1.1")
 
     def test_build_role(self) -> None:
         """A role selection item."""

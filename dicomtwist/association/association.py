@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
+from dicomtwist.association.explanations import explain_missing_context
 from dicomtwist.association.record import RecordKeeper
 from dicomtwist.association.release import Release
 from dicomtwist.association.service_user import ServiceUser
@@ -37,7 +38,6 @@ from dicomtwist.runtime.call_handler import call_handler
 from dicomtwist.scp.services import performance
 from dicomtwist.scu.dimse_n import NormalisedUser
 from dicomtwist.settings import Settings
-from dicomtwist.sop_class import SOPClass
 from dicomtwist.tls.errors import describe_tls_error
 from dicomtwist.transport.upper_layer import UpperLayerProtocol, address_of
 from dicomtwist.ul.connection import AbortIndication
@@ -542,29 +542,28 @@ class Association(NormalisedUser):
         :raises NoPresentationContext: no accepted context fits.
         """
         self.check_established()
-        named = False
         for context_id, context in self._tuples.items():
             if context.abstract_syntax != abstract_syntax:
                 continue
-            named = True
             if transfer_syntax is not None and context.transfer_syntax != transfer_syntax:
                 continue
             if self.has_role(context_id, as_scu=as_scu):
                 return context
-        raise NoPresentationContext(self._why_no_context(abstract_syntax, transfer_syntax, named, as_scu))
+        raise NoPresentationContext(self._why_no_context(abstract_syntax, transfer_syntax, as_scu))
 
-    def _why_no_context(self, abstract_syntax: str, transfer_syntax: str | None, named: bool, as_scu: bool) -> str:
-        name, role = SOPClass(abstract_syntax).name, "SCU" if as_scu else "SCP"
-        of_class = [context_id for context_id, one in self._tuples.items() if one.abstract_syntax == abstract_syntax]
-        if named and not any(self.has_role(context_id, as_scu=as_scu) for context_id in of_class):
-            return f"no accepted presentation context for {name} as {role}: role selection has not given us this role"
-        if named:
-            wanted = f" with transfer syntax {transfer_syntax}" if transfer_syntax else ""
-            return f"no accepted presentation context for {name}{wanted} as {role}"
-        for context in self._rejected:
-            if context.abstract_syntax == abstract_syntax:
-                return f"the peer did not accept a presentation context for {name}: {context.status}"
-        return f"no presentation context was proposed for {name}: add it to the requested contexts"
+    def _why_no_context(self, abstract_syntax: str, transfer_syntax: str | None, as_scu: bool) -> str:
+        of_class = {
+            context_id: one for context_id, one in self._tuples.items() if one.abstract_syntax == abstract_syntax
+        }
+        return explain_missing_context(
+            abstract_syntax,
+            transfer_syntax,
+            role="SCU" if as_scu else "SCP",
+            accepted=[one.transfer_syntax for one in of_class.values()],
+            has_role=any(self.has_role(context_id, as_scu=as_scu) for context_id in of_class),
+            rejected=self._rejected,
+            is_requestor=self.is_requestor,
+        )
 
     # --- time
 

@@ -15,13 +15,13 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.association.association import Association
+from dicomtwist.association.explanations import explain_refusals
 from dicomtwist.association.negotiation import propose_contexts, resolve_answer
 from dicomtwist.association.timeouts import Deadline
 from dicomtwist.errors import AssociationRejected, NoAcceptedContexts
 from dicomtwist.interfaces import AEInterface
 from dicomtwist.presentation import PresentationContext, number_contexts
 from dicomtwist.settings import Settings
-from dicomtwist.sop_class import SOPClass
 from dicomtwist.transport.upper_layer import UpperLayerProtocol
 from dicomtwist.ul.framing import MAX_ASSOCIATE_LENGTH
 from dicomtwist.ul.items import UserInformation
@@ -154,15 +154,7 @@ class RequestorAssociation(Association):
             answered.callback(self)
 
     def _nothing_accepted(self) -> None:
-        reasons = sorted({f"{_named(context)}: {context.status}" for context in self._rejected})
-        more = f" and {len(reasons) - 5} more" if len(reasons) > 5 else ""
-        self._unusable = Failure(
-            NoAcceptedContexts(
-                f"{self.acceptor.ae_title} accepted none of the {len(self._rejected)} presentation contexts: "
-                + "; ".join(reasons[:5])
-                + more
-            )
-        )
+        self._unusable = Failure(NoAcceptedContexts(explain_refusals(self.acceptor.ae_title, self._rejected)))
         self.release().addErrback(lambda _: None)
 
     _unusable: Failure | None = None
@@ -200,13 +192,6 @@ def _user_information(settings: Settings, items: UserInformation) -> UserInforma
         implementation_class_uid=settings.implementation_class_uid,
         implementation_version_name=settings.implementation_version_name,
     )
-
-
-def _named(context: PresentationContext) -> str:
-    """Return the name of a context's SOP Class with its UID, or the UID alone if it has no name."""
-    uid = str(context.abstract_syntax)
-    name = SOPClass(uid).name
-    return uid if name == uid else f"{name} ({uid})"
 
 
 def _within(answered: int, proposed: int) -> int:

@@ -38,7 +38,7 @@ from dicomtwist.daemon.signals import limit_stop, take_signals
 from dicomtwist.daemon.supervisor import SupervisorService, WorkerService
 from dicomtwist.daemon.workers import MAX_WORKERS, Workers, WorkerSpec, worker_command
 from dicomtwist.datasets.character_sets import canonical
-from dicomtwist.presentation import EXPLICIT_FIRST, AllStoragePresentationContexts
+from dicomtwist.presentation import STORAGE_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from dicomtwist.runtime.memory import freeze_startup_objects, retain_heap
 from dicomtwist.runtime.read_dispatch import dispatch_reads_directly
 from dicomtwist.settings import Settings
@@ -543,7 +543,7 @@ def _make_ae(options: Options) -> AE:
     ae.settings.keep_compression = True
     for context in AllStoragePresentationContexts:
         # Both roles, for C-GET: a peer that retrieves is the SCP of the instances that it gets.
-        ae.add_supported_context(context.abstract_syntax or "", EXPLICIT_FIRST, scu_role=True, scp_role=True)
+        ae.add_supported_context(context.abstract_syntax or "", STORAGE_TRANSFER_SYNTAXES, scu_role=True, scp_role=True)
     ae.add_supported_context("1.2.840.10008.1.1")
     return ae
 

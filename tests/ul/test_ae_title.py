@@ -196,8 +196,9 @@ class NothingAccepted(MemoryTestCase):
             str(error),
             "PACS accepted none of the 3 presentation contexts:"
             " 1.2.3.4.5.6.7: Abstract Syntax Not Supported;"
-            " CT Image Storage (1.2.840.10008.5.1.4.1.1.2): Transfer Syntax(es) Not Supported;"
-            " MR Image Storage (1.2.840.10008.5.1.4.1.1.4): Abstract Syntax Not Supported",
+            " CT Image Storage (1.2.840.10008.5.1.4.1.1.2) with Explicit VR Little Endian: Transfer Syntax(es) Not Supported;"
+            " MR Image Storage (1.2.840.10008.5.1.4.1.1.4): Abstract Syntax Not Supported."
+            " Propose other transfer syntaxes as well, or configure the peer to accept these",
         )
 
     def test_many(self) -> None:

@@ -23,7 +23,7 @@ from dicomtwist import (
 )
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.errors import DataSetError, NoPresentationContext
-from dicomtwist.presentation import EXPLICIT_FIRST
+from dicomtwist.presentation import STORAGE_TRANSFER_SYNTAXES
 from dicomtwist.scu.responses import Retrieval, RetrievalResult, SubOperations
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.tools.client import ClientAssociation
@@ -318,7 +318,8 @@ class Move(Transfer):
         # As twist dicom: what the peer has is received as it is, and in Explicit VR if the peer has to choose.
         client.ae.keep_compression = True
         contexts = [
-            build_context(context.abstract_syntax or "", EXPLICIT_FIRST) for context in AllStoragePresentationContexts
+            build_context(context.abstract_syntax or "", STORAGE_TRANSFER_SYNTAXES)
+            for context in AllStoragePresentationContexts
         ]
         self._server = await client.ae.start_server(
             self._listen, ae_title=self._destination, contexts=contexts, evt_handlers=[self.receiver.handler]

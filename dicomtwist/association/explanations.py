@@ -1,0 +1,117 @@
+"""
+Why there is no presentation context for a service, in words: the names of SOP Classes and transfer syntaxes, and what to add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from pydicom.uid import UID
+
+from dicomtwist.presentation import PresentationContext
+from dicomtwist.sop_class import SOPClass, shared_uid
+
+#: The transfer syntaxes and the contexts of which one sentence gives the names.
+_NAMED_SYNTAXES: Final = 3
+_NAMED_CONTEXTS: Final = 5
+
+_LONGEST_NAME: Final = 100
+
+#: The result "transfer syntaxes not supported" (PS3.8 Table 9-18).
+_SYNTAXES_REFUSED: Final = 4
+
+
+def syntax_names(uids: Iterable[str]) -> str:
+    """Return the names of transfer syntaxes, as ``"JPEG Baseline (Process 1), RLE Lossless"``; of many the first ones only."""
+    names = [_syntax_name(str(uid)) for uid in uids]
+    more = len(names) - _NAMED_SYNTAXES
+    if more <= 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:_NAMED_SYNTAXES])} and {more} more"
+
+
+def _syntax_name(uid: str) -> str:
+    name = shared_uid(UID, uid).name
+    # A peer may propose any text as a transfer syntax.
+    return name if len(name) <= _LONGEST_NAME and name.isprintable() else ascii(name[:_LONGEST_NAME])
+
+
+def explain_refusals(peer: str, rejected: Sequence[PresentationContext]) -> str:
+    """
+    Return why an association has no accepted presentation context.
+
+    :param peer: the AE title of the acceptor.
+    :param rejected: the contexts that were proposed, each with its result.
+    """
+    reasons = sorted({f"{_proposal(context)}: {context.status}" for context in rejected})
+    more = f" and {len(reasons) - _NAMED_CONTEXTS} more" if len(reasons) > _NAMED_CONTEXTS else ""
+    text = f"{peer} accepted none of the {len(rejected)} presentation contexts: {'; '.join(reasons[:_NAMED_CONTEXTS])}{more}"
+    if any(context.result == _SYNTAXES_REFUSED for context in rejected):
+        text += ". Propose other transfer syntaxes as well, or configure the peer to accept these"
+    return text
+
+
+def _proposal(context: PresentationContext) -> str:
+    """Name a proposed context: the SOP Class and its UID, and the transfer syntaxes if they are what the acceptor lacks."""
+    uid = str(context.abstract_syntax)
+    name = SOPClass(uid).name
+    named = uid if name == uid else f"{name} ({uid})"
+    if context.result != _SYNTAXES_REFUSED:
+        return named
+    return f"{named} with {syntax_names(context.transfer_syntax)}"
+
+
+def explain_missing_context(
+    abstract_syntax: str,
+    transfer_syntax: str | None,
+    *,
+    role: str,
+    accepted: Sequence[str],
+    has_role: bool,
+    rejected: Iterable[PresentationContext],
+    is_requestor: bool,
+) -> str:
+    """
+    Return why an association has no presentation context for a service, and what to add.
+
+    :param abstract_syntax: the SOP Class UID of the service.
+    :param transfer_syntax: the transfer syntax UID of the data set, ``None`` for any.
+    :param role: the role of this side, ``"SCU"`` or ``"SCP"``.
+    :param accepted: the transfer syntaxes of the accepted contexts of the SOP Class.
+    :param has_role: whether this side has the role in one of these contexts.
+    :param rejected: the contexts that the acceptor rejected.
+    :param is_requestor: whether this side requested the association, so that it can propose more.
+    """
+    name = SOPClass(abstract_syntax).name
+    wanted = f" with {syntax_names([transfer_syntax])}" if transfer_syntax else ""
+    if accepted and not has_role:
+        return f"no accepted presentation context for {name} as {role}: role selection has not given us this role"
+    refused = [context for context in rejected if context.abstract_syntax == abstract_syntax]
+    asked = [context for context in refused if transfer_syntax is None or transfer_syntax in context.transfer_syntax]
+    if refused and (asked or not accepted):
+        context = (asked or refused)[0]
+        text = f"the peer did not accept a presentation context for {name}{wanted if asked else ''}: {context.status}"
+        if context.result == _SYNTAXES_REFUSED and not (asked and wanted):
+            text += f": {syntax_names(context.transfer_syntax)}"
+        if accepted:
+            text += f"; it accepted {syntax_names(accepted)}"
+        elif transfer_syntax and not asked and context.result == _SYNTAXES_REFUSED and is_requestor:
+            text += f"; propose {_call(abstract_syntax, transfer_syntax)}"
+        return text
+    if accepted:
+        text = f"no accepted presentation context for {name}{wanted} as {role}: the accepted transfer syntax is "
+        text += syntax_names(accepted)
+        if not transfer_syntax or not is_requestor:
+            return text
+        return f"{text}. Propose one of its own: {_call(abstract_syntax, transfer_syntax)}"
+    if not is_requestor:
+        return f"the peer proposed no presentation context for {name}"
+    hint = _call(abstract_syntax, transfer_syntax)
+    return f"no presentation context was proposed for {name}: add it to the requested contexts, {hint}"
+
+
+def _call(abstract_syntax: str, transfer_syntax: str | None) -> str:
+    """Return the call that proposes a context, with the keywords of :mod:`dicomtwist.sop_class` and :mod:`pydicom.uid`."""
+    arguments = [SOPClass(abstract_syntax), *([UID(transfer_syntax)] if transfer_syntax else [])]
+    return f"ae.add_requested_context({', '.join(uid.keyword or repr(str(uid)) for uid in arguments)})"
