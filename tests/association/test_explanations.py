@@ -145,6 +145,6 @@ class Texts(MemoryTestCase):
         self.assertEqual(syntax_names([]), "")
 
     def test_hostile_names(self) -> None:
-        """What a peer calls a transfer syntax does not get into a terminal, and is cut."""
+        """A name from a peer is quoted and cut, so that a terminal does not interpret it."""
         self.assertEqual(syntax_names(["\x1b[31m\nA"]), r"'\x1b[31m\nA'")
         self.assertEqual(len(syntax_names(["9" * 60000])), 102)  # with its quotes
