@@ -9,26 +9,26 @@ peer is not read from while too much waits to be written.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from threading import get_ident
 from typing import Final, Protocol, TypeAlias
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist.archive.index.record import MAX_VALUE_LENGTH, WANTED, make_record, scanner_for
 from dicomtwist.archive.index.sender import Sender
 from dicomtwist.archive.instance import Deliver, ReceivedInstance
+from dicomtwist.archive.move_schedule import Movable, MoveSchedule
 from dicomtwist.archive.storage.interfaces import ReceivingStorage, Writer
 from dicomtwist.archive.storage.system_calls import Buffer
 from dicomtwist.archive.storage.types import Durability, InstanceUIDs, StoreError, Written
 from dicomtwist.datasets.chunk_buffer import ChunkBuffer
 from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner
 from dicomtwist.datasets.layout_cache import Layouts
-from dicomtwist.errors import ExecutorFull, loggable
+from dicomtwist.errors import ExecutorFull
 from dicomtwist.part10 import FileMeta, decode_uid, encode_preamble_and_meta
 from dicomtwist.runtime.executors import Executor
 
@@ -41,15 +41,6 @@ BATCH: Final = 64
 #: The number of threads that write small instances. With durability full one thread computes while the other waits for the
 #: medium; with durability none no thread waits. More threads only compete with each other.
 WRITERS: Final = {Durability.FULL: 2, Durability.NONE: 1}
-#: Files and rows that may follow an acknowledgement are made after no instance has arrived for this time, in seconds.
-PAUSE: Final = 0.05
-#: They are made without a pause when they follow for this number of instances, or for this number of times :data:`PAUSE`.
-BURST: Final = 1800
-LONGEST_TURNS: Final = 20
-#: The time after which they are tried again if the database has refused them, in seconds.
-TRY_AGAIN: Final = 5.0
-#: After a query they are made without a pause for this number of times :data:`PAUSE`.
-EAGER_TURNS: Final = 100
 #: The number of bytes of one instance that may wait to be written before its peer is not read from any more.
 MAX_UNWRITTEN: Final = 4 * 1024 * 1024
 
@@ -79,7 +70,7 @@ class Flow(Protocol):
         """Read on."""
 
 
-class Keeper(Protocol):
+class Keeper(Movable, Protocol):
     """The receiver of complete instances: an :class:`~dicomtwist.archive.archive.Archive`, or a folder without an index."""
 
     @property
@@ -88,24 +79,6 @@ class Keeper(Protocol):
 
     def keep_all(self, instances: Sequence[ReceivedInstance], deliver: Deliver) -> None:
         """Store complete instances, see :meth:`dicomtwist.archive.archive.Archive.keep_all`."""
-
-    @property
-    def unindexed(self) -> int:
-        """The number of stored instances that have no file or no row yet."""
-
-    @property
-    def unsettled(self) -> int:
-        """The number of stored instances with a file that are still in the inbox."""
-
-    @property
-    def asked(self) -> int:
-        """A number that rises with each query."""
-
-    def move(self) -> None:
-        """Give all stored instances their files and rows, see :meth:`dicomtwist.archive.archive.Archive.move`."""
-
-    def settle(self) -> None:
-        """Take instances out of the inbox, see :meth:`dicomtwist.archive.archive.Archive.settle`."""
 
 
 class Ingest:
@@ -126,13 +99,7 @@ class Ingest:
         self.executor = executor
         self.default_charset = default_charset
         self.layouts = Layouts(WANTED, MAX_VALUE_LENGTH)
-        self._came = 0
-        self._asked = 0
-        self._turns = 0
-        self._idle_turns = 0
-        self._eager = 0
-        self._is_sustained = self._is_moving = self._is_stopped = False
-        self._waiting: IDelayedCall | None = None
+        self._moves = MoveSchedule(archive, executor)
         self._whole: deque[IncomingInstance] = deque()
         self._writers = 0
         self._max_writers = WRITERS[archive.store.durability]
@@ -236,72 +203,11 @@ class Ingest:
             incoming.kept(error)
             stored += error is None
         if stored:
-            self._came_in(stored)
-
-    # --- what follows the acknowledgements
-
-    def _came_in(self, count: int) -> None:
-        """Note that instances were acknowledged, whose files or rows may have to follow."""
-        self._came += count
-        if self._waiting is None and not self._is_moving and not self._is_stopped:
-            if self.archive.unindexed or self.archive.unsettled:
-                self._wait()
+            self._moves.came(stored)
 
     def stop(self) -> None:
         """Make no further files and rows; closing the archive does so."""
-        self._is_stopped = True
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
-
-    def _wait(self, seconds: float = PAUSE) -> None:
-        self._waiting = self.executor.call_later(seconds, self._waited, self._came)
-
-    def _waited(self, came: int) -> None:
-        """
-        Move what waits after a pause in the arrivals, since moving slows down a burst; or when many wait, or for a second.
-
-        From then on until the next pause, and after a query, move at each turn, so that a query has little to wait for.
-        """
-        self._waiting = None
-        archive = self.archive
-        is_pause = came == self._came
-        self._turns += 1
-        self._idle_turns = self._idle_turns + 1 if is_pause else 0
-        if archive.asked != self._asked:
-            self._asked = archive.asked
-            self._eager = EAGER_TURNS
-        behind = archive.unindexed
-        if behind >= BURST or self._turns >= LONGEST_TURNS:
-            self._is_sustained = True
-        if behind and (is_pause or self._is_sustained or self._eager):
-            self._begin(archive.move, is_pause)
-        elif archive.unsettled and self._idle_turns >= LONGEST_TURNS:
-            self._begin(archive.settle, is_pause)
-        elif behind or archive.unsettled:
-            self._wait()
-        else:
-            self._turns = 0
-        self._eager = max(0, self._eager - 1)
-
-    def _begin(self, function: Callable[[], None], is_pause: bool) -> None:
-        self._is_moving = True
-        if is_pause:
-            self._is_sustained = False
-            self._turns = 0
-        self.executor.run_admitted(function).addCallbacks(self._moved, self._not_moved)
-
-    def _moved(self, _: None, seconds: float = PAUSE) -> None:
-        self._is_moving = False
-        if not self._is_stopped and (self.archive.unindexed or self.archive.unsettled):
-            self._wait(seconds)
-
-    def _not_moved(self, reason: Failure) -> None:
-        """Try again later; the next query tries as well."""
-        self._moved(None, TRY_AGAIN)
-        self.log.error(
-            "instances that are stored wait for their files or their rows: {reason}", reason=loggable(reason.value)
-        )
+        self._moves.stop()
 
 
 class IncomingInstance:

@@ -9,8 +9,9 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist.archive.ingest import BURST, EAGER_TURNS, LONGEST_TURNS, PAUSE, TRY_AGAIN, IncomingInstance, Ingest
+from dicomtwist.archive.ingest import IncomingInstance, Ingest
 from dicomtwist.archive.instance import Deliver, ReceivedInstance
+from dicomtwist.archive.move_schedule import BURST, EAGER_TURNS, LONGEST_TURNS, PAUSE, TRY_AGAIN
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.runtime.executors import Executor
 

@@ -13,7 +13,8 @@ from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index import write_behind
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.record import IndexRow
-from dicomtwist.archive.ingest import PAUSE, TRY_AGAIN, Ingest
+from dicomtwist.archive.ingest import Ingest
+from dicomtwist.archive.move_schedule import PAUSE, TRY_AGAIN
 from dicomtwist.archive.recovery import reconcile
 from dicomtwist.archive.services.storage import StorageService
 from dicomtwist.archive.storage.types import Durability, IndexFailed
