@@ -206,12 +206,15 @@ class Refused(DICOMError):
     :param status: the status code; or a :class:`~dicomtwist.dimse.status.Status`, with the other fields of the response.
     :param comment: the reason; its first 64 characters are the Error Comment (0000,0902) of the response.
     :param service: the DIMSE service that is refused, such as ``"C-STORE"``, if it is known.
+    :param details: what the log says besides the reason. It is not sent.
 
     :ivar status: the :class:`~dicomtwist.dimse.status.Status` to answer with.
+    :ivar details: *details*.
     """
 
-    def __init__(self, status: int, comment: str = "", service: str = "") -> None:
+    def __init__(self, status: int, comment: str = "", service: str = "", *, details: str = "") -> None:
         super().__init__(comment)
+        self.details = details
         self.status = status if isinstance(status, Status) else Status(status, service, comment[:64])
 
 

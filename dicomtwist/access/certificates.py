@@ -16,6 +16,9 @@ __all__ = ["Certificate", "CertificatePattern", "parse_pattern"]
 #: The attributes of a name: for each the object identifier of its type, as dotted numbers, and its value.
 Attributes = frozenset[tuple[str, str]]
 
+#: The most characters of a subject in a text about it.
+MAX_DESCRIBED: Final = 200
+
 _FINGERPRINT: Final = re.compile(r"sha256:((?:[0-9a-f]{2}:?){31}[0-9a-f]{2})", re.IGNORECASE)
 
 
@@ -30,6 +33,9 @@ class Certificate:
 
     subject: Attributes
     fingerprint: str
+
+    def __str__(self) -> str:
+        return _describe(self.subject, self.fingerprint)
 
     @classmethod
     def of(cls, certificate: x509.Certificate) -> Certificate:
@@ -52,6 +58,9 @@ class CertificatePattern:
 
     subject: Attributes = frozenset()
     fingerprint: str = ""
+
+    def __str__(self) -> str:
+        return _describe(self.subject, self.fingerprint)
 
     def matches(self, certificate: Certificate | None) -> bool:
         """Whether *certificate* matches; ``None`` never does."""
@@ -84,6 +93,23 @@ def parse_pattern(text: str) -> CertificatePattern:
             f"{text!r} describes no certificate: write attributes of its subject, CN=ct1, or sha256:FINGERPRINT"
         )
     return CertificatePattern(subject)
+
+
+def _describe(subject: Attributes, fingerprint: str) -> str:
+    """Return a subject in the notation of RFC 4514 if there is one, else a fingerprint; without control characters."""
+    if not subject:
+        return f"sha256:{fingerprint}"
+    # The common name says most, and has the lowest of the usual numbers.
+    attributes = sorted(subject, key=lambda attribute: (len(attribute[0]), attribute))
+    text = ",".join(_describe_attribute(*attribute) for attribute in attributes)
+    return repr(text[:MAX_DESCRIBED])[1:-1][:MAX_DESCRIBED]
+
+
+def _describe_attribute(oid: str, value: str) -> str:
+    try:
+        return x509.NameAttribute(x509.ObjectIdentifier(oid), value).rfc4514_string()
+    except ValueError:
+        return f"{oid}={value}"  # a value that X.520 does not allow
 
 
 def _attributes(name: x509.Name) -> Attributes:

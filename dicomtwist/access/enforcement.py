@@ -87,6 +87,14 @@ class Policy:
         """Whether the policy depends on the user; if not, a user identity is ignored."""
         return self.users is not None or bool(self.unchecked) or self.rules.has_user_conditions
 
+    def why_unconfirmed(self, kind: Identity) -> str:
+        """Return in words why an identity of type *kind* is not confirmed."""
+        if kind is Identity.PASSCODE and self.users is not None:
+            return "the user is unknown, or the passcode is wrong"
+        if kind is Identity.PASSCODE:
+            return "access.users names no file of users"
+        return f"access.accept-identity does not name {kind}"
+
 
 class _Checked:
     """An association, with the result of its last check."""
@@ -207,7 +215,7 @@ class Access:
         return (False, None) if outcome.check(CancelledError) else outcome
 
     def _let_in(self, assoc: AssociationInterface, kind: Identity, name: str, right: bool) -> tuple[bool, None]:
-        why = f"a user identity of type {kind} was not confirmed"
+        why = f"a user identity of type {kind} was not confirmed: {self.policy.why_unconfirmed(kind)}"
         if right:
             rules = self.policy.rules
             requestor = replace(_requestor(assoc), user=name, identity=kind)
@@ -251,22 +259,30 @@ class Access:
 
     def _refuse(self, event: evt.DIMSEEvent, checked: _Checked | None, operations: Iterable[Operation]) -> Any:
         wanted = " and ".join(sorted(operations))
+        # The peer learns the operation, and only the log the rules.
+        what = f"no rule allows {wanted}"
         if event.event in _ANSWERING:
-            raise Refused(NOT_AUTHORISED, f"no rule allows {wanted}")
+            raise Refused(NOT_AUTHORISED, what, details=self._explain_refusal(checked, operations))
         if checked is None or not checked.logged.issuperset(operations):
             # Log once for each association, however many instances a peer tries to store.
             event.assoc.log_refusal(
                 self.log.info,
-                "{service} of {peer!r} at {address} refused with 0x{status:04X}: no rule allows {wanted}",
+                "{service} of {peer!r} at {address} refused with 0x{status:04X}: {what}: {why}",
                 service=event.request.SERVICE,
                 peer=event.assoc.remote.ae_title,
                 address=event.assoc.remote.address,
                 status=NOT_AUTHORISED,
-                wanted=wanted,
+                what=what,
+                why=self._explain_refusal(checked, operations),
             )
             if checked is not None:
                 checked.logged.update(operations)
-        return Status(NOT_AUTHORISED, event.request.SERVICE, f"no rule allows {wanted}")
+        return Status(NOT_AUTHORISED, event.request.SERVICE, what)
+
+    def _explain_refusal(self, checked: _Checked | None, operations: Iterable[Operation]) -> str:
+        if checked is None or checked.requestor.undecided:
+            return "the association was not checked"
+        return self.policy.rules.explain_refusal(checked.requestor, operations)
 
 
 def _sop_class_of(request: type[Message]) -> Callable[[Any], str]:

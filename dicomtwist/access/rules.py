@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final
@@ -23,6 +23,7 @@ __all__ = [
     "UNIX",
     "Requestor",
     "Identity",
+    "Mismatch",
     "Operation",
     "Rejection",
     "Rule",
@@ -33,6 +34,10 @@ __all__ = [
 
 #: The largest number of rules.
 MAX_RULES: Final = 1000
+#: The most rules, and AE titles of a rule, whose spelling is compared with that of a peer.
+MAX_COMPARED: Final = 20
+#: The most values of a condition that a text about it names; further ones are counted.
+MAX_NAMED: Final = 5
 
 
 class Operation(StrEnum):
@@ -106,9 +111,21 @@ class Rejection:
     words: str
 
 
-_CALLED_UNKNOWN: Final = Rejection(1, 1, 7, "no rule has this called AE title")
-_CALLING_UNKNOWN: Final = Rejection(1, 1, 3, "no rule has this calling AE title")
-_NOT_ALLOWED: Final = Rejection(1, 1, 1, "no rule allows anything to this address, certificate or user")
+#: The source and reason of a rejection by the condition that does not match; any other condition has none of its own.
+_REASONS: Final = {"called": 7, "calling": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """
+    A condition of a rule that does not match a peer.
+
+    :ivar key: the key of the condition in the configuration, such as ``"calling"``.
+    :ivar words: what the peer has and what the rule wants, on one line without control characters.
+    """
+
+    key: str
+    words: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +134,7 @@ class Rule:
     Conditions on a peer, and the operations that it may request. A condition that is empty matches any peer.
 
     :ivar name: a name for the log.
+    :ivar where: where the rule is in its configuration, such as ``"access.rule 2"``, for texts about it.
     :ivar called: called AE titles; ``*`` in one stands for any characters, ``?`` for one character.
     :ivar calling: calling AE titles, with the same wildcards.
     :ivar networks: the networks of the peer. Loopback addresses and UNIX sockets are those of this machine: an address in
@@ -135,6 +153,10 @@ class Rule:
     identities: frozenset[Identity] = frozenset()
     certificates: tuple[CertificatePattern, ...] = ()
     allow: frozenset[Operation] = EVERYTHING
+    where: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.where or 'the rule'} {self.name!r}" if self.name else self.where or "a rule without a name"
 
     def matches(self, requestor: Requestor) -> bool:
         """Whether all conditions match *requestor*."""
@@ -152,6 +174,41 @@ class Rule:
         if self.users and requestor.user not in self.users:
             return False
         return not self.identities or requestor.identity in self.identities
+
+    def mismatches(self, requestor: Requestor) -> list[Mismatch]:
+        """Return the conditions that do not match *requestor*, in the order in which the server learns what they are about."""
+        found = []
+        if not _any_title(self.called, requestor.called):
+            found.append(Mismatch("called", f"the called AE title is {requestor.called!r}, not {_one_of(self.called)}"))
+        if not _any_title(self.calling, requestor.calling):
+            found.append(
+                Mismatch("calling", f"the calling AE title is {requestor.calling!r}, not {_one_of(self.calling)}")
+            )
+        if self.networks and not self.networks.has(requestor.address, proxied=requestor.proxied):
+            place = f"the address is {requestor.address!r}{' from a proxy' if requestor.proxied else ''}"
+            found.append(Mismatch("from", f"{place}, not in {_one_of(self.networks.texts())}"))
+        if self.certificates and not any(one.matches(requestor.certificate) for one in self.certificates):
+            has = (
+                "there is no certificate"
+                if requestor.certificate is None
+                else f"the certificate is {requestor.certificate}"
+            )
+            found.append(Mismatch("certificate", f"{has}, not {_one_of([str(one) for one in self.certificates])}"))
+        if not requestor.undecided:
+            if self.users and requestor.user not in self.users:
+                has = f"the user is {requestor.user!r}" if requestor.user else "there is no user"
+                found.append(Mismatch("user", f"{has}, not {_one_of(sorted(self.users))}"))
+            if self.identities and requestor.identity not in self.identities:
+                has = f"the user identity is of type {requestor.identity}" if requestor.identity else "no user identity"
+                found.append(Mismatch("identity", f"{has}, not {_one_of(sorted(self.identities))}"))
+        return found
+
+    @property
+    def conditions(self) -> int:
+        """The number of conditions."""
+        return sum(
+            map(bool, (self.called, self.calling, self.networks, self.certificates, self.users, self.identities))
+        )
 
 
 class Rules:
@@ -177,20 +234,98 @@ class Rules:
         return frozenset().union(*(rule.allow for rule in self.rules if rule.matches(requestor)))
 
     def rejection(self, requestor: Requestor) -> Rejection | None:
-        """Return the reason to reject an association of *requestor*; ``None`` if it may request any operation."""
+        """
+        Return the reason to reject an association of *requestor*; ``None`` if it may request any operation.
+
+        The reason is that of the nearest rule, but it is an AE title if no rule has that at all.
+        """
         if self.allowed(requestor):
             return None
-        called = [rule for rule in self.rules if _any_title(rule.called, requestor.called)]
-        if not called:
-            return _CALLED_UNKNOWN
-        return _NOT_ALLOWED if any(_any_title(rule.calling, requestor.calling) for rule in called) else _CALLING_UNKNOWN
+        known = [rule for rule in self.rules if _any_title(rule.called, requestor.called)]
+        if not known:
+            key, what = "called", "no rule has this called AE title"
+        elif not any(_any_title(rule.calling, requestor.calling) for rule in known):
+            key, what = "calling", "no rule has this calling AE title"
+        else:
+            key, what = "", "no rule that allows anything matches"
+        rule = self.nearest_rule(requestor)
+        if rule is None:
+            return Rejection(1, 1, _REASONS[key or "called"], what)
+        missing = rule.mismatches(requestor)
+        if not key:
+            key = next((one.key for one in missing if one.key in _REASONS), "")
+            if not key:
+                what = "no rule allows anything to this address, certificate or user"
+        return Rejection(1, 1, _REASONS.get(key, 1), f"{what}; {_nearest_in_words(rule, missing)}")
+
+    def nearest_rule(self, requestor: Requestor, *operations: Operation) -> Rule | None:
+        """
+        Return the rule that comes nearest to allowing all *operations* to *requestor*, ``None`` if no rule allows them.
+
+        That is the rule with the most conditions that match and the fewest that do not. Among equals it is one that has both
+        AE titles, then the one whose AE titles are spelled most like those of the peer. A rule for this machine alone is the
+        nearest of a remote peer only if there is no other.
+
+        :param operations: the operations; without them any rule counts that allows something, or else any rule.
+        """
+        rules = [rule for rule in self.rules if rule.allow.issuperset(operations) and (rule.allow or not operations)]
+        if not operations:
+            rules = [rule for rule in rules if rule.allow] or rules
+        ranked = [(_rank(rule, requestor), rule) for rule in rules]
+        if not ranked:
+            return None
+        best = max(rank for rank, _ in ranked)
+        equals = [rule for rank, rule in ranked if rank == best][:MAX_COMPARED]
+        return max(equals, key=lambda rule: _likeness(rule, requestor))
+
+    def explain_refusal(self, requestor: Requestor, operations: Iterable[Operation]) -> str:
+        """Return in words for the log why *operations* are not allowed to *requestor*: the nearest rules that allow them."""
+        parts = []
+        for operation in sorted(set(operations) - self.allowed(requestor)):
+            rule = self.nearest_rule(requestor, operation)
+            parts.append(
+                f"there is no rule with {operation}"
+                if rule is None
+                else _nearest_in_words(rule, rule.mismatches(requestor))
+            )
+        return "; ".join(parts)
+
+
+def _rank(rule: Rule, requestor: Requestor) -> tuple[bool, int, int, bool]:
+    missing = rule.mismatches(requestor)
+    keys = {one.key for one in missing}
+    is_foreign = "from" in keys and not rule.networks.networks
+    matching = rule.conditions - len(missing)
+    return not is_foreign, matching - len(missing), matching, not keys & _REASONS.keys()
+
+
+def _likeness(rule: Rule, requestor: Requestor) -> float:
+    """Return how alike the AE titles of a rule and of a peer are spelled, whatever their case: at the most 2."""
+    return sum(
+        max(
+            (difflib.SequenceMatcher(None, title.lower(), one.lower()).ratio() for one in patterns[:MAX_COMPARED]),
+            default=1.0,
+        )
+        for patterns, title in ((rule.called, requestor.called), (rule.calling, requestor.calling))
+    )
+
+
+def _nearest_in_words(rule: Rule, missing: Sequence[Mismatch]) -> str:
+    why = " and ".join(one.words for one in missing) or "it allows nothing"
+    return f"the nearest is {rule}: {why}"
+
+
+def _one_of(values: Sequence[str]) -> str:
+    """Return *values* in words, the first ones by name."""
+    more = len(values) - MAX_NAMED
+    return ", ".join(map(str, values[:MAX_NAMED])) + (f" or {more} more" if more > 0 else "")
 
 
 #: The rules of a server without configured rules: this machine may do anything, others may echo and store, but replace nothing.
 DEFAULT_RULES: Final = Rules(
     (
-        Rule("this machine", networks=Networks(loopback=True, unix=True)),
-        Rule("everybody", allow=frozenset((Operation.ECHO, Operation.STORE))),
+        Rule("this machine", where="the default rule", networks=Networks(loopback=True, unix=True)),
+        Rule("everybody", where="the default rule", allow=frozenset((Operation.ECHO, Operation.STORE))),
     )
 )
 
@@ -246,6 +381,7 @@ def _parse_rule(table: Mapping[str, Any], where: str) -> Rule:
             identities=frozenset(_member(Identity, one) for one in texts("identity")),
             certificates=tuple(parse_pattern(one) for one in texts("certificate")),
             allow=_parse_operations(texts("allow")),
+            where=where,
         )
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None

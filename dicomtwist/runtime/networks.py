@@ -53,6 +53,11 @@ class Networks:
             return True
         return _within(parsed, self.networks)
 
+    def texts(self) -> list[str]:
+        """Return the texts that name the set, see :func:`parse_networks`."""
+        words = [(self.loopback, LOOPBACK), (self.unix, UNIX)]
+        return [*map(_network_text, self.networks), *(word for is_in, word in words if is_in)]
+
 
 #: No condition on an address.
 ANYWHERE: Final = Networks()
@@ -90,6 +95,10 @@ def host_of(address: str) -> str:
     if not isinstance(parsed, IPv6Address):
         return str(parsed)
     return str(parsed.ipv4_mapped or int(parsed) >> 64)
+
+
+def _network_text(network: Network) -> str:
+    return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
 
 
 def _within(address: Address, networks: Iterable[Network]) -> bool:

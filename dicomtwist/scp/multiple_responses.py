@@ -209,7 +209,7 @@ class YieldingHandler:
         elif isinstance(reason.value, Refused):
             if reason.value.__cause__ is not None:
                 self._log_failure("the handler of {event} yielded an item that cannot be used", reason)
-            self._performance.refuse(reason.value.status, str(reason.value))
+            self._performance.refuse(reason.value.status, str(reason.value), reason.value.details)
         else:
             self._performance.handler_failed(reason, self._event, self._failure_status)
 

@@ -141,15 +141,20 @@ class Performance:
             exchange.respond(self, response)
         exchange.performance_done(self, response.status)
 
-    def refuse(self, status: int, why: str) -> None:
-        """Send a failure as the final response when the data set, which is discarded, has arrived."""
+    def refuse(self, status: int, why: str, details: str = "") -> None:
+        """
+        Send a failure as the final response when the data set, which is discarded, has arrived.
+
+        :param why: the reason, for the log and the Error Comment.
+        :param details: what only the log says.
+        """
         self.assoc.log_refusal(
             self.log.info,
             "{service} of {peer!r} refused with 0x{status:04X}: {why}",
             service=self.service_name,
             peer=self.assoc.remote.ae_title,
             status=status,
-            why=why,
+            why=f"{why}: {details}" if details else why,
         )
         response = self.response(status, why)
         if self.stream is None:

@@ -173,7 +173,7 @@ class _Retrieve:
                 "{service} ends with 0x{status:04X}: {why}",
                 service=self._performance.service_name,
                 status=reason.value.status,
-                why=str(reason.value),
+                why=f"{reason.value}: {reason.value.details}" if reason.value.details else str(reason.value),
             )
             return cast("CGetRSP", self._performance.response(reason.value.status, str(reason.value)))
         self._performance.assoc.log_refusal(

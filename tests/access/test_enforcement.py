@@ -197,7 +197,9 @@ class Operations(AccessTestCase):
             self.assertEqual(self.network.result_of(association.send_c_store(instance())), NOT_AUTHORISED)
         self.network.result_of(association.release())
         (line,) = [line for line in self.lines if "0x0124" in line]
-        self.assertEqual(line, "C-STORE of 'SCU' at 10.1.0.5 refused with 0x0124: no rule allows store")
+        self.assertEqual(
+            line, "C-STORE of 'SCU' at 10.1.0.5 refused with 0x0124: no rule allows store: there is no rule with store"
+        )
 
     def test_streaming(self) -> None:
         """A streaming handler stays streaming behind the rules, and a refused data set is not stored anywhere."""
@@ -251,7 +253,11 @@ class Associations(AccessTestCase):
         lines = [line for line in self.lines if " requested " in line]
         self.assertEqual(len(lines), 3)
         self.assertIn("no rule has this called AE title", lines[0])
+        self.assertIn("the nearest is rule 1: the called AE title is 'ELSE', not SCP", lines[0])
+        self.assertIn("no rule has this calling AE title", lines[1])
+        self.assertIn("the nearest is rule 1: the calling AE title is 'ELSE', not SCU", lines[1])
         self.assertIn("no rule allows anything to this address", lines[2])
+        self.assertIn("the nearest is rule 1: the address is '10.2.0.1', not in 10.1.0.0/16", lines[2])
         self.network.address = "10.1.0.1"
         self.network.result_of(self.associate(ae_title="SCP").release())
 

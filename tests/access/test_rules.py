@@ -168,6 +168,69 @@ class Rejections(SynchronousTestCase):
         self.assertEqual(self.reasons(parse_rules([{"allow": []}]).rejection(requestor())), (1, 1, 1))
 
 
+class NearestRules(SynchronousTestCase):
+    """The log of a rejection or refusal names the rule that comes nearest, and what does not match."""
+
+    RULES = parse_rules(
+        [
+            {"name": "this machine", "from": ["loopback", "unix"], "allow": "all"},
+            {"name": "modalities", "calling": ["CT*", "MR*"], "from": "10.1.0.0/16", "allow": ["echo", "store"]},
+            {"name": "workstations", "calling": "WORKSTATION", "from": "10.2.0.7", "allow": ["find", "move"]},
+            {"user": "alice", "certificate": "CN=x,O=H", "from": "10.3.0.0/16", "allow": "find"},
+        ],
+        "access.rule",
+    )
+
+    def test_rejections(self) -> None:
+        for details, reason, words in (
+            ({"calling": "ct1"}, 3, "access.rule 2 'modalities': the calling AE title is 'ct1', not CT*, MR*"),
+            (
+                {"calling": "WORKSTATIO", "address": "10.2.0.7"},
+                3,
+                "access.rule 3 'workstations': the calling AE title is 'WORKSTATIO', not WORKSTATION",
+            ),
+            (
+                {"calling": "WORKSTATI0N", "address": "10.9.9.9"},
+                3,
+                "access.rule 3 'workstations': the calling AE title is 'WORKSTATI0N', not WORKSTATION"
+                " and the address is '10.9.9.9', not in 10.2.0.7",
+            ),
+            ({"address": "10.9.9.9"}, 1, "access.rule 2 'modalities': the address is '10.9.9.9', not in 10.1.0.0/16"),
+            ({"address": "127.0.0.1", "proxied": True}, 1, "the address is '127.0.0.1' from a proxy, not in"),
+            (
+                {"address": "10.3.0.1", "calling": "X", "user": "bob"},
+                1,
+                "access.rule 4: there is no certificate, not CN=x,O=H and the user is 'bob', not alice",
+            ),
+        ):
+            rejection = self.RULES.rejection(requestor(**details))  # type: ignore[arg-type]
+            assert rejection is not None
+            self.assertEqual(rejection.reason, reason, rejection.words)
+            self.assertIn(f"the nearest is {words}" if words.startswith("access") else words, rejection.words)
+
+    def test_refusals(self) -> None:
+        self.assertEqual(self.RULES.explain_refusal(requestor(), {Operation.STORE}), "")
+        words = self.RULES.explain_refusal(requestor(), {Operation.MOVE})
+        self.assertTrue(words.startswith("the nearest is access.rule 3 'workstations'"), words)
+        rules = parse_rules([{"allow": "echo"}])
+        self.assertEqual(rules.explain_refusal(requestor(), {Operation.MOVE}), "there is no rule with move")
+
+    def test_long_lists_and_odd_values(self) -> None:
+        """A text names few of the values of a condition, and no control character of a peer or of a certificate."""
+        rules = parse_rules([{"calling": [f"CT{number}" for number in range(50)], "allow": "store"}])
+        rejection = rules.rejection(requestor(calling="X\n\x1b"))
+        assert rejection is not None
+        self.assertIn("'X\\n\\x1b', not CT0, CT1, CT2, CT3, CT4 or 45 more", rejection.words)
+        shown = Certificate(frozenset({("2.5.4.3", "a\n\x1bb" * 200)}), "0" * 64)
+        rules = parse_rules([{"certificate": "CN=ct1", "allow": "store"}])
+        rejection = rules.rejection(requestor(certificate=shown))
+        assert rejection is not None
+        self.assertTrue(rejection.words.isprintable())
+        self.assertLess(len(rejection.words), 500)
+        self.assertIn("the certificate is CN=a", rejection.words)
+        self.assertIn("not CN=ct1", rejection.words)
+
+
 class Mistakes(SynchronousTestCase):
     """An error names the rule and the key."""
 
