@@ -206,7 +206,7 @@ class Refused(DICOMError):
     :param status: the status code; or a :class:`~dicomtwist.dimse.status.Status`, with the other fields of the response.
     :param comment: the reason; its first 64 characters are the Error Comment (0000,0902) of the response.
     :param service: the DIMSE service that is refused, such as ``"C-STORE"``, if it is known.
-    :param details: what the log says besides the reason. It is not sent.
+    :param details: further words for the log. They are not sent.
 
     :ivar status: the :class:`~dicomtwist.dimse.status.Status` to answer with.
     :ivar details: *details*.

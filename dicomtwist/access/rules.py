@@ -121,7 +121,7 @@ class Mismatch:
     A condition of a rule that does not match a peer.
 
     :ivar key: the key of the condition in the configuration, such as ``"calling"``.
-    :ivar words: what the peer has and what the rule wants, on one line without control characters.
+    :ivar words: the value of the peer and those of the rule, on one line without control characters.
     """
 
     key: str
@@ -167,6 +167,14 @@ class Rule:
             and (not self.certificates or any(one.matches(requestor.certificate) for one in self.certificates))
             and self._has_user(requestor)
         )
+
+    def has_called(self, title: str) -> bool:
+        """Whether the condition on called AE titles matches *title*."""
+        return _any_title(self.called, title)
+
+    def has_calling(self, title: str) -> bool:
+        """Whether the condition on calling AE titles matches *title*."""
+        return _any_title(self.calling, title)
 
     def _has_user(self, requestor: Requestor) -> bool:
         if requestor.undecided:
@@ -300,14 +308,15 @@ def _rank(rule: Rule, requestor: Requestor) -> tuple[bool, int, int, bool]:
 
 
 def _likeness(rule: Rule, requestor: Requestor) -> float:
-    """Return how alike the AE titles of a rule and of a peer are spelled, whatever their case: at the most 2."""
-    return sum(
-        max(
-            (difflib.SequenceMatcher(None, title.lower(), one.lower()).ratio() for one in patterns[:MAX_COMPARED]),
-            default=1.0,
-        )
-        for patterns, title in ((rule.called, requestor.called), (rule.calling, requestor.calling))
-    )
+    """
+    Return how alike a rule and a peer are that differ: their AE titles in spelling, whatever their case, and whether a rule
+    about users or certificates meets a peer that has one.
+    """
+    alike = float(bool(rule.users and requestor.user)) + bool(rule.certificates and requestor.certificate)
+    for patterns, title in ((rule.called, requestor.called), (rule.calling, requestor.calling)):
+        ratios = (difflib.SequenceMatcher(None, title.lower(), one.lower()).ratio() for one in patterns[:MAX_COMPARED])
+        alike += max(ratios, default=1.0)
+    return alike
 
 
 def _nearest_in_words(rule: Rule, missing: Sequence[Mismatch]) -> str:

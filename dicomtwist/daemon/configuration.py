@@ -30,7 +30,7 @@ LISTS: Final = ("port", "allow-calling", "peer", "trusted-proxy")
 #: The keys whose values are tables; all other keys are options.
 _TABLES: Final = ("peers", "access")
 #: The options that are allowed on the command line only.
-_COMMAND_LINE_ONLY: Final = ("config", "help", "version")
+_COMMAND_LINE_ONLY: Final = ("config", "check", "explain", "help", "version")
 
 
 class ConfigurationError(ValueError):
@@ -126,7 +126,8 @@ def read_configuration(path: Path, options: usage.Options) -> Configuration:
     known: Any = options
     parameters = [parameter[0] for parameter in known.optParameters if parameter[0] not in _COMMAND_LINE_ONLY]
     try:
-        return _understand(path, content, parameters, [flag[0] for flag in known.optFlags])
+        flags = [flag[0] for flag in known.optFlags if flag[0] not in _COMMAND_LINE_ONLY]
+        return _understand(path, content, parameters, flags)
     except ValueError as error:
         raise ConfigurationError(f"{path}: {error}") from None
 

@@ -32,6 +32,7 @@ except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
         raise
     raise SystemExit('twist dicom needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
+from dicomtwist.daemon.check import report
 from dicomtwist.daemon.configuration import Configuration, ConfigurationError, add_configuration, read_configuration
 from dicomtwist.daemon.reload import Reloading
 from dicomtwist.daemon.signals import limit_stop, take_signals
@@ -405,8 +406,17 @@ class Options(usage.Options):
             "Seconds for which all threads of a kind may be busy before that is logged; none: never.",
             _seconds("--executor-warning"),
         ],
+        [
+            "explain",
+            None,
+            None,
+            "Print which rule allows a case, such as calling=CT1,from=10.1.2.3,operation=store, and end without serving.",
+        ],
     ]
-    optFlags = [["require-called-aet", None, "Reject associations that call another AE title than --ae-title."]]
+    optFlags = [
+        ["require-called-aet", None, "Reject associations that call another AE title than --ae-title."],
+        ["check", None, "Check the options and the configuration file, print what holds, and end without serving."],
+    ]
     compData = usage.Completions(
         optActions={
             "config": usage.CompleteFiles("*.toml"),
@@ -489,6 +499,8 @@ class Options(usage.Options):
             raise usage.UsageError(f"--import: {self['import']} is not a folder")
         if self["worklist"] is not None and not Path(self["worklist"]).is_dir():
             raise usage.UsageError(f"--worklist: {self['worklist']} is not a folder")
+        if self["check"] or self["explain"] is not None:
+            raise SystemExit(report(self))
         self.archive = Archive(
             Path(self["storage"]),
             durability=self["durability"],

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
-__all__ = ["ANYWHERE", "LOOPBACK", "UNIX", "Networks", "host_of", "parse_networks"]
+__all__ = ["ANYWHERE", "LOOPBACK", "UNIX", "Networks", "host_of", "is_address", "parse_networks"]
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -84,6 +84,11 @@ def parse_networks(texts: Iterable[str]) -> Networks:
                 hint = "write an address, a network such as 10.1.0.0/16, loopback or unix"
                 raise ValueError(f"{error}: {hint}") from None
     return Networks(tuple(networks), loopback, unix)
+
+
+def is_address(text: str) -> bool:
+    """Whether *text* is an IPv4 or IPv6 address."""
+    return _parsed(text) is not None
 
 
 def host_of(address: str) -> str:

@@ -146,7 +146,7 @@ class Performance:
         Send a failure as the final response when the data set, which is discarded, has arrived.
 
         :param why: the reason, for the log and the Error Comment.
-        :param details: what only the log says.
+        :param details: further words for the log alone.
         """
         self.assoc.log_refusal(
             self.log.info,

@@ -189,7 +189,11 @@ class Example(ConfigurationTestCase):
         parameters: Any = Options.optParameters
         flags: Any = Options.optFlags
         told = set(re.findall(r"^#? ?([a-z-]+) = ", self.text, re.MULTILINE))
-        known = {one[0] for one in (*parameters, *flags)} - {"config"} | {"port", "allow-calling", "peer"}
+        known = {one[0] for one in (*parameters, *flags)} - {"config", "check", "explain"} | {
+            "port",
+            "allow-calling",
+            "peer",
+        }
         self.assertEqual(known - told, set())
 
     def test_commented_out(self) -> None:

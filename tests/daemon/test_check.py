@@ -1,0 +1,194 @@
+"""``twist dicom --check`` and ``--explain``: they print what holds, and open nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from dicomtwist.access.users import hash_passcode
+from dicomtwist.daemon.tap import Options
+from tests import peers
+from tests.documentation import DOCS, blocks
+
+RULES = """
+[[access.rule]]
+name = "modalities"
+calling = ["CT*", "MR*"]
+from = "10.1.0.0/16"
+allow = ["echo", "store"]
+[[access.rule]]
+user = "alice"
+called = "ARCHIVE"
+allow = "find"
+"""
+
+
+class CheckTestCase(SynchronousTestCase):
+    """A test that parses options in a folder of its own."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir()
+        self.path = self.folder / "archive.toml"
+
+    def run_options(self, *arguments: str, text: str = "") -> tuple[int, str]:
+        """Parse *text* and *arguments*; return the exit status, and what was printed."""
+        (self.folder / "users").write_text(f"{hash_passcode('alice', b'secret', n=16)}\n")
+        head = f'storage = "{self.folder}/storage"\n'
+        self.path.write_text(head + text.replace("USERS", str(self.folder / "users")))
+        printed = io.StringIO()
+        with redirect_stdout(printed), redirect_stderr(printed):
+            ended = self.assertRaises(
+                SystemExit, Options().parseOptions, ["--config", str(self.path), *map(str, arguments)]
+            )
+        self.assertFalse((self.folder / "storage").exists(), "a check creates nothing")
+        assert isinstance(ended.code, int)
+        return ended.code, printed.getvalue()
+
+
+class Check(CheckTestCase):
+    """``--check``"""
+
+    def test_everything_is_right(self) -> None:
+        text = f'grace = 3\nae-title = "ARCHIVE"\n[peers]\nWS = "ws:104"\n[access]\nusers = "USERS"\n{RULES}'
+        code, printed = self.run_options("--check", "--max-pdu", "4096", text=text)
+        self.assertEqual(code, 0, printed)
+        printed = " ".join(printed.split())
+        for words in (
+            f"{self.path} is right.",
+            "AE title ARCHIVE",
+            "port tcp:11112:interface=127.0.0.1",
+            "storage, which the start creates,",
+            "peers 1: WS",
+            f"users 1 in {self.folder}/users",
+            f"grace 3.0 ({self.path})",
+            "max-pdu 4096 access.rule",
+            "access.rule 1 'modalities': CT* or MR* at 10.1.0.0/16 may echo, store",
+            "access.rule 2: anybody calling ARCHIVE here with the user alice may find",
+        ):
+            self.assertIn(words.replace(" access.rule", ""), printed)
+        self.assertNotIn("Warnings", printed)
+
+    def test_without_rules(self) -> None:
+        code, printed = self.run_options("--check")
+        self.assertEqual(code, 0, printed)
+        self.assertIn("The default rule 'everybody': anybody may echo, store", printed)
+        self.assertIn("peers      none", printed)
+
+    def test_the_file_of_the_guide(self) -> None:
+        page = blocks(DOCS / "guides" / "configuration.md")
+        text = next(one.text for one in page if one.language == "toml" and "[[access.rule]]" in one.text)
+        path = self.folder / "guide.toml"
+        path.write_text(text.replace("/srv/dicom", str(self.folder / "storage")))
+        with redirect_stdout(io.StringIO()) as printed:
+            ended = self.assertRaises(SystemExit, Options().parseOptions, ["--config", str(path), "--check"])
+        self.assertEqual(ended.code, 0, printed.getvalue())
+
+    def test_warnings(self) -> None:
+        text = """
+require-called-aet = true
+allow-calling = ["MR1"]
+[[access.rule]]
+certificate = "CN=gateway"
+allow = "store"
+[[access.rule]]
+identity = "kerberos"
+allow = "replace"
+[[access.rule]]
+called = "OTHER"
+calling = "CT*"
+allow = []
+"""
+        code, printed = self.run_options("--check", text=text)
+        self.assertEqual(code, 0, printed)
+        printed = " ".join(printed.split())
+        for words in (
+            "access.rule 1 never matches: it wants a certificate, and no port has TLS",
+            "access.rule 2: identities of type kerberos are never confirmed",
+            "access.rule 2 allows replace without store",
+            "access.rule 3 allows nothing",
+            "access.rule 3 never matches: require-called-aet is on",
+            "access.rule 3 never matches: allow-calling has none",
+        ):
+            self.assertIn(words, printed)
+
+    def test_mistakes(self) -> None:
+        """A mistake has the words and the exit status that it has at a start."""
+        (self.folder / "file").write_text("")
+        for arguments, text, words in (
+            (("--check",), "max-asociations = 3", "did you mean max-associations?"),
+            (("--check",), "[[access.rule]]\nallow = 'ecko'", "did you mean echo?"),
+            (("--check",), "[[access.rule]]\nuser = 'bob'\nallow = 'all'", "the user 'bob'"),
+            (("--check",), "check = true", "check is not an option"),
+            (("--check",), "explain = 'x'", "explain is not an option"),
+            (("--check", "--storage", str(self.folder / "file" / "x")), "", "is not a folder"),
+            (("--check", "--port", "tcp:x"), "", "--port"),
+            (("--check", "--port", "dicomtls:2762:privateKey=nowhere:certKey=nowhere"), "", "nowhere"),
+            (("--explain", "calling=X"), "", "--explain: from is missing"),
+        ):
+            code, printed = self.run_options(*arguments, text=text)
+            self.assertEqual(code, 64, printed)
+            self.assertIn(words, printed)
+            self.assertEqual(printed.count("\n"), 1, printed)
+
+    def test_a_folder_that_may_not_be_written(self) -> None:
+        folder = self.folder / "locked"
+        folder.mkdir(mode=0o500)
+        if os.access(folder, os.W_OK):
+            raise self.skipTest("this user may write everywhere")
+        code, printed = self.run_options("--check", "--storage", str(folder / "archive"))
+        self.assertEqual(code, 64)
+        self.assertIn("is not writable", printed)
+
+
+class Explain(CheckTestCase):
+    """``--explain``"""
+
+    def test_exit_statuses(self) -> None:
+        text = f'ae-title = "ARCHIVE"\n[access]\nusers = "USERS"\n{RULES}'
+        for case, code, words in (
+            ("calling=CT1,from=10.1.2.3,operation=store", 0, "store: allowed; access.rule 1 'modalities'"),
+            ("calling=CT1,from=10.1.2.3,operation=find", 1, "the nearest is access.rule 2"),
+            ("calling=X,from=10.1.2.3,user=alice,operation=find", 0, "access.rule 2"),
+            ("calling=X,from=10.1.2.3,called=Y,user=alice,operation=find", 1, "(1, 1, 3)"),
+        ):
+            found, printed = self.run_options("--explain", case, text=text)
+            self.assertEqual(found, code, printed)
+            self.assertIn(words, printed)
+
+    def test_both(self) -> None:
+        code, printed = self.run_options("--check", "--explain", "calling=X,from=10.1.2.3,operation=find")
+        self.assertEqual(code, 1)
+        self.assertIn("is right.", printed)
+        self.assertIn("find: refused with 0x0124", printed)
+
+    def test_options_count(self) -> None:
+        case = "calling=X,from=127.0.0.1,operation=replace"
+        self.assertEqual(self.run_options("--explain", case)[0], 0)
+        self.assertEqual(self.run_options("--explain", case, "--duplicates", "keep")[0], 1)
+        self.assertEqual(self.run_options("--explain", case, "--allow-calling", "Y")[0], 1)
+        self.assertEqual(self.run_options("--explain", f"{case},called=Z", "--require-called-aet")[0], 1)
+
+
+class AsCommand(TestCase):
+    """The command itself, beside a server that uses the port."""
+
+    timeout = 120
+
+    async def test_a_check_beside_a_server(self) -> None:
+        folder = Path(self.mktemp()).absolute()
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            command = (sys.executable, "-m", "twisted", "dicom", "--storage", str(folder), "--port", str(port))
+            result = await peers.run(*command, "--check")
+            self.assertEqual(result.code, 0, result.text)
+            self.assertIn("The options are right.", result.text)
+            result = await peers.run(*command, "--explain", "calling=CT1,from=10.1.2.3,operation=find")
+            self.assertEqual(result.code, 1, result.text)
+        self.assertFalse(folder.exists())
