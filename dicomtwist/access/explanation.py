@@ -117,8 +117,14 @@ def explain(
         rejection = Rejection(2, 2, 1, unconfirmed)
     if rejection is not None:
         code = f"({rejection.result}, {rejection.source}, {rejection.reason})"
-        return Explanation(False, (f"{head}: the association is rejected with {code}", *notes, f"  {rejection.words}"))
-    lines, refused = [], 0
+        lines = [f"  {rejection.words}"]
+        for one in case.operations:
+            near = policy.rules.explain_refusal(requestor, (one,))
+            if near and near not in rejection.words:
+                lines.append(f"  {one}: {near}")
+        return Explanation(False, (f"{head}: the association is rejected with {code}", *notes, *lines))
+    lines = []
+    refused = 0
     for operation in case.operations or Operation:
         needs = (operation, *_NEEDS.get(operation, ()))
         allowed, reason = _decide(requestor, policy, needs)

@@ -74,7 +74,7 @@ class Cases(SynchronousTestCase):
             ("calling=CT1,from=10.1.0.0/16", "is not an address"),
             ("calling=CT1,from=10.1.2.3:104", "is not an address"),
             ("calling=12345678901234567,from=::1", "17 characters"),
-            ("calling=A,from=::1,operation=sotre", "'sotre' is not known: did you mean store?"),
+            ("calling=A,from=::1,operation=xtore", "'xtore' is not known: did you mean store?"),
             ("calling=A,from=::1,identity=passcod", "did you mean passcode?"),
             ("calling=A,from=::1,proxied=maybe", "proxied is yes or no"),
             ("calling=A,from=::1,certificate=gateway", "describes no certificate"),

@@ -203,7 +203,7 @@ class NearestRules(SynchronousTestCase):
                 "access.rule 4: there is no certificate, not CN=x,O=H and the user is 'bob', not alice",
             ),
         ):
-            rejection = self.RULES.rejection(requestor(**details))  # type: ignore[arg-type]
+            rejection = self.RULES.rejection(requestor(**details))
             assert rejection is not None
             self.assertEqual(rejection.reason, reason, rejection.words)
             self.assertIn(f"the nearest is {words}" if words.startswith("access") else words, rejection.words)
