@@ -1,7 +1,8 @@
 """
 The users of a server: a file of names with hashed passcodes.
 
-``python -m dicomtwist.access.users NAME`` asks for a passcode and prints the line for the file.
+``dicomtwist passwd`` changes the file, see :mod:`dicomtwist.access.users_file`. ``python -m dicomtwist.access.users NAME``
+asks for a passcode and prints the line for the file; it needs no more than the archive does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Final
 
-__all__ = ["UserEntry", "Users", "hash_passcode"]
+__all__ = ["UserEntry", "Users", "check_name", "hash_passcode", "parse_entries", "read_passcode"]
 
 #: The largest number of users.
 MAX_USERS: Final = 10_000
@@ -30,6 +31,8 @@ MAX_FILE_LENGTH: Final = 4 * 1024 * 1024
 MAX_SCRYPT_MEMORY: Final = 64 * 1024 * 1024
 #: The number of passcodes that are cached as right: a check takes a fifth of a second, too long for frequent requestors.
 MAX_REMEMBERED: Final = 1024
+#: The longest passcode, in bytes. A user identity item has room for one of 65,535 bytes (PS3.7 D.3.3.7).
+MAX_PASSCODE_LENGTH: Final = 1024
 #: The most passes (p) of scrypt.
 MAX_SCRYPT_PASSES: Final = 16
 
@@ -67,7 +70,7 @@ def hash_passcode(name: str, passcode: bytes, n: int = _N, r: int = _R, p: int =
     :raises ValueError: the name is empty, has a colon or a control character, or begins with ``#``.
     """
     salt = os.urandom(16)
-    return UserEntry(_checked_name(name), n, r, p, salt, _scrypt(passcode, salt, n, r, p, _KEY_LENGTH))
+    return UserEntry(check_name(name), n, r, p, salt, _scrypt(passcode, salt, n, r, p, _KEY_LENGTH))
 
 
 class Users:
@@ -123,7 +126,12 @@ def _scrypt(passcode: bytes, salt: bytes, n: int, r: int, p: int, length: int) -
     return hashlib.scrypt(passcode, salt=salt, n=n, r=r, p=p, maxmem=MAX_SCRYPT_MEMORY + 1024 * 1024, dklen=length)
 
 
-def _checked_name(name: str) -> str:
+def check_name(name: str) -> str:
+    """
+    Return *name* if it can be the name of a user.
+
+    :raises ValueError: it cannot be one.
+    """
     if not name or ":" in name or name.startswith("#") or name != name.strip() or not name.isprintable():
         raise ValueError(
             f"{name!r} is not a user name: it is empty, or has a colon, a control character or a space around it"
@@ -139,20 +147,29 @@ def _read(path: Path) -> Iterator[UserEntry]:
         raise ValueError(f"cannot read the users of {str(path)!r}: {error.strerror}") from None
     if len(content) > MAX_FILE_LENGTH:
         raise ValueError(f"{str(path)!r} has more than {MAX_FILE_LENGTH} bytes")
-    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
+    return parse_entries(path, content)
+
+
+def parse_entries(path: Path, content: bytes) -> Iterator[UserEntry]:
+    """
+    Yield the entries in the *content* of the file of users *path*.
+
+    :raises ValueError: a line is wrong; the message has the number of the line, and nothing of its content.
+    """
+    for number, line in enumerate(content.decode("utf-8", "replace").split("\n"), 1):
         if line.strip() and not line.startswith("#"):
             try:
                 yield _parse(line.strip())
             except (ValueError, binascii.Error):
                 raise ValueError(
-                    f"{path}, line {number} is not a user entry; 'python -m dicomtwist.access.users NAME' prints one"
+                    f"{path}, line {number} is not a user entry; 'dicomtwist passwd NAME' prints one"
                 ) from None
 
 
 def _parse(line: str) -> UserEntry:
     name, kind, n, r, p, salt, key = line.split(":")
     entry = UserEntry(
-        _checked_name(name),
+        check_name(name),
         *(int(n), int(r), int(p)),
         base64.b64decode(salt, validate=True),
         base64.b64decode(key, validate=True),
@@ -166,25 +183,39 @@ def _parse(line: str) -> UserEntry:
     return entry
 
 
+def read_passcode(name: str) -> bytes:
+    """
+    Return the passcode for the user *name*: typed twice at the terminal, without echo, or the first line of standard input
+    if that is no terminal.
+
+    :raises ValueError: the passcode is empty or too long, or the two differ.
+    """
+    if sys.stdin.isatty():
+        passcode = os.fsencode(getpass.getpass(f"Passcode of {name}: "))
+        if passcode and passcode != os.fsencode(getpass.getpass("Again: ")):
+            raise ValueError("the passcodes differ")
+    else:
+        line = sys.stdin.buffer.readline(MAX_PASSCODE_LENGTH + 3)
+        passcode = line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line
+    if not passcode:
+        raise ValueError("the passcode is empty")
+    if len(passcode) > MAX_PASSCODE_LENGTH:
+        raise ValueError(f"the passcode has more than {MAX_PASSCODE_LENGTH} bytes")
+    return passcode
+
+
 def main(arguments: list[str]) -> int:
     """Print the line for the user that the argument names. The passcode is read from the terminal or from a pipe."""
     if len(arguments) != 1:
         print("usage: python -m dicomtwist.access.users NAME", file=sys.stderr)
         return 64
     try:
-        name = _checked_name(arguments[0])
-        if sys.stdin.isatty():
-            passcode = getpass.getpass(f"Passcode of {name}: ")
-            if passcode != getpass.getpass("Again: "):
-                raise ValueError("the passcodes differ")
-        else:
-            passcode = sys.stdin.readline().rstrip("\n")
-        if not passcode:
-            raise ValueError("the passcode is empty")
+        name = check_name(arguments[0])
+        passcode = read_passcode(name)
     except ValueError as error:
         print(f"{error}", file=sys.stderr)
         return 65
-    print(hash_passcode(name, passcode.encode()))
+    print(hash_passcode(name, passcode))
     return 0
 
 

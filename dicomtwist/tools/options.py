@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -28,6 +28,8 @@ TLS_PROFILES: Final = ("bcp195", "bcp195-nd")
 CONNECT_TIMEOUT = 15.0
 #: The most concurrent associations.
 MAX_ASSOCIATIONS = 64
+#: The common options that only subcommands with many operations use.
+FOR_MANY: Final = ("associations", "async_ops")
 #: The most outstanding operations on one association.
 MAX_OPERATIONS = 1024
 
@@ -35,7 +37,7 @@ PEER = (
     "[TITLE@]host:port, as in PACS@pacs.example.org:104 or [::1]:104, or [TITLE@] and an endpoint string, as in"
     " PACS@dicomtls:pacs.example.org:2762:trustRoots=ca.pem. The default TITLE is ANY-SCP."
 )
-EXIT_STATUS = """\b
+EXIT_STATUS = """\
 0  success
 1  something failed, or the command was interrupted
 2  the command line is wrong
@@ -59,37 +61,49 @@ class Command(click.Command):
     A subcommand whose help reads like a manual page: the form of PEER, options in groups, exit statuses, examples.
 
     :param examples: command lines, each after a line that says what it does.
+    :param unused: the names of common options that have no effect on the subcommand, so that its help leaves them out.
     """
 
-    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, examples: str = "", unused: Collection[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.examples = examples
+        self.unused = frozenset(unused)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, one section for each group."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
-            if record is not None:
+            if record is not None and param.name not in self.unused:
                 groups.setdefault(getattr(param, "group", "Options"), []).append(record)
         # The group of --help comes last.
         groups["Options"] = groups.pop("Options", [])
-        with formatter.section("Peer"):
-            formatter.write_text(PEER)
+        if self.has_peer:
+            with formatter.section("Peer"):
+                formatter.write_text(PEER)
         order = sorted(groups, key=lambda name: name != self.main_group)
         for name in order:
             with formatter.section(name):
                 formatter.write_dl(groups[name])
 
     main_group = "Operation"
+    has_peer = True
+    exit_status = EXIT_STATUS
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the exit statuses and the examples."""
-        for heading, text in (("Exit status", EXIT_STATUS.removeprefix("\b\n")), ("Examples", self.examples)):
+        for heading, text in (("Exit status", self.exit_status), ("Examples", self.examples)):
             if text:
                 with formatter.section(heading):
                     for line in text.splitlines():
                         formatter.write(f"{'':{formatter.current_indent}}{line}\n" if line else "\n")
+
+
+class LocalCommand(Command):
+    """A subcommand that connects to no peer."""
+
+    has_peer = False
+    exit_status = "\n".join(EXIT_STATUS.splitlines()[:3]).replace(", or the command was interrupted", "")
 
 
 def command_option(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -297,14 +311,14 @@ def _options() -> list[Callable[..., Any]]:
             type=click.IntRange(1, MAX_ASSOCIATIONS),
             default=1,
             metavar="N",
-            help="Concurrent associations, for echo and store; the other subcommands use one.",
+            help="Concurrent associations.",
         ),
         connection(
             "--async-ops",
             type=click.IntRange(1, MAX_OPERATIONS),
             default=1,
             metavar="N",
-            help="Outstanding operations on an association, for store, up to the number that the peer agrees to.",
+            help="Outstanding operations on an association, up to the number that the peer agrees to.",
         ),
         connection(
             "--max-pdu",

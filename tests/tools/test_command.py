@@ -36,6 +36,27 @@ class Help(ToolTestCase):
             for line in re.findall(r"^  (-\S.*)$", text, re.MULTILINE):
                 self.assertTrue("  " in line or len(line) > 20, line)
 
+    async def test_only_what_has_an_effect(self) -> None:
+        """The help of a subcommand has its own options first, and none that it ignores."""
+        for command, own, others in (
+            ("store", ["--retries", "--associations", "--async-ops"], []),
+            ("echo", ["--associations"], ["--async-ops"]),
+            ("find", ["--level"], ["--associations", "--async-ops"]),
+            ("worklist", ["--date"], ["--associations", "--async-ops"]),
+            ("move", ["--receive"], ["--associations", "--async-ops"]),
+            ("diagnose", ["--propose"], ["--associations", "--async-ops"]),
+        ):
+            text = (await self.tool(command, "--help")).stdout.decode()
+            for option in own:
+                self.assertIn(f"  {option}", text)
+            for option in others:
+                self.assertNotIn(f"  {option}", text)
+            self.assertLess(text.index("\nOperation:"), text.index("\nConnection:"))
+        text = (await self.tool("passwd", "--help")).stdout.decode()
+        self.assertIn("--users FILE", text)
+        for words in ("PEER", "Connection:", "--tls", "no association"):
+            self.assertNotIn(words, text)
+
     async def test_without_its_packages(self) -> None:
         """Without its packages, the command prints one line that says what to install."""
         blocked = self.folder / "blocked.py"

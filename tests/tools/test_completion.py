@@ -145,7 +145,7 @@ class Protocol(ToolTestCase):
         self.assertEqual(await self.ask("fish", "dicomtwist find --root p"), ["plain,patient"])
 
     async def test_all_there_is(self) -> None:
-        commands = ["commit", "diagnose", "dump-association", "echo", "find", "get", "move", "store", "worklist"]
+        commands = sorted(COMMANDS)
         self.assertEqual(await self.ask("bash", "dicomtwist "), [f"plain,{name}" for name in commands])
         told = await self.ask("bash", "dicomtwist find --")
         self.assertIn("plain,--limit", told)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from dicomtwist.tools.options import Command, ListenType, SecondsType, command_option, with_connection
+from dicomtwist.tools.options import FOR_MANY, Command, ListenType, SecondsType, command_option, with_connection
 
 if TYPE_CHECKING:
     from dicomtwist.tools.connection import Connection
@@ -20,6 +20,7 @@ WAIT: Final = 60.0
 
 @click.command(
     cls=Command,
+    unused=FOR_MANY,
     examples="""\
 Ask whether these files may be deleted here:
   dicomtwist commit PACS@pacs.example.org:104 study/

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dicomtwist.tools.commands.proposal_options import proposal_options
-from dicomtwist.tools.options import Command, with_connection
+from dicomtwist.tools.options import FOR_MANY, Command, with_connection
 
 if TYPE_CHECKING:
     from dicomtwist.tools.connection import Connection
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Command,
+    unused=FOR_MANY,
     examples="""\
 Find out why the peer cannot be reached:
   dicomtwist diagnose --calling CT1 PACS@pacs.example.org:104

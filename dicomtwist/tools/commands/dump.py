@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dicomtwist.tools.commands.proposal_options import proposal_options
-from dicomtwist.tools.options import Command, with_connection
+from dicomtwist.tools.options import FOR_MANY, Command, with_connection
 
 if TYPE_CHECKING:
     from dicomtwist.tools.connection import Connection
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.command(
     "dump-association",
     cls=Command,
+    unused=FOR_MANY,
     examples="""\
 List what the peer stores:
   dicomtwist dump-association PACS@pacs.example.org:104

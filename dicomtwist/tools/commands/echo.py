@@ -20,6 +20,7 @@ MAX_ECHOES: Final = 1_000_000
 
 @click.command(
     cls=Command,
+    unused=("async_ops",),
     examples="""\
 Test whether the peer answers:
   dicomtwist echo PACS@pacs.example.org:104

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dicomtwist.tools.commands.query_options import format_options, key_options, level_options
-from dicomtwist.tools.options import Command, ValueType, command_option, with_connection
+from dicomtwist.tools.options import FOR_MANY, Command, ValueType, command_option, with_connection
 
 if TYPE_CHECKING:
     from dicomtwist.tools.connection import Connection
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Command,
+    unused=FOR_MANY,
     examples="""\
 List the studies of a patient:
   dicomtwist find -k PatientID=123456 PACS@pacs.example.org:104
@@ -97,6 +98,7 @@ class DateType(ValueType[str]):
 
 @click.command(
     cls=Command,
+    unused=FOR_MANY,
     examples="""\
 List today's work of a scanner:
   dicomtwist worklist --date today --modality CT --station CT1 RIS@ris.example.org:104

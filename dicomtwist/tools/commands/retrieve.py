@@ -11,6 +11,7 @@ import click
 
 from dicomtwist.tools.commands.query_options import key_options, level_options
 from dicomtwist.tools.options import (
+    FOR_MANY,
     Command,
     ListenType,
     SizeType,
@@ -62,6 +63,7 @@ def folder_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command(
     cls=Command,
+    unused=("async_ops",),
     examples="""\
 Fetch a study:
   dicomtwist get -k StudyInstanceUID=1.2.3 PACS@pacs.example.org:104 study/
@@ -121,6 +123,7 @@ def get(
 
 @click.command(
     cls=Command,
+    unused=FOR_MANY,
     examples="""\
 Send a study to a workstation that the archive knows:
   dicomtwist move --to WORKSTATION -k StudyInstanceUID=1.2.3 PACS@pacs.example.org:104

@@ -1,0 +1,102 @@
+"""``dicomtwist passwd``: the passcode from a terminal or a pipe, and what becomes of the file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from dicomtwist.access.users import MAX_PASSCODE_LENGTH, Users
+from tests.tools.common import Terminal, ToolTestCase
+
+
+class Passwd(ToolTestCase):
+    """The subcommand, which connects to nothing."""
+
+    def passwd(self, *arguments: object, passcode: bytes = b"secret\n") -> subprocess.CompletedProcess[bytes]:
+        """Run it with *passcode* as standard input."""
+        command = [sys.executable, "-m", "dicomtwist.tools", "passwd", *map(str, arguments)]
+        return subprocess.run(command, input=passcode, capture_output=True, timeout=120, cwd=self.folder)
+
+    def right(self, name: str, passcode: bytes, users: str = "users") -> bool:
+        return Users(self.folder / users).verify(name, passcode)
+
+    def test_from_a_pipe(self) -> None:
+        for given, passcode in (
+            (b"secret\n", b"secret"),
+            (b"secret\r\n", b"secret"),
+            (b"no line feed", b"no line feed"),
+            (" süß \n".encode(), " süß ".encode()),
+            (b"one\ntwo\n", b"one"),
+            (b"x" * MAX_PASSCODE_LENGTH + b"\n", b"x" * MAX_PASSCODE_LENGTH),
+        ):
+            made = self.passwd("--users", "users", "alice", passcode=given)
+            self.assertEqual((made.returncode, made.stderr), (0, b""), given)
+            self.assertTrue(self.right("alice", passcode), given)
+
+    def test_a_line_without_a_file(self) -> None:
+        made = self.passwd("alice")
+        self.assertEqual((made.returncode, made.stderr), (0, b""))
+        (self.folder / "users").write_bytes(made.stdout)
+        self.assertTrue(self.right("alice", b"secret"))
+
+    def test_the_configuration(self) -> None:
+        (self.folder / "archive.toml").write_text(f'[access]\nusers = "{self.folder}/there"\n')
+        made = self.passwd("--config", "archive.toml", "alice")
+        self.assertEqual(made.returncode, 0, made.stderr)
+        self.assertTrue(self.right("alice", b"secret", "there"))
+        made = self.passwd("--config", "archive.toml", "--delete", "alice")
+        self.assertEqual(made.returncode, 0, made.stderr)
+        self.assertNotIn("alice", Users(self.folder / "there"))
+
+    def test_mistakes(self) -> None:
+        (self.folder / "empty.toml").write_text("")
+        (self.folder / "wrong.toml").write_text("a = ")
+        for arguments, passcode, code, words in (
+            (("--users", "users", "alice"), b"", 1, "the passcode is empty"),
+            (("--users", "users", "alice"), b"\n", 1, "the passcode is empty"),
+            (("--users", "users", "alice"), b"x" * (MAX_PASSCODE_LENGTH + 1), 1, "more than"),
+            (("--users", "nowhere/users", "alice"), b"x\n", 1, "No such file"),
+            (("--users", "users", "--delete", "alice"), b"", 1, "has no user 'alice'"),
+            (("--users", "users", "al:ice"), b"x\n", 2, "is not a user name"),
+            (("--users", "users", "--config", "empty.toml", "alice"), b"x\n", 2, "contradict"),
+            (("--config", "empty.toml", "alice"), b"x\n", 2, "names no file of users"),
+            (("--config", "wrong.toml", "alice"), b"x\n", 2, "Invalid value"),
+            (("--config", "nowhere.toml", "alice"), b"x\n", 2, "nowhere.toml"),
+            (("--delete", "alice"), b"", 2, "--delete needs"),
+            ((), b"", 2, "NAME"),
+        ):
+            made = self.passwd(*arguments, passcode=passcode)
+            self.assertEqual(made.returncode, code, (arguments, made.stderr))
+            self.assertIn(words, made.stderr.decode(), arguments)
+            self.assertNotIn(b"Traceback", made.stderr)
+            self.assertEqual(made.stdout, b"")
+        self.assertFalse((self.folder / "users").exists())
+
+    def at_the_terminal(self, users: Path) -> Terminal:
+        return self.terminal("passwd", "--users", users, "alice")
+
+    async def test_at_a_terminal(self) -> None:
+        """The passcode is typed twice, and never shown."""
+        users = self.folder / "users"
+        for second, code in (("geheim", 0), ("gehiem", 1)):
+            process = self.at_the_terminal(users)
+            await process.wait_for("Passcode of alice: ")
+            process.type("geheim\n")
+            await process.wait_for("Again: ")
+            process.type(f"{second}\n")
+            result = await process.wait()
+            self.assertEqual(result.code, code, result.text)
+            self.assertNotIn("ge", result.text.replace("'kill -HUP'", ""))
+        self.assertTrue(self.right("alice", b"geheim"))
+
+    async def test_interrupted(self) -> None:
+        users = self.folder / "users"
+        process = self.at_the_terminal(users)
+        await process.wait_for("Passcode of alice: ")
+        process.type("\x03")
+        result = await process.wait()
+        self.assertEqual(result.code, 1, result.text)
+        self.assertNotIn("Traceback", result.text)
+        self.assertEqual(os.listdir(self.folder), [])
