@@ -13,6 +13,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IDelayedCall, IStreamServerEndpoint
 from twisted.python.failure import Failure
 
+from dicomtwist import __version__
 from dicomtwist.archive.folder_import import Import, import_folder
 from dicomtwist.archive.index.sqlite import lacks_room
 from dicomtwist.archive.recovery import Reconciled, reconcile
@@ -83,6 +84,7 @@ class ArchiveService(DICOMService):
         """
         if self.at_start is not None:
             self.at_start()
+        self._log_version()
         archive = self.archive_server.archive
         try:
             if not archive.lacks_room:
@@ -109,6 +111,9 @@ class ArchiveService(DICOMService):
             self._begin_import()
         if self.at_started is not None:
             self.at_started()
+
+    def _log_version(self) -> None:
+        self.log.info("dicomtwist {version} starts {title}", version=__version__, title=self.ae.ae_title)
 
     def _begin_import(self) -> None:
         if self._import_from is not None and not self._is_stopping:

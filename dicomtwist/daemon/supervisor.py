@@ -17,9 +17,15 @@ __all__ = ["SupervisorService", "WorkerService"]
 
 
 class WorkerService(ArchiveService):
-    """One of several processes that serve an archive. The supervisor has reconciled files and index before it starts."""
+    """
+    One of several processes that serve an archive. Before it starts, the supervisor has reconciled files and index, and has
+    logged the version.
+    """
 
     def _reconcile(self) -> None:
+        pass
+
+    def _log_version(self) -> None:
         pass
 
 

@@ -18,7 +18,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.python import usage
 
+from dicomtwist import __version__
 from dicomtwist.ae.ae import AE
+from twisted import version as twisted_version
 
 try:
     from dicomtwist.access.enforcement import Policy
@@ -454,6 +456,11 @@ class Options(usage.Options):
         except usage.UsageError as error:
             print(f"twist dicom: {self.configuration.located(str(error))}; see twist dicom --help", file=sys.stderr)
             raise SystemExit(_EX_USAGE) from None
+
+    def opt_version(self) -> None:
+        """Print the version of dicomtwist, and exit."""
+        print(f"dicomtwist {__version__} (Twisted {twisted_version.short()})")
+        raise SystemExit(0)
 
     def opt_port(self, description: str) -> None:
         """

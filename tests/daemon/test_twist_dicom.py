@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol
 from twisted.trial.unittest import TestCase
 
-from dicomtwist import AE, AssociationAborted, AssociationLost, AssociationRejected
+from dicomtwist import AE, AssociationAborted, AssociationLost, AssociationRejected, __version__
 from dicomtwist.datasets import outgoing_instance
 from dicomtwist.errors import AssociationError
 from dicomtwist.part10 import read_file_meta
@@ -278,6 +279,18 @@ class TwistDicom(TestCase):
         self.assertIsInstance(assoc.end_reason, AssociationAborted | AssociationLost)
         result = await self.server.wait(30)
         self.assertEqual(result.code, 0, result.text)
+
+    async def test_version(self) -> None:
+        """The version is that of dicomtwist: of the option, of the log, of the other command and of the installed package."""
+        asked = await peers.run(sys.executable, "-m", "twisted", "dicom", "--version")
+        self.assertEqual(asked.code, 0, asked.text)
+        self.assertTrue(asked.text.startswith(f"dicomtwist {__version__} (Twisted "), asked.text)
+        self.assertEqual(asked.text.count("\n"), 1)
+        await self.start("--ae-title", "ARCHIVE")
+        self.assertEqual(len(re.findall(rf"dicomtwist {re.escape(__version__)} starts ARCHIVE\n", self.server.text)), 1)
+        command = await peers.run(sys.executable, "-m", "dicomtwist.tools", "--version")
+        self.assertIn(__version__, command.text)
+        self.assertEqual(metadata.version("dicomtwist"), __version__)
 
     async def test_mistakes_are_one_line(self) -> None:
         """A bad option or a busy port ends the program with one line."""
