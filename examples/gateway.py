@@ -5,8 +5,9 @@ A router beside a web server, in one process: it forwards each image to another 
 
 The arguments are the DICOM endpoint, the HTTP endpoint, and the host and port to forward to. The gateway
 acknowledges an image when the destination has acknowledged it, because it stores nothing itself. If the destination fails,
-the sender gets the status 0xA700 and can send the image again later. The gateway accepts the uncompressed transfer syntaxes,
-and converts an image if the destination accepts only another one of them.
+the sender gets the status 0xA700 and can send the image again later. The gateway accepts every transfer syntax. It
+sends a compressed image as it is, and converts an uncompressed one if the destination accepts only another uncompressed
+transfer syntax.
 """
 
 import json
@@ -21,11 +22,15 @@ from twisted.web.server import Site
 
 from dicomtwist import (
     AE,
+    DEFAULT_TRANSFER_SYNTAXES,
+    STORAGE_TRANSFER_SYNTAXES,
+    AllStoragePresentationContexts,
     AssociationError,
     AssociationPool,
     NoPresentationContext,
     PoolError,
     StoragePresentationContexts,
+    build_contexts,
     evt,
 )
 from dicomtwist.service import DICOMService
@@ -46,12 +51,26 @@ class State(Resource):
 
 
 def make_service(reactor, dicom_endpoint, http_endpoint, host, port):
-    """Return the DICOM server, the pool of associations to the destination and the web server as one service."""
+    """Return the DICOM server, the pools of associations to the destination and the web server as one service."""
     counts = Counter(forwarded=0, failed=0)
+    gateway = MultiService()
+    pools = {}
+
+    def pool_for(syntax):
+        """Return the pool for a transfer syntax: one serves all uncompressed ones, each compressed one has its own."""
+        kind = None if syntax in DEFAULT_TRANSFER_SYNTAXES else syntax
+        if kind not in pools:
+            client = AE("GATEWAY", reactor=reactor)
+            client.requested_contexts = build_contexts(StoragePresentationContexts, kind)
+            pools[kind] = AssociationPool(client, host, int(port), size=4, attempts=2)
+            pools[kind].setServiceParent(gateway)
+        return pools[kind]
 
     async def forward(event):
+        dataset = event.dataset
+        dataset.file_meta = event.file_meta
         try:
-            status = await pool.send_c_store(event.dataset)
+            status = await pool_for(event.context.transfer_syntax).send_c_store(dataset)
         except (AssociationError, PoolError, NoPresentationContext, OSError) as error:
             print(f"not forwarded: {error}", file=sys.stderr, flush=True)
             status = 0xA700
@@ -59,17 +78,14 @@ def make_service(reactor, dicom_endpoint, http_endpoint, host, port):
         return status
 
     ae = AE("GATEWAY", reactor=reactor)
-    ae.supported_contexts = StoragePresentationContexts
+    ae.supported_contexts = build_contexts(AllStoragePresentationContexts, STORAGE_TRANSFER_SYNTAXES)
     ae.add_supported_context(Verification)
-    ae.requested_contexts = StoragePresentationContexts
-    pool = AssociationPool(ae, host, int(port), size=4, attempts=2)
     dicom = DICOMService(ae, [dicom_endpoint], evt_handlers=[(evt.EVT_C_STORE, forward)])
     root = Resource()
     root.putChild(b"", State(dicom, counts))
     web = StreamServerEndpointService(endpoints.serverFromString(reactor, http_endpoint), Site(root))
 
-    gateway = MultiService()
-    for service in (pool, dicom, web):
+    for service in (dicom, web):
         service.setServiceParent(gateway)
     return gateway
 

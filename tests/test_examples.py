@@ -159,6 +159,26 @@ class Examples(ExampleTestCase):
             self.assertEqual({**json.loads(page), "associations": 0}, {"associations": 0, **counts})
         self.assertEqual(len(list((self.folder / "received").iterdir())), 1)
 
+    async def test_gateway_compressed(self) -> None:
+        """Compressed images go through unchanged, beside uncompressed ones."""
+        behind, port, web = await self.archive(), peers.free_port(), peers.free_port()
+        endpoints = [f"tcp:{number}:interface=127.0.0.1" for number in (port, web)]
+        await peers.start(
+            self, sys.executable, str(EXAMPLES / "gateway.py"), *endpoints, "127.0.0.1", behind, ready=port
+        )
+        for name in (CT, JPEG_2000, CT):
+            result = await self.example("pool_client.py", "127.0.0.1", port, "GATEWAY", name)
+            self.assertIn(f"{name}: 0x0000 Success", result.text)
+        page = await deferToThread(fetch, f"http://127.0.0.1:{web}/")
+        self.assertEqual(json.loads(page)["forwarded"], 3)
+        stored = [pydicom.dcmread(path) for path in (self.folder / "archive").rglob("*.dcm")]
+        by_uid = {dataset.SOPInstanceUID: dataset for dataset in stored}
+        for name in (CT, JPEG_2000):
+            expected = pydicom.dcmread(name)
+            received = by_uid[expected.SOPInstanceUID]
+            self.assertEqual(received.file_meta.TransferSyntaxUID, expected.file_meta.TransferSyntaxUID)
+            self.assertEqual(received.PixelData, expected.PixelData)
+
     async def test_pool_client(self) -> None:
         port = await peers.dcmtk_storescp(self, self.folder / "received")
         result = await self.example("pool_client.py", "127.0.0.1", port, "ANY", CT, self.folder / "missing.dcm")
