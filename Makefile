@@ -4,7 +4,7 @@
 # make load           twist dicom under more than it should get: a thousand associations, thousands of idle connections
 # make soak           twist dicom among all kinds of peers for SOAK_SECONDS=600; its memory has to be flat
 # make docs           the documentation, into build/docs
-# make picture        docs/rooms.svg, the picture of the package, from the imports of the code
+# make picture        docs/rooms.svg, the picture of the package, from the imports of the code; docs/terminal.svg, from its output
 # make bench          measures beside DCMTK, Orthanc and pynetdicom, and writes docs/benchmarks.md; BENCH="echo tls-*" these only
 # make changelog VERSION=1.2.0   CHANGELOG.md from the files in changelog.d, for a release
 # make prose          sentences in code and pages to rewrite, see CONTRIBUTING.md
@@ -75,6 +75,7 @@ docs: $(DOCS)
 
 picture: $(TEST)
 	$(BIN)/python -m tests.rooms_picture
+	$(BIN)/python -m tests.terminal_picture
 
 bench: $(TEST) peers
 	set -f; $(BIN)/python -m benchmarks $(BENCH) --write docs/benchmarks.md

@@ -40,8 +40,6 @@ from tests.test_layers import modules
 
 #: Blocks that another test runs: the page and the block's first line, and that test.
 ELSEWHERE = {
-    ("README.md", "# server.py"): "tests.test_readme.Readme.test_server_and_client",
-    ("README.md", "# client.py"): "tests.test_readme.Readme.test_server_and_client",
     ("README.md", "@evt.streaming"): "tests.test_readme.Readme.test_streaming_handler",
     ("docs/guides/testing.md", "network.answers = False  # attempts to connect get no answer"): (
         "tests.test_testing.Guide.test_the_peer"

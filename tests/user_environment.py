@@ -99,7 +99,8 @@ def _made() -> Path | Exception:
         return error  # the attempt takes long, so it is not repeated for each test
 
 
-def _scripts() -> Path:
+def make_scripts() -> Path:
+    """Return what :func:`scripts` returns; blocks."""
     found = _made()
     if isinstance(found, Exception):
         raise found
@@ -108,4 +109,4 @@ def _scripts() -> Path:
 
 def scripts() -> Deferred[Path]:
     """Return the folder of the environment's scripts, for the front of ``PATH``; makes the environment on first use."""
-    return deferToThread(_scripts)
+    return deferToThread(make_scripts)
