@@ -20,7 +20,7 @@ from twisted.python import usage
 
 from dicomtwist import __version__
 from dicomtwist.ae.ae import AE
-from twisted import version as twisted_version
+from twisted import __version__ as twisted_version
 
 try:
     from dicomtwist.access.enforcement import Policy
@@ -459,7 +459,7 @@ class Options(usage.Options):
 
     def opt_version(self) -> None:
         """Print the version of dicomtwist, and exit."""
-        print(f"dicomtwist {__version__} (Twisted {twisted_version.short()})")
+        print(f"dicomtwist {__version__} (Twisted {twisted_version})")
         raise SystemExit(0)
 
     def opt_port(self, description: str) -> None:
