@@ -56,7 +56,9 @@ class Runner:
         self._prepare(found, await user_environment.scripts())
         for block in found:
             if block.file is not None:
-                (self.folder / block.file).write_text(self.text(block.text))
+                file = self.folder / block.file
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(self.text(block.text))
             elif block.is_program and block.key not in NOT_RUN:
                 await getattr(self, f"_run_{block.language}")(block)
         for block, process, expected in reversed(self._servers):

@@ -101,7 +101,7 @@ class _DICOMServiceMaker(ServiceMaker):
 dicom = _DICOMServiceMaker(
     "dicomtwist",
     "dicomtwist.daemon.tap",
-    "A DICOM Storage SCP: keeps what it receives as files.",
+    "A DICOM archive (PACS): stores images, and lets peers query and retrieve them.",
     "dicom",
 )
 
