@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         build_role,
     )
     from dicomtwist.scu.responses import Answers, Retrieval, RetrievalResult, SubOperations
+    from dicomtwist.sop_class import register_uid
     from dicomtwist.ul.ae_title import check_ae_title
     from dicomtwist.ul.items import (
         AsyncOperationsWindow,
@@ -115,6 +116,7 @@ __all__ = [
     "PoolStopped",
     "PoolTimeout",
     "PresentationContext",
+    "register_uid",
     "RetriesExhausted",
     "Retrieval",
     "RetrievalResult",
@@ -195,6 +197,7 @@ _NAMES = {
         "build_role",
     ),
     "scu.responses": ("Answers", "Retrieval", "RetrievalResult", "SubOperations"),
+    "sop_class": ("register_uid",),
     "ul.ae_title": ("check_ae_title",),
     "ul.items": ("AsyncOperationsWindow", "SOPClassCommonExtended", "SOPClassExtended", "UserIdentity"),
 }

@@ -233,6 +233,22 @@ class Handlers:
         found += [(key, *entry) for key, entry in self._interventions.items() if event in (None, key)]
         return found
 
+    def events(self) -> list[EventType]:
+        """Return the events with a handler that is bound at this level, in the order of their names."""
+        return sorted({bound[0] for bound in self.bound()}, key=lambda event: event.name)
+
+    def reached(self, event: EventType | None = None) -> list[HandlerTuple]:
+        """Return the handlers that *event*, or any event, reaches from this level: those of outer levels first."""
+        found: list[HandlerTuple] = []
+        for one in _EVENTS if event is None else (event,):
+            if one.is_intervention:
+                entry = self.get(one)
+                entries = [] if entry is None else [entry]
+            else:
+                entries = self.listeners(one)
+            found += [(one, *bound) for bound in entries]
+        return found
+
 
 def get_events() -> list[EventType]:
     """Return all events, in the order of their names."""

@@ -140,8 +140,6 @@ class PresentationContext:
         "as_scp",
         "as_scu",
     )
-    # It is mutable, so it has no hash: in a dictionary a changed key could not be found.
-    __hash__ = None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -310,6 +308,15 @@ class PresentationContext:
         if not isinstance(other, PresentationContext):
             return NotImplemented
         return all(getattr(self, slot) == getattr(other, slot) for slot in PresentationContext.__slots__)
+
+    def __hash__(self) -> int:
+        """
+        Return the hash of the abstract syntax, which hardly ever changes: an acceptor or an AE changes the other attributes.
+
+        A context that is in a set or a key of a dictionary is not found again after a change of its abstract syntax, or by a
+        context that it equalled before a change.
+        """
+        return hash(self._abstract_syntax)
 
     def __repr__(self) -> str:
         """Identify the context on one line."""

@@ -384,6 +384,7 @@ def register_uid(
     *,
     dimse: str | Iterable[str] = (),
     members: Iterable[UIDLike] = (),
+    dimse_msg_type: str | Iterable[str] = (),
 ) -> SOPClass:
     """Register a private SOP Class, so that it is named and served like one of DICOM.
 
@@ -396,6 +397,7 @@ def register_uid(
     :param dimse: the DIMSE service that it is used with, such as ``"C-FIND"``, or several; by default that of the
         Service Class, or for an information model the one that its keyword ends with (``Find``, ``Move``, ``Get``)
     :param members: for a Meta SOP Class, the UIDs of its SOP Classes
+    :param dimse_msg_type: another name for `dimse`, as pynetdicom has it
     :returns: the SOP Class
     :raises TypeError: if `uid` or one of `members` is neither ``str`` nor ``bytes``, or `keyword` is not a ``str``
     :raises ValueError: if a UID is malformed or `uid` is already known, if the keyword is not an identifier or is already
@@ -404,6 +406,7 @@ def register_uid(
     sop_class = SOPClass(check_uid(uid, "the SOP Class"))
     if not isinstance(keyword, str):
         raise TypeError(f"a keyword must be a str, not {type(keyword).__name__}")
+    dimse = dimse or dimse_msg_type
     entry = _Entry(
         name or keyword,
         keyword,
@@ -458,14 +461,28 @@ def _find_uid(keyword: str) -> str | None:
 
 
 def __getattr__(name: str) -> SOPClass:
-    """Return the SOP Class with this keyword (PEP 562).
+    """Return the SOP Class with this keyword, or the names for ``from dicomtwist.sop_class import *`` (PEP 562).
 
     :raises AttributeError: if no SOP Class has this keyword
     """
+    if name == "__all__":
+        # A type checker sees the SOP Classes alone.
+        return cast("SOPClass", _public_names())
     uid = _find_uid(name)
     if uid is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}: no SOP Class has this keyword")
     return SOPClass(uid)
+
+
+def _public_names() -> list[str]:
+    """List the functions and classes of this module, and each keyword, those that end in ``SOPClass`` too."""
+    own = {
+        name
+        for name, value in globals().items()
+        if not name.startswith("_") and (isinstance(value, UID) or getattr(value, "__module__", "") == __name__)
+    }
+    keywords = {*_uids, *_ALIASES}
+    return sorted({*own, *keywords, *(f"{keyword}{_OLD_SUFFIX}" for keyword in keywords)})
 
 
 def __dir__() -> list[str]:

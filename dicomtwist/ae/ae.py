@@ -277,6 +277,10 @@ class AE(LegacyCallbacks):
         """Return the handlers of this AE for *event*, or for all events, as (event, handler, arguments)."""
         return self._handlers.bound(event)
 
+    def get_events(self) -> list[evt.EventType]:
+        """Return the events that handlers of this AE are bound to, in the order of their names."""
+        return self._handlers.events()
+
     def _handlers_changed(self) -> None:
         for association in self._associations:
             association.handlers_changed()
@@ -333,9 +337,10 @@ class AE(LegacyCallbacks):
 
     def associate(
         self,
-        address: str | IStreamClientEndpoint,
+        address: str | IStreamClientEndpoint | None = None,
         port: int | None = None,
         *,
+        addr: str | None = None,
         ae_title: str | bytes = "ANY-SCP",
         contexts: Iterable[PresentationContext] | None = None,
         ext_neg: Iterable[object] | None = None,
@@ -350,6 +355,7 @@ class AE(LegacyCallbacks):
         :param address: a host name or IP address together with *port*; or an endpoint string such as
             ``"tls:host:2762"`` or ``"dicomtls:host:2762:trustRoots=ca.pem"``; or an endpoint.
         :param port: the peer's port.
+        :param addr: another name for *address*, as pynetdicom has it.
         :param ae_title: the peer's AE title.
         :param contexts: the presentation contexts to propose; by default :attr:`requested_contexts`.
         :param ext_neg: extended negotiation items: ``build_role(...)``, ``AsyncOperationsWindow``, ``SOPClassExtended``,
@@ -368,10 +374,13 @@ class AE(LegacyCallbacks):
         :raises ValueError: an argument is wrong.
         :raises RuntimeError: there are no presentation contexts to propose.
         """
+        place = addr if address is None else address
+        if place is None or None not in (address, addr):
+            raise TypeError("associate() needs one address: associate('pacs.example.org', 11112)")
         factory = self.requestor_factory(
             ae_title, contexts=contexts, ext_neg=ext_neg, max_pdu=max_pdu, evt_handlers=evt_handlers
         )
-        endpoint = self._client_endpoint(address, port, bind_address)
+        endpoint = self._client_endpoint(place, port, bind_address)
         if tls_args is not None:
             endpoint = wrap_client_tls(client_tls(tls_args), endpoint)
         expect_reactor(self.reactor, "associate()")

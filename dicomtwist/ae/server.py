@@ -92,6 +92,10 @@ class Server:
         """Return the handlers of this server for *event*, or for all events, as (event, handler, arguments)."""
         return self.factory.hosts[0].handlers.bound(event)
 
+    def get_events(self) -> list[evt.EventType]:
+        """Return the events that handlers of this server are bound to, in the order of their names."""
+        return self.factory.hosts[0].handlers.events()
+
     def _handlers_changed(self) -> None:
         for association in self.factory.associations:
             association.handlers_changed()

@@ -79,8 +79,8 @@ class Association(NormalisedUser):
     def __init__(self, ae: AEInterface, settings: Settings, handlers: evt.Handlers) -> None:
         self.ae = ae
         self.settings = settings
-        self.requestor = ServiceUser()
-        self.acceptor = ServiceUser()
+        self.requestor = ServiceUser(mode="requestor")
+        self.acceptor = ServiceUser(mode="acceptor")
         self.is_established = False
         self.was_established = False
         self.is_rejected = False
@@ -123,6 +123,11 @@ class Association(NormalisedUser):
     def remote(self) -> ServiceUser:
         """The peer."""
         return self.acceptor if self.mode == "requestor" else self.requestor
+
+    @property
+    def name(self) -> str:
+        """A name for logs: the role of this side, and the title and address of the peer. No other open connection has it."""
+        return f"{self.mode} with {self.remote.ae_title!r} at {self.remote.address}:{self.remote.port}"
 
     @property
     def protocol(self) -> UpperLayerProtocol:
@@ -189,12 +194,16 @@ class Association(NormalisedUser):
 
     def get_handlers(self, event: evt.EventType | None = None) -> list[evt.HandlerTuple]:
         """
-        Return the handlers that are bound for this association alone.
+        Return the handlers that events of this association reach, whether they are bound for it, its server or its AE.
 
         :param event: the event, ``None`` for all events.
         :returns: a list of (event, handler, arguments).
         """
-        return self._handlers.bound(event)
+        return self._handlers.reached(event)
+
+    def get_events(self) -> list[evt.EventType]:
+        """Return the events that reach a handler, in the order of their names."""
+        return sorted({bound[0] for bound in self._handlers.reached()}, key=lambda event: event.name)
 
     def handlers_changed(self) -> None:
         """Take notice of handlers that the server or AE has bound or unbound."""

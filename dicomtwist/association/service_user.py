@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from dicomtwist.presentation import PresentationContext
 from dicomtwist.ul.items import (
@@ -18,6 +19,7 @@ class ServiceUser:
     """
     One side of an association, with the items that it negotiated.
 
+    :ivar mode: its role, ``"requestor"`` or ``"acceptor"``.
     :ivar ae_title: its AE title, without padding.
     :ivar called_ae_title: the title that a requestor calls.
     :ivar address: its address as the transport reports it (a host, or the path of a UNIX socket).
@@ -37,6 +39,7 @@ class ServiceUser:
         The proposal of a peer is in the event of ``EVT_REQUESTED``.
     """
 
+    mode: str = ""
     ae_title: str = ""
     called_ae_title: str = ""
     address: str = ""
@@ -51,6 +54,35 @@ class ServiceUser:
     sop_class_extended: dict[str, bytes] = field(default_factory=dict)
     sop_class_common_extended: dict[str, SOPClassCommonExtended] = field(default_factory=dict)
     presentation_contexts: list[PresentationContext] = field(default_factory=list)
+
+    @property
+    def is_requestor(self) -> bool:
+        """Whether it requested the association."""
+        return self.mode == "requestor"
+
+    @property
+    def is_acceptor(self) -> bool:
+        """Whether it was asked for the association."""
+        return self.mode == "acceptor"
+
+    @property
+    def info(self) -> dict[str, object]:
+        """Its role, AE title, address, port, and the longest P-DATA-TF that it receives, as a dict with pynetdicom's keys."""
+        return {
+            "ae_title": self.ae_title,
+            "address": self.address,
+            "port": self.port,
+            "mode": self.mode,
+            "pdv_size": self.maximum_length,
+        }
+
+    @property
+    def primitive(self) -> NoReturn:
+        """:raises AttributeError: always; the message says where the PDU is."""
+        raise AttributeError(
+            "an association keeps no primitives: event.pdu of EVT_REQUESTED, EVT_ACCEPTED and EVT_REJECTED has the PDU,"
+            " and the attributes of requestor and acceptor have its content"
+        )
 
     def learn(self, information: UserInformation) -> None:
         """Take over *information*, which this side sent."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from itertools import groupby
 from operator import attrgetter
 from struct import Struct, error
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final, NoReturn, cast
 
 from dicomtwist.dimse.command import (
     ENCODERS,
@@ -352,6 +352,28 @@ for _class in _CLASSES:
     for _field in fields(_class):
         if _field.name in KEYWORDS:
             setattr(_class, _standard_keyword(_field.name), property(attrgetter(_field.name)))
+
+
+def _elsewhere(name: str, place: str) -> property:
+    """Return a property that a class does not have: its AttributeError says where the value is."""
+
+    def read(message: Message) -> NoReturn:
+        raise AttributeError(f"{type(message).__name__} is a command set without {name}: {place}")
+
+    return property(read)
+
+
+#: The data sets of requests by their names in the standard. A message has none; the events of handlers have them.
+_DATA_SETS: Final = {
+    CStoreRQ: ("DataSet", "event.dataset is the decoded data set, event.encoded_dataset() the bytes"),
+    **dict.fromkeys((CFindRQ, CGetRQ, CMoveRQ), ("Identifier", "event.identifier is the decoded identifier")),
+    NCreateRQ: ("AttributeList", "event.attribute_list is the decoded attribute list"),
+    NSetRQ: ("ModificationList", "event.modification_list is the decoded modification list"),
+    NActionRQ: ("ActionInformation", "event.action_information is the decoded action information"),
+    NEventReportRQ: ("EventInformation", "event.event_information is the decoded event information"),
+}
+for _class, (_name, _place) in _DATA_SETS.items():
+    setattr(_class, _name, _elsewhere(_name, _place))
 
 #: The message classes by Command Field.
 MESSAGES: Final[dict[int, type[Message]]] = {cls.COMMAND_FIELD: cls for cls in _CLASSES}
