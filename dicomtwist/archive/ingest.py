@@ -34,7 +34,8 @@ from dicomtwist.runtime.executors import Executor
 
 #: An instance below this size, in bytes, is written at once when it is complete; a larger one is written while it arrives.
 FIRST_WRITE: Final = 64 * 1024
-#: The largest single write of a large instance, in bytes: each write is four times the one before, up to this size.
+#: The largest single write of a large instance, in bytes: each write is twice the one before, up to this size, so that little
+#: is left to write when the last byte has arrived.
 WRITE_SIZE: Final = 1024 * 1024
 #: The maximum number of small instances that are written together.
 BATCH: Final = 64
@@ -275,7 +276,7 @@ class IncomingInstance:
     def _write(self) -> None:
         waiting = self._waiting.take_chunks()
         size = self._unwritten
-        self._enough = min(4 * self._enough, WRITE_SIZE)
+        self._enough = min(2 * self._enough, WRITE_SIZE)
         self._writing = True
 
         def written(_: None) -> None:
@@ -336,11 +337,12 @@ class IncomingInstance:
     # --- in a worker thread
 
     def _write_some(self, buffers: list[memoryview | bytearray]) -> None:
-        writer = self._writer
-        if writer is None:
-            writer = self._writer = self._ingest.archive.store.create()
-            writer.write([self._meta()])
-        writer.write(buffers)
+        if self._writer is None:
+            meta = self._meta()
+            self._writer = self._ingest.archive.store.create()
+            self._writer.write([meta, *buffers])
+        else:
+            self._writer.write(buffers)
         self._scan(buffers)
 
     def small(self) -> ReceivedInstance:

@@ -31,6 +31,7 @@ SUFFIX: Final = ".part"
 MAX_NAMELESS = 64
 
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
+_PAGE: Final = os.sysconf("SC_PAGESIZE")
 _FILE_MODE: Final = 0o640
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 #: The flags that make a file without a name in a folder; 0 if the system does not support it.
@@ -45,15 +46,16 @@ class OpenFile:
     :ivar fd: its file descriptor; -1 after the file is closed or is complete and waits for a name.
     :ivar nameless: whether it has no name.
     :ivar size: the number of bytes written.
+    :ivar started: the number of bytes, from the first on, that the system was asked to flush.
     """
 
-    __slots__ = ("fd", "nameless", "path", "size")
+    __slots__ = ("fd", "nameless", "path", "size", "started")
 
     def __init__(self, path: str, fd: int, nameless: bool) -> None:
         self.path = path
         self.fd = fd
         self.nameless = nameless
-        self.size = 0
+        self.size = self.started = 0
 
 
 class TemporaryFiles:
@@ -150,10 +152,12 @@ class TemporaryFiles:
         """
         if self.min_free:
             self._check_free()
-        offset = file.size
         file.size += self._write_all(file.fd, buffers)
-        if self.syncs:
-            self._fs.start_writing(file.fd, offset, file.size - offset)
+        # A page that is not full would be flushed twice, and the next write might wait for the first time.
+        whole = file.size - file.size % _PAGE
+        if self.syncs and whole > file.started:
+            self._fs.start_writing(file.fd, file.started, whole - file.started)
+            file.started = whole
 
     def seal(self, file: OpenFile, digest: bytes) -> Written:
         """Complete a file; with durability full it is synced.

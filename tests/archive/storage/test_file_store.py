@@ -263,14 +263,16 @@ class Storing(StoreTestCase):
                 super().start_writing(fd, offset, length)
                 super().start_writing(-1, offset, length)  # what fails is no matter
 
+        page = os.sysconf("SC_PAGESIZE")
+        pieces = [b"a" * (page + 1000), b"b" * 100, b"c" * (2 * page - 1100), b"d" * 100]
         watching = Watching()
-        for durability, started in ((Durability.NONE, []), (Durability.FULL, [(0, 1000), (1000, 3000)])):
+        for durability, started in ((Durability.NONE, []), (Durability.FULL, [(0, page), (page, 2 * page)])):
             store = self.make(durability, watching)
             writer = store.create()
-            writer.write([OLD[:1000]])
-            writer.write([OLD[1000:], NEW[:1000]])
-            self.assertEqual(Path(store.store_temporary(writer.seal(), *UIDS)).read_bytes(), OLD + NEW[:1000])
-            self.assertEqual(watching.started, started)
+            for piece in pieces:
+                writer.write([piece[:10], piece[10:]])
+            self.assertEqual(Path(store.store_temporary(writer.seal(), *UIDS)).read_bytes(), b"".join(pieces))
+            self.assertEqual(watching.started, started, "each page once, when it is full")
 
     def test_uids_that_are_none(self) -> None:
         store = self.make()
