@@ -236,6 +236,9 @@ class AssociationInterface(Protocol):
     def is_acceptor(self) -> bool:
         """Whether the peer requested it."""
 
+    def note_study(self, uid: str) -> None:
+        """Count the study *uid* in the line of the log about the end of the association."""
+
     def log_refusal(self, emit: Callable[..., None], message: str, *details: object, **fields: object) -> None:
         """Log a line about an operation that is refused or fails, unless the association has had its share of them."""
 

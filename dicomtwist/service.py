@@ -113,7 +113,7 @@ class DICOMService(Service):
         self._ports[index] = port
         self.server.listening(port)
         address, number = self.server.addresses[-1]
-        self.log.info("{title} listens at {address}", title=self.ae.ae_title, address=f"{address} port {number}")
+        self.log.info("{title} listens at {place}", title=self.ae.ae_title, place=f"{address} port {number}")
 
     def stopService(self) -> Deferred[None]:
         """

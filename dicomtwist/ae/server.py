@@ -154,15 +154,43 @@ def log_ended(association: Association) -> None:
     """Log the one line of an association that has ended: peer, operations, ending."""
     if not association.was_established:
         return
-    exchange = association.exchange
+    exchange, remote = association.exchange, association.remote
     counts = ", ".join(
         f"{count} {service}" + (f" ({exchange.failures[service]} failed)" if exchange.failures[service] else "")
         for service, count in exchange.counts.items()
     )
+    stored = exchange.counts["C-STORE"] - exchange.failures["C-STORE"]
+    totals = exchange.totals
+    seconds = association.ae.reactor.seconds() - association.opened_at
     Server.log.info(
-        "{peer!r} at {address}: {counts}; {ending}",
-        peer=association.remote.ae_title,
-        address=association.remote.address,
-        counts=counts or "nothing asked for",
+        "{peer!r} at {address} called {called!r}: {log_summary}; {log_transfer}; {ending}",
+        association=association,
+        peer=remote.ae_title,
+        address=remote.address,
+        called=association.requestor.called_ae_title,
+        log_summary="; ".join([counts or "nothing asked for", *filter(None, [", ".join(totals.words(stored))])]),
+        operations=dict(exchange.counts),
+        failed=dict(exchange.failures),
+        instances_stored=stored,
+        instances_sent=totals.sent,
+        studies=len(totals.studies),
+        matches=totals.matches,
+        destinations=list(totals.destinations),
+        log_transfer=f"{in_bytes(association.bytes_received)} in, {in_bytes(association.bytes_sent)} out, {seconds:.3f} s",
+        bytes_received=association.bytes_received,
+        bytes_sent=association.bytes_sent,
+        seconds=round(seconds, 3),
         ending="released" if association.is_released else str(association.end_reason),
     )
+
+
+def in_bytes(number: int) -> str:
+    """Return a number of bytes with a unit, such as ``6.3 MB``."""
+    if number < 1000:
+        return f"{number} bytes"
+    amount = float(number)
+    for unit in ("kB", "MB", "GB"):
+        amount /= 1000
+        if amount < 999.5:
+            return f"{amount:.3g} {unit}"
+    return f"{amount / 1000:.4g} TB"

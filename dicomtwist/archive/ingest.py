@@ -220,6 +220,7 @@ class IncomingInstance:
     :param flow: see :meth:`Ingest.begin`.
     :param sender: see :meth:`Ingest.begin`.
 
+    :ivar study_uid: its Study Instance UID, ``""`` until that is known.
     :ivar result: fires with ``None`` when the instance is stored (:meth:`dicomtwist.archive.archive.Archive.keep`). It fires
         with an exception if the instance is refused: :class:`InvalidMeta`, :class:`DataSetMismatch`,
         :class:`~dicomtwist.datasets.header_scanner.HeaderError`, :class:`~dicomtwist.errors.ExecutorFull`, or an error of
@@ -241,6 +242,7 @@ class IncomingInstance:
         self._finished = False
         self._values: Mapping[int, bytes] | None = None
         self._refusal: Failure | None = None
+        self.study_uid = ""
         self.result: Deferred[BaseException | None] = Deferred()
 
     # --- the sink, in the reactor thread
@@ -442,7 +444,8 @@ class IncomingInstance:
         for tag, name in ((_STUDY, "Study Instance UID"), (_SERIES, "Series Instance UID")):
             if not found[tag]:
                 raise DataSetMismatch(f"the data set has no {name}")
-        return found[_STUDY], found[_SERIES], found[_SOP_INSTANCE]
+        self.study_uid = found[_STUDY]
+        return self.study_uid, found[_SERIES], found[_SOP_INSTANCE]
 
     def _instance(
         self, uids: InstanceUIDs, content: Sequence[Buffer] | Written, values: Mapping[int, bytes]

@@ -23,6 +23,8 @@ BURST: Final = 1800
 LONGEST_TURNS: Final = 20
 #: The time after which they are tried again if the database has refused them, in seconds.
 TRY_AGAIN: Final = 5.0
+#: The time between two lines of the log about instances that cannot be moved, in seconds.
+COMPLAIN_AFTER: Final = 60.0
 #: After a query they are made without a pause for this number of times :data:`PAUSE`.
 EAGER_TURNS: Final = 100
 
@@ -73,6 +75,7 @@ class MoveSchedule:
         self._eager = 0
         self._is_sustained = self._is_moving = self._is_stopped = False
         self._waiting: IDelayedCall | None = None
+        self._complained: float | None = None
 
     def came(self, count: int) -> None:
         """Note that instances were acknowledged, whose files or rows may have to follow."""
@@ -129,6 +132,9 @@ class MoveSchedule:
     def _not_moved(self, reason: Failure) -> None:
         """Try again later; the next query tries as well."""
         self._moved(None, TRY_AGAIN)
-        self.log.error(
-            "instances that are stored wait for their files or their rows: {reason}", reason=loggable(reason.value)
-        )
+        now = self._executor.seconds()
+        if self._complained is None or now - self._complained >= COMPLAIN_AFTER:
+            self._complained = now
+            self.log.error(
+                "instances that are stored wait for their files or their rows: {reason}", reason=loggable(reason.value)
+            )

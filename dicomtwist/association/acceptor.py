@@ -327,7 +327,7 @@ class AcceptorAssociation(Association):
             "{peer!r} at {address} requested {called!r}: {reason}{why}",
             peer=self.requestor.ae_title,
             address=self.requestor.address,
-            called=self.acceptor.ae_title,
+            called=self.requestor.called_ae_title,
             reason=reason,
             why=f": {why}" if why else "",
         )
@@ -336,7 +336,7 @@ class AcceptorAssociation(Association):
         self._over(Failure(reason))
         self._protocol.reject(answer)
         self.notify(evt.EVT_PDU_SENT, pdu=answer)
-        self.notify(evt.EVT_REJECTED, pdu=answer)
+        self.notify(evt.EVT_REJECTED, pdu=answer, why=why)
 
     def abort_indication(self, indication: AbortIndication) -> None:
         """Log a connection that never became an association; nothing else logs it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.association.explanations import explain_missing_context
+from dicomtwist.association.log_lines import LogLines
 from dicomtwist.association.record import RecordKeeper
 from dicomtwist.association.release import Release
 from dicomtwist.association.service_user import ServiceUser
@@ -45,14 +47,18 @@ from dicomtwist.ul.framing import Fragment
 from dicomtwist.ul.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, AReleaseRP, AReleaseRQ
 from dicomtwist.ul.state_machine import State
 
+_numbers = count(1)
 
-class Association(NormalisedUser):
+
+class Association(LogLines, NormalisedUser):
     """
     An association with a peer. Its operations are those of :class:`~dicomtwist.scu.ServiceClassUser` and
     :class:`~dicomtwist.scu.NormalisedUser`.
 
     :ivar ae: the AE that it belongs to.
     :ivar mode: the role of this side, ``"requestor"`` or ``"acceptor"``.
+    :ivar number: its number in this process, from 1 on, by which the log names it.
+    :ivar opened_at: when its connection was made, in seconds of the reactor's clock.
     :ivar requestor: the requestor's side, as it was negotiated.
     :ivar acceptor: the acceptor's side, as it was negotiated.
     :ivar is_established: whether it can be used now.
@@ -73,11 +79,10 @@ class Association(NormalisedUser):
     # no longer shares the keys of its dict with other instances.
     progress_elsewhere: Callable[[], float] | None = None
     _release: Release | None = None
-    _tolerated: tuple[str, ...] = ()
-    _refusals_logged = 0
 
     def __init__(self, ae: AEInterface, settings: Settings, handlers: evt.Handlers) -> None:
         self.ae = ae
+        self.number = next(_numbers)
         self.settings = settings
         self.requestor = ServiceUser(mode="requestor")
         self.acceptor = ServiceUser(mode="acceptor")
@@ -96,6 +101,7 @@ class Association(NormalisedUser):
         self._closed = False
         self._keeper: RecordKeeper | None = None
         self._waiting_for_end: list[Deferred[Association]] = []
+        self.opened_at: float = ae.reactor.seconds()
         self.observes_messages = False
         self._trace()
 
@@ -257,38 +263,14 @@ class Association(NormalisedUser):
         """Return the handler and arguments of an intervention, or ``None``."""
         return self._handlers.get(event)
 
-    def log_deviation(self, what: Sequence[str]) -> None:
+    def note_study(self, uid: str) -> None:
         """
-        Log deviations of the peer from the standard, each one once for an association.
+        Count a study in the line of the log about the end of the association.
 
-        :param what: descriptions of them, in none of which is text from the peer.
+        :param uid: the Study Instance UID of an instance that was stored, or of what was retrieved.
         """
-        news = tuple(words for words in what if words not in self._tolerated)
-        if news:
-            self._tolerated += news
-            self.log.info(
-                "{peer!r} at {address}: tolerated a deviation from the standard: {what}",
-                peer=self.remote.ae_title,
-                address=self.remote.address,
-                what="; ".join(news),
-            )
-
-    def log_refusal(self, emit: Callable[..., None], message: str, *details: object, **fields: object) -> None:
-        """
-        Log a line about an operation of the peer that is refused or fails, unless the association has had its share of them.
-
-        :param emit: the method of a logger to call with the other arguments, such as ``self.log.info``.
-        """
-        most = self.settings.maximum_refusals_logged
-        self._refusals_logged += 1
-        if self._refusals_logged <= most:
-            emit(message, *details, **fields)
-        elif self._refusals_logged == most + 1:
-            self.log.info(
-                "{peer!r} at {address}: more operations are refused; further ones on this association are not logged",
-                peer=self.remote.ae_title,
-                address=self.remote.address,
-            )
+        if self._exchange is not None:
+            self._exchange.totals.note_study(uid)
 
     # --- ending it
 
@@ -388,6 +370,7 @@ class Association(NormalisedUser):
         """Note the addresses of a transport that is open."""
         self.local.address, self.local.port = address_of(self._protocol.transport.getHost())
         self.remote.address, self.remote.port = address_of(self._protocol.transport.getPeer())
+        self.opened_at = self.ae.reactor.seconds()
         self.ae.association_opened(self)
         self.notify(evt.EVT_CONN_OPEN, address=(self.remote.address, self.remote.port))
 
@@ -430,6 +413,8 @@ class Association(NormalisedUser):
         shortest = shortest_timeout(self.settings)
         if shortest is not None:
             self._protocol.watch(shortest)
+        if self._rejected:
+            self.log_refused_contexts()
         self.notify(evt.EVT_ACCEPTED, pdu=answer)
         self.notify(evt.EVT_ESTABLISHED)
 

@@ -4,6 +4,7 @@ Why there is no presentation context for a service, in words: the names of SOP C
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -18,17 +19,34 @@ _NAMED_CONTEXTS: Final = 5
 
 _LONGEST_NAME: Final = 100
 
+_UID: Final = re.compile(r"[0-9.]{1,64}")
+
 #: The result "transfer syntaxes not supported" (PS3.8 Table 9-18).
 _SYNTAXES_REFUSED: Final = 4
 
 
-def syntax_names(uids: Iterable[str]) -> str:
-    """Return the names of transfer syntaxes, as ``"JPEG Baseline (Process 1), RLE Lossless"``; of many the first ones only."""
+def syntax_names(uids: Iterable[str], most: int = _NAMED_SYNTAXES) -> str:
+    """
+    Return the names of transfer syntaxes, as ``"JPEG Baseline (Process 1), RLE Lossless"``.
+
+    :param most: the number of names, of which there may be one more.
+    """
     names = [_syntax_name(str(uid)) for uid in uids]
-    more = len(names) - _NAMED_SYNTAXES
+    more = len(names) - most
     if more <= 1:
         return ", ".join(names)
-    return f"{', '.join(names[:_NAMED_SYNTAXES])} and {more} more"
+    return f"{', '.join(names[:most])} and {more} more"
+
+
+def uid_name(uid: str) -> str:
+    """
+    Return the name of *uid* in PS3.6, or *uid* if it has none.
+
+    A text that is no UID may be the name of a patient, so only its length is given.
+    """
+    if not _UID.fullmatch(uid):
+        return f"an invalid UID of {len(uid)} characters"
+    return SOPClass(uid).name
 
 
 def _syntax_name(uid: str) -> str:

@@ -25,6 +25,7 @@ from dicomtwist.exchange import nesting
 from dicomtwist.exchange.invoked import Operation, PendingResponses
 from dicomtwist.exchange.operations_window import Window
 from dicomtwist.exchange.send_queue import Outgoing
+from dicomtwist.exchange.totals import Totals
 from dicomtwist.exchange.waiting_calls import WaitingCalls
 from dicomtwist.exchange.waiting_requests import WaitingRequests
 from dicomtwist.interfaces import ExchangeOwner, PerformedOperation
@@ -53,6 +54,7 @@ class Exchange:
     :ivar calls: the calls of this side that wait.
     :ivar counts: the number of operations that were performed for the peer, by service.
     :ivar failures: the number of those that got a failure status, by service.
+    :ivar totals: the totals of these operations, in instances, studies and matches.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Exchange:
         self.writable = self._outgoing.writable
         self.counts: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
+        self.totals = Totals()
 
     # --- state
 

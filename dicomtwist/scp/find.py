@@ -86,6 +86,7 @@ class _Matches:
             source = self._encode(identifier)
             if self._may_go(source):
                 exchange.respond(performance, response, source)
+                exchange.totals.matches += 1
                 await handler.room()
         if not performance.is_cancelled:
             self._end()
@@ -108,10 +109,12 @@ class _Matches:
                 if length >= PIECE_LENGTH:
                     sent, piece, length = piece, [], 0
                     exchange.respond_all(self._performance, response, sent)
+                    exchange.totals.matches += len(sent)
                     await handler.room()
         finally:
             if piece:  # also if one cannot be encoded: those before it are sent
                 exchange.respond_all(self._performance, response, piece)
+                exchange.totals.matches += len(piece)
         await handler.room()
 
     def _encode(self, identifier: Dataset | bytes) -> BytesSource:
@@ -143,6 +146,7 @@ class _SingleMatch(_Matches):
         if self._match is not None:
             performance = self._performance
             performance.assoc.exchange.respond(performance, performance.response(codes.PENDING), self._match)
+            performance.assoc.exchange.totals.matches += 1
         super()._end()
 
 

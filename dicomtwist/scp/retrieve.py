@@ -235,6 +235,7 @@ class _Retrieve:
                 last=suboperations.last_failure,
             )
         if suboperations is not None:
+            self._performance.assoc.exchange.totals.sent += suboperations.completed + suboperations.warning
             suboperations.fill_counts(response, remaining=response.status == codes.CANCEL)
             if identifier is None and suboperations.failed and response.status != codes.SUCCESS:
                 identifier = Dataset()
@@ -265,6 +266,7 @@ class _Move(_Retrieve):
     async def _find_destination(self, handler: YieldingHandler) -> Destination:
         request = self._performance.request
         assert isinstance(request, CMoveRQ)
+        self._performance.assoc.exchange.totals.note_destination(request.move_destination)
         found = await handler.next()
         check_object(found)
         address, arguments = self._address(found)

@@ -253,7 +253,9 @@ class TwistDicom(TestCase):
         result = await self.server.wait(30)
         self.assertEqual(result.code, 0, result.text)
         self.assertEqual(len(self.stored()), 1)
-        self.assertRegex(result.text, r"'SCU' at 127\.0\.0\.1: 1 C-STORE; released")
+        self.assertRegex(
+            result.text, r"'SCU' at 127\.0\.0\.1 called 'ANY-SCP': 1 C-STORE; 1 instance stored, 1 study; .*; released"
+        )
 
     async def until_refused(self, port: int) -> None:
         """Wait until no process listens at *port*."""

@@ -419,7 +419,7 @@ class Storing(ProcessTestCase):
         self.assertLess(self.computed() - began, 8)  # 20 us each are more than enough
         cast(Any, peer.transport).abortConnection()
         await peer.closed
-        await self.server.wait_for("'HOSTILE' at 127.0.0.1: nothing asked for")
+        await self.server.wait_for("'HOSTILE' at 127.0.0.1 called 'ANY': nothing asked for")
         await self.all_is_as_before()
 
     async def test_disk(self) -> None:

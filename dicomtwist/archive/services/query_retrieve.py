@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
+from pydicom import Dataset
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -183,9 +184,12 @@ class QueryRetrieve:
             raise Refused(status, status.error_comment or "") from None
 
     async def _retrieve(self, event: evt.IdentifierEvent) -> Found[StoredInstance]:
-        return await self._finder.retrieve(
+        found = await self._finder.retrieve(
             event.identifier, _model(event), _negotiated(event), peer=host_of(event.assoc.remote.address)
         )
+        for uid in _studies(event.identifier):
+            event.assoc.note_study(uid)
+        return found
 
     def _failed(self, event: evt.IdentifierEvent, error: Exception, unreadable: int) -> Status:
         """Return the status for *error*; log the error unless the request is at fault."""
@@ -201,6 +205,12 @@ class QueryRetrieve:
         )
         comment = "too many queries wait" if isinstance(error, ExecutorFull) else "the index cannot be read"
         return Status(unreadable, service, comment)
+
+
+def _studies(identifier: Dataset) -> list[str]:
+    """Return the Study Instance UIDs of the *identifier* of a retrieval."""
+    value = identifier.get("StudyInstanceUID")
+    return [] if not value else [str(value)] if isinstance(value, str) else [str(uid) for uid in value]
 
 
 def _options(model: str) -> bytes:

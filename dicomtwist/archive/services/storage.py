@@ -12,7 +12,8 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from dicomtwist import evt
-from dicomtwist.archive.ingest import DataSetMismatch, Ingest, InvalidMeta
+from dicomtwist.archive.ingest import DataSetMismatch, IncomingInstance, Ingest, InvalidMeta
+from dicomtwist.archive.services.no_room import NoRoomLog
 from dicomtwist.archive.storage.types import (
     DuplicateInstance,
     IncompleteInstance,
@@ -71,7 +72,8 @@ class _Peer:
             if bounded:
                 self._assoc.log_refusal(log.warn, message, **fields)
             else:
-                log.warn(message, **fields)
+                # Each replacement is a line, however many there are.
+                log.warn(message, association=self._assoc, log_always=True, **fields)
 
         self._service.ingest.executor.call_in_reactor(write)
 
@@ -90,6 +92,7 @@ class StorageService:
     def __init__(self, ingest: Ingest, may_replace: Callable[[AssociationInterface], bool] | None = None) -> None:
         self.ingest = ingest
         self.may_replace = may_replace
+        self._no_room = NoRoomLog(ingest.archive.store, ingest.executor)
 
     @evt.streaming
     def handle_store(self, event: evt.StoreEvent) -> Deferred[Status]:
@@ -103,12 +106,15 @@ class StorageService:
         """
         incoming = self.ingest.begin(event.meta, event.stream, _Peer(self, event.assoc))
         event.stream.deliver_to(incoming)
-        return incoming.result.addCallback(self._status, event)
+        return incoming.result.addCallback(self._status, event, incoming)
 
-    def _status(self, error: BaseException | None, event: evt.StoreEvent) -> Status:
+    def _status(self, error: BaseException | None, event: evt.StoreEvent, incoming: IncomingInstance) -> Status:
         if error is None:
+            event.assoc.note_study(incoming.study_uid)
             return _SUCCESS
         status = _status_for(error)
+        if self._no_room.takes(error):
+            return status
         event.assoc.log_refusal(
             self.log.error,
             "an instance from {peer!r} was not stored, status 0x{status:04X}: {reason}",

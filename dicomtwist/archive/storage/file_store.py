@@ -243,6 +243,14 @@ class InstanceStore:
 
     # --- the single steps of storing, for a caller with work between them, such as updating an index
 
+    def room(self) -> tuple[str, int]:
+        """
+        Return the folder of the storage, and the number of bytes that are free on its file system.
+
+        :raises OSError: the file system does not say.
+        """
+        return self._root, self._fs.free(self._root)
+
     def create(self) -> InstanceWriter:
         """Open a temporary file for one instance that is written piece by piece.
 

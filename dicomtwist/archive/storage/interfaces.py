@@ -41,6 +41,13 @@ class ReceivingStorage(Protocol):
     def create(self) -> Writer:
         """Begin an instance that is written piece by piece."""
 
+    def room(self) -> tuple[str, int]:
+        """
+        Return the folder of the storage, and the number of bytes that are free on its file system. Blocks.
+
+        :raises OSError: the file system does not say.
+        """
+
 
 class CommittingStorage(Protocol):
     """The storage as a commit sees it: a complete instance gets its final name, or everything stays as it was."""

@@ -555,7 +555,7 @@ class Served(MemoryTestCase):
         self.scp.settings.maximum_refusals_logged = 2
         self.assertGreater(len(items()), 3)
         warned: list[str] = []
-        self.patch(self.worklist, "log", mock.Mock(warn=lambda _, why: warned.append(why)))
+        self.patch(self.worklist, "log", mock.Mock(warn=lambda _, why, **fields: warned.append(why)))
         with mock.patch.object(worklist, "encode_with_character_set", failing):
             self.assertEqual(len(self.ask(query())), 1)
             (line,) = warned
