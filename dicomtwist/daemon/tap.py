@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -36,17 +35,19 @@ except ModuleNotFoundError as error:
     raise SystemExit('twist dicom needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
 from dicomtwist.daemon.check import report
 from dicomtwist.daemon.configuration import Configuration, ConfigurationError, add_configuration, read_configuration
+from dicomtwist.daemon.log_options import DEFAULT_LOG_RATE, FORMATS, set_log
+from dicomtwist.daemon.option_values import charset, choice, count, member, seconds, size
+from dicomtwist.daemon.option_values import title as checked_title
 from dicomtwist.daemon.reload import Reloading
 from dicomtwist.daemon.signals import limit_stop, take_signals
 from dicomtwist.daemon.supervisor import SupervisorService, WorkerService
 from dicomtwist.daemon.workers import MAX_WORKERS, Workers, WorkerSpec, worker_command
-from dicomtwist.datasets.character_sets import canonical
 from dicomtwist.presentation import STORAGE_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from dicomtwist.runtime.memory import freeze_startup_objects, retain_heap
 from dicomtwist.runtime.read_dispatch import dispatch_reads_directly
 from dicomtwist.settings import Settings
+from dicomtwist.trace import trace
 from dicomtwist.transport.listening_sockets import Sockets
-from dicomtwist.ul.ae_title import check_ae_title
 
 #: The exit status of a command with wrong options (sysexits.h).
 _EX_USAGE = 64
@@ -60,88 +61,6 @@ MAX_BUFFERED = 16 * 1024 * 1024
 DEFAULT_PORT = "tcp:11112:interface=127.0.0.1"
 
 _DEFAULTS = Settings()
-
-
-def _title(value: str) -> str:
-    try:
-        return check_ae_title(value)
-    except ValueError as error:
-        raise usage.UsageError(str(error)) from None
-
-
-def _seconds(option: str) -> Any:
-    def convert(value: str) -> float | None:
-        if value == "none":
-            return None
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = -1.0
-        if not 0 < seconds < float("inf"):
-            raise usage.UsageError(f"{option} {value!r} is not a time: seconds above 0, or none")
-        return seconds
-
-    return convert
-
-
-def _count(option: str, least: int, most: int, *, none: bool = False) -> Any:
-    def convert(value: str) -> int | None:
-        if none and value == "none":
-            return None
-        try:
-            number = int(value)
-        except ValueError:
-            number = least - 1
-        if not least <= number <= most:
-            raise usage.UsageError(f"{option} {value!r} is not a number from {least} to {most}")
-        return number
-
-    return convert
-
-
-def _durability(value: str) -> Durability:
-    try:
-        return Durability(value)
-    except ValueError:
-        raise usage.UsageError(f"--durability is full or none, not {value!r}") from None
-
-
-def _on_or_off(value: str) -> str:
-    if value not in ("on", "off"):
-        raise usage.UsageError(f"--inbox is on or off, not {value!r}")
-    return value
-
-
-def _precedence(value: str) -> Precedence:
-    try:
-        return Precedence(value)
-    except ValueError:
-        raise usage.UsageError(f"--precedence is last or first, not {value!r}") from None
-
-
-def _duplicates(value: str) -> Duplicates:
-    try:
-        return Duplicates(value)
-    except ValueError:
-        raise usage.UsageError(f"--duplicates is keep, replace or reject, not {value!r}") from None
-
-
-def _charset(value: str) -> str:
-    if value == "none":
-        return ""
-    if not canonical(value):
-        raise usage.UsageError(f"--default-charset {value[:64]!r} is no character set: ISO_IR 100, ISO_IR 192, GB18030")
-    return canonical(value)
-
-
-def _bytes(option: str) -> Any:
-    def convert(value: str) -> int:
-        found = re.fullmatch(r"(\d{1,15})([kKMGT]?)", value)
-        if not found:
-            raise usage.UsageError(f"{option} {value!r} is not a number of bytes: 0, 500M, 10G")
-        return int(found[1]) << 10 * " KMGT".index(found[2].upper() or " ")
-
-    return convert
 
 
 #: The options that are settings of the AE.
@@ -206,51 +125,51 @@ class Options(usage.Options):
             None,
             1,
             "Processes that serve the ports; if more than one, a supervisor process restarts them.",
-            _count("--workers", 1, MAX_WORKERS),
+            count("--workers", 1, MAX_WORKERS),
         ],
-        ["ae-title", None, "DICOMTWIST", "AE title of this server.", _title],
+        ["ae-title", None, "DICOMTWIST", "AE title of this server.", checked_title],
         ["storage", None, "dicom-archive", "Folder for the received instances; created if it is missing."],
         [
             "durability",
             None,
             Durability.FULL,
             "full: acknowledge an instance after fsync; none: no fsync, faster.",
-            _durability,
+            member("--durability", Durability),
         ],
         [
             "inbox",
             None,
             "on",
             "on: acknowledge a small instance in the inbox, its file follows within a second; off: make the file first.",
-            _on_or_off,
+            choice("--inbox", ("on", "off")),
         ],
         [
             "duplicates",
             None,
             Duplicates.REPLACE,
             "If a new instance differs from the stored one: replace the stored one, keep it, or reject the new one.",
-            _duplicates,
+            member("--duplicates", Duplicates),
         ],
         [
             "precedence",
             None,
             Precedence.LAST,
             "Of attributes of a patient or study that disagree among instances, the index has the last or the first.",
-            _precedence,
+            member("--precedence", Precedence),
         ],
         [
             "min-free",
             None,
             DEFAULT_MIN_FREE,
             "Bytes (500M, 10G) that stay free on the disk; with fewer, instances are refused.",
-            _bytes("--min-free"),
+            size("--min-free"),
         ],
         [
             "default-charset",
             None,
             None,
             "Character set of text that comes without one, such as ISO_IR 100; none: it is unknown.",
-            _charset,
+            charset,
         ],
         ["worklist", None, None, "Folder with the worklist files (*.wl, TITLE/*.wl) that modalities query."],
         [
@@ -258,7 +177,7 @@ class Options(usage.Options):
             None,
             10.0,
             "Seconds that a query of the worklist waits without any progress.",
-            _seconds("--worklist-deadline"),
+            seconds("--worklist-deadline"),
         ],
         ["import", None, None, "Folder whose DICOM files are copied into the archive while it serves."],
         [
@@ -266,147 +185,161 @@ class Options(usage.Options):
             None,
             _DEFAULTS.maximum_pdu_size,
             "Longest P-DATA-TF accepted, in bytes; 0 for no limit.",
-            _count("--max-pdu", 0, 2**32 - 1),
+            count("--max-pdu", 0, 2**32 - 1),
         ],
         [
             "max-associations",
             None,
             _DEFAULTS.maximum_associations,
             "Most associations at once; one more is rejected (transient).",
-            _count("--max-associations", 1, 2**31),
+            count("--max-associations", 1, 2**31),
         ],
         [
             "max-connections",
             None,
             _DEFAULTS.maximum_connections,
             "Most connections at once, with or without an association.",
-            _count("--max-connections", 1, 2**31),
+            count("--max-connections", 1, 2**31),
         ],
         [
             "max-connections-per-peer",
             None,
             _DEFAULTS.maximum_connections_per_peer,
             "Most connections at once from one address.",
-            _count("--max-connections-per-peer", 1, 2**31),
+            count("--max-connections-per-peer", 1, 2**31),
         ],
         [
             "max-association-rate",
             None,
             _DEFAULTS.maximum_association_rate,
             "Most associations that one address may request in a minute; none for any number.",
-            _count("--max-association-rate", 1, 2**31, none=True),
+            count("--max-association-rate", 1, 2**31, none=True),
         ],
         [
             "max-object-size",
             None,
             _DEFAULTS.maximum_object_size,
             "Longest data set accepted, in bytes.",
-            _count("--max-object-size", 1, 2**63),
+            count("--max-object-size", 1, 2**63),
         ],
         [
             "max-refusals-logged",
             None,
             _DEFAULTS.maximum_refusals_logged,
             "Most lines in the log about refused operations of one association.",
-            _count("--max-refusals-logged", 0, 2**31),
+            count("--max-refusals-logged", 0, 2**31),
+        ],
+        [
+            "log-rate",
+            None,
+            DEFAULT_LOG_RATE,
+            "Most lines in the log about one address in a minute; none for any number.",
+            count("--log-rate", 1, 2**31, none=True),
+        ],
+        [
+            "log-format",
+            None,
+            None,
+            "Format of the log: text or json. [default: text on a terminal, json elsewhere]",
+            choice("--log-format", tuple(FORMATS)),
         ],
         [
             "max-identifier-size",
             None,
             _DEFAULTS.maximum_identifier_size,
             "Longest identifier of a query or retrieval taken, in bytes.",
-            _count("--max-identifier-size", 1, 2**31),
+            count("--max-identifier-size", 1, 2**31),
         ],
         [
             "max-identifier-elements",
             None,
             _DEFAULTS.maximum_identifier_elements,
             "Most elements and items of an identifier.",
-            _count("--max-identifier-elements", 1, 2**31),
+            count("--max-identifier-elements", 1, 2**31),
         ],
         [
             "max-identifier-values",
             None,
             _DEFAULTS.maximum_identifier_values,
             "Most values of an identifier, such as UIDs in a list.",
-            _count("--max-identifier-values", 1, 2**31),
+            count("--max-identifier-values", 1, 2**31),
         ],
         [
             "max-attributes",
             None,
             _DEFAULTS.maximum_attributes,
             "Most elements and items of what a request of DIMSE-N brings, such as a storage commitment: 3 for an instance.",
-            _count("--max-attributes", 1, 2**31),
+            count("--max-attributes", 1, 2**31),
         ],
         [
             "max-attribute-values",
             None,
             _DEFAULTS.maximum_attribute_values,
             "Most further values of elements of what a request of DIMSE-N brings.",
-            _count("--max-attribute-values", 1, 2**31),
+            count("--max-attribute-values", 1, 2**31),
         ],
         [
             "max-request-memory",
             None,
             _DEFAULTS.maximum_request_memory,
             "Most bytes of memory for the data sets of requests; one host has half. Images do not count.",
-            _count("--max-request-memory", 1, 2**40),
+            count("--max-request-memory", 1, 2**40),
         ],
         [
             "acse-timeout",
             None,
             _DEFAULTS.acse_timeout,
             "Seconds in which an association request must arrive completely.",
-            _seconds("--acse-timeout"),
+            seconds("--acse-timeout"),
         ],
         [
             "dimse-timeout",
             None,
             _DEFAULTS.dimse_timeout,
             "Seconds without progress of a message until the association is aborted.",
-            _seconds("--dimse-timeout"),
+            seconds("--dimse-timeout"),
         ],
         [
             "network-timeout",
             None,
             _DEFAULTS.network_timeout,
             "Seconds that an association may be idle.",
-            _seconds("--network-timeout"),
+            seconds("--network-timeout"),
         ],
         [
             "write-timeout",
             None,
             _DEFAULTS.write_timeout,
             "Seconds in which a peer must accept some of the data sent to it.",
-            _seconds("--write-timeout"),
+            seconds("--write-timeout"),
         ],
         [
             "pdu-timeout",
             None,
             _DEFAULTS.pdu_timeout,
             "Seconds in which a P-DATA-TF must arrive completely.",
-            _seconds("--pdu-timeout"),
+            seconds("--pdu-timeout"),
         ],
         [
             "grace",
             None,
             10.0,
             "Seconds for associations to finish at a stop; none: as long as peers like.",
-            _seconds("--grace"),
+            seconds("--grace"),
         ],
         [
             "lag-warning",
             None,
             1.0,
             "Seconds by which the reactor may be late before that is logged; none: never.",
-            _seconds("--lag-warning"),
+            seconds("--lag-warning"),
         ],
         [
             "executor-warning",
             None,
             5.0,
             "Seconds for which all threads of a kind may be busy before that is logged; none: never.",
-            _seconds("--executor-warning"),
+            seconds("--executor-warning"),
         ],
         [
             "explain",
@@ -417,6 +350,7 @@ class Options(usage.Options):
     ]
     optFlags = [
         ["require-called-aet", None, "Reject associations that call another AE title than --ae-title."],
+        ["trace", None, "Log what each association proposes and gets, and each message of it, in words."],
         ["check", None, "Check the options and the configuration file, print what holds, and end without serving."],
     ]
     compData = usage.Completions(
@@ -426,6 +360,7 @@ class Options(usage.Options):
             "worklist": usage.CompleteDirs(),
             "durability": usage.CompleteList(["full", "none"]),
             "inbox": usage.CompleteList(["on", "off"]),
+            "log-format": usage.CompleteList(list(FORMATS)),
             "precedence": usage.CompleteList([one.value for one in Precedence]),
             "duplicates": usage.CompleteList([one.value for one in Duplicates]),
         }
@@ -471,7 +406,7 @@ class Options(usage.Options):
 
     def opt_allow_calling(self, title: str) -> None:
         """Calling AE title that may associate; without this option all may. May be given more than once."""
-        self["calling"].append(_title(title))
+        self["calling"].append(checked_title(title))
 
     def opt_peer(self, description: str) -> None:
         """
@@ -491,6 +426,7 @@ class Options(usage.Options):
         """Check the options together, so that a mistake becomes one line and not a traceback."""
         from twisted.internet import reactor
 
+        set_log(self.parent, self["log-format"], self["log-rate"])
         try:
             self.sockets = self._sockets(reactor)
             self.endpoints = self.sockets.endpoints()
@@ -543,6 +479,8 @@ def _make_ae(options: Options) -> AE:
     :raises usage.UsageError: a setting refuses the value of its option.
     """
     ae = AE(options["ae-title"])
+    if options["trace"]:
+        trace(ae)
     for option, setting in _SETTINGS.items():
         try:
             setattr(ae.settings, setting, options[option])

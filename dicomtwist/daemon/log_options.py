@@ -1,0 +1,37 @@
+"""
+The log of ``twist dicom``: its format, and its bound for each peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any, Final, TextIO
+
+from dicomtwist.logs import JSONLog, LimitedByPeer, TextLog
+
+__all__ = ["DEFAULT_LOG_RATE", "FORMATS", "set_log"]
+
+#: The formats of the log, by their names.
+FORMATS: Final = {"text": TextLog, "json": JSONLog}
+#: The most lines about one peer in a minute, unless the option says otherwise.
+DEFAULT_LOG_RATE: Final = 300
+
+
+def set_log(twist: MutableMapping[str, Any] | None, chosen: str | None, most: int | None) -> None:
+    """
+    Have ``twist`` write its log with the observers of this library.
+
+    :param twist: the options of ``twist`` itself, of which its runner makes the observer; ``None`` without ``twist``.
+    :param chosen: ``"text"`` or ``"json"``; ``None`` for what ``twist`` has chosen, by its own ``--log-format`` or because its
+        output is a terminal or not.
+    :param most: the most lines about one peer in a minute, ``None`` for any number.
+    """
+    if twist is None:
+        return
+    # Worker processes get the format from here.
+    name = twist["logFormat"] = chosen or twist["logFormat"]
+
+    def make(file: TextIO) -> LimitedByPeer:
+        return LimitedByPeer(FORMATS[name](file), most)
+
+    twist["fileLogObserverFactory"] = make
