@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     )
     from dicomtwist.scu.responses import Answers, Retrieval, RetrievalResult, SubOperations
     from dicomtwist.sop_class import register_uid
+    from dicomtwist.trace import debug_logger
     from dicomtwist.ul.ae_title import check_ae_title
     from dicomtwist.ul.items import (
         AsyncOperationsWindow,
@@ -104,6 +105,7 @@ __all__ = [
     "build_role",
     "check_ae_title",
     "DataSetError",
+    "debug_logger",
     "DEFAULT_TRANSFER_SYNTAXES",
     "DICOMError",
     "evt",
@@ -198,6 +200,7 @@ _NAMES = {
     ),
     "scu.responses": ("Answers", "Retrieval", "RetrievalResult", "SubOperations"),
     "sop_class": ("register_uid",),
+    "trace": ("debug_logger",),
     "ul.ae_title": ("check_ae_title",),
     "ul.items": ("AsyncOperationsWindow", "SOPClassCommonExtended", "SOPClassExtended", "UserIdentity"),
 }
@@ -213,6 +216,7 @@ _SUBMODULES = (
     "errors",
     "evt",
     "exchange",
+    "logs",
     "part10",
     "pool",
     "presentation",
@@ -223,6 +227,7 @@ _SUBMODULES = (
     "sop_class",
     "sop_relations",
     "tls",
+    "trace",
     "transport",
     "ul",
 )

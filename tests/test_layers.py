@@ -23,12 +23,14 @@ ROOT_MODULES = {
     "errors.py",
     "evt.py",
     "interfaces.py",
+    "logs.py",
     "part10.py",
     "presentation.py",
     "service.py",
     "settings.py",
     "sop_class.py",
     "sop_relations.py",
+    "trace.py",
 }
 
 #: The most modules that one folder may hold, ``__init__.py`` and ``__main__.py`` not counted.
@@ -82,7 +84,7 @@ ROOMS = (
     Room(("scu/",), ("Twisted", "pydicom")),
     Room(("scp/",), ("Twisted", "pydicom")),
     Room(("association/",), ("Twisted", "pydicom")),
-    Room(("ae/", "service.py"), ("Twisted",)),
+    Room(("logs.py", "trace.py", "ae/", "service.py"), ("Twisted",)),
     Room(("pool/", "__init__.py"), ("Twisted", "pydicom")),
     Room(("testing/",), ("Twisted",)),
     Room(("access/",), ("Twisted", "cryptography")),

@@ -43,6 +43,7 @@ from dicomtwist.settings import Settings
 from dicomtwist.sop_class import UIDLike
 from dicomtwist.tls.contexts import client_tls, server_tls
 from dicomtwist.tls.transport import wrap_client_tls, wrap_server_tls
+from dicomtwist.trace import EVERYWHERE
 from dicomtwist.ul.ae_title import check_ae_title
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class AE(LegacyCallbacks):
             use_monotonic_clock(reactor)
         self._requested = RequestedContexts()
         self._supported = SupportedContexts()
-        self._handlers = evt.Handlers()
+        self._handlers = evt.Handlers(parent=EVERYWHERE)
         self._associations: set[Association] = set()
         self._servers: list[Server] = []
         self._executors: Executors | None = None

@@ -349,6 +349,12 @@ def _options() -> list[Callable[..., Any]]:
         _connection_option(
             "-q", "--quiet", group="Output", is_flag=True, help="Print errors only, and the matches of a query."
         ),
+        _connection_option(
+            "--trace",
+            group="Output",
+            is_flag=True,
+            help="Show what is negotiated, why something is refused, and each message in words.",
+        ),
         _connection_option("--json", "as_json", group="Output", is_flag=True, help="Print one JSON document."),
     ]
 
@@ -373,7 +379,7 @@ def with_connection(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(function)
-    def wrapper(*, verbose: int, quiet: bool, as_json: bool, **values: Any) -> Any:
+    def wrapper(*, verbose: int, quiet: bool, trace: bool, as_json: bool, **values: Any) -> Any:
         from dicomtwist.tools.connection import make_connection
         from dicomtwist.tools.display.console import QUIET, Output
 
@@ -381,7 +387,8 @@ def with_connection(function: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError("-v and -q contradict each other: give one of them")
         own = {name: value for name, value in values.items() if name not in _CONNECTION_PARAMETERS}
         connection = make_connection({name: values[name] for name in _CONNECTION_PARAMETERS})
-        return function(connection=connection, output=Output(QUIET if quiet else verbose, as_json=as_json), **own)
+        output = Output(QUIET if quiet else verbose, as_json=as_json, traces=trace)
+        return function(connection=connection, output=output, **own)
 
     decorated: Callable[..., Any] = wrapper
     for option in reversed(_options()):

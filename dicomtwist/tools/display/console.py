@@ -10,11 +10,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import Any, TextIO, cast
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
 
 from dicomtwist import AE, evt
+from dicomtwist.logs import text_lines
+from dicomtwist.trace import TRACE, trace
 
 #: The levels of verbosity: ``-q``, the default, ``-v``, ``-vv``.
 QUIET, NORMAL, VERBOSE, DEBUG = -1, 0, 1, 2
@@ -48,13 +51,15 @@ class Output:
 
     :param verbosity: one of the constants of this module.
     :param as_json: print one JSON document to standard output and nothing else.
+    :param traces: print a trace of the associations to standard error, as ``-vv`` does.
 
     :ivar outside_progress: called with a function that writes to standard error; a progress bar hides itself meanwhile.
     :ivar reader_gone: whether the reader of standard output has closed it, as ``head`` does after its last line.
     """
 
-    def __init__(self, verbosity: int = NORMAL, *, as_json: bool = False) -> None:
+    def __init__(self, verbosity: int = NORMAL, *, as_json: bool = False, traces: bool = False) -> None:
         self.verbosity = verbosity
+        self.traces = traces or verbosity >= DEBUG
         self.as_json = as_json
         self.outside_progress: Callable[[Callable[[], None]], None] | None = None
         self.reader_gone = False
@@ -121,6 +126,10 @@ class Output:
 
     def _logged(self, event: LogEvent) -> None:
         level = event.get("log_level", LogLevel.info)
+        if event.get("log_namespace") == TRACE:
+            moment = datetime.fromtimestamp(event["log_time"])
+            self._note([f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03} {line}" for line in text_lines(event)])
+            return
         wanted = NORMAL if level >= LogLevel.error else VERBOSE if level >= LogLevel.warn else DEBUG
         if self.verbosity < wanted:
             return
@@ -134,13 +143,14 @@ class Output:
         self._note([text])
 
     def log_associations(self, ae: AE) -> None:
-        """Print the events of the associations of *ae*: with ``-v`` their beginning and end, with ``-vv`` each message."""
-        if self.verbosity >= VERBOSE:
+        """
+        Print the events of the associations of *ae*: with ``-v`` their beginning and end, with ``-vv`` or ``--trace`` a trace.
+        """
+        if self.traces:
+            trace(ae)
+        elif self.verbosity >= VERBOSE:
             for event, describe in _EVENTS.items():
                 ae.bind(event, self._log_event, [describe, VERBOSE])
-        if self.verbosity >= DEBUG:
-            for event, describe in _DETAILS.items():
-                ae.bind(event, self._log_event, [describe, DEBUG])
 
     def _log_event(self, event: evt.Event, describe: Callable[[Any], str], level: int) -> None:
         text = describe(event)
@@ -154,24 +164,6 @@ def _accepted(event: Any) -> str:
     return f"association accepted, {accepted} of {plural(len(contexts), 'presentation context')}"
 
 
-def _pdu(direction: str) -> Callable[[Any], str]:
-    def describe(event: Any) -> str:
-        name = type(event.pdu).__name__
-        return "" if name == "Fragment" else f"{direction} {name}"
-
-    return describe
-
-
-def _dimse(direction: str) -> Callable[[Any], str]:
-    def describe(event: Any) -> str:
-        message = event.message
-        number = getattr(message, "message_id", None) or getattr(message, "message_id_being_responded_to", "")
-        status = getattr(message, "status", None)
-        return f"{direction} {message.NAME} {number}" + ("" if status is None else f" status 0x{status:04X}")
-
-    return describe
-
-
 _EVENTS: dict[evt.EventType, Callable[[Any], str]] = {
     evt.EVT_CONN_OPEN: lambda event: f"connected to {event.address[0]} {event.address[1] or ''}".rstrip(),
     evt.EVT_REQUESTED: lambda event: f"association requested as {event.assoc.requestor.ae_title}",
@@ -179,11 +171,4 @@ _EVENTS: dict[evt.EventType, Callable[[Any], str]] = {
     evt.EVT_REJECTED: lambda event: "association rejected",
     evt.EVT_RELEASED: lambda event: "association released",
     evt.EVT_ABORTED: lambda event: f"association ended: {event.reason}",
-}
-
-_DETAILS: dict[evt.EventType, Callable[[Any], str]] = {
-    evt.EVT_PDU_SENT: _pdu("->"),
-    evt.EVT_PDU_RECV: _pdu("<-"),
-    evt.EVT_DIMSE_SENT: _dimse("->"),
-    evt.EVT_DIMSE_RECV: _dimse("<-"),
 }

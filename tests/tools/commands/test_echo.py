@@ -104,7 +104,7 @@ class Echo(ToolTestCase):
         self.assertNotIn("C-ECHO-RQ", verbose)
         debug = (await self.tool("echo", "-vv", peer)).stderr.decode()
         self.assertIn("-> C-ECHO-RQ 1", debug)
-        self.assertIn("<- C-ECHO-RSP 1 status 0x0000", debug)
+        self.assertIn("<- C-ECHO-RSP 1: 0x0000 Success", debug)
 
     async def test_interrupted(self) -> None:
         """Ctrl-C while the peer does not answer prints one line and aborts the association."""

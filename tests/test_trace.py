@@ -1,0 +1,270 @@
+"""The trace of an association: each thing that is negotiated, each reason, each message, and nothing secret."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+from pydicom import Dataset
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from dicomtwist import (
+    AE,
+    AssociationRejected,
+    AsyncOperationsWindow,
+    SOPClassCommonExtended,
+    SOPClassExtended,
+    UserIdentity,
+    build_role,
+    debug_logger,
+    evt,
+    trace,
+)
+from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, CStoreRQ, NActionRQ, make_response
+from dicomtwist.sop_class import CTImageStorage, MRImageStorage, Verification
+from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelFind as FIND
+from dicomtwist.testing import MemoryNetwork
+from dicomtwist.ul.items import ProposedContext
+from dicomtwist.ul.pdu import AAssociateRQ
+
+JPEG2000 = "1.2.840.10008.1.2.4.90"
+EXPLICIT = "1.2.840.10008.1.2.1"
+
+
+class TraceTestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.network = MemoryNetwork()
+        self.events: list[LogEvent] = []
+        globalLogPublisher.addObserver(self.events.append)  # type: ignore[arg-type]
+        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)  # type: ignore[arg-type]
+        self.scp, self.scu = AE("SCP", reactor=self.network), AE("SCU", reactor=self.network)
+        self.scp.add_supported_context(Verification)
+        self.scp.add_supported_context(CTImageStorage, EXPLICIT, scu_role=True, scp_role=True)
+        self.scp.add_supported_context(FIND)
+
+    def serve(self, *handlers: Any) -> None:
+        self.server = self.network.result_of(self.scp.start_server(104, evt_handlers=list(handlers)))
+
+    def associate(self, *items: object, **arguments: Any) -> Any:
+        return self.network.result_of(self.scu.associate("127.0.0.1", 104, ext_neg=list(items), **arguments))
+
+    def lines(self, assoc: Any = None) -> list[str]:
+        """Return the lines of the trace, of *assoc* alone if it is given."""
+        found = [event for event in self.events if event.get("log_namespace") == trace.TRACE]
+        return [formatEvent(event) for event in found if assoc in (None, event["association"])]
+
+    def has(self, text: str, assoc: Any = None) -> None:
+        lines = self.lines(assoc)
+        self.assertTrue(any(text in line for line in lines), f"{text!r} not in\n" + "\n".join(lines))
+
+
+class Negotiation(TraceTestCase):
+    def test_contexts(self) -> None:
+        """Each context has a line, with what was proposed, what was accepted, the roles, and on the acceptor why not."""
+        trace.trace(self.scp)
+        trace.trace(self.scu)
+        self.serve()
+        self.scu.add_requested_context(CTImageStorage, EXPLICIT)
+        self.scu.add_requested_context(CTImageStorage, JPEG2000)
+        self.scu.add_requested_context(MRImageStorage, [EXPLICIT, JPEG2000])
+        ours = self.associate(build_role(CTImageStorage, scu_role=True, scp_role=True))
+        (theirs,) = self.server.active_associations
+        refused = "proposed JPEG 2000 Image Compression (Lossless Only); NOT accepted: none of its transfer syntaxes is"
+        for assoc in (ours, theirs):
+            self.has(
+                "A-ASSOCIATE-RQ: 'SCU' calls 'ANY-SCP', 3 presentation contexts, PDUs of at most 131072 bytes", assoc
+            )
+            self.has("role selection: CT Image Storage: the requestor as SCU and SCP", assoc)
+            self.has("A-ASSOCIATE-AC: 1 of 3 presentation contexts accepted", assoc)
+            self.has(
+                "context 1: CT Image Storage: proposed Explicit VR Little Endian; accepted Explicit VR Little Endian,"
+                " we are SCU and SCP",
+                assoc,
+            )
+            self.has(f"context 3: CT Image Storage: {refused}", assoc)
+            self.has(
+                "context 5: MR Image Storage: proposed Explicit VR Little Endian, JPEG 2000 Image Compression (Lossless Only);"
+                " NOT accepted: abstract syntax not supported",
+                assoc,
+            )
+        self.has("; we support Explicit VR Little Endian", theirs)
+        self.assertNotIn("we support", "\n".join(self.lines(ours)))
+        (event,) = [one for one in self.events if one.get("context_id") == 3 and one["association"] is ours]
+        self.assertEqual((event["proposed"], event["accepted"], event["result"]), ([JPEG2000], None, 4))
+
+    def test_items(self) -> None:
+        """Items of extended negotiation are shown; of a user identity the name of the user, and nothing secret."""
+        trace.trace(self.scp)
+        trace.trace(self.scu)
+        self.serve(
+            (evt.EVT_ASYNC_OPS, lambda event: (3, 1)),
+            (evt.EVT_SOP_EXTENDED, lambda event: event.app_info),
+            (evt.EVT_USER_ID, lambda event: (True, b"S3cretTicket")),
+        )
+        self.scu.add_requested_context(FIND)
+        items = (
+            AsyncOperationsWindow(5, 0),
+            SOPClassExtended(FIND, b"\1\0\1"),
+            SOPClassCommonExtended(CTImageStorage, "1.2.840.10008.4.2", (MRImageStorage,)),
+        )
+        self.associate(*items, UserIdentity(2, b"alice", b"S3cretWord", response_requested=True))
+        self.has("asynchronous operations window: 5 invoked, any number of performed")
+        self.has("asynchronous operations window: 3 invoked, 1 performed")
+        self.has("extended negotiation: Study Root Query/Retrieve Information Model - FIND: 01 00 01")
+        self.has("common extended negotiation: CT Image Storage: service class")
+        self.has("user identity: user name and passcode, 'alice' (the passcode is not shown), a response is requested")
+        for kind in (3, 4, 5):
+            self.associate(UserIdentity(kind, b"S3cretToken", response_requested=True))
+        self.has("user identity: JSON Web Token of 11 bytes")
+        self.has("user identity: Kerberos service ticket of 11 bytes")
+        self.has("with a response of 12 bytes")
+        self.assertNotIn("S3cret", "\n".join(self.lines()))
+
+    def test_rejection(self) -> None:
+        trace.trace(self.scp)
+        trace.trace(self.scu)
+        self.scu.add_requested_context(Verification)
+        self.serve((evt.EVT_REQUESTED, lambda event: event.assoc.reject(1, 1, 1, "because of the test")))
+        deferred = self.scu.associate("127.0.0.1", 104)
+        self.network.flush()
+        self.failureResultOf(deferred, AssociationRejected)
+        self.has("-> A-ASSOCIATE-RJ: association rejected permanently")
+        self.has("(1, 1, 1): because of the test")
+        self.has("<- A-ASSOCIATE-RJ: association rejected permanently")
+
+    def test_hostile_names(self) -> None:
+        """A text of a peer in place of a UID is not shown, and a title is quoted."""
+        trace.trace(self.scp)
+        self.serve()
+        peer = self.network.scripted_client(104)
+        contexts = (
+            ProposedContext(1, "S3cret^Name", ("1.2.840.10008.1.2",)),
+            ProposedContext(3, Verification, ("S3cret\x1b[2J", "1.2.3")),
+        )
+        peer.send(AAssociateRQ("SCP", "it's {me}", contexts))
+        self.network.flush()
+        text = "\n".join(map(formatEvent, self.events))
+        self.has('"it\'s {me}" calls')
+        self.has("context 1: an invalid UID of 11 characters: proposed Implicit VR Little Endian; NOT accepted")
+        self.has("context 3: Verification SOP Class: proposed an invalid UID of 10 characters, 1.2.3; NOT accepted")
+        self.assertNotIn("S3cret", text)
+
+
+class Messages(TraceTestCase):
+    def test_both_directions(self) -> None:
+        trace.trace(self.scp)
+        trace.trace(self.scu)
+
+        def find(event: Any) -> Any:
+            yield 0xFF00, Dataset()
+            yield 0xA700, None
+
+        self.serve((evt.EVT_C_FIND, find))
+        self.scu.add_requested_context(FIND)
+        self.scu.add_requested_context(Verification)
+        assoc = self.associate()
+        self.network.result_of(assoc.send_c_echo())
+        keys = Dataset()
+        keys.QueryRetrieveLevel, keys.PatientName = "STUDY", "S3cret^Name"
+        answers = assoc.send_c_find(keys, FIND).collect()
+        self.network.flush()
+        self.failureResultOf(answers)
+        self.network.result_of(assoc.release())
+        for sign, answer in (("->", "<-"), ("<-", "->")):
+            self.has(f"{sign} C-ECHO-RQ 1: Verification SOP Class")
+            self.has(f"{answer} C-ECHO-RSP 1: 0x0000 Success")
+            self.has(f"{sign} C-FIND-RQ 2: Study Root Query/Retrieve Information Model - FIND, ")
+            self.has(f"{answer} C-FIND-RSP 2: 0xFF00 ")
+            self.has(f"{answer} C-FIND-RSP 2: 0xA700 ")
+            self.has(f"{sign} A-RELEASE-RQ")
+            self.has(f"{answer} A-RELEASE-RP")
+        self.has("the association is released")
+        self.assertNotIn("S3cret", "\n".join(self.lines()))
+
+    def test_abort(self) -> None:
+        trace.trace(self.scp)
+        trace.trace(self.scu)
+        self.serve()
+        self.scu.add_requested_context(Verification)
+        self.associate().abort("enough")
+        self.network.flush()
+        self.has("-> A-ABORT")
+        self.has("the association ended: ")
+
+    def test_words(self) -> None:
+        """Every message has words, with what matters in it."""
+        words = trace.message_in_words
+        for request in RESPONSES:
+            made: Any = request(message_id=7)  # type: ignore[call-arg]
+            self.assertTrue(words(made).startswith(f"{made.NAME} 7"), words(made))
+            response = make_response(made, 0x0110)
+            self.assertIn("0x0110 Processing failure", words(response))
+        store = CStoreRQ(
+            message_id=1,
+            affected_sop_class_uid=CTImageStorage,
+            affected_sop_instance_uid="1.2.3",
+            priority=1,
+            move_originator_application_entity_title="WS1",
+            move_originator_message_id=9,
+            has_dataset=True,
+        )
+        self.assertEqual(
+            words(store),
+            "C-STORE-RQ 1: CT Image Storage, 1.2.3, priority high, for the C-MOVE 9 of 'WS1', with a data set",
+        )
+        self.assertEqual(words(CCancelRQ(message_id_being_responded_to=3)), "C-CANCEL-RQ 3")
+        action = NActionRQ(
+            message_id=2, requested_sop_class_uid="1.2", requested_sop_instance_uid="x^y", action_type_id=1
+        )
+        self.assertEqual(words(action), "N-ACTION-RQ 2: 1.2, an invalid UID of 3 characters, action type 1")
+        failed: Any = make_response(store, 0xA700)
+        failed.error_comment, failed.offending_element = "a\nb", (0x00080018,)
+        self.assertTrue(words(failed).endswith("; comment 'a\\\\nb'; offending element (0008,0018)"), words(failed))
+
+
+class Everywhere(TraceTestCase):
+    def tearDown(self) -> None:
+        trace.untrace()
+        while trace._printed:
+            globalLogPublisher.removeObserver(trace._printed.pop())
+
+    def test_off(self) -> None:
+        """Without a trace nothing is logged, and associations do not observe messages."""
+        self.serve()
+        self.scu.add_requested_context(Verification)
+        assoc = self.associate()
+        (theirs,) = self.server.active_associations
+        self.assertFalse(assoc.observes_messages or theirs.observes_messages)
+        self.assertEqual(self.lines(), [])
+
+    def test_debug_logger(self) -> None:
+        """All AEs are traced, those that were made before as well; it is printed once, however often it is called."""
+        self.serve()
+        file = io.StringIO()
+        self.patch(sys, "stderr", file)
+        debug_logger()
+        debug_logger()
+        self.scu.add_requested_context(Verification)
+        assoc = self.associate()
+        self.assertTrue(assoc.observes_messages)
+        self.network.result_of(assoc.send_c_echo())
+        text = file.getvalue()
+        self.assertEqual(text.count("-> C-ECHO-RQ 1"), 1)
+        self.assertEqual(text.count("<- C-ECHO-RQ 1"), 1)
+        trace.untrace()
+        again = self.associate()
+        self.assertFalse(again.observes_messages)
+
+    def test_one_association(self) -> None:
+        self.serve()
+        self.scu.add_requested_context(Verification)
+        first, second = self.associate(), self.associate()
+        trace.trace(first)
+        for assoc in (first, second):
+            self.network.result_of(assoc.send_c_echo())
+        self.assertEqual(self.lines(), ["-> C-ECHO-RQ 1: Verification SOP Class", "<- C-ECHO-RSP 1: 0x0000 Success"])
+        trace.untrace(first)
+        self.network.result_of(first.send_c_echo())
+        self.assertEqual(len(self.lines()), 2)
