@@ -4,8 +4,9 @@ Reading the index, in any number of threads; no reader waits for the writer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, select
@@ -16,7 +17,7 @@ from dicomtwist.archive.index.schema import instance, series, study
 from dicomtwist.archive.storage.types import IndexFailed
 from dicomtwist.runtime.executors import check_wanted, is_turn_over, is_wanted
 
-__all__ = ["TurnOver", "find_instances", "reading"]
+__all__ = ["TurnOver", "fetch_all", "find_instances", "reading"]
 
 
 #: The steps of SQLite's virtual machine between two questions whether the query is still wanted, or its turn over: some
@@ -52,11 +53,28 @@ def reading(engine: Engine, *, in_turns: bool = False, cached: bool = False) -> 
     try:
         with engine.connect() as connection, _interruptible(connection, interrupt):
             yield connection if cached else connection.execution_options(compiled_cache=None)
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, sqlite3.Error) as error:
         check_wanted()
         if is_interrupted:
             raise TurnOver from error
         raise IndexFailed(f"index: {getattr(error, 'orig', None) or error}") from error
+
+
+def fetch_all(connection: Connection, statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """
+    Execute a statement that reads from SQLite, and return its rows.
+
+    SQLAlchemy is passed over, which takes longer than SQLite for a few rows that are found by a key. The statement is a
+    transaction of its own.
+
+    :param connection: a connection that has begun no transaction.
+    :param parameters: the values of its parameters, in their order.
+    :raises sqlite3.Error: the database cannot be read; :func:`reading` makes an error of the index of it.
+    """
+    driver: Any = connection.connection.driver_connection
+    with closing(driver.execute(statement, parameters)) as cursor:
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
+    return rows
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from twisted.logger import Logger
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.attributes import Attribute, Level
-from dicomtwist.archive.index.reading import TurnOver, reading
+from dicomtwist.archive.index.reading import TurnOver, fetch_all, reading
 from dicomtwist.archive.index.schema import TABLES, instance, series, study
 from dicomtwist.archive.query.compiler import (
     BASELINE,
@@ -403,13 +403,16 @@ class Search:
         unique = self.query.unique
         values: dict[str, Any] = {level.name: values for level, values in unique.items()}
         values["most"] = PAGE_SIZE + 1
+        rows: Sequence[Sequence[Any]]
         with reading(self.engine, cached=True) as connection:
             if all(len(some) == 1 for some in unique.values()):
                 values.update((level.name, only) for level, (only,) in unique.items())
                 statement, names, given = retrieval_of_one(self.engine.dialect, frozenset(unique))
                 values = {**given, **values}
-                parameters = values if names is None else tuple(values[name] for name in names)
-                rows = connection.exec_driver_sql(statement, parameters).all()
+                if names is None:
+                    rows = connection.exec_driver_sql(statement, values).all()
+                else:
+                    rows = fetch_all(connection, statement, [values[name] for name in names])
             else:
                 rows = connection.execute(retrieval(frozenset(unique)), values).all()
         if len(rows) > PAGE_SIZE:
