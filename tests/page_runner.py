@@ -55,7 +55,7 @@ class Runner:
         """Run *found*, the blocks of *page*."""
         self._prepare(found, await user_environment.scripts())
         for block in found:
-            if block.file is not None:
+            if block.file is not None and block.key not in NOT_RUN:
                 file = self.folder / block.file
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(self.text(block.text))

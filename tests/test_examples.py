@@ -198,3 +198,9 @@ class Examples(ExampleTestCase):
         temporary = f"--temp-directory={self.folder / 'trial'}"
         result = await peers.run(sys.executable, "-m", "twisted.trial", temporary, EXAMPLES / "test_in_memory.py")
         self.assertIn("PASSED (successes=2)", result.text)
+
+    async def test_gateway_in_memory(self) -> None:
+        """ "test_gateway.py" passes as a test, run by trial from another folder."""
+        temporary = f"--temp-directory={self.folder / 'trial'}"
+        result = await peers.run(sys.executable, "-m", "twisted.trial", temporary, EXAMPLES / "test_gateway.py")
+        self.assertIn("PASSED (successes=2)", result.text)
