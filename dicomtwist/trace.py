@@ -122,9 +122,14 @@ _proposals: WeakKeyDictionary[Association, dict[int, tuple[str, ...]]] = WeakKey
 _traced: WeakSet[Association] = WeakSet()
 
 
+def is_traced(assoc: object) -> bool:
+    """Whether *assoc* is traced."""
+    return bool(_traced) and assoc in _traced
+
+
 def remark(assoc: Any, text: str) -> None:
     """Add a line to the trace of *assoc*, if it is traced: for rooms that decide about it."""
-    if _traced and assoc in _traced:
+    if is_traced(assoc):
         _tell(assoc, f"   {text}")
 
 

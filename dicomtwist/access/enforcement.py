@@ -23,7 +23,16 @@ from twisted.python.failure import Failure
 from dicomtwist import evt
 from dicomtwist.access.certificates import Certificate
 from dicomtwist.access.passcode_checks import PasscodeChecks, TooManyChecks
-from dicomtwist.access.rules import DEFAULT_RULES, IDENTITY_TYPES, UNIX, Identity, Operation, Requestor, Rules
+from dicomtwist.access.rules import (
+    DEFAULT_RULES,
+    EVERYTHING,
+    IDENTITY_TYPES,
+    UNIX,
+    Identity,
+    Operation,
+    Requestor,
+    Rules,
+)
 from dicomtwist.access.users import Users
 from dicomtwist.ae.server import Server
 from dicomtwist.association.acceptor import AcceptorAssociation
@@ -39,6 +48,7 @@ from dicomtwist.sop_class import (
     ModalityWorklistInformationFind,
     StorageCommitmentPushModel,
 )
+from dicomtwist.trace import is_traced, remark
 from dicomtwist.ul.items import UserIdentity
 
 __all__ = ["Access", "Policy"]
@@ -177,6 +187,7 @@ class Access:
             assoc.reject(rejection.result, rejection.source, rejection.reason, rejection.words)
             return
         self._checked[assoc] = _Checked(requestor, policy.rules)
+        _trace_rules(assoc, requestor, policy.rules)
 
     def handle_user(self, event: evt.Event) -> Any:
         """
@@ -222,8 +233,10 @@ class Access:
             rejection = rules.rejection(requestor)
             if rejection is None:
                 self._checked[assoc] = _Checked(requestor, rules)
+                _trace_rules(assoc, requestor, rules)
                 return True, None
             why = rejection.words
+        remark(assoc, why)
         self.log.info("{peer!r} at {address}: {why}", peer=assoc.remote.ae_title, address=assoc.remote.address, why=why)
         return False, None
 
@@ -261,6 +274,8 @@ class Access:
         wanted = " and ".join(sorted(operations))
         # The peer learns the operation, and only the log the rules.
         what = f"no rule allows {wanted}"
+        if is_traced(event.assoc):
+            remark(event.assoc, f"{what}: {self._explain_refusal(checked, operations)}")
         if event.event in _ANSWERING:
             raise Refused(NOT_AUTHORISED, what, details=self._explain_refusal(checked, operations))
         if checked is None or not checked.logged.issuperset(operations):
@@ -283,6 +298,15 @@ class Access:
         if checked is None or checked.requestor.undecided:
             return "the association was not checked"
         return self.policy.rules.explain_refusal(checked.requestor, operations)
+
+
+def _trace_rules(assoc: AssociationInterface, requestor: Requestor, rules: Rules) -> None:
+    """Tell the trace of *assoc*, if it has one, which rules match."""
+    if is_traced(assoc) and not requestor.undecided:
+        for rule in rules.rules:
+            if rule.matches(requestor):
+                allowed = "everything" if rule.allow == EVERYTHING else ", ".join(sorted(rule.allow)) or "nothing"
+                remark(assoc, f"{rule} matches, and allows {allowed}")
 
 
 def _sop_class_of(request: type[Message]) -> Callable[[Any], str]:

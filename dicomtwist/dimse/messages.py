@@ -364,7 +364,7 @@ def _elsewhere(name: str, place: str) -> property:
 
 
 #: The data sets of requests by their names in the standard. A message has none; the events of handlers have them.
-_DATA_SETS: Final = {
+_DATA_SETS: Final[dict[type[Message], tuple[str, str]]] = {
     CStoreRQ: ("DataSet", "event.dataset is the decoded data set, event.encoded_dataset() the bytes"),
     **dict.fromkeys((CFindRQ, CGetRQ, CMoveRQ), ("Identifier", "event.identifier is the decoded identifier")),
     NCreateRQ: ("AttributeList", "event.attribute_list is the decoded attribute list"),

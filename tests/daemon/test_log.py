@@ -1,0 +1,268 @@
+"""The log of ``twist dicom``: JSON off a terminal, text on one, what an association was about, and its bounds."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.trial.unittest import TestCase
+
+from dicomtwist import AE, AssociationRejected, UserIdentity, evt
+from dicomtwist.daemon.log_options import set_log
+from dicomtwist.logs import JSONLog, LimitedByPeer, TextLog
+from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelFind as FIND
+from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelMove as MOVE
+from dicomtwist.sop_class import Verification
+from dicomtwist.ul.items import ProposedContext
+from dicomtwist.ul.pdu import AAssociateRQ
+from tests import peers
+from tests.archive.samples import SECONDARY_CAPTURE, dataset
+from tests.archive.test_no_room import disk, fill
+from tests.daemon import test_twist_dicom
+
+EXPLICIT = "1.2.840.10008.1.2.1"
+
+
+class LogTestCase(TestCase):
+    timeout = 180
+
+    def setUp(self) -> None:
+        self.storage = Path(self.mktemp())
+        self.ae = AE("CT1")
+        for uid in (Verification, FIND, MOVE):
+            self.ae.add_requested_context(uid)
+        self.ae.add_requested_context(SECONDARY_CAPTURE, EXPLICIT)
+
+    async def start(self, *options: object, twist: tuple[str, ...] = ()) -> None:
+        self.port = peers.free_port()
+        port = f"tcp:{self.port}:interface=127.0.0.1"
+        command = (sys.executable, "-m", "twisted", *twist, "dicom", "--storage", self.storage, "--port", port)
+        self.server = await peers.start(self, *map(str, (*command, *options)), ready=self.port, timeout=60)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines of the log, each a JSON object without control characters."""
+        found = []
+        for line in bytes(self.server.stdout).decode("ascii").splitlines():
+            self.assertTrue(line.isprintable(), line)
+            found.append(json.loads(line))
+            self.assertTrue(found[-1]["message"].isprintable())
+            self.assertLess(len(line), 8192)
+        return found
+
+    async def line(self, text: str) -> dict[str, Any]:
+        """Wait for the line whose message has *text*."""
+        await self.server.until(lambda: any(text in line["message"] for line in self.lines()), 30, f"{text!r}")
+        return next(line for line in self.lines() if text in line["message"])
+
+
+class JSON(LogTestCase):
+    async def test_association(self) -> None:
+        """The line of an association says what was asked for, in words and as fields."""
+        received: list[Any] = []
+
+        def store(event: Any) -> int:
+            received.append(event)
+            return 0
+
+        destination = AE("WS1")
+        destination.add_supported_context(SECONDARY_CAPTURE, EXPLICIT)
+        handlers = [(evt.EVT_C_STORE, store)]
+        listening = await destination.start_server(("127.0.0.1", 0), evt_handlers=handlers)
+        self.addCleanup(listening.shutdown)
+        await self.start("--peer", f"WS1=127.0.0.1:{listening.port}")
+        async with await self.ae.associate("127.0.0.1", self.port, ae_title="ARCHIVE") as assoc:
+            for number in range(3):
+                self.assertEqual(await assoc.send_c_store(dataset(number)), 0)
+            keys = Dataset()
+            keys.QueryRetrieveLevel, keys.StudyInstanceUID = "IMAGE", "1.2.1"
+            keys.SeriesInstanceUID, keys.SOPInstanceUID = "1.2.1.1", ""
+            await assoc.send_c_find(keys, FIND).collect()
+            keys = Dataset()
+            keys.QueryRetrieveLevel, keys.StudyInstanceUID = "STUDY", "1.2.1"
+            self.assertEqual((await assoc.send_c_move(keys, "WS1", MOVE).when_done()).status, 0)
+        self.assertEqual(len(received), 3)
+        line = await self.line("called 'ARCHIVE'")
+        self.assertIn(
+            "'CT1' at 127.0.0.1 called 'ARCHIVE': 3 C-STORE, 1 C-FIND, 1 C-MOVE; 3 matches, 3 instances stored,"
+            " 3 instances sent, 1 study, to 'WS1'; ",
+            line["message"],
+        )
+        self.assertTrue(line["message"].endswith("; released"))
+        self.assertEqual((line["peer"], line["address"], line["level"]), ("CT1", "127.0.0.1", "info"))
+        self.assertEqual((line["called"], line["studies"], line["matches"]), ("ARCHIVE", 1, 3))
+        self.assertEqual((line["instances_stored"], line["instances_sent"], line["destinations"]), (3, 3, ["WS1"]))
+        self.assertGreater(line["bytes_received"], 1000)
+        self.assertGreater(line["seconds"], 0)
+        self.assertIsInstance(line["association"], int)
+        for line in self.lines():
+            self.assertLessEqual({"time", "level", "message", "association", "peer", "address"}, line.keys())
+
+    async def test_refused_contexts(self) -> None:
+        """They are in the ordinary log, with the reason, and the names of patients in place of UIDs are not."""
+        await self.start()
+        contexts = [ProposedContext(1, FIND, ("1.2.840.10008.1.2.4.90", "S3cret^Name"))]
+        contexts += [
+            ProposedContext(3 + 2 * number, f"1.2.840.10008.1.20.{number}", (EXPLICIT,)) for number in range(20)
+        ]
+        request = AAssociateRQ("A", "EVIL\x1b[2J", tuple(contexts))
+        client = await test_twist_dicom.connect(self.port, request.encode())
+        await client.answered
+        client.transport.loseConnection()  # type: ignore[union-attr]
+        self.assertEqual(client.received[0], 3)  # a title with a control character
+        request = AAssociateRQ("A", 'it\'s "me"', tuple(contexts))
+        client = await test_twist_dicom.connect(self.port, request.encode())
+        await client.answered
+        client.transport.loseConnection()  # type: ignore[union-attr]
+        line = await self.line("of 21 presentation contexts not accepted: ")
+        self.assertEqual(line["peer"], 'it\'s "me"')
+        self.assertIn("none of its transfer syntaxes is supported: JPEG 2000 Image Compression", line["message"])
+        self.assertIn("an invalid UID of 11 characters", line["message"])
+        self.assertNotIn("S3cret", self.server.text)
+
+    async def test_flood(self) -> None:
+        """A peer that connects again and again has --log-rate lines in a minute, and a trace is not cut."""
+        await self.start("--log-rate", "20", "--max-association-rate", "30")
+
+        async def again() -> None:
+            for _ in range(25):
+                try:
+                    async with await self.ae.associate("127.0.0.1", self.port):
+                        pass
+                except AssociationRejected:
+                    pass
+
+        await gatherResults([Deferred.fromCoroutine(again()) for _ in range(4)])
+        told = await self.line("more than 20 lines in a minute")
+        self.assertEqual(told["address"], "127.0.0.1")
+        of_peer = [line for line in self.lines() if line["address"] == "127.0.0.1"]
+        self.assertLessEqual(len(of_peer), 2 * (20 + 2))  # a new minute may begin meanwhile
+
+    async def test_trace(self) -> None:
+        """It names the access rules, shows each message, and no secret; its lines are JSON as well."""
+        configuration = Path(self.mktemp())
+        configuration.write_text(
+            'trace = true\n[[access.rule]]\nname = "the scanners"\ncalling = "CT*"\nallow = ["echo"]\n'
+            '[[access.rule]]\nname = "nobody"\ncalling = "X"\nallow = "all"\n'
+        )
+        await self.start("--config", configuration)
+        identity = UserIdentity(2, b"alice", b"S3cretWord")
+        async with await self.ae.associate("127.0.0.1", self.port, ext_neg=[identity]) as assoc:
+            await assoc.send_c_echo()
+            self.assertEqual(await assoc.send_c_store(dataset(1)), 0x0124)
+        await self.line("C-STORE-RSP 2: 0x0124")
+        line = await self.line("'the scanners'")
+        self.assertIn("matches, and allows echo", line["message"])
+        self.assertEqual(line["logger"], "dicomtwist.trace")
+        self.assertNotIn("'nobody' matches", self.server.text)
+        await self.line("no rule allows store")
+        await self.line("user name and passcode, 'alice' (the passcode is not shown)")
+        self.assertEqual((await self.line("<- C-ECHO-RQ 1"))["association"], line["association"])
+        await self.line("A-RELEASE-RP")
+        self.assertNotIn("S3cret", self.server.text)
+
+    async def test_workers(self) -> None:
+        """The processes write whole lines, each with its process ID."""
+        await self.start("--workers", "2")
+        await self.line("all 2 workers are ready")
+        async with await self.ae.associate("127.0.0.1", self.port) as assoc:
+            await assoc.send_c_store(dataset(1))
+        await self.line("1 C-STORE")
+        result = await self.server.stop()
+        self.assertEqual(result.code, 0)
+        self.assertGreater(len({line["process"] for line in self.lines()}), 1)
+
+
+class Formats(LogTestCase):
+    async def test_chosen(self) -> None:
+        """The option behind ``dicom`` takes precedence over that of ``twist``."""
+        for twist, options, is_json in (
+            ((), (), True),
+            ((), ("--log-format", "text"), False),
+            (("--log-format=text",), (), False),
+            (("--log-format=json",), (), True),
+            (("--log-format=text",), ("--log-format", "json"), True),
+        ):
+            await self.start(*options, twist=twist)
+            first = bytes(self.server.stdout).splitlines()[0]
+            self.assertEqual(first.startswith(b'{"time": "'), is_json, first)
+            await self.server.stop()
+
+    async def test_terminal(self) -> None:
+        """On a terminal it is text, in lines that fit."""
+        ours, theirs = pty.openpty()
+        self.addCleanup(os.close, ours)
+        port = peers.free_port()
+        command = (sys.executable, "-m", "twisted", "dicom", "--trace", "--storage", str(self.storage))
+        with subprocess.Popen(
+            (*command, "--port", f"tcp:{port}:interface=127.0.0.1"),
+            stdout=theirs,
+            env={**os.environ, "COLUMNS": "70"},
+        ) as process:
+            try:
+                await peers.wait_listening(port)
+                async with await self.ae.associate("127.0.0.1", port) as assoc:
+                    await assoc.send_c_echo()
+            finally:
+                process.terminate()
+        os.close(theirs)
+        text = b""
+        try:
+            while data := os.read(ours, 65536):
+                text += data
+        except OSError:
+            pass  # a terminal that is closed
+        lines = text.decode().split("\r\n")
+        self.assertTrue(any("context 1: Verification SOP Class" in line for line in lines))
+        self.assertEqual([line for line in lines if len(line) > 70], [])
+        self.assertRegex(lines[0], r"^\d\d:\d\d:\d\d\.\d{3} ")
+
+    def test_mistake(self) -> None:
+        result = subprocess.run(
+            (sys.executable, "-m", "twisted", "dicom", "--log-format", "xml", "--storage", str(self.storage)),
+            capture_output=True,
+            check=False,
+        )
+        self.assertEqual(result.returncode, 64)
+        self.assertIn(b"--log-format is text or json, not 'xml'", result.stderr)
+
+    def test_options_of_twist(self) -> None:
+        """The observer is made from the options of ``twist``; worker processes get the format from there."""
+        for chosen, name, kind in ((None, "text", TextLog), ("json", "json", JSONLog)):
+            twist: dict[str, Any] = {"logFormat": "text"}
+            set_log(twist, chosen, 5)
+            self.assertEqual(twist["logFormat"], name)
+            with open(os.devnull, "w", encoding="utf-8") as file:
+                made = twist["fileLogObserverFactory"](file)
+            self.assertIsInstance(made, LimitedByPeer)
+            self.assertIsInstance(made._observer, kind)
+        set_log(None, "json", 5)
+
+
+class FullDisk(LogTestCase):
+    async def test_one_line(self) -> None:
+        """It names the folder and the free space, once a minute, however many instances are refused."""
+        folder = disk(self, "16m")
+        self.storage = folder / "archive"
+        await self.start("--min-free", "0")
+        filler = fill(folder)
+        self.addCleanup(filler.unlink)
+        refused = 0
+        for _ in range(3):
+            async with await self.ae.associate("127.0.0.1", self.port) as assoc:
+                for number in range(30):
+                    refused += await assoc.send_c_store(dataset(number)) == 0xA700
+        self.assertGreater(refused, 60)
+        line = await self.line("there is no room in ")
+        self.assertEqual(line["folder"], str(self.storage))
+        self.assertIn("bytes free", line["message"])
+        self.assertEqual(line["level"], "error")
+        self.assertLess(line["free"], 10_000)
+        await self.line("30 C-STORE (30 failed)")
+        self.assertEqual(len([one for one in self.lines() if one["level"] in ("error", "critical", "warn")]), 1)
