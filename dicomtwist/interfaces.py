@@ -269,7 +269,7 @@ class AssociationInterface(Protocol):
         """Unbind a handler that was bound for this association."""
 
     def get_handlers(self, event: EventType | None = None) -> list[HandlerTuple]:
-        """Return what is bound for this association, to *event* or to any."""
+        """Return the handlers that *event*, or any event, of this association reaches."""
 
     def handler(self, event: EventType) -> tuple[Handler, tuple[Any, ...]] | None:
         """Return the handler of an intervention and its arguments, or ``None``."""

@@ -17,6 +17,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 
 from dicomtwist import AE, evt
 from dicomtwist.logs import text_lines
+from dicomtwist.tools.display.text_table import column_widths, fitted, row_lines, terminal_width
 from dicomtwist.trace import TRACE, trace
 
 #: The levels of verbosity: ``-q``, the default, ``-v``, ``-vv``.
@@ -31,12 +32,15 @@ def printable(text: object) -> str:
 
 
 def table(rows: Iterable[Sequence[object]], indent: str = "") -> list[str]:
-    """Return *rows* as lines with aligned columns."""
+    """Return *rows* as lines with aligned columns that fit the terminal of standard output, if it is one."""
     cells = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)] if cells else []
+    natural = column_widths(cells)
+    limit = terminal_width(sys.stdout)
+    widths = fitted(natural, limit - len(indent) if limit is not None else None)
     return [
-        (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
+        (indent + line).rstrip()
         for row in cells
+        for line in row_lines(row, widths or natural, wraps=limit is not None and widths is not None)
     ]
 
 

@@ -1,8 +1,7 @@
 """
 Writers that print query responses as they arrive: as a table, as CSV, or as items of a JSON document.
 
-Their memory does not grow with the number of responses. The first page of responses sets the widths of a table's columns;
-a longer value on a later page shifts only its own line.
+Their memory does not grow with the number of responses. The first page of responses sets the widths of a table's columns.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ import base64
 import csv
 import io
 import json
+import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Protocol
 
 from pydicom import Dataset
@@ -20,6 +20,7 @@ from pydicom.multival import MultiValue
 from pydicom.valuerep import DSfloat, PersonName
 
 from dicomtwist.tools.display.console import Output, printable
+from dicomtwist.tools.display.text_table import GAP, column_widths, display_width, fitted, row_lines, terminal_width
 from dicomtwist.tools.query.attributes import attribute_name
 from dicomtwist.tools.query.keys import AttributePath, format_path
 
@@ -108,19 +109,12 @@ def _json_value(value: Any) -> Any:
 # --- writers
 
 
-def display_width(text: str) -> int:
-    """Return the width of *text* on a terminal, in columns."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
-        for letter in text
-    )
-
-
 class TableWriter:
     """
-    Prints responses as a table.
+    Prints responses as a table that fits the terminal of standard output, if it is one.
+
+    A value that is wider than its column continues on the next line. Columns that are too many for the terminal become
+    lines: each response is a block of them. Without a terminal each response is one line.
 
     :param columns: the attributes to show.
     """
@@ -128,14 +122,17 @@ class TableWriter:
     def __init__(self, output: Output, columns: Sequence[AttributePath]) -> None:
         self._output = output
         self._columns = columns
+        self._headings = list(headings(columns))
         self._widths: list[int] | None = None
-        self._page: list[list[str]] = [list(headings(columns))]
+        self._limit: int | None = None
+        self._is_upright = False
+        self._page: list[list[str]] = [self._headings]
 
     def add(self, dataset: Dataset) -> None:
         """Print a response, or hold it back until the widths of the columns are set."""
         row = [printable(text_of(dataset, path)) for path in self._columns]
         if self._widths is not None:
-            self._output.data(self._line(row))
+            self._output.data(*self._lines(row))
             return
         self._page.append(row)
         if len(self._page) > PAGE:
@@ -144,14 +141,26 @@ class TableWriter:
     def flush(self) -> None:
         """Print the first page, which sets the widths of the columns."""
         if self._widths is None and len(self._page) > 1:
-            self._widths = [min(MAX_WIDTH, max(map(display_width, cells))) for cells in zip(*self._page, strict=True)]
+            self._limit = terminal_width(sys.stdout)
+            natural = [min(MAX_WIDTH, width) for width in column_widths(self._page)]
+            widths = fitted(natural, self._limit)
             page, self._page = self._page, []
-            self._output.data(*map(self._line, page))
+            if widths is None:
+                self._is_upright = True
+                widths, page = [max(map(display_width, self._headings))], page[1:]
+            self._widths = widths
+            self._output.data(*(line for row in page for line in self._lines(row)))
 
-    def _line(self, row: list[str]) -> str:
+    def _lines(self, row: list[str]) -> Iterator[str]:
         assert self._widths is not None
-        cells = (cell + " " * (width - display_width(cell)) for cell, width in zip(row, self._widths, strict=True))
-        return "  ".join(cells).rstrip()
+        if not self._is_upright:
+            yield from row_lines(row, self._widths, wraps=self._limit is not None)
+            return
+        assert self._limit is not None
+        width = min(self._widths[0], self._limit // 2)
+        for name, value in zip(self._headings, row, strict=True):
+            yield from row_lines([name, value], [width, self._limit - width - len(GAP)])
+        yield ""
 
 
 def headings(columns: Sequence[AttributePath]) -> list[str]:

@@ -81,11 +81,13 @@ class InstanceGroup:
         return len(self.requirements | dict.fromkeys(requirements)) <= MAX_PRESENTATION_CONTEXTS
 
     def take(self, proposed: set[Requirement] | None = None) -> ScannedInstance | None:
-        """Remove and return an instance whose requirement is in *proposed*, ``None`` if there is none."""
+        """Remove and return the first instance whose requirement is in *proposed*, ``None`` if there is none."""
+        first: deque[ScannedInstance] | None = None
         for requirement, waiting in self.waiting.items():
             if waiting and (proposed is None or requirement in proposed):
-                return waiting.popleft()
-        return None
+                if first is None or waiting[0].order < first[0].order:
+                    first = waiting
+        return None if first is None else first.popleft()
 
 
 class Backlog:
@@ -99,12 +101,16 @@ class Backlog:
     def __init__(self) -> None:
         self.count = 0
         self.complete = False
+        self._added = 0
         self._groups: list[InstanceGroup] = []
         self._of: dict[Requirement, InstanceGroup] = {}
         self._changed: list[Deferred[None]] = []
 
     def add(self, instance: ScannedInstance) -> None:
-        """Add an instance, to the group of its SOP Class if that has room."""
+        """Add an instance, to the group of its SOP Class if that has room. One that comes back keeps its place."""
+        if not instance.order:
+            self._added += 1
+            instance.order = self._added
         group = self._of.get(instance.requirement)
         if group is None:
             requirements = requirements_of(instance.requirement[0], [instance.requirement[1]])
@@ -217,6 +223,8 @@ class BulkSender:
         self._reconnects: int | None = None  # since something was stored last, None before that
         self._stopping = False
         self._refused: dict[Requirement, str] = {}
+        self._ahead: dict[int, ScanBatch] = {}  # at most one for each thread
+        self._next_batch = 0
         self.associations = 0
         self.cause: Cause | None = None
         self.not_sent = 0
@@ -266,16 +274,23 @@ class BulkSender:
             batch = await self._executor.run(self._scanner.next_batch)
             if batch is None:
                 return
-            self._observer.scanned(batch)
-            for instance in batch.instances:
-                reason = self._refused.get(instance.requirement)
-                if reason is None:
-                    self._backlog.add(instance)
-                else:
-                    self._observer.failed(instance, reason)
+            # A thread may overtake another: the files are sent in the order in which they were found.
+            self._ahead[batch.number] = batch
+            while (following := self._ahead.pop(self._next_batch, None)) is not None:
+                self._next_batch += 1
+                self._scanned(following)
             self._backlog.notify()
             while self._backlog.count >= MAX_PENDING and not self._stopping:
                 await self._backlog.changed()
+
+    def _scanned(self, batch: ScanBatch) -> None:
+        self._observer.scanned(batch)
+        for instance in batch.instances:
+            reason = self._refused.get(instance.requirement)
+            if reason is None:
+                self._backlog.add(instance)
+            else:
+                self._observer.failed(instance, reason)
 
     # --- the senders
 

@@ -5,11 +5,12 @@ The scan of folders for instances. It lists folders as it goes, and reads header
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from threading import Lock
-from typing import Protocol
+from typing import Final
 
 from dicomtwist.datasets.identity import read_identity
 from dicomtwist.part10 import NO_TRANSFER_SYNTAX, NotDicomFile
@@ -18,6 +19,10 @@ from dicomtwist.tools.contexts import Requirement, requirements_of
 
 #: The number of files that a thread scans at a time.
 BATCH = 128
+#: The number of names of one folder that are sorted at a time, so that the memory for them has a limit.
+MAX_SORTED: Final = 100_000
+#: Matches a number in a name; longer ones are two numbers.
+_NUMBERS: Final = re.compile(r"([0-9]{1,18})")
 
 #: Media Storage Directory Storage (PS3.4 I.4): the index of a disc, which is never sent.
 DICOMDIR = "1.2.840.10008.1.3.10"
@@ -33,6 +38,7 @@ class ScannedInstance:
     :ivar changed: the modification time of the file, in nanoseconds.
     :ivar requirement: its SOP Class UID and its Transfer Syntax UID.
     :ivar attempts: how often its association broke while it was being sent.
+    :ivar order: its place in the order in which the instances were found.
     """
 
     path: str
@@ -40,6 +46,7 @@ class ScannedInstance:
     changed: int
     requirement: Requirement
     attempts: int = 0
+    order: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,7 @@ class ScanBatch:
     """
     The result of scanning some files.
 
+    :ivar number: its place in the order in which batches of files were found.
     :ivar instances: the instances to send.
     :ivar unreadable: the files and folders that should be sent and cannot.
     :ivar skipped: the number of files that are not DICOM.
@@ -69,6 +77,7 @@ class ScanBatch:
     :ivar skipped_bytes: the size of the files that are skipped or were stored before, in bytes.
     """
 
+    number: int = 0
     instances: list[ScannedInstance] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
     skipped: int = 0
@@ -76,39 +85,28 @@ class ScanBatch:
     skipped_bytes: int = 0
 
 
-class DirectoryEntries(Protocol):
-    """The iterator that ``os.scandir`` returns."""
-
-    def __next__(self) -> os.DirEntry[str]:
-        """Return the next entry."""
-
-    def close(self) -> None:
-        """Close the folder."""
-
-
 def walk(paths: Iterable[str]) -> Iterator[os.DirEntry[str] | str | Unreadable]:
     """
-    Yield the files in *paths* and in the folders below them, without holding the whole list in memory.
+    Yield the files in *paths* and in the folders below them, each folder in the order of the names in it.
 
-    Links to files are followed; links to folders only if they are in *paths*.
+    Numbers in names count as numbers: ``2.dcm`` comes before ``10.dcm``. Only the names of the open folders are in memory; a
+    folder with more than :data:`MAX_SORTED` of them is sorted piece by piece. Links to files are followed; links to folders
+    only if they are in *paths*.
     """
     for path in paths:
         if not os.path.isdir(path):
             # Opening a pipe or a device could block.
             yield path if os.path.isfile(path) or not os.path.exists(path) else Unreadable(path, "not a regular file")
             continue
-        open_folders: list[DirectoryEntries] = []
+        open_folders = [_list_folder(path)]
         try:
-            yield from _enter(path, open_folders)
             while open_folders:
-                try:
-                    entry = next(open_folders[-1])
-                except StopIteration:
-                    open_folders.pop().close()
+                entry = next(open_folders[-1], None)
+                if entry is None:
+                    open_folders.pop()
                     continue
-                except OSError as error:
-                    open_folders.pop().close()
-                    yield Unreadable(path, error.strerror or str(error))
+                if isinstance(entry, Unreadable):
+                    yield entry
                     continue
                 try:
                     is_folder, is_file = entry.is_dir(follow_symlinks=False), entry.is_file()
@@ -116,7 +114,7 @@ def walk(paths: Iterable[str]) -> Iterator[os.DirEntry[str] | str | Unreadable]:
                     yield Unreadable(entry.path, error.strerror or str(error))  # a link in a loop
                     continue
                 if is_folder:
-                    yield from _enter(entry.path, open_folders)
+                    open_folders.append(_list_folder(entry.path))
                 elif is_file:
                     yield entry
         finally:
@@ -124,11 +122,27 @@ def walk(paths: Iterable[str]) -> Iterator[os.DirEntry[str] | str | Unreadable]:
                 folder.close()
 
 
-def _enter(path: str, open_folders: list[DirectoryEntries]) -> Iterator[Unreadable]:
+def _list_folder(path: str) -> Generator[os.DirEntry[str] | Unreadable, None, None]:
+    """Yield the entries of a folder in order, and why they cannot be listed if that is so."""
     try:
-        open_folders.append(os.scandir(path))
+        with os.scandir(path) as entries:
+            while True:
+                some = list(islice(entries, MAX_SORTED))
+                if not some:
+                    return
+                some.sort(key=_natural_key, reverse=True)
+                while some:
+                    yield some.pop()
     except OSError as error:
         yield Unreadable(path, error.strerror or str(error))
+
+
+def _natural_key(entry: os.DirEntry[str]) -> tuple[list[tuple[int, int, str]], str]:
+    """Return a key that sorts names as people do: numbers by their value, before letters; equal keys by the plain name."""
+    pieces = _NUMBERS.split(entry.name)
+    return [
+        (0, int(piece), "") if number % 2 else (1, 0, piece) for number, piece in enumerate(pieces) if piece
+    ], entry.name
 
 
 class Scanner:
@@ -141,6 +155,7 @@ class Scanner:
 
     def __init__(self, paths: Iterable[str], is_known: Callable[[ScannedInstance], bool]) -> None:
         self._files = walk(paths)
+        self._batches = 0
         self._is_known = is_known
         self._lock = Lock()
 
@@ -148,9 +163,10 @@ class Scanner:
         """Scan the next files; return ``None`` if there are no more. Blocks, so it belongs into a worker thread."""
         with self._lock:
             files = list(islice(self._files, BATCH))
+            batch = ScanBatch(self._batches)
+            self._batches += 1
         if not files:
             return None
-        batch = ScanBatch()
         for file in files:
             self._look_at(file, batch)
         return batch
@@ -205,17 +221,34 @@ def find_requirements(paths: Sequence[str], most: int) -> list[Requirement]:
 
     :param most: the largest number of requirements; further ones are left out.
     """
-    scanner = Scanner(paths, lambda instance: False)
     found: dict[str, dict[str, None]] = {}
-    while True:
-        batch = scanner.next_batch()
-        if batch is None or sum(map(len, found.values())) >= most:
-            break
-        for instance in batch.instances:
-            found.setdefault(instance.requirement[0], {})[instance.requirement[1]] = None
+    for instance in find_examples(paths, most).instances:
+        found.setdefault(instance.requirement[0], {})[instance.requirement[1]] = None
     return [
         requirement for sop_class, syntaxes in found.items() for requirement in requirements_of(sop_class, syntaxes)
     ][:most]
+
+
+def find_examples(paths: Sequence[str], most: int) -> ScanBatch:
+    """
+    Return the first instance in *paths* of each SOP Class in each transfer syntax, and the files that cannot be read. Blocks,
+    so it belongs into a worker thread.
+
+    :param most: the largest number of instances, and of files that cannot be read; further ones are left out.
+    """
+    scanner = Scanner(paths, lambda instance: False)
+    examples: dict[Requirement, ScannedInstance] = {}
+    found = ScanBatch()
+    while len(examples) < most:
+        batch = scanner.next_batch()
+        if batch is None:
+            break
+        found.skipped += batch.skipped
+        found.unreadable += batch.unreadable[: most - len(found.unreadable)]
+        for instance in batch.instances:
+            examples.setdefault(instance.requirement, instance)
+    found.instances = list(examples.values())[:most]
+    return found
 
 
 class SizeSurvey:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,12 +13,21 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IResolutionReceiver
 from zope.interface import implementer
 
-from dicomtwist import AE, AssociationError, AssociationTimeout, NoPresentationContext, NotEstablished
+from dicomtwist import (
+    AE,
+    AssociationError,
+    AssociationTimeout,
+    DataSetError,
+    NoPresentationContext,
+    NotEstablished,
+)
 from dicomtwist.sop_class import Verification
 from dicomtwist.tls.errors import last_reason
 from dicomtwist.tools.connection import Connection
+from dicomtwist.tools.contexts import CONVERTIBLE
 from dicomtwist.tools.display.console import Output, plural, table
 from dicomtwist.tools.explain import Cause, cause_of, not_dicom, peer_is_plain, peer_is_secure
+from dicomtwist.tools.files.file_scanner import ScannedInstance, find_examples
 from dicomtwist.tools.interrupts import FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
 from dicomtwist.tools.probe import AssociationProbe, Step, describe_contexts, describe_sides
 from dicomtwist.tools.runners.dump import Proposal, context_lines
@@ -41,6 +51,7 @@ class Diagnosis:
     :ivar sides: the values that each side negotiated.
     :ivar cause: the problem, ``None`` if there is none.
     :ivar established: whether there was an association.
+    :ivar stored: the files that were sent, each with the answer of the peer; ``None`` if none were to be sent.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -48,6 +59,7 @@ class Diagnosis:
     sides: dict[str, dict[str, Any]] | None = None
     cause: Cause | None = None
     established: bool = False
+    stored: list[dict[str, Any]] | None = None
 
     @property
     def exit_status(self) -> int:
@@ -167,7 +179,8 @@ async def _find_cause(probe: AssociationProbe, reactor: Any) -> Cause:
 # --- the diagnosis
 
 
-async def _echo(probe: AssociationProbe, diagnosis: Diagnosis) -> None:
+async def _echo(probe: AssociationProbe, diagnosis: Diagnosis) -> bool:
+    """Send C-ECHO if its presentation context was accepted; return whether the association goes on."""
     association = probe.association
     assert association is not None
     if any(context.abstract_syntax == Verification for context in association.accepted_contexts):
@@ -179,7 +192,40 @@ async def _echo(probe: AssociationProbe, diagnosis: Diagnosis) -> None:
         except (AssociationError, NotEstablished, NoPresentationContext) as error:
             probe.add_step("echo", str(error), ok=False)
             diagnosis.cause = Cause("echo", f"the association ended during C-ECHO: {error}", "see the log of the peer")
-            return
+            return False
+    return True
+
+
+async def _store(probe: AssociationProbe, diagnosis: Diagnosis, instances: Sequence[ScannedInstance]) -> bool:
+    """Send *instances* one after another; return whether the association goes on."""
+    association = probe.association
+    assert association is not None
+    diagnosis.stored = []
+    for instance in instances:
+        try:
+            status = await association.send_c_store(instance.path)
+        except (AssociationError, NotEstablished) as error:
+            answer, ok, goes_on = f"the association ended: {error}", False, False
+            advice = "see the log of the peer; it may not cope with this file"
+        except (NoPresentationContext, DataSetError, OSError) as error:
+            # The file is the mistake, or the negotiation, whose contexts are in the result.
+            answer, ok, goes_on = str(error), False, True
+            advice = "configure the presentation context at the peer, or check the file with another program"
+        else:
+            answer, ok, goes_on = str(status), status.is_success or status.is_warning, True
+            advice = "see the log of the peer for what it does not like about this file"
+        probe.add_step("store", f"{answer}  {instance.path}", ok=ok)
+        diagnosis.stored.append({"path": instance.path, "ok": ok, "answer": answer})
+        if not ok and diagnosis.cause is None:
+            diagnosis.cause = Cause("store", f"the peer does not store {instance.path}: {answer}", advice)
+        if not goes_on:
+            return False
+    return True
+
+
+async def _release(probe: AssociationProbe, diagnosis: Diagnosis) -> None:
+    association = probe.association
+    assert association is not None
     try:
         await association.release()
         probe.add_step("release")
@@ -191,7 +237,14 @@ async def _echo(probe: AssociationProbe, diagnosis: Diagnosis) -> None:
 
 
 def _context_cause(diagnosis: Diagnosis) -> Cause | None:
-    rejected = [row for row in diagnosis.contexts if not row["accepted"]]
+    """Return a cause if the peer does not accept what was proposed."""
+    accepted = {row["sop_class"] for row in diagnosis.contexts if row["accepted"] and _is_convertible(row)}
+    # An uncompressed file is sent in any uncompressed transfer syntax that the peer accepts.
+    rejected = [
+        row
+        for row in diagnosis.contexts
+        if not row["accepted"] and not (_is_convertible(row) and row["sop_class"] in accepted)
+    ]
     if not rejected:
         return None
     names = ", ".join(dict.fromkeys(row["name"] for row in rejected[:5])) + (" ..." if len(rejected) > 5 else "")
@@ -202,10 +255,17 @@ def _context_cause(diagnosis: Diagnosis) -> Cause | None:
     )
 
 
-async def examine(connection: Connection, ae: AE, reactor: Any, proposal: Proposal) -> Diagnosis:
+def _is_convertible(row: dict[str, Any]) -> bool:
+    return CONVERTIBLE.issuperset(row["proposed"])
+
+
+async def examine(
+    connection: Connection, ae: AE, reactor: Any, proposal: Proposal, *, store: bool = False
+) -> Diagnosis:
     """
     Connect to a peer step by step and return the diagnosis.
 
+    :param store: send the first instance of each SOP Class and transfer syntax in the files of *proposal*.
     :raises ValueError: there is nothing to propose, or too much for one association.
     """
     diagnosis = Diagnosis()
@@ -217,6 +277,9 @@ async def examine(connection: Connection, ae: AE, reactor: Any, proposal: Propos
             f"these are {len(contexts)} presentation contexts, and an association has room for {MAX_PRESENTATION_CONTEXTS}:"
             " use dump-association, which requests several associations"
         )
+    instances: list[ScannedInstance] = []
+    if store:
+        instances = (await proposal.scan(ae, find_examples, MAX_PRESENTATION_CONTEXTS)).instances
     if not await _resolve(connection, reactor, diagnosis):
         return diagnosis
     probe = AssociationProbe(connection, ae, contexts)
@@ -226,15 +289,29 @@ async def examine(connection: Connection, ae: AE, reactor: Any, proposal: Propos
         diagnosis.sides = describe_sides(probe.association)
     if probe.established:
         diagnosis.established = True
-        await _echo(probe, diagnosis)
-        diagnosis.cause = diagnosis.cause or _context_cause(diagnosis)
+        goes_on = await _echo(probe, diagnosis)
+        if goes_on and store:
+            goes_on = await _store(probe, diagnosis, instances)
+        if goes_on:
+            await _release(probe, diagnosis)
+        diagnosis.cause = _context_cause(diagnosis) or diagnosis.cause
     else:
         diagnosis.cause = await _find_cause(probe, reactor)
     diagnosis.steps += probe.steps
     return diagnosis
 
 
-def _print_result(connection: Connection, output: Output, diagnosis: Diagnosis) -> None:
+def _praise(diagnosis: Diagnosis, has_files: bool) -> str:
+    if diagnosis.stored:
+        return f"It works: {plural(len(diagnosis.stored), 'file')} stored, one for each SOP Class and transfer syntax."
+    if has_files:
+        return (
+            "It works: the peer accepts the presentation contexts of the files. Nothing was sent; --store sends some."
+        )
+    return "It works."
+
+
+def _print_result(connection: Connection, output: Output, diagnosis: Diagnosis, *, has_files: bool) -> None:
     over = " over TLS" if connection.secure else ""
     output.result(f"{connection.calling} to {connection.peer}{over}")
     rows = [
@@ -245,7 +322,7 @@ def _print_result(connection: Connection, output: Output, diagnosis: Diagnosis) 
     if diagnosis.contexts:
         output.result("presentation contexts", *context_lines(diagnosis.contexts))
     if diagnosis.cause is None:
-        output.result("It works.")
+        output.result(_praise(diagnosis, has_files))
     else:
         output.result(f"Wrong: {diagnosis.cause.what}", f"To do: {diagnosis.cause.advice}")
         if output.as_json or output.verbosity < 0:
@@ -259,6 +336,7 @@ def _print_result(connection: Connection, output: Output, diagnosis: Diagnosis) 
             "steps": [step.document() for step in diagnosis.steps],
             "sides": diagnosis.sides,
             "contexts": diagnosis.contexts,
+            "stored": diagnosis.stored,
             "cause": diagnosis.cause and diagnosis.cause.document(),
         }
     )
@@ -269,12 +347,14 @@ class Diagnose:
     One run of the subcommand.
 
     :param proposal: the presentation contexts to propose besides Verification.
+    :param store: whether to send some of the files of *proposal*.
     """
 
-    def __init__(self, connection: Connection, output: Output, proposal: Proposal) -> None:
+    def __init__(self, connection: Connection, output: Output, proposal: Proposal, *, store: bool = False) -> None:
         self._connection = connection
         self._output = output
         self._proposal = proposal
+        self._store = store
 
     async def main(self, reactor: Any, interrupts: Interrupts) -> int:
         """Run it and return the exit status."""
@@ -282,11 +362,11 @@ class Diagnose:
         ae = connection.make_ae(reactor)
         output.log_associations(ae)
         try:
-            diagnosis = await examine(connection, ae, reactor, self._proposal)
+            diagnosis = await examine(connection, ae, reactor, self._proposal, store=self._store)
         except ValueError as error:
             output.error(str(error))
             return FAILURE
         finally:
             await ae.shutdown()
-        _print_result(connection, output, diagnosis)
+        _print_result(connection, output, diagnosis, has_files=bool(self._proposal.paths))
         return diagnosis.exit_status

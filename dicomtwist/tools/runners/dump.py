@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from dicomtwist import DEFAULT_TRANSFER_SYNTAXES, AssociationError, PresentationContext
 from dicomtwist.tools.connection import Connection
@@ -16,6 +16,8 @@ from dicomtwist.tools.explain import Cause, cause_of
 from dicomtwist.tools.files.file_scanner import find_requirements
 from dicomtwist.tools.interrupts import FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
 from dicomtwist.tools.probe import AssociationProbe, describe_contexts, describe_sides
+
+_T = TypeVar("_T")
 
 #: The most presentation contexts that are proposed, over several associations.
 MAX_PROPOSED = 16_384
@@ -37,11 +39,7 @@ class Proposal:
         """
         contexts: list[PresentationContext] = []
         if self.paths:
-            ae.executors.acquire()
-            try:
-                requirements = await ae.executors.retrieval.run(find_requirements, self.paths, MAX_PROPOSED)
-            finally:
-                ae.executors.release()
+            requirements = await self.scan(ae, find_requirements, MAX_PROPOSED)
             if not requirements:
                 raise ValueError("none of the files is a DICOM file")
             contexts += contexts_for(requirements)
@@ -52,6 +50,15 @@ class Proposal:
                 f"these are {len(contexts)} presentation contexts, {MAX_PROPOSED} is the most: name fewer SOP Classes or files"
             )
         return contexts
+
+    async def scan(self, ae: Any, find: Callable[[Sequence[str], int], _T], most: int) -> _T:
+        """Return what *find* finds in the paths, up to *most* of it. A worker thread reads the headers of files."""
+        ae.executors.acquire()
+        try:
+            found: _T = await ae.executors.retrieval.run(find, self.paths, most)
+        finally:
+            ae.executors.release()
+        return found
 
 
 def syntaxes_in_words(uids: Sequence[str], names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from dicomtwist.runtime.executors import Bounds, Executor
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import NORMAL, VERBOSE, Output, plural, printable, table
 from dicomtwist.tools.display.progress import Progress
+from dicomtwist.tools.display.result_table import JSONWriter
 from dicomtwist.tools.explain import Cause
 from dicomtwist.tools.files.bulk_sender import SCANNERS, BulkSender, count_reasons
 from dicomtwist.tools.files.file_scanner import ScanBatch, ScannedInstance, Scanner, SizeSurvey
@@ -36,12 +37,14 @@ class Tally:
     """
     The outcome of all files; a :class:`~dicomtwist.tools.files.bulk_sender.StoreObserver`.
 
+    :ivar failed_files: prints each failure as an item of the JSON document.
     :ivar done: the size of all files that are dealt with, in bytes.
     :ivar sent: the size of all instances that were stored, in bytes.
     """
 
     output: Output
     executor: Executor
+    failed_files: JSONWriter
     journal: ResumeJournal | None = None
     stored_count: int = 0
     warnings: Counter[str] = field(default_factory=Counter)
@@ -83,6 +86,7 @@ class Tally:
 
     def _failed(self, path: str, reason: str, size: int) -> None:
         count_reasons(self.failures, reason, MAX_REASONS)
+        self.failed_files.item({"path": path, "reason": reason})
         self.done += size
         self.listed += 1
         if self.listed == MAX_LISTED + 1:
@@ -126,7 +130,8 @@ class Store:
         executor.acquire()
         ae = self.connection.make_ae(reactor)
         self.output.log_associations(ae)
-        tally = Tally(self.output, executor, self.journal)
+        failed_files = JSONWriter(self.output, {"command": "store", "peer": str(self.connection.peer)}, "failed_files")
+        tally = Tally(self.output, executor, failed_files, self.journal)
         scanner = Scanner(self.paths, self.journal.contains if self.journal is not None else lambda instance: False)
         sender = BulkSender(self.connection, ae, scanner, tally, executor, self.retries)
         interrupts.handle(sender.stop, sender.abort)
@@ -176,10 +181,8 @@ class Store:
                 "interrupted" + (": run the same command again to continue" if self.journal is not None else "")
             )
         output.result(*_summary(tally, sender, seconds, self.connection))
-        output.document(
+        tally.failed_files.end(
             {
-                "command": "store",
-                "peer": str(self.connection.peer),
                 "exit_status": status,
                 "stored": tally.stored_count,
                 "warnings": dict(tally.warnings),

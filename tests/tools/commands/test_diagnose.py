@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from pydicom.data import get_testdata_file
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
@@ -13,7 +14,7 @@ from dicomtwist import AE, Status, evt
 from dicomtwist.sop_class import CTImageStorage, Verification
 from tests import peers
 from tests.certificates import NOW, Authority
-from tests.tools.common import ToolTestCase, reactor
+from tests.tools.common import Stores, ToolTestCase, reactor
 
 LOCAL = "127.0.0.1"
 
@@ -82,7 +83,7 @@ class Works(DiagnoseTestCase):
         for step in ("look up name", "connect", "association", "echo", "release"):
             self.assertRegex(text, rf"(?m)^  ok  {step} +\d+\.\d ms")
         self.assertRegex(text, r"(?m)^  3 +CT Image Storage +Explicit VR Little Endian +Explicit VR Little Endian$")
-        self.assertEqual(text.splitlines()[-1], "It works.")
+        self.assertTrue(text.splitlines()[-1].startswith("It works: the peer accepts the presentation contexts"), text)
 
     async def test_over_tls(self) -> None:
         authority = self.authority()
@@ -283,3 +284,83 @@ class BrokenOtherwise(DiagnoseTestCase):
         process.type("\x03")
         result = await process.wait(120)
         self.assertEqual((result.code, result.text.replace("^C", "")), (1, "dicomtwist: interrupted\r\n"))
+
+
+class Files(DiagnoseTestCase):
+    """Files whose presentation contexts are proposed, and with ``--store`` sent."""
+
+    async def test_they_are_proposed(self) -> None:
+        """Without ``--store`` nothing is sent, and the result says so."""
+        stores = Stores()
+        server = await self.serve((evt.EVT_C_STORE, stores))
+        path = self.instances(1)[0]
+        document = await self.json("diagnose", f"{LOCAL}:{server.port}", path, code=0)
+        self.assertEqual(
+            [(row["sop_class"], row["accepted"]) for row in document["contexts"]],
+            [(str(Verification), True), (str(CTImageStorage), True), (str(CTImageStorage), True)],
+        )
+        self.assertIsNone(document["stored"])
+        self.assertEqual(stores.uids, [])
+        result = await self.tool("diagnose", f"{LOCAL}:{server.port}", path)
+        self.assertIn("Nothing was sent; --store sends some.", result.text)
+
+    async def test_they_are_sent(self) -> None:
+        """One of each SOP Class and transfer syntax."""
+        stores = Stores()
+        server = await self.serve((evt.EVT_C_STORE, stores))
+        paths = self.instances(3)
+        compressed = get_testdata_file("JPEG2000.dcm")
+        document = await self.json("diagnose", "--store", f"{LOCAL}:{server.port}", *paths, compressed, code=0)
+        self.assertEqual([one["path"] for one in document["stored"]], [str(paths[0]), str(compressed)])
+        self.assertEqual(len(stores.uids), 2)
+        self.assertEqual([step["step"] for step in document["steps"]].count("store"), 2)
+        result = await self.tool("diagnose", "--store", f"{LOCAL}:{server.port}", paths[0])
+        self.assertEqual(result.code, 0)
+        self.assertIn("It works: 1 file stored", result.text)
+
+    async def test_a_peer_that_refuses_them(self) -> None:
+        server = await self.serve((evt.EVT_C_STORE, Stores(0xA700)))
+        path = self.instances(1)[0]
+        peer = f"{LOCAL}:{server.port}"
+        document = await self.diagnosed("store", "--store", peer, path, status=1, failed="store")
+        self.assertIn("0xA700", document["cause"]["what"])
+        self.assertIn(str(path), document["cause"]["what"])
+        self.assertEqual(document["steps"][-1]["step"], "release")
+
+    async def test_a_peer_that_aborts(self) -> None:
+        def abort(event: Any) -> int:
+            event.assoc.abort()
+            return 0xC000
+
+        server = await self.serve((evt.EVT_C_STORE, abort))
+        paths = self.instances(1)
+        document = await self.diagnosed("store", "--store", f"{LOCAL}:{server.port}", *paths, status=1, failed="store")
+        self.assertIn("the association ended", document["cause"]["what"])
+        self.assertEqual(document["steps"][-1]["step"], "store")
+
+    async def test_a_peer_that_accepts_another_uncompressed_syntax(self) -> None:
+        """An uncompressed file is converted, so that one of its contexts suffices."""
+        stores = Stores()
+        ae = AE("SCP")
+        self.addCleanup(ae.shutdown)
+        ae.add_supported_context(Verification)
+        ae.add_supported_context(CTImageStorage, "1.2.840.10008.1.2")
+        server = await ae.start_server((LOCAL, 0), evt_handlers=[(evt.EVT_C_STORE, stores)])
+        path = self.instances(1)[0]
+        document = await self.json("diagnose", "--store", f"{LOCAL}:{server.port}", path, code=0)
+        self.assertEqual([row["accepted"] for row in document["contexts"]], [True, False, True])
+        self.assertEqual(len(stores.uids), 1)
+
+    async def test_a_peer_that_accepts_none_of_their_contexts(self) -> None:
+        ae = AE("SCP")
+        self.addCleanup(ae.shutdown)
+        ae.add_supported_context(Verification)
+        server = await ae.start_server((LOCAL, 0))
+        peer = f"{LOCAL}:{server.port}"
+        await self.diagnosed("context", peer, *self.instances(1), status=1)
+        await self.diagnosed("context", "--store", peer, *self.instances(1), status=1, failed="store")
+
+    def test_nothing_to_send(self) -> None:
+        result = self.misuse("diagnose", "--store", f"{LOCAL}:1")
+        self.assertEqual(result.code, 2)
+        self.assertIn("--store needs files", result.text)

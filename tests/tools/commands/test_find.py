@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -29,6 +30,7 @@ from dicomtwist.tools.display.result_table import (
     text_of,
     to_json,
 )
+from dicomtwist.tools.display.text_table import display_width
 from dicomtwist.tools.query.keys import parse_key
 from tests import peers
 from tests.archive.services.worklists import items, write
@@ -81,6 +83,25 @@ class Lines(SynchronousTestCase):
             ["PatientID  PatientName  ModalitiesInStudy", "1          山田         CT\\MR", "\\x1b[2J"],
         )
         self.assertEqual((len(lines), lines[-1]), (len(rows) + 1, "a very long one  B"))
+
+    def test_a_table_at_a_terminal(self) -> None:
+        """Every line fits, on later pages too, and no character of a value is lost."""
+        self.patch(os, "environ", {**os.environ, "COLUMNS": "40"})
+        rows = [answer(PatientID="1" * 50, PatientName="山田" * 20, ModalitiesInStudy=["CT", "MR"])]
+        rows += [answer(PatientID=str(number), PatientName="A") for number in range(PAGE)]
+        rows.append(answer(PatientID="2" * 50, PatientName="B"))
+        text = self.printed(lambda output: TableWriter(output, self.columns), *rows)
+        self.assertTrue(all(display_width(line) <= 40 for line in text.splitlines()), text)
+        self.assertEqual((text.count("山田"), text.count("1") >= 50, text.count("2") >= 50), (20, True, True))
+
+    def test_too_many_columns_for_a_terminal(self) -> None:
+        """Matches become blocks of lines, each with the name of the attribute and the value."""
+        self.patch(os, "environ", {**os.environ, "COLUMNS": "30"})
+        columns = self.columns * 3
+        text = self.printed(lambda output: TableWriter(output, columns), answer(PatientID="12"), answer(PatientID="3"))
+        self.assertTrue(all(len(line) <= 30 for line in text.splitlines()), text)
+        self.assertEqual(text.count("\n\n"), 2)
+        self.assertRegex(text, r"(?m)^PatientID.* +12$")
 
     def test_a_table_of_nothing(self) -> None:
         self.assertEqual(self.printed(lambda output: TableWriter(output, self.columns)), "")

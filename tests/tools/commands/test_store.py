@@ -8,13 +8,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pydicom import dcmread
 from pydicom.data import get_testdata_file
+from pydicom.uid import UID
 from twisted.internet.defer import Deferred
 
 from dicomtwist import Association, evt
 from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
-from dicomtwist.sop_class import CTImageStorage
+from dicomtwist.sop_class import CTImageStorage, MRImageStorage
 from tests import peers
 from tests.tools.common import Stores, ToolTestCase
 
@@ -77,6 +79,41 @@ class Peers(ToolTestCase):
         document = await self.json("store", f"127.0.0.1:{server.port}", self.folder / "study", code=1)
         self.assertEqual(document["failures"], {"0xA700 Refused: out of resources": 3})
         self.assertEqual((document["stored"], document["bytes"]), (0, 0))
+
+    async def test_each_failed_file_is_in_the_document(self) -> None:
+        """With its reason, whether it was refused or could not be read, whatever its name."""
+        server = await self.serve((evt.EVT_C_STORE, Stores(0xA700)))
+        paths = self.instances(25)
+        odd = os.fsencode(self.folder / "study") + b"/\xff\n"
+        with open(odd, "wb") as file:
+            file.write(bytes(128) + b"DICM" + b"x" * 20)
+        document = await self.json("store", f"127.0.0.1:{server.port}", self.folder / "study", code=1)
+        failed = {one["path"]: one["reason"] for one in document["failed_files"]}
+        self.assertEqual(set(failed), {*map(str, paths), os.fsdecode(odd)})
+        self.assertEqual(failed[str(paths[0])], "0xA700 Refused: out of resources")
+        self.assertEqual(document["failed"], 26)
+
+    async def test_no_failed_file(self) -> None:
+        server = await self.serve((evt.EVT_C_STORE, Stores()))
+        self.instances(1)
+        document = await self.json("store", f"127.0.0.1:{server.port}", self.folder / "study", code=0)
+        self.assertEqual(document["failed_files"], [])
+
+    async def test_folders_are_sent_in_order(self) -> None:
+        """By name, numbers by their value, through subfolders, and across SOP Classes."""
+        stores = Stores()
+        server = await self.serve((evt.EVT_C_STORE, stores))
+        for number, series in enumerate(("series 10", "series 9")):
+            paths = self.instances(300, self.folder / series)
+            for path in paths[::3]:
+                dataset = dcmread(path)
+                dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = UID(MRImageStorage)
+                dataset.SOPInstanceUID = f"1.2.826.0.2.{number}.{path.stem}"
+                dataset.save_as(path)
+        await self.json("store", f"127.0.0.1:{server.port}", self.folder, code=0)
+        numbers = [int(uid.rpartition(".")[2]) for uid in stores.uids]
+        self.assertEqual(numbers, [*range(300), *range(300)])
+        self.assertEqual(stores.uids[0], "1.2.826.0.2.1.0", "series 9 comes before series 10")
 
     async def test_a_warning_is_stored(self) -> None:
         stores = Stores(0xB000)

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from dicomtwist.runtime.executors import Executors
 from dicomtwist.tools.contexts import contexts_for, requirements_of
+from dicomtwist.tools.files import file_scanner
 from dicomtwist.tools.files.bulk_sender import Backlog
 from dicomtwist.tools.files.file_scanner import (
     ScanBatch,
@@ -56,6 +57,29 @@ class Walk(SynchronousTestCase):
         (self.folder / "link").symlink_to((self.folder / "1").absolute())
         self.assertEqual(self.names(self.folder), ["1", "2", "3", "link"])
         self.assertEqual(self.names(self.folder / "a" / "loop"), ["1", "2", "3", "link"])
+
+    def test_order(self) -> None:
+        """Names are in order, numbers in them by their value; so are subfolders among the files."""
+        names = ("10.dcm", "2.dcm", "2a", "02.dcm", "IM10", "IM9", "IM9/x", "b", "B", "ü", "9" * 40, "1.2.10", "1.2.9")
+        folder = self.folder / "ordered"
+        folder.mkdir()
+        for name in names:
+            if name == "IM9":
+                (folder / name).mkdir()
+            else:
+                (folder / name).touch()
+        found = [os.path.relpath(os.fspath(file), folder) for file in walk([str(folder)])]  # type: ignore[arg-type]
+        self.assertEqual(
+            found,
+            ["1.2.9", "1.2.10", "02.dcm", "2.dcm", "2a", "10.dcm", "9" * 40, "B", "IM9/x", "IM10", "b", "ü"],
+        )
+
+    def test_a_folder_with_many_names(self) -> None:
+        """It is sorted piece by piece, and no name is lost."""
+        self.patch(file_scanner, "MAX_SORTED", 7)
+        for number in range(50):
+            (self.folder / f"f{number}").touch()
+        self.assertEqual(len(self.names(self.folder)), 53)
 
     def test_it_is_streamed(self) -> None:
         """A folder is opened only when its turn comes."""
