@@ -25,6 +25,7 @@ The exceptions of dicomtwist. The text of each says what went wrong and, if ther
     TooManyAnswers                more answers arrived than the limit of a collection allows
     NotEstablished (RuntimeError)           a service was invoked without an association
     WouldDeadlock (RuntimeError)            a request would wait for the code that makes it
+    ReactorConflict (RuntimeError)          another reactor is installed or running, or a call would block the reactor
     NoPresentationContext (ValueError)      no accepted context fits the service
     DataSetError (ValueError)               a data set cannot be encoded or decoded
     +-- DataSetTooLong            it has more bytes than may be collected in memory
@@ -231,6 +232,13 @@ class WouldDeadlock(DICOMError, RuntimeError):
     A request would wait for the code that makes it: for a handler that the peer waits for, for a loop over responses that
     come before its own, or for a place in a pool that the code itself holds. Or it is a C-GET that would wait for one of the
     peer, which would wait for it. The request was not sent, or the response to it is given up.
+    """
+
+
+class ReactorConflict(DICOMError, RuntimeError):
+    """
+    Twisted's reactor, of which a process has one, is in use in a way that does not go with the call: another kind of reactor is
+    installed, it runs on another event loop, or the call would block its thread. The text says what to do.
     """
 
 

@@ -28,7 +28,8 @@ from dicomtwist.association.association import Association
 from dicomtwist.association.negotiation import merge_items
 from dicomtwist.association.requestor import RequestorAssociation, RequestorFactory
 from dicomtwist.endpoints import check_port, client_endpoint, server_endpoint
-from dicomtwist.errors import AssociationTimeout
+from dicomtwist.errors import AssociationTimeout, ReactorConflict
+from dicomtwist.eventloop.default import default_reactor
 from dicomtwist.presentation import (
     PresentationContext,
     RequestedContexts,
@@ -123,11 +124,22 @@ class AE(LegacyCallbacks):
     def reactor(self) -> Any:
         """The reactor that it uses."""
         if self._reactor is None:
-            from twisted.internet import reactor
+            self.use_reactor(default_reactor())
+        return self._reactor
 
+    def use_reactor(self, reactor: Any) -> None:
+        """
+        Use *reactor*, if no other one was named or used before.
+
+        :raises ReactorConflict: this AE uses another reactor.
+        """
+        if self._reactor is None:
             use_monotonic_clock(reactor)
             self._reactor = reactor
-        return self._reactor
+        elif self._reactor is not reactor:
+            raise ReactorConflict(
+                f"the AE {self.ae_title} uses another reactor: make an AE for each reactor, and one in each process"
+            )
 
     @property
     def executors(self) -> Executors:

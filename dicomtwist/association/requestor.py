@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -30,6 +31,8 @@ from dicomtwist.ul.state_machine import State
 
 #: The states before the A-ASSOCIATE-RQ is sent: there is nothing to abort.
 _NOT_ASKED = (State.STA1, State.STA4)
+#: The time that a peer has to close its connection after the A-ABORT of a request that was cancelled, in seconds.
+CANCELLED_SECONDS: Final = 1.0
 #: Errors of the transport that name no cause of the close.
 _PLAIN_CLOSE = (ConnectionDone, ConnectionLost)
 
@@ -87,7 +90,7 @@ class RequestorAssociation(Association):
         if self._protocol.connection.state in _NOT_ASKED:
             self._protocol.close()
         else:
-            self.abort("the caller cancelled the request")
+            self.abort("the caller cancelled the request", within=CANCELLED_SECONDS)
 
     def transport_opened(self) -> None:
         """Start the timeout for the answer, which covers a TLS handshake."""

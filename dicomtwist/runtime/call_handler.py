@@ -4,20 +4,23 @@ Calling a user's handler, which returns a value, or a Deferred, a coroutine or a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import CoroutineType
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
-__all__ = ["await_handler", "call_handler"]
+from dicomtwist.eventloop.coroutines import SteppedItems, running_loop, to_deferred
+
+__all__ = ["await_handler", "call_handler", "items_of"]
 
 
 def call_handler(handler: Callable[..., Any], event: object, arguments: Sequence[Any] = ()) -> Any:
     """
     Call ``handler(event, *arguments)``.
 
-    A value that is known at once is returned as it is, so that the response to a C-STORE or C-ECHO costs no Deferred.
+    A value that is known at once is returned as it is, so that the response to a C-STORE or C-ECHO costs no Deferred. If an
+    event loop of asyncio runs in this thread, a coroutine may await what asyncio awaits as well.
 
     :returns: the value, or a Deferred that fires with it.
     """
@@ -25,11 +28,9 @@ def call_handler(handler: Callable[..., Any], event: object, arguments: Sequence
     kind = type(result)
     if kind is int or kind is Deferred:  # most handlers return one of these
         return result
-    if kind is CoroutineType:
-        return Deferred.fromCoroutine(result)
     # Look at the class, since a Dataset looks up attributes of an instance among its elements.
-    if hasattr(kind, "__await__") and not isinstance(result, Deferred):
-        return Deferred.fromCoroutine(_wait_for(result))
+    if kind is CoroutineType or (hasattr(kind, "__await__") and not isinstance(result, Deferred)):
+        return to_deferred(result)
     return result
 
 
@@ -39,5 +40,7 @@ async def await_handler(handler: Callable[..., Any], event: object, arguments: S
     return await result if isinstance(result, Deferred) else result
 
 
-async def _wait_for(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
+def items_of(items: Any) -> AsyncIterator[Any]:
+    """Return the asynchronous iterator of what a handler returned, for a coroutine that awaits Deferreds only."""
+    iterator: AsyncIterator[Any] = items.__aiter__()
+    return iterator if running_loop() is None else SteppedItems(iterator)

@@ -12,6 +12,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from dicomtwist.eventloop.default import follow_loop
+
 __all__ = ["expect_reactor", "log_unawaited", "reactor_ran"]
 
 _log = Logger()
@@ -92,8 +94,10 @@ def expect_reactor(reactor: Any, what: str) -> None:
     """
     Note that *what* has effect only if *reactor* runs. If the program ends without that, a ``RuntimeWarning`` says so.
 
-    It is for the reactor of the process alone: a reactor in memory is driven by its test.
+    It is for the reactor of the process alone: a reactor in memory is driven by its test. A reactor on an event loop of asyncio
+    moves on to the loop that runs in this thread.
     """
+    follow_loop(reactor)
     _expectation.note(reactor, what)
 
 

@@ -19,7 +19,7 @@ from dicomtwist.dimse.status import OUT_OF_RESOURCES
 from dicomtwist.errors import AssociationError, DataSetTooLong, ExecutorFull, Refused
 from dicomtwist.exchange.nesting import resume_handler, suspend_handler
 from dicomtwist.runtime.budget import Share
-from dicomtwist.runtime.call_handler import await_handler
+from dicomtwist.runtime.call_handler import await_handler, items_of
 from dicomtwist.runtime.networks import host_of
 from dicomtwist.scp.performed import Performance
 
@@ -112,7 +112,7 @@ class YieldingHandler:
             result = await await_handler(handler, occurrence, arguments)
             self._async = hasattr(result, "__aiter__")
             if self._async:
-                self._items = result.__aiter__()
+                self._items = items_of(result)
             elif hasattr(result, "__iter__") and not isinstance(result, str | bytes | Dataset):
                 self._items = iter(result)
         finally:

@@ -1,0 +1,1 @@
+"""The common parts of :mod:`dicomtwist.asyncio` and :mod:`dicomtwist.sync`."""
