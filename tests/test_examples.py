@@ -23,6 +23,18 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 CT = str(get_testdata_file("CT_small.dcm"))
 JPEG_2000 = str(get_testdata_file("JPEG2000.dcm"))
 
+#: Runs the notebook of its argument and prints the outputs of its cells.
+RUN_NOTEBOOK = """
+import sys
+import nbclient, nbformat
+
+notebook = nbformat.read(sys.argv[1], 4)
+nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+for cell in notebook.cells:
+    for output in cell.get("outputs", ()):
+        print((output.get("text") or output.data["text/plain"]).strip())
+"""
+
 
 def fetch(url: str) -> bytes:
     """Return the body of a page; blocks."""
@@ -64,9 +76,9 @@ class ExampleTestCase(TestCase):
 class Examples(ExampleTestCase):
     def test_each_is_in_the_list_and_has_a_test(self) -> None:
         """The README names every file, and a test runs it."""
-        names = {path.name for path in EXAMPLES.glob("*.py")}
+        names = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
         self.assertGreaterEqual(len(names), 8)
-        self.assertEqual(set(re.findall(r"\]\((\w+\.py)\)", (EXAMPLES / "README.md").read_text())), names)
+        self.assertEqual(set(re.findall(r"\]\((\w+\.(?:py|ipynb))\)", (EXAMPLES / "README.md").read_text())), names)
         source = Path(__file__).read_text()
         for name in names:
             self.assertIn(f'"{name}"', source)
@@ -192,6 +204,28 @@ class Examples(ExampleTestCase):
         result = await self.example("mutual_tls.py", server, client, authority.path)
         self.assertIn("with a certificate: 0x0000 Success\n", result.text)
         self.assertRegex(result.text, r"without: .*certificate")
+
+    async def test_script(self) -> None:
+        """Files that the archive takes are sent and found; a path without a file has a line of its own."""
+        port = await self.archive()
+        result = await self.example(
+            "script.py", "127.0.0.1", port, "ARCHIVE", CT, JPEG_2000, self.folder / "missing.dcm"
+        )
+        self.assertIn("C-ECHO: 0x0000 Success\n", result.text)
+        self.assertIn(f"{CT}: 0x0000 Success\n", result.text)
+        self.assertIn(f"{JPEG_2000}: 0x0000 Success\n", result.text)
+        self.assertIn("missing.dcm: [Errno 2]", result.text)
+        self.assertIn("CompressedSamples^CT1, 1 instances\n", result.text)
+
+    async def test_notebook(self) -> None:
+        """Each cell of "notebook.ipynb" runs in a kernel and prints what it should."""
+        result = await peers.run(sys.executable, "-c", RUN_NOTEBOOK, EXAMPLES / "notebook.ipynb")
+        self.assertEqual(result.code, 0, result.text)
+        self.assertIn("<Server of ARCHIVE at [('127.0.0.1', ", result.text)
+        self.assertIn("0x0000 Success\nVerification SOP Class\n", result.text)
+        self.assertIn("CompressedSamples^CT1\n", result.text)
+        self.assertIn("Doe^Jane\n", result.text)
+        self.assertIn("\n2\nTrue\n", result.text)
 
     async def test_in_memory(self) -> None:
         """ "test_in_memory.py" passes as a test, run by trial."""
