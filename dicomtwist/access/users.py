@@ -143,6 +143,10 @@ def _read(path: Path) -> Iterator[UserEntry]:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_LENGTH + 1)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"cannot read the users of {str(path)!r}: {error.strerror}; 'dicomtwist passwd --users {path} NAME' makes it"
+        ) from None
     except OSError as error:
         raise ValueError(f"cannot read the users of {str(path)!r}: {error.strerror}") from None
     if len(content) > MAX_FILE_LENGTH:

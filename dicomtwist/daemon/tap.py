@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -442,7 +443,7 @@ class Options(usage.Options):
             raise usage.UsageError(f"--import: {self['import']} is not a folder")
         if self["worklist"] is not None and not Path(self["worklist"]).is_dir():
             raise usage.UsageError(f"--worklist: {self['worklist']} is not a folder")
-        if self["check"] or self["explain"] is not None:
+        if self._is_report:
             raise SystemExit(report(self))
         self.archive = Archive(
             Path(self["storage"]),
@@ -460,12 +461,20 @@ class Options(usage.Options):
         except (StoreError, OSError) as error:
             raise usage.UsageError(f"--storage: {error}") from None
 
+    @property
+    def _is_report(self) -> bool:
+        """Whether the options ask for a report, and for no service."""
+        return bool(self["check"]) or self["explain"] is not None
+
     def _sockets(self, reactor: Any) -> Sockets:
         """Return the sockets to listen on: new ones, or in a worker process those of the supervisor."""
         worker = self.worker = WorkerSpec.taken(os.environ)
         if worker is not None:
             return Sockets(reactor, worker.ports, inherited=worker.sockets)
         ports = self["ports"] = self["ports"] or [DEFAULT_PORT]
+        if self._is_report:
+            # Only a process that systemd starts has these sockets.
+            ports = [port for port in ports if not re.search(r"(^|:)systemd:", str(port))]
         sockets = Sockets(reactor, ports, only_held=self["workers"] > 1)
         if self["workers"] > 1:
             sockets.check_shareable()

@@ -75,6 +75,13 @@ class Check(CheckTestCase):
             self.assertIn(words.replace(" access.rule", ""), printed)
         self.assertNotIn("Warnings", printed)
 
+    def test_sockets_of_systemd(self) -> None:
+        """They exist only in a process that systemd starts, so a check passes without them."""
+        for port in ("systemd:domain=INET:index=0", "haproxy:systemd:domain=INET:index=0"):
+            code, printed = self.run_options("--check", "--port", port)
+            self.assertEqual(code, 0, printed)
+            self.assertIn(port, printed)
+
     def test_without_rules(self) -> None:
         code, printed = self.run_options("--check")
         self.assertEqual(code, 0, printed)
