@@ -12,19 +12,17 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from threading import Lock, Thread, local
+from threading import Lock, Thread
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from dicomtwist.errors import ExecutorFull
+from dicomtwist.runtime.work import Call, Owner, Work, current, order_of
 
-__all__ = [
-    *("Bounds", "Executor", "ExecutorVitals", "Executors", "Share"),
-    *("check_wanted", "is_turn_over", "is_wanted", "run_in_turns"),
-]
+__all__ = ["Bounds", "Executor", "ExecutorVitals", "Executors", "Share", "is_turn_over", "run_in_turns"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -116,40 +114,13 @@ class ExecutorVitals:
         return f"{self.name} {self.busy} of {self.threads} threads busy{longest}, {self.queued} calls queued"
 
 
-class _Current(local):
-    work: _Work | None = None
-
-
-_current = _Current()
-
-
-def is_wanted() -> bool:
-    """
-    Return whether a caller still waits for the call that this thread performs; ``True`` outside of executors.
-
-    Long work calls this between its steps, and stops if its peer has cancelled the request or its association has ended.
-    """
-    work = _current.work
-    return work is None or not work.is_cancelled
-
-
-def check_wanted() -> None:
-    """
-    Raise an exception if no caller waits for the call that this thread performs, see :func:`is_wanted`.
-
-    :raises CancelledError: no caller waits any more.
-    """
-    if not is_wanted():
-        raise CancelledError
-
-
 def is_turn_over() -> bool:
     """
     Return whether this thread has been at its call for :data:`TURN` seconds; ``False`` outside of executors.
 
     Work that :func:`run_in_turns` runs asks this between its steps.
     """
-    work = _current.work
+    work = current.work
     return work is not None and work.executor.seconds() - work.started >= TURN
 
 
@@ -189,86 +160,6 @@ def _take_turn(work: Generator[None, None, T], found: list[T]) -> None:
         found.append(end.value)
 
 
-class _Work:
-    """
-    One call.
-
-    :ivar owner: the share that it belongs to, if any.
-    :ivar order: its place among the calls of its owner that wait: the lowest is first.
-    :ivar started: the time when a thread began with it, in seconds of the reactor.
-    :ivar is_cancelled: whether its result is not wanted any more.
-    """
-
-    __slots__ = (
-        *("arguments", "executor", "function", "is_cancelled", "keywords"),
-        *("name", "order", "outcome", "owner", "result", "started", "succeeded"),
-    )
-
-    def __init__(
-        self, executor: Executor, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> None:
-        self.executor = executor
-        self.function: Callable[..., Any] | None = function
-        self.arguments = arguments
-        self.keywords = keywords
-        self.is_cancelled = self.succeeded = False
-        self.name = ""
-        self.owner: _Owner | None = None
-        self.order: tuple[int, ...] = ()
-        self.started = 0.0
-        self.outcome: Any = None
-        self.result: Deferred[Any] = Deferred(self._cancel)
-
-    def _cancel(self, _: Deferred[Any]) -> None:
-        self.is_cancelled = True
-        self.executor.remove(self)
-
-    def perform(self) -> None:
-        """Make the call, in a worker thread."""
-        function, arguments, keywords = self.function, self.arguments, self.keywords
-        assert function is not None
-        # The arguments, such as a megabyte of pixels, are not kept until the result is delivered.
-        self.function, self.arguments, self.keywords = None, (), {}
-        self.name = getattr(function, "__qualname__", type(function).__name__)
-        try:
-            self.outcome = function(*arguments, **keywords)
-            self.succeeded = True
-        except BaseException:
-            self.outcome = Failure()
-
-    def deliver(self) -> None:
-        """Fire the Deferred, in the reactor thread."""
-        if self.is_cancelled:
-            return
-        if self.succeeded:
-            self.result.callback(self.outcome)
-        else:
-            self.result.errback(self.outcome)
-
-
-def _order(work: _Work) -> tuple[int, ...]:
-    return work.order
-
-
-class _Owner:
-    """
-    A peer with calls in an executor.
-
-    :ivar key: its name; ``None`` for the owner of the calls that have an order.
-    :ivar limit: the maximum of *active*.
-    :ivar active: the calls of it that run or wait in the queue of the executor.
-    :ivar waiting: the calls that wait until one of these has ended, by their order.
-    """
-
-    __slots__ = ("active", "key", "limit", "waiting")
-
-    def __init__(self, key: str | None, limit: int) -> None:
-        self.key = key
-        self.limit = limit
-        self.active = 0
-        self.waiting: list[_Work] = []
-
-
 class Executor:
     """
     A few threads with a bounded queue, for one purpose. The threads exist while the executor has users.
@@ -294,7 +185,7 @@ class Executor:
         self._users = 0
         # The number of calls that wait or run; only the reactor thread changes it.
         self._outstanding = 0
-        self._queue: deque[_Work] = deque()
+        self._queue: deque[Work] = deque()
         # For the attributes below, and to take a call from the queue; nothing blocks while it is held.
         self._lock = Lock()
         # The threads that wait, each at a gate of its own. The one that has waited for the shortest time goes on first: its
@@ -304,11 +195,11 @@ class Executor:
         # contend with it for the interpreter: storing instances of 12 KB one by one takes 400 instead of 600 us of CPU time.
         self._coming = 0
         self._is_stopping = False
-        self._running: set[_Work] = set()
+        self._running: set[Work] = set()
         # The peers that have calls; only the reactor thread changes them.
-        self._owners: dict[str | None, _Owner] = {}
+        self._owners: dict[str | None, Owner] = {}
         # The calls that have finished since the reactor thread was last woken. It is woken once for all of them.
-        self._finished: deque[_Work] = deque()
+        self._finished: deque[Work] = deque()
         self._is_delivering = False
 
     def acquire(self) -> None:
@@ -326,7 +217,8 @@ class Executor:
 
         :returns: a Deferred that fires with the result of *function* or fails with its exception; if the queue is full, it
             fails at once with :class:`ExecutorFull`. Cancelling the Deferred removes a call that has not begun from the
-            queue. A call that has begun can find out with :func:`is_wanted`; the Deferred does not wait for it.
+            queue. A call that has begun can ask
+            :func:`~dicomtwist.runtime.work.is_wanted`; the Deferred does not wait for it.
         """
         if self.is_full:
             return fail(ExecutorFull(self.name, self.bounds.max_queued))
@@ -339,10 +231,24 @@ class Executor:
         It is for further steps of work that :meth:`run` has admitted, and for cleaning up after such work. The caller bounds
         their number, for example to one at a time for each association.
         """
-        work = _Work(self, function, args, kwargs)
+        work = Work(self, function, args, kwargs)
+        result = work.promise()
         self._outstanding += 1
         self._enqueue(work)
-        return work.result
+        return result
+
+    def call(self, function: Callable[[], T], then: Callable[[T], object], failed: Callable[[Failure], object]) -> None:
+        """
+        Call *function* in a thread as :meth:`run_admitted` does, for work that is done for each instance that is received: a
+        Deferred with two callbacks takes as long as the rest of the call.
+
+        :param then: called in the reactor thread with the result.
+        :param failed: called in the reactor thread with the Failure.
+        """
+        work = Call(self, function, (), {})
+        work.then, work.failed = then, failed
+        self._outstanding += 1
+        self._enqueue(work)
 
     def share(self, peer: str) -> Share:
         """
@@ -356,7 +262,7 @@ class Executor:
         self, peer: str, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Deferred[T]:
         """Call *function* for *peer* as :meth:`run_admitted` does, when fewer than ``Bounds.max_share`` of its calls run."""
-        return self._run_owned(peer, self.bounds.max_share, _Work(self, function, args, kwargs))
+        return self._run_owned(peer, self.bounds.max_share, Work(self, function, args, kwargs))
 
     def run_ordered(
         self, order: tuple[int, ...], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -366,29 +272,30 @@ class Executor:
 
         :param order: numbers; calls with an equal order keep their sequence.
         """
-        work = _Work(self, function, args, kwargs)
+        work = Work(self, function, args, kwargs)
         work.order = order
         return self._run_owned(None, self.bounds.threads, work)
 
-    def _run_owned(self, key: str | None, limit: int, work: _Work) -> Deferred[Any]:
+    def _run_owned(self, key: str | None, limit: int, work: Work) -> Deferred[Any]:
         self._outstanding += 1
         owner = self._owners.get(key)
         if owner is None:
-            owner = self._owners[key] = _Owner(key, limit)
+            owner = self._owners[key] = Owner(key, limit)
         work.owner = owner
+        result = work.promise()
         if owner.active < owner.limit:
             owner.active += 1
             self._enqueue(work)
         else:
-            insort(owner.waiting, work, key=_order)
-        return work.result
+            insort(owner.waiting, work, key=order_of)
+        return result
 
     @property
     def is_full(self) -> bool:
         """Whether :meth:`run` refuses a call."""
         return self._outstanding >= self.bounds.threads + self.bounds.max_queued
 
-    def _enqueue(self, work: _Work) -> None:
+    def _enqueue(self, work: Work) -> None:
         self._queue.append(work)
         if self._pool is None and not self._threads:
             make_thread_pool = getattr(self._reactor, "make_thread_pool", None)
@@ -444,7 +351,7 @@ class Executor:
 
     # --- in the reactor thread
 
-    def remove(self, work: _Work) -> None:
+    def remove(self, work: Work) -> None:
         """Remove *work*, whose Deferred was cancelled, from the queue if no thread has begun with it."""
         if work.owner is not None and work in work.owner.waiting:
             work.owner.waiting.remove(work)
@@ -459,7 +366,7 @@ class Executor:
         self._ended(work)
         self._stop_if_unused()
 
-    def _ended(self, work: _Work) -> None:
+    def _ended(self, work: Work) -> None:
         """Begin the next call of the peer whose call *work* has ended."""
         owner, work.owner = work.owner, None
         if owner is None:
@@ -476,8 +383,10 @@ class Executor:
         while self._finished:
             work = self._finished.popleft()
             self._outstanding -= 1
-            self._ended(work)
-            self._stop_if_unused()
+            if work.owner is not None:
+                self._ended(work)
+            if self._users <= 0:
+                self._stop_if_unused()
             work.deliver()
 
     def _stop_if_unused(self) -> None:
@@ -523,12 +432,12 @@ class Executor:
             return  # the call was cancelled
         self._perform(work)
 
-    def _perform(self, work: _Work) -> None:
+    def _perform(self, work: Work) -> None:
         work.started = self._reactor.seconds()
         self._running.add(work)
-        _current.work = work
+        current.work = work
         work.perform()
-        _current.work = None
+        current.work = None
         self._running.discard(work)
         with self._lock:
             self._coming += 1  # before the reactor thread learns of the result: the next call may follow at once

@@ -15,7 +15,8 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 from dicomtwist import AE, build_context, evt
 from dicomtwist.ae import ReactorLag, Vitals, resident_memory
 from dicomtwist.ae.monitor import INTERVAL, WINDOW, BlockedExecutors
-from dicomtwist.runtime.executors import Bounds, Executors, _Work
+from dicomtwist.runtime.executors import Bounds, Executors
+from dicomtwist.runtime.work import Work
 from dicomtwist.service import DICOMService
 from dicomtwist.testing import MemoryNetwork
 from tests import peers
@@ -217,7 +218,7 @@ class Blocked(SynchronousTestCase):
         executor = self.executors.worklist
         executor._running.clear()
         for _ in range(number):
-            work = _Work(executor, int, (), {})
+            work = Work(executor, int, (), {})
             work.name, work.started = "WorklistFolder.read", self.network.seconds()
             executor._running.add(work)
 

@@ -23,11 +23,10 @@ from dicomtwist.runtime.executors import (
     Bounds,
     Executor,
     Executors,
-    check_wanted,
     is_turn_over,
-    is_wanted,
     run_in_turns,
 )
+from dicomtwist.runtime.work import check_wanted, is_wanted
 from dicomtwist.testing import MemoryNetwork
 
 
@@ -62,6 +61,43 @@ class ExecutorTests(TestCase):
         An exception of the call fails the Deferred, and the threads end.
         """
         await self.assertFailure(self.executor.run(int, "x"), ValueError)
+
+    async def test_call(self) -> None:
+        """
+        A call without a Deferred passes its result, or its exception, to a function in the reactor thread.
+        """
+        for function, expected in ((lambda: threading.current_thread().name, "dicomtwist-testing-0"), (dict, {})):
+            outcome: Deferred[Any] = Deferred()
+            self.executor.call(function, outcome.callback, outcome.errback)
+            self.assertEqual(await outcome, expected)
+            self.assertIs(threading.current_thread(), threading.main_thread())
+        failing: Deferred[Any] = Deferred()
+        self.executor.call(lambda: int("x"), failing.callback, failing.errback)
+        await self.assertFailure(failing, ValueError)
+
+    async def test_call_is_admitted(self) -> None:
+        """
+        Such a call is taken even if the queue is full.
+        """
+        executor = Executor(reactor, "testing", Bounds(threads=1, max_queued=0))
+        gate = threading.Event()
+        first, second = executor.run(gate.wait), Deferred[Any]()
+        self.assertTrue(executor.is_full)
+        executor.call(int, second.callback, second.errback)
+        gate.set()
+        self.assertEqual((await first, await second), (True, 0))
+
+    async def test_call_whose_result_is_not_handled(self) -> None:
+        """
+        An exception of the function that takes the result is logged; other results are delivered all the same.
+        """
+        following: Deferred[int] = Deferred()
+        self.executor.acquire()
+        self.executor.call(int, lambda result: 1 / result, following.errback)
+        self.executor.call(int, following.callback, following.errback)
+        self.assertEqual(await following, 0)
+        self.executor.release()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     async def test_stays_while_it_is_used(self) -> None:
         """

@@ -15,7 +15,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicomtwist.archive.index.record import IndexedInstance
 from dicomtwist.archive.index.schema import instance, series, study
 from dicomtwist.archive.storage.types import IndexFailed
-from dicomtwist.runtime.executors import check_wanted, is_turn_over, is_wanted
+from dicomtwist.runtime.executors import is_turn_over
+from dicomtwist.runtime.work import check_wanted, is_wanted
 
 __all__ = ["TurnOver", "fetch_all", "find_instances", "reading"]
 

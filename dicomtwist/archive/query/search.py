@@ -54,7 +54,8 @@ from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.types import IndexFailed
 from dicomtwist.datasets.codec import decode_dataset
 from dicomtwist.errors import loggable
-from dicomtwist.runtime.executors import TURN, Executor, Share, check_wanted, is_turn_over, run_in_turns
+from dicomtwist.runtime.executors import TURN, Executor, Share, is_turn_over, run_in_turns
+from dicomtwist.runtime.work import check_wanted
 
 __all__ = ["Finder", "Found", "StoredInstance"]
 

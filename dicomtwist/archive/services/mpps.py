@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.archive.index.normal_forms import normal_date, time_key
+from dicomtwist.archive.services.turns import Turns
 from dicomtwist.archive.storage.file_store import file_name
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.types import InvalidUID, StoreError, check_uids
@@ -42,7 +43,6 @@ from dicomtwist.errors import DataSetError, DataSetTooLong, ExecutorFull, Refuse
 from dicomtwist.part10 import FileMeta, NotDicomFile, encode_preamble_and_meta, read_file_meta
 from dicomtwist.runtime.executors import Executor
 from dicomtwist.runtime.networks import host_of
-from dicomtwist.runtime.turns import Turns
 from dicomtwist.scp.dispatch import Route
 from dicomtwist.sop_class import ModalityPerformedProcedureStep, ModalityPerformedProcedureStepRetrieve
 

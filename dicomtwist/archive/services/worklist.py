@@ -27,8 +27,9 @@ from dicomtwist.datasets.character_sets import decode_texts, decode_values
 from dicomtwist.datasets.identifier import encode_with_character_set
 from dicomtwist.dimse.status import DATASET_MISMATCH, OUT_OF_RESOURCES, PENDING, Status
 from dicomtwist.errors import DataSetError, ExecutorFull, loggable
-from dicomtwist.runtime.executors import Executor, Share, check_wanted, is_turn_over, run_in_turns
+from dicomtwist.runtime.executors import Executor, Share, is_turn_over, run_in_turns
 from dicomtwist.runtime.networks import host_of
+from dicomtwist.runtime.work import check_wanted
 from dicomtwist.scp.dispatch import Route
 from dicomtwist.sop_class import ModalityWorklistInformationModelFind
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist.runtime.turns import Turns
+from dicomtwist.archive.services.turns import Turns
 
 
 class TurnsTests(SynchronousTestCase):
