@@ -95,6 +95,11 @@ class DataSetStream:
         return sink.done
 
     @property
+    def is_complete(self) -> bool:
+        """Whether the data set has arrived as a whole, and was taken by a sink."""
+        return self._finished and self._failure is None and self._sink is not None
+
+    @property
     def needs_reader(self) -> bool:
         """Whether nothing more of the peer is read before the caller reads this data set on."""
         return self._sink is None and (self._paused or not self._finished) and self._failure is None
@@ -153,7 +158,8 @@ class DataSetStream:
 
     def end(self) -> None:
         """The data set is complete."""
-        self.resume()
+        if self._paused:
+            self.resume()
         self._finished = True
         if self._sink is not None:
             self._sink.finish()

@@ -61,7 +61,10 @@ def _stream(performance: Performance, event: evt.StoreEvent, bound: tuple[evt.Ha
 
     def handled(value: Any) -> None:
         response = status_response(performance, value)
-        # The rest of the data set, which the handler has not read, is discarded.
-        stream.discard(partial(performance.finish, response))
+        if stream.is_complete:
+            performance.finish(response)
+        else:
+            # The rest of the data set, which the handler has not read, is discarded.
+            stream.discard(partial(performance.finish, response))
 
     performance.call(evt.EVT_C_STORE, event, handled, STORE_HANDLER_FAILED, bound)

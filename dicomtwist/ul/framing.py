@@ -131,8 +131,15 @@ class Framer:
             self._partial.clear()
             if not self._pdu_left:
                 self.begun -= 1  # it is counted again below
+        if not self._pdv_left and not self._pdu_left:
+            position = self._scan_whole(data, frames)
+            if position == len(data):
+                self.mid_pdu = bool(self._body_left)
+                return frames
+        else:
+            position = 0
         try:
-            self._scan(data, frames)
+            self._scan(data, position, frames)
         except InvalidPDU as error:
             self._broken = True
             frames.append(error)
@@ -148,12 +155,10 @@ class Framer:
             self._partial.clear()
         return data[taken:]
 
-    def _scan(self, data: bytes, frames: list[Frame]) -> None:
+    def _scan(self, data: bytes, position: int, frames: list[Frame]) -> None:
         view = memoryview(data)
-        position, end = 0, len(data)
+        end = len(data)
         pdv_left, pdu_left = self._pdv_left, self._pdu_left
-        if not pdv_left and not pdu_left:
-            position = self._scan_whole(data, view, end, frames)
         context_id, control = self._context_id, self._control
         while position < end:
             left = end - position
@@ -201,7 +206,7 @@ class Framer:
         self._pdv_left, self._pdu_left = pdv_left, pdu_left
         self._context_id, self._control = context_id, control
 
-    def _scan_whole(self, data: bytes, view: memoryview, end: int, frames: list[Frame]) -> int:
+    def _scan_whole(self, data: bytes, frames: list[Frame]) -> int:
         """
         Append the fragments of P-DATA-TF PDUs that hold one PDV each and are complete, as long as one follows the other.
 
@@ -209,7 +214,7 @@ class Framer:
 
         :returns: the position behind the last one.
         """
-        position = 0
+        position, end, view = 0, len(data), memoryview(data)
         most = self.max_length or end
         unpack = PDATA_HEADER.unpack_from
         while end - position > 12:
