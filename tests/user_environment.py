@@ -2,8 +2,7 @@
 An environment as a user has it: made with the commands of the tutorial, so with the real scripts ``twist``, ``trial`` and
 ``dicomtwist``, and with the package installed instead of imported from the checkout.
 
-An environment is made once for each state of the sources, in ``build/user-environments``, and shared by all tests. Another run
-may use an older one meanwhile, so that is removed only when it has not been used for a while.
+The environment is made once for each state of the sources, in ``build/user-environment``, and shared by all tests.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
@@ -28,10 +26,7 @@ from tests.documentation import DOCS, PROJECT, blocks, commands
 #: What a checkout needs to be installed from, relative to its folder.
 SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "dicomtwist", "twisted")
 
-_FOLDER = PROJECT / "build" / "user-environments"
-
-#: Seconds after which an environment that no run of the tests has asked for is removed.
-_UNUSED = 7200.0
+_FOLDER = PROJECT / "build" / "user-environment"
 
 
 def installation() -> list[str]:
@@ -63,22 +58,19 @@ def _make() -> Path:
     :returns: the folder of its scripts.
     :raises SkipTest: packages cannot be fetched here; if the environment has ``CI=true``, it is a :class:`peers.PeerError`.
     """
-    _FOLDER.mkdir(parents=True, exist_ok=True)
-    with (_FOLDER / "lock").open("w") as lock:
+    _FOLDER.parent.mkdir(exist_ok=True)
+    with _FOLDER.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        folder = _FOLDER / _state()[:16]
-        is_made, sources = folder / "is-made", folder / "dicomtwist"
+        state, made_from, sources = _state(), _FOLDER / "state", _FOLDER / "dicomtwist"
         scripts = sources / ".venv" / "bin"
-        if is_made.exists():
-            is_made.touch()
+        if made_from.exists() and made_from.read_text() == state:
             return scripts
-        _remove_unused()
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(_FOLDER, ignore_errors=True)
         for path in [*_files(), PROJECT / "dicomtwist" / "py.typed"]:
             copy = sources / path.relative_to(PROJECT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-        python = folder / "bin" / "python3"
+        python = _FOLDER / "bin" / "python3"
         python.parent.mkdir()
         python.symlink_to(Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}"))
         script = "".join(["set -e\n", *installation(), "command -v dicomtwist\n"])
@@ -95,15 +87,8 @@ def _make() -> Path:
         )
         if done.returncode or done.stdout.splitlines()[-1:] != [str(scripts / "dicomtwist")]:
             raise peers.missing_error(f"the commands of the tutorial do not install dicomtwist here:\n{done.stdout}")
-        is_made.touch()
+        made_from.write_text(state)
         return scripts
-
-
-def _remove_unused() -> None:
-    for other in _FOLDER.iterdir():
-        marks = [mark for mark in (other / "is-made", other) if mark.exists()]
-        if other.is_dir() and time.time() - marks[0].stat().st_mtime > _UNUSED:
-            shutil.rmtree(other, ignore_errors=True)
 
 
 @functools.cache

@@ -355,8 +355,11 @@ class Archive:
                     raise StoreError("the archive is closed")
                 check_uids(*instance.uids)
                 fits = self._fits_inbox(instance)
-                # Most small instances are new: the commit looks for a copy of them, and comes back if there is one.
-                exists = (again or not fits) and self._exists(instance.uids)
+                if fits and not again:
+                    # Most small instances are new: the commit looks for a copy of them, and comes back if there is one.
+                    pending.append(PendingCommit(instance, None, False, deliver))
+                    continue
+                exists = self._exists(instance.uids)
                 first_stays = exists and self._first_stays(instance)
                 replaces = exists and not first_stays and instance.sender is not None
                 replacement = Replacement(self.store, instance) if replaces else None
@@ -373,13 +376,14 @@ class Archive:
             one = PendingCommit(instance, written, exists, deliver, replacement, is_unchanged)
             is_ready = first_stays or written is not None or (fits and not exists)
             (pending if is_ready else fresh).append(one)
-        results = self.store.write_temporaries([cast("Sequence[Buffer]", one.instance.content) for one in fresh])
-        for one, result in zip(fresh, results, strict=True):
-            if isinstance(result, Written):
-                one.written = result
-                pending.append(one)
-            else:
-                failed.append((one.instance, result))
+        if fresh:
+            results = self.store.write_temporaries([cast("Sequence[Buffer]", one.instance.content) for one in fresh])
+            for one, result in zip(fresh, results, strict=True):
+                if isinstance(result, Written):
+                    one.written = result
+                    pending.append(one)
+                else:
+                    failed.append((one.instance, result))
         if failed:
             deliver(failed, bool(pending))
         if pending and commits is not None:

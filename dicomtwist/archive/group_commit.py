@@ -18,7 +18,8 @@ from typing import Final, TypeAlias, cast
 
 from dicomtwist.archive.inbox.inbox import Inbox, Small
 from dicomtwist.archive.index.interfaces import IndexWriter
-from dicomtwist.archive.index.record import IndexRow
+from dicomtwist.archive.index.record import IndexRow, Record
+from dicomtwist.archive.index.sender import Sender
 from dicomtwist.archive.index.write_behind import WriteBehind
 from dicomtwist.archive.instance import Deliver, ReceivedInstance
 from dicomtwist.archive.replacement import Replacement
@@ -138,6 +139,8 @@ class GroupCommit:
 
     def _next_group(self) -> list[PendingCommit]:
         """Take the next instances that wait, of each SOP Instance one copy."""
+        if not self._waiting:
+            return []
         group: dict[str, PendingCommit] = {}
         later: list[PendingCommit] = []
         for pending in self._waiting:
@@ -154,7 +157,8 @@ class GroupCommit:
         left = group
         if self._write_behind is not None:
             left = [pending for pending in group if pending.exists]
-            self._commit_new([pending for pending in group if not pending.exists], self._write_behind, outcomes)
+            new = [pending for pending in group if not pending.exists] if left else group
+            self._commit_new(new, self._write_behind, outcomes)
         if left:
             outcomes |= self._commit_group(left)
         return outcomes
@@ -168,18 +172,21 @@ class GroupCommit:
                 uids = pending.instance.uids
                 if inbox.waits(uids) or (pending.written is None and self._store.exists(*uids)):
                     outcomes[pending] = CommitConflict()
-        self._refuse_elsewhere([pending for pending in new if pending not in outcomes], outcomes)
+        self._refuse_elsewhere([pending for pending in new if pending not in outcomes] if outcomes else new, outcomes)
         small = [pending for pending in new if pending.written is None and pending not in outcomes]
         if small:
             assert inbox is not None
             self._append(small, inbox, outcomes)
         placed = [pending for pending in new if pending not in outcomes and self._place(pending, outcomes)]
-        self._sync(placed, outcomes)
-        for pending in placed:
-            if pending not in outcomes:
-                outcomes[pending] = self._add_later(pending, write_behind)
+        if placed:
+            self._sync(placed, outcomes)
+            for pending in placed:
+                if pending not in outcomes:
+                    outcomes[pending] = self._add_later(pending, write_behind)
         for pending in new:
-            self._settle(pending, outcomes[pending])
+            error = outcomes[pending]
+            if error is not None:  # after a success there is no earlier copy to remove
+                self._settle(pending, error)
 
     def _append(self, small: list[PendingCommit], inbox: Inbox, outcomes: _Outcomes) -> None:
         """Put small instances into the inbox; if it cannot take them, give them temporary files instead."""
@@ -274,11 +281,11 @@ class GroupCommit:
         try:
             # The queue first: a row that leaves it meanwhile is in the index.
             behind = {} if self._write_behind is None else self._write_behind.elsewhere(looked_for)
-            found = self._index.elsewhere(looked_for) | behind
+            found = self._index.elsewhere(looked_for)
         except IndexFailed as error:
             outcomes.update(dict.fromkeys(looked_for.values(), error))
             return
-        for uids, place in found.items():
+        for uids, place in (found | behind).items() if found or behind else ():
             pending = looked_for[uids]
             refusal = self._on_elsewhere(pending.instance, place)
             if refusal is not None:
@@ -405,9 +412,14 @@ def _row(pending: PendingCommit) -> Callable[[], IndexRow]:
 
 def _row_maker(pending: PendingCommit) -> Callable[[Written], IndexRow]:
     """Return a function that makes the row of an instance from its file. It holds no reference to the content."""
-    instance, exists = pending.instance, pending.exists
-    describe, syntax, sender = instance.describe, instance.transfer_syntax, instance.sender
-    return lambda file: IndexRow(describe(), syntax, file.size, exists, file.digest or None, sender)
+    instance = pending.instance
+    return partial(_index_row, instance.describe, instance.transfer_syntax, pending.exists, instance.sender)
+
+
+def _index_row(
+    describe: Callable[[], Record], transfer_syntax: str, exists: bool, sender: Sender | None, file: Written
+) -> IndexRow:
+    return IndexRow(describe(), transfer_syntax, file.size, exists, file.digest or None, sender)
 
 
 def _content(pending: PendingCommit) -> Sequence[Buffer]:

@@ -46,7 +46,8 @@ WRITERS: Final = {Durability.FULL: 2, Durability.NONE: 1}
 MAX_UNWRITTEN: Final = 4 * 1024 * 1024
 
 _SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES = 0x00080016, 0x00080018, 0x0020000D, 0x0020000E
-_WANTED: Final = frozenset((_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES))
+_UIDS: Final = (_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES)
+_WANTED: Final = frozenset(_UIDS)
 
 
 #: An instance, and the error for which the archive refused it; ``None`` if it was stored.
@@ -132,7 +133,7 @@ class Ingest:
     def _write_whole(self) -> None:
         if self._whole and self._writers < self._max_writers:
             self._writers += 1
-            self.executor.run_admitted(self._keep_whole).addCallbacks(self._wrote, self._not_written)
+            self.executor.call(self._keep_whole, self._wrote, self._not_written)
 
     def _wrote(self, _: None) -> None:
         self._writers -= 1
@@ -152,33 +153,37 @@ class Ingest:
         """Store small instances in batches until none waits."""
         while self._whole:
             self._wake()  # the outcomes of the batch before do not wait for this one
-            instances: list[tuple[IncomingInstance, ReceivedInstance]] = []
-            refused: list[_Outcome] = []
-            for _ in range(BATCH):
+            instances: dict[ReceivedInstance, IncomingInstance] = {}
+            while self._whole and len(instances) < BATCH:
                 try:
                     incoming = self._whole.popleft()
                 except IndexError:
-                    break
+                    break  # another thread has taken it
                 try:
-                    instances.append((incoming, incoming.small()))
+                    instances[incoming.small()] = incoming
                 except BaseException as error:
-                    refused.append((incoming, error))
-            self._told.extend(refused)
+                    self._told.append((incoming, error))
             if instances:
                 self.keep(instances)
 
-    def keep(self, instances: Sequence[tuple[IncomingInstance, ReceivedInstance]]) -> None:
-        """Store instances; their outcomes are passed to the reactor thread, in one list for each batch."""
-        thread = get_ident()
-        left = {instance: incoming for incoming, instance in instances}
+    def keep(self, left: dict[ReceivedInstance, IncomingInstance]) -> None:
+        """
+        Store instances; their outcomes are passed to the reactor thread, in one list for each batch.
+
+        :param left: the instances; each is removed when its outcome is known.
+        """
+        thread, told = get_ident(), self._told
 
         def deliver(outcomes: Sequence[tuple[ReceivedInstance, BaseException | None]], more: bool) -> None:
-            self._told.extend((left.pop(instance), error) for instance, error in outcomes if instance in left)
+            for instance, error in outcomes:
+                incoming = left.pop(instance, None)
+                if incoming is not None:
+                    told.append((incoming, error))
             if more or get_ident() != thread:
                 self._wake()  # another thread has committed them, such as that of an import, whose result nobody waits for here
 
         try:
-            self.archive.keep_all([instance for _, instance in instances], deliver)
+            self.archive.keep_all([*left], deliver)
         except BaseException as error:
             # A defect of this program: no sender waits for ever.
             self._told.extend((incoming, error) for incoming in left.values())
@@ -226,6 +231,12 @@ class IncomingInstance:
         :class:`~dicomtwist.datasets.header_scanner.HeaderError`, :class:`~dicomtwist.errors.ExecutorFull`, or an error of
         the archive. It fails with the reason if the data set stays incomplete. In both cases nothing is left of the instance.
     """
+
+    # Thousands of these are made in a second.
+    __slots__ = (
+        *("_description", "_enough", "_finished", "_flow", "_ingest", "_refusal", "_scanner", "_sender", "_syntax"),
+        *("_unwritten", "_values", "_waiting", "_writer", "_writing", "result", "study_uid"),
+    )
 
     def __init__(self, ingest: Ingest, meta: FileMeta, flow: Flow, sender: Sender | None = None) -> None:
         self._sender = sender
@@ -365,7 +376,7 @@ class IncomingInstance:
         values = self._found()
         uids = self._checked_uids(values)
         instance = self._instance(uids, self._writer.seal(), values)
-        self._ingest.keep([(self, instance)])
+        self._ingest.keep({instance: self})
 
     def _meta(self) -> bytes:
         try:
@@ -431,21 +442,18 @@ class IncomingInstance:
 
         :raises DataSetMismatch: they contradict the request, or one is missing.
         """
-        found = {tag: decode_uid(values.get(tag, b"")) for tag in _WANTED}
-        description = self._description
-        for tag, expected, name in (
-            (_SOP_CLASS, description.media_storage_sop_class_uid, "SOP Class UID"),
-            (_SOP_INSTANCE, description.media_storage_sop_instance_uid, "SOP Instance UID"),
-        ):
-            if not found[tag]:
-                raise DataSetMismatch(f"the data set has no {name}")
-            if found[tag] != expected:
-                raise DataSetMismatch(f"the data set has another {name} than the request")
-        for tag, name in ((_STUDY, "Study Instance UID"), (_SERIES, "Series Instance UID")):
-            if not found[tag]:
-                raise DataSetMismatch(f"the data set has no {name}")
-        self.study_uid = found[_STUDY]
-        return self.study_uid, found[_SERIES], found[_SOP_INSTANCE]
+        get, description = values.get, self._description
+        sop_class, instance, study, series = [decode_uid(get(tag, b"")) for tag in _UIDS]
+        if sop_class != description.media_storage_sop_class_uid or not sop_class:
+            raise _mismatch("SOP Class UID", sop_class)
+        if instance != description.media_storage_sop_instance_uid or not instance:
+            raise _mismatch("SOP Instance UID", instance)
+        if not study:
+            raise _mismatch("Study Instance UID")
+        if not series:
+            raise _mismatch("Series Instance UID")
+        self.study_uid = study
+        return study, series, instance
 
     def _instance(
         self, uids: InstanceUIDs, content: Sequence[Buffer] | Written, values: Mapping[int, bytes]
@@ -454,6 +462,12 @@ class IncomingInstance:
         held = sum(map(len, values.values()))
         describe = partial(make_record, values, syntax, self._ingest.default_charset)
         return ReceivedInstance(uids, syntax, content, describe, held, self._sender)
+
+
+def _mismatch(name: str, found: str = "") -> DataSetMismatch:
+    return DataSetMismatch(
+        f"the data set has another {name} than the request" if found else f"the data set has no {name}"
+    )
 
 
 def _enough(scanner: HeaderScanner, error: HeaderError) -> Mapping[int, bytes]:

@@ -241,7 +241,7 @@ def _nothing_accepted(error: BaseException, connection: Connection) -> Cause:
     return Cause(
         "no-common-context",
         f"the peer accepted the association, but none of its presentation contexts: {error}",
-        "the conformance statement of the peer lists what it accepts",
+        "propose what the conformance statement of the peer lists, or configure it at the peer",
     )
 
 

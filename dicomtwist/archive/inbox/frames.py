@@ -19,6 +19,7 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
 from dicomtwist.archive.storage.system_calls import Buffer
@@ -134,15 +135,25 @@ def _aligned(length: int) -> int:
 
 def _text(frame: Frame) -> bytes:
     """Return the text of a head, or refuse what could not be read again."""
-    for uid in frame.uids:
-        if not is_uid(uid):
-            raise FrameRefused("an invalid UID")
-    syntax = frame.transfer_syntax
-    if not syntax.isascii() or "\n" in syntax or len(frame.digest) not in (0, _DIGEST_LENGTH):
-        raise FrameRefused("an invalid transfer syntax or digest")
+    study_uid, series_uid, instance_uid = frame.uids
+    around = _around(study_uid, series_uid, frame.transfer_syntax)
+    if not is_uid(instance_uid):
+        raise FrameRefused("an invalid UID")
+    if len(frame.digest) not in (0, _DIGEST_LENGTH):
+        raise FrameRefused("an invalid digest")
     if not 0 <= frame.received <= _MAX_RECEIVED:
         raise FrameRefused("a time of receipt before 1970, or far in the future: the clock is wrong")
-    return "\n".join((*frame.uids, syntax)).encode()
+    return instance_uid.encode().join(around)
+
+
+@lru_cache(maxsize=256)
+def _around(study_uid: str, series_uid: str, transfer_syntax: str) -> tuple[bytes, bytes]:
+    """Return the text in front of and behind the SOP Instance UID, which the instances of a series have in common."""
+    if not is_uid(study_uid) or not is_uid(series_uid):
+        raise FrameRefused("an invalid UID")
+    if not transfer_syntax.isascii() or "\n" in transfer_syntax:
+        raise FrameRefused("an invalid transfer syntax")
+    return f"{study_uid}\n{series_uid}\n".encode(), f"\n{transfer_syntax}".encode()
 
 
 def frame_size(frame: Frame) -> int:
@@ -159,7 +170,7 @@ def _size(text: int, length: int) -> int:
         raise FrameRefused(
             f"an instance of {length} bytes, with a transfer syntax and UIDs of {text}, fits into no frame"
         )
-    return _aligned(_TEXT + text + length)
+    return -(-(_TEXT + text + length) // ALIGNMENT) * ALIGNMENT
 
 
 def encode(frame: Frame, generation: bytes, offset: int, synced: int) -> tuple[list[Buffer], int, int, int]:
@@ -173,19 +184,20 @@ def encode(frame: Frame, generation: bytes, offset: int, synced: int) -> tuple[l
     :raises FrameRefused: it cannot be encoded.
     """
     text = _text(frame)
-    length = sum(map(len, frame.content))
+    content, digest = frame.content, frame.digest
+    length = sum(map(len, content))
     size = _size(len(text), length)
-    kind, checksum = (_SHA256, frame.digest) if frame.digest else (_CRC, _crc(frame.content))
+    kind, checksum = (_SHA256, digest) if digest else (_CRC, _crc(content))
     begin = _TEXT + len(text)
     head = _head(generation, offset, synced, frame.received, length, text, kind, checksum)
-    return [head, *frame.content, _ZEROS[: size - begin - length]], offset + begin, length, offset + size
+    return [head, *content, _ZEROS[: size - begin - length]], offset + begin, length, offset + size
 
 
 def _head(
     generation: bytes, offset: int, synced: int, received: int, length: int, text: bytes, kind: int, checksum: bytes
 ) -> bytes:
     head = _HEAD.pack(_MAGIC, generation, offset, synced, received, length, len(text), kind, checksum)
-    return b"".join((head, _CHECKSUM.pack(zlib.crc32(text, zlib.crc32(head))), text))
+    return head + _CHECKSUM.pack(zlib.crc32(text, zlib.crc32(head))) + text
 
 
 def _crc(content: Sequence[Buffer]) -> bytes:

@@ -59,8 +59,8 @@ class RowQueue(Protocol):
     def make_room(self) -> None:
         """If the queue is full, add its rows to the index."""
 
-    def put(self, row: Callable[[], Any], uids: InstanceUIDs, size: int, /) -> None:
-        """Queue a row, however many wait."""
+    def put(self, rows: Sequence[tuple[Callable[[], Any], InstanceUIDs]], size: int, /) -> None:
+        """Queue rows, however many wait."""
 
 
 class PublishedStorage(Protocol):
@@ -165,8 +165,13 @@ class Inbox:
         with self._lock:
             for one, place, received in zip(instances, places, times, strict=True):
                 self._waiting[one.uids] = _Entry(one.uids, place, received)
-        for one, place in zip(instances, places, strict=True):
-            self._rows.put(partial(one.row, Written("", place.length, one.digest)), one.uids, one.held)
+        self._rows.put(
+            [
+                (partial(one.row, Written("", place.length, one.digest)), one.uids)
+                for one, place in zip(instances, places, strict=True)
+            ],
+            sum([one.held for one in instances]),
+        )
 
     def _make_room(self, count: int) -> None:
         try:

@@ -172,11 +172,15 @@ class Segment:
     def _write_all(self, buffers: list[Buffer], offset: int, written: list[int] | None = None) -> None:
         """Write every byte of *buffers* at *offset*, and count the bytes in *written* meanwhile."""
         count = [0] if written is None else written
-        while buffers:
+        left = sum(map(len, buffers))
+        while left:
             length = self._fs.pwritev(self.fd, buffers[:_IOV_MAX], offset + count[0])
             if not length:
                 raise OSError(errno.EIO, "writing to the inbox makes no progress")
             count[0] += length
+            left -= length
+            if not left:
+                return
             index = 0
             while index < len(buffers) and length >= len(buffers[index]):
                 length -= len(buffers[index])

@@ -131,7 +131,7 @@ class Segments:
         if batch.end - segment.end > self.segment_size:
             raise FrameRefused(f"{batch.end - segment.end} bytes do not fit into a segment of {self.segment_size}")
         places = batch.places
-        room = sum(map(_room, places))
+        room = sum([_room(place) for place in places])
         if self._fs.free(self.folder) < self.min_free + self._waiting_room + room:
             raise OSError(errno.ENOSPC, "too little room to make files of what is in the inbox", self.folder)
         if batch.end > self.segment_size:

@@ -8,7 +8,7 @@ its own. All methods block and are meant for worker threads; one call runs at a 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock
@@ -289,7 +289,7 @@ class Index:
                 self._connection.execute(_announced(uids))
                 self._connection.execute(replacing.insert().values(path="/".join(uids)))
 
-    def elsewhere(self, instances: Iterable[InstanceUIDs]) -> dict[InstanceUIDs, InstanceUIDs]:
+    def elsewhere(self, instances: Collection[InstanceUIDs]) -> dict[InstanceUIDs, InstanceUIDs]:
         """
         Return the instances whose SOP Instance UID the index has below another study or series, each with the UIDs that it
         has there.
@@ -297,21 +297,21 @@ class Index:
         :param instances: their Study, Series and SOP Instance UIDs.
         :raises IndexFailed: the database cannot be read.
         """
-        wanted = list(instances)
         with self._lock:
             if not self._is_closed:
                 with suppress(Exception):
-                    return self._elsewhere(wanted)
+                    return self._elsewhere(instances)
             with self._recovering():
-                return self._elsewhere(wanted)
+                return self._elsewhere(instances)
 
-    def _elsewhere(self, instances: list[InstanceUIDs]) -> dict[InstanceUIDs, InstanceUIDs]:
+    def _elsewhere(self, instances: Collection[InstanceUIDs]) -> dict[InstanceUIDs, InstanceUIDs]:
         found: dict[InstanceUIDs, InstanceUIDs] = {}
         # Past SQLAlchemy, since every instance that is stored is looked for: this takes some microseconds for each.
         dbapi: Any = self._connection.connection.dbapi_connection
         cursor = dbapi.cursor()
+        places = self._places
         for uids in instances:
-            cursor.execute(self._places.text, self._places.parameters([uids[2]]))
+            cursor.execute(places.text, places.parameters((uids[2],)))
             for study_uid, series_uid in cursor.fetchall():
                 if (study_uid, series_uid) != uids[:2]:
                     found[uids] = (study_uid, series_uid, uids[2])

@@ -8,7 +8,7 @@ every index has a database that :mod:`dicomtwist.archive.query` can read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from dicomtwist.archive.index.record import IndexedInstance, IndexRow
@@ -30,7 +30,7 @@ class IndexWriter(RowSink, Protocol):
     def announce_replacing(self, instances: Iterable[InstanceUIDs], /) -> None:
         """Note that the files of *instances* are about to be replaced; :meth:`add` removes the note."""
 
-    def elsewhere(self, instances: Iterable[InstanceUIDs], /) -> dict[InstanceUIDs, InstanceUIDs]:
+    def elsewhere(self, instances: Collection[InstanceUIDs], /) -> dict[InstanceUIDs, InstanceUIDs]:
         """
         Return the instances whose SOP Instance UID the index has below another study or series, each with the UIDs that it
         has there.

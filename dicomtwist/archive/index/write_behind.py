@@ -9,7 +9,7 @@ program is killed in between, its next start adds the rows from the files.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeAlias
 
 from dicomtwist.archive.index.interfaces import RowSink
@@ -63,7 +63,7 @@ class WriteBehind:
         :raises IndexFailed: the queue was full, and the database refused its rows. The new row was not queued.
         """
         self.make_room()
-        self.put(row, uids, size)
+        self.put([(row, uids)], size)
 
     def make_room(self) -> None:
         """
@@ -74,11 +74,16 @@ class WriteBehind:
         if len(self._waiting) >= MAX_BEHIND or self._size >= MAX_BEHIND_BYTES:
             self.catch_up()
 
-    def put(self, row: _Make, uids: InstanceUIDs, size: int) -> None:
-        """Queue a row as :meth:`add` does, however many wait; the caller has called :meth:`make_room`."""
+    def put(self, rows: Sequence[_Waiting], size: int) -> None:
+        """
+        Queue rows as :meth:`add` does, however many wait; the caller has called :meth:`make_room`.
+
+        :param size: the approximate number of bytes that *rows* keep in memory together.
+        """
         with self._lock:
-            self._waiting.append((row, uids))
-            self._places[uids[2]] = uids
+            self._waiting += rows
+            for _, uids in rows:
+                self._places[uids[2]] = uids
             self._size += size
 
     def elsewhere(self, instances: Iterable[InstanceUIDs]) -> dict[InstanceUIDs, InstanceUIDs]:
@@ -86,9 +91,14 @@ class WriteBehind:
         Return the instances whose SOP Instance UID a row that waits has below another study or series, each with the UIDs of
         that row. A row that has left the queue is in the index.
         """
+        found: dict[InstanceUIDs, InstanceUIDs] = {}
         with self._lock:
-            found = {uids: self._places.get(uids[2], uids) for uids in instances}
-        return {uids: place for uids, place in found.items() if place != uids}
+            places = self._places
+            for uids in instances:
+                place = places.get(uids[2])
+                if place is not None and place != uids:
+                    found[uids] = place
+        return found
 
     def catch_up(self) -> None:
         """

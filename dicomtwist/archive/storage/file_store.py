@@ -147,7 +147,12 @@ class InstanceStore:
 
     def exists(self, study_uid: str, series_uid: str, instance_uid: str) -> bool:
         """Whether the store holds an instance. The UIDs are valid."""
-        return os.path.lexists(self.locate(study_uid, series_uid, instance_uid))
+        # As os.path.lexists() does, which costs one more call for each instance that is received.
+        try:
+            os.lstat(self.locate(study_uid, series_uid, instance_uid))
+        except (OSError, ValueError):
+            return False
+        return True
 
     def series(self, unreadable: Callable[[str, str, OSError], None]) -> Iterator[tuple[tuple[str, str], set[str]]]:
         """Yield each series, in the order of the Study and Series Instance UIDs, with the SOP Instance UIDs of its files.

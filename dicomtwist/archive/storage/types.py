@@ -125,7 +125,7 @@ def check_uids(*uids: str) -> None:
     :raises InvalidUID: one of them is not.
     """
     for uid in uids:
-        if not is_uid(uid):
+        if len(uid) > 64 or not _is_uid(uid):  # as is_uid() says
             # The text is not quoted: it may be a patient's name, and errors go into logs.
             raise InvalidUID(
                 f"an invalid UID of {len(uid)} characters; a UID has 1 to 64, digits with single dots between"

@@ -24,11 +24,11 @@ from dicomtwist import (
     NotEstablished,
     Status,
 )
-from dicomtwist.association.explanations import uid_name
 from dicomtwist.part10 import NotDicomFile
 from dicomtwist.pool.retry import is_transient
 from dicomtwist.runtime.backoff import Backoff
 from dicomtwist.runtime.executors import Executor
+from dicomtwist.sop_class import SOPClass
 from dicomtwist.tools.client import run_concurrently
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.contexts import Requirement, contexts_for, requirements_of
@@ -337,8 +337,7 @@ class BulkSender:
 
     def _refuse(self, requirements: set[Requirement], error: NoAcceptedContexts) -> None:
         for requirement in requirements:
-            sop_class, syntax = map(uid_name, requirement)
-            self._refused[requirement] = f"the peer accepts no presentation context for {sop_class} in {syntax}"
+            self._refused[requirement] = f"the peer accepts no presentation context for {SOPClass(requirement[0]).name}"
         for instance in self._backlog.discard(requirements):
             self._observer.failed(instance, self._refused[instance.requirement])
         self.cause = self.cause or cause_of(error, self._connection)

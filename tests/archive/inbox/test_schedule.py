@@ -36,6 +36,9 @@ class Threads:
     def call_later(self, seconds: float, function: Callable[..., None], *arguments: Any) -> Any:
         return self.clock.callLater(seconds, function, *arguments)
 
+    def seconds(self) -> float:
+        return self.clock.seconds()
+
 
 class Archive:
     """An archive that counts what waits, and notes when it was asked to move."""
@@ -80,7 +83,7 @@ class Scheduling(SynchronousTestCase):
         self.ingest = Ingest(cast(Any, self.archive), cast(Executor, self.threads))
 
     def came(self, count: int = 1) -> None:
-        one = [(cast(IncomingInstance, Acknowledged()), cast(ReceivedInstance, object())) for _ in range(count)]
+        one = {cast(ReceivedInstance, object()): cast(IncomingInstance, Acknowledged()) for _ in range(count)}
         self.ingest.keep(one)
 
     def wait(self, turns: float) -> None:

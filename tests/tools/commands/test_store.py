@@ -13,7 +13,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import UID
 from twisted.internet.defer import Deferred
 
-from dicomtwist import AE, AllStoragePresentationContexts, Association, evt
+from dicomtwist import Association, evt
 from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 from dicomtwist.sop_class import CTImageStorage, MRImageStorage
@@ -169,16 +169,6 @@ class Negotiation(ToolTestCase):
             self.tiny(number)
         document = await self.json("store", f"127.0.0.1:{server.port}", self.folder / "study", code=1)
         self.assertEqual((document["failed"], document["cause"]["code"]), (3, "no-common-context"))
-
-    async def test_a_transfer_syntax_that_is_not_accepted(self) -> None:
-        """The reason names the transfer syntax, since the peer may take the SOP Class in another one."""
-        ae = AE("UNCOMPRESSED")
-        ae.supported_contexts = AllStoragePresentationContexts
-        self.addCleanup(ae.shutdown)
-        server = await ae.start_server(("127.0.0.1", 0))
-        result = await self.tool("store", f"127.0.0.1:{server.port}", str(get_testdata_file("JPEG2000.dcm")))
-        self.assertEqual(result.code, 1, result.text)
-        self.assertIn("Secondary Capture Image Storage in JPEG 2000 Image Compression", result.text)
 
     async def test_operations_at_once(self) -> None:
         """The outstanding operations do not exceed what the peer agrees to."""
