@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 from unicodedata import east_asian_width
@@ -20,6 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from dicomtwist.association.association import Association
+from dicomtwist.runtime.networks import host_of
 
 __all__ = ["JSONLog", "LimitedByPeer", "TextLog"]
 
@@ -32,8 +34,9 @@ MAX_ITEMS: Final = 128
 _MAX_DEPTH: Final = 3
 #: The most lines of a traceback, and the most characters of one of them. The last lines are kept.
 MAX_TRACEBACK: Final = 60
-#: The narrowest terminal for which lines are wrapped, in columns.
-_NARROWEST: Final = 40
+#: The narrowest lines that are made for a terminal, and those for one that does not tell its width, in columns.
+_NARROWEST: Final = 16
+_USUAL_WIDTH: Final = 80
 
 #: The keys of a JSON object that no field of an event replaces.
 _KEYS: Final = frozenset(
@@ -235,10 +238,14 @@ def terminal_width(file: TextIO) -> int | None:
     try:
         if not file.isatty():
             return None
-        columns = int(os.environ.get("COLUMNS", 0)) or os.get_terminal_size(file.fileno()).columns
-    except (OSError, ValueError, AttributeError):
-        return None
-    return max(columns, _NARROWEST) if columns > 0 else None
+    except (ValueError, AttributeError):
+        return None  # it is closed, or no file at all
+    named = os.environ.get("COLUMNS", "")
+    columns = int(named) if named.isdecimal() and len(named) < 6 else 0
+    if not columns:
+        with suppress(OSError):
+            columns = os.get_terminal_size(file.fileno()).columns
+    return max(columns, _NARROWEST) if columns else _USUAL_WIDTH
 
 
 def wrapped(line: str, width: int) -> Iterator[str]:
@@ -285,9 +292,10 @@ class LimitedByPeer:
     """
     An observer that hands events on to another one, and leaves out those about a peer that has had its share.
 
-    A peer is an address. When it has had *most* events in a minute, one line says that further ones are left out, and
-    another one, with the first event after that minute, says how many they were. Events with a true ``log_always``, such as
-    those of a trace and those about replaced instances, are always handed on.
+    A peer is an address, for IPv6 a network of 64 bits, which one host has for itself. When it has had *most* events in a
+    minute, one line says that further ones are left out, and another one, with the first event after that minute, says how
+    many they were. Events with a true ``log_always``, such as those of a trace and those about replaced instances, are always
+    handed on.
 
     :param observer: the other observer.
     :param most: the most events about one peer in a minute; ``None`` for any number.
@@ -300,7 +308,8 @@ class LimitedByPeer:
         self._observer = observer
         self.most = most
         self._minute = -1
-        self._counts: dict[str, int] = {}
+        # By host: the number of events, and an address of it.
+        self._counts: dict[str, tuple[int, str]] = {}
 
     def __call__(self, event: LogEvent) -> None:
         """Hand *event* on, or leave it out."""
@@ -309,14 +318,17 @@ class LimitedByPeer:
         if minute != self._minute:
             self._minute = minute
             counts, self._counts = self._counts, {}
-            self._report(counts, moment)
+            self._report(counts.values(), moment)
         address = None if self.most is None or event.get("log_always") else peer_of(event)[1]
         if self.most is None or address is None:
             self._observer(event)
             return
-        if address not in self._counts and len(self._counts) >= self.MAX_ADDRESSES:
-            address = "other addresses"
-        count = self._counts[address] = self._counts.get(address, 0) + 1
+        host = host_of(address)
+        if host not in self._counts and len(self._counts) >= self.MAX_ADDRESSES:
+            host = address = "other addresses"
+        count, first = self._counts.get(host, (0, address))
+        count += 1
+        self._counts[host] = count, first
         if count <= self.most:
             self._observer(event)
         elif count == self.most + 1:
@@ -327,10 +339,13 @@ class LimitedByPeer:
                 most=self.most,
             )
 
-    def _report(self, counts: Mapping[str, int], moment: float) -> None:
-        assert self.most is not None or not counts
-        left_out = {address: count - (self.most or 0) for address, count in counts.items() if count > (self.most or 0)}
-        for address, count in sorted(left_out.items(), key=lambda item: -item[1])[:MAX_ITEMS]:
+    def _report(self, counts: Iterable[tuple[int, str]], moment: float) -> None:
+        """Tell how many events were left out in the minute that is over."""
+        most = self.most
+        if most is None:
+            return
+        left_out = sorted(((count - most, address) for count, address in counts if count > most), reverse=True)
+        for count, address in left_out[:MAX_ITEMS]:
             self._tell(moment, "{address}: {left_out} lines of a minute were left out", address=address, left_out=count)
 
     def _tell(self, moment: float, message: str, **fields: object) -> None:

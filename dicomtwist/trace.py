@@ -157,6 +157,7 @@ def _requested(event: evt.Event) -> None:
     assoc: Any = event.assoc
     request: AAssociateRQ = event.pdu
     sign = "<-" if assoc.is_acceptor else "->"
+    _traced.add(assoc)
     _proposals[assoc] = {one.context_id: one.transfer_syntaxes for one in request.presentation_contexts}
     _tell(
         assoc,

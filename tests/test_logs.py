@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import termios
 from typing import Any
 
 from twisted.logger import Logger, LogLevel, LogPublisher, formatEvent
@@ -185,6 +186,20 @@ class Text(LogTestCase):
             self.assertLessEqual(sum(2 if ord(one) > 0x2000 else 1 for one in line), 60)
         self.assertTrue(all(line.startswith("  ") for line in lines[1:]))
 
+    def test_widths(self) -> None:
+        """The width is that of COLUMNS, else that of the terminal, else 80; a file has none."""
+        ours, theirs = pty.openpty()
+        self.addCleanup(os.close, ours)
+        with open(theirs, "w", encoding="utf-8") as terminal:
+            for columns, width in (("100", 100), ("5", 16), ("", 80), ("x", 80), ("0", 80), ("9" * 30, 80)):
+                self.patch(os, "environ", {**os.environ, "COLUMNS": columns})
+                self.assertEqual(logs.terminal_width(terminal), width)
+            self.patch(os, "environ", {key: value for key, value in os.environ.items() if key != "COLUMNS"})
+            termios.tcsetwinsize(theirs, (24, 33))
+            self.assertEqual(logs.terminal_width(terminal), 33)
+        self.assertIsNone(logs.terminal_width(terminal))
+        self.assertIsNone(logs.terminal_width(io.StringIO()))
+
     def test_encoding(self) -> None:
         """A character that the encoding of the file does not have is escaped."""
         raw = io.BytesIO()
@@ -234,6 +249,14 @@ class Limited(LogTestCase):
         self.now += 60
         self.send(limited)
         self.assertEqual(self.lines(), ["10.1.2.3: 7 lines of a minute were left out", "x"])
+
+    def test_networks(self) -> None:
+        """The addresses of one host in IPv6 share a count."""
+        limited = LimitedByPeer(self.events.append, 3)  # type: ignore[arg-type]
+        for number in range(10):
+            self.send(limited, f"2001:db8:1:2::{number:x}")
+        self.send(limited, "2001:db8:1:3::1")
+        self.assertEqual(len([line for line in self.lines() if line == "x"]), 3 + 1)
 
     def test_no_bound(self) -> None:
         limited = LimitedByPeer(self.events.append, None)  # type: ignore[arg-type]
