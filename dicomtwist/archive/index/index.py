@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.conflicts import Conflicts, Precedence, StoringTimes
+from dicomtwist.archive.index.places import Places
 from dicomtwist.archive.index.reading import find_instances
 from dicomtwist.archive.index.record import COLUMNS, IndexedInstance, IndexRow, Record, Row
 from dicomtwist.archive.index.schema import (
@@ -206,7 +207,7 @@ class Index:
         self._entities = {level: _Entities(self.engine, level, self._conflicts) for level in _NAME_OF_KEY}
         # Drivers begin transactions themselves, except that of SQLite, whose isolation level is None.
         self._begin = "BEGIN IMMEDIATE" if self.engine.dialect.name == "sqlite" else ""
-        self._places = Statement(self.engine, _places(), ["instance_uid"])
+        self._places = Places(self.engine)
         self._insert = upsert(
             self.engine,
             instance,
@@ -238,6 +239,7 @@ class Index:
             if self._open is not None:
                 self._open.close()
                 self._open = None
+            self._places.close()
             if self._reading is not None:
                 self._reading.close()
             self.engine.dispose()
@@ -297,28 +299,8 @@ class Index:
         :param instances: their Study, Series and SOP Instance UIDs.
         :raises IndexFailed: the database cannot be read.
         """
-        with self._lock:
-            if not self._is_closed:
-                with suppress(Exception):
-                    return self._elsewhere(instances)
-            with self._recovering():
-                return self._elsewhere(instances)
-
-    def _elsewhere(self, instances: Collection[InstanceUIDs]) -> dict[InstanceUIDs, InstanceUIDs]:
-        found: dict[InstanceUIDs, InstanceUIDs] = {}
-        # Past SQLAlchemy, since every instance that is stored is looked for: this takes some microseconds for each.
-        dbapi: Any = self._connection.connection.dbapi_connection
-        cursor = dbapi.cursor()
-        places = self._places
-        for uids in instances:
-            cursor.execute(places.text, places.parameters((uids[2],)))
-            for study_uid, series_uid in cursor.fetchall():
-                if (study_uid, series_uid) != uids[:2]:
-                    found[uids] = (study_uid, series_uid, uids[2])
-                    break
-        if not self._begin:
-            dbapi.rollback()
-        return found
+        with _failures():
+            return self._places.elsewhere(instances)
 
     def announced(self) -> list[InstanceUIDs]:
         """Return the instances whose files were being replaced when the previous run of the program ended."""
@@ -479,16 +461,6 @@ class Index:
 
 def _announced(uids: InstanceUIDs) -> Any:
     return replacing.delete().where(replacing.c.path == "/".join(uids))
-
-
-def _places() -> Select[Any]:
-    return (
-        select(study.c.study_instance_uid, series.c.series_instance_uid)
-        .select_from(instance)
-        .join(series, instance.c.parent == series.c.id)
-        .join(study, series.c.parent == study.c.id)
-        .where(instance.c.sop_instance_uid == bindparam("instance_uid"))
-    )
 
 
 def _rows_of(study_uid: str, series_uid: str, instance_uid: str) -> Select[Any]:
