@@ -85,7 +85,7 @@ def wrapped(text: str, width: int) -> list[str]:
     while text:
         end = _end(text, width)
         if end < len(text):
-            at = next((at for at in range(end, end // 2, -1) if text[at - 1] in _BREAKS), end)
+            at = next((at for at in range(end, end // 3, -1) if text[at - 1] in _BREAKS), end)
             end = end if text[end] == " " else at
         lines.append(text[:end].rstrip(" "))
         text = text[end:].lstrip(" ")
