@@ -30,10 +30,11 @@ async def _next(take: Coroutine[Any, Any, Answer], leave: Callable[[], None]) ->
 class _Cursor:
     """The iterator of a loop: if the loop drops it before the end, the operation is cancelled."""
 
-    __slots__ = ("_answers", "_cursor")
+    __slots__ = ("_answers", "_cursor", "_owner")
 
-    def __init__(self, answers: scu.Answers) -> None:
+    def __init__(self, answers: scu.Answers, owner: object) -> None:
         self._answers = answers
+        self._owner = owner
         self._cursor = answers.__aiter__()
 
     def __aiter__(self) -> Self:
@@ -51,8 +52,9 @@ class Answers:
     exception, or by a cancellation, such as of ``asyncio.timeout``. So does the end of a block ``async with answers:``.
     """
 
-    def __init__(self, inner: scu.Answers) -> None:
+    def __init__(self, inner: scu.Answers, owner: object) -> None:
         self._inner = inner
+        self._owner = owner  # an association that nobody has any more is aborted
 
     @property
     def message_id(self) -> int | None:
@@ -70,7 +72,7 @@ class Answers:
         return self._inner.lost
 
     def __aiter__(self) -> _Cursor:
-        return _Cursor(self._inner)
+        return _Cursor(self._inner, self._owner)
 
     def __anext__(self) -> Awaitable[Answer]:
         return _next(cast("Coroutine[Any, Any, Answer]", self._inner.__anext__()), self._inner.leave)

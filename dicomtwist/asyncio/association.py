@@ -64,7 +64,7 @@ class Association(AssociationFace):
 
     def find(self, identifier: Dataset | bytes, query_model: str, *, priority: int = 2) -> Answers:
         """Query the peer (C-FIND): ``async for status, identifier in assoc.find(keys, model)``."""
-        return Answers(self.inner.send_c_find(identifier, query_model, priority=priority))
+        return Answers(self.inner.send_c_find(identifier, query_model, priority=priority), self)
 
     def get(
         self,
@@ -82,7 +82,8 @@ class Association(AssociationFace):
         :raises ValueError: no handler is bound to ``EVT_C_STORE``.
         """
         check_receives(self.inner)
-        return Retrieval(self.inner.send_c_get(identifier, query_model, priority=priority, on_progress=on_progress))
+        retrieval = self.inner.send_c_get(identifier, query_model, priority=priority, on_progress=on_progress)
+        return Retrieval(retrieval, self)
 
     def move(
         self,
@@ -94,9 +95,10 @@ class Association(AssociationFace):
         on_progress: OnProgress | None = None,
     ) -> Retrieval:
         """Have the peer send instances to the AE *move_aet* (C-MOVE)."""
-        return Retrieval(
-            self.inner.send_c_move(identifier, move_aet, query_model, priority=priority, on_progress=on_progress)
+        retrieval = self.inner.send_c_move(
+            identifier, move_aet, query_model, priority=priority, on_progress=on_progress
         )
+        return Retrieval(retrieval, self)
 
     def cancel(self, message_id: int) -> None:
         """Cancel a C-FIND, C-GET or C-MOVE by its Message ID (C-CANCEL); ``answers.cancel()`` does the same."""
@@ -227,3 +229,8 @@ class Association(AssociationFace):
             except BaseException:
                 self.abort("its release was interrupted")
                 raise
+
+    def __del__(self) -> None:
+        inner = self.__dict__.get("inner")
+        if inner is not None and inner.is_established:
+            inner.ae.reactor.callFromThread(inner.abort, "the program has dropped it", within=CLOSE_SECONDS)

@@ -25,6 +25,7 @@ from twisted.python import threadable
 from twisted.python.failure import Failure
 
 from dicomtwist.errors import ReactorConflict
+from dicomtwist.eventloop.coroutines import running_loop
 
 __all__ = ["Ending", "LoopReactor", "Owner", "installed_reactor", "reactor_of_running_loop"]
 
@@ -220,9 +221,12 @@ def reactor_of_running_loop() -> Any:
 
     ``connect()`` and ``serve()`` call it. Call it yourself before you use other libraries for Twisted in coroutines of asyncio.
 
-    :raises ReactorConflict: the process has another reactor already, or the reactor runs on another event loop.
+    :raises ReactorConflict: the process has another reactor already, or the reactor runs on another event loop; or no event
+        loop of asyncio runs.
     """
-    loop = asyncio.get_running_loop()
+    loop = running_loop()
+    if loop is None:
+        raise ReactorConflict("no event loop of asyncio runs here: call this in a coroutine that asyncio runs")
     with _installing:
         reactor = installed_reactor()
         if reactor is None:

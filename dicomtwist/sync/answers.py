@@ -78,9 +78,10 @@ class _Batches:
 class _Cursor(Iterator[Answer]):
     """The iterator of a loop: if the loop drops it before the end, the operation is cancelled."""
 
-    def __init__(self, reactor: Any, batches: _Batches) -> None:
+    def __init__(self, reactor: Any, batches: _Batches, owner: object) -> None:
         self._reactor = reactor
         self._batches = batches
+        self._owner = owner
         self._ready: deque[Answer | BaseException] = deque()
         self._error: BaseException | None = None
 
@@ -126,9 +127,10 @@ class Answers:
     ``break`` or an exception, sends C-CANCEL; so does the end of a block ``with answers:``.
     """
 
-    def __init__(self, reactor: Any, inner: scu.Answers) -> None:
+    def __init__(self, reactor: Any, inner: scu.Answers, owner: object) -> None:
         self._reactor = reactor
         self._inner = inner
+        self._owner = owner  # an association that nobody has any more is aborted
         self._batches = _Batches(inner)
         self._own: _Cursor | None = None
         self._is_taken = False
@@ -150,11 +152,11 @@ class Answers:
 
     def __iter__(self) -> Iterator[Answer]:
         self._is_taken = True
-        return _Cursor(self._reactor, self._batches)
+        return _Cursor(self._reactor, self._batches, self._owner)
 
     def __next__(self) -> Answer:
         if self._own is None:
-            self._own = _Cursor(self._reactor, self._batches)
+            self._own = _Cursor(self._reactor, self._batches, self._owner)
         return next(self._own)
 
     def cancel(self) -> None:

@@ -89,7 +89,8 @@ class Association(AssociationFace):
 
     def find(self, identifier: Dataset | bytes, query_model: str, *, priority: int = 2) -> Answers:
         """Query the peer (C-FIND): ``for status, identifier in assoc.find(keys, model)``."""
-        return Answers(self._reactor, self._call(self.inner.send_c_find, identifier, query_model, priority=priority))
+        answers = self._call(self.inner.send_c_find, identifier, query_model, priority=priority)
+        return Answers(self._reactor, answers, self)
 
     def get(
         self,
@@ -107,10 +108,10 @@ class Association(AssociationFace):
         :raises ValueError: no handler is bound to ``EVT_C_STORE``.
         """
         self._call(check_receives, self.inner)
-        return Retrieval(
-            self._reactor,
-            self._call(self.inner.send_c_get, identifier, query_model, priority=priority, on_progress=on_progress),
+        retrieval = self._call(
+            self.inner.send_c_get, identifier, query_model, priority=priority, on_progress=on_progress
         )
+        return Retrieval(self._reactor, retrieval, self)
 
     def move(
         self,
@@ -122,12 +123,10 @@ class Association(AssociationFace):
         on_progress: OnProgress | None = None,
     ) -> Retrieval:
         """Have the peer send instances to the AE *move_aet* (C-MOVE)."""
-        return Retrieval(
-            self._reactor,
-            self._call(
-                self.inner.send_c_move, identifier, move_aet, query_model, priority=priority, on_progress=on_progress
-            ),
+        retrieval = self._call(
+            self.inner.send_c_move, identifier, move_aet, query_model, priority=priority, on_progress=on_progress
         )
+        return Retrieval(self._reactor, retrieval, self)
 
     def cancel(self, message_id: int) -> None:
         """Cancel a C-FIND, C-GET or C-MOVE by its Message ID (C-CANCEL); ``answers.cancel()`` does the same."""

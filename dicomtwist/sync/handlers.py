@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
 from dicomtwist import evt
+from dicomtwist.eventloop.coroutines import to_deferred
 
 __all__ = ["handlers_in_threads", "in_thread"]
 
@@ -64,6 +65,9 @@ class _InThread:
         return calling.addCallback(self._wrap)
 
     def _wrap(self, result: Any) -> Any:
+        kind = type(result)
+        if hasattr(kind, "__await__") and not isinstance(result, Deferred):
+            return to_deferred(result)  # of a callable that does not look like a coroutine function
         # A generator, whose code runs when it is asked for its next item.
         return _Items(self._reactor, result) if isinstance(result, Iterator) else result
 

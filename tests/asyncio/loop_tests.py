@@ -295,6 +295,19 @@ class Querying(LoopTestCase):
             self.assertEqual(len(await answers.collect()), 250)
             self.assertEqual((answers.status, answers.lost.count), (0x0000, 0))
 
+    async def test_association_that_is_not_kept(self) -> None:
+        """Answers keep their association; without them it is aborted."""
+        server = await self.serve((evt.EVT_C_FIND, matches(300)))
+        number = 0
+        async for _ in (await connect("127.0.0.1", server.port)).find(study_keys(), FIND):
+            number += 1
+        self.assertEqual(number, 301)
+        self.assertEqual(len(await (await connect("127.0.0.1", server.port)).find(study_keys(), FIND).collect()), 300)
+        gc.collect()
+        async with asyncio.timeout(10):
+            while server.active_associations:
+                await asyncio.sleep(0.01)
+
     async def test_back_pressure(self) -> None:
         """The peer waits for a loop that takes its time."""
         find = matches(5_000)
@@ -516,6 +529,10 @@ class Loops(unittest.TestCase):
                 asyncio.run(main())
         asyncio.run(main())
         self.assertEqual([one.name for one in threading.enumerate() if one.name == "dicomtwist-sync"], [])
+
+    def test_no_loop(self) -> None:
+        with self.assertRaisesRegex(ReactorConflict, "no event loop"):
+            get_reactor()
 
     def test_deferreds(self) -> None:
         """Deferreds of an AE work without the face, on one loop after the other."""

@@ -191,6 +191,14 @@ class Operations(SyncTestCase):
                 time.sleep(0.2)
             self.assertLess(find.sent, 5_000)
 
+    def test_association_that_is_not_kept(self) -> None:
+        """Answers keep their association."""
+        server = self.serve((evt.EVT_C_FIND, Find(300)))
+        statuses = [int(status) for status, _ in connect("127.0.0.1", server.port).find(study_keys(), FIND)]
+        self.assertEqual(len(statuses), 301)
+        self.assertEqual(len(connect("127.0.0.1", server.port).find(study_keys(), FIND).collect()), 300)
+        self.wait_until(lambda: not server.active_associations)
+
     def test_failing_query(self) -> None:
         server = self.serve((evt.EVT_C_FIND, lambda event: iter([(0xA700, None)])))
         with connect("127.0.0.1", server.port) as assoc:
@@ -266,6 +274,29 @@ class Handlers(SyncTestCase):
         server = self.serve((evt.EVT_C_STORE, forward))
         with connect("127.0.0.1", server.port) as assoc:
             self.assertEqual(assoc.store(CT), 0x0000)
+
+    def test_callables(self) -> None:
+        """Objects, methods and functions that return a coroutine are handlers as well."""
+
+        class Handler:
+            async def __call__(self, event: evt.Event) -> int:
+                return 0x0000
+
+            async def method(self, event: evt.Event, status: int) -> int:
+                return status
+
+        async def coroutine() -> int:
+            return 0xA700
+
+        server = self.serve((evt.EVT_C_ECHO, Handler()))
+        for handler, arguments, status in (
+            (Handler().method, [0xA701], 0xA701),
+            (lambda event: coroutine(), None, 0xA700),
+            (lambda event, status: status, [0xA702], 0xA702),
+        ):
+            server.bind(evt.EVT_C_STORE, handler, arguments)
+            with connect("127.0.0.1", server.port) as assoc:
+                self.assertEqual((assoc.echo(), assoc.store(CT)), (0x0000, status))
 
     def test_generator_that_raises(self) -> None:
         def find(event: evt.IdentifierEvent) -> Iterator[Any]:
