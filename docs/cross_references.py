@@ -15,6 +15,7 @@ import inspect
 import pkgutil
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -24,6 +25,7 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.domains import Domain
 from sphinx.environment import BuildEnvironment
+from sphinx.transforms.post_transforms import SphinxPostTransform
 
 import dicomtwist
 
@@ -131,7 +133,24 @@ def resolve(
     return contnode if "<InterfaceClass " in target else None
 
 
+class Unambiguous(SphinxPostTransform):
+    """Resolves references to a name that several modules have, such as ``Association``, before Sphinx warns of them."""
+
+    default_priority = 5  # Sphinx resolves references at 10
+
+    def run(self, **kwargs: Any) -> None:
+        domain = self.env.domains["py"]
+        names = Counter(name.rpartition(".")[2] for name, *_ in domain.get_objects())
+        for node in list(self.document.findall(pending_xref)):
+            if node.get("refdomain") == "py" and names[node["reftarget"].lstrip(".")] > 1:
+                content = node[0].deepcopy() if node.children else nodes.Text(node["reftarget"])
+                link = resolve(self.app, self.env, node, content)
+                if link is not None:
+                    node.replace_self(link)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     import_all()
     app.connect("missing-reference", resolve)
+    app.add_post_transform(Unambiguous)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

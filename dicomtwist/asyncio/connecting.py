@@ -44,9 +44,10 @@ class Connecting:
 
 
 def connect(
-    address: str | IStreamClientEndpoint,
+    address: str | IStreamClientEndpoint | None = None,
     port: int | None = None,
     *,
+    addr: str | None = None,
     ae_title: str | bytes = "ANY-SCP",
     contexts: Iterable[ContextLike] | None = None,
     receive: Iterable[ContextLike] = (),
@@ -71,6 +72,7 @@ def connect(
     :param address: a host name or IP address together with *port*; or an endpoint string such as ``"dicomtls:host:2762"``; or
         an endpoint.
     :param port: the peer's port.
+    :param addr: another name for *address*, as pynetdicom has it.
     :param ae_title: the peer's AE title.
     :param contexts: the presentation contexts to propose, or SOP Class UIDs, for which the four uncompressed transfer syntaxes
         are proposed. By default those of *ae*; if it has none, verification, query and retrieve, worklists, and the storage of
@@ -101,6 +103,7 @@ def connect(
         associating = requestor.associate(
             address,
             port,
+            addr=addr,
             ae_title=ae_title,
             contexts=proposed,
             ext_neg=items,

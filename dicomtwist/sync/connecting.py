@@ -36,9 +36,10 @@ def own_reactor(ae: AE, user: User) -> Any:
 
 
 def connect(
-    address: str | IStreamClientEndpoint,
+    address: str | IStreamClientEndpoint | None = None,
     port: int | None = None,
     *,
+    addr: str | None = None,
     ae_title: str | bytes = "ANY-SCP",
     contexts: Iterable[ContextLike] | None = None,
     receive: Iterable[ContextLike] = (),
@@ -62,6 +63,7 @@ def connect(
     :param address: a host name or IP address together with *port*; or an endpoint string such as ``"dicomtls:host:2762"``; or
         an endpoint.
     :param port: the peer's port.
+    :param addr: another name for *address*, as pynetdicom has it.
     :param ae_title: the peer's AE title.
     :param contexts: the presentation contexts to propose, or SOP Class UIDs, for which the four uncompressed transfer syntaxes
         are proposed. By default those of *ae*; if it has none, verification, query and retrieve, worklists, and the storage of
@@ -76,7 +78,8 @@ def connect(
     :param ae: the AE that requests, with its settings such as timeouts; or the AE title of this side.
     :returns: the established :class:`Association`, a context manager.
     :raises AssociationError: it was rejected, aborted or lost, nothing was accepted, or a timeout expired.
-    :raises ConnectError: no connection was made, or another error of the connection or of the TLS handshake, as it is.
+    :raises twisted.internet.error.ConnectError: no connection was made; another error of the connection or of the TLS
+        handshake is raised as it is.
     :raises ReactorConflict: the call would block the reactor, or the reactor cannot be used.
     """
     requestor = ae_of(ae)
@@ -97,6 +100,7 @@ def connect(
         associating = requestor.associate(
             address,
             port,
+            addr=addr,
             ae_title=ae_title,
             contexts=proposed,
             ext_neg=items,

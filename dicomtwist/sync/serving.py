@@ -118,7 +118,7 @@ def serve(
     :param others: further AEs that answer on the same port, each to its own title.
     :param grace: the time that associations have to end when the block ends, in seconds; ``None`` for no limit.
     :returns: the :class:`Server`, a context manager.
-    :raises CannotListenError: the port is not available.
+    :raises twisted.internet.error.CannotListenError: the port is not available.
     :raises ReactorConflict: the call would block the reactor, or the reactor cannot be used.
     """
     others = list(others)

@@ -90,7 +90,7 @@ def in_child(function: Callable[[], object]) -> str:
 
 
 def echo_to(port: int) -> str:
-    with connect("127.0.0.1", port) as assoc:
+    with connect(addr="127.0.0.1", port=port) as assoc:
         return str(assoc.echo())
 
 
@@ -134,6 +134,8 @@ class Operations(SyncTestCase):
             connect("127.0.0.1", 9)
         with self.assertRaises(TypeError):
             connect("127.0.0.1", 9, contexts=Verification)
+        with self.assertRaises(TypeError):
+            connect(port=9)
         strict = archive()
         strict.require_called_aet = True
         server = self.serve(ae=strict)
