@@ -20,6 +20,7 @@ from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 from dicomtwist.testing import MemoryNetwork
 from dicomtwist.ul.items import SOPClassCommonExtended, SOPClassExtended
 from dicomtwist.ul.pdu import PDU_HEADER
+from fuzz.dicomweb_targets import dicomweb_seeds
 from fuzz.targets import CT, MR, SYNTAXES, TARGETS, VERIFICATION, make_acceptor
 
 
@@ -170,6 +171,7 @@ def seeds() -> dict[str, list[bytes]]:
         "requestor": [bytes((way,)) + stream for stream in recorder.received for way in (0, 4 * 7)]
         + [bytes((way,)) + b"".join(pdus(stream)[1:]) for stream in recorder.received for way in (1, 0x81)],
     }
+    found.update(dicomweb_seeds(instance(pixels=20)))
     if "query" in TARGETS:
         from fuzz.archive_targets import archive_seeds
 

@@ -32,6 +32,7 @@ from dicomtwist.ul.framing import MAX_ASSOCIATE_LENGTH, ControlPDU, Fragment, Fr
 from dicomtwist.ul.items import ProposedContext, UserInformation
 from dicomtwist.ul.pdu import AAssociateRQ, decode_pdu
 from dicomtwist.ul.state_machine import State
+from fuzz.dicomweb_targets import DICOMWEB_TARGETS
 
 VERIFICATION = "1.2.840.10008.1.1"
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -405,6 +406,7 @@ TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (pdu, framing, command, messages, header, layouts, part10, state_machine, acceptor, requestor)
 }
+TARGETS.update(DICOMWEB_TARGETS)
 if find_spec("sqlalchemy") is not None:
     from fuzz.archive_targets import ARCHIVE_TARGETS
 

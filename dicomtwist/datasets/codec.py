@@ -85,7 +85,7 @@ def decode_dataset(data: bytes, transfer_syntax: str, limits: DecodingLimits = N
     limits.check_length(len(data))
     try:
         if syntax == DeflatedExplicitVRLittleEndian:
-            data = _inflate(data, limits)
+            data = inflate(data, limits)
         dataset, file = _read(data, syntax, count)
         padding = len(file.tail) if file.cut_off and len(file.tail) < _HEADER and not file.tail.strip(b"\0 ") else 0
         if padding:
@@ -109,10 +109,19 @@ def _read(data: bytes, syntax: UID, count: ElementCount) -> tuple[Dataset, Count
     return read_dataset(file, implicit, little_endian, bytelength=len(data)), file
 
 
-def _inflate(data: bytes, limits: DecodingLimits) -> bytes:
+def inflate(data: bytes, limits: DecodingLimits = NO_LIMITS) -> bytes:
+    """
+    Return a data set in Deflated Explicit VR Little Endian as Explicit VR Little Endian has it.
+
+    :raises DataSetTooLong: it inflates to more bytes than *limits* allow.
+    :raises DataSetError: it ends too early, or inflates to more than :data:`MAX_INFLATED`.
+    """
     most = MAX_INFLATED if limits.length is None else min(limits.length, MAX_INFLATED)
     decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = decompressor.decompress(data, most)
+    try:
+        inflated = decompressor.decompress(data, most)
+    except zlib.error as error:
+        raise DataSetError(f"the data set is not deflated: {error}") from error
     if decompressor.unconsumed_tail:
         if most < MAX_INFLATED:
             raise DataSetTooLong(f"a data set of more than {most} bytes")

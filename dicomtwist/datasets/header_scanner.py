@@ -29,7 +29,7 @@ from dicomtwist.datasets.element_headers import (
 )
 from dicomtwist.part10 import decode_uid
 
-__all__ = ["HeaderError", "HeaderScanner", "decode_uid", "scan"]
+__all__ = ["HeaderError", "HeaderScanner", "decode_uid", "odd_header", "scan"]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -311,7 +311,7 @@ class HeaderScanner:
                             break
                         (length,) = long(buffer, pos + 8)
                     else:
-                        start, length = self._odd_vr(buffer, pos, length)
+                        start, length = odd_header(encoding, buffer, pos, length)
                         if start > size:
                             break
             else:
@@ -440,7 +440,7 @@ class HeaderScanner:
                             break
                         (length,) = encoding.long(buffer, pos + 8)
                     elif vr not in encoding.short_vrs:
-                        start, length = self._odd_vr(buffer, pos, length)
+                        start, length = odd_header(encoding, buffer, pos, length)
                         if start > size:
                             break
                 if length == UNDEFINED_LENGTH:
@@ -453,52 +453,6 @@ class HeaderScanner:
                 self._skip = pos - size
                 return size
         return pos
-
-    def _odd_vr(self, buffer: Buffer, pos: int, length: int) -> tuple[int, int]:
-        """Return the start of the value, and its length, under a Value Representation that PS3.5 does not know.
-
-        If the start is beyond the buffer, more bytes are needed and the length has no meaning.
-        """
-        vr = bytes(buffer[pos + 4 : pos + 6])
-        if vr.isalpha() and vr.isupper():
-            # A future VR has the long form (PS3.5 section 6.2). A mistaken VR usually has the short form; the
-            # two bytes of its length are where the long form has two reserved zeros.
-            if length:
-                return pos + 8, length
-            if pos + 12 > len(buffer):
-                return pos + 12, 0
-            length = int(self._encoding.long(buffer, pos + 8)[0])
-            if 4 <= length < UNDEFINED_LENGTH:
-                # An empty element of the short form, or the long form, whose value has these bytes as well.
-                if pos + 16 > len(buffer):
-                    return pos + 16, 0
-                if self._is_header(buffer, pos + 8, pos):
-                    return pos + 8, 0
-            return pos + 12, length
-        if 0x20 <= vr[0] <= 0x7E and 0x20 <= vr[1] <= 0x7E:
-            # Senders that do not know a VR write "??", "--", blanks or "un", in the short form.
-            if length:
-                return pos + 8, length
-            # Empty, or an implicitly encoded element of some KiB: the header of the next element decides.
-            if pos + 16 > len(buffer):
-                return pos + 16, 0
-            if self._is_header(buffer, pos + 8, pos):
-                return pos + 8, 0
-        # An implicitly encoded element has its length in place of VR and length.
-        return pos + 8, int(self._encoding.long(buffer, pos + 4)[0])
-
-    def _is_header(self, buffer: Buffer, pos: int, before: int) -> bool:
-        """
-        Return whether an element of a known VR, or of that of the element at *before*, begins at *pos*, with a tag above that
-        of the element at *before*.
-        """
-        encoding = self._encoding
-        raw, vr, _ = encoding.explicit(buffer, pos)
-        last, odd_vr, _ = encoding.explicit(buffer, before)
-        tag = encoding.swap(raw)
-        return tag >= DELIMITERS or (
-            (vr in encoding.short_vrs or vr in encoding.long_vrs or vr == odd_vr) and tag > encoding.swap(last)
-        )
 
     def _open(self, buffer: Buffer, pos: int, depth: int) -> None:
         """Enter a sequence, or fragments of pixel data, of undefined length."""
@@ -576,6 +530,57 @@ class HeaderScanner:
         self._error = HeaderError(f"{reason} (at byte {self._offset + pos} of the data set)")
         self._value = bytearray()
         raise self._error
+
+
+def odd_header(encoding: HeaderFormat, buffer: Buffer, pos: int, length: int) -> tuple[int, int]:
+    """Return the start of the value, and its length, of an element with a Value Representation that PS3.5 does not know.
+
+    If the start is beyond the buffer, more bytes are needed and the length has no meaning.
+
+    :param encoding: the layout of headers in the byte order of the data set, which has explicit VRs.
+    :param pos: the position of the element.
+    :param length: the two bytes behind the VR, as a number.
+    """
+    vr = bytes(buffer[pos + 4 : pos + 6])
+    if vr.isalpha() and vr.isupper():
+        # A future VR has the long form (PS3.5 section 6.2). A mistaken VR usually has the short form; the
+        # two bytes of its length are where the long form has two reserved zeros.
+        if length:
+            return pos + 8, length
+        if pos + 12 > len(buffer):
+            return pos + 12, 0
+        length = int(encoding.long(buffer, pos + 8)[0])
+        if 4 <= length < UNDEFINED_LENGTH:
+            # An empty element of the short form, or the long form, whose value has these bytes as well.
+            if pos + 16 > len(buffer):
+                return pos + 16, 0
+            if _is_header(encoding, buffer, pos + 8, pos):
+                return pos + 8, 0
+        return pos + 12, length
+    if 0x20 <= vr[0] <= 0x7E and 0x20 <= vr[1] <= 0x7E:
+        # Senders that do not know a VR write "??", "--", blanks or "un", in the short form.
+        if length:
+            return pos + 8, length
+        # Empty, or an implicitly encoded element of some KiB: the header of the next element decides.
+        if pos + 16 > len(buffer):
+            return pos + 16, 0
+        if _is_header(encoding, buffer, pos + 8, pos):
+            return pos + 8, 0
+    # An implicitly encoded element has its length in place of VR and length.
+    return pos + 8, int(encoding.long(buffer, pos + 4)[0])
+
+
+def _is_header(encoding: HeaderFormat, buffer: Buffer, pos: int, before: int) -> bool:
+    """
+    Return whether an element of a known VR, or of that of the element at *before*, begins at *pos*, with a tag above that
+    of the element at *before*.
+    """
+    raw, vr, _ = encoding.explicit(buffer, pos)
+    last, odd_vr, _ = encoding.explicit(buffer, before)
+    tag = encoding.swap(raw)
+    return tag >= DELIMITERS or (
+        (vr in encoding.short_vrs or vr in encoding.long_vrs or vr == odd_vr) and tag > encoding.swap(last)
+    )
 
 
 def _name(tag: int) -> str:
