@@ -224,6 +224,7 @@ _SUBMODULES = (
     "part10",
     "pool",
     "presentation",
+    "retrieval",
     "runtime",
     "scp",
     "scu",

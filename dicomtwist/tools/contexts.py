@@ -6,15 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ImplicitVRLittleEndian
 
 from dicomtwist import ALL_TRANSFER_SYNTAXES, PresentationContext, build_context, presentation, sop_class
-from dicomtwist.presentation import DEFAULT_TRANSFER_SYNTAXES, PREBUILT_CONTEXTS
-from dicomtwist.sop_class import SOPClass, Verification, check_uid, common_storage_classes, uid_to_sop_class
+from dicomtwist.presentation import PREBUILT_CONTEXTS
+from dicomtwist.retrieval.contexts import CONVERTIBLE
+from dicomtwist.sop_class import SOPClass, Verification, check_uid, uid_to_sop_class
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
-
-#: The transfer syntaxes between which an instance can be converted: the uncompressed ones.
-CONVERTIBLE = frozenset(DEFAULT_TRANSFER_SYNTAXES)
 
 #: The presentation context that an instance requires: its SOP Class UID and its Transfer Syntax UID.
 Requirement = tuple[str, str]
@@ -109,73 +107,3 @@ def split_contexts(contexts: Sequence[PresentationContext]) -> Iterator[list[Pre
     """Split *contexts* into lists that each fit into one association."""
     for start in range(0, len(contexts), MAX_PRESENTATION_CONTEXTS):
         yield list(contexts[start : start + MAX_PRESENTATION_CONTEXTS])
-
-
-# --- receiving
-
-#: Compressed transfer syntaxes, the most common first.
-_COMPRESSED = (
-    "1.2.840.10008.1.2.4.70",  # JPEG Lossless, Selection Value 1
-    "1.2.840.10008.1.2.4.90",  # JPEG 2000, lossless
-    "1.2.840.10008.1.2.4.50",  # JPEG Baseline
-    "1.2.840.10008.1.2.4.91",  # JPEG 2000
-    "1.2.840.10008.1.2.5",  # RLE Lossless
-    "1.2.840.10008.1.2.4.80",  # JPEG-LS, lossless
-)
-#: The SOP Classes of most instances. They are the first to get contexts for compressed transfer syntaxes.
-_USUAL = (
-    *("CTImageStorage", "MRImageStorage", "UltrasoundMultiFrameImageStorage", "DigitalXRayImageStorageForPresentation"),
-    *(
-        "DigitalMammographyXRayImageStorageForPresentation",
-        "ComputedRadiographyImageStorage",
-        "XRayAngiographicImageStorage",
-    ),
-    *("UltrasoundImageStorage", "SecondaryCaptureImageStorage", "EnhancedCTImageStorage", "EnhancedMRImageStorage"),
-    *("NuclearMedicineImageStorage", "PositronEmissionTomographyImageStorage", "BreastTomosynthesisImageStorage"),
-    *("VLEndoscopicImageStorage", "VLPhotographicImageStorage", "MultiFrameTrueColorSecondaryCaptureImageStorage"),
-)
-
-
-def storage_classes(names: Iterable[str]) -> list[SOPClass]:
-    """
-    Return the storage SOP Classes that *names* name; without names the common ones that are not retired, the most usual first.
-
-    :raises ValueError: a name names none, or they are too many for one association.
-    """
-    classes = list(dict.fromkeys(uid for name in names for uid in sop_classes_named(name)))
-    if not classes:
-        usual = [uid for name in _USUAL if (uid := _keyword(name)) is not None]
-        in_use = [uid for uid in common_storage_classes() if not uid.is_retired]
-        classes = list(dict.fromkeys([*usual, *in_use]))
-    if len(classes) >= MAX_PRESENTATION_CONTEXTS:
-        most = MAX_PRESENTATION_CONTEXTS - 1
-        raise ValueError(f"these are {len(classes)} SOP Classes, and an association has room for {most}: name fewer")
-    return classes
-
-
-def receiving_contexts(classes: Sequence[SOPClass], limit: int) -> list[PresentationContext]:
-    """
-    Return presentation contexts to receive instances of *classes* in any transfer syntax.
-
-    Each class gets one context for the uncompressed transfer syntaxes. The contexts that are left are for compressed ones,
-    as far as possible with one transfer syntax each, since a peer accepts only one of several in the same context.
-
-    :param classes: the SOP Classes; if the contexts do not suffice for all, the first classes take precedence.
-    :param limit: the largest number of contexts.
-    """
-    contexts = [build_context(uid, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]) for uid in classes]
-    others = [
-        str(syntax)
-        for syntax in ALL_TRANSFER_SYNTAXES
-        if str(syntax) not in CONVERTIBLE - {DeflatedExplicitVRLittleEndian} and str(syntax) not in _COMPRESSED
-    ]
-    left = limit - len(contexts)
-    for number, uid in enumerate(classes):
-        share = left // (len(classes) - number) or min(left, 1)
-        alone = _COMPRESSED[: max(0, share - 1)]
-        rest = [syntax for syntax in (*_COMPRESSED, *others) if syntax not in alone]
-        contexts += [build_context(uid, syntax) for syntax in alone]
-        if share:
-            contexts.append(build_context(uid, rest))
-        left -= len(alone) + bool(share)
-    return contexts

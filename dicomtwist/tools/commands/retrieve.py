@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,8 +25,12 @@ from dicomtwist.tools.options import (
 if TYPE_CHECKING:
     from dicomtwist.tools.connection import Connection
     from dicomtwist.tools.display.console import Output
+    from dicomtwist.tools.files.resume_journal import RetrievalJournal
+    from dicomtwist.tools.query.key_table import KeyTable
     from dicomtwist.tools.query.keys import Key
 
+#: The default of ``--layout``, :data:`dicomtwist.retrieval.UID_LAYOUT`.
+UID_LAYOUT: Final = "{StudyInstanceUID}/{SeriesInstanceUID}/{SOPInstanceUID}.dcm"
 #: Where ``move --receive`` listens by default.
 LISTEN: Final = "11112"
 #: The values of :class:`dicomtwist.archive.storage.types.Durability`, the default first.
@@ -67,12 +72,39 @@ def folder_options(function: Callable[..., Any]) -> Callable[..., Any]:
     examples="""\
 Fetch a study:
   dicomtwist get -k StudyInstanceUID=1.2.3 PACS@pacs.example.org:104 study/
+Fetch the studies of a table with a column AccessionNumber, and continue after an interruption:
+  dicomtwist get --from studies.csv --resume got.journal --associations 2 PACS@pacs.example.org:104 studies/
+Fetch the CT series of the studies of a table, with names of your own:
+  dicomtwist get --from studies.csv --level SERIES -k Modality=CT \\
+    --layout '{PatientID}/{StudyDate}/{SeriesNumber}/{InstanceNumber}.dcm' PACS@pacs.example.org:104 ct/
 Fetch the CT and MR images of a series, in any transfer syntax:
   dicomtwist get --sop-class CTImageStorage --sop-class MRImageStorage \\
     -k StudyInstanceUID=1.2.3 -k SeriesInstanceUID=1.2.3.4 PACS@pacs.example.org:104 series/""",
 )
 @with_connection
 @click.argument("folder", type=click.Path(file_okay=False))
+@command_option(
+    "--from",
+    "table",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="Fetch what each row of a CSV file selects; - for standard input. Its first line names the columns:"
+    " StudyInstanceUID (and SeriesInstanceUID, SOPInstanceUID), AccessionNumber, or PatientID (and StudyDate) are keys.",
+)
+@command_option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="NAME",
+    help="Use this column of the table as a key instead; NAME=KEYWORD if its name is not that of an attribute. May be"
+    " repeated.",
+)
+@command_option(
+    "--resume",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Record in FILE which rows of the table are complete, and skip the rows that are recorded there.",
+)
 @key_options
 @level_options
 @command_option(
@@ -81,19 +113,30 @@ Fetch the CT and MR images of a series, in any transfer syntax:
     type=SOPClassType(),
     multiple=True,
     metavar="WHAT",
-    help="Receive a SOP Class (CTImageStorage, or a UID) or a group; may be repeated. The fewer SOP Classes, the more"
-    " transfer syntaxes are proposed for each.  [default: the common ones]",
+    help="Receive a SOP Class (CTImageStorage, or a UID) or a group only; may be repeated. The fewer SOP Classes, the more"
+    " transfer syntaxes are proposed for each at first.  [default: all, the common ones first]",
+)
+@command_option(
+    "--layout",
+    default=UID_LAYOUT,
+    show_default=True,
+    metavar="LAYOUT",
+    help="The names of the files in FOLDER, with attributes in braces, as {PatientID}/{StudyDate}/{InstanceNumber:05}.dcm.",
 )
 @folder_options
 def get(
     connection: Connection,
     output: Output,
     folder: str,
+    table: str | None,
+    columns: tuple[str, ...],
+    resume: str | None,
     keys: tuple[Key, ...],
     key_files: tuple[str, ...],
     level: str | None,
     root: str | None,
     sop_classes: tuple[str, ...],
+    layout: str,
     durability: str,
     min_free: int,
     overwrite: bool,
@@ -101,24 +144,54 @@ def get(
     """
     Fetch the instances that match the keys from PEER, and store them in FOLDER.
 
-    PEER sends them on the same association. Each becomes FOLDER/STUDY/SERIES/INSTANCE.dcm, named by the three UIDs. Instances
-    that do not match the unique keys are refused; so are those that differ from a file that is there, without --overwrite.
+    PEER sends them on the same association. Studies that no UIDs name, such as those of an accession number, are found first
+    (C-FIND). Each instance becomes FOLDER/STUDY/SERIES/INSTANCE.dcm, named by the three UIDs, or has the name of --layout.
+    Instances that are in FOLDER are not fetched again; one that differs from its file there is refused, without --overwrite.
 
-    Ctrl-C stops the peer (C-CANCEL) and releases the association; a second Ctrl-C aborts it.
+    Ctrl-C stops the peer (C-CANCEL) and releases the associations; a second Ctrl-C aborts them.
     """
-    from dicomtwist.tools.contexts import storage_classes
+    from dicomtwist.tools.contexts import sop_classes_named
     from dicomtwist.tools.files.receiving_folder import open_folder
     from dicomtwist.tools.interrupts import run_command
-    from dicomtwist.tools.query.query import make_query
-    from dicomtwist.tools.runners.retrieve import Get, require_key
+    from dicomtwist.tools.query.query import make_query, merged_keys, read_keys
+    from dicomtwist.tools.runners.get import Get
+    from dicomtwist.tools.runners.move import require_key
 
-    query = require_key(make_query(keys, key_files, level, root, "Get", add_defaults=False))
+    classes = list(dict.fromkeys(uid for name in sop_classes for uid in sop_classes_named(name)))
+    if table is None:
+        for name, value in (("--column", columns), ("--resume", resume)):
+            if value:
+                raise click.UsageError(f"{name} belongs to the rows of a table: give --from as well")
+        identifier = make_query(keys, key_files, level, root, "Get", add_defaults=False).identifier
+        require_key(identifier)
+        store = open_folder(folder, durability, min_free, layout=layout, overwrite=overwrite)
+        run_command(Get(connection, output, store, classes, identifier=identifier, root=root).main, output)
+    rows = _open_table(table, columns, merged_keys(read_keys(key_files), keys))
+    store = open_folder(folder, durability, min_free, layout=layout, overwrite=overwrite)
+    journal = _open_journal(resume, str(connection.peer), folder, layout) if resume is not None else None
+    output.note(f"keys: {', '.join(rows.keywords)}")
+    getting = Get(
+        connection, output, store, classes, rows=rows, root=root, level=(level or "").upper(), journal=journal
+    )
+    run_command(getting.main, output)
+
+
+def _open_table(path: str, columns: tuple[str, ...], keys: list[Key]) -> KeyTable:
+    from dicomtwist.tools.query.key_table import InvalidTable, KeyTable
+
     try:
-        classes = storage_classes(sop_classes)
-    except ValueError as error:
-        raise click.UsageError(f"--sop-class: {error}") from None
-    store = open_folder(folder, durability, min_free)
-    run_command(Get(connection, output, query, store, classes, overwrite=overwrite).main, output)
+        return KeyTable(path, columns, keys)
+    except InvalidTable as error:
+        raise click.UsageError(f"--from: {error}") from None
+
+
+def _open_journal(path: str, peer: str, folder: str, layout: str) -> RetrievalJournal:
+    from dicomtwist.tools.files.resume_journal import JournalError, RetrievalJournal
+
+    try:
+        return RetrievalJournal(path, peer, folder=os.path.abspath(folder), layout=layout)
+    except JournalError as error:
+        raise click.UsageError(f"--resume: {error}") from None
 
 
 @click.command(
@@ -172,11 +245,12 @@ def move(
     from dicomtwist.tools.files.receiving_folder import open_folder
     from dicomtwist.tools.interrupts import run_command
     from dicomtwist.tools.query.query import make_query
-    from dicomtwist.tools.runners.retrieve import Move, require_key
+    from dicomtwist.tools.runners.move import Move, require_key
 
     if to is None and receive is None:
         raise click.UsageError("the destination is missing: give --to or --receive")
-    query = require_key(make_query(keys, key_files, level, root, "Move", add_defaults=False))
-    store = None if receive is None else open_folder(receive, durability, min_free)
-    moving = Move(connection, output, query, to or connection.calling, store, listen, overwrite=overwrite)
+    query = make_query(keys, key_files, level, root, "Move", add_defaults=False)
+    require_key(query.identifier)
+    store = None if receive is None else open_folder(receive, durability, min_free, overwrite=overwrite)
+    moving = Move(connection, output, query, to or connection.calling, store, listen)
     run_command(moving.main, output)

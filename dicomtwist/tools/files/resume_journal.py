@@ -1,10 +1,11 @@
 """
-The journal of ``--resume``: the instances that the peer has acknowledged, so that they are not sent again.
+The journals of ``--resume``: what is done, so that it is not done again.
 
-The journal is a text file that only grows, with a JSON document on each line. The first line names the peer. Each other
-line is an instance that the peer has stored, with the size and modification time of its file: a file that has changed
-since then is sent again. An incomplete line, left by a crash, is skipped. Acknowledgements from the last moments before a
-crash may be missing; their instances are sent again, which does no harm.
+A journal is a text file that only grows, with a JSON document on each line. The first line names the peer. Each other line of
+a journal of ``store`` is an instance that the peer has stored, with the size and modification time of its file: a file that
+has changed since then is sent again. Each of ``get`` is a row whose instances are all in the folder. An incomplete line, left
+by a crash, is skipped. Entries from the last moments before a crash may be missing; what they say is done again, which does no
+harm.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from twisted.internet.defer import Deferred
 from dicomtwist.runtime.executors import Executor
 from dicomtwist.tools.files.file_scanner import ScannedInstance
 
-_FORMAT = "dicomtwist store"
 #: The longest line that is read, in bytes.
 MAX_LINE = 64 * 1024
 
@@ -29,20 +29,24 @@ class JournalError(Exception):
     """A journal cannot be used; the text says why and what to do."""
 
 
-class ResumeJournal:
+class Journal:
     """
-    The journal of one peer.
+    A journal of one peer, with what the subclasses record.
 
     :param path: the file, which is created if it is missing.
     :param peer: the peer, as the command line names it.
+    :param about: the other things that the entries depend on, such as the folder; a journal about something else is refused.
 
-    :ivar known: the number of acknowledgements when the journal was opened.
+    :ivar known: the number of entries when the journal was opened.
     :ivar error: why the journal could not be written, ``None`` if it could.
 
-    It is opened before the reactor runs. Each acknowledgement takes some 100 bytes of memory.
+    It is opened before the reactor runs. Each entry takes some 100 bytes of memory.
     """
 
-    def __init__(self, path: str, peer: str) -> None:
+    #: The subcommand that writes it.
+    format = ""
+
+    def __init__(self, path: str, peer: str, **about: str) -> None:
         self._path = path
         self._known: set[bytes] = set()
         self._waiting: list[bytes] = []
@@ -54,7 +58,7 @@ class ResumeJournal:
         except OSError as error:
             raise JournalError(f"{path!r} cannot be opened: {error.strerror}") from None
         try:
-            self._open(peer)
+            self._open({"peer": peer, **about})
         except OSError as error:
             self._file.close()
             raise JournalError(f"{path!r} cannot be used: {error.strerror}") from None
@@ -63,7 +67,11 @@ class ResumeJournal:
             raise
         self.known = len(self._known)
 
-    def _open(self, peer: str) -> None:
+    def key(self, entry: dict[str, Any]) -> bytes | None:
+        """Return the digest of what an entry records, ``None`` if it is no entry of this journal."""
+        raise NotImplementedError
+
+    def _open(self, about: dict[str, str]) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -71,31 +79,29 @@ class ResumeJournal:
         self._file.seek(0)
         header = self._file.readline(MAX_LINE)
         if not header:
-            self._append([json.dumps({"journal": _FORMAT, "version": 1, "peer": peer}).encode() + b"\n"])
+            self._append([json.dumps({"journal": self.format, "version": 1, **about}).encode() + b"\n"])
             return
         first = _parse(header)
-        if first.get("journal") != _FORMAT or first.get("version") != 1:
-            raise JournalError(f"{self._path!r} is not a journal of dicomtwist store: name another file")
-        if first.get("peer") != peer:
-            raise JournalError(f"{self._path!r} is about {first.get('peer')}, not about {peer}: name another file")
+        if first.get("journal") != self.format or first.get("version") != 1:
+            raise JournalError(f"{self._path!r} is not a journal of {self.format}: name another file")
+        for name, wanted in about.items():
+            if first.get(name) != wanted:
+                raise JournalError(f"{self._path!r} is about {first.get(name)}, not about {wanted}: name another file")
         ends_well = True
         while line := self._file.readline(MAX_LINE):
             ends_well = line.endswith(b"\n")
-            entry = _parse(line)
-            if isinstance(entry.get("path"), str):
-                self._known.add(_key(entry["path"], entry.get("size"), entry.get("changed")))
+            key = self.key(_parse(line))
+            if key is not None:
+                self._known.add(key)
         if not ends_well:
             self._append([b"\n"])
 
-    def contains(self, instance: ScannedInstance) -> bool:
-        """Whether an instance was acknowledged and its file has not changed since; safe in any thread."""
-        return (
-            bool(self._known) and _key(os.path.abspath(instance.path), instance.size, instance.changed) in self._known
-        )
+    def holds(self, entry: dict[str, Any]) -> bool:
+        """Whether *entry* was there when the journal was opened; safe in any thread."""
+        return bool(self._known) and self.key(entry) in self._known
 
-    def add(self, instance: ScannedInstance, executor: Executor) -> None:
-        """Record that the peer has stored an instance. A worker thread writes all records that arrive meanwhile at once."""
-        entry = {"path": os.path.abspath(instance.path), "size": instance.size, "changed": instance.changed}
+    def record(self, entry: dict[str, Any], executor: Executor) -> None:
+        """Add an entry. A worker thread writes all entries that arrive meanwhile at once."""
         self._waiting.append(json.dumps(entry).encode() + b"\n")
         self._write(executor)
 
@@ -134,6 +140,41 @@ class ResumeJournal:
             self.error = self.error or error
 
 
+class ResumeJournal(Journal):
+    """The journal of ``dicomtwist store``: the instances that the peer has acknowledged."""
+
+    format = "dicomtwist store"
+
+    def key(self, entry: dict[str, Any]) -> bytes | None:
+        """Return the digest of a path, size and modification time."""
+        if not isinstance(entry.get("path"), str):
+            return None
+        return _digest(f"{entry.get('size')} {entry.get('changed')} {entry['path']}")
+
+    def contains(self, instance: ScannedInstance) -> bool:
+        """Whether an instance was acknowledged and its file has not changed since; safe in any thread."""
+        return self.holds(_entry(instance))
+
+    def add(self, instance: ScannedInstance, executor: Executor) -> None:
+        """Record that the peer has stored an instance."""
+        self.record(_entry(instance), executor)
+
+
+class RetrievalJournal(Journal):
+    """The journal of ``dicomtwist get``: the rows whose instances are all in the folder."""
+
+    format = "dicomtwist get"
+
+    def key(self, entry: dict[str, Any]) -> bytes | None:
+        """Return the digest of the keys of a row."""
+        keys = entry.get("keys")
+        return _digest(json.dumps(keys, sort_keys=True)) if isinstance(keys, dict) else None
+
+
+def _entry(instance: ScannedInstance) -> dict[str, Any]:
+    return {"path": os.path.abspath(instance.path), "size": instance.size, "changed": instance.changed}
+
+
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         entry = json.loads(line)
@@ -142,6 +183,5 @@ def _parse(line: bytes) -> dict[str, Any]:
     return entry if isinstance(entry, dict) else {}
 
 
-def _key(path: str, size: object, changed: object) -> bytes:
-    text = f"{size} {changed} {path}".encode("utf-8", "surrogatepass")
-    return blake2b(text, digest_size=16).digest()
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

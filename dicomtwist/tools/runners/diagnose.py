@@ -21,10 +21,10 @@ from dicomtwist import (
     NoPresentationContext,
     NotEstablished,
 )
+from dicomtwist.retrieval.contexts import CONVERTIBLE
 from dicomtwist.sop_class import Verification
 from dicomtwist.tls.errors import last_reason
 from dicomtwist.tools.connection import Connection
-from dicomtwist.tools.contexts import CONVERTIBLE
 from dicomtwist.tools.display.console import Output, plural, table
 from dicomtwist.tools.explain import Cause, cause_of, not_dicom, peer_is_plain, peer_is_secure
 from dicomtwist.tools.files.file_scanner import ScannedInstance, find_examples

@@ -18,10 +18,18 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist import AE, Association, evt
 from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES
+from dicomtwist.retrieval.contexts import (
+    all_classes,
+    first_contexts,
+    further_contexts,
+    receiving_contexts,
+    thorough_contexts,
+    usual_classes,
+)
 from dicomtwist.sop_class import CTImageStorage
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelGet as STUDY_GET
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelMove as STUDY_MOVE
-from dicomtwist.tools.contexts import receiving_contexts, sop_classes_named, storage_classes
+from dicomtwist.tools.contexts import sop_classes_named
 from dicomtwist.tools.query.keys import parse_key
 from dicomtwist.tools.query.query import make_query
 from tests import peers
@@ -36,7 +44,7 @@ class Proposed(SynchronousTestCase):
 
     def test_common_ones(self) -> None:
         """Each SOP Class uncompressed, the most usual ones compressed as well, as far as there is room."""
-        classes = storage_classes(())
+        classes = usual_classes()
         contexts = receiving_contexts(classes, 127)
         self.assertEqual(len(contexts), 127)
         self.assertEqual({context.abstract_syntax for context in contexts}, set(classes))
@@ -62,10 +70,33 @@ class Proposed(SynchronousTestCase):
                     missing = {str(syntax) for syntax in ALL_TRANSFER_SYNTAXES} - set(proposed)
                     self.assertEqual(missing, {"1.2.840.10008.1.2.2"})  # it is converted
 
+    def test_more_than_an_association_has_room_for(self) -> None:
+        """Each class is proposed in all transfer syntaxes, over several associations, and nothing twice."""
+        first = first_contexts(all_classes(), 124)
+        further = list(further_contexts(all_classes(), first, 124))
+        self.assertGreater(len(further), 1)
+        proposed = [context for contexts in (first, *further) for context in contexts]
+        self.assertTrue(all(len(contexts) <= 124 for contexts in further))
+        self.assertEqual({context.abstract_syntax for context in proposed}, set(sop_classes_named("storage")))
+        for uid in all_classes():
+            syntaxes = [syntax for each in proposed if each.abstract_syntax == uid for syntax in each.transfer_syntax]
+            self.assertEqual(len(syntaxes), len(set(syntaxes)), uid)
+            self.assertEqual({str(one) for one in ALL_TRANSFER_SYNTAXES} - set(syntaxes), {"1.2.840.10008.1.2.2"}, uid)
+
+    def test_known_classes(self) -> None:
+        """Instances of known classes get each compressed transfer syntax in a context of its own."""
+        classes = all_classes()[:7]
+        plans = list(thorough_contexts(classes, 124))
+        self.assertEqual(len(plans), 4)
+        self.assertEqual({each.abstract_syntax for plan in plans for each in plan}, set(classes))
+        for plan in plans:
+            self.assertLessEqual(len(plan), 124)
+            self.assertEqual({len(each.transfer_syntax) for each in plan}, {1, 2})
+        self.assertEqual(list(thorough_contexts((), 124)), [])
+
     def test_mistakes(self) -> None:
-        for names, words in ((("storage",), "has room for 127"), (("CTImage",), "neither the keyword of a SOP Class")):
-            with self.assertRaisesRegex(ValueError, words):
-                storage_classes(names)
+        with self.assertRaisesRegex(ValueError, "neither the keyword of a SOP Class"):
+            sop_classes_named("CTImage")
 
 
 class Levels(SynchronousTestCase):

@@ -1,0 +1,173 @@
+"""
+The function :func:`retrieve`: everything that a retrieval into a folder needs, from the names of what to retrieve.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.python.failure import Failure
+
+from dicomtwist import AE, Association, PresentationContext
+from dicomtwist.archive.storage.types import Durability
+from dicomtwist.evt import HandlerTuple
+from dicomtwist.retrieval.folder import ReceivingFolder
+from dicomtwist.retrieval.layout import UID_LAYOUT, Layout
+from dicomtwist.retrieval.results import Progress, Request, RequestResult, Totals
+from dicomtwist.retrieval.retriever import Retriever
+
+__all__ = ["Wanted", "retrieve"]
+
+#: The forms of a request: a Study Instance UID, keys by keyword, an identifier, or a request.
+Wanted = str | Mapping[str, Any] | Dataset | Request
+
+
+def retrieve(
+    ae: AE,
+    address: str | IStreamClientEndpoint,
+    port: int | None,
+    wanted: Wanted | Iterable[Wanted] | AsyncIterable[Wanted],
+    folder: str | os.PathLike[str],
+    *,
+    ae_title: str = "ANY-SCP",
+    ext_neg: Iterable[object] = (),
+    tls_args: object = None,
+    layout: str | Layout = UID_LAYOUT,
+    sop_classes: Sequence[str] = (),
+    root: str | None = None,
+    associations: int = 1,
+    retries: int = 2,
+    durability: Durability | str = Durability.FULL,
+    min_free: int = 0,
+    overwrite: bool = False,
+    on_result: Callable[[RequestResult], object] | None = None,
+    on_progress: Callable[[Progress], object] | None = None,
+) -> Deferred[Totals]:
+    """
+    Retrieve studies from a peer into a folder.
+
+    .. code-block:: python
+
+        totals = await retrieve(ae, "pacs.example.org", 104, ["1.2.3", {"AccessionNumber": "A17"}], "studies", ae_title="PACS")
+        print(totals.stored, totals.requests)
+
+    :param ae: the AE that requests the associations.
+    :param address: see :meth:`dicomtwist.AE.associate`, as *port*, *ae_title*, *ext_neg* and *tls_args*.
+    :param wanted: a Study Instance UID, keys by keyword, or an identifier; or any number of these, taken one at a time. Studies
+        that no UID names are found first with C-FIND.
+    :param folder: the folder, which is made if it is missing and its parent exists.
+    :param layout: the names of the files in it, see :class:`Layout`.
+    :param sop_classes: the SOP Classes to receive; by default all. If they are more than an association has contexts for,
+        several associations share them.
+    :param root: the information model, ``"study"`` or ``"patient"``; by default that which the peer has.
+    :param associations: the number of concurrent associations.
+    :param retries: how often a request goes on after its association broke.
+    :param durability: with ``"full"`` a file is on the disk before it gets its name, so that a power cut leaves no part of one.
+    :param min_free: the bytes that stay free on the disk; with less, instances are refused.
+    :param overwrite: whether an instance replaces a file of the same instance with another data set.
+    :param on_result: called with each :class:`RequestResult` when its files have their names.
+    :param on_progress: called with the :class:`Progress` after each instance.
+    :returns: a Deferred with the :class:`Totals`, also if something failed. It fails with the error of the first association if
+        there is none. Cancelling it stops the peer (C-CANCEL) and releases the associations.
+    :raises StoreUnusable: the folder cannot be used.
+    :raises ValueError: an argument is wrong.
+    """
+    place = ReceivingFolder(
+        Path(folder),
+        layout=layout if isinstance(layout, Layout) else Layout(layout),
+        durability=Durability(durability),
+        min_free=min_free,
+        overwrite=overwrite,
+    )
+    items = list(ext_neg)
+
+    def associate(
+        contexts: list[PresentationContext], handlers: list[HandlerTuple], roles: list[object]
+    ) -> Deferred[Association]:
+        return ae.associate(
+            address,
+            port,
+            ae_title=ae_title,
+            contexts=contexts,
+            ext_neg=[*items, *roles],
+            tls_args=tls_args,
+            evt_handlers=handlers,
+        )
+
+    retriever = Retriever(
+        ae,
+        associate,
+        place,
+        sop_classes=sop_classes,
+        root=root,
+        associations=associations,
+        retries=retries,
+        on_result=on_result,
+        on_progress=on_progress,
+    )
+    requests = _requests(wanted)
+    place.prepare()
+    result: Deferred[Totals] = Deferred(lambda _: retriever.stop())
+
+    def done(totals: Totals | Failure) -> None:
+        if not result.called:  # else it was cancelled
+            result.callback(totals)
+
+    Deferred.fromCoroutine(_run(retriever, place, requests)).addBoth(done)
+    return result
+
+
+async def _run(
+    retriever: Retriever, place: ReceivingFolder, requests: Iterable[Request] | AsyncIterable[Request]
+) -> Totals:
+    try:
+        totals = await retriever.run(requests)
+    finally:
+        place.close()
+    if retriever.error is not None and not retriever.established:
+        raise retriever.error
+    return totals
+
+
+def _requests(wanted: Wanted | Iterable[Wanted] | AsyncIterable[Wanted]) -> Iterator[Request] | AsyncIterator[Request]:
+    if isinstance(wanted, str | Mapping | Dataset | Request):
+        return iter([as_request(wanted)])
+    if isinstance(wanted, AsyncIterable):
+        return _each(wanted)
+    return map(as_request, wanted)
+
+
+async def _each(wanted: AsyncIterable[Wanted]) -> AsyncIterator[Request]:
+    async for one in wanted:
+        yield as_request(one)
+
+
+def as_request(wanted: Wanted) -> Request:
+    """
+    Return the request that *wanted* means, see :func:`retrieve`.
+
+    :raises ValueError: a keyword is unknown, or nothing is selected.
+    """
+    if isinstance(wanted, Request):
+        return wanted
+    if isinstance(wanted, Dataset):
+        keys = wanted
+    else:
+        keys = Dataset()
+        for keyword, value in ({"StudyInstanceUID": wanted} if isinstance(wanted, str) else wanted).items():
+            if tag_for_keyword(keyword) is None:
+                raise ValueError(f"{keyword!r} is not the keyword of an attribute")
+            setattr(keys, keyword, value)
+    level = str(keys.get("QueryRetrieveLevel") or "")
+    if not any(
+        element.value for element in keys if element.keyword not in ("QueryRetrieveLevel", "SpecificCharacterSet")
+    ):
+        raise ValueError("nothing selects what to retrieve: give a key with a value, such as a Study Instance UID")
+    return Request(keys, level, wanted)
