@@ -175,10 +175,8 @@ def _contexts(number: int) -> str:
 def _about(information: UserInformation) -> str:
     length = information.maximum_length
     limit = f"PDUs of at most {length} bytes" if length else "PDUs of any length"
-    name = information.implementation_version_name
-    return (
-        f"{limit}, implementation {uid_name(information.implementation_class_uid or '')}{f' {name!r}' if name else ''}"
-    )
+    uid, name = information.implementation_class_uid, information.implementation_version_name
+    return f"{limit}, implementation {uid_name(uid) if uid else 'without a UID'}{f' {name!r}' if name else ''}"
 
 
 def _items(information: UserInformation) -> Iterator[str]:

@@ -4,6 +4,7 @@ The log of ``twist dicom``: its format, and its bound for each peer.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import MutableMapping
 from typing import Any, Final, TextIO
 
@@ -29,9 +30,23 @@ def set_log(twist: MutableMapping[str, Any] | None, chosen: str | None, most: in
     if twist is None:
         return
     # Worker processes get the format from here.
-    name = twist["logFormat"] = chosen or twist["logFormat"]
+    name = twist["logFormat"] = chosen or _format_of(twist)
 
     def make(file: TextIO) -> LimitedByPeer:
         return LimitedByPeer(FORMATS[name](file), most)
 
     twist["fileLogObserverFactory"] = make
+
+
+def _format_of(twist: MutableMapping[str, Any]) -> str:
+    """
+    Return the format that ``twist`` has chosen.
+
+    It looks at its standard output before it knows of ``--log-file``, so that a file would have the format of the terminal.
+    """
+    name = str(twist["logFormat"])
+    file: TextIO = twist.get("logFile", sys.stdout)
+    if name == "text" and sys.stdout.isatty() and not file.isatty():
+        given = any(argument.startswith("--log-fo") for argument in sys.argv)  # options may be abbreviated
+        return name if given else "json"
+    return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -194,12 +195,12 @@ class Formats(LogTestCase):
             self.assertEqual(first.startswith(b'{"time": "'), is_json, first)
             await self.server.stop()
 
-    async def test_terminal(self) -> None:
-        """On a terminal it is text, in lines that fit."""
+    async def terminal(self, *options: str, twist: tuple[str, ...] = ()) -> list[str]:
+        """Serve an association with the output on a terminal; return its lines."""
         ours, theirs = pty.openpty()
         self.addCleanup(os.close, ours)
         port = peers.free_port()
-        command = (sys.executable, "-m", "twisted", "dicom", "--trace", "--storage", str(self.storage))
+        command = (sys.executable, "-m", "twisted", *twist, "dicom", *options, "--storage", str(self.storage))
         with subprocess.Popen(
             (*command, "--port", f"tcp:{port}:interface=127.0.0.1"),
             stdout=theirs,
@@ -213,15 +214,24 @@ class Formats(LogTestCase):
                 process.terminate()
         os.close(theirs)
         text = b""
-        try:
+        with contextlib.suppress(OSError):  # a terminal that is closed
             while data := os.read(ours, 65536):
                 text += data
-        except OSError:
-            pass  # a terminal that is closed
-        lines = text.decode().split("\r\n")
+        return text.decode().split("\r\n")
+
+    async def test_terminal(self) -> None:
+        """On a terminal it is text, in lines that fit."""
+        lines = await self.terminal("--trace")
         self.assertTrue(any("context 1: Verification SOP Class" in line for line in lines))
         self.assertEqual([line for line in lines if len(line) > 70], [])
         self.assertRegex(lines[0], r"^\d\d:\d\d:\d\d\.\d{3} ")
+
+    async def test_file_beside_a_terminal(self) -> None:
+        """A file gets JSON, unless text is asked for."""
+        for options, is_json in (((), True), (("--log-format=text",), False)):
+            file = Path(self.mktemp())
+            await self.terminal(twist=(f"--log-file={file}", *options))
+            self.assertEqual(file.read_text().startswith('{"time"'), is_json)
 
     def test_mistake(self) -> None:
         result = subprocess.run(
