@@ -190,6 +190,29 @@ class Operations(AccessTestCase):
             self.assertEqual(self.asked, [])
             peer.close()
 
+    def test_the_peer_learns_no_rules(self) -> None:
+        """The Error Comment names the operation, and the log the nearest rule."""
+        self.guarded(
+            self.rules({"allow": "echo"}, {"name": "inner", "calling": "WS*", "allow": ["find", "get", "store"]})
+        )
+        association = self.associate()
+        keys = Dataset()
+        keys.QueryRetrieveLevel = "STUDY"
+        result = self.network.result_of
+        models = StudyRootQueryRetrieveInformationModelFind, StudyRootQueryRetrieveInformationModelGet
+        refused = []
+        for answers in (association.send_c_find(keys, models[0]), association.send_c_get(keys, models[1])):
+            refused.append(self.assertRaises(OperationFailed, result, answers.collect()).status)
+        find, get = refused
+        stored = result(association.send_c_store(instance()))
+        for status, name in ((find, "find"), (get, "get"), (stored, "store")):
+            self.assertEqual(status, NOT_AUTHORISED)
+            self.assertEqual(status.error_comment, f"no rule allows {name}")
+        lines = [line for line in self.lines if "rule 2 'inner'" in line]
+        self.assertEqual(len(lines), 3, self.lines)
+        for line in lines:
+            self.assertIn("the calling AE title is 'SCU', not WS*", line)
+
     def test_one_line_for_many_instances(self) -> None:
         self.guarded(self.rules({"allow": "echo"}))
         association = self.associate()
