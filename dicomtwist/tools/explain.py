@@ -84,6 +84,12 @@ def _rejected(error: AssociationRejected, connection: Connection) -> Cause:
                 f"the peer does not accept our AE title {connection.calling}, and rejected the association ({code})",
                 "add our title to the configuration of the peer, or give one that it knows with --calling",
             )
+        case (2, 1) if connection.identity is not None:
+            return Cause(
+                "user",
+                f"the peer rejected the association, most likely because of our user identity ({code})",
+                "check the user name and the password, and that the peer knows the user",
+            )
         case (3, 1 | 2):
             return Cause(
                 "limit",

@@ -269,9 +269,9 @@ class BrokenOtherwise(DiagnoseTestCase):
     async def test_user_not_let_in(self) -> None:
         server = await self.serve((evt.EVT_USER_ID, lambda event: (False, None)))
         found = await self.diagnosed(
-            "rejected", "--user", "U", "--no-password", f"{LOCAL}:{server.port}", failed="association"
+            "user", "--user", "U", "--no-password", f"{LOCAL}:{server.port}", failed="association"
         )
-        self.assertIn("and the user", found["cause"]["advice"])
+        self.assertIn("check the user name and the password", found["cause"]["advice"])
 
     async def test_interrupted(self) -> None:
         """An interrupt while the peer is silent."""
