@@ -32,7 +32,7 @@ COMMANDS: Final = (
 )
 
 #: What differs from run to run.
-_MEASURED: Final = re.compile(r"\d[\d.]* ?(?=[kM]?B/s|ms\b|s\b|instances/s)")
+_MEASURED: Final = re.compile(r"\d[\d.]* ?(?:[kM]?B/s|ms\b|s\b|instances/s)")
 
 _COLUMNS: Final = 84
 _CHARACTER: Final = 8.0
@@ -98,7 +98,7 @@ def _wait_for(port: int) -> None:
 
 def comparable(lines: list[str]) -> list[str]:
     """Return *lines* without times and rates, and without the column widths that depend on them."""
-    return [re.sub("  +", "  ", _MEASURED.sub("N ", line)).rstrip() for line in lines]
+    return [re.sub("  +", "  ", _MEASURED.sub("N", line)).rstrip() for line in lines]
 
 
 def picture(lines: list[str]) -> str:
