@@ -4,26 +4,17 @@ DICOM JSON (PS3.18 Annex F) from the bytes of data sets, without a pydicom Datas
 pydicom makes an object of each element and takes 4.2 ms for a CT image of 258 elements. This encoder goes from one element
 header to the next and writes text. For each pair of tag and VR it keeps the beginning of the text, and the function that
 writes the value.
-
-The text is UTF-8, whatever the character set of the data set. Bytes that have no meaning in it become U+FFFD. The numbers of DS
-and IS keep their digits; a value of them that is no number is a string, which the standard allows (PS3.18 Table F.2.3-1).
 """
 
 from __future__ import annotations
 
-import math
-import re
-from array import array
-from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring
-from struct import Struct
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
-from pydicom.datadict import dictionary_VR, private_dictionary_VR
+from pydicom.datadict import private_dictionary_VR
 
-from dicomtwist.datasets.character_sets import canonical, decode_text, has_undecoded
+from dicomtwist.datasets.character_sets import canonical
 from dicomtwist.datasets.codec import inflate
 from dicomtwist.datasets.element_headers import (
     BIG_ENDIAN_FORMAT,
@@ -40,6 +31,18 @@ from dicomtwist.datasets.element_headers import (
     UNDEFINED_LENGTH,
 )
 from dicomtwist.datasets.header_scanner import odd_header
+from dicomtwist.dicomweb.json_values import (
+    EMPTY,
+    Write,
+    WrongLength,
+    attribute,
+    encode_attributes,
+    inline,
+    prefix_of,
+    public_vr,
+    swapped,
+    writers,
+)
 from dicomtwist.errors import DataSetError, DataSetTooLong
 
 __all__ = ["BulkData", "JSONEncoder", "ReadAt", "attribute", "encode_attributes", "encode_json"]
@@ -61,7 +64,7 @@ ReadAt: TypeAlias = Callable[[int, int], bytes]
 class BulkData(Protocol):
     """Decides which long values are written as a BulkDataURI."""
 
-    def __call__(self, path: tuple[int, ...], vr: str, offset: int, length: int | None) -> str | None:
+    def __call__(self, path: tuple[int, ...], vr: str, offset: int, length: int | None, /) -> str | None:
         """
         Return the URI of a value, or ``None`` to write it inline. Pixel data is never written inline.
 
@@ -86,198 +89,6 @@ class _Short(Exception):
 class _Done(Exception):
     """No further element of the data set is needed."""
 
-
-class _WrongLength(Exception):
-    """The length of a value is not a multiple of that of its VR."""
-
-
-#: Writes a value: what follows the VR in the JSON object, with its closing brace.
-_Write: TypeAlias = Callable[[bytes, str], str]
-
-_EMPTY: Final = "}"
-_NUMBERS: Final = re.compile(
-    r"-?(?:0|[1-9]\d{0,30})(?:\.\d{1,30})?(?:[eE][+-]?\d{1,2})?(?:\\-?(?:0|[1-9]\d{0,30})(?:\.\d{1,30})?(?:[eE][+-]?\d{1,2})?)*",
-    re.ASCII,
-)
-_INTEGERS: Final = re.compile(r"-?(?:0|[1-9]\d{0,30})(?:\\-?(?:0|[1-9]\d{0,30}))*", re.ASCII)
-_LENIENT: Final = re.compile(r"[+-]?(?:\d{1,60}\.?\d{0,60}|\.\d{1,60})(?:[eE][+-]?\d{1,4})?", re.ASCII)
-_KEPT_BYTES: Final = re.compile("[\U0010ff00-\U0010ffff\ud800-\udfff]")
-
-
-def _values(texts: Iterable[str]) -> str:
-    return ',"Value":[' + ",".join([encode_basestring(one) if one else "null" for one in texts]) + "]}"
-
-
-def _write_string(value: bytes, character_set: str) -> str:
-    text = value.decode("latin-1").rstrip(" \0")
-    if not text:
-        return _EMPTY
-    if "\\" in text:
-        return _values(text.split("\\"))
-    return f',"Value":[{encode_basestring(text)}]}}'
-
-
-def _write_title(value: bytes, character_set: str) -> str:
-    text = value.decode("latin-1").strip(" \0")
-    return _values(one.strip(" \0") for one in text.split("\\")) if text else _EMPTY
-
-
-def _decoded(value: bytes, character_set: str, vr: str) -> str:
-    if value.isascii() and b"\x1b" not in value:
-        return value.decode("ascii")
-    text = decode_text(value, character_set, vr)
-    return _KEPT_BYTES.sub("\ufffd", text) if has_undecoded(text) else text
-
-
-def _text_writer(vr: str) -> _Write:
-    def write(value: bytes, character_set: str) -> str:
-        text = _decoded(value, character_set, vr).rstrip(" \0")
-        if not text:
-            return _EMPTY
-        if "\\" in text:
-            return _values([one.rstrip(" \0") for one in text.split("\\")])
-        return f',"Value":[{encode_basestring(text)}]}}'
-
-    return write
-
-
-def _long_text_writer(vr: str) -> _Write:
-    def write(value: bytes, character_set: str) -> str:
-        text = _decoded(value, character_set, vr).rstrip(" \0")
-        return f',"Value":[{encode_basestring(text)}]}}' if text else _EMPTY
-
-    return write
-
-
-def _write_name(value: bytes, character_set: str) -> str:
-    text = _decoded(value, character_set, "PN").rstrip(" \0")
-    if not text:
-        return _EMPTY
-    if "\\" not in text and "=" not in text:
-        return f',"Value":[{{"Alphabetic":{encode_basestring(text)}}}]}}'
-    return ',"Value":[' + ",".join(map(_name, text.split("\\"))) + "]}"
-
-
-def _name(text: str) -> str:
-    groups = zip(("Alphabetic", "Ideographic", "Phonetic"), text.split("="), strict=False)
-    written = ",".join([f'"{group}":{encode_basestring(one)}' for group, one in groups if one])
-    return f"{{{written}}}" if written else "null"
-
-
-def _write_decimals(value: bytes, character_set: str) -> str:
-    text = value.decode("latin-1").strip(" \0")
-    if not text:
-        return _EMPTY
-    if _NUMBERS.fullmatch(text):
-        return f',"Value":[{text.replace(chr(92), ",")}]}}'
-    return ',"Value":[' + ",".join([_decimal(one.strip()) for one in text.split("\\")]) + "]}"
-
-
-def _decimal(text: str) -> str:
-    if not text:
-        return "null"
-    if _NUMBERS.fullmatch(text):
-        return text
-    if _LENIENT.fullmatch(text):
-        number = float(text)
-        if math.isfinite(number):
-            return repr(number)
-    return encode_basestring(text)
-
-
-def _write_integers(value: bytes, character_set: str) -> str:
-    text = value.decode("latin-1").strip(" \0")
-    if not text:
-        return _EMPTY
-    if _INTEGERS.fullmatch(text):
-        return f',"Value":[{text.replace(chr(92), ",")}]}}'
-    return ',"Value":[' + ",".join([_integer(one.strip()) for one in text.split("\\")]) + "]}"
-
-
-def _integer(text: str) -> str:
-    if not text:
-        return "null"
-    if _LENIENT.fullmatch(text):
-        if text.lstrip("+-").isdigit():
-            return str(int(text))
-        number = float(text)
-        if number.is_integer() and abs(number) < 1 << 53:
-            return str(int(number))
-    return _decimal(text)
-
-
-def _packed_writer(order: str, code: str) -> _Write:
-    one = Struct(order + code)
-    size, unpack = one.size, one.unpack
-
-    def write(value: bytes, character_set: str) -> str:
-        length = len(value)
-        if length == size:
-            return f',"Value":[{unpack(value)[0]}]}}'
-        if length % size:
-            raise _WrongLength
-        if not length:
-            return _EMPTY
-        numbers = Struct(f"{order}{length // size}{code}").unpack(value)
-        return f',"Value":[{",".join(map(str, numbers))}]}}'
-
-    return write
-
-
-def _float_writer(order: str, code: str) -> _Write:
-    size = Struct(order + code).size
-
-    def write(value: bytes, character_set: str) -> str:
-        length = len(value)
-        if length % size:
-            raise _WrongLength
-        if not length:
-            return _EMPTY
-        numbers = Struct(f"{order}{length // size}{code}").unpack(value)
-        text = ",".join(map(repr, numbers))
-        if "n" in text:  # nan and inf, which are no numbers of JSON, are strings (PS3.18 Table F.2.3-1)
-            text = text.replace("nan", '"NaN"').replace("-inf", '"-"').replace("inf", '"inf"').replace('"-"', '"-inf"')
-        return f',"Value":[{text}]}}'
-
-    return write
-
-
-def _tag_writer(order: str) -> _Write:
-    def write(value: bytes, character_set: str) -> str:
-        length = len(value)
-        if length % 4:
-            raise _WrongLength
-        if not length:
-            return _EMPTY
-        halves = Struct(f"{order}{length // 2}H").unpack(value)
-        tags = [f'"{halves[at]:04X}{halves[at + 1]:04X}"' for at in range(0, length // 2, 2)]
-        return f',"Value":[{",".join(tags)}]}}'
-
-    return write
-
-
-def _writers(order: str) -> dict[str, _Write]:
-    return {
-        **dict.fromkeys(("AS", "CS", "DA", "DT", "TM", "UI"), _write_string),
-        "AE": _write_title,
-        "DS": _write_decimals,
-        "IS": _write_integers,
-        "PN": _write_name,
-        **{vr: _text_writer(vr) for vr in ("LO", "SH", "UC")},
-        **{vr: _long_text_writer(vr) for vr in ("LT", "ST", "UT")},
-        "UR": _long_text_writer("UR"),
-        **{
-            vr: _packed_writer(order, code)
-            for vr, code in {"US": "H", "SS": "h", "UL": "I", "SL": "i", "UV": "Q", "SV": "q"}.items()
-        },
-        "FL": _float_writer(order, "f"),
-        "FD": _float_writer(order, "d"),
-        "AT": _tag_writer(order),
-    }
-
-
-#: The VRs whose values are written in base64, and the array type codes of their units, which are little endian in JSON.
-_BINARY: Final = {"OB": "", "UN": "", "OW": "H", "OF": "I", "OL": "I", "OD": "Q", "OV": "Q"}
 
 _CHARACTER_SET: Final = 0x00080005
 _BITS_ALLOCATED: Final = 0x00280100
@@ -305,7 +116,7 @@ class _Entry(NamedTuple):
 
     tag: int
     prefix: str
-    write: _Write | None
+    write: Write | None
     vr: str
     is_long: bool
 
@@ -327,7 +138,7 @@ class _Scope:
         self.implicit = implicit
         self.big = big
         self.format = BIG_ENDIAN_FORMAT if big else LITTLE_ENDIAN_FORMAT
-        self.writers = _writers(">" if big else "<")
+        self.writers = writers(">" if big else "<")
         self.entries: dict[bytes, _Entry] = {}
 
 
@@ -340,7 +151,7 @@ def _entry(scope: _Scope, key: bytes) -> _Entry:
     group, element = scope.format.tag(key)
     tag = group << 16 | element
     if scope.implicit:
-        vr = "" if group & 1 else _public(tag)
+        vr = "" if group & 1 else public_vr(tag)
     else:
         vr = key[4:].decode("latin-1")
         if key[4:] not in SHORT_VRS and key[4:] not in LONG_VRS:
@@ -348,37 +159,7 @@ def _entry(scope: _Scope, key: bytes) -> _Entry:
     write = scope.writers.get(vr)
     if tag in _CONTEXT or tag in _DESCRIPTORS or tag == _CHARACTER_SET or (group & 1 and 0x10 <= element <= 0xFF):
         write = None
-    return _Entry(tag, _prefix(tag, vr), write, vr, key[4:] in LONG_VRS)
-
-
-@lru_cache(maxsize=MAX_ENTRIES)
-def _public(tag: int) -> str:
-    """Return the VR in the data dictionary; empty if there is none."""
-    try:
-        vr = dictionary_VR(tag)
-    except KeyError:
-        return "" if tag & 0xFFFF else "UL"  # a group length
-    return "" if vr == "NONE" else vr
-
-
-def _prefix(tag: int, vr: str) -> str:
-    return f'"{tag:08X}":{{"vr":"{vr}"'
-
-
-def _inline(tag: int, vr: str, value: bytes) -> str:
-    if not value:
-        return _prefix(tag, vr) + _EMPTY
-    return f'{_prefix(tag, vr)},"InlineBinary":"{b64encode(value).decode("ascii")}"}}'
-
-
-def _swapped(vr: str, value: bytes) -> bytes:
-    """Return a value of big endian in little endian, as bulk data is (PS3.18 8.7.3.3.1)."""
-    code = _BINARY.get(vr)
-    if not code or len(value) % array(code).itemsize:
-        return value
-    units = array(code, value)
-    units.byteswap()
-    return units.tobytes()
+    return _Entry(tag, prefix_of(tag, vr), write, vr, key[4:] in LONG_VRS)
 
 
 def _find(buffer: bytes, pos: int, wanted: int, scope: _Scope) -> int | None:
@@ -560,8 +341,8 @@ class JSONEncoder:
             if write is not None and stop <= end and length <= longest:
                 try:
                     elements[tag] = prefix + write(buffer[start:stop], level.character_set)
-                except _WrongLength:
-                    elements[tag] = _inline(tag, "UN", buffer[start:stop])
+                except WrongLength:
+                    elements[tag] = inline(tag, "UN", buffer[start:stop])
                 pos = stop
                 continue
             if tag >= DELIMITERS:
@@ -581,18 +362,16 @@ class JSONEncoder:
         self, entry: _Entry, buffer: bytes, pos: int, start: int, length: int, end: int, level: _Level, scope: _Scope
     ) -> int:
         """Encode an element that is no simple value; return the position behind it."""
-        tag, prefix, _, vr, _ = entry
+        tag, vr = entry.tag, entry.vr
         if not vr and not scope.implicit:
             start, length = odd_header(scope.format, buffer, pos, scope.format.short(buffer, pos + 6)[0])
             if start > end:
                 raise _Short
             vr = "UN"
-            prefix = _prefix(tag, vr)
         stop = start + length
         undefined = length == UNDEFINED_LENGTH
         if not vr or vr == "UN" or vr in _AMBIGUOUS:
             vr = self._resolved(tag, vr, buffer, start, length, level, scope)
-            prefix = _prefix(tag, vr)
         write = scope.writers.get(vr)
         if vr == "SQ" or (undefined and vr not in ("OB", "OW")):
             if entry.vr and entry.vr != "UN":
@@ -610,16 +389,15 @@ class JSONEncoder:
             return self._bulk(tag, vr, buffer, start, stop, end, level, scope, write)
         if stop > end:
             return self._cut_off(stop, end)
-        value = buffer[start:stop]
-        try:
-            level.elements[tag] = prefix + write(value, level.character_set)
-        except _WrongLength:
-            level.elements[tag] = _inline(tag, "UN", value)
-        self._remember(tag, vr, value, level, scope)
+        self._write(tag, vr, buffer[start:stop], level, scope)
         return stop
 
-    def _remember(self, tag: int, vr: str, value: bytes, level: _Level, scope: _Scope) -> None:
-        """Keep a value on which other elements depend."""
+    def _write(self, tag: int, vr: str, value: bytes, level: _Level, scope: _Scope) -> None:
+        """Encode a value, and keep it if other elements depend on it."""
+        try:
+            level.elements[tag] = prefix_of(tag, vr) + scope.writers[vr](value, level.character_set)
+        except WrongLength:
+            level.elements[tag] = inline(tag, "UN", value)
         if tag == _CHARACTER_SET:
             level.character_set = canonical(value.decode("latin-1"))
         elif tag >> 16 & 1:
@@ -639,7 +417,7 @@ class JSONEncoder:
                 if vr == "SS" and len(value) > 2 and not len(value) % 2:
                     unsigned = scope.writers["US"](value[:2], "")[10:-2]
                     others = scope.writers["SS"](value[2:], "")[10:]
-                    level.elements[tag] = f'{_prefix(tag, vr)},"Value":[{unsigned},{others}'
+                    level.elements[tag] = f'{prefix_of(tag, vr)},"Value":[{unsigned},{others}'
 
     def _resolved(self, tag: int, vr: str, buffer: bytes, start: int, length: int, level: _Level, scope: _Scope) -> str:
         """Return the VR of an element whose VR is unknown, or depends on other elements."""
@@ -648,7 +426,7 @@ class JSONEncoder:
                 return vr  # a value that is too long for its own VR (PS3.5 6.2.2)
             if tag >> 16 & 1:
                 return self._private(tag, level) or "UN"
-            vr = _public(tag) or "UN"
+            vr = public_vr(tag) or "UN"
         if vr == "US or SS":
             signed = level.signed
             if signed is None or tag < _PIXEL_REPRESENTATION:
@@ -688,31 +466,31 @@ class JSONEncoder:
         end: int,
         level: _Level,
         scope: _Scope,
-        write: _Write | None,
+        write: Write | None,
     ) -> int:
         """Encode a long or a binary value."""
         length = stop - start
-        prefix = _prefix(tag, vr)
+        prefix = prefix_of(tag, vr)
         is_pixels = tag in _PIXEL_DATA and not level.path
         if length > (self._max_text if write else self._max_inline) or is_pixels:
             if self._bulk_data is None:
                 if is_pixels:
-                    level.elements[tag] = prefix + _EMPTY
+                    level.elements[tag] = prefix + EMPTY
                     return stop
             elif length:
                 uri = self._bulk_data((*level.path, tag), vr, self._base + start, length)
                 if uri is not None or is_pixels:
                     level.elements[tag] = prefix + (
-                        f',"BulkDataURI":{encode_basestring(uri)}}}' if uri is not None else _EMPTY
+                        f',"BulkDataURI":{encode_basestring(uri)}}}' if uri is not None else EMPTY
                     )
                     return self._cut_off(stop, end) if stop > end and level.depth else stop
         if stop > end:
             return self._cut_off(stop, end)
         value = buffer[start:stop]
         if write:
-            level.elements[tag] = prefix + write(value, level.character_set)
+            self._write(tag, vr, value, level, scope)
         else:
-            level.elements[tag] = _inline(tag, vr, _swapped(vr, value) if scope.big else value)
+            level.elements[tag] = inline(tag, vr, swapped(vr, value) if scope.big else value)
         return stop
 
     def _cut_off(self, stop: int, end: int) -> int:
@@ -728,7 +506,7 @@ class JSONEncoder:
     def _fragments(self, tag: int, vr: str, buffer: bytes, start: int, level: _Level, scope: _Scope) -> int:
         """Pass over pixel data in fragments (PS3.5 A.4)."""
         uri = self._bulk_data((*level.path, tag), vr, self._base + start, None) if self._bulk_data else None
-        text = _prefix(tag, vr) + (f',"BulkDataURI":{encode_basestring(uri)}}}' if uri is not None else _EMPTY)
+        text = prefix_of(tag, vr) + (f',"BulkDataURI":{encode_basestring(uri)}}}' if uri is not None else EMPTY)
         pos = start
         while pos + 8 <= len(buffer):
             raw, length = scope.format.implicit(buffer, pos)
@@ -784,7 +562,7 @@ class JSONEncoder:
             items.append(inner.text())
         if not closed and not self._final:
             raise _Short
-        level.elements[tag] = _prefix(tag, "SQ") + (f',"Value":[{",".join(items)}]}}' if items else _EMPTY)
+        level.elements[tag] = prefix_of(tag, "SQ") + (f',"Value":[{",".join(items)}]}}' if items else EMPTY)
         return pos if undefined else stop
 
 
@@ -802,57 +580,3 @@ def encode_json(
     :raises DataSetError: the bytes cannot be a data set, or exceed a limit.
     """
     return JSONEncoder(transfer_syntax, bulk_data, default_charset=default_charset).encode(source, added)
-
-
-def attribute(tag: int, values: Any, vr: str = "") -> str:
-    """
-    Return an attribute as a member of a JSON object, such as those of a row of the index.
-
-    :param values: its values: texts, in which a backslash divides values if the VR has several; numbers; for a sequence,
-        JSON objects as :class:`bytes`.
-    :param vr: its VR; by default that of the data dictionary.
-    """
-    vr = vr or _public(tag) or "UN"
-    if vr == "SQ":
-        items = [item.decode("utf-8") for item in values or () if item]
-        return _prefix(tag, vr) + (f',"Value":[{",".join(items)}]}}' if items else _EMPTY)
-    if values is None or values == "":
-        return _prefix(tag, vr) + _EMPTY
-    if vr in _NUMERIC:
-        numbers = [values] if isinstance(values, int | float) else values
-        texts = ["null" if one is None or one == "" else _decimal(str(one)) for one in numbers]
-        return f'{_prefix(tag, vr)},"Value":[{",".join(texts)}]}}' if texts else _prefix(tag, vr) + _EMPTY
-    text = (
-        values if isinstance(values, str) else "\\".join(map(str, values if isinstance(values, Sequence) else [values]))
-    )
-    return _prefix(tag, vr) + _IN_TEXT[vr](text.encode("utf-8", "replace"), "ISO_IR 192")
-
-
-def encode_attributes(row: Mapping[int, Any]) -> bytes:
-    """
-    Return a JSON object of attributes by tag, as an answer to a search has them.
-
-    :param row: the values of each attribute, as :func:`attribute` takes them.
-    """
-    return ("{" + ",".join([attribute(tag, row[tag]) for tag in sorted(row)]) + "}").encode("utf-8", "replace")
-
-
-_NUMERIC: Final = frozenset(("FD", "FL", "SL", "SS", "SV", "UL", "US", "UV"))
-
-
-class _TextWriters(dict[str, _Write]):
-    """The writers of texts in UTF-8; those whose VR has no character set of its own get one."""
-
-    def __missing__(self, vr: str) -> _Write:
-        return _text_writer("UC")
-
-
-_IN_TEXT: Final = _TextWriters(
-    {
-        **{vr: _text_writer(vr) for vr in ("LO", "SH", "UC", "AE", "AS", "CS", "DA", "DT", "TM", "UI")},
-        **{vr: _long_text_writer(vr) for vr in ("LT", "ST", "UT", "UR")},
-        "PN": _write_name,
-        "DS": _write_decimals,
-        "IS": _write_integers,
-    }
-)
