@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pydicom import Dataset
 from pydicom.tag import Tag
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -209,6 +209,8 @@ class Performance:
         """Log the exception of a handler, and answer with *status*."""
         if self.is_cancelled and self.assoc.end_reason is not None and reason.value is self.assoc.end_reason:
             return  # the handler was reading the data set of a peer that is gone: there is nothing to answer
+        if reason.check(CancelledError) and self.assoc.end_reason is not None:
+            return  # the program ends, and its event loop cancels the tasks of handlers
         self.assoc.log_refusal(
             self.log.failure,
             "the handler of {event} raised; {peer!r} gets the status 0x{status:04X}",
