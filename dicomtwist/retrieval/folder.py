@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from dicomtwist.archive.index.record import REQUIRED
@@ -34,8 +35,12 @@ from dicomtwist.runtime.regular_files import open_regular
 __all__ = ["Receipt", "ReceivingFolder"]
 
 #: The number of complete files, and of their bytes, that wait for their names before a writing thread syncs them itself.
-MAX_PENDING: Final = 48
+MAX_PENDING: Final = 256
 MAX_PENDING_BYTES: Final = 64 * 1024 * 1024
+#: The longest time that complete files wait for others, to be synced together, in seconds.
+DELAY: Final = 0.5
+#: The number of files that are flushed to the medium one by one; if there are more, the whole file system is flushed.
+MAX_SYNCED: Final = 12
 #: The number of folders that are remembered as on the medium.
 MAX_KNOWN_FOLDERS: Final = 4096
 #: The longest value of an attribute in a name, in bytes, and the bytes that are read of a file at a time.
@@ -115,7 +120,9 @@ class ReceivingFolder:
         self._pending_bytes = 0
         self._known: dict[str, None] = {}
         self._waiting: list[Deferred[None]] = []
-        self._settling = False
+        self._settling = self._hurries = False
+        self._timer: IDelayedCall | None = None
+        self._whole = -1
 
     def prepare(self) -> None:
         """
@@ -124,9 +131,15 @@ class ReceivingFolder:
         :raises StoreUnusable: the folder cannot be used; the text says why and what to do.
         """
         self.store.prepare()
+        if self._syncs and self._fs.can_sync_all:
+            # Open from the beginning on, since it reports the failures that came since then.
+            self._whole = self._fs.open(self._root, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
 
     def close(self) -> None:
         """Release the folder."""
+        whole, self._whole = self._whole, -1
+        if whole >= 0:
+            self._fs.close_quietly(whole)
         self.store.close()
 
     # --- files that are there
@@ -194,31 +207,49 @@ class ReceivingFolder:
             ]
             self._sync_folders(named)
 
-    def settle(self, executor: Executor) -> Deferred[None]:
+    def settle(self, executor: Executor, *, soon: bool = True) -> Deferred[None]:
         """
         Have all files named that wait now. Calls that come during a sync share the next one.
 
         :param executor: runs the sync.
+        :param soon: whether somebody waits for it. Otherwise it is done within :data:`DELAY`, since a sync delays those that
+            write meanwhile, and takes hardly longer for many files than for a few.
         :returns: a Deferred that fires when that is done.
         """
         waiting: Deferred[None] = Deferred()
         self._waiting.append(waiting)
+        self._hurries = self._hurries or soon
         self._settle(executor)
         return waiting
 
     def _settle(self, executor: Executor) -> None:
         if self._settling or not self._waiting:
             return
-        self._settling = True
+        if not self._hurries:
+            if self._timer is None:
+                self._timer = executor.call_later(DELAY, self._timed, executor)
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._settling, self._hurries = True, False
         waiting, self._waiting = self._waiting, []
 
         def done(result: Failure | None) -> None:
             self._settling = False
             self._settle(executor)
             for deferred in waiting:
-                deferred.callback(None) if result is None else deferred.errback(result)
+                if result is None:
+                    deferred.callback(None)
+                else:
+                    deferred.errback(result)
 
         executor.run_admitted(self.flush).addBoth(done)
+
+    def _timed(self, executor: Executor) -> None:
+        self._timer = None
+        self._hurries = True
+        self._settle(executor)
 
     # --- names
 
@@ -285,6 +316,8 @@ class ReceivingFolder:
         """Flush the files of *batch* to the medium; the system begins with all before the first is waited for."""
         if not self._syncs:
             return list(batch)
+        if self._sync_all(batch):
+            return list(batch)
         good: list[_Pending] = []
         with ExitStack() as stack:
             opened: list[tuple[_Pending, int]] = []
@@ -302,6 +335,16 @@ class ReceivingFolder:
                 except OSError as error:
                     self._failed(pending, error)
         return good
+
+    def _sync_all(self, files: Collection[object]) -> bool:
+        """Flush the whole file system if that takes less time than *files* one by one; return whether that was done."""
+        if len(files) <= MAX_SYNCED or self._whole < 0:
+            return False
+        try:
+            self._fs.sync_all(self._whole)
+        except OSError:
+            return False  # each file says for itself
+        return True
 
     def _name(self, pending: _Pending) -> str | None:
         """Give a file its name and return that; ``None`` if that failed, or a file of the instance is there already."""
@@ -361,7 +404,7 @@ class ReceivingFolder:
                 if folder not in self._known:
                     held.setdefault(os.path.dirname(folder), []).append(pending)
         failed: set[int] = set()
-        for folder, files in held.items():
+        for folder, files in {}.items() if self._sync_all(held) else held.items():
             try:
                 self._fs.sync_folder(folder)
             except OSError as error:

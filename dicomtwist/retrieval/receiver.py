@@ -153,9 +153,9 @@ class FolderReceiver:
         """The handler of ``EVT_C_STORE``, for ``evt_handlers``."""
         return evt.EVT_C_STORE, self._store
 
-    def settle(self) -> Deferred[None]:
+    def settle(self, *, soon: bool = True) -> Deferred[None]:
         """Have all files named that have arrived, see :meth:`ReceivingFolder.settle`."""
-        return self._folder.settle(self._executor)
+        return self._folder.settle(self._executor, soon=soon)
 
     @evt.streaming
     def _store(self, event: evt.StoreEvent) -> Any:

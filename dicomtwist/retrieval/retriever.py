@@ -61,7 +61,7 @@ MAX_RECONNECTS: Final = 5
 #: The most concurrent associations.
 MAX_ASSOCIATIONS: Final = 64
 #: The number of results of one association that may wait for their files to be named.
-MAX_UNSETTLED: Final = 32
+MAX_UNSETTLED: Final = 128
 
 _CANCELLED: Final = 0xFE00
 
@@ -199,7 +199,7 @@ class Retriever:
         except FirstError as error:
             error.subFailure.raiseException()
         finally:
-            await executors.receiving.run_admitted(self._folder.flush)
+            await self._folder.settle(executors.receiving)
             executors.release()
         return self.totals
 
@@ -231,11 +231,10 @@ class Retriever:
                     break
                 await self._handle(lane, request)
                 if len(lane.settling) >= MAX_UNSETTLED:
-                    await lane.settling[0]
+                    await lane.receiver.settle()
         except _Stopped:
             pass
-        while lane.settling:
-            await lane.settling[0]
+        await lane.receiver.settle()
         for association in (lane.extra, lane.main):
             await _release(association)
 
@@ -260,7 +259,7 @@ class Retriever:
             self._settle(lane, work)
 
     def _settle(self, lane: _Lane, work: _Work) -> None:
-        settling = lane.receiver.settle()
+        settling = lane.receiver.settle(soon=False)
         lane.settling.append(settling)
 
         def settled(result: Failure | None) -> Failure | None:
