@@ -143,6 +143,8 @@ class Unambiguous(SphinxPostTransform):
         names = Counter(name.rpartition(".")[2] for name, *_ in domain.get_objects())
         for node in list(self.document.findall(pending_xref)):
             if node.get("refdomain") == "py" and names[node["reftarget"].lstrip(".")] > 1:
+                # A reference that autodoc makes of a type has no document.
+                node.setdefault("refdoc", self.env.docname)
                 content = node[0].deepcopy() if node.children else nodes.Text(node["reftarget"])
                 link = resolve(self.app, self.env, node, content)
                 if link is not None:
