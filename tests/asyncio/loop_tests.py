@@ -194,6 +194,7 @@ class Cancelling(LoopTestCase):
         closed = asyncio.Event()
 
         async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            request.reschedule(0)
             with suppress(ConnectionResetError):
                 await reader.read()
             closed.set()
@@ -202,7 +203,7 @@ class Cancelling(LoopTestCase):
         listener = await asyncio.start_server(silent, *HERE)
         port = listener.sockets[0].getsockname()[1]
         with self.assertRaises(TimeoutError):
-            async with asyncio.timeout(0.1):
+            async with asyncio.timeout(None) as request:
                 await connect("127.0.0.1", port)
         await closed.wait()
         listener.close()
@@ -228,20 +229,21 @@ class Cancelling(LoopTestCase):
         release = asyncio.Event()
 
         async def store(event: evt.StoreEvent) -> int:
+            limit.reschedule(0)
             await release.wait()
             return 0x0000
 
         server = await self.serve((evt.EVT_C_STORE, store))
         async with connect("127.0.0.1", server.port) as assoc:
             with self.assertRaises(TimeoutError):
-                async with asyncio.timeout(0.05):
+                async with asyncio.timeout(None) as limit:
                     await assoc.store(CT)
             self.assertTrue(assoc.is_established)
             release.set()
             self.assertEqual(await assoc.echo(), 0x0000)
         release.clear()
         with self.assertRaises(TimeoutError):
-            async with asyncio.timeout(0.05), connect("127.0.0.1", server.port) as assoc:
+            async with asyncio.timeout(None) as limit, connect("127.0.0.1", server.port) as assoc:
                 await assoc.store(CT)
         self.assertTrue(assoc.is_aborted)
         release.set()
@@ -261,9 +263,10 @@ class Cancelling(LoopTestCase):
                             raise KeyError
                 elif leave == "timeout":
                     with self.assertRaises(TimeoutError):
-                        async with asyncio.timeout(0.1):
+                        async with asyncio.timeout(None) as limit:
                             async for _ in assoc.find(study_keys(), FIND):
-                                await asyncio.sleep(0.01)
+                                limit.reschedule(0)
+                                await asyncio.sleep(60)
                 else:
                     async with assoc.find(study_keys(), FIND) as answers:
                         await anext(answers)

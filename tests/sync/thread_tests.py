@@ -57,7 +57,7 @@ class Find:
     def __init__(self, number: int) -> None:
         self.number = number
         self.sent = 0
-        self.closed = threading.Event()
+        self.began, self.closed = threading.Event(), threading.Event()
 
     def __call__(self, event: evt.IdentifierEvent) -> Iterator[tuple[int, Dataset]]:
         try:
@@ -66,6 +66,7 @@ class Find:
                 match.StudyInstanceUID = f"1.2.{index}"
                 match.PatientComments = "x" * 10_000
                 self.sent += 1
+                self.began.set()
                 yield 0xFF00, match
         finally:
             self.closed.set()
@@ -379,20 +380,29 @@ class Threads(SyncTestCase):
 class CtrlC(SyncTestCase):
     """A signal interrupts each call in the main thread."""
 
-    def interrupted(self, function: Callable[[], object], seconds: float = 0.2) -> None:
-        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    def interrupted(self, function: Callable[[], object], seconds: float, began: threading.Event | None = None) -> None:
+        """Call *function*, and send the signal *seconds* after *began*."""
+
+        def interrupt() -> None:
+            if began is not None:
+                began.wait(30)
+            time.sleep(seconds)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
         with self.assertRaises(KeyboardInterrupt):
-            timer.start()
+            thread.start()
             function()
             time.sleep(30)  # if it was over before the signal
-        timer.join()
+        thread.join()
 
     def test_operations(self) -> None:
-        release = threading.Event()
+        began, release = threading.Event(), threading.Event()
         self.addCleanup(release.set)
         find = Find(5_000)
 
         def store(event: evt.StoreEvent) -> int:
+            began.set()
             release.wait(30)
             return 0x0000
 
@@ -409,10 +419,10 @@ class CtrlC(SyncTestCase):
             for _ in assoc.find(study_keys(), FIND):
                 time.sleep(0.01)
 
-        self.interrupted(session(lambda assoc: assoc.store(CT)))
-        self.interrupted(session(slow_loop))
+        self.interrupted(session(lambda assoc: assoc.store(CT)), 0, began)
+        self.interrupted(session(slow_loop), 0.1, find.began)
         self.assertTrue(find.closed.wait(30))
-        self.interrupted(server.wait)
+        self.interrupted(server.wait, 0.1)
         release.set()
         self.wait_until(lambda: not server.active_associations)
         self.assertEqual(echo_to(server.port), "0x0000 Success")
