@@ -238,7 +238,7 @@ class Get:
             return why
         error = result.error.replace("the peer", str(peer), 1)
         if result.reason == "not found":
-            return error or f"{peer} has nothing that matches"
+            return error or f"{peer} sent nothing: it has nothing that matches"
         hint = hints.get(result.reason, "").format(peer=peer, count=result.failed)
         if result.reason == "unsent" and not result.error.startswith("the peer answered"):
             return hint
