@@ -122,13 +122,15 @@ def resolve(
         for position, (_, value) in enumerate(found):
             path = ".".join((public.get(id(value), ""), *(name for name, _ in found[position + 1 :])))
             for kind in (node["reftype"], "obj"):
-                link = domain.resolve_xref(env, node["refdoc"], app.builder, kind, path, node, contnode)
+                link = domain.resolve_xref(
+                    env, node.get("refdoc", env.docname), app.builder, kind, path, node, contnode
+                )
                 if link is not None:
                     return link
         return contnode
     matches = [name for name, *_ in domain.get_objects() if name.endswith(f".{target}")]
     if len(matches) == 1:
-        return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", matches[0], node, contnode)
+        return domain.resolve_xref(env, node.get("refdoc", env.docname), app.builder, "obj", matches[0], node, contnode)
     # zope.interface has its interfaces printed as <InterfaceClass module.name>.
     return contnode if "<InterfaceClass " in target else None
 

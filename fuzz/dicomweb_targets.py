@@ -199,6 +199,7 @@ def dicomweb_seeds(dataset: Dataset) -> dict[str, list[bytes]]:
             b'multipart/related; type="application/octet-stream"; transfer-syntax=*, image/*;q=0.5\naccept/x',
             b"application/dicom+json;q=0, */*\napplication/dicom json,image/jpeg;q=0.1",
             b'multipart/related; type="application/dicom; transfer-syntax=1.2"; boundary=**\n ',
+            b'a/b; c"d"=e; f="g\\"h"i',
         ],
         "multipart": [body, b"preamble\r\n" + body, body.replace(b"\r\n", b"\n"), body[:-5], b"--b--"],
         "parameters": [

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 from pydicom.datadict import private_dictionary_VR
 
 from dicomtwist.datasets.character_sets import canonical
-from dicomtwist.datasets.codec import inflate
+from dicomtwist.datasets.codec import DecodingLimits, inflate
 from dicomtwist.datasets.element_headers import (
     BIG_ENDIAN_FORMAT,
     DEFLATED,
@@ -56,6 +56,8 @@ MAX_DEPTH: Final = 64
 #: The bytes that are read of a file at once, and the longest element that is kept in memory: a sequence.
 WINDOW: Final = 64 * 1024
 MAX_ELEMENT: Final = 256 * 1024 * 1024
+#: The most elements and items of a data set, which take two seconds. An enhanced MR of 10,000 frames has 600,000.
+MAX_ELEMENTS: Final = 2_000_000
 
 #: Reads from a data set: the position of the first byte, and the number of bytes. It returns fewer at the end only.
 ReadAt: TypeAlias = Callable[[int, int], bytes]
@@ -249,6 +251,7 @@ class JSONEncoder:
         self._implicit = transfer_syntax in IMPLICIT
         self._big = transfer_syntax == EXPLICIT_BIG_ENDIAN
         self._base = 0  # the position of the buffer in the data set
+        self._left = 0  # the elements and items that may follow
         self._final = False  # whether the data set ends with the buffer, within an element
 
     def encode(self, source: bytes | ReadAt, added: Mapping[int, str] | None = None) -> bytes:
@@ -259,11 +262,13 @@ class JSONEncoder:
             a BulkDataURI are not read.
         :param added: the JSON of further elements by tag, from :func:`attribute`; they replace those of the data set.
         :returns: a JSON object in UTF-8.
-        :raises DataSetTooLong: an element has more than :data:`MAX_ELEMENT` bytes, or sequences are nested too deep.
+        :raises DataSetTooLong: it has more than :data:`MAX_ELEMENTS`, one of more than :data:`MAX_ELEMENT` bytes, or
+            sequences that are nested too deep; or it inflates to more than :data:`MAX_ELEMENT`.
         :raises DataSetError: the bytes cannot be a data set.
         """
         if self._deflated:
-            source = inflate(source if isinstance(source, bytes) else source(0, MAX_ELEMENT))
+            whole = source if isinstance(source, bytes) else source(0, MAX_ELEMENT)
+            source = inflate(whole, DecodingLimits(MAX_ELEMENT))
         level = _Level()
         level.character_set = self._charset
         try:
@@ -279,6 +284,7 @@ class JSONEncoder:
         buffer = source if isinstance(source, bytes) else source(0, WINDOW)
         self._base = pos = 0
         self._final = False
+        self._left = MAX_ELEMENTS
         asked = WINDOW
         scope = _BIG if self._big else _IMPLICIT if self._implicit else _EXPLICIT
         while True:
@@ -318,7 +324,11 @@ class JSONEncoder:
         short_length, long_length = scope.format.short, scope.format.long
         elements, longest = level.elements, self._max_text
         last = end - 8
+        left = self._left
         while pos <= last:
+            left -= 1
+            if left < 0:
+                raise DataSetTooLong(f"a data set of more than {MAX_ELEMENTS} elements and items")
             key = buffer[pos : pos + 4] if implicit else buffer[pos : pos + 6]
             entry = entries.get(key)
             if entry is None:
@@ -346,6 +356,7 @@ class JSONEncoder:
                 pos = stop
                 continue
             if tag >= DELIMITERS:
+                self._left = left
                 if is_item and tag == ITEM_END:
                     return pos + 8, True
                 if is_item and tag == SEQUENCE_END:
@@ -355,7 +366,10 @@ class JSONEncoder:
                     continue
                 raise DataSetError(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) outside any sequence")
             level.at = pos
+            self._left = left
             pos = self._special(entry, buffer, pos, start, length, end, level, scope)
+            left = self._left
+        self._left = left
         return pos, False
 
     def _special(
@@ -549,6 +563,9 @@ class JSONEncoder:
                 continue  # superfluous, behind an item of defined length
             if what != ITEM:
                 raise DataSetError(f"({what >> 16:04X},{what & 0xFFFF:04X}) where an item of a sequence was due")
+            self._left -= 1
+            if self._left < 0:
+                raise DataSetTooLong(f"a data set of more than {MAX_ELEMENTS} elements and items")
             inner = _Level(level, (*level.path, tag, len(items)))
             if size == UNDEFINED_LENGTH:
                 pos, ended = self._elements(buffer, pos, stop, inner, scope, True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -112,7 +112,7 @@ class MediaType:
     """
 
     name: str
-    parameters: dict[str, str] = field(default_factory=dict)
+    parameters: dict[str, str]
 
     @classmethod
     def parse(cls, text: str) -> MediaType:
@@ -168,11 +168,12 @@ def _parameters(items: Sequence[str]) -> dict[str, str]:
     parameters: dict[str, str] = {}
     for one in items:
         name, equals, value = one.partition("=")
-        if equals:
+        name = name.strip()
+        if equals and _TOKEN.fullmatch(name):
             value = value.strip()
             if value[:1] == '"':
                 value = re.sub(r"\\(.)", r"\1", value[1:-1] if len(value) > 1 and value[-1] == '"' else value[1:])
-            parameters.setdefault(name.strip().lower(), value.strip())
+            parameters.setdefault(name.lower(), value.strip())
     return parameters
 
 

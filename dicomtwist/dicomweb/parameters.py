@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote, unquote_plus
@@ -22,6 +22,7 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
 __all__ = [
+    "NO_WARNINGS",
     "RETURN_KEYS",
     "ParameterError",
     "Search",
@@ -84,14 +85,28 @@ class ParameterError(ValueError):
     """A query parameter has an invalid value. The text names it, for the response 400."""
 
 
-class Warnings(list[str]):
+class Warnings(tuple[str, ...]):
     """The texts of the Warning header field of a response: printable ASCII without quotation marks, and few."""
 
-    def ignored(self, name: str, why: str = "is not known") -> None:
-        """Record that the parameter *name* of the request is ignored."""
-        if len(self) < MAX_WARNINGS:
-            shown = "".join(one if " " < one <= "~" and one not in '"\\' else "?" for one in name[:MAX_NAME_LENGTH])
-            self.append(f"{shown} {why}, and is ignored")
+    __slots__ = ()
+
+    def with_ignored(self, name: str, why: str = "is not known") -> Warnings:
+        """Return these and one more: that the parameter *name* of the request is ignored."""
+        if len(self) >= MAX_WARNINGS:
+            return self
+        shown = "".join(one if " " < one <= "~" and one not in '"\\' else "?" for one in name[:MAX_NAME_LENGTH])
+        return Warnings((*self, f"{shown} {why}, and is ignored"))
+
+    def fields(self, service: str) -> list[str]:
+        """
+        Return the values of the Warning header fields (PS3.18 8.3.4.1).
+
+        :param service: the base URL of the service, or its host.
+        """
+        return [f'299 {service} "{text}"' for text in self]
+
+
+NO_WARNINGS: Final = Warnings()
 
 
 @dataclass(slots=True)
@@ -118,7 +133,7 @@ class Search:
     limit: int | None = None
     offset: int = 0
     is_contradictory: bool = False
-    warnings: Warnings = field(default_factory=Warnings)
+    warnings: Warnings = NO_WARNINGS
 
     def add_return_keys(self, attributes: Iterable[int | str]) -> None:
         """
@@ -196,7 +211,7 @@ def parse_search(
         else:
             path = _path(name)
             if path is None or path[0] in _ADDED:
-                search.warnings.ignored(name)
+                search.warnings = search.warnings.with_ignored(name)
                 continue
             keys[path] = keys.get(path, []) + _values(path[-1], value, multiple=multiple)
     for path, values in keys.items():
@@ -229,7 +244,7 @@ def _add_returned(search: Search, included: list[str], study: str, series: str) 
         elif name:
             path = _path(name)
             if path is None:
-                search.warnings.ignored(f"includefield={name}")
+                search.warnings = search.warnings.with_ignored(f"includefield={name}")
             elif path[0] not in _ADDED:
                 _add_key(search.identifier, path, [])
 

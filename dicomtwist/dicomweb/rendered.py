@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from dicomtwist.dicomweb.media_types import Accept
-from dicomtwist.dicomweb.parameters import ParameterError, Warnings, parse_query
+from dicomtwist.dicomweb.parameters import NO_WARNINGS, ParameterError, Warnings, parse_query
 
 __all__ = [
     "Rendering",
@@ -99,7 +99,7 @@ class Rendering:
     annotations: tuple[str, ...] = ()
     icc_profile: str | None = None
     frame: int | None = None
-    warnings: Warnings = field(default_factory=Warnings, compare=False)
+    warnings: Warnings = field(default=NO_WARNINGS, compare=False)
 
 
 def parse_rendering(query: str | bytes | Iterable[tuple[str, str]], *, thumbnail: bool = False) -> Rendering:
@@ -110,22 +110,23 @@ def parse_rendering(query: str | bytes | Iterable[tuple[str, str]], *, thumbnail
     :param thumbnail: whether it is that of a thumbnail, whose viewport has no region (PS3.18 8.3.5.2).
     :raises ParameterError: a value is invalid.
     """
-    warnings = Warnings()
+    warnings = NO_WARNINGS
     found: dict[str, str] = {}
     for name, value in parse_query(query) if isinstance(query, str | bytes) else query:
         option = name.lower()
         if option in ("viewport", "window", "quality", "annotation", "iccprofile"):
             found[option] = value.strip()
         elif option not in ("accept", "charset"):
-            warnings.ignored(name)
+            warnings = warnings.with_ignored(name)
     profile = found.get("iccprofile", "").lower() or None
     if profile is not None and profile not in _PROFILES:
         raise ParameterError("iccprofile has an unknown value")
+    annotations, warnings = _annotations(found.get("annotation", ""), warnings)
     return Rendering(
         viewport=_viewport(found["viewport"], thumbnail) if "viewport" in found else None,
         window=_window(found["window"]) if "window" in found else None,
         quality=_quality("quality", found["quality"]) if "quality" in found else None,
-        annotations=_annotations(found.get("annotation", ""), warnings),
+        annotations=annotations,
         icc_profile=profile,
         warnings=warnings,
     )
@@ -190,15 +191,15 @@ def _quality(name: str, text: str) -> int:
     return int(text)
 
 
-def _annotations(text: str, warnings: Warnings) -> tuple[str, ...]:
+def _annotations(text: str, warnings: Warnings) -> tuple[tuple[str, ...], Warnings]:
     found = []
     for one in text.split(","):
         name = one.strip().lower()
         if name in _ANNOTATIONS:
             found.append(name)
         elif name:
-            warnings.ignored(f"annotation={name}")
-    return tuple(found)
+            warnings = warnings.with_ignored(f"annotation={name}")
+    return tuple(found), warnings
 
 
 def parse_frames(text: str) -> tuple[int, ...]:
@@ -218,6 +219,10 @@ def _frame(text: str) -> int:
     if not _UNSIGNED.fullmatch(text) or not 1 <= int(text) <= MAX_FRAME_NUMBER:
         raise ParameterError("a frame has to be a number from 1")
     return int(text)
+
+
+#: The rendering that a request without parameters asks for.
+AS_IT_IS: Final = Rendering()
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +248,7 @@ class URIRequest:
     transfer_syntax: str = ""
     anonymize: bool = False
     charset: str = ""
-    rendering: Rendering = field(default_factory=Rendering)
+    rendering: Rendering = AS_IT_IS
 
 
 def parse_uri_request(query: str | bytes | Iterable[tuple[str, str]], headers: Iterable[str] = ()) -> URIRequest:
@@ -254,12 +259,12 @@ def parse_uri_request(query: str | bytes | Iterable[tuple[str, str]], headers: I
     :param headers: the values of the Accept header fields of the request.
     :raises ParameterError: a parameter is missing, or has an invalid value.
     """
-    warnings = Warnings()
+    warnings = NO_WARNINGS
     known = {name.lower() for name in _URI_PARAMETERS}
     found: dict[str, str] = {}
     for name, value in parse_query(query) if isinstance(query, str | bytes) else query:
         if name.lower() not in known:
-            warnings.ignored(name)
+            warnings = warnings.with_ignored(name)
         elif value.strip():
             found[name.lower()] = value.strip()
     if found.get("requesttype", "").upper() != "WADO":
@@ -278,7 +283,7 @@ def parse_uri_request(query: str | bytes | Iterable[tuple[str, str]], headers: I
         raise ParameterError("anonymize has to be yes")
     for name in ("presentationUID", "presentationSeriesUID"):
         if name.lower() in found:
-            warnings.ignored(name, "is not supported")
+            warnings = warnings.with_ignored(name, "is not supported")
     return URIRequest(
         study=uids[0],
         series=uids[1],
@@ -316,12 +321,13 @@ def _uri_rendering(found: dict[str, str], warnings: Warnings) -> Rendering:
         if values[0] >= values[2] or values[1] >= values[3]:
             raise ParameterError("region has to be left,top,right,bottom")
         region = (values[0], values[1], values[2], values[3])
+    annotations, warnings = _annotations(found.get("annotation", ""), warnings)
     return Rendering(
         viewport=Viewport(columns, rows) if rows or columns else None,
         window=window,
         quality=_quality("imageQuality", found["imagequality"]) if "imagequality" in found else None,
         region=region,
-        annotations=_annotations(found.get("annotation", ""), warnings),
+        annotations=annotations,
         frame=_frame(found["framenumber"]) if "framenumber" in found else None,
         warnings=warnings,
     )

@@ -11,9 +11,11 @@ import struct
 import time
 import unittest
 import warnings
+import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pydicom
 from hypothesis import given
@@ -21,6 +23,7 @@ from hypothesis import strategies as st
 from pydicom import Dataset
 
 from dicomtwist.datasets import encode_dataset
+from dicomtwist.dicomweb import json_encoder
 from dicomtwist.dicomweb.json_encoder import (
     MAX_DEPTH,
     WINDOW,
@@ -358,6 +361,20 @@ class Hostile(unittest.TestCase):
                 encode_json(data, EXPLICIT)
         with self.assertRaises(DataSetError):
             encode_json(b"not deflated", DEFLATED)
+
+    def test_many_elements(self) -> None:
+        item = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
+        for data in (
+            explicit(0x00191001, "LO", b"") * 101,
+            explicit(0x00081140, "SQ", item * 101),
+            explicit(0x00081140, "SQ", (item[:4] + b"\x08\0\0\0" + explicit(0x00191001, "LO", b"")) * 51),
+        ):
+            with patch.object(json_encoder, "MAX_ELEMENTS", 100), self.assertRaisesRegex(DataSetTooLong, "more than"):
+                encode_json(data, EXPLICIT)
+
+    def test_bombs(self) -> None:
+        with patch.object(json_encoder, "MAX_ELEMENT", 10_000), self.assertRaises(DataSetError):
+            encode_json(zlib.compress(bytes(1_000_000), 1)[2:-4], DEFLATED)
 
     @given(st.binary(max_size=200), st.sampled_from([IMPLICIT, EXPLICIT, BIG, J2K]))
     def test_any_bytes(self, data: bytes, syntax: str) -> None:

@@ -99,7 +99,7 @@ class Keys(unittest.TestCase):
         search = parse_search("limit=101&offset=25&fuzzymatching=true&includefield=00081030%2C00080060", "STUDY")
         self.assertEqual((search.limit, search.offset, search.fuzzy, search.all_fields), (101, 25, True, False))
         self.assertIn("StudyDescription", search.identifier)
-        self.assertEqual(search.warnings, [])
+        self.assertEqual(search.warnings, ())
         search = parse_search("Limit=0&FuzzyMatching=FALSE&includefield=all&emptyvaluematching=true", "STUDY")
         self.assertEqual((search.limit, search.fuzzy, search.all_fields, search.empty_values), (0, False, True, True))
         self.assertEqual(parse_search("limit=99999999999999999999", "STUDY").limit, MAX_RESULTS)
@@ -122,7 +122,7 @@ class Keys(unittest.TestCase):
         )
         self.assertIn("PatientID", search.identifier.OtherPatientIDsSequence[0])
         self.assertIn("PatientAge", search.identifier)
-        self.assertEqual(search.warnings, ["includefield=x is not known, and is ignored"])
+        self.assertEqual(search.warnings, ("includefield=x is not known, and is ignored",))
 
     def test_warnings(self) -> None:
         search = parse_search(
@@ -132,9 +132,9 @@ class Keys(unittest.TestCase):
         self.assertEqual(search.warnings[-1], "access_token? is not known, and is ignored")
         many = parse_search("&".join(f"x{number}=" for number in range(100)), "STUDY")
         self.assertEqual(len(many.warnings), MAX_WARNINGS)
-        warnings = Warnings()
-        warnings.ignored("é" * 1000)
+        warnings = Warnings().with_ignored("é" * 1000)
         self.assertLess(len(warnings[0]), 150)
+        self.assertEqual(search.warnings.fields("pacs")[0], '299 pacs "x is not known, and is ignored"')
 
     def test_invalid_values(self) -> None:
         for query in (

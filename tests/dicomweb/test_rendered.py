@@ -42,7 +42,7 @@ class Rendered(unittest.TestCase):
             with self.subTest(query=query):
                 found = parse_rendering(query)
                 self.assertEqual(found, expected)
-                self.assertEqual(found.warnings, [])
+                self.assertEqual(found.warnings, ())
 
     def test_warnings(self) -> None:
         found = parse_rendering("annotation=patient,x&rotate=90")
@@ -128,7 +128,7 @@ class URIService(unittest.TestCase):
             "requesttype=wado&StudyUID=1.2&SERIESUID=1.3&objectuid=1.4&contenttype=application%2Fdicom"
         )
         self.assertEqual(request.instance, "1.4")
-        self.assertEqual(request.rendering.warnings, [])
+        self.assertEqual(request.rendering.warnings, ())
 
     def test_transfer_syntaxes(self) -> None:
         query = WADO + "&contentType=application/dicom&transferSyntax="
