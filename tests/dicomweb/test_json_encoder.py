@@ -111,6 +111,9 @@ class Oracle(unittest.TestCase):
                     # Without a transfer syntax pydicom guesses another one.
                     self.assertEqual(pixels["BulkDataURI"], "X")
                     self.assertIn(pixels["vr"], (dataset["PixelData"].VR, "OB" if not syntax else ""))
+                repeated = JSONEncoder(syntax, lambda path, vr, offset, length: "X")
+                once = {repeated.encode(data) for _ in range(3)}
+                self.assertEqual(len(once), 1)
                 if syntax != DEFLATED:
                     read = encode_json(lambda at, size, data=data: data[at : at + size], syntax)  # type: ignore[misc]
                     at_once = encoded(data, syntax)
@@ -410,6 +413,41 @@ class Hostile(unittest.TestCase):
         ):
             encode_json(data, EXPLICIT)
         self.assertLess(time.process_time() - begin, 5)
+
+
+class Series(unittest.TestCase):
+    """An encoder remembers elements of earlier data sets."""
+
+    def test_character_sets(self) -> None:
+        encoder = JSONEncoder(EXPLICIT)
+        name = explicit(0x00100010, "PN", b"\xd4 ")
+        for _ in range(3):
+            for charset, expected in (
+                (b"ISO_IR 100", "Ô"),
+                (b"ISO_IR 144", "д"),
+                (b"ISO_IR 192", "\ufffd"),
+                (b"", "Ô"),
+            ):
+                found = json.loads(encoder.encode(explicit(0x00080005, "CS", charset) + name))
+                self.assertEqual(found["00100010"]["Value"], [{"Alphabetic": expected}])
+
+    def test_elements_with_other_encodings(self) -> None:
+        """An element that is without a VR in a sequence, too."""
+        encoder = JSONEncoder(EXPLICIT)
+        inner = struct.pack("<HHI", 0x10, 0x20, 4) + b"LO\2\0"
+        item = struct.pack("<HHI", 0xFFFE, 0xE000, len(inner)) + inner
+        data = explicit(0x00100020, "LO", b"A ") + explicit(0x00081140, "UN", item)
+        for _ in range(3):
+            found = json.loads(encoder.encode(data))
+            self.assertEqual(found["00100020"]["Value"], ["A"])
+            self.assertEqual(found["00081140"]["Value"], [{"00100020": {"vr": "LO", "Value": ["LO\x02"]}}])
+
+    def test_many_values(self) -> None:
+        encoder = JSONEncoder(EXPLICIT)
+        for number in range(0, 10_000, 50):
+            data = b"".join(explicit(0x00191000 + at, "LO", b"%06d" % (number + at)) for at in range(50))
+            self.assertEqual(json.loads(encoder.encode(data))["00191031"]["Value"], [f"{number + 49:06}"])
+        self.assertEqual(sum(map(len, encoder._known.values())), json_encoder.MAX_KNOWN)
 
 
 class Rows(unittest.TestCase):
