@@ -8,15 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dicomtwist.archive.storage.types import Durability
+    from dicomtwist.archive.storage.types import Durability, StoreUnusable
     from dicomtwist.retrieval.folder import ReceivingFolder
     from dicomtwist.retrieval.function import retrieve
     from dicomtwist.retrieval.layout import UID_LAYOUT, InvalidLayout, Layout
     from dicomtwist.retrieval.results import Outcome, Progress, Request, RequestResult, Totals
-    from dicomtwist.retrieval.retriever import Retriever
+    from dicomtwist.retrieval.retriever import Associate, Retriever
 
 __all__ = [
     "UID_LAYOUT",
+    "Associate",
     "Durability",
     "InvalidLayout",
     "Layout",
@@ -26,17 +27,18 @@ __all__ = [
     "Request",
     "RequestResult",
     "Retriever",
+    "StoreUnusable",
     "Totals",
     "retrieve",
 ]
 
 #: The modules of the public names, which are imported on first use: contexts alone need no storage.
 _MODULE_OF = {
-    "Durability": "archive.storage.types",
+    **dict.fromkeys(("Durability", "StoreUnusable"), "archive.storage.types"),
     "ReceivingFolder": "retrieval.folder",
     **dict.fromkeys(("UID_LAYOUT", "InvalidLayout", "Layout"), "retrieval.layout"),
     **dict.fromkeys(("Outcome", "Progress", "Request", "RequestResult", "Totals"), "retrieval.results"),
-    "Retriever": "retrieval.retriever",
+    **dict.fromkeys(("Associate", "Retriever"), "retrieval.retriever"),
     "retrieve": "retrieval.function",
 }
 
