@@ -72,6 +72,7 @@ TEXTS: Final[Mapping[str, tuple[str, str]]] = {
     "archive/index/": ("archive/index/", "attributes of instances in a database"),
     "archive/": ("archive/, archive/query/", "ingest, group commit, recovery; queries"),
     "archive/services/": ("archive/services/", "storage, query, commitment, MPPS, worklist"),
+    "web/": ("web/, web/http/", "DICOMweb over twisted.web: the site, its routes"),
     "retrieval/": ("retrieval/", "studies retrieved into a folder"),
     "daemon/": ("daemon/", "twist dicom: options, workers, reload"),
     "tools/": ("tools/", "the dicomtwist command and its subcommands"),

@@ -94,6 +94,7 @@ ROOMS = (
     Room(("archive/index/",), ("pydicom", "SQLAlchemy")),
     Room(("archive/", "archive/query/"), ("Twisted", "pydicom", "SQLAlchemy")),
     Room(("archive/services/", "archive/server.py"), ("Twisted", "pydicom", "SQLAlchemy")),
+    Room(("web/http/", "web/"), ("Twisted", "pydicom")),
     Room(("retrieval/",), ("Twisted", "pydicom")),
     Room(("daemon/",), ("Twisted",)),
     Room(

@@ -8,7 +8,7 @@ requested, by its DIMSE service and SOP Class. So a rule that was removed no lon
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final
@@ -23,8 +23,8 @@ from twisted.python.failure import Failure
 from dicomtwist import evt
 from dicomtwist.access.certificates import Certificate
 from dicomtwist.access.passcode_checks import PasscodeChecks, TooManyChecks
+from dicomtwist.access.policy import CheckedRequestor, Policy
 from dicomtwist.access.rules import (
-    DEFAULT_RULES,
     EVERYTHING,
     IDENTITY_TYPES,
     UNIX,
@@ -33,7 +33,6 @@ from dicomtwist.access.rules import (
     Requestor,
     Rules,
 )
-from dicomtwist.access.users import Users
 from dicomtwist.ae.server import Server
 from dicomtwist.association.acceptor import AcceptorAssociation
 from dicomtwist.dimse.messages import RESPONSES, Message
@@ -78,65 +77,23 @@ _NORMALISED: Final = frozenset(
 _ANSWERING: Final = (evt.EVT_C_FIND, evt.EVT_C_GET, evt.EVT_C_MOVE)
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """
-    The rules and users that apply. A reload replaces the policy as a whole.
-
-    :ivar rules: the access rules.
-    :ivar users: the users with a passcode, if there are any.
-    :ivar unchecked: the types of user identity that are accepted without a check.
-    """
-
-    rules: Rules = DEFAULT_RULES
-    users: Users | None = None
-    unchecked: frozenset[Identity] = frozenset()
-
-    @property
-    def depends_on_user(self) -> bool:
-        """Whether the policy depends on the user; if not, a user identity is ignored."""
-        return self.users is not None or bool(self.unchecked) or self.rules.has_user_conditions
-
-    def why_unconfirmed(self, kind: Identity) -> str:
-        """Return in words why an identity of type *kind* is not confirmed."""
-        if kind is Identity.PASSCODE and self.users is not None:
-            return "the user is unknown, or the passcode is wrong"
-        if kind is Identity.PASSCODE:
-            return "access.users names no file of users"
-        return f"access.accept-identity does not name {kind}"
-
-
-class _Checked:
-    """An association, with the result of its last check."""
-
-    __slots__ = ("allowed", "logged", "requestor", "rules")
-
-    def __init__(self, requestor: Requestor, rules: Rules) -> None:
-        self.requestor = requestor
-        self.rules = rules
-        self.allowed = rules.allowed(requestor)
-        self.logged: set[Operation] = set()
-
-    def may(self, operations: Iterable[Operation], rules: Rules) -> bool:
-        if rules is not self.rules:
-            self.rules, self.allowed = rules, rules.allowed(self.requestor)
-        return not self.requestor.undecided and self.allowed.issuperset(operations)
-
-
 class Access:
     """
     The access control of a server.
 
     :param policy: the initial policy.
     :param executor: the executor that checks passcodes; the caller holds it while this object is used.
+
+    :ivar policy: the policy that applies.
+    :ivar checks: the checks of passcodes, for every protocol.
     """
 
     log = Logger()
 
     def __init__(self, policy: Policy, executor: Executor) -> None:
         self.policy = policy
-        self._checked: WeakKeyDictionary[AssociationInterface, _Checked] = WeakKeyDictionary()
-        self._checks = PasscodeChecks(executor)
+        self._checked: WeakKeyDictionary[AssociationInterface, CheckedRequestor] = WeakKeyDictionary()
+        self.checks = PasscodeChecks(executor)
         self._verifying: dict[AssociationInterface, Deferred[Any]] = {}
 
     def guarded(self, handlers: Iterable[evt.HandlerTuple]) -> list[evt.HandlerTuple]:
@@ -186,7 +143,7 @@ class Access:
         if rejection is not None:
             assoc.reject(rejection.result, rejection.source, rejection.reason, rejection.words)
             return
-        self._checked[assoc] = _Checked(requestor, policy.rules)
+        self._checked[assoc] = CheckedRequestor(requestor, policy.rules)
         _trace_rules(assoc, requestor, policy.rules)
 
     def handle_user(self, event: evt.Event) -> Any:
@@ -204,7 +161,7 @@ class Access:
         if kind is not Identity.PASSCODE or policy.users is None:
             return self._let_in(assoc, kind, name, False)
         address = assoc.requestor.address
-        verifying: Deferred[Any] = self._checks.verify(address, policy.users, name, event.secondary_field)
+        verifying: Deferred[Any] = self.checks.verify(address, policy.users, name, event.secondary_field)
         if not verifying.called:
             self._verifying[assoc] = verifying
         return verifying.addBoth(self._verified, assoc, kind, name)
@@ -232,7 +189,7 @@ class Access:
             requestor = replace(_requestor(assoc), user=name, identity=kind)
             rejection = rules.rejection(requestor)
             if rejection is None:
-                self._checked[assoc] = _Checked(requestor, rules)
+                self._checked[assoc] = CheckedRequestor(requestor, rules)
                 _trace_rules(assoc, requestor, rules)
                 return True, None
             why = rejection.words
@@ -270,7 +227,7 @@ class Access:
             evt.decoding(guard)
         return guard
 
-    def _refuse(self, event: evt.DIMSEEvent, checked: _Checked | None, operations: Iterable[Operation]) -> Any:
+    def _refuse(self, event: evt.DIMSEEvent, checked: CheckedRequestor | None, operations: Iterable[Operation]) -> Any:
         wanted = " and ".join(sorted(operations))
         # The peer learns the operation, and only the log the rules.
         what = f"no rule allows {wanted}"
@@ -294,7 +251,7 @@ class Access:
                 checked.logged.update(operations)
         return Status(NOT_AUTHORISED, event.request.SERVICE, what)
 
-    def _explain_refusal(self, checked: _Checked | None, operations: Iterable[Operation]) -> str:
+    def _explain_refusal(self, checked: CheckedRequestor | None, operations: Iterable[Operation]) -> str:
         if checked is None or checked.requestor.undecided:
             return "the association was not checked"
         return self.policy.rules.explain_refusal(checked.requestor, operations)

@@ -50,6 +50,8 @@ class Operation(StrEnum):
     FIND = "find"
     GET = "get"
     MOVE = "move"
+    DELETE = "delete"
+    """Removal of stored instances, by HTTP."""
     WORKLIST = "worklist"
     MPPS = "mpps"
     COMMIT = "commit"

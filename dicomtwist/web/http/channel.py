@@ -1,0 +1,250 @@
+"""
+One HTTP connection of a site: Twisted's channel with limits on time and size, and with bodies that can be refused and paused.
+"""
+
+from __future__ import annotations
+
+import enum
+from http import HTTPStatus
+from typing import Any, Final
+
+from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+
+from dicomtwist.web.http.limits import MAX_HEADER_FIELDS, MAX_HEADER_LENGTH, HTTPLimits
+
+__all__ = ["Channel"]
+
+#: The bytes of a body that must arrive in the body timeout, while the server reads. The rest of a body may be less.
+MIN_PROGRESS: Final = 16 * 1024
+#: After a response that comes before the end of the body: the bytes and the seconds for the client to notice, in which what it
+#: sends is discarded. If the connection were closed at once, the client might lose the response.
+MAX_DISCARDED: Final = 64 * 1024 * 1024
+LINGER: Final = 5.0
+#: The longest read from the socket, in bytes. Twisted begins with 64 KiB.
+MAX_READ_SIZE: Final = 256 * 1024
+
+
+class _Phase(enum.Enum):
+    """The states of a connection, by the event that it waits for."""
+
+    IDLE = "a request"
+    HEADER = "the rest of a header"
+    BODY = "the rest of a body"
+    RESPONSE = "the response, or the client to take it"
+    LINGERING = "the client to close"
+
+
+#: Twisted's class has no annotations, so calls of its methods would not be typed.
+_Untyped: Any = HTTPChannel
+
+
+class Channel(_Untyped):  # type: ignore[misc]
+    """
+    One connection. Its site calls :meth:`look` each second, so that no connection needs timers of its own.
+
+    :ivar limits: the limits; the site sets them.
+    :ivar site: the site.
+    """
+
+    limits: HTTPLimits
+    site: Any
+    _path: bytes
+    _version: bytes
+    log = Logger()
+
+    maxHeaders = MAX_HEADER_FIELDS
+    totalHeadersSize = MAX_HEADER_LENGTH
+    MAX_LENGTH = MAX_HEADER_LENGTH
+
+    _phase = _Phase.IDLE
+    _since = 0.0
+    _progress = 0
+    _discarded = 0
+    _body_paused = False
+    _full_since: float | None = None
+    #: The request whose body arrives; ``None`` in any other phase.
+    _streaming: Any = None
+
+    # --- the connection
+
+    def connectionMade(self) -> None:
+        self._enter(_Phase.IDLE)
+        self.timeOut = None
+        super().connectionMade()
+        self.site.connected(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        super().connectionLost(reason)
+        self.site.disconnected(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._phase is _Phase.LINGERING:
+            self._discard(len(data))
+            return
+        if self._phase is _Phase.IDLE:
+            self._enter(_Phase.HEADER)
+        self._progress += len(data)
+        super().dataReceived(data)
+
+    def _enter(self, phase: _Phase) -> None:
+        self._phase = phase
+        self._progress = 0
+        self._since = self.site.reactor.seconds()
+
+    def look(self, now: float) -> None:
+        """End the connection if its time for the current phase has passed."""
+        limits, phase = self.limits, self._phase
+        elapsed = now - self._since
+        if phase is _Phase.IDLE:
+            if _is_over(elapsed, limits.idle_timeout):
+                self.loseConnection()
+        elif phase is _Phase.HEADER:
+            if _is_over(elapsed, limits.header_timeout):
+                self.refuse(408, "the header of the request has not arrived in time")
+        elif phase is _Phase.BODY:
+            if self._body_paused or self._progress >= MIN_PROGRESS:
+                self._enter(_Phase.BODY)
+            elif _is_over(elapsed, limits.body_timeout):
+                self._stop_body(408, "the body of the request has not arrived in time")
+        elif phase is _Phase.LINGERING and elapsed > LINGER:
+            self.transport.abortConnection()
+        if self._full_since is not None and _is_over(now - self._full_since, limits.write_timeout):
+            self.transport.abortConnection()
+
+    # --- requests
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self.refuse(414 if self._has_no_request_line else 431, "the header of the request is too long")
+
+    @property
+    def _has_no_request_line(self) -> bool:
+        return not self.requests or not hasattr(self, "_command")
+
+    def headerReceived(self, line: bytes) -> bool:
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:  # a Content-Length with more digits than Python converts
+            self.refuse(400, "the header of the request is wrong")
+            return False
+
+    def allHeadersReceived(self) -> None:
+        request = self.requests[-1]
+        hosts = request.requestHeaders.getRawHeaders(b"Host", [])
+        if len(hosts) > 1 or (not hosts and self._version == b"HTTP/1.1"):
+            self.refuse(400, "a request has one Host")
+            return
+        if self._path.startswith((b"http://", b"https://")):
+            # The absolute form, which proxies are sent (RFC 9112 3.2.2).
+            slash = self._path.find(b"/", 8)
+            self._path = self._path[slash:] if slash > 0 else b"/"
+        self.persistent = self.checkPersistence(request, self._version)
+        if self.length != 0:
+            self._enter(_Phase.BODY)
+            self._streaming = request
+        request.begin(self._command, self._path, self._version, self.length)
+
+    def allContentReceived(self) -> None:
+        if self._phase is _Phase.LINGERING:
+            return
+        self._streaming = None
+        self._enter(_Phase.RESPONSE)
+        super().allContentReceived()
+
+    def rawDataReceived(self, data: bytes) -> None:
+        if self._phase is not _Phase.LINGERING:
+            super().rawDataReceived(data)
+
+    def requestDone(self, request: Any) -> None:
+        if self._streaming is request:
+            # The response came before the end of the body, so the rest of it would be taken for the next request.
+            self._streaming = None
+            self.requests.remove(request)
+            self._linger()
+            return
+        if self.persistent:
+            self._enter(_Phase.IDLE)
+        super().requestDone(request)
+
+    def refuse(self, status: int, words: str) -> None:
+        """Answer a request that is no request, and close the connection."""
+        if self._phase is _Phase.LINGERING:
+            return
+        code = HTTPStatus(status)
+        content = f"{words}\n".encode()
+        fields = (
+            f"HTTP/1.1 {status} {code.phrase}",
+            "Content-Type: text/plain; charset=utf-8",
+            f"Content-Length: {len(content)}",
+            "Connection: close",
+        )
+        self.transport.write("\r\n".join((*fields, "", "")).encode("ascii") + content)
+        self._linger()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        if self._streaming is not None:
+            self._stop_body(400, "the body of the request is malformed")
+        elif self._receivedHeaderSize > self.totalHeadersSize:
+            self.refuse(414 if self._has_no_request_line else 431, "the header of the request is too long")
+        elif self._receivedHeaderCount > self.maxHeaders:
+            self.refuse(431, f"the header of the request has more than {self.maxHeaders} fields")
+        else:
+            self.refuse(400, "the request is malformed")
+
+    # --- bodies
+
+    def pause_body(self) -> None:
+        """Stop reading a body: enough of it waits."""
+        if self._streaming is not None:
+            self._body_paused = True
+            self._networkProducer.pauseProducing()
+
+    def resume_body(self) -> None:
+        """Read on."""
+        if self._body_paused:
+            self._body_paused = False
+            if self._streaming is not None:
+                self._enter(_Phase.BODY)
+            self._networkProducer.resumeProducing()
+
+    def send_continue(self) -> None:
+        """Let the client send the body that it has announced."""
+        self._send100Continue()
+
+    def _stop_body(self, status: int, words: str) -> None:
+        """Give up a body that does not arrive: its request is told, and answers if it can."""
+        request = self._streaming
+        if request is not None:
+            self.persistent = False
+            request.body_failed(status, words)
+
+    def _linger(self) -> None:
+        """Discard what the client sends until it closes the connection."""
+        self._body_paused = False
+        self._enter(_Phase.LINGERING)
+        self.setRawMode()
+        self._networkProducer.resumeProducing()
+
+    def _discard(self, size: int) -> None:
+        self._discarded += size
+        if self._discarded > MAX_DISCARDED:
+            self.transport.abortConnection()
+
+    # --- the flow of responses
+
+    def pauseProducing(self) -> None:
+        if self._full_since is None:
+            self._full_since = self.site.reactor.seconds()
+        super().pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._full_since = None
+        super().resumeProducing()
+        if self._body_paused:
+            self._networkProducer.pauseProducing()
+
+
+def _is_over(elapsed: float, limit: float | None) -> bool:
+    return limit is not None and elapsed > limit

@@ -1,0 +1,209 @@
+"""
+A site of twisted.web with limits, whose resources may handle a request before its body has arrived.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from io import BytesIO
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from twisted.python.failure import Failure
+from twisted.web import server
+from twisted.web.http import datetimeToString
+
+from dicomtwist.runtime.networks import Networks, host_of
+from dicomtwist.web.http.body import Body, BodyFailed, BodyTooLong, StreamedBody
+from dicomtwist.web.http.channel import Channel
+from dicomtwist.web.http.limits import MAX_BODY_LENGTH, HTTPLimits
+
+__all__ = ["Site", "StreamedRequest", "StreamingResource"]
+
+#: The time between two looks at all connections, in seconds.
+INTERVAL: Final = 1.0
+
+
+class StreamingResource(ABC):
+    """A resource that handles a request when its header has arrived. It is a leaf of the tree of resources."""
+
+    @abstractmethod
+    def begin(self, request: Any, body: Body) -> None:
+        """
+        Handle a request.
+
+        :param request: the request of twisted.web; it has a method, a URI and a header.
+        :param body: its body, which may follow.
+        """
+
+
+#: Twisted's classes have no annotations, so calls of their methods would not be typed.
+_UntypedRequest: Any = server.Request
+_UntypedSite: Any = server.Site
+
+
+class StreamedRequest(_UntypedRequest):  # type: ignore[misc]
+    """A request whose body goes to a :class:`StreamingResource`, or into memory within a bound."""
+
+    channel: Any
+    defaultContentType = None
+    _body: StreamedBody | None = None
+    _is_begun = False
+
+    def begin(self, method: bytes, uri: bytes, version: bytes, length: int | None) -> None:
+        """The header has arrived: find the resource, and let it begin if the body can be streamed to it."""
+        self.method, self.uri, self.clientproto = method, uri, version
+        self.path = uri.partition(b"?")[0]
+        self.content = BytesIO()
+        self.site = self.channel.site
+        if length == 0:
+            return
+        self.prepath: list[bytes] = []
+        self.postpath = [unquote_to_bytes(one) for one in self.path[1:].split(b"/")]
+        expects = self.requestHeaders.getRawHeaders(b"Expect", [b""])[0].lower() == b"100-continue"
+        channel, limits = self.channel, self.channel.limits
+        self._body = StreamedBody(channel, length, limits.maximum_body, expects and version == b"HTTP/1.1")
+        self.setHeader(b"Date", datetimeToString())
+        self.setHeader(b"Connection", b"close")  # unless the body is complete before the response
+        try:
+            resource: Any = self.site.getResourceFor(self)
+            if isinstance(resource, StreamingResource):
+                self._is_begun = True
+                resource.begin(self, self._body)
+            else:
+                self._body.deliver_to(_Collecting(self))
+        except BaseException:
+            self.processingFailed(Failure())
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Take a piece of the body."""
+        if self._body is not None:
+            self._body.data_received(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """The body is complete: render the resource, unless it handles the request already."""
+        body = self._body
+        if body is None:
+            super().requestReceived(command, path, version)
+            return
+        if self.channel.persistent and not self.startedWriting:
+            self.responseHeaders.removeHeader(b"Connection")
+        body.completed()
+        if not self._is_begun and not self.finished:
+            super().requestReceived(command, path, version)
+
+    def body_failed(self, status: int, words: str) -> None:
+        """The rest of the body will not arrive."""
+        if self._body is not None:
+            self._body.fail(Failure(BodyFailed(status, words)))
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The connection is lost, perhaps in the body."""
+        body, self._body = self._body, None
+        super().connectionLost(reason)  # cancels the handler first, which could not answer any more
+        if body is not None:
+            body.fail(reason)
+
+
+class _Collecting:
+    """Collects the body of a request whose resource does not stream it."""
+
+    def __init__(self, request: StreamedRequest) -> None:
+        self._request = request
+        self._size = 0
+
+    def data(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > MAX_BODY_LENGTH:
+            self.fail(Failure(BodyTooLong()))
+        elif not self._request.finished:
+            self._request.content.write(data)
+
+    def end(self) -> None:
+        """Do nothing: the request is rendered."""
+
+    def fail(self, reason: Failure) -> None:
+        request = self._request
+        if not request.finished and request.channel is not None:
+            request.setResponseCode(413 if reason.check(BodyTooLong) else getattr(reason.value, "status", 400))
+            request.setHeader(b"Content-Length", b"0")
+            request.finish()
+
+
+class Site(_UntypedSite):  # type: ignore[misc]
+    """
+    A site with limits.
+
+    :param resource: the root of its resources.
+    :param reactor: the reactor.
+    :param limits: the limits.
+    :param trusted_proxies: addresses that may have any number of connections.
+    """
+
+    protocol = Channel
+    requestFactory = StreamedRequest
+
+    def __init__(
+        self,
+        resource: Any,
+        reactor: Any,
+        limits: HTTPLimits | None = None,
+        trusted_proxies: Networks = Networks(loopback=True, unix=True),  # noqa: B008
+    ) -> None:
+        super().__init__(resource, reactor=reactor, timeout=None, parsePOSTFormSubmission=False)
+        self.limits = limits or HTTPLimits()
+        self.connections: set[Channel] = set()
+        self._trusted = trusted_proxies
+        self._per_peer: Counter[str] = Counter()
+        self._peers: dict[Channel, str] = {}
+        self._look_call: Any = None
+
+    def startFactory(self) -> None:
+        """Do nothing: Twisted would open a log of accesses."""
+
+    def stopFactory(self) -> None:
+        """Do nothing."""
+
+    def log(self, request: Any) -> None:
+        """Write no log of accesses."""
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Return the protocol of a connection, ``None`` if there are too many."""
+        if len(self.connections) >= self.limits.maximum_connections:
+            return None
+        channel = super().buildProtocol(addr)
+        channel.limits = self.limits
+        return channel
+
+    # --- for connections
+
+    def connected(self, channel: Channel) -> None:
+        """Count a connection, and close it if its peer has too many."""
+        address = getattr(channel.transport.getPeer(), "host", "unix")
+        peer = host_of(str(address))
+        self.connections.add(channel)
+        self._peers[channel] = peer
+        self._per_peer[peer] += 1
+        if self._per_peer[peer] > self.limits.maximum_connections_per_peer and not self._trusted.has(str(address)):
+            channel.transport.abortConnection()
+        if self._look_call is None:
+            self._look_call = self.reactor.callLater(INTERVAL, self._look)
+
+    def disconnected(self, channel: Channel) -> None:
+        """Note that a connection is lost."""
+        self.connections.discard(channel)
+        peer = self._peers.pop(channel, None)
+        if peer is not None:
+            self._per_peer[peer] -= 1
+            if not self._per_peer[peer]:
+                del self._per_peer[peer]
+        if not self.connections and self._look_call is not None:
+            call, self._look_call = self._look_call, None
+            call.cancel()
+
+    def _look(self) -> None:
+        self._look_call = self.reactor.callLater(INTERVAL, self._look)
+        now = self.reactor.seconds()
+        for channel in [*self.connections]:
+            channel.look(now)

@@ -1,0 +1,13 @@
+"""
+QIDO-RS: searches (PS3.18 10.6).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dicomtwist.web.routes import Route
+
+__all__ = ["ROUTES"]
+
+ROUTES: Final[tuple[Route, ...]] = ()

@@ -1,0 +1,267 @@
+"""
+A request of DICOMweb, as its handler sees it: who asks, what for, and the ways to answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from functools import cached_property
+from typing import Any, Final, TypeAlias
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer
+from zope.interface import implementer
+
+from dicomtwist.access.policy import CheckedRequestor
+from dicomtwist.access.rules import Operation, Requestor
+from dicomtwist.dicomweb.media_types import Accept
+from dicomtwist.dicomweb.parameters import parse_query
+from dicomtwist.runtime.networks import host_of
+from dicomtwist.web.http.body import Body, Collector
+from dicomtwist.web.http.client import Client
+from dicomtwist.web.problems import Problem
+from dicomtwist.web.services import Services
+
+__all__ = ["DICOMwebRequest", "Pieces"]
+
+#: The pieces of a response that is streamed: each at most some hundred KiB, since a client has the write timeout for each.
+Pieces: TypeAlias = AsyncIterator[bytes | bytearray | memoryview]
+
+#: The most fields ``Warning`` of a response.
+MAX_WARNINGS: Final = 16
+#: The longest text of one, in characters.
+MAX_WARNING_LENGTH: Final = 300
+
+
+class DICOMwebRequest:
+    """
+    A request of DICOMweb. A handler gets it when the rules allow the operations of its route.
+
+    :param http: the request of twisted.web.
+    :param body: its body.
+    :param services: the services of the resource.
+    :param client: the client.
+
+    :ivar http: the request of twisted.web, for what has no method here.
+    :ivar body: the body, which a handler may read from or pass to a sink.
+    :ivar client: the client.
+    :ivar method: the method, such as ``GET``; handlers of GET get HEAD as well, and answer as to GET: nothing of a body is
+        sent then.
+    :ivar path: the path below the resource, decoded: ``/studies/1.2.3``.
+    :ivar mount: the path of the resource, without a slash at the end: ``/dicom-web``.
+    :ivar checked: the requestor, and what the rules allow to it; set when the client is authenticated.
+    """
+
+    def __init__(self, http: Any, body: Body, services: Services, client: Client) -> None:
+        self.http = http
+        self.body = body
+        self.client = client
+        self.method = http.method.decode("latin-1")
+        # The resource is a leaf: the path is divided into that of the resource and the rest.
+        rest = b"/".join(http.postpath or [])
+        self.path = "/" + rest.decode("utf-8", "replace") if rest else ""
+        self.mount = "/" + b"/".join(http.prepath or []).decode("utf-8", "replace").strip("/")
+        self.checked: CheckedRequestor | None = None
+        self._services = services
+        self._warnings = 0
+        self._is_closed = False
+
+    # --- who asks
+
+    @property
+    def requestor(self) -> Requestor:
+        """The facts about the client that the rules are matched against. Its AE titles are empty."""
+        assert self.checked is not None, "the client is not authenticated yet"
+        return self.checked.requestor
+
+    @property
+    def peer(self) -> str:
+        """The name of the host of the client, by which executors and limits are shared, as for DIMSE."""
+        return host_of(self.client.address)
+
+    def may(self, *operations: Operation) -> bool:
+        """Return whether the rules that apply now allow all *operations* to the client; may be called from any thread."""
+        access = self._services.archive_server.access
+        if access is None:
+            return True
+        return self.checked is not None and self.checked.may(operations, access.policy.rules)
+
+    # --- what for
+
+    @cached_property
+    def query(self) -> list[tuple[str, str]]:
+        """
+        The parameters in the query of the URL, decoded, in their order.
+
+        :raises ParameterError: the query is too long, or not in UTF-8 (400).
+        """
+        return parse_query(self.http.uri.partition(b"?")[2])
+
+    @cached_property
+    def accept(self) -> Accept:
+        """The media ranges that the client accepts, in its header and in its query (PS3.18 8.7.8)."""
+        query = {name.lower(): value for name, value in reversed(self.query)}
+        fields = [value.decode("latin-1") for value in self.http.requestHeaders.getRawHeaders(b"Accept", [])]
+        return Accept.parse(fields, query.get("accept", ""), query.get("transfersyntax", ""))
+
+    def header(self, name: str) -> str:
+        """Return a field of the header, ``""`` without it; several of the same name are one list with commas."""
+        values = self.http.requestHeaders.getRawHeaders(name, [])
+        return ", ".join(value if isinstance(value, str) else value.decode("latin-1") for value in values)
+
+    @cached_property
+    def base_url(self) -> str:
+        """
+        The URL of the resource, without a slash at the end, for URLs in responses.
+
+        That is the public URL of the configuration; else the URL that the client has used, if it leads back here, or a trusted
+        proxy has it; else the path alone, which the client resolves against the URL of its request.
+        """
+        if self._services.public_url:
+            return self._services.public_url.rstrip("/")
+        return f"{self.client.origin}{self.client.prefix}{self.mount.rstrip('/')}"
+
+    async def read(self, maximum: int) -> bytes:
+        """
+        Return the whole body.
+
+        :raises BodyTooLong: it has more than *maximum* bytes (413).
+        """
+        collector = Collector(maximum)
+        if self.body.length is not None and self.body.length > maximum:
+            raise Problem(413, f"a body of more than {maximum} bytes")
+        self.body.deliver_to(collector)
+        return await collector.result
+
+    # --- answers
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the header of the response is sent, so that nothing can change the status any more."""
+        return bool(self.http.startedWriting) or self._is_closed
+
+    def set_header(self, name: str, value: str) -> None:
+        """Set a field in the header of the response."""
+        self.http.responseHeaders.setRawHeaders(name.encode("latin-1"), [value.encode("latin-1", "replace")])
+
+    def add_header(self, name: str, value: str) -> None:
+        """Add a field to the header of the response, besides others of the same name."""
+        self.http.responseHeaders.addRawHeader(name.encode("latin-1"), value.encode("latin-1", "replace"))
+
+    def warn(self, words: str) -> None:
+        """Tell the client of something that is ignored or cut (PS3.18 10.6.3): a field ``Warning`` with the code 299."""
+        if self._warnings == MAX_WARNINGS:
+            return
+        self._warnings += 1
+        plain = "".join(one if one.isprintable() else " " for one in words[:MAX_WARNING_LENGTH])
+        escaped = plain.replace("\\", "\\\\").replace('"', '\\"')
+        self.add_header("Warning", f'299 dicomtwist "{escaped}"')
+
+    def answer(self, content: bytes = b"", content_type: str = "", status: int = 200) -> None:
+        """Answer with *content*, which is in memory; the length is stated."""
+        self._begin(status, content_type, len(content))
+        if content and self.method != "HEAD":
+            self.http.write(content)
+        self._finish()
+
+    def answer_json(self, value: Any, content_type: str = "application/json", status: int = 200) -> None:
+        """Answer with *value* as JSON."""
+        self.answer(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"), content_type, status)
+
+    async def stream(self, pieces: Pieces, content_type: str, *, status: int = 200, length: int | None = None) -> None:
+        """
+        Answer with *pieces*. The next one is asked for when the connection takes it.
+
+        If the client goes away, the handler is cancelled: what it awaits raises ``CancelledError``, and work in an executor is
+        not begun, or learns that it is not wanted. An error before the first piece becomes the response; one after it closes
+        the connection, so that the client does not take a part for the whole.
+
+        :param length: the length of all pieces together, if it is known.
+        """
+        try:
+            if self.method == "HEAD":
+                self._begin(status, content_type, length)
+                self._finish()
+                return
+            first = await anext(pieces, b"")
+            self._begin(status, content_type, length)
+            flow = _Flow(self.http)
+            self.http.registerProducer(flow, True)
+            try:
+                sent = await flow.write(first)
+                async for piece in pieces:
+                    sent += await flow.write(piece)
+            finally:
+                if not flow.is_stopped:
+                    self.http.unregisterProducer()
+            if length is not None and sent != length:
+                raise RuntimeError(f"a response of {sent} bytes that was announced with {length}")
+            self._finish()
+        finally:
+            close = getattr(pieces, "aclose", None)
+            if close is not None:
+                await close()
+
+    def refuse(self, problem: Problem) -> None:
+        """Answer with *problem*: an object of JSON, or a line of text for a client that prefers text."""
+        for name, value in problem.headers:
+            self.set_header(name, value)
+        accepted = self.header("Accept")
+        if "text/" in accepted and "json" not in accepted:
+            self.answer(f"{problem.words}\n".encode(), "text/plain; charset=utf-8", problem.status)
+        else:
+            self.answer_json({"status": int(problem.status), "words": problem.words}, status=problem.status)
+
+    def abort(self) -> None:
+        """Close the connection at once, since the response that was begun cannot be completed."""
+        self._is_closed = True
+        transport = getattr(self.http, "transport", None)
+        if transport is not None:
+            transport.abortConnection()
+
+    def _begin(self, status: int, content_type: str, length: int | None) -> None:
+        self.http.setResponseCode(int(status))
+        if content_type:
+            self.set_header("Content-Type", content_type)
+        else:
+            self.http.defaultContentType = None
+        if length is not None and status not in (204, 304):
+            self.set_header("Content-Length", str(length))
+
+    def _finish(self) -> None:
+        self._is_closed = True
+        self.http.finish()
+
+
+@implementer(IPushProducer)
+class _Flow:
+    """The pieces of a response as a producer that the connection pauses."""
+
+    def __init__(self, http: Any) -> None:
+        self._http = http
+        self._is_paused = False
+        self._ready: Deferred[None] | None = None
+        self.is_stopped = False
+
+    async def write(self, piece: bytes | bytearray | memoryview) -> int:
+        """Write a piece; go on when the connection takes more."""
+        if piece:
+            self._http.write(piece)
+            if self._is_paused:
+                self._ready = Deferred()
+                await self._ready
+        return len(piece)
+
+    def pauseProducing(self) -> None:
+        self._is_paused = True
+
+    def resumeProducing(self) -> None:
+        self._is_paused = False
+        ready, self._ready = self._ready, None
+        if ready is not None and not ready.called:
+            ready.callback(None)
+
+    def stopProducing(self) -> None:
+        """Note that the connection is lost; the handler is cancelled."""
+        self.is_stopped = True

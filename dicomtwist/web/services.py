@@ -1,0 +1,38 @@
+"""
+The services that handlers of requests use: an archive, and what HTTP adds to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dicomtwist.archive.server import ArchiveServer
+from dicomtwist.runtime.networks import Networks
+from dicomtwist.web.http.limits import HTTPLimits
+
+__all__ = ["Services"]
+
+
+@dataclass(slots=True)
+class Services:
+    """
+    The services of a :class:`~dicomtwist.web.resource.DICOMwebResource`.
+
+    :ivar archive_server: the archive with its services: ``.archive``, ``.ingest``, ``.access``, ``.ae.executors``.
+    :ivar reactor: the reactor; a clock in tests.
+    :ivar limits: the limits on requests.
+    :ivar public_url: the URL of the resource as clients know it, such as ``https://pacs.example/dicom-web``; empty if
+        clients use the address of this server.
+    :ivar origins: the origins of web pages that may use the resource; ``*`` for any.
+    :ivar trusted_proxies: the proxies whose ``X-Forwarded-`` fields are believed.
+    :ivar pixels: the processes that decode and render pixel data, ``None`` without them.
+    """
+
+    archive_server: ArchiveServer
+    reactor: Any
+    limits: HTTPLimits = field(default_factory=HTTPLimits)
+    public_url: str = ""
+    origins: frozenset[str] = frozenset()
+    trusted_proxies: Networks = field(default_factory=lambda: Networks(loopback=True, unix=True))
+    pixels: Any = None

@@ -1,0 +1,13 @@
+"""
+WADO-RS and WADO-URI: retrieval (PS3.18 10.4, 9).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dicomtwist.web.routes import Route
+
+__all__ = ["ROUTES"]
+
+ROUTES: Final[tuple[Route, ...]] = ()
