@@ -654,11 +654,12 @@ class InThreads(TestCase):
         finder = Finder(archive, executor, "ME")
         statements: list[str] = []
 
-        def executed(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        def executed(statement: str) -> None:
             if statement.startswith("SELECT"):
                 statements.append(statement)
 
-        listen(archive.index.engine, "before_cursor_execute", executed)
+        # Of the driver, since some statements pass SQLAlchemy over.
+        listen(archive.index.engine, "checkout", lambda driver, *_: driver.set_trace_callback(executed))
         await finder.warm_up()
         self.assertEqual(["study" in statement for statement in statements], [True] * 5)
         archive.index.engine.dispose()
