@@ -42,7 +42,7 @@ STOREYS: Final = (
     Storey("Network", "tls/", "#5f6b0e", "#c0ca33"),
     Storey("Association", "exchange/", "#a8510a", "#ffa94d"),
     Storey("Application", "ae/", "#b02a37", "#ff8787"),
-    Storey("Archive", "access/", "#7b2d8b", "#da77f2"),
+    Storey("Archive", "pixels/", "#7b2d8b", "#da77f2"),
     Storey("Commands", "daemon/", "#364fc7", "#91a7ff"),
 )
 
@@ -66,6 +66,7 @@ TEXTS: Final[Mapping[str, tuple[str, str]]] = {
     "pool/": ("pool/", "associations that are kept and reused"),
     "faces/": ("sync/, asyncio/", "the library for scripts, and for asyncio"),
     "testing/": ("testing/", "a network in memory, a scripted peer"),
+    "pixels/": ("pixels/", "decode, transcode, render: in child processes"),
     "access/": ("access/", "rules, users, certificates: who may do what"),
     "archive/storage/": ("archive/storage/", "files of instances, durability, locks"),
     "archive/inbox/": ("archive/inbox/", "small instances with one sync, before they are files"),

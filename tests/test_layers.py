@@ -38,8 +38,11 @@ MOST_MODULES = 12
 
 #: Import names of third-party packages, and their names in the table.
 PACKAGES = {
+    "PIL": "Pillow",
     "click": "click",
     "cryptography": "cryptography",
+    "imagecodecs": "imagecodecs",
+    "numpy": "NumPy",
     "OpenSSL": "pyOpenSSL",
     "pydicom": "pydicom",
     "service_identity": "service-identity",
@@ -88,6 +91,7 @@ ROOMS = (
     Room(("pool/", "__init__.py"), ("Twisted", "pydicom")),
     Room(("faces/", "asyncio/", "sync/"), ("Twisted", "pydicom")),
     Room(("testing/",), ("Twisted",)),
+    Room(("pixels/",), ("Twisted", "pydicom", "NumPy", "imagecodecs", "Pillow")),
     Room(("access/",), ("Twisted", "cryptography")),
     Room(("archive/storage/",), ("Twisted",)),
     Room(("archive/inbox/",)),
