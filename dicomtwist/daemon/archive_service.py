@@ -4,9 +4,9 @@ The service behind ``twist dicom``: a :class:`~dicomtwist.service.DICOMService` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.error import CannotListenError
@@ -28,6 +28,19 @@ TRY_AGAIN: Final = 10.0
 LATE: Final = 7.0
 
 
+class HTTPListener(Protocol):
+    """The HTTP server of an archive, see :class:`~dicomtwist.web.http.server.HTTPServer`."""
+
+    def start(self) -> None:
+        """Listen."""
+
+    def relisten(self, endpoints: Mapping[int, IStreamServerEndpoint]) -> Deferred[None]:
+        """Replace endpoints by others on the same sockets."""
+
+    def shutdown(self, grace: float | None) -> Deferred[None]:
+        """Stop to listen, let requests finish for *grace* seconds, then close all connections."""
+
+
 class ArchiveService(DICOMService):
     """
     The service of ``twist dicom``: a :class:`DICOMService` with an archive.
@@ -36,6 +49,7 @@ class ArchiveService(DICOMService):
     :param endpoints: as for :class:`DICOMService`.
     :param import_from: a folder whose DICOM files are imported while the service runs.
     :param lag_warning: as for :class:`DICOMService`, and so is *executor_warning*.
+    :param http: the server of HTTP; ``None`` without one.
 
     :ivar archive_server: the archive with its services.
     :ivar at_start: called first when the service starts, or ``None``; ``twist dicom`` takes over its process there.
@@ -56,6 +70,7 @@ class ArchiveService(DICOMService):
         import_from: Path | None = None,
         lag_warning: float | None = 1.0,
         executor_warning: float | None = 5.0,
+        http: HTTPListener | None = None,
     ) -> None:
         super().__init__(
             server.ae,
@@ -66,6 +81,7 @@ class ArchiveService(DICOMService):
             executor_warning=executor_warning,
         )
         self.archive_server = server
+        self._http = http
         self._import_from = import_from
         self._importing: Deferred[None] = succeed(None)
         self._is_stopping = False
@@ -96,6 +112,8 @@ class ArchiveService(DICOMService):
                     archive.refuse(str(error))
             self.archive_server.start()
             super().startService()
+            if self._http is not None:
+                self._http.start()
         except (CannotListenError, OSError, StoreError) as error:
             self.archive_server.close()
             raise SystemExit(f"twist dicom: {error}") from None
@@ -203,11 +221,24 @@ class ArchiveService(DICOMService):
         self._stop().addBoth(self._stopped)
         return done.addBoth(self._close)
 
+    def relisten(self, endpoints: Mapping[int, IStreamServerEndpoint]) -> Deferred[None]:
+        """Replace endpoints, see :meth:`DICOMService.relisten`; the indices go on with those of HTTP."""
+        count = len(self._endpoints)
+        done = super().relisten({index: one for index, one in endpoints.items() if index < count})
+        http = self._http
+        if http is not None:
+            others = {index - count: one for index, one in endpoints.items() if index >= count}
+            done.addCallback(lambda _: http.relisten(others))
+        return done
+
     def _stop(self) -> Deferred[Any]:
         """Stop everything but the archive."""
         if self._next_try is not None and self._next_try.active():
             self._next_try.cancel()
-        draining = super().stopService().addBoth(self._drained)
+        ending: Deferred[Any] = super().stopService()
+        if self._http is not None:
+            ending = DeferredList([ending, self._http.shutdown(self.grace)])
+        draining = ending.addBoth(self._drained)
         return DeferredList([draining, self.archive_server.stop(), self._importing, self._trying])
 
     def _drained(self, result: Any) -> Any:

@@ -80,6 +80,8 @@ def _check(options: Any) -> Iterator[str]:
         yield from _item("calling", ", ".join(options["calling"]) + " only (allow-calling)")
     for port in options["ports"]:
         yield from _item("port", str(port))
+    for port in options["http"]:
+        yield from _item("http", f"{port}, DICOMweb at /dicom-web")
     yield from _item("storage", storage)
     for name in ("import", "worklist"):
         if options[name] is not None:
@@ -203,7 +205,7 @@ def _operations(rule: Rule) -> str:
 def _warnings(options: Any) -> Iterator[str]:
     """Describe rules that cannot match or that allow less than they seem to."""
     policy: Policy = options.policy
-    has_tls = any(_HAS_TLS.search(str(port)) for port in options["ports"])
+    has_tls = any(_HAS_TLS.search(str(port)) for port in (*options["ports"], *options["http"]))
     for rule in policy.rules.rules:
         if rule.certificates and not has_tls:
             yield f"{rule} never matches: it wants a certificate, and no port has TLS"

@@ -14,7 +14,7 @@ from twisted.python import usage
 from dicomtwist.datasets.character_sets import canonical
 from dicomtwist.ul.ae_title import check_ae_title
 
-__all__ = ["charset", "choice", "count", "member", "seconds", "size", "title"]
+__all__ = ["charset", "choice", "count", "member", "origin", "seconds", "size", "title", "url"]
 
 _E = TypeVar("_E", bound=Enum)
 
@@ -119,3 +119,26 @@ def size(option: str) -> Callable[[str], int]:
         return int(found[1]) << 10 * " KMGT".index(found[2].upper() or " ")
 
     return convert
+
+
+def url(value: str) -> str:
+    """
+    Return the URL *value*, without a slash at its end.
+
+    :raises usage.UsageError: it is not an absolute URL of HTTP.
+    """
+    if not re.fullmatch(r"https?://[A-Za-z0-9._~:\[\]-]+(/[A-Za-z0-9._~/-]*)?", value):
+        raise usage.UsageError(f"--http-url {value[:200]!r} is not a URL: https://pacs.example/dicom-web")
+    return value.rstrip("/")
+
+
+def origin(value: str) -> str:
+    """
+    Return the origin *value* of web pages, as browsers write it (RFC 6454 6.2), or ``*``.
+
+    :raises usage.UsageError: it is not an origin.
+    """
+    found = value.lower().rstrip("/")
+    if value != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[a-z0-9._~:\[\]-]+", found):
+        raise usage.UsageError(f"--http-origin {value[:200]!r} is not an origin: https://viewer.example, or *")
+    return found

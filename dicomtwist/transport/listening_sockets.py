@@ -35,13 +35,15 @@ class Sockets:
     :param inherited: file descriptors of sockets that already listen, one for each string; each is closed when its
         socket is taken over. By default new sockets are opened.
     :param only_held: whether other processes accept the connections, and this one only holds the sockets.
+
+    :ivar descriptions: the endpoint strings.
     """
 
     def __init__(
         self, reactor: Any, descriptions: Sequence[str], *, inherited: Sequence[int] = (), only_held: bool = False
     ) -> None:
         self.reactor = reactor
-        self._descriptions = [str(description) for description in descriptions]
+        self.descriptions = [str(description) for description in descriptions]
         self._inherited = dict(enumerate(inherited))
         self._only_held = only_held
         self._ports: dict[int, Any] = {}
@@ -52,7 +54,7 @@ class Sockets:
 
         :raises EndpointError: a string does not work; files are read, which blocks.
         """
-        return [self._endpoint(index) for index in range(len(self._descriptions))]
+        return [self._endpoint(index) for index in range(len(self.descriptions))]
 
     def endpoints_with_files(self) -> dict[int, IStreamServerEndpoint]:
         """
@@ -62,13 +64,13 @@ class Sockets:
         """
         return {
             index: self._endpoint(index)
-            for index, description in enumerate(self._descriptions)
+            for index, description in enumerate(self.descriptions)
             if _READS_FILES.search(description)
         }
 
     def filenos(self) -> list[int]:
         """Return the file descriptors of the listening sockets."""
-        return [self._ports[index].fileno() for index in range(len(self._descriptions))]
+        return [self._ports[index].fileno() for index in range(len(self.descriptions))]
 
     def check_shareable(self) -> None:
         """
@@ -76,14 +78,14 @@ class Sockets:
 
         :raises ValueError: a socket cannot be shared.
         """
-        for description in self._descriptions:
+        for description in self.descriptions:
             if _NOT_SHAREABLE.search(description):
                 raise ValueError(
                     f"{description!r} can be used by one process only: several processes can share TCP ports only"
                 )
 
     def _endpoint(self, index: int) -> IStreamServerEndpoint:
-        return server_endpoint(_Listener(self, index), self._descriptions[index])
+        return server_endpoint(_Listener(self, index), self.descriptions[index])
 
     def listen(self, index: int, factory: Any, make: Callable[[], Any]) -> Any:
         """Listen at the existing socket, or let *make* open one."""
@@ -101,7 +103,7 @@ class Sockets:
             port = make()
         if self._only_held:
             self.reactor.removeReader(port)
-        elif before is None and _READS_FILES.search(self._descriptions[index]):
+        elif before is None and _READS_FILES.search(self.descriptions[index]):
             port = _AdoptedPort(self, port, factory)
         self._ports[index] = port
         return port

@@ -193,6 +193,8 @@ class Example(ConfigurationTestCase):
             "port",
             "allow-calling",
             "peer",
+            "http",
+            "http-origin",
         }
         self.assertEqual(known - told, set())
 

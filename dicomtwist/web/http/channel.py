@@ -140,11 +140,17 @@ class Channel(_Untyped):  # type: ignore[misc]
             # The absolute form, which proxies are sent (RFC 9112 3.2.2).
             slash = self._path.find(b"/", 8)
             self._path = self._path[slash:] if slash > 0 else b"/"
-        self.persistent = self.checkPersistence(request, self._version)
+        self.persistent = self.checkPersistence(request, self._version) and not self.site.is_draining
         if self.length != 0:
             self._enter(_Phase.BODY)
             self._streaming = request
         request.begin(self._command, self._path, self._version, self.length)
+
+    def drain(self) -> None:
+        """Close the connection if no request is under way, else after the response."""
+        self.persistent = False
+        if self._phase in (_Phase.IDLE, _Phase.HEADER):
+            self.loseConnection()
 
     def allContentReceived(self) -> None:
         if self._phase is _Phase.LINGERING:

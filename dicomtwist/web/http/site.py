@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web import server
 from twisted.web.http import datetimeToString
@@ -139,8 +140,12 @@ class Site(_UntypedSite):  # type: ignore[misc]
     :param reactor: the reactor.
     :param limits: the limits.
     :param trusted_proxies: addresses that may have any number of connections.
+
+    :ivar connections: the open connections.
+    :ivar is_draining: whether the server stops: each connection is closed after its response.
     """
 
+    noisy = False
     protocol = Channel
     requestFactory = StreamedRequest
 
@@ -158,6 +163,8 @@ class Site(_UntypedSite):  # type: ignore[misc]
         self._per_peer: Counter[str] = Counter()
         self._peers: dict[Channel, str] = {}
         self._look_call: Any = None
+        self._drained: list[Deferred[None]] = []
+        self.is_draining = False
 
     def startFactory(self) -> None:
         """Do nothing: Twisted would open a log of accesses."""
@@ -201,6 +208,31 @@ class Site(_UntypedSite):  # type: ignore[misc]
         if not self.connections and self._look_call is not None:
             call, self._look_call = self._look_call, None
             call.cancel()
+        if not self.connections:
+            drained, self._drained = self._drained, []
+            for done in drained:
+                done.callback(None)
+
+    def drain(self) -> Deferred[None]:
+        """
+        Close idle connections now, and the others after their responses.
+
+        :returns: a Deferred that fires when no connection is left.
+        """
+        self.is_draining = True
+        done: Deferred[None] = Deferred()
+        for channel in [*self.connections]:
+            channel.drain()
+        if self.connections:
+            self._drained.append(done)
+        else:
+            done.callback(None)
+        return done
+
+    def abort(self) -> None:
+        """Close all connections at once."""
+        for channel in [*self.connections]:
+            channel.transport.abortConnection()
 
     def _look(self) -> None:
         self._look_call = self.reactor.callLater(INTERVAL, self._look)

@@ -1,0 +1,110 @@
+"""
+A listening HTTP server: a site at one endpoint or more, and its stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from dicomtwist.transport.upper_layer import address_of
+from dicomtwist.web.http.site import Site
+
+__all__ = ["HTTPServer"]
+
+
+class HTTPServer:
+    """
+    A site that listens.
+
+    :param site: the site.
+    :param endpoints: the endpoints.
+    :param clock: the reactor.
+
+    :ivar site: the site.
+    """
+
+    log = Logger()
+
+    def __init__(self, site: Site, endpoints: Sequence[IStreamServerEndpoint], clock: Any) -> None:
+        self.site = site
+        self._endpoints = endpoints
+        self._clock = clock
+        self._ports: dict[int, Any] = {}
+        self._is_running = False
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """The addresses that it listens at, as (host, port); (path, 0) for a UNIX socket."""
+        return [address_of(port.getHost()) for _, port in sorted(self._ports.items())]
+
+    def start(self) -> None:
+        """
+        Listen. It raises the error of an endpoint that cannot listen at once, such as ``CannotListenError``.
+        """
+        self._is_running = True
+        failures: list[Failure] = []
+        for index, endpoint in enumerate(self._endpoints):
+            listening: Deferred[Any] = endpoint.listen(self.site)
+            listening.addCallbacks(self._listening, failures.append, callbackArgs=(index,))
+            if failures:
+                self.stop_listening()
+                failures[0].raiseException()
+
+    def _listening(self, port: Any, index: int) -> None:
+        if not self._is_running:
+            port.stopListening()
+            return
+        self._ports[index] = port
+        address, number = address_of(port.getHost())
+        self.log.info("HTTP listens at {place}", place=f"{address} port {number}")
+
+    def relisten(self, endpoints: Mapping[int, IStreamServerEndpoint]) -> Deferred[None]:
+        """
+        Replace endpoints by others on the same sockets. Connections go on.
+
+        :param endpoints: the new endpoints, by their index among the original ones.
+        """
+        return Deferred.fromCoroutine(self._relisten(endpoints))
+
+    async def _relisten(self, endpoints: Mapping[int, IStreamServerEndpoint]) -> None:
+        for index, endpoint in endpoints.items():
+            if not self._is_running:
+                return
+            port: Any = await endpoint.listen(self.site)
+            before, self._ports[index] = self._ports[index], port
+            if port is not before:
+                await maybeDeferred(before.stopListening)
+
+    def stop_listening(self) -> Deferred[None]:
+        """Accept no more connections; those that are open go on. The Deferred fires when the ports are closed."""
+        self._is_running = False
+        ports, self._ports = list(self._ports.values()), {}
+        return Deferred.fromCoroutine(_stop(ports))
+
+    def shutdown(self, grace: float | None) -> Deferred[None]:
+        """
+        Stop: accept no more connections, close those without a request, wait for the others to be answered, and close those
+        that are left.
+
+        :param grace: the time to wait, in seconds; ``None`` for no limit.
+        """
+        return Deferred.fromCoroutine(self._shutdown(grace))
+
+    async def _shutdown(self, grace: float | None) -> None:
+        await self.stop_listening()
+        ended = self.site.drain()
+        late = None if grace is None else self._clock.callLater(grace, self.site.abort)
+        await ended
+        if late is not None and late.active():
+            late.cancel()
+
+
+async def _stop(ports: Sequence[Any]) -> None:
+    for port in ports:
+        await maybeDeferred(port.stopListening)
