@@ -18,8 +18,9 @@ from pydicom import Dataset
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.record import IndexRow, make_record, scanner_for
 from dicomtwist.archive.instance import ReceivedInstance
+from dicomtwist.archive.query.answer_reader import AnswerReader, identifiers
 from dicomtwist.archive.query.compiler import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
-from dicomtwist.archive.query.search import AnswerReader, Search
+from dicomtwist.archive.query.search import Search
 from dicomtwist.archive.services.mpps import FOLDER, PerformedProcedureSteps, _status_for
 from dicomtwist.archive.services.worklist import answer, compile_query
 from dicomtwist.archive.services.worklist_folder import read_item
@@ -124,7 +125,7 @@ def query(data: bytes) -> None:
         if data[0] & 2:
             search.instances(_place().archive.store, numbers)
             return
-        for found in AnswerReader(search, "FUZZ", syntax).read(numbers):
+        for found in AnswerReader(search, identifiers("FUZZ", syntax)).read(numbers):
             decode_dataset(found, syntax).decode()
 
 
@@ -206,7 +207,7 @@ def rows(data: bytes) -> None:
         query = compile_find(_items(QueryRetrieveLevel=level, **_ALL_KEYS), Model.PATIENT_ROOT, Negotiated(True))
         search = Search(index.engine, query)
         numbers = search.numbers()
-        found = AnswerReader(search, "FUZZ", _EXPLICIT).read(numbers)
+        found = AnswerReader(search, identifiers("FUZZ", _EXPLICIT)).read(numbers)
         assert len(found) == len(numbers)
         for one in found:
             decode_dataset(one, _EXPLICIT)

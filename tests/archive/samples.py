@@ -13,8 +13,9 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.record import Record, make_record, scanner_for
 from dicomtwist.archive.instance import ReceivedInstance
+from dicomtwist.archive.query.answer_reader import AnswerReader, identifiers
 from dicomtwist.archive.query.compiler import BASELINE, Model, Negotiated, compile_find
-from dicomtwist.archive.query.search import AnswerReader, Search
+from dicomtwist.archive.query.search import Search
 from dicomtwist.datasets import encode_dataset
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 
@@ -80,7 +81,7 @@ def ask(
         setattr(identifier, keyword, value)
     archive.catch_up()
     search = Search(archive.index.engine, compile_find(identifier, model, negotiated))
-    answers = AnswerReader(search, "ARCHIVE", transfer_syntax).read(search.numbers())
+    answers = AnswerReader(search, identifiers("ARCHIVE", transfer_syntax)).read(search.numbers())
     implicit, little = transfer_syntax == "1.2.840.10008.1.2", transfer_syntax != "1.2.840.10008.1.2.2"
     decoded = [read_dataset(BytesIO(answer), implicit, little) for answer in answers]
     for answer in decoded:

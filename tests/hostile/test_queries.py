@@ -19,6 +19,7 @@ from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.normal_forms import MAX_ALTERNATIVES, MAX_KEY_LENGTH
 from dicomtwist.archive.ingest import Ingest
 from dicomtwist.archive.query import search as finder
+from dicomtwist.archive.query.answer_reader import AnswerReader
 from dicomtwist.archive.query.compiler import MAX_VALUES, Model
 from dicomtwist.archive.query.sequences import MAX_NESTING
 from dicomtwist.archive.services.query_retrieve import QueryRetrieve
@@ -260,10 +261,10 @@ class StopsReading(QueryTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.pages = 0
-        read = finder.AnswerReader.read
+        read = AnswerReader.read
         instances = finder.Search.instances
 
-        def counted(reader: finder.AnswerReader, page: Any) -> list[bytes]:
+        def counted(reader: AnswerReader, page: Any) -> list[bytes]:
             self.pages += 1
             return read(reader, page)
 
@@ -278,7 +279,7 @@ class StopsReading(QueryTestCase):
             return million
 
         patched: tuple[tuple[Any, str, Any], ...] = (
-            (finder.AnswerReader, "read", counted),
+            (AnswerReader, "read", counted),
             (finder.Search, "instances", counted_instances),
             (finder.Search, "numbers", lambda search, **options: million),
             (finder.Search, "in_turns", in_turns),

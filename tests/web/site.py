@@ -12,6 +12,7 @@ from twisted.internet import reactor as global_reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
+from twisted.internet.task import deferLater
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
@@ -102,6 +103,8 @@ class Client:
                 response, self._received = found
                 return response
             await self.transport.changed
+            # The caller goes on when the server has done what it is at, as it does behind a network.
+            await deferLater(global_reactor, 0)
 
     async def request(
         self, method: str, path: str, headers: Iterable[tuple[str, str]] = (), body: bytes | None = None
@@ -129,7 +132,11 @@ def parse(data: bytes, *, head: bool = False, closed: bool = False) -> tuple[Res
     if not blank:
         return None
     line, *lines = header.decode("latin-1").split("\r\n")
-    fields = {name.lower(): value.strip() for name, _, value in (one.partition(":") for one in lines)}
+    fields: dict[str, str] = {}
+    for one in lines:
+        name, _, value = one.partition(":")
+        name = name.lower()
+        fields[name] = f"{fields[name]}, {value.strip()}" if name in fields else value.strip()
     status = int(line.split()[1])
     if head or status in (204, 304) or status < 200:
         return Response(status, fields, b""), rest

@@ -18,8 +18,9 @@ from dicomtwist.archive.index import schema
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.record import COLUMNS, WANTED, make_record
 from dicomtwist.archive.instance import ReceivedInstance
+from dicomtwist.archive.query.answer_reader import AnswerReader, identifiers
 from dicomtwist.archive.query.compiler import Model, Negotiated, compile_find
-from dicomtwist.archive.query.search import AnswerReader, Search
+from dicomtwist.archive.query.search import Search
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import decode_dataset
 from dicomtwist.datasets.header_scanner import scan
@@ -65,7 +66,7 @@ class Case(SynchronousTestCase):
             identifier.add_new(tag, "PN" if tag == NAME else "LO", None)
         query = compile_find(identifier, Model.PATIENT_ROOT, Negotiated(relational=True))
         search = Search(archive.index.engine, query)
-        found = AnswerReader(search, "A", ExplicitVRLittleEndian).read(search.numbers())
+        found = AnswerReader(search, identifiers("A", ExplicitVRLittleEndian)).read(search.numbers())
         for one in found:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
