@@ -318,14 +318,18 @@ def _add_key(dataset: Dataset, path: tuple[int, ...], values: list[str], name: s
     """
     Add a key to an identifier; a return key only if it has none yet.
 
+    A sequence without items is returned as a whole, whatever attributes of its items are return keys besides.
+
     :raises ParameterError: its VR does not allow a value.
     """
     for tag in path[:-1]:
         if tag not in dataset or not dataset[tag].value:
+            if tag in dataset and not values:
+                return
             dataset[tag] = DataElement(tag, "SQ", Sequence([Dataset()]))
         dataset = dataset[tag].value[0]
     tag = path[-1]
-    if tag in dataset and not values:
+    if tag in dataset and not values and not _has_return_keys_only(dataset[tag]):
         return
     vr = _vr(tag)
     if vr == "SQ":
@@ -348,6 +352,13 @@ def _add_key(dataset: Dataset, path: tuple[int, ...], values: list[str], name: s
         )
     except (ValueError, OverflowError):
         raise ParameterError(f"{name} has an invalid value") from None
+
+
+def _has_return_keys_only(element: DataElement) -> bool:
+    """Whether a key is a sequence whose attributes have no values."""
+    return element.VR == "SQ" and all(
+        _has_return_keys_only(one) if one.VR == "SQ" else one.is_empty for item in element.value for one in item
+    )
 
 
 def search_query(
