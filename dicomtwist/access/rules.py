@@ -199,19 +199,38 @@ class Rule:
             found.append(Mismatch("from", f"{place}, not in {_one_of(self.networks.texts())}"))
         if self.certificates and not any(one.matches(requestor.certificate) for one in self.certificates):
             has = (
-                "there is no certificate"
+                "there is no certificate, and it needs"
                 if requestor.certificate is None
-                else f"the certificate is {requestor.certificate}"
+                else f"the certificate is {requestor.certificate}, not"
             )
-            found.append(Mismatch("certificate", f"{has}, not {_one_of([str(one) for one in self.certificates])}"))
+            found.append(Mismatch("certificate", f"{has} {_one_of([str(one) for one in self.certificates])}"))
         if not requestor.undecided:
             if self.users and requestor.user not in self.users:
-                has = f"the user is {requestor.user!r}" if requestor.user else "there is no user"
-                found.append(Mismatch("user", f"{has}, not {_one_of(sorted(self.users))}"))
+                has = f"the user is {requestor.user!r}, not" if requestor.user else "there is no user, and it needs"
+                found.append(Mismatch("user", f"{has} {_one_of(sorted(self.users))}"))
             if self.identities and requestor.identity not in self.identities:
-                has = f"the user identity is of type {requestor.identity}" if requestor.identity else "no user identity"
-                found.append(Mismatch("identity", f"{has}, not {_one_of(sorted(self.identities))}"))
+                has = (
+                    f"the user identity is of type {requestor.identity}, not"
+                    if requestor.identity
+                    else "there is no user identity, and it needs"
+                )
+                found.append(Mismatch("identity", f"{has} {_one_of(sorted(self.identities))}"))
         return found
+
+    def recognizes(self, requestor: Requestor) -> int:
+        """
+        Return how many conditions say that the rule is about *requestor*: its AE title, its certificate, its user.
+
+        An address says less: all peers of a network share a condition on it. A pattern of wildcards alone says nothing.
+        """
+        named = [pattern for pattern in self.calling if pattern.strip("*?")]
+        return sum(
+            (
+                bool(named) and _any_title(named, requestor.calling),
+                any(one.matches(requestor.certificate) for one in self.certificates),
+                bool(requestor.user) and requestor.user in self.users,
+            )
+        )
 
     @property
     def conditions(self) -> int:
@@ -251,10 +270,9 @@ class Rules:
         """
         if self.allowed(requestor):
             return None
-        known = [rule for rule in self.rules if _any_title(rule.called, requestor.called)]
-        if not known:
+        if not any(rule.has_called(requestor.called) for rule in self.rules):
             key, what = "called", "no rule has this called AE title"
-        elif not any(_any_title(rule.calling, requestor.calling) for rule in known):
+        elif not any(rule.has_calling(requestor.calling) for rule in self.rules):
             key, what = "calling", "no rule has this calling AE title"
         else:
             key, what = "", "no rule that allows anything matches"
@@ -272,9 +290,10 @@ class Rules:
         """
         Return the rule that comes nearest to allowing all *operations* to *requestor*, ``None`` if no rule allows them.
 
-        That is the rule with the most conditions that match and the fewest that do not. Among equals it is one that has both
-        AE titles, then the one whose AE titles are spelled most like those of the peer. A rule for this machine alone is the
-        nearest of a remote peer only if there is no other.
+        That is the rule that recognizes most of the peer (:meth:`Rule.recognizes`), then the one with the most conditions that
+        match and the fewest that do not. Among equals it is one that has both AE titles, then the one whose AE titles are
+        spelled most like those of the peer. A rule for this machine alone is the nearest of a remote peer only if there is no
+        other.
 
         :param operations: the operations; without them any rule counts that allows something, or else any rule.
         """
@@ -301,12 +320,13 @@ class Rules:
         return "; ".join(parts)
 
 
-def _rank(rule: Rule, requestor: Requestor) -> tuple[bool, int, int, bool]:
+def _rank(rule: Rule, requestor: Requestor) -> tuple[bool, int, int, int, bool]:
     missing = rule.mismatches(requestor)
     keys = {one.key for one in missing}
     is_foreign = "from" in keys and not rule.networks.networks
     matching = rule.conditions - len(missing)
-    return not is_foreign, matching - len(missing), matching, not keys & _REASONS.keys()
+    recognized = rule.recognizes(requestor)
+    return not is_foreign, recognized, matching - len(missing), matching, not keys & _REASONS.keys()
 
 
 def _likeness(rule: Rule, requestor: Requestor) -> float:
@@ -322,7 +342,7 @@ def _likeness(rule: Rule, requestor: Requestor) -> float:
 
 
 def _nearest_in_words(rule: Rule, missing: Sequence[Mismatch]) -> str:
-    why = " and ".join(one.words for one in missing) or "it allows nothing"
+    why = "; ".join(one.words for one in missing) or "it allows nothing"
     return f"the nearest is {rule}: {why}"
 
 

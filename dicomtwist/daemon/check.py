@@ -12,6 +12,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ from dicomtwist.access.enforcement import Policy
 from dicomtwist.access.explanation import explain, parse_case
 from dicomtwist.access.rules import EVERYTHING, Identity, Operation, Rule
 from dicomtwist.daemon.configuration import Configuration
+from dicomtwist.tls.files import read_validity
 
 __all__ = ["report"]
 
@@ -31,6 +33,10 @@ REFUSED: Final = 1
 MAX_NAMED: Final = 20
 #: Matches endpoint strings whose peers may have certificates.
 _HAS_TLS: Final = re.compile(r"(?:^|:)(?:dicomtls|ssl|tls):")
+#: Matches endpoint strings with a certificate that dicomtwist reads.
+_OWN_TLS: Final = re.compile(r"(?:^|:)dicomtls:")
+#: Matches the names of its files, with their escapes.
+_FILE_OPTION: Final = re.compile(r":(certKey|privateKey)=((?:[^:\\]|\\.)*)")
 #: Options that have lines of their own, or do not concern the server.
 _SHOWN: Final = ("config", "check", "explain", "ae-title", "storage", "min-free", "import", "worklist")
 
@@ -57,7 +63,7 @@ def report(options: Any) -> int:
             calling=options["calling"],
             replaces=options["duplicates"].value == "replace",
         )
-        _print(found.lines)
+        _print(_fitting(found.lines))
         status = 0 if found.allowed else REFUSED
     return status
 
@@ -78,10 +84,11 @@ def _check(options: Any) -> Iterator[str]:
     yield from _item("AE title", options["ae-title"] + (", which a peer must call" * options["require-called-aet"]))
     if options["calling"]:
         yield from _item("calling", ", ".join(options["calling"]) + " only (allow-calling)")
-    for port in options["ports"]:
-        yield from _item("port", str(port))
-    for port in options["http"]:
-        yield from _item("http", f"{port}, DICOMweb at /dicom-web")
+    for name, ports in (("port", options["ports"]), ("http", options["http"])):
+        for port in map(str, ports):
+            yield from _item(name, port + ", DICOMweb at /dicom-web" * (name == "http"))
+            for file, end, _ in _certificates(port):
+                yield from _item("", f"certificate {file}, valid until {end:%Y-%m-%d}")
     yield from _item("storage", storage)
     for name in ("import", "worklist"):
         if options[name] is not None:
@@ -105,15 +112,36 @@ def _item(name: str, value: str) -> Iterator[str]:
 
 def _wrapped(text: str, indent: int = 2) -> Iterator[str]:
     """Yield *text* as indented lines that fit the terminal."""
-    width = max(40, shutil.get_terminal_size((100, 24)).columns)
     yield from textwrap.wrap(
         text,
-        width,
+        _width(),
         initial_indent="  ",
         subsequent_indent=" " * (2 + indent),
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def _width() -> int:
+    return max(40, shutil.get_terminal_size((100, 24)).columns)
+
+
+def _fitting(lines: Iterable[str]) -> Iterator[str]:
+    """Yield *lines* so that they fit the terminal. Elsewhere they stay whole, for programs that look for words in them."""
+    if not (sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()):
+        yield from lines
+        return
+    for line in lines:
+        text = line.lstrip(" ")
+        indent = len(line) - len(text)
+        yield from textwrap.wrap(
+            text,
+            _width(),
+            initial_indent=" " * indent,
+            subsequent_indent=" " * (indent + 2),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
 
 
 def _upper(text: str) -> str:
@@ -137,6 +165,14 @@ def _storage(folder: Path, min_free: int) -> str:
     words = "" if nearest == folder.absolute() else ", which the start creates"
     enough = "" if free > min_free else f", less than min-free: instances would be refused (min-free {_size(min_free)})"
     return f"{folder}{words}, {_size(free)} free{enough}"
+
+
+def _certificates(port: str) -> Iterator[tuple[str, datetime, str | None]]:
+    """Yield the file of the server's certificate at *port*, an endpoint string that works, and what is known of its dates."""
+    if _OWN_TLS.search(port):
+        files = dict(_FILE_OPTION.findall(port))
+        path = re.sub(r"\\(.)", r"\1", files.get("certKey") or files["privateKey"])
+        yield path, *read_validity(path)
 
 
 def _size(count: float) -> str:
@@ -203,9 +239,13 @@ def _operations(rule: Rule) -> str:
 
 
 def _warnings(options: Any) -> Iterator[str]:
-    """Describe rules that cannot match or that allow less than they seem to."""
+    """Describe certificates that expire, and rules that cannot match or that allow less than they seem to."""
     policy: Policy = options.policy
-    has_tls = any(_HAS_TLS.search(str(port)) for port in (*options["ports"], *options["http"]))
+    ports = [str(port) for port in (*options["ports"], *options["http"])]
+    for file, doubt in dict.fromkeys((file, doubt) for port in ports for file, _, doubt in _certificates(port)):
+        if doubt is not None:
+            yield f"the certificate {file} {doubt}"
+    has_tls = any(map(_HAS_TLS.search, ports))
     for rule in policy.rules.rules:
         if rule.certificates and not has_tls:
             yield f"{rule} never matches: it wants a certificate, and no port has TLS"

@@ -19,6 +19,8 @@ from twisted.python import usage
 from dicomtwist.access.enforcement import Policy
 from dicomtwist.access.rules import DEFAULT_RULES, Identity, Rules, nearest, parse_rules
 from dicomtwist.access.users import Users
+from dicomtwist.transport.peer_address import parse_peer
+from dicomtwist.ul.ae_title import check_ae_title
 
 __all__ = ["Configuration", "ConfigurationError", "add_configuration", "read_configuration"]
 
@@ -150,6 +152,8 @@ def _load(path: Path) -> dict[str, Any]:
 def _understand(path: Path, content: dict[str, Any], parameters: list[str], flags: list[str]) -> Configuration:
     options: dict[str, tuple[str, ...]] = {}
     for key, value in content.items():
+        if isinstance(value, Mapping) and key not in _TABLES:
+            raise ValueError(f"{key} is not a table: {nearest(key, _TABLES)}")
         if key in flags:
             if not isinstance(value, bool):
                 raise ValueError(f"{key} is true or false, not {value!r}")
@@ -168,7 +172,7 @@ def _understand(path: Path, content: dict[str, Any], parameters: list[str], flag
     return Configuration(
         path,
         {name: values for name, values in options.items() if values or name in flags},
-        tuple(f"{title}={_text(f'peers.{title}', address)}" for title, address in _table(content, "peers").items()),
+        tuple(_peer(title, address) for title, address in _table(content, "peers").items()),
         parse_rules(access["rule"], "access.rule") if "rule" in access else DEFAULT_RULES,
         Path(_text("access.users", access["users"])) if "users" in access else None,
         frozenset(_identities(access.get("accept-identity", []))),
@@ -180,6 +184,18 @@ def _table(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{key} is a table: write [{key}]")
     return value
+
+
+def _peer(title: str, address: Any) -> str:
+    """Return the description of a peer, checked as far as it can be without the files that it names."""
+    key = f"peers.{title}"
+    text = _text(key, address)
+    try:
+        check_ae_title(title)
+        parse_peer(text)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    return f"{title}={text}"
 
 
 def _text(key: str, value: Any) -> str:

@@ -3,7 +3,6 @@
 from dicomtwist.tls.contexts import (
     PROFILES,
     ClientCertificate,
-    PrivateKey,
     TLSProfile,
     VerifyCallback,
     client_tls,
@@ -12,6 +11,7 @@ from dicomtwist.tls.contexts import (
     server_tls_options,
 )
 from dicomtwist.tls.errors import EndpointError, PeerCertificateError, describe_tls_error, last_reason
+from dicomtwist.tls.files import PrivateKey
 
 __all__ = [
     "client_tls",

@@ -6,22 +6,12 @@ Import the public names from :mod:`dicomtwist.endpoints`, which has all of them.
 from __future__ import annotations
 
 import ipaddress
-import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from os import PathLike, fspath
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
 from service_identity.hazmat import DNS_ID, IPAddress_ID, ServiceID, verify_service_identity
 from service_identity.pyopenssl import extract_patterns
@@ -31,10 +21,10 @@ from twisted.internet.interfaces import (
     IOpenSSLContextFactory,
     IOpenSSLServerConnectionCreator,
 )
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from dicomtwist.tls.errors import EndpointError, PeerCertificateError, last_reason
+from dicomtwist.tls.files import FilePath, Identity, read_identity, read_revocation_lists, read_trust_roots
 
 if TYPE_CHECKING:
     from twisted.protocols.tls import TLSMemoryBIOProtocol
@@ -50,11 +40,7 @@ __all__ = [
 ]
 
 ClientCertificate: TypeAlias = Literal["required", "optional", "none"]
-PrivateKey: TypeAlias = RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey | Ed448PrivateKey
-FilePath: TypeAlias = str | PathLike[str]
 VerifyCallback: TypeAlias = Callable[[SSL.Connection, crypto.X509, int, int, int], bool]
-
-_log = Logger()
 
 #: ``SSL_MODE_ENABLE_PARTIAL_WRITE`` of OpenSSL's ``ssl.h``.
 _MODE_ENABLE_PARTIAL_WRITE = 1
@@ -99,116 +85,6 @@ PROFILES: Mapping[str, TLSProfile] = {
         ),
     )
 }
-
-
-# Files
-
-
-@dataclass(frozen=True, slots=True)
-class _Identity:
-    """The certificate of this side with its key and the certificates that lead from it towards the root."""
-
-    key: PrivateKey
-    certificate: x509.Certificate
-    chain: tuple[x509.Certificate, ...]
-
-
-def _read(option: str, path: FilePath) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise EndpointError(f"cannot read the file {fspath(path)!r} ({reason})", option) from error
-
-
-def _certificates(option: str, path: FilePath) -> list[x509.Certificate]:
-    data = _read(option, path)
-    try:
-        return x509.load_pem_x509_certificates(data)
-    except ValueError as error:
-        hint = "it must hold certificates in PEM form (-----BEGIN CERTIFICATE-----)"
-        raise EndpointError(f"no usable certificate in the file {fspath(path)!r}: {hint}", option) from error
-
-
-def _trust_roots(path: FilePath) -> list[x509.Certificate]:
-    """Return every certificate of a bundle file, or of every ``*.pem`` file in a directory."""
-    if not Path(path).is_dir():
-        return _certificates("trustRoots", path)
-    found = [
-        certificate for file in sorted(Path(path).glob("*.pem")) for certificate in _certificates("trustRoots", file)
-    ]
-    if not found:
-        raise EndpointError(f"the directory {fspath(path)!r} has no *.pem files in it", "trustRoots")
-    return found
-
-
-def _revocation_lists(path: FilePath) -> list[x509.CertificateRevocationList]:
-    """Return every revocation list of a file. An expired list is refused now: with it every peer would be refused later."""
-    blocks = re.findall(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", _read("crl", path), flags=re.DOTALL)
-    try:
-        lists = [x509.load_pem_x509_crl(block) for block in blocks]
-    except ValueError as error:
-        raise EndpointError(f"a revocation list in the file {fspath(path)!r} is broken ({error})", "crl") from error
-    if not lists:
-        raise EndpointError(f"no revocation list in PEM form in the file {fspath(path)!r}", "crl")
-    for each in lists:
-        if each.next_update_utc is not None and each.next_update_utc < datetime.now(UTC):
-            raise EndpointError(
-                f"the revocation list of {each.issuer.rfc4514_string()} in the file {fspath(path)!r} expired on "
-                f"{each.next_update_utc:%Y-%m-%d}: fetch a new one from the CA",
-                "crl",
-            )
-    return lists
-
-
-def _private_key(path: FilePath) -> PrivateKey:
-    data = _read("privateKey", path)
-    try:
-        key = load_pem_private_key(data, None)
-    except TypeError as error:
-        raise EndpointError(
-            f"the key in the file {fspath(path)!r} is protected by a passphrase: remove it with "
-            "'openssl pkey' and restrict the permissions of the file",
-            "privateKey",
-        ) from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise EndpointError(f"no usable PEM private key in the file {fspath(path)!r}", "privateKey") from error
-    if not isinstance(key, PrivateKey):
-        raise EndpointError(
-            f"the key in the file {fspath(path)!r} is of a kind that TLS cannot use: use RSA or EC", "privateKey"
-        )
-    return key
-
-
-def _identity(
-    private_key: FilePath | None, certificate: FilePath | None, extra_chain: FilePath | None
-) -> _Identity | None:
-    """Load the certificate of this side. Key and certificate may share a file, named by either option."""
-    key_path, certificate_path = private_key or certificate, certificate or private_key
-    if key_path is None or certificate_path is None:
-        if extra_chain is not None:
-            raise EndpointError(
-                "is given without certKey: name the certificate that the chain belongs to", "extraCertChain"
-            )
-        return None
-    leaf, *chain = _certificates("certKey", certificate_path)
-    key = _private_key(key_path)
-    if key.public_key() != leaf.public_key():
-        raise EndpointError(
-            f"the key in {fspath(key_path)!r} does not belong to the first certificate in {fspath(certificate_path)!r}",
-            "privateKey",
-        )
-    if not leaf.not_valid_before_utc <= datetime.now(UTC) <= leaf.not_valid_after_utc:
-        # Only a warning: perhaps the clock is wrong, and the peers decide. The log line saves the operator a long search.
-        _log.warn(
-            "The certificate in {path} is valid from {begin} until {end} only: peers will refuse it.",
-            path=fspath(certificate_path),
-            begin=leaf.not_valid_before_utc,
-            end=leaf.not_valid_after_utc,
-        )
-    if extra_chain is not None:
-        chain += _certificates("extraCertChain", extra_chain)
-    return _Identity(key, leaf, tuple(chain))
 
 
 # Checking the peer
@@ -317,7 +193,7 @@ def _verifier(hostname: str | None) -> VerifyCallback:
 
 def _context(
     profile: str,
-    identity: _Identity | None,
+    identity: Identity | None,
     trust: Sequence[x509.Certificate] | None,
     revoked: Sequence[x509.CertificateRevocationList],
     mode: int,
@@ -530,7 +406,7 @@ def server_tls_options(
     :param profile: a name from :data:`PROFILES`.
     :raises EndpointError: a file or a combination cannot work; the error names options as endpoint strings do.
     """
-    identity = _identity(private_key, certificate, extra_chain)
+    identity = read_identity(private_key, certificate, extra_chain)
     if client_certificate is None and trust_roots is not None:
         client_certificate = "required"
     modes = {
@@ -559,8 +435,8 @@ def server_tls_options(
         _context(
             profile,
             identity,
-            None if trust_roots is None else _trust_roots(trust_roots),
-            [] if crl is None else _revocation_lists(crl),
+            None if trust_roots is None else read_trust_roots(trust_roots),
+            [] if crl is None else read_revocation_lists(crl),
             modes[client_certificate],
         )
     )
@@ -591,9 +467,9 @@ def client_tls_options(
     wanted = _service_id(hostname)
     context = _context(
         profile,
-        _identity(private_key, certificate, extra_chain),
-        None if trust_roots is None else _trust_roots(trust_roots),
-        [] if crl is None else _revocation_lists(crl),
+        read_identity(private_key, certificate, extra_chain),
+        None if trust_roots is None else read_trust_roots(trust_roots),
+        [] if crl is None else read_revocation_lists(crl),
         SSL.VERIFY_PEER,
         hostname,
     )

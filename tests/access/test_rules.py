@@ -193,20 +193,45 @@ class NearestRules(SynchronousTestCase):
                 {"calling": "WORKSTATI0N", "address": "10.9.9.9"},
                 3,
                 "access.rule 3 'workstations': the calling AE title is 'WORKSTATI0N', not WORKSTATION"
-                " and the address is '10.9.9.9', not in 10.2.0.7",
+                "; the address is '10.9.9.9', not in 10.2.0.7",
             ),
             ({"address": "10.9.9.9"}, 1, "access.rule 2 'modalities': the address is '10.9.9.9', not in 10.1.0.0/16"),
             ({"address": "127.0.0.1", "proxied": True}, 1, "the address is '127.0.0.1' from a proxy, not in"),
             (
                 {"address": "10.3.0.1", "calling": "X", "user": "bob"},
                 1,
-                "access.rule 4: there is no certificate, not CN=x,O=H and the user is 'bob', not alice",
+                "access.rule 4: there is no certificate, and it needs CN=x,O=H; the user is 'bob', not alice",
             ),
         ):
             rejection = self.RULES.rejection(requestor(**details))
             assert rejection is not None
             self.assertEqual(rejection.reason, reason, rejection.words)
             self.assertIn(f"the nearest is {words}" if words.startswith("access") else words, rejection.words)
+
+    def test_rules_that_recognize_the_peer(self) -> None:
+        rules = parse_rules(
+            [
+                {"calling": "CT*", "certificate": "CN=ct1", "allow": ["echo", "store"]},
+                {"calling": "MR1", "called": "ARCHIVE", "from": "10.0.0.0/8", "allow": ["echo", "store"]},
+                {"calling": "US?", "user": "sono", "identity": "passcode", "allow": ["echo", "store"]},
+                {"calling": ["?*", "*"], "called": "ARCHIVE", "from": "10.0.0.0/8", "identity": "jwt", "allow": "echo"},
+                {"calling": "WS7", "certificate": "CN=ws7", "user": "alice", "allow": "find"},
+            ]
+        )
+        for details, reason, words in (
+            ({"calling": "CT1"}, 1, "rule 1: there is no certificate, and it needs CN=ct1"),
+            ({"calling": "MR1", "called": "ELSE"}, 7, "rule 2: the called AE title is 'ELSE', not ARCHIVE"),
+            (
+                {"calling": "US1"},
+                1,
+                "rule 3: there is no user, and it needs sono; there is no user identity, and it needs passcode",
+            ),
+            ({"calling": "WS9", "user": "alice"}, 3, "rule 5: the calling AE title is 'WS9', not WS7; there is no"),
+        ):
+            rejection = rules.rejection(requestor(**details))
+            assert rejection is not None
+            self.assertEqual(rejection.reason, reason, rejection.words)
+            self.assertIn(f"the nearest is {words}", rejection.words)
 
     def test_refusals(self) -> None:
         self.assertEqual(self.RULES.explain_refusal(requestor(), {Operation.STORE}), "")

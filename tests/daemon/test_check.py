@@ -8,12 +8,14 @@ import socket
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from dicomtwist.access.users import hash_passcode
 from dicomtwist.daemon.tap import Options
 from tests import peers
+from tests.certificates import DAY, NOW, Authority
 from tests.documentation import DOCS, blocks
 
 RULES = """
@@ -125,6 +127,26 @@ allow = []
         ):
             self.assertIn(words, printed)
 
+    def test_certificates(self) -> None:
+        """The certificates of the ports are listed; those that peers refuse, or will refuse soon, are warnings."""
+        authority = Authority(str(self.folder), "test")
+        for name, begin, end, words in (
+            ("sound", -1, 365, ""),
+            ("near: it", -1, 3, "in 2 days: renew it"),
+            ("gone", -9, -1, "peers refuse it; renew it"),
+            ("coming", 1, 365, "peers refuse it until then; is the clock right?"),
+        ):
+            path = authority.issue(name, "localhost", not_before=NOW + begin * DAY, not_after=NOW + end * DAY)
+            escaped = path.replace(":", "\\:")
+            port = f"haproxy:dicomtls:2762:privateKey={escaped}:clientCertificate=none"
+            with patch.dict(os.environ, COLUMNS="1000"):
+                code, printed = self.run_options("--check", "--port", port)
+            self.assertEqual(code, 0, printed)
+            self.assertIn(f"certificate {path}, valid until {NOW + end * DAY:%Y-%m-%d}\n", printed)
+            warnings = printed.partition("Warnings:\n")[2]
+            self.assertIn(words, warnings)
+            self.assertEqual(f"the certificate {path} " in warnings, bool(words), printed)
+
     def test_mistakes(self) -> None:
         """A mistake has the words and the exit status that it has at a start."""
         (self.folder / "file").write_text("")
@@ -163,11 +185,23 @@ class Explain(CheckTestCase):
             ("calling=CT1,from=10.1.2.3,operation=store", 0, "store: allowed; access.rule 1 'modalities'"),
             ("calling=CT1,from=10.1.2.3,operation=find", 1, "the nearest is access.rule 2"),
             ("calling=X,from=10.1.2.3,user=alice,operation=find", 0, "access.rule 2"),
-            ("calling=X,from=10.1.2.3,called=Y,user=alice,operation=find", 1, "(1, 1, 3)"),
+            ("calling=X,from=10.1.2.3,called=Y,user=alice,operation=find", 1, "(1, 1, 7)"),
         ):
             found, printed = self.run_options("--explain", case, text=text)
             self.assertEqual(found, code, printed)
             self.assertIn(words, printed)
+
+    def test_lines_that_fit_a_terminal(self) -> None:
+        text = f'[access]\nusers = "USERS"\n{RULES}'
+        case = "calling=X,from=10.1.2.3,called=Y"
+        with patch.dict(os.environ, COLUMNS="60"):
+            code, printed = self.run_options("--explain", case, text=text)
+        self.assertEqual(code, 1)
+        self.assertLessEqual(max(map(len, printed.splitlines())), 60)
+        with patch.dict(os.environ, COLUMNS=""):
+            _, whole = self.run_options("--explain", case, text=text)
+        self.assertEqual(" ".join(printed.split()), " ".join(whole.split()))
+        self.assertEqual(len(whole.splitlines()), 2)
 
     def test_both(self) -> None:
         code, printed = self.run_options("--check", "--explain", "calling=X,from=10.1.2.3,operation=find")
