@@ -142,7 +142,7 @@ class Mistakes(ConfigurationTestCase):
             ("[peers]\nA = 2026-01-01", "peers.A is a text or a number"),
             ("access = 3", "access is a table"),
             ("[peer]\nWS = 'ws:104'", "peer is not a table: did you mean peers?"),
-            ("[acces]", "acces is not a table: did you mean access?"),
+            ("[axess]", "axess is not a table: did you mean access?"),
             ("[grace]", "grace is not a table: there are peers, access"),
             ("[peers]\nWS = 'ws'", "peers.WS: 'ws' has no port: write ws:104"),
             ("[peers]\nA_TITLE_THAT_IS_TOO_LONG = 'ws:104'", "peers.A_TITLE_THAT_IS_TOO_LONG: AE title"),
