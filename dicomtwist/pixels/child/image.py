@@ -25,7 +25,7 @@ from dicomtwist.datasets.element_headers import (
 )
 from dicomtwist.errors import DataSetError
 from dicomtwist.part10 import FileMeta, NotDicomFile, read_file_meta
-from dicomtwist.pixels.codecs import MAX_FRAME_BYTES, Array, FrameFormat, decode_frame, native_array
+from dicomtwist.pixels.child.codecs import MAX_FRAME_BYTES, Array, FrameFormat, decode_frame, native_array
 from dicomtwist.pixels.encapsulation import Encapsulated, Fragment, frame_fragments, read_encapsulated
 from dicomtwist.pixels.errors import InvalidPixels, NoSuchFrame, PixelsTooLarge, UnsupportedPixels
 from dicomtwist.pixels.syntaxes import COMPRESSED, UNCOMPRESSED
@@ -113,6 +113,8 @@ class Image:
 
         self._file.seek(self._start)
         dataset = read_dataset(self._file, self.is_implicit, not self.is_big_endian, stop_when=at_pixels)
+        # A few data sets have no VRs although their transfer syntax says so, which pydicom detects.
+        self.is_implicit = bool(dataset.original_encoding[0])
         if not found:
             raise UnsupportedPixels("the instance has no pixel data")
         tag, vr, length = found[0]

@@ -17,7 +17,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-from dicomtwist.pixels.codestreams import Codestream, read_codestream
+from dicomtwist.pixels.child.codestreams import Codestream, read_codestream
 from dicomtwist.pixels.errors import InvalidPixels, PixelsTooLarge, UnsupportedPixels
 from dicomtwist.pixels.syntaxes import (
     DEFLATED_FRAMES,

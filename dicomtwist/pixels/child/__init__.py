@@ -1,0 +1,1 @@
+"""The child process: images opened, decoded, rendered and encoded. Only it imports NumPy and the codecs."""
