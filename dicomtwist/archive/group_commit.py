@@ -177,6 +177,8 @@ class GroupCommit:
         if small:
             assert inbox is not None
             self._append(small, inbox, outcomes)
+        if inbox is not None:
+            self._release_removed([pending for pending in new if pending not in outcomes], inbox, outcomes)
         placed = [pending for pending in new if pending not in outcomes and self._place(pending, outcomes)]
         if placed:
             self._sync(placed, outcomes)
@@ -187,6 +189,16 @@ class GroupCommit:
             error = outcomes[pending]
             if error is not None:  # after a success there is no earlier copy to remove
                 self._settle(pending, error)
+
+    def _release_removed(self, new: list[PendingCommit], inbox: Inbox, outcomes: _Outcomes) -> None:
+        """Let no start make files of earlier copies, whose files were removed from outside, in place of new ones."""
+        held = [pending for pending in new if inbox.holds(pending.instance.uids)]
+        if not held:
+            return
+        try:
+            inbox.release(pending.instance.uids for pending in held)
+        except OSError as error:
+            outcomes.update(dict.fromkeys(held, error))
 
     def _append(self, small: list[PendingCommit], inbox: Inbox, outcomes: _Outcomes) -> None:
         """Put small instances into the inbox; if it cannot take them, give them temporary files instead."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol
@@ -79,8 +79,8 @@ class PublishedStorage(Protocol):
     def open(self, study_uid: str, series_uid: str, instance_uid: str, /) -> BinaryIO:
         """Open an instance."""
 
-    def sync_files(self, instances: Iterable[InstanceUIDs], /) -> dict[InstanceUIDs, OSError]:
-        """Flush instances and their names to the medium if the durability asks for it; return the failures."""
+    def sync_files(self, instances: Iterable[InstanceUIDs], /, *, always: bool = False) -> dict[InstanceUIDs, OSError]:
+        """Flush instances and their names to the medium, if the durability or *always* asks for it; return the failures."""
 
     def remove(self, temporary: str, /) -> None:
         """Remove a temporary file; a failure is ignored."""
@@ -122,6 +122,9 @@ class Inbox:
         self._settling = threading.Lock()
         self._waiting: dict[InstanceUIDs, _Entry] = {}
         self._unsettled: dict[InstanceUIDs, _Kept] = {}
+        # Those of the second kind that a sync has failed for. The system reports such a failure once, and counts the pages as
+        # clean then, so that the next sync succeeds without them.
+        self._unflushed: set[InstanceUIDs] = set()
 
     def __len__(self) -> int:
         """The number of instances that have no file yet."""
@@ -135,6 +138,10 @@ class Inbox:
     def waits(self, uids: InstanceUIDs) -> bool:
         """Return whether an instance has no file yet. If not, it may have got one just before."""
         return uids in self._waiting
+
+    def holds(self, uids: InstanceUIDs) -> bool:
+        """Return whether an instance, which does not wait any more, is still in a segment."""
+        return uids in self._unsettled
 
     def append(self, instances: Sequence[Small]) -> None:
         """
@@ -226,8 +233,7 @@ class Inbox:
             if not held:
                 return
             # If the replacement fails, the old copies stay.
-            for error in self._store.sync_files(held).values():
-                raise error
+            self._flush(held)
             self._segments.void(kept.place for kept in held.values())
             with self._lock:
                 for one in held:
@@ -304,10 +310,8 @@ class Inbox:
         for number in self._segments.sealed():
             with self._lock:
                 held = {uids: kept for uids, kept in self._unsettled.items() if kept.place.segment == number}
-            failed = self._store.sync_files(held)
             try:
-                for uids in failed:
-                    self._write_again(uids, held[uids])
+                self._flush(held)
                 with self._publishing:
                     # Nothing is voided meanwhile in what the segment becomes.
                     self._segments.retire(number)
@@ -321,11 +325,19 @@ class Inbox:
                         del self._unsettled[uids]
         return failure
 
-    def _write_again(self, uids: InstanceUIDs, kept: _Kept) -> None:
-        """Make a file again that could not be flushed: the system's copy of it cannot be trusted any more."""
-        make_file(self._store, uids, self._segments.read(kept.place), kept.received)
-        for error in self._store.sync_files([uids]).values():
-            raise error
+    def _flush(self, held: Mapping[InstanceUIDs, _Kept]) -> None:
+        """
+        Flush instances that have files to the medium. A file for which that fails is made again from its segment, since the
+        system's copy of it cannot be trusted any more.
+
+        :raises OSError: one of them is not on the medium; a later call makes it again.
+        """
+        self._unflushed.update(self._store.sync_files(held))
+        for uids in self._unflushed & held.keys():
+            make_file(self._store, uids, self._segments.read(held[uids].place), held[uids].received)
+            for error in self._store.sync_files([uids]).values():
+                raise error
+            self._unflushed.discard(uids)
 
 
 def make_file(store: PublishedStorage, uids: InstanceUIDs, content: bytes, received: int) -> None:

@@ -54,21 +54,23 @@ def replay(store: PublishedStorage, folder: str, file_system: FileSystem) -> Rep
     recovery = Recovery(folder, file_system)
     try:
         made: set[InstanceUIDs] = set()
+        # The earlier run has acknowledged these with durability full, whatever this one has.
+        durable: set[InstanceUIDs] = set()
         for found in recovery:
             uids = found.frame.uids
             (content,) = found.frame.content
             result.instances += 1
             try:
-                if not _holds(store, uids, bytes(content)):
+                if not _holds(store, file_system, uids, bytes(content)):
                     _make_file(store, uids, bytes(content), found.frame.received)
                     result.made += 1
-                made.add(uids)
+                (durable if found.frame.digest else made).add(uids)
             except OSError as error:
                 if error.errno in _PASSING:
                     raise
                 recovery.keep()
                 result.notes.append(f"{'/'.join(uids)} cannot become a file: {error.strerror or error}")
-        for failure in store.sync_files(made).values():
+        for failure in (*store.sync_files(durable, always=True).values(), *store.sync_files(made).values()):
             raise failure
         recovery.finish()
     finally:
@@ -87,10 +89,12 @@ def _make_file(store: PublishedStorage, uids: InstanceUIDs, content: bytes, rece
         make_file(store, uids, content, received)
 
 
-def _holds(store: PublishedStorage, uids: InstanceUIDs, content: bytes) -> bool:
+def _holds(store: PublishedStorage, file_system: FileSystem, uids: InstanceUIDs, content: bytes) -> bool:
     """Whether the file of an instance holds *content*."""
     try:
         with store.open(*uids) as file:
+            # If an earlier run could not flush it, the system's copy is not what the medium has, and no sync says so again.
+            file_system.drop_cache(file.fileno())
             return file.read(len(content) + 1) == content
     except OSError:
         return False

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -65,7 +66,19 @@ class Segment:
     :ivar distrusted: whether a call failed that leaves its state unknown, so that it is not used again.
     """
 
-    __slots__ = ("_fs", "_syncs", "distrusted", "end", "fd", "generation", "live", "number", "path", "sealed")
+    __slots__ = (
+        "_fs",
+        "_syncing",
+        "_syncs",
+        "distrusted",
+        "end",
+        "fd",
+        "generation",
+        "live",
+        "number",
+        "path",
+        "sealed",
+    )
 
     def __init__(
         self, number: int, generation: bytes, path: str, fd: int, file_system: FileSystem, *, syncs: bool
@@ -80,6 +93,8 @@ class Segment:
         self.distrusted = False
         self._fs = file_system
         self._syncs = syncs
+        # A sync that fails tells one caller: nobody else has written meanwhile, and takes the next success for its own.
+        self._syncing = threading.Lock()
 
     def fill(self, size: int) -> None:
         """
@@ -116,6 +131,10 @@ class Segment:
         :raises OSError: as it came, errno intact. The heads of the frames have been wiped out, so that no start finds them;
             if that failed too, or the sync did, the segment is :attr:`distrusted`.
         """
+        with self._syncing:
+            self._write(batch)
+
+    def _write(self, batch: Batch) -> None:
         written = [0]
         whole = False
         try:
@@ -150,13 +169,14 @@ class Segment:
 
         :raises OSError: as it came, errno intact.
         """
-        for place in places:
-            begin = begin_of(place.offset)
-            head = void(self._fs.pread(self.fd, ALIGNMENT, begin), begin, self.generation)
-            if head is not None:
-                self._write_all([head], begin)
-        if self._syncs:
-            self._fs.fdatasync(self.fd)
+        with self._syncing:
+            for place in places:
+                begin = begin_of(place.offset)
+                head = void(self._fs.pread(self.fd, ALIGNMENT, begin), begin, self.generation)
+                if head is not None:
+                    self._write_all([head], begin)
+            if self._syncs:
+                self._fs.fdatasync(self.fd)
 
     def _wipe(self, begins: list[int]) -> bool:
         """Overwrite the heads of frames with zeros; return whether that succeeded."""

@@ -277,8 +277,8 @@ class Segments:
 
     def close(self) -> None:
         """
-        Remove the segments whose instances are all done, and release the others for the next start; idempotent. No other call
-        may be under way.
+        Remove the segments that are empty or retired, and release the others for the next start; idempotent. No other call may
+        be under way.
         """
         with self._lock:
             self._closed = True
@@ -287,7 +287,8 @@ class Segments:
             self._ready.clear()
             self._open = None
         for segment in segments:
-            if not segment.live:
+            # Frames that are done may have files that are not on the medium: only retiring tells.
+            if not segment.end:
                 self._fs.unlink_quietly(segment.path)
             self._fs.close_quietly(segment.fd)
         if segments and self._syncs:

@@ -365,14 +365,15 @@ class InstanceStore:
             self._fs.make_folder(series)
             self.temporary_files.give_name(source, target, exclusive=False)
 
-    def sync_files(self, instances: Iterable[InstanceUIDs]) -> dict[InstanceUIDs, OSError]:
+    def sync_files(self, instances: Iterable[InstanceUIDs], *, always: bool = False) -> dict[InstanceUIDs, OSError]:
         """Flush instances, their names and the folders above them to the medium; with durability none do nothing. An instance
         without a file, which was removed since, is left out.
 
+        :param always: whether to flush them with durability none as well.
         :returns: the instances that could not be flushed, each with the error.
         """
         failed: dict[InstanceUIDs, OSError] = {}
-        if not self._full:
+        if not self._full and not always:
             return failed
         waiting = list(instances)
         if len(waiting) > MAX_SYNCED and self._whole >= 0:

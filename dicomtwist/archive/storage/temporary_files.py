@@ -25,6 +25,8 @@ from dicomtwist.archive.storage.types import Durability, Written
 __all__ = ["MAX_NAMELESS", "SUFFIX", "OpenFile", "TemporaryFiles"]
 
 SUFFIX: Final = ".part"
+#: The end of the name of the file that a start tries to write and to rename.
+_PROBE: Final = f"-probe{SUFFIX}"
 
 #: The number of complete files without a name that may wait for their final name, since each takes a file descriptor. Any
 #: further file is written with a name.
@@ -93,9 +95,9 @@ class TemporaryFiles:
         :returns: the number of files that were removed.
         :raises OSError: as it came, errno intact.
         """
-        removed = self._remove_left_overs()
+        removed = self._remove_left_overs(outside)
         fs = self._fs
-        probe = f"{self._prefix}-probe{SUFFIX}"
+        probe = f"{self._prefix}{_PROBE}"
         target = os.path.join(outside, f".{os.path.basename(probe)}")
         placed = probe
         fd = fs.open(probe, _CREATE, _FILE_MODE)
@@ -387,7 +389,7 @@ class TemporaryFiles:
             self._fs.close_quietly(fd)
         return True
 
-    def _remove_left_overs(self) -> int:
+    def _remove_left_overs(self, outside: str) -> int:
         """Remove the files that earlier stores left behind, unless another store uses the folder."""
         try:
             alone = self._lock.try_exclusive()
@@ -397,9 +399,17 @@ class TemporaryFiles:
             return 0  # this file system has no locks, so we cannot know whether another store uses the folder
         removed = 0  # if another store uses the folder, its files may be in use
         if alone:
-            left_over = [name for name in self._fs.listdir(self.folder) if name.endswith(SUFFIX)]
-            for name in left_over:
-                self._fs.unlink(os.path.join(self.folder, name))
+            left_over = [
+                os.path.join(self.folder, name) for name in self._fs.listdir(self.folder) if name.endswith(SUFFIX)
+            ]
+            # The probes of starts that were killed.
+            left_over += [
+                os.path.join(outside, name)
+                for name in self._fs.listdir(outside)
+                if name.startswith(".") and name.endswith(_PROBE)
+            ]
+            for path in left_over:
+                self._fs.unlink(path)
             removed = len(left_over)
         # The lock is shared from here on: until every holder has released it, no store gets the exclusive lock and removes
         # anything.

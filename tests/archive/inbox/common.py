@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import random
@@ -226,3 +227,47 @@ class Mortal(Failing):
                     path.write_bytes(b"")
                 elif kind == 2:
                     path.write_bytes(bytes(status.st_size))
+
+
+class Forgetful(FileSystem):
+    """
+    A file system that treats a failing sync of a file as Linux does: it tells it once, then it counts the pages as clean.
+
+    :ivar fails: whether syncs of files with their final names fail.
+    """
+
+    def __init__(self) -> None:
+        self.fails = False
+        self._dirty: set[int] = set()
+        self._lost: set[int] = set()
+
+    def writev(self, fd: int, buffers: Sequence[Buffer]) -> int:
+        number = os.fstat(fd).st_ino
+        self._dirty.add(number)
+        self._lost.discard(number)
+        return super().writev(fd, buffers)
+
+    def fsync(self, fd: int) -> None:
+        number = os.fstat(fd).st_ino
+        if self.fails and number in self._dirty and os.path.realpath(f"/proc/self/fd/{fd}").endswith(".dcm"):
+            self._dirty.discard(number)
+            self._lost.add(number)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().fsync(fd)
+        self._dirty.discard(number)
+
+    def drop_cache(self, fd: int) -> None:
+        """Show what is on the medium, unless it is still to be written."""
+        if os.fstat(fd).st_ino in self._lost:
+            _clear(Path(os.path.realpath(f"/proc/self/fd/{fd}")))
+
+    def cut_power(self, root: Path) -> None:
+        """Leave of each instance below *root* what is on the medium."""
+        for path in root.glob("*/*/*.dcm"):
+            if path.stat().st_ino in self._dirty | self._lost:
+                _clear(path)
+
+
+def _clear(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))

@@ -27,8 +27,9 @@ from dicomtwist.archive.storage.types import (
     RowRefused,
     StoreClosed,
     StoreError,
+    StoreUnusable,
 )
-from tests.archive.inbox.common import InboxTestCase, SmallInbox, die, large
+from tests.archive.inbox.common import Forgetful, InboxTestCase, SmallInbox, die, large
 from tests.archive.index.test_postgresql import empty
 from tests.archive.samples import SECONDARY_CAPTURE, ask, dataset, handed
 from tests.archive.storage.test_file_store import Recording
@@ -230,6 +231,50 @@ class Settling(InboxTestCase):
         self.check(archive)
         self.assertIn(b"third", self.path().read_bytes())
 
+    def test_a_large_one_comes_after_its_file_was_removed(self) -> None:
+        """A new instance has no earlier copy, except in a segment."""
+        archive = self.open()
+        self.kept(archive, dataset(1), dataset(2))
+        archive.catch_up()
+        self.path(1).unlink()
+        self.kept(archive, large(1))
+        die(archive)
+        self.check(self.start_again())
+
+    def test_it_comes_past_a_full_inbox_after_its_file_was_removed(self) -> None:
+        archive = self.open()
+        self.kept(archive, dataset(1), dataset(2))
+        archive.catch_up()
+        self.path(1).unlink()
+        assert archive._inbox is not None
+
+        def is_full(frames: object) -> None:
+            raise OSError(errno.ENOSPC, "no room for a segment")
+
+        self.patch(archive._inbox._segments, "append", is_full)
+        self.kept(archive, dataset(1, PatientComments="new"))
+        self.assertIn(b"new", self.path(1).read_bytes())
+        die(archive)
+        self.check(self.start_again())
+
+    def test_the_earlier_copy_cannot_be_released(self) -> None:
+        """It is refused then, since a start might bring back the earlier one."""
+        archive = self.open()
+        self.kept(archive, dataset(1))
+        archive.catch_up()
+        self.path(1).unlink()
+        assert archive._inbox is not None
+
+        def fails(places: object) -> None:
+            raise OSError(errno.EIO, "an error")
+
+        self.patch(archive._inbox._segments, "void", fails)
+        (outcome,) = self.store(archive, large(1))
+        self.assertIsInstance(outcome, OSError)
+        self.assertFalse(self.path(1).exists())
+        die(archive)
+        self.check(self.start_again())
+
     def test_a_file_cannot_be_flushed(self) -> None:
         """It is written again from the segment, which stays until that is flushed."""
 
@@ -254,6 +299,83 @@ class Settling(InboxTestCase):
         archive.settle()
         self.assertEqual(archive.unsettled, 0)
         self.check(archive)
+
+
+class Unflushed(InboxTestCase):
+    """Files that could not be flushed, of which the system says so once: a power cut takes no acknowledged instance."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.disk = Forgetful()
+        self.archive = self.open(file_system=self.disk)
+        self.kept(self.archive, dataset(1), dataset(2))
+        self.archive.catch_up()
+        self.disk.fails = True
+
+    def power_cut(self) -> None:
+        self.disk.fails = False
+        self.disk.cut_power(self.root)
+        self.check(self.start_again(file_system=self.disk))
+
+    def test_again_and_again(self) -> None:
+        for _ in range(3):
+            self.assertRaises(OSError, self.archive.settle)
+        self.disk.fails = False
+        self.archive.settle()
+        self.assertEqual(self.archive.unsettled, 0)
+        die(self.archive)
+        self.power_cut()
+
+    def test_before_a_replacement(self) -> None:
+        (outcome,) = self.store(self.archive, dataset(1, PatientComments="new"))
+        self.assertIsInstance(outcome, OSError)
+        self.disk.fails = False
+        self.archive.settle()
+        self.assertEqual(self.archive.unsettled, 0)
+        die(self.archive)
+        self.power_cut()
+
+    def test_before_a_replacement_that_succeeds_later(self) -> None:
+        self.store(self.archive, dataset(1, PatientComments="new"))
+        self.disk.fails = False
+        self.kept(self.archive, dataset(1, PatientComments="new"))
+        die(self.archive)
+        self.power_cut()
+
+    def test_before_a_stop(self) -> None:
+        """The segment stays, and the next start does not trust the files."""
+        self.archive.close()
+        self.assertEqual(len(self.about("stay in the inbox")), 1)
+        self.assertEqual(len(self.incoming()), 1)
+        self.disk.fails = False
+        self.start_again(file_system=self.disk).close()
+        self.assertEqual(self.incoming(), [])
+        self.power_cut()
+
+    def test_before_a_kill(self) -> None:
+        self.assertRaises(OSError, self.archive.settle)
+        die(self.archive)
+        self.disk.fails = False
+        self.start_again(file_system=self.disk).close()
+        self.power_cut()
+
+    def test_at_a_start(self) -> None:
+        die(self.archive)
+        for _ in range(2):
+            self.disk.cut_power(self.root)
+            self.assertRaises(StoreUnusable, self.start_again, file_system=self.disk)
+        self.disk.fails = False
+        self.start_again(file_system=self.disk).close()
+        self.power_cut()
+
+    def test_a_start_with_durability_none(self) -> None:
+        """Its durability is that of the run that acknowledged them."""
+        die(self.archive)
+        self.disk.fails = False
+        for path in self.files():
+            self.root.joinpath(*path[:2], f"{path[2]}.dcm").unlink()
+        self.start_again(file_system=self.disk, durability=Durability.NONE).close()
+        self.power_cut()
 
 
 class Duplicated(InboxTestCase):

@@ -338,17 +338,20 @@ class Closing(SegmentsTestCase):
             segments = self.make(durability)
             places = self.fill(segments)
             segments.done(places.values())
-            segments.retire(1)
+            segments.seal()
+            for number in segments.sealed():
+                segments.retire(number)
             segments.close()
             self.assertEqual(self.names(), [])
 
-    def test_what_is_not_done_stays(self) -> None:
+    def test_what_is_not_retired_stays(self) -> None:
         segments = self.make()
         places = self.fill(segments)
         segments.done(place for place in places.values() if place.segment != 2)
+        segments.retire(1)
         segments.close()
-        self.assertEqual(self.left(), [number for number, place in places.items() if place.segment == 2])
-        self.assertEqual(len(self.names()), 1)
+        self.assertEqual(self.left(), [number for number, place in places.items() if place.segment != 1])
+        self.assertEqual(len(self.names()), 2)
 
     def test_no_descriptor_stays_open(self) -> None:
         before = len(os.listdir("/proc/self/fd"))

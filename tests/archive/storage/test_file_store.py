@@ -600,6 +600,24 @@ class Preparing(StoreTestCase):
         self.refuse(self.root, "let the user", Unreadable())
         InstanceStore(self.root, file_system=Unreadable()).prepare()
 
+    def test_the_probes_of_starts_that_were_killed_are_removed(self) -> None:
+        """Killed before they removed the file that they had written to try it."""
+
+        class Kept(FileSystem):
+            def unlink(self, path: str) -> None:
+                pass
+
+        killed = InstanceStore(self.root, file_system=Kept())
+        killed.prepare()
+        killed.close()
+        # Nobody else's files.
+        others = [self.root / ".x-probe.part.bak", self.root / "x-probe.part"]
+        for path in others:
+            path.touch()
+        self.assertEqual(len(list(self.root.iterdir())), 4)
+        self.make(file_system=FileSystem())
+        self.assertEqual({path for path in self.root.iterdir() if path.is_file()}, set(others))
+
     def test_left_overs_are_removed_when_nobody_else_is_there(self) -> None:
         first = self.make()
         writer = first.create()
