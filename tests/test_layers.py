@@ -89,7 +89,6 @@ ROOMS = (
     Room(("association/",), ("Twisted", "pydicom")),
     Room(("logs.py", "trace.py", "ae/", "service.py"), ("Twisted",)),
     Room(("pool/", "__init__.py"), ("Twisted", "pydicom")),
-    Room(("faces/", "asyncio/", "sync/"), ("Twisted", "pydicom")),
     Room(("testing/",), ("Twisted",)),
     Room(("pixels/",), ("Twisted", "pydicom", "NumPy", "imagecodecs", "Pillow")),
     Room(("access/",), ("Twisted", "cryptography")),
@@ -100,6 +99,7 @@ ROOMS = (
     Room(("archive/services/", "archive/server.py"), ("Twisted", "pydicom", "SQLAlchemy")),
     Room(("web/http/", "web/"), ("Twisted", "pydicom")),
     Room(("retrieval/",), ("Twisted", "pydicom")),
+    Room(("faces/", "asyncio/", "sync/"), ("Twisted", "pydicom")),
     Room(("daemon/",), ("Twisted",)),
     Room(
         (

@@ -33,6 +33,7 @@ else:
     from dicomtwist.asyncio.answers import Answers, Retrieval
     from dicomtwist.asyncio.association import Association
     from dicomtwist.asyncio.connecting import Connecting, connect
+    from dicomtwist.asyncio.retrieving import retrieve
     from dicomtwist.asyncio.serving import Server, Serving, serve
     from dicomtwist.eventloop.coroutines import from_deferred, to_deferred
     from dicomtwist.eventloop.loop_reactor import reactor_of_running_loop as get_reactor
@@ -40,6 +41,7 @@ else:
     __all__ = [
         "connect",
         "serve",
+        "retrieve",
         "Association",
         "Answers",
         "Retrieval",
