@@ -30,6 +30,9 @@ __all__ = ["ROUTES"]
 #: The longest URL whose parameters are parsed in the reactor thread, in bytes. It takes some 10 microseconds for each key.
 MAX_PARSED: Final = 8 * 1024
 
+#: The most further results that a warning counts. Each takes 8 bytes, and about a microsecond.
+MAX_COUNTED: Final = 1000
+
 #: Attributes of an answer besides those of the standard. A viewer chooses among these transfer syntaxes.
 _MORE_KEYS: Final = {Level.IMAGE: ("AvailableTransferSyntaxUID",)}
 
@@ -58,15 +61,18 @@ async def _search(level: Level, request: DICOMwebRequest, services: Services, va
             Model.STUDY_ROOT,
             json_answers(request.base_url, server.ae.ae_title),
             Negotiated(relational=True, fuzzy=search.fuzzy, empty_values=search.empty_values),
-            part=Part(search.limit, search.offset, newest_first=level is Level.STUDY),
+            part=Part(search.limit, search.offset, newest_first=level is Level.STUDY, counted=MAX_COUNTED),
             peer=request.peer,
         )
     except TooManyMatches as error:
         raise Problem(413, f"{error}: use further keys, or limit and offset") from None
     for tag in found.unsupported:
         request.warn(f"{keyword_for_tag(tag) or f'{tag:08X}'} is neither matched nor returned at this level")
-    if found.has_more:
-        request.warn("There are additional results that can be requested")
+    if found.more or found.has_uncounted:
+        number = (
+            f"more than {found.more} " if found.more and found.has_uncounted else f"{found.more} " if found.more else ""
+        )
+        request.warn(f"There are {number}additional results that can be requested")
     if found.total <= FIRST_PAGE_SIZE:
         answers = [answer async for page in found.pages() for answer in page]
         request.answer(b"[" + b",".join(answers) + b"]", representation.content_type())

@@ -194,7 +194,7 @@ class Searches(SiteTestCase):
         self.assertEqual(answers[0]["00201208"]["Value"], [10])
         answers = await self.get("/studies/1.2.1/series/1.2.1.1/instances?includefield=all&limit=1")
         self.assertEqual(answers[0]["00200032"]["Value"], [1, 2.5, 1])
-        self.assertEqual(self.warnings, '299 dicomtwist "There are additional results that can be requested"')
+        self.assertEqual(self.warnings, '299 dicomtwist "There are 4 additional results that can be requested"')
 
     async def test_warnings(self) -> None:
         answers = await self.get("/studies?PatientID=P&NoSuchName=1&StationAETitle=X&Rows=7&includefield=Nothing")
@@ -219,6 +219,19 @@ class Searches(SiteTestCase):
                     if len(page) < size:
                         break
                 self.assertEqual(found, all_of, (query, size))
+
+    async def test_further_results(self) -> None:
+        """A warning tells of further results, with their number if the database tests all keys."""
+        for path, words in (
+            ("/instances?limit=5&offset=2", "There are 5 additional results that can be requested"),
+            ("/instances?limit=5&offset=7", ""),
+            ("/instances?limit=11", "There are 1 additional results that can be requested"),
+            ("/instances?limit=2", "There are more than 9 additional results that can be requested"),
+            ("/instances?limit=2&ImagePositionPatient=2.5", "There are additional results that can be requested"),
+        ):
+            with mock.patch("dicomtwist.web.qido.MAX_COUNTED", 9):
+                await self.get(path)
+            self.assertEqual(self.warnings, f'299 dicomtwist "{words}"' if words else "", path)
 
     async def test_pages_in_turns(self) -> None:
         """The pages are the same if a search is interrupted at each chance."""

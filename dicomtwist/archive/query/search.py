@@ -112,11 +112,14 @@ class Part:
     :ivar limit: the most matches; ``None`` for all.
     :ivar offset: the number of matches before them.
     :ivar newest_first: whether the entity that the index got last is the first.
+    :ivar counted: the most matches behind the limit that are counted, if the database tests all keys. That there are any is
+        found out in any case.
     """
 
     limit: int | None = None
     offset: int = 0
     newest_first: bool = False
+    counted: int = 0
 
 
 #: All matches, in the order in which the index got them.
@@ -138,7 +141,8 @@ class Found(Generic[T]):
     :param covered: the number of ids that *first* is for.
 
     :ivar total: the number of entities that match, of the part that is wanted.
-    :ivar has_more: whether further entities match, behind that part.
+    :ivar more: the number of further entities that match, behind that part, as far as they are counted.
+    :ivar has_uncounted: whether there are others.
     :ivar unsupported: tags of keys that were not matched; if there are any, the pending status is 0xFF01.
     """
 
@@ -151,10 +155,12 @@ class Found(Generic[T]):
         first: list[T] | None = None,
         covered: int = 0,
         *,
-        has_more: bool = False,
+        more: int = 0,
+        has_uncounted: bool = False,
     ) -> None:
         self.total = len(numbers)
-        self.has_more = has_more
+        self.more = more
+        self.has_uncounted = has_uncounted
         self.unsupported = tuple(unsupported)
         self._executor = executor
         self._numbers = numbers
@@ -281,14 +287,23 @@ class Finder:
         search = Search(self._archive.index.engine, query, part)
         reader = AnswerReader(search, encoder)
         numbers = yield from search.in_turns()
-        has_more = part.limit is not None and len(numbers) > part.limit
-        if has_more:
-            numbers = numbers[: part.limit]
+        more = max(0, len(numbers) - part.limit) if part.limit is not None else 0
+        counted = 0 if query.residual else part.counted
+        numbers = numbers[: part.limit]
         if is_turn_over():
             yield
         first = numbers[:FIRST_PAGE_SIZE]
         found = reader.read(first)
-        return Found(share, numbers, reader.read, query.unsupported, found, len(first), has_more=has_more)
+        return Found(
+            share,
+            numbers,
+            reader.read,
+            query.unsupported,
+            found,
+            len(first),
+            more=min(more, counted),
+            has_uncounted=more > counted,
+        )
 
     def _retrieve(
         self, share: Share, identifier: Dataset, model: Model, negotiated: Negotiated
@@ -332,7 +347,8 @@ class _Matching:
 
     :ivar id: the column with the id of an entity.
     :ivar statement: selects the entities that fulfil the criteria.
-    :ivar numbers: the ids of the entities so far that match; of a part with a limit, up to one more than that.
+    :ivar numbers: the ids of the entities so far that match; of a part with a limit, those that are counted and one more as
+        well.
     """
 
     def __init__(self, query: Query, levels: set[Level], part: Part = ALL) -> None:
@@ -350,12 +366,14 @@ class _Matching:
         self.numbers = array("q")
         self._has_limit = part.limit is not None and part.limit <= MAX_MATCHES
         self._most = 1 + (part.limit if part.limit is not None and self._has_limit else MAX_MATCHES)
+        if self._has_limit and not self._predicates:
+            self._most += part.counted
         # The matches that are still to be left out.
         self._skipped = part.offset
 
     @property
     def is_complete(self) -> bool:
-        """Whether *numbers* has all matches that are wanted, and one more."""
+        """Whether *numbers* has all matches that are wanted."""
         return len(self.numbers) >= self._most
 
     def batches(
@@ -428,7 +446,8 @@ class Search:
         """
         Return the ids of the entities that match, in their order, as :meth:`numbers` does; yield when the turn is over.
 
-        An entity that is added meanwhile may be found. If entities behind the part match, one of these is returned as well.
+        An entity that is added meanwhile may be found. If entities behind the part match, those that are counted and one more
+        are returned as well.
         """
         matching = _Matching(self.query, set(), self.part)
         backwards = self.part.newest_first
