@@ -56,6 +56,9 @@ class Transport(StringTransport):
         super().write(bytes(data))
         self._tell()
 
+    def writeSequence(self, data: Any) -> None:
+        self.write(b"".join(data))
+
     def loseConnection(self) -> None:
         super().loseConnection()
         self._tell()

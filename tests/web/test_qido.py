@@ -221,7 +221,7 @@ class Searches(SiteTestCase):
                 self.assertEqual(found, all_of, (query, size))
 
     async def test_further_results(self) -> None:
-        """A warning tells of further results, with their number if the database tests all keys."""
+        """A warning reports further results, with their number if the database tests all keys."""
         for path, words in (
             ("/instances?limit=5&offset=2", "There are 5 additional results that can be requested"),
             ("/instances?limit=5&offset=7", ""),
