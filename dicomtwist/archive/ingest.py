@@ -108,16 +108,17 @@ class Ingest:
         self._told: deque[_Outcome] = deque()
         self._is_telling = False
 
-    def begin(self, meta: FileMeta, flow: Flow, sender: Sender | None = None) -> IncomingInstance:
+    def begin(self, meta: FileMeta, flow: Flow, sender: Sender | None = None, study: str = "") -> IncomingInstance:
         """
         Begin to receive an instance.
 
         :param meta: the File Meta Information that the sender's request leads to; the file begins with it.
         :param flow: the flow control of the connection; it is paused while much data waits to be written.
         :param sender: the sender, for what it may replace and for the log.
+        :param study: the Study Instance UID that the instance must have; ``""`` for any.
         :returns: the sink for the data set.
         """
-        return IncomingInstance(self, meta, flow, sender)
+        return IncomingInstance(self, meta, flow, sender, study)
 
     # --- small instances
 
@@ -224,8 +225,10 @@ class IncomingInstance:
     :param meta: see :meth:`Ingest.begin`.
     :param flow: see :meth:`Ingest.begin`.
     :param sender: see :meth:`Ingest.begin`.
+    :param study: see :meth:`Ingest.begin`.
 
     :ivar study_uid: its Study Instance UID, ``""`` until that is known.
+    :ivar series_uid: its Series Instance UID, likewise.
     :ivar result: fires with ``None`` when the instance is stored (:meth:`dicomtwist.archive.archive.Archive.keep`). It fires
         with an exception if the instance is refused: :class:`InvalidMeta`, :class:`DataSetMismatch`,
         :class:`~dicomtwist.datasets.header_scanner.HeaderError`, :class:`~dicomtwist.errors.ExecutorFull`, or an error of
@@ -235,11 +238,14 @@ class IncomingInstance:
     # Thousands of these are made in a second.
     __slots__ = (
         *("_description", "_enough", "_finished", "_flow", "_ingest", "_refusal", "_scanner", "_sender", "_syntax"),
-        *("_unwritten", "_values", "_waiting", "_writer", "_writing", "result", "study_uid"),
+        *("_study", "_unwritten", "_values", "_waiting", "_writer", "_writing", "result", "series_uid", "study_uid"),
     )
 
-    def __init__(self, ingest: Ingest, meta: FileMeta, flow: Flow, sender: Sender | None = None) -> None:
+    def __init__(
+        self, ingest: Ingest, meta: FileMeta, flow: Flow, sender: Sender | None = None, study: str = ""
+    ) -> None:
         self._sender = sender
+        self._study = study
         self._ingest = ingest
         self._description = meta
         self._flow = flow
@@ -253,7 +259,7 @@ class IncomingInstance:
         self._finished = False
         self._values: Mapping[int, bytes] | None = None
         self._refusal: Failure | None = None
-        self.study_uid = ""
+        self.study_uid = self.series_uid = ""
         self.result: Deferred[BaseException | None] = Deferred()
 
     # --- the sink, in the reactor thread
@@ -452,7 +458,9 @@ class IncomingInstance:
             raise _mismatch("Study Instance UID")
         if not series:
             raise _mismatch("Series Instance UID")
-        self.study_uid = study
+        if self._study and self._study != study:
+            raise _mismatch("Study Instance UID", study)
+        self.study_uid, self.series_uid = study, series
         return study, series, instance
 
     def _instance(

@@ -231,7 +231,8 @@ class DICOMwebRequest:
 
     def _finish(self) -> None:
         self._is_closed = True
-        self.http.finish()
+        if getattr(self.http, "channel", None) is not None:  # the connection may have been lost
+            self.http.finish()
 
 
 @implementer(IPushProducer)

@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.errors import loggable
-from dicomtwist.web import qido, rendered, stow, wado
+from dicomtwist.web import qido, rendered, wado
 from dicomtwist.web.access import authenticate
 from dicomtwist.web.http.body import Body, FileBody
 from dicomtwist.web.http.client import Client
@@ -24,11 +24,12 @@ from dicomtwist.web.problems import Problem, problem_of
 from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.routes import Match, Router
 from dicomtwist.web.services import Services
+from dicomtwist.web.stow.handler import ROUTES as STOW_ROUTES
 
 __all__ = ["ROUTES", "DICOMwebResource"]
 
 #: The table of routes, as the conformance statement has it.
-ROUTES: Final = (*stow.ROUTES, *qido.ROUTES, *wado.ROUTES, *rendered.ROUTES)
+ROUTES: Final = (*STOW_ROUTES, *qido.ROUTES, *wado.ROUTES, *rendered.ROUTES)
 
 #: The header fields that a web page of an allowed origin may send and read.
 _SENT_BY_PAGES: Final = "Accept, Authorization, Content-Type, If-None-Match, Range"

@@ -21,7 +21,7 @@ from dicomtwist.archive import ingest as receiver
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.ingest import MAX_UNWRITTEN, WRITE_SIZE, Ingest
 from dicomtwist.archive.recovery import reconcile
-from dicomtwist.archive.services.storage import StorageService, _status_for
+from dicomtwist.archive.services.storage import StorageService, status_for
 from dicomtwist.archive.storage.system_calls import FileSystem
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.datasets import encode_dataset
@@ -266,7 +266,7 @@ class Receiver(ReceiverCase):
             incoming.finish()
             error = await incoming.result
             assert error is not None
-            status = _status_for(error)
+            status = status_for(error)
             self.assertEqual(int(status), 0xC000)
             self.assertIn("begins with File Meta Information", status.error_comment or "")
         self.assertEqual(self.files(), [])

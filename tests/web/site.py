@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from twisted.internet import reactor as global_reactor
+from twisted.internet import reactor as _reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
@@ -27,6 +27,9 @@ from dicomtwist.web.http.limits import HTTPLimits
 from dicomtwist.web.http.site import Site
 from dicomtwist.web.resource import DICOMwebResource
 from dicomtwist.web.services import Services
+
+#: Its interface depends on the platform.
+reactor: Any = _reactor
 
 __all__ = ["Client", "Response", "SiteTestCase"]
 
@@ -71,8 +74,9 @@ class Transport(StringTransport):
         """Do nothing."""
 
     def _tell(self) -> None:
+        # In the next turn of the reactor: what has written goes on first, as with a socket.
         changed, self.changed = self.changed, Deferred()
-        changed.callback(None)
+        reactor.callLater(0, changed.callback, None)
 
 
 class Client:
@@ -187,15 +191,15 @@ class SiteTestCase(TestCase):
         self.ae = AE("ARCHIVE")
         self.archive = Archive(self.folder)
         self.archive.open()
-        self.server = ArchiveServer(self.ae, self.archive, Peers(global_reactor, []), policy=self.policy)
+        self.server = ArchiveServer(self.ae, self.archive, Peers(reactor, []), policy=self.policy)
         self.server.start()
         self.addCleanup(self.server.close)
         self.addCleanup(self.server.stop)
-        self.services = Services(self.server, global_reactor, limits=self.limits or HTTPLimits())
+        self.services = Services(self.server, reactor, limits=self.limits or HTTPLimits())
         self.resource = DICOMwebResource(self.server, self.services)
         root = Resource()
         root.putChild(b"dicom-web", self.resource)
-        self.site = Site(root, global_reactor, self.services.limits)
+        self.site = Site(root, reactor, self.services.limits)
         self.clients: list[Client] = []
         self.addCleanup(self._close)
 

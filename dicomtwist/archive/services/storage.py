@@ -35,7 +35,7 @@ from dicomtwist.dimse.status import (
 from dicomtwist.errors import ExecutorFull, loggable
 from dicomtwist.interfaces import AssociationInterface
 
-__all__ = ["StorageService"]
+__all__ = ["StorageService", "status_for"]
 
 _SUCCESS: Final = Status(0, "C-STORE")
 
@@ -85,6 +85,8 @@ class StorageService:
     :param ingest: the ingest that receives the instances.
     :param may_replace: whether the peer of an association may replace stored instances; called in any thread. Without it
         every peer may.
+
+    :ivar no_room: logs that there is no room, for every protocol.
     """
 
     log = Logger()
@@ -92,7 +94,7 @@ class StorageService:
     def __init__(self, ingest: Ingest, may_replace: Callable[[AssociationInterface], bool] | None = None) -> None:
         self.ingest = ingest
         self.may_replace = may_replace
-        self._no_room = NoRoomLog(ingest.archive.store, ingest.executor)
+        self.no_room = NoRoomLog(ingest.archive.store, ingest.executor)
 
     @evt.streaming
     def handle_store(self, event: evt.StoreEvent) -> Deferred[Status]:
@@ -112,8 +114,8 @@ class StorageService:
         if error is None:
             event.assoc.note_study(incoming.study_uid)
             return _SUCCESS
-        status = _status_for(error)
-        if self._no_room.takes(error):
+        status = status_for(error)
+        if self.no_room.takes(error):
             return status
         event.assoc.log_refusal(
             self.log.error,
@@ -125,7 +127,8 @@ class StorageService:
         return status
 
 
-def _status_for(error: BaseException) -> Status:
+def status_for(error: BaseException) -> Status:
+    """Return the status of a C-STORE that failed with *error*."""
     if isinstance(error, DataSetMismatch):
         return Status(DATASET_MISMATCH, "C-STORE", str(error))
     if isinstance(error, InvalidMeta):

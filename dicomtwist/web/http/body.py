@@ -108,6 +108,7 @@ class StreamedBody:
 
     def deliver_to(self, sink: BodySink) -> None:
         self._sink = sink
+        self._is_paused = False  # the sink may pause it again
         if self.expects_continue and not self.received and not self.is_complete:
             self._flow.send_continue()
         while self._early:
@@ -116,7 +117,8 @@ class StreamedBody:
             sink.fail(self._failure)
         elif self.is_complete:
             sink.end()
-        self.resume()
+        if not self._is_paused:
+            self._flow.resume_body()
 
     def pause(self) -> None:
         if not self._is_paused:
