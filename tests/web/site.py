@@ -12,7 +12,6 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.task import deferLater
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
@@ -110,8 +109,6 @@ class Client:
                 response, self._received = found
                 return response
             await self.transport.changed
-            # The caller goes on when the server has done what it is at, as it does behind a network.
-            await deferLater(global_reactor, 0)
 
     async def request(
         self, method: str, path: str, headers: Iterable[tuple[str, str]] = (), body: bytes | None = None

@@ -64,8 +64,8 @@ async def store(request: DICOMwebRequest, services: Services, values: Mapping[st
     """
     Store the instances in the body, and answer with the outcome of each.
 
-    What was received completely is stored even if the rest of the body is cut off or malformed; the client may send all of it
-    again, since an instance that is there already is a success.
+    Whole instances are stored even if the rest of the body is cut off or malformed. The client may send all of it again, since
+    an instance that is there already is a success.
 
     :raises Problem: nothing of the body was read or stored.
     """
