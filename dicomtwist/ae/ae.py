@@ -39,7 +39,7 @@ from dicomtwist.presentation import (
 from dicomtwist.runtime.budget import Budget
 from dicomtwist.runtime.clock import use_monotonic_clock
 from dicomtwist.runtime.executors import Executors
-from dicomtwist.runtime.unawaited import expect_reactor, log_unawaited, reactor_ran
+from dicomtwist.runtime.unawaited import Call, expect_reactor, reactor_ran
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import UIDLike
 from dicomtwist.tls.contexts import client_tls, server_tls
@@ -361,7 +361,7 @@ class AE(LegacyCallbacks):
         bind_address: BindAddress | None = None,
         tls_args: object = None,
         evt_handlers: Iterable[evt.HandlerTuple] | None = None,
-    ) -> Deferred[Association]:
+    ) -> Call[Association]:
         """
         Request an association (PS3.8 7.1).
 
@@ -379,10 +379,10 @@ class AE(LegacyCallbacks):
         :param tls_args: TLS for the connection: (context, host name), see :func:`dicomtwist.tls.client_tls`. An
             endpoint string contains its TLS options.
         :param evt_handlers: handlers for this association.
-        :returns: a Deferred with the established :class:`Association`. It fails with :class:`AssociationRejected` (with
-            result, source and reason), :class:`AssociationAborted`, :class:`AssociationTimeout`,
-            :class:`NoAcceptedContexts` or :class:`AssociationLost`; or with the error of the connection or of the TLS
-            handshake as it is. Cancelling it, at any stage, closes the connection.
+        :returns: a Deferred with the established :class:`Association`; ``async with`` takes it as well. It fails with
+            :class:`AssociationRejected` (with result, source and reason), :class:`AssociationAborted`,
+            :class:`AssociationTimeout`, :class:`NoAcceptedContexts` or :class:`AssociationLost`; or with the error of the
+            connection or of the TLS handshake as it is. Cancelling it, at any stage, closes the connection.
         :raises TypeError: an argument is of a wrong type, such as a context of the module ``ssl``.
         :raises ValueError: an argument is wrong.
         :raises RuntimeError: there are no presentation contexts to propose.
@@ -397,7 +397,7 @@ class AE(LegacyCallbacks):
         if tls_args is not None:
             endpoint = wrap_client_tls(client_tls(tls_args), endpoint)
         expect_reactor(self.reactor, "associate()")
-        return log_unawaited(Deferred.fromCoroutine(self._associate(endpoint, factory)), self.reactor, "associate()")
+        return Call.of(self._associate(endpoint, factory), self.reactor, "associate()", "connect()")
 
     def _client_endpoint(
         self, address: str | IStreamClientEndpoint, port: int | None, bind_address: tuple[Any, ...] | None
@@ -487,7 +487,7 @@ class AE(LegacyCallbacks):
         contexts: Iterable[PresentationContext] | None = None,
         evt_handlers: Iterable[evt.HandlerTuple] | None = None,
         others: Iterable[Host | AE] = (),
-    ) -> Deferred[Server]:
+    ) -> Call[Server]:
         """
         Listen for association requests.
 
@@ -517,7 +517,7 @@ class AE(LegacyCallbacks):
         if ssl_context is not None:
             endpoint = wrap_server_tls(server_tls(ssl_context), endpoint)
         expect_reactor(self.reactor, "start_server()")
-        return log_unawaited(Deferred.fromCoroutine(self._listen(endpoint, factory)), self.reactor, "start_server()")
+        return Call.of(self._listen(endpoint, factory), self.reactor, "start_server()", "serve()")
 
     def _server_endpoint(self, address: Any) -> IStreamServerEndpoint:
         if isinstance(address, tuple):

@@ -4,17 +4,18 @@ Calls that nobody waits for: what is logged about them, and the hint to a progra
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.error import CannotListenError
+from twisted.internet.error import CannotListenError, ConnectionRefusedError
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist.runtime.unawaited import log_unawaited
+from dicomtwist.runtime.unawaited import Call, log_unawaited
 from tests.memory import CONTEXTS, MemoryTestCase
 
 SERVE = """
@@ -86,6 +87,103 @@ class LogTests(MemoryTestCase):
         self.assertIs(log_unawaited(failing, Clock(), "it"), failing)
         failing.errback(ValueError("no"))
         self.failureResultOf(failing, ValueError)
+
+
+class CallTests(MemoryTestCase):
+    """Programs that take the Deferred of a call for its result."""
+
+    def test_async_with(self) -> None:
+        """The call is a context manager, as its result is: it releases, and aborts if the block raises."""
+        self.listen()
+        found: list[Any] = []
+
+        async def block(fails: bool) -> None:
+            async with self.scu.associate("127.0.0.1", 104, contexts=CONTEXTS) as assoc:
+                found.append(assoc)
+                self.assertEqual(await assoc.send_c_echo(), 0)
+                if fails:
+                    raise ZeroDivisionError
+
+        self.network.result_of(block(False))
+        self.assertTrue(found[0].is_released)
+        self.assertRaises(ZeroDivisionError, self.network.result_of, block(True))
+        self.assertTrue(found[1].is_aborted)
+
+        async def refused() -> None:
+            async with self.scu.associate("127.0.0.1", 999, contexts=CONTEXTS):
+                self.fail("there is nobody")
+
+        self.assertRaises(ConnectionRefusedError, self.network.result_of, refused())
+
+    def test_not_awaited(self) -> None:
+        """An attribute of the result, or ``with``, says what to write."""
+        self.listen()
+        call = self.scu.associate("127.0.0.1", 104, contexts=CONTEXTS)
+        error = self.assertRaises(AttributeError, getattr, call, "is_established")
+        self.assertIn("associate() returns a Deferred, which has no 'is_established': await it", str(error))
+        self.assertIn("dicomtwist.sync.connect()", str(error))
+        for name in ("__deepcopy__", "__foo__"):
+            self.assertFalse(hasattr(call, name))
+        self.assertIn("Call at 0x", repr(copy.copy(call)))
+
+        def enter() -> None:
+            with call:  # type: ignore[attr-defined, unused-ignore]
+                self.fail("it is no context manager")
+
+        self.assertIn("write 'async with' in a coroutine", str(self.assertRaises(TypeError, enter)))
+        self.network.result_of(call).abort()
+        server = self.scp.start_server(105)
+        self.assertIn("dicomtwist.sync.serve()", str(self.assertRaises(AttributeError, getattr, server, "shutdown")))
+        self.network.result_of(server)
+
+    def test_error_of_the_call(self) -> None:
+        """A RuntimeError of the call itself is raised as it is."""
+
+        async def fail() -> None:
+            raise RuntimeError("its own")
+
+        async def later(_: object) -> None:
+            await waiting
+            await fail()
+
+        waiting: Deferred[None] = Deferred()
+
+        async def awaited() -> None:
+            await Call.of(later(None), self.network, "it()", "it()")
+
+        result = Deferred.fromCoroutine(awaited())
+        waiting.callback(None)
+        self.assertEqual(str(self.failureResultOf(result, RuntimeError).value), "its own")
+
+    def test_task_of_asyncio(self) -> None:
+        """A task of asyncio cannot await it: the error names dicomtwist.asyncio, and nothing goes on behind it."""
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                f"""{SERVE}
+import asyncio
+async def main():
+    server = await ae.start_server(("127.0.0.1", 0))
+    try:
+        await ae.associate("127.0.0.1", server.port)
+    except RuntimeError as error:
+        print(type(error).__name__, error)
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+    print(len(ae.active_associations))
+asyncio.run(main())
+""",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertIn("ReactorConflict a task of asyncio cannot await the Deferred of associate()", done.stdout)
+        self.assertIn("call dicomtwist.asyncio.connect() there", done.stdout)
+        self.assertEqual(done.stdout.splitlines()[-1], "0")
 
 
 class HintTests(SynchronousTestCase):
