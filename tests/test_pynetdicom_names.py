@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+from pydicom import Dataset
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -13,6 +14,8 @@ import dicomtwist
 from dicomtwist import PresentationContext, build_context, evt, sop_class
 from dicomtwist.dimse.messages import RESPONSES, Request
 from dicomtwist.sop_class import CTImageStorage, Verification
+from dicomtwist.sop_class import PatientRootQueryRetrieveInformationModelGet as GET
+from dicomtwist.sop_class import PatientRootQueryRetrieveInformationModelMove as MOVE
 from tests.loopback import LoopbackTestCase, ct_image
 
 
@@ -137,4 +140,41 @@ class Associations(LoopbackTestCase):
         assoc = await self.scu().associate("127.0.0.1", server.port)
         self.assertEqual(await assoc.send_c_store(ct_image()), 0)
         self.assertEqual(await done, "Test^Case")
+        await assoc.release()
+
+    async def test_suboperations_of_statuses(self) -> None:
+        """The statuses of C-GET and C-MOVE have the counts of their responses."""
+
+        def get(event: evt.Event) -> Any:
+            yield 2
+            yield 0xFF00, ct_image()
+            yield 0xB000, None
+
+        def move(event: evt.Event) -> Any:
+            yield None, None
+
+        scp = self.scp()
+        scp.add_supported_context(GET)
+        scp.add_supported_context(MOVE)
+        scp.add_supported_context(CTImageStorage, scu_role=True, scp_role=True)
+        handlers = [(evt.EVT_C_GET, get), (evt.EVT_C_MOVE, move)]
+        server = await self.serve(scp, evt_handlers=handlers)
+        scu = self.scu()
+        scu.add_requested_context(GET)
+        scu.add_requested_context(MOVE)
+        keys = Dataset()
+        keys.QueryRetrieveLevel, keys.PatientID = "PATIENT", "1"
+        role = dicomtwist.build_role(CTImageStorage, scp_role=True)
+        stored = [(evt.EVT_C_STORE, lambda event: 0)]
+        assoc = await scu.associate("127.0.0.1", server.port, ext_neg=[role], evt_handlers=stored)
+        statuses = [status async for status, _ in assoc.send_c_get(keys, GET)]
+        self.assertEqual(
+            [(status.NumberOfCompletedSuboperations, status.get("NumberOfFailedSuboperations")) for status in statuses],
+            [(1, 0)] * len(statuses),
+        )
+        self.assertEqual(statuses[0].NumberOfRemainingSuboperations, 1)
+        self.assertNotIn("NumberOfRemainingSuboperations", statuses[-1])
+        (status,) = [status async for status, _ in assoc.send_c_move(keys, "NOBODY", MOVE)]
+        self.assertEqual(status.Status, 0xA801)
+        self.assertFalse(hasattr(await assoc.send_c_echo(), "NumberOfCompletedSuboperations"))
         await assoc.release()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from dicomtwist.dimse.status_tables import (
     ERROR_IDS,
@@ -227,6 +227,30 @@ def _checked(code: int) -> int:
     return code
 
 
+#: The elements of a response by their keywords, as attributes of a status.
+_ELEMENTS: Final = {
+    "ErrorComment": "error_comment",
+    "ErrorID": "error_id",
+    "OffendingElement": "offending_element",
+    "AttributeIdentifierList": "attribute_identifier_list",
+    "AffectedSOPInstanceUID": "affected_sop_instance_uid",
+    "NumberOfRemainingSuboperations": "number_of_remaining_suboperations",
+    "NumberOfCompletedSuboperations": "number_of_completed_suboperations",
+    "NumberOfFailedSuboperations": "number_of_failed_suboperations",
+    "NumberOfWarningSuboperations": "number_of_warning_suboperations",
+}
+
+
+def _element(keyword: str) -> property:
+    def read(status: Status) -> Any:
+        value = status.get(keyword)
+        if value is None:
+            raise AttributeError(f"the response with the status {status} has no {keyword}")
+        return value
+
+    return property(read)
+
+
 class Status(int):
     """
     The status of an operation: the number, with the other fields of the response that explain it.
@@ -243,6 +267,12 @@ class Status(int):
         that the status is about.
     :ivar affected_sop_instance_uid: the SOP Instance of the operation, for N-CREATE the one that was created; ``None`` if
         it is not known, and for the C services.
+    :ivar number_of_remaining_suboperations: (0000,1020) of a response to C-GET or C-MOVE, or ``None``; likewise
+        ``..._completed_...``, ``..._failed_...`` and ``..._warning_...``.
+
+    Scripts for pynetdicom find the elements of the response by their keywords as well: ``status.ErrorComment``,
+    ``"ErrorComment" in status``, ``status.get("ErrorComment")``. As in a data set, the attribute of an element that the
+    response does not have raises ``AttributeError``.
     """
 
     #: The statuses that every service may return.
@@ -259,6 +289,10 @@ class Status(int):
     sop_class: str = ""
     attribute_identifier_list: tuple[int, ...] | None = None
     affected_sop_instance_uid: str | None = None
+    number_of_remaining_suboperations: int | None = None
+    number_of_completed_suboperations: int | None = None
+    number_of_failed_suboperations: int | None = None
+    number_of_warning_suboperations: int | None = None
 
     def __new__(
         cls,
@@ -331,6 +365,27 @@ class Status(int):
     def Status(self) -> int:
         """The plain number, under the name that it has in pynetdicom's status data set."""
         return int(self)
+
+    # Properties, since CPython caches the attribute lookups of no class that has a __getattr__, as in the messages.
+    ErrorComment = _element("ErrorComment")
+    ErrorID = _element("ErrorID")
+    OffendingElement = _element("OffendingElement")
+    AttributeIdentifierList = _element("AttributeIdentifierList")
+    AffectedSOPInstanceUID = _element("AffectedSOPInstanceUID")
+    NumberOfRemainingSuboperations = _element("NumberOfRemainingSuboperations")
+    NumberOfCompletedSuboperations = _element("NumberOfCompletedSuboperations")
+    NumberOfFailedSuboperations = _element("NumberOfFailedSuboperations")
+    NumberOfWarningSuboperations = _element("NumberOfWarningSuboperations")
+
+    def __contains__(self, keyword: object) -> bool:
+        return isinstance(keyword, str) and self.get(keyword) is not None
+
+    def get(self, keyword: str, default: Any = None) -> Any:
+        """Return the element of the response with *keyword*, such as ``"ErrorComment"``; *default* if it has none."""
+        if keyword == "Status":
+            return int(self)
+        value = getattr(self, _ELEMENTS[keyword]) if keyword in _ELEMENTS else None
+        return default if value is None else value
 
     def __repr__(self) -> str:
         return f"<Status 0x{int(self):04X} {self.meaning}>"

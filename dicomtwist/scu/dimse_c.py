@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.datasets.outgoing_instance import InstanceLike, check_identity, open_instance
-from dicomtwist.dimse.messages import HIGH, LOW, MEDIUM, CEchoRQ, CFindRQ, CGetRQ, CMoveRQ, Response
+from dicomtwist.dimse.messages import HIGH, LOW, MEDIUM, CEchoRQ, CFindRQ, CGetRQ, CGetRSP, CMoveRQ, CMoveRSP, Response
 from dicomtwist.dimse.status import Status
 from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.exchange.invoking import WindowPlace
@@ -205,7 +205,7 @@ class ServiceClassUser:
     @staticmethod
     def status_of(response: Response, sop_class: str = "") -> Status:
         """Return the status of *response* to an operation of *sop_class*, with its comment and other details."""
-        return Status(
+        status = Status(
             response.status,
             response.SERVICE,
             response.error_comment,
@@ -213,6 +213,12 @@ class ServiceClassUser:
             response.error_id,
             sop_class,
         )
+        if isinstance(response, CGetRSP | CMoveRSP):
+            status.number_of_remaining_suboperations = response.number_of_remaining_suboperations
+            status.number_of_completed_suboperations = response.number_of_completed_suboperations
+            status.number_of_failed_suboperations = response.number_of_failed_suboperations
+            status.number_of_warning_suboperations = response.number_of_warning_suboperations
+        return status
 
 
 def check_priority(value: int) -> int:

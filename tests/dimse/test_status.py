@@ -95,6 +95,33 @@ class StatusTests(unittest.TestCase):
         self.assertEqual(repr(value), "<Status 0xA900 Error: data set does not match SOP Class>")
         self.assertEqual(str(Status(0)), "0x0000 Success")
 
+    def test_elements_by_keyword(self):
+        """Scripts for pynetdicom read the elements of the response as those of a data set."""
+        value = Status(0xA900, "C-STORE", "no such class", (0x00080016,), 77, "1.2", (0x00100010,), "1.2.3")
+        value.number_of_completed_suboperations = 0
+        for keyword, expected in {
+            "Status": 0xA900,
+            "ErrorComment": "no such class",
+            "OffendingElement": (0x00080016,),
+            "ErrorID": 77,
+            "AttributeIdentifierList": (0x00100010,),
+            "AffectedSOPInstanceUID": "1.2.3",
+            "NumberOfCompletedSuboperations": 0,
+        }.items():
+            self.assertEqual(getattr(value, keyword), expected)
+            self.assertEqual(value.get(keyword), expected)
+            self.assertIn(keyword, value)
+            if keyword != "Status":
+                self.assertFalse(hasattr(Status(0xA900), keyword))
+                self.assertIsNone(Status(0xA900).get(keyword))
+                self.assertEqual(Status(0xA900).get(keyword, "nothing"), "nothing")
+                self.assertNotIn(keyword, Status(0xA900))
+        with self.assertRaisesRegex(AttributeError, "the response with the status 0x0000 Success has no ErrorComment"):
+            Status(0).ErrorComment  # noqa: B018
+        self.assertIsNone(value.get("PatientName"))
+        self.assertNotIn("PatientName", value)
+        self.assertNotIn(0x00000900, value)
+
     def test_copies(self):
         value = Status(0xA900, "C-STORE", "no such class", (0x00080016,), 77)
         for other in copy.copy(value), copy.deepcopy(value), pickle.loads(pickle.dumps(value)):
