@@ -525,14 +525,15 @@ class AssociationPool(Service):
         self._failures += 1
         delay = self._policy(self._failures)
         self._next_attempt = self.ae.reactor.callLater(delay, self._try_again)
+        if not self.open:
+            self._fail_waiters(lambda waiter: self._one_more_failure(waiter.call, error))
         self.log.info(
-            "no association with {title}: {reason}; the next attempt in {delay:.1f} s",
+            "no association with {title}: {reason}; {next}",
             title=self.ae_title,
             reason=str(error) or type(error).__name__,
             delay=delay,
+            next=f"the next attempt in {delay:.1f} s" if self.waiting else "nothing waits for another attempt",
         )
-        if not self.open:
-            self._fail_waiters(lambda waiter: self._one_more_failure(waiter.call, error))
 
     def _one_more_failure(self, call: Call, error: BaseException) -> RetriesExhausted | None:
         call.failed(error)

@@ -10,6 +10,7 @@ from twisted.application.service import IService, MultiService
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.error import ConnectionRefusedError
+from twisted.logger import formatEvent, globalLogPublisher
 
 from dicomtwist import (
     AE,
@@ -596,6 +597,20 @@ class Again(PoolTestCase):
         self.assertIsInstance(error.__cause__, AssociationLost)
         self.assertEqual((error.attempts, self.desk.count), (3, 3))
         self.assertIn("the last of 3 failed attempts: the connection was lost", str(error))
+
+    def test_what_the_log_says_of_the_next_attempt(self) -> None:
+        """The log announces no attempt that nothing waits for."""
+        events: list[Any] = []
+        observer: Any = events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        asked = self.echo(self.pool(attempts=2))
+        self.network.advance(1)
+        self.failure(asked, RetriesExhausted)
+        lines = [formatEvent(event) for event in events if "no association with" in str(event.get("log_format"))]
+        self.assertEqual(len(lines), 2)
+        self.assertTrue(lines[0].endswith("; the next attempt in 1.0 s"), lines[0])
+        self.assertTrue(lines[1].endswith("; nothing waits for another attempt"), lines[1])
 
     def test_not_beyond_the_time(self) -> None:
         """Where the next attempt would come too late it is not waited for."""
