@@ -57,6 +57,7 @@ TEXTS: Final[Mapping[str, tuple[str, str]]] = {
     "dicomweb/": ("dicomweb/", "PS3.18: media types, multipart, DICOM JSON"),
     "interfaces.py": ("interfaces, evt", "Protocols between rooms; events and handlers"),
     "tls/": ("tls/, endpoints", "TLS contexts, endpoint strings"),
+    "dicomweb/client/": ("dicomweb/client/", "a client of DICOMweb over HTTP"),
     "transport/": ("transport/", "sockets below the association, back-pressure"),
     "exchange/": ("exchange/", "messages of one association, window, queue"),
     "scu/": ("scu/", "operations that a peer performs for us"),

@@ -83,6 +83,7 @@ ROOMS = (
         ("Twisted", "pyOpenSSL", "service-identity", "cryptography"),
     ),
     Room(("transport/",), ("Twisted",)),
+    Room(("dicomweb/client/", "dicomweb/__init__.py"), ("Twisted", "pydicom", "pyOpenSSL")),
     Room(("exchange/",), ("Twisted", "pydicom")),
     Room(("scu/",), ("Twisted", "pydicom")),
     Room(("scp/",), ("Twisted", "pydicom")),

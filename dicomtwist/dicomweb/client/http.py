@@ -1,0 +1,505 @@
+"""
+Requests of HTTP to one server: connections, credentials, redirections, time limits, and repeated attempts.
+
+It is built on the Agent of twisted.web. treq is a layer on the same Agent, which adds nothing that is needed here.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, cast
+from urllib.parse import urljoin, urlsplit
+
+from OpenSSL import SSL
+from twisted.internet import error as errors
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IProtocol, IStreamClientEndpoint
+from twisted.internet.task import deferLater
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.python.failure import Failure
+from twisted.web._newclient import RequestNotSent
+from twisted.web.client import URI, Agent, HTTPConnectionPool, ResponseFailed
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgentEndpointFactory, IResponse
+from zope.interface import implementer
+
+from dicomtwist.dicomweb.client.body import IncomingBody, read_all
+from dicomtwist.dicomweb.client.errors import (
+    DICOMwebError,
+    InvalidResponse,
+    NoConnection,
+    RequestTimeout,
+    ServerUnavailable,
+    request_failed,
+)
+from dicomtwist.dicomweb.client.upload import Upload
+from dicomtwist.dicomweb.media_types import MediaType, MediaTypeError
+from dicomtwist.endpoints import client_tls_options
+from dicomtwist.runtime.backoff import Backoff
+
+__all__ = ["BaseURL", "HTTPClient", "Response", "Timeouts"]
+
+#: The most redirections of one request.
+MAX_REDIRECTIONS: Final = 5
+#: The most bytes of the body of a response that refuses a request; a longer one is not looked at.
+MAX_ERROR_BODY: Final = 1024 * 1024
+#: The longest time that a server may ask for with Retry-After and get it, in seconds.
+MAX_RETRY_AFTER: Final = 60.0
+#: The back-off before a request is sent again, in seconds.
+RETRY_DELAYS: Final = Backoff(first=0.5, longest=8.0)
+#: The idle connections to one server that are kept.
+MAX_IDLE_CONNECTIONS: Final = 16
+
+#: A token; or a function that returns it, or an awaitable of it, for each request.
+Token = str | Callable[[], "str | Awaitable[str]"]
+
+_LOOPBACK: Final = ("localhost", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseURL:
+    """
+    The base URL of a service (PS3.18 8.2).
+
+    :ivar scheme: http or https.
+    :ivar host: the host name or IP address.
+    :ivar port: the TCP port.
+    :ivar path: the path without a slash at its end.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> BaseURL:
+        """
+        Parse a base URL.
+
+        :raises ValueError: it is not one; the text says what to write, and repeats no password.
+        """
+        try:
+            parts = urlsplit(text.strip())
+            host, port = parts.hostname or "", parts.port
+        except ValueError:
+            raise ValueError("this is not a URL: write https://host/path") from None
+        if parts.scheme not in ("http", "https") or not host:
+            raise ValueError("the URL of a service has the form https://host/path or http://host:port/path")
+        if "@" in parts.netloc:
+            raise ValueError("a URL with a user or a password would be shown to others: give them separately")
+        if parts.query or parts.fragment:
+            raise ValueError("the base URL of a service has no query and no fragment")
+        if not text.strip().isascii() or not text.strip().isprintable() or " " in text.strip():
+            raise ValueError("a URL has printable ASCII characters only, others are encoded")
+        return cls(parts.scheme, host, port or (443 if parts.scheme == "https" else 80), parts.path.rstrip("/"))
+
+    @property
+    def secure(self) -> bool:
+        """Whether the connection uses TLS."""
+        return self.scheme == "https"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the host is this machine."""
+        return self.host in _LOOPBACK or self.host.startswith("127.")
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """Scheme, host and port: credentials are for these (RFC 6454)."""
+        return self.scheme, self.host, self.port
+
+    @property
+    def address(self) -> str:
+        """Host and port, for people to read."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = "" if self.port == (443 if self.secure else 80) else f":{self.port}"
+        return f"{self.scheme}://{host}{port}{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """
+    The time limits of requests, in seconds; ``None`` for no limit.
+
+    :ivar connect: to make a connection, with its TLS handshake.
+    :ivar response: from the last byte of a request that the connection has taken to the header of its response. A server that
+        stores or renders much needs its time.
+    :ivar idle: a pause in the body of a response, while it is waited for.
+    """
+
+    connect: float | None = 15.0
+    response: float | None = 120.0
+    idle: float | None = 60.0
+
+
+@dataclass(slots=True)
+class Response:
+    """
+    A response whose body may still arrive.
+
+    :ivar status: the status code, 200 to 299.
+    :ivar headers: its header fields.
+    :ivar body: its body.
+    :ivar url: the URL of the last request, after redirections.
+    """
+
+    status: int
+    headers: Headers
+    body: IncomingBody
+    url: str
+
+    def header(self, name: str) -> str:
+        """Return the first header field *name*; empty without one."""
+        values = self.headers.getRawHeaders(name, [])
+        return values[0] if values else ""
+
+    @property
+    def media_type(self) -> MediaType:
+        """The media type of the body; ``application/octet-stream`` without a valid one."""
+        try:
+            return MediaType.parse(self.header("content-type"))
+        except MediaTypeError:
+            return MediaType("application/octet-stream", {})
+
+
+class HTTPClient:
+    """
+    The connections to one server.
+
+    :param reactor: the reactor.
+    :param base: the base URL of the service.
+    :param token: a token for ``Authorization: Bearer`` (RFC 6750), or a function that returns it.
+    :param user: name and password for ``Authorization: Basic`` (RFC 7617).
+    :param tls: TLS for the host of *base*; by default :func:`~dicomtwist.endpoints.client_tls_options` for its name.
+    :param timeouts: the time limits.
+    :param retries: how often a request that may be repeated is sent again.
+    :param headers: further header fields of every request to the server.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        base: BaseURL,
+        *,
+        token: Token | None = None,
+        user: tuple[str, str] | None = None,
+        tls: IOpenSSLClientConnectionCreator | None = None,
+        timeouts: Timeouts | None = None,
+        retries: int = 2,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        if token is not None and user is not None:
+            raise ValueError("token and user contradict each other: a request has one of them")
+        if user is not None and ":" in user[0]:
+            raise ValueError("the name of a user has no colon (RFC 7617)")
+        self.reactor = reactor
+        self.base = base
+        self.timeouts = timeouts or Timeouts()
+        self.retries = retries
+        self._token = token
+        self._basic = "" if user is None else "Basic " + b64encode(f"{user[0]}:{user[1]}".encode()).decode("ascii")
+        self._headers = dict(headers or {})
+        self._pool = HTTPConnectionPool(reactor, persistent=True)
+        self._pool.maxPersistentPerHost = MAX_IDLE_CONNECTIONS
+        # This module repeats requests, since it knows which may be sent twice.
+        self._pool.retryAutomatically = False
+        endpoints = _Endpoints(reactor, base, tls, self.timeouts.connect)
+        self._agent = Agent.usingEndpointFactory(reactor, endpoints, pool=self._pool)
+
+    def close(self) -> Deferred[None]:
+        """Close the idle connections; those of requests under way stay until these end."""
+
+        def close(_: object) -> Deferred[None]:
+            closed: Deferred[None] = self._pool.closeCachedConnections()
+            return closed
+
+        # A connection whose response has just been read comes back to the pool before.
+        return deferLater(self.reactor, 0).addCallback(close)
+
+    # --- a request, with its attempts
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        upload: Callable[[], Upload] | None = None,
+        may_repeat: bool = True,
+    ) -> Response:
+        """
+        Send a request and return its response when the header of that has arrived.
+
+        :param url: an absolute URL. Credentials are sent only to the origin of the base URL.
+        :param upload: makes the body; called for each attempt.
+        :param may_repeat: whether the request may be sent again although the server may have performed it.
+        :raises RequestFailed: the server refuses it.
+        :raises NoConnection: there is no connection, or it was lost.
+        :raises RequestTimeout: the server took too long.
+        :raises InvalidResponse: the response is none of HTTP.
+        """
+        failures = 0
+        while True:
+            try:
+                return await self._redirected(method, url, headers or {}, upload)
+            except (NoConnection, ServerUnavailable) as error:
+                failures += 1
+                was_not_sent = isinstance(error, ServerUnavailable) or isinstance(error.__cause__, _NOT_SENT)
+                if failures > self.retries or not (may_repeat or was_not_sent) or _is_permanent(error):
+                    raise
+                wanted = getattr(error, "retry_after", None)
+                if wanted is not None and wanted > MAX_RETRY_AFTER:
+                    raise
+                delay = wanted if wanted is not None else RETRY_DELAYS(failures)
+            await _pause(self.reactor, delay)
+
+    async def _redirected(
+        self, method: str, url: str, headers: Mapping[str, str], upload: Callable[[], Upload] | None
+    ) -> Response:
+        for _ in range(MAX_REDIRECTIONS + 1):
+            response = await self._once(method, url, headers, None if upload is None else upload())
+            location = response.header("location")
+            if response.status not in (301, 302, 303, 307, 308) or not location:
+                break
+            response.body.abort()
+            if method not in ("GET", "HEAD") and response.status not in (307, 308):
+                raise request_failed(response.status, warning=f"the service has moved to {location[:200]}")
+            target = urljoin(response.url, location)
+            try:
+                parts = urlsplit(target)
+                is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+            except ValueError:
+                is_usable = False
+            if not is_usable or not target.isascii():
+                raise InvalidResponse("the server redirects to something that is not a URL of HTTP")
+            if url.startswith("https:") and parts.scheme == "http":
+                raise InvalidResponse("the server redirects from https to http")
+            if method not in ("GET", "HEAD") and _origin(target) != self.base.origin:
+                raise InvalidResponse(f"the server redirects to another one, {parts.netloc[:200]}")
+            url = target
+        else:
+            raise InvalidResponse(f"more than {MAX_REDIRECTIONS} redirections")
+        if 200 <= response.status < 300 or response.status == 304:
+            return response
+        raise await _failure_of(response)
+
+    async def _once(self, method: str, url: str, headers: Mapping[str, str], upload: Upload | None) -> Response:
+        fields = Headers()
+        if _origin(url) == self.base.origin:
+            for name, value in {**self._headers, **await self._authorization()}.items():
+                fields.setRawHeaders(name, [value])
+        for name, value in headers.items():
+            fields.setRawHeaders(name, [value])
+        pending: Deferred[IResponse] = self._agent.request(method.encode("ascii"), url.encode("ascii"), fields, upload)
+        watch = _Watch(self.reactor, pending, self.timeouts.response)
+        if upload is not None:
+            upload.touch = watch.touch
+        try:
+            got = await pending
+        except Exception as error:
+            if upload is not None and upload.refusal is not None:
+                raise upload.refusal from None
+            inner = _innermost(error)
+            if watch.expired and self.timeouts.response is not None:
+                raise RequestTimeout("response", self.timeouts.response) from None
+            if isinstance(inner, CancelledError):
+                raise inner from None
+            raise _mapped(error, inner) from inner
+        finally:
+            watch.stop()
+        encoding = (got.headers.getRawHeaders("content-encoding") or ["identity"])[-1].strip().lower()
+        body = IncomingBody(self.reactor, self.timeouts.idle, inflates=encoding in ("gzip", "x-gzip", "deflate"))
+        got.deliverBody(body)
+        return Response(int(got.code), got.headers, body, url)
+
+    async def _authorization(self) -> dict[str, str]:
+        if self._basic:
+            return {"Authorization": self._basic}
+        token = self._token
+        if token is None:
+            return {}
+        if not isinstance(token, str):
+            made = token()
+            token = made if isinstance(made, str) else await made
+        return {"Authorization": f"Bearer {token}"}
+
+
+#: The errors after which the server has not got the request.
+_NOT_SENT: Final = (RequestNotSent, errors.ConnectError, errors.DNSLookupError)
+
+
+def _is_permanent(error: BaseException) -> bool:
+    """Whether another attempt is in vain."""
+    cause = error.__cause__
+    return isinstance(cause, errors.DNSLookupError | errors.UnknownHostError | SSL.Error | ValueError)
+
+
+async def _pause(reactor: Any, seconds: float) -> None:
+    await deferLater(reactor, seconds)
+
+
+async def _failure_of(response: Response) -> DICOMwebError:
+    try:
+        body = await read_all(response.body, MAX_ERROR_BODY)
+    except DICOMwebError:
+        body = b""  # the status code says enough
+    return request_failed(
+        response.status,
+        response.media_type.name,
+        body,
+        response.header("warning"),
+        response.header("retry-after"),
+    )
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _innermost(error: Any) -> BaseException:
+    """Return the error that is the reason for one of the Agent."""
+    while reasons := getattr(error, "reasons", None):
+        error = reasons[0].value if isinstance(reasons[0], Failure) else reasons[0]
+    found: BaseException = error
+    return found
+
+
+def _mapped(error: BaseException, inner: BaseException) -> DICOMwebError:
+    """Return the exception for an *error* of the Agent, whose reason is *inner*."""
+    if isinstance(inner, DICOMwebError):
+        return inner
+    if isinstance(inner, errors.ConnectionDone):
+        return NoConnection("the server closed the connection without a response")
+    if isinstance(inner, errors.ConnectionLost):
+        return NoConnection("the connection was lost before the response had arrived")
+    if isinstance(inner, errors.ConnectError | errors.DNSLookupError):
+        return NoConnection(f"no connection: {inner}")
+    if isinstance(inner, SSL.Error):
+        return NoConnection(f"no connection over TLS: {inner}")
+    if isinstance(error, ResponseFailed):
+        return InvalidResponse(f"the response is none of HTTP: {inner}")
+    return NoConnection(f"the request failed: {inner}")
+
+
+class _Watch:
+    """Cancels a request whose response takes too long."""
+
+    def __init__(self, reactor: Any, pending: Deferred[IResponse], seconds: float | None) -> None:
+        self._pending = pending
+        self._seconds = seconds
+        self._call = None if seconds is None else reactor.callLater(seconds, self._expire)
+        self.expired = False
+
+    def touch(self) -> None:
+        """Begin again: a piece of the request was sent."""
+        if self._call is not None and self._call.active():
+            self._call.reset(self._seconds)
+
+    def stop(self) -> None:
+        """Watch no more."""
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+
+    def _expire(self) -> None:
+        self.expired = True
+        self._pending.cancel()
+
+
+class _Connection(ProtocolWrapper):
+    """
+    A connection below the protocol of HTTP.
+
+    Closing it aborts it: nothing that this side has sent is still needed then, and a server that goes on to send a long body
+    would keep it open. Data that arrives while a body is being sent goes to that as well.
+    """
+
+    upload: Upload | None = None
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Note whether the producer is the body of a request."""
+        self._raw.registerProducer(producer, streaming)
+        if isinstance(producer, Upload):
+            self.upload = producer
+
+    def unregisterProducer(self) -> None:
+        """Forget the producer."""
+        self.upload = None
+        self._raw.unregisterProducer()
+
+    def pauseProducing(self) -> None:
+        """Read on while a body is being sent, since its refusal may follow."""
+        if self.upload is None:
+            self._raw.pauseProducing()
+
+    def loseConnection(self) -> None:
+        """Close the connection at once."""
+        self.disconnecting = 1
+        self._raw.abortConnection()
+
+    @property
+    def _raw(self) -> Any:
+        return self.transport
+
+    @property
+    def _above(self) -> Any:
+        return self.wrappedProtocol
+
+    def dataReceived(self, data: bytes) -> None:
+        """Pass on what arrives."""
+        if self.upload is not None and not self.upload.early(data):
+            self.loseConnection()
+            return
+        self._above.dataReceived(data)
+
+
+@implementer(IStreamClientEndpoint)
+class _Wrapped:
+    """An endpoint whose connections are :class:`_Connection`."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
+        self._endpoint = endpoint
+
+    def connect(self, factory: Any) -> Deferred[IProtocol]:
+        """Connect, and return the protocol of *factory*."""
+        wrapping: Any = WrappingFactory(factory)
+        wrapping.protocol = _Connection
+        wrapping.noisy = False
+        connected: Deferred[Any] = self._endpoint.connect(wrapping)
+        return connected.addCallback(lambda wrapper: wrapper.wrappedProtocol)
+
+
+@implementer(IAgentEndpointFactory)
+class _Endpoints:
+    """Makes the endpoints for URLs."""
+
+    def __init__(
+        self, reactor: Any, base: BaseURL, tls: IOpenSSLClientConnectionCreator | None, timeout: float | None
+    ) -> None:
+        self._reactor = reactor
+        self._base = base
+        self._tls = tls
+        self._timeout = timeout
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
+        """Return the endpoint of a URL."""
+        host = uri.host.decode("ascii").strip("[]")
+        connect = partial(HostnameEndpoint, self._reactor, host, uri.port)
+        endpoint: Any = connect() if self._timeout is None else connect(timeout=self._timeout)
+        if uri.scheme == b"https":
+            if self._tls is None or host != self._base.host:
+                options = client_tls_options(host)
+                if host == self._base.host:
+                    self._tls = options
+            else:
+                options = self._tls
+            endpoint = wrapClientTLS(options, endpoint)
+        return cast(IStreamClientEndpoint, _Wrapped(endpoint))
