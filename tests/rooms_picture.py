@@ -72,7 +72,7 @@ TEXTS: Final[Mapping[str, tuple[str, str]]] = {
     "archive/storage/": ("archive/storage/", "files of instances, durability, locks"),
     "archive/inbox/": ("archive/inbox/", "small instances with one sync, before they are files"),
     "archive/index/": ("archive/index/", "attributes of instances in a database"),
-    "archive/": ("archive/, archive/query/", "ingest, group commit, recovery; queries"),
+    "archive/": ("archive/, query/, reading/", "ingest, group commit, recovery; queries"),
     "archive/services/": ("archive/services/", "storage, query, commitment, MPPS, worklist"),
     "web/": ("web/, web/http/", "DICOMweb over twisted.web: the site, its routes"),
     "retrieval/": ("retrieval/", "studies retrieved into a folder"),

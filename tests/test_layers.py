@@ -96,7 +96,7 @@ ROOMS = (
     Room(("archive/storage/",), ("Twisted",)),
     Room(("archive/inbox/",)),
     Room(("archive/index/",), ("pydicom", "SQLAlchemy")),
-    Room(("archive/", "archive/query/"), ("Twisted", "pydicom", "SQLAlchemy")),
+    Room(("archive/", "archive/query/", "archive/reading/"), ("Twisted", "pydicom", "SQLAlchemy")),
     Room(("archive/services/", "archive/server.py"), ("Twisted", "pydicom", "SQLAlchemy")),
     Room(("web/http/", "web/"), ("Twisted", "pydicom")),
     Room(("retrieval/",), ("Twisted", "pydicom")),

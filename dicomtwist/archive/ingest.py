@@ -9,7 +9,7 @@ peer is not read from while too much waits to be written.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import get_ident
 from typing import Final, Protocol, TypeAlias
@@ -92,6 +92,8 @@ class Ingest:
     :param default_charset: the character set of text without one, see :class:`dicomtwist.archive.archive.Archive`.
 
     :ivar layouts: the layouts of recent data sets.
+    :ivar listeners: functions that are called with the Study and Series Instance UIDs of each instance that is stored, in the
+        reactor thread. They do not fail.
     """
 
     log = Logger()
@@ -100,6 +102,7 @@ class Ingest:
         self.archive = archive
         self.executor = executor
         self.default_charset = default_charset
+        self.listeners: list[Callable[[str, str], None]] = []
         self.layouts = Layouts(WANTED, MAX_VALUE_LENGTH)
         self._moves = MoveSchedule(archive, executor)
         self._whole: deque[IncomingInstance] = deque()
@@ -208,7 +211,10 @@ class Ingest:
         while self._told:
             incoming, error = self._told.popleft()
             incoming.kept(error)
-            stored += error is None
+            if error is None:
+                stored += 1
+                for listener in self.listeners:
+                    listener(incoming.study_uid, incoming.series_uid)
         if stored:
             self._moves.came(stored)
 

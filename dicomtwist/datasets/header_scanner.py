@@ -112,6 +112,7 @@ class HeaderScanner:
         "_required",
         "_skip",
         "_stop",
+        "_stopped_at",
         "_tag",
         "_un_depth",
         "_value",
@@ -165,6 +166,7 @@ class HeaderScanner:
         self._tag = 0  # the element that is being skipped or collected, for messages
         self._at = 0  # the position of the last top-level element that did not end in the fragment in which it began
         self._offset = 0  # the position of the current fragment in the (inflated) data set
+        self._stopped_at = -1
         # Nesting needs no stack: an element of defined length is skipped whole, so the open levels alternate
         # sequence, item, sequence, ... and their number is enough. Odd: in a sequence. Even: in an item.
         self._depth = 0
@@ -212,6 +214,14 @@ class HeaderScanner:
     def unfinished(self) -> int:
         """The position of the top-level element whose end has not been fed yet, if there is one, in the (inflated) data set."""
         return self._offset - len(self._pending) if self._pending and not self._depth else self._at
+
+    @property
+    def stopped_at(self) -> int:
+        """
+        The position of the element that has ended the scan, whose tag is above the last one of interest, in the (inflated) data
+        set; -1 if none has.
+        """
+        return self._stopped_at
 
     def finish(self) -> None:
         """End the data set here: wanted elements that are not in ``values`` now were not in it.
@@ -324,6 +334,7 @@ class HeaderScanner:
                 if tag > stop or (tag == stop and raw not in wanted):
                     self._end()
                     if self.done:
+                        self._stopped_at = self._offset + pos
                         return pos
                     stop = self._stop
                     stop_group = encoding.swap(stop) & mask

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Final, TypeAlias
 
@@ -184,7 +185,10 @@ class DICOMwebRequest:
                 self._begin(status, content_type, length)
                 self._finish()
                 return
-            first = await anext(pieces, b"")
+            # Python 3.11 cannot await anext() with a default of an iterator that is a class.
+            first: bytes | bytearray | memoryview = b""
+            with suppress(StopAsyncIteration):
+                first = await anext(pieces)
             self._begin(status, content_type, length)
             flow = _Flow(self.http)
             self.http.registerProducer(flow, True)
@@ -193,7 +197,7 @@ class DICOMwebRequest:
                 async for piece in pieces:
                     sent += await flow.write(piece)
             finally:
-                if not flow.is_stopped:
+                if not flow.is_stopped and self.http.channel is not None:
                     self.http.unregisterProducer()
             if length is not None and sent != length:
                 raise RuntimeError(f"a response of {sent} bytes that was announced with {length}")

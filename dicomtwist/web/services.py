@@ -7,6 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dicomtwist.archive.query.search import Finder
+from dicomtwist.archive.reading.frames import FrameTables
+from dicomtwist.archive.reading.series_documents import SeriesDocuments
+from dicomtwist.archive.reading.stored_file import StoredFiles
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.runtime.networks import Networks
 from dicomtwist.web.http.limits import HTTPLimits
@@ -27,6 +31,10 @@ class Services:
     :ivar origins: the origins of web pages that may use the resource; ``*`` for any.
     :ivar trusted_proxies: the proxies whose ``X-Forwarded-`` fields are believed.
     :ivar pixels: the processes that decode and render pixel data, ``None`` without them.
+    :ivar files: opens stored instances.
+    :ivar frame_tables: finds their frames.
+    :ivar documents: the metadata of series.
+    :ivar finder: searches the index.
     """
 
     archive_server: ArchiveServer
@@ -36,3 +44,15 @@ class Services:
     origins: frozenset[str] = frozenset()
     trusted_proxies: Networks = field(default_factory=lambda: Networks(loopback=True, unix=True))
     pixels: Any = None
+    files: StoredFiles = field(init=False)
+    frame_tables: FrameTables = field(init=False)
+    documents: SeriesDocuments = field(init=False)
+    finder: Finder = field(init=False)
+
+    def __post_init__(self) -> None:
+        server = self.archive_server
+        executors = server.ae.executors
+        self.files = StoredFiles(server.archive)
+        self.frame_tables = FrameTables()
+        self.documents = SeriesDocuments(server.archive, self.files, executors)
+        self.finder = Finder(server.archive, executors.querying, server.ae.ae_title)

@@ -51,7 +51,7 @@ from dicomtwist.archive.query.statements import (
     unique_column,
 )
 from dicomtwist.archive.storage.interfaces import Storage
-from dicomtwist.archive.storage.types import IndexFailed
+from dicomtwist.archive.storage.types import IndexFailed, InstanceUIDs
 from dicomtwist.datasets.codec import decode_dataset
 from dicomtwist.runtime.executors import TURN, Executor, Share, is_turn_over, run_in_turns
 from dicomtwist.runtime.work import check_wanted
@@ -92,6 +92,8 @@ class StoredInstance:
 
     :ivar path: its file.
     :ivar size: the size of the file in bytes.
+    :ivar study_instance_uid: its Study Instance UID.
+    :ivar series_instance_uid: its Series Instance UID.
     """
 
     path: str
@@ -99,6 +101,13 @@ class StoredInstance:
     sop_instance_uid: str
     transfer_syntax: str
     size: int
+    study_instance_uid: str
+    series_instance_uid: str
+
+    @property
+    def uids(self) -> InstanceUIDs:
+        """Its Study, Series and SOP Instance UIDs."""
+        return self.study_instance_uid, self.series_instance_uid, self.sop_instance_uid
 
     def __fspath__(self) -> str:
         return self.path
@@ -531,6 +540,6 @@ class Search:
 def _located(store: Storage, rows: Iterable[Sequence[Any]]) -> list[StoredInstance]:
     """Return the instances of *rows*: an id, then the values of :data:`INSTANCE`."""
     return [
-        StoredInstance(store.locate(in_study, in_series, uid), sop_class, uid, syntax, size)
+        StoredInstance(store.locate(in_study, in_series, uid), sop_class, uid, syntax, size, in_study, in_series)
         for _, in_study, in_series, uid, sop_class, syntax, size in rows
     ]

@@ -188,6 +188,48 @@ class InstanceStore:
         """
         return open_regular(self.locate(study_uid, series_uid, instance_uid))
 
+    def describe(self, file: BinaryIO) -> tuple[int, str]:
+        """Return the size of an open instance in bytes, and its version, see
+        :meth:`dicomtwist.archive.storage.interfaces.Storage.describe`."""
+        status = os.fstat(file.fileno())
+        return status.st_size, _version(status)
+
+    def size(self, study_uid: str, series_uid: str, instance_uid: str) -> int:
+        """Return the size of an instance in bytes. The UIDs are valid.
+
+        :raises OSError: there is no such file.
+        """
+        return os.stat(self.locate(study_uid, series_uid, instance_uid)).st_size
+
+    def versions(self, study_uid: str, series_uid: str) -> dict[str, str]:
+        """Return the SOP Instance UIDs of a series, each with the version of the instance. The UIDs are valid.
+
+        :raises OSError: the folder cannot be read.
+        """
+        found: dict[str, str] = {}
+        try:
+            with os.scandir(os.path.dirname(self.locate(study_uid, series_uid, ""))) as entries:
+                for entry in entries:
+                    uid, suffix = os.path.splitext(entry.name)
+                    if suffix == _SUFFIX and is_uid(uid):
+                        try:
+                            found[uid] = _version(entry.stat())
+                        except FileNotFoundError:
+                            continue  # removed meanwhile
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        return found
+
+    def series_of(self, study_uid: str) -> list[str]:
+        """Return the Series Instance UIDs of a study, sorted. The UID is valid.
+
+        :raises OSError: the folder cannot be read.
+        """
+        try:
+            return [name for name in _subfolders(f"{self._root}/{study_uid}") if is_uid(name)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
     def open_on_medium(self, study_uid: str, series_uid: str, instance_uid: str) -> BinaryIO:
         """Open the file of an instance so that it is read from the medium, not from the system's cache. With durability
         none the file is flushed to the medium first. The UIDs are valid.
@@ -479,6 +521,11 @@ class InstanceStore:
         else:
             advice = "choose another folder or repair this one"
         return f"cannot store instances in {self._root}: {reason}; {advice}"
+
+
+def _version(status: os.stat_result) -> str:
+    """Return the version of a file. Each copy of an instance is a file of its own, and is not written again."""
+    return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
 def _subfolders(path: str) -> list[str]:

@@ -137,6 +137,22 @@ class Storage(ReceivingStorage, CommittingStorage, Protocol):
     def sync_path(self, study_uid: str, series_uid: str, instance_uid: str, /) -> None:
         """Flush the names that lead to an instance to the medium if they may not be there yet."""
 
+    def describe(self, file: BinaryIO, /) -> tuple[int, str]:
+        """
+        Return the size of an open instance in bytes, and its version.
+
+        The version is a text that is another one for every other copy of the instance that the storage has had.
+        """
+
+    def size(self, study_uid: str, series_uid: str, instance_uid: str, /) -> int:
+        """Return the size of an instance in bytes."""
+
+    def versions(self, study_uid: str, series_uid: str, /) -> dict[str, str]:
+        """Return the SOP Instance UIDs of a series, each with the version of the instance; none if it has no instances."""
+
+    def series_of(self, study_uid: str, /) -> list[str]:
+        """Return the Series Instance UIDs of a study, sorted; none if there is no such study."""
+
     def locate(self, study_uid: str, series_uid: str, instance_uid: str, /) -> str:
         """Return the path of an instance, whether or not it exists."""
 

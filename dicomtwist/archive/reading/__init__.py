@@ -1,0 +1,1 @@
+"""Stored instances as DICOMweb gives them: files, frames, bulk data, metadata."""

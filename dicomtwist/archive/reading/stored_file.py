@@ -1,0 +1,217 @@
+"""
+Stored instances that are open for reading, at any position.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from tempfile import TemporaryFile
+from types import TracebackType
+from typing import BinaryIO, Final
+
+from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.storage.types import InstanceUIDs, StoreError
+from dicomtwist.datasets.codec import MAX_INFLATED
+from dicomtwist.datasets.element_headers import DEFLATED, EXPLICIT_LITTLE_ENDIAN
+from dicomtwist.errors import DataSetError
+from dicomtwist.part10 import NO_TRANSFER_SYNTAX, NotDicomFile, read_file_meta
+from dicomtwist.runtime.work import check_wanted
+
+__all__ = ["NotStored", "Source", "StoredFile", "StoredFiles"]
+
+#: The bytes that are inflated at a time.
+_INFLATE_IN: Final = 64 * 1024
+_INFLATE_OUT: Final = 1024 * 1024
+
+
+class NotStored(StoreError):
+    """The archive does not hold the instance."""
+
+
+class Source:
+    """
+    A range of bytes in an open file, up to its end.
+
+    :param file: the file. One thread at a time reads it.
+    :param start: the position in the file that is the position 0 of the source.
+    """
+
+    __slots__ = ("_file", "_start")
+
+    def __init__(self, file: BinaryIO, start: int = 0) -> None:
+        self._file = file
+        self._start = start
+
+    def read(self, offset: int, length: int) -> bytes:
+        """
+        Return *length* bytes from *offset* on; fewer at the end only.
+
+        :raises OSError: the file cannot be read.
+        """
+        self._file.seek(self._start + offset)
+        return self._file.read(length)
+
+
+class StoredFile:
+    """
+    The file of an instance, open. All methods block.
+
+    :param file: the file at its start; the object closes it.
+    :param size: its size in bytes.
+    :param version: a text that is another one for every other content of the file.
+
+    :ivar size: the size of the file in bytes.
+    :ivar version: see above.
+    :ivar meta: the File Meta Information.
+    :ivar raw: the bytes of the file.
+    :ivar start: the position of the data set in the file.
+    :raises NotDicomFile: the file is no Part 10 file, or has no transfer syntax.
+    """
+
+    __slots__ = ("_data", "_file", "_inflated", "meta", "raw", "size", "start", "version")
+
+    def __init__(self, file: BinaryIO, size: int, version: str) -> None:
+        self._file = file
+        self._inflated: BinaryIO | None = None
+        self._data: Source | None = None
+        self.size = size
+        self.version = version
+        try:
+            self.meta, self.start = read_file_meta(file)
+            if not self.meta.transfer_syntax_uid:
+                raise NotDicomFile(NO_TRANSFER_SYNTAX)
+        except BaseException:
+            file.close()
+            raise
+        self.raw = Source(file)
+
+    @property
+    def data(self) -> Source:
+        """
+        The bytes of the data set. A deflated one is inflated into a temporary file when this is first asked for.
+
+        :raises DataSetError: it cannot be inflated.
+        """
+        if self._data is None:
+            if self.meta.transfer_syntax_uid in DEFLATED:
+                self._inflated = _inflated(self.raw, self.start)
+                self._data = Source(self._inflated)
+            else:
+                self._data = Source(self._file, self.start)
+        return self._data
+
+    @property
+    def data_syntax(self) -> str:
+        """The UID of the transfer syntax of :attr:`data`."""
+        syntax = self.meta.transfer_syntax_uid
+        return EXPLICIT_LITTLE_ENDIAN if syntax in DEFLATED else syntax
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        self._file.close()
+        if self._inflated is not None:
+            self._inflated.close()
+
+    def __enter__(self) -> StoredFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _inflated(source: Source, offset: int) -> BinaryIO:
+    """Inflate a data set into a temporary file, which has no name."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    total = 0
+    file: BinaryIO = TemporaryFile()
+    try:
+        while not inflater.eof:
+            check_wanted()
+            data = source.read(offset, _INFLATE_IN)
+            offset += len(data)
+            if not data:
+                raise DataSetError("the deflated data set ends too early")
+            while data and not inflater.eof:
+                some = inflater.decompress(data, _INFLATE_OUT)
+                data = inflater.unconsumed_tail
+                total += len(some)
+                if total > MAX_INFLATED:
+                    raise DataSetError(f"the deflated data set inflates to more than {MAX_INFLATED} bytes")
+                file.write(some)
+        file.flush()
+    except zlib.error as error:
+        file.close()
+        raise DataSetError(f"the data set is not deflated: {error}") from error
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+class StoredFiles:
+    """
+    Opens the instances of an archive by their UIDs. All methods block.
+
+    An instance that is stored, and has no file yet, gets its file.
+
+    :param archive: the archive, open.
+    """
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    def open(self, uids: InstanceUIDs) -> StoredFile:
+        """
+        Open an instance; the caller closes it.
+
+        :param uids: its UIDs, which are valid.
+        :raises NotStored: the archive does not hold it.
+        :raises NotDicomFile: its file is damaged.
+        :raises OSError: its file cannot be read.
+        """
+        store = self._archive.store
+        try:
+            file = store.open(*uids)
+        except FileNotFoundError:
+            self._archive.make_files()
+            try:
+                file = store.open(*uids)
+            except (FileNotFoundError, NotADirectoryError):
+                raise NotStored("there is no such instance") from None
+        try:
+            size, version = store.describe(file)
+        except BaseException:
+            file.close()
+            raise
+        return StoredFile(file, size, version)
+
+    def sizes(self, instances: Iterable[InstanceUIDs]) -> list[int] | None:
+        """Return the sizes of the files of *instances* in bytes; ``None`` if one of them cannot be found."""
+        size = self._archive.store.size
+        try:
+            return [size(*uids) for uids in instances]
+        except OSError:
+            return None
+
+    def versions(self, study_uid: str, series_uid: str) -> Mapping[str, str]:
+        """
+        Return the SOP Instance UIDs of a series, each with a text that is another one for every other content of its file.
+
+        :returns: an empty mapping if there is no such series.
+        :raises OSError: the folder cannot be read.
+        """
+        self._archive.make_files()
+        return self._archive.store.versions(study_uid, series_uid)
+
+    def series_of(self, study_uid: str) -> list[str]:
+        """
+        Return the Series Instance UIDs of a study, sorted.
+
+        :returns: an empty list if there is no such study.
+        :raises OSError: the folder cannot be read.
+        """
+        self._archive.make_files()
+        return self._archive.store.series_of(study_uid)

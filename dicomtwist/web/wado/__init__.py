@@ -1,0 +1,18 @@
+"""WADO-RS and WADO-URI: retrieval (PS3.18 10.4, 9)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dicomtwist.web.routes import Route
+from dicomtwist.web.wado import bulk_data, frames, instances, metadata, uri
+
+__all__ = ["ROUTES"]
+
+ROUTES: Final[tuple[Route, ...]] = (
+    *instances.ROUTES,
+    *metadata.ROUTES,
+    *frames.ROUTES,
+    *bulk_data.ROUTES,
+    *uri.ROUTES,
+)

@@ -1,0 +1,93 @@
+"""
+Bulk data of instances (PS3.18 10.4.1.1.5): the values that BulkDataURIs of the metadata lead to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from dicomtwist.access.rules import Operation
+from dicomtwist.archive.reading.bulk_data import PIXEL_DATA, media_type_of, read_value
+from dicomtwist.archive.reading.content import Content
+from dicomtwist.archive.reading.frames import FrameTable
+from dicomtwist.archive.reading.stored_file import StoredFile
+from dicomtwist.dicomweb.bulk_data import parse_path
+from dicomtwist.dicomweb.media_types import OCTET_STREAM, Category
+from dicomtwist.web.problems import Problem
+from dicomtwist.web.request import DICOMwebRequest
+from dicomtwist.web.routes import Route
+from dicomtwist.web.services import Services
+from dicomtwist.web.wado.delivery import NOT_ACCEPTABLE, OpenPart, open_stored, quoted, send_one, send_parts
+from dicomtwist.web.wado.frames import send_frames
+
+__all__ = ["ROUTES"]
+
+
+async def retrieve_bulk_data(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
+    """Answer with the value of an element."""
+    path = parse_path(values["path"])
+    if path is None:
+        raise Problem(404, "there is no such bulk data")
+    uids = (values["study"], values["series"], values["instance"])
+    if path in PIXEL_DATA:
+        await _retrieve_pixels(request, services, uids)
+        return
+
+    def read(stored: StoredFile) -> tuple[Content, str]:
+        return read_value(stored, path), media_type_of(stored, path)
+
+    stored, (content, media_type) = await open_stored(request, services, uids, read)
+    try:
+        offers = (media_type,) if media_type else ()
+        await _send(request, services, stored, content, values["path"].upper(), offers)
+    except BaseException:
+        stored.close()
+        raise
+
+
+async def _retrieve_pixels(request: DICOMwebRequest, services: Services, uids: tuple[str, str, str]) -> None:
+    """Answer with pixel data: native as one value, encapsulated as one part a frame."""
+
+    def read(stored: StoredFile) -> FrameTable:
+        return services.frame_tables.of(uids, stored)
+
+    stored, table = await open_stored(request, services, uids, read)
+    if table.is_encapsulated:
+        await send_frames(request, services, uids, stored, table, tuple(range(1, table.count + 1)))
+        return
+    try:
+        await _send(request, services, stored, table.whole(stored.data), "pixels")
+    except BaseException:
+        stored.close()
+        raise
+
+
+async def _send(
+    request: DICOMwebRequest,
+    services: Services,
+    stored: StoredFile,
+    content: Content,
+    name: str,
+    offers: tuple[str, ...] = (),
+) -> None:
+    representation = request.accept.negotiate(Category.BULKDATA, single=True, offers=offers or (OCTET_STREAM,))
+    if representation is None:
+        raise Problem(406, NOT_ACCEPTABLE)
+    etag = quoted(stored.version, name.replace("/", "."), f"{representation.multipart:d}")
+    if representation.multipart:
+        headers = (("Content-Type", representation.part_type()),)
+        await send_parts(request, services, [OpenPart(headers, content)], representation, etag, stored.close)
+    else:
+        await send_one(request, services, content, representation.content_type(), etag, stored.close)
+
+
+ROUTES: Final = (
+    Route(
+        "GET",
+        "/studies/{study}/series/{series}/instances/{instance}/bulkdata/{path...}",
+        frozenset((Operation.GET,)),
+        retrieve_bulk_data,
+        "bulk data of an instance",
+    ),
+)

@@ -1,0 +1,180 @@
+"""
+Delivery of what is stored: as one part, whole or in a range, or as the parts of a multipart body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, NamedTuple, TypeVar
+
+from twisted.logger import Logger
+
+from dicomtwist.archive.reading.content import Content
+from dicomtwist.archive.reading.frames import NoPixelData
+from dicomtwist.archive.reading.stored_file import NotStored, StoredFile
+from dicomtwist.archive.storage.types import InstanceUIDs
+from dicomtwist.dicomweb.media_types import Representation
+from dicomtwist.dicomweb.multipart import MultipartWriter
+from dicomtwist.errors import DataSetError, loggable
+from dicomtwist.part10 import NotDicomFile
+from dicomtwist.runtime.executors import Share
+from dicomtwist.web.problems import Problem
+from dicomtwist.web.request import DICOMwebRequest
+from dicomtwist.web.services import Services
+from dicomtwist.web.wado.conditions import UnsatisfiableRange, matches_etag, parse_range
+from dicomtwist.web.wado.pieces import ThreadPieces
+
+__all__ = ["NOT_ACCEPTABLE", "OpenPart", "is_unchanged", "open_stored", "quoted", "reading", "send_one", "send_parts"]
+
+T = TypeVar("T")
+
+_log = Logger()
+
+NOT_ACCEPTABLE: Final = "there is no representation of the resource that the request accepts"
+
+
+class OpenPart(NamedTuple):
+    """
+    A part of a multipart body, or the content of a response.
+
+    :ivar headers: its header fields.
+    :ivar content: its content.
+    """
+
+    headers: Sequence[tuple[str, str]]
+    content: Content
+
+
+def reading(request: DICOMwebRequest, services: Services) -> Share:
+    """Return the threads that read files, as the client of *request* may use them."""
+    return services.archive_server.ae.executors.retrieval.share(request.peer)
+
+
+@contextmanager
+def problems_of_stored() -> Iterator[None]:
+    """
+    Make problems of the errors of stored instances.
+
+    :raises Problem: 404 if there is no such instance, or it has no such part; 500 if its file is damaged.
+    """
+    try:
+        yield
+    except NotStored:
+        raise Problem(404, "there is no such instance") from None
+    except NoPixelData:
+        raise Problem(404, "the instance has no pixel data") from None
+    except (NotDicomFile, DataSetError) as error:
+        _log.error("a stored instance cannot be read: {reason}", reason=loggable(error))
+        raise Problem(500, "the stored instance cannot be read") from error
+
+
+async def open_stored(
+    request: DICOMwebRequest, services: Services, uids: InstanceUIDs, read: Callable[[StoredFile], T]
+) -> tuple[StoredFile, T]:
+    """
+    Open an instance, and read something of it, in a thread. The caller closes it.
+
+    :raises Problem: there is no such instance (404), or it is damaged (500).
+    """
+    files = services.files
+    share = reading(request, services)
+
+    def call() -> tuple[StoredFile, T]:
+        stored = files.open(uids)
+        try:
+            return stored, read(stored)
+        except BaseException:
+            stored.close()
+            raise
+
+    with problems_of_stored():
+        return await share.run(call)
+
+
+def quoted(*facts: str) -> str:
+    """Return an entity tag made of *facts*, which have no quotation marks."""
+    return f'"{"-".join(facts)}"'
+
+
+def is_unchanged(request: DICOMwebRequest, etag: str) -> bool:
+    """Set the entity tag of the response; answer with 304 and return ``True`` if the client has that already."""
+    request.set_header("ETag", etag)
+    request.set_header("Cache-Control", "private, no-cache")
+    condition = request.header("If-None-Match")
+    if condition and matches_etag(condition, etag):
+        request.answer(status=304)
+        return True
+    return False
+
+
+async def send_one(
+    request: DICOMwebRequest,
+    services: Services,
+    content: Content,
+    content_type: str,
+    etag: str,
+    close: Callable[[], None],
+) -> None:
+    """
+    Answer with *content*, or with the range of it that is asked for, or with 304.
+
+    :param etag: the entity tag.
+    :param close: called in a thread, once, when the content is not needed any more.
+    """
+    try:
+        if is_unchanged(request, etag):
+            close()
+            return
+        request.set_header("Accept-Ranges", "bytes")
+        length = content.length
+        start, stop, status = 0, length, 200
+        condition = request.header("If-Range")
+        if not condition or condition.strip() == etag:
+            try:
+                wanted = parse_range(request.header("Range"), length)
+            except UnsatisfiableRange as error:
+                raise Problem(416, str(error), [("Content-Range", f"bytes */{length}")]) from None
+            if wanted is not None:
+                start, stop, status = wanted.start, wanted.stop, 206
+                request.set_header("Content-Range", wanted.content_range(length))
+        pieces = ThreadPieces(reading(request, services), content.pieces(start, stop), close)
+    except BaseException:
+        close()
+        raise
+    await request.stream(pieces, content_type, status=status, length=stop - start)
+
+
+async def send_parts(
+    request: DICOMwebRequest,
+    services: Services,
+    parts: Sequence[OpenPart],
+    representation: Representation,
+    etag: str,
+    close: Callable[[], None],
+) -> None:
+    """
+    Answer with a multipart body, or with 304.
+
+    :param parts: the parts, whose lengths are known.
+    :param etag: the entity tag.
+    :param close: called in a thread, once, when the contents are not needed any more.
+    """
+    try:
+        if is_unchanged(request, etag):
+            close()
+            return
+        writer = MultipartWriter()
+        length = MultipartWriter.length(writer.boundary, ((part.headers, part.content.length) for part in parts))
+        pieces = ThreadPieces(reading(request, services), _multipart(writer, parts), close)
+    except BaseException:
+        close()
+        raise
+    await request.stream(pieces, representation.content_type(writer.boundary), length=length)
+
+
+def _multipart(writer: MultipartWriter, parts: Sequence[OpenPart]) -> Iterator[bytes]:
+    for part in parts:
+        yield writer.begin(part.headers)
+        yield from part.content.pieces()
+    yield writer.end()

@@ -1,0 +1,325 @@
+"""
+Studies, series and instances as Part 10 files (PS3.18 10.4.1.1.1), in a multipart body or in a ZIP archive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Final, Protocol
+
+from pydicom import Dataset
+from twisted.logger import Logger
+
+from dicomtwist.access.rules import Operation
+from dicomtwist.archive.query.compiler import Model
+from dicomtwist.archive.query.search import Found, StoredInstance
+from dicomtwist.archive.reading.content import Content
+from dicomtwist.archive.reading.conversion import converted, convertible_to, stored_content
+from dicomtwist.archive.reading.stored_file import NotStored, StoredFile
+from dicomtwist.dicomweb.media_types import ZIP, Accept, Category, Representation
+from dicomtwist.dicomweb.multipart import MultipartWriter
+from dicomtwist.errors import DataSetError, loggable
+from dicomtwist.web.problems import Problem
+from dicomtwist.web.request import DICOMwebRequest
+from dicomtwist.web.routes import Route
+from dicomtwist.web.services import Services
+from dicomtwist.web.wado.archive_zip import ArchiveWriter, archive_length
+from dicomtwist.web.wado.delivery import (
+    NOT_ACCEPTABLE,
+    OpenPart,
+    open_stored,
+    problems_of_stored,
+    quoted,
+    reading,
+    send_one,
+    send_parts,
+)
+from dicomtwist.web.wado.pieces import ThreadPieces
+
+__all__ = ["ROUTES", "content_of"]
+
+_log = Logger()
+
+
+class _Package(Protocol):
+    """A body with several instances."""
+
+    content_type: str
+
+    def part(self, instance: StoredInstance, representation: Representation, content: Content) -> Iterator[bytes]:
+        """Yield the bytes of an instance, with what is around them."""
+
+    def end(self) -> bytes:
+        """Return what is behind the last instance."""
+
+    def length(self, instances: Sequence[tuple[StoredInstance, Representation]], sizes: Sequence[int]) -> int:
+        """Return the length of the body in bytes, if the instances are files of *sizes* bytes."""
+
+
+class _Multipart:
+    """
+    A multipart body.
+
+    :param representation: its representation.
+    """
+
+    def __init__(self, representation: Representation) -> None:
+        self._writer = MultipartWriter()
+        self.content_type = representation.content_type(self._writer.boundary)
+
+    def part(self, instance: StoredInstance, representation: Representation, content: Content) -> Iterator[bytes]:
+        yield self._writer.begin(_part_headers(instance.transfer_syntax, representation))
+        yield from content.pieces()
+
+    def end(self) -> bytes:
+        return self._writer.end()
+
+    def length(self, instances: Sequence[tuple[StoredInstance, Representation]], sizes: Sequence[int]) -> int:
+        return MultipartWriter.length(
+            self._writer.boundary,
+            (
+                (_part_headers(instance.transfer_syntax, representation), size)
+                for (instance, representation), size in zip(instances, sizes, strict=True)
+            ),
+        )
+
+
+class _Zip:
+    """A ZIP archive."""
+
+    content_type = ZIP
+
+    def __init__(self) -> None:
+        self._writer = ArchiveWriter()
+
+    def part(self, instance: StoredInstance, representation: Representation, content: Content) -> Iterator[bytes]:
+        return self._writer.member(_member_name(instance), content.length, content.pieces)
+
+    def end(self) -> bytes:
+        return self._writer.end()
+
+    def length(self, instances: Sequence[tuple[StoredInstance, Representation]], sizes: Sequence[int]) -> int:
+        return archive_length(
+            (_member_name(instance), size) for (instance, _), size in zip(instances, sizes, strict=True)
+        )
+
+
+def _member_name(instance: StoredInstance) -> str:
+    return f"{instance.series_instance_uid}/{instance.sop_instance_uid}.dcm"
+
+
+def _part_headers(stored: str, representation: Representation) -> tuple[tuple[str, str], ...]:
+    return (("Content-Type", representation.part_type(representation.transfer_syntax or stored)),)
+
+
+# --- one instance
+
+
+async def retrieve_instance(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
+    """Answer with an instance."""
+    uids = (values["study"], values["series"], values["instance"])
+    representation = request.accept.negotiate(Category.INSTANCES, offers=(ZIP,))
+    if representation is not None and representation.media_type == ZIP:
+        await _retrieve_many(request, services, uids)
+        return
+    stored, _ = await open_stored(request, services, uids, lambda _: None)
+    try:
+        syntax = stored.meta.transfer_syntax_uid
+        representation = _negotiate(request.accept, syntax, single=True)
+        if representation is None:
+            raise Problem(406, NOT_ACCEPTABLE)
+        with problems_of_stored():
+            content = await content_of(request, services, stored, representation.transfer_syntax)
+    except BaseException:
+        stored.close()
+        raise
+    given = representation.transfer_syntax or syntax
+    etag = quoted(stored.version, given[-12:], f"{representation.multipart:d}")
+    if representation.multipart:
+        part = OpenPart(_part_headers(syntax, representation), content)
+        await send_parts(request, services, [part], representation, etag, stored.close)
+    else:
+        content_type = representation.content_type(transfer_syntax=given)
+        await send_one(request, services, content, content_type, etag, stored.close)
+
+
+def _negotiate(accept: Accept, stored: str, *, single: bool) -> Representation | None:
+    return accept.negotiate(
+        Category.INSTANCES, stored=stored, convertible=convertible_to(stored), single=single, offers=(ZIP,)
+    )
+
+
+async def content_of(request: DICOMwebRequest, services: Services, stored: StoredFile, syntax: str | None) -> Content:
+    """
+    Return the Part 10 file of an instance.
+
+    :param syntax: the UID of its transfer syntax; ``None`` as it is stored.
+    :raises DataSetError: it cannot be converted.
+    """
+    if syntax is None or syntax == stored.meta.transfer_syntax_uid:
+        return stored_content(stored)
+    executor = services.archive_server.ae.executors.decoding.share(request.peer)
+    return await executor.run(converted, stored, syntax)
+
+
+# --- several
+
+
+async def retrieve_series(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
+    """Answer with the instances of a series."""
+    await _retrieve_many(request, services, (values["study"], values["series"]))
+
+
+async def retrieve_study(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
+    """Answer with the instances of a study."""
+    await _retrieve_many(request, services, (values["study"],))
+
+
+_LEVELS: Final = ("STUDY", "SERIES", "IMAGE")
+_KEYWORDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+
+
+async def find_instances(request: DICOMwebRequest, services: Services, uids: Sequence[str]) -> Found[StoredInstance]:
+    """
+    Find the instances of a study, a series, or one instance.
+
+    :param uids: the UIDs of study, series and instance, as many as there are.
+    :raises Problem: there is none (404).
+    """
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = _LEVELS[len(uids) - 1]
+    for keyword, uid in zip(_KEYWORDS, uids, strict=False):
+        setattr(identifier, keyword, uid)
+    found = await services.finder.retrieve(identifier, Model.STUDY_ROOT, peer=request.peer)
+    if not found.total:
+        raise Problem(404, f"there is no such {('study', 'series', 'instance')[len(uids) - 1]}")
+    return found
+
+
+async def _retrieve_many(request: DICOMwebRequest, services: Services, uids: Sequence[str]) -> None:
+    found = await find_instances(request, services, uids)
+    pages = found.pages()
+    first: list[StoredInstance] = await anext(pages, [])
+    whole = request.accept.negotiate(Category.INSTANCES, single=False, offers=(ZIP,))
+    if whole is None:
+        raise Problem(406, NOT_ACCEPTABLE)
+    chosen = _chosen(request.accept, first)
+    if not chosen:
+        raise Problem(406, NOT_ACCEPTABLE)
+    if len(chosen) < len(first):
+        request.warn("instances that cannot be converted to an acceptable transfer syntax are left out")
+    package: _Package
+    if whole.media_type == ZIP:
+        package = _Zip()
+        request.set_header("Content-Disposition", f'attachment; filename="{uids[-1]}.zip"')
+    else:
+        package = _Multipart(whole)
+    length = None
+    if len(first) == found.total and all(_is_kept(*one) for one in chosen):
+        sizes = await reading(request, services).run(services.files.sizes, [instance.uids for instance, _ in chosen])
+        length = None if sizes is None else package.length(chosen, sizes)
+    await request.stream(_body(request, services, package, chosen, pages), package.content_type, length=length)
+
+
+_Chosen = tuple[StoredInstance, Representation]
+
+
+def _chosen(accept: Accept, instances: Sequence[StoredInstance]) -> list[_Chosen]:
+    """Return the instances that can be given, each with its representation."""
+    chosen = []
+    for instance in instances:
+        representation = _negotiate(accept, instance.transfer_syntax, single=False)
+        if representation is not None:
+            chosen.append((instance, representation))
+    return chosen
+
+
+def _is_kept(instance: StoredInstance, representation: Representation) -> bool:
+    """Whether an instance is given as it is stored."""
+    return representation.transfer_syntax in (None, instance.transfer_syntax)
+
+
+async def _body(
+    request: DICOMwebRequest,
+    services: Services,
+    package: _Package,
+    first: list[_Chosen],
+    pages: AsyncIterator[list[StoredInstance]],
+) -> AsyncIterator[bytes]:
+    """Yield the bytes of a body with the instances *first*, and those of further *pages*."""
+    chosen = first
+    while chosen:
+        for is_kept, group in groupby(chosen, lambda one: _is_kept(*one)):
+            if is_kept:
+                pieces = ThreadPieces(reading(request, services), _kept(services, package, list(group)))
+                try:
+                    async for piece in pieces:
+                        yield piece
+                finally:
+                    await pieces.aclose()
+                continue
+            for instance, representation in group:
+                async for piece in _converted(request, services, package, instance, representation):
+                    yield piece
+        chosen = []
+        async for page in pages:
+            chosen = _chosen(request.accept, page)
+            if chosen:
+                break
+    yield package.end()
+
+
+def _kept(services: Services, package: _Package, chosen: Sequence[_Chosen]) -> Iterator[bytes]:
+    """Yield the bytes of instances as they are stored, in a thread."""
+    for instance, representation in chosen:
+        try:
+            stored = services.files.open(instance.uids)
+        except NotStored:
+            continue  # removed meanwhile
+        with stored:
+            yield from package.part(instance, representation, stored_content(stored))
+
+
+async def _converted(
+    request: DICOMwebRequest,
+    services: Services,
+    package: _Package,
+    instance: StoredInstance,
+    representation: Representation,
+) -> AsyncIterator[bytes]:
+    """Yield the bytes of an instance in another transfer syntax; if it cannot be converted, as it is stored."""
+    share = reading(request, services)
+    try:
+        stored = await share.run_admitted(services.files.open, instance.uids)
+    except NotStored:
+        return
+    try:
+        try:
+            content = await content_of(request, services, stored, representation.transfer_syntax)
+        except DataSetError as error:
+            _log.info(
+                "instance {instance} is given as it is stored: {reason}",
+                instance=instance.sop_instance_uid,
+                reason=loggable(error),
+            )
+            content = stored_content(stored)
+            representation = Representation(representation.media_type, representation.multipart)
+        pieces = ThreadPieces(share, package.part(instance, representation, content), stored.close)
+    except BaseException:
+        stored.close()
+        raise
+    try:
+        async for piece in pieces:
+            yield piece
+    finally:
+        await pieces.aclose()
+
+
+_GET: Final = frozenset((Operation.GET,))
+
+ROUTES: Final = (
+    Route("GET", "/studies/{study}", _GET, retrieve_study, "the instances of a study"),
+    Route("GET", "/studies/{study}/series/{series}", _GET, retrieve_series, "the instances of a series"),
+    Route("GET", "/studies/{study}/series/{series}/instances/{instance}", _GET, retrieve_instance, "an instance"),
+)

@@ -1,0 +1,69 @@
+"""
+WADO-URI: an instance by the parameters of a query (PS3.18 9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from dicomtwist.access.rules import Operation
+from dicomtwist.archive.reading.conversion import convertible_to
+from dicomtwist.datasets.element_headers import EXPLICIT_LITTLE_ENDIAN
+from dicomtwist.dicomweb.media_types import DICOM, Category
+from dicomtwist.dicomweb.rendered import parse_uri_request
+from dicomtwist.web.problems import Problem
+from dicomtwist.web.request import DICOMwebRequest
+from dicomtwist.web.routes import Route
+from dicomtwist.web.services import Services
+from dicomtwist.web.wado.delivery import NOT_ACCEPTABLE, open_stored, problems_of_stored, quoted, send_one
+from dicomtwist.web.wado.instances import content_of
+
+__all__ = ["ROUTES"]
+
+
+async def retrieve(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
+    """Answer with an instance, as a Part 10 file."""
+    asked = parse_uri_request(request.query, [request.header("Accept")])
+    for words in asked.rendering.warnings:
+        request.warn(words)
+    if asked.anonymize:
+        raise Problem(501, "this server does not de-identify instances")
+    uids = (asked.study, asked.series, asked.instance)
+    representation = asked.accept.negotiate(Category.RENDERED, offers=(DICOM,))
+    if representation is None:
+        raise Problem(406, NOT_ACCEPTABLE)
+    stored, _ = await open_stored(request, services, uids, lambda _: None)
+    try:
+        own = stored.meta.transfer_syntax_uid
+        syntax = _given(asked.transfer_syntax, own)
+        with problems_of_stored():
+            content = await content_of(request, services, stored, syntax)
+    except BaseException:
+        stored.close()
+        raise
+    etag = quoted(stored.version, syntax[-12:])
+    await send_one(request, services, content, representation.part_type(syntax), etag, stored.close)
+
+
+def _given(wanted: str, stored: str) -> str:
+    """
+    Return the transfer syntax of the response.
+
+    :param wanted: the one that is asked for; ``*`` for that of the file. The default is Explicit VR Little Endian (PS3.18
+        9.4.2.4), if the file can be converted to that.
+    :raises Problem: the file cannot be converted (406).
+    """
+    possible = {stored, *convertible_to(stored)}
+    if wanted == "*":
+        return stored
+    if not wanted:
+        return EXPLICIT_LITTLE_ENDIAN if EXPLICIT_LITTLE_ENDIAN in possible else stored
+    if wanted not in possible:
+        raise Problem(406, "the instance cannot be converted to this transfer syntax")
+    return wanted
+
+
+ROUTES: Final = (
+    Route("GET", "/wado", frozenset((Operation.GET,)), retrieve, "an instance, by the parameters of WADO-URI"),
+)
