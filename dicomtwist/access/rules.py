@@ -63,17 +63,19 @@ EVERYTHING: Final = frozenset(Operation)
 
 
 class Identity(StrEnum):
-    """The types of user identity (PS3.7 table D.3-14)."""
+    """The types of user identity (PS3.7 table D.3-14), and that of HTTP."""
 
     USERNAME = "username"
     PASSCODE = "passcode"
     KERBEROS = "kerberos"
     SAML = "saml"
     JWT = "jwt"
+    TOKEN = "token"
+    """A token of HTTP, which belongs to a user of the file."""
 
 
 #: The types of user identity by their number on the wire.
-IDENTITY_TYPES: Final = dict(enumerate(Identity, 1))
+IDENTITY_TYPES: Final = dict(enumerate((one for one in Identity if one != "token"), 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
 """
-The users of a server: a file of names with hashed passcodes.
+The users of a server: a file of names with hashed passcodes, and with hashed tokens for HTTP.
 
 ``dicomtwist passwd`` changes the file, see :mod:`dicomtwist.access.users_file`. ``python -m dicomtwist.access.users NAME``
 asks for a passcode and prints the line for the file; it needs no more than the archive does.
@@ -21,7 +21,16 @@ from pathlib import Path
 from threading import Lock
 from typing import Final
 
-__all__ = ["UserEntry", "Users", "check_name", "hash_passcode", "parse_entries", "read_passcode"]
+__all__ = [
+    "TokenEntry",
+    "UserEntry",
+    "Users",
+    "check_name",
+    "hash_passcode",
+    "make_token",
+    "parse_entries",
+    "read_passcode",
+]
 
 #: The largest number of users.
 MAX_USERS: Final = 10_000
@@ -40,6 +49,9 @@ MAX_SCRYPT_PASSES: Final = 16
 _N, _R, _P = 2**15, 8, 3
 _KEY_LENGTH: Final = 32
 _NAME: Final = "scrypt"
+_TOKEN: Final = "token"
+#: The beginning of a token, by which people and scanners for secrets recognize it.
+TOKEN_PREFIX: Final = "dicomtwist_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,31 @@ class UserEntry:
         return f"{self.name}:{_NAME}:{self.n}:{self.r}:{self.p}:{salt}:{key}"
 
 
+@dataclass(frozen=True, slots=True)
+class TokenEntry:
+    """A user, with the hash of a token. A token has 256 random bits, so that its hash needs no salt and no time."""
+
+    name: str
+    digest: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{_TOKEN}:sha256:{base64.b64encode(self.digest).decode('ascii')}"
+
+
+def make_token(name: str) -> tuple[str, TokenEntry]:
+    """
+    Return a new token for the user *name*, and its entry.
+
+    :raises ValueError: the name is not valid, see :func:`check_name`.
+    """
+    token = TOKEN_PREFIX + secrets.token_urlsafe(32)
+    return token, TokenEntry(check_name(name), _token_digest(token))
+
+
+def _token_digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "replace")).digest()
+
+
 def hash_passcode(name: str, passcode: bytes, n: int = _N, r: int = _R, p: int = _P) -> UserEntry:
     """
     Return the entry of a user.
@@ -77,15 +114,19 @@ class Users:
     """
     The users of a file. :meth:`verify` blocks.
 
-    :param path: the file: ``NAME:scrypt:N:R:P:SALT:KEY`` on each line, the last two in base 64; empty lines and lines that
-        begin with ``#`` are ignored.
+    :param path: the file: ``NAME:scrypt:N:R:P:SALT:KEY`` on each line, the last two in base 64, or
+        ``NAME:token:sha256:DIGEST``; empty lines and lines that begin with ``#`` are ignored.
     :raises ValueError: the file cannot be read, or a line of it is wrong; the message has the number of the line, and nothing
         of its content.
     """
 
     def __init__(self, path: Path) -> None:
-        self._entries = {entry.name: entry for entry in _read(path)}
-        if len(self._entries) > MAX_USERS:
+        entries = [*_read(path)]
+        self._entries = {entry.name: entry for entry in entries if isinstance(entry, UserEntry)}
+        tokens = {entry.name: entry for entry in entries if isinstance(entry, TokenEntry)}
+        self._tokens = {entry.digest: name for name, entry in tokens.items()}
+        self._names = self._entries.keys() | tokens.keys()
+        if len(self._names) > MAX_USERS:
             raise ValueError(f"{str(path)!r} has more than {MAX_USERS} users")
         like = next(iter(self._entries.values()), UserEntry("", _N, _R, _P, b"", b""))
         self._nobody = UserEntry("", like.n, like.r, like.p, secrets.token_bytes(16), secrets.token_bytes(_KEY_LENGTH))
@@ -94,10 +135,14 @@ class Users:
         self._lock = Lock()
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return name in self._names
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._names)
+
+    def user_of(self, token: str) -> str:
+        """Return the user that *token* belongs to; ``""`` if it is no token of a user."""
+        return self._tokens.get(_token_digest(token), "")
 
     def is_remembered(self, name: str, passcode: bytes) -> bool:
         """Whether *passcode* was found right before; this does not block."""
@@ -139,7 +184,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def _read(path: Path) -> Iterator[UserEntry]:
+def _read(path: Path) -> Iterator[UserEntry | TokenEntry]:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_LENGTH + 1)
@@ -154,7 +199,7 @@ def _read(path: Path) -> Iterator[UserEntry]:
     return parse_entries(path, content)
 
 
-def parse_entries(path: Path, content: bytes) -> Iterator[UserEntry]:
+def parse_entries(path: Path, content: bytes) -> Iterator[UserEntry | TokenEntry]:
     """
     Yield the entries in the *content* of the file of users *path*.
 
@@ -170,7 +215,13 @@ def parse_entries(path: Path, content: bytes) -> Iterator[UserEntry]:
                 ) from None
 
 
-def _parse(line: str) -> UserEntry:
+def _parse(line: str) -> UserEntry | TokenEntry:
+    if line.split(":")[1:2] == [_TOKEN]:
+        name, _, algorithm, digest = line.split(":")
+        token = TokenEntry(check_name(name), base64.b64decode(digest, validate=True))
+        if algorithm != "sha256" or len(token.digest) != hashlib.sha256().digest_size:
+            raise ValueError("not SHA-256")
+        return token
     name, kind, n, r, p, salt, key = line.split(":")
     entry = UserEntry(
         check_name(name),

@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from dicomtwist.access.users import MAX_FILE_LENGTH, MAX_USERS, UserEntry, check_name, parse_entries
+from dicomtwist.access.users import MAX_FILE_LENGTH, MAX_USERS, TokenEntry, UserEntry, check_name, parse_entries
 from dicomtwist.runtime.regular_files import open_regular
 
 __all__ = ["Change", "remove_user", "set_user"]
@@ -33,9 +33,10 @@ class Change(Enum):
     REMOVED = "removed"
 
 
-def set_user(path: Path, entry: UserEntry) -> Change:
+def set_user(path: Path, entry: UserEntry | TokenEntry) -> Change:
     """
-    Write *entry* to the file of users *path*, in place of an entry of the same name. Blocks.
+    Write *entry* to the file of users *path*, in place of an entry of the same name and kind: a user may have a passcode and a
+    token. Blocks.
 
     Other lines and comments stay, as do the owner and the permissions of the file. A symbolic link is followed. A missing
     file is created, readable by its owner alone.
@@ -45,7 +46,8 @@ def set_user(path: Path, entry: UserEntry) -> Change:
     """
 
     def change(lines: list[str]) -> tuple[list[str], Change]:
-        found = [number for number, line in enumerate(lines) if _name_of(line) == entry.name]
+        key = _key_of(str(entry))
+        found = [number for number, line in enumerate(lines) if _key_of(line) == key]
         if not found:
             return [*lines, str(entry)], Change.ADDED
         # Of several lines the last one counts, so that none of the others may stay.
@@ -79,6 +81,11 @@ def _name_of(line: str) -> str:
     """Return the name in a line, ``""`` if it has no entry."""
     name, colon, _ = line.strip().partition(":")
     return name if colon and not line.startswith("#") else ""
+
+
+def _key_of(line: str) -> tuple[str, bool]:
+    """Return the name in a line, and whether its entry is a token."""
+    return _name_of(line), line.partition(":")[2].startswith("token:")
 
 
 def _change(path: Path, change: Callable[[list[str]], tuple[list[str], Change]]) -> Change:

@@ -266,4 +266,4 @@ def _warnings(options: Any) -> Iterator[str]:
 
 
 def _possible(policy: Policy) -> frozenset[Any]:
-    return policy.unchecked | ({Identity.PASSCODE} if policy.users is not None else frozenset())
+    return policy.unchecked | ({Identity.PASSCODE, Identity.TOKEN} if policy.users is not None else frozenset())

@@ -17,7 +17,7 @@ from typing import Any, Final
 from twisted.python import usage
 
 from dicomtwist.access.enforcement import Policy
-from dicomtwist.access.rules import DEFAULT_RULES, Identity, Rules, nearest, parse_rules
+from dicomtwist.access.rules import DEFAULT_RULES, IDENTITY_TYPES, Identity, Rules, nearest, parse_rules
 from dicomtwist.access.users import Users
 from dicomtwist.transport.peer_address import parse_peer
 from dicomtwist.ul.ae_title import check_ae_title
@@ -208,9 +208,7 @@ def _text(key: str, value: Any) -> str:
 
 def _identities(value: Any) -> Iterable[Identity]:
     for one in value if isinstance(value, list) else [value]:
-        try:
-            yield Identity(one)
-        except ValueError:
-            raise ValueError(
-                f"access.accept-identity: {one!r} is not known: {nearest(str(one), list(Identity))}"
-            ) from None
+        if one not in IDENTITY_TYPES.values():  # a token is always checked
+            hint = nearest(str(one), IDENTITY_TYPES.values())
+            raise ValueError(f"access.accept-identity: {one!r} is not known: {hint}")
+        yield Identity(one)

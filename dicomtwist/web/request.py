@@ -210,7 +210,7 @@ class DICOMwebRequest:
     def refuse(self, problem: Problem) -> None:
         """Answer with *problem*: an object of JSON, or a line of text for a client that prefers text."""
         for name, value in problem.headers:
-            self.set_header(name, value)
+            self.add_header(name, value)
         accepted = self.header("Accept")
         if "text/" in accepted and "json" not in accepted:
             self.answer(f"{problem.words}\n".encode(), "text/plain; charset=utf-8", problem.status)

@@ -16,13 +16,13 @@ from zope.interface import implementer
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.errors import loggable
 from dicomtwist.web import qido, rendered, wado
-from dicomtwist.web.access import authenticate
+from dicomtwist.web.access import authenticate, refusal
 from dicomtwist.web.http.body import Body, FileBody
 from dicomtwist.web.http.client import Client
 from dicomtwist.web.http.site import StreamingResource
 from dicomtwist.web.problems import Problem, problem_of
 from dicomtwist.web.request import DICOMwebRequest
-from dicomtwist.web.routes import Match, Router
+from dicomtwist.web.routes import Match, Route, Router
 from dicomtwist.web.services import Services
 from dicomtwist.web.stow.handler import ROUTES as STOW_ROUTES
 
@@ -104,8 +104,24 @@ class DICOMwebResource(StreamingResource):
                 405, f"the methods here are {', '.join(match.methods)}", [("Allow", ", ".join(match.methods))]
             )
         if not request.may(*route.operations):
-            raise Problem(403, f"no rule allows {' and '.join(sorted(route.operations))}")
+            raise self._refused(request, route)
         await route.handler(request, self.services, match.values)
+
+    def _refused(self, request: DICOMwebRequest, route: Route) -> Problem:
+        """Return the response to a client whose operation no rule allows; the log has the rules."""
+        what = " and ".join(sorted(route.operations))
+        access = self.services.archive_server.access
+        if access is not None:
+            requestor = request.requestor
+            self.log.info(
+                "{method} of {peer!r} at {address} refused: no rule allows {what}: {why}",
+                method=request.method,
+                peer=requestor.user or "HTTP",
+                address=requestor.address,
+                what=what,
+                why=access.policy.rules.explain_refusal(requestor, route.operations),
+            )
+        return refusal(request, self.services, what)
 
     def _failed(self, request: DICOMwebRequest, error: Exception) -> None:
         """Answer with the problem that *error* is."""
@@ -147,8 +163,11 @@ class DICOMwebResource(StreamingResource):
             return
         allowed = self.services.origins
         request.add_header("Vary", "Origin")
-        if origin in allowed or "*" in allowed:
+        if origin.lower() in allowed or "*" in allowed:
             request.set_header("Access-Control-Allow-Origin", origin)
+            if origin.lower() in allowed:
+                # Certificates and Basic credentials that the browser has are sent for origins that are named, not for any.
+                request.set_header("Access-Control-Allow-Credentials", "true")
             request.set_header("Access-Control-Expose-Headers", _READ_BY_PAGES)
         elif request.method not in ("GET", "HEAD", "OPTIONS") and not self._is_own(request, origin):
             raise Problem(403, "web pages of this origin may not change anything here")

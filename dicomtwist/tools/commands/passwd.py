@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from dicomtwist.access.users import check_name, hash_passcode, read_passcode
+from dicomtwist.access.users import check_name, hash_passcode, make_token, read_passcode
 from dicomtwist.access.users_file import NEW_FILE_MODE, Change, remove_user, set_user
 from dicomtwist.tools.options import LocalCommand, command_option
 
@@ -24,6 +24,8 @@ Find the file of users in the configuration of the server:
   dicomtwist passwd --config /etc/dicom/archive.toml alice
 Set it from a script:
   dicomtwist passwd --users /etc/dicom/users alice <passcode.txt
+Make a token for a program that uses DICOMweb; it is printed once:
+  dicomtwist passwd --users /etc/dicom/users --token viewer
 Remove a user:
   dicomtwist passwd --users /etc/dicom/users --delete alice""",
 )
@@ -41,10 +43,13 @@ Remove a user:
     help="The configuration file of the server, whose key access.users names the file of users.",
 )
 @command_option("--delete", is_flag=True, help="Remove the user.")
+@command_option("--token", is_flag=True, help="Make a token for HTTP instead of a passcode, and print it.")
 @click.argument("name")
-def passwd(users: Path | None, config: Path | None, delete: bool, name: str) -> None:
+def passwd(users: Path | None, config: Path | None, delete: bool, token: bool, name: str) -> None:
     """
     Set the passcode of the user NAME of twist dicom.
+
+    With --token it makes a token instead, which a program sends in the field Authorization: Bearer of HTTP.
 
     The passcode is typed twice at the terminal and not shown, or it is the first line of standard input. Only a hash of it is
     written. The file is replaced as a whole, so a running server never reads half of it; it reads the change at SIGHUP.
@@ -52,6 +57,8 @@ def passwd(users: Path | None, config: Path | None, delete: bool, name: str) -> 
     if users is not None and config is not None:
         raise click.UsageError("--users and --config contradict each other: give one of them")
     path = _file_of(config) if config is not None else users
+    if delete and token:
+        raise click.UsageError("--delete and --token contradict each other: give one of them")
     if delete and path is None:
         raise click.UsageError("--delete needs --users or --config")
     try:
@@ -62,12 +69,18 @@ def passwd(users: Path | None, config: Path | None, delete: bool, name: str) -> 
         if delete and path is not None:
             print(_words(remove_user(path, name), name, path, is_new=False))
             return
-        entry = hash_passcode(name, read_passcode(name))
+        secret, entry = make_token(name) if token else ("", hash_passcode(name, read_passcode(name)))
         if path is None:
-            print(entry)
+            print(*filter(None, (secret, entry)), sep="\n")
             return
         is_new = not path.exists()
-        print(_words(set_user(path, entry), name, path, is_new=is_new))
+        words = _words(set_user(path, entry), name, path, is_new=is_new)
+        if secret:
+            # The token alone goes to standard output, so that a script can keep it.
+            print(words, file=sys.stderr)
+            print(secret)
+        else:
+            print(words)
     except KeyError:
         _fail(f"{path} has no user {name!r}")
     except EOFError:

@@ -99,22 +99,20 @@ class Client:
         cls, request: Any, proxy: str, trusted: Networks, has_tls: bool, certificate: Certificate | None
     ) -> Client:
         """Return the client that the trusted *proxy* describes."""
-        texts = ",".join(_values(request, b"X-Forwarded-For")).split(",")[-MAX_FORWARDED:]
-        found = "" if texts != [""] else proxy
+        told = ",".join(_values(request, b"X-Forwarded-For"))
+        texts = told.split(",")[-MAX_FORWARDED:] if told.strip() else []
+        found = proxy
         for text in reversed(texts):
-            match = _PORT_BEHIND.fullmatch(text.strip())
-            if match is None or not is_address(match[1]):
-                break
-            found = match[1]
-            if not trusted.has(found, proxied=True):
+            found = _address(text.strip())
+            if not found or not trusted.has(found, proxied=True):
                 break
         scheme = _last(request, b"X-Forwarded-Proto").lower()
         if scheme not in _DEFAULT_PORTS:
             scheme = "https" if has_tls else "http"
         host, port = _host(_last(request, b"X-Forwarded-Host") or request.getHeader(b"Host"))
-        told = _last(request, b"X-Forwarded-Port")
-        if not port and told.isascii() and told.isdigit() and 0 < int(told[:6]) < 65536:
-            port = int(told)
+        number = _last(request, b"X-Forwarded-Port")
+        if not port and number.isascii() and number.isdigit() and 0 < int(number[:6]) < 65536:
+            port = int(number)
         prefix = _last(request, b"X-Forwarded-Prefix").rstrip("/")
         return cls(
             found,
@@ -125,6 +123,14 @@ class Client:
             prefix if _PREFIX.fullmatch(prefix) else "",
             # The certificate of a connection through a proxy is that of the proxy.
         )
+
+
+def _address(text: str) -> str:
+    """Return the address in X-Forwarded-For, perhaps with a port; ``""`` for any other text."""
+    if is_address(text):
+        return text
+    match = _PORT_BEHIND.fullmatch(text)
+    return match[1] if match is not None and is_address(match[1]) else ""
 
 
 def _certificate(transport: Any) -> Certificate | None:

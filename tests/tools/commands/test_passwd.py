@@ -41,6 +41,26 @@ class Passwd(ToolTestCase):
         (self.folder / "users").write_bytes(made.stdout)
         self.assertTrue(self.right("alice", b"secret"))
 
+    def test_tokens(self) -> None:
+        """A token stands beside a passcode of the user; a new one replaces it, and the user is removed with both."""
+        self.passwd("--users", "users", "alice")
+        tokens = []
+        for words in (b"alice is added to users", b"alice is replaced in users"):
+            made = self.passwd("--users", "users", "--token", "alice")
+            self.assertEqual((made.returncode, words in made.stderr), (0, True), made)
+            tokens.append(made.stdout.decode().strip())
+        users = Users(self.folder / "users")
+        self.assertEqual([users.user_of(token) for token in (*tokens, "")], ["", "alice", ""])
+        self.assertTrue(self.right("alice", b"secret"))
+        self.assertNotIn(tokens[1], (self.folder / "users").read_text())
+        self.assertEqual(self.passwd("--users", "users", "--delete", "alice").returncode, 0)
+        self.assertEqual(len(Users(self.folder / "users")), 0)
+        made = self.passwd("--token", "bob")
+        token, line = made.stdout.decode().split()
+        (self.folder / "users").write_text(line)
+        self.assertEqual(Users(self.folder / "users").user_of(token), "bob")
+        self.assertEqual(self.passwd("--users", "users", "--token", "--delete", "bob").returncode, 2)
+
     def test_the_configuration(self) -> None:
         (self.folder / "archive.toml").write_text(f'[access]\nusers = "{self.folder}/there"\n')
         made = self.passwd("--config", "archive.toml", "alice")
