@@ -262,16 +262,27 @@ def _check_path(description: str) -> None:
             )
 
 
+def _hint(description: str) -> str:
+    """Return what to write in place of something that has no known prefix."""
+    name = r"[\w.-]*[.\w][\w.-]*"
+    if re.fullmatch(rf"{name}:\d+", description):
+        return f"write tcp:{description}"
+    peer = re.fullmatch(rf"([^:@]+)@({name})(?::(\d+))?", description)
+    if peer is not None:
+        title, host, port = peer.groups()
+        return f"in Python a peer is a host and a port, {host!r}, {port or 11112}, and its AE title ae_title={title!r}"
+    if re.fullmatch(name, description) or isIPv6Address(description):
+        return f"a host needs its port: {description!r}, 11112"
+    return "it begins with a prefix such as tcp:, tcp6:, tls:, unix: or dicomtls:"
+
+
 def _explained_error(description: str, error: Exception) -> EndpointError:
     """Return an :class:`EndpointError` that explains an error of Twisted's parsers."""
     prefix = description.partition(":")[0]
     if "Unknown endpoint type" in str(error):
-        hint = (
-            f"write tcp:{description}"
-            if re.fullmatch(r"[\w.-]*[.\w][\w.-]*:\d+", description)
-            else ("it begins with a prefix such as tcp:, tcp6:, tls:, unix: or dicomtls:")
+        return EndpointError(
+            f"{description!r} is not an endpoint, {prefix!r} is not a known prefix: {_hint(description)}"
         )
-        return EndpointError(f"{description!r} is not an endpoint, {prefix!r} is not a known prefix: {hint}")
     if prefix == "systemd" and isinstance(error, LookupError):
         return EndpointError(f"{description!r}: systemd passed no such socket to this process")
     if isinstance(error, OSError):

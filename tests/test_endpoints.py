@@ -124,6 +124,10 @@ class MistakeTests(SynchronousTestCase):
             self.assert_mistake(make, "quic:1", None, "'quic' is not a known prefix")
             self.assert_mistake(make, "", None, "is not a known prefix")
         self.assert_mistake(client_endpoint, "pacs.example.org:104", None, "write tcp:pacs.example.org:104")
+        for host in ("127.0.0.1", "localhost", "pacs-1.example.org", "::1"):
+            self.assert_mistake(client_endpoint, host, None, f"a host needs its port: '{host}', 11112")
+        for peer, place in (("PACS@10.1.2.3:104", "'10.1.2.3', 104"), ("MY PACS@pacs", "'pacs', 11112")):
+            self.assert_mistake(client_endpoint, peer, None, f"a host and a port, {place}, and its AE title ae_title='")
 
     def test_ports(self) -> None:
         for port in ("65536", "-1", "x", "1.5", "²"):

@@ -17,7 +17,7 @@ from twisted.internet.endpoints import (
     TCP6ClientEndpoint,
     TCP6ServerEndpoint,
 )
-from twisted.internet.error import ConnectingCancelledError
+from twisted.internet.error import ConnectError, ConnectingCancelledError
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 
 from dicomtwist import evt
@@ -397,7 +397,8 @@ class AE(LegacyCallbacks):
         if tls_args is not None:
             endpoint = wrap_client_tls(client_tls(tls_args), endpoint)
         expect_reactor(self.reactor, "associate()")
-        return Call.of(self._associate(endpoint, factory), self.reactor, "associate()", "connect()")
+        where = str(place) if port is None else f"{place} port {port}"
+        return Call.of(self._associate(endpoint, factory, where), self.reactor, "associate()", "connect()")
 
     def _client_endpoint(
         self, address: str | IStreamClientEndpoint, port: int | None, bind_address: tuple[Any, ...] | None
@@ -418,7 +419,7 @@ class AE(LegacyCallbacks):
             return TCP6ClientEndpoint(self.reactor, address, port, unlimited, bind)
         return HostnameEndpoint(self.reactor, address, port, _FOR_EVER, bind)
 
-    async def _associate(self, endpoint: IStreamClientEndpoint, factory: RequestorFactory) -> Association:
+    async def _associate(self, endpoint: IStreamClientEndpoint, factory: RequestorFactory, where: str) -> Association:
         connecting: Deferred[Any] = endpoint.connect(factory)
         seconds = self.settings.connection_timeout
         if seconds is not None:
@@ -433,6 +434,9 @@ class AE(LegacyCallbacks):
         except ConnectingCancelledError as error:
             # Cancelling fails with this error at every stage, because addTimeout() recognises it.
             raise CancelledError from error
+        except ConnectError as error:
+            error.add_note(f"while dicomtwist connected to {where}")
+            raise
         association = _unwrapped(protocol).user
         assert isinstance(association, RequestorAssociation)
         return await association.when_established()

@@ -15,7 +15,7 @@ from dicomtwist.ae.ae import AE
 from dicomtwist.ae.server import Server as InnerServer
 from dicomtwist.eventloop.coroutines import from_deferred
 from dicomtwist.eventloop.loop_reactor import LoopReactor, reactor_of_running_loop
-from dicomtwist.faces.arguments import Address
+from dicomtwist.faces.arguments import Address, check_served
 from dicomtwist.faces.association import ServerFace
 from dicomtwist.presentation import PresentationContext
 
@@ -123,11 +123,14 @@ def serve(
         port is not available, :class:`ReactorConflict` if the process has another reactor.
     """
 
+    others = list(others)
+
     def discard(inner: InnerServer | None) -> None:
         if inner is not None:
             inner.shutdown()
 
     async def start() -> Server:
+        check_served(ae, others)
         reactor = reactor_of_running_loop()
         for one in (ae, *others):
             one.use_reactor(reactor)

@@ -13,7 +13,7 @@ from dicomtwist.presentation import PresentationContext, build_context, build_ro
 from dicomtwist.sop_class import common_storage_classes
 from dicomtwist.ul.items import RoleSelection
 
-__all__ = ["Address", "ContextLike", "ae_of", "proposal"]
+__all__ = ["Address", "ContextLike", "ae_of", "check_served", "proposal"]
 
 #: A presentation context, or a SOP Class UID, which is proposed with the four uncompressed transfer syntaxes.
 ContextLike: TypeAlias = PresentationContext | str
@@ -43,6 +43,20 @@ def ae_of(ae: AE | str | None) -> AE:
     if ae is None:
         return AE()
     return AE(ae) if isinstance(ae, str | bytes) else ae
+
+
+def check_served(ae: object, others: Iterable[object] = ()) -> None:
+    """
+    Check what a server is to serve. A client has a default for everything, a server does not know what to support.
+
+    :raises TypeError: it is not an AE, such as a title.
+    """
+    for one in (ae, *others):
+        if not isinstance(one, AE):
+            raise TypeError(
+                f"serve() needs an AE, which has the contexts that it supports, not {type(one).__name__}:"
+                " ae = AE('TITLE'); ae.add_supported_context(...)"
+            )
 
 
 def proposal(

@@ -17,7 +17,7 @@ from dicomtwist.ae.server import Server as InnerServer
 from dicomtwist.eventloop.coroutines import from_deferred
 from dicomtwist.eventloop.loop_reactor import LoopReactor
 from dicomtwist.eventloop.reactor_thread import Beginning, call, reactor_of_thread, wait_for
-from dicomtwist.faces.arguments import Address
+from dicomtwist.faces.arguments import Address, check_served
 from dicomtwist.faces.association import ServerFace
 from dicomtwist.presentation import PresentationContext
 from dicomtwist.sync.connecting import own_reactor
@@ -122,6 +122,7 @@ def serve(
     :raises ReactorConflict: the call would block the reactor, or the reactor cannot be used.
     """
     others = list(others)
+    check_served(ae, others)
     beginning = Beginning()
     reactor = own_reactor(ae, beginning)
     for one in others:

@@ -71,7 +71,13 @@ class Establishment(MemoryTestCase):
         self.assertEqual(association.remote.address, "127.0.0.1")
 
     def test_nobody_listens(self) -> None:
-        self.failureResultOf(self.asking(9), ConnectionRefusedError)
+        """The error of the connection is as it is; its traceback says where to."""
+        error = self.failureResultOf(self.asking(9), ConnectionRefusedError).value
+        self.assertEqual(error.__notes__, ["while dicomtwist connected to 127.0.0.1 port 9"])
+        asking = self.scu.associate("tcp:pacs.example.org:9")
+        self.network.flush()
+        error = self.failureResultOf(asking, ConnectionRefusedError).value
+        self.assertEqual(error.__notes__, ["while dicomtwist connected to tcp:pacs.example.org:9"])
         self.assert_clean()
 
     def test_each_rejection_has_words(self) -> None:

@@ -144,11 +144,25 @@ class Clients(LoopTestCase):
             await serve(archive(), ("127.0.0.1", server.port))
         with self.assertRaises(TypeError):
             await connect("127.0.0.1", server.port, contexts=CTImageStorage)
+        wrong: Any = "ARCHIVE"
+        with self.assertRaisesRegex(TypeError, "serve\\(\\) needs an AE"):
+            await serve(wrong, HERE)
         strict = archive()
         strict.require_called_aet = True
         other = await self.serve(ae=strict)
         with self.assertRaises(AssociationRejected):
             await connect("127.0.0.1", other.port, ae_title="WRONG")
+
+    async def test_several_titles(self) -> None:
+        """``others`` may be any iterable, as an iterator that is gone through once."""
+        first, second = archive(), archive()
+        second.ae_title = "SECOND"
+        second.require_called_aet = first.require_called_aet = True
+        async with (
+            serve(first, HERE, others=iter([second])) as server,
+            connect("127.0.0.1", server.port, ae_title="SECOND") as assoc,
+        ):
+            self.assertEqual(await assoc.echo(), 0)
 
     async def test_many_at_once(self) -> None:
         """Tasks share an association; operations overlap in the window."""

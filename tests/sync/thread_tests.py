@@ -137,6 +137,9 @@ class Operations(SyncTestCase):
             connect("127.0.0.1", 9, contexts=Verification)
         with self.assertRaises(TypeError):
             connect(port=9)
+        wrong: Any = "ARCHIVE"
+        with self.assertRaisesRegex(TypeError, "serve\\(\\) needs an AE"):
+            serve(wrong, HERE)
         strict = archive()
         strict.require_called_aet = True
         server = self.serve(ae=strict)
