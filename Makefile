@@ -117,7 +117,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(BASE): $(METADATA) | $(BIN)/python
-	$(BIN)/python -m pip install -q -e '.[archive,tools]'
+	$(BIN)/python -m pip install -q -e '.[archive,pixels,tools]'
 	@touch $@
 
 $(TEST): $(METADATA) | $(BIN)/python
