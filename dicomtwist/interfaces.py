@@ -18,6 +18,7 @@ from pydicom.tag import BaseTag
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 
+from dicomtwist.datasets.outgoing_instance import Transcoder
 from dicomtwist.datasets.stream import DataSetStream
 from dicomtwist.dimse.messages import Request
 from dicomtwist.dimse.status import Status
@@ -112,6 +113,7 @@ class AEInterface(Protocol):
 
     settings: Settings
     sendable_syntaxes: Callable[[str], Sequence[str]] | None
+    transcoder: Transcoder | None
 
     @property
     def ae_title(self) -> str:

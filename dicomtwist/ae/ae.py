@@ -48,6 +48,7 @@ from dicomtwist.trace import EVERYWHERE
 from dicomtwist.ul.ae_title import check_ae_title
 
 if TYPE_CHECKING:
+    from dicomtwist.datasets.outgoing_instance import Transcoder
     from dicomtwist.transport.upper_layer import UpperLayerProtocol
 
 #: (host, port), for IPv6 also (host, port, flowinfo, scope_id).
@@ -103,11 +104,14 @@ class AE(LegacyCallbacks):
     :ivar sendable_syntaxes: returns for a SOP Class the transfer syntaxes of the instances that this AE can send, the most
         frequent first; ``None`` if it is not known. Negotiation prefers them for a requestor that is to receive by C-GET,
         so that instances are sent as they are stored.
+    :ivar transcoder: converts images that a peer does not take in their transfer syntax, if one of the two is compressed: a
+        :class:`~dicomtwist.pixels.pool.Pixels`, or ``None``.
     """
 
     def __init__(self, ae_title: str | bytes = "DICOMTWIST", port: int = 0, *, reactor: Any = None) -> None:
         self.settings = Settings(ae_title=cast("str", ae_title))
         self.sendable_syntaxes: Callable[[str], Sequence[str]] | None = None
+        self.transcoder: Transcoder | None = None
         self._reactor = reactor
         if reactor is not None:
             use_monotonic_clock(reactor)

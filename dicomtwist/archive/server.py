@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pydicom.uid import ExplicitVRLittleEndian
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, succeed
 
 from dicomtwist import evt
 from dicomtwist.access.enforcement import Access, Policy
@@ -21,6 +21,7 @@ from dicomtwist.archive.services.query_retrieve import QueryRetrieve
 from dicomtwist.archive.services.storage import StorageService
 from dicomtwist.archive.services.storage_commitment import StorageCommitment
 from dicomtwist.archive.services.worklist import DEADLINE, Worklist
+from dicomtwist.pixels.pool import Pixels
 from dicomtwist.presentation import DEFAULT_TRANSFER_SYNTAXES
 from dicomtwist.scp.dispatch import Provider, dispatch
 from dicomtwist.transport.peer_directory import Peers
@@ -48,6 +49,8 @@ class ArchiveServer:
     :param worklist_deadline: the time for that folder to be read and searched for a query, in seconds; ``None`` for any time.
     :param takes_up: whether this process reports the storage commitments that the previous run of the program left
         unreported. Of several processes that share an archive one does.
+    :param pixels: converts images for peers that do not take them as they are stored; this object stops it. ``None`` for a
+        server that sends them as they are stored only.
 
     :ivar access: the access control, ``None`` without a policy.
     :ivar ingest: receives instances, for every protocol.
@@ -57,6 +60,7 @@ class ArchiveServer:
     :ivar storage_commitment: the Storage Commitment Service Class.
     :ivar worklist: the SOP Class of the modality worklist, ``None`` without a folder.
     :ivar providers: the services besides storage.
+    :ivar pixels: decodes, renders and converts images, or ``None``.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class ArchiveServer:
         worklist: Path | None = None,
         worklist_deadline: float | None = DEADLINE,
         takes_up: bool = True,
+        pixels: Pixels | None = None,
     ) -> None:
         executors = ae.executors
         self.ae = ae
@@ -91,6 +96,8 @@ class ArchiveServer:
         if self.worklist is not None:
             providers.append(self.worklist)
         self.providers = tuple(providers)
+        self.pixels = pixels
+        ae.transcoder = pixels
         self._is_started = False
         ae.bind(evt.EVT_SOP_EXTENDED, self.query_retrieve.handle_extended)
         ae.bind(evt.EVT_ASYNC_OPS, _any_window)
@@ -124,9 +131,14 @@ class ArchiveServer:
         """Stop the services; the returned Deferred fires with ``None`` when their current work has ended."""
         return DeferredList([provider.stop() for provider in self.providers]).addCallback(lambda _: None)
 
+    def stop_pixels(self) -> Deferred[None]:
+        """End the processes that convert images; the returned Deferred fires when they have ended. Associations end before."""
+        return succeed(None) if self.pixels is None else self.pixels.stop()
+
     def close(self) -> None:
         """Close the archive and release the executors; idempotent."""
         self.ingest.stop()
+        self.stop_pixels()
         if self._is_started:
             self._is_started = False
             self.ae.executors.release()

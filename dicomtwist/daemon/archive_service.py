@@ -238,7 +238,7 @@ class ArchiveService(DICOMService):
         ending: Deferred[Any] = super().stopService()
         if self._http is not None:
             ending = DeferredList([ending, self._http.shutdown(self.grace)])
-        draining = ending.addBoth(self._drained)
+        draining = ending.addBoth(self._drained).addBoth(lambda _: self.archive_server.stop_pixels())
         return DeferredList([draining, self.archive_server.stop(), self._importing, self._trying])
 
     def _drained(self, result: Any) -> Any:

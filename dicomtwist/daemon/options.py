@@ -26,6 +26,7 @@ from dicomtwist.daemon.option_values import charset, choice, count, member, seco
 from dicomtwist.daemon.option_values import origin as checked_origin
 from dicomtwist.daemon.option_values import title as checked_title
 from dicomtwist.daemon.workers import MAX_WORKERS, WorkerSpec
+from dicomtwist.pixels.pool import PROCESSES
 from dicomtwist.presentation import STORAGE_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from dicomtwist.runtime.networks import Networks, parse_networks
 from dicomtwist.settings import Settings
@@ -167,6 +168,13 @@ class Options(usage.Options):
             10.0,
             "Seconds that a query of the worklist waits without any progress.",
             seconds("--worklist-deadline"),
+        ],
+        [
+            "image-processes",
+            None,
+            PROCESSES,
+            "Most processes that decode images: to render them, and for peers that do not take them as stored; 0 for none.",
+            count("--image-processes", 0, 256),
         ],
         [
             "http-url",

@@ -26,6 +26,8 @@ from dicomtwist.daemon.reload import Reloading
 from dicomtwist.daemon.signals import limit_stop, take_signals
 from dicomtwist.daemon.supervisor import SupervisorService, WorkerService
 from dicomtwist.daemon.workers import Workers, worker_command
+from dicomtwist.pixels.pool import Pixels
+from dicomtwist.pixels.syntaxes import is_available
 from dicomtwist.runtime.memory import freeze_startup_objects, retain_heap
 from dicomtwist.runtime.read_dispatch import dispatch_reads_directly
 
@@ -48,6 +50,7 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
         worklist=_folder(options, "worklist"),
         worklist_deadline=options["worklist-deadline"],
         takes_up=worker is None,
+        pixels=_pixels(options),
     )
     kind = WorkerService if worker else SupervisorService if options["workers"] > 1 else ArchiveService
     service = kind(
@@ -85,6 +88,14 @@ def _take_over_process(
         reactor.callWhenRunning(options.worker.begin, reactor)
 
 
+def _pixels(options: Options) -> Pixels | None:
+    """Return the processes that convert images, ``None`` without any, or without the extra ``pixels``."""
+    processes = options["image-processes"]
+    if not processes or not is_available():
+        return None
+    return Pixels(options.ae.reactor, processes=processes)
+
+
 def _http(options: Options, server: ArchiveServer) -> Any:
     """Return the HTTP server, ``None`` without ``--http``."""
     if not options.http_endpoints:
@@ -99,6 +110,7 @@ def _http(options: Options, server: ArchiveServer) -> Any:
         public_url=options["http-url"] or "",
         origins=frozenset(options["origins"]),
         trusted_proxies=options.networks,
+        pixels=server.pixels,
     )
     return HTTPServer(make_site(services), options.http_endpoints, options.ae.reactor)
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any, BinaryIO, Final, TypeAlias, cast
+from typing import Any, BinaryIO, Final, Protocol, TypeAlias, cast
 
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from twisted.internet.defer import Deferred, fail, succeed
 
-from dicomtwist.datasets.codec import decode_dataset, encode_dataset
+from dicomtwist.datasets.codec import UNCOMPRESSED, decode_dataset, encode_dataset
 from dicomtwist.datasets.identity import identify
 from dicomtwist.datasets.sources import BytesSource, DataSetSource, FileSource
 from dicomtwist.datasets.stream import CHUNK
@@ -29,6 +29,20 @@ InstanceLike: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Dataset"
 
 #: The longest UID of a Dataset that is sent, in characters: far more than the 64 of PS3.5 9.1, far less than a command set.
 MAX_UID_LENGTH: Final = 1024
+
+
+class Transcoder(Protocol):
+    """Converts images to other transfer syntaxes, also compressed ones: a :class:`~dicomtwist.pixels.pool.Pixels`."""
+
+    def targets(self, source: str) -> Sequence[str]:
+        """Return the UIDs of the transfer syntaxes that images in *source* can be converted to, the preferred first."""
+
+    async def transcode(self, instance: str | os.PathLike[str], syntax: str, /) -> DataSetSource:
+        """
+        Convert the image in a Part 10 file.
+
+        :raises DataSetError: it cannot be converted.
+        """
 
 
 class OutgoingInstance:
@@ -88,10 +102,12 @@ class OutgoingInstance:
         """Return whether the data set is encoded in *transfer_syntax*. A Dataset is encoded in none yet."""
         return self.meta.transfer_syntax_uid == transfer_syntax and not isinstance(self._original, Dataset)
 
-    async def convert(self, transfer_syntax: str, executor: Executor) -> None:
+    async def convert(self, transfer_syntax: str, executor: Executor, transcoder: Transcoder | None = None) -> None:
         """
         Encode the data set in *transfer_syntax*, which it is not in.
 
+        :param executor: the executor to encode it in, if neither transfer syntax is compressed.
+        :param transcoder: converts it if one is.
         :raises DataSetError: it cannot be encoded.
         :raises NoPresentationContext: it came from an open file or bytes, so that it cannot be read again.
         """
@@ -105,7 +121,10 @@ class OutgoingInstance:
                 f"the file is in {self.transfer_syntax} and only {transfer_syntax} was accepted:"
                 " give a path or a Dataset, which can be converted"
             )
-        self.source = BytesSource(await executor.run(convert_file, original, transfer_syntax))
+        if transcoder is not None and not UNCOMPRESSED.issuperset((self.transfer_syntax, transfer_syntax)):
+            self.source = await transcoder.transcode(original, transfer_syntax)
+        else:
+            self.source = BytesSource(await executor.run(convert_file, original, transfer_syntax))
 
     def close(self) -> None:
         """Close the file of an instance that is not sent."""

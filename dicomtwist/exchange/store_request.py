@@ -9,7 +9,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from twisted.internet.defer import Deferred
 
 from dicomtwist.datasets.codec import UNCOMPRESSED
-from dicomtwist.datasets.outgoing_instance import OutgoingInstance
+from dicomtwist.datasets.outgoing_instance import OutgoingInstance, Transcoder
 from dicomtwist.dimse.messages import HIGH, LOW, MEDIUM, CStoreRQ, Response
 from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished
 from dicomtwist.exchange.exchange import Exchange
@@ -46,10 +46,11 @@ async def prepare(
     """
     try:
         assoc.exchange.check()
-        context = _context(assoc, instance.sop_class_uid, instance.transfer_syntax)
+        transcoder = assoc.ae.transcoder
+        context = _context(assoc, instance.sop_class_uid, instance.transfer_syntax, transcoder)
         syntax = str(context.transfer_syntax)
         if not instance.is_in(syntax):
-            await instance.convert(syntax, assoc.ae.executors.decoding)
+            await instance.convert(syntax, assoc.ae.executors.decoding, transcoder)
     except BaseException:
         instance.close()
         raise
@@ -109,18 +110,24 @@ def _set_request(
     )
 
 
-def _context(assoc: InvokingAssociation, sop_class: str, syntax: str) -> PresentationContextTuple:
+def _context(
+    assoc: InvokingAssociation, sop_class: str, syntax: str, transcoder: Transcoder | None
+) -> PresentationContextTuple:
     """
     Return the accepted context with exactly *syntax*, else one with a syntax that the data set can be converted to.
 
+    :param transcoder: converts from and to compressed transfer syntaxes; ``None`` if nothing does.
     :raises NoPresentationContext: there is neither.
     """
     try:
         return assoc.context_for(sop_class, syntax)
     except NoPresentationContext:
-        if syntax not in UNCOMPRESSED:
+        if syntax not in UNCOMPRESSED and transcoder is None:
             raise
-    for other in UNCOMPRESSED_BY_PREFERENCE:
+    others: list[str] = [*UNCOMPRESSED_BY_PREFERENCE] if syntax in UNCOMPRESSED else []
+    if transcoder is not None:
+        others += transcoder.targets(syntax)
+    for other in others:
         try:
             return assoc.context_for(sop_class, other)
         except NoPresentationContext:

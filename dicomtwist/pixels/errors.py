@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dicomtwist.errors import DICOMError
+from dicomtwist.errors import DataSetError
 
 __all__ = [
     "InvalidPixels",
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-class PixelsFailed(DICOMError):
+class PixelsFailed(DataSetError):
     """Pixel data could not be decoded, encoded or rendered; the text says why. The other errors are derived from it."""
 
 

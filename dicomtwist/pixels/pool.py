@@ -21,7 +21,7 @@ from dicomtwist.errors import ExecutorFull
 from dicomtwist.pixels.errors import PixelsCrashed, PixelsStopped
 from dicomtwist.pixels.options import RenderOptions
 from dicomtwist.pixels.processes import Answer, Child, Job
-from dicomtwist.pixels.syntaxes import can_transcode
+from dicomtwist.pixels.syntaxes import ENCODABLE, can_transcode
 
 __all__ = ["Pixels", "Transcoded"]
 
@@ -138,9 +138,9 @@ class Pixels:
         return result
 
     @staticmethod
-    def can_transcode(source: str, target: str) -> bool:
-        """Return whether images in the transfer syntax *source* can be converted to *target*."""
-        return can_transcode(source, target)
+    def targets(source: str) -> Sequence[str]:
+        """Return the UIDs of the transfer syntaxes that images in *source* can be converted to, the preferred first."""
+        return [target for target in ENCODABLE if can_transcode(source, target)]
 
     def piece(self, instance: Instance, syntax: str, first: int) -> Deferred[Answer]:
         """Ask for a piece of a conversion; for :class:`Transcoded`."""

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist.datasets.codec import UNCOMPRESSED
-from dicomtwist.datasets.outgoing_instance import OutgoingInstance
+from dicomtwist.datasets.outgoing_instance import OutgoingInstance, Transcoder
 from dicomtwist.dimse.messages import Response
 from dicomtwist.dimse.status import MOVE_DESTINATION_INVALID, Status
 from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished, Refused
@@ -225,7 +225,7 @@ class MoveAssociations:
 
     async def _connect(self) -> _DestinationAssociation:
         added = frozenset(self._added)
-        proposed_last = contexts_for(self._added)
+        proposed_last = contexts_for(self._added, self._ae.transcoder)
         # The given contexts stay in front, see contexts_for.
         contexts = [*self._contexts[: MAX_PRESENTATION_CONTEXTS - len(proposed_last)], *proposed_last]
         return _DestinationAssociation(
@@ -307,7 +307,9 @@ class MoveAssociations:
         return made
 
 
-def contexts_for(instances: Iterable[tuple[str, str]]) -> list[PresentationContext]:
+def contexts_for(
+    instances: Iterable[tuple[str, str]], transcoder: Transcoder | None = None
+) -> list[PresentationContext]:
     """
     Return contexts that let an acceptor take each instance as it is stored, whatever its order of transfer syntaxes is.
 
@@ -322,11 +324,14 @@ def contexts_for(instances: Iterable[tuple[str, str]]) -> list[PresentationConte
 
     :param instances: the SOP Class and transfer syntax UID of each instance, as its file has them: a UID may identify something
         else; one that is malformed gets no context, since a peer may abort because of it.
+    :param transcoder: converts from compressed transfer syntaxes; for the SOP Classes of these there is a context with Explicit
+        and Implicit VR then, behind the others.
     :returns: 128 contexts at most; the contexts that a conversion can replace are the first to be left out.
     """
     any_of: dict[str, PresentationContext] = {}
     compressed: dict[tuple[str, str], PresentationContext] = {}
     exact: dict[tuple[str, str], PresentationContext] = {}
+    decoded: dict[str, PresentationContext] = {}
     for sop_class, syntax in dict.fromkeys(instances):
         if len(any_of) + len(compressed) >= MAX_PRESENTATION_CONTEXTS:
             break
@@ -334,6 +339,9 @@ def contexts_for(instances: Iterable[tuple[str, str]]) -> list[PresentationConte
             continue
         if syntax not in UNCOMPRESSED:
             compressed[sop_class, syntax] = PresentationContext.received(1, sop_class, [syntax])
+            if transcoder is not None and transcoder.targets(syntax):
+                uncompressed = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+                decoded[sop_class] = PresentationContext.received(1, sop_class, uncompressed)
             continue
         if sop_class not in any_of:
             syntaxes = [syntax, ExplicitVRLittleEndian, ImplicitVRLittleEndian]
@@ -341,9 +349,13 @@ def contexts_for(instances: Iterable[tuple[str, str]]) -> list[PresentationConte
         exact[sop_class, syntax] = PresentationContext.received(1, sop_class, [syntax])
     room = MAX_PRESENTATION_CONTEXTS - len(compressed) - len(any_of)
     kept = [*exact.values()][:room]
+    in_place_of = [context for sop_class, context in decoded.items() if sop_class not in any_of][: room - len(kept)]
+    if not any_of and len({syntax for _, syntax in compressed}) == 1:
+        return [*in_place_of, *compressed.values()]
+    compressed_first = [*compressed.values(), *in_place_of]
     if len({syntax for _, syntax in exact}) == 1:
-        return [*compressed.values(), *any_of.values(), *kept]
-    return [*compressed.values(), *kept, *any_of.values()]
+        return [*compressed_first, *any_of.values(), *kept]
+    return [*compressed_first, *kept, *any_of.values()]
 
 
 def _is_uid(text: str) -> bool:

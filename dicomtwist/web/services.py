@@ -12,6 +12,7 @@ from dicomtwist.archive.reading.frames import FrameTables
 from dicomtwist.archive.reading.series_documents import SeriesDocuments
 from dicomtwist.archive.reading.stored_file import StoredFiles
 from dicomtwist.archive.server import ArchiveServer
+from dicomtwist.pixels.pool import Pixels
 from dicomtwist.runtime.networks import Networks
 from dicomtwist.web.http.limits import HTTPLimits
 
@@ -43,7 +44,7 @@ class Services:
     public_url: str = ""
     origins: frozenset[str] = frozenset()
     trusted_proxies: Networks = field(default_factory=lambda: Networks(loopback=True, unix=True))
-    pixels: Any = None
+    pixels: Pixels | None = None
     files: StoredFiles = field(init=False)
     frame_tables: FrameTables = field(init=False)
     documents: SeriesDocuments = field(init=False)

@@ -173,7 +173,9 @@ class QueryRetrieve:
             first: list[StoredInstance] = await anext(pages, [])
             place = destination if isinstance(destination, tuple) else (destination, None)
             # Contexts beyond the limit, and those of later pages, are proposed when one of their instances is to be sent.
-            contexts = contexts_for((instance.sop_class_uid, instance.transfer_syntax) for instance in first)
+            contexts = contexts_for(
+                ((instance.sop_class_uid, instance.transfer_syntax) for instance in first), event.assoc.ae.transcoder
+            )
             yield *place, {"contexts": contexts} if first else {}
             yield found.total
             yield PENDING, first
