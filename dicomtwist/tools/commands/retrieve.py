@@ -96,8 +96,8 @@ Fetch the CT and MR images of a series, in any transfer syntax:
     "columns",
     multiple=True,
     metavar="NAME",
-    help="Use this column of the table as a key instead; NAME=KEYWORD if its name is not that of an attribute. May be"
-    " repeated.",
+    help="Use this column of the table as a key instead; NAME=KEYWORD if its name is not that of an attribute;"
+    " A/B for column B in rows without A. May be repeated.",
 )
 @command_option(
     "--resume",
@@ -163,13 +163,13 @@ def get(
             if value:
                 raise click.UsageError(f"{name} belongs to the rows of a table: give --from as well")
         identifier = make_query(keys, key_files, level, root, "Get", add_defaults=False).identifier
-        require_key(identifier)
+        require_key(identifier, ", or a table with --from")
         store = open_folder(folder, durability, min_free, layout=layout, overwrite=overwrite)
         run_command(Get(connection, output, store, classes, identifier=identifier, root=root).main, output)
     rows = _open_table(table, columns, merged_keys(read_keys(key_files), keys))
     store = open_folder(folder, durability, min_free, layout=layout, overwrite=overwrite)
     journal = _open_journal(resume, str(connection.peer), folder, layout) if resume is not None else None
-    output.note(f"keys: {', '.join(rows.keywords)}")
+    output.note(f"keys: {rows}")
     getting = Get(
         connection, output, store, classes, rows=rows, root=root, level=(level or "").upper(), journal=journal
     )

@@ -103,12 +103,14 @@ class KeyTable:
     """
     A table of keys. Reading it blocks.
 
-    The columns that are used as keys are those of *columns*; else the UIDs if it has any; else the Accession Number; else the
-    Patient ID, and the Study Date with it.
+    The columns that are used as keys are those of *columns*; else the UIDs if it has any, and the Accession Number in rows
+    without them; else the Accession Number; else the Patient ID, and the Study Date with it. A Patient ID never stands in for
+    what is empty unless *columns* says so: it selects all studies of the patient.
 
     :param path: the file; ``-`` for standard input. It is in UTF-8 or UTF-16, with commas, semicolons, tabs or ``|`` between
         cells.
-    :param columns: the headings of the columns to use; ``HEADING=KEYWORD`` for one whose heading names no attribute.
+    :param columns: the headings of the columns to use; ``HEADING=KEYWORD`` for one whose heading names no attribute. A single
+        one may be several with ``/`` between them, of which each row uses the first that is not empty.
     :param more: keys for every row. Those of a row replace them.
     :raises InvalidTable: it cannot be used.
 
@@ -128,19 +130,22 @@ class KeyTable:
             raise InvalidTable(f"{path}: {error.strerror}") from None
         try:
             self._lines = _Lines(self._file)
-            self._used = self._choose(self._lines.next() or [])
+            self._alternatives = self._choose(self._lines.next() or [])
         except (OSError, csv.Error, UnicodeError) as error:
             self.close()
             raise InvalidTable(f"{path}: {getattr(error, 'strerror', None) or error}") from None
         except InvalidTable as error:
             self.close()
             raise InvalidTable(f"{path}: {error}") from None
-        self.keywords = [keyword for _, keyword in self._used]
+        self.keywords = [keyword for used in self._alternatives for _, keyword in used]
 
     def close(self) -> None:
         """Close the file."""
         if self._path != "-":
             self._file.close()
+
+    def __str__(self) -> str:
+        return ", or else ".join(", ".join(keyword for _, keyword in used) for used in self._alternatives)
 
     def count(self) -> int | None:
         """Return the number of rows, each that is there twice counted twice; ``None`` for standard input."""
@@ -186,30 +191,35 @@ class KeyTable:
                 return
             yield cells
 
-    def _choose(self, headings: list[str]) -> list[tuple[int, str]]:
+    def _choose(self, headings: list[str]) -> list[list[tuple[int, str]]]:
+        """Return the columns of keys: of each row the first of the alternatives that has a value."""
         if not any(map(str.strip, headings)):
             raise InvalidTable("it is empty: its first line has to name the columns, as in StudyInstanceUID")
+        if any(letter == "\0" or "\udc80" <= letter <= "\udcff" for letter in "".join(headings)):
+            raise InvalidTable("it is not a CSV file in UTF-8 or UTF-16")
         known: dict[str, int] = {}
         for number, heading in enumerate(headings):
             keyword = keyword_of(heading)
             if keyword is not None:
                 known.setdefault(keyword, number)
+        self._patients = known.get("PatientID")
+        if len(self._columns) == 1 and "/" in self._columns[0] and not _is_heading(self._columns[0], headings):
+            return [[self._named(column, headings, known)] for column in self._columns[0].split("/")]
         if self._columns:
-            return [self._named(column, headings, known) for column in self._columns]
-        uids = [name for name in _UIDS if name in known]
-        if uids:
-            chosen: list[str] = [*uids]
-        elif "AccessionNumber" in known:
-            chosen = ["AccessionNumber"]
-        elif "PatientID" in known:
-            chosen = [name for name in ("PatientID", "StudyDate") if name in known]
-        else:
+            return [[self._named(column, headings, known) for column in self._columns]]
+        uids: list[str] = [name for name in _UIDS if name in known]
+        chosen = [uids] if uids else []
+        if "AccessionNumber" in known:
+            chosen.append(["AccessionNumber"])
+        if not chosen and "PatientID" in known:
+            chosen = [[name for name in ("PatientID", "StudyDate") if name in known]]
+        if not chosen:
             named = ", ".join(repr(heading[:40]) for heading in headings[:20])
             raise InvalidTable(
                 "no column is a StudyInstanceUID, AccessionNumber or PatientID. The first line has to name the columns, and has"
                 f" {named}: --column says which are keys, as in --column {headings[0].strip()[:40] or 'ID'}=AccessionNumber"
             )
-        return [(known[name], name) for name in chosen]
+        return [[(known[name], name) for name in names] for names in chosen]
 
     @staticmethod
     def _named(column: str, headings: list[str], known: dict[str, int]) -> tuple[int, str]:
@@ -218,19 +228,40 @@ class KeyTable:
         if not equals:
             heading, name = column, column
         keyword = keyword_of(name)
-        if keyword is None:
-            raise InvalidTable(f"--column {column}: {name!r} is not an attribute: write HEADING=KEYWORD")
         wanted = _plain(heading) or heading.strip()
-        if wanted in plain:
+        if keyword is not None and wanted in plain:
             return plain.index(wanted), keyword
-        if not equals and keyword in known:
+        if keyword is not None and not equals and keyword in known:
             return known[keyword], keyword
-        raise InvalidTable(f"--column {column}: there is no such column; there are {', '.join(headings)[:400]}")
+        if wanted not in plain:
+            raise InvalidTable(f"--column {column}: there is no such column; there are {', '.join(headings)[:400]}")
+        raise InvalidTable(
+            f"--column {column}: {name!r} is not an attribute: write HEADING=KEYWORD, as in {heading}=AccessionNumber"
+        )
+
+    def _used(self, cells: list[str]) -> list[tuple[int, str]]:
+        """
+        Return the columns that are the keys of a row.
+
+        :raises InvalidKey: all that could be are empty.
+        """
+
+        def is_empty(number: int | None) -> bool:
+            return number is None or number >= len(cells) or not _bare(cells[number])
+
+        for used in self._alternatives:
+            if not all(is_empty(number) for number, _ in used):
+                return used
+        names = [used[0][1] for used in self._alternatives]
+        words = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} empty"
+        if not self._columns and "PatientID" not in names and not is_empty(self._patients):
+            words += f"; --column {'/'.join(names)}/PatientID takes all studies of the patient then"
+        raise InvalidKey(words)
 
     def _row(self, cells: list[str]) -> Row:
         row = Row(self._lines.line, {})
         try:
-            for number, keyword in self._used:
+            for number, keyword in self._used(cells):
                 value = _value(keyword, cells[number] if number < len(cells) else "")
                 row.values[keyword] = value
             keys = [parse_key(f"{keyword}={value}") for keyword, value in row.values.items()]
@@ -240,18 +271,30 @@ class KeyTable:
         return row
 
 
-def _value(keyword: str, cell: str) -> str:
-    """
-    Return the value of a cell, without what spreadsheets put around it.
+def _is_heading(column: str, headings: Sequence[str]) -> bool:
+    """Return whether *column*, as ``--column`` has it, begins with one of *headings* that has a ``/`` in it."""
+    names = [heading.strip() for heading in headings if "/" in heading]
+    return any(column.strip() == name or column.startswith(f"{name}=") for name in names)
 
-    :raises InvalidKey: it selects nothing, or more than one thing.
-    """
+
+def _bare(cell: str) -> str:
+    """Return the text of a cell without what spreadsheets put around it."""
     value = cell.strip("\ufeff\xa0\u200b \t\r\n\0")
     formula = _TEXT_FORMULA.fullmatch(value)
     if formula:
-        value = formula[1].strip()
-    elif value[:1] == "'" and value[1:2] and value[1] in "=+-@":
-        value = value[1:]  # as find --csv writes it
+        return formula[1].strip()
+    if value[:1] == "'" and value[1:2] and value[1] in "=+-@":
+        return value[1:]  # as find --csv writes it
+    return value
+
+
+def _value(keyword: str, cell: str) -> str:
+    """
+    Return the value of a cell.
+
+    :raises InvalidKey: it selects nothing, or more than one thing.
+    """
+    value = _bare(cell)
     if not value:
         raise InvalidKey(f"{keyword} is empty")
     if any(0xD800 <= ord(letter) < 0xE000 for letter in value):

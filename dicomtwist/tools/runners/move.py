@@ -219,11 +219,13 @@ class Move:
         return [f"{self.connection.peer} to {self.destination}", *table(rows, "  "), f"in {seconds:.1f} s"]
 
 
-def require_key(identifier: Dataset) -> None:
+def require_key(identifier: Dataset, hint: str = "") -> None:
     """
     Check that an identifier selects something.
 
     :raises click.UsageError: no key has a value.
     """
     if not any(element.value for element in identifier if element.keyword != "QueryRetrieveLevel"):
-        raise click.UsageError("nothing selects what to send: give a key with a value, as in -k StudyInstanceUID=1.2.3")
+        raise click.UsageError(
+            f"nothing selects what to send: give a key with a value, as in -k StudyInstanceUID=1.2.3{hint}"
+        )

@@ -196,7 +196,7 @@ class Mistakes(TableTestCase):
         for options, words in (
             (["--from", table], "no column is a StudyInstanceUID"),
             (["--from", self.folder / "none.csv"], "does not exist"),
-            (["--from", good, "--column", "Nr"], "not an attribute"),
+            (["--from", good, "--column", "Nr"], "there is no such column"),
             (["--from", good, "--layout", "../{PatientID}"], "--layout"),
             (["--from", good, "--resume", journal], "not a journal of dicomtwist get"),
             (["-k", "StudyInstanceUID=1.2", "--resume", journal], "give --from"),

@@ -29,6 +29,42 @@ class Tables(TestCase):
     def values(self, content: str | bytes, *columns: str) -> list[dict[str, str]]:
         return [row.values for row in self.rows(content, *columns)]
 
+    def test_mixed_rows(self) -> None:
+        """A row without UIDs is found by its Accession Number; its Patient ID counts only if the caller says so."""
+        text = 'Accession,MRN,Study UID,Series UID\nA1,P1,,\nA2,P2,1.2.3,1.2.3.4\n,P3, ,\n,,1.2.3,\n\'=A,,"=""""",\n,,,x\nA7\n'
+        table = self.table(text)
+        self.assertEqual(str(table), "StudyInstanceUID, SeriesInstanceUID, or else AccessionNumber")
+        self.assertEqual(
+            [(row.values, row.error) for row in table.rows()],
+            [
+                ({"AccessionNumber": "A1"}, ""),
+                ({"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4"}, ""),
+                (
+                    {},
+                    "StudyInstanceUID and AccessionNumber are empty;"
+                    " --column StudyInstanceUID/AccessionNumber/PatientID takes all studies of the patient then",
+                ),
+                ({"StudyInstanceUID": "1.2.3"}, "SeriesInstanceUID is empty"),
+                ({"AccessionNumber": "=A"}, ""),
+                ({}, "StudyInstanceUID is empty"),
+                ({"AccessionNumber": "A7"}, ""),
+            ],
+        )
+        table = self.table(text, "StudyInstanceUID/Accession/MRN")
+        self.assertEqual(str(table), "StudyInstanceUID, or else AccessionNumber, or else PatientID")
+        rows = list(table.rows())
+        self.assertEqual(rows[2].values, {"PatientID": "P3"})
+        self.assertEqual(rows[4].error, "StudyInstanceUID and AccessionNumber and PatientID are empty")
+        self.assertEqual(table.count(), 7)
+
+    def test_a_heading_with_a_slash(self) -> None:
+        for column in ("Case/No=AccessionNumber", "Patient/ID"):
+            self.assertEqual(len(self.values("Case/No,Patient/ID\nA1,P1\n", column)), 1)
+        self.assertEqual(
+            self.values("Case,MRN\nA1,P1\n,P2\n", "Case=AccessionNumber/MRN"),
+            [{"AccessionNumber": "A1"}, {"PatientID": "P2"}],
+        )
+
     def test_headings(self) -> None:
         for heading in (
             *("AccessionNumber", "accessionnumber", "ACCESSION NUMBER", "Accession_Number", " accession-number "),
@@ -145,7 +181,11 @@ class Tables(TestCase):
             ("\n\n", (), "it is empty"),
             ("1.2.3\n1.2.4\n", (), "no column is a StudyInstanceUID"),
             ("Name,Modality\nx,CT\n", (), "has 'Name', 'Modality'"),
-            ("Name,PatientID\nx,1\n", ("Nr",), "'Nr' is not an attribute"),
+            ("Name,PatientID\nx,1\n", ("Nr",), "there is no such column; there are Name, PatientID"),
+            ("Name,PatientID\nx,1\n", ("Name",), "write HEADING=KEYWORD, as in Name=AccessionNumber"),
+            ("Name,PatientID\nx,1\n", ("PatientID/Nr",), "--column Nr: there is no such column"),
+            (b"II*\0\xe8\x05\x08" + bytes(120) + b"DICM", (), "it is not a CSV file"),
+            (b"PatientID\xe4;Name\n1;x\n", (), "it is not a CSV file in UTF-8"),
             ("Name,PatientID\nx,1\n", ("StudyDate",), "there is no such column"),
             ("Name,PatientID\nx,1\n", ("Nr=PatientID",), "there is no such column"),
             ("Name,PatientID\nx,1\n", ("Name=Nothing",), "'Nothing' is not an attribute"),
