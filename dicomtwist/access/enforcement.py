@@ -194,7 +194,10 @@ class Access:
                 return True, None
             why = rejection.words
         remark(assoc, why)
-        self.log.info("{peer!r} at {address}: {why}", peer=assoc.remote.ae_title, address=assoc.remote.address, why=why)
+        remote = assoc.remote
+        self.log.info(
+            "{peer!r} at {address}: {why}", peer=remote.ae_title, address=remote.address, why=why, association=assoc
+        )
         return False, None
 
     # --- operations

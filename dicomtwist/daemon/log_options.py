@@ -4,9 +4,12 @@ The log of ``twist dicom``: its format, and its bound for each peer.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import MutableMapping
 from typing import Any, Final, TextIO
+
+from twisted.logger import LogEvent
 
 from dicomtwist.logs import JSONLog, LimitedByPeer, TextLog
 
@@ -14,6 +17,8 @@ __all__ = ["DEFAULT_LOG_RATE", "FORMATS", "set_log"]
 
 #: The formats of the log, by their names.
 FORMATS: Final = {"text": TextLog, "json": JSONLog}
+#: Matches Twisted's own lines about ports.
+_ABOUT_PORTS: Final = re.compile(r" starting on \S+\Z|\A\(.* Closed\)\Z")
 #: The most lines about one peer in a minute, unless the option says otherwise.
 DEFAULT_LOG_RATE: Final = 300
 
@@ -33,9 +38,17 @@ def set_log(twist: MutableMapping[str, Any] | None, chosen: str | None, most: in
     name = twist["logFormat"] = chosen or _format_of(twist)
 
     def make(file: TextIO) -> LimitedByPeer:
-        return LimitedByPeer(FORMATS[name](file), most)
+        return _ServerLog(FORMATS[name](file), most)
 
     twist["fileLogObserverFactory"] = make
+
+
+class _ServerLog(LimitedByPeer):
+    """Leaves out Twisted's own lines about ports: dicomtwist says in its own words where it listens."""
+
+    def __call__(self, event: LogEvent) -> None:
+        if event.get("log_namespace") != "log_legacy" or not _ABOUT_PORTS.search(str(event.get("log_text", ""))):
+            super().__call__(event)
 
 
 def _format_of(twist: MutableMapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dicomtwist import AE, Association, PresentationContext, evt
+from dicomtwist.tls import describe_tls_error
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import plural
 from dicomtwist.tools.explain import NO_ASSOCIATION_ERRORS
@@ -75,7 +76,7 @@ class AssociationProbe:
         except NO_ASSOCIATION_ERRORS as error:
             self.error = error
             if not self.steps or self.steps[-1].ok:
-                self.add_step(self._step, str(error) or type(error).__name__, ok=False)
+                self.add_step(self._step, describe_tls_error(error) or str(error) or type(error).__name__, ok=False)
 
     def add_step(self, name: str, detail: str = "", *, ok: bool = True) -> None:
         """Record the end of a step that began at the end of the previous one."""

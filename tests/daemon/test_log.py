@@ -255,6 +255,19 @@ class Formats(LogTestCase):
         set_log(None, "json", 5)
 
 
+class WhatAnOperatorAsks(LogTestCase):
+    async def test_an_instance_that_is_not_stored(self) -> None:
+        """The line names the instance. No line of Twisted's about ports is between ours."""
+        await self.start("--duplicates", "reject")
+        async with await self.ae.associate("127.0.0.1", self.port) as assoc:
+            self.assertEqual(await assoc.send_c_store(dataset(1)), 0x0000)
+            self.assertEqual(await assoc.send_c_store(dataset(1)), 0x0111)
+        line = await self.line("was not stored, status 0x0111")
+        self.assertEqual(line["instance"], "1.2.1.1.1")
+        self.assertIn("the instance 1.2.1.1.1 from 'CT1' was not stored", line["message"])
+        self.assertEqual([one["message"] for one in self.lines() if "starting on" in one["message"]], [])
+
+
 class FullDisk(LogTestCase):
     async def test_one_line(self) -> None:
         """It names the folder and the free space, once a minute, however many instances are refused."""

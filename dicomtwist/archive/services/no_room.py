@@ -66,10 +66,11 @@ class NoRoomLog:
         folder, free = room
         refused, self._refused = self._refused, 0
         self.log.error(
-            "there is no room in {folder}: {log_free} free; {refused} instances refused since the last such line: {reason}",
+            "there is no room in {folder}: {log_free} free; {log_refused} refused since the last such line: {reason}",
             folder=folder,
             free=free,
             log_free="an unknown number of bytes" if free is None else in_bytes(free),
             refused=refused,
+            log_refused="1 instance" if refused == 1 else f"{refused} instances",
             reason=loggable(error),
         )

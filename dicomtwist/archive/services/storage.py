@@ -15,6 +15,7 @@ from dicomtwist import evt
 from dicomtwist.archive.ingest import DataSetMismatch, IncomingInstance, Ingest, InvalidMeta
 from dicomtwist.archive.services.no_room import NoRoomLog
 from dicomtwist.archive.storage.types import (
+    NO_ROOM,
     DuplicateInstance,
     IncompleteInstance,
     IndexFailed,
@@ -119,7 +120,8 @@ class StorageService:
             return status
         event.assoc.log_refusal(
             self.log.error,
-            "an instance from {peer!r} was not stored, status 0x{status:04X}: {reason}",
+            "the instance {instance} from {peer!r} was not stored, status 0x{status:04X}: {reason}",
+            instance=ascii(event.request.affected_sop_instance_uid)[1:65].rstrip("'"),
             peer=event.assoc.remote.ae_title,
             status=int(status),
             reason=loggable(error),
@@ -150,7 +152,11 @@ def status_for(error: BaseException) -> Status:
     if isinstance(error, ExecutorFull):
         return Status(OUT_OF_RESOURCES, "C-STORE", "too many instances wait to be stored")
     if isinstance(error, OSError) and error.errno is not None:
-        return Status(OUT_OF_RESOURCES, "C-STORE", f"storage: {errno.errorcode.get(error.errno, 'error')}")
+        name = errno.errorcode.get(error.errno, "error")
+        if error.errno in NO_ROOM:
+            words = "read-only" if error.errno == errno.EROFS else "full"
+            return Status(OUT_OF_RESOURCES, "C-STORE", f"the disk is {words} ({name})")
+        return Status(OUT_OF_RESOURCES, "C-STORE", f"storage: {name}")
     if isinstance(error, StoreError):
         return Status(OUT_OF_RESOURCES, "C-STORE", "the storage is closed")
     return Status(OUT_OF_RESOURCES, "C-STORE", "the storage failed")

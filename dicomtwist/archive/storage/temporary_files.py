@@ -370,7 +370,7 @@ class TemporaryFiles:
 
     def _check_free(self) -> None:
         if self._fs.free(self.folder) < self.min_free:
-            raise OSError(errno.ENOSPC, f"fewer than {self.min_free} bytes are free, the minimum that is set")
+            raise OSError(errno.ENOSPC, f"less than --min-free is free ({self.min_free} bytes)")
 
     def _tried_nameless(self, target: str) -> bool:
         """Whether a file can be made without a name and get one later; some file systems cannot, and it needs /proc."""

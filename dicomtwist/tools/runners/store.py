@@ -227,8 +227,8 @@ def _summary(tally: Tally, sender: BulkSender, seconds: float, connection: Conne
     if tally.stored_before:
         rows.append(("stored before", tally.stored_before, "according to the journal"))
     if sender.not_sent:
-        more = "" if sender.scan_complete else ", besides files that were not scanned"
-        rows.append(("not sent", sender.not_sent, f"found{more}"))
+        more = "" if sender.scan_complete else "besides files that were not looked at"
+        rows.append(("not sent", sender.not_sent, more))
     rate = f"{_size(tally.sent / seconds)}/s, {tally.stored_count / seconds:.0f} instances/s" if seconds > 0 else ""
     return [
         f"{connection.calling} to {connection.peer}",
