@@ -112,7 +112,7 @@ def _http(options: Options, server: ArchiveServer) -> Any:
         trusted_proxies=options.networks,
         pixels=server.pixels,
     )
-    return HTTPServer(make_site(services), options.http_endpoints, options.ae.reactor)
+    return HTTPServer(make_site(services), options.http_endpoints, options.ae.reactor, services)
 
 
 def _folder(options: Options, name: str) -> Path | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import asdict
 from typing import Any, Final, TypeAlias
 
@@ -101,7 +101,7 @@ class Pixels:
         }
         return self._ask(instance, job).addCallback(lambda answer: answer[1])
 
-    async def frames(self, instance: Instance, frames: Sequence[int], syntax: str) -> AsyncIterator[bytes]:
+    async def frames(self, instance: Instance, frames: Sequence[int], syntax: str) -> AsyncGenerator[bytes, None]:
         """
         Convert frames to another transfer syntax.
 

@@ -57,3 +57,14 @@ class Services:
         self.frame_tables = FrameTables()
         self.documents = SeriesDocuments(server.archive, self.files, executors)
         self.finder = Finder(server.archive, executors.querying, server.ae.ae_title)
+
+    def start(self) -> None:
+        """Make the documents of series when no further instance of them arrives."""
+        self.archive_server.ingest.listeners.append(self.documents.changed)
+
+    def stop(self) -> None:
+        """End what :meth:`start` has begun; idempotent."""
+        self.documents.stop()
+        listeners = self.archive_server.ingest.listeners
+        if self.documents.changed in listeners:
+            listeners.remove(self.documents.changed)

@@ -107,6 +107,11 @@ class StoredFile:
         syntax = self.meta.transfer_syntax_uid
         return EXPLICIT_LITTLE_ENDIAN if syntax in DEFLATED else syntax
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the file is closed."""
+        return self._file.closed
+
     def close(self) -> None:
         """Close the file; idempotent."""
         self._file.close()
@@ -187,6 +192,10 @@ class StoredFiles:
             file.close()
             raise
         return StoredFile(file, size, version)
+
+    def path(self, uids: InstanceUIDs) -> str:
+        """Return the path of the file of an instance, for a process that reads it."""
+        return self._archive.store.locate(*uids)
 
     def sizes(self, instances: Iterable[InstanceUIDs]) -> list[int] | None:
         """Return the sizes of the files of *instances* in bytes; ``None`` if one of them cannot be found."""

@@ -5,7 +5,7 @@ A listening HTTP server: a site at one endpoint or more, and its stop.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IStreamServerEndpoint
@@ -18,6 +18,16 @@ from dicomtwist.web.http.site import Site
 __all__ = ["HTTPServer"]
 
 
+class Startable(Protocol):
+    """The services of a site."""
+
+    def start(self) -> None:
+        """Start to work."""
+
+    def stop(self) -> None:
+        """Stop; idempotent."""
+
+
 class HTTPServer:
     """
     A site that listens.
@@ -25,14 +35,18 @@ class HTTPServer:
     :param site: the site.
     :param endpoints: the endpoints.
     :param clock: the reactor.
+    :param services: the services of the site; they are started and stopped with this server.
 
     :ivar site: the site.
     """
 
     log = Logger()
 
-    def __init__(self, site: Site, endpoints: Sequence[IStreamServerEndpoint], clock: Any) -> None:
+    def __init__(
+        self, site: Site, endpoints: Sequence[IStreamServerEndpoint], clock: Any, services: Startable | None = None
+    ) -> None:
         self.site = site
+        self._services = services
         self._endpoints = endpoints
         self._clock = clock
         self._ports: dict[int, Any] = {}
@@ -55,6 +69,8 @@ class HTTPServer:
             if failures:
                 self.stop_listening()
                 failures[0].raiseException()
+        if self._services is not None:
+            self._services.start()
 
     def _listening(self, port: Any, index: int) -> None:
         if not self._is_running:
@@ -98,6 +114,8 @@ class HTTPServer:
 
     async def _shutdown(self, grace: float | None) -> None:
         await self.stop_listening()
+        if self._services is not None:
+            self._services.stop()
         ended = self.site.drain()
         late = None if grace is None else self._clock.callLater(grace, self.site.abort)
         await ended

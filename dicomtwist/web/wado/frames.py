@@ -4,20 +4,25 @@ Frames of instances (PS3.18 10.4.1.1.6).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from hashlib import blake2b
 from typing import Final
 
 from dicomtwist.access.rules import Operation
 from dicomtwist.archive.reading.frames import FrameTable
 from dicomtwist.archive.reading.stored_file import StoredFile
 from dicomtwist.archive.storage.types import InstanceUIDs
-from dicomtwist.dicomweb.media_types import Category
+from dicomtwist.datasets.element_headers import EXPLICIT_LITTLE_ENDIAN
+from dicomtwist.dicomweb.media_types import Category, Representation
+from dicomtwist.dicomweb.multipart import MultipartWriter
 from dicomtwist.dicomweb.rendered import parse_frames
+from dicomtwist.pixels.errors import PixelsFailed
 from dicomtwist.web.problems import Problem
 from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.routes import Route
 from dicomtwist.web.services import Services
 from dicomtwist.web.wado.delivery import NOT_ACCEPTABLE, OpenPart, open_stored, quoted, send_one, send_parts
+from dicomtwist.web.wado.transcoding import convertible, problem_of_pixels
 
 __all__ = ["ROUTES", "send_frames"]
 
@@ -49,26 +54,82 @@ async def send_frames(
             raise Problem(404, f"the instance has {table.count} frames")
         syntax = stored.meta.transfer_syntax_uid
         is_single = len(numbers) == 1
-        representation = request.accept.negotiate(Category.FRAMES, stored=syntax, single=is_single)
+        representation = request.accept.negotiate(
+            Category.FRAMES, stored=syntax, convertible=convertible(services, syntax), single=is_single
+        )
         if representation is None:
             raise Problem(406, NOT_ACCEPTABLE)
     except BaseException:
         stored.close()
         raise
     given = representation.transfer_syntax or syntax
-    etag = quoted(stored.version, "-".join(map(str, numbers[:16])), given[-12:], f"{representation.multipart:d}")
+    if given != syntax and (table.is_encapsulated or given != EXPLICIT_LITTLE_ENDIAN):
+        stored.close()
+        await _send_transcoded(request, services, uids, numbers, representation, given)
+        return
+    etag = quoted(stored.version, _named(numbers), given[-12:], f"{representation.multipart:d}")
     frames = [table.frame(stored.data, number) for number in numbers]
     if not representation.multipart:
         content_type = representation.content_type(transfer_syntax=given)
         await send_one(request, services, frames[0], content_type, etag, stored.close)
         return
-    part_type = representation.part_type(given)
-    url = f"{request.base_url}/studies/{uids[0]}/series/{uids[1]}/instances/{uids[2]}/frames"
     parts = [
-        OpenPart((("Content-Type", part_type), ("Content-Location", f"{url}/{number}")), frame)
+        OpenPart(_headers(request, uids, number, representation, given), frame)
         for number, frame in zip(numbers, frames, strict=True)
     ]
     await send_parts(request, services, parts, representation, etag, stored.close)
+
+
+def _named(numbers: tuple[int, ...]) -> str:
+    """Return a short text that is another one for other *numbers*."""
+    text = ".".join(map(str, numbers))
+    return text if len(text) <= 32 else blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _headers(
+    request: DICOMwebRequest, uids: InstanceUIDs, number: int, representation: Representation, syntax: str
+) -> tuple[tuple[str, str], ...]:
+    """Return the header fields of the part with a frame."""
+    url = f"{request.base_url}/studies/{uids[0]}/series/{uids[1]}/instances/{uids[2]}/frames/{number}"
+    return (("Content-Type", representation.part_type(syntax)), ("Content-Location", url))
+
+
+async def _send_transcoded(
+    request: DICOMwebRequest,
+    services: Services,
+    uids: InstanceUIDs,
+    numbers: tuple[int, ...],
+    representation: Representation,
+    syntax: str,
+) -> None:
+    """Answer with frames that the processes for images convert."""
+    assert services.pixels is not None, "nothing is negotiated that these processes would have to do"
+    frames = services.pixels.frames(services.files.path(uids), numbers, syntax)
+    if not representation.multipart:
+        try:
+            content = await anext(frames)
+        except PixelsFailed as error:
+            raise problem_of_pixels(error) from error
+        finally:
+            await frames.aclose()
+        request.answer(content, representation.content_type(transfer_syntax=syntax))
+        return
+    writer = MultipartWriter()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        at = 0
+        try:
+            async for frame in frames:
+                yield writer.begin(_headers(request, uids, numbers[at], representation, syntax))
+                yield frame
+                at += 1
+        except PixelsFailed as error:
+            raise problem_of_pixels(error) from error
+        finally:
+            await frames.aclose()
+        yield writer.end()
+
+    await request.stream(pieces(), representation.content_type(writer.boundary))
 
 
 ROUTES: Final = (

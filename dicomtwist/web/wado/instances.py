@@ -15,11 +15,13 @@ from dicomtwist.access.rules import Operation
 from dicomtwist.archive.query.compiler import Model
 from dicomtwist.archive.query.search import Found, StoredInstance
 from dicomtwist.archive.reading.content import Content
-from dicomtwist.archive.reading.conversion import converted, convertible_to, stored_content
+from dicomtwist.archive.reading.conversion import converted, stored_content
 from dicomtwist.archive.reading.stored_file import NotStored, StoredFile
+from dicomtwist.archive.storage.types import InstanceUIDs
 from dicomtwist.dicomweb.media_types import ZIP, Accept, Category, Representation
 from dicomtwist.dicomweb.multipart import MultipartWriter
 from dicomtwist.errors import DataSetError, loggable
+from dicomtwist.pixels.errors import PixelsFailed
 from dicomtwist.web.problems import Problem
 from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.routes import Route
@@ -36,6 +38,7 @@ from dicomtwist.web.wado.delivery import (
     send_parts,
 )
 from dicomtwist.web.wado.pieces import ThreadPieces
+from dicomtwist.web.wado.transcoding import convertible, is_transcoded, problem_of_pixels, transcode
 
 __all__ = ["ROUTES", "content_of"]
 
@@ -68,8 +71,12 @@ class _Multipart:
         self._writer = MultipartWriter()
         self.content_type = representation.content_type(self._writer.boundary)
 
+    def begin(self, instance: StoredInstance, representation: Representation) -> bytes:
+        """Return what is before an instance."""
+        return self._writer.begin(_part_headers(instance.transfer_syntax, representation))
+
     def part(self, instance: StoredInstance, representation: Representation, content: Content) -> Iterator[bytes]:
-        yield self._writer.begin(_part_headers(instance.transfer_syntax, representation))
+        yield self.begin(instance, representation)
         yield from content.pieces()
 
     def end(self) -> bytes:
@@ -126,9 +133,13 @@ async def retrieve_instance(request: DICOMwebRequest, services: Services, values
     stored, _ = await open_stored(request, services, uids, lambda _: None)
     try:
         syntax = stored.meta.transfer_syntax_uid
-        representation = _negotiate(request.accept, syntax, single=True)
+        representation = _negotiate(request.accept, services, syntax, single=True)
         if representation is None:
             raise Problem(406, NOT_ACCEPTABLE)
+        if is_transcoded(syntax, representation.transfer_syntax):
+            await _send_transcoded(request, services, uids, stored, representation)
+            stored.close()
+            return
         with problems_of_stored():
             content = await content_of(request, services, stored, representation.transfer_syntax)
     except BaseException:
@@ -144,10 +155,38 @@ async def retrieve_instance(request: DICOMwebRequest, services: Services, values
         await send_one(request, services, content, content_type, etag, stored.close)
 
 
-def _negotiate(accept: Accept, stored: str, *, single: bool) -> Representation | None:
+def _negotiate(accept: Accept, services: Services, stored: str, *, single: bool) -> Representation | None:
     return accept.negotiate(
-        Category.INSTANCES, stored=stored, convertible=convertible_to(stored), single=single, offers=(ZIP,)
+        Category.INSTANCES, stored=stored, convertible=convertible(services, stored), single=single, offers=(ZIP,)
     )
+
+
+async def _send_transcoded(
+    request: DICOMwebRequest,
+    services: Services,
+    uids: InstanceUIDs,
+    stored: StoredFile,
+    representation: Representation,
+) -> None:
+    """Answer with an instance whose pixel data the processes for images convert."""
+    syntax = representation.transfer_syntax or ""
+    try:
+        made = await transcode(services, uids, stored, syntax)
+    except PixelsFailed as error:
+        raise problem_of_pixels(error) from error
+    if not representation.multipart:
+        content_type = representation.content_type(transfer_syntax=syntax)
+        await request.stream(made.pieces(), content_type, length=made.length)
+        return
+    writer = MultipartWriter()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield writer.begin(_part_headers(syntax, representation))
+        async for piece in made.pieces():
+            yield piece
+        yield writer.end()
+
+    await request.stream(pieces(), representation.content_type(writer.boundary))
 
 
 async def content_of(request: DICOMwebRequest, services: Services, stored: StoredFile, syntax: str | None) -> Content:
@@ -204,13 +243,14 @@ async def _retrieve_many(request: DICOMwebRequest, services: Services, uids: Seq
     whole = request.accept.negotiate(Category.INSTANCES, single=False, offers=(ZIP,))
     if whole is None:
         raise Problem(406, NOT_ACCEPTABLE)
-    chosen = _chosen(request.accept, first)
+    is_zip = whole.media_type == ZIP
+    chosen = _chosen(request.accept, services, first, is_zip=is_zip)
     if not chosen:
         raise Problem(406, NOT_ACCEPTABLE)
     if len(chosen) < len(first):
         request.warn("instances that cannot be converted to an acceptable transfer syntax are left out")
     package: _Package
-    if whole.media_type == ZIP:
+    if is_zip:
         package = _Zip()
         request.set_header("Content-Disposition", f'attachment; filename="{uids[-1]}.zip"')
     else:
@@ -225,13 +265,20 @@ async def _retrieve_many(request: DICOMwebRequest, services: Services, uids: Seq
 _Chosen = tuple[StoredInstance, Representation]
 
 
-def _chosen(accept: Accept, instances: Sequence[StoredInstance]) -> list[_Chosen]:
-    """Return the instances that can be given, each with its representation."""
+def _chosen(accept: Accept, services: Services, instances: Sequence[StoredInstance], *, is_zip: bool) -> list[_Chosen]:
+    """
+    Return the instances that can be given, each with its representation.
+
+    :param is_zip: whether they are members of a ZIP archive, whose header states their lengths: none is transcoded.
+    """
     chosen = []
     for instance in instances:
-        representation = _negotiate(accept, instance.transfer_syntax, single=False)
-        if representation is not None:
-            chosen.append((instance, representation))
+        representation = _negotiate(accept, services, instance.transfer_syntax, single=False)
+        if representation is None:
+            continue
+        if is_zip and is_transcoded(instance.transfer_syntax, representation.transfer_syntax):
+            continue
+        chosen.append((instance, representation))
     return chosen
 
 
@@ -264,7 +311,7 @@ async def _body(
                     yield piece
         chosen = []
         async for page in pages:
-            chosen = _chosen(request.accept, page)
+            chosen = _chosen(request.accept, services, page, is_zip=isinstance(package, _Zip))
             if chosen:
                 break
     yield package.end()
@@ -296,8 +343,19 @@ async def _converted(
         return
     try:
         try:
+            if isinstance(package, _Multipart) and is_transcoded(
+                instance.transfer_syntax, representation.transfer_syntax
+            ):
+                made = await transcode(services, instance.uids, stored, representation.transfer_syntax or "")
+                stored.close()
+                yield package.begin(instance, representation)
+                async for piece in made.pieces():
+                    yield piece
+                return
             content = await content_of(request, services, stored, representation.transfer_syntax)
-        except DataSetError as error:
+        except (DataSetError, PixelsFailed) as error:
+            if stored.is_closed:
+                raise  # in the middle of it
             _log.info(
                 "instance {instance} is given as it is stored: {reason}",
                 instance=instance.sop_instance_uid,

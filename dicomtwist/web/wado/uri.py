@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from typing import Final
 
 from dicomtwist.access.rules import Operation
-from dicomtwist.archive.reading.conversion import convertible_to
 from dicomtwist.datasets.element_headers import EXPLICIT_LITTLE_ENDIAN
 from dicomtwist.dicomweb.media_types import DICOM, Category
 from dicomtwist.dicomweb.rendered import parse_uri_request
+from dicomtwist.pixels.errors import PixelsFailed
 from dicomtwist.web.problems import Problem
 from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.routes import Route
 from dicomtwist.web.services import Services
 from dicomtwist.web.wado.delivery import NOT_ACCEPTABLE, open_stored, problems_of_stored, quoted, send_one
 from dicomtwist.web.wado.instances import content_of
+from dicomtwist.web.wado.transcoding import convertible, is_transcoded, problem_of_pixels, transcode
 
 __all__ = ["ROUTES"]
 
@@ -36,9 +37,17 @@ async def retrieve(request: DICOMwebRequest, services: Services, values: Mapping
     stored, _ = await open_stored(request, services, uids, lambda _: None)
     try:
         own = stored.meta.transfer_syntax_uid
-        syntax = _given(asked.transfer_syntax, own)
+        syntax = _given(services, asked.transfer_syntax, own)
+        if is_transcoded(own, syntax):
+            made = await transcode(services, uids, stored, syntax)
+            stored.close()
+            await request.stream(made.pieces(), representation.part_type(syntax), length=made.length)
+            return
         with problems_of_stored():
             content = await content_of(request, services, stored, syntax)
+    except PixelsFailed as error:
+        stored.close()
+        raise problem_of_pixels(error) from error
     except BaseException:
         stored.close()
         raise
@@ -46,7 +55,7 @@ async def retrieve(request: DICOMwebRequest, services: Services, values: Mapping
     await send_one(request, services, content, representation.part_type(syntax), etag, stored.close)
 
 
-def _given(wanted: str, stored: str) -> str:
+def _given(services: Services, wanted: str, stored: str) -> str:
     """
     Return the transfer syntax of the response.
 
@@ -54,7 +63,7 @@ def _given(wanted: str, stored: str) -> str:
         9.4.2.4), if the file can be converted to that.
     :raises Problem: the file cannot be converted (406).
     """
-    possible = {stored, *convertible_to(stored)}
+    possible = {stored, *convertible(services, stored)}
     if wanted == "*":
         return stored
     if not wanted:
