@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
 import socket
 import sys
 from configparser import RawConfigParser
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +19,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from dicomtwist import AE
+from dicomtwist.daemon.tap import Options
 from dicomtwist.sop_class import Verification
 from tests import peers
 from tests.documentation import DOCS, blocks
@@ -133,6 +136,27 @@ class SystemdTests(DeploymentTestCase):
         ports = [value for value in command if value.startswith("systemd:")]
         self.assertEqual(len(listening), len(ports))
 
+    def test_unit_with_a_configuration(self) -> None:
+        """Each of its commands is one that the server has, and a reload checks the configuration first."""
+        service = unit("archive.service")["Service"]
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        (folder / "archive.toml").write_text(f'storage = "{folder}/archive"\n')
+        commands = [(key, shlex.split(value)) for key, value in service if key.startswith("Exec")]
+        self.assertEqual(
+            [(key, command[-1]) for key, command in commands],
+            [
+                ("ExecStartPre", "--check"),
+                ("ExecStart", "/etc/dicom/archive.toml"),
+                ("ExecReload", "--check"),
+                ("ExecReload", "$MAINPID"),
+            ],
+        )
+        arguments = [part.replace("/etc/dicom", str(folder)) for part in commands[0][1][2:]]
+        with redirect_stdout(io.StringIO()):
+            ended = self.assertRaises(SystemExit, Options().parseOptions, arguments)
+        self.assertEqual(ended.code, 0)
+
     async def test_systemd_reads_them(self) -> None:
         """systemd-analyze finds nothing wrong."""
         tool = Path("/usr/bin/systemd-analyze")
@@ -141,11 +165,10 @@ class SystemdTests(DeploymentTestCase):
         folder = Path(self.mktemp()).absolute()
         folder.mkdir()
         program = setting("dicomtwist.service", "Service", "ExecStart").split()[0]
-        for name in ("dicomtwist.service", "dicomtwist.socket"):
+        names = ("dicomtwist.service", "dicomtwist.socket", "archive.service")
+        for name in names:
             (folder / name).write_text(file(name).replace(program, "/bin/true"))
-        result = await peers.run(
-            str(tool), "verify", "--man=no", folder / "dicomtwist.service", folder / "dicomtwist.socket"
-        )
+        result = await peers.run(str(tool), "verify", "--man=no", *(folder / name for name in names))
         self.assertEqual((result.code, result.text), (0, ""))
 
 
