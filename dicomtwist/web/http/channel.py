@@ -65,6 +65,7 @@ class Channel(_Untyped):  # type: ignore[misc]
     _discarded = 0
     _body_paused = False
     _full_since: float | None = None
+    _has_served = False
     #: The request whose body arrives; ``None`` in any other phase.
     _streaming: Any = None
 
@@ -99,8 +100,10 @@ class Channel(_Untyped):  # type: ignore[misc]
         limits, phase = self.limits, self._phase
         elapsed = now - self._since
         if phase is _Phase.IDLE:
-            if _is_over(elapsed, limits.idle_timeout):
+            # A connection without any request is given less time than one that is kept between two.
+            if _is_over(elapsed, limits.idle_timeout if self._has_served else limits.header_timeout):
                 self.loseConnection()
+                self._enter(_Phase.LINGERING)  # if the client does not take what is left of a response, it is aborted
         elif phase is _Phase.HEADER:
             if _is_over(elapsed, limits.header_timeout):
                 self.refuse(408, "the header of the request has not arrived in time")
@@ -170,6 +173,7 @@ class Channel(_Untyped):  # type: ignore[misc]
             self.requests.remove(request)
             self._linger()
             return
+        self._has_served = True
         if self.persistent:
             self._enter(_Phase.IDLE)
         super().requestDone(request)
