@@ -23,7 +23,10 @@ MIN_PROGRESS: Final = 16 * 1024
 #: sends is discarded. If the connection were closed at once, the client might lose the response.
 MAX_DISCARDED: Final = 64 * 1024 * 1024
 LINGER: Final = 5.0
-#: The longest read from the socket, in bytes. Twisted begins with 64 KiB.
+#: The bytes of further requests that wait, besides one read, before nothing more is read.
+MAX_BACKLOG: Final = 16 * 1024
+#: The longest read from the socket, in bytes: of requests, which is Twisted's default, and of a body.
+READ_SIZE: Final = 64 * 1024
 MAX_READ_SIZE: Final = 256 * 1024
 
 
@@ -66,6 +69,7 @@ class Channel(_Untyped):  # type: ignore[misc]
     _body_paused = False
     _full_since: float | None = None
     _has_served = False
+    _next_request: Any = None
     #: The request whose body arrives; ``None`` in any other phase.
     _streaming: Any = None
 
@@ -78,6 +82,9 @@ class Channel(_Untyped):  # type: ignore[misc]
         self.site.connected(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        call, self._next_request = self._next_request, None
+        if call is not None:
+            call.cancel()
         super().connectionLost(reason)
         self.site.disconnected(self)
 
@@ -89,6 +96,7 @@ class Channel(_Untyped):  # type: ignore[misc]
             self._enter(_Phase.HEADER)
         self._progress += len(data)
         super().dataReceived(data)
+        self._hold_reading()
 
     def _enter(self, phase: _Phase) -> None:
         self._phase = phase
@@ -147,6 +155,7 @@ class Channel(_Untyped):  # type: ignore[misc]
         if self.length != 0:
             self._enter(_Phase.BODY)
             self._streaming = request
+            self._set_read_size(MAX_READ_SIZE)
         request.begin(self._command, self._path, self._version, self.length)
 
     def drain(self) -> None:
@@ -158,13 +167,20 @@ class Channel(_Untyped):  # type: ignore[misc]
     def allContentReceived(self) -> None:
         if self._phase is _Phase.LINGERING:
             return
-        self._streaming = None
+        if self._streaming is not None:
+            self._streaming = None
+            self._set_read_size(READ_SIZE)
         self._enter(_Phase.RESPONSE)
         super().allContentReceived()
 
     def rawDataReceived(self, data: bytes) -> None:
         if self._phase is not _Phase.LINGERING:
             super().rawDataReceived(data)
+
+    def _set_read_size(self, size: int) -> None:
+        """Set the longest read from the socket; a body of images is read in longer pieces than requests."""
+        if isinstance(getattr(self.transport, "bufferSize", None), int):
+            self.transport.bufferSize = size
 
     def requestDone(self, request: Any) -> None:
         if self._streaming is request:
@@ -176,7 +192,26 @@ class Channel(_Untyped):  # type: ignore[misc]
         self._has_served = True
         if self.persistent:
             self._enter(_Phase.IDLE)
+            if self._buffer or any(self._dataBuffer):
+                # Requests that came together have a turn of the reactor each, so that others have theirs between them.
+                self.paused = True
+                self._next_request = self.callLater(0, self._go_on)
         super().requestDone(request)
+        self._hold_reading()
+
+    def _go_on(self) -> None:
+        """Handle the next of the requests that came together."""
+        self._next_request = None
+        self.paused = False
+        self.dataReceived(b"")
+        if not (self._body_paused or self._waitingForTransport or self._handlingRequest):
+            self._networkProducer.resumeProducing()
+        self._hold_reading()
+
+    def _hold_reading(self) -> None:
+        """Read nothing while enough waits."""
+        if self._body_paused or (self.paused and len(self._buffer) > MAX_BACKLOG):
+            self._networkProducer.pauseProducing()
 
     def refuse(self, status: int, words: str) -> None:
         """Answer a request that is no request, and close the connection."""
@@ -232,7 +267,7 @@ class Channel(_Untyped):  # type: ignore[misc]
 
     def _linger(self) -> None:
         """Discard what the client sends until it closes the connection."""
-        self._body_paused = False
+        self._body_paused = self.paused = False
         self._enter(_Phase.LINGERING)
         self.setRawMode()
         self._networkProducer.resumeProducing()
@@ -252,8 +287,7 @@ class Channel(_Untyped):  # type: ignore[misc]
     def resumeProducing(self) -> None:
         self._full_since = None
         super().resumeProducing()
-        if self._body_paused:
-            self._networkProducer.pauseProducing()
+        self._hold_reading()
 
 
 def _is_over(elapsed: float, limit: float | None) -> bool:

@@ -313,12 +313,19 @@ class Shapes(ChannelTestCase):
         """Requests that come together are answered in their order; behind a slow one the rest is not read without a bound."""
         client = self.client()
         client.send(b"".join(encode("GET", f"/plain?{number}") for number in range(300)))
-        self.assertEqual(self.statuses(client), [200] * 300)
+        # Each has a turn of the reactor, so that other connections have theirs between them.
+        self.assertEqual(self.statuses(client), [200])
+        client.send(encode("GET", "/plain?299") * 400)
+        self.assertEqual(client.transport.producerState, "paused")
+        self.clock.pump([0] * 1000)
+        self.assertEqual(self.statuses(client), [200] * 699)
+        self.assertEqual(client.transport.producerState, "producing")
         self.assertEqual(self.plain.seen[-1], b"/plain?299")
         client.send(encode("GET", "/silent"))
         client.send(encode("GET", "/plain") * 1000)
         self.assertEqual(client.transport.producerState, "paused")
         self.silent.request.finish()
+        self.clock.pump([0] * 1100)
         self.assertEqual(self.statuses(client)[1:], [200] * 1000)
 
     def test_continue(self) -> None:
