@@ -10,6 +10,7 @@ from dicomtwist.errors import DataSetError
 
 __all__ = [
     "InvalidPixels",
+    "InvalidView",
     "NoSuchFrame",
     "PixelsCrashed",
     "PixelsFailed",
@@ -37,6 +38,10 @@ class NoSuchFrame(PixelsFailed):
     """The image has fewer frames."""
 
 
+class InvalidView(PixelsFailed):
+    """The region that is asked for is outside of the image."""
+
+
 class PixelsTooLarge(PixelsFailed):
     """The image, or the result, is larger than a limit allows, or needs more memory than a process may have."""
 
@@ -54,7 +59,8 @@ class PixelsStopped(PixelsFailed):
 
 
 _KINDS: Final = {
-    kind.__name__: kind for kind in (PixelsFailed, UnsupportedPixels, InvalidPixels, NoSuchFrame, PixelsTooLarge)
+    kind.__name__: kind
+    for kind in (PixelsFailed, UnsupportedPixels, InvalidPixels, InvalidView, NoSuchFrame, PixelsTooLarge)
 }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final, NamedTuple
 
-from dicomtwist.pixels.errors import InvalidPixels
+from dicomtwist.pixels.errors import InvalidView
 
 __all__ = ["LINEAR", "LINEAR_EXACT", "MEDIA_TYPES", "QUALITY", "SIGMOID", "RenderOptions", "View", "Window"]
 
@@ -76,7 +76,7 @@ class View:
         """
         Return the region of an image: left, top, right, bottom, in pixels.
 
-        :raises InvalidPixels: it is outside of the image.
+        :raises InvalidView: it is outside of the image.
         """
         if self.fractions is not None:
             left, top, right, bottom = self.fractions
@@ -88,7 +88,7 @@ class View:
             )
         left, top = int(self.left), int(self.top)
         if left >= columns or top >= rows:
-            raise InvalidPixels("the region is outside of the image")
+            raise InvalidView("the region is outside of the image")
         right = columns if self.region_width is None else min(columns, round(self.left + self.region_width))
         bottom = rows if self.region_height is None else min(rows, round(self.top + self.region_height))
         return left, top, max(right, left + 1), max(bottom, top + 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict
 from typing import Any, Final, TypeAlias
 
@@ -285,7 +285,7 @@ class Transcoded:
             ahead.addErrback(lambda _: None)
             ahead.cancel()
 
-    async def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
+    async def __aiter__(self) -> AsyncGenerator[bytes | memoryview, None]:
         """Iterate over the pieces."""
         try:
             is_last = False

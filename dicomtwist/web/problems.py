@@ -14,6 +14,14 @@ from dicomtwist.dicomweb.media_types import MediaTypeError
 from dicomtwist.dicomweb.multipart import MultipartError, MultipartTooLarge
 from dicomtwist.dicomweb.parameters import ParameterError
 from dicomtwist.errors import DataSetError, ExecutorFull
+from dicomtwist.pixels.errors import (
+    InvalidView,
+    NoSuchFrame,
+    PixelsFailed,
+    PixelsStopped,
+    PixelsTooLarge,
+    UnsupportedPixels,
+)
 from dicomtwist.web.http.body import BodyFailed, BodyTooLong
 
 __all__ = ["Problem", "problem_of"]
@@ -48,6 +56,8 @@ def problem_of(error: BaseException) -> Problem | None:
         return error
     if isinstance(error, MediaTypeError | MultipartError | ParameterError | InvalidIdentifier):
         return Problem(413 if isinstance(error, MultipartTooLarge) else 400, str(error))
+    if isinstance(error, PixelsFailed):
+        return _problem_of_pixels(error)
     if isinstance(error, DataSetError):
         return Problem(400, str(error) if error.__cause__ is None else "a data set that cannot be read")
     if isinstance(error, BodyTooLong):
@@ -63,6 +73,21 @@ def problem_of(error: BaseException) -> Problem | None:
     if isinstance(error, StoreError):
         return _later("the storage is not available now")
     return None
+
+
+def _problem_of_pixels(error: PixelsFailed) -> Problem:
+    if isinstance(error, PixelsStopped):
+        return _later("the server stops")
+    if isinstance(error, NoSuchFrame):
+        return Problem(404, str(error))
+    if isinstance(error, InvalidView):
+        return Problem(400, str(error))
+    if isinstance(error, UnsupportedPixels):
+        return Problem(406, f"the instance cannot be rendered or converted: {error}")
+    if isinstance(error, PixelsTooLarge):
+        return Problem(413, str(error))
+    # The words of a codec may quote what the file has.
+    return Problem(500, "the pixel data cannot be decoded")
 
 
 def _later(words: str) -> Problem:

@@ -1,13 +1,246 @@
 """
-Rendered resources: images for display (PS3.18 10.4.1.1.3).
+Rendered resources and thumbnails: images for display (PS3.18 10.4.1.1.3, 10.4.1.1.5).
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict
+from hashlib import blake2b
 from typing import Final
 
+from dicomtwist.access.rules import Operation
+from dicomtwist.archive.query.search import StoredInstance
+from dicomtwist.archive.storage.types import InstanceUIDs
+from dicomtwist.dicomweb.media_types import Category, Representation
+from dicomtwist.dicomweb.multipart import MultipartWriter
+from dicomtwist.dicomweb.rendered import Rendering, parse_frames, parse_rendering
+from dicomtwist.pixels.errors import UnsupportedPixels
+from dicomtwist.pixels.options import MEDIA_TYPES, RenderOptions, View, Window
+from dicomtwist.pixels.pool import Pixels
+from dicomtwist.web.problems import Problem
+from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.routes import Route
+from dicomtwist.web.services import Services
+from dicomtwist.web.wado.delivery import NOT_ACCEPTABLE, is_unchanged, open_stored, quoted
+from dicomtwist.web.wado.instances import find_instances
 
-__all__ = ["ROUTES"]
+__all__ = ["ROUTES", "options_of", "pixels_of", "send_rendered"]
 
-ROUTES: Final[tuple[Route, ...]] = ()
+#: The greatest width and height of a thumbnail, in pixels.
+MAX_THUMBNAIL: Final = 256
+#: The most instances of a study or a series that are tried for a thumbnail of it, since some have no image.
+MAX_TRIED: Final = 8
+#: The most frames of one response; each is made and sent before the next one.
+MAX_RENDERED: Final = 1000
+
+
+async def retrieve_rendered(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
+    """Answer with a rendered image of an instance, of some of its frames, or of a series or study."""
+    rendering = parse_rendering(request.query)
+    frames = parse_frames(values["frames"]) if "frames" in values else ()
+    representation = request.accept.negotiate(Category.RENDERED, offers=MEDIA_TYPES)
+    if representation is None and len(frames) > 1 and any(one.multipart for one in request.accept.ranges):
+        representation = Representation(MEDIA_TYPES[0], False)
+    if representation is None:
+        raise Problem(406, NOT_ACCEPTABLE)
+    options = options_of(request, rendering, representation.media_type, is_animated=not frames)
+    uids = _uids(values)
+    if len(uids) < 3:
+        await _send_representative(request, services, uids, options)
+    elif len(frames) > 1:
+        await _send_frames(request, services, (uids[0], uids[1], uids[2]), frames, options)
+    else:
+        await send_rendered(request, services, (uids[0], uids[1], uids[2]), frames[0] if frames else 1, options)
+
+
+async def retrieve_thumbnail(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
+    """Answer with a small image of a study, a series, an instance, or a frame."""
+    rendering = parse_rendering(request.query, thumbnail=True)
+    representation = request.accept.negotiate(Category.RENDERED, offers=MEDIA_TYPES)
+    if representation is None:
+        raise Problem(406, NOT_ACCEPTABLE)
+    options = options_of(request, rendering, representation.media_type, is_thumbnail=True)
+    uids = _uids(values)
+    frames = parse_frames(values["frames"]) if "frames" in values else ()
+    if len(frames) > 1:
+        raise Problem(400, "a thumbnail shows one frame")
+    if len(uids) < 3:
+        await _send_representative(request, services, uids, options)
+    else:
+        frame = frames[0] if frames else None
+        await send_rendered(request, services, (uids[0], uids[1], uids[2]), frame, options)
+
+
+def options_of(
+    request: DICOMwebRequest,
+    rendering: Rendering,
+    media_type: str,
+    *,
+    is_animated: bool = False,
+    is_thumbnail: bool = False,
+) -> RenderOptions:
+    """
+    Return how an image is rendered, and warn of what is ignored.
+
+    :param rendering: the parameters of the request.
+    :param media_type: the media type of the response.
+    :param is_animated: whether a GIF has all frames.
+    :param is_thumbnail: whether it is a thumbnail, which is not larger than :data:`MAX_THUMBNAIL`.
+    """
+    for words in rendering.warnings:
+        request.warn(words)
+    if rendering.annotations:
+        request.warn("annotation is ignored: images are rendered without text")
+    if rendering.icc_profile not in (None, "no"):
+        request.warn("iccprofile is ignored: images are rendered without a profile")
+    viewport, window = rendering.viewport, rendering.window
+    view = None
+    if viewport is not None:
+        view = View(**asdict(viewport))
+    elif rendering.region is not None:
+        view = View(fractions=rendering.region)
+    if viewport is not None and rendering.region is not None:
+        view = View(viewport.width, viewport.height, fractions=rendering.region)
+    if is_thumbnail:
+        width, height = (MAX_THUMBNAIL, MAX_THUMBNAIL) if view is None else (view.width, view.height)
+        view = View(
+            min(width or MAX_THUMBNAIL, MAX_THUMBNAIL), min(height or MAX_THUMBNAIL, MAX_THUMBNAIL), enlarge=False
+        )
+    return RenderOptions(
+        media_type,
+        view,
+        None if window is None else Window(window.center, window.width, window.function),
+        rendering.quality,
+        is_animated and media_type == "image/gif",
+    )
+
+
+def pixels_of(services: Services) -> Pixels:
+    """
+    Return the processes that render images.
+
+    :raises Problem: there are none (501).
+    """
+    if services.pixels is None:
+        raise Problem(501, 'this server renders no images: it needs the extra "pixels", and --image-processes')
+    return services.pixels
+
+
+async def send_rendered(
+    request: DICOMwebRequest, services: Services, uids: InstanceUIDs, frame: int | None, options: RenderOptions
+) -> None:
+    """
+    Answer with a rendered frame, or with 304.
+
+    :param uids: the UIDs of the instance.
+    :param frame: the number of the frame, from 1; ``None`` for the one in the middle.
+    """
+    pixels_of(services)
+    stored, _ = await open_stored(request, services, uids, lambda _: None)
+    stored.close()
+    key = quoted(stored.version, _digest(frame, options))
+    if is_unchanged(request, key):
+        return
+    image = await _render(services, uids, key, frame, options)
+    request.answer(image, options.media_type)
+
+
+async def _render(services: Services, uids: InstanceUIDs, key: str, frame: int | None, options: RenderOptions) -> bytes:
+    """Return a rendered frame, from the cache if it has it."""
+    name = "/".join(uids) + key
+    image = services.rendered.get(name)
+    if image is None:
+        path = services.archive_server.archive.store.locate(*uids)
+        image = await pixels_of(services).render(path, frame, options)
+        services.rendered.put(name, image)
+    return image
+
+
+def _digest(frame: int | None, options: RenderOptions) -> str:
+    """Return a short text that is another one for every other frame and other options."""
+    return blake2b(repr((frame, options)).encode(), digest_size=12).hexdigest()
+
+
+async def _send_frames(
+    request: DICOMwebRequest,
+    services: Services,
+    uids: InstanceUIDs,
+    frames: Sequence[int],
+    options: RenderOptions,
+) -> None:
+    """Answer with several frames, each a part of a multipart body."""
+    if len(frames) > MAX_RENDERED:
+        raise Problem(413, f"more than {MAX_RENDERED} frames")
+    pixels_of(services)
+    stored, _ = await open_stored(request, services, uids, lambda _: None)
+    stored.close()
+    url = f"{request.base_url}/studies/{uids[0]}/series/{uids[1]}/instances/{uids[2]}/frames"
+    writer = MultipartWriter()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for frame in frames:
+            key = quoted(stored.version, _digest(frame, options))
+            image = await _render(services, uids, key, frame, options)
+            headers = (("Content-Type", options.media_type), ("Content-Location", f"{url}/{frame}/rendered"))
+            yield writer.begin(headers)
+            yield image
+        yield writer.end()
+
+    content_type = Representation(options.media_type, True).content_type(writer.boundary)
+    await request.stream(pieces(), content_type)
+
+
+async def _send_representative(
+    request: DICOMwebRequest, services: Services, uids: Sequence[str], options: RenderOptions
+) -> None:
+    """
+    Answer with an image of an instance that stands for a study or a series: of the first one from the middle on that has one.
+
+    :raises Problem: there is no such study or series (404), or no image in it (406).
+    """
+    pixels_of(services)
+    found = await find_instances(request, services, uids)
+    middle, at = found.total // 2, 0
+    tried: list[StoredInstance] = []
+    earlier: list[StoredInstance] = []
+    async for page in found.pages():
+        for instance in page:
+            if at >= middle:
+                tried.append(instance)
+            else:
+                earlier.append(instance)
+            at += 1
+        del earlier[:-MAX_TRIED]
+        if len(tried) >= MAX_TRIED:
+            break
+    error: UnsupportedPixels | None = None
+    for instance in (*tried, *reversed(earlier))[:MAX_TRIED]:
+        try:
+            await send_rendered(request, services, instance.uids, None, options)
+            return
+        except UnsupportedPixels as problem:
+            error = problem
+    raise error or Problem(404, "there is no instance")
+
+
+def _uids(values: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(values[name] for name in ("study", "series", "instance") if name in values)
+
+
+_GET: Final = frozenset((Operation.GET,))
+_STUDY: Final = "/studies/{study}"
+_SERIES: Final = "/studies/{study}/series/{series}"
+_INSTANCE: Final = "/studies/{study}/series/{series}/instances/{instance}"
+_FRAMES: Final = "/studies/{study}/series/{series}/instances/{instance}/frames/{frames}"
+
+ROUTES: Final = (
+    Route("GET", f"{_STUDY}/rendered", _GET, retrieve_rendered, "a rendered image that stands for a study"),
+    Route("GET", f"{_SERIES}/rendered", _GET, retrieve_rendered, "a rendered image that stands for a series"),
+    Route("GET", f"{_INSTANCE}/rendered", _GET, retrieve_rendered, "an instance, rendered"),
+    Route("GET", f"{_FRAMES}/rendered", _GET, retrieve_rendered, "frames of an instance, rendered"),
+    Route("GET", f"{_STUDY}/thumbnail", _GET, retrieve_thumbnail, "a thumbnail of a study"),
+    Route("GET", f"{_SERIES}/thumbnail", _GET, retrieve_thumbnail, "a thumbnail of a series"),
+    Route("GET", f"{_INSTANCE}/thumbnail", _GET, retrieve_thumbnail, "a thumbnail of an instance"),
+    Route("GET", f"{_FRAMES}/thumbnail", _GET, retrieve_thumbnail, "a thumbnail of a frame"),
+)

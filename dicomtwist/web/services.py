@@ -15,6 +15,7 @@ from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.pixels.pool import Pixels
 from dicomtwist.runtime.networks import Networks
 from dicomtwist.web.http.limits import HTTPLimits
+from dicomtwist.web.image_cache import ImageCache
 
 __all__ = ["Services"]
 
@@ -34,6 +35,7 @@ class Services:
     :ivar pixels: the processes that decode and render pixel data, ``None`` without them.
     :ivar files: opens stored instances.
     :ivar frame_tables: finds their frames.
+    :ivar rendered: rendered images that are kept.
     :ivar documents: the metadata of series.
     :ivar finder: searches the index.
     """
@@ -47,6 +49,7 @@ class Services:
     pixels: Pixels | None = None
     files: StoredFiles = field(init=False)
     frame_tables: FrameTables = field(init=False)
+    rendered: ImageCache = field(default_factory=ImageCache)
     documents: SeriesDocuments = field(init=False)
     finder: Finder = field(init=False)
 

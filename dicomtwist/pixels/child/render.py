@@ -41,7 +41,8 @@ def render(image: Image, frame: int, options: RenderOptions) -> bytes:
     :param options: how it is rendered.
     :returns: the encoded image.
     :raises NoSuchFrame: there are fewer frames.
-    :raises InvalidPixels: the frame cannot be decoded, or the region is outside of it.
+    :raises InvalidPixels: the frame cannot be decoded.
+    :raises InvalidView: the region is outside of it.
     :raises UnsupportedPixels: it cannot be displayed, or the media type is unknown.
     :raises PixelsTooLarge: the result would have more than :data:`MAX_PIXELS`.
     """

@@ -18,7 +18,7 @@ from dicomtwist.pixels.child.codecs import FrameFormat
 from dicomtwist.pixels.child.grayscale import displayed
 from dicomtwist.pixels.child.image import Image, open_image
 from dicomtwist.pixels.child.render import render
-from dicomtwist.pixels.errors import InvalidPixels, NoSuchFrame, PixelsTooLarge, UnsupportedPixels
+from dicomtwist.pixels.errors import InvalidView, NoSuchFrame, PixelsTooLarge, UnsupportedPixels
 from dicomtwist.pixels.options import RenderOptions, View, Window
 from tests.pixels.child.images import images, without_warnings
 
@@ -183,7 +183,7 @@ class Views(unittest.TestCase):
 
     def test_outside(self) -> None:
         image = opened()
-        self.assertRaises(InvalidPixels, render, image, 0, RenderOptions(view=View(10, 10, 128, 0)))
+        self.assertRaises(InvalidView, render, image, 0, RenderOptions(view=View(10, 10, 128, 0)))
         wide = opened(PixelSpacing=[1, 10])
         self.assertRaises(PixelsTooLarge, render, wide, 0, RenderOptions(view=View(None, 8192)))
         self.assertRaises(NoSuchFrame, render, image, 1, RenderOptions())

@@ -1,0 +1,166 @@
+"""dicomtwist.web.rendered: rendered images and thumbnails."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+from PIL import Image as Picture
+
+from dicomtwist.pixels.pool import Pixels
+from tests.web.site import Response, reactor
+from tests.web.wado.sample import WADOTestCase, image, test_file
+from tests.web.wado.test_frames import parts_of
+
+
+def picture_of(response: Response) -> Any:
+    return Picture.open(BytesIO(response.body))
+
+
+class RenderedTestCase(WADOTestCase):
+    """A site whose images are rendered by one process."""
+
+    timeout = 120
+
+    def setUp(self) -> None:
+        super().setUp()
+        pixels = self.services.pixels = Pixels(reactor, processes=1)
+        self.addCleanup(pixels.stop)
+
+
+class Rendered(RenderedTestCase):
+    async def test_media_types(self) -> None:
+        (uids,) = await self.store(test_file("CT_small.dcm"))
+        client = self.client()
+        path = self.path(uids, "/rendered")
+        browser = "text/html,application/xhtml+xml,image/avif,image/webp,image/apng,*/*;q=0.8"
+        for accepted, media_type in (
+            ("", "image/jpeg"),
+            ("*/*", "image/jpeg"),
+            (browser, "image/jpeg"),
+            ("image/jpeg", "image/jpeg"),
+            ("image/png", "image/png"),
+            ("image/gif;q=0.5, image/png;q=0.9", "image/png"),
+            ("image/gif", "image/gif"),
+        ):
+            response = await client.request("GET", path, [("Accept", accepted)] if accepted else [])
+            self.assertEqual((response.status, response.headers["content-type"]), (200, media_type), accepted)
+            self.assertEqual(int(response.headers["content-length"]), len(response.body))
+            self.assertEqual(picture_of(response).size, (128, 128))
+            self.assertEqual(f"image/{picture_of(response).format.lower()}", media_type)
+        for accepted in ("image/jls", "application/dicom", "text/html", "video/mp4"):
+            self.assertEqual((await client.request("GET", path, [("Accept", accepted)])).status, 406, accepted)
+
+    async def test_parameters(self) -> None:
+        (uids,) = await self.store(test_file("CT_small.dcm"))
+        client = self.client()
+        path = self.path(uids, "/rendered")
+        for query, size in (
+            ("viewport=64,64", (64, 64)),
+            ("viewport=64,32", (32, 32)),
+            ("viewport=256,256,0,0,64,64", (256, 256)),
+            ("window=40,400,linear", (128, 128)),
+            ("window=40,400,SIGMOID&quality=10", (128, 128)),
+        ):
+            response = await client.request("GET", f"{path}?{query}")
+            self.assertEqual((response.status, picture_of(response).size), (200, size), query)
+        for query, status in (
+            ("viewport=0,5", 400),
+            ("viewport=a", 400),
+            ("viewport=10,10,200,0", 400),
+            ("window=40", 400),
+            ("window=1,0,linear", 400),
+            ("quality=0", 400),
+        ):
+            self.assertEqual((await client.request("GET", f"{path}?{query}")).status, status, query)
+        response = await client.request("GET", f"{path}?annotation=patient,technique&iccprofile=srgb&other=1")
+        self.assertEqual(response.status, 200)
+        for words in ("annotation", "iccprofile", "other"):
+            self.assertIn(words, response.headers["warning"])
+
+    async def test_unchanged(self) -> None:
+        (uids,) = await self.store(test_file("CT_small.dcm"))
+        client = self.client()
+        path = self.path(uids, "/rendered")
+        response = await client.request("GET", path)
+        tag = [("If-None-Match", response.headers["etag"])]
+        self.assertEqual((await client.request("GET", path, tag)).status, 304)
+        other = await client.request("GET", f"{path}?quality=50", tag)
+        self.assertEqual(other.status, 200)
+        self.assertNotEqual(other.headers["etag"], response.headers["etag"])
+        head = await client.request("HEAD", path)
+        self.assertEqual(head.headers["content-length"], str(len(response.body)))
+
+    async def test_frames(self) -> None:
+        frames = bytes(range(32)), bytes(range(32, 0, -1)), bytes(16) + bytes(range(16))
+        (uids,) = await self.store(image(NumberOfFrames=3, PixelData=b"".join(frames)))
+        client = self.client()
+        response = await client.request("GET", self.path(uids, "/frames/2/rendered"))
+        self.assertEqual((response.status, picture_of(response).size), (200, (4, 4)))
+        response = await client.request("GET", self.path(uids, "/frames/3,1/rendered"))
+        self.assertEqual(response.status, 200)
+        parts = parts_of(response)
+        self.assertEqual([headers["content-type"] for headers, _ in parts], ["image/jpeg"] * 2)
+        self.assertTrue(parts[0][0]["content-location"].endswith("/frames/3/rendered"))
+        for path, status in (("/frames/4/rendered", 404), ("/frames/0/rendered", 400), ("/frames/a/rendered", 400)):
+            self.assertEqual((await client.request("GET", self.path(uids, path))).status, status, path)
+        animated = await client.request("GET", self.path(uids, "/rendered"), [("Accept", "image/gif")])
+        self.assertEqual(picture_of(animated).n_frames, 3)
+
+    async def test_no_image(self) -> None:
+        without = image(2)
+        del without.PixelData
+        first, second = await self.store(image(1), without)
+        client = self.client()
+        self.assertEqual((await client.request("GET", self.path(second, "/rendered"))).status, 406)
+        missing = (first[0], first[1], "1.9")
+        self.assertEqual((await client.request("GET", self.path(missing, "/rendered"))).status, 404)
+        damaged = image(3, Rows=400)
+        (third,) = await self.store(damaged)
+        response = await client.request("GET", self.path(third, "/rendered"))
+        self.assertEqual(response.status, 500)
+        self.assertEqual(response.json["words"], "the pixel data cannot be decoded")
+
+    async def test_no_processes(self) -> None:
+        (uids,) = await self.store(image())
+        self.services.pixels = None
+        response = await self.client().request("GET", self.path(uids, "/rendered"))
+        self.assertEqual(response.status, 501)
+        self.assertIn("pixels", response.json["words"])
+
+
+class Thumbnails(RenderedTestCase):
+    async def test_every_level(self) -> None:
+        uids, *_ = await self.store(test_file("JPEG2000.dcm"))
+        client = self.client()
+        for count in (1, 2, 3):
+            response = await client.request("GET", self.path(uids[:count], "/thumbnail"))
+            self.assertEqual(response.status, 200, response.body)
+            self.assertEqual(picture_of(response).size, (64, 256))
+        response = await client.request("GET", self.path(uids, "/frames/1/thumbnail?viewport=100,100"))
+        self.assertEqual(picture_of(response).size, (25, 100))
+        for path, status in (("/thumbnail?viewport=1,2,3,4", 400), ("/frames/2/thumbnail", 404)):
+            self.assertEqual((await client.request("GET", self.path(uids, path))).status, status)
+        for level in (("1.9",), (uids[0], "1.9")):
+            self.assertEqual((await client.request("GET", self.path(level, "/thumbnail"))).status, 404)
+
+    async def test_an_instance_without_an_image(self) -> None:
+        """It does not stand for its series, if there is another one."""
+        without = image(2)
+        del without.PixelData
+        first, _ = await self.store(image(1), without)
+        client = self.client()
+        for path in ("/thumbnail", "/rendered"):
+            response = await client.request("GET", self.path(first[:2], path))
+            self.assertEqual((response.status, picture_of(response).size), (200, (4, 4)))
+
+    async def test_cache(self) -> None:
+        (uids,) = await self.store(image())
+        client = self.client()
+        path = self.path(uids, "/thumbnail")
+        first = await client.request("GET", path)
+        pixels = self.services.pixels
+        assert pixels is not None
+        await pixels.stop()
+        self.assertEqual((await client.request("GET", path)).body, first.body)
+        self.assertEqual((await client.request("GET", path + "?viewport=2,2")).status, 503)
