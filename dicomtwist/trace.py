@@ -26,7 +26,7 @@ from dicomtwist.association.log_lines import refusal
 from dicomtwist.dimse.messages import CStoreRQ, Message, NActionRQ, NEventReportRQ, Response
 from dicomtwist.dimse.status import meaning
 from dicomtwist.errors import AssociationRejected
-from dicomtwist.logs import TextLog, one_line
+from dicomtwist.logs import MAX_MESSAGE, TextLog, one_line
 from dicomtwist.presentation import PresentationContext
 from dicomtwist.ul.items import RoleSelection, UserIdentity, UserInformation
 from dicomtwist.ul.pdu import AAssociateRQ
@@ -35,6 +35,8 @@ __all__ = ["debug_logger", "trace", "untrace"]
 
 #: The most transfer syntaxes of one context that a line names.
 MAX_SYNTAXES: Final = 40
+#: The most contexts alike that have a line each. Scripts propose 128 contexts by default.
+_MAX_ALIKE: Final = 8
 #: The most bytes of an extended negotiation item that a line shows.
 _MAX_INFORMATION: Final = 32
 
@@ -71,11 +73,16 @@ class _Printed:
     """An observer that writes what this library logs to *file*."""
 
     def __init__(self, file: TextIO) -> None:
-        self._log = TextLog(file)
+        self._log: TextLog | None = TextLog(file)
 
     def __call__(self, event: LogEvent) -> None:
-        if str(event.get("log_namespace", "")).startswith("dicomtwist"):
+        if self._log is None or not str(event.get("log_namespace", "")).startswith("dicomtwist"):
+            return
+        try:
             self._log(event)
+        except (BrokenPipeError, ValueError):
+            # The reader is gone, such as head, or the file is closed. Twisted would log a traceback for each line.
+            self._log = None
 
 
 _printed: list[_Printed] = []
@@ -227,11 +234,36 @@ def _accepted(event: evt.Event) -> None:
         f" {_about(event.pdu.user_information)}",
     )
     proposals = _proposals.pop(assoc, {})
+    alike: dict[str, list[tuple[PresentationContext, tuple[str, ...]]]] = {}
     for context in sorted([*accepted, *rejected], key=lambda one: one.context_id or 0):
-        proposed = proposals.get(context.context_id or 0) or context.transfer_syntax
-        _tell(assoc, f"   {_context(assoc, context, proposed)}", **_fields(context, proposed))
+        proposed = tuple(map(str, proposals.get(context.context_id or 0) or context.transfer_syntax))
+        alike.setdefault(_outcome(assoc, context, proposed), []).append((context, proposed))
+    for outcome, group in alike.items():
+        _log_contexts(assoc, outcome, group)
     for line in _items(event.pdu.user_information):
         _tell(assoc, f"   {line}")
+
+
+def _log_contexts(assoc: Association, outcome: str, group: list[tuple[PresentationContext, tuple[str, ...]]]) -> None:
+    """Log contexts that have the same outcome: each on a line of its own, or many together."""
+    room = 0 if len(group) <= _MAX_ALIKE else MAX_MESSAGE - len(outcome) - 100  # a longer line would be cut
+    names = [f"{one.context_id} {uid_name(str(one.abstract_syntax))}" for one, _ in group]
+    start = stop = 0
+    while stop < len(group):
+        length = 0
+        while stop < len(group) and (stop == start or length + len(names[stop]) < room):
+            length += len(names[stop]) + 2
+            stop += 1
+        part = [context for context, _ in group[start:stop]]
+        fields = _fields(*group[start])
+        if len(part) > 1:
+            fields["context_id"] = [one.context_id for one in part]
+            fields["abstract_syntax"] = [str(one.abstract_syntax) for one in part]
+            line = f"{len(part)} contexts: {outcome}: {', '.join(names[start:stop])}"
+        else:
+            line = f"context {part[0].context_id}: {uid_name(str(part[0].abstract_syntax))}: {outcome}"
+        _tell(assoc, f"   {line}", **fields)
+        start = stop
 
 
 def _fields(context: PresentationContext, proposed: Iterable[str]) -> dict[str, object]:
@@ -244,9 +276,9 @@ def _fields(context: PresentationContext, proposed: Iterable[str]) -> dict[str, 
     }
 
 
-def _context(assoc: Any, context: PresentationContext, proposed: Iterable[str]) -> str:
-    abstract = str(context.abstract_syntax)
-    head = f"context {context.context_id}: {uid_name(abstract)}: proposed {_names(proposed)}"
+def _outcome(assoc: Any, context: PresentationContext, proposed: Iterable[str]) -> str:
+    """Return what was proposed in *context*, and what became of it."""
+    head = f"proposed {_names(proposed)}"
     if context.result == 0:
         roles = [name for name, has in (("SCU", context.as_scu), ("SCP", context.as_scp)) if has]
         return (

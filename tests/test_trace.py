@@ -12,17 +12,20 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist import (
     AE,
+    AllStoragePresentationContexts,
     AssociationRejected,
     AsyncOperationsWindow,
     SOPClassCommonExtended,
     SOPClassExtended,
     UserIdentity,
+    build_context,
     build_role,
     debug_logger,
     evt,
     trace,
 )
 from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, CStoreRQ, NActionRQ, make_response
+from dicomtwist.logs import MAX_MESSAGE
 from dicomtwist.sop_class import CTImageStorage, MRImageStorage, Verification
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelFind as FIND
 from dicomtwist.testing import MemoryNetwork
@@ -93,6 +96,27 @@ class Negotiation(TraceTestCase):
         self.assertNotIn("we support", "\n".join(self.lines(ours)))
         (event,) = [one for one in self.events if one.get("context_id") == 3 and one["association"] is ours]
         self.assertEqual((event["proposed"], event["accepted"], event["result"]), ([JPEG2000], None, 4))
+
+    def test_many_contexts_alike(self) -> None:
+        """Contexts in great number that have the same outcome share lines, with the ID and the name of each."""
+        trace.trace(self.scu)
+        self.serve()
+        contexts = [build_context(Verification, EXPLICIT), *AllStoragePresentationContexts[:100]]
+        ours = self.associate(contexts=contexts)
+        lines = [line for line in self.lines(ours) if "NOT accepted: abstract syntax not supported" in line]
+        refused = [one for one in ours.rejected_contexts if one.result == 3]
+        self.assertLess(len(lines), 6)
+        self.assertLess(max(map(len, lines)), MAX_MESSAGE)
+        for one in refused:
+            self.assertIn(f" {one.context_id} {one.abstract_syntax.name}", ", ".join(lines).replace(": ", ", "))
+        self.has("context 1: Verification SOP Class: proposed Explicit VR Little Endian; accepted", ours)
+        found: list[int] = []
+        for event in self.events:
+            if isinstance(event.get("context_id"), list):
+                self.assertEqual(len(event["context_id"]), len(event["abstract_syntax"]))
+                self.assertEqual((event["result"], event["accepted"]), (3, None))
+                found += event["context_id"]
+        self.assertEqual(found, [one.context_id for one in refused])
 
     def test_items(self) -> None:
         """Items of extended negotiation are shown; of a user identity the name of the user, and nothing secret."""
@@ -256,6 +280,24 @@ class Everywhere(TraceTestCase):
         trace.untrace()
         again = self.associate()
         self.assertFalse(again.observes_messages)
+
+    def test_file_that_is_gone(self) -> None:
+        """A pipe without a reader, or a closed file, ends the trace and nothing else: no traceback for each line."""
+        self.addCleanup(trace.untrace)
+        for broken in (BrokenPipeError("gone"), ValueError("I/O operation on closed file")):
+
+            class Gone(io.StringIO):
+                def write(self, text: str, broken: Exception = broken) -> int:
+                    raise broken
+
+            debug_logger(Gone())
+            self.addCleanup(globalLogPublisher.removeObserver, trace._printed[0])
+            self.serve()
+            self.scu.add_requested_context(Verification)
+            assoc = self.associate()
+            self.network.result_of(assoc.release())
+            self.network.result_of(self.server.shutdown())
+        self.assertFalse([event for event in self.events if "observer" in event])
 
     def test_one_association(self) -> None:
         self.serve()
