@@ -22,6 +22,10 @@ from dicomtwist.runtime.work import check_wanted
 __all__ = ["AnswerReader", "MakeEncoder", "RowEncoder", "Rows", "identifiers"]
 
 
+#: The number of computed values of each key that are kept for the next pages.
+MAX_KNOWN: Final = 1024
+
+
 class Rows(Protocol):
     """A compiled query and its rows, as :class:`~dicomtwist.archive.query.search.Search` has them."""
 
@@ -84,6 +88,7 @@ class AnswerReader:
         fields = [Field(key, self._add(key.level, key.column), query.sequences.get(key.tag)) for key in stored]
         # A row of the patient level has no id of a study, and no computed key of that level needs one.
         self._numbers = [self._add(key.level, "id") for key in self._computed]
+        self._known: list[dict[int, str]] = [{} for _ in self._computed]
         sets = {
             level: self._add(level, "character_set") for level in sorted({key.level for key in stored} | {query.level})
         }
@@ -105,11 +110,11 @@ class AnswerReader:
         if not self._computed:
             return self._encoded(rows)
         values = [
-            self._compute(key, {row[at] for row in rows}) for key, at in zip(self._computed, self._numbers, strict=True)
+            self._values(key, {row[at] for row in rows}, known)
+            for key, at, known in zip(self._computed, self._numbers, self._known, strict=True)
         ]
         return self._encoded(
-            (*row, *(found.get(row[at], empty) for (found, empty), at in zip(values, self._numbers, strict=True)))
-            for row in rows
+            (*row, *(found[row[at]] for found, at in zip(values, self._numbers, strict=True))) for row in rows
         )
 
     def _encoded(self, rows: Iterable[Sequence[Any]]) -> list[bytes]:
@@ -133,6 +138,24 @@ class AnswerReader:
                 reason=failures[0],
             )
         return answers
+
+    def _values(self, key: Attribute, numbers: set[int], known: dict[int, str]) -> dict[int, str]:
+        """
+        Return the value of *key* for each entity.
+
+        To count the instances of a large study takes longer than to read a page. An entity above the answers has the value
+        that it had for an earlier page.
+
+        :param known: the values of earlier pages.
+        """
+        missing = numbers - known.keys()
+        if len(known) + len(missing) > MAX_KNOWN:
+            known.clear()
+            missing = numbers
+        if missing:
+            found, empty = self._compute(key, missing)
+            known.update((number, found.get(number, empty)) for number in missing)
+        return known
 
     def _compute(self, key: Attribute, numbers: set[int]) -> tuple[dict[int, str], str]:
         """Return the value of *key* for each entity, and its value for an entity that has nothing below it."""

@@ -32,6 +32,7 @@ _CHARACTER_SET, _RETRIEVE_AE, _AVAILABILITY, _URL = 0x00080005, 0x00080054, 0x00
 _PLAIN: Final = re.compile(r"[0-9A-Za-z.:_+\-]+", re.ASCII)
 #: Bytes of a text that could not be decoded, and halves of characters; UTF-8 has no place for either.
 _UNDECODED: Final = re.compile("[\U0010ff00-\U0010ffff\ud800-\udfff]")
+_UNKNOWN: Final = "\ufffd"
 
 #: The VRs whose values are texts in JSON, and have no character set.
 _PLAIN_VRS: Final = frozenset(("AS", "CS", "DA", "DT", "TM", "UI"))
@@ -129,7 +130,8 @@ def _part(field: Field) -> _Part:
             return f'{head},"Value":["{text}"]}}' if _PLAIN.fullmatch(text) else attribute(tag, text, vr)
 
         return plain
-    return lambda text: attribute(tag, text, vr)
+    # A byte that could not be decoded becomes one U+FFFD here; its encoding in UTF-8 would become four.
+    return lambda text: attribute(tag, text if text.isascii() else _UNDECODED.sub(_UNKNOWN, text), vr)
 
 
 def _sequence(head: str, tag: str, keys: Dataset | None) -> _Part:
@@ -145,7 +147,7 @@ def _sequence(head: str, tag: str, keys: Dataset | None) -> _Part:
                 pass  # stored values that are not JSON: the answer goes without, as that to a C-FIND does
             else:
                 if chosen:
-                    return f'{head},"Value":{_UNDECODED.sub(chr(0xFFFD), written)}}}'
+                    return f'{head},"Value":{_UNDECODED.sub(_UNKNOWN, written)}}}'
         return f"{head}}}"
 
     return sequence
