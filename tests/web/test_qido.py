@@ -8,11 +8,14 @@ from unittest import mock
 from urllib.parse import quote
 
 from pydicom import Dataset
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 
 from dicomtwist.archive.index import reading
 from dicomtwist.archive.index.index import IndexFailed
 from dicomtwist.archive.query import search as searching
+from dicomtwist.archive.query.answer_reader import AnswerReader
 from dicomtwist.archive.query.compiler import Negotiated
 from dicomtwist.dicomweb.parameters import parse_search
 from tests.archive.samples import ask, dataset, keep
@@ -326,6 +329,40 @@ class Searches(SiteTestCase):
             client.lose()
         self.assertEqual(cancelled, [True])
         self.clients.clear()
+
+    async def test_client_that_does_not_read(self) -> None:
+        """The next page is read when the connection takes it, and not while it is paused."""
+        pages: list[int] = []
+        read = AnswerReader.read
+
+        def counted(reader: Any, page: Any) -> list[bytes]:
+            pages.append(len(page))
+            return read(reader, page)
+
+        client = self.client()
+        transport: Any = client.transport
+        write = transport.write
+
+        def written(data: bytes) -> None:
+            write(data)
+            transport.producer.pauseProducing()
+
+        with (
+            mock.patch.object(searching, "FIRST_PAGE_SIZE", 1),
+            mock.patch("dicomtwist.web.qido.FIRST_PAGE_SIZE", 1),
+            mock.patch.object(AnswerReader, "read", counted),
+        ):
+            with mock.patch.object(transport, "write", written):
+                client.send(encode("GET", "/dicom-web/instances"))
+                while b"[{" not in transport.value():
+                    await transport.changed
+                    await deferLater(reactor, 0)
+            self.assertEqual(self.ae.executors.querying.vitals.queued, 0)
+            self.assertEqual(pages, [1])
+            transport.producer.resumeProducing()
+            response = await client.response()
+        self.assertEqual(len(response.json), 12)
+        self.assertEqual(pages, [1, 2, 4, 5])
 
     async def test_answers_as_to_c_find(self) -> None:
         """Queries give the same entities and attributes as a C-FIND with the same keys."""

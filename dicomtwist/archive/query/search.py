@@ -19,6 +19,7 @@ from array import array
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
+from functools import cached_property
 from typing import Any, Final, Generic, TypeVar
 
 from pydicom import Dataset
@@ -371,7 +372,8 @@ class _Matching:
         if any(column.table is study for wanted, _ in query.residual for column in wanted if hasattr(column, "table")):
             joined.add(Level.STUDY)
         unique = [unique_column(level).in_(values) for level, values in query.unique.items()]
-        self.statement = joined_to(select(*columns), query.level, joined).where(*query.criteria, *unique)
+        self._from = columns, query.level, joined, (*query.criteria, *unique)
+        self.statement = self._selected()
         self.numbers = array("q")
         self._has_limit = part.limit is not None and part.limit <= MAX_MATCHES
         self._most = 1 + (part.limit if part.limit is not None and self._has_limit else MAX_MATCHES)
@@ -379,6 +381,15 @@ class _Matching:
             self._most += part.counted
         # The matches that are still to be left out.
         self._skipped = part.offset
+
+    @cached_property
+    def statement_by_id(self) -> Select[Any]:
+        """The statement for a range of ids, which the database reads and no others."""
+        return self._selected(by_id=True)
+
+    def _selected(self, *, by_id: bool = False) -> Select[Any]:
+        columns, level, joined, criteria = self._from
+        return joined_to(select(*columns), level, joined, by_id=by_id).where(*criteria)
 
     @property
     def is_complete(self) -> bool:
@@ -461,7 +472,8 @@ class Search:
         matching = _Matching(self.query, set(), self.part)
         backwards = self.part.newest_first
         above, up_to = matching.id > bindparam("above"), matching.id <= bindparam("up_to")
-        statement = matching.statement.where(above, up_to).order_by(matching.id.desc() if backwards else matching.id)
+        order = matching.id.desc() if backwards else matching.id
+        statement = matching.statement.where(above, up_to).order_by(order)
         # The entities with ids above the one and up to the other are not tested yet.
         low, high = 0, _HIGHEST_ID
         window = 0  # the range of ids of the next statement, 0 for all
@@ -480,6 +492,7 @@ class Search:
                         if first is None:
                             return matching.numbers
                         start, end = (first - window, high) if backwards else (low, first + window - 1)
+                        statement = matching.statement_by_id.where(above, up_to).order_by(order)
                         connection.execution_options(compiled_cache=compiled)
                     is_whole = untested == (0, _HIGHEST_ID) and not window
                     for at in matching.batches(connection, statement, is_whole=is_whole, above=start, up_to=end):

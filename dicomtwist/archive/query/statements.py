@@ -76,12 +76,18 @@ def retrieval_of_one(
     return str(compiled), tuple(compiled.positiontup) if compiled.positional else None, compiled.params
 
 
-def joined_to(statement: Select[Any], level: Level, levels: set[Level]) -> Select[Any]:
-    """Join the table of *level* to the tables above it, up to the highest of *levels*."""
+def joined_to(statement: Select[Any], level: Level, levels: set[Level], *, by_id: bool = False) -> Select[Any]:
+    """
+    Join the table of *level* to the tables above it, up to the highest of *levels*.
+
+    :param by_id: whether the database finds the entities of *level* by a range of ids, and the tables above by them: not all
+        entities that are below one, which may be a million.
+    """
     statement = statement.select_from(TABLES[level])
     chain = ((Level.SERIES, instance, series), (Level.STUDY, series, study), (Level.PATIENT, study, patient))
     highest = min(levels, default=level)
     for upper, child, parent in chain:
         if highest <= upper < level:
-            statement = statement.join(parent, child.c.parent == parent.c.id)
+            below = child.c.parent + 0 if by_id and child is TABLES[level] else child.c.parent  # an index has no sums
+            statement = statement.join(parent, below == parent.c.id)
     return statement

@@ -193,6 +193,19 @@ class Costs(TestCase):
                     return turns, end.value
                 turns += 1
 
+    def test_ranges_of_ids(self) -> None:
+        """The statement for a range of ids reads these entities alone, not all instances of a series of a million."""
+        matching = search._Matching(compiled(SeriesInstanceUID="1.2.3", ImageType="*A*"), set())
+        plans = []
+        for statement in (matching.statement, matching.statement_by_id):
+            bounded = statement.where(matching.id > 0, matching.id <= 10).order_by(matching.id)
+            driver = bounded.compile(self.engine, compile_kwargs={"literal_binds": True})
+            with self.engine.connect() as connection:
+                plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {driver}").all()
+            plans.append(" ".join(row[3] for row in plan))
+        self.assertIn("instance_in_series", plans[0])
+        self.assertIn("SEARCH instance USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)", plans[1])
+
     def test_turns_end(self) -> None:
         """A statement that is slow for each row gives way as well, and holds no connection between its turns."""
         one = Search(self.engine, compiled(ImageType="*A*"))
