@@ -10,7 +10,8 @@ each head: stale frames have another one, and no sender can forge a head inside 
 Frames that are written together are synced together. Each of them states in *synced* where the first of them begins: all
 frames before that offset had been acknowledged. So a bad frame before the highest *synced* of a segment is damage to an
 acknowledged instance. A bad frame behind it belongs to the last batch: most likely its sync had not ended, so that no sender
-had an answer. Damage to the last batch after its acknowledgement looks alike.
+had an answer. Damage to the last batch after its acknowledgement looks alike, unless the segment was made
+shorter.
 """
 
 from __future__ import annotations
@@ -239,6 +240,8 @@ def scan(read: _Read, size: int, generation: bytes) -> Iterator[Found | Damaged]
     """
     heads = list(_heads(read, size, generation))
     acknowledged = max((head.synced for head in heads), default=0)
+    # No write makes such a segment longer, so a frame that its end cuts off is no torn write: the segment was made shorter.
+    preallocated = acknowledged > 0
     if _is_garbage(read(0, ALIGNMENT)):
         # Nothing but heads is written into the first sector, and a medium writes a sector whole or not at all: this is no torn
         # write.
@@ -251,7 +254,9 @@ def scan(read: _Read, size: int, generation: bytes) -> Iterator[Found | Damaged]
             yield Damaged(here, head.offset, here < acknowledged)
         here = head.end
         if head.kind != _VOID:
-            yield _read(read, head, head.offset < acknowledged)
+            yield _read(read, head, head.offset < acknowledged or (preallocated and head.end > size))
+    if preallocated and here < size and size % ALIGNMENT:
+        yield Damaged(here, size, True)
 
 
 def _read(read: _Read, head: _Head, acknowledged: bool) -> Found | Damaged:

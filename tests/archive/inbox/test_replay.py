@@ -211,6 +211,22 @@ class Replaying(InboxTestCase):
             archive.close()
             self.check(self.start_again())
 
+    def test_made_shorter(self) -> None:
+        """A segment that ends in an instance: what is left becomes files, and the log names what is lost."""
+        archive = self.open()
+        for number in range(5):
+            self.kept(archive, dataset(number))
+        die(archive)
+        (segment,) = (self.root / ".incoming").glob("inbox-*")
+        os.truncate(segment, segment.read_bytes().rindex(b"DICM") + 200)
+        self.acknowledged.pop(("1.2.1", "1.2.1.1", "1.2.1.1.4"))
+        archive = self.start_again()
+        self.check(archive)
+        if self.durability is Durability.FULL:
+            (name,) = self.incoming()
+            self.assertEqual(len(self.about(f"set aside as {name}")), 1)
+            self.assertEqual(len(self.about("1.2.1.1.4")), 1)
+
     def test_garbage_in_place_of_a_segment(self) -> None:
         self.left_over()
         folder = self.root / ".incoming"
