@@ -16,6 +16,7 @@ from dicomtwist.pixels.pool import Pixels
 from dicomtwist.runtime.networks import Networks
 from dicomtwist.web.http.limits import HTTPLimits
 from dicomtwist.web.image_cache import ImageCache
+from dicomtwist.web.response_cache import ResponseCache
 
 __all__ = ["Services"]
 
@@ -38,6 +39,7 @@ class Services:
     :ivar rendered: rendered images that are kept.
     :ivar documents: the metadata of series.
     :ivar finder: searches the index.
+    :ivar compressed: recent metadata, compressed.
     """
 
     archive_server: ArchiveServer
@@ -52,12 +54,14 @@ class Services:
     rendered: ImageCache = field(default_factory=ImageCache)
     documents: SeriesDocuments = field(init=False)
     finder: Finder = field(init=False)
+    compressed: ResponseCache = field(init=False)
 
     def __post_init__(self) -> None:
         server = self.archive_server
         executors = server.ae.executors
         self.files = StoredFiles(server.archive)
         self.frame_tables = FrameTables()
+        self.compressed = ResponseCache()
         self.documents = SeriesDocuments(server.archive, self.files, executors)
         self.finder = Finder(server.archive, executors.querying, server.ae.ae_title)
 

@@ -25,6 +25,8 @@ CHUNK: Final = 256 * 1024
 #: The longest table of a document, in bytes: that of 200,000 instances.
 MAX_TABLE: Final = 64 * 1024 * 1024
 
+#: The last character is a version: a change of the JSON that is made of data sets raises it, so that all documents are made
+#: again.
 _MAGIC: Final = b"DTWMETA1"
 _LENGTH: Final = Struct("<I")
 

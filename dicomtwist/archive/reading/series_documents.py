@@ -102,6 +102,7 @@ class SeriesDocuments:
         writer = SeriesDocumentWriter(versions, earlier)
         encoder = MetadataEncoder(self._default_charset)
         failures: list[str] = []
+        is_complete = True
         for uid in writer.missing:
             if is_turn_over():
                 yield
@@ -114,6 +115,7 @@ class SeriesDocuments:
             except Exception as error:
                 # The other instances are in the document.
                 failures.append(loggable(error))
+                is_complete = is_complete and not isinstance(error, OSError)  # which may be over at the next request
                 version, metadata = versions[uid], b""
             writer.add(uid, version, metadata)
         document = writer.finish()
@@ -124,7 +126,8 @@ class SeriesDocuments:
                 series=series_uid,
                 reason=failures[0],
             )
-        self._write(name, document)
+        if is_complete:
+            self._write(name, document)
         return document
 
     def _read(self, name: str) -> SeriesDocument | None:

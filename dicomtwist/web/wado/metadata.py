@@ -81,7 +81,8 @@ async def _send(
 ) -> None:
     is_gzip = _negotiate_gzip(request)
     versions = [version for document in documents for version in document.versions.values()]
-    if is_unchanged(request, _etag(request, versions, is_gzip)):
+    etag = _etag(request, versions, is_gzip)
+    if is_unchanged(request, etag):
         return
     unread = sum(document.unread for document in documents)
     if unread:
@@ -89,7 +90,11 @@ async def _send(
     pieces = _array(documents, request.base_url)
     if is_gzip:
         request.set_header("Content-Encoding", "gzip")
-        pieces = _gzip(pieces)
+        known = services.compressed.get(etag)
+        if known is not None:
+            request.answer(known, content_type)
+            return
+        pieces = services.compressed.kept(etag, _gzip(pieces))
     await request.stream(ThreadPieces(reading(request, services), pieces), content_type)
 
 

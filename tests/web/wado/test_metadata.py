@@ -51,6 +51,7 @@ class Metadata(WADOTestCase):
         packed = await client.request("GET", path, [("Accept-Encoding", "gzip, deflate, br")])
         self.assertEqual(packed.headers["content-encoding"], "gzip")
         self.assertEqual(packed.body, plain.body)
+        self.assertEqual((await client.request("GET", path, [("Accept-Encoding", "gzip")])).body, plain.body)
         self.assertNotEqual(packed.headers["etag"], plain.headers["etag"])
         for headers, status in (
             ([("If-None-Match", plain.headers["etag"])], 304),
