@@ -97,6 +97,7 @@ peers:
 	ls /usr/bin/dcmdump /usr/local/bin/dcmdump >/dev/null 2>&1 || command -v dcmdump >/dev/null || missing=dcmtk; \
 	command -v text2pcap >/dev/null && command -v tshark >/dev/null || missing="$$missing tshark"; \
 	ls /usr/sbin/Orthanc >/dev/null 2>&1 || command -v Orthanc >/dev/null || missing="$$missing orthanc"; \
+	ls /usr/share/orthanc/plugins/libOrthancDicomWeb.so >/dev/null 2>&1 || missing="$$missing orthanc-dicomweb"; \
 	command -v gdcmscu >/dev/null || missing="$$missing libgdcm-tools"; \
 	ls /usr/sbin/haproxy >/dev/null 2>&1 || command -v haproxy >/dev/null || missing="$$missing haproxy"; \
 	for shell in zsh fish; do command -v $$shell >/dev/null || missing="$$missing $$shell"; done; \

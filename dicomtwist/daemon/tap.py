@@ -101,12 +101,18 @@ def _http(options: Options, server: ArchiveServer) -> Any:
     if not options.http_endpoints:
         return None
     # twisted.web takes a tenth of a second to import, which a server without HTTP need not wait for.
+    from dicomtwist.web.http.limits import HTTPLimits
     from dicomtwist.web.http.server import HTTPServer
     from dicomtwist.web.root import make_site
     from dicomtwist.web.services import Services
 
+    settings = options.ae.settings
     services = Services(
         *(server, options.ae.reactor),
+        limits=HTTPLimits(
+            maximum_connections=settings.maximum_connections,
+            maximum_connections_per_peer=settings.maximum_connections_per_peer,
+        ),
         public_url=options["http-url"] or "",
         origins=frozenset(options["origins"]),
         trusted_proxies=options.networks,

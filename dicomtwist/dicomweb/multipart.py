@@ -30,8 +30,8 @@ MAX_HEADER_LENGTH: Final = 8 * 1024
 MAX_PARTS: Final = 100_000
 #: The most bytes before the first boundary, which have no meaning.
 MAX_PREAMBLE: Final = 64 * 1024
-#: The longest boundary (RFC 2046 5.1.1), and the most spaces and tabs behind one.
-MAX_BOUNDARY: Final = 70
+#: The longest boundary, and the most spaces and tabs behind one. RFC 2046 5.1.1 has 70 characters, and Orthanc sends 73.
+MAX_BOUNDARY: Final = 200
 MAX_PADDING: Final = 256
 
 _BOUNDARY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")

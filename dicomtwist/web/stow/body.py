@@ -53,6 +53,7 @@ class IncomingBody:
     :param ingest: receives the instances.
     :param sender: the sender.
     :param study: the Study Instance UID that all instances must have; ``""`` for any.
+    :param maximum: the most bytes of one instance; ``None`` for no limit.
 
     :ivar parts: the parts, in their order; those that were cut off are left out at the end.
     :ivar failure: why the rest of the body is not read: it is malformed, too long, or the connection is lost.
@@ -61,7 +62,13 @@ class IncomingBody:
     """
 
     def __init__(
-        self, body: Body, cutter: MultipartCutter | SinglePart, ingest: Ingest, sender: Sender, study: str = ""
+        self,
+        body: Body,
+        cutter: MultipartCutter | SinglePart,
+        ingest: Ingest,
+        sender: Sender,
+        study: str = "",
+        maximum: int | None = None,
     ) -> None:
         self.parts: list[IncomingPart] = []
         self.failure: BaseException | None = None
@@ -72,6 +79,7 @@ class IncomingBody:
         self._ingest = ingest
         self._sender = sender
         self._study = study
+        self._maximum = maximum
         self._events: deque[Event] = deque()
         self._current: IncomingPart | None = None
         self._in_flight = 0
@@ -143,7 +151,7 @@ class IncomingBody:
                 error = UnsupportedPart("a part whose media type is not application/dicom")
         except MediaTypeError as reason:
             error = UnsupportedPart(str(reason))
-        part = self._current = IncomingPart(self, self._ingest, self._sender, self._study, syntax)
+        part = self._current = IncomingPart(self, self._ingest, self._sender, self._study, syntax, self._maximum)
         self.parts.append(part)
         if error is not None:
             part.refuse(error)

@@ -76,7 +76,11 @@ async def store(request: DICOMwebRequest, services: Services, values: Mapping[st
     length = request.body.length
     if length is not None and length > services.limits.maximum_body:
         raise Problem(413, f"a body of more than {services.limits.maximum_body} bytes")
-    body = IncomingBody(request.body, cutter, server.ingest, _Client(request, services), values.get("study", ""))
+    body = IncomingBody(
+        *(request.body, cutter, server.ingest, _Client(request, services)),
+        study=values.get("study", ""),
+        maximum=server.ae.settings.maximum_object_size,
+    )
     begun = services.reactor.seconds()
     request.body.deliver_to(body)
     await body.done

@@ -15,7 +15,7 @@ from dicomtwist.datasets.identity import IDENTITY_LENGTH, instance_uids
 from dicomtwist.part10 import NO_TRANSFER_SYNTAX, FileMeta, NotDicomFile, read_file_meta
 from dicomtwist.settings import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
-__all__ = ["IncomingPart", "NotAnInstance", "UnsupportedPart"]
+__all__ = ["IncomingPart", "InstanceTooLong", "NotAnInstance", "UnsupportedPart"]
 
 #: The most bytes at the front of a part in which the File Meta Information and the UIDs are looked for.
 MAX_FRONT: Final = 256 * 1024
@@ -29,6 +29,10 @@ class NotAnInstance(Exception):
 
 class UnsupportedPart(NotAnInstance):
     """A part has another media type than application/dicom."""
+
+
+class InstanceTooLong(NotAnInstance):
+    """An instance is longer than the limit on one."""
 
 
 class _Owner(Protocol):
@@ -53,6 +57,7 @@ class IncomingPart:
     :param sender: the sender of the instance.
     :param study: the Study Instance UID that the instance must have; ``""`` for any.
     :param transfer_syntax: the transfer syntax in the header of the part, for a file that does not say.
+    :param maximum: the most bytes; ``None`` for no limit.
 
     :ivar sop_class: the SOP Class UID; ``""`` if it is not known.
     :ivar sop_instance: the SOP Instance UID, likewise.
@@ -63,24 +68,31 @@ class IncomingPart:
     """
 
     __slots__ = (
-        *("_front", "_incoming", "_ingest", "_needed", "_owner", "_sender", "_syntax"),
-        *("error", "is_done", "series", "size", "sop_class", "sop_instance", "study"),
+        *("_front", "_incoming", "_ingest", "_maximum", "_needed", "_owner", "_sender", "_syntax"),
+        *("_is_too_long", "error", "is_done", "series", "size", "sop_class", "sop_instance", "study"),
     )
 
     def __init__(
-        self, owner: _Owner, ingest: Ingest, sender: Sender, study: str = "", transfer_syntax: str = ""
+        self,
+        owner: _Owner,
+        ingest: Ingest,
+        sender: Sender,
+        study: str = "",
+        transfer_syntax: str = "",
+        maximum: int | None = None,
     ) -> None:
         self._owner = owner
         self._ingest = ingest
         self._sender: Sender | None = sender
         self._syntax = transfer_syntax
+        self._maximum = maximum
         self._front: bytearray | None = bytearray()
         self._needed = FIRST_FRONT
         self._incoming: IncomingInstance | None = None
         self.sop_class = self.sop_instance = self.series = ""
         self.study = study
         self.error: BaseException | None = None
-        self.is_done = False
+        self.is_done = self._is_too_long = False
         self.size = 0
 
     # --- the content
@@ -88,7 +100,11 @@ class IncomingPart:
     def write(self, data: memoryview) -> None:
         """Take the next piece of the content."""
         self.size += len(data)
-        if self._incoming is not None:
+        if self._maximum is not None and self.size > self._maximum:
+            if not self.is_done and not self._is_too_long:
+                self._is_too_long = True
+                self.fail(Failure(InstanceTooLong(f"an instance of more than {self._maximum} bytes")))
+        elif self._incoming is not None:
             self._incoming.write(data)
         elif self._front is not None:
             if not self._front and len(data) >= self._needed:
@@ -103,7 +119,7 @@ class IncomingPart:
         """The part is complete."""
         if self._incoming is None and self._front is not None:
             self._begin(memoryview(bytes(self._front)), True)
-        if self._incoming is not None:
+        if self._incoming is not None and not self._is_too_long:
             self._incoming.finish()
 
     def fail(self, reason: Failure) -> None:

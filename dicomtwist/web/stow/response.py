@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from dicomtwist.archive.services.storage import status_for
 from dicomtwist.archive.storage.types import NO_ROOM, IndexFailed, StoreClosed, is_uid
-from dicomtwist.dimse.status import CANNOT_UNDERSTAND
+from dicomtwist.dimse.status import CANNOT_UNDERSTAND, OUT_OF_RESOURCES
 from dicomtwist.errors import ExecutorFull
-from dicomtwist.web.stow.part import IncomingPart, NotAnInstance, UnsupportedPart
+from dicomtwist.web.stow.part import IncomingPart, InstanceTooLong, NotAnInstance, UnsupportedPart
 
 __all__ = ["pieces", "reason_of", "status_of"]
 
@@ -33,6 +33,8 @@ def reason_of(error: BaseException) -> int:
     """Return the Failure Reason (0008,1197) of an instance that is not stored: a status of C-STORE (PS3.4 B.2.3)."""
     if isinstance(error, UnsupportedPart):
         return NOT_SUPPORTED
+    if isinstance(error, InstanceTooLong):
+        return OUT_OF_RESOURCES
     if isinstance(error, NotAnInstance):
         return CANNOT_UNDERSTAND
     return int(status_for(error))
@@ -42,8 +44,8 @@ def status_of(parts: Sequence[IncomingPart]) -> int:
     """
     Return the status of the response to a body that has been read to its end (PS3.18 10.5.3.1).
 
-    :returns: 200 if all instances are stored, 202 if some are; if none is, 507, 503 or 415 if that is the reason for each, else
-        409.
+    :returns: 200 if all instances are stored, 202 if some are; if none is, 507, 503, 413 or 415 if that is the reason for
+        each, else 409.
     """
     errors = [part.error for part in parts if part.error is not None]
     if len(errors) < len(parts):
@@ -51,6 +53,7 @@ def status_of(parts: Sequence[IncomingPart]) -> int:
     for status, are_all in (
         (507, all(isinstance(error, OSError) and error.errno in NO_ROOM for error in errors)),
         (503, all(isinstance(error, ExecutorFull | IndexFailed | StoreClosed) for error in errors)),
+        (413, all(isinstance(error, InstanceTooLong) for error in errors)),
         (415, all(isinstance(error, UnsupportedPart) for error in errors)),
     ):
         if are_all:

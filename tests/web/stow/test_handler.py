@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
 from twisted.internet.task import deferLater
+from twisted.web.resource import Resource
+from twisted.web.server import Site as TwistedSite
 
 from dicomtwist.access.policy import Policy
 from dicomtwist.access.rules import parse_rules
@@ -279,6 +281,41 @@ class Limits(StowTestCase):
         response = await client.response()
         self.assertEqual((response.status, uids(response, STORED)), (413, ["1.2.1.1.1"]))
         self.assertEqual(response.headers["connection"], "close")
+
+
+class LongInstances(StowTestCase):
+    async def test_too_long(self) -> None:
+        """One instance has the limit of C-STORE; its neighbours are stored."""
+        self.ae.settings.maximum_object_size = 200_000
+        small, large = part10(dataset(1)), part10(dataset(2, EncapsulatedDocument=bytes(300_000)))
+        data = multipart([small, large, part10(dataset(3))])
+        client = self.client()
+        client.send(encode("POST", "/dicom-web/studies", [RELATED, ("Content-Length", str(len(data)))]))
+        for start in range(0, len(data), 65536):
+            client.send(data[start : start + 65536])
+        response = await client.response()
+        self.assertEqual((response.status, uids(response, STORED)), (202, ["1.2.1.1.1", "1.2.1.1.3"]))
+        self.assertEqual((uids(response, FAILED), reasons(response)), (["1.2.1.1.2"], [0xA700]))
+        self.assertEqual((await self.post(multipart([large]))).status, 413)
+        self.assertEqual(self.stored(), ["1.2.1.1.1", "1.2.1.1.3"])
+
+
+class ForeignSite(StowTestCase):
+    """The resource in another site than ours, which receives bodies as a whole."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        root = Resource()
+        root.putChild(b"dicom-web", self.resource)
+        self.site: Any = TwistedSite(root, reactor=reactor)
+
+    async def test_stored(self) -> None:
+        made = [part10(dataset(1)), part10(dataset(2, EncapsulatedDocument=bytes(1 << 20)))]
+        response = await self.post(multipart(made))
+        self.assertEqual((response.status, uids(response, STORED)), (200, ["1.2.1.1.1", "1.2.1.1.2"]))
+        client = self.client()
+        self.assertEqual((await client.request("GET", "/dicom-web/nowhere")).status, 404)
+        self.assertEqual((await client.request("POST", "/dicom-web/studies", [RELATED], b"")).status, 400)
 
 
 class Failing(StowTestCase):
