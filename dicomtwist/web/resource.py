@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.errors import loggable
-from dicomtwist.web import qido, rendered, wado
+from dicomtwist.web import qido, wado
 from dicomtwist.web.access import authenticate, refusal
 from dicomtwist.web.http.body import Body, FileBody
 from dicomtwist.web.http.client import Client
@@ -29,7 +29,7 @@ from dicomtwist.web.stow.handler import ROUTES as STOW_ROUTES
 __all__ = ["ROUTES", "DICOMwebResource"]
 
 #: The table of routes, as the conformance statement has it.
-ROUTES: Final = (*STOW_ROUTES, *qido.ROUTES, *wado.ROUTES, *rendered.ROUTES)
+ROUTES: Final = (*STOW_ROUTES, *qido.ROUTES, *wado.ROUTES)
 
 #: The header fields that a web page of an allowed origin may send and read.
 _SENT_BY_PAGES: Final = "Accept, Authorization, Content-Type, If-None-Match, Range"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from dicomtwist.web.routes import Route
-from dicomtwist.web.wado import bulk_data, frames, instances, metadata, uri
+from dicomtwist.web.wado import bulk_data, frames, instances, metadata, rendered, uri
 
 __all__ = ["ROUTES"]
 
@@ -14,5 +14,6 @@ ROUTES: Final[tuple[Route, ...]] = (
     *metadata.ROUTES,
     *frames.ROUTES,
     *bulk_data.ROUTES,
+    *rendered.ROUTES,
     *uri.ROUTES,
 )

@@ -1,4 +1,4 @@
-"""dicomtwist.web.rendered: rendered images and thumbnails."""
+"""dicomtwist.web.wado.rendered: rendered images and thumbnails."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image as Picture
 
+from dicomtwist.archive.storage.types import InstanceUIDs
 from dicomtwist.pixels.pool import Pixels
 from tests.web.site import Response, reactor
 from tests.web.wado.sample import WADOTestCase, image, test_file
@@ -164,3 +165,37 @@ class Thumbnails(RenderedTestCase):
         await pixels.stop()
         self.assertEqual((await client.request("GET", path)).body, first.body)
         self.assertEqual((await client.request("GET", path + "?viewport=2,2")).status, 503)
+
+
+class URI(RenderedTestCase):
+    """WADO-URI, whose default for images is JPEG."""
+
+    async def test_images(self) -> None:
+        without = image(2, series="1.2.9")
+        del without.PixelData
+        first, second = await self.store(test_file("CT_small.dcm"), without)
+        client = self.client()
+
+        async def get(uids: InstanceUIDs, more: str) -> Response:
+            query = f"requestType=WADO&studyUID={uids[0]}&seriesUID={uids[1]}&objectUID={uids[2]}{more}"
+            return await client.request("GET", f"/dicom-web/wado?{query}")
+
+        for more, size in (
+            ("", (128, 128)),
+            ("&contentType=image/jpeg", (128, 128)),
+            ("&contentType=image/png&rows=64&columns=32", (32, 32)),
+            ("&contentType=image/jpeg&region=0,0,0.5,0.25", (64, 32)),
+            ("&contentType=image%2Fjpeg&windowCenter=40&windowWidth=400&imageQuality=50&frameNumber=1", (128, 128)),
+        ):
+            response = await get(first, more)
+            self.assertEqual((response.status, picture_of(response).size), (200, size), more)
+        response = await get(first, "&contentType=application/dicom")
+        self.assertEqual(response.headers["content-type"].partition(";")[0], "application/dicom")
+        response = await get(second, "")
+        self.assertEqual(response.headers["content-type"].partition(";")[0], "application/dicom")
+        for uids, more, status in (
+            (first, "&contentType=image/jpeg&frameNumber=2", 404),
+            (second, "&contentType=image/jpeg", 406),
+            (first, "&contentType=image/jpeg&rows=0", 400),
+        ):
+            self.assertEqual((await get(uids, more)).status, status, more)
