@@ -45,6 +45,8 @@ _FLOATS: Final = {0x7FE00008: 32, 0x7FE00009: 64}
 #: The bytes that are scanned at a time, and the longest table of offsets, in bytes.
 WINDOW: Final = 64 * 1024
 MAX_TABLE: Final = 16 * 1024 * 1024
+#: The longest frame of single bits that does not end with a byte, in bits: it is shifted in memory.
+MAX_BITS: Final = 1 << 26
 #: The most fragments of all tables that are remembered; each takes 150 bytes.
 MAX_REMEMBERED: Final = 100_000
 
@@ -257,6 +259,8 @@ def read_frames(stored: StoredFile) -> FrameTable:
     if pixels.length is None:
         items = read_encapsulated(source.read, pixels.offset)
         return FrameTable(syntax, pixels, frame_fragments(source.read, items, pixels.frames, pixels.offsets))
+    if pixels.frame_bits % 8 and pixels.frame_bits > MAX_BITS:
+        raise DataSetError(f"a frame of more than {MAX_BITS} bits that does not end with a byte")
     if not pixels.frame_bits or pixels.frame_bits * pixels.frames > 8 * pixels.length:
         if pixels.frames > 1:
             raise DataSetError("the pixel data is shorter than its frames")

@@ -46,6 +46,11 @@ async def retrieve_bulk_data(request: DICOMwebRequest, services: Services, value
         raise
 
 
+async def retrieve_pixel_data(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
+    """Answer with the pixel data of an instance (PS3.18 10.4.1.1.7)."""
+    await _retrieve_pixels(request, services, (values["study"], values["series"], values["instance"]))
+
+
 async def _retrieve_pixels(request: DICOMwebRequest, services: Services, uids: tuple[str, str, str]) -> None:
     """Answer with pixel data: native as one value, encapsulated as one part a frame."""
 
@@ -54,7 +59,7 @@ async def _retrieve_pixels(request: DICOMwebRequest, services: Services, uids: t
 
     stored, table = await open_stored(request, services, uids, read)
     if table.is_encapsulated:
-        await send_frames(request, services, uids, stored, table, tuple(range(1, table.count + 1)))
+        await send_frames(request, services, uids, stored, table, range(1, table.count + 1))
         return
     try:
         await _send(request, services, stored, table.whole(stored.data), "pixels")
@@ -76,8 +81,8 @@ async def _send(
         raise Problem(406, NOT_ACCEPTABLE)
     etag = quoted(stored.version, name.replace("/", "."), f"{representation.multipart:d}")
     if representation.multipart:
-        headers = (("Content-Type", representation.part_type()),)
-        await send_parts(request, services, [OpenPart(headers, content)], representation, etag, stored.close)
+        part = OpenPart((("Content-Type", representation.part_type()),), content)
+        await send_parts(request, services, lambda: iter([part]), 1, representation, etag, stored.close)
     else:
         await send_one(request, services, content, representation.content_type(), etag, stored.close)
 
@@ -89,5 +94,12 @@ ROUTES: Final = (
         frozenset((Operation.GET,)),
         retrieve_bulk_data,
         "bulk data of an instance",
+    ),
+    Route(
+        "GET",
+        "/studies/{study}/series/{series}/instances/{instance}/pixeldata",
+        frozenset((Operation.GET,)),
+        retrieve_pixel_data,
+        "pixel data of an instance",
     ),
 )

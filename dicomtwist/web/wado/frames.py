@@ -4,7 +4,7 @@ Frames of instances (PS3.18 10.4.1.1.6).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -41,7 +41,7 @@ async def send_frames(
     uids: InstanceUIDs,
     stored: StoredFile,
     table: FrameTable,
-    numbers: tuple[int, ...],
+    numbers: Sequence[int],
 ) -> None:
     """
     Answer with frames.
@@ -68,21 +68,22 @@ async def send_frames(
         await _send_transcoded(request, services, uids, numbers, representation, given)
         return
     etag = quoted(stored.version, _named(numbers), given[-12:], f"{representation.multipart:d}")
-    frames = [table.frame(stored.data, number) for number in numbers]
+    source = stored.data
     if not representation.multipart:
         content_type = representation.content_type(transfer_syntax=given)
-        await send_one(request, services, frames[0], content_type, etag, stored.close)
+        await send_one(request, services, table.frame(source, numbers[0]), content_type, etag, stored.close)
         return
-    parts = [
-        OpenPart(_headers(request, uids, number, representation, given), frame)
-        for number, frame in zip(numbers, frames, strict=True)
-    ]
-    await send_parts(request, services, parts, representation, etag, stored.close)
+
+    def parts() -> Iterator[OpenPart]:
+        for number in numbers:
+            yield OpenPart(_headers(request, uids, number, representation, given), table.frame(source, number))
+
+    await send_parts(request, services, parts, len(numbers), representation, etag, stored.close)
 
 
-def _named(numbers: tuple[int, ...]) -> str:
+def _named(numbers: Sequence[int]) -> str:
     """Return a short text that is another one for other *numbers*."""
-    text = ".".join(map(str, numbers))
+    text = repr(numbers) if isinstance(numbers, range) else ".".join(map(str, numbers))
     return text if len(text) <= 32 else blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -98,7 +99,7 @@ async def _send_transcoded(
     request: DICOMwebRequest,
     services: Services,
     uids: InstanceUIDs,
-    numbers: tuple[int, ...],
+    numbers: Sequence[int],
     representation: Representation,
     syntax: str,
 ) -> None:

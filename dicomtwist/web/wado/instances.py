@@ -149,7 +149,7 @@ async def retrieve_instance(request: DICOMwebRequest, services: Services, values
     etag = quoted(stored.version, given[-12:], f"{representation.multipart:d}")
     if representation.multipart:
         part = OpenPart(_part_headers(syntax, representation), content)
-        await send_parts(request, services, [part], representation, etag, stored.close)
+        await send_parts(request, services, lambda: iter([part]), 1, representation, etag, stored.close)
     else:
         content_type = representation.content_type(transfer_syntax=given)
         await send_one(request, services, content, content_type, etag, stored.close)

@@ -111,6 +111,14 @@ class Frames(WADOTestCase):
         single = await client.request("GET", self.path(uids, "/frames/1"), [("Accept", "image/jp2")])
         self.assertEqual(single.body, frames[0])
 
+    async def test_many(self) -> None:
+        """The lengths of many frames are not added up before the first is sent."""
+        (uids,) = await self.store(image(NumberOfFrames=1000))
+        path = self.path(uids, "/frames/" + ",".join(map(str, range(1, 1001))))
+        response = await self.client().request("GET", path)
+        self.assertNotIn("content-length", response.headers)
+        self.assertEqual([content for _, content in parts_of(response)], [bytes(range(32))] * 1000)
+
     async def test_without_pixel_data(self) -> None:
         dataset = image()
         del dataset.PixelData

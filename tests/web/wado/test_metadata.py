@@ -183,6 +183,8 @@ class BulkData(WADOTestCase):
         ((headers, content),) = parts_of(response)
         self.assertEqual(content, frame)
         self.assertIn("image/jp2", headers["content-type"])
+        response = await self.client().request("GET", self.path(uids, "/pixeldata"))
+        self.assertEqual(parts_of(response)[0][1], frame)
         document = image(
             1, EncapsulatedDocument=b"%PDF" + bytes(2000), MIMETypeOfEncapsulatedDocument="application/pdf"
         )
