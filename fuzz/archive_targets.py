@@ -5,8 +5,10 @@ need the extra ``archive``.
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
+from array import array
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +22,8 @@ from dicomtwist.archive.index.record import IndexRow, make_record, scanner_for
 from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.query.answer_reader import AnswerReader, identifiers
 from dicomtwist.archive.query.compiler import InvalidIdentifier, Model, Negotiated, compile_find, compile_retrieve
-from dicomtwist.archive.query.search import Search
+from dicomtwist.archive.query.json_answers import json_answers
+from dicomtwist.archive.query.search import Part, Search
 from dicomtwist.archive.services.mpps import FOLDER, PerformedProcedureSteps, _status_for
 from dicomtwist.archive.services.worklist import answer, compile_query
 from dicomtwist.archive.services.worklist_folder import read_item
@@ -28,6 +31,7 @@ from dicomtwist.archive.storage.types import Durability, InvalidUID
 from dicomtwist.datasets import decode_dataset, encode_dataset
 from dicomtwist.datasets.header_scanner import HeaderError
 from dicomtwist.datasets.identifier import encode_identifier
+from dicomtwist.dicomweb.parameters import ParameterError, parse_search, search_query
 from dicomtwist.errors import DataSetError, Refused
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 from dicomtwist.settings import Settings
@@ -129,6 +133,37 @@ def query(data: bytes) -> None:
             decode_dataset(found, syntax).decode()
 
 
+def search(data: bytes) -> None:
+    """
+    Search as DICOMweb does. The first byte chooses the level and the part of the matches, and the rest is the query of the
+    URL. A query that compiles gets answers that are JSON.
+    """
+    if not data:
+        return
+    level = ("STUDY", "SERIES", "IMAGE")[(data[0] & 3) % 3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            asked = parse_search(data[1:], level, study="1.2.3" if data[0] & 4 else "")
+            options = Negotiated(relational=True, fuzzy=asked.fuzzy, empty_values=asked.empty_values)
+            compiled = compile_find(asked.identifier, Model.STUDY_ROOT, options)
+        except (ParameterError, InvalidIdentifier):
+            return
+        part = Part(asked.limit, asked.offset, newest_first=bool(data[0] & 8), counted=2)
+        one = Search(_place().archive.index.engine, compiled, part)
+        numbers = array("q")
+        turns = one.in_turns()
+        while True:
+            try:
+                next(turns)
+            except StopIteration as end:
+                numbers = end.value
+                break
+        assert asked.limit is None or len(numbers) <= asked.limit + 3
+        for found in AnswerReader(one, json_answers("/dicom-web")).read(numbers):
+            assert Dataset.from_json(found.decode()).StudyInstanceUID
+
+
 def worklist(data: bytes) -> None:
     """Match an identifier against a file of a worklist. If both can be read and compiled, the query gets a response."""
     keys, content = _two(data)
@@ -211,11 +246,18 @@ def rows(data: bytes) -> None:
         assert len(found) == len(numbers)
         for one in found:
             decode_dataset(one, _EXPLICIT)
+        if level != "PATIENT":
+            for answer in AnswerReader(search, json_answers("/dicom-web")).read(numbers):
+                json.loads(answer.decode(), parse_constant=_no_constant)
         index.remove([record.uids])
         assert index.counts() == before
 
 
-ARCHIVE_TARGETS = {"rows": rows, "query": query, "worklist": worklist, "steps": steps}
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+ARCHIVE_TARGETS = {"rows": rows, "query": query, "search": search, "worklist": worklist, "steps": steps}
 
 
 # --- seeds
@@ -335,6 +377,11 @@ def archive_seeds() -> dict[str, list[bytes]]:
             bytes((kind, negotiated)) + encode_dataset(identifier, SYNTAXES[kind & 1])
             for identifier in _identifiers()
             for kind, negotiated in ((0, 0), (5, 0x3F), (3, 1), (6, 0))
+        ],
+        "search": [
+            bytes((kind,)) + search_query(identifier, limit=limit, offset=limit or 0).encode()
+            for identifier in _identifiers()
+            for kind, limit in ((0, None), (1, 1), (6, 0), (10, 2))
         ],
         "rows": [
             bytes((kind,)) + encode_dataset(made, SYNTAXES[kind & 1])

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
+from urllib.parse import quote
 
 from pydicom import Dataset
 
@@ -30,6 +31,7 @@ _CHARACTER_SET, _RETRIEVE_AE, _AVAILABILITY, _URL = 0x00080005, 0x00080054, 0x00
 
 #: A text that needs no escape in JSON, and is a single value.
 _PLAIN: Final = re.compile(r"[0-9A-Za-z.:_+\-]+", re.ASCII)
+_PATH: Final = re.compile(r"[0-9A-Za-z./]+", re.ASCII)
 #: Bytes of a text that could not be decoded, and halves of characters; UTF-8 has no place for either.
 _UNDECODED: Final = re.compile("[\U0010ff00-\U0010ffff\ud800-\udfff]")
 _UNKNOWN: Final = "\ufffd"
@@ -111,8 +113,9 @@ class JSONAnswerEncoder:
         return f"{{{','.join(elements)}}}".encode("utf-8", "replace")
 
     def _url(self, row: Sequence[Any]) -> str:
-        # The UIDs of the index have digits and dots alone.
         path = "".join([f"{resource}{row[at]}" for resource, at in self._uids])
+        if not _PATH.fullmatch(path):  # an invalid UID, which no instance of the storage has
+            path = "".join([f"{resource}{quote(row[at], safe='', errors='replace')}" for resource, at in self._uids])
         return f"{self._url_begins}{path}{self._url_ends}"
 
 
