@@ -137,6 +137,8 @@ class Access:
         assert isinstance(assoc, AcceptorAssociation)
         policy = self.policy
         requestor = _requestor(assoc)
+        if requestor.certificate is not None:
+            remark(assoc, f"the certificate of the peer is {requestor.certificate}")
         if policy.depends_on_user and isinstance(assoc.requestor.user_identity, UserIdentity):
             requestor = replace(requestor, undecided=True)
         rejection = policy.rules.rejection(requestor)

@@ -69,11 +69,22 @@ def report(options: Any) -> int:
 
 
 def _print(lines: Iterable[str]) -> None:
+    """Print *lines*, as far as somebody reads them: ``| head`` stops after some."""
+    try:
+        for line in _printable(lines):
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more when it ends, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _printable(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
         clean = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
         # A name of a file that the locale cannot encode must not end the report.
         encoding = sys.stdout.encoding or "utf-8"
-        print(clean.encode(encoding, "backslashreplace").decode(encoding))
+        yield clean.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _check(options: Any) -> Iterator[str]:

@@ -68,7 +68,7 @@ class Reloading:
         self.access.change(policy, self.service.server)
         before, self.configuration = self.configuration, configuration
         self.log.info(
-            "reloaded {rules} rules, {users} users, {peers} peers and the certificates of {ports} ports",
+            "reloaded the rules ({rules}), the users ({users}), the peers ({peers}) and the certificates of ports ({ports})",
             rules=len(policy.rules),
             users=0 if policy.users is None else len(policy.users),
             peers=len(self.peers),

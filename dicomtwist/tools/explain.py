@@ -96,11 +96,10 @@ def _rejected(error: AssociationRejected, connection: Connection) -> Cause:
                 f"the peer has reached its limit of associations, and rejected this one ({code})",
                 "try again later, close other associations, or raise the limit of the peer",
             )
-    user = " and the user" if connection.identity is not None else ""
     return Cause(
         "rejected",
         f"the peer rejected the association: {code}",
-        f"see the log of the peer; peers check both AE titles, our address{user}",
+        "see the log of the peer; peers check both AE titles, our address, certificate and user",
     )
 
 

@@ -233,3 +233,10 @@ class AsCommand(TestCase):
             result = await peers.run(*command, "--explain", "calling=CT1,from=10.1.2.3,operation=find")
             self.assertEqual(result.code, 1, result.text)
         self.assertFalse(folder.exists())
+
+    async def test_a_reader_that_stops(self) -> None:
+        """``--check | head`` prints no traceback."""
+        code = "import sys, subprocess as s; p = s.Popen(sys.argv[1:], stdout=s.PIPE); p.stdout.close(); sys.exit(p.wait())"
+        command = (sys.executable, "-m", "twisted", "dicom", "--storage", self.mktemp(), "--check")
+        result = await peers.run(sys.executable, "-c", code, *command)
+        self.assertEqual((result.code, result.text), (0, ""))

@@ -320,7 +320,7 @@ class TwistDicom(TestCase):
             self.assertEqual(len(lines), 1, result.text)
 
     async def test_several_ports_and_tls(self) -> None:
-        """The server listens with TCP, IPv6 and mutual TLS at once."""
+        """The server listens with TCP, IPv6 and mutual TLS at once. A trace shows the certificate of the peer."""
         certificates = peers.certificates()
         plain, six, secure = peers.free_port(), peers.free_port(), peers.free_port()
         await self.start(
@@ -329,6 +329,7 @@ class TwistDicom(TestCase):
             "--port",
             f"dicomtls:{secure}:interface=127.0.0.1:privateKey={certificates.server_key}"
             f":certKey={certificates.server_cert}:trustRoots={certificates.ca}",
+            "--trace",
             port=secure,
         )
         await self.echo(plain)
@@ -338,6 +339,7 @@ class TwistDicom(TestCase):
         own = f"privateKey={certificates.client_key}:certKey={certificates.client_cert}"
         async with await ae.associate(f"dicomtls:127.0.0.1:{secure}:trustRoots={certificates.ca}:{own}") as assoc:
             self.assertTrue((await assoc.send_c_echo()).is_success)
+        self.assertEqual(self.server.text.count("the certificate of the peer is CN="), 1, self.server.text)
         from OpenSSL.SSL import Error
 
         await self.assertFailure(ae.associate(f"dicomtls:127.0.0.1:{secure}:trustRoots={certificates.ca}"), Error)
