@@ -17,7 +17,6 @@ from dicomtwist.archive.query.search import Found, StoredInstance
 from dicomtwist.archive.reading.content import Content
 from dicomtwist.archive.reading.conversion import converted, stored_content
 from dicomtwist.archive.reading.stored_file import NotStored, StoredFile
-from dicomtwist.archive.storage.types import InstanceUIDs
 from dicomtwist.dicomweb.media_types import ZIP, Accept, Category, Representation
 from dicomtwist.dicomweb.multipart import MultipartWriter
 from dicomtwist.errors import DataSetError, loggable
@@ -38,7 +37,7 @@ from dicomtwist.web.wado.delivery import (
     send_parts,
 )
 from dicomtwist.web.wado.pieces import ThreadPieces
-from dicomtwist.web.wado.transcoding import convertible, is_transcoded, problem_of_pixels, transcode
+from dicomtwist.web.wado.transcoding import Transcoding, convertible, is_transcoded, problem_of_pixels, transcode
 
 __all__ = ["ROUTES", "content_of"]
 
@@ -136,12 +135,22 @@ async def retrieve_instance(request: DICOMwebRequest, services: Services, values
         representation = _negotiate(request.accept, services, syntax, single=True)
         if representation is None:
             raise Problem(406, NOT_ACCEPTABLE)
-        if is_transcoded(syntax, representation.transfer_syntax):
-            await _send_transcoded(request, services, uids, stored, representation)
-            stored.close()
-            return
-        with problems_of_stored():
+        try:
+            if is_transcoded(syntax, representation.transfer_syntax):
+                made = await transcode(services, uids, stored, representation.transfer_syntax or "")
+                stored.close()
+                await _send_transcoded(request, made, representation)
+                return
             content = await content_of(request, services, stored, representation.transfer_syntax)
+        except (DataSetError, PixelsFailed) as error:
+            # The default is Explicit VR Little Endian, unless there is no other form than that of the file (PS3.18 8.7.3).
+            kept = request.accept.negotiate(Category.INSTANCES, stored=syntax, single=True)
+            if kept is None or stored.is_closed:
+                if isinstance(error, PixelsFailed):
+                    raise problem_of_pixels(error) from error
+                with problems_of_stored():
+                    raise
+            representation, content = kept, stored_content(stored)
     except BaseException:
         stored.close()
         raise
@@ -161,19 +170,9 @@ def _negotiate(accept: Accept, services: Services, stored: str, *, single: bool)
     )
 
 
-async def _send_transcoded(
-    request: DICOMwebRequest,
-    services: Services,
-    uids: InstanceUIDs,
-    stored: StoredFile,
-    representation: Representation,
-) -> None:
+async def _send_transcoded(request: DICOMwebRequest, made: Transcoding, representation: Representation) -> None:
     """Answer with an instance whose pixel data the processes for images convert."""
     syntax = representation.transfer_syntax or ""
-    try:
-        made = await transcode(services, uids, stored, syntax)
-    except PixelsFailed as error:
-        raise problem_of_pixels(error) from error
     if not representation.multipart:
         content_type = representation.content_type(transfer_syntax=syntax)
         await request.stream(made.pieces(), content_type, length=made.length)

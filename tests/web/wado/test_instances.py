@@ -112,6 +112,13 @@ class Instances(WADOTestCase):
         self.assertEqual(parts[0][1], path.read_bytes())
         self.assertEqual(dcmread(BytesIO(parts[1][1])).file_meta.TransferSyntaxUID, ExplicitVRLittleEndian)
 
+        for rest, status in (("", 200), ("; transfer-syntax=1.2.840.10008.1.2.1", 500)):
+            wanted = ("Accept", f"application/dicom{rest}")
+            response = await self.client().request("GET", self.path(uids[0]), [wanted])
+            self.assertEqual(response.status, status)
+            if not rest:
+                self.assertEqual(response.body, path.read_bytes())
+
     async def test_more_than_a_page(self) -> None:
         self.patch(self.services.finder, "retrieve", self._in_small_pages(self.services.finder.retrieve))
         uids = await self.store(*(image(number) for number in range(1, 8)))

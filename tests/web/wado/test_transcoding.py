@@ -65,7 +65,7 @@ class Transcoding(WADOTestCase):
             self.assertEqual(content, expected)
 
     async def test_one_that_cannot_be_decoded(self) -> None:
-        """Of several instances it is given as it is stored; alone it is an error."""
+        """The instance is given as it is stored, unless another transfer syntax is asked for."""
         uids = await self.store(test_file(COMPRESSED))
         path = self.archive.store.path(*uids[0])
         content = path.read_bytes()
@@ -77,5 +77,8 @@ class Transcoding(WADOTestCase):
         self.assertIn(JPEG2000Lossless, headers["content-type"])
         self.assertEqual(part, path.read_bytes())
         response = await client.request("GET", self.path(uids[0]), [("Accept", "application/dicom")])
+        self.assertEqual(response.body, path.read_bytes())
+        wanted = ("Accept", f"application/dicom; transfer-syntax={ExplicitVRLittleEndian}")
+        response = await client.request("GET", self.path(uids[0]), [wanted])
         self.assertIn(response.status, (406, 500))
         self.assertIn("words", response.json)
