@@ -396,7 +396,7 @@ def search_query(
         pairs.append(("limit", str(limit)))
     if offset:
         pairs.append(("offset", str(offset)))
-    return "&".join(f"{quote(name, safe='')}={quote(value, safe=',')}" for name, value in pairs)
+    return "&".join(f"{quote(name, safe='')}={quote(value, safe=',*')}" for name, value in pairs)
 
 
 def _write_keys(dataset: Dataset, prefix: str, pairs: list[tuple[str, str]], fields: list[str]) -> None:

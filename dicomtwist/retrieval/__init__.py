@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dicomtwist.archive.storage.types import Durability, StoreUnusable
     from dicomtwist.retrieval.folder import ReceivingFolder
-    from dicomtwist.retrieval.function import retrieve
+    from dicomtwist.retrieval.function import retrieve, retrieve_from_web
     from dicomtwist.retrieval.layout import UID_LAYOUT, InvalidLayout, Layout
     from dicomtwist.retrieval.results import Outcome, Progress, Request, RequestResult, Totals
     from dicomtwist.retrieval.retriever import Associate, Retriever
@@ -29,7 +29,9 @@ __all__ = [
     "Retriever",
     "StoreUnusable",
     "Totals",
+    "WebRetriever",
     "retrieve",
+    "retrieve_from_web",
 ]
 
 #: The modules of the public names, which are imported on first use: contexts alone need no storage.
@@ -39,7 +41,7 @@ _MODULE_OF = {
     **dict.fromkeys(("UID_LAYOUT", "InvalidLayout", "Layout"), "retrieval.layout"),
     **dict.fromkeys(("Outcome", "Progress", "Request", "RequestResult", "Totals"), "retrieval.results"),
     **dict.fromkeys(("Associate", "Retriever"), "retrieval.retriever"),
-    "retrieve": "retrieval.function",
+    **dict.fromkeys(("retrieve", "retrieve_from_web"), "retrieval.function"),
 }
 
 if not TYPE_CHECKING:

@@ -17,13 +17,15 @@ from twisted.python.failure import Failure
 
 from dicomtwist import AE, Association, PresentationContext
 from dicomtwist.archive.storage.types import Durability
+from dicomtwist.dicomweb import DICOMwebClient
 from dicomtwist.evt import HandlerTuple
 from dicomtwist.retrieval.folder import ReceivingFolder
 from dicomtwist.retrieval.layout import UID_LAYOUT, Layout
 from dicomtwist.retrieval.results import Progress, Request, RequestResult, Totals
 from dicomtwist.retrieval.retriever import Retriever
+from dicomtwist.retrieval.web_retriever import WebRetriever
 
-__all__ = ["Wanted", "retrieve"]
+__all__ = ["Wanted", "retrieve", "retrieve_from_web"]
 
 #: The forms of a request: a Study Instance UID, keys by keyword, an identifier, or a request.
 Wanted = str | Mapping[str, Any] | Dataset | Request
@@ -112,7 +114,66 @@ def retrieve(
         on_result=on_result,
         on_progress=on_progress,
     )
-    requests = _requests(wanted)
+    return _started(retriever, place, _requests(wanted))
+
+
+def retrieve_from_web(
+    client: DICOMwebClient,
+    wanted: Wanted | Iterable[Wanted] | AsyncIterable[Wanted],
+    folder: str | os.PathLike[str],
+    *,
+    layout: str | Layout = UID_LAYOUT,
+    sop_classes: Sequence[str] = (),
+    connections: int = 1,
+    retries: int = 2,
+    durability: Durability | str = Durability.FULL,
+    min_free: int = 0,
+    overwrite: bool = False,
+    on_result: Callable[[RequestResult], object] | None = None,
+    on_progress: Callable[[Progress], object] | None = None,
+) -> Deferred[Totals]:
+    """
+    Retrieve studies from a server of DICOMweb into a folder, see :func:`retrieve`.
+
+    .. code-block:: python
+
+        client = DICOMwebClient("https://pacs.example.org/dicom-web")
+        totals = await retrieve_from_web(client, ["1.2.3", {"AccessionNumber": "A17"}], "studies")
+
+    :param client: the client of the server; the caller closes it.
+    :param wanted: the studies, which are searched for (QIDO-RS) if no UID names them.
+    :param connections: the number of concurrent requests.
+    :param retries: how often a request goes on after its connection broke.
+    :returns: a Deferred with the :class:`Totals`. It fails if the server cannot be reached or refuses the user. Cancelling it
+        closes the connections.
+    """
+    place = ReceivingFolder(
+        Path(folder),
+        layout=layout if isinstance(layout, Layout) else Layout(layout),
+        durability=Durability(durability),
+        min_free=min_free,
+        overwrite=overwrite,
+    )
+    retriever = WebRetriever(
+        client,
+        place,
+        sop_classes=sop_classes,
+        connections=connections,
+        retries=retries,
+        on_result=on_result,
+        on_progress=on_progress,
+    )
+    return _started(retriever, place, _requests(wanted))
+
+
+def _started(
+    retriever: Retriever | WebRetriever, place: ReceivingFolder, requests: Iterator[Request] | AsyncIterator[Request]
+) -> Deferred[Totals]:
+    """
+    Begin a retrieval, and return its Deferred.
+
+    :raises StoreUnusable: the folder cannot be used.
+    """
     place.prepare()
     result: Deferred[Totals] = Deferred(lambda _: retriever.stop())
 
@@ -125,7 +186,7 @@ def retrieve(
 
 
 async def _run(
-    retriever: Retriever, place: ReceivingFolder, requests: Iterable[Request] | AsyncIterable[Request]
+    retriever: Retriever | WebRetriever, place: ReceivingFolder, requests: Iterable[Request] | AsyncIterable[Request]
 ) -> Totals:
     try:
         totals = await retriever.run(requests)

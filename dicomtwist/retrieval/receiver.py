@@ -134,6 +134,15 @@ class FolderReceiver:
         self._keeper.receipt = receipt
 
     @property
+    def ingest(self) -> Ingest:
+        """Receives instances that arrive in another way than C-STORE; see :meth:`arrived`."""
+        return self._storage.ingest
+
+    def arrived(self, status: Status) -> None:
+        """Count an instance that :attr:`ingest` has received; *status* is that with which a C-STORE would be answered."""
+        self._count(status, self._keeper.receipt)
+
+    @property
     def receipt(self) -> Receipt:
         """The counts of the instances that have arrived."""
         return self._keeper.receipt

@@ -16,76 +16,44 @@ from dicomtwist.tools.display.console import Output
 from dicomtwist.tools.explain import NO_ASSOCIATION_ERRORS, Cause, cause_of
 from dicomtwist.tools.interrupts import FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
 
-__all__ = ["ClientAssociation", "run_concurrently"]
+__all__ = ["ClientAssociation", "ClientOperation", "run_concurrently"]
 
 
-class ClientAssociation:
+class ClientOperation:
     """
-    The association of a subcommand: requested, used and released once.
+    The operation of a subcommand at one peer: what went wrong, and what Ctrl-C does to it.
 
-    :param connection: the peer and how to connect to it.
-    :param interrupts: the first interrupt cancels the operation, the second aborts the association.
-
-    :ivar ae: the AE that requests the association.
-    :ivar association: the association, ``None`` until it is established.
-    :ivar cause: the reason why no association could be established, ``None`` otherwise.
-    :ivar error: a description of the failure of the association, empty if there was none.
+    :ivar cause: the reason why there is no connection, ``None`` otherwise.
+    :ivar error: a description of the failure of the operation, empty if there was none.
     """
 
-    def __init__(self, connection: Connection, reactor: Any, output: Output, interrupts: Interrupts) -> None:
-        self._connection = connection
+    def __init__(self, output: Output, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
         self._output = output
-        self._pending: Deferred[Association] | None = None
-        self._cancel: Callable[[], None] | None = None
-        self.ae: AE = connection.make_ae(reactor)
-        self.association: Association | None = None
+        self._cancel: Callable[[], object] | None = None
         self.cause: Cause | None = None
         self.error = ""
-        output.log_associations(self.ae)
         interrupts.handle(self._stop, self._abort)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the peer has answered at all."""
+        raise NotImplementedError
 
     @property
     def interrupted(self) -> bool:
         """Whether the user has interrupted the subcommand."""
         return self._interrupts.count > 0
 
-    async def associate(
-        self,
-        contexts: Iterable[PresentationContext],
-        handlers: Iterable[HandlerTuple] = (),
-        items: Iterable[object] = (),
-    ) -> Association | None:
-        """Request the association and return it, or ``None`` if there is none; :attr:`cause` then has the reason."""
-        self._pending = self._connection.associate(self.ae, contexts, handlers, items)
-        try:
-            self.association = await self._pending
-        except CancelledError:
-            return None
-        except NO_ASSOCIATION_ERRORS as error:
-            self.cause = cause_of(error, self._connection)
-            return None
-        finally:
-            self._pending = None
-        return self.association
-
-    def cancel_on_interrupt(self, cancel: Callable[[], None]) -> None:
+    def cancel_on_interrupt(self, cancel: Callable[[], object]) -> None:
         """Have *cancel* called at the first interrupt, at once if that has already come."""
         self._cancel = cancel
         if self.interrupted:
             cancel()
 
-    async def release(self) -> None:
-        """Release the association. A failure is only noted: every request has been answered by then."""
-        if self.association is not None and self.association.is_established:
-            try:
-                await self.association.release()
-            except (AssociationError, NotEstablished) as error:
-                self._output.note(f"the association could not be released: {error}")
-
     def exit_status(self, done: bool) -> int:
         """Return the exit status; *done* says whether the operation did everything that was requested."""
-        if self.association is None and self.cause is not None:
+        if not self.is_connected and self.cause is not None:
             return NO_ASSOCIATION
         return SUCCESS if done and not (self.interrupted or self.error or self.cause) else FAILURE
 
@@ -107,10 +75,68 @@ class ClientAssociation:
         }
 
     def _stop(self) -> None:
-        if self._pending is not None:
-            self._pending.cancel()
         if self._cancel is not None:
             self._cancel()
+
+    def _abort(self) -> None:
+        self._stop()
+
+
+class ClientAssociation(ClientOperation):
+    """
+    The association of a subcommand: requested, used and released once.
+
+    :param connection: the peer and how to connect to it.
+    :param interrupts: the first interrupt cancels the operation, the second aborts the association.
+
+    :ivar ae: the AE that requests the association.
+    :ivar association: the association, ``None`` until it is established.
+    """
+
+    def __init__(self, connection: Connection, reactor: Any, output: Output, interrupts: Interrupts) -> None:
+        super().__init__(output, interrupts)
+        self._connection = connection
+        self._pending: Deferred[Association] | None = None
+        self.ae: AE = connection.make_ae(reactor)
+        self.association: Association | None = None
+        output.log_associations(self.ae)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the association was established."""
+        return self.association is not None
+
+    async def associate(
+        self,
+        contexts: Iterable[PresentationContext],
+        handlers: Iterable[HandlerTuple] = (),
+        items: Iterable[object] = (),
+    ) -> Association | None:
+        """Request the association and return it, or ``None`` if there is none; :attr:`cause` then has the reason."""
+        self._pending = self._connection.associate(self.ae, contexts, handlers, items)
+        try:
+            self.association = await self._pending
+        except CancelledError:
+            return None
+        except NO_ASSOCIATION_ERRORS as error:
+            self.cause = cause_of(error, self._connection)
+            return None
+        finally:
+            self._pending = None
+        return self.association
+
+    async def release(self) -> None:
+        """Release the association. A failure is only noted: every request has been answered by then."""
+        if self.association is not None and self.association.is_established:
+            try:
+                await self.association.release()
+            except (AssociationError, NotEstablished) as error:
+                self._output.note(f"the association could not be released: {error}")
+
+    def _stop(self) -> None:
+        if self._pending is not None:
+            self._pending.cancel()
+        super()._stop()
 
     def _abort(self) -> None:
         self._stop()

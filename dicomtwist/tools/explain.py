@@ -19,9 +19,21 @@ from dicomtwist import (
     AssociationTimeout,
     NoAcceptedContexts,
 )
+from dicomtwist.dicomweb import (
+    AccessDenied,
+    DICOMwebError,
+    InvalidResponse,
+    NoConnection,
+    RequestTimeout,
+    ResourceNotFound,
+)
 from dicomtwist.endpoints import PeerCertificateError, describe_tls_error
 from dicomtwist.tls.errors import last_reason
 from dicomtwist.tools.connection import Connection
+from dicomtwist.tools.web_connection import WebConnection
+
+#: A connection by DIMSE or DICOMweb.
+AnyConnection = Connection | WebConnection
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +58,15 @@ class Cause:
         return asdict(self)
 
 
-def cause_of(error: BaseException, connection: Connection) -> Cause:
+def cause_of(error: BaseException, connection: AnyConnection) -> Cause:
     """
     Return the cause of *error*.
 
-    :param error: the exception of a failed :meth:`dicomtwist.AE.associate`.
+    :param error: the exception of a failed :meth:`dicomtwist.AE.associate`, or of a request of DICOMweb.
     :param connection: the connection that failed.
     """
+    if isinstance(error, NoConnection) and isinstance(error.__cause__, _NOT_CONNECTED):
+        error = error.__cause__
     if isinstance(error, AssociationRejected):
         return _rejected(error, connection)
     if connection.secure and not isinstance(error, NoAcceptedContexts | errors.ConnectError):
@@ -68,7 +82,7 @@ def cause_of(error: BaseException, connection: Connection) -> Cause:
 # --- A-ASSOCIATE-RJ
 
 
-def _rejected(error: AssociationRejected, connection: Connection) -> Cause:
+def _rejected(error: AssociationRejected, connection: AnyConnection) -> Cause:
     peer = connection.peer
     code = f"{error.source_text}, {error.reason_text} ({error.result}, {error.source}, {error.reason})"
     match (error.source, error.reason):
@@ -149,7 +163,7 @@ _ALERTS = {
 }
 
 
-def _tls_cause(error: BaseException, connection: Connection) -> Cause | None:
+def _tls_cause(error: BaseException, connection: AnyConnection) -> Cause | None:
     current: BaseException | None = error
     while current is not None and not isinstance(current, SSL.Error):
         current = current.__cause__
@@ -172,12 +186,12 @@ def _tls_cause(error: BaseException, connection: Connection) -> Cause | None:
     return Cause("tls", words, "check that this is the port of the peer for TLS, and see its log")
 
 
-def _no_tls(connection: Connection) -> str:
+def _no_tls(connection: AnyConnection) -> str:
     instead = f"connect to {connection.peer.address} without TLS" if connection.peer.secure else "leave out --tls"
     return f"{instead}, or connect to the port of the peer for TLS (often 2762)"
 
 
-def peer_is_plain(connection: Connection) -> Cause:
+def peer_is_plain(connection: AnyConnection) -> Cause:
     """Return the cause if the peer answers without TLS and we connected with TLS."""
     return Cause("peer-is-plain", "the peer speaks DICOM without TLS, and we connected with TLS", _no_tls(connection))
 
@@ -201,25 +215,27 @@ def not_dicom(protocol: str) -> Cause:
 # --- the rest
 
 
-def _refused(error: BaseException, connection: Connection) -> Cause:
+def _refused(error: BaseException, connection: AnyConnection) -> Cause:
     return Cause(
         "refused",
         f"nothing listens at {connection.peer.address} (connection refused)",
-        "check the port (104, 11112 and, for TLS, 2762 are usual), and that the peer runs",
+        "check the port, and that the server runs"
+        if isinstance(connection, WebConnection)
+        else "check the port (104, 11112 and, for TLS, 2762 are usual), and that the peer runs",
     )
 
 
-def _unknown_host(error: BaseException, connection: Connection) -> Cause:
+def _unknown_host(error: BaseException, connection: AnyConnection) -> Cause:
     return Cause("unknown-host", f"there is no host {connection.peer.host}", "check the name, or give the IP address")
 
 
-def _no_route(error: BaseException, connection: Connection) -> Cause:
+def _no_route(error: BaseException, connection: AnyConnection) -> Cause:
     return Cause(
         "no-route", f"there is no route to {connection.peer.address}: {error}", "check the network and the address"
     )
 
 
-def _no_answer(error: BaseException, connection: Connection) -> Cause:
+def _no_answer(error: BaseException, connection: AnyConnection) -> Cause:
     return Cause(
         "no-answer",
         f"no connection to {connection.peer.address} was made in time",
@@ -227,7 +243,7 @@ def _no_answer(error: BaseException, connection: Connection) -> Cause:
     )
 
 
-def _timed_out(error: BaseException, connection: Connection) -> Cause:
+def _timed_out(error: BaseException, connection: AnyConnection) -> Cause:
     assert isinstance(error, AssociationTimeout)
     if error.timer == "connection":
         return _no_answer(error, connection)
@@ -238,11 +254,11 @@ def _timed_out(error: BaseException, connection: Connection) -> Cause:
     )
 
 
-def _connect_error(error: BaseException, connection: Connection) -> Cause:
+def _connect_error(error: BaseException, connection: AnyConnection) -> Cause:
     return Cause("connect", f"no connection to {connection.peer.address}: {error}", "check the address and the network")
 
 
-def _nothing_accepted(error: BaseException, connection: Connection) -> Cause:
+def _nothing_accepted(error: BaseException, connection: AnyConnection) -> Cause:
     return Cause(
         "no-common-context",
         f"the peer accepted the association, but none of its presentation contexts: {error}",
@@ -250,11 +266,11 @@ def _nothing_accepted(error: BaseException, connection: Connection) -> Cause:
     )
 
 
-def _aborted(error: BaseException, connection: Connection) -> Cause:
+def _aborted(error: BaseException, connection: AnyConnection) -> Cause:
     return Cause("aborted", f"the association failed before it was answered: {error}", "see the log of the peer")
 
 
-def _lost(error: BaseException, connection: Connection) -> Cause:
+def _lost(error: BaseException, connection: AnyConnection) -> Cause:
     return Cause(
         "closed",
         "the peer closed the connection without an answer",
@@ -262,7 +278,38 @@ def _lost(error: BaseException, connection: Connection) -> Cause:
     )
 
 
-_BY_TYPE: tuple[tuple[tuple[type[BaseException], ...], Callable[[BaseException, Connection], Cause]], ...] = (
+def _denied(error: BaseException, connection: AnyConnection) -> Cause:
+    has_user = isinstance(connection, WebConnection) and connection.has_user
+    advice = (
+        "check the user, and the rules of the server"
+        if has_user
+        else "give a user with --user, or a token with --jwt-file"
+    )
+    return Cause("access", str(error), advice)
+
+
+def _slow(error: BaseException, connection: AnyConnection) -> Cause:
+    return Cause("silent", str(error), "see the log of the server; --dimse-timeout is the limit for a response")
+
+
+def _no_response(error: BaseException, connection: AnyConnection) -> Cause:
+    return Cause("closed", str(error), "see the log of the server")
+
+
+def _not_dicomweb(error: BaseException, connection: AnyConnection) -> Cause:
+    return Cause("not-dicomweb", str(error), "check the URL: it is that in front of /studies")
+
+
+def _failed(error: BaseException, connection: AnyConnection) -> Cause:
+    return Cause("request-failed", str(error), "see the log of the server")
+
+
+_BY_TYPE: tuple[tuple[tuple[type[BaseException], ...], Callable[[BaseException, AnyConnection], Cause]], ...] = (
+    ((AccessDenied,), _denied),
+    ((ResourceNotFound, InvalidResponse), _not_dicomweb),
+    ((RequestTimeout,), _slow),
+    ((NoConnection,), _no_response),
+    ((DICOMwebError,), _failed),
     ((errors.ConnectionRefusedError,), _refused),
     ((errors.DNSLookupError, errors.UnknownHostError), _unknown_host),
     ((errors.NoRouteError,), _no_route),
@@ -274,6 +321,9 @@ _BY_TYPE: tuple[tuple[tuple[type[BaseException], ...], Callable[[BaseException, 
     ((AssociationAborted,), _aborted),
     ((AssociationError,), _aborted),
 )
+
+#: The reasons for which there is no connection at all.
+_NOT_CONNECTED = (errors.ConnectError, errors.DNSLookupError, SSL.Error)
 
 #: The exceptions of :meth:`dicomtwist.AE.associate` that come from the network or the peer, not from a bug.
 NO_ASSOCIATION_ERRORS: tuple[type[Exception], ...] = (

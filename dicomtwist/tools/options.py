@@ -17,6 +17,8 @@ from dicomtwist.settings import Settings
 from dicomtwist.ul.ae_title import check_ae_title
 
 if TYPE_CHECKING:
+    from dicomtwist.tools.connection import Connection
+    from dicomtwist.tools.web_connection import WebConnection, WebPeer
     from dicomtwist.transport.peer_address import Peer
 
 #: The defaults of the settings of an AE.
@@ -36,6 +38,10 @@ MAX_OPERATIONS = 1024
 PEER = (
     "[TITLE@]host:port, as in PACS@pacs.example.org:104 or [::1]:104, or [TITLE@] and an endpoint string, as in"
     " PACS@dicomtls:pacs.example.org:2762:trustRoots=ca.pem. The default TITLE is ANY-SCP."
+)
+URL = (
+    " PEER may also be the URL of a service of DICOMweb, as in https://pacs.example.org/dicom-web; --user and its password, or"
+    " the token of --jwt-file, are then those of HTTP."
 )
 EXIT_STATUS = """\
 0  success
@@ -62,10 +68,19 @@ class Command(click.Command):
 
     :param examples: command lines, each after a line that says what it does.
     :param unused: the names of common options that have no effect on the subcommand, so that its help leaves them out.
+    :param takes_url: whether PEER may be the URL of a service of DICOMweb.
     """
 
-    def __init__(self, *args: Any, examples: str = "", unused: Collection[str] = (), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        examples: str = "",
+        unused: Collection[str] = (),
+        takes_url: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.takes_url = takes_url
         self.examples = examples
         self.unused = frozenset(unused)
 
@@ -80,7 +95,7 @@ class Command(click.Command):
         groups["Options"] = groups.pop("Options", [])
         if self.has_peer:
             with formatter.section("Peer"):
-                formatter.write_text(PEER)
+                formatter.write_text(PEER + URL if self.takes_url else PEER)
         order = sorted(groups, key=lambda name: name != self.main_group)
         for name in order:
             with formatter.section(name):
@@ -143,13 +158,18 @@ class ValueType(click.ParamType[T]):
         raise NotImplementedError
 
 
-class PeerType(ValueType["Peer"]):
-    """``[AET@]host:port`` or ``[AET@]endpoint-string``."""
+class PeerType(ValueType["Peer | WebPeer"]):
+    """``[AET@]host:port``, ``[AET@]endpoint-string``, or the URL of a service of DICOMweb."""
 
     name = "peer"
 
-    def parse(self, text: str) -> Peer:
+    def parse(self, text: str) -> Peer | WebPeer:
         """Return the peer that *text* names."""
+        if text.strip().lower().startswith(("http://", "https://")):
+            from dicomtwist.dicomweb import BaseURL
+            from dicomtwist.tools.web_connection import WebPeer
+
+            return WebPeer(BaseURL.parse(text))
         from dicomtwist.transport.peer_address import parse_peer
 
         return parse_peer(text)
@@ -370,6 +390,26 @@ _CONNECTION_PARAMETERS = (
 )
 
 
+def _connection(values: dict[str, Any]) -> Connection | WebConnection:
+    """
+    Return the connection that the options describe.
+
+    :raises click.UsageError: the options contradict each other, or the subcommand does not take a URL.
+    """
+    if not hasattr(values["peer"], "url"):
+        from dicomtwist.tools.connection import make_connection
+
+        return make_connection(values)
+    command = click.get_current_context().command
+    if not (isinstance(command, Command) and command.takes_url):
+        raise click.UsageError(
+            f"PEER: dicomtwist {command.name} speaks DIMSE, so give host:port; find, get and store take a URL"
+        )
+    from dicomtwist.tools.web_connection import make_web_connection
+
+    return make_web_connection(values)
+
+
 def with_connection(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     Add the argument PEER and the common options to a subcommand.
@@ -380,13 +420,12 @@ def with_connection(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapper(*, verbose: int, quiet: bool, trace: bool, as_json: bool, **values: Any) -> Any:
-        from dicomtwist.tools.connection import make_connection
         from dicomtwist.tools.display.console import QUIET, Output
 
         if verbose and quiet:
             raise click.UsageError("-v and -q contradict each other: give one of them")
         own = {name: value for name, value in values.items() if name not in _CONNECTION_PARAMETERS}
-        connection = make_connection({name: values[name] for name in _CONNECTION_PARAMETERS})
+        connection = _connection({name: values[name] for name in _CONNECTION_PARAMETERS})
         output = Output(QUIET if quiet else verbose, as_json=as_json, traces=trace)
         return function(connection=connection, output=output, **own)
 

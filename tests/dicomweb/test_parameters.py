@@ -236,7 +236,7 @@ class Queries(unittest.TestCase):
         )
         self.assertEqual(
             query,
-            "PatientName=M%C3%BC%2A%26%3D&StudyInstanceUID=1.2,1.3&00080061=CT%5CMR"
+            "PatientName=M%C3%BC*%26%3D&StudyInstanceUID=1.2,1.3&00080061=CT%5CMR"
             "&includefield=StudyDescription,00080060&fuzzymatching=true&limit=10&offset=5",
         )
         self.assertEqual(search_query(), "")

@@ -134,6 +134,8 @@ class DICOMwebClient:
     :param headers: further header fields of each request.
     :param clear_credentials: whether credentials may be sent without TLS to another machine.
     :param reactor: the reactor; by default the global one.
+
+    :ivar url: the base URL.
     :raises ValueError: the URL is invalid, or credentials would be sent without TLS.
     """
 
@@ -156,6 +158,7 @@ class DICOMwebClient:
         if (token or user) and not (base.secure or base.is_loopback or clear_credentials):
             raise ValueError(f"credentials would be sent to {base.host} without TLS: use https, or clear_credentials")
         self.url = base
+        self.reactor = reactor
         self._http = HTTPClient(
             reactor, base, token=token, user=user, tls=tls, timeouts=timeouts, retries=retries, headers=headers
         )

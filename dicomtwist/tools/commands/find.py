@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 @click.command(
     cls=Command,
     unused=FOR_MANY,
+    takes_url=True,
     examples="""\
 List the studies of a patient:
   dicomtwist find -k PatientID=123456 PACS@pacs.example.org:104
 List the series of a study as CSV:
   dicomtwist find --csv --level SERIES -k StudyInstanceUID=1.2.3 -k Modality -k SeriesInstanceUID \
 PACS@pacs.example.org:104
+List the studies of a patient at a server of DICOMweb:
+  dicomtwist find -k PatientID=123456 https://pacs.example.org/dicom-web
 List the CT studies of January for a script:
   dicomtwist find --json -k StudyDate=20240101-20240131 -k ModalitiesInStudy=CT PACS@pacs.example.org:104""",
 )
@@ -60,6 +63,11 @@ def find(
 
     _check_format(output, as_csv)
     query = make_query(keys, key_files, level, root, "Find", add_defaults=True)
+    if not hasattr(connection, "make_ae"):
+        from dicomtwist.tools.runners.web_find import WebFind, check_searchable
+
+        check_searchable(query)
+        run_command(WebFind("find", connection, output, query, as_csv=as_csv, limit=limit).main, output)
     run_command(Find("find", connection, output, query, as_csv=as_csv, limit=limit).main, output)
 
 

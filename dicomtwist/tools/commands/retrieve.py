@@ -69,9 +69,12 @@ def folder_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(
     cls=Command,
     unused=("async_ops",),
+    takes_url=True,
     examples="""\
 Fetch a study:
   dicomtwist get -k StudyInstanceUID=1.2.3 PACS@pacs.example.org:104 study/
+Fetch a study from a server of DICOMweb:
+  dicomtwist get -k StudyInstanceUID=1.2.3 https://pacs.example.org/dicom-web study/
 Fetch the studies of a table with a column AccessionNumber, and continue after an interruption:
   dicomtwist get --from studies.csv --resume got.journal --associations 2 PACS@pacs.example.org:104 studies/
 Fetch the CT series of the studies of a table, with names of your own:
@@ -157,6 +160,11 @@ def get(
     from dicomtwist.tools.runners.get import Get
     from dicomtwist.tools.runners.move import require_key
 
+    command = Get
+    if not hasattr(connection, "make_ae"):
+        from dicomtwist.tools.runners.web_get import WebGet
+
+        command = WebGet
     classes = list(dict.fromkeys(uid for name in sop_classes for uid in sop_classes_named(name)))
     if table is None:
         for name, value in (("--column", columns), ("--resume", resume)):
@@ -165,12 +173,12 @@ def get(
         identifier = make_query(keys, key_files, level, root, "Get", add_defaults=False).identifier
         require_key(identifier, ", or a table with --from")
         store = open_folder(folder, durability, min_free, layout=layout, overwrite=overwrite)
-        run_command(Get(connection, output, store, classes, identifier=identifier, root=root).main, output)
+        run_command(command(connection, output, store, classes, identifier=identifier, root=root).main, output)
     rows = _open_table(table, columns, merged_keys(read_keys(key_files), keys))
     store = open_folder(folder, durability, min_free, layout=layout, overwrite=overwrite)
     journal = _open_journal(resume, str(connection.peer), folder, layout) if resume is not None else None
     output.note(f"keys: {rows}")
-    getting = Get(
+    getting = command(
         connection, output, store, classes, rows=rows, root=root, level=(level or "").upper(), journal=journal
     )
     run_command(getting.main, output)

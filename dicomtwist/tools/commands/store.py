@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Command,
+    takes_url=True,
     examples="""\
 Send a folder with all its subfolders:
   dicomtwist store PACS@pacs.example.org:104 study/
 Send a large folder over four associations, and continue after an interruption:
   dicomtwist store --associations 4 --resume sent.journal PACS@pacs.example.org:104 archive/
+Send a folder to a server of DICOMweb, which knows us by a token:
+  dicomtwist store --jwt-file token https://pacs.example.org/dicom-web study/
 Send from a script:
   dicomtwist store --json PACS@pacs.example.org:104 study/ >result.json""",
 )
@@ -62,4 +65,8 @@ def store(connection: Connection, output: Output, paths: tuple[str, ...], resume
             journal = ResumeJournal(resume, str(connection.peer))
         except JournalError as error:
             raise click.UsageError(f"--resume: {error}") from None
+    if not hasattr(connection, "make_ae"):
+        from dicomtwist.tools.runners.web_store import WebStore
+
+        run_command(WebStore(connection, output, paths, journal, retries).main, output)
     run_command(Store(connection, output, paths, journal, retries).main, output)

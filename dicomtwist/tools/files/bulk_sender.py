@@ -32,6 +32,7 @@ from dicomtwist.sop_class import SOPClass
 from dicomtwist.tools.client import run_concurrently
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.contexts import Requirement, contexts_for, requirements_of
+from dicomtwist.tools.display.console import plural
 from dicomtwist.tools.explain import NO_ASSOCIATION_ERRORS, Cause, cause_of
 from dicomtwist.tools.files.file_scanner import ScanBatch, ScannedInstance, Scanner
 from dicomtwist.ul.items import MAX_PRESENTATION_CONTEXTS
@@ -62,6 +63,41 @@ class StoreObserver(Protocol):
 
     def waiting(self, cause: Cause, seconds: float) -> None:
         """No association could be established; the next attempt is in *seconds*."""
+
+
+class Sender(Protocol):
+    """
+    Sends the instances that a scan finds.
+
+    :ivar associations: the number of associations that were established, or of requests that were answered.
+    :ivar cause: why the peer cannot be used, or not any more.
+    :ivar not_sent: the number of instances that were found and not sent.
+    """
+
+    associations: int
+    cause: Cause | None
+    not_sent: int
+
+    @property
+    def means(self) -> str:
+        """The associations or requests, in words."""
+
+    @property
+    def bytes_under_way(self) -> int:
+        """How many bytes of unanswered instances have been sent, approximately."""
+
+    @property
+    def scan_complete(self) -> bool:
+        """Whether all files have been scanned."""
+
+    async def run(self) -> None:
+        """Send until everything is sent or :meth:`stop` is called."""
+
+    def stop(self) -> None:
+        """Send no further instance; those in flight are answered first."""
+
+    def abort(self) -> None:
+        """Stop at once, without waiting for the instances in flight."""
 
 
 @dataclass(eq=False)
@@ -228,6 +264,11 @@ class BulkSender:
         self.associations = 0
         self.cause: Cause | None = None
         self.not_sent = 0
+
+    @property
+    def means(self) -> str:
+        """The associations, in words."""
+        return f"over {plural(self.associations, 'association')}"
 
     @property
     def bytes_under_way(self) -> int:

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import click
+from pydicom import Dataset
 from twisted.internet.defer import DeferredLock
 
 from dicomtwist import Association, AssociationError, NotEstablished, Status, build_context
 from dicomtwist.errors import DataSetError, NoPresentationContext, loggable
+from dicomtwist.runtime.executors import Executor
 from dicomtwist.sop_class import ModalityWorklistInformationFind
-from dicomtwist.tools.client import ClientAssociation
+from dicomtwist.tools.client import ClientAssociation, ClientOperation
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import Output, plural
 from dicomtwist.tools.display.result_table import PAGE_SECONDS, CSVWriter, JSONWriter, ResultWriter, TableWriter
@@ -27,6 +29,7 @@ from dicomtwist.tools.query.query import (
     merged_keys,
     read_keys,
 )
+from dicomtwist.tools.web_connection import WebConnection
 
 _STEP: Final = "ScheduledProcedureStepSequence[0]"
 #: The attributes that are requested of a worklist, in the order of the printed table (PS3.4 Table K.6-1).
@@ -58,7 +61,7 @@ class Find:
     def __init__(
         self,
         command: str,
-        connection: Connection,
+        connection: Connection | WebConnection,
         output: Output,
         query: Query,
         *,
@@ -72,40 +75,48 @@ class Find:
         self._as_csv = as_csv
         self._limit = limit
         self._printing = DeferredLock()
+        self._executor: Executor
         self.matches = 0
         self.lost = 0
 
     async def main(self, reactor: Any, interrupts: Interrupts) -> int:
         """Run it and return the exit status."""
-        output, query = self._output, self._query
-        rows: ResultWriter
-        if output.as_json:
-            head = {"command": self._command, "peer": str(self._connection.peer)}
-            rows = document = JSONWriter(output, head, "matches")
-        else:
-            document = None
-            rows = CSVWriter(output, query.columns) if self._as_csv else TableWriter(output, query.columns)
-        client = ClientAssociation(self._connection, reactor, output, interrupts)
+        connection = self._connection
+        assert isinstance(connection, Connection)
+        rows = self._writer()
+        client = ClientAssociation(connection, reactor, self._output, interrupts)
         client.ae.executors.acquire()
+        self._executor = client.ae.executors.decoding
         status: Status | None = None
         try:
-            association = await client.associate([build_context(query.model)])
+            association = await client.associate([build_context(self._query.model)])
             if association is not None:
                 status = await self._receive_matches(client, association, rows, reactor)
                 await client.release()
         finally:
             client.ae.executors.release()
             await client.ae.shutdown()
+        return self._print_result(client, rows, status)
+
+    def _writer(self) -> ResultWriter:
+        output, query = self._output, self._query
+        if output.as_json:
+            return JSONWriter(output, {"command": self._command, "peer": str(self._connection.peer)}, "matches")
+        return CSVWriter(output, query.columns) if self._as_csv else TableWriter(output, query.columns)
+
+    def _print_result(self, client: ClientOperation, rows: ResultWriter, status: Status | None) -> int:
+        """Print the end of the output, and return the exit status."""
+        output = self._output
         if status is not None and not (status.is_success or status.is_warning):
             client.error = f"{self._connection.peer} answered: {status}"
         enough = self._limit is not None and self.matches >= self._limit
         exit_status = client.exit_status(status is not None or enough or output.reader_gone)
         client.print_errors()
-        if client.association is not None and not output.as_json:
+        if client.is_connected and not output.as_json:
             output.note(plural(self.matches, "match").replace("matchs", "matches"))
-        if document is not None:
+        if isinstance(rows, JSONWriter):
             code = None if status is None else f"0x{int(status):04X}"
-            document.end(
+            rows.end(
                 {
                     "count": self.matches,
                     "lost": self.lost,
@@ -129,18 +140,8 @@ class Find:
                     if not status.is_pending or identifier is None or client.interrupted:
                         continue
                     if first is None:
-                        first = reactor.callLater(PAGE_SECONDS, lambda: self._print(client, rows.flush))
-                    self.matches += 1
-                    # Printed in a thread, since a pager may not read its input for a long time.
-                    try:
-                        await self._print(client, rows.add, identifier)
-                    except OSError:
-                        raise
-                    except Exception as error:
-                        # pydicom raises whatever a value makes it raise. Such a match fails alone.
-                        self.matches -= 1
-                        self.lost += 1
-                        client.error = client.error or f"a match cannot be shown: {loggable(error)}"
+                        first = reactor.callLater(PAGE_SECONDS, lambda: self._print(rows.flush))
+                    await self._show(client, rows, identifier)
                     if self.matches == self._limit or self._output.reader_gone:
                         return None
                 if answers.lost:
@@ -152,11 +153,24 @@ class Find:
         finally:
             if first is not None and first.active():
                 first.cancel()
-            await self._print(client, rows.flush)
+            await self._print(rows.flush)
         return status
 
-    def _print(self, client: ClientAssociation, function: Any, *args: Any) -> Any:
-        return self._printing.run(client.ae.executors.decoding.run, function, *args)
+    async def _show(self, client: ClientOperation, rows: ResultWriter, match: Dataset) -> None:
+        """Print a match, in a thread, since a pager may not read its input for a long time."""
+        self.matches += 1
+        try:
+            await self._print(rows.add, match)
+        except OSError:
+            raise
+        except Exception as error:
+            # pydicom raises whatever a value makes it raise. Such a match fails alone.
+            self.matches -= 1
+            self.lost += 1
+            client.error = client.error or f"a match cannot be shown: {loggable(error)}"
+
+    def _print(self, function: Any, *args: Any) -> Any:
+        return self._printing.run(self._executor.run, function, *args)
 
 
 def worklist_query(

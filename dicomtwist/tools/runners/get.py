@@ -18,6 +18,8 @@ from dicomtwist.retrieval.folder import ReceivingFolder
 from dicomtwist.retrieval.receiver import advice
 from dicomtwist.retrieval.results import Outcome, Request, RequestResult
 from dicomtwist.retrieval.retriever import Retriever
+from dicomtwist.retrieval.web_retriever import WebRetriever
+from dicomtwist.runtime.executors import Executor
 from dicomtwist.scu.responses import SubOperations
 from dicomtwist.sop_class import SOPClass
 from dicomtwist.tools.connection import Connection
@@ -28,6 +30,7 @@ from dicomtwist.tools.explain import cause_of
 from dicomtwist.tools.files.resume_journal import RetrievalJournal
 from dicomtwist.tools.interrupts import FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
 from dicomtwist.tools.query.key_table import InvalidTable, KeyTable, Row
+from dicomtwist.tools.web_connection import WebConnection
 
 #: How many rows and instances that were not found or failed are listed one by one; with -v all are.
 MAX_LISTED: Final = 20
@@ -50,7 +53,7 @@ class Get:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Connection | WebConnection,
         output: Output,
         folder: ReceivingFolder,
         classes: list[SOPClass],
@@ -70,6 +73,8 @@ class Get:
         self._root = root
         self._level = level
         self._journal = journal
+        self._retriever: Retriever | WebRetriever
+        self._executor: Executor
         self._count: int | None = None
         self._taken = 0
         self._invalid = 0
@@ -84,26 +89,35 @@ class Get:
 
     async def main(self, reactor: Any, interrupts: Interrupts) -> int:
         """Run it and return the exit status."""
-        output, ae = self.output, self.connection.make_ae(reactor)
-        output.log_associations(ae)
-        if output.as_json:
-            head = {"command": "get", "peer": str(self.connection.peer)}
-            self._document = JSONWriter(output, head, "requests")
+        connection = self.connection
+        assert isinstance(connection, Connection)
+        ae = connection.make_ae(reactor)
+        self.output.log_associations(ae)
         self._executor = ae.executors.retrieval
-        retriever = self._retriever = Retriever(
+        self._retriever = Retriever(
             ae,
-            self._associate(ae),
+            self._associate(connection, ae),
             self._folder,
             sop_classes=self._classes,
             root=self._root,
-            associations=self.connection.associations,
+            associations=connection.associations,
             on_result=self._on_result,
             on_suboperations=self._on_suboperations,
         )
+        try:
+            return await self._run(reactor, interrupts)
+        finally:
+            await ae.shutdown()
+
+    async def _run(self, reactor: Any, interrupts: Interrupts) -> int:
+        if self.output.as_json:
+            head = {"command": "get", "peer": str(self.connection.peer)}
+            self._document = JSONWriter(self.output, head, "requests")
+        retriever = self._retriever
         interrupts.handle(retriever.stop, retriever.abort)
         progress = self._progress()
         since = reactor.seconds()
-        ae.executors.acquire()
+        self._executor.acquire()
         try:
             if self._rows is not None:
                 self._count = await self._executor.run(self._rows.count)
@@ -117,27 +131,29 @@ class Get:
             progress.stop()
             if self._journal is not None:
                 await self._journal.close()
-            await ae.shutdown()
-            ae.executors.release()
+            self._executor.release()
             self._folder.close()
             if self._rows is not None:
                 self._rows.close()
         return self._print_result(interrupts.count > 0, reactor.seconds() - since)
 
-    def _associate(self, ae: Any) -> Any:
+    def _associate(self, connection: Connection, ae: Any) -> Any:
         def associate(
             contexts: list[PresentationContext], handlers: list[HandlerTuple], items: list[object]
         ) -> Deferred[Association]:
-            return self.connection.associate(ae, contexts, handlers, items).addCallback(self._associated)
+            return connection.associate(ae, contexts, handlers, items).addCallback(self._associated)
 
         return associate
 
     def _associated(self, association: Association) -> Association:
+        self._show_progress()
+        return association
+
+    def _show_progress(self) -> None:
         """Show the progress from the first association on."""
         on_first, self._on_first = self._on_first, None
         if on_first is not None:
             on_first()
-        return association
 
     def _progress(self) -> Progress:
         if self._rows is None:

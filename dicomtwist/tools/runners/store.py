@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,14 +14,15 @@ from twisted.internet.defer import Deferred
 from dicomtwist import Status
 from dicomtwist.runtime.executors import Bounds, Executor
 from dicomtwist.tools.connection import Connection
-from dicomtwist.tools.display.console import NORMAL, VERBOSE, Output, plural, printable, table
+from dicomtwist.tools.display.console import NORMAL, VERBOSE, Output, printable, table
 from dicomtwist.tools.display.progress import Progress
 from dicomtwist.tools.display.result_table import JSONWriter
 from dicomtwist.tools.explain import Cause
-from dicomtwist.tools.files.bulk_sender import SCANNERS, BulkSender, count_reasons
+from dicomtwist.tools.files.bulk_sender import SCANNERS, BulkSender, Sender, count_reasons
 from dicomtwist.tools.files.file_scanner import ScanBatch, ScannedInstance, Scanner, SizeSurvey
 from dicomtwist.tools.files.resume_journal import ResumeJournal
 from dicomtwist.tools.interrupts import FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
+from dicomtwist.tools.web_connection import WebConnection
 
 #: How many different reasons the summary distinguishes.
 MAX_REASONS = 50
@@ -99,6 +101,10 @@ class Tally:
         return sum(self.failures.values())
 
 
+#: Makes the sender of the instances that a scanner finds.
+MakeSender = Callable[[Scanner, Tally, Executor], Sender]
+
+
 class Store:
     """
     One run of the subcommand.
@@ -110,7 +116,7 @@ class Store:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Connection | WebConnection,
         output: Output,
         paths: tuple[str, ...],
         journal: ResumeJournal | None,
@@ -126,14 +132,26 @@ class Store:
 
     async def main(self, reactor: Any, interrupts: Interrupts) -> int:
         """Run it and return the exit status."""
+        connection = self.connection
+        assert isinstance(connection, Connection)
+        ae = connection.make_ae(reactor)
+        self.output.log_associations(ae)
+
+        def sender(scanner: Scanner, tally: Tally, executor: Executor) -> BulkSender:
+            return BulkSender(connection, ae, scanner, tally, executor, self.retries)
+
+        try:
+            return await self._run(reactor, interrupts, sender)
+        finally:
+            await ae.shutdown()
+
+    async def _run(self, reactor: Any, interrupts: Interrupts, make_sender: MakeSender) -> int:
         executor = Executor(reactor, "scanning", SCANNING)
         executor.acquire()
-        ae = self.connection.make_ae(reactor)
-        self.output.log_associations(ae)
         failed_files = JSONWriter(self.output, {"command": "store", "peer": str(self.connection.peer)}, "failed_files")
         tally = Tally(self.output, executor, failed_files, self.journal)
         scanner = Scanner(self.paths, self.journal.contains if self.journal is not None else lambda instance: False)
-        sender = BulkSender(self.connection, ae, scanner, tally, executor, self.retries)
+        sender = make_sender(scanner, tally, executor)
         interrupts.handle(sender.stop, sender.abort)
         progress = Progress(
             self.output, lambda: tally.done + sender.bytes_under_way, lambda: self.surveyed, lambda: _note(tally)
@@ -150,7 +168,6 @@ class Store:
             progress.stop()
             if self.journal is not None:
                 await self.journal.close()
-            await ae.shutdown()
             executor.release()
         return self._print_result(tally, sender, seconds, interrupts.count > 0)
 
@@ -161,7 +178,7 @@ class Store:
             pass
         self.surveyed = survey.size
 
-    def _print_result(self, tally: Tally, sender: BulkSender, seconds: float, interrupted: bool) -> int:
+    def _print_result(self, tally: Tally, sender: Sender, seconds: float, interrupted: bool) -> int:
         output = self.output
         status = SUCCESS
         if not sender.associations and (sender.cause is not None):
@@ -218,7 +235,7 @@ def _size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _summary(tally: Tally, sender: BulkSender, seconds: float, connection: Connection) -> list[str]:
+def _summary(tally: Tally, sender: Sender, seconds: float, connection: Connection | WebConnection) -> list[str]:
     rows: list[tuple[str, object, str]] = [("stored", tally.stored_count, "")]
     rows += [("  with warning", count, reason) for reason, count in tally.warnings.most_common()]
     rows += [("failed", count, reason) for reason, count in tally.failures.most_common()]
@@ -233,5 +250,5 @@ def _summary(tally: Tally, sender: BulkSender, seconds: float, connection: Conne
     return [
         f"{connection.calling} to {connection.peer}",
         *table(rows, "  "),
-        f"{_size(tally.sent)} in {seconds:.1f} s, {rate}, over {plural(sender.associations, 'association')}",
+        f"{_size(tally.sent)} in {seconds:.1f} s, {rate}, {sender.means}",
     ]

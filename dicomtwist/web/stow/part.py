@@ -54,7 +54,7 @@ class IncomingPart:
 
     :param owner: the body.
     :param ingest: receives the instance.
-    :param sender: the sender of the instance.
+    :param sender: the sender of the instance; ``None`` for one that may replace others without a line in the log.
     :param study: the Study Instance UID that the instance must have; ``""`` for any.
     :param transfer_syntax: the transfer syntax in the header of the part, for a file that does not say.
     :param maximum: the most bytes; ``None`` for no limit.
@@ -76,14 +76,14 @@ class IncomingPart:
         self,
         owner: _Owner,
         ingest: Ingest,
-        sender: Sender,
+        sender: Sender | None,
         study: str = "",
         transfer_syntax: str = "",
         maximum: int | None = None,
     ) -> None:
         self._owner = owner
         self._ingest = ingest
-        self._sender: Sender | None = sender
+        self._sender = sender
         self._syntax = transfer_syntax
         self._maximum = maximum
         self._front: bytearray | None = bytearray()

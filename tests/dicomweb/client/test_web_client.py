@@ -97,7 +97,7 @@ class Search(ClientTestCase):
         self.assertEqual([match.StudyInstanceUID for match in matches], ["1.2", "1.3"])
         self.assertEqual(
             self.target(),
-            "GET /dicom-web/studies?PatientName=DOE%2A&includefield=00081030&fuzzymatching=true&limit=1000",
+            "GET /dicom-web/studies?PatientName=DOE*&includefield=00081030&fuzzymatching=true&limit=1000",
         )
         self.assertIn("application/dicom+json", self.received[0].headers["accept"])
 
