@@ -23,6 +23,7 @@ from dicomtwist.archive.storage.types import (
     ReplacementRefused,
     StoreError,
     Unrequested,
+    is_uid,
 )
 from dicomtwist.datasets.header_scanner import HeaderError
 from dicomtwist.dimse.status import (
@@ -118,10 +119,12 @@ class StorageService:
         status = status_for(error)
         if self.no_room.takes(error):
             return status
+        uid = event.request.affected_sop_instance_uid
         event.assoc.log_refusal(
             self.log.error,
             "the instance {instance} from {peer!r} was not stored, status 0x{status:04X}: {reason}",
-            instance=ascii(event.request.affected_sop_instance_uid)[1:65].rstrip("'"),
+            # An invalid UID is not quoted: it may be a patient's name.
+            instance=uid if is_uid(uid) else "with an invalid UID",
             peer=event.assoc.remote.ae_title,
             status=int(status),
             reason=loggable(error),
