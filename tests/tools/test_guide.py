@@ -52,9 +52,20 @@ class Guide(ToolTestCase):
         options += ["--peer", f"CT1=127.0.0.1:{back}", "--worklist", str(worklist)]
         files = f"privateKey={certificates.client_key}:certKey={certificates.client_cert}"
         options += ["--peer", f"CT2=dicomtls:127.0.0.1:{secure_back}:trustRoots={certificates.ca}:{files}"]
-        arguments = ("-m", "twisted", "dicom", "--storage", storage, *options)
+        web = peers.free_port()
+        arguments = (
+            "-m",
+            "twisted",
+            "dicom",
+            "--storage",
+            storage,
+            "--http",
+            f"tcp:{web}:interface=127.0.0.1",
+            *options,
+        )
         await peers.start(self, sys.executable, *arguments, ready=secure)
         nobody = peers.free_port()
+        self.url = f"http://127.0.0.1:{web}/dicom-web"
         ports = {"11112": plain, "11113": nobody, "11114": back, "11115": secure_back, "2762": secure}
         return {name: str(port) for name, port in ports.items()}
 
@@ -73,6 +84,7 @@ class Guide(ToolTestCase):
         for commands, printed in blocks:
             for port, ours in ports.items():
                 commands = re.sub(rf"\b{port}\b", ours, commands)
+            commands = commands.replace("https://pacs.example.org/dicom-web", self.url)
             script = f"set -e\ncd '{self.folder}'\n{commands}"
             result = await peers.run("/bin/bash", "-c", script, env=env, timeout=90)
             self.assertEqual(result.code, 0, f"{commands}\n{result.text}")
