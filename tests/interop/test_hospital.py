@@ -48,9 +48,9 @@ class Hospital(TestCase):
         self.study.mkdir()
         self.other.mkdir()
         dataset = dcmread(str(get_testdata_file("CT_small.dcm")))
-        for number in range(5):
-            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(f"1.2.826.0.1.{number}")
-            dataset.save_as((self.study if number < 2 else self.other) / f"{number}.dcm")
+        for count in range(5):
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(f"1.2.826.0.1.{count}")
+            dataset.save_as((self.study if count < 2 else self.other) / f"{count}.dcm")
         self.study_uid = str(dataset.StudyInstanceUID)
 
     async def shell(self, command: str, code: int = 0) -> str:
