@@ -32,8 +32,8 @@ class Hospital(TestCase):
         certificates = peers.certificates()
         for name, source in (
             ("ca.pem", certificates.ca),
-            ("server.pem", certificates.server_cert),
-            ("server-key.pem", certificates.server_key),
+            ("pacs.pem", certificates.server_cert),
+            ("pacs-key.pem", certificates.server_key),
             ("ct1.pem", certificates.client_cert),
             ("ct1-key.pem", certificates.client_key),
         ):
@@ -41,7 +41,7 @@ class Hospital(TestCase):
         text = EXAMPLE.read_text()
         for number, port in self.ports.items():
             text = re.sub(rf"\b{number}\b", port, text)
-        text = text.replace("CN=scanner", "CN=client")  # as the certificates of the tests have it
+        text = text.replace("CN=ct1", "CN=client")  # as the certificates of the tests have it
         self.configuration = self.folder / "hospital.toml"
         self.configuration.write_text(text)
         self.study, self.other = self.folder / "study", self.folder / "other"
