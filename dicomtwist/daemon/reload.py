@@ -48,8 +48,12 @@ class Reloading:
     read: Callable[[], Configuration]
     then: Callable[[], None] = lambda: None
     _under_way: Deferred[None] = field(default_factory=lambda: succeed(None), init=False)
+    _at_start: Configuration = field(init=False)
 
     log = Logger()
+
+    def __post_init__(self) -> None:
+        self._at_start = self.configuration
 
     def reload(self) -> Deferred[None]:
         """
@@ -66,7 +70,7 @@ class Reloading:
         configuration, policy, endpoints = await self.executor.run_admitted(self._read_all)
         await self.service.relisten(endpoints)
         self.access.change(policy, self.service.server)
-        before, self.configuration = self.configuration, configuration
+        self.configuration = configuration
         self.log.info(
             "reloaded the rules ({rules}), the users ({users}), the peers ({peers}) and the certificates of ports ({ports})",
             rules=len(policy.rules),
@@ -74,6 +78,7 @@ class Reloading:
             peers=len(self.peers),
             ports=len(endpoints),
         )
+        before = self._at_start  # the options that the server runs with
         changed = sorted(
             name
             for name in {*before.options, *configuration.options} - {"peer"}

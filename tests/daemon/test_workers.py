@@ -115,7 +115,12 @@ class Reload(ServerTestCase):
         self.assertEqual(await assoc.send_c_store(instance("1.2")), 0x0000)
         # Other options wait for the next start, which is logged.
         await self.reload("max-associations = 3\n" + port_line + rule.format('"all"'))
-        self.assertRegex(self.server.text, r"not applied before the next start: max-associations")
+        waiting = "not applied before the next start: max-associations"
+        self.assertEqual(self.server.text.count(waiting), 1)
+        await self.reload()
+        self.assertEqual(self.server.text.count(waiting), 2, "the server still runs with the option of its start")
+        await self.reload(port_line + rule.format('"all"'))
+        self.assertEqual(self.server.text.count(waiting), 2)
         self.assertEqual(await assoc.send_c_echo(), 0x0000)
         await assoc.release()
 
