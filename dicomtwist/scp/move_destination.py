@@ -221,7 +221,8 @@ class MoveAssociations:
         if isinstance(error, TypeError | ValueError):
             why = f"the destination cannot be reached: {error}"
             raise Refused(MOVE_DESTINATION_INVALID, why) from error
-        self.log.info("the move destination could not be reached: {error}", error=error)
+        address = ":".join(str(part) for part in self._address if part is not None)
+        self.log.info("the move destination {address} could not be reached: {error}", address=address, error=error)
 
     async def _connect(self) -> _DestinationAssociation:
         added = frozenset(self._added)

@@ -170,7 +170,7 @@ class Move:
         refused = dict(receiver.failures) if receiver is not None else {}
         failed = result.failed_instances if result is not None else []
         done = result is not None and not counts.failed and not refused and not failed
-        if receiver is not None and not receiver.stored and not refused and result is not None:
+        if receiver is not None and not (receiver.stored or counts.completed or refused) and result is not None:
             if done and not client.error and not client.interrupted:
                 client.error = f"{self.connection.peer} sent nothing: nothing matches, or we accept none of it"
             done = False
@@ -178,7 +178,8 @@ class Move:
             client.error = receiver.advice()
         if done and receiver is not None and receiver.stored < counts.completed and not client.error:
             client.error = (
-                f"the peer reports {counts.completed} instances sent, but only {receiver.stored} have arrived"
+                f"the peer reports {counts.completed} instances sent, and {receiver.stored} have arrived: "
+                "it may have another address for that AE title"
             )
         exit_status = client.exit_status(done)
         if client.association is not None:
