@@ -1,4 +1,4 @@
-"""DICOM JSON made of bytes is that of pydicom, where that one follows the standard."""
+"""The DICOM JSON of an encoded data set equals that of pydicom, if pydicom follows the standard."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ FRAMES = (
     Row(RELATED + 'type="image/"', ("image/jls", True, JPEG_LS), EXPLICIT, (EXPLICIT, JPEG_LS, J2K)),
     Row(RELATED + 'type="image/"', None, EXPLICIT),
     Row(RELATED + 'type="video/*"', ("video/mp4", True, None), MP4),
-    # What is stored is of this media type: no conversion to its default transfer syntax.
+    # The stored instance has this media type, so it is not converted to the default transfer syntax.
     Row("image/jpeg", (JPEG, False, None), BASELINE, (LOSSLESS_JPEG,)),
     Row("image/jpeg", (JPEG, False, LOSSLESS_JPEG), EXPLICIT, (EXPLICIT, LOSSLESS_JPEG, BASELINE)),
     Row(f"image/jpeg; transfer-syntax={BASELINE}", (JPEG, False, BASELINE), EXPLICIT, (LOSSLESS_JPEG, BASELINE)),

@@ -92,7 +92,7 @@ class Hospital(TestCase):
             *("127.0.0.1", self.ports["2762"], self.study / "0.dcm", self.study / "1.dcm"),
         )
         self.assertEqual(sent.code, 0, sent.text)
-        # The same without TLS: its title alone opens nothing.
+        # Without TLS, the AE title alone does not let a scanner in.
         sent = await peers.run(
             *(peers.dcmtk("storescu"), "-aet", "CT1", "-aec", "ARCHIVE"),
             *("127.0.0.1", self.ports["11112"], self.study / "0.dcm"),

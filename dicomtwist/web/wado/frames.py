@@ -16,13 +16,12 @@ from dicomtwist.datasets.element_headers import EXPLICIT_LITTLE_ENDIAN
 from dicomtwist.dicomweb.media_types import Category, Representation
 from dicomtwist.dicomweb.multipart import MultipartWriter
 from dicomtwist.dicomweb.rendered import parse_frames
-from dicomtwist.pixels.errors import PixelsFailed
 from dicomtwist.web.problems import Problem
 from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.routes import Route
 from dicomtwist.web.services import Services
 from dicomtwist.web.wado.delivery import NOT_ACCEPTABLE, OpenPart, open_stored, quoted, send_one, send_parts
-from dicomtwist.web.wado.transcoding import convertible, problem_of_pixels
+from dicomtwist.web.wado.transcoding import convertible
 
 __all__ = ["ROUTES", "send_frames"]
 
@@ -109,8 +108,6 @@ async def _send_transcoded(
     if not representation.multipart:
         try:
             content = await anext(frames)
-        except PixelsFailed as error:
-            raise problem_of_pixels(error) from error
         finally:
             await frames.aclose()
         request.answer(content, representation.content_type(transfer_syntax=syntax))
@@ -124,8 +121,6 @@ async def _send_transcoded(
                 yield writer.begin(_headers(request, uids, numbers[at], representation, syntax))
                 yield frame
                 at += 1
-        except PixelsFailed as error:
-            raise problem_of_pixels(error) from error
         finally:
             await frames.aclose()
         yield writer.end()

@@ -37,7 +37,7 @@ from dicomtwist.web.wado.delivery import (
     send_parts,
 )
 from dicomtwist.web.wado.pieces import ThreadPieces
-from dicomtwist.web.wado.transcoding import Transcoding, convertible, is_transcoded, problem_of_pixels, transcode
+from dicomtwist.web.wado.transcoding import Transcoding, convertible, is_transcoded, transcode
 
 __all__ = ["ROUTES", "content_of"]
 
@@ -147,7 +147,7 @@ async def retrieve_instance(request: DICOMwebRequest, services: Services, values
             kept = request.accept.negotiate(Category.INSTANCES, stored=syntax, single=True)
             if kept is None or stored.is_closed:
                 if isinstance(error, PixelsFailed):
-                    raise problem_of_pixels(error) from error
+                    raise
                 with problems_of_stored():
                     raise
             representation, content = kept, stored_content(stored)

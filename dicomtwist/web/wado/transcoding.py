@@ -13,12 +13,10 @@ from dicomtwist.archive.reading.stored_file import StoredFile
 from dicomtwist.archive.storage.types import InstanceUIDs
 from dicomtwist.errors import DataSetError
 from dicomtwist.part10 import encode_preamble_and_meta
-from dicomtwist.pixels.errors import NoSuchFrame, PixelsFailed, PixelsStopped, UnsupportedPixels
 from dicomtwist.pixels.syntaxes import ENCODABLE, can_transcode
-from dicomtwist.web.problems import Problem
 from dicomtwist.web.services import Services
 
-__all__ = ["Transcoding", "convertible", "is_transcoded", "problem_of_pixels", "transcode"]
+__all__ = ["Transcoding", "convertible", "is_transcoded", "transcode"]
 
 
 def convertible(services: Services, stored: str) -> tuple[str, ...]:
@@ -37,17 +35,6 @@ def _convertible(stored: str, has_pixels: bool) -> tuple[str, ...]:
 def is_transcoded(stored: str, syntax: str | None) -> bool:
     """Return whether pixel data has to be decoded or encoded for the transfer syntax *syntax*; ``None`` is that of the file."""
     return syntax is not None and syntax != stored and syntax not in convertible_to(stored)
-
-
-def problem_of_pixels(error: PixelsFailed) -> Problem:
-    """Return the problem that a failure of the processes for images is for the client."""
-    if isinstance(error, NoSuchFrame):
-        return Problem(404, str(error))
-    if isinstance(error, PixelsStopped):
-        return Problem(503, str(error))
-    if isinstance(error, UnsupportedPixels):
-        return Problem(406, str(error))
-    return Problem(500, "the pixel data cannot be converted")
 
 
 class Transcoding:

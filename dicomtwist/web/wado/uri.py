@@ -11,7 +11,7 @@ from dicomtwist.access.rules import Operation
 from dicomtwist.datasets.element_headers import EXPLICIT_LITTLE_ENDIAN
 from dicomtwist.dicomweb.media_types import DICOM, Category
 from dicomtwist.dicomweb.rendered import parse_uri_request
-from dicomtwist.pixels.errors import PixelsFailed, UnsupportedPixels
+from dicomtwist.pixels.errors import UnsupportedPixels
 from dicomtwist.pixels.options import MEDIA_TYPES
 from dicomtwist.web.problems import Problem
 from dicomtwist.web.request import DICOMwebRequest
@@ -20,7 +20,7 @@ from dicomtwist.web.services import Services
 from dicomtwist.web.wado.delivery import NOT_ACCEPTABLE, open_stored, problems_of_stored, quoted, send_one
 from dicomtwist.web.wado.instances import content_of
 from dicomtwist.web.wado.rendered import options_of, send_rendered
-from dicomtwist.web.wado.transcoding import convertible, is_transcoded, problem_of_pixels, transcode
+from dicomtwist.web.wado.transcoding import convertible, is_transcoded, transcode
 
 __all__ = ["ROUTES"]
 
@@ -59,9 +59,6 @@ async def retrieve(request: DICOMwebRequest, services: Services, values: Mapping
             return
         with problems_of_stored():
             content = await content_of(request, services, stored, syntax)
-    except PixelsFailed as error:
-        stored.close()
-        raise problem_of_pixels(error) from error
     except BaseException:
         stored.close()
         raise
