@@ -4,7 +4,7 @@ Retrieval of many studies into a folder with C-GET, over one or several associat
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -37,6 +37,7 @@ from dicomtwist.retrieval.contexts import (
 )
 from dicomtwist.retrieval.folder import Receipt, ReceivingFolder
 from dicomtwist.retrieval.receiver import FolderReceiver, Requested
+from dicomtwist.retrieval.requests import RequestWork, RetrievalStopped, asynchronous
 from dicomtwist.retrieval.results import MAX_LISTED, Outcome, Progress, Request, RequestResult, Totals
 from dicomtwist.retrieval.selection import (
     FindFailed,
@@ -69,10 +70,6 @@ _CANCELLED: Final = 0xFE00
 Associate = Callable[[list[PresentationContext], list[HandlerTuple], list[object]], "Deferred[Association]"]
 
 
-class _Stopped(Exception):
-    """The retrieval was stopped, or no association can be had any more."""
-
-
 @dataclass(slots=True, eq=False)
 class _Lane:
     """
@@ -92,16 +89,6 @@ class _Lane:
     extra_classes: tuple[str, ...] = ()
     cancel: Callable[[], None] | None = None
     settling: list[Deferred[None]] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False)
-class _Work:
-    """A request under way: its targets, the number of those that are done, and a receipt for each that has begun."""
-
-    result: RequestResult
-    targets: list[Target] | None = None
-    done: int = 0
-    receipts: list[Receipt] = field(default_factory=list)
 
 
 class Retriever:
@@ -185,7 +172,7 @@ class Retriever:
         """
         executors = self._ae.executors
         executors.acquire()
-        source = requests.__aiter__() if isinstance(requests, AsyncIterable) else _asynchronous(iter(requests))
+        source = requests.__aiter__() if isinstance(requests, AsyncIterable) else asynchronous(iter(requests))
         try:
             self._lanes = [
                 _Lane(FolderReceiver(self._folder, executors.receiving, on_stored=self._arrived))
@@ -232,7 +219,7 @@ class Retriever:
                 await self._handle(lane, request)
                 if len(lane.settling) >= MAX_UNSETTLED:
                     await lane.receiver.settle()
-        except _Stopped:
+        except RetrievalStopped:
             pass
         await lane.receiver.settle()
         for association in (lane.extra, lane.main):
@@ -246,10 +233,10 @@ class Retriever:
             self._taking.release()
 
     async def _handle(self, lane: _Lane, request: Request) -> None:
-        work = _Work(RequestResult(request))
+        work = RequestWork(RequestResult(request))
         try:
             await self._perform(lane, work)
-        except _Stopped:
+        except RetrievalStopped:
             if self.error is not None:
                 work.result.error = f"no association: {self.error}"
             else:
@@ -258,7 +245,7 @@ class Retriever:
         finally:
             self._settle(lane, work)
 
-    def _settle(self, lane: _Lane, work: _Work) -> None:
+    def _settle(self, lane: _Lane, work: RequestWork) -> None:
         settling = lane.receiver.settle(soon=False)
         lane.settling.append(settling)
 
@@ -269,7 +256,7 @@ class Retriever:
 
         settling.addBoth(settled)
 
-    def _finish(self, work: _Work) -> None:
+    def _finish(self, work: RequestWork) -> None:
         """Sum up a request whose files have their names."""
         result = work.result
         arrived = 0
@@ -288,7 +275,7 @@ class Retriever:
             self._on_result(result)
         self._report()
 
-    def _outcome(self, work: _Work, arrived: int) -> Outcome:
+    def _outcome(self, work: RequestWork, arrived: int) -> Outcome:
         result = work.result
         if result.reason == "interrupted":
             return Outcome.INTERRUPTED
@@ -304,7 +291,7 @@ class Retriever:
         """
         Return the association of *lane*, requested again if it was lost.
 
-        :raises _Stopped: there is none.
+        :raises RetrievalStopped: there is none.
         """
         if lane.main is not None and lane.main.is_established:
             return lane.main
@@ -325,7 +312,7 @@ class Retriever:
                     break
                 self.log.info("no association, trying again: {error}", error=error)
             await self._pause(RECONNECT_DELAYS(failures))
-        raise _Stopped
+        raise RetrievalStopped
 
     async def _connect(self, lane: _Lane, contexts: Sequence[PresentationContext]) -> Association:
         classes = dict.fromkeys(str(context.abstract_syntax) for context in contexts)
@@ -350,13 +337,13 @@ class Retriever:
         try:
             await pause
         except CancelledError:
-            raise _Stopped from None
+            raise RetrievalStopped from None
         finally:
             self._pending.discard(pause)
 
     # --- one request
 
-    async def _perform(self, lane: _Lane, work: _Work) -> None:
+    async def _perform(self, lane: _Lane, work: RequestWork) -> None:
         """Retrieve what a request selects, over another association if one is lost."""
         attempts = 0
         while True:
@@ -373,7 +360,7 @@ class Retriever:
             except (AssociationError, NotEstablished) as error:
                 attempts += 1
                 if self._stopping:
-                    raise _Stopped from None
+                    raise RetrievalStopped from None
                 if attempts > self._retries:
                     work.result.error = str(error)
                     return
@@ -384,7 +371,7 @@ class Retriever:
             finally:
                 lane.cancel = None
 
-    async def _retrieve_all(self, lane: _Lane, association: Association, work: _Work) -> None:
+    async def _retrieve_all(self, lane: _Lane, association: Association, work: RequestWork) -> None:
         result = work.result
         if work.targets is None:
             targets = direct_targets(result.request)
@@ -396,7 +383,7 @@ class Retriever:
                 work.result.reason = "not found"
         while work.done < len(work.targets):
             if self._stopping:
-                raise _Stopped
+                raise RetrievalStopped
             await self._retrieve(lane, association, work, work.targets[work.done])
             work.done += 1
 
@@ -410,7 +397,7 @@ class Retriever:
                 return [Target("", patient=patients)], Status(0, "C-FIND")
             raise
 
-    async def _retrieve(self, lane: _Lane, association: Association, work: _Work, target: Target) -> None:
+    async def _retrieve(self, lane: _Lane, association: Association, work: RequestWork, target: Target) -> None:
         """Retrieve one target: what is missing of it, then what did not come for want of a presentation context."""
         result = work.result
         if len(work.receipts) == work.done:
@@ -434,7 +421,7 @@ class Retriever:
         if last is not None and int(last.status) == _CANCELLED:
             result.remaining = last.suboperations.remaining
             if self._stopping:
-                raise _Stopped
+                raise RetrievalStopped
         await self._judge(association, work, target, receipt, last, unsent)
 
     async def _has(self, study: str) -> bool:
@@ -453,14 +440,14 @@ class Retriever:
         return parts_of((found for found in listed if found.uids in missing), target.patient)
 
     async def _get(
-        self, lane: _Lane, association: Association, parts: Sequence[Target], work: _Work, receipt: Receipt
+        self, lane: _Lane, association: Association, parts: Sequence[Target], work: RequestWork, receipt: Receipt
     ) -> tuple[int, RetrievalResult | None]:
         """Send C-GETs; return the number of instances that failed, and the last result."""
         failed = 0
         last: RetrievalResult | None = None
         for part in parts:
             if self._stopping:
-                raise _Stopped
+                raise RetrievalStopped
             chosen = model_of(association, "Get", patient=not part.study)
             if chosen is None:
                 raise NoPresentationContext("the peer performs no C-GET: try C-MOVE")
@@ -496,7 +483,7 @@ class Retriever:
         association: Association,
         target: Target,
         listed: list[Found] | None,
-        work: _Work,
+        work: RequestWork,
         receipt: Receipt,
     ) -> int:
         """Retrieve what the peer did not send, over associations with other contexts; return the number of instances."""
@@ -541,7 +528,7 @@ class Retriever:
     async def _judge(
         self,
         association: Association,
-        work: _Work,
+        work: RequestWork,
         target: Target,
         receipt: Receipt,
         last: RetrievalResult | None,
@@ -620,8 +607,3 @@ async def _release(association: Association | None) -> None:
             await association.release()
         except (AssociationError, NotEstablished):
             pass  # every request has been answered
-
-
-async def _asynchronous(requests: Iterator[Request]) -> AsyncIterator[Request]:
-    for request in requests:
-        yield request

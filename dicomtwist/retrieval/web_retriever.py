@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pydicom import DataElement, Dataset
@@ -33,6 +32,7 @@ from dicomtwist.dicomweb.parameters import ParameterError
 from dicomtwist.dimse.status import CANNOT_UNDERSTAND, Status
 from dicomtwist.retrieval.folder import Receipt, ReceivingFolder
 from dicomtwist.retrieval.receiver import FolderReceiver, Requested
+from dicomtwist.retrieval.requests import RequestWork, RetrievalStopped, asynchronous
 from dicomtwist.retrieval.results import MAX_LISTED, Outcome, Progress, Request, RequestResult, Totals
 from dicomtwist.retrieval.selection import Found, Target, direct_targets, texts
 from dicomtwist.runtime.backoff import Backoff
@@ -53,20 +53,6 @@ MAX_MATCHES: Final = 100_000
 _SUCCESS: Final = Status(0, "C-STORE")
 _LEVELS: Final = ("STUDY", "SERIES", "IMAGE")
 _UNIQUE: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-
-
-class _Stopped(Exception):
-    """The retrieval was stopped, or the server cannot be used at all."""
-
-
-@dataclass(slots=True, eq=False)
-class _Work:
-    """A request under way: its targets, the number of those that are done, and a receipt for each that has begun."""
-
-    result: RequestResult
-    targets: list[Target] | None = None
-    done: int = 0
-    receipts: list[Receipt] = field(default_factory=list)
 
 
 class WebRetriever:
@@ -138,7 +124,7 @@ class WebRetriever:
         :param requests: is taken one at a time, so that it may be long.
         """
         self._executor.acquire()
-        source = aiter(requests) if isinstance(requests, AsyncIterable) else _asynchronous(requests)
+        source = aiter(requests) if isinstance(requests, AsyncIterable) else asynchronous(requests)
         try:
             self._lanes = [Deferred.fromCoroutine(self._work(source)) for _ in range(self._count)]
             for lane in self._lanes:
@@ -172,10 +158,10 @@ class WebRetriever:
             request = await self._next(source)
             if request is None:
                 break
-            work = _Work(RequestResult(request))
+            work = RequestWork(RequestResult(request))
             try:
                 await self._perform(receiver, work)
-            except _Stopped:
+            except RetrievalStopped:
                 if self.error is not None and self.established:
                     work.result.error = str(self.error)
                 else:
@@ -190,20 +176,20 @@ class WebRetriever:
         finally:
             self._taking.release()
 
-    async def _perform(self, receiver: FolderReceiver, work: _Work) -> None:
+    async def _perform(self, receiver: FolderReceiver, work: RequestWork) -> None:
         """Retrieve what a request selects, over another connection if one is lost."""
         attempts = 0
         while True:
             try:
                 await self._wait_for(self._retrieve_all(receiver, work))
                 return
-            except (CancelledError, _Stopped):
-                raise _Stopped from None
+            except (CancelledError, RetrievalStopped):
+                raise RetrievalStopped from None
             except AccessDenied as error:
                 self._give_up(error)
             except (NoConnection, RequestTimeout, InvalidResponse) as error:
                 if self._stopping:
-                    raise _Stopped from None
+                    raise RetrievalStopped from None
                 attempts += 1
                 if not self.established:
                     self._give_up(error)
@@ -220,7 +206,7 @@ class WebRetriever:
     def _give_up(self, error: BaseException) -> None:
         self.error = self.error or error
         self.stop()
-        raise _Stopped
+        raise RetrievalStopped
 
     async def _wait_for(self, coroutine: Any) -> None:
         pending: Deferred[None] = Deferred.fromCoroutine(coroutine)
@@ -236,13 +222,13 @@ class WebRetriever:
         try:
             await pause
         except CancelledError:
-            raise _Stopped from None
+            raise RetrievalStopped from None
         finally:
             self._pending.discard(pause)
 
     # --- one request
 
-    async def _retrieve_all(self, receiver: FolderReceiver, work: _Work) -> None:
+    async def _retrieve_all(self, receiver: FolderReceiver, work: RequestWork) -> None:
         result = work.result
         if work.targets is None:
             targets = direct_targets(result.request)
@@ -252,7 +238,7 @@ class WebRetriever:
                 result.reason = "not found"
         while work.done < len(work.targets):
             if self._stopping:
-                raise _Stopped
+                raise RetrievalStopped
             if len(work.receipts) == work.done:
                 work.receipts.append(Receipt())
             target, receipt = work.targets[work.done], work.receipts[work.done]
@@ -315,7 +301,7 @@ class WebRetriever:
         if on_first is not None:
             on_first()
 
-    async def _retrieve(self, receiver: FolderReceiver, work: _Work, target: Target, receipt: Receipt) -> None:
+    async def _retrieve(self, receiver: FolderReceiver, work: RequestWork, target: Target, receipt: Receipt) -> None:
         """Retrieve one target: all of it, or what is missing of it."""
         parts = [target]
         listed: list[Found] | None = None
@@ -411,7 +397,7 @@ class WebRetriever:
         if self._on_progress is not None:
             self._on_progress(self.progress)
 
-    def _finish(self, work: _Work) -> None:
+    def _finish(self, work: RequestWork) -> None:
         """Sum up a request whose files have their names."""
         result = work.result
         for receipt in work.receipts:
@@ -507,8 +493,3 @@ class _Storing:
                 else status_for(error)
             )
         self._wake()
-
-
-async def _asynchronous(requests: Iterable[Request]) -> AsyncIterator[Request]:
-    for request in requests:
-        yield request
