@@ -57,6 +57,8 @@ class Operation(StrEnum):
     COMMIT = "commit"
     OTHER = "other"
     """Any other DIMSE-N service."""
+    ADMIN = "admin"
+    """The view and the tools of an operator, by HTTP: metrics, records of associations, the state of the server."""
 
 
 EVERYTHING: Final = frozenset(Operation)

@@ -147,6 +147,8 @@ class Fitting(SynchronousTestCase):
         self.assertEqual(rules.allowed(requestor()), {Operation.ECHO, Operation.FIND, Operation.MOVE})
         self.assertEqual(rules.allowed(requestor(calling="X")), {Operation.ECHO})
         self.assertEqual(parse_rules([{"allow": ["all"]}]).allowed(requestor()), EVERYTHING)
+        self.assertIn(Operation.ADMIN, EVERYTHING)
+        self.assertEqual(parse_rules([{"allow": "admin"}]).allowed(requestor()), {Operation.ADMIN})
 
 
 class Rejections(SynchronousTestCase):
