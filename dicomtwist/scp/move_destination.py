@@ -17,7 +17,7 @@ from dicomtwist.datasets.codec import UNCOMPRESSED
 from dicomtwist.datasets.outgoing_instance import OutgoingInstance, Transcoder
 from dicomtwist.dimse.messages import Response
 from dicomtwist.dimse.status import MOVE_DESTINATION_INVALID, Status
-from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished, Refused
+from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstablished, Refused, loggable
 from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.exchange.store_request import prepare, prepare_at_once
 from dicomtwist.interfaces import AssociationSide
@@ -132,6 +132,8 @@ class MoveAssociations:
         arguments: Mapping[str, Any],
     ) -> None:
         self._ae = source.ae
+        self._source = source
+        self._move_destination = move_destination
         self._arguments = {"ae_title": move_destination, **arguments}
         number = self._arguments.pop("move_associations", source.settings.move_associations)
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
@@ -222,7 +224,13 @@ class MoveAssociations:
             why = f"the destination cannot be reached: {error}"
             raise Refused(MOVE_DESTINATION_INVALID, why) from error
         address = ":".join(str(part) for part in self._address if part is not None)
-        self.log.info("the move destination {address} could not be reached: {error}", address=address, error=error)
+        self._source.log_refusal(
+            self.log.info,
+            "the move destination {destination!r} at {place} could not be reached: {error}",
+            destination=self._move_destination,
+            place=address,
+            error=loggable(error),
+        )
 
     async def _connect(self) -> _DestinationAssociation:
         added = frozenset(self._added)
@@ -243,7 +251,11 @@ class MoveAssociations:
         except CancelledError:
             pass  # a late C-CANCEL: the release goes on, but is not waited for
         except Exception:
-            self.log.failure("while the association with the move destination was released")
+            self.log.failure(
+                "while the association with the move destination {destination!r} was released",
+                destination=self._move_destination,
+                association=self._source,
+            )
 
     async def _association_for(self, instance: OutgoingInstance) -> _DestinationAssociation:
         """Return the association for *instance*. If none can send it, return one on which the instance fails."""
@@ -295,8 +307,12 @@ class MoveAssociations:
             try:
                 made = await self._connect()
             except AssociationError as error:
-                self.log.info(
-                    "the move destination rejects an association with {wanted}: {error}", wanted=wanted, error=error
+                self._source.log_refusal(
+                    self.log.info,
+                    "the move destination {destination!r} rejects an association with {wanted}: {error}",
+                    destination=self._move_destination,
+                    wanted=wanted,
+                    error=loggable(error),
                 )
                 del self._added[wanted]
                 made = await self._connect()

@@ -126,10 +126,7 @@ class _Retrieve:
                 self.NUMBER_INVALID, f"a handler yielded {number!r}, the number of sub-operations was expected"
             )
         assert self._destination is not None
-        assoc = self._performance.assoc
-        self._suboperations = SubOperationQueue(
-            self._destination, number, assoc.ae.executors.retrieval, assoc.exchange.outgoing, self._progressed
-        )
+        self._suboperations = SubOperationQueue(self._destination, number, self._performance.assoc, self._progressed)
 
     async def _pull(self, handler: YieldingHandler) -> tuple[CGetRSP | CMoveRSP, Any]:
         """Store the instances; return the final response, without the counts, and its identifier."""
@@ -161,7 +158,8 @@ class _Retrieve:
                 await handler.room()
         await suboperations.wait_until_done()
         suboperations.check_destination()
-        return self._response(suboperations.status), None
+        final = self._performance.response(suboperations.status, suboperations.error_comment)
+        return cast("CGetRSP | CMoveRSP", final), None
 
     def _response(self, status: object) -> CGetRSP | CMoveRSP:
         return cast("CGetRSP | CMoveRSP", status_response(self._performance, status))
@@ -170,8 +168,10 @@ class _Retrieve:
         if isinstance(reason.value, Refused):
             self._performance.assoc.log_refusal(
                 self.log.info,
-                "{service} ends with 0x{status:04X}: {why}",
+                "{service} of {peer!r}{log_to} ends with 0x{status:04X}: {why}",
                 service=self._performance.service_name,
+                peer=self._performance.assoc.remote.ae_title,
+                log_to=self._to(),
                 status=reason.value.status,
                 why=f"{reason.value}: {reason.value.details}" if reason.value.details else str(reason.value),
             )
@@ -227,9 +227,10 @@ class _Retrieve:
         if suboperations is not None and suboperations.failed:
             self._performance.assoc.log_refusal(
                 self.log.info,
-                "{service} of {peer!r}: {failed} of {done} sub-operations failed. {last}",
+                "{service} of {peer!r}{log_to}: {failed} of {done} sub-operations failed: {last}",
                 service=self._performance.service_name,
                 peer=self._performance.assoc.remote.ae_title,
+                log_to=self._to(),
                 failed=suboperations.failed,
                 done=suboperations.done,
                 last=suboperations.last_failure,
@@ -245,6 +246,11 @@ class _Retrieve:
             return
         encoded = encode_identifier(identifier, str(self._performance.context.transfer_syntax))
         self._performance.finish(response, BytesSource(encoded))
+
+    def _to(self) -> str:
+        """Return the move destination, if there is one, for a line of the log."""
+        request = self._performance.request
+        return f" to {request.move_destination!r}" if isinstance(request, CMoveRQ) else ""
 
     def cancelled(self) -> None:
         """Answer a C-CANCEL."""

@@ -22,6 +22,7 @@ from dicomtwist.dimse.status import (
     SUCCESS,
     StatusCategory,
     category,
+    meaning,
 )
 from dicomtwist.errors import (
     AssociationError,
@@ -37,8 +38,6 @@ from dicomtwist.exchange.store_request import prepare, prepare_at_once, send
 from dicomtwist.part10 import NotDicomFile
 
 if TYPE_CHECKING:
-    from dicomtwist.exchange.send_queue import Outgoing
-    from dicomtwist.runtime.executors import Executor
     from dicomtwist.scp.performed import PerformingAssociation
 
 #: The number of requests that are prepared beyond the capacity of the destination. If the last instance is in memory, also the
@@ -68,6 +67,15 @@ _FEW: Final = 4
 _FAILURES: Final = (
     *(AssociationError, NotEstablished, NoPresentationContext, DataSetError, NotDicomFile, OSError),
     ExecutorFull,
+)
+
+#: The Error Comments about failures, by exception; 64 characters each at most.
+_COMMENTS: Final[tuple[tuple[tuple[type[BaseException], ...], str], ...]] = (
+    ((NoPresentationContext,), "no presentation context for an instance was accepted"),
+    ((NotEstablished,), "no association with the move destination"),
+    ((AssociationError,), "the association with the move destination has ended"),
+    ((ExecutorFull,), "too many requests wait"),
+    ((DataSetError, NotDicomFile, OSError), "an instance cannot be read or converted"),
 )
 
 _Path: TypeAlias = "str | os.PathLike[str]"
@@ -106,15 +114,15 @@ class SubOperationQueue:
 
     :param destination: the destination of the instances.
     :param total: the number of sub-operations that the handler announced.
-    :param executor: the threads that open files.
-    :param outgoing: the queue of the association with the requestor, which carries the pending responses.
+    :param assoc: the association with the requestor, which carries the pending responses.
     :param progressed: called when a sub-operation has ended and others remain.
 
     :ivar completed: the number of sub-operations that succeeded.
     :ivar failed: the number that failed.
     :ivar warning: the number that ended with a warning.
     :ivar failed_instances: the known SOP Instance UIDs of those that failed.
-    :ivar last_failure: why the last sub-operation failed that got no response from the destination, in words.
+    :ivar last_failure: why the last sub-operation failed, in words for the log.
+    :ivar error_comment: that reason for the requestor, without paths and without the words of the destination or an exception.
     """
 
     log = Logger()
@@ -123,14 +131,14 @@ class SubOperationQueue:
         self,
         destination: Destination,
         total: int,
-        executor: Executor,
-        outgoing: Outgoing,
+        assoc: PerformingAssociation,
         progressed: Callable[[], None],
     ) -> None:
         self._destination = destination
-        self._outgoing = outgoing
+        self._assoc = assoc
+        self._outgoing = assoc.exchange.outgoing
         self._total = total
-        self._executor = executor
+        self._executor = assoc.ae.executors.retrieval
         self._progressed = progressed
         self._under_way = 0
         self._requested = 0  # the instances that are prepared or being prepared
@@ -144,7 +152,7 @@ class SubOperationQueue:
         self._refused: Refused | None = None
         self.completed = self.failed = self.warning = 0
         self.failed_instances: list[str] = []
-        self.last_failure = ""
+        self.last_failure = self.error_comment = ""
 
     @property
     def done(self) -> int:
@@ -411,7 +419,13 @@ class SubOperationQueue:
             )
 
     def _answered(self, answer: tuple[Response, bytes | None], instance: OutgoingInstance, exchange: Exchange) -> None:
-        self._end(instance, exchange, category(answer[0].status))
+        response = answer[0]
+        kind = category(response.status)
+        if kind not in (StatusCategory.SUCCESS, StatusCategory.WARNING):
+            self.error_comment = f"an instance was answered with 0x{response.status:04X}"
+            words = response.error_comment or meaning(response.status, response.SERVICE)
+            self.last_failure = f"{self.error_comment}: {words}"
+        self._end(instance, exchange, kind)
 
     def _failed(self, reason: Failure, instance: OutgoingInstance, exchange: Exchange) -> None:
         self._end(instance, exchange, self._record_failure(reason))
@@ -436,19 +450,20 @@ class SubOperationQueue:
         self._advance()
 
     def _log_failure(self, reason: Failure) -> None:
-        self.log.failure("while a sub-operation was performed", reason)
+        self.log.failure("while a sub-operation was performed", reason, association=self._assoc)
 
     def _record_failure(self, reason: Failure) -> StatusCategory:
         """Record why an instance failed that the destination did not answer."""
         error = reason.value
         if isinstance(error, (*_FAILURES, CancelledError, TypeError)):
-            self.log.debug("a sub-operation failed: {error}", error=error)
-            self.last_failure = loggable(error)
-        else:
-            if not self._has_logged_failure:  # the next instances probably fail for the same reason
-                self._has_logged_failure = True
-                self.log.failure("a sub-operation failed", reason)
-            self.last_failure = loggable(error)
+            self.log.debug("a sub-operation failed: {error}", error=error, association=self._assoc)
+        elif not self._has_logged_failure:  # the next instances probably fail for the same reason
+            self._has_logged_failure = True
+            self.log.failure("a sub-operation failed", reason, association=self._assoc)
+        self.last_failure = loggable(error)
+        self.error_comment = next(
+            (words for kinds, words in _COMMENTS if isinstance(error, kinds)), "an instance cannot be sent"
+        )
         return StatusCategory.FAILURE
 
     def _count_ended(self, kind: StatusCategory | None, uid: str) -> None:

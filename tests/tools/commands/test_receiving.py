@@ -180,3 +180,24 @@ class Receiving(ToolTestCase):
         peer = await self.sending(roles=None)
         document = await self.json("get", peer, self.folder / "got", "-k", STUDY, code=1)
         self.assertIn("nothing matches", document["error"])
+
+    async def test_a_move_to_elsewhere(self) -> None:
+        """A peer that has another address for our AE title reports success: the command says what has arrived, and why."""
+        elsewhere = AE("ELSEWHERE")
+        elsewhere.add_supported_context(CTImageStorage, ALL_TRANSFER_SYNTAXES)
+        self.addCleanup(elsewhere.shutdown)
+        other = await elsewhere.start_server(("127.0.0.1", 0), evt_handlers=[(evt.EVT_C_STORE, lambda event: 0)])
+
+        def move(event: Any) -> Iterator[Any]:
+            yield "127.0.0.1", other.port
+            yield 1
+            yield study()[0].path
+
+        ae = AE("SCP")
+        ae.add_supported_context(STUDY_MOVE)
+        self.addCleanup(ae.shutdown)
+        server = await ae.start_server(("127.0.0.1", 0), evt_handlers=[(evt.EVT_C_MOVE, move)])
+        receives = ("--receive", self.folder / "got", "--listen", "tcp:0:interface=127.0.0.1")
+        document = await self.json("move", *receives, f"127.0.0.1:{server.port}", "-k", STUDY, code=1)
+        self.assertEqual((document["completed"], self.got()), (1, []))
+        self.assertIn("the peer reports 1 instances sent, and 0 have arrived: it may have another", document["error"])
