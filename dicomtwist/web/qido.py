@@ -20,6 +20,8 @@ from dicomtwist.archive.query.json_answers import json_answers
 from dicomtwist.archive.query.search import FIRST_PAGE_SIZE, Finder, Found, Part, TooManyMatches
 from dicomtwist.dicomweb.media_types import Category
 from dicomtwist.dicomweb.parameters import Search, parse_search
+from dicomtwist.runtime.executors import Runner
+from dicomtwist.web.http.compression import MIN_COMPRESSED, Gzip, gzip
 from dicomtwist.web.problems import Problem
 from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.routes import Route
@@ -73,11 +75,20 @@ async def _search(level: Level, request: DICOMwebRequest, services: Services, va
             f"more than {found.more} " if found.more and found.has_uncounted else f"{found.more} " if found.more else ""
         )
         request.warn(f"There are {number}additional results that can be requested")
-    if found.total <= FIRST_PAGE_SIZE:
-        answers = [answer async for page in found.pages() for answer in page]
-        request.answer(b"[" + b",".join(answers) + b"]", representation.content_type())
-    else:
-        await request.stream(_array(found), representation.content_type())
+    is_gzip = request.negotiate_gzip()
+    threads = executor.share(request.peer)
+    if found.total > FIRST_PAGE_SIZE:
+        pieces = _array(found)
+        if is_gzip:
+            request.set_header("Content-Encoding", "gzip")
+            pieces = _gzipped(pieces, threads)
+        await request.stream(pieces, representation.content_type())
+        return
+    content = b"".join([piece async for piece in _array(found)])
+    if is_gzip and len(content) >= MIN_COMPRESSED:
+        request.set_header("Content-Encoding", "gzip")
+        content = await threads.run_admitted(gzip, content)
+    request.answer(content, representation.content_type())
 
 
 def _parse(query: list[tuple[str, str]], level: Level, uids: Mapping[str, str]) -> Search:
@@ -101,6 +112,16 @@ async def _array(found: Found[bytes]) -> AsyncIterator[bytes]:
             yield separator + b",".join(page)
             separator = b","
     yield b"]" if separator == b"," else b"[]"
+
+
+async def _gzipped(pieces: AsyncIterator[bytes], threads: Runner) -> AsyncIterator[bytes]:
+    """Yield *pieces* in gzip; threads compress them."""
+    compressor = Gzip()
+    async for piece in pieces:
+        compressed = await threads.run_admitted(compressor.piece, piece)
+        if compressed:
+            yield compressed
+    yield compressor.end()
 
 
 def _route(path: str, level: Level, words: str) -> Route:

@@ -21,6 +21,7 @@ from dicomtwist.dicomweb.parameters import parse_query
 from dicomtwist.runtime.networks import host_of
 from dicomtwist.web.http.body import Body, Collector
 from dicomtwist.web.http.client import Client
+from dicomtwist.web.http.conditions import accepts_gzip
 from dicomtwist.web.problems import Problem
 from dicomtwist.web.services import Services
 
@@ -122,6 +123,11 @@ class DICOMwebRequest:
         if self._services.public_url:
             return self._services.public_url.rstrip("/")
         return f"{self.client.origin}{self.client.prefix}{self.mount.rstrip('/')}"
+
+    def negotiate_gzip(self) -> bool:
+        """Return whether the client takes the response in gzip, and tell caches what the response depends on."""
+        self.add_header("Vary", "Accept, Accept-Encoding")
+        return accepts_gzip(self.header("Accept-Encoding"))
 
     async def read(self, maximum: int) -> bytes:
         """

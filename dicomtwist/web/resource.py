@@ -4,23 +4,13 @@ DICOMweb as a resource of twisted.web: it finds the route of a request, checks w
 
 from __future__ import annotations
 
-from typing import Any, Final
-
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import Logger
-from twisted.python.failure import Failure
-from twisted.web.resource import IResource
-from twisted.web.server import NOT_DONE_YET
-from zope.interface import implementer
+from typing import Final
 
 from dicomtwist.archive.server import ArchiveServer
-from dicomtwist.errors import loggable
 from dicomtwist.web import qido, wado
 from dicomtwist.web.access import authenticate, refusal
-from dicomtwist.web.http.body import Body, FileBody
-from dicomtwist.web.http.client import Client
-from dicomtwist.web.http.site import StreamingResource
-from dicomtwist.web.problems import Problem, problem_of
+from dicomtwist.web.handling import HandlingResource
+from dicomtwist.web.problems import Problem
 from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.routes import Match, Route, Router
 from dicomtwist.web.services import Services
@@ -36,8 +26,7 @@ _SENT_BY_PAGES: Final = "Accept, Authorization, Content-Type, If-None-Match, Ran
 _READ_BY_PAGES: Final = "Content-Length, Content-Location, Content-Range, ETag, Retry-After, Warning"
 
 
-@implementer(IResource)
-class DICOMwebResource(StreamingResource):
+class DICOMwebResource(HandlingResource):
     """
     DICOMweb for an archive. It can be mounted in any site of twisted.web; in a :class:`~dicomtwist.web.http.site.Site` bodies
     are streamed, in others they are received as a whole before they are handled.
@@ -46,50 +35,12 @@ class DICOMwebResource(StreamingResource):
     :param services: other services and settings; by default those of the archive alone.
     """
 
-    isLeaf = True
-    log = Logger()
-
     def __init__(self, archive_server: ArchiveServer, services: Services | None = None) -> None:
-        self.services = services or Services(archive_server, archive_server.ae.reactor)
+        super().__init__(services or Services(archive_server, archive_server.ae.reactor))
         self.router = Router(ROUTES)
 
-    # --- for twisted.web
-
-    def getChildWithDefault(self, name: bytes, request: Any) -> Any:
-        """Return this resource; it has no children."""
-        return self
-
-    def putChild(self, path: bytes, child: Any) -> None:
-        """Refuse children."""
-        raise NotImplementedError("this resource has no children")
-
-    def render(self, request: Any) -> int:
-        """Handle a request that has arrived completely."""
-        self.begin(request, FileBody(request.content, self.services.reactor.callLater))
-        return NOT_DONE_YET
-
-    def begin(self, request: Any, body: Body) -> None:
-        """Handle a request whose header has arrived; its body may follow."""
-        request.setHeader(b"Server", b"dicomtwist")
-        running = Deferred.fromCoroutine(self._handle(request, body))
-        request.notifyFinish().addErrback(lambda _: running.cancel())
-
-    # --- one request
-
-    async def _handle(self, http: Any, body: Body) -> None:
-        services = self.services
-        request = DICOMwebRequest(http, body, services, Client.of(http, services.trusted_proxies))
-        try:
-            await self._route(request)
-            if not request.is_answered:
-                raise RuntimeError("the handler has not answered")
-        except CancelledError:
-            request.abort()
-        except Exception as error:
-            self._failed(request, error)
-
-    async def _route(self, request: DICOMwebRequest) -> None:
-        request.set_header("X-Content-Type-Options", "nosniff")
+    async def handle(self, request: DICOMwebRequest) -> None:
+        """Find the route of a request, check its client, and call the handler."""
         self._allow_origin(request)
         match = self.router.find(request.path)
         if request.method == "OPTIONS" and match.routes:
@@ -122,32 +73,6 @@ class DICOMwebResource(StreamingResource):
                 why=access.policy.rules.explain_refusal(requestor, route.operations),
             )
         return refusal(request, self.services, what)
-
-    def _failed(self, request: DICOMwebRequest, error: Exception) -> None:
-        """Answer with the problem that *error* is."""
-        problem = problem_of(error)
-        if problem is None:
-            self.log.failure(
-                "{method} {path} of {address} failed",
-                Failure(error),
-                method=request.method,
-                path=request.path[:200],
-                address=request.client.address,
-            )
-            problem = Problem(500, "the server has failed, and has logged why")
-        elif problem.status >= 500:
-            self.log.error(
-                "{method} {path} of {address} refused with {status}: {reason}",
-                method=request.method,
-                path=request.path[:200],
-                address=request.client.address,
-                status=int(problem.status),
-                reason=loggable(error),
-            )
-        if request.is_answered:
-            request.abort()
-        else:
-            request.refuse(problem)
 
     # --- web pages of other origins
 

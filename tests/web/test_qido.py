@@ -261,6 +261,24 @@ class Searches(SiteTestCase):
             with mock.patch.object(searching, "reading", interrupted):
                 self.assertEqual([await self.get(path) for path in paths], expected)
 
+    async def test_compressed(self) -> None:
+        """Answers are compressed for a client that takes gzip, if they are not short; streamed ones too."""
+        gzip = (("Accept-Encoding", "gzip, deflate, br"),)
+        expected = await self.get("/instances")
+        for first_page in (searching.FIRST_PAGE_SIZE, 1):
+            with (
+                mock.patch.object(searching, "FIRST_PAGE_SIZE", first_page),
+                mock.patch("dicomtwist.web.qido.FIRST_PAGE_SIZE", first_page),
+            ):
+                response = await self.client().request("GET", "/dicom-web/instances", gzip)
+            self.assertEqual(response.headers["content-encoding"], "gzip")
+            self.assertEqual(response.headers["vary"], "Accept, Accept-Encoding")
+            self.assertEqual(response.json, expected)
+        for path, headers in (("/studies?PatientID=P2", gzip), ("/instances", ())):
+            response = await self.client().request("GET", f"/dicom-web{path}", headers)
+            self.assertNotIn("content-encoding", response.headers)
+            self.assertEqual(response.headers["vary"], "Accept, Accept-Encoding")
+
     async def test_long_answers_are_streamed(self) -> None:
         with mock.patch.object(searching, "FIRST_PAGE_SIZE", 1), mock.patch("dicomtwist.web.qido.FIRST_PAGE_SIZE", 1):
             response = await self.client().request("GET", "/dicom-web/instances")

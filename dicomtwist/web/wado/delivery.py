@@ -19,10 +19,10 @@ from dicomtwist.dicomweb.multipart import MultipartWriter
 from dicomtwist.errors import DataSetError, loggable
 from dicomtwist.part10 import NotDicomFile
 from dicomtwist.runtime.executors import Share
+from dicomtwist.web.http.conditions import UnsatisfiableRange, matches_etag, parse_range
 from dicomtwist.web.problems import Problem
 from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.services import Services
-from dicomtwist.web.wado.conditions import UnsatisfiableRange, matches_etag, parse_range
 from dicomtwist.web.wado.pieces import ThreadPieces
 
 __all__ = ["NOT_ACCEPTABLE", "OpenPart", "is_unchanged", "open_stored", "quoted", "reading", "send_one", "send_parts"]

@@ -4,7 +4,6 @@ Metadata of studies, series and instances as DICOM JSON (PS3.18 10.4.1.1.2).
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Final
@@ -13,20 +12,15 @@ from dicomtwist.access.rules import Operation
 from dicomtwist.archive.reading.metadata import MetadataEncoder, with_base_url
 from dicomtwist.archive.reading.series_document import SeriesDocument
 from dicomtwist.dicomweb.media_types import Category
+from dicomtwist.web.http.compression import MIN_COMPRESSED, gzip, gzipped
 from dicomtwist.web.problems import Problem
 from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.routes import Route
 from dicomtwist.web.services import Services
-from dicomtwist.web.wado.conditions import accepts_gzip
 from dicomtwist.web.wado.delivery import NOT_ACCEPTABLE, is_unchanged, open_stored, quoted, reading
 from dicomtwist.web.wado.pieces import ThreadPieces
 
 __all__ = ["ROUTES"]
-
-#: The shortest metadata that are compressed, in bytes: shorter ones fit into a packet.
-MIN_COMPRESSED: Final = 1400
-#: The compression: that of 250 CT images takes 8 ms and leaves 6% of them; the next levels take more time for little.
-LEVEL: Final = 1
 
 
 async def retrieve_instance(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
@@ -37,12 +31,12 @@ async def retrieve_instance(request: DICOMwebRequest, services: Services, values
     stored, metadata = await open_stored(request, services, uids, lambda one: encoder.encode(uids, one))
     stored.close()
     content = b"[" + with_base_url(metadata, request.base_url) + b"]"
-    is_gzip = _negotiate_gzip(request) and len(content) >= MIN_COMPRESSED
+    is_gzip = request.negotiate_gzip() and len(content) >= MIN_COMPRESSED
     if is_unchanged(request, _etag(request, [stored.version], is_gzip)):
         return
     if is_gzip:
         request.set_header("Content-Encoding", "gzip")
-        content = await reading(request, services).run_admitted(_compressed, content)
+        content = await reading(request, services).run_admitted(gzip, content)
     request.answer(content, content_type)
 
 
@@ -79,7 +73,7 @@ def _media_type(request: DICOMwebRequest) -> str:
 async def _send(
     request: DICOMwebRequest, services: Services, documents: Sequence[SeriesDocument], content_type: str
 ) -> None:
-    is_gzip = _negotiate_gzip(request)
+    is_gzip = request.negotiate_gzip()
     versions = [version for document in documents for version in document.versions.values()]
     etag = _etag(request, versions, is_gzip)
     if is_unchanged(request, etag):
@@ -94,13 +88,8 @@ async def _send(
         if known is not None:
             request.answer(known, content_type)
             return
-        pieces = services.compressed.kept(etag, _gzip(pieces))
+        pieces = services.compressed.kept(etag, gzipped(pieces))
     await request.stream(ThreadPieces(reading(request, services), pieces), content_type)
-
-
-def _negotiate_gzip(request: DICOMwebRequest) -> bool:
-    request.add_header("Vary", "Accept, Accept-Encoding")
-    return accepts_gzip(request.header("Accept-Encoding"))
 
 
 def _etag(request: DICOMwebRequest, versions: Sequence[str], is_gzip: bool) -> str:
@@ -120,19 +109,6 @@ def _array(documents: Sequence[SeriesDocument], base_url: str) -> Iterator[bytes
             yield (b"" if number or is_first else b",") + with_base_url(piece, base_url)
             is_first = False
     yield b"]"
-
-
-def _gzip(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    compressor = zlib.compressobj(LEVEL, wbits=31)
-    for piece in pieces:
-        compressed = compressor.compress(piece)
-        if compressed:
-            yield compressed
-    yield compressor.flush()
-
-
-def _compressed(content: bytes) -> bytes:
-    return b"".join(_gzip(iter((content,))))
 
 
 _GET: Final = frozenset((Operation.GET,))

@@ -1,10 +1,10 @@
-"""dicomtwist.web.wado.conditions: Range, If-None-Match, Accept-Encoding."""
+"""dicomtwist.web.http.conditions: Range, If-None-Match, Accept-Encoding."""
 
 from __future__ import annotations
 
 import unittest
 
-from dicomtwist.web.wado.conditions import UnsatisfiableRange, accepts_gzip, matches_etag, parse_range
+from dicomtwist.web.http.conditions import UnsatisfiableRange, accepts_gzip, matches_etag, parse_range
 
 
 class Conditions(unittest.TestCase):
