@@ -233,28 +233,46 @@ class Access:
         return guard
 
     def _refuse(self, event: evt.DIMSEEvent, checked: CheckedRequestor | None, operations: Iterable[Operation]) -> Any:
-        wanted = " and ".join(sorted(operations))
         # The peer learns the operation, and only the log the rules.
-        what = f"no rule allows {wanted}"
-        if is_traced(event.assoc):
-            remark(event.assoc, f"{what}: {self._explain_refusal(checked, operations)}")
+        what = f"no rule allows {' and '.join(sorted(operations))}"
         if event.event in _ANSWERING:
-            raise Refused(NOT_AUTHORISED, what, details=self._explain_refusal(checked, operations))
-        if checked is None or not checked.logged.issuperset(operations):
-            # Log once for each association, however many instances a peer tries to store.
-            event.assoc.log_refusal(
-                self.log.info,
-                "{service} of {peer!r} at {address} refused with 0x{status:04X}: {what}: {why}",
-                service=event.request.SERVICE,
-                peer=event.assoc.remote.ae_title,
-                address=event.assoc.remote.address,
-                status=NOT_AUTHORISED,
-                what=what,
-                why=self._explain_refusal(checked, operations),
-            )
-            if checked is not None:
-                checked.logged.update(operations)
+            why = self._explain_refusal(checked, operations)
+            if is_traced(event.assoc):
+                remark(event.assoc, f"{what}: {why}")
+            raise Refused(NOT_AUTHORISED, what, details=why)
+        self._log_refused(event, checked, operations, what)
         return Status(NOT_AUTHORISED, event.request.SERVICE, what)
+
+    def log_refused_replacement(self, event: evt.DIMSEEvent, what: str) -> None:
+        """
+        Log that the instance of *event* was refused, since no rule allows the peer to replace the stored one.
+
+        :param what: the instance and what is stored, in words.
+        """
+        operations = (Operation.REPLACE,)
+        self._log_refused(event, self._checked.get(event.assoc), operations, f"no rule allows replace: {what}")
+
+    def _log_refused(
+        self, event: evt.DIMSEEvent, checked: CheckedRequestor | None, operations: Iterable[Operation], what: str
+    ) -> None:
+        """Log that *operations* were refused, once for each association, however many instances a peer tries to store."""
+        why = self._explain_refusal(checked, operations) if is_traced(event.assoc) else ""
+        if why:
+            remark(event.assoc, f"{what}: {why}")
+        if checked is not None and checked.logged.issuperset(operations):
+            return
+        event.assoc.log_refusal(
+            self.log.info,
+            "{service} of {peer!r} at {address} refused with 0x{status:04X}: {what}: {why}",
+            service=event.request.SERVICE,
+            peer=event.assoc.remote.ae_title,
+            address=event.assoc.remote.address,
+            status=NOT_AUTHORISED,
+            what=what,
+            why=why or self._explain_refusal(checked, operations),
+        )
+        if checked is not None:
+            checked.logged.update(operations)
 
     def _explain_refusal(self, checked: CheckedRequestor | None, operations: Iterable[Operation]) -> str:
         if checked is None or checked.requestor.undecided:

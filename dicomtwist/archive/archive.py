@@ -515,7 +515,7 @@ class Archive:
         if sender is None:
             return None
         if not sender.may_replace:
-            return ReplacementRefused("the instance is stored below another study or series")
+            return ReplacementRefused("the instance is here in another series")
         sender.log_replacement(
             "the SOP Instance UID of {instance} is that of {stored} too: both are kept",
             instance="/".join(instance.uids),

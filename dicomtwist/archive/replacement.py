@@ -34,7 +34,7 @@ class Replacement:
         assert instance.sender is not None
         self._sender: Sender = instance.sender
         if not self._sender.may_replace:
-            raise ReplacementRefused("the sender may not replace the instance that is stored")
+            raise ReplacementRefused("the instance is here with other bytes")
         self._name = "/".join(instance.uids)
         self._file: tuple[int, ...] = ()
         self._old = self._new = _UNKNOWN

@@ -81,7 +81,7 @@ class ArchiveServer:
         self.peers = peers
         self.access = None if policy is None else Access(policy, executors.passcodes)
         self.ingest = Ingest(archive, executors.receiving, archive.default_charset)
-        self.storage = StorageService(self.ingest, None if self.access is None else self.access.may_replace)
+        self.storage = StorageService(self.ingest, self.access)
         self.query_retrieve = QueryRetrieve(archive, executors.querying, ae.ae_title, peers)
         self.performed_steps = PerformedProcedureSteps(
             archive.store, executors.housekeeping, default_charset=archive.default_charset

@@ -86,7 +86,9 @@ class ReplacingCase(MemoryTestCase):
         """Store *datasets* from *address*, on one association; return the statuses."""
         self.network.address = address
         association = self.associate()
-        statuses = [int(self.network.result_of(association.send_c_store(one))) for one in datasets]
+        answers = [self.network.result_of(association.send_c_store(one)) for one in datasets]
+        self.comments = [answer.error_comment for answer in answers]
+        statuses = list(map(int, answers))
         self.network.result_of(association.release())
         self.network.flush()
         return statuses
@@ -171,6 +173,8 @@ class Replacing(ReplacingCase):
         for allow, status in ((["store"], NOT_AUTHORISED), (["store", "replace"], 0), ("all", 0)):
             self.serve(Policy(parse_rules([{"calling": "SCU", "allow": allow}])))
             self.assertEqual(self.store(dataset(), dataset(PatientName="X")), [0, status])
+            comment = "no rule allows replace: the instance is here with other bytes" if status else None
+            self.assertEqual(self.comments, [None, comment])
             self.end()
 
     def test_rules_that_change(self) -> None:
@@ -199,8 +203,15 @@ class Replacing(ReplacingCase):
         self.serve()
         versions = [dataset(ImageComments=str(number)) for number in range(12)]
         self.assertEqual(self.store(*versions), [0] + [NOT_AUTHORISED] * 11)
-        self.assertEqual(len(self.about("0x0124")), 3)
-        self.assertEqual(len(self.about("further ones")), 1)
+        # By rule, as other refusals by rule: once for the association, with the rule.
+        (line,) = self.about("0x0124")
+        self.assertEqual(
+            line,
+            f"C-STORE of 'SCU' at {STRANGER} refused with 0x0124: no rule allows replace: the instance is here with other bytes"
+            " (1.2.1.1.1): the nearest is the default rule 'this machine': "
+            f"the address is '{STRANGER}', not in loopback, unix",
+        )
+        self.assertEqual(self.about("was not stored"), [])
         self.assertEqual(self.store(*versions[1:], address=HERE), [0] * 11)
         self.assertEqual(len(self.about("replaced")), 11)
 

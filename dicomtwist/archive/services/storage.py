@@ -5,13 +5,13 @@ The Storage Service Class: C-STORE into an archive (PS3.4 Annex B).
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from typing import Final
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from dicomtwist import evt
+from dicomtwist.access.enforcement import Access
 from dicomtwist.archive.ingest import DataSetMismatch, IncomingInstance, Ingest, InvalidMeta
 from dicomtwist.archive.services.no_room import NoRoomLog
 from dicomtwist.archive.storage.types import (
@@ -54,8 +54,8 @@ class _Peer:
     @property
     def may_replace(self) -> bool:
         """Whether the rules allow it to replace instances now."""
-        may_replace = self._service.may_replace
-        return may_replace is None or may_replace(self._assoc)
+        access = self._service.access
+        return access is None or access.may_replace(self._assoc)
 
     def log_replacement(self, message: str, /, **fields: object) -> None:
         """Log that its instance replaced another one."""
@@ -85,17 +85,16 @@ class StorageService:
     An SCP of all Storage SOP Classes: the handler of ``EVT_C_STORE`` for ``twist dicom`` and ``dicomtwist get``.
 
     :param ingest: the ingest that receives the instances.
-    :param may_replace: whether the peer of an association may replace stored instances; called in any thread. Without it
-        every peer may.
+    :param access: the access control, which knows who may replace stored instances. Without it every peer may.
 
     :ivar no_room: logs that there is no room, for every protocol.
     """
 
     log = Logger()
 
-    def __init__(self, ingest: Ingest, may_replace: Callable[[AssociationInterface], bool] | None = None) -> None:
+    def __init__(self, ingest: Ingest, access: Access | None = None) -> None:
         self.ingest = ingest
-        self.may_replace = may_replace
+        self.access = access
         self.no_room = NoRoomLog(ingest.archive.store, ingest.executor)
 
     @evt.streaming
@@ -120,11 +119,15 @@ class StorageService:
         if self.no_room.takes(error):
             return status
         uid = event.request.affected_sop_instance_uid
+        # An invalid UID is not quoted: it may be a patient's name.
+        instance = uid if is_uid(uid) else "with an invalid UID"
+        if isinstance(error, ReplacementRefused) and self.access is not None:
+            self.access.log_refused_replacement(event, f"{error} ({instance})")
+            return status
         event.assoc.log_refusal(
             self.log.error,
             "the instance {instance} from {peer!r} was not stored, status 0x{status:04X}: {reason}",
-            # An invalid UID is not quoted: it may be a patient's name.
-            instance=uid if is_uid(uid) else "with an invalid UID",
+            instance=instance,
             peer=event.assoc.remote.ae_title,
             status=int(status),
             reason=loggable(error),
@@ -143,7 +146,7 @@ def status_for(error: BaseException) -> Status:
     if isinstance(error, HeaderError):
         return Status(CANNOT_UNDERSTAND, "C-STORE", _comment(error))
     if isinstance(error, ReplacementRefused):
-        return Status(NOT_AUTHORISED, "C-STORE", "no rule allows replace: the instance is here already")
+        return Status(NOT_AUTHORISED, "C-STORE", f"no rule allows replace: {error}"[:64])
     if isinstance(error, IncompleteInstance):
         return Status(CANNOT_UNDERSTAND, "C-STORE", "the data set is cut off, and a better copy is stored")
     if isinstance(error, DuplicateInstance):

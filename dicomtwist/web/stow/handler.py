@@ -12,6 +12,7 @@ from twisted.logger import Logger
 
 from dicomtwist.access.rules import Operation
 from dicomtwist.ae.server import in_bytes
+from dicomtwist.archive.storage.types import ReplacementRefused, is_uid
 from dicomtwist.dicomweb.media_types import DICOM, DICOM_JSON, MediaType, MediaTypeError
 from dicomtwist.dicomweb.multipart import MultipartCutter, boundary_of
 from dicomtwist.errors import loggable
@@ -159,7 +160,10 @@ def _log_outcome(request: DICOMwebRequest, services: Services, body: IncomingBod
     fields = {"peer": request.requestor.user or "HTTP", "address": request.client.address}
     errors = [part.error for part in body.parts if part.error is not None]
     told = 0
+    _log_refused_replacements(request, services, body)
     for error in errors:
+        if isinstance(error, ReplacementRefused):
+            continue
         if not no_room.takes(error) and told < MAX_REASONS_LOGGED:
             told += 1
             _log.error(
@@ -179,6 +183,26 @@ def _log_outcome(request: DICOMwebRequest, services: Services, body: IncomingBod
         seconds=round(seconds, 3),
         **fields,
     )
+
+
+def _log_refused_replacements(request: DICOMwebRequest, services: Services, body: IncomingBody) -> None:
+    """Log that instances may not be replaced: one line for a body, as for an association."""
+    refused = [part for part in body.parts if isinstance(part.error, ReplacementRefused)]
+    access = services.archive_server.access
+    if refused and access is not None:
+        uid = refused[0].sop_instance
+        _log.info(
+            "{method} of {peer!r} at {address}: {refused} instances refused: no rule allows replace: "
+            "{reason}{log_which}: {why}",
+            method=request.method,
+            peer=request.requestor.user or "HTTP",
+            address=request.client.address,
+            refused=len(refused),
+            reason=loggable(refused[0].error),
+            # An invalid UID is not quoted: it may be a patient's name.
+            log_which=f" ({uid})" if is_uid(uid) else "",
+            why=access.policy.rules.explain_refusal(request.requestor, (Operation.REPLACE,)),
+        )
 
 
 _STORE: Final = frozenset((Operation.STORE,))

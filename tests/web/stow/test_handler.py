@@ -6,7 +6,7 @@ import errno
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import pydicom.data
@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
 from twisted.internet.task import deferLater
+from twisted.logger import ILogObserver, LogEvent, eventAsText, globalLogPublisher
 from twisted.web.resource import Resource
 from twisted.web.server import Site as TwistedSite
 
@@ -354,7 +355,11 @@ class Access(StowTestCase):
     policy = Policy()
 
     async def test_strangers_store(self) -> None:
-        """By default a stranger stores, and replaces nothing."""
+        """By default a stranger stores, and replaces nothing; the log names the nearest rule that would allow it."""
+        logged: list[LogEvent] = []
+        look = cast(ILogObserver, logged.append)
+        globalLogPublisher.addObserver(look)
+        self.addCleanup(globalLogPublisher.removeObserver, look)
         stranger = {"address": "10.1.2.3"}
         response = await self.post(multipart([part10(dataset())]), **stranger)
         self.assertEqual(response.status, 200)
@@ -364,6 +369,13 @@ class Access(StowTestCase):
         response = await self.post(other, **stranger)
         self.assertEqual((response.status, reasons(response)), (409, [0x0124]))
         self.assertEqual((await self.post(other)).status, 200)
+        (line,) = [text for text in map(eventAsText, logged) if "0 instances" not in text and "refused" in text]
+        self.assertIn(
+            "POST of 'HTTP' at 10.1.2.3: 1 instances refused: no rule allows replace: the instance is here with", line
+        )
+        self.assertIn(
+            "(1.2.1.1.1): the nearest is the default rule 'this machine': the address is '10.1.2.3', not", line
+        )
 
     async def test_refused(self) -> None:
         assert self.server.access is not None
