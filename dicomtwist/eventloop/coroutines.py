@@ -8,17 +8,27 @@ runs in the thread, a coroutine of a user runs here as a task that awaits either
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextvars import Context, copy_context
-from functools import partial
-from typing import Any, TypeVar
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-__all__ = ["SteppedItems", "await_any", "from_deferred", "running_loop", "to_deferred"]
+__all__ = [
+    "DeferredItems",
+    "SteppedItems",
+    "await_any",
+    "deferred_items",
+    "from_deferred",
+    "running_loop",
+    "to_deferred",
+]
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 #: The tasks of coroutines that have not ended: an event loop has only weak references to its tasks.
 _tasks: set[asyncio.Task[Any]] = set()
@@ -203,3 +213,73 @@ def _unwrapped(item: tuple[T] | None) -> T:
 
 async def _nothing() -> None:
     """Do nothing."""
+
+
+class DeferredItems(AsyncGenerator[T, None]):
+    """
+    The items of an asynchronous generator whose code awaits Deferreds, for code that does so as well.
+
+    An event loop of asyncio does not learn of the generator. When it shuts down it would close the generator in a task, which
+    fails during a step and cannot await Deferreds. Each step is a Deferred, so that it can be cancelled.
+    """
+
+    def __init__(self, items: AsyncIterator[T]) -> None:
+        self._items = items
+        self._step: Deferred[Any] | None = None
+        self._when_ended: list[Deferred[None]] = []
+
+    def __anext__(self) -> Any:
+        """Return a Deferred with the next item; it fails with ``StopAsyncIteration`` after the last one."""
+        return self._begin(self._items.__anext__)
+
+    def asend(self, value: None) -> Any:
+        """Return a Deferred with the next item."""
+        return self.__anext__()
+
+    def athrow(self, *error: Any) -> Any:
+        """Raise an error in the generator; return a Deferred with the next item."""
+        items: Any = self._items
+        return self._begin(items.athrow, *error)
+
+    async def aclose(self) -> None:
+        """Close the generator. A step that is under way is cancelled first."""
+        while self._step is not None:
+            ended: Deferred[None] = Deferred()
+            self._when_ended.append(ended)
+            self._step.cancel()
+            await ended
+        close = getattr(self._items, "aclose", None)
+        if close is not None:
+            await self._begin(close)
+
+    def _begin(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> Deferred[Any]:
+        if self._step is not None:
+            raise RuntimeError("the step before has not ended: take the items one at a time")
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(None, None)  # with the first call a generator becomes known to the event loop
+        try:
+            awaitable = call(*arguments)
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+        step = Deferred.fromCoroutine(_result_of(awaitable))
+        if not step.called:
+            self._step = step
+            step.addBoth(self._ended)
+        return step
+
+    def _ended(self, result: Any) -> Any:
+        self._step = None
+        waiting, self._when_ended = self._when_ended, []
+        for ended in waiting:
+            ended.callback(None)
+        return result
+
+
+def deferred_items(function: Callable[P, AsyncGenerator[T, None]]) -> Callable[P, AsyncGenerator[T, None]]:
+    """Have an asynchronous generator function return :class:`DeferredItems`."""
+
+    @wraps(function)
+    def generator(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[T, None]:
+        return DeferredItems(function(*args, **kwargs))
+
+    return generator

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dicomtwist.retrieval.layout import UID_LAYOUT, InvalidLayout, Layout
     from dicomtwist.retrieval.results import Outcome, Progress, Request, RequestResult, Totals
     from dicomtwist.retrieval.retriever import Associate, Retriever
+    from dicomtwist.retrieval.web_retriever import WebRetriever
 
 __all__ = [
     "UID_LAYOUT",
@@ -41,6 +42,7 @@ _MODULE_OF = {
     **dict.fromkeys(("UID_LAYOUT", "InvalidLayout", "Layout"), "retrieval.layout"),
     **dict.fromkeys(("Outcome", "Progress", "Request", "RequestResult", "Totals"), "retrieval.results"),
     **dict.fromkeys(("Associate", "Retriever"), "retrieval.retriever"),
+    "WebRetriever": "retrieval.web_retriever",
     **dict.fromkeys(("retrieve", "retrieve_from_web"), "retrieval.function"),
 }
 

@@ -5,7 +5,16 @@ The function :func:`retrieve`: everything that a retrieval into a folder needs, 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +27,7 @@ from twisted.python.failure import Failure
 from dicomtwist import AE, Association, PresentationContext
 from dicomtwist.archive.storage.types import Durability
 from dicomtwist.dicomweb import DICOMwebClient
+from dicomtwist.eventloop.coroutines import DeferredItems, deferred_items
 from dicomtwist.evt import HandlerTuple
 from dicomtwist.retrieval.folder import ReceivingFolder
 from dicomtwist.retrieval.layout import UID_LAYOUT, Layout
@@ -205,8 +215,9 @@ def _requests(wanted: Wanted | Iterable[Wanted] | AsyncIterable[Wanted]) -> Iter
     return map(as_request, wanted)
 
 
-async def _each(wanted: AsyncIterable[Wanted]) -> AsyncIterator[Request]:
-    async for one in wanted:
+@deferred_items
+async def _each(wanted: AsyncIterable[Wanted]) -> AsyncGenerator[Request, None]:
+    async for one in DeferredItems(aiter(wanted)):
         yield as_request(one)
 
 

@@ -4,14 +4,12 @@ Retrieval of many studies into a folder with C-GET, over one or several associat
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock, FirstError, gatherResults
-from twisted.internet.task import deferLater
-from twisted.logger import Logger
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from dicomtwist import (
@@ -26,6 +24,7 @@ from dicomtwist import (
     build_role,
 )
 from dicomtwist.errors import DataSetError, NoPresentationContext
+from dicomtwist.eventloop.coroutines import DeferredItems
 from dicomtwist.evt import HandlerTuple
 from dicomtwist.pool.retry import is_transient
 from dicomtwist.retrieval.contexts import (
@@ -37,8 +36,8 @@ from dicomtwist.retrieval.contexts import (
 )
 from dicomtwist.retrieval.folder import Receipt, ReceivingFolder
 from dicomtwist.retrieval.receiver import FolderReceiver, Requested
-from dicomtwist.retrieval.requests import RequestWork, RetrievalStopped, asynchronous
-from dicomtwist.retrieval.results import MAX_LISTED, Outcome, Progress, Request, RequestResult, Totals
+from dicomtwist.retrieval.requests import RequestRetriever, RequestWork, RetrievalStopped
+from dicomtwist.retrieval.results import MAX_LISTED, Outcome, Progress, Request, RequestResult
 from dicomtwist.retrieval.selection import (
     FindFailed,
     Found,
@@ -91,7 +90,7 @@ class _Lane:
     settling: list[Deferred[None]] = field(default_factory=list)
 
 
-class Retriever:
+class Retriever(RequestRetriever):
     """
     Retrieves what requests select into a folder.
 
@@ -115,8 +114,6 @@ class Retriever:
     :ivar established: the number of associations that were established.
     """
 
-    log = Logger()
-
     def __init__(
         self,
         ae: AE,
@@ -135,70 +132,40 @@ class Retriever:
             raise ValueError(f"root is 'study' or 'patient', not {root!r}")
         if not 1 <= associations <= MAX_ASSOCIATIONS:
             raise ValueError(f"associations is a number from 1 to {MAX_ASSOCIATIONS}, not {associations!r}")
-        self._ae = ae
+        executors = ae.executors
+        super().__init__(
+            ae.reactor,
+            folder,
+            executors,
+            executors.receiving,
+            count=associations,
+            retries=retries,
+            on_result=on_result,
+            on_progress=on_progress,
+        )
         self._associate = associate
-        self._folder = folder
         self._root = root
         self._models = [build_context(uid) for uid in models(root)]
         self._room = MAX_PRESENTATION_CONTEXTS - len(self._models)
         self._allowed = frozenset(map(str, sop_classes))
         self._classes = list(dict.fromkeys(map(str, sop_classes))) or all_classes()
         self._first = first_contexts(list(dict.fromkeys(map(str, sop_classes))) or usual_classes(), self._room)
-        self._count = associations
-        self._retries = retries
-        self._on_result = on_result
-        self._on_progress = on_progress
         self._on_suboperations = on_suboperations
         self._lanes: list[_Lane] = []
         self._open: set[Association] = set()
-        self._pending: set[Deferred[Any]] = set()
-        self._taking = DeferredLock()
-        self._stopping = False
-        self.totals = Totals()
-        self.progress = Progress()
-        self.error: BaseException | None = None
-        self.established = 0
         self.last: Association | None = None
 
     # --- the run
 
-    async def run(self, requests: Iterable[Request] | AsyncIterable[Request]) -> Totals:
-        """
-        Retrieve everything, and return the sum of the results.
-
-        It ends early after :meth:`stop`, and if no association can be had.
-
-        :param requests: is taken one at a time, so that it may be long.
-        """
-        executors = self._ae.executors
-        executors.acquire()
-        source = requests.__aiter__() if isinstance(requests, AsyncIterable) else asynchronous(iter(requests))
-        try:
-            self._lanes = [
-                _Lane(FolderReceiver(self._folder, executors.receiving, on_stored=self._arrived))
-                for _ in range(self._count)
-            ]
-            lanes = [Deferred.fromCoroutine(self._work(lane, source)) for lane in self._lanes]
-            for lane in lanes:
-                # After a defect of this program the other associations do not go on behind the caller's back.
-                lane.addErrback(self._defect)
-            await gatherResults(lanes, consumeErrors=True)
-        except FirstError as error:
-            error.subFailure.raiseException()
-        finally:
-            await self._folder.settle(executors.receiving)
-            executors.release()
-        return self.totals
-
-    def _defect(self, reason: Failure) -> Failure:
-        self.abort()
-        return reason
+    def _workers(self, source: DeferredItems[Request]) -> list[Coroutine[Any, Any, None]]:
+        self._lanes = [
+            _Lane(FolderReceiver(self._folder, self._executor, on_stored=self._arrived)) for _ in range(self._count)
+        ]
+        return [self._work(lane, source) for lane in self._lanes]
 
     def stop(self) -> None:
         """Stop in order: the peer is sent C-CANCEL, and the associations are released."""
-        self._stopping = True
-        for pending in list(self._pending):
-            pending.cancel()
+        super().stop()
         for lane in self._lanes:
             if lane.cancel is not None:
                 lane.cancel()
@@ -209,7 +176,7 @@ class Retriever:
         for association in list(self._open):
             association.abort("interrupted")
 
-    async def _work(self, lane: _Lane, source: AsyncIterator[Request]) -> None:
+    async def _work(self, lane: _Lane, source: DeferredItems[Request]) -> None:
         try:
             while not self._stopping:
                 await self._main(lane)
@@ -224,13 +191,6 @@ class Retriever:
         await lane.receiver.settle()
         for association in (lane.extra, lane.main):
             await _release(association)
-
-    async def _next(self, source: AsyncIterator[Request]) -> Request | None:
-        await self._taking.acquire()
-        try:
-            return None if self._stopping else await anext(source, None)
-        finally:
-            self._taking.release()
 
     async def _handle(self, lane: _Lane, request: Request) -> None:
         work = RequestWork(RequestResult(request))
@@ -256,31 +216,10 @@ class Retriever:
 
         settling.addBoth(settled)
 
-    def _finish(self, work: RequestWork) -> None:
-        """Sum up a request whose files have their names."""
-        result = work.result
-        arrived = 0
-        for receipt in work.receipts:
-            result.stored += receipt.stored
-            result.existing += receipt.existing
-            result.collisions += receipt.collisions
-            result.refused.update(receipt.refused)
-            arrived += receipt.stored + receipt.existing
-        result.outcome = self._outcome(work, arrived)
-        self.totals.add(result)
-        progress = self.progress
-        progress.done += 1
-        progress.failed += result.failed
-        if self._on_result is not None:
-            self._on_result(result)
-        self._report()
-
-    def _outcome(self, work: RequestWork, arrived: int) -> Outcome:
-        result = work.result
-        if result.reason == "interrupted":
-            return Outcome.INTERRUPTED
+    def _outcome(self, result: RequestResult) -> Outcome:
         if result.reason == "not found":
             return Outcome.NOT_FOUND
+        arrived = result.stored + result.existing
         if not result.error and not result.failed and not result.refused and arrived < result.completed:
             result.error = f"the peer reports {result.completed} instances sent, but only {arrived} have arrived"
         return Outcome.FAILED if result.error or result.failed or result.refused else Outcome.RETRIEVED
@@ -317,12 +256,9 @@ class Retriever:
     async def _connect(self, lane: _Lane, contexts: Sequence[PresentationContext]) -> Association:
         classes = dict.fromkeys(str(context.abstract_syntax) for context in contexts)
         roles: list[object] = [build_role(uid, scp_role=True) for uid in classes]
-        pending = self._associate([*self._models, *contexts], [lane.receiver.handler], roles)
-        self._pending.add(pending)
-        try:
-            association = await pending
-        finally:
-            self._pending.discard(pending)
+        association: Association = await self._wait_for(
+            self._associate([*self._models, *contexts], [lane.receiver.handler], roles)
+        )
         self.established += 1
         self.last = association
         self._open.add(association)
@@ -330,16 +266,6 @@ class Retriever:
         if self._stopping:
             association.abort("interrupted")
         return association
-
-    async def _pause(self, seconds: float) -> None:
-        pause: Deferred[None] = deferLater(self._ae.reactor, seconds)
-        self._pending.add(pause)
-        try:
-            await pause
-        except CancelledError:
-            raise RetrievalStopped from None
-        finally:
-            self._pending.discard(pause)
 
     # --- one request
 
@@ -424,13 +350,10 @@ class Retriever:
                 raise RetrievalStopped
         await self._judge(association, work, target, receipt, last, unsent)
 
-    async def _has(self, study: str) -> bool:
-        return await self._ae.executors.receiving.run_admitted(self._folder.has_study, study)
-
     async def _missing(self, listed: list[Found], target: Target, receipt: Receipt) -> list[Target]:
         """Return what has to be retrieved of a target of which something is there; count the rest in *receipt*."""
         names = [found.uids for found in listed]
-        missing = set(await self._ae.executors.receiving.run_admitted(self._folder.missing, names))
+        missing = set(await self._executor.run_admitted(self._folder.missing, names))
         there = {uids[2] for uids in names if uids not in missing} - receipt.uids
         receipt.existing += len(there)
         receipt.uids |= there
@@ -583,14 +506,6 @@ class Retriever:
             self.progress.expected = max(self.progress.expected, before + total)
         if self._on_suboperations is not None:
             self._on_suboperations(counts)
-
-    def _arrived(self, count: int = 1) -> None:
-        self.progress.instances += count
-        self._report()
-
-    def _report(self) -> None:
-        if self._on_progress is not None:
-            self._on_progress(self.progress)
 
 
 def _why_nothing(association: Association) -> str:

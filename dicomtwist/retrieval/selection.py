@@ -4,7 +4,7 @@ The studies, series and instances that keys select, found with C-FIND unless the
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,7 @@ from pydicom.multival import MultiValue
 from dicomtwist import Association, Status, sop_class
 from dicomtwist.archive.storage.types import is_uid
 from dicomtwist.errors import NoPresentationContext
+from dicomtwist.eventloop.coroutines import deferred_items
 from dicomtwist.retrieval.results import Request
 from dicomtwist.sop_class import SOPClass
 
@@ -247,7 +248,8 @@ def _listing(target: Target, level: str, returned: Iterable[str]) -> Dataset:
     return identifier
 
 
-async def _matches(association: Association, identifier: Dataset, last: list[Status]) -> AsyncIterator[Dataset]:
+@deferred_items
+async def _matches(association: Association, identifier: Dataset, last: list[Status]) -> AsyncGenerator[Dataset, None]:
     """
     Yield the matches of a C-FIND; the only item of *last* becomes its final status.
 

@@ -4,16 +4,14 @@ Retrieval of many studies into a folder from a server of DICOMweb, over one or s
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
 from pydicom import DataElement, Dataset
 from pydicom.config import IGNORE
 from pydicom.datadict import tag_for_keyword
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock, FirstError, gatherResults
-from twisted.internet.task import deferLater
-from twisted.logger import Logger
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from dicomtwist.archive.services.storage import status_for
@@ -30,10 +28,11 @@ from dicomtwist.dicomweb import (
 )
 from dicomtwist.dicomweb.parameters import ParameterError
 from dicomtwist.dimse.status import CANNOT_UNDERSTAND, Status
+from dicomtwist.eventloop.coroutines import DeferredItems, deferred_items
 from dicomtwist.retrieval.folder import Receipt, ReceivingFolder
 from dicomtwist.retrieval.receiver import FolderReceiver, Requested
-from dicomtwist.retrieval.requests import RequestWork, RetrievalStopped, asynchronous
-from dicomtwist.retrieval.results import MAX_LISTED, Outcome, Progress, Request, RequestResult, Totals
+from dicomtwist.retrieval.requests import RequestRetriever, RequestWork, RetrievalStopped
+from dicomtwist.retrieval.results import MAX_LISTED, Outcome, Progress, Request, RequestResult
 from dicomtwist.retrieval.selection import Found, Target, direct_targets, texts
 from dicomtwist.runtime.backoff import Backoff
 from dicomtwist.runtime.executors import RECEIVING, Executor
@@ -55,7 +54,7 @@ _LEVELS: Final = ("STUDY", "SERIES", "IMAGE")
 _UNIQUE: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 
-class WebRetriever:
+class WebRetriever(RequestRetriever):
     """
     Retrieves what requests select into a folder, as :class:`~dicomtwist.retrieval.Retriever` does with C-GET.
 
@@ -78,8 +77,6 @@ class WebRetriever:
     :ivar established: the number of requests that the server has answered.
     """
 
-    log = Logger()
-
     def __init__(
         self,
         client: DICOMwebClient,
@@ -94,65 +91,27 @@ class WebRetriever:
     ) -> None:
         if not 1 <= connections <= MAX_CONNECTIONS:
             raise ValueError(f"connections is a number from 1 to {MAX_CONNECTIONS}, not {connections!r}")
-        self._reactor = client.reactor
+        executor = Executor(client.reactor, "receiving", RECEIVING)
+        super().__init__(
+            client.reactor,
+            folder,
+            executor,
+            executor,
+            count=connections,
+            retries=retries,
+            on_result=on_result,
+            on_progress=on_progress,
+        )
         self._client = client
-        self._folder = folder
         self._allowed = frozenset(map(str, sop_classes))
-        self._count = connections
-        self._retries = retries
-        self._on_result = on_result
-        self._on_progress = on_progress
         self._on_first = on_first
-        self._executor = Executor(client.reactor, "receiving", RECEIVING)
-        self._lanes: list[Deferred[None]] = []
-        self._pending: set[Deferred[Any]] = set()
-        self._taking = DeferredLock()
-        self._stopping = self._aborting = False
-        self.totals = Totals()
-        self.progress = Progress()
-        self.error: BaseException | None = None
-        self.established = 0
 
     # --- the run
 
-    async def run(self, requests: Iterable[Request] | AsyncIterable[Request]) -> Totals:
-        """
-        Retrieve everything, and return the sum of the results.
+    def _workers(self, source: DeferredItems[Request]) -> list[Coroutine[Any, Any, None]]:
+        return [self._work(source) for _ in range(self._count)]
 
-        It ends early after :meth:`stop`, and if the server cannot be reached or refuses the user.
-
-        :param requests: is taken one at a time, so that it may be long.
-        """
-        self._executor.acquire()
-        source = aiter(requests) if isinstance(requests, AsyncIterable) else asynchronous(requests)
-        try:
-            self._lanes = [Deferred.fromCoroutine(self._work(source)) for _ in range(self._count)]
-            for lane in self._lanes:
-                # After a defect of this program the others do not go on behind the caller's back.
-                lane.addErrback(self._defect)
-            await gatherResults(self._lanes, consumeErrors=True)
-        except FirstError as error:
-            error.subFailure.raiseException()
-        finally:
-            await self._folder.settle(self._executor)
-            self._executor.release()
-        return self.totals
-
-    def _defect(self, reason: Failure) -> Failure:
-        self.abort()
-        return reason
-
-    def stop(self) -> None:
-        """Stop: no further instance is taken, and the connections are closed."""
-        self._stopping = True
-        for pending in list(self._pending):
-            pending.cancel()
-
-    def abort(self) -> None:
-        """Stop at once, as :meth:`stop` does: a request of HTTP cannot be ended in order."""
-        self.stop()
-
-    async def _work(self, source: AsyncIterator[Request]) -> None:
+    async def _work(self, source: DeferredItems[Request]) -> None:
         receiver = FolderReceiver(self._folder, self._executor, on_stored=self._arrived)
         while not self._stopping:
             request = await self._next(source)
@@ -168,13 +127,6 @@ class WebRetriever:
                     work.result.reason = "interrupted"
             await receiver.settle()
             self._finish(work)
-
-    async def _next(self, source: AsyncIterator[Request]) -> Request | None:
-        await self._taking.acquire()
-        try:
-            return None if self._stopping else await anext(source, None)
-        finally:
-            self._taking.release()
 
     async def _perform(self, receiver: FolderReceiver, work: RequestWork) -> None:
         """Retrieve what a request selects, over another connection if one is lost."""
@@ -207,24 +159,6 @@ class WebRetriever:
         self.error = self.error or error
         self.stop()
         raise RetrievalStopped
-
-    async def _wait_for(self, coroutine: Any) -> None:
-        pending: Deferred[None] = Deferred.fromCoroutine(coroutine)
-        self._pending.add(pending)
-        try:
-            await pending
-        finally:
-            self._pending.discard(pending)
-
-    async def _pause(self, seconds: float) -> None:
-        pause: Deferred[None] = deferLater(self._reactor, seconds)
-        self._pending.add(pause)
-        try:
-            await pause
-        except CancelledError:
-            raise RetrievalStopped from None
-        finally:
-            self._pending.discard(pause)
 
     # --- one request
 
@@ -271,6 +205,7 @@ class WebRetriever:
                 studies[Target(one[0], one[1] if level == "SERIES" else "")] = None
         return [*studies, *(Target(study, series, tuple(uids)) for (study, series, _), uids in images.items())]
 
+    @deferred_items
     async def _matches(
         self, identifier: Dataset, level: str, study: str = "", series: str = "", include: Iterable[str] = ()
     ) -> AsyncGenerator[Dataset, None]:
@@ -287,6 +222,7 @@ class WebRetriever:
                 yield match
         self._answered()
 
+    @deferred_items
     async def _or_nothing(self, matches: AsyncGenerator[Dataset, None]) -> AsyncGenerator[Dataset, None]:
         """Yield *matches*; none if the server answers that it does not have the study."""
         try:
@@ -325,9 +261,6 @@ class WebRetriever:
             result.failed += len(lacking)
             result.failed_instances += lacking[: MAX_LISTED - len(result.failed_instances)]
             result.error = result.error or f"the server did not send {len(lacking)} instances"
-
-    async def _has(self, study: str) -> bool:
-        return await self._executor.run_admitted(self._folder.has_study, study)
 
     async def _listed(self, target: Target) -> list[Found]:
         """Return the instances of a target that the server has, with their SOP Classes."""
@@ -389,35 +322,11 @@ class WebRetriever:
         finally:
             await storing.finished()
 
-    def _arrived(self, count: int = 1) -> None:
-        self.progress.instances += count
-        self._report()
-
-    def _report(self) -> None:
-        if self._on_progress is not None:
-            self._on_progress(self.progress)
-
-    def _finish(self, work: RequestWork) -> None:
-        """Sum up a request whose files have their names."""
-        result = work.result
-        for receipt in work.receipts:
-            result.stored += receipt.stored
-            result.existing += receipt.existing
-            result.collisions += receipt.collisions
-            result.refused.update(receipt.refused)
-        if result.reason == "interrupted":
-            result.outcome = Outcome.INTERRUPTED
-        elif result.reason == "not found" and not result.error and not result.stored + result.existing:
-            result.outcome = Outcome.NOT_FOUND
-        else:
-            is_bad = result.error or result.failed or result.refused or result.reason
-            result.outcome = Outcome.FAILED if is_bad else Outcome.RETRIEVED
-        self.totals.add(result)
-        self.progress.done += 1
-        self.progress.failed += result.failed
-        if self._on_result is not None:
-            self._on_result(result)
-        self._report()
+    def _outcome(self, result: RequestResult) -> Outcome:
+        if result.reason == "not found" and not result.error and not result.stored + result.existing:
+            return Outcome.NOT_FOUND
+        is_bad = result.error or result.failed or result.refused or result.reason
+        return Outcome.FAILED if is_bad else Outcome.RETRIEVED
 
 
 class _Storing:

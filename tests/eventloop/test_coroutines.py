@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextvars import ContextVar
+from pathlib import Path
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.defer import fail as failed
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist.eventloop.coroutines import SteppedItems, await_any, from_deferred, running_loop, to_deferred
+import dicomtwist
+from dicomtwist.eventloop.coroutines import (
+    SteppedItems,
+    await_any,
+    deferred_items,
+    from_deferred,
+    running_loop,
+    to_deferred,
+)
+
+PACKAGE = Path(dicomtwist.__file__).parent
 
 variable: ContextVar[str] = ContextVar("variable", default="")
 
@@ -179,3 +191,108 @@ class Items(SynchronousTestCase):
             self.assertEqual(seen, ["outer", "closed"])
 
         asyncio.run(main())
+
+
+class OfDeferreds(SynchronousTestCase):
+    """Generators whose code awaits Deferreds."""
+
+    def setUp(self) -> None:
+        self.waiting: list[Deferred[int]] = []
+        self.closed = 0
+
+    def make(self) -> AsyncGenerator[int, None]:
+        @deferred_items
+        async def items() -> AsyncGenerator[int, None]:
+            try:
+                while True:
+                    self.waiting.append(Deferred())
+                    yield await self.waiting[-1]
+            finally:
+                await succeed(None)
+                self.closed += 1
+
+        return items()
+
+    def test_the_event_loop_does_not_close_them(self) -> None:
+        """An event loop that shuts down leaves a generator alone, during a step and between two."""
+        problems: list[object] = []
+        first, second = self.make(), self.make()
+
+        async def step(items: AsyncGenerator[int, None]) -> int:
+            return await anext(items)
+
+        async def main() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+            one = Deferred.fromCoroutine(step(first))
+            self.waiting[0].callback(1)
+            self.assertEqual(await from_deferred(one), 1)
+            steps.append(Deferred.fromCoroutine(step(second)))
+
+        steps: list[Deferred[int]] = []
+        asyncio.run(main())
+        self.assertEqual((problems, self.closed), ([], 0))
+        self.waiting[1].callback(2)
+        self.assertEqual(self.successResultOf(steps[0]), 2)
+
+    def test_close_during_a_step(self) -> None:
+        """Closing a generator cancels the step under way, for the coroutine that waits for it as well."""
+        items = self.make()
+
+        async def take() -> list[int]:
+            return [item async for item in items]
+
+        taking = Deferred.fromCoroutine(take())
+        closing = Deferred.fromCoroutine(items.aclose())
+        self.failureResultOf(taking, CancelledError)
+        self.successResultOf(closing)
+        self.assertEqual(self.closed, 1)
+
+    def test_cancel(self) -> None:
+        """A cancellation ends the step and the generator."""
+        items = self.make()
+
+        async def take() -> list[int]:
+            return [item async for item in items]
+
+        taking = Deferred.fromCoroutine(take())
+        self.waiting[0].callback(0)
+        taking.cancel()
+        self.failureResultOf(taking, CancelledError)
+        self.assertEqual((len(self.waiting), self.closed), (2, 1))
+
+    def test_two_at_once(self) -> None:
+        """A second step while the first is under way is refused, and leaves the first one alone."""
+        items = self.make()
+        first = items.__anext__()
+        self.assertRaises(RuntimeError, items.__anext__)
+        self.waiting[0].callback(5)
+        self.assertEqual(self.successResultOf(first), 5)
+
+
+class Everywhere(SynchronousTestCase):
+    """No event loop may close a generator of the library whose code awaits Deferreds."""
+
+    #: The rooms that run on event loops of asyncio, each of whose generators is :class:`DeferredItems`.
+    ROOMS = ("ae", "association", "dicomweb", "exchange", "pool", "retrieval", "runtime", "scp", "scu", "transport")
+
+    def test_generators(self) -> None:
+        bare = []
+        for room in self.ROOMS:
+            for path in sorted((PACKAGE / room).rglob("*.py")):
+                for node in ast.walk(ast.parse(path.read_text())):
+                    if isinstance(node, ast.AsyncFunctionDef) and _yields(node):
+                        names = [ast.unparse(one) for one in node.decorator_list]
+                        if "deferred_items" not in names:
+                            bare.append(f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}")
+        self.assertEqual(bare, [])
+
+
+def _yields(function: ast.AsyncFunctionDef) -> bool:
+    left: list[ast.AST] = list(function.body)
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.Yield):
+            return True
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            left += ast.iter_child_nodes(node)
+    return False

@@ -22,6 +22,7 @@ from dicomtwist.dicomweb.multipart import (
     PartEnds,
     boundary_of,
 )
+from dicomtwist.eventloop.coroutines import deferred_items
 from dicomtwist.runtime.executors import Executor
 
 __all__ = ["Part", "parts_of"]
@@ -99,6 +100,7 @@ def _decoded(content: bytes) -> Dataset:
     return dataset
 
 
+@deferred_items
 async def parts_of(response: Response, executor: Executor) -> AsyncGenerator[Part, None]:
     """
     Yield the parts of a response; a response that is not multipart is one part. Leaving the loop early closes the connection.
@@ -166,7 +168,21 @@ class _Events:
             self._events = self._cutter.feed(piece)[::-1]
         return self._events.pop()
 
-    async def content(self) -> AsyncGenerator[memoryview, None]:
-        """Yield the content of the part that has begun."""
-        while isinstance(event := await self.next(), PartData):
-            yield event.data
+    def content(self) -> AsyncIterator[memoryview]:
+        """Return the pieces of the part that has begun."""
+        return _Content(self)
+
+
+class _Content(AsyncIterator[memoryview]):
+    """The pieces of one part. A generator would take longer for each, see :func:`deferred_items`."""
+
+    def __init__(self, events: _Events) -> None:
+        self._events: _Events | None = events
+
+    async def __anext__(self) -> memoryview:
+        if self._events is not None:
+            event = await self._events.next()
+            if isinstance(event, PartData):
+                return event.data
+            self._events = None
+        raise StopAsyncIteration

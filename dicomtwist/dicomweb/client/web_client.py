@@ -8,7 +8,6 @@ import os
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Callable,
     Coroutine,
     Iterable,
@@ -49,6 +48,7 @@ from dicomtwist.dicomweb.json_model import ArrayCutter, JSONModelError, decode_j
 from dicomtwist.dicomweb.media_types import DICOM, DICOM_JSON, JPEG, JSON, OCTET_STREAM, RELATED
 from dicomtwist.dicomweb.multipart import new_boundary
 from dicomtwist.dicomweb.parameters import search_query
+from dicomtwist.eventloop.coroutines import deferred_items
 from dicomtwist.runtime.executors import Bounds, Executor
 
 __all__ = ["DICOMwebClient", "Keys", "StoreResult"]
@@ -241,6 +241,7 @@ class DICOMwebClient:
         """
         return self._search(_path(study, series, instance=None), keys, include, fuzzy, limit, offset, page)
 
+    @deferred_items
     async def _search(
         self,
         path: str,
@@ -277,6 +278,7 @@ class DICOMwebClient:
             offset += count
             left = None if left is None else left - count
 
+    @deferred_items
     async def _datasets(self, response: Response) -> AsyncGenerator[Dataset, None]:
         """Yield the Datasets of a response in DICOM JSON as it arrives."""
         body, cutter = response.body, ArrayCutter()
@@ -327,6 +329,7 @@ class DICOMwebClient:
         """
         return self._metadata(f"{_path(study, series, instance)}/metadata")
 
+    @deferred_items
     async def _metadata(self, path: str) -> AsyncGenerator[Dataset, None]:
         response = await self._get(f"{self.url}/{path}", DICOM_JSON, f"{DICOM_JSON}, {JSON};q=0.9")
         async for dataset in self._datasets(response):
@@ -401,6 +404,7 @@ class DICOMwebClient:
     def _parts(self, path: str, accept: str) -> AsyncGenerator[Part, None]:
         return self._parts_at(f"{self.url}/{path}", accept, {})
 
+    @deferred_items
     async def _parts_at(self, url: str, accept: str, headers: Mapping[str, str]) -> AsyncGenerator[Part, None]:
         response = await self._get(url, "", accept, headers)
         with self._threads():
@@ -625,7 +629,8 @@ def _path(study: str, series: str = "", instance: str | None = "") -> str:
     return path.rstrip("/")
 
 
-async def _sources(instances: Source | Iterable[Source] | AsyncIterable[Source]) -> AsyncIterator[Source]:
+@deferred_items
+async def _sources(instances: Source | Iterable[Source] | AsyncIterable[Source]) -> AsyncGenerator[Source, None]:
     if isinstance(instances, Dataset | str | bytes | os.PathLike):  # some of these are iterable themselves
         yield instances
     else:
