@@ -37,10 +37,11 @@ class Transcoder(Protocol):
     def targets(self, source: str) -> Sequence[str]:
         """Return the UIDs of the transfer syntaxes that images in *source* can be converted to, the preferred first."""
 
-    async def transcode(self, instance: str | os.PathLike[str], syntax: str, /) -> DataSetSource:
+    async def transcode(self, instance: str | os.PathLike[str], syntax: str, /, *, peer: str = "") -> DataSetSource:
         """
         Convert the image in a Part 10 file.
 
+        :param peer: the name of the host that it is for; the hosts take turns.
         :raises DataSetError: it cannot be converted.
         """
 
@@ -102,12 +103,15 @@ class OutgoingInstance:
         """Return whether the data set is encoded in *transfer_syntax*. A Dataset is encoded in none yet."""
         return self.meta.transfer_syntax_uid == transfer_syntax and not isinstance(self._original, Dataset)
 
-    async def convert(self, transfer_syntax: str, executor: Executor, transcoder: Transcoder | None = None) -> None:
+    async def convert(
+        self, transfer_syntax: str, executor: Executor, transcoder: Transcoder | None = None, peer: str = ""
+    ) -> None:
         """
         Encode the data set in *transfer_syntax*, which it is not in.
 
         :param executor: the executor to encode it in, if neither transfer syntax is compressed.
         :param transcoder: converts it if one is.
+        :param peer: the name of the peer's host.
         :raises DataSetError: it cannot be encoded.
         :raises NoPresentationContext: it came from an open file or bytes, so that it cannot be read again.
         """
@@ -122,7 +126,7 @@ class OutgoingInstance:
                 " give a path or a Dataset, which can be converted"
             )
         if transcoder is not None and not UNCOMPRESSED.issuperset((self.transfer_syntax, transfer_syntax)):
-            self.source = await transcoder.transcode(original, transfer_syntax)
+            self.source = await transcoder.transcode(original, transfer_syntax, peer=peer)
         else:
             self.source = BytesSource(await executor.run(convert_file, original, transfer_syntax))
 

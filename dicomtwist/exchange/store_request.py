@@ -15,6 +15,7 @@ from dicomtwist.errors import AssociationError, NoPresentationContext, NotEstabl
 from dicomtwist.exchange.exchange import Exchange
 from dicomtwist.exchange.invoking import InvokingAssociation
 from dicomtwist.presentation import PresentationContextTuple
+from dicomtwist.runtime.networks import host_of
 
 #: The uncompressed transfer syntaxes in order of preference for a conversion: Explicit VR keeps the VRs, deflating costs time.
 UNCOMPRESSED_BY_PREFERENCE = (
@@ -50,7 +51,7 @@ async def prepare(
         context = _context(assoc, instance.sop_class_uid, instance.transfer_syntax, transcoder)
         syntax = str(context.transfer_syntax)
         if not instance.is_in(syntax):
-            await instance.convert(syntax, assoc.ae.executors.decoding, transcoder)
+            await instance.convert(syntax, assoc.ae.executors.decoding, transcoder, host_of(assoc.remote.address))
     except BaseException:
         instance.close()
         raise

@@ -40,14 +40,16 @@ class Job:
 
     :param header: the header of the message.
     :param payload: its payload.
+    :param cancel: called with the job when its Deferred is cancelled.
+    :param peer: the name of the host that it is for.
 
     :ivar done: fires with the answer.
     """
 
-    __slots__ = ("done", "header", "payload")
+    __slots__ = ("done", "header", "payload", "peer")
 
-    def __init__(self, header: dict[str, Any], payload: bytes, cancel: Callable[[Job], None]) -> None:
-        self.header, self.payload = header, payload
+    def __init__(self, header: dict[str, Any], payload: bytes, cancel: Callable[[Job], None], peer: str = "") -> None:
+        self.header, self.payload, self.peer = header, payload, peer
         self.done: Deferred[Answer] = Deferred(lambda _: cancel(self))
 
     def succeed(self, answer: Answer) -> None:
@@ -61,7 +63,7 @@ class Job:
             else:
                 self.done.callback((header, payload))
 
-    def fail(self, error: PixelsFailed) -> None:
+    def fail(self, error: Exception) -> None:
         """Fail the Deferred, unless it was cancelled."""
         if not self.done.called:
             self.done.errback(error)
@@ -99,8 +101,8 @@ class Child(ProcessProtocol):
     :param reactor: the reactor.
     :param memory: the bytes of address space that it may have.
     :param timeout: the time for one job, in seconds.
-    :param on_idle: called with the child when it has done a job.
-    :param on_end: called with the child when it has ended.
+    :param on_idle: called with the child and a job when it has done that.
+    :param on_end: called with the child when it has ended, and with the job that it has not done.
 
     :ivar job: its job, ``None`` if it is idle.
     :ivar jobs: the number of jobs that it was given.
@@ -114,8 +116,8 @@ class Child(ProcessProtocol):
         reactor: Any,
         memory: int,
         timeout: float,
-        on_idle: Callable[[Child], None],
-        on_end: Callable[[Child], None],
+        on_idle: Callable[[Child, Job], None],
+        on_end: Callable[[Child, Job | None], None],
     ) -> None:
         self._reactor, self._timeout = reactor, timeout
         self._on_idle, self._on_end = on_idle, on_end
@@ -168,7 +170,7 @@ class Child(ProcessProtocol):
             self.kill(PixelsCrashed("the process sent an answer to no job"))
             return
         job.succeed((header, payload))
-        self._on_idle(self)
+        self._on_idle(self, job)
 
     def _set_timer(self, seconds: float | None) -> None:
         timer, self._timer = self._timer, None
@@ -216,7 +218,7 @@ class Child(ProcessProtocol):
                 error=error,
                 said=self._said.decode("ascii", "replace").strip().rpartition("\n")[2][:300],
             )
-        self._on_end(self)
+        self._on_end(self, job)
         if job is not None:
             job.fail(error)
 

@@ -114,6 +114,35 @@ class Answers(PixelsTestCase):
         self.assertEqual(pixels.queued, 18)
         self.assertEqual(len({await job for job in jobs}), 1)
 
+    async def test_peers_take_turns(self) -> None:
+        """An image for one host does not wait for the hundreds that another one has asked for."""
+        pixels = self.make(processes=1, max_queued=200)
+        busy = [pixels.render(CT, peer="busy") for _ in range(201)]
+        refused = await self.assertFailure(pixels.render(CT, peer="busy"), ExecutorFull)
+        self.assertIn("200", str(refused))
+        await pixels.render(CT, peer="other")
+        self.assertLessEqual(len(pixels.pids), 2)
+        source = await pixels.transcode(COMPRESSED, ExplicitVRLittleEndian, peer="other")
+        self.assertTrue(await whole(source))
+        self.assertFalse(busy[-2].called)
+        await self.assertFailure(busy[-1], ExecutorFull)  # it made room for another host
+        for job in busy:
+            job.addErrback(lambda _: None)
+
+    async def test_other_peers_of_long_jobs(self) -> None:
+        """A host that has all processes does not keep another one waiting, however long its jobs take."""
+        pixels = self.make(processes=1)
+        fifo = Path(self.mktemp())
+        os.mkfifo(fifo)
+        blocked = pixels.render(fifo, peer="busy")  # until somebody writes to it
+        waiting = pixels.render(CT, peer="busy")
+        await pixels.render(CT, peer="other")
+        self.assertFalse(blocked.called or waiting.called)
+        with fifo.open("wb"):
+            pass
+        await self.assertFailure(blocked, OSError)
+        await waiting
+
 
 class Failures(PixelsTestCase):
     async def test_each_has_a_type(self) -> None:

@@ -104,7 +104,7 @@ async def _send_transcoded(
 ) -> None:
     """Answer with frames that the processes for images convert."""
     assert services.pixels is not None, "nothing is negotiated that these processes would have to do"
-    frames = services.pixels.frames(services.files.path(uids), numbers, syntax)
+    frames = services.pixels.frames(services.files.path(uids), numbers, syntax, peer=request.peer)
     if not representation.multipart:
         try:
             content = await anext(frames)

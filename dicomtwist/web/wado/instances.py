@@ -137,7 +137,7 @@ async def retrieve_instance(request: DICOMwebRequest, services: Services, values
             raise Problem(406, NOT_ACCEPTABLE)
         try:
             if is_transcoded(syntax, representation.transfer_syntax):
-                made = await transcode(services, uids, stored, representation.transfer_syntax or "")
+                made = await transcode(services, uids, stored, representation.transfer_syntax or "", peer=request.peer)
                 stored.close()
                 await _send_transcoded(request, made, representation)
                 return
@@ -345,7 +345,9 @@ async def _converted(
             if isinstance(package, _Multipart) and is_transcoded(
                 instance.transfer_syntax, representation.transfer_syntax
             ):
-                made = await transcode(services, instance.uids, stored, representation.transfer_syntax or "")
+                made = await transcode(
+                    services, instance.uids, stored, representation.transfer_syntax or "", peer=request.peer
+                )
                 stored.close()
                 yield package.begin(instance, representation)
                 async for piece in made.pieces():

@@ -9,13 +9,16 @@ from dataclasses import asdict
 from hashlib import blake2b
 from typing import Final
 
+from twisted.logger import Logger
+
 from dicomtwist.access.rules import Operation
 from dicomtwist.archive.query.search import StoredInstance
 from dicomtwist.archive.storage.types import InstanceUIDs
 from dicomtwist.dicomweb.media_types import Category, Representation
 from dicomtwist.dicomweb.multipart import MultipartWriter
 from dicomtwist.dicomweb.rendered import Rendering, parse_frames, parse_rendering
-from dicomtwist.pixels.errors import UnsupportedPixels
+from dicomtwist.errors import loggable
+from dicomtwist.pixels.errors import InvalidPixels, PixelsFailed, PixelsStopped, PixelsTooLarge, UnsupportedPixels
 from dicomtwist.pixels.options import MEDIA_TYPES, RenderOptions, View, Window
 from dicomtwist.pixels.pool import Pixels
 from dicomtwist.web.problems import Problem
@@ -27,29 +30,41 @@ from dicomtwist.web.wado.instances import find_instances
 
 __all__ = ["ROUTES", "options_of", "pixels_of", "send_rendered"]
 
+_log = Logger()
+
+#: The errors of instances that do not stand for their study or series.
+_WITHOUT_IMAGE: Final = (UnsupportedPixels, InvalidPixels, PixelsTooLarge)
+
 #: The greatest width and height of a thumbnail, in pixels.
 MAX_THUMBNAIL: Final = 256
 #: The most instances of a study or a series that are tried for a thumbnail of it, since some have no image.
 MAX_TRIED: Final = 8
-#: The most frames of one response; each is made and sent before the next one.
+#: The most frames or instances of one response; each is made and sent before the next one.
 MAX_RENDERED: Final = 1000
 
 
 async def retrieve_rendered(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
-    """Answer with a rendered image of an instance, of some of its frames, or of a series or study."""
+    """
+    Answer with a rendered image of an instance, of some of its frames, or of a series or study.
+
+    A multipart body has the images of all instances, one for each, or of all frames in a list. A single part is one image: of a
+    series or a study that of an instance that stands for it, which is what viewers show in lists.
+    """
     rendering = parse_rendering(request.query)
     frames = parse_frames(values["frames"]) if "frames" in values else ()
     representation = request.accept.negotiate(Category.RENDERED, offers=MEDIA_TYPES)
     if representation is None and len(frames) > 1 and any(one.multipart for one in request.accept.ranges):
-        representation = Representation(MEDIA_TYPES[0], False)
+        representation = Representation(MEDIA_TYPES[0], True)
     if representation is None:
         raise Problem(406, NOT_ACCEPTABLE)
     options = options_of(request, rendering, representation.media_type, is_animated=not frames)
     uids = _uids(values)
-    if len(uids) < 3:
-        await _send_representative(request, services, uids, options)
-    elif len(frames) > 1:
+    if len(frames) > 1 or (frames and representation.multipart):
         await _send_frames(request, services, (uids[0], uids[1], uids[2]), frames, options)
+    elif representation.multipart:
+        await _send_all(request, services, uids, options)
+    elif len(uids) < 3:
+        await _send_representative(request, services, uids, options)
     else:
         await send_rendered(request, services, (uids[0], uids[1], uids[2]), frames[0] if frames else 1, options)
 
@@ -142,17 +157,24 @@ async def send_rendered(
     key = quoted(stored.version, _digest(frame, options))
     if is_unchanged(request, key):
         return
-    image = await _render(services, uids, key, frame, options)
+    image = await _render(request, services, uids, key, frame, options)
     request.answer(image, options.media_type)
 
 
-async def _render(services: Services, uids: InstanceUIDs, key: str, frame: int | None, options: RenderOptions) -> bytes:
+async def _render(
+    request: DICOMwebRequest,
+    services: Services,
+    uids: InstanceUIDs,
+    key: str,
+    frame: int | None,
+    options: RenderOptions,
+) -> bytes:
     """Return a rendered frame, from the cache if it has it."""
     name = "/".join(uids) + key
     image = services.rendered.get(name)
     if image is None:
         path = services.archive_server.archive.store.locate(*uids)
-        image = await pixels_of(services).render(path, frame, options)
+        image = await pixels_of(services).render(path, frame, options, peer=request.peer)
         services.rendered.put(name, image)
     return image
 
@@ -181,7 +203,7 @@ async def _send_frames(
     async def pieces() -> AsyncIterator[bytes]:
         for frame in frames:
             key = quoted(stored.version, _digest(frame, options))
-            image = await _render(services, uids, key, frame, options)
+            image = await _render(request, services, uids, key, frame, options)
             headers = (("Content-Type", options.media_type), ("Content-Location", f"{url}/{frame}/rendered"))
             yield writer.begin(headers)
             yield image
@@ -189,6 +211,57 @@ async def _send_frames(
 
     content_type = Representation(options.media_type, True).content_type(writer.boundary)
     await request.stream(pieces(), content_type)
+
+
+async def _send_all(request: DICOMwebRequest, services: Services, uids: Sequence[str], options: RenderOptions) -> None:
+    """
+    Answer with an image of each instance of a study or a series, each a part of a multipart body. It is made when the client
+    takes it. Instances without an image are left out, and so are those whose image cannot be made.
+
+    :raises Problem: there is no such study or series (404), none of its instances has an image (406), or it has more than
+        :data:`MAX_RENDERED` instances (413).
+    """
+    pixels_of(services)
+    found = await find_instances(request, services, uids)
+    if found.total > MAX_RENDERED:
+        raise Problem(413, f"more than {MAX_RENDERED} instances")
+    writer = MultipartWriter()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        error: Exception | None = None
+        is_empty = True
+        async for page in found.pages():
+            for instance in page:
+                try:
+                    image = await _image_of(request, services, instance.uids, options)
+                except PixelsStopped:
+                    raise
+                except (Problem, PixelsFailed) as problem:
+                    error = error or problem
+                    if not isinstance(problem, UnsupportedPixels):
+                        _log.info(
+                            "instance {instance} is left out of rendered images: {reason}",
+                            instance=instance.sop_instance_uid,
+                            reason=loggable(problem),
+                        )
+                    continue
+                is_empty = False
+                study, series, one = instance.uids
+                url = f"{request.base_url}/studies/{study}/series/{series}/instances/{one}/rendered"
+                yield writer.begin((("Content-Type", options.media_type), ("Content-Location", url)))
+                yield image
+        if is_empty and error is not None:
+            raise error
+        yield writer.end()
+
+    await request.stream(pieces(), Representation(options.media_type, True).content_type(writer.boundary))
+
+
+async def _image_of(request: DICOMwebRequest, services: Services, uids: InstanceUIDs, options: RenderOptions) -> bytes:
+    """Return the image of an instance."""
+    stored, _ = await open_stored(request, services, uids, lambda _: None)
+    stored.close()
+    return await _render(request, services, uids, quoted(stored.version, _digest(1, options)), 1, options)
 
 
 async def _send_representative(
@@ -214,13 +287,13 @@ async def _send_representative(
         del earlier[:-MAX_TRIED]
         if len(tried) >= MAX_TRIED:
             break
-    error: UnsupportedPixels | None = None
+    error: PixelsFailed | None = None
     for instance in (*tried, *reversed(earlier))[:MAX_TRIED]:
         try:
             await send_rendered(request, services, instance.uids, None, options)
             return
-        except UnsupportedPixels as problem:
-            error = problem
+        except _WITHOUT_IMAGE as problem:
+            error = error or problem
     raise error or Problem(404, "there is no instance")
 
 
@@ -235,8 +308,16 @@ _INSTANCE: Final = "/studies/{study}/series/{series}/instances/{instance}"
 _FRAMES: Final = "/studies/{study}/series/{series}/instances/{instance}/frames/{frames}"
 
 ROUTES: Final = (
-    Route("GET", f"{_STUDY}/rendered", _GET, retrieve_rendered, "a rendered image that stands for a study"),
-    Route("GET", f"{_SERIES}/rendered", _GET, retrieve_rendered, "a rendered image that stands for a series"),
+    Route(
+        "GET", f"{_STUDY}/rendered", _GET, retrieve_rendered, "the instances of a study, rendered, or one image for all"
+    ),
+    Route(
+        "GET",
+        f"{_SERIES}/rendered",
+        _GET,
+        retrieve_rendered,
+        "the instances of a series, rendered, or one image for all",
+    ),
     Route("GET", f"{_INSTANCE}/rendered", _GET, retrieve_rendered, "an instance, rendered"),
     Route("GET", f"{_FRAMES}/rendered", _GET, retrieve_rendered, "frames of an instance, rendered"),
     Route("GET", f"{_STUDY}/thumbnail", _GET, retrieve_thumbnail, "a thumbnail of a study"),

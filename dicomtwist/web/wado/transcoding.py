@@ -60,11 +60,14 @@ class Transcoding:
             yield bytes(piece)
 
 
-async def transcode(services: Services, uids: InstanceUIDs, stored: StoredFile, syntax: str) -> Transcoding:
+async def transcode(
+    services: Services, uids: InstanceUIDs, stored: StoredFile, syntax: str, *, peer: str
+) -> Transcoding:
     """
     Convert an instance to another transfer syntax.
 
     :param stored: the instance, of which the File Meta Information is used.
+    :param peer: the name of the client's host.
     :raises PixelsFailed: its pixel data cannot be converted.
     :raises DataSetError: its File Meta Information is damaged.
     """
@@ -74,5 +77,5 @@ async def transcode(services: Services, uids: InstanceUIDs, stored: StoredFile, 
         head = encode_preamble_and_meta(replace(stored.meta, transfer_syntax_uid=syntax))
     except ValueError as error:
         raise DataSetError("the File Meta Information has a value that is not valid") from error
-    made = await pixels.transcode(services.files.path(uids), syntax)
+    made = await pixels.transcode(services.files.path(uids), syntax, peer=peer)
     return Transcoding(head, aiter(made), made.length)

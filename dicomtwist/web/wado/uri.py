@@ -53,7 +53,7 @@ async def retrieve(request: DICOMwebRequest, services: Services, values: Mapping
         own = stored.meta.transfer_syntax_uid
         syntax = _given(services, asked.transfer_syntax, own)
         if is_transcoded(own, syntax):
-            made = await transcode(services, uids, stored, syntax)
+            made = await transcode(services, uids, stored, syntax, peer=request.peer)
             stored.close()
             await request.stream(made.pieces(), representation.part_type(syntax), length=made.length)
             return

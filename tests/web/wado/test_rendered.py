@@ -9,6 +9,7 @@ from PIL import Image as Picture
 
 from dicomtwist.archive.storage.types import InstanceUIDs
 from dicomtwist.pixels.pool import Pixels
+from dicomtwist.web.wado import rendered
 from tests.web.site import Response, reactor
 from tests.web.wado.sample import WADOTestCase, image, test_file
 from tests.web.wado.test_frames import parts_of
@@ -121,6 +122,45 @@ class Rendered(RenderedTestCase):
         response = await client.request("GET", self.path(third, "/rendered"))
         self.assertEqual(response.status, 500)
         self.assertEqual(response.json["words"], "the pixel data cannot be decoded")
+
+    async def test_all_of_a_series(self) -> None:
+        """A multipart body has the image of each instance that has one; a single part has one that stands for all."""
+        without, damaged = image(2), image(3, Rows=400)
+        del without.PixelData
+        first, _, _, last = await self.store(image(1), without, damaged, image(4, series="1.2.2", NumberOfFrames=2))
+        client = self.client()
+        related = [("Accept", 'multipart/related; type="image/png"')]
+        for uids, expected in ((first[:2], [first]), (first[:1], [first, last]), (last[:2], [last]), (first, [first])):
+            path = self.path(uids, "/rendered?viewport=2,2")
+            response = await client.request("GET", path, related)
+            self.assertEqual(response.status, 200)
+            self.assertEqual(response.headers["content-type"].partition(";")[0], "multipart/related")
+            parts = parts_of(response)
+            found = [headers["content-location"].partition("/dicom-web")[2] for headers, _ in parts]
+            self.assertEqual(found, [self.path(one, "/rendered").removeprefix("/dicom-web") for one in expected])
+            for headers, content in parts:
+                self.assertEqual(headers["content-type"], "image/png")
+                self.assertEqual(Picture.open(BytesIO(content)).size, (2, 2))
+            self.assertEqual((await client.request("HEAD", path, related)).status, 200)
+            single = await client.request("GET", path, [("Accept", "image/png")])
+            self.assertEqual((single.headers["content-type"], picture_of(single).size), ("image/png", (2, 2)))
+        one = await client.request("GET", self.path(last, "/frames/2/rendered"), related)
+        self.assertEqual(len(parts_of(one)), 1)
+
+    async def test_all_of_a_series_without_images(self) -> None:
+        without = image()
+        del without.PixelData
+        (uids,) = await self.store(without)
+        client = self.client()
+        related = [("Accept", "multipart/related; type=image/jpeg")]
+        for path, status in (
+            (self.path(uids[:2]), 406),
+            (self.path(("1.9",)), 404),
+            (self.path((uids[0], "1.9")), 404),
+        ):
+            self.assertEqual((await client.request("GET", f"{path}/rendered", related)).status, status)
+        self.patch(rendered, "MAX_RENDERED", 0)
+        self.assertEqual((await client.request("GET", self.path(uids[:1], "/rendered"), related)).status, 413)
 
     async def test_no_processes(self) -> None:
         (uids,) = await self.store(image())
