@@ -84,9 +84,14 @@ class ArchiveServer:
         self.storage = StorageService(self.ingest, self.access)
         self.query_retrieve = QueryRetrieve(archive, executors.querying, ae.ae_title, peers)
         self.performed_steps = PerformedProcedureSteps(
-            archive.store, executors.housekeeping, default_charset=archive.default_charset
+            archive.store,
+            executors.housekeeping,
+            default_charset=archive.default_charset,
+            no_room=self.storage.no_room,
         )
-        self.storage_commitment = StorageCommitment(archive, executors.housekeeping, ae, peers, takes_up=takes_up)
+        self.storage_commitment = StorageCommitment(
+            archive, executors.housekeeping, ae, peers, takes_up=takes_up, no_room=self.storage.no_room
+        )
         self.worklist = (
             None
             if worklist is None

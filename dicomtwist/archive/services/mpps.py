@@ -7,7 +7,6 @@ or not at all, and with durability full it is on the medium before the request i
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from typing import Any, Final, TypeAlias
@@ -22,6 +21,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.archive.index.normal_forms import normal_date, time_key
+from dicomtwist.archive.services.no_room import NoRoomLog, is_full, refusal_words
 from dicomtwist.archive.services.turns import Turns
 from dicomtwist.archive.storage.file_store import file_name
 from dicomtwist.archive.storage.interfaces import Storage
@@ -100,16 +100,20 @@ class PerformedProcedureSteps:
     :param store: the storage that holds the steps, prepared.
     :param executor: the threads that read and write files; the caller holds it while the object is used.
     :param default_charset: the character set of text without one, see :class:`dicomtwist.archive.archive.Archive`.
+    :param no_room: the log of what is refused without room, if the service shares one with others.
 
     :ivar routes: the requests that it performs.
     """
 
     log = Logger()
 
-    def __init__(self, store: Storage, executor: Executor, *, default_charset: str = "") -> None:
+    def __init__(
+        self, store: Storage, executor: Executor, *, default_charset: str = "", no_room: NoRoomLog | None = None
+    ) -> None:
         self._files = store.side_folder(FOLDER)
         self._executor = executor
         self._default_charset = default_charset
+        self._no_room = no_room or NoRoomLog(store, executor)
         # A request reads the file before it writes it, so requests run one after the other, in this process and among all. Its
         # data set is decoded then, so that those that wait take the memory of their bytes only.
         self._turns = Turns()
@@ -182,9 +186,13 @@ class PerformedProcedureSteps:
             status = _status_for(reason.value)
             if status is None:
                 return reason
+            if reason.value is not None and self._no_room.takes(reason.value, "performed procedure step"):
+                return status, None
             event.assoc.log_refusal(
                 self.log.warn,
-                "a performed procedure step was refused, status 0x{status:04X}: {why}",
+                "{service} of {peer!r}: a performed procedure step was refused with 0x{status:04X}: {why}",
+                service=event.request.SERVICE,
+                peer=event.assoc.remote.ae_title,
                 status=int(status),
                 why=loggable(reason.value),
             )
@@ -446,8 +454,8 @@ def _status_for(error: BaseException | None) -> Status | None:
     if isinstance(error, DataSetError):
         return Status(codes.PROCESSING_FAILURE, "", "the attributes cannot be read")
     if isinstance(error, OSError):
-        code = codes.RESOURCE_LIMITATION if error.errno in (errno.ENOSPC, errno.EDQUOT) else codes.PROCESSING_FAILURE
-        return Status(code, "", f"storage: {errno.errorcode.get(error.errno or 0, 'error')}")
+        code = codes.RESOURCE_LIMITATION if is_full(error) else codes.PROCESSING_FAILURE
+        return Status(code, "", refusal_words(error))
     if isinstance(error, ExecutorFull):
         return Status(codes.RESOURCE_LIMITATION, "", "too many requests wait")
     if isinstance(error, StoreError | NotDicomFile):

@@ -1,18 +1,21 @@
-"""The line of the log about a disk that is full: one a minute, however many instances are refused for it."""
+"""The line of the log about a disk that is full: one a minute, however much is refused for it, by whatever service."""
 
 from __future__ import annotations
 
+import errno
+from collections import Counter
+from sqlite3 import SQLITE_FULL
 from typing import Final, Protocol
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist.ae.server import in_bytes
-from dicomtwist.archive.storage.types import NO_ROOM
+from dicomtwist.archive.storage.types import NO_ROOM, IndexFailed
 from dicomtwist.errors import loggable
 from dicomtwist.runtime.executors import Executor
 
-__all__ = ["NoRoomLog"]
+__all__ = ["NoRoomLog", "is_full", "refusal_words"]
 
 #: The time between two lines, in seconds.
 INTERVAL: Final = 60.0
@@ -27,7 +30,9 @@ class Room(Protocol):
 
 class NoRoomLog:
     """
-    Logs that instances are refused because there is no room, at most once in :data:`INTERVAL` seconds.
+    Logs that instances and other things are refused because there is no room, at most once in :data:`INTERVAL` seconds.
+
+    All services of an archive share one.
 
     :param storage: the storage that has no room.
     :param executor: the threads that ask the file system.
@@ -39,17 +44,18 @@ class NoRoomLog:
         self._storage = storage
         self._executor = executor
         self._last: float | None = None
-        self._refused = 0
+        self._refused: Counter[str] = Counter()
 
-    def takes(self, error: BaseException) -> bool:
+    def takes(self, error: BaseException, what: str = "instance") -> bool:
         """
-        Note that an instance was refused for *error*.
+        Note that something was refused for *error*.
 
+        :param what: a name of it in the singular.
         :returns: whether the reason is that there is no room; nothing else needs to log it then.
         """
-        if not isinstance(error, OSError) or error.errno not in NO_ROOM:
+        if not is_full(error):
             return False
-        self._refused += 1
+        self._refused[what] += 1
         now = self._executor.seconds()
         if self._last is None or now - self._last >= INTERVAL:
             self._last = now
@@ -59,18 +65,39 @@ class NoRoomLog:
             )
         return True
 
-    def _unknown(self, reason: Failure, error: OSError) -> None:
+    def _unknown(self, reason: Failure, error: BaseException) -> None:
         self._tell(("the storage", None), error)
 
-    def _tell(self, room: tuple[str, int | None], error: OSError) -> None:
+    def _tell(self, room: tuple[str, int | None], error: BaseException) -> None:
         folder, free = room
-        refused, self._refused = self._refused, 0
+        refused, self._refused = self._refused, Counter()
         self.log.error(
             "there is no room in {folder}: {log_free} free; {log_refused} refused since the last such line: {reason}",
             folder=folder,
             free=free,
             log_free="an unknown number of bytes" if free is None else in_bytes(free),
-            refused=refused,
-            log_refused="1 instance" if refused == 1 else f"{refused} instances",
+            refused=refused.total(),
+            log_refused=" and ".join(_counted(count, what) for what, count in refused.items()),
             reason=loggable(error),
         )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether *error* says that there is no room in the folder of the archive, for a file or for the index."""
+    if isinstance(error, IndexFailed):
+        # The driver's error is inside that of SQLAlchemy. PostgreSQL has a disk of its own, and another administrator.
+        code = getattr(getattr(error.__cause__, "orig", None), "sqlite_errorcode", 0)
+        return bool(code & 0xFF == SQLITE_FULL)
+    return isinstance(error, OSError) and error.errno in NO_ROOM
+
+
+def refusal_words(error: OSError) -> str:
+    """Return the Error Comment about *error*, without the path of a file."""
+    name = errno.errorcode.get(error.errno or 0, "error")
+    if error.errno in NO_ROOM:
+        return f"the disk is {'read-only' if error.errno == errno.EROFS else 'full'} ({name})"
+    return f"storage: {name}"

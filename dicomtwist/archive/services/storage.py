@@ -4,7 +4,6 @@ The Storage Service Class: C-STORE into an archive (PS3.4 Annex B).
 
 from __future__ import annotations
 
-import errno
 from typing import Final
 
 from twisted.internet.defer import Deferred
@@ -13,9 +12,8 @@ from twisted.logger import Logger
 from dicomtwist import evt
 from dicomtwist.access.enforcement import Access
 from dicomtwist.archive.ingest import DataSetMismatch, IncomingInstance, Ingest, InvalidMeta
-from dicomtwist.archive.services.no_room import NoRoomLog
+from dicomtwist.archive.services.no_room import NoRoomLog, refusal_words
 from dicomtwist.archive.storage.types import (
-    NO_ROOM,
     DuplicateInstance,
     IncompleteInstance,
     IndexFailed,
@@ -158,11 +156,7 @@ def status_for(error: BaseException) -> Status:
     if isinstance(error, ExecutorFull):
         return Status(OUT_OF_RESOURCES, "C-STORE", "too many instances wait to be stored")
     if isinstance(error, OSError) and error.errno is not None:
-        name = errno.errorcode.get(error.errno, "error")
-        if error.errno in NO_ROOM:
-            words = "read-only" if error.errno == errno.EROFS else "full"
-            return Status(OUT_OF_RESOURCES, "C-STORE", f"the disk is {words} ({name})")
-        return Status(OUT_OF_RESOURCES, "C-STORE", f"storage: {name}")
+        return Status(OUT_OF_RESOURCES, "C-STORE", refusal_words(error))
     if isinstance(error, StoreError):
         return Status(OUT_OF_RESOURCES, "C-STORE", "the storage is closed")
     return Status(OUT_OF_RESOURCES, "C-STORE", "the storage failed")

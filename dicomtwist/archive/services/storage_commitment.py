@@ -8,7 +8,6 @@ succeeds or the request is too old.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import time
@@ -25,6 +24,7 @@ from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.index import IndexFailed
 from dicomtwist.archive.integrity import CHECKED_AT_ONCE, Reference, verify
 from dicomtwist.archive.services.commitment_journal import Transaction, Transactions, TransactionUnreadable
+from dicomtwist.archive.services.no_room import NoRoomLog, refusal_words
 from dicomtwist.archive.storage.types import InvalidUID, check_uids
 from dicomtwist.datasets.identifier import encode_identifier
 from dicomtwist.dimse import status as codes
@@ -96,6 +96,7 @@ class StorageCommitment:
     :param takes_up: whether to report the transactions that the previous run of the program left unreported. Of several
         processes that share an archive one does; each process reports the requests that it received itself.
     :param clock: returns the time, in seconds since 1970.
+    :param no_room: the log of what is refused without room, if the service shares one with others.
 
     :ivar routes: the requests that it performs.
     """
@@ -111,9 +112,11 @@ class StorageCommitment:
         *,
         takes_up: bool = True,
         clock: Callable[[], float] = time,
+        no_room: NoRoomLog | None = None,
     ) -> None:
         self._archive = archive
         self._executor = executor
+        self._no_room = no_room or NoRoomLog(archive.store, executor)
         self._ae = ae
         self._peers = peers
         self._takes_up = takes_up
@@ -172,14 +175,22 @@ class StorageCommitment:
         except Refused as error:
             return error.status
         except ExecutorFull as error:
-            event.assoc.log_refusal(self.log.error, "a storage commitment was refused: {error}", error=loggable(error))
+            self._log_refused(event, error)
             return Status(codes.RESOURCE_LIMITATION, "N-ACTION", "too many requests wait")
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            comment = f"storage: {errno.errorcode.get(error.errno or 0, 'error')}"
-            event.assoc.log_refusal(self.log.error, "a storage commitment was refused: {error}", error=loggable(error))
-            return Status(codes.RESOURCE_LIMITATION if full else codes.PROCESSING_FAILURE, "N-ACTION", comment)
+            if self._no_room.takes(error, "storage commitment"):
+                return Status(codes.RESOURCE_LIMITATION, "N-ACTION", refusal_words(error))
+            self._log_refused(event, error)
+            return Status(codes.PROCESSING_FAILURE, "N-ACTION", refusal_words(error))
         return Status.SUCCESS
+
+    def _log_refused(self, event: evt.ActionEvent, error: BaseException) -> None:
+        event.assoc.log_refusal(
+            self.log.error,
+            "a storage commitment of {peer!r} was refused: {error}",
+            peer=event.assoc.remote.ae_title,
+            error=loggable(error),
+        )
 
     async def _accept(self, event: evt.ActionEvent) -> None:
         if event.action_type != 1:
@@ -248,11 +259,22 @@ class StorageCommitment:
                 if await self._report(pending):
                     break
             except TransactionUnreadable as error:
-                self.log.error("a storage commitment is given up: {error}", error=loggable(error))
+                self.log.error(
+                    "the storage commitment {uid} of {peer!r} is given up: {error}",
+                    uid=pending.uid,
+                    peer=pending.requestor,
+                    error=loggable(error),
+                )
                 self._forget(pending)
                 return
             except (OSError, IndexFailed, ExecutorFull) as error:
-                self.log.error("a storage commitment is tried again later: {error}", error=loggable(error))
+                if not self._no_room.takes(error, "storage commitment check"):
+                    self.log.error(
+                        "the storage commitment {uid} of {peer!r} is tried again later: {error}",
+                        uid=pending.uid,
+                        peer=pending.requestor,
+                        error=loggable(error),
+                    )
             if seconds() - received > REPORT_FOR:
                 self.log.error(
                     "the storage commitment {uid} is given up: it could not be reported to {peer!r}",
