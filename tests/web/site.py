@@ -184,9 +184,19 @@ class SiteTestCase(TestCase):
     limits: HTTPLimits | None = None
 
     def setUp(self) -> None:
+        self.clients: list[Client] = []
+        self.addCleanup(self._close)
         self.folder = Path(self.mktemp())
+        self.open_site(self.make_archive())
+
+    def make_archive(self) -> Archive:
+        """Return the archive of the site, which is in :attr:`folder`."""
+        return Archive(self.folder)
+
+    def open_site(self, archive: Archive) -> None:
+        """Open an archive, and a site before it for new clients."""
         self.ae = AE("ARCHIVE")
-        self.archive = Archive(self.folder)
+        self.archive = archive
         self.archive.open()
         self.server = ArchiveServer(self.ae, self.archive, Peers(reactor, []), policy=self.policy)
         self.server.start()
@@ -197,8 +207,6 @@ class SiteTestCase(TestCase):
         root = Resource()
         root.putChild(b"dicom-web", self.resource)
         self.site = Site(root, reactor, self.services.limits)
-        self.clients: list[Client] = []
-        self.addCleanup(self._close)
 
     def client(self, address: str = "127.0.0.1") -> Client:
         """Return a new connection to the site."""
