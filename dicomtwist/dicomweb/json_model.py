@@ -194,7 +194,7 @@ class _Decoder:
         if not isinstance(text, str):
             raise JSONModelError(f"{_at(path)} has an InlineBinary that is not a string")
         try:
-            return b64decode(text.encode("ascii"))
+            return b64decode("".join(text.split()).encode("ascii"), validate=True)
         except ValueError:
             raise JSONModelError(f"{_at(path)} has an InlineBinary that is not in base64") from None
 
@@ -368,7 +368,10 @@ class ArrayCutter:
         """
         End the document. One without any bytes is an empty array, as a response 204 has it.
 
-        :raises JSONModelError: its end is missing.
+        :raises JSONModelError: its end is missing, or something is behind that.
         """
-        if not self.closed and (self._depth or self._buffer.strip()):
+        rest = self._buffer.strip()
+        if rest and (self.closed or not self._depth):
+            raise JSONModelError("a document that is not an array of objects")
+        if self._depth and not self.closed:
             raise JSONModelError("a document that is cut off")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock, Thread
@@ -210,6 +211,15 @@ class Executor:
         """Unregister a user. Calls that were begun or queued are completed, and their results are delivered."""
         self._users -= 1
         self._stop_if_unused()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Use the threads within a ``with`` block."""
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         """

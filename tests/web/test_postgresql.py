@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Queries(PostgreSQL):
             some += expected[0] == 200 and len(expected[2]) > 2
         self.assertGreater(some, len(paths) // 2)
 
-    def _keep(self, data_sets: list[Dataset]) -> None:
+    def _keep(self, data_sets: Sequence[Dataset]) -> None:
         for one in data_sets:
             keep(self.archive, one, str(one.file_meta.TransferSyntaxUID))
 

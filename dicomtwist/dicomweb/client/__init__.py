@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dicomtwist.dicomweb.client.batches import StoreResult
 from dicomtwist.dicomweb.client.errors import (
     AccessDenied,
     DICOMwebError,
@@ -12,10 +13,11 @@ from dicomtwist.dicomweb.client.errors import (
     ResourceNotFound,
     ServerUnavailable,
 )
-from dicomtwist.dicomweb.client.http import BaseURL, Timeouts
+from dicomtwist.dicomweb.client.http import Timeouts
 from dicomtwist.dicomweb.client.parts import Part
 from dicomtwist.dicomweb.client.storing import Source, StoredInstance, StoreOutcome
-from dicomtwist.dicomweb.client.web_client import DICOMwebClient, StoreResult
+from dicomtwist.dicomweb.client.urls import BaseURL
+from dicomtwist.dicomweb.client.web_client import DICOMwebClient
 
 __all__ = [
     "AccessDenied",

@@ -21,6 +21,8 @@ from dicomtwist.dicomweb.client.errors import InvalidResponse, NoConnection, Req
 
 __all__ = ["IncomingBody", "read_all"]
 
+#: The longest response to a request to store, and the longest rendered image, in bytes.
+MAX_RESPONSE: Final = 64 * 1024 * 1024
 #: The bytes of a body that wait for their receiver before nothing more is read from the connection.
 MAX_WAITING: Final = 1024 * 1024
 #: The bytes that one step inflates of a compressed body at most.
@@ -139,9 +141,27 @@ class IncomingBody(Protocol):
             when_over()
 
     def _inflate(self, inflater: Any, piece: bytes) -> bytes:
+        """
+        Return at most :data:`MAX_INFLATED` bytes of the body; empty if they need another piece.
+
+        :raises InvalidResponse: it is not compressed as its header says.
+        """
+        data: bytes = inflater.unconsumed_tail + piece
         try:
-            data = inflater.unconsumed_tail + piece
-            return bytes(inflater.decompress(data, MAX_INFLATED)) if data else b""
+            while True:
+                if inflater.eof:
+                    # Several members follow each other (RFC 1952 2.2), or bytes that fill a block.
+                    data = (inflater.unused_data + data).lstrip(b"\0")
+                    if not data:
+                        return b""
+                    inflater = self._inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
+                if not data:
+                    return b""
+                if inflated := inflater.decompress(data, MAX_INFLATED):
+                    return bytes(inflated)
+                data = b""
+                if not inflater.eof:
+                    return b""
         except zlib.error:
             self.abort()
             raise InvalidResponse("the body of the response is not compressed as its header says") from None

@@ -18,6 +18,7 @@ from twisted.internet import error as errors
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IProtocol, IStreamClientEndpoint
+from twisted.internet.protocol import connectionDone
 from twisted.internet.task import deferLater
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
@@ -37,12 +38,15 @@ from dicomtwist.dicomweb.client.errors import (
     request_failed,
 )
 from dicomtwist.dicomweb.client.upload import Upload
+from dicomtwist.dicomweb.client.urls import BaseURL, origin_of
 from dicomtwist.dicomweb.media_types import MediaType, MediaTypeError
 from dicomtwist.endpoints import client_tls_options
 from dicomtwist.runtime.backoff import Backoff
 
-__all__ = ["BaseURL", "HTTPClient", "Response", "Timeouts"]
+__all__ = ["HTTPClient", "Response", "Timeouts", "Token"]
 
+#: The most bytes of the head of a response: its status line and header fields, with those of the responses 1xx before it.
+MAX_HEAD: Final = 256 * 1024
 #: The most redirections of one request.
 MAX_REDIRECTIONS: Final = 5
 #: The most bytes of the body of a response that refuses a request; a longer one is not looked at.
@@ -56,72 +60,6 @@ MAX_IDLE_CONNECTIONS: Final = 16
 
 #: A token; or a function that returns it, or an awaitable of it, for each request.
 Token = str | Callable[[], "str | Awaitable[str]"]
-
-_LOOPBACK: Final = ("localhost", "::1")
-
-
-@dataclass(frozen=True, slots=True)
-class BaseURL:
-    """
-    The base URL of a service (PS3.18 8.2).
-
-    :ivar scheme: http or https.
-    :ivar host: the host name or IP address.
-    :ivar port: the TCP port.
-    :ivar path: the path without a slash at its end.
-    """
-
-    scheme: str
-    host: str
-    port: int
-    path: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> BaseURL:
-        """
-        Parse a base URL.
-
-        :raises ValueError: it is not one; the text says what to write, and repeats no password.
-        """
-        try:
-            parts = urlsplit(text.strip())
-            host, port = parts.hostname or "", parts.port
-        except ValueError:
-            raise ValueError("this is not a URL: write https://host/path") from None
-        if parts.scheme not in ("http", "https") or not host:
-            raise ValueError("the URL of a service has the form https://host/path or http://host:port/path")
-        if "@" in parts.netloc:
-            raise ValueError("a URL with a user or a password would be shown to others: give them separately")
-        if parts.query or parts.fragment:
-            raise ValueError("the base URL of a service has no query and no fragment")
-        if not text.strip().isascii() or not text.strip().isprintable() or " " in text.strip():
-            raise ValueError("a URL has printable ASCII characters only, others are encoded")
-        return cls(parts.scheme, host, port or (443 if parts.scheme == "https" else 80), parts.path.rstrip("/"))
-
-    @property
-    def secure(self) -> bool:
-        """Whether the connection uses TLS."""
-        return self.scheme == "https"
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether the host is this machine."""
-        return self.host in _LOOPBACK or self.host.startswith("127.")
-
-    @property
-    def origin(self) -> tuple[str, str, int]:
-        """Scheme, host and port: credentials are for these (RFC 6454)."""
-        return self.scheme, self.host, self.port
-
-    @property
-    def address(self) -> str:
-        """Host and port, for people to read."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        port = "" if self.port == (443 if self.secure else 80) else f":{self.port}"
-        return f"{self.scheme}://{host}{port}{self.path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,8 +190,12 @@ class HTTPClient:
                 return await self._redirected(method, url, headers or {}, upload)
             except (NoConnection, ServerUnavailable) as error:
                 failures += 1
-                was_not_sent = isinstance(error, ServerUnavailable) or isinstance(error.__cause__, _NOT_SENT)
-                if failures > self.retries or not (may_repeat or was_not_sent) or _is_permanent(error):
+                was_not_performed = (
+                    error.status in _NOT_PERFORMED
+                    if isinstance(error, ServerUnavailable)
+                    else isinstance(error.__cause__, _NOT_SENT)
+                )
+                if failures > self.retries or not (may_repeat or was_not_performed) or _is_permanent(error):
                     raise
                 wanted = getattr(error, "retry_after", None)
                 if wanted is not None and wanted > MAX_RETRY_AFTER:
@@ -272,28 +214,25 @@ class HTTPClient:
             response.body.abort()
             if method not in ("GET", "HEAD") and response.status not in (307, 308):
                 raise request_failed(response.status, warning=f"the service has moved to {location[:200]}")
-            target = urljoin(response.url, location)
             try:
-                parts = urlsplit(target)
-                is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+                target = urljoin(response.url, location)
+                origin = origin_of(target)
             except ValueError:
-                is_usable = False
-            if not is_usable or not target.isascii():
-                raise InvalidResponse("the server redirects to something that is not a URL of HTTP")
-            if url.startswith("https:") and parts.scheme == "http":
+                raise InvalidResponse("the server redirects to something that is not a URL of HTTP") from None
+            if origin_of(url)[0] == "https" and origin[0] == "http":
                 raise InvalidResponse("the server redirects from https to http")
-            if method not in ("GET", "HEAD") and _origin(target) != self.base.origin:
-                raise InvalidResponse(f"the server redirects to another one, {parts.netloc[:200]}")
+            if method not in ("GET", "HEAD") and origin != self.base.origin:
+                raise InvalidResponse(f"the server redirects to another one, {urlsplit(target).netloc[:200]}")
             url = target
         else:
             raise InvalidResponse(f"more than {MAX_REDIRECTIONS} redirections")
-        if 200 <= response.status < 300 or response.status == 304:
+        if 200 <= response.status < 300:
             return response
         raise await _failure_of(response)
 
     async def _once(self, method: str, url: str, headers: Mapping[str, str], upload: Upload | None) -> Response:
         fields = Headers()
-        if _origin(url) == self.base.origin:
+        if origin_of(url) == self.base.origin:
             for name, value in {**self._headers, **await self._authorization()}.items():
                 fields.setRawHeaders(name, [value])
         for name, value in headers.items():
@@ -315,9 +254,13 @@ class HTTPClient:
             raise _mapped(error, inner) from inner
         finally:
             watch.stop()
-        encoding = (got.headers.getRawHeaders("content-encoding") or ["identity"])[-1].strip().lower()
-        body = IncomingBody(self.reactor, self.timeouts.idle, inflates=encoding in ("gzip", "x-gzip", "deflate"))
+        codings = ", ".join(got.headers.getRawHeaders("content-encoding", [])).lower().split(",")
+        used = [coding for one in codings if (coding := one.strip()) not in ("", "identity")]
+        body = IncomingBody(self.reactor, self.timeouts.idle, inflates=bool(used))
         got.deliverBody(body)
+        if len(used) > 1 or (used and used[0] not in ("gzip", "x-gzip", "deflate")):
+            body.abort()
+            raise InvalidResponse(f"the response is encoded as {', '.join(used)[:100]}, which was not asked for")
         return Response(int(got.code), got.headers, body, url)
 
     async def _authorization(self) -> dict[str, str]:
@@ -332,6 +275,8 @@ class HTTPClient:
         return {"Authorization": f"Bearer {token}"}
 
 
+#: The status codes after which the server has not performed the request; behind 502 and 504 of a proxy it may have.
+_NOT_PERFORMED: Final = (429, 503)
 #: The errors after which the server has not got the request.
 _NOT_SENT: Final = (RequestNotSent, errors.ConnectError, errors.DNSLookupError)
 
@@ -358,11 +303,6 @@ async def _failure_of(response: Response) -> DICOMwebError:
         response.header("warning"),
         response.header("retry-after"),
     )
-
-
-def _origin(url: str) -> tuple[str, str, int]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _innermost(error: Any) -> BaseException:
@@ -423,6 +363,18 @@ class _Connection(ProtocolWrapper):
     """
 
     upload: Upload | None = None
+    _reason: Failure | None = None
+    _head: int | None = 0  # the bytes of the head of the response that have arrived; None behind it
+
+    def write(self, data: bytes) -> None:
+        """Write a part of a request; the head of a response is next."""
+        self._head = 0
+        self._raw.write(data)
+
+    def writeSequence(self, data: Any) -> None:
+        """Write parts of a request."""
+        self._head = 0
+        self._raw.writeSequence(data)
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """Note whether the producer is the body of a request."""
@@ -436,12 +388,15 @@ class _Connection(ProtocolWrapper):
         self._raw.unregisterProducer()
 
     def pauseProducing(self) -> None:
-        """Read on while a body is being sent, since its refusal may follow."""
+        """Pause at the end of a head; but read on while a body is being sent, since its refusal may follow."""
+        self._head = None
         if self.upload is None:
             self._raw.pauseProducing()
 
     def loseConnection(self) -> None:
-        """Close the connection at once."""
+        """Close the connection at once; in the middle of a head, because twisted.web takes none of its lines."""
+        if self._head and self._reason is None:
+            self._reason = Failure(InvalidResponse("the head of the response is none of HTTP, or has a long line"))
         self.disconnecting = 1
         self._raw.abortConnection()
 
@@ -458,7 +413,18 @@ class _Connection(ProtocolWrapper):
         if self.upload is not None and not self.upload.early(data):
             self.loseConnection()
             return
+        if self._head is not None:
+            # twisted.web has a limit on each header field, but none on their number.
+            self._head += len(data)
+            if self._head > MAX_HEAD:
+                self._reason = Failure(InvalidResponse(f"the head of the response has more than {MAX_HEAD} bytes"))
+                self.loseConnection()
+                return
         self._above.dataReceived(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Pass on why the connection is lost."""
+        super().connectionLost(self._reason or reason)  # type: ignore[no-untyped-call]
 
 
 @implementer(IStreamClientEndpoint)
@@ -495,11 +461,7 @@ class _Endpoints:
         connect = partial(HostnameEndpoint, self._reactor, host, uri.port)
         endpoint: Any = connect() if self._timeout is None else connect(timeout=self._timeout)
         if uri.scheme == b"https":
-            if self._tls is None or host != self._base.host:
-                options = client_tls_options(host)
-                if host == self._base.host:
-                    self._tls = options
-            else:
-                options = self._tls
-            endpoint = wrapClientTLS(options, endpoint)
+            # The certificate of the client is a credential: other origins do not get it.
+            options = self._tls if ("https", host, uri.port) == self._base.origin else None
+            endpoint = wrapClientTLS(options or client_tls_options(host), endpoint)
         return cast(IStreamClientEndpoint, _Wrapped(endpoint))

@@ -29,6 +29,8 @@ __all__ = ["Part", "parts_of"]
 
 #: The most bytes of one part that :meth:`Part.read` collects by default.
 MAX_PART: Final = 1024 * 1024 * 1024
+#: The most bytes behind the last part that are read to use the connection again.
+MAX_EPILOGUE: Final = 64 * 1024
 
 
 class Part:
@@ -157,8 +159,7 @@ class _Events:
     async def _next(self) -> PartBegins | PartData | PartEnds | None:
         while not self._events:
             if self._cutter.closed:
-                async for _ in self._body:
-                    pass  # the epilogue
+                await self._read_epilogue()
                 return None
             try:
                 piece = await anext(self._body)
@@ -167,6 +168,15 @@ class _Events:
                 return None
             self._events = self._cutter.feed(piece)[::-1]
         return self._events.pop()
+
+    async def _read_epilogue(self) -> None:
+        """Read what follows the last part, so that the connection can be used again; a long one is not waited for."""
+        left = MAX_EPILOGUE
+        async for piece in self._body:
+            left -= len(piece)
+            if left < 0:
+                self._body.abort()
+                return
 
     def content(self) -> AsyncIterator[memoryview]:
         """Return the pieces of the part that has begun."""

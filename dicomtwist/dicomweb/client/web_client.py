@@ -4,7 +4,6 @@ The client of DICOMweb (PS3.18): search, retrieval and storage of instances at o
 
 from __future__ import annotations
 
-import os
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -14,8 +13,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode, urljoin
 
@@ -23,84 +20,32 @@ from pydicom import Dataset
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 
-from dicomtwist.dicomweb.client.body import read_all
-from dicomtwist.dicomweb.client.errors import (
-    InvalidResponse,
-    NoConnection,
-    RequestFailed,
-    RequestTimeout,
-)
-from dicomtwist.dicomweb.client.http import BaseURL, HTTPClient, Response, Timeouts, Token
+from dicomtwist.dicomweb.client.batches import MAX_BATCH, MAX_BATCH_BYTES, Batches, StoreResult
+from dicomtwist.dicomweb.client.body import MAX_RESPONSE, read_all
+from dicomtwist.dicomweb.client.documents import datasets_of
+from dicomtwist.dicomweb.client.errors import InvalidResponse
+from dicomtwist.dicomweb.client.http import HTTPClient, Response, Timeouts, Token
 from dicomtwist.dicomweb.client.parts import Part, parts_of
-from dicomtwist.dicomweb.client.storing import (
-    Outgoing,
-    Source,
-    StoredInstance,
-    StoreOutcome,
-    body_length,
-    body_pieces,
-    prepare,
-    results_in,
-    unsent,
-)
-from dicomtwist.dicomweb.client.upload import Upload
-from dicomtwist.dicomweb.json_model import ArrayCutter, JSONModelError, decode_json
+from dicomtwist.dicomweb.client.storing import Outgoing, Source, StoredInstance
+from dicomtwist.dicomweb.client.urls import BaseURL, path_of, uid_of
 from dicomtwist.dicomweb.media_types import DICOM, DICOM_JSON, JPEG, JSON, OCTET_STREAM, RELATED
-from dicomtwist.dicomweb.multipart import new_boundary
 from dicomtwist.dicomweb.parameters import search_query
 from dicomtwist.eventloop.coroutines import deferred_items
 from dicomtwist.runtime.executors import Bounds, Executor
 
-__all__ = ["DICOMwebClient", "Keys", "StoreResult"]
+__all__ = ["DICOMwebClient", "Keys"]
 
 #: The matching keys of a search: by keyword or tag; or the identifier of a C-FIND, whose empty elements are return keys.
 Keys = Mapping[str, Any] | Dataset
 
 #: The matches that are asked for in one request of a search.
 PAGE: Final = 1000
-#: The most instances, and the most bytes of several, in one request to store.
-MAX_BATCH: Final = 50
-MAX_BATCH_BYTES: Final = 32 * 1024 * 1024
-#: The longest response to a request to store, and the longest rendered image, in bytes.
-MAX_RESPONSE: Final = 64 * 1024 * 1024
-#: The bytes of JSON that the reactor thread decodes itself, in about a millisecond; longer JSON goes to a thread.
-MAX_INLINE: Final = 8 * 1024
 #: The threads that read files and decode, and the calls that may wait for them.
 THREADS: Final = Bounds(threads=4, max_queued=1024)
-
-#: The status codes of a request to store that one instance of several may cause.
-_OF_ONE: Final = frozenset((400, 409, 413, 415, 422))
 
 _INSTANCES: Final = f'{RELATED}; type="{DICOM}"; transfer-syntax='
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class StoreResult:
-    """
-    The result of storing instances.
-
-    :ivar stored: the number of instances that the server has stored; those with a warning included.
-    :ivar failed: the number of instances that are not stored.
-    :ivar failures: the first results of those, see :data:`MAX_FAILURES`.
-    """
-
-    stored: int = 0
-    failed: int = 0
-    failures: list[StoredInstance] = field(default_factory=list)
-
-    #: The most failures that are listed; ``on_result`` gets all.
-    MAX_FAILURES = 100
-
-    def add(self, result: StoredInstance) -> None:
-        """Add a result."""
-        if result.outcome is StoreOutcome.STORED:
-            self.stored += 1
-            return
-        self.failed += 1
-        if len(self.failures) < self.MAX_FAILURES:
-            self.failures.append(result)
 
 
 class DICOMwebClient:
@@ -163,6 +108,7 @@ class DICOMwebClient:
             reactor, base, token=token, user=user, tls=tls, timeouts=timeouts, retries=retries, headers=headers
         )
         self.executor = Executor(reactor, "dicomweb", THREADS)
+        self._batches = Batches(self._http, self.executor)
 
     def __repr__(self) -> str:
         return f"<DICOMwebClient {self.url}>"
@@ -218,7 +164,7 @@ class DICOMwebClient:
 
         :param study: the Study Instance UID; by default the series of all studies are searched.
         """
-        path = f"studies/{_uid(study)}/series" if study else "series"
+        path = f"studies/{uid_of(study)}/series" if study else "series"
         return self._search(path, keys, include, fuzzy, limit, offset, page)
 
     def search_for_instances(
@@ -239,7 +185,7 @@ class DICOMwebClient:
         :param study: the Study Instance UID; by default the instances of all studies are searched.
         :param series: the Series Instance UID; by default the instances of all series of the study are searched.
         """
-        return self._search(_path(study, series, instance=None), keys, include, fuzzy, limit, offset, page)
+        return self._search(path_of(study, series, instance=None), keys, include, fuzzy, limit, offset, page)
 
     @deferred_items
     async def _search(
@@ -260,7 +206,7 @@ class DICOMwebClient:
             query = search_query(keys, include=included, fuzzy=fuzzy, limit=size, offset=offset)
             response = await self._get(f"{self.url}/{path}?{query}", DICOM_JSON, f"{DICOM_JSON}, {JSON};q=0.9")
             count = 0
-            async for match in self._datasets(response):
+            async for match in datasets_of(response, self.executor):
                 if not count:
                     unique = tuple(str(match.get(keyword) or "") for keyword in _UNIQUE)
                     if offset and any(unique) and unique == first:
@@ -278,29 +224,6 @@ class DICOMwebClient:
             offset += count
             left = None if left is None else left - count
 
-    @deferred_items
-    async def _datasets(self, response: Response) -> AsyncGenerator[Dataset, None]:
-        """Yield the Datasets of a response in DICOM JSON as it arrives."""
-        body, cutter = response.body, ArrayCutter()
-        try:
-            if response.status == 204:
-                return
-            with self._threads():
-                async for piece in body:
-                    for dataset in await self._decoded(cutter.feed(piece)):
-                        yield dataset
-            if not cutter.closed and body.received:
-                raise InvalidResponse("the DICOM JSON of the response is cut off")
-        except JSONModelError as error:
-            raise InvalidResponse(f"the response is {error}") from None
-        finally:
-            body.abort()
-
-    async def _decoded(self, objects: list[bytes]) -> list[Dataset]:
-        if sum(map(len, objects)) <= MAX_INLINE:
-            return _decode_all(objects)
-        return await self.executor.run(_decode_all, objects)
-
     # --- retrieval (PS3.18 10.4)
 
     def retrieve_study(self, study: str, *, transfer_syntax: str = "*") -> AsyncGenerator[Part, None]:
@@ -309,17 +232,17 @@ class DICOMwebClient:
 
         :param transfer_syntax: the UID of the transfer syntax to convert to; by default they are left as the server has them.
         """
-        return self._parts(_path(study), _INSTANCES + transfer_syntax)
+        return self._parts(path_of(study), _INSTANCES + transfer_syntax)
 
     def retrieve_series(self, study: str, series: str, *, transfer_syntax: str = "*") -> AsyncGenerator[Part, None]:
         """Retrieve the instances of a series, see :meth:`retrieve_study`."""
-        return self._parts(_path(study, series), _INSTANCES + transfer_syntax)
+        return self._parts(path_of(study, series), _INSTANCES + transfer_syntax)
 
     def retrieve_instance(
         self, study: str, series: str, instance: str, *, transfer_syntax: str = "*"
     ) -> AsyncGenerator[Part, None]:
         """Retrieve one instance, see :meth:`retrieve_study`."""
-        return self._parts(_path(study, series, instance), _INSTANCES + transfer_syntax)
+        return self._parts(path_of(study, series, instance), _INSTANCES + transfer_syntax)
 
     def retrieve_metadata(self, study: str, series: str = "", instance: str = "") -> AsyncGenerator[Dataset, None]:
         """
@@ -327,12 +250,12 @@ class DICOMwebClient:
 
         Values that the server gives a BulkDataURI for, such as Pixel Data, are empty.
         """
-        return self._metadata(f"{_path(study, series, instance)}/metadata")
+        return self._metadata(f"{path_of(study, series, instance)}/metadata")
 
     @deferred_items
     async def _metadata(self, path: str) -> AsyncGenerator[Dataset, None]:
         response = await self._get(f"{self.url}/{path}", DICOM_JSON, f"{DICOM_JSON}, {JSON};q=0.9")
-        async for dataset in self._datasets(response):
+        async for dataset in datasets_of(response, self.executor):
             yield dataset
 
     def retrieve_frames(
@@ -351,7 +274,7 @@ class DICOMwebClient:
         kind = media_type or OCTET_STREAM
         # One media range alone: Orthanc answers 400 to others.
         accept = f'{RELATED}; type="{kind}"' + ("" if media_type else "; transfer-syntax=*")
-        return self._parts(f"{_path(study, series, instance)}/frames/{numbers}", accept)
+        return self._parts(f"{path_of(study, series, instance)}/frames/{numbers}", accept)
 
     def retrieve_bulkdata(
         self, uri: str, *, first: int = 0, last: int | None = None, media_type: str = ""
@@ -387,7 +310,7 @@ class DICOMwebClient:
         :param thumbnail: whether the thumbnail is wanted.
         :param parameters: query parameters such as ``{"window": "40,400,linear", "viewport": "512,512"}``.
         """
-        path = _path(study, series, instance)
+        path = path_of(study, series, instance)
         if frame is not None:
             path += f"/frames/{frame}"
         query = f"?{urlencode(parameters, safe=',')}" if parameters else ""
@@ -407,7 +330,7 @@ class DICOMwebClient:
     @deferred_items
     async def _parts_at(self, url: str, accept: str, headers: Mapping[str, str]) -> AsyncGenerator[Part, None]:
         response = await self._get(url, "", accept, headers)
-        with self._threads():
+        with self.executor.in_use():
             async for part in parts_of(response, self.executor):
                 yield part
 
@@ -453,40 +376,7 @@ class DICOMwebClient:
         :param max_batch_bytes: the most bytes of several instances of one request.
         :returns: a Deferred with the counts; it fails if the server cannot be reached, or refuses the user.
         """
-        return self._deferred(self._store(instances, study, on_result, max_batch, max_batch_bytes))
-
-    async def _store(
-        self,
-        instances: Source | Iterable[Source] | AsyncIterable[Source],
-        study: str,
-        on_result: Callable[[StoredInstance], object] | None,
-        max_batch: int,
-        max_batch_bytes: int,
-    ) -> StoreResult:
-        total = StoreResult()
-        batch: list[Outgoing] = []
-        size = 0
-
-        def done(results: Iterable[StoredInstance]) -> None:
-            for result in results:
-                total.add(result)
-                if on_result is not None:
-                    on_result(result)
-
-        with self._threads():
-            async for source in _sources(instances):
-                prepared = await self.executor.run(prepare, source)
-                if isinstance(prepared, StoredInstance):
-                    done([prepared])
-                    continue
-                if batch and (len(batch) >= max_batch or size + prepared.size > max_batch_bytes):
-                    done(await self._store_batch(batch, study, None))
-                    batch, size = [], 0
-                batch.append(prepared)
-                size += prepared.size
-            if batch:
-                done(await self._store_batch(batch, study, None))
-        return total
+        return self._deferred(self._batches.store(instances, study, on_result, max_batch, max_batch_bytes))
 
     def store_batch(
         self,
@@ -502,81 +392,21 @@ class DICOMwebClient:
         :param on_written: called with the number of bytes whenever the connection has taken some.
         :returns: a Deferred with their results in the same order, see :meth:`store_instances`.
         """
-        return self._deferred(self._store_batch(list(batch), study, on_written))
-
-    async def _store_batch(
-        self, batch: list[Outgoing], study: str, on_written: Callable[[int], object] | None
-    ) -> list[StoredInstance]:
-        unreadable: dict[int, str] = {}
-
-        def unread(outgoing: Outgoing, error: OSError) -> None:
-            unreadable[id(outgoing)] = error.strerror or str(error)
-
-        try:
-            with self._threads():
-                return await self._post(batch, study, unread, on_written)
-        except (RequestFailed, NoConnection, RequestTimeout) as error:
-            if unreadable:
-                # One file has vanished or changed: the others are sent again without it.
-                good = [one for one in batch if id(one) not in unreadable]
-                others = iter(await self._store_batch(good, study, on_written) if good else [])
-                return [
-                    one.result(words=unreadable[id(one)]) if id(one) in unreadable else next(others) for one in batch
-                ]
-            if not isinstance(error, RequestFailed) or error.status not in _OF_ONE:
-                raise
-            if len(batch) == 1:
-                return unsent(batch, str(error))
-        middle = len(batch) // 2
-        first = await self._store_batch(batch[:middle], study, on_written)
-        return first + await self._store_batch(batch[middle:], study, on_written)
-
-    async def _post(
-        self,
-        batch: list[Outgoing],
-        study: str,
-        unread: Callable[[Outgoing, OSError], object],
-        on_written: Callable[[int], object] | None,
-    ) -> list[StoredInstance]:
-        boundary = new_boundary()
-        path = f"studies/{_uid(study)}" if study else "studies"
-        headers = {
-            "Accept": DICOM_JSON,
-            "Content-Type": f'{RELATED}; type="{DICOM}"; boundary={boundary}',
-        }
-        length = body_length(boundary, batch)
-
-        def upload() -> Upload:
-            return Upload(body_pieces(boundary, batch, unread), length, self.executor, on_written)
-
-        try:
-            # An instance that is stored already is no failure (PS3.18 10.5.1), so that the request can be repeated.
-            response = await self._http.request("POST", f"{self.url}/{path}", headers=headers, upload=upload)
-        except RequestFailed as error:
-            if error.status == 409 and error.body:
-                results = results_in(409, error.body, True, batch)
-                if results is not None:
-                    return results
-            raise
-        document = await read_all(response.body, MAX_RESPONSE)
-        results = results_in(response.status, document, response.media_type.name in (DICOM_JSON, JSON), batch)
-        if results is None:
-            return unsent(batch, f"the server answered {response.status}, and not which instances are stored")
-        return results
+        return self._deferred(self._batches.store_batch(list(batch), study, on_written))
 
     # --- deletion
 
     def delete_study(self, study: str) -> Deferred[None]:
         """Delete a study, if the server offers that; the standard does not have it."""
-        return self._deferred(self._delete(_path(study)))
+        return self._deferred(self._delete(path_of(study)))
 
     def delete_series(self, study: str, series: str) -> Deferred[None]:
         """Delete a series, see :meth:`delete_study`."""
-        return self._deferred(self._delete(_path(study, series)))
+        return self._deferred(self._delete(path_of(study, series)))
 
     def delete_instance(self, study: str, series: str, instance: str) -> Deferred[None]:
         """Delete an instance, see :meth:`delete_study`."""
-        return self._deferred(self._delete(_path(study, series, instance)))
+        return self._deferred(self._delete(path_of(study, series, instance)))
 
     async def _delete(self, path: str) -> None:
         # Not repeated after a lost connection: the second would answer 404 for a study that the first has deleted.
@@ -585,59 +415,9 @@ class DICOMwebClient:
 
     # --- helpers
 
-    @contextmanager
-    def _threads(self) -> Any:
-        self.executor.acquire()
-        try:
-            yield
-        finally:
-            self.executor.release()
-
     @staticmethod
     def _deferred(coroutine: Coroutine[Any, Any, T]) -> Deferred[T]:
         return Deferred.fromCoroutine(coroutine)
 
 
 _UNIQUE: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-
-
-def _decode_all(objects: list[bytes]) -> list[Dataset]:
-    return [dataset for one in objects for dataset in decode_json(one)]
-
-
-def _uid(uid: str) -> str:
-    if not uid or len(uid) > 64 or not all(one in "0123456789." for one in uid):
-        raise ValueError(f"{uid[:100]!r} is not a UID")
-    return uid
-
-
-def _path(study: str, series: str = "", instance: str | None = "") -> str:
-    """Return the path of a resource; with *instance* ``None`` that of the instances below it."""
-    if (series and not study) or (instance and not series):
-        raise ValueError("a series needs the UID of its study, and an instance that of its series")
-    path = ""
-    if study:
-        path += f"studies/{_uid(study)}/"
-    if series:
-        path += f"series/{_uid(series)}/"
-    if instance is None:
-        return f"{path}instances"
-    if instance:
-        path += f"instances/{_uid(instance)}/"
-    if not path:
-        raise ValueError("the UID of the study is missing")
-    return path.rstrip("/")
-
-
-@deferred_items
-async def _sources(instances: Source | Iterable[Source] | AsyncIterable[Source]) -> AsyncGenerator[Source, None]:
-    if isinstance(instances, Dataset | str | bytes | os.PathLike):  # some of these are iterable themselves
-        yield instances
-    else:
-        several: Any = instances
-        if isinstance(instances, AsyncIterable):
-            async for one in several:
-                yield one
-        else:
-            for one in several:
-                yield one

@@ -19,8 +19,8 @@ from dicomtwist.dicomweb import (
     StoredInstance,
     StoreOutcome,
 )
+from dicomtwist.dicomweb.client.batches import MAX_BATCH, MAX_BATCH_BYTES
 from dicomtwist.dicomweb.client.storing import Outgoing, prepare
-from dicomtwist.dicomweb.client.web_client import MAX_BATCH, MAX_BATCH_BYTES
 from dicomtwist.runtime.executors import Executor
 from dicomtwist.tools.client import run_concurrently
 from dicomtwist.tools.display.console import plural
