@@ -108,7 +108,7 @@ class Bodies(ClientTestCase):
             self.assertEqual(await found(client.search_for_studies()), [])
 
     async def test_bombs(self) -> None:
-        """What a compressed response inflates to is bounded wherever it is collected."""
+        """The client bounds the inflated bytes of a response wherever it collects them."""
         large = bomb(128 << 20)
         client = self.serve(always(answer(200, large, Content_Encoding="gzip")))
         with self.assertRaises(InvalidResponse):
