@@ -518,7 +518,8 @@ class AE(LegacyCallbacks):
         if block:
             raise ValueError(
                 "block=True would block the reactor: leave it out, await start_server(), and"
-                " let twisted.internet.task.react(), reactor.run() or 'twist dicom' run the reactor"
+                " let twisted.internet.task.react(), reactor.run() or 'twist dicom' run the reactor. In a script without a"
+                " reactor, dicomtwist.sync.serve(...).wait() blocks until Ctrl-C"
             )
         factory = self.acceptor_factory(ae_title=ae_title, contexts=contexts, evt_handlers=evt_handlers, others=others)
         endpoint = self._server_endpoint(address)

@@ -56,10 +56,18 @@ class Server(ServerFace):
         """
         Wait until another thread stops the server, or for Ctrl-C.
 
+        Ctrl-C stops the server as the end of its block does, and then this returns, as pynetdicom's
+        ``start_server(block=True)`` does. A second Ctrl-C, while associations still have time to end, aborts them and raises
+        ``KeyboardInterrupt``.
+
         :param timeout: the most seconds to wait, ``None`` for no limit.
         :returns: whether the server was stopped.
         """
-        return self._stopped.wait(timeout)
+        try:
+            return self._stopped.wait(timeout)
+        except KeyboardInterrupt:
+            self.shutdown(self._grace)
+            return True
 
     def shutdown(self, grace: float | None = 0.0) -> None:
         """

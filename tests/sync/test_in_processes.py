@@ -7,12 +7,13 @@ import sys
 import time
 
 from twisted.internet import reactor
+from twisted.internet.error import ConnectError
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 import dicomtwist.sync
-from dicomtwist import AE, ReactorConflict, evt
+from dicomtwist import AE, AssociationError, ReactorConflict, build_context, evt
 from dicomtwist.sop_class import Verification
 from tests import peers
 from tests.certificates import Authority
@@ -45,6 +46,36 @@ class Processes(TestCase):
         while not aborts:
             await deferLater(reactor, 0.01)
         self.assertIn("aborted by the peer", str(aborts[0]))
+
+    async def test_ctrl_c_ends_a_server(self) -> None:
+        """``wait()`` returns at Ctrl-C with the server stopped, and the script goes on without a traceback."""
+        script = await peers.start(self, sys.executable, "-c", SERVED)
+        await script.wait_for("port")
+        script.signal("INT")
+        result = await script.wait()
+        self.assertEqual((result.code, result.text.splitlines()[1:]), (0, ["stopped: True", "closed"]), result.text)
+
+    async def test_second_ctrl_c(self) -> None:
+        """A second Ctrl-C aborts the associations that the first one leaves time to."""
+        script = await peers.start(self, sys.executable, "-c", SERVED.replace("grace=0", "grace=None"))
+        await script.wait_for("port")
+        port = int(script.text.split()[-1])
+        scu = AE("SCU")
+        self.addCleanup(scu.shutdown)
+        association = await scu.associate("127.0.0.1", port, contexts=[build_context(Verification)])
+        script.signal("INT")
+        refused = False
+        while not refused:  # until the server has stopped listening
+            try:
+                other = await scu.associate("127.0.0.1", port, contexts=[build_context(Verification)])
+                await other.release()
+            except (AssociationError, ConnectError):
+                refused = True
+        script.signal("INT")
+        await association.when_ended()
+        result = await script.wait()
+        self.assertNotEqual(result.code, 0)
+        self.assertIn("KeyboardInterrupt", result.text)
 
     async def test_installed_reactor(self) -> None:
         """A reactor that the program has installed is left alone before it runs and after it has; while it runs it is used."""
@@ -99,6 +130,28 @@ class BesideTheReactor(TestCase):
         os.mkdir(folder)
         return folder
 
+
+SERVED = """
+import dicomtwist.sync
+from dicomtwist import AE, AssociationError
+from dicomtwist.sop_class import Verification
+
+ae = AE("SCP")
+ae.add_supported_context(Verification)
+with dicomtwist.sync.serve(ae, ("127.0.0.1", 0), grace=0) as server:
+    wait = server._stopped.wait
+
+    def waiting(timeout):
+        print("port", server.port, flush=True)
+        return wait(timeout)
+
+    server._stopped.wait = waiting  # a signal from now on comes while it waits
+    print("stopped:", server.wait())
+    try:
+        dicomtwist.sync.connect("127.0.0.1", server.port)
+    except Exception:
+        print("closed")
+"""
 
 LEFT_OPEN = """
 import sys
