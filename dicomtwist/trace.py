@@ -37,6 +37,9 @@ __all__ = ["debug_logger", "trace", "untrace"]
 MAX_SYNTAXES: Final = 40
 #: The most contexts alike that have a line each. Scripts propose 128 contexts by default.
 _MAX_ALIKE: Final = 8
+#: How many of more accepted and of more refused contexts alike are named.
+_NAMED_ACCEPTED: Final = 4
+_NAMED_REFUSED: Final = 12
 #: The most bytes of an extended negotiation item that a line shows.
 _MAX_INFORMATION: Final = 32
 
@@ -88,36 +91,40 @@ class _Printed:
 _printed: list[_Printed] = []
 
 
-def debug_logger(file: TextIO | None = None) -> None:
+def debug_logger(file: TextIO | None = None, *, every_context: bool = False) -> None:
     """
     Print the trace of every association that begins from now on, and everything else that this library logs, to a file.
 
     It has the name of pynetdicom's function and is called as that: ``debug_logger()``. A second call changes the file.
 
     :param file: a text file, standard error by default.
+    :param every_context: see :func:`trace`.
     """
     while _printed:
         globalLogPublisher.removeObserver(_printed.pop())
     _printed.append(_Printed(sys.stderr if file is None else file))
     globalLogPublisher.addObserver(_printed[0])
-    trace()
+    trace(every_context=every_context)
 
 
-def trace(target: Any = None) -> None:
+def trace(target: Any = None, *, every_context: bool = False) -> None:
     """
     Log the trace of associations that begin from now on.
 
     :param target: an AE, a server or an association; ``None`` for all AEs of the process.
+    :param every_context: whether every presentation context is named. By default the first few are if many have the same
+        outcome; the fields of the event have the UIDs of all.
     """
-    bind = (EVERYWHERE if target is None else target).bind
+    handlers = EVERYWHERE if target is None else target
+    handlers.unbind(evt.EVT_ACCEPTED, _accepted if every_context else _accepted_in_full)
     for event, handler in _HANDLERS:
-        bind(event, handler)
+        handlers.bind(event, _accepted_in_full if every_context and handler is _accepted else handler)
 
 
 def untrace(target: Any = None) -> None:
     """Undo :func:`trace` for *target*; associations that were traced continue to be if it is ``None``."""
     unbind = (EVERYWHERE if target is None else target).unbind
-    for event, handler in _HANDLERS:
+    for event, handler in (*_HANDLERS, (evt.EVT_ACCEPTED, _accepted_in_full)):
         unbind(event, handler)
 
 
@@ -225,6 +232,14 @@ def _roles(role: RoleSelection) -> str:
 
 
 def _accepted(event: evt.Event) -> None:
+    _tell_accepted(event, every_context=False)
+
+
+def _accepted_in_full(event: evt.Event) -> None:
+    _tell_accepted(event, every_context=True)
+
+
+def _tell_accepted(event: evt.Event, *, every_context: bool) -> None:
     assoc: Any = event.assoc
     sign = "->" if assoc.is_acceptor else "<-"
     accepted, rejected = assoc.accepted_contexts, assoc.rejected_contexts
@@ -239,9 +254,29 @@ def _accepted(event: evt.Event) -> None:
         proposed = tuple(map(str, proposals.get(context.context_id or 0) or context.transfer_syntax))
         alike.setdefault(_outcome(assoc, context, proposed), []).append((context, proposed))
     for outcome, group in alike.items():
-        _log_contexts(assoc, outcome, group)
+        if len(group) > _MAX_ALIKE and not every_context:
+            _log_many(assoc, outcome, group)
+        else:
+            _log_contexts(assoc, outcome, group)
     for line in _items(event.pdu.user_information):
         _tell(assoc, f"   {line}")
+
+
+def _log_many(assoc: Association, outcome: str, group: list[tuple[PresentationContext, tuple[str, ...]]]) -> None:
+    """Log the number of contexts that have the same outcome, and the names of the first ones."""
+    contexts = [context for context, _ in group]
+    named = contexts[: _NAMED_ACCEPTED if contexts[0].result == 0 else _NAMED_REFUSED]
+    names = ", ".join(f"{one.context_id} {uid_name(str(one.abstract_syntax))}" for one in named)
+    more = len(contexts) - len(named)
+    line = f"{len(contexts)} contexts: {outcome}: {names}{f' and {more} more' if more > 0 else ''}"
+    _tell(assoc, f"   {line}", **_fields_of(group))
+
+
+def _fields_of(group: list[tuple[PresentationContext, tuple[str, ...]]]) -> dict[str, object]:
+    fields = _fields(*group[0])
+    fields["context_id"] = [one.context_id for one, _ in group]
+    fields["abstract_syntax"] = [str(one.abstract_syntax) for one, _ in group]
+    return fields
 
 
 def _log_contexts(assoc: Association, outcome: str, group: list[tuple[PresentationContext, tuple[str, ...]]]) -> None:
@@ -255,10 +290,8 @@ def _log_contexts(assoc: Association, outcome: str, group: list[tuple[Presentati
             length += len(names[stop]) + 2
             stop += 1
         part = [context for context, _ in group[start:stop]]
-        fields = _fields(*group[start])
+        fields = _fields_of(group[start:stop]) if len(part) > 1 else _fields(*group[start])
         if len(part) > 1:
-            fields["context_id"] = [one.context_id for one in part]
-            fields["abstract_syntax"] = [str(one.abstract_syntax) for one in part]
             line = f"{len(part)} contexts: {outcome}: {', '.join(names[start:stop])}"
         else:
             line = f"context {part[0].context_id}: {uid_name(str(part[0].abstract_syntax))}: {outcome}"

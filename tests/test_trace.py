@@ -97,9 +97,25 @@ class Negotiation(TraceTestCase):
         (event,) = [one for one in self.events if one.get("context_id") == 3 and one["association"] is ours]
         self.assertEqual((event["proposed"], event["accepted"], event["result"]), ([JPEG2000], None, 4))
 
-    def test_many_contexts_alike(self) -> None:
-        """Contexts in great number that have the same outcome share lines, with the ID and the name of each."""
+    def test_many_contexts_in_short(self) -> None:
+        """Of contexts in great number that have the same outcome the first few are named, and all are in the fields."""
         trace.trace(self.scu)
+        self.scp.supported_contexts = AllStoragePresentationContexts[:60]
+        self.serve()
+        ours = self.associate(contexts=AllStoragePresentationContexts[:100])
+        groups = [event for event in self.events if isinstance(event.get("context_id"), list)]
+        self.assertEqual([len(event["context_id"]) for event in groups], [60, 40])
+        accepted, refused = [line.strip() for line in self.lines(ours) if " contexts: " in line]
+        self.assertTrue(accepted.startswith("60 contexts: proposed "))
+        self.assertTrue(accepted.endswith(" and 56 more"), accepted)
+        self.assertIn(f": 1 {AllStoragePresentationContexts[0].abstract_syntax.name}, 3 ", accepted)
+        self.assertTrue(refused.endswith(" and 28 more"), refused)
+        self.assertEqual(len(self.lines(ours)), 5)
+
+    def test_many_contexts_alike(self) -> None:
+        """Every one is named on request: they share lines, with the ID and the name of each."""
+        trace.trace(self.scu)
+        trace.trace(self.scu, every_context=True)
         self.serve()
         contexts = [build_context(Verification, EXPLICIT), *AllStoragePresentationContexts[:100]]
         ours = self.associate(contexts=contexts)

@@ -25,6 +25,7 @@ from dicomtwist.ae.legacy_callbacks import LegacyCallbacks
 from dicomtwist.ae.server import CLOSE_SECONDS, Server, log_ended
 from dicomtwist.association.acceptor import AcceptorFactory, Host
 from dicomtwist.association.association import Association
+from dicomtwist.association.explanations import Proposal
 from dicomtwist.association.negotiation import merge_items
 from dicomtwist.association.requestor import RequestorAssociation, RequestorFactory
 from dicomtwist.endpoints import check_port, client_endpoint, server_endpoint
@@ -342,7 +343,8 @@ class AE(LegacyCallbacks):
         settings = self.settings if max_pdu is None else replace(self.settings, maximum_pdu_size=max_pdu)
         proposed = self.requested_contexts if contexts is None else list(contexts)
         if not proposed:
-            raise RuntimeError("there are no presentation contexts to propose: call add_requested_context() first")
+            advice = "call add_requested_context() first" if contexts is None else "contexts= is empty"
+            raise RuntimeError(f"there are no presentation contexts to propose: {advice}")
         return RequestorFactory(
             self,
             settings,
@@ -350,6 +352,7 @@ class AE(LegacyCallbacks):
             check_ae_title(ae_title, "the called AE title"),
             proposed,
             merge_items(ext_neg or ()),
+            Proposal.AE if contexts is None else Proposal.ASSOCIATE,
         )
 
     def associate(

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist import evt
-from dicomtwist.association.explanations import explain_missing_context
+from dicomtwist.association.explanations import Proposal, explain_missing_context
 from dicomtwist.association.log_lines import LogLines
 from dicomtwist.association.record import RecordKeeper
 from dicomtwist.association.release import Release
@@ -96,6 +96,8 @@ class Association(LogLines, NormalisedUser):
         self._contexts: dict[int, PresentationContext] = {}
         self._tuples: dict[int, PresentationContextTuple] = {}
         self._rejected: list[PresentationContext] = []
+        #: How this side proposed the contexts, for the advice of errors.
+        self.proposal = Proposal.AE
         self._exchange: Exchange | None = None
         self._end: Failure | None = None
         self._closed = False
@@ -557,6 +559,7 @@ class Association(LogLines, NormalisedUser):
             has_role=any(self.has_role(context_id, as_scu=as_scu) for context_id in of_class),
             rejected=self._rejected,
             is_requestor=self.is_requestor,
+            proposal=self.proposal,
         )
 
     # --- time

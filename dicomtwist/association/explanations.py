@@ -4,6 +4,7 @@ Why there is no presentation context for a service, in words: the names of SOP C
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -23,6 +24,19 @@ _UID: Final = re.compile(r"[0-9.]{1,64}")
 
 #: The result "transfer syntaxes not supported" (PS3.8 Table 9-18).
 _SYNTAXES_REFUSED: Final = 4
+
+
+class Proposal(enum.StrEnum):
+    """The way in which the presentation contexts of an association were proposed: a call with the place for another one."""
+
+    AE = "ae.add_requested_context({})"
+    """They are those of the AE."""
+    ASSOCIATE = "associate(..., contexts=[build_context({}), ...])"
+    """They are an argument of ``AE.associate`` or of a pool."""
+    CONNECT = "connect(..., contexts=[build_context({}), ...])"
+    """They are those of ``connect()`` of dicomtwist.asyncio or dicomtwist.sync."""
+    PROGRAM = ""
+    """A program chose them, so that its user has no call to change."""
 
 
 def syntax_names(uids: Iterable[str], most: int = _NAMED_SYNTAXES) -> str:
@@ -89,6 +103,7 @@ def explain_missing_context(
     has_role: bool,
     rejected: Iterable[PresentationContext],
     is_requestor: bool,
+    proposal: Proposal = Proposal.AE,
 ) -> str:
     """
     Return why an association has no presentation context for a service, and what to add.
@@ -100,8 +115,10 @@ def explain_missing_context(
     :param has_role: whether this side has the role in one of these contexts.
     :param rejected: the contexts that the acceptor rejected.
     :param is_requestor: whether this side requested the association, so that it can propose more.
+    :param proposal: how it proposed the contexts, so that the advice is a call that its user can write.
     """
     name = SOPClass(abstract_syntax).name
+    call = _call(proposal, abstract_syntax, transfer_syntax) if is_requestor else ""
     wanted = f" with {syntax_names([transfer_syntax])}" if transfer_syntax else ""
     if accepted and not has_role:
         return f"no accepted presentation context for {name} as {role}: role selection has not given us this role"
@@ -114,22 +131,24 @@ def explain_missing_context(
             text += f": {syntax_names(context.transfer_syntax)}"
         if accepted:
             text += f"; it accepted {syntax_names(accepted)}"
-        elif transfer_syntax and not asked and context.result == _SYNTAXES_REFUSED and is_requestor:
-            text += f"; propose {_call(abstract_syntax, transfer_syntax)}"
+        elif transfer_syntax and not asked and context.result == _SYNTAXES_REFUSED and call:
+            text += f"; propose {call}"
         return text
     if accepted:
         text = f"no accepted presentation context for {name}{wanted} as {role}: the accepted transfer syntax is "
         text += syntax_names(accepted)
-        if not transfer_syntax or not is_requestor:
+        if not transfer_syntax or not call:
             return text
-        return f"{text}. Propose one of its own: {_call(abstract_syntax, transfer_syntax)}"
+        return f"{text}. Propose one of its own: {call}"
     if not is_requestor:
         return f"the peer proposed no presentation context for {name}"
-    hint = _call(abstract_syntax, transfer_syntax)
-    return f"no presentation context was proposed for {name}: add it to the requested contexts, {hint}"
+    text = f"no presentation context was proposed for {name}"
+    if not call:
+        return f"{text}{wanted}"
+    return f"{text}: {'add it to the requested contexts,' if proposal is Proposal.AE else 'propose it by'} {call}"
 
 
-def _call(abstract_syntax: str, transfer_syntax: str | None) -> str:
+def _call(proposal: Proposal, abstract_syntax: str, transfer_syntax: str | None) -> str:
     """Return the call that proposes a context, with the keywords of :mod:`dicomtwist.sop_class` and :mod:`pydicom.uid`."""
     arguments = [SOPClass(abstract_syntax), *([UID(transfer_syntax)] if transfer_syntax else [])]
-    return f"ae.add_requested_context({', '.join(uid.keyword or repr(str(uid)) for uid in arguments)})"
+    return proposal.format(", ".join(uid.keyword or repr(str(uid)) for uid in arguments))

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.association.association import Association
-from dicomtwist.association.explanations import explain_refusals
+from dicomtwist.association.explanations import Proposal, explain_refusals
 from dicomtwist.association.negotiation import propose_contexts, resolve_answer
 from dicomtwist.association.timeouts import Deadline
 from dicomtwist.errors import AssociationRejected, NoAcceptedContexts
@@ -222,9 +222,11 @@ class RequestorFactory(Factory):
         called_ae_title: str,
         contexts: Sequence[PresentationContext],
         items: UserInformation,
+        proposal: Proposal = Proposal.AE,
     ) -> None:
         self._ae = ae
         self._settings = settings
+        self._proposal = proposal
         self._handlers = handlers
         self._called_ae_title = called_ae_title
         self._contexts = number_contexts(contexts)
@@ -258,4 +260,5 @@ class RequestorFactory(Factory):
             [context.copy() for context in self._contexts],
             self._items,
         )
+        association.proposal = self._proposal
         return association.protocol

@@ -16,7 +16,7 @@ from dicomtwist.association.association import Association as InnerAssociation
 from dicomtwist.asyncio.association import CLOSE_SECONDS, Association
 from dicomtwist.eventloop.coroutines import from_deferred
 from dicomtwist.eventloop.loop_reactor import LoopReactor, reactor_of_running_loop
-from dicomtwist.faces.arguments import ContextLike, ae_of, proposal
+from dicomtwist.faces.arguments import ContextLike, advise, ae_of, proposal
 
 __all__ = ["Connecting", "connect"]
 
@@ -114,6 +114,7 @@ def connect(
         )
         try:
             association = Association(await from_deferred(associating))
+            advise(association.inner, requestor, contexts)
         except BaseException:
             # If the task was cancelled in the moment in which the peer had accepted, nobody has the association.
             associating.addCallbacks(discard, lambda reason: None)

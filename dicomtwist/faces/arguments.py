@@ -9,11 +9,13 @@ from typing import Any, TypeAlias
 
 from dicomtwist import sop_class
 from dicomtwist.ae.ae import AE, BindAddress
+from dicomtwist.association.association import Association
+from dicomtwist.association.explanations import Proposal
 from dicomtwist.presentation import PresentationContext, build_context, build_role
 from dicomtwist.sop_class import common_storage_classes
 from dicomtwist.ul.items import RoleSelection
 
-__all__ = ["Address", "ContextLike", "ae_of", "check_served", "proposal"]
+__all__ = ["Address", "ContextLike", "advise", "ae_of", "check_served", "proposal"]
 
 #: A presentation context, or a SOP Class UID, which is proposed with the four uncompressed transfer syntaxes.
 ContextLike: TypeAlias = PresentationContext | str
@@ -94,6 +96,11 @@ def proposal(
             roles.add(uid)
             items.append(build_role(uid, scu_role=True, scp_role=True))
     return proposed, items
+
+
+def advise(association: Association, ae: AE, contexts: Iterable[ContextLike] | None) -> None:
+    """Have the errors of *association* suggest what a caller of ``connect()`` can write."""
+    association.proposal = Proposal.AE if contexts is None and ae.requested_contexts else Proposal.CONNECT
 
 
 def _several(values: Iterable[ContextLike], name: str) -> list[ContextLike]:

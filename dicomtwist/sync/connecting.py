@@ -16,7 +16,7 @@ from dicomtwist.association.association import Association as InnerAssociation
 from dicomtwist.errors import ReactorConflict
 from dicomtwist.eventloop.loop_reactor import LoopReactor, installed_reactor
 from dicomtwist.eventloop.reactor_thread import Beginning, User, reactor_of_thread, wait_for
-from dicomtwist.faces.arguments import ContextLike, ae_of, proposal
+from dicomtwist.faces.arguments import ContextLike, advise, ae_of, proposal
 from dicomtwist.sync.association import CLOSE_SECONDS, Association
 from dicomtwist.sync.handlers import handlers_in_threads
 
@@ -112,6 +112,7 @@ def connect(
         return associating.addCallback(established)
 
     def established(inner: InnerAssociation) -> Association:
+        advise(inner, requestor, contexts)
         association = Association(reactor, inner)
         if isinstance(reactor, LoopReactor):
             reactor.endings.add(association)

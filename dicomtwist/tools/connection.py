@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from dicomtwist import AE, Association, AsyncOperationsWindow, PresentationContext, UserIdentity
+from dicomtwist.association.explanations import Proposal
 from dicomtwist.endpoints import EndpointError, client_tls_options
 from dicomtwist.evt import HandlerTuple
 from dicomtwist.settings import Settings
@@ -79,7 +80,7 @@ class Connection:
 
         :param items: extended negotiation items in addition to those that the options ask for.
         """
-        return ae.associate(
+        associating = ae.associate(
             self.peer.host if self.endpoint is None else self.endpoint,
             self.peer.port if self.endpoint is None else None,
             ae_title=self.peer.title,
@@ -88,6 +89,12 @@ class Connection:
             tls_args=self.tls_args,
             evt_handlers=handlers,
         )
+        return associating.addCallback(_without_calls)
+
+
+def _without_calls(association: Association) -> Association:
+    association.proposal = Proposal.PROGRAM  # the user of a subcommand has no call to change
+    return association
 
 
 def make_connection(values: dict[str, Any]) -> Connection:

@@ -365,7 +365,13 @@ def _options() -> list[Callable[..., Any]]:
         ),
         *_tls_options(),
         *_secret_options(),
-        _connection_option("-v", "--verbose", group="Output", count=True, help="Print more; -vv prints each message."),
+        _connection_option(
+            "-v",
+            "--verbose",
+            group="Output",
+            count=True,
+            help="Print more; -vv prints each message, -vvv each context.",
+        ),
         _connection_option(
             "-q", "--quiet", group="Output", is_flag=True, help="Print errors only, and the matches of a query."
         ),

@@ -20,7 +20,7 @@ from dicomtwist import (
     build_contexts,
     evt,
 )
-from dicomtwist.association.explanations import explain_missing_context, syntax_names
+from dicomtwist.association.explanations import Proposal, explain_missing_context, syntax_names
 from dicomtwist.presentation import PresentationContext
 from dicomtwist.sop_class import MRImageStorage, Verification
 from tests.memory import MemoryTestCase
@@ -137,6 +137,28 @@ class Texts(MemoryTestCase):
         text = self.explain("1.2.3.4", [ImplicitVRLittleEndian])
         self.assertIn("with 1.2.3.4 as SCU", text)
         self.assertIn("ae.add_requested_context(MRImageStorage, '1.2.3.4')", text)
+
+    def test_the_call_is_that_of_the_caller(self) -> None:
+        """The advice is a call of the interface in use; the user of a program gets none."""
+        for proposal, words in (
+            (
+                Proposal.AE,
+                ": add it to the requested contexts, ae.add_requested_context(MRImageStorage, JPEGLSLossless)",
+            ),
+            (
+                Proposal.ASSOCIATE,
+                ": propose it by associate(..., contexts=[build_context(MRImageStorage, JPEGLSLossless), ...])",
+            ),
+            (
+                Proposal.CONNECT,
+                ": propose it by connect(..., contexts=[build_context(MRImageStorage, JPEGLSLossless), ...])",
+            ),
+            (Proposal.PROGRAM, " with JPEG-LS Lossless Image Compression"),
+        ):
+            text = self.explain(JPEGLSLossless, [], proposal=proposal)
+            self.assertEqual(text, f"no presentation context was proposed for MR Image Storage{words}")
+        text = self.explain(JPEGLSLossless, [ImplicitVRLittleEndian], proposal=Proposal.PROGRAM)
+        self.assertNotIn("Propose", text)
 
     def test_names(self) -> None:
         four = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless, JPEGLSLossless]

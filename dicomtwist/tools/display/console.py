@@ -151,7 +151,7 @@ class Output:
         Print the events of the associations of *ae*: with ``-v`` their beginning and end, with ``-vv`` or ``--trace`` a trace.
         """
         if self.traces:
-            trace(ae)
+            trace(ae, every_context=self.verbosity > DEBUG)
         elif self.verbosity >= VERBOSE:
             for event, describe in _EVENTS.items():
                 ae.bind(event, self._log_event, [describe, VERBOSE])
