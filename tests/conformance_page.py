@@ -19,6 +19,7 @@ from pydicom.uid import UID
 from dicomtwist import evt
 from dicomtwist.archive.index.attributes import ATTRIBUTES, COMPUTED, Level
 from dicomtwist.daemon.archive_service import ArchiveService
+from dicomtwist.daemon.http import HTTPOptions
 from dicomtwist.daemon.tap import Options, makeService
 from dicomtwist.datasets.character_sets import TERMS
 from dicomtwist.dimse.status import meaning
@@ -223,9 +224,10 @@ def options() -> str:
     flags: Any = Options.optFlags
     rows = [(f"`--{name}`", _default(default), words) for name, _, default, words, *_ in parameters]
     rows += [(f"`--{name}`", "off", words) for name, _, words in flags]
-    for name in sorted(vars(Options)):
+    methods = {**vars(HTTPOptions), **vars(Options)}
+    for name in sorted(methods):
         if name.startswith("opt_"):
-            words = " ".join((vars(Options)[name].__doc__ or "").split())
+            words = " ".join((methods[name].__doc__ or "").split())
             words, _, default = words.partition(" [default: ")
             rows.append((f"`--{name.removeprefix('opt_').replace('_', '-')}`", default.rstrip("]") or "none", words))
     return table("Option | Default | What", rows)

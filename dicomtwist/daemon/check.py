@@ -23,6 +23,7 @@ from dicomtwist.access.enforcement import Policy
 from dicomtwist.access.explanation import explain, parse_case
 from dicomtwist.access.rules import EVERYTHING, Identity, Operation, Rule
 from dicomtwist.daemon.configuration import Configuration
+from dicomtwist.daemon.http import describe_http
 from dicomtwist.tls.files import read_validity
 
 __all__ = ["report"]
@@ -38,7 +39,7 @@ _OWN_TLS: Final = re.compile(r"(?:^|:)dicomtls:")
 #: Matches the names of its files, with their escapes.
 _FILE_OPTION: Final = re.compile(r":(certKey|privateKey)=((?:[^:\\]|\\.)*)")
 #: Options that have lines of their own, or do not concern the server.
-_SHOWN: Final = ("config", "check", "explain", "ae-title", "storage", "min-free", "import", "worklist")
+_SHOWN: Final = ("config", "check", "explain", "ae-title", "storage", "min-free", "import", "worklist", "viewer")
 
 
 def report(options: Any) -> int:
@@ -95,11 +96,10 @@ def _check(options: Any) -> Iterator[str]:
     yield from _item("AE title", options["ae-title"] + (", which a peer must call" * options["require-called-aet"]))
     if options["calling"]:
         yield from _item("calling", ", ".join(options["calling"]) + " only (allow-calling)")
-    for name, ports in (("port", options["ports"]), ("http", options["http"])):
-        for port in map(str, ports):
-            yield from _item(name, port + ", DICOMweb at /dicom-web" * (name == "http"))
-            for file, end, _ in _certificates(port):
-                yield from _item("", f"certificate {file}, valid until {end:%Y-%m-%d}")
+    for name, port, words in (*(("port", str(port), "") for port in options["ports"]), *describe_http(options)):
+        yield from _item(name, f"{port}, {words}" if words else port)
+        for file, end, _ in _certificates(port):
+            yield from _item("", f"certificate {file}, valid until {end:%Y-%m-%d}")
     yield from _item("storage", storage)
     for name in ("import", "worklist"):
         if options[name] is not None:
@@ -252,7 +252,7 @@ def _operations(rule: Rule) -> str:
 def _warnings(options: Any) -> Iterator[str]:
     """Describe certificates that expire, and rules that cannot match or that allow less than they seem to."""
     policy: Policy = options.policy
-    ports = [str(port) for port in (*options["ports"], *options["http"])]
+    ports = [str(port) for port in (*options["ports"], *options.web_ports)]
     for file, doubt in dict.fromkeys((file, doubt) for port in ports for file, _, doubt in _certificates(port)):
         if doubt is not None:
             yield f"the certificate {file} {doubt}"

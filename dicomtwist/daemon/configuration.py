@@ -28,7 +28,7 @@ __all__ = ["Configuration", "ConfigurationError", "add_configuration", "read_con
 MAX_FILE_LENGTH: Final = 4 * 1024 * 1024
 
 #: The options that may be given more than once.
-LISTS: Final = ("port", "http", "http-origin", "allow-calling", "peer", "trusted-proxy")
+LISTS: Final = ("port", "http", "http-origin", "viewer-http", "allow-calling", "peer", "trusted-proxy")
 #: The keys whose values are tables; all other keys are options.
 _TABLES: Final = ("peers", "access")
 #: The options that are allowed on the command line only.

@@ -21,9 +21,9 @@ from dicomtwist.archive.storage.file_store import LAYOUT
 from dicomtwist.archive.storage.types import Durability, StoreError
 from dicomtwist.daemon.check import report
 from dicomtwist.daemon.configuration import Configuration, ConfigurationError, add_configuration
+from dicomtwist.daemon.http import HTTP_PARAMETERS, HTTPOptions
 from dicomtwist.daemon.log_options import DEFAULT_LOG_RATE, FORMATS, set_log
-from dicomtwist.daemon.option_values import charset, choice, count, member, seconds, size, url
-from dicomtwist.daemon.option_values import origin as checked_origin
+from dicomtwist.daemon.option_values import charset, choice, count, member, seconds, size
 from dicomtwist.daemon.option_values import title as checked_title
 from dicomtwist.daemon.workers import MAX_WORKERS, WorkerSpec
 from dicomtwist.pixels.pool import PROCESSES
@@ -72,7 +72,7 @@ _SETTINGS = {
 }
 
 
-class Options(usage.Options):
+class Options(HTTPOptions):
     """
     The options of ``twist dicom``.
 
@@ -176,13 +176,7 @@ class Options(usage.Options):
             "Most processes that decode images: to render them, and for peers that do not take them as stored; 0 for none.",
             count("--image-processes", 0, 256),
         ],
-        [
-            "http-url",
-            None,
-            None,
-            "URL of DICOMweb as clients know it, such as https://pacs.example/dicom-web, for URLs in responses.",
-            url,
-        ],
+        *HTTP_PARAMETERS,
         ["import", None, None, "Folder whose DICOM files are copied into the archive while it serves."],
         [
             "max-pdu",
@@ -362,6 +356,7 @@ class Options(usage.Options):
             "config": usage.CompleteFiles("*.toml"),
             "storage": usage.CompleteDirs(),
             "worklist": usage.CompleteDirs(),
+            "viewer": usage.CompleteDirs(),
             "durability": usage.CompleteList(["full", "none"]),
             "inbox": usage.CompleteList(["on", "off"]),
             "log-format": usage.CompleteList(list(FORMATS)),
@@ -378,6 +373,7 @@ class Options(usage.Options):
         self["proxies"] = []
         self["http"] = []
         self["origins"] = []
+        self["viewer-ports"] = []
         self.configuration = Configuration()
 
     def parseOptions(self, options: list[str] | None = None) -> None:
@@ -410,19 +406,6 @@ class Options(usage.Options):
         """
         self["ports"].append(description)
 
-    def opt_http(self, description: str) -> None:
-        """
-        Port for DICOMweb, below /dicom-web: an endpoint string, or a number for tcp. May be given more than once.
-        [default: none]
-        """
-        self["http"].append(description)
-
-    def opt_http_origin(self, origin: str) -> None:
-        """
-        Origin of web pages that may use DICOMweb, such as https://viewer.example, or * for any. May be given more than once.
-        """
-        self["origins"].append(checked_origin(origin))
-
     def opt_allow_calling(self, title: str) -> None:
         """Calling AE title that may associate; without this option all may. May be given more than once."""
         self["calling"].append(checked_title(title))
@@ -446,12 +429,14 @@ class Options(usage.Options):
         from twisted.internet import reactor
 
         set_log(self.parent, self["log-format"], self["log-rate"])
+        self.check_viewer()
         try:
             self.sockets = self._sockets(reactor)
             endpoints = self.sockets.endpoints()
         except ValueError as error:
-            raise usage.UsageError(f"--{'port' if not self['http'] else 'port or --http'}: {error}") from None
-        count = len(endpoints) - len(self["http"])
+            names = ["port", *(["http"] if self["http"] else []), *(["viewer-http"] if self["viewer"] else [])]
+            raise usage.UsageError(f"--{' or --'.join(names)}: {error}") from None
+        count = len(endpoints) - len(self.web_ports)
         self.endpoints, self.http_endpoints = endpoints[:count], endpoints[count:]
         try:
             self.peers = Peers(reactor, self["peer"])
@@ -492,8 +477,8 @@ class Options(usage.Options):
         worker = self.worker = WorkerSpec.taken(os.environ)
         if worker is not None:
             return Sockets(reactor, worker.ports, inherited=worker.sockets)
-        ports = [*(self["ports"] or [DEFAULT_PORT]), *self["http"]]
-        self["ports"] = ports[: len(ports) - len(self["http"])]
+        self["ports"] = self["ports"] or [DEFAULT_PORT]
+        ports = [*self["ports"], *self.web_ports]
         if self._is_report:
             # Only a process that systemd starts has these sockets.
             ports = [port for port in ports if not re.search(r"(^|:)systemd:", str(port))]

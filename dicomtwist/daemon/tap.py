@@ -22,6 +22,7 @@ except ModuleNotFoundError as error:
         raise
     raise SystemExit('twist dicom needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
 from dicomtwist.daemon.configuration import Configuration, read_configuration
+from dicomtwist.daemon.http import make_http
 from dicomtwist.daemon.reload import Reloading
 from dicomtwist.daemon.signals import limit_stop, take_signals
 from dicomtwist.daemon.supervisor import SupervisorService, WorkerService
@@ -59,7 +60,7 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
         import_from=None if worker else _folder(options, "import"),
         lag_warning=options["lag-warning"],
         executor_warning=options["executor-warning"],
-        http=_http(options, server),
+        http=make_http(options, server),
     )
     reloading = _reloading(options, service)
     if isinstance(service, SupervisorService):
@@ -94,31 +95,6 @@ def _pixels(options: Options) -> Pixels | None:
     if not processes or not is_available():
         return None
     return Pixels(options.ae.reactor, processes=processes)
-
-
-def _http(options: Options, server: ArchiveServer) -> Any:
-    """Return the HTTP server, ``None`` without ``--http``."""
-    if not options.http_endpoints:
-        return None
-    # twisted.web takes a tenth of a second to import, which a server without HTTP need not wait for.
-    from dicomtwist.web.http.limits import HTTPLimits
-    from dicomtwist.web.http.server import HTTPServer
-    from dicomtwist.web.root import make_site
-    from dicomtwist.web.services import Services
-
-    settings = options.ae.settings
-    services = Services(
-        *(server, options.ae.reactor),
-        limits=HTTPLimits(
-            maximum_connections=settings.maximum_connections,
-            maximum_connections_per_peer=settings.maximum_connections_per_peer,
-        ),
-        public_url=options["http-url"] or "",
-        origins=frozenset(options["origins"]),
-        trusted_proxies=options.networks,
-        pixels=server.pixels,
-    )
-    return HTTPServer(make_site(services), options.http_endpoints, options.ae.reactor, services)
 
 
 def _folder(options: Options, name: str) -> Path | None:

@@ -57,6 +57,30 @@ class CheckTestCase(SynchronousTestCase):
 class Check(CheckTestCase):
     """``--check``"""
 
+    def test_viewer(self) -> None:
+        """The port of a viewer has a default, and names the folder; a viewer has a page."""
+        dist = self.folder / "dist"
+        dist.mkdir()
+        code, printed = self.run_options("--check", "--viewer", str(dist))
+        self.assertEqual(code, 64)
+        self.assertIn(f"--viewer: {dist} has no file index.html", printed)
+        (dist / "index.html").write_text("")
+        code, printed = self.run_options("--check", "--http", "8080", text=f'viewer = "{dist}"')
+        self.assertEqual(code, 0, printed)
+        printed = " ".join(printed.split())
+        self.assertIn("http 8080, DICOMweb at /dicom-web", printed)
+        self.assertIn(f"viewer tcp:3000:interface=127.0.0.1, {dist}, and DICOMweb at /dicom-web", printed)
+        text = f'viewer = "{dist}"\nviewer-http = ["tcp:3001", "tcp:3002"]'
+        printed = " ".join(self.run_options("--check", text=text)[1].split())
+        self.assertNotIn("tcp:3000", printed)
+        self.assertIn(f"viewer tcp:3002, {dist}", printed)
+        code, printed = self.run_options("--check", "--viewer-http", "3000")
+        self.assertEqual(code, 64)
+        self.assertIn("--viewer-http needs --viewer", printed)
+        code, printed = self.run_options("--check", text=f'viewer = "{dist}"\nviewer-http = "nonsense:1"')
+        self.assertEqual(code, 64)
+        self.assertIn("--port or --viewer-http: ", printed)
+
     def test_everything_is_right(self) -> None:
         text = f'grace = 3\nae-title = "ARCHIVE"\n[peers]\nWS = "ws:104"\n[access]\nusers = "USERS"\n{RULES}'
         code, printed = self.run_options("--check", "--max-pdu", "4096", text=text)

@@ -200,6 +200,7 @@ class Example(ConfigurationTestCase):
             "peer",
             "http",
             "http-origin",
+            "viewer-http",
         }
         self.assertEqual(known - told, set())
 

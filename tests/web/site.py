@@ -12,6 +12,7 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import Factory
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
@@ -79,10 +80,10 @@ class Transport(StringTransport):
 
 
 class Client:
-    """A connection to a site."""
+    """A connection to a site, or to one of its entrances."""
 
-    def __init__(self, site: Site, address: str = "127.0.0.1") -> None:
-        self.protocol = site.buildProtocol(IPv4Address("TCP", address, 40000))
+    def __init__(self, site: Site | Factory, address: str = "127.0.0.1") -> None:
+        self.protocol: Any = site.buildProtocol(IPv4Address("TCP", address, 40000))
         self.transport = Transport(address)
         self._received = b""
         if self.protocol is not None:

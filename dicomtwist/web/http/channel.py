@@ -50,10 +50,12 @@ class Channel(_Untyped):  # type: ignore[misc]
 
     :ivar limits: the limits; the site sets them.
     :ivar site: the site.
+    :ivar root: the root of the resources of this connection; ``None`` for that of the site.
     """
 
     limits: HTTPLimits
     site: Any
+    root: Any = None
     _path: bytes
     _version: bytes
     log = Logger()

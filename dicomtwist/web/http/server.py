@@ -36,6 +36,8 @@ class HTTPServer:
     :param endpoints: the endpoints.
     :param clock: the reactor.
     :param services: the services of the site; they are started and stopped with this server.
+    :param entrances: further endpoints, each with the factory of its connections, see
+        :meth:`~dicomtwist.web.http.site.Site.entrance`.
 
     :ivar site: the site.
     """
@@ -43,11 +45,17 @@ class HTTPServer:
     log = Logger()
 
     def __init__(
-        self, site: Site, endpoints: Sequence[IStreamServerEndpoint], clock: Any, services: Startable | None = None
+        self,
+        site: Site,
+        endpoints: Sequence[IStreamServerEndpoint],
+        clock: Any,
+        services: Startable | None = None,
+        entrances: Sequence[tuple[IStreamServerEndpoint, Any]] = (),
     ) -> None:
         self.site = site
         self._services = services
-        self._endpoints = endpoints
+        self._endpoints = [*endpoints, *(endpoint for endpoint, _ in entrances)]
+        self._factories = [*(site for _ in endpoints), *(factory for _, factory in entrances)]
         self._clock = clock
         self._ports: dict[int, Any] = {}
         self._is_running = False
@@ -64,7 +72,7 @@ class HTTPServer:
         self._is_running = True
         failures: list[Failure] = []
         for index, endpoint in enumerate(self._endpoints):
-            listening: Deferred[Any] = endpoint.listen(self.site)
+            listening: Deferred[Any] = endpoint.listen(self._factories[index])
             listening.addCallbacks(self._listening, failures.append, callbackArgs=(index,))
             if failures:
                 self.stop_listening()
@@ -92,7 +100,7 @@ class HTTPServer:
         for index, endpoint in endpoints.items():
             if not self._is_running:
                 return
-            port: Any = await endpoint.listen(self.site)
+            port: Any = await endpoint.listen(self._factories[index])
             before, self._ports[index] = self._ports[index], port
             if port is not before:
                 await maybeDeferred(before.stopListening)

@@ -11,9 +11,11 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 from twisted.web import server
 from twisted.web.http import datetimeToString
+from twisted.web.resource import getChildForRequest
 
 from dicomtwist.runtime.networks import Networks, host_of
 from dicomtwist.web.http.body import Body, BodyFailed, BodyTooLong, StreamedBody
@@ -175,6 +177,20 @@ class Site(_UntypedSite):  # type: ignore[misc]
     def log(self, request: Any) -> None:
         """Write no log of accesses."""
 
+    def entrance(self, root: Any) -> Factory:
+        """
+        Return a factory for connections to other resources of this site; its limits hold for all connections together.
+
+        :param root: the root of these resources.
+        """
+        return _Entrance(self, root)
+
+    def getResourceFor(self, request: Any) -> Any:
+        """Return the resource of a request, below the root of its connection."""
+        request.site = self
+        request.sitepath = list(request.prepath)
+        return getChildForRequest(request.channel.root or self.resource, request)
+
     def buildProtocol(self, addr: Any) -> Any:
         """Return the protocol of a connection, ``None`` if there are too many."""
         if len(self.connections) >= self.limits.maximum_connections:
@@ -239,3 +255,20 @@ class Site(_UntypedSite):  # type: ignore[misc]
         now = self.reactor.seconds()
         for channel in [*self.connections]:
             channel.look(now)
+
+
+class _Entrance(Factory):
+    """Makes connections of a site that lead to other resources than its own."""
+
+    noisy = False
+
+    def __init__(self, site: Site, root: Any) -> None:
+        self._site = site
+        self._root = root
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Return the protocol of a connection, ``None`` if there are too many."""
+        channel = self._site.buildProtocol(addr)
+        if channel is not None:
+            channel.root = self._root
+        return channel

@@ -1,0 +1,1 @@
+"""Tests of dicomtwist.web.viewer."""
