@@ -428,7 +428,7 @@ class Options(HTTPOptions):
         """Check the options together, so that a mistake becomes one line and not a traceback."""
         from twisted.internet import reactor
 
-        set_log(self.parent, self["log-format"], self["log-rate"])
+        self.log_file = set_log(self.parent, self["log-format"], self["log-rate"])
         self.check_viewer()
         try:
             self.sockets = self._sockets(reactor)

@@ -20,17 +20,27 @@ __all__ = ["STOP_SECONDS", "limit_stop", "take_signals"]
 STOP_SECONDS: Final = 10.0
 
 
-def take_signals(reactor: Any, reload: Callable[[], Any], log: Callable[[], Any], received: Iterable[int]) -> None:
+def take_signals(
+    reactor: Any,
+    reload: Callable[[], Any],
+    log: Callable[[], Any],
+    reopen_log: Callable[[], Any],
+    received: Iterable[int],
+) -> None:
     """
-    Handle the signals of a server that has started: SIGTERM stops it, SIGHUP reloads, SIGUSR1 logs its vital figures. Of
-    several SIGINT, or those behind a SIGTERM, the first one counts.
+    Handle the signals of a server that has started: SIGTERM stops it, SIGHUP opens its log file again and reloads, SIGUSR1 logs
+    its vital figures. Of several SIGINT, or those behind a SIGTERM, the first one counts.
+
+    SIGUSR2 is for workers: it opens the log file again without a reload, which they do not begin if the supervisor has found a
+    mistake.
 
     A signal that arrives before the reactor runs is handled when it runs. The reactor installs handlers of its own then, with
     which ``twist`` stops in order as well, but ends by the signal that it got; a supervisor takes that for a failure. So the
     reactor gets these handlers to install: there is no instant at which others are in place.
 
-    :param reload: called at SIGHUP.
+    :param reload: called at SIGHUP, after *reopen_log*.
     :param log: called at SIGUSR1.
+    :param reopen_log: called at SIGHUP and SIGUSR2.
     :param received: the signals that arrived before; they are handled as well.
     """
     present = signal.getsignal(signal.SIGINT)
@@ -52,7 +62,11 @@ def take_signals(reactor: Any, reload: Callable[[], Any], log: Callable[[], Any]
         if callable(interrupted):
             interrupted(number, frame)
 
-    actions = {signal.SIGTERM: stop, signal.SIGHUP: reload, signal.SIGUSR1: log}
+    def hang_up() -> None:
+        reopen_log()
+        reload()
+
+    actions = {signal.SIGTERM: stop, signal.SIGHUP: hang_up, signal.SIGUSR1: log, signal.SIGUSR2: reopen_log}
 
     def handle(number: int, frame: object = None) -> None:
         reactor.callFromThread(actions[signal.Signals(number)])

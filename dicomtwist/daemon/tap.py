@@ -80,13 +80,23 @@ def _take_over_process(
     killed by the deadline.
     """
     reactor = options.ae.reactor
-    service.at_started = partial(take_signals, reactor, reloading.reload, service.log_vitals, received)
+    service.at_started = partial(
+        take_signals, reactor, reloading.reload, service.log_vitals, partial(_reopen_log, options, service), received
+    )
     service.at_drained = limit_stop(reactor, options["grace"])
     reactor.callWhenRunning(freeze_startup_objects)
     reactor.callWhenRunning(retain_heap)
     reactor.callWhenRunning(dispatch_reads_directly, reactor)
     if options.worker is not None:
         reactor.callWhenRunning(options.worker.begin, reactor)
+
+
+def _reopen_log(options: Options, service: ArchiveService) -> None:
+    """Open the log file again, in this process and in its workers."""
+    if options.log_file is not None:
+        options.log_file.reopen()
+    if isinstance(service, SupervisorService):
+        service.workers.reopen_logs()
 
 
 def _pixels(options: Options) -> Pixels | None:

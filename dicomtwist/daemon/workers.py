@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from signal import SIGTERM, SIGUSR1
+from signal import SIGTERM, SIGUSR1, SIGUSR2
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
@@ -243,6 +243,10 @@ class Workers:
     def log_vitals(self) -> None:
         """Make each worker log its vital signs."""
         self._signal(SIGUSR1)
+
+    def reopen_logs(self) -> None:
+        """Make each worker open its log file again."""
+        self._signal(SIGUSR2)
 
     def _signal(self, name: str | int) -> None:
         for worker in self._workers.values():

@@ -8,15 +8,16 @@ import os
 import pty
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from dicomtwist import AE, AssociationRejected, UserIdentity, evt
-from dicomtwist.daemon.log_options import set_log
+from dicomtwist.daemon.log_options import LogFile, set_log
 from dicomtwist.logs import JSONLog, LimitedByPeer, TextLog
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelFind as FIND
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelMove as MOVE
@@ -289,3 +290,77 @@ class FullDisk(LogTestCase):
         self.assertLess(line["free"], 10_000)
         await self.line("30 C-STORE (30 failed)")
         self.assertEqual(len([one for one in self.lines() if one["level"] in ("error", "critical", "warn")]), 1)
+
+
+class Rotation(LogTestCase):
+    """logrotate renames the file, and sends SIGHUP."""
+
+    async def test_workers(self) -> None:
+        """All processes write to the new file, also if the configuration has a mistake, which the log says there."""
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        configuration, log = folder / "archive.toml", folder / "archive.log"
+        configuration.write_text("")
+        await self.start("--workers", "2", "--config", configuration, twist=(f"--log-file={log}",))
+
+        def messages() -> list[str]:
+            return [json.loads(line)["message"] for line in log.read_text().splitlines()] if log.exists() else []
+
+        def has(count: int, text: str) -> bool:
+            return sum(text in one for one in messages()) >= count
+
+        await self.server.poll(lambda: has(1, "all 2 workers are ready"), "the workers")
+        log.rename(folder / "archive.log.1")
+        before = (folder / "archive.log.1").read_bytes()
+        configuration.write_text("nonsense = 1")
+        self.server.signal("HUP")
+        await self.server.poll(lambda: has(3, "opened the log file"), "the new file")
+        await self.server.poll(lambda: has(1, "the reload failed, nothing is changed: "), "the mistake")
+        async with await self.ae.associate("127.0.0.1", self.port) as assoc:
+            await assoc.send_c_echo()
+        await self.server.poll(lambda: has(1, "1 C-ECHO"), "the line of the association")
+        self.assertEqual((folder / "archive.log.1").read_bytes(), before)
+
+
+class Reopening(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp()).absolute()
+        self.file = self.path.open("a")
+        self.addCleanup(self.file.close)
+
+    def test_renamed(self) -> None:
+        self.file.write("one")
+        self.path.rename(f"{self.path}.1")
+        LogFile(self.file).reopen()
+        self.file.write("two")
+        self.file.flush()
+        self.assertEqual((Path(f"{self.path}.1").read_text(), self.path.read_text()), ("one", "two"))
+        self.assertFalse(os.get_inheritable(self.file.fileno()))
+
+    def test_as_it_was(self) -> None:
+        """A reload without a rotation changes nothing."""
+        self.file.write("one")
+        LogFile(self.file).reopen()
+        self.file.write("two")
+        self.file.flush()
+        self.assertEqual(self.path.read_text(), "onetwo")
+
+    def test_it_cannot_be_opened(self) -> None:
+        """The log goes on in the old file."""
+        self.path.rename(f"{self.path}.1")
+        self.path.mkdir()
+        LogFile(self.file).reopen()
+        self.file.write("one")
+        self.file.flush()
+        self.assertEqual(Path(f"{self.path}.1").read_text(), "one")
+
+    def test_no_file(self) -> None:
+        """Streams stay as they are, pipes as well: to open one would wait for its reader."""
+        os.mkfifo(f"{self.path}.pipe")
+        reader = os.open(f"{self.path}.pipe", os.O_RDONLY | os.O_NONBLOCK)
+        self.addCleanup(os.close, reader)
+        pipe = Path(f"{self.path}.pipe").open("w")
+        self.addCleanup(pipe.close)
+        for file in (sys.stdout, sys.__stderr__, StringIO(), pipe):
+            assert file is not None
+            LogFile(file).reopen()
