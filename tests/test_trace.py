@@ -26,7 +26,7 @@ from dicomtwist import (
 )
 from dicomtwist.dimse.messages import RESPONSES, CCancelRQ, CStoreRQ, NActionRQ, make_response
 from dicomtwist.logs import MAX_MESSAGE
-from dicomtwist.sop_class import CTImageStorage, MRImageStorage, Verification
+from dicomtwist.sop_class import CTImageStorage, MRImageStorage, SOPClass, Verification
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelFind as FIND
 from dicomtwist.testing import MemoryNetwork
 from dicomtwist.ul.items import ProposedContext
@@ -108,7 +108,7 @@ class Negotiation(TraceTestCase):
         accepted, refused = [line.strip() for line in self.lines(ours) if " contexts: " in line]
         self.assertTrue(accepted.startswith("60 contexts: proposed "))
         self.assertTrue(accepted.endswith(" and 56 more"), accepted)
-        self.assertIn(f": 1 {AllStoragePresentationContexts[0].abstract_syntax.name}, 3 ", accepted)
+        self.assertIn(f": 1 {SOPClass(str(AllStoragePresentationContexts[0].abstract_syntax)).name}, 3 ", accepted)
         self.assertTrue(refused.endswith(" and 28 more"), refused)
         self.assertEqual(len(self.lines(ours)), 5)
 

@@ -14,7 +14,7 @@ from dicomtwist.evt import HandlerTuple
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import Output
 from dicomtwist.tools.explain import NO_ASSOCIATION_ERRORS, Cause, cause_of
-from dicomtwist.tools.interrupts import FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
+from dicomtwist.tools.interrupts import CANCELLED, FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
 
 __all__ = ["ClientAssociation", "ClientOperation", "run_concurrently"]
 
@@ -27,13 +27,13 @@ class ClientOperation:
     :ivar error: a description of the failure of the operation, empty if there was none.
     """
 
-    def __init__(self, output: Output, interrupts: Interrupts) -> None:
+    def __init__(self, output: Output, interrupts: Interrupts, words: str) -> None:
         self._interrupts = interrupts
         self._output = output
         self._cancel: Callable[[], object] | None = None
         self.cause: Cause | None = None
         self.error = ""
-        interrupts.handle(self._stop, self._abort)
+        interrupts.handle(self._stop, self._abort, words)
 
     @property
     def is_connected(self) -> bool:
@@ -88,13 +88,16 @@ class ClientAssociation(ClientOperation):
 
     :param connection: the peer and how to connect to it.
     :param interrupts: the first interrupt cancels the operation, the second aborts the association.
+    :param words: the effect of the first one, for the user.
 
     :ivar ae: the AE that requests the association.
     :ivar association: the association, ``None`` until it is established.
     """
 
-    def __init__(self, connection: Connection, reactor: Any, output: Output, interrupts: Interrupts) -> None:
-        super().__init__(output, interrupts)
+    def __init__(
+        self, connection: Connection, reactor: Any, output: Output, interrupts: Interrupts, words: str = CANCELLED
+    ) -> None:
+        super().__init__(output, interrupts, words)
         self._connection = connection
         self._pending: Deferred[Association] | None = None
         self.ae: AE = connection.make_ae(reactor)

@@ -17,6 +17,13 @@ from dicomtwist.tools.display.console import Output
 #: Exit statuses.
 SUCCESS, FAILURE, USAGE_ERROR, NO_ASSOCIATION = 0, 1, 2, 3
 
+#: The effect of the first signal, by the kind of operation.
+ANSWERED_FIRST = "the instances under way are answered first, and no others are sent"
+CANCELLED = "the peer is asked to cancel (C-CANCEL), and what it has sent is kept"
+MOVE_CANCELLED = "the peer is asked to cancel (C-CANCEL), and what it has moved stays there"
+CLOSED = "the connections are closed, and what has arrived is kept"
+NO_LONGER_WAITING = "the result is no longer waited for"
+
 
 class Interrupts:
     """
@@ -33,11 +40,16 @@ class Interrupts:
         self._output = output
         self._stop: Callable[[], None] | None = None
         self._abort: Callable[[], None] | None = None
+        self._words = ""
         self._running: Deferred[int] | None = None
 
-    def handle(self, stop: Callable[[], None], abort: Callable[[], None]) -> None:
-        """Have *stop* called at the first signal and *abort* at the second."""
-        self._stop, self._abort = stop, abort
+    def handle(self, stop: Callable[[], None], abort: Callable[[], None], words: str) -> None:
+        """
+        Have *stop* called at the first signal and *abort* at the second.
+
+        :param words: the effect of *stop*, for the user, one of the constants of this module.
+        """
+        self._stop, self._abort, self._words = stop, abort, words
 
     def install(self, running: Deferred[int]) -> None:
         """Handle the signals from now on; once more when the reactor starts, since it installs its own handlers."""
@@ -57,7 +69,7 @@ class Interrupts:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
         if self.count == 1 and self._stop is not None:
-            self._output.note("stopping: requests that are under way are finished first; interrupt once more to abort")
+            self._output.note(f"stopping: {self._words}; interrupt once more to abort")
             self._stop()
         elif self.count <= 2 and self._abort is not None:
             self._abort()

@@ -10,7 +10,7 @@ from dicomtwist.dicomweb import DICOMwebClient, DICOMwebError
 from dicomtwist.tools.client import ClientOperation
 from dicomtwist.tools.display.console import VERBOSE, Output
 from dicomtwist.tools.explain import cause_of
-from dicomtwist.tools.interrupts import Interrupts
+from dicomtwist.tools.interrupts import CLOSED, Interrupts
 from dicomtwist.tools.web_connection import WebConnection
 
 __all__ = ["WebOperation", "note_connection"]
@@ -25,7 +25,7 @@ class WebOperation(ClientOperation):
     """
 
     def __init__(self, connection: WebConnection, reactor: Any, output: Output, interrupts: Interrupts) -> None:
-        super().__init__(output, interrupts)
+        super().__init__(output, interrupts, CLOSED)
         self._connection = connection
         self.client: DICOMwebClient = connection.make_client(reactor)
         self.answered = False

@@ -118,7 +118,7 @@ class Clients(LoopTestCase):
             self.assertEqual(await assoc.echo(), 0x0000)
             self.assertEqual(await assoc.send_c_echo(), 0x0000)
             self.assertEqual(await assoc.store(CT), 0x0000)
-            with self.assertRaises(NoPresentationContext):
+            with self.assertRaisesRegex(NoPresentationContext, r"by connect\(\.\.\., contexts=\[build_context\("):
                 await assoc.n_create(Dataset(), ModalityPerformedProcedureStep, "1.2.3")
             with self.assertRaises(FileNotFoundError):
                 await assoc.store("/nowhere.dcm")

@@ -118,7 +118,7 @@ class Operations(SyncTestCase):
             self.assertEqual((assoc.store(CT), assoc.send_c_store(CT)), (0x0000, 0x0000))
             with self.assertRaises(FileNotFoundError):
                 assoc.store("/nowhere.dcm")
-            with self.assertRaises(NoPresentationContext):
+            with self.assertRaisesRegex(NoPresentationContext, r"by connect\(\.\.\., contexts=\[build_context\("):
                 assoc.n_create(Dataset(), ModalityPerformedProcedureStep, "1.2.3")
         self.assertTrue(assoc.is_released)
         with self.assertRaises(dicomtwist.NotEstablished):

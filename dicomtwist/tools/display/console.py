@@ -17,7 +17,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 
 from dicomtwist import AE, evt
 from dicomtwist.logs import text_lines
-from dicomtwist.tools.display.text_table import column_widths, fitted, row_lines, terminal_width
+from dicomtwist.tools.display.text_table import column_widths, fitted, row_lines, terminal_width, word_lines
 from dicomtwist.trace import TRACE, trace
 
 #: The levels of verbosity: ``-q``, the default, ``-v``, ``-vv``.
@@ -77,6 +77,11 @@ class Output:
         """Print *lines* of the result, unless the output is JSON or quiet."""
         if not self.as_json and self.verbosity > QUIET:
             self._print(sys.stdout, lines)
+
+    def sentences(self, *sentences: str) -> None:
+        """Print sentences of the result as :meth:`result` does, wrapped if standard output is a terminal."""
+        limit = terminal_width(sys.stdout)
+        self.result(*(line for text in sentences for line in word_lines(printable(text), limit)))
 
     def data(self, *lines: str) -> None:
         """Print *lines* that the user has asked for, such as matches, with ``-q`` too; nothing if the output is JSON."""

@@ -9,7 +9,16 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-__all__ = ["LEAST_WIDTH", "column_widths", "display_width", "fitted", "row_lines", "terminal_width", "wrapped"]
+__all__ = [
+    "LEAST_WIDTH",
+    "column_widths",
+    "display_width",
+    "fitted",
+    "row_lines",
+    "terminal_width",
+    "word_lines",
+    "wrapped",
+]
 
 #: The least width of a terminal that tables are made for, in columns.
 LEAST_WIDTH: Final = 30
@@ -78,17 +87,39 @@ def fitted(widths: Sequence[int], limit: int | None) -> list[int] | None:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Return *text* as lines of at most *width* columns, broken behind a space or punctuation mark if possible."""
+    """
+    Return *text* as lines of at most *width* columns.
+
+    It is broken at a space if possible, else behind a punctuation mark, and only else within a word.
+    """
     if display_width(text) <= width:
         return [text]
     lines = []
     while text:
         end = _end(text, width)
         if end < len(text):
-            at = next((at for at in range(end, end // 3, -1) if text[at - 1] in _BREAKS), end)
+            at = next((at for at in range(end, end // 3, -1) if text[at - 1] == " "), 0)
+            at = at or next((at for at in range(end, end // 3, -1) if text[at - 1] in _BREAKS), end)
             end = end if text[end] == " " else at
         lines.append(text[:end].rstrip(" "))
         text = text[end:].lstrip(" ")
+    return lines
+
+
+def word_lines(text: str, limit: int | None) -> list[str]:
+    """
+    Return a sentence as lines, broken at spaces alone: a word that is wider than the terminal stays whole, to be copied.
+
+    :param limit: the width of a line, ``None`` for a single line.
+    """
+    if limit is None or display_width(text) <= limit:
+        return [text]
+    lines: list[str] = []
+    for word in text.split(" "):
+        if lines and display_width(lines[-1]) + 1 + display_width(word) <= limit:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word if not lines else f"  {word}")
     return lines
 
 

@@ -30,7 +30,7 @@ from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import VERBOSE, Output, plural
 from dicomtwist.tools.display.result_table import JSONWriter
 from dicomtwist.tools.files.file_scanner import DICOMDIR, Unreadable, walk
-from dicomtwist.tools.interrupts import Interrupts
+from dicomtwist.tools.interrupts import NO_LONGER_WAITING, Interrupts
 
 #: The most instances in one transaction; more instances take several transactions, one after the other.
 MAX_REFERENCES: Final = 1000
@@ -162,7 +162,7 @@ class Commit:
         output = self._output
         if output.as_json:
             self._items = JSONWriter(output, {"command": "commit", "peer": str(self._connection.peer)}, "instances")
-        client = ClientAssociation(self._connection, reactor, output, interrupts)
+        client = ClientAssociation(self._connection, reactor, output, interrupts, NO_LONGER_WAITING)
         ae = client.ae
         # The peer sends nothing while it checks its storage.
         if ae.network_timeout is not None:

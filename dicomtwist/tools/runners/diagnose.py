@@ -313,7 +313,7 @@ def _praise(diagnosis: Diagnosis, has_files: bool) -> str:
 
 def _print_result(connection: Connection, output: Output, diagnosis: Diagnosis, *, has_files: bool) -> None:
     over = " over TLS" if connection.secure else ""
-    output.result(f"{connection.calling} to {connection.peer}{over}")
+    output.sentences(f"{connection.calling} to {connection.peer}{over}")
     rows = [
         ("ok" if step.ok else "FAILED", step.name, f"{1000 * step.seconds:.1f} ms", step.detail)
         for step in diagnosis.steps
@@ -322,9 +322,9 @@ def _print_result(connection: Connection, output: Output, diagnosis: Diagnosis, 
     if diagnosis.contexts:
         output.result("presentation contexts", *context_lines(diagnosis.contexts))
     if diagnosis.cause is None:
-        output.result(_praise(diagnosis, has_files))
+        output.sentences(_praise(diagnosis, has_files))
     else:
-        output.result(f"Wrong: {diagnosis.cause.what}", f"To do: {diagnosis.cause.advice}")
+        output.sentences(f"Wrong: {diagnosis.cause.what}", f"To do: {diagnosis.cause.advice}")
         if output.as_json or output.verbosity < 0:
             output.error(str(diagnosis.cause))
     output.document(

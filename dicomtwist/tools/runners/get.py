@@ -28,7 +28,7 @@ from dicomtwist.tools.display.progress import Progress
 from dicomtwist.tools.display.result_table import JSONWriter, to_json
 from dicomtwist.tools.explain import cause_of
 from dicomtwist.tools.files.resume_journal import RetrievalJournal
-from dicomtwist.tools.interrupts import FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
+from dicomtwist.tools.interrupts import CANCELLED, FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
 from dicomtwist.tools.query.key_table import InvalidTable, KeyTable, Row
 from dicomtwist.tools.web_connection import WebConnection
 
@@ -50,6 +50,9 @@ class Get:
     :param level: the Query/Retrieve Level for the rows of a table, ``""`` for that of their keys.
     :param journal: the journal of the rows that are done, ``None`` without ``--resume``.
     """
+
+    #: The effect of Ctrl-C.
+    stopping = CANCELLED
 
     def __init__(
         self,
@@ -114,7 +117,7 @@ class Get:
             head = {"command": "get", "peer": str(self.connection.peer)}
             self._document = JSONWriter(self.output, head, "requests")
         retriever = self._retriever
-        interrupts.handle(retriever.stop, retriever.abort)
+        interrupts.handle(retriever.stop, retriever.abort, self.stopping)
         progress = self._progress()
         since = reactor.seconds()
         self._executor.acquire()

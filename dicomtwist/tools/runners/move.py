@@ -28,7 +28,7 @@ from dicomtwist.tools.client import ClientAssociation
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import VERBOSE, Output, table
 from dicomtwist.tools.display.progress import Progress
-from dicomtwist.tools.interrupts import Interrupts
+from dicomtwist.tools.interrupts import MOVE_CANCELLED, Interrupts
 from dicomtwist.tools.query.query import Query
 
 #: How long the peer may take to release its associations after the move, in seconds.
@@ -73,7 +73,7 @@ class Move:
 
     async def main(self, reactor: Any, interrupts: Interrupts) -> int:
         """Run it and return the exit status."""
-        client = ClientAssociation(self.connection, reactor, self.output, interrupts)
+        client = ClientAssociation(self.connection, reactor, self.output, interrupts, MOVE_CANCELLED)
         client.ae.executors.acquire()
         if self._folder is not None:
             self.receiver = FolderReceiver(

@@ -21,7 +21,7 @@ from dicomtwist.tools.explain import Cause
 from dicomtwist.tools.files.bulk_sender import SCANNERS, BulkSender, Sender, count_reasons
 from dicomtwist.tools.files.file_scanner import ScanBatch, ScannedInstance, Scanner, SizeSurvey
 from dicomtwist.tools.files.resume_journal import ResumeJournal
-from dicomtwist.tools.interrupts import FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
+from dicomtwist.tools.interrupts import ANSWERED_FIRST, FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
 from dicomtwist.tools.web_connection import WebConnection
 
 #: How many different reasons the summary distinguishes.
@@ -152,7 +152,7 @@ class Store:
         tally = Tally(self.output, executor, failed_files, self.journal)
         scanner = Scanner(self.paths, self.journal.contains if self.journal is not None else lambda instance: False)
         sender = make_sender(scanner, tally, executor)
-        interrupts.handle(sender.stop, sender.abort)
+        interrupts.handle(sender.stop, sender.abort, ANSWERED_FIRST)
         progress = Progress(
             self.output, lambda: tally.done + sender.bytes_under_way, lambda: self.surveyed, lambda: _note(tally)
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from dicomtwist.retrieval.web_retriever import WebRetriever
-from dicomtwist.tools.interrupts import Interrupts
+from dicomtwist.tools.interrupts import CLOSED, Interrupts
 from dicomtwist.tools.runners.get import Get
 from dicomtwist.tools.web_connection import WebConnection
 from dicomtwist.tools.web_operation import note_connection
@@ -17,6 +17,8 @@ __all__ = ["WebGet"]
 
 class WebGet(Get):
     """One run of ``dicomtwist get`` at a server of DICOMweb."""
+
+    stopping = CLOSED
 
     async def main(self, reactor: Any, interrupts: Interrupts) -> int:
         """Run it and return the exit status."""

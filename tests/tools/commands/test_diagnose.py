@@ -230,6 +230,16 @@ class BrokenOtherwise(DiagnoseTestCase):
         self.assertRegex(wrong, "^Wrong: the peer does not answer to the AE title WRONG")
         self.assertEqual(to_do, f"To do: give the AE title of the peer, as in TITLE@{LOCAL}:{port}")
 
+    async def test_at_a_terminal(self) -> None:
+        """Sentences are wrapped at the width of a terminal, and words stay whole."""
+        process = self.terminal("diagnose", f"{LOCAL}:{peers.free_port()}")
+        result = await process.wait(120)
+        self.assertEqual(result.code, 3)
+        lines = result.text.splitlines()
+        self.assertLessEqual(max(map(len, lines)), 100)
+        joined = " ".join(line.strip() for line in lines)
+        self.assertIn("To do: check the port (104, 11112 and, for TLS, 2762 are usual), and that the peer runs", joined)
+
     async def test_other_services(self) -> None:
         for data, name in (
             (b"SSH-2.0-OpenSSH_9\r\n", "SSH"),

@@ -365,6 +365,7 @@ class Conduct(ToolTestCase):
         process.signal("INT")
         result = await process.wait(120)
         self.assertEqual(result.code, 1, result.text)
+        self.assertIn("stopping: the peer is asked to cancel (C-CANCEL), and what it has sent is kept", result.text)
         document = json.loads(result.stdout)
         self.assertEqual((document["status"], document["stored"], document["interrupted"]), ("0xFE00", 1, True))
         self.assertEqual(len(list((self.folder / "got").rglob("*.dcm"))), 1)
@@ -404,6 +405,7 @@ class Conduct(ToolTestCase):
         result = await process.wait(120)
         self.assertEqual(result.code, 1, result.text)
         self.assertIn("dicomtwist: interrupted\r\n", result.text)
+        self.assertIn("stopping: the peer is asked to cancel (C-CANCEL), and what it has moved stays", result.text)
         self.assertEqual(len(list((self.folder / "moved").rglob("*.dcm"))), 1)
         await both.addTimeout(60, reactor)
 

@@ -330,7 +330,9 @@ class Interrupted(ToolTestCase):
         process = await self.start_tool(*command)
         await stores.wait(1)
         process.signal("INT")
-        await process.wait_for("requests that are under way are finished first")
+        await process.wait_for(
+            "the instances under way are answered first, and no others are sent; interrupt once more"
+        )
         stores.answer()
         result = await process.wait()
         self.assertEqual(result.code, 1, result.text)

@@ -19,6 +19,7 @@ from dicomtwist.tools.display.text_table import (
     fitted,
     row_lines,
     terminal_width,
+    word_lines,
     wrapped,
 )
 
@@ -68,9 +69,19 @@ class Wrapping(SynchronousTestCase):
     def test_places(self) -> None:
         self.assertEqual(wrapped("one two three", 8), ["one two", "three"])
         self.assertEqual(wrapped("1.2.840.10008.5.1.4", 10), ["1.2.840.", "10008.5.1.", "4"])
+        self.assertEqual(wrapped("see the /var/spool", 16), ["see the", "/var/spool"])
         self.assertEqual(wrapped("a" * 10, 4), ["aaaa", "aaaa", "aa"])
         self.assertEqual(wrapped("山田太郎", 5), ["山田", "太郎"])
         self.assertEqual(wrapped("", 4), [""])
+
+    def test_sentences(self) -> None:
+        """No word of a sentence is cut, and without a terminal it is one line."""
+        text = "To do: check /etc/dicomtwist/archive.toml, then start it again"
+        self.assertEqual(word_lines(text, None), [text])
+        self.assertEqual(word_lines(text, 80), [text])
+        lines = word_lines(text, 20)
+        self.assertEqual(lines[:3], ["To do: check", "  /etc/dicomtwist/archive.toml,", "  then start it"])
+        self.assertEqual(" ".join(line.strip() for line in lines), text)
 
     @given(TEXT, st.integers(2, 30))
     def test_any(self, text: str, width: int) -> None:
