@@ -33,6 +33,7 @@ else:
     from dicomtwist.asyncio.answers import Answers, Retrieval
     from dicomtwist.asyncio.association import Association
     from dicomtwist.asyncio.connecting import Connecting, connect
+    from dicomtwist.asyncio.dicomweb import DICOMwebClient, Items, Part
     from dicomtwist.asyncio.retrieving import retrieve
     from dicomtwist.asyncio.serving import Server, Serving, serve
     from dicomtwist.eventloop.coroutines import from_deferred, to_deferred
@@ -51,4 +52,7 @@ else:
         "get_reactor",
         "Connecting",
         "Serving",
+        "DICOMwebClient",
+        "Items",
+        "Part",
     ]

@@ -15,7 +15,19 @@ reactor in another thread, that one is used. Any number of threads may make call
 from dicomtwist.sync.answers import Answers, Retrieval
 from dicomtwist.sync.association import Association
 from dicomtwist.sync.connecting import connect
+from dicomtwist.sync.dicomweb import DICOMwebClient, Items, Part
 from dicomtwist.sync.retrieving import retrieve
 from dicomtwist.sync.serving import Server, serve
 
-__all__ = ["connect", "serve", "retrieve", "Association", "Answers", "Retrieval", "Server"]
+__all__ = [
+    "connect",
+    "serve",
+    "retrieve",
+    "Association",
+    "Answers",
+    "Retrieval",
+    "Server",
+    "DICOMwebClient",
+    "Items",
+    "Part",
+]

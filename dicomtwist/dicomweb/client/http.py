@@ -13,10 +13,9 @@ from functools import partial
 from typing import Any, Final, cast
 from urllib.parse import urljoin, urlsplit
 
-from OpenSSL import SSL
 from twisted.internet import error as errors
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IProtocol, IStreamClientEndpoint
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import deferLater
@@ -40,8 +39,9 @@ from dicomtwist.dicomweb.client.errors import (
 from dicomtwist.dicomweb.client.upload import Upload
 from dicomtwist.dicomweb.client.urls import BaseURL, origin_of
 from dicomtwist.dicomweb.media_types import MediaType, MediaTypeError
-from dicomtwist.endpoints import client_tls_options
+from dicomtwist.endpoints import client_tls_options, describe_tls_error
 from dicomtwist.runtime.backoff import Backoff
+from dicomtwist.tls.transport import wrap_client_tls
 
 __all__ = ["HTTPClient", "Response", "Timeouts", "Token"]
 
@@ -284,7 +284,9 @@ _NOT_SENT: Final = (RequestNotSent, errors.ConnectError, errors.DNSLookupError)
 def _is_permanent(error: BaseException) -> bool:
     """Whether another attempt is in vain."""
     cause = error.__cause__
-    return isinstance(cause, errors.DNSLookupError | errors.UnknownHostError | SSL.Error | ValueError)
+    if cause is not None and describe_tls_error(cause) is not None:
+        return True
+    return isinstance(cause, errors.DNSLookupError | errors.UnknownHostError | ValueError)
 
 
 async def _pause(reactor: Any, seconds: float) -> None:
@@ -323,8 +325,8 @@ def _mapped(error: BaseException, inner: BaseException) -> DICOMwebError:
         return NoConnection("the connection was lost before the response had arrived")
     if isinstance(inner, errors.ConnectError | errors.DNSLookupError):
         return NoConnection(f"no connection: {inner}")
-    if isinstance(inner, SSL.Error):
-        return NoConnection(f"no connection over TLS: {inner}")
+    if (words := describe_tls_error(inner)) is not None:
+        return NoConnection(f"no connection over TLS: {words}")
     if isinstance(error, ResponseFailed):
         return InvalidResponse(f"the response is none of HTTP: {inner}")
     return NoConnection(f"the request failed: {inner}")
@@ -463,5 +465,5 @@ class _Endpoints:
         if uri.scheme == b"https":
             # The certificate of the client is a credential: other origins do not get it.
             options = self._tls if ("https", host, uri.port) == self._base.origin else None
-            endpoint = wrapClientTLS(options or client_tls_options(host), endpoint)
+            endpoint = wrap_client_tls(options or client_tls_options(host), endpoint)
         return cast(IStreamClientEndpoint, _Wrapped(endpoint))
