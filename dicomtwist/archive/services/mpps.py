@@ -21,7 +21,8 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.archive.index.normal_forms import normal_date, time_key
-from dicomtwist.archive.services.no_room import NoRoomLog, is_full, refusal_words
+from dicomtwist.archive.index.sqlite import lacks_room
+from dicomtwist.archive.services.no_room import NoRoomLog, refusal_words
 from dicomtwist.archive.services.turns import Turns
 from dicomtwist.archive.storage.file_store import file_name
 from dicomtwist.archive.storage.interfaces import Storage
@@ -454,7 +455,7 @@ def _status_for(error: BaseException | None) -> Status | None:
     if isinstance(error, DataSetError):
         return Status(codes.PROCESSING_FAILURE, "", "the attributes cannot be read")
     if isinstance(error, OSError):
-        code = codes.RESOURCE_LIMITATION if is_full(error) else codes.PROCESSING_FAILURE
+        code = codes.RESOURCE_LIMITATION if lacks_room(error) else codes.PROCESSING_FAILURE
         return Status(code, "", refusal_words(error))
     if isinstance(error, ExecutorFull):
         return Status(codes.RESOURCE_LIMITATION, "", "too many requests wait")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from sqlite3 import SQLITE_FULL
 from typing import Final, Protocol
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist.ae.server import in_bytes
-from dicomtwist.archive.storage.types import NO_ROOM, IndexFailed
+from dicomtwist.archive.index.sqlite import lacks_room
+from dicomtwist.archive.storage.types import NO_ROOM
 from dicomtwist.errors import loggable
 from dicomtwist.runtime.executors import Executor
 
-__all__ = ["NoRoomLog", "is_full", "refusal_words"]
+__all__ = ["NoRoomLog", "refusal_words"]
 
 #: The time between two lines, in seconds.
 INTERVAL: Final = 60.0
@@ -53,7 +53,7 @@ class NoRoomLog:
         :param what: a name of it in the singular.
         :returns: whether the reason is that there is no room; nothing else needs to log it then.
         """
-        if not is_full(error):
+        if not lacks_room(error):
             return False
         self._refused[what] += 1
         now = self._executor.seconds()
@@ -84,15 +84,6 @@ class NoRoomLog:
 
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-def is_full(error: BaseException) -> bool:
-    """Return whether *error* says that there is no room in the folder of the archive, for a file or for the index."""
-    if isinstance(error, IndexFailed):
-        # The driver's error is inside that of SQLAlchemy. PostgreSQL has a disk of its own, and another administrator.
-        code = getattr(getattr(error.__cause__, "orig", None), "sqlite_errorcode", 0)
-        return bool(code & 0xFF == SQLITE_FULL)
-    return isinstance(error, OSError) and error.errno in NO_ROOM
 
 
 def refusal_words(error: OSError) -> str:

@@ -14,8 +14,9 @@ from sqlalchemy.exc import OperationalError
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
 from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.index.sqlite import lacks_room
 from dicomtwist.archive.server import ArchiveServer
-from dicomtwist.archive.services.no_room import INTERVAL, NoRoomLog, is_full
+from dicomtwist.archive.services.no_room import INTERVAL, NoRoomLog
 from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
 from dicomtwist.archive.storage.types import IndexFailed
 from dicomtwist.runtime.executors import Executors
@@ -69,7 +70,7 @@ class NoRoom(MemoryTestCase):
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
 
-    def test_is_full(self) -> None:
+    def test_lacks_room(self) -> None:
         for error, is_one in (
             (FULL, True),
             (OSError(errno.EROFS, ""), True),
@@ -80,7 +81,7 @@ class NoRoom(MemoryTestCase):
             (index_error(False), False),
             (IndexFailed("index: it is closed"), False),
         ):
-            self.assertEqual(is_full(error), is_one, error)
+            self.assertEqual(lacks_room(error), is_one, error)
 
     def test_counts(self) -> None:
         class Storage:
