@@ -22,6 +22,9 @@ from twisted.python import usage
 from dicomtwist.access.enforcement import Policy
 from dicomtwist.access.explanation import explain, parse_case
 from dicomtwist.access.rules import EVERYTHING, Identity, Operation, Rule
+from dicomtwist.archive.index.index import FOLDER as INDEX_FOLDER
+from dicomtwist.archive.index.schema import SCHEMA_VERSION
+from dicomtwist.archive.index.sqlite import why_unusable
 from dicomtwist.daemon.configuration import Configuration
 from dicomtwist.daemon.http import describe_http
 from dicomtwist.tls.files import read_validity
@@ -166,12 +169,20 @@ def _storage(folder: Path, min_free: int) -> str:
     :raises usage.UsageError: it cannot be used.
     """
     nearest = folder.absolute()
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
+    try:
+        while not nearest.exists() and nearest != nearest.parent:
+            nearest = nearest.parent
+    except PermissionError:
+        raise usage.UsageError(
+            f"--storage: {nearest.parent} may not be entered by the user that runs this check"
+        ) from None
     if not nearest.is_dir():
         raise usage.UsageError(f"--storage: {nearest} is not a folder")
     if not os.access(nearest, os.R_OK | os.W_OK | os.X_OK):
         raise usage.UsageError(f"--storage: {nearest} is not writable for the user that runs this check")
+    why = why_unusable(folder / INDEX_FOLDER, SCHEMA_VERSION)
+    if why is not None:
+        raise usage.UsageError(f"--storage: the index cannot be used: {why}")
     free = shutil.disk_usage(nearest).free
     words = "" if nearest == folder.absolute() else ", which the start creates"
     enough = "" if free > min_free else f", less than min-free: instances would be refused (min-free {_size(min_free)})"

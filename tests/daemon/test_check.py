@@ -5,14 +5,19 @@ from __future__ import annotations
 import io
 import os
 import socket
+import sqlite3
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from dicomtwist.access.users import hash_passcode
+from dicomtwist.archive.archive import Archive
 from dicomtwist.daemon.tap import Options
 from tests import peers
 from tests.certificates import DAY, NOW, Authority
@@ -29,6 +34,20 @@ user = "alice"
 called = "ARCHIVE"
 allow = "find"
 """
+
+
+@contextmanager
+def as_ordinary_user() -> Iterator[None]:
+    """Give up the rights of root for a while, if the tests have them: root may write everywhere."""
+    if os.getuid():
+        yield
+        return
+    Options()  # what it imports may be where only root may read
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
 
 
 class CheckTestCase(SynchronousTestCase):
@@ -190,14 +209,85 @@ allow = []
             self.assertIn(words, printed)
             self.assertEqual(printed.count("\n"), 1, printed)
 
-    def test_a_folder_that_may_not_be_written(self) -> None:
-        folder = self.folder / "locked"
-        folder.mkdir(mode=0o500)
-        if os.access(folder, os.W_OK):
-            raise self.skipTest("this user may write everywhere")
-        code, printed = self.run_options("--check", "--storage", str(folder / "archive"))
-        self.assertEqual(code, 64)
-        self.assertIn("is not writable", printed)
+    def test_permissions(self) -> None:
+        """The user that runs the check has to be able to write the folder above, the folder of the index, and its files."""
+        for locked, mode, words in (
+            ("", 0o555, "is not writable for the user"),
+            ("", 0o000, "may not be entered by the user"),
+            ("archive", 0o555, "is not writable for the user"),
+            ("archive/.index", 0o555, ".index is not writable for this user"),
+            (
+                "archive/.index/lock",
+                0o444,
+                "lock is not readable and writable for this user: was a server run as another",
+            ),
+        ):
+            folder = self.open_folder()
+            path = folder / locked
+            if locked:
+                (folder / "archive" / ".index").mkdir(parents=True)
+                (folder / "archive" / ".index" / "lock").touch()
+                for one in (folder, *folder.rglob("*")):
+                    one.chmod(0o666 if one.is_file() else 0o777)
+            path.chmod(mode)
+            with as_ordinary_user():
+                code, printed = self.check(folder / "archive")
+            path.chmod(0o700)
+            self.assertEqual(code, 64, printed)
+            self.assertIn(words, printed)
+            self.assertEqual(printed.count("\n"), 1, printed)
+
+    def open_folder(self) -> Path:
+        """Make a folder that every user can reach, wherever the tests run."""
+        folder = Path(mkdtemp(prefix="dicomtwist-check-"))
+        folder.chmod(0o755)
+        self.addCleanup(rmtree, folder)
+        return folder
+
+    def check(self, storage: Path) -> tuple[int, str]:
+        """Check the folder; return the exit status, and what was printed."""
+        with redirect_stdout(io.StringIO()) as printed, redirect_stderr(printed):
+            ended = self.assertRaises(SystemExit, Options().parseOptions, ["--check", "--storage", str(storage)])
+        assert isinstance(ended.code, int)
+        return ended.code, printed.getvalue()
+
+    def test_index(self) -> None:
+        """An index that a start could not use is a mistake, and the check makes and changes no file."""
+        storage = self.folder / "archive"
+        archive = Archive(storage)
+        archive.open()
+        archive.close()
+        file = storage / ".index" / "index.sqlite"
+        sound = file.read_bytes()
+        newer = self.folder / "newer.sqlite"
+        newer.write_bytes(sound)
+        with closing(sqlite3.connect(newer)) as connection, connection:
+            connection.execute("UPDATE about SET value = '99' WHERE name = 'version'")
+        middle = len(sound) // 2
+        for content, words in (
+            (sound, ""),
+            (b"", ""),
+            (b"this is no database, whatever its name says" * 100, "file is not a database; if it is damaged, move it"),
+            (sound[:middle], "move it away: it is rebuilt from the files"),
+            (sound[:4096] + b"\xff" * (len(sound) - 4096), "move it away: it is rebuilt from the files"),
+            (newer.read_bytes(), "has version 99"),
+        ):
+            file.write_bytes(content)
+            before = {path: path.read_bytes() for path in storage.rglob("*") if path.is_file()}
+            code, printed = self.check(storage)
+            self.assertEqual(code, 64 if words else 0, printed)
+            self.assertIn(words and f"--storage: the index cannot be used: {file}", printed)
+            self.assertIn(words, printed)
+            self.assertEqual({path: path.read_bytes() for path in storage.rglob("*") if path.is_file()}, before)
+
+    def test_index_beside_a_running_server(self) -> None:
+        """SQLite's log is there then, and not looked into."""
+        storage = self.folder / "archive"
+        archive = Archive(storage)
+        archive.open()
+        self.addCleanup(archive.close)
+        code, printed = self.check(storage)
+        self.assertEqual(code, 0, printed)
 
 
 class Explain(CheckTestCase):

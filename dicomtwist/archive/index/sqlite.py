@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -217,3 +218,68 @@ def extend_log(engine: Engine, free: int) -> None:
         ):
             connection.exec_driver_sql(statement)
             connection.commit()
+
+
+# --- a look from outside
+
+#: The time that is spent on reading the pages of a database, in seconds. A database of gigabytes is read in part.
+INSPECTION_SECONDS: Final = 2.0
+#: The number of SQLite's instructions between two looks at the clock.
+_INSTRUCTIONS: Final = 10_000
+_ADVICE: Final = "if it is damaged, move it away: it is rebuilt from the files"
+
+
+def why_unusable(folder: Path, version: int) -> str | None:
+    """
+    Return why the SQLite index in *folder* cannot be used by this user, in words; ``None`` if it can, or is not there yet.
+    This makes and changes no file.
+
+    Rows that a running server, or a crash, has left in SQLite's log are not read: that would take the log's locks. Only the
+    version is read beside such a log.
+
+    :param version: the latest version of the tables that this program knows.
+    """
+    try:
+        if not os.path.lexists(folder):
+            return None
+        if not folder.is_dir():
+            return f"{folder} is not a folder"
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            return f"{folder} is not writable for this user"
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and not os.access(path, os.R_OK | os.W_OK):
+                return f"{path} is not readable and writable for this user: was a server run as another one?"
+        file = folder / "index.sqlite"
+        if not file.exists() or not file.stat().st_size:
+            return None
+        log = folder / "index.sqlite-wal"
+        return _why_unreadable(file, version, is_whole=not log.exists() or not log.stat().st_size)
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+
+
+def _why_unreadable(file: Path, version: int, *, is_whole: bool) -> str | None:
+    # SQLite makes no file beside an immutable database, and takes no lock.
+    address = f"file:{quote(str(file.absolute()))}?immutable=1"
+    deadline = time.monotonic() + INSPECTION_SECONDS
+    try:
+        with closing(sqlite3.connect(address, uri=True)) as connection:
+            if not connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'about'").fetchone()[0]:
+                return None
+            row = connection.execute("SELECT value FROM about WHERE name = 'version'").fetchone()
+            found = int(row[0]) if row is not None else 0
+            if found > version:
+                return (
+                    f"{file} has version {found}, and this program knows versions up to {version}; use the program "
+                    "that wrote it, or move the index away: it is rebuilt from the files"
+                )
+            if is_whole:
+                connection.set_progress_handler(lambda: time.monotonic() > deadline, _INSTRUCTIONS)
+                (first,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+                if first != "ok":
+                    # SQLite's words name a table and a page, and no value.
+                    return f"{file}: {' '.join(str(first).split())}; {_ADVICE}"
+    except (sqlite3.Error, ValueError) as error:
+        if getattr(error, "sqlite_errorname", "") != "SQLITE_INTERRUPT":
+            return f"{file}: {error}; {_ADVICE}"
+    return None
