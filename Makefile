@@ -20,6 +20,9 @@ JOBS ?= -j 3
 BENCH ?=
 FUZZ_SECONDS ?= 120
 SOAK_SECONDS ?= 600
+# The viewer of the tests in tests/browser, which name this folder as well.
+OHIF := ohif-app-3.12.10
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dicomtwist
 
 METADATA := setup.cfg pyproject.toml
 BASE := $(VENV)/.installed
@@ -90,8 +93,8 @@ fuzz: $(FUZZ)
 	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
 # DCMTK, Orthanc, GDCM and dcmjs-dimse are peers in the tests, haproxy stands before the server, Wireshark's tshark reads what
-# we write, and the command is completed in zsh and fish. Where they are missing and cannot be installed the tests that need them are skipped,
-# or fail when CI=true.
+# we write, the command is completed in zsh and fish, and OHIF shows images in Chromium. Where they are missing and cannot be installed the
+# tests that need them are skipped, or fail when CI=true.
 peers:
 	@missing=; \
 	ls /usr/bin/dcmdump /usr/local/bin/dcmdump >/dev/null 2>&1 || command -v dcmdump >/dev/null || missing=dcmtk; \
@@ -100,6 +103,7 @@ peers:
 	ls /usr/share/orthanc/plugins/libOrthancDicomWeb.so >/dev/null 2>&1 || missing="$$missing orthanc-dicomweb"; \
 	command -v gdcmscu >/dev/null || missing="$$missing libgdcm-tools"; \
 	ls /usr/sbin/haproxy >/dev/null 2>&1 || command -v haproxy >/dev/null || missing="$$missing haproxy"; \
+	ls /usr/lib/chromium/chromium >/dev/null 2>&1 || command -v chromium >/dev/null || missing="$$missing chromium"; \
 	for shell in zsh fish; do command -v $$shell >/dev/null || missing="$$missing $$shell"; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -111,6 +115,13 @@ peers:
 	if command -v npm >/dev/null && [ ! -d $(VENV)/node/node_modules/dcmjs-dimse ]; then \
 	  npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(VENV)/node dcmjs-dimse@0.3 || \
 	  echo "Not installed: dcmjs-dimse. The test that needs it is skipped."; \
+	fi; \
+	if command -v npm >/dev/null && [ ! -d $(CACHE)/$(OHIF) ]; then \
+	  mkdir -p $(CACHE) && folder=$$(mktemp -d $(CACHE)/new-XXXXXX) && ( \
+	    npm pack --silent --pack-destination $$folder @ohif/app@$(OHIF:ohif-app-%=%) >/dev/null && \
+	    tar -xzf $$folder/$(OHIF).tgz -C $$folder --exclude='*.map' && rm $$folder/$(OHIF).tgz && chmod 755 $$folder && \
+	    mv -T $$folder $(CACHE)/$(OHIF) || rm -rf $$folder; \
+	  ); [ -d $(CACHE)/$(OHIF) ] || echo "Not there: OHIF. The tests that need it are skipped."; \
 	fi
 
 # One virtual environment; the stamp files say what has been installed into it.

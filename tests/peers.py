@@ -56,7 +56,7 @@ _PACKAGES = {
     "Orthanc": "orthanc",
     "gdcmscu": "libgdcm-tools",
     "node": "nodejs",
-    **{name: name for name in ("haproxy", "zsh", "fish")},
+    **{name: name for name in ("chromium", "haproxy", "zsh", "fish")},
 }
 
 
@@ -67,8 +67,9 @@ def _is_script(path: Path) -> bool:
 
 @functools.cache
 def _find_tool(name: str) -> str | None:
-    # pynetdicom installs scripts named storescp, echoscu and so on: a file that starts with "#!" is not DCMTK's tool.
-    folders = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/opt/homebrew/bin", *os.get_exec_path()]
+    # pynetdicom installs scripts named storescp, echoscu and so on: a file that starts with "#!" is not DCMTK's tool. Debian's
+    # /usr/bin/chromium is a script as well.
+    folders = ["/usr/lib/chromium", "/usr/bin", "/usr/sbin", "/usr/local/bin", "/opt/homebrew/bin", *os.get_exec_path()]
     for folder in folders:
         path = Path(folder, name)
         if path.is_file() and os.access(path, os.X_OK) and not _is_script(path):

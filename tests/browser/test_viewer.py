@@ -1,0 +1,113 @@
+"""
+OHIF in Chromium, served by ``twist dicom --viewer``: it lists the studies of the archive, and draws their images.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+
+from tests import peers
+from tests.browser.chromium import Chromium, Drawn, Window, browse
+from tests.interop.archives import fill
+from tests.interop.twist import TwistTestCase
+from tests.peers import DicomFile, dicom_files
+
+#: The unpacked package, which ``make peers`` puts there.
+DIST: Final = (
+    Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    / "dicomtwist"
+    / "ohif-app-3.12.10"
+    / "package"
+    / "dist"
+)
+
+#: The images: a CT image, a JPEG 2000 one, a colour one, and one in colour with 30 frames in JPEG.
+CT: Final = "CT_small.dcm"
+JPEG_2000: Final = "MR_small_jp2klossless.dcm"
+COLOUR: Final = "examples_rgb_color.dcm"
+FRAMES: Final = "examples_ybr_color.dcm"
+
+VIEWPORT: Final = "canvas.cornerstone-canvas"
+
+
+def study(name: str) -> str:
+    """Return the Study Instance UID of one of the files."""
+    path = get_testdata_file(name, download=False)
+    assert isinstance(path, str)
+    return str(dcmread(path, stop_before_pixels=True).StudyInstanceUID)
+
+
+def files() -> list[DicomFile]:
+    return [file for file in dicom_files() if Path(file.path).name in (CT, JPEG_2000, COLOUR, FRAMES)]
+
+
+def problems(window: Window) -> list[str]:
+    """Return what went wrong, without the complaint of OHIF about its own tour of the page, which it begins too early."""
+    return [one for one in window.problems if "supplied to advanceOn" not in one]
+
+
+class Viewer(TwistTestCase):
+    async def started(self, *options: object) -> None:
+        """Start an archive with the images, and with the viewer."""
+        if not (DIST / "index.html").is_file():
+            raise peers.missing_error(f"not there: {DIST} (make peers)")
+        peers.require("chromium")
+        port = peers.free_port()
+        self.viewer = f"http://127.0.0.1:{port}"
+        options = ("--viewer-http", f"tcp:{port}:interface=127.0.0.1", "--http-origin", self.viewer, *options)
+        await self.twist("--viewer", DIST, *options)
+        await fill(self.port, "TWIST", files())
+
+    def opened(self, window: Window, name: str) -> Drawn:
+        """Open the study of a file by its URL, and return what is drawn."""
+        window.page.goto(f"{self.viewer}/viewer?StudyInstanceUIDs={study(name)}")
+        return window.drawn(VIEWPORT)
+
+    async def test_images(self) -> None:
+        """The list of studies, a search in it, a study that is opened from it, and images of all kinds."""
+        await self.started()
+
+        def use(chromium: Chromium) -> None:
+            window = chromium.window()
+            page = window.page
+            page.goto(self.viewer)
+            rows = page.locator("[data-cy^=studyRow]")
+            rows.nth(3).wait_for()
+            self.assertTrue(page.evaluate("crossOriginIsolated"), "the page has threads with common memory")
+            page.locator("[data-cy=input-mrn]").fill("1CT1")
+            rows.nth(1).wait_for(state="detached")
+            rows.first.click()
+            page.locator("[data-cy^=mode-viewer]").click()
+            self.assertGreater(window.drawn(VIEWPORT).greys, 30)
+            self.assertIn(study(CT), page.url)
+            self.assertGreater(self.opened(window, JPEG_2000).greys, 30)
+            self.assertGreater(self.opened(window, COLOUR).colour, 60)
+            self.assertGreater(self.opened(window, FRAMES).greys, 30)
+            page.wait_for_function(
+                "() => performance.getEntriesByType('resource').some((one) => one.name.endsWith('/frames/30'))"
+            )
+            self.assertEqual(problems(window), [])
+
+        await browse(use)
+
+    async def test_other_origin(self) -> None:
+        """DICOMweb has another origin than the page, which it allows."""
+        http = peers.free_port()
+        await self.started(
+            *("--http", f"tcp:{http}:interface=127.0.0.1", "--http-url", f"http://127.0.0.1:{http}/dicom-web")
+        )
+
+        def use(chromium: Chromium) -> None:
+            window = chromium.window()
+            self.assertGreater(self.opened(window, CT).greys, 30)
+            asked = window.urls("/dicom-web/")
+            self.assertTrue(asked)
+            self.assertEqual([url for url in asked if not url.startswith(f"http://127.0.0.1:{http}/")], [])
+            self.assertEqual(problems(window), [])
+
+        await browse(use)
