@@ -25,6 +25,7 @@ from dicomtwist.dimse.status import Status
 from dicomtwist.presentation import PresentationContext, PresentationContextTuple
 from dicomtwist.runtime.budget import Budget
 from dicomtwist.runtime.executors import Executors
+from dicomtwist.runtime.figures import NetworkFigures
 from dicomtwist.settings import Settings
 from dicomtwist.ul.items import RoleSelection, SOPClassCommonExtended, UserIdentity
 
@@ -81,12 +82,14 @@ class UpperLayer(Protocol):
 
     :ivar transport: the connection, a Twisted transport.
     :ivar secure: whether the connection is TLS.
-    :ivar last_sent: when bytes were last given to the transport, in seconds of the reactor's clock.
+    :ivar last_received: when bytes were last received, in seconds of the reactor's clock.
+    :ivar last_sent: when bytes were last given to the transport, in seconds of that clock.
     :ivar write_paused_since: since when the transport takes no more bytes, ``None`` while it takes them.
     """
 
     transport: Any
     secure: bool
+    last_received: float
     last_sent: float
     write_paused_since: float | None
 
@@ -126,6 +129,10 @@ class AEInterface(Protocol):
     @property
     def executors(self) -> Executors:
         """The threads for what blocks, by purpose."""
+
+    @property
+    def figures(self) -> NetworkFigures:
+        """Its figures of the network."""
 
     @property
     def request_memory(self) -> Budget:
@@ -441,12 +448,14 @@ class PerformedOperation(Protocol):
     :ivar context: the presentation context of the request.
     :ivar stream: its data set as it arrives, ``None`` if it has none.
     :ivar is_cancelled: whether the peer sent C-CANCEL or is gone.
+    :ivar started: when its request arrived, in seconds of the clock; the exchange sets it.
     """
 
     request: Request
     context: PresentationContextTuple
     stream: DataSetStream | None
     is_cancelled: bool
+    started: float
 
     @property
     def assoc(self) -> AssociationInterface:

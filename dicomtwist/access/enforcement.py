@@ -40,6 +40,7 @@ from dicomtwist.dimse.status import NOT_AUTHORISED, Status
 from dicomtwist.errors import ExecutorFull, Refused
 from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.runtime.executors import Executor
+from dicomtwist.runtime.figures import Counts
 from dicomtwist.sop_class import (
     ModalityPerformedProcedureStep,
     ModalityPerformedProcedureStepNotification,
@@ -86,6 +87,7 @@ class Access:
 
     :ivar policy: the policy that applies.
     :ivar checks: the checks of passcodes, for every protocol.
+    :ivar refusals: the refusals, by protocol and by what was refused: ``"association"``, ``"user"`` or ``"operation"``.
     """
 
     log = Logger()
@@ -94,6 +96,7 @@ class Access:
         self.policy = policy
         self._checked: WeakKeyDictionary[AssociationInterface, CheckedRequestor] = WeakKeyDictionary()
         self.checks = PasscodeChecks(executor)
+        self.refusals = Counts()
         self._verifying: dict[AssociationInterface, Deferred[Any]] = {}
 
     def guarded(self, handlers: Iterable[evt.HandlerTuple]) -> list[evt.HandlerTuple]:
@@ -143,6 +146,7 @@ class Access:
             requestor = replace(requestor, undecided=True)
         rejection = policy.rules.rejection(requestor)
         if rejection is not None:
+            self.refusals.add(("dimse", "association"))
             assoc.reject(rejection.result, rejection.source, rejection.reason, rejection.words)
             return
         self._checked[assoc] = CheckedRequestor(requestor, policy.rules)
@@ -195,6 +199,7 @@ class Access:
                 _trace_rules(assoc, requestor, rules)
                 return True, None
             why = rejection.words
+        self.refusals.add(("dimse", "user"))
         remark(assoc, why)
         remote = assoc.remote
         self.log.info(
@@ -233,6 +238,7 @@ class Access:
         return guard
 
     def _refuse(self, event: evt.DIMSEEvent, checked: CheckedRequestor | None, operations: Iterable[Operation]) -> Any:
+        self.refusals.add(("dimse", "operation"))
         # The peer learns the operation, and only the log the rules.
         what = f"no rule allows {' and '.join(sorted(operations))}"
         if event.event in _ANSWERING:
@@ -249,6 +255,7 @@ class Access:
 
         :param what: the instance and what is stored, in words.
         """
+        self.refusals.add(("dimse", "operation"))
         operations = (Operation.REPLACE,)
         self._log_refused(event, self._checked.get(event.assoc), operations, f"no rule allows replace: {what}")
 

@@ -40,6 +40,7 @@ from dicomtwist.presentation import (
 from dicomtwist.runtime.budget import Budget
 from dicomtwist.runtime.clock import use_monotonic_clock
 from dicomtwist.runtime.executors import Executors
+from dicomtwist.runtime.figures import NetworkFigures
 from dicomtwist.runtime.unawaited import Call, expect_reactor, reactor_ran
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import UIDLike
@@ -107,6 +108,7 @@ class AE(LegacyCallbacks):
         so that instances are sent as they are stored.
     :ivar transcoder: converts images that a peer does not take in their transfer syntax, if one of the two is compressed: a
         :class:`~dicomtwist.pixels.pool.Pixels`, or ``None``.
+    :ivar figures: its figures of the network since it was made: operations, associations, bytes.
     """
 
     def __init__(self, ae_title: str | bytes = "DICOMTWIST", port: int = 0, *, reactor: Any = None) -> None:
@@ -123,6 +125,7 @@ class AE(LegacyCallbacks):
         self._servers: list[Server] = []
         self._executors: Executors | None = None
         self._request_memory = Budget()
+        self.figures = NetworkFigures()
         super().__init__(port)
 
     @property
@@ -309,6 +312,11 @@ class AE(LegacyCallbacks):
     def active_associations(self) -> list[Association]:
         """The associations that are established, of both roles."""
         return [association for association in self._associations if association.is_established]
+
+    @property
+    def connections(self) -> list[Association]:
+        """The associations whose connection is open, established or not, of both roles."""
+        return list(self._associations)
 
     def association_opened(self, association: Association) -> None:
         """Count *association*, whose connection was made."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from twisted.logger import Logger
 
 from dicomtwist.runtime.executors import Executors, ExecutorVitals
+from dicomtwist.runtime.figures import Durations
 
 if TYPE_CHECKING:
     from dicomtwist.ae.server import Server
@@ -32,11 +33,14 @@ class ReactorLag:
 
     :param clock: the reactor.
     :param warning: the lag from which on a warning is logged, in seconds; ``None`` for no warning.
+
+    :ivar distribution: all measurements since the start, with one label, which is empty.
     """
 
     log = Logger()
 
     def __init__(self, clock: Any, warning: float | None = 1.0) -> None:
+        self.distribution: Durations[str] = Durations()
         self._clock = clock
         self._warning = warning
         self._samples: deque[tuple[float, float]] = deque()
@@ -83,6 +87,7 @@ class ReactorLag:
         now = self._clock.seconds()
         late = max(0.0, now - self._due)
         self._samples.append((now, late))
+        self.distribution.add("", late)
         while self._samples[0][0] <= now - WINDOW:
             self._samples.popleft()
         self._next()

@@ -31,6 +31,7 @@ from dicomtwist.datasets.layout_cache import Layouts
 from dicomtwist.errors import ExecutorFull
 from dicomtwist.part10 import FileMeta, decode_uid, encode_preamble_and_meta
 from dicomtwist.runtime.executors import Executor
+from dicomtwist.runtime.figures import Counts
 
 #: An instance below this size, in bytes, is written at once when it is complete; a larger one is written while it arrives.
 FIRST_WRITE: Final = 64 * 1024
@@ -92,6 +93,7 @@ class Ingest:
     :param default_charset: the character set of text without one, see :class:`dicomtwist.archive.archive.Archive`.
 
     :ivar layouts: the layouts of recent data sets.
+    :ivar outcomes: the number of instances, by ``"stored"`` or the class of the error for which they were refused.
     :ivar listeners: functions that are called with the Study and Series Instance UIDs of each instance that is stored, in the
         reactor thread. They do not fail.
     """
@@ -105,6 +107,7 @@ class Ingest:
         self.listeners: list[Callable[[str, str], None]] = []
         self.layouts = Layouts(WANTED, MAX_VALUE_LENGTH)
         self._moves = MoveSchedule(archive, executor)
+        self.outcomes = Counts()
         self._whole: deque[IncomingInstance] = deque()
         self._writers = 0
         self._max_writers = WRITERS[archive.store.durability]
@@ -338,6 +341,7 @@ class IncomingInstance:
     def kept(self, error: BaseException | None) -> None:
         """Report the result of the archive: stored, or refused for *error*."""
         if error is None:
+            self._ingest.outcomes.add(("stored",))
             self.result.callback(None)
         else:
             self._refuse(Failure(error))
@@ -346,6 +350,7 @@ class IncomingInstance:
         """Remove the file, then report *reason* to the peer, unless the peer is gone."""
         gone = self._refusal is not None
         self._refusal = reason
+        self._ingest.outcomes.add((type(reason.value).__name__,))
         self._waiting.clear()
         self._flow.resume()
         if gone:

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from dicomtwist import evt
 from dicomtwist.association.explanations import Proposal, explain_missing_context
 from dicomtwist.association.log_lines import LogLines
-from dicomtwist.association.record import RecordKeeper
+from dicomtwist.association.record import RecordKeeper, count_ended
 from dicomtwist.association.release import Release
 from dicomtwist.association.service_user import ServiceUser
 from dicomtwist.association.timeouts import Deadline, deadlines, shortest_timeout
@@ -497,6 +497,7 @@ class Association(LogLines, NormalisedUser):
             self.notify(evt.EVT_RECORD, record=self._keeper.finish(self, self.ae.reactor.seconds()))
         if self._release is not None:
             self._release.ended(None if self.is_released else self._end)
+        count_ended(self, self.ae.figures, self.ae.reactor.seconds() - self.opened_at)
         self.ae.association_closed(self)
         ended, self._waiting_for_end = self._waiting_for_end, []
         for end in ended:

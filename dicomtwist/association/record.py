@@ -19,6 +19,7 @@ from dicomtwist.dimse.messages import Message, Request, Response
 from dicomtwist.dimse.status import StatusCategory, category
 from dicomtwist.errors import AssociationAborted, AssociationRejected, AssociationTimeout
 from dicomtwist.interfaces import AssociationInterface
+from dicomtwist.runtime.figures import NetworkFigures
 
 #: The number of operations of an association that are recorded one by one; further ones are only counted.
 MAX_OPERATIONS: Final = 1000
@@ -365,23 +366,40 @@ class RecordKeeper:
                 OperationCount(direction=direction, service=service, status=status, count=count)
                 for (direction, service, status), count in self._counts.items()
             ),
-            ending=self._ending(association),
+            ending=ending_of(association, self._asked_for, self._released_by),
         )
 
-    def _ending(self, association: AssociationInterface) -> Ending:
-        if association.is_released:
-            return Ending(kind="released", by=self._released_by)
-        error = association.end_reason
-        why = str(error)
-        if isinstance(error, AssociationRejected):
-            by = "peer" if association.is_requestor else "us"
-            return Ending(kind="rejected", by=by, why=why, codes=(error.result, error.source, error.reason))
-        if isinstance(error, AssociationTimeout):
-            return Ending(kind="timeout", by="us", why=why, timer=error.timer)
-        if isinstance(error, AssociationAborted):
-            by = "peer" if error.by_peer else "us"
-            return Ending(kind="aborted", by=by, why=why, codes=(error.source, error.reason))
-        return Ending(kind="lost" if self._asked_for or association.was_established else "not asked for", why=why)
+
+def count_ended(association: AssociationInterface, figures: NetworkFigures, seconds: float) -> None:
+    """Count *association*, which has ended after *seconds*."""
+    # An acceptor knows the title of the requestor from its request.
+    ending = ending_of(association, association.is_requestor or bool(association.requestor.ae_title))
+    figures.associations.add((association.mode, ending.kind, ending.by or ""))
+    figures.lifetimes.add(association.mode, seconds)
+    figures.bytes_received += association.bytes_received
+    figures.bytes_sent += association.bytes_sent
+
+
+def ending_of(association: AssociationInterface, was_requested: bool, released_by: str | None = None) -> Ending:
+    """
+    Return how *association* has ended.
+
+    :param was_requested: whether an association was requested on the connection.
+    :param released_by: the side that requested its release, if it is known.
+    """
+    if association.is_released:
+        return Ending(kind="released", by=released_by)
+    error = association.end_reason
+    why = str(error)
+    if isinstance(error, AssociationRejected):
+        by = "peer" if association.is_requestor else "us"
+        return Ending(kind="rejected", by=by, why=why, codes=(error.result, error.source, error.reason))
+    if isinstance(error, AssociationTimeout):
+        return Ending(kind="timeout", by="us", why=why, timer=error.timer)
+    if isinstance(error, AssociationAborted):
+        by = "peer" if error.by_peer else "us"
+        return Ending(kind="aborted", by=by, why=why, codes=(error.source, error.reason))
+    return Ending(kind="lost" if was_requested or association.was_established else "not asked for", why=why)
 
 
 def _uid(message: Message | None, name: str) -> str:

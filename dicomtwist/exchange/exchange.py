@@ -67,6 +67,8 @@ class Exchange:
     ) -> None:
         self._owner = owner
         self._protocol = owner.protocol
+        self._figures = owner.ae.figures
+        self._seconds = owner.ae.reactor.seconds
         self._make_operation = make_operation
         self._contexts = contexts
         self._receiver = MessageReceiver(self, contexts, owner.settings.maximum_object_size)
@@ -210,6 +212,7 @@ class Exchange:
 
     def _request_received(self, context_id: int, request: Request) -> None:
         performance = self._make_operation(self._contexts[context_id], request)
+        performance.started = self._protocol.last_received
         if request.has_dataset:
             self._incoming = performance.stream = DataSetStream(self._protocol)
         waiting = self._waiting_requests
@@ -351,6 +354,7 @@ class Exchange:
             del self._performing[request.message_id]
         service = request.SERVICE
         self.counts[service] += 1
+        self._figures.performed.done(service, status, self._seconds() - performance.started)
         if status and codes.category(status) is codes.StatusCategory.FAILURE:
             self.failures[service] += 1
         if self._waiting_requests.requests:
@@ -478,6 +482,9 @@ class Exchange:
             return
         # The operation is gone if the association ended, or if its response came again within the data set.
         known = self._operations.pop(operation.message_id, None)
+        if known is not None:
+            now = self._seconds()
+            self._figures.invoked.done(operation.request.SERVICE, response.status, now - (operation.sent_at or now))
         if self.calls.full:
             self.calls.set_full(operation, False)
         if known is not None and operation.is_given_up:

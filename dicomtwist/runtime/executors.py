@@ -77,6 +77,11 @@ WORKLIST: Final = Bounds(threads=2, max_queued=1024, max_share=1)
 #: Everything else that an archive does with files: storage commitment, performed procedure steps, an import, a reload.
 HOUSEKEEPING: Final = Bounds(threads=4, max_queued=1024)
 
+#: Metrics are put into text, and the free space of the disk is measured, which may hang.
+MONITORING: Final = Bounds(threads=2, max_queued=64)
+#: Records and audit messages are written. Each of the two writes one batch at a time.
+RECORDS: Final = Bounds(threads=2, max_queued=64)
+
 DEFAULT_BOUNDS: Final[Mapping[str, Bounds]] = {
     "receiving": RECEIVING,
     "querying": QUERYING,
@@ -85,6 +90,8 @@ DEFAULT_BOUNDS: Final[Mapping[str, Bounds]] = {
     "passcodes": PASSCODES,
     "worklist": WORKLIST,
     "housekeeping": HOUSEKEEPING,
+    "monitoring": MONITORING,
+    "records": RECORDS,
 }
 
 
@@ -100,6 +107,7 @@ class ExecutorVitals:
     :ivar longest: the time for which the longest current call has been running, in seconds; 0 if no thread is busy.
     :ivar blocked: the time for which all threads have been busy with their current calls, in seconds; 0 if a thread is idle.
     :ivar work: the names of the functions that the threads are at.
+    :ivar refused: the calls that were refused since the start, because the queue was full.
     """
 
     name: str
@@ -109,6 +117,7 @@ class ExecutorVitals:
     longest: float
     blocked: float
     work: tuple[str, ...] = ()
+    refused: int = 0
 
     def __str__(self) -> str:
         longest = f", the longest call for {self.longest:.1f} s" if self.busy else ""
@@ -186,6 +195,7 @@ class Executor:
         self._users = 0
         # The number of calls that wait or run; only the reactor thread changes it.
         self._outstanding = 0
+        self._refused = 0
         self._queue: deque[Work] = deque()
         # For the attributes below, and to take a call from the queue; nothing blocks while it is held.
         self._lock = Lock()
@@ -231,8 +241,13 @@ class Executor:
             :func:`~dicomtwist.runtime.work.is_wanted`; the Deferred does not wait for it.
         """
         if self.is_full:
-            return fail(ExecutorFull(self.name, self.bounds.max_queued))
+            return self.refuse()
         return self.run_admitted(function, *args, **kwargs)
+
+    def refuse(self) -> Deferred[Any]:
+        """Count a call that is refused; its Deferred fails with :class:`ExecutorFull`."""
+        self._refused += 1
+        return fail(ExecutorFull(self.name, self.bounds.max_queued))
 
     def run_admitted(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         """
@@ -357,7 +372,9 @@ class Executor:
         longest = max(seconds, default=0.0)
         names = tuple(sorted({work.name for work in running if work.name}))
         queued = len(self._queue) + sum(len(owner.waiting) for owner in self._owners.values())
-        return ExecutorVitals(self.name, threads, len(seconds), queued, max(0.0, longest), blocked, names)
+        return ExecutorVitals(
+            self.name, threads, len(seconds), queued, max(0.0, longest), blocked, names, self._refused
+        )
 
     # --- in the reactor thread
 
@@ -475,7 +492,7 @@ class Share:
         """Call *function* in a thread when it is the turn of the peer, see :meth:`Executor.run`."""
         executor = self._executor
         if executor.is_full:
-            return fail(ExecutorFull(executor.name, executor.bounds.max_queued))
+            return executor.refuse()
         return executor.run_shared(self._peer, function, args, kwargs)
 
     def run_admitted(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
@@ -535,6 +552,16 @@ class Executors:
     def housekeeping(self) -> Executor:
         """The threads for all other work of an archive with files."""
         return self._make("housekeeping")
+
+    @cached_property
+    def monitoring(self) -> Executor:
+        """The threads that make metrics."""
+        return self._make("monitoring")
+
+    @cached_property
+    def records(self) -> Executor:
+        """The threads that write records and audit messages."""
+        return self._make("records")
 
     def _make(self, name: str) -> Executor:
         executor = self._made[name] = Executor(self._reactor, name, self._bounds[name])

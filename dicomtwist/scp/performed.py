@@ -55,6 +55,7 @@ class Performance:
     :ivar stream: its data set as it arrives, ``None`` if it has none.
     :ivar is_cancelled: whether the peer sent C-CANCEL or is gone.
     :ivar is_done: whether its final response was sent.
+    :ivar started: when its request arrived, in seconds of the clock; the exchange sets it.
     :ivar memory: the part of the memory for data sets of requests that it takes, until its final response.
     :ivar on_cancel: called when the peer sends C-CANCEL or is gone.
     """
@@ -69,6 +70,7 @@ class Performance:
         "memory",
         "on_cancel",
         "request",
+        "started",
         "stream",
     )
 
@@ -89,6 +91,7 @@ class Performance:
         self.is_cancelled = self.is_done = False
         self.on_cancel: Callable[[], None] | None = None
         self.memory: Share | None = None
+        self.started = 0.0
 
     @property
     def service_name(self) -> str:

@@ -233,6 +233,11 @@ class Worklist:
                 call.cancel()
 
     @property
+    def files(self) -> int:
+        """The number of files that are in memory."""
+        return self._reader.files
+
+    @property
     def _progress(self) -> int:
         return self._reader.progress + self._turns
 

@@ -152,6 +152,11 @@ class WorklistFolder:
         if those:
             self._known[folder] = those
 
+    @property
+    def files(self) -> int:
+        """The number of files that are in memory, with those that are ignored."""
+        return sum(len(known) for known in list(self._known.values()))
+
     def _stamps(self, folder: str) -> dict[str, _Stamp]:
         """Return the state of each file of *folder*."""
         found: dict[str, _Stamp] = {}
@@ -326,6 +331,11 @@ class WorklistReader:
     def progress(self) -> int:
         """The number of files so far that were looked at or read."""
         return self._folder.progress
+
+    @property
+    def files(self) -> int:
+        """The number of files that are in memory."""
+        return self._folder.files
 
     def stop(self) -> None:
         """End the reading at the next file."""
