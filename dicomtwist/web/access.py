@@ -86,6 +86,7 @@ async def _confirm(authorization: str, client: Client, access: Access, policy: P
             raise Problem(403, "a passcode must not be sent without TLS")
         if await _is_passcode(credentials, client, access, policy):
             return Identity.PASSCODE, _name_and_passcode(credentials)[0]
+    access.refusals.add(("http", "user"))
     _log.info(
         "{address}: credentials of HTTP, scheme {scheme!r}, were not confirmed",
         address=client.address,

@@ -17,8 +17,9 @@ from zope.interface import implementer
 from dicomtwist.errors import loggable
 from dicomtwist.web.http.body import Body, FileBody
 from dicomtwist.web.http.client import Client
+from dicomtwist.web.http.records import Noted
 from dicomtwist.web.http.site import StreamingResource
-from dicomtwist.web.problems import Problem, problem_of
+from dicomtwist.web.problems import RETRY_AFTER, Problem, problem_of
 from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.services import Services
 
@@ -34,6 +35,8 @@ class HandlingResource(StreamingResource):
     """
 
     isLeaf = True
+    #: Whether requests are handled while the server stops.
+    answers_while_draining = False
     log = Logger()
 
     def __init__(self, services: Services) -> None:
@@ -72,8 +75,11 @@ class HandlingResource(StreamingResource):
     async def _handle(self, http: Any, body: Body) -> None:
         services = self.services
         request = DICOMwebRequest(http, body, services, Client.of(http, services.trusted_proxies))
+        http.noted = Noted(request.client)
         request.set_header("X-Content-Type-Options", "nosniff")
         try:
+            if getattr(http.site, "is_draining", False) and not self.answers_while_draining:
+                raise Problem(503, "the server is stopping", [("Retry-After", str(RETRY_AFTER))])
             await self.handle(request)
             if not request.is_answered:
                 raise RuntimeError("the handler has not answered")

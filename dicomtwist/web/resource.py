@@ -47,6 +47,7 @@ class DICOMwebResource(HandlingResource):
             self._answer_options(request, match)
             return
         request.checked = await authenticate(request, self.services)
+        request.http.noted.requestor = request.requestor
         route = match.routes.get("GET" if request.method == "HEAD" else request.method)
         if not match.routes:
             raise Problem(404, "there is no such resource")
@@ -54,6 +55,7 @@ class DICOMwebResource(HandlingResource):
             raise Problem(
                 405, f"the methods here are {', '.join(match.methods)}", [("Allow", ", ".join(match.methods))]
             )
+        request.http.noted.route = request.mount.rstrip("/") + route.path
         if not request.may(*route.operations):
             raise self._refused(request, route)
         await route.handler(request, self.services, match.values)
@@ -63,6 +65,7 @@ class DICOMwebResource(HandlingResource):
         what = " and ".join(sorted(route.operations))
         access = self.services.archive_server.access
         if access is not None:
+            access.refusals.add(("http", "operation"))
             requestor = request.requestor
             self.log.info(
                 "{method} of {peer!r} at {address} refused: no rule allows {what}: {why}",

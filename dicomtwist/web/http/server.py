@@ -111,16 +111,23 @@ class HTTPServer:
         ports, self._ports = list(self._ports.values()), {}
         return Deferred.fromCoroutine(_stop(ports))
 
-    def shutdown(self, grace: float | None) -> Deferred[None]:
+    def shutdown(self, grace: float | None, others: Deferred[Any] | None = None) -> Deferred[None]:
         """
         Stop: accept no more connections, close those without a request, wait for the others to be answered, and close those
         that are left.
 
         :param grace: the time to wait, in seconds; ``None`` for no limit.
+        :param others: fires when the associations of the server have ended. Until then connections are accepted, and the
+            health of the server is told; other requests are answered with 503.
         """
-        return Deferred.fromCoroutine(self._shutdown(grace))
+        return Deferred.fromCoroutine(self._shutdown(grace, others))
 
-    async def _shutdown(self, grace: float | None) -> None:
+    async def _shutdown(self, grace: float | None, others: Deferred[Any] | None) -> None:
+        self.site.is_draining = True
+        if others is not None:
+            begun = self._clock.seconds()
+            await others
+            grace = None if grace is None else max(0.0, grace - (self._clock.seconds() - begun))
         await self.stop_listening()
         if self._services is not None:
             self._services.stop()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
@@ -21,6 +22,7 @@ from dicomtwist.runtime.networks import Networks, host_of
 from dicomtwist.web.http.body import Body, BodyFailed, BodyTooLong, StreamedBody
 from dicomtwist.web.http.channel import Channel
 from dicomtwist.web.http.limits import MAX_BODY_LENGTH, HTTPLimits
+from dicomtwist.web.http.records import HTTPFigures, Noted, RequestRecord, record_of
 
 __all__ = ["Site", "StreamedRequest", "StreamingResource"]
 
@@ -53,6 +55,9 @@ class StreamedRequest(_UntypedRequest):  # type: ignore[misc]
     defaultContentType = None
     _body: StreamedBody | None = None
     _is_begun = False
+    #: When the header had arrived, in seconds of the reactor's clock; ``None`` before.
+    begun_at: float | None = None
+    noted: Noted
 
     def begin(self, method: bytes, uri: bytes, version: bytes, length: int | None) -> None:
         """The header has arrived: find the resource, and let it begin if the body can be streamed to it."""
@@ -60,6 +65,8 @@ class StreamedRequest(_UntypedRequest):  # type: ignore[misc]
         self.path = uri.partition(b"?")[0]
         self.content = BytesIO()
         self.site = self.channel.site
+        self.begun_at = self.site.reactor.seconds()
+        self.noted = Noted()
         if length == 0:
             return
         self.prepath: list[bytes] = []
@@ -104,9 +111,17 @@ class StreamedRequest(_UntypedRequest):  # type: ignore[misc]
     def connectionLost(self, reason: Failure) -> None:
         """The connection is lost, perhaps in the body."""
         body, self._body = self._body, None
+        site = None if self.finished else self.site
         super().connectionLost(reason)  # cancels the handler first, which could not answer any more
+        if site is not None:
+            site.count(self, "lost", 0 if body is None else body.received)
         if body is not None:
             body.fail(reason)
+
+    @property
+    def bytes_received(self) -> int:
+        """The bytes of the body that have arrived."""
+        return 0 if self._body is None else self._body.received
 
 
 class _Collecting:
@@ -144,6 +159,8 @@ class Site(_UntypedSite):  # type: ignore[misc]
     :param trusted_proxies: addresses that may have any number of connections.
 
     :ivar connections: the open connections.
+    :ivar figures: its figures: requests, durations, bytes.
+    :ivar listeners: functions that are called with the record of each request when it has ended. They do not fail.
     :ivar is_draining: whether the server stops: each connection is closed after its response.
     """
 
@@ -167,6 +184,8 @@ class Site(_UntypedSite):  # type: ignore[misc]
         self._look_call: Any = None
         self._drained: list[Deferred[None]] = []
         self.is_draining = False
+        self.figures = HTTPFigures()
+        self.listeners: list[Callable[[RequestRecord], object]] = []
 
     def startFactory(self) -> None:
         """Do nothing: Twisted would open a log of accesses."""
@@ -175,7 +194,21 @@ class Site(_UntypedSite):  # type: ignore[misc]
         """Do nothing."""
 
     def log(self, request: Any) -> None:
-        """Write no log of accesses."""
+        """Count a request that has ended; twisted.web writes a log of accesses here."""
+        self.count(request, "answered", request.bytes_received)
+
+    def count(self, request: Any, ending: str, received: int) -> None:
+        """Count *request*, which has ended with *ending*, and make its record if that is wanted."""
+        if request.begun_at is None:
+            return
+        seconds = self.reactor.seconds() - request.begun_at
+        status = request.code if request.startedWriting else "none"
+        method, sent = request.method.decode("latin-1"), request.sentLength
+        self.figures.ended(method, request.noted.route, status, seconds, received, sent)
+        if self.listeners:
+            record = record_of(request, seconds, received, sent, ending)
+            for listener in self.listeners:
+                listener(record)
 
     def entrance(self, root: Any) -> Factory:
         """
