@@ -18,12 +18,12 @@ from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.error import ProcessExitedAlready, ReactorNotRunning
-from twisted.internet.interfaces import IReadDescriptor
-from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.protocol import ProcessProtocol, Protocol, connectionDone
+from twisted.internet.stdio import StandardIO
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
+from dicomtwist.daemon.siblings import Hub, Lines, Spoke, encode
 from dicomtwist.runtime.backoff import Backoff
 
 __all__ = ["WorkerSpec", "Workers", "worker_command"]
@@ -41,9 +41,13 @@ KILL_DELAY: Final = 6.0
 
 #: The environment variable with the specification of a worker.
 WORKER_VARIABLE: Final = "DICOMTWIST_WORKER"
-#: File descriptors of a worker: a pipe to report that it is ready, a pipe that is closed when the supervisor ends, the lock
-#: of the archive, and from there on the sockets.
+#: File descriptors of a worker: a pipe to the supervisor, a pipe from it, which is closed when the supervisor ends, the lock of
+#: the archive, and from there on the sockets. Each process asks the others through the pipes, see
+#: :mod:`dicomtwist.daemon.siblings`.
 _TELLS, _LIVES, _LOCK, _SOCKETS = 3, 4, 5, 6
+
+#: For type checkers it is that of Windows, which has other arguments.
+_StandardIO: Any = StandardIO
 
 
 @dataclass(frozen=True)
@@ -86,31 +90,40 @@ class WorkerSpec:
         told = json.loads(text)
         return cls(int(told["number"]), tuple(told["ports"]))
 
-    def begin(self, reactor: Any) -> None:
-        """Report to the supervisor that connections are accepted, and stop when the supervisor ends."""
-        reactor.addReader(_Lifeline(reactor))
-        os.write(_TELLS, b"ready\n")
-        os.close(_TELLS)
+    def begin(self, reactor: Any, link: WorkerLink) -> None:
+        """
+        Report to the supervisor that connections are accepted, and stop when the supervisor ends.
+
+        :param link: the connection to the supervisor, which begins here.
+        """
+        _StandardIO(link, stdin=_LIVES, stdout=_TELLS, reactor=reactor)
 
 
-@implementer(IReadDescriptor)
-class _Lifeline:
-    """A pipe that no process writes to; it is closed when the supervisor ends."""
+class WorkerLink(Protocol):
+    """
+    The pipes of a worker to and from the supervisor. When they are closed, the supervisor has ended.
+
+    :param reactor: the reactor; it is stopped then.
+
+    :ivar siblings: the other processes.
+    """
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
+        self.siblings = Spoke(reactor, self._write)
 
-    def fileno(self) -> int:
-        return _LIVES
+    def connectionMade(self) -> None:
+        self._write(encode("ready"))
 
-    def logPrefix(self) -> str:
-        return type(self).__name__
+    def _write(self, data: bytes) -> None:
+        transport: Any = self.transport
+        if transport is not None:
+            transport.write(data)
 
-    def doRead(self) -> None:
-        self._reactor.removeReader(self)
-        self.connectionLost()
+    def dataReceived(self, data: bytes) -> None:
+        self.siblings.feed(data)
 
-    def connectionLost(self, reason: Failure | None = None) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Stop the reactor, because the supervisor has ended; the reactor calls this also when it stops itself."""
         try:
             self._reactor.stop()
@@ -155,12 +168,31 @@ class _Worker(ProcessProtocol):
         self.late: list[str | int] = []
         self.ended: Deferred[None] = Deferred()
         self.pid = 0
+        self._lines = Lines(self._received)
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
         self.pid = transport.pid
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
+        try:
+            self._lines.feed(data)
+        except (ValueError, KeyError):
+            self._workers.log.failure("worker {number} sends what is no message", number=self.number)
+            self.signal("TERM")
+
+    def _received(self, message: Any) -> None:
+        if message == "ready":
+            self._ready()
+        else:
+            self._workers.siblings.received(self, message)
+
+    def write(self, data: bytes) -> None:
+        """Write bytes to the process."""
+        transport: Any = self.transport
+        transport.writeToChild(_LIVES, data)
+
+    def _ready(self) -> None:
         self.ready_since = self._workers.reactor.seconds()
         self._workers.log.info("worker {number} is ready: process {pid}", number=self.number, pid=self.pid)
         late, self.late = self.late, []
@@ -196,6 +228,8 @@ class Workers:
     :param sockets: returns the file descriptor of the lock of the archive, followed by those of the sockets.
     :param grace: the time for their associations to finish at a stop, in seconds; ``None`` for no limit.
     :param clean_up: called with the name of a worker that ended; it is replaced when the returned Deferred has fired.
+
+    :ivar siblings: the workers, as the supervisor asks them.
     """
 
     log = Logger()
@@ -224,6 +258,12 @@ class Workers:
         self._cleaning: dict[int, Deferred[Any]] = {}
         self._running = False
         self._told = False
+        self.siblings = Hub(reactor, "supervisor", self._members)
+
+    def _members(self) -> dict[str, _Worker | None]:
+        """Return the workers by their names, ``None`` for one that is not ready."""
+        ready = {number: one for number, one in self._workers.items() if one.ready_since is not None}
+        return {spec.name: ready.get(number) for number, spec in self._specs.items()}
 
     @property
     def pids(self) -> list[int]:
