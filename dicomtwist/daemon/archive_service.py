@@ -37,8 +37,8 @@ class HTTPListener(Protocol):
     def relisten(self, endpoints: Mapping[int, IStreamServerEndpoint]) -> Deferred[None]:
         """Replace endpoints by others on the same sockets."""
 
-    def shutdown(self, grace: float | None) -> Deferred[None]:
-        """Stop to listen, let requests finish for *grace* seconds, then close all connections."""
+    def shutdown(self, grace: float | None, others: Deferred[Any]) -> Deferred[None]:
+        """Stop when *others* has fired: let requests finish for what is left of *grace* seconds, then close all connections."""
 
 
 class ArchiveService(DICOMService):
@@ -237,7 +237,9 @@ class ArchiveService(DICOMService):
             self._next_try.cancel()
         ending: Deferred[Any] = super().stopService()
         if self._http is not None:
-            ending = DeferredList([ending, self._http.shutdown(self.grace)])
+            ended: Deferred[None] = Deferred()
+            stopping = self._http.shutdown(self.grace, ended)
+            ending = DeferredList([ending.addBoth(lambda _: ended.callback(None)), stopping])
         draining = ending.addBoth(self._drained).addBoth(lambda _: self.archive_server.stop_pixels())
         return DeferredList([draining, self.archive_server.stop(), self._importing, self._trying])
 

@@ -24,9 +24,10 @@ except ModuleNotFoundError as error:
 from dicomtwist.daemon.configuration import Configuration, read_configuration
 from dicomtwist.daemon.http import make_http
 from dicomtwist.daemon.reload import Reloading
+from dicomtwist.daemon.siblings import Alone, Asker
 from dicomtwist.daemon.signals import limit_stop, take_signals
 from dicomtwist.daemon.supervisor import SupervisorService, WorkerService
-from dicomtwist.daemon.workers import Workers, worker_command
+from dicomtwist.daemon.workers import WorkerLink, Workers, WorkerSpec, worker_command
 from dicomtwist.pixels.pool import Pixels
 from dicomtwist.pixels.syntaxes import is_available
 from dicomtwist.runtime.memory import freeze_startup_objects, retain_heap
@@ -53,6 +54,7 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
         takes_up=worker is None,
         pixels=_pixels(options),
     )
+    http = make_http(options, server)
     kind = WorkerService if worker else SupervisorService if options["workers"] > 1 else ArchiveService
     service = kind(
         *(server, options.endpoints),
@@ -60,18 +62,28 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
         import_from=None if worker else _folder(options, "import"),
         lag_warning=options["lag-warning"],
         executor_warning=options["executor-warning"],
-        http=make_http(options, server),
+        http=http,
     )
     reloading = _reloading(options, service)
+    link = None if worker is None else WorkerLink(ae.reactor)
     if isinstance(service, SupervisorService):
         service.set_workers(lambda clean_up: _workers(options, clean_up))
         reloading.then = service.workers.reload
-    service.at_start = partial(_take_over_process, options, service, reloading, received)
+        siblings: Asker = service.workers.siblings
+    else:
+        siblings = Alone() if link is None else link.siblings
+    if http is not None:
+        _connect(http.services.monitor, service, siblings, worker)
+    service.at_start = partial(_take_over_process, options, service, reloading, received, link)
     return service
 
 
 def _take_over_process(
-    options: Options, service: ArchiveService, reloading: Reloading, received: Sequence[int]
+    options: Options,
+    service: ArchiveService,
+    reloading: Reloading,
+    received: Sequence[int],
+    link: WorkerLink | None,
 ) -> None:
     """
     Register what concerns the whole process: signals, the deadline of its stop, its memory, its reactor.
@@ -87,8 +99,8 @@ def _take_over_process(
     reactor.callWhenRunning(freeze_startup_objects)
     reactor.callWhenRunning(retain_heap)
     reactor.callWhenRunning(dispatch_reads_directly, reactor)
-    if options.worker is not None:
-        reactor.callWhenRunning(options.worker.begin, reactor)
+    if options.worker is not None and link is not None:
+        reactor.callWhenRunning(options.worker.begin, reactor, link)
 
 
 def _reopen_log(options: Options, service: ArchiveService) -> None:
@@ -105,6 +117,17 @@ def _pixels(options: Options) -> Pixels | None:
     if not processes or not is_available():
         return None
     return Pixels(options.ae.reactor, processes=processes)
+
+
+def _connect(monitor: Any, service: ArchiveService, siblings: Asker, worker: WorkerSpec | None) -> None:
+    """Have the site show the metrics of all processes, those of *service* among them."""
+    monitor.service = service
+    monitor.ask_others = partial(siblings.ask, "metrics")
+    siblings.answers["metrics"] = lambda: Deferred.fromCoroutine(monitor.collect())
+    if isinstance(service, SupervisorService):
+        monitor.name = "supervisor"
+    elif worker is not None:
+        monitor.name = worker.name
 
 
 def _folder(options: Options, name: str) -> Path | None:

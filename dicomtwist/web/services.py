@@ -16,6 +16,7 @@ from dicomtwist.pixels.pool import Pixels
 from dicomtwist.runtime.networks import Networks
 from dicomtwist.web.http.limits import HTTPLimits
 from dicomtwist.web.image_cache import ImageCache
+from dicomtwist.web.monitoring.monitor import Monitor
 from dicomtwist.web.response_cache import ResponseCache
 
 __all__ = ["Services"]
@@ -34,6 +35,7 @@ class Services:
     :ivar origins: the origins of web pages that may use the resource; ``*`` for any.
     :ivar trusted_proxies: the proxies whose ``X-Forwarded-`` fields are believed.
     :ivar pixels: the processes that decode and render pixel data, ``None`` without them.
+    :ivar monitor: collects the metrics of this process, ``None`` without ``/metrics``.
     :ivar files: opens stored instances.
     :ivar frame_tables: finds their frames.
     :ivar rendered: rendered images that are kept.
@@ -51,6 +53,7 @@ class Services:
     pixels: Pixels | None = None
     files: StoredFiles = field(init=False)
     frame_tables: FrameTables = field(init=False)
+    monitor: Monitor | None = None
     rendered: ImageCache = field(default_factory=ImageCache)
     documents: SeriesDocuments = field(init=False)
     finder: Finder = field(init=False)

@@ -40,6 +40,7 @@ class HTTPServer:
         :meth:`~dicomtwist.web.http.site.Site.entrance`.
 
     :ivar site: the site.
+    :ivar services: its services.
     """
 
     log = Logger()
@@ -53,7 +54,7 @@ class HTTPServer:
         entrances: Sequence[tuple[IStreamServerEndpoint, Any]] = (),
     ) -> None:
         self.site = site
-        self._services = services
+        self.services = services
         self._endpoints = [*endpoints, *(endpoint for endpoint, _ in entrances)]
         self._factories = [*(site for _ in endpoints), *(factory for _, factory in entrances)]
         self._clock = clock
@@ -77,8 +78,8 @@ class HTTPServer:
             if failures:
                 self.stop_listening()
                 failures[0].raiseException()
-        if self._services is not None:
-            self._services.start()
+        if self.services is not None:
+            self.services.start()
 
     def _listening(self, port: Any, index: int) -> None:
         if not self._is_running:
@@ -129,8 +130,8 @@ class HTTPServer:
             await others
             grace = None if grace is None else max(0.0, grace - (self._clock.seconds() - begun))
         await self.stop_listening()
-        if self._services is not None:
-            self._services.stop()
+        if self.services is not None:
+            self.services.stop()
         ended = self.site.drain()
         late = None if grace is None else self._clock.callLater(grace, self.site.abort)
         await ended
