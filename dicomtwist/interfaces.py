@@ -25,7 +25,7 @@ from dicomtwist.dimse.status import Status
 from dicomtwist.presentation import PresentationContext, PresentationContextTuple
 from dicomtwist.runtime.budget import Budget
 from dicomtwist.runtime.executors import Executors
-from dicomtwist.runtime.figures import NetworkFigures
+from dicomtwist.runtime.figures.network import NetworkFigures
 from dicomtwist.settings import Settings
 from dicomtwist.ul.items import RoleSelection, SOPClassCommonExtended, UserIdentity
 

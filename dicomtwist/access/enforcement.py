@@ -40,7 +40,7 @@ from dicomtwist.dimse.status import NOT_AUTHORISED, Status
 from dicomtwist.errors import ExecutorFull, Refused
 from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.runtime.executors import Executor
-from dicomtwist.runtime.figures import Counts
+from dicomtwist.runtime.figures.counts import Counts
 from dicomtwist.sop_class import (
     ModalityPerformedProcedureStep,
     ModalityPerformedProcedureStepNotification,

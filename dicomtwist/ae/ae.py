@@ -40,7 +40,7 @@ from dicomtwist.presentation import (
 from dicomtwist.runtime.budget import Budget
 from dicomtwist.runtime.clock import use_monotonic_clock
 from dicomtwist.runtime.executors import Executors
-from dicomtwist.runtime.figures import NetworkFigures
+from dicomtwist.runtime.figures.network import NetworkFigures
 from dicomtwist.runtime.unawaited import Call, expect_reactor, reactor_ran
 from dicomtwist.settings import Settings
 from dicomtwist.sop_class import UIDLike

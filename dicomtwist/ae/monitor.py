@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from twisted.logger import Logger
 
 from dicomtwist.runtime.executors import Executors, ExecutorVitals
-from dicomtwist.runtime.figures import Durations
+from dicomtwist.runtime.figures.counts import Durations
 
 if TYPE_CHECKING:
     from dicomtwist.ae.server import Server

@@ -31,7 +31,7 @@ from dicomtwist.datasets.layout_cache import Layouts
 from dicomtwist.errors import ExecutorFull
 from dicomtwist.part10 import FileMeta, decode_uid, encode_preamble_and_meta
 from dicomtwist.runtime.executors import Executor
-from dicomtwist.runtime.figures import Counts
+from dicomtwist.runtime.figures.counts import Counts
 
 #: An instance below this size, in bytes, is written at once when it is complete; a larger one is written while it arrives.
 FIRST_WRITE: Final = 64 * 1024

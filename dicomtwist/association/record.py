@@ -19,7 +19,7 @@ from dicomtwist.dimse.messages import Message, Request, Response
 from dicomtwist.dimse.status import StatusCategory, category
 from dicomtwist.errors import AssociationAborted, AssociationRejected, AssociationTimeout
 from dicomtwist.interfaces import AssociationInterface
-from dicomtwist.runtime.figures import NetworkFigures
+from dicomtwist.runtime.figures.network import NetworkFigures
 
 #: The number of operations of an association that are recorded one by one; further ones are only counted.
 MAX_OPERATIONS: Final = 1000

@@ -23,8 +23,8 @@ except ModuleNotFoundError as error:
     raise SystemExit('twist dicom needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
 from dicomtwist.daemon.configuration import Configuration, read_configuration
 from dicomtwist.daemon.http import make_http
+from dicomtwist.daemon.processes.siblings import Alone, Asker
 from dicomtwist.daemon.reload import Reloading
-from dicomtwist.daemon.siblings import Alone, Asker
 from dicomtwist.daemon.signals import limit_stop, take_signals
 from dicomtwist.daemon.supervisor import SupervisorService, WorkerService
 from dicomtwist.daemon.workers import WorkerLink, Workers, WorkerSpec, worker_command

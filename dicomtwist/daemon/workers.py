@@ -23,7 +23,7 @@ from twisted.internet.stdio import StandardIO
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from dicomtwist.daemon.siblings import Hub, Lines, Spoke, encode
+from dicomtwist.daemon.processes.siblings import Hub, Lines, Spoke, encode
 from dicomtwist.runtime.backoff import Backoff
 
 __all__ = ["WorkerSpec", "Workers", "worker_command"]
@@ -43,7 +43,7 @@ KILL_DELAY: Final = 6.0
 WORKER_VARIABLE: Final = "DICOMTWIST_WORKER"
 #: File descriptors of a worker: a pipe to the supervisor, a pipe from it, which is closed when the supervisor ends, the lock of
 #: the archive, and from there on the sockets. Each process asks the others through the pipes, see
-#: :mod:`dicomtwist.daemon.siblings`.
+#: :mod:`dicomtwist.daemon.processes.siblings`.
 _TELLS, _LIVES, _LOCK, _SOCKETS = 3, 4, 5, 6
 
 #: For type checkers it is that of Windows, which has other arguments.

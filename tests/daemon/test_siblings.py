@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist.daemon.siblings import (
+from dicomtwist.daemon.processes.siblings import (
     MAX_MESSAGE,
     MAX_QUESTIONS,
     PATIENCE,

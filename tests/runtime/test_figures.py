@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from dicomtwist.runtime.figures import BOUNDS, Counts, Durations, OperationFigures
+from dicomtwist.runtime.figures.counts import BOUNDS, Counts, Durations
+from dicomtwist.runtime.figures.network import OperationFigures
 
 
 class CountsTests(SynchronousTestCase):

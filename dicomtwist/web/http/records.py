@@ -10,7 +10,7 @@ from time import time
 from typing import Any, Final
 
 from dicomtwist.access.rules import Requestor
-from dicomtwist.runtime.figures import Counts, Durations
+from dicomtwist.runtime.figures.counts import Counts, Durations
 from dicomtwist.web.http.client import Client
 
 __all__ = ["HTTPFigures", "Noted", "RequestRecord", "record_of"]

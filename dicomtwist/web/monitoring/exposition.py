@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from dicomtwist.runtime.figures import BOUNDS
+from dicomtwist.runtime.figures.counts import BOUNDS
 from dicomtwist.web.monitoring.definitions import METRICS, Metric, Snapshot
 
 __all__ = ["expose"]

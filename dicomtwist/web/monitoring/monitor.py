@@ -18,7 +18,8 @@ from dicomtwist import __version__
 from dicomtwist.ae.monitor import ReactorLag, resident_memory
 from dicomtwist.ae.server import Server
 from dicomtwist.archive.server import ArchiveServer
-from dicomtwist.runtime.figures import Counts, Durations, OperationFigures
+from dicomtwist.runtime.figures.counts import Counts, Durations
+from dicomtwist.runtime.figures.network import OperationFigures
 from dicomtwist.web.http.site import Site
 from dicomtwist.web.monitoring.definitions import Sample, Snapshot
 

@@ -1,5 +1,5 @@
 """
-Figures of a process: counts and durations by labels, which cost almost nothing to keep.
+Counts and durations by labels, which cost almost nothing to keep.
 
 They are plain numbers in dicts. An export reads a snapshot; nothing is kept for each export. A peer can choose the text of some
 labels, so the number of series is bounded.
@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Final, Generic, TypeAlias, TypeVar
 
-__all__ = ["BOUNDS", "OTHER", "Counts", "Durations", "NetworkFigures", "OperationFigures"]
+__all__ = ["BOUNDS", "OTHER", "Counts", "Durations"]
 
 #: The most series of one figure. The services of DIMSE with their usual statuses are about 60.
 MAX_SERIES: Final = 250
@@ -86,45 +86,3 @@ class Durations(Generic[_Label]):
         """Yield of each series the label, the number of durations in each class, and their sum in seconds."""
         for label, (classes, total) in list(self._series.items()):
             yield label, list(classes), total[0]
-
-
-class OperationFigures:
-    """
-    Operations that have ended.
-
-    :ivar counts: their number, by service and status.
-    :ivar durations: their durations, by service.
-    """
-
-    __slots__ = ("counts", "durations")
-
-    def __init__(self) -> None:
-        self.counts = Counts()
-        self.durations: Durations[str] = Durations()
-
-    def done(self, service: str, status: int, seconds: float) -> None:
-        """Count an operation that has ended after *seconds*."""
-        self.counts.add((service, status))
-        self.durations.add(service, seconds)
-
-
-class NetworkFigures:
-    """
-    The figures of an Application Entity on the network.
-
-    :ivar performed: the operations that it performed for peers, from the request to the final response.
-    :ivar invoked: the operations that it invoked, from the end of the request to the final response.
-    :ivar associations: the associations that have ended, by role, kind of ending, and the side that ended them.
-    :ivar lifetimes: their durations, by role.
-    :ivar bytes_received: the bytes that associations received which have ended.
-    :ivar bytes_sent: the bytes that they sent.
-    """
-
-    __slots__ = ("associations", "bytes_received", "bytes_sent", "invoked", "lifetimes", "performed")
-
-    def __init__(self) -> None:
-        self.performed = OperationFigures()
-        self.invoked = OperationFigures()
-        self.associations = Counts()
-        self.lifetimes: Durations[str] = Durations()
-        self.bytes_received = self.bytes_sent = 0
