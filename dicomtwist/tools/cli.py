@@ -5,11 +5,14 @@ The ``dicomtwist`` command and the table of its subcommands.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from dicomtwist import __version__
+
+#: The exit status of a command that SIGINT ended, as a shell counts.
+INTERRUPTED: Final = 130
 
 #: The subcommands: their names, their modules in :mod:`dicomtwist.tools.commands`, and a line of help for each.
 COMMANDS: Final = {
@@ -49,6 +52,20 @@ class LazyGroup(click.Group):
         if name is None or placeholder is None:
             return name, placeholder, rest
         return name, load_command(name), rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """
+        Invoke the subcommand that *ctx* names.
+
+        :raises SystemExit: it was interrupted at a prompt, with the status :data:`INTERRUPTED`.
+        """
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, click.Abort) as error:
+            if isinstance(error, click.Abort) and not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            # click itself would print "Aborted!", with the status of any failure.
+            raise SystemExit(INTERRUPTED) from None
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

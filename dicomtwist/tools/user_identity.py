@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from dicomtwist import UserIdentity
+from dicomtwist.tools import raising_interrupts
 
 #: The longest secret, in bytes: the sub-item has 16 bits for the length of a field.
 MAX_SECRET = 0xFFFF
@@ -59,7 +60,8 @@ def ask_password(user: str) -> bytes:
     """
     if not sys.stdin.isatty():
         raise SecretError("there is no terminal to ask for the password: use --password-file or --no-password")
-    password = getpass.getpass(f"Password of {user}: ").encode("utf-8")
+    with raising_interrupts():
+        password = getpass.getpass(f"Password of {user}: ").encode("utf-8")
     if not 0 < len(password) <= MAX_SECRET:
         raise SecretError("no password was typed: use --no-password to send the name alone")
     return password

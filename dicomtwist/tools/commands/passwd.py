@@ -12,6 +12,7 @@ import click
 
 from dicomtwist.access.users import check_name, hash_passcode, make_token, read_passcode
 from dicomtwist.access.users_file import NEW_FILE_MODE, Change, remove_user, set_user
+from dicomtwist.tools import raising_interrupts
 from dicomtwist.tools.options import LocalCommand, command_option
 
 
@@ -66,21 +67,8 @@ def passwd(users: Path | None, config: Path | None, delete: bool, token: bool, n
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:
-        if delete and path is not None:
-            print(_words(remove_user(path, name), name, path, is_new=False))
-            return
-        secret, entry = make_token(name) if token else ("", hash_passcode(name, read_passcode(name)))
-        if path is None:
-            print(*filter(None, (secret, entry)), sep="\n")
-            return
-        is_new = not path.exists()
-        words = _words(set_user(path, entry), name, path, is_new=is_new)
-        if secret:
-            # The token alone goes to standard output, so that a script can keep it.
-            print(words, file=sys.stderr)
-            print(secret)
-        else:
-            print(words)
+        with raising_interrupts():
+            _change(name, path, delete=delete, token=token)
     except KeyError:
         _fail(f"{path} has no user {name!r}")
     except EOFError:
@@ -89,6 +77,25 @@ def passwd(users: Path | None, config: Path | None, delete: bool, token: bool, n
         _fail(str(error))
     except OSError as error:
         _fail(f"cannot change {path}: {error.strerror}")
+
+
+def _change(name: str, path: Path | None, *, delete: bool, token: bool) -> None:
+    """Set the passcode or the token of a user, or remove it, and print what was done; *path* is the file of users."""
+    if delete and path is not None:
+        print(_words(remove_user(path, name), name, path, is_new=False))
+        return
+    secret, entry = make_token(name) if token else ("", hash_passcode(name, read_passcode(name)))
+    if path is None:
+        print(*filter(None, (secret, entry)), sep="\n")
+        return
+    is_new = not path.exists()
+    words = _words(set_user(path, entry), name, path, is_new=is_new)
+    if secret:
+        # The token alone goes to standard output, so that a script can keep it.
+        print(words, file=sys.stderr)
+        print(secret)
+    else:
+        print(words)
 
 
 def _words(change: Change, name: str, path: Path, *, is_new: bool) -> str:

@@ -117,6 +117,7 @@ class Passwd(ToolTestCase):
         await process.wait_for("Passcode of alice: ")
         process.type("\x03")
         result = await process.wait()
-        self.assertEqual(result.code, 1, result.text)
+        self.assertEqual(result.code, 130, result.text)
         self.assertNotIn("Traceback", result.text)
+        self.assertNotIn("Aborted", result.text)
         self.assertEqual(os.listdir(self.folder), [])
