@@ -22,6 +22,7 @@ from dicomtwist.ul.items import SOPClassCommonExtended, SOPClassExtended
 from dicomtwist.ul.pdu import PDU_HEADER
 from fuzz.dicomweb_targets import dicomweb_seeds
 from fuzz.targets import CT, MR, SYNTAXES, TARGETS, VERIFICATION, make_acceptor
+from fuzz.web_targets import web_seeds
 
 
 def instance(sop_class: str = CT, pixels: int = 300) -> Dataset:
@@ -172,6 +173,7 @@ def seeds() -> dict[str, list[bytes]]:
         + [bytes((way,)) + b"".join(pdus(stream)[1:]) for stream in recorder.received for way in (1, 0x81)],
     }
     found.update(dicomweb_seeds(instance(pixels=20)))
+    found.update(web_seeds())
     if "query" in TARGETS:
         from fuzz.archive_targets import archive_seeds
 

@@ -14,9 +14,7 @@ from typing import Any
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from twisted.internet.defer import Deferred
-from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from dicomtwist import AE, Association, AsyncOperationsWindow, build_context, evt
 from dicomtwist.datasets import encode_dataset
@@ -33,6 +31,8 @@ from dicomtwist.ul.items import ProposedContext, UserInformation
 from dicomtwist.ul.pdu import AAssociateRQ, decode_pdu
 from dicomtwist.ul.state_machine import State
 from fuzz.dicomweb_targets import DICOMWEB_TARGETS
+from fuzz.log_watch import LogWatch
+from fuzz.web_targets import WEB_TARGETS
 
 VERIFICATION = "1.2.840.10008.1.1"
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -251,34 +251,6 @@ def state_machine(data: bytes) -> None:
     assert connection.state is State.STA1
 
 
-@implementer(ILogObserver)
-class LogWatch:
-    """
-    Watches the log of code that must not log any failures.
-
-    :ivar failures: the failures that were logged.
-    """
-
-    def __init__(self) -> None:
-        self.failures: list[Failure] = []
-
-    def __call__(self, event: LogEvent) -> None:
-        if "log_failure" in event:
-            self.failures.append(event["log_failure"])
-
-    def __enter__(self) -> LogWatch:
-        globalLogPublisher.addObserver(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        globalLogPublisher.removeObserver(self)
-
-    def check(self) -> None:
-        """:raises BaseException: the first failure that was logged."""
-        if self.failures:
-            self.failures[0].raiseException()
-
-
 def _stored(event: evt.StoreEvent) -> int:
     try:
         repr(event.dataset)
@@ -407,6 +379,7 @@ TARGETS: dict[str, Target] = {
     for target in (pdu, framing, command, messages, header, layouts, part10, state_machine, acceptor, requestor)
 }
 TARGETS.update(DICOMWEB_TARGETS)
+TARGETS.update(WEB_TARGETS)
 if find_spec("sqlalchemy") is not None:
     from fuzz.archive_targets import ARCHIVE_TARGETS
 

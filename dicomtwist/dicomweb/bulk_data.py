@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from dicomtwist.dicomweb.json_encoder import MAX_DEPTH, JSONEncoder, ReadAt
 
-__all__ = ["BulkValue", "find_value", "parse_path", "path_text"]
+__all__ = ["BulkValue", "find_value", "long_values", "parse_path", "path_text"]
 
 _TAG: Final = re.compile("[0-9A-Fa-f]{8}", re.ASCII)
 _INDEX: Final = re.compile(r"\d{1,9}", re.ASCII)
@@ -80,6 +80,26 @@ def find_value(source: bytes | ReadAt, transfer_syntax: str, path: tuple[int, ..
     except _Found as found:
         return found.value
     return None
+
+
+def long_values(source: bytes | ReadAt, transfer_syntax: str, longer_than: int) -> list[tuple[int, BulkValue]]:
+    """
+    Return the long values at the top level of a data set, each with the tag of its element, in their order.
+
+    :param source: the data set without File Meta Information, or a function that reads from it. These values are not read.
+    :param transfer_syntax: the UID of its transfer syntax.
+    :param longer_than: the values have more bytes than this, or an undefined length.
+    :raises DataSetError: the bytes cannot be a data set.
+    """
+    found: list[tuple[int, BulkValue]] = []
+
+    def check(path: tuple[int, ...], vr: str, offset: int, length: int | None) -> str | None:
+        if len(path) == 1 and (length is None or length > longer_than):
+            found.append((path[0], BulkValue(vr, offset, length)))
+        return "" if length is None or length > _SHORT else None
+
+    JSONEncoder(transfer_syntax, check, max_inline=-1, max_inline_text=-1).encode(source)
+    return found
 
 
 #: The longest value that is read all the same, in bytes: the VR or the text of other elements may depend on it.

@@ -15,6 +15,7 @@ from dicomtwist.dicomweb.multipart import MultipartError, MultipartTooLarge
 from dicomtwist.dicomweb.parameters import ParameterError
 from dicomtwist.errors import DataSetError, ExecutorFull
 from dicomtwist.pixels.errors import (
+    InvalidPixels,
     InvalidView,
     NoSuchFrame,
     PixelsFailed,
@@ -87,6 +88,8 @@ def _problem_of_pixels(error: PixelsFailed) -> Problem:
     if isinstance(error, PixelsTooLarge):
         return Problem(413, str(error))
     # The words of a codec may quote what the file has.
+    if isinstance(error, InvalidPixels):
+        return Problem(406, "the pixel data cannot be decoded")
     return Problem(500, "the pixel data cannot be decoded")
 
 

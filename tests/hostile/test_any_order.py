@@ -19,7 +19,8 @@ from dicomtwist.ul.framing import MAX_ASSOCIATE_LENGTH
 from dicomtwist.ul.items import ProposedContext
 from dicomtwist.ul.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, AReleaseRP, AReleaseRQ
 from dicomtwist.ul.state_machine import State
-from fuzz.targets import FOR_EVER, LogWatch
+from fuzz.log_watch import LogWatch
+from fuzz.targets import FOR_EVER
 from tests.hostile.common import pdata
 from tests.memory import CONTEXTS, CT, VERIFICATION, echo, encoded, instance, store
 

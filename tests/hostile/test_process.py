@@ -109,17 +109,15 @@ class ProcessTestCase(TestCase):
         await self.run_server(*options)
         await self.note()
 
-    async def note(self) -> None:
-        """Measure the server after a little use."""
+    async def note(self, uid: str = "1.2.3.99") -> None:
+        """Measure the server after a little use: an instance *uid* is stored."""
         self.neighbour = AE("NEIGHBOUR")
         self.neighbour.add_requested_context(VERIFICATION)
         self.ae = AE("HOSTILE")
         for syntax in (EXPLICIT, IMPLICIT, DEFLATED):
             self.ae.add_requested_context(CT, syntax)
         async with self.association() as assoc:
-            self.assertEqual(
-                await assoc.send_c_store(file_of(encode_dataset(instance("1.2.3.99"), EXPLICIT), "1.2.3.99")), 0
-            )
+            self.assertEqual(await assoc.send_c_store(file_of(encode_dataset(instance(uid), EXPLICIT), uid)), 0)
         await self.echo()
         await publish(self.port)
         # From here on the kernel records the peak of the process's memory (proc(5), clear_refs).
@@ -159,11 +157,14 @@ class ProcessTestCase(TestCase):
         return time.clock_gettime(~self.server.pid << 3 | 2)
 
     def files(self) -> dict[Path, bytes]:
-        """Return every instance and temporary file with its content; index, inbox and similar files are not included."""
+        """
+        Return every instance and temporary file with its content; index, inbox, documents of metadata and similar files are not
+        included.
+        """
         return {
             path: path.read_bytes()
             for path in self.storage.rglob("*")
-            if ".index" not in path.parts
+            if not {".index", ".metadata"} & set(path.parts)
             and path.name != ".lock"
             and path.is_file()
             and not path.match(".incoming/inbox-*")

@@ -11,12 +11,38 @@ from typing import Final, NamedTuple, TypeAlias
 from dicomtwist.archive.reading.stored_file import Source
 from dicomtwist.errors import DataSetError
 
-__all__ = ["BitRange", "Content", "Extent", "Part"]
+__all__ = ["BitRange", "Content", "Extent", "Part", "READERS"]
 
-#: The bytes that are read at a time.
+#: The most bytes that are read at a time, and the fewest if there are many readers.
 PIECE: Final = 256 * 1024
+MIN_PIECE: Final = 16 * 1024
+#: The bytes of one piece of each reader together, from which on pieces are shorter.
+MAX_PIECES: Final = 8 * 1024 * 1024
 
 _CODES: Final = {2: "H", 4: "I", 8: "Q"}
+
+
+class Readers:
+    """
+    The number of contents that are being read. The more there are, the shorter are their pieces: clients that take nothing
+    leave pieces in memory.
+
+    :ivar count: their number. One thread changes it.
+    """
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @property
+    def piece(self) -> int:
+        """The bytes to read at a time."""
+        return min(PIECE, max(MIN_PIECE, MAX_PIECES // (self.count or 1)))
+
+
+#: The readers of this process.
+READERS: Final = Readers()
 
 
 class Extent(NamedTuple):
@@ -43,7 +69,7 @@ class Extent(NamedTuple):
         while at < end:
             # A range may begin and end within a word.
             before = (at - self.words) % unit if unit > 1 else 0
-            length = min(PIECE, end - at)
+            length = min(READERS.piece, end - at)
             wanted = before + length
             piece = self.source.read(at - before, -(-wanted // unit) * unit)
             if len(piece) < wanted:

@@ -59,7 +59,8 @@ def problems_of_stored() -> Iterator[None]:
     """
     Make problems of the errors of stored instances.
 
-    :raises Problem: 404 if there is no such instance, or it has no such part; 500 if its file is damaged.
+    :raises Problem: 404 if there is no such instance, or it has no such part; 406 if its data set, which is as a peer has sent
+        it, has no such representation; 500 if its file is damaged.
     """
     try:
         yield
@@ -67,7 +68,10 @@ def problems_of_stored() -> Iterator[None]:
         raise Problem(404, "there is no such instance") from None
     except NoPixelData:
         raise Problem(404, "the instance has no pixel data") from None
-    except (NotDicomFile, DataSetError) as error:
+    except DataSetError as error:
+        _log.info("a stored instance is not given: {reason}", reason=loggable(error))
+        raise Problem(406, "the data set of the instance cannot be read") from error
+    except NotDicomFile as error:
         _log.error("a stored instance cannot be read: {reason}", reason=loggable(error))
         raise Problem(500, "the stored instance cannot be read") from error
 

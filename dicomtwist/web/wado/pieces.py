@@ -6,17 +6,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from threading import Lock
-from typing import Final
 
 from twisted.internet.defer import Deferred
 
+from dicomtwist.archive.reading.content import READERS
 from dicomtwist.runtime.executors import Runner
 from dicomtwist.runtime.work import check_wanted
 
 __all__ = ["ThreadPieces"]
-
-#: The least bytes of a piece, but of the last one: a call in a thread takes some 50 microseconds.
-ENOUGH: Final = 256 * 1024
 
 
 class _Steps:
@@ -44,7 +41,8 @@ class _Steps:
                 check_wanted()
                 found.append(piece)
                 size += len(piece)
-                if size >= ENOUGH:
+                # The least bytes of a piece, but of the last one: a call in a thread takes some 50 microseconds.
+                if size >= READERS.piece:
                     return (piece if len(found) == 1 else b"".join(found)), False
             return (found[0] if len(found) == 1 else b"".join(found)), True
 
@@ -87,6 +85,7 @@ class ThreadPieces:
     async def __anext__(self) -> bytes:
         if not self._is_begun:
             self._is_begun = True
+            READERS.count += not self._is_closed
             self._coming = self._executor.run_admitted(self._steps.next)
         while self._coming is not None:
             piece, is_last = await self._coming
@@ -101,6 +100,7 @@ class ThreadPieces:
         if self._is_closed:
             return
         self._is_closed = True
+        READERS.count -= self._is_begun
         coming, self._coming = self._coming, None
         if coming is not None:
             coming.addErrback(lambda _: None)  # its result is not wanted

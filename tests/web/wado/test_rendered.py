@@ -120,7 +120,7 @@ class Rendered(RenderedTestCase):
         damaged = image(3, Rows=400)
         (third,) = await self.store(damaged)
         response = await client.request("GET", self.path(third, "/rendered"))
-        self.assertEqual(response.status, 500)
+        self.assertEqual(response.status, 406)
         self.assertEqual(response.json["words"], "the pixel data cannot be decoded")
 
     async def test_all_of_a_series(self) -> None:

@@ -80,5 +80,5 @@ class Transcoding(WADOTestCase):
         self.assertEqual(response.body, path.read_bytes())
         wanted = ("Accept", f"application/dicom; transfer-syntax={ExplicitVRLittleEndian}")
         response = await client.request("GET", self.path(uids[0]), [wanted])
-        self.assertIn(response.status, (406, 500))
+        self.assertEqual(response.status, 406)
         self.assertIn("words", response.json)
