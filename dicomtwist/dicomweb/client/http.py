@@ -184,11 +184,14 @@ class HTTPClient:
         :raises RequestTimeout: the server took too long.
         :raises InvalidResponse: the response is none of HTTP.
         """
-        failures = 0
+        failures = stale = 0
         while True:
             try:
                 return await self._redirected(method, url, headers or {}, upload)
             except (NoConnection, ServerUnavailable) as error:
+                if may_repeat and isinstance(error.__cause__, _StaleConnection) and stale <= MAX_IDLE_CONNECTIONS:
+                    stale += 1  # the server closed an idle connection just before the request: this is no failure of it
+                    continue
                 failures += 1
                 was_not_performed = (
                     error.status in _NOT_PERFORMED
@@ -356,6 +359,10 @@ class _Watch:
         self._pending.cancel()
 
 
+class _StaleConnection(errors.ConnectionLost):
+    """A connection that had a request before was closed without any byte of a response to the next one."""
+
+
 class _Connection(ProtocolWrapper):
     """
     A connection below the protocol of HTTP.
@@ -368,15 +375,22 @@ class _Connection(ProtocolWrapper):
     _reason: Failure | None = None
     _head: int | None = 0  # the bytes of the head of the response that have arrived; None behind it
 
+    _is_reused = False  # whether it had a request before this one
+
     def write(self, data: bytes) -> None:
         """Write a part of a request; the head of a response is next."""
-        self._head = 0
+        self._begin()
         self._raw.write(data)
 
     def writeSequence(self, data: Any) -> None:
         """Write parts of a request."""
-        self._head = 0
+        self._begin()
         self._raw.writeSequence(data)
+
+    def _begin(self) -> None:
+        if self._head != 0 and self.upload is None:
+            self._is_reused = True
+        self._head = 0
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """Note whether the producer is the body of a request."""
@@ -426,6 +440,8 @@ class _Connection(ProtocolWrapper):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Pass on why the connection is lost."""
+        if self._reason is None and self._is_reused and self._head == 0:
+            self._reason = Failure(_StaleConnection())
         super().connectionLost(self._reason or reason)  # type: ignore[no-untyped-call]
 
 

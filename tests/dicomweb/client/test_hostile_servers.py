@@ -6,6 +6,8 @@ import gzip
 import zlib
 from typing import Any
 
+from twisted.internet.defer import Deferred, gatherResults
+
 from dicomtwist.dicomweb import AccessDenied, DICOMwebError, InvalidResponse, NoConnection, ServerUnavailable
 from dicomtwist.dicomweb.client.http import MAX_HEAD
 from tests.dicomweb.client.server import ClientTestCase, Connection, Received, answer, multipart
@@ -197,6 +199,30 @@ class Repeated(ClientTestCase):
             with self.assertRaises(ServerUnavailable):
                 await found(client.search_for_studies())
             self.assertEqual(len(self.received), count + 3, status)
+
+    async def test_connections_that_are_closed_between_requests(self) -> None:
+        """A server that closes after each response without saying so costs no attempt, with several connections neither."""
+        client = self.serve(lambda _, connection: ended(connection, answer(200, b"[]")))
+        for _ in range(3):
+            self.assertEqual(await found(client.search_for_studies()), [])
+            await gatherResults([Deferred.fromCoroutine(found(client.search_for_studies())) for _ in range(4)])
+
+    async def test_connections_that_are_closed_after_a_request(self) -> None:
+        """A server that answers one request of a connection, and closes at the next one, costs no attempt."""
+
+        def respond(_: Received, connection: Connection) -> bytes | None:
+            if getattr(connection, "had", False):
+                connection.wire.loseConnection()
+                return None
+            connection.had = True  # type: ignore[attr-defined]
+            return answer(200, b"[]")
+
+        client = self.serve(respond)
+        for _ in range(3):
+            self.assertEqual(await found(client.search_for_studies()), [])
+        self.assertEqual(len(self.received), 5)
+        with self.assertRaises(NoConnection):
+            await client.delete_study("1.2")
 
     async def test_waits_that_are_too_long(self) -> None:
         for wait in ("99999999", "9" * 400, "9" * 5000):
