@@ -133,7 +133,17 @@ class QueryRetrieve:
             async for page in found.pages():
                 yield status, page
         except (InvalidIdentifier, DataSetError, IndexFailed, ExecutorFull) as error:
-            yield self._failed(event, error, OUT_OF_RESOURCES), None
+            status = self._failed(event, error, OUT_OF_RESOURCES)
+            if not isinstance(error, IndexFailed | ExecutorFull) or isinstance(error, TooManyMatches):
+                # A retrieval that is refused is logged by its own service, which raises.
+                event.assoc.log_refusal(
+                    self.log.info,
+                    "C-FIND of {peer!r} refused with 0x{status:04X}: {why}",
+                    peer=event.assoc.remote.ae_title,
+                    status=int(status),
+                    why=_without_value(status.error_comment or ""),
+                )
+            yield status, None
 
     async def handle_get(self, event: evt.IdentifierEvent) -> AsyncIterator[Any]:
         """
@@ -207,6 +217,12 @@ class QueryRetrieve:
         )
         comment = "too many queries wait" if isinstance(error, ExecutorFull) else "the index cannot be read"
         return Status(unreadable, service, comment)
+
+
+def _without_value(comment: str) -> str:
+    """Return an Error Comment for the log: the value of a key, which may be data of a patient, is only for the peer."""
+    words, quote, _ = comment.partition("'")
+    return f"{words.rstrip(': ')}: an invalid value" if quote else comment
 
 
 def _studies(identifier: Dataset) -> list[str]:

@@ -173,6 +173,7 @@ class StorageCommitment:
         try:
             await self._accept(event)
         except Refused as error:
+            self._log_refused(event, error)
             return error.status
         except ExecutorFull as error:
             self._log_refused(event, error)
@@ -186,7 +187,7 @@ class StorageCommitment:
 
     def _log_refused(self, event: evt.ActionEvent, error: BaseException) -> None:
         event.assoc.log_refusal(
-            self.log.error,
+            self.log.info if isinstance(error, Refused) else self.log.error,
             "a storage commitment of {peer!r} was refused: {error}",
             peer=event.assoc.remote.ae_title,
             error=loggable(error),

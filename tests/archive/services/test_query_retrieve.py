@@ -6,7 +6,7 @@ import itertools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 from pydicom import Dataset
@@ -20,6 +20,7 @@ from pydicom.uid import (
 )
 from sqlalchemy import text
 from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver, formatEvent, globalLogPublisher
 
 from dicomtwist import (
     AE,
@@ -256,7 +257,11 @@ class FindTests(QueryRetrieveTestCase):
         self.assertEqual(answers[0][1].StudyInstanceUID, "1.2.3")
 
     def test_identifiers_that_are_none(self) -> None:
-        """0xA900, with a comment that says why."""
+        """0xA900, with a comment that says why; the log says it too, but for values."""
+        lines: list[str] = []
+        look = cast(ILogObserver, lambda event: lines.append(formatEvent(event)))
+        globalLogPublisher.addObserver(look)
+        self.addCleanup(globalLogPublisher.removeObserver, look)
         for asked, comment in (
             (Dataset(), "Query/Retrieve Level is missing"),
             (keys("SLICE"), "an invalid Query/Retrieve Level of 5 characters"),
@@ -264,7 +269,11 @@ class FindTests(QueryRetrieveTestCase):
             (keys("SERIES", StudyInstanceUID=["1.2.1", "1.2.2"]), "StudyInstanceUID has to be a single value"),
             (keys("STUDY", StudyDate="20240101-2024010"), "StudyDate: '20240101-2024010' is no date and no range of dates"),
         ):  # fmt: skip
+            lines.clear()
             self.assertEqual(self.refused(asked), (0xA900, comment))
+            (line,) = [one for one in lines if "refused with 0xA900" in one]
+            logged = comment if "'" not in comment else "StudyDate: an invalid value"
+            self.assertTrue(line.startswith("C-FIND of '") and line.endswith(f"refused with 0xA900: {logged}"), line)
 
     def test_bytes_that_are_no_data_set(self) -> None:
         assoc = self.asking_for(STUDY_FIND)

@@ -6,11 +6,12 @@ import errno
 import os
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 from pydicom import Dataset
 from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver, formatEvent, globalLogPublisher
 
 from dicomtwist import Association, Status, build_context, evt
 from dicomtwist.archive.archive import Archive
@@ -433,8 +434,16 @@ class Unknown(CommitmentTestCase):
 
 class Refused(CommitmentTestCase):
     def refused(self, information: Dataset, code: int, **options: Any) -> None:
+        lines: list[str] = []
+        look = cast(ILogObserver, lambda event: lines.append(formatEvent(event)))
+        globalLogPublisher.addObserver(look)
+        self.addCleanup(globalLogPublisher.removeObserver, look)
         status, assoc = self.ask(information, **options)
         self.assertEqual(f"{status:04X}", f"{code:04X}", status.error_comment)
+        told = [line for line in lines if " was refused: " in line or "there is no room in" in line]
+        self.assertLessEqual(len(told), 1)
+        if code != 0x0213:
+            self.assertEqual(len(told), 1, lines)
         self.network.result_of(assoc.release())
         self.assertEqual(self.files(), [])
         self.assertEqual(self.commitment.unreported, 0)
