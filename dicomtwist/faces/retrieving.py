@@ -4,6 +4,7 @@ Retrieval into a folder for both faces: its options, and its end before that of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -34,6 +35,7 @@ class RetrieveOptions(TypedDict, total=False):
     durability: Durability | str
     min_free: int
     overwrite: bool
+    resume: str | os.PathLike[str] | None
     on_result: Callable[[RequestResult], object] | None
     on_progress: Callable[[Progress], object] | None
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dicomtwist.archive.storage.types import Durability, StoreUnusable
     from dicomtwist.retrieval.folder import ReceivingFolder
     from dicomtwist.retrieval.function import retrieve, retrieve_from_web
+    from dicomtwist.retrieval.journal import JournalError, RetrievalJournal
     from dicomtwist.retrieval.layout import UID_LAYOUT, InvalidLayout, Layout
     from dicomtwist.retrieval.results import Outcome, Progress, Request, RequestResult, Totals
     from dicomtwist.retrieval.retriever import Associate, Retriever
@@ -21,12 +22,14 @@ __all__ = [
     "Associate",
     "Durability",
     "InvalidLayout",
+    "JournalError",
     "Layout",
     "Outcome",
     "Progress",
     "ReceivingFolder",
     "Request",
     "RequestResult",
+    "RetrievalJournal",
     "Retriever",
     "StoreUnusable",
     "Totals",
@@ -39,6 +42,7 @@ __all__ = [
 _MODULE_OF = {
     **dict.fromkeys(("Durability", "StoreUnusable"), "archive.storage.types"),
     "ReceivingFolder": "retrieval.folder",
+    **dict.fromkeys(("JournalError", "RetrievalJournal"), "retrieval.journal"),
     **dict.fromkeys(("UID_LAYOUT", "InvalidLayout", "Layout"), "retrieval.layout"),
     **dict.fromkeys(("Outcome", "Progress", "Request", "RequestResult", "Totals"), "retrieval.results"),
     **dict.fromkeys(("Associate", "Retriever"), "retrieval.retriever"),

@@ -15,8 +15,10 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
@@ -30,12 +32,17 @@ from dicomtwist.dicomweb import DICOMwebClient
 from dicomtwist.eventloop.coroutines import DeferredItems, deferred_items
 from dicomtwist.evt import HandlerTuple
 from dicomtwist.retrieval.folder import ReceivingFolder
+from dicomtwist.retrieval.journal import RetrievalJournal
 from dicomtwist.retrieval.layout import UID_LAYOUT, Layout
 from dicomtwist.retrieval.results import Progress, Request, RequestResult, Totals
 from dicomtwist.retrieval.retriever import Retriever
 from dicomtwist.retrieval.web_retriever import WebRetriever
+from dicomtwist.transport.peer_address import Peer, parse_peer
 
 __all__ = ["Wanted", "retrieve", "retrieve_from_web"]
+
+#: The attributes that select nothing.
+_FORM: Final = ("QueryRetrieveLevel", "SpecificCharacterSet")
 
 #: The forms of a request: a Study Instance UID, keys by keyword, an identifier, or a request.
 Wanted = str | Mapping[str, Any] | Dataset | Request
@@ -59,6 +66,7 @@ def retrieve(
     durability: Durability | str = Durability.FULL,
     min_free: int = 0,
     overwrite: bool = False,
+    resume: str | os.PathLike[str] | None = None,
     on_result: Callable[[RequestResult], object] | None = None,
     on_progress: Callable[[Progress], object] | None = None,
 ) -> Deferred[Totals]:
@@ -73,7 +81,8 @@ def retrieve(
     :param ae: the AE that requests the associations.
     :param address: see :meth:`dicomtwist.AE.associate`, as *port*, *ae_title*, *ext_neg* and *tls_args*.
     :param wanted: a Study Instance UID, keys by keyword, or an identifier; or any number of these, taken one at a time. Studies
-        that no UID names are found first with C-FIND.
+        that no UID names are found first with C-FIND. Of several entries, one that selects nothing or has an empty key fails
+        alone, and the error of its result has its number.
     :param folder: the folder, which is made if it is missing and its parent exists.
     :param layout: the names of the files in it, see :class:`Layout`.
     :param sop_classes: the SOP Classes to receive; by default all. If they are more than an association has contexts for,
@@ -84,12 +93,14 @@ def retrieve(
     :param durability: with ``"full"`` a file is on the disk before it gets its name, so that a power cut leaves no part of one.
     :param min_free: the bytes that stay free on the disk; with less, instances are refused.
     :param overwrite: whether an instance replaces a file of the same instance with another data set.
+    :param resume: a journal of the requests that are complete, which are not retrieved again; it is made if it is missing.
+        ``dicomtwist get --resume`` has the same journals, each for one peer, folder and layout.
     :param on_result: called with each :class:`RequestResult` when its files have their names.
     :param on_progress: called with the :class:`Progress` after each instance.
     :returns: a Deferred with the :class:`Totals`, also if something failed. It fails with the error of the first association if
         there is none. Cancelling it stops the peer (C-CANCEL) and releases the associations.
     :raises StoreUnusable: the folder cannot be used.
-    :raises ValueError: an argument is wrong.
+    :raises ValueError: an argument is wrong. The Deferred fails with :class:`JournalError` if the journal cannot be used.
     """
     place = ReceivingFolder(
         Path(folder),
@@ -123,6 +134,7 @@ def retrieve(
         retries=retries,
         on_result=on_result,
         on_progress=on_progress,
+        open_journal=_journal(resume, _peer_name(address, port, ae_title), place),
     )
     return _started(retriever, place, _requests(wanted))
 
@@ -139,6 +151,7 @@ def retrieve_from_web(
     durability: Durability | str = Durability.FULL,
     min_free: int = 0,
     overwrite: bool = False,
+    resume: str | os.PathLike[str] | None = None,
     on_result: Callable[[RequestResult], object] | None = None,
     on_progress: Callable[[Progress], object] | None = None,
 ) -> Deferred[Totals]:
@@ -154,6 +167,7 @@ def retrieve_from_web(
     :param wanted: the studies, which are searched for (QIDO-RS) if no UID names them.
     :param connections: the number of concurrent requests.
     :param retries: how often a request goes on after its connection broke.
+    :param resume: see :func:`retrieve`.
     :returns: a Deferred with the :class:`Totals`. It fails if the server cannot be reached or refuses the user. Cancelling it
         closes the connections.
     """
@@ -172,6 +186,7 @@ def retrieve_from_web(
         retries=retries,
         on_result=on_result,
         on_progress=on_progress,
+        open_journal=_journal(resume, str(client.url), place),
     )
     return _started(retriever, place, _requests(wanted))
 
@@ -207,25 +222,57 @@ async def _run(
     return totals
 
 
+def _peer_name(address: str | IStreamClientEndpoint, port: int | None, ae_title: str) -> str:
+    """Return the peer as the command line names it, which is how journals do."""
+    if not isinstance(address, str):
+        return f"{ae_title}@{type(address).__name__}"
+    if port is not None:
+        return str(Peer(ae_title, address, port))
+    try:
+        return str(parse_peer(f"{ae_title}@{address}"))
+    except ValueError:
+        return f"{ae_title}@{address}"
+
+
+def _journal(
+    path: str | os.PathLike[str] | None, peer: str, place: ReceivingFolder
+) -> Callable[[], RetrievalJournal] | None:
+    if path is None:
+        return None
+    return partial(
+        RetrievalJournal, os.fspath(path), peer, folder=os.path.abspath(place.root), layout=str(place.layout)
+    )
+
+
 def _requests(wanted: Wanted | Iterable[Wanted] | AsyncIterable[Wanted]) -> Iterator[Request] | AsyncIterator[Request]:
     if isinstance(wanted, str | Mapping | Dataset | Request):
         return iter([as_request(wanted)])
     if isinstance(wanted, AsyncIterable):
         return _each(wanted)
-    return map(as_request, wanted)
+    return map(_entry, count(1), wanted)
 
 
 @deferred_items
 async def _each(wanted: AsyncIterable[Wanted]) -> AsyncGenerator[Request, None]:
+    number = 0
     async for one in DeferredItems(aiter(wanted)):
-        yield as_request(one)
+        number += 1
+        yield _entry(number, one)
+
+
+def _entry(number: int, wanted: Wanted) -> Request:
+    """Return the request of one of several entries; a wrong one must not end the others."""
+    try:
+        return as_request(wanted)
+    except (ValueError, TypeError, AttributeError) as error:
+        return Request(Dataset(), "", wanted, f"entry {number}: {error}")
 
 
 def as_request(wanted: Wanted) -> Request:
     """
     Return the request that *wanted* means, see :func:`retrieve`.
 
-    :raises ValueError: a keyword is unknown, or nothing is selected.
+    :raises ValueError: a keyword is unknown, one has no value, or nothing is selected.
     """
     if isinstance(wanted, Request):
         return wanted
@@ -236,10 +283,17 @@ def as_request(wanted: Wanted) -> Request:
         for keyword, value in ({"StudyInstanceUID": wanted} if isinstance(wanted, str) else wanted).items():
             if tag_for_keyword(keyword) is None:
                 raise ValueError(f"{keyword!r} is not the keyword of an attribute")
+            if keyword not in _FORM and _is_empty(value):
+                raise ValueError(f"{keyword} is empty")
             setattr(keys, keyword, value)
     level = str(keys.get("QueryRetrieveLevel") or "")
-    if not any(
-        element.value for element in keys if element.keyword not in ("QueryRetrieveLevel", "SpecificCharacterSet")
-    ):
+    if not any(element.value for element in keys if element.keyword not in _FORM):
         raise ValueError("nothing selects what to retrieve: give a key with a value, such as a Study Instance UID")
     return Request(keys, level, wanted)
+
+
+def _is_empty(value: object) -> bool:
+    """Whether a value is that of an empty cell: without it more would be selected than the entry means."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or value != value or (isinstance(value, Sequence) and not len(value))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, FirstError, gatherResults
 from twisted.internet.task import deferLater
@@ -13,13 +13,15 @@ from twisted.python.failure import Failure
 
 from dicomtwist.eventloop.coroutines import DeferredItems, deferred_items
 from dicomtwist.retrieval.folder import Receipt, ReceivingFolder
+from dicomtwist.retrieval.journal import RetrievalJournal
 from dicomtwist.retrieval.results import Outcome, Progress, Request, RequestResult, Totals
 from dicomtwist.retrieval.selection import Target
 from dicomtwist.runtime.executors import Executor
 
 __all__ = ["RequestRetriever", "RequestWork", "RetrievalStopped", "asynchronous"]
 
-T = TypeVar("T")
+#: After how many requests that need nothing of the peer the reactor gets a turn.
+SKIPPED_IN_A_TURN: Final = 256
 
 
 class RetrievalStopped(Exception):
@@ -65,6 +67,7 @@ class RequestRetriever:
     :param retries: how often a request goes on after its connection broke.
     :param on_result: called with each :class:`RequestResult`.
     :param on_progress: called with the :class:`Progress` when something has arrived.
+    :param open_journal: opens the journal of the requests that are complete, in a worker thread; ``None`` for none.
 
     :ivar totals: the sum of the results so far.
     :ivar progress: how far it is.
@@ -85,6 +88,7 @@ class RequestRetriever:
         retries: int,
         on_result: Callable[[RequestResult], object] | None,
         on_progress: Callable[[Progress], object] | None,
+        open_journal: Callable[[], RetrievalJournal] | None,
     ) -> None:
         self._reactor = reactor
         self._folder = folder
@@ -94,6 +98,9 @@ class RequestRetriever:
         self._retries = retries
         self._on_result = on_result
         self._on_progress = on_progress
+        self._open_journal = open_journal
+        self._journal: RetrievalJournal | None = None
+        self._skipped = 0
         self._pending: set[Deferred[Any]] = set()
         self._taking = DeferredLock()
         self._stopping = False
@@ -116,6 +123,8 @@ class RequestRetriever:
         source: DeferredItems[Request]
         source = DeferredItems(aiter(requests if isinstance(requests, AsyncIterable) else asynchronous(requests)))
         try:
+            if self._open_journal is not None:
+                self._journal = await self._executor.run(self._open_journal)
             workers = [Deferred.fromCoroutine(worker) for worker in self._workers(source)]
             for worker in workers:
                 # After a defect of this program the others do not go on behind the caller's back.
@@ -126,8 +135,15 @@ class RequestRetriever:
         finally:
             await source.aclose()
             await self._folder.settle(self._executor)
+            if self._journal is not None:
+                await self._journal.close()
             self._threads.release()
         return self.totals
+
+    @property
+    def journal_error(self) -> OSError | None:
+        """Why the journal could not be written, ``None`` if it could."""
+        return None if self._journal is None else self._journal.error
 
     def _workers(self, source: DeferredItems[Request]) -> list[Coroutine[Any, Any, None]]:
         """Return the coroutines that take requests from *source*, see :meth:`_next`, and retrieve them."""
@@ -151,15 +167,31 @@ class RequestRetriever:
         """Return the next request; ``None`` after the last one and after a stop."""
         await self._taking.acquire()
         try:
-            return None if self._stopping else await self._wait_for(anext(source))
+            while not self._stopping:
+                request: Request = await self._wait_for(anext(source))
+                if not self._is_settled(request):
+                    return request
+                self._skipped += 1
+                if self._skipped % SKIPPED_IN_A_TURN == 0:
+                    await self._wait_for(deferLater(self._reactor, 0))
         except StopAsyncIteration:
-            return None
+            pass
         except CancelledError:
             if not self._stopping:
                 raise
-            return None
         finally:
             self._taking.release()
+        return None
+
+    def _is_settled(self, request: Request) -> bool:
+        """Whether a request needs nothing of the peer: it is invalid, or complete according to the journal."""
+        if request.error:
+            self._report_result(RequestResult(request, Outcome.FAILED, request.error))
+        elif self._journal is not None and self._journal.contains(request):
+            self._report_result(RequestResult(request, Outcome.DONE_BEFORE))
+        else:
+            return False
+        return True
 
     async def _wait_for(self, awaitable: Any) -> Any:
         """Wait for a Deferred or coroutine, which :meth:`stop` cancels."""
@@ -195,6 +227,11 @@ class RequestRetriever:
             result.collisions += receipt.collisions
             result.refused.update(receipt.refused)
         result.outcome = Outcome.INTERRUPTED if result.reason == "interrupted" else self._outcome(result)
+        if result.outcome is Outcome.RETRIEVED and self._journal is not None:
+            self._journal.add(result.request, self._executor)
+        self._report_result(result)
+
+    def _report_result(self, result: RequestResult) -> None:
         self.totals.add(result)
         self.progress.done += 1
         self.progress.failed += result.failed

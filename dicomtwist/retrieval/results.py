@@ -30,6 +30,8 @@ class Outcome(enum.StrEnum):
     """Something that matches is not in the folder, or it is not known whether something matches."""
     INTERRUPTED = "interrupted"
     """The retrieval was stopped before the request was complete."""
+    DONE_BEFORE = "done before"
+    """The journal has it as complete, so that it was not retrieved again."""
 
 
 @dataclass(slots=True)
@@ -41,11 +43,13 @@ class Request:
         any other keys the studies that match are found first.
     :ivar level: the Query/Retrieve Level, ``""`` for that of the lowest unique key.
     :ivar label: a mark by which the caller knows it.
+    :ivar error: why it cannot be retrieved, so that it fails alone; ``""`` otherwise.
     """
 
     keys: Dataset
     level: str = ""
     label: object = None
+    error: str = ""
 
 
 @dataclass(slots=True)
@@ -110,7 +114,7 @@ class Totals:
     @property
     def is_complete(self) -> bool:
         """Whether everything that was requested is in the folder."""
-        return set(self.requests) <= {Outcome.RETRIEVED}
+        return set(self.requests) <= {Outcome.RETRIEVED, Outcome.DONE_BEFORE}
 
     def add(self, result: RequestResult) -> None:
         """Add a result."""

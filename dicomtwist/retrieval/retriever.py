@@ -35,6 +35,7 @@ from dicomtwist.retrieval.contexts import (
     usual_classes,
 )
 from dicomtwist.retrieval.folder import Receipt, ReceivingFolder
+from dicomtwist.retrieval.journal import RetrievalJournal
 from dicomtwist.retrieval.receiver import FolderReceiver, Requested
 from dicomtwist.retrieval.requests import RequestRetriever, RequestWork, RetrievalStopped
 from dicomtwist.retrieval.results import MAX_LISTED, Outcome, Progress, Request, RequestResult
@@ -107,6 +108,7 @@ class Retriever(RequestRetriever):
     :param retries: how often a request goes on after its association broke.
     :param on_result: called with each :class:`RequestResult`.
     :param on_progress: called with the :class:`Progress` when something has arrived.
+    :param open_journal: opens the journal of the requests that are complete, in a worker thread; ``None`` for none.
     :param on_suboperations: called with the counts of an operation when the peer reports them.
 
     :ivar progress: how far it is.
@@ -127,6 +129,7 @@ class Retriever(RequestRetriever):
         on_result: Callable[[RequestResult], object] | None = None,
         on_progress: Callable[[Progress], object] | None = None,
         on_suboperations: Callable[[SubOperations], object] | None = None,
+        open_journal: Callable[[], RetrievalJournal] | None = None,
     ) -> None:
         if root not in (None, "study", "patient"):
             raise ValueError(f"root is 'study' or 'patient', not {root!r}")
@@ -142,6 +145,7 @@ class Retriever(RequestRetriever):
             retries=retries,
             on_result=on_result,
             on_progress=on_progress,
+            open_journal=open_journal,
         )
         self._associate = associate
         self._root = root

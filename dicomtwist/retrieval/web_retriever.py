@@ -30,6 +30,7 @@ from dicomtwist.dicomweb.parameters import ParameterError
 from dicomtwist.dimse.status import CANNOT_UNDERSTAND, Status
 from dicomtwist.eventloop.coroutines import DeferredItems, deferred_items
 from dicomtwist.retrieval.folder import Receipt, ReceivingFolder
+from dicomtwist.retrieval.journal import RetrievalJournal
 from dicomtwist.retrieval.receiver import FolderReceiver, Requested
 from dicomtwist.retrieval.requests import RequestRetriever, RequestWork, RetrievalStopped
 from dicomtwist.retrieval.results import MAX_LISTED, Outcome, Progress, Request, RequestResult
@@ -69,6 +70,7 @@ class WebRetriever(RequestRetriever):
     :param retries: how often a request goes on after its connection broke.
     :param on_result: called with each :class:`RequestResult`.
     :param on_progress: called with the :class:`Progress` when something has arrived.
+    :param open_journal: opens the journal of the requests that are complete, in a worker thread; ``None`` for none.
     :param on_first: called when the server has answered for the first time.
 
     :ivar totals: the sum of the results so far.
@@ -88,6 +90,7 @@ class WebRetriever(RequestRetriever):
         on_result: Callable[[RequestResult], object] | None = None,
         on_progress: Callable[[Progress], object] | None = None,
         on_first: Callable[[], object] | None = None,
+        open_journal: Callable[[], RetrievalJournal] | None = None,
     ) -> None:
         if not 1 <= connections <= MAX_CONNECTIONS:
             raise ValueError(f"connections is a number from 1 to {MAX_CONNECTIONS}, not {connections!r}")
@@ -101,6 +104,7 @@ class WebRetriever(RequestRetriever):
             retries=retries,
             on_result=on_result,
             on_progress=on_progress,
+            open_journal=open_journal,
         )
         self._client = client
         self._allowed = frozenset(map(str, sop_classes))

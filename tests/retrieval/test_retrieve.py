@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +60,59 @@ class RetrieveTestCase(ArchiveTestCase):
             dataset.save_as(path)
             made.append(replace(study()[0], path=str(path), sop_instance=str(dataset.SOPInstanceUID)))
         return made
+
+
+class Resumed(RetrieveTestCase):
+    """Entries that are wrong, and the journal of those that are complete."""
+
+    async def test_wrong_entries_fail_alone(self) -> None:
+        """An entry that selects nothing, or has an empty key, fails with its number; the others are retrieved."""
+        server = await self.serve_archive(Archive(study()))
+        wrong: list[Any] = [
+            {"PatientID": ""},
+            {"PatientID": "A", "AccessionNumber": " "},
+            {"PatientID": float("nan")},
+            "",
+            {"Nonsense": "1"},
+            Dataset(),
+            None,
+        ]
+        totals = await self.retrieve(server, [*wrong, STUDY])
+        self.assertEqual(totals.requests, {Outcome.FAILED: len(wrong), Outcome.RETRIEVED: 1})
+        self.assertEqual([result.request.label for result in self.results], [*wrong, STUDY])
+        errors = [result.error for result in self.results]
+        self.assertEqual(errors[:2], ["entry 1: PatientID is empty", "entry 2: AccessionNumber is empty"])
+        self.assertEqual(errors[3], "entry 4: StudyInstanceUID is empty")
+        self.assertTrue(errors[4].startswith("entry 5: 'Nonsense' is not the keyword"), errors)
+        self.assertEqual(errors[-1], "")
+
+        async def entries() -> AsyncIterator[Any]:
+            for one in (wrong[0], STUDY):
+                yield one
+
+        totals = await self.retrieve(server, entries())
+        self.assertEqual(totals.requests, {Outcome.FAILED: 1, Outcome.RETRIEVED: 1})
+
+    async def test_a_journal(self) -> None:
+        """The peer is not asked again for complete entries, but for those that were not found or failed."""
+        archive = Archive(study())
+        server = await self.serve_archive(archive)
+        journal = Path(self.mktemp()).absolute()
+        wanted = [STUDY, "1.2.3", {"PatientID": ""}]
+        options = {"resume": journal, "layout": "{Modality}/{SOPInstanceUID}.dcm"}
+        first = await self.retrieve(server, wanted, **options)
+        self.assertEqual(first.requests, {Outcome.RETRIEVED: 1, Outcome.NOT_FOUND: 1, Outcome.FAILED: 1})
+        header = json.loads(journal.read_text().splitlines()[0])
+        self.assertEqual((header["journal"], header["peer"]), ("dicomtwist get", f"ANY-SCP@127.0.0.1:{server.port}"))
+        before = len(archive.asked)
+        totals = await self.retrieve(server, [STUDY] * 600, **options)
+        self.assertEqual((totals.requests, totals.is_complete), ({Outcome.DONE_BEFORE: 600}, True))
+        self.assertEqual(len(archive.asked), before)
+        with self.assertRaisesRegex(ValueError, "is about"):
+            await self.retrieve(server, wanted, resume=journal)  # with another layout
+        journal.write_text("something else\n")
+        with self.assertRaisesRegex(ValueError, "is not a journal"):
+            await self.retrieve(server, wanted, **options)
 
 
 class Retrieving(RetrieveTestCase):
@@ -191,7 +245,7 @@ class Retrieving(RetrieveTestCase):
     async def test_mistakes(self) -> None:
         for wanted, words in (
             ({}, "nothing selects"),
-            ({"PatientID": ""}, "nothing selects"),
+            ({"PatientID": ""}, "PatientID is empty"),
             ({"Patient": "1"}, "not the keyword"),
             (Dataset(), "nothing selects"),
         ):

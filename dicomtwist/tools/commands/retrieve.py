@@ -23,9 +23,9 @@ from dicomtwist.tools.options import (
 )
 
 if TYPE_CHECKING:
+    from dicomtwist.retrieval.journal import RetrievalJournal
     from dicomtwist.tools.connection import Connection
     from dicomtwist.tools.display.console import Output
-    from dicomtwist.tools.files.resume_journal import RetrievalJournal
     from dicomtwist.tools.query.key_table import KeyTable
     from dicomtwist.tools.query.keys import Key
 
@@ -194,7 +194,7 @@ def _open_table(path: str, columns: tuple[str, ...], keys: list[Key]) -> KeyTabl
 
 
 def _open_journal(path: str, peer: str, folder: str, layout: str) -> RetrievalJournal:
-    from dicomtwist.tools.files.resume_journal import JournalError, RetrievalJournal
+    from dicomtwist.retrieval.journal import JournalError, RetrievalJournal
 
     try:
         return RetrievalJournal(path, peer, folder=os.path.abspath(folder), layout=layout)

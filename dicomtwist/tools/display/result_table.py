@@ -6,7 +6,6 @@ Their memory does not grow with the number of responses. The first page of respo
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -17,8 +16,8 @@ from typing import Any, Final, Protocol
 
 from pydicom import Dataset
 from pydicom.multival import MultiValue
-from pydicom.valuerep import DSfloat, PersonName
 
+from dicomtwist.retrieval.keyword_json import to_json, value_of
 from dicomtwist.tools.display.console import Output, printable
 from dicomtwist.tools.display.text_table import GAP, column_widths, display_width, fitted, row_lines, terminal_width
 from dicomtwist.tools.query.attributes import attribute_name
@@ -47,16 +46,6 @@ class ResultWriter(Protocol):
 # --- values
 
 
-def value_of(dataset: Dataset, tag: Any) -> Any:
-    """Return the value of an attribute, as bytes if it cannot be decoded as its VR."""
-    try:
-        return dataset[tag].value if tag in dataset else None
-    except Exception:
-        # pydicom raises various exceptions for values that it cannot decode.
-        value = dataset.get_item(tag, keep_deferred=True)
-        return getattr(value, "value", None)
-
-
 def text_of(dataset: Dataset, path: AttributePath) -> str:
     """Return the value at *path* in *dataset* as the text of a cell, not escaped; empty if there is no value."""
     for tag, item in path[:-1]:
@@ -79,30 +68,6 @@ def text_of(dataset: Dataset, path: AttributePath) -> str:
             return f"{len(value)} items" if len(value) != 1 else "1 item"
     if isinstance(value, MultiValue | list):
         return "\\".join(map(str, value))
-    return str(value)
-
-
-def to_json(dataset: Dataset) -> dict[str, Any]:
-    """Return *dataset* for JSON: values by keyword, sequences as lists of such objects, bytes in base 64."""
-    return {attribute_name(tag): _json_value(value_of(dataset, tag)) for tag in sorted(dataset.keys())}
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, Dataset):
-        return to_json(value)
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, PersonName):
-        return str(value)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float | DSfloat):
-        # JSON has neither infinity nor NaN.
-        return float(value) if abs(value) < float("inf") else str(value)
-    if isinstance(value, Sequence):
-        return [_json_value(each) for each in value]
     return str(value)
 
 

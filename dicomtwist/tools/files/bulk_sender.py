@@ -61,6 +61,9 @@ class StoreObserver(Protocol):
     def failed(self, instance: ScannedInstance, reason: str) -> None:
         """An instance was not stored and will not be sent again."""
 
+    def not_sent(self, instance: ScannedInstance) -> None:
+        """An instance was found, and the transfer ended before it was sent."""
+
     def waiting(self, cause: Cause, seconds: float) -> None:
         """No association could be established; the next attempt is in *seconds*."""
 
@@ -261,6 +264,7 @@ class BulkSender:
         self._refused: dict[Requirement, str] = {}
         self._ahead: dict[int, ScanBatch] = {}  # at most one for each thread
         self._next_batch = 0
+        self._found_all = False
         self.associations = 0
         self.cause: Cause | None = None
         self.not_sent = 0
@@ -278,7 +282,7 @@ class BulkSender:
     @property
     def scan_complete(self) -> bool:
         """Whether all files have been scanned."""
-        return self._backlog.complete
+        return self._found_all
 
     async def run(self) -> None:
         """Send until everything is sent or :meth:`stop` is called."""
@@ -288,7 +292,9 @@ class BulkSender:
         finally:
             # If one of them fails, the others are aborted, so that nothing continues after the caller has the failure.
             self.abort()
-        self.not_sent = len(self._backlog.discard())
+        for instance in sorted(self._backlog.discard(), key=lambda one: one.order):
+            self.not_sent += 1
+            self._observer.not_sent(instance)
 
     def stop(self) -> None:
         """Send no further instance; those in flight are answered first, then the associations are released."""
@@ -314,6 +320,7 @@ class BulkSender:
         while not self._stopping:
             batch = await self._executor.run(self._scanner.next_batch)
             if batch is None:
+                self._found_all = True
                 return
             # A thread may overtake another: the files are sent in the order in which they were found.
             self._ahead[batch.number] = batch

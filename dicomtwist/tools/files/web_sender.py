@@ -61,6 +61,7 @@ class WebSender:
         self._scanner = scanner
         self._observer = observer
         self._executor = executor
+        self._left: list[ScannedInstance] = []
         self._waiting: deque[ScannedInstance] = deque()
         self._changed: list[Deferred[None]] = []
         self._pending: set[Deferred[Any]] = set()
@@ -83,7 +84,12 @@ class WebSender:
             await run_concurrently(self._scan(), *(self._send() for _ in range(self._connection.associations)))
         finally:
             self.abort()
-        self.not_sent += len(self._waiting)
+        self._leave([*self._left, *self._waiting])
+
+    def _leave(self, instances: list[ScannedInstance]) -> None:
+        for instance in instances:
+            self.not_sent += 1
+            self._observer.not_sent(instance)
 
     def stop(self) -> None:
         """Begin no further request; those under way are answered first."""
@@ -168,7 +174,7 @@ class WebSender:
         try:
             results = await storing
         except CancelledError:
-            self.not_sent += len(good)
+            self._left += [instance for instance, _ in good]
             return
         except DICOMwebError as error:
             self._failed([instance for instance, _ in good], error)
@@ -197,7 +203,7 @@ class WebSender:
             if self._unproductive < MAX_UNPRODUCTIVE:
                 return
         else:
-            self.not_sent += len(instances)
+            self._left += instances
         self.cause = self.cause or cause_of(error, self._connection)
         self.stop()
 

@@ -147,11 +147,15 @@ class KeyTable:
     def __str__(self) -> str:
         return ", or else ".join(", ".join(keyword for _, keyword in used) for used in self._alternatives)
 
+    def again(self) -> KeyTable | None:
+        """Return the same table from its beginning; ``None`` for standard input, which cannot be read twice."""
+        return None if self._path == "-" else KeyTable(self._path, self._columns, self._more)
+
     def count(self) -> int | None:
         """Return the number of rows, each that is there twice counted twice; ``None`` for standard input."""
-        if self._path == "-":
+        other = self.again()
+        if other is None:
             return None
-        other = KeyTable(self._path, self._columns)
         try:
             return sum(1 for cells in other._cells() if any(map(str.strip, cells)))
         finally:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from itertools import islice
@@ -15,6 +16,7 @@ from twisted.internet.defer import Deferred
 from dicomtwist import Association, PresentationContext
 from dicomtwist.evt import HandlerTuple
 from dicomtwist.retrieval.folder import ReceivingFolder
+from dicomtwist.retrieval.journal import RetrievalJournal
 from dicomtwist.retrieval.receiver import advice
 from dicomtwist.retrieval.results import Outcome, Request, RequestResult
 from dicomtwist.retrieval.retriever import Retriever
@@ -25,9 +27,8 @@ from dicomtwist.sop_class import SOPClass
 from dicomtwist.tools.connection import Connection
 from dicomtwist.tools.display.console import VERBOSE, Output, plural, table
 from dicomtwist.tools.display.progress import Progress
-from dicomtwist.tools.display.result_table import JSONWriter, to_json
+from dicomtwist.tools.display.result_table import JSONWriter
 from dicomtwist.tools.explain import cause_of
-from dicomtwist.tools.files.resume_journal import RetrievalJournal
 from dicomtwist.tools.interrupts import CANCELLED, FAILURE, NO_ASSOCIATION, SUCCESS, Interrupts
 from dicomtwist.tools.query.key_table import InvalidTable, KeyTable, Row
 from dicomtwist.tools.web_connection import WebConnection
@@ -36,6 +37,8 @@ from dicomtwist.tools.web_connection import WebConnection
 MAX_LISTED: Final = 20
 #: The rows that are read from a table at a time.
 MAX_READ: Final = 100
+#: The outcome of a row that the retrieval did not come to.
+NOT_BEGUN: Final = "not begun"
 
 
 class Get:
@@ -80,8 +83,12 @@ class Get:
         self._executor: Executor
         self._count: int | None = None
         self._taken = 0
-        self._invalid = 0
-        self._done_before = 0
+        self._taking = True
+        self._order: deque[int] = deque()
+        self._ready: dict[int, tuple[dict[str, Any], str]] = {}
+        self._last_line = 0
+        self._more_duplicates = 0
+        self._not_begun = 0
         self._listed: list[str] = []
         self._unlisted = 0
         self._error = ""
@@ -106,6 +113,7 @@ class Get:
             associations=connection.associations,
             on_result=self._on_result,
             on_suboperations=self._on_suboperations,
+            open_journal=self._open_journal if self._journal is not None else None,
         )
         try:
             return await self._run(reactor, interrupts)
@@ -128,12 +136,13 @@ class Get:
                 raise InvalidTable("the table has no rows")
             self._on_first = partial(progress.start, reactor)
             await retriever.run(self._requests())
+            await self._list_not_begun()
         except InvalidTable as error:
             self._error = str(error)
         finally:
             progress.stop()
             if self._journal is not None:
-                await self._journal.close()
+                await self._journal.close()  # if the retriever has not got as far as that
             self._executor.release()
             self._folder.close()
             if self._rows is not None:
@@ -171,8 +180,11 @@ class Get:
 
     @property
     def _taken_and_done(self) -> int:
-        duplicates = 0 if self._rows is None else self._rows.duplicates
-        return self._retriever.progress.done + self._invalid + self._done_before + duplicates
+        return self._retriever.progress.done + self._duplicates
+
+    @property
+    def _duplicates(self) -> int:
+        return 0 if self._rows is None else max(self._rows.duplicates, self._more_duplicates)
 
     def _note(self) -> str:
         progress = self._retriever.progress
@@ -189,27 +201,61 @@ class Get:
             assert identifier is not None
             self._taken += 1
             yield Request(identifier, str(identifier.get("QueryRetrieveLevel") or ""))
+            self._taking = False
             return
         rows = self._rows.rows()
         while batch := await self._executor.run(lambda: list(islice(rows, MAX_READ))):
             for row in batch:
-                if row.keys is None:
-                    self._invalid += 1
-                    self._item(row, {"outcome": Outcome.FAILED, "error": row.error})
-                    self._list(f"failed: line {row.line}: {row.error}")
-                elif self._journal is not None and self._journal.holds({"keys": self._entry(row.keys)}):
-                    self._done_before += 1
-                    self._item(row, {"outcome": "done before"})
-                else:
-                    self._taken += 1
-                    yield Request(row.keys, self._level, row)
+                self._taken += 1
+                self._order.append(row.line)
+                self._last_line = row.line
+                yield self._request(row)
+        self._taking = False
 
-    def _entry(self, keys: Dataset) -> dict[str, Any]:
-        return {**to_json(keys), **({"QueryRetrieveLevel": self._level} if self._level else {})}
+    def _request(self, row: Row) -> Request:
+        return Request(Dataset() if row.keys is None else row.keys, self._level, row, row.error)
 
-    def _item(self, row: Row, members: dict[str, Any]) -> None:
-        if self._document is not None:
-            self._document.item({"line": row.line, "keys": row.values, **members})
+    def _open_journal(self) -> RetrievalJournal:
+        assert self._journal is not None
+        return self._journal
+
+    async def _list_not_begun(self) -> None:
+        """Report the rows that were not begun, since the retrieval ended early. The table is read again for them."""
+        rows = self._rows.again() if self._rows is not None and self._taking else None
+        if rows is None:
+            return
+        try:
+            left = rows.rows()
+            while batch := await self._executor.run(lambda: list(islice(left, MAX_READ))):
+                for row in batch:
+                    if row.line > self._last_line:
+                        self._not_taken(row)
+            self._more_duplicates = rows.duplicates
+        finally:
+            rows.close()
+
+    def _not_taken(self, row: Row) -> None:
+        if row.error:
+            members: dict[str, Any] = {"outcome": Outcome.FAILED, "error": row.error}
+            self._retriever.totals.requests[Outcome.FAILED] += 1
+        elif self._journal is not None and self._journal.contains(self._request(row)):
+            members = {"outcome": Outcome.DONE_BEFORE}
+            self._retriever.totals.requests[Outcome.DONE_BEFORE] += 1
+        else:
+            members = {"outcome": NOT_BEGUN}
+            self._not_begun += 1
+        self._order.append(row.line)
+        self._item(row, members, f"failed: line {row.line}: {row.error}" if row.error else "")
+
+    def _item(self, row: Row, members: dict[str, Any], text: str) -> None:
+        """Report a row, after those before it in the table."""
+        self._ready[row.line] = {"line": row.line, "keys": row.values, **members}, text
+        while self._order and self._order[0] in self._ready:
+            document, words = self._ready.pop(self._order.popleft())
+            if self._document is not None:
+                self._document.item(document)
+            if words:
+                self._list(words)
 
     def _list(self, text: str) -> None:
         if self.output.verbosity >= VERBOSE:
@@ -231,15 +277,16 @@ class Get:
             if self._document is not None:
                 self._document.item(self._members(result))
             return
-        self._item(row, self._members(result))
-        if result.outcome is Outcome.RETRIEVED:
-            if self._journal is not None:
-                self._journal.record({"keys": self._entry(result.request.keys)}, self._executor)
+        if row.error:
+            self._item(row, {"outcome": result.outcome, "error": row.error}, f"failed: line {row.line}: {row.error}")
+        elif result.outcome is Outcome.DONE_BEFORE:
+            self._item(row, {"outcome": result.outcome}, "")
         else:
-            words = self._words(result)
-            self._list(
-                f"{result.outcome}: {row}" + (f": {words}" if words and result.outcome is Outcome.FAILED else "")
-            )
+            text = ""
+            if result.outcome is not Outcome.RETRIEVED:
+                words = self._words(result)
+                text = f"{result.outcome}: {row}" + (f": {words}" if words and result.outcome is Outcome.FAILED else "")
+            self._item(row, self._members(result), text)
 
     def _words(self, result: RequestResult) -> str:
         """Return why something failed and what to do, in words."""
@@ -287,11 +334,7 @@ class Get:
         if retriever.error is not None and not interrupted:
             cause = cause_of(retriever.error, self.connection)
         journal_error = self._journal.error if self._journal is not None else None
-        done = (
-            totals.is_complete
-            and not (interrupted or self._error or self._invalid or journal_error or cause)
-            and bool(self._taken or self._done_before)
-        )
+        done = totals.is_complete and not (interrupted or self._error or journal_error or cause) and bool(self._taken)
         exit_status = SUCCESS if done else NO_ASSOCIATION if cause and not retriever.established else FAILURE
         if retriever.established:
             output.result(*self._summary(seconds))
@@ -320,10 +363,11 @@ class Get:
             "exit_status": exit_status,
             "found": totals.requests[Outcome.RETRIEVED],
             "not_found": totals.requests[Outcome.NOT_FOUND],
-            "failed_requests": totals.requests[Outcome.FAILED] + self._invalid,
-            "done_before": self._done_before,
-            "duplicates": 0 if self._rows is None else self._rows.duplicates,
+            "failed_requests": totals.requests[Outcome.FAILED],
+            "done_before": totals.requests[Outcome.DONE_BEFORE],
+            "duplicates": self._duplicates,
             "not_done": self._not_done,
+            "not_begun": self._not_begun,
             "status": None if last is None or last.status is None else f"0x{int(last.status):04X}",
             "completed": totals.completed,
             "warning": totals.warning,
@@ -347,7 +391,7 @@ class Get:
         finished = totals.total() - totals[Outcome.INTERRUPTED]
         if self._count is None or self._rows is None:
             return self._taken - finished
-        return max(0, self._count - self._rows.duplicates - self._invalid - self._done_before - finished)
+        return max(0, self._count - self._duplicates - finished)
 
     def _summary(self, seconds: float) -> list[str]:
         totals = self._retriever.totals
@@ -360,14 +404,16 @@ class Get:
             rows += [("not done", remaining, "")] if remaining else []
         else:
             rows.append(("found", totals.requests[Outcome.RETRIEVED], ""))
-            rows += [("done before", self._done_before, "according to the journal")] if self._done_before else []
+            before = totals.requests[Outcome.DONE_BEFORE]
+            rows += [("done before", before, "according to the journal")] if before else []
             rows.append(("not found", totals.requests[Outcome.NOT_FOUND], ""))
-            rows.append(("failed", totals.requests[Outcome.FAILED] + self._invalid, ""))
-            rows += [("not done", self._not_done, "")] if self._not_done else []
+            rows.append(("failed", totals.requests[Outcome.FAILED], ""))
+            interrupted = totals.requests[Outcome.INTERRUPTED]
+            rows += [("interrupted", interrupted, "")] if interrupted else []
+            left = self._not_done - interrupted
+            rows += [("not begun", left, "")] if left > 0 else []
             rows += (
-                [("duplicates", self._rows.duplicates, "rows with keys that were there before")]
-                if self._rows.duplicates
-                else []
+                [("duplicates", self._duplicates, "rows with keys that were there before")] if self._duplicates else []
             )
         rows.append(("stored", totals.stored + totals.existing, f"in {self._folder.root}"))
         rows += [("of these", totals.existing, "there already")] if totals.existing else []

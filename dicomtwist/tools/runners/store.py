@@ -42,6 +42,7 @@ class Tally:
     :ivar failed_files: prints each failure as an item of the JSON document.
     :ivar done: the size of all files that are dealt with, in bytes.
     :ivar sent: the size of all instances that were stored, in bytes.
+    :ivar not_sent_files: the paths of the instances that were found and not sent, no more than wait at once.
     """
 
     output: Output
@@ -57,6 +58,7 @@ class Tally:
     done: int = 0
     sent: int = 0
     listed: int = 0
+    not_sent_files: list[str] = field(default_factory=list)
 
     def scanned(self, batch: ScanBatch) -> None:
         """Count the instances of a batch and the files that cannot be sent."""
@@ -81,6 +83,11 @@ class Tally:
     def failed(self, instance: ScannedInstance, reason: str) -> None:
         """Count and print a failure."""
         self._failed(instance.path, reason, instance.size)
+
+    def not_sent(self, instance: ScannedInstance) -> None:
+        """Note an instance that the transfer did not come to, for the JSON document."""
+        if self.output.as_json:
+            self.not_sent_files.append(instance.path)
 
     def waiting(self, cause: Cause, seconds: float) -> None:
         """Print when the next attempt is."""
@@ -208,6 +215,8 @@ class Store:
                 "skipped": tally.skipped,
                 "stored_before": tally.stored_before,
                 "not_sent": sender.not_sent,
+                "not_sent_files": tally.not_sent_files,
+                "scan_complete": sender.scan_complete,
                 "bytes": tally.sent,
                 "seconds": round(seconds, 3),
                 "associations": sender.associations,

@@ -34,6 +34,7 @@ class WebGet(Get):
             connections=connection.associations,
             on_result=self._on_result,
             on_first=self._show_progress,
+            open_journal=self._open_journal if self._journal is not None else None,
         )
         try:
             return await self._run(reactor, interrupts)

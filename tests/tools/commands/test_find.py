@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist import AE, Association, evt
+from dicomtwist.retrieval.keyword_json import to_json
 from dicomtwist.sop_class import ModalityWorklistInformationFind
 from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelFind as STUDY_FIND
 from dicomtwist.tools.display.console import Output, printable
@@ -28,7 +29,6 @@ from dicomtwist.tools.display.result_table import (
     ResultWriter,
     TableWriter,
     text_of,
-    to_json,
 )
 from dicomtwist.tools.display.text_table import display_width
 from dicomtwist.tools.query.keys import parse_key

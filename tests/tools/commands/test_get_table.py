@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import AsyncIterator
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -12,7 +13,13 @@ from typing import Any
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import UID
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 
+from dicomtwist import AE, evt
+from dicomtwist.presentation import ALL_TRANSFER_SYNTAXES
+from dicomtwist.sop_class import CTImageStorage
+from dicomtwist.sop_class import StudyRootQueryRetrieveInformationModelGet as GET
 from tests import peers
 from tests.interop.archives import dcmqrscp, orthanc, study
 from tests.peers import DicomFile
@@ -172,6 +179,38 @@ class Interrupted(TableTestCase):
             self.assertEqual(self.whole(folder.name), 3 * STUDIES)
             left = [path.name for path in (folder / ".incoming").iterdir() if path.name != ".lock"]
             self.assertEqual(left, [])
+
+    async def test_a_report_of_each_row(self) -> None:
+        """The report of an interrupted retrieval has each row in the order of the table, also those that were not begun."""
+        asked: Deferred[None] = Deferred()
+
+        async def get(event: Any) -> AsyncIterator[Any]:
+            yield 1
+            if event.identifier.StudyInstanceUID == "1.2.1":
+                yield 0xFF00, study()[0].path
+            else:
+                asked.callback(None)
+                await Deferred()
+
+        ae = AE("SCP")
+        ae.add_supported_context(GET)
+        ae.add_supported_context(CTImageStorage, ALL_TRANSFER_SYNTAXES, scu_role=True, scp_role=True)
+        self.addCleanup(ae.shutdown)
+        server = await ae.start_server(("127.0.0.1", 0), evt_handlers=[(evt.EVT_C_GET, get)])
+        uids = ["1.2.1", "", "1.2.2", "1.2.3", "1.2.3", "x", "1.2.4"]
+        table = self.table("StudyInstanceUID,No\n" + "".join(f"{uid},{number}\n" for number, uid in enumerate(uids)))
+        command: list[object] = ["get", f"127.0.0.1:{server.port}", self.folder / "got", "--from", table]
+        command += ["--resume", self.folder / "journal", "--layout", LAYOUT, "--json"]
+        process = await self.start_tool(*command)
+        await asked.addTimeout(120, reactor)
+        process.signal("INT")
+        result = await process.wait(120)
+        document = json.loads(result.stdout)
+        rows = [(row["line"], row["outcome"]) for row in document["requests"]]
+        expected = ["failed", "failed", "interrupted", "not begun", "failed", "not begun"]
+        self.assertEqual(rows, list(zip((2, 3, 4, 5, 7, 8), expected, strict=True)))
+        counts = [document[name] for name in ("failed_requests", "not_done", "not_begun", "duplicates", "interrupted")]
+        self.assertEqual(counts, [3, 3, 2, 1, True])
 
     async def test_by_the_peer(self) -> None:
         """Connections that are cut in the middle of an instance: the command goes on over other ones."""

@@ -209,6 +209,7 @@ class Failures(ToolTestCase):
         port = peers.free_port()
         document = await self.json("store", f"127.0.0.1:{port}", self.folder / "study", code=3)
         self.assertEqual((document["stored"], document["not_sent"], document["associations"]), (0, 2, 0))
+        self.assertEqual(document["not_sent_files"], sorted(map(str, (self.folder / "study").rglob("*.dcm"))))
         self.assertEqual(document["cause"]["code"], "refused")
 
     async def test_rejected(self) -> None:
@@ -294,6 +295,9 @@ class Failures(ToolTestCase):
         self.assertEqual((document["stored"], document["associations"]), (0, 3))
         self.assertEqual(document["cause"]["code"], "ended")
         self.assertEqual(document["failed"] + document["not_sent"], 20)
+        self.assertEqual(len(document["not_sent_files"]), document["not_sent"])
+        failed = {item["path"] for item in document["failed_files"]}
+        self.assertEqual(len(failed | set(document["not_sent_files"])), 20)
 
     async def test_names_that_are_no_text(self) -> None:
         """Files whose names are not UTF-8 or contain escape sequences are sent, and their names are printed escaped."""
