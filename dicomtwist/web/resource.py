@@ -25,6 +25,13 @@ ROUTES: Final = (*STOW_ROUTES, *qido.ROUTES, *wado.ROUTES)
 _SENT_BY_PAGES: Final = "Accept, Authorization, Content-Type, If-None-Match, Range"
 _READ_BY_PAGES: Final = "Content-Length, Content-Location, Content-Range, ETag, Retry-After, Warning"
 
+#: Fields of each response, for browsers. A document in it runs no script: it may be one that somebody has stored. A page that
+#: is isolated from other origins, as that of OHIF, can show it within itself.
+_FIELDS: Final = (
+    ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; sandbox"),
+    ("Cross-Origin-Embedder-Policy", "require-corp"),
+)
+
 
 class DICOMwebResource(HandlingResource):
     """
@@ -41,6 +48,10 @@ class DICOMwebResource(HandlingResource):
 
     async def handle(self, request: DICOMwebRequest) -> None:
         """Find the route of a request, check its client, and call the handler."""
+        for name, value in _FIELDS:
+            request.set_header(name, value)
+        is_for_others = bool(self.services.origins)
+        request.set_header("Cross-Origin-Resource-Policy", "cross-origin" if is_for_others else "same-origin")
         self._allow_origin(request)
         match = self.router.find(request.path)
         if request.method == "OPTIONS" and match.routes:

@@ -32,6 +32,9 @@ FLAGS: Final = (
     "--enable-unsafe-swiftshader",
 )
 
+#: The beginnings of URLs that stay on this machine; those of Chromium are of its own pages, as for PDF.
+HERE: Final = ("http://127.0.0.1:", "https://127.0.0.1:", "blob:", "data:", "chrome:", "chrome-extension:")
+
 #: Returns, of the first canvas with anything on it: how many grey values it has, and the largest difference of red and blue.
 _LOOK: Final = """
 (selector) => {
@@ -95,7 +98,7 @@ class Window:
             self.problems.append(f"console: {message.text}")
 
     def _request(self, request: Request) -> None:
-        if not request.url.startswith(("http://127.0.0.1:", "https://127.0.0.1:", "blob:", "data:")):
+        if not request.url.startswith(HERE):
             self.problems.append(f"{request.method} {request.url} leaves this machine")
 
     def _failed(self, request: Request) -> None:

@@ -13,14 +13,16 @@ from dicomtwist.archive.reading.stored_file import StoredFile
 from dicomtwist.datasets.element_headers import EXPLICIT_BIG_ENDIAN
 from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner
 from dicomtwist.dicomweb.bulk_data import find_value
+from dicomtwist.dicomweb.media_types import frame_media_type
 from dicomtwist.errors import DataSetError
 from dicomtwist.part10 import decode_uid
 from dicomtwist.pixels.encapsulation import read_encapsulated
 
-__all__ = ["NoValue", "PIXEL_DATA", "media_type_of", "read_value"]
+__all__ = ["NoValue", "PIXEL_DATA", "media_type_of", "read_document", "read_value"]
 
 #: The paths of pixel data, which consists of frames.
 PIXEL_DATA: Final = frozenset(((0x7FE00010,), (0x7FE00008,), (0x7FE00009,)))
+_PIXELS: Final = (0x7FE00010,)
 #: The path of an encapsulated document.
 _DOCUMENT: Final = (0x00420011,)
 _MIME_TYPE: Final = 0x00420012
@@ -56,6 +58,23 @@ def read_value(stored: StoredFile, path: tuple[int, ...]) -> Content:
         return Content(Extent(source, one.offset, one.length) for one in items.fragments)
     unit = _WORDS.get(value.vr, 1) if syntax == EXPLICIT_BIG_ENDIAN else 1
     return Content([Extent(source, value.offset, value.length, unit, value.offset)])
+
+
+def read_document(stored: StoredFile) -> tuple[Content, str] | None:
+    """
+    Return the document or the video that an instance is, and its media type; ``None`` if it is neither. It blocks.
+
+    :raises DataSetError: its bytes cannot be a data set.
+    """
+    of_frames = frame_media_type(stored.meta.transfer_syntax_uid)
+    is_video = of_frames.startswith("video/")
+    path = _PIXELS if is_video else _DOCUMENT
+    try:
+        content = read_value(stored, path)
+    except NoValue:
+        return None
+    media_type = of_frames if is_video else media_type_of(stored, path)
+    return (content, media_type) if media_type else None
 
 
 def media_type_of(stored: StoredFile, path: tuple[int, ...]) -> str:

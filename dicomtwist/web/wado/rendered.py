@@ -25,6 +25,7 @@ from dicomtwist.web.problems import Problem
 from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.routes import Route
 from dicomtwist.web.services import Services
+from dicomtwist.web.wado.bulk_data import send_document
 from dicomtwist.web.wado.delivery import NOT_ACCEPTABLE, is_unchanged, open_stored, quoted
 from dicomtwist.web.wado.instances import find_instances
 
@@ -48,8 +49,22 @@ async def retrieve_rendered(request: DICOMwebRequest, services: Services, values
     Answer with a rendered image of an instance, of some of its frames, or of a series or study.
 
     A multipart body has the images of all instances, one for each, or of all frames in a list. A single part is one image: of a
-    series or a study that of an instance that stands for it, which is what viewers show in lists.
+    series or a study that of an instance that stands for it, which is what viewers show in lists. An instance that has no
+    image but is a document or a video is given as that.
     """
+    try:
+        await _retrieve_images(request, services, values)
+    except (UnsupportedPixels, Problem) as error:
+        has_no_image = isinstance(error, UnsupportedPixels) or error.status in (406, 501)
+        if not has_no_image or request.is_answered or "instance" not in values or "frames" in values:
+            raise
+        uids = (values["study"], values["series"], values["instance"])
+        if not await send_document(request, services, uids):
+            raise
+
+
+async def _retrieve_images(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
+    """Answer with images."""
     rendering = parse_rendering(request.query)
     frames = parse_frames(values["frames"]) if "frames" in values else ()
     representation = request.accept.negotiate(Category.RENDERED, offers=MEDIA_TYPES)

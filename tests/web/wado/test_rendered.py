@@ -6,6 +6,7 @@ from io import BytesIO
 from typing import Any
 
 from PIL import Image as Picture
+from pydicom.encaps import encapsulate
 
 from dicomtwist.archive.storage.types import InstanceUIDs
 from dicomtwist.pixels.pool import Pixels
@@ -28,6 +29,59 @@ class RenderedTestCase(WADOTestCase):
         super().setUp()
         pixels = self.services.pixels = Pixels(reactor, processes=1)
         self.addCleanup(pixels.stop)
+
+
+class Documents(WADOTestCase):
+    """Instances that are no images, on a server that renders none."""
+
+    async def test_documents(self) -> None:
+        """The rendered resource of a document is the document (PS3.18 Table 8.7.4-1)."""
+        (uids,) = await self.store(
+            image(1, EncapsulatedDocument=b"%PDF" + bytes(2000), MIMETypeOfEncapsulatedDocument="application/pdf")
+        )
+        client = self.client()
+        path = self.path(uids, "/rendered")
+        for accepted in ("", "*/*", "application/pdf", "text/html,application/xhtml+xml,*/*;q=0.8"):
+            response = await client.request("GET", path, [("Accept", accepted)] if accepted else [])
+            self.assertEqual((response.status, response.headers["content-type"]), (200, "application/pdf"), accepted)
+            self.assertEqual(response.body, b"%PDF" + bytes(2000))
+            self.assertNotIn("sandbox", response.headers["content-security-policy"])
+        etag = response.headers["etag"]
+        self.assertEqual((await client.request("GET", path, [("If-None-Match", etag)])).status, 304)
+        response = await client.request("GET", path, [("Range", "bytes=0-3")])
+        self.assertEqual((response.status, response.body), (206, b"%PDF"))
+        self.assertEqual((await client.request("GET", path, [("Accept", "text/html")])).status, 406)
+        for rest in ("/frames/1/rendered", "/thumbnail"):
+            self.assertGreaterEqual((await client.request("GET", self.path(uids, rest))).status, 400, rest)
+
+    async def test_videos(self) -> None:
+        stream = bytes(range(256)) * 8
+        (uids,) = await self.store(
+            image(1, PixelData=encapsulate([stream]), NumberOfFrames=100, syntax="1.2.840.10008.1.2.4.102")
+        )
+        client = self.client()
+        response = await client.request("GET", self.path(uids, "/rendered"), [("Accept", "video/mp4")])
+        self.assertEqual((response.status, response.headers["content-type"]), (200, "video/mp4"))
+        self.assertEqual(response.body, stream)
+        response = await client.request("GET", self.path(uids, "/rendered"), [("Range", "bytes=256-511")])
+        self.assertEqual((response.status, response.body), (206, bytes(range(256))))
+
+    async def test_no_scripts(self) -> None:
+        """A document that a browser would run is in a sandbox, whatever asks for it."""
+        page = b"<script>alert(1)</script>" * 100
+        (uids,) = await self.store(
+            image(1, EncapsulatedDocument=page, MIMETypeOfEncapsulatedDocument="text/html"),
+        )
+        for rest in ("/rendered", "/bulkdata/00420011", "/bulkdata/00420011?accept=text/html"):
+            response = await self.client().request("GET", self.path(uids, rest), [("Accept", "text/html,*/*;q=0.8")])
+            self.assertEqual((response.status, response.headers["content-type"]), (200, "text/html"), rest)
+            self.assertIn("sandbox", response.headers["content-security-policy"], rest)
+            self.assertIn("default-src 'none'", response.headers["content-security-policy"], rest)
+
+    async def test_neither(self) -> None:
+        """Without processes that render, an image is not there; the reason stays."""
+        (uids,) = await self.store(test_file("CT_small.dcm"))
+        self.assertEqual((await self.client().request("GET", self.path(uids, "/rendered"))).status, 501)
 
 
 class Rendered(RenderedTestCase):
