@@ -60,7 +60,7 @@ class Clients(TwistTestCase):
         return changed
 
     async def test_orthanc(self) -> None:
-        """Orthanc's plugin sends what it has to a server of its configuration."""
+        """Orthanc's plugin stores, searches and retrieves at a server of its configuration."""
         if not PLUGIN.exists():
             raise peers.missing_error(
                 "not installed: Orthanc's plugin (Debian and Ubuntu: apt-get install orthanc-dicomweb)"
@@ -78,19 +78,37 @@ class Clients(TwistTestCase):
             DicomWeb={"Servers": {"us": [f"{self.url}/"]}},
         )
 
-        def send() -> tuple[int, Any]:
+        def ask(method: str, path: str, document: Any = None) -> Any:
             connection = HTTPConnection("127.0.0.1", port, timeout=60)
-            connection.request("GET", "/instances")
-            instances = json.loads(connection.getresponse().read())
-            body = json.dumps({"Resources": instances, "Synchronous": True})
-            connection.request("POST", "/dicom-web/servers/us/stow", body)
+            connection.request(method, path, None if document is None else json.dumps(document))
             response = connection.getresponse()
-            return response.status, response.read()
+            text = response.read()
+            connection.close()
+            self.assertEqual(response.status, 200, (path, text))
+            return json.loads(text)
 
-        status, text = await deferToThread(send)
-        self.assertEqual(status, 200, text)
+        def use() -> tuple[list[Any], int, list[str]]:
+            instances = ask("GET", "/instances")
+            ask("POST", "/dicom-web/servers/us/stow", {"Resources": instances, "Synchronous": True})
+            found = ask("POST", "/dicom-web/servers/us/qido", {"Uri": "/studies"})
+            for one in instances:
+                ask("DELETE", f"/instances/{one}")
+            wanted = [{"Study": file.study} for file in files[:3]]
+            wanted += [
+                {"Study": file.study, "Series": file.series, "Instance": file.sop_instance} for file in files[3:]
+            ]
+            result = ask("POST", "/dicom-web/servers/us/retrieve", {"Resources": wanted, "Synchronous": True})
+            return found, int(result["ReceivedInstancesCount"]), ask("GET", "/instances")
+
+        found, received, instances = await deferToThread(use)
         stored = await self.stored()
         self.assertEqual(stored.keys(), {file.sop_instance for file in files})
+        self.assertEqual(
+            {{key.upper(): value for key, value in one.items()}["0020000D"]["Value"] for one in found},
+            {file.study for file in files},
+        )
+        self.assertGreaterEqual(received, len(files))
+        self.assertEqual(len(instances), len(files))
 
     async def test_curl(self) -> None:
         """curl sends one file as it is, with Expect: 100-continue if it is long."""
