@@ -10,27 +10,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from pydicom.datadict import private_dictionary_VR
 
 from dicomtwist.datasets.character_sets import canonical
 from dicomtwist.datasets.codec import DecodingLimits, inflate
 from dicomtwist.datasets.element_headers import (
-    BIG_ENDIAN_FORMAT,
     DEFLATED,
     DELIMITERS,
     EXPLICIT_BIG_ENDIAN,
     IMPLICIT,
     ITEM,
     ITEM_END,
-    LITTLE_ENDIAN_FORMAT,
-    LONG_VRS,
     SEQUENCE_END,
-    SHORT_VRS,
     UNDEFINED_LENGTH,
 )
 from dicomtwist.datasets.header_scanner import odd_header
+from dicomtwist.dicomweb.json_elements import (
+    BIG_ENDIAN,
+    BITS_ALLOCATED,
+    CHARACTER_SET,
+    DESCRIPTORS,
+    EXPLICIT,
+    LUT_DESCRIPTOR,
+    PIXEL_REPRESENTATION,
+    WAVEFORM_BITS,
+    WITHOUT_VRS,
+    Entry,
+    Scope,
+    entry_of,
+    number_in,
+)
 from dicomtwist.dicomweb.json_values import (
     EMPTY,
     Write,
@@ -41,7 +52,6 @@ from dicomtwist.dicomweb.json_values import (
     prefix_of,
     public_vr,
     swapped,
-    writers,
 )
 from dicomtwist.errors import DataSetError, DataSetTooLong
 
@@ -64,6 +74,9 @@ MAX_ELEMENTS: Final = 2_000_000
 MAX_KNOWN: Final = 4096
 MAX_KNOWN_LENGTH: Final = 64
 MAX_KNOWN_SETS: Final = 8
+
+#: The most pairs of tag and VR that are known.
+MAX_ENTRIES: Final = 16 * 1024
 
 #: Reads from a data set: the position of the first byte, and the number of bytes. It returns fewer at the end only.
 ReadAt: TypeAlias = Callable[[int, int], bytes]
@@ -98,94 +111,8 @@ class _Done(Exception):
     """No further element of the data set is needed."""
 
 
-_CHARACTER_SET: Final = 0x00080005
-_BITS_ALLOCATED: Final = 0x00280100
-_PIXEL_REPRESENTATION: Final = 0x00280103
-_WAVEFORM_BITS: Final = 0x54001004
-_LUT_DATA: Final = 0x00283006
-_LUT_DESCRIPTOR: Final = 0x00283002
 _PIXEL_DATA: Final = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
-#: The LUT descriptors, whose first value is a count and so is not negative (PS3.3 C.11.1.1.1).
-_DESCRIPTORS: Final = frozenset((0x00281101, 0x00281102, 0x00281103, _LUT_DESCRIPTOR))
-#: The elements on which the VR or the text of others depends, in a data set without VRs.
-_CONTEXT: Final = frozenset((_BITS_ALLOCATED, _PIXEL_REPRESENTATION, _WAVEFORM_BITS, _LUT_DESCRIPTOR))
 _AMBIGUOUS: Final = frozenset(("US or SS", "US or OW", "US or SS or OW", "OB or OW"))
-
-
-class _Entry(NamedTuple):
-    """
-    The text and the writer of a pair of tag and VR, or of a tag of a data set without VRs.
-
-    :ivar prefix: the text up to the VR.
-    :ivar write: writes the value; ``None`` if the element needs more than that.
-    :ivar vr: the VR; empty if it depends on other elements, or is unknown.
-    :ivar is_long: whether the length has four bytes, behind two reserved ones.
-    """
-
-    tag: int
-    prefix: str
-    write: Write | None
-    vr: str
-    is_long: bool
-
-
-#: The most pairs of tag and VR that are known.
-MAX_ENTRIES: Final = 16 * 1024
-
-
-class _Scope:
-    """
-    An encoding of data sets.
-
-    :ivar entries: texts and writers, by the first bytes of the headers of elements.
-    """
-
-    __slots__ = ("big", "entries", "format", "implicit", "writers")
-
-    def __init__(self, implicit: bool = False, big: bool = False) -> None:
-        self.implicit = implicit
-        self.big = big
-        self.format = BIG_ENDIAN_FORMAT if big else LITTLE_ENDIAN_FORMAT
-        self.writers = writers(">" if big else "<")
-        self.entries: dict[bytes, _Entry] = {}
-
-
-_EXPLICIT: Final = _Scope()
-_IMPLICIT: Final = _Scope(implicit=True)
-_BIG: Final = _Scope(big=True)
-
-
-def _entry(scope: _Scope, key: bytes) -> _Entry:
-    group, element = scope.format.tag(key)
-    tag = group << 16 | element
-    if scope.implicit:
-        vr = "" if group & 1 else public_vr(tag)
-    else:
-        vr = key[4:].decode("latin-1")
-        if key[4:] not in SHORT_VRS and key[4:] not in LONG_VRS:
-            vr = ""
-    write = scope.writers.get(vr)
-    if tag in _CONTEXT or tag in _DESCRIPTORS or tag == _CHARACTER_SET or (group & 1 and 0x10 <= element <= 0xFF):
-        write = None
-    return _Entry(tag, prefix_of(tag, vr), write, vr, key[4:] in LONG_VRS)
-
-
-def _find(buffer: bytes, pos: int, wanted: int, scope: _Scope) -> int | None:
-    """Return the number in the element *wanted*, of two bytes, if only elements of defined length are before it."""
-    while pos + 12 <= len(buffer):
-        group, element = scope.format.tag(buffer, pos)
-        tag = group << 16 | element
-        if tag > wanted:
-            return None
-        if scope.implicit or buffer[pos + 4 : pos + 6] in LONG_VRS:
-            start = pos + 8 if scope.implicit else pos + 12
-            length = scope.format.long(buffer, start - 4)[0]
-        else:
-            start, length = pos + 8, scope.format.short(buffer, pos + 6)[0]
-        if tag == wanted:
-            return int(scope.format.short(buffer, start)[0]) if length == 2 and start + 2 <= len(buffer) else None
-        pos = start + length
-    return None
 
 
 class _Level:
@@ -296,7 +223,7 @@ class JSONEncoder:
         self._left = MAX_ELEMENTS
         self._is_repeated = self._is_repeated is not None
         asked = WINDOW
-        scope = _BIG if self._big else _IMPLICIT if self._implicit else _EXPLICIT
+        scope = BIG_ENDIAN if self._big else WITHOUT_VRS if self._implicit else EXPLICIT
         while True:
             needed = WINDOW
             try:
@@ -321,7 +248,7 @@ class JSONEncoder:
                 return
 
     def _elements(
-        self, buffer: bytes, pos: int, end: int, level: _Level, scope: _Scope, is_item: bool = False
+        self, buffer: bytes, pos: int, end: int, level: _Level, scope: Scope, is_item: bool = False
     ) -> tuple[int, bool]:
         """
         Encode elements into *level*. This is the hot loop.
@@ -343,7 +270,7 @@ class JSONEncoder:
             key = buffer[pos : pos + 4] if implicit else buffer[pos : pos + 6]
             entry = entries.get(key)
             if entry is None:
-                entry = _entry(scope, key)
+                entry = entry_of(scope, key)
                 if len(entries) < MAX_ENTRIES:
                     entries[key] = entry
             tag, prefix, write, _, is_long = entry
@@ -395,7 +322,7 @@ class JSONEncoder:
         self._left = left
         return pos, False
 
-    def _known_elements(self, level: _Level, scope: _Scope) -> dict[bytes, str] | None:
+    def _known_elements(self, level: _Level, scope: Scope) -> dict[bytes, str] | None:
         """Return the JSON of earlier elements by their bytes, which mean the same in this encoding and character set."""
         if not self._is_repeated:
             return None
@@ -406,7 +333,7 @@ class JSONEncoder:
         return known
 
     def _special(
-        self, entry: _Entry, buffer: bytes, pos: int, start: int, length: int, end: int, level: _Level, scope: _Scope
+        self, entry: Entry, buffer: bytes, pos: int, start: int, length: int, end: int, level: _Level, scope: Scope
     ) -> int:
         """Encode an element that is no simple value; return the position behind it."""
         tag, vr = entry.tag, entry.vr
@@ -425,7 +352,7 @@ class JSONEncoder:
                 return self._sequence(tag, buffer, start, length, end, level, scope)
             # A sequence of VR UN is in Implicit VR Little Endian (PS3.5 6.2.2).
             try:
-                return self._sequence(tag, buffer, start, length, end, level, _IMPLICIT if entry.vr else scope)
+                return self._sequence(tag, buffer, start, length, end, level, WITHOUT_VRS if entry.vr else scope)
             except (DataSetError, _Short):
                 if undefined or stop > end:
                     raise
@@ -439,34 +366,34 @@ class JSONEncoder:
         self._write(tag, vr, buffer[start:stop], level, scope)
         return stop
 
-    def _write(self, tag: int, vr: str, value: bytes, level: _Level, scope: _Scope) -> None:
+    def _write(self, tag: int, vr: str, value: bytes, level: _Level, scope: Scope) -> None:
         """Encode a value, and keep it if other elements depend on it."""
         try:
             level.elements[tag] = prefix_of(tag, vr) + scope.writers[vr](value, level.character_set)
         except WrongLength:
             level.elements[tag] = inline(tag, "UN", value)
-        if tag == _CHARACTER_SET:
+        if tag == CHARACTER_SET:
             level.character_set = canonical(value.decode("latin-1"))
         elif tag >> 16 & 1:
             if 0x10 <= tag & 0xFFFF <= 0xFF:
                 level.creators[tag] = value.decode("latin-1").strip(" \0")
         elif len(value) >= 2:
             number = scope.format.short(value)[0]
-            if tag == _PIXEL_REPRESENTATION:
+            if tag == PIXEL_REPRESENTATION:
                 level.signed = number
-            elif tag == _BITS_ALLOCATED:
+            elif tag == BITS_ALLOCATED:
                 level.bits = number
-            elif tag == _WAVEFORM_BITS:
+            elif tag == WAVEFORM_BITS:
                 level.waveform = number
-            elif tag in _DESCRIPTORS:
-                if tag == _LUT_DESCRIPTOR:
+            elif tag in DESCRIPTORS:
+                if tag == LUT_DESCRIPTOR:
                     level.lut_count = number
                 if vr == "SS" and len(value) > 2 and not len(value) % 2:
                     unsigned = scope.writers["US"](value[:2], "")[10:-2]
                     others = scope.writers["SS"](value[2:], "")[10:]
                     level.elements[tag] = f'{prefix_of(tag, vr)},"Value":[{unsigned},{others}'
 
-    def _resolved(self, tag: int, vr: str, buffer: bytes, start: int, length: int, level: _Level, scope: _Scope) -> str:
+    def _resolved(self, tag: int, vr: str, buffer: bytes, start: int, length: int, level: _Level, scope: Scope) -> str:
         """Return the VR of an element whose VR is unknown, or depends on other elements."""
         if not vr or vr == "UN":
             if vr and length >= 0xFFFF and length != UNDEFINED_LENGTH:
@@ -476,8 +403,8 @@ class JSONEncoder:
             vr = public_vr(tag) or "UN"
         if vr == "US or SS":
             signed = level.signed
-            if signed is None or tag < _PIXEL_REPRESENTATION:
-                found = _find(buffer, start + length, _PIXEL_REPRESENTATION, scope)
+            if signed is None or tag < PIXEL_REPRESENTATION:
+                found = number_in(buffer, start + length, PIXEL_REPRESENTATION, scope)
                 signed = found if found is not None else signed
             return "SS" if signed else "US"
         if vr == "US or OW":
@@ -512,7 +439,7 @@ class JSONEncoder:
         stop: int,
         end: int,
         level: _Level,
-        scope: _Scope,
+        scope: Scope,
         write: Write | None,
     ) -> int:
         """Encode a long or a binary value."""
@@ -550,7 +477,7 @@ class JSONEncoder:
             return end
         raise _Short(stop)
 
-    def _fragments(self, tag: int, vr: str, buffer: bytes, start: int, level: _Level, scope: _Scope) -> int:
+    def _fragments(self, tag: int, vr: str, buffer: bytes, start: int, level: _Level, scope: Scope) -> int:
         """Pass over pixel data in fragments (PS3.5 A.4)."""
         uri = self._bulk_data((*level.path, tag), vr, self._base + start, None) if self._bulk_data else None
         text = prefix_of(tag, vr) + (f',"BulkDataURI":{encode_basestring(uri)}}}' if uri is not None else EMPTY)
@@ -572,9 +499,7 @@ class JSONEncoder:
         level.elements[tag] = text
         raise _Done
 
-    def _sequence(
-        self, tag: int, buffer: bytes, start: int, length: int, end: int, level: _Level, scope: _Scope
-    ) -> int:
+    def _sequence(self, tag: int, buffer: bytes, start: int, length: int, end: int, level: _Level, scope: Scope) -> int:
         if level.depth >= MAX_DEPTH:
             raise DataSetTooLong(f"a data set with sequences that are nested more than {MAX_DEPTH} deep")
         undefined = length == UNDEFINED_LENGTH
