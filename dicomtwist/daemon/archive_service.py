@@ -19,6 +19,7 @@ from dicomtwist.archive.index.sqlite import lacks_room
 from dicomtwist.archive.recovery import Reconciled, reconcile
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.archive.storage.types import StoreError
+from dicomtwist.daemon.journals.options import Journal
 from dicomtwist.service import DICOMService
 
 #: The time between two attempts to store instances again after there was no room, in seconds.
@@ -52,6 +53,7 @@ class ArchiveService(DICOMService):
     :param http: the server of HTTP; ``None`` without one.
 
     :ivar archive_server: the archive with its services.
+    :ivar journals: the journals; they are stopped when everything else has ended.
     :ivar at_start: called first when the service starts, or ``None``; ``twist dicom`` takes over its process there.
     :ivar at_started: called last, or ``None``; ``twist dicom`` handles signals from there on.
     :ivar at_drained: called during a stop when the associations have ended, or ``None``; ``twist dicom`` limits the rest there.
@@ -81,6 +83,7 @@ class ArchiveService(DICOMService):
             executor_warning=executor_warning,
         )
         self.archive_server = server
+        self.journals: Sequence[Journal] = ()
         self._http = http
         self._import_from = import_from
         self._importing: Deferred[None] = succeed(None)
@@ -241,6 +244,7 @@ class ArchiveService(DICOMService):
             stopping = self._http.shutdown(self.grace, ended)
             ending = DeferredList([ending.addBoth(lambda _: ended.callback(None)), stopping])
         draining = ending.addBoth(self._drained).addBoth(lambda _: self.archive_server.stop_pixels())
+        draining.addBoth(lambda _: DeferredList([journal.stop() for journal in self.journals]))
         return DeferredList([draining, self.archive_server.stop(), self._importing, self._trying])
 
     def _drained(self, result: Any) -> Any:

@@ -22,6 +22,7 @@ from dicomtwist.archive.storage.types import Durability, StoreError
 from dicomtwist.daemon.check import report
 from dicomtwist.daemon.configuration import Configuration, ConfigurationError, add_configuration
 from dicomtwist.daemon.http import HTTP_PARAMETERS, HTTPOptions
+from dicomtwist.daemon.journals.options import JOURNAL_PARAMETERS, check_journals
 from dicomtwist.daemon.log_options import DEFAULT_LOG_RATE, FORMATS, set_log
 from dicomtwist.daemon.option_values import charset, choice, count, member, seconds, size
 from dicomtwist.daemon.option_values import title as checked_title
@@ -177,6 +178,7 @@ class Options(HTTPOptions):
             count("--image-processes", 0, 256),
         ],
         *HTTP_PARAMETERS,
+        *JOURNAL_PARAMETERS,
         ["import", None, None, "Folder whose DICOM files are copied into the archive while it serves."],
         [
             "max-pdu",
@@ -356,6 +358,7 @@ class Options(HTTPOptions):
             "config": usage.CompleteFiles("*.toml"),
             "storage": usage.CompleteDirs(),
             "worklist": usage.CompleteDirs(),
+            "records": usage.CompleteFiles(),
             "viewer": usage.CompleteDirs(),
             "durability": usage.CompleteList(["full", "none"]),
             "inbox": usage.CompleteList(["on", "off"]),
@@ -430,6 +433,7 @@ class Options(HTTPOptions):
 
         self.log_file = set_log(self.parent, self["log-format"], self["log-rate"])
         self.check_viewer()
+        check_journals(self)
         try:
             self.sockets = self._sockets(reactor)
             endpoints = self.sockets.endpoints()

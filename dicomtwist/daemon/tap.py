@@ -23,6 +23,7 @@ except ModuleNotFoundError as error:
     raise SystemExit('twist dicom needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
 from dicomtwist.daemon.configuration import Configuration, read_configuration
 from dicomtwist.daemon.http import make_http
+from dicomtwist.daemon.journals.options import make_journals
 from dicomtwist.daemon.processes.siblings import Alone, Asker
 from dicomtwist.daemon.reload import Reloading
 from dicomtwist.daemon.signals import limit_stop, take_signals
@@ -74,6 +75,7 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
         siblings = Alone() if link is None else link.siblings
     if http is not None:
         _connect(http.services.monitor, service, siblings, worker)
+    service.journals = make_journals(options, http)
     service.at_start = partial(_take_over_process, options, service, reloading, received, link)
     return service
 
@@ -104,9 +106,11 @@ def _take_over_process(
 
 
 def _reopen_log(options: Options, service: ArchiveService) -> None:
-    """Open the log file again, in this process and in its workers."""
+    """Open the log file and those of journals again, in this process and in its workers."""
     if options.log_file is not None:
         options.log_file.reopen()
+    for journal in service.journals:
+        journal.reopen()
     if isinstance(service, SupervisorService):
         service.workers.reopen_logs()
 

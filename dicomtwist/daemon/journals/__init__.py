@@ -1,0 +1,1 @@
+"""The journals of a server: records of associations and requests."""

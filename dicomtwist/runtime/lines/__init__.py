@@ -1,0 +1,1 @@
+"""Files of lines that grow: written in threads, in batches, rotated."""
