@@ -97,7 +97,7 @@ ROOMS = (
     Room(("archive/storage/",), ("Twisted",)),
     Room(("archive/inbox/",)),
     Room(("archive/index/",), ("pydicom", "SQLAlchemy")),
-    Room(("archive/", "archive/query/", "archive/reading/"), ("Twisted", "pydicom", "SQLAlchemy")),
+    Room(("archive/removal/", "archive/", "archive/query/", "archive/reading/"), ("Twisted", "pydicom", "SQLAlchemy")),
     Room(("archive/services/", "archive/server.py"), ("Twisted", "pydicom", "SQLAlchemy")),
     Room(("web/http/", "web/"), ("Twisted", "pydicom", "prometheus-client")),
     Room(("retrieval/",), ("Twisted", "pydicom")),

@@ -7,8 +7,9 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeAlias, cast
@@ -25,9 +26,11 @@ from dicomtwist.archive.index.index import FOLDER, Database, Index
 from dicomtwist.archive.index.sqlite import lacks_room
 from dicomtwist.archive.index.write_behind import WriteBehind
 from dicomtwist.archive.instance import Deliver, ReceivedInstance, same_dataset
+from dicomtwist.archive.removal.remover import Deleted, Remover
 from dicomtwist.archive.replacement import Replacement
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.process_locks import CommitJournal
+from dicomtwist.archive.storage.removed import Removed
 from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
 from dicomtwist.archive.storage.types import (
     DuplicateInstance,
@@ -130,6 +133,10 @@ class Archive:
         self.lacks_room = ""
         self.asked = 0
         self._complained = -COMPLAIN_AFTER
+        # Held while something is removed and nothing is stored, or while storing begins again.
+        self._changing = threading.Lock()
+        # Whether an inbox was closed that the next start makes files of.
+        self._left_inbox = False
 
     def open(self) -> int:
         """
@@ -268,6 +275,10 @@ class Archive:
         :param recover: called to make files and index agree, before anything is stored.
         :returns: whether instances are stored.
         """
+        with self._changing:
+            return self._try_again(recover)
+
+    def _try_again(self, recover: Callable[[], None]) -> bool:
         before = self.index
         try:
             if before.is_reading:
@@ -314,6 +325,7 @@ class Archive:
             try:
                 inbox.close()
             except Exception as error:
+                self._left_inbox = True
                 self.log.error(
                     "instances stay in the inbox, and become files at the next start: {reason}", reason=loggable(error)
                 )
@@ -388,6 +400,49 @@ class Archive:
             deliver(failed, bool(pending))
         if pending and commits is not None:
             commits.submit(pending)
+
+    def delete(self, uids: Sequence[str]) -> Deleted:
+        """
+        Remove a study, a series or an instance. When the call returns, no query and no retrieval finds it any more, and no
+        start brings it back; with durability full that is on the medium. :meth:`purge` removes its files then. If the program
+        ends during the call, all of it is there at the next start, or nothing.
+
+        :param uids: the Study Instance UID, or that and the Series Instance UID, or these and the SOP Instance UID.
+        :raises NotInArchive: it is not there.
+        :raises InvalidUID: one of them is not a UID.
+        :raises StoreError: it cannot be removed now; nothing has changed.
+        :raises OSError: as it came, errno intact; nothing has changed.
+        """
+        check_uids(*uids)
+        commits = self._commits
+        if commits is not None:
+            return commits.alone(lambda: self._delete(uids))
+        with self._changing:
+            return self._delete(uids)
+
+    def _delete(self, uids: Sequence[str]) -> Deleted:
+        if not self._is_open:
+            raise StoreError("the archive is closed")
+        if self.index.is_reading:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(self.root))
+        if self._left_inbox:
+            raise StoreError("instances wait in the inbox for the next start, which may bring back what is deleted now")
+        return Remover(self.store, self.index, self.journal, self._write_behind, self._inbox).remove(uids)
+
+    def purge(self, files: Removed) -> Generator[None, None, int]:
+        """
+        Remove the files of what :meth:`delete` has taken away, see
+        :meth:`~dicomtwist.archive.storage.removed.RemovedFiles.purge`.
+        """
+        return self.store.removed.purge(files)
+
+    def unpurged(self) -> list[Removed]:
+        """
+        Return what earlier runs have taken away and whose files are left, if no other process may be at them.
+
+        :raises OSError: the folder cannot be read.
+        """
+        return self.store.removed.left() if self._replays else []
 
     def _exists(self, uids: InstanceUIDs) -> bool:
         """Whether there is a copy of an instance; it has its file then."""

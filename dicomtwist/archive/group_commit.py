@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, TypeAlias, cast
+from typing import Final, TypeAlias, TypeVar, cast
 
 from dicomtwist.archive.inbox.inbox import Inbox, Small
 from dicomtwist.archive.index.interfaces import IndexWriter
@@ -30,6 +31,8 @@ from dicomtwist.archive.storage.types import Durability, IndexFailed, InstanceUI
 from dicomtwist.runtime.side_thread import SideThread
 
 __all__ = ["CommitConflict", "GroupCommit", "PendingCommit"]
+
+T = TypeVar("T")
 
 #: The maximum number of instances in one commit.
 MAX_GROUP: Final = 256
@@ -112,6 +115,8 @@ class GroupCommit:
         self._lock = threading.Lock()
         self._waiting: list[PendingCommit] = []
         self._busy = False
+        # Threads that wait to work alone.
+        self._turns: deque[threading.Event] = deque()
         self._syncing = SideThread("sync")
 
     def close(self) -> None:
@@ -126,6 +131,43 @@ class GroupCommit:
                 return
             self._busy = True
             group = self._next_group()
+        self._commit_groups(group)
+
+    def alone(self, work: Callable[[], T]) -> T:
+        """
+        Call *work* in this thread while nothing is committed; wait for the commit that is under way.
+
+        :returns: the result of *work*, whose exception is raised.
+        """
+        turn = threading.Event()
+        with self._lock:
+            if self._busy:
+                self._turns.append(turn)
+            else:
+                self._busy = True
+                turn.set()
+        turn.wait()
+        try:
+            return work()
+        finally:
+            with self._lock:
+                group = self._next_group()
+                if not group:
+                    self._give_turn()
+            if group:
+                # The result of this thread's work does not wait for the commits of others.
+                threading.Thread(
+                    target=self._commit_groups, args=(group,), name="dicomtwist-commit", daemon=True
+                ).start()
+
+    def _give_turn(self) -> None:
+        """Let the next thread work alone that waits for it; the lock is held."""
+        self._busy = bool(self._turns)
+        if self._turns:
+            self._turns.popleft().set()
+
+    def _commit_groups(self, group: list[PendingCommit]) -> None:
+        """Commit *group* and those that follow, until none waits or another thread works alone."""
         while group:
             try:
                 outcomes = self._commit(group)
@@ -133,8 +175,9 @@ class GroupCommit:
                 # A defect of this program: no instance is acknowledged, and no caller waits for ever.
                 outcomes = dict.fromkeys(group, error)
             with self._lock:
-                group = self._next_group()
-                self._busy = bool(group)
+                group = [] if self._turns else self._next_group()
+                if not group:
+                    self._give_turn()
             self._on_outcomes(outcomes, bool(group))
 
     def _next_group(self) -> list[PendingCommit]:

@@ -8,7 +8,7 @@ it was being replaced when the program ended.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final, NamedTuple, TypeAlias
@@ -20,6 +20,7 @@ from dicomtwist.archive.index.interfaces import InstanceIndex
 from dicomtwist.archive.index.record import WANTED, IndexRow, Record, make_record, scanner_for
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.process_locks import uncommitted
+from dicomtwist.archive.storage.removed import Removed
 from dicomtwist.archive.storage.types import (
     IndexFailed,
     InstanceUIDs,
@@ -58,6 +59,7 @@ class Reconciled:
     :ivar indexed: the number of files that had no row, or an outdated one, and have a row now.
     :ivar lost: the number of rows that had no file and were removed.
     :ivar lost_names: the missing files of some of them.
+    :ivar deleted: the number of rows that had no file since a deletion had not ended, and were removed.
     :ivar unreadable: the number of files that cannot be indexed; they stay where they are.
     :ivar unreadable_names: some of them, with the reason.
     :ivar damaged: the number of files that were indexed although their data sets are not whole.
@@ -68,6 +70,7 @@ class Reconciled:
     instances: int = 0
     indexed: int = 0
     lost: int = 0
+    deleted: int = 0
     unreadable: int = 0
     lost_names: list[str] = field(default_factory=list)
     unreadable_names: list[str] = field(default_factory=list)
@@ -162,6 +165,7 @@ def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda 
     hidden = _Hidden(found)
     on_disk = store.series(hidden.add)
     in_index = index.files()
+    deleted = {removed.uids for removed in archive.unpurged()}
     lost: list[InstanceUIDs] = []
     for folder, files, rows in _merged(on_disk, in_index):
         missing = files - rows
@@ -176,7 +180,7 @@ def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda 
             lost.append((*folder, uid))
     adding.flush()
     for start in range(0, len(lost), _ROWS):
-        _remove(archive, lost[start : start + _ROWS], found)
+        _remove(archive, lost[start : start + _ROWS], found, deleted)
     if announced and not hidden:
         with _exclusively(archive, announced):
             index.forget_announced(announced)
@@ -188,13 +192,18 @@ def _exclusively(archive: Archive, instances: Sequence[InstanceUIDs]) -> Abstrac
     return nullcontext() if archive.journal is None else archive.journal.locked(instances)
 
 
-def _remove(archive: Archive, instances: Sequence[InstanceUIDs], found: Reconciled) -> None:
+def _remove(
+    archive: Archive, instances: Sequence[InstanceUIDs], found: Reconciled, deleted: Set[tuple[str, ...]]
+) -> None:
     """Remove the rows of instances that have no file."""
     with _exclusively(archive, instances):
         lost = [uids for uids in instances if not archive.store.exists(*uids)]
         archive.index.remove(lost)
     found.instances += len(instances) - len(lost)
     for uids in lost:
+        if deleted and not deleted.isdisjoint((uids[:1], uids[:2], uids)):
+            found.deleted += 1
+            continue
         found.note_lost(archive.store.name(*uids))
 
 
@@ -241,9 +250,28 @@ def repair(archive: Archive, process: str) -> int:
         except (OSError, IndexFailed) as error:
             failure = error
     archive.store.temporary_files.remove_of(beginning)
+    if beginning:
+        for removed in archive.store.removed.left(beginning):
+            _complete(archive, removed)
     if failure is not None:
         raise failure
     return len(instances)
+
+
+def _complete(archive: Archive, removed: Removed) -> None:
+    """Remove the rows and the files of a study, a series or an instance that a process has taken away."""
+    assert archive.journal is not None
+    study_uid = removed.uids[0]
+    with archive.journal.study_locked(study_uid):
+        # Another process may have stored some of its instances again.
+        rows = [
+            (study_uid, series_uid, uid)
+            for series_uid, uid in archive.index.instances_below(removed.uids)
+            if not archive.store.exists(study_uid, series_uid, uid)
+        ]
+        archive.index.remove(rows)
+    for _ in archive.purge(removed):
+        pass
 
 
 def _repair(archive: Archive, uids: InstanceUIDs) -> None:

@@ -16,6 +16,7 @@ from dicomtwist.ae.ae import AE
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.ingest import Ingest
 from dicomtwist.archive.query.stored_syntaxes import StoredSyntaxes
+from dicomtwist.archive.services.deletion import Deletion
 from dicomtwist.archive.services.mpps import PerformedProcedureSteps
 from dicomtwist.archive.services.query_retrieve import QueryRetrieve
 from dicomtwist.archive.services.storage import StorageService
@@ -56,6 +57,7 @@ class ArchiveServer:
     :ivar ingest: receives instances, for every protocol.
     :ivar storage: the Storage Service Class.
     :ivar query_retrieve: the Query/Retrieve Service Class.
+    :ivar deletion: deletes studies, series and instances.
     :ivar performed_steps: the SOP Classes of performed procedure steps.
     :ivar storage_commitment: the Storage Commitment Service Class.
     :ivar worklist: the SOP Class of the modality worklist, ``None`` without a folder.
@@ -83,6 +85,7 @@ class ArchiveServer:
         self.ingest = Ingest(archive, executors.receiving, archive.default_charset)
         self.storage = StorageService(self.ingest, self.access)
         self.query_retrieve = QueryRetrieve(archive, executors.querying, ae.ae_title, peers)
+        self.deletion = Deletion(archive, executors.deletion)
         self.performed_steps = PerformedProcedureSteps(
             archive.store,
             executors.housekeeping,
@@ -129,12 +132,14 @@ class ArchiveServer:
         if not self.archive.lacks_room:
             with suppress(OSError):  # without room for a segment in advance, the first instance has to wait for one
                 self.archive.move()
+        self.deletion.start()
         for provider in self.providers:
             provider.start()
 
     def stop(self) -> Deferred[None]:
         """Stop the services; the returned Deferred fires with ``None`` when their current work has ended."""
-        return DeferredList([provider.stop() for provider in self.providers]).addCallback(lambda _: None)
+        stopping = [self.deletion.stop(), *(provider.stop() for provider in self.providers)]
+        return DeferredList(stopping).addCallback(lambda _: None)
 
     def stop_pixels(self) -> Deferred[None]:
         """End the processes that convert images; the returned Deferred fires when they have ended. Associations end before."""

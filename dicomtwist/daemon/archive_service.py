@@ -173,6 +173,8 @@ class ArchiveService(DICOMService):
             lost=found.lost,
             unreadable=found.unreadable,
         )
+        if found.deleted:
+            self.log.info("{count} instances are gone, whose deletion the previous run had begun", count=found.deleted)
         for name in found.lost_names:
             self.log.error("{name} is missing: it had a row in the index, which was removed", name=name)
         if found.damaged:

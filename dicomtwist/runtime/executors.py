@@ -74,6 +74,8 @@ DECODING: Final = Bounds(threads=2, max_queued=1024)
 PASSCODES: Final = Bounds(threads=2, max_queued=256)
 #: Files of a worklist are read, and answers made of them.
 WORKLIST: Final = Bounds(threads=2, max_queued=1024, max_share=1)
+#: Studies are deleted and their files removed. A folder of 100,000 files takes seconds, and one on a network drive may hang.
+DELETION: Final = Bounds(threads=2, max_queued=1024, max_share=1)
 #: Everything else that an archive does with files: storage commitment, performed procedure steps, an import, a reload.
 HOUSEKEEPING: Final = Bounds(threads=4, max_queued=1024)
 
@@ -89,6 +91,7 @@ DEFAULT_BOUNDS: Final[Mapping[str, Bounds]] = {
     "decoding": DECODING,
     "passcodes": PASSCODES,
     "worklist": WORKLIST,
+    "deletion": DELETION,
     "housekeeping": HOUSEKEEPING,
     "monitoring": MONITORING,
     "records": RECORDS,
@@ -547,6 +550,11 @@ class Executors:
     def worklist(self) -> Executor:
         """The threads that read the files of a worklist."""
         return self._make("worklist")
+
+    @cached_property
+    def deletion(self) -> Executor:
+        """The threads that delete studies and remove their files."""
+        return self._make("deletion")
 
     @cached_property
     def housekeeping(self) -> Executor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Final
 
 from dicomtwist.archive.server import ArchiveServer
-from dicomtwist.web import qido, wado
+from dicomtwist.web import deletion, qido, wado
 from dicomtwist.web.access import authenticate, refusal
 from dicomtwist.web.handling import HandlingResource
 from dicomtwist.web.problems import Problem
@@ -19,7 +19,7 @@ from dicomtwist.web.stow.handler import ROUTES as STOW_ROUTES
 __all__ = ["ROUTES", "DICOMwebResource"]
 
 #: The table of routes, as the conformance statement has it.
-ROUTES: Final = (*STOW_ROUTES, *qido.ROUTES, *wado.ROUTES)
+ROUTES: Final = (*STOW_ROUTES, *qido.ROUTES, *wado.ROUTES, *deletion.ROUTES)
 
 #: The header fields that a web page of an allowed origin may send and read.
 _SENT_BY_PAGES: Final = "Accept, Authorization, Content-Type, If-None-Match, Range"

@@ -11,6 +11,7 @@ from dicomtwist.archive.query.search import Finder
 from dicomtwist.archive.reading.frames import FrameTables
 from dicomtwist.archive.reading.series_documents import SeriesDocuments
 from dicomtwist.archive.reading.stored_file import StoredFiles
+from dicomtwist.archive.removal.remover import Deleted
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.pixels.pool import Pixels
 from dicomtwist.runtime.networks import Networks
@@ -71,6 +72,11 @@ class Services:
     def start(self) -> None:
         """Make the documents of series when no further instance of them arrives."""
         self.archive_server.ingest.listeners.append(self.documents.changed)
+        self.archive_server.deletion.listeners.append(self._deleted)
+
+    def _deleted(self, deleted: Deleted, by: str) -> None:
+        for series in deleted.series:
+            self.documents.changed(deleted.uids[0], series)
 
     def stop(self) -> None:
         """End what :meth:`start` has begun; idempotent."""
@@ -78,3 +84,4 @@ class Services:
         listeners = self.archive_server.ingest.listeners
         if self.documents.changed in listeners:
             listeners.remove(self.documents.changed)
+            self.archive_server.deletion.listeners.remove(self._deleted)

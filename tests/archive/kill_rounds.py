@@ -1,5 +1,6 @@
 """
-Kill ``twist dicom`` at random moments while clients of DCMTK send: no acknowledged instance may be lost.
+Kill ``twist dicom`` at random moments while clients of DCMTK send and a client of DICOMweb deletes: no acknowledged instance
+may be lost, and no deleted one come back.
 
 Run it for longer than the test does with::
 
@@ -8,7 +9,8 @@ Run it for longer than the test does with::
 Each round starts the server on the same storage, lets several ``storescu`` send new instances and other versions of old
 ones, and kills it with SIGKILL after a random time; some of the starts that follow are killed too. After the last start
 every acknowledged instance must be there: its file with the bytes that were sent, and its row. Any other instance is there
-completely, in a version that was sent, or not at all.
+completely, in a version that was sent, or not at all. A study whose deletion was answered is gone, and one whose deletion was
+not answered is there as a whole, or gone.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from http.client import HTTPConnection, HTTPException
 from io import BytesIO
 from pathlib import Path
 
@@ -88,6 +92,10 @@ class Rounds:
         #: The UIDs of the instances that must be there, in one of their possible versions.
         self.promised: set[str] = set()
         self.acknowledged = 0
+        #: The studies that are being deleted, by their numbers, and whether that was answered.
+        self.deletions: dict[int, bool] = {}
+        self.deleted = 0
+        self.refused: list[int] = []
         self.started = 0.0
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -105,7 +113,9 @@ class Rounds:
         """Start the server."""
         self.port = peers.free_port()
         self.log = open(self.folder / "server.log", "ab")
+        self.http_port = peers.free_port()
         command = ["-m", "twisted", "--log-format", "text", "dicom", "--storage", str(self.storage), "--min-free", "0"]
+        command += ["--http", f"tcp:{self.http_port}:interface=127.0.0.1"]
         return subprocess.Popen(
             [sys.executable, *command, "--port", f"tcp:{self.port}:interface=127.0.0.1"],
             stdout=self.log,
@@ -126,15 +136,20 @@ class Rounds:
         """Send instances, kill the server, start it again and check the storage."""
         server = self.start()
         self.old = self.numbers
+        self.deletions = dict.fromkeys(self.choose_studies(), False)
+        deleting = threading.Thread(target=self.delete)
         try:
+            deleting.start()
             sending = [self.send(client, count) for client in range(clients)]
             time.sleep(self.rng.uniform(0.02, 0.9))
         finally:
             server.send_signal(signal.SIGKILL)
             server.wait()
+            deleting.join()
         outputs = [process.communicate(timeout=60)[0].decode("utf-8", "replace") for process, _ in sending]
         for (_, sent), output in zip(sending, outputs, strict=True):
             self.note(sent, output)
+        self.deleted += sum(self.deletions.values())
         self.die_early()
         server = self.start()
         try:
@@ -144,6 +159,50 @@ class Rounds:
             server.wait(timeout=60)
             self.log.close()
 
+    def choose_studies(self) -> list[int]:
+        """Return the numbers of studies to delete; nothing of them is sent in this round."""
+        whole = {(number // 40) for number in range(self.old - self.old % 40) if f"{_ROOT}.{number}" in self.promised}
+        return self.rng.sample(sorted(whole), min(len(whole), 2))
+
+    def delete(self) -> None:
+        """Delete the studies, and note what is answered."""
+        for number in self.deletions:
+            connection = HTTPConnection("127.0.0.1", self.http_port, timeout=60)
+            try:
+                connection.request("DELETE", f"/dicom-web/studies/{_ROOT}.1.{number}")
+                status = connection.getresponse().status
+            except (OSError, HTTPException):
+                return  # the server is dead
+            finally:
+                connection.close()
+            self.deletions[number] = status == 204
+            self.refused += [status] * (status != 204)
+
+    def check_deletions(self, found: set[str]) -> None:
+        """
+        Check the studies that were deleted, and forget those that are gone.
+
+        :raises Lost: one is there although its deletion was answered, or only a part of it is there.
+        """
+        if self.refused:
+            raise Lost(f"DELETE is answered with {self.refused}")
+        for study, is_answered in self.deletions.items():
+            instances = {f"{_ROOT}.{number}" for number in range(40 * study, 40 * study + 40)} & self.promised
+            there = instances & found
+            if there and (is_answered or there != instances):
+                raise Lost(
+                    f"study {study} was deleted, answered {is_answered}: {len(there)} of {len(instances)} are there"
+                )
+            if not there:
+                self.promised -= instances
+                for uid in instances:
+                    del self.possible[uid]
+        if self.deletions and list(self.storage.glob(".removed-*")):
+            time.sleep(1)
+            left = [path.name for path in self.storage.glob(".removed-*")]
+            if left:
+                raise Lost(f"files of deletions are left: {left}")
+
     def send(self, client: int, count: int) -> tuple[subprocess.Popen[bytes], dict[str, tuple[str, bytes]]]:
         """Begin to send: three of four instances are new, the others are stored already in another version."""
         outgoing = self.folder / "outgoing" / str(client)
@@ -151,7 +210,7 @@ class Rounds:
         outgoing.mkdir(parents=True)
         sent: dict[str, tuple[str, bytes]] = {}
         # No two clients send the same instance in one round, so that the order of its versions is known.
-        old = [number for number in range(self.old) if number % 8 == client]
+        old = [number for number in range(self.old) if number % 8 == client and number // 40 not in self.deletions]
         chosen = self.rng.sample(old, min(len(old), count // 4))
         chosen += range(self.numbers, self.numbers + count - len(chosen))
         self.numbers += count
@@ -184,6 +243,7 @@ class Rounds:
         :raises Lost: they differ.
         """
         files = {path.stem: path for path in self.storage.glob("[0-9]*/*/*.dcm")}
+        self.check_deletions({*files})
         for uid in self.promised - files.keys():
             raise Lost(f"{uid} was acknowledged and is gone")
         for uid, path in files.items():
@@ -240,7 +300,8 @@ def main() -> None:
         for number in range(options.rounds):
             rounds.round(options.clients, options.count)
             print(
-                f"round {number + 1}: {rounds.acknowledged} acknowledged so far, {len(rounds.promised)} instances there",
+                f"round {number + 1}: {rounds.acknowledged} acknowledged and {rounds.deleted} studies deleted so far, "
+                f"{len(rounds.promised)} instances there",
                 flush=True,
             )
     except Lost as error:

@@ -143,6 +143,16 @@ class Inbox:
         """Return whether an instance, which does not wait any more, is still in a segment."""
         return uids in self._unsettled
 
+    def held_below(self, uids: Sequence[str]) -> list[InstanceUIDs]:
+        """
+        Return the instances of a study or series that are in a segment.
+
+        :param uids: the Study Instance UID, or that and the Series Instance UID, or these and the SOP Instance UID.
+        """
+        below = tuple(uids)
+        with self._lock:
+            return [one for one in (*self._waiting, *self._unsettled) if one[: len(below)] == below]
+
     def append(self, instances: Sequence[Small]) -> None:
         """
         Take instances, all or none. With durability full they are on the medium afterwards.

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.conflicts import Conflicts, Precedence, StoringTimes
 from dicomtwist.archive.index.places import Places
-from dicomtwist.archive.index.reading import find_instances
+from dicomtwist.archive.index.reading import find_instances, instances_below, series_below, series_of
 from dicomtwist.archive.index.record import COLUMNS, IndexedInstance, IndexRow, Record, Row
 from dicomtwist.archive.index.schema import (
     TABLES,
@@ -326,6 +326,39 @@ class Index:
                 self._delete(self._connection.execute(_rows_of(*uids)).all())
             self._forget()
 
+    def remove_below(self, uids: Sequence[str]) -> int:
+        """
+        Remove a study, a series or an instance, and what becomes empty above it.
+
+        :param uids: the Study Instance UID, or that and the Series Instance UID, or these and the SOP Instance UID.
+        :returns: the number of instances.
+        :raises IndexFailed: the database refused.
+        """
+        with self._transaction():
+            removed = _remove_below(self._connection, uids)
+            self._forget()
+        return removed
+
+    def instances_below(self, uids: Sequence[str]) -> list[tuple[str, str]]:
+        """
+        Return the Series and SOP Instance UIDs of the instances of a study or a series, or those of an instance.
+
+        :param uids: as for :meth:`remove_below`.
+        :raises IndexFailed: the database refused.
+        """
+        with self._transaction():
+            return instances_below(self._connection, uids)
+
+    def series_below(self, uids: Sequence[str]) -> list[str]:
+        """
+        Return the Series Instance UIDs of a study, or that of a series or of an instance, if the index has them, sorted.
+
+        :param uids: as for :meth:`remove_below`.
+        :raises IndexFailed: the database refused.
+        """
+        with self._transaction():
+            return series_below(self._connection, uids)
+
     def files(self) -> Iterator[tuple[str, str, list[str]]]:
         """
         Yield all indexed series, in the order of their UIDs: Study and Series Instance UID, and the SOP Instance UIDs.
@@ -385,16 +418,9 @@ class Index:
             self._forget()
 
     def _delete(self, rows: Iterable[Any]) -> None:
-        execute = self._connection.execute
-        for instance_id, series_id, study_id, patient_id in rows:
-            execute(instance.delete().where(instance.c.id == instance_id))
-            for table, number, child in (
-                (series, series_id, instance),
-                (study, study_id, series),
-                (patient, patient_id, study),
-            ):
-                empty = ~exists().where(child.c.parent == number)
-                execute(table.delete().where(table.c.id == number, empty))
+        for instance_id, *above in rows:
+            self._connection.execute(instance.delete().where(instance.c.id == instance_id))
+            _remove_empty(self._connection, *above)
 
     @property
     def _connection(self) -> Connection:
@@ -474,6 +500,36 @@ def _rows_of(study_uid: str, series_uid: str, instance_uid: str) -> Select[Any]:
             study.c.study_instance_uid == study_uid,
         )
     )
+
+
+def _remove_below(connection: Connection, uids: Sequence[str]) -> int:
+    """
+    Remove a study, a series or an instance, and what becomes empty above it, in the transaction of *connection*.
+
+    :param uids: the Study Instance UID, or that and the Series Instance UID, or these and the SOP Instance UID.
+    :returns: the number of instances.
+    """
+    # The study may be there below two patients.
+    found = series_of(uids, series.c.id, study.c.id, study.c.parent)
+    removed = 0
+    for series_id, study_id, patient_id in connection.execute(found).all():
+        rows = instance.delete().where(instance.c.parent == series_id)
+        if len(uids) > 2:
+            rows = rows.where(instance.c.sop_instance_uid == uids[2])
+        removed += connection.execute(rows).rowcount
+        _remove_empty(connection, series_id, study_id, patient_id)
+    return removed
+
+
+def _remove_empty(connection: Connection, series_id: int, study_id: int, patient_id: int) -> None:
+    """Remove a series, its study and its patient, as far as they are empty."""
+    for table, number, child in (
+        (series, series_id, instance),
+        (study, study_id, series),
+        (patient, patient_id, study),
+    ):
+        empty = ~exists().where(child.c.parent == number)
+        connection.execute(table.delete().where(table.c.id == number, empty))
 
 
 def _reason(error: BaseException) -> str:

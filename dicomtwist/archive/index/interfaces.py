@@ -49,6 +49,9 @@ class InstanceIndex(IndexWriter, Protocol):
     def forget_announced(self, instances: Iterable[InstanceUIDs], /) -> None:
         """Remove the notes of replacements of *instances*, after they have been checked."""
 
+    def remove_below(self, uids: Sequence[str], /) -> int:
+        """Remove a study, a series or an instance, by its UIDs from the study on; return the number of instances."""
+
     def files(self) -> Iterator[tuple[str, str, list[str]]]:
         """
         Yield all indexed series, in the order of their UIDs: Study and Series Instance UID, and the SOP Instance UIDs.

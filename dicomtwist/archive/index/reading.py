@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, Select, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicomtwist.archive.index.record import IndexedInstance
@@ -18,7 +18,7 @@ from dicomtwist.archive.storage.types import IndexFailed
 from dicomtwist.runtime.executors import is_turn_over
 from dicomtwist.runtime.work import check_wanted, is_wanted
 
-__all__ = ["TurnOver", "fetch_all", "find_instances", "reading"]
+__all__ = ["TurnOver", "fetch_all", "find_instances", "instances_below", "reading", "series_below", "series_of"]
 
 
 #: The steps of SQLite's virtual machine between two questions whether the query is still wanted, or its turn over: some
@@ -110,3 +110,24 @@ def find_instances(engine: Engine, sop_instance_uids: Iterable[str]) -> list[Ind
     with reading(engine) as connection:
         rows = connection.execute(statement).all()
     return [IndexedInstance((row[0], row[1], row[2]), *row[3:]) for row in rows]
+
+
+def instances_below(connection: Connection, uids: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the Series and SOP Instance UIDs of the instances of a study or a series, or those of an instance."""
+    found = series_of(uids, series.c.series_instance_uid, instance.c.sop_instance_uid)
+    found = found.join(instance, instance.c.parent == series.c.id)
+    if len(uids) > 2:
+        found = found.where(instance.c.sop_instance_uid == uids[2])
+    return [(series_uid, uid) for series_uid, uid in connection.execute(found)]
+
+
+def series_below(connection: Connection, uids: Sequence[str]) -> list[str]:
+    """Return the Series Instance UIDs that are rows of a study, of a series, or of that of an instance, sorted."""
+    return sorted({*connection.execute(series_of(uids, series.c.series_instance_uid)).scalars()})
+
+
+def series_of(uids: Sequence[str], *columns: Any) -> Select[Any]:
+    """Select *columns* of the series of a study, or of one series; the study may be there below two patients."""
+    found = select(*columns).select_from(series).join(study, series.c.parent == study.c.id)
+    found = found.where(study.c.study_instance_uid == uids[0])
+    return found.where(series.c.series_instance_uid == uids[1]) if len(uids) > 1 else found

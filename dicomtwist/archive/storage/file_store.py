@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from dicomtwist.archive.storage.file_writer import InstanceWriter
+from dicomtwist.archive.storage.removed import Removed, RemovedFiles, Target
 from dicomtwist.archive.storage.side_folder import SideFolder
 from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
 from dicomtwist.archive.storage.temporary_files import TemporaryFiles
@@ -60,6 +61,7 @@ class InstanceStore:
     :param file_system: the system calls to use.
 
     :ivar temporary_files: the instances that have no final name yet.
+    :ivar removed: the studies, series and instances that were taken away, until their files are removed.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class InstanceStore:
         self.temporary_files = TemporaryFiles(
             os.path.join(self._root, INCOMING), self._fs, durability=durability, min_free=min_free
         )
+        self.removed = RemovedFiles(self._root, _SUFFIX, self.temporary_files.beginning, self._fs, syncs=self._full)
         # (study, series) or (study, ""), for the folders that this store knows to exist. With durability full, a folder
         # is known only after it and the folders above it have been synced, even if another thread or process made it,
         # since that one may not have reached its fsync yet. The store keeps names, not open file descriptors: a
@@ -478,6 +481,16 @@ class InstanceStore:
     def remove_instance(self, study_uid: str, series_uid: str, instance_uid: str) -> None:
         """Remove an instance; a failure is ignored."""
         self._fs.unlink_quietly(self.locate(study_uid, series_uid, instance_uid))
+
+    # --- removing
+
+    def take_away(self, uids: Target) -> Removed | None:
+        """Take a study, a series or an instance away, see :meth:`~dicomtwist.archive.storage.removed.RemovedFiles.take`. The
+        UIDs are valid."""
+        with self._known_lock:
+            for known in [one for one in self._known if one[0] == uids[0]]:
+                del self._known[known]
+        return self.removed.take(uids)
 
     # --- files beside the instances
 

@@ -25,6 +25,8 @@ _LOCKS: Final = "committing.lock"
 _NOTES: Final = "committing-"
 #: The byte of the lock file that stands for the index; the bytes of instances lie below it.
 _INDEX_LOCK: Final = 1 << 40
+#: The byte from which on the bytes of studies lie.
+_STUDY_LOCKS: Final = 1 << 41
 
 
 class FileLock:
@@ -118,10 +120,14 @@ class CommitJournal:
         :param instances: their Study, Series and SOP Instance UIDs.
         :raises OSError: the file system has no locks, or no room for a note.
         """
-        names = ["/".join(uids) for uids in instances]
+        uids = list(instances)
+        names = ["/".join(one) for one in uids]
         with self._mutex:
             try:
                 self._lock(names)
+                # Together with others that store instances of the study, but not with one that removes it.
+                for position in sorted({_STUDY_LOCKS + _position(one[0]) for one in uids}):
+                    fcntl.lockf(self._locks, fcntl.LOCK_SH, 1, position)
                 os.pwrite(self._notes, "".join(f"{name}\n" for name in names).encode(), len(self._head))
                 yield
             finally:
@@ -129,10 +135,25 @@ class CommitJournal:
                 fcntl.lockf(self._locks, fcntl.LOCK_UN, 0, 0)
 
     @contextmanager
+    def study_locked(self, study_uid: str) -> Iterator[None]:
+        """
+        Lock a study against the other processes: none stores an instance of it meanwhile. One thread at a time holds it.
+
+        :raises OSError: the file system has no locks.
+        """
+        with self._mutex:
+            position = _STUDY_LOCKS + _position(study_uid)
+            fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, position)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, position)
+
+    @contextmanager
     def index_lock(self) -> Iterator[None]:
         """
-        Lock the index against the other processes, inside :meth:`locked`. SQLite alone polls every few milliseconds while
-        another process writes; a process that waits for this lock goes on at once.
+        Lock the index against the other processes, inside :meth:`locked` or :meth:`study_locked`. SQLite alone polls every few
+        milliseconds while another process writes; a process that waits for this lock goes on at once.
         """
         fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, _INDEX_LOCK)
         try:

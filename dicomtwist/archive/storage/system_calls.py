@@ -136,6 +136,9 @@ class FileSystem:
     def unlink(self, path: str) -> None:
         os.unlink(path)
 
+    def rmdir(self, path: str) -> None:
+        os.rmdir(path)
+
     def free(self, path: str) -> int:
         """How many bytes programs may still write on the file system of *path*; :func:`os.statvfs`."""
         status = os.statvfs(path)

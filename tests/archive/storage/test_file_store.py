@@ -96,6 +96,10 @@ class Recording(FileSystem):
         self.note("unlink", path)
         super().unlink(path)
 
+    def rmdir(self, path: str) -> None:
+        self.note("rmdir", path)
+        super().rmdir(path)
+
 
 class Failing(Recording):
     """Fails at the n-th call counted from :meth:`arm`, not counting calls that only clean up."""

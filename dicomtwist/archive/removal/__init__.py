@@ -1,0 +1,1 @@
+"""The removal of what an archive holds: studies, series and instances."""
