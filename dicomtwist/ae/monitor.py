@@ -164,6 +164,7 @@ class Vitals:
     :ivar lag_mean: the mean lag of the reactor in the last minute, in seconds.
     :ivar memory: the resident memory of the process, in bytes; 0 if the system does not report it.
     :ivar executors: the vital signs of each executor that was used; the text has those that have work.
+    :ivar http_connections: the number of connections of HTTP; ``None`` if the server has no port for it.
     """
 
     associations: int
@@ -173,6 +174,7 @@ class Vitals:
     lag_mean: float
     memory: int
     executors: tuple[ExecutorVitals, ...] = ()
+    http_connections: int | None = None
 
     @classmethod
     def of(cls, server: Server | None, lag: ReactorLag, executors: Executors | None = None) -> Vitals:
@@ -190,7 +192,9 @@ class Vitals:
     def __str__(self) -> str:
         operations = ", ".join(f"{count} {service}" for service, count in self.operations.items())
         return (
-            f"{self.associations} associations, {self.connections} connections; since the start "
+            f"{self.associations} associations, {self.connections} connections"
+            + ("" if self.http_connections is None else f", {self.http_connections} HTTP connections")
+            + "; since the start "
             f"{operations or 'no operations'}; the reactor was late by {self.lag_maximum:.3f} s at the most and "
             f"{self.lag_mean:.3f} s on average in the last minute; {self.memory // 1024**2} MiB of memory"
             + "".join(f"; {one}" for one in self.executors if one.busy or one.queued)

@@ -5,6 +5,7 @@ The service behind ``twist dicom``: a :class:`~dicomtwist.service.DICOMService` 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -14,6 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IStreamServerEndpoint
 from twisted.python.failure import Failure
 
 from dicomtwist import __version__
+from dicomtwist.ae.monitor import Vitals
 from dicomtwist.archive.folder_import import Import, import_folder
 from dicomtwist.archive.index.sqlite import lacks_room
 from dicomtwist.archive.recovery import Reconciled, reconcile
@@ -31,6 +33,10 @@ LATE: Final = 7.0
 
 class HTTPListener(Protocol):
     """The HTTP server of an archive, see :class:`~dicomtwist.web.http.server.HTTPServer`."""
+
+    @property
+    def connections(self) -> int:
+        """The number of open connections."""
 
     def start(self) -> None:
         """Listen."""
@@ -132,6 +138,11 @@ class ArchiveService(DICOMService):
             self._begin_import()
         if self.at_started is not None:
             self.at_started()
+
+    def vitals(self) -> Vitals:
+        """Return the vital signs, with the connections of HTTP if there is a port for it."""
+        found = super().vitals()
+        return found if self._http is None else replace(found, http_connections=self._http.connections)
 
     def _log_version(self) -> None:
         self.log.info("dicomtwist {version} starts {title}", version=__version__, title=self.ae.ae_title)

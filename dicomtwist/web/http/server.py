@@ -66,6 +66,11 @@ class HTTPServer:
         """The addresses that it listens at, as (host, port); (path, 0) for a UNIX socket."""
         return [address_of(port.getHost()) for _, port in sorted(self._ports.items())]
 
+    @property
+    def connections(self) -> int:
+        """The number of open connections."""
+        return len(self.site.connections)
+
     def start(self) -> None:
         """
         Listen. It raises the error of an endpoint that cannot listen at once, such as ``CannotListenError``.
