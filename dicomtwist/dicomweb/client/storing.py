@@ -257,7 +257,9 @@ def _decoded(document: bytes) -> Dataset | None:
 
 
 def _items(dataset: Dataset, keyword: str) -> dict[str, Dataset]:
-    items = dataset.get(keyword) or []
+    items = dataset.get(keyword)
+    if not isinstance(items, Sequence):
+        return {}  # the server gives the element another VR
     return {str(item.get("ReferencedSOPInstanceUID") or ""): item for item in items if isinstance(item, Dataset)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from typing import Any
 
@@ -11,7 +12,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from dicomtwist.dicomweb import AccessDenied, DICOMwebError, InvalidResponse, NoConnection, ServerUnavailable
 from dicomtwist.dicomweb.client.http import MAX_HEAD
 from tests.dicomweb.client.server import ClientTestCase, Connection, Received, answer, multipart
-from tests.dicomweb.client.test_web_client import always, found, studies
+from tests.dicomweb.client.test_web_client import CT, always, found, studies
 
 JSON = "application/dicom+json"
 
@@ -145,6 +146,14 @@ class Bodies(ClientTestCase):
             client = self.serve(always(answer(200, body)))
             with self.assertRaises(InvalidResponse, msg=body[:60]):
                 await found(client.search_for_studies())
+
+    async def test_results(self) -> None:
+        """Results of storing with other VRs than theirs say nothing of the instance."""
+        for element in ({"vr": "US", "Value": [1]}, {"vr": "UI", "Value": ["1.2"]}, {"vr": "SQ", "Value": [None]}, {}):
+            for tag in ("00081198", "00081199", "0008119A"):
+                client = self.serve(always(answer(202, json.dumps({tag: element}).encode())))
+                result = await client.store_instances(CT)
+                self.assertEqual((result.stored, result.failed), (0, 1), (tag, element))
 
     async def test_multipart(self) -> None:
         field = b"X-Field: " + b"x" * 1000 + b"\r\n"
