@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+import dicomtwist
 from dicomtwist import evt
 from dicomtwist.dimse.status import StatusCategory, code_to_category
 from dicomtwist.errors import REJECT_REASONS, REJECT_RESULTS
 from dicomtwist.sop_relations import dimse_services
+from tests import dicomweb_conformance_page as dicomweb
 from tests.conformance_page import MARKED, PAGE, STORE_STATUSES, TABLES, archive, contexts, page
 
 #: The headings of PS3.2 A.3 to A.8, in their order.
@@ -78,3 +81,23 @@ class PageTests(SynchronousTestCase):
                     event = getattr(evt, f"EVT_{name.replace('-', '_')}")
                     if name not in ("C-ECHO", "N-EVENT-REPORT"):  # answered without a handler; sent by the SCP
                         self.assertIn(event, bound, context.abstract_syntax)
+
+
+class DICOMwebTests(SynchronousTestCase):
+    maxDiff = None
+
+    def test_written_from_the_code(self) -> None:
+        """If not, ``python -m tests.dicomweb_conformance_page`` writes the tables again."""
+        told = dict(MARKED.findall(dicomweb.PAGE.read_text()))
+        self.assertEqual(set(told), set(dicomweb.TABLES))
+        for name, is_so in MARKED.findall(dicomweb.page()):
+            self.assertEqual(told[name], is_so, f"{name}: run python -m tests.dicomweb_conformance_page")
+
+    def test_statuses(self) -> None:
+        """Each status that the code names is in the table."""
+        folder = Path(dicomtwist.__file__).parent / "web"
+        named = set()
+        for path in [*(folder / "stow").glob("*.py"), *(folder / "wado").glob("*.py"), *folder.glob("*.py")]:
+            named |= {int(code) for code in re.findall(r"(?:Problem\(|status=)(\d{3})\b", path.read_text())}
+        self.assertGreater(len(named), 10)
+        self.assertEqual(named - set(dicomweb.STATUSES), set())

@@ -65,10 +65,10 @@ class ExampleTestCase(TestCase):
         process = await peers.start(self, sys.executable, EXAMPLES / name, *arguments, endpoint, ready=port)
         return process, port
 
-    async def archive(self) -> int:
+    async def archive(self, *more: str) -> int:
         """Start ``twist dicom`` and return its port."""
         port = peers.free_port()
-        options = ["--storage", self.folder / "archive", "--port", f"tcp:{port}:interface=127.0.0.1"]
+        options = ["--storage", self.folder / "archive", "--port", f"tcp:{port}:interface=127.0.0.1", *more]
         await peers.start(self, sys.executable, "-m", "twisted", "dicom", *options, ready=port)
         return port
 
@@ -190,6 +190,21 @@ class Examples(ExampleTestCase):
             received = by_uid[expected.SOPInstanceUID]
             self.assertEqual(received.file_meta.TransferSyntaxUID, expected.file_meta.TransferSyntaxUID)
             self.assertEqual(received.PixelData, expected.PixelData)
+
+    async def test_dicomweb_router(self) -> None:
+        """Images go through byte for byte; what the server refuses, and a server that is not there, are told."""
+        http = peers.free_port()
+        await self.archive("--http", f"tcp:{http}:interface=127.0.0.1", "--max-object-size", "20000")
+        url = f"http://127.0.0.1:{http}/dicom-web"
+        _, port = await self.server("dicomweb_router.py", url)
+        result = await self.example("pool_client.py", "127.0.0.1", port, "ROUTER", CT, JPEG_2000)
+        for name, status in ((JPEG_2000, "0x0000 Success"), (CT, "0xA7")):
+            self.assertIn(f"{name}: {status}", result.text)
+        (stored,) = (self.folder / "archive").rglob("*.dcm")
+        self.assertEqual(pydicom.dcmread(stored).PixelData, pydicom.dcmread(JPEG_2000).PixelData)
+        _, port = await self.server("dicomweb_router.py", f"http://127.0.0.1:{peers.free_port()}/dicom-web")
+        result = await self.example("pool_client.py", "127.0.0.1", port, "ROUTER", CT)
+        self.assertIn(f"{CT}: 0xA700", result.text)
 
     async def test_pool_client(self) -> None:
         port = await peers.dcmtk_storescp(self, self.folder / "received")

@@ -287,14 +287,7 @@ class Retrievals(DICOMwebTestCase):
         for _ in range(100):
             gone = await self.connect(request(f"{STUDY}/metadata") + request(STUDY))
             cast(Any, gone.transport).abortConnection()
-        try:
-            await self.server.until(lambda: self.descriptors() <= descriptors + 8, 20, "closed descriptors")
-        except Exception:
-            print(descriptors, self.descriptors())
-            import subprocess
-
-            print(subprocess.run(["ls", "-l", f"/proc/{self.server.pid}/fd"], capture_output=True, text=True).stdout)
-            raise
+        await self.server.until(lambda: self.descriptors() <= descriptors + 8, 120, "closed descriptors")
         await self.all_is_as_before()
 
     def descriptors(self) -> int:

@@ -17,7 +17,7 @@ __all__ = ["BitRange", "Content", "Extent", "Part", "READERS"]
 PIECE: Final = 256 * 1024
 MIN_PIECE: Final = 16 * 1024
 #: The bytes of one piece of each reader together, from which on pieces are shorter.
-MAX_PIECES: Final = 8 * 1024 * 1024
+MAX_PIECES: Final = 4 * 1024 * 1024
 
 _CODES: Final = {2: "H", 4: "I", 8: "Q"}
 
