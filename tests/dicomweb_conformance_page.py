@@ -33,7 +33,7 @@ CONTENTS: Final = (
     (r"DELETE .*", "", "nothing, or `application/json`"),
     (r"GET (/studies|/series|/instances|.*\}/series|.*\}/instances)", "10.6", "`application/dicom+json`"),
     (r"GET .*/metadata", "10.4.1.1.2", "`application/dicom+json`"),
-    (r"GET .*/rendered", "10.4.1.1.3", f"{_IMAGES}, also in `multipart/related`"),
+    (r"GET .*/rendered", "10.4.1.1.3", f"{_IMAGES}, also in `multipart/related`; documents and videos in their own"),
     (r"GET .*/thumbnail", "10.4.1.1.4", _IMAGES),
     (r"GET .*/frames/\{frames\}", "10.4.1.1.6", "see 4.3, in `multipart/related`; one frame also as a single part"),
     (
