@@ -13,6 +13,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from dicomtwist.access.users import hash_passcode
 from tests import peers
 from tests.browser.chromium import Chromium, Drawn, Window, browse
 from tests.interop.archives import fill
@@ -139,6 +140,34 @@ class Viewer(TwistTestCase):
             asked = window.urls("/dicom-web/")
             self.assertTrue(asked)
             self.assertEqual([url for url in asked if not url.startswith(f"http://127.0.0.1:{http}/")], [])
+            self.assertEqual(problems(window), [])
+
+        await browse(use)
+
+    async def test_users(self) -> None:
+        """By TLS, the browser asks for a name and a passcode, with which rules allow what they do not allow to others."""
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir(parents=True)
+        (folder / "users").write_text(f"{hash_passcode('alice', b'secret', n=16)}\n")
+        (folder / "archive.toml").write_text(
+            f"""
+            [access]
+            users = "{folder}/users"
+            [[access.rule]]
+            allow = ["store"]
+            [[access.rule]]
+            user = "alice"
+            allow = ["find", "get"]
+            """
+        )
+        port, pems = peers.free_port(), peers.certificates()
+        tls = f"dicomtls:{port}:interface=127.0.0.1:privateKey={pems.server_key}:certKey={pems.server_cert}"
+        await self.started("--config", folder / "archive.toml", "--viewer-http", f"{tls}:clientCertificate=none")
+        self.viewer = f"https://127.0.0.1:{port}"
+
+        def use(chromium: Chromium) -> None:
+            window = chromium.window(user=("alice", "secret"))
+            self.assertGreater(self.opened(window, CT).greys, 30)
             self.assertEqual(problems(window), [])
 
         await browse(use)
