@@ -23,7 +23,7 @@ from dicomtwist.archive.inbox.replay import replay
 from dicomtwist.archive.inbox.segments import Segments
 from dicomtwist.archive.index.conflicts import Precedence
 from dicomtwist.archive.index.index import FOLDER, Database, Index
-from dicomtwist.archive.index.sqlite import lacks_room
+from dicomtwist.archive.storage.types import lacks_room
 from dicomtwist.archive.index.write_behind import WriteBehind
 from dicomtwist.archive.instance import Deliver, ReceivedInstance, same_dataset
 from dicomtwist.archive.removal.remover import Deleted, Remover

@@ -20,8 +20,6 @@ from sqlalchemy import (
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
-from dicomtwist.archive.storage.types import NO_ROOM
-
 #: The execution options of a connection that writes. It locks out other writers from the beginning of a transaction, so that
 #: values read in the transaction are still valid when it writes. Other writers wait.
 WRITING: Final = {"dicomtwist_writing": True}
@@ -29,9 +27,6 @@ WRITING: Final = {"dicomtwist_writing": True}
 
 #: The most bytes of an index that are copied into memory, if a crash and a full disk come together.
 MAX_COPY: Final = 512 * 1024 * 1024
-
-#: The errors of SQLite that a full file system causes; the last one is that a file beside the database cannot be made.
-_NO_ROOM: Final = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_WRITE", "SQLITE_CANTOPEN")
 
 #: The size of SQLite's write-ahead log at which its content is written to the database, in bytes: a thousand pages.
 _LOG_LENGTH: Final = 1000 * 4096
@@ -185,18 +180,6 @@ def _copy(path: Path, name: str) -> sqlite3.Connection | None:
         if copy is not None:
             copy.close()
         return None
-
-
-def lacks_room(error: BaseException | None) -> bool:
-    """Return whether the cause of *error* is that the file system is full or read-only."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            return True
-        name = str(getattr(getattr(error, "orig", None), "sqlite_errorname", ""))
-        if name in _NO_ROOM or name.startswith("SQLITE_READONLY"):
-            return True
-        error = error.__cause__
-    return False
 
 
 def extend_log(engine: Engine, free: int) -> None:

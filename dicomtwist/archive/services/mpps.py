@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.archive.index.normal_forms import normal_date, time_key
-from dicomtwist.archive.index.sqlite import lacks_room
+from dicomtwist.archive.storage.types import lacks_room
 from dicomtwist.archive.services.no_room import NoRoomLog, refusal_words
 from dicomtwist.archive.services.turns import Turns
 from dicomtwist.archive.storage.file_store import file_name

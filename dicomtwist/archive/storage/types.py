@@ -25,6 +25,7 @@ __all__ = [
     "Written",
     "check_uids",
     "is_uid",
+    "lacks_room",
 ]
 
 #: The number of UIDs that were checked and are remembered.
@@ -47,6 +48,9 @@ class StoreUnusable(StoreError):
 
 #: The error numbers of a file system that can be read and not written: full, over quota, mounted read-only.
 NO_ROOM: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+
+#: The errors of SQLite that a full file system causes; the last one is that a file beside the database cannot be made.
+_NO_ROOM_OF_SQLITE: Final = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_WRITE", "SQLITE_CANTOPEN")
 
 
 class StoreClosed(StoreError):
@@ -105,6 +109,22 @@ class Written(NamedTuple):
     path: str
     size: int
     digest: bytes
+
+
+def lacks_room(error: BaseException | None) -> bool:
+    """
+    Return whether the cause of *error* is that the file system is full or read-only.
+
+    SQLAlchemy's exceptions are known by their attributes: a folder without an index needs no SQLAlchemy.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return True
+        name = str(getattr(getattr(error, "orig", None), "sqlite_errorname", ""))
+        if name in _NO_ROOM_OF_SQLITE or name.startswith("SQLITE_READONLY"):
+            return True
+        error = error.__cause__
+    return False
 
 
 def is_uid(text: str) -> bool:

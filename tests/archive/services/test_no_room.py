@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.index.sqlite import lacks_room
+from dicomtwist.archive.storage.types import lacks_room
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.archive.services.no_room import INTERVAL, NoRoomLog
 from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
