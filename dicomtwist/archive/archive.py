@@ -23,7 +23,6 @@ from dicomtwist.archive.inbox.replay import replay
 from dicomtwist.archive.inbox.segments import Segments
 from dicomtwist.archive.index.conflicts import Precedence
 from dicomtwist.archive.index.index import FOLDER, Database, Index
-from dicomtwist.archive.storage.types import lacks_room
 from dicomtwist.archive.index.write_behind import WriteBehind
 from dicomtwist.archive.instance import Deliver, ReceivedInstance, same_dataset
 from dicomtwist.archive.removal.remover import Deleted, Remover
@@ -41,6 +40,7 @@ from dicomtwist.archive.storage.types import (
     StoreUnusable,
     Written,
     check_uids,
+    lacks_room,
 )
 from dicomtwist.datasets.character_sets import canonical
 from dicomtwist.errors import loggable

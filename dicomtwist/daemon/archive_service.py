@@ -17,10 +17,9 @@ from twisted.python.failure import Failure
 from dicomtwist import __version__
 from dicomtwist.ae.monitor import Vitals
 from dicomtwist.archive.folder_import import Import, import_folder
-from dicomtwist.archive.storage.types import lacks_room
 from dicomtwist.archive.recovery import Reconciled, reconcile
 from dicomtwist.archive.server import ArchiveServer
-from dicomtwist.archive.storage.types import StoreError
+from dicomtwist.archive.storage.types import StoreError, lacks_room
 from dicomtwist.daemon.journals.options import Journal
 from dicomtwist.service import DICOMService
 

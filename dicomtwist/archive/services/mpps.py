@@ -21,12 +21,11 @@ from twisted.python.failure import Failure
 
 from dicomtwist import evt
 from dicomtwist.archive.index.normal_forms import normal_date, time_key
-from dicomtwist.archive.storage.types import lacks_room
 from dicomtwist.archive.services.no_room import NoRoomLog, refusal_words
 from dicomtwist.archive.services.turns import Turns
 from dicomtwist.archive.storage.file_store import file_name
 from dicomtwist.archive.storage.interfaces import Storage
-from dicomtwist.archive.storage.types import InvalidUID, StoreError, check_uids
+from dicomtwist.archive.storage.types import InvalidUID, StoreError, check_uids, lacks_room
 from dicomtwist.datasets.character_sets import (
     TEXT_VRS,
     UNICODE,

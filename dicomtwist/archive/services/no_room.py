@@ -10,8 +10,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist.ae.server import in_bytes
-from dicomtwist.archive.storage.types import lacks_room
-from dicomtwist.archive.storage.types import NO_ROOM
+from dicomtwist.archive.storage.types import NO_ROOM, lacks_room
 from dicomtwist.errors import loggable
 from dicomtwist.runtime.executors import Executor
 

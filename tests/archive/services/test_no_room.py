@@ -14,11 +14,10 @@ from sqlalchemy.exc import OperationalError
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.storage.types import lacks_room
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.archive.services.no_room import INTERVAL, NoRoomLog
 from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
-from dicomtwist.archive.storage.types import IndexFailed
+from dicomtwist.archive.storage.types import IndexFailed, lacks_room
 from dicomtwist.runtime.executors import Executors
 from dicomtwist.sop_class import ModalityPerformedProcedureStep, StorageCommitmentPushModel
 from dicomtwist.transport.peer_directory import Peers
