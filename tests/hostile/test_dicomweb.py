@@ -98,8 +98,8 @@ class DICOMwebTestCase(HTTPTestCase):
         """
         table = list(rows)
         found: dict[str, int | None] = {}
-        for start in range(0, len(table), 8):
-            part = table[start : start + 8]
+        for start in range(0, len(table), 10):
+            part = table[start : start + 10]
             asked = gatherResults([self.exchange(data) for _, data in part])
             await self.echo()
             found.update(zip((name for name, _ in part), await asked, strict=True))
@@ -155,11 +155,8 @@ class Searches(DICOMwebTestCase):
             "infinity": "PatientWeight=inf&Rows=nan",
             "a tag": "FFFFFFFF=1&00000000=1&7FE00010=a&00020010=1.2",
         }
-        rows = [
-            (f"{level}: {name}", request(f"/{level}?{query}"))
-            for level in ("studies", "series", "instances")
-            for name, query in queries.items()
-        ]
+        levels = ("studies", "series", "instances")
+        rows = [(name, request(f"/{levels[at % 3]}?{query}")) for at, (name, query) in enumerate(queries.items())]
         ranges = ",".join(f'application/dicom+json;q=0.{number % 1000:03};x="{number}"' for number in range(1200))
         for name, fields in {
             "a thousand media ranges": {"Accept": ranges},
@@ -191,12 +188,7 @@ class Searches(DICOMwebTestCase):
             ("a fragment", request("/studies#" + "a" * 1000)),
         ]
         found = await self.check(rows, (200, 204))
-        for name in (
-            "studies: a negative limit",
-            "series: an exponent",
-            "instances: not UTF-8",
-            "studies: a zero byte",
-        ):
+        for name in ("a negative limit", "an exponent", "not UTF-8", "a zero byte"):
             self.assertEqual(found[name], 400, name)
         self.assertEqual(found["a long URL"], 414)
         await self.all_is_as_before()
