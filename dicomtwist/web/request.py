@@ -5,7 +5,7 @@ A request of DICOMweb, as its handler sees it: who asks, what for, and the ways 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, Final, TypeAlias
@@ -22,13 +22,16 @@ from dicomtwist.runtime.networks import host_of
 from dicomtwist.web.http.body import Body, Collector
 from dicomtwist.web.http.client import Client
 from dicomtwist.web.http.conditions import accepts_gzip
+from dicomtwist.web.http.site import StreamedRequest
 from dicomtwist.web.problems import Problem
 from dicomtwist.web.services import Services
 
-__all__ = ["DICOMwebRequest", "Pieces"]
+__all__ = ["DICOMwebRequest", "Piece", "Pieces"]
 
+#: A piece of a response, or several that are written together.
+Piece: TypeAlias = bytes | bytearray | memoryview | Sequence[bytes | memoryview]
 #: The pieces of a response that is streamed: each at most some hundred KiB, since a client has the write timeout for each.
-Pieces: TypeAlias = AsyncIterator[bytes | bytearray | memoryview]
+Pieces: TypeAlias = AsyncIterator[Piece]
 
 #: The most fields ``Warning`` of a response.
 MAX_WARNINGS: Final = 16
@@ -192,7 +195,7 @@ class DICOMwebRequest:
                 self._finish()
                 return
             # Python 3.11 cannot await anext() with a default of an iterator that is a class.
-            first: bytes | bytearray | memoryview = b""
+            first: Piece = b""
             with suppress(StopAsyncIteration):
                 first = await anext(pieces)
             self._begin(status, content_type, length)
@@ -255,14 +258,23 @@ class _Flow:
         self._ready: Deferred[None] | None = None
         self.is_stopped = False
 
-    async def write(self, piece: bytes | bytearray | memoryview) -> int:
-        """Write a piece; go on when the connection takes more."""
-        if piece:
+    async def write(self, piece: Piece) -> int:
+        """Write a piece; go on when the connection takes more. Return its length in bytes."""
+        if not piece:
+            return 0
+        if isinstance(piece, bytes | bytearray | memoryview):
+            size = len(piece)
             self._http.write(piece)
-            if self._is_paused:
-                self._ready = Deferred()
-                await self._ready
-        return len(piece)
+        else:
+            size = sum(map(len, piece))
+            if isinstance(self._http, StreamedRequest):
+                self._http.write_all(piece)
+            else:
+                self._http.write(b"".join(piece))
+        if self._is_paused:
+            self._ready = Deferred()
+            await self._ready
+        return size
 
     def pauseProducing(self) -> None:
         self._is_paused = True

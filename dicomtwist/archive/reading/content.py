@@ -14,7 +14,7 @@ from dicomtwist.errors import DataSetError
 __all__ = ["BitRange", "Content", "Extent", "Part", "READERS"]
 
 #: The most bytes that are read at a time, and the fewest if there are many readers.
-PIECE: Final = 256 * 1024
+PIECE: Final = 512 * 1024
 MIN_PIECE: Final = 16 * 1024
 #: The bytes of one piece of each reader together, from which on pieces are shorter.
 MAX_PIECES: Final = 4 * 1024 * 1024
@@ -79,6 +79,11 @@ class Extent(NamedTuple):
             yield piece
             at += length
 
+    def buffers(self, start: int, stop: int) -> list[memoryview] | None:
+        """Return the bytes from *start* up to *stop*, if they are in memory."""
+        view = self.source.view(self.offset + start, stop - start)
+        return None if view is None or len(view) < stop - start or self.unit > 1 else [view]
+
 
 def _reversed(data: bytes, unit: int) -> bytes:
     """Return *data* with the bytes of each word in reverse order."""
@@ -117,6 +122,9 @@ class BitRange(NamedTuple):
         number = int.from_bytes(data, "little") >> self.shift & ((1 << self.bits) - 1)
         yield number.to_bytes(self.length, "little")[start:stop]
 
+    def buffers(self, start: int, stop: int) -> None:
+        """Return ``None``: the bits are not in memory as they are sent."""
+
 
 #: A part of a content.
 Part: TypeAlias = bytes | Extent | BitRange
@@ -145,18 +153,35 @@ class Content:
         :raises DataSetError: the file is shorter than it says.
         :raises OSError: it cannot be read.
         """
+        for part, first, last in self._within(start, stop):
+            if isinstance(part, bytes):
+                yield part[first:last]
+            else:
+                yield from part.pieces(first, last)
+
+    def buffers(self, start: int = 0, stop: int | None = None) -> list[bytes | memoryview] | None:
+        """Return the bytes from *start* up to *stop*, if all of them are in memory. It does not block."""
+        found: list[bytes | memoryview] = []
+        for part, first, last in self._within(start, stop):
+            if isinstance(part, bytes):
+                found.append(part[first:last])
+                continue
+            buffers = part.buffers(first, last)
+            if buffers is None:
+                return None
+            found += buffers
+        return found
+
+    def _within(self, start: int, stop: int | None) -> Iterator[tuple[Part, int, int]]:
+        """Yield the parts from *start* up to *stop*, each with the range in it."""
         stop = self.length if stop is None else min(stop, self.length)
         at = 0
         for part in self.parts:
             length = _length(part)
             first, last = max(start - at, 0), min(stop - at, length)
             at += length
-            if first >= last:
-                continue
-            if isinstance(part, bytes):
-                yield part[first:last]
-            else:
-                yield from part.pieces(first, last)
+            if first < last:
+                yield part, first, last
 
 
 def _length(part: Part) -> int:

@@ -20,6 +20,8 @@ from dicomtwist.runtime.work import check_wanted
 
 __all__ = ["NotStored", "Source", "StoredFile", "StoredFiles"]
 
+#: The largest file that is read as a whole, in bytes.
+MAX_LOADED: Final = 1024 * 1024
 #: The bytes that are inflated at a time.
 _INFLATE_IN: Final = 64 * 1024
 _INFLATE_OUT: Final = 1024 * 1024
@@ -52,6 +54,30 @@ class Source:
         self._file.seek(self._start + offset)
         return self._file.read(length)
 
+    def view(self, offset: int, length: int) -> memoryview | None:
+        """Return *length* bytes from *offset* on, if they are in memory; fewer at the end only."""
+        return None
+
+
+class _Loaded(Source):
+    """
+    A range of bytes in memory.
+
+    :param data: the content of the file.
+    :param start: see :class:`Source`.
+    """
+
+    __slots__ = ("_view",)
+
+    def __init__(self, data: bytes, start: int = 0) -> None:
+        self._view = memoryview(data)[start:]
+
+    def read(self, offset: int, length: int) -> bytes:
+        return bytes(self._view[offset : offset + length])
+
+    def view(self, offset: int, length: int) -> memoryview | None:
+        return self._view[offset : offset + length]
+
 
 class StoredFile:
     """
@@ -63,13 +89,14 @@ class StoredFile:
 
     :ivar size: the size of the file in bytes.
     :ivar version: see above.
+    :ivar is_closed: whether :meth:`close` was called.
     :ivar meta: the File Meta Information.
     :ivar raw: the bytes of the file.
     :ivar start: the position of the data set in the file.
     :raises NotDicomFile: the file is no Part 10 file, or has no transfer syntax.
     """
 
-    __slots__ = ("_data", "_file", "_inflated", "meta", "raw", "size", "start", "version")
+    __slots__ = ("_data", "_file", "_inflated", "is_closed", "meta", "raw", "size", "start", "version")
 
     def __init__(self, file: BinaryIO, size: int, version: str) -> None:
         self._file = file
@@ -77,6 +104,7 @@ class StoredFile:
         self._data: Source | None = None
         self.size = size
         self.version = version
+        self.is_closed = False
         try:
             self.meta, self.start = read_file_meta(file)
             if not self.meta.transfer_syntax_uid:
@@ -85,6 +113,20 @@ class StoredFile:
             file.close()
             raise
         self.raw = Source(file)
+
+    def load(self) -> None:
+        """
+        Read the file into memory, unless it is longer than :data:`MAX_LOADED`.
+
+        :raises OSError: it cannot be read.
+        """
+        if self.size > MAX_LOADED or self._inflated is not None:
+            return
+        data = self.raw.read(0, self.size)
+        self.raw = _Loaded(data)
+        if self.meta.transfer_syntax_uid not in DEFLATED:
+            self._data = _Loaded(data, self.start)
+        self._file.close()
 
     @property
     def data(self) -> Source:
@@ -107,13 +149,9 @@ class StoredFile:
         syntax = self.meta.transfer_syntax_uid
         return EXPLICIT_LITTLE_ENDIAN if syntax in DEFLATED else syntax
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether the file is closed."""
-        return self._file.closed
-
     def close(self) -> None:
         """Close the file; idempotent."""
+        self.is_closed = True
         self._file.close()
         if self._inflated is not None:
             self._inflated.close()

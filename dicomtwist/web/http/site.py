@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
@@ -85,6 +85,21 @@ class StreamedRequest(_UntypedRequest):  # type: ignore[misc]
                 self._body.deliver_to(_Collecting(self))
         except BaseException:
             self.processingFailed(Failure())
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write a part of the response, after its header; without content, the header alone."""
+        super().write(data)
+        if not data and self.channel is not None:
+            self.channel.flush()
+
+    def write_all(self, buffers: Sequence[bytes | memoryview]) -> None:
+        """Write parts of the response that are in several buffers, without a copy."""
+        if not self.startedWriting:
+            super().write(b"")
+        size = sum(map(len, buffers))
+        if size and not self._disconnected and not self.finished:
+            self.sentLength += size
+            self.channel.writeSequence((b"%x\r\n" % size, *buffers, b"\r\n") if self.chunked else buffers)
 
     def handleContentChunk(self, data: bytes) -> None:
         """Take a piece of the body."""

@@ -58,7 +58,7 @@ async def _retrieve_pixels(request: DICOMwebRequest, services: Services, uids: t
     def read(stored: StoredFile) -> FrameTable:
         return services.frame_tables.of(uids, stored)
 
-    stored, table = await open_stored(request, services, uids, read)
+    stored, table = await open_stored(request, services, uids, read, is_sent=True)
     if table.is_encapsulated:
         await send_frames(request, services, uids, stored, table, range(1, table.count + 1))
         return

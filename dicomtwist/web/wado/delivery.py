@@ -4,13 +4,13 @@ Delivery of what is stored: as one part, whole or in a range, or as the parts of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple, TypeVar
 
 from twisted.logger import Logger
 
-from dicomtwist.archive.reading.content import Content
+from dicomtwist.archive.reading.content import READERS, Content
 from dicomtwist.archive.reading.frames import NoPixelData
 from dicomtwist.archive.reading.stored_file import NotStored, StoredFile
 from dicomtwist.archive.storage.types import InstanceUIDs
@@ -21,7 +21,7 @@ from dicomtwist.part10 import NotDicomFile
 from dicomtwist.runtime.executors import Share
 from dicomtwist.web.http.conditions import UnsatisfiableRange, matches_etag, parse_range
 from dicomtwist.web.problems import Problem
-from dicomtwist.web.request import DICOMwebRequest
+from dicomtwist.web.request import DICOMwebRequest, Pieces
 from dicomtwist.web.services import Services
 from dicomtwist.web.wado.pieces import ThreadPieces
 
@@ -77,20 +77,31 @@ def problems_of_stored() -> Iterator[None]:
 
 
 async def open_stored(
-    request: DICOMwebRequest, services: Services, uids: InstanceUIDs, read: Callable[[StoredFile], T]
+    request: DICOMwebRequest,
+    services: Services,
+    uids: InstanceUIDs,
+    read: Callable[[StoredFile], T],
+    *,
+    is_sent: bool = False,
 ) -> tuple[StoredFile, T]:
     """
     Open an instance, and read something of it, in a thread. The caller closes it.
 
+    :param is_sent: whether most of it will be sent: a short one is read as a whole at once, since each further call in a thread
+        takes longer than that.
     :raises Problem: there is no such instance (404), or it is damaged (500).
     """
     files = services.files
     share = reading(request, services)
+    is_sent = is_sent and request.method != "HEAD" and not request.header("If-None-Match")
 
     def call() -> tuple[StoredFile, T]:
         stored = files.open(uids)
         try:
-            return stored, read(stored)
+            found = read(stored)
+            if is_sent and stored.size <= 2 * READERS.piece:  # a reader has two pieces in memory
+                stored.load()
+            return stored, found
         except BaseException:
             stored.close()
             raise
@@ -145,7 +156,13 @@ async def send_one(
             if wanted is not None:
                 start, stop, status = wanted.start, wanted.stop, 206
                 request.set_header("Content-Range", wanted.content_range(length))
-        pieces = ThreadPieces(reading(request, services), content.pieces(start, stop), close)
+        buffers = content.buffers(start, stop)
+        pieces: Pieces
+        if buffers is not None:
+            close()
+            pieces = _at_once(buffers)
+        else:
+            pieces = ThreadPieces(reading(request, services), content.pieces(start, stop), close)
     except BaseException:
         close()
         raise
@@ -177,11 +194,36 @@ async def send_parts(
         length = None
         if count <= MAX_MEASURED:
             length = MultipartWriter.length(writer.boundary, ((part.headers, part.content.length) for part in parts()))
-        pieces = ThreadPieces(reading(request, services), _multipart(writer, parts()), close)
+        buffers = _buffers(writer, parts()) if count <= MAX_MEASURED else None
+        pieces: Pieces
+        if buffers is not None:
+            close()
+            pieces = _at_once(buffers)
+        else:
+            pieces = ThreadPieces(reading(request, services), _multipart(writer, parts()), close)
     except BaseException:
         close()
         raise
     await request.stream(pieces, representation.content_type(writer.boundary), length=length)
+
+
+async def _at_once(buffers: list[bytes | memoryview]) -> AsyncIterator[list[bytes | memoryview]]:
+    READERS.count += 1
+    try:
+        yield buffers
+    finally:
+        READERS.count -= 1
+
+
+def _buffers(writer: MultipartWriter, parts: Iterator[OpenPart]) -> list[bytes | memoryview] | None:
+    """Return a multipart body whose contents are in memory, ``None`` if they are not."""
+    found: list[bytes | memoryview] = []
+    for part in parts:
+        buffers = part.content.buffers()
+        if buffers is None:
+            return None
+        found += (writer.begin(part.headers), *buffers)
+    return [*found, writer.end()]
 
 
 def _multipart(writer: MultipartWriter, parts: Iterator[OpenPart]) -> Iterator[bytes]:

@@ -30,7 +30,9 @@ async def retrieve_frames(request: DICOMwebRequest, services: Services, values: 
     """Answer with frames of an instance."""
     numbers = parse_frames(values["frames"])
     uids = (values["study"], values["series"], values["instance"])
-    stored, table = await open_stored(request, services, uids, lambda one: services.frame_tables.of(uids, one))
+    stored, table = await open_stored(
+        request, services, uids, lambda one: services.frame_tables.of(uids, one), is_sent=True
+    )
     await send_frames(request, services, uids, stored, table, numbers)
 
 

@@ -22,7 +22,7 @@ from dicomtwist.dicomweb.multipart import MultipartWriter
 from dicomtwist.errors import DataSetError, loggable
 from dicomtwist.pixels.errors import PixelsFailed
 from dicomtwist.web.problems import Problem
-from dicomtwist.web.request import DICOMwebRequest
+from dicomtwist.web.request import DICOMwebRequest, Piece
 from dicomtwist.web.routes import Route
 from dicomtwist.web.services import Services
 from dicomtwist.web.wado.archive_zip import ArchiveWriter, archive_length
@@ -129,7 +129,7 @@ async def retrieve_instance(request: DICOMwebRequest, services: Services, values
     if representation is not None and representation.media_type == ZIP:
         await _retrieve_many(request, services, uids)
         return
-    stored, _ = await open_stored(request, services, uids, lambda _: None)
+    stored, _ = await open_stored(request, services, uids, lambda _: None, is_sent=True)
     try:
         syntax = stored.meta.transfer_syntax_uid
         representation = _negotiate(request.accept, services, syntax, single=True)
@@ -292,7 +292,7 @@ async def _body(
     package: _Package,
     first: list[_Chosen],
     pages: AsyncIterator[list[StoredInstance]],
-) -> AsyncIterator[bytes]:
+) -> AsyncIterator[Piece]:
     """Yield the bytes of a body with the instances *first*, and those of further *pages*."""
     chosen = first
     while chosen:
@@ -300,8 +300,8 @@ async def _body(
             if is_kept:
                 pieces = ThreadPieces(reading(request, services), _kept(services, package, list(group)))
                 try:
-                    async for piece in pieces:
-                        yield piece
+                    async for several in pieces:
+                        yield several
                 finally:
                     await pieces.aclose()
                 continue
@@ -333,7 +333,7 @@ async def _converted(
     package: _Package,
     instance: StoredInstance,
     representation: Representation,
-) -> AsyncIterator[bytes]:
+) -> AsyncIterator[Piece]:
     """Yield the bytes of an instance in another transfer syntax; if it cannot be converted, as it is stored."""
     share = reading(request, services)
     try:
@@ -369,8 +369,8 @@ async def _converted(
         stored.close()
         raise
     try:
-        async for piece in pieces:
-            yield piece
+        async for several in pieces:
+            yield several
     finally:
         await pieces.aclose()
 

@@ -30,21 +30,21 @@ class _Steps:
         self._lock = Lock()
         self._is_closed = False
 
-    def next(self) -> tuple[bytes, bool]:
-        """Return the next bytes, and whether they are the last."""
+    def next(self) -> tuple[list[bytes], bool]:
+        """Return the next pieces, and whether they are the last."""
         with self._lock:
             found: list[bytes] = []
             size = 0
             if self._is_closed:
-                return b"", True
+                return [], True
             for piece in self._pieces:
                 check_wanted()
                 found.append(piece)
                 size += len(piece)
-                # The least bytes of a piece, but of the last one: a call in a thread takes some 50 microseconds.
+                # The least bytes of a call, but of the last one: a call in a thread takes some 50 microseconds.
                 if size >= READERS.piece:
-                    return (piece if len(found) == 1 else b"".join(found)), False
-            return (found[0] if len(found) == 1 else b"".join(found)), True
+                    return found, False
+            return found, True
 
     def close(self) -> None:
         """Close the iterator."""
@@ -65,8 +65,8 @@ def _nothing() -> None:
 
 class ThreadPieces:
     """
-    The pieces of an iterator that blocks, as an asynchronous iterator; small ones are joined. While the caller has one, the
-    next is read.
+    The pieces of an iterator that blocks, as an asynchronous iterator of lists of them. While the caller has one list, the next
+    is read.
 
     :param executor: the threads, as the client may use them. The work is admitted already.
     :param pieces: the iterator.
@@ -76,22 +76,22 @@ class ThreadPieces:
     def __init__(self, executor: Runner, pieces: Iterator[bytes], close: Callable[[], None] = _nothing) -> None:
         self._executor = executor
         self._steps = _Steps(pieces, close)
-        self._coming: Deferred[tuple[bytes, bool]] | None = None
+        self._coming: Deferred[tuple[list[bytes], bool]] | None = None
         self._is_begun = self._is_closed = False
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[list[bytes]]:
         return self
 
-    async def __anext__(self) -> bytes:
+    async def __anext__(self) -> list[bytes]:
         if not self._is_begun:
             self._is_begun = True
             READERS.count += not self._is_closed
             self._coming = self._executor.run_admitted(self._steps.next)
         while self._coming is not None:
-            piece, is_last = await self._coming
+            pieces, is_last = await self._coming
             self._coming = None if is_last else self._executor.run_admitted(self._steps.next)
-            if piece:
-                return piece
+            if pieces:
+                return pieces
         await self.aclose()
         raise StopAsyncIteration
 

@@ -48,7 +48,7 @@ async def retrieve(request: DICOMwebRequest, services: Services, values: Mapping
     else:
         for words in asked.rendering.warnings:
             request.warn(words)
-    stored, _ = await open_stored(request, services, uids, lambda _: None)
+    stored, _ = await open_stored(request, services, uids, lambda _: None, is_sent=True)
     try:
         own = stored.meta.transfer_syntax_uid
         syntax = _given(services, asked.transfer_syntax, own)

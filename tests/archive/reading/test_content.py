@@ -84,6 +84,22 @@ class Contents(unittest.TestCase):
         with self.assertRaises(DataSetError):
             list(Content([Extent(Source(BytesIO(b"abc")), 1, 3)]).pieces())
 
+    def test_in_memory(self) -> None:
+        """The content of a file that is loaded is there without reading; that of an open file, or in another order, is not."""
+        one = stored(1, b"some pixels!")
+        whole = b"".join(Content([Extent(one.raw, 0, one.size)]).pieces())
+        self.assertIsNone(Content([Extent(one.raw, 0, one.size)]).buffers())
+        one.load()
+        self.assertFalse(one.is_closed)
+        found = Content([b"head", Extent(one.raw, 0, one.size), b"tail"])
+        self.assertEqual(b"".join(found.buffers(2, 30) or ()), (b"head" + whole)[2:30])
+        self.assertEqual(b"".join(found.pieces()), b"head" + whole + b"tail")
+        self.assertEqual(one.data.read(0, 1 << 20), whole[one.start :])
+        for part in (Extent(one.data, 0, 8, 2), Extent(one.data, 0, one.size + 1), BitRange(one.data, 0, 1, 7)):
+            self.assertIsNone(Content([part]).buffers())
+        one.close()
+        self.assertTrue(one.is_closed)
+
 
 class Frames(unittest.TestCase):
     def frames(self, one: StoredFile) -> list[bytes]:
