@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import instances
-from benchmarks.harness import MAX_PDU, dcmtk, installed
+from benchmarks.harness import MAX_PDU, BenchmarkError, dcmtk, installed
 from tests.peers import Certificates
 
 #: A function that returns the command line of a server for a port.
@@ -21,6 +21,15 @@ Program = Callable[[int], Sequence[object]]
 def twist_dicom(storage: Path, durability: str = "none", *options: object) -> Program:
     """Return ``twist dicom``, as users run it."""
     return lambda port: _twist(f"tcp:{port}:interface=127.0.0.1", storage, durability, options)
+
+
+def twist_web(storage: Path, dicom: int, *options: object) -> Program:
+    """Return ``twist dicom`` with DICOMweb on the port of the program and DIMSE on the port *dicom*; durability full."""
+    return lambda port: [
+        *_twist(f"tcp:{dicom}:interface=127.0.0.1", storage, "full", ()),
+        *("--http", f"tcp:{port}:interface=127.0.0.1"),
+        *options,
+    ]
 
 
 def secure_twist_dicom(storage: Path, found: Certificates, durability: str = "none") -> Program:
@@ -157,6 +166,41 @@ def orthanc(folder: Path, found: Certificates | None = None) -> Program:
             }
         configuration = folder / "orthanc.json"
         configuration.write_text(json.dumps(settings))
+        return [installed("Orthanc"), configuration]
+
+    return command
+
+
+#: Orthanc's plugin for DICOMweb, as Debian and Ubuntu install it.
+_PLUGIN: Final = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
+
+
+def orthanc_web(folder: Path) -> Program:
+    """
+    Return Orthanc with its plugin for DICOMweb, which keeps its files in *folder*. Its files are synced by default.
+
+    :raises BenchmarkError: the plugin is not installed.
+    """
+    if not Path(_PLUGIN).exists():
+        raise BenchmarkError(f"not installed: {_PLUGIN} (apt-get install orthanc-dicomweb)")
+
+    def command(port: int) -> Sequence[object]:
+        configuration = folder / "orthanc.json"
+        configuration.write_text(
+            json.dumps(
+                {
+                    "Name": "ORTHANC",
+                    "StorageDirectory": str(folder / "storage"),
+                    "IndexDirectory": str(folder / "storage"),
+                    "HttpServerEnabled": True,
+                    "HttpPort": port,
+                    "KeepAlive": True,
+                    "RemoteAccessAllowed": False,
+                    "DicomServerEnabled": False,
+                    "Plugins": [_PLUGIN],
+                }
+            )
+        )
         return [installed("Orthanc"), configuration]
 
     return command

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from benchmarks import instances
+from benchmarks import instances, web
 from benchmarks.archiving import (
     archive_find,
     archive_retrieve,
@@ -408,6 +408,16 @@ BENCHMARKS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "idle-growth": idle_growth,
     "cost": cost,
     "hostile": hostile,
+    "web-stow-small": web.stow_small,
+    "web-stow-medium": web.stow_medium,
+    "web-search": web.search,
+    "web-metadata": web.metadata,
+    "web-frame": web.frame,
+    "web-instance": web.instance,
+    "web-study": web.study,
+    "web-rendered": web.rendered,
+    "web-thumbnails": web.thumbnails,
+    "web-large": web.large,
     "window": window,
     "window-proof": window_proof,
 }
