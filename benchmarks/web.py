@@ -39,7 +39,7 @@ CLIENTS: Final = (1, 4)
 _STUDY: Final = "/dicom-web/studies/{study}"
 _SERIES: Final = f"{_STUDY}/series/{{series}}"
 _INSTANCE: Final = f"{_SERIES}/instances/{{instance}}"
-#: What the clients accept: forms that both servers take.
+#: The Accept headers, in forms that both servers take.
 _AS_STORED: Final = ("--accept", 'multipart/related; type="application/dicom"; transfer-syntax=*')
 _FRAME: Final = ("--accept", "multipart/related; type=application/octet-stream")
 _JPEG: Final = ("--accept", "image/jpeg")
