@@ -8,10 +8,8 @@ import os
 from pathlib import Path
 from typing import Final
 
-from pydicom import Dataset, dcmread
+from pydicom import dcmread
 from pydicom.data import get_testdata_file
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomtwist.access.users import hash_passcode
 from tests import peers
@@ -35,15 +33,6 @@ JPEG_2000: Final = "MR_small_jp2klossless.dcm"
 COLOUR: Final = "examples_rgb_color.dcm"
 FRAMES: Final = "examples_ybr_color.dcm"
 
-DOCUMENT: Final = "1.2.826.0.1.3680043.10.2.1"
-PDF: Final = b"""%PDF-1.1
-1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj
-2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj
-3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 144]>>endobj
-trailer<</Root 1 0 R/Size 4>>
-%%EOF
-"""
-
 VIEWPORT: Final = "canvas.cornerstone-canvas"
 
 
@@ -56,23 +45,6 @@ def study(name: str) -> str:
 
 def files() -> list[DicomFile]:
     return [file for file in dicom_files() if Path(file.path).name in (CT, JPEG_2000, COLOUR, FRAMES)]
-
-
-def document(folder: Path) -> DicomFile:
-    """Write an instance that is a document of PDF, and return it."""
-    made = Dataset()
-    made.SOPClassUID = "1.2.840.10008.5.1.4.1.1.104.1"
-    made.PatientID, made.PatientName, made.Modality = "PDF1", "Report^R", "DOC"
-    made.StudyInstanceUID, made.SeriesInstanceUID, made.SOPInstanceUID = DOCUMENT, f"{DOCUMENT}.1", f"{DOCUMENT}.1.1"
-    made.SeriesNumber = made.InstanceNumber = 1
-    made.MIMETypeOfEncapsulatedDocument = "application/pdf"
-    made.EncapsulatedDocument = PDF + b" " * (2048 - len(PDF))
-    made.file_meta = FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    path = folder / "document.dcm"
-    made.save_as(path, enforce_file_format=True)
-    uids = (made.SOPClassUID, made.SOPInstanceUID, made.StudyInstanceUID, made.SeriesInstanceUID)
-    return DicomFile(str(path), ExplicitVRLittleEndian, *map(str, uids))
 
 
 def problems(window: Window) -> list[str]:
@@ -90,7 +62,7 @@ class Viewer(TwistTestCase):
         self.viewer = f"http://127.0.0.1:{port}"
         options = ("--viewer-http", f"tcp:{port}:interface=127.0.0.1", "--http-origin", self.viewer, *options)
         await self.twist("--viewer", DIST, *options)
-        await fill(self.port, "TWIST", [*files(), document(self.root)])
+        await fill(self.port, "TWIST", files())
 
     def opened(self, window: Window, name: str) -> Drawn:
         """Open the study of a file by its URL, and return what is drawn."""
@@ -120,9 +92,6 @@ class Viewer(TwistTestCase):
             page.wait_for_function(
                 "() => performance.getEntriesByType('resource').some((one) => one.name.endsWith('/frames/30'))"
             )
-            with page.expect_response("**/rendered") as shown:
-                page.goto(f"{self.viewer}/viewer?StudyInstanceUIDs={DOCUMENT}")
-            self.assertEqual((shown.value.status, shown.value.headers["content-type"]), (200, "application/pdf"))
             self.assertEqual(problems(window), [])
 
         await browse(use)
