@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
@@ -84,6 +85,7 @@ class Window:
     page: Page
     problems: list[str] = field(default_factory=list)
     responses: list[Response] = field(default_factory=list)
+    _pending: dict[Request, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.page.set_default_timeout(TIMEOUT * 1000)
@@ -91,6 +93,7 @@ class Window:
         self.page.on("pageerror", lambda error: self.problems.append(f"exception: {error}"))
         self.page.on("request", self._request)
         self.page.on("requestfailed", self._failed)
+        self.page.on("requestfinished", lambda request: self._pending.pop(request, None))
         self.page.on("response", self._response)
 
     def _message(self, message: ConsoleMessage) -> None:
@@ -98,11 +101,14 @@ class Window:
             self.problems.append(f"console: {message.text}")
 
     def _request(self, request: Request) -> None:
+        self._pending[request] = None
         if not request.url.startswith(HERE):
             self.problems.append(f"{request.method} {request.url} leaves this machine")
 
     def _failed(self, request: Request) -> None:
-        self.problems.append(f"{request.method} {request.url} failed: {request.failure}")
+        self._pending.pop(request, None)
+        if request.failure != "net::ERR_ABORTED":  # by the page, or because it is left
+            self.problems.append(f"{request.method} {request.url} failed: {request.failure}")
 
     def _response(self, response: Response) -> None:
         self.responses.append(response)
@@ -113,10 +119,26 @@ class Window:
         """Return the URLs with *text* that were responded to."""
         return [response.url for response in self.responses if text in response.url]
 
-    def drawn(self, selector: str = "canvas") -> Drawn:
-        """Wait until something is drawn on a canvas, and return what it looks like."""
-        found = self.page.wait_for_function(_LOOK, arg=selector).json_value()
+    def drawn(self, selector: str = "canvas", timeout: float = TIMEOUT) -> Drawn:
+        """
+        Wait until something is drawn on a canvas, and return what it looks like.
+
+        :raises AssertionError: nothing is drawn in *timeout* seconds; the message says what the page is at.
+        """
+        try:
+            found = self.page.wait_for_function(_LOOK, arg=selector, timeout=timeout * 1000).json_value()
+        except PlaywrightTimeoutError:
+            raise AssertionError(f"nothing is drawn\n{self.state()}") from None
         return Drawn(**found)
+
+    def state(self) -> str:
+        """Return in words what the page is at, for the message of a test that fails."""
+        latest = [f"{one.status} {one.url}" for one in self.responses[-12:]]
+        pending = [one.url for one in self._pending]
+        text = self.page.inner_text("body")[:1000]
+        return "\n".join(
+            [self.page.url, "pending:", *pending, "latest:", *latest, "problems:", *self.problems, "text:", text]
+        )
 
 
 @dataclass

@@ -33,6 +33,10 @@ JPEG_2000: Final = "MR_small_jp2klossless.dcm"
 COLOUR: Final = "examples_rgb_color.dcm"
 FRAMES: Final = "examples_ybr_color.dcm"
 
+#: An error in a bundle of OHIF 3.12.10, which stops it now and then on a busy machine, when all its files are there: the page
+#: is empty then, and is loaded again.
+FAULT: Final = "__filename is not defined"
+
 VIEWPORT: Final = "canvas.cornerstone-canvas"
 
 
@@ -67,6 +71,18 @@ class Viewer(TwistTestCase):
     def opened(self, window: Window, name: str) -> Drawn:
         """Open the study of a file by its URL, and return what is drawn."""
         window.page.goto(f"{self.viewer}/viewer?StudyInstanceUIDs={study(name)}")
+        return self.shown(window)
+
+    def shown(self, window: Window) -> Drawn:
+        """Return what is drawn of the study that is open."""
+        for _ in range(3):
+            try:
+                return window.drawn(VIEWPORT, 20)
+            except AssertionError:
+                # Nothing is wrong but that it takes long, unless OHIF has failed to start.
+                if any(FAULT in one for one in window.problems):
+                    window.problems = [one for one in window.problems if FAULT not in one]
+                    window.page.reload()
         return window.drawn(VIEWPORT)
 
     async def test_images(self) -> None:
@@ -84,8 +100,8 @@ class Viewer(TwistTestCase):
             rows.nth(1).wait_for(state="detached")
             rows.first.click()
             page.locator("[data-cy^=mode-viewer]").click()
-            self.assertGreater(window.drawn(VIEWPORT).greys, 30)
-            self.assertIn(study(CT), page.url)
+            page.wait_for_url(f"**/viewer?*{study(CT)}*")
+            self.assertGreater(self.shown(window).greys, 30)
             self.assertGreater(self.opened(window, JPEG_2000).greys, 30)
             self.assertGreater(self.opened(window, COLOUR).colour, 60)
             self.assertGreater(self.opened(window, FRAMES).greys, 30)
