@@ -12,6 +12,7 @@ The soak passes if all of these hold:
 * Afterwards the server has no more files open than at first, and no association.
 * Every operation that has to succeed succeeds, and each C-ECHO of the neighbour takes less than 5 seconds.
 * The log has no traceback, and the storage no temporary file.
+* The metrics agree: no counter falls, the number of series stays below a thousand, and at the end nothing is open or queued.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
+from urllib.request import urlopen
 
+from prometheus_client.parser import text_string_to_metric_families
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import react
+from twisted.internet.threads import deferToThread
 
 from benchmarks import instances
 from benchmarks.crowd import (
@@ -57,6 +61,7 @@ from dicomtwist.sop_class import (
 from dicomtwist.testing import ScriptedPeer
 from dicomtwist.ul.items import ProposedContext, UserInformation
 from dicomtwist.ul.pdu import AAssociateRQ
+from tests.peers import free_port
 
 #: The share of the time that is for warming up.
 WARM_UP: Final = 0.2
@@ -65,6 +70,8 @@ MOST_GROWTH: Final = 8 * 1024
 MOST_PART: Final = 0.05
 #: The longest time of a C-ECHO of the neighbour, in seconds.
 MOST_ECHO: Final = 5.0
+#: The most series of metrics.
+MOST_SERIES: Final = 1000
 #: The numbers of small and of large instances.
 SMALL, LARGE = 200, 5
 
@@ -294,6 +301,46 @@ def is_flat(samples: Sequence[tuple[float, int]]) -> bool:
     return grown <= max(MOST_GROWTH, MOST_PART * first)
 
 
+class Metrics:
+    """
+    The metrics of a server, asked for again and again.
+
+    :param port: the port of HTTP.
+
+    :ivar wrong: counters that fell.
+    :ivar last: the last values, by name and labels.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}/metrics"
+        self.wrong: list[str] = []
+        self.last: dict[tuple[str, ...], float] = {}
+
+    async def watch(self, until: float) -> None:
+        """Ask every two seconds until *until*, and once afterwards."""
+        while True:
+            self._compare(await deferToThread(self._ask))
+            if time.monotonic() >= until:
+                return
+            await pause(2)
+
+    def _ask(self) -> str:
+        with urlopen(self._url, timeout=30) as response:
+            return str(response.read().decode())
+
+    def _compare(self, text: str) -> None:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                key = (sample.name, *(f"{name}={value}" for name, value in sorted(sample.labels.items())))
+                if family.type != "gauge" and sample.value < self.last.get(key, 0):
+                    self.wrong.append(" ".join(key))
+                self.last[key] = sample.value
+
+    def total(self, name: str) -> float:
+        """Return the sum of a metric over its labels."""
+        return sum(value for key, value in self.last.items() if key[0] == name)
+
+
 async def soak(root: Path, seconds: float) -> bool:
     """Run the soak for *seconds*, print the results, and return whether it passes."""
     many_files()
@@ -301,22 +348,30 @@ async def soak(root: Path, seconds: float) -> bool:
     large = instances.make(root / "large", LARGE, 5_000_000, first=SMALL)
     storage, log = root / "storage", root / "log"
     samples: list[tuple[float, int]] = []
-    with serving(server(storage, "--acse-timeout", 5, "--network-timeout", 20, "--write-timeout", 20), log) as running:
+    http = free_port()
+    timeouts = ("--acse-timeout", 5, "--network-timeout", 20, "--write-timeout", 20)
+    web = ("--http", f"tcp:{http}:interface=127.0.0.1")
+    metrics = Metrics(http)
+    with serving(server(storage, *timeouts, *web), log) as running:
         # First store everything that will be queried, which also fills caches and starts threads.
         async with await client().associate("127.0.0.1", running.port) as assoc:
             for path in (*small, *large):
                 await assoc.send_c_store(path)
         await pause(0.5)
+        await metrics.watch(0)
+        await pause(1)
         files = open_files(running)
         until = time.monotonic() + seconds
         peers = Soak(running, small, large, until)
-        await gatherResults([Deferred.fromCoroutine(work) for work in (peers.run(), watch(running, until, samples))])
+        work = (peers.run(), watch(running, until, samples), metrics.watch(until))
+        await gatherResults([Deferred.fromCoroutine(one) for one in work])
         for _ in range(60):
             line = await vitals(running, log)
             if " 0 associations, 0 connections" in line:
                 break
             await pause(1)
         left = max(0, open_files(running) - files)
+        await metrics.watch(0)
     text = log.read_text(errors="replace")
     stored = instances.count_stored(storage)
     temporary = [path.name for path in storage.rglob("*") if path.is_file() and path.suffix == TEMPORARY_SUFFIX]
@@ -328,6 +383,7 @@ async def soak(root: Path, seconds: float) -> bool:
         "nothing is wrong": not peers.wrong,
         f"each echo within {MOST_ECHO:g} s": bool(peers.echoes) and max(peers.echoes) < MOST_ECHO,
         "no traceback": "Traceback" not in text,
+        "the metrics agree": _agree(metrics, peers),
         "the stored instances are those that were sent": stored == SMALL + LARGE and not temporary,
     }
     print(f"{seconds:g} s: " + ", ".join(f"{count} {name}" for name, count in sorted(peers.counts.items())))
@@ -346,6 +402,21 @@ async def soak(root: Path, seconds: float) -> bool:
     for words, good in checks.items():
         print(f"{'OK   ' if good else 'WRONG'} {words}")
     return all(checks.values())
+
+
+def _agree(metrics: Metrics, peers: Soak) -> bool:
+    busy = ("associations_open", "executor_queued_calls", "inbox_instances", "image_jobs_queued")
+    echoes = sum(
+        value
+        for (name, *labels), value in metrics.last.items()
+        if name == "dicomtwist_dimse_operations_total" and "service=C-ECHO" in labels
+    )
+    return (
+        not metrics.wrong
+        and len(metrics.last) < MOST_SERIES
+        and not any(metrics.total(f"dicomtwist_{name}") for name in busy)
+        and echoes >= len(peers.echoes) > 0
+    )
 
 
 def _main() -> None:
