@@ -92,7 +92,7 @@ soak: $(TEST)
 fuzz: $(FUZZ)
 	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
-# DCMTK, Orthanc, GDCM and dcmjs-dimse are peers in the tests, haproxy stands before the server, Wireshark's tshark reads what
+# DCMTK, Orthanc, GDCM and dcmjs-dimse are peers in the tests, haproxy stands before the server, rsyslog receives its audit trail, Wireshark's tshark reads what
 # we write, the command is completed in zsh and fish, and OHIF shows images in Chromium. Where they are missing and cannot be installed the
 # tests that need them are skipped, or fail when CI=true.
 peers:
@@ -103,6 +103,7 @@ peers:
 	ls /usr/share/orthanc/plugins/libOrthancDicomWeb.so >/dev/null 2>&1 || missing="$$missing orthanc-dicomweb"; \
 	command -v gdcmscu >/dev/null || missing="$$missing libgdcm-tools"; \
 	ls /usr/sbin/haproxy >/dev/null 2>&1 || command -v haproxy >/dev/null || missing="$$missing haproxy"; \
+	ls /usr/sbin/rsyslogd >/dev/null 2>&1 || command -v rsyslogd >/dev/null || missing="$$missing rsyslog rsyslog-gnutls"; \
 	ls /usr/lib/chromium/chromium >/dev/null 2>&1 || command -v chromium >/dev/null || missing="$$missing chromium"; \
 	for shell in zsh fish; do command -v $$shell >/dev/null || missing="$$missing $$shell"; done; \
 	if [ -n "$$missing" ]; then \

@@ -56,6 +56,7 @@ _PACKAGES = {
     "Orthanc": "orthanc",
     "gdcmscu": "libgdcm-tools",
     "node": "nodejs",
+    "rsyslogd": "rsyslog-gnutls",
     **{name: name for name in ("chromium", "haproxy", "zsh", "fish")},
 }
 

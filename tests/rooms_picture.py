@@ -75,6 +75,7 @@ TEXTS: Final[Mapping[str, tuple[str, str]]] = {
     "archive/": ("archive/, query/, reading/", "ingest, group commit, recovery; queries"),
     "archive/services/": ("archive/services/", "storage, query, commitment, MPPS, worklist"),
     "web/": ("web/, web/http/", "DICOMweb over twisted.web: the site, its routes"),
+    "audit/": ("audit/", "who did what: messages, syslog, a spool on the disk"),
     "retrieval/": ("retrieval/", "studies retrieved into a folder"),
     "daemon/": ("daemon/", "twist dicom: options, workers, reload"),
     "tools/": ("tools/", "the dicomtwist command and its subcommands"),

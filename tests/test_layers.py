@@ -100,6 +100,7 @@ ROOMS = (
     Room(("archive/removal/", "archive/", "archive/query/", "archive/reading/"), ("Twisted", "pydicom", "SQLAlchemy")),
     Room(("archive/services/", "archive/server.py"), ("Twisted", "pydicom", "SQLAlchemy")),
     Room(("web/http/", "web/"), ("Twisted", "pydicom", "prometheus-client")),
+    Room(("audit/",), ("Twisted",)),
     Room(("retrieval/",), ("Twisted", "pydicom")),
     Room(("faces/", "asyncio/", "sync/"), ("Twisted", "pydicom")),
     Room(("daemon/",), ("Twisted",)),

@@ -207,6 +207,11 @@ class Access:
         )
         return False, None
 
+    def requestor_of(self, assoc: AssociationInterface) -> Requestor | None:
+        """Return the peer of *assoc* as it was checked, with its user; ``None`` if it was not accepted."""
+        checked = self._checked.get(assoc)
+        return None if checked is None else checked.requestor
+
     # --- operations
 
     def may_replace(self, assoc: AssociationInterface) -> bool:

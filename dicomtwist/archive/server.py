@@ -4,8 +4,10 @@ An archive and its services, wired in one place, for DIMSE and for every other p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, Final
 
 from pydicom.uid import ExplicitVRLittleEndian
 from twisted.internet.defer import Deferred, DeferredList, succeed
@@ -31,6 +33,9 @@ __all__ = ["ArchiveServer"]
 
 #: The transfer syntaxes of identifiers and attribute lists: Explicit VR first, which keeps the VRs of private elements.
 _BY_PREFERENCE = sorted(DEFAULT_TRANSFER_SYNTAXES, key=lambda uid: uid != ExplicitVRLittleEndian)
+
+#: The events of requests with an identifier.
+_WITH_IDENTIFIER: Final = (evt.EVT_C_FIND, evt.EVT_C_GET, evt.EVT_C_MOVE)
 
 
 def _any_window(event: evt.Event) -> tuple[int, int]:
@@ -62,6 +67,7 @@ class ArchiveServer:
     :ivar storage_commitment: the Storage Commitment Service Class.
     :ivar worklist: the SOP Class of the modality worklist, ``None`` without a folder.
     :ivar providers: the services besides storage.
+    :ivar observers: functions that are called with each C-FIND, C-GET and C-MOVE that the rules allow, before it is performed.
     :ivar pixels: decodes, renders and converts images, or ``None``.
     """
 
@@ -104,6 +110,7 @@ class ArchiveServer:
         if self.worklist is not None:
             providers.append(self.worklist)
         self.providers = tuple(providers)
+        self.observers: list[Callable[[evt.IdentifierEvent], object]] = []
         self.pixels = pixels
         ae.transcoder = pixels
         self._is_started = False
@@ -117,8 +124,20 @@ class ArchiveServer:
     def handlers(self) -> list[evt.HandlerTuple]:
         """Return the handlers of a server of the AE, behind the access control."""
         provided = [entry for provider in self.providers for entry in provider.routes]
-        handlers: list[evt.HandlerTuple] = [(evt.EVT_C_STORE, self.storage.handle_store), *dispatch(provided)]
+        handlers: list[evt.HandlerTuple] = [(evt.EVT_C_STORE, self.storage.handle_store)]
+        for entry in dispatch(provided):
+            handlers.append((entry[0], self._observed(entry[1])) if entry[0] in _WITH_IDENTIFIER else entry)
         return handlers if self.access is None else self.access.guarded(handlers)
+
+    def _observed(self, handler: evt.Handler) -> evt.Handler:
+        def observe(event: evt.IdentifierEvent) -> Any:
+            for observer in self.observers:
+                observer(event)
+            return handler(event)
+
+        if getattr(handler, "is_decoding", False):
+            evt.decoding(observe)
+        return observe
 
     def start(self) -> None:
         """

@@ -122,6 +122,8 @@ class ArchiveService(DICOMService):
             super().startService()
             if self._http is not None:
                 self._http.start()
+            for journal in self.journals:
+                journal.start()
         except (CannotListenError, OSError, StoreError) as error:
             self.archive_server.close()
             raise SystemExit(f"twist dicom: {error}") from None

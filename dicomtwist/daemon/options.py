@@ -433,7 +433,7 @@ class Options(HTTPOptions):
 
         self.log_file = set_log(self.parent, self["log-format"], self["log-rate"])
         self.check_viewer()
-        check_journals(self)
+        check_journals(self, reactor)
         try:
             self.sockets = self._sockets(reactor)
             endpoints = self.sockets.endpoints()

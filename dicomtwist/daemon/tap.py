@@ -75,7 +75,7 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
         siblings = Alone() if link is None else link.siblings
     if http is not None:
         _connect(http.services.monitor, service, siblings, worker)
-    service.journals = make_journals(options, http)
+    service.journals = make_journals(options, server, http)
     service.at_start = partial(_take_over_process, options, service, reloading, received, link)
     return service
 

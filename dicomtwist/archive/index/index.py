@@ -20,7 +20,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.conflicts import Conflicts, Precedence, StoringTimes
 from dicomtwist.archive.index.places import Places
-from dicomtwist.archive.index.reading import find_instances, instances_below, series_below, series_of
+from dicomtwist.archive.index.reading import (
+    Subject,
+    find_instances,
+    find_subjects,
+    instances_below,
+    series_below,
+    series_of,
+)
 from dicomtwist.archive.index.record import COLUMNS, IndexedInstance, IndexRow, Record, Row
 from dicomtwist.archive.index.schema import (
     TABLES,
@@ -391,6 +398,16 @@ class Index:
         :raises IndexFailed: the database cannot be read.
         """
         return find_instances(self.engine, sop_instance_uids)
+
+    def find_subjects(
+        self, *, instances: Iterable[str] = (), studies: Iterable[str] = ()
+    ) -> list[tuple[str, str, Subject]]:
+        """
+        Return the subjects of instances or studies, see :func:`~dicomtwist.archive.index.reading.find_subjects`.
+
+        :raises IndexFailed: the database cannot be read.
+        """
+        return find_subjects(self.engine, instances=instances, studies=studies)
 
     def counts(self) -> dict[Level, int]:
         """Return the numbers of patients, studies, series and instances."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, Select, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicomtwist.archive.index.record import IndexedInstance
-from dicomtwist.archive.index.schema import instance, series, study
+from dicomtwist.archive.index.schema import instance, patient, series, study
 from dicomtwist.archive.storage.types import IndexFailed
 from dicomtwist.runtime.executors import is_turn_over
 from dicomtwist.runtime.work import check_wanted, is_wanted
@@ -90,6 +90,50 @@ def _interruptible(connection: Connection, interrupt: Callable[[], bool]) -> Ite
         yield
     finally:
         watch(None, 0)
+
+
+class Subject(NamedTuple):
+    """
+    The study and the patient of an instance.
+
+    :ivar study: the Study Instance UID.
+    :ivar accession: the Accession Number.
+    :ivar patient_id: the Patient ID.
+    :ivar name: the Patient's Name.
+    """
+
+    study: str
+    accession: str = ""
+    patient_id: str = ""
+    name: str = ""
+
+
+def find_subjects(
+    engine: Engine, *, instances: Iterable[str] = (), studies: Iterable[str] = ()
+) -> list[tuple[str, str, Subject]]:
+    """
+    Return the subjects of instances or of studies, at most a few hundred at once, each with its SOP Instance UID and SOP Class
+    UID; those are empty for studies.
+
+    :raises IndexFailed: the database cannot be read.
+    """
+    facts = (study.c.study_instance_uid, study.c.accession_number, patient.c.patient_id, patient.c.patient_name)
+    of_studies = select(*facts).join(patient, study.c.parent == patient.c.id)
+    of_instances = (
+        select(instance.c.sop_instance_uid, instance.c.sop_class_uid, *facts)
+        .join(series, instance.c.parent == series.c.id)
+        .join(study, series.c.parent == study.c.id)
+        .join(patient, study.c.parent == patient.c.id)
+    )
+    found: list[tuple[str, str, Subject]] = []
+    with reading(engine) as connection:
+        if uids := sorted(studies):
+            rows = connection.execute(of_studies.where(study.c.study_instance_uid.in_(uids)))
+            found += [("", "", Subject(*row)) for row in rows]
+        if uids := sorted(instances):
+            rows = connection.execute(of_instances.where(instance.c.sop_instance_uid.in_(uids)))
+            found += [(row[0], row[1], Subject(*row[2:])) for row in rows]
+    return found
 
 
 def find_instances(engine: Engine, sop_instance_uids: Iterable[str]) -> list[IndexedInstance]:

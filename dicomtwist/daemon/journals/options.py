@@ -11,6 +11,8 @@ from twisted.internet.defer import Deferred
 from twisted.python import usage
 
 from dicomtwist import evt
+from dicomtwist.archive.server import ArchiveServer
+from dicomtwist.daemon.journals.audit import check_target, make_audit
 from dicomtwist.daemon.journals.records import Records
 from dicomtwist.daemon.option_values import size
 from dicomtwist.runtime.lines.line_file import LineFile
@@ -32,11 +34,35 @@ JOURNAL_PARAMETERS: Final[list[list[Any]]] = [
         "Bytes (100M) beyond which the file of records is rotated, to FILE.1 up to FILE.5; by default it is not.",
         size("--records-size"),
     ],
+    [
+        "audit",
+        None,
+        None,
+        "Where audit messages (PS3.15 A.5) go: a file, or a syslog server: dicomtls:HOST:6514:trustRoots=ca.pem, tcp:, udp:.",
+    ],
+    ["audit-source", None, None, "Audit Source ID of the messages. [default: the AE title]"],
 ]
 
 
 class Journal(Protocol):
-    """A journal of a server."""
+    """
+    A journal of a server.
+
+    :ivar name: its name.
+    """
+
+    name: str
+
+    @property
+    def dropped(self) -> int:
+        """The number of entries that were dropped, because too many waited."""
+
+    @property
+    def waiting(self) -> int | None:
+        """The bytes that wait to be delivered; ``None`` if nothing is delivered."""
+
+    def start(self) -> None:
+        """Begin to work; the server listens."""
 
     def reopen(self) -> None:
         """Open its file again, because another file has its name now."""
@@ -45,12 +71,19 @@ class Journal(Protocol):
         """Write what waits. The Deferred fires when that is done, or has failed."""
 
 
-def check_journals(options: Any) -> None:
+def check_journals(options: Any, reactor: Any) -> None:
     """
     Check the options of journals.
 
-    :raises usage.UsageError: the folder of a file does not exist.
+    :raises usage.UsageError: the folder of a file does not exist, or an endpoint cannot work.
     """
+    if options["audit"] is not None:
+        try:
+            check_target(reactor, options["audit"])
+        except ValueError as error:
+            raise usage.UsageError(f"--audit: {error}") from None
+    elif options["audit-source"] is not None:
+        raise usage.UsageError("--audit-source needs --audit, the file or the syslog server")
     if options["records"] is None:
         if options["records-size"] is not None:
             raise usage.UsageError("--records-size needs --records, the file")
@@ -60,7 +93,7 @@ def check_journals(options: Any) -> None:
         raise usage.UsageError(f"--records: {path} is not a file in a folder that exists")
 
 
-def make_journals(options: Any, http: Any) -> list[Journal]:
+def make_journals(options: Any, archive_server: ArchiveServer, http: Any) -> list[Journal]:
     """
     Return the journals, at work.
 
@@ -74,4 +107,9 @@ def make_journals(options: Any, http: Any) -> list[Journal]:
         if http is not None:
             http.site.listeners.append(records.request_ended)
         found.append(records)
+    if options["audit"] is not None:
+        audit = make_audit(options, archive_server)
+        if http is not None:
+            http.site.listeners.append(audit.trail.request_ended)
+        found.append(audit)
     return found

@@ -30,6 +30,8 @@ class Records:
     :param executor: the threads that write it.
     """
 
+    name = "records"
+
     def __init__(self, file: LineFile, executor: Executor) -> None:
         self._writer: LineWriter[AssociationRecord | RequestRecord] = LineWriter(executor, file, record_line, "records")
 
@@ -41,6 +43,16 @@ class Records:
     def request_ended(self, record: RequestRecord) -> None:
         """Write the record of a request of HTTP."""
         self._writer.put(record)
+
+    @property
+    def dropped(self) -> int:
+        """The number of records that were dropped."""
+        return self._writer.dropped
+
+    waiting = None
+
+    def start(self) -> None:
+        """Do nothing."""
 
     def reopen(self) -> None:
         """Open the file again."""

@@ -5,7 +5,7 @@ The queue of a :class:`~dicomtwist.runtime.lines.line_file.LineFile`: lines are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
@@ -13,7 +13,6 @@ from twisted.python.failure import Failure
 
 from dicomtwist.errors import loggable
 from dicomtwist.runtime.executors import Executor
-from dicomtwist.runtime.lines.line_file import LineFile
 
 __all__ = ["LineWriter"]
 
@@ -27,6 +26,26 @@ TRY_AGAIN: Final = 5.0
 COMPLAIN_AFTER: Final = 60.0
 
 _Item = TypeVar("_Item")
+
+
+class Lines(Protocol):
+    """
+    The place of lines, such as a :class:`~dicomtwist.runtime.lines.line_file.LineFile`. Its methods block.
+
+    :ivar path: its path.
+    """
+
+    path: str
+
+    def append(self, lines: bytes, /) -> None:
+        """
+        Append lines.
+
+        :raises OSError: nothing was appended.
+        """
+
+    def close(self) -> None:
+        """Close it; the next call opens it again."""
 
 
 class LineWriter(Generic[_Item]):
@@ -46,7 +65,7 @@ class LineWriter(Generic[_Item]):
 
     log = Logger()
 
-    def __init__(self, executor: Executor, file: LineFile, encode: Callable[[_Item], bytes], what: str) -> None:
+    def __init__(self, executor: Executor, file: Lines, encode: Callable[[_Item], bytes], what: str) -> None:
         self.dropped = 0
         self._executor = executor
         self._file = file

@@ -4,7 +4,8 @@ The record of a request after its end, and the figures of all requests of a site
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from time import time
 from typing import Any, Final
@@ -31,11 +32,15 @@ class Noted:
     :ivar client: the client.
     :ivar requestor: the client as the rules see it, when it is authenticated.
     :ivar route: the route that handles it, ``""`` if there is none.
+    :ivar stored: the instances that it has stored: their number by Study Instance UID and SOP Class UID.
+    :ivar failed: the number of instances that it has not stored.
     """
 
     client: Client | None = None
     requestor: Requestor | None = None
     route: str = ""
+    stored: dict[str, dict[str, int]] = field(default_factory=dict)
+    failed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +48,7 @@ class RequestRecord:
     """
     A request that has ended.
 
-    The query of its URL is left out: it may have names and dates of birth of patients.
+    The query of its URL is not in :meth:`as_dict`: it may have names and dates of birth of patients.
 
     :ivar method: the method.
     :ivar path: the path of its URL, as it was sent.
@@ -55,11 +60,15 @@ class RequestRecord:
     :ivar user: the confirmed user, ``""`` without one.
     :ivar identity: how the user was confirmed, ``""`` without one.
     :ivar certificate: the certificate of the client in words, ``""`` without one.
+    :ivar credentials: whether the client has sent credentials, right or wrong.
     :ivar started: when its header had arrived.
     :ivar seconds: the time from then to the end of the response, in seconds.
     :ivar bytes_received: the bytes of its body that arrived.
     :ivar bytes_sent: the bytes of the body of the response that were given to the transport.
     :ivar ending: ``"answered"``, or ``"lost"`` if the connection was closed before the end of the response, by either side.
+    :ivar stored: the instances that were stored: their number by Study Instance UID and SOP Class UID.
+    :ivar failed: the number of instances that were not stored.
+    :ivar query: the query of its URL.
     """
 
     method: str
@@ -72,15 +81,21 @@ class RequestRecord:
     user: str
     identity: str
     certificate: str
+    credentials: bool
     started: datetime
     seconds: float
     bytes_received: int
     bytes_sent: int
     ending: str
+    stored: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    failed: int = 0
+    query: str = field(default="", repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as a dict for ``json.dumps``; times are ISO 8601 in UTC."""
-        return {**asdict(self), "started": self.started.isoformat()}
+        found = {**asdict(self), "started": self.started.isoformat()}
+        del found["query"]
+        return found
 
 
 class HTTPFigures:
@@ -115,12 +130,13 @@ def record_of(request: Any, seconds: float, received: int, sent: int, ending: st
 
     :param request: a :class:`~dicomtwist.web.http.site.StreamedRequest`.
     """
-    client, requestor = request.noted.client, request.noted.requestor
+    noted = request.noted
+    client, requestor = noted.client, noted.requestor
     certificate = None if client is None else client.certificate
     return RequestRecord(
         method=request.method.decode("latin-1")[:MAX_PATH],
         path=request.uri.partition(b"?")[0].decode("latin-1")[:MAX_PATH],
-        route=request.noted.route,
+        route=noted.route,
         status=request.code if request.startedWriting else None,
         address="" if client is None else client.address,
         proxied=client is not None and client.proxied,
@@ -128,9 +144,13 @@ def record_of(request: Any, seconds: float, received: int, sent: int, ending: st
         user="" if requestor is None else requestor.user,
         identity="" if requestor is None or requestor.identity is None else str(requestor.identity),
         certificate="" if certificate is None else str(certificate),
+        credentials=request.requestHeaders.hasHeader(b"Authorization"),
         started=datetime.fromtimestamp(time() - seconds, UTC),
         seconds=seconds,
         bytes_received=received,
         bytes_sent=sent,
         ending=ending,
+        stored=noted.stored,
+        failed=noted.failed,
+        query=request.uri.partition(b"?")[2].decode("latin-1"),
     )

@@ -108,5 +108,9 @@ METRICS: Final[dict[str, Metric]] = {
     "dicomtwist_disk_reserved_bytes": Metric("gauge", (), "space that stays free: with less, instances are refused"),
     "dicomtwist_disk_answers": Metric("gauge", (), "1 if the file system has answered within two seconds, else 0"),
     "dicomtwist_worklist_files": Metric("gauge", (), "files of the worklist that are in memory"),
+    "dicomtwist_journal_dropped_total": Metric(
+        "counter", ("journal",), "records and audit messages that were dropped, because too many waited to be written"
+    ),
+    "dicomtwist_audit_waiting_bytes": Metric("gauge", (), "audit messages on the disk that are not delivered"),
     "dicomtwist_ready": Metric("gauge", (), "1 if /health/ready of the process answers 200, else 0"),
 }

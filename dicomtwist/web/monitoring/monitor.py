@@ -31,6 +31,24 @@ PATIENCE: Final = 2.0
 FRESH: Final = 1.0
 
 
+class MonitoredJournal(Protocol):
+    """
+    A journal of a server.
+
+    :ivar name: its name.
+    """
+
+    name: str
+
+    @property
+    def dropped(self) -> int:
+        """The number of entries that were dropped."""
+
+    @property
+    def waiting(self) -> int | None:
+        """The bytes that wait to be delivered; ``None`` if nothing is delivered."""
+
+
 class Monitored(Protocol):
     """
     The service of a server.
@@ -41,6 +59,10 @@ class Monitored(Protocol):
 
     lag: ReactorLag
     server: Server | None
+
+    @property
+    def journals(self) -> Sequence[MonitoredJournal]:
+        """Its journals."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +235,11 @@ class Monitor:
         if disk.free is not None:
             found["dicomtwist_disk_free_bytes"] = [[disk.free]]
             found["dicomtwist_disk_size_bytes"] = [[disk.size]]
+        service = self.service
+        for journal in () if service is None else service.journals:
+            found.setdefault("dicomtwist_journal_dropped_total", []).append([journal.name, journal.dropped])
+            if journal.waiting is not None:
+                found["dicomtwist_audit_waiting_bytes"] = [[journal.waiting]]
         if server.worklist is not None:
             found["dicomtwist_worklist_files"] = [[server.worklist.files]]
         if server.pixels is not None:

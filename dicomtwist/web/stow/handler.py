@@ -85,6 +85,7 @@ async def store(request: DICOMwebRequest, services: Services, values: Mapping[st
     begun = services.reactor.seconds()
     request.body.deliver_to(body)
     await body.done
+    _note(request, body)
     _log_outcome(request, services, body, services.reactor.seconds() - begun)
     status = _status(request, body)
     found = pieces(body.parts, request.base_url)
@@ -152,6 +153,17 @@ def _status(request: DICOMwebRequest, body: IncomingBody) -> int:
     for words in dict.fromkeys(str(part.error) for part in body.parts if isinstance(part.error, NotAnInstance)):
         request.warn(words)
     return int(status)
+
+
+def _note(request: DICOMwebRequest, body: IncomingBody) -> None:
+    """Note what was stored, for the record of the request."""
+    noted = request.http.noted
+    for part in body.parts:
+        if part.error is None:
+            counts = noted.stored.setdefault(part.study, {})
+            counts[part.sop_class] = counts.get(part.sop_class, 0) + 1
+        else:
+            noted.failed += 1
 
 
 def _log_outcome(request: DICOMwebRequest, services: Services, body: IncomingBody, seconds: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import shutil
 import sys
+from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
@@ -28,12 +29,22 @@ from tests.web.site import Client, SiteTestCase
 reactor: Any = _reactor
 
 
+@dataclass
+class Journal:
+    """A journal."""
+
+    name: str
+    waiting: int | None = None
+    dropped: int = 3
+
+
 class Service:
     """A service that listens, as far as the monitor knows it."""
 
     def __init__(self) -> None:
         self.lag = ReactorLag(reactor, None)
         self.server: Server | None = None
+        self.journals: list[Any] = [Journal("records"), Journal("audit", 77)]
 
 
 def values(text: str) -> dict[tuple[str, ...], float]:
@@ -111,6 +122,8 @@ class Metrics(MonitoringTestCase):
         found = await self.scrape()
         self.assertEqual(found["dicomtwist_instances_total", "stored"], 2)
         self.assertEqual(found["dicomtwist_inbox_instances",], 0)
+        self.assertEqual(found["dicomtwist_journal_dropped_total", "records"], 3)
+        self.assertEqual(found["dicomtwist_audit_waiting_bytes",], 77)
         self.assertGreater(found["dicomtwist_disk_free_bytes",], 0)
 
     async def test_other_processes(self) -> None:

@@ -1,0 +1,195 @@
+"""Delivery to a receiver that is down, that goes away, that does not read, with a clock and a network in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.error import ConnectionDone, ConnectionLost, ConnectionRefusedError
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from dicomtwist.audit.delivery import COMPLAIN_AFTER, SETTLE, STOP, Delivery
+from dicomtwist.audit.spool import Spool
+
+
+class Executor(Clock):
+    """An executor whose calls are done at once."""
+
+    def run_admitted(self, function: Any, *arguments: Any) -> Deferred[Any]:
+        return maybeDeferred(function, *arguments)
+
+
+class Receiver:
+    """A syslog server, and the way to it."""
+
+    place = "tls:receiver"
+    settle = SETTLE
+
+    def __init__(self) -> None:
+        self.is_up = True
+        self.attempts = 0
+        self.received: list[bytes] = []
+        self.line: Line | None = None
+
+    def connect(self, delivery: Delivery) -> Deferred[Any]:
+        self.attempts += 1
+        if not self.is_up:
+            return fail(ConnectionRefusedError())
+        self.line = Line(self, delivery)
+        delivery.connected(self.line)
+        return succeed(None)
+
+    def lose(self, *, keeps: int | None = None) -> None:
+        """Lose the connection; of all that was sent only the first *keeps* messages have arrived."""
+        line, self.line = self.line, None
+        assert line is not None
+        if keeps is not None:
+            del self.received[keeps:]
+        line.delivery.lost(Failure(ConnectionLost()))
+
+
+class Line:
+    """A connection."""
+
+    def __init__(self, receiver: Receiver, delivery: Delivery) -> None:
+        self.receiver, self.delivery = receiver, delivery
+        self.is_paused = self.is_closed = False
+
+    def send(self, message: bytes) -> None:
+        self.receiver.received.append(message)
+
+    def close(self) -> None:
+        self.is_closed = True
+        self.receiver.line = None
+        self.delivery.lost(Failure(ConnectionDone()))
+
+    def abort(self) -> None:
+        self.is_closed = True
+
+
+class Deliveries(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.spool = Spool(Path(self.mktemp()))
+        self.addCleanup(self.spool.close)
+        self.receiver, self.clock = Receiver(), Executor()
+        self.delivery = self.make()
+        self.complaints: list[Any] = []
+
+        def observe(event: Any) -> None:
+            if "not delivered" in event.get("log_format", ""):
+                self.complaints.append(event)
+
+        observer: Any = observe
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+
+    def make(self) -> Delivery:
+        executor, receiver = (self.clock, self.receiver)
+        any_executor: Any = executor
+        any_receiver: Any = receiver
+        return Delivery(self.clock, any_executor, self.spool, any_receiver)
+
+    def put(self, *messages: bytes) -> None:
+        self.spool.append(b"".join(one + b"\n" for one in messages))
+        self.delivery.wake()
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.pump([0.5] * int(seconds * 2))
+
+    def test_at_once(self) -> None:
+        self.delivery.start()
+        self.put(b"one")
+        self.put(b"two", b"three")
+        self.assertEqual(self.receiver.received, [b"one", b"two", b"three"])
+
+    def test_what_the_run_before_has_left(self) -> None:
+        self.spool.append(b"one\n")
+        self.delivery.start()
+        self.assertEqual(self.receiver.received, [b"one"])
+
+    def test_a_receiver_that_is_down(self) -> None:
+        """It is said once a minute, and everything arrives when it is up again."""
+        self.receiver.is_up = False
+        self.delivery.start()
+        for number in range(60):
+            self.put(b"%d" % number)
+            self.pass_time(2)
+        self.assertIn(len(self.complaints), (2, 3))
+        self.assertLess(self.receiver.attempts, 15)
+        self.receiver.is_up = True
+        self.pass_time(COMPLAIN_AFTER)
+        self.assertEqual(self.receiver.received, [b"%d" % number for number in range(60)])
+
+    def test_a_connection_that_is_lost(self) -> None:
+        """Messages that the receiver may not have got are sent again, and those that are settled are not."""
+        self.delivery.start()
+        self.put(b"old")
+        self.pass_time(SETTLE + 2)
+        self.put(b"one")
+        self.put(b"two")
+        self.receiver.lose(keeps=1)
+        self.put(b"three")
+        self.pass_time(5)
+        self.assertEqual(self.receiver.received, [b"old", b"one", b"two", b"three"])
+
+    def test_a_restart(self) -> None:
+        """A process that is killed sends again what it was not sure of."""
+        self.delivery.start()
+        self.put(b"old")
+        self.pass_time(SETTLE + 2)
+        self.put(b"one")
+        self.receiver.received.clear()
+        self.spool = Spool(self.spool.folder)
+        self.delivery = self.make()
+        self.delivery.start()
+        self.assertEqual(self.receiver.received, [b"one"])
+
+    def test_a_receiver_that_does_not_read(self) -> None:
+        self.delivery.start()
+        line = self.receiver.line
+        assert line is not None
+        line.is_paused = True
+        self.put(b"one")
+        self.assertEqual(self.receiver.received, [])
+        line.is_paused = False
+        self.delivery.resumed()
+        self.assertEqual(self.receiver.received, [b"one"])
+
+    def test_segments_are_removed(self) -> None:
+        self.delivery.start()
+        self.put(b"x" * 1000)
+        self.pass_time(SETTLE + 2)
+        self.assertEqual(self.spool.read(self.spool.first())[0], [])
+
+    def test_stop(self) -> None:
+        """After a stop in order nothing is sent again."""
+        self.delivery.start()
+        self.put(b"one")
+        self.successResultOf(self.delivery.stop())
+        self.assertEqual(self.receiver.received, [b"one"])
+        self.assertEqual(Spool(self.spool.folder).read(self.spool.first())[0], [])
+        self.assertFalse(self.clock.getDelayedCalls())
+
+    def test_stop_while_it_is_down(self) -> None:
+        self.receiver.is_up = False
+        self.delivery.start()
+        self.put(b"one")
+        self.successResultOf(self.delivery.stop())
+        self.assertEqual(self.spool.read(self.spool.first())[0], [b"one"])
+        self.assertFalse(self.clock.getDelayedCalls())
+
+    def test_stop_with_a_receiver_that_does_not_read(self) -> None:
+        self.delivery.start()
+        line = self.receiver.line
+        assert line is not None
+        line.is_paused = True
+        self.put(b"one")
+        stopping = self.delivery.stop()
+        self.assertNoResult(stopping)
+        self.clock.advance(STOP)
+        self.successResultOf(stopping)
+        self.assertEqual(self.spool.read(self.spool.first())[0], [b"one"])
