@@ -309,6 +309,20 @@ class Shapes(ChannelTestCase):
         self.assertEqual((self.statuses(client), self.plain.seen), ([200, 200], [b"/plain?x", b"/plain?y"]))
         self.assertTrue(client.is_closed)
 
+    def test_turns(self) -> None:
+        """Of the requests that came together on many connections, few are handled in one turn of the reactor."""
+        clients = [self.client("127.0.0.1") for _ in range(6)]
+        for client in clients:
+            client.send(b"GET /plain HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+        self.assertEqual(len(self.plain.seen), 6)
+        clients.pop().lose()  # its turn is not taken
+        seen: list[int] = []
+        site: Any = self.site
+        go_on = site._go_on
+        site._go_on = lambda: (go_on(), seen.append(len(self.plain.seen)))
+        self.clock.pump([0] * 3)
+        self.assertEqual((seen, len(self.plain.seen)), ([14, 16], 16))
+
     def test_pipelining(self) -> None:
         """Requests that come together are answered in their order; behind a slow one the rest is not read without a bound."""
         client = self.client()
