@@ -418,6 +418,7 @@ BENCHMARKS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "web-rendered": web.rendered,
     "web-thumbnails": web.thumbnails,
     "web-large": web.large,
+    "web-hostile": web.hostile,
     "window": window,
     "window-proof": window_proof,
 }

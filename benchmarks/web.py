@@ -346,3 +346,29 @@ def large(bench: Bench) -> list[Row]:
             )
         )
     return rows
+
+
+def hostile(bench: Bench) -> list[Row]:
+    """C-ECHO beside connections that misuse HTTP: many requests at once, slow headers, floods of what is no request."""
+    seconds, count = bench.scaled(10, 2), bench.scaled(1000, 100)
+    dicom = free_port()
+    folder = bench.fresh() / "in"
+    instances.make(folder, count, 12_000, series=1)
+    with serving(twist_web(bench.fresh() / "storage", dicom), bench.fresh() / "log") as server:
+        run_client("web", server.port, "store", folder, "--batch", 50)
+        found: Any
+        found, _ = run_module("benchmarks.clients.web_hostile", server.port, dicom, seconds)
+    alone, beside = found["alone"], found["beside"]
+    return [
+        Row(
+            "p99 of a C-ECHO beside 40 pipelining, 40 slow and 100 flooding connections of HTTP",
+            f"{beside['p99'] * 1000:.1f} ms",
+            "ours, alone",
+            f"{alone['p99'] * 1000:.1f} ms",
+            "",
+            f"< {_MAX_ECHO:g} ms",
+            beside["p99"] * 1000 < _MAX_ECHO,
+            f"p50 {beside['p50'] * 1000:.2f} ms, at the most {beside['most'] * 1000:.0f} ms, of {beside['echoes']}; "
+            f"{found['answered'] / seconds:.0f} responses a second",
+        )
+    ]
