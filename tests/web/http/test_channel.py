@@ -319,7 +319,12 @@ class Shapes(ChannelTestCase):
         seen: list[int] = []
         site: Any = self.site
         go_on = site._go_on
-        site._go_on = lambda: (go_on(), seen.append(len(self.plain.seen)))
+
+        def go_on_and_count() -> None:
+            go_on()
+            seen.append(len(self.plain.seen))
+
+        site._go_on = go_on_and_count
         self.clock.pump([0] * 3)
         self.assertEqual((seen, len(self.plain.seen)), ([14, 16], 16))
 
