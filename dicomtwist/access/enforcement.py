@@ -24,6 +24,7 @@ from dicomtwist import evt
 from dicomtwist.access.certificates import Certificate
 from dicomtwist.access.passcode_checks import PasscodeChecks, TooManyChecks
 from dicomtwist.access.policy import CheckedRequestor, Policy
+from dicomtwist.access.refusals import Refusal, Refusals
 from dicomtwist.access.rules import (
     EVERYTHING,
     IDENTITY_TYPES,
@@ -40,7 +41,6 @@ from dicomtwist.dimse.status import NOT_AUTHORISED, Status
 from dicomtwist.errors import ExecutorFull, Refused
 from dicomtwist.interfaces import AssociationInterface
 from dicomtwist.runtime.executors import Executor
-from dicomtwist.runtime.figures.counts import Counts
 from dicomtwist.sop_class import (
     ModalityPerformedProcedureStep,
     ModalityPerformedProcedureStepNotification,
@@ -96,7 +96,7 @@ class Access:
         self.policy = policy
         self._checked: WeakKeyDictionary[AssociationInterface, CheckedRequestor] = WeakKeyDictionary()
         self.checks = PasscodeChecks(executor)
-        self.refusals = Counts()
+        self.refusals = Refusals()
         self._verifying: dict[AssociationInterface, Deferred[Any]] = {}
 
     def guarded(self, handlers: Iterable[evt.HandlerTuple]) -> list[evt.HandlerTuple]:
@@ -147,6 +147,7 @@ class Access:
         rejection = policy.rules.rejection(requestor)
         if rejection is not None:
             self.refusals.add(("dimse", "association"))
+            self._report(assoc, "association", rejection.words)
             assoc.reject(rejection.result, rejection.source, rejection.reason, rejection.words)
             return
         self._checked[assoc] = CheckedRequestor(requestor, policy.rules)
@@ -200,6 +201,7 @@ class Access:
                 return True, None
             why = rejection.words
         self.refusals.add(("dimse", "user"))
+        self._report(assoc, "user", why)
         remark(assoc, why)
         remote = assoc.remote
         self.log.info(
@@ -250,6 +252,7 @@ class Access:
             why = self._explain_refusal(checked, operations)
             if is_traced(event.assoc):
                 remark(event.assoc, f"{what}: {why}")
+            self._report(event.assoc, "operation", f"{what}: {why}", event.request.SERVICE)
             raise Refused(NOT_AUTHORISED, what, details=why)
         self._log_refused(event, checked, operations, what)
         return Status(NOT_AUTHORISED, event.request.SERVICE, what)
@@ -273,6 +276,8 @@ class Access:
             remark(event.assoc, f"{what}: {why}")
         if checked is not None and checked.logged.issuperset(operations):
             return
+        why = why or self._explain_refusal(checked, operations)
+        self._report(event.assoc, "operation", f"{what}: {why}", event.request.SERVICE)
         event.assoc.log_refusal(
             self.log.info,
             "{service} of {peer!r} at {address} refused with 0x{status:04X}: {what}: {why}",
@@ -281,10 +286,23 @@ class Access:
             address=event.assoc.remote.address,
             status=NOT_AUTHORISED,
             what=what,
-            why=why or self._explain_refusal(checked, operations),
+            why=why,
         )
         if checked is not None:
             checked.logged.update(operations)
+
+    def _report(self, assoc: AssociationInterface, what: str, words: str, request: str = "") -> None:
+        remote = assoc.remote
+        self.refusals.report(
+            Refusal(
+                protocol="dimse",
+                what=what,
+                peer=remote.ae_title,
+                address=remote.address,
+                request=request,
+                words=words,
+            )
+        )
 
     def _explain_refusal(self, checked: CheckedRequestor | None, operations: Iterable[Operation]) -> str:
         if checked is None or checked.requestor.undecided:

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from dicomtwist.access.enforcement import Access
 from dicomtwist.access.passcode_checks import TooManyChecks
 from dicomtwist.access.policy import CheckedRequestor, Policy
+from dicomtwist.access.refusals import Refusal
 from dicomtwist.access.rules import DEFAULT_RULES, Identity, Requestor
 from dicomtwist.access.users import MAX_PASSCODE_LENGTH
 from dicomtwist.web.http.client import Client
@@ -87,6 +88,15 @@ async def _confirm(authorization: str, client: Client, access: Access, policy: P
         if await _is_passcode(credentials, client, access, policy):
             return Identity.PASSCODE, _name_and_passcode(credentials)[0]
     access.refusals.add(("http", "user"))
+    access.refusals.report(
+        Refusal(
+            protocol="http",
+            what="user",
+            peer="",
+            address=client.address,
+            words=f"credentials of the scheme {scheme[:16]!r} were not confirmed",
+        )
+    )
     _log.info(
         "{address}: credentials of HTTP, scheme {scheme!r}, were not confirmed",
         address=client.address,
