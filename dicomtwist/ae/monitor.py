@@ -72,9 +72,13 @@ class ReactorLag:
         recent = self._recent()
         return sum(late for _, late in recent) / len(recent) if recent else 0.0
 
-    def _recent(self) -> list[tuple[float, float]]:
+    def maximum_of(self, seconds: float) -> float:
+        """Return the maximum of the last *seconds*, at most of the last minute, in seconds."""
+        return max((late for _, late in self._recent(seconds)), default=0.0)
+
+    def _recent(self, seconds: float = WINDOW) -> list[tuple[float, float]]:
         now = self._clock.seconds()
-        recent = [(at, late) for at, late in self._samples if at > now - WINDOW]
+        recent = [(at, late) for at, late in self._samples if at > now - seconds]
         if self._call is not None and now > self._due:
             recent.append((now, now - self._due))
         return recent

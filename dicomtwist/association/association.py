@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from dicomtwist import evt
 from dicomtwist.association.explanations import Proposal, explain_missing_context
 from dicomtwist.association.log_lines import LogLines
-from dicomtwist.association.record import RecordKeeper, count_ended
+from dicomtwist.association.record import Progress, RecordKeeper, count_ended
 from dicomtwist.association.release import Release
 from dicomtwist.association.service_user import ServiceUser
 from dicomtwist.association.timeouts import Deadline, deadlines, shortest_timeout
@@ -187,6 +187,11 @@ class Association(LogLines, NormalisedUser):
     def end_reason(self) -> BaseException | None:
         """The error that ended it, ``None`` if it was released or has not ended."""
         return None if self._end is None or self.is_released else self._end.value
+
+    @property
+    def progress(self) -> Progress | None:
+        """Its operations so far; ``None`` if no handler is bound to ``EVT_RECORD``."""
+        return None if self._keeper is None else self._keeper.progress(self.ae.reactor.seconds())
 
     # --- hooks
 

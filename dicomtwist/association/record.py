@@ -219,6 +219,19 @@ def _one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """
+    The operations of an association so far.
+
+    :ivar counts: the operations that have ended, by direction, service and status.
+    :ivar under_way: the others: direction, service, and the time since the request, in seconds.
+    """
+
+    counts: tuple[OperationCount, ...]
+    under_way: tuple[tuple[str, str, float], ...]
+
+
 class _Open:
     """An operation that is under way."""
 
@@ -339,6 +352,23 @@ class RecordKeeper:
             )
         )
 
+    def progress(self, now: float) -> Progress:
+        """Return what has happened so far."""
+        return Progress(
+            counts=self._operation_counts(),
+            under_way=tuple(
+                (one.direction, one.request.SERVICE, now - one.since)
+                for waiting in self._open.values()
+                for one in waiting
+            ),
+        )
+
+    def _operation_counts(self) -> tuple[OperationCount, ...]:
+        return tuple(
+            OperationCount(direction=direction, service=service, status=status, count=count)
+            for (direction, service, status), count in self._counts.items()
+        )
+
     def finish(self, association: AssociationInterface, now: float) -> AssociationRecord:
         """Return the record of *association*, which has ended."""
         for operation in [operation for waiting in self._open.values() for operation in waiting]:
@@ -362,10 +392,7 @@ class RecordKeeper:
             contexts=_contexts(association) or self._proposed,
             operations=tuple(self._operations),
             omitted=self._omitted,
-            counts=tuple(
-                OperationCount(direction=direction, service=service, status=status, count=count)
-                for (direction, service, status), count in self._counts.items()
-            ),
+            counts=self._operation_counts(),
             ending=ending_of(association, self._asked_for, self._released_by),
         )
 
