@@ -130,7 +130,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(BASE): $(METADATA) | $(BIN)/python
-	$(BIN)/python -m pip install -q -e '.[archive,metrics,pixels,tools]'
+	$(BIN)/python -m pip install -q -e '.[archive,metrics,page,pixels,tools]'
 	@touch $@
 
 $(TEST): $(METADATA) | $(BIN)/python

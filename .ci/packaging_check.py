@@ -83,7 +83,9 @@ def check_wheel(wheel: Path) -> None:
     if extra:
         raise SystemExit(f"the wheel holds what it should not: {extra}")
     modules = (path.relative_to(PROJECT).as_posix() for path in (PROJECT / "dicomtwist").rglob("*.py"))
-    missing = [name for name in (*REQUIRED, *modules) if name not in names]
+    pages = PROJECT / "dicomtwist" / "web" / "pages"
+    files = (path.relative_to(PROJECT).as_posix() for path in pages.glob("[st]*/*"))
+    missing = [name for name in (*REQUIRED, *modules, *files) if name not in names]
     if missing:
         raise SystemExit(f"the wheel lacks {missing}")
 

@@ -41,6 +41,8 @@ PACKAGES = {
     "PIL": "Pillow",
     "click": "click",
     "cryptography": "cryptography",
+    "jinja2": "Jinja2",
+    "markupsafe": "Jinja2",  # a dependency of it
     "imagecodecs": "imagecodecs",
     "numpy": "NumPy",
     "OpenSSL": "pyOpenSSL",
@@ -99,7 +101,7 @@ ROOMS = (
     Room(("archive/index/",), ("pydicom", "SQLAlchemy")),
     Room(("archive/removal/", "archive/", "archive/query/", "archive/reading/"), ("Twisted", "pydicom", "SQLAlchemy")),
     Room(("archive/services/", "archive/server.py"), ("Twisted", "pydicom", "SQLAlchemy")),
-    Room(("web/http/", "web/"), ("Twisted", "pydicom", "prometheus-client")),
+    Room(("web/http/", "web/"), ("Twisted", "pydicom", "prometheus-client", "Jinja2")),
     Room(("audit/",), ("Twisted",)),
     Room(("retrieval/",), ("Twisted", "pydicom")),
     Room(("faces/", "asyncio/", "sync/"), ("Twisted", "pydicom")),

@@ -74,7 +74,7 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
     else:
         siblings = Alone() if link is None else link.siblings
     if http is not None:
-        _connect(http.services.monitor, service, siblings, worker)
+        _connect(http.services, service, siblings, worker)
     service.journals = make_journals(options, server, http)
     service.at_start = partial(_take_over_process, options, service, reloading, received, link)
     return service
@@ -123,11 +123,13 @@ def _pixels(options: Options) -> Pixels | None:
     return Pixels(options.ae.reactor, processes=processes)
 
 
-def _connect(monitor: Any, service: ArchiveService, siblings: Asker, worker: WorkerSpec | None) -> None:
-    """Have the site show the metrics of all processes, those of *service* among them."""
+def _connect(services: Any, service: ArchiveService, siblings: Asker, worker: WorkerSpec | None) -> None:
+    """Have the site show the figures of all processes, those of *service* among them."""
+    monitor = services.monitor
     monitor.service = service
-    monitor.ask_others = partial(siblings.ask, "metrics")
+    monitor.ask_others = siblings.ask
     siblings.answers["metrics"] = lambda: Deferred.fromCoroutine(monitor.collect())
+    siblings.answers.update(services.overview.answers)
     if isinstance(service, SupervisorService):
         monitor.name = "supervisor"
     elif worker is not None:

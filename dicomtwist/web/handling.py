@@ -112,4 +112,8 @@ class HandlingResource(StreamingResource):
         if request.is_answered:
             request.abort()
         else:
-            request.refuse(problem)
+            self.refuse(request, problem)
+
+    def refuse(self, request: DICOMwebRequest, problem: Problem) -> None:
+        """Answer with *problem*, in the form that clients of this resource expect."""
+        request.refuse(problem)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from dicomtwist.access.refusals import Refusal
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.web import deletion, qido, wado
 from dicomtwist.web.access import authenticate, refusal
@@ -42,15 +43,20 @@ class DICOMwebResource(HandlingResource):
     :param services: other services and settings; by default those of the archive alone.
     """
 
+    #: Whether web pages of the allowed origins may use it, besides its own.
+    is_shared = True
+    #: The header fields of each response.
+    fields: tuple[tuple[str, str], ...] = _FIELDS
+
     def __init__(self, archive_server: ArchiveServer, services: Services | None = None) -> None:
         super().__init__(services or Services(archive_server, archive_server.ae.reactor))
         self.router = Router(ROUTES)
 
     async def handle(self, request: DICOMwebRequest) -> None:
         """Find the route of a request, check its client, and call the handler."""
-        for name, value in _FIELDS:
+        for name, value in self.fields:
             request.set_header(name, value)
-        is_for_others = bool(self.services.origins)
+        is_for_others = self.is_shared and bool(self.services.origins)
         request.set_header("Cross-Origin-Resource-Policy", "cross-origin" if is_for_others else "same-origin")
         self._allow_origin(request)
         match = self.router.find(request.path)
@@ -76,15 +82,26 @@ class DICOMwebResource(HandlingResource):
         what = " and ".join(sorted(route.operations))
         access = self.services.archive_server.access
         if access is not None:
-            access.refusals.add(("http", "operation"))
             requestor = request.requestor
+            why = access.policy.rules.explain_refusal(requestor, route.operations)
+            access.refusals.add(("http", "operation"))
+            access.refusals.report(
+                Refusal(
+                    protocol="http",
+                    what="operation",
+                    peer=requestor.user,
+                    address=requestor.address,
+                    request=f"{request.method} {route.path}",
+                    words=f"no rule allows {what}: {why}",
+                )
+            )
             self.log.info(
                 "{method} of {peer!r} at {address} refused: no rule allows {what}: {why}",
                 method=request.method,
                 peer=requestor.user or "HTTP",
                 address=requestor.address,
                 what=what,
-                why=access.policy.rules.explain_refusal(requestor, route.operations),
+                why=why,
             )
         return refusal(request, self.services, what)
 
@@ -97,22 +114,29 @@ class DICOMwebResource(HandlingResource):
         :raises Problem: a page of any other origin would change something (403): a browser sends what a form can send without
             asking first.
         """
-        origin = request.header("Origin")
-        if not origin:
-            return
-        allowed = self.services.origins
-        request.add_header("Vary", "Origin")
-        if origin.lower() in allowed or "*" in allowed:
-            request.set_header("Access-Control-Allow-Origin", origin)
-            if origin.lower() in allowed:
+        origin = request.header("Origin").lower()
+        allowed = self.services.origins if self.is_shared else frozenset()
+        if origin:
+            request.add_header("Vary", "Origin")
+        if origin and (origin in allowed or "*" in allowed):
+            request.set_header("Access-Control-Allow-Origin", request.header("Origin"))
+            if origin in allowed:
                 # Certificates and Basic credentials that the browser has are sent for origins that are named, not for any.
                 request.set_header("Access-Control-Allow-Credentials", "true")
             request.set_header("Access-Control-Expose-Headers", _READ_BY_PAGES)
-        elif request.method not in ("GET", "HEAD", "OPTIONS") and not self._is_own(request, origin):
+        elif request.method not in ("GET", "HEAD", "OPTIONS") and self._is_foreign(request, origin):
             raise Problem(403, "web pages of this origin may not change anything here")
 
+    def _is_foreign(self, request: DICOMwebRequest, origin: str) -> bool:
+        """Return whether a request comes from a web page of another origin."""
+        # Browsers send this field, and no page can change it; "none" is for a request that no page has made.
+        site = request.header("Sec-Fetch-Site").lower()
+        if site:
+            return site not in ("same-origin", "none")
+        return bool(origin) and not self._is_own(request, origin)
+
     def _is_own(self, request: DICOMwebRequest, origin: str) -> bool:
-        return origin.lower().partition("://")[2] == request.header("Host").lower()
+        return origin.partition("://")[2] == request.header("Host").lower()
 
     def _answer_options(self, request: DICOMwebRequest, match: Match) -> None:
         request.set_header("Allow", ", ".join(match.methods))

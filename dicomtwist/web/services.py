@@ -18,6 +18,7 @@ from dicomtwist.runtime.networks import Networks
 from dicomtwist.web.http.limits import HTTPLimits
 from dicomtwist.web.image_cache import ImageCache
 from dicomtwist.web.monitoring.monitor import Monitor
+from dicomtwist.web.monitoring.overview import Overview
 from dicomtwist.web.response_cache import ResponseCache
 
 __all__ = ["Services"]
@@ -37,6 +38,7 @@ class Services:
     :ivar trusted_proxies: the proxies whose ``X-Forwarded-`` fields are believed.
     :ivar pixels: the processes that decode and render pixel data, ``None`` without them.
     :ivar monitor: collects the metrics of this process, ``None`` without ``/metrics``.
+    :ivar overview: the whole server as an operator sees it, ``None`` without ``/api``.
     :ivar files: opens stored instances.
     :ivar frame_tables: finds their frames.
     :ivar rendered: rendered images that are kept.
@@ -55,6 +57,7 @@ class Services:
     files: StoredFiles = field(init=False)
     frame_tables: FrameTables = field(init=False)
     monitor: Monitor | None = None
+    overview: Overview | None = None
     rendered: ImageCache = field(default_factory=ImageCache)
     documents: SeriesDocuments = field(init=False)
     finder: Finder = field(init=False)
@@ -70,7 +73,9 @@ class Services:
         self.finder = Finder(server.archive, executors.querying, server.ae.ae_title)
 
     def start(self) -> None:
-        """Make the documents of series when no further instance of them arrives."""
+        """Make the documents of series when no further instance of them arrives, and begin the history of figures."""
+        if self.overview is not None:
+            self.overview.start()
         self.archive_server.ingest.listeners.append(self.documents.changed)
         self.archive_server.deletion.listeners.append(self._deleted)
 
@@ -81,6 +86,8 @@ class Services:
     def stop(self) -> None:
         """End what :meth:`start` has begun; idempotent."""
         self.documents.stop()
+        if self.overview is not None:
+            self.overview.stop()
         listeners = self.archive_server.ingest.listeners
         if self.documents.changed in listeners:
             listeners.remove(self.documents.changed)

@@ -82,15 +82,15 @@ class Monitor:
     :ivar archive_server: the archive with its services.
     :ivar service: the service, which is set when it is made.
     :ivar site: the site of HTTP, which is set when it is made.
-    :ivar ask_others: asks the other processes that share the archive for their metrics: a Deferred with a snapshot by the
-        name of each process, ``None`` for one that did not answer in time.
+    :ivar ask_others: asks the other processes that share the archive for what is named, such as ``"metrics"``: a Deferred with
+        an answer by the name of each process, ``None`` for one that did not answer in time.
     :ivar name: the name of this process among them.
     """
 
     archive_server: ArchiveServer
     service: Monitored | None = None
     site: Site | None = None
-    ask_others: Callable[[], Deferred[Mapping[str, Snapshot | None]]] = lambda: succeed({})
+    ask_others: Callable[[str], Deferred[Mapping[str, Any]]] = lambda what: succeed({})
     name: str = "main"
     _started: float = field(default_factory=time, init=False)
     _disk: _Disk = field(default=_Disk(-1e9), init=False)
@@ -165,7 +165,7 @@ class Monitor:
 
     async def collect_all(self) -> dict[str, Snapshot]:
         """Return the metrics of all processes by their names; one that has not answered has only ``dicomtwist_process_up``."""
-        asking = self.ask_others()
+        asking = self.ask_others("metrics")
         found = {self.name: await self.collect()}
         for name, snapshot in (await asking).items():
             found[name] = {"dicomtwist_process_up": [[0]]} if snapshot is None else snapshot

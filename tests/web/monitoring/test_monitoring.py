@@ -128,7 +128,7 @@ class Metrics(MonitoringTestCase):
 
     async def test_other_processes(self) -> None:
         other = await self.monitor.collect()
-        self.monitor.ask_others = lambda: succeed({"worker-2": other, "worker-3": None})
+        self.monitor.ask_others = lambda what: succeed({"worker-2": other, "worker-3": None})
         self.monitor.name = "worker-1"
         response = await self.client().request("GET", "/metrics")
         up = {

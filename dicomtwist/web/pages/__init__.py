@@ -1,0 +1,1 @@
+"""Pages for people: the studies and their images, and what the server does."""
