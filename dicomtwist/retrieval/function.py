@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from pydicom import Dataset
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 
 from dicomtwist import AE, Association, PresentationContext
-from dicomtwist.archive.storage.types import Durability
+from dicomtwist.archive.storage.types import Durability, is_uid
 from dicomtwist.dicomweb import DICOMwebClient
 from dicomtwist.eventloop.coroutines import DeferredItems, deferred_items
 from dicomtwist.evt import HandlerTuple
@@ -43,6 +43,8 @@ __all__ = ["Wanted", "retrieve", "retrieve_from_web"]
 
 #: The attributes that select nothing.
 _FORM: Final = ("QueryRetrieveLevel", "SpecificCharacterSet")
+#: The value representations of which a number with a fraction can be a value.
+_NUMBERS: Final = ("DS", "FL", "FD")
 
 #: The forms of a request: a Study Instance UID, keys by keyword, an identifier, or a request.
 Wanted = str | Mapping[str, Any] | Dataset | Request
@@ -272,24 +274,63 @@ def as_request(wanted: Wanted) -> Request:
     """
     Return the request that *wanted* means, see :func:`retrieve`.
 
-    :raises ValueError: a keyword is unknown, one has no value, or nothing is selected.
+    :raises ValueError: a keyword is unknown, one has no value, a UID is none, or nothing is selected.
     """
     if isinstance(wanted, Request):
         return wanted
     if isinstance(wanted, Dataset):
         keys = wanted
+        for element in keys:
+            if element.VR == "UI":
+                _check_uids(element.keyword, element.value)
     else:
-        keys = Dataset()
-        for keyword, value in ({"StudyInstanceUID": wanted} if isinstance(wanted, str) else wanted).items():
-            if tag_for_keyword(keyword) is None:
-                raise ValueError(f"{keyword!r} is not the keyword of an attribute")
-            if keyword not in _FORM and _is_empty(value):
-                raise ValueError(f"{keyword} is empty")
-            setattr(keys, keyword, value)
+        keys = _keys({"StudyInstanceUID": wanted} if isinstance(wanted, str) else wanted)
     level = str(keys.get("QueryRetrieveLevel") or "")
     if not any(element.value for element in keys if element.keyword not in _FORM):
         raise ValueError("nothing selects what to retrieve: give a key with a value, such as a Study Instance UID")
     return Request(keys, level, wanted)
+
+
+def _keys(wanted: Mapping[str, Any]) -> Dataset:
+    """
+    Return the identifier with the keys of *wanted*.
+
+    :raises ValueError: it has none, or one of them cannot be meant.
+    """
+    if not isinstance(wanted, Mapping):
+        raise ValueError(
+            f"{wanted!r:.80} is neither a Study Instance UID, as text, nor a mapping of keywords to values"
+        )
+    keys = Dataset()
+    for keyword, value in wanted.items():
+        tag = tag_for_keyword(keyword) if isinstance(keyword, str) else None
+        if tag is None:
+            raise ValueError(f"{keyword!r} is not the keyword of an attribute")
+        if keyword not in _FORM and _is_empty(value):
+            raise ValueError(f"{keyword} is empty")
+        vr = dictionary_VR(tag)
+        if isinstance(value, float) and vr not in _NUMBERS:
+            # pandas makes 17.0 of the text 017 if another row is empty.
+            raise ValueError(
+                f"{keyword} is the number {value}, not text: read the table as text, as pandas does with dtype=str"
+            )
+        if vr == "UI":
+            _check_uids(keyword, value)
+        setattr(keys, keyword, value)
+    return keys
+
+
+def _check_uids(keyword: str, value: object) -> None:
+    """
+    Check the values of a UID, of which there may be several.
+
+    :raises ValueError: one is not a UID, such as a number of a spreadsheet.
+    """
+    values = value.split("\\") if isinstance(value, str) else value if isinstance(value, Sequence) else [value]
+    for one in values:
+        text = str("" if one is None else one).strip(" \0")
+        if text and not is_uid(text):
+            raise ValueError(f"{keyword} is {text[:80]!r}, which is not a UID. Did a spreadsheet take it for a number?")
 
 
 def _is_empty(value: object) -> bool:

@@ -76,6 +76,12 @@ class Resumed(RetrieveTestCase):
             {"Nonsense": "1"},
             Dataset(),
             None,
+            "1.2.826E+15",
+            {"StudyInstanceUID": ["1.2.3", "A17"]},
+            {"SeriesInstanceUID": "1.2.3\\1..2", "StudyInstanceUID": "1.2.3"},
+            {"AccessionNumber": 17.0},
+            {17: "17"},
+            17,
         ]
         totals = await self.retrieve(server, [*wrong, STUDY])
         self.assertEqual(totals.requests, {Outcome.FAILED: len(wrong), Outcome.RETRIEVED: 1})
@@ -84,6 +90,13 @@ class Resumed(RetrieveTestCase):
         self.assertEqual(errors[:2], ["entry 1: PatientID is empty", "entry 2: AccessionNumber is empty"])
         self.assertEqual(errors[3], "entry 4: StudyInstanceUID is empty")
         self.assertTrue(errors[4].startswith("entry 5: 'Nonsense' is not the keyword"), errors)
+        self.assertTrue(errors[6].startswith("entry 7: None is neither a Study Instance UID"), errors)
+        self.assertTrue(errors[7].startswith("entry 8: StudyInstanceUID is '1.2.826E+15', which is not a UID"), errors)
+        self.assertIn("'A17', which is not a UID", errors[8])
+        self.assertIn("SeriesInstanceUID is '1..2', which is not a UID", errors[9])
+        self.assertIn("AccessionNumber is the number 17.0, not text", errors[10])
+        self.assertIn("17 is not the keyword", errors[11])
+        self.assertIn("17 is neither", errors[12])
         self.assertEqual(errors[-1], "")
 
         async def entries() -> AsyncIterator[Any]:
@@ -248,6 +261,7 @@ class Retrieving(RetrieveTestCase):
             ({"PatientID": ""}, "PatientID is empty"),
             ({"Patient": "1"}, "not the keyword"),
             (Dataset(), "nothing selects"),
+            ("A17", "not a UID"),
         ):
             with self.assertRaisesRegex(ValueError, words):
                 self.retrieve(1, wanted)
