@@ -21,6 +21,7 @@ from dicomtwist.archive.services.storage import StorageService
 from dicomtwist.archive.storage.types import Unrequested, check_uids
 from dicomtwist.dimse.status import DUPLICATE_SOP_INSTANCE, NOT_AUTHORISED
 from dicomtwist.retrieval.folder import Receipt, ReceivingFolder
+from dicomtwist.retrieval.results import refusals
 from dicomtwist.runtime.executors import Executor
 
 __all__ = ["FolderReceiver", "Requested"]
@@ -180,16 +181,22 @@ class FolderReceiver:
         return status
 
     def advice(self) -> str:
-        """Return why instances were refused and what to do, in words; nothing if none was, or for another reason."""
+        """Return why instances were refused and what to do, in words; nothing if none was."""
         return advice(self.failures)
 
 
 def advice(refused: Counter[str]) -> str:
-    """Return why instances were refused and what to do, in words; nothing if none was, or for another reason."""
-    statuses = {int(reason.split()[0], 16): count for reason, count in refused.items() if reason.startswith("0x")}
+    """Return why instances were refused and what to do, in words; nothing if none was."""
     words = []
-    if count := statuses.get(DUPLICATE_SOP_INSTANCE):
-        words.append(f"{count} instances differ from files that are there already: --overwrite replaces these")
-    if count := statuses.get(NOT_AUTHORISED):
-        words.append(f"{count} instances were sent that nobody asked for")
-    return "; ".join(words)
+    others: Counter[str] = Counter()
+    for reason, count in refused.items():
+        status = int(reason.split()[0], 16) if reason.startswith("0x") else None
+        if status == DUPLICATE_SOP_INSTANCE and count == 1:
+            words.append("1 instance differs from the file that is there already: --overwrite replaces it")
+        elif status == DUPLICATE_SOP_INSTANCE:
+            words.append(f"{count} instances differ from files that are there already: --overwrite replaces these")
+        elif status == NOT_AUTHORISED:
+            words.append(f"{count} instance{' was' if count == 1 else 's were'} sent that nobody asked for")
+        else:
+            others[reason] = count
+    return "; ".join([*words, *filter(None, [refusals(others)])])

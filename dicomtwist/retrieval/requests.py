@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from dicomtwist.eventloop.coroutines import DeferredItems, deferred_items
 from dicomtwist.retrieval.folder import Receipt, ReceivingFolder
 from dicomtwist.retrieval.journal import RetrievalJournal
-from dicomtwist.retrieval.results import Outcome, Progress, Request, RequestResult, Totals
+from dicomtwist.retrieval.results import Outcome, Progress, Request, RequestResult, Totals, refusals
 from dicomtwist.retrieval.selection import Target
 from dicomtwist.runtime.executors import Executor
 
@@ -226,6 +226,9 @@ class RequestRetriever:
             result.existing += receipt.existing
             result.collisions += receipt.collisions
             result.refused.update(receipt.refused)
+        if result.refused:
+            # The peer's answer, such as 'out of resources', is what it made of them.
+            result.error = "; ".join(filter(None, (refusals(result.refused), result.error)))
         result.outcome = Outcome.INTERRUPTED if result.reason == "interrupted" else self._outcome(result)
         if result.outcome is Outcome.RETRIEVED and self._journal is not None:
             self._journal.add(result.request, self._executor)

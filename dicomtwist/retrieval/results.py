@@ -13,10 +13,12 @@ from pydicom import Dataset
 
 from dicomtwist.dimse.status import Status
 
-__all__ = ["Outcome", "Progress", "Request", "RequestResult", "Totals"]
+__all__ = ["Outcome", "Progress", "Request", "RequestResult", "Totals", "refusals"]
 
 #: The most failed instances that a result lists.
 MAX_LISTED: Final = 100
+#: The most reasons of refused instances that a text has.
+_NAMED_REASONS: Final = 3
 
 
 class Outcome(enum.StrEnum):
@@ -91,6 +93,14 @@ class RequestResult:
     remaining: int | None = None
     failed_instances: list[str] = field(default_factory=list)
     status: Status | None = None
+
+
+def refusals(refused: Counter[str]) -> str:
+    """Return in words how many instances this side refused, by reason; nothing if it refused none."""
+    return "; ".join(
+        f"{count} instance{' was' if count == 1 else 's were'} refused here: {reason}"
+        for reason, count in refused.most_common(_NAMED_REASONS)
+    )
 
 
 @dataclass(slots=True)

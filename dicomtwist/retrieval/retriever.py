@@ -490,7 +490,7 @@ class Retriever(RequestRetriever):
                 result.error = "the peer sent nothing: nothing matches, or we accept none of it"
         if unsent and not work.result.reason:
             work.result.reason = "unsent"
-            result.error = result.error or f"the peer did not send {result.failed} instances"
+            result.error = result.error or f"the peer did not send {unsent} instance{'s' * (unsent != 1)}"
 
     async def _has_matches(self, association: Association, target: Target) -> bool | None:
         """Whether the peer has something of a target; ``None`` if it cannot say."""

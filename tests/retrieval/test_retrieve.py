@@ -394,6 +394,9 @@ class Failing(RetrieveTestCase):
         totals = await self.retrieve(server, STUDY, min_free=1 << 60)
         self.assertEqual((totals.stored, totals.requests), (0, {Outcome.FAILED: 1}))
         self.assertIn("0xA700", "".join(totals.refused))
+        self.assertRegex(
+            self.results[0].error, rf"^{len(study())} instances were refused here: 0xA700 .*; the peer answered: "
+        )
 
     async def test_no_find(self) -> None:
         """Without C-FIND, UIDs are retrieved as they are; other keys fail with the reason."""

@@ -296,16 +296,17 @@ class Get:
                 "no class": "{peer} accepts none of the SOP Classes to receive: name others with --sop-class",
                 "no role": "{peer} sent nothing. It did not accept that we receive over this association (role selection, PS3.7"
                 " D.3.3.4): try dicomtwist move --receive",
-                "unsent": "{peer} did not send {count} instances, probably since no context has their SOP Class and transfer"
+                "unsent": "{peer} did not send {count}, probably since no context has their SOP Class and transfer"
                 " syntax: name their SOP Classes with --sop-class, so that more are proposed, or try dicomtwist move --receive",
             },
         )
+        unsent = max(1, result.failed - result.refused.total())
+        hint = hints.get(result.reason, "").format(peer=peer, count=plural(unsent, "instance"))
         if why := advice(result.refused):
-            return why
+            return f"{why}; {hint}" if result.reason == "unsent" else why
         error = result.error.replace("the peer", str(peer), 1)
         if result.reason == "not found":
             return error or f"{peer} sent nothing: it has nothing that matches"
-        hint = hints.get(result.reason, "").format(peer=peer, count=result.failed)
         if result.reason == "unsent" and not result.error.startswith("the peer answered"):
             return hint
         return f"{error}; {hint}" if hint and "answered" in error else hint or error

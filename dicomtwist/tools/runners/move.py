@@ -17,8 +17,10 @@ from dicomtwist import (
     NotEstablished,
     OperationFailed,
     Server,
+    Status,
     build_context,
 )
+from dicomtwist.dimse.status import CANNOT_PERFORM_SUBOPERATIONS, MOVE_DESTINATION_UNKNOWN
 from dicomtwist.errors import DataSetError, NoPresentationContext
 from dicomtwist.presentation import STORAGE_TRANSFER_SYNTAXES
 from dicomtwist.retrieval.folder import ReceivingFolder
@@ -143,13 +145,27 @@ class Move:
             return await retrieval.when_done()
         except OperationFailed as failed:
             if not client.interrupted:
-                client.error = f"{self.connection.peer} answered: {failed.status}"
+                client.error = f"{self.connection.peer} answered: {failed.status}{self._hint(failed.status)}"
             result = failed.result
             assert isinstance(result, RetrievalResult)
             return result
         except (AssociationError, NotEstablished, NoPresentationContext, DataSetError) as error:
             client.error = str(error)
             return None
+
+    def _hint(self, status: Status) -> str:
+        """Return what may be wrong if a move has failed as a whole."""
+        if int(status) == MOVE_DESTINATION_UNKNOWN:
+            return f": {self.connection.peer} needs an address for {self.destination} in its configuration"
+        arrived = self.receiver is not None and (self.receiver.stored or self.receiver.failures)
+        failed = int(status) == CANNOT_PERFORM_SUBOPERATIONS or int(status) >> 12 == 0xC
+        if not failed or arrived or self.counts.completed or self.counts.warning:
+            return ""
+        where = "here" if self.receiver is not None else "there"
+        return (
+            f": does it reach {self.destination}? Check the address that {self.connection.peer} has for that AE title, and"
+            f" that a server listens {where}"
+        )
 
     def _progressed(self, counts: SubOperations) -> None:
         self.counts = counts
@@ -174,8 +190,9 @@ class Move:
             if done and not client.error and not client.interrupted:
                 client.error = f"{self.connection.peer} sent nothing: nothing matches, or we accept none of it"
             done = False
-        if receiver is not None and receiver.advice() and not client.error:
-            client.error = receiver.advice()
+        if receiver is not None and receiver.failures and not client.interrupted:
+            # The peer's answer, such as 'out of resources', is what it made of the refusals.
+            client.error = "; ".join(filter(None, (receiver.advice(), client.error)))
         if done and receiver is not None and receiver.stored < counts.completed and not client.error:
             client.error = (
                 f"the peer reports {counts.completed} instances sent, and {receiver.stored} have arrived: "

@@ -153,6 +153,31 @@ class Receiving(ToolTestCase):
         document = await self.json("get", "--min-free", "900000G", peer, self.folder / "got", "-k", STUDY, code=1)
         self.assertEqual((document["stored"], self.got()), (0, []))
         self.assertIn("0xA700", "".join(document["refused"]))
+        self.assertRegex(document["error"], "^1 instance was refused here: 0xA700 Refused")
+
+    async def test_what_we_refuse(self) -> None:
+        """The reason is ours, and not that which the peer makes of it, for rows of a table and for a move as well."""
+        wrong = []
+        for number in range(2):
+            dataset = dcmread(study()[number].path)
+            dataset.SeriesInstanceUID = "1.2." + "3" * 61
+            dataset.save_as(self.folder / f"{number}.dcm")
+            wrong.append(str(self.folder / f"{number}.dcm"))
+        peer = await self.sending(*wrong)
+        reason = "2 instances were refused here: 0xC000 Error: cannot understand: a UID in the data set is not valid"
+        result = await self.tool("get", peer, self.folder / "got", "-k", STUDY)
+        self.assertIn(f"dicomtwist: {reason}\n", result.text)
+        self.assertNotIn("0xA702", result.text)
+        table = self.folder / "studies.csv"
+        table.write_text(f"StudyInstanceUID\n{study()[0].study}\n")
+        result = await self.tool("get", "--from", table, peer, self.folder / "got")
+        self.assertIn(f"failed: line 2: StudyInstanceUID={study()[0].study}: {reason}\n", result.text)
+        document = await self.json("get", "--from", table, peer, self.folder / "got", code=1)
+        self.assertRegex(document["requests"][0]["error"], f"^{reason}; the peer answered: 0xA702")
+        peer = await self.sending(wrong[0], study()[2].path)
+        document = await self.json("get", peer, self.folder / "got", "-k", STUDY, code=1)
+        self.assertRegex(document["error"], "^1 instance was refused here: 0xC000 ")
+        self.assertEqual(document["stored"], 1)
 
     async def test_no_role(self) -> None:
         """A peer that accepts no role for us, and sends nothing, is named as the cause."""

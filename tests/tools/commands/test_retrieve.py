@@ -190,6 +190,9 @@ class Archives(ToolTestCase):
         document = await self.json("move", "--to", "CT1", peer, "-k", STUDY, code=1)
         self.assertEqual((document["status"], document["failed"]), ("0xA702", count))
         self.assertEqual(len(document["failed_instances"]), count)
+        self.assertIn("does it reach CT1? Check the address that", document["error"])
+        document = await self.json("move", "--to", "CT9", peer, "-k", STUDY, code=1)
+        self.assertRegex(document["error"], "0xA801.*: ANY-SCP@.* needs an address for CT9 in its configuration")
         document = await self.json(
             "get", "--sop-class", "MRImageStorage", peer, self.folder / "no", "-k", STUDY, code=1
         )
