@@ -57,7 +57,7 @@ class Names(SynchronousTestCase):
     def test_data_sets_of_requests(self) -> None:
         """A command set has no data set; the error names the place of it."""
         names = {
-            "C-STORE": ("DataSet", "event.dataset"),
+            "C-STORE": ("DataSet", "event.encoded_dataset(include_meta=False)"),
             "C-FIND": ("Identifier", "event.identifier"),
             "C-GET": ("Identifier", "event.identifier"),
             "C-MOVE": ("Identifier", "event.identifier"),

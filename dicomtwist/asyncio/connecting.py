@@ -14,6 +14,7 @@ from dicomtwist import evt
 from dicomtwist.ae.ae import AE, BindAddress
 from dicomtwist.association.association import Association as InnerAssociation
 from dicomtwist.asyncio.association import CLOSE_SECONDS, Association
+from dicomtwist.asyncio.unawaited import Unawaited
 from dicomtwist.eventloop.coroutines import from_deferred
 from dicomtwist.eventloop.loop_reactor import LoopReactor, reactor_of_running_loop
 from dicomtwist.faces.arguments import ContextLike, advise, ae_of, proposal
@@ -21,8 +22,10 @@ from dicomtwist.faces.arguments import ContextLike, advise, ae_of, proposal
 __all__ = ["Connecting", "connect"]
 
 
-class Connecting:
+class Connecting(Unawaited):
     """The result of :func:`connect`: ``async with connect(...) as assoc``, or ``assoc = await connect(...)``."""
+
+    call, gives = "connect", "assoc"
 
     def __init__(self, start: Callable[[], Coroutine[Any, Any, Association]]) -> None:
         self._start = start

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from dicomtwist import evt
 from dicomtwist.ae.ae import AE
 from dicomtwist.ae.server import Server as InnerServer
+from dicomtwist.asyncio.unawaited import Unawaited
 from dicomtwist.eventloop.coroutines import from_deferred
 from dicomtwist.eventloop.loop_reactor import LoopReactor, reactor_of_running_loop
 from dicomtwist.faces.arguments import Address, check_served
@@ -67,8 +68,10 @@ class Server(ServerFace):
             raise
 
 
-class Serving:
+class Serving(Unawaited):
     """The result of :func:`serve`: ``async with serve(...) as server``, or ``server = await serve(...)``."""
+
+    call, gives = "serve", "server"
 
     def __init__(self, start: Callable[[], Coroutine[Any, Any, Server]]) -> None:
         self._start = start

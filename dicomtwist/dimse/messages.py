@@ -365,7 +365,11 @@ def _elsewhere(name: str, place: str) -> property:
 
 #: The data sets of requests by their names in the standard. A message has none; the events of handlers have them.
 _DATA_SETS: Final[dict[type[Message], tuple[str, str]]] = {
-    CStoreRQ: ("DataSet", "event.dataset is the decoded data set, event.encoded_dataset() the bytes"),
+    CStoreRQ: (
+        "DataSet",
+        "event.dataset is the decoded data set, event.encoded_dataset(include_meta=False) its bytes, and"
+        " event.encoded_dataset() a whole file of them, with preamble and File Meta Information",
+    ),
     **dict.fromkeys((CFindRQ, CGetRQ, CMoveRQ), ("Identifier", "event.identifier is the decoded identifier")),
     NCreateRQ: ("AttributeList", "event.attribute_list is the decoded attribute list"),
     NSetRQ: ("ModificationList", "event.modification_list is the decoded modification list"),

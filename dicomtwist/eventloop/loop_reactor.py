@@ -47,7 +47,9 @@ class Ending(Protocol):
         """End it within *seconds*."""
 
 
-class _DaemonThread(Thread):
+class DaemonThread(Thread):
+    """A thread that does not keep the interpreter from ending."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "daemon": True})
 
@@ -74,7 +76,7 @@ class LoopReactor(AsyncioSelectorReactor):
         super().__init__(loop)
         pool = self.getThreadPool()
         # Nobody stops the threads, which look up host names; they must not keep the interpreter from ending.
-        pool.threadFactory = _DaemonThread
+        pool.threadFactory = DaemonThread
         os.register_at_fork(after_in_child=self._forget)
 
     @property

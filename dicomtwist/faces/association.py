@@ -31,6 +31,21 @@ class AssociationFace:
     def __repr__(self) -> str:
         return repr(self.inner)
 
+    # A handler of a notification finds the inner association, and one that blocks a face of it: they are one key of a dict.
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, AssociationFace):
+            return self.inner is other.inner
+        return other is self.inner if isinstance(other, Association) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.inner)
+
+    @property
+    def name(self) -> str:
+        """The association in words, for logs: ``requestor with 'PACS' at 10.1.2.3:104``."""
+        return self.inner.name
+
     @property
     def ae(self) -> AE:
         """The AE that it belongs to."""
@@ -62,6 +77,11 @@ class AssociationFace:
     def is_established(self) -> bool:
         """Whether it can be used now."""
         return self.inner.is_established
+
+    @property
+    def was_established(self) -> bool:
+        """Whether it was established at some time."""
+        return self.inner.was_established
 
     @property
     def is_released(self) -> bool:

@@ -25,7 +25,7 @@ from dicomtwist.scu.responses import OnProgress
 from dicomtwist.sync.answers import Answers, Retrieval
 from dicomtwist.sync.handlers import in_thread
 
-__all__ = ["Association"]
+__all__ = ["Association", "LentAssociation"]
 
 #: The time that a peer has to close its connection after an abort, in seconds.
 CLOSE_SECONDS: Final = 1.0
@@ -210,11 +210,11 @@ class Association(AssociationFace):
 
     def bind(self, event: evt.EventType, handler: evt.Handler, args: Sequence[Any] | None = None) -> None:
         """Bind *handler* to *event* for this association. A plain function is called in a worker thread."""
-        self._call(self.inner.bind, event, in_thread(self._reactor, event, handler), args)
+        self._call(self.inner.bind, event, in_thread(self._reactor, event, handler, LentAssociation), args)
 
     def unbind(self, event: evt.EventType, handler: evt.Handler) -> None:
         """Unbind *handler* from *event* if it was bound for this association."""
-        self._call(self.inner.unbind, event, in_thread(self._reactor, event, handler))
+        self._call(self.inner.unbind, event, in_thread(self._reactor, event, handler, LentAssociation))
 
     # --- its end
 
@@ -272,3 +272,18 @@ class Association(AssociationFace):
         inner = self.__dict__.get("inner")
         if inner is not None and inner.is_established:
             self._drop("the program has dropped it")
+
+
+class LentAssociation(Association):
+    """
+    The association that a handler in a worker thread finds as ``event.assoc``.
+
+    Its methods block. Everything else of the :class:`dicomtwist.Association`, such as its settings, is here as well. It belongs
+    to the server, or to the code that has requested it, so it is not aborted when the handler is done with it.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["inner"], name)
+
+    def __del__(self) -> None:
+        """Leave it open."""

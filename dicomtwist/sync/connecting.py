@@ -17,7 +17,7 @@ from dicomtwist.errors import ReactorConflict
 from dicomtwist.eventloop.loop_reactor import LoopReactor, installed_reactor
 from dicomtwist.eventloop.reactor_thread import Beginning, User, reactor_of_thread, wait_for
 from dicomtwist.faces.arguments import ContextLike, advise, ae_of, proposal
-from dicomtwist.sync.association import CLOSE_SECONDS, Association
+from dicomtwist.sync.association import CLOSE_SECONDS, Association, LentAssociation
 from dicomtwist.sync.handlers import handlers_in_threads
 
 __all__ = ["connect", "own_reactor"]
@@ -94,7 +94,7 @@ def connect(
             f"Twisted's own TLS needs the reactor of the process, which does not run: write dicomtls: in place of {address[:4]}"
         )
     proposed, items = proposal(requestor, contexts, ext_neg, receive)
-    handlers = handlers_in_threads(reactor, evt_handlers)
+    handlers = handlers_in_threads(reactor, evt_handlers, LentAssociation)
 
     def associate() -> Deferred[Association]:
         associating = requestor.associate(

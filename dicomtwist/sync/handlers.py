@@ -6,22 +6,56 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import copy_context
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
+from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
+from twisted.python.threadpool import ThreadPool
 
 from dicomtwist import evt
 from dicomtwist.eventloop.coroutines import to_deferred
+from dicomtwist.eventloop.loop_reactor import DaemonThread, LoopReactor
 
-__all__ = ["handlers_in_threads", "in_thread"]
+__all__ = ["Lend", "handlers_in_threads", "in_thread"]
 
 #: The time for which one call into a thread makes items, in seconds, and the most items that it makes.
 TURN_SECONDS: Final = 0.01
 ITEMS_AT_ONCE: Final = 64
+
+#: The most handlers of one reactor that run at once. Further ones wait for one of these to end.
+HANDLER_THREADS: Final = 200
+
+#: Makes the ``event.assoc`` of a handler in a worker thread, from the reactor and the :class:`dicomtwist.Association`.
+Lend: TypeAlias = Callable[[Any, Any], Any]
+
+_pools: WeakKeyDictionary[Any, ThreadPool] = WeakKeyDictionary()
+
+
+def _pool(reactor: Any) -> ThreadPool:
+    """
+    Return the threads for handlers of *reactor*, in its thread.
+
+    They are not those of the reactor, which look up host names: ten handlers that connect to a host would wait for its address
+    for ever.
+    """
+    pool = _pools.get(reactor)
+    if pool is None:
+        pool = _pools[reactor] = ThreadPool(0, HANDLER_THREADS, "dicomtwist-handlers")
+        pool.threadFactory = DaemonThread
+        pool.start()
+        if not isinstance(reactor, LoopReactor):
+            reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
+    return pool
+
+
+def _call_in_thread(reactor: Any, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+    """Call *function* in a worker thread with the context variables of the caller, which say what handler it is inside of."""
+    return deferToThreadPool(reactor, _pool(reactor), copy_context().run, function, *arguments)
 
 
 class _Raised:
@@ -31,14 +65,16 @@ class _Raised:
         self.error = error
 
 
-def handlers_in_threads(reactor: Any, handlers: Iterable[evt.HandlerTuple] | None) -> list[evt.HandlerTuple] | None:
+def handlers_in_threads(
+    reactor: Any, handlers: Iterable[evt.HandlerTuple] | None, lend: Lend
+) -> list[evt.HandlerTuple] | None:
     """Return the (event, handler, arguments) of *handlers* with functions that call the handlers in worker threads."""
     if handlers is None:
         return None
     result: list[Any] = []
     for entry in handlers:
         event, handler, *rest = entry
-        result.append((event, in_thread(reactor, event, handler), *rest))
+        result.append((event, in_thread(reactor, event, handler, lend), *rest))
     return result
 
 
@@ -46,12 +82,14 @@ class _InThread:
     """
     Calls *handler* in a worker thread. Two of these are equal if their handlers are, so that ``unbind`` finds them.
 
-    :param reactor: the reactor, whose thread pool is used.
+    :param reactor: the reactor of the association.
+    :param lend: makes the association that the handler finds in the event.
     """
 
-    def __init__(self, reactor: Any, handler: evt.Handler) -> None:
+    def __init__(self, reactor: Any, handler: evt.Handler, lend: Lend) -> None:
         self._reactor = reactor
         self._handler = handler
+        self._lend = lend
         wraps(handler)(self)
 
     def __eq__(self, other: object) -> bool:
@@ -61,13 +99,17 @@ class _InThread:
         return hash(self._handler)
 
     def __call__(self, event: evt.Event, *arguments: Any) -> Deferred[Any]:
-        calling = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._handler, event, *arguments)
-        return calling.addCallback(self._wrap)
+        association = event.assoc
+        event.assoc = self._lend(self._reactor, association)
+        calling = _call_in_thread(self._reactor, self._handler, event, *arguments)
+        return calling.addCallback(self._wrap, event, association)
 
-    def _wrap(self, result: Any) -> Any:
+    def _wrap(self, result: Any, event: evt.Event, association: Any) -> Any:
         kind = type(result)
         if hasattr(kind, "__await__") and not isinstance(result, Deferred):
-            return to_deferred(result)  # of a callable that does not look like a coroutine function
+            # Of a callable that does not look like a coroutine function. It runs in the reactor's thread from here on.
+            event.assoc = association
+            return to_deferred(result)
         # A generator, whose code runs when it is asked for its next item.
         return _Items(self._reactor, result) if isinstance(result, Iterator) else result
 
@@ -130,11 +172,11 @@ class _Items:
                 result.callback(value)
             busy.callback(None)
 
-        deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function).addBoth(done)
+        _call_in_thread(self._reactor, function).addBoth(done)
         return result
 
 
-def in_thread(reactor: Any, event: evt.EventType, handler: evt.Handler) -> evt.Handler:
+def in_thread(reactor: Any, event: evt.EventType, handler: evt.Handler, lend: Lend) -> evt.Handler:
     """
     Return a function that calls *handler* in a worker thread, if it is a plain function for an event that it answers.
 
@@ -145,4 +187,4 @@ def in_thread(reactor: Any, event: evt.EventType, handler: evt.Handler) -> evt.H
     is_coroutine = iscoroutinefunction(function) or isasyncgenfunction(function)
     if not event.is_intervention or is_coroutine or getattr(handler, "is_streaming", False):
         return handler
-    return _InThread(reactor, handler)
+    return _InThread(reactor, handler, lend)

@@ -20,6 +20,7 @@ from dicomtwist.eventloop.reactor_thread import Beginning, call, reactor_of_thre
 from dicomtwist.faces.arguments import Address, check_served
 from dicomtwist.faces.association import ServerFace
 from dicomtwist.presentation import PresentationContext
+from dicomtwist.sync.association import LentAssociation
 from dicomtwist.sync.connecting import own_reactor
 from dicomtwist.sync.handlers import handlers_in_threads, in_thread
 
@@ -46,11 +47,14 @@ class Server(ServerFace):
 
     def bind(self, event: evt.EventType, handler: evt.Handler, args: Sequence[Any] | None = None) -> None:
         """Bind *handler* to *event* for the associations of this server. A plain function is called in a worker thread."""
-        call(self._reactor, lambda: self.inner.bind(event, in_thread(self._reactor, event, handler), args))
+        call(
+            self._reactor,
+            lambda: self.inner.bind(event, in_thread(self._reactor, event, handler, LentAssociation), args),
+        )
 
     def unbind(self, event: evt.EventType, handler: evt.Handler) -> None:
         """Unbind *handler* from *event* if it was bound for this server."""
-        call(self._reactor, lambda: self.inner.unbind(event, in_thread(self._reactor, event, handler)))
+        call(self._reactor, lambda: self.inner.unbind(event, in_thread(self._reactor, event, handler, LentAssociation)))
 
     def wait(self, timeout: float | None = None) -> bool:
         """
@@ -135,7 +139,7 @@ def serve(
     reactor = own_reactor(ae, beginning)
     for one in others:
         one.use_reactor(reactor)
-    handlers = handlers_in_threads(reactor, evt_handlers)
+    handlers = handlers_in_threads(reactor, evt_handlers, LentAssociation)
 
     def listen() -> Deferred[Server]:
         starting = ae.start_server(

@@ -153,6 +153,23 @@ class Clients(LoopTestCase):
         with self.assertRaises(AssociationRejected):
             await connect("127.0.0.1", other.port, ae_title="WRONG")
 
+    async def test_without_await(self) -> None:
+        """Code that forgets to wait for an association or a server is told what to write."""
+        connecting: Any = connect("127.0.0.1", 9)
+        serving: Any = serve(AE("SCP"), HERE)
+        with self.assertRaisesRegex(
+            AttributeError, r"no 'echo' before it is awaited: .*'assoc = await connect\(\.\.\.\)'"
+        ):
+            connecting.echo()
+        with self.assertRaisesRegex(
+            AttributeError, r"no 'port' before it is awaited: .*'server = await serve\(\.\.\.\)'"
+        ):
+            serving.port  # noqa: B018
+        for result in (connecting, serving):
+            with self.assertRaisesRegex(TypeError, r"'async with .*'with dicomtwist\.sync\."), result:
+                pass
+            self.assertFalse(hasattr(result, "_ipython_display_"))
+
     async def test_several_titles(self) -> None:
         """``others`` may be any iterable, as an iterator that is gone through once."""
         first, second = archive(), archive()

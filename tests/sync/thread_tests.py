@@ -18,10 +18,21 @@ from pydicom.data import get_testdata_file
 from twisted.internet.error import ConnectionRefusedError
 
 import dicomtwist
-from dicomtwist import AE, AssociationRejected, NoPresentationContext, OperationFailed, ReactorConflict, evt
+from dicomtwist import (
+    AE,
+    AssociationRejected,
+    NoPresentationContext,
+    OperationFailed,
+    ReactorConflict,
+    WouldDeadlock,
+    build_role,
+    evt,
+)
 from dicomtwist.sop_class import (
     CTImageStorage,
     ModalityPerformedProcedureStep,
+    StorageCommitmentPushModel,
+    StorageCommitmentPushModelInstance,
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
@@ -31,6 +42,7 @@ from dicomtwist.sync import Server, connect, serve
 
 FIND, GET = StudyRootQueryRetrieveInformationModelFind, StudyRootQueryRetrieveInformationModelGet
 MOVE = StudyRootQueryRetrieveInformationModelMove
+COMMITMENT, COMMITMENT_INSTANCE = StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 CT = str(get_testdata_file("CT_small.dcm"))
 HERE = ("127.0.0.1", 0)
 
@@ -315,6 +327,124 @@ class Handlers(SyncTestCase):
         with connect("127.0.0.1", server.port) as assoc:
             statuses = [int(status) for status, _ in assoc.find(study_keys(), FIND)]
         self.assertEqual(statuses, [0xFF00, 0xC311])
+
+
+class HandlersThatRequest(SyncTestCase):
+    """Handlers in worker threads that make requests, on their own association and on others."""
+
+    def commit(self, handler: Callable[[Any], Any]) -> tuple[Any, list[Any], list[Any]]:
+        """Request a commitment of *handler*, and return the status, and the events and associations that each side has had."""
+        ae = AE("COMMITTER")
+        ae.add_supported_context(COMMITMENT)
+        self.accepted: list[Any] = []
+        handlers = [(evt.EVT_N_ACTION, handler), (evt.EVT_ACCEPTED, lambda event: self.accepted.append(event.assoc))]
+        server = serve(ae, HERE, evt_handlers=handlers)
+        self.addCleanup(server.shutdown)
+        reported: list[Any] = []
+        came = threading.Event()
+
+        def report(event: evt.EventReportEvent) -> int:
+            reported.append(str(event.event_information.TransactionUID))
+            came.set()
+            return 0x0000
+
+        request = Dataset()
+        request.TransactionUID = "1.2.3"
+        with connect(
+            "127.0.0.1", server.port, contexts=[COMMITMENT], evt_handlers=[(evt.EVT_N_EVENT_REPORT, report)]
+        ) as assoc:
+            status, _ = assoc.n_action(request, 1, COMMITMENT, COMMITMENT_INSTANCE)
+            self.assertTrue(came.wait(30))
+            self.assertTrue(assoc.is_established)
+        return status, reported, self.accepted
+
+    def test_on_the_association_of_the_event(self) -> None:
+        """A handler reports on the association that the request came by, before it answers, as scripts for pynetdicom do."""
+        answers: list[Any] = []
+
+        def act(event: Any) -> int:
+            answers.append(
+                event.assoc.send_n_event_report(event.action_information, 1, COMMITMENT, COMMITMENT_INSTANCE)
+            )
+            return 0x0000
+
+        self.assertEqual(self.commit(act)[:2], (0x0000, ["1.2.3"]))
+        self.assertEqual([int(status) for status, _ in answers], [0x0000])
+
+    def test_in_a_thread_of_its_own(self) -> None:
+        """So does a thread that it starts, after the answer; the association stays open without the handler."""
+        answers: list[Any] = []
+        threads: list[threading.Thread] = []
+
+        def tell(assoc: Any, information: Dataset) -> None:
+            answers.append(assoc.n_event_report(information, 1, COMMITMENT, COMMITMENT_INSTANCE))
+
+        def act(event: Any) -> int:
+            threads.append(threading.Thread(target=tell, args=(event.assoc, event.action_information)))
+            threads[0].start()
+            return 0x0000
+
+        self.assertEqual(self.commit(act)[:2], (0x0000, ["1.2.3"]))
+        threads[0].join(30)
+        self.assertEqual([int(status) for status, _ in answers], [0x0000])
+
+    def test_one_association(self) -> None:
+        """Handlers of notifications and of requests find one key of a dict, with the names of pynetdicom."""
+        seen: list[Any] = []
+
+        def act(event: Any) -> int:
+            seen.append((event.assoc, event.assoc.name, event.assoc.was_established, {event.assoc: 1}))
+            event.assoc.send_n_event_report(event.action_information, 1, COMMITMENT, COMMITMENT_INSTANCE)
+            return 0x0000
+
+        accepted = self.commit(act)[2]
+        (assoc, name, was_established, keys), [inner] = seen[0], accepted
+        self.assertEqual((assoc, inner, {inner, assoc}), (inner, assoc, {inner}))
+        self.assertEqual((name, was_established, keys[inner]), (inner.name, True, 1))
+        self.assertNotEqual(assoc, object())
+
+    def test_would_deadlock(self) -> None:
+        """A C-GET of a handler whose C-STORE operations would wait for the handler fails at once."""
+        failures: list[BaseException] = []
+
+        def store(event: Any) -> int:
+            try:
+                event.assoc.get(study_keys(), GET).when_done()
+            except BaseException as error:
+                failures.append(error)
+            return 0x0000
+
+        server = self.serve()
+        server.bind(evt.EVT_C_STORE, store)
+        roles = [build_role(GET, scp_role=True, scu_role=True)]
+        with connect("127.0.0.1", server.port, contexts=[GET], receive=[CTImageStorage], ext_neg=roles) as assoc:
+            self.assertEqual(assoc.store(CT), 0x0000)
+        self.assertEqual([type(error) for error in failures], [WouldDeadlock])
+
+    def test_many_that_connect_to_a_host(self) -> None:
+        """More handlers than a reactor has threads request associations; the look-up of the host needs a thread as well."""
+        number = 16
+        behind = self.serve((evt.EVT_C_STORE, lambda event: 0x0000))
+        together = threading.Barrier(number)
+
+        def forward(event: evt.StoreEvent) -> Any:
+            together.wait(30)
+            with connect("localhost", behind.port, contexts=[CTImageStorage]) as assoc:
+                return assoc.store(event.dataset)
+
+        server = self.serve((evt.EVT_C_STORE, forward))
+        statuses: list[int] = []
+
+        def send() -> None:
+            with connect("127.0.0.1", server.port, contexts=[CTImageStorage]) as assoc:
+                statuses.append(int(assoc.store(CT)))
+
+        threads = [threading.Thread(target=send) for _ in range(number)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        self.assertEqual(statuses, [0x0000] * number)
 
 
 class Threads(SyncTestCase):
