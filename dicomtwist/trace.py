@@ -178,8 +178,7 @@ def _requested(event: evt.Event) -> None:
         f"{sign} A-ASSOCIATE-RQ: {request.calling_ae_title!r} calls {request.called_ae_title!r},"
         f" {_contexts(len(request.presentation_contexts))}, {_about(request.user_information)}",
     )
-    for line in _items(request.user_information):
-        _tell(assoc, f"   {line}")
+    _tell_items(assoc, request.user_information)
 
 
 def _contexts(number: int) -> str:
@@ -193,14 +192,29 @@ def _about(information: UserInformation) -> str:
     return f"{limit}, implementation {uid_name(uid) if uid else 'without a UID'}{f' {name!r}' if name else ''}"
 
 
+def _tell_items(assoc: Association, information: UserInformation) -> None:
+    for line in _items(information):
+        _tell(assoc, f"   {line}")
+    alike: dict[str, list[str]] = {}
+    for role in information.roles:
+        alike.setdefault(_roles(role), []).append(role.sop_class_uid)
+    for roles, uids in alike.items():
+        if len(uids) <= _MAX_ALIKE:
+            for uid in uids:
+                _tell(assoc, f"   role selection: {uid_name(uid)}: {roles}", role_selection=[uid])
+        else:
+            named = ", ".join(map(uid_name, uids[:_NAMED_ACCEPTED]))
+            more = len(uids) - _NAMED_ACCEPTED
+            line = f"role selection for {len(uids)} SOP Classes: {roles}: {named} and {more} more"
+            _tell(assoc, f"   {line}", role_selection=uids)
+
+
 def _items(information: UserInformation) -> Iterator[str]:
-    """Yield what is negotiated besides the contexts, without anything secret."""
+    """Yield what is negotiated besides the contexts and roles, without anything secret."""
     window = information.async_operations
     if window is not None:
         invoked, performed = (str(number or "any number of") for number in (window.invoked, window.performed))
         yield f"asynchronous operations window: {invoked} invoked, {performed} performed"
-    for role in information.roles:
-        yield f"role selection: {uid_name(role.sop_class_uid)}: {_roles(role)}"
     for item in information.sop_class_extended:
         shown = item.information[:_MAX_INFORMATION].hex(" ")
         more = f"... ({len(item.information)} bytes)" if len(item.information) > _MAX_INFORMATION else ""
@@ -258,8 +272,7 @@ def _tell_accepted(event: evt.Event, *, every_context: bool) -> None:
             _log_many(assoc, outcome, group)
         else:
             _log_contexts(assoc, outcome, group)
-    for line in _items(event.pdu.user_information):
-        _tell(assoc, f"   {line}")
+    _tell_items(assoc, event.pdu.user_information)
 
 
 def _log_many(assoc: Association, outcome: str, group: list[tuple[PresentationContext, tuple[str, ...]]]) -> None:

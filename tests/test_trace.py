@@ -134,6 +134,24 @@ class Negotiation(TraceTestCase):
                 found += event["context_id"]
         self.assertEqual(found, [one.context_id for one in refused])
 
+    def test_many_roles(self) -> None:
+        """A client of C-GET has a role for each SOP Class: one line in place of a hundred, with all UIDs in its field."""
+        trace.trace(self.scu)
+        self.serve()
+        classes = [str(context.abstract_syntax) for context in AllStoragePresentationContexts[:100]]
+        contexts = [build_context(Verification, EXPLICIT), *AllStoragePresentationContexts[:100]]
+        roles = [build_role(uid, scp_role=True) for uid in classes[:-3]]
+        ours = self.associate(*roles, *(build_role(uid, scu_role=True) for uid in classes[-3:]), contexts=contexts)
+        lines = [line.strip() for line in self.lines(ours) if "role selection" in line]
+        self.assertEqual(len(lines), 5, lines)
+        self.assertTrue(lines[0].startswith("role selection for 97 SOP Classes: the requestor as SCP: "), lines)
+        self.assertTrue(lines[0].endswith(" and 93 more"), lines)
+        self.assertEqual(lines[3], f"role selection: {SOPClass(classes[-1]).name}: the requestor as SCU")
+        proposed = [uid for event in self.events for uid in event.get("role_selection", ())]
+        self.assertEqual(proposed[:100], classes)
+        # The acceptor, which has one of these classes, answers its role.
+        self.assertEqual(lines[4:], ["role selection: CT Image Storage: the requestor as SCP"])
+
     def test_items(self) -> None:
         """Items of extended negotiation are shown; of a user identity the name of the user, and nothing secret."""
         trace.trace(self.scp)

@@ -5,6 +5,7 @@ The service behind ``twist dicom``: a :class:`~dicomtwist.service.DICOMService` 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -16,6 +17,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist import __version__
 from dicomtwist.ae.monitor import Vitals
+from dicomtwist.ae.server import in_bytes
 from dicomtwist.archive.folder_import import Import, import_folder
 from dicomtwist.archive.recovery import Reconciled, reconcile
 from dicomtwist.archive.server import ArchiveServer
@@ -136,9 +138,24 @@ class ArchiveService(DICOMService):
                 self.log.error("a crash left rows of the index that cannot be read before there is room")
             self._try_later()
         else:
+            self._warn_of_little_room()
             self._begin_import()
         if self.at_started is not None:
             self.at_started()
+
+    def _warn_of_little_room(self) -> None:
+        """Log that instances will be refused, if less than the storage is to leave is free."""
+        store = self.archive_server.archive.store
+        with suppress(OSError):
+            folder, free = store.room()
+            if free < store.min_free:
+                self.log.warn(
+                    "{folder} has {log_free} free, less than --min-free ({log_min_free}): instances are refused",
+                    folder=folder,
+                    free=free,
+                    log_free=in_bytes(free),
+                    log_min_free=in_bytes(store.min_free),
+                )
 
     def vitals(self) -> Vitals:
         """Return the vital signs, with the connections of HTTP if there is a port for it."""

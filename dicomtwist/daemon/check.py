@@ -41,8 +41,10 @@ _HAS_TLS: Final = re.compile(r"(?:^|:)(?:dicomtls|ssl|tls):")
 _OWN_TLS: Final = re.compile(r"(?:^|:)dicomtls:")
 #: Matches the names of its files, with their escapes.
 _FILE_OPTION: Final = re.compile(r":(certKey|privateKey)=((?:[^:\\]|\\.)*)")
+#: Options that are numbers of bytes on a disk.
+_BYTES: Final = ("min-free", "records-size")
 #: Options that have lines of their own, or do not concern the server.
-_SHOWN: Final = ("config", "check", "explain", "ae-title", "storage", "min-free", "import", "worklist", "viewer")
+_SHOWN: Final = ("config", "check", "explain", "ae-title", "storage", "import", "worklist", "viewer")
 
 
 def report(options: Any) -> int:
@@ -94,7 +96,7 @@ def _printable(lines: Iterable[str]) -> Iterator[str]:
 def _check(options: Any) -> Iterator[str]:
     configuration: Configuration = options.configuration
     path = configuration.path
-    storage = _storage(Path(options["storage"]), options["min-free"])
+    storage, room = _storage(Path(options["storage"]), options["min-free"])
     yield "The options are right." if path is None else f"{path} is right."
     yield from _item("AE title", options["ae-title"] + (", which a peer must call" * options["require-called-aet"]))
     if options["calling"]:
@@ -113,7 +115,7 @@ def _check(options: Any) -> Iterator[str]:
     yield "Rules:"
     for rule in options.policy.rules.rules:
         yield from _wrapped(f"{_upper(str(rule))}: {_conditions(rule)} may {_operations(rule)}")
-    warnings = list(_warnings(options))
+    warnings = [*filter(None, [room]), *_warnings(options)]
     if warnings:
         yield "Warnings:"
         for warning in warnings:
@@ -162,10 +164,11 @@ def _upper(text: str) -> str:
     return text[:1].upper() + text[1:] if not text.startswith("access.") else text
 
 
-def _storage(folder: Path, min_free: int) -> str:
+def _storage(folder: Path, min_free: int) -> tuple[str, str]:
     """
     Describe the folder of the archive.
 
+    :returns: the description, and a warning if it has not enough room.
     :raises usage.UsageError: it cannot be used.
     """
     nearest = folder.absolute()
@@ -185,8 +188,8 @@ def _storage(folder: Path, min_free: int) -> str:
         raise usage.UsageError(f"--storage: the index cannot be used: {why}")
     free = shutil.disk_usage(nearest).free
     words = "" if nearest == folder.absolute() else ", which the start creates"
-    enough = "" if free > min_free else f", less than min-free: instances would be refused (min-free {_size(min_free)})"
-    return f"{folder}{words}, {_size(free)} free{enough}"
+    enough = "" if free >= min_free else f", less than min-free ({_size(min_free)}): instances would be refused"
+    return f"{folder}{words}, {_size(free)} free", f"{folder} has {_size(free)} free{enough}" if enough else ""
 
 
 def _certificates(port: str) -> Iterator[tuple[str, datetime, str | None]]:
@@ -228,6 +231,7 @@ def _options(options: Any, configuration: Configuration) -> Iterator[str]:
         value = options[name]
         if name not in _SHOWN and value != default:
             plain = value.value if isinstance(value, Enum) else "none" if value is None else value
+            plain = _size(plain) if name in _BYTES and isinstance(plain, int) else plain
             where = f" ({configuration.path})" if name in configuration.options else ""
             yield from _item(name, f"{plain}{where}")
 

@@ -371,7 +371,7 @@ class Disagreeing(ReplacingCase):
         self.serve()
         self.assertEqual(self.store(dataset(1), dataset(2, PatientID="Q"), dataset(3, PatientID="Q")), [0] * 3)
         (line,) = self.about("disagree")
-        self.assertIn("PatientID of instance 1.2.1/1.2.1.1/1.2.1.1.2 disagree", line)
+        self.assertIn("instance 1.2.1/1.2.1.1/1.2.1.1.2 disagrees with the ", line)
         self.assertEqual(self.found("STUDY", "PatientID"), ["P", "Q"])
 
     def test_what_is_missing_contradicts_nothing(self) -> None:

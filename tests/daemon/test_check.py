@@ -170,6 +170,17 @@ allow = []
         ):
             self.assertIn(words, printed)
 
+    def test_min_free(self) -> None:
+        """It is listed like any other option, and too little room is a warning."""
+        code, printed = self.run_options("--check", text='min-free = "64M"\n')
+        self.assertEqual(code, 0, printed)
+        self.assertRegex(" ".join(printed.split()), r" min-free 64\.0 MiB \(.*archive\.toml\)")
+        self.assertNotIn("Warnings", printed)
+        code, printed = self.run_options("--check", "--min-free", "900000G")
+        self.assertEqual(code, 0, printed)
+        warning = " ".join(printed[printed.index("Warnings:") :].split())
+        self.assertRegex(warning, r"storage has .* free, less than min-free \(.*TiB\): instances would be refused")
+
     def test_certificates(self) -> None:
         """The certificates of the ports are listed; those that peers refuse, or will refuse soon, are warnings."""
         authority = Authority(str(self.folder), "test")

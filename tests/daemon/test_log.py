@@ -292,6 +292,18 @@ class FullDisk(LogTestCase):
         self.assertEqual(len([one for one in self.lines() if one["level"] in ("error", "critical", "warn")]), 1)
 
 
+class LittleRoom(LogTestCase):
+    async def test_at_the_start(self) -> None:
+        """A start says that everything will be refused; a refusal says why, without the number of the error."""
+        await self.start("--min-free", "900000G")
+        line = await self.line("free, less than --min-free (966.4 TB): instances are refused")
+        self.assertEqual(line["level"], "warn")
+        async with await self.ae.associate("127.0.0.1", self.port) as assoc:
+            self.assertEqual(await assoc.send_c_store(dataset(1)), 0xA700)
+        line = await self.line("there is no room in ")
+        self.assertTrue(line["message"].endswith(": less than --min-free (921600000 MiB) is free"), line)
+
+
 class Rotation(LogTestCase):
     """logrotate renames the file, and sends SIGHUP."""
 

@@ -112,7 +112,7 @@ class Conflicts:
         noted, self._noted = self._noted, []
         for sender, _, fields in noted:
             sender.log_conflict(
-                "{attributes} of instance {instance} disagree with the {entity} in the index: {outcome}", **fields
+                "instance {instance} disagrees with the {entity} in the index about {attributes}: {outcome}", **fields
             )
 
     def roll_back(self) -> None:

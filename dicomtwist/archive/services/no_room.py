@@ -77,7 +77,7 @@ class NoRoomLog:
             log_free="an unknown number of bytes" if free is None else in_bytes(free),
             refused=refused.total(),
             log_refused=" and ".join(_counted(count, what) for what, count in refused.items()),
-            reason=loggable(error),
+            reason=error.strerror if isinstance(error, OSError) and error.strerror else loggable(error),
         )
 
 

@@ -171,7 +171,8 @@ class QueryRetrieve:
         if destination is None:
             event.assoc.log_refusal(
                 self.log.info,
-                "C-MOVE of {peer!r} to the unknown destination {destination!r}: name its address with --peer",
+                "C-MOVE of {peer!r} to the unknown destination {destination!r}: name its address with --peer, or in the table"
+                " peers of the configuration file",
                 peer=event.assoc.remote.ae_title,
                 destination=event.move_destination[:16],
             )

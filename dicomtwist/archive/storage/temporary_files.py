@@ -370,7 +370,8 @@ class TemporaryFiles:
 
     def _check_free(self) -> None:
         if self._fs.free(self.folder) < self.min_free:
-            raise OSError(errno.ENOSPC, f"less than --min-free is free ({self.min_free} bytes)")
+            amount = f"{self.min_free >> 20} MiB" if self.min_free >= 1 << 20 else f"{self.min_free} bytes"
+            raise OSError(errno.ENOSPC, f"less than --min-free ({amount}) is free")
 
     def _tried_nameless(self, target: str) -> bool:
         """Whether a file can be made without a name and get one later; some file systems cannot, and it needs /proc."""
