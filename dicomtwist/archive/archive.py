@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, TypeAlias, cast
+from typing import Final, TypeAlias, TypeVar, cast
 
 from twisted.logger import Logger
 
@@ -23,9 +23,13 @@ from dicomtwist.archive.inbox.replay import replay
 from dicomtwist.archive.inbox.segments import Segments
 from dicomtwist.archive.index.conflicts import Precedence
 from dicomtwist.archive.index.index import FOLDER, Database, Index
+from dicomtwist.archive.index.study_times import StudyTimes
 from dicomtwist.archive.index.write_behind import WriteBehind
 from dicomtwist.archive.instance import Deliver, ReceivedInstance, same_dataset
+from dicomtwist.archive.removal.holds import FOLDER as HOLDS
+from dicomtwist.archive.removal.holds import Holds
 from dicomtwist.archive.removal.remover import Deleted, Remover
+from dicomtwist.archive.removal.retrievals import Retrievals
 from dicomtwist.archive.replacement import Replacement
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.process_locks import CommitJournal
@@ -46,6 +50,8 @@ from dicomtwist.datasets.character_sets import canonical
 from dicomtwist.errors import loggable
 
 __all__ = ["Archive", "DuplicateInstance", "Duplicates", "Precedence"]
+
+T = TypeVar("T")
 
 #: A failure of the inbox is logged once in this time, in seconds.
 COMPLAIN_AFTER: Final = 60.0
@@ -91,6 +97,9 @@ class Archive:
 
     :ivar store: the storage.
     :ivar index: the index, while it is open.
+    :ivar holds: the locks of studies.
+    :ivar study_times: when studies were received and retrieved.
+    :ivar retrievals: notes what is retrieved, and files that are missing.
     :ivar journal: the locks against other processes that share the archive; ``None`` if there are no others.
     :ivar asked: the number of calls of :meth:`add_rows`, which queries make.
     :ivar lacks_room: why nothing can be stored for now, although the archive can be read; empty if instances can be stored.
@@ -126,6 +135,9 @@ class Archive:
         self._precedence = precedence
         self.duplicates = duplicates
         self.store = InstanceStore(root, durability=durability, min_free=min_free, file_system=file_system)
+        self.holds = Holds(self.store.side_folder(HOLDS))
+        self.study_times = StudyTimes()
+        self.retrievals = Retrievals(self.store, self.study_times)
         self._commits: GroupCommit | None = None
         self._write_behind: WriteBehind | None = None
         self.journal: CommitJournal | None = None
@@ -409,6 +421,7 @@ class Archive:
 
         :param uids: the Study Instance UID, or that and the Series Instance UID, or these and the SOP Instance UID.
         :raises NotInArchive: it is not there.
+        :raises StudyLocked: the study is locked.
         :raises InvalidUID: one of them is not a UID.
         :raises StoreError: it cannot be removed now; nothing has changed.
         :raises OSError: as it came, errno intact; nothing has changed.
@@ -427,7 +440,23 @@ class Archive:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(self.root))
         if self._left_inbox:
             raise StoreError("instances wait in the inbox for the next start, which may bring back what is deleted now")
-        return Remover(self.store, self.index, self.journal, self._write_behind, self._inbox).remove(uids)
+        return Remover(self.store, self.index, self.journal, self._write_behind, self._inbox, self.holds).remove(uids)
+
+    def alone(self, work: Callable[[], T]) -> T:
+        """
+        Call *work* while this process commits nothing, with all files and rows made.
+
+        :raises StoreError: nothing can be stored or deleted now.
+        """
+        commits = self._commits
+        if commits is None:
+            raise StoreError("the archive is closed, or has no room")
+
+        def call() -> T:
+            self.catch_up()
+            return work()
+
+        return commits.alone(call)
 
     def purge(self, files: Removed) -> Generator[None, None, int]:
         """

@@ -19,8 +19,7 @@ from typing import Final, TypeAlias, TypeVar, cast
 
 from dicomtwist.archive.inbox.inbox import Inbox, Small
 from dicomtwist.archive.index.interfaces import IndexWriter
-from dicomtwist.archive.index.record import IndexRow, Record
-from dicomtwist.archive.index.sender import Sender
+from dicomtwist.archive.index.record import IndexRow, Record, Sender
 from dicomtwist.archive.index.write_behind import WriteBehind
 from dicomtwist.archive.instance import Deliver, ReceivedInstance
 from dicomtwist.archive.replacement import Replacement

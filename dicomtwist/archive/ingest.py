@@ -18,8 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from dicomtwist.archive.index.record import MAX_VALUE_LENGTH, WANTED, make_record, scanner_for
-from dicomtwist.archive.index.sender import Sender
+from dicomtwist.archive.index.record import MAX_VALUE_LENGTH, WANTED, Sender, make_record, scanner_for
 from dicomtwist.archive.instance import Deliver, ReceivedInstance
 from dicomtwist.archive.move_schedule import Movable, MoveSchedule
 from dicomtwist.archive.storage.interfaces import ReceivingStorage, Writer
@@ -94,6 +93,8 @@ class Ingest:
 
     :ivar layouts: the layouts of recent data sets.
     :ivar outcomes: the number of instances, by ``"stored"`` or the class of the error for which they were refused.
+    :ivar on_received: called with the Study Instance UID of each instance that is stored, and with the calling and the called
+        AE title of its sender; in the reactor thread, or ``None``.
     :ivar listeners: functions that are called with the Study and Series Instance UIDs of each instance that is stored, in the
         reactor thread. They do not fail.
     """
@@ -105,6 +106,7 @@ class Ingest:
         self.executor = executor
         self.default_charset = default_charset
         self.listeners: list[Callable[[str, str], None]] = []
+        self.on_received: Callable[[str, tuple[str, str]], None] | None = None
         self.layouts = Layouts(WANTED, MAX_VALUE_LENGTH)
         self._moves = MoveSchedule(archive, executor)
         self.outcomes = Counts()
@@ -216,6 +218,8 @@ class Ingest:
             incoming.kept(error)
             if error is None:
                 stored += 1
+                if self.on_received is not None:
+                    self.on_received(incoming.study_uid, incoming.titles)
                 for listener in self.listeners:
                     listener(incoming.study_uid, incoming.series_uid)
         if stored:
@@ -270,6 +274,12 @@ class IncomingInstance:
         self._refusal: Failure | None = None
         self.study_uid = self.series_uid = ""
         self.result: Deferred[BaseException | None] = Deferred()
+
+    @property
+    def titles(self) -> tuple[str, str]:
+        """The calling and the called AE title of the sender; empty if it has none."""
+        titles: tuple[str, str] = getattr(self._sender, "titles", ("", ""))
+        return titles
 
     # --- the sink, in the reactor thread
 

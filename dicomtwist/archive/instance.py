@@ -9,8 +9,7 @@ from io import BytesIO
 from os import SEEK_END
 from typing import BinaryIO, Final, Protocol
 
-from dicomtwist.archive.index.record import Record
-from dicomtwist.archive.index.sender import Sender
+from dicomtwist.archive.index.record import Record, Sender
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.system_calls import Buffer
 from dicomtwist.archive.storage.types import Written

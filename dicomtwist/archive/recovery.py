@@ -8,7 +8,7 @@ it was being replaced when the program ended.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final, NamedTuple, TypeAlias
@@ -31,10 +31,12 @@ from dicomtwist.datasets.header_scanner import HeaderError
 from dicomtwist.errors import loggable
 from dicomtwist.part10 import NO_TRANSFER_SYNTAX, NotDicomFile, read_file_meta
 
-__all__ = ["Reconciled", "read_record", "reconcile", "repair"]
+__all__ = ["Reconciled", "check", "read_record", "reconcile", "remove_missing", "repair"]
 
 #: The number of rows in one transaction.
 _ROWS: Final = 500
+#: The number of them while instances are stored, which wait meanwhile.
+_ROWS_IN_USE: Final = 50
 #: The number of bytes of a file that are read at once.
 _PIECE: Final = 256 * 1024
 #: The number of file names in a report.
@@ -141,14 +143,22 @@ def read_record(file: BinaryIO, default_charset: str = "") -> ReadRecord:
 _UIDS: Final = WANTED & {0x00080016, 0x00080018, 0x0020000D, 0x0020000E}
 
 
-def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda _: None) -> Reconciled:
+def reconcile(
+    archive: Archive,
+    progress: Callable[[Reconciled], None] = lambda _: None,
+    *,
+    in_use: bool = False,
+    all_files: bool = False,
+) -> Reconciled:
     """
     Compare files and index, then add and remove rows until both agree.
 
     Other processes that share the archive may store instances meanwhile, as workers do whose supervisor has found room on the
     disk again: each instance that seems to lack a file or a row is locked, and looked at again.
 
-    :param archive: the archive, open and not in use by this process yet.
+    :param archive: the archive, open.
+    :param in_use: whether this process stores instances meanwhile.
+    :param all_files: whether files that have a row are read again as well.
     :param progress: called after every few hundred files that had to be indexed.
     :raises OSError: the folder cannot be read.
     :raises IndexFailed: the database refused.
@@ -156,8 +166,8 @@ def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda 
     found = Reconciled()
     store: Storage = archive.store
     index: InstanceIndex = archive.index
-    adding = _Adding(archive, found, progress)
-    announced = index.announced()
+    adding = _Adding(archive, found, progress, in_use=in_use, all_files=all_files)
+    announced = [] if in_use else index.announced()  # those of replacements under way
     for uids in announced:
         if store.exists(*uids):
             adding.add(uids, replaced=True)
@@ -169,8 +179,8 @@ def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda 
     lost: list[InstanceUIDs] = []
     for folder, files, rows in _merged(on_disk, in_index):
         missing = files - rows
-        found.instances += len(files) - len(missing)
-        for uid in sorted(missing):
+        found.instances += 0 if all_files else len(files) - len(missing)
+        for uid in sorted(files if all_files else missing):
             adding.add((*folder, uid))
         if hidden.contains(folder):
             # Nobody knows whether its files are there: queries still find them.
@@ -180,25 +190,73 @@ def reconcile(archive: Archive, progress: Callable[[Reconciled], None] = lambda 
             lost.append((*folder, uid))
     adding.flush()
     for start in range(0, len(lost), _ROWS):
-        _remove(archive, lost[start : start + _ROWS], found, deleted)
+        _remove(archive, lost[start : start + _ROWS], found, deleted, in_use=in_use)
     if announced and not hidden:
-        with _exclusively(archive, announced):
+        with _locked(archive, announced):
             index.forget_announced(announced)
     return found
 
 
-def _exclusively(archive: Archive, instances: Sequence[InstanceUIDs]) -> AbstractContextManager[None]:
+def check(
+    archive: Archive, progress: Callable[[Reconciled], None] = lambda _: None, *, all_files: bool = False
+) -> Reconciled:
+    """
+    Compare files and index as :func:`reconcile` does, while the archive is in use.
+
+    :param all_files: whether each file is read and its row made again.
+    :raises OSError: the folder cannot be read.
+    :raises IndexFailed: the database refused.
+    :raises StoreError: the archive is closed, or has no room.
+    """
+    archive.catch_up()
+    return reconcile(archive, progress, in_use=True, all_files=all_files)
+
+
+def remove_missing(archive: Archive, instances: Collection[InstanceUIDs]) -> list[InstanceUIDs]:
+    """
+    Remove the rows of instances whose files are missing, unless they cannot be seen for now.
+
+    :returns: the instances that had a row.
+    :raises IndexFailed: the database refused.
+    :raises StoreError: the archive is closed, or has no room.
+    """
+    archive.add_rows()
+    wanted = set(instances)
+    rows = {row.uids for row in archive.index.find_instances({uids[2] for uids in wanted})} & wanted
+    if not rows:
+        return []
+
+    def remove() -> list[InstanceUIDs]:
+        with _locked(archive, sorted(rows)):
+            lost = [uids for uids in sorted(rows) if archive.store.is_gone(*uids)]
+            archive.index.remove(lost)
+        return lost
+
+    return archive.alone(remove)
+
+
+def _locked(archive: Archive, instances: Sequence[InstanceUIDs]) -> AbstractContextManager[None]:
     """Lock *instances* against the other processes that share the archive, if there are any."""
     return nullcontext() if archive.journal is None else archive.journal.locked(instances)
 
 
 def _remove(
-    archive: Archive, instances: Sequence[InstanceUIDs], found: Reconciled, deleted: Set[tuple[str, ...]]
+    archive: Archive,
+    instances: Sequence[InstanceUIDs],
+    found: Reconciled,
+    deleted: Set[tuple[str, ...]],
+    *,
+    in_use: bool,
 ) -> None:
     """Remove the rows of instances that have no file."""
-    with _exclusively(archive, instances):
-        lost = [uids for uids in instances if not archive.store.exists(*uids)]
-        archive.index.remove(lost)
+
+    def remove() -> list[InstanceUIDs]:
+        with _locked(archive, instances):
+            lost = [uids for uids in instances if not archive.store.exists(*uids)]
+            archive.index.remove(lost)
+        return lost
+
+    lost = archive.alone(remove) if in_use else remove()
     found.instances += len(instances) - len(lost)
     for uids in lost:
         if deleted and not deleted.isdisjoint((uids[:1], uids[:2], uids)):
@@ -322,7 +380,17 @@ def _merged(
 class _Adding:
     """Adds files to the index, a few hundred in one transaction."""
 
-    def __init__(self, archive: Archive, found: Reconciled, progress: Callable[[Reconciled], None]) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        found: Reconciled,
+        progress: Callable[[Reconciled], None],
+        *,
+        in_use: bool,
+        all_files: bool,
+    ) -> None:
+        self._in_use = in_use
+        self._all_files = all_files
         self._archive = archive
         self._found = found
         self._progress = progress
@@ -331,7 +399,7 @@ class _Adding:
     def add(self, uids: InstanceUIDs, *, replaced: bool = False) -> None:
         """Add an instance, with some hundreds of others."""
         self._waiting[uids] = replaced
-        if len(self._waiting) >= _ROWS:
+        if len(self._waiting) >= (_ROWS_IN_USE if self._in_use else _ROWS):
             self.flush()
 
     def flush(self) -> None:
@@ -339,17 +407,25 @@ class _Adding:
         waiting, self._waiting = self._waiting, {}
         if not waiting:
             return
-        with _exclusively(self._archive, list(waiting)):
-            if self._archive.journal is not None:
+        if self._in_use:
+            self._archive.alone(lambda: self._flush(waiting))
+        else:
+            self._flush(waiting)
+        self._progress(self._found)
+
+    def _flush(self, waiting: dict[InstanceUIDs, bool]) -> None:
+        with _locked(self._archive, list(waiting)):
+            if self._archive.journal is not None or self._in_use:
                 self._leave_out_stored(waiting)
             rows = [row for uids, replaced in waiting.items() if (row := self._read(uids, replaced)) is not None]
             if rows:
                 self._add(rows)
-        self._progress(self._found)
 
     def _leave_out_stored(self, waiting: dict[InstanceUIDs, bool]) -> None:
         """Leave out what another process has stored, or removed, since the folders were read."""
-        rows = {row.uids for row in self._archive.index.find_instances({uids[2] for uids in waiting})}
+        rows = set()
+        if not self._all_files:
+            rows = {row.uids for row in self._archive.index.find_instances({uids[2] for uids in waiting})}
         for uids, replaced in list(waiting.items()):
             if not replaced and uids in rows:
                 self._found.instances += 1

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import BinaryIO, Final
 
-from dicomtwist.archive.index.sender import Sender
+from dicomtwist.archive.index.record import Sender
 from dicomtwist.archive.instance import ReceivedInstance
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.system_calls import Buffer

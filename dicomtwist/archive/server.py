@@ -19,8 +19,10 @@ from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.ingest import Ingest
 from dicomtwist.archive.query.stored_syntaxes import StoredSyntaxes
 from dicomtwist.archive.services.deletion import Deletion
+from dicomtwist.archive.services.maintenance import Maintenance
 from dicomtwist.archive.services.mpps import PerformedProcedureSteps
 from dicomtwist.archive.services.query_retrieve import QueryRetrieve
+from dicomtwist.archive.services.retention import Retention
 from dicomtwist.archive.services.storage import StorageService
 from dicomtwist.archive.services.storage_commitment import StorageCommitment
 from dicomtwist.archive.services.worklist import DEADLINE, Worklist
@@ -63,6 +65,8 @@ class ArchiveServer:
     :ivar storage: the Storage Service Class.
     :ivar query_retrieve: the Query/Retrieve Service Class.
     :ivar deletion: deletes studies, series and instances.
+    :ivar retention: deletes studies by age, and to keep the archive below a size.
+    :ivar maintenance: compares files and index.
     :ivar performed_steps: the SOP Classes of performed procedure steps.
     :ivar storage_commitment: the Storage Commitment Service Class.
     :ivar worklist: the SOP Class of the modality worklist, ``None`` without a folder.
@@ -89,9 +93,12 @@ class ArchiveServer:
         self.peers = peers
         self.access = None if policy is None else Access(policy, executors.passcodes)
         self.ingest = Ingest(archive, executors.receiving, archive.default_charset)
+        self.ingest.on_received = archive.study_times.note_received
         self.storage = StorageService(self.ingest, self.access)
         self.query_retrieve = QueryRetrieve(archive, executors.querying, ae.ae_title, peers)
         self.deletion = Deletion(archive, executors.deletion)
+        self.retention = Retention(archive, self.deletion, executors.deletion, is_first=takes_up)
+        self.maintenance = Maintenance(archive, executors.deletion)
         self.performed_steps = PerformedProcedureSteps(
             archive.store,
             executors.housekeeping,
@@ -152,12 +159,18 @@ class ArchiveServer:
             with suppress(OSError):  # without room for a segment in advance, the first instance has to wait for one
                 self.archive.move()
         self.deletion.start()
+        self.retention.start()
         for provider in self.providers:
             provider.start()
 
     def stop(self) -> Deferred[None]:
         """Stop the services; the returned Deferred fires with ``None`` when their current work has ended."""
-        stopping = [self.deletion.stop(), *(provider.stop() for provider in self.providers)]
+        stopping = [
+            self.maintenance.stop(),
+            self.retention.stop(),
+            self.deletion.stop(),
+            *(provider.stop() for provider in self.providers),
+        ]
         return DeferredList(stopping).addCallback(lambda _: None)
 
     def stop_pixels(self) -> Deferred[None]:
@@ -167,6 +180,7 @@ class ArchiveServer:
     def close(self) -> None:
         """Close the archive and release the executors; idempotent."""
         self.ingest.stop()
+        self.retention.cancel()
         self.stop_pixels()
         if self._is_started:
             self._is_started = False

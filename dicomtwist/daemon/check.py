@@ -111,6 +111,8 @@ def _check(options: Any) -> Iterator[str]:
             yield from _item(name, options[name])
     yield from _item("peers", _counted(options.peers))
     yield from _users(options.policy, configuration)
+    if configuration.retention is not None:
+        yield from _item("retention", str(configuration.retention))
     yield from _options(options, configuration)
     yield "Rules:"
     for rule in options.policy.rules.rules:

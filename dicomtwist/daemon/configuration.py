@@ -19,6 +19,7 @@ from twisted.python import usage
 from dicomtwist.access.enforcement import Policy
 from dicomtwist.access.rules import DEFAULT_RULES, IDENTITY_TYPES, Identity, Rules, nearest, parse_rules
 from dicomtwist.access.users import Users
+from dicomtwist.archive.removal.policy import RetentionPolicy, parse_retention
 from dicomtwist.transport.peer_address import parse_peer
 from dicomtwist.ul.ae_title import check_ae_title
 
@@ -30,7 +31,7 @@ MAX_FILE_LENGTH: Final = 4 * 1024 * 1024
 #: The options that may be given more than once.
 LISTS: Final = ("port", "http", "http-origin", "viewer-http", "allow-calling", "peer", "trusted-proxy")
 #: The keys whose values are tables; all other keys are options.
-_TABLES: Final = ("peers", "access")
+_TABLES: Final = ("peers", "access", "retention")
 #: The options that are allowed on the command line only.
 _COMMAND_LINE_ONLY: Final = ("config", "check", "explain", "help", "version")
 
@@ -50,6 +51,7 @@ class Configuration:
     :ivar rules: the access rules.
     :ivar users: the file of users, ``None`` if there is none.
     :ivar unchecked: the types of user identity that are accepted without a check.
+    :ivar retention: the retention policy, ``None`` without one.
     """
 
     path: Path | None = None
@@ -58,6 +60,7 @@ class Configuration:
     rules: Rules = DEFAULT_RULES
     users: Path | None = None
     unchecked: frozenset[Identity] = frozenset()
+    retention: RetentionPolicy | None = None
 
     def arguments(self, given: Collection[str]) -> list[str]:
         """Return the options as command-line arguments, except those that are *given* on the command line already."""
@@ -176,6 +179,7 @@ def _understand(path: Path, content: dict[str, Any], parameters: list[str], flag
         parse_rules(access["rule"], "access.rule") if "rule" in access else DEFAULT_RULES,
         Path(_text("access.users", access["users"])) if "users" in access else None,
         frozenset(_identities(access.get("accept-identity", []))),
+        parse_retention(_table(content, "retention")) if "retention" in content else None,
     )
 
 

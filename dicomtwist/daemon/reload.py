@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist.access.enforcement import Access, Policy
+from dicomtwist.archive.services.retention import Retention
 from dicomtwist.daemon.configuration import Configuration
 from dicomtwist.runtime.executors import Executor
 from dicomtwist.service import DICOMService
@@ -36,6 +37,7 @@ class Reloading:
     :ivar configuration: the configuration that applies.
     :ivar read: reads the configuration file, or returns the configuration that applies if there is no file; it may block.
     :ivar then: called after a successful reload.
+    :ivar retention: deletes studies as the configuration says, or ``None``.
     """
 
     service: DICOMService
@@ -47,6 +49,7 @@ class Reloading:
     configuration: Configuration
     read: Callable[[], Configuration]
     then: Callable[[], None] = lambda: None
+    retention: Retention | None = None
     _under_way: Deferred[None] = field(default_factory=lambda: succeed(None), init=False)
     _at_start: Configuration = field(init=False)
 
@@ -71,6 +74,8 @@ class Reloading:
         await self.service.relisten(endpoints)
         self.access.change(policy, self.service.server)
         self.configuration = configuration
+        if self.retention is not None:
+            self.retention.policy = configuration.retention
         self.log.info(
             "reloaded the rules ({rules}), the users ({users}), the peers ({peers}) and the certificates of ports ({ports})",
             rules=len(policy.rules),

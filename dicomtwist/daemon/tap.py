@@ -55,6 +55,7 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
         takes_up=worker is None,
         pixels=_pixels(options),
     )
+    server.retention.policy = options.configuration.retention
     http = make_http(options, server)
     kind = WorkerService if worker else SupervisorService if options["workers"] > 1 else ArchiveService
     service = kind(
@@ -169,4 +170,5 @@ def _reloading(options: Options, service: ArchiveService) -> Reloading:
         given_peers=options["peer"][of_file:],
         configuration=configuration,
         read=read,
+        retention=service.archive_server.retention,
     )

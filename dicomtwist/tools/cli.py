@@ -16,6 +16,7 @@ INTERRUPTED: Final = 130
 
 #: The subcommands: their names, their modules in :mod:`dicomtwist.tools.commands`, and a line of help for each.
 COMMANDS: Final = {
+    "archive": ("archive", "Look after the archive of 'twist dicom': delete, list, lock, check."),
     "commit": ("commit", "Ask a peer to commit to storing instances (storage commitment)."),
     "diagnose": ("diagnose", "Find out why a connection to a peer fails."),
     "dump-association": ("dump", "Show which presentation contexts a peer accepts."),

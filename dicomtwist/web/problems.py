@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Final
 
 from dicomtwist.archive.query.compiler import InvalidIdentifier
+from dicomtwist.archive.removal.holds import StudyLocked
 from dicomtwist.archive.removal.remover import NotInArchive
 from dicomtwist.archive.storage.types import NO_ROOM, IndexFailed, StoreError
 from dicomtwist.dicomweb.media_types import MediaTypeError
@@ -70,6 +71,8 @@ def problem_of(error: BaseException) -> Problem | None:
         return _later("too many requests wait")
     if isinstance(error, NotInArchive):
         return Problem(404, str(error))
+    if isinstance(error, StudyLocked):
+        return Problem(409, str(error))
     if isinstance(error, IndexFailed):
         return _later("the index cannot be read or written now")
     if isinstance(error, OSError) and error.errno in NO_ROOM:

@@ -90,6 +90,26 @@ class OptionsInTheFile(ConfigurationTestCase):
                 self.assertEqual(given[name], default, name)
 
 
+class Retention(ConfigurationTestCase):
+    """The table [retention]."""
+
+    def test_it(self) -> None:
+        self.assertIsNone(self.read("").retention)
+        policy = self.read('[retention]\nage = "2y"\n[[retention.rule]]\nmodality = "CT"\nkeep = true\n').retention
+        assert policy is not None
+        self.assertEqual((policy.age, len(policy.rules)), (2 * 31557600.0, 1))
+        self.assertIn("studies older than 730.5 days", str(policy))
+        error = self.assertRaises(ConfigurationError, self.read, "[retention]\nage = 3\n")
+        self.assertRegex(str(error), r"retention: age is a time such as \"90d\"")
+
+    def test_the_example_of_the_guide(self) -> None:
+        (block,) = [one for one in blocks(DOCS / "guides" / "deletion.md") if one.language == "toml"]
+        policy = self.read(block.text).retention
+        assert policy is not None
+        self.assertTrue(policy.dry_run)
+        self.assertEqual([rule.name for rule in policy.rules], ["teaching files", "ultrasound"])
+
+
 class Access(ConfigurationTestCase):
     """Rules and users in the file."""
 

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from dicomtwist.archive.index.attributes import Level, at_level
-from dicomtwist.archive.index.record import COLUMNS, NAME_COLUMNS, Row
-from dicomtwist.archive.index.sender import Sender
+from dicomtwist.archive.index.record import COLUMNS, NAME_COLUMNS, Row, Sender
 
 __all__ = ["Conflicts", "Precedence", "StoringTimes"]
 

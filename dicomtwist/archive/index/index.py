@@ -333,6 +333,16 @@ class Index:
                 self._delete(self._connection.execute(_rows_of(*uids)).all())
             self._forget()
 
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """
+        Open a transaction for tables beside those of the index.
+
+        :raises IndexFailed: the database refused.
+        """
+        with self._transaction():
+            yield self._connection
+
     def remove_below(self, uids: Sequence[str]) -> int:
         """
         Remove a study, a series or an instance, and what becomes empty above it.

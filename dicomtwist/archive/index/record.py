@@ -8,14 +8,13 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from pydicom import Dataset
 from pydicom.filereader import read_dataset
 
 from dicomtwist.archive.index.attributes import Attribute, Level, at_level
 from dicomtwist.archive.index.normal_forms import datetime_key, name_groups, name_key, normal_date, sounds, time_key
-from dicomtwist.archive.index.sender import Sender
 from dicomtwist.archive.storage.types import InstanceUIDs
 from dicomtwist.datasets.character_sets import canonical, decode_text, decode_texts, decode_values, has_undecoded
 from dicomtwist.datasets.element_headers import (
@@ -27,7 +26,7 @@ from dicomtwist.datasets.element_headers import (
 from dicomtwist.datasets.header_scanner import HeaderScanner
 from dicomtwist.datasets.nesting import CountedFile
 
-__all__ = ["COLUMNS", "WANTED", "IndexRow", "IndexedInstance", "Record", "make_record", "scanner_for"]
+__all__ = ["Sender", "COLUMNS", "WANTED", "IndexRow", "IndexedInstance", "Record", "make_record", "scanner_for"]
 
 #: The longest value that the index stores, in bytes; a longer one counts as empty. An LT has at most 10240 characters.
 MAX_VALUE_LENGTH: Final = 16 * 1024
@@ -100,6 +99,20 @@ class Record:
     def length(self) -> int:
         """The number of characters in the record."""
         return sum(len(text) for row in (self.patient, self.study, self.series, self.instance) for text in row)
+
+
+class Sender(Protocol):
+    """Where an instance comes from: a peer, or an import. Used in any thread."""
+
+    @property
+    def may_replace(self) -> bool:
+        """Whether it may replace stored instances, and values that the index has."""
+
+    def log_replacement(self, message: str, /, **fields: object) -> None:
+        """Log that its instance replaced another one, behind the name of the sender."""
+
+    def log_conflict(self, message: str, /, **fields: object) -> None:
+        """Log that its instance disagrees with the index, unless it has had its share of such lines."""
 
 
 @dataclass(slots=True)

@@ -323,12 +323,14 @@ class Finder:
         search = Search(self._archive.index.engine, query)
         store = self._archive.store
         numbers, first = search.all_instances(store)
+        note = self._archive.retrievals.note
         if numbers is not None:
             self._archive.make_files()  # behind the search: all that it has found have files then
-            return Found(share, numbers, lambda page: search.instances(store, page), (), first, len(first))
+            note(first)
+            return Found(share, numbers, lambda page: note(search.instances(store, page)), (), first, len(first))
         numbers = search.numbers(levels={Level.STUDY, Level.SERIES}, order=ORDER)
         self._archive.make_files()
-        return Found(share, numbers, lambda page: search.instances(store, page))
+        return Found(share, numbers, lambda page: note(search.instances(store, page)))
 
 
 def _once(predicate: Predicate) -> Predicate:

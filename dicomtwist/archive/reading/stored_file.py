@@ -216,6 +216,7 @@ class StoredFiles:
         :raises OSError: its file cannot be read.
         """
         store = self._archive.store
+        self._archive.retrievals.note_opened(uids)
         try:
             file = store.open(*uids)
         except FileNotFoundError:
@@ -223,6 +224,7 @@ class StoredFiles:
             try:
                 file = store.open(*uids)
             except (FileNotFoundError, NotADirectoryError):
+                self._archive.retrievals.note_missing([uids])
                 raise NotStored("there is no such instance") from None
         try:
             size, version = store.describe(file)

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from dicomtwist.archive.inbox.inbox import Inbox
 from dicomtwist.archive.index.index import Index
 from dicomtwist.archive.index.write_behind import WriteBehind
+from dicomtwist.archive.removal.holds import Holds
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.process_locks import CommitJournal
 from dicomtwist.archive.storage.removed import Removed
@@ -55,6 +56,7 @@ class Remover:
     :param journal: the locks against other processes that share the archive; ``None`` if there are no others.
     :param write_behind: the rows that are not in the index yet, if there may be any.
     :param inbox: the inbox, if there is one.
+    :param holds: the locks of studies.
     """
 
     log = Logger()
@@ -66,12 +68,14 @@ class Remover:
         journal: CommitJournal | None,
         write_behind: WriteBehind | None,
         inbox: Inbox | None,
+        holds: Holds,
     ) -> None:
         self._store = store
         self._index = index
         self._journal = journal
         self._write_behind = write_behind
         self._inbox = inbox
+        self._holds = holds
 
     def remove(self, uids: Sequence[str]) -> Deleted:
         """
@@ -79,6 +83,7 @@ class Remover:
 
         :param uids: its UIDs, from the study on, which are valid.
         :raises NotInArchive: it is not there.
+        :raises StudyLocked: it is locked.
         :raises IndexFailed: the database refused; it is there as before.
         :raises OSError: as it came, errno intact; it is there as before.
         """
@@ -86,6 +91,7 @@ class Remover:
             return self._remove(tuple(uids))
 
     def _remove(self, uids: tuple[str, ...]) -> Deleted:
+        self._holds.check(uids[0])
         if self._inbox is not None:
             self._inbox.release(self._inbox.held_below(uids))
         if self._write_behind is not None:

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.reading.series_documents import FOLDER
+from dicomtwist.archive.recovery import remove_missing
 from dicomtwist.archive.removal.remover import Deleted
 from dicomtwist.archive.storage.removed import Removed
+from dicomtwist.archive.storage.types import InstanceUIDs
 from dicomtwist.errors import loggable
 from dicomtwist.runtime.executors import Executor, is_turn_over, run_in_turns
 
@@ -26,6 +30,8 @@ __all__ = ["Deletion"]
 
 #: The time between two attempts to remove files that could not be removed, in seconds.
 TRY_AGAIN: Final = 60.0
+#: The time after which files that a retrieval has missed are looked for, in seconds.
+LOOK_AFTER: Final = 0.1
 #: The deletions whose files wait to be removed and that are remembered; the next start removes those of others.
 MAX_WAITING: Final = 10_000
 
@@ -52,7 +58,42 @@ class Deletion:
         self._waiting: deque[Removed] = deque()
         self._purging: Deferred[None] = succeed(None)
         self._is_purging = False
+        self._is_looking = False
+        self._calls: list[IDelayedCall] = []
         self._is_stopped = True
+
+    def _look_for_missing(self) -> None:
+        """Look in a thread whether files are missing, soon: a retrieval finds many at once."""
+        if not self._is_looking and not self._is_stopped:
+            self._is_looking = True
+            self._call(LOOK_AFTER, self._look)
+
+    def _call(self, seconds: float, function: Callable[[], None]) -> None:
+        """Call *function* after *seconds*, unless the service is stopped before."""
+
+        def call() -> None:
+            self._calls.remove(later)
+            function()
+
+        later = self._executor.call_later(seconds, call)
+        self._calls.append(later)
+
+    def _look(self) -> None:
+        self._is_looking = False
+        missing = self._archive.retrievals.take_missing()
+        if missing and not self._is_stopped:
+            self._executor.run(remove_missing, self._archive, missing).addCallbacks(self._removed, self._not_removed)
+
+    def _removed(self, lost: Sequence[InstanceUIDs]) -> None:
+        if lost:
+            self.log.error(
+                "the files of {count} instances are missing, the first is {path}: their rows were removed",
+                count=len(lost),
+                path=self._archive.store.name(*lost[0]),
+            )
+
+    def _not_removed(self, reason: Failure) -> None:
+        self.log.error("rows without files cannot be removed for now: {reason}", reason=loggable(reason.value))
 
     @property
     def unpurged(self) -> int:
@@ -62,6 +103,7 @@ class Deletion:
     def start(self) -> None:
         """Remove the files of deletions that the previous run of the program has left. It blocks while it lists them."""
         self._is_stopped = False
+        self._archive.retrievals.on_missing = lambda: self._executor.call_in_reactor(self._look_for_missing)
         self._waiting.extend(self._archive.unpurged())
         if self._waiting:
             self.log.info("the files of {count} deletions are left, and are removed now", count=len(self._waiting))
@@ -74,6 +116,10 @@ class Deletion:
         :returns: a Deferred that fires with ``None`` when the current step and the deletions under way have ended.
         """
         self._is_stopped = True
+        self._archive.retrievals.on_missing = None
+        while self._calls:
+            self._calls.pop().cancel()
+        self._is_looking = False
         under_way: list[Deferred[Any]] = [self._purging, *self._deleting]
         return DeferredList(under_way).addCallback(lambda _: None)
 
@@ -155,7 +201,7 @@ class Deletion:
             reason=loggable(reason.value),
         )
         if not self._is_stopped:
-            self._executor.call_later(TRY_AGAIN, self._again, removed)
+            self._call(TRY_AGAIN, partial(self._again, removed))
 
     def _again(self, removed: Removed) -> None:
         self._waiting.append(removed)

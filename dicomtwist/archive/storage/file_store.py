@@ -14,6 +14,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -156,6 +157,18 @@ class InstanceStore:
         except (OSError, ValueError):
             return False
         return True
+
+    def is_gone(self, study_uid: str, series_uid: str, instance_uid: str) -> bool:
+        """Whether the file of an instance was removed, and not only its disk. The UIDs are valid."""
+        study = f"{self._root}/{study_uid}"
+        try:
+            os.lstat(self.locate(study_uid, series_uid, instance_uid))
+        except (FileNotFoundError, NotADirectoryError):
+            # A link that leads nowhere: the file system behind it is not mounted.
+            return not any(os.path.islink(one) and not os.path.exists(one) for one in (study, f"{study}/{series_uid}"))
+        except OSError:
+            return False
+        return False
 
     def series(self, unreadable: Callable[[str, str, OSError], None]) -> Iterator[tuple[tuple[str, str], set[str]]]:
         """Yield each series, in the order of the Study and Series Instance UIDs, with the SOP Instance UIDs of its files.
@@ -481,6 +494,20 @@ class InstanceStore:
     def remove_instance(self, study_uid: str, series_uid: str, instance_uid: str) -> None:
         """Remove an instance; a failure is ignored."""
         self._fs.unlink_quietly(self.locate(study_uid, series_uid, instance_uid))
+
+    def received(self, study_uid: str) -> float:
+        """Return the time at which the last instance of a study was received, in seconds since 1970; 0 if it has none.
+
+        :raises OSError: a folder cannot be read.
+        """
+        latest = 0.0
+        for series_uid in self.series_of(study_uid):
+            with suppress(FileNotFoundError), os.scandir(f"{self._root}/{study_uid}/{series_uid}") as entries:
+                for entry in entries:
+                    if entry.name.endswith(_SUFFIX):
+                        with suppress(FileNotFoundError):
+                            latest = max(latest, entry.stat().st_mtime)
+        return latest
 
     # --- removing
 

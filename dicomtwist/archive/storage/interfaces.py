@@ -150,6 +150,11 @@ class Storage(ReceivingStorage, CommittingStorage, Protocol):
     def versions(self, study_uid: str, series_uid: str, /) -> dict[str, str]:
         """Return the SOP Instance UIDs of a series, each with the version of the instance; none if it has no instances."""
 
+    def received(self, study_uid: str, /) -> float:
+        """
+        Return the time at which the last instance of a study was received, in seconds since 1970; 0 if it has none.
+        """
+
     def series_of(self, study_uid: str, /) -> list[str]:
         """Return the Series Instance UIDs of a study, sorted; none if there is no such study."""
 

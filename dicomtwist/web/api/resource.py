@@ -1,5 +1,5 @@
 """
-``/api`` of the site: JSON for operators and their tools, with the operation ``admin``.
+``/api`` of the site: JSON for operators and their tools, with the operations ``admin`` and ``delete``.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Final
 
 from dicomtwist.archive.server import ArchiveServer
+from dicomtwist.web.api.archive import ROUTES as ARCHIVE_ROUTES
 from dicomtwist.web.api.overview import ROUTES as OVERVIEW_ROUTES
 from dicomtwist.web.resource import DICOMwebResource
 from dicomtwist.web.routes import Router
@@ -15,7 +16,7 @@ from dicomtwist.web.services import Services
 __all__ = ["ROUTES", "APIResource"]
 
 #: The table of routes, as the documentation has it.
-ROUTES: Final = (*OVERVIEW_ROUTES,)
+ROUTES: Final = (*OVERVIEW_ROUTES, *ARCHIVE_ROUTES)
 
 
 class APIResource(DICOMwebResource):

@@ -10,7 +10,7 @@ from typing import Final
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from dicomtwist.archive.index.sender import Sender
+from dicomtwist.archive.index.record import Sender
 from dicomtwist.archive.ingest import Ingest
 from dicomtwist.dicomweb.media_types import DICOM, OCTET_STREAM, MediaType, MediaTypeError
 from dicomtwist.dicomweb.multipart import Event, MultipartCutter, MultipartError, PartBegins, PartData, PartEnds

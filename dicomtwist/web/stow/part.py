@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from twisted.python.failure import Failure
 
-from dicomtwist.archive.index.sender import Sender
+from dicomtwist.archive.index.record import Sender
 from dicomtwist.archive.ingest import IncomingInstance, Ingest
 from dicomtwist.datasets.identity import IDENTITY_LENGTH, instance_uids
 from dicomtwist.part10 import NO_TRANSFER_SYNTAX, FileMeta, NotDicomFile, read_file_meta

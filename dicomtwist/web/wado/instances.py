@@ -43,6 +43,9 @@ __all__ = ["ROUTES", "content_of"]
 
 _log = Logger()
 
+#: The words about instances that are found, and removed before they are read.
+MISSING: Final = "the files were removed"
+
 
 class _Package(Protocol):
     """A body with several instances."""
@@ -258,7 +261,8 @@ async def _retrieve_many(request: DICOMwebRequest, services: Services, uids: Seq
     if len(first) == found.total and all(_is_kept(*one) for one in chosen):
         sizes = await reading(request, services).run(services.files.sizes, [instance.uids for instance, _ in chosen])
         length = None if sizes is None else package.length(chosen, sizes)
-    await request.stream(_body(request, services, package, chosen, pages), package.content_type, length=length)
+    body = _body(request, services, package, chosen, pages, is_measured=length is not None)
+    await request.stream(body, package.content_type, length=length)
 
 
 _Chosen = tuple[StoredInstance, Representation]
@@ -292,36 +296,53 @@ async def _body(
     package: _Package,
     first: list[_Chosen],
     pages: AsyncIterator[list[StoredInstance]],
+    *,
+    is_measured: bool,
 ) -> AsyncIterator[Piece]:
-    """Yield the bytes of a body with the instances *first*, and those of further *pages*."""
+    """
+    Yield the bytes of a body with the instances *first*, and those of further *pages*. Instances that are removed meanwhile
+    are left out.
+
+    :param is_measured: whether the length of the body is announced, so that nothing can be left out.
+    :raises Problem: all files are missing (404), or one of them if the length is announced.
+    """
     chosen = first
+    is_empty = True
     while chosen:
         for is_kept, group in groupby(chosen, lambda one: _is_kept(*one)):
             if is_kept:
-                pieces = ThreadPieces(reading(request, services), _kept(services, package, list(group)))
+                pieces = ThreadPieces(
+                    reading(request, services), _kept(services, package, list(group), is_measured=is_measured)
+                )
                 try:
                     async for several in pieces:
+                        is_empty = False
                         yield several
                 finally:
                     await pieces.aclose()
                 continue
             for instance, representation in group:
                 async for piece in _converted(request, services, package, instance, representation):
+                    is_empty = False
                     yield piece
         chosen = []
         async for page in pages:
             chosen = _chosen(request.accept, services, page, is_zip=isinstance(package, _Zip))
             if chosen:
                 break
+    if is_empty:
+        raise Problem(404, MISSING)
     yield package.end()
 
 
-def _kept(services: Services, package: _Package, chosen: Sequence[_Chosen]) -> Iterator[bytes]:
+def _kept(services: Services, package: _Package, chosen: Sequence[_Chosen], *, is_measured: bool) -> Iterator[bytes]:
     """Yield the bytes of instances as they are stored, in a thread."""
     for instance, representation in chosen:
         try:
             stored = services.files.open(instance.uids)
         except NotStored:
+            if is_measured:
+                raise Problem(404, MISSING) from None
             continue  # removed meanwhile
         with stored:
             yield from package.part(instance, representation, stored_content(stored))

@@ -14,6 +14,8 @@ from sqlalchemy import Engine, create_engine
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index import schema
 from dicomtwist.archive.index.attributes import Level
+from dicomtwist.archive.index.study_times import Order
+from dicomtwist.archive.query.overview import StudyChoice, overview, studies
 from dicomtwist.archive.recovery import reconcile
 from dicomtwist.archive.storage.types import Durability
 from tests.archive.query import test_compiler
@@ -77,6 +79,34 @@ class Keeping(ArchiveCase):
         found = reconcile(archive)
         self.assertEqual((found.lost, found.unreadable), (1, 2))
         self.assertEqual(archive.index.counts(), {Level.PATIENT: 2, Level.STUDY: 2, Level.SERIES: 2, Level.IMAGE: 2})
+
+    def test_deletions(self) -> None:
+        """Studies, series and instances, and what is known of the times of studies."""
+        archive = self.open(engine=empty())
+        for series, number in ((1, 1), (1, 2), (2, 1), (3, 1)):
+            self.assertIsNone(keep(archive, dataset(number, series)))
+        self.assertIsNone(keep(archive, dataset(1, study=2, PatientID="Q")))
+        times, index = archive.study_times, archive.index
+        times.note_times(index, [(uid, 5.0) for uid in times.unknown(index)])
+        times.note_received("1.2.1", ("CT1", "ARCHIVE"))
+        times.note_accessed("1.2.1")
+        times.write(index)
+        facts = times.oldest(index, Order.ACCESSED)
+        self.assertEqual([(one.uid, one.calling, one.modalities) for one in facts],
+                         [("1.2.2", "", ("OT",)), ("1.2.1", "CT1", ("OT",))])  # fmt: skip
+        self.assertEqual(sum(one.size for one in facts), times.total(index))
+        self.assertEqual(times.oldest(index, Order.ACCESSED, (facts[0].time(Order.ACCESSED), "1.2.2")), facts[1:])
+        for uids, instances, left in (
+            (("1.2.1", "1.2.1.1", "1.2.1.1.1"), 1, 4),
+            (("1.2.1", "1.2.1.2"), 1, 3),
+            (("1.2.1",), 2, 1),
+        ):
+            self.assertEqual(archive.delete(uids).instances, instances)
+            self.assertEqual(archive.index.counts()[Level.IMAGE], left)
+        self.assertEqual(archive.index.counts(), {Level.PATIENT: 1, Level.STUDY: 1, Level.SERIES: 1, Level.IMAGE: 1})
+        times.forget_removed(index)
+        self.assertEqual([one["study"] for one in studies(archive, StudyChoice())], ["1.2.2"])
+        self.assertEqual(overview(archive)["studies"], 1)
 
     def test_it_follows(self) -> None:
         archive = self.open(engine=empty(), durability=Durability.NONE)

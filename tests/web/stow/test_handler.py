@@ -412,7 +412,9 @@ class InFlight(StowTestCase):
     async def test_back_pressure(self) -> None:
         held: list[Any] = []
         flow = Flow()
-        sink = IncomingBody(flow, MultipartCutter(b"B"), self.server.ingest, mock.Mock(may_replace=True))
+        sink = IncomingBody(
+            flow, MultipartCutter(b"B"), self.server.ingest, mock.Mock(may_replace=True, titles=("HTTP", ""))
+        )
         with mock.patch.object(self.server.ingest, "keep_small", held.append):
             sink.data(multipart(part10(dataset(number)) for number in range(1, 100)))
             self.assertEqual((len(held), flow.is_paused), (body_module.MAX_IN_FLIGHT, True))
@@ -424,7 +426,7 @@ class InFlight(StowTestCase):
 
     async def test_a_large_instance(self) -> None:
         flow = Flow()
-        sink = IncomingBody(flow, SinglePart(), self.server.ingest, mock.Mock(may_replace=True))
+        sink = IncomingBody(flow, SinglePart(), self.server.ingest, mock.Mock(may_replace=True, titles=("HTTP", "")))
         content = part10(dataset(EncapsulatedDocument=bytes(12 << 20)))
         for start in range(0, len(content), 1 << 20):
             sink.data(content[start : start + (1 << 20)])
@@ -451,7 +453,7 @@ class Pieces(StowTestCase):
                 incoming.kept(None)
 
             with mock.patch.object(self.server.ingest, "keep_small", keep):
-                sink = IncomingBody(Flow(), MultipartCutter(b"B"), self.server.ingest, mock.Mock())
+                sink = IncomingBody(Flow(), MultipartCutter(b"B"), self.server.ingest, mock.Mock(titles=("HTTP", "")))
                 start = 0
                 for size in itertools.cycle(sizes):
                     sink.data(data[start : start + size])

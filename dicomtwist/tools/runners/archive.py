@@ -1,0 +1,456 @@
+"""
+The operations of ``dicomtwist archive``, at a running server by its API, or in the folder of a stopped one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import ssl
+import tempfile
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Final
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlencode, urlsplit
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
+from zipfile import ZipFile
+
+import click
+
+__all__ = ["ArchiveFailed", "open_archive", "run"]
+
+#: The studies that are asked for at once.
+PAGE: Final = 500
+#: The time between two questions whether a check has ended, in seconds.
+POLL: Final = 0.5
+#: The time in which the server answers, in seconds.
+TIMEOUT: Final = 600.0
+_COPY: Final = 1024 * 1024
+
+
+class ArchiveFailed(Exception):
+    """An operation failed; the text says why."""
+
+
+class Archives:
+    """The operations, wherever the archive is. Each raises :class:`ArchiveFailed`."""
+
+    @abstractmethod
+    def stat(self) -> dict[str, Any]:
+        """Return what the archive holds."""
+
+    @abstractmethod
+    def studies(
+        self, uids: Sequence[str], patient_id: str, locked: bool, offset: int, limit: int
+    ) -> list[dict[str, Any]]:
+        """Return a part of the list of studies."""
+
+    @abstractmethod
+    def delete(self, uids: Sequence[str]) -> None:
+        """Delete a study, a series or an instance."""
+
+    @abstractmethod
+    def lock(self, study: str, reason: str) -> None:
+        """Lock a study."""
+
+    @abstractmethod
+    def unlock(self, study: str) -> None:
+        """Unlock a study."""
+
+    @abstractmethod
+    def check(self, *, all_files: bool) -> dict[str, Any]:
+        """Compare files and index; return the result."""
+
+    @abstractmethod
+    def export(self, uids: Sequence[str], folder: Path) -> int:
+        """Copy files into a folder; return their number."""
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """The token is for one server: a redirection is an error."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        return None
+
+
+class RunningServer(Archives):
+    """
+    A server that runs.
+
+    :param url: the URL of its site.
+    :param token: a token of a user; empty without one.
+    :param tls: the TLS context for https.
+    """
+
+    def __init__(self, url: str, token: str, tls: ssl.SSLContext) -> None:
+        self._url = url.rstrip("/")
+        self._token = token
+        # A proxy of the environment is not for the server of this machine or this network.
+        self._opener = build_opener(ProxyHandler({}), _NoRedirects(), HTTPSHandler(context=tls))
+
+    @contextmanager
+    def _response(self, method: str, path: str, body: Any = None, accept: str = "application/json") -> Iterator[Any]:
+        headers = {"Accept": accept}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        data = None if body is None else json.dumps(body).encode()
+        if data is not None:
+            headers["Content-Type"] = "application/json"
+        try:
+            with self._opener.open(
+                Request(f"{self._url}{path}", data, headers, method=method), timeout=TIMEOUT
+            ) as response:
+                yield response
+        except HTTPError as error:
+            raise ArchiveFailed(_words(error)) from None
+        except URLError as error:
+            raise ArchiveFailed(f"cannot reach {self._url}: {error.reason}") from None
+        except (OSError, HTTPException) as error:
+            raise ArchiveFailed(f"the connection to {self._url} failed: {error}") from None
+
+    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+        with self._response(method, f"/api/archive{path}", body) as response:
+            text = response.read()
+        try:
+            return json.loads(text) if text else None
+        except ValueError:
+            raise ArchiveFailed(f"{self._url} has no JSON below /api: is it the site of twist dicom --http?") from None
+
+    def stat(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._ask("GET", "")
+        return found
+
+    def studies(
+        self, uids: Sequence[str], patient_id: str, locked: bool, offset: int, limit: int
+    ) -> list[dict[str, Any]]:
+        query = [("offset", str(offset)), ("limit", str(limit)), *(("study", uid) for uid in uids)]
+        query += [("patient_id", patient_id)] * bool(patient_id) + [("locked", "true")] * locked
+        found: list[dict[str, Any]] = self._ask("GET", f"/studies?{urlencode(query)}")
+        return found
+
+    def delete(self, uids: Sequence[str]) -> None:
+        self._ask("DELETE", _path(uids))
+
+    def lock(self, study: str, reason: str) -> None:
+        self._ask("PUT", f"{_path([study])}/lock", {"reason": reason})
+
+    def unlock(self, study: str) -> None:
+        self._ask("DELETE", f"{_path([study])}/lock")
+
+    def check(self, *, all_files: bool) -> dict[str, Any]:
+        state = self._ask("POST", "/rebuild" if all_files else "/check")
+        number = state["number"]
+        while state["number"] == number and state["state"] == "running":
+            time.sleep(POLL)
+            state = self._ask("GET", "/check")
+        if state["number"] != number or state["state"] != "done":
+            raise ArchiveFailed(state.get("reason", "the server was started again meanwhile"))
+        result: dict[str, Any] = state["result"]
+        return result
+
+    def export(self, uids: Sequence[str], folder: Path) -> int:
+        path = "/dicom-web" + _path(uids)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            with self._response(
+                "GET", path, accept="application/zip, application/dicom; transfer-syntax=*;q=0.5"
+            ) as response:
+                shutil.copyfileobj(response, file, _COPY)
+            file.seek(0)
+            count = 0
+            with ZipFile(file) as archive:
+                for member in archive.infolist():
+                    series, _, name = member.filename.partition("/")
+                    target = folder / uids[0] / Path(series).name / Path(name).name
+                    with archive.open(member) as source:
+                        _copy(source, target)
+                    count += 1
+        return count
+
+
+def _path(uids: Sequence[str]) -> str:
+    names = ("studies", "series", "instances")
+    return "".join(f"/{name}/{quote(uid, safe='')}" for name, uid in zip(names, uids, strict=False))
+
+
+def _words(error: HTTPError) -> str:
+    """Return why the server refuses."""
+    with suppress(ValueError, OSError):
+        found = json.loads(error.read(64 * 1024))
+        if isinstance(found, dict) and isinstance(found.get("words"), str):
+            return f"the server answers {error.code}: {found['words']}"
+    return f"the server answers {error.code} {error.reason}"
+
+
+def _copy(source: Any, target: Path) -> None:
+    """Write a file, which has its name when it is complete."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    try:
+        with part.open("wb") as file:
+            shutil.copyfileobj(source, file, _COPY)
+        os.replace(part, target)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+class StoppedFolder(Archives):
+    """
+    The folder of a server that does not run.
+
+    :param archive: the archive, open, whose files and index agree.
+    :param found: the differences that were found when it was opened.
+    """
+
+    def __init__(self, archive: Any, found: Any) -> None:
+        self._archive = archive
+        self._found = found
+
+    def stat(self) -> dict[str, Any]:
+        from dicomtwist.archive.query.overview import overview
+
+        return overview(self._archive)
+
+    def studies(
+        self, uids: Sequence[str], patient_id: str, locked: bool, offset: int, limit: int
+    ) -> list[dict[str, Any]]:
+        from dicomtwist.archive.query.overview import StudyChoice, studies
+
+        return studies(self._archive, StudyChoice(uids, patient_id, locked, offset, limit))
+
+    def delete(self, uids: Sequence[str]) -> None:
+        deleted = self._archive.delete(uids)
+        if deleted.files is not None:
+            for _ in self._archive.purge(deleted.files):
+                pass
+
+    def lock(self, study: str, reason: str) -> None:
+        from dicomtwist.archive.removal.holds import Hold
+
+        self._archive.holds.put(study, Hold(reason, "dicomtwist archive", time.time()))
+
+    def unlock(self, study: str) -> None:
+        if not self._archive.holds.remove(study):
+            raise ArchiveFailed(f"study {study} is not locked")
+
+    def check(self, *, all_files: bool) -> dict[str, Any]:
+        from dicomtwist.archive.services.maintenance import as_json
+
+        return as_json(self._found)
+
+    def export(self, uids: Sequence[str], folder: Path) -> int:
+        count = 0
+        store = self._archive.store
+        for series_uid, uid in self._archive.index.instances_below(uids):
+            with store.open(uids[0], series_uid, uid) as source:
+                _copy(source, folder / uids[0] / series_uid / f"{uid}.dcm")
+            count += 1
+        if not count:
+            raise ArchiveFailed("there is no such study, series or instance")
+        return count
+
+
+@contextmanager
+def open_archive(
+    url: str, storage: Path | None, token_file: Path | None, roots: Path | None, *, rebuilds: bool = False
+) -> Iterator[Archives]:
+    """
+    Open the archive of a server, or that of a folder.
+
+    :param rebuilds: whether the index of a folder is moved away before.
+    :raises ArchiveFailed: it cannot be used; the text says why.
+    """
+    if storage is None:
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise ArchiveFailed(f"{url} is not a URL of HTTP")
+        try:
+            token = "" if token_file is None else token_file.read_text("ascii").strip()
+            tls = ssl.create_default_context(cafile=None if roots is None else os.fspath(roots))
+        except (OSError, ValueError) as error:
+            raise ArchiveFailed(f"cannot read a file of the options: {error}") from None
+        yield RunningServer(url, token, tls)
+        return
+    with _opened(storage, rebuilds=rebuilds) as archive:
+        yield archive
+
+
+@contextmanager
+def _opened(storage: Path, *, rebuilds: bool) -> Iterator[StoppedFolder]:
+    try:
+        from dicomtwist.archive.archive import Archive
+        from dicomtwist.archive.index.index import FOLDER
+        from dicomtwist.archive.recovery import reconcile
+        from dicomtwist.archive.storage.process_locks import FileLock
+        from dicomtwist.archive.storage.types import StoreError
+    except ModuleNotFoundError as error:
+        if error.name != "sqlalchemy":
+            raise
+        raise ArchiveFailed('the archive needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
+    index = storage / FOLDER
+    try:
+        if not index.is_dir():
+            raise ArchiveFailed(f"{storage} is not the folder of an archive: it has no {FOLDER}")
+        lock = FileLock(os.fspath(index / "lock"))
+        try:
+            if not lock.try_exclusive():
+                raise ArchiveFailed(f"a server uses {storage}: stop it, or ask it with --url")
+            if rebuilds:
+                index.rename(storage / time.strftime(f"{FOLDER}-%Y%m%d-%H%M%S"))
+        finally:
+            lock.close()
+        archive = Archive(storage)
+        archive.open()
+        try:
+            yield StoppedFolder(archive, reconcile(archive))
+        finally:
+            archive.close()
+    except StoreError as error:
+        raise ArchiveFailed(str(error)) from None
+    except OSError as error:
+        raise ArchiveFailed(f"{error.filename or storage}: {error.strerror or error}") from None
+
+
+# --- the operations
+
+
+def run(archive: Archives, name: str, *, as_json: bool, **arguments: Any) -> int:
+    """
+    Run an operation, and print its result.
+
+    :returns: the exit status.
+    :raises ArchiveFailed: it failed.
+    """
+    return _OPERATIONS[name](archive, as_json=as_json, **arguments)
+
+
+def _stat(archive: Archives, *, as_json: bool) -> int:
+    found = archive.stat()
+    if as_json:
+        click.echo(json.dumps(found))
+        return 0
+    for name in ("folder", "patients", "studies", "series", "instances"):
+        click.echo(f"{name:10} {found[name]}")
+    click.echo(f"{'size':10} {_bytes(found['size'])}, {_bytes(found['free'])} free")
+    click.echo(f"{'locked':10} {found['locked']} studies")
+    if found.get("lacks_room"):
+        click.echo(f"{'room':10} none: {found['lacks_room']}")
+    return 0
+
+
+def _list(
+    archive: Archives, *, as_json: bool, uids: Sequence[str], patient_id: str, locked: bool, limit: int | None
+) -> int:
+    rows: list[dict[str, Any]] = []
+    offset = 0
+    if not as_json:
+        click.echo(f"{'received':20}  {'size':>9}  {'instances':>9}  locked  study")
+    while limit is None or offset < limit:
+        wanted = PAGE if limit is None else min(PAGE, limit - offset)
+        rows = archive.studies(uids, patient_id, locked, offset, wanted)
+        for row in rows:
+            if as_json:
+                click.echo(json.dumps(row))
+            else:
+                click.echo(
+                    f"{row['received'] or '':20}  {_bytes(row['size']):>9}  {row['instances']:>9}  "
+                    f"{'yes' if row['lock'] else 'no':6}  {row['study']}"
+                )
+        offset += len(rows)
+        if len(rows) < wanted:
+            break
+    return 0
+
+
+def _each(what: str, archive: Archives, call: Callable[[Any], Any], targets: Sequence[Any], *, as_json: bool) -> int:
+    """Call an operation for each target, print how it went, and return the exit status."""
+    failed = 0
+    for target in targets:
+        name = target if isinstance(target, str) else "/".join(target)
+        try:
+            found = call(target)
+        except ArchiveFailed as error:
+            failed = 1
+            outcome: Mapping[str, Any] = {"uids": name, "done": False, "reason": str(error)}
+            words = f"{name}: {error}"
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != "dicomtwist" and not isinstance(error, OSError):
+                raise
+            failed = 1
+            outcome = {"uids": name, "done": False, "reason": str(error)}
+            words = f"{name}: {error}"
+        else:
+            outcome = {"uids": name, "done": True, **({} if found is None else {"instances": found})}
+            words = f"{name}: {what}" + ("" if found is None else f", {found} instances")
+        click.echo(json.dumps(outcome) if as_json else words, err=not as_json and not outcome["done"])
+    return failed
+
+
+def _delete(archive: Archives, *, as_json: bool, uids: Sequence[Sequence[str]]) -> int:
+    return _each("deleted", archive, archive.delete, uids, as_json=as_json)
+
+
+def _lock(archive: Archives, *, as_json: bool, uids: Sequence[str], reason: str) -> int:
+    return _each("locked", archive, lambda uid: archive.lock(uid, reason), uids, as_json=as_json)
+
+
+def _unlock(archive: Archives, *, as_json: bool, uids: Sequence[str]) -> int:
+    return _each("unlocked", archive, archive.unlock, uids, as_json=as_json)
+
+
+def _export(archive: Archives, *, as_json: bool, uids: Sequence[Sequence[str]], folder: Path) -> int:
+    return _each("exported", archive, lambda one: archive.export(one, folder), uids, as_json=as_json)
+
+
+def _check(archive: Archives, *, as_json: bool) -> int:
+    return _compare(archive, as_json=as_json, all_files=False)
+
+
+def _rebuild(archive: Archives, *, as_json: bool) -> int:
+    return _compare(archive, as_json=as_json, all_files=True)
+
+
+def _compare(archive: Archives, *, as_json: bool, all_files: bool) -> int:
+    found = archive.check(all_files=all_files)
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        click.echo(
+            f"{found['instances']} instances; {found['indexed']} files were indexed, {found['lost']} rows without a file "
+            f"removed, {found['unreadable']} files cannot be read"
+        )
+        for key, words in (
+            ("lost_names", "missing"),
+            ("unreadable_names", "not indexed"),
+            ("damaged_names", "not whole"),
+        ):
+            for name in found[key]:
+                click.echo(f"{words}: {name}", err=True)
+    return 1 if found["unreadable"] else 0
+
+
+def _bytes(count: int) -> str:
+    value, units = float(count), ["B", "KB", "MB", "GB", "TB", "PB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+_OPERATIONS: Final[Mapping[str, Callable[..., int]]] = {
+    "stat": _stat,
+    "list": _list,
+    "delete": _delete,
+    "lock": _lock,
+    "unlock": _unlock,
+    "check": _check,
+    "rebuild": _rebuild,
+    "export": _export,
+}

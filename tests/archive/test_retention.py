@@ -1,0 +1,179 @@
+"""The retention: its configuration, the times of studies, what is deleted and what stays."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from dicomtwist import AE
+from dicomtwist.archive.archive import Archive
+from dicomtwist.archive.index.study_times import Order, StudyFacts
+from dicomtwist.archive.removal.holds import Hold
+from dicomtwist.archive.removal.policy import parse_retention
+from dicomtwist.archive.server import ArchiveServer
+from dicomtwist.transport.peer_directory import Peers
+from tests.archive.samples import dataset, keep
+
+DAY = 86400.0
+NOW = 1_800_000_000.0
+
+
+class Configuration(SynchronousTestCase):
+    def test_policy(self) -> None:
+        policy = parse_retention(
+            {
+                "age": "1y",
+                "size": "1.5T",
+                "order": "accessed",
+                "dry-run": True,
+                "every": "10s",
+                "rule": [
+                    {"name": "teaching", "calling": "TEACH*", "keep": True},
+                    {"modality": ["CT", "MR"], "age": "30d"},
+                ],
+            }
+        )
+        self.assertEqual(policy.size, int(1.5 * 2**40))
+        self.assertEqual((policy.order, policy.dry_run, policy.interval), (Order.ACCESSED, True, 10.0))
+        self.assertEqual(policy.youngest, 30 * DAY)
+
+        def study(days: float, calling: str = "X", *modalities: str, accessed: float = 0.0) -> StudyFacts:
+            return StudyFacts("1.2", NOW - days * DAY, accessed, calling, "ME", modalities)
+
+        for facts, too_old, spare in (
+            (study(400), True, True),
+            (study(400, "X", "US"), True, True),
+            (study(300, "X", "US"), False, True),
+            (study(31, "X", "CT"), True, True),
+            (study(31, "X", "CT", "US"), False, True),
+            (study(29, "X", "CT"), False, True),
+            (study(400, "TEACH1", "CT"), False, False),
+            (study(400, ""), False, False),
+            (study(400, "X", "CT", accessed=NOW - DAY), False, True),
+        ):
+            self.assertEqual((policy.is_too_old(facts, NOW), policy.is_spare(facts)), (too_old, spare), facts)
+
+    def test_mistakes(self) -> None:
+        for table, words in (
+            ({"age": 30}, "age is a time"),
+            ({"age": "30"}, "age is a time"),
+            ({"size": "much"}, "size is a number of bytes"),
+            ({"size": True}, "size is a number of bytes"),
+            ({"order": "newest"}, "order is received or accessed"),
+            ({"ages": "1d"}, "ages is not a key"),
+            ({"every": "0.1s"}, "a second at least"),
+            ({"dry-run": "yes"}, "dry-run is true or false"),
+            ({"rule": {}}, r"write each rule as a table"),
+            ({"rule": [{"modality": "CT"}]}, "rule 1: give either age or keep"),
+            ({"rule": [{"age": "1d", "keep": True}]}, "rule 1: give either age or keep"),
+            ({"rule": [{"age": "1d", "modality": []}]}, "modality is empty"),
+            ({"rule": [{"age": "1d", "calling": [1]}]}, "calling is a text"),
+        ):
+            error = self.assertRaises(ValueError, parse_retention, table)
+            self.assertIn(words, str(error))
+
+
+class Looks(TestCase):
+    timeout = 60
+
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp())
+        self.archive = Archive(self.folder)
+        self.archive.open()
+        self.server = ArchiveServer(AE("ARCHIVE"), self.archive, Peers(reactor, []))
+        self.server.start()
+        self.addCleanup(self.server.close)
+        self.addCleanup(self.server.stop)
+        self.retention = self.server.retention
+        self.now = NOW
+        self.retention._clock = lambda: self.now
+
+    def store(self, study: int, days: float, **elements: Any) -> None:
+        """Store a study of two instances that was received *days* ago."""
+        for number in (1, 2):
+            self.assertIsNone(keep(self.archive, dataset(number, study=study, **elements)))
+            path = self.folder / f"1.2.{study}" / f"1.2.{study}.1" / f"1.2.{study}.1.{number}.dcm"
+            os.utime(path, (NOW - days * DAY,) * 2)
+
+    def studies(self) -> list[int]:
+        return [int(study.rpartition(".")[2]) for study, _, _ in self.archive.index.files()]
+
+    async def test_age(self) -> None:
+        self.retention.policy = parse_retention({"age": "30d", "rule": [{"modality": "US", "age": "1d"}]})
+        self.store(1, 31)
+        self.store(2, 29)
+        self.store(3, 2, Modality="US")
+        self.store(4, 0.5, Modality="US")
+        await self.retention.look()
+        self.assertEqual(self.studies(), [2, 4])
+        self.assertEqual(self.retention.deleted, 2)
+        self.now += DAY
+        await self.retention.look()
+        self.assertEqual(self.studies(), [])
+
+    async def test_size(self) -> None:
+        """A stream of studies stays below the size; the oldest go first."""
+        self.store(1, 0)
+        one = self.archive.study_times.total(self.archive.index)
+        self.retention.policy = parse_retention({"size": int(3.5 * one)})
+        for study in range(2, 12):
+            self.store(study, 20 - study)
+            await self.retention.look()
+            self.assertLessEqual(self.archive.study_times.total(self.archive.index), 3.5 * one)
+        self.assertEqual(self.studies(), [1, 10, 11])
+
+    async def test_accessed(self) -> None:
+        for study in (1, 2, 3):
+            self.store(study, 40 - study)
+        self.retention.policy = parse_retention({"age": "100d"})
+        await self.retention.look()  # learns the times
+        self.archive.study_times._clock = lambda: NOW
+        self.archive.study_times.note_accessed("1.2.1")
+        self.retention.policy = parse_retention({"age": "30d", "order": "accessed"})
+        await self.retention.look()
+        self.assertEqual(self.studies(), [1])
+
+    async def test_locked_and_wanted(self) -> None:
+        for study in (1, 2, 3):
+            self.store(study, 40)
+        self.archive.holds.put("1.2.1", Hold("", "", NOW))
+        self.retention.wanted_by.append(lambda uid: "not forwarded" if uid == "1.2.2" else "")
+        self.retention.policy = parse_retention({"age": "30d", "size": 0})
+        await self.retention.look()
+        self.assertEqual(self.studies(), [1, 2])
+        self.assertEqual(self.retention.kept, 2)
+
+    async def test_dry_run(self) -> None:
+        self.store(1, 40)
+        self.retention.policy = parse_retention({"age": "30d", "dry-run": True})
+        await self.retention.look()
+        await self.retention.look()
+        self.assertEqual((self.studies(), self.retention.deleted), ([1], 1))
+
+    async def test_senders(self) -> None:
+        """A study whose sender is not known stays, if a rule about senders might keep it."""
+        self.store(1, 40)
+        self.store(2, 40)
+        self.archive.study_times._clock = lambda: NOW - 40 * DAY
+        self.archive.study_times.note_received("1.2.2", ("CT1", "ARCHIVE"))
+        self.retention.policy = parse_retention({"age": "30d", "rule": [{"calling": "TEACH", "keep": True}]})
+        await self.retention.look()
+        self.assertEqual(self.studies(), [1])
+
+    async def test_times_survive(self) -> None:
+        """They are written at a stop, with the later of two receipts, and forgotten with the study."""
+        times, index = self.archive.study_times, self.archive.index
+        self.store(1, 1)
+        times._clock = lambda: NOW - 5
+        times.note_received("1.2.1", ("A", "B"))
+        times.note_accessed("1.2.1")
+        await self.server.stop()
+        (found,) = times.oldest(index, Order.RECEIVED)
+        self.assertEqual((found.received, found.accessed, found.calling), (NOW - 5, NOW - 5, "A"))
+        self.archive.delete(("1.2.1",))
+        self.assertEqual(times.oldest(index, Order.RECEIVED), [])
+        times.forget_removed(index)

@@ -1,0 +1,115 @@
+"""``dicomtwist archive``, at a running server and in the folder of a stopped one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydicom import dcmread
+
+from dicomtwist.archive.archive import Archive
+from tests import peers
+from tests.archive.samples import dataset, keep
+from tests.tools.common import ToolTestCase
+
+
+class Archives(ToolTestCase):
+    async def lines(self, *arguments: Any, code: int = 0) -> list[dict[str, Any]]:
+        """Run a subcommand with ``--json``; return what it prints."""
+        result = await self.tool("archive", *arguments, "--json")
+        self.assertEqual(result.code, code, result.text)
+        return [json.loads(line) for line in result.stdout.decode().splitlines()]
+
+    def make(self) -> Path:
+        """Make an archive of three studies in a folder."""
+        folder = self.folder / "storage"
+        archive = Archive(folder)
+        archive.open()
+        for study in (1, 2, 3):
+            for number in (1, 2):
+                keep(archive, dataset(number, study=study))
+        archive.close()
+        return folder
+
+    async def every_operation(self, place: tuple[Any, ...], storage: Path) -> None:
+        """Run all operations but ``rebuild``; at the end study 1.2.3 is left."""
+        (found,) = await self.lines("stat", *place)
+        self.assertEqual((found["studies"], found["instances"], found["locked"]), (3, 6, 0))
+        await self.lines("lock", *place, "--reason", "case 17", "1.2.1")
+        (study,) = await self.lines("list", *place, "--locked")
+        self.assertEqual((study["study"], study["instances"], study["lock"]["reason"]), ("1.2.1", 2, "case 17"))
+        self.assertIsNotNone(study["received"])
+        refused, gone = await self.lines("delete", *place, "--yes", "1.2.1", "1.2.2", code=1)
+        self.assertEqual((refused["done"], gone["done"]), (False, True))
+        self.assertIn("the study is locked", refused["reason"])
+        await self.lines("unlock", *place, "1.2.1")
+        (missing,) = await self.lines("unlock", *place, "1.2.1", code=1)
+        self.assertIn("not locked", missing["reason"])
+        out = self.folder / f"out-{len(place)}-{place[0][2:]}"
+        (exported,) = await self.lines("export", *place, "--to", out, "1.2.1")
+        self.assertEqual(exported["instances"], 2)
+        copies = sorted(out.rglob("*"))
+        self.assertEqual([path.name for path in copies if path.is_file()], ["1.2.1.1.1.dcm", "1.2.1.1.2.dcm"])
+        self.assertEqual(dcmread(out / "1.2.1" / "1.2.1.1" / "1.2.1.1.1.dcm").SOPInstanceUID, "1.2.1.1.1")
+        for path in copies:
+            if path.is_file():
+                self.assertEqual(path.read_bytes(), (storage / path.relative_to(out)).read_bytes())
+        await self.lines("export", *place, "--to", out, "9.9", code=1)
+        await self.lines("delete", *place, "--yes", "1.2.1/1.2.1.1/1.2.1.1.1", "1.2.1/1.2.1.1")
+        (unknown,) = await self.lines("delete", *place, "--yes", "1.2.1", code=1)
+        self.assertIn("no such study", unknown["reason"])
+        shutil.copytree(storage / "1.2.3", self.folder / "aside")
+        shutil.rmtree(storage / "1.2.3")
+        (checked,) = await self.lines("check", *place)
+        self.assertEqual((checked["instances"], checked["lost"]), (0, 2))
+        shutil.copytree(self.folder / "aside", storage / "1.2.3")
+        shutil.rmtree(self.folder / "aside")
+        (checked,) = await self.lines("check", *place)
+        self.assertEqual((checked["instances"], checked["indexed"]), (2, 2))
+        self.assertEqual([study["study"] for study in await self.lines("list", *place)], ["1.2.3"])
+
+    async def test_a_folder(self) -> None:
+        folder = self.make()
+        place = ("--storage", folder)
+        await self.every_operation(place, folder)
+        await self.lines("lock", *place, "1.2.3")
+        (folder / ".index" / "index.sqlite").write_bytes(b"damaged" * 1000)
+        result = await self.tool("archive", "stat", *place)
+        self.assertEqual(result.code, 1)
+        self.assertIn("move it away", result.text)
+        (found,) = await self.lines("rebuild", *place)
+        self.assertEqual((found["instances"], found["indexed"]), (2, 2))
+        (found,) = await self.lines("stat", *place)
+        self.assertEqual(found["locked"], 1)
+
+    async def test_a_server(self) -> None:
+        self.make()
+        http = peers.free_port()
+        _, storage = await self.twist_dicom("--http", f"tcp:{http}:interface=127.0.0.1")
+        url = f"http://127.0.0.1:{http}"
+        await self.every_operation(("--url", url), storage)
+        (found,) = await self.lines("rebuild", "--url", url)
+        self.assertEqual(found["indexed"], 2)
+        result = await self.tool("archive", "list", "--url", url)
+        self.assertRegex(result.stdout.decode(), r"(?m)^received .*\n\S+ +\d+ B +2  no      1\.2\.3$")
+        result = await self.tool("archive", "stat", "--storage", storage)
+        self.assertEqual(result.code, 1)
+        self.assertIn("a server uses", result.text)
+
+    async def test_mistakes(self) -> None:
+        for code, words, arguments in (
+            (2, "contradict each other", ("stat", "--url", "http://127.0.0.1:1", "--storage", self.folder)),
+            (2, "each a UID", ("delete", "--yes", "../1.2")),
+            (2, "each a UID", ("delete", "--yes", "1.2/1.3/1.4/1.5")),
+            (2, "give its UID", ("lock", "1.2/1.3")),
+            (1, "cannot reach", ("stat", "--url", f"http://127.0.0.1:{peers.free_port()}")),
+            (1, "not a URL of HTTP", ("stat", "--url", "ftp://127.0.0.1")),
+            (1, "not the folder of an archive", ("stat", "--storage", self.folder)),
+            (1, "Delete 1.2?", ("delete", "1.2")),
+        ):
+            result = await self.tool("archive", *arguments)
+            self.assertEqual(result.code, code, result.text)
+            self.assertIn(words, result.text)
+            self.assertNotIn("Traceback", result.text)
