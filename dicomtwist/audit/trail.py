@@ -24,6 +24,7 @@ from dicomtwist.access.enforcement import Access
 from dicomtwist.access.rules import Requestor
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.reading import Subject
+from dicomtwist.archive.removal.remover import Deleted
 from dicomtwist.archive.storage.types import IndexFailed, is_uid
 from dicomtwist.association.record import AssociationRecord
 from dicomtwist.audit import messages as audit
@@ -356,9 +357,6 @@ class Trail:
         if method == "POST" and record.stored:
             participants = [client(role=audit.SOURCE), us(audit.DESTINATION)]
             return self._stored(record, participants)
-        if method == "DELETE" and studies:
-            code = audit.DELETED if last == "{study}" else audit.ACCESSED
-            return self._transfers(code, "D", when, [client(), us(None)], studies)
         if method != "GET" or ("/studies" not in record.route and last not in ("series", "instances", "wado")):
             return None
         if last in ("studies", "series", "instances"):
@@ -386,6 +384,26 @@ class Trail:
                 participants=participants,
                 objects=_objects(subjects.get(uid, Subject(uid)), counts),
             )
+
+    # --- deletions
+
+    def deleted(self, deletion: Deleted, by: str) -> None:
+        """
+        Note that a study, or a part of it, was deleted.
+
+        :param by: words that name the client.
+        """
+        self._put(
+            [
+                Event(
+                    code=audit.DELETED if len(deletion.uids) == 1 else audit.ACCESSED,
+                    action="D",
+                    when=_now(),
+                    participants=[Participant(user=by, is_requestor=True), self._us(None)],
+                    objects=_objects(deletion.subject, {}),
+                )
+            ]
+        )
 
     # --- in threads
 

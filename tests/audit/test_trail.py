@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from dicomtwist import evt
 from dicomtwist.access.rules import Identity, Requestor
 from dicomtwist.archive.index.reading import Subject
+from dicomtwist.archive.removal.remover import Deleted
 from dicomtwist.archive.storage.types import IndexFailed
 from dicomtwist.association.record import AssociationRecord, Ending, OperationCount
 from dicomtwist.audit.trail import Trail
@@ -103,8 +104,6 @@ class HTTP(TrailTestCase):
             ("GET", f"{study}/metadata", "110103 R 0"),
             ("GET", f"{study}/series/{{series}}/instances/{{instance}}/rendered", "110103 R 0"),
             ("GET", f"{study}/thumbnail", "110103 R 0"),
-            ("DELETE", study, "110105 D 0"),
-            ("DELETE", f"{study}/series/{{series}}", "110103 D 0"),
         ):
             self.request(method, route)
             (message,) = self.messages()
@@ -121,6 +120,16 @@ class HTTP(TrailTestCase):
         self.request("GET", "/dicom-web/studies", None)
         self.request("GET", "/dicom-web/studies", 500)
         self.assertEqual(self.messages(), [])
+
+    def test_deleted(self) -> None:
+        """The message of a deletion has the patient, whom the index does not know any more."""
+        self.request("DELETE", "/dicom-web/studies/{study}", 204)
+        self.trail.deleted(Deleted(("1.2.1",), (), 3, None, Subject("1.2.1", patient_id="P1")), "'alice' at 10.1.2.3")
+        self.trail.deleted(Deleted(("1.2.1", "1.3"), (), 3, None, Subject("1.2.1", patient_id="P1")), "retention")
+        study, series = self.messages()
+        self.assertEqual((_kind(study), _kind(series)), ("110105 D 0", "110103 D 0"))
+        self.assertEqual((list(objects_of(study, "110180")), list(objects_of(study, "2"))), (["1.2.1"], ["P1"]))
+        self.assertEqual(study.find("ActiveParticipant").get("UserID"), "'alice' at 10.1.2.3")
 
     def test_wado_uri(self) -> None:
         self.request("GET", "/dicom-web/wado", query="requestType=WADO&studyUID=1.2.2&seriesUID=1.3&objectUID=1.4")

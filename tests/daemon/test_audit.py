@@ -35,7 +35,7 @@ allow = "echo"
 
 [[access.rule]]
 from = "loopback"
-allow = ["find", "get"]
+allow = ["find", "get", "delete"]
 """
 
 
@@ -79,8 +79,8 @@ class Audit(ServerTestCase):
         await assoc.release()
         return statuses
 
-    async def get(self, path: str) -> int:
-        response = await Agent(reactor).request(b"GET", f"http://127.0.0.1:{self.http}/dicom-web{path}".encode())
+    async def get(self, path: str, method: bytes = b"GET") -> int:
+        response = await Agent(reactor).request(method, f"http://127.0.0.1:{self.http}/dicom-web{path}".encode())
         body: Any = readBody(response)
         await body
         return int(response.code)
@@ -108,6 +108,7 @@ class Audit(ServerTestCase):
         self.assertEqual(await self.get("/studies?PatientID=1.2.1"), 200)
         self.assertEqual(await self.get("/studies/1.2.2"), 200)
         self.assertEqual(await self.get("/studies/1.2.2/metadata"), 200)
+        self.assertEqual(await self.get("/studies/1.2.2", b"DELETE"), 204)
         self.assertEqual((await self.server.stop()).code, 0)
         messages = [parsed(line) for line in path.read_bytes().splitlines()]
         self.assertEqual(
@@ -125,8 +126,11 @@ class Audit(ServerTestCase):
                 "110102 E 0": 1,
                 "110104 R 0": 2,  # C-GET, WADO-RS
                 "110103 R 0": 1,  # the metadata
+                "110105 D 0": 1,
             },
         )
+        (deleted,) = [one for one in messages if kind_of(one) == "110105 D 0"]
+        self.assertEqual((list(counts_of(deleted)), list(objects_of(deleted, "2"))), (["1.2.2"], ["1.2.2"]))
         stored = [one for one in messages if kind_of(one) == "110104 C 0"]
         self.assertEqual([counts_of(one) for one in stored], [{"1.2.1": 2}, {"1.2.2": 1}])
         self.assertEqual([list(objects_of(one, "2")) for one in stored], [["1.2.1"], ["1.2.2"]])

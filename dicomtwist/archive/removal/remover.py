@@ -16,6 +16,7 @@ from twisted.logger import Logger
 
 from dicomtwist.archive.inbox.inbox import Inbox
 from dicomtwist.archive.index.index import Index
+from dicomtwist.archive.index.reading import Subject
 from dicomtwist.archive.index.write_behind import WriteBehind
 from dicomtwist.archive.removal.holds import Holds
 from dicomtwist.archive.storage.file_store import InstanceStore
@@ -39,12 +40,14 @@ class Deleted(NamedTuple):
     :ivar series: the Series Instance UIDs that had instances in it.
     :ivar instances: the number of instances.
     :ivar files: the files, which were taken away and are still to be removed; ``None`` if there were rows and no files.
+    :ivar subject: the study and its patient, as the index had them.
     """
 
     uids: tuple[str, ...]
     series: tuple[str, ...]
     instances: int
     files: Removed | None
+    subject: Subject
 
 
 class Remover:
@@ -97,6 +100,7 @@ class Remover:
         if self._write_behind is not None:
             self._write_behind.catch_up()  # else rows would follow those that are removed
         series = self._index.series_below(uids)
+        subjects = self._index.find_subjects(studies=uids[:1])
         files = self._store.take_away(uids)
         if files is None and not series:
             raise NotInArchive("there is no such study, series or instance")
@@ -110,7 +114,7 @@ class Remover:
         if not instances and files is None:
             raise NotInArchive("there is no such instance")
         self._store.removed.remove_empty(uids)
-        return Deleted(uids, tuple(series), instances, files)
+        return Deleted(uids, tuple(series), instances, files, subjects[0][2] if subjects else Subject(uids[0]))
 
     @contextmanager
     def _index_locked(self) -> Iterator[None]:

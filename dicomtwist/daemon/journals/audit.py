@@ -149,6 +149,7 @@ def make_audit(options: Any, archive_server: Any) -> AuditJournal:
     for event, handler, *arguments in trail.handlers:
         ae.bind(event, handler, *arguments)
     archive_server.observers.append(trail.identifier_received)
+    archive_server.deletion.listeners.append(trail.deleted)
     return AuditJournal(writer, deliveries, trail, tells_activity=is_first)
 
 
