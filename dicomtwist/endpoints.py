@@ -35,7 +35,7 @@ from twisted.protocols.haproxy import proxyEndpoint
 from zope.interface import implementer
 
 from dicomtwist.tls.contexts import PROFILES, ClientCertificate, TLSProfile, client_tls_options, server_tls_options
-from dicomtwist.tls.errors import EndpointError, PeerCertificateError, describe_tls_error
+from dicomtwist.tls.errors import EndpointError, PeerCertificateError, TLSError, describe_tls_error
 from dicomtwist.tls.transport import wrap_client_tls, wrap_server_tls
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "ClientCertificate",
     "EndpointError",
     "PeerCertificateError",
+    "TLSError",
     "TLSProfile",
     "client_endpoint",
     "client_tls_options",

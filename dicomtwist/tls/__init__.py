@@ -10,7 +10,7 @@ from dicomtwist.tls.contexts import (
     server_tls,
     server_tls_options,
 )
-from dicomtwist.tls.errors import EndpointError, PeerCertificateError, describe_tls_error, last_reason
+from dicomtwist.tls.errors import EndpointError, PeerCertificateError, TLSError, describe_tls_error, last_reason
 from dicomtwist.tls.files import PrivateKey
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "PROFILES",
     "server_tls",
     "server_tls_options",
+    "TLSError",
     "TLSProfile",
     "VerifyCallback",
 ]

@@ -14,7 +14,7 @@ from service_identity import CertificateError, VerificationError
 from twisted.internet.error import ConnectionClosed
 from twisted.python.failure import Failure
 
-__all__ = ["EndpointError", "PeerCertificateError", "describe_tls_error", "last_reason"]
+__all__ = ["EndpointError", "PeerCertificateError", "TLSError", "describe_tls_error", "in_words", "last_reason"]
 
 
 class EndpointError(ValueError):
@@ -28,7 +28,14 @@ class EndpointError(ValueError):
         self.option = option
 
 
-class PeerCertificateError(SSL.Error):
+class TLSError(SSL.Error):
+    """TLS failed, on this side or at the peer; its text says why in words, as :func:`describe_tls_error` does."""
+
+    def __str__(self) -> str:
+        return _describe_openssl(self)
+
+
+class PeerCertificateError(TLSError):
     """This side refused the certificate of the peer.
 
     It is an OpenSSL error, in the shape that pyOpenSSL gives to all of them, so that Twisted's TLS layer ends the handshake
@@ -45,6 +52,11 @@ class PeerCertificateError(SSL.Error):
 
     def __str__(self) -> str:
         return self.reason
+
+
+def in_words(error: SSL.Error) -> SSL.Error:
+    """Return *error* of OpenSSL as one whose text is a description. Errors of system calls below it have one already."""
+    return TLSError(*error.args) if type(error) is SSL.Error else error
 
 
 # Descriptions for an operator

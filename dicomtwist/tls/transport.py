@@ -35,7 +35,7 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from dicomtwist.tls.errors import last_reason
+from dicomtwist.tls.errors import in_words, last_reason
 from dicomtwist.transport.socket_writer import Output, make_output
 
 __all__ = ["TLSFactory", "TLSTransport", "wrap_client_tls", "wrap_server_tls"]
@@ -233,6 +233,8 @@ class TLSTransport(ProtocolWrapper):
         """
         if reason is not None and last_reason(cast(SSL.Error, reason.value)).casefold().startswith("unexpected eof"):
             reason = Failure(CONNECTION_LOST)
+        elif reason is not None:
+            reason = Failure(in_words(cast(SSL.Error, reason.value)))
         if self._reason is None:
             self._reason = reason
         self._ended = True

@@ -35,6 +35,7 @@ from zope.interface import implementer
 from dicomtwist.endpoints import (
     PROFILES,
     PeerCertificateError,
+    TLSError,
     client_endpoint,
     describe_tls_error,
     server_endpoint,
@@ -190,7 +191,8 @@ class ServerTests(Handshakes):
         """With TLS 1.3 the client has finished before the server has verified its certificate."""
         _, client = await self.meet(client={"privateKey": ""})
         self.assertEqual(client.version, "TLSv1.3")
-        self.assertIsInstance(client.reason, SSL.Error)
+        self.assertIsInstance(client.reason, TLSError)
+        self.assertEqual(str(client.reason), "the peer requires a client certificate, and we sent none")
 
     @awaited
     async def test_client_of_another_authority(self) -> None:
