@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TextIO
 from weakref import WeakKeyDictionary, WeakSet
 
-from twisted.logger import ILogObserver, LogEvent, Logger, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogBeginner, globalLogPublisher
 from zope.interface import implementer
 
 from dicomtwist import evt
@@ -71,15 +71,24 @@ TRACE: Final = __name__
 _log = Logger(TRACE)
 
 
+def _twisted_prints_failures() -> bool:
+    """Whether Twisted prints failures on standard error, as it does until the program begins its logging."""
+    # Nothing public says so.
+    return getattr(globalLogBeginner, "_temporaryObserver", None) is not None
+
+
 @implementer(ILogObserver)
 class _Printed:
     """An observer that writes what this library logs to *file*."""
 
     def __init__(self, file: TextIO) -> None:
+        self._file = file
         self._log: TextLog | None = TextLog(file)
 
     def __call__(self, event: LogEvent) -> None:
         if self._log is None or not str(event.get("log_namespace", "")).startswith("dicomtwist"):
+            return
+        if self._file is sys.stderr and event.get("log_level") is LogLevel.critical and _twisted_prints_failures():
             return
         try:
             self._log(event)

@@ -55,6 +55,14 @@ class Processes(TestCase):
         result = await script.wait()
         self.assertEqual((result.code, result.text.splitlines()[1:]), (0, ["stopped: True", "closed"]), result.text)
 
+    async def test_debug_logger(self) -> None:
+        """The traceback of a handler is printed once: by Twisted, until the program begins its logging."""
+        for begin in ("", BEGIN):
+            text = await self.check(RAISING.replace("BEGIN", begin))
+            self.assertEqual(text.count("Traceback"), 1, text)
+            self.assertIn("#1 <- C-ECHO-RQ 1", text)
+            self.assertIn("ZeroDivisionError", text)
+
     async def test_second_ctrl_c(self) -> None:
         """A second Ctrl-C aborts the associations that the first one leaves time to."""
         script = await peers.start(self, sys.executable, "-c", SERVED.replace("grace=0", "grace=None"))
@@ -131,6 +139,25 @@ class BesideTheReactor(TestCase):
         return folder
 
 
+BEGIN = """
+from twisted.logger import globalLogBeginner
+globalLogBeginner.beginLoggingTo([], redirectStandardIO=False)
+"""
+
+RAISING = """
+import dicomtwist.sync
+from dicomtwist import AE, debug_logger, evt
+from dicomtwist.sop_class import Verification
+
+BEGIN
+debug_logger()
+ae = AE("SCP")
+ae.add_supported_context(Verification)
+with dicomtwist.sync.serve(ae, ("127.0.0.1", 0), evt_handlers=[(evt.EVT_C_ECHO, lambda event: 1 / 0)]) as server:
+    with dicomtwist.sync.connect("127.0.0.1", server.port, contexts=[Verification]) as assoc:
+        assoc.echo()
+"""
+
 SERVED = """
 import dicomtwist.sync
 from dicomtwist import AE, AssociationError
@@ -142,7 +169,7 @@ with dicomtwist.sync.serve(ae, ("127.0.0.1", 0), grace=0) as server:
     wait = server._stopped.wait
 
     def waiting(timeout):
-        print("port", server.port, flush=True)
+        print(f"port {server.port}\\n", end="", flush=True)  # one write, behind which the signal may come
         return wait(timeout)
 
     server._stopped.wait = waiting  # a signal from now on comes while it waits
