@@ -292,7 +292,7 @@ class ArgumentTests(SynchronousTestCase):
         """
         self.refused(ValueError, "the called AE title", "127.0.0.1", 104, ae_title="A\\B")
         self.refused(ValueError, "128", "127.0.0.1", 104, contexts=VERIFICATION * 129)
-        self.refused(RuntimeError, "add_requested_context", "127.0.0.1", 104, contexts=[])
+        self.refused(RuntimeError, "contexts= is empty", "127.0.0.1", 104, contexts=[])
         self.refused(TypeError, "build_role", "127.0.0.1", 104, ext_neg=["item"])
         self.refused(ValueError, "maximum_pdu_size", "127.0.0.1", 104, max_pdu=-1)
         self.refused(TypeError, "port needs a host name", TCP4ClientEndpoint(None, "127.0.0.1", 104), 104)
