@@ -204,10 +204,12 @@ def _about(information: UserInformation) -> str:
 def _tell_items(assoc: Association, information: UserInformation) -> None:
     for line in _items(information):
         _tell(assoc, f"   {line}")
-    alike: dict[str, list[str]] = {}
+    alike: dict[str, dict[str, None]] = {}
     for role in information.roles:
-        alike.setdefault(_roles(role), []).append(role.sop_class_uid)
-    for roles, uids in alike.items():
+        group = alike.setdefault(_roles(role), {})
+        group[role.sop_class_uid] = None  # Orthanc answers a role once for each context
+    for roles, group in alike.items():
+        uids = list(group)
         if len(uids) <= _MAX_ALIKE:
             for uid in uids:
                 _tell(assoc, f"   role selection: {uid_name(uid)}: {roles}", role_selection=[uid])

@@ -205,7 +205,7 @@ def parse_entries(path: Path, content: bytes) -> Iterator[UserEntry | TokenEntry
 
     :raises ValueError: a line is wrong; the message has the number of the line, and nothing of its content.
     """
-    for number, line in enumerate(content.decode("utf-8", "replace").split("\n"), 1):
+    for number, line in enumerate(content.decode("utf-8-sig", "replace").split("\n"), 1):
         if line.strip() and not line.startswith("#"):
             try:
                 yield _parse(line.strip())

@@ -97,7 +97,7 @@ def _change(path: Path, change: Callable[[list[str]], tuple[list[str], Change]])
                 content = file.read(MAX_FILE_LENGTH + 1)
         except FileNotFoundError:
             before, content = None, b""
-        text = content.decode("utf-8", "surrogateescape")
+        text = content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
         # Only line feeds count: other separators of str.splitlines() can be inside a comment.
         lines, kind = change(text.removesuffix("\n").split("\n") if text else [])
         new = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")

@@ -32,6 +32,8 @@ MAX_FILE_LENGTH: Final = 4 * 1024 * 1024
 LISTS: Final = ("port", "http", "http-origin", "viewer-http", "allow-calling", "peer", "trusted-proxy")
 #: The keys whose values are tables; all other keys are options.
 _TABLES: Final = ("peers", "access", "retention")
+#: Matches the heading of a rule that is not one of several.
+_SINGLE_RULE: Final = re.compile(r"^[ \t]*\[[ \t]*access[ \t]*\.[ \t]*rule[ \t]*\](?!\])", re.MULTILINE)
 #: The options that are allowed on the command line only.
 _COMMAND_LINE_ONLY: Final = ("config", "check", "explain", "help", "version")
 
@@ -143,13 +145,16 @@ def _load(path: Path) -> dict[str, Any]:
             data = file.read(MAX_FILE_LENGTH + 1)
         if len(data) > MAX_FILE_LENGTH:
             raise ConfigurationError(f"{path} has more than {MAX_FILE_LENGTH} bytes")
-        return tomllib.loads(data.decode("utf-8"))
+        text = data.decode("utf-8-sig")  # editors on Windows begin a file with a byte order mark
+        return tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{path} is not in UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path}: {error}") from None
+        # The words of Python's parser about tables that are there twice do not say what to write.
+        advice = ": write each rule as [[access.rule]]" if _SINGLE_RULE.search(text) else ""
+        raise ConfigurationError(f"{path}: {error}{advice}") from None
 
 
 def _understand(path: Path, content: dict[str, Any], parameters: list[str], flags: list[str]) -> Configuration:

@@ -98,7 +98,7 @@ def _lines(description: str) -> Iterator[tuple[str, str]]:
         raise ValueError(f"cannot read the peers of {str(path)!r}: {error.strerror}") from None
     if len(content) > MAX_FILE_LENGTH:
         raise ValueError(f"{str(path)!r} has more than {MAX_FILE_LENGTH} bytes")
-    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
+    for number, line in enumerate(content.decode("utf-8-sig", "replace").splitlines(), 1):
         text = line.strip()
         if text and not text.startswith("#"):
             yield f"{path}, line {number}: ", text

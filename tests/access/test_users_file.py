@@ -60,6 +60,15 @@ class UsersFile(SynchronousTestCase):
         self.assertEqual(self.path.read_text().count("alice"), 1)
         self.assertTrue(Users(self.path).verify("alice", b"3"))
 
+    def test_a_byte_order_mark(self) -> None:
+        """An editor on Windows may have put one in front of the first name."""
+        set_user(self.path, entry("alice"))
+        self.path.write_bytes(b"\xef\xbb\xbf" + self.path.read_bytes())
+        self.assertTrue(Users(self.path).verify("alice", b"secret"))
+        self.assertIs(set_user(self.path, entry("alice", b"other")), Change.REPLACED)
+        self.assertEqual(self.path.read_bytes().count(b"alice"), 1)
+        self.assertTrue(Users(self.path).verify("alice", b"other"))
+
     def test_a_link(self) -> None:
         target = self.folder / "there"
         target.write_text("")

@@ -75,6 +75,10 @@ class OptionsInTheFile(ConfigurationTestCase):
         self.assertEqual(options["calling"], ["B"], "an abbreviation is the option as well")
         self.assertEqual(options["peer"], ["A=a:1", "B=b:2"], "peers are those of both")
 
+    def test_a_byte_order_mark(self) -> None:
+        """Editors on Windows begin a file with one."""
+        self.assertEqual(self.read(b"\xef\xbb\xbfgrace = 7\n").options["grace"], ("7",))
+
     def test_without(self) -> None:
         self.assertEqual(add_configuration(Options(), ["--grace", "3"]), (Configuration(), ["--grace", "3"]))
 
@@ -173,6 +177,8 @@ class Mistakes(ConfigurationTestCase):
             ("a = ", "Invalid value"),
             ("a = 1\na = 2", "Cannot overwrite"),
             (b"a = '\xff'", "is not in UTF-8"),
+            ("[access.rule]\nallow = 'all'\n[access.rule]\nallow = 'echo'", "13): write each rule as [[access.rule]]"),
+            ("[ access.rule ]\n[[access.rule]]\nallow = 'echo'", ": write each rule as [[access.rule]]"),
             (b"#" * (MAX_FILE_LENGTH + 1), f"more than {MAX_FILE_LENGTH} bytes"),
         ):
             error = self.assertRaises(ConfigurationError, self.read, text)

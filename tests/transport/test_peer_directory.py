@@ -68,7 +68,7 @@ class PeersTest(SynchronousTestCase):
         path.write_text("# who gets what\n\n  A=one:1  \nB=two:2\n")
         known = self.peers(f"@{path}", "C=three:3")
         self.assertEqual(sorted(known), ["A", "B", "C"])
-        path.write_text("A=four:4\n")
+        path.write_text("\ufeffA=four:4\n", "utf-8")
         known.reload()
         self.assertEqual({title: known.destination(title) for title in known}, {"A": ("four", 4), "C": ("three", 3)})
 
