@@ -413,15 +413,16 @@ class Archive:
         if pending and commits is not None:
             commits.submit(pending)
 
-    def delete(self, uids: Sequence[str]) -> Deleted:
+    def delete(self, uids: Sequence[str], unless: Callable[[], str] = lambda: "") -> Deleted:
         """
         Remove a study, a series or an instance. When the call returns, no query and no retrieval finds it any more, and no
         start brings it back; with durability full that is on the medium. :meth:`purge` removes its files then. If the program
         ends during the call, all of it is there at the next start, or nothing.
 
         :param uids: the Study Instance UID, or that and the Series Instance UID, or these and the SOP Instance UID.
+        :param unless: returns why it must stay, ``""`` if it need not; called when nothing is stored in it any more.
         :raises NotInArchive: it is not there.
-        :raises StudyLocked: the study is locked.
+        :raises StudyLocked: the study is locked, or must stay.
         :raises InvalidUID: one of them is not a UID.
         :raises StoreError: it cannot be removed now; nothing has changed.
         :raises OSError: as it came, errno intact; nothing has changed.
@@ -429,18 +430,20 @@ class Archive:
         check_uids(*uids)
         commits = self._commits
         if commits is not None:
-            return commits.alone(lambda: self._delete(uids))
+            return commits.alone(lambda: self._delete(uids, unless))
         with self._changing:
-            return self._delete(uids)
+            return self._delete(uids, unless)
 
-    def _delete(self, uids: Sequence[str]) -> Deleted:
+    def _delete(self, uids: Sequence[str], unless: Callable[[], str]) -> Deleted:
         if not self._is_open:
             raise StoreError("the archive is closed")
         if self.index.is_reading:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(self.root))
         if self._left_inbox:
             raise StoreError("instances wait in the inbox for the next start, which may bring back what is deleted now")
-        return Remover(self.store, self.index, self.journal, self._write_behind, self._inbox, self.holds).remove(uids)
+        return Remover(self.store, self.index, self.journal, self._write_behind, self._inbox, self.holds).remove(
+            uids, unless
+        )
 
     def alone(self, work: Callable[[], T]) -> T:
         """

@@ -147,6 +147,21 @@ class Looks(TestCase):
         self.assertEqual(self.studies(), [1, 2])
         self.assertEqual(self.retention.kept, 2)
 
+    async def test_received_since(self) -> None:
+        """An instance that was received, and is not noted yet, keeps its study."""
+        self.store(1, 40)
+        self.retention.policy = parse_retention({"age": "100d"})
+        await self.retention.look()
+        self.assertIsNone(keep(self.archive, dataset(3, study=1)))
+        os.utime(self.folder / "1.2.1" / "1.2.1.1" / "1.2.1.1.3.dcm", (NOW - DAY,) * 2)
+        self.archive.study_times._clock = lambda: NOW
+        self.retention.policy = parse_retention({"age": "30d"})
+        await self.retention.look()
+        self.assertEqual(self.studies(), [1])
+        self.now += 31 * DAY
+        await self.retention.look()
+        self.assertEqual(self.studies(), [])
+
     async def test_dry_run(self) -> None:
         self.store(1, 40)
         self.retention.policy = parse_retention({"age": "30d", "dry-run": True})

@@ -8,7 +8,7 @@ a whole, and after it, it is gone, since a start removes rows without files. The
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from dicomtwist.archive.inbox.inbox import Inbox
 from dicomtwist.archive.index.index import Index
 from dicomtwist.archive.index.reading import Subject
 from dicomtwist.archive.index.write_behind import WriteBehind
-from dicomtwist.archive.removal.holds import Holds
+from dicomtwist.archive.removal.holds import Holds, StudyLocked
 from dicomtwist.archive.storage.file_store import InstanceStore
 from dicomtwist.archive.storage.process_locks import CommitJournal
 from dicomtwist.archive.storage.removed import Removed
@@ -80,25 +80,30 @@ class Remover:
         self._inbox = inbox
         self._holds = holds
 
-    def remove(self, uids: Sequence[str]) -> Deleted:
+    def remove(self, uids: Sequence[str], unless: Callable[[], str] = lambda: "") -> Deleted:
         """
         Remove a study, a series or an instance.
 
         :param uids: its UIDs, from the study on, which are valid.
+        :param unless: returns why it must stay, ``""`` if it need not; called when nothing is stored in it any more, and all of
+            its instances have files.
         :raises NotInArchive: it is not there.
-        :raises StudyLocked: it is locked.
+        :raises StudyLocked: it is locked, or must stay.
         :raises IndexFailed: the database refused; it is there as before.
         :raises OSError: as it came, errno intact; it is there as before.
         """
         with nullcontext() if self._journal is None else self._journal.study_locked(uids[0]):
-            return self._remove(tuple(uids))
+            return self._remove(tuple(uids), unless)
 
-    def _remove(self, uids: tuple[str, ...]) -> Deleted:
+    def _remove(self, uids: tuple[str, ...], unless: Callable[[], str]) -> Deleted:
         self._holds.check(uids[0])
         if self._inbox is not None:
             self._inbox.release(self._inbox.held_below(uids))
         if self._write_behind is not None:
             self._write_behind.catch_up()  # else rows would follow those that are removed
+        kept_for = unless()
+        if kept_for:
+            raise StudyLocked(kept_for)
         series = self._index.series_below(uids)
         subjects = self._index.find_subjects(studies=uids[:1])
         files = self._store.take_away(uids)

@@ -123,19 +123,22 @@ class Deletion:
         under_way: list[Deferred[Any]] = [self._purging, *self._deleting]
         return DeferredList(under_way).addCallback(lambda _: None)
 
-    def delete(self, uids: Sequence[str], by: str, *, peer: str = "") -> Deferred[Deleted]:
+    def delete(
+        self, uids: Sequence[str], by: str, *, peer: str = "", unless: Callable[[], str] = lambda: ""
+    ) -> Deferred[Deleted]:
         """
         Delete a study, a series or an instance, see :meth:`~dicomtwist.archive.archive.Archive.delete`.
 
         :param uids: its UIDs, from the study on.
         :param by: words that name the client, for the log.
         :param peer: the host of the client; its calls never take all threads.
+        :param unless: see :meth:`~dicomtwist.archive.archive.Archive.delete`; called in a thread.
         :returns: a Deferred that fires when nothing finds it any more. It fails as ``Archive.delete`` raises, or with
             :class:`~dicomtwist.errors.ExecutorFull`. Cancelling it does not undo a deletion that has begun.
         """
         result: Deferred[Deleted] = Deferred()
         self._deleting.add(result)
-        running = self._executor.share(peer).run(self._archive.delete, uids)
+        running = self._executor.share(peer).run(self._archive.delete, uids, unless)
 
         def deliver(outcome: Deleted | Failure) -> None:
             self._deleting.discard(result)

@@ -168,7 +168,7 @@ class Retention:
 
     async def _delete_one(self, policy: RetentionPolicy, study: StudyFacts, why: str) -> bool:
         """Delete a study; return whether it is gone, or would be."""
-        wanted = await self._executor.run(self._is_wanted, study.uid)
+        wanted = await self._executor.run(self._is_wanted, study)
         if wanted:
             self.kept += 1
             return False
@@ -186,18 +186,27 @@ class Retention:
                 )
             return True
         try:
-            await self._deletion.delete((study.uid,), f"the retention for {why}")
-        except (NotInArchive, StudyLocked):
+            await self._deletion.delete((study.uid,), f"the retention for {why}", unless=lambda: self._is_wanted(study))
+        except StudyLocked:
+            self.kept += 1
+            return False
+        except NotInArchive:
             return False
         self.deleted += 1
         return True
 
     # --- in threads
 
-    def _is_wanted(self, study_uid: str) -> str:
-        if self._archive.holds.get(study_uid) is not None:
+    def _is_wanted(self, study: StudyFacts) -> str:
+        """Return why a study stays; ``""`` if it need not."""
+        archive = self._archive
+        if archive.holds.get(study.uid) is not None:
             return "it is locked"
-        return next((why for wanted in self.wanted_by if (why := wanted(study_uid))), "")
+        if archive.store.received(study.uid) > study.received + 1:
+            # Another process has received it, and has not noted that yet; or that was killed before.
+            archive.study_times.note_received(study.uid, (study.calling, study.called))
+            return "an instance was received since"
+        return next((why for wanted in self.wanted_by if (why := wanted(study.uid))), "")
 
     def _learn(self) -> bool:
         """Read from files when some studies were received whose times are not known; return whether there were any."""

@@ -114,6 +114,9 @@ class SideFiles(Protocol):
     def locked(self) -> AbstractContextManager[None]:
         """Hold a lock that excludes the other processes that share the storage."""
 
+    def try_locked(self) -> AbstractContextManager[bool]:
+        """Hold that lock if no other holder has it, without waiting; the value is whether it is held."""
+
 
 class Storage(ReceivingStorage, CommittingStorage, Protocol):
     """The storage as an archive sees it."""

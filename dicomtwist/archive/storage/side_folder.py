@@ -96,6 +96,20 @@ class SideFolder:
         finally:
             lock.close()
 
+    @contextmanager
+    def try_locked(self) -> Iterator[bool]:
+        """
+        Hold the lock of the folder if no other holder has it, without waiting; yield whether it is held.
+
+        :raises OSError: as it came, errno intact.
+        """
+        self._make()
+        lock = FileLock(self.path(".lock"))
+        try:
+            yield lock.try_exclusive()
+        finally:
+            lock.close()
+
     def _make(self) -> None:
         if self._fs.make_folder(self._path) and self._files.syncs:
             self._fs.sync_folder(self._root)

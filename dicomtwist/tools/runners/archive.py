@@ -309,7 +309,11 @@ def _opened(storage: Path, *, rebuilds: bool) -> Iterator[StoppedFolder]:
         archive = Archive(storage)
         archive.open()
         try:
-            yield StoppedFolder(archive, reconcile(archive))
+            found = reconcile(archive)
+            for removed in archive.unpurged():
+                for _ in archive.purge(removed):
+                    pass
+            yield StoppedFolder(archive, found)
         finally:
             archive.close()
     except StoreError as error:

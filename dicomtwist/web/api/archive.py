@@ -115,24 +115,26 @@ async def unlock(request: DICOMwebRequest, services: Services, values: Mapping[s
 
 async def begin_check(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
     """Begin to compare files and index."""
-    _begin(request, services, all_files=False)
+    await _begin(request, services, all_files=False)
 
 
 async def begin_rebuild(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
     """Begin to read all files and make their rows again."""
-    _begin(request, services, all_files=True)
+    await _begin(request, services, all_files=True)
 
 
-def _begin(request: DICOMwebRequest, services: Services, *, all_files: bool) -> None:
-    maintenance = services.archive_server.maintenance
-    if not maintenance.begin(all_files=all_files):
+async def _begin(request: DICOMwebRequest, services: Services, *, all_files: bool) -> None:
+    state = await services.archive_server.maintenance.begin(all_files=all_files)
+    if state is None:
         raise Problem(409, "a check or a rebuild is under way")
-    request.answer_json(maintenance.state, status=202)
+    request.answer_json(state, status=202)
 
 
 async def show_check(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
     """Answer with the state of the last check or rebuild."""
-    request.answer_json(services.archive_server.maintenance.state)
+    server = services.archive_server
+    share = server.ae.executors.housekeeping.share(request.peer)
+    request.answer_json(await share.run(server.maintenance.state))
 
 
 _ADMIN: Final = frozenset((Operation.ADMIN,))

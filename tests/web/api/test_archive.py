@@ -90,6 +90,19 @@ class Operators(APITestCase):
         self.assertEqual((found["instances"], found["indexed"]), (3, 3))
         self.assertEqual(self.archive.index.counts()[Level.IMAGE], 3)
 
+    async def test_one_check_at_a_time(self) -> None:
+        """A check of another process counts, and one whose process has ended has failed."""
+        client = self.client()
+        folder = self.archive.store.side_folder(".maintenance")
+        folder.put([b'{"number": 1, "kind": "check", "state": "running"}'], "state")
+        with folder.try_locked() as is_held:
+            self.assertTrue(is_held)
+            self.assertEqual((await client.request("GET", "/api/archive/check")).json["state"], "running")
+            self.assertEqual((await client.request("POST", "/api/archive/check")).status, 409)
+        self.assertEqual((await client.request("GET", "/api/archive/check")).json["state"], "failed")
+        folder.put([b"damaged"], "state")
+        self.assertEqual((await client.request("GET", "/api/archive/check")).json["state"], "idle")
+
     async def test_a_folder_removed_by_hand(self) -> None:
         """The first retrieval is answered with 404, and searches find nothing from then on."""
         client = self.client()
