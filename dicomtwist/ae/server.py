@@ -134,10 +134,18 @@ class Server:
         _abort([association for association in associations if not association.is_established])
         if grace == 0:
             _abort(established)
-        if established and grace:
-            late = self._clock.callLater(grace, _abort, established)
-            stop.ended.addCallback(lambda _: late.cancel() if late.active() else None)
+        if not (established and grace):
+            await stop.wait()
+            return
+        late = self._clock.callLater(grace, _abort, established)
+
+        def settle() -> None:
+            if stop.is_over and late.active():
+                late.cancel()
+
+        stop.ended.addCallback(lambda _: settle())
         await stop.wait()
+        settle()  # the caller goes on before the callbacks of the associations' ends are done, and may look for timers
 
 
 def _abort(associations: list[AcceptorAssociation]) -> None:

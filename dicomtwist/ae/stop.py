@@ -79,6 +79,11 @@ class Stop:
         return False
 
     @property
+    def is_over(self) -> bool:
+        """Whether no association is left."""
+        return not self._associations
+
+    @property
     def is_free(self) -> bool:
         """Whether only associations are left that wait for this call."""
         return all(self._is_awaited_by(association) for association in self._associations)

@@ -72,6 +72,18 @@ class Stop(MemoryTestCase):
         self.client(server)
         self.assertEqual(self.stops_after(server, 0), CLOSE_SECONDS)
 
+    def test_no_timer_is_left(self) -> None:
+        """The code that waits finds no timer of the grace any more, such as a test that looks whether the reactor is clean."""
+        server = self.listen()
+        peer = self.client(server)
+        left: list[Any] = []
+        server.shutdown(GRACE).addCallback(lambda _: left.append(list(self.network.getDelayedCalls())))
+        self.network.advance(1)
+        peer.send(AReleaseRQ())
+        peer.close()
+        self.network.flush()
+        self.assertEqual(left, [[]])
+
     def test_a_grace_without_limit(self) -> None:
         """Associations may go on for ever then; a connection without an association may not."""
         server = self.listen()
