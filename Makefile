@@ -1,10 +1,12 @@
-# make run            a DICOM server on 127.0.0.1:11112 that keeps what it receives in ./dicom-archive
+# make run            an archive on 127.0.0.1:11112 in ./dicom-archive, which begins with some images of pydicom, and its pages
+#                     at http://127.0.0.1:8080/
 # make test           all tests; installs DCMTK and the other peers for them when it can
 # make fuzz           arbitrary bytes for all that reads what a peer sends; FUZZ_SECONDS=120 for each target
 # make load           twist dicom under more than it should get: a thousand associations, thousands of idle connections
 # make soak           twist dicom among all kinds of peers for SOAK_SECONDS=600; its memory has to be flat
 # make docs           the documentation, into build/docs
-# make picture        docs/rooms.svg, the picture of the package, from the imports of the code; docs/terminal.svg, from its output
+# make picture        docs/rooms.svg, the picture of the package, from the imports of the code; docs/terminal.svg, from its output;
+#                     docs/page-*.png, the pages in Chromium
 # make bench          measures beside DCMTK, Orthanc and pynetdicom, and writes docs/benchmarks.md; BENCH="echo tls-*" these only
 # make changelog VERSION=1.2.0   CHANGELOG.md from the files in changelog.d, for a release
 # make prose          sentences in code and pages to rewrite, see CONTRIBUTING.md
@@ -14,6 +16,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STORAGE ?= dicom-archive
+HTTP_PORT ?= 8080
+# The images of a new archive.
+SAMPLES := CT_small MR_small examples_overlay examples_palette examples_rgb_color examples_ybr_color liver_1frame rtdose test-SR
 TESTS ?= tests
 # Processes that run tests at once: most of them wait for servers to start.
 JOBS ?= -j 3
@@ -34,13 +39,19 @@ FUZZ := $(VENV)/.installed-fuzz
 .PHONY: run test lint prose format types changelog package-check lowest-check docs picture bench load soak fuzz peers clean
 
 run: $(BASE)
-	@echo "A DICOM Storage SCP on 127.0.0.1:11112 that keeps what it receives in $(STORAGE)/"
+	@echo "An archive on 127.0.0.1:11112 that keeps what it receives in $(STORAGE)/. In a browser:"
+	@echo
+	@echo "    http://127.0.0.1:$(HTTP_PORT)/"
+	@echo
 	@echo "Send it an image from another terminal, with DCMTK:"
 	@echo
 	@echo "    storescu 127.0.0.1 11112 $$($(BIN)/python -c \
 	  'from pydicom.data import get_testdata_file as f; print(f("CT_small.dcm", download=False))')"
 	@echo
-	@exec $(BIN)/twist dicom --storage $(STORAGE)
+	@mkdir -p build/samples && $(BIN)/python -c 'import shutil, sys; from pydicom.data import get_testdata_file as f; \
+	  [shutil.copy(f(name + ".dcm", download=False), sys.argv[1]) for name in sys.argv[2:]]' build/samples $(SAMPLES)
+	@exec $(BIN)/twist dicom --storage $(STORAGE) $(if $(wildcard $(STORAGE)),,--import build/samples) \
+	  --http tcp:$(HTTP_PORT):interface=127.0.0.1
 
 test: $(TEST) peers
 	$(BIN)/python -m twisted.trial $(JOBS) $(TESTS)
@@ -79,6 +90,7 @@ docs: $(DOCS)
 picture: $(TEST)
 	$(BIN)/python -m tests.rooms_picture
 	$(BIN)/python -m tests.terminal_picture
+	$(BIN)/python -m tests.page_pictures
 
 bench: $(TEST) peers
 	set -f; $(BIN)/python -m benchmarks $(BENCH) --write docs/benchmarks.md

@@ -33,6 +33,8 @@ MAX_SIDE: Final = 1536
 
 _SERIES_KEYS: Final = ("SeriesDescription", "BodyPartExamined")
 
+#: The greatest distance of a window from the first one that the slider offers, in widths of that.
+RANGE: Final = 8
 #: Windows for CT images: name, centre, width.
 CT_WINDOWS: Final = (
     ("Soft tissue", 40, 400),
@@ -84,11 +86,13 @@ def window_of(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     ends = sorted((low * slope + intercept, (low + (1 << bits) - 1) * slope + intercept))
     center, width = _number(places, "00281050", (ends[0] + ends[1]) / 2), _number(places, "00281051", ends[1] - ends[0])
     width = max(1.0, width)
+    # The pixels use a small part of the values that their bits allow; a slider for all of those could not be set.
+    low, high = max(ends[0], center - RANGE * width), min(ends[1], center + RANGE * width)
     return {
         "center": round(center, 2),
         "width": round(width, 2),
-        "low": round(min(ends[0], center - width), 2),
-        "high": round(max(ends[1], center + width), 2),
+        "low": round(min(low, center - width), 2),
+        "high": round(max(high, center + width), 2),
     }
 
 

@@ -11,7 +11,10 @@
   const total = slices.length;
   const hasWindow = "center" in data;
   const first = { center: Number(data.center), width: Number(data.width) };
-  const ends = hasWindow ? { low: Number(byId("center").min), high: Number(byId("center").max), width: Number(byId("width").max) } : null;
+  // Each step of the slider for the width is the same factor: narrow windows need finer steps.
+  const most = hasWindow ? Math.log(Number(byId("width").dataset.max)) : 0;
+  const widthAt = (position) => Math.exp((most * position) / 100);
+  const positionOf = (width) => (100 * Math.log(Math.max(1, width))) / most;
   let at = Number(data.at) - 1;
   let view = null; // the window, null for that of the image
   let shown = "";
@@ -94,7 +97,8 @@
     if (hasWindow) {
       const now = view || first;
       byId("center").value = String(now.center);
-      byId("width").value = String(now.width);
+      byId("width").value = String(positionOf(now.width));
+      byId("width").setAttribute("aria-valuetext", number(now.width));
       byId("center-value").textContent = number(now.center);
       byId("width-value").textContent = number(now.width);
       byId("shown-window").textContent = view ? `C ${number(now.center)}  W ${number(now.width)}` : "";
@@ -114,8 +118,8 @@
   const setWindow = (center, width) => {
     if (!hasWindow) return;
     view = {
-      center: Math.round(Math.min(ends.high, Math.max(ends.low, center)) * 100) / 100,
-      width: Math.round(Math.min(ends.width * 2, Math.max(1, width)) * 100) / 100,
+      center: Math.round(center * 100) / 100,
+      width: Math.round(Math.max(1, width) * 100) / 100,
     };
     show();
   };
@@ -135,7 +139,7 @@
   byId("at").addEventListener("input", (event) => go(Number(event.target.value) - 1));
   if (hasWindow) {
     byId("center").addEventListener("input", (event) => setWindow(Number(event.target.value), (view || first).width));
-    byId("width").addEventListener("input", (event) => setWindow((view || first).center, Number(event.target.value)));
+    byId("width").addEventListener("input", (event) => setWindow((view || first).center, widthAt(Number(event.target.value))));
     byId("reset").addEventListener("click", reset);
     for (const button of viewer.querySelectorAll("[data-window]")) {
       button.addEventListener("click", () => setWindow(...button.dataset.window.split(",").map(Number)));
