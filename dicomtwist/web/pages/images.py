@@ -81,9 +81,9 @@ def window_of(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     for tag in ("00289132", "00289145"):  # Frame VOI LUT, Pixel Value Transformation
         places += shared.get(tag, {}).get("Value") or []
     bits = int(_number(places, "00280101") or _number(places, "00280100") or 8)
-    low = -(1 << (bits - 1)) if _number(places, "00280103") else 0
+    lowest = -(1 << (bits - 1)) if _number(places, "00280103") else 0
     slope, intercept = _number(places, "00281053", 1.0) or 1.0, _number(places, "00281052")
-    ends = sorted((low * slope + intercept, (low + (1 << bits) - 1) * slope + intercept))
+    ends = sorted((lowest * slope + intercept, (lowest + (1 << bits) - 1) * slope + intercept))
     center, width = _number(places, "00281050", (ends[0] + ends[1]) / 2), _number(places, "00281051", ends[1] - ends[0])
     width = max(1.0, width)
     # The pixels use a small part of the values that their bits allow; a slider for all of those could not be set.

@@ -14,7 +14,7 @@
   // Each step of the slider for the width is the same factor: narrow windows need finer steps.
   const most = hasWindow ? Math.log(Number(byId("width").dataset.max)) : 0;
   const widthAt = (position) => Math.exp((most * position) / 100);
-  const positionOf = (width) => (100 * Math.log(Math.max(1, width))) / most;
+  const placeOf = (width) => (100 * Math.log(Math.max(1, width))) / most;
   let at = Number(data.at) - 1;
   let view = null; // the window, null for that of the image
   let shown = "";
@@ -97,7 +97,7 @@
     if (hasWindow) {
       const now = view || first;
       byId("center").value = String(now.center);
-      byId("width").value = String(positionOf(now.width));
+      byId("width").value = String(placeOf(now.width));
       byId("width").setAttribute("aria-valuetext", number(now.width));
       byId("center-value").textContent = number(now.center);
       byId("width-value").textContent = number(now.width);
