@@ -394,10 +394,10 @@ class Archive:
                 failed.append((instance, error))
                 continue
             written = content if isinstance(content, Written) else None
-            if first_stays and written is not None:
-                self.store.remove(written.path)
-                written = None
-            one = PendingCommit(instance, written, exists, deliver, replacement, is_unchanged)
+            spare = None
+            if first_stays:
+                written, spare = None, written  # if the first copy is deleted before the commit, this one is stored
+            one = PendingCommit(instance, written, exists, deliver, replacement, is_unchanged, spare)
             is_ready = first_stays or written is not None or (fits and not exists)
             (pending if is_ready else fresh).append(one)
         if fresh:

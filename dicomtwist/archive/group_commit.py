@@ -62,6 +62,7 @@ class PendingCommit:
         is replaced, or nobody is to be told.
     :ivar is_unchanged: returns whether the stored copy is still the one that the instance may replace; ``None`` if that may be
         any copy.
+    :ivar spare: the temporary file of an instance whose stored copy stays; it is removed when that is certain.
     :ivar aside: the second name of the stored copy while it is being replaced, else empty.
     :ivar placed: whether the file has its final name.
     """
@@ -72,6 +73,7 @@ class PendingCommit:
     deliver: Deliver
     replacement: Replacement | None = None
     is_unchanged: Callable[[], bool] | None = None
+    spare: Written | None = None
     aside: str = field(default="", init=False)
     placed: bool = field(default=False, init=False)
 
@@ -429,6 +431,8 @@ class GroupCommit:
     def _settle(self, pending: PendingCommit, error: BaseException | None) -> None:
         """Remove the old copy after a success, or the new one after a failure."""
         store = self._store
+        if pending.spare is not None and not isinstance(error, CommitConflict):
+            store.remove(pending.spare.path)
         if error is None:
             if pending.aside:
                 self._report_replaced(pending)

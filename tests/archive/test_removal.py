@@ -377,6 +377,45 @@ class BesideStores(RemovalTestCase):
         self.assertEqual(list(self.files()), [("1.2.1", "1.2.1.1", "1.2.1.1.1")])
 
 
+class Repeated(RemovalTestCase):
+    """An instance that is sent again while its stored copy is deleted."""
+
+    def test_the_copy_is_deleted_before_the_commit(self) -> None:
+        """It is stored, although the first copy was to stay."""
+        for inbox in (True, False):
+            self.root, self.acknowledged = Path(self.mktemp()), {}
+            archive = self.open(inbox=inbox)
+            self.kept(archive, large(1))
+            commits: Any = archive._commits
+            original = commits.submit
+
+            def submit(pending: Any, archive: Archive = archive, original: Any = original) -> None:
+                if len(self.files()) == 1:
+                    archive.delete(STUDY)
+                original(pending)
+
+            instance = handed(large(1))
+            writer = archive.store.create()
+            assert isinstance(instance.content, list)
+            writer.write(instance.content)
+            instance.content = writer.seal()
+            outcomes: list[BaseException | None] = []
+            with mock.patch.object(commits, "submit", submit):
+                archive.keep(instance, outcomes.append)
+            self.assertEqual(outcomes, [None])
+            self.check(archive)
+            again = handed(large(1))
+            writer = archive.store.create()
+            assert isinstance(again.content, list)
+            writer.write(again.content)
+            again.content = writer.seal()
+            archive.keep(again, outcomes.append)
+            self.assertEqual(outcomes, [None, None])
+            self.check(archive)
+            self.assertEqual(archive.store.temporary_files.unnamed, 0)
+            self.assertEqual([name for name in self.incoming() if name.endswith(".part")], [])
+
+
 class Processes(RemovalTestCase):
     """Several processes that share an archive."""
 
