@@ -222,6 +222,11 @@ class KeyTable:
             raise InvalidTable(
                 "no column is a StudyInstanceUID, AccessionNumber or PatientID. The first line has to name the columns, and has"
                 f" {named}: --column says which are keys, as in --column {headings[0].strip()[:40] or 'ID'}=AccessionNumber"
+                + (
+                    ". If that is a value already, put a line such as AccessionNumber before it"
+                    if len(headings) == 1 and any(map(str.isdigit, headings[0]))
+                    else ""
+                )
             )
         return [[(known[name], name) for name in names] for names in chosen]
 

@@ -179,7 +179,7 @@ class Tables(TestCase):
         for content, columns, words in (
             ("", (), "it is empty"),
             ("\n\n", (), "it is empty"),
-            ("1.2.3\n1.2.4\n", (), "no column is a StudyInstanceUID"),
+            ("1.2.3\n1.2.4\n", (), "already, put a line such as AccessionNumber before it"),
             ("Name,Modality\nx,CT\n", (), "has 'Name', 'Modality'"),
             ("Name,PatientID\nx,1\n", ("Nr",), "there is no such column; there are Name, PatientID"),
             ("Name,PatientID\nx,1\n", ("Name",), "write HEADING=KEYWORD, as in Name=AccessionNumber"),
