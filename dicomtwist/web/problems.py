@@ -27,7 +27,7 @@ from dicomtwist.pixels.errors import (
 )
 from dicomtwist.web.http.body import BodyFailed, BodyTooLong
 
-__all__ = ["Problem", "problem_of"]
+__all__ = ["RETRY_AFTER", "Problem", "problem_of"]
 
 #: The seconds after which a client may repeat a request that was refused because too much waits.
 RETRY_AFTER: Final = 5

@@ -23,7 +23,7 @@ from dicomtwist.web.http.body import Body, Collector
 from dicomtwist.web.http.client import Client
 from dicomtwist.web.http.conditions import accepts_gzip
 from dicomtwist.web.http.site import StreamedRequest
-from dicomtwist.web.problems import Problem
+from dicomtwist.web.problems import RETRY_AFTER, Problem
 from dicomtwist.web.services import Services
 
 __all__ = ["DICOMwebRequest", "Piece", "Pieces"]
@@ -32,6 +32,15 @@ __all__ = ["DICOMwebRequest", "Piece", "Pieces"]
 Piece: TypeAlias = bytes | bytearray | memoryview | Sequence[bytes | memoryview]
 #: The pieces of a response that is streamed: each at most some hundred KiB, since a client has the write timeout for each.
 Pieces: TypeAlias = AsyncIterator[Piece]
+
+#: Fields of a header about the content of a response, which a response with a problem has no more.
+_OF_CONTENT: Final = (
+    b"Accept-Ranges",
+    b"Content-Disposition",
+    b"Content-Encoding",
+    b"Content-Range",
+    b"ETag",
+)
 
 #: The most fields ``Warning`` of a response.
 MAX_WARNINGS: Final = 16
@@ -188,6 +197,7 @@ class DICOMwebRequest:
         the connection, so that the client does not take a part for the whole.
 
         :param length: the length of all pieces together, if it is known.
+        :raises Problem: they have another length (503): what they are made of has changed meanwhile.
         """
         try:
             if self.method == "HEAD":
@@ -198,18 +208,21 @@ class DICOMwebRequest:
             first: Piece = b""
             with suppress(StopAsyncIteration):
                 first = await anext(pieces)
+            sent = _checked(_size(first), length)
             self._begin(status, content_type, length)
             flow = _Flow(self.http)
             self.http.registerProducer(flow, True)
             try:
-                sent = await flow.write(first)
+                await flow.write(first)
                 async for piece in pieces:
-                    sent += await flow.write(piece)
+                    # Before it is written: a client that has as many bytes as were announced takes them for the whole.
+                    sent = _checked(sent + _size(piece), length)
+                    await flow.write(piece)
             finally:
                 if not flow.is_stopped and self.http.channel is not None:
                     self.http.unregisterProducer()
-            if length is not None and sent != length:
-                raise RuntimeError(f"a response of {sent} bytes that was announced with {length}")
+            if length is not None and sent < length:
+                raise _changed(f"{sent} bytes", length)
             self._finish()
         finally:
             close = getattr(pieces, "aclose", None)
@@ -217,7 +230,12 @@ class DICOMwebRequest:
                 await close()
 
     def refuse(self, problem: Problem) -> None:
-        """Answer with *problem*: an object of JSON, or a line of text for a client that prefers text."""
+        """
+        Answer with *problem*: an object of JSON, or a line of text for a client that prefers text. Fields of the header that
+        were set for another content are removed.
+        """
+        for field in _OF_CONTENT:
+            self.http.responseHeaders.removeHeader(field)
         for name, value in problem.headers:
             self.add_header(name, value)
         accepted = self.header("Accept")
@@ -248,6 +266,23 @@ class DICOMwebRequest:
             self.http.finish()
 
 
+def _size(piece: Piece) -> int:
+    """Return the number of bytes of a piece."""
+    return len(piece) if isinstance(piece, bytes | bytearray | memoryview) else sum(map(len, piece))
+
+
+def _checked(sent: int, length: int | None) -> int:
+    """Return *sent*, the number of bytes of a response so far, unless that is more than was announced."""
+    if length is not None and sent > length:
+        raise _changed("more", length)
+    return sent
+
+
+def _changed(sent: str, length: int) -> Problem:
+    words = f"the content has changed meanwhile: {sent} instead of {length} bytes"
+    return Problem(503, words, [("Retry-After", str(RETRY_AFTER))])
+
+
 @implementer(IPushProducer)
 class _Flow:
     """The pieces of a response as a producer that the connection pauses."""
@@ -258,23 +293,19 @@ class _Flow:
         self._ready: Deferred[None] | None = None
         self.is_stopped = False
 
-    async def write(self, piece: Piece) -> int:
-        """Write a piece; go on when the connection takes more. Return its length in bytes."""
+    async def write(self, piece: Piece) -> None:
+        """Write a piece; go on when the connection takes more."""
         if not piece:
-            return 0
+            return
         if isinstance(piece, bytes | bytearray | memoryview):
-            size = len(piece)
             self._http.write(piece)
+        elif isinstance(self._http, StreamedRequest):
+            self._http.write_all(piece)
         else:
-            size = sum(map(len, piece))
-            if isinstance(self._http, StreamedRequest):
-                self._http.write_all(piece)
-            else:
-                self._http.write(b"".join(piece))
+            self._http.write(b"".join(piece))
         if self._is_paused:
             self._ready = Deferred()
             await self._ready
-        return size
 
     def pauseProducing(self) -> None:
         self._is_paused = True

@@ -66,8 +66,8 @@ def problems_of_stored() -> Iterator[None]:
         yield
     except NotStored:
         raise Problem(404, "there is no such instance") from None
-    except NoPixelData:
-        raise Problem(404, "the instance has no pixel data") from None
+    except NoPixelData as error:
+        raise Problem(404, str(error)) from None
     except DataSetError as error:
         _log.info("a stored instance is not given: {reason}", reason=loggable(error))
         raise Problem(406, "the data set of the instance cannot be read") from error
@@ -166,7 +166,8 @@ async def send_one(
     except BaseException:
         close()
         raise
-    await request.stream(pieces, content_type, status=status, length=stop - start)
+    with problems_of_stored():  # of the first piece, which may not be there
+        await request.stream(pieces, content_type, status=status, length=stop - start)
 
 
 async def send_parts(
@@ -204,7 +205,8 @@ async def send_parts(
     except BaseException:
         close()
         raise
-    await request.stream(pieces, representation.content_type(writer.boundary), length=length)
+    with problems_of_stored():  # of the first piece, which may not be there
+        await request.stream(pieces, representation.content_type(writer.boundary), length=length)
 
 
 async def _at_once(buffers: list[bytes | memoryview]) -> AsyncIterator[list[bytes | memoryview]]:

@@ -52,6 +52,17 @@ class Frames(WADOTestCase):
         for missing in ((uids[0], uids[1], "1.9"), ("1.9", uids[1], uids[2])):
             self.assertEqual((await client.request("GET", self.path(missing, "/frames/1"))).status, 404)
 
+    async def test_cut_off(self) -> None:
+        """Values that the file does not have are no mistake of the client, and their refusal has no entity tag."""
+        (uids,) = await self.store(image(NumberOfFrames=2, PixelData=bytes(range(64))))
+        path = self.archive.store.path(*uids)
+        path.write_bytes(path.read_bytes()[:-40])
+        for of_instance in ("/frames/2", "/pixeldata", "/bulkdata/7FE00010"):
+            for accept in ("*/*", "application/octet-stream"):
+                response = await self.client().request("GET", self.path(uids, of_instance), [("Accept", accept)])
+                self.assertEqual(response.status, 406, (of_instance, accept))
+                self.assertFalse({"etag", "accept-ranges"} & set(response.headers))
+
     async def test_single_part(self) -> None:
         (uids,) = await self.store(image(NumberOfFrames=2, PixelData=bytes(range(64))))
         client = self.client()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unittest
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 from pydicom import dcmread
@@ -11,7 +13,8 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicomtwist.archive.reading import conversion
 from dicomtwist.web.wado.archive_zip import ArchiveWriter, archive_length
-from tests.web.wado.sample import WADOTestCase, image, test_file
+from tests.web.site import encode
+from tests.web.wado.sample import WADOTestCase, image, part10, test_file
 from tests.web.wado.test_frames import parts_of
 
 ANY = ("Accept", 'multipart/related; type="application/dicom"; transfer-syntax=*')
@@ -147,6 +150,38 @@ class Instances(WADOTestCase):
                 for name in archive.namelist():
                     series, instance = name.removesuffix(".dcm").split("/")
                     self.assertEqual(archive.read(name), self.stored(("1.2", series, instance)))
+
+    async def test_what_changes_meanwhile(self) -> None:
+        """Fewer or more bytes than were announced are never taken for the whole, and are no error of this program."""
+        sizes = self.services.files.sizes
+        longer = part10(image(2, ImageComments="x" * 100))
+        for accept in (ANY, ("Accept", "application/zip")):
+            for content in (b"", longer):
+                uids = await self.store(*(image(number) for number in range(1, 4)))
+                path = self.archive.store.path(*uids[1])
+
+                def changed(every: Any, path: Path = path, content: bytes = content) -> Any:
+                    found = sizes(every)
+                    path.unlink()
+                    if content:
+                        path.write_bytes(content)
+                    return found
+
+                self.patch(self.services.files, "sizes", changed)
+                client = self.client()
+                client.send(encode("GET", self.path(("1.2",)), [accept]))
+                while not client.is_closed and b"\r\n\r\n" not in client.transport.value():
+                    await client.transport.changed
+                header, _, body = client.transport.value().partition(b"\r\n\r\n")
+                if header.startswith(b"HTTP/1.1 503"):
+                    self.assertNotIn(b"Content-Disposition", header)
+                else:
+                    length = int(header.partition(b"Content-Length: ")[2].split()[0])
+                    self.assertLess(len(body), length)
+                    self.assertTrue(client.is_closed)
+                self.patch(self.services.files, "sizes", sizes)
+                path.unlink(missing_ok=True)
+        self.assertEqual(self.flushLoggedErrors(), [])
 
 
 class URI(WADOTestCase):
