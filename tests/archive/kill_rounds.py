@@ -94,7 +94,7 @@ class Rounds:
         self.acknowledged = 0
         #: The studies that are being deleted, by their numbers, and whether that was answered.
         self.deletions: dict[int, bool] = {}
-        self.deleted = 0
+        self.deleted = self.interrupted = 0
         self.refused: list[int] = []
         self.started = 0.0
 
@@ -137,19 +137,24 @@ class Rounds:
         server = self.start()
         self.old = self.numbers
         self.deletions = dict.fromkeys(self.choose_studies(), False)
-        deleting = threading.Thread(target=self.delete)
+        life = self.rng.uniform(0.02, 0.9)
+        # The last deletion often begins just before the end of the server.
+        delays = sorted(life - self.rng.choice((0.01, 0.03, 0.1, life)) for _ in self.deletions)
+        deleting = threading.Thread(target=self.delete, args=(delays,))
         try:
-            deleting.start()
             sending = [self.send(client, count) for client in range(clients)]
-            time.sleep(self.rng.uniform(0.02, 0.9))
+            deleting.start()
+            time.sleep(life)
         finally:
             server.send_signal(signal.SIGKILL)
             server.wait()
-            deleting.join()
+            if deleting.ident is not None:
+                deleting.join()
         outputs = [process.communicate(timeout=60)[0].decode("utf-8", "replace") for process, _ in sending]
         for (_, sent), output in zip(sending, outputs, strict=True):
             self.note(sent, output)
         self.deleted += sum(self.deletions.values())
+        self.interrupted += len(self.deletions) - sum(self.deletions.values())
         self.die_early()
         server = self.start()
         try:
@@ -164,9 +169,11 @@ class Rounds:
         whole = {(number // 40) for number in range(self.old - self.old % 40) if f"{_ROOT}.{number}" in self.promised}
         return self.rng.sample(sorted(whole), min(len(whole), 2))
 
-    def delete(self) -> None:
-        """Delete the studies, and note what is answered."""
-        for number in self.deletions:
+    def delete(self, delays: list[float]) -> None:
+        """Delete the studies *delays* seconds after the beginning, and note what is answered."""
+        began = time.monotonic()
+        for number, delay in zip(self.deletions, delays, strict=True):
+            time.sleep(max(0.0, began + delay - time.monotonic()))
             connection = HTTPConnection("127.0.0.1", self.http_port, timeout=60)
             try:
                 connection.request("DELETE", f"/dicom-web/studies/{_ROOT}.1.{number}")
@@ -301,6 +308,7 @@ def main() -> None:
             rounds.round(options.clients, options.count)
             print(
                 f"round {number + 1}: {rounds.acknowledged} acknowledged and {rounds.deleted} studies deleted so far, "
+                f"{rounds.interrupted} deletions without an answer, "
                 f"{len(rounds.promised)} instances there",
                 flush=True,
             )
