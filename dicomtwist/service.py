@@ -82,6 +82,15 @@ class DICOMService(Service):
         """Return the vital signs: associations, operations, the lag of the reactor, memory, executors."""
         return Vitals.of(self.server, self.lag, self.ae.executors)
 
+    def change_warnings(self, lag: float | None, executor: float | None) -> None:
+        """
+        Change what is logged, while the service runs.
+
+        :param lag: as *lag_warning*, and *executor* as *executor_warning*.
+        """
+        self.lag.warning = lag
+        self._blocked.change(executor)
+
     def log_vitals(self) -> None:
         """Log the vital signs as one line."""
         self.log.info("{vitals}", vitals=str(self.vitals()))

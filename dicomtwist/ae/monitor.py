@@ -34,6 +34,7 @@ class ReactorLag:
     :param clock: the reactor.
     :param warning: the lag from which on a warning is logged, in seconds; ``None`` for no warning.
 
+    :ivar warning: that lag, which may change.
     :ivar distribution: all measurements since the start, with one label, which is empty.
     """
 
@@ -42,7 +43,7 @@ class ReactorLag:
     def __init__(self, clock: Any, warning: float | None = 1.0) -> None:
         self.distribution: Durations[str] = Durations()
         self._clock = clock
-        self._warning = warning
+        self.warning = warning
         self._samples: deque[tuple[float, float]] = deque()
         self._told: float | None = None
         self._due = 0.0
@@ -95,7 +96,7 @@ class ReactorLag:
         while self._samples[0][0] <= now - WINDOW:
             self._samples.popleft()
         self._next()
-        if self._warning is None or late <= self._warning:
+        if self.warning is None or late <= self.warning:
             return
         if self._told is None or now - self._told >= WINDOW:
             self._told = now
@@ -128,6 +129,12 @@ class BlockedExecutors:
         """Start to look, unless it looks already."""
         if self._call is None and self._warning is not None:
             self._call = self._clock.callLater(INTERVAL, self._look)
+
+    def change(self, warning: float | None) -> None:
+        """Replace the seconds from which on a warning is logged, and look from now on."""
+        self.stop()
+        self._warning = warning
+        self.start()
 
     def stop(self) -> None:
         """Stop to look."""

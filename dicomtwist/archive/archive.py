@@ -267,6 +267,12 @@ class Archive:
             min_free=store.min_free,
         )
 
+    def keep_free(self, count: int) -> None:
+        """Change the number of bytes that must stay free on the file system; the next instance is subject to it."""
+        self.store.min_free = count
+        if self._inbox is not None:
+            self._inbox.min_free = count
+
     def refuse(self, why: str) -> None:
         """
         Store nothing until :meth:`try_again` succeeds: each instance fails with ENOSPC.

@@ -23,7 +23,7 @@ from dicomtwist.archive.removal.policy import RetentionPolicy, parse_retention
 from dicomtwist.transport.peer_address import parse_peer
 from dicomtwist.ul.ae_title import check_ae_title
 
-__all__ = ["Configuration", "ConfigurationError", "add_configuration", "read_configuration"]
+__all__ = ["Configuration", "ConfigurationError", "add_configuration", "given_options", "read_configuration"]
 
 #: The longest configuration file, in bytes.
 MAX_FILE_LENGTH: Final = 4 * 1024 * 1024
@@ -66,11 +66,20 @@ class Configuration:
 
     def arguments(self, given: Collection[str]) -> list[str]:
         """Return the options as command-line arguments, except those that are *given* on the command line already."""
+        return [*self.options_except(given), *self.peer_arguments]
+
+    def options_except(self, given: Collection[str]) -> list[str]:
+        """Return the options as command-line arguments, except the peers and those that are *given*."""
         arguments = []
         for name, values in self.options.items():
-            if name not in given or name == "peer":
+            if name not in given and name != "peer":
                 arguments += [f"--{name}={value}" for value in values] if values else [f"--{name}"]
-        return arguments + [f"--peer={peer}" for peer in self.peers]
+        return arguments
+
+    @property
+    def peer_arguments(self) -> list[str]:
+        """The peers as command-line arguments."""
+        return [f"--peer={peer}" for peer in (*self.options.get("peer", ()), *self.peers)]
 
     def policy(self) -> Policy:
         """
@@ -102,24 +111,33 @@ class Configuration:
         return f"{self.path}: {message.removeprefix('--')}"
 
 
-def add_configuration(options: usage.Options, arguments: Sequence[str]) -> tuple[Configuration, list[str]]:
+def add_configuration(
+    options: usage.Options, arguments: Sequence[str], in_force: Sequence[str] | None = None
+) -> tuple[Configuration, list[str]]:
     """
     Read the configuration file that *arguments* name with ``--config``.
 
+    :param in_force: arguments in place of the options of the file, except its peers; ``None`` for those of the file.
     :returns: its content, and the arguments with the options of the file in front.
 
     :raises ConfigurationError: the file is wrong.
     """
+    given = given_options(options, arguments)
+    if "config" not in given:
+        return Configuration(), list(arguments)
+    found = read_configuration(Path(given["config"]), options)
+    of_file = found.options_except(given) if in_force is None else in_force
+    return found, [*of_file, *found.peer_arguments, *arguments]
+
+
+def given_options(options: usage.Options, arguments: Sequence[str]) -> dict[str, str]:
+    """Return the options in *arguments* by their names; nothing if they are wrong, which the parser of the options reports."""
     parser: Any = options
     try:
         pairs, _ = getopt.getopt(list(arguments), parser.shortOpt, parser.longOpt)
     except getopt.GetoptError:
-        return Configuration(), list(arguments)  # the parser of the options reports it
-    given = {name.removeprefix("--"): value for name, value in pairs}
-    if "config" not in given:
-        return Configuration(), list(arguments)
-    found = read_configuration(Path(given["config"]), options)
-    return found, [*found.arguments(given), *arguments]
+        return {}
+    return {name.removeprefix("--"): value for name, value in pairs}
 
 
 def read_configuration(path: Path, options: usage.Options) -> Configuration:

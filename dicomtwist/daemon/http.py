@@ -5,6 +5,7 @@ The HTTP server of ``twist dicom``: its options, and how it is made of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,12 +13,13 @@ from twisted.python import usage
 
 from dicomtwist.daemon.option_values import origin as checked_origin
 from dicomtwist.daemon.option_values import seconds, size, url
+from dicomtwist.settings import Settings
 from dicomtwist.web.http.limits import HTTPLimits
 
 if TYPE_CHECKING:
     from dicomtwist.archive.server import ArchiveServer
 
-__all__ = ["HTTP_PARAMETERS", "HTTPOptions", "describe_http", "make_http"]
+__all__ = ["HTTP_PARAMETERS", "HTTPOptions", "change_http", "describe_http", "make_http"]
 
 #: The port of a viewer without the option ``--viewer-http``.
 DEFAULT_VIEWER_PORT: Final = "tcp:3000:interface=127.0.0.1"
@@ -130,15 +132,7 @@ def make_http(options: Any, server: ArchiveServer) -> Any:
     settings = options.ae.settings
     services = Services(
         *(server, options.ae.reactor),
-        limits=HTTPLimits(
-            maximum_connections=settings.maximum_connections,
-            maximum_connections_per_peer=settings.maximum_connections_per_peer,
-            maximum_body=options["http-max-body"],
-            header_timeout=options["http-header-timeout"],
-            body_timeout=options["http-body-timeout"],
-            idle_timeout=options["http-idle-timeout"],
-            write_timeout=settings.write_timeout,
-        ),
+        limits=_limits(options, settings),
         public_url=options["http-url"] or "",
         origins=frozenset(options["origins"]),
         trusted_proxies=options.networks,
@@ -152,6 +146,32 @@ def make_http(options: Any, server: ArchiveServer) -> Any:
         entrance = site.entrance(ViewerRoot(services, Path(options["viewer"]).absolute()))
         entrances = [(endpoint, entrance) for endpoint in of_viewer]
     return HTTPServer(site, endpoints, options.ae.reactor, services, entrances)
+
+
+def change_http(http: Any, options: Any, settings: Settings) -> None:
+    """
+    Have the HTTP server do as *options* say from its next request on: its limits, URL, origins and trusted proxies.
+
+    :param settings: those of the AE.
+    """
+    services = http.services
+    for name, value in asdict(_limits(options, settings)).items():
+        setattr(services.limits, name, value)
+    services.public_url = options["http-url"] or ""
+    services.origins = frozenset(options["origins"])
+    services.trusted_proxies = http.site.trusted_proxies = options.networks
+
+
+def _limits(options: Any, settings: Settings) -> HTTPLimits:
+    return HTTPLimits(
+        maximum_connections=settings.maximum_connections,
+        maximum_connections_per_peer=settings.maximum_connections_per_peer,
+        maximum_body=options["http-max-body"],
+        header_timeout=options["http-header-timeout"],
+        body_timeout=options["http-body-timeout"],
+        idle_timeout=options["http-idle-timeout"],
+        write_timeout=settings.write_timeout,
+    )
 
 
 def describe_http(options: Any) -> Iterator[tuple[str, str, str]]:

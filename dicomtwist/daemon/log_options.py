@@ -9,20 +9,38 @@ import re
 import stat
 import sys
 from collections.abc import MutableMapping
-from typing import Any, Final, TextIO
+from dataclasses import dataclass
+from typing import Any, Final, TextIO, cast
 
-from twisted.logger import LogEvent, Logger
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel
 
 from dicomtwist.logs import JSONLog, LimitedByPeer, TextLog
 
-__all__ = ["DEFAULT_LOG_RATE", "FORMATS", "LogFile", "set_log"]
+__all__ = ["DEFAULT_LOG_RATE", "FORMATS", "LEVELS", "LogFile", "set_log"]
 
 #: The formats of the log, by their names.
 FORMATS: Final = {"text": TextLog, "json": JSONLog}
+#: The levels of the log, by their names.
+LEVELS: Final = {level.name: level for level in LogLevel.iterconstants()}
 #: Matches Twisted's own lines about ports.
 _ABOUT_PORTS: Final = re.compile(r" starting on \S+\Z|\A\(.* Closed\)\Z")
 #: The most lines about one peer in a minute, unless the option says otherwise.
 DEFAULT_LOG_RATE: Final = 300
+
+
+@dataclass(frozen=True)
+class LogChoice:
+    """
+    The format, the level and the bound of the log.
+
+    :ivar format: the name of its format.
+    :ivar level: the lowest level of events that it has.
+    :ivar most: the most lines about one peer in a minute, ``None`` for any number.
+    """
+
+    format: str = "text"
+    level: Any = LogLevel.info
+    most: int | None = None
 
 
 class LogFile:
@@ -30,12 +48,35 @@ class LogFile:
     The file that the log is written to.
 
     :param file: the file; a stream such as standard output never is opened again.
+    :param given: the format and the level that hold unless an option of the server says otherwise.
     """
 
     log = Logger()
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO, given: LogChoice | None = None) -> None:
         self._file = file
+        self.given = given or LogChoice()
+        self._choice = self.given
+        self._observer: _ServerLog | None = None
+
+    def observe(self, file: TextIO) -> LimitedByPeer:
+        """Return the observer that writes to *file*: a factory for ``twist``."""
+        self._observer = _ServerLog(file, self._choice)
+        return self._observer
+
+    def change(self, chosen: str | None, level: str | None, most: int | None) -> LogChoice:
+        """
+        Change format, level and bound from the next event on.
+
+        :param chosen: the name of the format, and *level* that of the level; ``None`` for what was given at the start.
+        :param most: as in :class:`LogChoice`.
+        :returns: what holds.
+        """
+        given = self.given
+        self._choice = LogChoice(chosen or given.format, given.level if level is None else LEVELS[level], most)
+        if self._observer is not None:
+            self._observer.change(self._choice)
+        return self._choice
 
     def reopen(self) -> None:
         """
@@ -65,7 +106,9 @@ class LogFile:
             os.close(new)
 
 
-def set_log(twist: MutableMapping[str, Any] | None, chosen: str | None, most: int | None) -> LogFile | None:
+def set_log(
+    twist: MutableMapping[str, Any] | None, chosen: str | None, most: int | None, level: str | None = None
+) -> LogFile | None:
     """
     Have ``twist`` write its log with the observers of this library.
 
@@ -73,24 +116,47 @@ def set_log(twist: MutableMapping[str, Any] | None, chosen: str | None, most: in
     :param chosen: ``"text"`` or ``"json"``; ``None`` for what ``twist`` has chosen, by its own ``--log-format`` or because its
         output is a terminal or not.
     :param most: the most lines about one peer in a minute, ``None`` for any number.
+    :param level: the name of the lowest level; ``None`` for the one that ``twist`` has.
     :returns: the file of the log, ``None`` without ``twist``.
     """
     if twist is None:
         return None
-    # Worker processes get the format from here.
-    name = twist["logFormat"] = chosen or _format_of(twist)
-
-    def make(file: TextIO) -> LimitedByPeer:
-        return _ServerLog(FORMATS[name](file), most)
-
-    twist["fileLogObserverFactory"] = make
-    return LogFile(twist.get("logFile", sys.stdout))
+    given = LogChoice(_format_of(twist), twist.get("logLevel", LogLevel.info))
+    file = LogFile(twist.get("logFile", sys.stdout), given)
+    twist["logFormat"] = file.change(chosen, level, most).format
+    # A reload may lower the level, so the runner must not leave out anything itself.
+    twist["logLevel"] = LogLevel.debug
+    twist["fileLogObserverFactory"] = file.observe
+    return file
 
 
 class _ServerLog(LimitedByPeer):
-    """Leaves out Twisted's own lines about ports: dicomtwist says in its own words where it listens."""
+    """
+    The log of a server. Twisted's own lines about ports are left out: dicomtwist says in its own words where it listens.
+
+    :param file: the file.
+    :param choice: its format, level and bound.
+    """
+
+    def __init__(self, file: TextIO, choice: LogChoice) -> None:
+        self._log_file = file
+        self._formatter: Any = None
+        super().__init__(cast("ILogObserver", self._write), choice.most)
+        self.change(choice)
+
+    def _write(self, event: LogEvent) -> None:
+        self._formatter(event)
+
+    def change(self, choice: LogChoice) -> None:
+        """Change them, from the next event on."""
+        self.most = choice.most
+        self._level = choice.level
+        self._formatter = FORMATS[choice.format](self._log_file)
 
     def __call__(self, event: LogEvent) -> None:
+        level = event.get("log_level")
+        if level is None or level < self._level:
+            return
         if event.get("log_namespace") != "log_legacy" or not _ABOUT_PORTS.search(str(event.get("log_text", ""))):
             super().__call__(event)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from dicomtwist.daemon.check import report
 from dicomtwist.daemon.configuration import Configuration, ConfigurationError, add_configuration
 from dicomtwist.daemon.http import HTTP_PARAMETERS, HTTPOptions
 from dicomtwist.daemon.journals.options import JOURNAL_PARAMETERS, check_journals
-from dicomtwist.daemon.log_options import DEFAULT_LOG_RATE, FORMATS, set_log
+from dicomtwist.daemon.log_options import DEFAULT_LOG_RATE, FORMATS, LEVELS, LogFile, set_log
 from dicomtwist.daemon.option_values import charset, choice, count, member, seconds, size
 from dicomtwist.daemon.option_values import title as checked_title
 from dicomtwist.daemon.workers import MAX_WORKERS, WorkerSpec
@@ -73,12 +74,25 @@ _SETTINGS = {
 }
 
 
+#: The options that may be given more than once, with the keys of their values; the peers have a directory of their own.
+_LISTS = {
+    "port": "ports",
+    "http": "http",
+    "http-origin": "origins",
+    "viewer-http": "viewer-ports",
+    "allow-calling": "calling",
+    "trusted-proxy": "proxies",
+}
+
+
 class Options(HTTPOptions):
     """
     The options of ``twist dicom``.
 
     :ivar configuration: the content of the configuration file.
-    :ivar command_line: the options of the configuration file, followed by those of the command line.
+    :ivar given: the options of the command line.
+    :ivar by_name: the values of the options by their names, without peers: as given, or the defaults.
+    :ivar log_file: the file of the log; ``None`` without ``twist``.
     :ivar worker: the specification of this worker process; ``None`` in any other process.
     :ivar sockets: the sockets to listen on: those for DICOM, then those for HTTP.
     :ivar endpoints: the endpoints of the sockets for DICOM.
@@ -91,7 +105,9 @@ class Options(HTTPOptions):
     """
 
     configuration: Configuration
-    command_line: list[str]
+    given: list[str]
+    by_name: dict[str, Any]
+    log_file: LogFile | None
     worker: WorkerSpec | None
     sockets: Sockets
     endpoints: list[IStreamServerEndpoint]
@@ -244,6 +260,13 @@ class Options(HTTPOptions):
             choice("--log-format", tuple(FORMATS)),
         ],
         [
+            "log-level",
+            None,
+            None,
+            f"Lowest level of events in the log: {', '.join(LEVELS)}. [default: that of twist, which is info]",
+            choice("--log-level", tuple(LEVELS)),
+        ],
+        [
             "max-identifier-size",
             None,
             _DEFAULTS.maximum_identifier_size,
@@ -363,6 +386,7 @@ class Options(HTTPOptions):
             "durability": usage.CompleteList(["full", "none"]),
             "inbox": usage.CompleteList(["on", "off"]),
             "log-format": usage.CompleteList(list(FORMATS)),
+            "log-level": usage.CompleteList(list(LEVELS)),
             "precedence": usage.CompleteList([one.value for one in Precedence]),
             "duplicates": usage.CompleteList([one.value for one in Duplicates]),
         }
@@ -378,6 +402,9 @@ class Options(HTTPOptions):
         self["origins"] = []
         self["viewer-ports"] = []
         self.configuration = Configuration()
+        self.log_file = None
+        self.worker = None
+        self._is_read_again = False
 
     def parseOptions(self, options: list[str] | None = None) -> None:
         """
@@ -385,17 +412,44 @@ class Options(HTTPOptions):
 
         :raises SystemExit: an option is wrong. (``twist`` itself would print the whole help after the one line that matters.)
         """
+        arguments = sys.argv[1:] if options is None else options
+        worker = self.worker = WorkerSpec.taken(os.environ)
+        ahead = 0 if worker is None else worker.ahead
+        self.given = list(arguments[ahead:])
         try:
-            given = sys.argv[1:] if options is None else options
-            self.configuration, options = add_configuration(self, given)
-            self.command_line = options
-            super().parseOptions(options)  # type: ignore[no-untyped-call]
+            self._parse(None if worker is None else arguments[:ahead])
         except ConfigurationError as error:
             print(f"twist dicom: {error}", file=sys.stderr)
             raise SystemExit(_EX_USAGE) from None
         except usage.UsageError as error:
             print(f"twist dicom: {self.configuration.located(str(error))}; see twist dicom --help", file=sys.stderr)
             raise SystemExit(_EX_USAGE) from None
+
+    def _parse(self, in_force: Sequence[str] | None = None) -> None:
+        """
+        Parse the options of the command line, and those of the configuration file.
+
+        :param in_force: see :func:`add_configuration`.
+        :raises ConfigurationError: the configuration file is wrong.
+        :raises usage.UsageError: an option is wrong.
+        """
+        self.configuration, arguments = add_configuration(self, self.given, in_force)
+        super().parseOptions(arguments)  # type: ignore[no-untyped-call]
+
+    def read_again(self) -> Options:
+        """
+        Return the options as the same command line has them now, checked as ``--check`` does. It blocks, and changes nothing.
+
+        :raises ConfigurationError: there is a mistake, in the words of ``--check``.
+        """
+        found = Options()
+        found.given, found.worker = self.given, self.worker
+        found._is_read_again = True
+        try:
+            found._parse()
+        except usage.UsageError as error:
+            raise ConfigurationError(found.configuration.located(str(error))) from None
+        return found
 
     def opt_version(self) -> None:
         """Print the version of dicomtwist, and exit."""
@@ -431,7 +485,9 @@ class Options(HTTPOptions):
         """Check the options together, so that a mistake becomes one line and not a traceback."""
         from twisted.internet import reactor
 
-        self.log_file = set_log(self.parent, self["log-format"], self["log-rate"])
+        self.by_name = self._named_values()
+        if not self._is_read_again:
+            self.log_file = set_log(self.parent, self["log-format"], self["log-rate"], self["log-level"])
         self.check_viewer()
         check_journals(self, reactor)
         try:
@@ -447,14 +503,18 @@ class Options(HTTPOptions):
         except ValueError as error:
             raise usage.UsageError(f"--peer: {error}") from None
         self.policy = self.configuration.policy()
-        self.ae = _make_ae(self)
-        self.networks = parse_networks(self.ae.settings.trusted_proxies)
+        settings = Settings()
+        self.set_settings(settings)
+        self.networks = parse_networks(settings.trusted_proxies)
         if self["import"] is not None and not Path(self["import"]).is_dir():
             raise usage.UsageError(f"--import: {self['import']} is not a folder")
         if self["worklist"] is not None and not Path(self["worklist"]).is_dir():
             raise usage.UsageError(f"--worklist: {self['worklist']} is not a folder")
         if self._is_report:
             raise SystemExit(report(self))
+        if self._is_read_again:
+            return
+        self.ae = _make_ae(self)
         self.archive = Archive(
             Path(self["storage"]),
             durability=self["durability"],
@@ -478,41 +538,49 @@ class Options(HTTPOptions):
 
     def _sockets(self, reactor: Any) -> Sockets:
         """Return the sockets to listen on: new ones, or in a worker process those of the supervisor."""
-        worker = self.worker = WorkerSpec.taken(os.environ)
-        if worker is not None:
+        worker = self.worker
+        if worker is not None and not self._is_read_again:
             return Sockets(reactor, worker.ports, inherited=worker.sockets)
         self["ports"] = self["ports"] or [DEFAULT_PORT]
         ports = [*self["ports"], *self.web_ports]
-        if self._is_report:
-            # Only a process that systemd starts has these sockets.
+        if self._is_report or self._is_read_again:
+            # Only a process that systemd starts has these sockets, and only once.
             ports = [port for port in ports if not re.search(r"(^|:)systemd:", str(port))]
         sockets = Sockets(reactor, ports, only_held=self["workers"] > 1)
         if self["workers"] > 1:
             sockets.check_shareable()
         return sockets
 
+    def _named_values(self) -> dict[str, Any]:
+        known: Any = self
+        names = [one[0] for one in (*known.optParameters, *known.optFlags)]
+        return {name: self[name] for name in names} | {name: list(self[key]) for name, key in _LISTS.items()}
+
+    def set_settings(self, settings: Settings) -> None:
+        """
+        Set the settings of an AE.
+
+        :raises usage.UsageError: one of them refuses the value of its option.
+        """
+        for option, setting in _SETTINGS.items():
+            try:
+                setattr(settings, setting, self[option])
+            except (ValueError, TypeError) as error:
+                raise usage.UsageError(f"--{option}: {error}") from None
+        try:
+            settings.trusted_proxies = self["proxies"] or Settings().trusted_proxies
+        except ValueError as error:
+            raise usage.UsageError(f"--trusted-proxy: {str(error).partition(': ')[2]}") from None
+        settings.require_called_aet = bool(self["require-called-aet"])
+        settings.require_calling_aet = self["calling"]
+
 
 def _make_ae(options: Options) -> AE:
-    """
-    Return the AE with the settings of *options*.
-
-    :raises usage.UsageError: a setting refuses the value of its option.
-    """
+    """Return the AE with the settings of *options*."""
     ae = AE(options["ae-title"])
     if options["trace"]:
         trace(ae)
-    for option, setting in _SETTINGS.items():
-        try:
-            setattr(ae.settings, setting, options[option])
-        except (ValueError, TypeError) as error:
-            raise usage.UsageError(f"--{option}: {error}") from None
-    if options["proxies"]:
-        try:
-            ae.settings.trusted_proxies = options["proxies"]
-        except ValueError as error:
-            raise usage.UsageError(f"--trusted-proxy: {str(error).partition(': ')[2]}") from None
-    ae.settings.require_called_aet = bool(options["require-called-aet"])
-    ae.settings.require_calling_aet = options["calling"]
+    options.set_settings(ae.settings)
     ae.settings.maximum_buffered_size = MAX_BUFFERED
     # The archive stores instances of every storage class, also of private ones and of those newer than this program.
     ae.settings.promiscuous = True

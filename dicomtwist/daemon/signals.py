@@ -96,23 +96,34 @@ def _ignore(numbers: Iterable[int]) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def limit_stop(reactor: Any, grace: float | None) -> Callable[[], None]:
+def limit_stop(reactor: Any, grace: Callable[[], float | None]) -> Callable[[], None]:
     """
-    Kill the process if its stop takes longer than *grace* and :data:`STOP_SECONDS`.
+    Kill the process if its stop takes longer than the grace and :data:`STOP_SECONDS`.
 
     A thread that hangs in a system call, as on a network drive that is gone, cannot be ended in another way, and the reactor
     may have to wait for it.
 
-    :param grace: the time for associations to finish, in seconds; ``None`` for no limit.
+    :param grace: returns the time for associations to finish, in seconds; ``None`` for no limit. A reload may change it.
     :returns: a function to call during the stop when the associations have ended. Without a limit for them, the time counts
         from there; otherwise it does nothing.
     """
-    timer = Timer((grace or 0.0) + STOP_SECONDS, _expired)
-    timer.daemon = True
-    if grace is None:
-        return timer.start
-    reactor.addSystemEventTrigger("before", "shutdown", timer.start)
-    return lambda: None
+
+    def begin(seconds: float) -> None:
+        timer = Timer(seconds + STOP_SECONDS, _expired)
+        timer.daemon = True
+        timer.start()
+
+    def stopping() -> None:
+        seconds = grace()
+        if seconds is not None:
+            begin(seconds)
+
+    def drained() -> None:
+        if grace() is None:
+            begin(0.0)
+
+    reactor.addSystemEventTrigger("before", "shutdown", stopping)
+    return drained
 
 
 def _expired() -> None:

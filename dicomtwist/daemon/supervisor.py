@@ -59,6 +59,7 @@ class SupervisorService(ArchiveService):
 
     def _stop(self) -> Deferred[Any]:
         """Stop the workers, then the supervisor itself."""
+        self.workers.grace = self.grace  # a reload may have changed it
         return self.workers.stop().addBoth(lambda _: super(SupervisorService, self)._stop())
 
     def _clean_up(self, name: str) -> Deferred[Any]:

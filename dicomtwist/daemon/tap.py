@@ -21,11 +21,10 @@ except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
         raise
     raise SystemExit('twist dicom needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
-from dicomtwist.daemon.configuration import Configuration, read_configuration
 from dicomtwist.daemon.http import make_http
 from dicomtwist.daemon.journals.options import make_journals
 from dicomtwist.daemon.processes.siblings import Alone, Asker
-from dicomtwist.daemon.reload import Reloading
+from dicomtwist.daemon.reloading.reload import Reloading
 from dicomtwist.daemon.signals import limit_stop, take_signals
 from dicomtwist.daemon.supervisor import SupervisorService, WorkerService
 from dicomtwist.daemon.workers import WorkerLink, Workers, WorkerSpec, worker_command
@@ -66,10 +65,10 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
         executor_warning=options["executor-warning"],
         http=http,
     )
-    reloading = _reloading(options, service)
+    reloading = Reloading(options, service, http)
     link = None if worker is None else WorkerLink(ae.reactor)
     if isinstance(service, SupervisorService):
-        service.set_workers(lambda clean_up: _workers(options, clean_up))
+        service.set_workers(lambda clean_up: _workers(options, reloading, clean_up))
         reloading.then = service.workers.reload
         siblings: Asker = service.workers.siblings
     else:
@@ -98,7 +97,7 @@ def _take_over_process(
     service.at_started = partial(
         take_signals, reactor, reloading.reload, service.log_vitals, partial(_reopen_log, options, service), received
     )
-    service.at_drained = limit_stop(reactor, options["grace"])
+    service.at_drained = limit_stop(reactor, lambda: service.grace)
     reactor.callWhenRunning(freeze_startup_objects)
     reactor.callWhenRunning(retain_heap)
     reactor.callWhenRunning(dispatch_reads_directly, reactor)
@@ -141,34 +140,21 @@ def _folder(options: Options, name: str) -> Path | None:
     return None if options[name] is None else Path(options[name])
 
 
-def _workers(options: Options, clean_up: Callable[[str], Deferred[Any]]) -> Workers:
+def _workers(options: Options, reloading: Reloading, clean_up: Callable[[str], Deferred[Any]]) -> Workers:
     ae = options.ae
-    # The peers in the file may have changed by the time that a worker starts, so it reads them itself.
-    arguments = [argument for argument in options.command_line if not argument.startswith("--peer=")]
-    parent: Any = options.parent
+    twist: Any = options.parent
+    if twist is not None and options.log_file is not None:
+        # Workers choose format and level themselves, as this process has done.
+        given = options.log_file.given
+        twist = {**twist, "logFormat": given.format, "logLevel": given.level}
+
+    def command() -> tuple[list[str], int]:
+        arguments, ahead = reloading.command_line()
+        return worker_command(twist, arguments), ahead
+
     return Workers(
-        *(ae.reactor, options["workers"], worker_command(parent, arguments), options.sockets.descriptions),
+        *(ae.reactor, options["workers"], command, options.sockets.descriptions),
         lambda: [options.archive.index.lock, *options.sockets.filenos()],
         grace=options["grace"],
         clean_up=clean_up,
-    )
-
-
-def _reloading(options: Options, service: ArchiveService) -> Reloading:
-    configuration = options.configuration
-    access = service.archive_server.access
-    assert access is not None
-
-    def read() -> Configuration:
-        if configuration.path is None:
-            return configuration
-        return read_configuration(configuration.path, options)
-
-    of_file = len(configuration.peers) + len(configuration.options.get("peer", ()))
-    return Reloading(
-        *(service, options.ae.executors.housekeeping, options.sockets, access, options.peers),
-        given_peers=options["peer"][of_file:],
-        configuration=configuration,
-        read=read,
-        retention=service.archive_server.retention,
     )

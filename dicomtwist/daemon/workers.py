@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from signal import SIGTERM, SIGUSR1, SIGUSR2
 from typing import Any, Final
 
@@ -57,10 +57,13 @@ class WorkerSpec:
 
     :ivar number: the number of the worker, from 1 on.
     :ivar ports: the endpoint strings.
+    :ivar ahead: the number of its first arguments that are the options of the configuration file which are in force. The file
+        may have changed since it was read; a worker that starts uses it only for peers, rules and users.
     """
 
     number: int
     ports: tuple[str, ...]
+    ahead: int = 0
 
     @property
     def name(self) -> str:
@@ -79,7 +82,7 @@ class WorkerSpec:
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables that :meth:`taken` reads."""
-        return {WORKER_VARIABLE: json.dumps({"number": self.number, "ports": self.ports})}
+        return {WORKER_VARIABLE: json.dumps({"number": self.number, "ports": self.ports, "ahead": self.ahead})}
 
     @classmethod
     def taken(cls, environment: MutableMapping[str, str]) -> WorkerSpec | None:
@@ -88,7 +91,7 @@ class WorkerSpec:
         if text is None:
             return None
         told = json.loads(text)
-        return cls(int(told["number"]), tuple(told["ports"]))
+        return cls(int(told["number"]), tuple(told["ports"]), int(told["ahead"]))
 
     def begin(self, reactor: Any, link: WorkerLink) -> None:
         """
@@ -223,12 +226,14 @@ class Workers:
 
     :param reactor: the reactor that spawns them.
     :param count: the number of workers.
-    :param command: the command that runs a worker.
+    :param command: returns the command that runs a worker, and how many of its arguments are ``ahead``, see
+        :class:`WorkerSpec`.
     :param ports: the endpoint strings.
     :param sockets: returns the file descriptor of the lock of the archive, followed by those of the sockets.
     :param grace: the time for their associations to finish at a stop, in seconds; ``None`` for no limit.
     :param clean_up: called with the name of a worker that ended; it is replaced when the returned Deferred has fired.
 
+    :ivar grace: that time, which may change.
     :ivar siblings: the workers, as the supervisor asks them.
     """
 
@@ -238,7 +243,7 @@ class Workers:
         self,
         reactor: Any,
         count: int,
-        command: Sequence[str],
+        command: Callable[[], tuple[Sequence[str], int]],
         ports: Sequence[str],
         sockets: Callable[[], Sequence[int]],
         *,
@@ -246,10 +251,10 @@ class Workers:
         clean_up: Callable[[str], Deferred[Any]],
     ) -> None:
         self.reactor = reactor
-        self._command = list(command)
+        self._command = command
         self._specs = {number: WorkerSpec(number, tuple(ports)) for number in range(1, count + 1)}
         self._sockets = sockets
-        self._grace = grace
+        self.grace = grace
         self._clean_up = clean_up
         self._workers: dict[int, _Worker] = {}
         # How often in a row each worker has ended before STEADY_AFTER seconds had passed.
@@ -307,9 +312,9 @@ class Workers:
         self._waiting.clear()
         workers = list(self._workers.values())
         late = [
-            self.reactor.callLater(self._grace + KILL_DELAY, self._kill, worker)
+            self.reactor.callLater(self.grace + KILL_DELAY, self._kill, worker)
             for worker in workers
-            if self._grace is not None
+            if self.grace is not None
         ]
         for worker in workers:
             worker.signal("TERM")
@@ -358,14 +363,15 @@ class Workers:
 
     def _start(self, number: int) -> None:
         self._waiting.pop(number, None)
-        spec = self._specs[number]
+        command, ahead = self._command()
+        spec = replace(self._specs[number], ahead=ahead)
         worker = self._workers[number] = _Worker(self, number)
         lock, *sockets = self._sockets()
         with open(os.devnull, "rb") as nothing:
             descriptors: dict[int, Any] = {0: nothing.fileno(), 1: 1, 2: 2, _TELLS: "r", _LIVES: "w", _LOCK: lock}
             descriptors.update(zip(spec.sockets, sockets, strict=True))
             environment = {**os.environ, **spec.environment()}
-            self.reactor.spawnProcess(worker, sys.executable, self._command, environment, childFDs=descriptors)
+            self.reactor.spawnProcess(worker, sys.executable, list(command), environment, childFDs=descriptors)
 
     def _kill(self, worker: _Worker) -> None:
         self.log.error(

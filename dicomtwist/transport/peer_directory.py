@@ -63,6 +63,10 @@ class Peers:
                     raise ValueError(f"there are more than {MAX_PEERS} peers")
         self._descriptions, self._destinations = given, found
 
+    def change(self, others: Peers) -> None:
+        """Have the peers of *others* in place of the former ones."""
+        self._descriptions, self._destinations = others._descriptions, others._destinations
+
     def destination(self, title: str) -> Destination | None:
         """Return the address of the AE *title*, ``None`` if it is not known."""
         return self._destinations.get(title.strip(" "))

@@ -252,7 +252,7 @@ class Formats(LogTestCase):
             with open(os.devnull, "w", encoding="utf-8") as file:
                 made = twist["fileLogObserverFactory"](file)
             self.assertIsInstance(made, LimitedByPeer)
-            self.assertIsInstance(made._observer, kind)
+            self.assertIsInstance(made._formatter, kind)
         set_log(None, "json", 5)
 
 

@@ -411,7 +411,7 @@ import os, time
 from twisted.internet import reactor
 from dicomtwist.daemon import signals
 signals.STOP_SECONDS = 0.1
-signals.limit_stop(reactor, 0.1)
+signals.limit_stop(reactor, lambda: 0.1)
 reactor.callInThread(time.sleep, 3600)
 reactor.callWhenRunning(reactor.stop)
 reactor.run()
@@ -452,7 +452,7 @@ import time
 from twisted.internet import reactor, task
 from dicomtwist.daemon import signals
 signals.STOP_SECONDS = 0.1
-drained = signals.limit_stop(reactor, None)
+drained = signals.limit_stop(reactor, lambda: None)
 reactor.addSystemEventTrigger("before", "shutdown", task.deferLater, reactor, 0.5, print, "drained", flush=True)
 reactor.addSystemEventTrigger("during", "shutdown", drained)
 reactor.addSystemEventTrigger("during", "shutdown", time.sleep, 3600)

@@ -113,9 +113,9 @@ class Reload(ServerTestCase):
         await self.reload(port_line + "[[access.rule]]\nalow = 'all'\n", good=False)
         self.assertIn("access.rule 1: alow is not a key: did you mean allow?", self.server.text)
         self.assertEqual(await assoc.send_c_store(instance("1.2")), 0x0000)
-        # Other options wait for the next start, which is logged.
-        await self.reload("max-associations = 3\n" + port_line + rule.format('"all"'))
-        waiting = "not applied before the next start: max-associations"
+        # Options that need a restart wait for it, which is logged.
+        await self.reload("inbox = 'off'\n" + port_line + rule.format('"all"'))
+        waiting = "changed, but needs a restart: inbox"
         self.assertEqual(self.server.text.count(waiting), 1)
         await self.reload()
         self.assertEqual(self.server.text.count(waiting), 2, "the server still runs with the option of its start")

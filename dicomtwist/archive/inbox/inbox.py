@@ -126,6 +126,15 @@ class Inbox:
         # clean then, so that the next sync succeeds without them.
         self._unflushed: set[InstanceUIDs] = set()
 
+    @property
+    def min_free(self) -> int:
+        """The number of bytes that must stay free on the file system; it may be changed."""
+        return self._segments.min_free
+
+    @min_free.setter
+    def min_free(self, count: int) -> None:
+        self._segments.min_free = count
+
     def __len__(self) -> int:
         """The number of instances that have no file yet."""
         return len(self._waiting)

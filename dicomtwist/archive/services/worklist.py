@@ -142,6 +142,7 @@ class Worklist:
         :data:`MAX_DEADLINES` times as long. ``None`` for any time.
     :param default_charset: the character set of text without one, see :class:`dicomtwist.archive.archive.Archive`.
 
+    :ivar deadline: that time, which may change.
     :ivar routes: the requests that it performs.
     """
 
@@ -150,10 +151,12 @@ class Worklist:
     def __init__(
         self, folder: Path, executor: Executor, deadline: float | None = DEADLINE, *, default_charset: str = ""
     ) -> None:
-        self._reader = WorklistReader(WorklistFolder(folder, self._told, default_charset=default_charset), executor)
         self._default_charset = default_charset
         self._executor = executor
-        self._deadline = deadline
+        self.deadline = deadline
+        self._folder = folder
+        self._reader = self._new_reader()
+        self._former: list[WorklistReader] = []
         self._turns = 0
         self.routes = (Route(evt.EVT_C_FIND, ModalityWorklistInformationModelFind, self.handle_find),)
 
@@ -161,9 +164,27 @@ class Worklist:
         """Begin to read the files, so that the first query finds them in memory."""
         self._reader.read()
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the files. It may be changed; queries that are under way keep the former one."""
+        return self._folder
+
+    @folder.setter
+    def folder(self, folder: Path) -> None:
+        if folder != self._folder:
+            self._former = [one for one in (*self._former, self._reader) if one.is_reading]
+            self._folder = folder
+            self._reader = self._new_reader()
+            self._reader.read()
+
+    def _new_reader(self) -> WorklistReader:
+        folder = WorklistFolder(self._folder, self._told, default_charset=self._default_charset)
+        return WorklistReader(folder, self._executor)
+
     def stop(self) -> Deferred[None]:
         """Stop reading; operations end with their associations."""
-        self._reader.stop()
+        for reader in (*self._former, self._reader):
+            reader.stop()
         return succeed(None)
 
     async def handle_find(self, event: evt.IdentifierEvent) -> AsyncIterator[tuple[int, Any]]:
@@ -200,7 +221,7 @@ class Worklist:
         :raises WorklistTooSlow: the deadline has passed. The folder is read on.
         """
         finding = Deferred.fromCoroutine(self._find(event))
-        if self._deadline is None:
+        if self.deadline is None:
             return await finding
         call: IDelayedCall
         late: WorklistTooSlow | None = None
@@ -220,7 +241,7 @@ class Worklist:
             late.is_working = is_working
             finding.cancel()
 
-        deadline = self._deadline
+        deadline = self.deadline
         call = self._executor.call_later(deadline, expire)
         try:
             return await finding

@@ -306,6 +306,11 @@ class WorklistReader:
         self._waiting: dict[str, list[Deferred[list[Item]]]] = {}
         self._is_reading = False
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether the folder is being read, or queries wait for it."""
+        return self._is_reading
+
     def items(self, title: str) -> Deferred[list[Item]]:
         """
         Return a Deferred with what :meth:`WorklistFolder.items` returns.

@@ -75,7 +75,6 @@ class InstanceStore:
     ) -> None:
         self.root = root
         self.durability = durability
-        self.min_free = min_free
         self._fs = file_system or FileSystem()
         self._full = durability is Durability.FULL
         self._root = os.fspath(root)
@@ -91,6 +90,15 @@ class InstanceStore:
         # descriptor would follow a folder that is moved away, and is no faster (measured).
         self._known: dict[tuple[str, str], None] = {}
         self._known_lock = threading.Lock()
+
+    @property
+    def min_free(self) -> int:
+        """The number of bytes that must be free on the file system before another instance is written; it may be changed."""
+        return self.temporary_files.min_free
+
+    @min_free.setter
+    def min_free(self, count: int) -> None:
+        self.temporary_files.min_free = count
 
     def prepare(self) -> int:
         """Make the root and its folder for temporary files, remove left-over ones, and try to write a file.

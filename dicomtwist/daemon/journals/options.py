@@ -4,6 +4,7 @@ The options of the journals of ``twist dicom``, and the journals that are made o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -17,7 +18,7 @@ from dicomtwist.daemon.journals.records import Records
 from dicomtwist.daemon.option_values import size
 from dicomtwist.runtime.lines.line_file import LineFile
 
-__all__ = ["JOURNAL_PARAMETERS", "Journal", "check_journals", "make_journals"]
+__all__ = ["JOURNAL_PARAMETERS", "Journal", "change_records", "check_journals", "make_journals"]
 
 #: The options with a value, as ``usage.Options`` has them.
 JOURNAL_PARAMETERS: Final[list[list[Any]]] = [
@@ -99,17 +100,38 @@ def make_journals(options: Any, archive_server: ArchiveServer, http: Any) -> lis
 
     :param http: the HTTP server, ``None`` without one.
     """
-    ae = options.ae
     found: list[Journal] = []
     if options["records"] is not None:
-        records = Records(LineFile(options["records"], options["records-size"]), ae.executors.records)
-        ae.bind(evt.EVT_RECORD, records.association_ended)
-        if http is not None:
-            http.site.listeners.append(records.request_ended)
-        found.append(records)
+        found.append(_make_records(options, archive_server.ae, http))
     if options["audit"] is not None:
         audit = make_audit(options, archive_server)
         if http is not None:
             http.site.listeners.append(audit.trail.request_ended)
         found.append(audit)
     return found
+
+
+def _make_records(options: Any, ae: Any, http: Any) -> Records:
+    records = Records(LineFile(options["records"], options["records-size"]), ae.executors.records)
+    ae.bind(evt.EVT_RECORD, records.association_ended)
+    if http is not None:
+        http.site.listeners.append(records.request_ended)
+    return records
+
+
+def change_records(options: Any, ae: Any, http: Any, journals: Sequence[Journal]) -> list[Journal]:
+    """
+    Write further records as *options* say. Records that wait go to the former file.
+
+    :param http: the HTTP server, ``None`` without one.
+    :param journals: the journals of the server.
+    :returns: its journals from now on.
+    """
+    others = [one for one in journals if not isinstance(one, Records)]
+    for former in journals:
+        if isinstance(former, Records):
+            ae.unbind(evt.EVT_RECORD, former.association_ended)
+            if http is not None:
+                http.site.listeners.remove(former.request_ended)
+            former.stop()
+    return others if options["records"] is None else [_make_records(options, ae, http), *others]

@@ -176,6 +176,8 @@ class Site(_UntypedSite):  # type: ignore[misc]
     :param limits: the limits.
     :param trusted_proxies: addresses that may have any number of connections.
 
+    :ivar limits: the limits. Its fields may change; connections that are open follow.
+    :ivar trusted_proxies: these addresses; they may change.
     :ivar connections: the open connections.
     :ivar figures: its figures: requests, durations, bytes.
     :ivar listeners: functions that are called with the record of each request when it has ended. They do not fail.
@@ -196,7 +198,7 @@ class Site(_UntypedSite):  # type: ignore[misc]
         super().__init__(resource, reactor=reactor, timeout=None, parsePOSTFormSubmission=False)
         self.limits = limits or HTTPLimits()
         self.connections: set[Channel] = set()
-        self._trusted = trusted_proxies
+        self.trusted_proxies = trusted_proxies
         self._per_peer: Counter[str] = Counter()
         self._peers: dict[Channel, str] = {}
         self._look_call: Any = None
@@ -261,7 +263,9 @@ class Site(_UntypedSite):  # type: ignore[misc]
         self.connections.add(channel)
         self._peers[channel] = peer
         self._per_peer[peer] += 1
-        if self._per_peer[peer] > self.limits.maximum_connections_per_peer and not self._trusted.has(str(address)):
+        if self._per_peer[peer] > self.limits.maximum_connections_per_peer and not self.trusted_proxies.has(
+            str(address)
+        ):
             channel.transport.abortConnection()
         if self._look_call is None:
             self._look_call = self.reactor.callLater(INTERVAL, self._look)

@@ -1,0 +1,1 @@
+"""The reload of a running server at SIGHUP."""
