@@ -419,6 +419,7 @@ BENCHMARKS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "web-thumbnails": web.thumbnails,
     "web-large": web.large,
     "web-hostile": web.hostile,
+    "web-page": web.page,
     "window": window,
     "window-proof": window_proof,
 }

@@ -372,3 +372,37 @@ def hostile(bench: Bench) -> list[Row]:
             f"{found['answered'] / seconds:.0f} responses a second",
         )
     ]
+
+
+#: The most by which open pages may raise the 99th percentile of a C-ECHO or a search.
+_MAX_RAISED: Final = 1.2
+
+
+def page(bench: Bench) -> list[Row]:
+    """C-ECHO and searches while the pages of an operator are open and refresh themselves."""
+    rounds, seconds, count = bench.scaled(6, 1), bench.scaled(10, 2), bench.scaled(1000, 100)
+    dicom = free_port()
+    folder = bench.fresh() / "in"
+    instances.make(folder, count, 12_000, series=1)
+    with serving(twist_web(bench.fresh() / "storage", dicom), bench.fresh() / "log") as server:
+        run_client("web", server.port, "store", folder, "--batch", 50)
+        found: Any
+        found, _ = run_module("benchmarks.clients.web_page", server.port, dicom, rounds, seconds)
+    rows = []
+    for kind, words in (("echo", "a C-ECHO"), ("search", "a search")):
+        alone, beside = found["alone"][kind], found["beside"][kind]
+        ratio = beside["p99"] / alone["p99"]
+        rows.append(
+            Row(
+                f"p99 of {words} beside two open pages",
+                f"{beside['p99'] * 1000:.2f} ms",
+                "ours, without",
+                f"{alone['p99'] * 1000:.2f} ms",
+                f"{ratio:.2f}",
+                f"<= {_MAX_RAISED:g}",
+                ratio <= _MAX_RAISED,
+                f"p50 {beside['p50'] * 1000:.2f} and {alone['p50'] * 1000:.2f} ms, of {beside['count']:.0f}; "
+                f"{found['refreshed']} refreshes",
+            )
+        )
+    return rows

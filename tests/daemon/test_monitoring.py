@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any, cast
 
@@ -73,6 +74,22 @@ class Monitoring(ServerTestCase):
         self.assertGreater(gained["dicomtwist_received_bytes_total", "dimse"], 16 * 100)
         self.assertEqual(await self.get("/health/live"), (200, "live\n"))
         self.assertEqual(await self.get("/health/ready"), (200, "ready\n"))
+        await self.see_all_on_the_page()
+
+    async def see_all_on_the_page(self) -> None:
+        """A worker shows the associations of all. If one of them is late, ask again."""
+        titles = {f"SCU{number}" for number in range(8)}
+        ended: list[dict[str, Any]] = []
+        while {one["calling"] for one in ended} != titles:
+            ended = json.loads((await self.get("/api/associations"))[1])["ended"]
+        self.assertEqual({one["ending"] for one in ended}, {"released"})
+        self.assertEqual(sum(op["count"] for one in ended for op in one["operations"]), 24 + 16)
+        self.assertLessEqual({one["process"] for one in ended}, {"worker-1", "worker-2"})
+        status, page = await self.get("/activity?show=associations")
+        self.assertEqual(status, 200)
+        status, page = await self.get("/server")
+        self.assertIn("supervisor", page)
+        self.assertIn("worker-2", page)
 
     async def test_health_while_it_stops(self) -> None:
         """As long as an association goes on, a load balancer is told that the server is not ready; then the port is closed."""

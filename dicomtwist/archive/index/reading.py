@@ -12,9 +12,8 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Engine, Select, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.record import IndexedInstance
-from dicomtwist.archive.index.schema import TABLES, instance, patient, series, study
+from dicomtwist.archive.index.schema import instance, patient, series, study
 from dicomtwist.archive.storage.types import IndexFailed
 from dicomtwist.runtime.executors import is_turn_over
 from dicomtwist.runtime.work import check_wanted, is_wanted
@@ -146,16 +145,18 @@ def find_subjects(
     return found
 
 
-def count_entities(engine: Engine) -> dict[Level, int]:
+def count_entities(engine: Engine) -> dict[str, int]:
     """
-    Return the numbers of patients, studies, series and instances. A million instances take SQLite some ten milliseconds.
+    Return the numbers of ``"patients"``, ``"studies"``, ``"series"`` and ``"instances"``.
+
+    A million instances take SQLite some ten milliseconds.
 
     :raises IndexFailed: the database cannot be read.
     """
     with reading(engine, cached=True) as connection:
         return {
-            level: int(connection.execute(select(func.count()).select_from(table)).scalar_one())
-            for level, table in TABLES.items()
+            name: int(connection.execute(select(func.count()).select_from(table)).scalar_one())
+            for name, table in (("patients", patient), ("studies", study), ("series", series), ("instances", instance))
         }
 
 

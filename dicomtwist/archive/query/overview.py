@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import func, select
 
 from dicomtwist.archive.archive import Archive
-from dicomtwist.archive.index.reading import reading
+from dicomtwist.archive.index.reading import count_entities, reading
 from dicomtwist.archive.index.schema import instance, patient, series, study
 
 __all__ = ["MAX_STUDIES", "StudyChoice", "overview", "studies", "text_time"]
@@ -54,18 +54,10 @@ def overview(archive: Archive) -> dict[str, Any]:
     """
     archive.add_rows()
     folder, free = archive.store.room()
-    with reading(archive.index.engine) as connection:
-        counts = {
-            f"{table.name}s" if table is not patient else "patients": connection.execute(
-                select(func.count()).select_from(table)
-            ).scalar_one()
-            for table in (patient, study, series, instance)
-        }
-    counts["studies"], counts["series"] = counts.pop("studys"), counts.pop("seriess")
     return {
         "folder": folder,
         "free": free,
-        **counts,
+        **count_entities(archive.index.engine),
         "size": archive.study_times.total(archive.index),
         "unindexed": archive.unindexed,
         "locked": len(archive.holds.all()),

@@ -11,7 +11,6 @@ from typing import Any, Final, Generic, TypeVar
 from twisted.internet.defer import Deferred
 
 from dicomtwist import evt
-from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.index.reading import count_entities
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.archive.storage.types import IndexFailed
@@ -149,12 +148,9 @@ class Overview:
         """Return the numbers of entities of the index, ``None`` if it cannot be read."""
         archive = self._server.archive
         try:
-            counts = await self._server.ae.executors.querying.share("").run(
-                lambda: count_entities(archive.index.engine)
-            )
+            return await self._server.ae.executors.querying.share("").run(lambda: count_entities(archive.index.engine))
         except (IndexFailed, ExecutorFull):
             return None
-        return {name: counts[level] for level, name in _NAMES.items()}
 
     # --- the history of this process
 
@@ -185,11 +181,3 @@ class Overview:
             found["received"] += site.figures.bytes_received
             found["sent"] += site.figures.bytes_sent
         return found
-
-
-_NAMES: Final = {
-    Level.PATIENT: "patients",
-    Level.STUDY: "studies",
-    Level.SERIES: "series",
-    Level.IMAGE: "instances",
-}
