@@ -54,14 +54,14 @@ def profiled(root: Path, name: str, durability: str, part: float = 1) -> tuple[i
     with serving(under_profile, root / "log") as server:
         run(echoscu(server.port, 1))
         run(storescu(server.port, warm))
-        os.kill(server.pid, signal.SIGUSR2)
+        os.kill(server.pid, signal.SIGURG)
         run(storescu(server.port, paths) if size else echoscu(server.port, count))
         _wait_for(found, server)
     return count, pstats.Stats(str(found)).stats  # type: ignore[attr-defined]
 
 
 def _wait_for(found: Path, server: Server) -> None:
-    os.kill(server.pid, signal.SIGUSR2)
+    os.kill(server.pid, signal.SIGURG)
     deadline = time.monotonic() + 30
     while not found.exists() or not found.stat().st_size:
         if time.monotonic() > deadline:

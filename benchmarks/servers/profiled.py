@@ -1,7 +1,8 @@
 """
 A server under cProfile: ``python -m benchmarks.servers.profiled FILE ARGUMENTS``, with the arguments of ``twist``.
 
-The first SIGUSR2 starts the profile, so that the start of the server does not count; the second writes the result into FILE.
+The first SIGURG starts the profile, so that the start of the server does not count; the second writes the result into FILE. The
+server handles SIGUSR1 and SIGUSR2 itself.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def _profile_thread(*_: Any) -> None:
 
 
 def _begin(number: int, frame: Any) -> None:
-    signal.signal(signal.SIGUSR2, _write)
+    signal.signal(signal.SIGURG, _write)
     for profile in _profiles:
         profile.clear()
     _profiles[0].enable()
@@ -41,7 +42,7 @@ def _write(number: int, frame: Any) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGUSR2, _begin)
+    signal.signal(signal.SIGURG, _begin)
     if sys.version_info < (3, 12):
         # Later versions profile all threads at once.
         threading.setprofile(_profile_thread)
