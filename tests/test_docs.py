@@ -41,6 +41,9 @@ from tests.test_layers import modules
 #: Blocks that another test runs: the page and the block's first line, and that test.
 ELSEWHERE = {
     ("README.md", "@evt.streaming"): "tests.test_readme.Readme.test_streaming_handler",
+    ("docs/guides/operations.md", "mkdir -p /backup/dicom"): (
+        "tests.daemon.test_operations.Operations.test_backup_under_load"
+    ),
     ("docs/guides/testing.md", "network.answers = False  # attempts to connect get no answer"): (
         "tests.test_testing.Guide.test_the_peer"
     ),
