@@ -150,7 +150,7 @@ class Access:
             self._report(assoc, "association", rejection.words)
             assoc.reject(rejection.result, rejection.source, rejection.reason, rejection.words)
             return
-        self._checked[assoc] = CheckedRequestor(requestor, policy.rules)
+        self._checked[assoc] = CheckedRequestor(requestor, policy)
         _trace_rules(assoc, requestor, policy.rules)
 
     def handle_user(self, event: evt.Event) -> Any:
@@ -192,12 +192,12 @@ class Access:
     def _let_in(self, assoc: AssociationInterface, kind: Identity, name: str, right: bool) -> tuple[bool, None]:
         why = f"a user identity of type {kind} was not confirmed: {self.policy.why_unconfirmed(kind)}"
         if right:
-            rules = self.policy.rules
+            policy = self.policy
             requestor = replace(_requestor(assoc), user=name, identity=kind)
-            rejection = rules.rejection(requestor)
+            rejection = policy.rules.rejection(requestor)
             if rejection is None:
-                self._checked[assoc] = CheckedRequestor(requestor, rules)
-                _trace_rules(assoc, requestor, rules)
+                self._checked[assoc] = CheckedRequestor(requestor, policy)
+                _trace_rules(assoc, requestor, policy.rules)
                 return True, None
             why = rejection.words
         self.refusals.add(("dimse", "user"))
@@ -228,13 +228,13 @@ class Access:
         another one.
         """
         checked = self._checked.get(assoc)
-        return checked is not None and checked.may(operations, self.policy.rules)
+        return checked is not None and checked.may(operations, self.policy)
 
     def _guarded(self, event_type: evt.EventType, handler: evt.Handler) -> evt.Handler:
         def guard(event: evt.DIMSEEvent, *arguments: Any) -> Any:
             operations = _operations(event_type, event)
             checked = self._checked.get(event.assoc)
-            if checked is not None and checked.may(operations, self.policy.rules):
+            if checked is not None and checked.may(operations, self.policy):
                 return handler(event, *arguments)
             return self._refuse(event, checked, operations)
 
@@ -307,7 +307,7 @@ class Access:
     def _explain_refusal(self, checked: CheckedRequestor | None, operations: Iterable[Operation]) -> str:
         if checked is None or checked.requestor.undecided:
             return "the association was not checked"
-        return self.policy.rules.explain_refusal(checked.requestor, operations)
+        return self.policy.explain_refusal(checked.requestor, operations)
 
 
 def _trace_rules(assoc: AssociationInterface, requestor: Requestor, rules: Rules) -> None:

@@ -274,6 +274,8 @@ def _warnings(options: Any) -> Iterator[str]:
         if doubt is not None:
             yield f"the certificate {file} {doubt}"
     has_tls = any(map(_HAS_TLS.search, ports))
+    for rule, name in policy.unknown_users():
+        yield f"{rule} names the user {name!r}, who is not in {options.configuration.users}"
     for rule in policy.rules.rules:
         if rule.certificates and not has_tls:
             yield f"{rule} never matches: it wants a certificate, and no port has TLS"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from twisted.logger import Logger
 from twisted.python import usage
 
 from dicomtwist.access.enforcement import Policy
@@ -24,6 +25,8 @@ from dicomtwist.transport.peer_address import parse_peer
 from dicomtwist.ul.ae_title import check_ae_title
 
 __all__ = ["Configuration", "ConfigurationError", "add_configuration", "given_options", "read_configuration"]
+
+_log = Logger()
 
 #: The longest configuration file, in bytes.
 MAX_FILE_LENGTH: Final = 4 * 1024 * 1024
@@ -85,23 +88,27 @@ class Configuration:
         """
         Return the access policy. Reading the file of users blocks.
 
-        :raises ConfigurationError: the file is wrong, or a rule names an unknown user.
+        A rule that names a user who is not in the file is a warning in the log, not an error: when a user is removed, the
+        removal has to take effect whether the rules are changed as well or not.
+
+        :raises ConfigurationError: the file is wrong, or a rule names a user, and there is no file of users.
         """
         try:
-            users = None if self.users is None else Users(self.users)
-            for rule in self.rules.rules:
-                if Identity.USERNAME not in self.unchecked:
-                    for name in sorted(rule.users):
-                        if users is None or name not in users:
-                            where = (
-                                "is unknown because access.users names no file"
-                                if users is None
-                                else f"is not in {self.users}"
-                            )
-                            raise ValueError(f"a rule names the user {name!r}, who {where}")
+            policy = Policy(self.rules, None if self.users is None else Users(self.users), self.unchecked)
+            for rule, name in policy.unknown_users():
+                if self.users is None:
+                    raise ValueError(
+                        f"a rule names the user {name!r}, who is unknown because access.users names no file"
+                    )
+                _log.warn(
+                    "{rule} names the user {user!r}, who is not in {users}",
+                    rule=str(rule),
+                    user=name,
+                    users=str(self.users),
+                )
         except ValueError as error:
             raise ConfigurationError(f"{self.path}: access: {error}") from None
-        return Policy(self.rules, users, self.unchecked)
+        return policy
 
     def located(self, message: str) -> str:
         """Return *message*, which is about an option, with the name of this file if the option comes from it."""

@@ -18,7 +18,7 @@ from dicomtwist.access.enforcement import Access
 from dicomtwist.access.passcode_checks import TooManyChecks
 from dicomtwist.access.policy import CheckedRequestor, Policy
 from dicomtwist.access.refusals import Refusal
-from dicomtwist.access.rules import DEFAULT_RULES, Identity, Requestor
+from dicomtwist.access.rules import Identity, Requestor
 from dicomtwist.access.users import MAX_PASSCODE_LENGTH
 from dicomtwist.web.http.client import Client
 from dicomtwist.web.problems import RETRY_AFTER, Problem
@@ -48,13 +48,13 @@ async def authenticate(request: DICOMwebRequest, services: Services) -> CheckedR
     requestor = Requestor("", "", client.address, proxied=client.proxied, certificate=client.certificate)
     access = services.archive_server.access
     if access is None:
-        return CheckedRequestor(requestor, DEFAULT_RULES)
+        return CheckedRequestor(requestor, Policy())
     policy = access.policy
     authorization = request.header("Authorization")
     if authorization and policy.depends_on_user:
         identity, user = await _confirm(authorization, client, access, policy)
         requestor = replace(requestor, user=user, identity=identity)
-    return CheckedRequestor(requestor, access.policy.rules)
+    return CheckedRequestor(requestor, policy)
 
 
 def refusal(request: DICOMwebRequest, services: Services, what: str) -> Problem:

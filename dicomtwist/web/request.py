@@ -99,7 +99,7 @@ class DICOMwebRequest:
         access = self._services.archive_server.access
         if access is None:
             return True
-        return self.checked is not None and self.checked.may(operations, access.policy.rules)
+        return self.checked is not None and self.checked.may(operations, access.policy)
 
     # --- what for
 

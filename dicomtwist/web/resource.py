@@ -83,7 +83,7 @@ class DICOMwebResource(HandlingResource):
         access = self.services.archive_server.access
         if access is not None:
             requestor = request.requestor
-            why = access.policy.rules.explain_refusal(requestor, route.operations)
+            why = access.policy.explain_refusal(requestor, route.operations)
             access.refusals.add(("http", "operation"))
             access.refusals.report(
                 Refusal(

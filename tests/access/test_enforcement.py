@@ -351,6 +351,24 @@ class UsersAtTheDoor(AccessTestCase):
         self.assertEqual(self.network.result_of(association.send_c_store(instance())), NOT_AUTHORISED)
         self.network.result_of(association.release())
 
+    def test_a_user_who_is_removed(self) -> None:
+        """Also on an established association, whatever else the rules match."""
+        rules = ({"user": "alice", "allow": "store"}, {"allow": "echo"})
+        server = self.guarded(self.rules(*rules, users=self.users))
+        association = self.associate(ext_neg=[UserIdentity(2, b"alice", b"ThePassword")])
+        stranger = self.associate()
+        path = Path(self.mktemp())
+        path.write_text("")
+        self.access.change(self.rules(*rules, users=Users(path)), server)
+        self.assertEqual(self.network.result_of(association.send_c_store(instance())), NOT_AUTHORISED)
+        self.assertEqual(self.network.result_of(association.send_c_echo()), NOT_AUTHORISED)
+        self.assertIn("the user 'alice' is not confirmed any more", "\n".join(self.lines))
+        self.assertEqual(self.network.result_of(stranger.send_c_echo()), 0)
+        self.access.change(self.rules(*rules, users=self.users), server)
+        self.assertEqual(self.network.result_of(association.send_c_store(instance())), 0)
+        for one in (association, stranger):
+            self.network.result_of(one.release())
+
     def test_taken_as_it_comes(self) -> None:
         unchecked = frozenset((Identity.USERNAME, Identity.KERBEROS))
         rules = ({"user": "alice", "allow": "store"}, {"identity": "kerberos", "allow": "store"})

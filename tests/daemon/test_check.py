@@ -170,6 +170,14 @@ allow = []
         ):
             self.assertIn(words, printed)
 
+    def test_users_who_are_removed(self) -> None:
+        """A start and a reload go on without them, so that the removal takes effect."""
+        text = "[access]\nusers = 'USERS'\n[[access.rule]]\nuser = ['alice', 'bob']\nallow = 'all'\n"
+        code, printed = self.run_options("--check", text=text)
+        self.assertEqual(code, 0, printed)
+        warning = " ".join(printed[printed.index("Warnings:") :].split())
+        self.assertEqual(warning, f"Warnings: access.rule 1 names the user 'bob', who is not in {self.folder}/users")
+
     def test_min_free(self) -> None:
         """It is listed like any other option, and too little room is a warning."""
         code, printed = self.run_options("--check", text='min-free = "64M"\n')

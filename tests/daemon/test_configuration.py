@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist.access.rules import DEFAULT_RULES, Identity, Operation
@@ -143,8 +144,11 @@ class Access(ConfigurationTestCase):
         self.read(f'[access]\naccept-identity = "username"\n{rule}').policy()
         users = Path(self.mktemp())
         users.write_text("")
-        error = self.assertRaises(ConfigurationError, self.read(f'[access]\nusers = "{users}"\n{rule}').policy)
-        self.assertIn(f"'bob', who is not in {users}", str(error))
+        with capturedLogs() as events:
+            policy = self.read(f'[access]\nusers = "{users}"\n{rule}').policy()
+        self.assertEqual([name for _, name in policy.unknown_users()], ["bob"])
+        (event,) = events
+        self.assertEqual(formatEvent(event), f"access.rule 1 names the user 'bob', who is not in {users}")
         error = self.assertRaises(ConfigurationError, self.read('[access]\nusers = "nowhere"\n').policy)
         self.assertIn("cannot read the users", str(error))
 

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
+from dicomtwist.access.rules import parse_rules
 from dicomtwist.access.users import check_name, hash_passcode, make_token, read_passcode
 from dicomtwist.access.users_file import NEW_FILE_MODE, Change, remove_user, set_user
 from dicomtwist.tools import raising_interrupts
@@ -57,7 +60,8 @@ def passwd(users: Path | None, config: Path | None, delete: bool, token: bool, n
     """
     if users is not None and config is not None:
         raise click.UsageError("--users and --config contradict each other: give one of them")
-    path = _file_of(config) if config is not None else users
+    access = {} if config is None else _access_of(config)
+    path = _file_of(config, access) if config is not None else users
     if delete and token:
         raise click.UsageError("--delete and --token contradict each other: give one of them")
     if delete and path is None:
@@ -69,6 +73,8 @@ def passwd(users: Path | None, config: Path | None, delete: bool, token: bool, n
     try:
         with raising_interrupts():
             _change(name, path, delete=delete, token=token)
+        if delete:
+            _warn_of_rules(name, config, access)
     except KeyError:
         _fail(f"{path} has no user {name!r}")
     except EOFError:
@@ -106,15 +112,31 @@ def _words(change: Change, name: str, path: Path, *, is_new: bool) -> str:
     return f"{added}; 'kill -HUP' makes a running server read it"
 
 
-def _file_of(config: Path) -> Path:
-    """Return the file of users that a configuration file names."""
+def _warn_of_rules(name: str, config: Path | None, access: Mapping[str, Any]) -> None:
+    """Print the rules of the configuration that still name a removed user."""
     try:
-        access = tomllib.loads(config.read_text("utf-8")).get("access", {})
+        rules = parse_rules(access["rule"], "access.rule").rules if "rule" in access else ()
+    except ValueError:
+        return  # the server reports it
+    named = [str(rule) for rule in rules if name in rule.users]
+    if named:
+        print(f"dicomtwist: {config} still names {name} in {', '.join(named)}", file=sys.stderr)
+
+
+def _access_of(config: Path) -> Mapping[str, Any]:
+    """Return the table ``access`` of a configuration file."""
+    try:
+        access = tomllib.loads(config.read_text("utf-8-sig")).get("access", {})
     except OSError as error:
         raise click.UsageError(f"cannot read {config}: {error.strerror}") from None
     except ValueError as error:
         raise click.UsageError(f"{config}: {error}") from None
-    users = access.get("users") if isinstance(access, dict) else None
+    return access if isinstance(access, dict) else {}
+
+
+def _file_of(config: Path, access: Mapping[str, Any]) -> Path:
+    """Return the file of users that the table *access* of a configuration file names."""
+    users = access.get("users")
     if not isinstance(users, str) or not users:
         raise click.UsageError(f'{config} names no file of users: write users = "/etc/dicom/users" below [access]')
     return Path(users)

@@ -218,7 +218,7 @@ def _log_refused_replacements(request: DICOMwebRequest, services: Services, body
             reason=loggable(refused[0].error),
             # An invalid UID is not quoted: it may be a patient's name.
             log_which=f" ({uid})" if is_uid(uid) else "",
-            why=access.policy.rules.explain_refusal(request.requestor, (Operation.REPLACE,)),
+            why=access.policy.explain_refusal(request.requestor, (Operation.REPLACE,)),
         )
 
 

@@ -70,6 +70,19 @@ class Passwd(ToolTestCase):
         self.assertEqual(made.returncode, 0, made.stderr)
         self.assertNotIn("alice", Users(self.folder / "there"))
 
+    def test_rules_that_name_a_removed_user(self) -> None:
+        rule = '[[access.rule]]\nuser = "{}"\nallow = "all"\n'
+        (self.folder / "archive.toml").write_text(
+            f'[access]\nusers = "{self.folder}/there"\n{rule.format("bob")}{rule.format("alice")}'
+        )
+        for name in ("alice", "carol"):
+            self.passwd("--config", "archive.toml", name)
+        made = self.passwd("--config", "archive.toml", "--delete", "alice")
+        self.assertEqual(made.returncode, 0, made.stderr)
+        self.assertEqual(made.stderr, b"dicomtwist: archive.toml still names alice in access.rule 2\n")
+        made = self.passwd("--config", "archive.toml", "--delete", "carol")
+        self.assertEqual((made.returncode, made.stderr), (0, b""))
+
     def test_mistakes(self) -> None:
         (self.folder / "empty.toml").write_text("")
         (self.folder / "wrong.toml").write_text("a = ")
