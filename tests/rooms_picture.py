@@ -69,6 +69,7 @@ TEXTS: Final[Mapping[str, tuple[str, str]]] = {
     "testing/": ("testing/", "a network in memory, a scripted peer"),
     "pixels/": ("pixels/", "decode, transcode, render: in child processes"),
     "access/": ("access/", "rules, users, certificates: who may do what"),
+    "forwarding/": ("forwarding/", "rules, changed headers, de-identification"),
     "archive/storage/": ("archive/storage/", "files of instances, durability, locks"),
     "archive/inbox/": ("archive/inbox/", "small instances with one sync, before they are files"),
     "archive/index/": ("archive/index/", "attributes of instances in a database"),

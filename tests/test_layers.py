@@ -96,6 +96,7 @@ ROOMS = (
     Room(("testing/",), ("Twisted",)),
     Room(("pixels/",), ("Twisted", "pydicom", "NumPy", "imagecodecs", "Pillow")),
     Room(("access/",), ("Twisted", "cryptography")),
+    Room(("forwarding/",), ("pydicom",)),
     Room(("archive/storage/",), ("Twisted",)),
     Room(("archive/inbox/",)),
     Room(("archive/index/",), ("pydicom", "SQLAlchemy")),

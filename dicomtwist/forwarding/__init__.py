@@ -1,0 +1,1 @@
+"""Store and forward: rules, coercion, de-identification."""
