@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -92,8 +92,14 @@ def stored_values(array: Array, form: FrameFormat) -> Array:
 
 def _by_table(array: Array, form: FrameFormat, show: Callable[[Values], Array]) -> Array:
     """Return what *show* returns, by a table of all values that the frame may have: there are fewer than pixels."""
-    make = _show_table if isinstance(show, _Linear) else _table_of
-    table = make(show, int(array.min()), int(array.max()), 1 << max(form.allocated, 8))
+    least, greatest = int(array.min()), int(array.max())
+    make = _table_of
+    if isinstance(show, _Linear):
+        # The images of a series have different extremes, and may share a table of somewhat more values.
+        limits = np.iinfo(array.dtype)
+        least, greatest = max(least & -_STEP, int(limits.min)), min(greatest | (_STEP - 1), int(limits.max))
+        make = _show_table
+    table = make(show, least, greatest, 1 << max(form.allocated, 8))
     return table.take(array.view(np.dtype(f"u{array.dtype.itemsize}")))
 
 
@@ -104,6 +110,8 @@ def _table_of(show: Callable[[Values], Array], least: int, greatest: int, length
     return table
 
 
+#: The least and the greatest value of a table that is kept are rounded to multiples of it. 4,096 values take 0.05 ms.
+_STEP: Final = 4096
 #: The tables of the last images: those of a series often have the same, which takes 1 ms for values of 16 bits.
 _show_table = lru_cache(maxsize=8)(_table_of)
 

@@ -26,6 +26,7 @@ from dicomtwist.datasets.element_headers import (
 from dicomtwist.errors import DataSetError
 from dicomtwist.part10 import FileMeta, NotDicomFile, read_file_meta
 from dicomtwist.pixels.child.codecs import MAX_FRAME_BYTES, Array, FrameFormat, decode_frame, native_array
+from dicomtwist.pixels.child.front import FRONT, PIXELS, read_front
 from dicomtwist.pixels.encapsulation import Encapsulated, Fragment, frame_fragments, read_encapsulated
 from dicomtwist.pixels.errors import InvalidPixels, NoSuchFrame, PixelsTooLarge, UnsupportedPixels
 from dicomtwist.pixels.syntaxes import COMPRESSED, UNCOMPRESSED
@@ -35,8 +36,6 @@ __all__ = ["Image", "open_image"]
 #: The most frames of an image. An hour of endoscopy has 200,000.
 MAX_FRAMES: Final = 1_000_000
 
-#: Float Pixel Data, Double Float Pixel Data, and Pixel Data.
-_PIXELS: Final = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 #: GE's private syntax: implicit VR little endian, but for the pixels.
 _GE_BIG_ENDIAN_PIXELS: Final = "1.2.840.113619.5.2"
 
@@ -71,7 +70,8 @@ class Image:
     :raises InvalidPixels: its data set cannot be read, or does not describe an image.
 
     :ivar meta: its File Meta Information.
-    :ivar dataset: its data set up to the pixel data, in which values are decoded when they are asked for.
+    :ivar attributes: the attributes of its data set that say how frames are decoded and displayed, but for palettes. Images
+        may share them, so they are not changed.
     :ivar element: the element with the pixels.
     :ivar form: how its frames are encoded.
     :ivar frames: the number of frames.
@@ -90,23 +90,46 @@ class Image:
             self._file, self._start = BytesIO(inflate(file.read())), 0
         self.is_implicit = self.syntax in IMPLICIT
         self.is_big_endian = self.syntax == EXPLICIT_BIG_ENDIAN
-        try:
-            self.dataset, self.element = self._read()
-        except (UnsupportedPixels, MemoryError):
-            raise
-        except Exception as error:
-            raise InvalidPixels(f"the data set cannot be read: {error}"[:300]) from error
-        self.form = _form_of(self.dataset, self.element, self.syntax)
-        self.frames = _number(self.dataset, "NumberOfFrames", 1) or 1
+        self.attributes: Dataset
+        self.element: PixelElement
+        front = None if self.is_big_endian else read_front(self.read_at(0, FRONT), is_implicit=self.is_implicit)
+        if front is not None:
+            self.attributes = front.attributes
+            length = None if front.length == UNDEFINED_LENGTH else front.length
+            self.element = PixelElement(front.tag, front.vr or "", front.offset, length)
+        else:
+            self.attributes, self.element = self.dataset, self._read[1]
+        self.form = _form_of(self.attributes, self.element, self.syntax)
+        self.frames = _number(self.attributes, "NumberOfFrames", 1) or 1
         if not 0 < self.frames <= MAX_FRAMES:
             raise PixelsTooLarge(f"an image of {self.frames} frames")
         self._is_single_fragment = False
 
+    @property
+    def dataset(self) -> Dataset:
+        """
+        The data set up to the pixel data, in which values are decoded when they are asked for.
+
+        :raises InvalidPixels: it cannot be read.
+        :raises UnsupportedPixels: it has no pixel data.
+        """
+        return self._read[0]
+
+    @cached_property
     def _read(self) -> tuple[Dataset, PixelElement]:
+        try:
+            return self._read_all()
+        except (UnsupportedPixels, MemoryError):
+            raise
+        except Exception as error:
+            raise InvalidPixels(f"the data set cannot be read: {error}"[:300]) from error
+
+    def _read_all(self) -> tuple[Dataset, PixelElement]:
+        """Read the data set by pydicom."""
         found: list[tuple[int, str | None, int]] = []
 
         def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
-            if tag not in _PIXELS:
+            if tag not in PIXELS:
                 return False
             found.append((int(tag), vr, length))
             return True
@@ -139,7 +162,7 @@ class Image:
 
     @cached_property
     def _fragments(self) -> list[tuple[Fragment, ...]]:
-        extended = self.dataset.get("ExtendedOffsetTable") or b""
+        extended = self.attributes.get("ExtendedOffsetTable") or b""
         table = [int.from_bytes(extended[at : at + 8], "little") for at in range(0, len(extended), 8)]
         return frame_fragments(self.read_at, self.encapsulated, self.frames, table)
 

@@ -19,7 +19,7 @@ from dicomtwist.pixels.child.grayscale import displayed
 from dicomtwist.pixels.child.image import Image, open_image
 from dicomtwist.pixels.child.render import render
 from dicomtwist.pixels.errors import InvalidView, NoSuchFrame, PixelsTooLarge, UnsupportedPixels
-from dicomtwist.pixels.options import RenderOptions, View, Window
+from dicomtwist.pixels.options import QUALITY, RenderOptions, View, Window
 from tests.pixels.child.images import images, without_warnings
 
 PNG = RenderOptions("image/png")
@@ -148,6 +148,29 @@ class Rules(unittest.TestCase):
         form = FrameFormat(1, 3, 1, 16, 12, 11, False, "MONOCHROME2")
         array = np.array([[0xF000, 0x0FFF, 0x1800]], np.uint16)
         self.assertEqual(displayed(array, Dataset(), form, 0).tolist(), [[0, 255, 128]])
+
+    def test_tables_of_a_series_are_shared(self) -> None:
+        for kind in (np.int16, np.uint16, np.uint8, np.int8):
+            with self.subTest(kind.__name__):
+                limits = np.iinfo(kind)
+                form = FrameFormat(1, 4, 1, limits.bits, limits.bits, limits.bits - 1, limits.min < 0, "MONOCHROME2")
+                array = np.array([[limits.min, 1, 100, limits.max]], kind)
+                self.assertEqual(displayed(array, Dataset(), form, 0, Window(51, 101)).tolist(), [[0, 1, 254, 255]])
+                few = array[:, 1:3].copy()
+                self.assertEqual(displayed(few, Dataset(), form, 0, Window(51, 101)).tolist(), [[1, 254]])
+
+
+class Encoding(unittest.TestCase):
+    def test_jpeg_is_that_of_pillow(self) -> None:
+        for name in ("CT_small.dcm", "SC_rgb_rle_2frame.dcm"):
+            with self.subTest(name):
+                image = open_image(str(get_testdata_file(name, download=False)))
+                self.addCleanup(image.close)
+                for quality in (None, 1, 100):
+                    plain = rendered(image).astype(np.uint8)
+                    output = BytesIO()
+                    Picture.fromarray(plain).save(output, "JPEG", quality=quality or QUALITY)
+                    self.assertEqual(render(image, 0, RenderOptions(quality=quality)), output.getvalue())
 
 
 class Views(unittest.TestCase):
