@@ -19,6 +19,7 @@ from dicomtwist.archive.index.index import FOLDER, Index, IndexFailed
 from dicomtwist.archive.integrity import Reference, verify
 from dicomtwist.archive.query.compiler import Negotiated
 from dicomtwist.archive.recovery import reconcile, repair
+from dicomtwist.archive.removal.holds import Hold, StudyLocked
 from dicomtwist.archive.removal.remover import NotInArchive
 from dicomtwist.archive.storage.process_locks import CommitJournal
 from dicomtwist.archive.storage.removed import RemovedFiles
@@ -299,6 +300,32 @@ class Failures(RemovalTestCase):
                     archive.delete(uids)
                 self.check(archive)
                 self.assertEqual(self.hidden(), [])
+
+    def test_locked_meanwhile(self) -> None:
+        """A study stays that is locked at any time before it is gone."""
+        archive = self.open()
+        self.kept(archive, dataset(1), dataset(1, series=2), KEPT)
+        lock = Hold("case 17", "anna", 1.0)
+
+        def wanted() -> str:
+            archive.holds.put("1.2.1", lock)
+            return ""
+
+        with self.assertRaises(StudyLocked):
+            archive.delete(STUDY, wanted)
+        self.check(archive)
+        take = RemovedFiles.take
+
+        def locked(removed: RemovedFiles, uids: Any) -> Any:
+            archive.holds.put("1.2.1", lock)
+            return take(removed, uids)
+
+        for uids in (STUDY, ("1.2.1", "1.2.1.1"), ("1.2.1", "1.2.1.1", "1.2.1.1.1")):
+            archive.holds.remove("1.2.1")
+            with mock.patch.object(RemovedFiles, "take", locked), self.assertRaises(StudyLocked):
+                archive.delete(uids)
+            self.check(archive)
+            self.assertEqual(self.hidden(), [])
 
     def test_without_room(self) -> None:
         """A full archive deletes; what is left in its inbox might come back, so that it does not then."""

@@ -106,10 +106,13 @@ class Remover:
             raise StudyLocked(kept_for)
         series = self._index.series_below(uids)
         subjects = self._index.find_subjects(studies=uids[:1])
+        self._holds.check(uids[0])  # again: the steps before may have taken long
         files = self._store.take_away(uids)
         if files is None and not series:
             raise NotInArchive("there is no such study, series or instance")
         try:
+            # A study that was locked before it was taken away stays, whoever was told first.
+            self._holds.check(uids[0])
             with self._index_locked():
                 instances = self._index.remove_below(uids)
         except BaseException:
