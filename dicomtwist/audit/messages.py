@@ -45,6 +45,8 @@ __all__ = [
 MAX_TEXT: Final = 256
 #: The longest query in a message, in bytes; of a longer one the beginning is kept.
 MAX_QUERY: Final = 16 * 1024
+#: The most SOP Classes of a study that a message names; instances of further ones are counted together.
+MAX_CLASSES: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +239,11 @@ def _object(one: PatientObject | StudyObject | QueryObject | NodeObject) -> Iter
         yield from _identified(one.patient_id or "unknown", 1, 1, _PATIENT, one.name)
     elif isinstance(one, StudyObject):
         described = f"<Accession Number={_quoted(one.accession)}/>" if one.accession else ""
-        for uid, count in one.instances.items():
+        counts = [*one.instances.items()]
+        for uid, count in counts[:MAX_CLASSES]:
             described += f'<SOPClass UID={_quoted(uid)} NumberOfInstances="{count}"/>'
+        if counts[MAX_CLASSES:]:
+            described += f'<SOPClass NumberOfInstances="{sum(count for _, count in counts[MAX_CLASSES:])}"/>'
         rest = f"<ParticipantObjectDescription>{described}</ParticipantObjectDescription>" if described else ""
         yield from _identified(one.uid or "unknown", 2, 3, _STUDY_UID, "", rest)
     elif isinstance(one, NodeObject):

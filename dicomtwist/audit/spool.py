@@ -20,7 +20,7 @@ __all__ = ["Position", "Spool"]
 SEGMENT: Final = 1024 * 1024
 #: The most bytes of all segments together.
 MAX_SPOOL: Final = 256 * 1024 * 1024
-#: The most bytes that are read at once, and thus the longest message.
+#: The most bytes that are read at once, but for a message that is longer.
 MAX_READ: Final = 256 * 1024
 
 _DELIVERED: Final = "delivered"
@@ -120,6 +120,8 @@ class Spool:
             with suppress(FileNotFoundError), self._segment(position.segment).open("rb") as file:
                 file.seek(position.offset)
                 data = file.read(MAX_READ)
+                if len(data) == MAX_READ and b"\n" not in data:
+                    data += file.readline()
             end = data.rfind(b"\n") + 1
             if end:
                 return data[:end].splitlines(), Position(position.segment, position.offset + end)

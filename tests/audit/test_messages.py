@@ -65,6 +65,21 @@ class Valid(SynchronousTestCase):
         self.assertEqual((counts, study.find("Accession").get("Number")), ({"1.2": "7", "1.3": "1"}, "A1"))
         self.assertEqual(objects_of(root, "2")["P1"].findtext("ParticipantObjectName"), "Doe^Jane")
 
+    def test_many_classes(self) -> None:
+        """A peer chooses SOP Classes: a message stays short, whatever was stored."""
+        counts = {f"1.2.826.0.1.3680043.2.1143.107.104.103.115.{10**12 + number}": 2 for number in range(5000)}
+        event = Event(
+            code=audit.TRANSFERRED,
+            action="C",
+            when=WHEN,
+            participants=[Participant(user="X")],
+            objects=[StudyObject(uid="1.2.3", instances=counts)],
+        )
+        text = message(event, "ARCHIVE")
+        self.assertLess(len(text), 32 * 1024)
+        found = objects_of(parsed(text), "110180")["1.2.3"].findall("ParticipantObjectDescription/SOPClass")
+        self.assertEqual(sum(int(one.get("NumberOfInstances")) for one in found), 10_000)
+
     def test_a_query(self) -> None:
         query = QueryObject(of="1.2.840.10008.5.1.4.1.2.2.1", content=b"\0\x01\xff", syntax="1.2.840.10008.1.2.1")
         event = Event(code=audit.QUERY, action="E", when=WHEN, participants=[Participant(user="X")], objects=[query])

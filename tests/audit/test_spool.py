@@ -45,6 +45,16 @@ class Spools(SpoolTestCase):
                 expected.append(line)
         self.assertEqual(self.all(self.spool())[0], expected)
 
+    def test_long_messages(self) -> None:
+        """Messages that are longer than one reading neither stop the others nor skip them."""
+        self.patch(module, "MAX_READ", 20)
+        self.patch(module, "SEGMENT", 100)
+        expected = [b"x" * size for size in (1, 19, 20, 21, 500, 3, 40, 41, 2)]
+        spool = self.spool()
+        for line in expected:
+            spool.append(line + b"\n")
+        self.assertEqual(self.all(spool)[0], expected)
+
     def test_delivered(self) -> None:
         self.patch(module, "SEGMENT", 100)
         spool = self.spool()
