@@ -111,6 +111,9 @@ class Delivery:
 
     def connected(self, line: Any) -> None:
         """Take note that messages can be written to *line*."""
+        if self._is_stopped and self._stopping is None:
+            line.abort()
+            return
         self._line = line
         self._failures = 0
         self._complained = None
@@ -128,7 +131,7 @@ class Delivery:
             self._next = self._settled
         if self._stopping is not None:
             self._stopped()
-        else:
+        elif not self._is_stopped:
             self._failed(reason)
 
     def resumed(self) -> None:
@@ -287,10 +290,17 @@ class _Line(Protocol):
         transport.write(framed(message))
 
     def close(self) -> None:
-        """Close the connection when everything is written."""
+        """
+        Close the connection when everything is written, and the receiver has read it: it closes its side then. TLS has an
+        alert for that; without it only the writing side is closed, since a socket that is closed tells nothing of what the
+        receiver has read.
+        """
         transport: Any = self.transport
         transport.unregisterProducer()
-        transport.loseConnection()
+        if hasattr(transport, "transport"):  # TLS
+            transport.loseConnection()
+        else:
+            transport.loseWriteConnection()
 
     def abort(self) -> None:
         """Close the connection at once."""

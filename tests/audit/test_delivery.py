@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.error import ConnectionDone, ConnectionLost, ConnectionRefusedError
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from dicomtwist.audit.delivery import COMPLAIN_AFTER, SETTLE, STOP, Delivery
+from dicomtwist.audit.delivery import COMPLAIN_AFTER, SETTLE, STOP, Delivery, Stream
 from dicomtwist.audit.spool import Spool
+
+reactor: Any = _reactor
 
 
 class Executor(Clock):
@@ -193,3 +198,75 @@ class Deliveries(SynchronousTestCase):
         self.clock.advance(STOP)
         self.successResultOf(stopping)
         self.assertEqual(self.spool.read(self.spool.first())[0], [b"one"])
+
+
+class _Peer(Protocol):
+    """A receiver on a socket, which closes after the last byte, as syslog servers do."""
+
+    def __init__(self, *, reads: bool) -> None:
+        self.reads = reads
+        self.data = b""
+        self.made: Deferred[None] = Deferred()
+        self.lost: Deferred[None] = Deferred()
+
+    def connectionMade(self) -> None:
+        wire: Any = self.transport
+        if not self.reads:
+            wire.pauseProducing()
+        self.made.callback(None)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.data += data
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self.lost.callback(None)
+
+
+class Sockets(TestCase):
+    """A stop, with a receiver that reads and with one that hangs, on a connection without TLS."""
+
+    timeout = 15
+
+    async def stop(self, peer: _Peer) -> Spool:
+        """Send a message to a receiver, and stop; return the spool."""
+        spool, clock = Spool(Path(self.mktemp())), Executor()
+        self.addCleanup(spool.close)
+        any_executor: Any = clock
+        any_factory: Any = Factory.forProtocol(lambda: peer)
+        any_factory.noisy = False
+        port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(any_factory)
+        self.addCleanup(port.stopListening)
+        stream = Stream(lambda: TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port), "tcp:receiver")
+        delivery = Delivery(clock, any_executor, spool, stream)
+        spool.append(b"one\n")
+        made: Deferred[None] = Deferred()
+        connected = delivery.connected
+
+        def note(line: Any) -> None:
+            connected(line)
+            made.callback(None)
+
+        self.patch(delivery, "connected", note)
+        delivery.start()
+        await made
+        await peer.made
+        stopping = delivery.stop()
+        if not peer.reads:
+            clock.advance(STOP)
+            wire: Any = peer.transport
+            wire.abortConnection()
+        await stopping
+        await peer.lost
+        self.assertFalse(clock.getDelayedCalls())
+        return spool
+
+    async def test_it_reads(self) -> None:
+        peer = _Peer(reads=True)
+        spool = await self.stop(peer)
+        self.assertEqual(peer.data, b"3 one")
+        self.assertEqual(spool.read(spool.first())[0], [])
+
+    async def test_it_hangs(self) -> None:
+        """What the receiver has not read is sent again after the next start."""
+        spool = await self.stop(_Peer(reads=False))
+        self.assertEqual(spool.read(spool.first())[0], [b"one"])
