@@ -185,6 +185,19 @@ class WriterTests(SynchronousTestCase):
         self.assertEqual(self.disk.content, b"5\n7\n")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
+    def test_items_that_cannot_be_written_in_a_batch(self) -> None:
+        """Those alone are dropped, and the others do not wait."""
+        held: list[Any] = []
+        self.executor.held = held
+        for number in (3, 4, 0, 5, 0, 6):
+            self.writer.put(number)
+        while held:
+            held.pop().callback(None)
+        self.assertEqual(self.disk.content, b"3\n4\n5\n6\n")
+        self.assertEqual(self.writer.dropped, 2)
+        self.assertFalse(self.executor.getDelayedCalls())
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
     def test_reopen(self) -> None:
         self.writer.put(3)
         self.writer.reopen()

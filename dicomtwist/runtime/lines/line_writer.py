@@ -127,13 +127,28 @@ class LineWriter(Generic[_Item]):
         writing = self._executor.run_admitted(self._write_batch, items, reopens)
         writing.addCallbacks(self._wrote, self._failed, callbackArgs=(count,))
 
-    def _write_batch(self, items: list[_Item], reopens: bool) -> None:
+    def _write_batch(self, items: list[_Item], reopens: bool) -> list[Failure]:
+        """Write items; return why some of them cannot be encoded."""
         if reopens:
             self._file.close()
-        self._file.append(b"".join(map(self._encode, items)))
+        lines, defects = [], []
+        for item in items:
+            try:
+                lines.append(self._encode(item))
+            except OSError:
+                raise
+            except Exception:
+                defects.append(Failure())
+        if lines:
+            self._file.append(b"".join(lines))
+        return defects
 
-    def _wrote(self, _: None, count: int) -> None:
+    def _wrote(self, defects: list[Failure], count: int) -> None:
         self._is_writing = False
+        for reason in defects:
+            # A defect of this program: the item would fail again, and the others must not wait for it.
+            self.log.failure("a line of {what} was not written", reason, what=self._what)
+            self.dropped += 1
         self._weight -= sum(weight for _, weight in self._waiting[:count])
         del self._waiting[:count]
         if self._waiting:
