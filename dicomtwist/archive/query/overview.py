@@ -39,10 +39,12 @@ class StudyChoice(NamedTuple):
 
 
 def text_time(seconds: float) -> str | None:
-    """Return a time in seconds since 1970 as text (ISO 8601, UTC), ``None`` for 0."""
-    return (
-        datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z") if seconds else None
-    )
+    """Return a time in seconds since 1970 as text (ISO 8601, UTC), ``None`` for 0 and what is no time of a calendar."""
+    try:
+        then = datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return then.isoformat(timespec="seconds").replace("+00:00", "Z") if seconds else None
 
 
 def overview(archive: Archive) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def _place(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _run(name: str, values: dict[str, Any], **arguments: Any) -> None:
     """Run an operation, and end with its exit status."""
+    from dicomtwist.tools.display.console import printable
     from dicomtwist.tools.runners.archive import ArchiveFailed, open_archive, run
 
     url, storage = values["url"], values["storage"]
@@ -62,7 +63,7 @@ def _run(name: str, values: dict[str, Any], **arguments: Any) -> None:
         ):
             status = run(archive, name, as_json=values["as_json"], **arguments)
     except ArchiveFailed as error:
-        click.echo(f"dicomtwist: {error}", err=True)
+        click.echo(f"dicomtwist: {printable(error)}", err=True)
         raise SystemExit(1) from None
     raise SystemExit(status)
 

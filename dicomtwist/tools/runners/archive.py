@@ -10,6 +10,7 @@ import shutil
 import ssl
 import tempfile
 import time
+import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,9 +20,11 @@ from typing import Any, Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile
 
 import click
+
+from dicomtwist.tools.display.console import printable
 
 __all__ = ["ArchiveFailed", "open_archive", "run"]
 
@@ -32,6 +35,20 @@ POLL: Final = 0.5
 #: The time in which the server answers, in seconds.
 TIMEOUT: Final = 600.0
 _COPY: Final = 1024 * 1024
+#: The longest answer of a server in JSON, in bytes.
+MAX_ANSWER: Final = 64 * 1024 * 1024
+
+#: The fields of the answers of a server that are used, with their types.
+_STAT: Final = {
+    "folder": str,
+    **dict.fromkeys(("patients", "studies", "series", "instances", "size", "free", "locked"), int),
+}
+_STUDY: Final = {"study": str, "size": int, "instances": int, "received": str | None, "lock": dict | None}
+_STATE: Final = {"number": int, "state": str}
+_CHECKED: Final = {
+    **dict.fromkeys(("instances", "indexed", "lost", "unreadable"), int),
+    **dict.fromkeys(("lost_names", "unreadable_names", "damaged_names"), list),
+}
 
 
 class ArchiveFailed(Exception):
@@ -116,23 +133,33 @@ class RunningServer(Archives):
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         with self._response(method, f"/api/archive{path}", body) as response:
-            text = response.read()
+            text = response.read(MAX_ANSWER + 1)
         try:
-            return json.loads(text) if text else None
-        except ValueError:
-            raise ArchiveFailed(f"{self._url} has no JSON below /api: is it the site of twist dicom --http?") from None
+            return json.loads(text) if 0 < len(text) <= MAX_ANSWER else None
+        except (ValueError, RecursionError):
+            raise self._is_another() from None
+
+    def _is_another(self) -> ArchiveFailed:
+        return ArchiveFailed(f"{self._url} has other answers below /api: is it the site of twist dicom --http?")
+
+    def _checked(self, answer: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an answer, an object that has these fields."""
+        if not isinstance(answer, dict) or not all(isinstance(answer.get(key), kind) for key, kind in fields.items()):
+            raise self._is_another()
+        return answer
 
     def stat(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._ask("GET", "")
-        return found
+        return self._checked(self._ask("GET", ""), _STAT)
 
     def studies(
         self, uids: Sequence[str], patient_id: str, locked: bool, offset: int, limit: int
     ) -> list[dict[str, Any]]:
         query = [("offset", str(offset)), ("limit", str(limit)), *(("study", uid) for uid in uids)]
         query += [("patient_id", patient_id)] * bool(patient_id) + [("locked", "true")] * locked
-        found: list[dict[str, Any]] = self._ask("GET", f"/studies?{urlencode(query)}")
-        return found
+        found = self._ask("GET", f"/studies?{urlencode(query)}")
+        if not isinstance(found, list):
+            raise self._is_another()
+        return [self._checked(one, _STUDY) for one in found]
 
     def delete(self, uids: Sequence[str]) -> None:
         self._ask("DELETE", _path(uids))
@@ -144,15 +171,14 @@ class RunningServer(Archives):
         self._ask("DELETE", f"{_path([study])}/lock")
 
     def check(self, *, all_files: bool) -> dict[str, Any]:
-        state = self._ask("POST", "/rebuild" if all_files else "/check")
+        state = self._checked(self._ask("POST", "/rebuild" if all_files else "/check"), _STATE)
         number = state["number"]
         while state["number"] == number and state["state"] == "running":
             time.sleep(POLL)
-            state = self._ask("GET", "/check")
+            state = self._checked(self._ask("GET", "/check"), _STATE)
         if state["number"] != number or state["state"] != "done":
-            raise ArchiveFailed(state.get("reason", "the server was started again meanwhile"))
-        result: dict[str, Any] = state["result"]
-        return result
+            raise ArchiveFailed(str(state.get("reason", "the server was started again meanwhile")))
+        return self._checked(state.get("result"), _CHECKED)
 
     def export(self, uids: Sequence[str], folder: Path) -> int:
         path = "/dicom-web" + _path(uids)
@@ -163,15 +189,10 @@ class RunningServer(Archives):
             ) as response:
                 shutil.copyfileobj(response, file, _COPY)
             file.seek(0)
-            count = 0
-            with ZipFile(file) as archive:
-                for member in archive.infolist():
-                    series, _, name = member.filename.partition("/")
-                    target = folder / uids[0] / Path(series).name / Path(name).name
-                    with archive.open(member) as source:
-                        _copy(source, target)
-                    count += 1
-        return count
+            try:
+                return _unpack(file, folder / uids[0])
+            except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+                raise ArchiveFailed(f"{self._url} has sent no zip file, or not all of it") from None
 
 
 def _path(uids: Sequence[str]) -> str:
@@ -186,6 +207,18 @@ def _words(error: HTTPError) -> str:
         if isinstance(found, dict) and isinstance(found.get("words"), str):
             return f"the server answers {error.code}: {found['words']}"
     return f"the server answers {error.code} {error.reason}"
+
+
+def _unpack(file: Any, folder: Path) -> int:
+    """Write the files of a zip file, SERIES/INSTANCE.dcm each; return their number."""
+    count = 0
+    with ZipFile(file) as archive:
+        for member in archive.infolist():
+            series, _, name = member.filename.partition("/")
+            with archive.open(member) as source:
+                _copy(source, folder / Path(series).name / Path(name).name)
+            count += 1
+    return count
 
 
 def _copy(source: Any, target: Path) -> None:
@@ -341,11 +374,11 @@ def _stat(archive: Archives, *, as_json: bool) -> int:
         click.echo(json.dumps(found))
         return 0
     for name in ("folder", "patients", "studies", "series", "instances"):
-        click.echo(f"{name:10} {found[name]}")
+        click.echo(f"{name:10} {printable(found[name])}")
     click.echo(f"{'size':10} {_bytes(found['size'])}, {_bytes(found['free'])} free")
     click.echo(f"{'locked':10} {found['locked']} studies")
     if found.get("lacks_room"):
-        click.echo(f"{'room':10} none: {found['lacks_room']}")
+        click.echo(f"{'room':10} none: {printable(found['lacks_room'])}")
     return 0
 
 
@@ -354,18 +387,18 @@ def _list(
 ) -> int:
     rows: list[dict[str, Any]] = []
     offset = 0
-    if not as_json:
-        click.echo(f"{'received':20}  {'size':>9}  {'instances':>9}  locked  study")
     while limit is None or offset < limit:
         wanted = PAGE if limit is None else min(PAGE, limit - offset)
         rows = archive.studies(uids, patient_id, locked, offset, wanted)
+        if not (offset or as_json):
+            click.echo(f"{'received':20}  {'size':>9}  {'instances':>9}  locked  study")
         for row in rows:
             if as_json:
                 click.echo(json.dumps(row))
             else:
                 click.echo(
-                    f"{row['received'] or '':20}  {_bytes(row['size']):>9}  {row['instances']:>9}  "
-                    f"{'yes' if row['lock'] else 'no':6}  {row['study']}"
+                    f"{printable(row['received'] or ''):20}  {_bytes(row['size']):>9}  {row['instances']:>9}  "
+                    f"{'yes' if row['lock'] else 'no':6}  {printable(row['study'])}"
                 )
         offset += len(rows)
         if len(rows) < wanted:
@@ -393,7 +426,7 @@ def _each(what: str, archive: Archives, call: Callable[[Any], Any], targets: Seq
         else:
             outcome = {"uids": name, "done": True, **({} if found is None else {"instances": found})}
             words = f"{name}: {what}" + ("" if found is None else f", {found} instances")
-        click.echo(json.dumps(outcome) if as_json else words, err=not as_json and not outcome["done"])
+        click.echo(json.dumps(outcome) if as_json else printable(words), err=not as_json and not outcome["done"])
     return failed
 
 
@@ -436,7 +469,7 @@ def _compare(archive: Archives, *, as_json: bool, all_files: bool) -> int:
             ("damaged_names", "not whole"),
         ):
             for name in found[key]:
-                click.echo(f"{words}: {name}", err=True)
+                click.echo(f"{words}: {printable(name)}", err=True)
     return 1 if found["unreadable"] else 0
 
 

@@ -8,11 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
+from twisted.internet import reactor as _reactor
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.protocol import Factory, Protocol
 
 from dicomtwist.archive.archive import Archive
 from tests import peers
 from tests.archive.samples import dataset, keep
 from tests.tools.common import ToolTestCase
+
+reactor: Any = _reactor
+
+
+class Another(Protocol):
+    """A server that sends the same to each request."""
+
+    status = 200
+    body = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        wire: Any = self.transport
+        wire.write(b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n%b" % (self.status, len(self.body), self.body))
+        wire.loseConnection()
 
 
 class Archives(ToolTestCase):
@@ -97,6 +114,34 @@ class Archives(ToolTestCase):
         result = await self.tool("archive", "stat", "--storage", storage)
         self.assertEqual(result.code, 1)
         self.assertIn("a server uses", result.text)
+
+    async def test_another_server(self) -> None:
+        """The server of something else, or of somebody else: one line, without the control characters of its answer."""
+        factory = Factory.forProtocol(Another)
+        factory.noisy = False
+        port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
+        self.addCleanup(port.stopListening)
+        place = ("--url", f"http://127.0.0.1:{port.getHost().port}")
+        out = self.folder / "out"
+        stat, list_, check, export = ("stat",), ("list",), ("check",), ("export", "--to", out, "1.2")
+        for body, status, commands in (
+            (b"{}", 200, (stat, list_, check, export)),
+            (b"[" * 100_000, 200, (stat,)),
+            (b'{"number": 1, "state": "failed", "reason": "\u001b[31m\n"}', 200, (check,)),
+            (b'{"words": "\u001b[31m\nmore"}', 403, (stat,)),
+        ):
+            self.patch(Another, "body", body)
+            self.patch(Another, "status", status)
+            for command in commands:
+                result = await self.tool("archive", *command, *place)
+                self.assertEqual(result.code, 1, (body, command, result.text))
+                self.assertEqual(len(result.text.strip().splitlines()), 1, result.text)
+                self.assertNotIn("\x1b", result.text)
+        row = {"study": "\x1b]0;1.2\x07", "size": 1, "instances": 1, "received": None, "lock": None}
+        self.patch(Another, "body", json.dumps([row]).encode())
+        self.patch(Another, "status", 200)
+        result = await self.tool("archive", "list", *place)
+        self.assertIn(r"\x1b]0;1.2\x07", result.text)
 
     async def test_mistakes(self) -> None:
         for code, words, arguments in (
