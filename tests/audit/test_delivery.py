@@ -267,6 +267,6 @@ class Sockets(TestCase):
         self.assertEqual(spool.read(spool.first())[0], [])
 
     async def test_it_hangs(self) -> None:
-        """What the receiver has not read is sent again after the next start."""
+        """Messages that the receiver has not read are sent again after the next start."""
         spool = await self.stop(_Peer(reads=False))
         self.assertEqual(spool.read(spool.first())[0], [b"one"])

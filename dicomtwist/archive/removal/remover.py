@@ -111,7 +111,7 @@ class Remover:
         if files is None and not series:
             raise NotInArchive("there is no such study, series or instance")
         try:
-            # A study that was locked before it was taken away stays, whoever was told first.
+            # A lock that was set before the study was taken away holds, also if the deletion had begun before.
             self._holds.check(uids[0])
             with self._index_locked():
                 instances = self._index.remove_below(uids)
