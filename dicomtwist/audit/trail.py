@@ -41,6 +41,8 @@ __all__ = ["Trail"]
 MAX_INSTANCES: Final = 100_000
 #: The most studies of one identifier that have messages.
 MAX_STUDIES: Final = 1000
+#: The beginning of the routes of DICOMweb, whose studies, series and instances are files.
+DICOMWEB: Final = "/dicom-web/"
 #: The instances that are looked up at once.
 PAGE: Final = 400
 
@@ -357,16 +359,21 @@ class Trail:
         if method == "POST" and record.stored:
             participants = [client(role=audit.SOURCE), us(audit.DESTINATION)]
             return self._stored(record, participants)
-        if method != "GET" or ("/studies" not in record.route and last not in ("series", "instances", "wado")):
+        is_search = (
+            last in ("studies", "series", "instances") or record.route == "/"
+        )  # the page with the list of studies
+        if method != "GET" or not (is_search or "/studies" in record.route or last == "wado"):
             return None
-        if last in ("studies", "series", "instances"):
+        if is_search:
             url = f"{record.path}?{record.query}" if record.query else record.path
             query = audit.QueryObject(of=record.path, content=url.encode("utf-8", "replace"))
             participants = [client(role=audit.SOURCE), us(audit.DESTINATION)]
             return [Event(code=audit.QUERY, action="E", when=when, participants=participants, objects=[query])]
         if last == "wado":
             studies = [uid for uid in parse_qs(record.query).get("studyUID", []) if is_uid(uid)][:1]
-        code = audit.TRANSFERRED if last in ("{study}", "{series}", "{instance}", "wado") else audit.ACCESSED
+        # DICOMweb sends files; pages and /api describe studies, with paths of the same form.
+        is_transfer = last in ("{study}", "{series}", "{instance}") and record.route.startswith(DICOMWEB)
+        code = audit.TRANSFERRED if is_transfer or last == "wado" else audit.ACCESSED
         if code is audit.TRANSFERRED:
             return self._transfers(code, "R", when, [us(audit.SOURCE), client(role=audit.DESTINATION)], studies)
         return self._transfers(code, "R", when, [client(), us(None)], studies)

@@ -104,6 +104,12 @@ class HTTP(TrailTestCase):
             ("GET", f"{study}/metadata", "110103 R 0"),
             ("GET", f"{study}/series/{{series}}/instances/{{instance}}/rendered", "110103 R 0"),
             ("GET", f"{study}/thumbnail", "110103 R 0"),
+            ("GET", "/", "110112 E 0"),
+            ("GET", "/studies/{study}", "110103 R 0"),
+            ("GET", "/studies/{study}/series/{series}", "110103 R 0"),
+            ("GET", "/studies/{study}/series/{series}/instances/{instance}", "110103 R 0"),
+            ("GET", "/api/archive/studies", "110112 E 0"),
+            ("GET", "/api/archive/studies/{study}", "110103 R 0"),
         ):
             self.request(method, route)
             (message,) = self.messages()
