@@ -21,7 +21,7 @@ from pydicom.hooks import raw_element_vr
 from pydicom.valuerep import STR_VR, validate_value
 
 from dicomtwist.forwarding.errors import CoercionError
-from dicomtwist.forwarding.header import PIXEL_GROUP, Edit
+from dicomtwist.forwarding.header import PIXEL_GROUP, Edit, Splice
 from dicomtwist.forwarding.paths import Path, Step, tag_name, text_values
 from dicomtwist.forwarding.pseudonyms import Pseudonyms, shifted
 
@@ -97,6 +97,14 @@ class Coercion:
         """Whether it changes anything."""
         fields = (self.set, self.remove, self.replace, self.map, self.hash, self.shift_dates)
         return any(map(bool, fields)) or self.deidentify is not None
+
+    def splice(self, transfer_syntax: str) -> Splice:
+        """
+        Return what changes one data set in *transfer_syntax* on its way.
+
+        De-identification drops what follows the pixel data: signatures name the signer, and padding may hold anything.
+        """
+        return Splice(transfer_syntax, self, drop_tail=self.deidentify is not None)
 
     def __call__(self, dataset: Dataset) -> None:
         """

@@ -43,7 +43,7 @@ _DUMMIES: Final = {
     **dict.fromkeys(("OD", "OF", "OL", "OV"), bytes(8)),
 }
 _TEXTS: Final = frozenset(["LO", "LT", "PN", "SH", "ST", "UC", "UT"])
-_NUMBER_WORD: Final = re.compile(r"[A-Za-z]?\d{1,2}(?:[.,]\d{1,2})?[A-Za-z]{0,2}")
+_NUMBER_WORD: Final = re.compile(r"[A-Za-z]?\d{1,2}(?:[.,]\d{1,2})?[A-Za-z]{0,2}", re.ASCII)
 _WORD: Final = re.compile(r"[^\W\d_]+|[\w.]+|[^\w\s]+|\s+")
 
 

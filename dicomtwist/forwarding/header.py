@@ -80,9 +80,15 @@ def rewrite(header: bytes, transfer_syntax: str, edit: Edit) -> Rewritten:
     """
     plain = _plain(transfer_syntax)
     dataset = decode_dataset(header, plain, DecodingLimits(MAX_HEADER, MAX_ELEMENTS, MAX_ELEMENTS))
-    edit(dataset)
-    _drop_group_lengths(dataset)
-    uids = [str(dataset.get(keyword) or "") for keyword in ("SOPClassUID", "SOPInstanceUID")]
+    try:
+        edit(dataset)
+        _drop_group_lengths(dataset)
+        uids = [str(dataset.get(keyword) or "") for keyword in ("SOPClassUID", "SOPInstanceUID")]
+    except DataSetError:
+        raise
+    except Exception as error:
+        # pydicom raises many kinds for damaged values, with texts that quote them.
+        raise CoercionError("", "header", f"a value cannot be decoded ({type(error).__name__})") from error
     for keyword, uid in zip(("SOPClassUID", "SOPInstanceUID"), uids, strict=True):
         if not uid or not uid.isascii():
             raise CoercionError(keyword, "header", "the data set has none that can be sent")

@@ -228,8 +228,11 @@ class Profile(unittest.TestCase):
             pseudonyms=PSEUDONYMS,
             deidentify=Deidentification(PSEUDONYMS),
         )
-        splice = Splice(EXPLICIT, rule)
-        out = splice.feed(encode_dataset(stored(AccessionNumber="A1"), EXPLICIT)) + splice.finish()
+        dataset = stored(AccessionNumber="A1")
+        dataset.add_new(0xFFFCFFFC, "OB", b"Smith^Jane")
+        splice = rule.splice(EXPLICIT)
+        out = splice.feed(encode_dataset(dataset, EXPLICIT)) + splice.finish()
+        self.assertNotIn(b"Smith", b"".join(map(bytes, out)))
         new = decode_dataset(b"".join(map(bytes, out)), EXPLICIT)
         self.assertEqual(new.ClinicalTrialSponsorName, "Acme")
         self.assertEqual(new.AccessionNumber, PSEUDONYMS.text("A1"))
@@ -242,6 +245,27 @@ class Profile(unittest.TestCase):
         dataset = stored(PatientName=name, PatientID=name, ReferringPhysicianName=name, StudyDescription=f"of {name}")
         dataset.PatientComments, dataset.SeriesDescription, dataset.AccessionNumber = name, f"head {name}", name
         self.assertNotIn(name, str(deidentified(dataset, *options)))
+
+
+class Hostile(unittest.TestCase):
+    HEADER = next(path for path in FILES if path.name == "CT_small.dcm").read_bytes()
+
+    @settings(max_examples=40, deadline=None)
+    @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=6), st.booleans())
+    def test_damaged_headers_raise_nothing_but_data_set_errors(
+        self, changes: list[tuple[int, int]], clean: bool
+    ) -> None:
+        _, offset = read_file_meta(BytesIO(self.HEADER))
+        damaged = bytearray(self.HEADER[offset:])
+        for at, value in changes:
+            damaged[at] = value
+        options = set(Option) - {Option.RETAIN_FULL_DATES} if clean else set()
+        splice = Coercion(deidentify=Deidentification(PSEUDONYMS, options)).splice(EXPLICIT)
+        try:
+            splice.feed(damaged)
+            splice.finish()
+        except DataSetError:
+            pass
 
 
 class TestFiles(unittest.TestCase):
