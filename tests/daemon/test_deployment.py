@@ -22,7 +22,8 @@ from dicomtwist import AE
 from dicomtwist.daemon.tap import Options
 from dicomtwist.sop_class import Verification
 from tests import peers
-from tests.documentation import DOCS, blocks
+from tests.containerfile import instructions
+from tests.documentation import DOCS, PROJECT, blocks
 from tests.interop.test_endpoints import Proxied
 
 reactor = cast(Any, _reactor)
@@ -56,12 +57,6 @@ def setting(name: str, section: str, key: str) -> str:
     """Return the only value of a setting."""
     (value,) = [value for found, value in unit(name)[section] if found == key]
     return value
-
-
-def instructions() -> dict[str, str]:
-    """Return the instructions of the Containerfile, with continued lines joined."""
-    lines = file("Containerfile").replace("\\\n", " ").splitlines()
-    return {line.split()[0]: line.partition(" ")[2] for line in lines}
 
 
 def seconds(arguments: list[str], option: str) -> float:
@@ -136,6 +131,15 @@ class SystemdTests(DeploymentTestCase):
         ports = [value for value in command if value.startswith("systemd:")]
         self.assertEqual(len(listening), len(ports))
 
+    def test_options(self) -> None:
+        """The server accepts the options of the service, except the port, which systemd has to hand over."""
+        command = shlex.split(setting("dicomtwist.service", "Service", "ExecStart"))
+        arguments = self.arguments(command, **{"systemd:domain=INET6:index=0": "tcp:0"})
+        with redirect_stdout(io.StringIO()):
+            given = arguments[arguments.index("dicom") + 1 :]
+            ended = self.assertRaises(SystemExit, Options().parseOptions, [*given, "--check"])
+        self.assertEqual(ended.code, 0)
+
     def test_unit_with_a_configuration(self) -> None:
         """Each of its commands is one that the server has, and a reload checks the configuration first."""
         service = unit("archive.service")["Service"]
@@ -203,7 +207,7 @@ class HAProxyTests(DeploymentTestCase):
 class ContainerTests(DeploymentTestCase):
     async def test_entry_point(self) -> None:
         """The command of the container starts, is healthy, and stops in order within the time that an engine allows."""
-        found = instructions()
+        found = dict(instructions(file("Containerfile")))
         self.assertEqual(found["STOPSIGNAL"], "SIGTERM")
         entry, extra = json.loads(found["ENTRYPOINT"]), json.loads(found["CMD"])
         self.assertLess(seconds(extra, "--grace"), 10)
@@ -219,6 +223,13 @@ class ContainerTests(DeploymentTestCase):
         result = await peers.run(sys.executable, "-m", "dicomtwist.tools", *check)
         self.assertEqual((result.code, result.text), (0, ""))
         self.assertEqual((await server.stop("TERM", 60)).code, 0, server.text)
+
+
+class FileTests(SynchronousTestCase):
+    def test_the_page_shows_them(self) -> None:
+        """The Containerfile and each file of deploy/ are on the page as they are."""
+        for path in (PROJECT / "Containerfile", *sorted((PROJECT / "deploy").iterdir())):
+            self.assertEqual(file(path.name), path.read_text(), path.name)
 
 
 class UnitTests(SynchronousTestCase):
