@@ -93,24 +93,28 @@ def frame_fragments(
     Return the fragments of each frame.
 
     A table that is there decides, unless its offsets are not those of items. Without one, a frame has one fragment, or begins
-    with the fragment that starts a codestream.
+    with the fragment that starts a codestream. If a table contradicts Number of Frames, the frames are those of the table,
+    as in pydicom; except a table of one offset, which the single fragment of a video has, however many frames that is.
 
     :param read: reads bytes.
     :param pixels: the items.
     :param frames: Number of Frames.
     :param extended_table: the Extended Offset Table (PS3.3 C.7.6.3.1.8).
-    :raises DataSetError: the fragments cannot be divided into so many frames.
+    :returns: the fragments of each frame; another number than *frames* if a table says so.
+    :raises DataSetError: the fragments cannot be divided into frames.
     """
     fragments = pixels.fragments
-    if frames == 1 and fragments:
+    if frames == 1 and fragments and len(pixels.table) < 2 and len(extended_table) < 2:
         return [fragments]
     if len(fragments) == frames:
         return [(fragment,) for fragment in fragments]
-    for table in (extended_table, pixels.table):
-        if len(table) == frames:
-            found = _by_offsets(fragments, table)
-            if found is not None:
-                return found
+    tables = [table for table in (extended_table, pixels.table) if len(table) == frames or len(table) > 1]
+    for table in sorted(tables, key=lambda table: len(table) != frames):
+        found = _by_offsets(fragments, table)
+        if found is not None:
+            return found
+    if frames == 1 and fragments:
+        return [fragments]
     starts = [at for at, one in enumerate(fragments) if read(one.offset, 12).startswith(_STARTS)]
     if len(starts) != frames or not starts or starts[0]:
         raise DataSetError(

@@ -78,6 +78,14 @@ class Frames(unittest.TestCase):
             data = item(table) + item(start + b"1") + item(b"22") + item(start + b"3") + END
             self.assertEqual(frames_of(data, 2), [start + b"122", start + b"3"])
 
+    def test_a_wrong_number_of_frames(self) -> None:
+        """The frames are those of the table, as in pydicom; one offset is that of a video."""
+        table = item(pack("<2I", 0, 20)) + item(b"ab") + item(b"cd") + item(b"ef") + END
+        for frames in (1, 4, 100):
+            self.assertEqual(frames_of(table, frames), [b"abcd", b"ef"])
+        video = item(pack("<I", 0)) + item(b"ab") + END
+        self.assertRaises(DataSetError, frames_of, video, 100)
+
     def test_no_division(self) -> None:
         for frames, count in ((2, 3), (3, 2), (1, 0)):
             self.assertRaises(DataSetError, frames_of, item(b"") + item(b"ab") * count + END, frames)

@@ -175,17 +175,19 @@ class FrameTable:
     :param pixels: the element with the pixel data.
     :param fragments: the fragments of each frame of encapsulated pixel data; ``None`` if it is native.
 
-    :ivar count: the number of frames.
+    :ivar count: the number of frames that exist.
+    :ivar stated: Number of Frames, which may be another one.
     :ivar is_encapsulated: whether the pixel data is encapsulated.
     """
 
-    __slots__ = ("_fragments", "_pixels", "_unit", "count", "is_encapsulated")
+    __slots__ = ("_fragments", "_pixels", "_unit", "count", "is_encapsulated", "stated")
 
     def __init__(self, syntax: str, pixels: PixelElement, fragments: Sequence[tuple[Fragment, ...]] | None) -> None:
         self._pixels = pixels
         self._fragments = fragments
         self._unit = pixels.unit(syntax)
         self.count = pixels.frames if fragments is None else len(fragments)
+        self.stated = pixels.frames
         self.is_encapsulated = fragments is not None
 
     def frame(self, source: Source, number: int) -> Content:

@@ -237,13 +237,21 @@ class StoredFiles:
         """Return the path of the file of an instance, for a process that reads it."""
         return self._archive.store.locate(*uids)
 
-    def sizes(self, instances: Iterable[InstanceUIDs]) -> list[int] | None:
-        """Return the sizes of the files of *instances* in bytes; ``None`` if one of them cannot be found."""
+    def sizes(self, instances: Iterable[InstanceUIDs]) -> list[int | None]:
+        """Return the sizes of the files of *instances* in bytes, ``None`` for one whose file is missing."""
         size = self._archive.store.size
-        try:
-            return [size(*uids) for uids in instances]
-        except OSError:
-            return None
+        found: list[int | None] = []
+        for uids in instances:
+            try:
+                found.append(size(*uids))
+            except OSError:
+                self._archive.make_files()
+                try:
+                    found.append(size(*uids))
+                except OSError:
+                    self._archive.retrievals.note_missing([uids])
+                    found.append(None)
+        return found
 
     def versions(self, study_uid: str, series_uid: str) -> Mapping[str, str]:
         """

@@ -187,9 +187,23 @@ class Image:
             fragments = self._fragments[frame]
         except DataSetError as error:
             raise InvalidPixels(str(error)) from error
+        except IndexError:
+            raise NoSuchFrame(f"the pixel data has {len(self._fragments)} frames") from None
         if sum(fragment.length for fragment in fragments) > MAX_FRAME_BYTES:
             raise PixelsTooLarge(f"a compressed frame of more than {MAX_FRAME_BYTES} bytes")
         return b"".join([self.read_at(*fragment) for fragment in fragments])
+
+    def check_count(self) -> None:
+        """
+        Check that encapsulated pixel data has as many frames as Number of Frames says.
+
+        :raises InvalidPixels: it has not, or its fragments cannot be divided into frames.
+        """
+        try:
+            if self.is_encapsulated and len(self._fragments) != self.frames:
+                raise InvalidPixels(f"the pixel data has {len(self._fragments)} frames instead of {self.frames}")
+        except DataSetError as error:
+            raise InvalidPixels(str(error)) from error
 
     def decode(self, frame: int) -> Array:
         """

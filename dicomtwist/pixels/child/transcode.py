@@ -80,6 +80,7 @@ def transcoded(image: Image, syntax: str, first: int = 0) -> Piece:
     if pixels > _MAX_NATIVE:
         raise PixelsTooLarge(f"pixels of {pixels} bytes, too many for an element without compression")
     if first == 0:
+        image.check_count()
         parts.append(_head(image, syntax, pixels if native else None))
     end = _add_frames(parts, image, syntax, first)
     if end < image.frames:

@@ -53,6 +53,8 @@ async def send_frames(
     try:
         if max(numbers) > table.count:
             raise Problem(404, f"the instance has {table.count} frames")
+        if table.count != table.stated:
+            request.warn(f"Number of Frames is {table.stated}, but the pixel data has {table.count} frames")
         syntax = stored.meta.transfer_syntax_uid
         is_single = len(numbers) == 1
         representation = request.accept.negotiate(

@@ -5,6 +5,7 @@ Studies, series and instances as Part 10 files (PS3.18 10.4.1.1.1), in a multipa
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Final, Protocol
 
@@ -21,7 +22,7 @@ from dicomtwist.dicomweb.media_types import ZIP, Accept, Category, Representatio
 from dicomtwist.dicomweb.multipart import MultipartWriter
 from dicomtwist.errors import DataSetError, loggable
 from dicomtwist.pixels.errors import PixelsFailed
-from dicomtwist.web.problems import Problem
+from dicomtwist.web.problems import RETRY_AFTER, Problem
 from dicomtwist.web.request import DICOMwebRequest, Piece
 from dicomtwist.web.routes import Route
 from dicomtwist.web.services import Services
@@ -45,6 +46,7 @@ _log = Logger()
 
 #: The words about instances that are found, and removed before they are read.
 MISSING: Final = "the files were removed"
+CHANGED: Final = "an instance was replaced or removed meanwhile"
 
 
 class _Package(Protocol):
@@ -257,10 +259,18 @@ async def _retrieve_many(request: DICOMwebRequest, services: Services, uids: Seq
         request.set_header("Content-Disposition", f'attachment; filename="{uids[-1]}.zip"')
     else:
         package = _Multipart(whole)
+    every = await reading(request, services).run(services.files.sizes, [instance.uids for instance, _ in chosen])
+    sizes = [size for size in every if size is not None]
+    missing = len(chosen) - len(sizes)
+    if missing:
+        chosen = [one for one, size in zip(chosen, every, strict=True) if size is not None]
+        _log.warn("{count} files of a retrieval are missing, of {uids}", count=missing, uids="/".join(uids))
+        if not chosen and len(first) == found.total:
+            raise Problem(404, MISSING)
+        request.warn(f"{missing} instances whose files are missing are left out")
     length = None
     if len(first) == found.total and all(_is_kept(*one) for one in chosen):
-        sizes = await reading(request, services).run(services.files.sizes, [instance.uids for instance, _ in chosen])
-        length = None if sizes is None else package.length(chosen, sizes)
+        length = package.length(chosen, sizes)
     body = _body(request, services, package, chosen, pages, is_measured=length is not None)
     await request.stream(body, package.content_type, length=length)
 
@@ -304,15 +314,16 @@ async def _body(
     are left out.
 
     :param is_measured: whether the length of the body is announced, so that nothing can be left out.
-    :raises Problem: all files are missing (404), or one of them if the length is announced.
+    :raises Problem: all files are missing (404); a file was removed or replaced, and the response cannot say so (503).
     """
     chosen = first
     is_empty = True
-    while chosen:
+    is_last = False
+    while not is_last:
         for is_kept, group in groupby(chosen, lambda one: _is_kept(*one)):
             if is_kept:
                 pieces = ThreadPieces(
-                    reading(request, services), _kept(services, package, list(group), is_measured=is_measured)
+                    reading(request, services), _kept(request, services, package, list(group), is_measured=is_measured)
                 )
                 try:
                     async for several in pieces:
@@ -325,27 +336,52 @@ async def _body(
                 async for piece in _converted(request, services, package, instance, representation):
                     is_empty = False
                     yield piece
-        chosen = []
+        is_last = True
         async for page in pages:
             chosen = _chosen(request.accept, services, page, is_zip=isinstance(package, _Zip))
-            if chosen:
-                break
+            is_last = False
+            break
     if is_empty:
         raise Problem(404, MISSING)
     yield package.end()
 
 
-def _kept(services: Services, package: _Package, chosen: Sequence[_Chosen], *, is_measured: bool) -> Iterator[bytes]:
+def _kept(
+    request: DICOMwebRequest, services: Services, package: _Package, chosen: Sequence[_Chosen], *, is_measured: bool
+) -> Iterator[bytes]:
     """Yield the bytes of instances as they are stored, in a thread."""
-    for instance, representation in chosen:
+    for one in chosen:
         try:
-            stored = services.files.open(instance.uids)
+            stored = services.files.open(one[0].uids)
         except NotStored:
             if is_measured:
-                raise Problem(404, MISSING) from None
+                raise _changed() from None
             continue  # removed meanwhile
         with stored:
+            instance, representation = _actual(request.accept, services, stored, one)
+            if not _is_kept(instance, representation):
+                raise _changed()
             yield from package.part(instance, representation, stored_content(stored))
+
+
+def _actual(accept: Accept, services: Services, stored: StoredFile, one: _Chosen) -> _Chosen:
+    """
+    Return *one* as it is in the open file, which may have replaced the one that the index had.
+
+    :raises Problem: the new file cannot be given (503); the client asks again, and gets the form that is possible then.
+    """
+    syntax = stored.meta.transfer_syntax_uid
+    instance, _ = one
+    if syntax == instance.transfer_syntax:
+        return one
+    found = _negotiate(accept, services, syntax, single=False)
+    if found is None:
+        raise _changed()
+    return replace(instance, transfer_syntax=syntax), found
+
+
+def _changed() -> Problem:
+    return Problem(503, CHANGED, [("Retry-After", str(RETRY_AFTER))])
 
 
 async def _converted(
@@ -362,6 +398,7 @@ async def _converted(
     except NotStored:
         return
     try:
+        instance, representation = _actual(request.accept, services, stored, (instance, representation))
         try:
             if isinstance(package, _Multipart) and is_transcoded(
                 instance.transfer_syntax, representation.transfer_syntax

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pydicom import dcmread
-from pydicom.encaps import generate_frames
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from dicomtwist.dicomweb.media_types import MediaType
 from dicomtwist.dicomweb.multipart import MultipartCutter, PartBegins, PartData, boundary_of
@@ -62,6 +62,20 @@ class Frames(WADOTestCase):
                 response = await self.client().request("GET", self.path(uids, of_instance), [("Accept", accept)])
                 self.assertEqual(response.status, 406, (of_instance, accept))
                 self.assertFalse({"etag", "accept-ranges"} & set(response.headers))
+
+    async def test_a_wrong_number_of_frames(self) -> None:
+        """The frames that exist are given, with a warning; for others the response is 404."""
+        pixels = encapsulate([b"abcd", b"efgh", b"ijkl"], fragments_per_frame=2)
+        for stated in (1, 2, 5):
+            (uids,) = await self.store(image(stated, syntax=RLELossless, NumberOfFrames=stated, PixelData=pixels))
+            for frames, status in (("3", 200), ("4", 404), ("2,3", 200)):
+                response = await self.client().request("GET", self.path(uids, f"/frames/{frames}"))
+                self.assertEqual(response.status, status, frames)
+                if status == 200:
+                    words = f"Number of Frames is {stated}, but the pixel data has 3 frames"
+                    self.assertIn(words, response.headers["warning"])
+                    expected = [b"efgh", b"ijkl"] if frames == "2,3" else [b"ijkl"]
+                    self.assertEqual([content for _, content in parts_of(response)], expected)
 
     async def test_single_part(self) -> None:
         (uids,) = await self.store(image(NumberOfFrames=2, PixelData=bytes(range(64))))

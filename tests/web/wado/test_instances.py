@@ -151,6 +151,42 @@ class Instances(WADOTestCase):
                     series, instance = name.removesuffix(".dcm").split("/")
                     self.assertEqual(archive.read(name), self.stored(("1.2", series, instance)))
 
+    async def test_a_file_that_is_missing(self) -> None:
+        """The others are given, with a warning; 404 if all are missing."""
+        uids = await self.store(*(image(number) for number in range(1, 4)))
+        for which, rest in ((0, 2), (2, 1), (1, 0)):
+            self.archive.store.path(*uids[which]).unlink()
+            for accept in (ANY, ("Accept", "application/zip")):
+                response = await self.client().request("GET", self.path(("1.2",)), [accept])
+                self.assertEqual(response.status, 200 if rest else 404)
+                if response.status == 200:
+                    self.assertIn(f"{3 - rest} instances whose files are missing", response.headers["warning"])
+                    self.assertEqual(int(response.headers["content-length"]), len(response.body))
+                    if accept is ANY:
+                        self.assertEqual(len(parts_of(response)), rest)
+
+    async def test_a_file_that_is_missing_at_the_beginning_of_many(self) -> None:
+        self.patch(self.services.finder, "retrieve", self._in_small_pages(self.services.finder.retrieve))
+        uids = await self.store(*(image(number) for number in range(1, 8)))
+        for one in uids[:3]:
+            self.archive.store.path(*one).unlink()
+        response = await self.client().request("GET", self.path(("1.2",)), [ANY])
+        self.assertEqual([content for _, content in parts_of(response)], [self.stored(one) for one in uids[3:]])
+        self.assertIn("3 instances", response.headers["warning"])
+
+    async def test_a_replacement_in_another_transfer_syntax(self) -> None:
+        """The media type of a part is that of the file that is sent, whatever the index had."""
+        (uids,) = await self.store(image(1))
+        other = part10(image(1, syntax=ImplicitVRLittleEndian))
+        self.archive.store.path(*uids).write_bytes(other)
+        response = await self.client().request("GET", self.path(("1.2",)), [ANY])
+        ((header, content),) = parts_of(response)
+        self.assertEqual(header["content-type"], f"application/dicom; transfer-syntax={ImplicitVRLittleEndian}")
+        self.assertEqual(content, other)
+        wanted = ("Accept", f'multipart/related; type="application/dicom"; transfer-syntax={ExplicitVRLittleEndian}')
+        response = await self.client().request("GET", self.path(("1.2",)), [wanted])
+        self.assertEqual((response.status, response.headers["retry-after"]), (503, "5"))
+
     async def test_what_changes_meanwhile(self) -> None:
         """Fewer or more bytes than were announced are never taken for the whole, and are no error of this program."""
         sizes = self.services.files.sizes
