@@ -458,8 +458,10 @@ def _frames(one: MediaRange, resource: _Resource, multipart: bool) -> Iterator[R
     Yield the representations of frames.
 
     Uncompressed frames are always in Explicit VR Little Endian (PS3.18 8.7.3); in the other uncompressed transfer syntaxes, but
-    Big Endian, they are the same bytes.
+    Big Endian, they are the same bytes. None is given in Big Endian, which is retired.
     """
+    if one.transfer_syntax == EXPLICIT_BIG_ENDIAN:
+        return
     stored = resource.stored
     uncompressed = stored in _UNCOMPRESSED
     native = frame_media_type(stored)
@@ -473,7 +475,7 @@ def _frames(one: MediaRange, resource: _Resource, multipart: bool) -> Iterator[R
                 yield Representation(native, multipart, kept)
         for other in (syntax,) if syntax not in ("", "*") else resource.convertible:
             name = frame_media_type(other)
-            if one.matches(name):
+            if one.matches(name) and other != EXPLICIT_BIG_ENDIAN:
                 if other == stored or (uncompressed and other == EXPLICIT_LITTLE_ENDIAN):
                     yield Representation(name, multipart, kept)
                 elif resource.may_be(other):

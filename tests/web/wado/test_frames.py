@@ -112,6 +112,12 @@ class Frames(WADOTestCase):
             ((headers, content),) = parts_of(response)
             self.assertEqual(content, dcmread(test_file("MR_small.dcm")).PixelData)
             self.assertIn("transfer-syntax=1.2.840.10008.1.2.1", headers["content-type"])
+            accept = (
+                "Accept",
+                f'multipart/related; type="application/octet-stream"; transfer-syntax={ExplicitVRBigEndian}',
+            )
+            response = await self.client().request("GET", self.path(uids, "/frames/1"), [accept])
+            self.assertEqual(response.status, 406, "the bytes would not be in the order that was asked for")
 
     async def test_encapsulated(self) -> None:
         path = test_file("JPEG2000.dcm")
