@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import report, sizing
 from benchmarks.harness import Bench, BenchmarkError, Row
 from benchmarks.rows import BENCHMARKS
 
@@ -86,7 +86,11 @@ def _measure(name: str, bench: Bench) -> list[Row]:
 
 
 def _write_page(path: Path, results: report.Results) -> None:
+    """Write the page at *path*, and the tables of sizes if the guide that has them lies beside it."""
     path.write_text(report.page(results, BENCHMARKS), encoding="utf-8")
+    guide = path.parent / "guides" / "operations.md"
+    if guide.exists():
+        guide.write_text(sizing.page(guide.read_text(encoding="utf-8"), results), encoding="utf-8")
 
 
 def _main() -> int:

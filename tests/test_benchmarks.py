@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from benchmarks import harness, instances, profile, report, running
+from benchmarks import harness, instances, profile, report, running, sizing
 from benchmarks.__main__ import chosen
 from benchmarks.harness import Bench, BenchmarkError, Row, compare, run_client, serving, stop
 from benchmarks.programs import twist_dicom
@@ -36,6 +36,34 @@ class Page(SynchronousTestCase):
         kept = report.load(DOCS / "benchmarks.json")
         self.assertEqual((DOCS / "benchmarks.md").read_text(), report.page(kept, BENCHMARKS))
         self.assertLessEqual(set(kept), set(BENCHMARKS), "a benchmark is kept that there is not any more")
+
+    def test_tables_of_sizes(self) -> None:
+        """The guide to operations has the kept results. The command above writes its tables again as well."""
+        guide = (DOCS / "guides" / "operations.md").read_text()
+        self.assertEqual(guide, sizing.page(guide, report.load(DOCS / "benchmarks.json")))
+        self.assertIn("| receive, 8 senders | 12 KB |", guide)
+
+    def test_sizes_of_what_is_kept(self) -> None:
+        """Rates are computed from the time; rows that are not kept, or failed, are left out."""
+        marks = "<!-- begin: rates -->\n\n<!-- end -->\n<!-- begin: figures -->\n\n<!-- end -->\n"
+        self.assertEqual(sizing.page(marks, {}).count("\n|"), 4)
+        kept = {
+            "archive-medium": {
+                "date": "2026-01-31",
+                "on": HERE,
+                "rows": [vars(Row("archive 300 x 500 KB, durability full", "2.0 (1-3)", "", "", "", "", None))],
+            },
+            "idle-growth": {
+                "date": "2026-01-31",
+                "on": HERE,
+                "rows": [
+                    vars(Row("memory of an idle association, 1,000 of them", report.FAILED, "", "", "", "", None))
+                ],
+            },
+        }
+        text = sizing.page(marks, kept)
+        self.assertIn("| 500 KB | 150, 75 MB | 2.0 s | this machine, 2026-01-31 |", text)
+        self.assertEqual(text.count("\n|"), 5)
 
     def test_nothing_is_kept(self) -> None:
         text = report.page({}, BENCHMARKS)
