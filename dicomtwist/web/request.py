@@ -94,6 +94,12 @@ class DICOMwebRequest:
         """The name of the host of the client, by which executors and limits are shared, as for DIMSE."""
         return host_of(self.client.address)
 
+    @property
+    def words_of_client(self) -> str:
+        """The client in words for the log: its user, if there is one, and its address."""
+        user = self.requestor.user
+        return f"{f'the user {user!r}' if user else 'an HTTP client'} at {self.client.address}"
+
     def may(self, *operations: Operation) -> bool:
         """Return whether the rules that apply now allow all *operations* to the client; may be called from any thread."""
         access = self._services.archive_server.access

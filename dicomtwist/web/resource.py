@@ -96,8 +96,9 @@ class DICOMwebResource(HandlingResource):
                 )
             )
             self.log.info(
-                "{method} of {peer!r} at {address} refused: no rule allows {what}: {why}",
+                "{method} of {log_client} refused: no rule allows {what}: {why}",
                 method=request.method,
+                log_client=request.words_of_client,
                 peer=requestor.user or "HTTP",
                 address=requestor.address,
                 what=what,

@@ -62,7 +62,8 @@ class _Client:
 
     def _log(self, message: str, fields: dict[str, object]) -> None:
         fields.update(peer=self._request.requestor.user or "HTTP", address=self._request.client.address)
-        message = f"{{peer!r}} at {{address}}: {message}"
+        fields["log_client"] = self._request.words_of_client
+        message = f"{{log_client}}: {message}"
         self._executor.call_in_reactor(lambda: _log.warn(message, **fields))
 
 
@@ -174,7 +175,11 @@ def _note(request: DICOMwebRequest, body: IncomingBody) -> None:
 def _log_outcome(request: DICOMwebRequest, services: Services, body: IncomingBody, seconds: float) -> None:
     """Log the outcome of a body: one line, and some about instances that are not stored."""
     no_room = services.archive_server.storage.no_room
-    fields = {"peer": request.requestor.user or "HTTP", "address": request.client.address}
+    fields = {
+        "peer": request.requestor.user or "HTTP",
+        "address": request.client.address,
+        "log_client": request.words_of_client,
+    }
     errors = [part.error for part in body.parts if part.error is not None]
     told = 0
     _log_refused_replacements(request, services, body)
@@ -190,7 +195,7 @@ def _log_outcome(request: DICOMwebRequest, services: Services, body: IncomingBod
                 **fields,
             )
     _log.info(
-        "{peer!r} at {address} stored by HTTP: {instances_stored} instances, {failed} failed, {studies} studies; "
+        "{log_client} stored by HTTP: {instances_stored} instances, {failed} failed, {studies} studies; "
         "{log_size} in, {seconds} s",
         instances_stored=len(body.parts) - len(errors),
         failed=len(errors),
@@ -209,9 +214,9 @@ def _log_refused_replacements(request: DICOMwebRequest, services: Services, body
     if refused and access is not None:
         uid = refused[0].sop_instance
         _log.info(
-            "{method} of {peer!r} at {address}: {refused} instances refused: no rule allows replace: "
-            "{reason}{log_which}: {why}",
+            "{method} of {log_client}: {refused} instances refused: no rule allows replace: {reason}{log_which}: {why}",
             method=request.method,
+            log_client=request.words_of_client,
             peer=request.requestor.user or "HTTP",
             address=request.client.address,
             refused=len(refused),

@@ -371,7 +371,8 @@ class Access(StowTestCase):
         self.assertEqual((await self.post(other)).status, 200)
         (line,) = [text for text in map(eventAsText, logged) if "0 instances" not in text and "refused" in text]
         self.assertIn(
-            "POST of 'HTTP' at 10.1.2.3: 1 instances refused: no rule allows replace: the instance is here with", line
+            "POST of an HTTP client at 10.1.2.3: 1 instances refused: no rule allows replace: the instance is here with",
+            line,
         )
         self.assertIn(
             "(1.2.1.1.1): the nearest is the default rule 'this machine': the address is '10.1.2.3', not", line
