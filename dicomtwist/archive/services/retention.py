@@ -4,7 +4,6 @@ The retention: studies are deleted by age, and to keep the archive below a size.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -15,6 +14,7 @@ from twisted.python.failure import Failure
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.study_times import StudyFacts
+from dicomtwist.archive.removal.age_clock import AgeClock
 from dicomtwist.archive.removal.holds import StudyLocked
 from dicomtwist.archive.removal.policy import RetentionPolicy
 from dicomtwist.archive.removal.remover import NotInArchive
@@ -40,7 +40,7 @@ class Retention:
     :param deletion: deletes the studies.
     :param executor: the threads that look for them; the caller holds it while the object is used.
     :param is_first: whether this process looks for studies. Of several processes that share an archive one does.
-    :param clock: returns the time, in seconds since 1970.
+    :param clock: returns the time, in seconds since 1970; by default without steps of the system clock forward.
 
     :ivar policy: the policy, which may be replaced at any time; ``None`` without one.
     :ivar wanted_by: functions that return why a study must stay for now, ``""`` if it need not; called in a thread with its
@@ -58,7 +58,7 @@ class Retention:
         executor: Executor,
         *,
         is_first: bool = True,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.policy: RetentionPolicy | None = None
         self.wanted_by: list[Callable[[str], str]] = []
@@ -68,7 +68,7 @@ class Retention:
         self._deletion = deletion
         self._executor = executor
         self._is_first = is_first
-        self._clock = clock
+        self._clock = AgeClock() if clock is None else clock
         self._is_stopped = True
         self._next: IDelayedCall | None = None
         self._looking: Deferred[None] = succeed(None)
