@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +24,7 @@ except ModuleNotFoundError as error:
     raise SystemExit('twist dicom needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
 from dicomtwist.daemon.http import make_http
 from dicomtwist.daemon.journals.options import make_journals
+from dicomtwist.daemon.notify import Notifier
 from dicomtwist.daemon.processes.siblings import Alone, Asker
 from dicomtwist.daemon.reloading.reload import Reloading
 from dicomtwist.daemon.signals import limit_stop, take_signals
@@ -94,10 +96,15 @@ def _take_over_process(
     killed by the deadline.
     """
     reactor = options.ae.reactor
+    # A worker has the environment of its supervisor, which speaks for both.
+    notifier = Notifier(os.environ if options.worker is None else {})
+    reload = partial(notifier.during, reloading.reload)
     service.at_started = partial(
-        take_signals, reactor, reloading.reload, service.log_vitals, partial(_reopen_log, options, service), received
+        take_signals, reactor, reload, service.log_vitals, partial(_reopen_log, options, service), received
     )
     service.at_drained = limit_stop(reactor, lambda: service.grace)
+    reactor.callWhenRunning(notifier.ready)
+    reactor.addSystemEventTrigger("before", "shutdown", notifier.stopping)
     reactor.callWhenRunning(freeze_startup_objects)
     reactor.callWhenRunning(retain_heap)
     reactor.callWhenRunning(dispatch_reads_directly, reactor)
