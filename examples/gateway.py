@@ -14,9 +14,8 @@ import json
 import sys
 from collections import Counter
 
-from twisted.application.internet import StreamServerEndpointService
+from twisted.application import strports
 from twisted.application.service import MultiService
-from twisted.internet import endpoints
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
@@ -83,7 +82,7 @@ def make_service(reactor, dicom_endpoint, http_endpoint, host, port):
     dicom = DICOMService(ae, [dicom_endpoint], evt_handlers=[(evt.EVT_C_STORE, forward)])
     root = Resource()
     root.putChild(b"", State(dicom, counts))
-    web = StreamServerEndpointService(endpoints.serverFromString(reactor, http_endpoint), Site(root))
+    web = strports.service(http_endpoint, Site(root), reactor=reactor)
 
     for service in (dicom, web):
         service.setServiceParent(gateway)
@@ -94,6 +93,6 @@ if __name__ == "__main__":
     from twisted.internet import reactor
 
     gateway = make_service(reactor, *sys.argv[1:])
-    reactor.callWhenRunning(gateway.startService)
+    gateway.startService()  # a port that is taken ends the program here
     reactor.addSystemEventTrigger("before", "shutdown", gateway.stopService)
     reactor.run()

@@ -6,12 +6,14 @@ The gateway of gateway.py, tested in memory with a modality before it and an arc
 The network is the gateway's reactor, so that its service listens, connects and waits there: no sockets, no sleeping.
 """
 
+import json
 import sys
 from pathlib import Path
 
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.client import Agent, readBody
 
 from dicomtwist import AE, evt
 from dicomtwist.sop_class import CTImageStorage
@@ -62,11 +64,17 @@ class GatewayTest(SynchronousTestCase):
         self.network.result_of(assoc.release())
         return status
 
+    async def page(self):
+        """Return what the gateway's page shows; the agent of twisted.web connects in memory as well."""
+        response = await Agent(self.network).request(b"GET", b"http://gateway.example.org:8080/")
+        return json.loads(await readBody(response))
+
     def test_forwarded(self):
         self.start_archive()
         dataset = image()
         self.assertEqual(self.send(dataset), 0x0000)
         self.assertEqual(self.archived, [dataset.SOPInstanceUID])
+        self.assertEqual(self.network.result_of(self.page())["forwarded"], 1)
 
     def test_archive_is_down(self):
         """The modality learns that the image is not stored, and can send it again."""

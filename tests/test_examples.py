@@ -171,6 +171,16 @@ class Examples(ExampleTestCase):
             self.assertEqual({**json.loads(page), "associations": 0}, {"associations": 0, **counts})
         self.assertEqual(len(list((self.folder / "received").iterdir())), 1)
 
+    async def test_gateway_port_taken(self) -> None:
+        """A gateway whose DICOM or HTTP port is taken ends and names the port, instead of running without it."""
+        taken = await peers.dcmtk_storescp(self, self.folder / "received")
+        for ports in ((taken, peers.free_port()), (peers.free_port(), taken)):
+            endpoints = [f"tcp:{number}:interface=127.0.0.1" for number in ports]
+            result = await peers.run(sys.executable, EXAMPLES / "gateway.py", *endpoints, "127.0.0.1", taken)
+            self.assertEqual(result.code, 1, result.text)
+            self.assertIn(f":{taken}: [Errno", result.text)
+            self.assertNotIn("AttributeError", result.text)
+
     async def test_gateway_compressed(self) -> None:
         """Compressed images go through unchanged, beside uncompressed ones."""
         behind, port, web = await self.archive(), peers.free_port(), peers.free_port()
