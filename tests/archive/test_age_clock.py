@@ -4,7 +4,9 @@ The clock that ages are measured with.
 
 from __future__ import annotations
 
-from twisted.logger import LogEvent, globalLogPublisher
+from typing import cast
+
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist.archive.removal.age_clock import AgeClock
@@ -18,10 +20,11 @@ class Steps(SynchronousTestCase):
         self.steady = 50.0
         self.clock = AgeClock(lambda: self.wall, lambda: self.steady)
         self.warnings: list[float] = []
-        globalLogPublisher.addObserver(self.note)
-        self.addCleanup(globalLogPublisher.removeObserver, self.note)
+        look = cast(ILogObserver, self.look)
+        globalLogPublisher.addObserver(look)
+        self.addCleanup(globalLogPublisher.removeObserver, look)
 
-    def note(self, event: LogEvent) -> None:
+    def look(self, event: LogEvent) -> None:
         if "system clock" in str(event.get("log_format")):
             self.warnings.append(event["seconds"])
 
