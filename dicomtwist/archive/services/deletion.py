@@ -44,6 +44,7 @@ class Deletion:
     :param executor: the threads that delete; the caller holds it while the object is used.
 
     :ivar listeners: called in the reactor thread with each deletion, and with the words that name the client.
+    :ivar instances: the number of instances that were deleted, since the start.
     :ivar freed: the number of bytes that removed files had, since the start.
     """
 
@@ -51,6 +52,7 @@ class Deletion:
 
     def __init__(self, archive: Archive, executor: Executor) -> None:
         self.listeners: list[Callable[[Deleted, str], object]] = []
+        self.instances = 0
         self.freed = 0
         self._archive = archive
         self._executor = executor
@@ -152,6 +154,7 @@ class Deletion:
 
     def _deleted(self, deleted: Deleted, by: str) -> None:
         what = ("study", "series", "instance")[len(deleted.uids) - 1]
+        self.instances += deleted.instances
         self.log.info(
             "{what} {uids} deleted by {by}: {count} instances",
             what=what,

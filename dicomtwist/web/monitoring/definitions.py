@@ -87,6 +87,17 @@ METRICS: Final[dict[str, Metric]] = {
     "dicomtwist_inbox_unsettled_instances": Metric(
         "gauge", (), "stored instances that have a file, and that the inbox keeps until it is flushed"
     ),
+    "dicomtwist_deleted_instances_total": Metric(
+        "counter", (), "instances that were deleted, by requests and by the retention"
+    ),
+    "dicomtwist_deleted_bytes_total": Metric("counter", (), "bytes of their files that were removed"),
+    "dicomtwist_deletions_unfinished": Metric("gauge", (), "deletions whose files are not all removed yet"),
+    "dicomtwist_retention_deleted_studies_total": Metric(
+        "counter", (), "studies that the retention has deleted, or would have with dry-run"
+    ),
+    "dicomtwist_retention_kept_studies": Metric(
+        "gauge", (), "studies that the last look of the retention was to delete, and that are locked or wanted"
+    ),
     "dicomtwist_executor_threads": Metric("gauge", ("executor",), "threads that the executor may have"),
     "dicomtwist_executor_busy_threads": Metric("gauge", ("executor",), "threads that are at work"),
     "dicomtwist_executor_queued_calls": Metric("gauge", ("executor",), "calls that wait for a thread"),

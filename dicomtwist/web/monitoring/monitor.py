@@ -229,6 +229,11 @@ class Monitor:
             "dicomtwist_instances_total": _counts(server.ingest.outcomes),
             "dicomtwist_inbox_instances": [[archive.unindexed]],
             "dicomtwist_inbox_unsettled_instances": [[archive.unsettled]],
+            "dicomtwist_deleted_instances_total": [[server.deletion.instances]],
+            "dicomtwist_deleted_bytes_total": [[server.deletion.freed]],
+            "dicomtwist_deletions_unfinished": [[server.deletion.unpurged]],
+            "dicomtwist_retention_deleted_studies_total": [[server.retention.deleted]],
+            "dicomtwist_retention_kept_studies": [[server.retention.kept]],
             "dicomtwist_disk_reserved_bytes": [[archive.store.min_free]],
             "dicomtwist_disk_answers": [[int(disk.free is not None)]],
         }

@@ -24,6 +24,7 @@ from dicomtwist.web.monitoring import monitor as module
 from dicomtwist.web.monitoring.definitions import METRICS
 from dicomtwist.web.monitoring.monitor import Monitor
 from dicomtwist.web.root import make_site
+from tests.archive.samples import dataset, keep
 from tests.web.site import Client, SiteTestCase
 
 reactor: Any = _reactor
@@ -125,6 +126,14 @@ class Metrics(MonitoringTestCase):
         self.assertEqual(found["dicomtwist_journal_dropped_total", "records"], 3)
         self.assertEqual(found["dicomtwist_audit_waiting_bytes",], 77)
         self.assertGreater(found["dicomtwist_disk_free_bytes",], 0)
+
+    async def test_deletions(self) -> None:
+        keep(self.archive, dataset(1))
+        await self.server.deletion.delete(["1.2.1"], "a test")
+        found = await self.scrape()
+        self.assertEqual(found["dicomtwist_deleted_instances_total",], 1)
+        self.assertEqual(found["dicomtwist_retention_deleted_studies_total",], 0)
+        self.assertEqual(found["dicomtwist_retention_kept_studies",], 0)
 
     async def test_other_processes(self) -> None:
         other = await self.monitor.collect()
