@@ -23,7 +23,7 @@ import trustme
 from packaging_check import PROJECT, copy_sources
 from pydicom.data import get_testdata_file
 
-EXTRAS = ("archive", "metrics", "pixels", "tools")
+EXTRAS = ("archive", "metrics", "page", "pixels", "tools")
 #: The longest wait for the server, in seconds.
 TIMEOUT = 30
 
