@@ -2,8 +2,12 @@
 The facts of PS3.15 Annex E (edition 2026d) as data: Table E.1-1, Table E.3.4-1, and some of the safe private attributes.
 
 ``attributes.csv`` has a row for each attribute of Table E.1-1, ``content_items.csv`` one for each concept of Table E.3.4-1, and
-``safe_private.csv`` the private attributes of E.3.10 that the option Retain Safe Private keeps. The codes are those of the
-standard: D, Z, X, K, C, U, and compounds of them.
+``safe_private.csv`` the private attributes of E.3.10 that the option Retain Safe Private keeps: those that PixelMed, GDCM and
+the private dictionary of pydicom agree on. The codes are those of the standard: D, Z, X, K, C, U, and compounds of them.
+
+``compound_types.csv`` says where the type of an attribute in an IOD of PS3.3 demands another action than the first one of a
+compound: Z for types 2 and 2C, D for types 1 and 1C. It is computed from the tables of modules that highdicom 0.28 has, on its
+own for data sets and for items of sequences. A module that is optional counts if no other one has the attribute.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Final
 
-__all__ = ["EDITION", "METHODS", "Option", "content_row", "is_safe", "row_of", "simple_action"]
+__all__ = ["EDITION", "METHODS", "Option", "content_row", "safe_vr", "row_of", "simple_action"]
 
 #: The edition of the standard that the data is from.
 EDITION: Final = "2026d"
@@ -52,72 +56,8 @@ METHODS: Final[dict[str, tuple[str, str]]] = {
     Option.RETAIN_INSTITUTION_IDENTITY: ("113112", "Retain Institution Identity Option"),
 }
 
-_STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
-_PET: Final = f"{_STORAGE}128"
-_RT: Final = f"{_STORAGE}481."
-#: The IODs with the module Enhanced General Equipment and with functional groups, by the SOP Class.
-_ENHANCED: Final = tuple(
-    f"{_STORAGE}{one}"
-    for one in (
-        "2.1",
-        "2.2",
-        "4.1",
-        "4.2",
-        "4.3",
-        "4.4",
-        "6.2",
-        "12.1.1",
-        "12.2.1",
-        "13.1.",
-        "30",
-        "66.",
-        "128.1",
-        "130",
-    )
-)
-_DX: Final = f"{_STORAGE}1.1"
-_MG: Final = f"{_STORAGE}1.2"
-_SR: Final = f"{_STORAGE}88."
-_RECORDS: Final = tuple(f"{_RT}{one}" for one in ("4", "6", "7", "9"))
-#: The RT IODs of the second generation.
-_RT2: Final = f"{_RT}1"
-_PLANS: Final = (f"{_RT}5", f"{_RT}8")
-
-#: The attributes with a compound action whose type in some IODs demands more than removal: the simple action, and the prefixes
-#: of the SOP Class UIDs of these IODs (an empty one: of all). In all other IODs the first code of the compound applies.
-_REQUIRED: Final[dict[int, tuple[tuple[str, tuple[str, ...]], ...]]] = {
-    0x00080012: (("D", (_RT2,)),),
-    0x00080013: (("D", (_RT2,)),),
-    0x00080021: (("D", (_PET,)),),
-    0x00080031: (("D", (_PET,)),),
-    0x00080022: (("Z", (_PET,)),),
-    0x00080032: (("Z", (_PET,)),),
-    # Content Date and Time are of type 1 wherever they are not of type 2C, the General Image module.
-    0x00080023: (("D", (*_ENHANCED, _SR, _RT2, f"{_STORAGE}77.", f"{_STORAGE}9.", f"{_STORAGE}11.")),),
-    0x00080033: (("D", (*_ENHANCED, _SR, _RT2, f"{_STORAGE}77.", f"{_STORAGE}9.", f"{_STORAGE}11.")),),
-    0x0008002A: (("D", (*_ENHANCED, f"{_STORAGE}9.", f"{_STORAGE}77.1.6")),),
-    0x00081070: (("Z", (_RT,)),),
-    0x00081111: (("D", (*_ENHANCED, _DX, _MG)),),
-    0x00102203: (("Z", ("",)),),
-    0x00181000: (("D", (*_ENHANCED, _RT2, f"{_STORAGE}77.1.6", f"{_STORAGE}88.7")),),
-    0x0018700A: (("D", (_MG,)),),
-    0x00189516: (("D", _ENHANCED),),
-    0x00189517: (("D", _ENHANCED),),
-    0x00400555: (("Z", ("",)),),
-    0x0040A032: (("D", (_SR,)),),
-    0x300A0006: (("D", _PLANS),),
-    0x300A0007: (("D", _PLANS),),
-    0x300A00B2: (("Z", (_RT,)),),
-    0x300E0008: (("Z", ("",)),),
-    0x30080054: (("D", _RECORDS),),
-    0x30080056: (("D", _RECORDS),),
-    0x30080250: (("D", _RECORDS),),
-    0x30080251: (("D", _RECORDS),),
-    0x30100056: (("D", (_RT2,)),),
-    0x30100077: (("D", (_RT2,)),),
-    0x3010004C: (("D", (_RT2,)),),
-    0x3010004D: (("D", (_RT2,)),),
-}
+#: The SOP Classes in ``compound_types.csv`` are below this UID.
+_CLASSES: Final = "1.2.840.10008.5.1.4."
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,30 +102,30 @@ def content_row(scheme: str, code: str) -> Row | None:
     return _content_items().get((scheme, code))
 
 
-def is_safe(group: int, creator: str, element: int) -> bool:
+def safe_vr(group: int, creator: str, element: int) -> str:
     """
-    Return whether a private attribute is known to identify nobody (PS3.15 E.3.10).
+    Return the VR of a private attribute that is known to identify nobody (PS3.15 E.3.10), an empty text for any other one.
 
     :param element: the last two digits of its element number.
     """
-    return (group, creator, element) in _safe_private()
+    return _safe_private().get((group, creator, element), "")
 
 
-def simple_action(action: str, tag: int, sop_class: str) -> str:
+def simple_action(action: str, tag: int, sop_class: str, *, is_nested: bool = False) -> str:
     """
     Return the simple action of a compound: D, Z, X, K, C or U (PS3.15 Table E.1-1a).
 
-    :param sop_class: the SOP Class UID, which says of which type the attribute is in the IOD.
+    :param sop_class: the SOP Class UID, which says of which type the attribute is in the IOD. In an IOD that is not known, or
+        that does not have the attribute, the first code of the compound applies.
+    :param is_nested: whether the attribute is in an item of a sequence; there it can be of another type.
     """
     if "/" not in action:
         return action
     if action.endswith("U*"):
         return "U"  # the items stay, for what refers to them, with the UIDs in them replaced
+    required = _compound_types().get((tag, is_nested), {}).get(sop_class, "")
     allowed = action.split("/")
-    for required, prefixes in _REQUIRED.get(tag, ()):
-        if required in allowed and sop_class.startswith(prefixes):
-            return required
-    return allowed[0]
+    return required if required in allowed else allowed[0]
 
 
 def _read(name: str) -> Iterable[dict[str, str]]:
@@ -214,7 +154,17 @@ def _content_items() -> dict[tuple[str, str], Row]:
 
 
 @lru_cache(maxsize=1)
-def _safe_private() -> frozenset[tuple[int, str, int]]:
-    return frozenset(
-        (int(line["group"], 16), line["creator"], int(line["element"], 16)) for line in _read("safe_private.csv")
-    )
+def _compound_types() -> dict[tuple[int, bool], dict[str, str]]:
+    found: dict[tuple[int, bool], dict[str, str]] = {}
+    for line in _read("compound_types.csv"):
+        classes = found.setdefault((int(line["tag"], 16), line["level"] == "items"), {})
+        classes.update((f"{_CLASSES}{one}", line["action"]) for one in line["sop_classes"].split())
+    return found
+
+
+@lru_cache(maxsize=1)
+def _safe_private() -> dict[tuple[int, str, int], str]:
+    return {
+        (int(line["group"], 16), line["creator"], int(line["element"], 16)): line["vr"]
+        for line in _read("safe_private.csv")
+    }

@@ -18,7 +18,7 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
 from dicomtwist.forwarding.coercion import patient_of, raw_texts, shift_element, vr_of
-from dicomtwist.forwarding.confidentiality import EDITION, METHODS, Option, content_row, is_safe, row_of, simple_action
+from dicomtwist.forwarding.confidentiality import EDITION, METHODS, Option, content_row, row_of, safe_vr, simple_action
 from dicomtwist.forwarding.pseudonyms import Pseudonyms
 
 __all__ = ["Deidentification", "may_show_text"]
@@ -43,6 +43,10 @@ _DUMMIES: Final = {
     **dict.fromkeys(("OD", "OF", "OL", "OV"), bytes(8)),
 }
 _TEXTS: Final = frozenset(["LO", "LT", "PN", "SH", "ST", "UC", "UT"])
+_NUMBERS: Final = frozenset(("FD", "FL", "SL", "SS", "UL", "US"))
+#: The values of private attributes that are kept: numbers and ratios, and codes.
+_NUMBER: Final = re.compile(r" *[-+0-9.:eE]{0,24} *")
+_CODE: Final = re.compile(r" *[A-Z0-9_]{0,16} *")
 _NUMBER_WORD: Final = re.compile(r"[A-Za-z]?\d{1,2}(?:[.,]\d{1,2})?[A-Za-z]{0,2}", re.ASCII)
 _WORD: Final = re.compile(r"[^\W\d_]+|[\w.]+|[^\w\s]+|\s+")
 
@@ -90,6 +94,7 @@ class _Run:
         self.days = pseudonyms.days(self.patient)
         self.sop_class = "\\".join(raw_texts(dataset, 0x00080016))
         self.identifying = _identifying_words(dataset) if Option.CLEAN_DESCRIPTORS in options else frozenset()
+        self.is_nested = False
 
     def all(self, dataset: Dataset) -> None:
         self.level(dataset)
@@ -120,13 +125,9 @@ class _Run:
             number = int(tag)
             if tag.group & 1:
                 block = tag.group << 16 | tag.element >> 8
-                is_kept = (
-                    Option.RETAIN_SAFE_PRIVATE in self.options
-                    and block in creators
-                    and is_safe(tag.group, creators[block], tag.element & 0xFF)
-                    and vr_of(dataset, element) != "SQ"
-                )
-                if is_kept:
+                expected = safe_vr(tag.group, creators.get(block, ""), tag.element & 0xFF)
+                is_kept = Option.RETAIN_SAFE_PRIVATE in self.options and expected
+                if is_kept and _is_safe(dataset, number, vr_of(dataset, element), expected):
                     kept.add(block)
                 elif not (0x10 <= tag.element <= 0xFF):
                     del dataset[tag]
@@ -141,7 +142,10 @@ class _Run:
         if row is None:
             self.unlisted(dataset, tag, vr)
             return
-        self.apply(dataset, tag, vr, simple_action(row.action(self.options), tag, self.sop_class), row.basic)
+        self.apply(dataset, tag, vr, self.simple(row.action(self.options), tag), row.basic)
+
+    def simple(self, action: str, tag: int) -> str:
+        return simple_action(action, tag, self.sop_class, is_nested=self.is_nested)
 
     def unlisted(self, dataset: Dataset, tag: int, vr: str) -> None:
         """Treat an element that Table E.1-1 does not have."""
@@ -198,7 +202,12 @@ class _Run:
 
     def items(self, dataset: Dataset, tag: int) -> None:
         for item in dataset[tag].value or ():
-            self.level(item)
+            self.item(item)
+
+    def item(self, item: Dataset) -> None:
+        outer, self.is_nested = self.is_nested, True
+        self.level(item)
+        self.is_nested = outer
 
     def dummy(self, dataset: Dataset, tag: int, vr: str) -> Any:
         if vr == "UI":
@@ -249,13 +258,13 @@ class _Run:
                 if structured and self.content(item):
                     dataset[tag].value.remove(item)
                 else:
-                    self.level(item)
+                    self.item(item)
             return ""
         # The bits of overlays and curves cannot be cleaned without a look at them.
         if known in _TEXTS and known != "PN" and tag >> 24 not in (0x50, 0x60):
             self.clean_text(dataset, tag, known)
             return ""
-        return simple_action(basic, tag, self.sop_class)
+        return self.simple(basic, tag)
 
     def clean_text(self, dataset: Dataset, tag: int, vr: str) -> None:
         try:
@@ -308,6 +317,14 @@ class _Run:
             else:
                 self.clean_text(item, 0x0040A160, "UT")
         return False
+
+
+def _is_safe(dataset: Dataset, tag: int, vr: str, expected: str) -> bool:
+    """Return whether the value of a safe private attribute is of the kind that it is known for: a number, or a code."""
+    if vr in _NUMBERS:
+        return expected in _NUMBERS or expected in ("DS", "IS")
+    pattern = _CODE if expected == "CS" else _NUMBER
+    return vr in ("CS", "DS", "IS", "LO", "SH") and all(pattern.fullmatch(one) for one in raw_texts(dataset, tag))
 
 
 def _one(values: list[str]) -> Any:
