@@ -27,10 +27,12 @@ _SENT_BY_PAGES: Final = "Accept, Authorization, Content-Type, If-None-Match, Ran
 _READ_BY_PAGES: Final = "Content-Length, Content-Location, Content-Range, ETag, Retry-After, Warning"
 
 #: Fields of each response, for browsers. A document in it runs no script: it may be one that somebody has stored. A page that
-#: is isolated from other origins, as that of OHIF, can show it within itself.
+#: is isolated from other origins, as that of OHIF, can show it within itself. No cache that several people use keeps it, and
+#: that of a browser asks before it shows it again: what has neither a date nor this field may be kept for any time.
 _FIELDS: Final = (
     ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; sandbox"),
     ("Cross-Origin-Embedder-Policy", "require-corp"),
+    ("Cache-Control", "private, no-cache"),
 )
 
 

@@ -5,7 +5,7 @@ The state of the server, its figures, and what it has done lately, as JSON.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from dicomtwist.access.rules import Operation
 from dicomtwist.web.monitoring.overview import Overview
@@ -30,33 +30,28 @@ def overview_of(services: Services) -> Overview:
 
 async def state(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
     """Answer with the state of the server."""
-    _answer(request, await overview_of(services).state())
+    request.answer_json(await overview_of(services).state())
 
 
 async def figures(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
     """Answer with the figures of the last quarter of an hour."""
-    _answer(request, await overview_of(services).figures())
+    request.answer_json(await overview_of(services).figures())
 
 
 async def associations(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
     """Answer with the open associations, and the last ones that have ended."""
     activity = await overview_of(services).activity()
-    _answer(request, {"open": activity["open"], "ended": activity["associations"]})
+    request.answer_json({"open": activity["open"], "ended": activity["associations"]})
 
 
 async def requests(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
     """Answer with the last requests of HTTP."""
-    _answer(request, (await overview_of(services).activity())["requests"])
+    request.answer_json((await overview_of(services).activity())["requests"])
 
 
 async def refusals(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
     """Answer with the last refusals by the access rules."""
-    _answer(request, (await overview_of(services).activity())["refusals"])
-
-
-def _answer(request: DICOMwebRequest, value: Any) -> None:
-    request.set_header("Cache-Control", "no-store")
-    request.answer_json(value)
+    request.answer_json((await overview_of(services).activity())["refusals"])
 
 
 _ADMIN: Final = frozenset((Operation.ADMIN,))

@@ -23,6 +23,7 @@ class APIResource(DICOMwebResource):
     """JSON for operators. Web pages of other origins neither read nor change it, whatever origins may use DICOMweb."""
 
     is_shared = False
+    fields = (*DICOMwebResource.fields, ("Cache-Control", "no-store"))
 
     def __init__(self, archive_server: ArchiveServer, services: Services) -> None:
         super().__init__(archive_server, services)

@@ -5,6 +5,7 @@ The pages of images: a series, whose images are looked through, and the elements
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -33,6 +34,12 @@ MAX_SIDE: Final = 1536
 
 _SERIES_KEYS: Final = ("SeriesDescription", "BodyPartExamined")
 
+#: The most frames of one instance that are looked through; a whole slide has some hundred thousand.
+MAX_FRAMES: Final = 1_000_000
+#: The greatest numbers of rows and columns, and of bits of a value, that the pages work with.
+_MAX_ROWS: Final = 2**32 - 1
+_MAX_BITS: Final = 64
+
 #: The greatest distance of a window from the first one that the slider offers, in widths of that.
 RANGE: Final = 8
 #: Windows for CT images: name, centre, width.
@@ -54,17 +61,16 @@ def instances_of(encoded: Sequence[bytes]) -> list[dict[str, Any]]:
     found = []
     for one in encoded:
         answer = json.loads(one)
-        number = words.first(answer, "00200013")
         found.append(
             {
                 "uid": words.value(answer, "00080018"),
-                "number": number,
-                "frames": max(1, int(words.first(answer, "00280008") or 1)),
-                "rows": words.first(answer, "00280010"),
-                "columns": words.first(answer, "00280011"),
+                "number": words.number(answer, "00200013"),
+                "frames": max(1, words.whole(answer, "00280008", MAX_FRAMES) or 1),
+                "rows": words.whole(answer, "00280010", _MAX_ROWS),
+                "columns": words.whole(answer, "00280011", _MAX_ROWS),
             }
         )
-    found.sort(key=lambda one: (float("inf") if one["number"] is None else float(one["number"]), one["uid"]))
+    found.sort(key=lambda one: (math.inf if one["number"] is None else one["number"], one["uid"]))
     return found
 
 
@@ -76,32 +82,32 @@ def window_of(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     if words.value(metadata, "00280004") not in ("MONOCHROME1", "MONOCHROME2"):
         return None
-    shared = (metadata.get("52009229", {}).get("Value") or [{}])[0]
     places = [metadata]
-    for tag in ("00289132", "00289145"):  # Frame VOI LUT, Pixel Value Transformation
-        places += shared.get(tag, {}).get("Value") or []
-    bits = int(_number(places, "00280101") or _number(places, "00280100") or 8)
-    lowest = -(1 << (bits - 1)) if _number(places, "00280103") else 0
+    for shared in words.items(metadata, "52009229")[:1]:
+        for tag in ("00289132", "00289145"):  # Frame VOI LUT, Pixel Value Transformation
+            places += words.items(shared, tag)
+    stored = (words.whole(metadata, tag, _MAX_BITS) for tag in ("00280101", "00280100"))
+    bits = next(filter(None, stored), 8)
+    lowest = -(1 << (bits - 1)) if words.number(metadata, "00280103") else 0
     slope, intercept = _number(places, "00281053", 1.0) or 1.0, _number(places, "00281052")
     ends = sorted((lowest * slope + intercept, (lowest + (1 << bits) - 1) * slope + intercept))
     center, width = _number(places, "00281050", (ends[0] + ends[1]) / 2), _number(places, "00281051", ends[1] - ends[0])
     width = max(1.0, width)
     # The pixels use a small part of the values that their bits allow; a slider for all of those could not be set.
     low, high = max(ends[0], center - RANGE * width), min(ends[1], center + RANGE * width)
-    return {
+    window = {
         "center": round(center, 2),
         "width": round(width, 2),
         "low": round(min(low, center - width), 2),
         "high": round(max(high, center + width), 2),
     }
+    # Values that a peer has sent may be so large that no number is beside them.
+    return window if all(map(math.isfinite, window.values())) else None
 
 
 def _number(places: Sequence[Mapping[str, Any]], tag: str, default: float = 0.0) -> float:
-    for place in places:
-        found = words.first(place, tag)
-        if isinstance(found, int | float):
-            return float(found)
-    return default
+    found = (words.number(place, tag) for place in places)
+    return next((one for one in found if one is not None), default)
 
 
 async def _metadata(
@@ -206,7 +212,7 @@ async def show_instance(request: DICOMwebRequest, services: Services, values: Ma
             "sop_class": _uid_name(words.value(metadata, "00080016")),
             "syntax": _uid_name(syntax),
             "size": size,
-            "is_image": bool(words.first(metadata, "00280010")),
+            "is_image": bool(words.whole(metadata, "00280010", _MAX_ROWS)),
         }
 
     await show(request, services, "instance.html", page)

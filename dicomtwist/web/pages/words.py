@@ -4,6 +4,7 @@ Values as people read them: names, dates, times, sizes, durations.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -16,11 +17,14 @@ __all__ = [
     "date",
     "duration",
     "first",
+    "items",
+    "number",
     "person",
     "short_path",
     "size",
     "time_of_day",
     "value",
+    "whole",
 ]
 
 #: Stands for a value that is not known.
@@ -51,6 +55,32 @@ def first(answer: Mapping[str, Any], tag: str) -> Any:
     """Return the first value of an element, ``None`` if there is none."""
     values = answer.get(tag, {}).get("Value", ())
     return values[0] if values else None
+
+
+def number(answer: Mapping[str, Any], tag: str) -> float | None:
+    """
+    Return the first value of an element as a number; ``None`` if it is text, infinite, or missing.
+
+    The VR of an element is what a peer has sent, so that a number may be any text, or an item.
+    """
+    found = first(answer, tag)
+    try:
+        value = float(found) if isinstance(found, int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def whole(answer: Mapping[str, Any], tag: str, highest: int) -> int | None:
+    """Return the first value of an element as a whole number from 0 to *highest*; ``None`` if it is another one, or missing."""
+    found = number(answer, tag)
+    return int(found) if found is not None and 0 <= found <= highest else None
+
+
+def items(answer: Mapping[str, Any], tag: str) -> list[Mapping[str, Any]]:
+    """Return the items of an element; none if it has other values, or is not there."""
+    values = answer.get(tag, {}).get("Value", ())
+    return [one for one in values if isinstance(one, Mapping)]
 
 
 def person(name: Mapping[str, Any]) -> str:

@@ -192,6 +192,15 @@ class Access(PagesTestCase):
         words = " ".join(one["words"] for one in refusals if one["address"] == "10.0.0.4")
         self.assertIn("no rule allows admin", words)
 
+    async def test_caches(self) -> None:
+        """No cache for several people keeps data of patients, and that of a browser asks before it shows them again."""
+        await self.store(image(1))
+        web = ("/studies", "/studies/1.2", "/studies/1.2/series", "/instances", "/studies/1.2/metadata", "/studies/9")
+        for path in (*PATHS, "/api/archive", "/api/archive/studies", *(f"/dicom-web{one}" for one in web)):
+            response = await self.client().request("GET", path, [])
+            wanted = "private, no-cache" if path.startswith("/dicom-web") else "no-store"
+            self.assertEqual(response.headers["cache-control"], wanted, path)
+
     async def test_other_sites(self) -> None:
         """A host name of somebody else leads to this machine: the page gets no rights of a program here."""
         for path in ("/", "/activity", "/api/state"):

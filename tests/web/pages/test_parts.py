@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import unittest
 from datetime import datetime
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dicomtwist.dicomweb.parameters import parse_search
 from dicomtwist.web.pages import charts, words
-from dicomtwist.web.pages.images import instances_of, window_of
-from dicomtwist.web.pages.studies import search_of
+from dicomtwist.web.pages.images import MAX_FRAMES, instances_of, window_of
+from dicomtwist.web.pages.studies import search_of, series_of, study_of
 from dicomtwist.web.pages.tags import MAX_ROWS, MAX_VALUE, rows_of
 from dicomtwist.web.pages.words import NOTHING
 
@@ -154,6 +156,25 @@ class Search(unittest.TestCase):
             self.assertEqual(parse_search(found, "STUDY").warnings, ())
 
 
+#: The attributes that the pages of images calculate with.
+_IMAGE_TAGS = (
+    *("00080018", "00080061", "00100010", "00200011", "00200013", "00201206", "00201208", "00201209", "00280004"),
+    *("00280008", "00280010", "00280011", "00280100", "00280101", "00280103", "00281050", "00281051", "00281052"),
+    *("00281053", "52009229", "00289132", "00289145"),
+)
+_VALUES = st.recursive(
+    st.none() | st.text(max_size=5) | st.integers(-(2**40), 2**40) | st.floats() | st.just("9" * 400),
+    lambda values: st.dictionaries(
+        st.sampled_from(_IMAGE_TAGS),
+        st.fixed_dictionaries({"vr": st.just("SQ"), "Value": st.lists(values, max_size=2)}),
+    ),
+    max_leaves=5,
+)
+_ELEMENTS = st.fixed_dictionaries(
+    {"vr": st.sampled_from(("SQ", "LO", "FD"))}, optional={"Value": st.lists(_VALUES, max_size=3)}
+)
+
+
 class Images(unittest.TestCase):
     def test_order(self) -> None:
         def answer(uid: str, number: int | None, frames: int | None = None) -> bytes:
@@ -168,6 +189,32 @@ class Images(unittest.TestCase):
         self.assertEqual(
             [(one["uid"], one["frames"]) for one in found], [("1.1", 30), ("1.2", 1), ("1.4", 1), ("1.3", 1)]
         )
+
+    @given(st.dictionaries(st.sampled_from(_IMAGE_TAGS), _ELEMENTS))
+    def test_any_values(self, answer: dict[str, Any]) -> None:
+        """A peer chooses the VR of an element, so that any values may be in it."""
+        (found,) = instances_of([json.dumps(answer).encode()])
+        self.assertTrue(1 <= found["frames"] <= MAX_FRAMES)
+        for name in ("rows", "columns"):
+            self.assertIsInstance(found[name] or 0, int)
+        window = window_of({**answer, "00280004": {"Value": ["MONOCHROME2"]}})
+        self.assertTrue(all(map(math.isfinite, (window or {}).values())))
+        for make in (study_of, series_of):
+            json.dumps(make(answer))
+        rows_of(answer)
+
+    def test_windows_of_any_values(self) -> None:
+        """A number of bits that no image has would make a number of as many bits."""
+        grey = {"00280004": {"Value": ["MONOCHROME2"]}, "00280100": {"Value": [16]}}
+        usual = window_of({**grey, "00280101": {"Value": [16]}})
+        any_bits: tuple[Any, ...] = (2**32 - 1, 65535, 65, -5, 0, "abc", None, {})
+        for bits in any_bits:
+            self.assertEqual(window_of({**grey, "00280101": {"Value": [bits]}}), usual, bits)
+        self.assertIsNone(window_of({**grey, "00281053": {"Value": [1e308]}}))
+        for name in ("inf", "nan", "1e999", "x"):
+            self.assertEqual(window_of({**grey, "00281053": {"Value": [name]}}), usual, name)
+        text = {"52009229": {"vr": "LO", "Value": ["x"]}}
+        self.assertEqual(window_of({**grey, **text}), usual)
 
     def test_windows(self) -> None:
         grey = {"00280004": {"Value": ["MONOCHROME2"]}, "00280101": {"Value": [12]}, "00280103": {"Value": [0]}}
