@@ -72,6 +72,7 @@ TEXTS: Final[Mapping[str, tuple[str, str]]] = {
     "forwarding/": ("forwarding/", "rules, changed headers, de-identification"),
     "archive/storage/": ("archive/storage/", "files of instances, durability, locks"),
     "archive/inbox/": ("archive/inbox/", "small instances with one sync, before they are files"),
+    "forwarding/tasks/": ("forwarding/tasks/", "which instance is still to go where"),
     "archive/index/": ("archive/index/", "attributes of instances in a database"),
     "archive/": ("archive/, query/, reading/", "ingest, group commit, recovery; queries"),
     "archive/services/": ("archive/services/", "storage, query, commitment, MPPS, worklist"),

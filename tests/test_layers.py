@@ -56,7 +56,7 @@ PACKAGES = {
 }
 
 #: The only files that may import SQLAlchemy; a folder stands for all its files.
-SQL = ("archive/index/", "archive/query/", "archive/services/commitment_journal.py")
+SQL = ("archive/index/", "archive/query/", "archive/services/commitment_journal.py", "forwarding/tasks/")
 
 
 class Room(NamedTuple):
@@ -100,6 +100,7 @@ ROOMS = (
     Room(("archive/storage/",), ("Twisted",)),
     Room(("archive/inbox/",)),
     Room(("archive/index/",), ("pydicom", "SQLAlchemy")),
+    Room(("forwarding/tasks/",), ("SQLAlchemy",)),
     Room(("archive/removal/", "archive/", "archive/query/", "archive/reading/"), ("Twisted", "pydicom", "SQLAlchemy")),
     Room(("archive/services/", "archive/server.py"), ("Twisted", "pydicom", "SQLAlchemy")),
     Room(("web/http/", "web/"), ("Twisted", "pydicom", "prometheus-client", "Jinja2")),
