@@ -83,6 +83,8 @@ HOUSEKEEPING: Final = Bounds(threads=4, max_queued=1024)
 MONITORING: Final = Bounds(threads=2, max_queued=64)
 #: Records and audit messages are written. Each of the two writes one batch at a time.
 RECORDS: Final = Bounds(threads=2, max_queued=64)
+#: Tasks of forwarding are claimed, their outcomes recorded, and new ones made. SQLite has one writer at a time.
+FORWARDING: Final = Bounds(threads=4, max_queued=1024)
 
 DEFAULT_BOUNDS: Final[Mapping[str, Bounds]] = {
     "receiving": RECEIVING,
@@ -95,6 +97,7 @@ DEFAULT_BOUNDS: Final[Mapping[str, Bounds]] = {
     "housekeeping": HOUSEKEEPING,
     "monitoring": MONITORING,
     "records": RECORDS,
+    "forwarding": FORWARDING,
 }
 
 
@@ -570,6 +573,11 @@ class Executors:
     def records(self) -> Executor:
         """The threads that write records and audit messages."""
         return self._make("records")
+
+    @cached_property
+    def forwarding(self) -> Executor:
+        """The threads that keep the tasks of forwarding."""
+        return self._make("forwarding")
 
     def _make(self, name: str) -> Executor:
         executor = self._made[name] = Executor(self._reactor, name, self._bounds[name])
