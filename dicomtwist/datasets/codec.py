@@ -16,7 +16,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
-from pydicom.filewriter import correct_ambiguous_vr, write_dataset
+from pydicom.filewriter import correct_ambiguous_vr_element, write_dataset
 from pydicom.hooks import raw_element_vr
 from pydicom.tag import BaseTag
 from pydicom.uid import (
@@ -26,7 +26,8 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
-from pydicom.valuerep import STR_VR
+from pydicom.valuerep import AMBIGUOUS_VR, STR_VR
+from pydicom.values import convert_numbers
 
 from dicomtwist.datasets.nesting import CountedFile, ElementCount, check_depth, check_nesting
 from dicomtwist.errors import DataSetError, DataSetTooLong
@@ -194,7 +195,7 @@ def _convert(dataset: Dataset, implicit: bool, little_endian: bool) -> Dataset:
     swap = was_little_endian != little_endian
     # The decoding of an element may depend on others, so each that needs it is decoded before the first is copied.
     _decode(dataset, swap, default_encoding)
-    correct_ambiguous_vr(dataset, was_little_endian)
+    _settle_vrs(dataset, was_little_endian, [dataset])
     return _copy(dataset, implicit, little_endian, swap, default_encoding)
 
 
@@ -212,10 +213,57 @@ def _decode(dataset: Dataset, swap: bool, inherited: _Encodings) -> None:
             if is_same_set and len(vr) == 2 and vr != "SQ" and (vr in _WITHOUT_ORDER or not swap):
                 if element.value is not None or not element.length:
                     continue
-            element = dataset[tag]
+            element = _decoded(dataset, tag)
         if element.VR == "SQ":
             for item in element.value or ():
                 _decode(item, swap, encodings)
+
+
+#: The errors of pydicom if the element that a VR depends on is missing, empty, or of another VR.
+_UNSETTLED: Final = (AttributeError, LookupError, TypeError)
+
+
+def _decoded(dataset: Dataset, tag: BaseTag) -> DataElement:
+    """Return an element, decoded; its VR may still be one of several."""
+    try:
+        return dataset[tag]
+    except _UNSETTLED:
+        return dataset[tag]  # it is decoded by now, or fails for another reason
+
+
+def _settle_vrs(dataset: Dataset, little_endian: bool, around: list[Dataset]) -> None:
+    """
+    Give each decoded element of *dataset* and its items one VR, if the dictionary has several for it.
+
+    pydicom leaves them to retired elements, such as Curve Data, and to elements without the one that their VR depends on, as
+    LUT Data on a LUT Descriptor; and it cannot write any of these.
+
+    :param around: *dataset*, and the data sets that it is an item of, the innermost first.
+    """
+    for element in list(dataset.values()):
+        if isinstance(element, RawDataElement):
+            continue
+        if element.VR == "SQ":
+            for item in element.value or ():
+                _settle_vrs(item, little_endian, [item, *around])
+        elif element.VR in AMBIGUOUS_VR:
+            try:
+                correct_ambiguous_vr_element(element, dataset, little_endian, around)
+            except _UNSETTLED:
+                pass
+            if element.VR in AMBIGUOUS_VR:
+                _settle_vr(element, little_endian, around)
+
+
+def _settle_vr(element: DataElement, little_endian: bool, around: list[Dataset]) -> None:
+    """Give *element* the VR of words; or of the pixels' numbers, if it may be no other one."""
+    if "OW" in element.VR:
+        element.VR = "OW"
+        return
+    signs = (one.get("PixelRepresentation") for one in around)
+    element.VR = "SS" if next((sign for sign in signs if sign is not None), 0) else "US"
+    if isinstance(element.value, bytes):
+        element.value = convert_numbers(element.value, little_endian, "h" if element.VR == "SS" else "H")
 
 
 def _encodings(dataset: Dataset, inherited: _Encodings) -> _Encodings:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
-from itertools import permutations
+from itertools import permutations, product
 from unittest import TestCase
 
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import DataElement, Dataset
+from pydicom._dicom_dict import DicomDictionary, RepeatersDictionary
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicomtwist.datasets.codec import decode_dataset, encode_dataset
@@ -130,3 +131,36 @@ class Conversion(TestCase):
             encoded = encode_dataset(read, target)
             self.assertEqual(encoded.count(b"\0\1\0\2" if target == ExplicitVRBigEndian else b"\1\0\2\0"), 2)
         self.assertEqual(encode_dataset(read, ExplicitVRLittleEndian), before)
+
+    def test_vrs_of_the_dictionary(self) -> None:
+        """An element for which the dictionary has several VRs gets one of them, whatever is around it."""
+        entries = {tag: vr for tag, (vr, *_) in DicomDictionary.items()}
+        entries.update({int(mask.replace("x", "0"), 16): vr for mask, (vr, *_) in RepeatersDictionary.items()})
+        source = Header(ImplicitVRLittleEndian)
+        empty = source.element(0x00280103, b"US", b"") + source.element(0x00283002, b"US", b"")
+        for tag, vr in entries.items():
+            if " or " not in vr:
+                continue
+            element = source.element(tag, b"", b"\1\2\3\4")
+            before = empty if tag > 0x00283002 else b""
+            item = source.element(0x00081140, b"SQ", source.item(before + element))
+            for content, target in product((before + element, item), (ExplicitVRLittleEndian, ExplicitVRBigEndian)):
+                with self.subTest(tag=f"{tag:08X}", content=content, target=target):
+                    encoded = encode_dataset(decode_dataset(content, ImplicitVRLittleEndian), target)
+                    given = encoded[-8:-6] if encoded[-8:-6].isalpha() else encoded[-12:-10]
+                    self.assertIn(given.decode(), vr.split(" or "))
+                    swapped = target == ExplicitVRBigEndian
+                    self.assertEqual(encoded[-4:], b"\2\1\4\3" if swapped else b"\1\2\3\4")
+
+    def test_signs(self) -> None:
+        """A retired element has numbers as the pixels have them, those of the data set around it if it is in an item."""
+        source, target = Header(ImplicitVRLittleEndian), Header(ExplicitVRLittleEndian)
+        for signed, vr in ((0, b"US"), (1, b"SS")):
+
+            def dataset(header: Header, signed: int = signed, vr: bytes = vr) -> bytes:
+                perimeter = header.element(0x00280071, vr, b"\xff\xff")
+                item = header.element(0x00081140, b"SQ", header.item(perimeter))
+                return item + perimeter + header.element(0x00280103, b"US", header.number(signed))
+
+            read = decode_dataset(dataset(source), ImplicitVRLittleEndian)
+            self.assertEqual(encode_dataset(read, ExplicitVRLittleEndian), dataset(target))
