@@ -99,6 +99,11 @@ class FrameFormat:
         return (pixels + 7) // 8 if self.allocated == 1 else pixels * self.samples * self.allocated // 8
 
     @property
+    def used(self) -> int:
+        """The number of the low bits of a value up to the High Bit."""
+        return self.high_bit + 1
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """The type of the values, in the byte order of this machine."""
         if self.floating:
@@ -193,7 +198,7 @@ def _as_stored(array: Array, form: FrameFormat, stream: Codestream | None) -> Ar
         raise InvalidPixels(f"a decoded frame of {array.size} values, not of {form.shape}")
     array = array.reshape(form.shape)
     if array.dtype == form.dtype:
-        return _extended(array, form, stream) if form.signed else array
+        return array if stream is None or not form.signed else _extended(array, form, stream)
     if array.dtype.itemsize > form.dtype.itemsize:
         most = int(array.max()) if array.size else 0
         if most >> form.allocated:
@@ -204,12 +209,16 @@ def _as_stored(array: Array, form: FrameFormat, stream: Codestream | None) -> Ar
 
 
 def _extended(array: Array, form: FrameFormat, stream: Codestream | None) -> Array:
-    """Extend the sign of values that a codec has given as unsigned ones of fewer bits."""
-    bits = form.stored if stream is None else min(stream.precision, form.stored)
+    """Extend the sign of values that a codec has given as unsigned ones of fewer bits; unless one has bits above these."""
+    bits = form.used if stream is None else min(stream.precision, form.used)
     unused = form.allocated - bits
-    if unused <= 0 or (stream is not None and stream.signed):
+    if unused <= 0 or (stream is not None and stream.signed) or (_as_unsigned(array) >> bits).any():
         return array
     return (array << unused) >> unused
+
+
+def _as_unsigned(array: Array) -> Array:
+    return array.view(np.dtype(f"u{array.dtype.itemsize}"))
 
 
 def _decode_jpeg(data: bytes, form: FrameFormat, stream: Codestream | None) -> Array:
@@ -326,11 +335,23 @@ def _packed(array: Array, form: FrameFormat) -> bytes:
     return array.tobytes()
 
 
+def _bits(array: Array, form: FrameFormat) -> int:
+    """
+    Return how many bits a codestream needs for the values.
+
+    Those above the High Bit may be in use all the same: for an overlay, as they once were (PS3.5 8.1.1), or for padding that
+    is out of range. A codestream of fewer bits would have other values.
+    """
+    above = array >> (form.used - 1 if form.signed else form.used)
+    is_outside = (above != 0) & (above != -1) if form.signed else above != 0
+    return form.allocated if is_outside.any() else form.used
+
+
 def _unsigned(array: Array, form: FrameFormat) -> Array:
-    """Return signed values as unsigned ones of the bits stored, as JPEG and JPEG-LS encode them."""
+    """Return signed values as unsigned ones of the bits in use, as JPEG and JPEG-LS encode them."""
     if not form.signed:
         return array
-    return array.view(np.dtype(f"u{array.dtype.itemsize}")) & ((1 << form.stored) - 1)
+    return _as_unsigned(array) & ((1 << _bits(array, form)) - 1)
 
 
 def _encode_jpeg(array: Array, form: FrameFormat) -> bytes:
@@ -356,7 +377,7 @@ def _encode_jpeg_ls(array: Array, form: FrameFormat) -> bytes:
 def _encode_jpeg_2000(array: Array, form: FrameFormat) -> bytes:
     return bytes(
         imagecodecs.jpeg2k_encode(
-            array, level=0, codecformat="j2k", reversible=True, mct=False, bitspersample=form.stored
+            array, level=0, codecformat="j2k", reversible=True, mct=False, bitspersample=_bits(array, form)
         )
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unittest
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 from hypothesis import given, settings
@@ -101,6 +103,28 @@ class Encoding(unittest.TestCase):
                     decoded = native_array(data, form) if syntax in UNCOMPRESSED else decode_frame(data, syntax, form)
                     np.testing.assert_array_equal(decoded, array)
                     self.assertTrue(syntax in UNCOMPRESSED or len(data) % 2 == 0)
+
+    def test_bits_that_are_not_stored(self) -> None:
+        """Values keep the bits below those that are stored, and those above: of an overlay, or of padding out of range."""
+        random = np.random.default_rng(2)
+        for allocated, signed, samples in product((8, 16), (False, True), (1, 3)):
+            for stored, high_bit in (
+                (allocated - 4, allocated - 5),
+                (allocated - 4, allocated - 1),
+                (1, allocated - 1),
+            ):
+                form = replace(form_of(allocated, stored, signed, samples, 17, 15), high_bit=high_bit)
+                ends = np.iinfo(form.dtype)
+                anything = random.integers(ends.min, ends.max, size=form.shape, endpoint=True).astype(form.dtype)
+                unused = allocated - 1 - high_bit
+                within = (anything << unused) >> unused
+                for padding in (ends.min, ends.max):
+                    outside = within.copy()
+                    outside.flat[0] = padding
+                    for array, syntax in product((anything, within, outside), set(ENCODABLE) - set(UNCOMPRESSED)):
+                        with self.subTest(form, syntax=syntax):
+                            decoded = decode_frame(encode_frame(array, syntax, form), syntax, form)
+                            np.testing.assert_array_equal(decoded, array)
 
     def test_unsupported(self) -> None:
         form = form_of(32, 32)
