@@ -1,22 +1,28 @@
 """
 The delivery of audit messages to a syslog server, by TLS, TCP or UDP, from a spool.
 
-Syslog has no acknowledgements. A message counts as delivered when the connection that it was written to has lived for
-:data:`SETTLE` seconds more; when a connection is lost, all messages that do not count yet are sent again. So a message may
-arrive twice, and is not lost while the receiver is down, as long as the spool has room.
+Syslog has no acknowledgements. A message counts as delivered when the system of the receiver has acknowledged it, and the
+connection has lived for :data:`SETTLE` seconds since it was written; when a connection is lost, all messages that do not count
+yet are sent again. So a message may arrive twice, and is not lost while the receiver is down, as long as the spool has room.
+
+Not much is written before it is acknowledged: else a receiver that is slow would get all of it again, each time that it is so
+slow that the connection is lost, and would never be done.
 """
 
 from __future__ import annotations
 
+import fcntl
 import random
 import socket
+import struct
+import termios
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IPushProducer, IStreamClientEndpoint
+from twisted.internet.interfaces import IHandshakeListener, IPushProducer, ISSLTransport, IStreamClientEndpoint
 from twisted.internet.protocol import DatagramProtocol, Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -32,11 +38,16 @@ __all__ = ["Datagrams", "Delivery", "Stream"]
 
 #: The time after which a written message counts as delivered, in seconds, if the connection still lives.
 SETTLE: Final = 10.0
-#: The time in which the receiver's system must acknowledge what was written, in seconds; then the connection is lost. It is
-#: less than SETTLE, so that a message does not count before the receiver's system has it.
-ACKNOWLEDGED: Final = 6.0
+#: The time in which the receiver must take some of what was written, in seconds; then the connection is lost.
+STALLED: Final = 60.0
+#: The time in which the receiver must complete the handshake of TLS, in seconds; then the connection is closed.
+HANDSHAKE: Final = 30.0
+#: The bytes after which nothing more is written until the system of the receiver has acknowledged all of them.
+UNACKNOWLEDGED: Final = 128 * 1024
 #: The time between two looks at the clock, in seconds.
 INTERVAL: Final = 1.0
+#: The time between two looks while messages wait until others are acknowledged.
+SOON: Final = 0.1
 #: The spool is measured after this number of looks.
 MEASURE: Final = 5
 #: The time that a stop waits for messages to be sent, in seconds.
@@ -73,6 +84,8 @@ class Delivery:
         self._settled: Position | None = None
         self._next = Position(0, 0)
         self._written: deque[tuple[float, Position]] = deque()
+        self._unacknowledged = 0  # bytes written since the line was flushed
+        self._flushed = self._since = 0.0
         self._is_reading = self._is_connecting = self._is_stopped = False
         self._is_empty = False
         self._failures = 0
@@ -111,17 +124,22 @@ class Delivery:
 
     def connected(self, line: Any) -> None:
         """Take note that messages can be written to *line*."""
+        self._is_connecting = False
         if self._is_stopped and self._stopping is None:
             line.abort()
             return
         self._line = line
-        self._failures = 0
-        self._complained = None
+        self._since = self._flushed = self._clock.seconds()
+        self._unacknowledged = 0
         self._go_on()
 
     def lost(self, reason: Failure) -> None:
         """Take note that the connection is lost: what does not count as delivered is sent again."""
+        self._is_connecting = False
         is_clean = self._is_stopped and self._is_empty and reason.check(type(connectionDone.value))
+        if self._line is not None and self._clock.seconds() - self._since >= SETTLE:
+            self._failures = 0  # a receiver that closes each connection at once is not asked again and again
+        is_idle = self._line is not None and self._is_empty and not self._written
         self._line = None
         if is_clean:
             self._settle(float("inf"))  # the receiver has closed after all that was written
@@ -132,7 +150,8 @@ class Delivery:
         if self._stopping is not None:
             self._stopped()
         elif not self._is_stopped:
-            self._failed(reason)
+            # A receiver may close a connection that nothing is sent on.
+            self._failed(None if is_idle else reason)
 
     def resumed(self) -> None:
         """Write on: the connection takes more."""
@@ -155,6 +174,9 @@ class Delivery:
             self._connect()
         elif self._is_empty:
             self._finish()
+        elif self._unacknowledged >= UNACKNOWLEDGED and not self._is_stopped:
+            if self._call.getTime() > self._clock.seconds() + SOON:
+                self._call.reset(SOON)
         elif not self._line.is_paused:
             self._is_reading = True
             reading = self._executor.run_admitted(self._spool.read, self._next)
@@ -168,7 +190,6 @@ class Delivery:
         connecting.addCallback(self._made).addErrback(self._not_connected)
 
     def _made(self, _: Any) -> None:
-        self._is_connecting = False
         if self._stopping is not None:
             self._go_on()
 
@@ -177,9 +198,10 @@ class Delivery:
         if not self._is_stopped:
             self._failed(reason)
 
-    def _failed(self, reason: Failure) -> None:
+    def _failed(self, reason: Failure | None) -> None:
         self._failures += 1
-        self._complain(reason)
+        if reason is not None:
+            self._complain(reason)
         self._retry = self._clock.callLater(_BACKOFF(self._failures), self._go_on)
 
     # --- messages
@@ -193,6 +215,7 @@ class Delivery:
         for one in messages:
             line.send(one)
         self._next = position
+        self._unacknowledged += sum(map(len, messages))
         if messages:
             self._written.append((self._clock.seconds(), position))
             self._go_on()
@@ -210,11 +233,19 @@ class Delivery:
         """Count messages as delivered whose connection has lived long enough."""
         if self._is_stopped:
             return
-        self._call = self._clock.callLater(INTERVAL, self._look)
+        is_full = self._unacknowledged >= UNACKNOWLEDGED
+        self._call = self._clock.callLater(SOON if is_full else INTERVAL, self._look)
         self._looks += 1
         if self._looks % MEASURE == 0:
             self._executor.run_admitted(self._measure).addErrback(self._complain)
-        self._settle(self._clock.seconds() - self._transport.settle)
+        now = self._clock.seconds()
+        if self._line is not None and self._line.is_flushed:
+            self._flushed = now
+            if self._unacknowledged:
+                self._unacknowledged = 0
+                self._go_on()
+        # Messages that were written just before the line was flushed may have been on their way to the socket.
+        self._settle(min(now - self._transport.settle, self._flushed - INTERVAL))
 
     def _settle(self, before: float) -> None:
         position = None
@@ -223,6 +254,8 @@ class Delivery:
         if position is None or position == self._settled:
             return
         self._settled = position
+        self._failures = 0
+        self._complained = None
         self._executor.run_admitted(self._note, position).addErrback(self._complain)
 
     def _note(self, position: Position) -> None:
@@ -261,28 +294,65 @@ class Delivery:
             )
 
 
-@implementer(IPushProducer)
+@implementer(IHandshakeListener, IPushProducer)
 class _Line(Protocol):
     """A connection to a syslog server, whose own messages are ignored."""
 
-    def __init__(self, delivery: Delivery) -> None:
+    def __init__(self, delivery: Delivery, clock: Any) -> None:
         self._delivery = delivery
+        self._clock = clock
+        self._late: Any = None
+        self._reason: Failure | None = None
         self.is_paused = False
 
     def connectionMade(self) -> None:
-        transport: Any = self.transport
-        lowest = transport
-        while hasattr(lowest, "transport"):  # below TLS
-            lowest = lowest.transport
+        lowest = self._lowest()
         with suppress(OSError, AttributeError):
-            milliseconds = int(ACKNOWLEDGED * 1000)
+            milliseconds = int(STALLED * 1000)
             lowest.getHandle().setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
             lowest.setTcpKeepAlive(True)
+        if ISSLTransport.providedBy(self.transport):
+            # Messages that are written before the end of the handshake stay in this process.
+            self._late = self._clock.callLater(HANDSHAKE, self._hangs)
+        else:
+            self.handshakeCompleted()
+
+    def handshakeCompleted(self) -> None:
+        self._on_time()
+        transport: Any = self.transport
         transport.registerProducer(self, True)
         self._delivery.connected(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._delivery.lost(reason)
+        self._on_time()
+        self._delivery.lost(self._reason or reason)
+
+    def _hangs(self) -> None:
+        self._reason = Failure(TimeoutError(f"it has not completed the handshake of TLS in {HANDSHAKE:g} s"))
+        self.abort()
+
+    def _on_time(self) -> None:
+        late, self._late = self._late, None
+        if late is not None and late.active():
+            late.cancel()
+
+    def _lowest(self) -> Any:
+        """Return the transport of the socket."""
+        lowest: Any = self.transport
+        while hasattr(lowest, "transport"):  # below TLS
+            lowest = lowest.transport
+        return lowest
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether the receiver's system has acknowledged all that was written, but for what was written just now."""
+        if self.is_paused:
+            return False
+        try:
+            waiting = fcntl.ioctl(self._lowest().fileno(), termios.TIOCOUTQ, bytes(4))
+        except (OSError, ValueError):
+            return True  # only Linux tells
+        return not struct.unpack("i", waiting)[0]
 
     def send(self, message: bytes) -> None:
         """Write a message."""
@@ -342,7 +412,7 @@ class Stream:
             failed: Deferred[Any] = Deferred()
             failed.errback(Failure())
             return failed
-        connecting: Deferred[Any] = endpoint.connect(Factory.forProtocol(lambda: _Line(delivery)))
+        connecting: Deferred[Any] = endpoint.connect(Factory.forProtocol(lambda: _Line(delivery, delivery._clock)))
         return connecting
 
 
@@ -378,6 +448,7 @@ class _Sender(DatagramProtocol):
     """A socket that sends datagrams to one address."""
 
     is_paused = False
+    is_flushed = True
 
     def __init__(self, delivery: Delivery, host: str, port: int) -> None:
         self._delivery = delivery

@@ -134,12 +134,14 @@ class Spool:
     def delivered(self, position: Position) -> None:
         """Note that everything before *position* is delivered, and remove segments that are not needed any more."""
         self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        temporary = self.folder / f"{_DELIVERED}.new"
-        temporary.write_text(f"{position.segment} {position.offset}\n")
-        os.replace(temporary, self.folder / _DELIVERED)
+        # First, since they may be what fills the disk. Without a note the first segment that is left is read from its
+        # beginning.
         for number in self.segments():
             if number < position.segment:
                 self._segment(number).unlink(missing_ok=True)
+        temporary = self.folder / f"{_DELIVERED}.new"
+        temporary.write_text(f"{position.segment} {position.offset}\n")
+        os.replace(temporary, self.folder / _DELIVERED)
 
     def waiting(self, position: Position) -> int:
         """Return the bytes behind *position*."""

@@ -10,13 +10,15 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.error import ConnectionDone, ConnectionLost, ConnectionRefusedError
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from dicomtwist.audit.delivery import COMPLAIN_AFTER, SETTLE, STOP, Delivery, Stream
+from dicomtwist.audit.delivery import COMPLAIN_AFTER, HANDSHAKE, SETTLE, SOON, STOP, Delivery, Stream
 from dicomtwist.audit.spool import Spool
+from dicomtwist.endpoints import client_endpoint
+from tests import peers
 
 reactor: Any = _reactor
 
@@ -63,6 +65,7 @@ class Line:
     def __init__(self, receiver: Receiver, delivery: Delivery) -> None:
         self.receiver, self.delivery = receiver, delivery
         self.is_paused = self.is_closed = False
+        self.is_flushed = True
 
     def send(self, message: bytes) -> None:
         self.receiver.received.append(message)
@@ -140,6 +143,63 @@ class Deliveries(SynchronousTestCase):
         self.put(b"three")
         self.pass_time(5)
         self.assertEqual(self.receiver.received, [b"old", b"one", b"two", b"three"])
+
+    def test_a_receiver_that_closes_at_once(self) -> None:
+        """A connection that does not last is no success: the receiver is asked less often, and the log has few lines."""
+        self.put(b"one")
+        self.delivery.start()
+        for _ in range(120):
+            if self.receiver.line is not None:
+                self.receiver.lose(keeps=0)
+            self.pass_time(1)
+        self.assertIn(len(self.complaints), (2, 3))
+        self.assertLess(self.receiver.attempts, 15)
+
+    def test_a_connection_without_messages_is_closed(self) -> None:
+        """Nothing waits, so there is nothing to complain of."""
+        self.delivery.start()
+        for _ in range(3):
+            self.put(b"one")
+            self.pass_time(SETTLE + 2)
+            self.receiver.lose()
+            self.pass_time(2)
+        self.assertEqual((self.complaints, self.receiver.attempts), ([], 4))
+
+    def test_not_acknowledged(self) -> None:
+        """A message counts when the receiver's system has acknowledged it, however long the connection lives."""
+        self.delivery.start()
+        line = self.receiver.line
+        assert line is not None
+        line.is_flushed = False
+        self.put(b"one")
+        self.pass_time(10 * SETTLE)
+        self.assertEqual(self.spool.read(self.spool.first())[0], [b"one"])
+        self.receiver.lose(keeps=0)
+        self.pass_time(2)
+        self.assertEqual(self.receiver.received, [b"one"])
+        self.pass_time(SETTLE + 2)
+        self.assertEqual(self.spool.read(self.spool.first())[0], [])
+
+    def test_a_slow_receiver(self) -> None:
+        """Not much is written before it is acknowledged, so that a receiver gets on even if no connection lasts."""
+        messages = [b"%04d" % number + b"x" * 10_000 for number in range(100)]
+        self.put(*messages)
+        self.delivery.start()
+        for _ in messages:
+            line = self.receiver.line
+            if line is None:
+                break
+            line.is_flushed = False
+            begun = len(self.receiver.received)
+            self.pass_time(60)
+            self.assertLess(len(self.receiver.received) - begun, 80)
+            line.is_flushed = True
+            self.clock.advance(SOON)
+            line.is_flushed = False
+            self.pass_time(SETTLE + 2)
+            self.receiver.lose()
+            self.pass_time(40)
+        self.assertEqual(list(dict.fromkeys(self.receiver.received)), messages)
 
     def test_a_restart(self) -> None:
         """A process that is killed sends again what it was not sure of."""
@@ -270,3 +330,32 @@ class Sockets(TestCase):
         """Messages that the receiver has not read are sent again after the next start."""
         spool = await self.stop(_Peer(reads=False))
         self.assertEqual(spool.read(spool.first())[0], [b"one"])
+
+    async def test_a_handshake_that_hangs(self) -> None:
+        """The receiver's system accepts connections, and the receiver does not: nothing is lost, and the log says so."""
+        spool, clock, peer = Spool(Path(self.mktemp())), Executor(), _Peer(reads=False)
+        self.addCleanup(spool.close)
+        any_executor: Any = clock
+        any_factory: Any = Factory.forProtocol(lambda: peer)
+        any_factory.noisy = False
+        port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(any_factory)
+        self.addCleanup(port.stopListening)
+        target = f"dicomtls:127.0.0.1:{port.getHost().port}:trustRoots={peers.certificates().ca}"
+        delivery = Delivery(
+            clock, any_executor, spool, Stream(lambda: client_endpoint(reactor, target), "tls:receiver")
+        )
+        lost: Deferred[Exception] = Deferred()
+        self.patch(delivery, "_failed", lambda reason: lost.callback(reason.value))
+        spool.append(b"one\n")
+        delivery.start()
+        await peer.made
+        while not any("_hangs" in str(call.func) for call in clock.getDelayedCalls()):
+            await deferLater(reactor, 0)
+        clock.pump([1.0] * (int(HANDSHAKE) - 1))
+        self.assertEqual(spool.read(spool.first())[0], [b"one"])
+        clock.pump([1.0] * 2)
+        self.assertIn("has not completed the handshake of TLS in 30 s", str(await lost))
+        await delivery.stop()
+        wire: Any = peer.transport
+        wire.abortConnection()
+        await peer.lost

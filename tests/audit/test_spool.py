@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,6 +73,24 @@ class Spools(SpoolTestCase):
         self.assertEqual(self.all(self.spool())[0], [])
         self.spool().append(b"next\n")
         self.assertEqual(self.all(self.spool())[0], [b"next"])
+
+    def test_delivered_on_a_full_disk(self) -> None:
+        """The spool itself may fill the disk: what is delivered makes room before the position is noted."""
+        self.patch(module, "SEGMENT", 30)
+        spool = self.spool()
+        for number in range(10):
+            spool.append(b"message %d\n" % number)
+        end = self.all(spool)[1]
+
+        def write(path: Path, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with mock.patch.object(Path, "write_text", write):
+            self.assertRaises(OSError, spool.delivered, end)
+        self.assertEqual(len(spool.segments()), 1)
+        self.assertEqual(self.all(self.spool())[0][-1:], [b"message 9"])
+        spool.delivered(end)
+        self.assertEqual(self.all(self.spool())[0], [])
 
     def test_a_reader_that_follows(self) -> None:
         self.patch(module, "SEGMENT", 30)

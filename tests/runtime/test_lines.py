@@ -33,6 +33,26 @@ class FileTests(SynchronousTestCase):
         file.append(b"two\nthree\n")
         self.assertEqual(self.path.read_bytes(), b"before\none\ntwo\nthree\n")
 
+    def test_torn(self) -> None:
+        """A write that was interrupted does not take the next line with it."""
+        self.path.write_bytes(b"before\n" + b"in the mid")
+        file = self.file()
+        file.append(b"one\n")
+        with self.path.open("ab") as other:
+            other.write(b"to")
+        file.append(b"two\n")
+        self.assertEqual(self.path.read_bytes().splitlines(), [b"before", b"in the mid", b"one", b"to", b"two"])
+
+    def test_a_pipe(self) -> None:
+        """A pipe whose reader is gone is an error, and not a pipe that fills up."""
+        os.mkfifo(self.path)
+        reader = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+        file = self.file()
+        file.append(b"one\n")
+        self.assertEqual(os.read(reader, 100), b"one\n")
+        os.close(reader)
+        self.assertRaises(BrokenPipeError, file.append, b"two\n")
+
     def test_new_files_are_not_for_everybody(self) -> None:
         self.file().append(b"one\n")
         self.assertEqual(self.path.stat().st_mode & 0o007, 0)

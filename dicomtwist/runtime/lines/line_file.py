@@ -45,6 +45,8 @@ class LineFile:
             if self._maximum is not None:
                 file = self._rotated(file, len(lines))
             before = os.fstat(file).st_size
+            if _is_torn(file, before):
+                lines = b"\n" + lines
             try:
                 written = os.write(file, lines)
                 if written < len(lines):
@@ -65,7 +67,11 @@ class LineFile:
 
     def _open(self) -> int:
         if self._file < 0:
-            self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, MODE)
+            flags = os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
+            # A pipe that this process could read as well would never tell that its reader is gone.
+            path = self.path
+            can_read = os.access(path, os.R_OK) if os.path.isfile(path) else not os.path.lexists(path)
+            self._file = os.open(self.path, flags | (os.O_RDWR if can_read else os.O_WRONLY), MODE)
         return self._file
 
     def _rotated(self, file: int, more: int) -> int:
@@ -91,3 +97,16 @@ class LineFile:
             return os.path.samestat(os.fstat(file), os.stat(self.path))
         except FileNotFoundError:
             return False
+
+
+def _is_torn(file: int, size: int) -> bool:
+    """
+    Return whether a file ends in the middle of a line: a power cut or a kill has interrupted a write, or what was written of
+    it on a full disk could not be taken back, as in a file that can only grow.
+    """
+    if not size:
+        return False
+    try:
+        return os.pread(file, 1, size - 1) not in (b"\n", b"")
+    except OSError:
+        return False  # it is not open for reading, or is no file
