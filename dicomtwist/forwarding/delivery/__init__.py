@@ -1,0 +1,1 @@
+"""Delivery: instances on their way to destinations, by DIMSE and by DICOMweb."""
