@@ -13,8 +13,9 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import itemgetter
 from typing import Final
 
 from dicomtwist.datasets.element_headers import (
@@ -339,7 +340,7 @@ class Accept:
         offers: Sequence[str] = (),
     ) -> Representation | None:
         """
-        Select the representation of a resource, or of one part of it (PS3.18 8.7.8).
+        Select the representation of a resource, or of one part of it (PS3.18 8.7.8): the first of :meth:`alternatives`.
 
         A response of several parts is negotiated once for all, without *stored*, which tells whether it is multipart; then for
         each part.
@@ -352,9 +353,28 @@ class Accept:
             :attr:`Category.BULKDATA`, the media type of an encapsulated document.
         :returns: ``None`` if the response is 406.
         """
-        resource = _Resource(category, stored, tuple(convertible), single, tuple(offers))
-        found = _select(self.query, resource) if self.query else None
-        return found or _select(self.ranges, resource)
+        found = self.alternatives(category, stored=stored, convertible=convertible, single=single, offers=offers)
+        return found[0] if found else None
+
+    def alternatives(
+        self,
+        category: Category,
+        *,
+        stored: str = "",
+        convertible: Collection[str] = (),
+        single: bool = True,
+        offers: Sequence[str] = (),
+    ) -> tuple[Representation, ...]:
+        """
+        Return all acceptable representations of a resource, the best first.
+
+        A stored instance may be damaged, or have a form that a codec does not encode. A server that cannot make the best
+        representation gives the next one, and answers with 406 if it can make none. The last are those that apply if the
+        resource cannot be converted: the default transfer syntax is not demanded then (PS3.18 8.7.3).
+
+        The parameters are those of :meth:`negotiate`.
+        """
+        return _alternatives(self, _Resource(category, stored, tuple(convertible), single, tuple(offers)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,9 +393,17 @@ class _Resource:
 
 #: A response of several parts negotiates for each, with few different arguments.
 @lru_cache(maxsize=1024)
-def _select(ranges: tuple[MediaRange, ...], resource: _Resource) -> Representation | None:
-    best: tuple[float, int, bool, int, int] | None = None
-    selected: Representation | None = None
+def _alternatives(accept: Accept, resource: _Resource) -> tuple[Representation, ...]:
+    found = [*_ranked(accept.query, resource), *_ranked(accept.ranges, resource)]
+    if resource.convertible:
+        kept = replace(resource, convertible=())
+        found += (*_ranked(accept.query, kept), *_ranked(accept.ranges, kept))
+    return tuple(dict.fromkeys(found))
+
+
+def _ranked(ranges: tuple[MediaRange, ...], resource: _Resource) -> list[Representation]:
+    """Return the representations of *resource* in *ranges*, the best first."""
+    found: list[tuple[tuple[float, int, bool, int, int], Representation]] = []
     for position, one in enumerate(ranges):
         if not one.quality:
             continue
@@ -384,10 +412,8 @@ def _select(ranges: tuple[MediaRange, ...], resource: _Resource) -> Representati
                 continue
             # If the client prefers none, what needs no conversion comes first, then the order of the client.
             converts = candidate.transfer_syntax is not None and candidate.transfer_syntax != resource.stored
-            rank = (-one.quality, one.wildcards, converts, position, preference)
-            if best is None or rank < best:
-                best, selected = rank, candidate
-    return selected
+            found.append(((-one.quality, one.wildcards, converts, position, preference), candidate))
+    return [candidate for _, candidate in sorted(found, key=itemgetter(0))]
 
 
 def _is_excluded(candidate: Representation, by: MediaRange, ranges: tuple[MediaRange, ...]) -> bool:

@@ -7,7 +7,7 @@ import os
 import stat
 from typing import BinaryIO
 
-__all__ = ["check_regular", "open_regular"]
+__all__ = ["check_regular", "open_descriptor", "open_regular"]
 
 
 def open_regular(path: str | os.PathLike[str], buffering: int = -1) -> BinaryIO:
@@ -17,7 +17,7 @@ def open_regular(path: str | os.PathLike[str], buffering: int = -1) -> BinaryIO:
     :param buffering: as that of the function ``open``.
     :raises OSError: it cannot be read, or it is not a regular file.
     """
-    file = open(path, "rb", buffering, opener=_open_without_waiting)
+    file = open(path, "rb", buffering, opener=open_descriptor)
     try:
         check_regular(os.fstat(file.fileno()), path)
     except OSError:
@@ -40,6 +40,11 @@ def check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
         raise OSError(errno.EINVAL, "not a regular file", path)
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
+def open_descriptor(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
+    """
+    Return a descriptor of the file at *path*, which may be anything: see :func:`check_regular`. This never waits.
+
+    :raises OSError: it cannot be opened.
+    """
     # O_NONBLOCK has no effect on a regular file.
     return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)

@@ -259,6 +259,40 @@ class Negotiation(unittest.TestCase):
                         assert form is not None
                         self.assertEqual(form.multipart, found.multipart)
 
+    def test_alternatives(self) -> None:
+        """All that the client accepts, in its order; a default transfer syntax that is not possible comes last."""
+        for category, accept, stored, convertible, expected in (
+            (
+                Category.FRAMES,
+                "application/octet-stream, */*",
+                J2K,
+                (EXPLICIT, JPEG_LS),
+                [
+                    (OCTET_STREAM, False, EXPLICIT),
+                    ("image/jp2", True, None),
+                    ("image/jp2", False, None),
+                    (OCTET_STREAM, True, EXPLICIT),
+                    ("image/jls", True, JPEG_LS),
+                    ("image/jls", False, JPEG_LS),
+                ],
+            ),
+            (Category.FRAMES, "application/octet-stream", J2K, (EXPLICIT,), [(OCTET_STREAM, False, EXPLICIT)]),
+            (Category.INSTANCES, DICOM, J2K, (EXPLICIT,), [(DICOM, False, EXPLICIT), (DICOM, False, None)]),
+            (
+                Category.INSTANCES,
+                f"{DICOM}; transfer-syntax={EXPLICIT}, {DICOM}; transfer-syntax={JPEG_LS}; q=0.5",
+                J2K,
+                (EXPLICIT, JPEG_LS),
+                [(DICOM, False, EXPLICIT), (DICOM, False, JPEG_LS)],
+            ),
+        ):
+            found = Accept.parse([accept]).alternatives(category, stored=stored, convertible=convertible)
+            every = [(one.media_type, one.multipart, one.transfer_syntax) for one in found]
+            self.assertEqual([one for one in every if one in expected], expected, f"{accept}: {every}")
+            self.assertEqual(
+                found[0], Accept.parse([accept]).negotiate(category, stored=stored, convertible=convertible)
+            )
+
     def test_query_parameter_takes_precedence(self) -> None:
         offers = (JPEG, "image/png")
         for query, header, expected in (

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.reading.metadata import MetadataEncoder
 from dicomtwist.archive.reading.series_document import InvalidDocument, SeriesDocument, SeriesDocumentWriter
-from dicomtwist.archive.reading.stored_file import NotStored, StoredFiles
+from dicomtwist.archive.reading.stored_file import CHECK, NotStored, StoredFiles
 from dicomtwist.errors import loggable
 from dicomtwist.runtime.executors import Executors, Runner, is_turn_over, run_in_turns
 
@@ -121,10 +121,11 @@ class SeriesDocuments:
         document = writer.finish()
         if failures:
             self.log.error(
-                "the metadata of {count} instances of series {series} cannot be read, the first: {reason}",
+                "the metadata of {count} instances of series {series} cannot be read, the first: {reason}; {check}",
                 count=len(failures),
                 series=series_uid,
                 reason=failures[0],
+                check=CHECK,
             )
         if is_complete:
             self._write(name, document)

@@ -5,23 +5,30 @@ Stored instances that are open for reading, at any position.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from io import BytesIO
 from tempfile import TemporaryFile
 from types import TracebackType
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple, TypeVar
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.storage.types import InstanceUIDs, StoreError
 from dicomtwist.datasets.codec import MAX_INFLATED
 from dicomtwist.datasets.element_headers import DEFLATED, EXPLICIT_LITTLE_ENDIAN
 from dicomtwist.errors import DataSetError
-from dicomtwist.part10 import NO_TRANSFER_SYNTAX, NotDicomFile, read_file_meta
+from dicomtwist.part10 import NO_TRANSFER_SYNTAX, FileMeta, NotDicomFile, read_file_meta
 from dicomtwist.runtime.work import check_wanted
 
-__all__ = ["NotStored", "Source", "StoredFile", "StoredFiles"]
+__all__ = ["CHECK", "FileHead", "NotStored", "Source", "StoredFile", "StoredFiles"]
 
+T = TypeVar("T")
+
+#: The advice of log lines about files that are damaged, or are not those that were stored.
+CHECK: Final = "'dicomtwist archive check' compares files and index"
 #: The largest file that is read as a whole, in bytes.
 MAX_LOADED: Final = 1024 * 1024
+#: The bytes that are read to find the File Meta Information: that of most files has 300.
+_HEAD: Final = 1024
 #: The bytes that are inflated at a time.
 _INFLATE_IN: Final = 64 * 1024
 _INFLATE_OUT: Final = 1024 * 1024
@@ -79,6 +86,22 @@ class _Loaded(Source):
         return self._view[offset : offset + length]
 
 
+class FileHead(NamedTuple):
+    """
+    The beginning of the file of an instance.
+
+    :ivar size: the size of the file in bytes.
+    :ivar version: a text that is another one for every other content of the file.
+    :ivar meta: its File Meta Information.
+    :ivar start: the position of the data set in the file.
+    """
+
+    size: int
+    version: str
+    meta: FileMeta
+    start: int
+
+
 class StoredFile:
     """
     The file of an instance, open. All methods block.
@@ -86,6 +109,7 @@ class StoredFile:
     :param file: the file at its start; the object closes it.
     :param size: its size in bytes.
     :param version: a text that is another one for every other content of the file.
+    :param head: the beginning of the same version, read before; without it the File Meta Information is read.
 
     :ivar size: the size of the file in bytes.
     :ivar version: see above.
@@ -98,20 +122,21 @@ class StoredFile:
 
     __slots__ = ("_data", "_file", "_inflated", "is_closed", "meta", "raw", "size", "start", "version")
 
-    def __init__(self, file: BinaryIO, size: int, version: str) -> None:
+    def __init__(self, file: BinaryIO, size: int, version: str, head: FileHead | None = None) -> None:
         self._file = file
         self._inflated: BinaryIO | None = None
         self._data: Source | None = None
         self.size = size
         self.version = version
         self.is_closed = False
-        try:
-            self.meta, self.start = read_file_meta(file)
-            if not self.meta.transfer_syntax_uid:
-                raise NotDicomFile(NO_TRANSFER_SYNTAX)
-        except BaseException:
-            file.close()
-            raise
+        if head is not None and head.version == version:
+            self.meta, self.start = head.meta, head.start
+        else:
+            try:
+                self.meta, self.start = _read_meta(file)
+            except BaseException:
+                file.close()
+                raise
         self.raw = Source(file)
 
     def load(self) -> None:
@@ -165,6 +190,18 @@ class StoredFile:
         self.close()
 
 
+def _read_meta(file: BinaryIO) -> tuple[FileMeta, int]:
+    """
+    Return the File Meta Information of a file, and the position of the data set.
+
+    :raises NotDicomFile: the file is no Part 10 file, or has no transfer syntax.
+    """
+    meta, start = read_file_meta(file)
+    if not meta.transfer_syntax_uid:
+        raise NotDicomFile(NO_TRANSFER_SYNTAX)
+    return meta, start
+
+
 def _inflated(source: Source, offset: int) -> BinaryIO:
     """Inflate a data set into a temporary file, which has no name."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -206,52 +243,72 @@ class StoredFiles:
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
 
-    def open(self, uids: InstanceUIDs) -> StoredFile:
+    def open(self, uids: InstanceUIDs, head: FileHead | None = None) -> StoredFile:
         """
         Open an instance; the caller closes it.
 
         :param uids: its UIDs, which are valid.
+        :param head: from :meth:`heads`; what it says is not read again if the file is the same.
         :raises NotStored: the archive does not hold it.
         :raises NotDicomFile: its file is damaged.
         :raises OSError: its file cannot be read.
         """
         store = self._archive.store
         self._archive.retrievals.note_opened(uids)
-        try:
-            file = store.open(*uids)
-        except FileNotFoundError:
-            self._archive.make_files()
-            try:
-                file = store.open(*uids)
-            except (FileNotFoundError, NotADirectoryError):
-                self._archive.retrievals.note_missing([uids])
-                raise NotStored("there is no such instance") from None
+        file = self._present(uids, store.open)
         try:
             size, version = store.describe(file)
         except BaseException:
             file.close()
             raise
-        return StoredFile(file, size, version)
+        return StoredFile(file, size, version, head)
+
+    def _present(self, uids: InstanceUIDs, read: Callable[[str, str, str], T]) -> T:
+        """
+        Return what *read* returns for the file of an instance. One that has no file yet gets it.
+
+        :raises NotStored: the archive does not hold it.
+        """
+        try:
+            return read(*uids)
+        except (FileNotFoundError, NotADirectoryError):
+            self._archive.make_files()
+            try:
+                return read(*uids)
+            except (FileNotFoundError, NotADirectoryError):
+                self._archive.retrievals.note_missing([uids])
+                raise NotStored("there is no such instance") from None
 
     def path(self, uids: InstanceUIDs) -> str:
         """Return the path of the file of an instance, for a process that reads it."""
         return self._archive.store.locate(*uids)
 
-    def sizes(self, instances: Iterable[InstanceUIDs]) -> list[int | None]:
-        """Return the sizes of the files of *instances* in bytes, ``None`` for one whose file is missing."""
-        size = self._archive.store.size
-        found: list[int | None] = []
+    def heads(self, instances: Iterable[InstanceUIDs]) -> list[FileHead | Exception]:
+        """
+        Read the beginning of the file of each instance.
+
+        :returns: for each what it says; or why it cannot be read: :class:`NotStored` if it is missing, ``NotDicomFile`` if it
+            is damaged, an ``OSError`` if the system refuses it.
+        """
+        found: list[FileHead | Exception] = []
         for uids in instances:
             try:
-                found.append(size(*uids))
-            except OSError:
-                self._archive.make_files()
-                try:
-                    found.append(size(*uids))
-                except OSError:
-                    self._archive.retrievals.note_missing([uids])
-                    found.append(None)
+                found.append(self._present(uids, self._head))
+            except (NotStored, NotDicomFile, OSError) as error:
+                found.append(error)
         return found
+
+    def _head(self, study_uid: str, series_uid: str, instance_uid: str) -> FileHead:
+        store = self._archive.store
+        size, version, data = store.head(study_uid, series_uid, instance_uid, _HEAD)
+        try:
+            return FileHead(size, version, *_read_meta(BytesIO(data)))
+        except NotDicomFile:
+            if len(data) < _HEAD:
+                raise
+        # The File Meta Information is longer than others, or damaged.
+        with store.open(study_uid, series_uid, instance_uid) as file:
+            return FileHead(*store.describe(file), *_read_meta(file))
 
     def versions(self, study_uid: str, series_uid: str) -> Mapping[str, str]:
         """

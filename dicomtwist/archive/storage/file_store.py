@@ -24,13 +24,15 @@ from dicomtwist.archive.storage.side_folder import SideFolder
 from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
 from dicomtwist.archive.storage.temporary_files import TemporaryFiles
 from dicomtwist.archive.storage.types import Durability, InstanceUIDs, StoreUnusable, Written, check_uids, is_uid
-from dicomtwist.runtime.regular_files import open_regular
+from dicomtwist.runtime.regular_files import check_regular, open_descriptor, open_regular
 
 __all__ = ["LAYOUT", "InstanceStore", "InstanceWriter", "file_name"]
 
 #: The folder of temporary files, in the root. No UID begins with a dot, so no study can have this name.
 INCOMING: Final = ".incoming"
 _SUFFIX: Final = ".dcm"
+#: The version of a file about which the system says nothing, such as a symbolic link to itself.
+UNKNOWN_VERSION: Final = "unknown"
 #: The path of an instance in the root, for messages.
 LAYOUT: Final = f"STUDY/SERIES/INSTANCE{_SUFFIX}"
 
@@ -218,12 +220,21 @@ class InstanceStore:
         status = os.fstat(file.fileno())
         return status.st_size, _version(status)
 
-    def size(self, study_uid: str, series_uid: str, instance_uid: str) -> int:
-        """Return the size of an instance in bytes. The UIDs are valid.
+    def head(self, study_uid: str, series_uid: str, instance_uid: str, length: int) -> tuple[int, str, bytes]:
+        """Return the size of an instance in bytes, its version, and its first *length* bytes; fewer if it is shorter. The UIDs
+        are valid.
 
-        :raises OSError: there is no such file.
+        :raises OSError: it cannot be read.
         """
-        return os.stat(self.locate(study_uid, series_uid, instance_uid)).st_size
+        path = self.locate(study_uid, series_uid, instance_uid)
+        # A file object of Python takes as long as the rest of this.
+        descriptor = open_descriptor(path)
+        try:
+            status = os.fstat(descriptor)
+            check_regular(status, path)
+            return status.st_size, _version(status), os.pread(descriptor, length, 0)
+        finally:
+            os.close(descriptor)
 
     def versions(self, study_uid: str, series_uid: str) -> dict[str, str]:
         """Return the SOP Instance UIDs of a series, each with the version of the instance. The UIDs are valid.
@@ -240,6 +251,8 @@ class InstanceStore:
                             found[uid] = _version(entry.stat())
                         except FileNotFoundError:
                             continue  # removed meanwhile
+                        except OSError:
+                            found[uid] = UNKNOWN_VERSION  # to open it fails too, and says why
         except (FileNotFoundError, NotADirectoryError):
             pass
         return found

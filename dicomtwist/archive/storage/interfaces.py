@@ -147,8 +147,8 @@ class Storage(ReceivingStorage, CommittingStorage, Protocol):
         The version is a text that is another one for every other copy of the instance that the storage has had.
         """
 
-    def size(self, study_uid: str, series_uid: str, instance_uid: str, /) -> int:
-        """Return the size of an instance in bytes."""
+    def head(self, study_uid: str, series_uid: str, instance_uid: str, length: int, /) -> tuple[int, str, bytes]:
+        """Return the size of an instance in bytes, its version, see :meth:`describe`, and its first *length* bytes."""
 
     def versions(self, study_uid: str, series_uid: str, /) -> dict[str, str]:
         """Return the SOP Instance UIDs of a series, each with the version of the instance; none if it has no instances."""

@@ -120,7 +120,8 @@ def _add_frames(parts: list[bytes], image: Image, syntax: str, first: int) -> in
 
 def converted_frames(image: Image, frames: Sequence[int], syntax: str) -> list[bytes]:
     """
-    Return frames in another transfer syntax: of as many as have :data:`PIECE` bytes together.
+    Return frames in another transfer syntax: of as many as have :data:`PIECE` bytes together, and none from the first on that
+    fails, unless it is the first of all.
 
     :param image: the image.
     :param frames: the numbers of the frames, from 0.
@@ -132,7 +133,13 @@ def converted_frames(image: Image, frames: Sequence[int], syntax: str) -> list[b
     found: list[bytes] = []
     total = 0
     for frame in frames:
-        found.append(_frame(image, frame, syntax))
+        try:
+            found.append(_frame(image, frame, syntax))
+        except Exception:
+            # The frames before it are given. The next job begins with this one, and says what is wrong with it.
+            if not found:
+                raise
+            break
         total += len(found[-1])
         if total >= PIECE:
             break

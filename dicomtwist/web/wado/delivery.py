@@ -4,6 +4,7 @@ Delivery of what is stored: as one part, whole or in a range, or as the parts of
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple, TypeVar
@@ -12,8 +13,8 @@ from twisted.logger import Logger
 
 from dicomtwist.archive.reading.content import READERS, Content
 from dicomtwist.archive.reading.frames import NoPixelData
-from dicomtwist.archive.reading.stored_file import NotStored, StoredFile
-from dicomtwist.archive.storage.types import InstanceUIDs
+from dicomtwist.archive.reading.stored_file import CHECK, NotStored, StoredFile
+from dicomtwist.archive.storage.types import NO_ROOM, InstanceUIDs
 from dicomtwist.dicomweb.media_types import Representation
 from dicomtwist.dicomweb.multipart import MultipartWriter
 from dicomtwist.errors import DataSetError, loggable
@@ -25,15 +26,32 @@ from dicomtwist.web.request import DICOMwebRequest, Pieces
 from dicomtwist.web.services import Services
 from dicomtwist.web.wado.pieces import ThreadPieces
 
-__all__ = ["NOT_ACCEPTABLE", "OpenPart", "is_unchanged", "open_stored", "quoted", "reading", "send_one", "send_parts"]
+__all__ = [
+    "DAMAGED",
+    "ELSEWHERE",
+    "NOT_ACCEPTABLE",
+    "OpenPart",
+    "is_unchanged",
+    "open_stored",
+    "problems_of_stored",
+    "quoted",
+    "reading",
+    "send_one",
+    "send_parts",
+]
 
 T = TypeVar("T")
 
 _log = Logger()
 
+#: The errors of the system that say nothing about the file: there is no room for a temporary one, or too many are open.
+ELSEWHERE: Final = NO_ROOM | {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
 #: The most parts whose lengths are added up before the first is sent: that of 500 takes 2 ms.
 MAX_MEASURED: Final = 500
 
+#: The words about an instance whose file cannot be read.
+DAMAGED: Final = "the stored instance cannot be read"
 NOT_ACCEPTABLE: Final = "there is no representation of the resource that the request accepts"
 
 
@@ -72,8 +90,16 @@ def problems_of_stored() -> Iterator[None]:
         _log.info("a stored instance is not given: {reason}", reason=loggable(error))
         raise Problem(406, "the data set of the instance cannot be read") from error
     except NotDicomFile as error:
-        _log.error("a stored instance cannot be read: {reason}", reason=loggable(error))
-        raise Problem(500, "the stored instance cannot be read") from error
+        raise _damaged(error) from error
+    except OSError as error:
+        if error.errno in ELSEWHERE:
+            raise
+        raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> Problem:
+    _log.error("a stored instance cannot be read: {reason}; {check}", reason=loggable(error), check=CHECK)
+    return Problem(500, DAMAGED)
 
 
 async def open_stored(

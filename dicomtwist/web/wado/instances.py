@@ -4,8 +4,8 @@ Studies, series and instances as Part 10 files (PS3.18 10.4.1.1.1), in a multipa
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Final, Protocol
 
@@ -17,51 +17,62 @@ from dicomtwist.archive.query.compiler import Model
 from dicomtwist.archive.query.search import Found, StoredInstance
 from dicomtwist.archive.reading.content import Content
 from dicomtwist.archive.reading.conversion import converted, stored_content
-from dicomtwist.archive.reading.stored_file import NotStored, StoredFile
-from dicomtwist.dicomweb.media_types import ZIP, Accept, Category, Representation
+from dicomtwist.archive.reading.stored_file import FileHead, NotStored, StoredFile
+from dicomtwist.archive.storage.types import InstanceUIDs
+from dicomtwist.dicomweb.media_types import DICOM, ZIP, Category, Representation
 from dicomtwist.dicomweb.multipart import MultipartWriter
-from dicomtwist.errors import DataSetError, loggable
-from dicomtwist.pixels.errors import PixelsFailed
+from dicomtwist.errors import loggable
+from dicomtwist.part10 import NotDicomFile
+from dicomtwist.pixels.errors import PixelsFailed, PixelsStopped
 from dicomtwist.web.problems import RETRY_AFTER, Problem
 from dicomtwist.web.request import DICOMwebRequest, Piece
 from dicomtwist.web.routes import Route
 from dicomtwist.web.services import Services
+from dicomtwist.web.wado.alternatives import first_made
 from dicomtwist.web.wado.archive_zip import ArchiveWriter, archive_length
 from dicomtwist.web.wado.delivery import (
     NOT_ACCEPTABLE,
     OpenPart,
     open_stored,
-    problems_of_stored,
     quoted,
     reading,
     send_one,
     send_parts,
 )
 from dicomtwist.web.wado.pieces import ThreadPieces
-from dicomtwist.web.wado.transcoding import Transcoding, convertible, is_transcoded, transcode
+from dicomtwist.web.wado.selection import Chosen, Selection, representations, select, within
+from dicomtwist.web.wado.transcoding import Transcoding, is_transcoded, transcode
 
 __all__ = ["ROUTES", "content_of"]
 
 _log = Logger()
 
-#: The words about instances that are found, and removed before they are read.
-MISSING: Final = "the files were removed"
+#: The words about instances that are removed while the others are sent.
 CHANGED: Final = "an instance was replaced or removed meanwhile"
+#: The most instances whose files are looked at before the response begins, so that its header tells the length of the body, and
+#: what is left out: 2,000 take 30 ms. Those behind them are looked at page by page.
+MAX_SELECTED: Final = 2000
 
 
 class _Package(Protocol):
-    """A body with several instances."""
+    """
+    A body with several instances.
+
+    :ivar content_type: its Content-Type.
+    :ivar media_type: its media type, or that of its parts.
+    """
 
     content_type: str
+    media_type: str
 
-    def part(self, instance: StoredInstance, representation: Representation, content: Content) -> Iterator[bytes]:
+    def part(self, one: Chosen, representation: Representation, content: Content) -> Iterator[bytes]:
         """Yield the bytes of an instance, with what is around them."""
 
     def end(self) -> bytes:
         """Return what is behind the last instance."""
 
-    def length(self, instances: Sequence[tuple[StoredInstance, Representation]], sizes: Sequence[int]) -> int:
-        """Return the length of the body in bytes, if the instances are files of *sizes* bytes."""
+    def length(self, chosen: Sequence[Chosen]) -> int:
+        """Return the length of the body in bytes, if the instances are given as they are stored."""
 
 
 class _Multipart:
@@ -71,49 +82,46 @@ class _Multipart:
     :param representation: its representation.
     """
 
+    media_type = DICOM
+
     def __init__(self, representation: Representation) -> None:
         self._writer = MultipartWriter()
         self.content_type = representation.content_type(self._writer.boundary)
 
-    def begin(self, instance: StoredInstance, representation: Representation) -> bytes:
+    def begin(self, one: Chosen, representation: Representation) -> bytes:
         """Return what is before an instance."""
-        return self._writer.begin(_part_headers(instance.transfer_syntax, representation))
+        return self._writer.begin(_part_headers(one.syntax, representation))
 
-    def part(self, instance: StoredInstance, representation: Representation, content: Content) -> Iterator[bytes]:
-        yield self.begin(instance, representation)
+    def part(self, one: Chosen, representation: Representation, content: Content) -> Iterator[bytes]:
+        yield self.begin(one, representation)
         yield from content.pieces()
 
     def end(self) -> bytes:
         return self._writer.end()
 
-    def length(self, instances: Sequence[tuple[StoredInstance, Representation]], sizes: Sequence[int]) -> int:
+    def length(self, chosen: Sequence[Chosen]) -> int:
         return MultipartWriter.length(
             self._writer.boundary,
-            (
-                (_part_headers(instance.transfer_syntax, representation), size)
-                for (instance, representation), size in zip(instances, sizes, strict=True)
-            ),
+            ((_part_headers(one.syntax, one.representation), one.head.size) for one in chosen),
         )
 
 
 class _Zip:
     """A ZIP archive."""
 
-    content_type = ZIP
+    content_type = media_type = ZIP
 
     def __init__(self) -> None:
         self._writer = ArchiveWriter()
 
-    def part(self, instance: StoredInstance, representation: Representation, content: Content) -> Iterator[bytes]:
-        return self._writer.member(_member_name(instance), content.length, content.pieces)
+    def part(self, one: Chosen, representation: Representation, content: Content) -> Iterator[bytes]:
+        return self._writer.member(_member_name(one.instance), content.length, content.pieces)
 
     def end(self) -> bytes:
         return self._writer.end()
 
-    def length(self, instances: Sequence[tuple[StoredInstance, Representation]], sizes: Sequence[int]) -> int:
-        return archive_length(
-            (_member_name(instance), size) for (instance, _), size in zip(instances, sizes, strict=True)
-        )
+    def length(self, chosen: Sequence[Chosen]) -> int:
+        return archive_length((_member_name(one.instance), one.head.size) for one in chosen)
 
 
 def _member_name(instance: StoredInstance) -> str:
@@ -137,28 +145,51 @@ async def retrieve_instance(request: DICOMwebRequest, services: Services, values
     stored, _ = await open_stored(request, services, uids, lambda _: None, is_sent=True)
     try:
         syntax = stored.meta.transfer_syntax_uid
-        representation = _negotiate(request.accept, services, syntax, single=True)
-        if representation is None:
-            raise Problem(406, NOT_ACCEPTABLE)
-        try:
-            if is_transcoded(syntax, representation.transfer_syntax):
-                made = await transcode(services, uids, stored, representation.transfer_syntax or "", peer=request.peer)
-                stored.close()
-                await _send_transcoded(request, made, representation)
-                return
-            content = await content_of(request, services, stored, representation.transfer_syntax)
-        except (DataSetError, PixelsFailed) as error:
-            # The default is Explicit VR Little Endian, unless there is no other form than that of the file (PS3.18 8.7.3).
-            kept = request.accept.negotiate(Category.INSTANCES, stored=syntax, single=True)
-            if kept is None or stored.is_closed:
-                if isinstance(error, PixelsFailed):
-                    raise
-                with problems_of_stored():
-                    raise
-            representation, content = kept, stored_content(stored)
+        # The default is Explicit VR Little Endian, unless there is no other form than that of the file (PS3.18 8.7.3).
+        alternatives = representations(request.accept, services, syntax, single=True)
+        send = await first_made(
+            alternatives, lambda one: _made(request, services, uids, stored, one), f"instance {uids[2]}"
+        )
     except BaseException:
         stored.close()
         raise
+    await send()
+
+
+async def _made(
+    request: DICOMwebRequest,
+    services: Services,
+    uids: InstanceUIDs,
+    stored: StoredFile,
+    representation: Representation,
+) -> Callable[[], Awaitable[None]]:
+    """
+    Make a representation of an instance.
+
+    :returns: a function that answers with it.
+    :raises DataSetError: it cannot be made.
+    """
+    if representation.media_type == ZIP:
+        stored.close()
+        return partial(_retrieve_many, request, services, uids)
+    syntax = stored.meta.transfer_syntax_uid
+    if is_transcoded(syntax, representation.transfer_syntax):
+        made = await transcode(services, uids, stored, representation.transfer_syntax or "", peer=request.peer)
+        stored.close()
+        return partial(_send_transcoded, request, made, representation)
+    content = await content_of(request, services, stored, representation.transfer_syntax)
+    return partial(_send_content, request, services, stored, content, representation)
+
+
+async def _send_content(
+    request: DICOMwebRequest,
+    services: Services,
+    stored: StoredFile,
+    content: Content,
+    representation: Representation,
+) -> None:
+    """Answer with an instance whose bytes are in its file."""
+    syntax = stored.meta.transfer_syntax_uid
     given = representation.transfer_syntax or syntax
     etag = quoted(stored.version, given[-12:], f"{representation.multipart:d}")
     if representation.multipart:
@@ -167,12 +198,6 @@ async def retrieve_instance(request: DICOMwebRequest, services: Services, values
     else:
         content_type = representation.content_type(transfer_syntax=given)
         await send_one(request, services, content, content_type, etag, stored.close)
-
-
-def _negotiate(accept: Accept, services: Services, stored: str, *, single: bool) -> Representation | None:
-    return accept.negotiate(
-        Category.INSTANCES, stored=stored, convertible=convertible(services, stored), single=single, offers=(ZIP,)
-    )
 
 
 async def _send_transcoded(request: DICOMwebRequest, made: Transcoding, representation: Representation) -> None:
@@ -241,196 +266,214 @@ async def find_instances(request: DICOMwebRequest, services: Services, uids: Seq
 
 
 async def _retrieve_many(request: DICOMwebRequest, services: Services, uids: Sequence[str]) -> None:
+    """Answer with the instances that can be given. The header warns of the others, as far as they are known then."""
     found = await find_instances(request, services, uids)
     pages = found.pages()
-    first: list[StoredInstance] = await anext(pages, [])
-    whole = request.accept.negotiate(Category.INSTANCES, single=False, offers=(ZIP,))
-    if whole is None:
+    first: list[StoredInstance] = []
+    async for page in pages:
+        first += page
+        if len(first) >= MAX_SELECTED:
+            break
+    is_all = len(first) == found.total
+    forms = request.accept.alternatives(Category.INSTANCES, single=False, offers=(ZIP,))
+    if not forms:
         raise Problem(406, NOT_ACCEPTABLE)
-    is_zip = whole.media_type == ZIP
-    chosen = _chosen(request.accept, services, first, is_zip=is_zip)
-    if not chosen:
-        raise Problem(406, NOT_ACCEPTABLE)
-    if len(chosen) < len(first):
-        request.warn("instances that cannot be converted to an acceptable transfer syntax are left out")
+    heads = await reading(request, services).run(services.files.heads, [instance.uids for instance in first])
+    for whole in forms:
+        selection = Selection()
+        selection.add(first, heads, request.accept, services, whole.media_type)
+        if selection.chosen:
+            break
+    selection.log(uids)
+    if not selection.chosen and is_all:
+        raise selection.problem
+    selection.warn(request)
     package: _Package
-    if is_zip:
+    if whole.media_type == ZIP:
         package = _Zip()
         request.set_header("Content-Disposition", f'attachment; filename="{uids[-1]}.zip"')
     else:
         package = _Multipart(whole)
-    every = await reading(request, services).run(services.files.sizes, [instance.uids for instance, _ in chosen])
-    sizes = [size for size in every if size is not None]
-    missing = len(chosen) - len(sizes)
-    if missing:
-        chosen = [one for one, size in zip(chosen, every, strict=True) if size is not None]
-        _log.warn("{count} files of a retrieval are missing, of {uids}", count=missing, uids="/".join(uids))
-        if not chosen and len(first) == found.total:
-            raise Problem(404, MISSING)
-        request.warn(f"{missing} instances whose files are missing are left out")
+    chosen = selection.chosen
     length = None
-    if len(first) == found.total and all(_is_kept(*one) for one in chosen):
-        length = package.length(chosen, sizes)
-    body = _body(request, services, package, chosen, pages, is_measured=length is not None)
-    await request.stream(body, package.content_type, length=length)
+    if is_all and all(one.is_kept for one in chosen):
+        length = package.length(chosen)
+    body = _Body(request, services, package, uids, is_measured=length is not None)
+    await request.stream(body.pieces(selection, pages), package.content_type, length=length)
 
 
-_Chosen = tuple[StoredInstance, Representation]
-
-
-def _chosen(accept: Accept, services: Services, instances: Sequence[StoredInstance], *, is_zip: bool) -> list[_Chosen]:
+class _Body:
     """
-    Return the instances that can be given, each with its representation.
+    Makes the bytes of a body with several instances. Those whose files cannot be read, or that cannot be given in an acceptable
+    form, are left out and logged.
 
-    :param is_zip: whether they are members of a ZIP archive, whose header states their lengths: none is transcoded.
-    """
-    chosen = []
-    for instance in instances:
-        representation = _negotiate(accept, services, instance.transfer_syntax, single=False)
-        if representation is None:
-            continue
-        if is_zip and is_transcoded(instance.transfer_syntax, representation.transfer_syntax):
-            continue
-        chosen.append((instance, representation))
-    return chosen
-
-
-def _is_kept(instance: StoredInstance, representation: Representation) -> bool:
-    """Whether an instance is given as it is stored."""
-    return representation.transfer_syntax in (None, instance.transfer_syntax)
-
-
-async def _body(
-    request: DICOMwebRequest,
-    services: Services,
-    package: _Package,
-    first: list[_Chosen],
-    pages: AsyncIterator[list[StoredInstance]],
-    *,
-    is_measured: bool,
-) -> AsyncIterator[Piece]:
-    """
-    Yield the bytes of a body with the instances *first*, and those of further *pages*. Instances that are removed meanwhile
-    are left out.
-
+    :param uids: the UIDs of the study, the series and the instance that are asked for.
     :param is_measured: whether the length of the body is announced, so that nothing can be left out.
-    :raises Problem: all files are missing (404); a file was removed or replaced, and the response cannot say so (503).
     """
-    chosen = first
-    is_empty = True
-    is_last = False
-    while not is_last:
-        for is_kept, group in groupby(chosen, lambda one: _is_kept(*one)):
-            if is_kept:
-                pieces = ThreadPieces(
-                    reading(request, services), _kept(request, services, package, list(group), is_measured=is_measured)
-                )
-                try:
-                    async for several in pieces:
-                        is_empty = False
-                        yield several
-                finally:
-                    await pieces.aclose()
-                continue
-            for instance, representation in group:
-                async for piece in _converted(request, services, package, instance, representation):
-                    is_empty = False
-                    yield piece
-        is_last = True
-        async for page in pages:
-            chosen = _chosen(request.accept, services, page, is_zip=isinstance(package, _Zip))
-            is_last = False
-            break
-    if is_empty:
-        raise Problem(404, MISSING)
-    yield package.end()
 
+    def __init__(
+        self, request: DICOMwebRequest, services: Services, package: _Package, uids: Sequence[str], *, is_measured: bool
+    ) -> None:
+        self._request, self._services, self._package = request, services, package
+        self._uids = uids
+        self._is_measured = is_measured
+        self._is_empty = True
+        self._error: Exception | None = None
 
-def _kept(
-    request: DICOMwebRequest, services: Services, package: _Package, chosen: Sequence[_Chosen], *, is_measured: bool
-) -> Iterator[bytes]:
-    """Yield the bytes of instances as they are stored, in a thread."""
-    for one in chosen:
+    async def pieces(self, first: Selection, pages: AsyncIterator[list[StoredInstance]]) -> AsyncIterator[Piece]:
+        """
+        Yield the bytes.
+
+        :param first: the first instances.
+        :param pages: the pages behind them.
+        :raises Problem: nothing can be given; or a file was removed or replaced, and the response cannot say so (503).
+        """
+        selection = first
+        is_last = False
+        while not is_last:
+            for is_kept, group in groupby(selection.chosen, lambda one: one.is_kept):
+                if is_kept:
+                    pieces: AsyncIterator[Piece] = self._as_stored(list(group))
+                    async for piece in pieces:
+                        self._is_empty = False
+                        yield piece
+                    continue
+                for one in group:
+                    async for piece in self._converted(one):
+                        self._is_empty = False
+                        yield piece
+            is_last = True
+            async for page in pages:
+                selection = Selection()
+                await select(self._request, self._services, selection, page, self._package.media_type)
+                selection.log(self._uids)
+                is_last = False
+                break
+        if self._is_empty:
+            raise self._error or selection.problem
+        yield self._package.end()
+
+    async def _as_stored(self, chosen: Sequence[Chosen]) -> AsyncIterator[Piece]:
+        pieces = ThreadPieces(reading(self._request, self._services), self._stored(chosen))
         try:
-            stored = services.files.open(one[0].uids)
-        except NotStored:
-            if is_measured:
-                raise _changed() from None
-            continue  # removed meanwhile
-        with stored:
-            instance, representation = _actual(request.accept, services, stored, one)
-            if not _is_kept(instance, representation):
-                raise _changed()
-            yield from package.part(instance, representation, stored_content(stored))
+            async for several in pieces:
+                yield several
+        finally:
+            await pieces.aclose()
 
+    def _stored(self, chosen: Sequence[Chosen]) -> Iterator[bytes]:
+        """Yield the bytes of instances as they are stored, in a thread."""
+        for one in chosen:
+            try:
+                stored = self._services.files.open(one.instance.uids, one.head)
+            except (NotStored, NotDicomFile, OSError) as error:
+                self._left_out(one, error)
+                continue
+            with stored:
+                if stored.version != one.head.version:
+                    # Replaced since it was looked at, so that its length and its transfer syntax are not those announced.
+                    if self._is_measured:
+                        raise _changed()
+                    again = self._again(one, stored)
+                    if again is None:
+                        continue
+                    one = again
+                yield from self._package.part(one, one.representation, stored_content(stored))
 
-def _actual(accept: Accept, services: Services, stored: StoredFile, one: _Chosen) -> _Chosen:
-    """
-    Return *one* as it is in the open file, which may have replaced the one that the index had.
+    def _again(self, one: Chosen, stored: StoredFile) -> Chosen | None:
+        """Return the instance as its new file is, if that can be given as it is stored."""
+        syntax = stored.meta.transfer_syntax_uid
+        found = within(
+            representations(self._request.accept, self._services, syntax, single=False),
+            syntax,
+            self._package.media_type,
+        )
+        kept = tuple(each for each in found if each.transfer_syntax in (None, syntax))
+        if not kept:
+            self._left_out(one, _changed())
+            return None
+        return Chosen(one.instance, FileHead(stored.size, stored.version, stored.meta, stored.start), kept)
 
-    :raises Problem: the new file cannot be given (503); the client asks again, and gets the form that is possible then.
-    """
-    syntax = stored.meta.transfer_syntax_uid
-    instance, _ = one
-    if syntax == instance.transfer_syntax:
-        return one
-    found = _negotiate(accept, services, syntax, single=False)
-    if found is None:
-        raise _changed()
-    return replace(instance, transfer_syntax=syntax), found
+    def _left_out(self, one: Chosen, error: Exception) -> None:
+        """
+        Note that an instance is left out.
+
+        :raises Problem: the length of the body is announced (503).
+        """
+        if self._is_measured:
+            raise _changed() from error
+        self._error = self._error or error
+        _log.warn(
+            "instance {instance} is left out of a retrieval: {reason}",
+            instance=one.instance.sop_instance_uid,
+            reason=loggable(error),
+        )
+
+    async def _converted(self, one: Chosen) -> AsyncIterator[Piece]:
+        """Yield the bytes of an instance in the first of its representations that can be made."""
+        share = reading(self._request, self._services)
+        try:
+            stored = await share.run_admitted(self._services.files.open, one.instance.uids, one.head)
+        except (NotStored, NotDicomFile, OSError) as error:
+            self._left_out(one, error)
+            return
+        try:
+            if stored.version != one.head.version:
+                again = self._again(one, stored)
+                if again is None:
+                    stored.close()
+                    return
+                one = again
+            try:
+                pieces = await first_made(
+                    one.alternatives,
+                    lambda each: self._made(one, stored, each),
+                    f"instance {one.instance.sop_instance_uid}",
+                )
+            except (PixelsFailed, Problem) as error:
+                if isinstance(error, PixelsStopped):
+                    raise
+                self._left_out(one, error)
+                stored.close()
+                return
+        except BaseException:
+            stored.close()
+            raise
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            await pieces.aclose()
+
+    async def _made(
+        self, one: Chosen, stored: StoredFile, representation: Representation
+    ) -> AsyncGenerator[Piece, None] | ThreadPieces:
+        """
+        Make a representation of an instance.
+
+        :raises DataSetError: it cannot be made.
+        """
+        request, services = self._request, self._services
+        if is_transcoded(one.syntax, representation.transfer_syntax):
+            syntax = representation.transfer_syntax or ""
+            made = await transcode(services, one.instance.uids, stored, syntax, peer=request.peer)
+            stored.close()
+            return self._transcoded(one, representation, made)
+        content = await content_of(request, services, stored, representation.transfer_syntax)
+        pieces = self._package.part(one, representation, content)
+        return ThreadPieces(reading(request, services), pieces, stored.close)
+
+    async def _transcoded(
+        self, one: Chosen, representation: Representation, made: Transcoding
+    ) -> AsyncGenerator[Piece, None]:
+        assert isinstance(self._package, _Multipart), "the header of a member of an archive states its length"
+        yield self._package.begin(one, representation)
+        async for piece in made.pieces():
+            yield piece
 
 
 def _changed() -> Problem:
     return Problem(503, CHANGED, [("Retry-After", str(RETRY_AFTER))])
-
-
-async def _converted(
-    request: DICOMwebRequest,
-    services: Services,
-    package: _Package,
-    instance: StoredInstance,
-    representation: Representation,
-) -> AsyncIterator[Piece]:
-    """Yield the bytes of an instance in another transfer syntax; if it cannot be converted, as it is stored."""
-    share = reading(request, services)
-    try:
-        stored = await share.run_admitted(services.files.open, instance.uids)
-    except NotStored:
-        return
-    try:
-        instance, representation = _actual(request.accept, services, stored, (instance, representation))
-        try:
-            if isinstance(package, _Multipart) and is_transcoded(
-                instance.transfer_syntax, representation.transfer_syntax
-            ):
-                made = await transcode(
-                    services, instance.uids, stored, representation.transfer_syntax or "", peer=request.peer
-                )
-                stored.close()
-                yield package.begin(instance, representation)
-                async for piece in made.pieces():
-                    yield piece
-                return
-            content = await content_of(request, services, stored, representation.transfer_syntax)
-        except (DataSetError, PixelsFailed) as error:
-            if stored.is_closed:
-                raise  # in the middle of it
-            _log.info(
-                "instance {instance} is given as it is stored: {reason}",
-                instance=instance.sop_instance_uid,
-                reason=loggable(error),
-            )
-            content = stored_content(stored)
-            representation = Representation(representation.media_type, representation.multipart)
-        pieces = ThreadPieces(share, package.part(instance, representation, content), stored.close)
-    except BaseException:
-        stored.close()
-        raise
-    try:
-        async for several in pieces:
-            yield several
-    finally:
-        await pieces.aclose()
 
 
 _GET: Final = frozenset((Operation.GET,))

@@ -8,19 +8,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Final
 
+from twisted.logger import Logger
+
 from dicomtwist.access.rules import Operation
 from dicomtwist.archive.reading.metadata import MetadataEncoder, with_base_url
 from dicomtwist.archive.reading.series_document import SeriesDocument
+from dicomtwist.archive.reading.stored_file import CHECK
 from dicomtwist.dicomweb.media_types import Category
+from dicomtwist.errors import loggable
 from dicomtwist.web.http.compression import MIN_COMPRESSED, gzip, gzipped
 from dicomtwist.web.problems import Problem
 from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.routes import Route
 from dicomtwist.web.services import Services
-from dicomtwist.web.wado.delivery import NOT_ACCEPTABLE, is_unchanged, open_stored, quoted, reading
+from dicomtwist.web.wado.delivery import DAMAGED, ELSEWHERE, NOT_ACCEPTABLE, is_unchanged, open_stored, quoted, reading
 from dicomtwist.web.wado.pieces import ThreadPieces
 
 __all__ = ["ROUTES"]
+
+_log = Logger()
 
 
 async def retrieve_instance(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
@@ -54,12 +60,25 @@ async def retrieve_study(request: DICOMwebRequest, services: Services, values: M
     content_type = _media_type(request)
     study = values["study"]
     documents = []
+    failed = 0
     for series in await reading(request, services).run(services.files.series_of, study):
-        document = await services.documents.document(study, series, request.peer)
+        try:
+            document = await services.documents.document(study, series, request.peer)
+        except OSError as error:
+            # The other series are given.
+            if error.errno in ELSEWHERE:
+                raise
+            failed += 1
+            _log.error(
+                "series {series} cannot be read: {reason}; {check}", series=series, reason=loggable(error), check=CHECK
+            )
+            continue
         if document is not None:
             documents.append(document)
     if not documents:
-        raise Problem(404, "there is no such study")
+        raise Problem(500, DAMAGED) if failed else Problem(404, "there is no such study")
+    if failed:
+        request.warn(f"the metadata of {failed} series cannot be read, and are left out")
     await _send(request, services, documents, content_type)
 
 

@@ -4,10 +4,11 @@ Rendered resources and thumbnails: images for display (PS3.18 10.4.1.1.3, 10.4.1
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
-from typing import Final
+from itertools import groupby
+from typing import Final, TypeAlias
 
 from twisted.logger import Logger
 
@@ -17,24 +18,25 @@ from dicomtwist.archive.storage.types import InstanceUIDs
 from dicomtwist.dicomweb.media_types import Category, Representation
 from dicomtwist.dicomweb.multipart import MultipartWriter
 from dicomtwist.dicomweb.rendered import Rendering, parse_frames, parse_rendering
-from dicomtwist.errors import loggable
-from dicomtwist.pixels.errors import InvalidPixels, PixelsFailed, PixelsStopped, PixelsTooLarge, UnsupportedPixels
+from dicomtwist.errors import DataSetError, loggable
+from dicomtwist.pixels.errors import PixelsTimeout, UnsupportedPixels
 from dicomtwist.pixels.options import MEDIA_TYPES, RenderOptions, View, Window
 from dicomtwist.pixels.pool import Pixels
 from dicomtwist.web.problems import Problem
 from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.routes import Route
 from dicomtwist.web.services import Services
+from dicomtwist.web.wado.alternatives import is_of_representation
 from dicomtwist.web.wado.bulk_data import send_document
-from dicomtwist.web.wado.delivery import NOT_ACCEPTABLE, is_unchanged, open_stored, quoted
+from dicomtwist.web.wado.delivery import ELSEWHERE, NOT_ACCEPTABLE, is_unchanged, open_stored, quoted
 from dicomtwist.web.wado.instances import find_instances
 
 __all__ = ["ROUTES", "options_of", "pixels_of", "send_rendered"]
 
 _log = Logger()
 
-#: The errors of instances that do not stand for their study or series.
-_WITHOUT_IMAGE: Final = (UnsupportedPixels, InvalidPixels, PixelsTooLarge)
+#: How an image is rendered, for each acceptable media type, the best first.
+Options: TypeAlias = tuple[RenderOptions, ...]
 
 #: The greatest width and height of a thumbnail, in pixels.
 MAX_THUMBNAIL: Final = 256
@@ -64,19 +66,42 @@ async def retrieve_rendered(request: DICOMwebRequest, services: Services, values
 
 
 async def _retrieve_images(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
-    """Answer with images."""
+    """Answer with images, in the first of the acceptable forms that they can be given in."""
     rendering = parse_rendering(request.query)
     frames = parse_frames(values["frames"]) if "frames" in values else ()
-    representation = request.accept.negotiate(Category.RENDERED, offers=MEDIA_TYPES)
-    if representation is None and len(frames) > 1 and any(one.multipart for one in request.accept.ranges):
-        representation = Representation(MEDIA_TYPES[0], True)
-    if representation is None:
+    alternatives = request.accept.alternatives(Category.RENDERED, offers=MEDIA_TYPES)
+    if not alternatives and len(frames) > 1 and any(one.multipart for one in request.accept.ranges):
+        alternatives = (Representation(MEDIA_TYPES[0], True),)
+    if not alternatives:
         raise Problem(406, NOT_ACCEPTABLE)
-    options = options_of(request, rendering, representation.media_type, is_animated=not frames)
-    uids = _uids(values)
-    if len(frames) > 1 or (frames and representation.multipart):
+    every = options_of(request, rendering, [one.media_type for one in alternatives], is_animated=not frames)
+    error: DataSetError | None = None
+    for is_multipart, group in groupby(zip(alternatives, every, strict=True), lambda one: one[0].multipart):
+        options = tuple(one for _, one in group)
+        try:
+            await _send_images(request, services, _uids(values), frames, options, is_multipart=is_multipart)
+            return
+        except DataSetError as problem:
+            if request.is_answered or not is_of_representation(problem):
+                raise
+            error = error or problem
+    assert error is not None, "there is an alternative"
+    raise error
+
+
+async def _send_images(
+    request: DICOMwebRequest,
+    services: Services,
+    uids: Sequence[str],
+    frames: Sequence[int],
+    options: Options,
+    *,
+    is_multipart: bool,
+) -> None:
+    """Answer with images in one form."""
+    if len(frames) > 1 or (frames and is_multipart):
         await _send_frames(request, services, (uids[0], uids[1], uids[2]), frames, options)
-    elif representation.multipart:
+    elif is_multipart:
         await _send_all(request, services, uids, options)
     elif len(uids) < 3:
         await _send_representative(request, services, uids, options)
@@ -87,10 +112,10 @@ async def _retrieve_images(request: DICOMwebRequest, services: Services, values:
 async def retrieve_thumbnail(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
     """Answer with a small image of a study, a series, an instance, or a frame."""
     rendering = parse_rendering(request.query, thumbnail=True)
-    representation = request.accept.negotiate(Category.RENDERED, offers=MEDIA_TYPES)
-    if representation is None:
+    alternatives = request.accept.alternatives(Category.RENDERED, offers=MEDIA_TYPES)
+    if not alternatives:
         raise Problem(406, NOT_ACCEPTABLE)
-    options = options_of(request, rendering, representation.media_type, is_thumbnail=True)
+    options = options_of(request, rendering, [one.media_type for one in alternatives], is_thumbnail=True)
     uids = _uids(values)
     frames = parse_frames(values["frames"]) if "frames" in values else ()
     if len(frames) > 1:
@@ -105,16 +130,16 @@ async def retrieve_thumbnail(request: DICOMwebRequest, services: Services, value
 def options_of(
     request: DICOMwebRequest,
     rendering: Rendering,
-    media_type: str,
+    media_types: Iterable[str],
     *,
     is_animated: bool = False,
     is_thumbnail: bool = False,
-) -> RenderOptions:
+) -> Options:
     """
-    Return how an image is rendered, and warn of what is ignored.
+    Return how an image is rendered, for each media type, and warn of what is ignored.
 
     :param rendering: the parameters of the request.
-    :param media_type: the media type of the response.
+    :param media_types: the media types that are acceptable, the best first.
     :param is_animated: whether a GIF has all frames.
     :param is_thumbnail: whether it is a thumbnail, which is not larger than :data:`MAX_THUMBNAIL`.
     """
@@ -137,12 +162,10 @@ def options_of(
         view = View(
             min(width or MAX_THUMBNAIL, MAX_THUMBNAIL), min(height or MAX_THUMBNAIL, MAX_THUMBNAIL), enlarge=False
         )
-    return RenderOptions(
-        media_type,
-        view,
-        None if window is None else Window(window.center, window.width, window.function),
-        rendering.quality,
-        is_animated and media_type == "image/gif",
+    chosen = None if window is None else Window(window.center, window.width, window.function)
+    return tuple(
+        RenderOptions(media_type, view, chosen, rendering.quality, is_animated and media_type == "image/gif")
+        for media_type in media_types
     )
 
 
@@ -158,7 +181,7 @@ def pixels_of(services: Services) -> Pixels:
 
 
 async def send_rendered(
-    request: DICOMwebRequest, services: Services, uids: InstanceUIDs, frame: int | None, options: RenderOptions
+    request: DICOMwebRequest, services: Services, uids: InstanceUIDs, frame: int | None, options: Options
 ) -> None:
     """
     Answer with a rendered frame, or with 304.
@@ -172,8 +195,8 @@ async def send_rendered(
     key = quoted(stored.version, _digest(frame, options))
     if is_unchanged(request, key):
         return
-    image = await _render(request, services, uids, key, frame, options)
-    request.answer(image, options.media_type)
+    image, media_type = await _render(request, services, uids, key, frame, options)
+    request.answer(image, media_type)
 
 
 async def _render(
@@ -182,19 +205,34 @@ async def _render(
     uids: InstanceUIDs,
     key: str,
     frame: int | None,
-    options: RenderOptions,
-) -> bytes:
-    """Return a rendered frame, from the cache if it has it."""
-    name = "/".join(uids) + key
-    image = services.rendered.get(name)
-    if image is None:
-        path = services.archive_server.archive.store.locate(*uids)
-        image = await pixels_of(services).render(path, frame, options, peer=request.peer)
-        services.rendered.put(name, image)
-    return image
+    options: Options,
+) -> tuple[bytes, str]:
+    """
+    Return a rendered frame, from the cache if it has it, and its media type: the first that it can be encoded in.
+
+    :raises PixelsFailed: the error of the first media type, if there is none.
+    """
+    path = services.archive_server.archive.store.locate(*uids)
+    error: DataSetError | None = None
+    for one in dict.fromkeys(options):
+        name = f"{'/'.join(uids)}{key}{one.media_type}"
+        image = services.rendered.get(name)
+        if image is None:
+            try:
+                image = await pixels_of(services).render(path, frame, one, peer=request.peer)
+            except DataSetError as problem:
+                # Without an image, or without the time to decode it, no media type is possible.
+                if isinstance(problem, UnsupportedPixels | PixelsTimeout) or not is_of_representation(problem):
+                    raise
+                error = error or problem
+                continue
+            services.rendered.put(name, image)
+        return image, one.media_type
+    assert error is not None, "there is a media type"
+    raise error
 
 
-def _digest(frame: int | None, options: RenderOptions) -> str:
+def _digest(frame: int | None, options: Options) -> str:
     """Return a short text that is another one for every other frame and other options."""
     return blake2b(repr((frame, options)).encode(), digest_size=12).hexdigest()
 
@@ -204,7 +242,7 @@ async def _send_frames(
     services: Services,
     uids: InstanceUIDs,
     frames: Sequence[int],
-    options: RenderOptions,
+    options: Options,
 ) -> None:
     """Answer with several frames, each a part of a multipart body."""
     if len(frames) > MAX_RENDERED:
@@ -218,17 +256,17 @@ async def _send_frames(
     async def pieces() -> AsyncIterator[bytes]:
         for frame in frames:
             key = quoted(stored.version, _digest(frame, options))
-            image = await _render(request, services, uids, key, frame, options)
-            headers = (("Content-Type", options.media_type), ("Content-Location", f"{url}/{frame}/rendered"))
+            image, media_type = await _render(request, services, uids, key, frame, options)
+            headers = (("Content-Type", media_type), ("Content-Location", f"{url}/{frame}/rendered"))
             yield writer.begin(headers)
             yield image
         yield writer.end()
 
-    content_type = Representation(options.media_type, True).content_type(writer.boundary)
+    content_type = Representation(options[0].media_type, True).content_type(writer.boundary)
     await request.stream(pieces(), content_type)
 
 
-async def _send_all(request: DICOMwebRequest, services: Services, uids: Sequence[str], options: RenderOptions) -> None:
+async def _send_all(request: DICOMwebRequest, services: Services, uids: Sequence[str], options: Options) -> None:
     """
     Answer with an image of each instance of a study or a series, each a part of a multipart body. It is made when the client
     takes it. Instances without an image are left out, and so are those whose image cannot be made.
@@ -248,10 +286,10 @@ async def _send_all(request: DICOMwebRequest, services: Services, uids: Sequence
         async for page in found.pages():
             for instance in page:
                 try:
-                    image = await _image_of(request, services, instance.uids, options)
-                except PixelsStopped:
-                    raise
-                except (Problem, PixelsFailed) as problem:
+                    image, media_type = await _image_of(request, services, instance.uids, options)
+                except (Problem, DataSetError, OSError) as problem:
+                    if not _is_of_instance(problem):
+                        raise
                     error = error or problem
                     if not isinstance(problem, UnsupportedPixels):
                         _log.info(
@@ -263,24 +301,26 @@ async def _send_all(request: DICOMwebRequest, services: Services, uids: Sequence
                 is_empty = False
                 study, series, one = instance.uids
                 url = f"{request.base_url}/studies/{study}/series/{series}/instances/{one}/rendered"
-                yield writer.begin((("Content-Type", options.media_type), ("Content-Location", url)))
+                yield writer.begin((("Content-Type", media_type), ("Content-Location", url)))
                 yield image
         if is_empty and error is not None:
             raise error
         yield writer.end()
 
-    await request.stream(pieces(), Representation(options.media_type, True).content_type(writer.boundary))
+    await request.stream(pieces(), Representation(options[0].media_type, True).content_type(writer.boundary))
 
 
-async def _image_of(request: DICOMwebRequest, services: Services, uids: InstanceUIDs, options: RenderOptions) -> bytes:
-    """Return the image of an instance."""
+async def _image_of(
+    request: DICOMwebRequest, services: Services, uids: InstanceUIDs, options: Options
+) -> tuple[bytes, str]:
+    """Return the image of an instance, and its media type."""
     stored, _ = await open_stored(request, services, uids, lambda _: None)
     stored.close()
     return await _render(request, services, uids, quoted(stored.version, _digest(1, options)), 1, options)
 
 
 async def _send_representative(
-    request: DICOMwebRequest, services: Services, uids: Sequence[str], options: RenderOptions
+    request: DICOMwebRequest, services: Services, uids: Sequence[str], options: Options
 ) -> None:
     """
     Answer with an image of an instance that stands for a study or a series: of the first one from the middle on that has one.
@@ -302,14 +342,26 @@ async def _send_representative(
         del earlier[:-MAX_TRIED]
         if len(tried) >= MAX_TRIED:
             break
-    error: PixelsFailed | None = None
+    error: Exception | None = None
     for instance in (*tried, *reversed(earlier))[:MAX_TRIED]:
         try:
             await send_rendered(request, services, instance.uids, None, options)
             return
-        except _WITHOUT_IMAGE as problem:
+        except (Problem, DataSetError, OSError) as problem:
+            # It has no image, or cannot be read: another one stands for its study or series.
+            if request.is_answered or not _is_of_instance(problem):
+                raise
             error = error or problem
     raise error or Problem(404, "there is no instance")
+
+
+def _is_of_instance(error: Exception) -> bool:
+    """Return whether an image of another instance may be possible in spite of *error*."""
+    if isinstance(error, Problem):
+        return error.status in (404, 406, 500)
+    if isinstance(error, OSError):
+        return error.errno not in ELSEWHERE
+    return is_of_representation(error)
 
 
 def _uids(values: Mapping[str, str]) -> tuple[str, ...]:

@@ -185,11 +185,14 @@ class Instances(WADOTestCase):
         self.assertEqual(content, other)
         wanted = ("Accept", f'multipart/related; type="application/dicom"; transfer-syntax={ExplicitVRLittleEndian}')
         response = await self.client().request("GET", self.path(("1.2",)), [wanted])
-        self.assertEqual((response.status, response.headers["retry-after"]), (503, "5"))
+        ((header, content),) = parts_of(response)
+        self.assertEqual(header["content-type"], f"application/dicom; transfer-syntax={ExplicitVRLittleEndian}")
+        self.assertEqual(dcmread(BytesIO(content)).PixelData, image(1).PixelData)
+        self.assertIn("have changed since they were stored", response.headers["warning"])
 
     async def test_what_changes_meanwhile(self) -> None:
         """Fewer or more bytes than were announced are never taken for the whole, and are no error of this program."""
-        sizes = self.services.files.sizes
+        heads = self.services.files.heads
         longer = part10(image(2, ImageComments="x" * 100))
         for accept in (ANY, ("Accept", "application/zip")):
             for content in (b"", longer):
@@ -197,13 +200,13 @@ class Instances(WADOTestCase):
                 path = self.archive.store.path(*uids[1])
 
                 def changed(every: Any, path: Path = path, content: bytes = content) -> Any:
-                    found = sizes(every)
+                    found = heads(every)
                     path.unlink()
                     if content:
                         path.write_bytes(content)
                     return found
 
-                self.patch(self.services.files, "sizes", changed)
+                self.patch(self.services.files, "heads", changed)
                 client = self.client()
                 client.send(encode("GET", self.path(("1.2",)), [accept]))
                 while not client.is_closed and b"\r\n\r\n" not in client.transport.value():
@@ -216,7 +219,7 @@ class Instances(WADOTestCase):
                     length = int(header.partition(b"Content-Length: ")[2].split()[0])
                     self.assertLess(len(body), length)
                     self.assertTrue(client.is_closed)
-                self.patch(self.services.files, "sizes", sizes)
+                self.patch(self.services.files, "heads", heads)
                 path.unlink(missing_ok=True)
         self.assertEqual(self.flushLoggedErrors(), [])
 
