@@ -26,6 +26,7 @@ from dicomtwist.archive.index.index import FOLDER as INDEX_FOLDER
 from dicomtwist.archive.index.schema import SCHEMA_VERSION
 from dicomtwist.archive.index.sqlite import why_unusable
 from dicomtwist.daemon.configuration import Configuration
+from dicomtwist.daemon.forwarding.options import describe_forwarding, warn_of_forwarding
 from dicomtwist.daemon.http import describe_http
 from dicomtwist.tls.files import read_validity
 
@@ -109,7 +110,7 @@ def _check(options: Any) -> Iterator[str]:
     for name in ("import", "worklist"):
         if options[name] is not None:
             yield from _item(name, options[name])
-    yield from _item("peers", _counted(options.peers))
+    yield from _item("peers", _counted(options.peers.names()))
     yield from _users(options.policy, configuration)
     if configuration.retention is not None:
         yield from _item("retention", str(configuration.retention))
@@ -117,7 +118,11 @@ def _check(options: Any) -> Iterator[str]:
     yield "Rules:"
     for rule in options.policy.rules.rules:
         yield from _wrapped(f"{_upper(str(rule))}: {_conditions(rule)} may {_operations(rule)}")
-    warnings = [*filter(None, [room]), *_warnings(options)]
+    if len(options.forwarding.rules):
+        yield "Forwarding:"
+        for line in describe_forwarding(options.forwarding, lambda rule: _conditions(rule.peer)):
+            yield from _wrapped(line)
+    warnings = [*filter(None, [room]), *_warnings(options), *warn_of_forwarding(options.forwarding, options)]
     if warnings:
         yield "Warnings:"
         for warning in warnings:

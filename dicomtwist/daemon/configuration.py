@@ -21,7 +21,7 @@ from dicomtwist.access.enforcement import Policy
 from dicomtwist.access.rules import DEFAULT_RULES, IDENTITY_TYPES, Identity, Rules, nearest, parse_rules
 from dicomtwist.access.users import Users
 from dicomtwist.archive.removal.policy import RetentionPolicy, parse_retention
-from dicomtwist.transport.peer_address import parse_peer
+from dicomtwist.transport.peer_address import check_url, is_url, parse_peer
 from dicomtwist.ul.ae_title import check_ae_title
 
 __all__ = ["Configuration", "ConfigurationError", "add_configuration", "given_options", "read_configuration"]
@@ -34,7 +34,7 @@ MAX_FILE_LENGTH: Final = 4 * 1024 * 1024
 #: The options that may be given more than once.
 LISTS: Final = ("port", "http", "http-origin", "viewer-http", "allow-calling", "peer", "trusted-proxy")
 #: The keys whose values are tables; all other keys are options.
-_TABLES: Final = ("peers", "access", "retention")
+_TABLES: Final = ("peers", "access", "retention", "forward")
 #: Matches the heading of a rule that is not one of several.
 _SINGLE_RULE: Final = re.compile(r"^[ \t]*\[[ \t]*access[ \t]*\.[ \t]*rule[ \t]*\](?!\])", re.MULTILINE)
 #: The options that are allowed on the command line only.
@@ -57,6 +57,7 @@ class Configuration:
     :ivar users: the file of users, ``None`` if there is none.
     :ivar unchecked: the types of user identity that are accepted without a check.
     :ivar retention: the retention policy, ``None`` without one.
+    :ivar forward: the tables ``[[forward]]``, the rules of forwarding, unchecked.
     """
 
     path: Path | None = None
@@ -66,6 +67,7 @@ class Configuration:
     users: Path | None = None
     unchecked: frozenset[Identity] = frozenset()
     retention: RetentionPolicy | None = None
+    forward: tuple[Mapping[str, Any], ...] = ()
 
     def arguments(self, given: Collection[str]) -> list[str]:
         """Return the options as command-line arguments, except those that are *given* on the command line already."""
@@ -210,7 +212,14 @@ def _understand(path: Path, content: dict[str, Any], parameters: list[str], flag
         Path(_text("access.users", access["users"])) if "users" in access else None,
         frozenset(_identities(access.get("accept-identity", []))),
         parse_retention(_table(content, "retention")) if "retention" in content else None,
+        _forward(content.get("forward", [])),
     )
+
+
+def _forward(value: Any) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(value, list) or not all(isinstance(table, Mapping) for table in value):
+        raise ValueError("forward: write each rule as a table, [[forward]]")
+    return tuple(value)
 
 
 def _table(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -226,7 +235,10 @@ def _peer(title: str, address: Any) -> str:
     text = _text(key, address)
     try:
         check_ae_title(title)
-        parse_peer(text)
+        if is_url(text):
+            check_url(text)
+        else:
+            parse_peer(text)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
     return f"{title}={text}"

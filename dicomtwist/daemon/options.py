@@ -22,6 +22,7 @@ from dicomtwist.archive.storage.file_store import LAYOUT
 from dicomtwist.archive.storage.types import Durability, StoreError
 from dicomtwist.daemon.check import report
 from dicomtwist.daemon.configuration import Configuration, ConfigurationError, add_configuration
+from dicomtwist.daemon.forwarding.options import FORWARD_PARAMETERS, Forwarding, read_forwarding
 from dicomtwist.daemon.http import HTTP_PARAMETERS, HTTPOptions
 from dicomtwist.daemon.journals.options import JOURNAL_PARAMETERS, check_journals
 from dicomtwist.daemon.log_options import DEFAULT_LOG_RATE, FORMATS, LEVELS, LogFile, set_log
@@ -100,6 +101,7 @@ class Options(HTTPOptions):
     :ivar networks: the trusted proxies.
     :ivar peers: the addresses of other AEs.
     :ivar policy: the access rules.
+    :ivar forwarding: the rules of forwarding.
     :ivar ae: the AE, with its settings.
     :ivar archive: the archive, open.
     """
@@ -115,6 +117,7 @@ class Options(HTTPOptions):
     networks: Networks
     peers: Peers
     policy: Policy
+    forwarding: Forwarding
     ae: AE
     archive: Archive
 
@@ -195,6 +198,7 @@ class Options(HTTPOptions):
         ],
         *HTTP_PARAMETERS,
         *JOURNAL_PARAMETERS,
+        *FORWARD_PARAMETERS,
         ["import", None, None, "Folder whose DICOM files are copied into the archive while it serves."],
         [
             "max-pdu",
@@ -382,6 +386,7 @@ class Options(HTTPOptions):
             "storage": usage.CompleteDirs(),
             "worklist": usage.CompleteDirs(),
             "records": usage.CompleteFiles(),
+            "forward-key": usage.CompleteFiles(),
             "viewer": usage.CompleteDirs(),
             "durability": usage.CompleteList(["full", "none"]),
             "inbox": usage.CompleteList(["on", "off"]),
@@ -503,6 +508,7 @@ class Options(HTTPOptions):
         except ValueError as error:
             raise usage.UsageError(f"--peer: {error}") from None
         self.policy = self.configuration.policy()
+        self.forwarding = read_forwarding(self.configuration, self["forward-key"], self.peers.names())
         settings = Settings()
         self.set_settings(settings)
         self.networks = parse_networks(settings.trusted_proxies)

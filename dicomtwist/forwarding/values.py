@@ -36,6 +36,10 @@ class Hours:
 
     parts: tuple[tuple[int, int], ...]
 
+    def __str__(self) -> str:
+        times = ((f"{minute // 60:02}:{minute % 60:02}" for minute in part) for part in self.parts)
+        return ", ".join("-".join(one) for one in times)
+
     def has(self, minute: int) -> bool:
         """Return whether *minute* of the day, 0 to 1439, is in one of the parts."""
         return any(

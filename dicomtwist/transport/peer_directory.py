@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from dicomtwist.transport.peer_address import parse_peer
+from dicomtwist.transport.peer_address import check_url, is_url, parse_peer
 from dicomtwist.ul.ae_title import check_ae_title
 
 __all__ = ["MAX_PEERS", "Destination", "Peers"]
@@ -27,11 +27,12 @@ Destination = tuple[str, int] | IStreamClientEndpoint
 
 class Peers:
     """
-    The known peers by AE title.
+    The known peers by AE title. One whose address is a URL speaks DICOMweb: it has a name, and no association is requested.
 
     :param reactor: for the endpoints.
     :param descriptions: each ``TITLE=ADDRESS``, where ADDRESS is ``host:port``, ``[::1]:port`` or an endpoint string such
-        as ``tls:host:port`` or ``dicomtls:...``; or ``@FILE``, whose lines are such descriptions. Empty lines and lines
+        as ``tls:host:port`` or ``dicomtls:...``, or the base URL of DICOMweb such as ``https://pacs.example/dicom-web``; or
+        ``@FILE``, whose lines are such descriptions. Empty lines and lines
         that begin with ``#`` are ignored. Later descriptions override earlier ones.
     :raises ValueError: a description is wrong; the text says which and why. Files are read, including those that an
         endpoint string names, which blocks.
@@ -41,6 +42,7 @@ class Peers:
         self._reactor = reactor
         self._descriptions = list(descriptions)
         self._destinations: dict[str, Destination] = {}
+        self._urls: dict[str, str] = {}
         self.reload()
 
     def reload(self, descriptions: Iterable[str] | None = None) -> None:
@@ -51,6 +53,7 @@ class Peers:
         :raises ValueError: a description is wrong; then nothing has changed.
         """
         found: dict[str, Destination] = {}
+        urls: dict[str, str] = {}
         given = self._descriptions if descriptions is None else list(descriptions)
         for description in given:
             for source, line in _lines(description):
@@ -58,18 +61,31 @@ class Peers:
                     title, destination = self._parse(line)
                 except ValueError as error:
                     raise ValueError(f"{source}{error}") from None
-                found[title] = destination
-                if len(found) > MAX_PEERS:
+                found.pop(title, None)
+                urls.pop(title, None)
+                if isinstance(destination, str):
+                    urls[title] = destination
+                else:
+                    found[title] = destination
+                if len(found) + len(urls) > MAX_PEERS:
                     raise ValueError(f"there are more than {MAX_PEERS} peers")
-        self._descriptions, self._destinations = given, found
+        self._descriptions, self._destinations, self._urls = given, found, urls
 
     def change(self, others: Peers) -> None:
         """Have the peers of *others* in place of the former ones."""
-        self._descriptions, self._destinations = others._descriptions, others._destinations
+        self._descriptions, self._destinations, self._urls = others._descriptions, others._destinations, others._urls
 
     def destination(self, title: str) -> Destination | None:
         """Return the address of the AE *title*, ``None`` if it is not known."""
         return self._destinations.get(title.strip(" "))
+
+    def url(self, name: str) -> str | None:
+        """Return the base URL of a peer that speaks DICOMweb, ``None`` if there is no such peer."""
+        return self._urls.get(name)
+
+    def names(self) -> list[str]:
+        """Return the names of all peers, those that speak DICOMweb among them."""
+        return [*self._destinations, *self._urls]
 
     def __contains__(self, title: object) -> bool:
         return isinstance(title, str) and self.destination(title) is not None
@@ -80,11 +96,13 @@ class Peers:
     def __len__(self) -> int:
         return len(self._destinations)
 
-    def _parse(self, description: str) -> tuple[str, Destination]:
+    def _parse(self, description: str) -> tuple[str, Destination | str]:
         name, equals, address = description.partition("=")
         if not equals:
             raise ValueError(f"{description!r} is not a peer: write TITLE=host:port or TITLE=tls:host:port")
         title = check_ae_title(name)
+        if is_url(address):
+            return title, check_url(address)
         peer = parse_peer(address)
         return title, peer.endpoint(self._reactor) or (peer.host, peer.port)
 

@@ -1,0 +1,1 @@
+"""Store and forward in ``twist dicom``: its options, rules, files and services."""
