@@ -192,9 +192,10 @@ class Formats(LogTestCase):
             (("--log-format=text",), ("--log-format", "json"), True),
         ):
             await self.start(*options, twist=twist)
+            # The port may be open before the first line of the log has come through the pipe.
+            await self.server.stop()
             first = bytes(self.server.stdout).splitlines()[0]
             self.assertEqual(first.startswith(b'{"time": "'), is_json, first)
-            await self.server.stop()
 
     async def terminal(self, *options: str, twist: tuple[str, ...] = ()) -> list[str]:
         """Serve an association with the output on a terminal; return its lines."""

@@ -58,7 +58,7 @@ def connect(port: int, data: bytes) -> Deferred[Silent]:
 class TwistDicom(TestCase):
     """A test that runs the server as a process."""
 
-    timeout = 120
+    timeout = 240
 
     def setUp(self) -> None:
         self.storage = Path(self.mktemp())
