@@ -349,7 +349,7 @@ class Sockets(TestCase):
         spool.append(b"one\n")
         delivery.start()
         await peer.made
-        while not any("_hangs" in str(call.func) for call in clock.getDelayedCalls()):
+        while not any("_hangs" in str(call) for call in clock.getDelayedCalls()):
             await deferLater(reactor, 0)
         clock.pump([1.0] * (int(HANDSHAKE) - 1))
         self.assertEqual(spool.read(spool.first())[0], [b"one"])
