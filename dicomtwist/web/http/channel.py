@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import enum
 from http import HTTPStatus
+from string import ascii_letters, digits
 from typing import Any, Final
 
 from twisted.internet.protocol import connectionDone
@@ -29,6 +30,8 @@ MAX_BACKLOG: Final = 16 * 1024
 #: The longest read from the socket, in bytes: of requests, which is Twisted's default, and of a body.
 READ_SIZE: Final = 64 * 1024
 MAX_READ_SIZE: Final = 256 * 1024
+#: The bytes that a request may begin with: those of a method (RFC 9110 5.6.2), and of an empty line before it (RFC 9112 2.2).
+_FIRST_BYTES: Final = frozenset(b"\r\n!#$%&'*+-.^_`|~" + ascii_letters.encode() + digits.encode())
 
 
 class _Phase(enum.Enum):
@@ -102,6 +105,10 @@ class Channel(_Untyped):  # type: ignore[misc]
             self._discard(len(data))
             return
         if self._phase is _Phase.IDLE:
+            if data and data[0] not in _FIRST_BYTES and not (self._buffer or any(self._dataBuffer)):
+                # TLS, or an association request of DICOM: without lines, the rest of a header would be waited for.
+                self.refuse(400, "the request is none of HTTP")
+                return
             self._enter(_Phase.HEADER)
         self._progress += len(data)
         super().dataReceived(data)

@@ -302,6 +302,35 @@ class Shapes(ChannelTestCase):
             self.assertEqual(self.statuses(client), [400], request)
             client.lose()
 
+    def test_none_of_http(self) -> None:
+        """Bytes that no request begins with are refused at once; their end would have to be waited for."""
+        for data in (
+            b"\x16",
+            b"\x16\x03\x01\x02\x00",
+            b"\x01\x00\x00\x00\x00\xcd",
+            b"\x00" * 100,
+            b"\x80",
+            b" GET /plain",
+            b"{}",
+        ):
+            for has_served in (False, True):
+                client = self.client()
+                if has_served:
+                    client.send(b"GET /plain HTTP/1.1\r\nHost: a\r\n\r\n")
+                    self.assertEqual(self.statuses(client), [200])
+                client.send(data)
+                self.assertEqual(self.statuses(client), [400], data)
+                client.lose()
+
+    def test_empty_lines_and_pieces(self) -> None:
+        """An empty line may be before a request, and a piece of it may begin with any byte."""
+        client = self.client()
+        client.send(b"\r\nGET /plain HTTP/1.1\r\nHost: a\r\n\r\nGET")
+        client.send(b" /plain HTTP/1.1\r\nHost: a\r\nX:")
+        client.send(b"\xe4\r\n\r\n")
+        self.clock.pump([0] * 3)
+        self.assertEqual(self.statuses(client), [200, 200])
+
     def test_forms_of_targets(self) -> None:
         client = self.client()
         client.send(b"GET http://a/plain?x HTTP/1.1\r\nHost: a\r\n\r\n")
