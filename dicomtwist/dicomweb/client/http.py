@@ -16,7 +16,12 @@ from urllib.parse import urljoin, urlsplit
 from twisted.internet import error as errors
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IProtocol, IStreamClientEndpoint
+from twisted.internet.interfaces import (
+    IHandshakeListener,
+    IOpenSSLClientConnectionCreator,
+    IProtocol,
+    IStreamClientEndpoint,
+)
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import deferLater
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
@@ -363,6 +368,17 @@ class _StaleConnection(errors.ConnectionLost):
     """A connection that had a request before was closed without any byte of a response to the next one."""
 
 
+class _HandshakeTimeout(errors.TimeoutError):
+    """The handshake of TLS took too long."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(string=f"the TLS handshake was not done within {seconds:g} seconds")  # type: ignore[no-untyped-call]
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@implementer(IHandshakeListener)
 class _Connection(ProtocolWrapper):
     """
     A connection below the protocol of HTTP.
@@ -376,6 +392,18 @@ class _Connection(ProtocolWrapper):
     _head: int | None = 0  # the bytes of the head of the response that have arrived; None behind it
 
     _is_reused = False  # whether it had a request before this one
+    _secured: Deferred[None] | None = None  # fires at the end of the handshake, if that is waited for
+
+    def secured(self) -> Deferred[None]:
+        """Return a Deferred that fires at the end of the TLS handshake. Cancelling it aborts the connection."""
+        self._secured = Deferred(lambda _: self._raw.abortConnection())
+        return self._secured
+
+    def handshakeCompleted(self) -> None:
+        """Note the end of the TLS handshake."""
+        waiting, self._secured = self._secured, None
+        if waiting is not None:
+            waiting.callback(None)
 
     def write(self, data: bytes) -> None:
         """Write a part of a request; the head of a response is next."""
@@ -443,6 +471,9 @@ class _Connection(ProtocolWrapper):
         if self._reason is None and self._is_reused and self._head == 0:
             self._reason = Failure(_StaleConnection())
         super().connectionLost(self._reason or reason)  # type: ignore[no-untyped-call]
+        waiting, self._secured = self._secured, None
+        if waiting is not None and not waiting.called:
+            waiting.errback(self._reason or reason)
 
 
 @implementer(IStreamClientEndpoint)
@@ -454,11 +485,41 @@ class _Wrapped:
 
     def connect(self, factory: Any) -> Deferred[IProtocol]:
         """Connect, and return the protocol of *factory*."""
+        return self._connected(factory).addCallback(lambda wrapper: wrapper.wrappedProtocol)
+
+    def _connected(self, factory: Any) -> Deferred[Any]:
         wrapping: Any = WrappingFactory(factory)
         wrapping.protocol = _Connection
         wrapping.noisy = False
         connected: Deferred[Any] = self._endpoint.connect(wrapping)
-        return connected.addCallback(lambda wrapper: wrapper.wrappedProtocol)
+        return connected
+
+
+class _Secured(_Wrapped):
+    """
+    An endpoint with TLS, which is connected when the handshake is done. That of Twisted is so before, and the time of the
+    handshake would be that of the response: a port without TLS was waited for as long as a server may store and render.
+
+    :param timeout: the limit for the connection and its handshake together, in seconds; ``None`` for no limit.
+    """
+
+    def __init__(self, reactor: Any, endpoint: IStreamClientEndpoint, timeout: float | None) -> None:
+        super().__init__(endpoint)
+        self._reactor = reactor
+        self._timeout = timeout
+
+    def _connected(self, factory: Any) -> Deferred[Any]:
+        begun = self._reactor.seconds()
+
+        def shake_hands(wrapper: _Connection) -> Deferred[Any]:
+            secured = wrapper.secured()
+            limit = self._timeout
+            if limit is not None:
+                left = max(0.0, begun + limit - self._reactor.seconds())
+                secured.addTimeout(left, self._reactor, lambda *_: Failure(_HandshakeTimeout(limit)))
+            return secured.addCallback(lambda _: wrapper)
+
+        return super()._connected(factory).addCallback(shake_hands)
 
 
 @implementer(IAgentEndpointFactory)
@@ -482,4 +543,5 @@ class _Endpoints:
             # The certificate of the client is a credential: other origins do not get it.
             options = self._tls if ("https", host, uri.port) == self._base.origin else None
             endpoint = wrap_client_tls(options or client_tls_options(host), endpoint)
+            return cast(IStreamClientEndpoint, _Secured(self._reactor, endpoint, self._timeout))
         return cast(IStreamClientEndpoint, _Wrapped(endpoint))

@@ -233,6 +233,47 @@ class Refusals(ClientTestCase):
                 await found(client.search_for_studies())
             self.assertEqual(caught.exception.timer, timer)
 
+    async def test_silence_in_the_handshake(self) -> None:
+        """The limit for the connection holds for the handshake of TLS as well, which a port without TLS never answers."""
+        self.serve(lambda *_: None)
+        url = f"https://127.0.0.1:{self.port.getHost().port}/dicom-web"
+        client = self.client(url, timeouts=Timeouts(0.05, None, None))
+        with self.assertRaisesRegex(NoConnection, "TLS handshake was not done within 0.05 seconds"):
+            await client.delete_study("1.2")
+        await self.server.connections[0].lost
+
+    async def test_no_handshake(self) -> None:
+        """The server closes the connection, or answers without TLS, in the handshake."""
+        for response, words in ((b"", "closed|lost"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "TLS")):
+
+            class Refusing(Connection):
+                def dataReceived(self, data: bytes, response: bytes = response) -> None:
+                    self.wire.write(response)
+                    self.wire.loseConnection()
+
+            self.serve(lambda *_: None)
+            self.server.protocol = Refusing
+            client = self.client(f"https://127.0.0.1:{self.port.getHost().port}/dicom-web")
+            with self.assertRaisesRegex(NoConnection, words):
+                await client.delete_study("1.2")
+
+    async def test_cancel_in_the_handshake(self) -> None:
+        begun: Deferred[None] = Deferred()
+
+        class Silent(Connection):
+            def dataReceived(self, data: bytes) -> None:
+                begun.callback(None)
+
+        self.serve(lambda *_: None)
+        self.server.protocol = Silent
+        client = self.client(f"https://127.0.0.1:{self.port.getHost().port}/dicom-web")
+        deleting = client.delete_study("1.2")
+        await begun
+        deleting.cancel()
+        with self.assertRaises(CancelledError):
+            await deleting
+        await self.server.connections[0].lost
+
     async def test_no_http(self) -> None:
         client = self.serve(lambda *_: b"\x02\x00 rubbish\r\n\r\n")
         with self.assertRaises(InvalidResponse):
