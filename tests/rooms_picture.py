@@ -76,6 +76,7 @@ TEXTS: Final[Mapping[str, tuple[str, str]]] = {
     "archive/index/": ("archive/index/", "attributes of instances in a database"),
     "archive/": ("archive/, query/, reading/", "ingest, group commit, recovery; queries"),
     "archive/services/": ("archive/services/", "storage, query, commitment, MPPS, worklist"),
+    "forwarding/receipt/": ("forwarding/receipt/", "tasks that follow from what is received"),
     "forwarding/delivery/": ("forwarding/delivery/, forwarder", "instances sent to their destinations"),
     "web/": ("web/, web/http/", "DICOMweb over twisted.web: the site, its routes"),
     "audit/": ("audit/", "who did what: messages, syslog, a spool on the disk"),

@@ -103,6 +103,7 @@ ROOMS = (
     Room(("forwarding/tasks/",), ("SQLAlchemy",)),
     Room(("archive/removal/", "archive/", "archive/query/", "archive/reading/"), ("Twisted", "pydicom", "SQLAlchemy")),
     Room(("archive/services/", "archive/server.py"), ("Twisted", "pydicom", "SQLAlchemy")),
+    Room(("forwarding/receipt/",), ("Twisted", "pydicom")),
     Room(("forwarding/delivery/", "forwarding/forwarder.py"), ("Twisted", "pydicom")),
     Room(("web/http/", "web/"), ("Twisted", "pydicom", "prometheus-client", "Jinja2")),
     Room(("audit/",), ("Twisted",)),

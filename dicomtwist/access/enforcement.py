@@ -139,7 +139,7 @@ class Access:
         assoc = event.assoc
         assert isinstance(assoc, AcceptorAssociation)
         policy = self.policy
-        requestor = _requestor(assoc)
+        requestor = requestor_of(assoc)
         if requestor.certificate is not None:
             remark(assoc, f"the certificate of the peer is {requestor.certificate}")
         if policy.depends_on_user and isinstance(assoc.requestor.user_identity, UserIdentity):
@@ -193,7 +193,7 @@ class Access:
         why = f"a user identity of type {kind} was not confirmed: {self.policy.why_unconfirmed(kind)}"
         if right:
             policy = self.policy
-            requestor = replace(_requestor(assoc), user=name, identity=kind)
+            requestor = replace(requestor_of(assoc), user=name, identity=kind)
             rejection = policy.rules.rejection(requestor)
             if rejection is None:
                 self._checked[assoc] = CheckedRequestor(requestor, policy)
@@ -348,7 +348,8 @@ def _operation(event: evt.EventType, uid: str) -> Operation:
     return _OPERATIONS[event]
 
 
-def _requestor(assoc: AssociationInterface) -> Requestor:
+def requestor_of(assoc: AssociationInterface) -> Requestor:
+    """Return the peer of *assoc* as its A-ASSOCIATE-RQ and its connection show it, without a user."""
     transport: Any = assoc.protocol.transport
     address = assoc.requestor.address
     if isinstance(transport.getPeer(), UNIXAddress):

@@ -18,14 +18,15 @@ from twisted.logger import Logger
 
 from dicomtwist.archive.completeness import check_replacement
 from dicomtwist.archive.group_commit import CommitConflict, GroupCommit, PendingCommit
+from dicomtwist.archive.inbox.frames import MAX_NOTE
 from dicomtwist.archive.inbox.inbox import MAX_CONTENT, Inbox
-from dicomtwist.archive.inbox.replay import replay
+from dicomtwist.archive.inbox.replay import replay_at_start
 from dicomtwist.archive.inbox.segments import Segments
 from dicomtwist.archive.index.conflicts import Precedence
 from dicomtwist.archive.index.index import FOLDER, Database, Index
 from dicomtwist.archive.index.study_times import StudyTimes
 from dicomtwist.archive.index.write_behind import WriteBehind
-from dicomtwist.archive.instance import Deliver, ReceivedInstance, same_dataset
+from dicomtwist.archive.instance import Deliver, ReceivedInstance, TaskMaker, same_dataset
 from dicomtwist.archive.removal.holds import FOLDER as HOLDS
 from dicomtwist.archive.removal.holds import Holds
 from dicomtwist.archive.removal.remover import Deleted, Remover
@@ -94,6 +95,7 @@ class Archive:
     :param precedence: which values the index has if instances disagree about their patient, study or series.
     :param inbox: whether a small instance is stored when it is in the inbox; its file and its row follow, see :meth:`move`.
         Several processes that share an archive have none.
+    :param tasks: makes tasks of what is received; opened and closed with the archive. ``None`` for an archive without them.
 
     :ivar store: the storage.
     :ivar index: the index, while it is open.
@@ -122,8 +124,10 @@ class Archive:
         engine: Database | None = None,
         precedence: Precedence = Precedence.LAST,
         inbox: bool = False,
+        tasks: TaskMaker | None = None,
     ) -> None:
         self.root = root
+        self.tasks = tasks
         self._has_inbox = inbox and not process
         self._replays = lock < 0
         self._inbox: Inbox | None = None
@@ -197,10 +201,14 @@ class Archive:
                 index.close()
                 raise
             try:
+                if self.tasks is not None:
+                    self.tasks.open(alone=self._replays)
                 if self._replays:
                     self._replay()
             except BaseException:
                 index.close()
+                if self.tasks is not None:
+                    self.tasks.close()
                 raise
         except BaseException:
             self.store.close()
@@ -213,18 +221,12 @@ class Archive:
 
     def _replay(self) -> None:
         """
-        Make files of what an earlier run has left in its inbox.
+        Make files of what an earlier run has left in its inbox, and tasks of the notes in it.
 
         :raises StoreUnusable: they cannot be made.
         """
-        folder = self.store.temporary_files.folder
-        try:
-            found = replay(self.store, folder, self._file_system or FileSystem())
-        except OSError as error:
-            raise StoreUnusable(
-                f"cannot make files of the instances in the inbox {folder}: {error.strerror or error}; "
-                "they are safe there, start again"
-            ) from error
+        make_tasks = None if self.tasks is None else self.tasks.make
+        found = replay_at_start(self.store, self._file_system or FileSystem(), make_tasks)
         if found.instances:
             self.log.info(
                 "the previous run left {instances} instances in its inbox; files were made of {made}, the others had theirs",
@@ -248,14 +250,16 @@ class Archive:
 
     def _begin(self) -> None:
         """Begin to store instances."""
+        make_tasks = None if self.tasks is None else self.tasks.make
         if self.journal is None and (self._has_inbox or self.store.durability is Durability.NONE):
             # Several processes cannot use write-behind: none knows which rows another has not added yet.
             self._write_behind = WriteBehind(self.index, self._set_aside)
             if self._has_inbox:
-                self._inbox = Inbox(self.store, self._segments(), self._write_behind)
+                self._inbox = Inbox(self.store, self._segments(), self._write_behind, make_tasks)
         self._commits = GroupCommit(
             *(self.store, self.index, self._committed, self.journal, self._write_behind, self._inbox),
             self._check_elsewhere,
+            make_tasks,
         )
 
     def _segments(self) -> Segments:
@@ -334,6 +338,8 @@ class Archive:
             with suppress(Exception):
                 self.move()
             self.index.close()
+        if self.tasks is not None:
+            self.tasks.close()
         if self.journal is not None:
             self.journal.close()
 
@@ -495,6 +501,8 @@ class Archive:
 
     def _fits_inbox(self, instance: ReceivedInstance) -> bool:
         if self._inbox is None or instance.is_from_file or isinstance(instance.content, Written):
+            return False
+        if len(instance.note) > MAX_NOTE:
             return False
         return sum(map(len, instance.content)) <= MAX_CONTENT
 

@@ -15,6 +15,7 @@ from typing import BinaryIO, Final
 
 from twisted.logger import Logger
 
+from dicomtwist.access.rules import Requestor
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.completeness import examine_stored
 from dicomtwist.archive.index.record import Record
@@ -191,6 +192,7 @@ class _ImportedFile:
 
     #: The operator of the archive chose the folder.
     may_replace = True
+    requestor = Requestor("", "")
 
     def __init__(self, importing: _Importing, path: str) -> None:
         self._importing = importing

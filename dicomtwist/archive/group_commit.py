@@ -4,6 +4,9 @@ Group commit: several complete instances get their names and their rows in the i
 Instances submitted during a commit are committed together in the next one, so they share the sync of the folder and of the
 database. A single instance is committed at once and waits for no other. The first thread commits for all threads that
 submit instances meanwhile; those threads return at once and do not wait.
+
+The tasks of instances that are not in the inbox are committed after their files have their names, so that nothing sends a copy
+that is not there, and before success is told. A failure to make them undoes the commit.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from functools import partial
 from typing import Final, TypeAlias, TypeVar, cast
 
 from dicomtwist.archive.inbox.inbox import Inbox, Small
+from dicomtwist.archive.inbox.notes import MakeTasks, Noted, copy_time
 from dicomtwist.archive.index.interfaces import IndexWriter
 from dicomtwist.archive.index.record import IndexRow, Record, Sender
 from dicomtwist.archive.index.write_behind import WriteBehind
@@ -94,6 +98,8 @@ class GroupCommit:
     :param inbox: takes new instances that have no temporary file.
     :param on_elsewhere: called with a new instance whose SOP Instance UID is stored below another study or series, and with the
         UIDs of that one; returns the error for which the new one is refused, ``None`` if both are kept.
+    :param make_tasks: makes the tasks of instances that have a note, or that replace one which may have tasks; ``None`` if
+        nothing has tasks.
     """
 
     def __init__(
@@ -105,7 +111,9 @@ class GroupCommit:
         write_behind: WriteBehind | None = None,
         inbox: Inbox | None = None,
         on_elsewhere: _OnElsewhere = lambda instance, place: None,
+        make_tasks: MakeTasks | None = None,
     ) -> None:
+        self._make_tasks = make_tasks
         self._on_outcomes = on_outcomes
         self._on_elsewhere = on_elsewhere
         self._journal = journal
@@ -225,7 +233,7 @@ class GroupCommit:
             self._release_removed([pending for pending in new if pending not in outcomes], inbox, outcomes)
         placed = [pending for pending in new if pending not in outcomes and self._place(pending, outcomes)]
         if placed:
-            self._sync(placed, outcomes)
+            self._sync_and_make_tasks(placed, outcomes)
             for pending in placed:
                 if pending not in outcomes:
                     outcomes[pending] = self._add_later(pending, write_behind)
@@ -271,7 +279,10 @@ class GroupCommit:
             for piece in content:
                 summed.update(piece)
             digest = summed.digest()
-        return Small(instance.uids, instance.transfer_syntax, content, digest, instance.held, _row_maker(pending))
+        return Small(
+            *(instance.uids, instance.transfer_syntax, content, digest, instance.held, _row_maker(pending)),
+            note=instance.note,
+        )
 
     def _add_later(self, pending: PendingCommit, write_behind: WriteBehind) -> BaseException | None:
         try:
@@ -303,7 +314,7 @@ class GroupCommit:
             if self._store.durability is Durability.FULL and not any(pending.exists for pending in placed):
                 self._sync_and_add(placed, outcomes)
             else:
-                self._sync(placed, outcomes)
+                self._sync_and_make_tasks(placed, outcomes)
                 self._add([pending for pending in placed if pending not in outcomes], outcomes)
         except BaseException as error:
             # A defect of this program: no instance is acknowledged, and no caller waits for ever.
@@ -383,17 +394,40 @@ class GroupCommit:
                 (pending, failed[pending.instance.uids]) for pending in placed if pending.instance.uids in failed
             )
 
+    def _sync_and_make_tasks(self, placed: list[PendingCommit], outcomes: _Outcomes) -> None:
+        """Flush the names of instances to the medium, and make their tasks."""
+        self._sync(placed, outcomes)
+        make = self._make_tasks
+        if make is None:
+            return
+        noted: dict[PendingCommit, Noted] = {}
+        for pending in placed:
+            # A replaced copy may have tasks that no rule would make now.
+            if pending not in outcomes and (pending.instance.note or (pending.exists and pending.placed)):
+                try:
+                    received, size = self._store.copy_received(*pending.instance.uids)
+                except OSError as error:
+                    outcomes[pending] = error
+                else:
+                    noted[pending] = Noted(pending.instance.uids, pending.instance.note, copy_time(received), size)
+        if noted:
+            try:
+                make(list(noted.values()))
+            except Exception as error:
+                outcomes.update(dict.fromkeys(noted, error))
+
     def _sync_and_add(self, placed: list[PendingCommit], outcomes: _Outcomes) -> None:
         """
-        Flush names and rows to the medium side by side; no instance is acknowledged before both are there.
+        Flush names and rows to the medium side by side, and make tasks; no instance is acknowledged before all are there.
 
         After a power cut in between, an instance has only a file or only a row; the next start finds it and repairs the index.
+        It has tasks or not; if it is sent again, it gets those that are missing.
         This is for new instances only: a replaced copy would have a row to go back to.
         """
         if not placed:
             return
         unsynced: _Outcomes = {}
-        wait = self._syncing.begin(self._sync, placed, unsynced)
+        wait = self._syncing.begin(self._sync_and_make_tasks, placed, unsynced)
         try:
             self._add(placed, outcomes)
         finally:

@@ -18,8 +18,9 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from dicomtwist.access.rules import Requestor
 from dicomtwist.archive.index.record import MAX_VALUE_LENGTH, WANTED, Sender, make_record, scanner_for
-from dicomtwist.archive.instance import Deliver, ReceivedInstance
+from dicomtwist.archive.instance import Deliver, Notes, ReceivedInstance, TaskMaker
 from dicomtwist.archive.move_schedule import Movable, MoveSchedule
 from dicomtwist.archive.storage.interfaces import ReceivingStorage, Writer
 from dicomtwist.archive.storage.system_calls import Buffer
@@ -79,6 +80,10 @@ class Keeper(Movable, Protocol):
     def store(self) -> ReceivingStorage:
         """The storage of the instances."""
 
+    @property
+    def tasks(self) -> TaskMaker | None:
+        """Makes tasks of what is received, ``None`` if there are none."""
+
     def keep_all(self, instances: Sequence[ReceivedInstance], deliver: Deliver) -> None:
         """Store complete instances, see :meth:`dicomtwist.archive.archive.Archive.keep_all`."""
 
@@ -91,7 +96,6 @@ class Ingest:
     :param executor: the threads that write files; the caller holds it while the object is used.
     :param default_charset: the character set of text without one, see :class:`dicomtwist.archive.archive.Archive`.
 
-    :ivar layouts: the layouts of recent data sets.
     :ivar outcomes: the number of instances, by ``"stored"`` or the class of the error for which they were refused.
     :ivar on_received: called with the Study Instance UID of each instance that is stored, and with the calling and the called
         AE title of its sender; in the reactor thread, or ``None``.
@@ -107,7 +111,7 @@ class Ingest:
         self.default_charset = default_charset
         self.listeners: list[Callable[[str, str], None]] = []
         self.on_received: Callable[[str, tuple[str, str]], None] | None = None
-        self.layouts = Layouts(WANTED, MAX_VALUE_LENGTH)
+        self._layouts = (frozenset[int](), Layouts(WANTED, MAX_VALUE_LENGTH))
         self._moves = MoveSchedule(archive, executor)
         self.outcomes = Counts()
         self._whole: deque[IncomingInstance] = deque()
@@ -126,7 +130,21 @@ class Ingest:
         :param study: the Study Instance UID that the instance must have; ``""`` for any.
         :returns: the sink for the data set.
         """
-        return IncomingInstance(self, meta, flow, sender, study)
+        tasks = self.archive.tasks
+        if tasks is None or sender is None:
+            return IncomingInstance(self, meta, flow, sender, study)
+        # The rules and the facts about the sender of this moment apply, even if both change before the last byte has arrived.
+        return IncomingInstance(self, meta, flow, sender, study, tasks.notes, sender.requestor)
+
+    def layouts_for(self, notes: Notes | None) -> Layouts:
+        """Return the layouts of recent data sets, with the attributes that *notes* looks at."""
+        tags = frozenset[int]() if notes is None else notes.tags
+        known, layouts = self._layouts
+        if tags != known:
+            # The rules have changed, and the layouts are learned again. Another thread may still use the earlier ones.
+            layouts = Layouts(WANTED | tags, MAX_VALUE_LENGTH)
+            self._layouts = tags, layouts
+        return layouts
 
     # --- small instances
 
@@ -239,6 +257,8 @@ class IncomingInstance:
     :param flow: see :meth:`Ingest.begin`.
     :param sender: see :meth:`Ingest.begin`.
     :param study: see :meth:`Ingest.begin`.
+    :param notes: the rules for tasks, if there are any.
+    :param requestor: the sender as these see it.
 
     :ivar study_uid: its Study Instance UID, ``""`` until that is known.
     :ivar series_uid: its Series Instance UID, likewise.
@@ -250,13 +270,23 @@ class IncomingInstance:
 
     # Thousands of these are made in a second.
     __slots__ = (
-        *("_description", "_enough", "_finished", "_flow", "_ingest", "_refusal", "_scanner", "_sender", "_syntax"),
-        *("_study", "_unwritten", "_values", "_waiting", "_writer", "_writing", "result", "series_uid", "study_uid"),
+        *("_description", "_enough", "_finished", "_flow", "_ingest", "_notes", "_refusal", "_requestor", "_scanner"),
+        *("_sender", "_study", "_syntax", "_unwritten", "_values", "_waiting", "_writer", "_writing"),
+        *("result", "series_uid", "study_uid"),
     )
 
     def __init__(
-        self, ingest: Ingest, meta: FileMeta, flow: Flow, sender: Sender | None = None, study: str = ""
+        self,
+        ingest: Ingest,
+        meta: FileMeta,
+        flow: Flow,
+        sender: Sender | None = None,
+        study: str = "",
+        notes: Notes | None = None,
+        requestor: Requestor | None = None,
     ) -> None:
+        self._notes = notes
+        self._requestor = requestor
         self._sender = sender
         self._study = study
         self._ingest = ingest
@@ -415,13 +445,17 @@ class IncomingInstance:
         if self._writer is not None:
             self._writer.discard()
 
+    @property
+    def _wanted(self) -> frozenset[int]:
+        return WANTED if self._notes is None else WANTED | self._notes.tags
+
     def _scan(self, buffers: Sequence[Buffer]) -> None:
         """Look for the indexed attributes in the next pieces of a large instance."""
-        layouts, syntax = self._ingest.layouts, self._syntax
+        layouts, syntax = self._ingest.layouts_for(self._notes), self._syntax
         scanner = self._scanner
         if scanner is None:
             self._values = layouts.values(buffers[0], syntax, whole=False)
-            scanner = self._scanner = scanner_for(syntax)
+            scanner = self._scanner = scanner_for(syntax, self._wanted)
         if self._values is not None:
             return
         try:
@@ -448,10 +482,10 @@ class IncomingInstance:
 
     def _found_in(self, data: bytes) -> Mapping[int, bytes]:
         """Return the indexed attributes of a small instance."""
-        layouts, syntax = self._ingest.layouts, self._syntax
+        layouts, syntax = self._ingest.layouts_for(self._notes), self._syntax
         values = layouts.values(data, syntax)
         if values is None:
-            scanner = scanner_for(syntax)
+            scanner = scanner_for(syntax, self._wanted)
             try:
                 if not scanner.feed(data):
                     scanner.finish()
@@ -490,7 +524,10 @@ class IncomingInstance:
         syntax = self._syntax
         held = sum(map(len, values.values()))
         describe = partial(make_record, values, syntax, self._ingest.default_charset)
-        return ReceivedInstance(uids, syntax, content, describe, held, self._sender)
+        instance = ReceivedInstance(uids, syntax, content, describe, held, self._sender)
+        if self._notes is not None and self._requestor is not None:
+            instance.note = self._notes.note(values, syntax, self._requestor)
+        return instance
 
 
 def _mismatch(name: str, found: str = "") -> DataSetMismatch:

@@ -1,14 +1,25 @@
-"""An instance on its way into an archive, and its comparison with a stored copy."""
+"""
+An instance on its way into an archive, its comparison with a stored copy, and the tasks that follow from its receipt.
+
+A rule may say that an instance is to be sent elsewhere. The rules are matched while the instance is received, and the
+outcome travels with it as a *note*: a few bytes, which lie beside a small instance in the inbox, so that its acknowledgement
+costs no second sync. Tasks are made of the notes in the inbox before its segments are retired, and of all other notes before
+success is told. So an instance that is acknowledged has its tasks, or a note that the next start makes them of.
+
+A failure to make tasks is a failure to store: then the sender keeps its copy. An import has no sender, and makes no tasks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from os import SEEK_END
 from typing import BinaryIO, Final, Protocol
 
+from dicomtwist.access.rules import Requestor
+from dicomtwist.archive.inbox.notes import Noted
 from dicomtwist.archive.index.record import Record, Sender
 from dicomtwist.archive.storage.interfaces import Storage
 from dicomtwist.archive.storage.system_calls import Buffer
@@ -17,6 +28,50 @@ from dicomtwist.part10 import NotDicomFile, read_file_meta
 
 #: The bytes that are compared at a time.
 _PIECE: Final = 256 * 1024
+
+
+class Notes(Protocol):
+    """The rules at one time, which do not change. Used in any thread."""
+
+    @property
+    def tags(self) -> frozenset[int]:
+        """The tags of the attributes that the rules look at."""
+
+    def note(self, values: Mapping[int, bytes], transfer_syntax: str, requestor: Requestor, /) -> bytes:
+        """
+        Return the note of an instance, printable ASCII; empty if there is nothing to do.
+
+        :param values: tag to raw value, as the scanner found them: those of the index and of :attr:`tags`.
+        :param requestor: the sender.
+        :raises Exception: the note cannot be made; the instance is refused.
+        """
+
+
+class TaskMaker(Protocol):
+    """Makes tasks of notes. The methods block and are meant for worker threads."""
+
+    @property
+    def notes(self) -> Notes:
+        """The rules as they are now; in any thread."""
+
+    def open(self, *, alone: bool) -> None:
+        """
+        Begin; idempotent. The folder of the archive exists.
+
+        :param alone: whether no other process that shares the archive is at work.
+        :raises StoreUnusable: no tasks can be made; the text says why and what to do.
+        """
+
+    def make(self, noted: Sequence[Noted], /) -> None:
+        """
+        Make the tasks of some hundred instances at most, all or none. Afterwards they survive whatever an instance survives
+        that the archive has stored. If there are tasks for the same copy of an instance, nothing happens.
+
+        :raises StoreError: no task was made.
+        """
+
+    def close(self) -> None:
+        """End; idempotent."""
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +85,7 @@ class ReceivedInstance:
         temporary file that :meth:`~dicomtwist.archive.storage.interfaces.Writer.seal` returned. The archive takes that over.
     :ivar describe: makes the index record. It is called in any thread, only when the record is needed, and does not fail.
     :ivar held: the approximate number of bytes that *describe* keeps in memory.
+    :ivar note: the note of which the tasks of the instance are made; empty for none, see :class:`Notes`.
     :ivar is_from_file: whether it is from a file, which may have lost its end unseen; a peer states where a data set ends.
     :ivar sender: the sender of the instance; ``None`` for an instance that may replace others without a line in the log.
     """
@@ -41,6 +97,7 @@ class ReceivedInstance:
     held: int
     sender: Sender | None = None
     is_from_file: bool = False
+    note: bytes = b""
 
 
 class Deliver(Protocol):

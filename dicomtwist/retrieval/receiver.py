@@ -75,6 +75,8 @@ class _Keeper:
 
     #: There is no index and no inbox.
     unindexed = unsettled = asked = 0
+    #: Instances that are retrieved have no tasks.
+    tasks = None
 
     def __init__(self, folder: ReceivingFolder, requested: Requested, receipt: Receipt) -> None:
         self.store = folder.store

@@ -21,6 +21,7 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from dicomtwist import AE, Association, AssociationRejected
+from dicomtwist.access.rules import Requestor
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.attributes import Level
 from dicomtwist.archive.recovery import reconcile, repair
@@ -384,6 +385,7 @@ class Stranger:
     """A sender that may not replace instances."""
 
     may_replace = False
+    requestor = Requestor("", "")
 
     def log_replacement(self, message: str, /, **fields: object) -> None:
         raise AssertionError("nothing was replaced")

@@ -29,6 +29,7 @@ from dicomtwist.archive.storage.types import InstanceUIDs, StoreError, is_uid
 __all__ = [
     "ALIGNMENT",
     "GENERATION_LENGTH",
+    "MAX_NOTE",
     "Damaged",
     "Found",
     "Frame",
@@ -46,11 +47,14 @@ ALIGNMENT: Final = 512
 GENERATION_LENGTH: Final = 8
 
 #: Magic with the version of the format, generation, own offset, synced, time of receipt, content length, text length, kind of
-#: the checksum of the content, and that checksum. The checksum of the head follows, then the text: UIDs and transfer syntax.
+#: the checksum of the content, and that checksum. The checksum of the head follows, then the text, in lines: UIDs, transfer
+#: syntax, and a note if there is one. An earlier program, which knows no notes, counts a frame with a note as a bad one.
 _HEAD: Final = struct.Struct("<8s8sQQQIHB32s")
 _CHECKSUM: Final = struct.Struct("<I")
 _TEXT: Final = _HEAD.size + _CHECKSUM.size
 _MAGIC: Final = b"DTINBOX\x01"
+#: The longest note: with the longest UIDs it fits into a head.
+MAX_NOTE: Final = 160
 _MAX_CONTENT: Final = 0xFFFFFFFF
 _MAX_RECEIVED: Final = 0xFFFFFFFFFFFFFFFF
 #: The kinds of the checksum: CRC-32, SHA-256, and that of a frame that does not count any more.
@@ -77,6 +81,8 @@ class Frame(NamedTuple):
     :ivar content: its DICOM file, each buffer contiguous.
     :ivar digest: the SHA-256 of the content; empty if it is not known, then a CRC-32 protects the content.
     :ivar received: the time of its receipt, in nanoseconds since 1970.
+    :ivar note: printable ASCII of at most :data:`MAX_NOTE` bytes that is kept beside the instance, see
+        :mod:`dicomtwist.archive.inbox.notes`.
     """
 
     uids: InstanceUIDs
@@ -84,6 +90,7 @@ class Frame(NamedTuple):
     content: Sequence[Buffer]
     digest: bytes = b""
     received: int = 0
+    note: bytes = b""
 
 
 class Found(NamedTuple):
@@ -124,6 +131,7 @@ class _Head(NamedTuple):
     checksum: bytes
     uids: InstanceUIDs
     transfer_syntax: str
+    note: bytes
 
     @property
     def end(self) -> int:
@@ -144,7 +152,12 @@ def _text(frame: Frame) -> bytes:
         raise FrameRefused("an invalid digest")
     if not 0 <= frame.received <= _MAX_RECEIVED:
         raise FrameRefused("a time of receipt before 1970, or far in the future: the clock is wrong")
-    return instance_uid.encode().join(around)
+    text = instance_uid.encode().join(around)
+    if not frame.note:
+        return text
+    if len(frame.note) > MAX_NOTE or not frame.note.isascii() or b"\n" in frame.note:
+        raise FrameRefused("an invalid note")
+    return text + b"\n" + frame.note
 
 
 @lru_cache(maxsize=256)
@@ -265,7 +278,8 @@ def _read(read: _Read, head: _Head, acknowledged: bool) -> Found | Damaged:
     if len(content) != head.length or actual != head.checksum[: len(actual)]:
         return Damaged(head.offset, head.end, acknowledged, head.uids)
     digest = actual if head.kind == _SHA256 else b""
-    return Found(Frame(head.uids, head.transfer_syntax, [content], digest, head.received), head.content)
+    frame = Frame(head.uids, head.transfer_syntax, [content], digest, head.received, head.note)
+    return Found(frame, head.content)
 
 
 def _is_garbage(sector: bytes) -> bool:
@@ -311,8 +325,9 @@ def _decode(sector: bytes, offset: int, generation: bytes) -> _Head | None:
     if own != offset or _CHECKSUM.unpack_from(sector, _HEAD.size) != (crc,) or len(text) != text_length:
         return None
     parts = text.decode("ascii", "replace").split("\n")
-    if len(parts) != 4 or not all(map(is_uid, parts[:3])) or kind > _VOID:
+    if len(parts) not in (4, 5) or not all(map(is_uid, parts[:3])) or kind > _VOID:
         return None
-    study, series, instance, syntax = parts
+    study, series, instance, syntax = parts[:4]
     uids = study, series, instance
-    return _Head(offset, synced, received, offset + _TEXT + text_length, length, kind, checksum, uids, syntax)
+    note = parts[4].encode() if len(parts) == 5 else b""
+    return _Head(offset, synced, received, offset + _TEXT + text_length, length, kind, checksum, uids, syntax, note)

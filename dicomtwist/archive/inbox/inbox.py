@@ -2,13 +2,14 @@
 The inbox: small instances between their acknowledgement and their files.
 
 An instance that is complete is appended to a segment, together with its neighbours, and acknowledged. Later, after a pause in
-the arrivals or when many wait, it is *published*: its file gets its name. Later still it is
-*settled*: its file and the folders above are on the medium, so that the segment is not needed any more. If the program or the
-machine ends in between, the next start makes the files again (:mod:`dicomtwist.archive.inbox.replay`).
+the arrivals or when many wait, it is *published*: its file gets its name. Later still it is *settled*: its file and the folders
+above are on the medium, and the tasks of its note are made, so that the segment is not needed any more. If the program or the
+machine ends in between, the next start makes files and tasks again (:mod:`dicomtwist.archive.inbox.replay`).
 """
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,9 +18,10 @@ from functools import partial
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol
 
 from dicomtwist.archive.inbox.frames import Frame
+from dicomtwist.archive.inbox.notes import MakeTasks, Noted, copy_time, make_in_parts
 from dicomtwist.archive.inbox.segments import InboxFull, Place, Segments
 from dicomtwist.archive.storage.system_calls import Buffer
-from dicomtwist.archive.storage.types import InstanceUIDs, Written
+from dicomtwist.archive.storage.types import InstanceUIDs, StoreError, Written
 
 __all__ = ["MAX_CONTENT", "MAX_WAITING", "Inbox", "PublishedStorage", "Small", "make_file"]
 
@@ -43,6 +45,7 @@ class Small(NamedTuple):
     :ivar digest: the SHA-256 of the file; empty with durability none.
     :ivar held: the approximate number of bytes that *row* keeps in memory.
     :ivar row: makes the row of the instance from its size and digest; it holds no reference to the content.
+    :ivar note: its note, of which tasks are made before its segment is retired.
     """
 
     uids: InstanceUIDs
@@ -51,6 +54,7 @@ class Small(NamedTuple):
     digest: bytes
     held: int
     row: Callable[[Written], Any]
+    note: bytes = b""
 
 
 class RowQueue(Protocol):
@@ -93,6 +97,7 @@ class _Entry:
     uids: InstanceUIDs
     place: Place
     received: int
+    note: bytes
 
 
 class _Kept(NamedTuple):
@@ -109,9 +114,13 @@ class Inbox:
     :param store: the storage of the files.
     :param segments: the segments, in a folder of the same file system.
     :param rows: takes the rows of instances that are in the inbox.
+    :param make_tasks: makes the tasks of instances that have a note and a file.
     """
 
-    def __init__(self, store: PublishedStorage, segments: Segments, rows: RowQueue) -> None:
+    def __init__(
+        self, store: PublishedStorage, segments: Segments, rows: RowQueue, make_tasks: MakeTasks | None = None
+    ) -> None:
+        self._make_tasks: MakeTasks = make_tasks or (lambda noted: None)
         self._store = store
         self._segments = segments
         self._rows = rows
@@ -125,6 +134,9 @@ class Inbox:
         # Those of the second kind that a sync has failed for. The system reports such a failure once, and counts the pages as
         # clean then, so that the next sync succeeds without them.
         self._unflushed: set[InstanceUIDs] = set()
+        # The instances that have files and no tasks yet. Their segments count them as not done, so that these stay.
+        self._noted: dict[Place, _Entry] = {}
+        self._tasking = threading.Lock()
 
     @property
     def min_free(self) -> int:
@@ -180,7 +192,7 @@ class Inbox:
         # The order stays, also in the times of the files, which tell a start which of them was received first.
         times = range(now, now + len(instances) * _APART, _APART)
         frames = [
-            Frame(one.uids, one.transfer_syntax, one.content, one.digest, received)
+            Frame(one.uids, one.transfer_syntax, one.content, one.digest, received, one.note)
             for one, received in zip(instances, times, strict=True)
         ]
         try:
@@ -190,7 +202,7 @@ class Inbox:
             places = self._segments.append(frames)
         with self._lock:
             for one, place, received in zip(instances, places, times, strict=True):
-                self._waiting[one.uids] = _Entry(one.uids, place, received)
+                self._waiting[one.uids] = _Entry(one.uids, place, received, one.note)
         self._rows.put(
             [
                 (partial(one.row, Written("", place.length, one.digest)), one.uids)
@@ -220,24 +232,29 @@ class Inbox:
 
     def settle(self, *, everything: bool = False) -> None:
         """
-        Flush what is published to the medium, as durability asks for, and retire the segments that are not needed any more.
+        Make the tasks of notes, flush what is published to the medium, as durability asks for, and retire the segments that are
+        not needed any more.
 
         :param everything: whether the segment that is being filled is retired as well. Then nothing that was appended before
             the call is left in the inbox.
-        :raises OSError: as :meth:`publish`, or a file could not be flushed; its segment stays.
+        :raises OSError: as :meth:`publish`, or a file could not be flushed, or tasks could not be made; their segments stay.
         """
         with self._settling:
             if everything:
                 self._segments.seal()
             with self._publishing:
-                unpublished = self._publish()
-            failure = self._retire() or unpublished
+                failure = self._publish()
+            try:
+                self._make_noted()
+            except OSError as error:
+                failure = error
+            failure = self._retire() or failure
         if failure is not None:
             raise failure
 
     def release(self, instances: Iterable[InstanceUIDs]) -> None:
         """
-        Let no start make files of these instances again: they are about to be replaced or removed.
+        Let no start make files of these instances again: they are about to be replaced or removed. Their tasks are made.
 
         :raises OSError: as it came, errno intact. The instances are as before.
         """
@@ -251,6 +268,8 @@ class Inbox:
             held = {one: self._unsettled[one] for one in uids if one in self._unsettled}
             if not held:
                 return
+            if any(kept.place in self._noted for kept in held.values()):
+                self._make_noted()
             # If the replacement fails, the old copies stay.
             self._flush(held)
             self._segments.void(kept.place for kept in held.values())
@@ -310,8 +329,31 @@ class Inbox:
             for entry in published:
                 del self._waiting[entry.uids]
                 self._unsettled[entry.uids] = _Kept(entry.place, entry.received)
-        self._segments.done([entry.place for entry in published])
+            # Tasks are made when the caller has let go of the lock that queries wait for.
+            self._noted.update((entry.place, entry) for entry in published if entry.note)
+        self._segments.done([entry.place for entry in published if not entry.note])
         return failure
+
+    def _make_noted(self) -> None:
+        """
+        Make the tasks of all instances that have a note and a file.
+
+        :raises OSError: that failed; a later call tries again.
+        """
+        with self._tasking:
+            with self._lock:
+                entries = list(self._noted.values())
+            if not entries:
+                return
+            noted = [Noted(one.uids, one.note, copy_time(one.received), one.place.length) for one in entries]
+            try:
+                make_in_parts(self._make_tasks, noted)
+            except StoreError as error:
+                raise OSError(errno.EIO, str(error)) from error
+            with self._lock:
+                for one in entries:
+                    del self._noted[one.place]
+            self._segments.done([one.place for one in entries])
 
     def _void_earlier(self, entry: _Entry) -> None:
         """
@@ -321,6 +363,8 @@ class Inbox:
         """
         earlier = self._unsettled.get(entry.uids)
         if earlier is not None:
+            if earlier.place in self._noted:
+                self._make_noted()
             self._segments.void([earlier.place])
 
     def _retire(self) -> OSError | None:

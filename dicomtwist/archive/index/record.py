@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 from pydicom import Dataset
 from pydicom.filereader import read_dataset
 
+from dicomtwist.access.rules import Requestor
 from dicomtwist.archive.index.attributes import Attribute, Level, at_level
 from dicomtwist.archive.index.normal_forms import datetime_key, name_groups, name_key, normal_date, sounds, time_key
 from dicomtwist.archive.storage.types import InstanceUIDs
@@ -103,6 +104,10 @@ class Record:
 
 class Sender(Protocol):
     """Where an instance comes from: a peer, or an import. Used in any thread."""
+
+    @property
+    def requestor(self) -> Requestor:
+        """The facts about it that rules are matched against; asked for in the reactor thread when an instance begins."""
 
     @property
     def may_replace(self) -> bool:

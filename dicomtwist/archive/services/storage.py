@@ -10,7 +10,8 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from dicomtwist import evt
-from dicomtwist.access.enforcement import Access
+from dicomtwist.access.enforcement import Access, requestor_of
+from dicomtwist.access.rules import Requestor
 from dicomtwist.archive.ingest import DataSetMismatch, IncomingInstance, Ingest, InvalidMeta
 from dicomtwist.archive.services.no_room import NoRoomLog, refusal_words
 from dicomtwist.archive.storage.types import (
@@ -48,6 +49,13 @@ class _Peer:
     def __init__(self, service: StorageService, assoc: AssociationInterface) -> None:
         self._service = service
         self._assoc = assoc
+
+    @property
+    def requestor(self) -> Requestor:
+        """The facts about it that rules are matched against; in the reactor thread, while its association is there."""
+        access = self._service.access
+        checked = None if access is None else access.requestor_of(self._assoc)
+        return requestor_of(self._assoc) if checked is None else checked
 
     @property
     def may_replace(self) -> bool:

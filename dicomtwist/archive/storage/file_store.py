@@ -530,6 +530,14 @@ class InstanceStore:
                             latest = max(latest, entry.stat().st_mtime)
         return latest
 
+    def copy_received(self, study_uid: str, series_uid: str, instance_uid: str) -> tuple[int, int]:
+        """Return the time of the file of an instance, in nanoseconds since 1970, and its size in bytes. The UIDs are valid.
+
+        :raises OSError: it is not there, or cannot be read.
+        """
+        status = os.stat(self.locate(study_uid, series_uid, instance_uid))
+        return status.st_mtime_ns, status.st_size
+
     # --- removing
 
     def take_away(self, uids: Target) -> Removed | None:

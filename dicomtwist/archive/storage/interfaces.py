@@ -80,6 +80,9 @@ class CommittingStorage(Protocol):
     def put_back(self, temporary: str, study_uid: str, series_uid: str, instance_uid: str, /) -> None:
         """Undo a replacement: the copy that was set aside gets its name back."""
 
+    def copy_received(self, study_uid: str, series_uid: str, instance_uid: str, /) -> tuple[int, int]:
+        """Return the time of the stored copy, in nanoseconds since 1970, and its size in bytes."""
+
     def sync_names(self, instances: Iterable[InstanceUIDs], /) -> dict[InstanceUIDs, OSError]:
         """Flush the names of instances to the medium if the durability asks for it; return the failures."""
 

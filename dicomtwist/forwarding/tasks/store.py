@@ -101,10 +101,12 @@ class TaskStore:
 
     def open(self) -> None:
         """
-        Open the database, or make it.
+        Open the database, or make it; idempotent.
 
         :raises TasksUnusable: it cannot be used; the text says why.
         """
+        if self._database is not None:
+            return
         self._database = database = TaskDatabase(self._folder, full=self._full, engine=self._engine)
         self.identity = database.identity
         self._claims = Claims(database)
@@ -115,6 +117,11 @@ class TaskStore:
         self._insert_quiet = _insert_quiet(module)
         with database.reading() as connection:
             self._load(connection)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether programs on other machines may use the store as well."""
+        return self._engine is not None
 
     def close(self) -> None:
         """Close the database; idempotent."""

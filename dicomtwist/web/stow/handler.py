@@ -10,7 +10,7 @@ from typing import Final
 
 from twisted.logger import Logger
 
-from dicomtwist.access.rules import Operation
+from dicomtwist.access.rules import Operation, Requestor
 from dicomtwist.ae.server import in_bytes
 from dicomtwist.archive.storage.types import ReplacementRefused, is_uid
 from dicomtwist.dicomweb.media_types import DICOM, DICOM_JSON, MediaType, MediaTypeError
@@ -39,6 +39,11 @@ class _Client:
         self._request = request
         self._executor = services.archive_server.ingest.executor
         self._conflicts = 0
+
+    @property
+    def requestor(self) -> Requestor:
+        """The facts about it that rules are matched against."""
+        return self._request.requestor
 
     @property
     def may_replace(self) -> bool:

@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist.archive.inbox.frames import (
     ALIGNMENT,
+    MAX_NOTE,
     Damaged,
     Found,
     Frame,
@@ -80,7 +81,8 @@ def bad(parts: Iterable[Found | Damaged]) -> list[Damaged]:
 UIDS = st.from_regex(r"(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){0,5}", fullmatch=True)
 CONTENTS = st.lists(st.binary(max_size=2000), max_size=4)
 TIMES = st.integers(0, 2**64 - 1)
-FRAMES = st.builds(Frame, st.tuples(UIDS, UIDS, UIDS), UIDS | st.just(""), CONTENTS, st.just(b""), TIMES)
+NOTES = st.just(b"") | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=MAX_NOTE).map(str.encode)
+FRAMES = st.builds(Frame, st.tuples(UIDS, UIDS, UIDS), UIDS | st.just(""), CONTENTS, st.just(b""), TIMES, NOTES)
 FRAMES_WITH_DIGEST = FRAMES.map(
     lambda one: one._replace(digest=hashlib.sha256(b"".join(one.content)).digest())
 )  # fmt: skip
@@ -125,6 +127,13 @@ class Encoding(SynchronousTestCase):
             self.fail("a head may be longer than a sector")
         self.assertEqual(content, 1024)
 
+    def test_longest_note(self) -> None:
+        """A note of the greatest length fits beside UIDs and a transfer syntax of the greatest length."""
+        uid = "1." + "2" * 62
+        one = Frame((uid, uid, uid), uid, [b"content"], note=b"n" * MAX_NOTE)
+        buffers, _, _, _ = encode(one, GENERATION, 512, 0)
+        self.assertEqual(found(scanned(bytes(512) + b"".join(buffers))), [one])
+
     def test_refused(self) -> None:
         good = frame(1)
         for wrong in (
@@ -136,6 +145,9 @@ class Encoding(SynchronousTestCase):
             good._replace(transfer_syntax="1.2\u0661"),
             good._replace(transfer_syntax="1" * 500),
             good._replace(digest=b"short"),
+            good._replace(note=b"x" * (MAX_NOTE + 1)),
+            good._replace(note=b"two\nlines"),
+            good._replace(note=b"\xff"),
             good._replace(received=-1),
             good._replace(received=1 << 64),
             good._replace(content=[memoryview(bytes(1 << 20))] * 4096),

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dicomtwist.access.rules import Requestor
 from dicomtwist.archive.archive import Archive, DuplicateInstance, Duplicates
 from dicomtwist.archive.inbox import inbox as inbox_module
 from dicomtwist.archive.inbox.inbox import MAX_CONTENT
@@ -37,6 +38,8 @@ from tests.archive.storage.test_file_store import Recording
 
 class Sender:
     """A sender that may replace instances, or may not."""
+
+    requestor = Requestor("", "")
 
     def __init__(self, *, may_replace: bool = True) -> None:
         self.may_replace = may_replace
