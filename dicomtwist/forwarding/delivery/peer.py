@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from dicomtwist.forwarding.delivery.breaker import Breaker, BreakerState
 from dicomtwist.forwarding.delivery.interfaces import Delivery, Sender
 from dicomtwist.forwarding.delivery.rate import Rate
-from dicomtwist.forwarding.delivery.results import Action, Result, of_connecting, of_error
+from dicomtwist.forwarding.delivery.results import MAX_TRIES, Action, Result, of_connecting, of_error
 from dicomtwist.runtime.executors import Runner
 
 __all__ = ["Peer"]
@@ -35,6 +35,10 @@ MAX_READY: Final = 64
 MAX_HELD: Final = 4 * 1024 * 1024
 #: The time for which a connection waits for another instance before it is given back, in seconds.
 LINGER: Final = 2.0
+#: The connections that end with one instance alone under way, with answers for others in between, until that one has failed.
+MAX_LOST_ALONE: Final = 5
+#: The most instances for which these are counted.
+MAX_BLAMED: Final = 1000
 #: The most instances that wait for a confirmation, and that are asked about together; and the time for which the first of
 #: these waits for others, in seconds.
 MAX_CONFIRMING: Final = 5000
@@ -88,10 +92,11 @@ class Peer:
         self._paced: deque[Delivery] = deque()
         self._ready: deque[Delivery] = deque()
         self._held = 0
-        self._opening: Deferred[None] | None = None
+        self._opening: Deferred[Any] | None = None
         self._couriers: set[Deferred[None]] = set()
         self._hungry: list[Deferred[bool]] = []
         self._answers = self._losses = 0
+        self._blamed: dict[int, tuple[int, int]] = {}
         self._confirming: dict[str, list[Delivery]] = {}
         self._in_confirmation = 0
         self._confirmations: set[Deferred[None]] = set()
@@ -249,6 +254,8 @@ class Peer:
         """Note the result of an instance that was taken."""
         if result.is_lost:
             self._losses += 1
+            if delivery.is_suspect:
+                result = self._lost_alone(delivery, result)
         else:
             self._answers += 1
             if result.is_down:
@@ -263,6 +270,23 @@ class Peer:
                 self._confirm_later(delivery)
                 return
         self._finish(delivery, result)
+
+    def _lost_alone(self, delivery: Delivery, result: Result) -> Result:
+        """
+        Return the result of an instance that was sent alone when its connection ended.
+
+        It is to blame if that happens again and again, and others are answered in between. A peer that ends all connections
+        is no reason to give up an instance.
+        """
+        count, answers = self._blamed.pop(delivery.task.id, (0, -1))
+        if self._answers > answers:
+            count += 1
+        if count >= MAX_LOST_ALONE and delivery.task.tries + 1 >= MAX_TRIES:
+            return Result(Action.FAIL, f"{result.said}: it ends each connection that it is sent over")
+        while len(self._blamed) >= MAX_BLAMED:
+            del self._blamed[next(iter(self._blamed))]
+        self._blamed[delivery.task.id] = count, self._answers
+        return result
 
     def _finish(self, delivery: Delivery, result: Result) -> None:
         self.in_hand -= 1
@@ -286,8 +310,9 @@ class Peer:
         while self._waiting and len(batch) < MAX_OPENED:
             batch.append(self._waiting.popleft())
         if batch:
-            opening = self._executor.run(self.sender.open, batch)
-            self._opening = opening.addCallbacks(
+            opening: Deferred[Any] = self._executor.run(self.sender.open, batch)
+            self._opening = opening  # before its callbacks: it fails at once if the executor is full
+            opening.addCallbacks(
                 self._opened, self._not_opened, callbackArgs=(batch,), errbackArgs=(batch,)
             ).addErrback(self._log)
 
