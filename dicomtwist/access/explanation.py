@@ -20,7 +20,7 @@ from dicomtwist.access.rules import MAX_NAMED, Identity, Operation, Rejection, R
 from dicomtwist.runtime.networks import LOOPBACK, UNIX, is_address
 from dicomtwist.ul.ae_title import check_ae_title
 
-__all__ = ["Case", "Explanation", "explain", "parse_case"]
+__all__ = ["Case", "Explanation", "explain", "parse_case", "parse_sender"]
 
 #: The keys of a case.
 KEYS: Final = ("calling", "from", "operation", "called", "user", "identity", "certificate", "proxied")
@@ -92,6 +92,26 @@ def parse_case(text: str, called: str) -> Case:
             certificate=_certificate(fields["certificate"]) if fields.get("certificate") else None,
         ),
         _operations(fields.get("operation", "")),
+    )
+
+
+def parse_sender(fields: Mapping[str, str], called: str) -> Requestor:
+    """
+    Return the peer that *fields* describe. A file with a certificate is read, which blocks.
+
+    :param fields: ``calling``, ``called``, ``from``, ``user`` and ``certificate`` as :func:`parse_case` has them; each may be
+        missing. Its user counts as confirmed.
+    :param called: the called AE title if there is none in *fields*.
+    :raises ValueError: one of them is wrong.
+    """
+    calling, user = fields.get("calling", ""), fields.get("user", "")
+    return Requestor(
+        check_ae_title(fields.get("called") or called),
+        check_ae_title(calling) if calling else "",
+        _address(fields.get("from") or LOOPBACK),
+        user=user,
+        identity=Identity.PASSCODE if user else None,
+        certificate=_certificate(fields["certificate"]) if fields.get("certificate") else None,
     )
 
 

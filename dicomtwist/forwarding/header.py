@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from typing import BinaryIO, Final, TypeAlias
 
 from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
@@ -27,9 +27,9 @@ from dicomtwist.datasets.element_headers import (
 from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner, odd_header
 from dicomtwist.errors import DataSetError
 from dicomtwist.forwarding.errors import CoercionError
-from dicomtwist.part10 import UNDEFINED_LENGTH, FileMeta
+from dicomtwist.part10 import UNDEFINED_LENGTH, FileMeta, read_file_meta
 
-__all__ = ["PIXEL_GROUP", "Edit", "Rewritten", "Splice", "rewrite", "rewritten_meta"]
+__all__ = ["PIXEL_GROUP", "Edit", "Rewritten", "Splice", "read_header", "rewrite", "rewritten_meta"]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -109,6 +109,31 @@ def rewritten_meta(meta: FileMeta, rewritten: Rewritten, *, anonymous: bool = Fa
     if anonymous:
         changed.source_ae_title = changed.sending_ae_title = changed.receiving_ae_title = ""
     return changed
+
+
+def read_header(file: BinaryIO) -> Dataset:
+    """
+    Return the decoded header of a PS3.10 file, which may end where its pixel data begins. It blocks.
+
+    :raises NotDicomFile: it is another kind of file.
+    :raises DataSetError: the header cannot be decoded.
+    """
+    meta, offset = read_file_meta(file)
+    file.seek(offset)
+    found: list[Dataset] = []
+    splice = Splice(meta.transfer_syntax_uid, found.append)
+    try:
+        while splice.rewritten is None:
+            data = file.read(_INFLATED_PIECE)
+            if not data:
+                splice.finish()
+                break
+            splice.feed(data)
+    except DataSetError:
+        # It need not be one that can be sent, such as one without a SOP Instance UID.
+        if not found:
+            raise
+    return found[0]
 
 
 class Splice:

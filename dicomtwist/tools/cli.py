@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "get": ("retrieve", "Fetch instances from a peer (C-GET)."),
     "move": ("retrieve", "Have a peer send instances to an AE (C-MOVE)."),
     "passwd": ("passwd", "Set the passcode of a user of 'twist dicom'."),
+    "queue": ("queue", "Look after the queue of forwarding of 'twist dicom'."),
     "store": ("store", "Send files and folders (C-STORE)."),
     "worklist": ("find", "Query a worklist for scheduled procedures (C-FIND)."),
 }

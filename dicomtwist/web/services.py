@@ -13,6 +13,7 @@ from dicomtwist.archive.reading.series_documents import SeriesDocuments
 from dicomtwist.archive.reading.stored_file import StoredFiles
 from dicomtwist.archive.removal.remover import Deleted
 from dicomtwist.archive.server import ArchiveServer
+from dicomtwist.forwarding.operators.queue import ForwardQueue
 from dicomtwist.pixels.pool import Pixels
 from dicomtwist.runtime.networks import Networks
 from dicomtwist.web.http.limits import HTTPLimits
@@ -39,6 +40,7 @@ class Services:
     :ivar pixels: the processes that decode and render pixel data, ``None`` without them.
     :ivar monitor: collects the metrics of this process, ``None`` without ``/metrics``.
     :ivar overview: the whole server as an operator sees it, ``None`` without ``/api``.
+    :ivar queue: the queue of forwarding, ``None`` if this server cannot forward.
     :ivar files: opens stored instances.
     :ivar frame_tables: finds their frames.
     :ivar rendered: rendered images that are kept.
@@ -58,6 +60,7 @@ class Services:
     frame_tables: FrameTables = field(init=False)
     monitor: Monitor | None = None
     overview: Overview | None = None
+    queue: ForwardQueue | None = None
     rendered: ImageCache = field(default_factory=ImageCache)
     documents: SeriesDocuments = field(init=False)
     finder: Finder = field(init=False)

@@ -49,7 +49,8 @@ def _place(function: Callable[..., Any]) -> Callable[..., Any]:
 def _run(name: str, values: dict[str, Any], **arguments: Any) -> None:
     """Run an operation, and end with its exit status."""
     from dicomtwist.tools.display.console import printable
-    from dicomtwist.tools.runners.archive import ArchiveFailed, open_archive, run
+    from dicomtwist.tools.runners.archive import open_archive, run
+    from dicomtwist.tools.server.api import OperationFailed
 
     url, storage = values["url"], values["storage"]
     if url is not None and storage is not None:
@@ -62,7 +63,7 @@ def _run(name: str, values: dict[str, Any], **arguments: Any) -> None:
             ) as archive,
         ):
             status = run(archive, name, as_json=values["as_json"], **arguments)
-    except ArchiveFailed as error:
+    except OperationFailed as error:
         click.echo(f"dicomtwist: {printable(error)}", err=True)
         raise SystemExit(1) from None
     raise SystemExit(status)

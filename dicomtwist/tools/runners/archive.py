@@ -7,36 +7,29 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import ssl
 import tempfile
 import time
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
-from urllib.error import HTTPError, URLError
-from urllib.parse import quote, urlencode, urlsplit
-from urllib.request import HTTPRedirectHandler, HTTPSHandler, ProxyHandler, Request, build_opener
+from urllib.parse import quote, urlencode
 from zipfile import BadZipFile, ZipFile
 
 import click
 
 from dicomtwist.tools.display.console import printable
+from dicomtwist.tools.server.api import OperationFailed, ServerAPI, open_server
 
-__all__ = ["ArchiveFailed", "open_archive", "run"]
+__all__ = ["open_archive", "run"]
 
 #: The studies that are asked for at once.
 PAGE: Final = 500
 #: The time between two questions whether a check has ended, in seconds.
 POLL: Final = 0.5
-#: The time in which the server answers, in seconds.
-TIMEOUT: Final = 600.0
 _COPY: Final = 1024 * 1024
-#: The longest answer of a server in JSON, in bytes.
-MAX_ANSWER: Final = 64 * 1024 * 1024
 
 #: The fields of the answers of a server that are used, with their types.
 _STAT: Final = {
@@ -51,12 +44,8 @@ _CHECKED: Final = {
 }
 
 
-class ArchiveFailed(Exception):
-    """An operation failed; the text says why."""
-
-
 class Archives:
-    """The operations, wherever the archive is. Each raises :class:`ArchiveFailed`."""
+    """The operations, wherever the archive is. Each raises :class:`OperationFailed`."""
 
     @abstractmethod
     def stat(self) -> dict[str, Any]:
@@ -89,67 +78,21 @@ class Archives:
         """Copy files into a folder; return their number."""
 
 
-class _NoRedirects(HTTPRedirectHandler):
-    """The token is for one server: a redirection is an error."""
-
-    def redirect_request(self, *arguments: Any) -> None:
-        return None
-
-
 class RunningServer(Archives):
     """
     A server that runs.
 
-    :param url: the URL of its site.
-    :param token: a token of a user; empty without one.
-    :param tls: the TLS context for https.
+    :param api: its API.
     """
 
-    def __init__(self, url: str, token: str, tls: ssl.SSLContext) -> None:
-        self._url = url.rstrip("/")
-        self._token = token
-        # A proxy of the environment is not for the server of this machine or this network.
-        self._opener = build_opener(ProxyHandler({}), _NoRedirects(), HTTPSHandler(context=tls))
-
-    @contextmanager
-    def _response(self, method: str, path: str, body: Any = None, accept: str = "application/json") -> Iterator[Any]:
-        headers = {"Accept": accept}
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
-        data = None if body is None else json.dumps(body).encode()
-        if data is not None:
-            headers["Content-Type"] = "application/json"
-        try:
-            with self._opener.open(
-                Request(f"{self._url}{path}", data, headers, method=method), timeout=TIMEOUT
-            ) as response:
-                yield response
-        except HTTPError as error:
-            raise ArchiveFailed(_words(error)) from None
-        except URLError as error:
-            raise ArchiveFailed(f"cannot reach {self._url}: {error.reason}") from None
-        except (OSError, HTTPException) as error:
-            raise ArchiveFailed(f"the connection to {self._url} failed: {error}") from None
+    def __init__(self, api: ServerAPI) -> None:
+        self._api = api
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        with self._response(method, f"/api/archive{path}", body) as response:
-            text = response.read(MAX_ANSWER + 1)
-        try:
-            return json.loads(text) if 0 < len(text) <= MAX_ANSWER else None
-        except (ValueError, RecursionError):
-            raise self._is_another() from None
-
-    def _is_another(self) -> ArchiveFailed:
-        return ArchiveFailed(f"{self._url} has other answers below /api: is it the site of twist dicom --http?")
-
-    def _checked(self, answer: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Return an answer, an object that has these fields."""
-        if not isinstance(answer, dict) or not all(isinstance(answer.get(key), kind) for key, kind in fields.items()):
-            raise self._is_another()
-        return answer
+        return self._api.ask(method, f"/archive{path}", body)
 
     def stat(self) -> dict[str, Any]:
-        return self._checked(self._ask("GET", ""), _STAT)
+        return self._api.checked(self._ask("GET", ""), _STAT)
 
     def studies(
         self, uids: Sequence[str], patient_id: str, locked: bool, offset: int, limit: int
@@ -158,8 +101,8 @@ class RunningServer(Archives):
         query += [("patient_id", patient_id)] * bool(patient_id) + [("locked", "true")] * locked
         found = self._ask("GET", f"/studies?{urlencode(query)}")
         if not isinstance(found, list):
-            raise self._is_another()
-        return [self._checked(one, _STUDY) for one in found]
+            raise self._api.is_another()
+        return [self._api.checked(one, _STUDY) for one in found]
 
     def delete(self, uids: Sequence[str]) -> None:
         self._ask("DELETE", _path(uids))
@@ -171,20 +114,20 @@ class RunningServer(Archives):
         self._ask("DELETE", f"{_path([study])}/lock")
 
     def check(self, *, all_files: bool) -> dict[str, Any]:
-        state = self._checked(self._ask("POST", "/rebuild" if all_files else "/check"), _STATE)
+        state = self._api.checked(self._ask("POST", "/rebuild" if all_files else "/check"), _STATE)
         number = state["number"]
         while state["number"] == number and state["state"] == "running":
             time.sleep(POLL)
-            state = self._checked(self._ask("GET", "/check"), _STATE)
+            state = self._api.checked(self._ask("GET", "/check"), _STATE)
         if state["number"] != number or state["state"] != "done":
-            raise ArchiveFailed(str(state.get("reason", "the server was started again meanwhile")))
-        return self._checked(state.get("result"), _CHECKED)
+            raise OperationFailed(str(state.get("reason", "the server was started again meanwhile")))
+        return self._api.checked(state.get("result"), _CHECKED)
 
     def export(self, uids: Sequence[str], folder: Path) -> int:
         path = "/dicom-web" + _path(uids)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            with self._response(
+            with self._api.response(
                 "GET", path, accept="application/zip, application/dicom; transfer-syntax=*;q=0.5"
             ) as response:
                 shutil.copyfileobj(response, file, _COPY)
@@ -192,21 +135,12 @@ class RunningServer(Archives):
             try:
                 return _unpack(file, folder / uids[0])
             except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
-                raise ArchiveFailed(f"{self._url} has sent no zip file, or not all of it") from None
+                raise OperationFailed(f"{self._api.url} has sent no zip file, or not all of it") from None
 
 
 def _path(uids: Sequence[str]) -> str:
     names = ("studies", "series", "instances")
     return "".join(f"/{name}/{quote(uid, safe='')}" for name, uid in zip(names, uids, strict=False))
-
-
-def _words(error: HTTPError) -> str:
-    """Return why the server refuses."""
-    with suppress(ValueError, OSError):
-        found = json.loads(error.read(64 * 1024))
-        if isinstance(found, dict) and isinstance(found.get("words"), str):
-            return f"the server answers {error.code}: {found['words']}"
-    return f"the server answers {error.code} {error.reason}"
 
 
 def _unpack(file: Any, folder: Path) -> int:
@@ -272,7 +206,7 @@ class StoppedFolder(Archives):
 
     def unlock(self, study: str) -> None:
         if not self._archive.holds.remove(study):
-            raise ArchiveFailed(f"study {study} is not locked")
+            raise OperationFailed(f"study {study} is not locked")
 
     def check(self, *, all_files: bool) -> dict[str, Any]:
         from dicomtwist.archive.services.maintenance import as_json
@@ -287,7 +221,7 @@ class StoppedFolder(Archives):
                 _copy(source, folder / uids[0] / series_uid / f"{uid}.dcm")
             count += 1
         if not count:
-            raise ArchiveFailed("there is no such study, series or instance")
+            raise OperationFailed("there is no such study, series or instance")
         return count
 
 
@@ -299,17 +233,10 @@ def open_archive(
     Open the archive of a server, or that of a folder.
 
     :param rebuilds: whether the index of a folder is moved away before.
-    :raises ArchiveFailed: it cannot be used; the text says why.
+    :raises OperationFailed: it cannot be used; the text says why.
     """
     if storage is None:
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise ArchiveFailed(f"{url} is not a URL of HTTP")
-        try:
-            token = "" if token_file is None else token_file.read_text("ascii").strip()
-            tls = ssl.create_default_context(cafile=None if roots is None else os.fspath(roots))
-        except (OSError, ValueError) as error:
-            raise ArchiveFailed(f"cannot read a file of the options: {error}") from None
-        yield RunningServer(url, token, tls)
+        yield RunningServer(open_server(url, token_file, roots))
         return
     with _opened(storage, rebuilds=rebuilds) as archive:
         yield archive
@@ -326,15 +253,15 @@ def _opened(storage: Path, *, rebuilds: bool) -> Iterator[StoppedFolder]:
     except ModuleNotFoundError as error:
         if error.name != "sqlalchemy":
             raise
-        raise ArchiveFailed('the archive needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
+        raise OperationFailed('the archive needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
     index = storage / FOLDER
     try:
         if not index.is_dir():
-            raise ArchiveFailed(f"{storage} is not the folder of an archive: it has no {FOLDER}")
+            raise OperationFailed(f"{storage} is not the folder of an archive: it has no {FOLDER}")
         lock = FileLock(os.fspath(index / "lock"))
         try:
             if not lock.try_exclusive():
-                raise ArchiveFailed(f"a server uses {storage}: stop it, or ask it with --url")
+                raise OperationFailed(f"a server uses {storage}: stop it, or ask it with --url")
             if rebuilds:
                 index.rename(storage / time.strftime(f"{FOLDER}-%Y%m%d-%H%M%S"))
         finally:
@@ -350,9 +277,9 @@ def _opened(storage: Path, *, rebuilds: bool) -> Iterator[StoppedFolder]:
         finally:
             archive.close()
     except StoreError as error:
-        raise ArchiveFailed(str(error)) from None
+        raise OperationFailed(str(error)) from None
     except OSError as error:
-        raise ArchiveFailed(f"{error.filename or storage}: {error.strerror or error}") from None
+        raise OperationFailed(f"{error.filename or storage}: {error.strerror or error}") from None
 
 
 # --- the operations
@@ -363,7 +290,7 @@ def run(archive: Archives, name: str, *, as_json: bool, **arguments: Any) -> int
     Run an operation, and print its result.
 
     :returns: the exit status.
-    :raises ArchiveFailed: it failed.
+    :raises OperationFailed: it failed.
     """
     return _OPERATIONS[name](archive, as_json=as_json, **arguments)
 
@@ -413,7 +340,7 @@ def _each(what: str, archive: Archives, call: Callable[[Any], Any], targets: Seq
         name = target if isinstance(target, str) else "/".join(target)
         try:
             found = call(target)
-        except ArchiveFailed as error:
+        except OperationFailed as error:
             failed = 1
             outcome: Mapping[str, Any] = {"uids": name, "done": False, "reason": str(error)}
             words = f"{name}: {error}"

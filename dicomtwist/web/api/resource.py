@@ -9,6 +9,7 @@ from typing import Final
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.web.api.archive import ROUTES as ARCHIVE_ROUTES
 from dicomtwist.web.api.overview import ROUTES as OVERVIEW_ROUTES
+from dicomtwist.web.api.queue import ROUTES as QUEUE_ROUTES
 from dicomtwist.web.resource import DICOMwebResource
 from dicomtwist.web.routes import Router
 from dicomtwist.web.services import Services
@@ -16,7 +17,7 @@ from dicomtwist.web.services import Services
 __all__ = ["ROUTES", "APIResource"]
 
 #: The table of routes, as the documentation has it.
-ROUTES: Final = (*OVERVIEW_ROUTES, *ARCHIVE_ROUTES)
+ROUTES: Final = (*OVERVIEW_ROUTES, *ARCHIVE_ROUTES, *QUEUE_ROUTES)
 
 
 class APIResource(DICOMwebResource):

@@ -1,0 +1,1 @@
+"""The queue of forwarding and its rules, as operators see them."""

@@ -1,0 +1,1 @@
+"""A running server that a subcommand asks by its API."""
