@@ -12,6 +12,7 @@ __all__ = [
     "InvalidPixels",
     "InvalidView",
     "NoSuchFrame",
+    "NotEncoded",
     "PixelsCrashed",
     "PixelsFailed",
     "PixelsStopped",
@@ -28,6 +29,10 @@ class PixelsFailed(DataSetError):
 
 class UnsupportedPixels(PixelsFailed):
     """The instance has no image, or one that no codec here decodes or encodes."""
+
+
+class NotEncoded(UnsupportedPixels):
+    """The codec of the result does not encode the image, which is decoded; another one may."""
 
 
 class InvalidPixels(PixelsFailed):
@@ -60,7 +65,7 @@ class PixelsStopped(PixelsFailed):
 
 _KINDS: Final = {
     kind.__name__: kind
-    for kind in (PixelsFailed, UnsupportedPixels, InvalidPixels, InvalidView, NoSuchFrame, PixelsTooLarge)
+    for kind in (PixelsFailed, UnsupportedPixels, NotEncoded, InvalidPixels, InvalidView, NoSuchFrame, PixelsTooLarge)
 }
 
 

@@ -20,6 +20,7 @@ from dicomtwist.pixels.errors import (
     InvalidPixels,
     InvalidView,
     NoSuchFrame,
+    NotEncoded,
     PixelsFailed,
     PixelsStopped,
     PixelsTooLarge,
@@ -90,7 +91,8 @@ def _problem_of_pixels(error: PixelsFailed) -> Problem:
     if isinstance(error, InvalidView):
         return Problem(400, str(error))
     if isinstance(error, UnsupportedPixels):
-        return Problem(406, f"the instance cannot be rendered or converted: {error}")
+        words = "its codec does not encode it" if isinstance(error, NotEncoded) else str(error)
+        return Problem(406, f"the instance cannot be rendered or converted: {words}")
     if isinstance(error, PixelsTooLarge):
         return Problem(413, str(error))
     # The words of a codec may quote what the file has.

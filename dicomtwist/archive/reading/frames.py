@@ -186,7 +186,12 @@ class FrameTable:
         self._pixels = pixels
         self._fragments = fragments
         self._unit = pixels.unit(syntax)
-        self.count = pixels.frames if fragments is None else len(fragments)
+        if fragments is not None:
+            self.count = len(fragments)
+        elif pixels.length is not None and pixels.frame_bits:
+            self.count = min(pixels.frames, 8 * pixels.length // pixels.frame_bits)
+        else:
+            self.count = pixels.frames
         self.stated = pixels.frames
         self.is_encapsulated = fragments is not None
 
@@ -263,9 +268,9 @@ def read_frames(stored: StoredFile) -> FrameTable:
         return FrameTable(syntax, pixels, frame_fragments(source.read, items, pixels.frames, pixels.offsets))
     if pixels.frame_bits % 8 and pixels.frame_bits > MAX_BITS:
         raise DataSetError(f"a frame of more than {MAX_BITS} bits that does not end with a byte")
-    if not pixels.frame_bits or pixels.frame_bits * pixels.frames > 8 * pixels.length:
-        if pixels.frames > 1:
-            raise DataSetError("the pixel data is shorter than its frames")
+    if not pixels.frame_bits and pixels.frames > 1:
+        raise DataSetError("the data set does not say how long a frame is")
+    if not pixels.frame_bits or (pixels.frames == 1 and pixels.frame_bits > 8 * pixels.length):
         # One frame is the whole value, whatever its attributes say.
         pixels = PixelElement(
             *(pixels.tag, pixels.vr, pixels.header, pixels.offset, pixels.length, 1),

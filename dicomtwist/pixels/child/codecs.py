@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dicomtwist.pixels.child.codestreams import Codestream, read_codestream
-from dicomtwist.pixels.errors import InvalidPixels, PixelsTooLarge, UnsupportedPixels
+from dicomtwist.pixels.errors import InvalidPixels, NotEncoded, PixelsFailed, PixelsTooLarge, UnsupportedPixels
 from dicomtwist.pixels.syntaxes import (
     DEFLATED_FRAMES,
     ENCAPSULATED_UNCOMPRESSED,
@@ -35,7 +36,7 @@ from dicomtwist.pixels.syntaxes import (
     RLE,
 )
 
-__all__ = ["MAX_FRAME_BYTES", "FrameFormat", "decode_frame", "encode_frame", "native_array"]
+__all__ = ["MAX_FRAME_BYTES", "FrameFormat", "decode_frame", "encode_frame", "encoding", "native_array"]
 
 #: The most bytes of one frame, decoded. The largest mammograms and radiographs have 100 MB.
 MAX_FRAME_BYTES: Final = 256 * 1024 * 1024
@@ -307,6 +308,21 @@ _WITH_CODESTREAM: Final = JPEG_LOSSY | JPEG_LOSSLESS | JPEG_LS | JPEG_2000 | HTJ
 
 
 # --- encoding
+
+
+@contextmanager
+def encoding() -> Iterator[None]:
+    """
+    Encode an image.
+
+    :raises NotEncoded: the codec cannot encode it: it is too large for the format, for example.
+    """
+    try:
+        yield
+    except (PixelsFailed, MemoryError):
+        raise
+    except Exception as error:
+        raise NotEncoded(f"{type(error).__name__}: {error}"[:300]) from error
 
 
 def encode_frame(array: Array, syntax: str, form: FrameFormat) -> bytes:

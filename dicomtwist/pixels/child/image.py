@@ -166,6 +166,29 @@ class Image:
         table = [int.from_bytes(extended[at : at + 8], "little") for at in range(0, len(extended), 8)]
         return frame_fragments(self.read_at, self.encapsulated, self.frames, table)
 
+    @cached_property
+    def count(self) -> int:
+        """
+        The number of frames that exist, which Number of Frames may contradict. It is 1 at least: a single one that is cut off
+        is damaged, not absent.
+
+        :raises InvalidPixels: the fragments cannot be divided into frames.
+        """
+        if self.element.length is None:
+            try:
+                return max(1, len(self._fragments))
+            except DataSetError as error:
+                raise InvalidPixels(str(error)) from error
+        pixels = self.form.rows * self.form.columns
+        bits = pixels if self.form.allocated == 1 else 8 * self._native_length
+        return min(self.frames, max(1, 8 * self.element.length // max(1, bits)))
+
+    @property
+    def _native_length(self) -> int:
+        """The length of a frame that is not compressed, in bytes."""
+        form = self.form
+        return form.rows * form.columns * 2 * (form.allocated // 8) if form.is_subsampled else form.length
+
     @property
     def end(self) -> int:
         """The offset of the elements behind the pixels."""
@@ -181,17 +204,15 @@ class Image:
         :raises NoSuchFrame: there are fewer frames.
         :raises InvalidPixels: the fragments cannot be divided into frames.
         """
-        if not 0 <= frame < self.frames:
-            raise NoSuchFrame(f"the image has {self.frames} frames")
-        try:
-            fragments = self._fragments[frame]
-        except DataSetError as error:
-            raise InvalidPixels(str(error)) from error
-        except IndexError:
-            raise NoSuchFrame(f"the pixel data has {len(self._fragments)} frames") from None
+        self._check_number(frame)
+        fragments = self._fragments[frame]
         if sum(fragment.length for fragment in fragments) > MAX_FRAME_BYTES:
             raise PixelsTooLarge(f"a compressed frame of more than {MAX_FRAME_BYTES} bytes")
         return b"".join([self.read_at(*fragment) for fragment in fragments])
+
+    def _check_number(self, frame: int) -> None:
+        if not 0 <= frame < self.count:
+            raise NoSuchFrame(f"the image has {self.count} frames")
 
     def check_count(self) -> None:
         """
@@ -217,8 +238,7 @@ class Image:
         """
         if self.is_encapsulated:
             return decode_frame(self.compressed_frame(frame), self.syntax, self.form)
-        if not 0 <= frame < self.frames:
-            raise NoSuchFrame(f"the image has {self.frames} frames")
+        self._check_number(frame)
         return self._native(frame)
 
     def _native(self, frame: int) -> Array:
@@ -232,7 +252,7 @@ class Image:
             if first % 8:
                 data = _shifted(data, first % 8)
             return native_array(data.ljust(form.length, b"\0"), form)
-        length = pixels * 2 * (form.allocated // 8) if form.is_subsampled else form.length
+        length = self._native_length
         first = frame * length
         if form.allocated == 8 and big_endian and element.vr == "OW":
             # The bytes of each word are swapped (PS3.5 A.3, figure 8.2-1).

@@ -14,10 +14,15 @@ from PIL import Image as Picture
 from pydicom import Dataset
 from pydicom.pixels.processing import apply_color_lut, convert_color_space
 
-from dicomtwist.pixels.child.codecs import Array, FrameFormat
+from dicomtwist.pixels.child.codecs import Array, FrameFormat, encoding
 from dicomtwist.pixels.child.grayscale import displayed, stored_values
 from dicomtwist.pixels.child.image import Image
-from dicomtwist.pixels.errors import InvalidPixels, NoSuchFrame, PixelsTooLarge, UnsupportedPixels
+from dicomtwist.pixels.errors import (
+    InvalidPixels,
+    NoSuchFrame,
+    PixelsTooLarge,
+    UnsupportedPixels,
+)
 from dicomtwist.pixels.options import MEDIA_TYPES, QUALITY, RenderOptions, View, Window
 from dicomtwist.pixels.syntaxes import JPEG_LOSSY
 
@@ -45,17 +50,25 @@ def render(image: Image, frame: int, options: RenderOptions) -> bytes:
     :raises InvalidPixels: the frame cannot be decoded.
     :raises InvalidView: the region is outside of it.
     :raises UnsupportedPixels: it cannot be displayed, or the media type is unknown.
+    :raises NotEncoded: it cannot be encoded in the media type.
     :raises PixelsTooLarge: the result would have more than :data:`MAX_PIXELS`.
     """
     if options.media_type not in MEDIA_TYPES:
         raise UnsupportedPixels(f"images are not rendered as {options.media_type}")
-    if options.animated and options.media_type == "image/gif" and image.frames > 1:
+    if options.animated and options.media_type == "image/gif" and image.count > 1:
         return _animation(image, options)
-    if not 0 <= frame < image.frames:
-        raise NoSuchFrame(f"the image has {image.frames} frames")
+    if not 0 <= frame < image.count:
+        raise NoSuchFrame(f"the image has {image.count} frames")
     if options.media_type == "image/jpeg" and options.view is None:
-        return _jpeg(_shown(image, frame, options), options.quality or QUALITY)
+        shown = _shown(image, frame, options)
+        with encoding():
+            return _jpeg(shown, options.quality or QUALITY)
     picture = _picture(image, frame, options)
+    with encoding():
+        return _encoded(picture, options)
+
+
+def _encoded(picture: Picture.Image, options: RenderOptions) -> bytes:
     output = BytesIO()
     if options.media_type == "image/jpeg":
         picture.save(output, "JPEG", quality=options.quality or QUALITY)
@@ -73,7 +86,7 @@ def _jpeg(shown: Array, quality: int) -> bytes:
 
 def _animation(image: Image, options: RenderOptions) -> bytes:
     first = _picture(image, 0, options)
-    count = min(image.frames, MAX_ANIMATED, max(1, MAX_PIXELS // (first.width * first.height)))
+    count = min(image.count, MAX_ANIMATED, max(1, MAX_PIXELS // (first.width * first.height)))
     time = image.attributes.get("FrameTime")
     rate = image.attributes.get("RecommendedDisplayFrameRate") or image.attributes.get("CineRate")
     try:

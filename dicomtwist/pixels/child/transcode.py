@@ -17,7 +17,7 @@ from pydicom.filereader import read_dataset
 
 from dicomtwist.datasets.codec import encode_dataset
 from dicomtwist.datasets.element_headers import IMPLICIT_LITTLE_ENDIAN, ITEM, SEQUENCE_END, UNDEFINED_LENGTH
-from dicomtwist.pixels.child.codecs import Array, encode_frame
+from dicomtwist.pixels.child.codecs import Array, encode_frame, encoding
 from dicomtwist.pixels.child.codestreams import read_codestream
 from dicomtwist.pixels.child.image import Image
 from dicomtwist.pixels.child.render import rgb
@@ -147,7 +147,9 @@ def converted_frames(image: Image, frames: Sequence[int], syntax: str) -> list[b
 
 
 def _frame(image: Image, frame: int, syntax: str) -> bytes:
-    return encode_frame(_values(image, frame), syntax, image.form)
+    values = _values(image, frame)
+    with encoding():
+        return encode_frame(values, syntax, image.form)
 
 
 def _values(image: Image, frame: int) -> Array:

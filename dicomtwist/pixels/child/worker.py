@@ -86,7 +86,7 @@ class Worker:
 
     def _render(self, image: Image, job: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         frame = job["frame"]
-        data = render(image, image.frames // 2 if frame is None else frame, RenderOptions.from_json(job["options"]))
+        data = render(image, image.count // 2 if frame is None else frame, RenderOptions.from_json(job["options"]))
         return {}, data
 
     def _frames(self, image: Image, job: dict[str, Any]) -> tuple[dict[str, Any], bytes]:

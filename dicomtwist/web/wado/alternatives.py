@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from dicomtwist.dicomweb.media_types import Representation
 from dicomtwist.errors import DataSetError, loggable
-from dicomtwist.pixels.errors import InvalidView, NoSuchFrame, PixelsCrashed, PixelsFailed, PixelsStopped, PixelsTimeout
+from dicomtwist.pixels.errors import InvalidView, NoSuchFrame, PixelsFailed, PixelsStopped, UnsupportedPixels
 from dicomtwist.web.problems import Problem
 from dicomtwist.web.wado.delivery import NOT_ACCEPTABLE, problems_of_stored
 
@@ -36,16 +36,17 @@ async def first_made(
     what: str,
 ) -> T:
     """
-    Return what *make* returns for the first of *alternatives* that it can make. After one that took too long, or has ended its
-    process, only those that need no conversion are tried.
+    Return what *make* returns for the first of *alternatives* that it can make. If pixel data cannot be decoded, only those are
+    tried that need no conversion: the others would fail as well, after as long a time.
 
     :param what: the resource, for the log.
     :raises Problem: there are no alternatives, or the data set is damaged (406).
     :raises PixelsFailed: the error of the first, if none can be made.
     """
     first: DataSetError | None = None
+    is_undecodable = False
     for representation in alternatives:
-        if isinstance(first, PixelsTimeout | PixelsCrashed) and representation.transfer_syntax is not None:
+        if is_undecodable and representation.transfer_syntax is not None:
             continue
         try:
             return await make(representation)
@@ -57,6 +58,9 @@ async def first_made(
                 what=what,
                 representation=representation.part_type(representation.transfer_syntax or ""),
                 reason=loggable(error),
+            )
+            is_undecodable = is_undecodable or (
+                isinstance(error, PixelsFailed) and not isinstance(error, UnsupportedPixels)
             )
             first = first or error
     if first is None:

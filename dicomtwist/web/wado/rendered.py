@@ -19,7 +19,7 @@ from dicomtwist.dicomweb.media_types import Category, Representation
 from dicomtwist.dicomweb.multipart import MultipartWriter
 from dicomtwist.dicomweb.rendered import Rendering, parse_frames, parse_rendering
 from dicomtwist.errors import DataSetError, loggable
-from dicomtwist.pixels.errors import PixelsTimeout, UnsupportedPixels
+from dicomtwist.pixels.errors import NotEncoded, UnsupportedPixels
 from dicomtwist.pixels.options import MEDIA_TYPES, RenderOptions, View, Window
 from dicomtwist.pixels.pool import Pixels
 from dicomtwist.web.problems import Problem
@@ -75,14 +75,14 @@ async def _retrieve_images(request: DICOMwebRequest, services: Services, values:
     if not alternatives:
         raise Problem(406, NOT_ACCEPTABLE)
     every = options_of(request, rendering, [one.media_type for one in alternatives], is_animated=not frames)
-    error: DataSetError | None = None
+    error: NotEncoded | None = None
     for is_multipart, group in groupby(zip(alternatives, every, strict=True), lambda one: one[0].multipart):
         options = tuple(one for _, one in group)
         try:
             await _send_images(request, services, _uids(values), frames, options, is_multipart=is_multipart)
             return
-        except DataSetError as problem:
-            if request.is_answered or not is_of_representation(problem):
+        except NotEncoded as problem:
+            if request.is_answered:
                 raise
             error = error or problem
     assert error is not None, "there is an alternative"
@@ -213,17 +213,15 @@ async def _render(
     :raises PixelsFailed: the error of the first media type, if there is none.
     """
     path = services.archive_server.archive.store.locate(*uids)
-    error: DataSetError | None = None
+    error: NotEncoded | None = None
     for one in dict.fromkeys(options):
         name = f"{'/'.join(uids)}{key}{one.media_type}"
         image = services.rendered.get(name)
         if image is None:
             try:
                 image = await pixels_of(services).render(path, frame, one, peer=request.peer)
-            except DataSetError as problem:
-                # Without an image, or without the time to decode it, no media type is possible.
-                if isinstance(problem, UnsupportedPixels | PixelsTimeout) or not is_of_representation(problem):
-                    raise
+            except NotEncoded as problem:
+                # An image that cannot be decoded has no other media type.
                 error = error or problem
                 continue
             services.rendered.put(name, image)

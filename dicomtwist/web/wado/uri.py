@@ -71,7 +71,7 @@ async def _send_file(
         own = stored.meta.transfer_syntax_uid
         syntax = _given(services, wanted, own)
         possible = [
-            replace(representation, transfer_syntax=one)
+            replace(representation, transfer_syntax=None if one == own else one)
             for one in dict.fromkeys((syntax, "" if wanted else own))
             if one
         ]

@@ -12,7 +12,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import fail
 
 from dicomtwist.archive.storage.types import InstanceUIDs
-from dicomtwist.pixels.errors import InvalidPixels
+from dicomtwist.pixels.errors import NotEncoded
 from dicomtwist.pixels.pool import Pixels
 from dicomtwist.pixels.syntaxes import is_available
 from tests.web.wado.sample import WADOTestCase, image, test_file
@@ -144,7 +144,7 @@ class Alternatives(AlternativesTestCase):
 
         def fails_for_jpeg(path, frame, options, **more):
             if options.media_type == "image/jpeg":
-                return fail(InvalidPixels("the image is too wide"))
+                return fail(NotEncoded("the image is too wide"))
             return render(path, frame, options, **more)
 
         self.patch(pixels, "render", fails_for_jpeg)

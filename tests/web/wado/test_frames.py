@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pydicom import dcmread
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
+)
 
 from dicomtwist.dicomweb.media_types import MediaType
 from dicomtwist.dicomweb.multipart import MultipartCutter, PartBegins, PartData, boundary_of
@@ -76,6 +82,36 @@ class Frames(WADOTestCase):
                     self.assertIn(words, response.headers["warning"])
                     expected = [b"efgh", b"ijkl"] if frames == "2,3" else [b"ijkl"]
                     self.assertEqual([content for _, content in parts_of(response)], expected)
+
+    async def test_fewer_frames_than_stated(self) -> None:
+        """The frames of native pixel data that are there are given, with a warning; for others the response is 404."""
+        data = bytes(range(80))
+        client = self.client()
+        for number, syntax in enumerate((ExplicitVRLittleEndian, ImplicitVRLittleEndian), 1):
+            # Two and a half of five frames.
+            (uids,) = await self.store(image(number, syntax=syntax, NumberOfFrames=5, PixelData=data))
+            for frames, numbers in (("1", [1]), ("2", [2]), ("2,1", [2, 1])):
+                response = await client.request("GET", self.path(uids, f"/frames/{frames}"))
+                self.assertEqual(response.status, 200)
+                expected = [data[32 * (one - 1) : 32 * one] for one in numbers]
+                self.assertEqual([content for _, content in parts_of(response)], expected)
+                words = "Number of Frames is 5, but the pixel data has 2 frames"
+                self.assertIn(words, response.headers["warning"])
+            for frames in ("3", "1,3", "5", "6"):
+                response = await client.request("GET", self.path(uids, f"/frames/{frames}"))
+                self.assertEqual((response.status, response.json["words"]), (404, "the instance has 2 frames"))
+            for rest in ("/pixeldata", "/bulkdata/7FE00010"):
+                response = await client.request("GET", self.path(uids, rest), [("Accept", "application/octet-stream")])
+                self.assertEqual((response.status, response.body), (200, data))
+        (uids,) = await self.store(image(3, NumberOfFrames=2, PixelData=bytes(20)))
+        self.assertEqual((await client.request("GET", self.path(uids, "/frames/1"))).status, 404)
+        bits = image(
+            4, NumberOfFrames=10, PixelData=b"\xff\x0f", Rows=3, Columns=3, BitsAllocated=1, BitsStored=1, HighBit=0
+        )
+        (uids,) = await self.store(bits)
+        response = await client.request("GET", self.path(uids, "/frames/1"), [("Accept", "application/octet-stream")])
+        self.assertEqual((response.status, response.body), (200, b"\xff\x01"))
+        self.assertEqual((await client.request("GET", self.path(uids, "/frames/2"))).status, 404)
 
     async def test_single_part(self) -> None:
         (uids,) = await self.store(image(NumberOfFrames=2, PixelData=bytes(range(64))))

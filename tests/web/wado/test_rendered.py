@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image as Picture
 from pydicom.encaps import encapsulate
+from pydicom.uid import RLELossless
 
 from dicomtwist.archive.storage.types import InstanceUIDs
 from dicomtwist.pixels.pool import Pixels
@@ -162,6 +163,27 @@ class Rendered(RenderedTestCase):
             self.assertEqual((await client.request("GET", self.path(uids, path))).status, status, path)
         animated = await client.request("GET", self.path(uids, "/rendered"), [("Accept", "image/gif")])
         self.assertEqual(picture_of(animated).n_frames, 3)
+
+    async def test_another_number_of_frames_than_stated(self) -> None:
+        """The frames that exist are rendered; for others the response is 404."""
+        frames = bytes(range(32)) + bytes(range(32, 0, -1)) + bytes(16) + bytes(range(16))
+        short = image(1, NumberOfFrames=5, PixelData=frames[:80])
+        dataset = image(2, NumberOfFrames=3, PixelData=frames)
+        dataset.compress(RLELossless, generate_instance_uid=False)
+        dataset.NumberOfFrames = 2
+        many = image(3, NumberOfFrames=3, PixelData=frames)
+        many.compress(RLELossless, generate_instance_uid=False)
+        many.NumberOfFrames = 9
+        client = self.client()
+        for one, count in ((short, 2), (dataset, 3), (many, 3)):
+            (uids,) = await self.store(one)
+            for number in range(1, 10):
+                response = await client.request("GET", self.path(uids, f"/frames/{number}/rendered"))
+                self.assertEqual(response.status, 200 if number <= count else 404, number)
+            for rest in ("/rendered", "/thumbnail"):
+                self.assertEqual((await client.request("GET", self.path(uids, rest))).status, 200, rest)
+            animated = await client.request("GET", self.path(uids, "/rendered"), [("Accept", "image/gif")])
+            self.assertEqual(picture_of(animated).n_frames, count)
 
     async def test_no_image(self) -> None:
         without = image(2)
