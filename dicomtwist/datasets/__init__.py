@@ -7,10 +7,10 @@ from dicomtwist.datasets.codec import (
     encode_dataset,
     file_meta_dataset,
 )
+from dicomtwist.datasets.conversion.files import convert_file
 from dicomtwist.datasets.outgoing_instance import (
     InstanceLike,
     OutgoingInstance,
-    convert_file,
     open_file_like,
     open_instance,
     open_path,

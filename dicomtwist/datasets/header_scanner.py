@@ -29,7 +29,7 @@ from dicomtwist.datasets.element_headers import (
 )
 from dicomtwist.part10 import decode_uid
 
-__all__ = ["HeaderError", "HeaderScanner", "decode_uid", "odd_header", "scan"]
+__all__ = ["HeaderError", "HeaderScanner", "decode_uid", "element_header", "odd_header", "scan"]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -541,6 +541,29 @@ class HeaderScanner:
         self._error = HeaderError(f"{reason} (at byte {self._offset + pos} of the data set)")
         self._value = bytearray()
         raise self._error
+
+
+def element_header(data: bytes, syntax: str) -> tuple[int, str, int, int] | None:
+    """
+    Return tag and VR of an element, the beginning of its value behind its own, and the length of the value.
+
+    :param data: the beginning of the element, 16 bytes of it unless the data set ends before.
+    :param syntax: the UID of the transfer syntax, which is not a deflated one.
+    :returns: the VR is empty in a data set without VRs, and if PS3.5 does not know it, or it is a short one. ``None`` if the
+        header is cut off.
+    """
+    encoding = BIG_ENDIAN_FORMAT if syntax == EXPLICIT_BIG_ENDIAN else LITTLE_ENDIAN_FORMAT
+    if len(data) < 12:
+        return None
+    group, element = encoding.tag(data)
+    tag = group << 16 | element
+    if syntax in IMPLICIT:
+        return tag, "", 8, encoding.long(data, 4)[0]
+    vr = data[4:6]
+    if vr in LONG_VRS:
+        return tag, vr.decode(), 12, encoding.long(data, 8)[0]
+    start, length = odd_header(encoding, data, 0, encoding.short(data, 6)[0])
+    return tag, "", start, length
 
 
 def odd_header(encoding: HeaderFormat, buffer: Buffer, pos: int, length: int) -> tuple[int, int]:

@@ -13,7 +13,8 @@ from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from twisted.internet.defer import Deferred, fail, succeed
 
-from dicomtwist.datasets.codec import UNCOMPRESSED, decode_dataset, encode_dataset
+from dicomtwist.datasets.codec import UNCOMPRESSED, encode_dataset
+from dicomtwist.datasets.conversion.files import open_converted
 from dicomtwist.datasets.identity import identify
 from dicomtwist.datasets.sources import BytesSource, DataSetSource, FileSource
 from dicomtwist.datasets.stream import CHUNK
@@ -128,7 +129,7 @@ class OutgoingInstance:
         if transcoder is not None and not UNCOMPRESSED.issuperset((self.transfer_syntax, transfer_syntax)):
             self.source = await transcoder.transcode(original, transfer_syntax, peer=peer)
         else:
-            self.source = BytesSource(await executor.run(convert_file, original, transfer_syntax))
+            self.source = await executor.run(open_converted, original, transfer_syntax, executor)
 
     def close(self) -> None:
         """Close the file of an instance that is not sent."""
@@ -330,12 +331,3 @@ def _syntax_of(dataset: Dataset) -> str:
         return str(meta.TransferSyntaxUID)
     # Without one, nothing says that its pixels are compressed, so that any uncompressed syntax will do.
     return str(ImplicitVRLittleEndian if dataset.original_encoding[0] else ExplicitVRLittleEndian)
-
-
-def convert_file(path: str | os.PathLike[str], transfer_syntax: str) -> bytes:
-    """Return the data set of the Part 10 file at *path*, encoded in another uncompressed syntax. Blocks."""
-    with open(path, "rb") as file:
-        meta, offset = read_file_meta(file)
-        file.seek(offset)
-        dataset = decode_dataset(file.read(), meta.transfer_syntax_uid)
-    return encode_dataset(dataset, transfer_syntax)

@@ -32,8 +32,8 @@ from dicomtwist.datasets.character_sets import (
     has_undecoded,
     unclaimed_text,
 )
+from dicomtwist.datasets.conversion.files import convert_file
 from dicomtwist.datasets.identifier import encode_with_character_set
-from dicomtwist.datasets.outgoing_instance import convert_file
 from dicomtwist.part10 import FileMeta, encode_preamble_and_meta
 
 #: The names of all codecs of Python, and others that look like them.

@@ -14,14 +14,10 @@ from dicomtwist.archive.reading.content import BitRange, Content, Extent
 from dicomtwist.archive.reading.stored_file import Source, StoredFile
 from dicomtwist.archive.storage.types import InstanceUIDs
 from dicomtwist.datasets.element_headers import (
-    BIG_ENDIAN_FORMAT,
     EXPLICIT_BIG_ENDIAN,
-    IMPLICIT,
-    LITTLE_ENDIAN_FORMAT,
-    LONG_VRS,
     UNDEFINED_LENGTH,
 )
-from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner, odd_header
+from dicomtwist.datasets.header_scanner import HeaderError, HeaderScanner, element_header
 from dicomtwist.errors import DataSetError
 from dicomtwist.part10 import decode_uid
 from dicomtwist.pixels.encapsulation import Fragment, frame_fragments, read_encapsulated
@@ -118,9 +114,10 @@ def find_pixels(source: Source, syntax: str) -> PixelElement:
     at = scanner.stopped_at
     if at < 0:
         raise NoPixelData("the instance has no pixel data")
-    tag, vr, start, length = _header(source.read(at, 16), syntax)
-    if tag != _PIXEL_DATA and tag not in _FLOATS:
+    header = element_header(source.read(at, 16), syntax)
+    if header is None or (header[0] != _PIXEL_DATA and header[0] not in _FLOATS):
         raise NoPixelData("the instance has no pixel data")
+    tag, vr, start, length = header
     values = scanner.values
     order = ">" if syntax == EXPLICIT_BIG_ENDIAN else "<"
     rows, columns, samples, bits = (_number(values, one, order) for one in (_ROWS, _COLUMNS, _SAMPLES, _BITS))
@@ -138,22 +135,6 @@ def find_pixels(source: Source, syntax: str) -> PixelElement:
         bits_allocated=bits,
         offsets=unpack(f"<{len(table) // 8}Q", table[: len(table) // 8 * 8]),
     )
-
-
-def _header(data: bytes, syntax: str) -> tuple[int, str, int, int]:
-    """Return tag and VR of an element, the beginning of its value behind its own, and the length of the value."""
-    encoding = BIG_ENDIAN_FORMAT if syntax == EXPLICIT_BIG_ENDIAN else LITTLE_ENDIAN_FORMAT
-    if len(data) < 12:
-        raise NoPixelData("the instance has no pixel data")
-    group, element = encoding.tag(data)
-    tag = group << 16 | element
-    if syntax in IMPLICIT:
-        return tag, "", 8, encoding.long(data, 4)[0]
-    vr = data[4:6]
-    if vr in LONG_VRS:
-        return tag, vr.decode(), 12, encoding.long(data, 8)[0]
-    start, length = odd_header(encoding, data, 0, encoding.short(data, 6)[0])
-    return tag, "", start, length
 
 
 def _number(values: Mapping[int, bytes], tag: int, order: str) -> int:

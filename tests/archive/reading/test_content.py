@@ -132,8 +132,11 @@ class Frames(unittest.TestCase):
         self.assertEqual(self.frames(stored(2, pixels, syntax=EXPLICIT)), [value[:4], value[4:]])
         # One frame is the whole value if its attributes want more.
         self.assertEqual(self.frames(stored(1, pixels, syntax=EXPLICIT, size=9)), [value])
+        # Those that are there count.
+        self.assertEqual(self.frames(stored(3, pixels, syntax=EXPLICIT)), [value[:4], value[4:]])
+        self.assertEqual(self.frames(stored(3, pixels, syntax=EXPLICIT, size=9)), [])
         with self.assertRaises(DataSetError):
-            read_frames(stored(3, pixels, syntax=EXPLICIT))
+            read_frames(stored(2, pixels, syntax=EXPLICIT, size=0))
 
     def test_none(self) -> None:
         for pixels in (b"", element(0x7FE10010, "LO", b"MAKER ")):
