@@ -119,6 +119,11 @@ class Window:
         """Return the URLs with *text* that were responded to."""
         return [response.url for response in self.responses if text in response.url]
 
+    @property
+    def pending(self) -> list[str]:
+        """The URLs of the requests that wait for their responses."""
+        return [request.url for request in self._pending]
+
     def drawn(self, selector: str = "canvas", timeout: float = TIMEOUT) -> Drawn:
         """
         Wait until something is drawn on a canvas, and return what it looks like.
@@ -134,10 +139,9 @@ class Window:
     def state(self) -> str:
         """Return in words what the page is at, for the message of a test that fails."""
         latest = [f"{one.status} {one.url}" for one in self.responses[-12:]]
-        pending = [one.url for one in self._pending]
         text = self.page.inner_text("body")[:1000]
         return "\n".join(
-            [self.page.url, "pending:", *pending, "latest:", *latest, "problems:", *self.problems, "text:", text]
+            [self.page.url, "pending:", *self.pending, "latest:", *latest, "problems:", *self.problems, "text:", text]
         )
 
 

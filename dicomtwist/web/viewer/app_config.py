@@ -32,6 +32,10 @@ _SETTINGS: Final[dict[str, Any]] = {
 #: local files; the rest of it holds. It has a configuration, or a function that makes one.
 _SCRIPT: Final = """
 ;(function () {
+  // A bundle of OHIF 3.12 takes this name of Node.js when the last file that it waits for is a style sheet, and no script runs.
+  if (typeof __filename === "undefined") {
+    window.__filename = new URL("/app-config.js", window.location.href).href;
+  }
   var source = %(source)s;
   var root = %(root)s || window.location.origin + %(path)s;
   ["qidoRoot", "wadoRoot", "wadoUriRoot"].forEach(function (name) {
