@@ -2,7 +2,8 @@
 DICOM JSON (PS3.18 Annex F) as pydicom Datasets, and Datasets as DICOM JSON.
 
 The decoder checks a document fully, as it comes from a peer: the only exception is :class:`JSONModelError`. Numbers may
-be strings and texts numbers, as some servers write them. The encoder of bytes is in :mod:`dicomtwist.dicomweb.json_encoder`.
+be strings and texts numbers, as some servers write them; those of VR DS and IS may be any text, as in files. The encoder of
+bytes is in :mod:`dicomtwist.dicomweb.json_encoder`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import math
 import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping
+from struct import error as StructError
+from struct import pack
 from typing import Any, Final, TypeAlias
 
 from pydicom import DataElement, Dataset
@@ -56,6 +59,8 @@ _RANGES: Final = {
     "UV": (0, (1 << 64) - 1),
     "SV": (-1 << 63, (1 << 63) - 1),
 }
+#: The VRs whose values are numbers in bytes: the VR of such numbers, and their format.
+_NUMBERS: Final = {"OD": ("FD", "d"), "OF": ("FL", "f"), "OL": ("UL", "I"), "OV": ("UV", "Q")}
 _NO_NUMBERS: Final = {
     "NaN": math.nan,
     "inf": math.inf,
@@ -185,10 +190,26 @@ class _Decoder:
             values = member.get("Value")
             if values is not None and not isinstance(values, list):
                 raise JSONModelError(f"{_at(path)} has a Value that is not an array")
+            if vr in ("DS", "IS") and any(isinstance(one, str) for one in values or ()):
+                return self._number_texts(tag, vr, values or [], path)
             value = self._value(vr, values or [], path)
         if value is None and vr == "SQ":
             value = Sequence()
         return DataElement(tag, vr, value, validation_mode=IGNORE)
+
+    def _number_texts(self, tag: int, vr: str, values: list[Any], path: tuple[int, ...]) -> DataElement:
+        """
+        Return an element of numbers that are texts, as it would be read from a file.
+
+        A text that is no number stays one: files have such texts, and their metadata then has them in place of numbers.
+        """
+        try:
+            texts = [self._text(one) if isinstance(one, str) else str(self._single_value(vr, one)) for one in values]
+        except (TypeError, ValueError, OverflowError):
+            raise JSONModelError(f"{_at(path)} has a value that its VR does not allow") from None
+        data = "\\".join(texts).encode()
+        self._count(0, data.count(b"\\"))
+        return convert_raw_data_element(RawDataElement(Tag(tag), vr, len(data), data, 0, False, True), encoding="utf_8")
 
     def _inline(self, text: Any, path: tuple[int, ...]) -> bytes:
         if not isinstance(text, str):
@@ -202,13 +223,18 @@ class _Decoder:
         self._count(0, max(0, len(values) - 1))
         if vr == "SQ":
             return Sequence([self.dataset({} if one is None else one, (*path, at)) for at, one in enumerate(values)])
-        if vr in _BINARY:
-            if any(values):
-                raise JSONModelError(f"{_at(path)} has a Value, which its VR does not have")
-            return None
         try:
+            if vr in _NUMBERS:
+                # Orthanc writes these as numbers, in place of InlineBinary.
+                number_vr, code = _NUMBERS[vr]
+                numbers = [self._single_value(number_vr, one) for one in values if one is not None]
+                return pack(f"<{len(numbers)}{code}", *numbers) or None
+            if vr in _BINARY:
+                if any(values):
+                    raise JSONModelError(f"{_at(path)} has a Value, which its VR does not have")
+                return None
             found = [self._single_value(vr, one) for one in values]
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError, StructError):
             raise JSONModelError(f"{_at(path)} has a value that its VR does not allow") from None
         if len(found) > 1 and None in found:
             # Numbers that are left out have no binary form.

@@ -6,13 +6,17 @@ import json
 import math
 import time
 import unittest
+import warnings
+from struct import pack
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomtwist.datasets.codec import DecodingLimits
+from dicomtwist.dicomweb.json_encoder import encode_json
 from dicomtwist.dicomweb.json_model import ArrayCutter, JSONModelError, dataset_json, decode_json
 
 
@@ -63,6 +67,38 @@ class Values(unittest.TestCase):
         self.assertEqual(only("US", 1, 2), [1, 2])
         self.assertEqual(only("DS", 1, "", 2), [1, "", 2])
         self.assertEqual(only("SQ", {}, None)[1], Dataset())
+
+    def test_texts_in_place_of_numbers(self) -> None:
+        """Files have them, so the metadata have; they come back as pydicom reads them from a file, and nothing is refused."""
+        for vr in ("DS", "IS"):
+            for text in (
+                b"1A",
+                b"1,5 ",
+                b"N/A",
+                b"1\\x\\",
+                b" +7 ",
+                b"1.0",
+                b"1e99",
+                b"nan",
+                b"-",
+                b"\xfc\x00",
+            ):
+                with self.subTest(vr=vr, text=text), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    header = pack("<HH2sH", 0x0020, 0x1206, vr.encode(), len(text))
+                    document = encode_json(header + text, ExplicitVRLittleEndian)
+                    (found,) = decode_json(document)
+                    again = json.loads(dataset_json(found))
+                    self.assertEqual(again["00201206"], json.loads(document)["00201206"])
+
+    def test_numbers_in_place_of_binary_values(self) -> None:
+        """Orthanc writes them."""
+        self.assertEqual(only("OF", 1.5, "inf", 0), pack("<3f", 1.5, math.inf, 0))
+        self.assertEqual(only("OD", 0.1), pack("<d", 0.1))
+        self.assertEqual(only("OL", 1, 0xFFFFFFFF), pack("<2I", 1, 0xFFFFFFFF))
+        self.assertEqual(only("OV", (1 << 64) - 1), b"\xff" * 8)
+        self.assertEqual(only("OF", 0), bytes(4))
+        self.assertIsNone(only("OF", None))
 
     def test_empty_values(self) -> None:
         members: tuple[dict[str, Any], ...] = ({}, {"Value": []}, {"Value": None})
@@ -129,9 +165,15 @@ class Refusals(unittest.TestCase):
             b'{"00280010":{"vr":"US","Value":[true]}}',
             b'{"00280010":{"vr":"US","Value":["x"]}}',
             b'{"00280010":{"vr":"US","Value":[{}]}}',
-            b'{"00280030":{"vr":"DS","Value":["x"]}}',
+            b'{"00280030":{"vr":"DS","Value":[[]]}}',
+            b'{"00280030":{"vr":"DS","Value":["x",{}]}}',
             b'{"00280030":{"vr":"DS","Value":[1e999]}}',
-            b'{"00200013":{"vr":"IS","Value":["x"]}}',
+            b'{"00200013":{"vr":"IS","Value":[true]}}',
+            b'{"00200013":{"vr":"IS","Value":["x",1.5]}}',
+            b'{"00720065":{"vr":"OF","Value":[1e300]}}',
+            b'{"00720065":{"vr":"OF","Value":["x"]}}',
+            b'{"00720075":{"vr":"OL","Value":[-1]}}',
+            b'{"00720081":{"vr":"OV","Value":[1.5]}}',
             b'{"00280009":{"vr":"AT","Value":["0010"]}}',
             b'{"00280009":{"vr":"AT","Value":[5]}}',
             b'{"00080008":{"vr":"CS","Value":[{}]}}',
