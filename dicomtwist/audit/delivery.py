@@ -412,7 +412,9 @@ class Stream:
             failed: Deferred[Any] = Deferred()
             failed.errback(Failure())
             return failed
-        connecting: Deferred[Any] = endpoint.connect(Factory.forProtocol(lambda: _Line(delivery, delivery._clock)))
+        factory = Factory.forProtocol(lambda: _Line(delivery, delivery._clock))
+        factory.noisy = False  # an attempt is no news
+        connecting: Deferred[Any] = endpoint.connect(factory)
         return connecting
 
 

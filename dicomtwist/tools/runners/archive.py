@@ -130,12 +130,17 @@ class RunningServer(Archives):
             with self._api.response(
                 "GET", path, accept="application/zip, application/dicom; transfer-syntax=*;q=0.5"
             ) as response:
+                warnings = response.headers.get_all("Warning", [])
                 shutil.copyfileobj(response, file, _COPY)
             file.seek(0)
             try:
-                return _unpack(file, folder / uids[0])
+                count, comment = _unpack(file, folder / uids[0])
             except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
                 raise OperationFailed(f"{self._api.url} has sent no zip file, or not all of it") from None
+        left_out = [one for one in (*warnings, comment) if "left out" in one]
+        if left_out:
+            raise OperationFailed(f"{count} instances were exported, and not all: {', '.join(left_out)[:500]}")
+        return count
 
 
 def _path(uids: Sequence[str]) -> str:
@@ -143,8 +148,8 @@ def _path(uids: Sequence[str]) -> str:
     return "".join(f"/{name}/{quote(uid, safe='')}" for name, uid in zip(names, uids, strict=False))
 
 
-def _unpack(file: Any, folder: Path) -> int:
-    """Write the files of a zip file, SERIES/INSTANCE.dcm each; return their number."""
+def _unpack(file: Any, folder: Path) -> tuple[int, str]:
+    """Write the files of a zip file, SERIES/INSTANCE.dcm each; return their number and its comment."""
     count = 0
     with ZipFile(file) as archive:
         for member in archive.infolist():
@@ -152,7 +157,7 @@ def _unpack(file: Any, folder: Path) -> int:
             with archive.open(member) as source:
                 _copy(source, folder / Path(series).name / Path(name).name)
             count += 1
-    return count
+        return count, archive.comment.decode("utf-8", "replace")
 
 
 def _copy(source: Any, target: Path) -> None:
@@ -215,11 +220,20 @@ class StoppedFolder(Archives):
 
     def export(self, uids: Sequence[str], folder: Path) -> int:
         count = 0
+        failures = []
         store = self._archive.store
         for series_uid, uid in self._archive.index.instances_below(uids):
-            with store.open(uids[0], series_uid, uid) as source:
+            try:
+                source = store.open(uids[0], series_uid, uid)
+            except OSError as error:
+                failures.append(f"{uid}: {error}")
+                continue
+            with source:
                 _copy(source, folder / uids[0] / series_uid / f"{uid}.dcm")
             count += 1
+        if failures:
+            words = f"{count} instances were exported, and {len(failures)} were not, the first is {failures[0]}"
+            raise OperationFailed(words)
         if not count:
             raise OperationFailed("there is no such study, series or instance")
         return count

@@ -78,7 +78,7 @@ class ServerAPI:
             raise OperationFailed(_words(error)) from None
         except URLError as error:
             raise OperationFailed(f"cannot reach {self._url}: {error.reason}") from None
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, UnicodeError) as error:
             raise OperationFailed(f"the connection to {self._url} failed: {error}") from None
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
@@ -118,10 +118,16 @@ def open_server(url: str, token_file: Path | None, roots: Path | None) -> Server
     :param roots: certificates of authorities to trust, ``None`` for those of the system.
     :raises OperationFailed: the URL or a file cannot be used; the text says why.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
+    try:
+        is_url = urlsplit(url).scheme in ("http", "https")
+    except ValueError:
+        is_url = False
+    if not is_url:
         raise OperationFailed(f"{url} is not a URL of HTTP")
     try:
         token = "" if token_file is None else token_file.read_text("ascii").strip()
+        if not token.isprintable():  # it is not shown
+            raise ValueError(f"{token_file} has other characters than a token has, such as a second line")
         tls = ssl.create_default_context(cafile=None if roots is None else os.fspath(roots))
     except (OSError, ValueError) as error:
         raise OperationFailed(f"cannot read a file of the options: {error}") from None

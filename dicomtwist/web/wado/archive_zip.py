@@ -21,9 +21,14 @@ _DATE: Final = 0x21
 
 
 class ArchiveWriter:
-    """Writes an archive, one file after the other."""
+    """
+    Writes an archive, one file after the other.
+
+    :ivar left_out: the number of instances that are left out of it, which its comment tells: its header was sent long before.
+    """
 
     def __init__(self) -> None:
+        self.left_out = 0
         self._directory: list[bytes] = []
         self._offset = 0
 
@@ -56,7 +61,9 @@ class ArchiveWriter:
     def end(self) -> bytes:
         """Return what is behind the last file."""
         directory = b"".join(self._directory)
-        return directory + _end(len(self._directory), len(directory), self._offset)
+        end = _end(len(self._directory), len(directory), self._offset)
+        comment = f"{self.left_out} instances are left out".encode() if self.left_out else b""
+        return directory + end[:-2] + pack("<H", len(comment)) + comment
 
 
 def archive_length(members: Iterable[tuple[str, int]]) -> int:

@@ -68,6 +68,9 @@ class _Package(Protocol):
     def part(self, one: Chosen, representation: Representation, content: Content) -> Iterator[bytes]:
         """Yield the bytes of an instance, with what is around them."""
 
+    def leave_out(self, count: int = 1) -> None:
+        """Note that instances are left out, which the header of the response does not say."""
+
     def end(self) -> bytes:
         """Return what is behind the last instance."""
 
@@ -96,6 +99,9 @@ class _Multipart:
         yield self.begin(one, representation)
         yield from content.pieces()
 
+    def leave_out(self, count: int = 1) -> None:
+        """Do nothing: a multipart body has no place for it."""
+
     def end(self) -> bytes:
         return self._writer.end()
 
@@ -116,6 +122,9 @@ class _Zip:
 
     def part(self, one: Chosen, representation: Representation, content: Content) -> Iterator[bytes]:
         return self._writer.member(_member_name(one.instance), content.length, content.pieces)
+
+    def leave_out(self, count: int = 1) -> None:
+        self._writer.left_out += count
 
     def end(self) -> bytes:
         return self._writer.end()
@@ -347,6 +356,7 @@ class _Body:
                 selection = Selection()
                 await select(self._request, self._services, selection, page, self._package.media_type)
                 selection.log(self._uids)
+                self._package.leave_out(selection.left_out)
                 is_last = False
                 break
         if self._is_empty:
@@ -403,6 +413,7 @@ class _Body:
         if self._is_measured:
             raise _changed() from error
         self._error = self._error or error
+        self._package.leave_out()
         _log.warn(
             "instance {instance} is left out of a retrieval: {reason}",
             instance=one.instance.sop_instance_uid,

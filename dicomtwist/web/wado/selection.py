@@ -114,6 +114,11 @@ class Selection:
                 else:
                     self.refused += 1
 
+    @property
+    def left_out(self) -> int:
+        """The number of those that cannot be given."""
+        return self.missing + len(self.damaged) + self.refused
+
     def log(self, uids: Sequence[str]) -> None:
         """
         Log what is not as it should be, a line for each kind.

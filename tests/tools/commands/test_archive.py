@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 from pydicom import dcmread
 from twisted.internet import reactor as _reactor
@@ -13,6 +15,8 @@ from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 
 from dicomtwist.archive.archive import Archive
+from dicomtwist.tools.runners.archive import StoppedFolder
+from dicomtwist.tools.server.api import OperationFailed
 from tests import peers
 from tests.archive.samples import dataset, keep
 from tests.tools.common import ToolTestCase
@@ -101,6 +105,21 @@ class Archives(ToolTestCase):
         (found,) = await self.lines("stat", *place)
         self.assertEqual(found["locked"], 1)
 
+    def test_a_folder_with_files_that_cannot_be_read(self) -> None:
+        """The others are exported."""
+
+        def open_one(study: str, series: str, uid: str) -> BytesIO:
+            if uid == "1.2.2":
+                raise PermissionError(13, "Permission denied")
+            return BytesIO(b"content")
+
+        archive: Any = Mock()
+        archive.index.instances_below.return_value = [("1.2", f"1.2.{number}") for number in (1, 2, 3)]
+        archive.store.open = open_one
+        failed = self.assertRaises(OperationFailed, StoppedFolder(archive, None).export, ["1"], self.folder)
+        self.assertIn("2 instances were exported, and 1 were not, the first is 1.2.2: ", str(failed))
+        self.assertEqual(sorted(path.stem for path in self.folder.rglob("*.dcm")), ["1.2.1", "1.2.3"])
+
     async def test_a_server(self) -> None:
         self.make()
         http = peers.free_port()
@@ -109,8 +128,12 @@ class Archives(ToolTestCase):
         await self.every_operation(("--url", url), storage)
         (found,) = await self.lines("rebuild", "--url", url)
         self.assertEqual(found["indexed"], 2)
+        (storage / "1.2.3" / "1.2.3.1" / "1.2.3.1.2.dcm").unlink()
+        (part,) = await self.lines("export", "--url", url, "--to", self.folder / "part", "1.2.3", code=1)
+        self.assertIn("1 instances were exported, and not all", part["reason"])
+        self.assertEqual(len([*(self.folder / "part").rglob("*.dcm")]), 1)
         result = await self.tool("archive", "list", "--url", url)
-        self.assertRegex(result.stdout.decode(), r"(?m)^received .*\n\S+ +\d+ B +2  no      1\.2\.3$")
+        self.assertRegex(result.stdout.decode(), r"(?m)^received .*\n\S+ +\d+ B +[12]  no      1\.2\.3$")
         result = await self.tool("archive", "stat", "--storage", storage)
         self.assertEqual(result.code, 1)
         self.assertIn("a server uses", result.text)
@@ -144,6 +167,8 @@ class Archives(ToolTestCase):
         self.assertIn(r"\x1b]0;1.2\x07", result.text)
 
     async def test_mistakes(self) -> None:
+        token = Path(self.mktemp())
+        token.write_text("secret\nof two lines\n")
         for code, words, arguments in (
             (2, "contradict each other", ("stat", "--url", "http://127.0.0.1:1", "--storage", self.folder)),
             (2, "each a UID", ("delete", "--yes", "../1.2")),
@@ -151,6 +176,10 @@ class Archives(ToolTestCase):
             (2, "give its UID", ("lock", "1.2/1.3")),
             (1, "cannot reach", ("stat", "--url", f"http://127.0.0.1:{peers.free_port()}")),
             (1, "not a URL of HTTP", ("stat", "--url", "ftp://127.0.0.1")),
+            (1, "not a URL of HTTP", ("stat", "--url", "http://[::1")),
+            (1, "a b", ("stat", "--url", "http://a b/")),
+            (1, "failed", ("stat", "--url", f"http://{'a' * 70}.example/")),
+            (1, "such as a second line", ("stat", "--token-file", str(token))),
             (1, "not the folder of an archive", ("stat", "--storage", self.folder)),
             (1, "Delete 1.2?", ("delete", "1.2")),
         ):
@@ -158,3 +187,4 @@ class Archives(ToolTestCase):
             self.assertEqual(result.code, code, result.text)
             self.assertIn(words, result.text)
             self.assertNotIn("Traceback", result.text)
+            self.assertNotIn("secret", result.text)

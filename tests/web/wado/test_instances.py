@@ -264,6 +264,15 @@ class Zip(unittest.TestCase):
                 self.assertIsNone(archive.testzip())
                 self.assertEqual(archive.namelist(), [name for name, _ in members])
 
+    def test_left_out(self) -> None:
+        """The comment tells how many files are missing."""
+        writer = ArchiveWriter()
+        pieces = [*writer.member("1.dcm", 3, lambda: iter([b"abc"]))]
+        writer.left_out = 2
+        with ZipFile(BytesIO(b"".join([*pieces, writer.end()]))) as archive:
+            self.assertIsNone(archive.testzip())
+            self.assertEqual(archive.comment, b"2 instances are left out")
+
     def test_beyond_four_gigabytes(self) -> None:
         """The central directory of an archive whose members lie beyond 4 GiB; the zeros are not kept."""
         piece = bytes(1 << 20)
