@@ -190,7 +190,7 @@ class _Decoder:
             values = member.get("Value")
             if values is not None and not isinstance(values, list):
                 raise JSONModelError(f"{_at(path)} has a Value that is not an array")
-            if vr in ("DS", "IS") and any(isinstance(one, str) for one in values or ()):
+            if vr in ("DS", "IS") and any(isinstance(one, str | float) for one in values or ()):
                 return self._number_texts(tag, vr, values or [], path)
             value = self._value(vr, values or [], path)
         if value is None and vr == "SQ":
@@ -204,12 +204,19 @@ class _Decoder:
         A text that is no number stays one: files have such texts, and their metadata then has them in place of numbers.
         """
         try:
-            texts = [self._text(one) if isinstance(one, str) else str(self._single_value(vr, one)) for one in values]
+            texts = [self._number_text(vr, one) for one in values]
         except (TypeError, ValueError, OverflowError):
             raise JSONModelError(f"{_at(path)} has a value that its VR does not allow") from None
         data = "\\".join(texts).encode()
         self._count(0, data.count(b"\\"))
         return convert_raw_data_element(RawDataElement(Tag(tag), vr, len(data), data, 0, False, True), encoding="utf_8")
+
+    def _number_text(self, vr: str, value: Any) -> str:
+        if isinstance(value, str):
+            return self._text(value)
+        if vr == "IS" and isinstance(value, float) and math.isfinite(value):
+            return str(int(value)) if value.is_integer() and abs(value) < 1 << 63 else repr(value)
+        return str(self._single_value(vr, value))
 
     def _inline(self, text: Any, path: tuple[int, ...]) -> bytes:
         if not isinstance(text, str):
