@@ -10,7 +10,7 @@ not accept wait, without a copy, until it accepts more.
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from twisted.internet.interfaces import IPullProducer
@@ -93,7 +93,7 @@ class SocketOutput:
     writable.
     """
 
-    __slots__ = ("_handed", "_rest", "_socket", "_transport", "_writer")
+    __slots__ = ("_handed", "_rest", "_socket", "_transport", "_when_writable", "_writer")
     write_size = SOCKET_WRITE_SIZE
 
     def __init__(self, transport: Any, handle: socket.socket, writer: Writer) -> None:
@@ -102,6 +102,7 @@ class SocketOutput:
         self._writer = writer
         self._rest: list[bytes | memoryview] = []
         self._handed = False
+        self._when_writable: Callable[[], object] | None = None
         transport.registerProducer(self, False)
 
     def write(self, buffers: Buffers) -> None:
@@ -134,8 +135,31 @@ class SocketOutput:
             sent -= len(data)
         return []
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether all bytes are written."""
+        return not self._rest and not self._handed
+
+    def lend(self) -> socket.socket:
+        """
+        Return a second socket object for the connection, for a thread that writes to it and closes it. Nothing else is written
+        meanwhile, and before that the output is empty. It has a file descriptor of its own, so that the thread never writes to
+        another connection that has got the number of this one.
+
+        :raises OSError: there are no file descriptors left, or the connection is closed.
+        """
+        return self._socket.dup()
+
+    def call_when_writable(self, function: Callable[[], object]) -> None:
+        """Call *function* once when the socket accepts more, for a thread that has found it full."""
+        self._when_writable = function
+        self._transport.startWriting()
+
     def resumeProducing(self) -> None:
         """Write the waiting bytes: the socket is writable and the transport has nothing to write."""
+        waiting, self._when_writable = self._when_writable, None
+        if waiting is not None:
+            waiting()
         if self._handed:
             self._handed = False
             self._writer.resumeProducing()
@@ -162,3 +186,4 @@ class SocketOutput:
     def stopProducing(self) -> None:
         """Drop the waiting bytes: the transport is closing."""
         self._rest = []
+        self._when_writable = None

@@ -5,7 +5,8 @@ A request of DICOMweb, as its handler sees it: who asks, what for, and the ways 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, Final, TypeAlias
@@ -26,10 +27,46 @@ from dicomtwist.web.http.site import StreamedRequest
 from dicomtwist.web.problems import RETRY_AFTER, Problem
 from dicomtwist.web.services import Services
 
-__all__ = ["DICOMwebRequest", "Piece", "Pieces"]
+__all__ = ["DICOMwebRequest", "Piece", "Pieces", "Sending"]
+
+
+class Sending(ABC):
+    """
+    A part of a response that threads read, and that they write to the socket themselves if they can.
+
+    :ivar made: the number of bytes so far.
+    """
+
+    @property
+    @abstractmethod
+    def made(self) -> int: ...
+
+    @abstractmethod
+    def __aiter__(self) -> AsyncIterator[Sequence[bytes | memoryview]]:
+        """Return the pieces, if the threads cannot write them."""
+
+    @abstractmethod
+    async def begin(self) -> int:
+        """
+        Read the beginning, and return the number of its bytes; 0 if there is nothing. Called once, before all others but
+        :meth:`aclose`.
+        """
+
+    @abstractmethod
+    async def send(self, response: StreamedRequest, check: Callable[[int], object]) -> int:
+        """
+        Write everything to the socket that *response* lends, and return the number of bytes.
+
+        :param check: called in a thread with the number of bytes so far, before they are written; it may raise.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close it; idempotent."""
+
 
 #: A piece of a response, or several that are written together.
-Piece: TypeAlias = bytes | bytearray | memoryview | Sequence[bytes | memoryview]
+Piece: TypeAlias = bytes | bytearray | memoryview | Sequence[bytes | memoryview] | Sending
 #: The pieces of a response that is streamed: each at most some hundred KiB, since a client has the write timeout for each.
 Pieces: TypeAlias = AsyncIterator[Piece]
 
@@ -194,7 +231,9 @@ class DICOMwebRequest:
         """Answer with *value* as JSON."""
         self.answer(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"), content_type, status)
 
-    async def stream(self, pieces: Pieces, content_type: str, *, status: int = 200, length: int | None = None) -> None:
+    async def stream(
+        self, pieces: Pieces | Sending, content_type: str, *, status: int = 200, length: int | None = None
+    ) -> None:
         """
         Answer with *pieces*. The next one is asked for when the connection takes it.
 
@@ -202,6 +241,7 @@ class DICOMwebRequest:
         not begun, or learns that it is not wanted. An error before the first piece becomes the response; one after it closes
         the connection, so that the client does not take a part for the whole.
 
+        :param pieces: the pieces, or one that threads write.
         :param length: the length of all pieces together, if it is known.
         :raises Problem: they have another length (503): what they are made of has changed meanwhile.
         """
@@ -210,25 +250,30 @@ class DICOMwebRequest:
                 self._begin(status, content_type, length)
                 self._finish()
                 return
-            # Python 3.11 cannot await anext() with a default of an iterator that is a class.
             first: Piece = b""
-            with suppress(StopAsyncIteration):
-                first = await anext(pieces)
-            sent = _checked(_size(first), length)
+            several: Pieces | None = None
+            if isinstance(pieces, Sending):
+                if _checked(await pieces.begin(), length):
+                    first = pieces
+            else:
+                several = pieces
+                # Python 3.11 cannot await anext() with a default of an iterator that is a class.
+                with suppress(StopAsyncIteration):
+                    first = await anext(several)
+            _checked(_size(first), length)
             self._begin(status, content_type, length)
-            flow = _Flow(self.http)
+            flow = _Flow(self.http, length)
             self.http.registerProducer(flow, True)
             try:
                 await flow.write(first)
-                async for piece in pieces:
-                    # Before it is written: a client that has as many bytes as were announced takes them for the whole.
-                    sent = _checked(sent + _size(piece), length)
-                    await flow.write(piece)
+                if several is not None:
+                    async for piece in several:
+                        await flow.write(piece)
             finally:
                 if not flow.is_stopped and self.http.channel is not None:
                     self.http.unregisterProducer()
-            if length is not None and sent < length:
-                raise _changed(f"{sent} bytes", length)
+            if length is not None and flow.sent < length:
+                raise _changed(f"{flow.sent} bytes", length)
             self._finish()
         finally:
             close = getattr(pieces, "aclose", None)
@@ -273,7 +318,9 @@ class DICOMwebRequest:
 
 
 def _size(piece: Piece) -> int:
-    """Return the number of bytes of a piece."""
+    """Return the number of bytes of a piece, as far as they are read."""
+    if isinstance(piece, Sending):
+        return piece.made
     return len(piece) if isinstance(piece, bytes | bytearray | memoryview) else sum(map(len, piece))
 
 
@@ -291,18 +338,36 @@ def _changed(sent: str, length: int) -> Problem:
 
 @implementer(IPushProducer)
 class _Flow:
-    """The pieces of a response as a producer that the connection pauses."""
+    """
+    The pieces of a response as a producer that the connection pauses.
 
-    def __init__(self, http: Any) -> None:
+    :param length: the length of all pieces together, if it is known.
+
+    :ivar sent: the number of bytes that were written.
+    :ivar is_stopped: whether the connection is lost.
+    """
+
+    def __init__(self, http: Any, length: int | None) -> None:
         self._http = http
+        self._length = length
         self._is_paused = False
         self._ready: Deferred[None] | None = None
+        self.sent = 0
         self.is_stopped = False
 
     async def write(self, piece: Piece) -> None:
-        """Write a piece; go on when the connection takes more."""
+        """
+        Write a piece; go on when the connection takes more.
+
+        :raises Problem: it is longer than what is left of the length.
+        """
+        if isinstance(piece, Sending):
+            await self._send(piece)
+            return
         if not piece:
             return
+        # Before it is written: a client that has as many bytes as were announced takes them for the whole.
+        self.sent = _checked(self.sent + _size(piece), self._length)
         if isinstance(piece, bytes | bytearray | memoryview):
             self._http.write(piece)
         elif isinstance(self._http, StreamedRequest):
@@ -312,6 +377,15 @@ class _Flow:
         if self._is_paused:
             self._ready = Deferred()
             await self._ready
+
+    async def _send(self, sending: Sending) -> None:
+        """Let threads write to the socket, or write what they read if they cannot."""
+        http, sent, length = self._http, self.sent, self._length
+        if isinstance(http, StreamedRequest) and http.can_lend_socket():
+            self.sent += await sending.send(http, lambda size: _checked(sent + size, length))
+            return
+        async for several in sending:
+            await self.write(several)
 
     def pauseProducing(self) -> None:
         self._is_paused = True

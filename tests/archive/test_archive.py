@@ -701,7 +701,7 @@ class InThreads(TestCase):
                 self.assertEqual(len({answer for page in pages for answer in page}), 25)
                 self.assertEqual(trips.call_count, taken)
             for longest, expected, taken in ((25, [25], 1), (24, [24, 1], 3), (10, [10, 10, 5], 4)):
-                with mock.patch.object(search, "PAGE_SIZE", longest):
+                with mock.patch.object(search, "RETRIEVAL_PAGE_SIZE", longest):
                     trips.reset_mock()
                     instances = await finder.retrieve(_study("1.2.1"), Model.STUDY_ROOT)
                     found_in = [page async for page in instances.pages(longest)]

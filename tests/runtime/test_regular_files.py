@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from dicomtwist.datasets.outgoing_instance import open_path
 from dicomtwist.runtime.executors import Executor
-from dicomtwist.runtime.regular_files import open_regular
+from dicomtwist.runtime.regular_files import open_regular, read_short
 from dicomtwist.tools.files.file_scanner import Scanner
 from dicomtwist.tools.runners.commit import ReferenceBatch, _read
 
@@ -36,6 +36,15 @@ class RegularFiles(SynchronousTestCase):
         for path in self.paths:
             self.assertRaises(OSError, open_regular, path)
             self.assertRaises(OSError, open_regular, Path(path), 0)
+            self.assertRaises(OSError, read_short, path, 100)
+
+    def test_a_short_file(self) -> None:
+        Path("short").write_bytes(b"12345")
+        Path("empty").touch()
+        self.assertIsNone(read_short("short", 4))
+        for path, most, content in (("short", 5, b"12345"), ("short", 6, b"12345"), (Path("empty"), 0, b"")):
+            self.assertEqual(read_short(path, most), (os.stat(path), content))
+        self.assertRaises(FileNotFoundError, read_short, "missing", 10)
 
     def test_a_file(self) -> None:
         Path("file").write_bytes(b"content")

@@ -64,6 +64,9 @@ PAGE_SIZE: Final = 500
 #: The number of answers to a C-FIND in the first page. Each page is twice as long as the one before, up to ``PAGE_SIZE``, so
 #: that the peer has answers to work on while the next page is read: it needs some 30 microseconds for an answer, a page 10.
 FIRST_PAGE_SIZE: Final = 64
+#: The number of instances of a retrieval that are read at once: a study of so many has one statement, and its response over
+#: HTTP a Content-Length. Each takes 1.2 KB of memory until the retrieval has ended.
+RETRIEVAL_PAGE_SIZE: Final = 1024
 #: The maximum number of answers to one query; each takes 8 bytes of memory.
 MAX_MATCHES: Final = 10_000_000
 
@@ -530,7 +533,7 @@ class Search:
         """
         unique = self.query.unique
         values: dict[str, Any] = {level.name: values for level, values in unique.items()}
-        values["most"] = PAGE_SIZE + 1
+        values["most"] = RETRIEVAL_PAGE_SIZE + 1
         rows: Sequence[Sequence[Any]]
         with reading(self.engine, cached=True) as connection:
             if all(len(some) == 1 for some in unique.values()):
@@ -543,7 +546,7 @@ class Search:
                     rows = fetch_all(connection, statement, [values[name] for name in names])
             else:
                 rows = connection.execute(retrieval(frozenset(unique)), values).all()
-        if len(rows) > PAGE_SIZE:
+        if len(rows) > RETRIEVAL_PAGE_SIZE:
             return None, []
         return array("q", [row[0] for row in rows]), _located(store, rows)
 

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, TypeAlias
 from dicomtwist.archive.reading.stored_file import Source
 from dicomtwist.errors import DataSetError
 
-__all__ = ["BitRange", "Content", "Extent", "Part", "READERS"]
+__all__ = ["BitRange", "Block", "Content", "Extent", "Part", "READERS"]
 
 #: The most bytes that are read at a time, and the fewest if there are many readers.
 PIECE: Final = 512 * 1024
@@ -62,6 +62,10 @@ class Extent(NamedTuple):
     unit: int = 1
     words: int = 0
 
+    def behind(self, size: int) -> Extent | None:
+        """Return what is behind the first *size* bytes, if there is more; of words of one byte."""
+        return Extent(self.source, self.offset + size, self.length - size) if size < self.length else None
+
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         """Yield the bytes from *start* up to *stop*."""
         unit = self.unit
@@ -78,6 +82,13 @@ class Extent(NamedTuple):
                 piece = _reversed(piece, unit)[before:wanted]
             yield piece
             at += length
+
+    def blocks(self, start: int, stop: int) -> Iterator[Block]:
+        """Yield the bytes from *start* up to *stop*: as an extent, which need not be read, or in pieces."""
+        if self.unit > 1 or self.source.descriptor is None:
+            yield from self.pieces(start, stop)
+        else:
+            yield Extent(self.source, self.offset + start, stop - start)
 
     def buffers(self, start: int, stop: int) -> list[memoryview] | None:
         """Return the bytes from *start* up to *stop*, if they are in memory."""
@@ -122,12 +133,18 @@ class BitRange(NamedTuple):
         number = int.from_bytes(data, "little") >> self.shift & ((1 << self.bits) - 1)
         yield number.to_bytes(self.length, "little")[start:stop]
 
+    def blocks(self, start: int, stop: int) -> Iterator[bytes]:
+        """Yield the bytes from *start* up to *stop*."""
+        return self.pieces(start, stop)
+
     def buffers(self, start: int, stop: int) -> None:
         """Return ``None``: the bits are not in memory as they are sent."""
 
 
 #: A part of a content.
 Part: TypeAlias = bytes | Extent | BitRange
+#: Bytes, or a range of an open file whose bytes are sent as they are.
+Block: TypeAlias = bytes | Extent
 
 
 class Content:
@@ -158,6 +175,19 @@ class Content:
                 yield part[first:last]
             else:
                 yield from part.pieces(first, last)
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+        """
+        Yield the bytes from *start* up to *stop*. Ranges of files are not read, unless their bytes are put in another order.
+
+        :raises DataSetError: the file is shorter than it says.
+        :raises OSError: it cannot be read.
+        """
+        for part, first, last in self._within(start, stop):
+            if isinstance(part, bytes):
+                yield part[first:last]
+            else:
+                yield from part.blocks(first, last)
 
     def buffers(self, start: int = 0, stop: int | None = None) -> list[bytes | memoryview] | None:
         """Return the bytes from *start* up to *stop*, if all of them are in memory. It does not block."""

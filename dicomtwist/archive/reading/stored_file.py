@@ -29,6 +29,8 @@ CHECK: Final = "'dicomtwist archive check' compares files and index"
 MAX_LOADED: Final = 1024 * 1024
 #: The bytes that are read to find the File Meta Information: that of most files has 300.
 _HEAD: Final = 1024
+#: The largest instance of a study that is read as a whole when it is its turn, in bytes; a longer one is opened.
+MAX_SHORT: Final = 64 * 1024
 #: The bytes that are inflated at a time.
 _INFLATE_IN: Final = 64 * 1024
 _INFLATE_OUT: Final = 1024 * 1024
@@ -65,6 +67,15 @@ class Source:
         """Return *length* bytes from *offset* on, if they are in memory; fewer at the end only."""
         return None
 
+    @property
+    def descriptor(self) -> int | None:
+        """The file descriptor of the file; ``None`` if it is in memory."""
+        return self._file.fileno()
+
+    def position(self, offset: int) -> int:
+        """Return the position in the file that is *offset* in the source."""
+        return self._start + offset
+
 
 class _Loaded(Source):
     """
@@ -84,6 +95,11 @@ class _Loaded(Source):
 
     def view(self, offset: int, length: int) -> memoryview | None:
         return self._view[offset : offset + length]
+
+    @property
+    def descriptor(self) -> None:
+        """There is no file."""
+        return None
 
 
 class FileHead(NamedTuple):
@@ -278,6 +294,24 @@ class StoredFiles:
             except (FileNotFoundError, NotADirectoryError):
                 self._archive.retrievals.note_missing([uids])
                 raise NotStored("there is no such instance") from None
+
+    def read_short(self, uids: InstanceUIDs, head: FileHead) -> bytes | None:
+        """
+        Return the file of an instance of up to :data:`MAX_SHORT` bytes.
+
+        :param head: from :meth:`heads`.
+        :returns: ``None`` if it is longer, or has changed, or cannot be read: :meth:`open` tells more.
+        """
+        if head.size > MAX_SHORT:
+            return None
+        try:
+            found = self._archive.store.read_short(*uids, MAX_SHORT)
+        except OSError:
+            return None
+        if found is None or found[0] != head.version or len(found[1]) < head.size:
+            return None
+        self._archive.retrievals.note_opened(uids)
+        return found[1]
 
     def path(self, uids: InstanceUIDs) -> str:
         """Return the path of the file of an instance, for a process that reads it."""

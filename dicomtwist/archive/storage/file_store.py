@@ -24,7 +24,7 @@ from dicomtwist.archive.storage.side_folder import SideFolder
 from dicomtwist.archive.storage.system_calls import Buffer, FileSystem
 from dicomtwist.archive.storage.temporary_files import TemporaryFiles
 from dicomtwist.archive.storage.types import Durability, InstanceUIDs, StoreUnusable, Written, check_uids, is_uid
-from dicomtwist.runtime.regular_files import check_regular, open_descriptor, open_regular
+from dicomtwist.runtime.regular_files import check_regular, open_descriptor, open_regular, read_short
 
 __all__ = ["LAYOUT", "InstanceStore", "InstanceWriter", "file_name"]
 
@@ -235,6 +235,15 @@ class InstanceStore:
             return status.st_size, _version(status), os.pread(descriptor, length, 0)
         finally:
             os.close(descriptor)
+
+    def read_short(self, study_uid: str, series_uid: str, instance_uid: str, most: int) -> tuple[str, bytes] | None:
+        """Return the version and the content of an instance of up to *most* bytes, ``None`` for a longer one. The UIDs are
+        valid.
+
+        :raises OSError: it cannot be read.
+        """
+        found = read_short(self.locate(study_uid, series_uid, instance_uid), most)
+        return None if found is None else (_version(found[0]), found[1])
 
     def versions(self, study_uid: str, series_uid: str) -> dict[str, str]:
         """Return the SOP Instance UIDs of a series, each with the version of the instance. The UIDs are valid.

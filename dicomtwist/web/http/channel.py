@@ -5,10 +5,12 @@ One HTTP connection of a site: Twisted's channel with limits on time and size, a
 from __future__ import annotations
 
 import enum
+import socket
 from http import HTTPStatus
 from string import ascii_letters, digits
 from typing import Any, Final
 
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -314,6 +316,28 @@ class Channel(_Untyped):  # type: ignore[misc]
         """Write the header of a response that waits for the body."""
         if self._head:
             self.writeSequence(())
+
+    def can_lend_socket(self) -> bool:
+        """Return whether a thread can write to the connection: it is a plain socket, and no bytes wait that come before."""
+        return isinstance(self._output, SocketOutput) and self._output.is_empty
+
+    def lend_socket(self) -> socket.socket:
+        """Return a socket object for a thread that writes to the connection, see :meth:`SocketOutput.lend`."""
+        assert isinstance(self._output, SocketOutput)
+        return self._output.lend()
+
+    def when_writable(self) -> Deferred[None]:
+        """Return a Deferred that fires when the client takes more. It has the write timeout for that."""
+        assert isinstance(self._output, SocketOutput)
+        self._full_since = self.site.reactor.seconds()
+        done: Deferred[None] = Deferred()
+        self._output.call_when_writable(lambda: self._is_writable(done))
+        return done
+
+    def _is_writable(self, done: Deferred[None]) -> None:
+        self._full_since = None
+        if not done.called:
+            done.callback(None)
 
     def loseConnection(self) -> None:
         self.flush()

@@ -4,6 +4,7 @@ A site of twisted.web with limits, whose resources may handle a request before i
 
 from __future__ import annotations
 
+import socket
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -103,6 +104,36 @@ class StreamedRequest(_UntypedRequest):  # type: ignore[misc]
         if size and not self._disconnected and not self.finished:
             self.sentLength += size
             self.channel.writeSequence((b"%x\r\n" % size, *buffers, b"\r\n") if self.chunked else buffers)
+
+    def can_lend_socket(self) -> bool:
+        """Write the header of the response if :meth:`lend_socket` is possible then, and return whether it is."""
+        channel = self.channel
+        if self._disconnected or not channel.can_lend_socket():
+            return False
+        if not self.startedWriting:
+            self.write(b"")
+        return bool(channel.can_lend_socket())  # unless a part of the header waits
+
+    def lend_socket(self) -> socket.socket | None:
+        """
+        Return a socket object for a thread that writes parts of the response, framed as the header says, and closes it.
+
+        :returns: ``None`` if the connection is lost.
+        :raises OSError: there are no file descriptors left.
+        """
+        if self._disconnected or self.finished:
+            return None
+        lent: socket.socket = self.channel.lend_socket()
+        return lent
+
+    def note_written(self, size: int) -> None:
+        """Count bytes of the response that a thread has written."""
+        self.sentLength += size
+
+    def when_writable(self) -> Deferred[None]:
+        """Return a Deferred that fires when the client takes more of what a thread writes."""
+        done: Deferred[None] = self.channel.when_writable()
+        return done
 
     def handleContentChunk(self, data: bytes) -> None:
         """Take a piece of the body."""

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from twisted.logger import Logger
 
-from dicomtwist.archive.reading.content import READERS, Content
+from dicomtwist.archive.reading.content import READERS, Block, Content
 from dicomtwist.archive.reading.frames import NoPixelData
 from dicomtwist.archive.reading.stored_file import CHECK, NotStored, StoredFile
 from dicomtwist.archive.storage.types import NO_ROOM, InstanceUIDs
@@ -183,12 +183,12 @@ async def send_one(
                 start, stop, status = wanted.start, wanted.stop, 206
                 request.set_header("Content-Range", wanted.content_range(length))
         buffers = content.buffers(start, stop)
-        pieces: Pieces
+        pieces: Pieces | ThreadPieces
         if buffers is not None:
             close()
             pieces = _at_once(buffers)
         else:
-            pieces = ThreadPieces(reading(request, services), content.pieces(start, stop), close)
+            pieces = ThreadPieces(reading(request, services), content.blocks(start, stop), close)
     except BaseException:
         close()
         raise
@@ -222,7 +222,7 @@ async def send_parts(
         if count <= MAX_MEASURED:
             length = MultipartWriter.length(writer.boundary, ((part.headers, part.content.length) for part in parts()))
         buffers = _buffers(writer, parts()) if count <= MAX_MEASURED else None
-        pieces: Pieces
+        pieces: Pieces | ThreadPieces
         if buffers is not None:
             close()
             pieces = _at_once(buffers)
@@ -254,8 +254,8 @@ def _buffers(writer: MultipartWriter, parts: Iterator[OpenPart]) -> list[bytes |
     return [*found, writer.end()]
 
 
-def _multipart(writer: MultipartWriter, parts: Iterator[OpenPart]) -> Iterator[bytes]:
+def _multipart(writer: MultipartWriter, parts: Iterator[OpenPart]) -> Iterator[Block]:
     for part in parts:
         yield writer.begin(part.headers)
-        yield from part.content.pieces()
+        yield from part.content.blocks()
     yield writer.end()

@@ -4,6 +4,7 @@ Studies, series and instances as Part 10 files (PS3.18 10.4.1.1.1), in a multipa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -15,7 +16,7 @@ from twisted.logger import Logger
 from dicomtwist.access.rules import Operation
 from dicomtwist.archive.query.compiler import Model
 from dicomtwist.archive.query.search import Found, StoredInstance
-from dicomtwist.archive.reading.content import Content
+from dicomtwist.archive.reading.content import Block, Content
 from dicomtwist.archive.reading.conversion import converted, stored_content
 from dicomtwist.archive.reading.stored_file import FileHead, NotStored, StoredFile
 from dicomtwist.archive.storage.types import InstanceUIDs
@@ -65,7 +66,7 @@ class _Package(Protocol):
     content_type: str
     media_type: str
 
-    def part(self, one: Chosen, representation: Representation, content: Content) -> Iterator[bytes]:
+    def part(self, one: Chosen, representation: Representation, content: Content) -> Iterator[Block]:
         """Yield the bytes of an instance, with what is around them."""
 
     def leave_out(self, count: int = 1) -> None:
@@ -89,15 +90,25 @@ class _Multipart:
 
     def __init__(self, representation: Representation) -> None:
         self._writer = MultipartWriter()
+        self._is_begun = False
+        # The bytes before an instance, by its transfer syntax and its representation: a study has few of them.
+        self._heads: dict[tuple[str, Representation], bytes] = {}
         self.content_type = representation.content_type(self._writer.boundary)
 
     def begin(self, one: Chosen, representation: Representation) -> bytes:
         """Return what is before an instance."""
-        return self._writer.begin(_part_headers(one.syntax, representation))
+        key = (one.syntax, representation)
+        head = self._heads.get(key)
+        if head is None:
+            head = self._writer.begin(_part_headers(*key))
+            if self._is_begun:
+                self._heads[key] = head
+            self._is_begun = True  # the first has no line end before it
+        return head
 
-    def part(self, one: Chosen, representation: Representation, content: Content) -> Iterator[bytes]:
+    def part(self, one: Chosen, representation: Representation, content: Content) -> Iterator[Block]:
         yield self.begin(one, representation)
-        yield from content.pieces()
+        yield from content.blocks()
 
     def leave_out(self, count: int = 1) -> None:
         """Do nothing: a multipart body has no place for it."""
@@ -106,10 +117,14 @@ class _Multipart:
         return self._writer.end()
 
     def length(self, chosen: Sequence[Chosen]) -> int:
-        return MultipartWriter.length(
-            self._writer.boundary,
-            ((_part_headers(one.syntax, one.representation), one.head.size) for one in chosen),
-        )
+        kinds = Counter((one.syntax, one.representation) for one in chosen)
+        heads = [(_part_headers(*kind), count) for kind, count in kinds.items()]
+
+        def measured(*headers: tuple[tuple[str, str], ...]) -> int:
+            return MultipartWriter.length(self._writer.boundary, ((one, 0) for one in headers))
+
+        further = sum((count - 1) * (measured(one, one) - measured(one)) for one, count in heads)
+        return measured(*(one for one, _ in heads)) + further + sum(one.head.size for one in chosen)
 
 
 class _Zip:
@@ -366,16 +381,21 @@ class _Body:
     async def _as_stored(self, chosen: Sequence[Chosen]) -> AsyncIterator[Piece]:
         pieces = ThreadPieces(reading(self._request, self._services), self._stored(chosen))
         try:
-            async for several in pieces:
-                yield several
+            if await pieces.begin():
+                yield pieces
         finally:
             await pieces.aclose()
 
-    def _stored(self, chosen: Sequence[Chosen]) -> Iterator[bytes]:
+    def _stored(self, chosen: Sequence[Chosen]) -> Iterator[Block]:
         """Yield the bytes of instances as they are stored, in a thread."""
+        files = self._services.files
         for one in chosen:
+            short = files.read_short(one.instance.uids, one.head)
+            if short is not None:
+                yield from self._package.part(one, one.representation, Content([short]))
+                continue
             try:
-                stored = self._services.files.open(one.instance.uids, one.head)
+                stored = files.open(one.instance.uids, one.head)
             except (NotStored, NotDicomFile, OSError) as error:
                 self._left_out(one, error)
                 continue
@@ -451,8 +471,11 @@ class _Body:
             stored.close()
             raise
         try:
-            async for piece in pieces:
-                yield piece
+            if not isinstance(pieces, ThreadPieces):
+                async for piece in pieces:
+                    yield piece
+            elif await pieces.begin():
+                yield pieces
         finally:
             await pieces.aclose()
 

@@ -100,6 +100,8 @@ class Selection:
         :param media_type: the media type of the body: that of a ZIP archive, or of the parts. The header of a member of an
             archive states its length, so that it is not transcoded.
         """
+        # A study has few transfer syntaxes, and the negotiation takes as long as the rest of this.
+        found: dict[str, tuple[Representation, ...]] = {}
         for instance, head in zip(instances, heads, strict=True):
             if isinstance(head, NotStored):
                 self.missing += 1
@@ -108,7 +110,10 @@ class Selection:
             else:
                 syntax = head.meta.transfer_syntax_uid
                 self.changed += syntax != instance.transfer_syntax or head.size != instance.size
-                possible = within(representations(accept, services, syntax, single=False), syntax, media_type)
+                possible = found.get(syntax)
+                if possible is None:
+                    possible = within(representations(accept, services, syntax, single=False), syntax, media_type)
+                    found[syntax] = possible
                 if possible:
                     self.chosen.append(Chosen(instance, head, possible))
                 else:

@@ -510,7 +510,7 @@ class Levels(MatchingCase):
             assert numbers is not None
             self.assertEqual(at_once, search.instances(self.archive.store, numbers))
             self.assertEqual(sorted(numbers), [*search.numbers()])
-            with mock.patch.object(finder, "PAGE_SIZE", len(found) - 1):
+            with mock.patch.object(finder, "RETRIEVAL_PAGE_SIZE", len(found) - 1):
                 self.assertEqual(search.all_instances(self.archive.store), (None, []))
             return [one.sop_instance_uid for one in found]
 

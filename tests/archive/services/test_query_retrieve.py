@@ -185,6 +185,7 @@ class QueryRetrieveTestCase(MemoryTestCase):
             mock.patch.object(finder.Found.pages, "__defaults__", (size,)),
             mock.patch.object(finder, "FIRST_PAGE_SIZE", size),
             mock.patch.object(finder, "PAGE_SIZE", size),
+            mock.patch.object(finder, "RETRIEVAL_PAGE_SIZE", size),
         ):
             yield
 
