@@ -22,6 +22,7 @@ from dicomtwist.archive.folder_import import Import, import_folder
 from dicomtwist.archive.recovery import Reconciled, reconcile
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.archive.storage.types import StoreError, lacks_room
+from dicomtwist.daemon.forwarding.service import ForwardingService
 from dicomtwist.daemon.journals.options import Journal
 from dicomtwist.service import DICOMService
 
@@ -61,6 +62,7 @@ class ArchiveService(DICOMService):
 
     :ivar archive_server: the archive with its services.
     :ivar journals: the journals; they are stopped when everything else has ended.
+    :ivar forwarding: store and forward, ``None`` if nothing is forwarded.
     :ivar at_start: called first when the service starts, or ``None``; ``twist dicom`` takes over its process there.
     :ivar at_started: called last, or ``None``; ``twist dicom`` handles signals from there on.
     :ivar at_drained: called during a stop when the associations have ended, or ``None``; ``twist dicom`` limits the rest there.
@@ -91,6 +93,7 @@ class ArchiveService(DICOMService):
         )
         self.archive_server = server
         self.journals: Sequence[Journal] = ()
+        self.forwarding: ForwardingService | None = None
         self._http = http
         self._import_from = import_from
         self._importing: Deferred[None] = succeed(None)
@@ -126,6 +129,8 @@ class ArchiveService(DICOMService):
                 self._http.start()
             for journal in self.journals:
                 journal.start()
+            if self.forwarding is not None:
+                self.forwarding.start()
         except (CannotListenError, OSError, StoreError) as error:
             self.archive_server.close()
             raise SystemExit(f"twist dicom: {error}") from None
@@ -276,7 +281,8 @@ class ArchiveService(DICOMService):
             ending = DeferredList([ending.addBoth(lambda _: ended.callback(None)), stopping])
         draining = ending.addBoth(self._drained).addBoth(lambda _: self.archive_server.stop_pixels())
         draining.addBoth(lambda _: DeferredList([journal.stop() for journal in self.journals]))
-        return DeferredList([draining, self.archive_server.stop(), self._importing, self._trying])
+        forwarded = succeed(None) if self.forwarding is None else self.forwarding.stop()
+        return DeferredList([draining, self.archive_server.stop(), forwarded, self._importing, self._trying])
 
     def _drained(self, result: Any) -> Any:
         """Note that the associations have ended."""

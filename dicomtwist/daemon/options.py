@@ -23,12 +23,14 @@ from dicomtwist.archive.storage.types import Durability, StoreError
 from dicomtwist.daemon.check import report
 from dicomtwist.daemon.configuration import Configuration, ConfigurationError, add_configuration
 from dicomtwist.daemon.forwarding.options import FORWARD_PARAMETERS, Forwarding, read_forwarding
+from dicomtwist.daemon.forwarding.service import make_receipt
 from dicomtwist.daemon.http import HTTP_PARAMETERS, HTTPOptions
 from dicomtwist.daemon.journals.options import JOURNAL_PARAMETERS, check_journals
 from dicomtwist.daemon.log_options import DEFAULT_LOG_RATE, FORMATS, LEVELS, LogFile, set_log
 from dicomtwist.daemon.option_values import charset, choice, count, member, seconds, size
 from dicomtwist.daemon.option_values import title as checked_title
 from dicomtwist.daemon.workers import MAX_WORKERS, WorkerSpec
+from dicomtwist.forwarding.receipt.maker import Receipt
 from dicomtwist.pixels.pool import PROCESSES
 from dicomtwist.presentation import STORAGE_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from dicomtwist.runtime.networks import Networks, parse_networks
@@ -102,6 +104,7 @@ class Options(HTTPOptions):
     :ivar peers: the addresses of other AEs.
     :ivar policy: the access rules.
     :ivar forwarding: the rules of forwarding.
+    :ivar receipt: makes tasks of forwarding, ``None`` if nothing is forwarded.
     :ivar ae: the AE, with its settings.
     :ivar archive: the archive, open.
     """
@@ -118,6 +121,7 @@ class Options(HTTPOptions):
     peers: Peers
     policy: Policy
     forwarding: Forwarding
+    receipt: Receipt | None
     ae: AE
     archive: Archive
 
@@ -521,8 +525,9 @@ class Options(HTTPOptions):
         if self._is_read_again:
             return
         self.ae = _make_ae(self)
+        self.receipt = make_receipt(self)
         self.archive = Archive(
-            Path(self["storage"]),
+            self.archive_root,
             durability=self["durability"],
             duplicates=self["duplicates"],
             precedence=self["precedence"],
@@ -531,11 +536,17 @@ class Options(HTTPOptions):
             default_charset=self["default-charset"] or "",
             process=self.worker.name if self.worker else "supervisor" if self["workers"] > 1 else "",
             lock=self.worker.lock if self.worker else -1,
+            tasks=self.receipt,
         )
         try:
             self.archive.open()
         except (StoreError, OSError) as error:
             raise usage.UsageError(f"--storage: {error}") from None
+
+    @property
+    def archive_root(self) -> Path:
+        """The folder of the archive."""
+        return Path(self["storage"])
 
     @property
     def _is_report(self) -> bool:

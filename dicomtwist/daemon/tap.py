@@ -22,6 +22,7 @@ except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
         raise
     raise SystemExit('twist dicom needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
+from dicomtwist.daemon.forwarding.service import ForwardingService
 from dicomtwist.daemon.http import make_http
 from dicomtwist.daemon.journals.options import make_journals
 from dicomtwist.daemon.notify import Notifier
@@ -75,6 +76,12 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
         siblings: Asker = service.workers.siblings
     else:
         siblings = Alone() if link is None else link.siblings
+    if options.receipt is not None:
+        forwarding = service.forwarding = ForwardingService(
+            *(options, server, options.receipt, siblings), delivers=worker is None
+        )
+        if http is not None:
+            http.services.queue = forwarding.queue
     if http is not None:
         _connect(http.services, service, siblings, worker)
     service.journals = make_journals(options, server, http)

@@ -4,7 +4,8 @@ Questions among the processes of one server: a worker asks all others, through t
 Each process answers questions of a few kinds, such as for its metrics. The process that a client happens to reach asks the
 others, so that one answer to the client shows the whole server. The messages are lines of JSON:
 
-* a worker to the supervisor: ``{"ask": ID, "what": KIND}``, and ``{"tell": ID, "value": VALUE}`` to a question
+* a worker to the supervisor: ``{"ask": ID, "what": KIND}``, ``{"tell": ID, "value": VALUE}`` to a question, and
+  ``{"note": KIND}``, which has no answer
 * the supervisor to a worker: ``{"ask": ID, "what": KIND}``, and ``{"told": ID, "values": {NAME: VALUE}}``
 """
 
@@ -31,6 +32,8 @@ MAX_QUESTIONS: Final = 32
 
 #: The functions that answer, by the kinds of questions. Their results are what JSON can have.
 Answers: TypeAlias = dict[str, Callable[[], Any]]
+#: The functions that take notes, by the kinds of notes.
+Notes: TypeAlias = dict[str, Callable[[], object]]
 
 
 class Asker(Protocol):
@@ -38,9 +41,11 @@ class Asker(Protocol):
     One of the processes of a server.
 
     :ivar answers: the questions that this process answers.
+    :ivar notes: the functions that are called when a worker tells something, by its kind.
     """
 
     answers: Answers
+    notes: Notes
 
     def ask(self, what: str) -> Deferred[Mapping[str, Any]]:
         """
@@ -51,16 +56,23 @@ class Asker(Protocol):
             in time, or could not.
         """
 
+    def note(self, what: str) -> None:
+        """Tell the supervisor something that needs no answer; nothing happens in the supervisor itself, or without one."""
+
 
 class Alone:
     """The only process of a server."""
 
     def __init__(self) -> None:
         self.answers: Answers = {}
+        self.notes: Notes = {}
 
     def ask(self, what: str) -> Deferred[Mapping[str, Any]]:
         """Return no answers."""
         return succeed({})
+
+    def note(self, what: str) -> None:
+        """Do nothing: there is no supervisor."""
 
 
 class Lines:
@@ -138,6 +150,7 @@ class Spoke:
 
     def __init__(self, clock: Any, write: Callable[[bytes], object]) -> None:
         self.answers: Answers = {}
+        self.notes: Notes = {}
         self._clock = clock
         self._write = write
         self._numbers = count(1)
@@ -158,6 +171,10 @@ class Spoke:
             return values or {"supervisor": None}
 
         return question.result.addCallback(told)
+
+    def note(self, what: str) -> None:
+        """Tell the supervisor something, see :meth:`Asker.note`."""
+        self._write(encode({"note": what}))
 
     def _received(self, message: Any) -> None:
         if "ask" in message:
@@ -186,6 +203,7 @@ class Hub:
 
     def __init__(self, clock: Any, name: str, members: Callable[[], Mapping[str, Member | None]]) -> None:
         self.answers: Answers = {}
+        self.notes: Notes = {}
         self._clock = clock
         self._name = name
         self._members = members
@@ -196,8 +214,14 @@ class Hub:
         """Ask all workers, see :meth:`Asker.ask`."""
         return self._gather({name: self._ask(one, what) for name, one in self._members().items()})
 
+    def note(self, what: str) -> None:
+        """Do nothing: this is the supervisor."""
+
     def received(self, member: Member, message: Any) -> None:
         """Take a message of a worker."""
+        if "note" in message:
+            self.notes.get(message["note"], lambda: None)()
+            return
         if "tell" in message:
             question = self._questions.get(message["tell"])
             if question is not None:

@@ -68,11 +68,16 @@ class Reloading:
         executor = self.options.ae.executors.housekeeping
         found, endpoints = await executor.run_admitted(self._read_all)
         await self.service.relisten(endpoints)
+        forwarding = self.service.forwarding
+        if forwarding is not None:
+            await forwarding.reload(found)
         # Nothing of the rest can fail, and no event comes between.
         access = self.service.archive_server.access
         if access is not None:
             access.change(found.policy, self.service.server)
         self.options.peers.change(found.peers)
+        if forwarding is not None:
+            forwarding.reconnect()
         self.service.archive_server.retention.policy = found.configuration.retention
         changed = changes(self._values, found.by_name)
         self._apply(found, changed)

@@ -44,7 +44,8 @@ class ForwardQueue:
     The queue of a server.
 
     :param executor: the threads of the tasks.
-    :param changed: called in the reactor's thread after tasks were changed, so that they are sent.
+    :param changed: called in the reactor's thread after tasks were changed, so that they are sent. It is called after each
+        retry: destinations that are down are then tried at once.
     :param clock: returns the time in seconds since 1970.
 
     :ivar store: the tasks; ``None`` while nothing is forwarded.
@@ -55,7 +56,10 @@ class ForwardQueue:
     log = Logger()
 
     def __init__(
-        self, executor: Executor, changed: Callable[[], object] = lambda: None, clock: Callable[[], float] = time.time
+        self,
+        executor: Executor,
+        changed: Callable[[Change], object] = lambda what: None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.store: TaskStore | None = None
         self.rules = ForwardRules()
@@ -94,8 +98,8 @@ class ForwardQueue:
         count: int = await self._executor.run(methods[what], selection)
         self._numbers = (-FRESH, [])
         self.log.info("{by}: {what} {count} tasks of forwarding", by=by, what=what.value, count=count)
-        if count:
-            self.changed()
+        if count or what is Change.RETRY:
+            self.changed(what)
         return count
 
     async def numbers(self) -> list[dict[str, Any]]:

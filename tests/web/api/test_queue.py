@@ -9,7 +9,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomtwist.access.policy import Policy
 from dicomtwist.datasets.codec import encode_dataset
-from dicomtwist.forwarding.operators.queue import ForwardQueue
+from dicomtwist.forwarding.operators.queue import Change, ForwardQueue
 from dicomtwist.forwarding.parsing import parse_forward
 from dicomtwist.forwarding.tasks.store import TaskStore
 from dicomtwist.forwarding.tasks.types import Arrival, Definition, TaskState
@@ -42,7 +42,7 @@ class QueueTestCase(SiteTestCase):
         for number in (1, 2):
             self.store.make([Arrival("1.2.1", "1.2.1.1", f"1.2.1.1.{number}", tuple(self.rules), 7, 100)])
 
-    def tell(self) -> None:
+    def tell(self, what: Change) -> None:
         self.told += 1
 
     async def get(self, path: str, status: int = 200) -> Any:
