@@ -112,6 +112,22 @@ class Examples(ExampleTestCase):
         self.assertIn("1 of 2 files sent", result.text)
         self.assertRegex(result.text, r"b\.dcm: not sent: ")
 
+    async def test_forwarder(self) -> None:
+        """One peer takes all, another none of one kind, and a second run sends nothing again."""
+        port = await peers.dcmtk_storescp(self, self.folder / "all", "+xa")
+        some = await peers.dcmtk_storescp(self, self.folder / "some")
+        study = self.folder / "study"
+        study.mkdir()
+        (study / "a.dcm").symlink_to(CT)
+        (study / "b.dcm").symlink_to(JPEG_2000)
+        (study / "notes.txt").write_text("no image")
+        for _ in range(2):
+            result = await self.example("forwarder.py", study, f"ALL=127.0.0.1:{port}", f"SOME=127.0.0.1:{some}")
+            self.assertIn("ALL has 2 of 2\n", result.text)
+            self.assertIn("SOME has 1 of 2\n", result.text)
+            self.assertRegex(result.text, r"b\.dcm: not taken by SOME: ")
+        self.assertEqual(len(list((self.folder / "all").iterdir())), 2)
+
     async def test_query_scp(self) -> None:
         _, port = await self.server("query_scp.py")
         keys = ("-k", "QueryRetrieveLevel=STUDY", "-k", "PatientName=d*", "-k", "StudyInstanceUID")

@@ -104,7 +104,10 @@ ROOMS = (
     Room(("archive/removal/", "archive/", "archive/query/", "archive/reading/"), ("Twisted", "pydicom", "SQLAlchemy")),
     Room(("archive/services/", "archive/server.py"), ("Twisted", "pydicom", "SQLAlchemy")),
     Room(("forwarding/receipt/",), ("Twisted", "pydicom")),
-    Room(("forwarding/delivery/", "forwarding/forwarder.py", "forwarding/operators/"), ("Twisted", "pydicom")),
+    Room(
+        ("forwarding/delivery/", "forwarding/forwarder.py", "forwarding/__init__.py", "forwarding/operators/"),
+        ("Twisted", "pydicom"),
+    ),
     Room(("web/http/", "web/"), ("Twisted", "pydicom", "prometheus-client", "Jinja2")),
     Room(("audit/",), ("Twisted",)),
     Room(("retrieval/",), ("Twisted", "pydicom")),

@@ -52,7 +52,7 @@ class Commitments:
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._waiting: dict[str, Deferred[Dataset]] = {}
+        self._waiting: dict[str, Deferred[Dataset | None]] = {}
         self.routes = (Route(evt.EVT_N_EVENT_REPORT, StorageCommitmentPushModel, self.handle_report),)
 
     @property
@@ -71,7 +71,7 @@ class Commitments:
         if waiting is None:
             return INVALID_ARGUMENT_VALUE
         # The response to the report goes first.
-        self._reactor.callLater(0, waiting.callback, information)
+        self._reactor.callLater(0, _deliver, waiting, information)
         return SUCCESS
 
     async def request(self, pool: AssociationPool, instances: Sequence[SentUIDs]) -> list[Result]:
@@ -79,14 +79,13 @@ class Commitments:
         Ask the peer to commit itself to the storage of *instances*, and return what it reports about each.
 
         :raises AssociationError: the association ended before the peer had answered the request.
-        :raises TimeoutError: there was no report within :data:`REPORT_WITHIN`.
         """
         uid = str(generate_uid(prefix=None))
         request = Dataset()
         request.TransactionUID = uid
         request.ReferencedSOPSequence = [_reference(one) for one in instances]
         # The report may arrive before the response to the request.
-        waiting: Deferred[Dataset] = Deferred()
+        waiting: Deferred[Dataset | None] = Deferred()
         self._waiting[uid] = waiting
         try:
             async with pool.association() as association:
@@ -96,7 +95,7 @@ class Commitments:
             if not (status.is_success or status.is_warning):
                 said = f"it refuses to commit itself: 0x{int(status):04X} {status.meaning}"
                 return [Result(Action.RETRY, said, MAX_TRIES)] * len(instances)
-            late = self._reactor.callLater(REPORT_WITHIN, waiting.cancel)
+            late = self._reactor.callLater(REPORT_WITHIN, waiting.callback, None)
             try:
                 report = await waiting
             finally:
@@ -104,7 +103,15 @@ class Commitments:
                     late.cancel()
         finally:
             self._waiting.pop(uid, None)
+        if report is None:
+            said = f"no report of storage commitment within {REPORT_WITHIN / 60:g} minutes"
+            return [Result(Action.RETRY, said, MAX_TRIES)] * len(instances)
         return _results(report, instances)
+
+
+def _deliver(waiting: Deferred[Dataset | None], information: Dataset) -> None:
+    if not waiting.called:  # it may have been cancelled, or too late
+        waiting.callback(information)
 
 
 def _reference(one: SentUIDs) -> Dataset:
