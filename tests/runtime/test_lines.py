@@ -238,8 +238,12 @@ class WriterTests(SynchronousTestCase):
         self.assertEqual((self.disk.content, self.disk.closed), (b"3\n4\n", 1))
 
     def test_stop_with_a_full_disk(self) -> None:
+        """The log tells how many items are lost, although it has told just before that some wait."""
         self.disk.is_full = True
         self.writer.put(3)
+        self.writer.put(4)
         self.successResultOf(self.writer.stop())
         self.assertFalse(self.executor.getDelayedCalls())
-        self.assertEqual(self.writer.dropped, 1)
+        self.assertEqual(self.writer.dropped, 2)
+        told = [(one["waiting"], one["dropped"]) for one in self.logged if "waiting" in one]
+        self.assertEqual(told, [(1, 0), (0, 2)])

@@ -163,10 +163,14 @@ class LineWriter(Generic[_Item]):
             self.log.failure("a line of {what} was not written", reason, what=self._what)
             self._weight -= self._waiting.pop(0)[1]
             self.dropped += 1
-        else:
+        elif not self._is_stopped:
             self._complain(loggable(reason.value))
         if self._is_stopped:
-            self.dropped += len(self._waiting)
+            if self._waiting:
+                self.dropped += len(self._waiting)
+                self._waiting.clear()
+                self._complained = None  # the last chance to tell how many are lost
+                self._complain(loggable(reason.value))
             self._finish()
         else:
             self._retry = self._executor.call_later(TRY_AGAIN, self._try_again)

@@ -33,6 +33,7 @@ __all__ = [
     "OpenPart",
     "is_unchanged",
     "open_stored",
+    "problems_of_files",
     "problems_of_stored",
     "quoted",
     "reading",
@@ -91,6 +92,23 @@ def problems_of_stored() -> Iterator[None]:
         raise Problem(406, "the data set of the instance cannot be read") from error
     except NotDicomFile as error:
         raise _damaged(error) from error
+    except OSError as error:
+        if error.errno in ELSEWHERE:
+            raise
+        raise _damaged(error) from error
+
+
+@contextmanager
+def problems_of_files() -> Iterator[None]:
+    """
+    Make problems of the errors of a process that reads the file of an instance by its path.
+
+    :raises Problem: 404 if the file was removed meanwhile; 500 if it is damaged.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise Problem(404, "there is no such instance") from None
     except OSError as error:
         if error.errno in ELSEWHERE:
             raise

@@ -22,7 +22,16 @@ from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.routes import Route
 from dicomtwist.web.services import Services
 from dicomtwist.web.wado.alternatives import first_made, is_of_representation
-from dicomtwist.web.wado.delivery import NOT_ACCEPTABLE, OpenPart, open_stored, quoted, reading, send_one, send_parts
+from dicomtwist.web.wado.delivery import (
+    NOT_ACCEPTABLE,
+    OpenPart,
+    open_stored,
+    problems_of_files,
+    quoted,
+    reading,
+    send_one,
+    send_parts,
+)
 from dicomtwist.web.wado.transcoding import convertible
 
 __all__ = ["ROUTES", "send_frames"]
@@ -145,7 +154,8 @@ class _Frames:
             return await share.run_admitted(lambda: b"".join(content.pieces())), representation
         frames = self._converted((number,), representation)
         try:
-            return await anext(frames), representation
+            with problems_of_files():
+                return await anext(frames), representation
         finally:
             await frames.aclose()
 

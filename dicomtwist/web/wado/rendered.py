@@ -28,7 +28,14 @@ from dicomtwist.web.routes import Route
 from dicomtwist.web.services import Services
 from dicomtwist.web.wado.alternatives import is_of_representation
 from dicomtwist.web.wado.bulk_data import send_document
-from dicomtwist.web.wado.delivery import ELSEWHERE, NOT_ACCEPTABLE, is_unchanged, open_stored, quoted
+from dicomtwist.web.wado.delivery import (
+    ELSEWHERE,
+    NOT_ACCEPTABLE,
+    is_unchanged,
+    open_stored,
+    problems_of_files,
+    quoted,
+)
 from dicomtwist.web.wado.instances import find_instances
 
 __all__ = ["ROUTES", "options_of", "pixels_of", "send_rendered"]
@@ -219,7 +226,8 @@ async def _render(
         image = services.rendered.get(name)
         if image is None:
             try:
-                image = await pixels_of(services).render(path, frame, one, peer=request.peer)
+                with problems_of_files():
+                    image = await pixels_of(services).render(path, frame, one, peer=request.peer)
             except NotEncoded as problem:
                 # An image that cannot be decoded has no other media type.
                 error = error or problem

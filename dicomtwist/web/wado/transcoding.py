@@ -15,6 +15,7 @@ from dicomtwist.errors import DataSetError
 from dicomtwist.part10 import encode_preamble_and_meta
 from dicomtwist.pixels.syntaxes import ENCODABLE, can_transcode
 from dicomtwist.web.services import Services
+from dicomtwist.web.wado.delivery import problems_of_files
 
 __all__ = ["Transcoding", "convertible", "is_transcoded", "transcode"]
 
@@ -70,6 +71,7 @@ async def transcode(
     :param peer: the name of the client's host.
     :raises PixelsFailed: its pixel data cannot be converted.
     :raises DataSetError: its File Meta Information is damaged.
+    :raises Problem: its file was removed meanwhile (404), or is damaged (500).
     """
     pixels = services.pixels
     assert pixels is not None, "nothing is negotiated that these processes would have to do"
@@ -77,5 +79,6 @@ async def transcode(
         head = encode_preamble_and_meta(replace(stored.meta, transfer_syntax_uid=syntax))
     except ValueError as error:
         raise DataSetError("the File Meta Information has a value that is not valid") from error
-    made = await pixels.transcode(services.files.path(uids), syntax, peer=peer)
+    with problems_of_files():
+        made = await pixels.transcode(services.files.path(uids), syntax, peer=peer)
     return Transcoding(head, aiter(made), made.length)

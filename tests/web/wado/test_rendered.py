@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from PIL import Image as Picture
@@ -270,6 +271,27 @@ class Thumbnails(RenderedTestCase):
         for path in ("/thumbnail", "/rendered"):
             response = await client.request("GET", self.path(first[:2], path))
             self.assertEqual((response.status, picture_of(response).size), (200, (4, 4)))
+
+    async def test_removed_meanwhile(self) -> None:
+        """A file that is removed before the process reads it is not there: no error of this program."""
+        uids, *_ = await self.store(test_file("JPEG2000.dcm"))
+        pixels = self.services.pixels
+        assert pixels is not None
+        for name in ("render", "frames", "transcode"):
+            real = getattr(pixels, name)
+
+            def call(path: Any, *more: Any, real: Any = real, **named: Any) -> Any:
+                Path(path).unlink(missing_ok=True)
+                return real(path, *more, **named)
+
+            self.patch(pixels, name, call)
+        client = self.client()
+        raw = ("Accept", 'multipart/related; type="application/octet-stream"; transfer-syntax=1.2.840.10008.1.2.1')
+        file = ("Accept", "application/dicom; transfer-syntax=1.2.840.10008.1.2.1")
+        for path, fields in (("/thumbnail", []), ("/rendered", []), ("/frames/1", [raw]), ("", [file])):
+            await self.store(test_file("JPEG2000.dcm"))
+            response = await client.request("GET", self.path(uids, path), fields)
+            self.assertEqual(response.status, 404, (path, response.body))
 
     async def test_cache(self) -> None:
         (uids,) = await self.store(image())
