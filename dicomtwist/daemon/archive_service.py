@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.error import CannotListenError
@@ -22,9 +22,11 @@ from dicomtwist.archive.folder_import import Import, import_folder
 from dicomtwist.archive.recovery import Reconciled, reconcile
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.archive.storage.types import StoreError, lacks_room
-from dicomtwist.daemon.forwarding.service import ForwardingService
 from dicomtwist.daemon.journals.options import Journal
 from dicomtwist.service import DICOMService
+
+if TYPE_CHECKING:
+    from dicomtwist.daemon.forwarding.service import ForwardingService
 
 #: The time between two attempts to store instances again after there was no room, in seconds.
 TRY_AGAIN: Final = 10.0

@@ -22,8 +22,7 @@ from dicomtwist.archive.storage.file_store import LAYOUT
 from dicomtwist.archive.storage.types import Durability, StoreError
 from dicomtwist.daemon.check import report
 from dicomtwist.daemon.configuration import Configuration, ConfigurationError, add_configuration
-from dicomtwist.daemon.forwarding.options import FORWARD_PARAMETERS, Forwarding, read_forwarding
-from dicomtwist.daemon.forwarding.service import make_receipt
+from dicomtwist.daemon.forwarding.options import FORWARD_PARAMETERS, Forwarding, make_receipt, read_forwarding
 from dicomtwist.daemon.http import HTTP_PARAMETERS, HTTPOptions
 from dicomtwist.daemon.journals.options import JOURNAL_PARAMETERS, check_journals
 from dicomtwist.daemon.log_options import DEFAULT_LOG_RATE, FORMATS, LEVELS, LogFile, set_log

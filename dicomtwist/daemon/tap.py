@@ -22,7 +22,6 @@ except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
         raise
     raise SystemExit('twist dicom needs SQLAlchemy: pip install "dicomtwist[archive]"') from None
-from dicomtwist.daemon.forwarding.service import ForwardingService
 from dicomtwist.daemon.http import make_http
 from dicomtwist.daemon.journals.options import make_journals
 from dicomtwist.daemon.notify import Notifier
@@ -77,11 +76,16 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
     else:
         siblings = Alone() if link is None else link.siblings
     if options.receipt is not None:
+        # Its imports take a while, which a server without a configuration need not wait for.
+        from dicomtwist.daemon.forwarding.service import ForwardingService
+
         forwarding = service.forwarding = ForwardingService(
             *(options, server, options.receipt, siblings), delivers=worker is None
         )
         if http is not None:
             http.services.queue = forwarding.queue
+            if forwarding.forwarder is not None:
+                http.services.monitor.forwarding = forwarding.metrics
     if http is not None:
         _connect(http.services, service, siblings, worker)
     service.journals = make_journals(options, server, http)

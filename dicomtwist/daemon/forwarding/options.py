@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from twisted.python import usage
 
+from dicomtwist.archive.storage.types import Durability
 from dicomtwist.daemon.configuration import Configuration, ConfigurationError
 from dicomtwist.daemon.forwarding.files import KeyFileError, is_open_to_others, read_key, read_table
 from dicomtwist.daemon.option_values import seconds
@@ -18,11 +19,22 @@ from dicomtwist.forwarding.deidentification import Deidentification
 from dicomtwist.forwarding.errors import ForwardingRuleError
 from dicomtwist.forwarding.parsing import parse_forward
 from dicomtwist.forwarding.pseudonyms import Pseudonyms
+from dicomtwist.forwarding.receipt.maker import Receipt
 from dicomtwist.forwarding.rules import ForwardRule, ForwardRules
+from dicomtwist.forwarding.tasks.store import TaskStore
 from dicomtwist.forwarding.values import parse_duration
 
-__all__ = ["FORWARD_PARAMETERS", "Forwarding", "describe_forwarding", "read_forwarding", "warn_of_forwarding"]
+__all__ = [
+    "FORWARD_PARAMETERS",
+    "Forwarding",
+    "describe_forwarding",
+    "make_receipt",
+    "read_forwarding",
+    "warn_of_forwarding",
+]
 
+#: The folder of the tasks in that of the archive.
+FOLDER: Final = ".forwarding"
 #: For how long finished tasks stay in the queue, in seconds.
 DEFAULT_HISTORY: Final = 30 * 86400.0
 #: The age of the oldest task from which on the log warns, in seconds.
@@ -122,6 +134,19 @@ def read_forwarding(configuration: Configuration, key: str | None, peers: Collec
     except ForwardingRuleError as error:
         raise ConfigurationError(f"{configuration.path}: {error}") from None
     return Forwarding(configuration.forward, rules, pseudonyms)
+
+
+def make_receipt(options: Any) -> Receipt | None:
+    """
+    Return what makes tasks of received instances; ``None`` if nothing can be forwarded: there is neither a configuration file,
+    whose rules a reload may read, nor a task of an earlier run.
+    """
+    folder = options.archive_root / FOLDER
+    if options.configuration.path is None and not folder.is_dir():
+        return None
+    forwarding: Forwarding = options.forwarding
+    store = TaskStore(folder, full=options["durability"] is Durability.FULL)
+    return Receipt(store, forwarding.rules, forwarding.tables)
 
 
 def describe_forwarding(forwarding: Forwarding, sender: Callable[[ForwardRule], str]) -> Iterator[str]:

@@ -18,7 +18,6 @@ from twisted.logger import Logger
 
 from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.server import ArchiveServer
-from dicomtwist.archive.storage.types import Durability
 from dicomtwist.daemon.forwarding.options import Forwarding
 from dicomtwist.daemon.processes.siblings import Asker
 from dicomtwist.dicomweb.client.urls import BaseURL
@@ -31,34 +30,20 @@ from dicomtwist.forwarding.operators.explanations import named
 from dicomtwist.forwarding.operators.queue import Change, ForwardQueue
 from dicomtwist.forwarding.receipt.maker import Receipt
 from dicomtwist.forwarding.rules import Destination, ForwardRule
-from dicomtwist.forwarding.tasks.store import MAX_FORGOTTEN, TaskStore
-from dicomtwist.forwarding.tasks.types import Definition
+from dicomtwist.forwarding.tasks.store import MAX_FORGOTTEN
+from dicomtwist.forwarding.tasks.types import Definition, TaskState
 from dicomtwist.scp.dispatch import dispatch
 from dicomtwist.sop_class import StorageCommitmentPushModel
+from dicomtwist.web.monitoring.definitions import Snapshot
 
-__all__ = ["ArchiveSource", "ForwardingService", "make_receipt"]
+__all__ = ["ArchiveSource", "ForwardingService"]
 
-#: The folder of the tasks in that of the archive.
-FOLDER: Final = ".forwarding"
 #: How often the age of tasks is looked at, and finished ones are forgotten, in seconds.
 LOOK_EVERY: Final = 60.0
 #: The time after which the log warns again of tasks that are too old, in seconds.
 WARN_AGAIN: Final = 3600.0
 #: The time for which a worker collects before it tells the supervisor that there are new tasks, in seconds.
 COLLECT: Final = 0.05
-
-
-def make_receipt(options: Any) -> Receipt | None:
-    """
-    Return what makes tasks of received instances; ``None`` if nothing can be forwarded: there is neither a configuration file,
-    whose rules a reload may read, nor a task of an earlier run.
-    """
-    folder = options.archive_root / FOLDER
-    if options.configuration.path is None and not folder.is_dir():
-        return None
-    forwarding: Forwarding = options.forwarding
-    store = TaskStore(folder, full=options["durability"] is Durability.FULL)
-    return Receipt(store, forwarding.rules, forwarding.tables)
 
 
 class ArchiveSource:
@@ -238,6 +223,21 @@ class ForwardingService:
                 "confirming": peer.confirming,
             }
             for name, peer in self.forwarder.peers.items()
+        }
+
+    async def metrics(self) -> Snapshot:
+        """Return the metrics of forwarding."""
+        rows = [] if self._is_stopping else await self.queue.numbers()
+        peers = self.peers()
+        return {
+            "dicomtwist_forward_tasks": [
+                [one["destination"], state.value, one[state.value]] for one in rows for state in TaskState
+            ],
+            "dicomtwist_forward_oldest_seconds": [[one["destination"], one["oldest_age"] or 0] for one in rows],
+            "dicomtwist_forward_sent_total": [[name, peer["sent"]] for name, peer in peers.items()],
+            "dicomtwist_forward_sent_bytes_total": [[name, peer["bytes_sent"]] for name, peer in peers.items()],
+            "dicomtwist_forward_failures_total": [[name, peer["failures"]] for name, peer in peers.items()],
+            "dicomtwist_forward_peer_up": [[name, int(peer["breaker"] == "closed")] for name, peer in peers.items()],
         }
 
     # --- age

@@ -98,6 +98,16 @@ METRICS: Final[dict[str, Metric]] = {
     "dicomtwist_retention_kept_studies": Metric(
         "gauge", (), "studies that the last look of the retention was to delete, and that are locked or wanted"
     ),
+    "dicomtwist_forward_tasks": Metric(
+        "gauge", ("destination", "state"), "tasks of forwarding; those that are done are kept for a time"
+    ),
+    "dicomtwist_forward_oldest_seconds": Metric(
+        "gauge", ("destination",), "age of the oldest task that waits or is being sent, 0 if there is none"
+    ),
+    "dicomtwist_forward_sent_total": Metric("counter", ("peer",), "instances that the peer has taken"),
+    "dicomtwist_forward_sent_bytes_total": Metric("counter", ("peer",), "bytes of these instances"),
+    "dicomtwist_forward_failures_total": Metric("counter", ("peer",), "attempts to send an instance that failed"),
+    "dicomtwist_forward_peer_up": Metric("gauge", ("peer",), "1 if the peer is used, 0 while it counts as down"),
     "dicomtwist_executor_threads": Metric("gauge", ("executor",), "threads that the executor may have"),
     "dicomtwist_executor_busy_threads": Metric("gauge", ("executor",), "threads that are at work"),
     "dicomtwist_executor_queued_calls": Metric("gauge", ("executor",), "calls that wait for a thread"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import time
 from typing import Any, Final, Protocol
@@ -82,6 +82,7 @@ class Monitor:
     :ivar archive_server: the archive with its services.
     :ivar service: the service, which is set when it is made.
     :ivar site: the site of HTTP, which is set when it is made.
+    :ivar forwarding: returns the metrics of forwarding, ``None`` in a process that does not deliver.
     :ivar ask_others: asks the other processes that share the archive for what is named, such as ``"metrics"``: a Deferred with
         an answer by the name of each process, ``None`` for one that did not answer in time.
     :ivar name: the name of this process among them.
@@ -90,6 +91,7 @@ class Monitor:
     archive_server: ArchiveServer
     service: Monitored | None = None
     site: Site | None = None
+    forwarding: Callable[[], Awaitable[Snapshot]] | None = None
     ask_others: Callable[[str], Deferred[Mapping[str, Any]]] = lambda what: succeed({})
     name: str = "main"
     _started: float = field(default_factory=time, init=False)
@@ -161,6 +163,8 @@ class Monitor:
         }
         for part in (self._process(), self._network(), self._http(), self._archive(), self._executors()):
             found.update(part)
+        if self.forwarding is not None:
+            found.update(await self.forwarding())
         return found
 
     async def collect_all(self) -> dict[str, Snapshot]:
