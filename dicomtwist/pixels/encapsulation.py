@@ -93,14 +93,15 @@ def frame_fragments(
     Return the fragments of each frame.
 
     A table that is there decides, unless its offsets are not those of items. Without one, a frame has one fragment, or begins
-    with the fragment that starts a codestream. If a table contradicts Number of Frames, the frames are those of the table,
-    as in pydicom; except a table of one offset, which the single fragment of a video has, however many frames that is.
+    with the fragment that starts a codestream. If a table or the codestreams contradict Number of Frames, the frames are
+    theirs, as of an acquisition that was cut off; except a table of one offset, which the single fragment of a video has,
+    however many frames that is.
 
     :param read: reads bytes.
     :param pixels: the items.
     :param frames: Number of Frames.
     :param extended_table: the Extended Offset Table (PS3.3 C.7.6.3.1.8).
-    :returns: the fragments of each frame; another number than *frames* if a table says so.
+    :returns: the fragments of each frame; another number than *frames* if a table or the codestreams say so.
     :raises DataSetError: the fragments cannot be divided into frames.
     """
     fragments = pixels.fragments
@@ -116,7 +117,7 @@ def frame_fragments(
     if frames == 1 and fragments:
         return [fragments]
     starts = [at for at, one in enumerate(fragments) if read(one.offset, 12).startswith(_STARTS)]
-    if len(starts) != frames or not starts or starts[0]:
+    if not starts or starts[0]:
         raise DataSetError(
             f"the pixel data has {len(fragments)} fragments, which cannot be divided into {frames} frames"
         )

@@ -86,6 +86,16 @@ class Frames(unittest.TestCase):
         video = item(pack("<I", 0)) + item(b"ab") + END
         self.assertRaises(DataSetError, frames_of, video, 100)
 
+    def test_a_wrong_number_of_codestreams(self) -> None:
+        """Without a table, the frames are those that exist."""
+        start = b"\xff\xd8\xff\xe0"
+        data = item(b"") + item(start + b"11") + item(start + b"22") + item(b"22") + END
+        for frames in (4, 5, 1_000_000):
+            self.assertEqual(frames_of(data, frames), [start + b"11", start + b"2222"])
+        data = item(b"") + item(start + b"11") * 3 + END
+        self.assertEqual(frames_of(data, 2), [start + b"11"] * 3)
+        self.assertRaises(DataSetError, frames_of, item(b"") + item(b"11") + item(start + b"22") * 2 + END, 2)
+
     def test_no_division(self) -> None:
         for frames, count in ((2, 3), (3, 2), (1, 0)):
             self.assertRaises(DataSetError, frames_of, item(b"") + item(b"ab") * count + END, frames)

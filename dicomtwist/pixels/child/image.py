@@ -100,8 +100,8 @@ class Image:
         else:
             self.attributes, self.element = self.dataset, self._read[1]
         self.form = _form_of(self.attributes, self.element, self.syntax)
-        self.frames = _number(self.attributes, "NumberOfFrames", 1) or 1
-        if not 0 < self.frames <= MAX_FRAMES:
+        self.frames = _frames_of(self.attributes)
+        if self.frames > MAX_FRAMES:
             raise PixelsTooLarge(f"an image of {self.frames} frames")
         self._is_single_fragment = False
 
@@ -305,6 +305,14 @@ def _number(dataset: Dataset, keyword: str, default: int) -> int:
         return default if value is None or value == "" else int(value)
     except (TypeError, ValueError, OverflowError, IndexError, NotImplementedError) as error:
         raise InvalidPixels(f"{keyword} is not a number") from error
+
+
+def _frames_of(dataset: Dataset) -> int:
+    """Return Number of Frames; without a valid one there is one frame."""
+    try:
+        return max(1, _number(dataset, "NumberOfFrames", 1))
+    except InvalidPixels:
+        return 1
 
 
 def _form_of(dataset: Dataset, element: PixelElement, syntax: str) -> FrameFormat:

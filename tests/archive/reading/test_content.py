@@ -121,8 +121,10 @@ class Frames(unittest.TestCase):
             self.assertEqual(self.frames(one), expected)
         self.assertEqual(self.frames(stored(4, encapsulated(b"", a, b, c, d))), [a, b, c, d])
         self.assertEqual(self.frames(stored(1, encapsulated(b"", a, b, c, d))), [a + b + c + d])
+        one = stored(3, encapsulated(b"", a, b, c, d))
+        self.assertEqual((self.frames(one), read_frames(one).stated), (expected, 3))
         with self.assertRaises(DataSetError):
-            read_frames(stored(3, encapsulated(b"", a, b, c, d)))
+            read_frames(stored(3, encapsulated(b"", b, a, c, d)))
         with self.assertRaises(DataSetError):
             read_frames(stored(2, encapsulated(b"", a)[:-8]))
 

@@ -10,9 +10,11 @@ import numpy as np
 from PIL import Image as Picture
 from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
+from pydicom.dataelem import RawDataElement
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.sequence import Sequence
+from pydicom.tag import Tag
 
 from dicomtwist.pixels.child.codecs import FrameFormat
 from dicomtwist.pixels.child.grayscale import displayed
@@ -121,6 +123,19 @@ class Rules(unittest.TestCase):
         for photometric, expected in (("MONOCHROME2", [[0, 0], [128, 255]]), ("MONOCHROME1", [[0, 255], [128, 0]])):
             form = FrameFormat(2, 2, 1, 16, 16, 15, True, photometric)
             self.assertEqual(displayed(array, dataset, form, 0).tolist(), expected)
+
+    def test_no_number_of_frames(self) -> None:
+        """An image whose Number of Frames is no number from 1 has one frame, as its frames that are not rendered."""
+        expected = rendered(opened()).tolist()
+        for text in (b"-1", b"0 ", b"1A", b"", b"  ", b"x\\2"):
+            raw = RawDataElement(Tag("NumberOfFrames"), "IS", len(text), text, 0, False, True)
+            dataset = dcmread(str(get_testdata_file("CT_small.dcm", download=False)))
+            dataset._dict[raw.tag] = raw
+            output = BytesIO()
+            with without_warnings():
+                dataset.save_as(output)
+                image = open_image(output.getvalue())
+                self.assertEqual((image.frames, rendered(image).tolist()), (1, expected), text)
 
     def test_functional_groups(self) -> None:
         """The window of the frame takes precedence over that of all frames."""
