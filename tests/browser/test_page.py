@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from playwright.sync_api import Page, expect
 from pydicom import dcmread
@@ -41,6 +41,10 @@ _SUM = """
 _WIDTHS = "(images) => Promise.all(images.map(async (one) => { await one.decode(); return one.naturalWidth; }))"
 
 
+#: The width of the smallest screens in pixels, at which a page has to be usable (WCAG 2.2, 1.4.10).
+NARROW: Final = 320
+
+
 def files(folder: Path) -> list[DicomFile]:
     """Return a few files of pydicom, and a series of five images of a patient with a hostile name, written into *folder*."""
     found = [file for file in dicom_files() if Path(file.path).name in (CT, FRAMES, REPORT)]
@@ -52,6 +56,7 @@ def files(folder: Path) -> list[DicomFile]:
         one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID
         one.PatientName, one.PatientID, one.InstanceNumber = HOSTILE, "H1", 6 - number
         one.StudyDescription = one.SeriesDescription = "<img src=x onerror=alert(2)> five"
+        one.AccessionNumber, one.ReferringPhysicianName, one.BodyPartExamined = "A" * 300, "R" * 300, "B" * 300
         one.PixelData = bytes((number * 3 + at // 256) % 8 if at % 2 else 0 for at in range(len(one.PixelData)))
         path = folder / f"{number}.dcm"
         one.save_as(path, enforce_file_format=True)
@@ -73,7 +78,7 @@ class Pages(TwistTestCase):
         def use(chromium: Chromium) -> None:
             expect.set_options(timeout=TIMEOUT * 1000)
             for look in (self.search_and_open, self.by_keyboard, self.live, self.telephone):
-                window = chromium.window(width=400 if look == self.telephone else 1280)
+                window = chromium.window(width=NARROW if look == self.telephone else 1280)
                 window.page.on("dialog", lambda dialog: self.fail(f"a dialog: {dialog.message}"))
                 look(window)
                 self.assertEqual(window.problems, [], look.__name__)
@@ -181,18 +186,18 @@ class Pages(TwistTestCase):
         expect(page.get_by_role("row", name="main")).to_contain_text("ready")
 
     def telephone(self, window: Window) -> None:
-        """On a screen of 400 pixels nothing has to be moved sideways, and a finger goes through the images."""
+        """On a narrow screen nothing has to be moved sideways, and a finger goes through the images."""
         page = window.page
         page.goto(self.url)
         for path in ("", "activity", "server"):
             page.goto(f"{self.url}{path}")
-            self.assertEqual(page.evaluate("() => document.documentElement.scrollWidth"), 400, path)
+            self.assertEqual(page.evaluate("() => document.documentElement.scrollWidth"), NARROW, path)
         page.goto(self.url)
         page.get_by_role("link", name="<script>").click()
-        self.assertEqual(page.evaluate("() => document.documentElement.scrollWidth"), 400)
+        self.assertEqual(page.evaluate("() => document.documentElement.scrollWidth"), NARROW)
         page.locator(".card").click()
         self.shown(page, "Image 3 of 5")
-        self.assertEqual(page.evaluate("() => document.documentElement.scrollWidth"), 400)
+        self.assertEqual(page.evaluate("() => document.documentElement.scrollWidth"), NARROW)
         page.locator("#stage").scroll_into_view_if_needed()
         box = page.locator("#stage").bounding_box()
         assert box is not None
@@ -206,7 +211,7 @@ class Pages(TwistTestCase):
         self.shown(page, "Image 5 of 5")
         page.get_by_role("link", name="Elements").click()
         expect(page.get_by_role("heading", level=1)).to_contain_text("CT Image Storage")
-        self.assertEqual(page.evaluate("() => document.documentElement.scrollWidth"), 400)
+        self.assertEqual(page.evaluate("() => document.documentElement.scrollWidth"), NARROW)
 
 
 async def as_coroutine(awaitable: Any) -> Any:
