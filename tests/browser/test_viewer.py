@@ -12,11 +12,13 @@ from typing import Final
 from playwright.sync_api import Route
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
+from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
+from dicomtwist import AE
 from dicomtwist.access.users import hash_passcode
 from tests import peers
 from tests.browser.chromium import Chromium, Drawn, Window, browse
-from tests.interop.archives import fill
+from tests.interop.archives import fill, header
 from tests.interop.twist import TwistTestCase
 from tests.peers import DicomFile, dicom_files
 
@@ -40,8 +42,14 @@ FRAMES: Final = "examples_ybr_color.dcm"
 BUNDLE: Final = "/7431.bundle."
 SHEETS: Final = re.compile(r"/\d+\.css$")
 
-#: The instance with a document.
-PDF: Final = "1.2.826.0.1.3680043.10.1.104.1.1"
+#: A document of one empty page.
+PDF: Final = b"""%PDF-1.4
+1 0 obj <</Type /Catalog /Pages 2 0 R>> endobj
+2 0 obj <</Type /Pages /Kids [3 0 R] /Count 1>> endobj
+3 0 obj <</Type /Page /Parent 2 0 R /MediaBox [0 0 200 200]>> endobj
+trailer <</Root 1 0 R /Size 4>>
+%%EOF
+"""
 
 VIEWPORT: Final = "canvas.cornerstone-canvas"
 
@@ -102,6 +110,38 @@ class Viewer(TwistTestCase):
             page.wait_for_function(
                 "() => performance.getEntriesByType('resource').some((one) => one.name.endsWith('/frames/30'))"
             )
+            self.assertEqual(problems(window), [])
+
+        await browse(use)
+
+    async def test_documents(self) -> None:
+        """A document has a frame of its own in the page, which the browser loads from the archive."""
+        await self.started()
+        dataset = header(files()[0])
+        dataset.SOPClassUID = EncapsulatedPDFStorage
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID = "1.2.3", "1.2.3.1", "1.2.3.1.1"
+        dataset.Modality, dataset.SeriesDescription = "DOC", "Letter"
+        dataset.MIMETypeOfEncapsulatedDocument = "application/pdf"
+        # Longer than what metadata have in themselves.
+        dataset.EncapsulatedDocument = PDF + b"%" + b" " * 2001
+        ae = AE("SCU")
+        ae.add_requested_context(EncapsulatedPDFStorage, str(ExplicitVRLittleEndian))
+        async with await ae.associate("127.0.0.1", self.port) as assoc:
+            self.assertTrue((await assoc.send_c_store(dataset)).is_success)
+
+        def use(chromium: Chromium) -> None:
+            window = chromium.window()
+            page = window.page
+            # Chromium shows a document in a page of its own extension, in a frame.
+            with page.expect_response(lambda response: response.url.startswith("chrome-extension:")):
+                page.goto(f"{self.viewer}/viewer?StudyInstanceUIDs=1.2.3")
+            (url, *_) = window.urls("/rendered")
+            self.assertTrue(url.endswith("/instances/1.2.3.1.1/rendered"))
+            (response, *_) = [one for one in window.responses if one.url == url]
+            self.assertEqual((response.status, response.headers["content-type"]), (200, "application/pdf"))
+            shown = page.locator("object[type='application/pdf']")
+            shown.wait_for(state="attached")
+            self.assertEqual(shown.get_attribute("data"), url)
             self.assertEqual(problems(window), [])
 
         await browse(use)
