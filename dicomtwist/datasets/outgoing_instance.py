@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from dicomtwist.datasets.codec import UNCOMPRESSED, encode_dataset
 from dicomtwist.datasets.conversion.files import open_converted
 from dicomtwist.datasets.identity import identify
-from dicomtwist.datasets.sources import BytesSource, DataSetSource, FileSource
+from dicomtwist.datasets.sources import BytesSource, DataSetSource, FileSource, spool
 from dicomtwist.datasets.stream import CHUNK
 from dicomtwist.dimse.messages import CStoreRQ
 from dicomtwist.errors import DataSetError, NoPresentationContext
@@ -127,7 +127,13 @@ class OutgoingInstance:
                 " give a path or a Dataset, which can be converted"
             )
         if transcoder is not None and not UNCOMPRESSED.issuperset((self.transfer_syntax, transfer_syntax)):
-            self.source = await transcoder.transcode(original, transfer_syntax, peer=peer)
+            source = await transcoder.transcode(original, transfer_syntax, peer=peer)
+            if getattr(source, "length", 0) is None:
+                # There are further pieces, one of which may fail: that would end the association with all that follows.
+                file, size = await spool(source, executor)
+                first = await executor.run_admitted(file.read, min(CHUNK, size))
+                source = FileSource(file, executor, first, size - len(first))
+            self.source = source
         else:
             self.source = await executor.run(open_converted, original, transfer_syntax, executor)
 

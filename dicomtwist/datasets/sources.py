@@ -4,13 +4,14 @@ Sources: data sets to send, read as the connection takes them.
 
 from __future__ import annotations
 
+from tempfile import TemporaryFile
 from typing import BinaryIO, Protocol, TypeAlias
 
 from twisted.internet.defer import Deferred
 
 from dicomtwist.datasets.stream import CHUNK
 from dicomtwist.errors import DataSetError
-from dicomtwist.runtime.executors import Executor
+from dicomtwist.runtime.executors import Executor, Runner
 
 #: A chunk of a data set, and whether it is the last.
 Chunk: TypeAlias = tuple[bytes | memoryview, bool]
@@ -111,3 +112,33 @@ class FileSource:
     def _close_late(self, result: object) -> None:
         # The failure of a read whose result is not wanted any more is dropped.
         self._file.close()
+
+
+async def spool(source: DataSetSource, executor: Runner) -> tuple[BinaryIO, int]:
+    """
+    Write all of a data set into a temporary file, which has no name. The source is closed.
+
+    A data set that is made while it is sent may fail in its middle, when nothing but the end of the association or connection
+    can tell the peer so, which ends all that is behind it as well. One that is in a file is complete.
+
+    :param source: the data set.
+    :param executor: the threads that write.
+    :returns: the file at its start, and its length in bytes; the caller closes it.
+    :raises Exception: that of the source; nothing is left then.
+    """
+    file: BinaryIO = await executor.run_admitted(TemporaryFile)
+    try:
+        size = 0
+        is_last = False
+        while not is_last:
+            chunk = source.read()
+            data, is_last = chunk if isinstance(chunk, tuple) else await chunk
+            await executor.run_admitted(file.write, data)
+            size += len(data)
+        await executor.run_admitted(file.seek, 0)
+    except BaseException:
+        file.close()
+        raise
+    finally:
+        source.close()
+    return file, size

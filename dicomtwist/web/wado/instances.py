@@ -491,19 +491,23 @@ class _Body:
         if is_transcoded(one.syntax, representation.transfer_syntax):
             syntax = representation.transfer_syntax or ""
             made = await transcode(services, one.instance.uids, stored, syntax, peer=request.peer)
+            whole = await made.complete(reading(request, services))
             stored.close()
-            return self._transcoded(one, representation, made)
+            return self._transcoded(one, representation, whole)
         content = await content_of(request, services, stored, representation.transfer_syntax)
         pieces = self._package.part(one, representation, content)
         return ThreadPieces(reading(request, services), pieces, stored.close)
 
     async def _transcoded(
-        self, one: Chosen, representation: Representation, made: Transcoding
+        self, one: Chosen, representation: Representation, pieces: AsyncGenerator[Piece, None] | ThreadPieces
     ) -> AsyncGenerator[Piece, None]:
         assert isinstance(self._package, _Multipart), "the header of a member of an archive states its length"
         yield self._package.begin(one, representation)
-        async for piece in made.pieces():
-            yield piece
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            await pieces.aclose()
 
 
 def _changed() -> Problem:

@@ -4,18 +4,24 @@ Compressed instances and frames in other transfer syntaxes, from the processes f
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from functools import lru_cache
 
+from dicomtwist.archive.reading.content import Content, Extent
 from dicomtwist.archive.reading.conversion import convertible_to
-from dicomtwist.archive.reading.stored_file import StoredFile
+from dicomtwist.archive.reading.stored_file import Source, StoredFile
 from dicomtwist.archive.storage.types import InstanceUIDs
+from dicomtwist.datasets.sources import spool
 from dicomtwist.errors import DataSetError
 from dicomtwist.part10 import encode_preamble_and_meta
+from dicomtwist.pixels.pool import Transcoded
 from dicomtwist.pixels.syntaxes import ENCODABLE, can_transcode
+from dicomtwist.runtime.executors import Runner
+from dicomtwist.web.request import Piece
 from dicomtwist.web.services import Services
 from dicomtwist.web.wado.delivery import problems_of_files
+from dicomtwist.web.wado.pieces import ThreadPieces
 
 __all__ = ["Transcoding", "convertible", "is_transcoded", "transcode"]
 
@@ -43,22 +49,39 @@ class Transcoding:
     The Part 10 file of an instance in another transfer syntax, whose pieces are made as they are taken.
 
     :param head: the bytes before the data set.
-    :param pieces: the pieces of the data set.
-    :param length: the length of the data set in bytes, ``None`` if it is not known.
+    :param made: the data set.
 
     :ivar length: the length of the file in bytes, ``None`` if it is not known.
     """
 
-    def __init__(self, head: bytes, pieces: AsyncIterator[bytes | memoryview], length: int | None) -> None:
+    def __init__(self, head: bytes, made: Transcoded) -> None:
         self._head = head
-        self._pieces = pieces
-        self.length = None if length is None else len(head) + length
+        self._made = made
+        self.length = None if made.length is None else len(head) + made.length
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield the bytes."""
         yield self._head
-        async for piece in self._pieces:
+        async for piece in self._made:
             yield bytes(piece)
+
+    async def complete(self, executor: Runner) -> AsyncGenerator[Piece, None] | ThreadPieces:
+        """
+        Return the pieces of the whole file, which is made before: a body with several instances cannot go on behind one that
+        fails in its middle.
+
+        :param executor: the threads that write and read a temporary file, if the data set has several pieces.
+        :raises PixelsFailed: a piece cannot be made.
+        """
+        if self.length is not None:
+            return self._at_once()
+        file, size = await spool(self._made, executor)
+        content = Content([self._head, Extent(Source(file), 0, size)])
+        return ThreadPieces(executor, content.pieces(), file.close)
+
+    async def _at_once(self) -> AsyncGenerator[Piece, None]:
+        async for piece in self.pieces():
+            yield piece
 
 
 async def transcode(
@@ -81,4 +104,4 @@ async def transcode(
         raise DataSetError("the File Meta Information has a value that is not valid") from error
     with problems_of_files():
         made = await pixels.transcode(services.files.path(uids), syntax, peer=peer)
-    return Transcoding(head, aiter(made), made.length)
+    return Transcoding(head, made)

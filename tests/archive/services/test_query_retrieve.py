@@ -46,6 +46,7 @@ from dicomtwist.transport.peer_directory import Peers
 from dicomtwist.ul.pdu import AAssociateRQ
 from tests.archive.samples import SECONDARY_CAPTURE, dataset, keep
 from tests.memory import CT, MemoryTestCase
+from tests.web.wado.test_damaged import DAMAGES
 
 PATIENT_FIND, PATIENT_MOVE, PATIENT_GET = (f"1.2.840.10008.5.1.4.1.2.1.{number}" for number in (1, 2, 3))
 STUDY_FIND, STUDY_MOVE, STUDY_GET = (f"1.2.840.10008.5.1.4.1.2.2.{number}" for number in (1, 2, 3))
@@ -460,6 +461,23 @@ class GetTests(QueryRetrieveTestCase):
         counts = result.suboperations
         self.assertEqual((counts.completed, counts.failed, counts.warning), (3, 1, 0))
         self.assertEqual(self.stored, ["1.2.2.1.1", "1.2.2.1.10", "1.2.2.2.1"])
+
+    def test_a_file_is_damaged(self) -> None:
+        """Its sub-operation fails; the others of its study are sent."""
+        path = self.root / "1.2.2" / "1.2.2.1" / "1.2.2.1.2.dcm"
+        for name, damage in DAMAGES.items():
+            content = path.read_bytes()
+            damage(path)
+            self.stored.clear()
+            result = self.get(keys("STUDY", StudyInstanceUID="1.2.2"))
+            self.assertEqual((int(result.status), result.failed_instances), (0xB000, ["1.2.2.1.2"]), name)
+            self.assertEqual(self.stored, ["1.2.2.1.1", "1.2.2.1.10", "1.2.2.2.1"], name)
+            if path.is_dir():
+                path.rmdir()
+            path.unlink(missing_ok=True)
+            path.write_bytes(content)
+        self.stored.clear()
+        self.assertEqual(self.get(keys("STUDY", StudyInstanceUID="1.2.2")).status, 0)
 
     def test_refused_by_the_peer(self) -> None:
         self.refuse = {"1.2.2.1.10": 0xA700}

@@ -12,7 +12,8 @@ from typing import Any, Final
 from zipfile import ZipFile
 
 from pydicom import dcmread
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 from twisted.internet import reactor
 from twisted.logger import formatEvent, globalLogPublisher
 
@@ -161,6 +162,35 @@ class Damaged(DamagedTestCase):
         response = await self.client().request("GET", self.path(("1.2",), "/metadata"))
         self.assertEqual(response.status, 200)
         self.assertEqual([one["00080018"]["Value"][0] for one in response.json], [uids[1][2]])
+
+
+class Frames(DamagedTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        pixels = self.services.pixels = Pixels(reactor, processes=1)
+        self.addCleanup(pixels.stop)
+
+    async def test_a_frame_far_behind(self) -> None:
+        """A conversion that fails in its middle takes no other instance of the study with it."""
+        frames = 12
+        several = []
+        for number in range(1, 4):
+            one = image(number, Rows=512, Columns=512, NumberOfFrames=frames, PixelData=bytes(512 * 512 * 2 * frames))
+            one.compress(RLELossless, generate_instance_uid=False)
+            several.append(one)
+        bad = list(generate_frames(several[1].PixelData, number_of_frames=frames))
+        bad[-1] = b"\xff" * 80
+        several[1].PixelData = encapsulate(bad)
+        uids = await self.store(*several)
+        for accept, expected in (
+            (RELATED, [ExplicitVRLittleEndian, RLELossless, ExplicitVRLittleEndian]),
+            (f"{RELATED}; transfer-syntax={ExplicitVRLittleEndian}", [ExplicitVRLittleEndian] * 2),
+        ):
+            response = await self.client().request("GET", self.path(uids[0][:1]), [("Accept", accept)])
+            self.assertEqual(response.status, 200)
+            found = [dcmread(BytesIO(content)) for _, content in parts_of(response)]
+            self.assertEqual([one.file_meta.TransferSyntaxUID for one in found], expected)
+            self.assertEqual(found[-1].PixelData, bytes(512 * 512 * 2 * frames))
 
 
 class Rendered(DamagedTestCase):
