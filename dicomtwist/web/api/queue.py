@@ -23,7 +23,7 @@ from dicomtwist.web.request import DICOMwebRequest
 from dicomtwist.web.routes import Handler, Route
 from dicomtwist.web.services import Services
 
-__all__ = ["ROUTES", "queue_of", "selection_of"]
+__all__ = ["ROUTES", "number", "queue_of", "selection_of"]
 
 #: The longest body of a change, in bytes, and the most numbers of tasks in it.
 MAX_BODY: Final = 1024 * 1024
@@ -58,7 +58,7 @@ def selection_of(query: list[tuple[str, str]]) -> Selection:
     values: dict[str, Any] = {"ids": [], "states": []}
     for name, value in query:
         if name == "id":
-            values["ids"].append(_number("id", value))
+            values["ids"].append(number("id", value))
         elif name == "state":
             values["states"].append(value)
         elif name in _TEXTS:
@@ -87,7 +87,12 @@ def _selection(values: Mapping[str, Any]) -> Selection:
     return Selection(tuple(ids), states=found, **texts)
 
 
-def _number(name: str, text: str, most: int = 2**63 - 1) -> int:
+def number(name: str, text: str, most: int = 2**63 - 1) -> int:
+    """
+    Return the number that a parameter of a request is.
+
+    :raises Problem: it is something else (400).
+    """
     if not (text.isascii() and text.isdigit() and len(text) < 20) or int(text) > most:
         raise Problem(400, f"{name} is a number, at most {most}")
     return int(text)
@@ -97,13 +102,13 @@ async def list_tasks(request: DICOMwebRequest, services: Services, values: Mappi
     """Answer with tasks, in the order of their numbers."""
     selection = selection_of(request.query)
     query = dict(request.query)
-    limit = _number("limit", query.get("limit", "100"), MAX_LISTED)
-    request.answer_json(await queue_of(services).tasks(selection, limit, _number("after", query.get("after", "0"))))
+    limit = number("limit", query.get("limit", "100"), MAX_LISTED)
+    request.answer_json(await queue_of(services).tasks(selection, limit, number("after", query.get("after", "0"))))
 
 
 async def show_task(request: DICOMwebRequest, services: Services, values: Mapping[str, str]) -> None:
     """Answer with one task."""
-    found = await queue_of(services).tasks(Selection((_number("the task", values["task"]),)), 1)
+    found = await queue_of(services).tasks(Selection((number("the task", values["task"]),)), 1)
     if not found:
         raise Problem(404, "there is no such task")
     request.answer_json(found[0])

@@ -35,6 +35,7 @@ def common(request: DICOMwebRequest, services: Services) -> dict[str, Any]:
         "may_find": request.may(Operation.FIND),
         "may_get": request.may(Operation.GET),
         "may_admin": request.may(Operation.ADMIN),
+        "has_queue": services.queue is not None,
         "has_pixels": services.pixels is not None,
         "is_fragment": is_fragment(request),
     }

@@ -10,7 +10,7 @@ from typing import Final
 
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.web.http.conditions import matches_etag
-from dicomtwist.web.pages import images, operation, studies
+from dicomtwist.web.pages import images, operation, queue, studies
 from dicomtwist.web.pages.answers import common, make
 from dicomtwist.web.pages.files import file_named
 from dicomtwist.web.problems import Problem
@@ -60,6 +60,7 @@ ROUTES: Final = (
     *studies.ROUTES,
     *images.ROUTES,
     *operation.ROUTES,
+    *queue.ROUTES,
     Route("GET", "/static/{name}", frozenset(), send_file, "the style sheet and the scripts"),
 )
 
