@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence, Set
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final, NamedTuple, TypeAlias
 
@@ -25,13 +25,14 @@ from dicomtwist.archive.storage.types import (
     IndexFailed,
     InstanceUIDs,
     RowRefused,
+    StoreError,
     check_uids,
 )
 from dicomtwist.datasets.header_scanner import HeaderError
 from dicomtwist.errors import loggable
 from dicomtwist.part10 import NO_TRANSFER_SYNTAX, NotDicomFile, read_file_meta
 
-__all__ = ["Reconciled", "check", "read_record", "reconcile", "remove_missing", "repair"]
+__all__ = ["NotWanted", "Reconciled", "check", "read_record", "reconcile", "remove_missing", "repair"]
 
 #: The number of rows in one transaction.
 _ROWS: Final = 500
@@ -44,6 +45,10 @@ MAX_REPORTED: Final = 100
 
 
 _Folder: TypeAlias = tuple[str, str]
+
+
+class NotWanted(StoreError):
+    """A comparison of files and index was given up, because the program stops. The next start begins it again."""
 
 
 def printable(text: str) -> str:
@@ -149,6 +154,7 @@ def reconcile(
     *,
     in_use: bool = False,
     all_files: bool = False,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> Reconciled:
     """
     Compare files and index, then add and remove rows until both agree.
@@ -160,36 +166,45 @@ def reconcile(
     :param in_use: whether this process stores instances meanwhile.
     :param all_files: whether files that have a row are read again as well.
     :param progress: called after every few hundred files that had to be indexed.
+    :param is_wanted: asked between series, and between files that are read, whether to go on.
     :raises OSError: the folder cannot be read.
     :raises IndexFailed: the database refused.
+    :raises NotWanted: *is_wanted* has returned false. Files and rows that were compared agree; the others are as before.
     """
     found = Reconciled()
+
+    def check_wanted() -> None:
+        if not is_wanted():
+            raise NotWanted("the comparison of files and index was given up")
+
     store: Storage = archive.store
     index: InstanceIndex = archive.index
-    adding = _Adding(archive, found, progress, in_use=in_use, all_files=all_files)
+    adding = _Adding(archive, found, progress, check_wanted, in_use=in_use, all_files=all_files)
     announced = [] if in_use else index.announced()  # those of replacements under way
     for uids in announced:
         if store.exists(*uids):
             adding.add(uids, replaced=True)
     adding.flush()
     hidden = _Hidden(found)
-    on_disk = store.series(hidden.add)
-    in_index = index.files()
     deleted = {removed.uids for removed in archive.unpurged()}
     lost: list[InstanceUIDs] = []
-    for folder, files, rows in _merged(on_disk, in_index):
-        missing = files - rows
-        found.instances += 0 if all_files else len(files) - len(missing)
-        for uid in sorted(files if all_files else missing):
-            adding.add((*folder, uid))
-        if hidden.contains(folder):
-            # Nobody knows whether its files are there: queries still find them.
-            found.instances += len(rows)
-            continue
-        for uid in sorted(rows - files):
-            lost.append((*folder, uid))
+    # If the comparison ends early, the traceback keeps generators alive, and that of the rows holds the lock of the index.
+    with closing(store.series(hidden.add)) as on_disk, closing(index.files()) as in_index:
+        for folder, files, rows in _merged(on_disk, in_index):
+            check_wanted()
+            missing = files - rows
+            found.instances += 0 if all_files else len(files) - len(missing)
+            for uid in sorted(files if all_files else missing):
+                adding.add((*folder, uid))
+            if hidden.contains(folder):
+                # Nobody knows whether its files are there: queries still find them.
+                found.instances += len(rows)
+                continue
+            for uid in sorted(rows - files):
+                lost.append((*folder, uid))
     adding.flush()
     for start in range(0, len(lost), _ROWS):
+        check_wanted()
         _remove(archive, lost[start : start + _ROWS], found, deleted, in_use=in_use)
     if announced and not hidden:
         with _locked(archive, announced):
@@ -385,10 +400,12 @@ class _Adding:
         archive: Archive,
         found: Reconciled,
         progress: Callable[[Reconciled], None],
+        check_wanted: Callable[[], None],
         *,
         in_use: bool,
         all_files: bool,
     ) -> None:
+        self._check_wanted = check_wanted
         self._in_use = in_use
         self._all_files = all_files
         self._archive = archive
@@ -434,6 +451,7 @@ class _Adding:
             del waiting[uids]
 
     def _read(self, uids: InstanceUIDs, replaced: bool) -> IndexRow | None:
+        self._check_wanted()
         path = self._archive.store.locate(*uids)
         try:
             row, damage = _stored_row(self._archive, uids, replaced=replaced)

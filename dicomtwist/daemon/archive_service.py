@@ -19,7 +19,7 @@ from dicomtwist import __version__
 from dicomtwist.ae.monitor import Vitals
 from dicomtwist.ae.server import in_bytes
 from dicomtwist.archive.folder_import import Import, import_folder
-from dicomtwist.archive.recovery import Reconciled, reconcile
+from dicomtwist.archive.recovery import NotWanted, Reconciled, reconcile
 from dicomtwist.archive.server import ArchiveServer
 from dicomtwist.archive.storage.types import StoreError, lacks_room
 from dicomtwist.daemon.journals.options import Journal
@@ -42,8 +42,21 @@ class HTTPListener(Protocol):
     def connections(self) -> int:
         """The number of open connections."""
 
-    def start(self) -> None:
-        """Listen."""
+    def start(self, *, is_starting: bool = False) -> None:
+        """
+        Listen.
+
+        :param is_starting: whether only health and metrics are told, until :meth:`started`.
+        """
+
+    def started(self) -> None:
+        """Answer all requests."""
+
+    def accept(self) -> None:
+        """Accept connections at ports that this process only holds for others."""
+
+    def leave(self) -> None:
+        """Leave further connections to the other processes, and close those that are open after their responses."""
 
     def relisten(self, endpoints: Mapping[int, IStreamServerEndpoint]) -> Deferred[None]:
         """Replace endpoints by others on the same sockets."""
@@ -66,13 +79,19 @@ class ArchiveService(DICOMService):
     :ivar journals: the journals; they are stopped when everything else has ended.
     :ivar forwarding: store and forward, ``None`` if nothing is forwarded.
     :ivar at_start: called first when the service starts, or ``None``; ``twist dicom`` takes over its process there.
-    :ivar at_started: called last, or ``None``; ``twist dicom`` handles signals from there on.
+    :ivar at_begun: called before files and index are compared, or ``None``; ``twist dicom`` handles signals from there on.
+    :ivar at_listening: called when the service listens, or ``None``; the start has ended.
+    :ivar at_failed: called with the reason, in words, if the start fails after *at_begun*.
     :ivar at_drained: called during a stop when the associations have ended, or ``None``; ``twist dicom`` limits the rest there.
     """
 
     at_start: Callable[[], None] | None = None
-    at_started: Callable[[], None] | None = None
+    at_begun: Callable[[], None] | None = None
+    at_listening: Callable[[], None] | None = None
+    at_failed: Callable[[str], None] | None = None
     at_drained: Callable[[], None] | None = None
+    #: Whether this process compares files and index when it starts.
+    reconciles = True
 
     def __init__(
         self,
@@ -99,7 +118,10 @@ class ArchiveService(DICOMService):
         self._http = http
         self._import_from = import_from
         self._importing: Deferred[None] = succeed(None)
-        self._is_stopping = False
+        self._is_stopping = self._is_started = self._start_is_over = False
+        self._has_executors = self._has_services = False
+        self._starting: Deferred[None] = succeed(None)
+        self._waiting_for_start: list[Deferred[None]] = []
         self._next_try: IDelayedCall | None = None
         self._trying: Deferred[None] = succeed(None)
         self._done: Deferred[None] = succeed(None)  # fires when the stop that is under way has ended
@@ -107,35 +129,82 @@ class ArchiveService(DICOMService):
 
     def startService(self) -> None:
         """
-        Reconcile files and index, then listen.
+        Tell the health of the server by HTTP, and reconcile files and index in a thread when the reactor runs; then listen.
 
-        An error ends the program with one line. This runs before the reactor does, so it may block. If there is no room on the
-        disk, or it is read-only, the server starts all the same, refuses instances, and tries again every :data:`TRY_AGAIN`
-        seconds.
+        An error ends the program with one line. If there is no room on the disk, or it is read-only, the server starts all the
+        same, refuses instances, and tries again every :data:`TRY_AGAIN` seconds.
+
+        :raises SystemExit: a port of HTTP cannot be opened.
         """
         if self.at_start is not None:
             self.at_start()
         self._log_version()
-        archive = self.archive_server.archive
+        self.ae.executors.acquire()
+        self._has_executors = True
         try:
-            if not archive.lacks_room:
-                try:
-                    self._reconcile()
-                except (OSError, StoreError) as error:
-                    if not lacks_room(error):
-                        raise
-                    archive.refuse(str(error))
-            self.archive_server.start()
-            super().startService()
-            if self._http is not None:
-                self._http.start()
-            for journal in self.journals:
-                journal.start()
-            if self.forwarding is not None:
-                self.forwarding.start()
-        except (CannotListenError, OSError, StoreError) as error:
-            self.archive_server.close()
+            self._open_http()
+        except (CannotListenError, OSError) as error:
+            self._close(None)
             raise SystemExit(f"twist dicom: {error}") from None
+        self.lag.start()
+        for journal in self.journals:
+            journal.start()
+        if self.at_begun is not None:
+            self.at_begun()
+        self.ae.reactor.callWhenRunning(self._begin)
+
+    def _open_http(self) -> None:
+        if self._http is not None:
+            self._http.start(is_starting=True)
+
+    def _serve_http(self) -> None:
+        """Answer all requests of HTTP: the archive can be used."""
+        if self._http is not None:
+            self._http.started()
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether the start has not ended yet, or has not been given up yet for a stop."""
+        return not self._start_is_over
+
+    def when_started(self) -> Deferred[None]:
+        """Return a Deferred that fires with ``None`` when the service listens. It does not fire if the start is given up."""
+        done: Deferred[None] = Deferred()
+        if self._is_started:
+            done.callback(None)
+        else:
+            self._waiting_for_start.append(done)
+        return done
+
+    def _begin(self) -> None:
+        if self._is_stopping:
+            self._start_is_over = True
+            return
+        self._starting = Deferred.fromCoroutine(self._start()).addErrback(self._cannot_start).addBoth(self._over)
+
+    def _over(self, _: None) -> None:
+        self._start_is_over = True
+
+    async def _start(self) -> None:
+        archive = self.archive_server.archive
+        if self.reconciles and not archive.lacks_room:
+            try:
+                await self.ae.executors.housekeeping.run_admitted(self._prepare)
+            except NotWanted:
+                return
+            except (OSError, StoreError) as error:
+                if not lacks_room(error):
+                    raise
+                archive.refuse(str(error))
+        if self._is_stopping:
+            return
+        self.archive_server.start()
+        self._has_services = True
+        super().startService()
+        self._serve_http()
+        if self.forwarding is not None:
+            self.forwarding.start()
+        self._is_started = True
         if archive.lacks_room:
             self.log.error(
                 "there is no room: the archive can be read, and stores nothing for now: {reason}",
@@ -147,8 +216,23 @@ class ArchiveService(DICOMService):
         else:
             self._warn_of_little_room()
             self._begin_import()
-        if self.at_started is not None:
-            self.at_started()
+        if self.at_listening is not None:
+            self.at_listening()
+        waiting, self._waiting_for_start = self._waiting_for_start, []
+        for one in waiting:
+            one.callback(None)
+
+    def _cannot_start(self, reason: Failure) -> None:
+        """End the program, with the words of an error that an operator can do something about."""
+        if self._is_stopping:
+            return  # the stop has closed what the start needed
+        if not reason.check(CannotListenError, OSError, StoreError):
+            self.log.failure("the start failed", reason)
+        words = f"twist dicom: {reason.getErrorMessage()}"
+        if self.at_failed is None:
+            self.log.critical("{words}", words=words)
+        else:
+            self.at_failed(words)
 
     def _warn_of_little_room(self) -> None:
         """Log that instances will be refused, if less than the storage is to leave is free."""
@@ -196,11 +280,16 @@ class ArchiveService(DICOMService):
 
         self._trying = trying.addCallbacks(tried, failed)
 
+    def _prepare(self) -> None:
+        self._reconcile()
+        with suppress(OSError):  # then the first instance has to wait for room in the inbox
+            self.archive_server.archive.move()
+
     def _reconcile(self) -> None:
         def progress(found: Reconciled) -> None:
             self.log.info("{count} files indexed so far", count=found.indexed)
 
-        found = reconcile(self.archive_server.archive, progress)
+        found = reconcile(self.archive_server.archive, progress, is_wanted=lambda: not self._is_stopping)
         self.log.info(
             "the archive has {total} instances; at this start {indexed} files were indexed, "
             "{lost} rows without a file removed, {unreadable} files could not be read",
@@ -258,7 +347,7 @@ class ArchiveService(DICOMService):
         self._is_stopping = True
         done = self._done = Deferred()
         if self.grace is not None:
-            self._limit(self.grace)
+            self._limit(self.grace if self._is_started else 0.0)
         self._stop().addBoth(self._stopped)
         return done.addBoth(self._close)
 
@@ -281,10 +370,17 @@ class ArchiveService(DICOMService):
             ended: Deferred[None] = Deferred()
             stopping = self._http.shutdown(self.grace, ended)
             ending = DeferredList([ending.addBoth(lambda _: ended.callback(None)), stopping])
-        draining = ending.addBoth(self._drained).addBoth(lambda _: self.archive_server.stop_pixels())
+        draining = (
+            ending.addBoth(lambda _: self._starting)
+            .addBoth(self._drained)
+            .addBoth(lambda _: self.archive_server.stop_pixels())
+        )
         draining.addBoth(lambda _: DeferredList([journal.stop() for journal in self.journals]))
-        forwarded = succeed(None) if self.forwarding is None else self.forwarding.stop()
-        return DeferredList([draining, self.archive_server.stop(), forwarded, self._importing, self._trying])
+        forwarded = succeed(None)
+        if self.forwarding is not None and self._is_started:
+            forwarded = self.forwarding.stop()
+        stopping = self.archive_server.stop() if self._has_services else succeed(None)
+        return DeferredList([draining, stopping, forwarded, self._importing, self._trying])
 
     def _drained(self, result: Any) -> Any:
         """Note that the associations have ended."""
@@ -309,4 +405,7 @@ class ArchiveService(DICOMService):
 
     def _close(self, result: Any) -> Any:
         self.archive_server.close()
+        if self._has_executors:
+            self._has_executors = False
+            self.ae.executors.release()
         return result

@@ -7,12 +7,16 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 __all__ = ["Notifier"]
+
+#: While the server starts, the manager is asked every so many seconds to wait for so many more.
+EXTEND_EVERY: Final = 10.0
+EXTEND_BY: Final = 60.0
 
 
 class Notifier:
@@ -30,13 +34,35 @@ class Notifier:
         # Other kinds, such as vsock:, are for virtual machines.
         self._address = address if address.startswith(("/", "@")) else ""
         self._reloads = 0
+        self._extending: Any = None
+
+    def starting(self, clock: Any) -> None:
+        """
+        Ask the manager to wait until the server is ready, as long as the reactor runs: the comparison of files and index may
+        take longer than ``TimeoutStartSec``.
+
+        :param clock: the reactor.
+        """
+        if self._address:
+            self._extending = clock.callLater(EXTEND_EVERY, self._extend, clock)
+
+    def _extend(self, clock: Any) -> None:
+        self._send(f"EXTEND_TIMEOUT_USEC={int(EXTEND_BY * 1_000_000)}")
+        self.starting(clock)
+
+    def _end_extending(self) -> None:
+        call, self._extending = self._extending, None
+        if call is not None and call.active():
+            call.cancel()
 
     def ready(self) -> None:
         """Say that the server listens."""
+        self._end_extending()
         self._send("READY=1")
 
     def stopping(self) -> None:
         """Say that a stop has begun; nothing is sent after it."""
+        self._end_extending()
         self._send("STOPPING=1")
         self._address = ""
 

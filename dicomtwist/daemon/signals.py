@@ -8,16 +8,19 @@ import atexit
 import os
 import signal
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from threading import Timer
 from typing import Any, Final
 
 from twisted.internet.error import ReactorNotRunning
 
-__all__ = ["STOP_SECONDS", "limit_stop", "take_signals"]
+__all__ = ["STOP_SECONDS", "exit_with_words", "limit_stop", "take_signals"]
 
 #: The time that a stop may take beyond the grace of the associations, in seconds. After it the process ends as it is, which
 #: the next start repairs as it does after a power cut.
 STOP_SECONDS: Final = 10.0
+#: The time that the start has to end after a SIGTERM, in seconds. Then the process ends as it is, with status 0.
+START_STOP_SECONDS: Final = 3.0
 
 
 def take_signals(
@@ -26,6 +29,7 @@ def take_signals(
     log: Callable[[], Any],
     reopen_log: Callable[[], Any],
     received: Iterable[int],
+    is_starting: Callable[[], bool] = lambda: False,
 ) -> None:
     """
     Handle the signals of a server that has started: SIGTERM stops it, SIGHUP opens its log file again and reloads, SIGUSR1 logs
@@ -42,6 +46,8 @@ def take_signals(
     :param log: called at SIGUSR1.
     :param reopen_log: called at SIGHUP and SIGUSR2.
     :param received: the signals that arrived before; they are handled as well.
+    :param is_starting: returns whether the start has not ended. It has nothing to finish, and may be in a system call that does
+        not return: a SIGTERM ends the process after :data:`START_STOP_SECONDS` at the latest.
     """
     present = signal.getsignal(signal.SIGINT)
     is_default = present is signal.default_int_handler
@@ -68,7 +74,14 @@ def take_signals(
 
     actions = {signal.SIGTERM: stop, signal.SIGHUP: hang_up, signal.SIGUSR1: log, signal.SIGUSR2: reopen_log}
 
+    def end_start() -> None:
+        if is_starting():
+            os.write(2, b"twist dicom: SIGTERM during the start\n")
+            os._exit(0)
+
     def handle(number: int, frame: object = None) -> None:
+        if number == signal.SIGTERM and is_starting():
+            _later(START_STOP_SECONDS, end_start)
         reactor.callFromThread(actions[signal.Signals(number)])
 
     reactor.sigTerm, reactor.sigInt = handle, interrupt
@@ -108,22 +121,50 @@ def limit_stop(reactor: Any, grace: Callable[[], float | None]) -> Callable[[], 
         from there; otherwise it does nothing.
     """
 
-    def begin(seconds: float) -> None:
-        timer = Timer(seconds + STOP_SECONDS, _expired)
-        timer.daemon = True
-        timer.start()
-
     def stopping() -> None:
         seconds = grace()
         if seconds is not None:
-            begin(seconds)
+            _later(seconds + STOP_SECONDS, _expired)
 
     def drained() -> None:
         if grace() is None:
-            begin(0.0)
+            _later(STOP_SECONDS, _expired)
 
     reactor.addSystemEventTrigger("before", "shutdown", stopping)
     return drained
+
+
+def exit_with_words(reactor: Any) -> Callable[[str], None]:
+    """
+    Prepare the end of a program whose start fails while the reactor runs.
+
+    :param reactor: the reactor, which does not run yet.
+    :returns: a function that stops the reactor. The program then ends with its argument on standard error, and with status 1:
+        the reactor does not let a ``SystemExit`` through.
+    """
+    words: list[str] = []
+    run = reactor.run
+
+    def run_and_exit(*arguments: Any, **keywords: Any) -> None:
+        run(*arguments, **keywords)
+        if words:
+            # twist has replaced sys.stderr by its log.
+            os.write(2, f"{words[0]}\n".encode("utf-8", "backslashreplace"))
+            raise SystemExit(1)
+
+    def end(text: str) -> None:
+        words.append(text)
+        with suppress(ReactorNotRunning):
+            reactor.stop()
+
+    reactor.run = run_and_exit
+    return end
+
+
+def _later(seconds: float, function: Callable[[], None]) -> None:
+    timer = Timer(seconds, function)
+    timer.daemon = True
+    timer.start()
 
 
 def _expired() -> None:

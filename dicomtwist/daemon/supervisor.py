@@ -22,8 +22,7 @@ class WorkerService(ArchiveService):
     logged the version.
     """
 
-    def _reconcile(self) -> None:
-        pass
+    reconciles = False
 
     def _log_version(self) -> None:
         pass
@@ -47,10 +46,23 @@ class SupervisorService(ArchiveService):
         """
         self.workers = make(self._clean_up)
 
-    def startService(self) -> None:
-        """Reconcile files and index, open the ports, and start the workers when the reactor runs."""
-        super().startService()
-        self.ae.reactor.callWhenRunning(self.workers.start)
+    def _open_http(self) -> None:
+        """Accept connections of HTTP until the workers do."""
+        super()._open_http()
+        if self._http is not None:
+            self._http.accept()
+
+    def _serve_http(self) -> None:
+        """Leave the connections of HTTP to the workers."""
+        if self._http is not None:
+            self._http.leave()
+        super()._serve_http()
+
+    async def _start(self) -> None:
+        """Reconcile files and index, open the ports, and start the workers."""
+        await super()._start()
+        if self._is_started:
+            self.workers.start()
 
     def log_vitals(self) -> None:
         """Log the vital signs, and make each worker log its own, because the workers serve the associations."""

@@ -27,7 +27,7 @@ from dicomtwist.daemon.journals.options import make_journals
 from dicomtwist.daemon.notify import Notifier
 from dicomtwist.daemon.processes.siblings import Alone, Asker
 from dicomtwist.daemon.reloading.reload import Reloading
-from dicomtwist.daemon.signals import limit_stop, take_signals
+from dicomtwist.daemon.signals import exit_with_words, limit_stop, take_signals
 from dicomtwist.daemon.supervisor import SupervisorService, WorkerService
 from dicomtwist.daemon.workers import WorkerLink, Workers, WorkerSpec, worker_command
 from dicomtwist.pixels.pool import Pixels
@@ -69,8 +69,10 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
     )
     reloading = Reloading(options, service, http)
     link = None if worker is None else WorkerLink(ae.reactor)
+    # A worker has the environment of its supervisor, which speaks for both.
+    notifier = Notifier(os.environ if worker is None else {})
     if isinstance(service, SupervisorService):
-        service.set_workers(lambda clean_up: _workers(options, reloading, clean_up))
+        service.set_workers(lambda clean_up: _workers(options, reloading, clean_up, notifier.ready))
         reloading.then = service.workers.reload
         siblings: Asker = service.workers.siblings
     else:
@@ -89,7 +91,7 @@ def makeService(options: Options, received: Sequence[int] = ()) -> IService:
     if http is not None:
         _connect(http.services, service, siblings, worker)
     service.journals = make_journals(options, server, http)
-    service.at_start = partial(_take_over_process, options, service, reloading, received, link)
+    service.at_start = partial(_take_over_process, options, service, reloading, received, link, notifier)
     return service
 
 
@@ -99,6 +101,7 @@ def _take_over_process(
     reloading: Reloading,
     received: Sequence[int],
     link: WorkerLink | None,
+    notifier: Notifier,
 ) -> None:
     """
     Register what concerns the whole process: signals, the deadline of its stop, its memory, its reactor.
@@ -107,20 +110,40 @@ def _take_over_process(
     killed by the deadline.
     """
     reactor = options.ae.reactor
-    # A worker has the environment of its supervisor, which speaks for both.
-    notifier = Notifier(os.environ if options.worker is None else {})
-    reload = partial(notifier.during, reloading.reload)
-    service.at_started = partial(
-        take_signals, reactor, reload, service.log_vitals, partial(_reopen_log, options, service), received
+    reload = _when_started(service, partial(notifier.during, reloading.reload))
+    reopen_log = partial(_reopen_log, options, service)
+    service.at_begun = lambda: take_signals(
+        *(reactor, reload, service.log_vitals, reopen_log, received), is_starting=lambda: service.is_starting
     )
+    service.at_failed = exit_with_words(reactor)
     service.at_drained = limit_stop(reactor, lambda: service.grace)
-    reactor.callWhenRunning(notifier.ready)
+    reactor.callWhenRunning(notifier.starting, reactor)
     reactor.addSystemEventTrigger("before", "shutdown", notifier.stopping)
     reactor.callWhenRunning(freeze_startup_objects)
     reactor.callWhenRunning(retain_heap)
     reactor.callWhenRunning(dispatch_reads_directly, reactor)
     if options.worker is not None and link is not None:
-        reactor.callWhenRunning(options.worker.begin, reactor, link)
+        service.at_listening = partial(options.worker.begin, reactor, link)
+    elif not isinstance(service, SupervisorService):
+        service.at_listening = notifier.ready
+
+
+def _when_started(service: ArchiveService, function: Callable[[], Any]) -> Callable[[], None]:
+    """Return a function that calls *function*, but once when the start has ended for all calls during it."""
+    is_waiting = False
+
+    def call(_: None = None) -> None:
+        nonlocal is_waiting
+        is_waiting = False
+        function()
+
+    def begin() -> None:
+        nonlocal is_waiting
+        if not is_waiting:
+            is_waiting = True
+            service.when_started().addCallback(call)
+
+    return begin
 
 
 def _reopen_log(options: Options, service: ArchiveService) -> None:
@@ -158,7 +181,9 @@ def _folder(options: Options, name: str) -> Path | None:
     return None if options[name] is None else Path(options[name])
 
 
-def _workers(options: Options, reloading: Reloading, clean_up: Callable[[str], Deferred[Any]]) -> Workers:
+def _workers(
+    options: Options, reloading: Reloading, clean_up: Callable[[str], Deferred[Any]], on_ready: Callable[[], object]
+) -> Workers:
     ae = options.ae
     twist: Any = options.parent
     if twist is not None and options.log_file is not None:
@@ -175,4 +200,5 @@ def _workers(options: Options, reloading: Reloading, clean_up: Callable[[str], D
         lambda: [options.archive.index.lock, *options.sockets.filenos()],
         grace=options["grace"],
         clean_up=clean_up,
+        on_ready=on_ready,
     )

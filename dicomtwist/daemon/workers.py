@@ -232,6 +232,7 @@ class Workers:
     :param sockets: returns the file descriptor of the lock of the archive, followed by those of the sockets.
     :param grace: the time for their associations to finish at a stop, in seconds; ``None`` for no limit.
     :param clean_up: called with the name of a worker that ended; it is replaced when the returned Deferred has fired.
+    :param on_ready: called when the first worker is ready.
 
     :ivar grace: that time, which may change.
     :ivar siblings: the workers, as the supervisor asks them.
@@ -249,7 +250,10 @@ class Workers:
         *,
         grace: float | None,
         clean_up: Callable[[str], Deferred[Any]],
+        on_ready: Callable[[], object] = lambda: None,
     ) -> None:
+        self._on_ready = on_ready
+        self._has_ready = False
         self.reactor = reactor
         self._command = command
         self._specs = {number: WorkerSpec(number, tuple(ports)) for number in range(1, count + 1)}
@@ -331,6 +335,9 @@ class Workers:
 
     def is_ready(self) -> None:
         """Take note that one more worker accepts connections."""
+        if not self._has_ready:
+            self._has_ready = True
+            self._on_ready()
         ready = sum(worker.ready_since is not None for worker in self._workers.values())
         if ready == len(self._specs) and not self._told:
             self._told = True

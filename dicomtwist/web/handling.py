@@ -35,8 +35,8 @@ class HandlingResource(StreamingResource):
     """
 
     isLeaf = True
-    #: Whether requests are handled while the server stops.
-    answers_while_draining = False
+    #: Whether requests are handled while the server starts or stops.
+    is_always_answered = False
     log = Logger()
 
     def __init__(self, services: Services) -> None:
@@ -78,8 +78,9 @@ class HandlingResource(StreamingResource):
         http.noted = Noted(request.client)
         request.set_header("X-Content-Type-Options", "nosniff")
         try:
-            if getattr(http.site, "is_draining", False) and not self.answers_while_draining:
-                raise Problem(503, "the server is stopping", [("Retry-After", str(RETRY_AFTER))])
+            why = "" if self.is_always_answered else getattr(http.site, "unavailable", "")
+            if why:
+                raise Problem(503, why, [("Retry-After", str(RETRY_AFTER))])
             await self.handle(request)
             if not request.is_answered:
                 raise RuntimeError("the handler has not answered")

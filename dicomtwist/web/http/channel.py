@@ -169,7 +169,7 @@ class Channel(_Untyped):  # type: ignore[misc]
             # The absolute form, which proxies are sent (RFC 9112 3.2.2).
             slash = self._path.find(b"/", 8)
             self._path = self._path[slash:] if slash > 0 else b"/"
-        self.persistent = self.checkPersistence(request, self._version) and not self.site.is_draining
+        self.persistent = self.checkPersistence(request, self._version) and not self.site.unavailable
         if self.length != 0:
             self._enter(_Phase.BODY)
             self._streaming = request

@@ -64,18 +64,27 @@ class HTTPServer:
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """The addresses that it listens at, as (host, port); (path, 0) for a UNIX socket."""
-        return [address_of(port.getHost()) for _, port in sorted(self._ports.items())]
+        return [address_of(port.getHost()) for port in self.ports]
+
+    @property
+    def ports(self) -> list[Any]:
+        """The ports of Twisted that it listens at."""
+        return [port for _, port in sorted(self._ports.items())]
 
     @property
     def connections(self) -> int:
         """The number of open connections."""
         return len(self.site.connections)
 
-    def start(self) -> None:
+    def start(self, *, is_starting: bool = False) -> None:
         """
         Listen. It raises the error of an endpoint that cannot listen at once, such as ``CannotListenError``.
+
+        :param is_starting: whether only the health of the server and its metrics are told, until :meth:`started`; other
+            requests are answered with 503.
         """
         self._is_running = True
+        self.site.is_starting = is_starting
         failures: list[Failure] = []
         for index, endpoint in enumerate(self._endpoints):
             listening: Deferred[Any] = endpoint.listen(self._factories[index])
@@ -86,11 +95,32 @@ class HTTPServer:
         if self.services is not None:
             self.services.start()
 
+    def started(self) -> None:
+        """Answer all requests: the start has ended."""
+        self.site.is_starting = False
+        for port in self.ports:
+            self._log(port)
+
+    def accept(self) -> None:
+        """Accept connections at ports that this process only holds for others, until :meth:`leave`."""
+        for port in self.ports:
+            self._clock.addReader(port)
+
+    def leave(self) -> None:
+        """Leave further connections to the other processes, and close those that are open after their responses."""
+        for port in self.ports:
+            self._clock.removeReader(port)
+        self.site.close_idle()
+
     def _listening(self, port: Any, index: int) -> None:
         if not self._is_running:
             port.stopListening()
             return
         self._ports[index] = port
+        if not self.site.is_starting:
+            self._log(port)
+
+    def _log(self, port: Any) -> None:
         address, number = address_of(port.getHost())
         self.log.info("HTTP listens at {place}", place=f"{address} port {number}")
 

@@ -213,6 +213,7 @@ class Site(_UntypedSite):  # type: ignore[misc]
     :ivar figures: its figures: requests, durations, bytes.
     :ivar listeners: functions that are called with the record of each request when it has ended. They do not fail.
     :ivar is_draining: whether the server stops: each connection is closed after its response.
+    :ivar is_starting: whether the server starts: likewise.
     """
 
     noisy = False
@@ -236,7 +237,7 @@ class Site(_UntypedSite):  # type: ignore[misc]
         self._turns: deque[Channel] = deque()
         self._turn_call: Any = None
         self._drained: list[Deferred[None]] = []
-        self.is_draining = False
+        self.is_draining = self.is_starting = False
         self.figures = HTTPFigures()
         self.listeners: list[Callable[[RequestRecord], object]] = []
 
@@ -262,6 +263,13 @@ class Site(_UntypedSite):  # type: ignore[misc]
             record = record_of(request, seconds, received, sent, ending)
             for listener in self.listeners:
                 listener(record)
+
+    @property
+    def unavailable(self) -> str:
+        """The reason for which nothing but health and metrics is answered now; empty if there is none."""
+        if self.is_draining:
+            return "the server is stopping"
+        return "the server is starting" if self.is_starting else ""
 
     def entrance(self, root: Any) -> Factory:
         """
@@ -344,13 +352,17 @@ class Site(_UntypedSite):  # type: ignore[misc]
         """
         self.is_draining = True
         done: Deferred[None] = Deferred()
-        for channel in [*self.connections]:
-            channel.drain()
+        self.close_idle()
         if self.connections:
             self._drained.append(done)
         else:
             done.callback(None)
         return done
+
+    def close_idle(self) -> None:
+        """Close idle connections now, and those that are open after their responses; further ones may follow."""
+        for channel in [*self.connections]:
+            channel.drain()
 
     def abort(self) -> None:
         """Close all connections at once."""

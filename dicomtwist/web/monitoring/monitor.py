@@ -107,10 +107,10 @@ class Monitor:
 
     def _problems(self) -> list[str]:
         archive, found = self.archive_server.archive, []
-        if self.service is None or self.service.server is None:
+        if self.site is not None and self.site.unavailable:
+            found.append(self.site.unavailable)
+        elif self.service is None or self.service.server is None:
             found.append("the server is starting or stopping")
-        elif self.site is not None and self.site.is_draining:
-            found.append("the server is stopping")
         if archive.lacks_room:
             found.append("there is no room to store instances")
         disk = self._disk

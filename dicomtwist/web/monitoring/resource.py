@@ -26,12 +26,12 @@ _HERE: Final = Networks(loopback=True, unix=True)
 
 class MonitoringResource(DICOMwebResource):
     """
-    A resource with the routes of monitoring. While the server stops, it still answers.
+    A resource with the routes of monitoring. It answers while the server starts and stops as well.
 
     :param routes: :data:`METRICS` or :data:`HEALTH`.
     """
 
-    answers_while_draining = True
+    is_always_answered = True
 
     def __init__(self, archive_server: ArchiveServer, services: Services, routes: tuple[Route, ...]) -> None:
         super().__init__(archive_server, services)
