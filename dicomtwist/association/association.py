@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from dicomtwist import evt
 from dicomtwist.association.explanations import Proposal, explain_missing_context
 from dicomtwist.association.log_lines import LogLines
-from dicomtwist.association.record import Progress, RecordKeeper, count_ended
+from dicomtwist.association.record import Progress, RecordKeeper, count_ended, lists_operations
 from dicomtwist.association.release import Release
 from dicomtwist.association.service_user import ServiceUser
 from dicomtwist.association.timeouts import Deadline, deadlines, shortest_timeout
@@ -229,8 +229,12 @@ class Association(LogLines, NormalisedUser):
         )
         if not self._handlers.wants(evt.EVT_RECORD):
             self._keeper = None
-        elif self._keeper is None:
-            self._keeper = RecordKeeper(self.ae.reactor.seconds())
+        else:
+            lists = lists_operations(self._handlers.listeners(evt.EVT_RECORD))
+            if self._keeper is None:
+                self._keeper = RecordKeeper(self.ae.reactor.seconds(), lists=lists)
+            else:
+                self._keeper.lists = lists
         self.observes_messages = self._keeper is not None or any(
             self._handlers.wants(event) for event in (evt.EVT_PDU_RECV, evt.EVT_DIMSE_RECV, evt.EVT_DIMSE_SENT)
         )

@@ -8,13 +8,14 @@ the association and builds the :class:`AssociationRecord` at the end.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import time
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from dicomtwist import evt
+from dicomtwist.association.operation_log import LoggedOperation, OperationLog
 from dicomtwist.dimse.messages import Message, Request, Response
 from dicomtwist.dimse.status import StatusCategory, category
 from dicomtwist.errors import AssociationAborted, AssociationRejected, AssociationTimeout
@@ -29,6 +30,8 @@ MAX_COUNTED: Final = 200
 
 #: The status under which the counts collect all statuses beyond MAX_COUNTED. No DIMSE status is negative.
 OTHER_STATUS: Final = -1
+
+_Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
 #: The directions of the request of an operation.
 SENT: Final = "sent"
@@ -139,7 +142,8 @@ class AssociationRecord:
     :ivar bytes_received: the number of bytes that were received.
     :ivar bytes_sent: the number of bytes that were given to the transport.
     :ivar contexts: the presentation contexts, in the order of their IDs.
-    :ivar operations: the first operations that ended, in the order of their ends, then those that never ended.
+    :ivar operations: the first operations that ended, in the order of their ends, then those that never ended; none if all
+        handlers of ``EVT_RECORD`` are :func:`counting`.
     :ivar omitted: the number of further operations, which are only in the counts.
     :ivar counts: all operations, by direction, service and status.
     :ivar ending: how it ended.
@@ -232,6 +236,25 @@ class Progress:
     under_way: tuple[tuple[str, str, float], ...]
 
 
+def counting(handler: _Handler) -> _Handler:
+    """
+    Mark a handler of ``EVT_RECORD`` as one that needs the counts of operations, and not the list of them.
+
+    The list of an association with many operations takes about 100 KB while it is open.
+    """
+    handler.is_counting = True  # type: ignore[attr-defined]
+    return handler
+
+
+def lists_operations(handlers: Iterable[tuple[Any, Any]]) -> bool:
+    """
+    Return whether a handler of ``EVT_RECORD`` needs the list of operations.
+
+    :param handlers: the handlers, with their arguments.
+    """
+    return any(not getattr(handler, "is_counting", False) for handler, _ in handlers)
+
+
 class _Open:
     """An operation that is under way."""
 
@@ -249,6 +272,9 @@ class RecordKeeper:
     Collects the record of an association, from the time when a handler for it is bound.
 
     :param now: the time, in seconds of the clock.
+    :param lists: whether it lists operations; otherwise it only counts them.
+
+    :ivar lists: the same, which may change.
     """
 
     __slots__ = (
@@ -262,9 +288,11 @@ class RecordKeeper:
         "_released_by",
         "_since",
         "_started",
+        "lists",
     )  # fmt: skip
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, *, lists: bool = True) -> None:
+        self.lists = lists
         self._since = now
         self._started = datetime.fromtimestamp(time(), UTC)
         self._established: float | None = None
@@ -273,7 +301,7 @@ class RecordKeeper:
         self._released_by: str | None = None
         # Several for one Message ID: a request with an ID that is in use is refused, before the first one is answered.
         self._open: dict[tuple[str, int], list[_Open]] = {}
-        self._operations: list[OperationRecord] = []
+        self._operations = OperationLog(MAX_OPERATIONS)
         self._omitted = 0
         self._counts: Counter[tuple[str, str, int | None]] = Counter()
 
@@ -334,23 +362,21 @@ class RecordKeeper:
         if counted not in self._counts and len(self._counts) >= MAX_COUNTED:
             counted = operation.direction, request.SERVICE, OTHER_STATUS
         self._counts[counted] += 1
-        if len(self._operations) >= MAX_OPERATIONS:
-            self._omitted += 1
-            return
-        self._operations.append(
-            OperationRecord(
+        if not self.lists or not self._operations.add(
+            LoggedOperation(
                 direction=operation.direction,
                 service=request.SERVICE,
-                message_id=request.message_id,
                 sop_class_uid=_uid(request, "sop_class_uid"),
                 # The SCP of an N-CREATE may choose the UID, which is then in its response (PS3.7 10.1.5.1.4).
                 sop_instance_uid=_uid(request, "sop_instance_uid") or _uid(response, "sop_instance_uid"),
+                message_id=request.message_id,
                 status=status,
                 pending=operation.pending,
                 started=operation.since - self._since,
                 seconds=now - operation.since,
             )
-        )
+        ):
+            self._omitted += 1
 
     def progress(self, now: float) -> Progress:
         """Return what has happened so far."""
@@ -390,7 +416,7 @@ class RecordKeeper:
             bytes_received=association.bytes_received,
             bytes_sent=association.bytes_sent,
             contexts=_contexts(association) or self._proposed,
-            operations=tuple(self._operations),
+            operations=tuple(OperationRecord(**one._asdict()) for one in self._operations.operations()),
             omitted=self._omitted,
             counts=self._operation_counts(),
             ending=ending_of(association, self._asked_for, self._released_by),

@@ -26,7 +26,7 @@ from dicomtwist.archive.archive import Archive
 from dicomtwist.archive.index.reading import Subject
 from dicomtwist.archive.removal.remover import Deleted
 from dicomtwist.archive.storage.types import IndexFailed, is_uid
-from dicomtwist.association.record import AssociationRecord
+from dicomtwist.association.record import AssociationRecord, counting
 from dicomtwist.audit import messages as audit
 from dicomtwist.audit.messages import Event, Participant, PatientObject, StudyObject
 from dicomtwist.dimse.messages import CStoreRQ, CStoreRSP
@@ -208,6 +208,7 @@ class Trail:
             found = self._instances[assoc] = (_Instances(), _Instances())
         return found
 
+    @counting
     def _association_ended(self, event: evt.Event) -> None:
         assoc, record = event.assoc, event.record
         received, sent = self._instances.pop(assoc, (_Instances(), _Instances()))

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from dicomtwist import Association, AsyncOperationsWindow, build_context, evt
 from dicomtwist.association import AssociationRecord, Ending, OperationCount, RecordKeeper
-from dicomtwist.association.record import MAX_COUNTED, MAX_OPERATIONS, OTHER_STATUS
+from dicomtwist.association.record import MAX_COUNTED, MAX_OPERATIONS, OTHER_STATUS, counting
 from dicomtwist.dimse.messages import (
     CEchoRQ,
     CEchoRSP,
@@ -316,6 +316,30 @@ class Bounds(RecordTestCase):
             record.counts,
             (OperationCount(direction="received", service="C-STORE", status=0, count=MAX_OPERATIONS + 5),),
         )
+
+    def test_handlers_that_need_counts_alone(self) -> None:
+        """No operations are listed for them; a handler that is bound later gets those from then on."""
+        counted: list[AssociationRecord] = []
+
+        @counting
+        def count(event: evt.Event) -> None:
+            counted.append(event.record)
+
+        self.listen()
+        association = self.associate()
+        for ae in (self.scu, self.scp):
+            for _, handler, _arguments in ae.get_handlers(evt.EVT_RECORD):
+                ae.unbind(evt.EVT_RECORD, handler)
+        association.bind(evt.EVT_RECORD, count)
+        for listed in (False, True):
+            if listed:
+                association.bind(evt.EVT_RECORD, lambda event: self.ours.append(event.record))
+            self.network.result_of(association.send_c_echo())
+        self.network.result_of(association.release())
+        record = self.only(self.ours)
+        self.assertEqual(counted, [record])
+        self.assertEqual((len(record.operations), record.omitted), (1, 1))
+        self.assertEqual([one.count for one in record.counts], [2])
 
     def test_counts(self) -> None:
         keeper, association = self.keep()

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 from dicomtwist import evt
 from dicomtwist.access.refusals import Refusal
 from dicomtwist.ae.ae import AE
-from dicomtwist.association.record import OTHER_STATUS, AssociationRecord, OperationCount
+from dicomtwist.association.record import OTHER_STATUS, AssociationRecord, OperationCount, counting
 from dicomtwist.dimse.status import StatusCategory, category
 from dicomtwist.sop_class import uid_to_sop_class
 from dicomtwist.web.http.records import RequestRecord
@@ -53,6 +53,7 @@ class Recent:
 
     # --- listeners
 
+    @counting
     def association_ended(self, event: evt.Event) -> None:
         """Add an association: a handler of ``EVT_RECORD``."""
         record: AssociationRecord = event.record
